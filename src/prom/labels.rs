@@ -1,0 +1,131 @@
+//! Label sets: sorted, unique, without empty names or values, by construction.
+
+use std::fmt;
+
+/// A label set. Sorted by name; names are unique; no name and no value is empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Labels(Box<[(Box<str>, Box<str>)]>);
+
+/// The label that carries the metric name.
+pub const METRIC_NAME: &str = "__name__";
+
+/// Why a list of pairs is no label set.
+#[derive(Debug, PartialEq, thiserror::Error)]
+pub enum Invalid {
+    /// Prometheus forbids it, and no query could name the label.
+    #[error("a label has an empty name (its value is {value:?})")]
+    EmptyName {
+        /// The value beside the empty name.
+        value: Box<str>,
+    },
+    /// Two values for one name.
+    #[error("label name {name:?} is not unique")]
+    Duplicate {
+        /// The repeated name.
+        name: Box<str>,
+    },
+}
+
+impl Labels {
+    /// Builds a label set from pairs in any order. A label with an empty value is the same as no
+    /// label, and is left out (Prometheus' data model).
+    ///
+    /// # Errors
+    /// [`Invalid`] when a name is empty or repeated.
+    pub fn new<N, V>(pairs: impl IntoIterator<Item = (N, V)>) -> Result<Self, Invalid>
+    where
+        N: Into<Box<str>>,
+        V: Into<Box<str>>,
+    {
+        let mut pairs: Vec<(Box<str>, Box<str>)> =
+            pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        pairs.sort_unstable();
+        if let Some((_, value)) = pairs.iter().find(|(name, _)| name.is_empty()) {
+            return Err(Invalid::EmptyName { value: value.clone() });
+        }
+        if let Some(twice) = pairs.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return Err(Invalid::Duplicate { name: twice[0].0.clone() });
+        }
+        pairs.retain(|(_, value)| !value.is_empty());
+        Ok(Self(pairs.into()))
+    }
+
+    /// The value of a label, empty when there is none: Prometheus' matchers see no difference.
+    pub fn get(&self, name: &str) -> &str {
+        self.0.binary_search_by(|(n, _)| (**n).cmp(name)).map_or("", |i| &self.0[i].1)
+    }
+
+    /// The metric name, empty when there is none.
+    pub fn metric_name(&self) -> &str {
+        self.get(METRIC_NAME)
+    }
+
+    /// Name and value of each label, in the order of the names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (&**name, &**value))
+    }
+
+    /// The labels named in `by`, and the others.
+    pub fn split(&self, by: &[String]) -> (Self, Self) {
+        let (inside, outside): (Vec<_>, Vec<_>) =
+            self.0.iter().cloned().partition(|(name, _)| by.iter().any(|b| **b == **name));
+        (Self(inside.into()), Self(outside.into()))
+    }
+
+    /// This set with further labels; a label of the same name is replaced.
+    pub fn with(&self, name: &str, value: &str) -> Self {
+        let kept = self.0.iter().filter(|(n, _)| **n != *name).cloned();
+        let mut pairs: Vec<_> = kept.chain([(name.into(), value.into())]).collect();
+        pairs.sort_unstable();
+        pairs.retain(|(_, value)| !value.is_empty());
+        Self(pairs.into())
+    }
+}
+
+/// PromQL's notation: `name{a="b"}`.
+impl fmt::Display for Labels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.metric_name();
+        f.write_str(name)?;
+        let mut others = self.iter().filter(|(name, _)| *name != METRIC_NAME).peekable();
+        if others.peek().is_none() && !name.is_empty() {
+            return Ok(());
+        }
+        f.write_str("{")?;
+        for (i, (name, value)) in others.enumerate() {
+            let comma = if i == 0 { "" } else { ", " };
+            write!(f, "{comma}{name}={value:?}")?;
+        }
+        f.write_str("}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sorts_and_drops_empty_values() {
+        let labels = Labels::new([("job", "node"), ("__name__", "up"), ("zone", "")]).expect("valid");
+        assert_eq!(labels.to_string(), r#"up{job="node"}"#);
+        assert_eq!(labels.get("zone"), "");
+        assert_eq!(labels.metric_name(), "up");
+    }
+
+    #[test]
+    fn refuses_repeated_and_empty_names() {
+        let twice = Labels::new([("a", "1"), ("a", "")]);
+        assert_eq!(twice, Err(Invalid::Duplicate { name: "a".into() }));
+        let empty = Labels::new([("", "x")]);
+        assert_eq!(empty, Err(Invalid::EmptyName { value: "x".into() }));
+    }
+
+    #[test]
+    fn splits_and_extends() {
+        let labels = Labels::new([("a", "1"), ("b", "2"), ("c", "3")]).expect("valid");
+        let (inside, outside) = labels.split(&["c".into(), "a".into()]);
+        assert_eq!(inside.to_string(), r#"{a="1", c="3"}"#);
+        assert_eq!(outside.to_string(), r#"{b="2"}"#);
+        assert_eq!(outside.with("b", "4").with("a", "0").to_string(), r#"{a="0", b="4"}"#);
+    }
+}

@@ -1,0 +1,318 @@
+//! Selectors: `name{label="value", other!~"regex"}`, parsed and matched as PromQL does.
+
+use super::labels::METRIC_NAME;
+use super::{Labels, proto, regex};
+use std::fmt;
+
+/// A PromQL vector selector: a series is selected when every matcher holds.
+#[derive(Clone, Debug)]
+pub struct Selector {
+    text: String,
+    matchers: Vec<Matcher>,
+}
+
+/// One comparison of a label's value. An absent label has the empty value.
+#[derive(Clone, Debug)]
+pub struct Matcher {
+    name: String,
+    value: String,
+    test: Test,
+}
+
+#[derive(Clone, Debug)]
+enum Test {
+    Equal,
+    NotEqual,
+    Regex(::regex::Regex),
+    NotRegex(::regex::Regex),
+}
+
+/// Why a text is no selector. Positions count characters from 1.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The text leaves the grammar.
+    #[error("selector {text:?}: expected {expected} at character {position}")]
+    Syntax {
+        /// The whole text.
+        text: String,
+        /// What would have been right.
+        expected: &'static str,
+        /// Where, counted from 1.
+        position: usize,
+    },
+    /// A pattern does not compile.
+    #[error("selector {text:?}: the pattern {pattern:?} does not compile")]
+    Regex {
+        /// The whole text.
+        text: String,
+        /// The pattern as written.
+        pattern: String,
+        /// The regular expression engine's reason.
+        source: ::regex::Error,
+    },
+    /// Such a selector would match every series there is.
+    #[error("selector {text:?} matches every series: at least one matcher must refuse the empty value")]
+    MatchesAll {
+        /// The whole text.
+        text: String,
+    },
+}
+
+impl Matcher {
+    /// The matcher `name="value"`.
+    pub fn equal(name: &str, value: &str) -> Self {
+        Self { name: name.into(), value: value.into(), test: Test::Equal }
+    }
+
+    fn matches(&self, value: &str) -> bool {
+        match &self.test {
+            Test::Equal => value == self.value,
+            Test::NotEqual => value != self.value,
+            Test::Regex(regex) => regex.is_match(value),
+            Test::NotRegex(regex) => !regex.is_match(value),
+        }
+    }
+}
+
+impl Selector {
+    /// Parses a selector in PromQL's syntax, quoted (UTF-8) names included.
+    ///
+    /// # Errors
+    /// [`Error`] with the position, when the text is no selector, a pattern does not compile, or
+    /// every series would match.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        Parser { text, rest: text }.selector()
+    }
+
+    /// Does the series with these labels belong to the selection?
+    pub fn matches(&self, labels: &Labels) -> bool {
+        self.matchers.iter().all(|matcher| matcher.matches(labels.get(&matcher.name)))
+    }
+
+    /// The matchers as remote read wants them.
+    pub fn to_proto(&self) -> impl Iterator<Item = proto::LabelMatcher> {
+        self.matchers.iter().map(proto::LabelMatcher::from)
+    }
+}
+
+/// Two selectors are equal when they were written alike.
+impl PartialEq for Selector {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl From<&Matcher> for proto::LabelMatcher {
+    fn from(matcher: &Matcher) -> Self {
+        use proto::label_matcher::Type;
+        let kind = match matcher.test {
+            Test::Equal => Type::Eq,
+            Test::NotEqual => Type::Neq,
+            Test::Regex(_) => Type::Re,
+            Test::NotRegex(_) => Type::Nre,
+        };
+        Self { r#type: kind.into(), name: matcher.name.clone(), value: matcher.value.clone() }
+    }
+}
+
+struct Parser<'a> {
+    text: &'a str,
+    rest: &'a str,
+}
+
+impl Parser<'_> {
+    fn selector(mut self) -> Result<Selector, Error> {
+        let mut matchers = Vec::new();
+        self.blank();
+        if let Some(name) = self.identifier(':') {
+            matchers.push(Matcher::equal(METRIC_NAME, &name));
+        }
+        self.blank();
+        let braces = self.eat("{");
+        while braces {
+            self.blank();
+            if self.eat("}") {
+                break;
+            }
+            matchers.push(self.matcher()?);
+            self.blank();
+            if !self.eat(",") && !self.rest.starts_with('}') {
+                return Err(self.expected("\",\" or \"}\""));
+            }
+        }
+        self.blank();
+        if !self.rest.is_empty() {
+            return Err(self.expected("the end"));
+        }
+        if matchers.is_empty() {
+            return Err(self.expected("a metric name or \"{\""));
+        }
+        let text = self.text.trim().to_string();
+        if matchers.iter().all(|matcher| matcher.matches("")) {
+            return Err(Error::MatchesAll { text });
+        }
+        Ok(Selector { text, matchers })
+    }
+
+    fn matcher(&mut self) -> Result<Matcher, Error> {
+        let quoted = self.rest.starts_with(['"', '\'', '`']);
+        let name = if quoted {
+            self.quoted()?
+        } else {
+            self.identifier('_').ok_or_else(|| self.expected("a label name"))?
+        };
+        self.blank();
+        // A quoted string alone is the metric name (Prometheus 3).
+        if quoted && self.rest.starts_with([',', '}']) {
+            return Ok(Matcher::equal(METRIC_NAME, &name));
+        }
+        let compile = |pattern: &str| {
+            regex::compile(pattern).map_err(|source| Error::Regex {
+                text: self.text.to_string(),
+                pattern: pattern.to_string(),
+                source,
+            })
+        };
+        let operator = ["=~", "!~", "!=", "="].into_iter().find(|op| self.rest.starts_with(op));
+        let Some(operator) = operator else {
+            return Err(self.expected("one of = != =~ !~"));
+        };
+        let mut after = Parser { text: self.text, rest: &self.rest[operator.len()..] };
+        after.blank();
+        let value = after.quoted()?;
+        let test = match operator {
+            "=" => Test::Equal,
+            "!=" => Test::NotEqual,
+            "=~" => Test::Regex(compile(&value)?),
+            _ => Test::NotRegex(compile(&value)?),
+        };
+        self.rest = &self.rest[self.rest.len() - after.rest.len()..];
+        Ok(Matcher { name, value, test })
+    }
+
+    /// A name of ASCII letters, digits (not first), `_` and one more character.
+    fn identifier(&mut self, extra: char) -> Option<String> {
+        let end = self
+            .rest
+            .char_indices()
+            .find(|(i, c)| {
+                !(c.is_ascii_alphabetic() || *c == '_' || *c == extra || *i > 0 && c.is_ascii_digit())
+            })
+            .map_or(self.rest.len(), |(i, _)| i);
+        let (name, rest) = self.rest.split_at(end);
+        self.rest = rest;
+        (!name.is_empty()).then(|| name.to_string())
+    }
+
+    /// A string in one of PromQL's three quotes; only the backtick takes no escapes.
+    fn quoted(&mut self) -> Result<String, Error> {
+        let Some(quote) = self.rest.chars().next().filter(|c| matches!(c, '"' | '\'' | '`')) else {
+            return Err(self.expected("a quoted string"));
+        };
+        let mut out = String::new();
+        let mut chars = self.rest[1..].char_indices();
+        while let Some((i, c)) = chars.next() {
+            if c == quote {
+                self.rest = &self.rest[i + 2..];
+                return Ok(out);
+            }
+            if c != '\\' || quote == '`' {
+                out.push(c);
+                continue;
+            }
+            let escape = chars.next().map(|(_, c)| c);
+            let mut code = |digits: usize| {
+                let hex: String = chars.by_ref().take(digits).map(|(_, c)| c).collect();
+                u32::from_str_radix(&hex, 16).ok().filter(|_| hex.len() == digits).and_then(char::from_u32)
+            };
+            let decoded = match escape {
+                Some('n') => Some('\n'),
+                Some('t') => Some('\t'),
+                Some('r') => Some('\r'),
+                Some('u') => code(4),
+                Some('U') => code(8),
+                Some('x') => code(2).filter(char::is_ascii),
+                Some(c @ ('\\' | '"' | '\'')) => Some(c),
+                _ => None,
+            };
+            let Some(decoded) = decoded else {
+                self.rest = &self.rest[i + 1..];
+                return Err(self.expected("an escape such as \\\\ \\\" \\n"));
+            };
+            out.push(decoded);
+        }
+        self.rest = "";
+        Err(self.expected("a closing quote"))
+    }
+
+    fn blank(&mut self) {
+        self.rest = self.rest.trim_start();
+    }
+
+    fn eat(&mut self, token: &str) -> bool {
+        let found = self.rest.strip_prefix(token);
+        self.rest = found.unwrap_or(self.rest);
+        found.is_some()
+    }
+
+    fn expected(&self, expected: &'static str) -> Error {
+        let consumed = &self.text[..self.text.len() - self.rest.len()];
+        Error::Syntax { text: self.text.to_string(), expected, position: consumed.chars().count() + 1 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(pairs: &[(&str, &str)]) -> Labels {
+        Labels::new(pairs.iter().copied()).expect("valid")
+    }
+
+    #[test]
+    fn selects_as_promql_does() {
+        let eth0 = labels(&[("__name__", "node_network_receive_bytes_total"), ("device", "eth0")]);
+        let veth = labels(&[("__name__", "node_network_receive_bytes_total"), ("device", "veth1")]);
+        for (selector, expected) in [
+            (r#"{__name__=~"node_network_(receive|transmit)_bytes_total", device!~"veth.*"}"#, true),
+            ("node_network_receive_bytes_total", true),
+            ("node_network_receive_bytes_total{device='eth0',}", true),
+            (r#"{"node_network_receive_bytes_total", "device"!="lo"}"#, true),
+            ("node_network_receive_bytes_total{absent=\"\"}", true),
+            ("node_network_receive_bytes_total{absent!=\"\"}", false),
+            ("node_network_receive_bytes_total{device=`eth.`}", false),
+            (r#"{__name__=~"node_network_receive_bytes"}"#, false),
+        ] {
+            let parsed = Selector::parse(selector).expect(selector);
+            assert_eq!(parsed.matches(&eth0), expected, "{selector}");
+        }
+        let excluding = Selector::parse(r#"{__name__=~"node.*", device!~"veth.*"}"#).expect("parses");
+        assert!(!excluding.matches(&veth));
+    }
+
+    #[test]
+    fn says_what_is_wrong_and_where() {
+        for (selector, message) in [
+            ("", r#"selector "": expected a metric name or "{" at character 1"#),
+            ("up{", r#"selector "up{": expected a label name at character 4"#),
+            ("up{a}", r#"selector "up{a}": expected one of = != =~ !~ at character 5"#),
+            ("up{a=b}", r#"selector "up{a=b}": expected a quoted string at character 6"#),
+            ("up{a=\"b", "selector \"up{a=\\\"b\": expected a closing quote at character 8"),
+            ("up x", r#"selector "up x": expected the end at character 4"#),
+            (
+                r#"{a=~".*"}"#,
+                r#"selector "{a=~\".*\"}" matches every series: at least one matcher must refuse the empty value"#,
+            ),
+            (r#"{a=~"("}"#, r#"selector "{a=~\"(\"}": the pattern "(" does not compile"#),
+        ] {
+            let error = Selector::parse(selector).expect_err(selector);
+            assert_eq!(error.to_string(), message);
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! Prometheus' own words: label sets, selectors, durations and the bytes of remote write.
+
+pub mod duration;
+pub mod labels;
+pub mod matcher;
+mod regex;
+pub mod wire;
+
+/// Messages generated from `proto/`: what promforest sends, and the oracle for [`wire`].
+pub mod proto {
+    #![allow(missing_docs, clippy::all)]
+    include!(concat!(env!("OUT_DIR"), "/prometheus.rs"));
+}
+
+pub use labels::{Labels, METRIC_NAME};
+pub use matcher::Selector;
+
+/// The bits of a staleness marker: a NaN that ends a series. Compare bits, never `is_nan`.
+///
+/// Source: Prometheus, `model/value.StaleNaN`.
+pub const STALE_BITS: u64 = 0x7ff0_0000_0000_0002;
+
+/// One sample of a series.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample {
+    /// Milliseconds since the epoch.
+    pub timestamp_ms: i64,
+    /// Any float; a staleness marker keeps its bits.
+    pub value: f64,
+}
+
+impl Sample {
+    /// Does this sample end its series?
+    pub fn is_stale(&self) -> bool {
+        self.value.to_bits() == STALE_BITS
+    }
+}
+
+/// Equal by bits: NaN equals itself, and a staleness marker is not just any NaN.
+impl PartialEq for Sample {
+    fn eq(&self, other: &Self) -> bool {
+        self.timestamp_ms == other.timestamp_ms && self.value.to_bits() == other.value.to_bits()
+    }
+}

@@ -1,0 +1,120 @@
+//! Protobuf's encoding, as far as remote write uses it.
+
+/// The bytes break protobuf's encoding.
+#[derive(Debug, PartialEq, thiserror::Error)]
+pub enum Malformed {
+    /// The message ends inside a field.
+    #[error("the message ends inside a field")]
+    Truncated,
+    /// A varint of more than ten bytes, or above 64 bits.
+    #[error("a varint does not fit 64 bits")]
+    Varint,
+    /// A field key with number 0 or above 2^29, or a wire type that proto3 does not have.
+    #[error("{0:#x} is no field key")]
+    Key(u64),
+    /// A field that is known comes with another type.
+    #[error("field {field} of {message} has wire type {wire_type}")]
+    WireType {
+        /// The message's name.
+        message: &'static str,
+        /// The field's number.
+        field: u32,
+        /// The type found.
+        wire_type: u8,
+    },
+    /// More parts than a request may have.
+    #[error("the request has more than {limit} {what}")]
+    TooMany {
+        /// What there is too much of.
+        what: &'static str,
+        /// How many are allowed.
+        limit: usize,
+    },
+}
+
+pub const VARINT: u8 = 0;
+pub const FIXED64: u8 = 1;
+pub const LENGTH_DELIMITED: u8 = 2;
+const FIXED32: u8 = 5;
+
+/// Reads a message field by field.
+#[derive(Clone, Copy)]
+pub struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    pub fn new(message: &'a [u8]) -> Self {
+        Self { rest: message }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    /// Bytes not yet read.
+    pub fn remaining(&self) -> usize {
+        self.rest.len()
+    }
+
+    #[inline]
+    pub fn varint(&mut self) -> Result<u64, Malformed> {
+        if let Some((&byte, rest)) = self.rest.split_first()
+            && byte < 0x80
+        {
+            self.rest = rest;
+            return Ok(byte.into());
+        }
+        let mut value = 0;
+        for (i, &byte) in self.rest.iter().take(10).enumerate() {
+            if i == 9 && byte > 1 {
+                return Err(Malformed::Varint);
+            }
+            value |= u64::from(byte & 0x7f) << (7 * i);
+            if byte < 0x80 {
+                self.rest = &self.rest[i + 1..];
+                return Ok(value);
+            }
+        }
+        Err(if self.rest.len() < 10 { Malformed::Truncated } else { Malformed::Varint })
+    }
+
+    /// The next field's number and wire type.
+    #[inline]
+    pub fn key(&mut self) -> Result<(u32, u8), Malformed> {
+        let key = self.varint()?;
+        let wire_type = (key & 7) as u8;
+        let number = u32::try_from(key >> 3).ok().filter(|number| (1..1 << 29).contains(number));
+        match (number, wire_type) {
+            (Some(number), VARINT | FIXED64 | LENGTH_DELIMITED | FIXED32) => Ok((number, wire_type)),
+            _ => Err(Malformed::Key(key)),
+        }
+    }
+
+    #[inline]
+    pub fn bytes(&mut self) -> Result<&'a [u8], Malformed> {
+        let length = usize::try_from(self.varint()?).map_err(|_| Malformed::Truncated)?;
+        let (bytes, rest) = self.rest.split_at_checked(length).ok_or(Malformed::Truncated)?;
+        self.rest = rest;
+        Ok(bytes)
+    }
+
+    #[inline]
+    pub fn fixed64(&mut self) -> Result<u64, Malformed> {
+        let (bytes, rest) = self.rest.split_first_chunk().ok_or(Malformed::Truncated)?;
+        self.rest = rest;
+        Ok(u64::from_le_bytes(*bytes))
+    }
+
+    pub fn skip(&mut self, wire_type: u8) -> Result<(), Malformed> {
+        match wire_type {
+            VARINT => self.varint().map(drop),
+            FIXED64 => self.fixed64().map(drop),
+            LENGTH_DELIMITED => self.bytes().map(drop),
+            _ => {
+                self.rest = self.rest.get(4..).ok_or(Malformed::Truncated)?;
+                Ok(())
+            }
+        }
+    }
+}
