@@ -1,0 +1,59 @@
+//! The path length that a leaf stands for.
+
+/// Euler's constant γ, as numpy's `euler_gamma`.
+const EULER_GAMMA: f64 = 0.577_215_664_901_532_9;
+
+/// Average path length `c(n)`: mean depth, in edges, at which an unsuccessful search ends in a binary
+/// search tree of `n_samples` keys (Liu, Ting, Zhou 2008, eq. 1). It stands for the subtree that was
+/// not grown below a leaf of `n_samples` rows, and it is the unit in which a forest measures depth.
+///
+/// `c(0) = c(1) = 0` and `c(2) = 1`; from 3 on `2 (ln(n-1) + γ) - 2 (n-1) / n`. The harmonic number is
+/// approximated, and the operations are in the order of scikit-learn's `_average_path_length`.
+pub fn average_path_length(n_samples: u64) -> f64 {
+    match n_samples {
+        0 | 1 => 0.0,
+        2 => 1.0,
+        n => {
+            let n = n as f64;
+            2.0 * ((n - 1.0).ln() + EULER_GAMMA) - 2.0 * (n - 1.0) / n
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_counts_are_exact() {
+        assert_eq!(average_path_length(0), 0.0);
+        assert_eq!(average_path_length(1), 0.0);
+        assert_eq!(average_path_length(2), 1.0);
+    }
+
+    /// Printed by scikit-learn 1.9.1's `_average_path_length`.
+    #[test]
+    fn agrees_with_scikit_learn() {
+        for (n, expected) in [
+            (3, 1.207_392_357_589_623),
+            (5, 2.327_020_052_042_847),
+            (256, 10.244_770_920_119_917),
+            (2_000, 14.356_235_998_803_866),
+            (1 << 40, 54.606_205_774_598_69),
+        ] {
+            let c = average_path_length(n);
+            assert!((c - expected).abs() <= expected * f64::EPSILON, "c({n}) = {c}, not {expected}");
+        }
+    }
+
+    #[test]
+    fn grows_with_the_count() {
+        let lengths: Vec<f64> = (2..10_000).map(average_path_length).collect();
+        assert!(lengths.is_sorted_by(|a, b| a < b));
+    }
+
+    #[test]
+    fn largest_count_is_finite() {
+        assert!(average_path_length(u64::MAX).is_finite());
+    }
+}

@@ -1,0 +1,78 @@
+//! The forest as the textbook has it: one node type, `f64` cuts, a branch per step, one row at a time.
+//!
+//! Nothing that runs uses it. It is what the fast paths of [`Forest`](super::Forest) are compared
+//! with: for equality in the tests, for speed in the bench.
+
+use super::{TreeArrays, average_path_length};
+
+/// A forest in plain form. Trusts its trees: make it from ones that were checked.
+#[derive(Clone, Debug)]
+pub struct PlainForest {
+    trees: Vec<Vec<Node>>,
+    max_samples: u64,
+}
+
+#[derive(Clone, Debug)]
+enum Node {
+    Leaf { path_length: f64 },
+    Split { feature: usize, threshold: f64, missing_go_to_left: bool, left: usize, right: usize },
+}
+
+impl PlainForest {
+    /// From the arrays of each tree and the number of rows that each was meant to be grown from.
+    ///
+    /// # Panics
+    /// On arrays that [`Tree::from_arrays`](super::Tree::from_arrays) would refuse, or later, in a walk.
+    pub fn new(trees: impl IntoIterator<Item = TreeArrays>, max_samples: u64) -> Self {
+        Self { trees: trees.into_iter().map(|arrays| nodes(&arrays)).collect(), max_samples }
+    }
+
+    /// scikit-learn's `score_samples` of a row, in `[-1, 0)`, lower is more anomalous.
+    ///
+    /// # Panics
+    /// If the row is narrower than the training table.
+    pub fn score_samples(&self, row: &[f32]) -> f64 {
+        let sum: f64 = self.trees.iter().map(|tree| path_length(tree, row)).sum();
+        let unit = self.trees.len() as f64 * average_path_length(self.max_samples);
+        -(-if unit == 0.0 { 1.0 } else { sum / unit }).exp2()
+    }
+}
+
+fn nodes(arrays: &TreeArrays) -> Vec<Node> {
+    let index = |child: i64| usize::try_from(child).expect("a checked split has two children");
+    let mut depth = vec![0.0; arrays.left_child.len()];
+    (0..depth.len())
+        .map(|node| {
+            if arrays.left_child[node] < 0 {
+                let n_samples = arrays.n_node_samples[node].unsigned_abs();
+                // scikit-learn counts nodes and takes one off again.
+                let path_length = depth[node] + 1.0 + average_path_length(n_samples) - 1.0;
+                return Node::Leaf { path_length };
+            }
+            let (left, right) = (index(arrays.left_child[node]), index(arrays.right_child[node]));
+            depth[left] = depth[node] + 1.0;
+            depth[right] = depth[node] + 1.0;
+            Node::Split {
+                feature: index(arrays.feature[node]),
+                threshold: arrays.threshold[node],
+                missing_go_to_left: arrays.missing_go_to_left[node],
+                left,
+                right,
+            }
+        })
+        .collect()
+}
+
+fn path_length(tree: &[Node], row: &[f32]) -> f64 {
+    let mut at = 0;
+    loop {
+        match tree[at] {
+            Node::Leaf { path_length } => return path_length,
+            Node::Split { feature, threshold, missing_go_to_left, left, right } => {
+                let value = f64::from(row[feature]);
+                let go_left = if value.is_nan() { missing_go_to_left } else { value <= threshold };
+                at = if go_left { left } else { right };
+            }
+        }
+    }
+}

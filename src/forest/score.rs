@@ -1,0 +1,246 @@
+//! The forest and its scores.
+//!
+//! A walk down one tree is a chain of loads that wait for each other, and a mispredicted branch at
+//! every level. So no step branches (see `tree`), and a row walks down [`LANES`] trees side by side: a
+//! group always takes as many steps as its deepest tree has levels, and early leaves wait.
+//!
+//! Measured (`cargo bench --bench forest`, 20 features, 256 samples, plain x86-64 build on a shared
+//! EPYC core): about 1 us a row, five times less than the plain walk. A table is scored row by row on
+//! the same path. Not taken, because no faster than that: blocks of rows through one group of trees
+//! after the other, and several rows side by side down one tree.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use super::tree::{self, Leaf, MAX_LEAVES, Node};
+use super::{Error, Table, Tree, TreeArrays, average_path_length};
+
+/// Trees side by side: enough to hide the latency of one walk in the others, and a divisor of the
+/// default 100 trees, so that no lane idles. 8 and 16 were slower, 20 was level.
+const LANES: usize = 10;
+
+/// A fitted isolation forest. From [`ForestParams::fit`](super::ForestParams::fit) or, for trees grown
+/// elsewhere, from [`Forest::new`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Forest {
+    /// All trees' nodes, one tree after the other.
+    nodes: Vec<Node>,
+    /// Where each tree starts in them, and then the end of the last.
+    starts: Vec<usize>,
+    /// The trees by [`LANES`], in order.
+    groups: Vec<Group>,
+    /// What the leaf nodes' numbers mean, each pair of depth and count once.
+    leaves: Vec<Leaf>,
+    /// Path length of each of `leaves`.
+    path_lengths: Vec<f64>,
+    n_features: usize,
+    max_samples: u64,
+    /// What a row's path lengths are divided by: number of trees times `c(max_samples)`.
+    unit: f64,
+    offset: f64,
+}
+
+/// Trees that a row walks down side by side.
+#[derive(Clone, Debug, PartialEq)]
+struct Group {
+    n_trees: usize,
+    /// Where each tree starts. Lanes without a tree of their own repeat the first.
+    starts: [usize; LANES],
+    /// Levels of the deepest tree.
+    depth: u32,
+}
+
+impl Forest {
+    /// A forest of checked trees.
+    ///
+    /// - `max_samples`: rows that each tree was meant to be grown from (scikit-learn's `max_samples_`);
+    /// - `offset`: the score below which a row is anomalous (scikit-learn's `offset_`), −0.5 if nothing
+    ///   better is known.
+    ///
+    /// # Errors
+    /// [`Error::Forest`] if there are no trees, they were checked for rows of different widths,
+    /// `max_samples` is 0, `offset` is not finite, or the trees have over four million different leaves.
+    pub fn new(trees: &[Tree], max_samples: u64, offset: f64) -> Result<Self, Error> {
+        let Some(first) = trees.first() else {
+            return Err(fault("n_estimators", 0, "at least 1"));
+        };
+        if max_samples == 0 {
+            return Err(fault("max_samples", 0, "at least 1"));
+        }
+        let mut forest = Self {
+            nodes: Vec::with_capacity(trees.iter().map(|tree| tree.nodes.len()).sum()),
+            starts: Vec::with_capacity(trees.len() + 1),
+            groups: Vec::with_capacity(trees.len().div_ceil(LANES)),
+            leaves: Vec::new(),
+            path_lengths: Vec::new(),
+            n_features: first.n_features,
+            max_samples,
+            unit: trees.len() as f64 * average_path_length(max_samples),
+            offset: -0.5,
+        };
+        forest.set_offset(offset)?;
+
+        let mut numbers = HashMap::new();
+        for trees in trees.chunks(LANES) {
+            let mut group = Group { n_trees: trees.len(), starts: [forest.nodes.len(); LANES], depth: 0 };
+            for (tree, start) in trees.iter().zip(&mut group.starts) {
+                if tree.n_features != forest.n_features {
+                    let limit = format!("{} in all trees", forest.n_features);
+                    return Err(fault("n_features", tree.n_features, limit));
+                }
+                *start = forest.nodes.len();
+                group.depth = group.depth.max(tree.depth);
+                forest.plant(tree, &mut numbers)?;
+            }
+            forest.groups.push(group);
+        }
+        forest.starts.push(forest.nodes.len());
+        Ok(forest)
+    }
+
+    /// Appends a tree, with its leaves numbered over the whole forest.
+    fn plant(&mut self, tree: &Tree, numbers: &mut HashMap<Leaf, usize>) -> Result<(), Error> {
+        self.starts.push(self.nodes.len());
+        for &node in &tree.nodes {
+            if !node.is_leaf() {
+                self.nodes.push(node);
+                continue;
+            }
+            let leaf = tree.leaves[node.number()];
+            let number = match numbers.entry(leaf) {
+                Entry::Occupied(known) => *known.get(),
+                Entry::Vacant(new) => {
+                    if self.leaves.len() == MAX_LEAVES {
+                        let limit = format!("at most {MAX_LEAVES}");
+                        return Err(fault("number of different leaves", MAX_LEAVES + 1, limit));
+                    }
+                    self.leaves.push(leaf);
+                    self.path_lengths.push(path_length(leaf));
+                    *new.insert(self.leaves.len() - 1)
+                }
+            };
+            self.nodes.push(node.renumbered(number));
+        }
+        Ok(())
+    }
+
+    pub(super) fn set_offset(&mut self, offset: f64) -> Result<(), Error> {
+        if !offset.is_finite() {
+            return Err(fault("offset", offset, "finite"));
+        }
+        self.offset = offset;
+        Ok(())
+    }
+
+    /// Number of values of a row.
+    pub fn n_features(&self) -> usize {
+        self.n_features
+    }
+
+    /// Number of trees.
+    pub fn n_estimators(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    /// Rows that each tree was meant to be grown from, scikit-learn's `max_samples_`.
+    pub fn max_samples(&self) -> u64 {
+        self.max_samples
+    }
+
+    /// The score below which a row is anomalous, scikit-learn's `offset_`.
+    pub fn offset(&self) -> f64 {
+        self.offset
+    }
+
+    /// The trees as plain arrays, for files. Thresholds are `f32` values, whatever they were read from.
+    pub fn trees(&self) -> impl ExactSizeIterator<Item = TreeArrays> {
+        self.starts.windows(2).map(|ends| tree::to_arrays(&self.nodes[ends[0]..ends[1]], &self.leaves))
+    }
+
+    /// Score of one row, shape `[n_features]`: scikit-learn's `score_samples`, minus the paper's anomaly
+    /// score (Liu, Ting, Zhou 2008, eq. 2). In `[-1, 0)`, lower is more anomalous. NaN goes where each
+    /// split sends missing values; infinities are compared like any value.
+    ///
+    /// # Panics
+    /// If the row has another width than the forest.
+    pub fn score_samples(&self, row: &[f32]) -> f64 {
+        assert_eq!(row.len(), self.n_features, "a row has as many values as the forest has features");
+        let sum = if has_nan(row) {
+            self.path_length(row, Node::next)
+        } else {
+            self.path_length(row, Node::next_of_number)
+        };
+        self.score(sum)
+    }
+
+    /// `score_samples` minus the offset: scikit-learn's `decision_function`. Negative is anomalous.
+    ///
+    /// # Panics
+    /// If the row has another width than the forest.
+    pub fn decision(&self, row: &[f32]) -> f64 {
+        self.score_samples(row) - self.offset
+    }
+
+    /// [`score_samples`](Self::score_samples) of every row, into `out`, shape `[n_rows]`.
+    ///
+    /// # Panics
+    /// If the table has another width than the forest, or `out` not one place per row.
+    pub fn score_table(&self, table: &Table, out: &mut [f64]) {
+        assert_eq!(out.len(), table.n_rows(), "one score per row");
+        self.score_rows(table, 0, out);
+    }
+
+    /// The rows of a table from `first` on, as many as there are places in `out`.
+    pub(super) fn score_rows(&self, table: &Table, first: usize, out: &mut [f64]) {
+        assert_eq!(table.n_features(), self.n_features, "a table has as many features as the forest");
+        let mut row = vec![0.0; self.n_features];
+        for (number, score) in (first..).zip(out) {
+            table.copy_row(number, &mut row);
+            *score = self.score_samples(&row);
+        }
+    }
+
+    /// Sum of the path lengths of a row, in the order of the trees.
+    #[inline(always)]
+    fn path_length(&self, row: &[f32], next: impl Fn(Node, f32) -> usize) -> f64 {
+        let mut sum = 0.0;
+        for group in &self.groups {
+            let mut at = group.starts;
+            for _ in 0..group.depth {
+                for (at, start) in at.iter_mut().zip(&group.starts) {
+                    let node = self.nodes[*at];
+                    *at = start + next(node, row[node.feature()]);
+                }
+            }
+            for &leaf in &at[..group.n_trees] {
+                sum += self.path_lengths[self.nodes[leaf].number()];
+            }
+        }
+        sum
+    }
+
+    /// Score from the sum of a row's path lengths.
+    fn score(&self, sum: f64) -> f64 {
+        // Trees of one row have no depth to measure with: the paper's score is 1/2, as scikit-learn has it.
+        let mean = if self.unit == 0.0 { 1.0 } else { sum / self.unit };
+        -(-mean).exp2()
+    }
+}
+
+/// Edges to the leaf, and those of the subtree that was not grown below it. scikit-learn counts nodes
+/// on the way and takes one off again; so do we, to round where it rounds.
+fn path_length(leaf: Leaf) -> f64 {
+    f64::from(leaf.depth) + 1.0 + average_path_length(leaf.n_samples) - 1.0
+}
+
+fn has_nan(values: &[f32]) -> bool {
+    // No early exit: that lets the compiler test several values at once.
+    values.iter().fold(false, |found, value| found | value.is_nan())
+}
+
+fn fault(field: &'static str, value: impl ToString, limit: impl ToString) -> Error {
+    Error::Forest { field, value: value.to_string(), limit: limit.to_string() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,129 @@
+use proptest::prelude::*;
+
+use super::super::plain::PlainForest;
+use super::*;
+
+/// A random tree, two leaves at least, in depth-first order: cuts on and beside small integers,
+/// depth at most 7.
+fn any_tree(n_features: usize) -> impl Strategy<Value = TreeArrays> {
+    let split = (0..n_features, -3i32..=3, -1i64..=1, any::<bool>(), 0..3u8);
+    prop::collection::vec((split, 1..5i64), 1..60).prop_map(|draws| {
+        let mut arrays = TreeArrays::default();
+        grow(&mut arrays, &mut draws.iter().cycle(), 0, draws.len());
+        arrays
+    })
+}
+
+type Draw = ((usize, i32, i64, bool, u8), i64);
+
+/// Appends a subtree and returns its number of rows.
+fn grow<'a>(
+    arrays: &mut TreeArrays,
+    draws: &mut impl Iterator<Item = &'a Draw>,
+    depth: usize,
+    budget: usize,
+) -> i64 {
+    let ((feature, cut, nudge, missing, stop), n_samples) = *draws.next().expect("an endless cycle");
+    let node = arrays.left_child.len();
+    let leaf = depth == 7 || depth > 0 && (stop == 0 || budget < node);
+    // One f64 beside the integer, where rounding to f32 would lose the difference.
+    let threshold = f64::from_bits((f64::from(cut).to_bits() as i64).wrapping_add(nudge) as u64);
+    arrays.left_child.push(-1);
+    arrays.right_child.push(-1);
+    arrays.feature.push(if leaf { -2 } else { feature as i64 });
+    arrays.threshold.push(if leaf || !threshold.is_finite() { -2.0 } else { threshold });
+    arrays.n_node_samples.push(n_samples);
+    arrays.missing_go_to_left.push(missing);
+    if leaf {
+        return n_samples;
+    }
+    arrays.left_child[node] = arrays.left_child.len() as i64;
+    let left = grow(arrays, draws, depth + 1, budget);
+    arrays.right_child[node] = arrays.left_child.len() as i64;
+    let right = grow(arrays, draws, depth + 1, budget);
+    arrays.n_node_samples[node] = left + right;
+    left + right
+}
+
+fn any_value() -> impl Strategy<Value = f32> {
+    prop_oneof![
+        4 => (-4i32..=4).prop_map(|value| value as f32),
+        2 => any::<f32>(),
+        1 => prop::sample::select(vec![f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0]),
+    ]
+}
+
+const N_FEATURES: usize = 3;
+
+fn plant(trees: &[TreeArrays], max_samples: u64) -> Forest {
+    let trees: Vec<Tree> =
+        trees.iter().map(|tree| Tree::from_arrays(tree, N_FEATURES).expect("a tree")).collect();
+    Forest::new(&trees, max_samples, -0.5).expect("a forest")
+}
+
+proptest! {
+    /// Both fast paths give the bits of the plain forest, whatever the number of trees and rows.
+    #[test]
+    fn equals_the_plain_forest(
+        trees in prop::collection::vec(any_tree(N_FEATURES), 1..3 * LANES),
+        values in prop::collection::vec(any_value(), N_FEATURES..80),
+        max_samples in prop_oneof![Just(1u64), 2..300u64],
+    ) {
+        let n_rows = values.len() / N_FEATURES;
+        let table = Table::new(&values[..n_rows * N_FEATURES], n_rows, N_FEATURES).expect("a table");
+        let forest = plant(&trees, max_samples);
+        let plain = PlainForest::new(trees, max_samples);
+        let mut scores = vec![0.0; n_rows];
+        forest.score_table(&table, &mut scores);
+        let mut row = [0.0; N_FEATURES];
+        for (number, score) in scores.into_iter().enumerate() {
+            table.copy_row(number, &mut row);
+            let expected = plain.score_samples(&row);
+            prop_assert_eq!(score.to_bits(), expected.to_bits());
+            prop_assert_eq!(forest.score_samples(&row).to_bits(), expected.to_bits());
+            prop_assert!((-1.0..0.0).contains(&score));
+        }
+    }
+
+    /// What `trees` gives makes the same forest again.
+    #[test]
+    fn survives_the_round_trip(trees in prop::collection::vec(any_tree(N_FEATURES), 1..6)) {
+        let forest = plant(&trees, 100);
+        let again: Vec<TreeArrays> = forest.trees().collect();
+        prop_assert_eq!(plant(&again, 100), forest);
+    }
+}
+
+#[test]
+fn refuses_what_is_not_a_forest() {
+    let leaf = |n_features| {
+        let arrays = TreeArrays {
+            left_child: vec![-1],
+            right_child: vec![-1],
+            feature: vec![-2],
+            threshold: vec![-2.0],
+            n_node_samples: vec![1],
+            missing_go_to_left: vec![false],
+        };
+        Tree::from_arrays(&arrays, n_features).expect("a tree")
+    };
+    let message = |trees: &[Tree], max_samples, offset| {
+        Forest::new(trees, max_samples, offset).expect_err("wrong").to_string()
+    };
+    assert_eq!(message(&[], 1, -0.5), "forest: n_estimators is 0, must be at least 1");
+    assert_eq!(message(&[leaf(1)], 0, -0.5), "forest: max_samples is 0, must be at least 1");
+    assert_eq!(message(&[leaf(1)], 1, f64::NAN), "forest: offset is NaN, must be finite");
+    let widths = message(&[leaf(1), leaf(2)], 1, -0.5);
+    assert_eq!(widths, "forest: n_features is 2, must be 1 in all trees");
+    let huge = Forest::new(&[leaf(1)], u64::MAX, -0.5).expect("a forest");
+    assert_eq!(huge.score_samples(&[0.0]), -1.0);
+}
+
+#[test]
+#[should_panic(expected = "as many values as the forest has features")]
+fn a_row_has_the_width_of_the_forest() {
+    let params = super::super::ForestParams::default();
+    let table = Table::new(&[1.0, 2.0], 1, 2).expect("a table");
+    let forest = params.fit(&table, std::num::NonZeroUsize::MIN).expect("a forest");
+    forest.score_samples(&[1.0]);
+}
