@@ -1,0 +1,248 @@
+//! Raw rows to the columns of a model: the one code for live scoring and for training.
+//!
+//! A value is a function of the window alone, over a bounded stretch before its row, so computing
+//! it again gives the same bits. Rates are computed from the raw samples at each row instead of
+//! being kept as they arrive: a late sample then needs no undoing.
+
+pub mod counter;
+pub mod rate;
+
+use crate::prom::{Labels, Sample, duration};
+use crate::window::row::Grid;
+use crate::window::{Column, Window};
+use counter::Event;
+use rate::Semantics;
+use std::fmt;
+
+/// What becomes of a feature's samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transform {
+    /// PromQL's `rate(x[range])` of a counter.
+    Rate {
+        /// The range in milliseconds, above 0.
+        range_ms: i64,
+        /// Whose rate.
+        semantics: Semantics,
+    },
+    /// The sample's value: for gauges.
+    Value,
+}
+
+impl Transform {
+    /// How long before a row a sample can still change it, in milliseconds.
+    pub fn reach_ms(&self) -> i64 {
+        match self {
+            // The range, and as much before it for counter::level to look at.
+            Self::Rate { range_ms, .. } => 2 * range_ms + 1,
+            Self::Value => 0,
+        }
+    }
+
+    /// How long a feature has to be there before its values are [settled](Row::Complete).
+    pub fn settling_ms(&self) -> i64 {
+        match self {
+            Self::Rate { range_ms, .. } => *range_ms,
+            Self::Value => 0,
+        }
+    }
+}
+
+/// As in the configuration: `rate(1m)` or `value`.
+impl fmt::Display for Transform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rate { range_ms, .. } => {
+                let range = std::time::Duration::from_millis(range_ms.unsigned_abs());
+                write!(f, "rate({})", duration::Display(range))
+            }
+            Self::Value => f.write_str("value"),
+        }
+    }
+}
+
+/// The columns of a model and how they come out of a window.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Schema {
+    /// Labels of each feature, sorted: the order of the model's columns.
+    pub features: Vec<Labels>,
+    /// What becomes of the samples.
+    pub transform: Transform,
+    /// Which samples make a row.
+    pub grid: Grid,
+}
+
+/// What there is of one row.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Row {
+    /// Every feature has a value, and here is the row's timestamp: that of its newest sample.
+    Complete {
+        /// Milliseconds since the epoch.
+        timestamp_ms: i64,
+        /// Do the samples of every feature reach back over the whole range? If not, the rates are
+        /// extrapolated from the part there is: right on average, and unsteady.
+        settled: bool,
+    },
+    /// These features (positions in the schema) have no sample in this row.
+    Missing(Vec<usize>),
+    /// Every feature has its sample, but for these the range holds too few for a rate.
+    TooShort(Vec<usize>),
+}
+
+/// A [`Schema`] at work on one window, with its buffers.
+#[derive(Clone, Debug)]
+pub struct Reader {
+    columns: Vec<Option<Column>>,
+    scratch: Vec<Sample>,
+}
+
+impl Reader {
+    /// Finds the schema's features in the window. A feature without a column is missing from every
+    /// row; make the reader anew when the window gets new columns.
+    pub fn new(schema: &Schema, window: &Window) -> Self {
+        let columns = schema.features.iter().map(|feature| window.find(feature)).collect();
+        Self { columns, scratch: Vec::new() }
+    }
+
+    /// Reads the row that holds `timestamp_ms`: the features' values into `out` (cleared first,
+    /// length the schema's when the row is complete), as `f32`, what the forest compares.
+    ///
+    /// `tell` hears of the counters' events that show at this row.
+    pub fn row(
+        &mut self,
+        schema: &Schema,
+        window: &Window,
+        timestamp_ms: i64,
+        out: &mut Vec<f32>,
+        mut tell: impl FnMut(Event),
+    ) -> Row {
+        out.clear();
+        let (after_ms, to_ms) = schema.grid.bounds(timestamp_ms);
+        let mut row_ms = i64::MIN;
+        let mut missing = Vec::new();
+        for (i, column) in self.columns.iter().enumerate() {
+            let sample = column.and_then(|column| window.newest_sample(column, after_ms, to_ms));
+            match sample.filter(|sample| !sample.is_stale()) {
+                Some(sample) => row_ms = row_ms.max(sample.timestamp_ms),
+                None => missing.push(i),
+            }
+        }
+        if !missing.is_empty() {
+            return Row::Missing(missing);
+        }
+        let mut settled = true;
+        let Self { columns, scratch } = self;
+        for (i, column) in columns.iter().flatten().enumerate() {
+            match value(scratch, schema, window, *column, (after_ms, row_ms), &mut tell) {
+                Some((value, reaches_back)) => {
+                    settled &= reaches_back;
+                    out.push(value as f32);
+                }
+                None => missing.push(i),
+            }
+        }
+        if missing.is_empty() {
+            Row::Complete { timestamp_ms: row_ms, settled }
+        } else {
+            Row::TooShort(missing)
+        }
+    }
+}
+
+/// One feature of the row whose samples lie in `(after_ms, row_ms]`, and whether there are samples
+/// from before its range.
+fn value(
+    scratch: &mut Vec<Sample>,
+    schema: &Schema,
+    window: &Window,
+    column: Column,
+    (after_ms, row_ms): (i64, i64),
+    tell: &mut impl FnMut(Event),
+) -> Option<(f64, bool)> {
+    let Transform::Rate { range_ms, semantics } = schema.transform else {
+        return window.newest_sample(column, after_ms, row_ms).map(|sample| (sample.value, true));
+    };
+    scratch.clear();
+    window.samples(column, row_ms - schema.transform.reach_ms(), row_ms, scratch);
+    scratch.retain(|sample| !sample.is_stale());
+    counter::level(scratch, |at_ms, event| {
+        if at_ms > after_ms {
+            tell(event);
+        }
+    });
+    let range_after_ms = semantics.after_ms(row_ms, range_ms);
+    let start = scratch.partition_point(|sample| sample.timestamp_ms <= range_after_ms);
+    rate::rate(&scratch[start..], row_ms, range_ms, semantics).map(|rate| (rate, start > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prom::STALE_BITS;
+
+    const RATE: Transform = Transform::Rate { range_ms: 60_000, semantics: Semantics::V3 };
+
+    fn feature(device: &str) -> Labels {
+        Labels::new([("__name__", "rx"), ("device", device)]).expect("valid")
+    }
+
+    fn window(series: &[(&str, &[(i64, f64)])]) -> Window {
+        let mut window = Window::new(i64::MAX / 4);
+        for (device, samples) in series {
+            let column = window.column(&feature(device)).expect("few");
+            for (timestamp_ms, value) in *samples {
+                window.push(column, Sample { timestamp_ms: *timestamp_ms, value: *value });
+            }
+        }
+        window
+    }
+
+    fn read(window: &Window, grid: Grid, timestamp_ms: i64) -> (Row, Vec<f32>) {
+        let features = vec![feature("eth0"), feature("lo")];
+        let schema = Schema { features, transform: RATE, grid };
+        let mut out = Vec::new();
+        let row = Reader::new(&schema, window).row(&schema, window, timestamp_ms, &mut out, |_| {});
+        (row, out)
+    }
+
+    #[test]
+    fn a_row_is_complete_incomplete_or_too_short() {
+        let stale = f64::from_bits(STALE_BITS);
+        let window = window(&[
+            ("eth0", &[(0, 0.0), (15_000, 15.0), (30_000, 30.0)]),
+            ("lo", &[(0, 0.0), (15_000, 30.0), (30_000, stale)]),
+        ]);
+        assert_eq!(read(&window, Grid::Exact, 0).0, Row::TooShort(vec![0, 1]));
+        let (row, values) = read(&window, Grid::Exact, 15_000);
+        assert_eq!(row, Row::Complete { timestamp_ms: 15_000, settled: false });
+        assert_eq!(values, [0.25, 0.5]);
+        assert_eq!(read(&window, Grid::Exact, 30_000).0, Row::Missing(vec![1]));
+        assert_eq!(read(&window, Grid::Exact, 45_000).0, Row::Missing(vec![0, 1]));
+    }
+
+    #[test]
+    fn targets_at_different_phases_share_a_row() {
+        let window = window(&[
+            ("eth0", &[(1_000, 0.0), (16_000, 15.0), (31_000, 30.0)]),
+            ("lo", &[(4_000, 0.0), (19_000, 30.0), (34_000, 60.0)]),
+        ]);
+        let grid = Grid::Slots { interval_ms: 15_000, cut_ms: 10_000 };
+        for timestamp_ms in [31_000, 34_000] {
+            let (row, values) = read(&window, grid, timestamp_ms);
+            assert_eq!(row, Row::Complete { timestamp_ms: 34_000, settled: false });
+            assert_eq!(values.len(), 2);
+        }
+        assert_eq!(read(&window, Grid::Exact, 31_000).0, Row::Missing(vec![1]));
+    }
+
+    #[test]
+    fn a_dip_makes_no_spike_while_it_passes_through_the_range() {
+        let mut samples: Vec<(i64, f64)> = (0..20).map(|i| (i * 15_000, 1e9 + i as f64 * 1500.0)).collect();
+        samples[8].1 = 0.0;
+        samples[12].1 -= 1e6;
+        let window = window(&[("eth0", &samples), ("lo", &samples)]);
+        for (timestamp_ms, _) in &samples[2..] {
+            let (_, values) = read(&window, Grid::Exact, *timestamp_ms);
+            assert!(values.iter().all(|v| (0.0..=101.0).contains(v)), "{timestamp_ms}: {values:?}");
+        }
+    }
+}

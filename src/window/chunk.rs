@@ -1,0 +1,193 @@
+//! A run of rows: open (plain vectors) or sealed (Arrow arrays that nobody changes any more).
+
+use super::Push;
+use crate::prom::Sample;
+use arrow_array::{Array, Float64Array, Int64Array};
+use arrow_buffer::{BooleanBuffer, NullBuffer, ScalarBuffer};
+use std::ops::Range;
+
+/// Rows of a sealed chunk. An open one holds up to twice as many, so that a late sample finds at
+/// least this many rows still open: half an hour at 15 s.
+pub const CHUNK_ROWS: usize = 128;
+
+/// Reading access, the same for both kinds.
+pub trait Rows {
+    /// Ascending, without repetition.
+    fn timestamps(&self) -> &[i64];
+
+    /// The value of a cell; `None` for an Arrow null. `row` counts in this chunk.
+    fn value(&self, column: usize, row: usize) -> Option<f64>;
+
+    fn samples(&self, column: usize, rows: Range<usize>, out: &mut Vec<Sample>) {
+        let timestamps = self.timestamps();
+        out.extend(rows.filter_map(|row| {
+            let value = self.value(column, row)?;
+            Some(Sample { timestamp_ms: timestamps[row], value })
+        }));
+    }
+
+    fn newest_sample(&self, column: usize, rows: Range<usize>) -> Option<Sample> {
+        rows.rev().find_map(|row| {
+            let value = self.value(column, row)?;
+            Some(Sample { timestamp_ms: self.timestamps()[row], value })
+        })
+    }
+
+    fn cell(&self, column: usize, timestamp_ms: i64) -> Option<f64> {
+        let row = self.timestamps().binary_search(&timestamp_ms).ok()?;
+        self.value(column, row)
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Cells {
+    values: Vec<f64>,
+    present: Vec<bool>,
+}
+
+impl Cells {
+    fn absent(rows: usize) -> Self {
+        Self { values: vec![0.0; rows], present: vec![false; rows] }
+    }
+}
+
+/// Rows that still change.
+#[derive(Clone, Debug, Default)]
+pub struct Open {
+    timestamps: Vec<i64>,
+    columns: Vec<Cells>,
+}
+
+impl Rows for Open {
+    fn timestamps(&self) -> &[i64] {
+        &self.timestamps
+    }
+
+    fn value(&self, column: usize, row: usize) -> Option<f64> {
+        let cells = self.columns.get(column)?;
+        cells.present[row].then(|| cells.values[row])
+    }
+}
+
+impl Open {
+    /// Writes a cell that is empty; a full one stays as it is.
+    pub fn set(&mut self, column: usize, timestamp_ms: i64, value: f64) -> Push {
+        let row = self.row(timestamp_ms);
+        let n_rows = self.timestamps.len();
+        if self.columns.len() <= column {
+            self.columns.resize_with(column + 1, || Cells::absent(n_rows));
+        }
+        let cells = &mut self.columns[column];
+        if !cells.present[row] {
+            cells.present[row] = true;
+            cells.values[row] = value;
+            Push::Stored
+        } else if cells.values[row].to_bits() == value.to_bits() {
+            Push::Duplicate
+        } else {
+            Push::Conflict
+        }
+    }
+
+    /// Overwrites a cell that is full.
+    pub fn replace(&mut self, column: usize, timestamp_ms: i64, value: f64) {
+        let row = self.row(timestamp_ms);
+        self.columns[column].values[row] = value;
+    }
+
+    /// The row of a timestamp, made if there is none.
+    fn row(&mut self, timestamp_ms: i64) -> usize {
+        let row = match self.timestamps.last() {
+            Some(last) if *last >= timestamp_ms => match self.timestamps.binary_search(&timestamp_ms) {
+                Ok(row) => return row,
+                Err(row) => row,
+            },
+            _ => self.timestamps.len(),
+        };
+        self.timestamps.insert(row, timestamp_ms);
+        for cells in &mut self.columns {
+            cells.values.insert(row, 0.0);
+            cells.present.insert(row, false);
+        }
+        row
+    }
+
+    /// Splits off and seals the older half, once there are twice [`CHUNK_ROWS`].
+    pub fn seal_when_full(&mut self) -> Option<Sealed> {
+        if self.timestamps.len() < 2 * CHUNK_ROWS {
+            return None;
+        }
+        let newer = Self {
+            timestamps: self.timestamps.split_off(CHUNK_ROWS),
+            columns: self
+                .columns
+                .iter_mut()
+                .map(|cells| Cells {
+                    values: cells.values.split_off(CHUNK_ROWS),
+                    present: cells.present.split_off(CHUNK_ROWS),
+                })
+                .collect(),
+        };
+        Some(std::mem::replace(self, newer).seal())
+    }
+
+    /// Turns the rows into Arrow arrays. A column without a value takes no memory.
+    pub fn seal(self) -> Sealed {
+        let column = |cells: Cells| {
+            let nulls = NullBuffer::new(BooleanBuffer::from(cells.present));
+            let has_values = nulls.null_count() < cells.values.len();
+            let mut values = cells.values;
+            values.shrink_to_fit();
+            has_values.then(|| Float64Array::new(ScalarBuffer::from(values), Some(nulls)))
+        };
+        let mut timestamps = self.timestamps;
+        timestamps.shrink_to_fit();
+        Sealed {
+            timestamps: Int64Array::new(ScalarBuffer::from(timestamps), None),
+            columns: self.columns.into_iter().map(column).collect(),
+        }
+    }
+}
+
+/// Rows that no longer change; never empty.
+#[derive(Debug)]
+pub struct Sealed {
+    timestamps: Int64Array,
+    columns: Vec<Option<Float64Array>>,
+}
+
+impl Rows for Sealed {
+    fn timestamps(&self) -> &[i64] {
+        self.timestamps.values()
+    }
+
+    fn value(&self, column: usize, row: usize) -> Option<f64> {
+        let array = self.columns.get(column)?.as_ref()?;
+        array.is_valid(row).then(|| array.value(row))
+    }
+}
+
+impl Sealed {
+    /// Timestamp of the newest row.
+    pub fn last_ms(&self) -> i64 {
+        *self.timestamps.values().last().expect("a sealed chunk has rows")
+    }
+
+    /// A copy that can change.
+    pub fn thaw(&self) -> Open {
+        let n_rows = self.timestamps.len();
+        let column = |array: &Option<Float64Array>| {
+            array.as_ref().map_or_else(
+                || Cells::absent(n_rows),
+                |array| Cells {
+                    values: array.values().to_vec(),
+                    present: (0..n_rows).map(|row| array.is_valid(row)).collect(),
+                },
+            )
+        };
+        Open {
+            timestamps: self.timestamps.values().to_vec(),
+            columns: self.columns.iter().map(column).collect(),
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! The sliding window of a group: its raw samples, row by row, in Arrow columns.
+//!
+//! One row holds what came with one millisecond timestamp, one column each feature, and two more
+//! columns the scores. Rows are keyed by their exact timestamp, so that a sample has one place, and
+//! any order, split and repetition of the same samples gives the same window. Which rows belong
+//! to one scrape is a question for the reader ([`row::Grid`]), not for the store.
+//!
+//! Old rows are sealed into immutable Arrow chunks: a copy of a window for training shares them.
+//! The newest rows stay open, and late samples go there without touching a sealed chunk; one that
+//! is later still thaws its chunk. Rows of everything in one ring were the alternative: no sharing,
+//! and a late row would move all that follow.
+
+mod chunk;
+pub mod row;
+
+use crate::prom::{Labels, Sample};
+use chunk::{Open, Rows, Sealed};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+/// Columns before the features: the scores.
+const DECISION: usize = 0;
+const SCORE: usize = 1;
+const FIRST_FEATURE: usize = 2;
+
+/// Features that a group may have; a sample of one more is refused and counted.
+pub const MAX_FEATURES: usize = 1024;
+
+/// A feature's column in a [`Window`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Column(u32);
+
+impl Column {
+    fn index(self) -> usize {
+        self.0 as usize + FIRST_FEATURE
+    }
+}
+
+/// What a push did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Push {
+    /// The cell was empty and now holds the sample.
+    Stored,
+    /// The cell held the same bits.
+    Duplicate,
+    /// The cell held other bits; the first ones stay.
+    Conflict,
+    /// The sample is older than the window.
+    TooOld,
+}
+
+/// The scores of one row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Score {
+    /// scikit-learn's `decision_function`, in [-1, 1]; negative is anomalous.
+    pub decision: f64,
+    /// At least 0; 1 is the alert threshold.
+    pub score: f64,
+}
+
+#[derive(Clone, Debug)]
+struct Feature {
+    labels: Labels,
+    newest: Option<Sample>,
+}
+
+/// The samples and scores of one group over the last `length_ms` milliseconds.
+///
+/// A clone shares the sealed chunks.
+#[derive(Clone, Debug)]
+pub struct Window {
+    length_ms: i64,
+    sealed: VecDeque<Arc<Sealed>>,
+    open: Open,
+    features: Vec<Feature>,
+    columns: HashMap<Labels, Column>,
+    newest_ms: Option<i64>,
+}
+
+impl Window {
+    /// An empty window that will keep the rows of the newest `length_ms` milliseconds.
+    pub fn new(length_ms: i64) -> Self {
+        Self {
+            length_ms,
+            sealed: VecDeque::new(),
+            open: Open::default(),
+            features: Vec::new(),
+            columns: HashMap::new(),
+            newest_ms: None,
+        }
+    }
+
+    /// The column of a feature, made at its first call; `None` above [`MAX_FEATURES`].
+    pub fn column(&mut self, feature: &Labels) -> Option<Column> {
+        if let Some(column) = self.columns.get(feature) {
+            return Some(*column);
+        }
+        if self.features.len() == MAX_FEATURES {
+            return None;
+        }
+        let column = Column(self.features.len() as u32);
+        self.features.push(Feature { labels: feature.clone(), newest: None });
+        self.columns.insert(feature.clone(), column);
+        Some(column)
+    }
+
+    /// The column of a feature that has one.
+    pub fn find(&self, feature: &Labels) -> Option<Column> {
+        self.columns.get(feature).copied()
+    }
+
+    /// A copy with only these features, and all scores.
+    pub fn with_features(&self, features: &[Labels]) -> Self {
+        let mut copy = Self::new(self.length_ms);
+        let mut cells: Vec<(Sample, usize)> = Vec::new();
+        for labels in features {
+            let (Some(from), Some(to)) = (self.find(labels), copy.column(labels)) else { continue };
+            let mut samples = Vec::new();
+            self.samples(from, i64::MIN, i64::MAX, &mut samples);
+            copy.features[to.0 as usize].newest = samples.last().copied();
+            cells.extend(samples.into_iter().map(|sample| (sample, to.index())));
+        }
+        for (timestamp_ms, score) in self.scores(i64::MIN, i64::MAX) {
+            cells.push((Sample { timestamp_ms, value: score.decision }, DECISION));
+            cells.push((Sample { timestamp_ms, value: score.score }, SCORE));
+        }
+        cells.sort_by_key(|(sample, _)| sample.timestamp_ms);
+        for (sample, column) in cells {
+            copy.set(column, sample.timestamp_ms, sample.value);
+        }
+        copy.newest_ms = self.newest_ms;
+        copy
+    }
+
+    /// Every feature that ever had a sample here, with its column and newest sample.
+    pub fn features(&self) -> impl Iterator<Item = (&Labels, Column, Option<Sample>)> {
+        let number = |(i, feature)| (i as u32, feature);
+        self.features
+            .iter()
+            .enumerate()
+            .map(number)
+            .map(|(i, f): (u32, &Feature)| (&f.labels, Column(i), f.newest))
+    }
+
+    /// Stores a sample. Repeating a push changes nothing.
+    pub fn push(&mut self, column: Column, sample: Sample) -> Push {
+        if self.newest_ms.is_some_and(|newest| sample.timestamp_ms <= newest - self.length_ms) {
+            return Push::TooOld;
+        }
+        let outcome = self.set(column.index(), sample.timestamp_ms, sample.value);
+        if outcome == Push::Stored {
+            let newest = &mut self.features[column.0 as usize].newest;
+            if newest.is_none_or(|newest| newest.timestamp_ms < sample.timestamp_ms) {
+                *newest = Some(sample);
+            }
+            if self.newest_ms.is_none_or(|newest| newest < sample.timestamp_ms) {
+                self.newest_ms = Some(sample.timestamp_ms);
+                self.slide();
+            }
+        }
+        outcome
+    }
+
+    fn set(&mut self, column: usize, timestamp_ms: i64, value: f64) -> Push {
+        let late = self.sealed.partition_point(|chunk| chunk.last_ms() < timestamp_ms);
+        if late == self.sealed.len() {
+            let outcome = self.open.set(column, timestamp_ms, value);
+            if let Some(full) = self.open.seal_when_full() {
+                self.sealed.push_back(Arc::new(full));
+            }
+            return outcome;
+        }
+        if self.sealed[late].cell(column, timestamp_ms).is_some_and(|old| old.to_bits() == value.to_bits()) {
+            return Push::Duplicate;
+        }
+        let mut chunk = self.sealed[late].thaw();
+        let outcome = chunk.set(column, timestamp_ms, value);
+        if let Some(first) = chunk.seal_when_full() {
+            self.sealed.insert(late, Arc::new(first));
+            self.sealed[late + 1] = Arc::new(chunk.seal());
+        } else {
+            self.sealed[late] = Arc::new(chunk.seal());
+        }
+        outcome
+    }
+
+    /// Lets go of chunks that lie outside the window as a whole.
+    fn slide(&mut self) {
+        let start = self.start_ms();
+        while self.sealed.front().is_some_and(|chunk| chunk.last_ms() <= start) {
+            self.sealed.pop_front();
+        }
+    }
+
+    /// Rows at or before this time are outside the window.
+    fn start_ms(&self) -> i64 {
+        self.newest_ms.map_or(i64::MIN, |newest| newest - self.length_ms)
+    }
+
+    /// Timestamp of the newest sample.
+    pub fn newest_ms(&self) -> Option<i64> {
+        self.newest_ms
+    }
+
+    /// The chunks that may hold rows after `after_ms` and up to `to_ms`, and these rows in each.
+    fn parts(&self, after_ms: i64, to_ms: i64) -> impl Iterator<Item = (&dyn Rows, std::ops::Range<usize>)> {
+        let after_ms = after_ms.max(self.start_ms());
+        let first = self.sealed.partition_point(|chunk| chunk.last_ms() <= after_ms);
+        let sealed = self.sealed.range(first..).map(|chunk| &**chunk as &dyn Rows);
+        sealed
+            .chain([&self.open as &dyn Rows])
+            .map(move |rows| {
+                let timestamps = rows.timestamps();
+                let start = timestamps.partition_point(|t| *t <= after_ms);
+                let end = timestamps.partition_point(|t| *t <= to_ms);
+                (rows, start..end.max(start))
+            })
+            .take_while(move |(rows, _)| rows.timestamps().first().is_some_and(|first| *first <= to_ms))
+    }
+
+    /// Timestamps of the rows after `after_ms` and up to `to_ms`, ascending.
+    pub fn timestamps(&self, after_ms: i64, to_ms: i64) -> impl Iterator<Item = i64> {
+        self.parts(after_ms, to_ms).flat_map(|(rows, range)| rows.timestamps()[range].iter().copied())
+    }
+
+    /// Appends a feature's samples after `after_ms` and up to `to_ms`, ascending, staleness markers
+    /// among them.
+    pub fn samples(&self, column: Column, after_ms: i64, to_ms: i64, out: &mut Vec<Sample>) {
+        for (rows, range) in self.parts(after_ms, to_ms) {
+            rows.samples(column.index(), range, out);
+        }
+    }
+
+    /// A feature's newest sample after `after_ms` and up to `to_ms`.
+    pub fn newest_sample(&self, column: Column, after_ms: i64, to_ms: i64) -> Option<Sample> {
+        self.parts(after_ms, to_ms)
+            .filter_map(|(rows, range)| rows.newest_sample(column.index(), range))
+            .last()
+    }
+
+    /// Stores the scores of the row at `timestamp_ms`, in place of earlier ones.
+    pub fn set_score(&mut self, timestamp_ms: i64, score: Score) {
+        for (column, value) in [(DECISION, score.decision), (SCORE, score.score)] {
+            if self.set(column, timestamp_ms, value) == Push::Conflict {
+                self.replace(column, timestamp_ms, value);
+            }
+        }
+    }
+
+    fn replace(&mut self, column: usize, timestamp_ms: i64, value: f64) {
+        let position = self.sealed.partition_point(|chunk| chunk.last_ms() < timestamp_ms);
+        match self.sealed.get_mut(position) {
+            None => self.open.replace(column, timestamp_ms, value),
+            Some(chunk) => {
+                let mut thawed = chunk.thaw();
+                thawed.replace(column, timestamp_ms, value);
+                *chunk = Arc::new(thawed.seal());
+            }
+        }
+    }
+
+    /// The scores of the row at `timestamp_ms`.
+    pub fn score(&self, timestamp_ms: i64) -> Option<Score> {
+        self.scores(timestamp_ms - 1, timestamp_ms).next().map(|(_, score)| score)
+    }
+
+    /// The scored rows after `after_ms` and up to `to_ms`, ascending.
+    pub fn scores(&self, after_ms: i64, to_ms: i64) -> impl Iterator<Item = (i64, Score)> {
+        self.parts(after_ms, to_ms).flat_map(|(rows, range)| {
+            range.filter_map(move |row| {
+                let decision = rows.value(DECISION, row)?;
+                let score = rows.value(SCORE, row)?;
+                Some((rows.timestamps()[row], Score { decision, score }))
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+use super::*;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+fn feature(i: usize) -> Labels {
+    let device = format!("eth{i}");
+    Labels::new([("__name__", "rx"), ("device", device.as_str())]).expect("valid")
+}
+
+/// A sample's own value, so that repetition never conflicts.
+fn sample(column: usize, timestamp_ms: i64) -> Sample {
+    let value = (column as f64).mul_add(1e6, timestamp_ms as f64);
+    Sample { timestamp_ms, value }
+}
+
+/// Every visible cell by feature and time: what the window says, without how it says it.
+fn content(window: &Window) -> BTreeMap<(Labels, i64), u64> {
+    let mut all = BTreeMap::new();
+    for (labels, column, _) in window.features() {
+        let mut samples = Vec::new();
+        window.samples(column, i64::MIN, i64::MAX, &mut samples);
+        all.extend(samples.iter().map(|s| ((labels.clone(), s.timestamp_ms), s.value.to_bits())));
+    }
+    all
+}
+
+fn filled(length_ms: i64, cells: &[(usize, i64)]) -> Window {
+    let mut window = Window::new(length_ms);
+    for (i, timestamp_ms) in cells {
+        let column = window.column(&feature(*i)).expect("few");
+        window.push(column, sample(*i, *timestamp_ms));
+    }
+    window
+}
+
+#[test]
+fn three_states_of_a_cell() {
+    let mut window = Window::new(60_000);
+    let column = window.column(&feature(0)).expect("few");
+    let stale = Sample { timestamp_ms: 2000, value: f64::from_bits(crate::prom::STALE_BITS) };
+    let nan = Sample { timestamp_ms: 3000, value: f64::NAN };
+    assert_eq!(window.push(column, stale), Push::Stored);
+    assert_eq!(window.push(column, nan), Push::Stored);
+    let mut samples = Vec::new();
+    window.samples(column, 0, 5000, &mut samples);
+    assert_eq!(samples, [stale, nan]);
+    assert!(samples[0].is_stale() && !samples[1].is_stale());
+    assert_eq!(window.newest_sample(column, 3000, 5000), None);
+}
+
+#[test]
+fn duplicates_conflicts_and_the_edge_of_the_window() {
+    let mut window = Window::new(10_000);
+    let column = window.column(&feature(0)).expect("few");
+    let at = |timestamp_ms, value| Sample { timestamp_ms, value };
+    assert_eq!(window.push(column, at(20_000, 1.0)), Push::Stored);
+    assert_eq!(window.push(column, at(20_000, 1.0)), Push::Duplicate);
+    assert_eq!(window.push(column, at(20_000, 2.0)), Push::Conflict);
+    assert_eq!(window.push(column, at(10_000, 1.0)), Push::TooOld);
+    assert_eq!(window.push(column, at(10_001, 1.0)), Push::Stored);
+    assert_eq!(window.newest_sample(column, 19_999, 20_000), Some(at(20_000, 1.0)));
+}
+
+#[test]
+fn scores_live_beside_the_samples_and_can_be_revised() {
+    // enough rows for sealed chunks
+    let cells: Vec<_> = (0..1000).map(|i| (0, i * 1000)).collect();
+    let mut window = filled(i64::MAX / 4, &cells);
+    for timestamp_ms in [5_000, 900_000, 5_000] {
+        window.set_score(timestamp_ms, Score { decision: timestamp_ms as f64, score: 1.0 });
+    }
+    window.set_score(5_000, Score { decision: -0.25, score: 1.5 });
+    let scores: Vec<_> = window.scores(0, i64::MAX).collect();
+    assert_eq!(
+        scores,
+        [
+            (5_000, Score { decision: -0.25, score: 1.5 }),
+            (900_000, Score { decision: 900_000.0, score: 1.0 })
+        ]
+    );
+    assert_eq!(window.score(6_000), None);
+}
+
+#[test]
+fn memory_is_bounded_by_the_length() {
+    let cells: Vec<_> = (0..100_000).map(|i| (i % 3, i as i64 * 1000)).collect();
+    let window = filled(600_000, &cells);
+    assert_eq!(window.timestamps(i64::MIN, i64::MAX).count(), 600);
+    assert!(window.sealed.len() <= 600 / chunk::CHUNK_ROWS + 1);
+}
+
+#[test]
+fn a_copy_shares_the_sealed_chunks() {
+    let cells: Vec<_> = (0..1000).map(|i| (0, i * 1000)).collect();
+    let window = filled(i64::MAX / 4, &cells);
+    let copy = window.clone();
+    assert!(!window.sealed.is_empty());
+    assert!(window.sealed.iter().zip(&copy.sealed).all(|(a, b)| Arc::ptr_eq(a, b)));
+}
+
+proptest! {
+    /// The window equals a plain map of cells, cut at its length, in any order with repetitions.
+    #[test]
+    fn any_order_and_repetition_gives_the_same_window(
+        cells in prop::collection::vec((0..4_usize, 0..700_i64), 1..900),
+        length_steps in 1..900_i64,
+        seed in any::<u64>(),
+    ) {
+        let cells: Vec<_> = cells.into_iter().map(|(i, step)| (i, step * 1000)).collect();
+        let length_ms = length_steps * 1000;
+        let newest = cells.iter().map(|(_, t)| *t).max().expect("one at least");
+        let expected: BTreeMap<_, _> = cells
+            .iter()
+            .filter(|(_, t)| *t > newest - length_ms)
+            .map(|(i, t)| ((feature(*i), *t), sample(*i, *t).value.to_bits()))
+            .collect();
+        let mut shuffled = [cells.clone(), cells.clone()].concat();
+        let mut state = seed;
+        for i in (1..shuffled.len()).rev() {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            shuffled.swap(i, (state >> 33) as usize % (i + 1));
+        }
+        prop_assert_eq!(&content(&filled(length_ms, &cells)), &expected);
+        prop_assert_eq!(&content(&filled(length_ms, &shuffled)), &expected);
+    }
+}
