@@ -1,0 +1,264 @@
+//! Commands and exit codes.
+
+use crate::config::Config;
+use crate::features::Transform;
+use crate::http::client::{Client, Url};
+use crate::pipeline::{self, Options};
+use crate::prom::{Labels, METRIC_NAME};
+use crate::telemetry::{self, Format, Level};
+use crate::yaml;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Anomaly detection beside Prometheus: samples in by remote write, an isolation forest in memory,
+/// anomaly series out by remote write.
+#[derive(Debug, Parser)]
+#[command(name = "promforest", version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the sidecar (the same as no command)
+    Run(RunArgs),
+    /// Check a file and print every error with its line
+    #[command(subcommand)]
+    Check(Check),
+    /// Show which series of an exporter's page the detectors would watch
+    Match(MatchArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum Check {
+    /// A configuration file
+    Config {
+        /// The file
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Configuration file; without one, node_network against http://localhost:9090
+    #[arg(long = "config.file", value_name = "FILE")]
+    config_file: Option<PathBuf>,
+    /// Address to listen on for remote write and the web pages
+    #[arg(long = "web.listen-address", value_name = "ADDRESS", default_value = ":9599")]
+    listen_address: String,
+    /// Least severe messages to log
+    #[arg(long = "log.level", value_name = "LEVEL", default_value = "info")]
+    log_level: Level,
+    /// Format of the log, on standard error
+    #[arg(long = "log.format", value_name = "FORMAT", default_value = "logfmt")]
+    log_format: Format,
+}
+
+#[derive(Debug, Args)]
+struct MatchArgs {
+    /// Configuration file; without one, the node_network detector
+    #[arg(long = "config.file", value_name = "FILE")]
+    config_file: Option<PathBuf>,
+    /// The exporter's page
+    #[arg(long, value_name = "URL", default_value = "http://localhost:9100/metrics")]
+    url: Url,
+    /// A label that Prometheus adds when it scrapes, such as job=node; may be repeated
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]
+    labels: Vec<(String, String)>,
+    /// How to print the result
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people
+    Text,
+    /// For scripts
+    Json,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.into(), value.into())),
+        _ => Err("write NAME=VALUE".into()),
+    }
+}
+
+type Failure = Box<dyn std::error::Error>;
+
+/// Runs the command line. 0: done; 1: it failed, and standard error says why; 2: wrong usage.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        None => run(cli.run),
+        Some(Command::Run(args)) => run(args),
+        Some(Command::Check(Check::Config { file })) => check_config(&file),
+        Some(Command::Match(args)) => block_on(match_series(args)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("promforest: {}", yaml::chain(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(future)
+}
+
+fn run(args: RunArgs) -> Result<(), Failure> {
+    telemetry::init_logs(args.log_level, args.log_format);
+    let options = Options { config_file: args.config_file, listen_address: args.listen_address };
+    block_on(async { Ok(pipeline::run(options).await?) })
+}
+
+fn check_config(file: &Path) -> Result<(), Failure> {
+    let config = Config::load(file)?;
+    println!("{} is valid: {}", file.display(), summary(&config));
+    Ok(())
+}
+
+fn summary(config: &Config) -> String {
+    let names: Vec<&str> = config.detectors.iter().map(|detector| detector.name.as_str()).collect();
+    let plural = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+    format!(
+        "{} ({}), {}, {}",
+        plural(names.len(), "detector"),
+        names.join(", "),
+        plural(config.remote_write.len(), "remote write target"),
+        plural(config.remote_read.len(), "remote read source"),
+    )
+}
+
+/// What one detector makes of a page.
+#[derive(Debug, Serialize)]
+struct Matched {
+    detector: String,
+    watched: usize,
+    groups: Vec<MatchedGroup>,
+}
+
+#[derive(Debug, Serialize)]
+struct MatchedGroup {
+    labels: BTreeMap<String, String>,
+    columns: Vec<String>,
+}
+
+/// An exporter's page is rarely above a few MiB.
+const PAGE_LIMIT: usize = 64 << 20;
+
+async fn match_series(args: MatchArgs) -> Result<(), Failure> {
+    let config = args.config_file.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
+    let answer = Client::default().get(&args.url, Duration::from_secs(10), PAGE_LIMIT).await?;
+    if !answer.status.is_success() {
+        return Err(format!("{} answered {}: {}", args.url, answer.status, answer.reason()).into());
+    }
+    let text = std::str::from_utf8(&answer.body)?;
+    let series = series(text, &target_labels(&args))?;
+    let matched: Vec<Matched> = config
+        .detectors
+        .iter()
+        .map(|detector| {
+            let watched: Vec<&Labels> =
+                series.iter().filter(|labels| detector.matchers.iter().any(|s| s.matches(labels))).collect();
+            let mut groups: BTreeMap<Labels, Vec<Labels>> = BTreeMap::new();
+            for labels in &watched {
+                let (group, feature) = labels.split(&detector.by);
+                groups.entry(group).or_default().push(feature);
+            }
+            Matched {
+                detector: detector.name.clone(),
+                watched: watched.len(),
+                groups: groups
+                    .into_iter()
+                    .map(|(labels, features)| matched_group(&labels, features, detector.transform))
+                    .collect(),
+            }
+        })
+        .collect();
+    match args.output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&matched)?),
+        Output::Text => print_matched(&matched, series.len(), &args.url),
+    }
+    Ok(())
+}
+
+/// Prometheus adds `instance`, the address it scrapes, unless it is told another one.
+fn target_labels(args: &MatchArgs) -> Vec<(String, String)> {
+    let mut labels = args.labels.clone();
+    if !labels.iter().any(|(name, _)| name == "instance") {
+        labels.push(("instance".into(), args.url.authority()));
+    }
+    labels
+}
+
+/// Every series of a page in the text format, with the target's labels added.
+fn series(page: &str, target: &[(String, String)]) -> Result<Vec<Labels>, Failure> {
+    use prometheus_parse::{Scrape, Value};
+    let scrape = Scrape::parse(page.lines().map(|line| Ok(line.to_owned())))?;
+    let mut all = Vec::new();
+    for sample in &scrape.samples {
+        // Histograms and summaries come as one sample; on the wire each bucket is a series.
+        let parts: Vec<Option<(&str, String)>> = match &sample.value {
+            Value::Histogram(buckets) => {
+                buckets.iter().map(|b| Some(("le", b.less_than.to_string()))).collect()
+            }
+            Value::Summary(quantiles) => {
+                quantiles.iter().map(|q| Some(("quantile", q.quantile.to_string()))).collect()
+            }
+            _ => vec![None],
+        };
+        for part in parts {
+            let bucket = part.map(|(name, value)| (name.to_string(), value));
+            let name = match &bucket {
+                Some((name, _)) if name == "le" => format!("{}_bucket", sample.metric),
+                _ => sample.metric.clone(),
+            };
+            let own = sample.labels.iter().map(|(name, value)| (name.clone(), value.clone()));
+            let added = target.iter().filter(|(name, _)| sample.labels.get(name).is_none()).cloned();
+            all.push(Labels::new(
+                [(METRIC_NAME.to_string(), name)].into_iter().chain(own).chain(added).chain(bucket),
+            )?);
+        }
+    }
+    Ok(all)
+}
+
+fn matched_group(labels: &Labels, mut features: Vec<Labels>, transform: Transform) -> MatchedGroup {
+    features.sort();
+    let column = |feature: &Labels| match transform {
+        Transform::Rate { .. } => {
+            transform.to_string().replacen('(', &format!("({feature}["), 1).replace(')', "])")
+        }
+        Transform::Value => feature.to_string(),
+    };
+    MatchedGroup {
+        labels: labels.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
+        columns: features.iter().map(column).collect(),
+    }
+}
+
+fn print_matched(matched: &[Matched], n_series: usize, url: &Url) {
+    println!("{url}: {n_series} series");
+    for detector in matched {
+        println!("\ndetector {} watches {} of them", detector.detector, detector.watched);
+        for group in &detector.groups {
+            let labels: Vec<String> =
+                group.labels.iter().map(|(name, value)| format!("{name}={value:?}")).collect();
+            println!("  group {{{}}}: {} columns", labels.join(", "), group.columns.len());
+            for column in &group.columns {
+                println!("    {column}");
+            }
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! The configuration file: every room's section, and what has to fit across them.
+
+use crate::features::Transform;
+use crate::features::rate::Semantics;
+use crate::forest::{Contamination, ForestParams, MaxFeatures, MaxSamples};
+use crate::prom::{Selector, duration};
+use crate::yaml::{self, Node, Section};
+use crate::{history, publish, train};
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Trees of a forest. A hundred are enough; this only stops a slip of the keyboard.
+const MAX_ESTIMATORS: usize = 10_000;
+/// Fastest transform range: below it two samples are hardly ever inside.
+const MIN_RANGE: Duration = Duration::from_secs(1);
+
+/// The whole configuration; a file that leaves a section out gets that section's default.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Where scores are written.
+    pub remote_write: Vec<publish::Config>,
+    /// Where history is read.
+    pub remote_read: Vec<history::Config>,
+    /// What is watched.
+    pub detectors: Vec<Arc<Detector>>,
+}
+
+/// One detector: what to watch, how rows are built, which model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Detector {
+    /// Name of the detector and stem of its decision series.
+    pub name: String,
+    /// A series is watched when one of these selects it.
+    pub matchers: Vec<Selector>,
+    /// Labels whose values make a group.
+    pub by: Vec<String>,
+    /// From samples to values.
+    pub transform: Transform,
+    /// How long the raw samples are kept in memory.
+    pub window: Duration,
+    /// How long a row may wait for its last sample.
+    pub grace: Duration,
+    /// When and on what models are trained.
+    pub training: train::Config,
+    /// The forest's parameters.
+    pub model: ForestParams,
+}
+
+impl Detector {
+    /// Name of the series that carries the decision.
+    pub fn decision_metric(&self) -> String {
+        format!("{}_anomaly", self.name)
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {path}")]
+    Io {
+        /// The file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is wrong, in one or more places.
+    #[error("{path} has {} error{}:\n{}", errors.len(), if errors.len() == 1 { "" } else { "s" }, list(path, errors))]
+    Invalid {
+        /// The file.
+        path: String,
+        /// Everything that is wrong, by line.
+        errors: Vec<yaml::Error>,
+    },
+}
+
+fn list(path: &str, errors: &[yaml::Error]) -> String {
+    let lines: Vec<String> =
+        errors.iter().map(|error| format!("  {path}:{}: {}", error.line, error.message)).collect();
+    lines.join("\n")
+}
+
+impl Default for Config {
+    /// The `node_network` detector against a Prometheus on this machine.
+    fn default() -> Self {
+        Self::parse("").expect("the empty file is valid")
+    }
+}
+
+impl Config {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`Error`] with everything that is wrong in it.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let name = || path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Io { path: name(), source })?;
+        Self::parse(&text).map_err(|errors| Error::Invalid { path: name(), errors })
+    }
+
+    /// Reads a file's text.
+    ///
+    /// # Errors
+    /// Everything that is wrong in it, by line.
+    pub fn parse(text: &str) -> Result<Self, Vec<yaml::Error>> {
+        yaml::read(text, Self::read)
+    }
+
+    fn read(mut top: Section<'_, '_>) -> Self {
+        let scrape_interval =
+            top.get("global").and_then(Node::section).map_or(DEFAULT_INTERVAL, |mut global| {
+                let interval = global.duration("scrape_interval", DEFAULT_INTERVAL);
+                global.finish();
+                interval
+            });
+        let remote_write = match top.get("remote_write") {
+            Some(list) => sections(&list).map(publish::Config::read).collect(),
+            None => vec![publish::Config::default()],
+        };
+        let remote_read = match top.get("remote_read") {
+            Some(list) => sections(&list).map(history::Config::read).collect(),
+            None => vec![history::Config::default()],
+        };
+        let detectors: Vec<Detector> = match top.get("detectors") {
+            Some(list) => {
+                let detectors: Vec<_> =
+                    sections(&list).map(|section| detector(section, scrape_interval)).collect();
+                if detectors.is_empty() {
+                    list.refuse("at least one detector is needed");
+                }
+                for (i, item) in list.items().iter().enumerate().take(detectors.len()) {
+                    if detectors[..i].iter().any(|other| other.name == detectors[i].name) {
+                        item.refuse(format!("a second detector named {:?}", detectors[i].name));
+                    }
+                }
+                detectors
+            }
+            None => vec![node_network(scrape_interval)],
+        };
+        top.finish();
+        Self { remote_write, remote_read, detectors: detectors.into_iter().map(Arc::new).collect() }
+    }
+}
+
+/// Prometheus' common scrape interval; it only sets the default of `grace`.
+const DEFAULT_INTERVAL: Duration = Duration::from_secs(15);
+
+fn sections<'n, 'y>(list: &Node<'n, 'y>) -> impl Iterator<Item = Section<'n, 'y>> {
+    list.items().into_iter().filter_map(Node::section)
+}
+
+/// The detector of someone who has written none: traffic of every interface that is a machine's
+/// own, not a container's.
+fn node_network(scrape_interval: Duration) -> Detector {
+    let interfaces = r#"{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total", device!~"veth.*|cali.*|tap.*"}"#;
+    Detector {
+        name: "node_network".into(),
+        matchers: vec![Selector::parse(interfaces).expect("a selector")],
+        ..defaults(scrape_interval)
+    }
+}
+
+fn defaults(scrape_interval: Duration) -> Detector {
+    Detector {
+        name: String::new(),
+        matchers: Vec::new(),
+        by: vec!["job".into(), "instance".into()],
+        transform: Transform::Rate { range_ms: 60_000, semantics: Semantics::V3 },
+        window: Duration::from_secs(6 * 3600),
+        // Parts of a scrape may lie 5 s apart by Prometheus' batch deadline, and 5 s more by a retry.
+        grace: (2 * scrape_interval).max(Duration::from_secs(15)),
+        training: train::Config::default(),
+        model: ForestParams::default(),
+    }
+}
+
+fn detector(mut section: Section<'_, '_>, scrape_interval: Duration) -> Detector {
+    let default = defaults(scrape_interval);
+    let name = section.require("name").and_then(|node| {
+        let name = node.text()?;
+        let valid = name
+            .bytes()
+            .enumerate()
+            .all(|(i, b)| b == b'_' || b.is_ascii_alphabetic() || i > 0 && b.is_ascii_digit());
+        if !valid || name.is_empty() {
+            node.refuse(format!("{name:?} cannot begin a metric name: use letters, digits and _"));
+        }
+        Some(name)
+    });
+    let matchers = section.require("match").map(|list| {
+        let matchers: Vec<_> = list.items().iter().filter_map(|item| item.parse(Selector::parse)).collect();
+        if list.items().is_empty() {
+            list.refuse("at least one selector is needed");
+        }
+        matchers
+    });
+    let by = section.get("by").map(|list| {
+        let mut by = Vec::new();
+        for item in list.items() {
+            let Some(label) = item.text() else { continue };
+            if ["__name__", "detector"].contains(&label.as_str()) {
+                item.refuse(format!("{label:?} cannot tell groups apart: it is a label of the outputs' own"));
+            } else if by.contains(&label) {
+                item.refuse(format!("{label:?} is there twice"));
+            }
+            by.push(label);
+        }
+        by
+    });
+    let semantics = section.get("rate_semantics").and_then(|node| match node.text()?.as_str() {
+        "v3" => Some(Semantics::V3),
+        "v2" => Some(Semantics::V2),
+        other => {
+            node.refuse(format!("{other:?} is not one of v3, v2"));
+            None
+        }
+    });
+    let transform =
+        section.get("transform").and_then(|node| transform(&node, semantics.unwrap_or(Semantics::V3)));
+    let window = section.duration("window", default.window);
+    let grace = section.duration("grace", default.grace);
+    let training =
+        section.get("training").and_then(Node::section).map_or(default.training, train::Config::read);
+    let model = section.get("model").and_then(Node::section).map_or_else(|| default.model.clone(), forest);
+    let transform = transform.unwrap_or(default.transform);
+    if window < training.minimum {
+        section.refuse(format!(
+            "window: {} is shorter than training.minimum ({}): without remote read the first model would never come",
+            duration::Display(window),
+            duration::Display(training.minimum),
+        ));
+    }
+    if duration::millis(window) < transform.reach_ms() {
+        section.refuse(format!(
+            "window: {} is too short for {transform}: twice its range is needed",
+            duration::Display(window)
+        ));
+    }
+    section.finish();
+    Detector {
+        name: name.unwrap_or_default(),
+        matchers: matchers.unwrap_or_default(),
+        by: by.unwrap_or(default.by),
+        transform,
+        window,
+        grace,
+        training,
+        model,
+    }
+}
+
+fn transform(node: &Node<'_, '_>, semantics: Semantics) -> Option<Transform> {
+    let text = node.text()?;
+    if text == "value" {
+        return Some(Transform::Value);
+    }
+    let Some(range) = text.strip_prefix("rate(").and_then(|rest| rest.strip_suffix(')')) else {
+        node.refuse(format!("{text:?} is not one of rate(RANGE), value"));
+        return None;
+    };
+    match duration::parse(range) {
+        Ok(range) if range >= MIN_RANGE => {
+            Some(Transform::Rate { range_ms: duration::millis(range), semantics })
+        }
+        Ok(_) => {
+            node.refuse(format!("the range must be at least {}", duration::Display(MIN_RANGE)));
+            None
+        }
+        Err(error) => {
+            node.refuse(error);
+            None
+        }
+    }
+}
+
+fn forest(mut section: Section<'_, '_>) -> ForestParams {
+    let default = ForestParams::default();
+    let n_estimators = section.count("n_estimators", default.n_estimators.get(), 1);
+    if n_estimators > MAX_ESTIMATORS {
+        section.refuse(format!("n_estimators: {n_estimators} is above the limit of {MAX_ESTIMATORS}"));
+    }
+    let max_samples = section.get("max_samples").and_then(|node| match node.text()?.as_str() {
+        "auto" => Some(MaxSamples::Auto),
+        text if text.contains('.') => {
+            node.parse(str::parse).and_then(|share| node.parse(|_| MaxSamples::share(share)))
+        }
+        _ => node.parse(str::parse).and_then(|count| node.parse(|_| MaxSamples::count(count))),
+    });
+    let contamination = section.get("contamination").and_then(|node| match node.text()?.as_str() {
+        "auto" => Some(Contamination::Auto),
+        _ => node.parse(str::parse).and_then(|share| node.parse(|_| Contamination::share(share))),
+    });
+    let max_features = section.get("max_features").and_then(|node| match node.text()? {
+        // YAML reads 1.0 as a number, and 1.0 written back is "1": one is all features.
+        text if text.contains('.') || text == "1" => {
+            node.parse(str::parse).and_then(|share| node.parse(|_| MaxFeatures::share(share)))
+        }
+        _ => node.parse(str::parse).and_then(|count| node.parse(|_| MaxFeatures::count(count))),
+    });
+    let bootstrap = section.flag("bootstrap", default.bootstrap);
+    let random_state = section.get("random_state").and_then(|node| node.parse(str::parse));
+    section.finish();
+    ForestParams {
+        n_estimators: NonZeroUsize::new(n_estimators).unwrap_or(default.n_estimators),
+        max_samples: max_samples.unwrap_or(default.max_samples),
+        contamination: contamination.unwrap_or(default.contamination),
+        max_features: max_features.unwrap_or(default.max_features),
+        bootstrap,
+        random_state: random_state.unwrap_or(default.random_state),
+    }
+}

@@ -1,0 +1,4 @@
+//! HTTP at the two ends: the listener that samples come in by, the client that scores leave by.
+
+pub mod client;
+pub mod server;

@@ -1,0 +1,28 @@
+//! Anomaly detection beside Prometheus.
+//!
+//! ```text
+//! POST /api/v1/write ─ snappy ─ wire visit ─ index ─ window ─ complete row ─ score ─ publish ─ remote write
+//!                                                      ▲                       ▲
+//!                       remote read (history) ─────────┴──── train ─── model ──┘
+//! ```
+//!
+//! A sample arrives as bytes, becomes a cell in a row, the row gets a score, the score leaves as a
+//! sample. The rooms stand in that order, and none looks back.
+
+pub mod cli;
+pub mod config;
+pub mod features;
+pub mod forest;
+pub mod history;
+pub mod http;
+pub mod ingest;
+pub mod models;
+pub mod pipeline;
+pub mod prom;
+pub mod publish;
+pub mod score;
+pub mod series;
+pub mod telemetry;
+pub mod train;
+pub mod window;
+pub mod yaml;

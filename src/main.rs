@@ -1,0 +1,7 @@
+//! The `promforest` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    promforest::cli::main()
+}

@@ -1,0 +1,506 @@
+//! The one thread that owns the index and the windows.
+//!
+//! Requests come to it one after another through a bounded channel, so there are no locks, and what
+//! a request does is done when the next one begins. It never waits: what is slow (the network, a
+//! fit) is other threads' work, and comes back as a command.
+
+use super::group::{Event, Reason, RowState};
+use super::groups::Groups;
+use super::metrics::Metrics;
+use crate::config::Config;
+use crate::features::counter;
+use crate::ingest::{self, Dropped, Received};
+use crate::models::Model;
+use crate::prom::wire::{snappy, v1};
+use crate::prom::{Sample, duration};
+use crate::publish::{self, Batch, Position};
+use crate::series::{Entry, Ignored, Index, Target};
+use crate::train::trainer::{Job, Learned};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tracing::{error, info};
+
+/// Samples with an earlier timestamp are refused: seconds sent for milliseconds, most likely.
+const OLDEST_MS: i64 = 946_684_800_000;
+/// Samples this far ahead of this machine's clock are refused, as Prometheus refuses them.
+const MAX_AHEAD_MS: i64 = 600_000;
+/// Scores wait until this machine's clock is at most this far behind their timestamp: one sample
+/// from the future keeps a Prometheus before 2.54 from storing any other.
+const PUBLISH_AHEAD_MS: i64 = 10_000;
+/// How often groups and columns are looked through for what is gone.
+const TIDY_EVERY: Duration = Duration::from_secs(60);
+/// How often the progress towards a first model is logged.
+const PROGRESS_EVERY: Duration = Duration::from_secs(30);
+
+/// What the engine is asked to do.
+pub enum Command {
+    /// Take in the body of a write request.
+    Write(Received, oneshot::Sender<Result<(), ingest::Error>>),
+    /// Give a target its next batch.
+    NextBatch {
+        /// The target.
+        target: usize,
+        /// Size of the batch.
+        max_samples: usize,
+        /// Where it goes.
+        reply: oneshot::Sender<Option<Batch>>,
+    },
+    /// Move a target's cursor.
+    Advance {
+        /// The target.
+        target: usize,
+        /// The cursor in each group.
+        positions: Vec<Position>,
+    },
+    /// Take the result of a training.
+    Learned {
+        /// The group.
+        group: u32,
+        /// The result.
+        result: Learned,
+    },
+    /// Look at the clock.
+    Tick,
+    /// Work by another configuration; `bells` are its targets'.
+    Reload {
+        /// The configuration.
+        config: Arc<Config>,
+        /// What to ring when a target has something to fetch.
+        bells: Vec<Arc<Notify>>,
+        /// Told when it is in force.
+        done: oneshot::Sender<()>,
+    },
+}
+
+/// Can it be relied on? The text says how far it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Readiness {
+    /// Does every detector have a model in service?
+    pub ready: bool,
+    /// One line a detector.
+    pub text: String,
+}
+
+struct TargetState {
+    pending: BTreeSet<u32>,
+    bell: Arc<Notify>,
+    /// Where the last batch ended: the next one begins after it, so that every group has its turn.
+    last: u32,
+}
+
+/// See the [module](self).
+pub struct Engine {
+    groups: Groups,
+    index: Index,
+    buffer: Vec<u8>,
+    scratch: v1::Scratch,
+    staged: Vec<(Target, Sample)>,
+    targets: Vec<TargetState>,
+    trainer: mpsc::Sender<Job>,
+    readiness: watch::Sender<Readiness>,
+    metrics: Metrics,
+    ingest: ingest::Metrics,
+    publish: publish::Metrics,
+    tidied: Instant,
+    told_progress: Option<Instant>,
+}
+
+/// What the engine is built with.
+pub struct Parts {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// One bell for each target.
+    pub bells: Vec<Arc<Notify>>,
+    /// Where trainings are asked for.
+    pub trainer: mpsc::Sender<Job>,
+    /// Where it is told how far it is.
+    pub readiness: watch::Sender<Readiness>,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// What is counted of the input.
+    pub ingest: ingest::Metrics,
+    /// What is counted of the output.
+    pub publish: publish::Metrics,
+}
+
+impl Engine {
+    /// An engine without a sample.
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            groups: Groups::new(parts.config),
+            index: Index::default(),
+            buffer: Vec::new(),
+            scratch: v1::Scratch::default(),
+            staged: Vec::new(),
+            targets: targets(parts.bells),
+            trainer: parts.trainer,
+            readiness: parts.readiness,
+            metrics: parts.metrics,
+            ingest: parts.ingest,
+            publish: parts.publish,
+            tidied: Instant::now(),
+            told_progress: None,
+        }
+    }
+
+    /// Works until every sender of commands is gone.
+    pub fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        while let Some(command) = commands.blocking_recv() {
+            let now = Instant::now();
+            match command {
+                Command::Write(received, reply) => {
+                    let result = self.write(&received.body, now, now_ms());
+                    // Nobody waits any more when the sender hung up.
+                    let _ = reply.send(result);
+                }
+                Command::NextBatch { target, max_samples, reply } => {
+                    let _ = reply.send(self.next_batch(target, max_samples, now_ms()));
+                }
+                Command::Advance { target, positions } => self.advance(target, &positions),
+                Command::Learned { group, result } => self.learned(group, result, now),
+                Command::Tick => self.tick(now),
+                Command::Reload { config, bells, done } => {
+                    self.reload(config, bells);
+                    let _ = done.send(());
+                }
+            }
+        }
+    }
+
+    /// Takes in a compressed `WriteRequest`: all of it, or, when it is malformed, nothing.
+    ///
+    /// # Errors
+    /// [`ingest::Error`]; [`Invalid`](ingest::Error::Invalid) says that the valid samples are in.
+    pub fn write(&mut self, body: &[u8], now: Instant, now_ms: i64) -> Result<(), ingest::Error> {
+        let message = snappy::decompress(body, ingest::BODY_LIMIT, &mut self.buffer)?;
+        let mut dropped = Tally::default();
+        let mut first_invalid = None;
+        self.staged.clear();
+        let counts = v1::visit(message, &mut self.scratch, |series| {
+            let key = self.index.key(series.label_bytes);
+            let known = self.index.lookup(key).filter(|entry| {
+                // A group that is gone comes back under another number.
+                entry.targets().iter().all(|target| self.groups.contains(target.group))
+            });
+            let resolved;
+            let entry = match known {
+                Some(entry) => entry,
+                None => {
+                    resolved = match series.labels() {
+                        Ok(labels) => self.groups.resolve(&labels, now),
+                        Err(_) => Entry::Ignored(Ignored::Invalid),
+                    };
+                    self.index.insert(key, resolved.clone());
+                    &resolved
+                }
+            };
+            let mut in_time = 0;
+            for sample in series.samples {
+                if (OLDEST_MS..=now_ms + MAX_AHEAD_MS).contains(&sample.timestamp_ms) {
+                    in_time += 1;
+                    self.staged.extend(entry.targets().iter().map(|target| (*target, *sample)));
+                } else {
+                    first_invalid.get_or_insert_with(|| out_of_time(&series, sample.timestamp_ms, now_ms));
+                    dropped.add(Dropped::InvalidTimestamp, 1);
+                }
+            }
+            if let Entry::Ignored(ignored) = entry {
+                if *ignored == Ignored::Invalid {
+                    let error = || series.labels().expect_err("found invalid before").to_string();
+                    first_invalid.get_or_insert_with(error);
+                }
+                dropped.add((*ignored).into(), in_time);
+            }
+        })?;
+        self.ingest.received(counts.samples);
+        self.ingest.ignored("exemplar", counts.exemplars);
+        self.ingest.ignored("histogram", counts.histograms);
+        self.ingest.ignored("metadata", counts.metadata);
+        self.apply(now, &mut dropped);
+        for (reason, count) in dropped.iter() {
+            self.ingest.drop_samples(reason, count);
+        }
+        let count = dropped.of(Dropped::InvalidLabels) + dropped.of(Dropped::InvalidTimestamp);
+        first_invalid.map_or(Ok(()), |first| Err(ingest::Error::Invalid { count, first }))
+    }
+
+    /// Stores the staged samples and scores the rows that they complete.
+    fn apply(&mut self, now: Instant, dropped: &mut Tally) {
+        use crate::window::Push;
+        let mut touched = BTreeSet::new();
+        for (target, sample) in self.staged.drain(..) {
+            let Some(group) = self.groups.get_mut(target.group) else { continue };
+            match group.push(target.column, sample, now) {
+                (Push::Stored, late) => {
+                    touched.insert(target.group);
+                    if late {
+                        self.ingest.late();
+                    }
+                }
+                (Push::Duplicate, _) => dropped.add(Dropped::Duplicate, 1),
+                (Push::Conflict, _) => dropped.add(Dropped::Conflict, 1),
+                (Push::TooOld, _) => dropped.add(Dropped::TooOld, 1),
+            }
+        }
+        for id in touched {
+            let Some(group) = self.groups.get_mut(id) else { continue };
+            let detector = group.detector.clone();
+            let mut tell = teller(&self.metrics, &self.publish, &detector.name);
+            if group.score_touched(now, &mut tell) {
+                self.metrics.scored(group);
+                ring(&mut self.targets, id);
+            }
+        }
+    }
+
+    fn next_batch(&mut self, target: usize, max_samples: usize, now_ms: i64) -> Option<Batch> {
+        let state = self.targets.get_mut(target)?;
+        let to_ms = now_ms + PUBLISH_AHEAD_MS;
+        let mut room = max_samples / 2;
+        let mut batch = Batch::default();
+        let after = state.pending.range(state.last.wrapping_add(1)..);
+        let order: Vec<u32> = after.chain(state.pending.range(..=state.last)).copied().collect();
+        for id in order {
+            if room == 0 {
+                break;
+            }
+            let Some(group) = self.groups.get_mut(id) else {
+                state.pending.remove(&id);
+                continue;
+            };
+            room -= group.unpublished(id, target, to_ms, room, &mut batch);
+            state.last = id;
+        }
+        (!batch.series.is_empty()).then_some(batch)
+    }
+
+    fn advance(&mut self, target: usize, positions: &[Position]) {
+        let Some(state) = self.targets.get_mut(target) else { return };
+        for position in positions {
+            let published = self.groups.get_mut(position.group).is_none_or(|group| {
+                group.advance(target, position.timestamp_ms);
+                group.is_published(target)
+            });
+            if published {
+                state.pending.remove(&position.group);
+            }
+        }
+    }
+
+    fn learned(&mut self, id: u32, result: Learned, now: Instant) {
+        let Some(group) = self.groups.get_mut(id) else { return };
+        let detector = group.detector.clone();
+        let minimum = duration::Display(detector.training.minimum);
+        match result {
+            Learned::Model { model, recent, written_to_ms, seconds } => {
+                let model: Arc<Model> = Arc::from(model);
+                info!(
+                    component = "train",
+                    detector = detector.name,
+                    group = %group.labels,
+                    features = model.schema.features.len(),
+                    rows = model.n_rows,
+                    duration_seconds = seconds,
+                    "model in service"
+                );
+                self.metrics.trained(&detector.name, "trained");
+                self.metrics.model(group, &model);
+                let mut tell = teller(&self.metrics, &self.publish, &detector.name);
+                if group.install(model, recent, written_to_ms, now, &mut tell) {
+                    self.metrics.scored(group);
+                    ring(&mut self.targets, id);
+                }
+            }
+            Learned::TooShort { have_ms } => {
+                self.metrics.trained(&detector.name, "too_short");
+                group.too_short(have_ms, now);
+            }
+            Learned::Failed(reason) => {
+                error!(component = "train", detector = detector.name, group = %group.labels, err = reason, minimum = %minimum, "training failed");
+                self.metrics.trained(&detector.name, "failed");
+                group.training_failed(now);
+            }
+        }
+        self.tell_readiness(now);
+    }
+
+    fn tick(&mut self, now: Instant) {
+        for (id, group) in self.groups.iter_mut() {
+            let name = group.detector.name.clone();
+            group.close_rows(now, &mut teller(&self.metrics, &self.publish, &name));
+            self.metrics.group(group, now);
+            let Some(reason) = group.training_due(now) else { continue };
+            let job = Job {
+                group: id,
+                detector: group.detector.clone(),
+                labels: group.labels.clone(),
+                window: group.start_training(),
+                first: reason == Reason::First,
+            };
+            match self.trainer.try_send(job) {
+                Ok(()) if reason != Reason::First => {
+                    info!(component = "train", detector = name, group = %group.labels, reason = reason.as_str(), "training again");
+                }
+                Ok(()) => {}
+                Err(TrySendError::Full(_) | TrySendError::Closed(_)) => group.defer_training(),
+            }
+        }
+        if now.duration_since(self.tidied) >= TIDY_EVERY {
+            self.tidied = now;
+            let (gone, look_again) = self.groups.tidy(now);
+            gone.iter().for_each(|group| self.metrics.forget(group));
+            if look_again {
+                self.index.clear();
+            }
+        }
+        self.metrics.series(self.index.len());
+        for state in &self.targets {
+            if !state.pending.is_empty() {
+                state.bell.notify_one();
+            }
+        }
+        self.metrics.pending(self.targets.iter().map(|state| state.pending.len()).sum());
+        self.tell_readiness(now);
+    }
+
+    /// Ready means: every detector has a model in service for one group at least.
+    fn tell_readiness(&mut self, now: Instant) {
+        let mut ready = true;
+        let mut lines = Vec::new();
+        let tell = self.told_progress.is_none_or(|told| now.duration_since(told) >= PROGRESS_EVERY);
+        for detector in &self.groups.config().detectors {
+            let groups = || self.groups.iter().filter(|group| Arc::ptr_eq(&group.detector, detector));
+            let (n_groups, n_models) =
+                (groups().count(), groups().filter(|group| group.model().is_some()).count());
+            ready &= n_models > 0;
+            let progress = groups().map(|group| group.progress(now)).fold(0.0, f64::max);
+            let minimum = duration::Display(detector.training.minimum);
+            lines.push(match (n_groups, n_models) {
+                (0, _) => format!("{}: no samples yet", detector.name),
+                (_, 0) => format!(
+                    "{}: {:.0} % of the {minimum} of history that a first model needs",
+                    detector.name,
+                    progress * 100.0
+                ),
+                _ => format!("{}: {n_models} of {n_groups} groups have a model", detector.name),
+            });
+            if tell && n_groups > n_models {
+                self.told_progress = Some(now);
+                info!(component = "train", detector = detector.name, groups = n_groups, models = n_models, progress = format!("{:.0}%", progress * 100.0), minimum = %minimum, "collecting history");
+            }
+        }
+        let state = Readiness { ready, text: lines.join("\n") };
+        self.readiness.send_if_modified(|old| {
+            let changed = *old != state;
+            *old = state;
+            changed
+        });
+    }
+
+    fn reload(&mut self, config: Arc<Config>, bells: Vec<Arc<Notify>>) {
+        for group in self.groups.reload(config) {
+            self.metrics.forget(&group);
+        }
+        self.index.clear();
+        self.targets = targets(bells);
+        let ids: Vec<u32> = self.groups.iter_mut().map(|(id, _)| id).collect();
+        for state in &mut self.targets {
+            state.pending.extend(&ids);
+        }
+    }
+}
+
+/// Samples not used, by reason, within one request.
+#[derive(Default)]
+struct Tally(Vec<(Dropped, usize)>);
+
+impl Tally {
+    fn add(&mut self, reason: Dropped, samples: usize) {
+        match self.0.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, count)) => *count += samples,
+            None => self.0.push((reason, samples)),
+        }
+    }
+
+    fn of(&self, reason: Dropped) -> usize {
+        self.iter().find(|(known, _)| *known == reason).map_or(0, |(_, count)| count)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (Dropped, usize)> {
+        self.0.iter().copied()
+    }
+}
+
+impl From<Ignored> for Dropped {
+    fn from(ignored: Ignored) -> Self {
+        match ignored {
+            Ignored::Unwatched => Self::Unwatched,
+            Ignored::Own => Self::Own,
+            Ignored::Invalid => Self::InvalidLabels,
+            Ignored::OverLimit => Self::OverLimit,
+        }
+    }
+}
+
+fn out_of_time(series: &v1::Series<'_>, timestamp_ms: i64, now_ms: i64) -> String {
+    let name = series.labels().map_or_else(|_| "a series".to_string(), |labels| labels.to_string());
+    if timestamp_ms < OLDEST_MS {
+        format!("{name} has timestamp {timestamp_ms}, before the year 2000: timestamps are in milliseconds")
+    } else {
+        let ahead = (timestamp_ms - now_ms) / 1000;
+        format!(
+            "{name} has timestamp {timestamp_ms}, {ahead} s ahead of this clock, above the limit of {} s",
+            MAX_AHEAD_MS / 1000
+        )
+    }
+}
+
+fn now_ms() -> i64 {
+    duration::millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+fn targets(bells: Vec<Arc<Notify>>) -> Vec<TargetState> {
+    bells.into_iter().map(|bell| TargetState { pending: BTreeSet::new(), bell, last: u32::MAX }).collect()
+}
+
+fn ring(targets: &mut [TargetState], id: u32) {
+    for state in targets {
+        state.pending.insert(id);
+        state.bell.notify_one();
+    }
+}
+
+/// Counts what a group tells.
+fn teller<'a>(
+    metrics: &'a Metrics,
+    publish: &'a publish::Metrics,
+    detector: &'a str,
+) -> impl FnMut(Event) + 'a {
+    move |event| match event {
+        Event::Row(state) => metrics.row(detector, row_label(state)),
+        Event::NotFinite => metrics.row(detector, "not_finite"),
+        Event::Counter(event) => metrics.correction(
+            detector,
+            match event {
+                counter::Event::Reset => "reset",
+                counter::Event::Dip => "dip",
+                counter::Event::Rewind => "rewind",
+            },
+        ),
+        // A decision and a score.
+        Event::Lost(reason) => publish.lose(reason, 2),
+    }
+}
+
+fn row_label(state: RowState) -> &'static str {
+    match state {
+        RowState::Complete => "complete",
+        RowState::Incomplete => "incomplete",
+        RowState::TooShort => "too_short",
+        RowState::Ended => "ended",
+        RowState::Unmodelled => "unmodelled",
+    }
+}

@@ -1,0 +1,507 @@
+//! One group: its window, its model, its open rows and its cursors.
+
+use crate::config::Detector;
+use crate::features::{Reader, Row, counter};
+use crate::models::Model;
+use crate::prom::{Labels, METRIC_NAME, Sample, duration};
+use crate::publish::{self, Lost, Position, Series};
+use crate::score::score;
+use crate::train;
+use crate::window::{Column, Push, Score, Window};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Pause between two trainings that a feature's coming or going asks for.
+const SCHEMA_PAUSE: Duration = Duration::from_secs(30);
+/// Pause after a training that failed, and the longest one while history grows.
+const RETRY_PAUSE: Duration = Duration::from_secs(60);
+/// Columns without a sample in the window that a group may drag along.
+const MAX_DEAD_COLUMNS: usize = 64;
+
+/// What became of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RowState {
+    /// It was scored.
+    Complete,
+    /// Features were missing when its time was up.
+    Incomplete,
+    /// It had all samples, but no rate yet.
+    TooShort,
+    /// It held nothing but staleness markers: the target went away.
+    Ended,
+    /// There was no model yet.
+    Unmodelled,
+}
+
+/// What a group has to tell: the engine counts it.
+#[derive(Debug, PartialEq)]
+pub enum Event {
+    /// A row was closed.
+    Row(RowState),
+    /// A counter was corrected.
+    Counter(counter::Event),
+    /// A score will not be written to a target.
+    Lost(Lost),
+    /// A value of a scored row was NaN or infinite.
+    NotFinite,
+}
+
+/// Why a model is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// There is none yet.
+    First,
+    /// `training.every` is over.
+    Scheduled,
+    /// A feature came to stay, or went for good.
+    Schema,
+}
+
+impl Reason {
+    /// For logs and labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::Scheduled => "scheduled",
+            Self::Schema => "schema",
+        }
+    }
+}
+
+/// Where a target is in this group's scores.
+#[derive(Clone, Copy, Debug)]
+struct Cursor {
+    /// Rows up to here are dealt with.
+    done_ms: i64,
+    /// Rows up to here were handed out: a score that comes later and is older is lost.
+    handed_out_ms: i64,
+}
+
+struct Serving {
+    model: Arc<Model>,
+    reader: Reader,
+    /// Rows up to here were not scored by this model, and are not scored again.
+    since_ms: i64,
+}
+
+/// One group of a detector.
+pub struct Group {
+    /// The detector.
+    pub detector: Arc<Detector>,
+    /// The group's labels: the values of `by`.
+    pub labels: Labels,
+    window: Window,
+    serving: Option<Serving>,
+    /// Rows that are not scored yet, by the last timestamp that would belong to them.
+    open_rows: BTreeMap<i64, Instant>,
+    touched: Vec<i64>,
+    values: Vec<f32>,
+    cursors: Vec<Cursor>,
+    /// Timestamp of the newest scored row, and when its last sample came.
+    newest_scored: Option<(i64, Instant)>,
+    missing: usize,
+    last_received: Instant,
+    training: bool,
+    due: Instant,
+    schema_due: Instant,
+    have_ms: i64,
+    have_at: Instant,
+}
+
+impl Group {
+    /// A group without a sample, to be written to `n_targets` targets.
+    pub fn new(detector: Arc<Detector>, labels: Labels, n_targets: usize, now: Instant) -> Self {
+        Self {
+            window: Window::new(duration::millis(detector.window)),
+            detector,
+            labels,
+            serving: None,
+            open_rows: BTreeMap::new(),
+            touched: Vec::new(),
+            values: Vec::new(),
+            cursors: vec![Cursor { done_ms: i64::MIN, handed_out_ms: i64::MIN }; n_targets],
+            newest_scored: None,
+            missing: 0,
+            last_received: now,
+            training: false,
+            due: now,
+            schema_due: now,
+            have_ms: 0,
+            have_at: now,
+        }
+    }
+
+    /// The column of a feature; `None` when the group has too many.
+    pub fn column(&mut self, feature: &Labels) -> Option<Column> {
+        let known = self.window.find(feature);
+        let column = self.window.column(feature)?;
+        if known.is_none()
+            && let Some(serving) = &mut self.serving
+        {
+            serving.reader = Reader::new(&serving.model.schema, &self.window);
+        }
+        Some(column)
+    }
+
+    /// Columns of the window.
+    pub fn n_columns(&self) -> usize {
+        self.window.features().count()
+    }
+
+    /// Stores a sample. The second value tells whether it came after newer ones.
+    pub fn push(&mut self, column: Column, sample: Sample, now: Instant) -> (Push, bool) {
+        let newest_ms = self.window.newest_ms();
+        let outcome = self.window.push(column, sample);
+        self.last_received = now;
+        if outcome != Push::Stored {
+            return (outcome, false);
+        }
+        let late = newest_ms.is_some_and(|newest| sample.timestamp_ms < newest);
+        self.touch(sample.timestamp_ms, now);
+        if late && let Some(serving) = &self.serving {
+            // Rates of later rows reach back to this sample.
+            let reach_ms = serving.model.schema.transform.reach_ms();
+            let later = self.window.scores(sample.timestamp_ms, sample.timestamp_ms + reach_ms);
+            self.touched.extend(later.map(|(timestamp_ms, _)| timestamp_ms));
+        }
+        (outcome, late)
+    }
+
+    fn touch(&mut self, timestamp_ms: i64, now: Instant) {
+        let key = self.serving.as_ref().map_or(timestamp_ms, |s| s.model.schema.grid.bounds(timestamp_ms).1);
+        if self.touched.last() != Some(&key) {
+            self.touched.push(key);
+            if self.serving.is_none() || self.window.score(timestamp_ms).is_none() {
+                self.open_rows.entry(key).or_insert(now);
+            }
+        }
+    }
+
+    /// Scores the rows that samples came for since the last call. True when there is a new score.
+    pub fn score_touched(&mut self, now: Instant, tell: &mut impl FnMut(Event)) -> bool {
+        let mut touched = std::mem::take(&mut self.touched);
+        touched.sort_unstable();
+        touched.dedup();
+        let mut scored = false;
+        for key in touched.drain(..) {
+            scored |= self.score_row(key, now, tell);
+        }
+        self.touched = touched;
+        scored
+    }
+
+    fn score_row(&mut self, key: i64, now: Instant, tell: &mut impl FnMut(Event)) -> bool {
+        let Some(serving) = &mut self.serving else { return false };
+        let model = serving.model.clone();
+        let mut events = Vec::new();
+        let row = serving
+            .reader
+            .row(&model.schema, &self.window, key, &mut self.values, |event| events.push(event));
+        let Row::Complete { timestamp_ms, .. } = row else { return false };
+        self.open_rows.remove(&key);
+        if timestamp_ms <= serving.since_ms {
+            return false;
+        }
+        let new = score(&model, &self.values);
+        let old = self.window.score(timestamp_ms);
+        if old == Some(new) {
+            return false;
+        }
+        self.window.set_score(timestamp_ms, new);
+        let lost = if old.is_none() {
+            tell(Event::Row(RowState::Complete));
+            events.into_iter().for_each(|event| tell(Event::Counter(event)));
+            if self.values.iter().any(|value| !value.is_finite()) {
+                tell(Event::NotFinite);
+            }
+            self.missing = 0;
+            Lost::OutOfOrder
+        } else {
+            Lost::Revised
+        };
+        for cursor in &self.cursors {
+            if timestamp_ms <= cursor.handed_out_ms {
+                tell(Event::Lost(lost));
+            }
+        }
+        if self.newest_scored.is_none_or(|(newest_ms, _)| newest_ms < timestamp_ms) {
+            self.newest_scored = Some((timestamp_ms, now));
+        }
+        true
+    }
+
+    /// Closes the rows whose time is up.
+    pub fn close_rows(&mut self, now: Instant, tell: &mut impl FnMut(Event)) {
+        let grace = self.detector.grace;
+        let over: Vec<i64> = self
+            .open_rows
+            .iter()
+            .filter(|(_, since)| now.duration_since(**since) >= grace)
+            .map(|(key, _)| *key)
+            .collect();
+        for key in over {
+            self.open_rows.remove(&key);
+            let Some(serving) = &mut self.serving else {
+                tell(Event::Row(RowState::Unmodelled));
+                continue;
+            };
+            let schema = &serving.model.schema;
+            let state = match serving.reader.row(schema, &self.window, key, &mut self.values, |_| {}) {
+                Row::Missing(missing) if missing.len() == schema.features.len() => RowState::Ended,
+                Row::Missing(missing) => {
+                    self.missing = missing.len();
+                    RowState::Incomplete
+                }
+                Row::TooShort(_) => RowState::TooShort,
+                // Scored already, or before the model's time.
+                Row::Complete { .. } => continue,
+            };
+            tell(Event::Row(state));
+        }
+    }
+
+    /// Features that the last row lacked.
+    pub fn missing(&self) -> usize {
+        self.missing
+    }
+
+    /// Timestamp of the newest scored row.
+    pub fn newest_scored_ms(&self) -> Option<i64> {
+        self.newest_scored.map(|(newest_ms, _)| newest_ms)
+    }
+
+    /// The current model.
+    pub fn model(&self) -> Option<&Arc<Model>> {
+        self.serving.as_ref().map(|serving| &serving.model)
+    }
+
+    /// Has no sample come for as long as the window reaches?
+    pub fn is_abandoned(&self, now: Instant) -> bool {
+        now.duration_since(self.last_received) > self.detector.window.max(self.detector.grace)
+    }
+
+    /// Does the window drag along many columns without a sample?
+    pub fn has_dead_columns(&self) -> bool {
+        self.dead_columns() > MAX_DEAD_COLUMNS
+    }
+
+    fn dead_columns(&self) -> usize {
+        self.window.features().filter(|(_, _, newest)| self.is_outside(*newest)).count()
+    }
+
+    fn is_outside(&self, newest: Option<Sample>) -> bool {
+        let start_ms = self
+            .window
+            .newest_ms()
+            .unwrap_or(i64::MIN)
+            .saturating_sub(duration::millis(self.detector.window));
+        newest.is_none_or(|sample| sample.timestamp_ms <= start_ms)
+    }
+
+    /// The same group without these columns. Columns change: what pointed to them has to look again.
+    pub fn without_dead_columns(mut self) -> Self {
+        let alive: Vec<Labels> = self
+            .window
+            .features()
+            .filter(|(_, _, newest)| !self.is_outside(*newest))
+            .map(|(labels, _, _)| labels.clone())
+            .collect();
+        self.window = self.window.with_features(&alive);
+        if let Some(serving) = &mut self.serving {
+            serving.reader = Reader::new(&serving.model.schema, &self.window);
+        }
+        self.training = false;
+        self
+    }
+
+    // Training
+
+    /// Is it time to train, and why?
+    pub fn training_due(&mut self, now: Instant) -> Option<Reason> {
+        if self.training {
+            return None;
+        }
+        let reason = match &self.serving {
+            None => (now >= self.due && self.window.newest_ms().is_some()).then_some(Reason::First),
+            Some(_) if now >= self.due => Some(Reason::Scheduled),
+            Some(_) if now < self.schema_due => None,
+            Some(serving) => {
+                self.schema_due = now + SCHEMA_PAUSE.min(self.detector.grace);
+                self.schema_changed(&serving.model).then_some(Reason::Schema)
+            }
+        };
+        // A group that is silent keeps its model: there is nothing new to learn from.
+        reason.filter(|_| now.duration_since(self.last_received) <= 2 * self.detector.grace)
+    }
+
+    fn schema_changed(&self, model: &Model) -> bool {
+        let Some(newest_ms) = self.window.newest_ms() else { return false };
+        let detector = &self.detector;
+        let mut alive = 0;
+        let mut came = false;
+        let mut known = 0;
+        for (labels, column, newest) in self.window.features() {
+            if !train::is_alive(newest, newest_ms, detector.grace) {
+                continue;
+            }
+            alive += 1;
+            if model.schema.features.binary_search(labels).is_ok() {
+                known += 1;
+            } else {
+                came |= train::is_enough(
+                    train::observed_ms(&self.window, column, detector.transform),
+                    detector.training.minimum,
+                );
+            }
+        }
+        alive > 0 && (came || known < model.schema.features.len())
+    }
+
+    /// Marks the group as in training and hands out what its window holds.
+    pub fn start_training(&mut self) -> Window {
+        self.training = true;
+        self.window.clone()
+    }
+
+    /// The queue of trainings is full: try again later.
+    pub fn defer_training(&mut self) {
+        self.training = false;
+    }
+
+    /// Training found too little history.
+    pub fn too_short(&mut self, have_ms: i64, now: Instant) {
+        self.training = false;
+        self.have_ms = have_ms;
+        self.have_at = now;
+        let lacking = duration::millis(self.detector.training.minimum) - have_ms;
+        let lacking = Duration::from_millis(u64::try_from(lacking).unwrap_or(0));
+        self.due = now + lacking.clamp(Duration::from_secs(1), RETRY_PAUSE);
+    }
+
+    /// Training failed.
+    pub fn training_failed(&mut self, now: Instant) {
+        self.training = false;
+        self.due = now + RETRY_PAUSE;
+    }
+
+    /// How much of the first model's history there is, in [0, 1]; 1 with a model.
+    pub fn progress(&self, now: Instant) -> f64 {
+        if self.serving.is_some() {
+            return 1.0;
+        }
+        let grown_ms = duration::millis(now.min(self.last_received).saturating_duration_since(self.have_at));
+        let have_ms = (self.have_ms + grown_ms) as f64;
+        (have_ms / duration::millis(self.detector.training.minimum) as f64).min(0.99)
+    }
+
+    /// Takes a new model into service; the rows that wait are scored by it.
+    ///
+    /// A first model brings along what remote read knows of the time before this process: the
+    /// samples that rates reach back to, and the newest score already written. After a restart the
+    /// rows since then are scored and written, so that no gap is left.
+    pub fn install(
+        &mut self,
+        model: Arc<Model>,
+        recent: Vec<crate::history::Series>,
+        written_to_ms: Option<i64>,
+        now: Instant,
+        tell: &mut impl FnMut(Event),
+    ) -> bool {
+        self.training = false;
+        self.due = now + self.detector.training.pause(model.observed_ms);
+        let first = self.serving.is_none();
+        // A first model scores what waits; a later one what comes.
+        let mut since_ms = self.newest_scored_ms().unwrap_or(i64::MIN);
+        if first {
+            let mut recent: Vec<(Column, Sample)> = recent
+                .into_iter()
+                .filter_map(|(labels, samples)| Some((self.window.column(&labels)?, samples)))
+                .flat_map(|(column, samples)| samples.into_iter().map(move |sample| (column, sample)))
+                .collect();
+            recent.sort_by_key(|(_, sample)| sample.timestamp_ms);
+            for (column, sample) in recent {
+                self.window.push(column, sample);
+            }
+            if let Some(written_to_ms) = written_to_ms {
+                since_ms = since_ms.max(written_to_ms);
+                for cursor in &mut self.cursors {
+                    cursor.done_ms = cursor.done_ms.max(written_to_ms);
+                    cursor.handed_out_ms = cursor.done_ms;
+                }
+                self.touched.extend(self.window.timestamps(written_to_ms, i64::MAX));
+            }
+        }
+        let reader = Reader::new(&model.schema, &self.window);
+        self.serving = Some(Serving { model, reader, since_ms });
+        // Rows are keyed by the model's grid.
+        let waiting = std::mem::take(&mut self.open_rows);
+        let touched = std::mem::take(&mut self.touched);
+        let grid = self.serving.as_ref().map(|serving| serving.model.schema.grid).expect("set above");
+        for (timestamp_ms, since) in waiting {
+            self.open_rows.entry(grid.bounds(timestamp_ms).1).or_insert(since);
+        }
+        self.touched.extend(self.open_rows.keys());
+        self.touched.extend(touched.into_iter().map(|timestamp_ms| grid.bounds(timestamp_ms).1));
+        self.score_touched(now, tell)
+    }
+
+    // Publishing
+
+    /// Appends the scores beyond a target's cursor, at most `max_rows` of them and none after
+    /// `to_ms`. Returns the number of rows.
+    pub fn unpublished(
+        &mut self,
+        id: u32,
+        target: usize,
+        to_ms: i64,
+        max_rows: usize,
+        batch: &mut publish::Batch,
+    ) -> usize {
+        let cursor = &mut self.cursors[target];
+        let rows: Vec<(i64, Score)> = self.window.scores(cursor.done_ms, to_ms).take(max_rows).collect();
+        let (Some((newest_ms, _)), Some((_, received))) = (rows.last(), self.newest_scored) else { return 0 };
+        cursor.handed_out_ms = *newest_ms;
+        let samples = |value: fn(&Score) -> f64| {
+            let sample = |(timestamp_ms, score): &(i64, Score)| Sample {
+                timestamp_ms: *timestamp_ms,
+                value: value(score),
+            };
+            rows.iter().map(sample).collect()
+        };
+        batch.series.push(Series {
+            labels: self.labels.with(METRIC_NAME, &self.detector.decision_metric()),
+            samples: samples(|score| score.decision),
+        });
+        batch.series.push(Series {
+            labels: self.labels.with(METRIC_NAME, "anomaly_score").with("detector", &self.detector.name),
+            samples: samples(|score| score.score),
+        });
+        batch.positions.push(Position { group: id, timestamp_ms: *newest_ms, received });
+        rows.len()
+    }
+
+    /// Has this target all scores?
+    pub fn is_published(&self, target: usize) -> bool {
+        self.newest_scored_ms().is_none_or(|newest_ms| newest_ms <= self.cursors[target].done_ms)
+    }
+
+    /// Moves a target's cursor.
+    pub fn advance(&mut self, target: usize, timestamp_ms: i64) {
+        if let Some(cursor) = self.cursors.get_mut(target) {
+            cursor.done_ms = cursor.done_ms.max(timestamp_ms);
+        }
+    }
+
+    /// Starts over with these many targets, each at the newest score: what is older was another
+    /// target's.
+    pub fn retarget(&mut self, n_targets: usize) {
+        let done_ms = self.newest_scored_ms().unwrap_or(i64::MIN);
+        self.cursors = vec![Cursor { done_ms, handed_out_ms: done_ms }; n_targets];
+    }
+
+    /// The live samples, for a look from outside.
+    pub fn window(&self) -> &Window {
+        &self.window
+    }
+}

@@ -1,0 +1,190 @@
+//! All groups, and how a series finds its place among them.
+
+use super::group::Group;
+use crate::config::{Config, Detector};
+use crate::prom::{Labels, METRIC_NAME};
+use crate::series::{Entry, Ignored, Target};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Instant;
+use tracing::{info, warn};
+
+/// Watched series in all groups: 10,000 hosts of 20. At six hours of 15 s each takes 12 KiB.
+pub const MAX_WATCHED: usize = 200_000;
+
+/// Series of ours that no configuration names.
+const OUTPUTS: [&str; 4] = ["anomaly_score", "anomaly_threshold", "anomaly_incident", "anomaly_contribution"];
+/// Beginning of the names of the process' own metrics.
+pub const OWN_PREFIX: &str = "promforest_";
+
+/// The groups of every detector.
+pub struct Groups {
+    config: Arc<Config>,
+    all: BTreeMap<u32, Group>,
+    /// For each detector of the configuration, its groups by their labels.
+    by_labels: Vec<HashMap<Labels, u32>>,
+    next_id: u32,
+    watched: usize,
+    over_limit: bool,
+}
+
+impl Groups {
+    /// No group yet.
+    pub fn new(config: Arc<Config>) -> Self {
+        let by_labels = vec![HashMap::new(); config.detectors.len()];
+        Self { config, all: BTreeMap::new(), by_labels, next_id: 0, watched: 0, over_limit: false }
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> &Arc<Config> {
+        &self.config
+    }
+
+    /// A group by its number.
+    pub fn get_mut(&mut self, id: u32) -> Option<&mut Group> {
+        self.all.get_mut(&id)
+    }
+
+    /// Every group with its number.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut Group)> {
+        self.all.iter_mut().map(|(id, group)| (*id, group))
+    }
+
+    /// Every group.
+    pub fn iter(&self) -> impl Iterator<Item = &Group> {
+        self.all.values()
+    }
+
+    /// Is the group still there?
+    pub fn contains(&self, id: u32) -> bool {
+        self.all.contains_key(&id)
+    }
+
+    /// Finds the columns that a series goes to, and makes them where they are new.
+    pub fn resolve(&mut self, labels: &Labels, now: Instant) -> Entry {
+        if self.is_own(labels) {
+            return Entry::Ignored(Ignored::Own);
+        }
+        let mut targets = Vec::new();
+        for i in 0..self.config.detectors.len() {
+            let detector = self.config.detectors[i].clone();
+            if !detector.matchers.iter().any(|selector| selector.matches(labels)) {
+                continue;
+            }
+            if self.watched >= MAX_WATCHED {
+                if !std::mem::replace(&mut self.over_limit, true) {
+                    warn!(component = "series", limit = MAX_WATCHED, series = %labels, "too many watched series, new ones are ignored");
+                }
+                return Entry::Ignored(Ignored::OverLimit);
+            }
+            let (by, feature) = labels.split(&detector.by);
+            let id = self.group(i, &detector, by, now);
+            let group = self.all.get_mut(&id).expect("found or made just now");
+            let before = group.n_columns();
+            let Some(column) = group.column(&feature) else {
+                warn!(component = "series", group = %group.labels, series = %labels, "the group has too many features, the series is ignored");
+                return Entry::Ignored(Ignored::OverLimit);
+            };
+            self.watched += group.n_columns() - before;
+            targets.push(Target { group: id, column });
+        }
+        targets.into()
+    }
+
+    /// Outputs and own metrics are never watched: a feedback loop cannot be configured.
+    fn is_own(&self, labels: &Labels) -> bool {
+        let name = labels.metric_name();
+        let is_detector = |name: &str| self.config.detectors.iter().any(|detector| detector.name == name);
+        name.starts_with(OWN_PREFIX)
+            || name.strip_suffix("_anomaly").is_some_and(is_detector)
+            || OUTPUTS.contains(&name) && is_detector(labels.get("detector"))
+    }
+
+    fn group(
+        &mut self,
+        detector_index: usize,
+        detector: &Arc<Detector>,
+        labels: Labels,
+        now: Instant,
+    ) -> u32 {
+        if let Some(id) = self.by_labels[detector_index].get(&labels) {
+            return *id;
+        }
+        info!(component = "series", detector = detector.name, group = %labels, "new group");
+        let group = Group::new(detector.clone(), labels.clone(), self.config.remote_write.len(), now);
+        let id = self.insert(group);
+        self.by_labels[detector_index].insert(labels, id);
+        id
+    }
+
+    /// Numbers are never used twice, so that nothing that remembers one can mean another group.
+    fn insert(&mut self, group: Group) -> u32 {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.all.insert(id, group);
+        id
+    }
+
+    /// Lets go of groups that are silent for as long as their window reaches, and of columns that
+    /// are. Returns the groups gone, and whether series have to be looked up anew.
+    pub fn tidy(&mut self, now: Instant) -> (Vec<Group>, bool) {
+        let over: Vec<u32> = self
+            .all
+            .iter()
+            .filter(|(_, g)| g.is_abandoned(now) || g.has_dead_columns())
+            .map(|(id, _)| *id)
+            .collect();
+        let changed = !over.is_empty() && std::mem::take(&mut self.over_limit);
+        let mut gone = Vec::new();
+        for id in over {
+            let group = self.all.remove(&id).expect("listed just now");
+            self.watched -= group.n_columns();
+            let index = self.config.detectors.iter().position(|d| Arc::ptr_eq(d, &group.detector));
+            let Some(by_labels) = index.map(|index| &mut self.by_labels[index]) else { continue };
+            by_labels.remove(&group.labels);
+            if group.is_abandoned(now) {
+                info!(component = "series", detector = group.detector.name, group = %group.labels, "group gone");
+                gone.push(group);
+            } else {
+                let group = group.without_dead_columns();
+                self.watched += group.n_columns();
+                let labels = group.labels.clone();
+                let id = self.insert(group);
+                self.by_labels[index.expect("found above")].insert(labels, id);
+            }
+        }
+        (gone, changed)
+    }
+
+    /// Puts another configuration into force. Groups of a detector that did not change stay as they
+    /// are; the others go, and are returned.
+    pub fn reload(&mut self, config: Arc<Config>) -> Vec<Group> {
+        let retarget = config.remote_write != self.config.remote_write;
+        let mut gone = Vec::new();
+        let mut next = Self { next_id: self.next_id, ..Self::new(config) };
+        for (_, mut group) in std::mem::take(&mut self.all) {
+            let Some(index) = next.config.detectors.iter().position(|d| **d == *group.detector) else {
+                gone.push(group);
+                continue;
+            };
+            group.detector = next.config.detectors[index].clone();
+            if retarget {
+                group.retarget(next.config.remote_write.len());
+            }
+            next.watched += group.n_columns();
+            let labels = group.labels.clone();
+            let id = next.insert(group);
+            next.by_labels[index].insert(labels, id);
+        }
+        *self = next;
+        gone
+    }
+}
+
+/// The labels of a group's own metrics: `detector`, then the group's.
+pub fn metric_labels(detector: &str, labels: &Labels) -> Vec<(String, String)> {
+    let own = [("detector".to_string(), detector.to_string())];
+    let group =
+        labels.iter().filter(|(name, _)| *name != METRIC_NAME).map(|(n, v)| (n.to_string(), v.to_string()));
+    own.into_iter().chain(group).collect()
+}

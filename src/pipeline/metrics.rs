@@ -1,0 +1,154 @@
+//! What the engine counts of rows, groups and models.
+
+use super::group::Group;
+use super::groups::metric_labels;
+use crate::models::Model;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use std::borrow::Cow;
+use std::sync::atomic::AtomicU64;
+use std::time::Instant;
+
+type Seconds = Gauge<f64, AtomicU64>;
+type GroupLabels = Vec<(String, String)>;
+type Pair = [(&'static str, Cow<'static, str>); 2];
+
+/// See the [module](self).
+#[derive(Clone)]
+pub struct Metrics {
+    rows: Family<Pair, Counter>,
+    corrections: Family<Pair, Counter>,
+    trainings: Family<Pair, Counter>,
+    newest_scored: Family<GroupLabels, Seconds>,
+    progress: Family<GroupLabels, Seconds>,
+    missing: Family<GroupLabels, Gauge>,
+    model_timestamp: Family<GroupLabels, Seconds>,
+    model_rows: Family<GroupLabels, Gauge>,
+    model_features: Family<GroupLabels, Gauge>,
+    series: Gauge,
+    pending: Gauge,
+}
+
+impl Metrics {
+    /// Registers the metrics.
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            rows: Family::default(),
+            corrections: Family::default(),
+            trainings: Family::default(),
+            newest_scored: Family::default(),
+            progress: Family::default(),
+            missing: Family::default(),
+            model_timestamp: Family::default(),
+            model_rows: Family::default(),
+            model_features: Family::default(),
+            series: Gauge::default(),
+            pending: Gauge::default(),
+        };
+        let m = &metrics;
+        registry.register(
+            "rows",
+            "Rows by what became of them; not_finite rows are among the complete ones",
+            m.rows.clone(),
+        );
+        registry.register(
+            "counter_corrections",
+            "Falls of a counter: resets are left to rate(), dips and rewinds are levelled",
+            m.corrections.clone(),
+        );
+        registry.register("training_runs", "Trainings by outcome", m.trainings.clone());
+        registry.register(
+            "newest_scored_timestamp_seconds",
+            "Timestamp of the newest scored row",
+            m.newest_scored.clone(),
+        );
+        registry.register(
+            "training_progress_ratio",
+            "How much of the history that a first model needs is there; 1 once there is a model",
+            m.progress.clone(),
+        );
+        registry.register("missing_features", "Features that the last closed row lacked", m.missing.clone());
+        registry.register(
+            "model_timestamp_seconds",
+            "Timestamp of the newest row that the model was trained on",
+            m.model_timestamp.clone(),
+        );
+        registry.register("model_training_rows", "Rows that the model was trained on", m.model_rows.clone());
+        registry.register("model_features", "Features of the model", m.model_features.clone());
+        registry.register("index_series", "Series remembered, watched or not", m.series.clone());
+        registry.register(
+            "remote_write_groups_pending",
+            "Groups with scores not yet acknowledged",
+            m.pending.clone(),
+        );
+        metrics
+    }
+
+    /// Counts a row.
+    pub fn row(&self, detector: &str, state: &'static str) {
+        self.rows.get_or_create(&pair(detector, "state", state)).inc();
+    }
+
+    /// Counts a correction of a counter.
+    pub fn correction(&self, detector: &str, reason: &'static str) {
+        self.corrections.get_or_create(&pair(detector, "reason", reason)).inc();
+    }
+
+    /// Counts a training.
+    pub fn trained(&self, detector: &str, outcome: &'static str) {
+        self.trainings.get_or_create(&pair(detector, "outcome", outcome)).inc();
+    }
+
+    /// Shows a group's newest score.
+    pub fn scored(&self, group: &Group) {
+        if let Some(newest_ms) = group.newest_scored_ms() {
+            self.newest_scored.get_or_create(&labels(group)).set(newest_ms as f64 / 1000.0);
+        }
+    }
+
+    /// Shows a group's new model.
+    pub fn model(&self, group: &Group, model: &Model) {
+        let labels = labels(group);
+        self.model_timestamp.get_or_create(&labels).set(model.trained_to_ms as f64 / 1000.0);
+        self.model_rows.get_or_create(&labels).set(model.n_rows as i64);
+        self.model_features.get_or_create(&labels).set(model.schema.features.len() as i64);
+    }
+
+    /// Shows how a group is.
+    pub fn group(&self, group: &Group, now: Instant) {
+        let labels = labels(group);
+        self.progress.get_or_create(&labels).set(group.progress(now));
+        self.missing.get_or_create(&labels).set(group.missing() as i64);
+    }
+
+    /// Takes a group's metrics away.
+    pub fn forget(&self, group: &Group) {
+        let labels = labels(group);
+        self.progress.remove(&labels);
+        self.missing.remove(&labels);
+        self.newest_scored.remove(&labels);
+        self.model_timestamp.remove(&labels);
+        self.model_rows.remove(&labels);
+        self.model_features.remove(&labels);
+    }
+
+    /// Shows the size of the index.
+    pub fn series(&self, series: usize) {
+        self.series.set(series as i64);
+    }
+
+    /// Shows what waits to be written.
+    pub fn pending(&self, groups: usize) {
+        self.pending.set(groups as i64);
+    }
+}
+
+fn pair(detector: &str, name: &'static str, value: &'static str) -> Pair {
+    [("detector", detector.to_string().into()), (name, value.into())]
+}
+
+fn labels(group: &Group) -> GroupLabels {
+    metric_labels(&group.detector.name, &group.labels)
+}

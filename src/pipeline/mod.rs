@@ -1,0 +1,417 @@
+//! Wires the rooms together: start, reload, shutdown.
+
+pub mod engine;
+mod group;
+mod groups;
+mod metrics;
+mod routes;
+
+use crate::config::{self, Config};
+use crate::http::client::Client;
+use crate::http::server;
+use crate::ingest;
+use crate::publish::{self, Batch, Position, Windows, sender::Sender};
+use crate::telemetry::Process;
+use crate::train::trainer;
+use engine::{Command, Engine, Parts, Readiness};
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tracing::{error, info, warn};
+
+/// Requests and questions that may wait for the engine. Beyond, requests are answered 503.
+const COMMANDS: usize = 1024;
+/// Trainings that may wait. Beyond, the engine asks again at its next tick.
+const JOBS: usize = 64;
+/// How often the engine looks at the clock.
+const TICK: Duration = Duration::from_secs(1);
+/// How long the listener, and then the senders, may take to finish at the end.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Why the sidecar did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Something of the operating system is missing.
+    #[error("cannot {what}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// The engine's thread ended.
+    #[error("the scoring thread ended unexpectedly")]
+    Engine,
+}
+
+/// What the command line says.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The configuration file; without one, the defaults.
+    pub config_file: Option<PathBuf>,
+    /// Where to listen.
+    pub listen_address: String,
+}
+
+impl Options {
+    fn load(&self) -> Result<Arc<Config>, config::Error> {
+        let config = self.config_file.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
+        Ok(Arc::new(config))
+    }
+}
+
+/// The engine as the other rooms see it.
+#[derive(Clone)]
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+}
+
+impl Handle {
+    /// Hands over the body of a write request.
+    ///
+    /// # Errors
+    /// What the engine says of it; [`Overloaded`](ingest::Error::Overloaded) when it cannot keep up.
+    pub async fn write(&self, received: ingest::Received) -> Result<(), ingest::Error> {
+        let (reply, answer) = oneshot::channel();
+        let overloaded = |_| ingest::Error::Overloaded("too many requests wait");
+        self.commands.try_send(Command::Write(received, reply)).map_err(|error| overloaded(drop(error)))?;
+        answer.await.unwrap_or(Err(ingest::Error::Overloaded("shutting down")))
+    }
+}
+
+/// One target's view of the windows.
+struct Target {
+    engine: mpsc::WeakSender<Command>,
+    number: usize,
+}
+
+impl Windows for Target {
+    async fn next_batch(&self, max_samples: usize) -> Option<Batch> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::NextBatch { target: self.number, max_samples, reply };
+        self.engine.upgrade()?.send(command).await.ok()?;
+        answer.await.ok()?
+    }
+
+    async fn advance(&self, positions: Vec<Position>) {
+        if let Some(engine) = self.engine.upgrade() {
+            // Without an engine there is no cursor to move.
+            let _ = engine.send(Command::Advance { target: self.number, positions }).await;
+        }
+    }
+}
+
+/// The senders of one configuration.
+struct Senders {
+    bells: Vec<Arc<Notify>>,
+    closing: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Senders {
+    fn start(
+        config: &Config,
+        engine: &mpsc::Sender<Command>,
+        client: &Client,
+        metrics: &publish::Metrics,
+    ) -> Self {
+        let (closing, closed) = watch::channel(false);
+        let bells: Vec<Arc<Notify>> = config.remote_write.iter().map(|_| Arc::default()).collect();
+        let tasks = config.remote_write.iter().zip(&bells).enumerate().map(|(number, (config, bell))| {
+            let sender = Sender {
+                windows: Target { engine: engine.downgrade(), number },
+                config: config.clone(),
+                client: client.clone(),
+                metrics: metrics.clone(),
+                bell: bell.clone(),
+                closing: closed.clone(),
+            };
+            tokio::spawn(sender.run())
+        });
+        Self { tasks: tasks.collect(), bells, closing }
+    }
+
+    /// Lets the senders finish what is to be sent, for a while.
+    async fn drain(self) {
+        self.closing.send_replace(true);
+        let deadline = tokio::time::Instant::now() + DRAIN;
+        for mut task in self.tasks {
+            if tokio::time::timeout_at(deadline, &mut task).await.is_err() {
+                warn!(component = "publish", "scores are left unsent: the target did not answer in time");
+                task.abort();
+            }
+        }
+    }
+
+    fn abort(self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+struct ReloadMetrics {
+    successful: Gauge,
+    timestamp: Gauge<f64, AtomicU64>,
+}
+
+impl ReloadMetrics {
+    fn new(registry: &mut Registry) -> Self {
+        let metrics = Self { successful: Gauge::default(), timestamp: Gauge::default() };
+        registry.register(
+            "config_last_reload_successful",
+            "Whether the last attempt to load the configuration succeeded",
+            metrics.successful.clone(),
+        );
+        registry.register(
+            "config_last_reload_success_timestamp_seconds",
+            "When the configuration was loaded",
+            metrics.timestamp.clone(),
+        );
+        metrics
+    }
+
+    fn loaded(&self) {
+        self.successful.set(1);
+        self.timestamp.set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
+    }
+}
+
+/// Puts configurations into force, one at a time.
+struct Reloader {
+    options: Options,
+    client: Client,
+    commands: mpsc::Sender<Command>,
+    config: watch::Sender<Arc<Config>>,
+    senders: Mutex<Option<Senders>>,
+    publish: publish::Metrics,
+    metrics: ReloadMetrics,
+}
+
+impl Reloader {
+    /// Reads the file again. A file that is wrong changes nothing.
+    async fn reload(&self) -> Result<(), String> {
+        let mut senders = self.senders.lock().await;
+        let config = self.options.load().map_err(|error| {
+            self.metrics.successful.set(0);
+            let text = crate::yaml::chain(&error);
+            error!(component = "config", err = text, "reload failed, the old configuration stays");
+            text
+        })?;
+        let started = Senders::start(&config, &self.commands, &self.client, &self.publish);
+        if let Some(old) = senders.take() {
+            old.abort();
+        }
+        let (done, in_force) = oneshot::channel();
+        let bells = started.bells.clone();
+        *senders = Some(started);
+        self.config.send_replace(config.clone());
+        let command = Command::Reload { config, bells, done };
+        if self.commands.send(command).await.is_err() || in_force.await.is_err() {
+            return Err("shutting down".into());
+        }
+        self.metrics.loaded();
+        info!(component = "config", "configuration loaded");
+        Ok(())
+    }
+}
+
+/// Runs the sidecar until it is told to end.
+///
+/// # Errors
+/// [`Error`] when it cannot start, or a part of it fails for good.
+pub async fn run(options: Options) -> Result<(), Error> {
+    let config = options.load()?;
+    let listener = listen(&options.listen_address).await?;
+    let address =
+        listener.local_addr().map_err(|source| Error::System { what: "read the own address", source })?;
+    let mut signals = Signals::new()?;
+
+    let mut registry = Registry::default();
+    Process::register(&mut registry);
+    let own = registry.sub_registry_with_prefix("promforest");
+    let version = [("version", env!("CARGO_PKG_VERSION"))];
+    own.register("build", "The build", Info::new(version));
+    let reload_metrics = ReloadMetrics::new(own);
+    let publish_metrics = publish::Metrics::new(own);
+    let ingest_metrics = ingest::Metrics::new(own);
+    let pipeline_metrics = metrics::Metrics::new(own);
+
+    let client = Client::default();
+    let (commands, received) = mpsc::channel(COMMANDS);
+    let (jobs, waiting_jobs) = mpsc::channel(JOBS);
+    let (readiness, ready) = watch::channel(Readiness { ready: false, text: "starting".into() });
+    let (current, config_seen) = watch::channel(config.clone());
+    let senders = Senders::start(&config, &commands, &client, &publish_metrics);
+    let engine = Engine::new(Parts {
+        config: config.clone(),
+        bells: senders.bells.clone(),
+        trainer: jobs,
+        readiness,
+        metrics: pipeline_metrics,
+        ingest: ingest_metrics.clone(),
+        publish: publish_metrics.clone(),
+    });
+    let (engine_ended, mut ended) = oneshot::channel::<()>();
+    std::thread::Builder::new()
+        .name("engine".into())
+        .spawn(move || {
+            engine.run(received);
+            drop(engine_ended);
+        })
+        .map_err(|source| Error::System { what: "start the scoring thread", source })?;
+    let trainer = tokio::spawn({
+        let engine = commands.downgrade();
+        trainer::run(waiting_jobs, config_seen, client.clone(), move |group, result| {
+            let engine = engine.upgrade();
+            async move {
+                if let Some(engine) = engine {
+                    // An engine that is gone needs no model.
+                    let _ = engine.send(Command::Learned { group, result }).await;
+                }
+            }
+        })
+    });
+    let ticker = tokio::spawn(tick(commands.downgrade()));
+
+    reload_metrics.loaded();
+    let reloader = Arc::new(Reloader {
+        options,
+        client,
+        commands: commands.clone(),
+        config: current,
+        senders: Mutex::new(Some(senders)),
+        publish: publish_metrics,
+        metrics: reload_metrics,
+    });
+    let (stop, stopped) = watch::channel(false);
+    let state = routes::State {
+        engine: Handle { commands },
+        receiver: ingest::Receiver::default(),
+        registry: Arc::new(registry),
+        ingest: ingest_metrics,
+        readiness: ready,
+        reload: {
+            let reloader = reloader.clone();
+            Arc::new(move || {
+                let reloader = reloader.clone();
+                Box::pin(async move { reloader.reload().await })
+            })
+        },
+    };
+    let detectors: Vec<&str> = config.detectors.iter().map(|detector| detector.name.as_str()).collect();
+    info!(version = env!("CARGO_PKG_VERSION"), address = %address, detectors = detectors.join(","), "listening");
+    let server =
+        tokio::spawn(server::serve(listener, move |request| routes::answer(state.clone(), request), stopped));
+
+    loop {
+        tokio::select! {
+            _ = &mut ended => return Err(Error::Engine),
+            wish = signals.next() => match wish {
+                Wish::Reload => drop(reloader.reload().await),
+                Wish::End(signal) => {
+                    info!(signal, "shutting down");
+                    break;
+                }
+            },
+        }
+    }
+    // Second signal: at once.
+    let finish = async {
+        stop.send_replace(true);
+        if tokio::time::timeout(DRAIN, server).await.is_err() {
+            warn!(component = "http", "connections are cut: they did not end in time");
+        }
+        trainer.abort();
+        if let Some(senders) = reloader.senders.lock().await.take() {
+            senders.drain().await;
+        }
+        ticker.abort();
+    };
+    tokio::select! {
+        () = finish => info!("bye"),
+        () = signals.end() => warn!("second signal: ending at once"),
+    }
+    Ok(())
+}
+
+async fn tick(engine: mpsc::WeakSender<Command>) {
+    let mut clock = tokio::time::interval(TICK);
+    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        clock.tick().await;
+        let Some(engine) = engine.upgrade() else { return };
+        // An engine that is busy looks at the clock a second later.
+        let _ = engine.try_send(Command::Tick);
+    }
+}
+
+/// `:9599` listens on every address, as Prometheus' components do.
+async fn listen(address: &str) -> Result<TcpListener, Error> {
+    let error = |source| Error::Listen { address: address.into(), source };
+    if let Some(port) = address.strip_prefix(':') {
+        let port =
+            port.parse().map_err(|e| error(std::io::Error::new(std::io::ErrorKind::InvalidInput, e)))?;
+        let any = SocketAddr::from(([0_u16; 8], port));
+        match TcpListener::bind(any).await {
+            Ok(listener) => return Ok(listener),
+            // A machine without IPv6.
+            Err(_) => return TcpListener::bind(SocketAddr::from(([0_u8; 4], port))).await.map_err(error),
+        }
+    }
+    TcpListener::bind(address).await.map_err(error)
+}
+
+/// What the outside wants of a process that runs.
+enum Wish {
+    Reload,
+    End(&'static str),
+}
+
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Error> {
+        let signal =
+            |kind| signal(kind).map_err(|source| Error::System { what: "listen for signals", source });
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Wish {
+        tokio::select! {
+            _ = self.interrupt.recv() => Wish::End("SIGINT"),
+            _ = self.terminate.recv() => Wish::End("SIGTERM"),
+            _ = self.hangup.recv() => Wish::Reload,
+        }
+    }
+
+    async fn end(&mut self) {
+        while let Wish::Reload = self.next().await {}
+    }
+}

@@ -1,0 +1,122 @@
+//! The paths that promforest answers.
+
+use super::Handle;
+use super::engine::Readiness;
+use crate::http::server::Answer;
+use crate::ingest::{Metrics, Receiver};
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, StatusCode};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
+use std::pin::Pin;
+use std::sync::Arc;
+use tokio::sync::watch;
+use tracing::debug;
+
+type Reload = dyn Fn() -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync;
+
+/// What the routes need.
+#[derive(Clone)]
+pub struct State {
+    /// Where samples go.
+    pub engine: Handle,
+    /// The bounds on bodies.
+    pub receiver: Receiver,
+    /// What `/metrics` shows.
+    pub registry: Arc<Registry>,
+    /// What is counted of requests.
+    pub ingest: Metrics,
+    /// What `/-/ready` says.
+    pub readiness: watch::Receiver<Readiness>,
+    /// What `/-/reload` does.
+    pub reload: Arc<Reload>,
+}
+
+/// Answers one request.
+pub async fn answer(state: State, request: Request<Incoming>) -> Answer {
+    let (head, body) = request.into_parts();
+    match (&head.method, head.uri.path()) {
+        (&Method::POST, "/api/v1/write") => {
+            let result = match state.receiver.receive(&head.headers, body).await {
+                Ok(received) => state.engine.write(received).await,
+                Err(error) => Err(error),
+            };
+            let answer = match result {
+                Ok(()) => status(StatusCode::NO_CONTENT),
+                Err(error) => {
+                    debug!(component = "ingest", err = %error, "request refused");
+                    error.response()
+                }
+            };
+            state.ingest.answered(answer.status());
+            answer
+        }
+        (&Method::GET, "/metrics") => metrics(&state.registry),
+        (&Method::GET | &Method::HEAD, "/-/healthy") => text(StatusCode::OK, "promforest is healthy"),
+        (&Method::GET | &Method::HEAD, "/-/ready") => {
+            let readiness = state.readiness.borrow().clone();
+            let code = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            text(code, &readiness.text)
+        }
+        (&Method::POST | &Method::PUT, "/-/reload") => match (state.reload)().await {
+            Ok(()) => text(StatusCode::OK, "configuration loaded"),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("failed to reload: {error}")),
+        },
+        (&Method::GET | &Method::HEAD, "/") => landing(),
+        (_, "/api/v1/write") => {
+            let answer = not_allowed("POST");
+            state.ingest.answered(answer.status());
+            answer
+        }
+        (_, "/-/reload") => not_allowed("POST, PUT"),
+        (_, "/metrics") => not_allowed("GET"),
+        (_, "/" | "/-/healthy" | "/-/ready") => not_allowed("GET, HEAD"),
+        _ => text(StatusCode::NOT_FOUND, "not found"),
+    }
+}
+
+fn status(code: StatusCode) -> Answer {
+    let mut answer = Answer::default();
+    *answer.status_mut() = code;
+    answer
+}
+
+fn text(code: StatusCode, text: &str) -> Answer {
+    let mut answer = Answer::new(format!("{text}\n").into());
+    *answer.status_mut() = code;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    answer
+}
+
+fn not_allowed(methods: &'static str) -> Answer {
+    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, &format!("allowed here: {methods}"));
+    answer.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
+    answer
+}
+
+fn metrics(registry: &Registry) -> Answer {
+    let mut page = String::new();
+    if encode(&mut page, registry).is_err() {
+        return text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be encoded");
+    }
+    let mut answer = Answer::new(page.into());
+    let content_type = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    answer.headers_mut().insert(CONTENT_TYPE, content_type);
+    answer
+}
+
+fn landing() -> Answer {
+    let page = concat!(
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>promforest</title>",
+        "<h1>promforest ",
+        env!("CARGO_PKG_VERSION"),
+        "</h1><p>Anomaly detection beside Prometheus.</p><ul>",
+        "<li><a href=\"metrics\">metrics</a></li>",
+        "<li><a href=\"-/ready\">ready</a></li>",
+        "<li><a href=\"-/healthy\">healthy</a></li></ul></html>\n",
+    );
+    let mut answer = Answer::new(page.into());
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+    answer
+}

@@ -1,0 +1,193 @@
+//! Scores leave: a cursor over the windows, batched and sent by remote write 1.0.
+//!
+//! There is no queue. What is to be sent is what the windows hold beyond a target's cursor, so a
+//! retry reads it again, memory is bounded by the windows, and nothing can be queued twice. The
+//! price is a question to the owner of the windows for each batch, ten times a second at most.
+
+pub mod sender;
+
+use crate::http::client::Url;
+use crate::prom::{Labels, Sample, duration};
+use crate::yaml::{Node, Section};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+use std::time::{Duration, Instant};
+
+/// A `remote_write` block, with Prometheus' names. Where a default is not Prometheus', the field
+/// says why.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Where to write.
+    pub url: Url,
+    /// How long one request may take.
+    pub remote_timeout: Duration,
+    /// Most samples of one request.
+    pub max_samples_per_send: usize,
+    /// How long a score waits for others to share its request. Prometheus waits 5 s for requests
+    /// of thousands of samples; here a score should arrive while it matters.
+    pub batch_send_deadline: Duration,
+    /// First pause before a request is repeated; it doubles each time.
+    pub min_backoff: Duration,
+    /// Longest pause before a request is repeated.
+    pub max_backoff: Duration,
+    /// Repeat a request answered 429. On, unlike Prometheus': otherwise the scores are lost.
+    pub retry_on_http_429: bool,
+    /// Scores that are older are counted as lost and no longer sent. Prometheus has no limit by
+    /// default, but it takes no sample that is an hour behind its newest.
+    pub sample_age_limit: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            url: "http://localhost:9090/api/v1/write".parse().expect("a URL"),
+            remote_timeout: Duration::from_secs(30),
+            max_samples_per_send: 2000,
+            batch_send_deadline: Duration::from_millis(100),
+            min_backoff: Duration::from_millis(30),
+            max_backoff: Duration::from_secs(5),
+            retry_on_http_429: true,
+            sample_age_limit: Duration::from_secs(50 * 60),
+        }
+    }
+}
+
+impl Config {
+    /// Reads a block of the configuration file.
+    pub fn read(mut section: Section<'_, '_>) -> Self {
+        let default = Self::default();
+        let url =
+            section.require("url").and_then(|node| node.parse(str::parse)).unwrap_or(default.url.clone());
+        let remote_timeout = section.duration("remote_timeout", default.remote_timeout);
+        let queue = section.get("queue_config").and_then(Node::section);
+        section.finish();
+        let config = Self { url, remote_timeout, ..default };
+        queue.map_or(config.clone(), |queue| config.with_queue(queue))
+    }
+
+    fn with_queue(self, mut queue: Section<'_, '_>) -> Self {
+        let config = Self {
+            // A decision and a score make a row: one request has to hold both.
+            max_samples_per_send: queue.count("max_samples_per_send", self.max_samples_per_send, 2),
+            batch_send_deadline: queue.duration("batch_send_deadline", self.batch_send_deadline),
+            min_backoff: queue.duration("min_backoff", self.min_backoff),
+            max_backoff: queue.duration("max_backoff", self.max_backoff),
+            retry_on_http_429: queue.flag("retry_on_http_429", self.retry_on_http_429),
+            sample_age_limit: queue.duration("sample_age_limit", self.sample_age_limit),
+            ..self
+        };
+        if config.max_backoff < config.min_backoff {
+            queue.refuse(format!(
+                "max_backoff: {} is below min_backoff ({})",
+                duration::Display(config.max_backoff),
+                duration::Display(config.min_backoff)
+            ));
+        }
+        queue.finish();
+        config
+    }
+}
+
+/// One series of a batch, samples ascending and not empty.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Series {
+    /// Its labels, the metric name among them.
+    pub labels: Labels,
+    /// Its samples.
+    pub samples: Vec<Sample>,
+}
+
+/// What the windows hold beyond the cursor, up to the size of one request.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// The series, each once.
+    pub series: Vec<Series>,
+    /// Where the cursor will stand once the batch is dealt with.
+    pub positions: Vec<Position>,
+}
+
+/// The cursor in one group.
+#[derive(Clone, Copy, Debug)]
+pub struct Position {
+    /// The group.
+    pub group: u32,
+    /// Timestamp of the newest row that is dealt with.
+    pub timestamp_ms: i64,
+    /// When that row's last sample arrived.
+    pub received: Instant,
+}
+
+/// The owner of the windows, as the sender sees it.
+pub trait Windows: Send + Sync + 'static {
+    /// The next batch of at most `max_samples`; `None` when everything is sent, or the owner gone.
+    fn next_batch(&self, max_samples: usize) -> impl Future<Output = Option<Batch>> + Send;
+    /// Moves the cursor.
+    fn advance(&self, positions: Vec<Position>) -> impl Future<Output = ()> + Send;
+}
+
+/// Why a score was not written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// The other side refused it, alone in its request.
+    Rejected,
+    /// It was older than `sample_age_limit`.
+    TooOld,
+    /// A newer one of its series was written already.
+    OutOfOrder,
+    /// A late sample changed it after it was written.
+    Revised,
+}
+
+impl Lost {
+    const ALL: [Self; 4] = [Self::Rejected, Self::TooOld, Self::OutOfOrder, Self::Revised];
+
+    fn label(self) -> [(&'static str, &'static str); 1] {
+        let reason = match self {
+            Self::Rejected => "rejected",
+            Self::TooOld => "too_old",
+            Self::OutOfOrder => "out_of_order",
+            Self::Revised => "revised",
+        };
+        [("reason", reason)]
+    }
+}
+
+/// What the sender counts.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    written: Counter,
+    lost: Family<[(&'static str, &'static str); 1], Counter>,
+    retries: Counter,
+    latency: Histogram,
+}
+
+impl Metrics {
+    /// Registers the room's metrics.
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            written: Counter::default(),
+            lost: Family::default(),
+            retries: Counter::default(),
+            latency: Histogram::new(exponential_buckets(0.005, 2.0, 14)),
+        };
+        for reason in Lost::ALL {
+            drop(metrics.lost.get_or_create(&reason.label()));
+        }
+        registry.register("remote_write_samples", "Samples that were acknowledged", metrics.written.clone());
+        registry.register("remote_write_samples_failed", "Samples given up, by reason", metrics.lost.clone());
+        registry.register("remote_write_retries", "Requests that were sent again", metrics.retries.clone());
+        registry.register(
+            "publish_latency_seconds",
+            "From the arrival of a row's last sample to the acknowledgement of its scores",
+            metrics.latency.clone(),
+        );
+        metrics
+    }
+
+    /// Counts samples that will not be written.
+    pub fn lose(&self, reason: Lost, samples: usize) {
+        self.lost.get_or_create(&reason.label()).inc_by(samples as u64);
+    }
+}

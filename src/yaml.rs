@@ -1,0 +1,274 @@
+//! Configuration files: a YAML mapping read key by key, every error kept with its line.
+//!
+//! Deriving the structures with serde would stop at the first error; a person who fixes a file
+//! wants all of them at once. Each room reads its own section with a [`Section`]: it asks for the
+//! keys it knows, with their defaults, and what nobody asked for is an error.
+
+use crate::prom::duration;
+use saphyr::{LoadableYamlNode, MarkedYaml, Scalar, YamlData};
+use std::cell::RefCell;
+use std::fmt;
+use std::time::Duration;
+
+/// One thing that is wrong in a file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Error {
+    /// Line, from 1.
+    pub line: usize,
+    /// What is wrong: names the key, the value and the limit.
+    pub message: String,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}: {}", self.line, self.message)
+    }
+}
+
+/// Reads a document: `read` gets its top level, and its result counts when nothing was wrong.
+///
+/// # Errors
+/// Everything that is wrong, ordered by line; a file that is no YAML gives one error.
+pub fn read<T>(text: &str, read: impl FnOnce(Section<'_, '_>) -> T) -> Result<T, Vec<Error>> {
+    let documents = MarkedYaml::load_from_str(text).map_err(|error| {
+        vec![Error { line: error.marker().line(), message: format!("not valid YAML: {}", error.info()) }]
+    })?;
+    let errors = RefCell::new(Vec::new());
+    let empty = MarkedYaml::from(YamlData::Value(Scalar::Null));
+    let root = Node { node: documents.first().unwrap_or(&empty), path: String::new(), errors: &errors };
+    if let Some(second) = documents.get(1) {
+        let message = "a second YAML document begins here; the file holds one".to_string();
+        errors.borrow_mut().push(Error { line: second.span.start.line(), message });
+    }
+    let value = root.section().map(read);
+    let mut errors = errors.into_inner();
+    errors.sort_by_key(|error| error.line);
+    match value {
+        Some(value) if errors.is_empty() => Ok(value),
+        _ => Err(errors),
+    }
+}
+
+/// A value of the file, and where it stands.
+#[derive(Clone)]
+pub struct Node<'n, 'y> {
+    node: &'n MarkedYaml<'y>,
+    path: String,
+    errors: &'n RefCell<Vec<Error>>,
+}
+
+impl<'n, 'y> Node<'n, 'y> {
+    /// Notes that this value is wrong.
+    pub fn refuse(&self, reason: impl fmt::Display) {
+        let message =
+            if self.path.is_empty() { reason.to_string() } else { format!("{}: {reason}", self.path) };
+        self.errors.borrow_mut().push(Error { line: self.node.span.start.line(), message });
+    }
+
+    /// This value as a mapping; an empty one where nothing is written.
+    pub fn section(self) -> Option<Section<'n, 'y>> {
+        match &self.node.data {
+            YamlData::Mapping(_) | YamlData::Value(Scalar::Null) => {
+                Some(Section { node: self, known: Vec::new() })
+            }
+            _ => {
+                self.refuse(format!("expected a mapping, found {}", self.show()));
+                None
+            }
+        }
+    }
+
+    /// The items of this list.
+    pub fn items(&self) -> Vec<Self> {
+        let item = |(i, node)| Self { node, path: format!("{}[{i}]", self.path), errors: self.errors };
+        match &self.node.data {
+            YamlData::Sequence(items) => items.iter().enumerate().map(item).collect(),
+            _ => {
+                self.refuse(format!("expected a list, found {}", self.show()));
+                Vec::new()
+            }
+        }
+    }
+
+    /// This scalar as text; numbers and booleans as they would be written.
+    pub fn text(&self) -> Option<String> {
+        match &self.node.data {
+            YamlData::Value(Scalar::Null) => None,
+            YamlData::Value(_) => Some(self.show()),
+            _ => {
+                self.refuse(format!("expected a single value, found {}", self.show()));
+                None
+            }
+        }
+    }
+
+    /// Reads this scalar's text with a parser, whose error becomes the file's.
+    pub fn parse<T, E: std::error::Error>(&self, parse: impl FnOnce(&str) -> Result<T, E>) -> Option<T> {
+        match parse(&self.text()?) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.refuse(chain(&error));
+                None
+            }
+        }
+    }
+
+    fn show(&self) -> String {
+        match &self.node.data {
+            YamlData::Value(Scalar::Null) => "nothing".into(),
+            YamlData::Value(Scalar::Boolean(value)) => value.to_string(),
+            YamlData::Value(Scalar::Integer(value)) => value.to_string(),
+            YamlData::Value(Scalar::FloatingPoint(value)) => value.to_string(),
+            YamlData::Value(Scalar::String(value)) => value.to_string(),
+            YamlData::Sequence(_) => "a list".into(),
+            YamlData::Mapping(_) => "a mapping".into(),
+            _ => "a tag, an alias or a value that cannot be read".into(),
+        }
+    }
+}
+
+/// An error and its causes on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        // A regular expression's error draws a picture over several lines: the last one says it.
+        let cause_text = cause.to_string();
+        let last = cause_text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_string();
+        text = format!("{text}: {last}");
+        source = cause.source();
+    }
+    text
+}
+
+/// A mapping of the file that is read key by key. Call [`finish`](Self::finish) after the last key.
+pub struct Section<'n, 'y> {
+    node: Node<'n, 'y>,
+    known: Vec<&'static str>,
+}
+
+impl<'n, 'y> Section<'n, 'y> {
+    /// The value of a key, if the key is there with a value.
+    pub fn get(&mut self, key: &'static str) -> Option<Node<'n, 'y>> {
+        self.known.push(key);
+        let YamlData::Mapping(mapping) = &self.node.node.data else { return None };
+        let value = mapping.iter().find(|(name, _)| is_key(name, key)).map(|(_, value)| value)?;
+        if matches!(value.data, YamlData::Value(Scalar::Null)) {
+            return None;
+        }
+        let path = &self.node.path;
+        let path = if path.is_empty() { key.to_string() } else { format!("{path}.{key}") };
+        Some(Node { node: value, path, errors: self.node.errors })
+    }
+
+    /// The value of a key that has to be there.
+    pub fn require(&mut self, key: &'static str) -> Option<Node<'n, 'y>> {
+        let value = self.get(key);
+        if value.is_none() {
+            self.node.refuse(format!("{key} is missing"));
+        }
+        value
+    }
+
+    /// A duration above zero, or the default.
+    pub fn duration(&mut self, key: &'static str, default: Duration) -> Duration {
+        let Some(node) = self.get(key) else { return default };
+        let duration = node.parse(duration::parse);
+        if duration == Some(Duration::ZERO) {
+            node.refuse("must be above 0");
+        }
+        duration.unwrap_or(default)
+    }
+
+    /// A whole number of at least `minimum`, or the default.
+    pub fn count(&mut self, key: &'static str, default: usize, minimum: usize) -> usize {
+        let Some(node) = self.get(key) else { return default };
+        let count = node.parse(str::parse::<usize>);
+        if count.is_some_and(|count| count < minimum) {
+            node.refuse(format!("must be at least {minimum}"));
+        }
+        count.unwrap_or(default)
+    }
+
+    /// `true` or `false`, or the default.
+    pub fn flag(&mut self, key: &'static str, default: bool) -> bool {
+        self.get(key).and_then(|node| node.parse(str::parse::<bool>)).unwrap_or(default)
+    }
+
+    /// Notes that the section as a whole is wrong.
+    pub fn refuse(&self, reason: impl fmt::Display) {
+        self.node.refuse(reason);
+    }
+
+    /// Refuses every key that nobody asked for.
+    pub fn finish(self) {
+        let YamlData::Mapping(mapping) = &self.node.node.data else { return };
+        for (name, _) in mapping.iter() {
+            if !self.known.iter().any(|key| is_key(name, key)) {
+                let unknown = Node { node: name, path: self.node.path.clone(), errors: self.node.errors };
+                unknown.refuse(format!(
+                    "unknown key {:?}; known here: {}",
+                    unknown.show(),
+                    self.known.join(", ")
+                ));
+            }
+        }
+    }
+}
+
+fn is_key(node: &MarkedYaml<'_>, key: &str) -> bool {
+    matches!(&node.data, YamlData::Value(Scalar::String(name)) if name == key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(text: &str) -> Result<(Duration, usize, bool), Vec<String>> {
+        read(text, |mut top| {
+            let every = top.duration("every", Duration::from_secs(15));
+            let mut queue = top.get("queue").and_then(Node::section);
+            let size = queue.as_mut().map_or(7, |queue| queue.count("size", 7, 1));
+            if let Some(queue) = queue {
+                queue.finish();
+            }
+            let on = top.flag("on", true);
+            top.finish();
+            (every, size, on)
+        })
+        .map_err(|errors| errors.iter().map(Error::to_string).collect())
+    }
+
+    #[test]
+    fn defaults_and_values() {
+        let defaults = Ok((Duration::from_secs(15), 7, true));
+        assert_eq!(sample(""), defaults);
+        assert_eq!(sample("# nothing\n"), defaults);
+        assert_eq!(sample("queue:\n"), defaults);
+        assert_eq!(sample("every: 1m\non: false\nqueue: {size: 9}"), Ok((Duration::from_secs(60), 9, false)));
+    }
+
+    #[test]
+    fn every_error_with_its_line() {
+        let errors = sample("every: 5 minutes\nqueue:\n  size: 0\n  speed: 3\non: maybe\nof: true\n")
+            .expect_err("bad");
+        assert_eq!(
+            errors,
+            [
+                "line 1: every: \"5 minutes\" is not a duration: write numbers with the units y, w, d, h, m, s, ms in that order, as in 1h30m",
+                "line 3: queue.size: must be at least 1",
+                "line 4: queue: unknown key \"speed\"; known here: size",
+                "line 5: on: provided string was not `true` or `false`",
+                "line 6: unknown key \"of\"; known here: every, queue, on",
+            ]
+        );
+        assert_eq!(sample("- a").expect_err("a list"), ["line 1: expected a mapping, found a list"]);
+        assert_eq!(
+            sample("queue: [1]").expect_err("a list"),
+            ["line 1: queue: expected a mapping, found a list"]
+        );
+        let twice = sample("on: true\non: false").expect_err("twice");
+        assert_eq!(twice, ["line 2: not valid YAML: duplicated key in mapping"]);
+        assert_eq!(sample("a: [").expect_err("cut").len(), 1);
+    }
+}
