@@ -161,9 +161,10 @@ impl Group {
         self.touch(sample.timestamp_ms, now);
         if late && let Some(serving) = &self.serving {
             // Rates of later rows reach back to this sample.
-            let reach_ms = serving.model.schema.transform.reach_ms();
-            let later = self.window.scores(sample.timestamp_ms, sample.timestamp_ms + reach_ms);
-            self.touched.extend(later.map(|(timestamp_ms, _)| timestamp_ms));
+            let schema = &serving.model.schema;
+            let reach_ms = schema.transform.reach_ms();
+            let later = self.window.timestamps(sample.timestamp_ms, sample.timestamp_ms + reach_ms);
+            self.touched.extend(later.map(|timestamp_ms| schema.grid.bounds(timestamp_ms).1));
         }
         (outcome, late)
     }
