@@ -17,6 +17,7 @@ use crate::publish::{self, Batch, Position};
 use crate::series::{Entry, Ignored, Index, Target};
 use crate::train::trainer::{Job, Learned};
 use std::collections::BTreeSet;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc::error::TrySendError;
@@ -261,7 +262,7 @@ impl Engine {
         let to_ms = now_ms + PUBLISH_AHEAD_MS;
         let mut room = max_samples / 2;
         let mut batch = Batch::default();
-        let after = state.pending.range(state.last.wrapping_add(1)..);
+        let after = state.pending.range((Bound::Excluded(state.last), Bound::Unbounded));
         let order: Vec<u32> = after.chain(state.pending.range(..=state.last)).copied().collect();
         for id in order {
             if room == 0 {
@@ -504,3 +505,6 @@ fn row_label(state: RowState) -> &'static str {
         RowState::Unmodelled => "unmodelled",
     }
 }
+
+#[cfg(test)]
+mod tests;

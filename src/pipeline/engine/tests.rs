@@ -1,0 +1,451 @@
+//! The whole synchronous journey, from compressed bodies to scores.
+
+use super::*;
+use crate::features::rate::Semantics;
+use crate::features::{Schema, Transform};
+use crate::forest::{ForestParams, Table};
+use crate::prom::proto::{Label, Sample as ProtoSample, TimeSeries, WriteRequest};
+use crate::prom::{Labels, METRIC_NAME, STALE_BITS};
+use crate::window::row::Grid;
+use prometheus_client::registry::Registry;
+use proptest::prelude::*;
+use prost::Message;
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+
+const START_MS: i64 = 1_700_000_000_000;
+
+struct Bench {
+    engine: Engine,
+    jobs: mpsc::Receiver<Job>,
+    registry: Registry,
+}
+
+impl Bench {
+    fn new(config: &str) -> Self {
+        let config = Arc::new(Config::parse(config).expect("a valid configuration"));
+        let mut registry = Registry::default();
+        let (trainer, jobs) = mpsc::channel(8);
+        let (readiness, _) = watch::channel(Readiness { ready: false, text: String::new() });
+        let engine = Engine::new(Parts {
+            bells: config.remote_write.iter().map(|_| Arc::default()).collect(),
+            config,
+            trainer,
+            readiness,
+            metrics: Metrics::new(&mut registry),
+            ingest: ingest::Metrics::new(&mut registry),
+            publish: publish::Metrics::new(&mut registry),
+        });
+        Self { engine, jobs, registry }
+    }
+
+    fn write(&mut self, body: &[u8]) -> Result<(), ingest::Error> {
+        // The captures' own time; what is later than this is refused.
+        self.engine.write(body, Instant::now(), START_MS * 2)
+    }
+
+    fn send(&mut self, series: Vec<TimeSeries>) {
+        self.write(&compress(series)).expect("accepted");
+    }
+
+    fn groups(&mut self) -> Vec<(u32, &mut super::super::group::Group)> {
+        self.engine.groups.iter_mut().collect()
+    }
+
+    /// Puts a model into service in every group that has none.
+    fn install(&mut self, models: &BTreeMap<Labels, Arc<Model>>) {
+        for (_, group) in self.groups() {
+            if group.model().is_none()
+                && let Some(model) = models.get(&group.labels)
+            {
+                group.install(model.clone(), Vec::new(), None, Instant::now(), &mut |_| {});
+            }
+        }
+    }
+
+    /// Every sample and every score, by group, feature and time: what the windows hold.
+    fn content(&mut self) -> BTreeMap<(Labels, Labels, i64), u64> {
+        let mut content = BTreeMap::new();
+        for (_, group) in self.groups() {
+            let window = group.window();
+            for (feature, column, _) in window.features() {
+                let mut samples = Vec::new();
+                window.samples(column, i64::MIN, i64::MAX, &mut samples);
+                let cell =
+                    |s: &Sample| ((group.labels.clone(), feature.clone(), s.timestamp_ms), s.value.to_bits());
+                content.extend(samples.iter().map(cell));
+            }
+            for (timestamp_ms, score) in window.scores(i64::MIN, i64::MAX) {
+                content.insert(
+                    (group.labels.clone(), Labels::default(), timestamp_ms),
+                    score.decision.to_bits(),
+                );
+            }
+        }
+        content
+    }
+
+    fn metric(&self, line: &str) -> u64 {
+        let mut page = String::new();
+        prometheus_client::encoding::text::encode(&mut page, &self.registry).expect("encodes");
+        let value = page.lines().find_map(|text| text.strip_prefix(line)?.trim().parse().ok());
+        value.unwrap_or_else(|| panic!("no {line} in\n{page}"))
+    }
+}
+
+fn compress(series: Vec<TimeSeries>) -> Vec<u8> {
+    snappy::compress(&WriteRequest { timeseries: series, metadata: Vec::new() }.encode_to_vec())
+}
+
+fn series(pairs: &[(&str, &str)], samples: &[(i64, f64)]) -> TimeSeries {
+    let label = |(name, value): &(&str, &str)| Label { name: (*name).into(), value: (*value).into() };
+    let sample = |(timestamp, value): &(i64, f64)| ProtoSample { timestamp: *timestamp, value: *value };
+    TimeSeries { labels: pairs.iter().map(label).collect(), samples: samples.iter().map(sample).collect() }
+}
+
+fn rx(device: &str, samples: &[(i64, f64)]) -> TimeSeries {
+    let name = (METRIC_NAME, "node_network_receive_bytes_total");
+    series(&[name, ("device", device), ("instance", "a"), ("job", "node")], samples)
+}
+
+fn captures() -> Vec<Vec<TimeSeries>> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/captures/remote-write");
+    let mut files: Vec<_> = std::fs::read_dir(folder)
+        .expect("the captures")
+        .map(|entry| entry.expect("readable").path())
+        .collect();
+    files.sort();
+    let decode = |path: &std::path::PathBuf| {
+        let body = std::fs::read(path).expect("readable");
+        let mut buffer = Vec::new();
+        let message = snappy::decompress(&body, ingest::BODY_LIMIT, &mut buffer).expect("snappy");
+        WriteRequest::decode(message).expect("a WriteRequest").timeseries
+    };
+    files.iter().map(decode).collect()
+}
+
+const CAPTURED: &str = r#"
+detectors:
+  - name: net
+    match: ['{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total"}']
+    transform: rate(20s)
+"#;
+
+/// A model of these features, fitted on a grid of rates from 0 to 10.
+fn model(features: Vec<Labels>, range_ms: i64) -> Arc<Model> {
+    const ROWS: usize = 64;
+    let values: Vec<f32> =
+        (0..features.len() * ROWS).map(|i| (i * 37 % ROWS) as f32 * 10.0 / ROWS as f32).collect();
+    let table = Table::new(&values, ROWS, features.len()).expect("as many values as cells");
+    let forest = ForestParams::default().fit(&table, NonZeroUsize::MIN).expect("fits");
+    let transform = Transform::Rate { range_ms, semantics: Semantics::V3 };
+    let schema = Schema { features, transform, grid: Grid::Exact };
+    Arc::new(Model { schema, forest, trained_to_ms: START_MS, observed_ms: 3_600_000, n_rows: ROWS })
+}
+
+/// Models of one device, which all captures have, for the groups of the captures.
+fn captured_models(requests: &[Vec<TimeSeries>]) -> BTreeMap<Labels, Arc<Model>> {
+    let mut bench = Bench::new(CAPTURED);
+    requests.iter().for_each(|request| bench.send(request.clone()));
+    let mut models = BTreeMap::new();
+    for (_, group) in bench.groups() {
+        let features = group.window().features().map(|(labels, ..)| labels.clone());
+        let mut eth0: Vec<Labels> = features.filter(|labels| labels.get("device") == "eth0").collect();
+        eth0.sort();
+        models.insert(group.labels.clone(), model(eth0, 20_000));
+    }
+    models
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % n
+    }
+}
+
+/// Cuts requests at random series, repeats some pieces, and shuffles them.
+fn disturbed(requests: &[Vec<TimeSeries>], random: &mut Random) -> Vec<Vec<TimeSeries>> {
+    let mut pieces = Vec::new();
+    for request in requests {
+        let mut rest = request.clone();
+        while rest.len() > 1 && random.below(3) > 0 {
+            let piece = rest.split_off(random.below(rest.len()));
+            if random.below(4) == 0 {
+                pieces.push(piece.clone());
+            }
+            pieces.push(piece);
+        }
+        pieces.push(rest);
+    }
+    for i in (1..pieces.len()).rev() {
+        pieces.swap(i, random.below(i + 1));
+    }
+    pieces
+}
+
+#[test]
+fn captures_in_any_order_give_the_same_window_and_scores() {
+    let requests = captures();
+    let models = captured_models(&requests);
+    assert_eq!(models.len(), 2, "the exporter is scraped by two jobs");
+    let run = |requests: &[Vec<TimeSeries>]| {
+        let mut bench = Bench::new(CAPTURED);
+        for request in requests {
+            bench.send(request.clone());
+            bench.install(&models);
+        }
+        bench.content()
+    };
+    let expected = run(&requests);
+    let scores = expected.keys().filter(|(_, feature, _)| *feature == Labels::default()).count();
+    assert!(scores > 10, "{scores} scores");
+    for seed in 0..12 {
+        assert!(run(&disturbed(&requests, &mut Random(seed))) == expected, "seed {seed}");
+    }
+}
+
+fn two_features() -> Arc<Model> {
+    let feature = |device: &str| {
+        Labels::new([(METRIC_NAME, "node_network_receive_bytes_total"), ("device", device)]).expect("valid")
+    };
+    model(vec![feature("eth0"), feature("lo")], 60_000)
+}
+
+fn scrape(bench: &mut Bench, i: i64) {
+    let timestamp_ms = START_MS + i * 15_000;
+    for device in ["eth0", "lo"] {
+        bench.send(vec![rx(device, &[(timestamp_ms, i as f64 * 100.0)])]);
+    }
+}
+
+/// A bench whose one group has the model of two features, after one scrape.
+fn serving() -> Bench {
+    let mut bench = Bench::new("");
+    scrape(&mut bench, 0);
+    let model = two_features();
+    let labels = bench.groups()[0].1.labels.clone();
+    bench.install(&BTreeMap::from([(labels, model)]));
+    bench
+}
+
+#[test]
+fn a_row_is_scored_with_its_last_sample_and_published_once() {
+    let mut bench = serving();
+    scrape(&mut bench, 1);
+    let batch = bench.engine.next_batch(0, 100, START_MS * 2).expect("a row is scored");
+    let written: Vec<String> = batch.series.iter().map(|series| series.labels.to_string()).collect();
+    assert_eq!(
+        written,
+        [
+            r#"node_network_anomaly{instance="a", job="node"}"#,
+            r#"anomaly_score{detector="node_network", instance="a", job="node"}"#
+        ]
+    );
+    let [decision, score] = &batch.series[..] else { panic!("two series") };
+    assert_eq!(decision.samples[0].timestamp_ms, START_MS + 15_000);
+    assert_eq!(score.samples[0].value > 1.0, decision.samples[0].value < 0.0);
+    // until the cursor moves the same batch comes again
+    assert_eq!(bench.engine.next_batch(0, 100, START_MS * 2).expect("not advanced").series, batch.series);
+    bench.engine.advance(0, &batch.positions);
+    assert!(bench.engine.next_batch(0, 100, START_MS * 2).is_none());
+    scrape(&mut bench, 2);
+    let next = bench.engine.next_batch(0, 100, START_MS * 2).expect("the next row");
+    assert_eq!(next.series[0].samples.len(), 1);
+    assert_eq!(next.series[0].samples[0].timestamp_ms, START_MS + 30_000);
+}
+
+#[test]
+fn batches_keep_their_size_and_give_every_group_its_turn() {
+    let mut bench = Bench::new("");
+    let model = two_features();
+    let name = (METRIC_NAME, "node_network_receive_bytes_total");
+    for i in 0..4_i64 {
+        for host in ["a", "b", "c"] {
+            for device in ["eth0", "lo"] {
+                let labels = [name, ("device", device), ("instance", host), ("job", "node")];
+                bench.send(vec![series(&labels, &[(START_MS + i * 15_000, i as f64)])]);
+            }
+        }
+        let models = bench.groups().iter().map(|(_, group)| (group.labels.clone(), model.clone())).collect();
+        bench.install(&models);
+    }
+    let mut rows = 0;
+    let mut groups = Vec::new();
+    while let Some(batch) = bench.engine.next_batch(0, 4, START_MS * 2) {
+        let samples: usize = batch.series.iter().map(|series| series.samples.len()).sum();
+        assert!(samples <= 4, "{samples} samples");
+        rows += samples / 2;
+        groups.extend(batch.positions.iter().map(|position| position.group));
+        bench.engine.advance(0, &batch.positions);
+    }
+    assert_eq!(rows, 9, "three rows of three groups have a rate");
+    assert_eq!(groups[..3], [0, 1, 2]);
+}
+
+#[test]
+fn scores_from_the_future_wait() {
+    let mut bench = serving();
+    scrape(&mut bench, 1);
+    assert!(bench.engine.next_batch(0, 100, START_MS).is_none());
+    assert!(bench.engine.next_batch(0, 100, START_MS + 15_000).is_some());
+}
+
+#[test]
+fn a_late_score_is_counted_and_not_sent() {
+    let mut bench = serving();
+    scrape(&mut bench, 1);
+    bench.send(vec![rx("eth0", &[(START_MS + 30_000, 1.0)])]);
+    scrape(&mut bench, 3);
+    let batch = bench.engine.next_batch(0, 100, START_MS * 2).expect("two rows");
+    bench.engine.advance(0, &batch.positions);
+    bench.send(vec![rx("lo", &[(START_MS + 30_000, 2.0)])]);
+    assert!(bench.engine.next_batch(0, 100, START_MS * 2).is_none());
+    assert_eq!(bench.metric(r#"remote_write_samples_failed_total{reason="out_of_order"}"#), 2);
+    assert_eq!(
+        bench.metric(r#"remote_write_samples_failed_total{reason="revised"}"#),
+        2,
+        "the rate of the row after it"
+    );
+    assert_eq!(bench.metric("ingest_samples_late_total"), 1);
+}
+
+#[test]
+fn rows_are_closed_with_a_reason() {
+    let mut bench = serving();
+    scrape(&mut bench, 1);
+    bench.send(vec![rx("eth0", &[(START_MS + 30_000, 1.0)])]);
+    let stale = f64::from_bits(STALE_BITS);
+    bench.send(vec![rx("eth0", &[(START_MS + 45_000, stale)]), rx("lo", &[(START_MS + 45_000, stale)])]);
+    bench.engine.tick(Instant::now() + Duration::from_secs(60));
+    for (state, count) in [("complete", 1), ("incomplete", 1), ("ended", 1), ("too_short", 1)] {
+        let line = format!(r#"rows_total{{detector="node_network",state="{state}"}}"#);
+        assert_eq!(bench.metric(&line), count, "{state}");
+    }
+    let missing = r#"missing_features{detector="node_network",instance="a",job="node"}"#;
+    assert_eq!(bench.metric(missing), 1);
+}
+
+#[test]
+fn own_outputs_are_ignored_and_everything_is_counted() {
+    let mut bench = Bench::new(r#"detectors: [{name: all, match: ['{__name__=~".+"}'], by: [job]}]"#);
+    let own = [("anomaly_score", "all"), ("all_anomaly", ""), ("promforest_rows_total", "")];
+    for (name, detector) in own {
+        bench.send(vec![series(
+            &[(METRIC_NAME, name), ("detector", detector), ("job", "x")],
+            &[(START_MS, 1.0)],
+        )]);
+    }
+    assert!(bench.groups().is_empty());
+    // another detector's, and one that only looks alike
+    for (name, detector) in [("anomaly_score", "other"), ("other_anomaly", "")] {
+        bench.send(vec![series(
+            &[(METRIC_NAME, name), ("detector", detector), ("job", "x")],
+            &[(START_MS, 1.0)],
+        )]);
+    }
+    assert_eq!(bench.groups().len(), 1);
+    assert_eq!(bench.metric("ingest_samples_total"), 5);
+    assert_eq!(bench.metric(r#"ingest_samples_dropped_total{reason="own_output"}"#), 3);
+}
+
+#[test]
+fn invalid_series_and_times_are_refused_and_the_others_used() {
+    let mut bench = Bench::new("");
+    let year_1970 = START_MS / 1000;
+    let body = compress(vec![
+        rx("eth0", &[(START_MS, 1.0), (year_1970, 1.0)]),
+        series(&[("job", "node")], &[(START_MS, 1.0)]),
+        rx("lo", &[(START_MS, 1.0)]),
+    ]);
+    for _ in 0..2 {
+        let error = bench.write(&body).expect_err("two are invalid");
+        assert_eq!(
+            error.to_string(),
+            "2 invalid samples, the others were accepted; the first: node_network_receive_bytes_total{device=\"eth0\", instance=\"a\", job=\"node\"} has timestamp 1700000000, before the year 2000: timestamps are in milliseconds"
+        );
+    }
+    assert_eq!(bench.content().len(), 2);
+    let ahead = compress(vec![rx("eth0", &[(START_MS + 600_001, 1.0)])]);
+    let error = bench.engine.write(&ahead, Instant::now(), START_MS).expect_err("from the future");
+    assert!(error.to_string().contains("600 s ahead of this clock, above the limit of 600 s"), "{error}");
+    for (reason, count) in [("invalid_labels", 2), ("invalid_timestamp", 3), ("duplicate", 2)] {
+        let line = format!(r#"ingest_samples_dropped_total{{reason="{reason}"}}"#);
+        assert_eq!(bench.metric(&line), count, "{reason}");
+    }
+}
+
+#[test]
+fn a_malformed_request_changes_nothing() {
+    let mut bench = Bench::new("");
+    let mut message = WriteRequest { timeseries: vec![rx("eth0", &[(START_MS, 1.0)])], metadata: Vec::new() }
+        .encode_to_vec();
+    message.extend([0x0a, 0x7f]);
+    assert!(matches!(bench.write(&snappy::compress(&message)), Err(ingest::Error::Malformed(_))));
+    assert!(bench.content().is_empty());
+}
+
+#[test]
+fn training_is_asked_for_at_once_again_later_and_when_features_change() {
+    let mut bench = serving();
+    let now = Instant::now();
+    assert!(bench.jobs.try_recv().is_err());
+    // lo goes for good: after the grace time the schema is not the window's any more
+    for i in 1..5 {
+        bench.send(vec![rx("eth0", &[(START_MS + i * 15_000, i as f64)])]);
+    }
+    bench.engine.tick(now + Duration::from_secs(1));
+    let job = bench.jobs.try_recv().expect("a training");
+    assert!(!job.first);
+    bench.engine.tick(now + Duration::from_secs(2));
+    assert!(bench.jobs.try_recv().is_err(), "one at a time");
+    bench.engine.learned(job.group, Learned::TooShort { have_ms: 0 }, now);
+    bench.engine.tick(now + Duration::from_secs(40));
+    assert!(bench.jobs.try_recv().is_ok(), "the model still lacks a feature");
+}
+
+#[test]
+fn a_reload_keeps_what_did_not_change() {
+    let mut bench = serving();
+    scrape(&mut bench, 1);
+    let before = bench.content();
+    let more = "detectors:\n  - {name: other, match: [up]}\n";
+    let default = Arc::new(Config::default());
+    bench.engine.reload(default.clone(), vec![Arc::default()]);
+    assert_eq!(bench.content(), before);
+    scrape(&mut bench, 2);
+    assert_eq!(bench.content().len(), before.len() + 3, "two samples and a score");
+    let other = Arc::new(Config::parse(more).expect("valid"));
+    bench.engine.reload(other, vec![Arc::default()]);
+    assert!(bench.content().is_empty());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Any order of the samples of a few scrapes, in any pieces, gives the same scores.
+    #[test]
+    fn samples_in_any_order_give_the_same_scores(seed in any::<u64>(), lost in prop::collection::vec(0..40_usize, 0..4)) {
+        let mut random = Random(seed);
+        let samples: Vec<TimeSeries> = (0..20_i64)
+            .flat_map(|i| ["eth0", "lo"].map(|device| rx(device, &[(START_MS + i * 15_000, (i * i) as f64)])))
+            .enumerate()
+            .filter(|(i, _)| !lost.contains(i))
+            .map(|(_, series)| series)
+            .collect();
+        let run = |requests: Vec<Vec<TimeSeries>>| {
+            let mut bench = Bench::new("");
+            let model = two_features();
+            for request in requests {
+                bench.send(request);
+                let models = bench.groups().iter().map(|(_, group)| (group.labels.clone(), model.clone())).collect();
+                bench.install(&models);
+            }
+            bench.content()
+        };
+        let expected = run(vec![samples.clone()]);
+        prop_assert_eq!(run(disturbed(&[samples], &mut random)), expected);
+    }
+}
