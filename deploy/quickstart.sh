@@ -1,0 +1,460 @@
+#!/usr/bin/env bash
+# promforest on this machine, in one command: a real Prometheus, node_exporter and promforest, all on
+# loopback, until Ctrl-C.
+#
+#   deploy/quickstart.sh                  install what is missing (Debian), build, run
+#   deploy/quickstart.sh burst [SECONDS]  in another terminal: traffic on lo that does not look like before
+#
+# Environment:
+#   PROMETHEUS_PORT=9090  NODE_EXPORTER_PORT=9100  PROMFOREST_PORT=9599
+#   KEEP_DATA=1           keep the temporary directory (configuration, data, logs)
+#   PROMETHEUS_BIN, NODE_EXPORTER_BIN, PROMFOREST_BIN   use these programs; nothing is installed or built for them
+set -euo pipefail
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+prometheus_port=${PROMETHEUS_PORT:-9090}
+node_exporter_port=${NODE_EXPORTER_PORT:-9100}
+promforest_port=${PROMFOREST_PORT:-9599}
+prometheus_url=http://127.0.0.1:$prometheus_port
+promforest_url=http://127.0.0.1:$promforest_port
+scores_within=600 # seconds from the start of promforest; about 3 minutes is usual
+
+# ---------------------------------------------------------------- words
+
+say() { printf '\n==> %s\n' "$*"; }
+note() { printf '    %s\n' "$*"; }
+die() {
+    printf '\nerror: %s\n' "$1" >&2
+    shift
+    [ $# -eq 0 ] || printf '       %s\n' "$@" >&2
+    exit 1
+}
+
+# A line that the next one replaces. Where there is no terminal, every sixth is printed (one in 30 s).
+ticks=0
+tick() {
+    if [ -t 1 ]; then
+        printf '\r\033[K    %s' "$*"
+    elif [ $((ticks++ % 6)) -eq 0 ]; then
+        note "$*"
+    fi
+}
+tick_end() {
+    ticks=0
+    if [ -t 1 ]; then printf '\r\033[K'; fi
+}
+
+# `sleep` that does not keep a signal waiting.
+pause() {
+    sleep "$1" &
+    wait $! || true
+}
+
+# Never through a proxy: everything asked here is on loopback.
+get() { curl -fsS --noproxy '*' --max-time 5 "$@" 2>/dev/null; }
+
+# The value of the first series of an instant query, or nothing.
+query() {
+    get -G --data-urlencode "query=$1" "$prometheus_url/api/v1/query" |
+        sed -n 's/^[^]]*"value":\[[^,]*,"\([^"]*\)"\].*/\1/p' || true
+}
+
+rounded() { [ -n "$1" ] && LC_ALL=C printf '%.2f' "$1" || printf -- '-'; }
+
+# ---------------------------------------------------------------- before anything starts
+
+check_ports() {
+    local variable port taken=()
+    for variable in PROMETHEUS_PORT NODE_EXPORTER_PORT PROMFOREST_PORT; do
+        case $variable in
+            PROMETHEUS_PORT) port=$prometheus_port ;;
+            NODE_EXPORTER_PORT) port=$node_exporter_port ;;
+            PROMFOREST_PORT) port=$promforest_port ;;
+        esac
+        if ! [[ $port =~ ^[1-9][0-9]{0,4}$ ]] || [ "$port" -gt 65535 ]; then die "$variable=$port is not a port"; fi
+        [[ " ${taken[*]:-} " != *" $port "* ]] || die "$variable=$port: another program of the quickstart has this port"
+        taken+=("$port")
+        if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+            die "port $port on 127.0.0.1 is in use; choose another one with $variable, for example" \
+                "$variable=$((port < 55000 ? port + 10000 : port - 10000)) $0"
+        fi
+    done
+}
+
+find_cargo() {
+    [ -z "${PROMFOREST_BIN:-}" ] || return 0
+    command -v cargo >/dev/null || PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+    command -v cargo >/dev/null || die "cargo, Rust's build tool, is not in PATH" \
+        "install Rust (https://rustup.rs), or name a built promforest in PROMFOREST_BIN"
+}
+
+# Debian's packages would also run Prometheus and node_exporter as services, on the usual ports. That is not wanted here:
+# they are not started (policy-rc.d) and not enabled for the next boot.
+install_packages() {
+    local root=() policy=/usr/sbin/policy-rc.d package
+    command -v apt-get >/dev/null ||
+        die "missing: $*" "this machine has no apt-get: install them, or name them in PROMETHEUS_BIN and NODE_EXPORTER_BIN"
+    if [ "$(id -u)" -ne 0 ]; then
+        command -v sudo >/dev/null || die "missing: $*" "installing them needs root or sudo"
+        root=(sudo)
+        if [ ! -t 0 ]; then root+=(-n); fi
+        "${root[@]}" true || die "missing: $*" "installing them needs root, and sudo did not grant it"
+    fi
+    say "Installing $*"
+    local ours=''
+    if [ -d /run/systemd/system ] && [ ! -e "$policy" ]; then
+        printf '#!/bin/sh\nexit 101\n' | "${root[@]}" tee "$policy" >/dev/null
+        "${root[@]}" chmod 755 "$policy"
+        ours=1
+    fi
+    local status=0
+    "${root[@]}" apt-get update -q &&
+        "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@" || status=$?
+    if [ -n "$ours" ]; then "${root[@]}" rm -f "$policy"; fi
+    [ "$status" -eq 0 ] || die "apt-get could not install $*"
+    if [ -d /run/systemd/system ]; then
+        for package in "$@"; do
+            case $package in
+                prometheus | prometheus-node-exporter) "${root[@]}" systemctl disable --now "$package" || true ;;
+            esac
+        done
+    fi
+}
+
+find_programs() {
+    local missing=()
+    command -v curl >/dev/null || missing+=(curl)
+    if [ -z "${PROMFOREST_BIN:-}" ]; then
+        command -v cc >/dev/null || missing+=(gcc libc6-dev)
+        [ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates) # for cargo's downloads
+    fi
+    [ -n "${PROMETHEUS_BIN:-}" ] || command -v prometheus >/dev/null || missing+=(prometheus)
+    [ -n "${NODE_EXPORTER_BIN:-}" ] || command -v prometheus-node-exporter >/dev/null ||
+        command -v node_exporter >/dev/null || missing+=(prometheus-node-exporter)
+    [ ${#missing[@]} -eq 0 ] || install_packages "${missing[@]}"
+
+    prometheus=${PROMETHEUS_BIN:-$(command -v prometheus)}
+    node_exporter=${NODE_EXPORTER_BIN:-$(command -v prometheus-node-exporter || command -v node_exporter)}
+    promforest=${PROMFOREST_BIN:-}
+    local program
+    for program in prometheus node_exporter promforest; do
+        [ -n "${!program}" ] || continue
+        if ! [ -f "${!program}" ] || ! [ -x "${!program}" ]; then die "${!program} is not a program"; fi
+        printf -v "$program" %s "$(realpath "${!program}")"
+    done
+
+    local version
+    version=$("$prometheus" --version 2>&1 | sed -n '1s/^prometheus, version \([0-9]*\.[0-9]*\).*/\1/p')
+    [ "$(printf '%s\n' 2.39 "${version:-0}" | sort -V | head -n 1)" = 2.39 ] ||
+        die "$prometheus is version ${version:-unknown}; promforest needs 2.39 or newer (out_of_order_time_window)" \
+            "name a newer one in PROMETHEUS_BIN"
+}
+
+# ---------------------------------------------------------------- processes
+
+dir=
+running=() # names, in the order of their start
+declare -A pid=()
+
+# Every program gets a session of its own, so that Ctrl-C reaches only this script, which then stops them in order; and
+# should this script itself be killed, the kernel stops them.
+start() {
+    local name=$1
+    shift
+    setsid setpriv --pdeathsig TERM "$@" </dev/null >"$dir/logs/$name.log" 2>&1 &
+    pid[$name]=$!
+    running+=("$name")
+}
+
+alive() { kill -0 "${pid[$1]}" 2>/dev/null; }
+
+check_alive() {
+    local name status
+    for name in "${running[@]}"; do
+        alive "$name" && continue
+        status=0
+        wait "${pid[$name]}" || status=$?
+        tick_end
+        printf '\nerror: %s has stopped (exit status %s). The end of its log:\n' "$name" "$status" >&2
+        tail -n 20 "$dir/logs/$name.log" | sed 's/^/    /' >&2
+        exit 1
+    done
+}
+
+wait_ready() { # name url
+    local _
+    for _ in {1..150}; do
+        if get -o /dev/null "$2"; then return; fi
+        check_alive
+        pause 0.2
+    done
+    printf '\nerror: %s does not answer on %s. The end of its log:\n' "$1" "$2" >&2
+    tail -n 20 "$dir/logs/$1.log" | sed 's/^/    /' >&2
+    exit 1
+}
+
+stop() {
+    local name=$1 _
+    [ -n "${pid[$name]:-}" ] || return 0
+    kill -TERM -- "-${pid[$name]}" 2>/dev/null || kill -TERM "${pid[$name]}" 2>/dev/null || return 0
+    for _ in {1..100}; do
+        alive "$name" || return 0
+        sleep 0.1
+    done
+    note "$name does not stop; killing it"
+    kill -KILL -- "-${pid[$name]}" 2>/dev/null || true
+}
+
+# promforest goes before Prometheus, so that it can still deliver its last scores.
+# shellcheck disable=SC2317,SC2329 # called by the trap
+cleanup() {
+    local status=$?
+    trap - EXIT
+    trap '' INT TERM HUP
+    tick_end
+    [ ${#running[@]} -eq 0 ] || say "Stopping"
+    local name
+    for name in build promforest prometheus node_exporter; do stop "$name"; done
+    if [ -n "$dir" ]; then
+        if [ "${KEEP_DATA:-}" = 1 ]; then
+            note "kept: $dir"
+        else
+            rm -rf "$dir"
+        fi
+    fi
+    exit "$status"
+}
+
+# ---------------------------------------------------------------- configuration
+
+write_config() {
+    mkdir -p "$dir/logs" "$dir/prometheus" "$dir/promforest"
+    cp "$repo/deploy/prometheus/promforest.rules.yml" "$dir/"
+
+    # deploy/prometheus/prometheus.yml with these ports, and a scrape every 5 s so that there is something to see soon.
+    cat >"$dir/prometheus.yml" <<YAML
+global:
+  scrape_interval: 5s
+  evaluation_interval: 5s
+storage:
+  tsdb:
+    out_of_order_time_window: 30m
+rule_files: [promforest.rules.yml]
+scrape_configs:
+  - job_name: node
+    static_configs: [{targets: ['127.0.0.1:$node_exporter_port']}]
+  - job_name: promforest
+    honor_labels: true
+    static_configs: [{targets: ['127.0.0.1:$promforest_port']}]
+remote_write:
+  - name: promforest
+    url: $promforest_url/api/v1/write
+    remote_timeout: 10s
+    write_relabel_configs:
+      - source_labels: [__name__]
+        regex: node_network_anomaly|anomaly_(score|threshold|incident|contribution)|promforest_.+
+        action: drop
+    queue_config:
+      batch_send_deadline: 1s
+      max_samples_per_send: 2000
+      capacity: 10000
+      min_shards: 1
+      max_shards: 4
+      min_backoff: 30ms
+      max_backoff: 5s
+      retry_on_http_429: true
+    metadata_config: {send: false}
+YAML
+
+    # deploy/promforest.yml with these ports, and a first model after 2 minutes of history instead of an hour. Such a
+    # model has seen little, so it is renewed every quarter of an hour.
+    cat >"$dir/promforest.yml" <<YAML
+global:
+  scrape_interval: 5s
+remote_write:
+  - url: $prometheus_url/api/v1/write
+remote_read:
+  - url: $prometheus_url/api/v1/read
+detectors:
+  - name: node_network
+    match:
+      - '{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total", device!~"veth.*|cali.*|tap.*"}'
+    by: [job, instance]
+    transform: rate(1m)
+    window: 6h
+    training: {history: 5d, minimum: 2m, every: 15m}
+YAML
+}
+
+# ---------------------------------------------------------------- up
+
+build() {
+    [ -z "$promforest" ] || return 0
+    say "Building promforest (some minutes the first time; Prometheus collects history meanwhile)"
+    local target status=0
+    cd "$repo"
+    target=$(cargo metadata --locked --format-version 1 --no-deps | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
+    setsid setpriv --pdeathsig TERM cargo build --release --locked --bin promforest </dev/null &
+    pid[build]=$!
+    wait "${pid[build]}" || status=$?
+    unset 'pid[build]'
+    [ "$status" -eq 0 ] || die "the build failed"
+    promforest=$target/release/promforest
+    check_alive
+}
+
+wait_for_scores() {
+    say "Waiting for the first scores (the first model needs 2 minutes of history)"
+    local until=$((SECONDS + scores_within)) progress
+    while [ -z "$(query 'anomaly_score{job="node"} and on (job, instance) node_network_anomaly')" ]; do
+        check_alive
+        if [ $SECONDS -ge $until ]; then
+            tick_end
+            printf '\nerror: no scores after %s s. The end of the log of promforest:\n' "$scores_within" >&2
+            tail -n 20 "$dir/logs/promforest.log" | sed 's/^/    /' >&2
+            exit 1
+        fi
+        progress=$(get "$promforest_url/metrics" | sed -n 's/^promforest_training_progress_ratio{.*} //p' | head -n 1 || true)
+        if [ -n "$progress" ]; then
+            tick "history for the first model: $(LC_ALL=C awk "BEGIN {printf \"%.0f\", 100 * $progress}") %"
+        else
+            tick "no samples have arrived at promforest yet"
+        fi
+        pause 5
+    done
+    tick_end
+    note "they are here."
+}
+
+graph() { # expression, percent-encoded
+    printf '%s/graph?g0.expr=%s&g0.tab=0&g0.range_input=15m' "$prometheus_url" "$1"
+}
+
+where_to_look() {
+    local burst="$0 burst"
+    [ "$prometheus_port" = 9090 ] || burst="PROMETHEUS_PORT=$prometheus_port $burst"
+    say "Where to look"
+    note "anomaly_score          1 is the threshold      $(graph anomaly_score)"
+    note "node_network_anomaly   negative is an anomaly  $(graph node_network_anomaly)"
+    note "the traffic behind it                          $(graph 'rate(node_network_receive_bytes_total%5B1m%5D)')"
+    note "alerts                                         $prometheus_url/alerts"
+    note "promforest's metrics                           $promforest_url/metrics"
+    note "configuration, data, logs                      $dir"
+    note "Grafana: import deploy/grafana/dashboards/promforest.json, with $prometheus_url as its data source"
+    say "Make an anomaly, in another terminal"
+    note "$burst"
+    say "The score, every 5 s. Ctrl-C stops everything"
+}
+
+watch_score() {
+    local score decision was=calm now
+    while :; do
+        check_alive
+        score=$(query 'anomaly_score{job="node"}')
+        decision=$(query 'node_network_anomaly{job="node"}')
+        if [ -n "$score" ]; then
+            now=$(awk "BEGIN {print ($score > 1) ? \"anomaly\" : \"calm\"}")
+            if [ "$now" != "$was" ]; then
+                tick_end
+                note "$(date +%T)  $was -> $now (score $(rounded "$score"))"
+                was=$now
+            fi
+        fi
+        tick "$(date +%T)  score $(rounded "$score")  decision $(rounded "$decision")"
+        pause 5
+    done
+}
+
+up() {
+    check_ports
+    find_cargo
+    find_programs
+    trap cleanup EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    trap 'exit 129' HUP
+    dir=$(mktemp -d "${TMPDIR:-/tmp}/promforest-quickstart.XXXXXX")
+    write_config
+
+    say "Starting node_exporter and Prometheus in $dir"
+    # Debian's node_exporter leaves lo out unless told otherwise.
+    start node_exporter "$node_exporter" --web.listen-address="127.0.0.1:$node_exporter_port" \
+        --collector.netdev.device-exclude='^$'
+    start prometheus "$prometheus" --config.file="$dir/prometheus.yml" --storage.tsdb.path="$dir/prometheus" \
+        --web.listen-address="127.0.0.1:$prometheus_port" --web.enable-remote-write-receiver \
+        --storage.remote.flush-deadline=1s # promforest stops first: do not wait for it at the end
+    wait_ready node_exporter "http://127.0.0.1:$node_exporter_port/"
+    wait_ready prometheus "$prometheus_url/-/ready"
+    note "Prometheus on port $prometheus_port scrapes node_exporter on port $node_exporter_port every 5 s"
+
+    build
+
+    say "Starting promforest"
+    cd "$dir/promforest"
+    start promforest "$promforest" --config.file="$dir/promforest.yml" --web.listen-address="127.0.0.1:$promforest_port"
+    wait_ready promforest "$promforest_url/-/healthy"
+    note "promforest listens on port $promforest_port"
+
+    wait_for_scores
+    where_to_look
+    watch_score
+}
+
+# ---------------------------------------------------------------- burst
+
+# 100 MB/s at most over a TCP connection of lo: thousands of times what the scrapes make, and no strain on the machine.
+# Perl's base is part of every Debian.
+burst() {
+    local seconds=${1:-60}
+    [[ $seconds =~ ^[1-9][0-9]*$ ]] || die "burst: '$seconds' is not a number of seconds"
+    command -v perl >/dev/null || die "burst needs perl"
+    command -v curl >/dev/null || die "burst needs curl"
+    local before='' score highest=''
+    before=$(query 'anomaly_score{job="node"}')
+    say "Sending 100 MB/s over lo for $seconds s"
+    if [ -n "$before" ]; then
+        note "score before: $(rounded "$before")"
+    else
+        note "(no score on $prometheus_url: is the quickstart running, and is PROMETHEUS_PORT the same?)"
+    fi
+    perl -MIO::Socket::INET -e '
+        my $listener = IO::Socket::INET->new(Listen => 1, LocalAddr => "127.0.0.1") or die "listen: $@\n";
+        my $reader = fork() // die "fork: $!\n";
+        if (!$reader) {
+            my $in = $listener->accept() or exit 1;
+            my $data;
+            1 while sysread($in, $data, 1 << 20);
+            exit 0;
+        }
+        my $out = IO::Socket::INET->new(PeerAddr => "127.0.0.1", PeerPort => $listener->sockport()) or die "connect: $@\n";
+        my ($data, $end) = ("x" x (1 << 20), time() + $ARGV[0]);
+        while (time() < $end) {
+            syswrite($out, $data) // die "write: $!\n";
+            select(undef, undef, undef, 0.01);
+        }
+        close($out);
+        waitpid($reader, 0);
+    ' "$seconds" &
+    local sender=$!
+    # shellcheck disable=SC2064 # the process of now
+    trap "kill $sender 2>/dev/null || true" EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    while kill -0 "$sender" 2>/dev/null; do
+        pause 5
+        score=$(query 'anomaly_score{job="node"}')
+        [ -n "$score" ] || continue
+        highest=$(awk "BEGIN {h = \"$highest\"; print (h == \"\" || $score > h + 0) ? $score : h}")
+        note "$(date +%T)  score $(rounded "$score")"
+    done
+    wait "$sender" || die "the traffic could not be sent"
+    trap - EXIT
+    if [ -n "$highest" ]; then note "highest: $(rounded "$highest"); it falls again within a minute or so"; fi
+}
+
+case ${1:-up} in
+    up) up ;;
+    burst) burst "${2:-}" ;;
+    -h | --help | help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" ;;
+    *) die "unknown command '$1'" "deploy/quickstart.sh --help" ;;
+esac

@@ -1,0 +1,114 @@
+#!/usr/bin/env bash
+# Gets the real programs that the tests run against, and prints where they are:
+#
+#   PROMETHEUS_2, PROMTOOL_2   Debian's package
+#   PROMETHEUS_3, PROMTOOL_3   built from the Go modules pinned in tests/components/
+#   NODE_EXPORTER              Debian's package
+#
+#   eval "$(tests/components.sh)"
+#
+# Standard output is one `export NAME=path` line each, and the same lines are kept in components.env in
+# the cache directory, PROMFOREST_CACHE (default ~/.cache/promforest). Everything else goes to standard
+# error. Running it again costs nothing. What cannot be had is an error: no test is ever skipped for it.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cache=${PROMFOREST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/promforest}
+
+say() { printf 'components: %s\n' "$*" >&2; }
+die() {
+    printf 'components: error: %s\n' "$*" >&2
+    exit 1
+}
+
+# Debian packages, without letting their services run.
+apt_install() {
+    command -v apt-get >/dev/null || die "missing: $*; no apt-get here to install it with"
+    local root=()
+    if [ "$(id -u)" -ne 0 ]; then
+        command -v sudo >/dev/null || die "missing: $*; installing it needs root or sudo"
+        root=(sudo -n)
+    fi
+    say "installing $*"
+    {
+        "${root[@]}" apt-get update -q &&
+            "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@"
+    } >&2 || die "apt-get could not install $*"
+    if [ -d /run/systemd/system ]; then
+        "${root[@]}" systemctl disable --now "$@" >&2 || true
+    fi
+}
+
+debian_components() {
+    local missing=()
+    [ -x /usr/bin/prometheus ] && [ -x /usr/bin/promtool ] || missing+=(prometheus)
+    [ -x /usr/bin/prometheus-node-exporter ] || missing+=(prometheus-node-exporter)
+    [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}"
+    local version
+    version=$(/usr/bin/prometheus --version 2>&1 | sed -n '1s/^prometheus, version \([^ ]*\).*/\1/p')
+    [[ $version == 2.* ]] || die "/usr/bin/prometheus is version ${version:-unknown}; the tests want a 2.x there"
+    say "Prometheus $version, Debian's"
+}
+
+# Prometheus 3.16 is the Go module v0.316.0.
+pinned_version() {
+    local module
+    module=$(sed -n 's/^.*github\.com\/prometheus\/prometheus \(v0\.[0-9]*\.[0-9]*\).*$/\1/p' "$here/components/go.mod")
+    [[ $module =~ ^v0\.([0-9])([0-9]{2})\.([0-9]+)$ ]] || die "no version of prometheus in tests/components/go.mod"
+    echo "${BASH_REMATCH[1]}.$((10#${BASH_REMATCH[2]})).${BASH_REMATCH[3]}"
+}
+
+check_go() {
+    local wanted have
+    wanted=$(sed -n 's/^go //p' "$here/components/go.mod")
+    command -v go >/dev/null ||
+        die "no 'go' in PATH; building Prometheus $1 needs Go $wanted or newer (Debian's package is older)"
+    have=$(cd / && go env GOVERSION)
+    have=${have#go}
+    if [ "$(printf '%s\n' "$wanted" "$have" | sort -V | head -n 1)" != "$wanted" ] &&
+        [ "$(cd / && go env GOTOOLCHAIN)" = local ]; then
+        die "Go is $have; building Prometheus $1 needs $wanted or newer"
+    fi
+}
+
+# Without service discovery (static_configs and file_sd_configs stay) and without the web UI, which is not
+# in the Go module: half the build time, and no test needs either.
+build_prometheus() {
+    local version=$1 into=$2 pins program
+    pins=$(cat "$here/components/go.mod" "$here/components/go.sum" | sha256sum)
+    if [ -x "$into/prometheus" ] && [ -x "$into/promtool" ] && [ "$(cat "$into/pins" 2>/dev/null)" = "$pins" ]; then
+        say "Prometheus $version, in the cache"
+        return
+    fi
+    check_go "$version"
+    say "building Prometheus $version; some minutes, once"
+    mkdir -p "$into"
+    for program in prometheus promtool; do
+        (cd "$here/components" && CGO_ENABLED=0 go build -mod=readonly -trimpath -tags remove_all_sd,netgo \
+            -ldflags "-s -w -X github.com/prometheus/common/version.Version=$version" \
+            -o "$into/$program.new" "github.com/prometheus/prometheus/cmd/$program") >&2 ||
+            die "$program $version did not build"
+        mv "$into/$program.new" "$into/$program"
+    done
+    "$into/prometheus" --version 2>&1 | grep -q "version $version" || die "$into/prometheus does not say it is $version"
+    printf '%s\n' "$pins" >"$into/pins"
+}
+
+mkdir -p "$cache"
+exec 9>"$cache/lock"
+flock 9 # two runs at once: the second finds the first one's work
+
+debian_components
+version=$(pinned_version)
+prometheus_3=$cache/prometheus-$version
+build_prometheus "$version" "$prometheus_3"
+
+{
+    printf 'export PROMETHEUS_2=%q\n' /usr/bin/prometheus
+    printf 'export PROMTOOL_2=%q\n' /usr/bin/promtool
+    printf 'export PROMETHEUS_3=%q\n' "$prometheus_3/prometheus"
+    printf 'export PROMTOOL_3=%q\n' "$prometheus_3/promtool"
+    printf 'export NODE_EXPORTER=%q\n' /usr/bin/prometheus-node-exporter
+} >"$cache/components.env.new"
+mv "$cache/components.env.new" "$cache/components.env"
+cat "$cache/components.env"

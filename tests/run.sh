@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Every check and every test: tests/run.sh
+#
+# Sets up what they need first (tests/components.sh), and stops at the first failure.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+die() {
+    printf 'error: %s\n' "$*" >&2
+    exit 1
+}
+
+stage=''
+began=0
+begin() {
+    finish
+    stage=$1
+    began=$SECONDS
+    printf '\n======== %s\n' "$stage"
+}
+finish() {
+    [ -z "$stage" ] || printf '======== %s: ok, %s s\n' "$stage" $((SECONDS - began))
+    stage=''
+}
+report() {
+    local status=$?
+    if [ "$status" -ne 0 ]; then
+        printf '\n======== %s: FAILED after %s s\n' "${stage:-setup}" $((SECONDS - began)) >&2
+    fi
+}
+trap report EXIT
+
+command -v cargo >/dev/null || PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+command -v cargo >/dev/null || die "cargo is not in PATH: install Rust (https://rustup.rs)"
+cargo fmt --version >/dev/null 2>&1 || die "cargo fmt is missing: rustup component add rustfmt"
+cargo clippy --version >/dev/null 2>&1 || die "cargo clippy is missing: rustup component add clippy"
+command -v python3 >/dev/null || die "python3 is missing"
+
+begin "Components"
+components=$(tests/components.sh)
+printf '%s\n' "$components"
+eval "$components"
+
+begin "Shell scripts"
+scripts=(deploy/quickstart.sh tests/components.sh tests/run.sh .ci/run)
+if command -v shellcheck >/dev/null; then
+    shellcheck "${scripts[@]}"
+else
+    echo "no shellcheck here: only the syntax is checked"
+    for script in "${scripts[@]}"; do bash -n "$script"; done
+fi
+
+begin "Dashboards"
+tests/dashboard.py deploy/grafana/dashboards/*.json
+
+begin "Prometheus configuration and rules"
+for promtool in "$PROMTOOL_2" "$PROMTOOL_3"; do
+    "$promtool" --version 2>&1 | head -n 1
+    "$promtool" check config deploy/prometheus/prometheus.yml
+    "$promtool" check rules deploy/prometheus/promforest.rules.yml
+    "$promtool" test rules deploy/prometheus/promforest.rules.test.yml
+done
+
+begin "cargo fmt"
+cargo fmt --all --check
+
+begin "cargo clippy"
+cargo clippy --locked --all-targets -- -D warnings
+
+begin "cargo test"
+cargo test --locked
+
+finish
+printf '\nEverything passed, %s s.\n' "$SECONDS"
