@@ -266,7 +266,7 @@ remote_write:
     metadata_config: {send: false}
 YAML
 
-    # deploy/promforest.yml with these ports, and a first model after 2 minutes of history instead of an hour. Such a
+    # deploy/promforest.yml with these ports, and a first model after 1 minute of history instead of an hour. Such a
     # model has seen little, so it is renewed every quarter of an hour.
     cat >"$dir/promforest.yml" <<YAML
 global:
@@ -282,7 +282,7 @@ detectors:
     by: [job, instance]
     transform: rate(1m)
     window: 6h
-    training: {history: 5d, minimum: 2m, every: 15m}
+    training: {history: 5d, minimum: 1m, every: 15m}
 YAML
 }
 
@@ -304,7 +304,7 @@ build() {
 }
 
 wait_for_scores() {
-    say "Waiting for the first scores (the first model needs 2 minutes of history)"
+    say "Waiting for the first scores (the first model needs 1 minute of history, and 1 minute for the rates to settle)"
     local until=$((SECONDS + scores_within)) progress
     while [ -z "$(query 'anomaly_score{job="node"} and on (job, instance) node_network_anomaly')" ]; do
         check_alive

@@ -90,6 +90,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// May the same question be answered later? A source without remote read will never answer.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Http(_) => true,
+            Self::Refused { status, .. } => status.is_server_error(),
+            _ => false,
+        }
+    }
+
     /// May a shorter slice succeed?
     fn is_too_large(&self) -> bool {
         match self {

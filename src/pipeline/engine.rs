@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tracing::{error, info};
+use tracing::{info, warn};
 
 /// Samples with an earlier timestamp are refused: seconds sent for milliseconds, most likely.
 const OLDEST_MS: i64 = 946_684_800_000;
@@ -294,7 +294,6 @@ impl Engine {
     fn learned(&mut self, id: u32, result: Learned, now: Instant) {
         let Some(group) = self.groups.get_mut(id) else { return };
         let detector = group.detector.clone();
-        let minimum = duration::Display(detector.training.minimum);
         match result {
             Learned::Model { model, recent, written_to_ms, seconds } => {
                 let model: Arc<Model> = Arc::from(model);
@@ -320,7 +319,7 @@ impl Engine {
                 group.too_short(have_ms, now);
             }
             Learned::Failed(reason) => {
-                error!(component = "train", detector = detector.name, group = %group.labels, err = reason, minimum = %minimum, "training failed");
+                warn!(component = "train", detector = detector.name, group = %group.labels, err = reason, "training failed, trying again in a minute");
                 self.metrics.trained(&detector.name, "failed");
                 group.training_failed(now);
             }
@@ -332,7 +331,9 @@ impl Engine {
         for (id, group) in self.groups.iter_mut() {
             let name = group.detector.name.clone();
             group.close_rows(now, &mut teller(&self.metrics, &self.publish, &name));
-            self.metrics.group(group, now);
+            if group.take_changed() {
+                self.metrics.group(group, now);
+            }
             let Some(reason) = group.training_due(now) else { continue };
             let job = Job {
                 group: id,

@@ -101,6 +101,8 @@ pub struct Group {
     /// Timestamp of the newest scored row, and when its last sample came.
     newest_scored: Option<(i64, Instant)>,
     missing: usize,
+    /// Has anything that `/metrics` shows of the group changed?
+    changed: bool,
     last_received: Instant,
     training: bool,
     due: Instant,
@@ -123,6 +125,7 @@ impl Group {
             cursors: vec![Cursor { done_ms: i64::MIN, handed_out_ms: i64::MIN }; n_targets],
             newest_scored: None,
             missing: 0,
+            changed: true,
             last_received: now,
             training: false,
             due: now,
@@ -216,6 +219,7 @@ impl Group {
             if self.values.iter().any(|value| !value.is_finite()) {
                 tell(Event::NotFinite);
             }
+            self.changed |= self.missing > 0;
             self.missing = 0;
             Lost::OutOfOrder
         } else {
@@ -251,6 +255,7 @@ impl Group {
             let state = match serving.reader.row(schema, &self.window, key, &mut self.values, |_| {}) {
                 Row::Missing(missing) if missing.len() == schema.features.len() => RowState::Ended,
                 Row::Missing(missing) => {
+                    self.changed |= self.missing != missing.len();
                     self.missing = missing.len();
                     RowState::Incomplete
                 }
@@ -260,6 +265,11 @@ impl Group {
             };
             tell(Event::Row(state));
         }
+    }
+
+    /// Has what `/metrics` shows changed since the last call? Progress always does.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed) || self.serving.is_none()
     }
 
     /// Features that the last row lacked.
@@ -410,6 +420,7 @@ impl Group {
         tell: &mut impl FnMut(Event),
     ) -> bool {
         self.training = false;
+        self.changed = true;
         self.due = now + self.detector.training.pause(model.observed_ms);
         let first = self.serving.is_none();
         // A first model scores what waits; a later one what comes.

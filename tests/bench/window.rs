@@ -1,0 +1,93 @@
+//! A group's window: storing samples and reading feature rows, against a plain map of cells.
+
+use divan::Bencher;
+use divan::counter::ItemsCount;
+use promforest::features::rate::Semantics;
+use promforest::features::{Reader, Schema, Transform};
+use promforest::prom::{Labels, METRIC_NAME, Sample};
+use promforest::window::row::Grid;
+use promforest::window::{Column, Window};
+use std::collections::BTreeMap;
+use std::hint::black_box;
+
+/// Features of a host: five devices, four metrics.
+const FEATURES: usize = 20;
+/// Rows of the default window: six hours of a scrape every 15 s.
+const ROWS: i64 = 1440;
+const STEP_MS: i64 = 15_000;
+const START_MS: i64 = 1_700_000_000_000;
+
+fn main() {
+    divan::main();
+}
+
+fn features() -> Vec<Labels> {
+    let mut features: Vec<Labels> = (0..FEATURES)
+        .map(|i| Labels::new([(METRIC_NAME, "rx"), ("device", format!("eth{i}").as_str())]).expect("valid"))
+        .collect();
+    features.sort();
+    features
+}
+
+fn sample(row: i64, feature: usize) -> Sample {
+    Sample { timestamp_ms: START_MS + row * STEP_MS, value: (row * 1500) as f64 + feature as f64 }
+}
+
+fn filled() -> Window {
+    let mut window = Window::new(ROWS * STEP_MS);
+    let columns: Vec<Column> = features().iter().map(|f| window.column(f).expect("few")).collect();
+    for row in 0..ROWS {
+        for (i, column) in columns.iter().enumerate() {
+            window.push(*column, sample(row, i));
+        }
+    }
+    window
+}
+
+/// One scrape into a full window, which slides.
+#[divan::bench]
+fn push_row(bencher: Bencher) {
+    let mut window = filled();
+    let columns: Vec<Column> = features().iter().map(|f| window.column(f).expect("few")).collect();
+    let mut row = ROWS;
+    bencher.counter(ItemsCount::new(FEATURES)).bench_local(move || {
+        for (i, column) in columns.iter().enumerate() {
+            black_box(window.push(*column, sample(row, i)));
+        }
+        row += 1;
+    });
+}
+
+/// The same into a map from time and feature to value.
+#[divan::bench]
+fn push_row_into_a_map(bencher: Bencher) {
+    let mut cells: BTreeMap<(i64, usize), f64> = BTreeMap::new();
+    for row in 0..ROWS {
+        for i in 0..FEATURES {
+            cells.insert((sample(row, i).timestamp_ms, i), sample(row, i).value);
+        }
+    }
+    let mut row = ROWS;
+    bencher.counter(ItemsCount::new(FEATURES)).bench_local(move || {
+        for i in 0..FEATURES {
+            let sample = sample(row, i);
+            black_box(cells.insert((sample.timestamp_ms, i), sample.value));
+            cells.pop_first();
+        }
+        row += 1;
+    });
+}
+
+/// The newest row as a model sees it: twenty rates over a minute.
+#[divan::bench]
+fn read_row(bencher: Bencher) {
+    let window = filled();
+    let transform = Transform::Rate { range_ms: 60_000, semantics: Semantics::V3 };
+    let schema = Schema { features: features(), transform, grid: Grid::Exact };
+    let mut reader = Reader::new(&schema, &window);
+    let mut values = Vec::new();
+    let newest_ms = window.newest_ms().expect("filled");
+    bencher
+        .counter(ItemsCount::new(FEATURES))
+        .bench_local(move || black_box(reader.row(&schema, &window, newest_ms, &mut values, |_| {})));
+}

@@ -1,0 +1,123 @@
+//! From the compressed body of a write request to the columns that watch its series, against prost
+//! with a map of decoded label sets.
+
+use divan::Bencher;
+use divan::counter::ItemsCount;
+use promforest::prom::proto::{Label, Sample, TimeSeries, WriteRequest};
+use promforest::prom::wire::{snappy, v1};
+use promforest::prom::{Labels, METRIC_NAME, Selector};
+use promforest::series::{Entry, Ignored, Index, Target};
+use promforest::window::Window;
+use prost::Message;
+use std::collections::HashMap;
+use std::hint::black_box;
+
+/// Series of a host: node_exporter on a server of 16 processors has about this many.
+const SERIES: usize = 1220;
+/// Series of a host that are watched: five devices, four metrics.
+const WATCHED: usize = 20;
+/// Samples of a request: Prometheus 3's default.
+const SAMPLES: usize = 2000;
+
+fn main() {
+    divan::main();
+}
+
+fn series(i: usize) -> TimeSeries {
+    let (host, number) = (i / SERIES, i % SERIES);
+    let (name, detail) = if number < WATCHED {
+        (["receive_bytes", "transmit_bytes", "receive_packets", "transmit_packets"][number % 4], number / 4)
+    } else {
+        ("cpu_seconds", number)
+    };
+    let pairs = [
+        (METRIC_NAME.to_string(), format!("node_network_{name}_total")),
+        ("cluster".into(), "prod-eu1".into()),
+        ("device".into(), format!("br-0c6e79cd{detail}")),
+        ("instance".into(), format!("host-{host}.example.com:9100")),
+        ("job".into(), "node".into()),
+    ];
+    TimeSeries {
+        labels: pairs.into_iter().map(|(name, value)| Label { name, value }).collect(),
+        samples: vec![Sample { value: i as f64, timestamp: 1_700_000_000_000 }],
+    }
+}
+
+fn body() -> Vec<u8> {
+    let request = WriteRequest { timeseries: (0..SAMPLES).map(series).collect(), metadata: Vec::new() };
+    snappy::compress(&request.encode_to_vec())
+}
+
+fn selector() -> Selector {
+    Selector::parse(r#"{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total"}"#)
+        .expect("a selector")
+}
+
+/// The visit: one hash and one look-up a series.
+#[divan::bench]
+fn visit(bencher: Bencher) {
+    let body = body();
+    let selector = selector();
+    let mut index = Index::default();
+    let mut window = Window::new(1000);
+    let mut buffer = Vec::new();
+    let mut scratch = v1::Scratch::default();
+    bencher.counter(ItemsCount::new(SAMPLES)).bench_local(move || {
+        let message = snappy::decompress(&body, 32 << 20, &mut buffer).expect("snappy");
+        let mut watched = 0;
+        v1::visit(message, &mut scratch, |series| {
+            let key = index.key(series.label_bytes);
+            if let Some(entry) = index.lookup(key) {
+                watched += entry.targets().len() * series.samples.len();
+                return;
+            }
+            let labels = series.labels().expect("valid");
+            let entry = if selector.matches(&labels) {
+                Entry::Watched(Target { group: 0, column: window.column(&labels).expect("few") })
+            } else {
+                Entry::Ignored(Ignored::Unwatched)
+            };
+            index.insert(key, entry);
+        })
+        .expect("well formed");
+        black_box(watched)
+    });
+}
+
+/// prost's tree, and a map from label sets to columns.
+#[divan::bench]
+fn prost_tree(bencher: Bencher) {
+    let body = body();
+    let selector = selector();
+    let mut index: HashMap<Labels, bool> = HashMap::new();
+    let mut buffer = Vec::new();
+    bencher.counter(ItemsCount::new(SAMPLES)).bench_local(move || {
+        let message = snappy::decompress(&body, 32 << 20, &mut buffer).expect("snappy");
+        let request = WriteRequest::decode(message).expect("well formed");
+        let mut watched = 0;
+        for series in request.timeseries {
+            let labels =
+                Labels::new(series.labels.into_iter().map(|label| (label.name, label.value))).expect("valid");
+            let is_watched = match index.get(&labels) {
+                Some(is_watched) => *is_watched,
+                None => {
+                    let is_watched = selector.matches(&labels);
+                    index.insert(labels, is_watched);
+                    is_watched
+                }
+            };
+            watched += usize::from(is_watched) * series.samples.len();
+        }
+        black_box(watched)
+    });
+}
+
+/// Of both, the part that neither can avoid.
+#[divan::bench]
+fn snappy_alone(bencher: Bencher) {
+    let body = body();
+    let mut buffer = Vec::new();
+    bencher.counter(ItemsCount::new(SAMPLES)).bench_local(move || {
+        black_box(snappy::decompress(&body, 32 << 20, &mut buffer).expect("snappy").len())
+    });
+}
