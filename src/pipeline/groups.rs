@@ -3,7 +3,7 @@
 use super::group::Group;
 use crate::config::{Config, Detector};
 use crate::prom::{Labels, METRIC_NAME};
-use crate::series::{Entry, Ignored, Target};
+use crate::series::{Ignored, Target};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
@@ -61,9 +61,12 @@ impl Groups {
     }
 
     /// Finds the columns that a series goes to, and makes them where they are new.
-    pub fn resolve(&mut self, labels: &Labels, now: Instant) -> Entry {
+    ///
+    /// # Errors
+    /// Why the series goes nowhere.
+    pub fn resolve(&mut self, labels: &Labels, now: Instant) -> Result<Vec<Target>, Ignored> {
         if self.is_own(labels) {
-            return Entry::Ignored(Ignored::Own);
+            return Err(Ignored::Own);
         }
         let mut targets = Vec::new();
         for i in 0..self.config.detectors.len() {
@@ -75,7 +78,7 @@ impl Groups {
                 if !std::mem::replace(&mut self.over_limit, true) {
                     warn!(component = "series", limit = MAX_WATCHED, series = %labels, "too many watched series, new ones are ignored");
                 }
-                return Entry::Ignored(Ignored::OverLimit);
+                return Err(Ignored::OverLimit);
             }
             let (by, feature) = labels.split(&detector.by);
             let id = self.group(i, &detector, by, now);
@@ -83,12 +86,12 @@ impl Groups {
             let before = group.n_columns();
             let Some(column) = group.column(&feature) else {
                 warn!(component = "series", group = %group.labels, series = %labels, "the group has too many features, the series is ignored");
-                return Entry::Ignored(Ignored::OverLimit);
+                return Err(Ignored::OverLimit);
             };
             self.watched += group.n_columns() - before;
             targets.push(Target { group: id, column });
         }
-        targets.into()
+        if targets.is_empty() { Err(Ignored::Unwatched) } else { Ok(targets) }
     }
 
     /// Outputs and own metrics are never watched: a feedback loop cannot be configured.

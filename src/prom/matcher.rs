@@ -134,17 +134,8 @@ impl Parser<'_> {
             matchers.push(Matcher::equal(METRIC_NAME, &name));
         }
         self.blank();
-        let braces = self.eat("{");
-        while braces {
-            self.blank();
-            if self.eat("}") {
-                break;
-            }
-            matchers.push(self.matcher()?);
-            self.blank();
-            if !self.eat(",") && !self.rest.starts_with('}') {
-                return Err(self.expected("\",\" or \"}\""));
-            }
+        if self.eat("{") {
+            self.braces(&mut matchers)?;
         }
         self.blank();
         if !self.rest.is_empty() {
@@ -158,6 +149,20 @@ impl Parser<'_> {
             return Err(Error::MatchesAll { text });
         }
         Ok(Selector { text, matchers })
+    }
+
+    fn braces(&mut self, matchers: &mut Vec<Matcher>) -> Result<(), Error> {
+        loop {
+            self.blank();
+            if self.eat("}") {
+                return Ok(());
+            }
+            matchers.push(self.matcher()?);
+            self.blank();
+            if !self.eat(",") && !self.rest.starts_with('}') {
+                return Err(self.expected("\",\" or \"}\""));
+            }
+        }
     }
 
     fn matcher(&mut self) -> Result<Matcher, Error> {

@@ -68,16 +68,18 @@ fn visit(bencher: Bencher) {
         v1::visit(message, &mut scratch, |series| {
             let key = index.key(series.label_bytes);
             if let Some(entry) = index.lookup(key) {
-                watched += entry.targets().len() * series.samples.len();
+                if let Entry::Watched(targets) = entry {
+                    watched += targets.len() * series.samples.len();
+                }
                 return;
             }
             let labels = series.labels().expect("valid");
-            let entry = if selector.matches(&labels) {
-                Entry::Watched(Target { group: 0, column: window.column(&labels).expect("few") })
+            if selector.matches(&labels) {
+                let target = Target { group: 0, column: window.column(&labels).expect("few") };
+                index.insert(key, Entry::Watched(&[target]));
             } else {
-                Entry::Ignored(Ignored::Unwatched)
-            };
-            index.insert(key, entry);
+                index.insert(key, Entry::Ignored(Ignored::Unwatched));
+            }
         })
         .expect("well formed");
         black_box(watched)
