@@ -105,6 +105,9 @@ pub struct Group {
     changed: bool,
     last_received: Instant,
     training: bool,
+    /// Columns that the last training knew of. A new one is looked at once at the next, since
+    /// history may know it better than the window does.
+    considered: usize,
     due: Instant,
     schema_due: Instant,
     have_ms: i64,
@@ -128,6 +131,7 @@ impl Group {
             changed: true,
             last_received: now,
             training: false,
+            considered: 0,
             due: now,
             schema_due: now,
             have_ms: 0,
@@ -323,6 +327,7 @@ impl Group {
             serving.reader = Reader::new(&serving.model.schema, &self.window);
         }
         self.training = false;
+        self.considered = self.n_columns();
         self
     }
 
@@ -352,7 +357,7 @@ impl Group {
         let mut alive = 0;
         let mut came = false;
         let mut known = 0;
-        for (labels, column, newest) in self.window.features() {
+        for (i, (labels, column, newest)) in self.window.features().enumerate() {
             if !train::is_alive(newest, newest_ms, detector.grace) {
                 continue;
             }
@@ -360,10 +365,8 @@ impl Group {
             if model.schema.features.binary_search(labels).is_ok() {
                 known += 1;
             } else {
-                came |= train::is_enough(
-                    train::observed_ms(&self.window, column, detector.transform),
-                    detector.training.minimum,
-                );
+                let observed_ms = train::observed_ms(&self.window, column, detector.transform);
+                came |= i >= self.considered || train::is_enough(observed_ms, detector.training.minimum);
             }
         }
         alive > 0 && (came || known < model.schema.features.len())
@@ -372,6 +375,7 @@ impl Group {
     /// Marks the group as in training and hands out what its window holds.
     pub fn start_training(&mut self) -> Window {
         self.training = true;
+        self.considered = self.n_columns();
         self.window.clone()
     }
 

@@ -117,7 +117,8 @@ pub fn is_alive(newest: Option<Sample>, newest_ms: i64, grace: Duration) -> bool
 }
 
 /// Joins the history of a group with its live window. `past` has features for labels: those of the
-/// group are taken off already. Where both have a sample of one time, the past's counts.
+/// group are taken off already. Features that do not come live are left out: a model with them
+/// would wait for them for ever. Where both have a sample of one time, the past's counts.
 pub fn join(past: Vec<Series>, live: &Window, history_ms: i64) -> Window {
     let mut window = Window::new(history_ms);
     let mut samples: Vec<(Sample, Column)> = Vec::new();
@@ -126,7 +127,7 @@ pub fn join(past: Vec<Series>, live: &Window, history_ms: i64) -> Window {
             samples.extend(series.into_iter().map(|sample| (sample, column)));
         }
     };
-    for (labels, series) in past {
+    for (labels, series) in past.into_iter().filter(|(labels, _)| live.find(labels).is_some()) {
         add(&labels, series);
     }
     for (labels, column, _) in live.features() {

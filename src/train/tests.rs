@@ -24,8 +24,11 @@ fn counter(device: &str, steps: std::ops::Range<i64>) -> Series {
     (feature(device), steps.map(sample).collect())
 }
 
+/// These series as history, and a live window that knows their features.
 fn window(series: Vec<Series>) -> Window {
-    join(series, &Window::new(HISTORY_MS), HISTORY_MS)
+    let mut live = Window::new(HISTORY_MS);
+    series.iter().for_each(|(labels, _)| assert!(live.column(labels).is_some()));
+    join(series, &live, HISTORY_MS)
 }
 
 fn trained(detector: &Detector, window: &Window) -> Model {
@@ -85,6 +88,8 @@ fn history_and_live_window_are_joined_and_the_same_twice_is_once() {
         assert_eq!(model.n_rows, whole.n_rows);
         assert_eq!(model.forest, whole.forest);
     }
+    let foreign = join(vec![counter("eth0", 0..100), counter("not_live", 0..100)], &live, HISTORY_MS);
+    assert_eq!(trained(&detector, &foreign).schema.features, [feature("eth0")]);
     let alone = trained(&detector, &join(Vec::new(), &live, HISTORY_MS));
     assert_eq!(alone.n_rows, 46);
 }
