@@ -4,7 +4,7 @@ use crate::config::Config;
 use crate::features::Transform;
 use crate::http::client::{Client, Url};
 use crate::pipeline::{self, Options};
-use crate::prom::{Labels, METRIC_NAME};
+use crate::prom::{Labels, METRIC_NAME, duration};
 use crate::telemetry::{self, Format, Level};
 use crate::yaml;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -210,11 +210,9 @@ fn series(page: &str, target: &[(String, String)]) -> Result<Vec<Labels>, Failur
     for sample in &scrape.samples {
         // Histograms and summaries come as one sample; on the wire each bucket is a series.
         let parts: Vec<Option<(&str, String)>> = match &sample.value {
-            Value::Histogram(buckets) => {
-                buckets.iter().map(|b| Some(("le", b.less_than.to_string()))).collect()
-            }
+            Value::Histogram(buckets) => buckets.iter().map(|b| Some(("le", float(b.less_than)))).collect(),
             Value::Summary(quantiles) => {
-                quantiles.iter().map(|q| Some(("quantile", q.quantile.to_string()))).collect()
+                quantiles.iter().map(|q| Some(("quantile", float(q.quantile)))).collect()
             }
             _ => vec![None],
         };
@@ -224,21 +222,31 @@ fn series(page: &str, target: &[(String, String)]) -> Result<Vec<Labels>, Failur
                 Some((name, _)) if name == "le" => format!("{}_bucket", sample.metric),
                 _ => sample.metric.clone(),
             };
-            let own = sample.labels.iter().map(|(name, value)| (name.clone(), value.clone()));
-            let added = target.iter().filter(|(name, _)| sample.labels.get(name).is_none()).cloned();
+            // A label of the page that the target has too is set aside, as Prometheus does.
+            let own = sample.labels.iter().map(|(name, value)| {
+                let taken = target.iter().any(|(other, _)| other == name);
+                (if taken { format!("exported_{name}") } else { name.clone() }, value.clone())
+            });
+            let target = target.iter().cloned();
             all.push(Labels::new(
-                [(METRIC_NAME.to_string(), name)].into_iter().chain(own).chain(added).chain(bucket),
+                [(METRIC_NAME.to_string(), name)].into_iter().chain(own).chain(target).chain(bucket),
             )?);
         }
     }
     Ok(all)
 }
 
+/// As exporters write it.
+fn float(value: f64) -> String {
+    if value == f64::INFINITY { "+Inf".into() } else { value.to_string() }
+}
+
 fn matched_group(labels: &Labels, mut features: Vec<Labels>, transform: Transform) -> MatchedGroup {
     features.sort();
     let column = |feature: &Labels| match transform {
-        Transform::Rate { .. } => {
-            transform.to_string().replacen('(', &format!("({feature}["), 1).replace(')', "])")
+        Transform::Rate { range_ms, .. } => {
+            let range = Duration::from_millis(range_ms.unsigned_abs());
+            format!("rate({feature}[{}])", duration::Display(range))
         }
         Transform::Value => feature.to_string(),
     };

@@ -125,15 +125,20 @@ impl Config {
         };
         let detectors: Vec<Detector> = match top.get("detectors") {
             Some(list) => {
-                let detectors: Vec<_> =
-                    sections(&list).map(|section| detector(section, scrape_interval)).collect();
-                if detectors.is_empty() {
-                    list.refuse("at least one detector is needed");
-                }
-                for (i, item) in list.items().iter().enumerate().take(detectors.len()) {
-                    if detectors[..i].iter().any(|other| other.name == detectors[i].name) {
-                        item.refuse(format!("a second detector named {:?}", detectors[i].name));
+                let mut detectors: Vec<Detector> = Vec::new();
+                let items = list.items();
+                for item in items.iter().flatten() {
+                    let Some(section) = item.clone().section() else { continue };
+                    let detector = detector(section, scrape_interval);
+                    let twice = detectors.iter().any(|other| other.name == detector.name);
+                    // A name that is missing is an error of its own.
+                    if twice && !detector.name.is_empty() {
+                        item.refuse(format!("a second detector named {:?}", detector.name));
                     }
+                    detectors.push(detector);
+                }
+                if items.is_some_and(|items| items.is_empty()) {
+                    list.refuse("at least one detector is needed");
                 }
                 detectors
             }
@@ -148,7 +153,7 @@ impl Config {
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(15);
 
 fn sections<'n, 'y>(list: &Node<'n, 'y>) -> impl Iterator<Item = Section<'n, 'y>> {
-    list.items().into_iter().filter_map(Node::section)
+    list.items().unwrap_or_default().into_iter().filter_map(Node::section)
 }
 
 /// The detector of someone who has written none: traffic of every interface that is a machine's
@@ -190,15 +195,15 @@ fn detector(mut section: Section<'_, '_>, scrape_interval: Duration) -> Detector
         Some(name)
     });
     let matchers = section.require("match").map(|list| {
-        let matchers: Vec<_> = list.items().iter().filter_map(|item| item.parse(Selector::parse)).collect();
-        if list.items().is_empty() {
+        let items = list.items();
+        if items.as_ref().is_some_and(Vec::is_empty) {
             list.refuse("at least one selector is needed");
         }
-        matchers
+        items.iter().flatten().filter_map(|item| item.parse(Selector::parse)).collect()
     });
     let by = section.get("by").map(|list| {
         let mut by = Vec::new();
-        for item in list.items() {
+        for item in list.items().unwrap_or_default() {
             let Some(label) = item.text() else { continue };
             if ["__name__", "detector"].contains(&label.as_str()) {
                 item.refuse(format!("{label:?} cannot tell groups apart: it is a label of the outputs' own"));
@@ -277,37 +282,49 @@ fn transform(node: &Node<'_, '_>, semantics: Semantics) -> Option<Transform> {
 
 fn forest(mut section: Section<'_, '_>) -> ForestParams {
     let default = ForestParams::default();
-    let n_estimators = section.count("n_estimators", default.n_estimators.get(), 1);
-    if n_estimators > MAX_ESTIMATORS {
-        section.refuse(format!("n_estimators: {n_estimators} is above the limit of {MAX_ESTIMATORS}"));
-    }
+    let n_estimators = section.get("n_estimators").and_then(|node| {
+        let count: usize = node.value("a whole number")?;
+        let n_estimators = NonZeroUsize::new(count).filter(|_| count <= MAX_ESTIMATORS);
+        if n_estimators.is_none() {
+            node.refuse(format!("{count} is not in 1 to {MAX_ESTIMATORS}"));
+        }
+        n_estimators
+    });
     let max_samples = section.get("max_samples").and_then(|node| match node.text()?.as_str() {
         "auto" => Some(MaxSamples::Auto),
-        text if text.contains('.') => {
-            node.parse(str::parse).and_then(|share| node.parse(|_| MaxSamples::share(share)))
+        text if is_share(text) => {
+            node.value("a number").and_then(|share| node.parse(|_| MaxSamples::share(share)))
         }
-        _ => node.parse(str::parse).and_then(|count| node.parse(|_| MaxSamples::count(count))),
+        _ => node
+            .value("auto, a whole number or a share")
+            .and_then(|count| node.parse(|_| MaxSamples::count(count))),
     });
     let contamination = section.get("contamination").and_then(|node| match node.text()?.as_str() {
         "auto" => Some(Contamination::Auto),
-        _ => node.parse(str::parse).and_then(|share| node.parse(|_| Contamination::share(share))),
+        _ => node.value("auto or a number").and_then(|share| node.parse(|_| Contamination::share(share))),
     });
     let max_features = section.get("max_features").and_then(|node| match node.text()? {
-        // YAML reads 1.0 as a number, and 1.0 written back is "1": one is all features.
-        text if text.contains('.') || text == "1" => {
-            node.parse(str::parse).and_then(|share| node.parse(|_| MaxFeatures::share(share)))
+        text if is_share(&text) => {
+            node.value("a number").and_then(|share| node.parse(|_| MaxFeatures::share(share)))
         }
-        _ => node.parse(str::parse).and_then(|count| node.parse(|_| MaxFeatures::count(count))),
+        _ => node
+            .value("a whole number or a share")
+            .and_then(|count| node.parse(|_| MaxFeatures::count(count))),
     });
     let bootstrap = section.flag("bootstrap", default.bootstrap);
-    let random_state = section.get("random_state").and_then(|node| node.parse(str::parse));
+    let random_state = section.get("random_state").and_then(|node| node.value("a whole number"));
     section.finish();
     ForestParams {
-        n_estimators: NonZeroUsize::new(n_estimators).unwrap_or(default.n_estimators),
+        n_estimators: n_estimators.unwrap_or(default.n_estimators),
         max_samples: max_samples.unwrap_or(default.max_samples),
         contamination: contamination.unwrap_or(default.contamination),
         max_features: max_features.unwrap_or(default.max_features),
         bootstrap,
         random_state: random_state.unwrap_or(default.random_state),
     }
+}
+
+/// As in scikit-learn, 1.0 is all there are and 1 is one.
+fn is_share(text: &str) -> bool {
+    text.parse::<i64>().is_err() && text.parse::<f64>().is_ok()
 }

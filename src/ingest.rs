@@ -53,7 +53,7 @@ pub enum Error {
     #[error("the body is no WriteRequest: {0}")]
     Malformed(#[from] Malformed),
     /// Some samples are invalid; the others were accepted.
-    #[error("{count} invalid samples, the others were accepted; the first: {first}")]
+    #[error("{count} invalid sample{}, the others were accepted; the first: {first}", if *count == 1 { "" } else { "s" })]
     Invalid {
         /// How many.
         count: usize,

@@ -8,6 +8,7 @@ use crate::prom::duration;
 use saphyr::{LoadableYamlNode, MarkedYaml, Scalar, YamlData};
 use std::cell::RefCell;
 use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 /// One thing that is wrong in a file.
@@ -78,14 +79,14 @@ impl<'n, 'y> Node<'n, 'y> {
         }
     }
 
-    /// The items of this list.
-    pub fn items(&self) -> Vec<Self> {
+    /// The items of this list; `None`, and an error, for what is no list.
+    pub fn items(&self) -> Option<Vec<Self>> {
         let item = |(i, node)| Self { node, path: format!("{}[{i}]", self.path), errors: self.errors };
         match &self.node.data {
-            YamlData::Sequence(items) => items.iter().enumerate().map(item).collect(),
+            YamlData::Sequence(items) => Some(items.iter().enumerate().map(item).collect()),
             _ => {
                 self.refuse(format!("expected a list, found {}", self.show()));
-                Vec::new()
+                None
             }
         }
     }
@@ -93,8 +94,7 @@ impl<'n, 'y> Node<'n, 'y> {
     /// This scalar as text; numbers and booleans as they would be written.
     pub fn text(&self) -> Option<String> {
         match &self.node.data {
-            YamlData::Value(Scalar::Null) => None,
-            YamlData::Value(_) => Some(self.show()),
+            YamlData::Value(value) if *value != Scalar::Null => Some(self.show()),
             _ => {
                 self.refuse(format!("expected a single value, found {}", self.show()));
                 None
@@ -113,12 +113,23 @@ impl<'n, 'y> Node<'n, 'y> {
         }
     }
 
+    /// Reads this scalar as `what`, which a message calls it: a whole number, say.
+    pub fn value<T: FromStr>(&self, what: &str) -> Option<T> {
+        let text = self.text()?;
+        let value = text.parse().ok();
+        if value.is_none() {
+            self.refuse(format!("{text:?} is not {what}"));
+        }
+        value
+    }
+
     fn show(&self) -> String {
         match &self.node.data {
             YamlData::Value(Scalar::Null) => "nothing".into(),
             YamlData::Value(Scalar::Boolean(value)) => value.to_string(),
             YamlData::Value(Scalar::Integer(value)) => value.to_string(),
-            YamlData::Value(Scalar::FloatingPoint(value)) => value.to_string(),
+            // With its point: scikit-learn's max_samples is a share when it is 1.0, a count when 1.
+            YamlData::Value(Scalar::FloatingPoint(value)) => format!("{:?}", value.into_inner()),
             YamlData::Value(Scalar::String(value)) => value.to_string(),
             YamlData::Sequence(_) => "a list".into(),
             YamlData::Mapping(_) => "a mapping".into(),
@@ -183,7 +194,7 @@ impl<'n, 'y> Section<'n, 'y> {
     /// A whole number of at least `minimum`, or the default.
     pub fn count(&mut self, key: &'static str, default: usize, minimum: usize) -> usize {
         let Some(node) = self.get(key) else { return default };
-        let count = node.parse(str::parse::<usize>);
+        let count = node.value::<usize>("a whole number");
         if count.is_some_and(|count| count < minimum) {
             node.refuse(format!("must be at least {minimum}"));
         }
@@ -192,7 +203,7 @@ impl<'n, 'y> Section<'n, 'y> {
 
     /// `true` or `false`, or the default.
     pub fn flag(&mut self, key: &'static str, default: bool) -> bool {
-        self.get(key).and_then(|node| node.parse(str::parse::<bool>)).unwrap_or(default)
+        self.get(key).and_then(|node| node.value("true or false")).unwrap_or(default)
     }
 
     /// Notes that the section as a whole is wrong.
@@ -258,7 +269,7 @@ mod tests {
                 "line 1: every: \"5 minutes\" is not a duration: write numbers with the units y, w, d, h, m, s, ms in that order, as in 1h30m",
                 "line 3: queue.size: must be at least 1",
                 "line 4: queue: unknown key \"speed\"; known here: size",
-                "line 5: on: provided string was not `true` or `false`",
+                "line 5: on: \"maybe\" is not true or false",
                 "line 6: unknown key \"of\"; known here: every, queue, on",
             ]
         );

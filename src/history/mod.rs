@@ -11,6 +11,7 @@ use crate::prom::wire::snappy;
 use crate::prom::{Labels, Sample, Selector};
 use crate::yaml::Section;
 use bytes::Bytes;
+use http_body_util::LengthLimitError;
 use hyper::header::{ACCEPT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue};
 use prost::Message;
 use std::time::Duration;
@@ -102,7 +103,8 @@ impl Error {
     /// May a shorter slice succeed?
     fn is_too_large(&self) -> bool {
         match self {
-            Self::Snappy(snappy::Error::TooLarge { .. }) | Self::Http(client::Error::Body { .. }) => true,
+            Self::Snappy(snappy::Error::TooLarge { .. }) => true,
+            Self::Http(client::Error::Body { source, .. }) => source.is::<LengthLimitError>(),
             Self::Refused { status, reason, .. } => status.as_u16() == 400 && reason.contains("limit"),
             _ => false,
         }
@@ -199,3 +201,6 @@ pub fn decode(message: &[u8], start_ms: i64, end_ms: i64) -> Result<Vec<Series>,
     });
     series.collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,14 +9,15 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Sent with every request.
 pub const AGENT: &str = concat!("promforest/", env!("CARGO_PKG_VERSION"));
 
-/// An `http://` address with a host.
+/// An `http://` address with a host. Clones share it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Url(Uri);
+pub struct Url(Arc<Uri>);
 
 /// A text that is no address for the client.
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +41,7 @@ impl FromStr for Url {
     fn from_str(text: &str) -> Result<Self, InvalidUrl> {
         let uri: Uri = text.parse().map_err(|source| InvalidUrl::Syntax { text: text.into(), source })?;
         if uri.scheme_str() == Some("http") && uri.host().is_some_and(|host| !host.is_empty()) {
-            Ok(Self(uri))
+            Ok(Self(Arc::new(uri)))
         } else {
             Err(InvalidUrl::Unsupported(text.into()))
         }
@@ -137,7 +138,7 @@ impl Client {
     ) -> Result<Answer, Error> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = url.0.clone();
+        *request.uri_mut() = Uri::clone(&url.0);
         let own = [
             (CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf")),
             (CONTENT_ENCODING, HeaderValue::from_static("snappy")),
@@ -152,7 +153,7 @@ impl Client {
     /// As [`post`](Self::post).
     pub async fn get(&self, url: &Url, timeout: Duration, limit: usize) -> Result<Answer, Error> {
         let mut request = Request::new(Full::default());
-        *request.uri_mut() = url.0.clone();
+        *request.uri_mut() = Uri::clone(&url.0);
         self.send(url, request, timeout, limit).await
     }
 

@@ -15,8 +15,8 @@ use tokio::sync::{Semaphore, watch};
 use tracing::{debug, warn};
 
 /// Connections at a time; further ones wait in the listener's backlog. Prometheus opens one for
-/// each shard, 50 by default.
-const MAX_CONNECTIONS: usize = 1024;
+/// each shard, 50 by default; half of the usual limit of 1024 files stays free for what goes out.
+const MAX_CONNECTIONS: usize = 512;
 /// How long a request's head may take to arrive.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after an error of the listener itself, such as too many open files.

@@ -182,9 +182,10 @@ impl Engine {
         self.staged.clear();
         let counts = v1::visit(message, &mut self.scratch, |series| {
             let key = self.index.key(series.label_bytes);
-            let known = self.index.lookup(key).filter(|entry| {
+            let known = self.index.lookup(key).filter(|entry| match entry {
+                Entry::Ignored(_) => true,
                 // A group that is gone comes back under another number.
-                entry.targets().iter().all(|target| self.groups.contains(target.group))
+                Entry::Watched(targets) => targets.iter().all(|target| self.groups.contains(target.group)),
             });
             let resolved;
             let entry = match known {
@@ -192,28 +193,34 @@ impl Engine {
                 None => {
                     resolved = match series.labels() {
                         Ok(labels) => self.groups.resolve(&labels, now),
-                        Err(_) => Entry::Ignored(Ignored::Invalid),
+                        Err(_) => Err(Ignored::Invalid),
                     };
-                    self.index.insert(key, resolved.clone());
-                    &resolved
+                    let entry = match &resolved {
+                        Ok(targets) => Entry::Watched(targets),
+                        Err(ignored) => Entry::Ignored(*ignored),
+                    };
+                    self.index.insert(key, entry);
+                    entry
                 }
             };
             let mut in_time = 0;
             for sample in series.samples {
                 if (OLDEST_MS..=now_ms + MAX_AHEAD_MS).contains(&sample.timestamp_ms) {
                     in_time += 1;
-                    self.staged.extend(entry.targets().iter().map(|target| (*target, *sample)));
+                    if let Entry::Watched(targets) = entry {
+                        self.staged.extend(targets.iter().map(|target| (*target, *sample)));
+                    }
                 } else {
                     first_invalid.get_or_insert_with(|| out_of_time(&series, sample.timestamp_ms, now_ms));
                     dropped.add(Dropped::InvalidTimestamp, 1);
                 }
             }
             if let Entry::Ignored(ignored) = entry {
-                if *ignored == Ignored::Invalid {
-                    let error = || series.labels().expect_err("found invalid before").to_string();
+                if ignored == Ignored::Invalid && in_time > 0 {
+                    let error = || crate::yaml::chain(&series.labels().expect_err("found invalid before"));
                     first_invalid.get_or_insert_with(error);
                 }
-                dropped.add((*ignored).into(), in_time);
+                dropped.add(ignored.into(), in_time);
             }
         })?;
         self.ingest.received(counts.samples);

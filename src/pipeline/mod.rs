@@ -93,8 +93,9 @@ impl Handle {
     /// What the engine says of it; [`Overloaded`](ingest::Error::Overloaded) when it cannot keep up.
     pub async fn write(&self, received: ingest::Received) -> Result<(), ingest::Error> {
         let (reply, answer) = oneshot::channel();
-        let overloaded = |_| ingest::Error::Overloaded("too many requests wait");
-        self.commands.try_send(Command::Write(received, reply)).map_err(|error| overloaded(drop(error)))?;
+        if self.commands.try_send(Command::Write(received, reply)).is_err() {
+            return Err(ingest::Error::Overloaded("too many requests wait"));
+        }
         answer.await.unwrap_or(Err(ingest::Error::Overloaded("shutting down")))
     }
 }

@@ -130,7 +130,7 @@ pub trait Windows: Send + Sync + 'static {
 /// Why a score was not written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lost {
-    /// The other side refused it, alone in its request.
+    /// The other side refused it, alone in its request or for a reason that splitting cannot mend.
     Rejected,
     /// It was older than `sample_age_limit`.
     TooOld,

@@ -52,7 +52,8 @@ impl Problem {
     fn retry_after(&self) -> Option<Duration> {
         let Self::Answered(answer) = self else { return None };
         let seconds: u64 = answer.headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-        Some(Duration::from_secs(seconds)).filter(|pause| *pause <= LONGEST_RETRY_AFTER)
+        // Without a pause every failed request would be followed at once by the next.
+        Some(Duration::from_secs(seconds)).filter(|pause| !pause.is_zero() && *pause <= LONGEST_RETRY_AFTER)
     }
 
     fn describe(&self) -> String {
@@ -98,7 +99,7 @@ impl<W: Windows> Sender<W> {
                 continue;
             };
             let reason = answer.reason();
-            match halves(part) {
+            match halves(part).filter(|_| is_about_data(answer.status)) {
                 Some([older, newer]) => {
                     debug!(
                         component = "publish",
@@ -110,7 +111,7 @@ impl<W: Windows> Sender<W> {
                     parts.extend([newer, older]);
                 }
                 None => {
-                    warn!(component = "publish", url = %self.config.url, status = answer.status.as_u16(), reason, "sample rejected");
+                    warn!(component = "publish", url = %self.config.url, status = answer.status.as_u16(), reason, count = n_samples, "samples rejected");
                     self.metrics.lose(Lost::Rejected, n_samples);
                 }
             }
@@ -206,6 +207,20 @@ fn is_recoverable(status: StatusCode, retry_on_429: bool) -> bool {
         | StatusCode::REQUEST_TIMEOUT => true,
         _ => status.is_server_error(),
     }
+}
+
+/// Does the answer accuse some of the data, so that the rest may be accepted without it?
+///
+/// 409 is what Thanos answers to a sample out of order. Any other answer holds for every part
+/// alike: sending the parts would only multiply the requests, to a target that asks for fewer (429).
+fn is_about_data(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::BAD_REQUEST
+            | StatusCode::CONFLICT
+            | StatusCode::PAYLOAD_TOO_LARGE
+            | StatusCode::UNPROCESSABLE_ENTITY
+    )
 }
 
 /// Cuts between series, or, where there is only one, between its samples; `None` for one sample.

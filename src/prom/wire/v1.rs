@@ -68,9 +68,6 @@ pub fn visit(
                     return Err(Malformed::TooMany { what: "series", limit: MAX_SERIES });
                 }
                 each(series(request.bytes()?, scratch, &mut counts)?);
-                if counts.samples > MAX_SAMPLES {
-                    return Err(Malformed::TooMany { what: "samples", limit: MAX_SAMPLES });
-                }
             }
             (3, LENGTH_DELIMITED) => {
                 request.bytes()?;
@@ -120,13 +117,19 @@ fn series<'a>(
                 }
                 scratch.labels.extend_from_slice(&message[start..end]);
             }
-            2 => scratch.samples.push(sample(bytes)?),
+            2 => {
+                // Two bytes on the wire are sixteen here: the limit holds before they are stored.
+                if counts.samples == MAX_SAMPLES {
+                    return Err(Malformed::TooMany { what: "samples", limit: MAX_SAMPLES });
+                }
+                counts.samples += 1;
+                scratch.samples.push(sample(bytes)?);
+            }
             3 => counts.exemplars += 1,
             4 => counts.histograms += 1,
             _ => {}
         }
     }
-    counts.samples += scratch.samples.len();
     let label_bytes = if gathered { &scratch.labels } else { &message[labels] };
     Ok(Series { label_bytes, samples: &scratch.samples })
 }
