@@ -1,0 +1,182 @@
+//! Configuration files, through `promforest check config`.
+//!
+//! In `tests/data/config`, `NAME.good.yml` is valid, and `NAME.good.txt` is what standard output
+//! says of it; `NAME.bad.yml` is not, and `NAME.bad.txt` is what standard error says. `FILE` stands
+//! for the path.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+fn check(file: &Path) -> (Option<i32>, String, String) {
+    let command = Command::new(env!("CARGO_BIN_EXE_promforest")).args(["check", "config"]).arg(file).output();
+    let Output { status, stdout, stderr } = command.expect("the program runs");
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8").replace(&file.display().to_string(), "FILE");
+    (status.code(), text(stdout), text(stderr))
+}
+
+/// The files of one ending, each with the text that belongs to it.
+fn files(ending: &str) -> Vec<(PathBuf, String)> {
+    let folder = Path::new(ROOT).join("tests/data/config");
+    let mut files: Vec<PathBuf> = fs::read_dir(folder)
+        .expect("the folder")
+        .map(|entry| entry.expect("a file").path())
+        .filter(|path| path.to_string_lossy().ends_with(&format!(".{ending}.yml")))
+        .collect();
+    files.sort();
+    let text = |path: &Path| fs::read_to_string(path.with_extension("txt")).expect("the text beside it");
+    files.into_iter().map(|path| (path.clone(), text(&path))).collect()
+}
+
+#[test]
+fn good_files_are_valid() {
+    let files = files("good");
+    assert!(files.len() >= 4);
+    for (file, text) in files {
+        assert_eq!(check(&file), (Some(0), text, String::new()), "{}", file.display());
+    }
+}
+
+#[test]
+fn bad_files_say_everything_that_is_wrong_with_its_line() {
+    let files = files("bad");
+    assert!(files.len() >= 15);
+    for (file, text) in files {
+        let (status, stdout, stderr) = check(&file);
+        assert_eq!(stderr, text, "{}", file.display());
+        assert_eq!((status, &*stdout), (Some(1), ""), "{}", file.display());
+    }
+}
+
+/// The program says which keys it knows; every one of them is in a good and in a bad file.
+#[test]
+fn every_key_is_covered() {
+    let texts = |ending: &str| -> String {
+        files(ending).into_iter().map(|(file, _)| fs::read_to_string(file).expect("a file")).collect()
+    };
+    let (good, bad) = (texts("good"), texts("bad"));
+    let file = Path::new(ROOT).join("tests/data/config/unknown-keys.bad.yml");
+    let (_, _, stderr) = check(&file);
+    let known: Vec<&str> = stderr
+        .lines()
+        .filter_map(|line| line.split_once("known here: "))
+        .flat_map(|(_, keys)| keys.split(", "))
+        .collect();
+    assert!(known.len() >= 30, "{known:?}");
+    for key in known {
+        assert!(good.contains(&format!("{key}:")), "{key} is in no good file");
+        assert!(bad.contains(&format!("{key}:")), "{key} is in no bad file");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_one_line() {
+    for (path, reason) in [
+        ("does/not/exist.yml", "No such file or directory (os error 2)"),
+        (ROOT, "Is a directory (os error 21)"),
+    ] {
+        let (status, stdout, stderr) = check(Path::new(path));
+        assert_eq!((status, &*stdout), (Some(1), ""));
+        assert_eq!(stderr, format!("promforest: cannot read the configuration file FILE: {reason}\n"));
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("latin1.yml");
+    fs::write(&file, b"detectors: # \xe9\n").expect("writable");
+    let (status, _, stderr) = check(&file);
+    assert_eq!(status, Some(1));
+    assert_eq!(
+        stderr,
+        "promforest: cannot read the configuration file FILE: stream did not contain valid UTF-8\n"
+    );
+}
+
+#[test]
+fn the_sidecar_refuses_to_start_with_a_bad_file() {
+    let (file, text) = files("bad").remove(0);
+    let output = Command::new(env!("CARGO_BIN_EXE_promforest"))
+        .args(["--web.listen-address", "127.0.0.1:0", "--config.file"])
+        .arg(&file)
+        .output()
+        .expect("the program runs");
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8(output.stderr).expect("UTF-8");
+    assert_eq!(stderr.replace(&file.display().to_string(), "FILE"), text);
+}
+
+#[test]
+fn what_the_documentation_shows_is_valid() {
+    let (status, stdout, stderr) = check(&Path::new(ROOT).join("deploy/promforest.yml"));
+    assert_eq!(stderr, "", "deploy/promforest.yml");
+    assert_eq!(status, Some(0), "{stdout}");
+
+    let readme = fs::read_to_string(Path::new(ROOT).join("README.md")).expect("README.md");
+    let blocks = readme.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let configurations: Vec<&str> = blocks.filter(|block| block.contains("detectors:")).collect();
+    assert!(!configurations.is_empty(), "README.md shows a configuration");
+    let folder = tempfile::tempdir().expect("a folder");
+    for block in configurations {
+        let file = folder.path().join("readme.yml");
+        fs::write(&file, block).expect("writable");
+        let (status, _, stderr) = check(&file);
+        assert_eq!((status, &*stderr), (Some(0), ""), "{block}");
+    }
+}
+
+/// Both files claim to say the same as no file at all.
+#[test]
+fn the_annotated_files_hold_the_defaults() {
+    use promforest::config::Config;
+    let annotated = Config::load(&Path::new(ROOT).join("deploy/promforest.yml")).expect("valid");
+    assert_eq!(annotated, Config::default());
+}
+
+#[test]
+fn every_value_arrives_where_it_belongs() {
+    use promforest::config::Config;
+    use promforest::features::{Transform, rate::Semantics};
+    use promforest::forest::{Contamination, MaxFeatures, MaxSamples};
+    use std::time::Duration;
+    let file = Path::new(ROOT).join("tests/data/config/everything.good.yml");
+    let config = Config::load(&file).expect("valid");
+    let seconds = Duration::from_secs;
+
+    let write = &config.remote_write[0];
+    assert_eq!(write.url.to_string(), "http://prometheus-a:9090/api/v1/write");
+    assert_eq!(write.remote_timeout, seconds(10));
+    assert_eq!(write.max_samples_per_send, 500);
+    assert_eq!(write.batch_send_deadline, seconds(1));
+    assert_eq!((write.min_backoff, write.max_backoff), (Duration::from_millis(100), seconds(30)));
+    assert!(!write.retry_on_http_429);
+    assert_eq!(write.sample_age_limit, seconds(90 * 60));
+    assert_eq!(config.remote_write[1].remote_timeout, seconds(30));
+    assert_eq!(config.remote_read[0].url.to_string(), "http://prometheus-a:9090/api/v1/read");
+    assert_eq!(config.remote_read[0].remote_timeout, seconds(120));
+
+    let [disk, memory] = &*config.detectors else { panic!("two detectors") };
+    assert_eq!((&*disk.name, &*memory.name), ("disk", "memory"));
+    assert_eq!((disk.matchers.len(), memory.matchers.len()), (2, 1));
+    assert_eq!(disk.by, ["instance"]);
+    assert_eq!(disk.transform, Transform::Rate { range_ms: 300_000, semantics: Semantics::V2 });
+    assert_eq!(memory.transform, Transform::Value);
+    assert_eq!((disk.window, disk.grace), (seconds(86_400), seconds(45)));
+    assert_eq!(memory.grace, seconds(60), "two scrapes");
+    let training = &disk.training;
+    assert_eq!(
+        (training.history, training.minimum, training.every),
+        (seconds(14 * 86_400), seconds(3 * 3600), seconds(12 * 3600))
+    );
+    let model = &disk.model;
+    assert_eq!(model.n_estimators.get(), 200);
+    assert_eq!(Ok(model.max_samples), MaxSamples::share(0.5));
+    assert_eq!(Ok(model.contamination), Contamination::share(0.01));
+    assert_eq!(Ok(model.max_features), MaxFeatures::count(3));
+    assert_eq!((model.bootstrap, model.random_state), (true, 42));
+    // scikit-learn tells 1.0, all, from 1, one.
+    assert_eq!(Ok(memory.model.max_samples), MaxSamples::share(1.0));
+    assert_eq!(Ok(memory.model.max_features), MaxFeatures::share(1.0));
+    let limits = Config::load(&file.with_file_name("limits.good.yml")).expect("valid");
+    assert_eq!(Ok(limits.detectors[0].model.max_samples), MaxSamples::count(1));
+    assert_eq!(Ok(limits.detectors[0].model.max_features), MaxFeatures::count(1));
+}
