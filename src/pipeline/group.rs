@@ -117,6 +117,7 @@ pub struct Group {
 impl Group {
     /// A group without a sample, to be written to `n_targets` targets.
     pub fn new(detector: Arc<Detector>, labels: Labels, n_targets: usize, now: Instant) -> Self {
+        let settling_ms = detector.transform.settling_ms();
         Self {
             window: Window::new(duration::millis(detector.window)),
             detector,
@@ -134,7 +135,7 @@ impl Group {
             considered: 0,
             due: now,
             schema_due: now,
-            have_ms: 0,
+            have_ms: -settling_ms,
             have_at: now,
         }
     }
@@ -400,14 +401,17 @@ impl Group {
         self.due = now + RETRY_PAUSE;
     }
 
-    /// How much of the first model's history there is, in [0, 1]; 1 with a model.
+    /// How much of the first model's history there is, in [0, 1]; 1 with a model. The time that the
+    /// transform takes to settle is part of it: it has to be waited for too.
     pub fn progress(&self, now: Instant) -> f64 {
         if self.serving.is_some() {
             return 1.0;
         }
         let grown_ms = duration::millis(now.min(self.last_received).saturating_duration_since(self.have_at));
-        let have_ms = (self.have_ms + grown_ms) as f64;
-        (have_ms / duration::millis(self.detector.training.minimum) as f64).min(0.99)
+        let settling_ms = self.detector.transform.settling_ms();
+        let have_ms = self.have_ms + grown_ms + settling_ms;
+        let minimum_ms = duration::millis(self.detector.training.minimum) + settling_ms;
+        (have_ms as f64 / minimum_ms as f64).clamp(0.0, 0.99)
     }
 
     /// Takes a new model into service; the rows that wait are scored by it.
@@ -436,8 +440,13 @@ impl Group {
                 .flat_map(|(column, samples)| samples.into_iter().map(move |sample| (column, sample)))
                 .collect();
             recent.sort_by_key(|(_, sample)| sample.timestamp_ms);
+            let live_to_ms = self.window.newest_ms();
             for (column, sample) in recent {
                 self.window.push(column, sample);
+                // Remote write brings these again, as duplicates, which open no row.
+                if live_to_ms.is_some_and(|live_to_ms| live_to_ms < sample.timestamp_ms) {
+                    self.open_rows.entry(sample.timestamp_ms).or_insert(now);
+                }
             }
             if let Some(written_to_ms) = written_to_ms {
                 since_ms = since_ms.max(written_to_ms);

@@ -88,20 +88,20 @@ pub enum Outcome {
     Trained(Box<Model>),
     /// Not yet: no feature has enough history.
     TooShort {
-        /// The longest that a feature has, in milliseconds.
+        /// The longest that a feature has, in milliseconds, as [`observed_ms`] counts.
         have_ms: i64,
     },
 }
 
 /// How long a feature gave settled values: the sum of the times between its samples, gaps
-/// shortened, but for the time that the transform takes to settle.
+/// shortened, but for the time that the transform takes to settle; below 0 while it still does.
 pub fn observed_ms(window: &Window, column: Column, transform: Transform) -> i64 {
     let mut samples = Vec::new();
     window.samples(column, i64::MIN, i64::MAX, &mut samples);
     samples.retain(|sample| !sample.is_stale());
     let steps =
         samples.windows(2).map(|pair| (pair[1].timestamp_ms - pair[0].timestamp_ms).min(LOOK_BACK_MS));
-    (steps.sum::<i64>() - transform.settling_ms()).max(0)
+    steps.sum::<i64>() - transform.settling_ms()
 }
 
 /// Does a feature that was observed so long belong into a model?
@@ -157,7 +157,8 @@ pub fn train(detector: &Detector, window: &Window, threads: NonZeroUsize) -> Res
         .filter(|(_, _, newest)| is_alive(*newest, newest_ms, detector.grace))
         .map(|(labels, column, _)| (labels.clone(), column, observed_ms(window, column, detector.transform)))
         .collect();
-    let have_ms = features.iter().map(|(_, _, observed)| *observed).max().unwrap_or(0);
+    let none_ms = -detector.transform.settling_ms();
+    let have_ms = features.iter().map(|(_, _, observed)| *observed).max().unwrap_or(none_ms);
     if have_ms < minimum_ms {
         return Ok(Outcome::TooShort { have_ms });
     }

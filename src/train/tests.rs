@@ -44,6 +44,9 @@ fn waits_for_the_minimum_of_settled_rows() {
     // 40 steps are ten minutes, but the first minute's rates are not settled.
     let short = train(&detector, &window(vec![counter("eth0", 0..41)]), NonZeroUsize::MIN);
     assert!(matches!(short, Ok(Outcome::TooShort { have_ms: 540_000 })), "{short:?}");
+    // What settling still takes is lacking too.
+    let young = train(&detector, &window(vec![counter("eth0", 0..2)]), NonZeroUsize::MIN);
+    assert!(matches!(young, Ok(Outcome::TooShort { have_ms: -45_000 })), "{young:?}");
     let model = trained(&detector, &window(vec![counter("eth0", 0..45)]));
     assert_eq!(model.observed_ms, 600_000);
     assert_eq!(model.n_rows, 41, "from one minute on");

@@ -406,6 +406,24 @@ fn training_is_asked_for_at_once_again_later_and_when_features_change() {
     assert!(bench.jobs.try_recv().is_ok(), "the model still lacks a feature");
 }
 
+/// Remote read knows a scrape as soon as it is stored; remote write brings it some seconds later.
+#[test]
+fn a_row_that_history_brought_first_is_scored() {
+    let mut bench = Bench::new("");
+    scrape(&mut bench, 0);
+    scrape(&mut bench, 1);
+    let model = two_features();
+    let newest = Sample { timestamp_ms: START_MS + 30_000, value: 200.0 };
+    let recent = model.schema.features.iter().map(|labels| (labels.clone(), vec![newest])).collect();
+    let (_, group) = bench.groups().remove(0);
+    group.install(model, recent, None, Instant::now(), &mut |_| {});
+    scrape(&mut bench, 2);
+    let (_, group) = bench.groups().remove(0);
+    let scored: Vec<i64> =
+        group.window().scores(i64::MIN, i64::MAX).map(|(at_ms, _)| at_ms - START_MS).collect();
+    assert_eq!(scored, [15_000, 30_000]);
+}
+
 #[test]
 fn a_reload_keeps_what_did_not_change() {
     let mut bench = serving();
