@@ -113,7 +113,11 @@ pub fn main() -> ExitCode {
 }
 
 fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(future)
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(future);
+    // A fit that is under way is not waited for.
+    runtime.shutdown_background();
+    result
 }
 
 fn run(args: RunArgs) -> Result<(), Failure> {

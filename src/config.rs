@@ -185,11 +185,7 @@ fn detector(mut section: Section<'_, '_>, scrape_interval: Duration) -> Detector
     let default = defaults(scrape_interval);
     let name = section.require("name").and_then(|node| {
         let name = node.text()?;
-        let valid = name
-            .bytes()
-            .enumerate()
-            .all(|(i, b)| b == b'_' || b.is_ascii_alphabetic() || i > 0 && b.is_ascii_digit());
-        if !valid || name.is_empty() {
+        if !is_name(&name) {
             node.refuse(format!("{name:?} cannot begin a metric name: use letters, digits and _"));
         }
         Some(name)
@@ -205,6 +201,9 @@ fn detector(mut section: Section<'_, '_>, scrape_interval: Duration) -> Detector
         let mut by = Vec::new();
         for item in list.items().unwrap_or_default() {
             let Some(label) = item.text() else { continue };
+            if !is_name(&label) {
+                item.refuse(format!("{label:?} is no label name: use letters, digits and _"));
+            }
             if ["__name__", "detector"].contains(&label.as_str()) {
                 item.refuse(format!("{label:?} cannot tell groups apart: it is a label of the outputs' own"));
             } else if by.contains(&label) {
@@ -254,6 +253,11 @@ fn detector(mut section: Section<'_, '_>, scrape_interval: Duration) -> Detector
         training,
         model,
     }
+}
+
+fn is_name(text: &str) -> bool {
+    let allowed = |(i, b): (usize, u8)| b == b'_' || b.is_ascii_alphabetic() || i > 0 && b.is_ascii_digit();
+    !text.is_empty() && text.bytes().enumerate().all(allowed)
 }
 
 fn transform(node: &Node<'_, '_>, semantics: Semantics) -> Option<Transform> {

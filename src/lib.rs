@@ -9,20 +9,20 @@
 //! A sample arrives as bytes, becomes a cell in a row, the row gets a score, the score leaves as a
 //! sample. The rooms stand in that order, and none looks back.
 
-pub mod cli;
-pub mod config;
-pub mod features;
+pub mod prom;
 pub mod forest;
-pub mod history;
+pub mod yaml;
 pub mod http;
 pub mod ingest;
-pub mod models;
-pub mod pipeline;
-pub mod prom;
-pub mod publish;
-pub mod score;
 pub mod series;
-pub mod telemetry;
-pub mod train;
 pub mod window;
-pub mod yaml;
+pub mod features;
+pub mod models;
+pub mod score;
+pub mod publish;
+pub mod history;
+pub mod train;
+pub mod config;
+pub mod telemetry;
+pub mod pipeline;
+pub mod cli;

@@ -13,6 +13,9 @@ use crate::prom::Sample;
 /// counter of gigabytes that merely dips stands orders of magnitude above its own increments.
 const PLAUSIBLE_SURGE: f64 = 10.0;
 
+/// Falls within one range, and as much before it, beyond which something is no counter.
+const MOST_FALLS: usize = 16;
+
 /// What happened to a counter at one sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -26,7 +29,13 @@ pub enum Event {
 
 /// Levels the dips among a counter's samples (ascending, without staleness markers), and tells of
 /// each fall with the timestamp at which it shows.
+///
+/// What falls more than [`MOST_FALLS`] times is no counter, and is left alone.
 pub fn level(samples: &mut [Sample], mut tell: impl FnMut(i64, Event)) {
+    let falls = samples.windows(2).filter(|pair| pair[1].value < pair[0].value).count();
+    if falls > MOST_FALLS {
+        return;
+    }
     let mut i = 1;
     while i < samples.len() {
         let (before, after) = (samples[i - 1], samples[i]);

@@ -103,6 +103,13 @@ impl Reader {
         Self { columns, scratch: Vec::new() }
     }
 
+    /// Does a staleness marker stand in the row that holds `timestamp_ms`?
+    pub fn has_marker(&self, schema: &Schema, window: &Window, timestamp_ms: i64) -> bool {
+        let (after_ms, to_ms) = schema.grid.bounds(timestamp_ms);
+        let newest = |column: &Column| window.newest_sample(*column, after_ms, to_ms);
+        self.columns.iter().flatten().filter_map(newest).any(|sample| sample.is_stale())
+    }
+
     /// Reads the row that holds `timestamp_ms`: the features' values into `out` (cleared first,
     /// length the schema's when the row is complete), as `f32`, what the forest compares.
     ///

@@ -17,8 +17,9 @@ use tracing::{debug, warn};
 /// Connections at a time; further ones wait in the listener's backlog. Prometheus opens one for
 /// each shard, 50 by default; half of the usual limit of 1024 files stays free for what goes out.
 const MAX_CONNECTIONS: usize = 512;
-/// How long a request's head may take to arrive.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may wait for a request's head, the pause between two requests included:
+/// longer than a scrape interval of a minute.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
 /// Pause after an error of the listener itself, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 

@@ -20,7 +20,6 @@ use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tracing::{info, warn};
 
@@ -101,6 +100,8 @@ pub struct Engine {
     staged: Vec<(Target, Sample)>,
     targets: Vec<TargetState>,
     trainer: mpsc::Sender<Job>,
+    /// The group that a training was asked for last.
+    asked: u32,
     readiness: watch::Sender<Readiness>,
     metrics: Metrics,
     ingest: ingest::Metrics,
@@ -138,6 +139,7 @@ impl Engine {
             staged: Vec::new(),
             targets: targets(parts.bells),
             trainer: parts.trainer,
+            asked: u32::MAX,
             readiness: parts.readiness,
             metrics: parts.metrics,
             ingest: parts.ingest,
@@ -279,7 +281,12 @@ impl Engine {
                 state.pending.remove(&id);
                 continue;
             };
-            room -= group.unpublished(id, target, to_ms, room, &mut batch);
+            let rows = group.unpublished(id, target, to_ms, room, &mut batch);
+            room -= rows;
+            if rows == 0 && group.is_published(target) {
+                state.pending.remove(&id);
+                continue;
+            }
             state.last = id;
         }
         (!batch.series.is_empty()).then_some(batch)
@@ -335,28 +342,14 @@ impl Engine {
     }
 
     fn tick(&mut self, now: Instant) {
-        for (id, group) in self.groups.iter_mut() {
+        for (_, group) in self.groups.iter_mut() {
             let name = group.detector.name.clone();
             group.close_rows(now, &mut teller(&self.metrics, &self.publish, &name));
             if group.take_changed() {
                 self.metrics.group(group, now);
             }
-            let Some(reason) = group.training_due(now) else { continue };
-            let job = Job {
-                group: id,
-                detector: group.detector.clone(),
-                labels: group.labels.clone(),
-                window: group.start_training(),
-                first: reason == Reason::First,
-            };
-            match self.trainer.try_send(job) {
-                Ok(()) if reason != Reason::First => {
-                    info!(component = "train", detector = name, group = %group.labels, reason = reason.as_str(), "training again");
-                }
-                Ok(()) => {}
-                Err(TrySendError::Full(_) | TrySendError::Closed(_)) => group.defer_training(),
-            }
         }
+        self.ask_for_trainings(now);
         if now.duration_since(self.tidied) >= TIDY_EVERY {
             self.tidied = now;
             let (gone, look_again) = self.groups.tidy(now);
@@ -373,6 +366,28 @@ impl Engine {
         }
         self.metrics.pending(self.targets.iter().map(|state| state.pending.len()).sum());
         self.tell_readiness(now);
+    }
+
+    /// Fills the trainer's queue with the groups that are due, going on where it stopped, so that
+    /// every group has its turn.
+    fn ask_for_trainings(&mut self, now: Instant) {
+        for id in self.groups.ids_after(self.asked) {
+            let Ok(place) = self.trainer.try_reserve() else { return };
+            let Some(group) = self.groups.get_mut(id) else { continue };
+            let Some(reason) = group.training_due(now) else { continue };
+            if reason != Reason::First {
+                let reason = reason.as_str();
+                info!(component = "train", detector = group.detector.name, group = %group.labels, reason, "training again");
+            }
+            place.send(Job {
+                group: id,
+                detector: group.detector.clone(),
+                labels: group.labels.clone(),
+                first: reason == Reason::First,
+                window: group.start_training(reason, now),
+            });
+            self.asked = id;
+        }
     }
 
     /// Ready means: every detector has a model in service for one group at least.

@@ -8,12 +8,15 @@ use crate::publish::{self, Lost, Position, Series};
 use crate::score::score;
 use crate::train;
 use crate::window::{Column, Push, Score, Window};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Pause between two trainings that a feature's coming or going asks for.
-const SCHEMA_PAUSE: Duration = Duration::from_secs(30);
+/// Pause between two looks at whether features came or went.
+const SCHEMA_CHECK: Duration = Duration::from_secs(5);
+/// Pauses between two trainings that a feature's coming or going asks for.
+const SHORTEST_SCHEMA_PAUSE: Duration = Duration::from_secs(15);
+const LONGEST_SCHEMA_PAUSE: Duration = Duration::from_secs(600);
 /// Pause after a training that failed, and the longest one while history grows.
 const RETRY_PAUSE: Duration = Duration::from_secs(60);
 /// Columns without a sample in the window that a group may drag along.
@@ -81,7 +84,7 @@ struct Cursor {
 struct Serving {
     model: Arc<Model>,
     reader: Reader,
-    /// Rows up to here were not scored by this model, and are not scored again.
+    /// Scores up to here are another model's, and stay.
     since_ms: i64,
 }
 
@@ -93,11 +96,17 @@ pub struct Group {
     pub labels: Labels,
     window: Window,
     serving: Option<Serving>,
-    /// Rows that are not scored yet, by the last timestamp that would belong to them.
-    open_rows: BTreeMap<i64, Instant>,
-    touched: Vec<i64>,
+    /// Rows that are not scored yet, by the last timestamp that would belong to them: the timestamp
+    /// of a sample in each, and when the first came.
+    open_rows: BTreeMap<i64, (i64, Instant)>,
+    /// Rows that samples came for, by the same key.
+    touched: BTreeSet<i64>,
+    /// Timestamps of samples that came after newer ones.
+    late: BTreeSet<i64>,
     values: Vec<f32>,
     cursors: Vec<Cursor>,
+    /// Rows up to here were scored and written before this process began.
+    written_to_ms: i64,
     /// Timestamp of the newest scored row, and when its last sample came.
     newest_scored: Option<(i64, Instant)>,
     missing: usize,
@@ -110,6 +119,10 @@ pub struct Group {
     considered: usize,
     due: Instant,
     schema_due: Instant,
+    /// Doubles while features keep coming and going, so that a flapping interface does not keep
+    /// the machine training.
+    schema_pause: Duration,
+    schema_trained: Option<Instant>,
     have_ms: i64,
     have_at: Instant,
 }
@@ -124,9 +137,11 @@ impl Group {
             labels,
             serving: None,
             open_rows: BTreeMap::new(),
-            touched: Vec::new(),
+            touched: BTreeSet::new(),
+            late: BTreeSet::new(),
             values: Vec::new(),
             cursors: vec![Cursor { done_ms: i64::MIN, handed_out_ms: i64::MIN }; n_targets],
+            written_to_ms: i64::MIN,
             newest_scored: None,
             missing: 0,
             changed: true,
@@ -135,6 +150,8 @@ impl Group {
             considered: 0,
             due: now,
             schema_due: now,
+            schema_pause: SHORTEST_SCHEMA_PAUSE,
+            schema_trained: None,
             have_ms: -settling_ms,
             have_at: now,
         }
@@ -167,36 +184,41 @@ impl Group {
         }
         let late = newest_ms.is_some_and(|newest| sample.timestamp_ms < newest);
         self.touch(sample.timestamp_ms, now);
-        if late && let Some(serving) = &self.serving {
-            // Rates of later rows reach back to this sample.
-            let schema = &serving.model.schema;
-            let reach_ms = schema.transform.reach_ms();
-            let later = self.window.timestamps(sample.timestamp_ms, sample.timestamp_ms + reach_ms);
-            self.touched.extend(later.map(|timestamp_ms| schema.grid.bounds(timestamp_ms).1));
+        if late {
+            self.late.insert(sample.timestamp_ms);
         }
         (outcome, late)
     }
 
     fn touch(&mut self, timestamp_ms: i64, now: Instant) {
-        let key = self.serving.as_ref().map_or(timestamp_ms, |s| s.model.schema.grid.bounds(timestamp_ms).1);
-        if self.touched.last() != Some(&key) {
-            self.touched.push(key);
-            if self.serving.is_none() || self.window.score(timestamp_ms).is_none() {
-                self.open_rows.entry(key).or_insert(now);
-            }
+        let key = self.key(timestamp_ms);
+        if self.touched.insert(key) && (self.serving.is_none() || self.window.score(timestamp_ms).is_none()) {
+            self.open_rows.entry(key).or_insert((timestamp_ms, now));
         }
+    }
+
+    /// The last timestamp that would belong to the row of this one.
+    fn key(&self, timestamp_ms: i64) -> i64 {
+        self.serving.as_ref().map_or(timestamp_ms, |s| s.model.schema.grid.bounds(timestamp_ms).1)
     }
 
     /// Scores the rows that samples came for since the last call. True when there is a new score.
     pub fn score_touched(&mut self, now: Instant, tell: &mut impl FnMut(Event)) -> bool {
         let mut touched = std::mem::take(&mut self.touched);
-        touched.sort_unstable();
-        touched.dedup();
+        let late = std::mem::take(&mut self.late);
+        // Rates of later rows reach back to a late sample.
+        if let Some(serving) = &self.serving {
+            let schema = &serving.model.schema;
+            let reach_ms = schema.transform.reach_ms();
+            for timestamp_ms in late {
+                let later = self.window.timestamps(timestamp_ms, timestamp_ms + reach_ms);
+                touched.extend(later.map(|later_ms| schema.grid.bounds(later_ms).1));
+            }
+        }
         let mut scored = false;
-        for key in touched.drain(..) {
+        for key in touched {
             scored |= self.score_row(key, now, tell);
         }
-        self.touched = touched;
         scored
     }
 
@@ -209,11 +231,11 @@ impl Group {
             .row(&model.schema, &self.window, key, &mut self.values, |event| events.push(event));
         let Row::Complete { timestamp_ms, .. } = row else { return false };
         self.open_rows.remove(&key);
-        if timestamp_ms <= serving.since_ms {
+        let old = self.window.score(timestamp_ms);
+        if timestamp_ms <= self.written_to_ms || old.is_some() && timestamp_ms <= serving.since_ms {
             return false;
         }
         let new = score(&model, &self.values);
-        let old = self.window.score(timestamp_ms);
         if old == Some(new) {
             return false;
         }
@@ -247,7 +269,7 @@ impl Group {
         let over: Vec<i64> = self
             .open_rows
             .iter()
-            .filter(|(_, since)| now.duration_since(**since) >= grace)
+            .filter(|(_, (_, since))| now.duration_since(*since) >= grace)
             .map(|(key, _)| *key)
             .collect();
         for key in over {
@@ -258,7 +280,13 @@ impl Group {
             };
             let schema = &serving.model.schema;
             let state = match serving.reader.row(schema, &self.window, key, &mut self.values, |_| {}) {
-                Row::Missing(missing) if missing.len() == schema.features.len() => RowState::Ended,
+                Row::Missing(missing) if missing.len() == schema.features.len() => {
+                    if !serving.reader.has_marker(schema, &self.window, key) {
+                        // Samples of features that the model does not have.
+                        continue;
+                    }
+                    RowState::Ended
+                }
                 Row::Missing(missing) => {
                     self.changed |= self.missing != missing.len();
                     self.missing = missing.len();
@@ -344,8 +372,9 @@ impl Group {
             Some(_) if now >= self.due => Some(Reason::Scheduled),
             Some(_) if now < self.schema_due => None,
             Some(serving) => {
-                self.schema_due = now + SCHEMA_PAUSE.min(self.detector.grace);
-                self.schema_changed(&serving.model).then_some(Reason::Schema)
+                let changed = self.schema_changed(&serving.model);
+                self.schema_due = now + SCHEMA_CHECK;
+                changed.then_some(Reason::Schema)
             }
         };
         // A group that is silent keeps its model: there is nothing new to learn from.
@@ -374,13 +403,21 @@ impl Group {
     }
 
     /// Marks the group as in training and hands out what its window holds.
-    pub fn start_training(&mut self) -> Window {
+    pub fn start_training(&mut self, reason: Reason, now: Instant) -> Window {
+        if reason == Reason::Schema {
+            let quiet =
+                self.schema_trained.is_none_or(|then| now.duration_since(then) > 2 * LONGEST_SCHEMA_PAUSE);
+            let pause = if quiet { SHORTEST_SCHEMA_PAUSE } else { self.schema_pause };
+            self.schema_due = now + pause;
+            self.schema_pause = (2 * pause).min(LONGEST_SCHEMA_PAUSE);
+            self.schema_trained = Some(now);
+        }
         self.training = true;
         self.considered = self.n_columns();
         self.window.clone()
     }
 
-    /// The queue of trainings is full: try again later.
+    /// Nobody will report on a training any more: ask again.
     pub fn defer_training(&mut self) {
         self.training = false;
     }
@@ -431,12 +468,11 @@ impl Group {
         self.changed = true;
         self.due = now + self.detector.training.pause(model.observed_ms);
         let first = self.serving.is_none();
-        // A first model scores what waits; a later one what comes.
-        let mut since_ms = self.newest_scored_ms().unwrap_or(i64::MIN);
+        let since_ms = self.newest_scored_ms().unwrap_or(i64::MIN);
         if first {
             let mut recent: Vec<(Column, Sample)> = recent
                 .into_iter()
-                .filter_map(|(labels, samples)| Some((self.window.column(&labels)?, samples)))
+                .filter_map(|(labels, samples)| Some((self.window.find(&labels)?, samples)))
                 .flat_map(|(column, samples)| samples.into_iter().map(move |sample| (column, sample)))
                 .collect();
             recent.sort_by_key(|(_, sample)| sample.timestamp_ms);
@@ -445,11 +481,11 @@ impl Group {
                 self.window.push(column, sample);
                 // Remote write brings these again, as duplicates, which open no row.
                 if live_to_ms.is_some_and(|live_to_ms| live_to_ms < sample.timestamp_ms) {
-                    self.open_rows.entry(sample.timestamp_ms).or_insert(now);
+                    self.open_rows.entry(sample.timestamp_ms).or_insert((sample.timestamp_ms, now));
                 }
             }
             if let Some(written_to_ms) = written_to_ms {
-                since_ms = since_ms.max(written_to_ms);
+                self.written_to_ms = written_to_ms;
                 for cursor in &mut self.cursors {
                     cursor.done_ms = cursor.done_ms.max(written_to_ms);
                     cursor.handed_out_ms = cursor.done_ms;
@@ -460,14 +496,12 @@ impl Group {
         let reader = Reader::new(&model.schema, &self.window);
         self.serving = Some(Serving { model, reader, since_ms });
         // Rows are keyed by the model's grid.
-        let waiting = std::mem::take(&mut self.open_rows);
-        let touched = std::mem::take(&mut self.touched);
-        let grid = self.serving.as_ref().map(|serving| serving.model.schema.grid).expect("set above");
-        for (timestamp_ms, since) in waiting {
-            self.open_rows.entry(grid.bounds(timestamp_ms).1).or_insert(since);
+        for (_, (timestamp_ms, since)) in std::mem::take(&mut self.open_rows) {
+            self.open_rows.entry(self.key(timestamp_ms)).or_insert((timestamp_ms, since));
         }
+        let touched: Vec<i64> = std::mem::take(&mut self.touched).into_iter().map(|t| self.key(t)).collect();
+        self.touched.extend(touched);
         self.touched.extend(self.open_rows.keys());
-        self.touched.extend(touched.into_iter().map(|timestamp_ms| grid.bounds(timestamp_ms).1));
         self.score_touched(now, tell)
     }
 
@@ -518,11 +552,12 @@ impl Group {
         }
     }
 
-    /// Starts over with these many targets, each at the newest score: what is older was another
-    /// target's.
-    pub fn retarget(&mut self, n_targets: usize) {
-        let done_ms = self.newest_scored_ms().unwrap_or(i64::MIN);
-        self.cursors = vec![Cursor { done_ms, handed_out_ms: done_ms }; n_targets];
+    /// Works for other targets: each was this one before, or is new. A new one begins at the newest
+    /// score: what is older was the others'.
+    pub fn retarget(&mut self, kept: &[Option<usize>]) {
+        let newest_ms = self.newest_scored_ms().unwrap_or(i64::MIN);
+        let new = Cursor { done_ms: newest_ms, handed_out_ms: newest_ms };
+        self.cursors = kept.iter().map(|old| old.map_or(new, |old| self.cursors[old])).collect();
     }
 
     /// The live samples, for a look from outside.

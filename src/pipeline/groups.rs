@@ -4,7 +4,9 @@ use super::group::Group;
 use crate::config::{Config, Detector};
 use crate::prom::{Labels, METRIC_NAME};
 use crate::series::{Ignored, Target};
+use crate::window::MAX_FEATURES;
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Instant;
 use tracing::{info, warn};
@@ -55,6 +57,12 @@ impl Groups {
         self.all.values()
     }
 
+    /// The numbers of all groups, those after `id` first.
+    pub fn ids_after(&self, id: u32) -> Vec<u32> {
+        let after = self.all.range((Bound::Excluded(id), Bound::Unbounded));
+        after.chain(self.all.range(..=id)).map(|(id, _)| *id).collect()
+    }
+
     /// Is the group still there?
     pub fn contains(&self, id: u32) -> bool {
         self.all.contains_key(&id)
@@ -69,29 +77,45 @@ impl Groups {
             return Err(Ignored::Own);
         }
         let mut targets = Vec::new();
+        let mut over_limit = false;
         for i in 0..self.config.detectors.len() {
             let detector = self.config.detectors[i].clone();
             if !detector.matchers.iter().any(|selector| selector.matches(labels)) {
                 continue;
             }
-            if self.watched >= MAX_WATCHED {
-                if !std::mem::replace(&mut self.over_limit, true) {
-                    warn!(component = "series", limit = MAX_WATCHED, series = %labels, "too many watched series, new ones are ignored");
-                }
-                return Err(Ignored::OverLimit);
-            }
             let (by, feature) = labels.split(&detector.by);
-            let id = self.group(i, &detector, by, now);
-            let group = self.all.get_mut(&id).expect("found or made just now");
-            let before = group.n_columns();
-            let Some(column) = group.column(&feature) else {
-                warn!(component = "series", group = %group.labels, series = %labels, "the group has too many features, the series is ignored");
-                return Err(Ignored::OverLimit);
+            let known =
+                self.by_labels[i].get(&by).and_then(|id| Some((*id, self.all[id].window().find(&feature)?)));
+            let target = match known {
+                Some((group, column)) => Some(Target { group, column }),
+                None if self.watched < MAX_WATCHED => {
+                    let id = self.group(i, &detector, by, now);
+                    let group = self.all.get_mut(&id).expect("found or made just now");
+                    group
+                        .column(&feature)
+                        .map(|column| Target { group: id, column })
+                        .inspect(|_| self.watched += 1)
+                }
+                None => None,
             };
-            self.watched += group.n_columns() - before;
-            targets.push(Target { group: id, column });
+            over_limit |= target.is_none();
+            targets.extend(target);
         }
-        if targets.is_empty() { Err(Ignored::Unwatched) } else { Ok(targets) }
+        if over_limit && !std::mem::replace(&mut self.over_limit, true) {
+            warn!(
+                component = "series",
+                series = %labels,
+                watched = self.watched,
+                limit = MAX_WATCHED,
+                group_limit = MAX_FEATURES,
+                "too many watched series, new ones are ignored"
+            );
+        }
+        match targets.is_empty() {
+            false => Ok(targets),
+            true if over_limit => Err(Ignored::OverLimit),
+            true => Err(Ignored::Unwatched),
+        }
     }
 
     /// Outputs and own metrics are never watched: a feedback loop cannot be configured.
@@ -162,7 +186,10 @@ impl Groups {
     /// Puts another configuration into force. Groups of a detector that did not change stay as they
     /// are; the others go, and are returned.
     pub fn reload(&mut self, config: Arc<Config>) -> Vec<Group> {
-        let retarget = config.remote_write != self.config.remote_write;
+        let old = &self.config.remote_write;
+        // The same URL is the same target, whatever else changed.
+        let kept: Vec<Option<usize>> =
+            config.remote_write.iter().map(|new| old.iter().position(|old| old.url == new.url)).collect();
         let mut gone = Vec::new();
         let mut next = Self { next_id: self.next_id, ..Self::new(config) };
         for (_, mut group) in std::mem::take(&mut self.all) {
@@ -171,9 +198,9 @@ impl Groups {
                 continue;
             };
             group.detector = next.config.detectors[index].clone();
-            if retarget {
-                group.retarget(next.config.remote_write.len());
-            }
+            group.retarget(&kept);
+            // A training under way would report to the old number.
+            group.defer_training();
             next.watched += group.n_columns();
             let labels = group.labels.clone();
             let id = next.insert(group);

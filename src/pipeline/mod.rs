@@ -158,14 +158,10 @@ impl Senders {
         let deadline = tokio::time::Instant::now() + DRAIN;
         for mut task in self.tasks {
             if tokio::time::timeout_at(deadline, &mut task).await.is_err() {
-                warn!(component = "publish", "scores are left unsent: the target did not answer in time");
+                warn!(component = "publish", "scores are not sent yet: the target did not answer in time");
                 task.abort();
             }
         }
-    }
-
-    fn abort(self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -217,10 +213,11 @@ impl Reloader {
             error!(component = "config", err = text, "reload failed, the old configuration stays");
             text
         })?;
-        let started = Senders::start(&config, &self.commands, &self.client, &self.publish);
+        // What is under way is finished first: cut off, it would be sent twice.
         if let Some(old) = senders.take() {
-            old.abort();
+            old.drain().await;
         }
+        let started = Senders::start(&config, &self.commands, &self.client, &self.publish);
         let (done, in_force) = oneshot::channel();
         let bells = started.bells.clone();
         *senders = Some(started);

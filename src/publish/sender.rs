@@ -74,7 +74,9 @@ impl<W: Windows> Sender<W> {
                 () = self.bell.notified() => false,
             };
             if !closing {
-                tokio::time::sleep(self.config.batch_send_deadline).await;
+                let close = self.closing.wait_for(|closing| *closing);
+                // Either way there is something to send.
+                let _ = tokio::time::timeout(self.config.batch_send_deadline, close).await;
             }
             while let Some(batch) = self.windows.next_batch(self.config.max_samples_per_send).await {
                 self.deliver(batch).await;
@@ -140,7 +142,7 @@ impl<W: Windows> Sender<W> {
                 Verdict::Rejected(answer) => return Err(answer),
                 Verdict::Recoverable(problem) => {
                     // Once at the beginning, and then at each doubling: a long outage is few lines.
-                    if attempt.is_power_of_two() {
+                    if attempt == 0 || attempt.is_power_of_two() {
                         warn!(component = "publish", url = %self.config.url, attempts = attempt + 1, err = problem.describe(), "remote write failed, trying again");
                     }
                     attempt += 1;

@@ -69,7 +69,7 @@ impl Config {
     /// How long a model serves that was trained on so much history.
     pub fn pause(&self, observed_ms: i64) -> Duration {
         let growth = Duration::from_millis((observed_ms.max(0) as f64 * GROWTH) as u64);
-        growth.max(SHORTEST_PAUSE).min(self.every)
+        growth.min(self.every).max(SHORTEST_PAUSE)
     }
 }
 
@@ -90,6 +90,11 @@ pub enum Outcome {
     TooShort {
         /// The longest that a feature has, in milliseconds, as [`observed_ms`] counts.
         have_ms: i64,
+    },
+    /// The features have enough history, but never all at once.
+    NoRows {
+        /// How many features.
+        n_features: usize,
     },
 }
 
@@ -175,7 +180,7 @@ pub fn train(detector: &Detector, window: &Window, threads: NonZeroUsize) -> Res
     let n_features = schema.features.len();
     let n_rows = rows.len() / n_features;
     if n_rows == 0 {
-        return Ok(Outcome::TooShort { have_ms: 0 });
+        return Ok(Outcome::NoRows { n_features });
     }
     let mut values = vec![0.0; rows.len()];
     for (i, value) in rows.into_iter().enumerate() {

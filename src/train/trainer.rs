@@ -3,7 +3,7 @@
 use super::{Outcome, join, train};
 use crate::config::{Config, Detector};
 use crate::history::{self, Series};
-use crate::http::client::Client;
+use crate::http::client::{Client, Url};
 use crate::models::Model;
 use crate::prom::labels::METRIC_NAME;
 use crate::prom::matcher::Matcher;
@@ -12,13 +12,16 @@ use crate::window::Window;
 use crate::yaml;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
 
 /// How far back a gap in the scores is filled after a restart: Prometheus takes nothing that is
 /// an hour behind its newest sample.
 const BACKFILL_MS: i64 = 50 * 60_000;
+
+/// How long a source that did not answer is left alone.
+const REST: Duration = Duration::from_secs(60);
 
 /// A training that is asked for.
 pub struct Job {
@@ -63,15 +66,20 @@ pub async fn run<F: Future<Output = ()>>(
     client: Client,
     mut report: impl FnMut(u32, Learned) -> F,
 ) {
+    let mut resting = Vec::new();
     while let Some(job) = jobs.recv().await {
         let config = config.borrow().clone();
         let group = job.group;
-        let learned = learn(job, &config, &client).await;
+        let learned = learn(job, &config, &client, &mut resting).await;
         report(group, learned).await;
     }
 }
 
-async fn learn(job: Job, config: &Config, client: &Client) -> Learned {
+/// Sources that did not answer, until when they are left alone: a source that hangs would hold up
+/// the trainings of all groups.
+type Resting = Vec<(Url, Instant)>;
+
+async fn learn(job: Job, config: &Config, client: &Client, resting: &mut Resting) -> Learned {
     let started = Instant::now();
     let now_ms = duration::millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
     let detector = job.detector.clone();
@@ -79,24 +87,44 @@ async fn learn(job: Job, config: &Config, client: &Client) -> Learned {
     let group: Vec<Matcher> =
         detector.by.iter().map(|name| Matcher::equal(name, job.labels.get(name))).collect();
 
+    resting.retain(|(_, until)| started < *until);
     let mut past: Vec<Series> = Vec::new();
     for source in &config.remote_read {
+        let mut error =
+            resting.iter().any(|(url, _)| *url == source.url).then(|| "the source rests".to_string());
         for selector in &detector.matchers {
+            if error.is_some() {
+                break;
+            }
             let range = (now_ms - history_ms, now_ms);
             let read =
                 history::read(client, source, selector, &group, range, |series| past.extend(series)).await;
-            if let Err(error) = read {
-                warn!(component = "history", url = %source.url, group = %job.labels, err = yaml::chain(&error), "no history by remote read");
+            if let Err(failed) = read {
+                let reason = yaml::chain(&failed);
+                warn!(component = "history", url = %source.url, group = %job.labels, err = reason, "no history by remote read");
+                if failed.is_passing() {
+                    resting.push((source.url.clone(), Instant::now() + REST));
+                    error = Some(reason);
+                }
                 break;
             }
+        }
+        // A model of days is not replaced by one of the window's hours because Prometheus restarts.
+        if let Some(error) = error.filter(|_| !job.first) {
+            return Learned::Failed(format!("no history: {error}"));
         }
     }
     for (labels, _) in &mut past {
         *labels = labels.split(&detector.by).1;
     }
-    let written_to_ms =
-        if job.first { newest_score(config, client, &detector, &group, now_ms).await } else { None };
-    let since_ms = written_to_ms.unwrap_or(now_ms).max(now_ms - BACKFILL_MS) - detector.transform.reach_ms();
+    let sources =
+        config.remote_read.iter().filter(|source| resting.iter().all(|(url, _)| *url != source.url));
+    let written_to_ms = match job.first {
+        true => newest_score(sources, client, &detector, &group, now_ms).await,
+        false => None,
+    };
+    let written_to_ms = written_to_ms.map(|written_to_ms| written_to_ms.max(now_ms - BACKFILL_MS));
+    let since_ms = written_to_ms.unwrap_or(now_ms) - detector.transform.reach_ms();
     let recent = if job.first { after(&past, since_ms) } else { Vec::new() };
 
     let fit = move || {
@@ -109,6 +137,9 @@ async fn learn(job: Job, config: &Config, client: &Client) -> Learned {
             Learned::Model { model, recent, written_to_ms, seconds: started.elapsed().as_secs_f64() }
         }
         Ok(Ok(Outcome::TooShort { have_ms })) => Learned::TooShort { have_ms },
+        Ok(Ok(Outcome::NoRows { n_features })) => {
+            Learned::Failed(format!("no row of the history has settled values of all {n_features} features"))
+        }
         Ok(Err(error)) => Learned::Failed(yaml::chain(&error)),
         Err(panic) => Learned::Failed(format!("the training thread ended: {panic}")),
     }
@@ -123,8 +154,9 @@ fn after(series: &[Series], since_ms: i64) -> Vec<Series> {
 }
 
 /// The newest decision of a group that Prometheus holds: after a restart, publishing goes on there.
+/// What cannot be learned is as if there were none.
 async fn newest_score(
-    config: &Config,
+    sources: impl Iterator<Item = &history::Config>,
     client: &Client,
     detector: &Detector,
     group: &[Matcher],
@@ -132,8 +164,8 @@ async fn newest_score(
 ) -> Option<i64> {
     let selector = Selector::parse(&detector.decision_metric()).ok()?;
     let mut newest = None;
-    for source in &config.remote_read {
-        let range = (now_ms - BACKFILL_MS, now_ms);
+    for source in sources {
+        let range = (now_ms - duration::millis(detector.training.history), now_ms);
         let read = history::read(client, source, &selector, group, range, |series| {
             let samples =
                 series.iter().filter(|(labels, _)| labels.get(METRIC_NAME) == detector.decision_metric());

@@ -37,7 +37,8 @@ impl Grid {
 
     /// Reads the grid off the samples of `columns` in a window.
     ///
-    /// Timestamps are rows by themselves when most samples stand in rows that have every column.
+    /// Timestamps are rows by themselves when the column with the fewest samples has most of them in
+    /// rows that have every column.
     pub fn infer(window: &Window, columns: &[Column]) -> Self {
         let mut times: Vec<Vec<i64>> = Vec::with_capacity(columns.len());
         for column in columns {
@@ -45,12 +46,12 @@ impl Grid {
             window.samples(*column, i64::MIN, i64::MAX, &mut samples);
             times.push(samples.iter().filter(|s| !s.is_stale()).map(|s| s.timestamp_ms).collect());
         }
-        let longest = times.iter().map(Vec::len).max().unwrap_or(0);
+        let fewest = times.iter().map(Vec::len).min().unwrap_or(0);
         let shared = |time: &&i64| times.iter().all(|other| other.binary_search(time).is_ok());
         let complete = times.first().map_or(0, |first| first.iter().filter(shared).count());
         let mut steps: Vec<i64> =
             times.iter().flat_map(|times| times.windows(2).map(|pair| pair[1] - pair[0])).collect();
-        if complete * 2 >= longest || steps.is_empty() {
+        if complete * 2 >= fewest || steps.is_empty() {
             return Self::Exact;
         }
         let middle = steps.len() / 2;

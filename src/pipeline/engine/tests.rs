@@ -440,6 +440,67 @@ fn a_reload_keeps_what_did_not_change() {
     assert!(bench.content().is_empty());
 }
 
+/// Columns are counted once, whoever makes them, and given back when their group goes.
+#[test]
+fn what_is_watched_is_counted_to_the_end() {
+    let mut bench = Bench::new("");
+    scrape(&mut bench, 0);
+    let foreign = Labels::new([(METRIC_NAME, "only_in_history")]).expect("valid");
+    let recent = vec![(foreign, vec![Sample { timestamp_ms: START_MS, value: 1.0 }])];
+    let (_, group) = bench.groups().remove(0);
+    group.install(two_features(), recent, None, Instant::now(), &mut |_| {});
+    assert_eq!(bench.groups()[0].1.n_columns(), 2);
+    let (gone, _) = bench.engine.groups.tidy(Instant::now() + Duration::from_secs(86_400));
+    assert_eq!(gone.len(), 1);
+    scrape(&mut bench, 1);
+    assert_eq!(bench.groups().len(), 1, "it may come back");
+}
+
+#[test]
+fn a_group_in_training_is_trained_after_a_reload_too() {
+    let mut bench = Bench::new("");
+    scrape(&mut bench, 0);
+    bench.engine.tick(Instant::now());
+    let before = bench.jobs.try_recv().expect("a first training");
+    bench.engine.reload(Arc::new(Config::default()), vec![Arc::default()]);
+    bench.engine.learned(before.group, Learned::TooShort { have_ms: 0 }, Instant::now());
+    bench.engine.tick(Instant::now() + Duration::from_secs(1));
+    assert!(bench.jobs.try_recv().is_ok());
+}
+
+#[test]
+fn a_target_that_stays_keeps_its_place_over_a_reload() {
+    let mut bench = serving();
+    scrape(&mut bench, 1);
+    let other = "remote_write: [{url: 'http://other/'}, {url: 'http://localhost:9090/api/v1/write', remote_timeout: 5s}]";
+    bench.engine.reload(Arc::new(Config::parse(other).expect("valid")), vec![Arc::default(), Arc::default()]);
+    assert!(
+        bench.engine.next_batch(0, 100, START_MS * 2).is_none(),
+        "a new target begins with the next score"
+    );
+    assert!(bench.engine.next_batch(1, 100, START_MS * 2).is_some());
+}
+
+#[test]
+fn one_detector_too_full_takes_nothing_from_another() {
+    let all = r#"
+detectors:
+  - {name: hosts, match: ['{__name__=~"rx.*"}'], by: [instance]}
+  - {name: fleet, match: ['{__name__=~"rx.*"}'], by: [job]}
+"#;
+    let mut bench = Bench::new(all);
+    let hosts: Vec<String> = (0..crate::window::MAX_FEATURES + 50).map(|i| format!("host{i}")).collect();
+    for host in &hosts {
+        bench.send(vec![series(
+            &[(METRIC_NAME, "rx"), ("instance", host), ("job", "node")],
+            &[(START_MS, 1.0)],
+        )]);
+    }
+    assert_eq!(bench.groups().len(), hosts.len() + 1, "a group for every host, and the fleet's");
+    let columns = bench.groups().iter().map(|(_, group)| group.n_columns()).max();
+    assert_eq!(columns, Some(crate::window::MAX_FEATURES));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
