@@ -1,0 +1,803 @@
+//! The whole journey beside real Prometheus servers, an old one and a current one: node_exporter is scraped,
+//! its samples are streamed to the program, and the scores that come back are compared with the scrapes,
+//! sample by sample. Every scenario runs against both servers at the same time.
+//!
+//! Rates over 10 s and models of 10 s keep it short; the main scenario takes a minute for both.
+
+mod support;
+
+use serde_json::Value;
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+use support::prometheus::{Api, Series, list, text};
+use support::{Process, Version, at_once, each_version, free_port, http, now_ms, wait};
+use tempfile::TempDir;
+
+/// For what takes a second or two on an idle machine.
+const SOON: Duration = Duration::from_secs(30);
+/// For a first model, beyond the history that it needs.
+const MODEL: Duration = Duration::from_secs(60);
+/// Prometheus' own batch deadline by default, and 2 s.
+const MAX_LAG_MS: i64 = 7_000;
+
+/// The detector of all scenarios but the main one.
+const NODE_NETWORK: &str = r#"
+  - name: node_network
+    match: ['{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total", device="lo"}']
+    transform: rate(10s)
+    window: 10m
+    grace: 5s
+    training: {history: 1h, minimum: 10s, every: 1h}
+"#;
+/// The transform's range.
+const RANGE_MS: i64 = 10_000;
+
+/// Where the servers of one scenario listen.
+#[derive(Clone)]
+struct Addresses {
+    prometheus: Api,
+    promforest: String,
+}
+
+impl Addresses {
+    /// The status and the text of `/-/ready`.
+    fn ready(&self) -> Result<(u16, String), String> {
+        let answer = http::get(&self.promforest, "/-/ready").map_err(|err| err.to_string())?;
+        Ok((answer.status, answer.body.trim_end().to_string()))
+    }
+
+    /// One of promforest's own metrics, the sum over the series with these labels.
+    fn metric(&self, name: &str, labels: &[(&str, &str)]) -> Result<f64, String> {
+        let page = http::get(&self.promforest, "/metrics").map_err(|err| err.to_string())?.body;
+        http::metric(&page, name, labels).ok_or_else(|| format!("no {name} {labels:?} in /metrics"))
+    }
+
+    /// The one series of a selector, as it is stored.
+    fn stored(&self, selector: &str) -> Result<Series, String> {
+        let mut series = self.prometheus.query(&format!("{selector}[10m]"))?;
+        match series.len() {
+            1 => Ok(series.remove(0)),
+            n => Err(format!("{n} series for {selector}")),
+        }
+    }
+
+    fn scores(&self) -> Result<Series, String> {
+        self.stored(r#"anomaly_score{detector="node_network"}"#)
+    }
+}
+
+/// Node exporter, Prometheus and promforest.
+struct Stack {
+    version: Version,
+    at: Addresses,
+    exporter: Process,
+    exporter_port: u16,
+    prometheus_port: u16,
+    promforest_port: u16,
+    prometheus: Option<Process>,
+    promforest: Option<Process>,
+    dir: TempDir,
+}
+
+/// Does Prometheus take remote write?
+#[derive(Clone, Copy, PartialEq)]
+enum RemoteWriteReceiver {
+    Enabled,
+    Disabled,
+}
+
+/// How much of a machine node_exporter shows.
+#[derive(Clone, Copy, PartialEq)]
+enum Collectors {
+    All,
+    Network,
+}
+
+/// What differs between the scenarios' Prometheus configurations.
+struct Scraping<'a> {
+    /// The `scrape_configs` of node_exporter; `TARGET` is replaced by its address.
+    jobs: &'a str,
+    /// A `queue_config`; nothing for Prometheus' own.
+    queue: &'a str,
+}
+
+const JOB_NODE: Scraping<'_> = Scraping {
+    jobs: "  - {job_name: node, static_configs: [{targets: ['TARGET']}]}",
+    queue: "    queue_config: {batch_send_deadline: 1s}",
+};
+
+impl Stack {
+    /// Starts node_exporter and writes Prometheus' configuration.
+    fn new(version: Version, collectors: Collectors, scraping: &Scraping<'_>) -> Self {
+        let dir =
+            tempfile::Builder::new().prefix("promforest-e2e-").tempdir().expect("a temporary directory");
+        let (exporter_port, prometheus_port, promforest_port) = (free_port(), free_port(), free_port());
+        let mut args = vec![
+            format!("--web.listen-address=127.0.0.1:{exporter_port}"),
+            // Debian's leaves lo out by default.
+            "--collector.netdev.device-exclude=^$".into(),
+        ];
+        match collectors {
+            // The systemd collector only complains where systemd does not run.
+            Collectors::All => args.push("--no-collector.systemd".into()),
+            Collectors::Network => {
+                args.extend(["--collector.disable-defaults".into(), "--collector.netdev".into()]);
+            }
+        }
+        let exporter = Process::start("node_exporter", &support::node_exporter(), &args, dir.path());
+        let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let rules = repository.join("deploy/prometheus/promforest.rules.yml");
+        let jobs = scraping.jobs.replace("TARGET", &format!("127.0.0.1:{exporter_port}"));
+        let config = format!(
+            "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\n\
+             storage: {{tsdb: {{out_of_order_time_window: 30m}}}}\n\
+             rule_files: ['{}']\n\
+             scrape_configs:\n{jobs}\n  \
+             - job_name: promforest\n    \
+               honor_labels: true\n    \
+               static_configs: [{{targets: ['127.0.0.1:{promforest_port}']}}]\n\
+             remote_write:\n  \
+             - url: http://127.0.0.1:{promforest_port}/api/v1/write\n{}\n",
+            rules.display(),
+            scraping.queue,
+        );
+        fs::write(dir.path().join("prometheus.yml"), config).expect("the directory is ours");
+        let at = Addresses {
+            prometheus: Api(format!("127.0.0.1:{prometheus_port}")),
+            promforest: format!("127.0.0.1:{promforest_port}"),
+        };
+        Self {
+            version,
+            at,
+            exporter,
+            exporter_port,
+            prometheus_port,
+            promforest_port,
+            prometheus: None,
+            promforest: None,
+            dir,
+        }
+    }
+
+    /// The stack of most scenarios, with the first scores.
+    fn with_scores(version: Version) -> Self {
+        let mut stack = Self::new(version, Collectors::Network, &JOB_NODE);
+        stack.start_prometheus(RemoteWriteReceiver::Enabled);
+        stack.configure(NODE_NETWORK);
+        stack.start_promforest();
+        stack.wait("the first scores", MODEL, |at| at.scores().map(drop));
+        stack
+    }
+
+    fn start_prometheus(&mut self, receiver: RemoteWriteReceiver) {
+        let mut args = vec![
+            "--config.file=prometheus.yml".into(),
+            "--storage.tsdb.path=data".into(),
+            format!("--web.listen-address=127.0.0.1:{}", self.prometheus_port),
+        ];
+        if receiver == RemoteWriteReceiver::Enabled {
+            args.push("--web.enable-remote-write-receiver".into());
+        }
+        let program = self.version.prometheus();
+        self.prometheus = Some(Process::start("prometheus", &program, &args, self.dir.path()));
+        self.wait("Prometheus is ready", SOON, |at| {
+            let answer = http::get(&at.prometheus.0, "/-/ready").map_err(|err| err.to_string())?;
+            if answer.status == 200 { Ok(()) } else { Err(answer.body) }
+        });
+    }
+
+    /// By SIGTERM, as a service manager does.
+    fn stop_prometheus(&mut self) {
+        self.prometheus.take().expect("it runs").terminate(SOON);
+    }
+
+    fn config_file(&self) -> PathBuf {
+        self.dir.path().join("promforest.yml")
+    }
+
+    /// Writes promforest's configuration and returns it.
+    fn configure(&self, detectors: &str) -> String {
+        let url = format!("http://127.0.0.1:{}/api/v1", self.prometheus_port);
+        let config = format!(
+            "global: {{scrape_interval: 1s}}\n\
+             remote_write: [{{url: '{url}/write'}}]\n\
+             remote_read: [{{url: '{url}/read'}}]\n\
+             detectors:{detectors}"
+        );
+        fs::write(self.config_file(), &config).expect("the directory is ours");
+        config
+    }
+
+    fn start_promforest(&mut self) {
+        let args = [
+            "--config.file=promforest.yml".into(),
+            format!("--web.listen-address=127.0.0.1:{}", self.promforest_port),
+        ];
+        let program = Path::new(env!("CARGO_BIN_EXE_promforest"));
+        self.promforest = Some(Process::start("promforest", program, &args, self.dir.path()));
+        self.wait("promforest is healthy", SOON, |at| {
+            let answer = http::get(&at.promforest, "/-/healthy").map_err(|err| err.to_string())?;
+            if answer.status == 200 { Ok(()) } else { Err(answer.body) }
+        });
+    }
+
+    /// [`wait`], with every process that should run.
+    fn wait<T>(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        mut look: impl FnMut(&Addresses) -> Result<T, String>,
+    ) -> T {
+        let what = format!("{}: {what}", self.version);
+        let processes = [Some(&mut self.exporter), self.prometheus.as_mut(), self.promforest.as_mut()];
+        let mut processes: Vec<&mut Process> = processes.into_iter().flatten().collect();
+        wait(&what, limit, &mut processes, || look(&self.at))
+    }
+
+    /// Waits for the score of a scrape at or after `timestamp_ms`.
+    fn wait_for_score_at(&mut self, timestamp_ms: i64) {
+        self.wait("scores go on", SOON, |at| {
+            let newest_ms = at.scores()?.timestamps().last().copied().unwrap_or_default();
+            if newest_ms >= timestamp_ms {
+                Ok(())
+            } else {
+                Err(format!("the newest is {} ms short of it", timestamp_ms - newest_ms))
+            }
+        });
+    }
+
+    /// Fails unless every scrape since the first score has one decision and one score, at its very
+    /// timestamp. Only where a pause of the scrapes leaves no two samples in the rate's range is there none.
+    fn check_scores(&self, range_ms: i64) -> Series {
+        let stored =
+            |selector| self.at.stored(selector).unwrap_or_else(|err| panic!("{}: {err}", self.version));
+        let decisions = stored("node_network_anomaly");
+        let scores = stored(r#"anomaly_score{detector="node_network"}"#);
+        let scrapes = stored(r#"node_network_receive_bytes_total{device="lo"}"#).timestamps();
+        let (first, last) = (scores.samples[0].0, scores.samples[scores.samples.len() - 1].0);
+        let scored: Vec<i64> = (0..scrapes.len())
+            .filter(|i| *i > 0 && scrapes[*i] - scrapes[*i - 1] < range_ms)
+            .map(|i| scrapes[i])
+            .filter(|timestamp_ms| (first..=last).contains(timestamp_ms))
+            .collect();
+        self.assert_same_times(&scores.timestamps(), &scored, "scores and scrapes");
+        let decisions_there = decisions.samples.iter().take(scores.samples.len());
+        for ((timestamp_ms, score), (at_ms, decision)) in scores.samples.iter().zip(decisions_there) {
+            assert_eq!(timestamp_ms, at_ms, "{}: scores and decisions", self.version);
+            assert_eq!(*score > 1.0, *decision < 0.0, "{}: score {score}, decision {decision}", self.version);
+            let expected = (0.5 - decision) * 2.0;
+            assert!((score - expected).abs() < 1e-12, "{}: {score}, not {expected}", self.version);
+        }
+        assert!(decisions.samples.len() >= scores.samples.len(), "{}: a decision is missing", self.version);
+        scores
+    }
+
+    /// Fails with what is lacking and what is too many.
+    fn assert_same_times(&self, ours: &[i64], theirs: &[i64], what: &str) {
+        let lacking: Vec<_> = theirs.iter().filter(|time| !ours.contains(time)).collect();
+        let too_many: Vec<_> = ours.iter().filter(|time| !theirs.contains(time)).collect();
+        assert!(
+            ours == theirs,
+            "{}: {what} differ: of {} are lacking {lacking:?}, and too many are {too_many:?}\n{}",
+            self.version,
+            theirs.len(),
+            self.promforest_tail(),
+        );
+    }
+
+    /// One of promforest's own metrics.
+    fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.at.metric(name, labels).unwrap_or_else(|err| panic!("{}: {err}", self.version))
+    }
+
+    /// No score was given up, and Prometheus has given up no sample.
+    fn check_nothing_lost(&self) {
+        let failed = self.metric("promforest_remote_write_samples_failed_total", &[]);
+        assert!(failed == 0.0, "{}: {failed} samples given up\n{}", self.version, self.promforest_tail());
+        let page = http::get(&self.at.prometheus.0, "/metrics").expect("Prometheus answers").body;
+        let failed = http::metric(&page, "prometheus_remote_storage_samples_failed_total", &[]);
+        assert!(failed == Some(0.0), "{}: Prometheus gave up {failed:?} samples", self.version);
+    }
+
+    fn promforest_tail(&self) -> String {
+        self.promforest.as_ref().map_or_else(String::new, Process::tail)
+    }
+}
+
+// ------------------------------------------------------------------------------------------ traffic
+
+/// Takes datagrams over lo and never looks at them.
+struct Sink {
+    from: UdpSocket,
+    to: UdpSocket,
+}
+
+impl Sink {
+    const DATAGRAM: usize = 4 << 10;
+
+    fn new() -> Self {
+        let open = || UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
+        Self { from: open(), to: open() }
+    }
+
+    /// Sends whole datagrams of at most so many bytes and tells how many these were.
+    fn send(&self, bytes: f64) -> f64 {
+        let to = self.to.local_addr().expect("a bound socket has an address");
+        let datagrams = (bytes / Self::DATAGRAM as f64) as usize;
+        for _ in 0..datagrams {
+            self.from.send_to(&[0; Self::DATAGRAM], to).expect("lo takes a datagram");
+        }
+        (datagrams * Self::DATAGRAM) as f64
+    }
+}
+
+/// The ordinary traffic of a machine: always some, and twice in the first minute much for a moment. A forest
+/// that has seen that knows how far away much is; the servers of other scenarios, which share lo with this
+/// one, are noise to it.
+struct Traffic {
+    end: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Traffic {
+    const TICK: Duration = Duration::from_millis(20);
+    const BYTES_PER_SECOND: f64 = 4e6;
+    const MUCH: f64 = 200e6;
+    const MUCH_AT: [f64; 2] = [20.0, 50.0];
+
+    fn start() -> Self {
+        let end = Arc::<AtomicBool>::default();
+        let thread = thread::spawn({
+            let end = end.clone();
+            move || {
+                let sink = Sink::new();
+                let began = Instant::now();
+                let mut sent = 0.0;
+                while !end.load(Ordering::Relaxed) {
+                    // By the clock, so that a busy machine has the same traffic.
+                    let seconds = began.elapsed().as_secs_f64();
+                    let times = Self::MUCH_AT.iter().filter(|at| **at <= seconds).count();
+                    let due = seconds * Self::BYTES_PER_SECOND + times as f64 * Self::MUCH;
+                    sent += sink.send(due - sent);
+                    thread::sleep(Self::TICK);
+                }
+            }
+        });
+        Self { end, thread: Some(thread) }
+    }
+
+    /// More than there ever was.
+    fn burst() {
+        Sink::new().send(3.0 * Self::MUCH);
+    }
+}
+
+impl Drop for Traffic {
+    fn drop(&mut self) {
+        self.end.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been printed.
+            let _ = thread.join();
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------- scenarios
+
+/// A scrape each second, a rate over a minute, a minute of history, and Prometheus' own batches. Of the
+/// default detector's interfaces only lo: of the others nobody here knows what is calm. A second detector
+/// with a shorter range tells bursts: over a minute, each would be history for a minute.
+#[test]
+fn a_burst_of_traffic_is_seen() {
+    const DETECTORS: &str = r#"
+  - name: node_network
+    match: ['{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total", device="lo"}']
+    by: [job, instance]
+    transform: rate(1m)
+    training: {minimum: 60s}
+  - name: traffic
+    match: ['{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total", device="lo"}']
+    transform: rate(5s)
+    training: {minimum: 60s}
+"#;
+    let _traffic = Traffic::start();
+    let mut stacks = each_version(|version| {
+        let scraping = Scraping { queue: "", ..JOB_NODE };
+        let mut stack = Stack::new(version, Collectors::All, &scraping);
+        stack.configure(DETECTORS);
+        stack.start_promforest();
+        stack.start_prometheus(RemoteWriteReceiver::Enabled);
+        becomes_ready(&mut stack, Duration::from_secs(120) + MODEL);
+        stack.wait("the first scores", SOON, |at| at.scores().map(drop));
+        stack
+    });
+    let calm = Duration::from_secs(25);
+    at_once(stacks.iter_mut().map(|stack| (stack.version, stack)), |stack| scores_are_fresh(stack, calm));
+
+    let burst_ms = now_ms();
+    Traffic::burst();
+    at_once(stacks.iter_mut().map(|stack| (stack.version, stack)), |stack| {
+        burst_is_seen(stack, burst_ms);
+        stack.check_scores(60_000);
+        stack.check_nothing_lost();
+        own_output_is_no_input(stack);
+        rules_are_healthy(stack);
+        dashboard_has_data(stack);
+    });
+}
+
+/// `/-/ready` is 503 and tells how far it is, then 200.
+fn becomes_ready(stack: &mut Stack, limit: Duration) {
+    let mut progress: Vec<u32> = Vec::new();
+    stack.wait("promforest is ready", limit, |at| {
+        let (status, text) = at.ready()?;
+        if status == 200 {
+            let all = "node_network: 1 of 1 groups have a model\ntraffic: 1 of 1 groups have a model";
+            assert_eq!(text, all);
+            return Ok(());
+        }
+        assert_eq!(status, 503, "{text}");
+        let line = text.lines().next().unwrap_or_default();
+        if let Some((before, _)) = line.split_once(" % of the 1m of history that a first model needs") {
+            let percent = before.strip_prefix("node_network: ").and_then(|text| text.parse().ok());
+            progress.push(percent.unwrap_or_else(|| panic!("no number in {text:?}")));
+        } else {
+            assert!(["starting", "node_network: no samples yet"].contains(&line), "{text}");
+        }
+        Err(text)
+    });
+    // It is estimated between two looks at the history.
+    let forth = progress.windows(2).all(|pair| pair[1] + 3 >= pair[0]);
+    progress.dedup();
+    assert!(progress.len() > 10 && forth, "{}: progress {progress:?}", stack.version);
+}
+
+/// For a while, every look finds a score that is hardly older than Prometheus' batches make it.
+fn scores_are_fresh(stack: &mut Stack, period: Duration) {
+    let until = Instant::now() + period;
+    let mut lags = Vec::new();
+    while Instant::now() < until {
+        let before_ms = now_ms();
+        let newest_ms = stack.wait("a score", SOON, |at| {
+            at.scores().map(|scores| scores.timestamps().last().copied().expect("a series has samples"))
+        });
+        lags.push(before_ms - newest_ms);
+        thread::sleep(Duration::from_millis(500));
+    }
+    assert!(
+        lags.iter().all(|lag_ms| (0..=MAX_LAG_MS).contains(lag_ms)),
+        "{}: the newest score is this many milliseconds old: {lags:?}\n{}",
+        stack.version,
+        stack.promforest_tail()
+    );
+}
+
+/// The scores rise above the highest of the calm before, within a few scrapes.
+fn burst_is_seen(stack: &mut Stack, burst_ms: i64) {
+    stack.wait("the score rises with the traffic", SOON, |at| {
+        let samples = at.stored(r#"anomaly_score{detector="traffic"}"#)?.samples;
+        let calm = samples.iter().filter(|(at_ms, _)| (burst_ms - 20_000..burst_ms).contains(at_ms));
+        let calm: Vec<f64> = calm.map(|(_, score)| *score).collect();
+        assert!(calm.len() >= 15, "only {} scores in the calm before", calm.len());
+        let highest = calm.iter().copied().fold(f64::MIN, f64::max);
+        let since: Vec<f64> = samples.iter().filter(|(at_ms, _)| *at_ms >= burst_ms).map(|s| s.1).collect();
+        let traffic = r#"rate(node_network_receive_bytes_total{device="lo"}[5s]) / 1e6"#;
+        let traffic = at.prometheus.query_range(traffic, 40, 1)?;
+        let traffic: Vec<f64> = traffic.iter().flat_map(|lo| &lo.samples).map(|sample| sample.1).collect();
+        let seen = format!("{since:.2?} after {calm:.2?}; lately, in MB/s: {traffic:.1?}");
+        let rise = since.iter().position(|score| *score > highest && *score > 1.0).ok_or(&seen)?;
+        assert!(rise < 5, "late: {seen}");
+        Ok(())
+    });
+}
+
+/// What promforest writes comes back by remote write, and what it says of itself too.
+fn own_output_is_no_input(stack: &Stack) {
+    let own = stack.metric("promforest_ingest_samples_dropped_total", &[("reason", "own_output")]);
+    let written = stack.metric("promforest_remote_write_samples_total", &[]);
+    assert!(own > written / 2.0 && written > 40.0, "{}: {written} written, {own} came back", stack.version);
+    let page = http::get(&stack.at.promforest, "/metrics").expect("promforest answers").body;
+    let groups: Vec<&str> =
+        page.lines().filter(|line| line.starts_with("promforest_training_progress_ratio{")).collect();
+    assert_eq!(groups.len(), 2, "{}: a group of each detector, not {groups:?}", stack.version);
+    let instance = format!("instance=\"127.0.0.1:{}\"", stack.exporter_port);
+    for group in groups {
+        assert!(group.contains("job=\"node\"") && group.contains(&instance), "{}: {group}", stack.version);
+    }
+}
+
+fn rules_are_healthy(stack: &mut Stack) {
+    let n_rules = stack.wait("every rule is evaluated", SOON, |at| {
+        let data = at.prometheus.data("rules")?;
+        let mut n_rules = 0;
+        for rule in list(&data["groups"]).iter().flat_map(|group| list(&group["rules"])) {
+            if rule["health"] != "ok" {
+                return Err(format!("{}: {} {}", rule["name"], rule["health"], rule["lastError"]));
+            }
+            n_rules += 1;
+        }
+        Ok(n_rules)
+    });
+    assert!(n_rules > 0, "{}: no rules", stack.version);
+}
+
+/// Every query of the dashboard answers with data, but for annotations: those need an alert.
+fn dashboard_has_data(stack: &Stack) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/grafana/dashboards/promforest.json");
+    let dashboard = fs::read_to_string(&path).unwrap_or_else(|err| panic!("{}: {err}", path.display()));
+    let dashboard: Value = serde_json::from_str(&dashboard).expect("the dashboard is JSON");
+    let instance = format!("127.0.0.1:{}", stack.exporter_port);
+    let variables = HashMap::from([("detector", "node_network"), ("job", "node"), ("instance", &instance)]);
+    let prometheus = &stack.at.prometheus;
+    let mut wrong = String::new();
+    for variable in list(&dashboard["templating"]["list"]).iter().filter(|one| one["type"] == "query") {
+        let query = fill_in(&text(&variable["query"]["query"]), &variables);
+        let arguments = query.strip_prefix("label_values(").and_then(|query| query.strip_suffix(')'));
+        let (selector, label) = arguments.and_then(|text| text.rsplit_once(", ")).expect("label_values(..)");
+        let values = prometheus.label_values(label, selector);
+        let wanted = variables[text(&variable["name"]).as_str()];
+        if !values.as_ref().is_ok_and(|values| values.iter().any(|value| value == wanted)) {
+            writeln!(wrong, "variable {}: {values:?}", variable["name"]).expect("a string takes any text");
+        }
+    }
+    for annotation in list(&dashboard["annotations"]["list"]) {
+        let Some(expression) = annotation["expr"].as_str() else { continue };
+        let answer = prometheus.query_range(&fill_in(expression, &variables), 60, 1);
+        if let Err(err) = answer {
+            writeln!(wrong, "annotation {}: {err}", annotation["name"]).expect("a string takes any text");
+        }
+    }
+    let mut n_queries = 0;
+    for panel in list(&dashboard["panels"]) {
+        for target in list(&panel["targets"]) {
+            n_queries += 1;
+            let expression = fill_in(&text(&target["expr"]), &variables);
+            let answer = if target["instant"] == true {
+                prometheus.query(&expression)
+            } else {
+                prometheus.query_range(&expression, 60, 5)
+            };
+            let has_data = |answer: &Vec<Series>| answer.iter().any(|series| !series.samples.is_empty());
+            if !answer.as_ref().is_ok_and(has_data) {
+                writeln!(wrong, "panel {}: {expression}: {answer:?}", panel["title"])
+                    .expect("a string takes any text");
+            }
+        }
+    }
+    assert!(n_queries >= 10 && wrong.is_empty(), "{}: {n_queries} queries\n{wrong}", stack.version);
+}
+
+/// Puts values for a dashboard's variables.
+fn fill_in(expression: &str, variables: &HashMap<&str, &str>) -> String {
+    let own = [("__rate_interval", "10s"), ("__interval", "5s")];
+    let mut expression = expression.to_string();
+    for (name, value) in variables.iter().map(|(name, value)| (*name, *value)).chain(own) {
+        expression = expression.replace(&format!("${{{name}}}"), value).replace(&format!("${name}"), value);
+    }
+    assert!(!expression.contains('$'), "a variable is not known: {expression}");
+    expression
+}
+
+#[test]
+fn a_restart_of_promforest_leaves_no_hole() {
+    each_version(|version| {
+        let mut stack = Stack::with_scores(version);
+        stack.wait_for_score_at(now_ms() + 2_000);
+
+        let status = stack.promforest.take().expect("it runs").terminate(Duration::from_secs(12));
+        assert_eq!(status.code(), Some(0), "{version}: the end by SIGTERM");
+        thread::sleep(Duration::from_secs(4));
+        stack.start_promforest();
+        stack.wait_for_score_at(now_ms() + 3_000);
+        stack.check_scores(RANGE_MS);
+        stack.check_nothing_lost();
+
+        stack.promforest.take().expect("it runs").kill();
+        thread::sleep(Duration::from_secs(4));
+        stack.start_promforest();
+        stack.wait_for_score_at(now_ms() + 3_000);
+        stack.check_scores(RANGE_MS);
+        stack.check_nothing_lost();
+    });
+}
+
+#[test]
+fn a_restart_of_prometheus_is_survived() {
+    each_version(|version| {
+        let mut stack = Stack::with_scores(version);
+        stack.wait_for_score_at(now_ms() + 2_000);
+        let scored = stack.check_scores(RANGE_MS).samples;
+        let retries = stack.metric("promforest_remote_write_retries_total", &[]);
+
+        let began = Instant::now();
+        stack.stop_prometheus();
+        let until = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < until {
+            assert_eq!(stack.at.ready().expect("promforest answers").0, 200, "{version}");
+            thread::sleep(Duration::from_millis(200));
+        }
+        stack.start_prometheus(RemoteWriteReceiver::Enabled);
+        stack.wait_for_score_at(now_ms() + 3_000);
+        check_backoff(&stack, retries, began.elapsed());
+
+        let scores = stack.check_scores(RANGE_MS).samples;
+        assert_eq!(scores[..scored.len()], scored, "{version}: what was there stays");
+        assert_eq!(stack.at.ready().expect("promforest answers").0, 200, "{version}");
+        stack.check_nothing_lost();
+    });
+}
+
+/// Pauses of 30 ms that double up to 5 s: nine in the first ten seconds, then one every 5 s.
+fn check_backoff(stack: &Stack, retries_before: f64, elapsed: Duration) {
+    let retries = stack.metric("promforest_remote_write_retries_total", &[]) - retries_before;
+    let most = 9.0 + elapsed.as_secs_f64() / 5.0;
+    assert!(retries <= most, "{}: {retries} retries in {elapsed:?}", stack.version);
+}
+
+#[test]
+fn scores_wait_for_a_receiver() {
+    each_version(|version| {
+        let mut stack = Stack::new(version, Collectors::Network, &JOB_NODE);
+        stack.start_prometheus(RemoteWriteReceiver::Disabled);
+        stack.configure(NODE_NETWORK);
+        stack.start_promforest();
+        stack.wait("promforest tries again", MODEL, |at| {
+            let retries = at.metric("promforest_remote_write_retries_total", &[])?;
+            if retries >= 3.0 { Ok(()) } else { Err(format!("{retries} retries")) }
+        });
+        let began = Instant::now();
+        let retries = stack.metric("promforest_remote_write_retries_total", &[]);
+        thread::sleep(Duration::from_secs(4));
+        assert_eq!(stack.at.ready().expect("promforest answers").0, 200, "{version}");
+        assert!(stack.at.scores().is_err(), "{version}: a receiver that is not enabled has taken scores");
+
+        stack.stop_prometheus();
+        let restart_ms = now_ms();
+        stack.start_prometheus(RemoteWriteReceiver::Enabled);
+        stack.wait_for_score_at(restart_ms + 2_000);
+        check_backoff(&stack, retries, began.elapsed());
+        let n_scored = stack.metric("promforest_rows_total", &[("state", "complete")]);
+        stack.wait("every score is written", SOON, |at| {
+            let n_written = at.scores()?.samples.len();
+            let seen = format!("{n_written} of {n_scored}");
+            if n_written as f64 >= n_scored { Ok(()) } else { Err(seen) }
+        });
+        let scores = stack.check_scores(RANGE_MS).samples;
+        assert!(scores[0].0 < restart_ms - 4_000, "{version}: the first score is one after the restart");
+        let n_scored = stack.metric("promforest_rows_total", &[("state", "complete")]);
+        assert!(scores.len() as f64 <= n_scored, "{version}: {} scores of {n_scored} rows", scores.len());
+        stack.check_nothing_lost();
+    });
+}
+
+#[test]
+fn a_reload_keeps_what_did_not_change() {
+    each_version(|version| {
+        let mut stack = Stack::with_scores(version);
+        let unmodelled = |stack: &Stack| {
+            let labels = [("detector", "node_network"), ("state", "unmodelled")];
+            stack.at.metric("promforest_rows_total", &labels).unwrap_or(0.0)
+        };
+        let successful = |at: &Addresses, wanted: f64| {
+            let gauge = at.metric("promforest_config_last_reload_successful", &[])?;
+            if gauge == wanted { Ok(()) } else { Err(format!("the gauge is {gauge}")) }
+        };
+        stack.wait("the configuration counts as loaded", SOON, |at| successful(at, 1.0));
+        stack.wait_for_score_at(now_ms() + 1_000);
+        let unmodelled_before = unmodelled(&stack);
+
+        let broken = stack.configure(&NODE_NETWORK.replace("transform:", "tranform:"));
+        let line = 1 + broken.lines().position(|line| line.contains("tranform")).expect("it is in there");
+        let answer = http::post(&stack.at.promforest, "/-/reload").expect("promforest answers");
+        assert_eq!(answer.status, 500, "{version}: {}", answer.body);
+        assert!(answer.body.contains(&format!("promforest.yml:{line}: ")), "{version}: {}", answer.body);
+        assert!(answer.body.contains("tranform"), "{version}: {}", answer.body);
+        stack.wait("the failure shows", SOON, |at| successful(at, 0.0));
+        stack.wait_for_score_at(now_ms() + 1_000);
+
+        // With one more detector; the first one is as before.
+        let second =
+            NODE_NETWORK.replace("node_network\n", "packets\n").replace("(bytes|packets)", "packets");
+        stack.configure(&format!("{NODE_NETWORK}{second}"));
+        stack.promforest.as_ref().expect("it runs").signal("HUP");
+        stack.wait("SIGHUP loads the file", SOON, |at| successful(at, 1.0));
+        stack.wait("the new detector is at work", SOON, |at| {
+            let progress = [("detector", "packets")];
+            at.metric("promforest_training_progress_ratio", &progress).map(drop)
+        });
+
+        stack.configure(&NODE_NETWORK.replace("rate(10s)", "rate(soon)"));
+        stack.promforest.as_ref().expect("it runs").signal("HUP");
+        stack.wait("the failure shows", SOON, |at| successful(at, 0.0));
+        let good = stack.configure(NODE_NETWORK);
+        let answer = http::post(&stack.at.promforest, "/-/reload").expect("promforest answers");
+        assert_eq!(answer.status, 200, "{version}: {} for {good}", answer.body);
+        stack.wait("the configuration counts as loaded", SOON, |at| successful(at, 1.0));
+
+        // Rows without a model are counted once their grace of 5 s is over.
+        let until_ms = now_ms() + 7_000;
+        stack.wait("scores go on", SOON, |at| {
+            let newest_ms = at.stored(r#"anomaly_score{detector="node_network"}"#)?.timestamps();
+            let newest_ms = newest_ms.last().copied().expect("a series has samples");
+            if newest_ms >= until_ms { Ok(()) } else { Err(format!("up to {newest_ms}")) }
+        });
+        assert_eq!(unmodelled(&stack), unmodelled_before, "{version}: rows without a model");
+        let (status, text) = stack.at.ready().expect("promforest answers");
+        assert_eq!((status, &*text), (200, "node_network: 1 of 1 groups have a model"), "{version}");
+        stack.check_nothing_lost();
+    });
+}
+
+/// One group of two targets that are scraped at different times of the second.
+#[test]
+fn targets_share_a_group() {
+    each_version(|version| {
+        // Prometheus spreads scrapes over the interval by a hash of the target's labels: among so many
+        // there are two that suit.
+        let targets: String = (0..10)
+            .map(|i| format!("      - {{targets: ['TARGET'], labels: {{instance: 'host{i}'}}}}\n"))
+            .collect();
+        let jobs = format!("  - job_name: fleet\n    static_configs:\n{targets}");
+        let scraping = Scraping { jobs: &jobs, ..JOB_NODE };
+        let mut stack = Stack::new(version, Collectors::Network, &scraping);
+        stack.start_prometheus(RemoteWriteReceiver::Enabled);
+        let hosts = stack.wait("two scrapes of every host", SOON, |at| {
+            let hosts = at.prometheus.query(r#"up{job="fleet"}[1m]"#)?;
+            let n = hosts.iter().filter(|host| host.samples.len() >= 2).count();
+            if n == 10 { Ok(hosts) } else { Err(format!("{n} hosts")) }
+        });
+        let (early, late) = two_apart(&hosts);
+        stack.configure(&format!(
+            r#"
+  - name: node_network
+    match: ['{{__name__=~"node_network_(receive|transmit)_bytes_total", device="lo", instance=~"{early}|{late}"}}']
+    by: [job]
+    transform: rate(10s)
+    window: 10m
+    training: {{history: 1h, minimum: 10s, every: 1h}}
+"#
+        ));
+        stack.start_promforest();
+        stack.wait("the first scores", MODEL, |at| at.scores().map(drop));
+        // Long enough for a second model, which reads the times of the scrapes anew.
+        let trained = stack.metric("promforest_training_runs_total", &[("outcome", "trained")]);
+        stack.wait("a second model", MODEL, |at| {
+            let runs = at.metric("promforest_training_runs_total", &[("outcome", "trained")])?;
+            if runs > trained { Ok(()) } else { Err(format!("{runs} models")) }
+        });
+        stack.wait_for_score_at(now_ms() + 2_000);
+
+        let scores = stack.at.scores().expect("it was there before");
+        let labels: Vec<(&str, &str)> = scores.labels.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        let expected = [("__name__", "anomaly_score"), ("detector", "node_network"), ("job", "fleet")];
+        assert_eq!(labels, expected, "{version}");
+        let times = scores.timestamps();
+        assert!(times.len() >= 15, "{version}: {} rows", times.len());
+        let up = |host| stack.at.stored(&format!("up{{instance=\"{host}\"}}")).expect("it is scraped");
+        let range = times[0]..=times[times.len() - 1];
+        let expected: Vec<i64> = up(&late).timestamps().into_iter().filter(|t| range.contains(t)).collect();
+        stack.assert_same_times(&times, &expected, "rows and scrapes of the later target");
+        let n_early = up(&early).timestamps().iter().filter(|t| range.contains(t)).count();
+        assert!(n_early.abs_diff(times.len()) <= 1, "{version}: {n_early} for {} rows", times.len());
+        stack.check_nothing_lost();
+    });
+}
+
+/// The instances of two targets of which one is scraped clearly after the other, and clearly before the
+/// other's next scrape.
+fn two_apart(hosts: &[Series]) -> (String, String) {
+    let pairs = hosts.iter().flat_map(|early| hosts.iter().map(move |late| (early, late)));
+    let apart = |(early, late): &(&Series, &Series)| {
+        let gap_ms = (late.samples[1].0 - early.samples[1].0).rem_euclid(1000);
+        (150..=400).contains(&gap_ms)
+    };
+    let (early, late) = pairs.into_iter().find(apart).expect("of ten targets two are scraped apart");
+    (early.labels["instance"].clone(), late.labels["instance"].clone())
+}

@@ -1,0 +1,232 @@
+//! What tests need that run real programs: the programs themselves, ports, HTTP, waiting.
+//!
+//! A program that is not there is a failure and never a skipped test; `tests/components.sh` gets them all.
+#![allow(dead_code)] // each test file uses its part
+
+pub mod http;
+pub mod prometheus;
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{env, fmt, panic, thread};
+
+/// Lines of each log that a failure shows.
+const TAIL: usize = 15;
+/// Pause between two looks at something that is waited for.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// The Prometheus servers that the tests run against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// Debian's 2.x.
+    V2,
+    /// A current 3.x.
+    V3,
+}
+
+impl Version {
+    /// Every version.
+    pub const ALL: [Self; 2] = [Self::V2, Self::V3];
+
+    /// The server of this version: `PROMETHEUS_2` or `PROMETHEUS_3`, or else `prometheus` in `PATH`.
+    pub fn prometheus(self) -> PathBuf {
+        let (variable, begin) = match self {
+            Self::V2 => ("PROMETHEUS_2", "prometheus, version 2."),
+            Self::V3 => ("PROMETHEUS_3", "prometheus, version 3."),
+        };
+        let program = program(variable, &["prometheus"]);
+        let output = Command::new(&program).arg("--version").output();
+        let output = output.unwrap_or_else(|err| panic!("{} does not run: {err}", program.display()));
+        // 2.x prints it on standard output, releases before 2.43 on standard error.
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(
+            text.starts_with(begin),
+            "{} says {:?}, and {begin:?} is wanted: set {variable}\n{HELP}",
+            program.display(),
+            text.lines().next().unwrap_or_default(),
+        );
+        program
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V2 => "Prometheus 2",
+            Self::V3 => "Prometheus 3",
+        })
+    }
+}
+
+const HELP: &str = "tests/components.sh gets what is missing: eval \"$(tests/components.sh)\"";
+
+/// node_exporter: `NODE_EXPORTER`, or else the one in `PATH`.
+pub fn node_exporter() -> PathBuf {
+    program("NODE_EXPORTER", &["prometheus-node-exporter", "node_exporter"])
+}
+
+fn program(variable: &str, names: &[&str]) -> PathBuf {
+    if let Some(path) = env::var_os(variable).filter(|path| !path.is_empty()) {
+        let path = PathBuf::from(path);
+        assert!(path.is_file(), "{variable}={} is no program\n{HELP}", path.display());
+        return path;
+    }
+    let path = env::var_os("PATH").unwrap_or_default();
+    let found = env::split_paths(&path).flat_map(|dir| names.iter().map(move |name| dir.join(name)));
+    found.into_iter().find(|path| path.is_file()).unwrap_or_else(|| {
+        panic!("{variable} is not set, and there is no {} in PATH\n{HELP}", names.join(" or "))
+    })
+}
+
+/// Runs a scenario against every Prometheus at once; fails when one of them does.
+pub fn each_version<T: Send>(scenario: impl Fn(Version) -> T + Sync) -> Vec<T> {
+    at_once(Version::ALL.map(|version| (version, version)), scenario)
+}
+
+/// Does the same with what belongs to each Prometheus at once; fails when one of them does.
+pub fn at_once<I: Send, T: Send>(
+    items: impl IntoIterator<Item = (Version, I)>,
+    action: impl Fn(I) -> T + Sync,
+) -> Vec<T> {
+    let action = &action;
+    let results: Vec<_> = thread::scope(|scope| {
+        let start = |(version, item): (Version, I)| {
+            // The name stands in the panic's message.
+            let thread = thread::Builder::new().name(version.to_string());
+            thread.spawn_scoped(scope, move || action(item)).expect("a thread can be started")
+        };
+        let running: Vec<_> = items.into_iter().map(start).collect();
+        running.into_iter().map(thread::ScopedJoinHandle::join).collect()
+    });
+    results.into_iter().map(|result| result.unwrap_or_else(|cause| panic::resume_unwind(cause))).collect()
+}
+
+/// A TCP port of 127.0.0.1 that is free, and not handed out before.
+pub fn free_port() -> u16 {
+    static HANDED_OUT: Mutex<Option<HashSet<u16>>> = Mutex::new(None);
+    loop {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
+        let port = listener.local_addr().expect("a bound socket has an address").port();
+        let mut handed_out = HANDED_OUT.lock().expect("no thread panics while it holds the lock");
+        if handed_out.get_or_insert_default().insert(port) {
+            return port;
+        }
+    }
+}
+
+/// Milliseconds since the epoch.
+pub fn now_ms() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970");
+    i64::try_from(now.as_millis()).expect("the clock is before the year 292278994")
+}
+
+/// A program that runs, and ends with its guard. Its output goes to a log file.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts a program; its log is `NAME.log` in `dir`, appended to.
+    pub fn start(name: &str, program: &Path, args: &[String], dir: &Path) -> Self {
+        let log = dir.join(format!("{name}.log"));
+        let file = File::options().create(true).append(true).open(&log).expect("the log can be written");
+        let child = Command::new(program)
+            .args(args)
+            .current_dir(dir)
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().expect("a file can be cloned"))
+            .stderr(file)
+            .spawn()
+            .unwrap_or_else(|err| panic!("{} does not start: {err}", program.display()));
+        Self { name: name.into(), child, log }
+    }
+
+    /// Sends a signal by its name, such as `TERM`.
+    pub fn signal(&self, signal: &str) {
+        let id = self.child.id().to_string();
+        let sent = Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", signal, &id]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "SIG{signal} cannot be sent to {}", self.name);
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    pub fn terminate(mut self, limit: Duration) -> ExitStatus {
+        self.signal("TERM");
+        let until = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("the process is ours") {
+                return status;
+            }
+            assert!(
+                Instant::now() < until,
+                "{} is still there {limit:?} after SIGTERM\n{}",
+                self.name,
+                self.tail()
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Sends SIGKILL.
+    pub fn kill(self) {
+        drop(self);
+    }
+
+    /// Fails when the process has ended.
+    pub fn assert_running(&mut self) {
+        if let Some(status) = self.child.try_wait().expect("the process is ours") {
+            panic!("{} has ended with {status}\n{}", self.name, self.tail());
+        }
+    }
+
+    /// All that it has printed.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// The end of its log, for a message.
+    pub fn tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        let end = &lines[lines.len().saturating_sub(TAIL)..];
+        format!("---- the end of the log of {}:\n{}\n", self.name, end.join("\n"))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Looks until there is an answer. `look` says in an `Err` what it sees instead; at the deadline, or when
+/// one of the processes has ended, that is in the message, with the ends of their logs.
+pub fn wait<T>(
+    what: &str,
+    limit: Duration,
+    processes: &mut [&mut Process],
+    mut look: impl FnMut() -> Result<T, String>,
+) -> T {
+    let until = Instant::now() + limit;
+    loop {
+        let seen = match look() {
+            Ok(found) => return found,
+            Err(seen) => seen,
+        };
+        processes.iter_mut().for_each(|process| process.assert_running());
+        if Instant::now() >= until {
+            let tails: String = processes.iter().map(|process| process.tail()).collect();
+            panic!("not within {limit:?}: {what}; seen last: {seen}\n{tails}");
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+}

@@ -1,0 +1,93 @@
+//! Prometheus' HTTP API.
+
+use super::http;
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// One series of an answer.
+#[derive(Clone, Debug)]
+pub struct Series {
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its samples: milliseconds since the epoch, and the value.
+    pub samples: Vec<(i64, f64)>,
+}
+
+impl Series {
+    /// The samples' timestamps.
+    pub fn timestamps(&self) -> Vec<i64> {
+        self.samples.iter().map(|(timestamp_ms, _)| *timestamp_ms).collect()
+    }
+}
+
+/// A server's API at `HOST:PORT`.
+#[derive(Clone, Debug)]
+pub struct Api(pub String);
+
+impl Api {
+    /// An instant query; a selector with a range gives the samples as they are stored.
+    pub fn query(&self, expression: &str) -> Result<Vec<Series>, String> {
+        self.data(&format!("query?query={}", http::encode(expression))).map(|data| series(&data))
+    }
+
+    /// A query over the last `seconds`, every `step` seconds.
+    pub fn query_range(&self, expression: &str, seconds: u32, step: u32) -> Result<Vec<Series>, String> {
+        let end = super::now_ms() / 1000;
+        let start = end - i64::from(seconds);
+        let query = http::encode(expression);
+        let path = format!("query_range?query={query}&start={start}&end={end}&step={step}");
+        self.data(&path).map(|data| series(&data))
+    }
+
+    /// The values of a label among the selected series.
+    pub fn label_values(&self, label: &str, selector: &str) -> Result<Vec<String>, String> {
+        let data = self.data(&format!("label/{label}/values?match[]={}", http::encode(selector)))?;
+        Ok(list(&data).iter().map(text).collect())
+    }
+
+    /// The `data` of an answer.
+    pub fn data(&self, path: &str) -> Result<Value, String> {
+        let path = format!("/api/v1/{path}");
+        let answer = http::get(&self.0, &path).map_err(|err| format!("{path}: {err}"))?;
+        let mut body: Value = serde_json::from_str(&answer.body)
+            .map_err(|err| format!("{path}: {} {err}: {}", answer.status, answer.body))?;
+        if answer.status == 200 && body["status"] == "success" {
+            Ok(body["data"].take())
+        } else {
+            Err(format!("{path}: {} {}", answer.status, answer.body))
+        }
+    }
+}
+
+/// The items of a list.
+pub fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+/// A string.
+pub fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_else(|| panic!("{value} is no string")).into()
+}
+
+fn series(data: &Value) -> Vec<Series> {
+    let one = |value: &Value| {
+        let labels = value["metric"].as_object().expect("a series has labels").iter();
+        let samples = if value["values"].is_array() {
+            list(&value["values"]).iter().map(sample).collect()
+        } else {
+            vec![sample(&value["value"])]
+        };
+        Series { labels: labels.map(|(name, value)| (name.clone(), text(value))).collect(), samples }
+    };
+    match data["resultType"].as_str() {
+        Some("scalar") => vec![Series { labels: BTreeMap::new(), samples: vec![sample(&data["result"])] }],
+        _ => list(&data["result"]).iter().map(one).collect(),
+    }
+}
+
+/// `[seconds, "value"]`.
+fn sample(pair: &Value) -> (i64, f64) {
+    let seconds = pair[0].as_f64().expect("a timestamp is a number");
+    let value = text(&pair[1]);
+    ((seconds * 1000.0).round() as i64, value.parse().unwrap_or_else(|err| panic!("{value:?}: {err}")))
+}
