@@ -50,7 +50,12 @@ impl ForestParams {
             .concat();
             forest.set_offset(quantile(&mut scores, share.get()))?;
         }
-        Ok(forest)
+        let range = |feature| {
+            let column = table.column(feature).iter().copied();
+            let ends = [f32::INFINITY, f32::NEG_INFINITY];
+            column.fold(ends, |[least, greatest], value| [least.min(value), greatest.max(value)])
+        };
+        forest.with_ranges((0..table.n_features()).map(range).collect())
     }
 }
 

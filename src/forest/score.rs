@@ -38,6 +38,8 @@ pub struct Forest {
     /// What a row's path lengths are divided by: number of trees times `c(max_samples)`.
     unit: f64,
     offset: f64,
+    /// Least and greatest value of each feature in training; empty for a forest grown elsewhere.
+    ranges: Vec<[f32; 2]>,
 }
 
 /// Trees that a row walks down side by side.
@@ -77,6 +79,7 @@ impl Forest {
             max_samples,
             unit: trees.len() as f64 * average_path_length(max_samples),
             offset: -0.5,
+            ranges: Vec::new(),
         };
         forest.set_offset(offset)?;
 
@@ -132,6 +135,29 @@ impl Forest {
         Ok(())
     }
 
+    /// Tells the forest the least and the greatest value of each feature in training, shape
+    /// `[n_features]`, so that [`score_beyond`](Self::score_beyond) can see how far a row lies outside.
+    ///
+    /// # Errors
+    /// [`Error::Forest`] if there is not one range per feature, or one is not finite or empty.
+    pub fn with_ranges(mut self, ranges: Vec<[f32; 2]>) -> Result<Self, Error> {
+        if ranges.len() != self.n_features {
+            return Err(fault("number of ranges", ranges.len(), self.n_features));
+        }
+        if let Some([least, greatest]) =
+            ranges.iter().find(|[a, b]| !(a.is_finite() && b.is_finite() && a <= b))
+        {
+            return Err(fault("range", format_args!("{least} to {greatest}"), "finite and ascending"));
+        }
+        self.ranges = ranges;
+        Ok(self)
+    }
+
+    /// Least and greatest value of each feature in training, shape `[n_features]`; empty if unknown.
+    pub fn ranges(&self) -> &[[f32; 2]] {
+        &self.ranges
+    }
+
     /// Number of values of a row.
     pub fn n_features(&self) -> usize {
         self.n_features
@@ -179,6 +205,43 @@ impl Forest {
     /// If the row has another width than the forest.
     pub fn decision(&self, row: &[f32]) -> f64 {
         self.score_samples(row) - self.offset
+    }
+
+    /// [`score_samples`](Self::score_samples) of a row, lower the further it lies outside of the range
+    /// of training. Inside of it, and for a forest without ranges, the two are equal.
+    ///
+    /// Plain trees cannot tell a row just above the greatest training value from one a thousand times
+    /// as high: both go right at every cut, to the same leaf. Had the row been in training, cuts would
+    /// have fallen on the stretch between it and the others too, in proportion to its length, and
+    /// isolated it there. So at each split on a feature whose value lies `x` beyond a range of width
+    /// `w`, the row ends with probability `x / (w + x)`, and the path length is the expectation. (The
+    /// idea of scoring a row as if it had been in the sample; with the range of the training, not of
+    /// the node, so that a row inside of it keeps scikit-learn's score.)
+    ///
+    /// # Panics
+    /// If the row has another width than the forest.
+    pub fn score_beyond(&self, row: &[f32]) -> f64 {
+        assert_eq!(row.len(), self.n_features, "a row has as many values as the forest has features");
+        let ends: Vec<f64> =
+            self.ranges.iter().zip(row).map(|(range, value)| share_beyond(*range, *value)).collect();
+        if ends.iter().all(|end| *end == 0.0) {
+            return self.score_samples(row);
+        }
+        let starts = &self.starts[..self.n_estimators()];
+        self.score(starts.iter().map(|start| self.expected_path_length(*start, row, &ends)).sum())
+    }
+
+    fn expected_path_length(&self, start: usize, row: &[f32], ends: &[f64]) -> f64 {
+        let (mut expected, mut alive, mut depth) = (0.0, 1.0, 1.0);
+        let mut node = self.nodes[start];
+        while !node.is_leaf() {
+            let feature = node.feature();
+            expected += alive * ends[feature] * depth;
+            alive *= 1.0 - ends[feature];
+            depth += 1.0;
+            node = self.nodes[start + node.next(row[feature])];
+        }
+        expected + alive * self.path_lengths[node.number()]
     }
 
     /// [`score_samples`](Self::score_samples) of every row, into `out`, shape `[n_rows]`.
@@ -231,6 +294,20 @@ impl Forest {
 /// on the way and takes one off again; so do we, to round where it rounds.
 fn path_length(leaf: Leaf) -> f64 {
     f64::from(leaf.depth) + 1.0 + average_path_length(leaf.n_samples) - 1.0
+}
+
+/// The probability that a cut, uniform between the range's far end and the value, falls beyond the
+/// range; 0 inside of it and for NaN.
+fn share_beyond([least, greatest]: [f32; 2], value: f32) -> f64 {
+    let (least, greatest, value) = (f64::from(least), f64::from(greatest), f64::from(value));
+    let beyond = (least - value).max(value - greatest);
+    if beyond == f64::INFINITY {
+        1.0
+    } else if beyond > 0.0 {
+        beyond / (greatest - least + beyond)
+    } else {
+        0.0
+    }
 }
 
 fn has_nan(values: &[f32]) -> bool {

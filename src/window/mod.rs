@@ -52,7 +52,7 @@ pub enum Push {
 /// The scores of one row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Score {
-    /// scikit-learn's `decision_function`, in [-1, 1]; negative is anomalous.
+    /// As scikit-learn's `decision_function`, in [-1, 1]; negative is anomalous.
     pub decision: f64,
     /// At least 0; 1 is the alert threshold.
     pub score: f64,

@@ -127,3 +127,55 @@ fn a_row_has_the_width_of_the_forest() {
     let forest = params.fit(&table, std::num::NonZeroUsize::MIN).expect("a forest");
     forest.score_samples(&[1.0]);
 }
+
+/// Two features with values from 0 to 10 and from 100 to 200, and a constant one.
+fn fitted() -> Forest {
+    const ROWS: usize = 64;
+    let values: Vec<f32> = (0..3 * ROWS)
+        .map(|i| match (i / ROWS, (i * 37 % ROWS) as f32 / (ROWS - 1) as f32) {
+            (0, share) => share * 10.0,
+            (1, share) => 100.0 + share * share * 100.0,
+            _ => 5.0,
+        })
+        .collect();
+    let table = Table::new(&values, ROWS, 3).expect("as many values as cells");
+    crate::forest::ForestParams::default().fit(&table, std::num::NonZeroUsize::MIN).expect("fits")
+}
+
+#[test]
+fn inside_the_range_of_training_nothing_is_beyond() {
+    let forest = fitted();
+    assert_eq!(forest.ranges(), [[0.0, 10.0], [100.0, 200.0], [5.0, 5.0]]);
+    for row in [[0.0, 100.0, 5.0], [10.0, 200.0, 5.0], [3.0, 150.0, 5.0], [f32::NAN, 150.0, 5.0]] {
+        assert_eq!(forest.score_beyond(&row), forest.score_samples(&row), "{row:?}");
+    }
+    let elsewhere = Forest { ranges: Vec::new(), ..forest };
+    assert_eq!(elsewhere.score_beyond(&[1e9, 0.0, 0.0]), elsewhere.score_samples(&[1e9, 0.0, 0.0]));
+}
+
+#[test]
+fn the_further_beyond_the_lower_the_score() {
+    let forest = fitted();
+    for sign in [1.0, -1.0] {
+        let scores: Vec<f64> = [10.0, 11.0, 20.0, 100.0, 1e6, f32::INFINITY]
+            .map(|value| forest.score_beyond(&[sign * value, 150.0, 5.0]))
+            .into();
+        let plain = forest.score_samples(&[sign * 1e6, 150.0, 5.0]);
+        assert!(scores.windows(2).skip(usize::from(sign < 0.0)).all(|pair| pair[1] < pair[0]), "{scores:?}");
+        assert!(scores[4] < plain - 0.1, "{scores:?} against {plain}");
+        assert!(scores.iter().all(|score| (-1.0..0.0).contains(score)), "{scores:?}");
+    }
+    // A feature that no tree could cut does not count.
+    assert_eq!(forest.score_beyond(&[3.0, 150.0, 1e9]), forest.score_samples(&[3.0, 150.0, 1e9]));
+}
+
+#[test]
+fn ranges_are_checked() {
+    let refused = |ranges: &[[f32; 2]]| fitted().with_ranges(ranges.into()).expect_err("wrong").to_string();
+    assert_eq!(refused(&[]), "forest: number of ranges is 0, must be 3");
+    assert_eq!(
+        refused(&[[0.0, 1.0], [2.0, 1.0], [0.0, 0.0]]),
+        "forest: range is 2 to 1, must be finite and ascending"
+    );
+    assert!(refused(&[[0.0, 1.0], [0.0, f32::NAN], [0.0, 0.0]]).contains("NaN"));
+}
