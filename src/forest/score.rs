@@ -296,6 +296,10 @@ fn path_length(leaf: Leaf) -> f64 {
     f64::from(leaf.depth) + 1.0 + average_path_length(leaf.n_samples) - 1.0
 }
 
+/// A range counts as at least this share of its greatest magnitude wide: a feature that hardly moved in
+/// training is not far out when it moves by a hundredth.
+const LEAST_WIDTH: f64 = 0.1;
+
 /// The probability that a cut, uniform between the range's far end and the value, falls beyond the
 /// range; 0 inside of it and for NaN.
 fn share_beyond([least, greatest]: [f32; 2], value: f32) -> f64 {
@@ -304,7 +308,8 @@ fn share_beyond([least, greatest]: [f32; 2], value: f32) -> f64 {
     if beyond == f64::INFINITY {
         1.0
     } else if beyond > 0.0 {
-        beyond / (greatest - least + beyond)
+        let width = (greatest - least).max(LEAST_WIDTH * least.abs().max(greatest.abs()));
+        beyond / (width + beyond)
     } else {
         0.0
     }
