@@ -18,8 +18,8 @@ use tracing::{debug, warn};
 /// each shard, 50 by default; half of the usual limit of 1024 files stays free for what goes out.
 const MAX_CONNECTIONS: usize = 512;
 /// How long a connection may wait for a request's head, the pause between two requests included:
-/// longer than a scrape interval of a minute.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
+/// connections that idle longer are closed, and clients open another one.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after an error of the listener itself, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
