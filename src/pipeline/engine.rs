@@ -11,15 +11,16 @@ use crate::config::Config;
 use crate::features::counter;
 use crate::ingest::{self, Dropped, Received};
 use crate::models::Model;
+use crate::prom::Sample;
+use crate::prom::duration::{self, now_ms};
 use crate::prom::wire::{snappy, v1};
-use crate::prom::{Sample, duration};
 use crate::publish::{self, Batch, Position};
 use crate::series::{Entry, Ignored, Index, Target};
 use crate::train::trainer::{Job, Learned};
 use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tracing::{info, warn};
 
@@ -343,8 +344,8 @@ impl Engine {
 
     fn tick(&mut self, now: Instant) {
         for (_, group) in self.groups.iter_mut() {
-            let name = group.detector.name.clone();
-            group.close_rows(now, &mut teller(&self.metrics, &self.publish, &name));
+            let detector = group.detector.clone();
+            group.close_rows(now, &mut teller(&self.metrics, &self.publish, &detector.name));
             if group.take_changed() {
                 self.metrics.group(group, now);
             }
@@ -480,10 +481,6 @@ fn out_of_time(series: &v1::Series<'_>, timestamp_ms: i64, now_ms: i64) -> Strin
             MAX_AHEAD_MS / 1000
         )
     }
-}
-
-fn now_ms() -> i64 {
-    duration::millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
 fn targets(bells: Vec<Arc<Notify>>) -> Vec<TargetState> {

@@ -335,12 +335,7 @@ impl Group {
     }
 
     fn is_outside(&self, newest: Option<Sample>) -> bool {
-        let start_ms = self
-            .window
-            .newest_ms()
-            .unwrap_or(i64::MIN)
-            .saturating_sub(duration::millis(self.detector.window));
-        newest.is_none_or(|sample| sample.timestamp_ms <= start_ms)
+        newest.is_none_or(|sample| sample.timestamp_ms <= self.window.start_ms())
     }
 
     /// The same group without these columns. Columns change: what pointed to them has to look again.

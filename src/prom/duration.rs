@@ -1,7 +1,7 @@
 //! Durations as Prometheus writes them: `15s`, `1h30m`, `5d`.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const UNITS: [(&str, u64); 7] = [
     ("y", 365 * 86_400_000),
@@ -57,6 +57,11 @@ pub fn parse(text: &str) -> Result<Duration, Invalid> {
 /// A duration in milliseconds, the unit of Prometheus' timestamps.
 pub fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// The time now as a timestamp: milliseconds since the epoch by this machine's clock.
+pub fn now_ms() -> i64 {
+    millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
 /// Writes a duration in Prometheus' syntax.

@@ -9,7 +9,7 @@ use hyper::StatusCode;
 use hyper::header::{HeaderName, HeaderValue, RETRY_AFTER};
 use prost::Message;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tracing::{debug, info, warn};
 
@@ -179,8 +179,7 @@ impl<W: Windows> Sender<W> {
 
     /// Takes out, and counts, what is older than the age limit.
     fn without_old(&self, mut part: Vec<Series>) -> Vec<Series> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let oldest_ms = duration::millis(now) - duration::millis(self.config.sample_age_limit);
+        let oldest_ms = duration::now_ms() - duration::millis(self.config.sample_age_limit);
         let mut lost = 0;
         for series in &mut part {
             let before = series.samples.len();

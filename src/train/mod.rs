@@ -124,21 +124,21 @@ pub fn is_alive(newest: Option<Sample>, newest_ms: i64, grace: Duration) -> bool
 /// Joins the history of a group with its live window. `past` has features for labels: those of the
 /// group are taken off already. Features that do not come live are left out: a model with them
 /// would wait for them for ever. Where both have a sample of one time, the past's counts.
-pub fn join(past: Vec<Series>, live: &Window, history_ms: i64) -> Window {
+pub fn join(past: &[Series], live: &Window, history_ms: i64) -> Window {
     let mut window = Window::new(history_ms);
     let mut samples: Vec<(Sample, Column)> = Vec::new();
-    let mut add = |labels: &Labels, series: Vec<Sample>| {
+    let mut add = |labels: &Labels, series: &[Sample]| {
         if let Some(column) = window.column(labels) {
-            samples.extend(series.into_iter().map(|sample| (sample, column)));
+            samples.extend(series.iter().map(|sample| (*sample, column)));
         }
     };
-    for (labels, series) in past.into_iter().filter(|(labels, _)| live.find(labels).is_some()) {
-        add(&labels, series);
+    for (labels, series) in past.iter().filter(|(labels, _)| live.find(labels).is_some()) {
+        add(labels, series);
     }
     for (labels, column, _) in live.features() {
         let mut series = Vec::new();
         live.samples(column, i64::MIN, i64::MAX, &mut series);
-        add(labels, series);
+        add(labels, &series);
     }
     // In the order of time, so that no sealed chunk is touched again; stable, for the first to win.
     samples.sort_by_key(|(sample, _)| sample.timestamp_ms);

@@ -28,7 +28,7 @@ fn counter(device: &str, steps: std::ops::Range<i64>) -> Series {
 fn window(series: Vec<Series>) -> Window {
     let mut live = Window::new(HISTORY_MS);
     series.iter().for_each(|(labels, _)| assert!(live.column(labels).is_some()));
-    join(series, &live, HISTORY_MS)
+    join(&series, &live, HISTORY_MS)
 }
 
 fn trained(detector: &Detector, window: &Window) -> Model {
@@ -86,14 +86,14 @@ fn history_and_live_window_are_joined_and_the_same_twice_is_once() {
         .for_each(|sample| assert_eq!(live.push(column, sample), Push::Stored));
     let whole = trained(&detector, &window(vec![counter("eth0", 0..100)]));
     for past in [0..100, 0..60] {
-        let joined = join(vec![counter("eth0", past)], &live, HISTORY_MS);
+        let joined = join(&[counter("eth0", past)], &live, HISTORY_MS);
         let model = trained(&detector, &joined);
         assert_eq!(model.n_rows, whole.n_rows);
         assert_eq!(model.forest, whole.forest);
     }
-    let foreign = join(vec![counter("eth0", 0..100), counter("not_live", 0..100)], &live, HISTORY_MS);
+    let foreign = join(&[counter("eth0", 0..100), counter("not_live", 0..100)], &live, HISTORY_MS);
     assert_eq!(trained(&detector, &foreign).schema.features, [feature("eth0")]);
-    let alone = trained(&detector, &join(Vec::new(), &live, HISTORY_MS));
+    let alone = trained(&detector, &join(&[], &live, HISTORY_MS));
     assert_eq!(alone.n_rows, 46);
 }
 

@@ -12,7 +12,7 @@ use crate::window::Window;
 use crate::yaml;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
 
@@ -81,7 +81,7 @@ type Resting = Vec<(Url, Instant)>;
 
 async fn learn(job: Job, config: &Config, client: &Client, resting: &mut Resting) -> Learned {
     let started = Instant::now();
-    let now_ms = duration::millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
+    let now_ms = duration::now_ms();
     let detector = job.detector.clone();
     let history_ms = duration::millis(detector.training.history);
     let group: Vec<Matcher> =
@@ -117,32 +117,36 @@ async fn learn(job: Job, config: &Config, client: &Client, resting: &mut Resting
     for (labels, _) in &mut past {
         *labels = labels.split(&detector.by).1;
     }
-    let sources =
-        config.remote_read.iter().filter(|source| resting.iter().all(|(url, _)| *url != source.url));
-    let written_to_ms = match job.first {
-        true => newest_score(sources, client, &detector, &group, now_ms).await,
-        false => None,
-    };
-    let written_to_ms = written_to_ms.map(|written_to_ms| written_to_ms.max(now_ms - BACKFILL_MS));
-    let since_ms = written_to_ms.unwrap_or(now_ms) - detector.transform.reach_ms();
-    let recent = if job.first { after(&past, since_ms) } else { Vec::new() };
-
-    let fit = move || {
-        let window = join(past, &job.window, history_ms);
-        let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        train(&detector, &window, threads)
-    };
-    match tokio::task::spawn_blocking(fit).await {
-        Ok(Ok(Outcome::Trained(model))) => {
-            Learned::Model { model, recent, written_to_ms, seconds: started.elapsed().as_secs_f64() }
+    let fit = {
+        let detector = detector.clone();
+        move || {
+            let window = join(&past, &job.window, history_ms);
+            let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+            (train(&detector, &window, threads), past)
         }
-        Ok(Ok(Outcome::TooShort { have_ms })) => Learned::TooShort { have_ms },
-        Ok(Ok(Outcome::NoRows { n_features })) => {
-            Learned::Failed(format!("no row of the history has settled values of all {n_features} features"))
+    };
+    let (outcome, past) = match tokio::task::spawn_blocking(fit).await {
+        Ok(fitted) => fitted,
+        Err(panic) => return Learned::Failed(format!("the training thread ended: {panic}")),
+    };
+    let model = match outcome {
+        Ok(Outcome::Trained(model)) => model,
+        Ok(Outcome::TooShort { have_ms }) => return Learned::TooShort { have_ms },
+        Ok(Outcome::NoRows { n_features }) => {
+            let reason = format!("no row of the history has settled values of all {n_features} features");
+            return Learned::Failed(reason);
         }
-        Ok(Err(error)) => Learned::Failed(yaml::chain(&error)),
-        Err(panic) => Learned::Failed(format!("the training thread ended: {panic}")),
+        Err(error) => return Learned::Failed(yaml::chain(&error)),
+    };
+    let (mut recent, mut written_to_ms) = (Vec::new(), None);
+    if job.first {
+        let sources =
+            config.remote_read.iter().filter(|source| resting.iter().all(|(url, _)| *url != source.url));
+        let newest_ms = newest_score(sources, client, &detector, &group, now_ms).await;
+        written_to_ms = newest_ms.map(|newest_ms| newest_ms.max(now_ms - BACKFILL_MS));
+        recent = after(&past, written_to_ms.unwrap_or(now_ms) - detector.transform.reach_ms());
     }
+    Learned::Model { model, recent, written_to_ms, seconds: started.elapsed().as_secs_f64() }
 }
 
 fn after(series: &[Series], since_ms: i64) -> Vec<Series> {

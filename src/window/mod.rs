@@ -193,7 +193,7 @@ impl Window {
     }
 
     /// Rows at or before this time are outside the window.
-    fn start_ms(&self) -> i64 {
+    pub fn start_ms(&self) -> i64 {
         self.newest_ms.map_or(i64::MIN, |newest| newest - self.length_ms)
     }
 
