@@ -1,5 +1,7 @@
 //! A model: what a forest was fitted on, and the forest.
 
+pub mod imported;
+
 use crate::features::Schema;
 use crate::forest::Forest;
 
