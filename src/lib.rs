@@ -21,6 +21,7 @@ pub mod models;
 pub mod score;
 pub mod publish;
 pub mod history;
+pub mod report;
 pub mod train;
 pub mod config;
 pub mod telemetry;
