@@ -247,16 +247,9 @@ fn float(value: f64) -> String {
 
 fn matched_group(labels: &Labels, mut features: Vec<Labels>, transform: Transform) -> MatchedGroup {
     features.sort();
-    let column = |feature: &Labels| match transform {
-        Transform::Rate { range_ms, .. } => {
-            let range = Duration::from_millis(range_ms.unsigned_abs());
-            format!("rate({feature}[{}])", duration::Display(range))
-        }
-        Transform::Value => feature.to_string(),
-    };
     MatchedGroup {
         labels: labels.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
-        columns: features.iter().map(column).collect(),
+        columns: features.iter().map(|feature| transform.expression(feature)).collect(),
     }
 }
 

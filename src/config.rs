@@ -3,6 +3,7 @@
 use crate::features::Transform;
 use crate::features::rate::Semantics;
 use crate::forest::{Contamination, ForestParams, MaxFeatures, MaxSamples};
+use crate::models::Params;
 use crate::prom::{Selector, duration};
 use crate::yaml::{self, Node, Section};
 use crate::{history, publish, train};
@@ -13,8 +14,6 @@ use std::time::Duration;
 
 /// Trees of a forest. A hundred are enough; this only stops a slip of the keyboard.
 const MAX_ESTIMATORS: usize = 10_000;
-/// Fastest transform range: below it two samples are hardly ever inside.
-const MIN_RANGE: Duration = Duration::from_secs(1);
 
 /// The whole configuration; a file that leaves a section out gets that section's default.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,7 +44,7 @@ pub struct Detector {
     /// When and on what models are trained.
     pub training: train::Config,
     /// The forest's parameters.
-    pub model: ForestParams,
+    pub model: Params,
 }
 
 impl Detector {
@@ -177,7 +176,7 @@ fn defaults(scrape_interval: Duration) -> Detector {
         // Parts of a scrape may lie 5 s apart by Prometheus' batch deadline, and 5 s more by a retry.
         grace: (2 * scrape_interval).max(Duration::from_secs(15)),
         training: train::Config::default(),
-        model: ForestParams::default(),
+        model: Params::default(),
     }
 }
 
@@ -213,16 +212,10 @@ fn detector(mut section: Section<'_, '_>, scrape_interval: Duration) -> Detector
         }
         by
     });
-    let semantics = section.get("rate_semantics").and_then(|node| match node.text()?.as_str() {
-        "v3" => Some(Semantics::V3),
-        "v2" => Some(Semantics::V2),
-        other => {
-            node.refuse(format!("{other:?} is not one of v3, v2"));
-            None
-        }
-    });
+    let semantics = section.get("rate_semantics").and_then(|node| node.parse(str::parse));
+    let semantics = semantics.unwrap_or(Semantics::V3);
     let transform =
-        section.get("transform").and_then(|node| transform(&node, semantics.unwrap_or(Semantics::V3)));
+        section.get("transform").and_then(|node| node.parse(|text| Transform::parse(text, semantics)));
     let window = section.duration("window", default.window);
     let grace = section.duration("grace", default.grace);
     let training =
@@ -260,31 +253,7 @@ fn is_name(text: &str) -> bool {
     !text.is_empty() && text.bytes().enumerate().all(allowed)
 }
 
-fn transform(node: &Node<'_, '_>, semantics: Semantics) -> Option<Transform> {
-    let text = node.text()?;
-    if text == "value" {
-        return Some(Transform::Value);
-    }
-    let Some(range) = text.strip_prefix("rate(").and_then(|rest| rest.strip_suffix(')')) else {
-        node.refuse(format!("{text:?} is not one of rate(RANGE), value"));
-        return None;
-    };
-    match duration::parse(range) {
-        Ok(range) if range >= MIN_RANGE => {
-            Some(Transform::Rate { range_ms: duration::millis(range), semantics })
-        }
-        Ok(_) => {
-            node.refuse(format!("the range must be at least {}", duration::Display(MIN_RANGE)));
-            None
-        }
-        Err(error) => {
-            node.refuse(error);
-            None
-        }
-    }
-}
-
-fn forest(mut section: Section<'_, '_>) -> ForestParams {
+fn forest(mut section: Section<'_, '_>) -> Params {
     let default = ForestParams::default();
     let n_estimators = section.get("n_estimators").and_then(|node| {
         let count: usize = node.value("a whole number")?;
@@ -318,14 +287,14 @@ fn forest(mut section: Section<'_, '_>) -> ForestParams {
     let bootstrap = section.flag("bootstrap", default.bootstrap);
     let random_state = section.get("random_state").and_then(|node| node.value("a whole number"));
     section.finish();
-    ForestParams {
+    Params::IsolationForest(ForestParams {
         n_estimators: n_estimators.unwrap_or(default.n_estimators),
         max_samples: max_samples.unwrap_or(default.max_samples),
         contamination: contamination.unwrap_or(default.contamination),
         max_features: max_features.unwrap_or(default.max_features),
         bootstrap,
         random_state: random_state.unwrap_or(default.random_state),
-    }
+    })
 }
 
 /// As in scikit-learn, 1.0 is all there are and 1 is one.

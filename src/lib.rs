@@ -18,7 +18,6 @@ pub mod series;
 pub mod window;
 pub mod features;
 pub mod models;
-pub mod score;
 pub mod publish;
 pub mod history;
 pub mod report;

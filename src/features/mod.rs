@@ -13,6 +13,7 @@ use crate::window::{Column, Window};
 use counter::Event;
 use rate::Semantics;
 use std::fmt;
+use std::time::Duration;
 
 /// What becomes of a feature's samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +29,59 @@ pub enum Transform {
     Value,
 }
 
+/// The shortest range of a rate: below it two samples are hardly ever inside.
+const MIN_RANGE: Duration = Duration::from_secs(1);
+
+/// A text that is no transform.
+#[derive(Debug, PartialEq, thiserror::Error)]
+pub enum InvalidTransform {
+    /// Not known.
+    #[error("{0:?} is not one of rate(RANGE), value")]
+    Unknown(String),
+    /// A range that is no duration.
+    #[error(transparent)]
+    Range(#[from] duration::Invalid),
+    /// A range that hardly ever holds two samples.
+    #[error("the range is {range}, must be at least {least}", range = duration::Display(*.0), least = duration::Display(MIN_RANGE))]
+    TooShort(Duration),
+}
+
 impl Transform {
+    /// Reads `rate(1m)` or `value`, as [`Display`](fmt::Display) writes them.
+    ///
+    /// # Errors
+    /// [`InvalidTransform`].
+    pub fn parse(text: &str, semantics: Semantics) -> Result<Self, InvalidTransform> {
+        if text == "value" {
+            return Ok(Self::Value);
+        }
+        let range = text.strip_prefix("rate(").and_then(|rest| rest.strip_suffix(')'));
+        let range = duration::parse(range.ok_or_else(|| InvalidTransform::Unknown(text.into()))?)?;
+        if range < MIN_RANGE {
+            return Err(InvalidTransform::TooShort(range));
+        }
+        Ok(Self::Rate { range_ms: duration::millis(range), semantics })
+    }
+
+    /// Whose rate it is, if it is one.
+    pub fn semantics(&self) -> Option<Semantics> {
+        match self {
+            Self::Rate { semantics, .. } => Some(*semantics),
+            Self::Value => None,
+        }
+    }
+
+    /// A feature under this transform in PromQL's notation: `rate(rx{device="eth0"}[1m])`.
+    pub fn expression(&self, feature: &Labels) -> String {
+        match self {
+            Self::Rate { range_ms, .. } => {
+                let range = Duration::from_millis(range_ms.unsigned_abs());
+                format!("rate({feature}[{}])", duration::Display(range))
+            }
+            Self::Value => feature.to_string(),
+        }
+    }
+
     /// How long before a row a sample can still change it, in milliseconds.
     pub fn reach_ms(&self) -> i64 {
         match self {
@@ -52,7 +105,7 @@ impl fmt::Display for Transform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Rate { range_ms, .. } => {
-                let range = std::time::Duration::from_millis(range_ms.unsigned_abs());
+                let range = Duration::from_millis(range_ms.unsigned_abs());
                 write!(f, "rate({})", duration::Display(range))
             }
             Self::Value => f.write_str("value"),
@@ -63,7 +116,7 @@ impl fmt::Display for Transform {
 /// The columns of a model and how they come out of a window.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schema {
-    /// Labels of each feature, sorted: the order of the model's columns.
+    /// Labels of each feature, each once: the order of the model's columns.
     pub features: Vec<Labels>,
     /// What becomes of the samples.
     pub transform: Transform,

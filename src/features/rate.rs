@@ -3,6 +3,7 @@
 //! Source: Prometheus, `promql/functions.go`, `extrapolatedRate`.
 
 use crate::prom::Sample;
+use std::str::FromStr;
 
 /// Whose rate: the two major versions differ at the edges of the range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,7 +14,31 @@ pub enum Semantics {
     V2,
 }
 
+/// A text that names no version.
+#[derive(Debug, PartialEq, thiserror::Error)]
+#[error("{0:?} is not one of v3, v2")]
+pub struct UnknownSemantics(String);
+
+impl FromStr for Semantics {
+    type Err = UnknownSemantics;
+
+    fn from_str(text: &str) -> Result<Self, UnknownSemantics> {
+        [Self::V3, Self::V2]
+            .into_iter()
+            .find(|semantics| semantics.as_str() == text)
+            .ok_or_else(|| UnknownSemantics(text.into()))
+    }
+}
+
 impl Semantics {
+    /// The name in configuration and files.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::V3 => "v3",
+            Self::V2 => "v2",
+        }
+    }
+
     /// The first millisecond before the range: samples after it take part.
     pub fn after_ms(self, time_ms: i64, range_ms: i64) -> i64 {
         match self {

@@ -1,6 +1,7 @@
 //! What a user may choose, with scikit-learn's names, defaults and meaning. A value of these types is
 //! in range; only its fit to a table remains to be seen.
 
+use std::fmt;
 use std::num::NonZeroUsize;
 
 use super::Error;
@@ -133,6 +134,37 @@ impl MaxFeatures {
         match self {
             Self::Count(count) => count.get(),
             Self::Share(share) => ((share.get() * n_features as f64) as usize).max(1),
+        }
+    }
+}
+
+/// As scikit-learn prints the parameter: `auto`, a whole number, or a share with its point.
+impl fmt::Display for MaxSamples {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Count(count) => count.fmt(f),
+            Self::Share(share) => write!(f, "{:?}", share.get()),
+        }
+    }
+}
+
+/// As scikit-learn prints the parameter.
+impl fmt::Display for Contamination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Share(share) => share.get().fmt(f),
+        }
+    }
+}
+
+/// As scikit-learn prints the parameter.
+impl fmt::Display for MaxFeatures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Count(count) => count.fmt(f),
+            Self::Share(share) => write!(f, "{:?}", share.get()),
         }
     }
 }

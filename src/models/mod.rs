@@ -1,21 +1,78 @@
-//! A model: what a forest was fitted on, and the forest.
+//! Models: what is fitted, what it was fitted on, and the folder that it is kept in.
+//!
+//! A [`Model`] is a schema (which columns, made how), a [`Fitted`] forest, and a [`Card`] that says
+//! where it comes from. Serving needs the first two; people, registries and the gate in front of
+//! serving read the third.
 
+pub mod artifact;
+pub mod columns;
+mod fitted;
+mod validation;
 pub mod imported;
+pub mod registry;
 
 use crate::features::Schema;
-use crate::forest::Forest;
+use crate::prom::Labels;
+use std::sync::Arc;
+pub use validation::{Histogram, Trial, Validation};
+pub use fitted::{Fitted, Kind, Params};
 
-/// A fitted model of one group.
-#[derive(Debug)]
+/// A fitted model.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Model {
     /// The columns of the forest and how they come out of a window.
     pub schema: Schema,
     /// The forest; its width is the schema's.
-    pub forest: Forest,
-    /// Timestamp of the newest training row, in milliseconds.
-    pub trained_to_ms: i64,
-    /// Length of the history that it was fitted on, in milliseconds, without the gaps.
+    pub fitted: Fitted,
+    /// Where it comes from.
+    pub card: Card,
+}
+
+/// A model where it serves, and its place in the registry.
+#[derive(Clone, Debug)]
+pub struct Deployed {
+    /// The model.
+    pub model: Arc<Model>,
+    /// Its registered name.
+    pub name: String,
+    /// Its version; none when the registry could not take it.
+    pub version: Option<u64>,
+}
+
+/// Where a model comes from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Card {
+    /// The detector that it was trained for.
+    pub detector: Option<String>,
+    /// The group whose history it has learned; without one it serves every group that has its features.
+    pub group: Option<Labels>,
+    /// Program, version and format that the forest comes from.
+    pub origin: String,
+    /// When it was made: milliseconds since the epoch.
+    pub created_ms: i64,
+    /// Parameters of the fit by scikit-learn's names.
+    pub params: Vec<(String, String)>,
+    /// Names of the columns in the file that it was imported from, in the order of the schema.
+    pub columns: Option<Vec<String>>,
+    /// What it was fitted on.
+    pub history: Option<History>,
+    /// How it was chosen.
+    pub validation: Option<Validation>,
+    /// Decisions of the training rows: what drift is measured against.
+    pub baseline: Option<Histogram>,
+}
+
+/// What a model was fitted on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct History {
+    /// Timestamp of the oldest training row, in milliseconds.
+    pub from_ms: i64,
+    /// End of the history, in milliseconds.
+    pub to_ms: i64,
+    /// Its length in milliseconds, without the gaps.
     pub observed_ms: i64,
-    /// Rows that it was fitted on.
+    /// Rows that were fitted on.
     pub n_rows: usize,
+    /// Rows that were left out because they lay in an excluded range.
+    pub n_excluded: usize,
 }

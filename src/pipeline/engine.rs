@@ -4,19 +4,22 @@
 //! a request does is done when the next one begins. It never waits: what is slow (the network, a
 //! fit) is other threads' work, and comes back as a command.
 
-use super::group::{Event, Reason, RowState};
+use super::group::{Event, RowState};
 use super::groups::Groups;
 use super::metrics::Metrics;
+use super::schedule::Reason;
 use crate::config::Config;
 use crate::features::counter;
 use crate::ingest::{self, Dropped, Received};
-use crate::models::Model;
+use crate::models::Deployed;
+use crate::models::keeper::Place;
 use crate::prom::Sample;
 use crate::prom::duration::{self, now_ms};
 use crate::prom::wire::{snappy, v1};
 use crate::publish::{self, Batch, Position};
 use crate::series::{Entry, Ignored, Index, Target};
 use crate::train::trainer::{Job, Learned};
+use crate::window::Voice;
 use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -62,6 +65,17 @@ pub enum Command {
         group: u32,
         /// The result.
         result: Learned,
+    },
+    /// Tell which models every group has.
+    Places(oneshot::Sender<Vec<Place>>),
+    /// Take a model of the registry into service, or none any more.
+    Deploy {
+        /// The group.
+        group: u32,
+        /// Whose place it takes.
+        voice: Voice,
+        /// The model; only the challenger's place can be empty.
+        deployed: Option<Deployed>,
     },
     /// Look at the clock.
     Tick,
@@ -165,6 +179,10 @@ impl Engine {
                 }
                 Command::Advance { target, positions } => self.advance(target, &positions),
                 Command::Learned { group, result } => self.learned(group, result, now),
+                Command::Places(reply) => {
+                    let _ = reply.send(self.groups.iter_mut().map(|(id, group)| group.place(id)).collect());
+                }
+                Command::Deploy { group, voice, deployed } => self.deploy(group, voice, deployed, now),
                 Command::Tick => self.tick(now),
                 Command::Reload { config, bells, done } => {
                     self.reload(config, bells);
@@ -270,21 +288,21 @@ impl Engine {
     fn next_batch(&mut self, target: usize, max_samples: usize, now_ms: i64) -> Option<Batch> {
         let state = self.targets.get_mut(target)?;
         let to_ms = now_ms + PUBLISH_AHEAD_MS;
-        let mut room = max_samples / 2;
+        let mut room = max_samples;
         let mut batch = Batch::default();
         let after = state.pending.range((Bound::Excluded(state.last), Bound::Unbounded));
         let order: Vec<u32> = after.chain(state.pending.range(..=state.last)).copied().collect();
         for id in order {
-            if room == 0 {
+            if room < publish::SAMPLES_OF_A_ROW {
                 break;
             }
             let Some(group) = self.groups.get_mut(id) else {
                 state.pending.remove(&id);
                 continue;
             };
-            let rows = group.unpublished(id, target, to_ms, room, &mut batch);
-            room -= rows;
-            if rows == 0 && group.is_published(target) {
+            let samples = group.unpublished(id, target, to_ms, room, &mut batch);
+            room -= samples;
+            if samples == 0 && group.is_published(target) {
                 state.pending.remove(&id);
                 continue;
             }
@@ -310,24 +328,31 @@ impl Engine {
         let Some(group) = self.groups.get_mut(id) else { return };
         let detector = group.detector.clone();
         match result {
-            Learned::Model { model, recent, written_to_ms, seconds } => {
-                let model: Arc<Model> = Arc::from(model);
+            Learned::Model { deployed, recent, written_to_ms, outcome, seconds } => {
                 info!(
                     component = "train",
                     detector = detector.name,
                     group = %group.labels,
-                    features = model.schema.features.len(),
-                    rows = model.n_rows,
+                    model = deployed.name,
+                    version = deployed.version,
+                    features = deployed.model.schema.features.len(),
+                    rows = deployed.model.card.history.as_ref().map(|history| history.n_rows),
                     duration_seconds = seconds,
                     "model in service"
                 );
-                self.metrics.trained(&detector.name, "trained");
-                self.metrics.model(group, &model);
+                self.metrics.trained(&detector.name, outcome.as_str());
                 let mut tell = teller(&self.metrics, &self.publish, &detector.name);
-                if group.install(model, recent, written_to_ms, now, &mut tell) {
+                if group.install_trained(deployed, recent, written_to_ms, now, &mut tell) {
                     self.metrics.scored(group);
                     ring(&mut self.targets, id);
                 }
+                self.metrics.models(group);
+            }
+            Learned::Held { name, version, card, reasons } => {
+                let reasons = reasons.join("; ");
+                warn!(component = "train", detector = detector.name, group = %group.labels, model = name, version, reason = reasons, "model stays out of service");
+                self.metrics.trained(&detector.name, "held");
+                group.training_held(&card, now);
             }
             Learned::TooShort { have_ms } => {
                 self.metrics.trained(&detector.name, "too_short");
@@ -342,6 +367,34 @@ impl Engine {
         self.tell_readiness(now);
     }
 
+    /// Puts a model of the registry into its place. One with features that are not there is refused: it
+    /// would never see a complete row.
+    fn deploy(&mut self, id: u32, voice: Voice, deployed: Option<Deployed>, now: Instant) {
+        let Some(group) = self.groups.get_mut(id) else { return };
+        let detector = group.detector.clone();
+        if let Some(Deployed { model, name, version }) = &deployed {
+            let lacking = group.lacks(&model.schema).map(|feature| model.schema.transform.expression(feature));
+            if let Some(feature) = lacking {
+                warn!(component = "models", detector = detector.name, group = %group.labels, model = name, version, feature, "model refused: the group does not have all of its features");
+                self.metrics.refused(&detector.name);
+                return;
+            }
+            info!(component = "models", detector = detector.name, group = %group.labels, model = name, version, voice = ?voice, "model in service");
+        }
+        match (voice, deployed) {
+            (Voice::Champion, Some(deployed)) => {
+                let mut tell = teller(&self.metrics, &self.publish, &detector.name);
+                if group.install(deployed, Vec::new(), None, now, &mut tell) {
+                    self.metrics.scored(group);
+                    ring(&mut self.targets, id);
+                }
+            }
+            (Voice::Champion, None) => {}
+            (Voice::Challenger, deployed) => group.challenge(deployed),
+        }
+        self.metrics.models(group);
+    }
+
     fn tick(&mut self, now: Instant) {
         for (_, group) in self.groups.iter_mut() {
             let detector = group.detector.clone();
@@ -353,6 +406,7 @@ impl Engine {
         self.ask_for_trainings(now);
         if now.duration_since(self.tidied) >= TIDY_EVERY {
             self.tidied = now;
+            self.groups.iter().for_each(|group| self.metrics.drift(group));
             let (gone, look_again) = self.groups.tidy(now);
             gone.iter().for_each(|group| self.metrics.forget(group));
             if look_again {
@@ -384,7 +438,7 @@ impl Engine {
                 group: id,
                 detector: group.detector.clone(),
                 labels: group.labels.clone(),
-                first: reason == Reason::First,
+                reason,
                 window: group.start_training(reason, now),
             });
             self.asked = id;
@@ -399,7 +453,7 @@ impl Engine {
         for detector in &self.groups.config().detectors {
             let groups = || self.groups.iter().filter(|group| Arc::ptr_eq(&group.detector, detector));
             let (n_groups, n_models) =
-                (groups().count(), groups().filter(|group| group.model().is_some()).count());
+                (groups().count(), groups().filter(|group| group.deployed(Voice::Champion).is_some()).count());
             ready &= n_models > 0;
             let progress = groups().map(|group| group.progress(now)).fold(0.0, f64::max);
             let minimum = duration::Display(detector.training.minimum);

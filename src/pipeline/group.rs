@@ -1,24 +1,19 @@
 //! One group: its window, its model, its open rows and its cursors.
 
+use super::drift::Drift;
+use super::schedule::{Reason, Schedule};
 use crate::config::Detector;
-use crate::features::{Reader, Row, counter};
-use crate::models::Model;
+use crate::features::{Reader, Row, Schema, counter};
+use crate::models::keeper::Place;
+use crate::models::{Card, Deployed, Model, registry};
 use crate::prom::{Labels, METRIC_NAME, Sample, duration};
 use crate::publish::{self, Lost, Position, Series};
-use crate::score::score;
-use crate::train;
-use crate::window::{Column, Push, Score, Window};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::train::rows;
+use crate::window::{Column, Push, Score, Voice, Window};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-/// Pause between two looks at whether features came or went.
-const SCHEMA_CHECK: Duration = Duration::from_secs(5);
-/// Pauses between two trainings that a feature's coming or going asks for.
-const SHORTEST_SCHEMA_PAUSE: Duration = Duration::from_secs(15);
-const LONGEST_SCHEMA_PAUSE: Duration = Duration::from_secs(600);
-/// Pause after a training that failed, and the longest one while history grows.
-const RETRY_PAUSE: Duration = Duration::from_secs(60);
 /// Columns without a sample in the window that a group may drag along.
 const MAX_DEAD_COLUMNS: usize = 64;
 
@@ -50,28 +45,6 @@ pub enum Event {
     NotFinite,
 }
 
-/// Why a model is trained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// There is none yet.
-    First,
-    /// `training.every` is over.
-    Scheduled,
-    /// A feature came to stay, or went for good.
-    Schema,
-}
-
-impl Reason {
-    /// For logs and labels.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::First => "first",
-            Self::Scheduled => "scheduled",
-            Self::Schema => "schema",
-        }
-    }
-}
-
 /// Where a target is in this group's scores.
 #[derive(Clone, Copy, Debug)]
 struct Cursor {
@@ -81,11 +54,22 @@ struct Cursor {
     handed_out_ms: i64,
 }
 
+/// A model at work on the group's window.
 struct Serving {
-    model: Arc<Model>,
+    deployed: Deployed,
     reader: Reader,
     /// Scores up to here are another model's, and stay.
     since_ms: i64,
+}
+
+impl Serving {
+    fn model(&self) -> &Arc<Model> {
+        &self.deployed.model
+    }
+
+    fn schema(&self) -> &Schema {
+        &self.deployed.model.schema
+    }
 }
 
 /// One group of a detector.
@@ -96,6 +80,8 @@ pub struct Group {
     pub labels: Labels,
     window: Window,
     serving: Option<Serving>,
+    challenger: Option<Serving>,
+    drift: Drift,
     /// Rows that are not scored yet, by the last timestamp that would belong to them: the timestamp
     /// of a sample in each, and when the first came.
     open_rows: BTreeMap<i64, (i64, Instant)>,
@@ -113,29 +99,20 @@ pub struct Group {
     /// Has anything that `/metrics` shows of the group changed?
     changed: bool,
     last_received: Instant,
-    training: bool,
-    /// Columns that the last training knew of. A new one is looked at once at the next, since
-    /// history may know it better than the window does.
-    considered: usize,
-    due: Instant,
-    schema_due: Instant,
-    /// Doubles while features keep coming and going, so that a flapping interface does not keep
-    /// the machine training.
-    schema_pause: Duration,
-    schema_trained: Option<Instant>,
-    have_ms: i64,
-    have_at: Instant,
+    schedule: Schedule,
 }
 
 impl Group {
     /// A group without a sample, to be written to `n_targets` targets.
     pub fn new(detector: Arc<Detector>, labels: Labels, n_targets: usize, now: Instant) -> Self {
-        let settling_ms = detector.transform.settling_ms();
         Self {
+            schedule: Schedule::new(&detector, now),
             window: Window::new(duration::millis(detector.window)),
             detector,
             labels,
             serving: None,
+            challenger: None,
+            drift: Drift::default(),
             open_rows: BTreeMap::new(),
             touched: BTreeSet::new(),
             late: BTreeSet::new(),
@@ -146,14 +123,6 @@ impl Group {
             missing: 0,
             changed: true,
             last_received: now,
-            training: false,
-            considered: 0,
-            due: now,
-            schema_due: now,
-            schema_pause: SHORTEST_SCHEMA_PAUSE,
-            schema_trained: None,
-            have_ms: -settling_ms,
-            have_at: now,
         }
     }
 
@@ -161,12 +130,17 @@ impl Group {
     pub fn column(&mut self, feature: &Labels) -> Option<Column> {
         let known = self.window.find(feature);
         let column = self.window.column(feature)?;
-        if known.is_none()
-            && let Some(serving) = &mut self.serving
-        {
-            serving.reader = Reader::new(&serving.model.schema, &self.window);
+        if known.is_none() {
+            self.find_columns();
         }
         Some(column)
+    }
+
+    /// The window has other columns now.
+    fn find_columns(&mut self) {
+        for serving in self.serving.iter_mut().chain(&mut self.challenger) {
+            serving.reader = Reader::new(serving.schema(), &self.window);
+        }
     }
 
     /// Columns of the window.
@@ -192,14 +166,14 @@ impl Group {
 
     fn touch(&mut self, timestamp_ms: i64, now: Instant) {
         let key = self.key(timestamp_ms);
-        if self.touched.insert(key) && (self.serving.is_none() || self.window.score(timestamp_ms).is_none()) {
+        if self.touched.insert(key) && (self.serving.is_none() || self.window.score(Voice::Champion, timestamp_ms).is_none()) {
             self.open_rows.entry(key).or_insert((timestamp_ms, now));
         }
     }
 
     /// The last timestamp that would belong to the row of this one.
     fn key(&self, timestamp_ms: i64) -> i64 {
-        self.serving.as_ref().map_or(timestamp_ms, |s| s.model.schema.grid.bounds(timestamp_ms).1)
+        self.serving.as_ref().map_or(timestamp_ms, |s| s.schema().grid.bounds(timestamp_ms).1)
     }
 
     /// Scores the rows that samples came for since the last call. True when there is a new score.
@@ -208,7 +182,7 @@ impl Group {
         let late = std::mem::take(&mut self.late);
         // Rates of later rows reach back to a late sample.
         if let Some(serving) = &self.serving {
-            let schema = &serving.model.schema;
+            let schema = serving.schema();
             let reach_ms = schema.transform.reach_ms();
             for timestamp_ms in late {
                 let later = self.window.timestamps(timestamp_ms, timestamp_ms + reach_ms);
@@ -224,28 +198,29 @@ impl Group {
 
     fn score_row(&mut self, key: i64, now: Instant, tell: &mut impl FnMut(Event)) -> bool {
         let Some(serving) = &mut self.serving else { return false };
-        let model = serving.model.clone();
+        let model = serving.model().clone();
         let mut events = Vec::new();
         let row = serving
             .reader
             .row(&model.schema, &self.window, key, &mut self.values, |event| events.push(event));
         let Row::Complete { timestamp_ms, .. } = row else { return false };
         self.open_rows.remove(&key);
-        let old = self.window.score(timestamp_ms);
+        let old = self.window.score(Voice::Champion, timestamp_ms);
         if timestamp_ms <= self.written_to_ms || old.is_some() && timestamp_ms <= serving.since_ms {
             return false;
         }
-        let new = score(&model, &self.values);
+        let new = model.fitted.score(&self.values);
         if old == Some(new) {
             return false;
         }
-        self.window.set_score(timestamp_ms, new);
+        self.window.set_score(Voice::Champion, timestamp_ms, new);
         let lost = if old.is_none() {
             tell(Event::Row(RowState::Complete));
             events.into_iter().for_each(|event| tell(Event::Counter(event)));
             if self.values.iter().any(|value| !value.is_finite()) {
                 tell(Event::NotFinite);
             }
+            self.drift.add(timestamp_ms, new.decision);
             self.changed |= self.missing > 0;
             self.missing = 0;
             Lost::OutOfOrder
@@ -260,7 +235,19 @@ impl Group {
         if self.newest_scored.is_none_or(|(newest_ms, _)| newest_ms < timestamp_ms) {
             self.newest_scored = Some((timestamp_ms, now));
         }
+        self.challenge_row(timestamp_ms);
         true
+    }
+
+    /// Scores a row of the model in service by the one beside it too, if it has all features for that.
+    fn challenge_row(&mut self, timestamp_ms: i64) {
+        let Some(challenger) = &mut self.challenger else { return };
+        let model = challenger.model().clone();
+        let row =
+            challenger.reader.row(&model.schema, &self.window, timestamp_ms, &mut self.values, |_| {});
+        if matches!(row, Row::Complete { .. }) {
+            self.window.set_score(Voice::Challenger, timestamp_ms, model.fitted.score(&self.values));
+        }
     }
 
     /// Closes the rows whose time is up.
@@ -278,7 +265,7 @@ impl Group {
                 tell(Event::Row(RowState::Unmodelled));
                 continue;
             };
-            let schema = &serving.model.schema;
+            let schema = &serving.deployed.model.schema;
             let state = match serving.reader.row(schema, &self.window, key, &mut self.values, |_| {}) {
                 Row::Missing(missing) if missing.len() == schema.features.len() => {
                     if !serving.reader.has_marker(schema, &self.window, key) {
@@ -315,9 +302,42 @@ impl Group {
         self.newest_scored.map(|(newest_ms, _)| newest_ms)
     }
 
-    /// The current model.
-    pub fn model(&self) -> Option<&Arc<Model>> {
-        self.serving.as_ref().map(|serving| &serving.model)
+    /// The model that speaks with this voice.
+    pub fn deployed(&self, voice: Voice) -> Option<&Deployed> {
+        let serving = match voice {
+            Voice::Champion => &self.serving,
+            Voice::Challenger => &self.challenger,
+        };
+        serving.as_ref().map(|serving| &serving.deployed)
+    }
+
+    /// Which models it has.
+    pub fn place(&self, id: u32) -> Place {
+        let version = |voice| self.deployed(voice).map(|deployed| (deployed.name.clone(), deployed.version));
+        Place {
+            group: id,
+            detector: self.detector.name.clone(),
+            labels: self.labels.clone(),
+            champion: version(Voice::Champion),
+            challenger: version(Voice::Challenger),
+        }
+    }
+
+    /// KL divergence of the last day's decisions from those of training, where both are known.
+    pub fn drift(&self) -> Option<f64> {
+        self.drift.divergence(self.serving.as_ref()?.model().card.baseline.as_ref()?)
+    }
+
+    /// The first feature of a schema that does not come live here.
+    pub fn lacks<'s>(&self, schema: &'s Schema) -> Option<&'s Labels> {
+        let newest_ms = self.window.newest_ms().unwrap_or(i64::MIN);
+        let alive: HashSet<&Labels> = self
+            .window
+            .features()
+            .filter(|(_, _, newest)| rows::is_alive(*newest, newest_ms, self.detector.grace))
+            .map(|(labels, _, _)| labels)
+            .collect();
+        schema.features.iter().find(|feature| !alive.contains(feature))
     }
 
     /// Has no sample come for as long as the window reaches?
@@ -347,11 +367,8 @@ impl Group {
             .map(|(labels, _, _)| labels.clone())
             .collect();
         self.window = self.window.with_features(&alive);
-        if let Some(serving) = &mut self.serving {
-            serving.reader = Reader::new(&serving.model.schema, &self.window);
-        }
-        self.training = false;
-        self.considered = self.n_columns();
+        self.find_columns();
+        self.schedule.reset_columns(self.n_columns());
         self
     }
 
@@ -359,91 +376,73 @@ impl Group {
 
     /// Is it time to train, and why?
     pub fn training_due(&mut self, now: Instant) -> Option<Reason> {
-        if self.training {
+        // A group that is silent keeps its model: there is nothing new to learn from.
+        if self.window.newest_ms().is_none() || now.duration_since(self.last_received) > 2 * self.detector.grace {
             return None;
         }
-        let reason = match &self.serving {
-            None => (now >= self.due && self.window.newest_ms().is_some()).then_some(Reason::First),
-            Some(_) if now >= self.due => Some(Reason::Scheduled),
-            Some(_) if now < self.schema_due => None,
-            Some(serving) => {
-                let changed = self.schema_changed(&serving.model);
-                self.schema_due = now + SCHEMA_CHECK;
-                changed.then_some(Reason::Schema)
-            }
+        let Self { schedule, serving, window, detector, .. } = self;
+        let considered = schedule.considered();
+        let changed = || {
+            serving.as_ref().is_some_and(|serving| schema_changed(serving.model(), window, detector, considered))
         };
-        // A group that is silent keeps its model: there is nothing new to learn from.
-        reason.filter(|_| now.duration_since(self.last_received) <= 2 * self.detector.grace)
-    }
-
-    fn schema_changed(&self, model: &Model) -> bool {
-        let Some(newest_ms) = self.window.newest_ms() else { return false };
-        let detector = &self.detector;
-        let mut alive = 0;
-        let mut came = false;
-        let mut known = 0;
-        for (i, (labels, column, newest)) in self.window.features().enumerate() {
-            if !train::is_alive(newest, newest_ms, detector.grace) {
-                continue;
-            }
-            alive += 1;
-            if model.schema.features.binary_search(labels).is_ok() {
-                known += 1;
-            } else {
-                let observed_ms = train::observed_ms(&self.window, column, detector.transform);
-                came |= i >= self.considered || train::is_enough(observed_ms, detector.training.minimum);
-            }
-        }
-        alive > 0 && (came || known < model.schema.features.len())
+        schedule.due(serving.is_some(), changed, now)
     }
 
     /// Marks the group as in training and hands out what its window holds.
     pub fn start_training(&mut self, reason: Reason, now: Instant) -> Window {
-        if reason == Reason::Schema {
-            let quiet =
-                self.schema_trained.is_none_or(|then| now.duration_since(then) > 2 * LONGEST_SCHEMA_PAUSE);
-            let pause = if quiet { SHORTEST_SCHEMA_PAUSE } else { self.schema_pause };
-            self.schema_due = now + pause;
-            self.schema_pause = (2 * pause).min(LONGEST_SCHEMA_PAUSE);
-            self.schema_trained = Some(now);
-        }
-        self.training = true;
-        self.considered = self.n_columns();
+        let n_columns = self.n_columns();
+        self.schedule.start(reason, n_columns, now);
         self.window.clone()
     }
 
     /// Nobody will report on a training any more: ask again.
     pub fn defer_training(&mut self) {
-        self.training = false;
+        self.schedule.defer();
     }
 
     /// Training found too little history.
     pub fn too_short(&mut self, have_ms: i64, now: Instant) {
-        self.training = false;
-        self.have_ms = have_ms;
-        self.have_at = now;
-        let lacking = duration::millis(self.detector.training.minimum) - have_ms;
-        let lacking = Duration::from_millis(u64::try_from(lacking).unwrap_or(0));
-        self.due = now + lacking.clamp(Duration::from_secs(1), RETRY_PAUSE);
+        self.schedule.too_short(&self.detector, have_ms, now);
     }
 
     /// Training failed.
     pub fn training_failed(&mut self, now: Instant) {
-        self.training = false;
-        self.due = now + RETRY_PAUSE;
+        self.schedule.failed(now);
     }
 
-    /// How much of the first model's history there is, in [0, 1]; 1 with a model. The time that the
-    /// transform takes to settle is part of it: it has to be waited for too.
+    /// Training made a model that stays out of service.
+    pub fn training_held(&mut self, card: &Card, now: Instant) {
+        self.schedule.trained(&self.detector, card, now);
+    }
+
+    /// How much of the first model's history there is, in [0, 1]; 1 with a model.
     pub fn progress(&self, now: Instant) -> f64 {
         if self.serving.is_some() {
             return 1.0;
         }
-        let grown_ms = duration::millis(now.min(self.last_received).saturating_duration_since(self.have_at));
-        let settling_ms = self.detector.transform.settling_ms();
-        let have_ms = self.have_ms + grown_ms + settling_ms;
-        let minimum_ms = duration::millis(self.detector.training.minimum) + settling_ms;
-        (have_ms as f64 / minimum_ms as f64).clamp(0.0, 0.99)
+        self.schedule.progress(&self.detector, self.last_received, now)
+    }
+
+    /// Takes a model that training made into service.
+    pub fn install_trained(
+        &mut self,
+        deployed: Deployed,
+        recent: Vec<crate::history::Series>,
+        written_to_ms: Option<i64>,
+        now: Instant,
+        tell: &mut impl FnMut(Event),
+    ) -> bool {
+        self.schedule.defer();
+        self.install(deployed, recent, written_to_ms, now, tell)
+    }
+
+    /// Scores beside the model in service from now on, or no more.
+    pub fn challenge(&mut self, deployed: Option<Deployed>) {
+        self.changed = true;
+        self.challenger = deployed.map(|deployed| {
+            let reader = Reader::new(&deployed.model.schema, &self.window);
+            Serving { deployed, reader, since_ms: i64::MIN }
+        });
     }
 
     /// Takes a new model into service; the rows that wait are scored by it.
@@ -453,15 +452,15 @@ impl Group {
     /// rows since then are scored and written, so that no gap is left.
     pub fn install(
         &mut self,
-        model: Arc<Model>,
+        deployed: Deployed,
         recent: Vec<crate::history::Series>,
         written_to_ms: Option<i64>,
         now: Instant,
         tell: &mut impl FnMut(Event),
     ) -> bool {
-        self.training = false;
         self.changed = true;
-        self.due = now + self.detector.training.pause(model.observed_ms);
+        self.drift = Drift::default();
+        self.schedule.renew(&self.detector, &deployed.model.card, now);
         let first = self.serving.is_none();
         let since_ms = self.newest_scored_ms().unwrap_or(i64::MIN);
         if first {
@@ -488,8 +487,8 @@ impl Group {
                 self.touched.extend(self.window.timestamps(written_to_ms, i64::MAX));
             }
         }
-        let reader = Reader::new(&model.schema, &self.window);
-        self.serving = Some(Serving { model, reader, since_ms });
+        let reader = Reader::new(&deployed.model.schema, &self.window);
+        self.serving = Some(Serving { deployed, reader, since_ms });
         // Rows are keyed by the model's grid.
         for (_, (timestamp_ms, since)) in std::mem::take(&mut self.open_rows) {
             self.open_rows.entry(self.key(timestamp_ms)).or_insert((timestamp_ms, since));
@@ -502,37 +501,46 @@ impl Group {
 
     // Publishing
 
-    /// Appends the scores beyond a target's cursor, at most `max_rows` of them and none after
-    /// `to_ms`. Returns the number of rows.
+    /// Appends the scores beyond a target's cursor, at most `max_samples` of them and none after
+    /// `to_ms`. Returns the number of samples.
     pub fn unpublished(
         &mut self,
         id: u32,
         target: usize,
         to_ms: i64,
-        max_rows: usize,
+        max_samples: usize,
         batch: &mut publish::Batch,
     ) -> usize {
+        // A decision and a score for each row, and twice that where a challenger speaks too.
+        let max_rows = max_samples / if self.challenger.is_some() { publish::SAMPLES_OF_A_ROW } else { 2 };
         let cursor = &mut self.cursors[target];
-        let rows: Vec<(i64, Score)> = self.window.scores(cursor.done_ms, to_ms).take(max_rows).collect();
+        let rows: Vec<(i64, Score)> =
+            self.window.scores(Voice::Champion, cursor.done_ms, to_ms).take(max_rows).collect();
         let (Some((newest_ms, _)), Some((_, received))) = (rows.last(), self.newest_scored) else { return 0 };
         cursor.handed_out_ms = *newest_ms;
-        let samples = |value: fn(&Score) -> f64| {
-            let sample = |(timestamp_ms, score): &(i64, Score)| Sample {
-                timestamp_ms: *timestamp_ms,
-                value: value(score),
+        let first_ms = rows.first().map_or(*newest_ms, |(first_ms, _)| *first_ms);
+        let challenger: Vec<(i64, Score)> =
+            self.window.scores(Voice::Challenger, first_ms - 1, *newest_ms).collect();
+        let decision = self.labels.with(METRIC_NAME, &self.detector.decision_metric());
+        let score = self.labels.with(METRIC_NAME, "anomaly_score").with("detector", &self.detector.name);
+        for (rows, model) in [(&rows, ""), (&challenger, registry::CHALLENGER)] {
+            if rows.is_empty() {
+                continue;
+            }
+            let samples = |value: fn(&Score) -> f64| {
+                let sample = |(timestamp_ms, score): &(i64, Score)| Sample {
+                    timestamp_ms: *timestamp_ms,
+                    value: value(score),
+                };
+                rows.iter().map(sample).collect()
             };
-            rows.iter().map(sample).collect()
-        };
-        batch.series.push(Series {
-            labels: self.labels.with(METRIC_NAME, &self.detector.decision_metric()),
-            samples: samples(|score| score.decision),
-        });
-        batch.series.push(Series {
-            labels: self.labels.with(METRIC_NAME, "anomaly_score").with("detector", &self.detector.name),
-            samples: samples(|score| score.score),
-        });
+            // Without a model's name the label is not there.
+            let (decision, score) = (decision.with("model", model), score.with("model", model));
+            batch.series.push(Series { labels: decision, samples: samples(|score| score.decision) });
+            batch.series.push(Series { labels: score, samples: samples(|score| score.score) });
+        }
         batch.positions.push(Position { group: id, timestamp_ms: *newest_ms, received });
-        rows.len()
+        2 * (rows.len() + challenger.len())
     }
 
     /// Has this target all scores?
@@ -559,4 +567,26 @@ impl Group {
     pub fn window(&self) -> &Window {
         &self.window
     }
+}
+
+/// Has a feature of the model gone for good, or has one come to stay that it does not have? A model
+/// that is not the group's own is let be until it lacks one.
+fn schema_changed(model: &Model, window: &Window, detector: &Detector, considered: usize) -> bool {
+    let Some(newest_ms) = window.newest_ms() else { return false };
+    let of_model: HashSet<&Labels> = model.schema.features.iter().collect();
+    let is_own = model.card.group.is_some();
+    let (mut alive, mut known, mut came) = (0, 0, false);
+    for (i, (labels, column, newest)) in window.features().enumerate() {
+        if !rows::is_alive(newest, newest_ms, detector.grace) {
+            continue;
+        }
+        alive += 1;
+        if of_model.contains(labels) {
+            known += 1;
+        } else if is_own {
+            let observed_ms = rows::observed_ms(window, column, detector.transform);
+            came |= i >= considered || rows::is_enough(observed_ms, detector.training.minimum);
+        }
+    }
+    alive > 0 && (came || known < of_model.len())
 }

@@ -2,13 +2,16 @@
 
 use super::group::Group;
 use super::groups::metric_labels;
-use crate::models::Model;
+use crate::models::{Deployed, registry};
+use crate::window::Voice;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 type Seconds = Gauge<f64, AtomicU64>;
@@ -24,9 +27,15 @@ pub struct Metrics {
     newest_scored: Family<GroupLabels, Seconds>,
     progress: Family<GroupLabels, Seconds>,
     missing: Family<GroupLabels, Gauge>,
+    model_info: Family<GroupLabels, Gauge>,
+    /// The series of `model_info` that each group has now.
+    infos: Arc<Mutex<HashMap<GroupLabels, Vec<GroupLabels>>>>,
     model_timestamp: Family<GroupLabels, Seconds>,
+    model_created: Family<GroupLabels, Seconds>,
     model_rows: Family<GroupLabels, Gauge>,
     model_features: Family<GroupLabels, Gauge>,
+    model_drift: Family<GroupLabels, Seconds>,
+    models_refused: Family<[(&'static str, String); 1], Counter>,
     series: Gauge,
     pending: Gauge,
 }
@@ -41,9 +50,14 @@ impl Metrics {
             newest_scored: Family::default(),
             progress: Family::default(),
             missing: Family::default(),
+            model_info: Family::default(),
+            infos: Arc::default(),
             model_timestamp: Family::default(),
+            model_created: Family::default(),
             model_rows: Family::default(),
             model_features: Family::default(),
+            model_drift: Family::default(),
+            models_refused: Family::default(),
             series: Gauge::default(),
             pending: Gauge::default(),
         };
@@ -74,6 +88,22 @@ impl Metrics {
             "model_timestamp_seconds",
             "Timestamp of the newest row that the model was trained on",
             m.model_timestamp.clone(),
+        );
+        registry.register(
+            "model_info",
+            "The models of a group: 1, with the version (empty where the registry does not have it) and its alias",
+            m.model_info.clone(),
+        );
+        registry.register("model_created_timestamp_seconds", "When the model was made", m.model_created.clone());
+        registry.register(
+            "model_drift_kl",
+            "KL divergence of the last day's decisions from those of training, in nats",
+            m.model_drift.clone(),
+        );
+        registry.register(
+            "models_refused",
+            "Models of the registry that a group could not take: it lacks their features",
+            m.models_refused.clone(),
         );
         registry.register("model_training_rows", "Rows that the model was trained on", m.model_rows.clone());
         registry.register("model_features", "Features of the model", m.model_features.clone());
@@ -108,12 +138,64 @@ impl Metrics {
         }
     }
 
-    /// Shows a group's new model.
-    pub fn model(&self, group: &Group, model: &Model) {
+    /// Counts a model that a group could not take.
+    pub fn refused(&self, detector: &str) {
+        self.models_refused.get_or_create(&[("detector", detector.to_string())]).inc();
+    }
+
+    /// Shows a group's models.
+    pub fn models(&self, group: &Group) {
         let labels = labels(group);
-        self.model_timestamp.get_or_create(&labels).set(model.trained_to_ms as f64 / 1000.0);
-        self.model_rows.get_or_create(&labels).set(model.n_rows as i64);
+        let mut infos = Vec::new();
+        for (voice, alias) in [(Voice::Champion, registry::CHAMPION), (Voice::Challenger, registry::CHALLENGER)] {
+            let Some(deployed) = group.deployed(voice) else { continue };
+            let mut info = labels.clone();
+            let version = deployed.version.map(|version| version.to_string()).unwrap_or_default();
+            for (name, value) in [
+                ("model", deployed.name.clone()),
+                ("version", version),
+                ("alias", alias.to_string()),
+                ("kind", deployed.model.fitted.kind().to_string()),
+                ("origin", deployed.model.card.origin.clone()),
+            ] {
+                // A group's own label of that name stays what it is.
+                if !labels.iter().any(|(own, _)| own == name) {
+                    info.push((name.to_string(), value));
+                }
+            }
+            infos.push(info);
+        }
+        self.set_infos(&labels, infos);
+        let Some(Deployed { model, .. }) = group.deployed(Voice::Champion) else { return };
+        let seconds = |ms: i64| ms as f64 / 1000.0;
+        self.model_created.get_or_create(&labels).set(seconds(model.card.created_ms));
         self.model_features.get_or_create(&labels).set(model.schema.features.len() as i64);
+        self.model_drift.remove(&labels);
+        match &model.card.history {
+            Some(history) => {
+                self.model_timestamp.get_or_create(&labels).set(seconds(history.to_ms));
+                self.model_rows.get_or_create(&labels).set(history.n_rows as i64);
+            }
+            None => {
+                self.model_timestamp.remove(&labels);
+                self.model_rows.remove(&labels);
+            }
+        }
+    }
+
+    fn set_infos(&self, group: &GroupLabels, infos: Vec<GroupLabels>) {
+        let mut known = self.infos.lock().unwrap_or_else(PoisonError::into_inner);
+        for old in known.remove(group).unwrap_or_default() {
+            if !infos.contains(&old) {
+                self.model_info.remove(&old);
+            }
+        }
+        for info in &infos {
+            self.model_info.get_or_create(info).set(1);
+        }
+        if !infos.is_empty() {
+            known.insert(group.clone(), infos);
+        }
     }
 
     /// Shows how a group is.
@@ -123,6 +205,13 @@ impl Metrics {
         self.missing.get_or_create(&labels).set(group.missing() as i64);
     }
 
+    /// Shows how far a group's scores have moved from those of training.
+    pub fn drift(&self, group: &Group) {
+        if let Some(divergence) = group.drift() {
+            self.model_drift.get_or_create(&labels(group)).set(divergence);
+        }
+    }
+
     /// Takes a group's metrics away.
     pub fn forget(&self, group: &Group) {
         let labels = labels(group);
@@ -130,8 +219,11 @@ impl Metrics {
         self.missing.remove(&labels);
         self.newest_scored.remove(&labels);
         self.model_timestamp.remove(&labels);
+        self.model_created.remove(&labels);
         self.model_rows.remove(&labels);
         self.model_features.remove(&labels);
+        self.model_drift.remove(&labels);
+        self.set_infos(&labels, Vec::new());
     }
 
     /// Shows the size of the index.

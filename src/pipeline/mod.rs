@@ -1,10 +1,12 @@
 //! Wires the rooms together: start, reload, shutdown.
 
+mod drift;
 pub mod engine;
 mod group;
 mod groups;
 mod metrics;
 mod routes;
+pub mod schedule;
 
 use crate::config::{self, Config};
 use crate::http::client::Client;

@@ -89,6 +89,14 @@ impl Selector {
         self.matchers.iter().all(|matcher| matcher.matches(labels.get(&matcher.name)))
     }
 
+    /// The one label set that is written here, if every label is matched by `=`.
+    pub fn to_labels(&self) -> Option<Labels> {
+        let equal = |matcher: &Matcher| {
+            matches!(matcher.test, Test::Equal).then(|| (matcher.name.clone(), matcher.value.clone()))
+        };
+        Labels::new(self.matchers.iter().map(equal).collect::<Option<Vec<_>>>()?).ok()
+    }
+
     /// The matchers as remote read wants them.
     pub fn to_proto(&self) -> impl Iterator<Item = proto::LabelMatcher> {
         self.matchers.iter().map(proto::LabelMatcher::from)

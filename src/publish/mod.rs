@@ -15,6 +15,10 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use std::time::{Duration, Instant};
 
+/// Most samples that one row can have: a decision and a score, of the model in service and of the one
+/// beside it. They travel in one request.
+pub const SAMPLES_OF_A_ROW: usize = 4;
+
 /// A `remote_write` block, with Prometheus' names. Where a default is not Prometheus', the field
 /// says why.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,8 +73,11 @@ impl Config {
 
     fn with_queue(self, mut queue: Section<'_, '_>) -> Self {
         let config = Self {
-            // A decision and a score make a row: one request has to hold both.
-            max_samples_per_send: queue.count("max_samples_per_send", self.max_samples_per_send, 2),
+            max_samples_per_send: queue.count(
+                "max_samples_per_send",
+                self.max_samples_per_send,
+                SAMPLES_OF_A_ROW,
+            ),
             batch_send_deadline: queue.duration("batch_send_deadline", self.batch_send_deadline),
             min_backoff: queue.duration("min_backoff", self.min_backoff),
             max_backoff: queue.duration("max_backoff", self.max_backoff),

@@ -5,20 +5,20 @@
 //! its model within seconds, and one beside a new Prometheus, or one that serves no remote read,
 //! has it as soon as its own window is long enough.
 
+mod gate;
+pub mod rows;
 pub mod trainer;
+pub mod validate;
 
-use crate::config::Detector;
-use crate::features::{Reader, Row, Schema, Transform};
-use crate::forest::{self, Table};
-use crate::history::Series;
-use crate::models::Model;
-use crate::prom::duration;
-use crate::prom::{Labels, Sample};
-use crate::window::row::Grid;
-use crate::window::{Column, Window};
-use crate::yaml::Section;
+use crate::forest;
+use crate::models::{Card, Histogram, History, Model, Params};
+use crate::prom::{Labels, duration};
+use crate::yaml::{Node, Section};
+pub use gate::Gate;
+use rows::Rows;
 use std::num::NonZeroUsize;
 use std::time::Duration;
+use validate::Sweep;
 
 /// When models are trained, and on what.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,12 +29,25 @@ pub struct Config {
     pub minimum: Duration,
     /// How often a model is made anew.
     pub every: Duration,
+    /// Sizes of sample to choose from; empty: `max_samples` of the model, unswept.
+    pub sweep: Vec<usize>,
+    /// Alerts whose firing keeps the time out of training, by name.
+    pub exclude_alerts: Vec<String>,
+    /// What a model has to show before it is let into service.
+    pub gate: Gate,
 }
 
 impl Default for Config {
     fn default() -> Self {
         let hours = |n: u64| Duration::from_secs(n * 3600);
-        Self { history: hours(5 * 24), minimum: hours(1), every: hours(24) }
+        Self {
+            history: hours(5 * 24),
+            minimum: hours(1),
+            every: hours(24),
+            sweep: Vec::new(),
+            exclude_alerts: Vec::new(),
+            gate: Gate::default(),
+        }
     }
 }
 
@@ -46,6 +59,9 @@ impl Config {
             history: section.duration("history", default.history),
             minimum: section.duration("minimum", default.minimum),
             every: section.duration("every", default.every),
+            sweep: section.get("sweep").map(|list| sizes(&list)).unwrap_or_default(),
+            exclude_alerts: section.get("exclude_alerts").map(|list| texts(&list)).unwrap_or_default(),
+            gate: section.get("gate").and_then(Node::section).map_or(default.gate, Gate::read),
         };
         if config.history < config.minimum {
             section.refuse(format!(
@@ -57,6 +73,21 @@ impl Config {
         section.finish();
         config
     }
+}
+
+fn sizes(list: &Node<'_, '_>) -> Vec<usize> {
+    let size = |node: &Node<'_, '_>| {
+        let size: usize = node.value("a whole number")?;
+        if size == 0 {
+            node.refuse("must be at least 1");
+        }
+        Some(size)
+    };
+    list.items().iter().flatten().filter_map(size).collect()
+}
+
+fn texts(list: &Node<'_, '_>) -> Vec<String> {
+    list.items().iter().flatten().filter_map(Node::text).collect()
 }
 
 /// A model is made anew when its history has grown by a quarter: a first model of an hour has seen
@@ -73,147 +104,76 @@ impl Config {
     }
 }
 
-/// A gap counts for no more than this towards the history that a feature has: Prometheus' own
-/// look-back for instant queries.
-const LOOK_BACK_MS: i64 = 300_000;
+/// Rows below which there is nothing to hold back for validation.
+const ENOUGH_TO_VALIDATE: usize = 10;
 
-/// A feature joins a model with this share of `minimum`: the features of one scrape arrive in
-/// several requests, and the last of them are a scrape short when the first have enough.
-const ENOUGH: f64 = 0.9;
-
-/// What training gave.
-#[derive(Debug)]
-pub enum Outcome {
-    /// A model.
-    Trained(Box<Model>),
-    /// Not yet: no feature has enough history.
-    TooShort {
-        /// The longest that a feature has, in milliseconds, as [`observed_ms`] counts.
-        have_ms: i64,
-    },
-    /// The features have enough history, but never all at once.
-    NoRows {
-        /// How many features.
-        n_features: usize,
-    },
+/// A model, and how it came about.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trained {
+    /// The model.
+    pub model: Model,
+    /// The cross-validation; none with too few rows to hold some back.
+    pub sweep: Option<Sweep>,
 }
 
-/// How long a feature gave settled values: the sum of the times between its samples, gaps
-/// shortened, but for the time that the transform takes to settle; below 0 while it still does.
-pub fn observed_ms(window: &Window, column: Column, transform: Transform) -> i64 {
-    let mut samples = Vec::new();
-    window.samples(column, i64::MIN, i64::MAX, &mut samples);
-    samples.retain(|sample| !sample.is_stale());
-    let steps =
-        samples.windows(2).map(|pair| (pair[1].timestamp_ms - pair[0].timestamp_ms).min(LOOK_BACK_MS));
-    steps.sum::<i64>() - transform.settling_ms()
+/// Whose model is trained.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Purpose {
+    /// The detector.
+    pub detector: Option<String>,
+    /// The group; none for rows of a file.
+    pub group: Option<Labels>,
 }
 
-/// Does a feature that was observed so long belong into a model?
-pub fn is_enough(observed_ms: i64, minimum: Duration) -> bool {
-    observed_ms as f64 >= ENOUGH * duration::millis(minimum) as f64
-}
-
-/// Is the feature with this newest sample still there, in a window that reaches to `newest_ms`?
-pub fn is_alive(newest: Option<Sample>, newest_ms: i64, grace: Duration) -> bool {
-    newest.is_some_and(|sample| {
-        !sample.is_stale() && sample.timestamp_ms >= newest_ms - duration::millis(grace)
-    })
-}
-
-/// Joins the history of a group with its live window. `past` has features for labels: those of the
-/// group are taken off already. Features that do not come live are left out: a model with them
-/// would wait for them for ever. Where both have a sample of one time, the past's counts.
-pub fn join(past: &[Series], live: &Window, history_ms: i64) -> Window {
-    let mut window = Window::new(history_ms);
-    let mut samples: Vec<(Sample, Column)> = Vec::new();
-    let mut add = |labels: &Labels, series: &[Sample]| {
-        if let Some(column) = window.column(labels) {
-            samples.extend(series.iter().map(|sample| (*sample, column)));
-        }
-    };
-    for (labels, series) in past.iter().filter(|(labels, _)| live.find(labels).is_some()) {
-        add(labels, series);
-    }
-    for (labels, column, _) in live.features() {
-        let mut series = Vec::new();
-        live.samples(column, i64::MIN, i64::MAX, &mut series);
-        add(labels, &series);
-    }
-    // In the order of time, so that no sealed chunk is touched again; stable, for the first to win.
-    samples.sort_by_key(|(sample, _)| sample.timestamp_ms);
-    for (sample, column) in samples {
-        window.push(column, sample);
-    }
-    window
-}
-
-/// Fits a model of the features that are alive at the window's end and were there long enough.
-///
-/// Rows with a value that is not finite, or not settled yet, are left out.
+/// Validates every size of sample, takes the best, and fits it on all rows. Without sizes the
+/// parameters are taken as they are, and validated all the same.
 ///
 /// # Errors
 /// The forest's own, when the parameters do not suit the rows.
-pub fn train(detector: &Detector, window: &Window, threads: NonZeroUsize) -> Result<Outcome, forest::Error> {
-    let minimum_ms = duration::millis(detector.training.minimum);
-    let newest_ms = window.newest_ms().unwrap_or(i64::MIN);
-    let mut features: Vec<(Labels, Column, i64)> = window
-        .features()
-        .filter(|(_, _, newest)| is_alive(*newest, newest_ms, detector.grace))
-        .map(|(labels, column, _)| (labels.clone(), column, observed_ms(window, column, detector.transform)))
-        .collect();
-    let none_ms = -detector.transform.settling_ms();
-    let have_ms = features.iter().map(|(_, _, observed)| *observed).max().unwrap_or(none_ms);
-    if have_ms < minimum_ms {
-        return Ok(Outcome::TooShort { have_ms });
-    }
-    features.retain(|(_, _, observed)| is_enough(*observed, detector.training.minimum));
-    features.sort();
-    let columns: Vec<Column> = features.iter().map(|(_, column, _)| *column).collect();
-    let schema = Schema {
-        features: features.into_iter().map(|(labels, _, _)| labels).collect(),
-        transform: detector.transform,
-        grid: Grid::infer(window, &columns),
+pub fn train(
+    params: &Params,
+    rows: &Rows,
+    sizes: &[usize],
+    purpose: Purpose,
+    now_ms: i64,
+    threads: NonZeroUsize,
+    done: &(dyn Fn(usize, usize) + Sync),
+) -> Result<Trained, forest::Error> {
+    let table = rows.table()?;
+    let fixed = [params.max_samples(rows.len())];
+    let sweep = if rows.len() < ENOUGH_TO_VALIDATE {
+        None
+    } else {
+        let sizes = if sizes.is_empty() { &fixed } else { sizes };
+        Some(validate::sweep(params, &table, sizes, threads, done)?)
     };
-
-    let rows = rows(&schema, window);
-    let n_features = schema.features.len();
-    let n_rows = rows.len() / n_features;
-    if n_rows == 0 {
-        return Ok(Outcome::NoRows { n_features });
-    }
-    let mut values = vec![0.0; rows.len()];
-    for (i, value) in rows.into_iter().enumerate() {
-        values[(i % n_features) * n_rows + i / n_features] = value;
-    }
-    let forest = detector.model.fit(&Table::new(&values, n_rows, n_features)?, threads)?;
-    Ok(Outcome::Trained(Box::new(Model {
-        schema,
-        forest,
-        trained_to_ms: newest_ms,
-        observed_ms: have_ms,
-        n_rows,
-    })))
-}
-
-/// The complete, settled and finite rows of a window: `[n_rows, n_features]`, row after row.
-fn rows(schema: &Schema, window: &Window) -> Vec<f32> {
-    let mut reader = Reader::new(schema, window);
-    let mut rows = Vec::new();
-    let mut values = Vec::new();
-    let mut done_ms = i64::MIN;
-    for timestamp_ms in window.timestamps(i64::MIN, i64::MAX) {
-        if timestamp_ms <= done_ms {
-            continue;
+    let params = match &sweep {
+        Some(sweep) if !sizes.is_empty() => {
+            params.with_max_samples(forest::MaxSamples::count(sweep.validation.best().max_samples)?)
         }
-        done_ms = schema.grid.bounds(timestamp_ms).1;
-        let row = reader.row(schema, window, timestamp_ms, &mut values, |_| {});
-        if matches!(row, Row::Complete { settled: true, .. }) && values.iter().all(|value| value.is_finite())
-        {
-            rows.append(&mut values);
-        }
-    }
-    rows
+        _ => params.clone(),
+    };
+    let fitted = params.fit(&table, threads)?;
+    let mut decisions = vec![0.0; rows.len()];
+    fitted.decisions(&table, &mut decisions);
+    let card = Card {
+        detector: purpose.detector,
+        group: purpose.group,
+        origin: concat!("promforest ", env!("CARGO_PKG_VERSION")).into(),
+        created_ms: now_ms,
+        params: params.describe(),
+        columns: None,
+        history: Some(History {
+            from_ms: rows.timestamps[0],
+            to_ms: rows.to_ms,
+            observed_ms: rows.observed_ms,
+            n_rows: rows.len(),
+            n_excluded: rows.excluded.iter().map(|(_, n_rows)| n_rows).sum(),
+        }),
+        validation: sweep.as_ref().map(|sweep| sweep.validation.clone()),
+        baseline: Some(decisions.iter().collect::<Histogram>()),
+    };
+    Ok(Trained { model: Model { schema: rows.schema.clone(), fitted, card }, sweep })
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The sliding window of a group: its raw samples, row by row, in Arrow columns.
 //!
-//! One row holds what came with one millisecond timestamp, one column each feature, and two more
-//! columns the scores. Rows are keyed by their exact timestamp, so that a sample has one place, and
+//! One row holds what came with one millisecond timestamp, one column each feature, and four more
+//! columns the scores of the two models. Rows are keyed by their exact timestamp, so that a sample has one place, and
 //! any order, split and repetition of the same samples gives the same window. Which rows belong
 //! to one scrape is a question for the reader ([`row::Grid`]), not for the store.
 //!
@@ -18,10 +18,8 @@ use chunk::{Open, Rows, Sealed};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-/// Columns before the features: the scores.
-const DECISION: usize = 0;
-const SCORE: usize = 1;
-const FIRST_FEATURE: usize = 2;
+/// Columns before the features: a decision and a score for each [`Voice`].
+const FIRST_FEATURE: usize = 4;
 
 /// Features that a group may have; a sample of one more is refused and counted.
 pub const MAX_FEATURES: usize = 1024;
@@ -47,6 +45,27 @@ pub enum Push {
     Conflict,
     /// The sample is older than the window.
     TooOld,
+}
+
+/// Whose score it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Voice {
+    /// The model in service.
+    Champion,
+    /// The one that is scored beside it, to be compared.
+    Challenger,
+}
+
+impl Voice {
+    const ALL: [Self; 2] = [Self::Champion, Self::Challenger];
+
+    /// The columns of the decision and of the score.
+    fn columns(self) -> [usize; 2] {
+        match self {
+            Self::Champion => [0, 1],
+            Self::Challenger => [2, 3],
+        }
+    }
 }
 
 /// The scores of one row.
@@ -120,9 +139,12 @@ impl Window {
             copy.features[to.0 as usize].newest = samples.last().copied();
             cells.extend(samples.into_iter().map(|sample| (sample, to.index())));
         }
-        for (timestamp_ms, score) in self.scores(i64::MIN, i64::MAX) {
-            cells.push((Sample { timestamp_ms, value: score.decision }, DECISION));
-            cells.push((Sample { timestamp_ms, value: score.score }, SCORE));
+        for voice in Voice::ALL {
+            let [decision, score] = voice.columns();
+            for (timestamp_ms, scores) in self.scores(voice, i64::MIN, i64::MAX) {
+                cells.push((Sample { timestamp_ms, value: scores.decision }, decision));
+                cells.push((Sample { timestamp_ms, value: scores.score }, score));
+            }
         }
         cells.sort_by_key(|(sample, _)| sample.timestamp_ms);
         for (sample, column) in cells {
@@ -239,8 +261,8 @@ impl Window {
     }
 
     /// Stores the scores of the row at `timestamp_ms`, in place of earlier ones.
-    pub fn set_score(&mut self, timestamp_ms: i64, score: Score) {
-        for (column, value) in [(DECISION, score.decision), (SCORE, score.score)] {
+    pub fn set_score(&mut self, voice: Voice, timestamp_ms: i64, score: Score) {
+        for (column, value) in voice.columns().into_iter().zip([score.decision, score.score]) {
             if self.set(column, timestamp_ms, value) == Push::Conflict {
                 self.replace(column, timestamp_ms, value);
             }
@@ -260,16 +282,17 @@ impl Window {
     }
 
     /// The scores of the row at `timestamp_ms`.
-    pub fn score(&self, timestamp_ms: i64) -> Option<Score> {
-        self.scores(timestamp_ms - 1, timestamp_ms).next().map(|(_, score)| score)
+    pub fn score(&self, voice: Voice, timestamp_ms: i64) -> Option<Score> {
+        self.scores(voice, timestamp_ms - 1, timestamp_ms).next().map(|(_, score)| score)
     }
 
     /// The scored rows after `after_ms` and up to `to_ms`, ascending.
-    pub fn scores(&self, after_ms: i64, to_ms: i64) -> impl Iterator<Item = (i64, Score)> {
-        self.parts(after_ms, to_ms).flat_map(|(rows, range)| {
+    pub fn scores(&self, voice: Voice, after_ms: i64, to_ms: i64) -> impl Iterator<Item = (i64, Score)> {
+        let [decision, score] = voice.columns();
+        self.parts(after_ms, to_ms).flat_map(move |(rows, range)| {
             range.filter_map(move |row| {
-                let decision = rows.value(DECISION, row)?;
-                let score = rows.value(SCORE, row)?;
+                let decision = rows.value(decision, row)?;
+                let score = rows.value(score, row)?;
                 Some((rows.timestamps()[row], Score { decision, score }))
             })
         })

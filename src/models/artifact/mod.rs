@@ -1,0 +1,291 @@
+//! The folder of a model, the same in the embedded registry and in MLflow.
+//!
+//! | file | what |
+//! |---|---|
+//! | `MLmodel` | MLflow's description: `mlflow.pyfunc.load_model` finds the loader by it |
+//! | `model.json` | schema, parameters, where the model comes from: for people too |
+//! | `forest.arrow` | the trees' nodes, an Arrow IPC file |
+//! | `golden.arrow` | a few rows and their scores: loading fails when they do not come out equal |
+//! | `code/promforest_model.py` | the loader, in numpy and pyarrow alone |
+//! | `python_env.yaml`, `requirements.txt` | what the loader needs |
+//! | `SHA256SUMS` | checksums, as `sha256sum --check` reads them |
+//!
+//! A folder is [files in memory](Files) first, so that a directory and a server's artifact store
+//! need no code of their own. A reader trusts nothing in it: sizes, indexes and numbers are checked
+//! before they are used, and what it does not understand it refuses.
+//!
+//! Not taken: one file in a format of our own (nobody else could open it), ONNX as the format (no
+//! place for slanted cuts, nor for scores beyond the range of training).
+
+mod ipc;
+mod json;
+
+pub use json::timestamp;
+
+use super::Model;
+use crate::forest;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, Read, Write as _};
+use std::path::{Path, PathBuf};
+
+/// The files of a model by their paths in the folder.
+pub type Files = BTreeMap<String, Vec<u8>>;
+
+/// Version of the folder's layout. A reader refuses any other.
+const FORMAT: u32 = 1;
+/// Largest file that is read: ten thousand trees of 256 rows have a tenth of it.
+const MAX_FILE: u64 = 256 << 20;
+/// A score of the golden rows may be off by this share: libraries' exponentials differ in the last
+/// bit from machine to machine.
+const TOLERANCE: f64 = 1e-12;
+
+const MODEL: &str = "model.json";
+const FOREST: &str = "forest.arrow";
+const GOLDEN: &str = "golden.arrow";
+const MLMODEL: &str = "MLmodel";
+const SUMS: &str = "SHA256SUMS";
+const LOADER: &str = "code/promforest_model.py";
+/// What a model cannot be read without.
+pub const READ: [&str; 4] = [MODEL, FOREST, GOLDEN, SUMS];
+
+/// Why a folder is no model.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file cannot be read or written.
+    #[error("cannot {what} {path}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The file.
+        path: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A file is missing.
+    #[error("no model: {0} is missing")]
+    Missing(&'static str),
+    /// A file is larger than any model's.
+    #[error("{path} has {size} bytes, must be at most {MAX_FILE}")]
+    Oversized {
+        /// The file.
+        path: String,
+        /// Its size.
+        size: u64,
+    },
+    /// A file is not the one that was written.
+    #[error("{0} does not have its checksum: it is damaged, or was edited")]
+    Checksum(String),
+    /// The checksums cannot be read.
+    #[error("{SUMS}: {0:?} is no line of a checksum and a file")]
+    Sums(String),
+    /// Another layout.
+    #[error("the model has format {0}, this version reads format {FORMAT}")]
+    Format(u64),
+    /// `model.json` is wrong.
+    #[error("{MODEL}: {0}")]
+    Json(String),
+    /// An Arrow file is wrong.
+    #[error("{file}: {reason}")]
+    Arrow {
+        /// The file.
+        file: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The trees are none.
+    #[error("{FOREST}: {context}")]
+    Forest {
+        /// Where.
+        context: String,
+        /// What is wrong.
+        source: forest::Error,
+    },
+    /// The golden rows score differently.
+    #[error("{GOLDEN}: row {row} scores {found}, must be {expected}: this is not the forest that was saved")]
+    Golden {
+        /// Row, from 0.
+        row: usize,
+        /// The score as recorded.
+        expected: f64,
+        /// The score as it comes out.
+        found: f64,
+    },
+}
+
+/// The folder's files.
+pub fn files(model: &Model) -> Files {
+    let mut files = Files::new();
+    let mut add = |name: &str, bytes: Vec<u8>| files.insert(name.to_string(), bytes);
+    add(MODEL, json::write(model).into_bytes());
+    add(FOREST, ipc::forest(&model.fitted));
+    add(GOLDEN, ipc::golden(&model.fitted));
+    add(LOADER, include_bytes!("promforest_model.py").to_vec());
+    add("requirements.txt", include_bytes!("requirements.txt").to_vec());
+    add("python_env.yaml", include_bytes!("python_env.yaml").to_vec());
+    add(MLMODEL, mlmodel(model).into_bytes());
+    let mut sums = String::new();
+    for (name, bytes) in files.iter().filter(|(name, _)| is_summed(name)) {
+        writeln!(sums, "{}  {name}", hex(bytes)).expect("a string takes any text");
+    }
+    files.insert(SUMS.into(), sums.into_bytes());
+    files
+}
+
+/// Reads a model from its files; others are left alone.
+///
+/// # Errors
+/// [`Error`], for anything that was not written by [`files`].
+pub fn model(files: &Files) -> Result<Model, Error> {
+    let file = |name: &'static str| files.get(name).ok_or(Error::Missing(name));
+    check_sums(files, file(SUMS)?)?;
+    let (schema, card, forest) = json::read(file(MODEL)?)?;
+    let fitted = ipc::read_forest(file(FOREST)?, forest)?;
+    ipc::check_golden(file(GOLDEN)?, &fitted)?;
+    Ok(Model { schema, fitted, card })
+}
+
+/// MLflow writes into `MLmodel` when it takes a model over; nothing is read from it.
+fn is_summed(name: &str) -> bool {
+    name != MLMODEL
+}
+
+fn check_sums(files: &Files, sums: &[u8]) -> Result<(), Error> {
+    let text = String::from_utf8_lossy(sums);
+    let mut known = Vec::new();
+    for line in text.lines() {
+        let (sum, name) = line.split_once("  ").ok_or_else(|| Error::Sums(line.chars().take(80).collect()))?;
+        // A file that is not needed may be missing.
+        if files.get(name).is_some_and(|bytes| hex(bytes) != sum) {
+            return Err(Error::Checksum(name.into()));
+        }
+        known.push(name);
+    }
+    match READ.iter().find(|name| **name != SUMS && !known.contains(name)) {
+        Some(name) => Err(Error::Sums(format!("(nothing of {name})"))),
+        None => Ok(()),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a string takes any text");
+        text
+    })
+}
+
+/// Writes the files into a folder that appears whole or not at all. The folder must not exist yet.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn save(files: &Files, folder: &Path) -> Result<(), Error> {
+    let error = |what, path: &Path| {
+        let path = path.display().to_string();
+        move |source| Error::Io { what, path, source }
+    };
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent).map_err(error("create", parent))?;
+    if folder.exists() {
+        return Err(error("create", folder)(io::ErrorKind::AlreadyExists.into()));
+    }
+    let draft = parent.join(format!(".{name}.{}.draft", std::process::id()));
+    let written = write_all(files, &draft).and_then(|()| {
+        std::fs::rename(&draft, folder).map_err(error("create", folder))?;
+        sync(parent)
+    });
+    if written.is_err() {
+        // The first error is the one to tell.
+        let _ = std::fs::remove_dir_all(&draft);
+    }
+    written
+}
+
+fn write_all(files: &Files, folder: &Path) -> Result<(), Error> {
+    for (name, bytes) in files {
+        let path = folder.join(name);
+        let write = || {
+            std::fs::create_dir_all(path.parent().unwrap_or(folder))?;
+            let mut file = File::create(&path)?;
+            file.write_all(bytes)?;
+            file.sync_all()
+        };
+        write().map_err(|source| Error::Io { what: "write", path: path.display().to_string(), source })?;
+    }
+    sync(folder)
+}
+
+fn sync(folder: &Path) -> Result<(), Error> {
+    let sync = || File::open(folder)?.sync_all();
+    sync().map_err(|source| Error::Io { what: "write", path: folder.display().to_string(), source })
+}
+
+/// Reads the files of a model from a folder.
+///
+/// # Errors
+/// [`Error`] when one cannot be read or is too large; a missing one is for [`model`] to judge.
+pub fn load(folder: &Path) -> Result<Files, Error> {
+    let mut files = Files::new();
+    for name in READ {
+        let path: PathBuf = folder.join(name);
+        let shown = || path.display().to_string();
+        let error = |source| Error::Io { what: "read", path: shown(), source };
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(missing) if missing.kind() == io::ErrorKind::NotFound && folder.is_dir() => continue,
+            Err(source) => return Err(error(source)),
+        };
+        let size = file.metadata().map_err(error)?.len();
+        if size > MAX_FILE {
+            return Err(Error::Oversized { path: shown(), size });
+        }
+        let mut bytes = Vec::with_capacity(size as usize);
+        file.take(MAX_FILE).read_to_end(&mut bytes).map_err(error)?;
+        files.insert(name.into(), bytes);
+    }
+    Ok(files)
+}
+
+/// MLflow's description of the folder, in its field names.
+fn mlmodel(model: &Model) -> String {
+    let columns: Vec<serde_json::Value> = super::columns::names(model)
+        .into_iter()
+        .map(|name| serde_json::json!({"type": "double", "name": name, "required": true}))
+        .collect();
+    let outputs: Vec<serde_json::Value> = ["score_samples", "decision_function", "predict", "decision", "score"]
+        .into_iter()
+        .map(|name| serde_json::json!({"type": if name == "predict" { "long" } else { "double" }, "name": name, "required": true}))
+        .collect();
+    // A JSON text within single quotes, where YAML knows one escape: the quote itself, doubled.
+    let quoted = |value: Vec<serde_json::Value>| serde_json::Value::from(value).to_string().replace('\'', "''");
+    let created = json::timestamp(model.card.created_ms).replace('T', " ").replace('Z', "");
+    format!(
+        "artifact_path: model\n\
+         flavors:\n\
+         \x20 python_function:\n\
+         \x20   code: code\n\
+         \x20   env:\n\
+         \x20     virtualenv: python_env.yaml\n\
+         \x20   loader_module: promforest_model\n\
+         \x20   python_version: 3.11.0\n\
+         \x20 promforest:\n\
+         \x20   format: {FORMAT}\n\
+         \x20   kind: {kind}\n\
+         \x20   version: {version}\n\
+         mlflow_version: 2.22.1\n\
+         signature:\n\
+         \x20 inputs: '{inputs}'\n\
+         \x20 outputs: '{outputs}'\n\
+         \x20 params: null\n\
+         utc_time_created: '{created}'\n",
+        kind = model.fitted.kind(),
+        version = env!("CARGO_PKG_VERSION"),
+        inputs = quoted(columns),
+        outputs = quoted(outputs),
+    )
+}
+
+#[cfg(test)]
+mod tests;

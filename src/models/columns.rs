@@ -1,0 +1,203 @@
+//! The names of a model's columns: what a file calls them, and which features they are.
+//!
+//! A model that was trained here calls a column by its expression, `rate(rx{device="eth0"}[1m])`.
+//! Models and tables from elsewhere have names of their own. They are read by this rule, and a
+//! mapping file says what the rule cannot:
+//!
+//! 1. `rate(metric{label="value"}[1m])`: the rate of that series.
+//! 2. `metric` or `metric{label="value"}`: that series, by its own name.
+//! 3. `DEVICE - Rx in`, `DEVICE - Tx out`, `DEVICE - Pck in`, `DEVICE - Pck out`, with any number of
+//!    blanks: the rate of the received and transmitted bytes and packets of a network interface, as
+//!    the notebooks around node_exporter call them.
+
+use super::Model;
+use crate::features::rate::Semantics;
+use crate::features::{self, Schema, Transform};
+use crate::prom::{Labels, METRIC_NAME, Selector};
+use std::collections::BTreeMap;
+
+/// What `DEVICE - WHAT` means, for each WHAT without blanks.
+const NETWORK: [(&str, &str); 5] = [
+    ("Rxin", "node_network_receive_bytes_total"),
+    ("Txout", "node_network_transmit_bytes_total"),
+    ("Txin", "node_network_transmit_bytes_total"),
+    ("Pckin", "node_network_receive_packets_total"),
+    ("Pckout", "node_network_transmit_packets_total"),
+];
+
+/// The range of those rates.
+const NETWORK_RANGE_MS: i64 = 60_000;
+
+/// Why columns are no features.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The rule does not know the name.
+    #[error("column {column:?} is no series: write it as {example}, or map it to one")]
+    Unknown {
+        /// The column.
+        column: String,
+        /// What would be right.
+        example: &'static str,
+    },
+    /// A transform that is no transform.
+    #[error("column {column:?}")]
+    Transform {
+        /// The column.
+        column: String,
+        /// What is wrong.
+        source: features::InvalidTransform,
+    },
+    /// Two columns are one feature.
+    #[error("columns {first:?} and {second:?} are both {feature}")]
+    Twice {
+        /// One column.
+        first: String,
+        /// The other.
+        second: String,
+        /// What both are.
+        feature: String,
+    },
+    /// Not all columns are made alike.
+    #[error("column {column:?} is a {transform}, but {first:?} is a {expected}: a model has one transform for all")]
+    Mixed {
+        /// The column.
+        column: String,
+        /// Its transform.
+        transform: Transform,
+        /// The first column.
+        first: String,
+        /// The first column's transform.
+        expected: Transform,
+    },
+    /// The mapping has a name that no column has.
+    #[error("the mapping names a column {0:?} that the model does not have")]
+    NotThere(String),
+}
+
+const EXAMPLE: &str = r#"rate(node_network_receive_bytes_total{device="eth0"}[1m])"#;
+
+/// What the user says of columns that the rule does not know, or takes for something else: for the
+/// column's name, the name that it should have.
+pub type Mapping = BTreeMap<String, String>;
+
+/// The names of a model's columns.
+pub fn names(model: &Model) -> Vec<String> {
+    model.card.columns.clone().unwrap_or_else(|| defaults(&model.schema))
+}
+
+/// The names that columns have here: their expressions.
+pub fn defaults(schema: &Schema) -> Vec<String> {
+    schema.features.iter().map(|feature| schema.transform.expression(feature)).collect()
+}
+
+/// The features that columns of these names are, in their order, and what becomes of the samples.
+///
+/// # Errors
+/// [`Error`], naming the first column that is wrong.
+pub fn features(names: &[String], mapping: &Mapping, semantics: Semantics) -> Result<(Vec<Labels>, Transform), Error> {
+    if let Some(stranger) = mapping.keys().find(|name| !names.contains(name)) {
+        return Err(Error::NotThere(stranger.clone()));
+    }
+    let mut known: BTreeMap<Labels, &String> = BTreeMap::new();
+    let mut features = Vec::with_capacity(names.len());
+    let mut first: Option<(&String, Transform)> = None;
+    for name in names {
+        let meant = mapping.get(name).unwrap_or(name);
+        let (labels, transform) = feature(meant, semantics)?;
+        let &mut (first, expected) = first.get_or_insert((name, transform));
+        if transform != expected {
+            return Err(Error::Mixed { column: name.clone(), transform, first: first.clone(), expected });
+        }
+        if let Some(first) = known.insert(labels.clone(), name) {
+            let feature = transform.expression(&labels);
+            return Err(Error::Twice { first: first.clone(), second: name.clone(), feature });
+        }
+        features.push(labels);
+    }
+    Ok((features, first.map_or(Transform::Value, |(_, transform)| transform)))
+}
+
+fn feature(name: &str, semantics: Semantics) -> Result<(Labels, Transform), Error> {
+    let unknown = || Error::Unknown { column: name.into(), example: EXAMPLE };
+    if let Some((device, what)) = name.split_once(" - ") {
+        let what: String = what.split_whitespace().collect();
+        let (_, metric) = NETWORK.iter().find(|(short, _)| *short == what).ok_or_else(unknown)?;
+        let labels = Labels::new([(METRIC_NAME, *metric), ("device", device.trim())]);
+        let transform = Transform::Rate { range_ms: NETWORK_RANGE_MS, semantics };
+        return Ok((labels.map_err(|_| unknown())?, transform));
+    }
+    let (series, transform) = match name.strip_prefix("rate(").and_then(|rest| rest.strip_suffix("])")) {
+        None => (name, Transform::Value),
+        Some(inner) => {
+            let (series, range) = inner.rsplit_once('[').ok_or_else(unknown)?;
+            let transform = Transform::parse(&format!("rate({range})"), semantics)
+                .map_err(|source| Error::Transform { column: name.into(), source })?;
+            (series, transform)
+        }
+    };
+    let labels = Selector::parse(series).ok().and_then(|selector| selector.to_labels()).ok_or_else(unknown)?;
+    Ok((labels, transform))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(names: &[&str], mapping: &[(&str, &str)]) -> Result<(Vec<String>, Transform), String> {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let mapping = mapping.iter().map(|(from, to)| (from.to_string(), to.to_string())).collect();
+        let (features, transform) =
+            features(&names, &mapping, Semantics::V3).map_err(|error| crate::yaml::chain(&error))?;
+        Ok((features.iter().map(ToString::to_string).collect(), transform))
+    }
+
+    const MINUTE: Transform = Transform::Rate { range_ms: 60_000, semantics: Semantics::V3 };
+
+    #[test]
+    fn names_of_notebooks() {
+        let (features, transform) =
+            read(&["br-0c6e79cd156e -  Pck in", "eth0 - Tx out", "lo - Rx in"], &[]).expect("known names");
+        assert_eq!(transform, MINUTE);
+        assert_eq!(
+            features,
+            [
+                r#"node_network_receive_packets_total{device="br-0c6e79cd156e"}"#,
+                r#"node_network_transmit_bytes_total{device="eth0"}"#,
+                r#"node_network_receive_bytes_total{device="lo"}"#,
+            ]
+        );
+    }
+
+    #[test]
+    fn expressions_and_series() {
+        let rate = r#"rate(rx{device="eth0"}[5m])"#;
+        let (features, transform) = read(&[rate], &[]).expect("an expression");
+        assert_eq!(transform.to_string(), "rate(5m)");
+        assert_eq!(features, [r#"rx{device="eth0"}"#]);
+        assert_eq!(read(&["load", "temp{core=\"1\"}"], &[]).expect("gauges").1, Transform::Value);
+        assert_eq!(read(&["CPU"], &[("CPU", "rate(cpu[1m])")]).expect("mapped").1, MINUTE);
+    }
+
+    #[test]
+    fn says_which_column_is_wrong() {
+        for (names, message) in [
+            (
+                vec!["eth0 - Errors"],
+                r#"column "eth0 - Errors" is no series: write it as rate(node_network_receive_bytes_total{device="eth0"}[1m]), or map it to one"#,
+            ),
+            (
+                vec!["eth0 - Rx in", "eth0 -  Rx in"],
+                r#"columns "eth0 - Rx in" and "eth0 -  Rx in" are both rate(node_network_receive_bytes_total{device="eth0"}[1m])"#,
+            ),
+            (
+                vec!["eth0 - Rx in", "load"],
+                r#"column "load" is a value, but "eth0 - Rx in" is a rate(1m): a model has one transform for all"#,
+            ),
+            (vec!["rate(x[1parsec])"], r#"column "rate(x[1parsec])": "1parsec" is not a duration: write numbers with the units y, w, d, h, m, s, ms in that order, as in 1h30m"#),
+        ] {
+            assert_eq!(read(&names, &[]).expect_err("wrong"), message);
+        }
+        let stranger = read(&["load"], &[("cpu", "load")]).expect_err("no such column");
+        assert_eq!(stranger, r#"the mapping names a column "cpu" that the model does not have"#);
+    }
+}

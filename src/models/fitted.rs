@@ -1,0 +1,175 @@
+//! The kinds of forest under one roof: parameters in, scores out.
+
+use crate::forest::{self, Forest, ForestParams, MaxSamples, Table};
+use crate::window::Score;
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::str::FromStr;
+
+/// The kinds of forest, by the names of configuration and files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Cuts along the axes, scikit-learn's semantics (Liu, Ting, Zhou 2008).
+    IsolationForest,
+}
+
+impl Kind {
+    const ALL: [Self; 1] = [Self::IsolationForest];
+
+    /// The name in configuration and files.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::IsolationForest => "isolation_forest",
+        }
+    }
+}
+
+/// A name that is no kind of forest.
+#[derive(Debug, PartialEq, thiserror::Error)]
+#[error("{0:?} is no kind of forest: known is {known}", known = Kind::ALL.map(Kind::as_str).join(", "))]
+pub struct UnknownKind(String);
+
+impl FromStr for Kind {
+    type Err = UnknownKind;
+
+    fn from_str(text: &str) -> Result<Self, UnknownKind> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text).ok_or_else(|| UnknownKind(text.into()))
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Parameters of one kind of forest.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Params {
+    /// Those of the plain forest.
+    IsolationForest(ForestParams),
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self::IsolationForest(ForestParams::default())
+    }
+}
+
+impl Params {
+    /// Grows a forest. The result does not depend on the number of threads.
+    ///
+    /// # Errors
+    /// The forest's own, when the parameters do not suit the table.
+    pub fn fit(&self, table: &Table, threads: NonZeroUsize) -> Result<Fitted, forest::Error> {
+        match self {
+            Self::IsolationForest(params) => Ok(Fitted::IsolationForest(params.fit(table, threads)?)),
+        }
+    }
+
+    /// The kind of forest.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::IsolationForest(_) => Kind::IsolationForest,
+        }
+    }
+
+    /// The rows that each tree gets of a table of `n_rows`.
+    pub fn max_samples(&self, n_rows: usize) -> usize {
+        match self {
+            Self::IsolationForest(params) => params.max_samples.resolve(n_rows),
+        }
+    }
+
+    /// The same with another size of the trees' samples.
+    pub fn with_max_samples(&self, max_samples: MaxSamples) -> Self {
+        match self {
+            Self::IsolationForest(params) => {
+                Self::IsolationForest(ForestParams { max_samples, ..params.clone() })
+            }
+        }
+    }
+
+    /// For people and registries: scikit-learn's names, and the values as it would print them.
+    pub fn describe(&self) -> Vec<(String, String)> {
+        let pair = |name: &str, value: String| (name.to_string(), value);
+        match self {
+            Self::IsolationForest(params) => vec![
+                pair("kind", Kind::IsolationForest.to_string()),
+                pair("n_estimators", params.n_estimators.to_string()),
+                pair("max_samples", params.max_samples.to_string()),
+                pair("contamination", params.contamination.to_string()),
+                pair("max_features", params.max_features.to_string()),
+                pair("bootstrap", params.bootstrap.to_string()),
+                pair("random_state", params.random_state.to_string()),
+            ],
+        }
+    }
+}
+
+/// A fitted forest of one of the kinds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fitted {
+    /// The plain forest.
+    IsolationForest(Forest),
+}
+
+impl Fitted {
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::IsolationForest(_) => Kind::IsolationForest,
+        }
+    }
+
+    /// Number of values of a row.
+    pub fn n_features(&self) -> usize {
+        match self {
+            Self::IsolationForest(forest) => forest.n_features(),
+        }
+    }
+
+    /// The score below which a row is anomalous, scikit-learn's `offset_`.
+    pub fn offset(&self) -> f64 {
+        match self {
+            Self::IsolationForest(forest) => forest.offset(),
+        }
+    }
+
+    /// scikit-learn's `score_samples` of one row: in [-1, 0), lower is more anomalous.
+    ///
+    /// # Panics
+    /// If the row has another width than the forest.
+    pub fn score_samples(&self, row: &[f32]) -> f64 {
+        match self {
+            Self::IsolationForest(forest) => forest.score_samples(row),
+        }
+    }
+
+    /// scikit-learn's `decision_function` of every row, into `out`, shape `[n_rows]`.
+    ///
+    /// # Panics
+    /// If the table has another width than the forest, or `out` not one place per row.
+    pub fn decisions(&self, table: &Table, out: &mut [f64]) {
+        match self {
+            Self::IsolationForest(forest) => forest.score_table(table, out),
+        }
+        let offset = self.offset();
+        out.iter_mut().for_each(|score| *score -= offset);
+    }
+
+    /// Decision and score of a live row: inside of the range of training scikit-learn's, and a row
+    /// outside scores the higher the further out it lies, so that a burst stands out even from a
+    /// present that has drifted a little beyond the past. The score is `score_samples / offset`: it
+    /// passes 1 exactly where the decision turns negative.
+    ///
+    /// # Panics
+    /// If the row has another width than the forest.
+    pub fn score(&self, row: &[f32]) -> Score {
+        let score_samples = match self {
+            Self::IsolationForest(forest) => forest.score_beyond(row),
+        };
+        let offset = self.offset();
+        Score { decision: score_samples - offset, score: score_samples / offset }
+    }
+}

@@ -1,0 +1,246 @@
+//! The embedded registry: a directory that a person can read.
+//!
+//! ```text
+//! models/
+//!   node_network.web1/
+//!     registry.json      aliases and versions
+//!     1/ 2/ 3/           a model's folder each; never changed
+//! ```
+//!
+//! A version appears by a rename and `registry.json` is replaced by one, so a reader sees the state
+//! before or after and needs no lock. Writers, also of several processes, take turns by a lock on a
+//! file beside it. A version whose writer died before it was entered is not in `registry.json`, and is
+//! removed by the next writer.
+
+use super::{Aliases, Entry, Error, Version};
+use crate::models::artifact::{self, Files};
+use crate::prom::duration;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+const STATE: &str = "registry.json";
+const LOCK: &str = ".lock";
+const REPORT: &str = "report.html";
+
+/// A registry in a directory. It is made when the first model is registered.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    root: PathBuf,
+    keep: usize,
+}
+
+/// `registry.json` of one model.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    /// The number of the next version: numbers are never used twice.
+    next: u64,
+    aliases: BTreeMap<String, u64>,
+    versions: BTreeMap<u64, VersionState>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VersionState {
+    created_ms: i64,
+    promoted_ms: Option<i64>,
+    rolled_back: bool,
+    note: String,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { next: 1, aliases: BTreeMap::new(), versions: BTreeMap::new() }
+    }
+}
+
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.display().to_string();
+    move |source| Error::Io { what, path, source }
+}
+
+impl Directory {
+    /// The registry in this directory, which keeps so many versions without an alias.
+    pub fn new(root: PathBuf, keep: usize) -> Self {
+        Self { root, keep }
+    }
+
+    /// Where it is.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn folder(&self, model: &str) -> Result<PathBuf, Error> {
+        Ok(self.root.join(name(model)?))
+    }
+
+    /// See [`Registry::aliases`](super::Registry::aliases).
+    pub fn aliases(&self, prefix: &str) -> Result<Aliases, Error> {
+        let entries = match fs::read_dir(&self.root) {
+            Ok(entries) => entries,
+            Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(Aliases::new()),
+            Err(source) => return Err(io_error("read", &self.root)(source)),
+        };
+        let mut aliases = Aliases::new();
+        for entry in entries {
+            let model = entry.map_err(io_error("read", &self.root))?.file_name();
+            let Some(model) = model.to_str().filter(|model| model.starts_with(prefix)) else { continue };
+            if let Some(state) = self.read(&self.root.join(model))? {
+                aliases.insert(model.into(), state.aliases);
+            }
+        }
+        Ok(aliases)
+    }
+
+    /// See [`Registry::versions`](super::Registry::versions).
+    pub fn versions(&self, model: &str) -> Result<Vec<Version>, Error> {
+        let state = self.read(&self.folder(model)?)?.unwrap_or_default();
+        let version = |(number, version): (u64, VersionState)| Version {
+            number,
+            created_ms: version.created_ms,
+            promoted_ms: version.promoted_ms,
+            rolled_back: version.rolled_back,
+            note: version.note,
+        };
+        Ok(state.versions.into_iter().map(version).collect())
+    }
+
+    /// See [`Registry::files`](super::Registry::files).
+    pub fn files(&self, model: &str, version: u64) -> Result<Files, Error> {
+        let folder = self.folder(model)?.join(version.to_string());
+        if !folder.is_dir() {
+            return Err(Error::NoVersion { model: model.into(), version });
+        }
+        let error = |source| Error::Artifact { model: model.into(), version, source };
+        artifact::load(&folder).map_err(error)
+    }
+
+    /// See [`Registry::register`](super::Registry::register).
+    pub fn register(&self, model: &str, entry: &Entry<'_>) -> Result<u64, Error> {
+        let mut files = artifact::files(entry.model);
+        if let Some(report) = entry.report {
+            files.insert(REPORT.into(), report.as_bytes().to_vec());
+        }
+        self.change(model, |folder, state| {
+            let number = state.next;
+            let error = |source| Error::Artifact { model: model.into(), version: number, source };
+            artifact::save(&files, &folder.join(number.to_string())).map_err(error)?;
+            let (created_ms, note) = (duration::now_ms(), entry.note.clone());
+            let version = VersionState { created_ms, promoted_ms: None, rolled_back: false, note };
+            state.versions.insert(number, version);
+            state.next += 1;
+            Ok(number)
+        })
+    }
+
+    /// See [`Registry::promote`](super::Registry::promote).
+    pub fn promote(&self, model: &str, alias: &str, version: u64) -> Result<(), Error> {
+        let alias = name(alias)?.to_string();
+        self.change(model, |_, state| {
+            let entry = state.versions.get_mut(&version);
+            let entry = entry.ok_or_else(|| Error::NoVersion { model: model.into(), version })?;
+            entry.promoted_ms = Some(duration::now_ms());
+            entry.rolled_back = false;
+            state.aliases.insert(alias, version);
+            Ok(())
+        })
+    }
+
+    /// See [`Registry::roll_back`](super::Registry::roll_back).
+    pub fn roll_back(&self, model: &str, alias: &str, from: u64, to: u64) -> Result<(), Error> {
+        self.change(model, |_, state| {
+            if !state.versions.contains_key(&to) {
+                return Err(Error::NoVersion { model: model.into(), version: to });
+            }
+            if let Some(bad) = state.versions.get_mut(&from) {
+                bad.rolled_back = true;
+            }
+            state.aliases.insert(alias.into(), to);
+            Ok(())
+        })
+    }
+
+    fn read(&self, folder: &Path) -> Result<Option<State>, Error> {
+        let path = folder.join(STATE);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            // A file among the folders, or a folder without a version yet.
+            Err(none) if matches!(none.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
+            Err(source) => return Err(io_error("read", &path)(source)),
+        };
+        let damaged = |source| Error::Damaged { path: path.display().to_string(), source };
+        serde_json::from_slice(&bytes).map(Some).map_err(damaged)
+    }
+
+    /// Changes a model's state under its lock.
+    fn change<T>(
+        &self,
+        model: &str,
+        change: impl FnOnce(&Path, &mut State) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let folder = self.folder(model)?;
+        fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
+        let lock = folder.join(LOCK);
+        let held = File::options().create(true).truncate(false).write(true).open(&lock).map_err(io_error("open", &lock))?;
+        held.lock().map_err(io_error("lock", &lock))?;
+        let mut state = self.read(&folder)?.unwrap_or_default();
+        remove_strays(&folder, &state)?;
+        let result = change(&folder, &mut state)?;
+        let pruned = self.prune(&mut state);
+        let path = folder.join(STATE);
+        replace(&path, &serde_json::to_vec_pretty(&state).expect("numbers and text")).map_err(io_error("write", &path))?;
+        for number in pruned {
+            let old = folder.join(number.to_string());
+            fs::remove_dir_all(&old).map_err(io_error("remove", &old))?;
+        }
+        Ok(result)
+    }
+
+    /// Takes the oldest versions that no alias points to out of the state.
+    fn prune(&self, state: &mut State) -> Vec<u64> {
+        let free = |number: &&u64| !state.aliases.values().any(|version| version == *number);
+        let free: Vec<u64> = state.versions.keys().filter(free).copied().collect();
+        let pruned = free[..free.len().saturating_sub(self.keep)].to_vec();
+        for number in &pruned {
+            state.versions.remove(number);
+        }
+        pruned
+    }
+}
+
+/// What writers left that died: versions that were never entered, and drafts.
+fn remove_strays(folder: &Path, state: &State) -> Result<(), Error> {
+    for entry in fs::read_dir(folder).map_err(io_error("read", folder))? {
+        let path = entry.map_err(io_error("read", folder))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let entered = name.parse().is_ok_and(|number: u64| state.versions.contains_key(&number));
+        let ours = name.parse::<u64>().is_ok() || name.ends_with(".draft");
+        if path.is_dir() && ours && !entered {
+            fs::remove_dir_all(&path).map_err(io_error("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Puts other content into a file, whole or not at all.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let draft = path.with_extension("draft");
+    let mut file = File::create(&draft)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&draft, path)?;
+    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// A name that is one folder, and not a hidden one.
+fn name(text: &str) -> Result<&str, Error> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let ok = !text.is_empty() && text.len() < 256 && !text.starts_with('.') && text.chars().all(allowed);
+    ok.then_some(text).ok_or_else(|| Error::Name(text.into()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,544 @@
+//! An MLflow server as the registry, over its REST interface and its artifact proxy.
+//!
+//! A training becomes a run, and each size of its sweep a run inside of it; the model and the page of
+//! the training are the run's artifacts, and the registered version points to them. Files go through
+//! the tracking server (`mlflow-artifacts:`), so that nobody here needs the keys of the store behind it.
+//!
+//! Models are logged as files of a run, the way of MLflow 2: version 3 still serves it, and version 2
+//! knows no other. What a version 3 client has logged is read as well.
+
+use super::{Aliases, Entry, Version};
+use crate::http::client::{self, Client, Request, Url};
+use crate::http::config::ClientConfig;
+use crate::models::artifact::{self, Files};
+use crate::prom::duration;
+use crate::yaml::Section;
+use bytes::Bytes;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Method, StatusCode};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// How long one call may take. Uploads of some megabytes through a proxy take seconds.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// Most bytes of an answer that is no artifact.
+const ANSWER_LIMIT: usize = 16 << 20;
+/// Most bytes of one artifact, and of all of a model's.
+const ARTIFACT_LIMIT: u64 = 512 << 20;
+/// Most files of a model's folder.
+const MAX_FILES: usize = 100;
+/// Items of one page of a listing.
+const PAGE: usize = 200;
+/// Parameters, tags and metrics of one call: the server takes 100 of each.
+const BATCH: usize = 100;
+
+const PROMOTED: &str = "promforest.promoted_at";
+const ROLLED_BACK: &str = "promforest.rolled_back";
+const NOTE: &str = "promforest.note";
+
+/// The section of the configuration file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The server.
+    pub tracking_uri: Url,
+    /// The experiment that runs are logged in.
+    pub experiment: String,
+    /// The registered model of a detector, and the beginning of its groups' names; without it, the
+    /// detector's name. With several detectors they would share it.
+    pub model: Option<String>,
+    /// How the server is spoken to.
+    pub client: ClientConfig,
+}
+
+impl Config {
+    /// Reads the section; `alias` is read by the caller.
+    pub fn read(mut section: Section<'_, '_>) -> Self {
+        let tracking_uri = section.require("tracking_uri").and_then(|node| node.parse(str::parse));
+        let config = Self {
+            tracking_uri: tracking_uri.unwrap_or_else(|| "http://localhost:5000".parse().expect("a URL")),
+            experiment: section.get("experiment").and_then(|node| node.text()).unwrap_or("promforest".into()),
+            model: section.get("model").and_then(|node| node.text()),
+            client: ClientConfig::read(&mut section),
+        };
+        section.finish();
+        config
+    }
+}
+
+/// Why MLflow did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There was no answer.
+    #[error("MLflow does not answer")]
+    Request(#[from] client::Error),
+    /// It refused.
+    #[error("{url} answered {status}: {reason}")]
+    Refused {
+        /// The address.
+        url: String,
+        /// The status.
+        status: StatusCode,
+        /// MLflow's code for the error, empty where it has none.
+        code: String,
+        /// What it says.
+        reason: String,
+    },
+    /// The answer is not what MLflow answers.
+    #[error("{url} answered without {field}")]
+    Answer {
+        /// The address.
+        url: String,
+        /// What is missing.
+        field: &'static str,
+    },
+    /// The files are not to be had through the server.
+    #[error("the files are at {0}: the server must hand them through (mlflow server --serve-artifacts --artifacts-destination ...)")]
+    NotProxied(String),
+    /// The folder is no model's.
+    #[error("{uri} has {what}, must be at most {limit}")]
+    Oversized {
+        /// The folder.
+        uri: String,
+        /// What there is too much of.
+        what: String,
+        /// The limit.
+        limit: u64,
+    },
+    /// A run without a model.
+    #[error("run {run} has no model in {path:?}")]
+    NoModel {
+        /// The run.
+        run: String,
+        /// The folder that was asked for.
+        path: String,
+    },
+}
+
+/// An MLflow server.
+pub struct Mlflow {
+    base: String,
+    experiment: String,
+    client: Client,
+}
+
+impl Mlflow {
+    /// A client of the server. Nothing is asked yet.
+    ///
+    /// # Errors
+    /// What is wrong with the client's configuration.
+    pub fn new(config: &Config) -> Result<Self, client::Error> {
+        Ok(Self {
+            base: config.tracking_uri.to_string().trim_end_matches('/').into(),
+            experiment: config.experiment.clone(),
+            client: Client::new(&config.client)?,
+        })
+    }
+
+    /// See [`Registry::aliases`](super::Registry::aliases).
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn aliases(&self, prefix: &str) -> Result<Aliases, Error> {
+        // The underscore means any character there; what it finds too many is left out here.
+        let filter = format!("name LIKE '{}%'", prefix.replace('\'', ""));
+        let models = self.pages("registered-models/search", "registered_models", &filter).await?;
+        let mut all = Aliases::new();
+        for model in models {
+            let name = text(&model, "name");
+            if !name.starts_with(prefix) {
+                continue;
+            }
+            let aliases = model["aliases"].as_array().into_iter().flatten();
+            let alias = |alias: &Value| Some((text(alias, "alias"), text(alias, "version").parse().ok()?));
+            all.insert(name, aliases.filter_map(alias).collect());
+        }
+        Ok(all)
+    }
+
+    /// See [`Registry::versions`](super::Registry::versions).
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn versions(&self, model: &str) -> Result<Vec<Version>, Error> {
+        let filter = format!("name='{}'", model.replace('\'', ""));
+        let found = self.pages("model-versions/search", "model_versions", &filter).await?;
+        let mut versions: Vec<Version> = found.iter().filter_map(version).collect();
+        versions.sort_by_key(|version| version.number);
+        Ok(versions)
+    }
+
+    /// See [`Registry::files`](super::Registry::files).
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn files(&self, model: &str, version: u64) -> Result<Files, Error> {
+        let query = [("name", model), ("version", &version.to_string())];
+        let answer = self.get("model-versions/get-download-uri", &query).await?;
+        self.folder(&text(&answer, "artifact_uri")).await
+    }
+
+    /// The files of a model that a run has logged under `path`, by a client of version 2 or 3.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn run_files(&self, run: &str, path: &str) -> Result<Files, Error> {
+        let answer = self.get("runs/get", &[("run_id", run)]).await?;
+        let info = &answer["run"]["info"];
+        let files = self.folder(&format!("{}/{path}", text(info, "artifact_uri"))).await?;
+        if !files.is_empty() {
+            return Ok(files);
+        }
+        let experiment = text(info, "experiment_id");
+        let outputs = answer["run"]["outputs"]["model_outputs"].as_array().cloned().unwrap_or_default();
+        for output in outputs {
+            let id = text(&output, "model_id");
+            let model = self.get(&format!("logged-models/{}", encode(&id)), &[]).await?;
+            if text(&model["model"]["info"], "name") == path {
+                return self.folder(&format!("mlflow-artifacts:/{experiment}/models/{id}/artifacts")).await;
+            }
+        }
+        Err(Error::NoModel { run: run.into(), path: path.into() })
+    }
+
+    /// See [`Registry::register`](super::Registry::register).
+    ///
+    /// # Errors
+    /// [`Error`]; the run is then marked as failed.
+    pub async fn register(&self, model: &str, entry: &Entry<'_>) -> Result<u64, Error> {
+        let experiment = self.experiment().await?;
+        let now_ms = duration::now_ms();
+        let name = format!("{model} {}", artifact::timestamp(now_ms));
+        let run = self.start_run(&experiment, &name, None).await?;
+        let result = self.fill(&run, &experiment, model, entry).await;
+        let status = if result.is_ok() { "FINISHED" } else { "FAILED" };
+        let ended = self.end_run(&run.id, status).await;
+        let version = result?;
+        ended?;
+        Ok(version)
+    }
+
+    async fn fill(&self, run: &Run, experiment: &str, model: &str, entry: &Entry<'_>) -> Result<u64, Error> {
+        let card = &entry.model.card;
+        let mut params = card.params.clone();
+        let mut metrics = vec![("n_features".to_string(), entry.model.schema.features.len() as f64, 0)];
+        if let Some(history) = &card.history {
+            params.push(("history_from".into(), artifact::timestamp(history.from_ms)));
+            params.push(("history_to".into(), artifact::timestamp(history.to_ms)));
+            metrics.push(("n_rows".into(), history.n_rows as f64, 0));
+            metrics.push(("n_excluded_rows".into(), history.n_excluded as f64, 0));
+        }
+        if let Some(validation) = &card.validation {
+            metrics.extend(kl_metrics(validation.best()));
+            metrics.push(("alert_rate".into(), validation.alert_rate, 0));
+        }
+        let mut tags = vec![("mlflow.note.content".to_string(), entry.note.clone())];
+        tags.extend(card.detector.iter().map(|detector| ("promforest.detector".to_string(), detector.clone())));
+        tags.extend(card.group.iter().map(|group| ("promforest.group".to_string(), group.to_string())));
+        self.log(&run.id, &params, &metrics, &tags).await?;
+        for trial in card.validation.iter().flat_map(|validation| &validation.trials) {
+            let name = format!("max_samples {}", trial.max_samples);
+            let child = self.start_run(experiment, &name, Some(&run.id)).await?;
+            let params = [("max_samples".to_string(), trial.max_samples.to_string())];
+            self.log(&child.id, &params, &kl_metrics(trial), &[]).await?;
+            self.end_run(&child.id, "FINISHED").await?;
+        }
+        let folder = format!("{}/model", run.artifact_uri);
+        for (name, bytes) in artifact::files(entry.model) {
+            self.upload(&format!("{folder}/{name}"), bytes).await?;
+        }
+        if let Some(report) = entry.report {
+            self.upload(&format!("{}/report.html", run.artifact_uri), report.as_bytes().to_vec()).await?;
+        }
+        let created = self.post("registered-models/create", json!({"name": model})).await;
+        if let Err(error) = created
+            && !error.is_code("RESOURCE_ALREADY_EXISTS")
+        {
+            return Err(error);
+        }
+        let tags: Vec<Value> = [(NOTE, entry.note.clone())].iter().map(pair).collect();
+        let body = json!({
+            "name": model, "source": folder, "run_id": run.id, "tags": tags, "description": entry.note,
+        });
+        let answer = self.post("model-versions/create", body).await?;
+        let version = text(&answer["model_version"], "version");
+        version.parse().map_err(|_| self.lacks("model-versions/create", "version"))
+    }
+
+    /// See [`Registry::promote`](super::Registry::promote).
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn promote(&self, model: &str, alias: &str, version: u64) -> Result<(), Error> {
+        self.set_alias(model, alias, version).await?;
+        self.tag(model, version, ROLLED_BACK, "false").await?;
+        self.tag(model, version, PROMOTED, &duration::now_ms().to_string()).await
+    }
+
+    /// See [`Registry::roll_back`](super::Registry::roll_back).
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn roll_back(&self, model: &str, alias: &str, from: u64, to: u64) -> Result<(), Error> {
+        self.set_alias(model, alias, to).await?;
+        self.tag(model, from, ROLLED_BACK, "true").await
+    }
+
+    async fn set_alias(&self, model: &str, alias: &str, version: u64) -> Result<(), Error> {
+        let body = json!({"name": model, "alias": alias, "version": version.to_string()});
+        self.post("registered-models/alias", body).await.map(drop)
+    }
+
+    async fn tag(&self, model: &str, version: u64, key: &str, value: &str) -> Result<(), Error> {
+        let body = json!({"name": model, "version": version.to_string(), "key": key, "value": value});
+        self.post("model-versions/set-tag", body).await.map(drop)
+    }
+
+    /// The number of the experiment, which is made if there is none.
+    async fn experiment(&self) -> Result<String, Error> {
+        let query = [("experiment_name", self.experiment.as_str())];
+        match self.get("experiments/get-by-name", &query).await {
+            Err(error) if error.is_code("RESOURCE_DOES_NOT_EXIST") => {}
+            answer => return Ok(text(&answer?["experiment"], "experiment_id")),
+        }
+        match self.post("experiments/create", json!({"name": self.experiment})).await {
+            // Somebody else was faster.
+            Err(error) if error.is_code("RESOURCE_ALREADY_EXISTS") => {
+                let answer = self.get("experiments/get-by-name", &query).await?;
+                Ok(text(&answer["experiment"], "experiment_id"))
+            }
+            answer => Ok(text(&answer?, "experiment_id")),
+        }
+    }
+
+    async fn start_run(&self, experiment: &str, name: &str, parent: Option<&str>) -> Result<Run, Error> {
+        let mut tags = vec![
+            ("mlflow.source.name", "promforest".to_string()),
+            ("mlflow.source.type", "JOB".to_string()),
+            ("mlflow.user", "promforest".to_string()),
+            ("promforest.version", env!("CARGO_PKG_VERSION").to_string()),
+        ];
+        tags.extend(parent.map(|parent| ("mlflow.parentRunId", parent.to_string())));
+        let tags: Vec<Value> = tags.iter().map(pair).collect();
+        let body = json!({"experiment_id": experiment, "run_name": name, "start_time": duration::now_ms(), "tags": tags});
+        let answer = self.post("runs/create", body).await?;
+        let info = &answer["run"]["info"];
+        let run = Run { id: text(info, "run_id"), artifact_uri: text(info, "artifact_uri") };
+        if run.id.is_empty() { Err(self.lacks("runs/create", "run_id")) } else { Ok(run) }
+    }
+
+    async fn end_run(&self, run: &str, status: &str) -> Result<(), Error> {
+        let body = json!({"run_id": run, "status": status, "end_time": duration::now_ms()});
+        self.post("runs/update", body).await.map(drop)
+    }
+
+    async fn log(
+        &self,
+        run: &str,
+        params: &[(String, String)],
+        metrics: &[(String, f64, usize)],
+        tags: &[(String, String)],
+    ) -> Result<(), Error> {
+        let timestamp = duration::now_ms();
+        let metric = |(key, value, step): &(String, f64, usize)| {
+            // JSON has no word for it; MLflow takes the text.
+            let value = if value.is_finite() { json!(value) } else { json!(value.to_string()) };
+            json!({"key": key, "value": value, "timestamp": timestamp, "step": step})
+        };
+        let metrics: Vec<Value> = metrics.iter().map(metric).collect();
+        let params: Vec<Value> = params.iter().map(pair).collect();
+        let tags: Vec<Value> = tags.iter().map(pair).collect();
+        let batches = metrics.len().max(params.len()).max(tags.len()).div_ceil(BATCH);
+        let part = |items: &[Value], i: usize| items.iter().skip(i * BATCH).take(BATCH).cloned().collect::<Vec<_>>();
+        for i in 0..batches {
+            let body = json!({"run_id": run, "metrics": part(&metrics, i), "params": part(&params, i), "tags": part(&tags, i)});
+            self.post("runs/log-batch", body).await?;
+        }
+        Ok(())
+    }
+
+    // Artifacts
+
+    /// The files directly in a folder of the artifact store; none if there is no such folder.
+    async fn folder(&self, uri: &str) -> Result<Files, Error> {
+        let path = proxied(uri)?;
+        let listing = format!("{}/api/2.0/mlflow-artifacts/artifacts?path={}", self.base, encode(path));
+        let answer = self.call(Method::GET, &listing, None).await?;
+        let mut files = Files::new();
+        let mut left = ARTIFACT_LIMIT;
+        for file in answer["files"].as_array().into_iter().flatten() {
+            let name = text(file, "path");
+            if file["is_dir"].as_bool() == Some(true) || name.contains('/') {
+                continue;
+            }
+            let oversized = |what: String, limit| Error::Oversized { uri: uri.into(), what, limit };
+            if files.len() == MAX_FILES {
+                return Err(oversized(format!("more than {MAX_FILES} files"), MAX_FILES as u64));
+            }
+            let address = format!("{}/api/2.0/mlflow-artifacts/artifacts/{}/{}", self.base, encode_path(path), encode(&name));
+            let limit = usize::try_from(left).unwrap_or(usize::MAX);
+            let bytes = self.send(Method::GET, &address, None, limit).await?;
+            left = left.checked_sub(bytes.len() as u64).ok_or_else(|| oversized("more bytes".into(), ARTIFACT_LIMIT))?;
+            files.insert(name, bytes.to_vec());
+        }
+        Ok(files)
+    }
+
+    async fn upload(&self, uri: &str, bytes: Vec<u8>) -> Result<(), Error> {
+        let address = format!("{}/api/2.0/mlflow-artifacts/artifacts/{}", self.base, encode_path(proxied(uri)?));
+        let content = (HeaderValue::from_static("application/octet-stream"), Bytes::from(bytes));
+        self.send(Method::PUT, &address, Some(content), ANSWER_LIMIT).await.map(drop)
+    }
+
+    // Calls
+
+    async fn get(&self, call: &str, query: &[(&str, &str)]) -> Result<Value, Error> {
+        let query: Vec<String> = query.iter().map(|(key, value)| format!("{key}={}", encode(value))).collect();
+        self.call(Method::GET, &format!("{}/api/2.0/mlflow/{call}?{}", self.base, query.join("&")), None).await
+    }
+
+    async fn post(&self, call: &str, body: Value) -> Result<Value, Error> {
+        self.call(Method::POST, &format!("{}/api/2.0/mlflow/{call}", self.base), Some(body)).await
+    }
+
+    /// All pages of a listing.
+    async fn pages(&self, call: &str, field: &'static str, filter: &str) -> Result<Vec<Value>, Error> {
+        let mut items = Vec::new();
+        let mut token = String::new();
+        loop {
+            let page = PAGE.to_string();
+            let mut query = vec![("filter", filter), ("max_results", page.as_str())];
+            if !token.is_empty() {
+                query.push(("page_token", token.as_str()));
+            }
+            let mut answer = self.get(call, &query).await?;
+            if let Value::Array(more) = answer[field].take() {
+                items.extend(more);
+            }
+            let next = text(&answer, "next_page_token");
+            if next.is_empty() || next == token {
+                return Ok(items);
+            }
+            token = next;
+        }
+    }
+
+    async fn call(&self, method: Method, address: &str, body: Option<Value>) -> Result<Value, Error> {
+        let content = body.map(|body| (HeaderValue::from_static("application/json"), Bytes::from(body.to_string())));
+        let answer = self.send(method, address, content, ANSWER_LIMIT).await?;
+        serde_json::from_slice(&answer).map_err(|_| Error::Answer { url: shorten(address), field: "JSON" })
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        address: &str,
+        content: Option<(HeaderValue, Bytes)>,
+        limit: usize,
+    ) -> Result<Bytes, Error> {
+        let url: Url = address.parse().map_err(|_| Error::Answer { url: shorten(address), field: "an address" })?;
+        let (headers, body) = match content {
+            Some((kind, body)) => (vec![(CONTENT_TYPE, kind)], body),
+            None => (Vec::new(), Bytes::new()),
+        };
+        let request = Request { method, url, headers, body, timeout: TIMEOUT, limit };
+        let answer = self.client.request(request).await?;
+        if answer.status.is_success() {
+            return Ok(answer.body);
+        }
+        // Refusals of what stands before MLflow are plain text.
+        let told: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+        let message = text(&told, "message");
+        let reason = if message.is_empty() { answer.reason() } else { message.lines().next().unwrap_or_default().into() };
+        Err(Error::Refused { url: shorten(address), status: answer.status, code: text(&told, "error_code"), reason })
+    }
+
+    fn lacks(&self, call: &str, field: &'static str) -> Error {
+        Error::Answer { url: format!("{}/api/2.0/mlflow/{call}", self.base), field }
+    }
+}
+
+impl Error {
+    fn is_code(&self, wanted: &str) -> bool {
+        matches!(self, Self::Refused { code, .. } if code == wanted)
+    }
+}
+
+struct Run {
+    id: String,
+    artifact_uri: String,
+}
+
+fn version(found: &Value) -> Option<Version> {
+    let tags = found["tags"].as_array().into_iter().flatten();
+    let tags: Vec<(String, String)> = tags.map(|tag| (text(tag, "key"), text(tag, "value"))).collect();
+    let tag = |key: &str| tags.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
+    Some(Version {
+        number: text(found, "version").parse().ok()?,
+        created_ms: found["creation_timestamp"].as_i64().unwrap_or_default(),
+        promoted_ms: tag(PROMOTED).and_then(|value| value.parse().ok()),
+        rolled_back: tag(ROLLED_BACK) == Some("true"),
+        note: tag(NOTE).map_or_else(|| text(found, "description"), str::to_string),
+    })
+}
+
+fn kl_metrics(trial: &crate::models::Trial) -> Vec<(String, f64, usize)> {
+    let folds = trial.kl.iter().enumerate().map(|(fold, kl)| ("kl_divergence".to_string(), *kl, fold));
+    folds.chain([("kl_divergence_mean".to_string(), trial.mean_kl(), 0)]).collect()
+}
+
+fn pair<K: AsRef<str>>((key, value): &(K, String)) -> Value {
+    json!({"key": key.as_ref(), "value": value})
+}
+
+/// A text field; empty where there is none, as MLflow leaves out what is empty.
+fn text(value: &Value, field: &str) -> String {
+    value[field].as_str().unwrap_or_default().to_string()
+}
+
+/// The path of an artifact behind the tracking server.
+fn proxied(uri: &str) -> Result<&str, Error> {
+    let path = uri.strip_prefix("mlflow-artifacts:").ok_or_else(|| Error::NotProxied(uri.into()))?;
+    // With an authority: mlflow-artifacts://host:port/1/...
+    let path = path.strip_prefix("//").map_or(path, |rest| rest.split_once('/').map_or("", |(_, path)| path));
+    Ok(path.trim_start_matches('/'))
+}
+
+/// An address without its query, for messages.
+fn shorten(address: &str) -> String {
+    address.split('?').next().unwrap_or_default().to_string()
+}
+
+fn encode_path(path: &str) -> String {
+    path.split('/').map(encode).collect::<Vec<_>>().join("/")
+}
+
+/// Percent-encoding of everything but RFC 3986's unreserved characters.
+fn encode(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(byte.into()),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn artifacts_go_through_the_server() {
+        assert_eq!(proxied("mlflow-artifacts:/4/cae/artifacts/model").expect("proxied"), "4/cae/artifacts/model");
+        assert_eq!(proxied("mlflow-artifacts://host:5000/4/cae").expect("proxied"), "4/cae");
+        let bucket = proxied("s3://bucket/4").expect_err("not proxied").to_string();
+        assert!(bucket.starts_with("the files are at s3://bucket/4: the server must hand them through"), "{bucket}");
+    }
+
+    #[test]
+    fn encodes_what_an_address_cannot_hold() {
+        assert_eq!(encode("name LIKE 'a_%'"), "name%20LIKE%20%27a_%25%27");
+        assert_eq!(encode_path("4/a b/ü"), "4/a%20b/%C3%BC");
+    }
+}

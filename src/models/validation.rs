@@ -1,0 +1,183 @@
+//! Does a forest score what it has not seen like what it was fitted on?
+//!
+//! The decisions of the rows of training and of the rows held back make two histograms. Their
+//! Kullback-Leibler divergence is small when the forest has learned what is usual, and grows when it
+//! has learned its own rows by heart. The same measure tells drift: the decisions of the last day
+//! against those of training.
+
+use serde::{Deserialize, Serialize};
+
+/// Bins of a histogram, of equal width over [-1, 1], where decisions lie.
+pub const N_BINS: usize = 200;
+
+/// What is added to every density before the divergence is taken, so that an empty bin of the test
+/// rows does not make it infinite.
+const FLOOR: f64 = 1e-6;
+
+/// Counts of decisions in [`N_BINS`] bins over [-1, 1], as `numpy.histogram` counts them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<u64>", into = "Vec<u64>")]
+pub struct Histogram(Vec<u64>);
+
+/// A list that is no histogram.
+#[derive(Debug, PartialEq, thiserror::Error)]
+pub enum InvalidHistogram {
+    /// Another number of bins.
+    #[error("a histogram has {0} bins, must be {N_BINS}")]
+    Bins(usize),
+    /// Counts that no number of rows can have.
+    #[error("the counts of a histogram add up to more than {}", u32::MAX)]
+    Counts,
+}
+
+impl TryFrom<Vec<u64>> for Histogram {
+    type Error = InvalidHistogram;
+
+    fn try_from(counts: Vec<u64>) -> Result<Self, InvalidHistogram> {
+        if counts.len() != N_BINS {
+            return Err(InvalidHistogram::Bins(counts.len()));
+        }
+        let total = counts.iter().try_fold(0_u64, |sum, count| sum.checked_add(*count));
+        if total.is_none_or(|total| total > u64::from(u32::MAX)) {
+            return Err(InvalidHistogram::Counts);
+        }
+        Ok(Self(counts))
+    }
+}
+
+impl From<Histogram> for Vec<u64> {
+    fn from(histogram: Histogram) -> Self {
+        histogram.0
+    }
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self(vec![0; N_BINS])
+    }
+}
+
+impl<'a> FromIterator<&'a f64> for Histogram {
+    fn from_iter<I: IntoIterator<Item = &'a f64>>(decisions: I) -> Self {
+        let mut histogram = Self::default();
+        decisions.into_iter().for_each(|decision| histogram.add(*decision));
+        histogram
+    }
+}
+
+impl Histogram {
+    /// Counts a decision; what lies outside of [-1, 1], NaN too, is left out.
+    pub fn add(&mut self, decision: f64) {
+        if !(-1.0..=1.0).contains(&decision) {
+            return;
+        }
+        let mut bin = ((decision + 1.0) / 2.0 * N_BINS as f64) as usize;
+        bin = bin.min(N_BINS - 1);
+        // The quotient may round across an edge; the edges decide.
+        if decision < edge(bin) {
+            bin -= 1;
+        } else if bin + 1 < N_BINS && decision >= edge(bin + 1) {
+            bin += 1;
+        }
+        self.0[bin] += 1;
+    }
+
+    /// Adds another's counts.
+    pub fn merge(&mut self, other: &Self) {
+        self.0.iter_mut().zip(&other.0).for_each(|(count, more)| *count += more);
+    }
+
+    /// Decisions counted.
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    /// Share of the decisions below 0, in [0, 1]: the rows called anomalous. 0 without decisions.
+    pub fn alert_rate(&self) -> f64 {
+        let anomalous: u64 = self.0[..N_BINS / 2].iter().sum();
+        anomalous as f64 / self.total().max(1) as f64
+    }
+
+    /// Density in each bin, as `numpy.histogram(..., density=True)`; zeros without decisions.
+    pub fn density(&self) -> Vec<f64> {
+        let total = self.total().max(1) as f64;
+        let density = |(bin, count): (usize, &u64)| *count as f64 / (edge(bin + 1) - edge(bin)) / total;
+        self.0.iter().enumerate().map(density).collect()
+    }
+
+    /// Kullback-Leibler divergence of this from `other`, in nats: `scipy.stats.entropy(p, q)` of the
+    /// densities, 1e-6 added to each.
+    pub fn kl_divergence(&self, other: &Self) -> f64 {
+        let floored = |histogram: &Self| -> Vec<f64> {
+            let raised: Vec<f64> = histogram.density().iter().map(|density| density + FLOOR).collect();
+            let sum: f64 = raised.iter().sum();
+            raised.iter().map(|density| density / sum).collect()
+        };
+        let (p, q) = (floored(self), floored(other));
+        p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum()
+    }
+}
+
+/// Lower edge of a bin, as `numpy.linspace` gives it.
+fn edge(bin: usize) -> f64 {
+    if bin == N_BINS { 1.0 } else { bin as f64 * (2.0 / N_BINS as f64) - 1.0 }
+}
+
+/// One size of the sweep, validated.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Trial {
+    /// Rows that each tree is grown from.
+    pub max_samples: usize,
+    /// Divergence of the test rows' decisions from the training rows', for each fold in the order of
+    /// time.
+    pub kl: Vec<f64>,
+}
+
+impl Trial {
+    /// Mean over the folds.
+    pub fn mean_kl(&self) -> f64 {
+        self.kl.iter().sum::<f64>() / self.kl.len().max(1) as f64
+    }
+}
+
+/// How a model was chosen: k-fold cross-validation of every size.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Validation {
+    /// Every size that was tried, ascending.
+    pub trials: Vec<Trial>,
+    /// Position of the chosen one.
+    pub chosen: usize,
+    /// Share of the rows called anomalous by a forest that had not seen them.
+    pub alert_rate: f64,
+}
+
+impl Validation {
+    /// The chosen size.
+    pub fn best(&self) -> &Trial {
+        &self.trials[self.chosen]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bins_by_their_edges() {
+        let mut histogram = Histogram::default();
+        for decision in [-1.0, -0.99, 0.0, 0.07, 0.29, 1.0, 1.1, f64::NAN] {
+            histogram.add(decision);
+        }
+        let bins: Vec<usize> = (0..N_BINS).filter(|bin| histogram.0[*bin] > 0).collect();
+        // numpy.histogram([-1, -.99, 0, .07, .29, 1], bins=200, range=(-1, 1))[0].nonzero(), numpy 2.3
+        assert_eq!(bins, [0, 1, 100, 107, 129, 199]);
+        assert_eq!(histogram.total(), 6);
+        assert_eq!(histogram.alert_rate(), 2.0 / 6.0);
+    }
+
+    #[test]
+    fn refuses_other_lists() {
+        assert_eq!(Histogram::try_from(vec![0; 3]), Err(InvalidHistogram::Bins(3)));
+        assert_eq!(Histogram::try_from(vec![u64::MAX; N_BINS]), Err(InvalidHistogram::Counts));
+    }
+}

@@ -1,0 +1,201 @@
+//! The rows that a model is fitted on: which features, and which of their rows.
+
+use super::Config;
+use crate::config::Detector;
+use crate::features::{Reader, Row, Schema, Transform};
+use crate::forest::{self, Table};
+use crate::history::Series;
+use crate::prom::{Labels, Sample, duration};
+use crate::window::row::Grid;
+use crate::window::{Column, Window};
+use std::time::Duration;
+
+/// A gap counts for no more than this towards the history that a feature has: Prometheus' own
+/// look-back for instant queries.
+const LOOK_BACK_MS: i64 = 300_000;
+
+/// A feature joins a model with this share of `minimum`: the features of one scrape arrive in
+/// several requests, and the last of them are a scrape short when the first have enough.
+const ENOUGH: f64 = 0.9;
+
+/// A stretch of time that stays out of training.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Exclusion {
+    /// First millisecond.
+    pub from_ms: i64,
+    /// Last millisecond.
+    pub to_ms: i64,
+    /// Why: as the user wrote it, or the alert that fired.
+    pub reason: String,
+}
+
+/// Rows to be fitted on: complete, settled, finite and not excluded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rows {
+    /// The columns.
+    pub schema: Schema,
+    /// Timestamps of the rows in milliseconds, ascending, shape `[n_rows]`.
+    pub timestamps: Vec<i64>,
+    /// Values, shape `[n_rows, n_features]`, column-major.
+    pub values: Vec<f32>,
+    /// How many rows each exclusion cost.
+    pub excluded: Vec<(Exclusion, usize)>,
+    /// End of the history in milliseconds.
+    pub to_ms: i64,
+    /// Length of the history in milliseconds, without the gaps.
+    pub observed_ms: i64,
+}
+
+/// Why there are no rows.
+#[derive(Debug, PartialEq)]
+pub enum NoRows {
+    /// No feature has enough history yet.
+    TooShort {
+        /// The longest that a feature has, in milliseconds, as [`observed_ms`] counts.
+        have_ms: i64,
+    },
+    /// The features have enough history, but never all at once, or all of it is excluded.
+    NeverComplete {
+        /// How many features.
+        n_features: usize,
+    },
+}
+
+impl Rows {
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.timestamps.len()
+    }
+
+    /// Are there none?
+    pub fn is_empty(&self) -> bool {
+        self.timestamps.is_empty()
+    }
+
+    /// The values as the forest takes them.
+    ///
+    /// # Errors
+    /// [`forest::Error::Shape`], if the fields do not fit each other.
+    pub fn table(&self) -> Result<Table<'_>, forest::Error> {
+        Table::new(&self.values, self.len(), self.schema.features.len())
+    }
+
+    /// Reads the features that are alive at the window's end and were there long enough.
+    ///
+    /// # Errors
+    /// [`NoRows`].
+    pub fn read(detector: &Detector, window: &Window, exclusions: &[Exclusion]) -> Result<Self, NoRows> {
+        let Config { minimum, .. } = detector.training;
+        let newest_ms = window.newest_ms().unwrap_or(i64::MIN);
+        let observed = |(labels, column, _): (&Labels, Column, _)| {
+            (labels.clone(), column, observed_ms(window, column, detector.transform))
+        };
+        let mut features: Vec<(Labels, Column, i64)> = window
+            .features()
+            .filter(|(_, _, newest)| is_alive(*newest, newest_ms, detector.grace))
+            .map(observed)
+            .collect();
+        let none_ms = -detector.transform.settling_ms();
+        let have_ms = features.iter().map(|(_, _, observed)| *observed).max().unwrap_or(none_ms);
+        if have_ms < duration::millis(minimum) {
+            return Err(NoRows::TooShort { have_ms });
+        }
+        features.retain(|(_, _, observed)| is_enough(*observed, minimum));
+        features.sort();
+        let columns: Vec<Column> = features.iter().map(|(_, column, _)| *column).collect();
+        let schema = Schema {
+            features: features.into_iter().map(|(labels, _, _)| labels).collect(),
+            transform: detector.transform,
+            grid: Grid::infer(window, &columns),
+        };
+        let n_features = schema.features.len();
+        let rows = Self::of(schema, window, exclusions, have_ms);
+        if rows.is_empty() { Err(NoRows::NeverComplete { n_features }) } else { Ok(rows) }
+    }
+
+    fn of(schema: Schema, window: &Window, exclusions: &[Exclusion], observed_ms: i64) -> Self {
+        let mut excluded: Vec<(Exclusion, usize)> = exclusions.iter().map(|e| (e.clone(), 0)).collect();
+        let settling_ms = schema.transform.settling_ms();
+        let mut reader = Reader::new(&schema, window);
+        let (mut by_row, mut timestamps, mut values) = (Vec::new(), Vec::new(), Vec::new());
+        let mut done_ms = i64::MIN;
+        for timestamp_ms in window.timestamps(i64::MIN, i64::MAX) {
+            if timestamp_ms <= done_ms {
+                continue;
+            }
+            done_ms = schema.grid.bounds(timestamp_ms).1;
+            let row = reader.row(&schema, window, timestamp_ms, &mut values, |_| {});
+            let Row::Complete { timestamp_ms, settled: true } = row else { continue };
+            if values.iter().any(|value| !value.is_finite()) {
+                continue;
+            }
+            // Rates reach back: what happened in the range shows for as long after it.
+            let hit = excluded.iter_mut().find(|(exclusion, _)| {
+                (exclusion.from_ms..=exclusion.to_ms.saturating_add(settling_ms)).contains(&timestamp_ms)
+            });
+            if let Some((_, n_rows)) = hit {
+                *n_rows += 1;
+                continue;
+            }
+            timestamps.push(timestamp_ms);
+            by_row.append(&mut values);
+        }
+        let (n_rows, n_features) = (timestamps.len(), schema.features.len());
+        let mut values = vec![0.0; by_row.len()];
+        for (i, value) in by_row.into_iter().enumerate() {
+            values[(i % n_features) * n_rows + i / n_features] = value;
+        }
+        let to_ms = window.newest_ms().unwrap_or(i64::MIN);
+        Self { schema, timestamps, values, excluded, to_ms, observed_ms }
+    }
+}
+
+/// How long a feature gave settled values: the sum of the times between its samples, gaps
+/// shortened, but for the time that the transform takes to settle; below 0 while it still does.
+pub fn observed_ms(window: &Window, column: Column, transform: Transform) -> i64 {
+    let mut samples = Vec::new();
+    window.samples(column, i64::MIN, i64::MAX, &mut samples);
+    samples.retain(|sample| !sample.is_stale());
+    let steps =
+        samples.windows(2).map(|pair| (pair[1].timestamp_ms - pair[0].timestamp_ms).min(LOOK_BACK_MS));
+    steps.sum::<i64>() - transform.settling_ms()
+}
+
+/// Does a feature that was observed so long belong into a model?
+pub fn is_enough(observed_ms: i64, minimum: Duration) -> bool {
+    observed_ms as f64 >= ENOUGH * duration::millis(minimum) as f64
+}
+
+/// Is the feature with this newest sample still there, in a window that reaches to `newest_ms`?
+pub fn is_alive(newest: Option<Sample>, newest_ms: i64, grace: Duration) -> bool {
+    newest.is_some_and(|sample| {
+        !sample.is_stale() && sample.timestamp_ms >= newest_ms - duration::millis(grace)
+    })
+}
+
+/// Joins the history of a group with its live window. `past` has features for labels: those of the
+/// group are taken off already. Features that do not come live are left out: a model with them
+/// would wait for them for ever. Where both have a sample of one time, the past's counts.
+pub fn join(past: &[Series], live: &Window, history_ms: i64) -> Window {
+    let mut window = Window::new(history_ms);
+    let mut samples: Vec<(Sample, Column)> = Vec::new();
+    let mut add = |labels: &Labels, series: &[Sample]| {
+        if let Some(column) = window.column(labels) {
+            samples.extend(series.iter().map(|sample| (*sample, column)));
+        }
+    };
+    for (labels, series) in past.iter().filter(|(labels, _)| live.find(labels).is_some()) {
+        add(labels, series);
+    }
+    for (labels, column, _) in live.features() {
+        let mut series = Vec::new();
+        live.samples(column, i64::MIN, i64::MAX, &mut series);
+        add(labels, &series);
+    }
+    // In the order of time, so that no sealed chunk is touched again; stable, for the first to win.
+    samples.sort_by_key(|(sample, _)| sample.timestamp_ms);
+    for (sample, column) in samples {
+        window.push(column, sample);
+    }
+    window
+}
