@@ -96,15 +96,16 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, Error> {
         let name = || path.display().to_string();
         let text = std::fs::read_to_string(path).map_err(|source| Error::Io { path: name(), source })?;
-        Self::parse(&text).map_err(|errors| Error::Invalid { path: name(), errors })
+        let folder = path.parent().unwrap_or(Path::new(""));
+        yaml::read(&text, folder, Self::read).map_err(|errors| Error::Invalid { path: name(), errors })
     }
 
-    /// Reads a file's text.
+    /// Reads a file's text, as if it were in the working directory.
     ///
     /// # Errors
     /// Everything that is wrong in it, by line.
     pub fn parse(text: &str) -> Result<Self, Vec<yaml::Error>> {
-        yaml::read(text, Self::read)
+        yaml::read(text, Path::new(""), Self::read)
     }
 
     fn read(mut top: Section<'_, '_>) -> Self {

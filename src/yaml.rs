@@ -8,6 +8,7 @@ use crate::prom::duration;
 use saphyr::{LoadableYamlNode, MarkedYaml, Scalar, YamlData};
 use std::cell::RefCell;
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -27,16 +28,22 @@ impl fmt::Display for Error {
 }
 
 /// Reads a document: `read` gets its top level, and its result counts when nothing was wrong.
+/// Relative paths in it begin at `folder`.
 ///
 /// # Errors
 /// Everything that is wrong, ordered by line; a file that is no YAML gives one error.
-pub fn read<T>(text: &str, read: impl FnOnce(Section<'_, '_>) -> T) -> Result<T, Vec<Error>> {
+pub fn read<T>(
+    text: &str,
+    folder: &Path,
+    read: impl FnOnce(Section<'_, '_>) -> T,
+) -> Result<T, Vec<Error>> {
     let documents = MarkedYaml::load_from_str(text).map_err(|error| {
         vec![Error { line: error.marker().line(), message: format!("not valid YAML: {}", error.info()) }]
     })?;
     let errors = RefCell::new(Vec::new());
     let empty = MarkedYaml::from(YamlData::Value(Scalar::Null));
-    let root = Node { node: documents.first().unwrap_or(&empty), path: String::new(), errors: &errors };
+    let node = documents.first().unwrap_or(&empty);
+    let root = Node { node, path: String::new(), folder, errors: &errors };
     if let Some(second) = documents.get(1) {
         let message = "a second YAML document begins here; the file holds one".to_string();
         errors.borrow_mut().push(Error { line: second.span.start.line(), message });
@@ -55,6 +62,7 @@ pub fn read<T>(text: &str, read: impl FnOnce(Section<'_, '_>) -> T) -> Result<T,
 pub struct Node<'n, 'y> {
     node: &'n MarkedYaml<'y>,
     path: String,
+    folder: &'n Path,
     errors: &'n RefCell<Vec<Error>>,
 }
 
@@ -81,7 +89,7 @@ impl<'n, 'y> Node<'n, 'y> {
 
     /// The items of this list; `None`, and an error, for what is no list.
     pub fn items(&self) -> Option<Vec<Self>> {
-        let item = |(i, node)| Self { node, path: format!("{}[{i}]", self.path), errors: self.errors };
+        let item = |(i, node)| Self { node, path: format!("{}[{i}]", self.path), ..*self };
         match &self.node.data {
             YamlData::Sequence(items) => Some(items.iter().enumerate().map(item).collect()),
             _ => {
@@ -89,6 +97,38 @@ impl<'n, 'y> Node<'n, 'y> {
                 None
             }
         }
+    }
+
+    /// The entries of this mapping, whose keys are the user's; `None`, and an error, for what is no mapping.
+    pub fn entries(&self) -> Option<Vec<(String, Self)>> {
+        let YamlData::Mapping(mapping) = &self.node.data else {
+            self.refuse(format!("expected a mapping, found {}", self.show()));
+            return None;
+        };
+        let entry = |(name, node): (&'n MarkedYaml<'y>, &'n MarkedYaml<'y>)| {
+            let key = Self { node: name, path: self.path.clone(), ..*self };
+            let key = key.text()?;
+            let path = format!("{}.{key}", self.path);
+            Some((key, Self { node, path, ..*self }))
+        };
+        Some(mapping.iter().filter_map(entry).collect())
+    }
+
+    /// This scalar exactly as it is written. What YAML takes for a number has to be quoted: 007 would be 7.
+    pub fn string(&self) -> Option<String> {
+        match &self.node.data {
+            YamlData::Value(Scalar::String(value)) => Some(value.to_string()),
+            YamlData::Value(Scalar::Integer(_) | Scalar::FloatingPoint(_) | Scalar::Boolean(_)) => {
+                self.refuse("put it in quotes: YAML takes it for a number or a truth value");
+                None
+            }
+            _ => self.text(),
+        }
+    }
+
+    /// This scalar as a path; a relative one begins at the configuration file's folder.
+    pub fn file(&self) -> Option<PathBuf> {
+        Some(self.folder.join(self.string()?))
     }
 
     /// This scalar as text; numbers and booleans as they would be written.
@@ -169,7 +209,7 @@ impl<'n, 'y> Section<'n, 'y> {
         }
         let path = &self.node.path;
         let path = if path.is_empty() { key.to_string() } else { format!("{path}.{key}") };
-        Some(Node { node: value, path, errors: self.node.errors })
+        Some(Node { node: value, path, ..self.node })
     }
 
     /// The value of a key that has to be there.
@@ -216,7 +256,7 @@ impl<'n, 'y> Section<'n, 'y> {
         let YamlData::Mapping(mapping) = &self.node.node.data else { return };
         for (name, _) in mapping.iter() {
             if !self.known.iter().any(|key| is_key(name, key)) {
-                let unknown = Node { node: name, path: self.node.path.clone(), errors: self.node.errors };
+                let unknown = Node { node: name, path: self.node.path.clone(), ..self.node };
                 unknown.refuse(format!(
                     "unknown key {:?}; known here: {}",
                     unknown.show(),
@@ -236,7 +276,7 @@ mod tests {
     use super::*;
 
     fn sample(text: &str) -> Result<(Duration, usize, bool), Vec<String>> {
-        read(text, |mut top| {
+        read(text, Path::new(""), |mut top| {
             let every = top.duration("every", Duration::from_secs(15));
             let mut queue = top.get("queue").and_then(Node::section);
             let size = queue.as_mut().map_or(7, |queue| queue.count("size", 7, 1));
@@ -257,6 +297,39 @@ mod tests {
         assert_eq!(sample("# nothing\n"), defaults);
         assert_eq!(sample("queue:\n"), defaults);
         assert_eq!(sample("every: 1m\non: false\nqueue: {size: 9}"), Ok((Duration::from_secs(60), 9, false)));
+    }
+
+    #[test]
+    fn what_is_written_stays_as_it_is() {
+        let read = |text| {
+            read(text, Path::new("/etc/promforest"), |mut top| {
+                let node = top.get("key")?;
+                Some((node.string(), node.file()))
+            })
+            .map_err(|errors| errors.iter().map(Error::to_string).collect::<Vec<String>>())
+        };
+        let value = |text: &str, path: &str| Ok(Some((Some(text.into()), Some(path.into()))));
+        assert_eq!(read("key: token"), value("token", "/etc/promforest/token"));
+        assert_eq!(read("key: /run/token"), value("/run/token", "/run/token"));
+        assert_eq!(read("key: '007'"), value("007", "/etc/promforest/007"));
+        let refused = "line 1: key: put it in quotes: YAML takes it for a number or a truth value".to_string();
+        assert_eq!(read("key: 007"), Err(vec![refused.clone(), refused]));
+    }
+
+    #[test]
+    fn entries_are_in_the_order_of_the_file() {
+        let read = |text| {
+            read(text, Path::new(""), |mut top| {
+                let entries = top.get("map")?.entries()?;
+                Some(entries.iter().map(|(key, node)| format!("{key}={:?}", node.string())).collect::<Vec<_>>())
+            })
+        };
+        let entries = vec!["b=Some(\"2\")".to_string(), "a=Some(\"x\")".to_string()];
+        assert_eq!(read("map: {b: '2', a: x}"), Ok(Some(entries)));
+        let errors = read("map: [1]\n").expect_err("a list");
+        assert_eq!(errors[0].to_string(), "line 1: map: expected a mapping, found a list");
+        let errors = read("map:\n  x: [1]\n").expect_err("a list");
+        assert_eq!(errors[0].to_string(), "line 2: map.x: expected a single value, found a list");
     }
 
     #[test]

@@ -1,21 +1,36 @@
-//! One HTTP client for remote write and remote read.
+//! One HTTP client for all that goes out: remote write, remote read, an exporter's page.
+//!
+//! It does what Prometheus' client does with the same configuration, but for one thing: a POST that
+//! is answered 301, 302 or 303 does not become a GET, which would look like a success and write
+//! nothing. It fails, and says where the address has gone.
 
+use super::config::{Auth, ClientConfig, Unreadable};
+use super::connect::{Connector, Proxies};
+use super::oauth2::Tokens;
+use super::tls::{self, Material};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
-use hyper::{Method, Request, StatusCode, Uri};
+use hyper::header::{
+    AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, COOKIE, HeaderMap, HeaderName, HeaderValue, LOCATION,
+    PROXY_AUTHORIZATION, USER_AGENT,
+};
+use hyper::{Method, StatusCode, Uri};
 use hyper_util::client::legacy::Client as Pool;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tracing::warn;
 
 /// Sent with every request.
 pub const AGENT: &str = concat!("promforest/", env!("CARGO_PKG_VERSION"));
+/// Redirects that are followed; as many as Go's client follows.
+const MAX_REDIRECTS: usize = 10;
 
-/// An `http://` address with a host. Clones share it.
+/// An `http://` or `https://` address with a host. Clones share it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Url(Arc<Uri>);
 
@@ -30,9 +45,12 @@ pub enum InvalidUrl {
         /// The parser's reason.
         source: hyper::http::uri::InvalidUri,
     },
-    /// Not `http`, or without a host.
-    #[error("{0:?} is not an http:// URL with a host")]
+    /// Neither `http` nor `https`, or without a host.
+    #[error("{0:?} is not an http:// or https:// URL with a host")]
     Unsupported(String),
+    /// It would be shown wherever the address is.
+    #[error("a URL does not hold a name and a password here: write them under basic_auth")]
+    Credentials,
 }
 
 impl FromStr for Url {
@@ -40,7 +58,11 @@ impl FromStr for Url {
 
     fn from_str(text: &str) -> Result<Self, InvalidUrl> {
         let uri: Uri = text.parse().map_err(|source| InvalidUrl::Syntax { text: text.into(), source })?;
-        if uri.scheme_str() == Some("http") && uri.host().is_some_and(|host| !host.is_empty()) {
+        if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+            return Err(InvalidUrl::Credentials);
+        }
+        let known = matches!(uri.scheme_str(), Some("http" | "https"));
+        if known && uri.host().is_some_and(|host| !host.is_empty()) {
             Ok(Self(Arc::new(uri)))
         } else {
             Err(InvalidUrl::Unsupported(text.into()))
@@ -52,6 +74,32 @@ impl Url {
     /// Host and port, as in Prometheus' `instance` label.
     pub fn authority(&self) -> String {
         self.0.authority().map(ToString::to_string).unwrap_or_default()
+    }
+
+    fn is_encrypted(&self) -> bool {
+        self.0.scheme_str() == Some("https")
+    }
+
+    /// May what is shown here be shown there? On the same host, as Go's client does it, whatever the
+    /// port; but nothing that was encrypted goes on in the open.
+    fn trusts(&self, next: &Self) -> bool {
+        self.0.host() == next.0.host() && (next.is_encrypted() || !self.is_encrypted())
+    }
+
+    /// The address that a `Location` means here (RFC 3986, section 4.2).
+    fn join(&self, location: &str) -> Result<Self, InvalidUrl> {
+        let scheme = self.0.scheme_str().unwrap_or_default();
+        let authority = self.authority();
+        if location.contains("://") {
+            location.parse()
+        } else if location.starts_with("//") {
+            format!("{scheme}:{location}").parse()
+        } else if location.starts_with('/') {
+            format!("{scheme}://{authority}{location}").parse()
+        } else {
+            let folder = self.0.path().rsplit_once('/').map_or("", |(folder, _)| folder);
+            format!("{scheme}://{authority}{folder}/{location}").parse()
+        }
     }
 }
 
@@ -71,6 +119,57 @@ pub enum Error {
         url: Url,
         /// Why.
         source: hyper_util::client::legacy::Error,
+    },
+    /// No encrypted connection.
+    #[error("request to {url} failed: {}", tls::advice(source))]
+    Encryption {
+        /// The address.
+        url: Url,
+        /// Why.
+        source: rustls::Error,
+    },
+    /// Certificates or keys are of no use.
+    #[error("tls_config")]
+    Tls(#[from] tls::Error),
+    /// A file of the configuration is not there, or not any more.
+    #[error(transparent)]
+    File(#[from] Unreadable),
+    /// What a file holds cannot be sent.
+    #[error("{0} holds a character that a header cannot have")]
+    Header(&'static str),
+    /// No OAuth2 token.
+    #[error("no token from {url}: {reason}")]
+    Token {
+        /// Where it was asked for.
+        url: Url,
+        /// What is wrong with the answer.
+        reason: String,
+    },
+    /// A redirect that cannot be followed with this method.
+    #[error("{url} answered {status}: it is at {location:?} now, and {method} does not go there by itself")]
+    Moved {
+        /// The address.
+        url: Url,
+        /// The request's method.
+        method: Method,
+        /// The status code.
+        status: StatusCode,
+        /// Where it is now.
+        location: String,
+    },
+    /// A redirect to nowhere.
+    #[error("{url} leads to an address that is none")]
+    Location {
+        /// The address.
+        url: Url,
+        /// What is wrong with its `Location`.
+        source: InvalidUrl,
+    },
+    /// Redirects without an end.
+    #[error("{url} leads from address to address, more than {MAX_REDIRECTS} times")]
+    Redirects {
+        /// The address.
+        url: Url,
     },
     /// The answer broke off, or is larger than allowed.
     #[error("the answer of {url} cannot be read")]
@@ -109,25 +208,70 @@ impl Answer {
     }
 }
 
+/// A request.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Its method.
+    pub method: Method,
+    /// Where it goes.
+    pub url: Url,
+    /// Headers beside those of the client's configuration.
+    pub headers: HeaderMap,
+    /// Body; empty for none.
+    pub body: Bytes,
+    /// How long it may take until the whole answer is there, redirects and tokens included.
+    pub timeout: Duration,
+    /// Most bytes of the answer's body.
+    pub limit: usize,
+}
+
 /// A client with a pool of kept-alive connections. Clones share it.
 #[derive(Clone)]
-pub struct Client(Pool<HttpConnector, Full<Bytes>>);
+pub struct Client(Arc<Inner>);
+
+struct Inner {
+    config: ClientConfig,
+    proxies: Arc<Proxies>,
+    tokens: Option<Tokens>,
+    connections: Mutex<Connections>,
+}
+
+/// The pool, and the certificates that its connections are made with.
+struct Connections {
+    material: Material,
+    pool: Pool<Connector, Full<Bytes>>,
+}
 
 impl Default for Client {
+    /// Without credentials, trusting whom this machine trusts.
     fn default() -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(Duration::from_secs(10)));
-        connector.set_keepalive(Some(Duration::from_secs(60)));
-        Self(Pool::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector))
+        Self::new(&ClientConfig::default()).expect("the default configuration names no files")
     }
 }
 
 impl Client {
+    /// A client that does what its configuration says.
+    ///
+    /// # Errors
+    /// [`Error::Tls`] and [`Error::File`] when the certificates are of no use.
+    pub fn new(config: &ClientConfig) -> Result<Self, Error> {
+        if config.tls.insecure_skip_verify {
+            warn!(component = "http", "insecure_skip_verify: whoever answers is believed");
+        }
+        let tokens = match &config.auth {
+            Auth::OAuth2(oauth2) => Some(Tokens::new(oauth2)?),
+            _ => None,
+        };
+        let proxies = Arc::new(Proxies::new(&config.proxy));
+        let connections = Connections::new(config, &proxies, Material::read(&config.tls)?)?;
+        let connections = Mutex::new(connections);
+        Ok(Self(Arc::new(Inner { config: config.clone(), proxies, tokens, connections })))
+    }
+
     /// Posts a snappy-compressed protobuf message, the body of both remote write and remote read.
     ///
     /// # Errors
-    /// [`Error`] without a whole answer in `timeout`, or with one of more than `limit` bytes.
+    /// As [`request`](Self::request).
     pub async fn post(
         &self,
         url: &Url,
@@ -136,52 +280,195 @@ impl Client {
         timeout: Duration,
         limit: usize,
     ) -> Result<Answer, Error> {
-        let mut request = Request::new(Full::new(body));
-        *request.method_mut() = Method::POST;
-        *request.uri_mut() = Uri::clone(&url.0);
         let own = [
             (CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf")),
             (CONTENT_ENCODING, HeaderValue::from_static("snappy")),
         ];
-        request.headers_mut().extend(own.into_iter().chain(headers.iter().cloned()));
-        self.send(url, request, timeout, limit).await
+        let headers = own.into_iter().chain(headers.iter().cloned()).collect();
+        self.request(Request { method: Method::POST, url: url.clone(), headers, body, timeout, limit }).await
     }
 
     /// Gets a page.
     ///
     /// # Errors
-    /// As [`post`](Self::post).
+    /// As [`request`](Self::request).
     pub async fn get(&self, url: &Url, timeout: Duration, limit: usize) -> Result<Answer, Error> {
-        let mut request = Request::new(Full::default());
-        *request.uri_mut() = Uri::clone(&url.0);
-        self.send(url, request, timeout, limit).await
+        let (url, headers, body) = (url.clone(), HeaderMap::new(), Bytes::new());
+        self.request(Request { method: Method::GET, url, headers, body, timeout, limit }).await
     }
 
-    async fn send(
-        &self,
-        url: &Url,
-        mut request: Request<Full<Bytes>>,
-        timeout: Duration,
-        limit: usize,
-    ) -> Result<Answer, Error> {
-        request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(AGENT));
-        let exchange = async {
-            let response = self
-                .0
-                .request(request)
-                .await
-                .map_err(|source| Error::Request { url: url.clone(), source })?;
-            let (head, body) = response.into_parts();
-            let body = Limited::new(body, limit)
-                .collect()
-                .await
-                .map_err(|source| Error::Body { url: url.clone(), source })?
-                .to_bytes();
-            Ok(Answer { status: head.status, headers: head.headers, body })
-        };
-        match tokio::time::timeout(timeout, exchange).await {
+    /// Sends a request, with the credentials and headers of the configuration, and follows redirects.
+    ///
+    /// # Errors
+    /// [`Error`] without a whole answer in the request's time and limit. An answer that says no is
+    /// an answer.
+    pub async fn request(&self, request: Request) -> Result<Answer, Error> {
+        let (url, timeout) = (request.url.clone(), request.timeout);
+        match tokio::time::timeout(timeout, self.follow(request)).await {
             Ok(answer) => answer,
-            Err(_) => Err(Error::Timeout { url: url.clone(), timeout }),
+            Err(_) => Err(Error::Timeout { url, timeout }),
         }
+    }
+
+    async fn follow(&self, mut request: Request) -> Result<Answer, Error> {
+        let first = request.url.clone();
+        let mut trusted = true;
+        for _ in 0..=MAX_REDIRECTS {
+            let answer = self.authorized(&request, trusted).await?;
+            let Some(next) = self.next(&request, &answer)? else { return Ok(answer) };
+            // Once lost, trust does not come back: the way may lead through a stranger.
+            trusted &= request.url.trusts(&next);
+            if !trusted {
+                request.headers.remove(AUTHORIZATION);
+                request.headers.remove(COOKIE);
+            }
+            request.url = next;
+        }
+        Err(Error::Redirects { url: first })
+    }
+
+    /// Where an answer leads, if it does.
+    fn next(&self, request: &Request, answer: &Answer) -> Result<Option<Url>, Error> {
+        if !self.0.config.follow_redirects || !matches!(answer.status.as_u16(), 301 | 302 | 303 | 307 | 308) {
+            return Ok(None);
+        }
+        let Some(location) = answer.headers.get(LOCATION) else { return Ok(None) };
+        let location = String::from_utf8_lossy(location.as_bytes());
+        let url = request.url.clone();
+        if request.method != Method::GET && !matches!(answer.status.as_u16(), 307 | 308) {
+            let (method, location) = (request.method.clone(), location.into_owned());
+            return Err(Error::Moved { url, method, status: answer.status, location });
+        }
+        url.join(&location).map(Some).map_err(|source| Error::Location { url, source })
+    }
+
+    async fn authorized(&self, request: &Request, trusted: bool) -> Result<Answer, Error> {
+        if !trusted {
+            return self.send(request, HeaderMap::new()).await;
+        }
+        let mut headers = self.0.config.headers.clone();
+        let Some(tokens) = &self.0.tokens else {
+            headers.extend(self.authorization()?.map(|value| (AUTHORIZATION, value)));
+            return self.send(request, headers).await;
+        };
+        let ticket = tokens.ticket(None).await?;
+        headers.insert(AUTHORIZATION, ticket.header.clone());
+        let answer = self.send(request, headers.clone()).await?;
+        if ticket.fresh || answer.status != StatusCode::UNAUTHORIZED {
+            return Ok(answer);
+        }
+        // A token can be withdrawn before its end.
+        headers.insert(AUTHORIZATION, tokens.ticket(Some(&ticket.header)).await?.header);
+        self.send(request, headers).await
+    }
+
+    /// The `Authorization` header that is configured.
+    fn authorization(&self) -> Result<Option<HeaderValue>, Error> {
+        let (text, key) = match &self.0.config.auth {
+            Auth::None | Auth::OAuth2(_) => return Ok(None),
+            Auth::Basic { username, password } => {
+                let pair = format!("{}:{}", username.read()?, password.read()?);
+                (format!("Basic {}", BASE64_STANDARD.encode(pair)), "basic_auth")
+            }
+            Auth::Token { scheme, credentials } => {
+                (format!("{scheme} {}", credentials.read()?), "authorization")
+            }
+        };
+        let mut value = HeaderValue::try_from(text).map_err(|_| Error::Header(key))?;
+        value.set_sensitive(true);
+        Ok(Some(value))
+    }
+
+    async fn send(&self, request: &Request, headers: HeaderMap) -> Result<Answer, Error> {
+        let url = &request.url;
+        let mut message = hyper::Request::new(Full::new(request.body.clone()));
+        *message.method_mut() = request.method.clone();
+        *message.uri_mut() = Uri::clone(&url.0);
+        *message.headers_mut() = request.headers.clone();
+        // One by one: `extend` would keep a header of the request beside the configured one.
+        for (name, value) in &headers {
+            message.headers_mut().insert(name, value.clone());
+        }
+        message.headers_mut().insert(USER_AGENT, HeaderValue::from_static(AGENT));
+        if let Some(value) = self.0.proxies.authorization(&url.0) {
+            message.headers_mut().insert(PROXY_AUTHORIZATION, value);
+        }
+        let failed = |source: hyper_util::client::legacy::Error| match tls::cause(&source) {
+            Some(cause) => Error::Encryption { url: url.clone(), source: cause.clone() },
+            None => Error::Request { url: url.clone(), source },
+        };
+        let response = self.pool()?.request(message).await.map_err(failed)?;
+        let (head, body) = response.into_parts();
+        let body = Limited::new(body, request.limit)
+            .collect()
+            .await
+            .map_err(|source| Error::Body { url: url.clone(), source })?
+            .to_bytes();
+        Ok(Answer { status: head.status, headers: head.headers, body })
+    }
+
+    /// The connections; new ones when the certificates have changed.
+    fn pool(&self) -> Result<Pool<Connector, Full<Bytes>>, Error> {
+        let Inner { config, proxies, connections, .. } = &*self.0;
+        // Files of a few kilobytes, from memory: cheaper than to watch them.
+        let material = Material::read(&config.tls)?;
+        let mut connections = connections.lock().expect("no thread panics while it holds the lock");
+        if connections.material != material {
+            *connections = Connections::new(config, proxies, material)?;
+        }
+        Ok(connections.pool.clone())
+    }
+}
+
+impl Connections {
+    fn new(config: &ClientConfig, proxies: &Arc<Proxies>, material: Material) -> Result<Self, Error> {
+        let tls = tls::build(&config.tls, &material)?;
+        let connector = Connector::new(tls, config.tls.server_name.clone(), proxies.clone());
+        let pool = Pool::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
+        Ok(Self { material, pool })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(text: &str) -> Url {
+        text.parse().expect("a URL")
+    }
+
+    #[test]
+    fn only_what_the_client_can_reach_is_a_url() {
+        assert_eq!(url("https://host:8443/a?b=c").to_string(), "https://host:8443/a?b=c");
+        let refused = |text: &str| text.parse::<Url>().expect_err("no URL").to_string();
+        assert_eq!(refused("ftp://host/"), "\"ftp://host/\" is not an http:// or https:// URL with a host");
+        assert!(!refused("https://me:hunter2@host/").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_location_may_be_relative() {
+        let here = url("https://host:8443/a/b?c=d");
+        for (location, there) in [
+            ("http://other/x", "http://other/x"),
+            ("//other/x?y=1", "https://other/x?y=1"),
+            ("/x", "https://host:8443/x"),
+            ("x?y=2", "https://host:8443/a/x?y=2"),
+        ] {
+            assert_eq!(here.join(location).expect(location), url(there));
+        }
+        assert!(here.join("gopher://other/").is_err());
+        assert!(here.join("/a b").is_err());
+        assert_eq!(url("http://host").join("x").expect("a path"), url("http://host/x"));
+    }
+
+    #[test]
+    fn credentials_stay_with_the_host_and_under_cover() {
+        let trusts = |here: &str, there: &str| url(here).trusts(&url(there));
+        assert!(trusts("http://host/a", "http://host/b"));
+        assert!(trusts("http://host/", "https://host/"));
+        assert!(trusts("https://host/", "https://host:8443/"));
+        assert!(!trusts("https://host/", "http://host/"));
+        assert!(!trusts("https://host/", "https://other/"));
+        assert!(!trusts("https://host/", "https://host.other/"));
     }
 }

@@ -1,4 +1,9 @@
 //! HTTP at the two ends: the listener that samples come in by, the client that scores leave by.
 
 pub mod client;
+pub mod config;
+mod connect;
+mod insecure;
+mod oauth2;
 pub mod server;
+pub mod tls;
