@@ -241,6 +241,18 @@ impl<'n, 'y> Section<'n, 'y> {
         count.unwrap_or(default)
     }
 
+    /// A number in `[least, greatest]`, or the default.
+    pub fn number(&mut self, key: &'static str, default: f64, least: f64, greatest: f64) -> f64 {
+        let Some(node) = self.get(key) else { return default };
+        let number = node.value::<f64>("a number");
+        if number.is_some_and(|number| !(least..=greatest).contains(&number)) {
+            let limit =
+                if greatest < f64::MAX { format!("in [{least}, {greatest}]") } else { format!("at least {least}") };
+            node.refuse(format!("must be {limit}"));
+        }
+        number.unwrap_or(default)
+    }
+
     /// `true` or `false`, or the default.
     pub fn flag(&mut self, key: &'static str, default: bool) -> bool {
         self.get(key).and_then(|node| node.value("true or false")).unwrap_or(default)

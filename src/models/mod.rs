@@ -12,7 +12,8 @@ pub mod imported;
 pub mod registry;
 
 use crate::features::Schema;
-use crate::prom::Labels;
+use crate::config::Detector;
+use crate::prom::{Labels, duration};
 use std::sync::Arc;
 pub use validation::{Histogram, Trial, Validation};
 pub use fitted::{Fitted, Kind, Params};
@@ -26,6 +27,14 @@ pub struct Model {
     pub fitted: Fitted,
     /// Where it comes from.
     pub card: Card,
+}
+
+impl Model {
+    /// Is it meant for this group, and can its rows be built from what the detector keeps?
+    pub fn suits(&self, detector: &Detector, group: &Labels) -> bool {
+        let meant = self.card.group.as_ref().is_none_or(|meant| meant == group);
+        meant && self.schema.transform.reach_ms() <= duration::millis(detector.window)
+    }
 }
 
 /// A model where it serves, and its place in the registry.

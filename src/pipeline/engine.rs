@@ -6,19 +6,18 @@
 
 use super::group::{Event, RowState};
 use super::groups::Groups;
+use super::keeper::Place;
 use super::metrics::Metrics;
-use super::schedule::Reason;
 use crate::config::Config;
 use crate::features::counter;
 use crate::ingest::{self, Dropped, Received};
 use crate::models::Deployed;
-use crate::models::keeper::Place;
 use crate::prom::Sample;
 use crate::prom::duration::{self, now_ms};
 use crate::prom::wire::{snappy, v1};
 use crate::publish::{self, Batch, Position};
 use crate::series::{Entry, Ignored, Index, Target};
-use crate::train::trainer::{Job, Learned};
+use crate::train::trainer::{Job, Learned, Reason};
 use crate::window::Voice;
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -328,7 +327,7 @@ impl Engine {
         let Some(group) = self.groups.get_mut(id) else { return };
         let detector = group.detector.clone();
         match result {
-            Learned::Model { deployed, recent, written_to_ms, outcome, seconds } => {
+            Learned::Model { deployed, fitted, recent, written_to_ms, seconds } => {
                 info!(
                     component = "train",
                     detector = detector.name,
@@ -340,7 +339,7 @@ impl Engine {
                     duration_seconds = seconds,
                     "model in service"
                 );
-                self.metrics.trained(&detector.name, outcome.as_str());
+                self.metrics.trained(&detector.name, if fitted { "trained" } else { "loaded" });
                 let mut tell = teller(&self.metrics, &self.publish, &detector.name);
                 if group.install_trained(deployed, recent, written_to_ms, now, &mut tell) {
                     self.metrics.scored(group);

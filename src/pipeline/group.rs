@@ -1,14 +1,15 @@
 //! One group: its window, its model, its open rows and its cursors.
 
 use super::drift::Drift;
-use super::schedule::{Reason, Schedule};
+use super::keeper::Place;
+use super::schedule::Schedule;
 use crate::config::Detector;
 use crate::features::{Reader, Row, Schema, counter};
-use crate::models::keeper::Place;
 use crate::models::{Card, Deployed, Model, registry};
 use crate::prom::{Labels, METRIC_NAME, Sample, duration};
 use crate::publish::{self, Lost, Position, Series};
 use crate::train::rows;
+use crate::train::trainer::Reason;
 use crate::window::{Column, Push, Score, Voice, Window};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;

@@ -4,6 +4,7 @@ mod drift;
 pub mod engine;
 mod group;
 mod groups;
+mod keeper;
 mod metrics;
 mod routes;
 pub mod schedule;

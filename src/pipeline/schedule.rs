@@ -3,6 +3,7 @@
 use crate::config::Detector;
 use crate::models::Card;
 use crate::prom::duration;
+use crate::train::trainer::Reason;
 use std::time::{Duration, Instant};
 
 /// Pause between two looks at whether features came or went.
@@ -12,28 +13,6 @@ const SHORTEST_SCHEMA_PAUSE: Duration = Duration::from_secs(15);
 const LONGEST_SCHEMA_PAUSE: Duration = Duration::from_secs(600);
 /// Pause after a training that failed, and the longest one while history grows.
 const RETRY_PAUSE: Duration = Duration::from_secs(60);
-
-/// Why a model is trained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// There is none yet.
-    First,
-    /// `training.every` is over.
-    Scheduled,
-    /// A feature came to stay, or went for good.
-    Schema,
-}
-
-impl Reason {
-    /// For logs and labels.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::First => "first",
-            Self::Scheduled => "scheduled",
-            Self::Schema => "schema",
-        }
-    }
-}
 
 /// What a group remembers of its trainings.
 pub struct Schedule {

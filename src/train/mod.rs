@@ -5,7 +5,10 @@
 //! its model within seconds, and one beside a new Prometheus, or one that serves no remote read,
 //! has it as soon as its own window is long enough.
 
+pub mod enter;
 mod gate;
+mod page;
+pub mod past;
 pub mod rows;
 pub mod trainer;
 pub mod validate;

@@ -48,7 +48,7 @@ pub enum Push {
 }
 
 /// Whose score it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Voice {
     /// The model in service.
     Champion,

@@ -119,6 +119,12 @@ pub fn group_model(model: &str, group: &Labels) -> String {
     name
 }
 
+/// The version that an alias points to for a group. A model under the detector's own name was put there
+/// by somebody for every group, and goes before the group's own.
+pub fn of_group(aliases: &Aliases, model: &str, group_model: &str, alias: &str) -> Option<(String, u64)> {
+    [model, group_model].into_iter().find_map(|name| Some((name.to_string(), *aliases.get(name)?.get(alias)?)))
+}
+
 /// Longest name of a model before its hash: a file's name has at most 255 bytes.
 const MAX_NAME: usize = 200;
 

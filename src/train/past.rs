@@ -1,0 +1,90 @@
+//! What training reads of Prometheus: samples of the past, alerts that fired, scores already written.
+
+use super::rows::Exclusion;
+use crate::config::Detector;
+use crate::history::{self, Error, Series, Source};
+use crate::prom::labels::METRIC_NAME;
+use crate::prom::matcher::Matcher;
+use crate::prom::{Labels, Selector};
+
+/// Two samples of a firing alert that lie further apart are two alerts: Prometheus' look-back.
+const ALERT_GAP_MS: i64 = 300_000;
+
+/// The matchers that select a group.
+pub fn of_group(detector: &Detector, labels: &Labels) -> Vec<Matcher> {
+    detector.by.iter().map(|name| Matcher::equal(name, labels.get(name))).collect()
+}
+
+/// Every series that the detector watches, of one group or, without matchers, of all.
+///
+/// # Errors
+/// Those of the source.
+pub async fn samples(
+    source: &Source,
+    detector: &Detector,
+    group: &[Matcher],
+    range: (i64, i64),
+    mut each: impl FnMut(Vec<Series>),
+) -> Result<(), Error> {
+    for selector in &detector.matchers {
+        history::read(&source.client, &source.config, selector, group, range, &mut each).await?;
+    }
+    Ok(())
+}
+
+/// When these alerts fired, of the group itself or of nothing in particular: an alert on another
+/// instance says nothing of this one.
+///
+/// # Errors
+/// Those of the source.
+pub async fn firing(
+    source: &Source,
+    alerts: &[String],
+    group: &Labels,
+    range: (i64, i64),
+) -> Result<Vec<Exclusion>, Error> {
+    let mut exclusions = Vec::new();
+    if alerts.is_empty() {
+        return Ok(exclusions);
+    }
+    let selector = Selector::parse(r#"ALERTS{alertstate="firing"}"#).expect("a selector");
+    history::read(&source.client, &source.config, &selector, &[], range, |series| {
+        for (labels, samples) in series {
+            let alert = labels.get("alertname");
+            let elsewhere = group.iter().any(|(name, value)| !["", value].contains(&labels.get(name)));
+            if elsewhere || !alerts.iter().any(|name| name == alert) {
+                continue;
+            }
+            let times: Vec<i64> =
+                samples.iter().filter(|sample| !sample.is_stale()).map(|sample| sample.timestamp_ms).collect();
+            for fired in times.chunk_by(|a, b| b - a <= ALERT_GAP_MS) {
+                let (from_ms, to_ms) = (fired[0], fired[fired.len() - 1]);
+                exclusions.push(Exclusion { from_ms, to_ms, reason: format!("{alert} fired") });
+            }
+        }
+    })
+    .await?;
+    exclusions.sort_by_key(|exclusion| (exclusion.from_ms, exclusion.to_ms));
+    Ok(exclusions)
+}
+
+/// Timestamp of the newest decision of a group that Prometheus holds.
+///
+/// # Errors
+/// Those of the source.
+pub async fn newest_score(
+    source: &Source,
+    detector: &Detector,
+    group: &[Matcher],
+    range: (i64, i64),
+) -> Result<Option<i64>, Error> {
+    let name = detector.decision_metric();
+    let Ok(selector) = Selector::parse(&name) else { return Ok(None) };
+    let mut newest = None;
+    history::read(&source.client, &source.config, &selector, group, range, |series| {
+        let samples = series.iter().filter(|(labels, _)| labels.get(METRIC_NAME) == name);
+        newest = newest.max(samples.filter_map(|(_, samples)| Some(samples.last()?.timestamp_ms)).max());
+    })
+    .await?;
+    Ok(newest)
+}
