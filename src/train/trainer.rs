@@ -1,9 +1,9 @@
 //! The task that trains: one group after another, network first, then the processors.
 
 use super::{Outcome, join, train};
-use crate::config::{Config, Detector};
-use crate::history::{self, Series};
-use crate::http::client::{Client, Url};
+use crate::config::Detector;
+use crate::history::{self, Series, Source};
+use crate::http::client::Url;
 use crate::models::Model;
 use crate::prom::labels::METRIC_NAME;
 use crate::prom::matcher::Matcher;
@@ -62,15 +62,14 @@ pub enum Learned {
 /// Trains what is asked for until nobody can ask any more; `report` takes the results.
 pub async fn run<F: Future<Output = ()>>(
     mut jobs: mpsc::Receiver<Job>,
-    config: watch::Receiver<Arc<Config>>,
-    client: Client,
+    sources: watch::Receiver<Arc<[Source]>>,
     mut report: impl FnMut(u32, Learned) -> F,
 ) {
     let mut resting = Vec::new();
     while let Some(job) = jobs.recv().await {
-        let config = config.borrow().clone();
+        let sources = sources.borrow().clone();
         let group = job.group;
-        let learned = learn(job, &config, &client, &mut resting).await;
+        let learned = learn(job, &sources, &mut resting).await;
         report(group, learned).await;
     }
 }
@@ -79,7 +78,7 @@ pub async fn run<F: Future<Output = ()>>(
 /// the trainings of all groups.
 type Resting = Vec<(Url, Instant)>;
 
-async fn learn(job: Job, config: &Config, client: &Client, resting: &mut Resting) -> Learned {
+async fn learn(job: Job, sources: &[Source], resting: &mut Resting) -> Learned {
     let started = Instant::now();
     let now_ms = duration::now_ms();
     let detector = job.detector.clone();
@@ -89,21 +88,21 @@ async fn learn(job: Job, config: &Config, client: &Client, resting: &mut Resting
 
     resting.retain(|(_, until)| started < *until);
     let mut past: Vec<Series> = Vec::new();
-    for source in &config.remote_read {
+    for Source { config, client } in sources {
         let mut error =
-            resting.iter().any(|(url, _)| *url == source.url).then(|| "the source rests".to_string());
+            resting.iter().any(|(url, _)| *url == config.url).then(|| "the source rests".to_string());
         for selector in &detector.matchers {
             if error.is_some() {
                 break;
             }
             let range = (now_ms - history_ms, now_ms);
             let read =
-                history::read(client, source, selector, &group, range, |series| past.extend(series)).await;
+                history::read(client, config, selector, &group, range, |series| past.extend(series)).await;
             if let Err(failed) = read {
                 let reason = yaml::chain(&failed);
-                warn!(component = "history", url = %source.url, group = %job.labels, err = reason, "no history by remote read");
+                warn!(component = "history", url = %config.url, group = %job.labels, err = reason, "no history by remote read");
                 if failed.is_passing() {
-                    resting.push((source.url.clone(), Instant::now() + REST));
+                    resting.push((config.url.clone(), Instant::now() + REST));
                     error = Some(reason);
                 }
                 break;
@@ -141,8 +140,8 @@ async fn learn(job: Job, config: &Config, client: &Client, resting: &mut Resting
     let (mut recent, mut written_to_ms) = (Vec::new(), None);
     if job.first {
         let sources =
-            config.remote_read.iter().filter(|source| resting.iter().all(|(url, _)| *url != source.url));
-        let newest_ms = newest_score(sources, client, &detector, &group, now_ms).await;
+            sources.iter().filter(|source| resting.iter().all(|(url, _)| *url != source.config.url));
+        let newest_ms = newest_score(sources, &detector, &group, now_ms).await;
         written_to_ms = newest_ms.map(|newest_ms| newest_ms.max(now_ms - BACKFILL_MS));
         recent = after(&past, written_to_ms.unwrap_or(now_ms) - detector.transform.reach_ms());
     }
@@ -160,23 +159,22 @@ fn after(series: &[Series], since_ms: i64) -> Vec<Series> {
 /// The newest decision of a group that Prometheus holds: after a restart, publishing goes on there.
 /// What cannot be learned is as if there were none.
 async fn newest_score(
-    sources: impl Iterator<Item = &history::Config>,
-    client: &Client,
+    sources: impl Iterator<Item = &Source>,
     detector: &Detector,
     group: &[Matcher],
     now_ms: i64,
 ) -> Option<i64> {
     let selector = Selector::parse(&detector.decision_metric()).ok()?;
     let mut newest = None;
-    for source in sources {
+    for Source { config, client } in sources {
         let range = (now_ms - duration::millis(detector.training.history), now_ms);
-        let read = history::read(client, source, &selector, group, range, |series| {
+        let read = history::read(client, config, &selector, group, range, |series| {
             let samples =
                 series.iter().filter(|(labels, _)| labels.get(METRIC_NAME) == detector.decision_metric());
             newest = newest.max(samples.filter_map(|(_, samples)| Some(samples.last()?.timestamp_ms)).max());
         });
         if let Err(error) = read.await {
-            debug!(component = "history", url = %source.url, err = yaml::chain(&error), "newest score unknown");
+            debug!(component = "history", url = %config.url, err = yaml::chain(&error), "newest score unknown");
         }
     }
     newest
