@@ -32,11 +32,7 @@ impl fmt::Display for Error {
 ///
 /// # Errors
 /// Everything that is wrong, ordered by line; a file that is no YAML gives one error.
-pub fn read<T>(
-    text: &str,
-    folder: &Path,
-    read: impl FnOnce(Section<'_, '_>) -> T,
-) -> Result<T, Vec<Error>> {
+pub fn read<T>(text: &str, folder: &Path, read: impl FnOnce(Section<'_, '_>) -> T) -> Result<T, Vec<Error>> {
     let documents = MarkedYaml::load_from_str(text).map_err(|error| {
         vec![Error { line: error.marker().line(), message: format!("not valid YAML: {}", error.info()) }]
     })?;
@@ -324,7 +320,8 @@ mod tests {
         assert_eq!(read("key: token"), value("token", "/etc/promforest/token"));
         assert_eq!(read("key: /run/token"), value("/run/token", "/run/token"));
         assert_eq!(read("key: '007'"), value("007", "/etc/promforest/007"));
-        let refused = "line 1: key: put it in quotes: YAML takes it for a number or a truth value".to_string();
+        let refused =
+            "line 1: key: put it in quotes: YAML takes it for a number or a truth value".to_string();
         assert_eq!(read("key: 007"), Err(vec![refused.clone(), refused]));
     }
 
@@ -333,7 +330,12 @@ mod tests {
         let read = |text| {
             read(text, Path::new(""), |mut top| {
                 let entries = top.get("map")?.entries()?;
-                Some(entries.iter().map(|(key, node)| format!("{key}={:?}", node.string())).collect::<Vec<_>>())
+                Some(
+                    entries
+                        .iter()
+                        .map(|(key, node)| format!("{key}={:?}", node.string()))
+                        .collect::<Vec<_>>(),
+                )
             })
         };
         let entries = vec!["b=Some(\"2\")".to_string(), "a=Some(\"x\")".to_string()];

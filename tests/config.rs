@@ -2,7 +2,7 @@
 //!
 //! In `tests/data/config`, `NAME.good.yml` is valid, and `NAME.good.txt` is what standard output
 //! says of it; `NAME.bad.yml` is not, and `NAME.bad.txt` is what standard error says. `FILE` stands
-//! for the path.
+//! for the path, and `FOLDER` for the folder that the file is in.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,11 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 fn check(file: &Path) -> (Option<i32>, String, String) {
     let command = Command::new(env!("CARGO_BIN_EXE_promforest")).args(["check", "config"]).arg(file).output();
     let Output { status, stdout, stderr } = command.expect("the program runs");
-    let text = |bytes| String::from_utf8(bytes).expect("UTF-8").replace(&file.display().to_string(), "FILE");
+    let folder = file.parent().map(|folder| folder.display().to_string()).filter(|folder| !folder.is_empty());
+    let text = |bytes| {
+        let text = String::from_utf8(bytes).expect("UTF-8").replace(&file.display().to_string(), "FILE");
+        folder.as_ref().map_or_else(|| text.clone(), |folder| text.replace(folder, "FOLDER"))
+    };
     (status.code(), text(stdout), text(stderr))
 }
 

@@ -4,6 +4,7 @@
 //! is large: a day of one host's interfaces is about two megabytes decoded.
 
 use crate::http::client::{self, Client, Url};
+use crate::http::config::ClientConfig;
 use crate::prom::labels;
 use crate::prom::matcher::Matcher;
 use crate::prom::proto::{LabelMatcher, Query, ReadRequest, ReadResponse, ResponseType};
@@ -21,6 +22,8 @@ use std::time::Duration;
 pub struct Config {
     /// Where to ask.
     pub url: Url,
+    /// How to get there.
+    pub http: ClientConfig,
     /// How long one answer may take.
     pub remote_timeout: Duration,
 }
@@ -28,7 +31,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         let url = "http://localhost:9090/api/v1/read".parse().expect("a URL");
-        Self { url, remote_timeout: Duration::from_secs(60) }
+        Self { url, http: ClientConfig::default(), remote_timeout: Duration::from_secs(60) }
     }
 }
 
@@ -38,8 +41,27 @@ impl Config {
         let default = Self::default();
         let url = section.require("url").and_then(|node| node.parse(str::parse));
         let remote_timeout = section.duration("remote_timeout", default.remote_timeout);
+        let http = ClientConfig::read(&mut section);
         section.finish();
-        Self { url: url.unwrap_or(default.url), remote_timeout }
+        Self { url: url.unwrap_or(default.url), http, remote_timeout }
+    }
+}
+
+/// A source that can be asked.
+pub struct Source {
+    /// Its block.
+    pub config: Config,
+    /// The connections to it.
+    pub client: Client,
+}
+
+impl Source {
+    /// Gets ready to ask; no connection is made yet.
+    ///
+    /// # Errors
+    /// As [`Client::new`].
+    pub fn new(config: &Config) -> Result<Self, client::Error> {
+        Ok(Self { config: config.clone(), client: Client::new(&config.http)? })
     }
 }
 

@@ -90,7 +90,8 @@ impl Url {
     fn join(&self, location: &str) -> Result<Self, InvalidUrl> {
         let scheme = self.0.scheme_str().unwrap_or_default();
         let authority = self.authority();
-        if location.contains("://") {
+        let is_scheme = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric());
+        if location.split_once("://").is_some_and(|(scheme, _)| is_scheme(scheme)) {
             location.parse()
         } else if location.starts_with("//") {
             format!("{scheme}:{location}").parse()
@@ -452,6 +453,7 @@ mod tests {
             ("http://other/x", "http://other/x"),
             ("//other/x?y=1", "https://other/x?y=1"),
             ("/x", "https://host:8443/x"),
+            ("/x?back=http://other/", "https://host:8443/x?back=http://other/"),
             ("x?y=2", "https://host:8443/a/x?y=2"),
         ] {
             assert_eq!(here.join(location).expect(location), url(there));

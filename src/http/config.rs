@@ -356,7 +356,8 @@ impl ProxyConfig {
         let url = section.get("proxy_url").and_then(|node| {
             let url = node.string()?;
             let is_proxy = |uri: Uri| {
-                matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|h| !h.is_empty())
+                matches!(uri.scheme_str(), Some("http" | "https"))
+                    && uri.host().is_some_and(|h| !h.is_empty())
             };
             // What is wrong is not shown: it may hold a password.
             if !url.parse().is_ok_and(is_proxy) {
@@ -444,4 +445,63 @@ fn text(section: &mut Section<'_, '_>, key: &'static str, file_key: &'static str
         Some(file)
     });
     inline.or(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn read(text: &str) -> Result<ClientConfig, Vec<yaml::Error>> {
+        yaml::read(text, Path::new("/etc/promforest"), |mut top| {
+            let config = ClientConfig::read(&mut top);
+            top.finish();
+            config
+        })
+    }
+
+    #[test]
+    fn nothing_written_is_the_default() {
+        let default = ClientConfig::default();
+        assert!(default.follow_redirects);
+        assert_eq!(read(""), Ok(default));
+    }
+
+    #[test]
+    fn every_value_arrives_where_it_belongs() {
+        let config = read(
+            "authorization: {credentials: a}\n\
+             proxy_url: http://proxy\n\
+             no_proxy: near\n\
+             follow_redirects: false\n\
+             tls_config: {server_name: name, min_version: TLS13, insecure_skip_verify: true}\n\
+             headers: {X-Key: b}",
+        )
+        .expect("valid");
+        let inline = |text: &str| Text::Inline(Secret(text.into()));
+        assert_eq!(config.auth, Auth::Token { scheme: "Bearer".into(), credentials: inline("a") });
+        let (url, no_proxy) = (Secret("http://proxy".into()), "near".into());
+        assert_eq!(config.proxy.via, Via::Url { url, no_proxy });
+        assert!(!config.follow_redirects);
+        assert!(config.tls.insecure_skip_verify);
+        assert_eq!((config.tls.min_version, config.tls.max_version), (Version::Tls13, None));
+        assert_eq!(config.tls.server_name, ServerName::try_from("name").ok());
+        assert_eq!(config.headers.get("x-key"), Some(&HeaderValue::from_static("b")));
+        assert_ne!(read("basic_auth: {password: a}"), read("basic_auth: {password: b}"));
+    }
+
+    #[test]
+    fn secrets_do_not_show() {
+        for text in [
+            "basic_auth: {username: hunter2, password: hunter2}",
+            "authorization: {credentials: hunter2}",
+            "oauth2: {client_id: a, client_secret: hunter2, token_url: 'http://a', endpoint_params: {b: hunter2}}",
+            "proxy_url: http://a:hunter2@b\nproxy_connect_header: {c: [hunter2]}",
+            "headers: {a: hunter2}",
+        ] {
+            let shown = format!("{:?}", read(text).expect(text));
+            assert!(!shown.contains("hunter2"), "{shown}");
+        }
+        assert_eq!(Secret("hunter2".into()).to_string(), "<secret>");
+    }
 }

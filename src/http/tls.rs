@@ -52,8 +52,8 @@ impl Material {
     /// # Errors
     /// [`Unreadable`] for the first that cannot be read.
     pub fn read(config: &TlsConfig) -> Result<Self, Unreadable> {
-        let [ca, cert, key] =
-            [&config.ca, &config.cert, &config.key].map(|text| text.as_ref().map(|text| text.read()).transpose());
+        let [ca, cert, key] = [&config.ca, &config.cert, &config.key]
+            .map(|text| text.as_ref().map(|text| text.read()).transpose());
         Ok(Self { ca: ca?, cert: cert?, key: key? })
     }
 }
@@ -90,8 +90,9 @@ pub fn build(config: &TlsConfig, material: &Material) -> Result<ClientConfig, Er
     };
     match (&material.cert, &material.key) {
         (Some(cert), Some(key)) => {
-            let chain: Vec<_> =
-                CertificateDer::pem_slice_iter(cert.as_bytes()).collect::<Result<_, _>>().map_err(Error::Cert)?;
+            let chain: Vec<_> = CertificateDer::pem_slice_iter(cert.as_bytes())
+                .collect::<Result<_, _>>()
+                .map_err(Error::Cert)?;
             let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(Error::Key)?;
             builder.with_client_auth_cert(chain, key).map_err(Error::Identity)
         }

@@ -10,7 +10,8 @@ mod routes;
 pub mod schedule;
 
 use crate::config::{self, Config};
-use crate::http::client::Client;
+use crate::history::Source;
+use crate::http::client::{self, Client, Url};
 use crate::http::server;
 use crate::ingest;
 use crate::publish::{self, Batch, Position, Windows, sender::Sender};
@@ -46,6 +47,14 @@ pub enum Error {
     /// The configuration is wrong.
     #[error(transparent)]
     Config(#[from] config::Error),
+    /// A file that the configuration names has changed since it was read.
+    #[error("no client for {url}")]
+    Client {
+        /// The target or source.
+        url: Url,
+        /// Why.
+        source: client::Error,
+    },
     /// The address cannot be listened on.
     #[error("cannot listen on {address}")]
     Listen {
@@ -77,10 +86,29 @@ pub struct Options {
 }
 
 impl Options {
-    fn load(&self) -> Result<Arc<Config>, config::Error> {
+    fn load(&self) -> Result<Loaded, Error> {
         let config = self.config_file.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
-        Ok(Arc::new(config))
+        let failed = |url: &Url| {
+            let url = url.clone();
+            move |source| Error::Client { url, source }
+        };
+        let targets = config.remote_write.iter();
+        let targets = targets.map(|target| Client::new(&target.http).map_err(failed(&target.url)));
+        let sources = config.remote_read.iter();
+        let sources = sources.map(|source| Source::new(source).map_err(failed(&source.url)));
+        Ok(Loaded {
+            targets: targets.collect::<Result<_, _>>()?,
+            sources: sources.collect::<Result<_, _>>()?,
+            config: Arc::new(config),
+        })
     }
+}
+
+/// A configuration, and a client for each address in it.
+struct Loaded {
+    config: Arc<Config>,
+    targets: Vec<Client>,
+    sources: Arc<[Source]>,
 }
 
 /// The engine as the other rooms see it.
@@ -135,17 +163,18 @@ struct Senders {
 impl Senders {
     fn start(
         config: &Config,
+        clients: Vec<Client>,
         engine: &mpsc::Sender<Command>,
-        client: &Client,
         metrics: &publish::Metrics,
     ) -> Self {
         let (closing, closed) = watch::channel(false);
         let bells: Vec<Arc<Notify>> = config.remote_write.iter().map(|_| Arc::default()).collect();
-        let tasks = config.remote_write.iter().zip(&bells).enumerate().map(|(number, (config, bell))| {
+        let targets = config.remote_write.iter().zip(clients).zip(&bells).enumerate();
+        let tasks = targets.map(|(number, ((config, client), bell))| {
             let sender = Sender {
                 windows: Target { engine: engine.downgrade(), number },
                 config: config.clone(),
-                client: client.clone(),
+                client,
                 metrics: metrics.clone(),
                 bell: bell.clone(),
                 closing: closed.clone(),
@@ -198,9 +227,8 @@ impl ReloadMetrics {
 /// Puts configurations into force, one at a time.
 struct Reloader {
     options: Options,
-    client: Client,
     commands: mpsc::Sender<Command>,
-    config: watch::Sender<Arc<Config>>,
+    sources: watch::Sender<Arc<[Source]>>,
     senders: Mutex<Option<Senders>>,
     publish: publish::Metrics,
     metrics: ReloadMetrics,
@@ -210,7 +238,7 @@ impl Reloader {
     /// Reads the file again. A file that is wrong changes nothing.
     async fn reload(&self) -> Result<(), String> {
         let mut senders = self.senders.lock().await;
-        let config = self.options.load().map_err(|error| {
+        let Loaded { config, targets, sources } = self.options.load().map_err(|error| {
             self.metrics.successful.set(0);
             let text = crate::yaml::chain(&error);
             error!(component = "config", err = text, "reload failed, the old configuration stays");
@@ -220,11 +248,11 @@ impl Reloader {
         if let Some(old) = senders.take() {
             old.drain().await;
         }
-        let started = Senders::start(&config, &self.commands, &self.client, &self.publish);
+        let started = Senders::start(&config, targets, &self.commands, &self.publish);
         let (done, in_force) = oneshot::channel();
         let bells = started.bells.clone();
         *senders = Some(started);
-        self.config.send_replace(config.clone());
+        self.sources.send_replace(sources);
         let command = Command::Reload { config, bells, done };
         if self.commands.send(command).await.is_err() || in_force.await.is_err() {
             return Err("shutting down".into());
@@ -240,7 +268,7 @@ impl Reloader {
 /// # Errors
 /// [`Error`] when it cannot start, or a part of it fails for good.
 pub async fn run(options: Options) -> Result<(), Error> {
-    let config = options.load()?;
+    let Loaded { config, targets, sources } = options.load()?;
     let listener = listen(&options.listen_address).await?;
     let address =
         listener.local_addr().map_err(|source| Error::System { what: "read the own address", source })?;
@@ -256,12 +284,11 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let ingest_metrics = ingest::Metrics::new(own);
     let pipeline_metrics = metrics::Metrics::new(own);
 
-    let client = Client::default();
     let (commands, received) = mpsc::channel(COMMANDS);
     let (jobs, waiting_jobs) = mpsc::channel(JOBS);
     let (readiness, ready) = watch::channel(Readiness { ready: false, text: "starting".into() });
-    let (current, config_seen) = watch::channel(config.clone());
-    let senders = Senders::start(&config, &commands, &client, &publish_metrics);
+    let (sources, sources_seen) = watch::channel(sources);
+    let senders = Senders::start(&config, targets, &commands, &publish_metrics);
     let engine = Engine::new(Parts {
         config: config.clone(),
         bells: senders.bells.clone(),
@@ -281,7 +308,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
         .map_err(|source| Error::System { what: "start the scoring thread", source })?;
     let trainer = tokio::spawn({
         let engine = commands.downgrade();
-        trainer::run(waiting_jobs, config_seen, client.clone(), move |group, result| {
+        trainer::run(waiting_jobs, sources_seen, move |group, result| {
             let engine = engine.upgrade();
             async move {
                 if let Some(engine) = engine {
@@ -296,9 +323,8 @@ pub async fn run(options: Options) -> Result<(), Error> {
     reload_metrics.loaded();
     let reloader = Arc::new(Reloader {
         options,
-        client,
         commands: commands.clone(),
-        config: current,
+        sources,
         senders: Mutex::new(Some(senders)),
         publish: publish_metrics,
         metrics: reload_metrics,

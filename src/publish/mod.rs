@@ -7,6 +7,7 @@
 pub mod sender;
 
 use crate::http::client::Url;
+use crate::http::config::ClientConfig;
 use crate::prom::{Labels, Sample, duration};
 use crate::yaml::{Node, Section};
 use prometheus_client::metrics::counter::Counter;
@@ -25,6 +26,8 @@ pub const SAMPLES_OF_A_ROW: usize = 4;
 pub struct Config {
     /// Where to write.
     pub url: Url,
+    /// How to get there.
+    pub http: ClientConfig,
     /// How long one request may take.
     pub remote_timeout: Duration,
     /// Most samples of one request.
@@ -47,6 +50,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             url: "http://localhost:9090/api/v1/write".parse().expect("a URL"),
+            http: ClientConfig::default(),
             remote_timeout: Duration::from_secs(30),
             max_samples_per_send: 2000,
             batch_send_deadline: Duration::from_millis(100),
@@ -66,8 +70,9 @@ impl Config {
             section.require("url").and_then(|node| node.parse(str::parse)).unwrap_or(default.url.clone());
         let remote_timeout = section.duration("remote_timeout", default.remote_timeout);
         let queue = section.get("queue_config").and_then(Node::section);
+        let http = ClientConfig::read(&mut section);
         section.finish();
-        let config = Self { url, remote_timeout, ..default };
+        let config = Self { url, http, remote_timeout, ..default };
         queue.map_or(config.clone(), |queue| config.with_queue(queue))
     }
 
