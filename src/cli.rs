@@ -4,7 +4,7 @@ use crate::config::Config;
 use crate::features::Transform;
 use crate::http::client::{Client, Url};
 use crate::pipeline::{self, Options};
-use crate::prom::{Labels, METRIC_NAME, duration};
+use crate::prom::{Labels, METRIC_NAME};
 use crate::telemetry::{self, Format, Level};
 use crate::yaml;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -53,6 +53,9 @@ struct RunArgs {
     /// Address to listen on for remote write and the web pages
     #[arg(long = "web.listen-address", value_name = "ADDRESS", default_value = ":9599")]
     listen_address: String,
+    /// Folder for what outlives the process: models
+    #[arg(long = "storage.path", value_name = "FOLDER", default_value = "promforest-data")]
+    storage_path: PathBuf,
     /// Least severe messages to log
     #[arg(long = "log.level", value_name = "LEVEL", default_value = "info")]
     log_level: Level,
@@ -122,7 +125,7 @@ fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Fa
 
 fn run(args: RunArgs) -> Result<(), Failure> {
     telemetry::init_logs(args.log_level, args.log_format);
-    let options = Options { config_file: args.config_file, listen_address: args.listen_address };
+    let options = Options { config_file: args.config_file, listen_address: args.listen_address, storage_path: args.storage_path };
     block_on(async { Ok(pipeline::run(options).await?) })
 }
 

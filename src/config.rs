@@ -3,7 +3,7 @@
 use crate::features::Transform;
 use crate::features::rate::Semantics;
 use crate::forest::{Contamination, ForestParams, MaxFeatures, MaxSamples};
-use crate::models::Params;
+use crate::models::{Params, registry};
 use crate::prom::{Selector, duration};
 use crate::yaml::{self, Node, Section};
 use crate::{history, publish, train};
@@ -22,6 +22,8 @@ pub struct Config {
     pub remote_write: Vec<publish::Config>,
     /// Where history is read.
     pub remote_read: Vec<history::Config>,
+    /// Where models are kept.
+    pub registry: registry::Config,
     /// What is watched.
     pub detectors: Vec<Arc<Detector>>,
 }
@@ -123,6 +125,8 @@ impl Config {
             Some(list) => sections(&list).map(history::Config::read).collect(),
             None => vec![history::Config::default()],
         };
+        let registry =
+            top.get("registry").and_then(Node::section).map_or_else(registry::Config::default, registry::Config::read);
         let detectors: Vec<Detector> = match top.get("detectors") {
             Some(list) => {
                 let mut detectors: Vec<Detector> = Vec::new();
@@ -145,7 +149,7 @@ impl Config {
             None => vec![node_network(scrape_interval)],
         };
         top.finish();
-        Self { remote_write, remote_read, detectors: detectors.into_iter().map(Arc::new).collect() }
+        Self { remote_write, remote_read, registry, detectors: detectors.into_iter().map(Arc::new).collect() }
     }
 }
 

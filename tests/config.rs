@@ -171,16 +171,19 @@ fn every_value_arrives_where_it_belongs() {
         (training.history, training.minimum, training.every),
         (seconds(14 * 86_400), seconds(3 * 3600), seconds(12 * 3600))
     );
-    let model = &disk.model;
+    let plain = |detector: &Detector| match &detector.model {
+        Params::IsolationForest(params) => params.clone(),
+    };
+    let model = plain(disk);
     assert_eq!(model.n_estimators.get(), 200);
     assert_eq!(Ok(model.max_samples), MaxSamples::share(0.5));
     assert_eq!(Ok(model.contamination), Contamination::share(0.01));
     assert_eq!(Ok(model.max_features), MaxFeatures::count(3));
     assert_eq!((model.bootstrap, model.random_state), (true, 42));
     // scikit-learn tells 1.0, all, from 1, one.
-    assert_eq!(Ok(memory.model.max_samples), MaxSamples::share(1.0));
-    assert_eq!(Ok(memory.model.max_features), MaxFeatures::share(1.0));
+    assert_eq!(Ok(plain(memory).max_samples), MaxSamples::share(1.0));
+    assert_eq!(Ok(plain(memory).max_features), MaxFeatures::share(1.0));
     let limits = Config::load(&file.with_file_name("limits.good.yml")).expect("valid");
-    assert_eq!(Ok(limits.detectors[0].model.max_samples), MaxSamples::count(1));
-    assert_eq!(Ok(limits.detectors[0].model.max_features), MaxFeatures::count(1));
+    assert_eq!(Ok(plain(&limits.detectors[0]).max_samples), MaxSamples::count(1));
+    assert_eq!(Ok(plain(&limits.detectors[0]).max_features), MaxFeatures::count(1));
 }

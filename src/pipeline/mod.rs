@@ -16,11 +16,13 @@ use crate::http::server;
 use crate::ingest;
 use crate::publish::{self, Batch, Position, Windows, sender::Sender};
 use crate::telemetry::Process;
-use crate::train::trainer;
+use crate::models::registry::Registry;
+use crate::train::trainer::{self, Outside};
+use keeper::Keeper;
 use engine::{Command, Engine, Parts, Readiness};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::Registry as MetricsRegistry;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -55,6 +57,12 @@ pub enum Error {
         /// Why.
         source: client::Error,
     },
+    /// The same, for the model registry.
+    #[error("no client for the model registry")]
+    Registry {
+        /// Why.
+        source: client::Error,
+    },
     /// The address cannot be listened on.
     #[error("cannot listen on {address}")]
     Listen {
@@ -83,6 +91,8 @@ pub struct Options {
     pub config_file: Option<PathBuf>,
     /// Where to listen.
     pub listen_address: String,
+    /// Where what outlives the process is kept.
+    pub storage_path: PathBuf,
 }
 
 impl Options {
@@ -96,9 +106,17 @@ impl Options {
         let targets = targets.map(|target| Client::new(&target.http).map_err(failed(&target.url)));
         let sources = config.remote_read.iter();
         let sources = sources.map(|source| Source::new(source).map_err(failed(&source.url)));
+        let registry = Registry::open(&config.registry, &self.storage_path)
+            .map_err(|source| Error::Registry { source })?;
+        let outside = Outside {
+            detectors: config.detectors.clone(),
+            sources: sources.collect::<Result<_, _>>()?,
+            registry,
+            registry_config: config.registry.clone(),
+        };
         Ok(Loaded {
             targets: targets.collect::<Result<_, _>>()?,
-            sources: sources.collect::<Result<_, _>>()?,
+            outside: Arc::new(outside),
             config: Arc::new(config),
         })
     }
@@ -108,7 +126,7 @@ impl Options {
 struct Loaded {
     config: Arc<Config>,
     targets: Vec<Client>,
-    sources: Arc<[Source]>,
+    outside: Arc<Outside>,
 }
 
 /// The engine as the other rooms see it.
@@ -203,7 +221,7 @@ struct ReloadMetrics {
 }
 
 impl ReloadMetrics {
-    fn new(registry: &mut Registry) -> Self {
+    fn new(registry: &mut MetricsRegistry) -> Self {
         let metrics = Self { successful: Gauge::default(), timestamp: Gauge::default() };
         registry.register(
             "config_last_reload_successful",
@@ -228,7 +246,7 @@ impl ReloadMetrics {
 struct Reloader {
     options: Options,
     commands: mpsc::Sender<Command>,
-    sources: watch::Sender<Arc<[Source]>>,
+    outside: watch::Sender<Arc<Outside>>,
     senders: Mutex<Option<Senders>>,
     publish: publish::Metrics,
     metrics: ReloadMetrics,
@@ -238,7 +256,7 @@ impl Reloader {
     /// Reads the file again. A file that is wrong changes nothing.
     async fn reload(&self) -> Result<(), String> {
         let mut senders = self.senders.lock().await;
-        let Loaded { config, targets, sources } = self.options.load().map_err(|error| {
+        let Loaded { config, targets, outside } = self.options.load().map_err(|error| {
             self.metrics.successful.set(0);
             let text = crate::yaml::chain(&error);
             error!(component = "config", err = text, "reload failed, the old configuration stays");
@@ -252,7 +270,7 @@ impl Reloader {
         let (done, in_force) = oneshot::channel();
         let bells = started.bells.clone();
         *senders = Some(started);
-        self.sources.send_replace(sources);
+        self.outside.send_replace(outside);
         let command = Command::Reload { config, bells, done };
         if self.commands.send(command).await.is_err() || in_force.await.is_err() {
             return Err("shutting down".into());
@@ -268,13 +286,13 @@ impl Reloader {
 /// # Errors
 /// [`Error`] when it cannot start, or a part of it fails for good.
 pub async fn run(options: Options) -> Result<(), Error> {
-    let Loaded { config, targets, sources } = options.load()?;
+    let Loaded { config, targets, outside } = options.load()?;
     let listener = listen(&options.listen_address).await?;
     let address =
         listener.local_addr().map_err(|source| Error::System { what: "read the own address", source })?;
     let mut signals = Signals::new()?;
 
-    let mut registry = Registry::default();
+    let mut registry = MetricsRegistry::default();
     Process::register(&mut registry);
     let own = registry.sub_registry_with_prefix("promforest");
     let version = [("version", env!("CARGO_PKG_VERSION"))];
@@ -283,11 +301,12 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let publish_metrics = publish::Metrics::new(own);
     let ingest_metrics = ingest::Metrics::new(own);
     let pipeline_metrics = metrics::Metrics::new(own);
+    let keeper_metrics = keeper::Metrics::new(own);
 
     let (commands, received) = mpsc::channel(COMMANDS);
     let (jobs, waiting_jobs) = mpsc::channel(JOBS);
     let (readiness, ready) = watch::channel(Readiness { ready: false, text: "starting".into() });
-    let (sources, sources_seen) = watch::channel(sources);
+    let (outside, outside_seen) = watch::channel(outside);
     let senders = Senders::start(&config, targets, &commands, &publish_metrics);
     let engine = Engine::new(Parts {
         config: config.clone(),
@@ -308,7 +327,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
         .map_err(|source| Error::System { what: "start the scoring thread", source })?;
     let trainer = tokio::spawn({
         let engine = commands.downgrade();
-        trainer::run(waiting_jobs, sources_seen, move |group, result| {
+        trainer::run(waiting_jobs, outside_seen.clone(), move |group, result| {
             let engine = engine.upgrade();
             async move {
                 if let Some(engine) = engine {
@@ -318,13 +337,14 @@ pub async fn run(options: Options) -> Result<(), Error> {
             }
         })
     });
+    let keeper = tokio::spawn(Keeper::new(commands.downgrade(), outside_seen, keeper_metrics).run());
     let ticker = tokio::spawn(tick(commands.downgrade()));
 
     reload_metrics.loaded();
     let reloader = Arc::new(Reloader {
         options,
         commands: commands.clone(),
-        sources,
+        outside,
         senders: Mutex::new(Some(senders)),
         publish: publish_metrics,
         metrics: reload_metrics,
@@ -368,6 +388,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
             warn!(component = "http", "connections are cut: they did not end in time");
         }
         trainer.abort();
+        keeper.abort();
         if let Some(senders) = reloader.senders.lock().await.take() {
             senders.drain().await;
         }

@@ -1,7 +1,9 @@
+use super::rows::{Exclusion, NoRows, join};
 use super::*;
-use crate::config::Config;
-use crate::prom::METRIC_NAME;
-use crate::window::Push;
+use crate::config::{self, Detector};
+use crate::history::Series;
+use crate::prom::{METRIC_NAME, Sample};
+use crate::window::{Push, Window};
 use std::sync::Arc;
 
 const STEP_MS: i64 = 15_000;
@@ -10,7 +12,7 @@ const HISTORY_MS: i64 = 5 * 86_400_000;
 
 fn detector(training: &str) -> Arc<Detector> {
     let text = format!("detectors: [{{name: net, match: [rx], window: 1h, training: {training}}}]");
-    Config::parse(&text).expect("a valid configuration").detectors.remove(0)
+    config::Config::parse(&text).expect("a valid configuration").detectors.remove(0)
 }
 
 fn feature(device: &str) -> Labels {
@@ -31,25 +33,36 @@ fn window(series: Vec<Series>) -> Window {
     join(&series, &live, HISTORY_MS)
 }
 
+fn rows(detector: &Detector, window: &Window) -> Result<Rows, NoRows> {
+    Rows::read(detector, window, &[])
+}
+
+fn fit(detector: &Detector, rows: &Rows, threads: usize) -> Trained {
+    let threads = NonZeroUsize::new(threads).expect("above 0");
+    let sizes = &detector.training.sweep;
+    train(&detector.model, rows, sizes, Purpose::default(), START_MS, threads, &|_, _| {}).expect("the parameters suit")
+}
+
 fn trained(detector: &Detector, window: &Window) -> Model {
-    match train(detector, window, NonZeroUsize::MIN).expect("the parameters suit") {
-        Outcome::Trained(model) => *model,
-        other => panic!("{other:?}"),
-    }
+    fit(detector, &rows(detector, window).expect("rows"), 1).model
+}
+
+fn history(model: &Model) -> &History {
+    model.card.history.as_ref().expect("it was trained here")
 }
 
 #[test]
 fn waits_for_the_minimum_of_settled_rows() {
     let detector = detector("{minimum: 10m}");
     // 40 steps are ten minutes, but the first minute's rates are not settled.
-    let short = train(&detector, &window(vec![counter("eth0", 0..41)]), NonZeroUsize::MIN);
-    assert!(matches!(short, Ok(Outcome::TooShort { have_ms: 540_000 })), "{short:?}");
+    let short = rows(&detector, &window(vec![counter("eth0", 0..41)]));
+    assert!(matches!(short, Err(NoRows::TooShort { have_ms: 540_000 })), "{short:?}");
     // What settling still takes is lacking too.
-    let young = train(&detector, &window(vec![counter("eth0", 0..2)]), NonZeroUsize::MIN);
-    assert!(matches!(young, Ok(Outcome::TooShort { have_ms: -45_000 })), "{young:?}");
+    let young = rows(&detector, &window(vec![counter("eth0", 0..2)]));
+    assert!(matches!(young, Err(NoRows::TooShort { have_ms: -45_000 })), "{young:?}");
     let model = trained(&detector, &window(vec![counter("eth0", 0..45)]));
-    assert_eq!(model.observed_ms, 600_000);
-    assert_eq!(model.n_rows, 41, "from one minute on");
+    assert_eq!(history(&model).observed_ms, 600_000);
+    assert_eq!(history(&model).n_rows, 41, "from one minute on");
 }
 
 #[test]
@@ -57,9 +70,9 @@ fn a_gap_does_not_count_as_history() {
     let detector = detector("{minimum: 1h}");
     let (labels, mut samples) = counter("eth0", 0..10);
     samples.extend(counter("eth0", 1000..1010).1);
-    let outcome = train(&detector, &window(vec![(labels, samples)]), NonZeroUsize::MIN);
+    let outcome = rows(&detector, &window(vec![(labels, samples)]));
     // twice nine steps and one gap of five minutes, less the minute to settle
-    assert!(matches!(outcome, Ok(Outcome::TooShort { have_ms: 510_000 })), "{outcome:?}");
+    assert!(matches!(outcome, Err(NoRows::TooShort { have_ms: 510_000 })), "{outcome:?}");
 }
 
 #[test]
@@ -88,27 +101,77 @@ fn history_and_live_window_are_joined_and_the_same_twice_is_once() {
     for past in [0..100, 0..60] {
         let joined = join(&[counter("eth0", past)], &live, HISTORY_MS);
         let model = trained(&detector, &joined);
-        assert_eq!(model.n_rows, whole.n_rows);
-        assert_eq!(model.forest, whole.forest);
+        assert_eq!(history(&model).n_rows, history(&whole).n_rows);
+        assert_eq!(model.fitted, whole.fitted);
     }
     let foreign = join(&[counter("eth0", 0..100), counter("not_live", 0..100)], &live, HISTORY_MS);
     assert_eq!(trained(&detector, &foreign).schema.features, [feature("eth0")]);
     let alone = trained(&detector, &join(&[], &live, HISTORY_MS));
-    assert_eq!(alone.n_rows, 46);
+    assert_eq!(history(&alone).n_rows, 46);
 }
 
 #[test]
 fn the_same_history_gives_the_same_forest_on_any_number_of_threads() {
     let detector = detector("{minimum: 10m}");
     let window = window(vec![counter("eth0", 0..400), counter("lo", 0..400)]);
-    let one = trained(&detector, &window);
+    let rows = rows(&detector, &window).expect("rows");
+    let one = fit(&detector, &rows, 1);
     for threads in [2, 7] {
-        let threads = NonZeroUsize::new(threads).expect("above 0");
-        let Ok(Outcome::Trained(model)) = train(&detector, &window, threads) else {
-            panic!("it trained before")
-        };
-        assert_eq!(model.forest, one.forest);
+        assert_eq!(fit(&detector, &rows, threads), one);
     }
+}
+
+#[test]
+fn the_sweep_takes_the_size_with_the_least_divergence() {
+    let detector = detector("{minimum: 10m, sweep: [64, 5, 16, 9999]}");
+    let window = window(vec![counter("eth0", 0..400), counter("lo", 0..400)]);
+    let rows = rows(&detector, &window).expect("rows");
+    let Trained { model, sweep } = fit(&detector, &rows, 2);
+    let validation = sweep.expect("enough rows").validation;
+    let sizes: Vec<usize> = validation.trials.iter().map(|trial| trial.max_samples).collect();
+    // 396 settled rows; the largest fold leaves 316 of them to fit on.
+    assert_eq!(sizes, [5, 16, 64, 316]);
+    assert!(validation.trials.iter().all(|trial| trial.kl.len() == validate::N_SPLITS));
+    assert!(validation.trials.iter().all(|trial| trial.mean_kl() >= validation.best().mean_kl()));
+    let size = validation.best().max_samples.to_string();
+    assert!(model.card.params.contains(&("max_samples".into(), size)));
+}
+
+#[test]
+fn excluded_rows_stay_out_as_long_as_rates_reach_back() {
+    let detector = detector("{minimum: 10m}");
+    let window = window(vec![counter("eth0", 0..200)]);
+    let all = rows(&detector, &window).expect("rows");
+    let exclusion = Exclusion {
+        from_ms: START_MS + 100 * STEP_MS,
+        to_ms: START_MS + 109 * STEP_MS,
+        reason: "release".into(),
+    };
+    let rows = Rows::read(&detector, &window, std::slice::from_ref(&exclusion)).expect("rows");
+    // Ten rows, and the minute after them.
+    assert_eq!(rows.excluded, [(exclusion, 14)]);
+    assert_eq!(rows.len(), all.len() - 14);
+    let everything = Exclusion { from_ms: 0, to_ms: i64::MAX, reason: String::new() };
+    assert_eq!(Rows::read(&detector, &window, &[everything]), Err(NoRows::NeverComplete { n_features: 1 }));
+}
+
+#[test]
+fn the_gate_says_what_is_out_of_bounds() {
+    let gate = Gate::default();
+    let validation = |kl: f64, alert_rate: f64| crate::models::Validation {
+        trials: vec![crate::models::Trial { max_samples: 256, kl: vec![kl, kl] }],
+        chosen: 0,
+        alert_rate,
+    };
+    assert!(gate.judge(&validation(0.02, 0.01)).is_empty());
+    assert_eq!(
+        gate.judge(&validation(1.5, 0.5)),
+        [
+            "the KL divergence of rows that it has not seen is 1.500, above the limit of 1",
+            "it calls 50.0 % of the rows that it has not seen anomalous, above the limit of 30.0 %",
+        ]
+    );
+    assert_eq!(gate.judge(&validation(f64::NAN, 0.0)).len(), 1);
 }
 
 #[test]
@@ -118,12 +181,12 @@ fn values_that_are_not_finite_are_left_out() {
     samples[50].value = f64::INFINITY;
     let model = trained(&detector, &window(vec![(labels, samples)]));
     // the infinity is in the range of five rows, the row of its own scrape and four more
-    assert!((86..=92).contains(&model.n_rows), "{}", model.n_rows);
+    assert!((86..=92).contains(&history(&model).n_rows), "{}", history(&model).n_rows);
 }
 
 #[test]
 fn a_young_model_is_renewed_soon_and_an_old_one_on_schedule() {
-    let config = Config::default().detectors[0].training.clone();
+    let config = Config::default();
     for (observed_minutes, pause) in [(0, "15s"), (60, "15m"), (24 * 60, "6h"), (5 * 24 * 60, "1d")] {
         assert_eq!(duration::Display(config.pause(observed_minutes * 60_000)).to_string(), pause);
     }

@@ -288,4 +288,4 @@ fn mlmodel(model: &Model) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::models) mod tests;

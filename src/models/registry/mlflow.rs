@@ -14,7 +14,7 @@ use crate::models::artifact::{self, Files};
 use crate::prom::duration;
 use crate::yaml::Section;
 use bytes::Bytes;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -437,8 +437,8 @@ impl Mlflow {
     ) -> Result<Bytes, Error> {
         let url: Url = address.parse().map_err(|_| Error::Answer { url: shorten(address), field: "an address" })?;
         let (headers, body) = match content {
-            Some((kind, body)) => (vec![(CONTENT_TYPE, kind)], body),
-            None => (Vec::new(), Bytes::new()),
+            Some((kind, body)) => (HeaderMap::from_iter([(CONTENT_TYPE, kind)]), body),
+            None => (HeaderMap::new(), Bytes::new()),
         };
         let request = Request { method, url, headers, body, timeout: TIMEOUT, limit };
         let answer = self.client.request(request).await?;

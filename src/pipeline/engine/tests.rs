@@ -4,6 +4,7 @@ use super::*;
 use crate::features::rate::Semantics;
 use crate::features::{Schema, Transform};
 use crate::forest::{ForestParams, Table};
+use crate::models::{Card, History, Model, Params};
 use crate::prom::proto::{Label, Sample as ProtoSample, TimeSeries, WriteRequest};
 use crate::prom::{Labels, METRIC_NAME, STALE_BITS};
 use crate::window::row::Grid;
@@ -55,10 +56,10 @@ impl Bench {
     /// Puts a model into service in every group that has none.
     fn install(&mut self, models: &BTreeMap<Labels, Arc<Model>>) {
         for (_, group) in self.groups() {
-            if group.model().is_none()
+            if group.deployed(Voice::Champion).is_none()
                 && let Some(model) = models.get(&group.labels)
             {
-                group.install(model.clone(), Vec::new(), None, Instant::now(), &mut |_| {});
+                group.install(deployed(model), Vec::new(), None, Instant::now(), &mut |_| {});
             }
         }
     }
@@ -75,7 +76,7 @@ impl Bench {
                     |s: &Sample| ((group.labels.clone(), feature.clone(), s.timestamp_ms), s.value.to_bits());
                 content.extend(samples.iter().map(cell));
             }
-            for (timestamp_ms, score) in window.scores(i64::MIN, i64::MAX) {
+            for (timestamp_ms, score) in window.scores(Voice::Champion, i64::MIN, i64::MAX) {
                 content.insert(
                     (group.labels.clone(), Labels::default(), timestamp_ms),
                     score.decision.to_bits(),
@@ -137,10 +138,17 @@ fn model(features: Vec<Labels>, range_ms: i64) -> Arc<Model> {
     let values: Vec<f32> =
         (0..features.len() * ROWS).map(|i| (i * 37 % ROWS) as f32 * 10.0 / ROWS as f32).collect();
     let table = Table::new(&values, ROWS, features.len()).expect("as many values as cells");
-    let forest = ForestParams::default().fit(&table, NonZeroUsize::MIN).expect("fits");
+    let fitted = Params::IsolationForest(ForestParams::default()).fit(&table, NonZeroUsize::MIN).expect("fits");
     let transform = Transform::Rate { range_ms, semantics: Semantics::V3 };
     let schema = Schema { features, transform, grid: Grid::Exact };
-    Arc::new(Model { schema, forest, trained_to_ms: START_MS, observed_ms: 3_600_000, n_rows: ROWS })
+    let history =
+        History { from_ms: START_MS, to_ms: START_MS, observed_ms: 3_600_000, n_rows: ROWS, n_excluded: 0 };
+    let card = Card { group: Some(Labels::default()), history: Some(history), ..Card::default() };
+    Arc::new(Model { schema, fitted, card })
+}
+
+fn deployed(model: &Arc<Model>) -> Deployed {
+    Deployed { model: model.clone(), name: "net".into(), version: Some(1) }
 }
 
 /// Models of one device, which all captures have, for the groups of the captures.
@@ -398,7 +406,7 @@ fn training_is_asked_for_at_once_again_later_and_when_features_change() {
     }
     bench.engine.tick(now + Duration::from_secs(1));
     let job = bench.jobs.try_recv().expect("a training");
-    assert!(!job.first);
+    assert_eq!(job.reason, Reason::Schema);
     bench.engine.tick(now + Duration::from_secs(2));
     assert!(bench.jobs.try_recv().is_err(), "one at a time");
     bench.engine.learned(job.group, Learned::TooShort { have_ms: 0 }, now);
@@ -416,11 +424,11 @@ fn a_row_that_history_brought_first_is_scored() {
     let newest = Sample { timestamp_ms: START_MS + 30_000, value: 200.0 };
     let recent = model.schema.features.iter().map(|labels| (labels.clone(), vec![newest])).collect();
     let (_, group) = bench.groups().remove(0);
-    group.install(model, recent, None, Instant::now(), &mut |_| {});
+    group.install(deployed(&model), recent, None, Instant::now(), &mut |_| {});
     scrape(&mut bench, 2);
     let (_, group) = bench.groups().remove(0);
     let scored: Vec<i64> =
-        group.window().scores(i64::MIN, i64::MAX).map(|(at_ms, _)| at_ms - START_MS).collect();
+        group.window().scores(Voice::Champion, i64::MIN, i64::MAX).map(|(at_ms, _)| at_ms - START_MS).collect();
     assert_eq!(scored, [15_000, 30_000]);
 }
 
@@ -448,7 +456,7 @@ fn what_is_watched_is_counted_to_the_end() {
     let foreign = Labels::new([(METRIC_NAME, "only_in_history")]).expect("valid");
     let recent = vec![(foreign, vec![Sample { timestamp_ms: START_MS, value: 1.0 }])];
     let (_, group) = bench.groups().remove(0);
-    group.install(two_features(), recent, None, Instant::now(), &mut |_| {});
+    group.install(deployed(&two_features()), recent, None, Instant::now(), &mut |_| {});
     assert_eq!(bench.groups()[0].1.n_columns(), 2);
     let (gone, _) = bench.engine.groups.tidy(Instant::now() + Duration::from_secs(86_400));
     assert_eq!(gone.len(), 1);

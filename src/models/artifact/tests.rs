@@ -1,0 +1,169 @@
+use super::*;
+use crate::features::rate::Semantics;
+use crate::features::{Schema, Transform};
+use crate::forest::{ForestParams, Table};
+use crate::models::{Card, Fitted, History, Params, Trial, Validation};
+use crate::prom::{Labels, METRIC_NAME};
+use crate::window::row::Grid;
+use proptest::prelude::*;
+use std::num::NonZeroUsize;
+
+/// A model of two features with everything in its card.
+pub fn sample() -> Model {
+    const ROWS: usize = 300;
+    let values: Vec<f32> = (0..2 * ROWS).map(|i| ((i * 7919) % 1009) as f32 / 10.0).collect();
+    let table = Table::new(&values, ROWS, 2).expect("as many values as cells");
+    let params = Params::IsolationForest(ForestParams {
+        n_estimators: NonZeroUsize::new(7).expect("above 0"),
+        ..ForestParams::default()
+    });
+    let fitted = params.fit(&table, NonZeroUsize::MIN).expect("fits");
+    let feature = |device: &str| Labels::new([(METRIC_NAME, "rx"), ("device", device)]).expect("valid");
+    let transform = Transform::Rate { range_ms: 60_000, semantics: Semantics::V3 };
+    let schema = Schema {
+        features: vec![feature("eth0"), feature("it's \"odd\"")],
+        transform,
+        grid: Grid::Slots { interval_ms: 15_000, cut_ms: 700 },
+    };
+    let card = Card {
+        detector: Some("net".into()),
+        group: Some(Labels::new([("job", "node"), ("instance", "a:9100")]).expect("valid")),
+        origin: "promforest 0.0.0".into(),
+        created_ms: 1_700_000_000_123,
+        params: params.describe(),
+        columns: None,
+        history: Some(History {
+            from_ms: 1_699_000_000_000,
+            to_ms: 1_700_000_000_000,
+            observed_ms: 999_000_000,
+            n_rows: ROWS,
+            n_excluded: 3,
+        }),
+        validation: Some(Validation {
+            trials: vec![Trial { max_samples: 256, kl: vec![0.1, 0.25] }],
+            chosen: 0,
+            alert_rate: 0.01,
+        }),
+        baseline: Some([0.1, 0.2, -0.1].iter().collect()),
+    };
+    Model { schema, fitted, card }
+}
+
+#[test]
+fn a_round_trip_changes_no_bit() {
+    let saved = sample();
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("models/net/1");
+    save(&files(&saved), &path).expect("writable");
+    let read = model(&load(&path).expect("readable")).expect("a model");
+    assert_eq!(read, saved);
+    assert_eq!(files(&read), files(&saved));
+    let again = save(&files(&saved), &path).expect_err("it is there already").to_string();
+    assert!(again.starts_with("cannot create "), "{again}");
+    let left: Vec<_> = std::fs::read_dir(path.parent().expect("net")).expect("readable").collect();
+    assert_eq!(left.len(), 1, "no draft stays behind: {left:?}");
+}
+
+#[test]
+fn names_of_imported_columns_stay() {
+    let mut imported = sample();
+    imported.card.columns = Some(vec!["eth0 -  Rx in".into(), "odd".into()]);
+    assert_eq!(model(&files(&imported)).expect("a model"), imported);
+}
+
+#[test]
+fn a_damaged_file_is_named() {
+    let good = files(&sample());
+    for name in [MODEL, FOREST, GOLDEN] {
+        let mut bad = good.clone();
+        let middle = bad[name].len() / 2;
+        bad.get_mut(name).expect("there")[middle] ^= 1;
+        let error = model(&bad).expect_err("damaged").to_string();
+        assert_eq!(error, format!("{name} does not have its checksum: it is damaged, or was edited"));
+        let mut less = good.clone();
+        less.remove(name);
+        assert_eq!(model(&less).expect_err("missing").to_string(), format!("no model: {name} is missing"));
+    }
+}
+
+/// The files with another `model.json`, and checksums that agree.
+fn edited(edit: impl FnOnce(&mut serde_json::Value)) -> Files {
+    let mut files = files(&sample());
+    let mut json: serde_json::Value = serde_json::from_slice(&files[MODEL]).expect("JSON");
+    edit(&mut json);
+    files.insert(MODEL.into(), json.to_string().into_bytes());
+    summed(files)
+}
+
+fn summed(mut files: Files) -> Files {
+    let lines = files.iter().filter(|(name, _)| is_summed(name) && *name != SUMS);
+    let sums: Vec<String> = lines.map(|(name, bytes)| format!("{}  {name}\n", hex(bytes))).collect();
+    files.insert(SUMS.into(), sums.concat().into_bytes());
+    files
+}
+
+#[test]
+fn what_it_does_not_understand_it_refuses() {
+    type Edit = fn(&mut serde_json::Value);
+    let cases: [(Edit, &str); 9] = [
+        (|json| json["format"] = 2.into(), "the model has format 2, this version reads format 1"),
+        (|json| json["kind"] = "oracle".into(), "model.json: \"oracle\" is no kind of forest"),
+        (|json| json["secret"] = 1.into(), "model.json: unknown field `secret`"),
+        (|json| json["created"] = "soon".into(), "model.json: created is \"soon\", must be a time"),
+        (|json| json["schema"]["transform"] = "rate(0)".into(), "model.json: the range is 0s, must be at least 1s"),
+        (|json| json["schema"]["slots"]["cut_ms"] = 15_000.into(), "model.json: slots of 15000 ms begin at 15000"),
+        (|json| json["forest"]["n_features"] = 3.into(), "model.json: the forest has 3 features, the schema has 2"),
+        (|json| json["forest"]["n_estimators"] = 8.into(), "forest.arrow: there are 7 trees, must be 8"),
+        (|json| json["forest"]["max_samples"] = 17.into(), "golden.arrow: row 0 scores"),
+    ];
+    for (edit, message) in cases {
+        let error = crate::yaml::chain(&model(&edited(edit)).expect_err("wrong"));
+        assert!(error.starts_with(message), "{error}");
+    }
+    let columns_swapped = edited(|json| {
+        let features = json["schema"]["features"].as_array_mut().expect("a list");
+        features[1] = features[0].clone();
+    });
+    let error = model(&columns_swapped).expect_err("twice").to_string();
+    assert_eq!(error, r#"model.json: two features are "rx{device=\"eth0\"}""#);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    /// Somebody who makes the checksums fit gets an error or a model, and nothing worse.
+    #[test]
+    fn mangled_files_do_no_harm(file in 0..3_usize, edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6), cut in prop::option::of(any::<prop::sample::Index>())) {
+        let mut files = files(&sample());
+        let bytes = files.get_mut([MODEL, FOREST, GOLDEN][file]).expect("there");
+        for (at, byte) in edits {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        let _ = model(&summed(files));
+    }
+}
+
+#[test]
+fn cyclic_children_and_huge_counts_are_refused() {
+    let Fitted::IsolationForest(forest) = sample().fitted;
+    let first = forest.trees().next().expect("a tree");
+    let root = first.left_child.iter().position(|child| *child > 0).expect("a split");
+    // The left child of the first split, found in the file by what stands before it.
+    let files_of = |value: i32| {
+        let mut files = files(&sample());
+        let bytes = files.get_mut(FOREST).expect("there");
+        let lefts: Vec<u8> = first.left_child.iter().flat_map(|child| (*child as i32).to_le_bytes()).collect();
+        let start = bytes.windows(lefts.len()).position(|window| window == lefts).expect("the column");
+        bytes[start + 4 * root..][..4].copy_from_slice(&value.to_le_bytes());
+        summed(files)
+    };
+    for value in [0, i32::MAX, -7] {
+        let error = crate::yaml::chain(&model(&files_of(value)).expect_err("no tree"));
+        assert!(error.starts_with("forest.arrow: tree 0: tree node 0: "), "{error}");
+        assert!(error.contains(&format!("is {value}, must be ")), "{error}");
+    }
+}

@@ -1,0 +1,105 @@
+use super::*;
+use crate::models::Model;
+use crate::models::registry::{CHAMPION, Registry};
+
+fn model() -> Model {
+    crate::models::artifact::tests::sample()
+}
+
+fn registry(keep: usize) -> (tempfile::TempDir, Directory) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let directory = Directory::new(folder.path().join("models"), keep);
+    (folder, directory)
+}
+
+fn register(directory: &Directory, name: &str) -> u64 {
+    let entry = Entry { model: &model(), report: Some("<html>"), note: "a note".into() };
+    directory.register(name, &entry).expect("registered")
+}
+
+#[tokio::test]
+async fn versions_aliases_and_the_way_back() {
+    let (_folder, directory) = registry(9);
+    let registry = Registry::Directory(directory.clone());
+    assert!(registry.aliases("").await.expect("nothing there is no error").is_empty());
+    assert!(registry.versions("net").await.expect("none").is_empty());
+    for expected in 1..=3 {
+        assert_eq!(register(&directory, "net"), expected);
+        registry.promote("net", CHAMPION, expected).await.expect("promoted");
+    }
+    register(&directory, "network");
+    assert_eq!(registry.aliases("net").await.expect("read")["net"][CHAMPION], 3);
+    assert_eq!(registry.load("net", 3).await.expect("a model"), model());
+    assert_eq!(registry.roll_back("net", CHAMPION).await.expect("back"), (3, 2));
+    assert_eq!(registry.roll_back("net", CHAMPION).await.expect("back"), (2, 1));
+    let last = registry.roll_back("net", CHAMPION).await.expect_err("the first").to_string();
+    assert_eq!(last, "model net has no version to roll back to: none was promoted before version 1");
+    let none = registry.roll_back("network", CHAMPION).await.expect_err("no alias").to_string();
+    assert_eq!(none, "model network has no alias champion");
+    let missing = registry.promote("net", CHAMPION, 9).await.expect_err("missing").to_string();
+    assert_eq!(missing, "model net has no version 9");
+    let page = fs::read_to_string(directory.root().join("net/2/report.html")).expect("the report");
+    assert_eq!(page, "<html>");
+}
+
+#[test]
+fn names_stay_inside_of_the_directory() {
+    let (_folder, directory) = registry(9);
+    for bad in ["", "..", "../up", "a/b", ".hidden", "a:b", "a\0b"] {
+        let error = directory.versions(bad).expect_err("refused").to_string();
+        assert!(error.contains("cannot name a model or an alias"), "{error}");
+    }
+}
+
+#[test]
+fn old_versions_without_an_alias_go() {
+    let (_folder, directory) = registry(2);
+    register(&directory, "net");
+    directory.promote("net", CHAMPION, 1).expect("promoted");
+    for _ in 0..4 {
+        register(&directory, "net");
+    }
+    let numbers: Vec<u64> = directory.versions("net").expect("read").iter().map(|v| v.number).collect();
+    assert_eq!(numbers, [1, 4, 5], "the champion and the newest two");
+    assert!(!directory.root().join("net/2").exists());
+    assert!(directory.files("net", 2).is_err());
+}
+
+#[test]
+fn writers_of_several_threads_take_turns() {
+    let (_folder, directory) = registry(100);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| (0..5).for_each(|_| drop(register(&directory, "net"))));
+        }
+    });
+    let numbers: Vec<u64> = directory.versions("net").expect("read").iter().map(|v| v.number).collect();
+    assert_eq!(numbers, (1..=20).collect::<Vec<u64>>());
+}
+
+#[test]
+fn what_a_dead_writer_left_goes() {
+    let (_folder, directory) = registry(9);
+    register(&directory, "net");
+    let folder = directory.root().join("net");
+    for stray in ["7", ".2.4711.draft"] {
+        fs::create_dir_all(folder.join(stray)).expect("made");
+    }
+    fs::write(folder.join("registry.draft"), "{").expect("written");
+    assert_eq!(directory.versions("net").expect("read").len(), 1, "strays are not seen");
+    assert_eq!(register(&directory, "net"), 2);
+    assert!(!folder.join("7").exists() && !folder.join(".2.4711.draft").exists());
+}
+
+#[test]
+fn a_damaged_state_is_an_error_and_stays_as_it_is() {
+    let (_folder, directory) = registry(9);
+    register(&directory, "net");
+    let state = directory.root().join("net/registry.json");
+    fs::write(&state, "{").expect("written");
+    let error = directory.versions("net").expect_err("damaged").to_string();
+    assert!(error.ends_with("net/registry.json cannot be read"), "{error}");
+    let entry = Entry { model: &model(), report: None, note: String::new() };
+    assert!(directory.register("net", &entry).is_err());
+    assert_eq!(fs::read_to_string(&state).expect("still there"), "{");
+}
