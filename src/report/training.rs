@@ -102,3 +102,8 @@ pub struct Feature {
     /// Greatest value; equal to the least for a feature that was constant.
     pub greatest: f32,
 }
+
+mod html;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,463 @@
+//! A small kit for plots: scales with round ticks, and a sheet to draw on.
+//!
+//! **The idea:** a plot is as wide as the page lets it be and has a fixed height. What carries data is
+//! drawn on a grid of [`WIDE`] x [`HIGH`] whole numbers that is stretched over the sheet, its strokes
+//! excepted; letters and dots are placed in per cent of the width and keep their size. A picture that
+//! is scaled as a whole, the usual way, has letters too small to read on a narrow screen. Whole
+//! numbers, relative to the point before, keep 1500 points below 10 kB.
+//!
+//! Colours come from the page's style sheet, by class. What is not finite is not drawn.
+
+use super::text::{self, DAY_MS, Date, escape};
+
+/// Columns of the grid under a plot.
+pub const WIDE: f64 = 10_000.0;
+/// Rows of the grid under a plot.
+pub const HIGH: f64 = 1_000.0;
+
+/// Where a value stands along an axis. Both ends are finite and apart.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scale {
+    low: f64,
+    high: f64,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Linear,
+    Log,
+}
+
+/// A place on an axis that gets a label.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tick {
+    /// Its value.
+    pub at: f64,
+    /// What is written there.
+    pub label: String,
+    /// May the label go where there is little room?
+    pub spare: bool,
+}
+
+impl Scale {
+    /// An axis over all finite values; they may be equal, or none.
+    pub fn linear(values: impl IntoIterator<Item = f64>) -> Self {
+        let (low, high) = extent(values).unwrap_or((0.0, 1.0));
+        // Differences of the two ends stay finite.
+        let (low, high) = (low.clamp(-1e300, 1e300), high.clamp(-1e300, 1e300));
+        // Closer than this the ends cannot be told apart in between.
+        let least = 1e-9 * low.abs().max(high.abs());
+        if high - low > least {
+            return Self { low, high, kind: Kind::Linear };
+        }
+        let room = if low == 0.0 { 1.0 } else { 0.1 * low.abs() };
+        Self { low: low - room, high: high + room, kind: Kind::Linear }
+    }
+
+    /// An axis of equal ratios over all finite values above 0, at least a factor of two long.
+    pub fn log(values: impl IntoIterator<Item = f64>) -> Self {
+        let positive = values.into_iter().filter(|value| *value > 0.0);
+        let (low, high) = extent(positive).unwrap_or((1.0, 10.0));
+        let (low, high) = (low.clamp(1e-100, 1e100), high.clamp(1e-100, 1e100));
+        let room = if high < 2.0 * low { 1.5 } else { 1.0 };
+        Self { low: low / room, high: high * room, kind: Kind::Log }
+    }
+
+    /// The same axis with a share of its length more at either end.
+    pub fn padded(self, share: f64) -> Self {
+        match self.kind {
+            Kind::Linear => {
+                let room = share * (self.high - self.low);
+                Self { low: self.low - room, high: self.high + room, ..self }
+            }
+            Kind::Log => {
+                let room = (self.high / self.low).powf(share);
+                Self { low: self.low / room, high: self.high * room, ..self }
+            }
+        }
+    }
+
+    /// The same axis, longer, so that it ends at round values, about `n` of them.
+    pub fn rounded(self, n: usize) -> Self {
+        match self.kind {
+            Kind::Linear => {
+                let step = round_step(self.high - self.low, n);
+                let (low, high) = ((self.low / step).floor() * step, (self.high / step).ceil() * step);
+                Self { low, high, ..self }
+            }
+            Kind::Log => self,
+        }
+    }
+
+    /// The lower end.
+    pub fn low(&self) -> f64 {
+        self.low
+    }
+
+    /// The upper end.
+    pub fn high(&self) -> f64 {
+        self.high
+    }
+
+    /// Does each step along this axis multiply?
+    pub fn is_log(&self) -> bool {
+        self.kind == Kind::Log
+    }
+
+    /// Where a value stands: 0 is the lower end, 1 the upper; values beyond stand at the ends.
+    /// `None` for what is not finite.
+    pub fn at(&self, value: f64) -> Option<f64> {
+        let share = match self.kind {
+            Kind::Linear => (value - self.low) / (self.high - self.low),
+            Kind::Log if value <= 0.0 => 0.0,
+            Kind::Log => (value / self.low).ln() / (self.high / self.low).ln(),
+        };
+        value.is_finite().then(|| share.clamp(0.0, 1.0))
+    }
+
+    /// About `n` round values along the axis, ascending.
+    pub fn ticks(&self, n: usize) -> Vec<Tick> {
+        match self.kind {
+            Kind::Linear => self.linear_ticks(n),
+            Kind::Log => self.log_ticks(n),
+        }
+    }
+
+    fn linear_ticks(&self, n: usize) -> Vec<Tick> {
+        let step = round_step(self.high - self.low, n);
+        let first = (self.low / step - 1e-6).ceil();
+        let places = (0..=2 * n).map(|i| (first + i as f64) * step);
+        let label = |at: f64| {
+            // The sum of steps around 0 is rarely 0 itself.
+            let at = if at.abs() < 1e-6 * step { 0.0 } else { at };
+            Tick { at, label: text::number_within(at, step), spare: false }
+        };
+        places.take_while(|at| *at <= self.high + 1e-6 * step).map(label).collect()
+    }
+
+    fn log_ticks(&self, n: usize) -> Vec<Tick> {
+        let (first, last) = (self.low.log10().floor() as i32, self.high.log10().ceil() as i32);
+        let decades = (last - first).max(1) as usize;
+        // 1, 2, 5 in each decade as long as they fit, then every decade, then every few.
+        let (within, every): (&[f64], usize) =
+            if 3 * decades <= 2 * n { (&[1.0, 2.0, 5.0], 1) } else { (&[1.0], decades.div_ceil(n)) };
+        let places = (first..=last)
+            .step_by(every)
+            .flat_map(|decade| within.iter().map(move |digit| (digit * 10f64.powi(decade), *digit > 1.0)));
+        places
+            .filter(|(at, _)| *at >= 0.999 * self.low && *at <= 1.001 * self.high)
+            .map(|(at, spare)| Tick { at, label: text::number(at), spare })
+            .collect()
+    }
+
+    /// At most `n` moments of the calendar along an axis of milliseconds since the epoch, in UTC.
+    /// Labels say what is new at their tick: the time of day, the day, the month or the year.
+    pub fn time_ticks(&self, n: usize) -> Vec<Tick> {
+        const STEPS_MS: [i64; 15] = [
+            1_000, 5_000, 15_000, 60_000, 300_000, 900_000, 1_800_000, 3_600_000, 10_800_000, 21_600_000,
+            43_200_000, DAY_MS, 2 * DAY_MS, 7 * DAY_MS, 14 * DAY_MS,
+        ];
+        // A float becomes the nearest i64, so no time is out of range.
+        let (from, to) = (self.low.ceil() as i64, self.high.floor() as i64);
+        let length = to.saturating_sub(from).max(1);
+        let times: Vec<i64> = match STEPS_MS.into_iter().find(|step| length / step < n as i64) {
+            Some(step) => {
+                // The epoch was a Thursday: weeks begin on Mondays.
+                let phase = if step >= 7 * DAY_MS { 4 * DAY_MS } else { 0 };
+                let first = (from - phase).div_euclid(step).saturating_mul(step).saturating_add(phase);
+                (0..=n as i64 + 1).map(|i| first.saturating_add(i * step)).collect()
+            }
+            None => {
+                let month = |time_ms| { let date = Date::of(time_ms); 12 * date.year + date.month };
+                let months = (month(to) - month(from)) / n as i64 + 1;
+                let step = [1, 3, 6, 12, 24, 60, 120].into_iter().find(|step| *step >= months).unwrap_or(months);
+                let first = month(from).div_euclid(step) * step;
+                (0..=n as i64 + 1).map(|i| Date::month_ms(first + i * step)).collect()
+            }
+        };
+        let within = times.into_iter().filter(|time_ms| (from..=to).contains(time_ms)).take(n);
+        let mut before = None;
+        within.enumerate().map(|(i, time_ms)| {
+            let date = Date::of(time_ms);
+            let label = if time_ms.rem_euclid(DAY_MS) != 0 {
+                text::clock(time_ms)
+            } else if date.day == 1 && date.month == 0 && before.is_some() {
+                date.year.to_string()
+            } else if length > 100 * DAY_MS {
+                date.month_name().to_string()
+            } else {
+                format!("{} {}", date.day, date.month_name())
+            };
+            before = Some(date);
+            Tick { at: time_ms as f64, label, spare: i % 2 == 1 }
+        }).collect()
+    }
+}
+
+/// Least and greatest of the finite values.
+fn extent(values: impl IntoIterator<Item = f64>) -> Option<(f64, f64)> {
+    let finite = values.into_iter().filter(|value| value.is_finite());
+    finite.fold(None, |ends, value| match ends {
+        None => Some((value, value)),
+        Some((low, high)) => Some((value.min(low), value.max(high))),
+    })
+}
+
+/// 1, 2 or 5 times a power of ten, about an `n`-th of the length.
+fn round_step(length: f64, n: usize) -> f64 {
+    let rough = length / n.max(1) as f64;
+    let power = 10f64.powf(rough.log10().floor());
+    let step = [1.0, 2.0, 5.0].into_iter().find(|digit| digit * power >= 0.75 * rough).unwrap_or(10.0);
+    step * power
+}
+
+/// Which end of a text stands at its place.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Anchor {
+    /// Its beginning.
+    Start,
+    /// Its middle.
+    Middle,
+    /// Its end.
+    End,
+}
+
+impl Anchor {
+    /// The one that keeps a text on the sheet, by where it stands: 0 at the left, 1 at the right.
+    pub fn within(share: f64) -> Self {
+        match share {
+            ..0.12 => Self::Start,
+            0.88.. => Self::End,
+            _ => Self::Middle,
+        }
+    }
+}
+
+/// A plot that is being drawn: later marks lie over earlier ones of the same layer, and the layers
+/// are, from below: shades and rules, data, dots and letters.
+#[derive(Clone, Debug)]
+pub struct Plot {
+    x: Scale,
+    y: Scale,
+    height: f64,
+    below: String,
+    data: String,
+    above: String,
+}
+
+impl Plot {
+    /// An empty sheet, `height` pixels high.
+    pub fn new(x: Scale, y: Scale, height: u32) -> Self {
+        let height = f64::from(height);
+        Self { x, y, height, below: String::new(), data: String::new(), above: String::new() }
+    }
+
+    /// Per cent of the width, from the left.
+    fn percent(&self, x: f64) -> Option<String> {
+        self.x.at(x).map(|share| short(100.0 * share))
+    }
+
+    /// Pixels from the top.
+    fn pixel(&self, y: f64) -> Option<String> {
+        self.y.at(y).map(|share| short((1.0 - share) * self.height))
+    }
+
+    /// Rules across the plot with their labels to the left.
+    pub fn rows(&mut self, ticks: &[Tick]) {
+        for tick in ticks {
+            self.rule_y(tick.at, "grid");
+            if let Some(y) = self.pixel(tick.at) {
+                self.above += &format!(r#"<text class="y" x="-8" y="{y}" dy=".35em">{}</text>"#, tick.label);
+            }
+        }
+    }
+
+    /// Rules up and down.
+    pub fn columns(&mut self, ticks: &[Tick]) {
+        for tick in ticks {
+            self.rule_x(tick.at, "grid");
+        }
+    }
+
+    /// Labels under the plot.
+    pub fn labels(&mut self, ticks: &[Tick]) {
+        for tick in ticks {
+            let Some(share) = self.x.at(tick.at) else { continue };
+            // Half a label hangs over the end of the sheet, and no more than there is margin.
+            let class = if tick.spare { "x spare" } else { "x" };
+            self.text_at(share, self.height + 18.0, Anchor::Middle, class, &tick.label);
+        }
+    }
+
+    /// A rule across the plot.
+    pub fn rule_y(&mut self, y: f64, class: &str) {
+        if let Some(y) = self.pixel(y) {
+            self.below += &format!(r#"<line class="{class}" x2="100%" y1="{y}" y2="{y}"/>"#);
+        }
+    }
+
+    /// A rule up and down the plot.
+    pub fn rule_x(&mut self, x: f64, class: &str) {
+        if let Some(x) = self.percent(x) {
+            self.below += &format!(r#"<line class="{class}" x1="{x}%" x2="{x}%" y2="{}"/>"#, self.height);
+        }
+    }
+
+    /// A stretch of the x axis, shaded from top to bottom, never too narrow to be seen.
+    pub fn shade(&mut self, from: f64, to: f64, class: &str, title: &str) {
+        let (Some(left), Some(right)) = (self.x.at(from), self.x.at(to)) else { return };
+        let (left, width) = (short(100.0 * left), short((100.0 * (right - left)).max(0.15)));
+        self.below += &format!(
+            r#"<rect class="{class}" x="{left}%" width="{width}%" height="{}"><title>{}</title></rect>"#,
+            self.height,
+            escape(title)
+        );
+    }
+
+    /// A line through points `[x, y]`; each run stands for itself.
+    pub fn line(&mut self, runs: &[Vec<[f64; 2]>], class: &str) {
+        let mut path = Path::default();
+        for run in runs {
+            path.begin();
+            for [x, y] in run {
+                path.to(self.grid(*x, *y));
+            }
+        }
+        self.path(&path.d, class);
+    }
+
+    /// Colours for a line that changes at a height, from class `usual` to `unusual` above it: the
+    /// line's stroke is `url(#id)`.
+    pub fn split(&mut self, id: &str, y: f64) {
+        if let Some(share) = self.y.at(y) {
+            let at = format!("{:.4}", 1.0 - share);
+            self.data += &format!(
+                "<linearGradient id=\"{id}\" gradientUnits=\"userSpaceOnUse\" x1=\"0\" x2=\"0\" y1=\"0\" \
+                 y2=\"{HIGH}\"><stop class=\"unusual\" offset=\"{at}\"/><stop class=\"usual\" offset=\"{at}\"/>\
+                 </linearGradient>"
+            );
+        }
+    }
+
+    /// What lies between the least and the greatest, points `[x, least, greatest]`.
+    pub fn band(&mut self, runs: &[Vec<[f64; 3]>], class: &str) {
+        let mut path = Path::default();
+        for run in runs {
+            path.begin();
+            for [x, _, greatest] in run {
+                path.to(self.grid(*x, *greatest));
+            }
+            for [x, least, _] in run.iter().rev() {
+                path.to(self.grid(*x, *least));
+            }
+            path.close();
+        }
+        self.path(&path.d, class);
+    }
+
+    /// The outline of bins of equal width that begin at `from`, down to the x axis at both ends.
+    pub fn steps(&mut self, from: f64, width: f64, heights: &[f64], class: &str) {
+        let mut path = Path::default();
+        path.begin();
+        path.to(self.grid(from, self.y.low));
+        for (i, height) in heights.iter().enumerate() {
+            let height = if height.is_finite() { *height } else { self.y.low };
+            path.to(self.grid(from + i as f64 * width, height));
+            path.to(self.grid(from + (i + 1) as f64 * width, height));
+        }
+        path.to(self.grid(from + heights.len() as f64 * width, self.y.low));
+        self.path(&path.d, class);
+    }
+
+    fn grid(&self, x: f64, y: f64) -> Option<[i64; 2]> {
+        let (x, y) = (self.x.at(x)?, self.y.at(y)?);
+        Some([(WIDE * x).round() as i64, (HIGH * (1.0 - y)).round() as i64])
+    }
+
+    fn path(&mut self, d: &str, class: &str) {
+        if !d.is_empty() {
+            self.data += &format!(r#"<path class="{class}" d="{d}"/>"#);
+        }
+    }
+
+    /// A dot with a radius in pixels, and what is said about it when it is pointed at.
+    pub fn dot(&mut self, x: f64, y: f64, radius: f64, class: &str, title: &str) {
+        if let (Some(x), Some(y)) = (self.percent(x), self.pixel(y)) {
+            let title = escape(title);
+            self.above += &format!(
+                r#"<circle class="{class}" cx="{x}%" cy="{y}" r="{radius}"><title>{title}</title></circle>"#
+            );
+        }
+    }
+
+    /// A text over a point of the plot, `up` pixels higher.
+    pub fn note(&mut self, x: f64, y: f64, up: f64, class: &str, text: &str) {
+        if let (Some(x), Some(y)) = (self.x.at(x), self.y.at(y)) {
+            self.text_at(x, (1.0 - y) * self.height - up, Anchor::within(x), class, text);
+        }
+    }
+
+    /// A text at a share of the width and so many pixels from the top.
+    pub fn text_at(&mut self, share: f64, y: f64, anchor: Anchor, class: &str, text: &str) {
+        let anchor = match anchor {
+            Anchor::Start => "start",
+            Anchor::Middle => "middle",
+            Anchor::End => "end",
+        };
+        let (x, y, text) = (short(100.0 * share), short(y), escape(text));
+        self.above += &format!(r#"<text class="{class}" x="{x}%" y="{y}" text-anchor="{anchor}">{text}</text>"#);
+    }
+
+    /// The finished plot; `label` says in words what it shows, to those who cannot see it.
+    ///
+    /// The scale of y goes with it, for the script that reads values off.
+    pub fn finish(self, class: &str, label: &str) -> String {
+        let Self { y, height, below, data, above, .. } = self;
+        let log = if y.is_log() { " data-log=\"1\"" } else { "" };
+        format!(
+            "<svg class=\"plot {class}\" height=\"{height}\" role=\"img\" aria-label=\"{}\" \
+             data-low=\"{:e}\" data-high=\"{:e}\"{log}>{below}\
+             <svg class=\"data\" viewBox=\"0 0 {WIDE} {HIGH}\" preserveAspectRatio=\"none\" \
+             width=\"100%\" height=\"100%\">{data}</svg>{above}</svg>\n",
+            escape(label),
+            y.low,
+            y.high,
+        )
+    }
+}
+
+/// The commands of a path on the grid: the first point of a run, then steps from point to point.
+#[derive(Default)]
+struct Path {
+    d: String,
+    at: Option<[i64; 2]>,
+}
+
+impl Path {
+    fn begin(&mut self) {
+        self.at = None;
+    }
+
+    /// A point that has no place ends the run; the next one begins another.
+    fn to(&mut self, point: Option<[i64; 2]>) {
+        match (self.at, point) {
+            (None, Some([x, y])) => self.d += &format!("M{x} {y}"),
+            (Some([from_x, from_y]), Some([x, y])) => self.d += &format!("l{} {}", x - from_x, y - from_y),
+            (_, None) => {}
+        }
+        self.at = point;
+    }
+
+    fn close(&mut self) {
+        if self.at.is_some() {
+            self.d.push('z');
+        }
+    }
+}
+
+/// Two decimals at most.
+fn short(value: f64) -> String {
+    let text = format!("{value:.2}");
+    text.trim_end_matches('0').trim_end_matches('.').to_string()
+}
