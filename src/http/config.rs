@@ -318,25 +318,31 @@ impl TlsConfig {
             ca: text(&mut section, "ca", "ca_file"),
             cert: text(&mut section, "cert", "cert_file"),
             key: text(&mut section, "key", "key_file"),
-            server_name: section
-                .get("server_name")
-                .and_then(|node| node.parse(|name| ServerName::try_from(name.to_owned()))),
+            server_name: section.get("server_name").and_then(|node| server_name(&node)),
             min_version: version(&mut section, "min_version").unwrap_or_default(),
             max_version: version(&mut section, "max_version"),
             insecure_skip_verify: section.flag("insecure_skip_verify", false),
         };
         if config.max_version.is_some_and(|max_version| max_version < config.min_version) {
             section.refuse("max_version is below min_version");
-        }
-        // A file that cannot be read is an error already.
-        if let Ok(material) = tls::Material::read(&config)
+        } else if let Ok(material) = tls::Material::read(&config)
             && let Err(error) = tls::build(&config, &material)
         {
+            // Of a file that cannot be read, `text` has said it.
             section.refuse(yaml::chain(&error));
         }
         section.finish();
         config
     }
+}
+
+fn server_name(node: &Node<'_, '_>) -> Option<ServerName<'static>> {
+    let name = node.string()?;
+    let parsed = ServerName::try_from(name.clone()).ok();
+    if parsed.is_none() {
+        node.refuse(format!("{name:?} is neither a host's name nor an address"));
+    }
+    parsed
 }
 
 fn version(section: &mut Section<'_, '_>, key: &'static str) -> Option<Version> {
