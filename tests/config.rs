@@ -171,8 +171,8 @@ fn every_value_arrives_where_it_belongs() {
         (training.history, training.minimum, training.every),
         (seconds(14 * 86_400), seconds(3 * 3600), seconds(12 * 3600))
     );
-    let plain = |detector: &Detector| match &detector.model {
-        Params::IsolationForest(params) => params.clone(),
+    let plain = |detector: &promforest::config::Detector| match &detector.model {
+        promforest::models::Params::IsolationForest(params) => params.clone(),
     };
     let model = plain(disk);
     assert_eq!(model.n_estimators.get(), 200);
