@@ -101,10 +101,10 @@ fn wrong_usage_exits_with_2() {
         (&["check", "config"], "<FILE>"),
         (&["check", "config", "a", "b"], "unexpected argument 'b'"),
         (
-            &["match", "--url", "https://localhost/metrics"],
-            "\"https://localhost/metrics\" is not an http:// URL with a host",
+            &["match", "--url", "ftp://localhost/metrics"],
+            "\"ftp://localhost/metrics\" is not an http:// or https:// URL with a host",
         ),
-        (&["match", "--url", "localhost"], "\"localhost\" is not an http:// URL with a host"),
+        (&["match", "--url", "localhost"], "\"localhost\" is not an http:// or https:// URL with a host"),
         (&["match", "--label", "job"], "write NAME=VALUE"),
         (&["match", "--label", "=node"], "write NAME=VALUE"),
         (&["match", "--output", "xml"], "[possible values: text, json]"),

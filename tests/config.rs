@@ -137,6 +137,24 @@ fn the_annotated_files_hold_the_defaults() {
 }
 
 #[test]
+fn paths_begin_at_the_folder_of_the_file() {
+    use promforest::config::Config;
+    use promforest::http::config::{Auth, Text};
+    let folder = Path::new(ROOT).join("tests/data/config");
+    let config = Config::load(&folder.join("http.good.yml")).expect("valid");
+    let secret = Text::File(folder.join("tls/secret"));
+    assert_eq!(config.remote_write[0].http.tls.ca, Some(Text::File(folder.join("tls/ca.pem"))));
+    let basic = Auth::Basic { username: secret.clone(), password: secret.clone() };
+    assert_eq!(config.remote_write[1].http.auth, basic);
+    assert_eq!(secret.read().expect("it is there"), "hunter2");
+    let Auth::OAuth2(oauth2) = &config.remote_write[3].http.auth else { panic!("oauth2") };
+    assert_eq!(
+        (&oauth2.client_secret, &*oauth2.scopes),
+        (&secret, &["metrics.write", "offline"].map(String::from)[..])
+    );
+}
+
+#[test]
 fn every_value_arrives_where_it_belongs() {
     use promforest::config::Config;
     use promforest::features::{Transform, rate::Semantics};
