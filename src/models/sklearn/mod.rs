@@ -38,6 +38,12 @@ pub const MAX_FILE: usize = 1 << 30;
 /// Largest `MLmodel`, in bytes; with twenty columns it has 2 KB.
 const MAX_MLMODEL: usize = 1 << 20;
 
+/// What blocks within blocks begin with: each takes at least one character of its line.
+const INDENT: [char; 9] = [' ', '\t', '-', '?', ':', '&', '*', '!', '|'];
+
+/// Deepest indentation in `MLmodel`; MLflow indents by two for a level, and has five levels.
+const MAX_INDENT: usize = 100;
+
 /// Why a model was not read. `source` has the cause where there is one.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -260,6 +266,14 @@ struct Description {
 impl Description {
     fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let text = str::from_utf8(bytes).map_err(|error| Error::MlModel(error.to_string()))?;
+        // The YAML parser bounds the depth of brackets, not that of blocks, and recurses.
+        let indent = |line: &str| line.len() - line.trim_start_matches(INDENT).len();
+        if let Some(line) = text.lines().position(|line| indent(line) > MAX_INDENT) {
+            let line = line + 1;
+            return Err(Error::MlModel(format!(
+                "line {line}: indented by more than {MAX_INDENT} characters"
+            )));
+        }
         let read = |mut top: yaml::Section<'_, '_>| {
             let flavors = top.require("flavors").and_then(yaml::Node::section);
             let sklearn = flavors.and_then(|mut flavors| flavors.require("sklearn")?.section());

@@ -158,15 +158,13 @@ mod tests {
         assert_eq!(array.float(), Some(-0.5));
         assert_eq!(array.floats(""), Err("shape is [], must be of one dimension".into()));
 
-        let header = "{'descr': [('a', '<i8'), ('m', '|u1'), ('', '|V7')], 'fortran_order': True, 'shape': (1,), }\n";
+        let header =
+            "{'descr': [('a', '<i8'), ('m', '|u1'), ('', '|V7')], 'fortran_order': True, 'shape': (1,), }\n";
         let array = read(file(header, &[7, 0, 0, 0, 0, 0, 0, 0, 1, 9, 9, 9, 9, 9, 9, 9])).expect("a record");
         assert_eq!(array.ints("a"), Ok(vec![7]));
         assert_eq!(array.flags("m"), Ok(vec![true]));
         assert_eq!(array.ints("b"), Err("field b is missing".into()));
-        assert_eq!(
-            array.floats("a"),
-            Err("field \"a\" is Signed of 8 bytes, must be Float of 8".into())
-        );
+        assert_eq!(array.floats("a"), Err("field \"a\" is Signed of 8 bytes, must be Float of 8".into()));
     }
 
     #[test]
@@ -183,7 +181,10 @@ mod tests {
         assert_eq!(reason(&typed("'<U5'"), &[0; 20]), "dtype \"U5\" is none that a forest has");
         assert_eq!(reason(&typed("'|V0'"), &[]), "dtype \"V0\" is none that a forest has");
         assert_eq!(reason(&typed("'|O'"), &[]), "an array of objects would be a pickle within the file");
-        assert_eq!(reason("{'descr': __import__('os')", &[]), "header goes on with \" __import__('os')\", must be \"'\"");
+        assert_eq!(
+            reason("{'descr': __import__('os')", &[]),
+            "header goes on with \" __import__('os')\", must be \"'\""
+        );
         assert_eq!(read(b"\x93NUMPY\x01\x00\xff\xff".to_vec()).expect_err("cut"), "the file ends early");
     }
 }

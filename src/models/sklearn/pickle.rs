@@ -206,7 +206,11 @@ impl<'a> Machine<'a> {
     /// The topmost value above the last mark.
     fn top(&self) -> Result<Id, Error> {
         let floor = self.marks.last().copied().unwrap_or(0);
-        self.stack.get(floor..).and_then(<[Id]>::last).copied().ok_or_else(|| self.fault("stack is empty".into()))
+        self.stack
+            .get(floor..)
+            .and_then(<[Id]>::last)
+            .copied()
+            .ok_or_else(|| self.fault("stack is empty".into()))
     }
 
     fn pop(&mut self) -> Result<Id, Error> {
@@ -369,9 +373,7 @@ impl<'a> Machine<'a> {
             };
         }
         match self.values.get(data) {
-            Value::Bytes(data) => {
-                Array::new(Rc::clone(dtype), shape, Cow::Borrowed(data)).map(Value::Array)
-            }
+            Value::Bytes(data) => Array::new(Rc::clone(dtype), shape, Cow::Borrowed(data)).map(Value::Array),
             _ => Err(format!("the data of an array is {}", self.values.show(data))),
         }
     }
