@@ -499,7 +499,7 @@ fn descriptions_are_checked() {
     );
     assert_eq!(message(folder("flavors: {pytorch: {}}")), "MLmodel: line 1: flavors: sklearn is missing");
     assert_eq!(message(folder("")), "MLmodel: line 0: flavors is missing");
-    assert!(message(folder("a: [")).starts_with("MLmodel: line 1: not valid YAML: "));
+    assert!(message(folder("a: [")).contains(": not valid YAML: "));
     assert!(
         message(sklearn("model.pkl", "pickle", "signature: {inputs: '[1]'}"))
             .starts_with("MLmodel: signature.inputs cannot be read: ")

@@ -205,8 +205,7 @@ pub fn read_folder(folder: &Path) -> Result<Imported, Error> {
     }
     let mut model = format.read(&bytes, named)?;
     model.columns = match (description.columns, model.columns) {
-        (Some(signature), columns) if signature.len() != model.forest.n_features() => {
-            drop(columns);
+        (Some(signature), _) if signature.len() != model.forest.n_features() => {
             let (n_names, n_features) = (signature.len(), model.forest.n_features());
             return Err(Error::Width { names: "MLmodel's signature", n_names, n_features });
         }
