@@ -183,7 +183,7 @@ mod tests {
         assert_eq!(reason(&typed("'|O'"), &[]), "an array of objects would be a pickle within the file");
         assert_eq!(
             reason("{'descr': __import__('os')", &[]),
-            "header goes on with \" __import__('os')\", must be \"'\""
+            "header goes on with \" __import__(\\'os\\')\", must be \"'\""
         );
         assert_eq!(read(b"\x93NUMPY\x01\x00\xff\xff".to_vec()).expect_err("cut"), "the file ends early");
     }
