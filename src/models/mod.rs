@@ -10,6 +10,7 @@ mod fitted;
 mod validation;
 pub mod imported;
 pub mod registry;
+pub mod sklearn;
 
 use crate::features::Schema;
 use crate::config::Detector;

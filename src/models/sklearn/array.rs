@@ -1,0 +1,210 @@
+//! numpy's arrays: raw bytes, and a dtype that says where the numbers lie in them.
+//!
+//! Both file formats say the same in different words; what they say is checked here once. Reasons are
+//! plain texts, because only the reader knows the place in the file that goes with them.
+
+use std::borrow::Cow;
+use std::rc::Rc;
+
+/// Most fields of a record: a tree's node has eight.
+pub(super) const MAX_FIELDS: usize = 64;
+
+/// Most dimensions: numpy's own limit.
+const MAX_DIMENSIONS: usize = 64;
+
+/// The kind and the size of one number.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Scalar {
+    pub kind: Kind,
+    /// In bytes, at least 1.
+    pub size: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Kind {
+    Bool,
+    Signed,
+    Unsigned,
+    Float,
+    /// Python objects; the bytes are elsewhere.
+    Object,
+    /// Padding, or a record whose fields are told separately.
+    Void,
+}
+
+impl Scalar {
+    const INT: Self = Self { kind: Kind::Signed, size: 8 };
+    const FLOAT: Self = Self { kind: Kind::Float, size: 8 };
+    const BYTE: Self = Self { kind: Kind::Unsigned, size: 1 };
+
+    /// Reads a type code without its byte order: `f8`, `i8`, `O`, `V64`.
+    pub fn parse(code: &str) -> Result<Self, String> {
+        let unknown = || format!("dtype \"{}\" is none that a forest has", super::shorten(code));
+        let kind = match code.bytes().next() {
+            Some(b'b') => Kind::Bool,
+            Some(b'i') => Kind::Signed,
+            Some(b'u') => Kind::Unsigned,
+            Some(b'f') => Kind::Float,
+            Some(b'O') => Kind::Object,
+            Some(b'V') => Kind::Void,
+            _ => return Err(unknown()),
+        };
+        let size = match &code[1..] {
+            "" if kind == Kind::Object => 8,
+            size => size.parse::<u16>().map_err(|_| unknown())?.into(),
+        };
+        // Items without bytes would let a shape of any length pass.
+        if size == 0 {
+            return Err(unknown());
+        }
+        Ok(Self { kind, size })
+    }
+}
+
+/// What one item of an array is: a number, or a record of numbers.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Dtype {
+    /// Of an item, in bytes, at least 1.
+    size: usize,
+    /// A plain number is one field without a name.
+    fields: Vec<Field>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Field {
+    pub name: String,
+    /// From the beginning of the item, in bytes.
+    pub offset: usize,
+    pub scalar: Scalar,
+}
+
+impl Dtype {
+    /// Items that are numbers.
+    pub fn plain(scalar: Scalar) -> Self {
+        Self { size: scalar.size, fields: vec![Field { name: String::new(), offset: 0, scalar }] }
+    }
+
+    /// Items of `size` bytes that hold several numbers.
+    pub fn record(size: usize, fields: Vec<Field>) -> Result<Self, String> {
+        if fields.len() > MAX_FIELDS {
+            return Err(format!("dtype has {} fields, must be at most {MAX_FIELDS}", fields.len()));
+        }
+        for Field { name, offset, scalar } in &fields {
+            if offset.checked_add(scalar.size).is_none_or(|end| end > size) {
+                let name = super::shorten(name);
+                return Err(format!("field {name} at offset {offset} is outside of an item of {size} bytes"));
+            }
+        }
+        Ok(Self { size, fields })
+    }
+
+    /// The number that an item is, `None` for a record.
+    pub fn scalar(&self) -> Option<Scalar> {
+        match &self.fields[..] {
+            [field] if field.name.is_empty() => Some(field.scalar),
+            _ => None,
+        }
+    }
+}
+
+/// Number of items of a shape.
+pub(super) fn n_items(shape: &[usize]) -> Result<usize, String> {
+    if shape.len() > MAX_DIMENSIONS {
+        return Err(format!("array has {} dimensions, must be at most {MAX_DIMENSIONS}", shape.len()));
+    }
+    let n_items = shape.iter().try_fold(1_usize, |product, length| product.checked_mul(*length));
+    n_items.ok_or_else(|| format!("shape {shape:?} is too large"))
+}
+
+/// An array whose bytes fit its dtype and shape. The order of the dimensions in memory is not kept:
+/// all arrays that a forest is read from have one.
+#[derive(Clone, Debug)]
+pub(super) struct Array<'a> {
+    dtype: Rc<Dtype>,
+    shape: Vec<usize>,
+    data: Cow<'a, [u8]>,
+}
+
+impl<'a> Array<'a> {
+    pub fn new(dtype: Rc<Dtype>, shape: Vec<usize>, data: Cow<'a, [u8]>) -> Result<Self, String> {
+        if n_items(&shape)?.checked_mul(dtype.size) != Some(data.len()) {
+            let (size, n_bytes) = (dtype.size, data.len());
+            return Err(format!("shape {shape:?} of items of {size} bytes does not fit {n_bytes} bytes"));
+        }
+        Ok(Self { dtype, shape, data })
+    }
+
+    pub fn n_bytes(&self) -> usize {
+        self.data.len()
+    }
+
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.dtype.fields.iter().any(|field| field.name == name)
+    }
+
+    /// Number of items of an array with one dimension.
+    pub fn n_rows(&self) -> Result<usize, String> {
+        match self.shape[..] {
+            [n_rows] => Ok(n_rows),
+            _ => Err(format!("shape is {:?}, must be of one dimension", self.shape)),
+        }
+    }
+
+    /// The integers of a field, or, for the name `""`, of an array that is no record.
+    pub fn ints(&self, name: &str) -> Result<Vec<i64>, String> {
+        self.column(name, Scalar::INT, i64::from_le_bytes)
+    }
+
+    /// The numbers of a field, like [`ints`](Self::ints).
+    pub fn floats(&self, name: &str) -> Result<Vec<f64>, String> {
+        self.column(name, Scalar::FLOAT, f64::from_le_bytes)
+    }
+
+    /// A field of bytes as flags, like [`ints`](Self::ints).
+    pub fn flags(&self, name: &str) -> Result<Vec<bool>, String> {
+        self.column(name, Scalar::BYTE, |[byte]| byte != 0)
+    }
+
+    /// The only item of an array without dimensions, if it is a `scalar`.
+    fn only<const N: usize, T>(&self, scalar: Scalar, read: impl Fn([u8; N]) -> T) -> Option<T> {
+        let whole = self.shape.is_empty() && self.dtype.scalar() == Some(scalar);
+        whole.then(|| self.data.first_chunk().copied().map(read)).flatten()
+    }
+
+    /// The integer that an array without dimensions is.
+    pub fn int(&self) -> Option<i64> {
+        self.only(Scalar::INT, i64::from_le_bytes)
+    }
+
+    /// The number that an array without dimensions is.
+    pub fn float(&self) -> Option<f64> {
+        self.only(Scalar::FLOAT, f64::from_le_bytes)
+    }
+
+    fn column<const N: usize, T>(
+        &self,
+        name: &str,
+        scalar: Scalar,
+        read: impl Fn([u8; N]) -> T,
+    ) -> Result<Vec<T>, String> {
+        self.n_rows()?;
+        let field = self.dtype.fields.iter().find(|field| field.name == name);
+        let field = field.ok_or_else(|| match name {
+            "" => "array holds records, must hold numbers".to_string(),
+            _ => format!("field {name} is missing"),
+        })?;
+        if field.scalar != scalar {
+            let (found, limit) = (field.scalar, scalar);
+            return Err(format!(
+                "field {name:?} is {:?} of {} bytes, must be {:?} of {}",
+                found.kind, found.size, limit.kind, limit.size
+            ));
+        }
+        let items = self.data.chunks_exact(self.dtype.size);
+        Ok(items.filter_map(|item| item[field.offset..].first_chunk().copied()).map(read).collect())
+    }
+}

@@ -1,0 +1,420 @@
+//! Python's pickle, as far as a forest needs it: a machine with a stack that can build values, and
+//! cannot call anything.
+//!
+//! A pickle is a program. This machine knows the instructions that scikit-learn's forests are written
+//! with and the few classes of [`Class`]; for every other one it stops. "Calling" one of the classes
+//! means that we build the value it stands for. Python's own machine, with a list of what it may
+//! import, was not taken: it would need Python, and lists like that have been got around.
+//!
+//! Every instruction makes at most one value and takes time in proportion to what it takes off the
+//! stack, so the limit on their number bounds time and memory.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use super::array::{self, Array, Dtype, Field, Kind, Scalar};
+use super::value::{Class, Id, Value, Values};
+use super::{Error, shorten};
+
+/// Most instructions of a file. A tree takes about 200, so this is a forest of 20 000 trees.
+const MAX_STEPS: usize = 1 << 22;
+
+/// Longest name of a record's field, in bytes: scikit-learn's longest has 23.
+const MAX_NAME: usize = 64;
+
+/// Reads a file, and returns its values and the one that it is about.
+pub(super) fn read(bytes: &[u8]) -> Result<(Values<'_>, Id), Error> {
+    let machine = Machine {
+        bytes,
+        at: 0,
+        values: Values::new(bytes.len()),
+        stack: Vec::new(),
+        marks: Vec::new(),
+        memo: Vec::new(),
+    };
+    machine.run()
+}
+
+struct Machine<'a> {
+    bytes: &'a [u8],
+    /// The next byte to be read.
+    at: usize,
+    values: Values<'a>,
+    stack: Vec<Id>,
+    /// Heights of the stack at which an open collection begins.
+    marks: Vec<usize>,
+    memo: Vec<Id>,
+}
+
+impl<'a> Machine<'a> {
+    fn run(mut self) -> Result<(Values<'a>, Id), Error> {
+        for _ in 0..MAX_STEPS {
+            let [opcode] = self.chunk()?;
+            // The names of the instructions are those of Python's pickletools.
+            match opcode {
+                // PROTO
+                0x80 => {
+                    let [protocol] = self.chunk()?;
+                    if !(2..=5).contains(&protocol) {
+                        return Err(self.fault(format!("protocol is {protocol}, must be 2 to 5")));
+                    }
+                }
+                // FRAME
+                0x95 => {
+                    let length = u64::from_le_bytes(self.chunk()?);
+                    let left = self.bytes.len() - self.at;
+                    if usize::try_from(length).is_ok_and(|length| length <= left) {
+                        continue;
+                    }
+                    return Err(self.fault(format!("frame has {length} bytes, {left} are left")));
+                }
+                // MEMOIZE, BINGET, LONG_BINGET
+                0x94 => self.memo.push(self.top()?),
+                b'h' => {
+                    let [number] = self.chunk()?;
+                    self.recall(number.into())?;
+                }
+                b'j' => {
+                    let number = u32::from_le_bytes(self.chunk()?);
+                    self.recall(number)?;
+                }
+                // NONE, NEWTRUE, NEWFALSE
+                b'N' => self.push(Value::None),
+                0x88 => self.push(Value::Bool(true)),
+                0x89 => self.push(Value::Bool(false)),
+                // BININT1, BININT2, BININT, LONG1, BINFLOAT
+                b'K' => {
+                    let [number] = self.chunk()?;
+                    self.push(Value::Int(number.into()));
+                }
+                b'M' => {
+                    let number = u16::from_le_bytes(self.chunk()?);
+                    self.push(Value::Int(number.into()));
+                }
+                b'J' => {
+                    let number = i32::from_le_bytes(self.chunk()?);
+                    self.push(Value::Int(number.into()));
+                }
+                0x8a => {
+                    let number = self.long()?;
+                    self.push(Value::Int(number));
+                }
+                b'G' => {
+                    let number = f64::from_be_bytes(self.chunk()?);
+                    self.push(Value::Float(number));
+                }
+                // SHORT_BINUNICODE, BINUNICODE
+                0x8c => {
+                    let [length] = self.chunk()?;
+                    self.text(length.into())?;
+                }
+                b'X' => {
+                    let length = u32::from_le_bytes(self.chunk()?);
+                    self.text(length)?;
+                }
+                // SHORT_BINBYTES, BINBYTES
+                b'C' => {
+                    let [length] = self.chunk()?;
+                    let bytes = self.take(length)?;
+                    self.push(Value::Bytes(bytes));
+                }
+                b'B' => {
+                    let length = u32::from_le_bytes(self.chunk()?);
+                    let bytes = self.take(length)?;
+                    self.push(Value::Bytes(bytes));
+                }
+                // EMPTY_TUPLE, EMPTY_LIST, EMPTY_DICT
+                b')' | b']' => self.push(Value::List(Vec::new())),
+                b'}' => self.push(Value::Dict(BTreeMap::new())),
+                // TUPLE1, TUPLE2, TUPLE3
+                0x85..=0x87 => {
+                    let mut items = Vec::new();
+                    for _ in 0x85..=opcode {
+                        items.push(self.pop()?);
+                    }
+                    items.reverse();
+                    self.push(Value::List(items));
+                }
+                // MARK, TUPLE
+                b'(' => self.marks.push(self.stack.len()),
+                b't' => {
+                    let items = self.pop_to_mark()?;
+                    self.push(Value::List(items));
+                }
+                // APPEND, APPENDS
+                b'a' => {
+                    let item = self.pop()?;
+                    self.append(vec![item])?;
+                }
+                b'e' => {
+                    let items = self.pop_to_mark()?;
+                    self.append(items)?;
+                }
+                // SETITEM, SETITEMS
+                b's' => {
+                    let value = self.pop()?;
+                    let key = self.pop()?;
+                    self.set_items(&[key, value])?;
+                }
+                b'u' => {
+                    let items = self.pop_to_mark()?;
+                    self.set_items(&items)?;
+                }
+                // STACK_GLOBAL, NEWOBJ, REDUCE, BUILD
+                0x93 => self.global()?,
+                0x81 => self.new_object()?,
+                b'R' => self.reduce()?,
+                b'b' => self.build()?,
+                // STOP
+                b'.' => {
+                    let root = self.pop()?;
+                    return match self.bytes.len() - self.at {
+                        0 => Ok((self.values, root)),
+                        left => Err(self.fault(format!("{left} bytes follow the end"))),
+                    };
+                }
+                opcode => return Err(Error::Opcode { opcode, at: self.at - 1 }),
+            }
+        }
+        Err(self.fault(format!("more than {MAX_STEPS} instructions")))
+    }
+
+    fn fault(&self, reason: String) -> Error {
+        Error::Pickle { at: self.at, reason }
+    }
+
+    fn take(&mut self, length: impl TryInto<usize>) -> Result<&'a [u8], Error> {
+        let rest = &self.bytes[self.at..];
+        let taken = length.try_into().ok().and_then(|length| rest.get(..length));
+        let taken = taken.ok_or_else(|| self.fault("the file ends early".into()))?;
+        self.at += taken.len();
+        Ok(taken)
+    }
+
+    fn chunk<const N: usize>(&mut self) -> Result<[u8; N], Error> {
+        let mut chunk = [0; N];
+        chunk.copy_from_slice(self.take(N)?);
+        Ok(chunk)
+    }
+
+    fn push(&mut self, value: Value<'a>) {
+        let id = self.values.push(value);
+        self.stack.push(id);
+    }
+
+    /// The topmost value above the last mark.
+    fn top(&self) -> Result<Id, Error> {
+        let floor = self.marks.last().copied().unwrap_or(0);
+        self.stack
+            .get(floor..)
+            .and_then(<[Id]>::last)
+            .copied()
+            .ok_or_else(|| self.fault("stack is empty".into()))
+    }
+
+    fn pop(&mut self) -> Result<Id, Error> {
+        let top = self.top()?;
+        self.stack.pop();
+        Ok(top)
+    }
+
+    fn pop_to_mark(&mut self) -> Result<Vec<Id>, Error> {
+        let mark = self.marks.pop().ok_or_else(|| self.fault("no mark is set".into()))?;
+        Ok(self.stack.split_off(mark))
+    }
+
+    fn recall(&mut self, number: u32) -> Result<(), Error> {
+        let id = usize::try_from(number).ok().and_then(|number| self.memo.get(number));
+        let id = *id.ok_or_else(|| self.fault(format!("memo {number} is not set")))?;
+        self.stack.push(id);
+        Ok(())
+    }
+
+    fn long(&mut self) -> Result<i64, Error> {
+        let [length] = self.chunk()?;
+        let bytes = self.take(length)?;
+        if bytes.len() > 8 {
+            return Err(self.fault(format!("integer of {length} bytes, must be at most 8")));
+        }
+        let fill = if bytes.last().is_some_and(|byte| *byte >= 0x80) { 0xff } else { 0 };
+        let mut whole = [fill; 8];
+        whole[..bytes.len()].copy_from_slice(bytes);
+        Ok(i64::from_le_bytes(whole))
+    }
+
+    fn text(&mut self, length: u32) -> Result<(), Error> {
+        let bytes = self.take(length)?;
+        let text = str::from_utf8(bytes).map_err(|error| self.fault(format!("text: {error}")))?;
+        self.push(Value::Text(Cow::Borrowed(text)));
+        Ok(())
+    }
+
+    fn append(&mut self, items: Vec<Id>) -> Result<(), Error> {
+        let target = self.top()?;
+        match self.values.get_mut(target) {
+            Value::List(list) => list.extend(items),
+            _ => return Err(self.fault(format!("items are added to {}", self.values.show(target)))),
+        }
+        Ok(())
+    }
+
+    fn set_items(&mut self, items: &[Id]) -> Result<(), Error> {
+        let target = self.top()?;
+        for pair in items.chunks(2) {
+            let &[key, value] = pair else {
+                return Err(self.fault("a key has no value".into()));
+            };
+            let key = match self.values.get(key) {
+                Value::Text(key) => key.clone(),
+                _ => return Err(self.fault(format!("key is {}, must be a text", self.values.show(key)))),
+            };
+            match self.values.get_mut(target) {
+                Value::Dict(entries) => entries.insert(key, value),
+                _ => return Err(self.fault(format!("keys are set in {}", self.values.show(target)))),
+            };
+        }
+        Ok(())
+    }
+
+    fn global(&mut self) -> Result<(), Error> {
+        let name = self.pop()?;
+        let module = self.pop()?;
+        let (Some(module), Some(name)) = (self.values.text(module), self.values.text(name)) else {
+            return Err(self.fault("the name of a global is not a text".into()));
+        };
+        let class = Class::find(module, name);
+        let class = class.ok_or_else(|| Error::Global { name: shorten(&format!("{module}.{name}")) })?;
+        self.push(Value::Class(class));
+        Ok(())
+    }
+
+    /// An estimator, made without arguments.
+    fn new_object(&mut self) -> Result<(), Error> {
+        let arguments = self.pop()?;
+        let class = self.pop()?;
+        match (self.values.get(class), self.values.list(arguments)) {
+            (&Value::Class(class @ (Class::IsolationForest | Class::ExtraTreeRegressor)), Some([])) => {
+                self.push(Value::Object { class, state: None });
+                Ok(())
+            }
+            _ => Err(self.fault(format!(
+                "{} is made from {}",
+                self.values.show(class),
+                self.values.show(arguments)
+            ))),
+        }
+    }
+
+    /// A call: of numpy's functions that make a part of an array, or of `Tree`.
+    fn reduce(&mut self) -> Result<(), Error> {
+        let arguments = self.pop()?;
+        let callee = self.pop()?;
+        let value = match (self.values.get(callee), self.values.list(arguments)) {
+            (Value::Class(Class::Dtype), Some([code, ..])) => {
+                let code = self.values.text(*code).ok_or("the code of a dtype is not a text".to_string());
+                code.and_then(Scalar::parse).map(|scalar| Value::Dtype(Rc::new(Dtype::plain(scalar))))
+            }
+            (Value::Class(Class::Reconstruct), Some([class, ..]))
+                if matches!(self.values.get(*class), Value::Class(Class::Ndarray)) =>
+            {
+                Ok(Value::Object { class: Class::Ndarray, state: None })
+            }
+            (Value::Class(Class::Scalar), Some([dtype, data])) => self.array(*dtype, Vec::new(), *data),
+            (Value::Class(Class::Tree), Some(_)) => Ok(Value::Object { class: Class::Tree, state: None }),
+            _ => {
+                let (callee, arguments) = (self.values.show(callee), self.values.show(arguments));
+                Err(format!("{callee} is called with {arguments}"))
+            }
+        };
+        let value = value.map_err(|reason| self.fault(reason))?;
+        self.push(value);
+        Ok(())
+    }
+
+    /// Gives the value below the top its state.
+    fn build(&mut self) -> Result<(), Error> {
+        let state = self.pop()?;
+        let target = self.top()?;
+        let value = match (self.values.get(target), self.values.get(state)) {
+            (Value::Object { class: Class::Ndarray, .. }, Value::List(parts)) => self.ndarray(parts),
+            (Value::Dtype(plain), Value::List(parts)) => self.dtype(plain, parts),
+            (Value::Object { class, state: None }, Value::Dict(_)) => {
+                Ok(Value::Object { class: *class, state: Some(state) })
+            }
+            _ => {
+                let (target, state) = (self.values.show(target), self.values.show(state));
+                Err(format!("the state of {target} is {state}"))
+            }
+        };
+        *self.values.get_mut(target) = value.map_err(|reason| self.fault(reason))?;
+        Ok(())
+    }
+
+    /// An array from its state: version, shape, dtype, order, data.
+    fn ndarray(&self, parts: &[Id]) -> Result<Value<'a>, String> {
+        let &[_, shape, dtype, _, data] = parts else {
+            return Err(format!("the state of an array has {} parts, must have 5", parts.len()));
+        };
+        let lengths = self.values.shape(shape);
+        let shape = lengths.ok_or_else(|| format!("shape is {}", self.values.show(shape)))?;
+        self.array(dtype, shape, data)
+    }
+
+    fn array(&self, dtype: Id, shape: Vec<usize>, data: Id) -> Result<Value<'a>, String> {
+        let Value::Dtype(dtype) = self.values.get(dtype) else {
+            return Err(format!("dtype is {}", self.values.show(dtype)));
+        };
+        if dtype.scalar().is_some_and(|scalar| scalar.kind == Kind::Object) {
+            let n_items = self.values.list(data).map(<[Id]>::len);
+            return match n_items {
+                Some(n_items) if shape == [n_items] => Ok(Value::Objects(data)),
+                _ => Err(format!("an array of shape {shape:?} holds {}", self.values.show(data))),
+            };
+        }
+        match self.values.get(data) {
+            Value::Bytes(data) => Array::new(Rc::clone(dtype), shape, Cow::Borrowed(data)).map(Value::Array),
+            _ => Err(format!("the data of an array is {}", self.values.show(data))),
+        }
+    }
+
+    /// A dtype from its state: version, byte order, subarray, names, fields, size, alignment, flags.
+    fn dtype(&self, plain: &Rc<Dtype>, parts: &[Id]) -> Result<Value<'a>, String> {
+        let &[_, order, subarray, names, fields, ..] = parts else {
+            return Err(format!("the state of a dtype has {} parts, must have 8", parts.len()));
+        };
+        let order = self.values.text(order);
+        if !matches!(order, Some("<" | "|")) {
+            return Err(format!("byte order is {order:?}, must be \"<\""));
+        }
+        if !matches!(self.values.get(subarray), Value::None) {
+            return Err("dtype has a subarray".into());
+        }
+        let Some(names) = self.values.list(names) else {
+            return Ok(Value::Dtype(Rc::clone(plain)));
+        };
+        let scalar = plain.scalar().filter(|scalar| scalar.kind == Kind::Void);
+        let size = scalar.ok_or("dtype has fields and is no record")?.size;
+        let fields = names.iter().take(array::MAX_FIELDS + 1).map(|name| self.field(fields, *name));
+        let record = Dtype::record(size, fields.collect::<Result<_, _>>()?)?;
+        Ok(Value::Dtype(Rc::new(record)))
+    }
+
+    /// A field of a record: `fields` maps its name to dtype and offset.
+    fn field(&self, fields: Id, name: Id) -> Result<Field, String> {
+        let wrong = || format!("field {} of a dtype cannot be read", self.values.show(name));
+        // Many records may share one name, and each copies it.
+        let text = self.values.text(name).filter(|text| text.len() <= MAX_NAME).ok_or_else(wrong)?;
+        let Value::Dict(fields) = self.values.get(fields) else { return Err(wrong()) };
+        let parts = fields.get(text).and_then(|parts| self.values.list(*parts));
+        let Some(&[dtype, offset]) = parts else { return Err(wrong()) };
+        match (self.values.get(dtype), self.values.get(offset)) {
+            (Value::Dtype(dtype), Value::Int(offset)) => Ok(Field {
+                name: text.to_string(),
+                offset: usize::try_from(*offset).map_err(|_| wrong())?,
+                scalar: dtype.scalar().ok_or_else(wrong)?,
+            }),
+            _ => Err(wrong()),
+        }
+    }
+}
