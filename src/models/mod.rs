@@ -1,6 +1,7 @@
 //! A model: what a forest was fitted on, and the forest.
 
 pub mod imported;
+pub mod onnx;
 
 use crate::features::Schema;
 use crate::forest::Forest;
