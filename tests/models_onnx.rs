@@ -33,25 +33,30 @@ fn fixture(path: &str) -> PathBuf {
 }
 
 fn model(folder: &str) -> Vec<u8> {
-    fs::read(fixture(folder).join("model.onnx")).unwrap()
+    fs::read(fixture(folder).join("model.onnx")).expect("a readable file")
 }
 
 fn import(folder: &str) -> Imported {
-    onnx::read(&model(folder), None).unwrap()
+    onnx::read(&model(folder), None).expect("a readable file")
 }
 
 /// The columns of doubles of a Parquet file.
 fn rows(path: &Path) -> Rows {
-    let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(path).unwrap()).unwrap().build().unwrap();
+    let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(path).expect("the file"))
+        .expect("a good fixture")
+        .build()
+        .expect("a good fixture");
     let mut rows = Rows { names: Vec::new(), values: Vec::new() };
     for batch in reader {
-        let batch = batch.unwrap();
+        let batch = batch.expect("a good fixture");
         let schema = batch.schema();
         let columns: Vec<(&str, &Float64Array)> = schema
             .fields()
             .iter()
             .zip(batch.columns())
-            .filter_map(|(field, column)| Some((field.name().as_str(), column.as_primitive_opt::<Float64Type>()?)))
+            .filter_map(|(field, column)| {
+                Some((field.name().as_str(), column.as_primitive_opt::<Float64Type>()?))
+            })
             .collect();
         rows.names = columns.iter().map(|(name, _)| name.to_string()).collect();
         for row in 0..batch.num_rows() {
@@ -67,13 +72,16 @@ fn floats(row: &[f64]) -> Vec<f32> {
 
 /// Columns of a CSV file by name, row by row.
 fn expected<const N: usize>(path: PathBuf, names: [&str; N]) -> Vec<[f64; N]> {
-    let mut reader = csv::Reader::from_path(path).unwrap();
-    let header = reader.headers().unwrap().clone();
-    let places = names.map(|name| header.iter().position(|it| it == name).unwrap());
-    reader.records().map(|record| {
-        let record = record.unwrap();
-        places.map(|place| record[place].parse().unwrap())
-    }).collect()
+    let mut reader = csv::Reader::from_path(path).expect("a good fixture");
+    let header = reader.headers().expect("a good fixture").clone();
+    let places = names.map(|name| header.iter().position(|it| it == name).expect("a good fixture"));
+    reader
+        .records()
+        .map(|record| {
+            let record = record.expect("a good fixture");
+            places.map(|place| record[place].parse().expect("a good fixture"))
+        })
+        .collect()
 }
 
 /// Largest difference of scores and of decisions; predictions must be equal.
@@ -107,7 +115,8 @@ fn skl2onnx_forests_score_as_scikit_learn() {
 #[test]
 fn skl2onnx_forests_score_as_onnxruntime() {
     for folder in [AUTO, FITTED] {
-        let [score, decision] = differences(folder, "expected_onnx.csv", ["score_samples", "scores", "label"]);
+        let [score, decision] =
+            differences(folder, "expected_onnx.csv", ["score_samples", "scores", "label"]);
         assert!(score <= 2e-7 && decision <= 2e-7, "{folder}: {score:e}, {decision:e}");
     }
 }
@@ -134,9 +143,9 @@ fn what_the_file_does_not_say_is_found_out() {
 #[test]
 fn the_caller_names_the_columns() {
     let names = rows(&fixture("input.parquet")).names;
-    let imported = onnx::read(&model(AUTO), Some(names.clone())).unwrap();
+    let imported = onnx::read(&model(AUTO), Some(names.clone())).expect("a readable file");
     assert_eq!(imported.columns, Some(names));
-    let error = onnx::read(&model(AUTO), Some(vec!["one".into()])).unwrap_err();
+    let error = onnx::read(&model(AUTO), Some(vec!["one".into()])).expect_err("refused");
     assert_eq!(error.to_string(), "input: number of columns is 1, must be 20");
 }
 
@@ -145,7 +154,8 @@ fn an_imported_forest_comes_back_bit_for_bit() {
     for folder in [AUTO, FITTED] {
         let forest = import(folder).forest;
         let columns = rows(&fixture("input.parquet")).names;
-        let again = onnx::read(&onnx::write(&forest, &columns).unwrap(), None).unwrap();
+        let again =
+            onnx::read(&onnx::write(&forest, &columns).expect("writable"), None).expect("a readable file");
         assert_eq!(again.forest, forest);
         assert_eq!(again.columns, Some(columns));
         assert_eq!(again.origin, concat!("promforest ", env!("CARGO_PKG_VERSION"), ", ONNX (ai.onnx.ml 5)"));
@@ -157,31 +167,33 @@ fn onnxruntime_agrees(forest: &Forest, rows: &Rows) -> String {
     let python = std::env::var_os("PROMFOREST_PYTHON").expect(
         "PROMFOREST_PYTHON names the Python of a virtual environment with numpy, onnx, onnxruntime and pyarrow",
     );
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("a folder");
     let [model, input, expected] =
         ["model.onnx", "input.parquet", "expected.csv"].map(|name| folder.path().join(name));
-    fs::write(&model, onnx::write(forest, &rows.names).unwrap()).unwrap();
+    fs::write(&model, onnx::write(forest, &rows.names).expect("a good fixture")).expect("writable");
 
     let columns = rows.names.iter().enumerate().map(|(column, name)| {
         let values = Float64Array::from_iter_values(rows.values.iter().map(|row| row[column]));
         (name, Arc::new(values) as ArrayRef)
     });
-    let batch = RecordBatch::try_from_iter(columns).unwrap();
-    let mut writer = ArrowWriter::try_new(File::create(&input).unwrap(), batch.schema(), None).unwrap();
-    writer.write(&batch).unwrap();
-    writer.close().unwrap();
+    let batch = RecordBatch::try_from_iter(columns).expect("one table");
+    let mut writer = ArrowWriter::try_new(File::create(&input).expect("the file"), batch.schema(), None)
+        .expect("a good fixture");
+    writer.write(&batch).expect("writable");
+    writer.close().expect("written");
 
     let mut csv = String::from("score_samples,decision_function,predict\n");
     for row in &rows.values {
         let row = floats(row);
         let decision = forest.decision(&row);
         let predict = if decision < 0.0 { -1 } else { 1 };
-        writeln!(csv, "{},{decision},{predict}", forest.score_samples(&row)).unwrap();
+        writeln!(csv, "{},{decision},{predict}", forest.score_samples(&row)).expect("text takes all");
     }
-    fs::write(&expected, csv).unwrap();
+    fs::write(&expected, csv).expect("writable");
 
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/onnx_agrees.py");
-    let output = Command::new(python).arg(script).args([model, input, expected]).output().unwrap();
+    let output =
+        Command::new(python).arg(script).args([model, input, expected]).output().expect("the Python runs");
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{printed}{}", String::from_utf8_lossy(&output.stderr));
     print!("{printed}");
@@ -203,9 +215,9 @@ fn onnxruntime_rounds_rows_to_floats() {
     let names = self::rows(&fixture("input.parquet")).names;
     rows.names.truncate(names.len());
     assert_eq!(rows.names, names);
-    onnxruntime_agrees(&import(AUTO).forest, &rows);
-    // The whole file at its own forest: these 20 trees are the first of its 100.
+    // The rows were made for 100 trees; these 20 are the first of them.
     let forest = import(AUTO).forest;
+    onnxruntime_agrees(&forest, &rows);
     let unrounded = rows.values.iter().filter(|row| {
         forest.trees().any(|tree| {
             let value = row[tree.feature[0] as usize];
@@ -232,7 +244,7 @@ fn onnxruntime_sends_nan_and_infinities_where_we_do() {
     };
     assert_ne!(forest.score_samples(&[f32::NAN, 0.0]), forest.score_samples(&[0.0, f32::NAN]));
     onnxruntime_agrees(&forest, &rows);
-    onnxruntime_agrees(&Forest::new(&[both_ways_tree(true)], 8, -0.4).unwrap(), &rows);
+    onnxruntime_agrees(&Forest::new(&[both_ways_tree(true)], 8, -0.4).expect("a forest"), &rows);
 }
 
 #[test]
@@ -241,8 +253,8 @@ fn onnxruntime_scores_a_grown_forest() {
     let (n_rows, n_features) = (rows.values.len(), rows.names.len());
     let columns: Vec<f32> =
         (0..n_features).flat_map(|column| rows.values.iter().map(move |row| row[column] as f32)).collect();
-    let table = Table::new(&columns, n_rows, n_features).unwrap();
-    let forest = ForestParams::default().fit(&table, std::num::NonZeroUsize::MIN).unwrap();
+    let table = Table::new(&columns, n_rows, n_features).expect("a table");
+    let forest = ForestParams::default().fit(&table, std::num::NonZeroUsize::MIN).expect("a forest");
     onnxruntime_agrees(&forest, &rows);
 }
 
@@ -256,7 +268,7 @@ fn both_ways_tree(left: bool) -> Tree {
         n_node_samples: vec![10, 3, 1, 2, 7, 3, 4],
         missing_go_to_left: vec![left, !left, false, false, left, false, false],
     };
-    Tree::from_arrays(&arrays, 2).unwrap()
+    Tree::from_arrays(&arrays, 2).expect("a tree")
 }
 
 fn both_ways() -> Forest {
@@ -268,14 +280,15 @@ fn both_ways() -> Forest {
         n_node_samples: vec![8],
         missing_go_to_left: vec![false],
     };
-    let leaf = Tree::from_arrays(&leaf, 2).unwrap();
-    Forest::new(&[both_ways_tree(true), leaf, both_ways_tree(true), both_ways_tree(false)], 10, -0.45).unwrap()
+    let leaf = Tree::from_arrays(&leaf, 2).expect("a tree");
+    Forest::new(&[both_ways_tree(true), leaf, both_ways_tree(true), both_ways_tree(false)], 10, -0.45)
+        .expect("a good fixture")
 }
 
 #[test]
 fn a_cut_file_is_refused() {
-    for bytes in [model(AUTO), onnx::write(&both_ways(), &["a".into(), "b".into()]).unwrap()] {
-        let whole = onnx::read(&bytes, None).unwrap();
+    for bytes in [model(AUTO), onnx::write(&both_ways(), &["a".into(), "b".into()]).expect("writable")] {
+        let whole = onnx::read(&bytes, None).expect("a readable file");
         for length in (0..bytes.len()).step_by(bytes.len() / 200 + 1) {
             match onnx::read(&bytes[..length], None) {
                 Err(_) => {}
@@ -289,7 +302,7 @@ fn a_cut_file_is_refused() {
 /// A flipped bit may well give another good forest: then its scores are scores.
 #[test]
 fn a_damaged_file_is_refused_or_read_as_a_forest() {
-    let small = onnx::write(&both_ways(), &["a".into(), "b".into()]).unwrap();
+    let small = onnx::write(&both_ways(), &["a".into(), "b".into()]).expect("writable");
     let large = model(FITTED);
     let bits = (0..8 * small.len()).map(|bit| (&small, bit));
     let (mut n_refused, mut n_read) = (0, 0);
@@ -314,6 +327,6 @@ fn a_damaged_file_is_refused_or_read_as_a_forest() {
 #[test]
 fn what_is_no_model_is_refused() {
     assert!(matches!(onnx::read(b"not a model", None), Err(Error::Protobuf(_))));
-    let error = onnx::read(b"", None).unwrap_err();
+    let error = onnx::read(b"", None).expect_err("refused");
     assert_eq!(error.to_string(), "model: graph is missing, must be one graph");
 }

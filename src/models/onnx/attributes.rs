@@ -57,7 +57,11 @@ impl<'n> Attributes<'n> {
 
     pub fn length<T, L: AsRef<[T]>>(&self, name: &str, list: L, length: usize) -> Result<L, Error> {
         let found = list.as_ref().len();
-        if found == length { Ok(list) } else { Err(fault(self.place, &format!("length of {name}"), found, length)) }
+        if found == length {
+            Ok(list)
+        } else {
+            Err(fault(self.place, &format!("length of {name}"), found, length))
+        }
     }
 
     pub fn index(&self, what: &str, index: i64, length: usize) -> Result<usize, Error> {
@@ -71,7 +75,8 @@ impl<'n> Attributes<'n> {
     }
 
     pub fn check_text(&self, name: &str, only: &str) -> Result<(), Error> {
-        let found = self.find(name).map_or(only.as_bytes(), |attribute| attribute.s.as_deref().unwrap_or_default());
+        let found =
+            self.find(name).map_or(only.as_bytes(), |attribute| attribute.s.as_deref().unwrap_or_default());
         if found == only.as_bytes() {
             return Ok(());
         }
@@ -99,14 +104,21 @@ pub fn numbers(name: &str, tensor: &TensorProto) -> Result<Vec<f64>, Error> {
     }
     let (elements, rest) = (raw.chunks_exact(size), raw.len() % size);
     if rest != 0 {
-        return Err(fault("tensor", &format!("length of {}", show(name)), raw.len(), format_args!("a multiple of {size}")));
+        return Err(fault(
+            "tensor",
+            &format!("length of {}", show(name)),
+            raw.len(),
+            format_args!("a multiple of {size}"),
+        ));
     }
     Ok(elements
         .map(|element| match (kind, element) {
             (DataType::Float, &[a, b, c, d]) => f64::from(f32::from_le_bytes([a, b, c, d])),
             (DataType::Int32, &[a, b, c, d]) => f64::from(i32::from_le_bytes([a, b, c, d])),
             (DataType::Double, &[a, b, c, d, e, f, g, h]) => f64::from_le_bytes([a, b, c, d, e, f, g, h]),
-            (DataType::Int64, &[a, b, c, d, e, f, g, h]) => i64::from_le_bytes([a, b, c, d, e, f, g, h]) as f64,
+            (DataType::Int64, &[a, b, c, d, e, f, g, h]) => {
+                i64::from_le_bytes([a, b, c, d, e, f, g, h]) as f64
+            }
             _ => f64::from(element[0]),
         })
         .collect())

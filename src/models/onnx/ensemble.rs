@@ -120,12 +120,15 @@ impl Ensemble {
         }
         let find = |name: (&i64, &i64)| {
             let node = nodes.get(&name).copied();
-            node.ok_or_else(|| fault(attributes.place, "node", format_args!("{name:?}"), "one of the ensemble"))
+            node.ok_or_else(|| {
+                fault(attributes.place, "node", format_args!("{name:?}"), "one of the ensemble")
+            })
         };
 
         let mut weights = vec![None; n_leaves];
         let targets = attributes.ints("target_nodeids");
-        let target_trees = attributes.length("target_treeids", attributes.ints("target_treeids"), targets.len())?;
+        let target_trees =
+            attributes.length("target_treeids", attributes.ints("target_treeids"), targets.len())?;
         let target_weights = attributes.floats("target_weights")?;
         let target_weights = attributes.length("target_weights", target_weights, targets.len())?;
         for ((tree, node), weight) in target_trees.iter().zip(targets).zip(target_weights) {
@@ -135,7 +138,8 @@ impl Ensemble {
             }
         }
         let weights: Option<Vec<f64>> = weights.into_iter().collect();
-        let weights = weights.ok_or_else(|| fault(attributes.place, "weight of a leaf", "missing", "given"))?;
+        let weights =
+            weights.ok_or_else(|| fault(attributes.place, "weight of a leaf", "missing", "given"))?;
 
         let mut splits = Vec::with_capacity(n_splits);
         let (mut split_has_parent, mut leaf_has_parent) = (vec![false; n_splits], vec![false; n_leaves]);
@@ -208,7 +212,8 @@ impl Ensemble {
                 }
                 (Some(leaf), _) | (None, Child::Leaf(leaf)) => {
                     let n_samples = count_of(lengths[leaf] - f64::from(depth)).ok_or_else(|| {
-                        let limit = format_args!("its depth, {depth}, and the average path length of its rows");
+                        let limit =
+                            format_args!("its depth, {depth}, and the average path length of its rows");
                         fault("tree ensemble", "path length of a leaf", lengths[leaf], limit)
                     })?;
                     arrays.feature.push(-2);

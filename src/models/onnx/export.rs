@@ -122,7 +122,7 @@ fn ensemble_attributes(forest: &Forest) -> Vec<AttributeProto> {
         ints("nodes_falseleafs", ensemble.right.iter().map(|child| child.is_leaf.into()).collect()),
         ints("leaf_targetids", vec![0; n_leaves]),
         tensor("leaf_weights", doubles(&ensemble.weights)),
-        // Their defaults are what a forest needs, but the runtime wants to see the number of targets.
+        // The sum over trees and no transform are defaults; the number of targets has none.
         AttributeProto { i: Some(1), ..attribute("n_targets", Type::Int) },
     ]
 }

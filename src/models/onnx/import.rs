@@ -26,6 +26,9 @@ pub const MAX_BYTES: usize = 64 << 20;
 /// Most operations on the leaves of one tree. skl2onnx makes 25; each costs a number per leaf.
 const MAX_OPERATIONS: usize = 32;
 
+/// What is used of the operators for machine learning.
+const ML_OPERATORS: [&str; 3] = ["TreeEnsembleRegressor", "TreeEnsemble", "LabelEncoder"];
+
 /// Reads an isolation forest: one that [`write`](super::write) wrote, bit for bit as it was but for
 /// its ranges, or one that skl2onnx converted (`ai.onnx.ml` 1 to 3, a `TreeEnsembleRegressor` for each
 /// tree). Such a file has its cuts and its offset as floats; path lengths are computed anew from the
@@ -93,11 +96,15 @@ fn n_features(graph: &GraphProto, columns: Option<&[String]>) -> Result<usize, E
         (Some(dimension::Value::DimValue(width)), None) => {
             usize::try_from(*width).map_err(|_| fault("input", "number of features", width, "at least 1"))
         }
-        (Some(dimension::Value::DimValue(width)), Some(n_columns)) if usize::try_from(*width) != Ok(n_columns) => {
+        (Some(dimension::Value::DimValue(width)), Some(n_columns))
+            if usize::try_from(*width) != Ok(n_columns) =>
+        {
             Err(fault("input", "number of columns", n_columns, width))
         }
         (_, Some(n_columns)) => Ok(n_columns),
-        (_, None) => Err(fault("input", "number of features", "open", "given in the file or by column names")),
+        (_, None) => {
+            Err(fault("input", "number of features", "open", "given in the file or by column names"))
+        }
     }
 }
 
@@ -117,12 +124,23 @@ enum Value {
     Leaves(usize, Rc<[f64]>),
     /// Path lengths summed over all trees.
     Sum,
-    Mean { unit: f64 },
-    NegatedMean { unit: f64 },
+    Mean {
+        unit: f64,
+    },
+    NegatedMean {
+        unit: f64,
+    },
     /// The paper's anomaly score.
-    Anomaly { unit: f64 },
-    Score { unit: f64 },
-    Decision { unit: f64, offset: f64 },
+    Anomaly {
+        unit: f64,
+    },
+    Score {
+        unit: f64,
+    },
+    Decision {
+        unit: f64,
+        offset: f64,
+    },
     /// Made of the decision, for people: whatever it says, the decision's sign is what counts.
     Label,
 }
@@ -157,19 +175,21 @@ impl<'g> Reading<'g> {
 
     fn compute(&mut self, node: &'g NodeProto) -> Result<Value, Error> {
         use Value::*;
-        let operator = match node.domain.as_str() {
+        let operator = show(&match node.domain.as_str() {
             "" | "ai.onnx" => node.op_type.clone(),
+            ML if ML_OPERATORS.contains(&node.op_type.as_str()) => node.op_type.clone(),
             domain => format!("{domain}.{}", node.op_type),
-        };
-        let operator = operator.strip_prefix("ai.onnx.ml.").unwrap_or(&operator);
+        });
+        let operator = operator.as_str();
         let mut inputs = Vec::with_capacity(node.input.len());
         for name in &node.input {
             let value = self.values.get(name.as_str()).cloned();
-            inputs.push(value.ok_or_else(|| fault(operator, "input", show(name), "a value computed before"))?);
+            inputs
+                .push(value.ok_or_else(|| fault(operator, "input", show(name), "a value computed before"))?);
         }
         let attributes = Attributes { place: operator, list: &node.attribute };
         let unknown =
-            || Err(Error::Operator { operator: show(operator), output: show(&node.output.concat()) });
+            || Err(Error::Operator { operator: operator.into(), output: show(&node.output.concat()) });
 
         Ok(match (operator, &inputs[..]) {
             ("Identity", [value]) => value.clone(),
@@ -203,7 +223,9 @@ impl<'g> Reading<'g> {
             ("Neg", [Mean { unit }]) => NegatedMean { unit: *unit },
             ("Pow", [Constant(base), NegatedMean { unit }]) if **base == [2.0] => Anomaly { unit: *unit },
             ("Neg", [Anomaly { unit }]) => Score { unit: *unit },
-            ("Add", [Score { unit }, Constant(less)] | [Constant(less), Score { unit }]) if less.len() == 1 => {
+            ("Add", [Score { unit }, Constant(less)] | [Constant(less), Score { unit }])
+                if less.len() == 1 =>
+            {
                 Decision { unit: *unit, offset: -less[0] }
             }
             ("Sub", [Score { unit }, Constant(offset)]) if offset.len() == 1 => {
@@ -259,7 +281,12 @@ impl<'g> Reading<'g> {
     }
 
     /// Notes an ensemble, its features as places in the whole row.
-    fn plant(&mut self, mut ensemble: Ensemble, weights: Vec<f64>, places: Option<&[f64]>) -> Result<Value, Error> {
+    fn plant(
+        &mut self,
+        mut ensemble: Ensemble,
+        weights: Vec<f64>,
+        places: Option<&[f64]>,
+    ) -> Result<Value, Error> {
         if let Some(places) = places {
             for split in &mut ensemble.splits {
                 let place = usize::try_from(split.feature).ok().and_then(|feature| places.get(feature));
@@ -296,7 +323,8 @@ impl<'g> Reading<'g> {
             _ => None,
         });
         let (Some((unit, offset)), None) = (decisions.next(), decisions.next()) else {
-            let found = graph.output.iter().take(8).map(|output| show(&output.name)).collect::<Vec<_>>().join(", ");
+            let found =
+                graph.output.iter().take(8).map(|output| show(&output.name)).collect::<Vec<_>>().join(", ");
             return Err(fault("graph", "outputs", found, "among them one decision function of a forest"));
         };
 
@@ -350,4 +378,3 @@ fn label_encoder(attributes: &Attributes) -> Result<HashMap<i64, f64>, Error> {
     let values = attributes.length("values_floats", attributes.floats("values_floats")?, keys.len())?;
     Ok(keys.iter().copied().zip(values).collect())
 }
-

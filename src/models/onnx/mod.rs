@@ -52,7 +52,9 @@ pub enum Error {
     #[error("not an ONNX model")]
     Protobuf(#[source] prost::DecodeError),
     /// The graph computes something that is not an isolation forest.
-    #[error("operator {operator} at {output:?} is no part of an isolation forest as skl2onnx or promforest write it")]
+    #[error(
+        "operator {operator} at {output:?} is no part of an isolation forest as skl2onnx or promforest write it"
+    )]
     Operator {
         /// Domain and type of the operator.
         operator: String,
@@ -80,3 +82,6 @@ fn fault(place: &str, field: &str, value: impl ToString, limit: impl ToString) -
     let (place, field) = (place.to_string(), field.to_string());
     Error::Value { place, field, value: value.to_string(), limit: limit.to_string() }
 }
+
+#[cfg(test)]
+mod tests;
