@@ -32,8 +32,8 @@ const ML_OPERATORS: [&str; 3] = ["TreeEnsembleRegressor", "TreeEnsemble", "Label
 /// Reads an isolation forest: one that [`write`](super::write) wrote, bit for bit as it was but for
 /// its ranges, or one that skl2onnx converted (`ai.onnx.ml` 1 to 3, a `TreeEnsembleRegressor` for each
 /// tree). Such a file has its cuts and its offset as floats; path lengths are computed anew from the
-/// numbers of rows, so scores are those of scikit-learn within 1e-12 where the rounding of a cut sends
-/// no value the other way, and decisions within the rounding of the offset, 3e-8.
+/// numbers of rows, so scores equal scikit-learn's to the last bits, and decisions do within the
+/// rounding of the offset, 3e-8.
 ///
 /// `columns` are the names of the features where the caller knows them (an MLflow signature has them,
 /// skl2onnx drops them); without, those of the file's own metadata, if any.
