@@ -2,7 +2,7 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let files = protox::compile(["remote_write_v1.proto", "remote_read.proto"], ["proto"])?;
+    let files = protox::compile(["remote_write_v1.proto", "remote_read.proto", "onnx.proto"], ["proto"])?;
     prost_build::Config::new().compile_fds(files)?;
     Ok(())
 }

@@ -11,6 +11,7 @@ mod validation;
 pub mod imported;
 pub mod registry;
 pub mod sklearn;
+pub mod onnx;
 
 use crate::features::Schema;
 use crate::config::Detector;
