@@ -39,7 +39,7 @@ struct Grower<'t> {
     max_depth: u32,
     rows: Rows,
     /// What the split mixes, as column and coefficient, shape `[width]`.
-    terms: Vec<(u16, f64)>,
+    terms: Vec<(u16, f32)>,
     /// The mixture of each row of the current node, shape `[rows of the node]`.
     values: Vec<f64>,
     stack: Vec<Open>,
@@ -91,7 +91,7 @@ impl<'t> Grower<'t> {
     fn draw_split(&mut self, rng: &mut Rng, rows: &Range<usize>) -> Option<Cut> {
         for pair in self.terms.chunks_mut(2) {
             for (term, coefficient) in pair.iter_mut().zip(rng.normals()) {
-                *term = (rng.below(self.table.n_features()) as u16, f64::from(coefficient));
+                *term = (rng.below(self.table.n_features()) as u16, coefficient);
             }
         }
         // In the order of the terms for each row, as a walk adds them up: so the range holds exactly the
@@ -102,7 +102,7 @@ impl<'t> Grower<'t> {
         for &(column, coefficient) in &self.terms {
             let column = self.table.column(usize::from(column));
             for (value, &row) in self.values.iter_mut().zip(ids) {
-                *value += coefficient * f64::from(column[row as usize]);
+                *value += f64::from(coefficient) * f64::from(column[row as usize]);
             }
         }
         let ends = (f64::INFINITY, f64::NEG_INFINITY);

@@ -296,8 +296,10 @@ fn refuses_mangled_trees() {
 #[test]
 fn refuses_mangled_splits() {
     assert_eq!(refusal(|tree| tree.columns[5] = 2), "tree node 2: column is 2, must be below 2");
-    for coefficient in [f64::NAN, f64::NEG_INFINITY, 1e39] {
-        assert!(refusal(|tree| tree.coefficients[0] = coefficient).ends_with("must be in the range of f32"));
+    for coefficient in [f64::NAN, f64::NEG_INFINITY, 1e39, 0.1] {
+        assert!(
+            refusal(|tree| tree.coefficients[0] = coefficient).ends_with("must be finite and exact as f32")
+        );
     }
     assert_eq!(refusal(|tree| tree.cut[0] = 3.5), "tree node 0: cut is 3.5, must be in -1..=3");
     assert!(refusal(|tree| tree.cut[0] = f64::NAN).contains("cut is NaN"));
@@ -339,7 +341,7 @@ proptest! {
             (arrays.low[node], arrays.cut[node], arrays.high[node]) = (cut[0], cut[1], cut[2]);
         }
         for (to, number) in [0, 1, 4, 5].into_iter().zip(&numbers[6..]) {
-            arrays.coefficients[to] = *number;
+            arrays.coefficients[to] = f64::from(*number as f32);
         }
         arrays.n_node_samples = vec![counts.iter().sum(), counts[0], counts[1] + counts[2], counts[1], counts[2]];
         if let Ok(tree) = ExtendedTree::from_arrays(&arrays, 2) {

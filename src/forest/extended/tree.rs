@@ -23,8 +23,8 @@ pub struct ExtendedTreeArrays {
     pub width: usize,
     /// Which they are, shape `[n_nodes, width]`, row-major; 0 in a leaf (any value is accepted there).
     pub columns: Vec<u32>,
-    /// The weight of each, shape `[n_nodes, width]`, row-major; 0 in a leaf (any value is accepted
-    /// there).
+    /// The weight of each, a number that `f32` can hold, shape `[n_nodes, width]`, row-major; 0 in a leaf
+    /// (any value is accepted there).
     pub coefficients: Vec<f64>,
     /// The cut; 0 in a leaf (any value is accepted there).
     pub cut: Vec<f64>,
@@ -43,7 +43,7 @@ pub struct ExtendedTree {
     /// Column of each term, all terms of a split side by side.
     columns: Vec<u16>,
     /// Weight of each term.
-    coefficients: Vec<f64>,
+    coefficients: Vec<f32>,
     /// Terms of a split.
     width: usize,
     /// Edges from the root to the deepest leaf.
@@ -87,7 +87,7 @@ impl ExtendedTree {
     /// [`MAX_NODES`](super::super::MAX_NODES) nodes; a child is not after its parent, not inside, or has
     /// another parent; a node has no parent; one child of a split is missing; a count is below 1 or is
     /// not the sum of the children's; a leaf is deeper than [`MAX_DEPTH`](super::super::MAX_DEPTH); a
-    /// split's column is not below `n_features`; a coefficient is not finite or beyond `f32`; `low`,
+    /// split's column is not below `n_features`; a coefficient is not a finite `f32`; `low`,
     /// `cut` and `high` are not finite and in this order, or `low` is `high`. [`Error::Forest`] if
     /// `n_features` or the width is 0 or above [`MAX_FEATURES`].
     pub fn from_arrays(arrays: &ExtendedTreeArrays, n_features: usize) -> Result<Self, Error> {
@@ -148,7 +148,9 @@ impl ExtendedTree {
             for (to, &column) in arrays.columns[to.clone()].iter_mut().zip(&self.columns[terms.clone()]) {
                 *to = u32::from(column);
             }
-            arrays.coefficients[to].copy_from_slice(&self.coefficients[terms]);
+            for (to, &coefficient) in arrays.coefficients[to].iter_mut().zip(&self.coefficients[terms]) {
+                *to = f64::from(coefficient);
+            }
         }
         arrays
     }
@@ -158,7 +160,8 @@ impl ExtendedTree {
     pub(super) fn mixture(&self, terms: u32, row: &[f64]) -> f64 {
         let terms = self.terms(terms);
         let terms = self.columns[terms.clone()].iter().zip(&self.coefficients[terms]);
-        terms.fold(0.0, |sum, (&column, coefficient)| sum + coefficient * row[usize::from(column)])
+        terms
+            .fold(0.0, |sum, (&column, &coefficient)| sum + f64::from(coefficient) * row[usize::from(column)])
     }
 
     #[inline(always)]
@@ -196,19 +199,20 @@ impl ExtendedTreeArrays {
         Ok(Cut { cut, low, high })
     }
 
-    /// The terms of a split. A sum of [`MAX_FEATURES`] products of numbers that an `f32` can reach is
+    /// The terms of a split. A sum of [`MAX_FEATURES`] products of two `f32` is
     /// far from the end of `f64`, so no mixture overflows.
-    fn terms(&self, node: usize, n_features: usize) -> Result<Vec<(u16, f64)>, Error> {
+    fn terms(&self, node: usize, n_features: usize) -> Result<Vec<(u16, f32)>, Error> {
         let terms = node * self.width..(node + 1) * self.width;
         let terms = self.columns[terms.clone()].iter().zip(&self.coefficients[terms]);
         let check = |(&column, &coefficient): (&u32, &f64)| {
             if column as usize >= n_features {
                 return Err(fault(node, "column", column, format_args!("below {n_features}")));
             }
-            if !(coefficient.abs() <= f64::from(f32::MAX)) {
-                return Err(fault(node, "coefficient", coefficient, "in the range of f32"));
+            let exact = coefficient as f32;
+            if !exact.is_finite() || f64::from(exact) != coefficient {
+                return Err(fault(node, "coefficient", coefficient, "finite and exact as f32"));
             }
-            Ok((column as u16, coefficient))
+            Ok((column as u16, exact))
         };
         terms.map(check).collect()
     }
@@ -242,7 +246,7 @@ impl Builder {
         &mut self,
         at: usize,
         Cut { cut, low, high }: Cut,
-        terms: impl IntoIterator<Item = (u16, f64)>,
+        terms: impl IntoIterator<Item = (u16, f32)>,
     ) -> [usize; 2] {
         let tree = &mut self.0;
         let number = tree.columns.len() / tree.width;

@@ -40,7 +40,7 @@ def grow(rng, rows):
         if depth == math.ceil(math.log2(MAX_SAMPLES)) or len(rows) < 2:
             continue
         columns = rng.integers(rows.shape[1], size=WIDTH).tolist()
-        coefficients = rng.standard_normal(WIDTH).tolist()
+        coefficients = rng.standard_normal(WIDTH).astype(np.float32).tolist()
         values = np.array([mixture(row, columns, coefficients) for row in rows])
         low, high = values.min(), values.max()
         if low == high:
