@@ -4,8 +4,10 @@
 //! it again gives the same bits. Rates are computed from the raw samples at each row instead of
 //! being kept as they arrive: a late sample then needs no undoing.
 
+pub mod correlation;
 pub mod counter;
 pub mod rate;
+pub mod scale;
 
 use crate::prom::{Labels, Sample, duration};
 use crate::window::row::Grid;
@@ -14,6 +16,38 @@ use counter::Event;
 use rate::Semantics;
 use std::fmt;
 use std::time::Duration;
+
+/// Why what turns values into the columns of a model was not built. Turning them has no errors.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Error {
+    /// There is nothing to learn from.
+    #[error("training column has no values")]
+    NoValues,
+    /// A training value is NaN or infinite.
+    #[error("value in row {row} is {value}, must be finite")]
+    NotFinite {
+        /// Its row, from 0.
+        row: usize,
+        /// The value.
+        value: f32,
+    },
+    /// A part is not one that training makes: the file is damaged or hostile.
+    #[error("{part} is {value}, must be {limit}")]
+    Part {
+        /// Its name.
+        part: &'static str,
+        /// The value as given.
+        value: String,
+        /// What it must be.
+        limit: String,
+    },
+}
+
+impl Error {
+    fn part(part: &'static str, value: impl ToString, limit: impl ToString) -> Self {
+        Self::Part { part, value: value.to_string(), limit: limit.to_string() }
+    }
+}
 
 /// What becomes of a feature's samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! The path length that a leaf stands for.
+//! The path length that a leaf stands for, and the score that path lengths come to.
 
 /// Euler's constant γ, as numpy's `euler_gamma`.
 const EULER_GAMMA: f64 = 0.577_215_664_901_532_9;
@@ -18,6 +18,14 @@ pub fn average_path_length(n_samples: u64) -> f64 {
             2.0 * ((n - 1.0).ln() + EULER_GAMMA) - 2.0 * (n - 1.0) / n
         }
     }
+}
+
+/// scikit-learn's `score_samples` from the sum of a row's path lengths over all trees and `unit`, the
+/// number of trees times `c(max_samples)`: minus the paper's anomaly score (Liu, Ting, Zhou 2008, eq. 2).
+pub(super) fn score(sum: f64, unit: f64) -> f64 {
+    // Trees of one row have no depth to measure with: the paper's score is 1/2, as scikit-learn has it.
+    let mean = if unit == 0.0 { 1.0 } else { sum / unit };
+    -(-mean).exp2()
 }
 
 #[cfg(test)]

@@ -26,22 +26,28 @@
 //!   large tables, but needs `unsafe` and a second path for other machines. Trees side by side are
 //!   plain code and fast enough for a row every few seconds (see `score`).
 //!
-//! **A second kind of forest** (the extended one, with slanted cuts) belongs beside this one, as a
-//! file `extended.rs` with its own parameters, node and walk. It shares what is not about
-//! axis-parallel cuts: [`Table`], the random streams of `rng`, the sample of rows and the threads
-//! of `fit`, and [`average_path_length`].
+//! **Two kinds.** The above is the plain kind, with axis-parallel cuts. [`ExtendedForest`] has slanted
+//! ones (see `extended`): its own parameters, nodes and walk. Both share [`Table`], the random streams of
+//! `rng`, the rows of a tree (`sample`), the check of its shape, threads, and [`average_path_length`].
 
 mod depth;
+mod extended;
 mod fit;
 mod params;
 pub mod plain;
+mod quantile;
 mod rng;
+mod sample;
 mod score;
+mod shape;
 mod table;
+mod threads;
 mod tree;
 
 pub use depth::average_path_length;
+pub use extended::{ExtendedForest, ExtendedParams, ExtendedTree, ExtendedTreeArrays};
 pub use params::{Contamination, ForestParams, HalfShare, MaxFeatures, MaxSamples, Share};
+pub use quantile::quantile;
 pub use score::Forest;
 pub use table::Table;
 pub use tree::{MAX_DEPTH, MAX_FEATURES, MAX_NODES, MAX_SAMPLES, Tree, TreeArrays};

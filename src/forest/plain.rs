@@ -1,9 +1,9 @@
 //! The forest as the textbook has it: one node type, `f64` cuts, a branch per step, one row at a time.
 //!
-//! Nothing that runs uses it. It is what the fast paths of [`Forest`](super::Forest) are compared
-//! with: for equality in the tests, for speed in the bench.
+//! Nothing that runs uses it. It is what the fast paths of [`Forest`](super::Forest) and
+//! [`ExtendedForest`](super::ExtendedForest) are compared with: for equality in the tests, for speed in the bench.
 
-use super::{TreeArrays, average_path_length};
+use super::{ExtendedTreeArrays, TreeArrays, average_path_length};
 
 /// A forest in plain form. Trusts its trees: make it from ones that were checked.
 #[derive(Clone, Debug)]
@@ -36,6 +36,54 @@ impl PlainForest {
         let unit = self.trees.len() as f64 * average_path_length(self.max_samples);
         -(-if unit == 0.0 { 1.0 } else { sum / unit }).exp2()
     }
+}
+
+/// An extended forest in plain form. Trusts its trees: make it from ones that were checked.
+#[derive(Clone, Debug)]
+pub struct PlainExtendedForest {
+    trees: Vec<ExtendedTreeArrays>,
+    max_samples: u64,
+}
+
+impl PlainExtendedForest {
+    /// From the arrays of each tree and the number of rows that each was meant to be grown from.
+    pub fn new(trees: impl IntoIterator<Item = ExtendedTreeArrays>, max_samples: u64) -> Self {
+        Self { trees: trees.into_iter().collect(), max_samples }
+    }
+
+    /// Minus the anomaly score of a row of finite values, in `[-1, 0)`, lower is more anomalous.
+    ///
+    /// # Panics
+    /// On arrays that [`ExtendedTree::from_arrays`](super::ExtendedTree::from_arrays) would refuse, and if
+    /// the row is narrower than the training table.
+    pub fn score_samples(&self, row: &[f32]) -> f64 {
+        let sum: f64 = self.trees.iter().map(|tree| expected_path_length(tree, 0, 0.0, row)).sum();
+        let unit = self.trees.len() as f64 * average_path_length(self.max_samples);
+        -(-if unit == 0.0 { 1.0 } else { sum / unit }).exp2()
+    }
+}
+
+/// Edges from the root to where a row ends, had it been in the sample, from a node that has `depth`
+/// edges above it. The fast path multiplies out what is nested here.
+fn expected_path_length(tree: &ExtendedTreeArrays, node: usize, depth: f64, row: &[f32]) -> f64 {
+    if tree.left_child[node] < 0 {
+        return depth + average_path_length(tree.n_node_samples[node].unsigned_abs());
+    }
+    let mut mixture = 0.0;
+    for term in node * tree.width..(node + 1) * tree.width {
+        mixture += tree.coefficients[term] * f64::from(row[tree.columns[term] as usize]);
+    }
+    let go_left = mixture <= tree.cut[node];
+    let child = if go_left { tree.left_child[node] } else { tree.right_child[node] };
+    let child = usize::try_from(child).expect("a checked split has two children");
+    let below = expected_path_length(tree, child, depth + 1.0, row);
+    let (low, high) = (tree.low[node], tree.high[node]);
+    if (low..=high).contains(&mixture) {
+        return below;
+    }
+    let beyond = if mixture < low { low - mixture } else { mixture - high };
+    let end = beyond / (high - low + beyond);
+    end * (depth + 1.0) + (1.0 - end) * below
 }
 
 fn nodes(arrays: &TreeArrays) -> Vec<Node> {

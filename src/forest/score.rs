@@ -12,6 +12,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
+use super::depth::score;
 use super::tree::{self, Leaf, MAX_LEAVES, Node};
 use super::{Error, Table, Tree, TreeArrays, average_path_length};
 
@@ -196,7 +197,7 @@ impl Forest {
         } else {
             self.path_length(row, Node::next_of_number)
         };
-        self.score(sum)
+        score(sum, self.unit)
     }
 
     /// `score_samples` minus the offset: scikit-learn's `decision_function`. Negative is anomalous.
@@ -228,7 +229,8 @@ impl Forest {
             return self.score_samples(row);
         }
         let starts = &self.starts[..self.n_estimators()];
-        self.score(starts.iter().map(|start| self.expected_path_length(*start, row, &ends)).sum())
+        let sum = starts.iter().map(|start| self.expected_path_length(*start, row, &ends)).sum();
+        score(sum, self.unit)
     }
 
     fn expected_path_length(&self, start: usize, row: &[f32], ends: &[f64]) -> f64 {
@@ -281,13 +283,6 @@ impl Forest {
         }
         sum
     }
-
-    /// Score from the sum of a row's path lengths.
-    fn score(&self, sum: f64) -> f64 {
-        // Trees of one row have no depth to measure with: the paper's score is 1/2, as scikit-learn has it.
-        let mean = if self.unit == 0.0 { 1.0 } else { sum / self.unit };
-        -(-mean).exp2()
-    }
 }
 
 /// Edges to the leaf, and those of the subtree that was not grown below it. scikit-learn counts nodes
@@ -320,7 +315,7 @@ fn has_nan(values: &[f32]) -> bool {
     values.iter().fold(false, |found, value| found | value.is_nan())
 }
 
-fn fault(field: &'static str, value: impl ToString, limit: impl ToString) -> Error {
+pub(super) fn fault(field: &'static str, value: impl ToString, limit: impl ToString) -> Error {
     Error::Forest { field, value: value.to_string(), limit: limit.to_string() }
 }
 

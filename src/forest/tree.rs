@@ -15,6 +15,7 @@
 //! each child (then the choice between them becomes a jump).
 
 use super::Error;
+use super::shape::{Place, Shape, fault};
 
 /// Most features of a forest: what a node has bits for.
 pub const MAX_FEATURES: usize = 1 << FEATURE_BITS;
@@ -191,22 +192,17 @@ impl Tree {
     /// [`Error::Forest`] if `n_features` is 0 or above [`MAX_FEATURES`].
     pub fn from_arrays(arrays: &TreeArrays, n_features: usize) -> Result<Self, Error> {
         check_n_features(n_features)?;
-        let n_nodes = arrays.left_child.len();
-        arrays.check_lengths()?;
-
-        let mut builder = Builder::new(n_features, n_nodes);
-        let mut seen = vec![false; n_nodes];
-        seen[0] = true;
-        let mut stack = vec![(0, Builder::ROOT, 0)];
-        while let Some((node, at, depth)) = stack.pop() {
-            let n_samples = arrays.count(node)?;
-            let Some([left, right]) = arrays.children(node)? else {
-                builder.set_leaf(at, Leaf { depth, n_samples });
-                continue;
+        let places = arrays.shape()?;
+        let mut builder = Builder::new(n_features, places.len());
+        let mut stack = vec![(0, Builder::ROOT)];
+        while let Some((node, at)) = stack.pop() {
+            let [left, right] = match places[node] {
+                Place::Split(children) => children,
+                Place::Leaf(leaf) => {
+                    builder.set_leaf(at, leaf);
+                    continue;
+                }
             };
-            if depth == MAX_DEPTH {
-                return Err(fault(node, "depth", depth, format_args!("below {MAX_DEPTH}")));
-            }
             let feature = arrays.feature[node];
             let feature = usize::try_from(feature)
                 .ok()
@@ -216,24 +212,11 @@ impl Tree {
             if !threshold.is_finite() {
                 return Err(fault(node, "threshold", threshold, "finite"));
             }
-            let children = arrays.count(left)?.checked_add(arrays.count(right)?);
-            if children != Some(n_samples) {
-                return Err(fault(node, "n_node_samples", n_samples, "the sum of both children's"));
-            }
             let missing = if arrays.missing_go_to_left[node] { Missing::Left } else { Missing::Right };
             let [to_left, to_right] = builder.set_split(at, feature, round_down(threshold), missing);
-            for (child, to) in [(right, to_right), (left, to_left)] {
-                // A child with two parents would make a cheap file an expensive tree.
-                if std::mem::replace(&mut seen[child], true) {
-                    return Err(fault(node, "child", child, "a node without another parent"));
-                }
-                stack.push((child, to, depth + 1));
-            }
+            stack.extend([(right, to_right), (left, to_left)]);
         }
-        match seen.iter().position(|&seen| !seen) {
-            Some(node) => Err(fault(node, "parent", "none", "one node of the tree")),
-            None => Ok(builder.finish()),
-        }
+        Ok(builder.finish())
     }
 }
 
@@ -266,46 +249,13 @@ pub(super) fn to_arrays(nodes: &[Node], leaves: &[Leaf]) -> TreeArrays {
 }
 
 impl TreeArrays {
-    fn check_lengths(&self) -> Result<(), Error> {
-        let n_nodes = self.left_child.len();
-        if n_nodes == 0 || n_nodes > MAX_NODES {
-            return Err(fault(0, "number of nodes", n_nodes, format_args!("in 1..={MAX_NODES}")));
-        }
-        for (field, length) in [
-            ("length of right_child", self.right_child.len()),
-            ("length of feature", self.feature.len()),
-            ("length of threshold", self.threshold.len()),
-            ("length of n_node_samples", self.n_node_samples.len()),
-            ("length of missing_go_to_left", self.missing_go_to_left.len()),
-        ] {
-            if length != n_nodes {
-                return Err(fault(0, field, length, format_args!("{n_nodes}, as left_child")));
-            }
-        }
-        Ok(())
-    }
-
-    fn count(&self, node: usize) -> Result<u64, Error> {
-        let count = self.n_node_samples[node];
-        if count < 1 {
-            return Err(fault(node, "n_node_samples", count, "at least 1"));
-        }
-        Ok(count.unsigned_abs())
-    }
-
-    /// Both children of a split, `None` in a leaf.
-    fn children(&self, node: usize) -> Result<Option<[usize; 2]>, Error> {
-        let (left, right) = (self.left_child[node], self.right_child[node]);
-        if left == -1 && right == -1 {
-            return Ok(None);
-        }
-        let n_nodes = self.left_child.len();
-        let child = |field, child: i64| {
-            usize::try_from(child).ok().filter(|child| (node + 1..n_nodes).contains(child)).ok_or_else(|| {
-                fault(node, field, child, format_args!("in {}..{n_nodes}, or -1 in a leaf", node + 1))
-            })
-        };
-        Ok(Some([child("left_child", left)?, child("right_child", right)?]))
+    fn shape(&self) -> Result<Vec<Place>, Error> {
+        let Self { left_child, right_child, n_node_samples, .. } = self;
+        Shape { left_child, right_child, n_node_samples }.check(&[
+            ("length of feature", self.feature.len(), 1),
+            ("length of threshold", self.threshold.len(), 1),
+            ("length of missing_go_to_left", self.missing_go_to_left.len(), 1),
+        ])
     }
 }
 
@@ -318,10 +268,6 @@ pub(super) fn check_n_features(n_features: usize) -> Result<(), Error> {
         value: n_features.to_string(),
         limit: format!("in 1..={MAX_FEATURES}"),
     })
-}
-
-fn fault(node: usize, field: &'static str, value: impl ToString, limit: impl ToString) -> Error {
-    Error::Node { node, field, value: value.to_string(), limit: limit.to_string() }
 }
 
 /// The largest `f32` that is not above `threshold`: for every `f32` x, `x <= threshold` says the same

@@ -7,8 +7,8 @@ use std::num::NonZeroUsize;
 
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
-use promforest::forest::plain::PlainForest;
-use promforest::forest::{Forest, ForestParams, MaxSamples, Table};
+use promforest::forest::plain::{PlainExtendedForest, PlainForest};
+use promforest::forest::{ExtendedForest, ExtendedParams, Forest, ForestParams, MaxSamples, Table};
 
 /// Five days at one row every 15 s: the default training history.
 const N_ROWS: usize = 28_800;
@@ -135,5 +135,81 @@ mod whole_table {
                 *score = plain.score_samples(black_box(&row));
             }
         });
+    }
+}
+
+/// The extended kind, on as many columns as four features of each series make: the plain table four times.
+#[divan::bench_group]
+mod extended {
+    use super::*;
+
+    const N_COLUMNS: usize = 4 * N_FEATURES;
+
+    /// Standardised: with the wave's own deviation, that is near enough. Copies differ by a sign, or a
+    /// shift in time.
+    fn columns() -> Vec<f32> {
+        let values = values();
+        let columns = (0..N_COLUMNS).flat_map(|column| {
+            let feature = column % N_FEATURES;
+            let scale = 0.4 * 10f32.powi(feature as i32 % 5);
+            let shift = column / N_FEATURES * 100;
+            let rows = &values[feature * N_ROWS..][..N_ROWS];
+            (0..N_ROWS).map(move |row| rows[(row + shift) % N_ROWS] / scale - 2.5)
+        });
+        columns.collect()
+    }
+
+    fn table(columns: &[f32]) -> Table<'_> {
+        Table::new(columns, N_ROWS, N_COLUMNS).expect("the shape of the data")
+    }
+
+    fn forest(columns: &[f32]) -> ExtendedForest {
+        ExtendedParams::default().fit(&table(columns), NonZeroUsize::MIN).expect("finite data")
+    }
+
+    fn warm_rows(columns: &[f32]) -> Vec<[f32; N_COLUMNS]> {
+        let mut rows = vec![[0.0; N_COLUMNS]; WARM_ROWS];
+        for (number, row) in rows.iter_mut().enumerate() {
+            table(columns).copy_row(number * (N_ROWS / WARM_ROWS), row);
+        }
+        rows
+    }
+
+    #[divan::bench]
+    fn fit(bencher: Bencher) {
+        let columns = columns();
+        let params = ExtendedParams::default();
+        bencher.bench_local(|| params.fit(black_box(&table(&columns)), NonZeroUsize::MIN));
+    }
+
+    #[divan::bench]
+    fn one_row(bencher: Bencher) {
+        let columns = columns();
+        let forest = forest(&columns);
+        let rows = warm_rows(&columns);
+        bencher
+            .counter(ItemsCount::new(WARM_ROWS))
+            .bench_local(|| rows.iter().map(|row| forest.score_samples(black_box(row))).sum::<f64>());
+    }
+
+    #[divan::bench]
+    fn one_row_plainly(bencher: Bencher) {
+        let columns = columns();
+        let forest = forest(&columns);
+        let plain = PlainExtendedForest::new(forest.trees(), forest.max_samples());
+        let rows = warm_rows(&columns);
+        bencher
+            .counter(ItemsCount::new(WARM_ROWS))
+            .bench_local(|| rows.iter().map(|row| plain.score_samples(black_box(row))).sum::<f64>());
+    }
+
+    #[divan::bench(sample_count = 10)]
+    fn whole_table(bencher: Bencher) {
+        let columns = columns();
+        let forest = forest(&columns);
+        let mut scores = vec![0.0; N_ROWS];
+        bencher
+            .counter(ItemsCount::new(N_ROWS))
+            .bench_local(|| forest.score_table(black_box(&table(&columns)), &mut scores));
     }
 }

@@ -1,4 +1,4 @@
-use super::super::{MaxFeatures, MaxSamples};
+use super::super::{MAX_FEATURES, MAX_SAMPLES, MaxFeatures, MaxSamples};
 use super::*;
 
 fn threads(n: usize) -> NonZeroUsize {
@@ -104,7 +104,7 @@ fn depth_is_the_binary_logarithm_rounded_up() {
     for (max_samples, depth) in [(1, 1), (2, 1), (3, 2), (4, 2), (5, 3), (256, 8), (257, 9), (2_000, 11)] {
         let max_samples = MaxSamples::count(max_samples).expect("a count");
         let plan = Plan::new(&ForestParams { max_samples, ..Default::default() }, &table).expect("a plan");
-        assert_eq!(plan.max_depth, depth, "{max_samples:?}");
+        assert_eq!(plan.sampling.max_depth(), depth, "{max_samples:?}");
     }
 }
 
@@ -190,34 +190,6 @@ fn bootstrap_counts_a_row_once() {
 }
 
 #[test]
-fn every_row_is_drawn_equally_often() {
-    const ROWS: usize = 130; // more than two words of bits
-    let data = values(ROWS, 1, 10);
-    let table = Table::new(&data, ROWS, 1).expect("a table");
-    for bootstrap in [false, true] {
-        let params = ForestParams {
-            max_samples: MaxSamples::count(40).expect("a count"),
-            bootstrap,
-            ..Default::default()
-        };
-        let plan = Plan::new(&params, &table).expect("a plan");
-        let mut grower = Grower::new(&plan);
-        let mut counts = [0u32; ROWS];
-        for tree in 0..10_000 {
-            grower.rng = Rng::new(11, tree);
-            grower.draw_rows();
-            assert!(grower.rows.is_sorted_by(|a, b| a < b));
-            assert!(bootstrap || grower.rows.len() == 40);
-            for &row in &grower.rows {
-                counts[row as usize] += 1;
-            }
-        }
-        let mean = f64::from(counts.iter().sum::<u32>()) / ROWS as f64;
-        assert!(counts.iter().all(|&count| (f64::from(count) / mean - 1.0).abs() < 0.09), "{counts:?}");
-    }
-}
-
-#[test]
 fn contamination_gives_its_share_of_negatives() {
     let data = values(1_000, 4, 12);
     for share in [0.01, 0.1, 0.5] {
@@ -229,16 +201,6 @@ fn contamination_gives_its_share_of_negatives() {
         let negatives = scores(&forest, &data).iter().filter(|&&score| score - forest.offset() < 0.0).count();
         assert_eq!(negatives as f64, 1_000.0 * share);
     }
-}
-
-/// Printed by numpy 2.4's `percentile`.
-#[test]
-fn quantile_is_numpys() {
-    let values = [-0.71, -0.4, -0.55, -0.43, -0.47];
-    for (share, expected) in [(0.01, -0.703_6), (0.3, -0.534), (0.5, -0.47)] {
-        assert_eq!(quantile(&mut values.clone(), share), expected);
-    }
-    assert_eq!(quantile(&mut [-0.5], 0.2), -0.5);
 }
 
 #[test]

@@ -1,0 +1,171 @@
+//! Columns of one scale: every value in units of what was usual in training.
+//!
+//! Median and a quantile instead of mean and standard deviation: incidents in the training history then
+//! do not decide what is usual. The 99 % quantile instead of the median deviation, because most metrics
+//! are quiet most of the time, and their ordinary bursts must not look like incidents.
+
+use super::Error;
+use crate::forest::quantile;
+
+/// The share of deviations that count as usual.
+const USUAL: f64 = 0.99;
+
+/// How many standard deviations hold that share of a normal distribution: on one, sigma is the standard
+/// deviation.
+const USUAL_SIGMAS: f64 = 2.576;
+
+/// A sigma is at least this share of the metric's range.
+const FLOOR: f64 = 0.01;
+
+/// The least sigma of a metric's columns: 1 % of its range in training, or, if it was constant, 1 % of its
+/// magnitude, which counts as at least 1. Above 0.
+///
+/// `metric` holds the values that all of its columns are made from: the range of a difference says
+/// nothing about what a step of the metric means.
+///
+/// # Errors
+/// [`Error::NoValues`], [`Error::NotFinite`].
+pub fn floor(metric: &[f32]) -> Result<f64, Error> {
+    check_values(metric)?;
+    let ends = (f32::INFINITY, f32::NEG_INFINITY);
+    let (least, greatest) = metric.iter().fold(ends, |(low, high), &v| (low.min(v), high.max(v)));
+    let range = f64::from(greatest) - f64::from(least);
+    Ok(FLOOR * if range > 0.0 { range } else { f64::from(greatest).abs().max(1.0) })
+}
+
+/// Where the middle of one column is, and how far from it is usual.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scale {
+    center: f64,
+    sigma: f64,
+}
+
+impl Scale {
+    /// Learns from a training column, shape `[n_rows]`: the center is the median, sigma the 99 % quantile of
+    /// the distances from it, divided by 2.576, and at least `floor` (see [`floor()`]). Quantiles as
+    /// [`quantile`], numpy's linear ones.
+    ///
+    /// # Errors
+    /// [`Error::NoValues`], [`Error::NotFinite`], and [`Error::Part`] if `floor` is not finite and above 0.
+    pub fn fit(column: &[f32], floor: f64) -> Result<Self, Error> {
+        check_values(column)?;
+        let mut values: Vec<f64> = column.iter().map(|value| f64::from(*value)).collect();
+        let center = quantile(&mut values, 0.5);
+        for value in &mut values {
+            *value = (*value - center).abs();
+        }
+        Self::new(center, floor).map(|scale| Self {
+            sigma: scale.sigma.max(quantile(&mut values, USUAL) / USUAL_SIGMAS),
+            ..scale
+        })
+    }
+
+    /// A scale from a file.
+    ///
+    /// # Errors
+    /// [`Error::Part`] unless `center` is finite, and `sigma` finite and above 0.
+    pub fn new(center: f64, sigma: f64) -> Result<Self, Error> {
+        if !center.is_finite() {
+            return Err(Error::part("center", center, "finite"));
+        }
+        if !(sigma > 0.0 && sigma.is_finite()) {
+            return Err(Error::part("sigma", sigma, "finite and above 0"));
+        }
+        Ok(Self { center, sigma })
+    }
+
+    /// The median of training, in the units of the column.
+    pub fn center(&self) -> f64 {
+        self.center
+    }
+
+    /// The usual distance from it, in the units of the column; above 0.
+    pub fn sigma(&self) -> f64 {
+        self.sigma
+    }
+
+    /// How many sigmas a value lies above the center. Neither clipped nor bent: ten times further out is
+    /// ten times as much. NaN stays NaN.
+    pub fn apply(&self, value: f32) -> f32 {
+        ((f64::from(value) - self.center) / self.sigma) as f32
+    }
+}
+
+/// A training column has values, and all are finite.
+pub(super) fn check_values(column: &[f32]) -> Result<(), Error> {
+    if column.is_empty() {
+        return Err(Error::NoValues);
+    }
+    match column.iter().position(|value| !value.is_finite()) {
+        Some(row) => Err(Error::NotFinite { row, value: column[row] }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// numpy 2.4: `v = arange(1, 12)**2`, `median(v)`, `percentile(abs(v - median(v)), 99) / 2.576`.
+    #[test]
+    fn is_numpys_median_and_quantile() {
+        let squares: Vec<f32> = (1..12).map(|v| (v * v) as f32).collect();
+        let scale = Scale::fit(&squares, 0.1).expect("values");
+        assert_eq!((scale.center(), scale.sigma()), (36.0, 32.18167701863354));
+        assert_eq!(scale.apply(36.0), 0.0);
+        assert_eq!(scale.apply(136.0), (100.0 / 32.18167701863354) as f32);
+        assert_eq!(Scale::fit(&[1.0, 2.0, 4.0, 9.0], 0.1).expect("values").center(), 3.0);
+    }
+
+    #[test]
+    fn a_normal_column_gets_its_standard_deviation() {
+        let mut state = 1u64;
+        let mut uniform = || {
+            // An MMIX linear congruence (Knuth); a sum of twelve is near enough to normal.
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1u64 << 24) as f32
+        };
+        let mut normal = || (0..12).map(|_| uniform()).sum::<f32>() - 6.0;
+        let column: Vec<f32> = (0..20_000).map(|_| 50.0 + 7.0 * normal()).collect();
+        let scale = Scale::fit(&column, 0.1).expect("values");
+        assert!((scale.center() - 50.0).abs() < 0.3, "{scale:?}");
+        assert!((scale.sigma() - 7.0).abs() < 0.3, "{scale:?}");
+    }
+
+    #[test]
+    fn rare_incidents_do_not_widen_it() {
+        let mut column: Vec<f32> = (0..1_000).map(|k| (k % 10) as f32).collect();
+        let before = Scale::fit(&column, 0.1).expect("values");
+        column[500..505].fill(1e9);
+        let after = Scale::fit(&column, 0.1).expect("values");
+        assert!((after.center() - before.center()).abs() <= 0.5 && after.sigma() < 1.2 * before.sigma());
+    }
+
+    #[test]
+    fn the_floor_is_the_metrics_own() {
+        assert_eq!(floor(&[3.0, 5.0, 4.0]), Ok(0.02));
+        assert_eq!(floor(&[-500.0, -500.0]), Ok(5.0));
+        assert_eq!(floor(&[0.0]), Ok(0.01));
+        assert_eq!(floor(&[f32::MIN, f32::MAX]), Ok(0.01 * 2.0 * f64::from(f32::MAX)));
+        // A column that is 0 but for a rare step.
+        let mut column = [0.0; 1_000];
+        column[7] = 1.0;
+        let scale = Scale::fit(&column, 0.5).expect("values");
+        assert_eq!((scale.center(), scale.sigma(), scale.apply(1.0)), (0.0, 0.5, 2.0));
+    }
+
+    #[test]
+    fn what_it_cannot_be_made_from_is_refused() {
+        let message = |result: Result<Scale, Error>| result.expect_err("refused").to_string();
+        assert_eq!(message(Scale::fit(&[], 1.0)), "training column has no values");
+        assert_eq!(message(Scale::fit(&[1.0, f32::NAN], 1.0)), "value in row 1 is NaN, must be finite");
+        assert_eq!(message(Scale::new(f64::NAN, 1.0)), "center is NaN, must be finite");
+        for sigma in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            assert_eq!(
+                message(Scale::new(0.0, sigma)),
+                format!("sigma is {sigma}, must be finite and above 0")
+            );
+        }
+        assert!(floor(&[]).is_err());
+    }
+}
