@@ -4,6 +4,11 @@
 #   PROMETHEUS_2, PROMTOOL_2   Debian's package
 #   PROMETHEUS_3, PROMTOOL_3   built from the Go modules pinned in tests/components/
 #   NODE_EXPORTER              Debian's package
+#   POSTGRES_BIN               the folder of initdb and postgres; Debian's package
+#   CHROMIUM                   Debian's package
+#   PROMFOREST_PYTHON          Python with MLflow 3, scikit-learn and what else tests/components/requirements.txt pins
+#   PROMFOREST_PYTHON_MLFLOW2  Python with a server of MLflow 2 (requirements-mlflow2.txt)
+#   S3S_FS                     an S3 server on a folder; built by cargo install
 #
 #   eval "$(tests/components.sh)"
 #
@@ -35,15 +40,28 @@ apt_install() {
             "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@"
     } >&2 || die "apt-get could not install $*"
     if [ -d /run/systemd/system ]; then
-        "${root[@]}" systemctl disable --now "$@" >&2 || true
+        local service
+        for service in "$@"; do "${root[@]}" systemctl disable --now "$service" >&2 || true; done
     fi
+}
+
+# Debian keeps one folder for each major version; the newest is taken.
+postgres_bin() {
+    local bin
+    bin=$(printf '%s\n' /usr/lib/postgresql/*/bin | sort -V | tail -n 1)
+    [ -x "$bin/initdb" ] && [ -x "$bin/postgres" ] && echo "$bin"
 }
 
 debian_components() {
     local missing=()
     [ -x /usr/bin/prometheus ] && [ -x /usr/bin/promtool ] || missing+=(prometheus)
     [ -x /usr/bin/prometheus-node-exporter ] || missing+=(prometheus-node-exporter)
+    postgres_bin >/dev/null || missing+=(postgresql)
+    [ -x /usr/bin/chromium ] || missing+=(chromium fonts-dejavu-core)
+    command -v python3 >/dev/null || missing+=(python3)
+    python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
     [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}"
+    postgres_bin >/dev/null || die "no initdb and postgres in /usr/lib/postgresql/*/bin"
     local version
     version=$(/usr/bin/prometheus --version 2>&1 | sed -n '1s/^prometheus, version \([^ ]*\).*/\1/p')
     [[ $version == 2.* ]] || die "/usr/bin/prometheus is version ${version:-unknown}; the tests want a 2.x there"
@@ -94,6 +112,45 @@ build_prometheus() {
     printf '%s\n' "$pins" >"$into/pins"
 }
 
+# A virtual environment of exactly what a requirements file pins.
+python_environment() {
+    local into=$1 requirements=$here/components/$2 pins
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        die "$(command -v python3) is $(python3 --version); 3.11 or newer is wanted"
+    pins=$({ cat "$requirements" && python3 -c 'import sys; print(sys.base_prefix, sys.version)'; } | sha256sum)
+    if [ "$(cat "$into/pins" 2>/dev/null)" = "$pins" ] && "$into/bin/python" -c '' 2>/dev/null; then
+        say "Python of $2, in the cache"
+        return
+    fi
+    say "installing $2; a minute or two, once"
+    rm -rf "$into"
+    python3 -m venv "$into" >&2 || die "python3 cannot make a virtual environment"
+    "$into/bin/python" -m pip install -q --no-compile --only-binary :all: -r "$requirements" >&2 ||
+        die "pip could not install $2"
+    "$into/bin/python" -m pip check >&2 || die "$2 contradicts itself"
+    # Without bytecode a server takes three times as long to start, and PYTHONDONTWRITEBYTECODE would keep it so. A few
+    # packages carry files of another Python's syntax.
+    "$into/bin/python" -m compileall -q -j 0 "$into/lib" >/dev/null 2>&1 || true
+    printf '%s\n' "$pins" >"$into/pins"
+}
+
+# Unoptimized: it builds sooner, and nothing depends on how fast it is.
+build_s3s_fs() {
+    local version=$1 into=$2
+    if "$into/bin/s3s-fs" --version 2>/dev/null | grep -qF "$version"; then
+        say "s3s-fs $version, in the cache"
+        return
+    fi
+    command -v cargo >/dev/null || PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+    command -v cargo >/dev/null || die "no 'cargo' in PATH; s3s-fs $version is built with it"
+    say "building s3s-fs $version; some minutes, once"
+    (cd / && CARGO_TARGET_DIR=$into/target CARGO_PROFILE_DEV_DEBUG=0 \
+        cargo install s3s-fs --version "$version" --features binary --locked --debug --quiet --root "$into" --force) >&2 ||
+        die "s3s-fs $version did not build"
+    rm -rf "$into/target"
+    "$into/bin/s3s-fs" --version | grep -qF "$version" || die "$into/bin/s3s-fs does not say it is $version"
+}
+
 mkdir -p "$cache"
 exec 9>"$cache/lock"
 flock 9 # two runs at once: the second finds the first one's work
@@ -102,6 +159,11 @@ debian_components
 version=$(pinned_version)
 prometheus_3=$cache/prometheus-$version
 build_prometheus "$version" "$prometheus_3"
+s3s_version=0.14.1 # 0.17 wants a newer Rust than 1.95
+s3s_fs=$cache/s3s-fs-$s3s_version
+build_s3s_fs "$s3s_version" "$s3s_fs"
+python_environment "$cache/python" requirements.txt
+python_environment "$cache/python-mlflow2" requirements-mlflow2.txt
 
 {
     printf 'export PROMETHEUS_2=%q\n' /usr/bin/prometheus
@@ -109,6 +171,11 @@ build_prometheus "$version" "$prometheus_3"
     printf 'export PROMETHEUS_3=%q\n' "$prometheus_3/prometheus"
     printf 'export PROMTOOL_3=%q\n' "$prometheus_3/promtool"
     printf 'export NODE_EXPORTER=%q\n' /usr/bin/prometheus-node-exporter
+    printf 'export POSTGRES_BIN=%q\n' "$(postgres_bin)"
+    printf 'export CHROMIUM=%q\n' /usr/bin/chromium
+    printf 'export PROMFOREST_PYTHON=%q\n' "$cache/python/bin/python"
+    printf 'export PROMFOREST_PYTHON_MLFLOW2=%q\n' "$cache/python-mlflow2/bin/python"
+    printf 'export S3S_FS=%q\n' "$s3s_fs/bin/s3s-fs"
 } >"$cache/components.env.new"
 mv "$cache/components.env.new" "$cache/components.env"
 cat "$cache/components.env"

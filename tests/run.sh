@@ -42,7 +42,7 @@ printf '%s\n' "$components"
 eval "$components"
 
 begin "Shell scripts"
-scripts=(deploy/quickstart.sh tests/components.sh tests/run.sh .ci/run)
+scripts=(deploy/quickstart.sh deploy/mlflow/serve.sh tests/components.sh tests/run.sh .ci/run)
 if command -v shellcheck >/dev/null; then
     shellcheck "${scripts[@]}"
 else
@@ -52,6 +52,9 @@ fi
 
 begin "Dashboards"
 tests/dashboard.py deploy/grafana/dashboards/*.json
+
+begin "Containers"
+"$PROMFOREST_PYTHON" tests/compose.py deploy/compose.yaml
 
 begin "Prometheus configuration and rules"
 for promtool in "$PROMTOOL_2" "$PROMTOOL_3"; do

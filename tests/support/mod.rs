@@ -4,6 +4,7 @@
 #![allow(dead_code)] // each test file uses its part
 
 pub mod http;
+pub mod mlflow;
 pub mod prometheus;
 
 use std::collections::HashSet;
@@ -136,17 +137,28 @@ pub struct Process {
 impl Process {
     /// Starts a program; its log is `NAME.log` in `dir`, appended to.
     pub fn start(name: &str, program: &Path, args: &[String], dir: &Path) -> Self {
+        let mut command = Command::new(program);
+        command.args(args);
+        Self::spawn(name, command, dir)
+    }
+
+    /// Starts a program that needs more than arguments, in `dir`, with its log there.
+    pub fn spawn(name: &str, mut command: Command, dir: &Path) -> Self {
         let log = dir.join(format!("{name}.log"));
         let file = File::options().create(true).append(true).open(&log).expect("the log can be written");
-        let child = Command::new(program)
-            .args(args)
+        let child = command
             .current_dir(dir)
             .stdin(Stdio::null())
             .stdout(file.try_clone().expect("a file can be cloned"))
             .stderr(file)
             .spawn()
-            .unwrap_or_else(|err| panic!("{} does not start: {err}", program.display()));
+            .unwrap_or_else(|err| panic!("{:?} does not start: {err}", command.get_program()));
         Self { name: name.into(), child, log }
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends a signal by its name, such as `TERM`.
@@ -174,6 +186,11 @@ impl Process {
         }
     }
 
+    /// Waits until it has ended, which somebody else sees to.
+    pub fn wait_for_end(&mut self) {
+        let _ = self.child.wait();
+    }
+
     /// Sends SIGKILL.
     pub fn kill(self) {
         drop(self);
@@ -184,6 +201,11 @@ impl Process {
         if let Some(status) = self.child.try_wait().expect("the process is ours") {
             panic!("{} has ended with {status}\n{}", self.name, self.tail());
         }
+    }
+
+    /// The file that holds all that it has printed.
+    pub fn log_file(&self) -> PathBuf {
+        self.log.clone()
     }
 
     /// All that it has printed.
