@@ -141,10 +141,13 @@ impl Scale {
 
     fn log_ticks(&self, n: usize) -> Vec<Tick> {
         let (first, last) = (self.low.log10().floor() as i32, self.high.log10().ceil() as i32);
-        let decades = (last - first).max(1) as usize;
+        let decades = (self.high / self.low).log10();
         // 1, 2, 5 in each decade as long as they fit, then every decade, then every few.
-        let (within, every): (&[f64], usize) =
-            if 3 * decades <= 2 * n { (&[1.0, 2.0, 5.0], 1) } else { (&[1.0], decades.div_ceil(n)) };
+        let (within, every): (&[f64], usize) = if 3.0 * decades <= n as f64 + 2.0 {
+            (&[1.0, 2.0, 5.0], 1)
+        } else {
+            (&[1.0], (decades / n as f64).ceil() as usize)
+        };
         let places = (first..=last)
             .step_by(every)
             .flat_map(|decade| within.iter().map(move |digit| (digit * 10f64.powi(decade), *digit > 1.0)));

@@ -326,7 +326,7 @@ impl Training {
         };
         let mut labels: Vec<_> = self.timeline.excluded.iter().enumerate().filter_map(in_sight).collect();
         labels.sort_by(|a, b| a.0.total_cmp(&b.0));
-        // A number takes 3 % of the width: of a crowd only the first is told.
+        // A number takes 5 % of the width: of a crowd only the first is told.
         let mut free_from = 0.0;
         for (k, (from, number, reason)) in labels.iter().enumerate() {
             if *from < free_from {
@@ -339,7 +339,7 @@ impl Training {
             if width < room {
                 plot.text_at(*from, -8.0, Anchor::Start, "wordy", &format!("{number} {reason}"));
             }
-            free_from = from + 0.03;
+            free_from = from + 0.05;
         }
     }
 
