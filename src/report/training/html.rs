@@ -406,7 +406,7 @@ impl Training {
     fn exclusions(&self) -> String {
         let excluded = &self.timeline.excluded;
         if excluded.is_empty() {
-            return page::section("Left out of training", "Nothing: every complete row was used.", "");
+            return page::section("Left out of training", "No stretch of time.", "");
         }
         let mut rows = String::new();
         for (i, Excluded { from_ms, to_ms, reason, n_rows }) in excluded.iter().enumerate() {
