@@ -1,5 +1,6 @@
 // Time plots: a hair line under the pointer, and the values there, read off the paths.
 const si = v => {
+  if (v && Math.abs(v) < 1e-3) return v.toExponential(2);
   const unit = [[1e12, 'T'], [1e9, 'G'], [1e6, 'M'], [1e3, 'k']].find(([u]) => Math.abs(v) >= u) || [1, ''];
   return String(+(v / unit[0]).toPrecision(3)).replace('-', '−') + unit[1];
 };

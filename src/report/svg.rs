@@ -36,7 +36,7 @@ pub struct Tick {
     pub at: f64,
     /// What is written there.
     pub label: String,
-    /// May the label go where there is little room?
+    /// May its label be left out where there is little room?
     pub spare: bool,
 }
 
@@ -51,7 +51,10 @@ impl Scale {
         if high - low > least {
             return Self { low, high, kind: Kind::Linear };
         }
-        let room = if low == 0.0 { 1.0 } else { 0.1 * low.abs() };
+        if low == 0.0 {
+            return Self { low, high: 1.0, kind: Kind::Linear };
+        }
+        let room = 0.1 * low.abs();
         Self { low: low - room, high: high + room, kind: Kind::Linear }
     }
 
@@ -138,10 +141,13 @@ impl Scale {
 
     fn log_ticks(&self, n: usize) -> Vec<Tick> {
         let (first, last) = (self.low.log10().floor() as i32, self.high.log10().ceil() as i32);
-        let decades = (last - first).max(1) as usize;
+        let decades = (self.high / self.low).log10();
         // 1, 2, 5 in each decade as long as they fit, then every decade, then every few.
-        let (within, every): (&[f64], usize) =
-            if 3 * decades <= 2 * n { (&[1.0, 2.0, 5.0], 1) } else { (&[1.0], decades.div_ceil(n)) };
+        let (within, every): (&[f64], usize) = if 3.0 * decades <= n as f64 + 2.0 {
+            (&[1.0, 2.0, 5.0], 1)
+        } else {
+            (&[1.0], (decades / n as f64).ceil() as usize)
+        };
         let places = (first..=last)
             .step_by(every)
             .flat_map(|decade| within.iter().map(move |digit| (digit * 10f64.powi(decade), *digit > 1.0)));
@@ -155,8 +161,21 @@ impl Scale {
     /// Labels say what is new at their tick: the time of day, the day, the month or the year.
     pub fn time_ticks(&self, n: usize) -> Vec<Tick> {
         const STEPS_MS: [i64; 15] = [
-            1_000, 5_000, 15_000, 60_000, 300_000, 900_000, 1_800_000, 3_600_000, 10_800_000, 21_600_000,
-            43_200_000, DAY_MS, 2 * DAY_MS, 7 * DAY_MS, 14 * DAY_MS,
+            1_000,
+            5_000,
+            15_000,
+            60_000,
+            300_000,
+            900_000,
+            1_800_000,
+            3_600_000,
+            10_800_000,
+            21_600_000,
+            43_200_000,
+            DAY_MS,
+            2 * DAY_MS,
+            7 * DAY_MS,
+            14 * DAY_MS,
         ];
         // A float becomes the nearest i64, so no time is out of range.
         let (from, to) = (self.low.ceil() as i64, self.high.floor() as i64);
@@ -169,29 +188,36 @@ impl Scale {
                 (0..=n as i64 + 1).map(|i| first.saturating_add(i * step)).collect()
             }
             None => {
-                let month = |time_ms| { let date = Date::of(time_ms); 12 * date.year + date.month };
+                let month = |time_ms| {
+                    let date = Date::of(time_ms);
+                    12 * date.year + date.month
+                };
                 let months = (month(to) - month(from)) / n as i64 + 1;
-                let step = [1, 3, 6, 12, 24, 60, 120].into_iter().find(|step| *step >= months).unwrap_or(months);
+                let step =
+                    [1, 3, 6, 12, 24, 60, 120].into_iter().find(|step| *step >= months).unwrap_or(months);
                 let first = month(from).div_euclid(step) * step;
                 (0..=n as i64 + 1).map(|i| Date::month_ms(first + i * step)).collect()
             }
         };
         let within = times.into_iter().filter(|time_ms| (from..=to).contains(time_ms)).take(n);
         let mut before = None;
-        within.enumerate().map(|(i, time_ms)| {
-            let date = Date::of(time_ms);
-            let label = if time_ms.rem_euclid(DAY_MS) != 0 {
-                text::clock(time_ms)
-            } else if date.day == 1 && date.month == 0 && before.is_some() {
-                date.year.to_string()
-            } else if length > 100 * DAY_MS {
-                date.month_name().to_string()
-            } else {
-                format!("{} {}", date.day, date.month_name())
-            };
-            before = Some(date);
-            Tick { at: time_ms as f64, label, spare: i % 2 == 1 }
-        }).collect()
+        within
+            .enumerate()
+            .map(|(i, time_ms)| {
+                let date = Date::of(time_ms);
+                let label = if time_ms.rem_euclid(DAY_MS) != 0 {
+                    text::clock(time_ms)
+                } else if date.day == 1 && date.month == 0 && before.is_some() {
+                    date.year.to_string()
+                } else if length > 100 * DAY_MS {
+                    date.month_name().to_string()
+                } else {
+                    format!("{} {}", date.day, date.month_name())
+                };
+                before = Some(date);
+                Tick { at: time_ms as f64, label, spare: i % 2 == 1 }
+            })
+            .collect()
     }
 }
 
@@ -406,7 +432,8 @@ impl Plot {
             Anchor::End => "end",
         };
         let (x, y, text) = (short(100.0 * share), short(y), escape(text));
-        self.above += &format!(r#"<text class="{class}" x="{x}%" y="{y}" text-anchor="{anchor}">{text}</text>"#);
+        self.above +=
+            &format!(r#"<text class="{class}" x="{x}%" y="{y}" text-anchor="{anchor}">{text}</text>"#);
     }
 
     /// The finished plot; `label` says in words what it shows, to those who cannot see it.
@@ -460,4 +487,79 @@ impl Path {
 fn short(value: f64) -> String {
     let text = format!("{value:.2}");
     text.trim_end_matches('0').trim_end_matches('.').to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(ticks: Vec<Tick>) -> Vec<String> {
+        ticks.into_iter().map(|tick| tick.label).collect()
+    }
+
+    #[test]
+    fn ticks_are_round_and_none_is_told_twice() {
+        let linear = |low, high| labels(Scale::linear([low, high]).ticks(5));
+        assert_eq!(linear(0.0, 1.0), ["0", "0.2", "0.4", "0.6", "0.8", "1"]);
+        assert_eq!(linear(-0.13, 0.17), ["−0.1", "−0.05", "0", "0.05", "0.1", "0.15"]);
+        assert_eq!(linear(0.0, 47_000.0), ["0", "10k", "20k", "30k", "40k"]);
+        assert_eq!(linear(8.001e9, 8.0031e9), ["8.001G", "8.0015G", "8.002G", "8.0025G", "8.003G"]);
+        for (low, high) in [(3.0, 3.0), (0.0, 0.0), (-1e300, 1e300), (1e-300, 2e-300), (1e9, 1e9 + 1.5)] {
+            let mut labels = linear(low, high);
+            let n = labels.len();
+            labels.dedup();
+            assert!((2..=10).contains(&n) && labels.len() == n, "{low} to {high}: {labels:?}");
+        }
+        let log = |low, high| labels(Scale::log([low, high]).ticks(12));
+        assert_eq!(log(8.0, 1024.0), ["10", "20", "50", "100", "200", "500", "1k"]);
+        assert_eq!(log(1.0, 1e6), ["1", "10", "100", "1k", "10k", "100k", "1M"]);
+        assert!((2..=13).contains(&log(1e-90, 1e90).len()));
+    }
+
+    #[test]
+    fn times_get_the_ticks_of_the_calendar() {
+        let ticks = |from: i64, to: i64| labels(Scale::linear([from as f64, to as f64]).time_ticks(9));
+        let monday = 1_794_787_200_000;
+        assert_eq!(ticks(monday, monday + 3_600_000).first().map(String::as_str), Some("16 Nov"));
+        assert_eq!(ticks(monday + 1, monday + 3_600_000), ["00:15", "00:30", "00:45", "01:00"]);
+        assert_eq!(ticks(monday, monday + DAY_MS)[..3], ["16 Nov", "03:00", "06:00"]);
+        assert_eq!(ticks(monday, monday + 5 * DAY_MS).len(), 6);
+        assert_eq!(ticks(monday + 1, monday + 30 * DAY_MS), ["23 Nov", "30 Nov", "7 Dec", "14 Dec"]);
+        assert_eq!(ticks(monday, monday + 200 * DAY_MS), ["Dec", "2027", "Feb", "Mar", "Apr", "May", "Jun"]);
+        for (from, to) in [(0, 1), (i64::MIN, i64::MAX), (0, i64::MAX / 1000), (i64::MAX - 5, i64::MAX)] {
+            assert!(ticks(from, to).len() <= 9);
+        }
+    }
+
+    #[test]
+    fn a_place_on_a_scale_is_within_it_or_none() {
+        let scales = [
+            Scale::linear([]),
+            Scale::linear([f64::NAN, 5.0]),
+            Scale::linear([f64::MIN, f64::MAX]).padded(0.1).rounded(5),
+            Scale::log([]),
+            Scale::log([0.0, -1.0, 7.0]),
+            Scale::log([f64::MIN_POSITIVE, f64::MAX]).padded(0.1),
+        ];
+        for scale in scales {
+            assert!(scale.low() < scale.high() && scale.high().is_finite(), "{scale:?}");
+            for value in [0.0, -3.0, 1e-310, f64::MAX, f64::MIN] {
+                assert!(
+                    scale.at(value).is_some_and(|share| (0.0..=1.0).contains(&share)),
+                    "{value} on {scale:?}"
+                );
+            }
+            assert_eq!([f64::NAN, f64::INFINITY].map(|value| scale.at(value)), [None, None]);
+        }
+    }
+
+    #[test]
+    fn a_line_is_drawn_in_whole_steps_and_broken_at_what_has_no_place() {
+        let mut plot = Plot::new(Scale::linear([0.0, 1.0]), Scale::linear([0.0, 1.0]), 10);
+        plot.line(&[vec![[0.0, 0.0], [0.5, 1.0], [0.6, f64::NAN], [0.75, 0.5], [1.0, 0.25]]], "l");
+        plot.band(&[vec![[0.0, 0.0, 1.0], [1.0, 0.5, 0.5]]], "b");
+        let svg = plot.finish("", "label");
+        assert!(svg.contains(r#"<path class="l" d="M0 1000l5000 -1000M7500 500l2500 250"/>"#), "{svg}");
+        assert!(svg.contains(r#"<path class="b" d="M0 0l10000 500l0 0l-10000 500z"/>"#), "{svg}");
+    }
 }

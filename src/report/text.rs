@@ -43,18 +43,18 @@ pub fn number_within(value: f64, range: f64) -> String {
     if size == 0.0 {
         return "0".into();
     }
-    if !(1e-4..1e15).contains(&size) {
+    if !(1e-3..1e15).contains(&size) {
         return format!("{sign}{size:.2e}");
     }
     // 999.6 becomes 1k, not 1000.
     let (unit, prefix) = *PREFIXES.iter().find(|(unit, _)| size >= 0.9995 * unit).unwrap_or(&(1.0, ""));
     let scaled = size / unit;
-    let digits_below = |size: f64| (-size.log10().floor()).clamp(-9.0, 9.0) as i32;
+    let digits_below = |size: f64| (-size.log10().floor()).clamp(-12.0, 12.0) as i32;
     let mut decimals = 2 + digits_below(scaled);
     if range > 0.0 && range.is_finite() {
         decimals = decimals.max(1 + digits_below(range / unit));
     }
-    let text = format!("{scaled:.*}", decimals.clamp(0, 9) as usize);
+    let text = format!("{scaled:.*}", decimals.clamp(0, 12) as usize);
     let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
     format!("{sign}{text}{prefix}")
 }
@@ -132,7 +132,11 @@ impl Date {
 pub fn clock(time_ms: i64) -> String {
     let seconds = time_ms.div_euclid(1000).rem_euclid(86_400);
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    if seconds == 0 { format!("{hours:02}:{minutes:02}") } else { format!("{hours:02}:{minutes:02}:{seconds:02}") }
+    if seconds == 0 {
+        format!("{hours:02}:{minutes:02}")
+    } else {
+        format!("{hours:02}:{minutes:02}:{seconds:02}")
+    }
 }
 
 /// `12 Nov 2026 06:00`, UTC.

@@ -32,7 +32,8 @@ impl Training {
     }
 
     fn head(&self) -> String {
-        let mut out = format!("<header>\n<p class=\"kicker\">Training</p>\n<h1>{}</h1>\n", escape(&self.model));
+        let mut out =
+            format!("<header>\n<p class=\"kicker\">Training</p>\n<h1>{}</h1>\n", escape(&self.model));
         if let Some(group) = &self.group {
             out += &format!("<code class=\"group\">{}</code>\n", escape(group));
         }
@@ -47,7 +48,9 @@ impl Training {
                 let list = if reasons.is_empty() { reasons } else { format!("<ul>{reasons}</ul>") };
                 format!("<div class=\"verdict held\"><span class=\"badge\">✕ Held back</span>{list}</div>\n")
             }
-            Verdict::Saved => "<div class=\"verdict\"><span class=\"badge\">Saved, not in service</span></div>\n".into(),
+            Verdict::Saved => {
+                "<div class=\"verdict\"><span class=\"badge\">Saved, not in service</span></div>\n".into()
+            }
         };
         out += &format!("<p class=\"summary\">{}</p>\n", self.summary());
         if !self.facts.is_empty() {
@@ -74,7 +77,9 @@ impl Training {
                     self.compared(mean)
                 );
             } else {
-                out += &format!("Trees of {rows} rows; how unseen rows differ from fitted ones has no finite measure.");
+                out += &format!(
+                    "Trees of {rows} rows; how unseen rows differ from fitted ones has no finite measure."
+                );
             }
         }
         let anomalous = |of: fn(&Fold) -> &[f64]| {
@@ -107,15 +112,18 @@ impl Training {
         }
     }
 
-    /// KL divergence over the size of the sample.
+    /// KL divergence over the size of the sample; nothing to compare with a single one.
     fn sizes(&self) -> String {
+        if self.sweep.len() < 2 {
+            return String::new();
+        }
         let sizes = self.sweep.iter().map(|candidate| candidate.max_samples as f64);
         let x = Scale::log(sizes).padded(0.03);
         let values = || self.sweep.iter().flat_map(|candidate| candidate.kl.iter().copied());
         let finite = || values().filter(|kl| kl.is_finite());
         let (least, greatest) = finite().fold((f64::INFINITY, 0.0f64), |(a, b), kl| (kl.min(a), kl.max(b)));
-        // Over more than a decade and a half the small ones would lie on the axis.
-        let y = if least > 0.0 && greatest > 30.0 * least {
+        // On a linear axis the small ones would lie on the ground, and they are what the choice is about.
+        let y = if least > 0.0 && greatest > 20.0 * least {
             Scale::log(finite()).padded(0.05)
         } else {
             Scale::linear(finite().chain([0.0])).rounded(5)
@@ -138,11 +146,12 @@ impl Training {
             for (fold, kl) in candidate.kl.iter().enumerate() {
                 plot.dot(size, *kl, 3.0, "fold", &format!("{rows} rows, fold {}: {}", fold + 1, nats(*kl)));
             }
-            let radius = if i == self.chosen { 7.0 } else { 4.5 };
+            let radius = if i == self.chosen { 6.0 } else { 4.0 };
             let title = format!("{rows} rows, mean: {}", nats(candidate.mean_kl()));
             plot.dot(size, candidate.mean_kl(), radius, "mean", &title);
         }
         let figure = plot.finish("", "KL divergence over rows per tree");
+        let scales = if y.is_log() { " Both scales are logarithmic." } else { "" };
         let undrawn = values().filter(|kl| !kl.is_finite()).count();
         let undrawn = match undrawn {
             0 => String::new(),
@@ -151,10 +160,12 @@ impl Training {
         page::section(
             "How many rows a tree is grown from",
             &format!(
-                "KL divergence, in nats, between the decisions of unseen and of fitted rows, for each size: 0 is no \
-                 difference. Small dots are folds, the line is their mean.{undrawn}"
+                "KL divergence, in nats, between the decisions of unseen and of fitted rows, for each size; 0 is no \
+                 difference. Small dots are folds, the line is their mean.{scales}{undrawn}"
             ),
-            &format!("<figure class=\"sized\">\n{figure}</figure>\n<span class=\"under\">rows per tree (max_samples)</span>\n"),
+            &format!(
+                "<figure class=\"sized\">\n{figure}</figure>\n<span class=\"under\">rows per tree (max_samples)</span>\n"
+            ),
         )
     }
 
@@ -235,9 +246,9 @@ impl Training {
 
         let greatest = score.iter().copied().filter(|score| score.is_finite()).fold(1.0, f64::max);
         let y = if greatest > 20.0 {
-            Scale::log(score.iter().copied().chain([1.0])).padded(0.05)
+            Scale::log(score.iter().copied().chain([1.0])).padded(0.1)
         } else {
-            Scale::linear(score.iter().copied().chain([1.0])).padded(0.05)
+            Scale::linear(score.iter().copied().chain([1.0])).padded(0.1)
         };
         let mut plot = sheet(y, 220);
         plot.rows(&y.ticks(5));
@@ -253,7 +264,7 @@ impl Training {
         self.name_exclusions(&mut plot, x);
         let svg = plot.finish("", "Scores over time");
         let mut out = format!(
-            "<figure class=\"score-plot\">\n<figcaption><span></span><output></output></figcaption>\n{svg}</figure>\n{axis}"
+            "<figure class=\"score-plot\">\n<figcaption><span>score</span><output></output></figcaption>\n{svg}</figure>\n{axis}"
         );
 
         let drawn = self.drawn(features.len());
@@ -286,7 +297,7 @@ impl Training {
         let above = score.iter().filter(|score| **score > 1.0).count();
         let stretch = std::time::Duration::from_millis(step_ms.unsigned_abs());
         let lead = format!(
-            "{} to {} UTC. Each point is the highest score of {}; {} of {} pass the threshold of 1.{}",
+            "{} to {} UTC. Each point is the highest score within {}; {} of {} pass the threshold of 1.{}",
             moment(*first),
             moment(last.saturating_add(*step_ms)),
             crate::prom::duration::Display(stretch),
@@ -309,25 +320,26 @@ impl Training {
 
     /// Numbers over the shaded stretches, those of the table, and their reasons where there is room.
     fn name_exclusions(&self, plot: &mut Plot, x: Scale) {
-        // What is left of these shares of the width is taken by the label before.
-        let (mut taken, mut taken_by_number) = (0.0, 0.0);
-        for (i, stretch) in self.timeline.excluded.iter().enumerate() {
-            let (Some(from), Some(to)) = (x.at(stretch.from_ms as f64), x.at(stretch.to_ms as f64)) else { continue };
-            if to == 0.0 || from == 1.0 || from < taken_by_number {
+        let in_sight = |(i, stretch): (usize, &Excluded)| {
+            let (from, to) = (x.at(stretch.from_ms as f64)?, x.at(stretch.to_ms as f64)?);
+            (to > 0.0 && from < 1.0).then(|| (from, (i + 1).to_string(), shorten(&stretch.reason, 28)))
+        };
+        let mut labels: Vec<_> = self.timeline.excluded.iter().enumerate().filter_map(in_sight).collect();
+        labels.sort_by(|a, b| a.0.total_cmp(&b.0));
+        // A number takes 5 % of the width: of a crowd only the first is told.
+        let mut free_from = 0.0;
+        for (k, (from, number, reason)) in labels.iter().enumerate() {
+            if *from < free_from {
                 continue;
             }
-            let number = (i + 1).to_string();
-            let reason = shorten(&stretch.reason, 28);
+            let room = labels.get(k + 1).map_or(1.0, |(next, ..)| *next) - from;
             let width = 0.008 * (reason.chars().count() as f64 + 4.0);
-            if from >= taken && from + width < 1.0 {
-                plot.text_at(from, -8.0, Anchor::Start, "wordy", &format!("{number} {reason}"));
-                plot.text_at(from, -8.0, Anchor::Start, "terse", &number);
-                taken = from + width;
-            } else {
-                plot.text_at(from, -8.0, Anchor::Start, "", &number);
+            let class = if width < room { "terse" } else { "" };
+            plot.text_at(*from, -8.0, Anchor::Start, class, number);
+            if width < room {
+                plot.text_at(*from, -8.0, Anchor::Start, "wordy", &format!("{number} {reason}"));
             }
-            taken_by_number = from.max(taken_by_number) + 0.03;
-            taken = taken.max(taken_by_number);
+            free_from = from + 0.05;
         }
     }
 
@@ -352,13 +364,19 @@ impl Training {
         };
         let each = "least and greatest value of each stretch, every one on its own scale.";
         if n_drawn < moved {
-            format!("The {n_drawn} of {} features that moved most for their size: {each}{still}", count(self.features.len()))
+            format!(
+                "The {n_drawn} of {} features that moved most for their size: {each}{still}",
+                count(self.features.len())
+            )
         } else {
             format!("The features: {each}{still}")
         }
     }
 
     fn feature_table(&self) -> String {
+        if self.features.is_empty() {
+            return String::new();
+        }
         let mut rows = String::new();
         for feature in &self.features {
             rows += &feature.row();
@@ -371,7 +389,7 @@ impl Training {
         };
         let mut table = format!(
             "<table class=\"features\">\n<thead><tr><th>feature</th><th class=\"n\">least</th><th class=\"n\">median</th>\
-             <th class=\"n\">greatest</th><th class=\"extent\">from 0 or the least to the greatest</th></tr></thead>\n\
+             <th class=\"n\">greatest</th><th class=\"extent\">range</th></tr></thead>\n\
              <tbody>\n{rows}</tbody>\n</table>\n"
         );
         if self.features.len() > MAX_OPEN {
@@ -379,8 +397,8 @@ impl Training {
             table = format!("<details>\n<summary>Show all {n} features</summary>\n{table}</details>\n");
         }
         let lead = format!(
-            "Values over the rows of training. A bar reaches from the least to the greatest value, its mark is the \
-             median.{constant}"
+            "Values over the rows of training. Each bar reaches from the least to the greatest value, on a scale of its \
+             own that includes 0; its mark is the median.{constant}"
         );
         page::section("Ranges of the features", &lead, &table)
     }
@@ -388,7 +406,7 @@ impl Training {
     fn exclusions(&self) -> String {
         let excluded = &self.timeline.excluded;
         if excluded.is_empty() {
-            return page::section("Left out of training", "Nothing: every complete row was used.", "");
+            return page::section("Left out of training", "No stretch of time.", "");
         }
         let mut rows = String::new();
         for (i, Excluded { from_ms, to_ms, reason, n_rows }) in excluded.iter().enumerate() {
@@ -397,7 +415,7 @@ impl Training {
                 i + 1,
                 escape(reason),
                 moment(*from_ms),
-                moment(*to_ms),
+                moment(to_ms.saturating_add(1)),
                 count(*n_rows)
             );
         }
@@ -418,7 +436,8 @@ impl Training {
         let mut rows = String::new();
         for (i, candidate) in self.sweep.iter().enumerate() {
             let class = if i == self.chosen { " class=\"picked\"" } else { "" };
-            let kl: String = candidate.kl.iter().map(|kl| format!("<td class=\"n\">{}</td>", nats(*kl))).collect();
+            let kl: String =
+                candidate.kl.iter().map(|kl| format!("<td class=\"n\">{}</td>", nats(*kl))).collect();
             rows += &format!(
                 "<tr{class}><td class=\"n\">{}</td><td class=\"n\">{}</td>{kl}</tr>\n",
                 count(candidate.max_samples),
@@ -451,7 +470,7 @@ impl Feature {
     /// Its row of the table.
     fn row(&self) -> String {
         let [least, median, greatest] = [self.least, self.median, self.greatest].map(f64::from);
-        let range = (greatest - least) / 20.0;
+        let range = greatest - least;
         let cell = |what: &str, value: f64| {
             format!("<td class=\"n\" data-what=\"{what}\">{}</td>", number_within(value, range))
         };
@@ -501,7 +520,10 @@ fn runs<T, const N: usize>(
     let end = |run: Option<&mut Vec<[f64; N]>>, end_ms: Option<i64>| {
         if let (Some(run), Some(end_ms)) = (run, end_ms) {
             let last = run.last().copied();
-            run.extend(last.map(|mut point| { point[0] = end_ms as f64; point }));
+            run.extend(last.map(|mut point| {
+                point[0] = end_ms as f64;
+                point
+            }));
         }
     };
     for (time_ms, value) in times_ms.iter().zip(values) {

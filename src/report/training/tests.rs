@@ -68,11 +68,20 @@ fn realistic(verdict: Verdict) -> Training {
         kept.iter().map(value).collect()
     };
     let features: Vec<Vec<[f32; 2]>> = (0..names.len()).map(series).collect();
-    let ranges: Vec<Feature> = names.iter().zip(&features).map(|(name, series)| {
-        let mut all: Vec<f32> = series.iter().flatten().copied().collect();
-        all.sort_by(f32::total_cmp);
-        Feature { name: name.clone(), least: all[0], median: all[all.len() / 2], greatest: all[all.len() - 1] }
-    }).collect();
+    let ranges: Vec<Feature> = names
+        .iter()
+        .zip(&features)
+        .map(|(name, series)| {
+            let mut all: Vec<f32> = series.iter().flatten().copied().collect();
+            all.sort_by(f32::total_cmp);
+            Feature {
+                name: name.clone(),
+                least: all[0],
+                median: all[all.len() / 2],
+                greatest: all[all.len() - 1],
+            }
+        })
+        .collect();
     let excluded = |from: usize, to: usize, reason: &str, n_rows| Excluded {
         from_ms: BEGIN_MS + from as i64 * STEP_MS,
         to_ms: BEGIN_MS + to as i64 * STEP_MS - 1,
@@ -198,7 +207,9 @@ fn the_summary_says_what_was_chosen_and_against_what() {
     assert!(summary(&training).contains("Trees of 256 rows"));
     assert!(summary(&training).contains("by 0.021 nats, the least of 3 sizes."));
     training.chosen = 0;
-    assert!(summary(&training).contains("by 0.06 nats, where the least of 3 sizes is 0.021, with trees of 256."));
+    assert!(
+        summary(&training).contains("by 0.06 nats, where the least of 3 sizes is 0.021, with trees of 256.")
+    );
     training.sweep.truncate(1);
     assert!(summary(&training).contains("the only size that was tried."));
     training.sweep[0].kl[0] = f64::INFINITY;
@@ -209,7 +220,10 @@ fn the_summary_says_what_was_chosen_and_against_what() {
     training.folds = vec![Fold { kl: 0.0, train: bins, test: vec![0.0; 200] }];
     assert!(!summary(&training).contains("anomalous"), "no test rows, no share");
     training.folds[0].test[150] = 100.0;
-    assert!(summary(&training).contains("It finds 25\u{202f}% of the rows it was fitted on anomalous, and 0\u{202f}%"));
+    assert!(
+        summary(&training)
+            .contains("It finds 25\u{202f}% of the rows it was fitted on anomalous, and 0\u{202f}%")
+    );
 }
 
 #[test]
@@ -270,7 +284,8 @@ fn what_is_not_finite_or_enormous_breaks_no_plot() {
         check(&training.html());
     }
     training.timeline.times_ms = (0..N_POINTS as i64).map(|i| i64::MIN / 2 + i * (i64::MAX / 1500)).collect();
-    training.timeline.excluded[0] = Excluded { from_ms: i64::MIN, to_ms: i64::MAX, reason: "all".into(), n_rows: usize::MAX };
+    training.timeline.excluded[0] =
+        Excluded { from_ms: i64::MIN, to_ms: i64::MAX, reason: "all".into(), n_rows: usize::MAX };
     check(&training.html());
     training.timeline.times_ms = vec![i64::MAX; 3];
     check(&training.html());
