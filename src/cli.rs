@@ -125,7 +125,11 @@ fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Fa
 
 fn run(args: RunArgs) -> Result<(), Failure> {
     telemetry::init_logs(args.log_level, args.log_format);
-    let options = Options { config_file: args.config_file, listen_address: args.listen_address, storage_path: args.storage_path };
+    let options = Options {
+        config_file: args.config_file,
+        listen_address: args.listen_address,
+        storage_path: args.storage_path,
+    };
     block_on(async { Ok(pipeline::run(options).await?) })
 }
 

@@ -125,8 +125,10 @@ impl Config {
             Some(list) => sections(&list).map(history::Config::read).collect(),
             None => vec![history::Config::default()],
         };
-        let registry =
-            top.get("registry").and_then(Node::section).map_or_else(registry::Config::default, registry::Config::read);
+        let registry = top
+            .get("registry")
+            .and_then(Node::section)
+            .map_or_else(registry::Config::default, registry::Config::read);
         let detectors: Vec<Detector> = match top.get("detectors") {
             Some(list) => {
                 let mut detectors: Vec<Detector> = Vec::new();

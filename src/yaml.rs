@@ -242,8 +242,11 @@ impl<'n, 'y> Section<'n, 'y> {
         let Some(node) = self.get(key) else { return default };
         let number = node.value::<f64>("a number");
         if number.is_some_and(|number| !(least..=greatest).contains(&number)) {
-            let limit =
-                if greatest < f64::MAX { format!("in [{least}, {greatest}]") } else { format!("at least {least}") };
+            let limit = if greatest < f64::MAX {
+                format!("in [{least}, {greatest}]")
+            } else {
+                format!("at least {least}")
+            };
             node.refuse(format!("must be {limit}"));
         }
         number.unwrap_or(default)

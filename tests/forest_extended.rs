@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use promforest::forest::{ExtendedForest, ExtendedParams, ExtendedTree, ExtendedTreeArrays, MaxSamples, Table};
+use promforest::forest::{
+    ExtendedForest, ExtendedParams, ExtendedTree, ExtendedTreeArrays, MaxSamples, Table,
+};
 
 /// Two units in the last place of a score between -1 and -0.5: numpy's and our `exp2` and `ln` round
 /// differently now and then.

@@ -58,7 +58,9 @@ pub enum Error {
         feature: String,
     },
     /// Not all columns are made alike.
-    #[error("column {column:?} is a {transform}, but {first:?} is a {expected}: a model has one transform for all")]
+    #[error(
+        "column {column:?} is a {transform}, but {first:?} is a {expected}: a model has one transform for all"
+    )]
     Mixed {
         /// The column.
         column: String,
@@ -94,7 +96,11 @@ pub fn defaults(schema: &Schema) -> Vec<String> {
 ///
 /// # Errors
 /// [`Error`], naming the first column that is wrong.
-pub fn features(names: &[String], mapping: &Mapping, semantics: Semantics) -> Result<(Vec<Labels>, Transform), Error> {
+pub fn features(
+    names: &[String],
+    mapping: &Mapping,
+    semantics: Semantics,
+) -> Result<(Vec<Labels>, Transform), Error> {
     if let Some(stranger) = mapping.keys().find(|name| !names.contains(name)) {
         return Err(Error::NotThere(stranger.clone()));
     }
@@ -135,7 +141,8 @@ fn feature(name: &str, semantics: Semantics) -> Result<(Labels, Transform), Erro
             (series, transform)
         }
     };
-    let labels = Selector::parse(series).ok().and_then(|selector| selector.to_labels()).ok_or_else(unknown)?;
+    let labels =
+        Selector::parse(series).ok().and_then(|selector| selector.to_labels()).ok_or_else(unknown)?;
     Ok((labels, transform))
 }
 
@@ -193,7 +200,10 @@ mod tests {
                 vec!["eth0 - Rx in", "load"],
                 r#"column "load" is a value, but "eth0 - Rx in" is a rate(1m): a model has one transform for all"#,
             ),
-            (vec!["rate(x[1parsec])"], r#"column "rate(x[1parsec])": "1parsec" is not a duration: write numbers with the units y, w, d, h, m, s, ms in that order, as in 1h30m"#),
+            (
+                vec!["rate(x[1parsec])"],
+                r#"column "rate(x[1parsec])": "1parsec" is not a duration: write numbers with the units y, w, d, h, m, s, ms in that order, as in 1h30m"#,
+            ),
         ] {
             assert_eq!(read(&names, &[]).expect_err("wrong"), message);
         }

@@ -13,12 +13,12 @@ pub mod registry;
 pub mod sklearn;
 pub mod onnx;
 
-use crate::features::Schema;
 use crate::config::Detector;
+use crate::features::Schema;
 use crate::prom::{Labels, duration};
+pub use fitted::{Fitted, Kind, Params};
 use std::sync::Arc;
 pub use validation::{Histogram, Trial, Validation};
-pub use fitted::{Fitted, Kind, Params};
 
 /// A fitted model.
 #[derive(Clone, Debug, PartialEq)]

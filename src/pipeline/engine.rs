@@ -372,7 +372,8 @@ impl Engine {
         let Some(group) = self.groups.get_mut(id) else { return };
         let detector = group.detector.clone();
         if let Some(Deployed { model, name, version }) = &deployed {
-            let lacking = group.lacks(&model.schema).map(|feature| model.schema.transform.expression(feature));
+            let lacking =
+                group.lacks(&model.schema).map(|feature| model.schema.transform.expression(feature));
             if let Some(feature) = lacking {
                 warn!(component = "models", detector = detector.name, group = %group.labels, model = name, version, feature, "model refused: the group does not have all of its features");
                 self.metrics.refused(&detector.name);
@@ -451,8 +452,10 @@ impl Engine {
         let tell = self.told_progress.is_none_or(|told| now.duration_since(told) >= PROGRESS_EVERY);
         for detector in &self.groups.config().detectors {
             let groups = || self.groups.iter().filter(|group| Arc::ptr_eq(&group.detector, detector));
-            let (n_groups, n_models) =
-                (groups().count(), groups().filter(|group| group.deployed(Voice::Champion).is_some()).count());
+            let (n_groups, n_models) = (
+                groups().count(),
+                groups().filter(|group| group.deployed(Voice::Champion).is_some()).count(),
+            );
             ready &= n_models > 0;
             let progress = groups().map(|group| group.progress(now)).fold(0.0, f64::max);
             let minimum = duration::Display(detector.training.minimum);

@@ -167,7 +167,9 @@ impl Group {
 
     fn touch(&mut self, timestamp_ms: i64, now: Instant) {
         let key = self.key(timestamp_ms);
-        if self.touched.insert(key) && (self.serving.is_none() || self.window.score(Voice::Champion, timestamp_ms).is_none()) {
+        if self.touched.insert(key)
+            && (self.serving.is_none() || self.window.score(Voice::Champion, timestamp_ms).is_none())
+        {
             self.open_rows.entry(key).or_insert((timestamp_ms, now));
         }
     }
@@ -244,8 +246,7 @@ impl Group {
     fn challenge_row(&mut self, timestamp_ms: i64) {
         let Some(challenger) = &mut self.challenger else { return };
         let model = challenger.model().clone();
-        let row =
-            challenger.reader.row(&model.schema, &self.window, timestamp_ms, &mut self.values, |_| {});
+        let row = challenger.reader.row(&model.schema, &self.window, timestamp_ms, &mut self.values, |_| {});
         if matches!(row, Row::Complete { .. }) {
             self.window.set_score(Voice::Challenger, timestamp_ms, model.fitted.score(&self.values));
         }
@@ -378,13 +379,17 @@ impl Group {
     /// Is it time to train, and why?
     pub fn training_due(&mut self, now: Instant) -> Option<Reason> {
         // A group that is silent keeps its model: there is nothing new to learn from.
-        if self.window.newest_ms().is_none() || now.duration_since(self.last_received) > 2 * self.detector.grace {
+        if self.window.newest_ms().is_none()
+            || now.duration_since(self.last_received) > 2 * self.detector.grace
+        {
             return None;
         }
         let Self { schedule, serving, window, detector, .. } = self;
         let considered = schedule.considered();
         let changed = || {
-            serving.as_ref().is_some_and(|serving| schema_changed(serving.model(), window, detector, considered))
+            serving
+                .as_ref()
+                .is_some_and(|serving| schema_changed(serving.model(), window, detector, considered))
         };
         schedule.due(serving.is_some(), changed, now)
     }

@@ -6,8 +6,8 @@
 //! registry was away would be replaced by its predecessor.
 
 use super::engine::Command;
-use crate::models::{Deployed, Model};
 use crate::models::registry::{self, Aliases, CHALLENGER, Registry};
+use crate::models::{Deployed, Model};
 use crate::prom::Labels;
 use crate::train::trainer::Outside;
 use crate::window::Voice;
@@ -94,7 +94,11 @@ impl Keeper {
                     self.metrics.up.set(0);
                     self.metrics.failures.inc();
                     if std::mem::replace(&mut self.was_up, false) {
-                        warn!(component = "models", err = yaml::chain(&error), "the registry does not answer, what serves goes on");
+                        warn!(
+                            component = "models",
+                            err = yaml::chain(&error),
+                            "the registry does not answer, what serves goes on"
+                        );
                     }
                 }
             }

@@ -94,7 +94,11 @@ impl Metrics {
             "The models of a group: 1, with the version (empty where the registry does not have it) and its alias",
             m.model_info.clone(),
         );
-        registry.register("model_created_timestamp_seconds", "When the model was made", m.model_created.clone());
+        registry.register(
+            "model_created_timestamp_seconds",
+            "When the model was made",
+            m.model_created.clone(),
+        );
         registry.register(
             "model_drift_kl",
             "KL divergence of the last day's decisions from those of training, in nats",
@@ -147,7 +151,9 @@ impl Metrics {
     pub fn models(&self, group: &Group) {
         let labels = labels(group);
         let mut infos = Vec::new();
-        for (voice, alias) in [(Voice::Champion, registry::CHAMPION), (Voice::Challenger, registry::CHALLENGER)] {
+        for (voice, alias) in
+            [(Voice::Champion, registry::CHAMPION), (Voice::Challenger, registry::CHALLENGER)]
+        {
             let Some(deployed) = group.deployed(voice) else { continue };
             let mut info = labels.clone();
             let version = deployed.version.map(|version| version.to_string()).unwrap_or_default();

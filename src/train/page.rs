@@ -2,8 +2,8 @@
 
 use super::Trained;
 use super::rows::Rows;
-use crate::models::{Histogram, Trial, columns};
 use crate::models::artifact::timestamp;
+use crate::models::{Histogram, Trial, columns};
 use crate::report::training::{Candidate, Excluded, Feature, Fold, Timeline, Training, Verdict};
 
 /// Points of the plots over time.

@@ -55,8 +55,11 @@ pub async fn firing(
             if elsewhere || !alerts.iter().any(|name| name == alert) {
                 continue;
             }
-            let times: Vec<i64> =
-                samples.iter().filter(|sample| !sample.is_stale()).map(|sample| sample.timestamp_ms).collect();
+            let times: Vec<i64> = samples
+                .iter()
+                .filter(|sample| !sample.is_stale())
+                .map(|sample| sample.timestamp_ms)
+                .collect();
             for fired in times.chunk_by(|a, b| b - a <= ALERT_GAP_MS) {
                 let (from_ms, to_ms) = (fired[0], fired[fired.len() - 1]);
                 exclusions.push(Exclusion { from_ms, to_ms, reason: format!("{alert} fired") });

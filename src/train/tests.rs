@@ -40,7 +40,8 @@ fn rows(detector: &Detector, window: &Window) -> Result<Rows, NoRows> {
 fn fit(detector: &Detector, rows: &Rows, threads: usize) -> Trained {
     let threads = NonZeroUsize::new(threads).expect("above 0");
     let sizes = &detector.training.sweep;
-    train(&detector.model, rows, sizes, Purpose::default(), START_MS, threads, &|_, _| {}).expect("the parameters suit")
+    train(&detector.model, rows, sizes, Purpose::default(), START_MS, threads, &|_, _| {})
+        .expect("the parameters suit")
 }
 
 fn trained(detector: &Detector, window: &Window) -> Model {

@@ -229,7 +229,8 @@ async fn kept(job: &Job, outside: &Outside, model: &str, name: &str) -> Option<D
     let find = async {
         let registry = &outside.registry;
         let aliases = registry.aliases(model).await?;
-        let Some((name, version)) = registry::of_group(&aliases, model, name, &outside.registry_config.alias) else {
+        let Some((name, version)) = registry::of_group(&aliases, model, name, &outside.registry_config.alias)
+        else {
             return Ok(None);
         };
         let model = Arc::new(registry.load(&name, version).await?);
@@ -274,7 +275,8 @@ async fn read_past(
             failed = Some("the source rests".to_string());
             continue;
         }
-        if let Err(error) = past::samples(source, detector, group, range, |series| past.extend(series)).await {
+        if let Err(error) = past::samples(source, detector, group, range, |series| past.extend(series)).await
+        {
             let reason = yaml::chain(&error);
             warn!(component = "history", url = %url, group = %labels, err = reason, "no history by remote read");
             if error.is_passing() {

@@ -9,7 +9,9 @@ use crate::forest::{self, Tree, TreeArrays};
 use crate::models::{Fitted, Kind};
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float32Type, Float64Type, Int32Type, Int64Type, UInt32Type};
-use arrow_array::{Array, ArrayRef, BooleanArray, FixedSizeListArray, Float32Array, Float64Array, RecordBatch};
+use arrow_array::{
+    Array, ArrayRef, BooleanArray, FixedSizeListArray, Float32Array, Float64Array, RecordBatch,
+};
 use arrow_array::{Int32Array, Int64Array, UInt32Array};
 use arrow_buffer::Buffer;
 use arrow_ipc::reader::{FileDecoder, read_footer_length};
@@ -59,7 +61,8 @@ pub fn forest(fitted: &Fitted) -> Vec<u8> {
     let Fitted::IsolationForest(forest) = fitted;
     let mut number: Vec<u32> = Vec::new();
     let (mut left, mut right, mut feature): (Vec<i32>, Vec<i32>, Vec<i32>) = Default::default();
-    let (mut threshold, mut n_node_samples, mut missing): (Vec<f64>, Vec<i64>, Vec<bool>) = Default::default();
+    let (mut threshold, mut n_node_samples, mut missing): (Vec<f64>, Vec<i64>, Vec<bool>) =
+        Default::default();
     for (i, tree) in forest.trees().enumerate() {
         number.extend(std::iter::repeat_n(i as u32, tree.left_child.len()));
         let narrow = |index: &i64| *index as i32;
@@ -199,8 +202,13 @@ fn decode(bytes: &[u8], schema: &SchemaRef) -> Result<RecordBatch, String> {
     let body = bytes.len() - trailer.len();
     let footer = bytes.get(body.checked_sub(footer_length).ok_or_else(cut)?..body).ok_or_else(cut)?;
     let footer = root_as_footer(footer).map_err(|error| format!("the footer cannot be read: {error}"))?;
-    let names: Vec<&str> =
-        footer.schema().and_then(|schema| schema.fields()).iter().flatten().filter_map(|f| f.name()).collect();
+    let names: Vec<&str> = footer
+        .schema()
+        .and_then(|schema| schema.fields())
+        .iter()
+        .flatten()
+        .filter_map(|f| f.name())
+        .collect();
     let expected: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
     if names != expected {
         return Err(format!("the columns are {}, must be {}", names.join(", "), expected.join(", ")));
@@ -240,12 +248,18 @@ fn check_buffers(head: &[u8], body: usize) -> Result<(), String> {
             && buffer.length() >= 0
             && buffer.offset().checked_add(buffer.length()).is_some_and(|end| end <= body as i64);
         if !inside {
-            return Err(format!("a buffer of {} bytes at {} is outside of the file", buffer.length(), buffer.offset()));
+            return Err(format!(
+                "a buffer of {} bytes at {} is outside of the file",
+                buffer.length(),
+                buffer.offset()
+            ));
         }
     }
     let rows = batch.length();
     let fits = |length: i64| length >= 0 && length <= (8 * body) as i64;
-    if !fits(rows) || batch.nodes().iter().flatten().any(|node| !fits(node.length()) || node.null_count() != 0) {
+    if !fits(rows)
+        || batch.nodes().iter().flatten().any(|node| !fits(node.length()) || node.null_count() != 0)
+    {
         return Err(format!("a batch of {rows} rows does not fit into the file"));
     }
     Ok(())

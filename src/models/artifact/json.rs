@@ -85,7 +85,9 @@ pub fn timestamp(ms: i64) -> String {
 }
 
 fn milliseconds(text: &str, field: &'static str) -> Result<i64, Error> {
-    let time: Timestamp = text.parse().map_err(|_| fault(format!("{field} is {text:?}, must be a time like 2026-01-31T12:00:00.000Z")))?;
+    let time: Timestamp = text
+        .parse()
+        .map_err(|_| fault(format!("{field} is {text:?}, must be a time like 2026-01-31T12:00:00.000Z")))?;
     Ok(time.as_millisecond())
 }
 
@@ -124,7 +126,9 @@ pub fn write(model: &Model) -> String {
                 Grid::Exact => None,
                 Grid::Slots { interval_ms, cut_ms } => Some(SlotsJson { interval_ms, cut_ms }),
             },
-            features: features.map(|(labels, column)| FeatureJson { column, labels: pairs(labels) }).collect(),
+            features: features
+                .map(|(labels, column)| FeatureJson { column, labels: pairs(labels) })
+                .collect(),
         },
         history: card.history.as_ref().map(|history| HistoryJson {
             from: timestamp(history.from_ms),
@@ -189,7 +193,9 @@ fn schema(json: SchemaJson) -> Result<(Schema, Vec<String>), Error> {
             Grid::Slots { interval_ms, cut_ms }
         }
         Some(SlotsJson { interval_ms, cut_ms }) => {
-            return Err(fault(format!("slots of {interval_ms} ms begin at {cut_ms}, must be in 0..{interval_ms}")));
+            return Err(fault(format!(
+                "slots of {interval_ms} ms begin at {cut_ms}, must be in 0..{interval_ms}"
+            )));
         }
     };
     let (mut features, mut names) = (Vec::new(), Vec::new());

@@ -156,7 +156,8 @@ fn check_sums(files: &Files, sums: &[u8]) -> Result<(), Error> {
     let text = String::from_utf8_lossy(sums);
     let mut known = Vec::new();
     for line in text.lines() {
-        let (sum, name) = line.split_once("  ").ok_or_else(|| Error::Sums(line.chars().take(80).collect()))?;
+        let (sum, name) =
+            line.split_once("  ").ok_or_else(|| Error::Sums(line.chars().take(80).collect()))?;
         // A file that is not needed may be missing.
         if files.get(name).is_some_and(|bytes| hex(bytes) != sum) {
             return Err(Error::Checksum(name.into()));
@@ -259,7 +260,8 @@ fn mlmodel(model: &Model) -> String {
         .map(|name| serde_json::json!({"type": if name == "predict" { "long" } else { "double" }, "name": name, "required": true}))
         .collect();
     // A JSON text within single quotes, where YAML knows one escape: the quote itself, doubled.
-    let quoted = |value: Vec<serde_json::Value>| serde_json::Value::from(value).to_string().replace('\'', "''");
+    let quoted =
+        |value: Vec<serde_json::Value>| serde_json::Value::from(value).to_string().replace('\'', "''");
     let created = json::timestamp(model.card.created_ms).replace('T', " ").replace('Z', "");
     format!(
         "artifact_path: model\n\

@@ -110,9 +110,18 @@ fn what_it_does_not_understand_it_refuses() {
         (|json| json["kind"] = "oracle".into(), "model.json: \"oracle\" is no kind of forest"),
         (|json| json["secret"] = 1.into(), "model.json: unknown field `secret`"),
         (|json| json["created"] = "soon".into(), "model.json: created is \"soon\", must be a time"),
-        (|json| json["schema"]["transform"] = "rate(0)".into(), "model.json: the range is 0s, must be at least 1s"),
-        (|json| json["schema"]["slots"]["cut_ms"] = 15_000.into(), "model.json: slots of 15000 ms begin at 15000"),
-        (|json| json["forest"]["n_features"] = 3.into(), "model.json: the forest has 3 features, the schema has 2"),
+        (
+            |json| json["schema"]["transform"] = "rate(0)".into(),
+            "model.json: the range is 0s, must be at least 1s",
+        ),
+        (
+            |json| json["schema"]["slots"]["cut_ms"] = 15_000.into(),
+            "model.json: slots of 15000 ms begin at 15000",
+        ),
+        (
+            |json| json["forest"]["n_features"] = 3.into(),
+            "model.json: the forest has 3 features, the schema has 2",
+        ),
         (|json| json["forest"]["n_estimators"] = 8.into(), "forest.arrow: there are 7 trees, must be 8"),
         (|json| json["forest"]["max_samples"] = 17.into(), "golden.arrow: row 0 scores"),
     ];
@@ -156,7 +165,8 @@ fn cyclic_children_and_huge_counts_are_refused() {
     let files_of = |value: i32| {
         let mut files = files(&sample());
         let bytes = files.get_mut(FOREST).expect("there");
-        let lefts: Vec<u8> = first.left_child.iter().flat_map(|child| (*child as i32).to_le_bytes()).collect();
+        let lefts: Vec<u8> =
+            first.left_child.iter().flat_map(|child| (*child as i32).to_le_bytes()).collect();
         let start = bytes.windows(lefts.len()).position(|window| window == lefts).expect("the column");
         bytes[start + 4 * root..][..4].copy_from_slice(&value.to_le_bytes());
         summed(files)

@@ -168,7 +168,9 @@ impl Directory {
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             // A file among the folders, or a folder without a version yet.
-            Err(none) if matches!(none.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
+            Err(none) if matches!(none.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(None);
+            }
             Err(source) => return Err(io_error("read", &path)(source)),
         };
         let damaged = |source| Error::Damaged { path: path.display().to_string(), source };
@@ -184,14 +186,20 @@ impl Directory {
         let folder = self.folder(model)?;
         fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
         let lock = folder.join(LOCK);
-        let held = File::options().create(true).truncate(false).write(true).open(&lock).map_err(io_error("open", &lock))?;
+        let held = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock)
+            .map_err(io_error("open", &lock))?;
         held.lock().map_err(io_error("lock", &lock))?;
         let mut state = self.read(&folder)?.unwrap_or_default();
         remove_strays(&folder, &state)?;
         let result = change(&folder, &mut state)?;
         let pruned = self.prune(&mut state);
         let path = folder.join(STATE);
-        replace(&path, &serde_json::to_vec_pretty(&state).expect("numbers and text")).map_err(io_error("write", &path))?;
+        replace(&path, &serde_json::to_vec_pretty(&state).expect("numbers and text"))
+            .map_err(io_error("write", &path))?;
         for number in pruned {
             let old = folder.join(number.to_string());
             fs::remove_dir_all(&old).map_err(io_error("remove", &old))?;

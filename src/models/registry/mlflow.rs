@@ -92,7 +92,9 @@ pub enum Error {
         field: &'static str,
     },
     /// The files are not to be had through the server.
-    #[error("the files are at {0}: the server must hand them through (mlflow server --serve-artifacts --artifacts-destination ...)")]
+    #[error(
+        "the files are at {0}: the server must hand them through (mlflow server --serve-artifacts --artifacts-destination ...)"
+    )]
     NotProxied(String),
     /// The folder is no model's.
     #[error("{uri} has {what}, must be at most {limit}")]
@@ -232,7 +234,9 @@ impl Mlflow {
             metrics.push(("alert_rate".into(), validation.alert_rate, 0));
         }
         let mut tags = vec![("mlflow.note.content".to_string(), entry.note.clone())];
-        tags.extend(card.detector.iter().map(|detector| ("promforest.detector".to_string(), detector.clone())));
+        tags.extend(
+            card.detector.iter().map(|detector| ("promforest.detector".to_string(), detector.clone())),
+        );
         tags.extend(card.group.iter().map(|group| ("promforest.group".to_string(), group.to_string())));
         self.log(&run.id, &params, &metrics, &tags).await?;
         for trial in card.validation.iter().flat_map(|validation| &validation.trials) {
@@ -348,7 +352,8 @@ impl Mlflow {
         let params: Vec<Value> = params.iter().map(pair).collect();
         let tags: Vec<Value> = tags.iter().map(pair).collect();
         let batches = metrics.len().max(params.len()).max(tags.len()).div_ceil(BATCH);
-        let part = |items: &[Value], i: usize| items.iter().skip(i * BATCH).take(BATCH).cloned().collect::<Vec<_>>();
+        let part =
+            |items: &[Value], i: usize| items.iter().skip(i * BATCH).take(BATCH).cloned().collect::<Vec<_>>();
         for i in 0..batches {
             let body = json!({"run_id": run, "metrics": part(&metrics, i), "params": part(&params, i), "tags": part(&tags, i)});
             self.post("runs/log-batch", body).await?;
@@ -374,17 +379,25 @@ impl Mlflow {
             if files.len() == MAX_FILES {
                 return Err(oversized(format!("more than {MAX_FILES} files"), MAX_FILES as u64));
             }
-            let address = format!("{}/api/2.0/mlflow-artifacts/artifacts/{}/{}", self.base, encode_path(path), encode(&name));
+            let address = format!(
+                "{}/api/2.0/mlflow-artifacts/artifacts/{}/{}",
+                self.base,
+                encode_path(path),
+                encode(&name)
+            );
             let limit = usize::try_from(left).unwrap_or(usize::MAX);
             let bytes = self.send(Method::GET, &address, None, limit).await?;
-            left = left.checked_sub(bytes.len() as u64).ok_or_else(|| oversized("more bytes".into(), ARTIFACT_LIMIT))?;
+            left = left
+                .checked_sub(bytes.len() as u64)
+                .ok_or_else(|| oversized("more bytes".into(), ARTIFACT_LIMIT))?;
             files.insert(name, bytes.to_vec());
         }
         Ok(files)
     }
 
     async fn upload(&self, uri: &str, bytes: Vec<u8>) -> Result<(), Error> {
-        let address = format!("{}/api/2.0/mlflow-artifacts/artifacts/{}", self.base, encode_path(proxied(uri)?));
+        let address =
+            format!("{}/api/2.0/mlflow-artifacts/artifacts/{}", self.base, encode_path(proxied(uri)?));
         let content = (HeaderValue::from_static("application/octet-stream"), Bytes::from(bytes));
         self.send(Method::PUT, &address, Some(content), ANSWER_LIMIT).await.map(drop)
     }
@@ -392,8 +405,10 @@ impl Mlflow {
     // Calls
 
     async fn get(&self, call: &str, query: &[(&str, &str)]) -> Result<Value, Error> {
-        let query: Vec<String> = query.iter().map(|(key, value)| format!("{key}={}", encode(value))).collect();
-        self.call(Method::GET, &format!("{}/api/2.0/mlflow/{call}?{}", self.base, query.join("&")), None).await
+        let query: Vec<String> =
+            query.iter().map(|(key, value)| format!("{key}={}", encode(value))).collect();
+        self.call(Method::GET, &format!("{}/api/2.0/mlflow/{call}?{}", self.base, query.join("&")), None)
+            .await
     }
 
     async fn post(&self, call: &str, body: Value) -> Result<Value, Error> {
@@ -423,7 +438,8 @@ impl Mlflow {
     }
 
     async fn call(&self, method: Method, address: &str, body: Option<Value>) -> Result<Value, Error> {
-        let content = body.map(|body| (HeaderValue::from_static("application/json"), Bytes::from(body.to_string())));
+        let content =
+            body.map(|body| (HeaderValue::from_static("application/json"), Bytes::from(body.to_string())));
         let answer = self.send(method, address, content, ANSWER_LIMIT).await?;
         serde_json::from_slice(&answer).map_err(|_| Error::Answer { url: shorten(address), field: "JSON" })
     }
@@ -435,7 +451,8 @@ impl Mlflow {
         content: Option<(HeaderValue, Bytes)>,
         limit: usize,
     ) -> Result<Bytes, Error> {
-        let url: Url = address.parse().map_err(|_| Error::Answer { url: shorten(address), field: "an address" })?;
+        let url: Url =
+            address.parse().map_err(|_| Error::Answer { url: shorten(address), field: "an address" })?;
         let (headers, body) = match content {
             Some((kind, body)) => (HeaderMap::from_iter([(CONTENT_TYPE, kind)]), body),
             None => (HeaderMap::new(), Bytes::new()),
@@ -448,8 +465,17 @@ impl Mlflow {
         // Refusals of what stands before MLflow are plain text.
         let told: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
         let message = text(&told, "message");
-        let reason = if message.is_empty() { answer.reason() } else { message.lines().next().unwrap_or_default().into() };
-        Err(Error::Refused { url: shorten(address), status: answer.status, code: text(&told, "error_code"), reason })
+        let reason = if message.is_empty() {
+            answer.reason()
+        } else {
+            message.lines().next().unwrap_or_default().into()
+        };
+        Err(Error::Refused {
+            url: shorten(address),
+            status: answer.status,
+            code: text(&told, "error_code"),
+            reason,
+        })
     }
 
     fn lacks(&self, call: &str, field: &'static str) -> Error {
@@ -530,10 +556,16 @@ mod tests {
 
     #[test]
     fn artifacts_go_through_the_server() {
-        assert_eq!(proxied("mlflow-artifacts:/4/cae/artifacts/model").expect("proxied"), "4/cae/artifacts/model");
+        assert_eq!(
+            proxied("mlflow-artifacts:/4/cae/artifacts/model").expect("proxied"),
+            "4/cae/artifacts/model"
+        );
         assert_eq!(proxied("mlflow-artifacts://host:5000/4/cae").expect("proxied"), "4/cae");
         let bucket = proxied("s3://bucket/4").expect_err("not proxied").to_string();
-        assert!(bucket.starts_with("the files are at s3://bucket/4: the server must hand them through"), "{bucket}");
+        assert!(
+            bucket.starts_with("the files are at s3://bucket/4: the server must hand them through"),
+            "{bucket}"
+        );
     }
 
     #[test]

@@ -122,7 +122,9 @@ pub fn group_model(model: &str, group: &Labels) -> String {
 /// The version that an alias points to for a group. A model under the detector's own name was put there
 /// by somebody for every group, and goes before the group's own.
 pub fn of_group(aliases: &Aliases, model: &str, group_model: &str, alias: &str) -> Option<(String, u64)> {
-    [model, group_model].into_iter().find_map(|name| Some((name.to_string(), *aliases.get(name)?.get(alias)?)))
+    [model, group_model]
+        .into_iter()
+        .find_map(|name| Some((name.to_string(), *aliases.get(name)?.get(alias)?)))
 }
 
 /// Longest name of a model before its hash: a file's name has at most 255 bytes.
@@ -354,7 +356,12 @@ mod tests {
 
     #[test]
     fn rolls_back_to_what_served_before() {
-        let version = |number, promoted_ms, rolled_back| Version { number, promoted_ms, rolled_back, ..Version::default() };
+        let version = |number, promoted_ms, rolled_back| Version {
+            number,
+            promoted_ms,
+            rolled_back,
+            ..Version::default()
+        };
         let versions = [
             version(1, Some(100), false),
             version(2, None, false),

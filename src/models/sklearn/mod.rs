@@ -293,7 +293,7 @@ impl Description {
         let wrong = |errors: Vec<yaml::Error>| {
             Error::MlModel(errors.first().map(ToString::to_string).unwrap_or_default())
         };
-        match yaml::read(text, read).map_err(wrong)? {
+        match yaml::read(text, Path::new(""), read).map_err(wrong)? {
             (Some(file), Some(format), inputs) => {
                 Ok(Self { file, format, columns: inputs.as_deref().map(columns).transpose()?.flatten() })
             }

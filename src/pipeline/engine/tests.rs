@@ -138,7 +138,8 @@ fn model(features: Vec<Labels>, range_ms: i64) -> Arc<Model> {
     let values: Vec<f32> =
         (0..features.len() * ROWS).map(|i| (i * 37 % ROWS) as f32 * 10.0 / ROWS as f32).collect();
     let table = Table::new(&values, ROWS, features.len()).expect("as many values as cells");
-    let fitted = Params::IsolationForest(ForestParams::default()).fit(&table, NonZeroUsize::MIN).expect("fits");
+    let fitted =
+        Params::IsolationForest(ForestParams::default()).fit(&table, NonZeroUsize::MIN).expect("fits");
     let transform = Transform::Rate { range_ms, semantics: Semantics::V3 };
     let schema = Schema { features, transform, grid: Grid::Exact };
     let history =
@@ -427,8 +428,11 @@ fn a_row_that_history_brought_first_is_scored() {
     group.install(deployed(&model), recent, None, Instant::now(), &mut |_| {});
     scrape(&mut bench, 2);
     let (_, group) = bench.groups().remove(0);
-    let scored: Vec<i64> =
-        group.window().scores(Voice::Champion, i64::MIN, i64::MAX).map(|(at_ms, _)| at_ms - START_MS).collect();
+    let scored: Vec<i64> = group
+        .window()
+        .scores(Voice::Champion, i64::MIN, i64::MAX)
+        .map(|(at_ms, _)| at_ms - START_MS)
+        .collect();
     assert_eq!(scored, [15_000, 30_000]);
 }
 
