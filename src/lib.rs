@@ -20,6 +20,7 @@ pub mod features;
 pub mod models;
 pub mod publish;
 pub mod history;
+pub mod input;
 pub mod report;
 pub mod train;
 pub mod config;

@@ -237,11 +237,11 @@ impl<'n, 'y> Section<'n, 'y> {
         count.unwrap_or(default)
     }
 
-    /// A number in `[least, greatest]`, or the default.
-    pub fn number(&mut self, key: &'static str, default: f64, least: f64, greatest: f64) -> f64 {
-        let Some(node) = self.get(key) else { return default };
-        let number = node.value::<f64>("a number");
-        if number.is_some_and(|number| !(least..=greatest).contains(&number)) {
+    /// A number in `[least, greatest]`, if there is one.
+    pub fn number(&mut self, key: &'static str, least: f64, greatest: f64) -> Option<f64> {
+        let node = self.get(key)?;
+        let number = node.value::<f64>("a number")?;
+        if !(least..=greatest).contains(&number) {
             let limit = if greatest < f64::MAX {
                 format!("in [{least}, {greatest}]")
             } else {
@@ -249,7 +249,7 @@ impl<'n, 'y> Section<'n, 'y> {
             };
             node.refuse(format!("must be {limit}"));
         }
-        number.unwrap_or(default)
+        Some(number)
     }
 
     /// `true` or `false`, or the default.

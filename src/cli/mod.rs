@@ -1,8 +1,11 @@
 //! Commands and exit codes.
 
+mod train;
+
 use crate::config::Config;
 use crate::features::Transform;
 use crate::http::client::{Client, Url};
+use crate::models::registry::Registry;
 use crate::pipeline::{self, Options};
 use crate::prom::{Labels, METRIC_NAME};
 use crate::telemetry::{self, Format, Level};
@@ -13,6 +16,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
+use train::TrainArgs;
+
+/// Where `--storage.path` points unless it is given.
+const STORAGE: &str = "promforest-data";
 
 /// Anomaly detection beside Prometheus: samples in by remote write, an isolation forest in memory,
 /// anomaly series out by remote write.
@@ -34,6 +41,8 @@ enum Command {
     Check(Check),
     /// Show which series of an exporter's page the detectors would watch
     Match(MatchArgs),
+    /// Choose, fit and register models on the history of Prometheus or on a table
+    Train(TrainArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -54,7 +63,7 @@ struct RunArgs {
     #[arg(long = "web.listen-address", value_name = "ADDRESS", default_value = ":9599")]
     listen_address: String,
     /// Folder for what outlives the process: models
-    #[arg(long = "storage.path", value_name = "FOLDER", default_value = "promforest-data")]
+    #[arg(long = "storage.path", value_name = "FOLDER", default_value = STORAGE)]
     storage_path: PathBuf,
     /// Least severe messages to log
     #[arg(long = "log.level", value_name = "LEVEL", default_value = "info")]
@@ -62,6 +71,27 @@ struct RunArgs {
     /// Format of the log, on standard error
     #[arg(long = "log.format", value_name = "FORMAT", default_value = "logfmt")]
     log_format: Format,
+}
+
+/// Which registry a command works with: the one that the sidecar has with the same flags.
+#[derive(Debug, Args)]
+struct RegistryArgs {
+    /// Configuration file; without one, node_network against http://localhost:9090
+    #[arg(long = "config.file", value_name = "FILE")]
+    config_file: Option<PathBuf>,
+    /// Folder for what outlives the process: models
+    #[arg(long = "storage.path", value_name = "FOLDER", default_value = STORAGE)]
+    storage_path: PathBuf,
+}
+
+impl RegistryArgs {
+    fn config(&self) -> Result<Config, Failure> {
+        Ok(self.config_file.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?)
+    }
+
+    fn open(&self, config: &Config) -> Result<Registry, Failure> {
+        Ok(Registry::open(&config.registry, &self.storage_path)?)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -105,6 +135,7 @@ pub fn main() -> ExitCode {
         Some(Command::Run(args)) => run(args),
         Some(Command::Check(Check::Config { file })) => check_config(&file),
         Some(Command::Match(args)) => block_on(match_series(args)),
+        Some(Command::Train(args)) => block_on(train::run(args)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -6,9 +6,10 @@ use crate::prom::Sample;
 use std::str::FromStr;
 
 /// Whose rate: the two major versions differ at the edges of the range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Semantics {
     /// Prometheus 3: the range is open on the left.
+    #[default]
     V3,
     /// Prometheus 2.42 to 2.50: the range is closed, and a counter's zero is extrapolated first.
     V2,

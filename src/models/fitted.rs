@@ -57,6 +57,13 @@ impl Default for Params {
 }
 
 impl Params {
+    /// The defaults of a kind.
+    pub fn of(kind: Kind) -> Self {
+        match kind {
+            Kind::IsolationForest => Self::IsolationForest(ForestParams::default()),
+        }
+    }
+
     /// Grows a forest. The result does not depend on the number of threads.
     ///
     /// # Errors

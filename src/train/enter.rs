@@ -17,7 +17,8 @@ pub struct Entered {
     pub report: String,
 }
 
-/// Judges, reports, registers and, if nothing speaks against it, promotes a model.
+/// Judges, reports, registers and, if nothing speaks against it, promotes a model. Without a gate it
+/// serves as it is: where nothing else could, it is better than nothing.
 ///
 /// # Errors
 /// The registry's.
@@ -25,11 +26,11 @@ pub async fn enter(
     registry: &Registry,
     name: &str,
     alias: &str,
-    gate: &Gate,
+    gate: Option<&Gate>,
     trained: &Trained,
     rows: &Rows,
 ) -> Result<Entered, registry::Error> {
-    let reasons = judge(gate, trained);
+    let reasons = gate.map(|gate| judge(gate, trained)).unwrap_or_default();
     let verdict = if reasons.is_empty() { Verdict::Promoted(alias.into()) } else { Verdict::Held(reasons) };
     let report = page::training(name, trained, rows, verdict.clone()).html();
     let note = note(trained, &verdict);
@@ -43,7 +44,8 @@ pub async fn enter(
 
 /// What speaks against a model. One without validation had too few rows for it, and is better than none.
 pub fn judge(gate: &Gate, trained: &Trained) -> Vec<String> {
-    trained.sweep.as_ref().map(|sweep| gate.judge(&sweep.validation)).unwrap_or_default()
+    let n_rows = trained.model.card.history.as_ref().map_or(0, |history| history.n_rows);
+    trained.sweep.as_ref().map(|sweep| gate.judge(&sweep.validation, n_rows)).unwrap_or_default()
 }
 
 fn note(trained: &Trained, verdict: &Verdict) -> String {

@@ -4,51 +4,57 @@
 use crate::models::Validation;
 use crate::yaml::Section;
 
-/// The bounds.
-#[derive(Clone, Debug, PartialEq)]
+/// Rows below which the default bounds do not judge: with a fold of a hundred rows, two histograms of
+/// the same distribution differ as much as two of different ones.
+const ENOUGH: usize = 500;
+
+/// The bounds. Those that the configuration names judge every model, the defaults those of at least 500
+/// rows.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Gate {
-    /// Greatest mean KL divergence between unseen and training rows, in nats. On calm servers it is
-    /// some hundredths; two differ by 1 when the distributions hardly overlap.
-    pub max_kl: f64,
+    /// Greatest mean KL divergence between unseen and training rows, in nats.
+    pub max_kl: Option<f64>,
     /// Greatest share of unseen rows that the model may call anomalous, in [0, 1].
-    pub max_alert_rate: f64,
+    pub max_alert_rate: Option<f64>,
 }
 
-impl Default for Gate {
-    fn default() -> Self {
-        Self { max_kl: 1.0, max_alert_rate: 0.3 }
-    }
-}
+/// Some tenths are usual where days differ from each other; distributions that hardly overlap have 5 and
+/// more.
+const MAX_KL: f64 = 2.0;
+
+/// The threshold of a plain forest calls up to a fifth of heavy-tailed rows anomalous.
+const MAX_ALERT_RATE: f64 = 0.3;
 
 impl Gate {
     /// Reads the section of the configuration file.
     pub fn read(mut section: Section<'_, '_>) -> Self {
-        let default = Self::default();
         let gate = Self {
-            max_kl: section.number("max_kl", default.max_kl, 0.0, f64::MAX),
-            max_alert_rate: section.number("max_alert_rate", default.max_alert_rate, 0.0, 1.0),
+            max_kl: section.number("max_kl", 0.0, f64::MAX),
+            max_alert_rate: section.number("max_alert_rate", 0.0, 1.0),
         };
         section.finish();
         gate
     }
 
     /// Everything that speaks against the model; nothing when it may pass.
-    pub fn judge(&self, validation: &Validation) -> Vec<String> {
+    pub fn judge(&self, validation: &Validation, n_rows: usize) -> Vec<String> {
         let kl = validation.best().mean_kl();
         let rate = validation.alert_rate;
+        let unless_few = |bound: f64| (n_rows >= ENOUGH).then_some(bound);
+        let max_kl = self.max_kl.or_else(|| unless_few(MAX_KL)).unwrap_or(f64::INFINITY);
+        let max_rate = self.max_alert_rate.or_else(|| unless_few(MAX_ALERT_RATE)).unwrap_or(1.0);
         let mut reasons = Vec::new();
         // Refuses NaN too.
-        if !(kl <= self.max_kl) {
+        if !(kl <= max_kl) {
             reasons.push(format!(
-                "the KL divergence of rows that it has not seen is {kl:.3}, above the limit of {}",
-                self.max_kl
+                "the KL divergence of rows that it has not seen is {kl:.3}, above the limit of {max_kl}"
             ));
         }
-        if !(rate <= self.max_alert_rate) {
+        if !(rate <= max_rate) {
             reasons.push(format!(
                 "it calls {:.1} % of the rows that it has not seen anomalous, above the limit of {:.1} %",
                 rate * 100.0,
-                self.max_alert_rate * 100.0
+                max_rate * 100.0
             ));
         }
         reasons

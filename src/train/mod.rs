@@ -7,7 +7,7 @@
 
 pub mod enter;
 mod gate;
-mod page;
+pub mod page;
 pub mod past;
 pub mod rows;
 pub mod trainer;

@@ -114,10 +114,9 @@ impl Rows {
     }
 
     fn of(schema: Schema, window: &Window, exclusions: &[Exclusion], observed_ms: i64) -> Self {
-        let mut excluded: Vec<(Exclusion, usize)> = exclusions.iter().map(|e| (e.clone(), 0)).collect();
-        let settling_ms = schema.transform.settling_ms();
+        let mut builder = Builder::new(&schema, exclusions);
         let mut reader = Reader::new(&schema, window);
-        let (mut by_row, mut timestamps, mut values) = (Vec::new(), Vec::new(), Vec::new());
+        let mut values = Vec::new();
         let mut done_ms = i64::MIN;
         for timestamp_ms in window.timestamps(i64::MIN, i64::MAX) {
             if timestamp_ms <= done_ms {
@@ -125,29 +124,93 @@ impl Rows {
             }
             done_ms = schema.grid.bounds(timestamp_ms).1;
             let row = reader.row(&schema, window, timestamp_ms, &mut values, |_| {});
-            let Row::Complete { timestamp_ms, settled: true } = row else { continue };
-            if values.iter().any(|value| !value.is_finite()) {
-                continue;
+            if let Row::Complete { timestamp_ms, settled: true } = row {
+                builder.push(timestamp_ms, &values);
             }
-            // Rates reach back: what happened in the range shows for as long after it.
-            let hit = excluded.iter_mut().find(|(exclusion, _)| {
-                (exclusion.from_ms..=exclusion.to_ms.saturating_add(settling_ms)).contains(&timestamp_ms)
-            });
-            if let Some((_, n_rows)) = hit {
-                *n_rows += 1;
-                continue;
-            }
-            timestamps.push(timestamp_ms);
-            by_row.append(&mut values);
         }
+        let to_ms = window.newest_ms().unwrap_or(i64::MIN);
+        builder.finish(schema, to_ms, observed_ms)
+    }
+
+    /// Rows whose values are ready: one timestamp and one value of each feature a row, in any order of
+    /// time.
+    ///
+    /// # Errors
+    /// [`NoRows::NeverComplete`], when every row lacks a value or is excluded.
+    pub fn of_values(
+        schema: Schema,
+        timestamps: &[i64],
+        columns: &[Vec<f64>],
+        exclusions: &[Exclusion],
+    ) -> Result<Self, NoRows> {
+        let mut order: Vec<usize> = (0..timestamps.len()).collect();
+        order.sort_by_key(|row| timestamps[*row]);
+        let mut builder = Builder::new(&schema, exclusions);
+        let mut values = Vec::new();
+        for row in &order {
+            values.clear();
+            values.extend(columns.iter().map(|column| column[*row] as f32));
+            builder.push(timestamps[*row], &values);
+        }
+        let to_ms = timestamps.iter().max().copied().unwrap_or(i64::MIN);
+        let times = order.iter().map(|row| timestamps[*row]);
+        let observed_ms = without_gaps(times);
+        let n_features = schema.features.len();
+        let rows = builder.finish(schema, to_ms, observed_ms);
+        if rows.is_empty() { Err(NoRows::NeverComplete { n_features }) } else { Ok(rows) }
+    }
+}
+
+/// Rows as they come.
+struct Builder {
+    settling_ms: i64,
+    timestamps: Vec<i64>,
+    by_row: Vec<f32>,
+    excluded: Vec<(Exclusion, usize)>,
+}
+
+impl Builder {
+    fn new(schema: &Schema, exclusions: &[Exclusion]) -> Self {
+        Self {
+            settling_ms: schema.transform.settling_ms(),
+            timestamps: Vec::new(),
+            by_row: Vec::new(),
+            excluded: exclusions.iter().map(|exclusion| (exclusion.clone(), 0)).collect(),
+        }
+    }
+
+    /// Takes a row, unless it is excluded or a value is not finite.
+    fn push(&mut self, timestamp_ms: i64, values: &[f32]) {
+        if values.iter().any(|value| !value.is_finite()) {
+            return;
+        }
+        // Rates reach back: what happened in the range shows for as long after it.
+        let hit = self.excluded.iter_mut().find(|(exclusion, _)| {
+            (exclusion.from_ms..=exclusion.to_ms.saturating_add(self.settling_ms)).contains(&timestamp_ms)
+        });
+        if let Some((_, n_rows)) = hit {
+            *n_rows += 1;
+            return;
+        }
+        self.timestamps.push(timestamp_ms);
+        self.by_row.extend_from_slice(values);
+    }
+
+    fn finish(self, schema: Schema, to_ms: i64, observed_ms: i64) -> Rows {
+        let Self { timestamps, by_row, excluded, .. } = self;
         let (n_rows, n_features) = (timestamps.len(), schema.features.len());
         let mut values = vec![0.0; by_row.len()];
         for (i, value) in by_row.into_iter().enumerate() {
             values[(i % n_features) * n_rows + i / n_features] = value;
         }
-        let to_ms = window.newest_ms().unwrap_or(i64::MIN);
-        Self { schema, timestamps, values, excluded, to_ms, observed_ms }
+        Rows { schema, timestamps, values, excluded, to_ms, observed_ms }
     }
+}
+
+/// The time that these ascending timestamps cover, gaps shortened.
+fn without_gaps(times: impl Iterator<Item = i64>) -> i64 {
+    let mut before = None;
+    times.map(|time| (time - before.replace(time).unwrap_or(time)).min(LOOK_BACK_MS)).sum()
 }
 
 /// How long a feature gave settled values: the sum of the times between its samples, gaps
@@ -156,9 +219,7 @@ pub fn observed_ms(window: &Window, column: Column, transform: Transform) -> i64
     let mut samples = Vec::new();
     window.samples(column, i64::MIN, i64::MAX, &mut samples);
     samples.retain(|sample| !sample.is_stale());
-    let steps =
-        samples.windows(2).map(|pair| (pair[1].timestamp_ms - pair[0].timestamp_ms).min(LOOK_BACK_MS));
-    steps.sum::<i64>() - transform.settling_ms()
+    without_gaps(samples.iter().map(|sample| sample.timestamp_ms)) - transform.settling_ms()
 }
 
 /// Does a feature that was observed so long belong into a model?
@@ -177,20 +238,24 @@ pub fn is_alive(newest: Option<Sample>, newest_ms: i64, grace: Duration) -> bool
 /// group are taken off already. Features that do not come live are left out: a model with them
 /// would wait for them for ever. Where both have a sample of one time, the past's counts.
 pub fn join(past: &[Series], live: &Window, history_ms: i64) -> Window {
-    let mut window = Window::new(history_ms);
+    let mut live_series = Vec::new();
+    for (labels, column, _) in live.features() {
+        let mut samples = Vec::new();
+        live.samples(column, i64::MIN, i64::MAX, &mut samples);
+        live_series.push((labels.clone(), samples));
+    }
+    let past = past.iter().filter(|(labels, _)| live.find(labels).is_some());
+    window(past.chain(&live_series), history_ms)
+}
+
+/// A window of these series. Where two have a sample of one feature and time, the first counts.
+pub fn window<'s>(series: impl Iterator<Item = &'s Series>, length_ms: i64) -> Window {
+    let mut window = Window::new(length_ms);
     let mut samples: Vec<(Sample, Column)> = Vec::new();
-    let mut add = |labels: &Labels, series: &[Sample]| {
+    for (labels, series) in series {
         if let Some(column) = window.column(labels) {
             samples.extend(series.iter().map(|sample| (*sample, column)));
         }
-    };
-    for (labels, series) in past.iter().filter(|(labels, _)| live.find(labels).is_some()) {
-        add(labels, series);
-    }
-    for (labels, column, _) in live.features() {
-        let mut series = Vec::new();
-        live.samples(column, i64::MIN, i64::MAX, &mut series);
-        add(labels, &series);
     }
     // In the order of time, so that no sealed chunk is touched again; stable, for the first to win.
     samples.sort_by_key(|(sample, _)| sample.timestamp_ms);

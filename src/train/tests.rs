@@ -164,15 +164,18 @@ fn the_gate_says_what_is_out_of_bounds() {
         chosen: 0,
         alert_rate,
     };
-    assert!(gate.judge(&validation(0.02, 0.01)).is_empty());
+    assert!(gate.judge(&validation(0.02, 0.01), 500).is_empty());
+    assert!(gate.judge(&validation(20.0, 1.0), 499).is_empty(), "too few rows for the defaults");
+    let strict = Gate { max_kl: Some(0.01), ..Gate::default() };
+    assert_eq!(strict.judge(&validation(0.02, 0.01), 10).len(), 1, "the configuration's bounds judge all");
     assert_eq!(
-        gate.judge(&validation(1.5, 0.5)),
+        gate.judge(&validation(2.5, 0.5), 500),
         [
-            "the KL divergence of rows that it has not seen is 1.500, above the limit of 1",
+            "the KL divergence of rows that it has not seen is 2.500, above the limit of 2",
             "it calls 50.0 % of the rows that it has not seen anomalous, above the limit of 30.0 %",
         ]
     );
-    assert_eq!(gate.judge(&validation(f64::NAN, 0.0)).len(), 1);
+    assert_eq!(gate.judge(&validation(f64::NAN, 0.0), 500).len(), 1);
 }
 
 #[test]

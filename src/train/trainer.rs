@@ -198,10 +198,10 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
         }
     };
 
-    let entered =
-        enter::enter(&outside.registry, &name, &config.alias, &detector.training.gate, &trained, &rows).await;
+    let gate = (job.reason == Reason::Scheduled).then_some(&detector.training.gate);
+    let entered = enter::enter(&outside.registry, &name, &config.alias, gate, &trained, &rows).await;
     let version = match entered {
-        Ok(Entered { version, verdict: Verdict::Held(reasons), .. }) if job.reason == Reason::Scheduled => {
+        Ok(Entered { version, verdict: Verdict::Held(reasons), .. }) => {
             let card = Box::new(trained.model.card);
             return Ok(Learned::Held { name, version, card, reasons });
         }
