@@ -353,6 +353,7 @@ impl Engine {
                 self.metrics.trained(&detector.name, "held");
                 group.training_held(&card, now);
             }
+            Learned::Expected => group.model_expected(now),
             Learned::TooShort { have_ms } => {
                 self.metrics.trained(&detector.name, "too_short");
                 group.too_short(have_ms, now);
@@ -438,6 +439,7 @@ impl Engine {
                 group: id,
                 detector: group.detector.clone(),
                 labels: group.labels.clone(),
+                since: group.since(),
                 reason,
                 window: group.start_training(reason, now),
             });

@@ -99,6 +99,7 @@ pub struct Group {
     missing: usize,
     /// Has anything that `/metrics` shows of the group changed?
     changed: bool,
+    since: Instant,
     last_received: Instant,
     schedule: Schedule,
 }
@@ -123,8 +124,14 @@ impl Group {
             newest_scored: None,
             missing: 0,
             changed: true,
+            since: now,
             last_received: now,
         }
+    }
+
+    /// When its first sample came.
+    pub fn since(&self) -> Instant {
+        self.since
     }
 
     /// The column of a feature; `None` when the group has too many.
@@ -406,6 +413,11 @@ impl Group {
         self.schedule.defer();
     }
 
+    /// The registry has a model, and not all of its features have come yet.
+    pub fn model_expected(&mut self, now: Instant) {
+        self.schedule.ask_soon(now);
+    }
+
     /// Training found too little history.
     pub fn too_short(&mut self, have_ms: i64, now: Instant) {
         self.schedule.too_short(&self.detector, have_ms, now);
@@ -517,9 +529,11 @@ impl Group {
         max_samples: usize,
         batch: &mut publish::Batch,
     ) -> usize {
-        // A decision and a score for each row, and twice that where a challenger speaks too.
-        let max_rows = max_samples / if self.challenger.is_some() { publish::SAMPLES_OF_A_ROW } else { 2 };
         let cursor = &mut self.cursors[target];
+        // A decision and a score for each row, and twice that where a challenger speaks too, or did so when
+        // these rows came.
+        let is_challenged = self.window.scores(Voice::Challenger, cursor.done_ms, to_ms).next().is_some();
+        let max_rows = max_samples / if is_challenged { publish::SAMPLES_OF_A_ROW } else { 2 };
         let rows: Vec<(i64, Score)> =
             self.window.scores(Voice::Champion, cursor.done_ms, to_ms).take(max_rows).collect();
         let (Some((newest_ms, _)), Some((_, received))) = (rows.last(), self.newest_scored) else { return 0 };

@@ -11,6 +11,8 @@ const SCHEMA_CHECK: Duration = Duration::from_secs(5);
 /// Pauses between two trainings that a feature's coming or going asks for.
 const SHORTEST_SCHEMA_PAUSE: Duration = Duration::from_secs(15);
 const LONGEST_SCHEMA_PAUSE: Duration = Duration::from_secs(600);
+/// Pause before another look for a scrape's remaining samples.
+const SOON: Duration = Duration::from_secs(1);
 /// Pause after a training that failed, and the longest one while history grows.
 const RETRY_PAUSE: Duration = Duration::from_secs(60);
 
@@ -84,6 +86,12 @@ impl Schedule {
     /// Nobody will report on a training any more: ask again.
     pub fn defer(&mut self) {
         self.training = false;
+    }
+
+    /// What is missing comes within seconds.
+    pub fn ask_soon(&mut self, now: Instant) {
+        self.training = false;
+        self.due = Some(now + SOON);
     }
 
     /// The columns are others now.

@@ -27,7 +27,7 @@ use tracing::{debug, warn};
 /// an hour behind its newest sample.
 const BACKFILL_MS: i64 = 50 * 60_000;
 
-/// How long a source that did not answer is left alone.
+/// How long a source or a registry that did not answer is left alone.
 const REST: Duration = Duration::from_secs(60);
 
 /// How long a group without a model waits for the registry before it is trained without.
@@ -65,6 +65,8 @@ pub struct Job {
     pub labels: Labels,
     /// What it holds now.
     pub window: Window,
+    /// When its first sample came.
+    pub since: Instant,
     /// Why.
     pub reason: Reason,
 }
@@ -95,6 +97,8 @@ pub enum Learned {
         /// What speaks against it.
         reasons: Vec<String>,
     },
+    /// The registry has a model, and not all of its features have come yet.
+    Expected,
     /// Not enough history yet.
     TooShort {
         /// How much there is, in milliseconds.
@@ -122,7 +126,7 @@ pub async fn run<F: Future<Output = ()>>(
     outside: watch::Receiver<Arc<Outside>>,
     mut report: impl FnMut(u32, Learned) -> F,
 ) {
-    let mut resting = Vec::new();
+    let mut resting = Resting::default();
     while let Some(job) = jobs.recv().await {
         let outside = outside.borrow().clone();
         let group = job.group;
@@ -131,31 +135,61 @@ pub async fn run<F: Future<Output = ()>>(
     }
 }
 
-/// Sources that did not answer, until when they are left alone: a source that hangs would hold up
-/// the trainings of all groups.
-type Resting = Vec<(Url, Instant)>;
+/// What did not answer, until when it is left alone: what hangs would hold up the trainings of all groups.
+#[derive(Default)]
+struct Resting {
+    sources: Vec<(Url, Instant)>,
+    registry: Option<Instant>,
+}
+
+impl Resting {
+    /// Forgets what has rested.
+    fn wake(&mut self, now: Instant) {
+        self.sources.retain(|(_, until)| now < *until);
+        self.registry = self.registry.filter(|until| now < *until);
+    }
+
+    fn rests(&self, url: &Url) -> bool {
+        self.sources.iter().any(|(resting, _)| resting == url)
+    }
+}
+
+/// What the registry has for a group without a model.
+enum Kept {
+    Model(Deployed),
+    /// A model of which the group lacks features.
+    Lacking,
+    Nothing,
+}
 
 async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Learned, String> {
     let started = Instant::now();
     let now_ms = duration::now_ms();
-    resting.retain(|(_, until)| started < *until);
+    resting.wake(started);
     let detector = job.detector.clone();
     let group = past::of_group(&detector, &job.labels);
     let config = &outside.registry_config;
     let model = config.model(&detector.name);
     let name = registry::group_model(&model, &job.labels);
 
-    if job.reason == Reason::First
-        && let Some(deployed) = kept(&job, outside, &model, &name).await
-    {
-        let reach_ms = deployed.model.schema.transform.reach_ms();
-        let range = (now_ms - BACKFILL_MS - reach_ms, now_ms);
-        let read = read_past(&outside.sources, &detector, &group, &job.labels, range, resting).await;
-        let past = read.unwrap_or_else(|(past, _)| past);
-        let written_to_ms = written_to(outside, resting, &detector, &group, now_ms).await;
-        let recent = after(&past, written_to_ms.unwrap_or(now_ms) - reach_ms);
-        let seconds = started.elapsed().as_secs_f64();
-        return Ok(Learned::Model { deployed, fitted: false, recent, written_to_ms, seconds });
+    let kept = match job.reason {
+        Reason::First => kept(&job, outside, &model, &name, resting).await,
+        Reason::Scheduled | Reason::Schema => Kept::Nothing,
+    };
+    match kept {
+        Kept::Model(deployed) => {
+            let reach_ms = deployed.model.schema.transform.reach_ms();
+            let range = (now_ms - BACKFILL_MS - reach_ms, now_ms);
+            let read = read_past(&outside.sources, &detector, &group, &job.labels, range, resting).await;
+            let past = read.unwrap_or_else(|(past, _)| past);
+            let written_to_ms = written_to(outside, resting, &detector, &group, now_ms).await;
+            let recent = after(&past, written_to_ms.unwrap_or(now_ms) - reach_ms);
+            let seconds = started.elapsed().as_secs_f64();
+            return Ok(Learned::Model { deployed, fitted: false, recent, written_to_ms, seconds });
+        }
+        // One scrape may come in several requests.
+        Kept::Lacking if started.duration_since(job.since) < detector.grace => return Ok(Learned::Expected),
+        Kept::Lacking | Kept::Nothing => {}
     }
 
     let range = (now_ms - duration::millis(detector.training.history), now_ms);
@@ -199,7 +233,12 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
     };
 
     let gate = (job.reason == Reason::Scheduled).then_some(&detector.training.gate);
-    let entered = enter::enter(&outside.registry, &name, &config.alias, gate, &trained, &rows).await;
+    let entered = match resting.registry {
+        Some(_) => Err("the registry rests".to_string()),
+        None => enter::enter(&outside.registry, &name, &config.alias, gate, &trained, &rows)
+            .await
+            .map_err(|error| yaml::chain(&error)),
+    };
     let version = match entered {
         Ok(Entered { version, verdict: Verdict::Held(reasons), .. }) => {
             let card = Box::new(trained.model.card);
@@ -207,9 +246,9 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
         }
         Ok(Entered { version, .. }) => Some(version),
         // What serves now goes on; a group that has nothing to go on with takes the model as it is.
-        Err(error) if job.reason == Reason::Scheduled => return Err(yaml::chain(&error)),
+        Err(error) if job.reason == Reason::Scheduled => return Err(error),
         Err(error) => {
-            warn!(component = "models", model = name, err = yaml::chain(&error), "model not registered");
+            warn!(component = "models", model = name, err = error, "model not registered");
             None
         }
     };
@@ -225,7 +264,10 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
 }
 
 /// The model that the registry holds for a group, if the group has its features.
-async fn kept(job: &Job, outside: &Outside, model: &str, name: &str) -> Option<Deployed> {
+async fn kept(job: &Job, outside: &Outside, model: &str, name: &str, resting: &mut Resting) -> Kept {
+    if resting.registry.is_some() {
+        return Kept::Nothing;
+    }
     let find = async {
         let registry = &outside.registry;
         let aliases = registry.aliases(model).await?;
@@ -238,21 +280,25 @@ async fn kept(job: &Job, outside: &Outside, model: &str, name: &str) -> Option<D
     };
     let found = match tokio::time::timeout(PATIENCE, find).await {
         Ok(found) => found.map_err(|error| yaml::chain(&error)),
-        Err(_) => Err(format!("no answer within {PATIENCE:?}")),
+        Err(_) => {
+            resting.registry = Some(Instant::now() + REST);
+            Err(format!("no answer within {PATIENCE:?}"))
+        }
     };
-    let deployed = found
-        .unwrap_or_else(|error| {
-            warn!(component = "models", group = %job.labels, err = error, "the registry does not help");
-            None
-        })
-        .filter(|deployed| deployed.model.suits(&job.detector, &job.labels))?;
+    let deployed = found.unwrap_or_else(|error| {
+        warn!(component = "models", group = %job.labels, err = error, "the registry does not help");
+        None
+    });
+    let Some(deployed) = deployed.filter(|deployed| deployed.model.suits(&job.detector, &job.labels)) else {
+        return Kept::Nothing;
+    };
     let features = &deployed.model.schema.features;
     match features.iter().find(|feature| job.window.find(feature).is_none()) {
-        None => Some(deployed),
+        None => Kept::Model(deployed),
         Some(feature) => {
             let Deployed { name, version, .. } = &deployed;
             debug!(component = "models", group = %job.labels, model = name, version, feature = %feature, "the group does not have the features of its model yet");
-            None
+            Kept::Lacking
         }
     }
 }
@@ -271,7 +317,7 @@ async fn read_past(
     let mut failed = None;
     for source in sources {
         let url = &source.config.url;
-        if resting.iter().any(|(resting, _)| resting == url) {
+        if resting.rests(url) {
             failed = Some("the source rests".to_string());
             continue;
         }
@@ -280,7 +326,7 @@ async fn read_past(
             let reason = yaml::chain(&error);
             warn!(component = "history", url = %url, group = %labels, err = reason, "no history by remote read");
             if error.is_passing() {
-                resting.push((url.clone(), Instant::now() + REST));
+                resting.sources.push((url.clone(), Instant::now() + REST));
                 failed = Some(reason);
             }
         }
@@ -314,7 +360,7 @@ async fn written_to(
     let range = (now_ms - duration::millis(detector.training.history), now_ms);
     let mut newest = None;
     for source in &outside.sources {
-        if resting.iter().any(|(url, _)| *url == source.config.url) {
+        if resting.rests(&source.config.url) {
             continue;
         }
         match past::newest_score(source, detector, group, range).await {

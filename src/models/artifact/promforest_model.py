@@ -80,7 +80,9 @@ class IsolationForest:
         arrays = [nodes[name].to_numpy() for name in names]
         self.trees = [dict(zip(names, columns)) for columns in zip(*(np.split(a, starts[1:]) for a in arrays))]
         self.unit = len(self.trees) * float(average_path_length(meta["max_samples"]))
-        self.ranges = None if meta["ranges"] is None else np.array(meta["ranges"], dtype=np.float64)
+        # Of 32 bits, written with as few digits as tell them apart: read with 64, they would be others.
+        ranges = None if meta["ranges"] is None else np.array(meta["ranges"], dtype=np.float32)
+        self.ranges = None if ranges is None else ranges.astype(np.float64)
 
     def score(self, rows):
         ends = self.share_beyond(rows)
