@@ -150,6 +150,15 @@ impl Config {
             }
             None => vec![node_network(scrape_interval)],
         };
+        if let registry::Store::Mlflow(mlflow) = &registry.store
+            && let Some(model) = &mlflow.model
+            && detectors.len() > 1
+        {
+            top.refuse(format!(
+                "registry.mlflow.model: {} detectors would share the model {model}; without the key each has its own name",
+                detectors.len()
+            ));
+        }
         top.finish();
         Self { remote_write, remote_read, registry, detectors: detectors.into_iter().map(Arc::new).collect() }
     }
