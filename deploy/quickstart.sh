@@ -391,7 +391,8 @@ up() {
 
     say "Starting promforest"
     cd "$dir/promforest"
-    start promforest "$promforest" --config.file="$dir/promforest.yml" --web.listen-address="127.0.0.1:$promforest_port"
+    start promforest "$promforest" --config.file="$dir/promforest.yml" --storage.path="$dir/promforest" \
+        --web.listen-address="127.0.0.1:$promforest_port"
     wait_ready promforest "$promforest_url/-/healthy"
     note "promforest listens on port $promforest_port"
 

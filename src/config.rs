@@ -2,8 +2,8 @@
 
 use crate::features::Transform;
 use crate::features::rate::Semantics;
-use crate::forest::{Contamination, ForestParams, MaxFeatures, MaxSamples};
-use crate::models::{Params, registry};
+use crate::forest::{Contamination, ExtendedParams, ForestParams, MaxFeatures, MaxSamples};
+use crate::models::{Kind, Params, registry};
 use crate::prom::{Selector, duration};
 use crate::yaml::{self, Node, Section};
 use crate::{history, publish, train};
@@ -150,6 +150,15 @@ impl Config {
             }
             None => vec![node_network(scrape_interval)],
         };
+        if let registry::Store::Mlflow(mlflow) = &registry.store
+            && let Some(model) = &mlflow.model
+            && detectors.len() > 1
+        {
+            top.refuse(format!(
+                "registry.mlflow.model: {} detectors would share the model {model}; without the key each has its own name",
+                detectors.len()
+            ));
+        }
         top.finish();
         Self { remote_write, remote_read, registry, detectors: detectors.into_iter().map(Arc::new).collect() }
     }
@@ -261,7 +270,7 @@ fn is_name(text: &str) -> bool {
 }
 
 fn forest(mut section: Section<'_, '_>) -> Params {
-    let default = ForestParams::default();
+    let kind = section.get("kind").and_then(|node| node.parse(str::parse)).unwrap_or_default();
     let n_estimators = section.get("n_estimators").and_then(|node| {
         let count: usize = node.value("a whole number")?;
         let n_estimators = NonZeroUsize::new(count).filter(|_| count <= MAX_ESTIMATORS);
@@ -279,6 +288,34 @@ fn forest(mut section: Section<'_, '_>) -> Params {
             .value("auto, a whole number or a share")
             .and_then(|count| node.parse(|_| MaxSamples::count(count))),
     });
+    let random_state = section.get("random_state").and_then(|node| node.value("a whole number"));
+    match kind {
+        Kind::IsolationForest => {
+            let default = ForestParams::default();
+            Params::IsolationForest(ForestParams {
+                n_estimators: n_estimators.unwrap_or(default.n_estimators),
+                max_samples: max_samples.unwrap_or(default.max_samples),
+                random_state: random_state.unwrap_or(default.random_state),
+                ..plain(section)
+            })
+        }
+        Kind::ExtendedIsolationForest => {
+            let default = ExtendedParams::default();
+            let n_columns = section.count("n_columns", default.n_columns.get(), 1);
+            section.finish();
+            Params::Extended(ExtendedParams {
+                n_estimators: n_estimators.unwrap_or(default.n_estimators),
+                max_samples: max_samples.unwrap_or(default.max_samples),
+                n_columns: NonZeroUsize::new(n_columns).unwrap_or(default.n_columns),
+                random_state: random_state.unwrap_or(default.random_state),
+            })
+        }
+    }
+}
+
+/// What only a plain forest has; all else at its default.
+fn plain(mut section: Section<'_, '_>) -> ForestParams {
+    let default = ForestParams::default();
     let contamination = section.get("contamination").and_then(|node| match node.text()?.as_str() {
         "auto" => Some(Contamination::Auto),
         _ => node.value("auto or a number").and_then(|share| node.parse(|_| Contamination::share(share))),
@@ -292,16 +329,13 @@ fn forest(mut section: Section<'_, '_>) -> Params {
             .and_then(|count| node.parse(|_| MaxFeatures::count(count))),
     });
     let bootstrap = section.flag("bootstrap", default.bootstrap);
-    let random_state = section.get("random_state").and_then(|node| node.value("a whole number"));
     section.finish();
-    Params::IsolationForest(ForestParams {
-        n_estimators: n_estimators.unwrap_or(default.n_estimators),
-        max_samples: max_samples.unwrap_or(default.max_samples),
+    ForestParams {
         contamination: contamination.unwrap_or(default.contamination),
         max_features: max_features.unwrap_or(default.max_features),
         bootstrap,
-        random_state: random_state.unwrap_or(default.random_state),
-    })
+        ..default
+    }
 }
 
 /// As in scikit-learn, 1.0 is all there are and 1 is one.

@@ -158,7 +158,7 @@ fn paths_begin_at_the_folder_of_the_file() {
 fn every_value_arrives_where_it_belongs() {
     use promforest::config::Config;
     use promforest::features::{Transform, rate::Semantics};
-    use promforest::forest::{Contamination, MaxFeatures, MaxSamples};
+    use promforest::forest::{Contamination, ExtendedParams, MaxFeatures, MaxSamples};
     use std::time::Duration;
     let file = Path::new(ROOT).join("tests/data/config/everything.good.yml");
     let config = Config::load(&file).expect("valid");
@@ -176,7 +176,7 @@ fn every_value_arrives_where_it_belongs() {
     assert_eq!(config.remote_read[0].url.to_string(), "http://prometheus-a:9090/api/v1/read");
     assert_eq!(config.remote_read[0].remote_timeout, seconds(120));
 
-    let [disk, memory] = &*config.detectors else { panic!("two detectors") };
+    let [disk, memory, load] = &*config.detectors else { panic!("three detectors") };
     assert_eq!((&*disk.name, &*memory.name), ("disk", "memory"));
     assert_eq!((disk.matchers.len(), memory.matchers.len()), (2, 1));
     assert_eq!(disk.by, ["instance"]);
@@ -191,6 +191,7 @@ fn every_value_arrives_where_it_belongs() {
     );
     let plain = |detector: &promforest::config::Detector| match &detector.model {
         promforest::models::Params::IsolationForest(params) => params.clone(),
+        other => panic!("{other:?}"),
     };
     let model = plain(disk);
     assert_eq!(model.n_estimators.get(), 200);
@@ -201,6 +202,13 @@ fn every_value_arrives_where_it_belongs() {
     // scikit-learn tells 1.0, all, from 1, one.
     assert_eq!(Ok(plain(memory).max_samples), MaxSamples::share(1.0));
     assert_eq!(Ok(plain(memory).max_features), MaxFeatures::share(1.0));
+    let extended = ExtendedParams {
+        n_estimators: 50.try_into().expect("above 0"),
+        max_samples: MaxSamples::count(512).expect("above 0"),
+        n_columns: 8.try_into().expect("above 0"),
+        random_state: 7,
+    };
+    assert_eq!(load.model, promforest::models::Params::Extended(extended));
     let limits = Config::load(&file.with_file_name("limits.good.yml")).expect("valid");
     assert_eq!(Ok(plain(&limits.detectors[0]).max_samples), MaxSamples::count(1));
     assert_eq!(Ok(plain(&limits.detectors[0]).max_features), MaxFeatures::count(1));

@@ -151,7 +151,8 @@ impl Correlation {
     }
 
     /// What of each metric's value the others do not explain, in its own units, shape `[n_metrics]`. A
-    /// value that is not finite counts as the mean, so that it does not blind the others.
+    /// value that is not finite counts as the mean, so that it does not blind the others; what `f32`
+    /// cannot hold is its greatest value.
     ///
     /// # Panics
     /// If there is not one value per metric.
@@ -163,7 +164,8 @@ impl Correlation {
         };
         let w: Vec<f64> = values.iter().zip(&self.means).zip(&self.deviations).map(standardise).collect();
         let rows = self.inverse.chunks_exact(n_metrics).zip(&self.deviations).enumerate();
-        rows.map(|(metric, (row, deviation))| (dot(row, &w) / row[metric] * deviation) as f32).collect()
+        let hold = |residual: f64| residual.clamp(f32::MIN.into(), f32::MAX.into()) as f32;
+        rows.map(|(metric, (row, deviation))| hold(dot(row, &w) / row[metric] * deviation)).collect()
     }
 }
 

@@ -58,7 +58,10 @@ impl<'a> Table<'a> {
     }
 
     /// The first value that is NaN or infinite, by column, as an error.
-    pub(super) fn check_finite(&self) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`].
+    pub fn check_finite(&self) -> Result<(), Error> {
         for feature in 0..self.n_features {
             let column = self.column(feature);
             // No early exit in the common case: that lets the compiler test several values at once.

@@ -1,25 +1,30 @@
 //! The kinds of forest under one roof: parameters in, scores out.
 
-use crate::forest::{self, Forest, ForestParams, MaxSamples, Table};
+use super::extended::Extended;
+use crate::forest::{self, ExtendedParams, Forest, ForestParams, MaxSamples, Table};
 use crate::window::Score;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::str::FromStr;
 
 /// The kinds of forest, by the names of configuration and files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Kind {
     /// Cuts along the axes, scikit-learn's semantics (Liu, Ting, Zhou 2008).
+    #[default]
     IsolationForest,
+    /// Slanted cuts of standardised columns (Hariri, Carrasco Kind, Brunner 2019).
+    ExtendedIsolationForest,
 }
 
 impl Kind {
-    const ALL: [Self; 1] = [Self::IsolationForest];
+    const ALL: [Self; 2] = [Self::IsolationForest, Self::ExtendedIsolationForest];
 
     /// The name in configuration and files.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::IsolationForest => "isolation_forest",
+            Self::ExtendedIsolationForest => "extended_isolation_forest",
         }
     }
 }
@@ -48,6 +53,8 @@ impl fmt::Display for Kind {
 pub enum Params {
     /// Those of the plain forest.
     IsolationForest(ForestParams),
+    /// Those of the extended forest.
+    Extended(ExtendedParams),
 }
 
 impl Default for Params {
@@ -61,6 +68,7 @@ impl Params {
     pub fn of(kind: Kind) -> Self {
         match kind {
             Kind::IsolationForest => Self::IsolationForest(ForestParams::default()),
+            Kind::ExtendedIsolationForest => Self::Extended(ExtendedParams::default()),
         }
     }
 
@@ -71,6 +79,7 @@ impl Params {
     pub fn fit(&self, table: &Table, threads: NonZeroUsize) -> Result<Fitted, forest::Error> {
         match self {
             Self::IsolationForest(params) => Ok(Fitted::IsolationForest(params.fit(table, threads)?)),
+            Self::Extended(params) => Ok(Fitted::Extended(Box::new(Extended::fit(params, table, threads)?))),
         }
     }
 
@@ -78,6 +87,7 @@ impl Params {
     pub fn kind(&self) -> Kind {
         match self {
             Self::IsolationForest(_) => Kind::IsolationForest,
+            Self::Extended(_) => Kind::ExtendedIsolationForest,
         }
     }
 
@@ -85,6 +95,7 @@ impl Params {
     pub fn max_samples(&self, n_rows: usize) -> usize {
         match self {
             Self::IsolationForest(params) => params.max_samples.resolve(n_rows),
+            Self::Extended(params) => params.max_samples.resolve(n_rows),
         }
     }
 
@@ -94,6 +105,7 @@ impl Params {
             Self::IsolationForest(params) => {
                 Self::IsolationForest(ForestParams { max_samples, ..params.clone() })
             }
+            Self::Extended(params) => Self::Extended(ExtendedParams { max_samples, ..params.clone() }),
         }
     }
 
@@ -110,6 +122,13 @@ impl Params {
                 pair("bootstrap", params.bootstrap.to_string()),
                 pair("random_state", params.random_state.to_string()),
             ],
+            Self::Extended(params) => vec![
+                pair("kind", Kind::ExtendedIsolationForest.to_string()),
+                pair("n_estimators", params.n_estimators.to_string()),
+                pair("max_samples", params.max_samples.to_string()),
+                pair("n_columns", params.n_columns.to_string()),
+                pair("random_state", params.random_state.to_string()),
+            ],
         }
     }
 }
@@ -119,6 +138,8 @@ impl Params {
 pub enum Fitted {
     /// The plain forest.
     IsolationForest(Forest),
+    /// The extended forest, with what stands before it.
+    Extended(Box<Extended>),
 }
 
 impl Fitted {
@@ -126,6 +147,7 @@ impl Fitted {
     pub fn kind(&self) -> Kind {
         match self {
             Self::IsolationForest(_) => Kind::IsolationForest,
+            Self::Extended(_) => Kind::ExtendedIsolationForest,
         }
     }
 
@@ -133,6 +155,7 @@ impl Fitted {
     pub fn n_features(&self) -> usize {
         match self {
             Self::IsolationForest(forest) => forest.n_features(),
+            Self::Extended(extended) => extended.coordinates().n_features(),
         }
     }
 
@@ -140,6 +163,7 @@ impl Fitted {
     pub fn offset(&self) -> f64 {
         match self {
             Self::IsolationForest(forest) => forest.offset(),
+            Self::Extended(_) => Extended::OFFSET,
         }
     }
 
@@ -150,6 +174,7 @@ impl Fitted {
     pub fn score_samples(&self, row: &[f32]) -> f64 {
         match self {
             Self::IsolationForest(forest) => forest.score_samples(row),
+            Self::Extended(extended) => extended.score_samples(row),
         }
     }
 
@@ -160,12 +185,13 @@ impl Fitted {
     pub fn decisions(&self, table: &Table, out: &mut [f64]) {
         match self {
             Self::IsolationForest(forest) => forest.score_table(table, out),
+            Self::Extended(extended) => extended.score_table(table, out),
         }
         let offset = self.offset();
         out.iter_mut().for_each(|score| *score -= offset);
     }
 
-    /// Decision and score of a live row: inside of the range of training scikit-learn's, and a row
+    /// Decision and score of a live row: for a plain forest scikit-learn's inside of the range of training. A row
     /// outside scores the higher the further out it lies, so that a burst stands out even from a
     /// present that has drifted a little beyond the past. The score is `score_samples / offset`: it
     /// passes 1 exactly where the decision turns negative.
@@ -175,6 +201,8 @@ impl Fitted {
     pub fn score(&self, row: &[f32]) -> Score {
         let score_samples = match self {
             Self::IsolationForest(forest) => forest.score_beyond(row),
+            // Its path lengths are already those of a row that had been there.
+            Self::Extended(extended) => extended.score_samples(row),
         };
         let offset = self.offset();
         Score { decision: score_samples - offset, score: score_samples / offset }

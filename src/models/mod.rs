@@ -6,6 +6,7 @@
 
 pub mod artifact;
 pub mod columns;
+pub mod extended;
 mod fitted;
 mod validation;
 pub mod imported;

@@ -39,8 +39,8 @@ fn facts(trained: &Trained, rows: &Rows) -> Vec<(String, String)> {
     add("features", rows.schema.features.len().to_string());
     add("rows", rows.len().to_string());
     if let Some(history) = &card.history {
-        add("from", timestamp(history.from_ms));
-        add("to", timestamp(history.to_ms));
+        add("from", minute(history.from_ms));
+        add("to", minute(history.to_ms));
         add("excluded rows", history.n_excluded.to_string());
     }
     if let Some(validation) = &card.validation {
@@ -48,6 +48,12 @@ fn facts(trained: &Trained, rows: &Rows) -> Vec<(String, String)> {
     }
     add("made by", card.origin.clone());
     facts
+}
+
+/// `2026-01-31 12:00 UTC`.
+fn minute(ms: i64) -> String {
+    let text = timestamp(ms);
+    format!("{} UTC", text.get(..16).unwrap_or(&text).replace('T', " "))
 }
 
 fn timeline(trained: &Trained, rows: &Rows) -> Timeline {
@@ -60,7 +66,8 @@ fn timeline(trained: &Trained, rows: &Rows) -> Timeline {
     let (Some(first), Some(last)) = (rows.timestamps.first(), rows.timestamps.last()) else {
         return Timeline { excluded: excluded.collect(), ..Timeline::default() };
     };
-    let step_ms = ((last - first) / POINTS as i64 + 1).max(1);
+    let few = rows.len() <= POINTS;
+    let step_ms = if few { beat_ms(&rows.timestamps) } else { (last - first) / POINTS as i64 + 1 };
     let n_features = rows.schema.features.len();
     let mut timeline = Timeline {
         step_ms,
@@ -70,7 +77,7 @@ fn timeline(trained: &Trained, rows: &Rows) -> Timeline {
     };
     let mut row = vec![0.0; n_features];
     for (i, timestamp_ms) in rows.timestamps.iter().enumerate() {
-        let begins_ms = first + (timestamp_ms - first) / step_ms * step_ms;
+        let begins_ms = if few { *timestamp_ms } else { first + (timestamp_ms - first) / step_ms * step_ms };
         for (feature, value) in row.iter_mut().enumerate() {
             *value = rows.values[feature * rows.len() + i];
         }
@@ -94,6 +101,13 @@ fn timeline(trained: &Trained, rows: &Rows) -> Timeline {
         }
     }
     timeline
+}
+
+/// The usual time from one row to the next.
+fn beat_ms(timestamps: &[i64]) -> i64 {
+    let mut steps: Vec<i64> = timestamps.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    steps.sort_unstable();
+    steps.get(steps.len() / 2).copied().unwrap_or(1).max(1)
 }
 
 fn features(trained: &Trained, rows: &Rows) -> Vec<Feature> {

@@ -1,5 +1,6 @@
 //! `model.json`: everything of a model but its nodes.
 
+use super::forest::{Extended, Plain, Section};
 use super::{Error, FORMAT};
 use crate::features::rate::Semantics;
 use crate::features::{Schema, Transform};
@@ -7,12 +8,13 @@ use crate::models::{Card, Fitted, Histogram, History, Kind, Model, Validation, c
 use crate::prom::Labels;
 use crate::window::row::Grid;
 use jiff::Timestamp;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Document {
+struct Document<F> {
     format: u32,
     kind: String,
     detector: Option<String>,
@@ -20,29 +22,11 @@ struct Document {
     origin: String,
     created: String,
     params: Vec<(String, String)>,
-    forest: Forest,
+    forest: F,
     schema: SchemaJson,
     history: Option<HistoryJson>,
     validation: Option<Validation>,
     baseline: Option<Histogram>,
-}
-
-/// What [`forest.arrow`](super::ipc) does not hold of a plain forest.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Forest {
-    #[serde(skip, default = "isolation_forest")]
-    pub kind: Kind,
-    pub n_features: usize,
-    pub n_estimators: usize,
-    pub max_samples: u64,
-    pub offset: f64,
-    /// Least and greatest value of each feature in training, where they are known.
-    pub ranges: Option<Vec<[f32; 2]>>,
-}
-
-fn isolation_forest() -> Kind {
-    Kind::IsolationForest
 }
 
 #[derive(Serialize, Deserialize)]
@@ -97,19 +81,16 @@ fn fault(reason: impl ToString) -> Error {
 
 /// The document of a model.
 pub fn write(model: &Model) -> String {
+    match &model.fitted {
+        Fitted::IsolationForest(forest) => write_with(model, Plain::new(forest)),
+        Fitted::Extended(extended) => write_with(model, Extended::new(extended)),
+    }
+}
+
+fn write_with(model: &Model, forest: impl Serialize) -> String {
     let Model { schema, fitted, card } = model;
     let names = columns::names(model);
     let features = schema.features.iter().zip(names);
-    let forest = match fitted {
-        Fitted::IsolationForest(forest) => Forest {
-            kind: Kind::IsolationForest,
-            n_features: forest.n_features(),
-            n_estimators: forest.n_estimators(),
-            max_samples: forest.max_samples(),
-            offset: forest.offset(),
-            ranges: (!forest.ranges().is_empty()).then(|| forest.ranges().to_vec()),
-        },
-    };
     let document = Document {
         format: FORMAT,
         kind: fitted.kind().to_string(),
@@ -147,17 +128,39 @@ pub fn write(model: &Model) -> String {
 ///
 /// # Errors
 /// [`Error::Format`] for another layout, [`Error::Json`] for anything else that is wrong.
-pub fn read(bytes: &[u8]) -> Result<(Schema, Card, Forest), Error> {
+pub fn read(bytes: &[u8]) -> Result<(Schema, Card, Section), Error> {
     #[derive(Deserialize)]
     struct Version {
         format: u64,
+    }
+    #[derive(Deserialize)]
+    struct OfKind {
+        kind: String,
     }
     let Version { format } = serde_json::from_slice(bytes).map_err(fault)?;
     if format != u64::from(FORMAT) {
         return Err(Error::Format(format));
     }
-    let document: Document = serde_json::from_slice(bytes).map_err(fault)?;
-    let kind: Kind = document.kind.parse().map_err(fault)?;
+    let OfKind { kind } = serde_json::from_slice(bytes).map_err(fault)?;
+    let (schema, card, forest) = match kind.parse().map_err(fault)? {
+        Kind::IsolationForest => read_with(bytes, Section::Plain)?,
+        Kind::ExtendedIsolationForest => read_with(bytes, Section::Extended)?,
+    };
+    if forest.n_features() != schema.features.len() {
+        return Err(fault(format!(
+            "the forest has {} features, the schema has {}",
+            forest.n_features(),
+            schema.features.len()
+        )));
+    }
+    Ok((schema, card, forest))
+}
+
+fn read_with<F: DeserializeOwned>(
+    bytes: &[u8],
+    section: impl FnOnce(F) -> Section,
+) -> Result<(Schema, Card, Section), Error> {
+    let document: Document<F> = serde_json::from_slice(bytes).map_err(fault)?;
     let (schema, names) = schema(document.schema)?;
     let card = Card {
         detector: document.detector,
@@ -170,15 +173,7 @@ pub fn read(bytes: &[u8]) -> Result<(Schema, Card, Forest), Error> {
         validation: document.validation.map(validation).transpose()?,
         baseline: document.baseline,
     };
-    let forest = Forest { kind, ..document.forest };
-    if forest.n_features != schema.features.len() {
-        return Err(fault(format!(
-            "the forest has {} features, the schema has {}",
-            forest.n_features,
-            schema.features.len()
-        )));
-    }
-    Ok((schema, card, forest))
+    Ok((schema, card, section(document.forest)))
 }
 
 fn schema(json: SchemaJson) -> Result<(Schema, Vec<String>), Error> {

@@ -71,14 +71,24 @@ class Model:
         )
 
 
+def from_path(path, unit):
+    """The score of a sum of path lengths over all trees."""
+    return -np.exp2(-(path / unit if unit > 0 else np.ones_like(path)))
+
+
+def split_by_tree(nodes, columns):
+    """The columns of each tree, by their names."""
+    starts = np.flatnonzero(np.diff(nodes["tree"].to_numpy(), prepend=-1))
+    arrays = (np.split(column, starts[1:]) for column in columns.values())
+    return [dict(zip(columns, tree)) for tree in zip(*arrays)]
+
+
 class IsolationForest:
     """Cuts along the axes: Liu, Ting and Zhou 2008, with scikit-learn's semantics."""
 
     def __init__(self, meta, nodes):
-        starts = np.flatnonzero(np.diff(nodes["tree"].to_numpy(), prepend=-1))
         names = ["left_child", "right_child", "feature", "threshold", "n_node_samples", "missing_go_to_left"]
-        arrays = [nodes[name].to_numpy() for name in names]
-        self.trees = [dict(zip(names, columns)) for columns in zip(*(np.split(a, starts[1:]) for a in arrays))]
+        self.trees = split_by_tree(nodes, {name: nodes[name].to_numpy() for name in names})
         self.unit = len(self.trees) * float(average_path_length(meta["max_samples"]))
         # Of 32 bits, written with as few digits as tell them apart: read with 64, they would be others.
         ranges = None if meta["ranges"] is None else np.array(meta["ranges"], dtype=np.float32)
@@ -110,10 +120,7 @@ class IsolationForest:
             leaf = depth + average_path_length(tree["n_node_samples"][at])
             plain += leaf
             expected += sum_beyond + alive * leaf
-        return self.from_path(plain), self.from_path(expected)
-
-    def from_path(self, path):
-        return -np.exp2(-(path / self.unit if self.unit > 0 else np.ones_like(path)))
+        return from_path(plain, self.unit), from_path(expected, self.unit)
 
     def share_beyond(self, rows):
         """How likely a cut isolates each value beyond the range of training."""
@@ -128,4 +135,80 @@ class IsolationForest:
         return np.where(np.isposinf(beyond), 1.0, np.where(beyond > 0, share, 0.0))
 
 
-FORESTS = {"isolation_forest": IsolationForest}
+class ExtendedIsolationForest:
+    """Slanted cuts of standardised columns: Hariri, Carrasco Kind and Brunner 2019.
+
+    Columns are rounded to 32 bits where promforest rounds them, and sums are added up in its order: a value on
+    the other side of a cut would be another leaf.
+    """
+
+    def __init__(self, meta, nodes):
+        names = ["left_child", "right_child", "cut", "low", "high", "n_node_samples"]
+        columns = {name: nodes[name].to_numpy() for name in names}
+        for name in ["columns", "coefficients"]:
+            values = nodes[name].combine_chunks().flatten().to_numpy()
+            columns[name] = values.reshape(-1, meta["width"])
+        self.trees = split_by_tree(nodes, columns)
+        self.unit = len(self.trees) * float(average_path_length(meta["max_samples"]))
+        self.columns = meta["columns"]
+        self.scales = np.array(meta["scales"], dtype=np.float64)
+        self.residuals = None
+        if meta["residuals"] is not None:
+            self.residuals = {name: np.array(values) for name, values in meta["residuals"].items()}
+            n_columns = len(self.columns)
+            self.residuals["inverse"] = self.residuals["inverse"].reshape(n_columns, n_columns)
+
+    def score(self, rows):
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = self.coordinates(rows)
+        path = np.zeros(len(rows))
+        everyone = np.arange(len(rows))
+        for tree in self.trees:
+            at = np.zeros(len(rows), dtype=np.int64)
+            depth = np.zeros(len(rows))
+            alive, ended = np.ones(len(rows)), np.zeros(len(rows))
+            while True:
+                going = everyone[tree["left_child"][at] >= 0]
+                if not len(going):
+                    break
+                node = at[going]
+                terms = tree["coefficients"][node] * values[going[:, np.newaxis], tree["columns"][node]]
+                mixture = np.cumsum(terms, axis=1)[:, -1]
+                low, high = tree["low"][node], tree["high"][node]
+                # Had the row been in the sample, a cut on the way out to it would have isolated it.
+                beyond = np.maximum(np.maximum(low - mixture, mixture - high), 0.0)
+                end = beyond / (high - low + beyond)
+                depth[going] += 1
+                ended[going] += alive[going] * end * depth[going]
+                alive[going] *= 1.0 - end
+                left = mixture <= tree["cut"][node]
+                at[going] = np.where(left, tree["left_child"][node], tree["right_child"][node])
+            path += ended + alive * (depth + average_path_length(tree["n_node_samples"][at]))
+        score_samples = from_path(path, self.unit)
+        return score_samples, score_samples
+
+    def coordinates(self, rows):
+        """The standardised columns, and then what of each the others do not explain, standardised too."""
+        values = [standardise(rows, self.scales)[:, self.columns]]
+        if self.residuals is not None:
+            values.append(standardise(self.unexplained(rows[:, self.columns]), self.residuals["scales"]))
+        greatest = np.finfo(np.float32).max
+        values = np.nan_to_num(np.hstack(values), nan=0.0, posinf=greatest, neginf=-greatest)
+        return values.astype(np.float64)
+
+    def unexplained(self, rows):
+        deviations, inverse = self.residuals["deviations"], self.residuals["inverse"]
+        w = (rows.astype(np.float64) - self.residuals["means"]) / deviations
+        w[~np.isfinite(rows)] = 0.0
+        mixed = np.zeros_like(w)
+        for metric in range(len(inverse)):
+            mixed += inverse[:, metric] * w[:, [metric]]
+        greatest = float(np.finfo(np.float32).max)
+        return np.clip(mixed / np.diag(inverse) * deviations, -greatest, greatest).astype(np.float32)
+
+
+def standardise(rows, scales):
+    return ((rows.astype(np.float64) - scales[:, 0]) / scales[:, 1]).astype(np.float32)
+
+
+FORESTS = {"isolation_forest": IsolationForest, "extended_isolation_forest": ExtendedIsolationForest}

@@ -1,22 +1,32 @@
 use super::*;
 use crate::features::rate::Semantics;
 use crate::features::{Schema, Transform};
-use crate::forest::{ForestParams, Table};
-use crate::models::{Card, Fitted, History, Params, Trial, Validation};
+use crate::forest::{ExtendedParams, ForestParams, Table};
+use crate::models::{Card, Fitted, History, Kind, Params, Trial, Validation};
 use crate::prom::{Labels, METRIC_NAME};
 use crate::window::row::Grid;
 use proptest::prelude::*;
 use std::num::NonZeroUsize;
+use std::sync::LazyLock;
+
+const KINDS: [Kind; 2] = [Kind::IsolationForest, Kind::ExtendedIsolationForest];
 
 /// A model of two features with everything in its card.
 pub fn sample() -> Model {
+    sample_of(Kind::IsolationForest)
+}
+
+fn sample_of(kind: Kind) -> Model {
     const ROWS: usize = 300;
     let values: Vec<f32> = (0..2 * ROWS).map(|i| ((i * 7919) % 1009) as f32 / 10.0).collect();
     let table = Table::new(&values, ROWS, 2).expect("as many values as cells");
-    let params = Params::IsolationForest(ForestParams {
-        n_estimators: NonZeroUsize::new(7).expect("above 0"),
-        ..ForestParams::default()
-    });
+    let n_estimators = NonZeroUsize::new(7).expect("above 0");
+    let params = match kind {
+        Kind::IsolationForest => Params::IsolationForest(ForestParams { n_estimators, ..Default::default() }),
+        Kind::ExtendedIsolationForest => {
+            Params::Extended(ExtendedParams { n_estimators, ..Default::default() })
+        }
+    };
     let fitted = params.fit(&table, NonZeroUsize::MIN).expect("fits");
     let feature = |device: &str| Labels::new([(METRIC_NAME, "rx"), ("device", device)]).expect("valid");
     let transform = Transform::Rate { range_ms: 60_000, semantics: Semantics::V3 };
@@ -51,14 +61,17 @@ pub fn sample() -> Model {
 
 #[test]
 fn a_round_trip_changes_no_bit() {
-    let saved = sample();
+    KINDS.map(sample_of).iter().for_each(round_trip);
+}
+
+fn round_trip(saved: &Model) {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("models/net/1");
-    save(&files(&saved), &path).expect("writable");
+    save(&files(saved), &path).expect("writable");
     let read = model(&load(&path).expect("readable")).expect("a model");
-    assert_eq!(read, saved);
-    assert_eq!(files(&read), files(&saved));
-    let again = save(&files(&saved), &path).expect_err("it is there already").to_string();
+    assert_eq!(read, *saved);
+    assert_eq!(files(&read), files(saved));
+    let again = save(&files(saved), &path).expect_err("it is there already").to_string();
     assert!(again.starts_with("cannot create "), "{again}");
     let left: Vec<_> = std::fs::read_dir(path.parent().expect("net")).expect("readable").collect();
     assert_eq!(left.len(), 1, "no draft stays behind: {left:?}");
@@ -88,7 +101,11 @@ fn a_damaged_file_is_named() {
 
 /// The files with another `model.json`, and checksums that agree.
 fn edited(edit: impl FnOnce(&mut serde_json::Value)) -> Files {
-    let mut files = files(&sample());
+    edited_of(Kind::IsolationForest, edit)
+}
+
+fn edited_of(kind: Kind, edit: impl FnOnce(&mut serde_json::Value)) -> Files {
+    let mut files = files(&sample_of(kind));
     let mut json: serde_json::Value = serde_json::from_slice(&files[MODEL]).expect("JSON");
     edit(&mut json);
     files.insert(MODEL.into(), json.to_string().into_bytes());
@@ -137,13 +154,85 @@ fn what_it_does_not_understand_it_refuses() {
     assert_eq!(error, r#"model.json: two features are "rx{device=\"eth0\"}""#);
 }
 
+#[test]
+fn what_stands_before_an_extended_forest_is_checked() {
+    type Edit = fn(&mut serde_json::Value);
+    let cases: [(Edit, &str); 18] = [
+        (|forest| forest["offset"] = (-0.4).into(), "offset is -0.4, must be -0.5"),
+        (|forest| forest["n_features"] = 3.into(), "the forest has 3 features, the schema has 2"),
+        (|forest| forest["width"] = 0.into(), "width is 0, must be in 1..=4096"),
+        (|forest| forest["width"] = u64::MAX.into(), "width is 18446744073709551615, must be in 1..=4096"),
+        (|forest| forest["scales"][0][1] = 0.into(), "sigma is 0, must be finite and above 0"),
+        (|forest| *forest["scales"].as_array_mut().expect("a list") = Vec::new(), "below 0, the number"),
+        (
+            |forest| {
+                let scales = forest["scales"].as_array_mut().expect("a list");
+                scales.push(scales[0].clone());
+            },
+            "number of scales is 3, must be 2",
+        ),
+        (|forest| forest["columns"] = serde_json::json!([]), "number of columns is 0, must be at least 1"),
+        (|forest| forest["columns"] = serde_json::json!([1, 0]), "column is 0, must be above 1"),
+        (|forest| forest["columns"] = serde_json::json!([0, 0]), "column is 0, must be above 0"),
+        (|forest| forest["columns"] = serde_json::json!([0, 2]), "column is 2, must be below 2"),
+        (|forest| forest["columns"] = serde_json::json!([1]), "number of metrics is 2, must be 1"),
+        (|forest| forest["columns"] = serde_json::json!([-1]), "invalid value: integer `-1`"),
+        (
+            |forest| forest["residuals"]["scales"] = serde_json::json!([[0, 1]]),
+            "number of residual scales is 1, must be 2",
+        ),
+        (
+            |forest| forest["residuals"]["inverse"] = serde_json::json!([1, 0, 0]),
+            "number of values of the inverse is 3, must be 4",
+        ),
+        (|forest| forest["residuals"]["inverse"][1] = 7.into(), "value of the inverse is "),
+        (|forest| forest["residuals"]["deviations"][0] = 0.into(), "deviation is 0, must be above 0"),
+        // The trees mix four values a row, of which two are gone.
+        (|forest| forest["residuals"] = serde_json::Value::Null, "tree 0: tree node 0: column is "),
+    ];
+    for (number, (edit, message)) in cases.into_iter().enumerate() {
+        let files = edited_of(Kind::ExtendedIsolationForest, |json| edit(&mut json["forest"]));
+        let error = crate::yaml::chain(&model(&files).expect_err("wrong"));
+        assert!(error.contains(message), "{number}: {error}");
+    }
+    let other_means = edited_of(Kind::ExtendedIsolationForest, |json| {
+        json["forest"]["residuals"]["means"][0] = 1000.into();
+    });
+    let error = model(&other_means).expect_err("another model").to_string();
+    assert!(error.starts_with("golden.arrow: row 0 scores"), "{error}");
+}
+
+/// A width that is not the file's gives other values than the file has, and never ones that it has not.
+#[test]
+fn another_width_is_refused() {
+    for width in [1, 3, 5, 4096] {
+        let files = edited_of(Kind::ExtendedIsolationForest, |json| json["forest"]["width"] = width.into());
+        assert!(model(&files).is_err(), "{width}");
+    }
+}
+
+#[test]
+fn a_kind_does_not_read_the_other() {
+    for (kind, other) in [(KINDS[0], KINDS[1]), (KINDS[1], KINDS[0])] {
+        let mut mixed = files(&sample_of(kind));
+        let forest = files(&sample_of(other)).remove(FOREST).expect("there");
+        mixed.insert(FOREST.into(), forest);
+        let error = model(&summed(mixed)).expect_err("mixed").to_string();
+        assert!(error.starts_with("forest.arrow: the columns are tree, left_child, "), "{error}");
+        let renamed = edited_of(kind, |json| json["kind"] = other.as_str().into());
+        let error = model(&renamed).expect_err("renamed").to_string();
+        assert!(error.starts_with("model.json: unknown field "), "{error}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
     /// Somebody who makes the checksums fit gets an error or a model, and nothing worse.
     #[test]
-    fn mangled_files_do_no_harm(file in 0..3_usize, edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6), cut in prop::option::of(any::<prop::sample::Index>())) {
-        let mut files = files(&sample());
+    fn mangled_files_do_no_harm(kind in 0..2_usize, file in 0..3_usize, edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6), cut in prop::option::of(any::<prop::sample::Index>())) {
+        static SAMPLES: LazyLock<[Files; 2]> = LazyLock::new(|| KINDS.map(|kind| files(&sample_of(kind))));
+        let mut files = SAMPLES[kind].clone();
         let bytes = files.get_mut([MODEL, FOREST, GOLDEN][file]).expect("there");
         for (at, byte) in edits {
             let at = at.index(bytes.len());
@@ -158,15 +247,22 @@ proptest! {
 
 #[test]
 fn cyclic_children_and_huge_counts_are_refused() {
-    let Fitted::IsolationForest(forest) = sample().fitted;
-    let first = forest.trees().next().expect("a tree");
-    let root = first.left_child.iter().position(|child| *child > 0).expect("a split");
+    for model in KINDS.map(sample_of) {
+        let left_child = match &model.fitted {
+            Fitted::IsolationForest(forest) => forest.trees().next().expect("a tree").left_child,
+            Fitted::Extended(extended) => extended.forest().trees().next().expect("a tree").left_child,
+        };
+        refuses_children(&model, &left_child);
+    }
+}
+
+fn refuses_children(sample: &Model, left_child: &[i64]) {
+    let root = left_child.iter().position(|child| *child > 0).expect("a split");
     // The left child of the first split, found in the file by what stands before it.
     let files_of = |value: i32| {
-        let mut files = files(&sample());
+        let mut files = files(sample);
         let bytes = files.get_mut(FOREST).expect("there");
-        let lefts: Vec<u8> =
-            first.left_child.iter().flat_map(|child| (*child as i32).to_le_bytes()).collect();
+        let lefts: Vec<u8> = left_child.iter().flat_map(|child| (*child as i32).to_le_bytes()).collect();
         let start = bytes.windows(lefts.len()).position(|window| window == lefts).expect("the column");
         bytes[start + 4 * root..][..4].copy_from_slice(&value.to_le_bytes());
         summed(files)

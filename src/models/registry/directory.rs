@@ -12,7 +12,7 @@
 //! file beside it. A version whose writer died before it was entered is not in `registry.json`, and is
 //! removed by the next writer.
 
-use super::{Aliases, Entry, Error, Version};
+use super::{Aliases, Entry, Error, Version, name};
 use crate::models::artifact::{self, Files};
 use crate::prom::duration;
 use serde::{Deserialize, Serialize};
@@ -138,7 +138,7 @@ impl Directory {
 
     /// See [`Registry::promote`](super::Registry::promote).
     pub fn promote(&self, model: &str, alias: &str, version: u64) -> Result<(), Error> {
-        let alias = name(alias)?.to_string();
+        let alias = name(alias)?;
         self.change(model, |_, state| {
             let entry = state.versions.get_mut(&version);
             let entry = entry.ok_or_else(|| Error::NoVersion { model: model.into(), version })?;
@@ -241,13 +241,6 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()?;
     fs::rename(&draft, path)?;
     File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
-}
-
-/// A name that is one folder, and not a hidden one.
-fn name(text: &str) -> Result<&str, Error> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-    let ok = !text.is_empty() && text.len() < 256 && !text.starts_with('.') && text.chars().all(allowed);
-    ok.then_some(text).ok_or_else(|| Error::Name(text.into()))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@
 
 use super::{Aliases, Entry, Version};
 use crate::http::client::{self, Client, Request, Url};
-use crate::http::config::ClientConfig;
+use crate::http::config::{Auth, ClientConfig, Text};
 use crate::models::artifact::{self, Files};
 use crate::prom::duration;
 use crate::yaml::Section;
@@ -132,7 +132,7 @@ impl Mlflow {
         Ok(Self {
             base: config.tracking_uri.to_string().trim_end_matches('/').into(),
             experiment: config.experiment.clone(),
-            client: Client::new(&config.client)?,
+            client: Client::new(&ClientConfig { auth: auth(&config.client), ..config.client.clone() })?,
         })
     }
 
@@ -480,6 +480,21 @@ impl Mlflow {
 
     fn lacks(&self, call: &str, field: &'static str) -> Error {
         Error::Answer { url: format!("{}/api/2.0/mlflow/{call}", self.base), field }
+    }
+}
+
+/// The credentials of the configuration, or those of the environment, by the names that MLflow's own
+/// clients know.
+fn auth(config: &ClientConfig) -> Auth {
+    let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let text = |value: String| Text::Inline(value.into());
+    match (&config.auth, variable("MLFLOW_TRACKING_TOKEN"), variable("MLFLOW_TRACKING_USERNAME")) {
+        (Auth::None, _, Some(username)) => {
+            let password = variable("MLFLOW_TRACKING_PASSWORD").unwrap_or_default();
+            Auth::Basic { username: text(username), password: text(password) }
+        }
+        (Auth::None, Some(token), None) => Auth::Token { scheme: "Bearer".into(), credentials: text(token) },
+        (configured, _, _) => configured.clone(),
     }
 }
 

@@ -69,7 +69,7 @@ impl Config {
         let path = section.get("path").and_then(|node| node.text());
         let mut alias = None;
         let mlflow = section.get("mlflow").and_then(Node::section).map(|mut section| {
-            alias = section.get("alias").and_then(|node| node.text());
+            alias = section.get("alias").and_then(|node| node.parse(name));
             mlflow::Config::read(section)
         });
         if path.is_some() && mlflow.is_some() {
@@ -80,7 +80,7 @@ impl Config {
                 Some(mlflow) => Store::Mlflow(Box::new(mlflow)),
                 None => path.map_or(default.store, |path| Store::Directory(path.into())),
             },
-            alias: section.get("alias").and_then(|node| node.text()).or(alias).unwrap_or(default.alias),
+            alias: section.get("alias").and_then(|node| node.parse(name)).or(alias).unwrap_or(default.alias),
             poll_interval: section.duration("poll_interval", default.poll_interval),
             keep: section.count("keep", default.keep, 1),
         };
@@ -324,6 +324,13 @@ impl Registry {
         }
         Ok((current, previous))
     }
+}
+
+/// A name of a model or an alias: one folder's, and not a hidden one's.
+fn name(text: &str) -> Result<String, Error> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let ok = !text.is_empty() && text.len() < 256 && !text.starts_with('.') && text.chars().all(allowed);
+    ok.then(|| text.to_string()).ok_or_else(|| Error::Name(text.into()))
 }
 
 /// The version that served before this one: the last that was promoted before it and not rolled back.

@@ -1,0 +1,170 @@
+//! The extended forest: slanted cuts, and the coordinates before them.
+//!
+//! A node has `width` columns and coefficients, zeros in a leaf, so that a reader needs no offsets to find
+//! them. They are most of the file, hence 16 and 32 bits, which hold them exactly.
+
+use super::super::{Error, ipc};
+use super::{batch, narrow, numbers_of_trees, of_forest, of_tree, rows_of_trees, widen};
+use crate::features;
+use crate::features::correlation::Correlation;
+use crate::features::scale::Scale;
+use crate::forest::{ExtendedForest, ExtendedTree, ExtendedTreeArrays, MAX_FEATURES};
+use crate::models::extended::{Coordinates, Extended, Residuals};
+use arrow_array::cast::AsArray;
+use arrow_array::types::{Float32Type, Float64Type, Int32Type, Int64Type, UInt16Type, UInt32Type};
+use arrow_array::{ArrayRef, Float32Array, Float64Array, Int32Array, Int64Array, UInt16Array, UInt32Array};
+use arrow_schema::{DataType, SchemaRef};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// What the nodes do not say.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename = "Forest")]
+pub struct Section {
+    pub n_features: usize,
+    pub n_estimators: usize,
+    pub max_samples: u64,
+    pub offset: f64,
+    /// Columns and coefficients of a node.
+    width: usize,
+    /// Center and sigma of each column.
+    scales: Vec<[f64; 2]>,
+    /// The columns that take part.
+    columns: Vec<usize>,
+    residuals: Option<ResidualsJson>,
+}
+
+/// What of each of these columns the others do not explain.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ResidualsJson {
+    means: Vec<f64>,
+    deviations: Vec<f64>,
+    /// Row after row.
+    inverse: Vec<f64>,
+    /// Center and sigma of each residual.
+    scales: Vec<[f64; 2]>,
+}
+
+impl Section {
+    pub fn new(extended: &Extended) -> Self {
+        let (forest, coordinates) = (extended.forest(), extended.coordinates());
+        let pairs = |scales: &[Scale]| scales.iter().map(|scale| [scale.center(), scale.sigma()]).collect();
+        let residuals = |Residuals { correlation, scales }: &Residuals| ResidualsJson {
+            means: correlation.means().to_vec(),
+            deviations: correlation.deviations().to_vec(),
+            inverse: correlation.inverse().to_vec(),
+            scales: pairs(scales),
+        };
+        Self {
+            n_features: coordinates.n_features(),
+            n_estimators: forest.n_estimators(),
+            max_samples: forest.max_samples(),
+            offset: Extended::OFFSET,
+            width: width(forest),
+            scales: pairs(coordinates.scales()),
+            columns: coordinates.columns().to_vec(),
+            residuals: coordinates.residuals().map(residuals),
+        }
+    }
+
+    fn coordinates(self) -> Result<Coordinates, features::Error> {
+        let scales = |pairs: Vec<[f64; 2]>| -> Result<Vec<Scale>, features::Error> {
+            pairs.into_iter().map(|[center, sigma]| Scale::new(center, sigma)).collect()
+        };
+        let residuals = self.residuals.map(|json| {
+            let correlation = Correlation::new(json.means, json.deviations, json.inverse)?;
+            Ok::<_, features::Error>(Residuals { correlation, scales: scales(json.scales)? })
+        });
+        Coordinates::new(scales(self.scales)?, self.columns, residuals.transpose()?)
+    }
+}
+
+/// All trees of a forest mix as many columns.
+fn width(forest: &ExtendedForest) -> usize {
+    forest.trees().next().map_or(0, |tree| tree.width)
+}
+
+fn schema(width: usize) -> SchemaRef {
+    ipc::schema([
+        ("tree", DataType::UInt32),
+        ("left_child", DataType::Int32),
+        ("right_child", DataType::Int32),
+        ("columns", ipc::list_of(DataType::UInt16, width)),
+        ("coefficients", ipc::list_of(DataType::Float32, width)),
+        ("cut", DataType::Float64),
+        ("low", DataType::Float64),
+        ("high", DataType::Float64),
+        ("n_node_samples", DataType::Int64),
+    ])
+}
+
+pub fn write(forest: &ExtendedForest) -> Vec<u8> {
+    let trees: Vec<ExtendedTreeArrays> = forest.trees().collect();
+    let width = width(forest);
+    let indexes = |of: fn(&ExtendedTreeArrays) -> &Vec<i64>| -> ArrayRef {
+        Arc::new(Int32Array::from_iter_values(trees.iter().flat_map(|tree| narrow(of(tree)))))
+    };
+    let numbers = |of: fn(&ExtendedTreeArrays) -> &Vec<f64>| -> ArrayRef {
+        Arc::new(Float64Array::from_iter_values(trees.iter().flat_map(|tree| of(tree).iter().copied())))
+    };
+    let mixed = trees.iter().flat_map(|tree| &tree.columns).map(|column| *column as u16);
+    let coefficients =
+        trees.iter().flat_map(|tree| &tree.coefficients).map(|coefficient| *coefficient as f32);
+    let counts = trees.iter().flat_map(|tree| tree.n_node_samples.iter().copied());
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(UInt32Array::from(numbers_of_trees(trees.iter().map(|tree| tree.left_child.len())))),
+        indexes(|tree| &tree.left_child),
+        indexes(|tree| &tree.right_child),
+        ipc::list(Arc::new(UInt16Array::from_iter_values(mixed)), width),
+        ipc::list(Arc::new(Float32Array::from_iter_values(coefficients)), width),
+        numbers(|tree| &tree.cut),
+        numbers(|tree| &tree.low),
+        numbers(|tree| &tree.high),
+        Arc::new(Int64Array::from_iter_values(counts)),
+    ];
+    ipc::write(&schema(width), columns)
+}
+
+pub fn read(bytes: &[u8], section: Section) -> Result<Extended, Error> {
+    let fault = |reason: String| Error::Json(format!("forest: {reason}"));
+    let Section { n_features, n_estimators, max_samples, offset, width, .. } = section;
+    if !(1..=MAX_FEATURES).contains(&width) {
+        return Err(fault(format!("width is {width}, must be in 1..={MAX_FEATURES}")));
+    }
+    if offset != Extended::OFFSET {
+        return Err(fault(format!("offset is {offset}, must be {}", Extended::OFFSET)));
+    }
+    let coordinates = section.coordinates().map_err(|error| fault(error.to_string()))?;
+    if coordinates.n_features() != n_features {
+        let n_scales = coordinates.n_features();
+        return Err(fault(format!("number of scales is {n_scales}, must be {n_features}")));
+    }
+    let batch = batch(bytes, &schema(width))?;
+    let index = |column: usize| batch.column(column).as_primitive::<Int32Type>().values();
+    let (left, right) = (index(1), index(2));
+    let mixed = batch.column(3).as_fixed_size_list().values().as_primitive::<UInt16Type>().values();
+    let coefficients = batch.column(4).as_fixed_size_list().values().as_primitive::<Float32Type>().values();
+    let number = |column: usize| batch.column(column).as_primitive::<Float64Type>().values();
+    let (cut, low, high) = (number(5), number(6), number(7));
+    let n_node_samples = batch.column(8).as_primitive::<Int64Type>().values();
+    let numbers = batch.column(0).as_primitive::<UInt32Type>().values();
+    let mut trees = Vec::new();
+    for (number, rows) in rows_of_trees(numbers, n_estimators)?.into_iter().enumerate() {
+        let terms = rows.start * width..rows.end * width;
+        let arrays = ExtendedTreeArrays {
+            left_child: widen(&left[rows.clone()]),
+            right_child: widen(&right[rows.clone()]),
+            n_node_samples: n_node_samples[rows.clone()].to_vec(),
+            width,
+            columns: mixed[terms.clone()].iter().map(|column| u32::from(*column)).collect(),
+            coefficients: coefficients[terms].iter().map(|coefficient| f64::from(*coefficient)).collect(),
+            cut: cut[rows.clone()].to_vec(),
+            low: low[rows.clone()].to_vec(),
+            high: high[rows].to_vec(),
+        };
+        trees.push(of_tree(number, ExtendedTree::from_arrays(&arrays, coordinates.width()))?);
+    }
+    let forest = of_forest(ExtendedForest::new(trees, max_samples))?;
+    Extended::new(coordinates, forest).map_err(|error| fault(error.to_string()))
+}

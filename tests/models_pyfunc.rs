@@ -1,0 +1,143 @@
+//! The folder of a model scores in MLflow's Python as it does here.
+
+use promforest::features::{Schema, Transform};
+use promforest::forest::{ExtendedParams, ForestParams, Table};
+use promforest::models::{Card, Fitted, Model, Params, artifact};
+use promforest::prom::{Labels, METRIC_NAME};
+use promforest::window::row::Grid;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::process::Command;
+
+const N_ROWS: usize = 600;
+const N_FEATURES: usize = 5;
+/// Largest difference of two scores: libraries' exponentials and logarithms round differently.
+const TOLERANCE: f64 = 1e-12;
+
+/// Even values in `[0, 1)`, unrelated for every `k`: splitmix64's output function.
+fn noise(k: usize) -> f32 {
+    let z = (k as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((z ^ (z >> 31)) >> 40) as f32 / 16_777_216.0
+}
+
+/// Three that move together on scales of their own, one for itself, one constant; column-major.
+fn values() -> Vec<f32> {
+    let common = |row: usize| noise(row) * noise(7_919 * row + 1);
+    let value = |feature: usize, row: usize| match feature {
+        0..3 => [1.0, 3e-4, 2e9][feature] * (common(row) + 0.1 * noise(1_000 * feature + row)),
+        3 => 50.0 - 100.0 * noise(90_000 + row),
+        _ => 4.2,
+    };
+    (0..N_FEATURES).flat_map(|feature| (0..N_ROWS).map(move |row| value(feature, row))).collect()
+}
+
+/// Rows of training, beyond it by ever more, and with values that are no numbers.
+fn rows(table: &Table) -> Vec<Vec<f32>> {
+    let row = |number: usize| {
+        let mut row = vec![0.0; N_FEATURES];
+        table.copy_row(number, &mut row);
+        row
+    };
+    let mut rows: Vec<Vec<f32>> = (0..N_ROWS).map(row).collect();
+    for (number, by) in [-1e30, -100.0, -1.0, 1.01, 1.5, 3.0, 1e3, 1e12, 1e38].into_iter().enumerate() {
+        rows.push(row(number).iter().map(|value| value * by).collect());
+        for feature in 0..N_FEATURES {
+            let mut one = row(10 * number + feature);
+            one[feature] *= by;
+            rows.push(one);
+        }
+    }
+    for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        rows.push(vec![odd; N_FEATURES]);
+        for feature in 0..N_FEATURES {
+            let mut one = row(feature);
+            one[feature] = odd;
+            rows.push(one);
+        }
+    }
+    rows
+}
+
+fn model(params: &Params, table: &Table) -> Model {
+    let feature = |number: usize| Labels::new([(METRIC_NAME, format!("m{number}"))]).expect("valid");
+    let schema = Schema {
+        features: (0..N_FEATURES).map(feature).collect(),
+        transform: Transform::Value,
+        grid: Grid::Exact,
+    };
+    let fitted = params.fit(table, NonZeroUsize::MIN).expect("fits");
+    Model { schema, fitted, card: Card { params: params.describe(), ..Card::default() } }
+}
+
+/// What Python says of the rows: one list of numbers for each.
+fn scores(folder: &Path, rows: &[Vec<f32>]) -> Vec<Vec<f64>> {
+    let python = std::env::var_os("PROMFOREST_PYTHON").expect(
+        "PROMFOREST_PYTHON names the Python of a virtual environment with mlflow, numpy, pandas and pyarrow",
+    );
+    let work = tempfile::tempdir().expect("a folder");
+    let (input, output) = (work.path().join("input.csv"), work.path().join("output.csv"));
+    let lines = rows.iter().map(|row| {
+        let cells: Vec<String> = row.iter().map(|value| f64::from(*value).to_string()).collect();
+        cells.join(",")
+    });
+    let names: Vec<String> = (0..N_FEATURES).map(|number| format!("m{number}")).collect();
+    let text: Vec<String> = std::iter::once(names.join(",")).chain(lines).collect();
+    std::fs::write(&input, text.join("\n") + "\n").expect("writable");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/pyfunc_scores.py");
+    let ran = Command::new(python)
+        .arg(script)
+        .args([folder, &input, &output])
+        .env("MLFLOW_DISABLE_TELEMETRY", "true")
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .output()
+        .expect("PROMFOREST_PYTHON runs");
+    let errors = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "{errors}");
+    assert!(!errors.to_lowercase().contains("warning"), "{errors}");
+    let text = std::fs::read_to_string(&output).expect("the scores");
+    let mut lines = text.lines();
+    assert_eq!(lines.next(), Some("score_samples,decision_function,predict,decision,score"));
+    lines.map(|line| line.split(',').map(|cell| cell.parse().expect("a number")).collect()).collect()
+}
+
+fn expected(fitted: &Fitted, row: &[f32]) -> [f64; 5] {
+    let score_samples = fitted.score_samples(row);
+    let decision_function = score_samples - fitted.offset();
+    let live = fitted.score(row);
+    let predict = if decision_function < 0.0 { -1.0 } else { 1.0 };
+    [score_samples, decision_function, predict, live.decision, live.score]
+}
+
+fn agrees(params: &Params) {
+    let values = values();
+    let table = Table::new(&values, N_ROWS, N_FEATURES).expect("a table");
+    let model = model(params, &table);
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path().join("model");
+    artifact::save(&artifact::files(&model), &folder).expect("writable");
+    let rows = rows(&table);
+    let found = scores(&folder, &rows);
+    assert_eq!(found.len(), rows.len());
+    let mut largest: f64 = 0.0;
+    for (row, found) in rows.iter().zip(&found) {
+        let expected = expected(&model.fitted, row);
+        assert_eq!(found[2], expected[2], "predict of {row:?}");
+        for (found, expected) in found.iter().zip(expected) {
+            largest = largest.max((found - expected).abs());
+            assert!((found - expected).abs() <= TOLERANCE, "{found} is not {expected}: {row:?}");
+        }
+    }
+    println!("{} rows, largest difference {largest:e}", rows.len());
+}
+
+#[test]
+fn an_isolation_forest_scores_alike() {
+    agrees(&Params::IsolationForest(ForestParams::default()));
+}
+
+#[test]
+fn an_extended_isolation_forest_scores_alike() {
+    agrees(&Params::Extended(ExtendedParams::default()));
+}

@@ -1,0 +1,20 @@
+"""Scores a table with a model folder as MLflow does it.
+
+    pyfunc_scores.py FOLDER INPUT.csv OUTPUT.csv
+
+INPUT has a line of column names and one line for each row. Needs mlflow, numpy, pandas and pyarrow.
+"""
+
+import sys
+
+import mlflow.pyfunc
+import pandas
+
+
+def main(folder, rows, scores):
+    frame = pandas.read_csv(rows, dtype="float64", float_precision="round_trip", keep_default_na=True)
+    found = mlflow.pyfunc.load_model(folder).predict(frame)
+    found.to_csv(scores, index=False)
+
+
+main(*sys.argv[1:])
