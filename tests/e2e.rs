@@ -18,7 +18,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use support::prometheus::{Series, list, text};
 use support::stack::{
-    Addresses, Collectors, JOB_NODE, MODEL, NODE_NETWORK, RANGE_MS, RemoteWriteReceiver, SOON, Scraping, Stack,
+    Addresses, Collectors, JOB_NODE, MODEL, NODE_NETWORK, RANGE_MS, RemoteWriteReceiver, SOON, Scraping,
+    Stack,
 };
 use support::{at_once, each_version, http, now_ms};
 

@@ -252,7 +252,8 @@ fn check_registered(found: &Value, outcome: &Value) {
         sizes.push(size);
     }
     sizes.sort_unstable();
-    let printed: Vec<u64> = list(&outcome["sweep"]).iter().filter_map(|t| t["max_samples"].as_u64()).collect();
+    let printed: Vec<u64> =
+        list(&outcome["sweep"]).iter().filter_map(|t| t["max_samples"].as_u64()).collect();
     assert_eq!(sizes, printed, "{found}");
     let artifacts: Vec<&str> = list(&found["artifacts"]).iter().filter_map(Value::as_str).collect();
     for file in ["MLmodel", "model.json", "forest.arrow", "golden.arrow", "code/promforest_model.py"] {

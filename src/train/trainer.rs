@@ -372,3 +372,86 @@ async fn written_to(
     }
     newest.map(|newest_ms| newest_ms.max(now_ms - BACKFILL_MS))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::models::registry::directory::Directory;
+    use crate::prom::{METRIC_NAME, Sample};
+    use std::path::Path;
+    use tempfile::TempDir;
+
+    const STEP_MS: i64 = 15_000;
+
+    fn feature(device: &str) -> Labels {
+        Labels::new([(METRIC_NAME, "rx"), ("device", device)]).expect("valid")
+    }
+
+    /// A window with an hour of these counters.
+    fn window(devices: &[&str]) -> Window {
+        let mut window = Window::new(2 * 3_600_000);
+        let now_ms = duration::now_ms();
+        for device in devices {
+            let column = window.column(&feature(device)).expect("few");
+            for i in 0..=240 {
+                let timestamp_ms = now_ms - (240 - i) * STEP_MS;
+                window.push(column, Sample { timestamp_ms, value: (i * i % 97 + i * 1500) as f64 });
+            }
+        }
+        window
+    }
+
+    fn job(outside: &Outside, devices: &[&str]) -> Job {
+        Job {
+            group: 0,
+            detector: outside.detectors[0].clone(),
+            labels: Labels::new([("job", "node")]).expect("valid"),
+            window: window(devices),
+            since: Instant::now(),
+            reason: Reason::First,
+        }
+    }
+
+    fn outside(registry: Registry) -> Outside {
+        let text = "detectors: [{name: net, match: [rx], by: [job], training: {minimum: 10m}}]";
+        let config = Config::parse(text).expect("a valid configuration");
+        let (detectors, registry_config) = (config.detectors, config.registry);
+        Outside { detectors, sources: Vec::new(), registry, registry_config }
+    }
+
+    #[tokio::test]
+    async fn the_model_of_the_registry_waits_for_its_features() {
+        let folder = TempDir::new().expect("a temporary folder");
+        let outside = outside(Registry::Directory(Directory::new(folder.path().into(), 30)));
+        let learn = async |job| learn(job, &outside, &mut Resting::default()).await.expect("it works");
+        let first = learn(job(&outside, &["eth0", "lo"])).await;
+        assert!(matches!(first, Learned::Model { fitted: true, .. }));
+        assert!(matches!(learn(job(&outside, &["eth0"])).await, Learned::Expected));
+        let again = learn(job(&outside, &["eth0", "lo"])).await;
+        assert!(matches!(again, Learned::Model { fitted: false, .. }));
+        // A feature that does not come is gone.
+        let old = Job { since: Instant::now() - outside.detectors[0].grace, ..job(&outside, &["eth0"]) };
+        let Learned::Model { deployed, fitted: true, .. } = learn(old).await else { panic!("a new model") };
+        assert_eq!((deployed.model.schema.features.len(), deployed.version), (1, Some(2)));
+    }
+
+    #[tokio::test]
+    async fn a_registry_that_hung_is_left_alone() {
+        // It takes connections and never answers.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("it is bound");
+        let text = format!("registry: {{mlflow: {{tracking_uri: 'http://{address}'}}}}");
+        let config = Config::parse(&text).expect("a valid configuration");
+        let registry = Registry::open(&config.registry, Path::new("")).expect("a client");
+        let outside = outside(registry);
+        let started = Instant::now();
+        let mut resting = Resting { registry: Some(started + REST), ..Resting::default() };
+        let first = learn(job(&outside, &["eth0"]), &outside, &mut resting).await;
+        assert!(matches!(first, Ok(Learned::Model { deployed: Deployed { version: None, .. }, .. })));
+        let scheduled = Job { reason: Reason::Scheduled, ..job(&outside, &["eth0"]) };
+        let Err(reason) = learn(scheduled, &outside, &mut resting).await else { panic!("not registered") };
+        assert_eq!(reason, "the registry rests");
+        assert!(started.elapsed() < PATIENCE, "{:?}", started.elapsed());
+    }
+}
