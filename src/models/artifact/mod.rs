@@ -149,6 +149,11 @@ pub fn model(files: &Files) -> Result<Model, Error> {
     Ok(Model { schema, fitted, card })
 }
 
+/// Are these the files of a model of ours?
+pub fn is_ours(files: &Files) -> bool {
+    files.contains_key(MODEL)
+}
+
 /// MLflow writes into `MLmodel` when it takes a model over; nothing is read from it.
 fn is_summed(name: &str) -> bool {
     name != MLMODEL
