@@ -13,7 +13,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use promforest::forest::plain::PlainForest;
 use promforest::forest::{Forest, Table, Tree};
 use promforest::models::import::{self, Imported};
-use promforest::models::sklearn::{self, Error};
+use promforest::models::sklearn;
 use promforest::yaml::chain;
 use proptest::prelude::*;
 use zip::write::SimpleFileOptions;
@@ -192,7 +192,7 @@ fn refusal(file: &[u8]) -> String {
     message(sklearn::read(file))
 }
 
-fn message(model: Result<Imported, Error>) -> String {
+fn message<E: std::error::Error>(model: Result<Imported, E>) -> String {
     let message = chain(&model.expect_err("must be refused"));
     assert!(!message.contains('\n') && message.len() < 400, "{message}");
     message
