@@ -33,6 +33,14 @@ impl fmt::Display for Error {
 /// # Errors
 /// Everything that is wrong, ordered by line; a file that is no YAML gives one error.
 pub fn read<T>(text: &str, folder: &Path, read: impl FnOnce(Section<'_, '_>) -> T) -> Result<T, Vec<Error>> {
+    read_any(text, folder, |root| root.section().map(read))?.ok_or_else(Vec::new)
+}
+
+/// Reads a document whose top level may be a list as well as a mapping.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_any<T>(text: &str, folder: &Path, read: impl FnOnce(Node<'_, '_>) -> T) -> Result<T, Vec<Error>> {
     let documents = MarkedYaml::load_from_str(text).map_err(|error| {
         vec![Error { line: error.marker().line(), message: format!("not valid YAML: {}", error.info()) }]
     })?;
@@ -44,13 +52,10 @@ pub fn read<T>(text: &str, folder: &Path, read: impl FnOnce(Section<'_, '_>) -> 
         let message = "a second YAML document begins here; the file holds one".to_string();
         errors.borrow_mut().push(Error { line: second.span.start.line(), message });
     }
-    let value = root.section().map(read);
+    let value = read(root);
     let mut errors = errors.into_inner();
     errors.sort_by_key(|error| error.line);
-    match value {
-        Some(value) if errors.is_empty() => Ok(value),
-        _ => Err(errors),
-    }
+    if errors.is_empty() { Ok(value) } else { Err(errors) }
 }
 
 /// A value of the file, and where it stands.
@@ -81,6 +86,11 @@ impl<'n, 'y> Node<'n, 'y> {
                 None
             }
         }
+    }
+
+    /// Is it a list?
+    pub fn is_list(&self) -> bool {
+        matches!(self.node.data, YamlData::Sequence(_))
     }
 
     /// The items of this list; `None`, and an error, for what is no list.

@@ -12,8 +12,8 @@ use arrow_array::{Array, PrimitiveArray};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use promforest::forest::plain::PlainForest;
 use promforest::forest::{Forest, Table, Tree};
-use promforest::models::imported::Imported;
-use promforest::models::sklearn::{self, Error};
+use promforest::models::import::{self, Imported};
+use promforest::models::sklearn;
 use promforest::yaml::chain;
 use proptest::prelude::*;
 use zip::write::SimpleFileOptions;
@@ -51,6 +51,10 @@ fn read_parquet(name: &str) -> Vec<Vec<f32>> {
     rows
 }
 
+fn read_folder(folder: &Path) -> Result<Imported, import::Error> {
+    import::imported(&import::files(folder)?)
+}
+
 fn number<T: std::str::FromStr>(cell: &str) -> T {
     cell.parse().unwrap_or_else(|_| panic!("{cell} is not a number"))
 }
@@ -78,7 +82,7 @@ struct Case {
 }
 
 fn folder(name: &str) -> Imported {
-    sklearn::read_folder(&data(name)).unwrap_or_else(|err| panic!("{name}: {}", chain(&err)))
+    read_folder(&data(name)).unwrap_or_else(|err| panic!("{name}: {}", chain(&err)))
 }
 
 fn cases() -> Vec<Case> {
@@ -188,7 +192,7 @@ fn refusal(file: &[u8]) -> String {
     message(sklearn::read(file))
 }
 
-fn message(model: Result<Imported, Error>) -> String {
+fn message<E: std::error::Error>(model: Result<Imported, E>) -> String {
     let message = chain(&model.expect_err("must be refused"));
     assert!(!message.contains('\n') && message.len() < 400, "{message}");
     message
@@ -458,7 +462,8 @@ fn model_folder(description: &str) -> tempfile::TempDir {
 
 #[test]
 fn descriptions_are_checked() {
-    let folder = |description: &str| sklearn::read_folder(model_folder(description).path());
+    let folder = |description: &str| read_folder(model_folder(description).path());
+    let message = |result: Result<Imported, import::Error>| message(result).replace("scikit-learn: ", "");
     let sklearn = |file: &str, format: &str, rest: &str| {
         folder(&format!(
             "flavors: {{sklearn: {{pickled_model: {file}, serialization_format: {format}}}}}\n{rest}"
@@ -484,10 +489,7 @@ fn descriptions_are_checked() {
     for file in ["../model.pkl", "/etc/passwd", "''", ".", "a/../../model.pkl", "model.pkl/.."] {
         let found = message(sklearn(file, "pickle", ""));
         let file = file.trim_matches('\'');
-        assert_eq!(
-            found,
-            format!("MLmodel: pickled_model is \"{file}\", must be a file inside of the folder")
-        );
+        assert_eq!(found, format!("MLmodel: the model file is \"{file}\", must be a file of the folder"));
     }
     assert_eq!(
         message(sklearn("model.pkl", "skops", "")),
@@ -497,7 +499,7 @@ fn descriptions_are_checked() {
         message(sklearn("model.pkl", "joblib", "")),
         "MLmodel: line 1: flavors.sklearn.serialization_format: \"joblib\" is not pickle, cloudpickle or skops"
     );
-    assert_eq!(message(folder("flavors: {pytorch: {}}")), "MLmodel: line 1: flavors: sklearn is missing");
+    assert_eq!(message(folder("flavors: {pytorch: {}}")), "MLmodel: line 1: flavors: there is neither sklearn nor onnx among them: other models are not read");
     assert_eq!(message(folder("")), "MLmodel: line 0: flavors is missing");
     assert!(message(folder("a: [")).contains(": not valid YAML: "));
     assert!(
@@ -510,25 +512,22 @@ fn descriptions_are_checked() {
 }
 
 #[test]
-fn links_out_of_the_folder_are_refused() {
+fn links_out_of_the_folder_are_no_files_of_it() {
     let folder = model_folder("flavors: {sklearn: {pickled_model: link.pkl, serialization_format: pickle}}");
     let link = folder.path().join("link.pkl");
-    assert!(message(sklearn::read_folder(folder.path())).starts_with("cannot read "), "no file yet");
+    assert_eq!(message(read_folder(folder.path())), "MLmodel: the model file \"link.pkl\" is not there");
     std::os::unix::fs::symlink(data(PICKLE), &link).expect("a link");
-    assert_eq!(
-        message(sklearn::read_folder(folder.path())),
-        "MLmodel: pickled_model is \"link.pkl\", must be a file inside of the folder"
-    );
+    assert_eq!(message(read_folder(folder.path())), "MLmodel: the model file \"link.pkl\" is not there");
     fs::remove_file(&link).expect("removed");
     std::os::unix::fs::symlink("model.pkl", &link).expect("a link");
-    assert!(sklearn::read_folder(folder.path()).is_ok());
+    assert!(read_folder(folder.path()).is_ok());
 }
 
 #[test]
 fn descriptions_too_deep_or_too_long_are_refused() {
     for text in ["[".repeat(1_000_000), "- ".repeat(500_000), "{a: ".repeat(200_000)] {
-        message(sklearn::read_folder(model_folder(&text).path()));
+        message(read_folder(model_folder(&text).path()));
     }
-    let found = message(sklearn::read_folder(model_folder(&" ".repeat((1 << 20) + 1)).path()));
-    assert!(found.ends_with("MLmodel has more than 1048576 bytes"), "{found}");
+    let found = message(read_folder(model_folder(&" ".repeat((1 << 20) + 1)).path()));
+    assert_eq!(found, "MLmodel: has 1048577 bytes, must have at most 1048576");
 }

@@ -89,6 +89,7 @@ fn scores(folder: &Path, rows: &[Vec<f32>]) -> Vec<Vec<f64>> {
     let ran = Command::new(python)
         .arg(script)
         .args([folder, &input, &output])
+        .current_dir(work.path())
         .env("MLFLOW_DISABLE_TELEMETRY", "true")
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .output()

@@ -228,7 +228,8 @@ impl Extended {
     }
 
     /// Minus the anomaly score of a row of values as they are: in [-1, 0), lower is more anomalous. NaN
-    /// counts as usual, an infinity as the greatest finite value.
+    /// counts as usual, an infinity as the greatest finite value in its own column and as usual in what the
+    /// others explain.
     ///
     /// # Panics
     /// If the row has another width than the model.

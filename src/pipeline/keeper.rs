@@ -6,6 +6,7 @@
 //! registry was away would be replaced by its predecessor.
 
 use super::engine::Command;
+use crate::config::Detector;
 use crate::models::registry::{self, Aliases, CHALLENGER, Registry};
 use crate::models::{Deployed, Model};
 use crate::prom::Labels;
@@ -171,9 +172,9 @@ impl Keeper {
         let (name, version) = target.clone();
         let model = match loaded.get(&target) {
             Some(model) => Arc::clone(model),
-            None => match load(&outside.registry, &name, version).await {
+            None => match load(&outside.registry, detector, &name, version).await {
                 Ok(model) => Arc::clone(loaded.entry(target).or_insert(model)),
-                Err(error @ registry::Error::Artifact { .. }) => {
+                Err(error @ registry::Error::Import { .. }) => {
                     warn!(component = "models", err = yaml::chain(&error), "model refused");
                     return Ok(());
                 }
@@ -201,6 +202,7 @@ impl Keeper {
     }
 }
 
-async fn load(registry: &Registry, name: &str, version: u64) -> Result<Arc<Model>, registry::Error> {
-    Ok(Arc::new(registry.load(name, version).await?))
+async fn load(registry: &Registry, detector: &Detector, name: &str, version: u64) -> Result<Arc<Model>, registry::Error> {
+    let semantics = detector.transform.semantics().unwrap_or_default();
+    Ok(Arc::new(registry.load(name, version, semantics).await?))
 }

@@ -195,3 +195,20 @@ fn a_young_model_is_renewed_soon_and_an_old_one_on_schedule() {
         assert_eq!(duration::Display(config.pause(observed_minutes * 60_000)).to_string(), pause);
     }
 }
+
+#[test]
+fn the_extended_kind_trains_alike() {
+    let text = "detectors: [{name: net, match: [rx], window: 1h, training: {minimum: 10m, sweep: [20, 100]}, \
+                model: {kind: extended_isolation_forest, n_estimators: 20}}]";
+    let detector = config::Config::parse(text).expect("a valid configuration").detectors.remove(0);
+    let rows =
+        rows(&detector, &window(vec![counter("eth0", 0..200), counter("eth1", 0..200)])).expect("rows");
+    let trained = fit(&detector, &rows, 1);
+    assert_eq!(fit(&detector, &rows, 2), trained, "threads do not show");
+    assert_eq!(trained.model.fitted.kind(), crate::models::Kind::ExtendedIsolationForest);
+    let sizes: Vec<usize> =
+        trained.sweep.iter().flat_map(|s| &s.validation.trials).map(|t| t.max_samples).collect();
+    assert_eq!(sizes, [20, 100]);
+    let params: Vec<&str> = trained.model.card.params.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(params, ["kind", "n_estimators", "max_samples", "n_columns", "random_state"]);
+}

@@ -12,7 +12,7 @@ import pandas
 
 
 def main(folder, rows, scores):
-    frame = pandas.read_csv(rows, dtype="float64", float_precision="round_trip", keep_default_na=True)
+    frame = pandas.read_csv(rows, dtype="float64")
     found = mlflow.pyfunc.load_model(folder).predict(frame)
     found.to_csv(scores, index=False)
 

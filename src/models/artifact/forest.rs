@@ -7,20 +7,21 @@ mod plain;
 use super::{Error, FOREST, ipc};
 use crate::forest;
 use crate::models::Fitted;
+use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use std::ops::Range;
+
+pub use extended::Section as Extended;
+pub use plain::Section as Plain;
 
 /// The section `forest` of `model.json`.
 #[derive(Debug)]
 pub enum Section {
     /// Of a plain forest.
-    Plain(plain::Section),
+    Plain(Plain),
     /// Of an extended forest.
-    Extended(extended::Section),
+    Extended(Extended),
 }
-
-pub use extended::Section as Extended;
-pub use plain::Section as Plain;
 
 impl Section {
     /// Number of values of a row, as the section has it.
@@ -92,6 +93,6 @@ fn widen(indexes: &[i32]) -> Vec<i64> {
     indexes.iter().map(|index| i64::from(*index)).collect()
 }
 
-fn batch(bytes: &[u8], schema: &SchemaRef) -> Result<arrow_array::RecordBatch, Error> {
+fn batch(bytes: &[u8], schema: &SchemaRef) -> Result<RecordBatch, Error> {
     ipc::read(FOREST, bytes, schema)
 }

@@ -80,8 +80,8 @@ pub fn check(bytes: &[u8], fitted: &Fitted) -> Result<(), Error> {
         let found = [fitted.score_samples(values), live.decision, live.score];
         for (column, found) in (1..).zip(found) {
             let expected = expected(column)[row];
-            // Refuses NaN too.
-            if !((found - expected).abs() <= TOLERANCE * expected.abs().max(1.0)) {
+            let difference = (found - expected).abs();
+            if difference.is_nan() || difference > TOLERANCE * expected.abs().max(1.0) {
                 return Err(Error::Golden { row, expected, found });
             }
         }

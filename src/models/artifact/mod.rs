@@ -37,8 +37,8 @@ pub type Files = BTreeMap<String, Vec<u8>>;
 
 /// Version of the folder's layout. A reader refuses any other.
 const FORMAT: u32 = 1;
-/// Largest file that is read. Of 256 rows each, ten thousand plain trees have two thirds of it, a thousand
-/// extended ones a third.
+/// Largest file that is read: of 256 rows each, ten thousand plain trees have a fifth of it, as many
+/// extended ones three quarters.
 const MAX_FILE: u64 = 256 << 20;
 /// A score of the golden rows may be off by this share: libraries' exponentials differ in the last
 /// bit from machine to machine.
@@ -147,6 +147,11 @@ pub fn model(files: &Files) -> Result<Model, Error> {
     let fitted = forest::read(file(FOREST)?, section)?;
     golden::check(file(GOLDEN)?, &fitted)?;
     Ok(Model { schema, fitted, card })
+}
+
+/// Are these the files of a model of ours?
+pub fn is_ours(files: &Files) -> bool {
+    files.contains_key(MODEL)
 }
 
 /// MLflow writes into `MLmodel` when it takes a model over; nothing is read from it.

@@ -90,7 +90,7 @@ class IsolationForest:
         names = ["left_child", "right_child", "feature", "threshold", "n_node_samples", "missing_go_to_left"]
         self.trees = split_by_tree(nodes, {name: nodes[name].to_numpy() for name in names})
         self.unit = len(self.trees) * float(average_path_length(meta["max_samples"]))
-        # Of 32 bits, written with as few digits as tell them apart: read with 64, they would be others.
+        # Their decimals are the shortest that mean a number of 32 bits.
         ranges = None if meta["ranges"] is None else np.array(meta["ranges"], dtype=np.float32)
         self.ranges = None if ranges is None else ranges.astype(np.float64)
 

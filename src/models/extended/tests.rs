@@ -60,7 +60,7 @@ fn a_row_off_the_common_movement_stands_out() {
     let extended = fit(&columns());
     let off = extended.score_samples(&[0.2, 7.0, 8e5]);
     for on in [0.2, 0.5, 0.8] {
-        let usual = extended.score_samples(&[on, 7.0, 1e6 * on]);
+        let usual = extended.score_samples(&[on, 7.0, 1e6 * (on + 0.025)]);
         assert!(off < usual - 0.1 && usual > Extended::OFFSET, "{off}, {usual}");
     }
 }
@@ -68,8 +68,11 @@ fn a_row_off_the_common_movement_stands_out() {
 #[test]
 fn the_further_out_the_lower_and_nothing_blinds_it() {
     let extended = fit(&columns());
-    let out = [2.0, 20.0, 2e3, 2e30, f32::INFINITY].map(|value| extended.score_samples(&[value, 7.0, 5e5]));
-    assert!(out.is_sorted_by(|near, far| near >= far) && out[1] < out[0] && out[0] < -0.5, "{out:?}");
+    let score = |value| extended.score_samples(&[value, 7.0, 5e5]);
+    let out = [2.0, 20.0, 2e3, 2e30].map(score);
+    assert!(out.is_sorted_by(|near, far| near > far) && out[0] < -0.5, "{out:?}");
+    let endless = score(f32::INFINITY);
+    assert!(endless < -0.9, "{endless}");
     let unknown = extended.score_samples(&[f32::NAN, f32::NAN, 5e5]);
     assert!(unknown > Extended::OFFSET, "{unknown}");
 }

@@ -17,7 +17,7 @@ use super::proto::tensor_shape_proto::dimension;
 use super::proto::{GraphProto, ModelProto, NodeProto};
 use super::{COLUMNS, Error, ML, fault};
 use crate::forest::{Forest, Tree};
-use crate::models::imported::Imported;
+use crate::models::import::Imported;
 
 /// Longest file that is read, in bytes: skl2onnx spends about 85 a node, so a thousand trees of 256
 /// rows are well below it. Reading takes a small multiple of the file's length in memory.

@@ -12,7 +12,9 @@ pub mod directory;
 pub mod mlflow;
 
 use super::artifact::{self, Files};
-use super::{Model, artifact::Error as ArtifactError};
+use super::import::{self, Mapping};
+use super::Model;
+use crate::features::rate::Semantics;
 use crate::prom::{Labels, METRIC_NAME};
 use crate::yaml::{Node, Section};
 use directory::Directory;
@@ -153,13 +155,23 @@ pub enum Error {
     },
     /// The version is no model.
     #[error("model {model} version {version}")]
+    Import {
+        /// The model.
+        model: String,
+        /// The version.
+        version: u64,
+        /// What is wrong.
+        source: Box<import::Error>,
+    },
+    /// The version's folder cannot be read or written.
+    #[error("model {model} version {version}")]
     Artifact {
         /// The model.
         model: String,
         /// The version.
         version: u64,
         /// What is wrong.
-        source: ArtifactError,
+        source: artifact::Error,
     },
     /// There is no such version.
     #[error("model {model} has no version {version}")]
@@ -275,14 +287,15 @@ impl Registry {
         }
     }
 
-    /// Reads a version.
+    /// Reads a version, whoever wrote it: a forest that scikit-learn's own client has registered serves
+    /// like one of ours.
     ///
     /// # Errors
     /// As [`files`](Self::files), and when they are no model.
-    pub async fn load(&self, model: &str, version: u64) -> Result<Model, Error> {
+    pub async fn load(&self, model: &str, version: u64, semantics: Semantics) -> Result<Model, Error> {
         let files = self.files(model, version).await?;
-        let error = |source| Error::Artifact { model: model.into(), version, source };
-        artifact::model(&files).map_err(error)
+        let error = |source| Error::Import { model: model.into(), version, source: Box::new(source) };
+        import::model(&files, &Mapping::AsNamed, semantics).map_err(error)
     }
 
     /// Adds a version and returns its number.

@@ -3,7 +3,7 @@
 use super::Error;
 use super::value::{Class, Entry, Id, Values};
 use crate::forest::{Forest, Tree, TreeArrays};
-use crate::models::imported::Imported;
+use crate::models::import::Imported;
 
 /// Parameters of the fit that people ask for.
 const PARAMS: [&str; 6] =

@@ -1,10 +1,9 @@
 //! Isolation forests of scikit-learn, read without Python.
 //!
 //! ```text
-//! MLmodel ─ names a file ─┐
-//!                         ├─ pickle ─┐
-//!           model file ───┤          ├─ values ─ estimator ─ Imported
-//!                         └─ skops ──┘
+//!             ┌─ pickle ─┐
+//! model file ─┤          ├─ values ─ estimator ─ Imported
+//!             └─ skops ──┘
 //! ```
 //!
 //! A model file comes from elsewhere and may be damaged or hostile. Both readers turn it into plain
@@ -23,55 +22,20 @@ mod pickle;
 mod skops;
 mod value;
 
-use std::fs::File;
-use std::io::Read;
-use std::path::{Component, Path, PathBuf};
-
-use serde::Deserialize;
-
-use crate::models::imported::Imported;
-use crate::{forest, yaml};
-
-/// Largest model file, in bytes. A thousand trees of 2000 samples are about 100 MB.
-pub const MAX_FILE: usize = 1 << 30;
-
-/// Largest `MLmodel`, in bytes; with twenty columns it has 2 KB.
-const MAX_MLMODEL: usize = 1 << 20;
-
-/// What blocks within blocks begin with: each takes at least one character of its line.
-const INDENT: [char; 9] = [' ', '\t', '-', '?', ':', '&', '*', '!', '|'];
-
-/// Deepest indentation in `MLmodel`; MLflow indents by two for a level, and has five levels.
-const MAX_INDENT: usize = 100;
+use crate::forest;
+use crate::models::import::Imported;
 
 /// Why a model was not read. `source` has the cause where there is one.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file cannot be read.
-    #[error("cannot read {}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The system's reason.
-        source: std::io::Error,
+    /// The file is of another format than its folder says.
+    #[error("MLmodel: serialization_format is {named}, but the file is a {found}")]
+    Mislabelled {
+        /// What `MLmodel` says.
+        named: String,
+        /// What it is.
+        found: &'static str,
     },
-    /// A file is larger than we read.
-    #[error("{} has more than {limit} bytes", path.display())]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-        /// The limit, in bytes.
-        limit: usize,
-    },
-    /// A folder's `MLmodel` is no description of a scikit-learn model.
-    #[error("MLmodel: {0}")]
-    MlModel(String),
-    /// The names of the columns in `MLmodel` are not in the form that MLflow writes.
-    #[error("MLmodel: signature.inputs cannot be read")]
-    Signature(#[source] serde_json::Error),
-    /// `MLmodel` names a file outside of its folder.
-    #[error("MLmodel: pickled_model is \"{0}\", must be a file inside of the folder")]
-    Outside(String),
     /// The signature and the estimator name a column differently.
     #[error("column {number} is {signature:?} in MLmodel's signature and {estimator:?} in feature_names_in_")]
     Column {
@@ -187,24 +151,18 @@ pub fn read(bytes: &[u8]) -> Result<Imported, Error> {
     format.read(bytes, format.name())
 }
 
-/// Reads a model's folder as MLflow hands it out: `MLmodel` names the model file, and the columns if
-/// the estimator does not.
+/// Reads a model file in the format that its folder's `MLmodel` calls it by, with the columns of the
+/// signature, which count where the estimator names none.
 ///
 /// # Errors
-/// [`Error`] as for [`read`], and when `MLmodel` does not describe a scikit-learn model in a file of
-/// this folder, or names other columns than the estimator.
-pub fn read_folder(folder: &Path) -> Result<Imported, Error> {
-    let description = read_file(&folder.join("MLmodel"), MAX_MLMODEL)?;
-    let description = Description::parse(&description)?;
-    let bytes = read_file(&inside(folder, &description.file)?, MAX_FILE)?;
-    let format = Format::of(&bytes)?;
-    let named = &description.format;
+/// [`Error`] as for [`read`], and when the file has another format, or the estimator other columns.
+pub fn read_as(bytes: &[u8], named: &str, columns: Option<Vec<String>>) -> Result<Imported, Error> {
+    let format = Format::of(bytes)?;
     if format != if named == "skops" { Format::Skops } else { Format::Pickle } {
-        let found = format.name();
-        return Err(Error::MlModel(format!("serialization_format is {named}, but the file is a {found}")));
+        return Err(Error::Mislabelled { named: named.into(), found: format.name() });
     }
-    let mut model = format.read(&bytes, named)?;
-    model.columns = match (description.columns, model.columns) {
+    let mut model = format.read(bytes, named)?;
+    model.columns = match (columns, model.columns) {
         (Some(signature), _) if signature.len() != model.forest.n_features() => {
             let (n_names, n_features) = (signature.len(), model.forest.n_features());
             return Err(Error::Width { names: "MLmodel's signature", n_names, n_features });
@@ -250,94 +208,6 @@ impl Format {
         };
         estimator::read(&values, root, name)
     }
-}
-
-/// What `MLmodel` says of the model.
-struct Description {
-    /// The model file, relative to the folder.
-    file: String,
-    /// What MLflow calls its format.
-    format: String,
-    /// Names of the columns, if it has them.
-    columns: Option<Vec<String>>,
-}
-
-impl Description {
-    fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        let text = str::from_utf8(bytes).map_err(|error| Error::MlModel(error.to_string()))?;
-        // The YAML parser bounds the depth of brackets, not that of blocks, and recurses.
-        let indent = |line: &str| line.len() - line.trim_start_matches(INDENT).len();
-        if let Some(line) = text.lines().position(|line| indent(line) > MAX_INDENT) {
-            let line = line + 1;
-            return Err(Error::MlModel(format!(
-                "line {line}: indented by more than {MAX_INDENT} characters"
-            )));
-        }
-        let read = |mut top: yaml::Section<'_, '_>| {
-            let flavors = top.require("flavors").and_then(yaml::Node::section);
-            let sklearn = flavors.and_then(|mut flavors| flavors.require("sklearn")?.section());
-            let (file, format) = sklearn.map_or((None, None), |mut sklearn| {
-                let format = sklearn.require("serialization_format").and_then(|node| {
-                    let format = node.text()?;
-                    if !matches!(&*format, "pickle" | "cloudpickle" | "skops") {
-                        node.refuse(format!("\"{}\" is not pickle, cloudpickle or skops", shorten(&format)));
-                    }
-                    Some(format)
-                });
-                (sklearn.require("pickled_model").and_then(|file| file.text()), format)
-            });
-            let signature = top.get("signature").and_then(yaml::Node::section);
-            let inputs = signature.and_then(|mut signature| signature.get("inputs")?.text());
-            (file, format, inputs)
-        };
-        let wrong = |errors: Vec<yaml::Error>| {
-            Error::MlModel(errors.first().map(ToString::to_string).unwrap_or_default())
-        };
-        match yaml::read(text, Path::new(""), read).map_err(wrong)? {
-            (Some(file), Some(format), inputs) => {
-                Ok(Self { file, format, columns: inputs.as_deref().map(columns).transpose()?.flatten() })
-            }
-            _ => Err(Error::MlModel("the model file is not named".into())),
-        }
-    }
-}
-
-/// The columns of a signature; `None` if they have no names, because the model was fitted on an array.
-fn columns(inputs: &str) -> Result<Option<Vec<String>>, Error> {
-    #[derive(Deserialize)]
-    struct Input {
-        name: Option<String>,
-    }
-    let inputs: Vec<Input> = serde_json::from_str(inputs).map_err(Error::Signature)?;
-    Ok(inputs.into_iter().map(|input| input.name).collect())
-}
-
-/// The path of a file that must lie inside of the folder, links followed.
-fn inside(folder: &Path, file: &str) -> Result<PathBuf, Error> {
-    let outside = || Error::Outside(shorten(file));
-    let down = |component| matches!(component, Component::Normal(_));
-    if file.is_empty() || !Path::new(file).components().all(down) {
-        return Err(outside());
-    }
-    let real = |path: PathBuf| path.canonicalize().map_err(|source| Error::Io { path, source });
-    let path = real(folder.join(file))?;
-    if path.starts_with(real(folder.to_path_buf())?) { Ok(path) } else { Err(outside()) }
-}
-
-fn read_file(path: &Path, limit: usize) -> Result<Vec<u8>, Error> {
-    let fault = |source| Error::Io { path: path.to_path_buf(), source };
-    // Opening something else, a pipe say, could wait for ever.
-    if !path.metadata().map_err(fault)?.is_file() {
-        return Err(fault(std::io::Error::other("not a file")));
-    }
-    let mut bytes = Vec::new();
-    // One byte more, to see that there is more.
-    let file = File::open(path).map_err(fault)?;
-    file.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(fault)?;
-    if bytes.len() > limit {
-        return Err(Error::TooLarge { path: path.to_path_buf(), limit });
-    }
-    Ok(bytes)
 }
 
 fn in_object(object: &str) -> String {

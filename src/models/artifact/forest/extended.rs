@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 /// What the nodes do not say.
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename = "Forest")]
+#[serde(deny_unknown_fields)]
 pub struct Section {
     pub n_features: usize,
     pub n_estimators: usize,

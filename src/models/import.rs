@@ -1,0 +1,231 @@
+//! Models that come from elsewhere, and how they become ours.
+//!
+//! A folder is one of ours, or one of MLflow's with a forest of scikit-learn or ONNX; a file alone is a
+//! pickle, a skops archive or an ONNX graph, told apart by its content. Whatever it is called, what it
+//! says is checked, and nothing in it is run. The names of its columns become features by the rule of
+//! [`columns`] and by what the user says beside it.
+
+use super::mlmodel::{self, Description, Flavor};
+use super::{Card, Fitted, Model, artifact, columns, onnx, sklearn};
+use crate::features::Schema;
+use crate::features::rate::Semantics;
+use crate::forest::Forest;
+use crate::prom::duration;
+use crate::window::row::Grid;
+use crate::yaml;
+use artifact::Files;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// Most bytes of a folder's files together: a forest of a thousand trees on 2,000 rows has a tenth.
+const MAX_BYTES: u64 = 1 << 30;
+/// Most files of a folder.
+const MAX_FILES: usize = 100;
+
+/// A forest that another program has grown, read from its file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Imported {
+    /// The forest.
+    pub forest: Forest,
+    /// Names of the columns in the order of the forest's features, where the file has them.
+    pub columns: Option<Vec<String>>,
+    /// Who wrote the file: program, version and format.
+    pub origin: String,
+    /// Parameters of the fit as far as the file tells, by scikit-learn's names, for people.
+    pub params: Vec<(String, String)>,
+}
+
+/// What the user says of the columns.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Mapping {
+    /// Nothing: the file's names are right as they are.
+    #[default]
+    AsNamed,
+    /// For some names of the file, the series that they are.
+    Names(columns::Mapping),
+    /// The series of all columns, in the order of the forest's features.
+    Order(Vec<String>),
+}
+
+/// Why there is no model.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// There is more than a model has.
+    #[error("{} has {what}, must have at most {limit}", path.display())]
+    Oversized {
+        /// The file or folder.
+        path: PathBuf,
+        /// What there is too much of.
+        what: &'static str,
+        /// The limit.
+        limit: u64,
+    },
+    /// Nothing in the folder says what it is.
+    #[error("no model: there is neither a model.json nor an MLmodel among {0:?}")]
+    Unknown(Vec<String>),
+    /// The description names a file that is not there.
+    #[error("MLmodel: the model file {0:?} is not there")]
+    Missing(String),
+    /// One of ours, and wrong.
+    #[error(transparent)]
+    Artifact(#[from] artifact::Error),
+    /// The description is wrong.
+    #[error(transparent)]
+    Description(#[from] mlmodel::Error),
+    /// scikit-learn's file is wrong.
+    #[error("scikit-learn")]
+    Sklearn(#[from] sklearn::Error),
+    /// The ONNX file is wrong.
+    #[error("ONNX")]
+    Onnx(#[from] onnx::Error),
+    /// The columns have no names, and nobody says what they are.
+    #[error("the model has {n_features} columns without names: list the series that they are in a mapping file, in their order")]
+    Nameless {
+        /// How many.
+        n_features: usize,
+    },
+    /// More or fewer names than columns.
+    #[error("the mapping lists {n_names} series, the model has {n_features} columns")]
+    Width {
+        /// Names of the mapping.
+        n_names: usize,
+        /// Columns of the model.
+        n_features: usize,
+    },
+    /// The names are no features.
+    #[error(transparent)]
+    Columns(#[from] columns::Error),
+    /// The mapping file is wrong.
+    #[error("{}: {reason}", path.display())]
+    Mapping {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        reason: String,
+    },
+}
+
+/// The files of a model's folder, or one file alone under its own name.
+///
+/// # Errors
+/// [`Error::Io`] and [`Error::Oversized`].
+pub fn files(path: &Path) -> Result<Files, Error> {
+    let io = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| Error::Io { path, source }
+    };
+    let mut files = Files::new();
+    let mut left = MAX_BYTES;
+    let mut add = |path: PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut bytes = Vec::new();
+        // One byte more, to see that there is more.
+        File::open(&path).map_err(io(&path))?.take(left + 1).read_to_end(&mut bytes).map_err(io(&path))?;
+        let oversized = |what, limit| Error::Oversized { path: path.clone(), what, limit };
+        left = left.checked_sub(bytes.len() as u64).ok_or_else(|| oversized("more bytes", MAX_BYTES))?;
+        files.insert(name, bytes);
+        if files.len() > MAX_FILES { Err(oversized("more files", MAX_FILES as u64)) } else { Ok(()) }
+    };
+    // Opening something else than a file, a pipe say, could wait for ever.
+    let kind = path.metadata().map_err(io(path))?;
+    if kind.is_file() {
+        add(path.to_path_buf())?;
+    } else if kind.is_dir() {
+        let inside = path.canonicalize().map_err(io(path))?;
+        for entry in path.read_dir().map_err(io(path))? {
+            let entry = entry.map_err(io(path))?.path();
+            // A link that leads out of the folder is none of its files.
+            let real = entry.canonicalize().map_err(io(&entry))?;
+            if real.is_file() && real.starts_with(&inside) {
+                add(entry)?;
+            }
+        }
+    } else {
+        return Err(io(path)(std::io::Error::other("neither a file nor a folder")));
+    }
+    Ok(files)
+}
+
+/// Reads a model from its files, whoever wrote it.
+///
+/// # Errors
+/// [`Error`].
+pub fn model(files: &Files, mapping: &Mapping, semantics: Semantics) -> Result<Model, Error> {
+    if artifact::is_ours(files) {
+        return Ok(artifact::model(files)?);
+    }
+    let imported = imported(files)?;
+    let n_features = imported.forest.n_features();
+    let none = columns::Mapping::new();
+    let (names, renamed) = match (mapping, imported.columns) {
+        (Mapping::Order(names), _) if names.len() != n_features => {
+            return Err(Error::Width { n_names: names.len(), n_features });
+        }
+        (Mapping::Order(names), columns) => {
+            let renamed = columns.iter().flatten().cloned().zip(names.iter().cloned()).collect();
+            (columns.unwrap_or_else(|| names.clone()), renamed)
+        }
+        (_, None) => return Err(Error::Nameless { n_features }),
+        (Mapping::Names(names), Some(columns)) => (columns, names.clone()),
+        (Mapping::AsNamed, Some(columns)) => (columns, none),
+    };
+    let (features, transform) = columns::features(&names, &renamed, semantics)?;
+    let schema = Schema { features, transform, grid: Grid::Exact };
+    let columns = (names != columns::defaults(&schema)).then_some(names);
+    let card = Card {
+        origin: imported.origin,
+        created_ms: duration::now_ms(),
+        params: imported.params,
+        columns,
+        ..Card::default()
+    };
+    Ok(Model { schema, fitted: Fitted::IsolationForest(imported.forest), card })
+}
+
+/// The forest of another program's files.
+///
+/// # Errors
+/// [`Error`].
+pub fn imported(files: &Files) -> Result<Imported, Error> {
+    if let Some(description) = files.get("MLmodel") {
+        let Description { file, flavor, columns } = Description::parse(description)?;
+        let bytes = files.get(&file).ok_or(Error::Missing(file))?;
+        return Ok(match flavor {
+            Flavor::Sklearn(format) => sklearn::read_as(bytes, &format, columns)?,
+            Flavor::Onnx => onnx::read(bytes, columns)?,
+        });
+    }
+    match files.first_key_value() {
+        Some((name, bytes)) if files.len() == 1 => {
+            Ok(if name.ends_with(".onnx") { onnx::read(bytes, None)? } else { sklearn::read(bytes)? })
+        }
+        _ => Err(Error::Unknown(files.keys().cloned().collect())),
+    }
+}
+
+/// Reads a mapping file: YAML or JSON, either a mapping of columns to series or a list of series.
+///
+/// # Errors
+/// [`Error::Io`] and [`Error::Mapping`].
+pub fn mapping(path: &Path) -> Result<Mapping, Error> {
+    let io = |source| Error::Io { path: path.into(), source };
+    let text = std::fs::read_to_string(path).map_err(io)?;
+    let wrong = |reason: String| Error::Mapping { path: path.into(), reason };
+    let read = yaml::read_any(&text, Path::new(""), |node| {
+        if node.is_list() {
+            return Mapping::Order(node.items().iter().flatten().filter_map(yaml::Node::text).collect());
+        }
+        let entries = node.entries().unwrap_or_default();
+        Mapping::Names(entries.iter().filter_map(|(name, node)| Some((name.clone(), node.text()?))).collect())
+    });
+    read.map_err(|errors| wrong(errors.first().map(ToString::to_string).unwrap_or_default()))
+}
