@@ -13,7 +13,7 @@ use crate::train::trainer::Reason;
 use crate::window::{Column, Push, Score, Voice, Window};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Columns without a sample in the window that a group may drag along.
 const MAX_DEAD_COLUMNS: usize = 64;
@@ -430,7 +430,8 @@ impl Group {
 
     /// Training made a model that stays out of service.
     pub fn training_held(&mut self, card: &Card, now: Instant) {
-        self.schedule.trained(&self.detector, card, now);
+        self.schedule.defer();
+        self.schedule.renew(&self.detector, card, Duration::ZERO, now);
     }
 
     /// How much of the first model's history there is, in [0, 1]; 1 with a model.
@@ -441,17 +442,21 @@ impl Group {
         self.schedule.progress(&self.detector, self.last_received, now)
     }
 
-    /// Takes a model that training made into service.
+    /// Takes a model that training made, or found in the registry, into service; it is so old.
     pub fn install_trained(
         &mut self,
         deployed: Deployed,
+        age: Duration,
         recent: Vec<crate::history::Series>,
         written_to_ms: Option<i64>,
         now: Instant,
         tell: &mut impl FnMut(Event),
     ) -> bool {
+        let model = deployed.model.clone();
+        let scored = self.install(deployed, recent, written_to_ms, now, tell);
         self.schedule.defer();
-        self.install(deployed, recent, written_to_ms, now, tell)
+        self.schedule.renew(&self.detector, &model.card, age, now);
+        scored
     }
 
     /// Scores beside the model in service from now on, or no more.
@@ -478,7 +483,8 @@ impl Group {
     ) -> bool {
         self.changed = true;
         self.drift = Drift::default();
-        self.schedule.renew(&self.detector, &deployed.model.card, now);
+        // Whoever chose it wants to see it serve for a while, however old it is.
+        self.schedule.renew(&self.detector, &deployed.model.card, Duration::ZERO, now);
         let first = self.serving.is_none();
         let since_ms = self.newest_scored_ms().unwrap_or(i64::MIN);
         if first {

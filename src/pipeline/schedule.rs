@@ -116,16 +116,13 @@ impl Schedule {
         self.due = Some(now + RETRY_PAUSE);
     }
 
-    /// A training has made this model, whether it serves or not.
-    pub fn trained(&mut self, detector: &Detector, card: &Card, now: Instant) {
-        self.training = false;
-        self.renew(detector, card, now);
-    }
-
-    /// This model serves now. One that is not the group's own is not renewed by us.
-    pub fn renew(&mut self, detector: &Detector, card: &Card, now: Instant) {
+    /// The group's own model was made so long ago, whether it serves or not: the next is due when its time
+    /// is over. One that is not the group's own is not renewed by us.
+    pub fn renew(&mut self, detector: &Detector, card: &Card, age: Duration, now: Instant) {
         self.due = match (&card.group, &card.history) {
-            (Some(_), Some(history)) => Some(now + detector.training.pause(history.observed_ms)),
+            (Some(_), Some(history)) => {
+                Some(now + detector.training.pause(history.observed_ms).saturating_sub(age))
+            }
             _ => None,
         };
     }

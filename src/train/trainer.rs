@@ -3,7 +3,7 @@
 //! A group without a model takes the one that the registry holds for it, and learns its own only when
 //! there is none. So a restart goes on with the model of before, whoever chose it.
 
-use super::enter::{self, Entered};
+use super::enter;
 use super::rows::{NoRows, Rows, join};
 use super::{Purpose, Trained, past, train};
 use crate::config::Detector;
@@ -202,11 +202,18 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
     };
     let mut exclusions = Vec::new();
     for source in &outside.sources {
-        let fired = past::firing(source, &detector.training.exclude_alerts, &job.labels, range).await;
-        exclusions.extend(fired.map_err(|error| format!("alerts unknown: {}", yaml::chain(&error)))?);
+        match past::firing(source, &detector.training.exclude_alerts, &job.labels, range).await {
+            Ok(fired) => exclusions.extend(fired),
+            // A first model with an incident in it is better than none.
+            Err(_) if job.reason == Reason::First => {}
+            Err(error) => return Err(format!("alerts unknown: {}", yaml::chain(&error))),
+        }
     }
     let fit = {
-        let (detector, labels) = (detector.clone(), job.labels.clone());
+        let (detector, labels, name, alias) =
+            (detector.clone(), job.labels.clone(), name.clone(), config.alias.clone());
+        // What a group without a usable model learns serves whatever it is worth.
+        let has_gate = job.reason == Reason::Scheduled;
         let history_ms = duration::millis(detector.training.history);
         move || {
             let window = join(&past, &job.window, history_ms);
@@ -216,7 +223,9 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
             let sizes = &detector.training.sweep;
             let fit = |rows: Rows| {
                 let trained = train(&detector.model, &rows, sizes, purpose, now_ms, threads, &|_, _| {})?;
-                Ok::<_, forest::Error>((trained, rows))
+                let gate = has_gate.then_some(&detector.training.gate);
+                let draft = enter::draft(&name, &alias, gate, &trained, &rows);
+                Ok::<_, forest::Error>((trained, draft))
             };
             (rows.map(fit), past)
         }
@@ -224,7 +233,7 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
     let (fitted, past) = tokio::task::spawn_blocking(fit)
         .await
         .map_err(|panic| format!("the training thread ended: {panic}"))?;
-    let (trained, rows) = match fitted {
+    let (trained, draft) = match fitted {
         Ok(fitted) => fitted.map_err(|error| yaml::chain(&error))?,
         Err(NoRows::TooShort { have_ms }) => return Ok(Learned::TooShort { have_ms }),
         Err(NoRows::NeverComplete { n_features }) => {
@@ -232,22 +241,21 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
         }
     };
 
-    let gate = (job.reason == Reason::Scheduled).then_some(&detector.training.gate);
     let entered = match resting.registry {
         Some(_) => Err("the registry rests".to_string()),
-        None => enter::enter(&outside.registry, &name, &config.alias, gate, &trained, &rows)
+        None => enter::enter(&outside.registry, &name, &trained, &draft)
             .await
             .map_err(|error| yaml::chain(&error)),
     };
-    let version = match entered {
-        Ok(Entered { version, verdict: Verdict::Held(reasons), .. }) => {
+    let version = match (entered, draft.verdict) {
+        (Ok(version), Verdict::Held(reasons)) => {
             let card = Box::new(trained.model.card);
             return Ok(Learned::Held { name, version, card, reasons });
         }
-        Ok(Entered { version, .. }) => Some(version),
+        (Ok(version), _) => Some(version),
         // What serves now goes on; a group that has nothing to go on with takes the model as it is.
-        Err(error) if job.reason == Reason::Scheduled => return Err(error),
-        Err(error) => {
+        (Err(error), _) if job.reason == Reason::Scheduled => return Err(error),
+        (Err(error), _) => {
             warn!(component = "models", model = name, err = error, "model not registered");
             None
         }
