@@ -233,9 +233,7 @@ async fn kept(job: &Job, outside: &Outside, model: &str, name: &str) -> Option<D
         else {
             return Ok(None);
         };
-        let model = Arc::new(
-            registry.load(&name, version, job.detector.transform.semantics().unwrap_or_default()).await?,
-        );
+        let model = Arc::new(registry.load(&name, version, job.detector.transform.semantics().unwrap_or_default()).await?);
         Ok::<_, registry::Error>(Some(Deployed { model, name, version: Some(version) }))
     };
     let found = match tokio::time::timeout(PATIENCE, find).await {
