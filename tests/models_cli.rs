@@ -298,9 +298,9 @@ fn a_damaged_folder_is_not_valid() {
 fn a_registry_is_moved_by_hand() {
     let storage = temporary();
     let storage = text(storage.path());
-    let with = |args: &[&str]| [args, &["--storage.path", &storage]].concat();
-    let done = |args: &[&str]| done(&with(args));
-    let refused = |args: &[&str]| refused(&with(args));
+    let here = ["--storage.path", &storage];
+    let done = |args: &[&str]| done(&[args, &here].concat());
+    let refused = |args: &[&str]| refused(&[args, &here].concat());
     let json = |args: &[&str]| -> Value {
         serde_json::from_str(&done(&[args, &["--output", "json"]].concat())).expect("JSON")
     };
