@@ -260,7 +260,7 @@ fn what_is_no_model_is_refused_in_a_line() {
     for (mapping, word) in [
         ("nobody: rate(x[1m])", "\"nobody\""),
         ("- rate(x[1m])", "the mapping lists 1 series, the model has 20 columns"),
-        ("\"lo - Rx in\": \"no series {\"", "\"lo - Rx in\""),
+        ("\"lo - Rx in\": \"no series {\"", "\"no series {\" is no series"),
         (
             "\"lo - Rx in\": \"eth0 - Rx in\"",
             "are both rate(node_network_receive_bytes_total{device=\"eth0\"}[1m])",
