@@ -167,9 +167,14 @@ impl Input {
         let time = |(row, value): (usize, f64)| {
             // Every whole number up to 2^53 is a double, and 2^53 ms are beyond the year 200,000.
             let whole = value.fract() == 0.0 && value.abs() < (1_u64 << 53) as f64;
-            whole.then_some(value as i64).ok_or_else(|| Error::Timestamp { path: path.into(), row: row + 1, value })
+            whole.then_some(value as i64).ok_or_else(|| Error::Timestamp {
+                path: path.into(),
+                row: row + 1,
+                value,
+            })
         };
-        table.timestamps = times.map(|times| times.into_iter().enumerate().map(time).collect()).transpose()?;
+        table.timestamps =
+            times.map(|times| times.into_iter().enumerate().map(time).collect()).transpose()?;
         Ok(table)
     }
 
@@ -262,9 +267,11 @@ fn numbers(array: &ArrayRef, is_time: bool) -> Option<Vec<f64>> {
         DataType::UInt64 => widen!(types::UInt64Type),
         DataType::Float32 => widen!(types::Float32Type),
         DataType::Float64 => widen!(types::Float64Type),
-        DataType::Boolean => {
-            array.as_boolean().iter().map(|value| value.map_or(f64::NAN, |v| f64::from(u8::from(v)))).collect()
-        }
+        DataType::Boolean => array
+            .as_boolean()
+            .iter()
+            .map(|value| value.map_or(f64::NAN, |v| f64::from(u8::from(v))))
+            .collect(),
         DataType::Timestamp(unit, _) if is_time => times(array, *unit),
         _ => return None,
     })
@@ -273,14 +280,20 @@ fn numbers(array: &ArrayRef, is_time: bool) -> Option<Vec<f64>> {
 fn times(array: &ArrayRef, unit: TimeUnit) -> Vec<f64> {
     macro_rules! milliseconds {
         ($type:ty, $ms:expr) => {
-            array.as_primitive::<$type>().iter().map(|time| time.map_or(f64::NAN, |t| $ms(t) as f64)).collect()
+            array
+                .as_primitive::<$type>()
+                .iter()
+                .map(|time| time.map_or(f64::NAN, |t| $ms(t) as f64))
+                .collect()
         };
     }
     match unit {
         TimeUnit::Second => milliseconds!(types::TimestampSecondType, |t: i64| t.saturating_mul(1000)),
         TimeUnit::Millisecond => milliseconds!(types::TimestampMillisecondType, |t: i64| t),
         TimeUnit::Microsecond => milliseconds!(types::TimestampMicrosecondType, |t: i64| t.div_euclid(1000)),
-        TimeUnit::Nanosecond => milliseconds!(types::TimestampNanosecondType, |t: i64| t.div_euclid(1_000_000)),
+        TimeUnit::Nanosecond => {
+            milliseconds!(types::TimestampNanosecondType, |t: i64| t.div_euclid(1_000_000))
+        }
     }
 }
 

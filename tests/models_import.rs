@@ -499,7 +499,10 @@ fn descriptions_are_checked() {
         message(sklearn("model.pkl", "joblib", "")),
         "MLmodel: line 1: flavors.sklearn.serialization_format: \"joblib\" is not pickle, cloudpickle or skops"
     );
-    assert_eq!(message(folder("flavors: {pytorch: {}}")), "MLmodel: line 1: flavors: there is neither sklearn nor onnx among them: other models are not read");
+    assert_eq!(
+        message(folder("flavors: {pytorch: {}}")),
+        "MLmodel: line 1: flavors: there is neither sklearn nor onnx among them: other models are not read"
+    );
     assert_eq!(message(folder("")), "MLmodel: line 0: flavors is missing");
     assert!(message(folder("a: [")).contains(": not valid YAML: "));
     assert!(

@@ -9,7 +9,7 @@ use crate::models::registry::{Registry, group_model};
 use crate::models::{Kind, Params, Trial, Validation, artifact, columns};
 use crate::prom::{Labels, METRIC_NAME, Sample, duration};
 use crate::report::training::Verdict;
-use crate::train::enter::{self, Entered};
+use crate::train::enter;
 use crate::train::rows::{self, Exclusion, NoRows, Rows};
 use crate::train::validate::SIZES;
 use crate::train::{Purpose, Trained, page, past, train};
@@ -190,9 +190,9 @@ async fn learn(
     let (version, verdict, report) = match registry {
         Some(registry) => {
             let alias = args.alias.as_deref().unwrap_or(&config.registry.alias);
-            let Entered { version, verdict, report } =
-                enter::enter(registry, name, alias, Some(gate), &trained, rows).await?;
-            (Some(version), verdict, report)
+            let draft = enter::draft(name, alias, Some(gate), &trained, rows);
+            let version = enter::enter(registry, name, &trained, &draft).await?;
+            (Some(version), draft.verdict, draft.report)
         }
         None => {
             let folder = args.model.as_deref().expect("without a registry there is a folder");

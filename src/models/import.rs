@@ -88,7 +88,9 @@ pub enum Error {
     #[error("ONNX")]
     Onnx(#[from] onnx::Error),
     /// The columns have no names, and nobody says what they are.
-    #[error("the model has {n_features} columns without names: list the series that they are in a mapping file, in their order")]
+    #[error(
+        "the model has {n_features} columns without names: list the series that they are in a mapping file, in their order"
+    )]
     Nameless {
         /// How many.
         n_features: usize,

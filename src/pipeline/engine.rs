@@ -324,6 +324,7 @@ impl Engine {
     }
 
     fn learned(&mut self, id: u32, result: Learned, now: Instant) {
+        let alias = self.groups.config().registry.alias.clone();
         let Some(group) = self.groups.get_mut(id) else { return };
         let detector = group.detector.clone();
         match result {
@@ -341,11 +342,13 @@ impl Engine {
                 );
                 self.metrics.trained(&detector.name, if fitted { "trained" } else { "loaded" });
                 let mut tell = teller(&self.metrics, &self.publish, &detector.name);
-                if group.install_trained(deployed, recent, written_to_ms, now, &mut tell) {
+                let age_ms = now_ms() - deployed.model.card.created_ms;
+                let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
+                if group.install_trained(deployed, age, recent, written_to_ms, now, &mut tell) {
                     self.metrics.scored(group);
                     ring(&mut self.targets, id);
                 }
-                self.metrics.models(group);
+                self.metrics.models(group, &alias);
             }
             Learned::Held { name, version, card, reasons } => {
                 let reasons = reasons.join("; ");
@@ -353,6 +356,7 @@ impl Engine {
                 self.metrics.trained(&detector.name, "held");
                 group.training_held(&card, now);
             }
+            Learned::Expected => group.model_expected(now),
             Learned::TooShort { have_ms } => {
                 self.metrics.trained(&detector.name, "too_short");
                 group.too_short(have_ms, now);
@@ -369,6 +373,7 @@ impl Engine {
     /// Puts a model of the registry into its place. One with features that are not there is refused: it
     /// would never see a complete row.
     fn deploy(&mut self, id: u32, voice: Voice, deployed: Option<Deployed>, now: Instant) {
+        let alias = self.groups.config().registry.alias.clone();
         let Some(group) = self.groups.get_mut(id) else { return };
         let detector = group.detector.clone();
         if let Some(Deployed { model, name, version }) = &deployed {
@@ -377,6 +382,10 @@ impl Engine {
             if let Some(feature) = lacking {
                 warn!(component = "models", detector = detector.name, group = %group.labels, model = name, version, feature, "model refused: the group does not have all of its features");
                 self.metrics.refused(&detector.name);
+                if voice == Voice::Challenger {
+                    group.challenge(None);
+                    self.metrics.models(group, &alias);
+                }
                 return;
             }
             info!(component = "models", detector = detector.name, group = %group.labels, model = name, version, voice = ?voice, "model in service");
@@ -392,7 +401,7 @@ impl Engine {
             (Voice::Champion, None) => {}
             (Voice::Challenger, deployed) => group.challenge(deployed),
         }
-        self.metrics.models(group);
+        self.metrics.models(group, &alias);
     }
 
     fn tick(&mut self, now: Instant) {
@@ -438,6 +447,7 @@ impl Engine {
                 group: id,
                 detector: group.detector.clone(),
                 labels: group.labels.clone(),
+                since: group.since(),
                 reason,
                 window: group.start_training(reason, now),
             });

@@ -13,7 +13,7 @@ use crate::train::trainer::Reason;
 use crate::window::{Column, Push, Score, Voice, Window};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Columns without a sample in the window that a group may drag along.
 const MAX_DEAD_COLUMNS: usize = 64;
@@ -99,6 +99,7 @@ pub struct Group {
     missing: usize,
     /// Has anything that `/metrics` shows of the group changed?
     changed: bool,
+    since: Instant,
     last_received: Instant,
     schedule: Schedule,
 }
@@ -123,8 +124,14 @@ impl Group {
             newest_scored: None,
             missing: 0,
             changed: true,
+            since: now,
             last_received: now,
         }
+    }
+
+    /// When its first sample came.
+    pub fn since(&self) -> Instant {
+        self.since
     }
 
     /// The column of a feature; `None` when the group has too many.
@@ -406,6 +413,11 @@ impl Group {
         self.schedule.defer();
     }
 
+    /// The registry has a model, and not all of its features have come yet.
+    pub fn model_expected(&mut self, now: Instant) {
+        self.schedule.ask_soon(now);
+    }
+
     /// Training found too little history.
     pub fn too_short(&mut self, have_ms: i64, now: Instant) {
         self.schedule.too_short(&self.detector, have_ms, now);
@@ -418,7 +430,8 @@ impl Group {
 
     /// Training made a model that stays out of service.
     pub fn training_held(&mut self, card: &Card, now: Instant) {
-        self.schedule.trained(&self.detector, card, now);
+        self.schedule.defer();
+        self.schedule.renew(&self.detector, card, Duration::ZERO, now);
     }
 
     /// How much of the first model's history there is, in [0, 1]; 1 with a model.
@@ -429,17 +442,21 @@ impl Group {
         self.schedule.progress(&self.detector, self.last_received, now)
     }
 
-    /// Takes a model that training made into service.
+    /// Takes a model that training made, or found in the registry, into service; it is so old.
     pub fn install_trained(
         &mut self,
         deployed: Deployed,
+        age: Duration,
         recent: Vec<crate::history::Series>,
         written_to_ms: Option<i64>,
         now: Instant,
         tell: &mut impl FnMut(Event),
     ) -> bool {
+        let model = deployed.model.clone();
+        let scored = self.install(deployed, recent, written_to_ms, now, tell);
         self.schedule.defer();
-        self.install(deployed, recent, written_to_ms, now, tell)
+        self.schedule.renew(&self.detector, &model.card, age, now);
+        scored
     }
 
     /// Scores beside the model in service from now on, or no more.
@@ -466,7 +483,8 @@ impl Group {
     ) -> bool {
         self.changed = true;
         self.drift = Drift::default();
-        self.schedule.renew(&self.detector, &deployed.model.card, now);
+        // Whoever chose it wants to see it serve for a while, however old it is.
+        self.schedule.renew(&self.detector, &deployed.model.card, Duration::ZERO, now);
         let first = self.serving.is_none();
         let since_ms = self.newest_scored_ms().unwrap_or(i64::MIN);
         if first {
@@ -517,9 +535,11 @@ impl Group {
         max_samples: usize,
         batch: &mut publish::Batch,
     ) -> usize {
-        // A decision and a score for each row, and twice that where a challenger speaks too.
-        let max_rows = max_samples / if self.challenger.is_some() { publish::SAMPLES_OF_A_ROW } else { 2 };
         let cursor = &mut self.cursors[target];
+        // A decision and a score for each row, and twice that where a challenger speaks too, or did so when
+        // these rows came.
+        let is_challenged = self.window.scores(Voice::Challenger, cursor.done_ms, to_ms).next().is_some();
+        let max_rows = max_samples / if is_challenged { publish::SAMPLES_OF_A_ROW } else { 2 };
         let rows: Vec<(i64, Score)> =
             self.window.scores(Voice::Champion, cursor.done_ms, to_ms).take(max_rows).collect();
         let (Some((newest_ms, _)), Some((_, received))) = (rows.last(), self.newest_scored) else { return 0 };

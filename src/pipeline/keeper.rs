@@ -202,7 +202,12 @@ impl Keeper {
     }
 }
 
-async fn load(registry: &Registry, detector: &Detector, name: &str, version: u64) -> Result<Arc<Model>, registry::Error> {
+async fn load(
+    registry: &Registry,
+    detector: &Detector,
+    name: &str,
+    version: u64,
+) -> Result<Arc<Model>, registry::Error> {
     let semantics = detector.transform.semantics().unwrap_or_default();
     Ok(Arc::new(registry.load(name, version, semantics).await?))
 }

@@ -147,8 +147,8 @@ impl Metrics {
         self.models_refused.get_or_create(&[("detector", detector.to_string())]).inc();
     }
 
-    /// Shows a group's models.
-    pub fn models(&self, group: &Group) {
+    /// Shows a group's models; the one in service has this alias.
+    pub fn models(&self, group: &Group, champion: &str) {
         let labels = labels(group);
         let mut infos = Vec::new();
         for (voice, alias) in

@@ -11,6 +11,8 @@ const SCHEMA_CHECK: Duration = Duration::from_secs(5);
 /// Pauses between two trainings that a feature's coming or going asks for.
 const SHORTEST_SCHEMA_PAUSE: Duration = Duration::from_secs(15);
 const LONGEST_SCHEMA_PAUSE: Duration = Duration::from_secs(600);
+/// Pause before another look for a scrape's remaining samples.
+const SOON: Duration = Duration::from_secs(1);
 /// Pause after a training that failed, and the longest one while history grows.
 const RETRY_PAUSE: Duration = Duration::from_secs(60);
 
@@ -86,6 +88,12 @@ impl Schedule {
         self.training = false;
     }
 
+    /// What is missing comes within seconds.
+    pub fn ask_soon(&mut self, now: Instant) {
+        self.training = false;
+        self.due = Some(now + SOON);
+    }
+
     /// The columns are others now.
     pub fn reset_columns(&mut self, n_columns: usize) {
         self.training = false;
@@ -108,16 +116,13 @@ impl Schedule {
         self.due = Some(now + RETRY_PAUSE);
     }
 
-    /// A training has made this model, whether it serves or not.
-    pub fn trained(&mut self, detector: &Detector, card: &Card, now: Instant) {
-        self.training = false;
-        self.renew(detector, card, now);
-    }
-
-    /// This model serves now. One that is not the group's own is not renewed by us.
-    pub fn renew(&mut self, detector: &Detector, card: &Card, now: Instant) {
+    /// The group's own model was made so long ago, whether it serves or not: the next is due when its time
+    /// is over. One that is not the group's own is not renewed by us.
+    pub fn renew(&mut self, detector: &Detector, card: &Card, age: Duration, now: Instant) {
         self.due = match (&card.group, &card.history) {
-            (Some(_), Some(history)) => Some(now + detector.training.pause(history.observed_ms)),
+            (Some(_), Some(history)) => {
+                Some(now + detector.training.pause(history.observed_ms).saturating_sub(age))
+            }
             _ => None,
         };
     }

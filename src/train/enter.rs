@@ -6,40 +6,42 @@ use super::{Gate, Trained, page};
 use crate::models::registry::{self, Entry, Registry};
 use crate::report::training::Verdict;
 
-/// What became of a model.
-#[derive(Debug)]
-pub struct Entered {
-    /// Its version.
-    pub version: u64,
-    /// Was it let into service?
+/// What is said of a model when it enters the registry.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    /// Is it let into service?
     pub verdict: Verdict,
     /// The page of its training.
     pub report: String,
+    note: String,
 }
 
-/// Judges, reports, registers and, if nothing speaks against it, promotes a model. Without a gate it
-/// serves as it is: where nothing else could, it is better than nothing.
+/// Judges a model and writes its page. Without a gate it serves as it is: where nothing else could, it is
+/// better than nothing. Takes some tenths of a second for days of rows.
+pub fn draft(name: &str, alias: &str, gate: Option<&Gate>, trained: &Trained, rows: &Rows) -> Draft {
+    let reasons = gate.map(|gate| judge(gate, trained)).unwrap_or_default();
+    let verdict = if reasons.is_empty() { Verdict::Promoted(alias.into()) } else { Verdict::Held(reasons) };
+    let report = page::training(name, trained, rows, verdict.clone()).html();
+    let note = note(trained, &verdict);
+    Draft { verdict, report, note }
+}
+
+/// Registers a model and, if nothing speaks against it, promotes it. Returns its version.
 ///
 /// # Errors
 /// The registry's.
 pub async fn enter(
     registry: &Registry,
     name: &str,
-    alias: &str,
-    gate: Option<&Gate>,
     trained: &Trained,
-    rows: &Rows,
-) -> Result<Entered, registry::Error> {
-    let reasons = gate.map(|gate| judge(gate, trained)).unwrap_or_default();
-    let verdict = if reasons.is_empty() { Verdict::Promoted(alias.into()) } else { Verdict::Held(reasons) };
-    let report = page::training(name, trained, rows, verdict.clone()).html();
-    let note = note(trained, &verdict);
-    let entry = Entry { model: &trained.model, report: Some(&report), note };
+    draft: &Draft,
+) -> Result<u64, registry::Error> {
+    let entry = Entry { model: &trained.model, report: Some(&draft.report), note: draft.note.clone() };
     let version = registry.register(name, &entry).await?;
-    if let Verdict::Promoted(alias) = &verdict {
+    if let Verdict::Promoted(alias) = &draft.verdict {
         registry.promote(name, alias, version).await?;
     }
-    Ok(Entered { version, verdict, report })
+    Ok(version)
 }
 
 /// What speaks against a model. One without validation had too few rows for it, and is better than none.

@@ -3,7 +3,7 @@
 //! A group without a model takes the one that the registry holds for it, and learns its own only when
 //! there is none. So a restart goes on with the model of before, whoever chose it.
 
-use super::enter::{self, Entered};
+use super::enter;
 use super::rows::{NoRows, Rows, join};
 use super::{Purpose, Trained, past, train};
 use crate::config::Detector;
@@ -27,7 +27,7 @@ use tracing::{debug, warn};
 /// an hour behind its newest sample.
 const BACKFILL_MS: i64 = 50 * 60_000;
 
-/// How long a source that did not answer is left alone.
+/// How long a source or a registry that did not answer is left alone.
 const REST: Duration = Duration::from_secs(60);
 
 /// How long a group without a model waits for the registry before it is trained without.
@@ -65,6 +65,8 @@ pub struct Job {
     pub labels: Labels,
     /// What it holds now.
     pub window: Window,
+    /// When its first sample came.
+    pub since: Instant,
     /// Why.
     pub reason: Reason,
 }
@@ -95,6 +97,8 @@ pub enum Learned {
         /// What speaks against it.
         reasons: Vec<String>,
     },
+    /// The registry has a model, and not all of its features have come yet.
+    Expected,
     /// Not enough history yet.
     TooShort {
         /// How much there is, in milliseconds.
@@ -122,7 +126,7 @@ pub async fn run<F: Future<Output = ()>>(
     outside: watch::Receiver<Arc<Outside>>,
     mut report: impl FnMut(u32, Learned) -> F,
 ) {
-    let mut resting = Vec::new();
+    let mut resting = Resting::default();
     while let Some(job) = jobs.recv().await {
         let outside = outside.borrow().clone();
         let group = job.group;
@@ -131,31 +135,61 @@ pub async fn run<F: Future<Output = ()>>(
     }
 }
 
-/// Sources that did not answer, until when they are left alone: a source that hangs would hold up
-/// the trainings of all groups.
-type Resting = Vec<(Url, Instant)>;
+/// What did not answer, until when it is left alone: what hangs would hold up the trainings of all groups.
+#[derive(Default)]
+struct Resting {
+    sources: Vec<(Url, Instant)>,
+    registry: Option<Instant>,
+}
+
+impl Resting {
+    /// Forgets what has rested.
+    fn wake(&mut self, now: Instant) {
+        self.sources.retain(|(_, until)| now < *until);
+        self.registry = self.registry.filter(|until| now < *until);
+    }
+
+    fn rests(&self, url: &Url) -> bool {
+        self.sources.iter().any(|(resting, _)| resting == url)
+    }
+}
+
+/// What the registry has for a group without a model.
+enum Kept {
+    Model(Deployed),
+    /// A model of which the group lacks features.
+    Lacking,
+    Nothing,
+}
 
 async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Learned, String> {
     let started = Instant::now();
     let now_ms = duration::now_ms();
-    resting.retain(|(_, until)| started < *until);
+    resting.wake(started);
     let detector = job.detector.clone();
     let group = past::of_group(&detector, &job.labels);
     let config = &outside.registry_config;
     let model = config.model(&detector.name);
     let name = registry::group_model(&model, &job.labels);
 
-    if job.reason == Reason::First
-        && let Some(deployed) = kept(&job, outside, &model, &name).await
-    {
-        let reach_ms = deployed.model.schema.transform.reach_ms();
-        let range = (now_ms - BACKFILL_MS - reach_ms, now_ms);
-        let read = read_past(&outside.sources, &detector, &group, &job.labels, range, resting).await;
-        let past = read.unwrap_or_else(|(past, _)| past);
-        let written_to_ms = written_to(outside, resting, &detector, &group, now_ms).await;
-        let recent = after(&past, written_to_ms.unwrap_or(now_ms) - reach_ms);
-        let seconds = started.elapsed().as_secs_f64();
-        return Ok(Learned::Model { deployed, fitted: false, recent, written_to_ms, seconds });
+    let kept = match job.reason {
+        Reason::First => kept(&job, outside, &model, &name, resting).await,
+        Reason::Scheduled | Reason::Schema => Kept::Nothing,
+    };
+    match kept {
+        Kept::Model(deployed) => {
+            let reach_ms = deployed.model.schema.transform.reach_ms();
+            let range = (now_ms - BACKFILL_MS - reach_ms, now_ms);
+            let read = read_past(&outside.sources, &detector, &group, &job.labels, range, resting).await;
+            let past = read.unwrap_or_else(|(past, _)| past);
+            let written_to_ms = written_to(outside, resting, &detector, &group, now_ms).await;
+            let recent = after(&past, written_to_ms.unwrap_or(now_ms) - reach_ms);
+            let seconds = started.elapsed().as_secs_f64();
+            return Ok(Learned::Model { deployed, fitted: false, recent, written_to_ms, seconds });
+        }
+        // One scrape may come in several requests.
+        Kept::Lacking if started.duration_since(job.since) < detector.grace => return Ok(Learned::Expected),
+        Kept::Lacking | Kept::Nothing => {}
     }
 
     let range = (now_ms - duration::millis(detector.training.history), now_ms);
@@ -168,11 +202,18 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
     };
     let mut exclusions = Vec::new();
     for source in &outside.sources {
-        let fired = past::firing(source, &detector.training.exclude_alerts, &job.labels, range).await;
-        exclusions.extend(fired.map_err(|error| format!("alerts unknown: {}", yaml::chain(&error)))?);
+        match past::firing(source, &detector.training.exclude_alerts, &job.labels, range).await {
+            Ok(fired) => exclusions.extend(fired),
+            // A first model with an incident in it is better than none.
+            Err(_) if job.reason == Reason::First => {}
+            Err(error) => return Err(format!("alerts unknown: {}", yaml::chain(&error))),
+        }
     }
     let fit = {
-        let (detector, labels) = (detector.clone(), job.labels.clone());
+        let (detector, labels, name, alias) =
+            (detector.clone(), job.labels.clone(), name.clone(), config.alias.clone());
+        // What a group without a usable model learns serves whatever it is worth.
+        let has_gate = job.reason == Reason::Scheduled;
         let history_ms = duration::millis(detector.training.history);
         move || {
             let window = join(&past, &job.window, history_ms);
@@ -182,7 +223,9 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
             let sizes = &detector.training.sweep;
             let fit = |rows: Rows| {
                 let trained = train(&detector.model, &rows, sizes, purpose, now_ms, threads, &|_, _| {})?;
-                Ok::<_, forest::Error>((trained, rows))
+                let gate = has_gate.then_some(&detector.training.gate);
+                let draft = enter::draft(&name, &alias, gate, &trained, &rows);
+                Ok::<_, forest::Error>((trained, draft))
             };
             (rows.map(fit), past)
         }
@@ -190,7 +233,7 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
     let (fitted, past) = tokio::task::spawn_blocking(fit)
         .await
         .map_err(|panic| format!("the training thread ended: {panic}"))?;
-    let (trained, rows) = match fitted {
+    let (trained, draft) = match fitted {
         Ok(fitted) => fitted.map_err(|error| yaml::chain(&error))?,
         Err(NoRows::TooShort { have_ms }) => return Ok(Learned::TooShort { have_ms }),
         Err(NoRows::NeverComplete { n_features }) => {
@@ -198,18 +241,22 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
         }
     };
 
-    let gate = (job.reason == Reason::Scheduled).then_some(&detector.training.gate);
-    let entered = enter::enter(&outside.registry, &name, &config.alias, gate, &trained, &rows).await;
-    let version = match entered {
-        Ok(Entered { version, verdict: Verdict::Held(reasons), .. }) => {
+    let entered = match resting.registry {
+        Some(_) => Err("the registry rests".to_string()),
+        None => enter::enter(&outside.registry, &name, &trained, &draft)
+            .await
+            .map_err(|error| yaml::chain(&error)),
+    };
+    let version = match (entered, draft.verdict) {
+        (Ok(version), Verdict::Held(reasons)) => {
             let card = Box::new(trained.model.card);
             return Ok(Learned::Held { name, version, card, reasons });
         }
-        Ok(Entered { version, .. }) => Some(version),
+        (Ok(version), _) => Some(version),
         // What serves now goes on; a group that has nothing to go on with takes the model as it is.
-        Err(error) if job.reason == Reason::Scheduled => return Err(yaml::chain(&error)),
-        Err(error) => {
-            warn!(component = "models", model = name, err = yaml::chain(&error), "model not registered");
+        (Err(error), _) if job.reason == Reason::Scheduled => return Err(error),
+        (Err(error), _) => {
+            warn!(component = "models", model = name, err = error, "model not registered");
             None
         }
     };
@@ -225,7 +272,10 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
 }
 
 /// The model that the registry holds for a group, if the group has its features.
-async fn kept(job: &Job, outside: &Outside, model: &str, name: &str) -> Option<Deployed> {
+async fn kept(job: &Job, outside: &Outside, model: &str, name: &str, resting: &mut Resting) -> Kept {
+    if resting.registry.is_some() {
+        return Kept::Nothing;
+    }
     let find = async {
         let registry = &outside.registry;
         let aliases = registry.aliases(model).await?;
@@ -233,26 +283,32 @@ async fn kept(job: &Job, outside: &Outside, model: &str, name: &str) -> Option<D
         else {
             return Ok(None);
         };
-        let model = Arc::new(registry.load(&name, version, job.detector.transform.semantics().unwrap_or_default()).await?);
+        let model = Arc::new(
+            registry.load(&name, version, job.detector.transform.semantics().unwrap_or_default()).await?,
+        );
         Ok::<_, registry::Error>(Some(Deployed { model, name, version: Some(version) }))
     };
     let found = match tokio::time::timeout(PATIENCE, find).await {
         Ok(found) => found.map_err(|error| yaml::chain(&error)),
-        Err(_) => Err(format!("no answer within {PATIENCE:?}")),
+        Err(_) => {
+            resting.registry = Some(Instant::now() + REST);
+            Err(format!("no answer within {PATIENCE:?}"))
+        }
     };
-    let deployed = found
-        .unwrap_or_else(|error| {
-            warn!(component = "models", group = %job.labels, err = error, "the registry does not help");
-            None
-        })
-        .filter(|deployed| deployed.model.suits(&job.detector, &job.labels))?;
+    let deployed = found.unwrap_or_else(|error| {
+        warn!(component = "models", group = %job.labels, err = error, "the registry does not help");
+        None
+    });
+    let Some(deployed) = deployed.filter(|deployed| deployed.model.suits(&job.detector, &job.labels)) else {
+        return Kept::Nothing;
+    };
     let features = &deployed.model.schema.features;
     match features.iter().find(|feature| job.window.find(feature).is_none()) {
-        None => Some(deployed),
+        None => Kept::Model(deployed),
         Some(feature) => {
             let Deployed { name, version, .. } = &deployed;
             debug!(component = "models", group = %job.labels, model = name, version, feature = %feature, "the group does not have the features of its model yet");
-            None
+            Kept::Lacking
         }
     }
 }
@@ -271,7 +327,7 @@ async fn read_past(
     let mut failed = None;
     for source in sources {
         let url = &source.config.url;
-        if resting.iter().any(|(resting, _)| resting == url) {
+        if resting.rests(url) {
             failed = Some("the source rests".to_string());
             continue;
         }
@@ -280,7 +336,7 @@ async fn read_past(
             let reason = yaml::chain(&error);
             warn!(component = "history", url = %url, group = %labels, err = reason, "no history by remote read");
             if error.is_passing() {
-                resting.push((url.clone(), Instant::now() + REST));
+                resting.sources.push((url.clone(), Instant::now() + REST));
                 failed = Some(reason);
             }
         }
@@ -314,7 +370,7 @@ async fn written_to(
     let range = (now_ms - duration::millis(detector.training.history), now_ms);
     let mut newest = None;
     for source in &outside.sources {
-        if resting.iter().any(|(url, _)| *url == source.config.url) {
+        if resting.rests(&source.config.url) {
             continue;
         }
         match past::newest_score(source, detector, group, range).await {
@@ -325,4 +381,87 @@ async fn written_to(
         }
     }
     newest.map(|newest_ms| newest_ms.max(now_ms - BACKFILL_MS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::models::registry::directory::Directory;
+    use crate::prom::{METRIC_NAME, Sample};
+    use std::path::Path;
+    use tempfile::TempDir;
+
+    const STEP_MS: i64 = 15_000;
+
+    fn feature(device: &str) -> Labels {
+        Labels::new([(METRIC_NAME, "rx"), ("device", device)]).expect("valid")
+    }
+
+    /// A window with an hour of these counters.
+    fn window(devices: &[&str]) -> Window {
+        let mut window = Window::new(2 * 3_600_000);
+        let now_ms = duration::now_ms();
+        for device in devices {
+            let column = window.column(&feature(device)).expect("few");
+            for i in 0..=240 {
+                let timestamp_ms = now_ms - (240 - i) * STEP_MS;
+                window.push(column, Sample { timestamp_ms, value: (i * i % 97 + i * 1500) as f64 });
+            }
+        }
+        window
+    }
+
+    fn job(outside: &Outside, devices: &[&str]) -> Job {
+        Job {
+            group: 0,
+            detector: outside.detectors[0].clone(),
+            labels: Labels::new([("job", "node")]).expect("valid"),
+            window: window(devices),
+            since: Instant::now(),
+            reason: Reason::First,
+        }
+    }
+
+    fn outside(registry: Registry) -> Outside {
+        let text = "detectors: [{name: net, match: [rx], by: [job], training: {minimum: 10m}}]";
+        let config = Config::parse(text).expect("a valid configuration");
+        let (detectors, registry_config) = (config.detectors, config.registry);
+        Outside { detectors, sources: Vec::new(), registry, registry_config }
+    }
+
+    #[tokio::test]
+    async fn the_model_of_the_registry_waits_for_its_features() {
+        let folder = TempDir::new().expect("a temporary folder");
+        let outside = outside(Registry::Directory(Directory::new(folder.path().into(), 30)));
+        let learn = async |job| learn(job, &outside, &mut Resting::default()).await.expect("it works");
+        let first = learn(job(&outside, &["eth0", "lo"])).await;
+        assert!(matches!(first, Learned::Model { fitted: true, .. }));
+        assert!(matches!(learn(job(&outside, &["eth0"])).await, Learned::Expected));
+        let again = learn(job(&outside, &["eth0", "lo"])).await;
+        assert!(matches!(again, Learned::Model { fitted: false, .. }));
+        // A feature that does not come is gone.
+        let old = Job { since: Instant::now() - outside.detectors[0].grace, ..job(&outside, &["eth0"]) };
+        let Learned::Model { deployed, fitted: true, .. } = learn(old).await else { panic!("a new model") };
+        assert_eq!((deployed.model.schema.features.len(), deployed.version), (1, Some(2)));
+    }
+
+    #[tokio::test]
+    async fn a_registry_that_hung_is_left_alone() {
+        // It takes connections and never answers.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("it is bound");
+        let text = format!("registry: {{mlflow: {{tracking_uri: 'http://{address}'}}}}");
+        let config = Config::parse(&text).expect("a valid configuration");
+        let registry = Registry::open(&config.registry, Path::new("")).expect("a client");
+        let outside = outside(registry);
+        let started = Instant::now();
+        let mut resting = Resting { registry: Some(started + REST), ..Resting::default() };
+        let first = learn(job(&outside, &["eth0"]), &outside, &mut resting).await;
+        assert!(matches!(first, Ok(Learned::Model { deployed: Deployed { version: None, .. }, .. })));
+        let scheduled = Job { reason: Reason::Scheduled, ..job(&outside, &["eth0"]) };
+        let Err(reason) = learn(scheduled, &outside, &mut resting).await else { panic!("not registered") };
+        assert_eq!(reason, "the registry rests");
+        assert!(started.elapsed() < PATIENCE, "{:?}", started.elapsed());
+    }
 }

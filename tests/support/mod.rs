@@ -6,6 +6,7 @@
 pub mod http;
 pub mod mlflow;
 pub mod prometheus;
+pub mod stack;
 
 use std::collections::HashSet;
 use std::fs::{self, File};

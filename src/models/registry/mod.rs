@@ -11,9 +11,9 @@
 pub mod directory;
 pub mod mlflow;
 
+use super::Model;
 use super::artifact::{self, Files};
 use super::import::{self, Mapping};
-use super::Model;
 use crate::features::rate::Semantics;
 use crate::prom::{Labels, METRIC_NAME};
 use crate::yaml::{Node, Section};

@@ -294,6 +294,22 @@ fn batches_keep_their_size_and_give_every_group_its_turn() {
     assert_eq!(groups[..3], [0, 1, 2]);
 }
 
+/// What a challenger said of rows that wait is sent although it has left meanwhile.
+#[test]
+fn batches_keep_their_size_after_a_challenger_has_left() {
+    let mut bench = serving();
+    bench.groups()[0].1.challenge(Some(deployed(&two_features())));
+    (1..=6).for_each(|i| scrape(&mut bench, i));
+    bench.groups()[0].1.challenge(None);
+    scrape(&mut bench, 7);
+    let mut sizes = Vec::new();
+    while let Some(batch) = bench.engine.next_batch(0, 10, START_MS * 2) {
+        sizes.push(batch.series.iter().map(|series| series.samples.len()).sum::<usize>());
+        bench.engine.advance(0, &batch.positions);
+    }
+    assert_eq!(sizes, [8, 8, 8, 2]);
+}
+
 #[test]
 fn scores_from_the_future_wait() {
     let mut bench = serving();
@@ -478,6 +494,19 @@ fn a_group_in_training_is_trained_after_a_reload_too() {
     bench.engine.learned(before.group, Learned::TooShort { have_ms: 0 }, Instant::now());
     bench.engine.tick(Instant::now() + Duration::from_secs(1));
     assert!(bench.jobs.try_recv().is_ok());
+}
+
+#[test]
+fn a_model_whose_features_are_yet_to_come_is_asked_for_again() {
+    let mut bench = Bench::new("");
+    scrape(&mut bench, 0);
+    let now = Instant::now();
+    bench.engine.tick(now);
+    let job = bench.jobs.try_recv().expect("a first training");
+    bench.engine.learned(job.group, Learned::Expected, now);
+    bench.engine.tick(now + Duration::from_secs(1));
+    let again = bench.jobs.try_recv().expect("it is asked for again");
+    assert_eq!((again.reason, again.since), (Reason::First, job.since));
 }
 
 #[test]

@@ -1,0 +1,317 @@
+//! Node exporter, Prometheus and promforest beside each other, as most scenarios need them.
+
+use super::prometheus::{Api, Series};
+use super::{Process, Version, free_port, http, node_exporter, wait};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// For what takes a second or two on an idle machine.
+pub const SOON: Duration = Duration::from_secs(30);
+/// For a first model, beyond the history that it needs.
+pub const MODEL: Duration = Duration::from_secs(60);
+
+/// The detector of all scenarios but the main one.
+pub const NODE_NETWORK: &str = r#"
+  - name: node_network
+    match: ['{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total", device="lo"}']
+    transform: rate(10s)
+    window: 10m
+    grace: 5s
+    training: {history: 1h, minimum: 10s, every: 1h}
+"#;
+/// The transform's range.
+pub const RANGE_MS: i64 = 10_000;
+
+/// Where the servers of one scenario listen.
+#[derive(Clone)]
+pub struct Addresses {
+    pub prometheus: Api,
+    pub promforest: String,
+}
+
+impl Addresses {
+    /// The status and the text of `/-/ready`.
+    pub fn ready(&self) -> Result<(u16, String), String> {
+        let answer = http::get(&self.promforest, "/-/ready").map_err(|err| err.to_string())?;
+        Ok((answer.status, answer.body.trim_end().to_string()))
+    }
+
+    /// One of promforest's own metrics, the sum over the series with these labels.
+    pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> Result<f64, String> {
+        let page = http::get(&self.promforest, "/metrics").map_err(|err| err.to_string())?.body;
+        http::metric(&page, name, labels).ok_or_else(|| format!("no {name} {labels:?} in /metrics"))
+    }
+
+    /// The one series of a selector, as it is stored.
+    pub fn stored(&self, selector: &str) -> Result<Series, String> {
+        let mut series = self.prometheus.query(&format!("{selector}[10m]"))?;
+        match series.len() {
+            1 => Ok(series.remove(0)),
+            n => Err(format!("{n} series for {selector}")),
+        }
+    }
+
+    /// The scores of the model in service.
+    pub fn scores(&self) -> Result<Series, String> {
+        self.stored(r#"anomaly_score{detector="node_network", model=""}"#)
+    }
+}
+
+/// Node exporter, Prometheus and promforest.
+pub struct Stack {
+    pub version: Version,
+    pub at: Addresses,
+    pub exporter: Process,
+    pub exporter_port: u16,
+    pub prometheus_port: u16,
+    pub promforest_port: u16,
+    pub prometheus: Option<Process>,
+    pub promforest: Option<Process>,
+    pub dir: TempDir,
+}
+
+/// Does Prometheus take remote write?
+#[derive(Clone, Copy, PartialEq)]
+pub enum RemoteWriteReceiver {
+    Enabled,
+    Disabled,
+}
+
+/// How much of a machine node_exporter shows.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Collectors {
+    All,
+    Network,
+}
+
+/// What differs between the scenarios' Prometheus configurations.
+pub struct Scraping<'a> {
+    /// The `scrape_configs` of node_exporter; `TARGET` is replaced by its address.
+    pub jobs: &'a str,
+    /// A `queue_config`; nothing for Prometheus' own.
+    pub queue: &'a str,
+}
+
+/// One job with one target.
+pub const JOB_NODE: Scraping<'_> = Scraping {
+    jobs: "  - {job_name: node, static_configs: [{targets: ['TARGET']}]}",
+    queue: "    queue_config: {batch_send_deadline: 1s}",
+};
+
+impl Stack {
+    /// Starts node_exporter and writes Prometheus' configuration.
+    pub fn new(version: Version, collectors: Collectors, scraping: &Scraping<'_>) -> Self {
+        let dir =
+            tempfile::Builder::new().prefix("promforest-e2e-").tempdir().expect("a temporary directory");
+        let (exporter_port, prometheus_port, promforest_port) = (free_port(), free_port(), free_port());
+        let mut args = vec![
+            format!("--web.listen-address=127.0.0.1:{exporter_port}"),
+            // Debian's leaves lo out by default.
+            "--collector.netdev.device-exclude=^$".into(),
+        ];
+        match collectors {
+            // The systemd collector only complains where systemd does not run.
+            Collectors::All => args.push("--no-collector.systemd".into()),
+            Collectors::Network => {
+                args.extend(["--collector.disable-defaults".into(), "--collector.netdev".into()]);
+            }
+        }
+        let exporter = Process::start("node_exporter", &node_exporter(), &args, dir.path());
+        let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let rules = repository.join("deploy/prometheus/promforest.rules.yml");
+        let jobs = scraping.jobs.replace("TARGET", &format!("127.0.0.1:{exporter_port}"));
+        let config = format!(
+            "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\n\
+             storage: {{tsdb: {{out_of_order_time_window: 30m}}}}\n\
+             rule_files: ['{}']\n\
+             scrape_configs:\n{jobs}\n  \
+             - job_name: promforest\n    \
+               honor_labels: true\n    \
+               static_configs: [{{targets: ['127.0.0.1:{promforest_port}']}}]\n\
+             remote_write:\n  \
+             - url: http://127.0.0.1:{promforest_port}/api/v1/write\n{}\n",
+            rules.display(),
+            scraping.queue,
+        );
+        fs::write(dir.path().join("prometheus.yml"), config).expect("the directory is ours");
+        let at = Addresses {
+            prometheus: Api(format!("127.0.0.1:{prometheus_port}")),
+            promforest: format!("127.0.0.1:{promforest_port}"),
+        };
+        Self {
+            version,
+            at,
+            exporter,
+            exporter_port,
+            prometheus_port,
+            promforest_port,
+            prometheus: None,
+            promforest: None,
+            dir,
+        }
+    }
+
+    /// The stack of most scenarios, with the first scores.
+    pub fn with_scores(version: Version) -> Self {
+        let mut stack = Self::new(version, Collectors::Network, &JOB_NODE);
+        stack.start_prometheus(RemoteWriteReceiver::Enabled);
+        stack.configure(NODE_NETWORK);
+        stack.start_promforest();
+        stack.wait("the first scores", MODEL, |at| at.scores().map(drop));
+        stack
+    }
+
+    /// Starts Prometheus and waits until it is ready.
+    pub fn start_prometheus(&mut self, receiver: RemoteWriteReceiver) {
+        let mut args = vec![
+            "--config.file=prometheus.yml".into(),
+            "--storage.tsdb.path=data".into(),
+            format!("--web.listen-address=127.0.0.1:{}", self.prometheus_port),
+        ];
+        if receiver == RemoteWriteReceiver::Enabled {
+            args.push("--web.enable-remote-write-receiver".into());
+        }
+        let program = self.version.prometheus();
+        self.prometheus = Some(Process::start("prometheus", &program, &args, self.dir.path()));
+        self.wait("Prometheus is ready", SOON, |at| {
+            let answer = http::get(&at.prometheus.0, "/-/ready").map_err(|err| err.to_string())?;
+            if answer.status == 200 { Ok(()) } else { Err(answer.body) }
+        });
+    }
+
+    /// By SIGTERM, as a service manager does.
+    pub fn stop_prometheus(&mut self) {
+        self.prometheus.take().expect("it runs").terminate(SOON);
+    }
+
+    /// promforest's configuration.
+    pub fn config_file(&self) -> PathBuf {
+        self.dir.path().join("promforest.yml")
+    }
+
+    /// Writes promforest's configuration and returns it.
+    pub fn configure(&self, detectors: &str) -> String {
+        self.configure_more("promforest.yml", "", detectors)
+    }
+
+    /// Does it in a file of this name, with more sections.
+    pub fn configure_more(&self, file: &str, sections: &str, detectors: &str) -> String {
+        let url = format!("http://127.0.0.1:{}/api/v1", self.prometheus_port);
+        let config = format!(
+            "global: {{scrape_interval: 1s}}\n\
+             remote_write: [{{url: '{url}/write'}}]\n\
+             remote_read: [{{url: '{url}/read'}}]\n\
+             {sections}\n\
+             detectors:{detectors}"
+        );
+        fs::write(self.dir.path().join(file), &config).expect("the directory is ours");
+        config
+    }
+
+    /// Runs a command of promforest, where the sidecar runs.
+    pub fn command(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_promforest"));
+        command.args(args).current_dir(self.dir.path()).stdin(Stdio::null());
+        command.output().unwrap_or_else(|err| panic!("promforest does not start: {err}"))
+    }
+
+    /// Starts the sidecar and waits until it listens.
+    pub fn start_promforest(&mut self) {
+        let args = [
+            "--config.file=promforest.yml".into(),
+            format!("--web.listen-address=127.0.0.1:{}", self.promforest_port),
+        ];
+        let program = Path::new(env!("CARGO_BIN_EXE_promforest"));
+        self.promforest = Some(Process::start("promforest", program, &args, self.dir.path()));
+        self.wait("promforest is healthy", SOON, |at| {
+            let answer = http::get(&at.promforest, "/-/healthy").map_err(|err| err.to_string())?;
+            if answer.status == 200 { Ok(()) } else { Err(answer.body) }
+        });
+    }
+
+    /// [`wait`], with every process that should run.
+    pub fn wait<T>(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        mut look: impl FnMut(&Addresses) -> Result<T, String>,
+    ) -> T {
+        let what = format!("{}: {what}", self.version);
+        let processes = [Some(&mut self.exporter), self.prometheus.as_mut(), self.promforest.as_mut()];
+        let mut processes: Vec<&mut Process> = processes.into_iter().flatten().collect();
+        wait(&what, limit, &mut processes, || look(&self.at))
+    }
+
+    /// Waits for the score of a scrape at or after `timestamp_ms`.
+    pub fn wait_for_score_at(&mut self, timestamp_ms: i64) {
+        self.wait("scores go on", SOON, |at| {
+            let newest_ms = at.scores()?.timestamps().last().copied().unwrap_or_default();
+            if newest_ms >= timestamp_ms {
+                Ok(())
+            } else {
+                Err(format!("the newest is {} ms short of it", timestamp_ms - newest_ms))
+            }
+        });
+    }
+
+    /// Fails unless every scrape since the first score has one decision and one score, at its very
+    /// timestamp. Only where a pause of the scrapes leaves no two samples in the rate's range is there none.
+    pub fn check_scores(&self, range_ms: i64) -> Series {
+        let stored =
+            |selector| self.at.stored(selector).unwrap_or_else(|err| panic!("{}: {err}", self.version));
+        let decisions = stored(r#"node_network_anomaly{model=""}"#);
+        let scores = stored(r#"anomaly_score{detector="node_network", model=""}"#);
+        let scrapes = stored(r#"node_network_receive_bytes_total{device="lo"}"#).timestamps();
+        let (first, last) = (scores.samples[0].0, scores.samples[scores.samples.len() - 1].0);
+        let scored: Vec<i64> = (0..scrapes.len())
+            .filter(|i| *i > 0 && scrapes[*i] - scrapes[*i - 1] < range_ms)
+            .map(|i| scrapes[i])
+            .filter(|timestamp_ms| (first..=last).contains(timestamp_ms))
+            .collect();
+        self.assert_same_times(&scores.timestamps(), &scored, "scores and scrapes");
+        let decisions_there = decisions.samples.iter().take(scores.samples.len());
+        for ((timestamp_ms, score), (at_ms, decision)) in scores.samples.iter().zip(decisions_there) {
+            assert_eq!(timestamp_ms, at_ms, "{}: scores and decisions", self.version);
+            assert_eq!(*score > 1.0, *decision < 0.0, "{}: score {score}, decision {decision}", self.version);
+            let expected = (0.5 - decision) * 2.0;
+            assert!((score - expected).abs() < 1e-12, "{}: {score}, not {expected}", self.version);
+        }
+        assert!(decisions.samples.len() >= scores.samples.len(), "{}: a decision is missing", self.version);
+        scores
+    }
+
+    /// Fails with what is lacking and what is too many.
+    pub fn assert_same_times(&self, ours: &[i64], theirs: &[i64], what: &str) {
+        let lacking: Vec<_> = theirs.iter().filter(|time| !ours.contains(time)).collect();
+        let too_many: Vec<_> = ours.iter().filter(|time| !theirs.contains(time)).collect();
+        assert!(
+            ours == theirs,
+            "{}: {what} differ: of {} are lacking {lacking:?}, and too many are {too_many:?}\n{}",
+            self.version,
+            theirs.len(),
+            self.promforest_tail(),
+        );
+    }
+
+    /// One of promforest's own metrics.
+    pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.at.metric(name, labels).unwrap_or_else(|err| panic!("{}: {err}", self.version))
+    }
+
+    /// No score was given up, and Prometheus has given up no sample.
+    pub fn check_nothing_lost(&self) {
+        let failed = self.metric("promforest_remote_write_samples_failed_total", &[]);
+        assert!(failed == 0.0, "{}: {failed} samples given up\n{}", self.version, self.promforest_tail());
+        let page = http::get(&self.at.prometheus.0, "/metrics").expect("Prometheus answers").body;
+        let failed = http::metric(&page, "prometheus_remote_storage_samples_failed_total", &[]);
+        assert!(failed == Some(0.0), "{}: Prometheus gave up {failed:?} samples", self.version);
+    }
+
+    /// The end of the sidecar's log.
+    pub fn promforest_tail(&self) -> String {
+        self.promforest.as_ref().map_or_else(String::new, Process::tail)
+    }
+}
