@@ -1,8 +1,9 @@
 //! Commands and exit codes.
 
+mod models;
 mod train;
 
-use crate::config::Config;
+use crate::config::{Config, Detector};
 use crate::features::Transform;
 use crate::http::client::{Client, Url};
 use crate::models::registry::Registry;
@@ -11,10 +12,12 @@ use crate::prom::{Labels, METRIC_NAME};
 use crate::telemetry::{self, Format, Level};
 use crate::yaml;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use models::Models;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 use train::TrainArgs;
 
@@ -43,6 +46,9 @@ enum Command {
     Match(MatchArgs),
     /// Choose, fit and register models on the history of Prometheus or on a table
     Train(TrainArgs),
+    /// See, move, import and export models
+    #[command(subcommand)]
+    Models(Models),
 }
 
 #[derive(Debug, Subcommand)]
@@ -92,6 +98,23 @@ impl RegistryArgs {
     fn open(&self, config: &Config) -> Result<Registry, Failure> {
         Ok(Registry::open(&config.registry, &self.storage_path)?)
     }
+
+    /// The flags that were given, each with a blank before it, for a command line to copy.
+    fn given(&self) -> String {
+        let config = self.config_file.iter().map(|file| format!(" --config.file {}", file.display()));
+        let storage = Some(&self.storage_path).filter(|path| path.as_path() != Path::new(STORAGE));
+        config.chain(storage.map(|path| format!(" --storage.path {}", path.display()))).collect()
+    }
+}
+
+/// The detector of this name; without one, all of them.
+fn detectors(config: &Config, name: Option<&str>) -> Result<Vec<Arc<Detector>>, Failure> {
+    let Some(name) = name else { return Ok(config.detectors.clone()) };
+    let detector = config.detectors.iter().find(|detector| detector.name == name);
+    let known: Vec<&str> = config.detectors.iter().map(|detector| detector.name.as_str()).collect();
+    let detector =
+        detector.ok_or_else(|| format!("no detector is named {name:?}; there are {}", known.join(", ")))?;
+    Ok(vec![detector.clone()])
 }
 
 #[derive(Debug, Args)]
@@ -136,6 +159,7 @@ pub fn main() -> ExitCode {
         Some(Command::Check(Check::Config { file })) => check_config(&file),
         Some(Command::Match(args)) => block_on(match_series(args)),
         Some(Command::Train(args)) => block_on(train::run(args)),
+        Some(Command::Models(command)) => block_on(models::run(command)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

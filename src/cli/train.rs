@@ -1,12 +1,12 @@
 //! `promforest train`: history in, a sweep with cross-validation, a model and its page out.
 
-use super::{Failure, Output, RegistryArgs, label};
+use super::{Failure, Output, RegistryArgs, detectors, label};
 use crate::config::{Config, Detector};
 use crate::features::{Schema, Transform};
 use crate::history::{Series, Source};
 use crate::input::Input;
 use crate::models::registry::{Registry, group_model};
-use crate::models::{Kind, Params, Trial, artifact, columns};
+use crate::models::{Kind, Params, Trial, Validation, artifact, columns};
 use crate::prom::{Labels, METRIC_NAME, Sample, duration};
 use crate::report::training::Verdict;
 use crate::train::enter;
@@ -107,12 +107,26 @@ struct Outcome {
     sweep: Vec<SizeResult>,
 }
 
+/// A size of the sweep, for people and scripts.
 #[derive(Serialize)]
-struct SizeResult {
+pub struct SizeResult {
     max_samples: usize,
     kl_mean: f64,
     kl: Vec<f64>,
     chosen: bool,
+}
+
+impl SizeResult {
+    /// Every size that was tried.
+    pub fn of(validation: &Validation) -> Vec<Self> {
+        let size = |(i, trial): (usize, &Trial)| Self {
+            max_samples: trial.max_samples,
+            kl_mean: trial.mean_kl(),
+            kl: trial.kl.clone(),
+            chosen: validation.chosen == i,
+        };
+        validation.trials.iter().enumerate().map(size).collect()
+    }
 }
 
 pub async fn run(args: TrainArgs) -> Result<(), Failure> {
@@ -198,12 +212,6 @@ async fn learn(
 fn result(lesson: &Lesson, trained: &Trained, version: Option<u64>, verdict: Verdict) -> Outcome {
     let validation = trained.sweep.as_ref().map(|sweep| &sweep.validation);
     let card = &trained.model.card;
-    let size = |(i, trial): (usize, &Trial)| SizeResult {
-        max_samples: trial.max_samples,
-        kl_mean: trial.mean_kl(),
-        kl: trial.kl.clone(),
-        chosen: validation.is_some_and(|validation| validation.chosen == i),
-    };
     let (promoted, held) = match verdict {
         Verdict::Promoted(alias) => (Some(alias), Vec::new()),
         Verdict::Held(reasons) => (None, reasons),
@@ -221,7 +229,7 @@ fn result(lesson: &Lesson, trained: &Trained, version: Option<u64>, verdict: Ver
         n_rows: lesson.rows.len(),
         n_excluded: card.history.as_ref().map_or(0, |history| history.n_excluded),
         alert_rate: validation.map(|validation| validation.alert_rate),
-        sweep: validation.iter().flat_map(|validation| &validation.trials).enumerate().map(size).collect(),
+        sweep: validation.map(SizeResult::of).unwrap_or_default(),
     }
 }
 
@@ -232,12 +240,7 @@ fn print(args: &TrainArgs, result: &Outcome) {
         result.model, result.n_features, result.n_rows, result.n_excluded
     );
     if !result.sweep.is_empty() {
-        println!("  max_samples   mean KL   KL of each fold");
-    }
-    for size in &result.sweep {
-        let folds: Vec<String> = size.kl.iter().map(|kl| format!("{kl:.4}")).collect();
-        let mark = if size.chosen { '*' } else { ' ' };
-        println!("{mark} {:>11}  {:>8.4}   {}", size.max_samples, size.kl_mean, folds.join("  "));
+        print_sizes(&result.sweep);
     }
     if let Some(rate) = result.alert_rate {
         println!("  * chosen; it calls {:.2} % of the rows that it has not seen anomalous", rate * 100.0);
@@ -258,9 +261,19 @@ fn print(args: &TrainArgs, result: &Outcome) {
     }
 }
 
+/// Prints the table of a sweep.
+pub fn print_sizes(sizes: &[SizeResult]) {
+    println!("  max_samples   mean KL   KL of each fold");
+    for size in sizes {
+        let folds: Vec<String> = size.kl.iter().map(|kl| format!("{kl:.4}")).collect();
+        let mark = if size.chosen { '*' } else { ' ' };
+        println!("{mark} {:>11}  {:>8.4}   {}", size.max_samples, size.kl_mean, folds.join("  "));
+    }
+}
+
 /// Every group that the sources know in the range.
 async fn of_history(args: &TrainArgs, config: &Config) -> Result<Vec<Lesson>, Failure> {
-    let detectors = chosen(args, config)?;
+    let detectors = detectors(config, args.detector.as_deref())?;
     let to_ms = args.end.map_or_else(duration::now_ms, |end| end.as_millisecond());
     let bar = ProgressBar::new_spinner();
     bar.enable_steady_tick(Duration::from_millis(100));
@@ -326,20 +339,11 @@ async fn of_history(args: &TrainArgs, config: &Config) -> Result<Vec<Lesson>, Fa
     Ok(lessons)
 }
 
-fn chosen(args: &TrainArgs, config: &Config) -> Result<Vec<Arc<Detector>>, Failure> {
-    let Some(name) = &args.detector else { return Ok(config.detectors.clone()) };
-    let detector = config.detectors.iter().find(|detector| detector.name == *name);
-    let known: Vec<&str> = config.detectors.iter().map(|detector| detector.name.as_str()).collect();
-    let detector =
-        detector.ok_or_else(|| format!("no detector is named {name:?}; there are {}", known.join(", ")))?;
-    Ok(vec![detector.clone()])
-}
-
 /// The rows of a file. A column that is named like a series that the detector watches has raw samples,
 /// and goes the way of live ones; any other has values that are ready.
 fn of_file(args: &TrainArgs, config: &Config) -> Result<Lesson, Failure> {
     let path = args.input.as_deref().expect("it is given");
-    let detectors = chosen(args, config)?;
+    let detectors = detectors(config, args.detector.as_deref())?;
     let detector = detectors.first().ok_or("there is no detector")?.clone();
     let input = Input::read(path)?;
     let timestamps = input.timestamps.ok_or_else(|| format!("{} has no column timestamp", path.display()))?;

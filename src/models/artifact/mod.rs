@@ -22,7 +22,7 @@ mod golden;
 mod ipc;
 mod json;
 
-pub use json::timestamp;
+pub use json::{timestamp, write as document};
 
 use super::Model;
 use sha2::{Digest, Sha256};
