@@ -103,8 +103,15 @@ fn cases() -> Vec<Case> {
     {
         push(&input, folder("sklearn-1.9.1/ms256-auto"), read_parquet(&input), &expected);
     }
-    for name in
-        ["half-features.pkl", "half-features.skops", "one-row.pkl"].map(|name| format!("small/{name}"))
+    for name in [
+        "half-features.pkl",
+        "half-features.skops",
+        "one-row.pkl",
+        "protocol-2.pkl",
+        "protocol-3.pkl",
+        "protocol-5.pkl",
+    ]
+    .map(|name| format!("small/{name}"))
     {
         let model = sklearn::read(&bytes(&name)).unwrap_or_else(|err| panic!("{name}: {}", chain(&err)));
         push(&name, model, read_csv("small/input.csv"), &format!("{name}.expected.csv"));
@@ -231,15 +238,15 @@ fn programs_are_refused() {
         );
     }
     assert!(refusal(&call("os\nsystem", &"x".repeat(200))).starts_with("global os\\nsystem.xxx"));
-    // GLOBAL of earlier protocols, INST, persistent ids, extensions, out-of-band buffers
-    for opcode in [b'c', b'i', b'o', b'P', b'Q', b'q', b'0', b'2', 0x82, 0x8f, 0x92, 0x96, 0x97, 0xff] {
+    assert_eq!(
+        refusal(b"\x80\x02cos\nsystem\n."),
+        "global os.system is not allowed in a model: it must be an IsolationForest and no more"
+    );
+    // INST, persistent ids, extensions, out-of-band buffers
+    for opcode in [b'i', b'o', b'P', b'Q', b'0', b'2', 0x82, 0x8f, 0x92, 0x97, 0xff] {
         let file = [0x80, 4, opcode, b'o', b's', b'\n'];
         assert_eq!(refusal(&file), format!("opcode 0x{opcode:02x} at byte 2 is not allowed in a model"));
     }
-    assert_eq!(
-        refusal(&bytes("small/protocol-5.pkl")),
-        "global numpy._core.numeric._frombuffer is not allowed in a model: it must be an IsolationForest and no more"
-    );
     let tree_alone = b"\x80\x04\x8c\x15sklearn.tree._classes\x8c\x12ExtraTreeRegressor\x93)\x81.";
     assert_eq!(
         refusal(tree_alone),
@@ -275,6 +282,14 @@ fn damaged_programs_are_refused() {
         (b"NN\x81.", "nothing is made from nothing"),
         (b"NNb.", "the state of nothing is nothing"),
         (b"NN\x93.", "the name of a global is not a text"),
+        (b"cnumpy\ndtype", "the file ends early"),
+        (b"c\xff\nx\n", "text: invalid utf-8 sequence"),
+        (b"r\x00\x00\x00\x00.", "stack is empty"),
+        (b"Nq\x05h\x06.", "memo 6 is not set"),
+        (b"\x96\xff\xff\xff\xff\xff\xff\xff\xff.", "the file ends early"),
+        (b"c_codecs\nencode\nX\x02\0\0\0\xc4\x80\x85R.", "stands for bytes"),
+        (b"c_codecs\nencode\nq\0X\x14\0\0\0abcdefghijklmnopqrstq\x01\x85Rh\0h\x01\x85Rh\0h\x01\x85Rh\0h\x01\x85Rh\0h\x01\x85R.", "the same text becomes bytes several times"),
+        (b"cnumpy._core.numeric\n_frombuffer\nN\x85R.", "FromBuffer is called with a list of 1"),
     ] {
         let found = refusal(&[b"\x80\x04", program].concat());
         assert!(found.starts_with("pickle, before byte ") && found.contains(reason), "{found}, not {reason}");

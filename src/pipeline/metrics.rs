@@ -151,9 +151,7 @@ impl Metrics {
     pub fn models(&self, group: &Group, champion: &str) {
         let labels = labels(group);
         let mut infos = Vec::new();
-        for (voice, alias) in
-            [(Voice::Champion, registry::CHAMPION), (Voice::Challenger, registry::CHALLENGER)]
-        {
+        for (voice, alias) in [(Voice::Champion, champion), (Voice::Challenger, registry::CHALLENGER)] {
             let Some(deployed) = group.deployed(voice) else { continue };
             let mut info = labels.clone();
             let version = deployed.version.map(|version| version.to_string()).unwrap_or_default();

@@ -3,7 +3,7 @@
 //! Both file formats say the same in different words; what they say is checked here once. Reasons are
 //! plain texts, because only the reader knows the place in the file that goes with them.
 
-use std::borrow::Cow;
+use std::ops::Deref;
 use std::rc::Rc;
 
 /// Most fields of a record: a tree's node has eight.
@@ -116,17 +116,35 @@ pub(super) fn n_items(shape: &[usize]) -> Result<usize, String> {
     n_items.ok_or_else(|| format!("shape {shape:?} is too large"))
 }
 
+/// The bytes of an array, as they lie in the file or unpacked from it. Clones share them.
+#[derive(Clone, Debug)]
+pub(super) enum Data<'a> {
+    File(&'a [u8]),
+    Unpacked(Rc<[u8]>),
+}
+
+impl Deref for Data<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::File(bytes) => bytes,
+            Self::Unpacked(bytes) => bytes,
+        }
+    }
+}
+
 /// An array whose bytes fit its dtype and shape. The order of the dimensions in memory is not kept:
 /// all arrays that a forest is read from have one.
 #[derive(Clone, Debug)]
 pub(super) struct Array<'a> {
     dtype: Rc<Dtype>,
     shape: Vec<usize>,
-    data: Cow<'a, [u8]>,
+    data: Data<'a>,
 }
 
 impl<'a> Array<'a> {
-    pub fn new(dtype: Rc<Dtype>, shape: Vec<usize>, data: Cow<'a, [u8]>) -> Result<Self, String> {
+    pub fn new(dtype: Rc<Dtype>, shape: Vec<usize>, data: Data<'a>) -> Result<Self, String> {
         if n_items(&shape)?.checked_mul(dtype.size) != Some(data.len()) {
             let (size, n_bytes) = (dtype.size, data.len());
             return Err(format!("shape {shape:?} of items of {size} bytes does not fit {n_bytes} bytes"));

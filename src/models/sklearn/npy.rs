@@ -3,17 +3,16 @@
 //! The header is read in the one form that numpy writes, not as Python: less to read, and less that a
 //! hostile file can say.
 
-use std::borrow::Cow;
 use std::rc::Rc;
 
-use super::array::{Array, Dtype, Field, Kind, Scalar};
+use super::array::{Array, Data, Dtype, Field, Kind, Scalar};
 
 /// Reads a `.npy` file.
 pub(super) fn read(mut file: Vec<u8>) -> Result<Array<'static>, String> {
     let (header, start) = header(&file)?;
     let (dtype, shape) = parse(header)?;
     file.drain(..start);
-    Array::new(Rc::new(dtype), shape, Cow::Owned(file))
+    Array::new(Rc::new(dtype), shape, Data::Unpacked(file.into()))
 }
 
 /// The text of the header, and where the bytes begin.

@@ -13,7 +13,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use super::array::{self, Array, Dtype, Field, Kind, Scalar};
+use super::array::{self, Array, Data, Dtype, Field, Kind, Scalar};
 use super::value::{Class, Id, Value, Values};
 use super::{Error, shorten};
 
@@ -31,7 +31,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Values<'_>, Id), Error> {
         values: Values::new(bytes.len()),
         stack: Vec::new(),
         marks: Vec::new(),
-        memo: Vec::new(),
+        memo: BTreeMap::new(),
+        unpacked: 0,
     };
     machine.run()
 }
@@ -44,7 +45,9 @@ struct Machine<'a> {
     stack: Vec<Id>,
     /// Heights of the stack at which an open collection begins.
     marks: Vec<usize>,
-    memo: Vec<Id>,
+    memo: BTreeMap<u32, Id>,
+    /// Bytes that were made from texts.
+    unpacked: usize,
 }
 
 impl<'a> Machine<'a> {
@@ -69,8 +72,20 @@ impl<'a> Machine<'a> {
                     }
                     return Err(self.fault(format!("frame has {length} bytes, {left} are left")));
                 }
-                // MEMOIZE, BINGET, LONG_BINGET
-                0x94 => self.memo.push(self.top()?),
+                // MEMOIZE, BINPUT, LONG_BINPUT, BINGET, LONG_BINGET
+                0x94 => {
+                    // Each takes an instruction: there are far fewer than numbers.
+                    let number = self.memo.len() as u32;
+                    self.memo.insert(number, self.top()?);
+                }
+                b'q' => {
+                    let [number] = self.chunk()?;
+                    self.memo.insert(number.into(), self.top()?);
+                }
+                b'r' => {
+                    let number = u32::from_le_bytes(self.chunk()?);
+                    self.memo.insert(number, self.top()?);
+                }
                 b'h' => {
                     let [number] = self.chunk()?;
                     self.recall(number.into())?;
@@ -113,16 +128,18 @@ impl<'a> Machine<'a> {
                     let length = u32::from_le_bytes(self.chunk()?);
                     self.text(length)?;
                 }
-                // SHORT_BINBYTES, BINBYTES
+                // SHORT_BINBYTES, BINBYTES, BYTEARRAY8
                 b'C' => {
                     let [length] = self.chunk()?;
-                    let bytes = self.take(length)?;
-                    self.push(Value::Bytes(bytes));
+                    self.bytes(length.into())?;
                 }
                 b'B' => {
                     let length = u32::from_le_bytes(self.chunk()?);
-                    let bytes = self.take(length)?;
-                    self.push(Value::Bytes(bytes));
+                    self.bytes(length.into())?;
+                }
+                0x96 => {
+                    let length = u64::from_le_bytes(self.chunk()?);
+                    self.bytes(length)?;
                 }
                 // EMPTY_TUPLE, EMPTY_LIST, EMPTY_DICT
                 b')' | b']' => self.push(Value::List(Vec::new())),
@@ -161,8 +178,12 @@ impl<'a> Machine<'a> {
                     let items = self.pop_to_mark()?;
                     self.set_items(&items)?;
                 }
-                // STACK_GLOBAL, NEWOBJ, REDUCE, BUILD
-                0x93 => self.global()?,
+                // GLOBAL, STACK_GLOBAL, NEWOBJ, REDUCE, BUILD
+                b'c' => {
+                    let (module, name) = (self.line()?, self.line()?);
+                    self.push(Value::Class(class(module, name)?));
+                }
+                0x93 => self.stack_global()?,
                 0x81 => self.new_object()?,
                 b'R' => self.reduce()?,
                 b'b' => self.build()?,
@@ -225,8 +246,7 @@ impl<'a> Machine<'a> {
     }
 
     fn recall(&mut self, number: u32) -> Result<(), Error> {
-        let id = usize::try_from(number).ok().and_then(|number| self.memo.get(number));
-        let id = *id.ok_or_else(|| self.fault(format!("memo {number} is not set")))?;
+        let id = *self.memo.get(&number).ok_or_else(|| self.fault(format!("memo {number} is not set")))?;
         self.stack.push(id);
         Ok(())
     }
@@ -248,6 +268,21 @@ impl<'a> Machine<'a> {
         let text = str::from_utf8(bytes).map_err(|error| self.fault(format!("text: {error}")))?;
         self.push(Value::Text(Cow::Borrowed(text)));
         Ok(())
+    }
+
+    fn bytes(&mut self, length: u64) -> Result<(), Error> {
+        let bytes = self.take(length)?;
+        self.push(Value::Bytes(Data::File(bytes)));
+        Ok(())
+    }
+
+    /// A text that ends with its line.
+    fn line(&mut self) -> Result<&'a str, Error> {
+        let rest = &self.bytes[self.at..];
+        let length = rest.iter().position(|byte| *byte == b'\n');
+        let line = self.take(length.ok_or_else(|| self.fault("the file ends early".into()))?)?;
+        self.at += 1;
+        str::from_utf8(line).map_err(|error| self.fault(format!("text: {error}")))
     }
 
     fn append(&mut self, items: Vec<Id>) -> Result<(), Error> {
@@ -277,15 +312,13 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn global(&mut self) -> Result<(), Error> {
+    fn stack_global(&mut self) -> Result<(), Error> {
         let name = self.pop()?;
         let module = self.pop()?;
         let (Some(module), Some(name)) = (self.values.text(module), self.values.text(name)) else {
             return Err(self.fault("the name of a global is not a text".into()));
         };
-        let class = Class::find(module, name);
-        let class = class.ok_or_else(|| Error::Global { name: shorten(&format!("{module}.{name}")) })?;
-        self.push(Value::Class(class));
+        self.push(Value::Class(class(module, name)?));
         Ok(())
     }
 
@@ -321,6 +354,12 @@ impl<'a> Machine<'a> {
                 Ok(Value::Object { class: Class::Ndarray, state: None })
             }
             (Value::Class(Class::Scalar), Some([dtype, data])) => self.array(*dtype, Vec::new(), *data),
+            (Value::Class(Class::FromBuffer), Some([data, dtype, shape, ..])) => {
+                let lengths = self.values.shape(*shape);
+                let shape = lengths.ok_or_else(|| format!("shape is {}", self.values.show(*shape)));
+                shape.and_then(|shape| self.array(*dtype, shape, *data))
+            }
+            (Value::Class(Class::Encode), Some([text, ..])) => self.encode(*text),
             (Value::Class(Class::Tree), Some(_)) => Ok(Value::Object { class: Class::Tree, state: None }),
             _ => {
                 let (callee, arguments) = (self.values.show(callee), self.values.show(arguments));
@@ -328,8 +367,22 @@ impl<'a> Machine<'a> {
             }
         };
         let value = value.map_err(|reason| self.fault(reason))?;
+        if let Value::Bytes(Data::Unpacked(bytes)) = &value {
+            self.unpacked += bytes.len();
+            if self.unpacked > self.bytes.len() {
+                return Err(self.fault("the same text becomes bytes several times".into()));
+            }
+        }
         self.push(value);
         Ok(())
+    }
+
+    /// The bytes that a text stands for: protocol 2 has none, and writes them as characters below 256.
+    fn encode(&self, text: Id) -> Result<Value<'a>, String> {
+        let wrong = || format!("{} stands for bytes", self.values.show(text));
+        let text = self.values.text(text).ok_or_else(wrong)?;
+        let bytes: Option<Rc<[u8]>> = text.chars().map(|c| u8::try_from(c).ok()).collect();
+        Ok(Value::Bytes(Data::Unpacked(bytes.ok_or_else(wrong)?)))
     }
 
     /// Gives the value below the top its state.
@@ -373,7 +426,7 @@ impl<'a> Machine<'a> {
             };
         }
         match self.values.get(data) {
-            Value::Bytes(data) => Array::new(Rc::clone(dtype), shape, Cow::Borrowed(data)).map(Value::Array),
+            Value::Bytes(data) => Array::new(Rc::clone(dtype), shape, data.clone()).map(Value::Array),
             _ => Err(format!("the data of an array is {}", self.values.show(data))),
         }
     }
@@ -417,4 +470,9 @@ impl<'a> Machine<'a> {
             _ => Err(wrong()),
         }
     }
+}
+
+fn class(module: &str, name: &str) -> Result<Class, Error> {
+    let class = Class::find(module, name);
+    class.ok_or_else(|| Error::Global { name: shorten(&format!("{module}.{name}")) })
 }

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use super::array::{Array, Dtype};
+use super::array::{Array, Data, Dtype};
 use super::{Error, shorten};
 
 /// The classes and functions that a file may name.
@@ -19,10 +19,12 @@ pub(super) enum Class {
     Dtype,
     Reconstruct,
     Scalar,
+    FromBuffer,
+    Encode,
 }
 
 impl Class {
-    /// numpy 2 has moved two of them.
+    /// numpy 2 has moved three of them.
     pub fn find(module: &str, name: &str) -> Option<Self> {
         Some(match (module, name) {
             ("sklearn.ensemble._iforest", "IsolationForest") => Self::IsolationForest,
@@ -32,6 +34,8 @@ impl Class {
             ("numpy", "dtype") => Self::Dtype,
             ("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct") => Self::Reconstruct,
             ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar") => Self::Scalar,
+            ("numpy.core.numeric" | "numpy._core.numeric", "_frombuffer") => Self::FromBuffer,
+            ("_codecs", "encode") => Self::Encode,
             _ => return None,
         })
     }
@@ -44,7 +48,7 @@ pub(super) enum Value<'a> {
     Int(i64),
     Float(f64),
     Text(Cow<'a, str>),
-    Bytes(&'a [u8]),
+    Bytes(Data<'a>),
     /// A list or a tuple.
     List(Vec<Id>),
     /// All keys of a forest's dictionaries are texts.

@@ -19,5 +19,6 @@ def dump(protocol):
     return lambda forest, path: path.write_bytes(pickle.dumps(forest, protocol))
 save("half-features.pkl", dump(4), max_features=0.5, max_samples=64, contamination=0.1, bootstrap=True)
 save("half-features.skops", lambda f, p: skops.io.dump(f, p, compression=8), max_features=0.5, max_samples=64, contamination=0.1)
-save("protocol-5.pkl", dump(5), max_samples=16)
+for protocol in (2, 3, 5):
+    save(f"protocol-{protocol}.pkl", dump(protocol), max_samples=16)
 save("one-row.pkl", dump(4), max_samples=1)
