@@ -202,7 +202,13 @@ pub enum Error {
     Name(String),
     /// MLflow did not do it.
     #[error(transparent)]
-    Mlflow(#[from] mlflow::Error),
+    Mlflow(Box<mlflow::Error>),
+}
+
+impl From<mlflow::Error> for Error {
+    fn from(error: mlflow::Error) -> Self {
+        Self::Mlflow(Box::new(error))
+    }
 }
 
 /// One version of a model.
