@@ -4,8 +4,8 @@
 //! under it. Wherever it comes from it is loaded whole, so that no command says anything of a model
 //! that would not serve.
 
-use super::train::{SizeResult, print_sizes};
-use super::{Failure, Output, RegistryArgs, detectors};
+use super::train::{SizeResult, table_of_sizes};
+use super::{Failure, Output, RegistryArgs, detectors, say};
 use crate::config::{Config, Detector};
 use crate::features::rate::Semantics;
 use crate::forest::Table;
@@ -18,8 +18,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -273,26 +272,29 @@ async fn list(args: ListArgs) -> Result<(), Failure> {
         let versions = registry.versions(&model).await?;
         listed.extend(versions.into_iter().map(|version| Listed::new(&model, version, &aliases)));
     }
-    match args.output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&listed)?),
+    let text = match args.output {
+        Output::Json => serde_json::to_string_pretty(&listed)? + "\n",
         Output::Text => {
             let head = ["MODEL", "VERSION", "ALIASES", "CREATED", "PROMOTED", "NOTE"].map(String::from);
             let rows: Vec<[String; 6]> = [head].into_iter().chain(listed.iter().map(Listed::cells)).collect();
-            print_table(&rows);
+            table(&rows)
         }
-    }
-    Ok(())
+    };
+    Ok(say(&text)?)
 }
 
-/// Prints rows of cells, columns aligned.
-fn print_table<const N: usize>(rows: &[[String; N]]) {
+/// Rows of cells as lines, columns aligned.
+fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; N] = std::array::from_fn(width);
+    let mut text = String::new();
     for row in rows {
         let cells: Vec<String> =
             row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        println!("{}", cells.join("  ").trim_end());
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
     }
+    text
 }
 
 /// A model with its place, for scripts.
@@ -306,8 +308,8 @@ struct Shown {
 
 async fn show(args: ShowArgs) -> Result<(), Failure> {
     let (place, model) = load(&args.registry, &args.model).await?;
-    match args.output {
-        Output::Text => print_card(&place, &model),
+    let text = match args.output {
+        Output::Text => card(&place, &model),
         Output::Json => {
             let card = serde_json::from_str(&artifact::document(&model))?;
             let shown = match place {
@@ -316,49 +318,53 @@ async fn show(args: ShowArgs) -> Result<(), Failure> {
                     Shown { model: Some(name), version: Some(version), folder: None, card }
                 }
             };
-            println!("{}", serde_json::to_string_pretty(&shown)?);
+            serde_json::to_string_pretty(&shown)? + "\n"
         }
-    }
-    Ok(())
+    };
+    Ok(say(&text)?)
 }
 
-fn print_card(place: &Place, model: &Model) {
+/// The card of a model, for people.
+fn card(place: &Place, model: &Model) -> String {
     let Model { schema, fitted, card } = model;
-    let row = |name: &str, value: &str| println!("  {name:<10}  {value}");
-    match place {
-        Place::Registered { alias: Some(alias), .. } => println!("{place}, {alias}"),
-        _ => println!("{place}"),
-    }
-    row("kind", fitted.kind().as_str());
-    row("origin", &card.origin);
-    row("created", &artifact::timestamp(card.created_ms));
-    if let Some(detector) = &card.detector {
-        row("detector", detector);
-    }
-    row("group", &card.group.as_ref().map_or_else(|| "every one".into(), ToString::to_string));
-    row("offset", &fitted.offset().to_string());
     let params: Vec<String> = card.params.iter().map(|(name, value)| format!("{name}={value}")).collect();
-    row("params", &params.join(" "));
-    if let Some(history) = &card.history {
+    let history = card.history.as_ref().map(|history| {
         let (from, to) = (artifact::timestamp(history.from_ms), artifact::timestamp(history.to_ms));
-        row("history", &format!("{from} to {to}, {} rows, {} excluded", history.n_rows, history.n_excluded));
+        format!("{from} to {to}, {} rows, {} excluded", history.n_rows, history.n_excluded)
+    });
+    let group = card.group.as_ref().map_or_else(|| "every one".into(), ToString::to_string);
+    let rows = [
+        ("kind", Some(fitted.kind().to_string())),
+        ("origin", Some(card.origin.clone())),
+        ("created", Some(artifact::timestamp(card.created_ms))),
+        ("detector", card.detector.clone()),
+        ("group", Some(group)),
+        ("offset", Some(fitted.offset().to_string())),
+        ("params", Some(params.join(" "))),
+        ("history", history),
+    ];
+    let mut text = match place {
+        Place::Registered { alias: Some(alias), .. } => format!("{place}, {alias}\n"),
+        _ => format!("{place}\n"),
+    };
+    for (name, value) in rows {
+        text.extend(value.map(|value| format!("  {name:<8}  {value}\n")));
     }
     if let Some(validation) = &card.validation {
-        println!("\nvalidation");
-        print_sizes(&SizeResult::of(validation));
-        println!(
-            "  * chosen; it called {:.2} % of the rows that it had not seen anomalous",
-            validation.alert_rate * 100.0
-        );
+        let rate = validation.alert_rate * 100.0;
+        text.push_str("\nvalidation\n");
+        text.push_str(&table_of_sizes(&SizeResult::of(validation)));
+        text.push_str(&format!(
+            "  * chosen; it called {rate:.2} % of the rows that it had not seen anomalous\n"
+        ));
     }
-    println!("\n{} features", schema.features.len());
+    text.push_str(&format!("\n{} features\n", schema.features.len()));
     for (feature, column) in schema.features.iter().zip(columns::names(model)) {
         let expression = schema.transform.expression(feature);
-        match column == expression {
-            true => println!("  {expression}"),
-            false => println!("  {expression}  from column {column:?}"),
-        }
+        let from = if column == expression { String::new() } else { format!("  from column {column:?}") };
+        text.push_str(&format!("  {expression}{from}\n"));
     }
+    text
 }
 
 async fn verify(args: VerifyArgs) -> Result<(), Failure> {
@@ -463,12 +469,11 @@ async fn score(args: ScoreArgs) -> Result<(), Failure> {
     let input = Input::read(&args.input)?;
     let values = input.select(&selected(&model, &input)?)?;
     let table = Table::new(&values, input.n_rows(), model.schema.features.len())?;
-    let error = |error| cannot_write(&args.output, &error);
+    let csv = scores(&model.fitted, &table);
     if args.output == Path::new("-") {
-        return Ok(write_scores(&model.fitted, &table, io::stdout().lock()).map_err(error)?);
+        return Ok(say(&csv)?);
     }
-    let file = File::create(&args.output).map_err(error)?;
-    Ok(write_scores(&model.fitted, &table, file).map_err(error)?)
+    Ok(std::fs::write(&args.output, csv).map_err(|error| cannot_write(&args.output, &error))?)
 }
 
 /// The input's names of the model's columns: those of the model itself, or else any that mean the same.
@@ -498,18 +503,18 @@ fn selected(model: &Model, input: &Input) -> Result<Vec<String>, input::Error> {
         .collect()
 }
 
-fn write_scores(fitted: &Fitted, table: &Table, out: impl Write) -> io::Result<()> {
-    let mut out = BufWriter::new(out);
-    writeln!(out, "score_samples,decision_function,predict")?;
+/// What scikit-learn says of each row, as CSV.
+fn scores(fitted: &Fitted, table: &Table) -> String {
+    let mut csv = String::from("score_samples,decision_function,predict\n");
     let mut row = vec![0.0; table.n_features()];
     for i in 0..table.n_rows() {
         table.copy_row(i, &mut row);
         let score = fitted.score_samples(&row);
         let decision = score - fitted.offset();
         let predict = if decision < 0.0 { -1 } else { 1 };
-        writeln!(out, "{},{},{predict}", digits(score), digits(decision))?;
+        csv.push_str(&format!("{},{},{predict}\n", digits(score), digits(decision)));
     }
-    out.flush()
+    csv
 }
 
 /// A number in [-1, 1] with 17 significant digits, enough to read the same bits back, as C's `%.17g`
@@ -539,9 +544,9 @@ mod tests {
             (0.0, "0"),
             (-1.0, "-1"),
             (0.1, "0.10000000000000001"),
-            (0.0096775353973491685, "0.0096775353973491685"),
+            (0.009_677_535_397_349_168, "0.0096775353973491685"),
             (0.00012345, "0.00012344999999999999"),
-            (-5.5511151231257827e-17, "-5.5511151231257827e-17"),
+            (-5.551_115_123_125_783e-17, "-5.5511151231257827e-17"),
             (0.000012345, "1.2345e-05"),
             (f64::MIN_POSITIVE, "2.2250738585072014e-308"),
         ] {

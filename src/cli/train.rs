@@ -240,7 +240,7 @@ fn print(args: &TrainArgs, result: &Outcome) {
         result.model, result.n_features, result.n_rows, result.n_excluded
     );
     if !result.sweep.is_empty() {
-        print_sizes(&result.sweep);
+        print!("{}", table_of_sizes(&result.sweep));
     }
     if let Some(rate) = result.alert_rate {
         println!("  * chosen; it calls {:.2} % of the rows that it has not seen anomalous", rate * 100.0);
@@ -261,14 +261,16 @@ fn print(args: &TrainArgs, result: &Outcome) {
     }
 }
 
-/// Prints the table of a sweep.
-pub fn print_sizes(sizes: &[SizeResult]) {
-    println!("  max_samples   mean KL   KL of each fold");
+/// The table of a sweep, a line a size.
+pub fn table_of_sizes(sizes: &[SizeResult]) -> String {
+    let mut table = String::from("  max_samples   mean KL   KL of each fold\n");
     for size in sizes {
         let folds: Vec<String> = size.kl.iter().map(|kl| format!("{kl:.4}")).collect();
         let mark = if size.chosen { '*' } else { ' ' };
-        println!("{mark} {:>11}  {:>8.4}   {}", size.max_samples, size.kl_mean, folds.join("  "));
+        let (max_samples, mean, folds) = (size.max_samples, size.kl_mean, folds.join("  "));
+        table.push_str(&format!("{mark} {max_samples:>11}  {mean:>8.4}   {folds}\n"));
     }
+    table
 }
 
 /// Every group that the sources know in the range.
