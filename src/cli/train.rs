@@ -1,6 +1,6 @@
 //! `promforest train`: history in, a sweep with cross-validation, a model and its page out.
 
-use super::{Failure, Output, RegistryArgs, detectors, label};
+use super::{Failure, Output, RegistryArgs, say, detectors, label};
 use crate::config::{Config, Detector};
 use crate::features::{Schema, Transform};
 use crate::history::{Series, Source};
@@ -152,12 +152,12 @@ pub async fn run(args: TrainArgs) -> Result<(), Failure> {
     for lesson in &lessons {
         let result = learn(&args, &config, store.as_ref(), lesson).await?;
         if args.output == Output::Text {
-            print(&args, &result);
+            say(&text(&args, &result))?;
         }
         results.push(result);
     }
     if args.output == Output::Json {
-        println!("{}", serde_json::to_string_pretty(&results)?);
+        say(&format!("{}\n", serde_json::to_string_pretty(&results)?))?;
     }
     Ok(())
 }
@@ -233,32 +233,31 @@ fn result(lesson: &Lesson, trained: &Trained, version: Option<u64>, verdict: Ver
     }
 }
 
-fn print(args: &TrainArgs, result: &Outcome) {
+/// What is printed of a model.
+fn text(args: &TrainArgs, result: &Outcome) -> String {
     let group = result.group.as_ref().map(|group| format!(" {group}")).unwrap_or_default();
-    println!(
+    let mut lines = vec![format!(
         "{}{group}: {} features, {} rows, {} excluded",
         result.model, result.n_features, result.n_rows, result.n_excluded
-    );
+    )];
     if !result.sweep.is_empty() {
-        print!("{}", table_of_sizes(&result.sweep));
+        lines.push(table_of_sizes(&result.sweep).trim_end().into());
     }
     if let Some(rate) = result.alert_rate {
-        println!("  * chosen; it calls {:.2} % of the rows that it has not seen anomalous", rate * 100.0);
+        lines.push(format!(
+            "  * chosen; it calls {:.2} % of the rows that it has not seen anomalous",
+            rate * 100.0
+        ));
     }
     match (&args.model, result.version) {
-        (Some(folder), _) => println!("written to {}", folder.display()),
-        (None, Some(version)) => println!("registered as version {version}"),
+        (Some(folder), _) => lines.push(format!("written to {}", folder.display())),
+        (None, Some(version)) => lines.push(format!("registered as version {version}")),
         (None, None) => {}
     }
-    if let Some(alias) = &result.promoted {
-        println!("promoted to {alias}");
-    }
-    for reason in &result.held {
-        println!("not promoted: {reason}");
-    }
-    if let Some(report) = &args.report {
-        println!("report: {}", report.display());
-    }
+    lines.extend(result.promoted.iter().map(|alias| format!("promoted to {alias}")));
+    lines.extend(result.held.iter().map(|reason| format!("not promoted: {reason}")));
+    lines.extend(args.report.iter().map(|report| format!("report: {}", report.display())));
+    lines.join("\n") + "\n"
 }
 
 /// The table of a sweep, a line a size.

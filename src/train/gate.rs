@@ -44,13 +44,12 @@ impl Gate {
         let max_kl = self.max_kl.or_else(|| unless_few(MAX_KL)).unwrap_or(f64::INFINITY);
         let max_rate = self.max_alert_rate.or_else(|| unless_few(MAX_ALERT_RATE)).unwrap_or(1.0);
         let mut reasons = Vec::new();
-        // Refuses NaN too.
-        if !(kl <= max_kl) {
+        if kl.is_nan() || kl > max_kl {
             reasons.push(format!(
                 "the KL divergence of rows that it has not seen is {kl:.3}, above the limit of {max_kl}"
             ));
         }
-        if !(rate <= max_rate) {
+        if rate > max_rate {
             reasons.push(format!(
                 "it calls {:.1} % of the rows that it has not seen anomalous, above the limit of {:.1} %",
                 rate * 100.0,

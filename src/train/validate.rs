@@ -12,7 +12,7 @@ use smartcore::linalg::basic::matrix::DenseMatrix;
 use smartcore::model_selection::{BaseKFold, KFold};
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
@@ -61,8 +61,8 @@ pub fn sweep(
     sizes.dedup();
 
     let n_tasks = sizes.len() * folds.len();
-    let results: Vec<Mutex<Option<Result<[Histogram; 2], Error>>>> =
-        (0..n_tasks).map(|_| Mutex::default()).collect();
+    let results: Vec<OnceLock<Result<[Histogram; 2], Error>>> =
+        (0..n_tasks).map(|_| OnceLock::new()).collect();
     let (next, finished) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let work = || {
         let mut split = Split::new(table);
@@ -72,7 +72,7 @@ pub fn sweep(
             let Some(task) = task else { return };
             let (size, fold) = (sizes[task / folds.len()], &folds[task % folds.len()]);
             let result = split.validate(params, fold, size);
-            *results[task].lock().expect("no thread panics with it") = Some(result);
+            results[task].set(result).expect("every task is taken once");
             done(1 + finished.fetch_add(1, Ordering::Relaxed), n_tasks);
         }
     };
@@ -85,8 +85,7 @@ pub fn sweep(
 
     let mut histograms = Vec::with_capacity(n_tasks);
     for result in results {
-        let result = result.into_inner().expect("no thread panics with it");
-        histograms.push(result.expect("every task was taken")?);
+        histograms.push(result.into_inner().expect("every task was taken")?);
     }
     let mut by_size: Vec<Vec<[Histogram; 2]>> = Vec::new();
     for chunk in histograms.chunks(folds.len()) {

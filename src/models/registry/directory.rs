@@ -12,7 +12,7 @@
 //! file beside it. A version whose writer died before it was entered is not in `registry.json`, and is
 //! removed by the next writer.
 
-use super::{Aliases, Entry, Error, Version, name};
+use super::{Aliases, CHALLENGER, Entry, Error, Version, name};
 use crate::models::artifact::{self, Files};
 use crate::prom::duration;
 use serde::{Deserialize, Serialize};
@@ -114,7 +114,7 @@ impl Directory {
         if !folder.is_dir() {
             return Err(Error::NoVersion { model: model.into(), version });
         }
-        let error = |source| Error::Artifact { model: model.into(), version, source };
+        let error = |source| Error::Artifact { model: model.into(), version, source: Box::new(source) };
         artifact::load(&folder).map_err(error)
     }
 
@@ -126,7 +126,11 @@ impl Directory {
         }
         self.change(model, |folder, state| {
             let number = state.next;
-            let error = |source| Error::Artifact { model: model.into(), version: number, source };
+            let error = |source| Error::Artifact {
+                model: model.into(),
+                version: number,
+                source: Box::new(source),
+            };
             artifact::save(&files, &folder.join(number.to_string())).map_err(error)?;
             let (created_ms, note) = (duration::now_ms(), entry.note.clone());
             let version = VersionState { created_ms, promoted_ms: None, rolled_back: false, note };
@@ -142,8 +146,11 @@ impl Directory {
         self.change(model, |_, state| {
             let entry = state.versions.get_mut(&version);
             let entry = entry.ok_or_else(|| Error::NoVersion { model: model.into(), version })?;
-            entry.promoted_ms = Some(duration::now_ms());
-            entry.rolled_back = false;
+            // A challenger has not served yet.
+            if alias != CHALLENGER {
+                entry.promoted_ms = Some(duration::now_ms());
+                entry.rolled_back = false;
+            }
             state.aliases.insert(alias, version);
             Ok(())
         })

@@ -7,7 +7,7 @@
 //! Models are logged as files of a run, the way of MLflow 2: version 3 still serves it, and version 2
 //! knows no other. What a version 3 client has logged is read as well.
 
-use super::{Aliases, Entry, Version};
+use super::{Aliases, CHALLENGER, Entry, Version};
 use crate::http::client::{self, Client, Request, Url};
 use crate::http::config::{Auth, ClientConfig, Text};
 use crate::models::artifact::{self, Files};
@@ -274,6 +274,10 @@ impl Mlflow {
     /// [`Error`].
     pub async fn promote(&self, model: &str, alias: &str, version: u64) -> Result<(), Error> {
         self.set_alias(model, alias, version).await?;
+        // A challenger has not served yet.
+        if alias == CHALLENGER {
+            return Ok(());
+        }
         self.tag(model, version, ROLLED_BACK, "false").await?;
         self.tag(model, version, PROMOTED, &duration::now_ms().to_string()).await
     }

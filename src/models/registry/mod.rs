@@ -171,7 +171,7 @@ pub enum Error {
         /// The version.
         version: u64,
         /// What is wrong.
-        source: artifact::Error,
+        source: Box<artifact::Error>,
     },
     /// There is no such version.
     #[error("model {model} has no version {version}")]

@@ -1,7 +1,7 @@
 use super::*;
 use crate::features::rate::Semantics;
 use crate::models::Model;
-use crate::models::registry::{CHAMPION, Registry};
+use crate::models::registry::{CHALLENGER, CHAMPION, Registry};
 
 fn model() -> Model {
     crate::models::artifact::tests::sample()
@@ -31,6 +31,7 @@ async fn versions_aliases_and_the_way_back() {
     register(&directory, "network");
     assert_eq!(registry.aliases("net").await.expect("read")["net"][CHAMPION], 3);
     assert_eq!(registry.load("net", 3, Semantics::V3).await.expect("a model"), model());
+    registry.promote("net", CHALLENGER, 2).await.expect("beside it");
     assert_eq!(registry.roll_back("net", CHAMPION).await.expect("back"), (3, 2));
     assert_eq!(registry.roll_back("net", CHAMPION).await.expect("back"), (2, 1));
     let last = registry.roll_back("net", CHAMPION).await.expect_err("the first").to_string();
