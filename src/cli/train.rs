@@ -1,6 +1,6 @@
 //! `promforest train`: history in, a sweep with cross-validation, a model and its page out.
 
-use super::{Failure, Output, RegistryArgs, say, detectors, label};
+use super::{Failure, Output, RegistryArgs, detectors, label, say};
 use crate::config::{Config, Detector};
 use crate::features::{Schema, Transform};
 use crate::history::{Series, Source};

@@ -126,11 +126,8 @@ impl Directory {
         }
         self.change(model, |folder, state| {
             let number = state.next;
-            let error = |source| Error::Artifact {
-                model: model.into(),
-                version: number,
-                source: Box::new(source),
-            };
+            let error =
+                |source| Error::Artifact { model: model.into(), version: number, source: Box::new(source) };
             artifact::save(&files, &folder.join(number.to_string())).map_err(error)?;
             let (created_ms, note) = (duration::now_ms(), entry.note.clone());
             let version = VersionState { created_ms, promoted_ms: None, rolled_back: false, note };
