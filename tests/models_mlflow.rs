@@ -1,0 +1,85 @@
+//! Models that a Python client keeps in MLflow are read as they are.
+
+mod support;
+
+use serde_json::{Value, json};
+use std::fs;
+use std::process::Command;
+use support::mlflow::{Mlflow, Server};
+
+/// Fits, logs, registers and promotes a forest as a data scientist does; prints the run and its scores.
+const TRAIN: &str = r#"
+import mlflow
+import mlflow.sklearn
+import numpy as np
+import pandas as pd
+from sklearn.ensemble import IsolationForest
+
+columns = ["eth0 - Rx in", "eth0 - Tx out", "lo -  Pck in"]
+rows = pd.DataFrame(np.random.default_rng(0).normal(size=(200, 3)), columns=columns)
+forest = IsolationForest(n_estimators=10, random_state=0).fit(rows)
+with mlflow.start_run() as run:
+    mlflow.sklearn.log_model(
+        forest, name="model", serialization_format="cloudpickle", input_example=rows[:3],
+        registered_model_name="net")
+mlflow.MlflowClient().set_registered_model_alias("net", "champion", "1")
+print(run.info.run_id)
+print(rows.to_csv(index=False), end="")
+print("---")
+for score in forest.score_samples(rows):
+    print(f"{score:.17g}")
+"#;
+
+#[test]
+fn a_python_clients_model_is_served_and_imported() {
+    let mlflow = Mlflow::start(Server::V3);
+    let printed = mlflow.python(TRAIN, &[]);
+    let (run, rest) = printed.split_once('\n').expect("the run's line");
+    let (table, scores) = rest.split_once("---\n").expect("both parts");
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_string();
+    fs::write(path("table.csv"), table).expect("writable");
+    let config = format!("registry: {{mlflow: {{tracking_uri: '{}', model: net}}}}\n", mlflow.url());
+    fs::write(path("promforest.yml"), config).expect("writable");
+
+    let models = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_promforest"))
+            .arg("models")
+            .args(args)
+            .args(["--config.file", &path("promforest.yml")])
+            .output()
+            .expect("the program runs");
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    let check = |model: &str| {
+        let (table, out) = (path("table.csv"), path("scores.csv"));
+        models(&["score", "--model", model, "--input", &table, "--output", &out]);
+        let found = fs::read_to_string(out).expect("scores");
+        assert_eq!(found.lines().count(), 201);
+        for (line, expected) in found.lines().skip(1).zip(scores.lines()) {
+            let score: f64 = line.split(',').next().expect("a cell").parse().expect("a number");
+            let expected: f64 = expected.parse().expect("a number");
+            assert!((score - expected).abs() <= 2.3e-16, "{model}: {score} is not {expected}");
+        }
+    };
+    check("net@champion");
+    for (i, source) in
+        ["models:/net@champion", "models:/net/1", &format!("runs:/{run}/model")].iter().enumerate()
+    {
+        let copy = path(&format!("copy{i}"));
+        models(&["import", source, "--model", &copy]);
+        check(&copy);
+    }
+    let imported = models(&["import", "models:/net/1"]);
+    assert!(
+        imported.starts_with("net version 2: isolation_forest of 3 features, from scikit-learn"),
+        "{imported}"
+    );
+    models(&["promote", "net", "2"]);
+    let list: Value = serde_json::from_str(&models(&["list", "--output", "json"])).expect("JSON");
+    let aliases: Vec<&Value> =
+        list.as_array().expect("a list").iter().map(|version| &version["aliases"]).collect();
+    assert_eq!(aliases, [&json!([]), &json!(["champion"])]);
+    check("net@champion");
+}
