@@ -3,7 +3,8 @@
 //! ```text
 //! POST /api/v1/write ─ snappy ─ wire visit ─ index ─ window ─ complete row ─ score ─ publish ─ remote write
 //!                                                      ▲                       ▲
-//!                       remote read (history) ─────────┴──── train ─── model ──┘
+//!                       remote read (history) ─────────┴── train ── registry ──┘
+//!                                                                      ▲ import: scikit-learn, ONNX
 //! ```
 //!
 //! A sample arrives as bytes, becomes a cell in a row, the row gets a score, the score leaves as a

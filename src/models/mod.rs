@@ -15,11 +15,11 @@ pub mod registry;
 pub mod sklearn;
 pub mod onnx;
 
-use crate::config::Detector;
 use crate::features::Schema;
 use crate::prom::{Labels, duration};
 pub use fitted::{Fitted, Kind, Params};
 use std::sync::Arc;
+use std::time::Duration;
 pub use validation::{Histogram, Trial, Validation};
 
 /// A fitted model.
@@ -34,10 +34,10 @@ pub struct Model {
 }
 
 impl Model {
-    /// Is it meant for this group, and can its rows be built from what the detector keeps?
-    pub fn suits(&self, detector: &Detector, group: &Labels) -> bool {
+    /// Is it meant for this group, and can its rows be built from a window of this length?
+    pub fn suits(&self, window: Duration, group: &Labels) -> bool {
         let meant = self.card.group.as_ref().is_none_or(|meant| meant == group);
-        meant && self.schema.transform.reach_ms() <= duration::millis(detector.window)
+        meant && self.schema.transform.reach_ms() <= duration::millis(window)
     }
 }
 

@@ -185,7 +185,7 @@ impl Keeper {
                 }
             },
         };
-        if !model.suits(detector, &place.labels) {
+        if !model.suits(detector.window, &place.labels) {
             warn!(component = "models", detector = detector.name, group = %place.labels, model = name, version, "model refused: it is another group's, or the window is too short for it");
             return Ok(());
         }

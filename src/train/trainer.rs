@@ -299,7 +299,8 @@ async fn kept(job: &Job, outside: &Outside, model: &str, name: &str, resting: &m
         warn!(component = "models", group = %job.labels, err = error, "the registry does not help");
         None
     });
-    let Some(deployed) = deployed.filter(|deployed| deployed.model.suits(&job.detector, &job.labels)) else {
+    let Some(deployed) = deployed.filter(|deployed| deployed.model.suits(job.detector.window, &job.labels))
+    else {
         return Kept::Nothing;
     };
     let features = &deployed.model.schema.features;
