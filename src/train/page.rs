@@ -67,7 +67,8 @@ fn timeline(trained: &Trained, rows: &Rows) -> Timeline {
         return Timeline { excluded: excluded.collect(), ..Timeline::default() };
     };
     let few = rows.len() <= POINTS;
-    let step_ms = if few { beat_ms(&rows.timestamps) } else { (last - first) / POINTS as i64 + 1 };
+    let beat_ms = beat_ms(&rows.timestamps);
+    let step_ms = if few { beat_ms } else { ((last - first) / POINTS as i64 / beat_ms + 1) * beat_ms };
     let n_features = rows.schema.features.len();
     let mut timeline = Timeline {
         step_ms,
