@@ -1,9 +1,9 @@
 //! Follows the registry's aliases, and puts what they point to into service.
 //!
 //! It asks for all aliases in one call, compares them with what each group has, and loads only what
-//! changed. A version that it has offered to a group once is not offered again until its alias moves: one
-//! that the group refused would be loaded at every turn, and one that the sidecar has trained while the
-//! registry was away would be replaced by its predecessor.
+//! changed. A version that it has offered to a group once is not offered again until its alias moves, or
+//! the group has yet another: one that the group refused would be loaded at every turn, and one that the
+//! sidecar has trained while the registry was away would be replaced by its predecessor.
 
 use super::engine::Command;
 use crate::config::Detector;
@@ -23,6 +23,9 @@ use tracing::{info, warn};
 /// A model's registered name and its version.
 type Target = (String, u64);
 
+/// The name of a model in its place, and its version if the registry has it.
+type Occupant = (String, Option<u64>);
+
 /// Which models a group has.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Place {
@@ -33,9 +36,9 @@ pub struct Place {
     /// Its labels.
     pub labels: Labels,
     /// Name and version of the model in service; none without one.
-    pub champion: Option<(String, Option<u64>)>,
+    pub champion: Option<Occupant>,
     /// Name and version of the one beside it.
-    pub challenger: Option<(String, Option<u64>)>,
+    pub challenger: Option<Occupant>,
 }
 
 /// What the keeper counts.
@@ -64,8 +67,8 @@ pub struct Keeper {
     engine: mpsc::WeakSender<Command>,
     outside: watch::Receiver<Arc<Outside>>,
     metrics: Metrics,
-    /// What each group was offered last, by detector, labels and voice.
-    offered: HashMap<(String, Labels, Voice), Target>,
+    /// What each group was offered last and had then, by detector, labels and voice.
+    offered: HashMap<(String, Labels, Voice), (Target, Option<Occupant>)>,
     was_up: bool,
 }
 
@@ -145,7 +148,7 @@ impl Keeper {
         place: &Place,
         voice: Voice,
         alias: &str,
-        current: Option<&(String, Option<u64>)>,
+        current: Option<&Occupant>,
     ) -> Result<(), registry::Error> {
         // A group without a model asks the registry itself, before it is trained.
         if place.champion.is_none() {
@@ -165,8 +168,13 @@ impl Keeper {
             return Ok(());
         };
         let serves = current.is_some_and(|(name, version)| *name == target.0 && *version == Some(target.1));
-        let before = self.offered.insert(key, target.clone());
-        if serves || before.as_ref() == Some(&target) {
+        let before = self.offered.insert(key, (target.clone(), current.cloned()));
+        let is_unregistered = current.is_some_and(|(_, version)| version.is_none());
+        // A training that was under way when the alias moved may have taken the place meanwhile.
+        let in_vain = before.is_some_and(|(offered, occupant)| {
+            offered == target && (is_unregistered || occupant.as_ref() == current)
+        });
+        if serves || in_vain {
             return Ok(());
         }
         let (name, version) = target.clone();
