@@ -195,7 +195,7 @@ impl Extended {
         }
         let table = Table::new(&values, n_rows, width)?;
         // Leaves alone are all alike, and the mean of many is off by the last bits: beyond the threshold.
-        let nothing_varies = !coordinates.columns.iter().any(|column| varies(table.column(*column)));
+        let nothing_varies = !(0..width).any(|column| varies(table.column(column)));
         let n_estimators = if nothing_varies { NonZeroUsize::MIN } else { params.n_estimators };
         let forest = ExtendedParams { n_estimators, ..params.clone() }.fit(&table, threads)?;
         Ok(Self { coordinates, forest })

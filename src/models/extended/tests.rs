@@ -139,6 +139,13 @@ fn a_forest_of_another_width_is_refused() {
     assert_eq!(error, "width of the forest is 1, must be 4, the number of columns and residuals");
 }
 
+#[test]
+fn constant_columns_before_the_one_that_varies() {
+    let extended = fit(&[vec![0.0; N_ROWS], vec![7.0; N_ROWS], column(noise)]);
+    assert_eq!(extended.coordinates().columns(), [2]);
+    assert!(extended.score_samples(&[0.0, 7.0, 1e6]) < extended.score_samples(&[0.0, 7.0, noise(0)]));
+}
+
 fn finite() -> impl Strategy<Value = f32> {
     prop_oneof![
         any::<u32>().prop_map(f32::from_bits).prop_filter("finite", |value| value.is_finite()),
