@@ -12,7 +12,7 @@ const USUAL: f64 = 0.99;
 
 /// How many standard deviations hold that share of a normal distribution: on one, sigma is the standard
 /// deviation.
-const USUAL_SIGMAS: f64 = 2.576;
+pub const USUAL_SIGMAS: f64 = 2.576;
 
 /// A sigma is at least this share of the metric's range.
 const FLOOR: f64 = 0.01;

@@ -1,0 +1,179 @@
+//! What a metric did just now, beside what it usually does: three columns of each.
+
+use super::profile::Profile;
+use std::collections::VecDeque;
+
+/// A row is compared with the one this long before it.
+const LAG_MS: i64 = 60_000;
+/// Lags that the deviation of a metric is taken over.
+const SPAN: i64 = 12;
+
+/// Columns of a metric: residual to the time of day, difference, deviation.
+pub const ASPECTS: usize = 3;
+
+/// How far columns look back, by the distance between rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reach {
+    interval_ms: i64,
+}
+
+impl Reach {
+    /// For rows so far apart, in milliseconds.
+    pub fn new(interval_ms: i64) -> Self {
+        Self { interval_ms: interval_ms.max(1) }
+    }
+
+    /// For these rows, ascending: by the median distance.
+    pub fn of(timestamps: &[i64]) -> Self {
+        let mut steps: Vec<i64> = timestamps.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        if steps.is_empty() {
+            return Self::new(LAG_MS);
+        }
+        let middle = steps.len() / 2;
+        Self::new(*steps.select_nth_unstable(middle).1)
+    }
+
+    /// The usual distance of rows in milliseconds.
+    pub fn interval_ms(&self) -> i64 {
+        self.interval_ms
+    }
+
+    /// A minute, or one row where they are further apart: over 15 s a difference is noise.
+    fn lag_ms(&self) -> i64 {
+        self.interval_ms.max(LAG_MS)
+    }
+
+    fn span_ms(&self) -> i64 {
+        SPAN * self.lag_ms()
+    }
+
+    /// Rows below which a deviation says nothing: half of the span.
+    fn least_rows(&self) -> usize {
+        (self.span_ms() / self.interval_ms / 2).max(2) as usize
+    }
+}
+
+/// The state of a group: a profile a metric, and the rows of the last minutes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Memory {
+    reach: Reach,
+    profiles: Vec<Profile>,
+    /// Times and values, shape `[n_metrics]` each, of the rows that columns reach back to.
+    rows: VecDeque<(i64, Box<[f32]>)>,
+}
+
+impl Memory {
+    /// Without a row yet.
+    pub fn new(n_metrics: usize, reach: Reach) -> Self {
+        let profile = Profile::new(reach.interval_ms);
+        Self { reach, profiles: vec![profile; n_metrics], rows: VecDeque::new() }
+    }
+
+    /// How far it looks back.
+    pub fn reach(&self) -> Reach {
+        self.reach
+    }
+
+    /// Timestamp of the newest row.
+    pub fn newest_ms(&self) -> Option<i64> {
+        self.rows.back().map(|(timestamp_ms, _)| *timestamp_ms)
+    }
+
+    /// Takes the next row and gives its columns, shape `[n_metrics, ASPECTS]`, row-major: the residual to
+    /// what is usual at this time of day, the difference to about a minute ago, and the standard deviation
+    /// over the last 12 minutes (one and twelve rows, where rows are further apart than a minute). NaN where
+    /// the past does not reach back so far. A value that is not finite counts as the one before.
+    ///
+    /// # Panics
+    /// If the row has another width than the memory, or is not after the newest one.
+    pub fn columns(&mut self, timestamp_ms: i64, values: &[f32]) -> Vec<f32> {
+        assert_eq!(values.len(), self.profiles.len(), "a row has as many values as there are metrics");
+        assert!(self.newest_ms().is_none_or(|newest_ms| newest_ms < timestamp_ms), "rows come in order");
+        let before = self.rows.back().map(|(_, values)| values.clone());
+        let known = |(metric, value): (usize, &f32)| match &before {
+            _ if value.is_finite() => *value,
+            Some(before) => before[metric],
+            None => 0.0,
+        };
+        let values: Box<[f32]> = values.iter().enumerate().map(known).collect();
+        let (lag_ms, span_ms) = (self.reach.lag_ms(), self.reach.span_ms());
+        while self.rows.front().is_some_and(|(then, _)| *then <= timestamp_ms - span_ms) {
+            self.rows.pop_front();
+        }
+        self.rows.push_back((timestamp_ms, values));
+        let (_, values) = self.rows.back().expect("pushed just now");
+        // Scrapes come a little early or late.
+        let near_ms = timestamp_ms - lag_ms + self.reach.interval_ms / 2;
+        let ago = self.rows.iter().rev().find(|(then, _)| *then <= near_ms);
+        let ago = ago.filter(|(then, _)| *then >= timestamp_ms - 3 * lag_ms);
+        let n_rows = self.rows.len();
+        let is_long = n_rows >= self.reach.least_rows();
+
+        let mut columns = Vec::with_capacity(ASPECTS * values.len());
+        for (metric, value) in values.iter().enumerate() {
+            let profile = &mut self.profiles[metric];
+            let residual = f64::from(*value) - profile.expected(timestamp_ms);
+            profile.add(timestamp_ms, *value);
+            let difference = ago.map_or(f32::NAN, |(_, ago)| value - ago[metric]);
+            let deviation = if is_long {
+                let mean =
+                    self.rows.iter().map(|(_, row)| f64::from(row[metric])).sum::<f64>() / n_rows as f64;
+                let square = |row: &[f32]| (f64::from(row[metric]) - mean).powi(2);
+                (self.rows.iter().map(|(_, row)| square(row)).sum::<f64>() / n_rows as f64).sqrt() as f32
+            } else {
+                f32::NAN
+            };
+            columns.extend([residual as f32, difference, deviation]);
+        }
+        columns
+    }
+
+    /// What each metric was expected to be at this time, in its units; NaN before a first day.
+    pub fn expected(&mut self, timestamp_ms: i64) -> Vec<f64> {
+        self.profiles.iter_mut().map(|profile| profile.expected(timestamp_ms)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_reaches_over_a_minute_whatever_the_interval() {
+        for interval_ms in [15_000, 60_000, 300_000] {
+            let mut memory = Memory::new(1, Reach::new(interval_ms));
+            let mut last = Vec::new();
+            for i in 0..100 {
+                last = memory.columns(i * interval_ms, &[(i * interval_ms) as f32 / 60_000.0]);
+            }
+            assert_eq!(last[1], (interval_ms as f32 / 60_000.0).max(1.0), "{interval_ms}");
+            assert!(last[0].is_nan() && last[2] > 0.0);
+        }
+    }
+
+    #[test]
+    fn a_gap_is_no_jump() {
+        let mut memory = Memory::new(1, Reach::new(15_000));
+        for i in 0..100 {
+            memory.columns(i * 15_000, &[1.0]);
+        }
+        let columns = memory.columns(10_000_000, &[9.0]);
+        assert!(columns.iter().all(|column| column.is_nan()), "{columns:?}");
+    }
+
+    #[test]
+    fn what_is_no_number_is_as_before() {
+        let mut memory = Memory::new(2, Reach::new(60_000));
+        for i in 0..20 {
+            memory.columns(i * 60_000, &[1.0, 2.0]);
+        }
+        let columns = memory.columns(20 * 60_000, &[f32::NAN, f32::INFINITY]);
+        assert_eq!([columns[1], columns[2], columns[4], columns[5]], [0.0; 4]);
+    }
+
+    #[test]
+    fn reach_is_the_median_distance() {
+        assert_eq!(Reach::of(&[0, 15, 30, 900, 915]).interval_ms(), 15);
+        assert_eq!(Reach::of(&[7]).interval_ms(), LAG_MS);
+    }
+}

@@ -1,0 +1,128 @@
+//! Detection: from the values of a group's rows to scores that mean something at 3 a.m.
+//!
+//! ```text
+//! values ─ memory (time of day, difference, deviation) ─ voices (forest, tail) ─ threshold ─ incident
+//! ```
+//!
+//! A plain forest on values sees the daily rhythm and little else. Here every value is compared with what
+//! its metric usually does at this hour and did a minute ago, the forest looks at how all that goes together,
+//! and the threshold keeps to a number of alerts a day that somebody can live with. Everything looks
+//! backward only, keeps a bounded state a metric, and is a function of the rows alone: the same rows give
+//! the same bits, in training, in a backtest and live.
+
+mod incident;
+mod memory;
+mod profile;
+mod threshold;
+mod voices;
+
+use crate::features::scale::USUAL_SIGMAS;
+use crate::forest::{self, ExtendedParams, Table};
+use incident::Incident;
+use memory::Memory;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use threshold::Threshold;
+pub use voices::{Deviation, Reason, Voices};
+
+/// Alerts a day, unless others are asked for.
+pub const BUDGET: f64 = 1.0;
+
+/// What is said of one row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observation {
+    /// Calibrated: at least 0, 1 is the threshold of alerts.
+    pub score: f64,
+    /// The threshold behind that 1, in raw units.
+    pub threshold: f64,
+    /// The forest's decision, in [-0.5, 0.5]; negative is anomalous.
+    pub decision: f64,
+    /// Is there an incident?
+    pub incident: bool,
+    /// Every metric with its strongest deviation, the strongest first.
+    pub deviations: Vec<Deviation>,
+    /// Least usual, expected and greatest usual value of each metric; NaN before a first day.
+    pub usual: Vec<[f64; 3]>,
+}
+
+impl Observation {
+    /// The strongest deviations: number of the metric, how it was unusual, and its share of all deviation, in
+    /// [0, 1]. The first, and of the `k - 1` that follow those that 99 % of the training rows do not reach.
+    pub fn causes(&self, k: usize) -> impl Iterator<Item = (usize, Reason, f64)> {
+        let all: f64 = self.deviations.iter().map(|deviation| deviation.sigmas).sum();
+        let is_cause = |(i, deviation): &(usize, &Deviation)| *i == 0 || deviation.sigmas > USUAL_SIGMAS;
+        let share = move |deviation: &Deviation| if all > 0.0 { deviation.sigmas / all } else { 0.0 };
+        let strongest = self.deviations.iter().take(k).enumerate().filter(is_cause);
+        strongest.map(move |(_, cause)| (cause.metric, cause.reason, share(cause)))
+    }
+}
+
+/// A group under detection: what was learned of it, and its state.
+#[derive(Clone, Debug)]
+pub struct Detection {
+    voices: Arc<Voices>,
+    memory: Memory,
+    threshold: Threshold,
+    incident: Incident,
+}
+
+impl Detection {
+    /// Learns from rows in ascending order of time, one value of every metric in each, and goes on from the
+    /// last of them, with a threshold for `budget` alerts a day.
+    ///
+    /// # Errors
+    /// The forest's own: no rows that columns reach back from, values that are not finite, parameters that do
+    /// not suit.
+    ///
+    /// # Panics
+    /// If there is not one time for each row of the table, or they do not ascend.
+    pub fn learn(
+        timestamps: &[i64],
+        table: &Table,
+        params: &ExtendedParams,
+        budget: f64,
+        threads: NonZeroUsize,
+    ) -> Result<Self, forest::Error> {
+        assert_eq!(timestamps.len(), table.n_rows(), "a row has a time");
+        let voices::Learned { voices, memory, scores } = Voices::learn(timestamps, table, params, threads)?;
+        let mut threshold = Threshold::new(budget);
+        for (timestamp_ms, raw) in scores {
+            threshold.at(timestamp_ms);
+            threshold.add(timestamp_ms, raw);
+        }
+        let incident = Incident::new(memory.reach().interval_ms());
+        Ok(Self { voices: Arc::new(voices), memory, threshold, incident })
+    }
+
+    /// Alerts a day that the threshold keeps to.
+    pub fn budget(&self) -> f64 {
+        self.threshold.budget()
+    }
+
+    /// Takes the next row. `None` for one that is not after those before it.
+    ///
+    /// # Panics
+    /// If the row has another width than in training.
+    pub fn observe(&mut self, timestamp_ms: i64, values: &[f32]) -> Option<Observation> {
+        if self.memory.newest_ms().is_some_and(|newest_ms| timestamp_ms <= newest_ms) {
+            return None;
+        }
+        let columns = self.memory.columns(timestamp_ms, values);
+        let verdict = self.voices.judge(values, &columns);
+        let threshold = self.threshold.at(timestamp_ms);
+        self.threshold.add(timestamp_ms, verdict.raw);
+        let expected = self.memory.expected(timestamp_ms);
+        let usual = |(metric, expected): (usize, &f64)| self.voices.usual(metric, *expected);
+        Some(Observation {
+            score: verdict.raw.max(0.0) / threshold,
+            threshold,
+            decision: verdict.decision,
+            incident: self.incident.follow(timestamp_ms, verdict.raw, threshold),
+            usual: expected.iter().enumerate().map(usual).collect(),
+            deviations: verdict.deviations,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

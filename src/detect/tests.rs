@@ -1,0 +1,180 @@
+use super::*;
+use crate::forest::MaxSamples;
+
+const MINUTE_MS: i64 = 60_000;
+const DAY: i64 = 24 * 60;
+const THREADS: NonZeroUsize = NonZeroUsize::new(2).expect("two");
+
+/// A server: traffic in and out with a daily rhythm, errors that never happen, and a clock's drift.
+fn row(minute: i64) -> Vec<f32> {
+    let mut state = (minute as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d;
+    let mut noise = || {
+        // xorshift64* (Vigna 2016).
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        (state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+    };
+    let hour = minute.rem_euclid(DAY) as f32 / 60.0;
+    let load = 500.0 - 450.0 * (hour * std::f32::consts::PI / 12.0).cos();
+    let in_ = load * (1.0 + 0.1 * noise());
+    vec![in_, 0.5 * in_ + 10.0 * noise(), 0.0, 5.0 + noise()]
+}
+
+const IN: usize = 0;
+const ERRORS: usize = 2;
+
+fn learn(minutes: std::ops::Range<i64>, params: &ExtendedParams, threads: NonZeroUsize) -> Detection {
+    let timestamps: Vec<i64> = minutes.clone().map(|minute| minute * MINUTE_MS).collect();
+    let rows: Vec<Vec<f32>> = minutes.map(row).collect();
+    let values: Vec<f32> = (0..4).flat_map(|metric| rows.iter().map(move |row| row[metric])).collect();
+    let table = Table::new(&values, rows.len(), 4).expect("its shape");
+    Detection::learn(&timestamps, &table, params, BUDGET, threads).expect("it learns")
+}
+
+fn learned(days: i64) -> Detection {
+    learn(0..days * DAY, &ExtendedParams::default(), THREADS)
+}
+
+/// The greatest score of these minutes, and what was said of it.
+fn loudest(
+    detection: &mut Detection,
+    minutes: std::ops::Range<i64>,
+    change: impl Fn(&mut [f32]),
+) -> Observation {
+    let seen = minutes.filter_map(|minute| {
+        let mut values = row(minute);
+        change(&mut values);
+        detection.observe(minute * MINUTE_MS, &values)
+    });
+    seen.max_by(|a, b| a.score.total_cmp(&b.score)).expect("rows")
+}
+
+#[test]
+fn a_usual_day_is_calm() {
+    let mut detection = learned(5);
+    let (mut incidents, mut open) = (0, false);
+    for minute in 5 * DAY..8 * DAY {
+        let seen = detection.observe(minute * MINUTE_MS, &row(minute)).expect("the next row");
+        assert!(seen.score.is_finite() && seen.score >= 0.0 && seen.decision.abs() <= 0.5);
+        incidents += usize::from(seen.incident && !open);
+        open = seen.incident;
+    }
+    assert!(incidents <= 5, "{incidents} in three days, for a budget of one a day");
+}
+
+#[test]
+fn noon_traffic_at_three_in_the_morning_is_an_incident() {
+    let mut detection = learned(5);
+    let noon = row(5 * DAY + 12 * 60)[IN];
+    let night = 5 * DAY + 3 * 60;
+    loudest(&mut detection, 5 * DAY..night, |_| {});
+    let seen = loudest(&mut detection, night..night + 3, |values| values[IN] = noon);
+    assert!(seen.incident && seen.score > 1.0, "{seen:?}");
+    assert_eq!(seen.causes(1).next().map(|(metric, ..)| metric), Some(IN));
+    // The same at noon is next to nothing.
+    let mut detection = learned(5);
+    loudest(&mut detection, 5 * DAY..5 * DAY + 12 * 60, |_| {});
+    let usual = loudest(&mut detection, 5 * DAY + 12 * 60..5 * DAY + 12 * 60 + 3, |_| {});
+    assert!(seen.score > 3.0 * usual.score, "{seen:?} {usual:?}");
+}
+
+#[test]
+fn a_level_that_came_slowly_is_unusual_for_its_hour() {
+    let mut detection = learned(5);
+    let night = 5 * DAY + 60;
+    loudest(&mut detection, 5 * DAY..night, |_| {});
+    let mut last = None;
+    for minute in night..night + 240 {
+        let mut values = row(minute);
+        values[IN] += 2.0 * (minute - night) as f32;
+        last = detection.observe(minute * MINUTE_MS, &values);
+    }
+    let seen = last.expect("the next row");
+    assert_eq!(seen.causes(1).next().map(|(m, why, _)| (m, why)), Some((IN, Reason::UnusualForThisHour)));
+    let [low, middle, high] = seen.usual[IN];
+    assert!(
+        low < middle && middle < high && high < f64::from(row(night)[IN]) + 480.0,
+        "{:?}",
+        seen.usual[IN]
+    );
+}
+
+#[test]
+fn what_never_moved_in_training_is_heard_when_it_does() {
+    let mut detection = learned(3);
+    let seen = loudest(&mut detection, 3 * DAY..3 * DAY + 3, |values| values[ERRORS] = 1.0);
+    assert!(seen.incident, "{seen:?}");
+    assert_eq!(seen.causes(1).next().map(|(metric, ..)| metric), Some(ERRORS));
+}
+
+#[test]
+fn an_hour_of_history_is_enough_to_begin() {
+    let mut detection = learn(0..60, &ExtendedParams::default(), THREADS);
+    let calm = loudest(&mut detection, 60..90, |_| {});
+    assert!(calm.usual[IN].iter().all(|value| value.is_nan()), "no day is known yet");
+    let seen = loudest(&mut detection, 90..95, |values| values[IN] *= 10.0);
+    assert!(seen.incident && seen.score > 2.0 * calm.score, "{calm:?} {seen:?}");
+}
+
+#[test]
+fn one_metric_and_metrics_that_idle_are_enough() {
+    for value in [0.0, 7.0] {
+        let timestamps: Vec<i64> = (0..300).map(|minute| minute * MINUTE_MS).collect();
+        let values = vec![value; 300];
+        let table = Table::new(&values, 300, 1).expect("its shape");
+        let mut detection = Detection::learn(&timestamps, &table, &ExtendedParams::default(), 1.0, THREADS)
+            .expect("it learns");
+        let calm = detection.observe(300 * MINUTE_MS, &[value]).expect("the next row");
+        assert_eq!((calm.score, calm.incident), (0.0, false));
+        let seen = detection.observe(301 * MINUTE_MS, &[value + 100.0]).expect("the next row");
+        assert!(seen.incident, "{seen:?}");
+    }
+}
+
+#[test]
+fn the_same_rows_give_the_same_bits_on_any_number_of_threads() {
+    let params = ExtendedParams { max_samples: MaxSamples::Auto, ..ExtendedParams::default() };
+    let mut detections = [1, 2, 5].map(|n| learn(0..2 * DAY, &params, NonZeroUsize::new(n).expect("some")));
+    for minute in 2 * DAY..2 * DAY + 300 {
+        let seen = detections.each_mut().map(|d| d.observe(minute * MINUTE_MS, &row(minute)).expect("next"));
+        assert_eq!(seen[0].score.to_bits(), seen[1].score.to_bits());
+        assert_eq!(seen[0].decision.to_bits(), seen[2].decision.to_bits());
+    }
+}
+
+#[test]
+fn an_incident_of_a_week_does_not_change_the_past() {
+    // What is said of a row depends on rows before it alone.
+    let mut detection = learned(3);
+    let mut copy = detection.clone();
+    for minute in 3 * DAY..3 * DAY + 120 {
+        let seen = detection.observe(minute * MINUTE_MS, &row(minute));
+        assert_eq!(seen, copy.observe(minute * MINUTE_MS, &row(minute)));
+    }
+    loudest(&mut detection, 3 * DAY + 120..3 * DAY + 200, |values| values[IN] = 1e9);
+    assert!(loudest(&mut copy, 3 * DAY + 120..3 * DAY + 200, |_| {}).score < 2.0);
+}
+
+#[test]
+fn a_row_that_is_not_newer_is_left_and_changes_nothing() {
+    let mut detection = learned(2);
+    let mut copy = detection.clone();
+    detection.observe(2 * DAY * MINUTE_MS, &row(2 * DAY));
+    copy.observe(2 * DAY * MINUTE_MS, &row(2 * DAY));
+    for late in [2 * DAY, 2 * DAY - 1] {
+        assert_eq!(copy.observe(late * MINUTE_MS, &[9.0; 4]), None);
+    }
+    let next = 2 * DAY + 1;
+    assert_eq!(detection.observe(next * MINUTE_MS, &row(next)), copy.observe(next * MINUTE_MS, &row(next)));
+}
+
+#[test]
+fn values_that_are_no_numbers_are_scored_as_usual() {
+    let mut detection = learned(2);
+    let seen = loudest(&mut detection, 2 * DAY..2 * DAY + 5, |values| {
+        values[IN] = f32::NAN;
+        values[ERRORS] = f32::NEG_INFINITY;
+    });
+    assert!(seen.score.is_finite(), "{seen:?}");
+}

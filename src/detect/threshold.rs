@@ -1,0 +1,182 @@
+//! The threshold that keeps a budget of alerts, without labels.
+//!
+//! It counts episodes, not rows: its sample are the peaks among the hourly maxima of two weeks, and it
+//! continues their upper tail exponentially to as many a day as are wanted. An incident of five hours is one
+//! peak or two, and a peak counts at most a tenth above the threshold of its time, so incidents do not raise
+//! the threshold that is to find the next one. Only a day with far more peaks than the budget does: a sudden
+//! drift is not to page all night.
+
+use std::collections::VecDeque;
+
+const HOUR_MS: i64 = 3_600_000;
+/// Hours that are remembered: two weeks. One makes the threshold restless, three do no better.
+const HOURS: i64 = 336;
+/// Peaks a day that the tail is read from.
+const PEAKS_A_DAY: f64 = 4.0;
+/// How far above the threshold of one peak a day an hour may count.
+const CAP: f64 = 1.1;
+/// Alerts in the last day, as a multiple of the budget, above which the threshold follows at once.
+const LOUD: f64 = 4.0;
+/// A smaller budget does not make it follow sooner.
+const LEAST_LOUD: f64 = 0.25;
+/// The raw score of a row at the 99 % quantile of training for both voices is 1: below it nothing is an alert.
+const LEAST: f64 = 1.0;
+
+/// The greatest raw score of an hour.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Hour {
+    number: i64,
+    raw: f64,
+    capped: f64,
+}
+
+/// See the [module](self).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Threshold {
+    /// Alerts a day.
+    budget: f64,
+    hours: VecDeque<Hour>,
+    current: Option<(i64, f64)>,
+    one_a_day: f64,
+    value: f64,
+}
+
+impl Threshold {
+    /// Without an hour yet, for so many alerts a day, above 0.
+    pub fn new(budget: f64) -> Self {
+        Self { budget, hours: VecDeque::new(), current: None, one_a_day: f64::INFINITY, value: LEAST }
+    }
+
+    /// Alerts a day that it keeps to.
+    pub fn budget(&self) -> f64 {
+        self.budget
+    }
+
+    /// The threshold at a time, in raw units, at least 1; renewed with each hour. Times do not decrease.
+    pub fn at(&mut self, timestamp_ms: i64) -> f64 {
+        let hour = timestamp_ms.div_euclid(HOUR_MS);
+        if let Some((number, raw)) = self.current
+            && number < hour
+        {
+            self.current = None;
+            self.hours.push_back(Hour { number, raw, capped: raw.min(CAP * self.one_a_day) });
+            while self.hours.front().is_some_and(|first| first.number < hour - HOURS) {
+                self.hours.pop_front();
+            }
+            self.renew(hour);
+        }
+        self.value
+    }
+
+    /// Takes the raw score of a row at that time.
+    pub fn add(&mut self, timestamp_ms: i64, raw: f64) {
+        let number = timestamp_ms.div_euclid(HOUR_MS);
+        let greatest = self.current.map_or(raw, |(_, greatest)| greatest.max(raw));
+        self.current = Some((number, greatest));
+    }
+
+    /// The peaks: hours above the one before and not below the one after.
+    fn peaks(&self) -> impl Iterator<Item = &Hour> {
+        let raw = |i: usize| self.hours.get(i).map_or(f64::NEG_INFINITY, |hour| hour.raw);
+        self.hours.iter().enumerate().filter_map(move |(i, hour)| {
+            let before = i.checked_sub(1).map_or(f64::NEG_INFINITY, raw);
+            (hour.raw > before && hour.raw >= raw(i + 1)).then_some(hour)
+        })
+    }
+
+    fn renew(&mut self, hour: i64) {
+        let days = self.hours.len() as f64 / 24.0;
+        let mut peaks: Vec<f64> = self.peaks().map(|peak| peak.capped).collect();
+        peaks.sort_by(|a, b| b.total_cmp(a));
+        let tail = ((PEAKS_A_DAY * days).round() as usize).min(peaks.len().saturating_sub(1));
+        let (one_a_day, wanted) = match tail {
+            0 => peaks.first().map_or((f64::INFINITY, LEAST), |peak| (f64::INFINITY, *peak)),
+            _ => {
+                let lowest = peaks[tail];
+                let excess = peaks[..tail].iter().sum::<f64>() / tail as f64 - lowest;
+                let at = |rate: f64| lowest + excess * (tail as f64 / (rate * days)).ln();
+                (at(1.0), at(self.budget))
+            }
+        };
+        // Within a first day a tail of peaks is chance: nothing is cut off by it.
+        self.one_a_day = if days >= 1.0 { one_a_day } else { f64::INFINITY };
+        let mut recent: Vec<f64> =
+            self.peaks().filter(|peak| peak.number >= hour - 24).map(|peak| peak.raw).collect();
+        recent.sort_by(|a, b| b.total_cmp(a));
+        let loud = ((LOUD * self.budget.max(LEAST_LOUD)).round() as usize).max(1);
+        let bound = recent.get(loud - 1).map_or(LEAST, |peak| 1.0001 * peak);
+        self.value = wanted.max(bound).max(LEAST);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Exponential excesses of one a minute: about e^-x of them lie above x.
+    fn noise() -> impl FnMut() -> f64 {
+        let mut state = 1u64;
+        move || {
+            // An MMIX linear congruence (Knuth).
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            -(((state >> 11) as f64 + 0.5) / (1u64 << 53) as f64).ln()
+        }
+    }
+
+    fn alerts_a_day(budget: f64, scale: impl Fn(i64) -> f64) -> f64 {
+        let (mut threshold, mut noise, mut episodes, mut over_ms) = (Threshold::new(budget), noise(), 0, 0);
+        let days = 60;
+        for minute in 0..days * 24 * 60 {
+            let t = minute * 60_000;
+            let raw = noise() * scale(minute / (24 * 60));
+            if raw >= threshold.at(t) && minute >= 20 * 24 * 60 {
+                episodes += i64::from(t - over_ms > HOUR_MS);
+                over_ms = t;
+            }
+            threshold.add(t, raw);
+        }
+        episodes as f64 / (days - 20) as f64
+    }
+
+    #[test]
+    fn keeps_a_budget_that_nobody_tuned() {
+        let steady = |_| 1.0;
+        for (budget, range) in [(2.0, 1.0..3.0), (1.0, 0.5..1.6), (0.2, 0.0..0.5)] {
+            let found = alerts_a_day(budget, steady);
+            assert!(range.contains(&found), "{budget}: {found}");
+        }
+    }
+
+    #[test]
+    fn follows_scores_that_suddenly_grow() {
+        let found = alerts_a_day(1.0, |day| if day < 30 { 1.0 } else { 1.5 });
+        assert!((0.5..2.5).contains(&found), "{found}");
+    }
+
+    #[test]
+    fn an_incident_does_not_hide_the_next_one() {
+        let (mut threshold, mut noise) = (Threshold::new(1.0), noise());
+        let mut minute = 0;
+        let mut run = |threshold: &mut Threshold, minutes: i64, extra: f64| {
+            for _ in 0..minutes {
+                threshold.at(minute * 60_000);
+                threshold.add(minute * 60_000, noise() + extra);
+                minute += 1;
+            }
+            threshold.at(minute * 60_000)
+        };
+        let before = run(&mut threshold, 7 * 24 * 60, 0.0);
+        run(&mut threshold, 5 * 60, 1000.0);
+        let after = run(&mut threshold, 24 * 60, 0.0);
+        assert!(after < 1.3 * before, "{before} {after}");
+    }
+
+    #[test]
+    fn is_one_before_anything_is_known_and_where_nothing_happens() {
+        let mut threshold = Threshold::new(1.0);
+        for hour in 0..200 {
+            assert_eq!(threshold.at(hour * HOUR_MS), 1.0);
+            threshold.add(hour * HOUR_MS, 0.0);
+        }
+    }
+}
