@@ -1,5 +1,7 @@
 //! Commands and exit codes.
 
+mod backtest;
+mod lessons;
 mod models;
 mod train;
 
@@ -11,6 +13,7 @@ use crate::pipeline::{self, Options};
 use crate::prom::{Labels, METRIC_NAME};
 use crate::telemetry::{self, Format, Level};
 use crate::yaml;
+use backtest::BacktestArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use models::Models;
 use serde::Serialize;
@@ -47,6 +50,8 @@ enum Command {
     Match(MatchArgs),
     /// Choose, fit and register models on the history of Prometheus or on a table
     Train(TrainArgs),
+    /// Replay the past: what would have been found, and how often it would have called
+    Backtest(BacktestArgs),
     /// See, move, import and export models
     #[command(subcommand)]
     Models(Models),
@@ -93,7 +98,7 @@ struct RegistryArgs {
 
 impl RegistryArgs {
     fn config(&self) -> Result<Config, Failure> {
-        Ok(self.config_file.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?)
+        load(self.config_file.as_deref())
     }
 
     fn open(&self, config: &Config) -> Result<Registry, Failure> {
@@ -106,6 +111,11 @@ impl RegistryArgs {
         let storage = Some(&self.storage_path).filter(|path| path.as_path() != Path::new(STORAGE));
         config.chain(storage.map(|path| format!(" --storage.path {}", path.display()))).collect()
     }
+}
+
+/// The configuration of a file; without one, the defaults.
+fn load(file: Option<&Path>) -> Result<Config, Failure> {
+    Ok(file.map_or_else(|| Ok(Config::default()), Config::load)?)
 }
 
 /// The detector of this name; without one, all of them.
@@ -160,6 +170,7 @@ pub fn main() -> ExitCode {
         Some(Command::Check(Check::Config { file })) => check_config(&file),
         Some(Command::Match(args)) => block_on(match_series(args)),
         Some(Command::Train(args)) => block_on(train::run(args)),
+        Some(Command::Backtest(args)) => block_on(backtest::run(args)),
         Some(Command::Models(command)) => block_on(models::run(command)),
     };
     match result {
@@ -206,7 +217,6 @@ fn check_config(file: &Path) -> Result<(), Failure> {
 
 fn summary(config: &Config) -> String {
     let names: Vec<&str> = config.detectors.iter().map(|detector| detector.name.as_str()).collect();
-    let plural = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     format!(
         "{} ({}), {}, {}",
         plural(names.len(), "detector"),
@@ -214,6 +224,11 @@ fn summary(config: &Config) -> String {
         plural(config.remote_write.len(), "remote write target"),
         plural(config.remote_read.len(), "remote read source"),
     )
+}
+
+/// `1 row`, `2 rows`.
+fn plural(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 /// What one detector makes of a page.
@@ -234,7 +249,7 @@ struct MatchedGroup {
 const PAGE_LIMIT: usize = 64 << 20;
 
 async fn match_series(args: MatchArgs) -> Result<(), Failure> {
-    let config = args.config_file.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
+    let config = load(args.config_file.as_deref())?;
     let answer = Client::default().get(&args.url, Duration::from_secs(10), PAGE_LIMIT).await?;
     if !answer.status.is_success() {
         return Err(format!("{} answered {}: {}", args.url, answer.status, answer.reason()).into());

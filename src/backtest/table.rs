@@ -1,0 +1,145 @@
+//! The scores as a table: one row for each timestamp of the range.
+
+use super::Replayed;
+use crate::detect::Observation;
+use arrow_array::{ArrayRef, BooleanArray, Float64Array, Int8Array, Int64Array, RecordBatch, StringArray};
+use parquet::arrow::ArrowWriter;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Causes that are written.
+const CAUSES: usize = 5;
+
+/// Why there is no table.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be written.
+    #[error("cannot write {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The same, of a Parquet file.
+    #[error("cannot write {}", path.display())]
+    Parquet {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: parquet::errors::ParquetError,
+    },
+    /// The same, of a CSV file.
+    #[error("cannot write {}", path.display())]
+    Csv {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: csv::Error,
+    },
+    /// Two columns would have one name.
+    #[error("the group's label {0:?} is the name of a column of the output")]
+    Column(String),
+}
+
+/// Names of the columns beside the group's labels.
+const NAMES: [&str; 10] = [
+    "timestamp",
+    "score",
+    "decision",
+    "threshold",
+    "incident",
+    "complete",
+    "top_metric",
+    "top_reason",
+    "contributions",
+    "label",
+];
+
+/// Writes Parquet, or CSV if the path ends in `.csv`. Columns: `timestamp` (ms), the group's labels, `score`,
+/// `decision`, `threshold`, `incident`, `complete`, `top_metric`, `top_reason`, `contributions` (a JSON object
+/// of the strongest metrics and their shares), and `label` where the range has marks. What is not known of a
+/// row that was not complete is null.
+///
+/// # Errors
+/// [`Error`].
+pub fn write(path: &Path, replayed: &Replayed) -> Result<(), Error> {
+    if let Some((name, _)) = replayed.group.iter().find(|(name, _)| NAMES.contains(name)) {
+        return Err(Error::Column(name.into()));
+    }
+    let columns = columns(replayed);
+    let io = |source| Error::Io { path: path.into(), source };
+    if path.extension().is_some_and(|extension| extension == "csv") {
+        return csv(path, &columns).map_err(|source| Error::Csv { path: path.into(), source });
+    }
+    let failed = |source| Error::Parquet { path: path.into(), source };
+    let named = columns.into_iter().map(|(name, array)| (name, array, true));
+    let batch = RecordBatch::try_from_iter_with_nullable(named).expect("columns of one length");
+    let file = File::create(path).map_err(io)?;
+    let mut writer = ArrowWriter::try_new(file, batch.schema(), None).map_err(failed)?;
+    writer.write(&batch).map_err(failed)?;
+    writer.close().map_err(failed)?;
+    Ok(())
+}
+
+fn columns(replayed: &Replayed) -> Vec<(String, ArrayRef)> {
+    let Replayed { group, metrics, timestamps, labels, observations } = replayed;
+    let number = |value: fn(&Observation) -> f64| -> ArrayRef {
+        Arc::new(observations.iter().map(|seen| seen.as_ref().map(value)).collect::<Float64Array>())
+    };
+    let text = |value: &dyn Fn(&Observation) -> Option<String>| -> ArrayRef {
+        Arc::new(observations.iter().map(|seen| value(seen.as_ref()?)).collect::<StringArray>())
+    };
+    let flag = |value: fn(&Observation) -> bool| -> ArrayRef {
+        Arc::new(BooleanArray::from_iter(
+            observations.iter().map(|seen| Some(seen.as_ref().is_some_and(value))),
+        ))
+    };
+    let top = |seen: &Observation| seen.causes(1).next();
+    let contributions = |seen: &Observation| {
+        let shares: serde_json::Map<String, serde_json::Value> =
+            seen.causes(CAUSES).map(|(metric, _, share)| (metrics[metric].clone(), share.into())).collect();
+        Some(serde_json::Value::from(shares).to_string())
+    };
+    let mut columns: Vec<(String, ArrayRef)> = Vec::new();
+    let mut add = |name: &str, array: ArrayRef| columns.push((name.to_string(), array));
+    add("timestamp", Arc::new(Int64Array::from(timestamps.clone())));
+    for (name, value) in group.iter() {
+        add(name, Arc::new(StringArray::from_iter_values(timestamps.iter().map(|_| value))));
+    }
+    add("score", number(|seen| seen.score));
+    add("decision", number(|seen| seen.decision));
+    add("threshold", number(|seen| seen.threshold));
+    add("incident", flag(|seen| seen.incident));
+    add("complete", flag(|_| true));
+    add("top_metric", text(&|seen| top(seen).map(|(metric, ..)| metrics[metric].clone())));
+    add("top_reason", text(&|seen| top(seen).map(|(_, reason, _)| reason.as_str().to_string())));
+    add("contributions", text(&contributions));
+    if let Some(labels) = labels {
+        add("label", Arc::new(Int8Array::from_iter_values(labels.iter().map(|label| i8::from(*label)))));
+    }
+    columns
+}
+
+fn csv(path: &Path, columns: &[(String, ArrayRef)]) -> Result<(), csv::Error> {
+    use arrow_array::Array;
+    use arrow_array::cast::AsArray;
+    use arrow_array::types::{Float64Type, Int8Type, Int64Type};
+    use arrow_schema::DataType;
+    let cell = |array: &ArrayRef, row: usize| match array.data_type() {
+        _ if array.is_null(row) => String::new(),
+        DataType::Int64 => array.as_primitive::<Int64Type>().value(row).to_string(),
+        DataType::Int8 => array.as_primitive::<Int8Type>().value(row).to_string(),
+        DataType::Float64 => array.as_primitive::<Float64Type>().value(row).to_string(),
+        DataType::Boolean => array.as_boolean().value(row).to_string(),
+        _ => array.as_string::<i32>().value(row).to_string(),
+    };
+    let mut writer = csv::Writer::from_path(path)?;
+    writer.write_record(columns.iter().map(|(name, _)| name))?;
+    for row in 0..columns[0].1.len() {
+        writer.write_record(columns.iter().map(|(_, array)| cell(array, row)))?;
+    }
+    writer.flush()?;
+    Ok(())
+}

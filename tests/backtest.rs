@@ -1,0 +1,264 @@
+//! `promforest backtest`: from a table and from a real Prometheus, the same scores; what is wrong is refused in
+//! a line.
+
+mod support;
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+use support::{Process, Version, each_version, free_port, http, now_ms, wait};
+
+const MINUTE_MS: i64 = 60_000;
+const DEVICES: [&str; 2] = ["eth0", "lo"];
+
+struct Output {
+    status: i32,
+    stdout: String,
+    stderr: String,
+}
+
+fn backtest(dir: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_promforest"));
+    let output = command.arg("backtest").args(args).current_dir(dir).output().expect("it runs");
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+    Output {
+        status: output.status.code().expect("it ends by itself"),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    }
+}
+
+/// What is transferred in a minute: a rhythm of six hours, and from `incident` on a hundred times more for an
+/// hour.
+fn increase(minute: i64, incident: i64, device: usize) -> f64 {
+    let wave = 1000.0 + 500.0 * (minute as f64 / 360.0 * std::f64::consts::TAU).sin();
+    let jitter = (minute * 7919 % 101) as f64 * (1 + device) as f64;
+    let burst = device == 0 && (incident..incident + 60).contains(&minute);
+    if burst { 100.0 * wave } else { wave + jitter }
+}
+
+/// Counters of two devices, a row a minute.
+fn counters(minutes: i64, incident: i64) -> Vec<[f64; 2]> {
+    let mut totals = [0.0; 2];
+    let row = |minute| {
+        for (device, total) in totals.iter_mut().enumerate() {
+            *total += increase(minute, incident, device).round();
+        }
+        totals
+    };
+    (0..minutes).map(row).collect()
+}
+
+fn series(device: &str) -> String {
+    format!("node_network_receive_bytes_total{{device=\"{device}\"}}")
+}
+
+fn csv(begin_ms: i64, rows: &[[f64; 2]], labels: Option<(usize, usize)>) -> String {
+    let names = DEVICES.map(|device| format!("\"{}\"", series(device).replace('"', "\"\"")));
+    let mut csv = format!("timestamp,{}{}\n", names.join(","), if labels.is_some() { ",label" } else { "" });
+    for (i, [eth0, lo]) in rows.iter().enumerate() {
+        write!(csv, "{},{eth0},{lo}", begin_ms + i as i64 * MINUTE_MS).expect("text");
+        if let Some((from, to)) = labels {
+            write!(csv, ",{}", u8::from((from..to).contains(&i))).expect("text");
+        }
+        csv.push('\n');
+    }
+    csv
+}
+
+/// Timestamp and score of each row of a CSV that was written.
+fn scores(path: &Path) -> Vec<(i64, String, String)> {
+    let text = fs::read_to_string(path).expect("written");
+    let header: Vec<&str> = text.lines().next().expect("a header").split(',').collect();
+    let place = |name: &str| header.iter().position(|cell| *cell == name).expect("a column");
+    let (time, score, complete) = (place("timestamp"), place("score"), place("complete"));
+    let row = |line: &str| {
+        let cells: Vec<&str> = line.split(',').collect();
+        (cells[time].parse().expect("ms"), cells[score].to_string(), cells[complete].to_string())
+    };
+    text.lines().skip(1).map(row).collect()
+}
+
+const HISTORY: i64 = 2 * 24 * 60;
+const RANGE: i64 = 12 * 60;
+const INCIDENT: i64 = HISTORY + 400;
+const CONFIG: &str = "detectors: [{name: net, match: ['node_network_receive_bytes_total'], \
+                      transform: rate(2m), training: {minimum: 1h}}]";
+
+#[test]
+fn a_range_of_prometheus_and_the_same_as_a_table_have_the_same_scores() {
+    let rows = counters(HISTORY + RANGE, INCIDENT);
+    // Before the newest block, which Prometheus cuts at even hours.
+    let begin_ms = (now_ms() / 86_400_000 - 4) * 86_400_000;
+    let start_ms = begin_ms + HISTORY * MINUTE_MS;
+    let all = each_version(|version: Version| {
+        let dir = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| dir.path().join(name);
+        let mut metrics = String::from("# TYPE node_network_receive_bytes counter\n");
+        for (device, name) in DEVICES.iter().enumerate() {
+            for (i, row) in rows.iter().enumerate() {
+                let seconds = (begin_ms + i as i64 * MINUTE_MS) / 1000;
+                let labels = format!("device=\"{name}\",job=\"node\",instance=\"web1\"");
+                writeln!(metrics, "node_network_receive_bytes_total{{{labels}}} {} {seconds}", row[device])
+                    .expect("text");
+            }
+        }
+        metrics.push_str("# EOF\n");
+        fs::write(at("metrics.txt"), metrics).expect("written");
+        fs::write(at("prometheus.yml"), "scrape_configs: []\n").expect("written");
+        let program = version.prometheus();
+        let mut promtool = Command::new(program.with_file_name("promtool"));
+        promtool.args(["tsdb", "create-blocks-from", "openmetrics", "metrics.txt", "data"]);
+        let blocks = promtool.current_dir(dir.path()).output().expect("promtool runs");
+        assert!(blocks.status.success(), "{}", String::from_utf8_lossy(&blocks.stderr));
+        let port = free_port();
+        let address = format!("127.0.0.1:{port}");
+        let args = [
+            "--config.file=prometheus.yml".into(),
+            "--storage.tsdb.path=data".into(),
+            "--storage.tsdb.retention.time=100d".into(),
+            format!("--web.listen-address={address}"),
+        ];
+        let mut prometheus = Process::start("prometheus", &program, &args, dir.path());
+        wait("Prometheus is ready", Duration::from_secs(60), &mut [&mut prometheus], || {
+            let answer = http::get(&address, "/-/ready").map_err(|err| err.to_string())?;
+            if answer.status == 200 { Ok(()) } else { Err(answer.body) }
+        });
+        let sources = format!("remote_read: [{{url: 'http://{address}/api/v1/read'}}]\n");
+        fs::write(at("promforest.yml"), sources + CONFIG).expect("written");
+        let time = |ms: i64| promforest::models::artifact::timestamp(ms);
+        let end_ms = start_ms + (RANGE - 1) * MINUTE_MS;
+        let (start, end) = (time(start_ms), time(end_ms));
+        let args = ["--config.file", "promforest.yml", "--start", &start, "--end", &end];
+        let output = backtest(dir.path(), &[&args[..], &["--output", "scores.csv"]].concat());
+        assert_eq!((output.status, &*output.stderr), (0, ""), "{version}");
+        assert!(output.stdout.contains("instance=\"web1\""), "{}", output.stdout);
+        assert!(output.stdout.contains("device=\"eth0\""), "{}", output.stdout);
+
+        fs::write(at("history.csv"), csv(begin_ms, &rows[..HISTORY as usize], None)).expect("written");
+        fs::write(at("range.csv"), csv(start_ms, &rows[HISTORY as usize..], None)).expect("written");
+        let tables = ["--input", "range.csv", "--history", "history.csv", "--output", "table.csv"];
+        let output = backtest(dir.path(), &[&args[..2], &tables].concat());
+        assert_eq!((output.status, &*output.stderr), (0, ""), "{version}");
+        let (of_prometheus, of_table) = (scores(&at("scores.csv")), scores(&at("table.csv")));
+        assert_eq!(of_prometheus, of_table, "{version}");
+        assert_eq!(of_table.len(), RANGE as usize);
+        of_table
+    });
+    assert_eq!(all[0], all[1], "whoever kept the samples");
+    let alarms: Vec<i64> = all[0]
+        .iter()
+        .filter(|(_, score, _)| score.parse::<f64>().is_ok_and(|score| score >= 1.0))
+        .map(|(time, ..)| (time - begin_ms) / MINUTE_MS)
+        .collect();
+    assert!(alarms.iter().any(|minute| (INCIDENT..INCIDENT + 3).contains(minute)), "{alarms:?}");
+}
+
+#[test]
+fn marks_are_compared_and_rows_with_holes_are_told() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| dir.path().join(name);
+    // Values that are ready: their names are no series.
+    let value = |minute: i64| increase(minute, INCIDENT, 0);
+    let table = |minutes: std::ops::Range<i64>, is_range: bool| {
+        let mut csv =
+            String::from(if is_range { "timestamp,load,idle,label\n" } else { "timestamp,load,idle\n" });
+        for minute in minutes {
+            let load = if minute == INCIDENT + 200 { String::new() } else { value(minute).to_string() };
+            let label = u8::from((INCIDENT..INCIDENT + 60).contains(&minute));
+            let label = if is_range { format!(",{label}") } else { String::new() };
+            writeln!(csv, "{},{load},0{label}", minute * MINUTE_MS).expect("text");
+        }
+        csv
+    };
+    fs::write(at("history.csv"), table(0..HISTORY, false)).expect("written");
+    fs::write(at("range.csv"), table(HISTORY..HISTORY + RANGE, true)).expect("written");
+    let args = ["--input", "range.csv", "--history", "history.csv"];
+    for output in ["scores.csv", "scores.parquet"] {
+        let output = backtest(dir.path(), &[&args[..], &["--output", output]].concat());
+        assert_eq!((output.status, &*output.stderr), (0, ""));
+        assert!(output.stdout.contains("719 of 720 rows scored"), "{}", output.stdout);
+        assert!(output.stdout.contains("1 of 1 labelled anomalies found"), "{}", output.stdout);
+        assert!(output.stdout.contains(": load unusual for this hour\n"), "{}", output.stdout);
+    }
+    let rows = scores(&at("scores.csv"));
+    let hole = (INCIDENT + 200 - HISTORY) as usize;
+    assert_eq!((rows[hole].1.as_str(), rows[hole].2.as_str()), ("", "false"));
+    assert!(fs::read(at("scores.parquet")).expect("written").starts_with(b"PAR1"));
+
+    let quiet = backtest(dir.path(), &[&args[..], &["--budget", "0.05"]].concat());
+    assert_eq!(quiet.status, 0);
+    assert!(quiet.stdout.contains("for a budget of 0.05 a day"), "{}", quiet.stdout);
+}
+
+/// The server is in `tests/data/labelled`.
+#[test]
+fn the_anomalies_of_a_real_server_are_found_and_explained() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/labelled");
+    let file = |name: &str| data.join(name).to_str().expect("UTF-8").to_string();
+    let dir = tempfile::tempdir().expect("a folder");
+    let tables = ["--history", &file("train.parquet"), "--input", &file("test.parquet")];
+    let output = backtest(dir.path(), &[&tables[..], &["--output", "scores.csv"]].concat());
+    assert_eq!((output.status, &*output.stderr), (0, ""));
+    let mut reader = csv::Reader::from_path(dir.path().join("scores.csv")).expect("written");
+    let names: Vec<String> = reader.headers().expect("a header").iter().map(String::from).collect();
+    let place = |name: &str| names.iter().position(|cell| cell == name).expect(name);
+    let (score, incident, top, label) =
+        (place("score"), place("incident"), place("top_metric"), place("label"));
+    let rows: Vec<csv::StringRecord> = reader.records().map(|row| row.expect("a row")).collect();
+    let open = |row: usize| &rows[row][incident] == "true";
+    let is_false_alarm =
+        |row: &usize| open(*row) && (*row == 0 || !open(*row - 1)) && &rows[*row][label] == "0";
+    // Two weeks; some of these begin just before what experts marked.
+    let alarms = (0..rows.len()).filter(is_false_alarm).count();
+    assert!(alarms <= 22, "{alarms} in 15 days, for a budget of one a day");
+
+    let causes = fs::read_to_string(file("causes.csv")).expect("it is there");
+    let (mut found, mut explained) = (0, 0);
+    for line in causes.lines().skip(1) {
+        let cells: Vec<&str> = line.split(',').collect();
+        let [first, last] = [0, 1].map(|cell| cells[cell].parse::<usize>().expect("a row"));
+        let value = |row: &usize| rows[*row][score].parse::<f64>().expect("a number");
+        let peak = (first..=last).max_by(|a, b| value(a).total_cmp(&value(b))).expect("rows");
+        found += usize::from((first..=last).any(open));
+        explained += usize::from(cells[2].split(' ').any(|metric| metric == &rows[peak][top]));
+    }
+    assert!(found >= 5, "{found} of 6");
+    assert!(explained >= 5, "{explained} of 6");
+}
+
+#[test]
+fn what_is_wrong_is_told_in_a_line() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).expect("written");
+    write("a.csv", "timestamp,load\n1000,1\n2000,2\n");
+    write("b.csv", "timestamp,load\n3000,1\n4000,2\n");
+    write("other.csv", "timestamp,cpu\n3000,1\n");
+    write("bare.csv", "load\n1\n");
+    for (input, history, reason) in [
+        ("a.csv", "b.csv", "b.csv has timestamp 3000, must be before 1000, where a.csv begins"),
+        ("other.csv", "a.csv", "other.csv has no column \"load\""),
+        ("bare.csv", "a.csv", "bare.csv has no column timestamp"),
+        ("b.csv", "missing.csv", "cannot read missing.csv"),
+        (
+            "b.csv",
+            "a.csv",
+            "too little to learn from: 2 rows lie before the range, and the columns reach back 12m",
+        ),
+    ] {
+        let output = backtest(dir.path(), &["--input", input, "--history", history]);
+        assert_eq!((output.status, &*output.stdout), (1, ""), "{input} {history}");
+        assert!(output.stderr.contains(reason) && output.stderr.lines().count() == 1, "{}", output.stderr);
+    }
+    for (args, reason) in [
+        (&["--input", "a.csv"][..], "--history"),
+        (&["--output", "x"], "--start"),
+        (&["--start", "2026-01-01T00:00:00Z", "--budget", "0"], "0 is not above 0 and at most 100"),
+    ] {
+        let output = backtest(dir.path(), args);
+        assert_eq!(output.status, 2, "{args:?}");
+        assert!(output.stderr.contains(reason), "{}", output.stderr);
+    }
+}
