@@ -4,7 +4,8 @@
 //! POST /api/v1/write ─ snappy ─ wire visit ─ index ─ window ─ complete row ─ score ─ publish ─ remote write
 //!                                                      ▲                       ▲
 //!                       remote read (history) ─────────┴── train ── registry ──┘
-//!                                                                      ▲ import: scikit-learn, ONNX
+//!                                              │                       ▲ import: scikit-learn, ONNX
+//!                                              └── detect ── backtest: the past replayed
 //! ```
 //!
 //! A sample arrives as bytes, becomes a cell in a row, the row gets a score, the score leaves as a

@@ -124,10 +124,14 @@ mod tests {
             }
             profile.expected((number + 1) * DAY_MS + 6 * 3_600_000)
         };
-        (0..3).for_each(|number| drop(day(number, &|_| 0.0)));
+        for number in 0..3 {
+            day(number, &|_| 0.0);
+        }
         let after = day(3, &|minute| if (360..420).contains(&minute) { 1e6 } else { 0.0 });
         assert!((100.0..115.0).contains(&after), "{after}");
-        (4..8).for_each(|number| drop(day(number, &|_| 0.0)));
+        for number in 4..8 {
+            day(number, &|_| 0.0);
+        }
         let level = (8..20).map(|number| day(number, &|_| 50.0)).last().expect("days");
         assert!((148.0..160.0).contains(&level), "{level}");
     }
