@@ -177,7 +177,8 @@ fn marks_are_compared_and_rows_with_holes_are_told() {
     fs::write(at("range.csv"), table(HISTORY..HISTORY + RANGE, true)).expect("written");
     let args = ["--input", "range.csv", "--history", "history.csv"];
     for output in ["scores.csv", "scores.parquet"] {
-        let output = backtest(dir.path(), &[&args[..], &["--output", output]].concat());
+        let files = ["--output", output, "--report", "report.html"];
+        let output = backtest(dir.path(), &[&args[..], &files].concat());
         assert_eq!((output.status, &*output.stderr), (0, ""));
         assert!(output.stdout.contains("719 of 720 rows scored"), "{}", output.stdout);
         assert!(output.stdout.contains("1 of 1 labelled anomalies found"), "{}", output.stdout);
@@ -187,6 +188,11 @@ fn marks_are_compared_and_rows_with_holes_are_told() {
     let hole = (INCIDENT + 200 - HISTORY) as usize;
     assert_eq!((rows[hole].1.as_str(), rows[hole].2.as_str()), ("", "false"));
     assert!(fs::read(at("scores.parquet")).expect("written").starts_with(b"PAR1"));
+
+    let page = fs::read_to_string(at("report.html")).expect("written");
+    for text in ["1 of 1 labelled anomalies have an incident", "load unusual for this hour", "Alerts a day"] {
+        assert!(page.contains(text), "{text}");
+    }
 
     let quiet = backtest(dir.path(), &[&args[..], &["--budget", "0.05"]].concat());
     assert_eq!(quiet.status, 0);

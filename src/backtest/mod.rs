@@ -1,5 +1,6 @@
 //! The past once more: every row scored as it would have been, by what was known before it.
 
+mod page;
 mod table;
 
 use crate::detect::{Detection, Observation, Reason};
@@ -7,6 +8,7 @@ use crate::forest::{self, ExtendedParams, Table};
 use crate::models::artifact::timestamp;
 use crate::prom::{Labels, duration};
 use crate::train::rows::Rows;
+pub use page::page;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 pub use table::{Error, write};

@@ -40,6 +40,9 @@ pub struct BacktestArgs {
     /// Write every row's score to this file: Parquet, or CSV if it ends in .csv
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Write a page with plots
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
 }
 
 /// Alerts a day beyond which nobody reads them.
@@ -59,10 +62,10 @@ pub async fn run(args: BacktestArgs) -> Result<(), Failure> {
         (Some(input), Some(history)) => of_tables(&args, &config, input, history)?,
         _ => of_history(&args, &config).await?,
     };
-    if replays.len() > 1 && args.output.is_some() {
+    if replays.len() > 1 && (args.output.is_some() || args.report.is_some()) {
         let names: Vec<String> = replays.iter().map(|(lesson, _)| lesson.name.clone()).collect();
         return Err(format!(
-            "--output takes one group, but there are {}: {}; choose one by --detector and --group",
+            "--output and --report take one group, but there are {}: {}; choose one by --detector and --group",
             names.len(),
             names.join(", ")
         )
@@ -73,7 +76,13 @@ pub async fn run(args: BacktestArgs) -> Result<(), Failure> {
         if let Some(path) = &args.output {
             backtest::write(path, &replayed)?;
         }
-        say(&text(&args, &lesson, &replayed))?;
+        let source = source(&args, &lesson);
+        if let Some(path) = &args.report {
+            let page = backtest::page(&source, args.budget, &replayed).html();
+            std::fs::write(path, page)
+                .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+        }
+        say(&text(&args, &source, &replayed))?;
     }
     Ok(())
 }
@@ -164,12 +173,16 @@ fn too_little(n_learned: usize) -> Failure {
     format!("too little to learn from: {n_learned} rows lie before the range, and the columns reach back 12m or 12 rows").into()
 }
 
-fn text(args: &BacktestArgs, lesson: &Lesson, replayed: &Replayed) -> String {
-    let source = match (&args.input, &lesson.group) {
+/// What is replayed, for people.
+fn source(args: &BacktestArgs, lesson: &Lesson) -> String {
+    match (&args.input, &lesson.group) {
         (Some(path), _) => path.display().to_string(),
         (None, Some(group)) => format!("{} {group}", lesson.detector.name),
         (None, None) => lesson.name.clone(),
-    };
+    }
+}
+
+fn text(args: &BacktestArgs, source: &str, replayed: &Replayed) -> String {
     let (n_rows, n_scored) = (replayed.timestamps.len(), replayed.n_scored());
     let incidents = replayed.incidents();
     let days = replayed.days();
@@ -194,5 +207,6 @@ fn text(args: &BacktestArgs, lesson: &Lesson, replayed: &Replayed) -> String {
         lines.push(format!("  {}", replayed.sentence(incident)));
     }
     lines.extend(args.output.iter().map(|path| format!("scores: {}", path.display())));
+    lines.extend(args.report.iter().map(|path| format!("report: {}", path.display())));
     lines.join("\n") + "\n"
 }

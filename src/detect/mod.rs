@@ -41,6 +41,8 @@ pub struct Observation {
     pub incident: bool,
     /// Every metric with its strongest deviation, the strongest first.
     pub deviations: Vec<Deviation>,
+    /// The values, as they were given.
+    pub values: Vec<f32>,
     /// Least usual, expected and greatest usual value of each metric; NaN before a first day.
     pub usual: Vec<[f64; 3]>,
 }
@@ -120,6 +122,7 @@ impl Detection {
             incident: self.incident.follow(timestamp_ms, verdict.raw, threshold),
             usual: expected.iter().enumerate().map(usual).collect(),
             deviations: verdict.deviations,
+            values: values.to_vec(),
         })
     }
 }

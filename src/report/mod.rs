@@ -4,6 +4,7 @@
 //! with colours of their own, and ours have to fit any width, follow the reader's light or dark, and
 //! keep their letters readable on a telephone.
 
+pub mod backtest;
 mod page;
 mod svg;
 mod text;

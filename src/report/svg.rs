@@ -489,6 +489,45 @@ fn short(value: f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_string()
 }
 
+/// Points of the stretches that follow one another, finite ones alone. The last of a run is there
+/// twice, at both ends of its stretch, so that a run of one has a length.
+pub fn runs<T, const N: usize>(
+    times_ms: &[i64],
+    step_ms: i64,
+    values: &[T],
+    point: impl Fn(f64, &T) -> [f64; N],
+) -> Vec<Vec<[f64; N]>> {
+    let mut runs: Vec<Vec<[f64; N]>> = Vec::new();
+    let mut end_ms = None;
+    let end = |run: Option<&mut Vec<[f64; N]>>, end_ms: Option<i64>| {
+        if let (Some(run), Some(end_ms)) = (run, end_ms) {
+            let last = run.last().copied();
+            run.extend(last.map(|mut point| {
+                point[0] = end_ms as f64;
+                point
+            }));
+        }
+    };
+    for (time_ms, value) in times_ms.iter().zip(values) {
+        let point = point(*time_ms as f64, value);
+        let finite = point.iter().all(|value| value.is_finite());
+        // Half a step of slack: rows do not fall on the beat of their stretches.
+        let follows = end_ms.is_some_and(|end_ms: i64| time_ms.saturating_sub(end_ms) <= step_ms / 2);
+        if !finite || !follows {
+            end(runs.last_mut(), end_ms.take());
+        }
+        if finite {
+            match runs.last_mut() {
+                Some(run) if follows => run.push(point),
+                _ => runs.push(vec![point]),
+            }
+            end_ms = Some(time_ms.saturating_add(step_ms));
+        }
+    }
+    end(runs.last_mut(), end_ms);
+    runs
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

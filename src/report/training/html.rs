@@ -2,7 +2,7 @@
 
 use super::{Candidate, Excluded, Feature, Fold, Timeline, Training, Verdict};
 use crate::report::page;
-use crate::report::svg::{Anchor, Plot, Scale};
+use crate::report::svg::{Anchor, Plot, Scale, runs};
 use crate::report::text::{count, escape, moment, nats, number, number_within, percent, shorten};
 
 /// Features that are drawn over time: more than a person compares, and enough for a server.
@@ -505,43 +505,4 @@ fn share_below_0(bins: &[f64]) -> Option<f64> {
 /// `None` without values.
 fn mean(values: Vec<f64>) -> Option<f64> {
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
-}
-
-/// Points of the stretches that follow one another, finite ones alone. The last of a run is there
-/// twice, at both ends of its stretch, so that a run of one has a length.
-fn runs<T, const N: usize>(
-    times_ms: &[i64],
-    step_ms: i64,
-    values: &[T],
-    point: impl Fn(f64, &T) -> [f64; N],
-) -> Vec<Vec<[f64; N]>> {
-    let mut runs: Vec<Vec<[f64; N]>> = Vec::new();
-    let mut end_ms = None;
-    let end = |run: Option<&mut Vec<[f64; N]>>, end_ms: Option<i64>| {
-        if let (Some(run), Some(end_ms)) = (run, end_ms) {
-            let last = run.last().copied();
-            run.extend(last.map(|mut point| {
-                point[0] = end_ms as f64;
-                point
-            }));
-        }
-    };
-    for (time_ms, value) in times_ms.iter().zip(values) {
-        let point = point(*time_ms as f64, value);
-        let finite = point.iter().all(|value| value.is_finite());
-        // Half a step of slack: rows do not fall on the beat of their stretches.
-        let follows = end_ms.is_some_and(|end_ms: i64| time_ms.saturating_sub(end_ms) <= step_ms / 2);
-        if !finite || !follows {
-            end(runs.last_mut(), end_ms.take());
-        }
-        if finite {
-            match runs.last_mut() {
-                Some(run) if follows => run.push(point),
-                _ => runs.push(vec![point]),
-            }
-            end_ms = Some(time_ms.saturating_add(step_ms));
-        }
-    }
-    end(runs.last_mut(), end_ms);
-    runs
 }
