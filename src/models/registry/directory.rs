@@ -140,6 +140,7 @@ impl Directory {
     /// See [`Registry::promote`](super::Registry::promote).
     pub fn promote(&self, model: &str, alias: &str, version: u64) -> Result<(), Error> {
         let alias = name(alias)?;
+        self.check_known(model, version)?;
         self.change(model, |_, state| {
             let entry = state.versions.get_mut(&version);
             let entry = entry.ok_or_else(|| Error::NoVersion { model: model.into(), version })?;
@@ -155,6 +156,7 @@ impl Directory {
 
     /// See [`Registry::roll_back`](super::Registry::roll_back).
     pub fn roll_back(&self, model: &str, alias: &str, from: u64, to: u64) -> Result<(), Error> {
+        self.check_known(model, to)?;
         self.change(model, |_, state| {
             if !state.versions.contains_key(&to) {
                 return Err(Error::NoVersion { model: model.into(), version: to });
@@ -165,6 +167,14 @@ impl Directory {
             state.aliases.insert(alias.into(), to);
             Ok(())
         })
+    }
+
+    /// A name that was never registered gets no folder by being asked for.
+    fn check_known(&self, model: &str, version: u64) -> Result<(), Error> {
+        match self.read(&self.folder(model)?)? {
+            Some(_) => Ok(()),
+            None => Err(Error::NoVersion { model: model.into(), version }),
+        }
     }
 
     fn read(&self, folder: &Path) -> Result<Option<State>, Error> {

@@ -45,6 +45,15 @@ async fn versions_aliases_and_the_way_back() {
 }
 
 #[test]
+fn asking_for_a_model_that_is_not_there_leaves_nothing_behind() {
+    let (_folder, directory) = registry(9);
+    for refused in [directory.promote("other", CHAMPION, 1), directory.roll_back("other", CHAMPION, 2, 1)] {
+        assert_eq!(refused.expect_err("refused").to_string(), "model other has no version 1");
+    }
+    assert!(!directory.root().exists());
+}
+
+#[test]
 fn names_stay_inside_of_the_directory() {
     let (_folder, directory) = registry(9);
     for bad in ["", "..", "../up", "a/b", ".hidden", "a:b", "a\0b"] {

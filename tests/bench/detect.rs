@@ -1,0 +1,58 @@
+//! Detection of one row, from values to an incident, against a plain forest on the same values.
+
+use divan::Bencher;
+use divan::counter::ItemsCount;
+use promforest::detect::{BUDGET, Detection};
+use promforest::forest::{ExtendedParams, ForestParams, Table};
+use std::hint::black_box;
+use std::num::NonZeroUsize;
+
+/// Features of a host: five devices, four metrics.
+const FEATURES: usize = 20;
+/// Two days of a row every 15 s.
+const ROWS: usize = 11_520;
+const STEP_MS: i64 = 15_000;
+
+fn main() {
+    divan::main();
+}
+
+fn value(row: usize, feature: usize) -> f32 {
+    let rhythm = (row as f32 / ROWS as f32 * 2.0 * std::f32::consts::TAU).sin();
+    1000.0 + 500.0 * rhythm + ((row * (7919 + 2 * feature)) % 101) as f32
+}
+
+fn values() -> Vec<f32> {
+    (0..FEATURES).flat_map(|feature| (0..ROWS).map(move |row| value(row, feature))).collect()
+}
+
+fn live_row(row: usize) -> Vec<f32> {
+    (0..FEATURES).map(|feature| value(row, feature)).collect()
+}
+
+#[divan::bench]
+fn row(bencher: Bencher) {
+    let values = values();
+    let table = Table::new(&values, ROWS, FEATURES).expect("its shape");
+    let times: Vec<i64> = (0..ROWS as i64).map(|row| row * STEP_MS).collect();
+    let params = ExtendedParams::default();
+    let mut detection =
+        Detection::learn(&times, &table, &params, BUDGET, NonZeroUsize::MIN).expect("it learns");
+    let mut next = ROWS;
+    bencher.counter(ItemsCount::new(1_usize)).bench_local(|| {
+        next += 1;
+        black_box(detection.observe(next as i64 * STEP_MS, &live_row(next)))
+    });
+}
+
+#[divan::bench]
+fn row_of_a_plain_forest(bencher: Bencher) {
+    let values = values();
+    let table = Table::new(&values, ROWS, FEATURES).expect("its shape");
+    let forest = ForestParams::default().fit(&table, NonZeroUsize::MIN).expect("it fits");
+    let mut next = ROWS;
+    bencher.counter(ItemsCount::new(1_usize)).bench_local(|| {
+        next += 1;
+        black_box(forest.score_samples(&live_row(next)))
+    });
+}
