@@ -242,10 +242,14 @@ fn what_is_wrong_is_told_in_a_line() {
     write("a.csv", "timestamp,load\n1000,1\n2000,2\n");
     write("b.csv", "timestamp,load\n3000,1\n4000,2\n");
     write("other.csv", "timestamp,cpu\n3000,1\n");
+    write("more.csv", "timestamp,load,cpu\n1000,1,1\n");
+    write("twice.csv", "timestamp,load\n1000,1\n1000,2\n");
     write("bare.csv", "load\n1\n");
     for (input, history, reason) in [
         ("a.csv", "b.csv", "b.csv has timestamp 3000, must be before 1000, where a.csv begins"),
-        ("other.csv", "a.csv", "other.csv has no column \"load\""),
+        ("other.csv", "a.csv", "a.csv has no column \"cpu\""),
+        ("b.csv", "more.csv", "b.csv has no column \"cpu\""),
+        ("b.csv", "twice.csv", "twice.csv has timestamp 1000 twice"),
         ("bare.csv", "a.csv", "bare.csv has no column timestamp"),
         ("b.csv", "missing.csv", "cannot read missing.csv"),
         (

@@ -125,6 +125,16 @@ fn of_tables(args: &BacktestArgs, config: &Config, input: &Path, history: &Path)
         .into());
     }
     past_times.extend(&times);
+    let mut sorted = past_times.clone();
+    sorted.sort_unstable();
+    if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        let file = if twice[0] < start_ms { history } else { input };
+        return Err(format!("{} has timestamp {} twice", file.display(), twice[0]).into());
+    }
+    let unknown = |(name, _): &&(String, Vec<f64>)| !past.columns.iter().any(|(known, _)| known == name);
+    if let Some((name, _)) = present.columns.iter().find(unknown) {
+        return Err(format!("{} has no column {name:?}", history.display()).into());
+    }
     for (name, values) in &mut past.columns {
         let found = present.columns.iter().find(|(known, _)| known == name);
         let (_, more) = found.ok_or_else(|| format!("{} has no column {name:?}", input.display()))?;

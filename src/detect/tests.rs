@@ -178,3 +178,13 @@ fn values_that_are_no_numbers_are_scored_as_usual() {
     });
     assert!(seen.score.is_finite(), "{seen:?}");
 }
+
+#[test]
+fn more_metrics_than_a_forest_sees_are_refused() {
+    let n_metrics = crate::forest::MAX_FEATURES / 4 + 1;
+    let values: Vec<f32> = (0..n_metrics).flat_map(|_| [1.0, 2.0]).collect();
+    let table = Table::new(&values, 2, n_metrics).expect("its shape");
+    let refused = Detection::learn(&[0, MINUTE_MS], &table, &ExtendedParams::default(), 1.0, THREADS);
+    let message = refused.expect_err("refused").to_string();
+    assert!(message.contains("number of metrics that vary") && message.contains("at most"), "{message}");
+}

@@ -8,7 +8,7 @@
 use super::memory::{ASPECTS, Memory, Reach};
 use crate::features::correlation::Correlation;
 use crate::features::scale::{self, Scale};
-use crate::forest::{self, ExtendedForest, ExtendedParams, Table, quantile};
+use crate::forest::{self, ExtendedForest, ExtendedParams, MAX_FEATURES, Table, quantile};
 use std::num::NonZeroUsize;
 
 /// Contiguous blocks of training; each is scored by a forest that has not seen it.
@@ -19,6 +19,9 @@ const LOUDEST: usize = 2;
 const ENOUGH: usize = 256;
 /// Least distance of median and 99 % quantile of a voice: on a group that idles all are alike.
 const LEAST_UNIT: f64 = 0.02;
+
+/// Most metrics that vary: the forest sees each in every aspect, and in what the others do not explain of it.
+const MAX_VARYING: usize = MAX_FEATURES / (ASPECTS + 1);
 
 /// How one metric deviates from what is usual.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -149,6 +152,11 @@ impl Voices {
 
         let constant = |metric: &usize| table.column(*metric).iter().all(|v| *v == table.column(*metric)[0]);
         let varying: Vec<usize> = (0..n_metrics).filter(|metric| !constant(metric)).collect();
+        if varying.len() > MAX_VARYING {
+            let (name, value) = ("number of metrics that vary", varying.len());
+            let limit = format!("at most {MAX_VARYING}");
+            return Err(forest::Error::Unsuitable { name, value, n_rows, n_features: n_metrics, limit });
+        }
         let floors: Vec<f64> = (0..n_metrics)
             .map(|metric| scale::floor(table.column(metric)).expect("checked to be finite"))
             .collect();
