@@ -1,4 +1,8 @@
 //! What is usual at this time of day.
+//!
+//! Not taken: residuals in units of what is usual at this hour. Where noise grows with the load a burst at night
+//! stands out more, but on labelled servers fewer anomalies are found (VUS-PR 0.541; with half of it 0.532, with
+//! four fifths 0.501).
 
 const DAY_MS: i64 = 24 * 3_600_000;
 /// Stretches of a day that have a mean of their own: 15 minutes.
