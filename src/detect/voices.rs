@@ -9,6 +9,7 @@ use super::memory::{ASPECTS, Memory, Reach};
 use crate::features::correlation::Correlation;
 use crate::features::scale::{self, Scale};
 use crate::forest::{self, ExtendedForest, ExtendedParams, MAX_FEATURES, Table, quantile};
+use crate::models::extended::Residuals;
 use std::num::NonZeroUsize;
 
 /// Contiguous blocks of training; each is scored by a forest that has not seen it.
@@ -97,8 +98,8 @@ pub struct Voices {
     columns: Vec<usize>,
     /// The metrics that were not constant.
     varying: Vec<usize>,
-    /// What of each of them the others do not explain, and its scale.
-    residuals: Option<(Correlation, Vec<Scale>)>,
+    /// What of each of them the others do not explain.
+    residuals: Option<Residuals>,
     /// None where no metric varied.
     forest: Option<ExtendedForest>,
     forest_level: Level,
@@ -180,7 +181,7 @@ impl Voices {
         let of_varying: Vec<&[f32]> = varying.iter().map(|metric| table.column(*metric)).collect();
         let floors: Vec<f64> = varying.iter().map(|metric| floors[*metric]).collect();
         let correlation = Correlation::fit(&of_varying, &floors).expect("finite values in few columns");
-        let residuals = correlation.map(|correlation| residuals(correlation, &of_varying, &floors));
+        let residuals = correlation.map(|correlation| Residuals::fit(correlation, &of_varying, &floors));
         let level = Level { median: 0.0, unit: 1.0 };
         let mut voices = Self {
             scales,
@@ -208,7 +209,7 @@ impl Voices {
             .collect();
         let n_rows = standard.len();
         let n_features =
-            voices.columns.len() + voices.residuals.as_ref().map_or(0, |(_, scales)| scales.len());
+            voices.columns.len() + voices.residuals.as_ref().map_or(0, |residuals| residuals.scales.len());
         if n_rows == 0 {
             return Err(forest::Error::Empty { n_rows, n_features });
         }
@@ -275,7 +276,7 @@ impl Voices {
     /// What the forest sees of a row.
     fn sight(&self, values: &[f32], standard: &[f32]) -> Vec<f32> {
         let mut sight: Vec<f32> = self.columns.iter().map(|column| standard[*column]).collect();
-        if let Some((correlation, scales)) = &self.residuals {
+        if let Some(Residuals { correlation, scales }) = &self.residuals {
             let varying: Vec<f32> = self.varying.iter().map(|metric| values[*metric]).collect();
             let residuals = correlation.apply(&varying);
             sight.extend(scales.iter().zip(residuals).map(|(scale, residual)| scale.apply(residual)));
@@ -290,19 +291,6 @@ impl Voices {
     fn mean(&self, forest: f64, tail: f64) -> f64 {
         0.5 * (self.forest_level.apply(forest) + self.tail_level.apply(tail))
     }
-}
-
-fn residuals(correlation: Correlation, columns: &[&[f32]], floors: &[f64]) -> (Correlation, Vec<Scale>) {
-    let mut residuals = vec![Vec::with_capacity(columns[0].len()); columns.len()];
-    for row in 0..columns[0].len() {
-        let values: Vec<f32> = columns.iter().map(|column| column[row]).collect();
-        for (column, residual) in residuals.iter_mut().zip(correlation.apply(&values)) {
-            column.push(residual);
-        }
-    }
-    let fit = |(column, floor): (&Vec<f32>, &f64)| Scale::fit(column, *floor).expect("finite residuals");
-    let scales = residuals.iter().zip(floors).map(fit).collect();
-    (correlation, scales)
 }
 
 /// The strongest deviation of each metric, in the order of the metrics.

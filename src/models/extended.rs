@@ -147,7 +147,10 @@ fn varies(column: &[f32]) -> bool {
 
 impl Residuals {
     /// Learns the scales of the residuals from the columns of the correlation and their floors.
-    fn fit(correlation: Correlation, columns: &[&[f32]], floors: &[f64]) -> Self {
+    ///
+    /// # Panics
+    /// If the columns are not those of the correlation, or not finite.
+    pub fn fit(correlation: Correlation, columns: &[&[f32]], floors: &[f64]) -> Self {
         let n_rows = columns[0].len();
         let mut residuals = vec![Vec::with_capacity(n_rows); columns.len()];
         let mut values = vec![0.0; columns.len()];
