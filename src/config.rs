@@ -6,7 +6,7 @@ use crate::forest::{Contamination, ExtendedParams, ForestParams, MaxFeatures, Ma
 use crate::models::{Kind, Params, registry};
 use crate::prom::{Selector, duration};
 use crate::yaml::{self, Node, Section};
-use crate::{history, publish, train};
+use crate::{detect, history, publish, train};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
@@ -45,6 +45,8 @@ pub struct Detector {
     pub grace: Duration,
     /// When and on what models are trained.
     pub training: train::Config,
+    /// How many alerts somebody can live with.
+    pub alerts: detect::Config,
     /// The forest's parameters.
     pub model: Params,
 }
@@ -192,6 +194,7 @@ fn defaults(scrape_interval: Duration) -> Detector {
         // Parts of a scrape may lie 5 s apart by Prometheus' batch deadline, and 5 s more by a retry.
         grace: (2 * scrape_interval).max(Duration::from_secs(15)),
         training: train::Config::default(),
+        alerts: detect::Config::default(),
         model: Params::default(),
     }
 }
@@ -236,6 +239,7 @@ fn detector(mut section: Section<'_, '_>, scrape_interval: Duration) -> Detector
     let grace = section.duration("grace", default.grace);
     let training =
         section.get("training").and_then(Node::section).map_or(default.training, train::Config::read);
+    let alerts = section.get("alerts").and_then(Node::section).map_or(default.alerts, detect::Config::read);
     let model = section.get("model").and_then(Node::section).map_or_else(|| default.model.clone(), forest);
     let transform = transform.unwrap_or(default.transform);
     if window < training.minimum {
@@ -260,6 +264,7 @@ fn detector(mut section: Section<'_, '_>, scrape_interval: Duration) -> Detector
         window,
         grace,
         training,
+        alerts,
         model,
     }
 }

@@ -262,10 +262,15 @@ fn what_is_wrong_is_told_in_a_line() {
         assert_eq!((output.status, &*output.stdout), (1, ""), "{input} {history}");
         assert!(output.stderr.contains(reason) && output.stderr.lines().count() == 1, "{}", output.stderr);
     }
+    let output = backtest(dir.path(), &["--input", "a.csv"]);
+    assert_eq!(output.status, 1);
+    assert!(output.stderr.contains("--history or --model is needed"), "{}", output.stderr);
     for (args, reason) in [
-        (&["--input", "a.csv"][..], "--history"),
-        (&["--output", "x"], "--start"),
-        (&["--start", "2026-01-01T00:00:00Z", "--budget", "0"], "0 is not above 0 and at most 100"),
+        (&["--output", "x"][..], "--start"),
+        (
+            &["--start", "2026-01-01T00:00:00Z", "--budget", "0"],
+            "a budget of 0 alerts a day is not above 0 and at most 100",
+        ),
     ] {
         let output = backtest(dir.path(), args);
         assert_eq!(output.status, 2, "{args:?}");

@@ -117,10 +117,12 @@ fn a_burst_of_traffic_is_seen() {
     by: [job, instance]
     transform: rate(1m)
     training: {minimum: 60s}
+    model: {kind: isolation_forest}
   - name: traffic
     match: ['{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total", device="lo"}']
     transform: rate(5s)
     training: {minimum: 60s}
+    model: {kind: isolation_forest}
 "#;
     let _traffic = Traffic::start();
     let mut stacks = each_version(|version| {
@@ -483,6 +485,7 @@ fn targets_share_a_group() {
     transform: rate(10s)
     window: 10m
     training: {{history: 1h, minimum: 10s, every: 1h}}
+    model: {{kind: isolation_forest}}
 "#
         ));
         stack.start_promforest();

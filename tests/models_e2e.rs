@@ -23,6 +23,7 @@ const DETECTOR: &str = r#"
     window: 10m
     grace: 5s
     training: {history: 1h, minimum: 10s, every: 1h, gate: {GATE}}
+    model: {kind: isolation_forest}
 "#;
 
 /// No model passes.

@@ -3,7 +3,7 @@
 mod page;
 mod table;
 
-use crate::detect::{Detection, Observation, Reason};
+use crate::detect::{Detection, Observation, Prepared, Reason};
 use crate::forest::{self, ExtendedParams, Table};
 use crate::models::artifact::timestamp;
 use crate::prom::{Labels, duration};
@@ -74,18 +74,16 @@ pub struct Found {
     pub outside: usize,
 }
 
-/// Learns what lies before the range and goes through it, row by row. `done` hears of each.
+/// Learns what lies before the range.
 ///
 /// # Errors
 /// [`forest::Error`], when there is too little to learn from.
-pub fn replay(
-    range: Range<'_>,
+pub fn learn(
+    rows: &Rows,
+    start_ms: i64,
     params: &ExtendedParams,
-    budget: f64,
     threads: NonZeroUsize,
-    mut done: impl FnMut(),
-) -> Result<Replayed, forest::Error> {
-    let Range { rows, metrics, group, start_ms, mut timestamps, labels } = range;
+) -> Result<Detection, forest::Error> {
     let (n_rows, n_metrics) = (rows.len(), rows.schema.features.len());
     let n_learned = rows.timestamps.partition_point(|time| *time < start_ms);
     let mut learned = Vec::with_capacity(n_learned * n_metrics);
@@ -93,23 +91,33 @@ pub fn replay(
         learned.extend_from_slice(&column[..n_learned]);
     }
     let table = Table::new(&learned, n_learned, n_metrics)?;
-    let mut detection = Detection::learn(&rows.timestamps[..n_learned], &table, params, budget, threads)?;
+    let lesson = Prepared::learn(&rows.timestamps[..n_learned], &table)?.grow(params, threads)?;
+    Ok(Detection::of(lesson).0)
+}
+
+/// Takes the rows that a detection has not seen, and keeps what it says of those in the range. `done` hears of
+/// each.
+pub fn replay(range: Range<'_>, mut detection: Detection, mut done: impl FnMut()) -> Replayed {
+    let Range { rows, metrics, group, start_ms, mut timestamps, labels } = range;
+    let n_rows = rows.len();
     if timestamps.is_empty() {
-        timestamps = rows.timestamps[n_learned..].to_vec();
+        timestamps = rows.timestamps.iter().copied().filter(|time| *time >= start_ms).collect();
     }
     let mut observations = vec![None; timestamps.len()];
-    let mut values = vec![0.0; n_metrics];
-    for row in n_learned..n_rows {
+    let mut values = vec![0.0; rows.schema.features.len()];
+    let seen_ms = detection.newest_ms().unwrap_or(i64::MIN);
+    for row in rows.timestamps.partition_point(|time| *time <= seen_ms)..n_rows {
         for (metric, value) in values.iter_mut().enumerate() {
             *value = rows.values[metric * n_rows + row];
         }
         let timestamp_ms = rows.timestamps[row];
+        let seen = detection.observe(timestamp_ms, &values);
         if let Ok(place) = timestamps.binary_search(&timestamp_ms) {
-            observations[place] = detection.observe(timestamp_ms, &values);
+            observations[place] = seen;
         }
         done();
     }
-    Ok(Replayed { group, metrics, timestamps, labels, observations })
+    Replayed { group, metrics, timestamps, labels, observations }
 }
 
 impl Replayed {

@@ -1,14 +1,15 @@
 //! `promforest backtest`: the past once more, scored as it would have been.
 
 use super::lessons::{self, Lesson, LessonArgs, Span};
-use super::{Failure, load, plural, say};
+use super::{Failure, RegistryArgs, detectors, models, plural, say};
 use crate::backtest::{self, Range, Replayed};
 use crate::config::Config;
-use crate::detect;
+use crate::detect::{Budget, Detection};
 use crate::forest::{self, ExtendedParams};
 use crate::input::Input;
-use crate::models::{Params, columns};
+use crate::models::{Fitted, Model, Params, artifact, columns};
 use crate::prom::duration;
+use crate::train::rows::Rows;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
@@ -17,9 +18,8 @@ use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
 pub struct BacktestArgs {
-    /// Configuration file; without one, node_network against http://localhost:9090
-    #[arg(long = "config.file", value_name = "FILE")]
-    config_file: Option<PathBuf>,
+    #[command(flatten)]
+    registry: RegistryArgs,
     #[command(flatten)]
     lesson: LessonArgs,
     /// Beginning of the range, RFC 3339; what lies before it, as far as training.history, is learned
@@ -29,14 +29,18 @@ pub struct BacktestArgs {
     #[arg(long, value_name = "TIME")]
     end: Option<Timestamp>,
     /// Replay a table instead: Parquet or CSV, a column timestamp in ms and one column a feature
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["start", "end", "group"], requires = "history")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["start", "end", "group"])]
     input: Option<PathBuf>,
-    /// The table of what lies before it, with the same columns: what is learned
+    /// The table of what lies before it, with the same columns: what is learned, or what a model has to see before
     #[arg(long, value_name = "FILE", requires = "input")]
     history: Option<PathBuf>,
-    /// Alerts a day that the threshold keeps to
-    #[arg(long, value_name = "PER_DAY", default_value_t = detect::BUDGET, value_parser = budget)]
-    budget: f64,
+    /// Replay this model, from the end of its training, instead of learning one: a folder, NAME@ALIAS, NAME/VERSION
+    /// or NAME
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
+    /// Alerts that the threshold keeps to, as in 1/day or 1/week; without it, the detector's
+    #[arg(long, value_name = "BUDGET")]
+    budget: Option<Budget>,
     /// Write every row's score to this file: Parquet, or CSV if it ends in .csv
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -45,22 +49,26 @@ pub struct BacktestArgs {
     report: Option<PathBuf>,
 }
 
-/// Alerts a day beyond which nobody reads them.
-const MAX_BUDGET: f64 = 100.0;
-
-fn budget(text: &str) -> Result<f64, String> {
-    let budget: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
-    if budget > 0.0 && budget <= MAX_BUDGET {
-        return Ok(budget);
-    }
-    Err(format!("{budget} is not above 0 and at most {MAX_BUDGET}"))
+/// A model to replay.
+struct Chosen {
+    model: Model,
+    detection: Detection,
 }
 
 pub async fn run(args: BacktestArgs) -> Result<(), Failure> {
-    let config = load(args.config_file.as_deref())?;
-    let (replays, start_ms) = match (&args.input, &args.history) {
-        (Some(input), Some(history)) => of_tables(&args, &config, input, history)?,
-        _ => of_history(&args, &config).await?,
+    let config = args.registry.config()?;
+    let chosen = match &args.model {
+        Some(name) => Some(chosen(&args.registry, name).await?),
+        None => None,
+    };
+    let (replays, start_ms) = match (&args.input, &args.history, &chosen) {
+        (Some(input), None, None) => {
+            return Err(
+                format!("--history or --model is needed: what is known before {}", input.display()).into()
+            );
+        }
+        (Some(input), history, _) => of_tables(&args, &config, input, history.as_deref(), chosen.as_ref())?,
+        (None, ..) => of_history(&args, &config, chosen.as_ref()).await?,
     };
     if replays.len() > 1 && (args.output.is_some() || args.report.is_some()) {
         let names: Vec<String> = replays.iter().map(|(lesson, _)| lesson.name.clone()).collect();
@@ -72,19 +80,33 @@ pub async fn run(args: BacktestArgs) -> Result<(), Failure> {
         .into());
     }
     for (lesson, known) in replays {
-        let replayed = replay(&args, &lesson, known, start_ms)?;
+        let budget = args.budget.map_or(lesson.detector.alerts.budget, |Budget(a_day)| a_day);
+        let replayed = replay(&lesson, known, start_ms, chosen.as_ref(), budget)?;
         if let Some(path) = &args.output {
             backtest::write(path, &replayed)?;
         }
         let source = source(&args, &lesson);
         if let Some(path) = &args.report {
-            let page = backtest::page(&source, args.budget, &replayed).html();
+            let page = backtest::page(&source, budget, &replayed).html();
             std::fs::write(path, page)
                 .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
         }
-        say(&text(&args, &source, &replayed))?;
+        say(&text(&args, &source, budget, &replayed))?;
     }
     Ok(())
+}
+
+async fn chosen(registry: &RegistryArgs, name: &str) -> Result<Chosen, Failure> {
+    let (place, model) = models::load(registry, name).await?;
+    let Fitted::Extended(detection) = &model.fitted else {
+        let kind = model.fitted.kind();
+        return Err(format!(
+            "{place} is an {kind}: it knows no incidents, `promforest models score` replays its scores"
+        )
+        .into());
+    };
+    let detection = detection.as_ref().clone();
+    Ok(Chosen { model, detection })
 }
 
 /// What is known of the range besides its rows.
@@ -98,24 +120,87 @@ struct Known {
 
 type Replays = (Vec<(Lesson, Known)>, i64);
 
-async fn of_history(args: &BacktestArgs, config: &Config) -> Result<Replays, Failure> {
+async fn of_history(
+    args: &BacktestArgs,
+    config: &Config,
+    chosen: Option<&Chosen>,
+) -> Result<Replays, Failure> {
     let start_ms = args.start.ok_or("--start or --input is needed")?.as_millisecond();
     let to_ms = args.end.map_or_else(duration::now_ms, Timestamp::as_millisecond);
     if start_ms >= to_ms {
         return Err("the range ends before it begins: --start must be before --end".into());
     }
-    let span = Span { from_ms: None, learn_to_ms: start_ms, to_ms };
-    let lessons = lessons::of_history(&args.lesson, config, span).await?;
+    let mut span = Span { from_ms: None, learn_to_ms: start_ms, to_ms };
+    if let Some(Chosen { model, detection }) = chosen {
+        let trained_ms = detection.newest_ms().unwrap_or(start_ms);
+        if start_ms <= trained_ms {
+            let trained = artifact::timestamp(trained_ms);
+            return Err(format!(
+                "the model has learned what happened up to {trained}: --start must be after it"
+            )
+            .into());
+        }
+        span.from_ms = Some(trained_ms - model.schema.transform.reach_ms());
+    }
+    let schema = chosen.map(|chosen| &chosen.model.schema);
+    let mut lessons = lessons::of_history(&args.lesson, config, span, schema).await?;
+    if let Some(group) = chosen.and_then(|chosen| chosen.model.card.group.as_ref()) {
+        lessons.retain(|lesson| lesson.group.as_ref() == Some(group));
+        if lessons.is_empty() {
+            return Err(format!("the history has nothing of {group}, the group of the model").into());
+        }
+    }
     Ok((lessons.into_iter().map(|lesson| (lesson, Known::default())).collect(), start_ms))
 }
 
 /// One table after the other: rates at the beginning of the second reach back into the first.
-fn of_tables(args: &BacktestArgs, config: &Config, input: &Path, history: &Path) -> Result<Replays, Failure> {
-    let (mut past, present) = (Input::read(history)?, Input::read(input)?);
+fn of_tables(
+    args: &BacktestArgs,
+    config: &Config,
+    input: &Path,
+    history: Option<&Path>,
+    chosen: Option<&Chosen>,
+) -> Result<Replays, Failure> {
+    let mut present = Input::read(input)?;
     let no_time = |path: &Path| format!("{} has no column timestamp", path.display());
     let times = present.timestamps.clone().ok_or_else(|| no_time(input))?;
     let start_ms = *times.iter().min().expect("a table has rows");
-    let past_times = past.timestamps.as_mut().ok_or_else(|| no_time(history))?;
+    let marks = present.label.take();
+    let (path, table) = match history {
+        Some(history) => (history, joined(history, input, present, &times, start_ms)?),
+        None => (input, present),
+    };
+    let all_times = table.timestamps.as_deref().unwrap_or_default();
+    let mut sorted = all_times.to_vec();
+    sorted.sort_unstable();
+    if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        let file = if twice[0] < start_ms { path } else { input };
+        return Err(format!("{} has timestamp {} twice", file.display(), twice[0]).into());
+    }
+    let mut order: Vec<usize> = (0..times.len()).collect();
+    order.sort_by_key(|row| times[*row]);
+    let known = Known {
+        timestamps: order.iter().map(|row| times[*row]).collect(),
+        labels: marks.map(|marks| order.iter().map(|row| marks[*row] > 0.0).collect()),
+    };
+    let lesson = match chosen {
+        Some(chosen) => of_model(&args.lesson, config, chosen, path, table)?,
+        None => lessons::of_table(&args.lesson, config, path, table, start_ms)?,
+    };
+    Ok((vec![(lesson, known)], start_ms))
+}
+
+/// What lies before a table, and then the table.
+fn joined(
+    history: &Path,
+    input: &Path,
+    present: Input,
+    times: &[i64],
+    start_ms: i64,
+) -> Result<Input, Failure> {
+    let mut past = Input::read(history)?;
+    let past_times =
+        past.timestamps.as_mut().ok_or_else(|| format!("{} has no column timestamp", history.display()))?;
     if let Some(late) = past_times.iter().find(|time| **time >= start_ms) {
         return Err(format!(
             "{} has timestamp {late}, must be before {start_ms}, where {} begins",
@@ -124,13 +209,7 @@ fn of_tables(args: &BacktestArgs, config: &Config, input: &Path, history: &Path)
         )
         .into());
     }
-    past_times.extend(&times);
-    let mut sorted = past_times.clone();
-    sorted.sort_unstable();
-    if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-        let file = if twice[0] < start_ms { history } else { input };
-        return Err(format!("{} has timestamp {} twice", file.display(), twice[0]).into());
-    }
+    past_times.extend(times);
     let unknown = |(name, _): &&(String, Vec<f64>)| !past.columns.iter().any(|(known, _)| known == name);
     if let Some((name, _)) = present.columns.iter().find(unknown) {
         return Err(format!("{} has no column {name:?}", history.display()).into());
@@ -140,23 +219,64 @@ fn of_tables(args: &BacktestArgs, config: &Config, input: &Path, history: &Path)
         let (_, more) = found.ok_or_else(|| format!("{} has no column {name:?}", input.display()))?;
         values.extend(more);
     }
-    let mut order: Vec<usize> = (0..times.len()).collect();
-    order.sort_by_key(|row| times[*row]);
-    let known = Known {
-        timestamps: order.iter().map(|row| times[*row]).collect(),
-        labels: present.label.map(|marks| order.iter().map(|row| marks[*row] > 0.0).collect()),
-    };
-    let lesson = lessons::of_table(&args.lesson, config, history, past, start_ms)?;
-    Ok((vec![(lesson, known)], start_ms))
+    Ok(past)
 }
 
-fn replay(args: &BacktestArgs, lesson: &Lesson, known: Known, start_ms: i64) -> Result<Replayed, Failure> {
+/// Ready-made columns of a model.
+fn of_model(
+    args: &LessonArgs,
+    config: &Config,
+    Chosen { model, detection }: &Chosen,
+    path: &Path,
+    table: Input,
+) -> Result<Lesson, Failure> {
+    let times =
+        table.timestamps.clone().ok_or_else(|| format!("{} has no column timestamp", path.display()))?;
+    let trained_ms = detection.newest_ms().unwrap_or(i64::MIN);
+    if let Some(early) = times.iter().find(|time| **time <= trained_ms) {
+        let (early, trained) = (artifact::timestamp(*early), artifact::timestamp(trained_ms));
+        return Err(format!(
+            "{} has a row of {early}, but the model has learned what happened up to {trained}",
+            path.display()
+        )
+        .into());
+    }
+    let names = models::selected(model, &table)?;
+    let column = |name: &String| {
+        let found = table.columns.iter().find(|(known, _)| known == name);
+        found.map(|(_, values)| values.clone()).unwrap_or_default()
+    };
+    let values: Vec<Vec<f64>> = names.iter().map(column).collect();
+    let rows = Rows::of_values(model.schema.clone(), &times, &values, &[])
+        .map_err(|_| format!("{}: no row has a finite value in every column", path.display()))?;
+    let detector =
+        detectors(config, args.detector.as_deref())?.first().ok_or("there is no detector")?.clone();
+    let name = config.registry.model(&detector.name);
+    Ok(Lesson { detector, group: None, name, rows, columns: Some(columns::names(model)) })
+}
+
+fn replay(
+    lesson: &Lesson,
+    known: Known,
+    start_ms: i64,
+    chosen: Option<&Chosen>,
+    budget: f64,
+) -> Result<Replayed, Failure> {
     let rows = &lesson.rows;
     let params = match &lesson.detector.model {
         Params::Extended(params) => params.clone(),
         Params::IsolationForest(_) => ExtendedParams::default(),
     };
     let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let detection = match chosen {
+        Some(chosen) => chosen.detection.clone(),
+        None => backtest::learn(rows, start_ms, &params, threads).map_err(|error| match error {
+            forest::Error::Empty { .. } => {
+                too_little(rows.timestamps.partition_point(|time| *time < start_ms))
+            }
+            error => error.into(),
+        })?,
+    };
     let n_rows = rows.timestamps.iter().filter(|time| **time >= start_ms).count();
     let bar = ProgressBar::new(n_rows as u64).with_message(lesson.name.clone());
     bar.set_style(ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} rows, {eta} left")?);
@@ -168,13 +288,7 @@ fn replay(args: &BacktestArgs, lesson: &Lesson, known: Known, start_ms: i64) -> 
         timestamps: known.timestamps,
         labels: known.labels,
     };
-    let n_learned = rows.len() - n_rows;
-    let replayed = backtest::replay(range, &params, args.budget, threads, || bar.inc(1)).map_err(
-        |error| match error {
-            forest::Error::Empty { .. } => too_little(n_learned),
-            error => error.into(),
-        },
-    )?;
+    let replayed = backtest::replay(range, detection.with_budget(budget), || bar.inc(1));
     bar.finish_and_clear();
     Ok(replayed)
 }
@@ -192,17 +306,16 @@ fn source(args: &BacktestArgs, lesson: &Lesson) -> String {
     }
 }
 
-fn text(args: &BacktestArgs, source: &str, replayed: &Replayed) -> String {
+fn text(args: &BacktestArgs, source: &str, budget: f64, replayed: &Replayed) -> String {
     let (n_rows, n_scored) = (replayed.timestamps.len(), replayed.n_scored());
     let incidents = replayed.incidents();
     let days = replayed.days();
     let mut lines = vec![
         format!("{source}: {n_scored} of {n_rows} rows scored, {days:.1} days"),
         format!(
-            "  {}, {:.2} a day, for a budget of {} a day",
+            "  {}, {:.2} a day, for a budget of {budget} a day",
             plural(incidents.len(), "incident"),
             incidents.len() as f64 / days.max(f64::MIN_POSITIVE),
-            args.budget
         ),
     ];
     if let Some(found) = replayed.found() {

@@ -27,7 +27,7 @@ pub struct LessonArgs {
     pub detector: Option<String>,
     /// For the groups with these labels alone, as in job=node,instance=web1:9100
     #[arg(long, value_name = "LABELS", value_delimiter = ',', value_parser = label)]
-    group: Vec<(String, String)>,
+    pub group: Vec<(String, String)>,
     /// Leave this time out, as in 2026-01-31T12:00:00Z..2026-01-31T13:00:00Z; may be repeated
     #[arg(long, value_name = "START..END", value_parser = exclusion)]
     exclude: Vec<Exclusion>,
@@ -78,7 +78,14 @@ pub struct Lesson {
 }
 
 /// Every group that the sources know in the range.
-pub async fn of_history(args: &LessonArgs, config: &Config, span: Span) -> Result<Vec<Lesson>, Failure> {
+///
+/// With a schema, its rows instead of those that training would take.
+pub async fn of_history(
+    args: &LessonArgs,
+    config: &Config,
+    span: Span,
+    schema: Option<&Schema>,
+) -> Result<Vec<Lesson>, Failure> {
     let detectors = detectors(config, args.detector.as_deref())?;
     let to_ms = span.to_ms;
     let bar = ProgressBar::new_spinner();
@@ -113,11 +120,17 @@ pub async fn of_history(args: &LessonArgs, config: &Config, span: Span) -> Resul
             }
             found += 1;
             let mut exclusions = args.exclude.clone();
+            let matchers = past::of_group(&detector, &group);
             for source in &sources {
                 exclusions.extend(past::firing(source, &alerts, &group, (from_ms, to_ms)).await?);
+                exclusions.extend(past::incidents(source, &detector, &matchers, (from_ms, to_ms)).await?);
             }
             let window = rows::window(series.iter(), to_ms - from_ms);
-            match Rows::read(&detector, &window, &span.learned(exclusions)) {
+            let read = match schema {
+                Some(schema) => Rows::of_schema(schema.clone(), &window),
+                None => Rows::read(&detector, &window, &span.learned(exclusions)),
+            };
+            match read {
                 Ok(rows) => lessons.push(Lesson {
                     detector: detector.clone(),
                     name: group_model(&config.registry.model(&detector.name), &group),

@@ -7,13 +7,14 @@
 use super::train::{SizeResult, table_of_sizes};
 use super::{Failure, Output, RegistryArgs, detectors, say};
 use crate::config::{Config, Detector};
+use crate::detect::Detection;
 use crate::features::rate::Semantics;
 use crate::forest::Table;
 use crate::input::{self, Input};
 use crate::models::artifact::{self, Files};
 use crate::models::import::{self, Mapping};
 use crate::models::registry::{self, Entry, Registry, Version};
-use crate::models::{Fitted, Model, columns, onnx};
+use crate::models::{EXTENDED_OFFSET, Fitted, Model, columns, onnx};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -167,7 +168,7 @@ pub async fn run(command: Models) -> Result<(), Failure> {
 }
 
 /// Where a model is.
-enum Place {
+pub enum Place {
     Folder(PathBuf),
     Registered { name: String, version: u64, alias: Option<String> },
 }
@@ -182,7 +183,7 @@ impl fmt::Display for Place {
 }
 
 /// Finds and loads a model.
-async fn load(args: &RegistryArgs, model: &str) -> Result<(Place, Model), Failure> {
+pub async fn load(args: &RegistryArgs, model: &str) -> Result<(Place, Model), Failure> {
     let config = args.config()?;
     let path = Path::new(model);
     if path.exists() {
@@ -469,7 +470,22 @@ async fn score(args: ScoreArgs) -> Result<(), Failure> {
     let input = Input::read(&args.input)?;
     let values = input.select(&selected(&model, &input)?)?;
     let table = Table::new(&values, input.n_rows(), model.schema.features.len())?;
-    let csv = scores(&model.fitted, &table);
+    let csv = match &model.fitted {
+        Fitted::IsolationForest(forest) => {
+            scores(&table, forest.offset(), |row| Some(forest.score_samples(row)))
+        }
+        Fitted::Extended(detection) => {
+            let none = || {
+                format!(
+                    "{} has no column timestamp: an {} judges one row after the other",
+                    args.input.display(),
+                    model.fitted.kind()
+                )
+            };
+            let times = input.timestamps.as_ref().ok_or_else(none)?;
+            in_order(detection, times, &table)?
+        }
+    };
     if args.output == Path::new("-") {
         return Ok(say(&csv)?);
     }
@@ -477,7 +493,7 @@ async fn score(args: ScoreArgs) -> Result<(), Failure> {
 }
 
 /// The input's names of the model's columns: those of the model itself, or else any that mean the same.
-fn selected(model: &Model, input: &Input) -> Result<Vec<String>, input::Error> {
+pub fn selected(model: &Model, input: &Input) -> Result<Vec<String>, input::Error> {
     let transform = model.schema.transform;
     let semantics = transform.semantics().unwrap_or_default();
     let meaning = |name: &String| {
@@ -503,18 +519,41 @@ fn selected(model: &Model, input: &Input) -> Result<Vec<String>, input::Error> {
         .collect()
 }
 
-/// What scikit-learn says of each row, as CSV.
-fn scores(fitted: &Fitted, table: &Table) -> String {
+/// What scikit-learn says of each row, as CSV; nothing of a row without a score.
+fn scores(table: &Table, offset: f64, mut score: impl FnMut(&[f32]) -> Option<f64>) -> String {
     let mut csv = String::from("score_samples,decision_function,predict\n");
     let mut row = vec![0.0; table.n_features()];
     for i in 0..table.n_rows() {
         table.copy_row(i, &mut row);
-        let score = fitted.score_samples(&row);
-        let decision = score - fitted.offset();
-        let predict = if decision < 0.0 { -1 } else { 1 };
-        csv.push_str(&format!("{},{},{predict}\n", digits(score), digits(decision)));
+        match score(&row) {
+            None => csv.push_str(",,\n"),
+            Some(score) => {
+                let decision = score - offset;
+                let predict = if decision < 0.0 { -1 } else { 1 };
+                csv.push_str(&format!("{},{},{predict}\n", digits(score), digits(decision)));
+            }
+        }
     }
     csv
+}
+
+/// The scores of rows that follow those of training.
+fn in_order(detection: &Detection, times: &[i64], table: &Table) -> Result<String, Failure> {
+    let trained_ms = detection.newest_ms().unwrap_or(i64::MIN);
+    let mut before_ms = trained_ms;
+    for time in times {
+        if *time <= before_ms {
+            let (time, before) = (artifact::timestamp(*time), artifact::timestamp(before_ms));
+            return Err(format!("the row of {time} is not after {before}: rows must ascend, and follow those that the model was trained on").into());
+        }
+        before_ms = *time;
+    }
+    let mut detection = detection.clone();
+    let mut times = times.iter();
+    Ok(scores(table, EXTENDED_OFFSET, |row| {
+        let seen = detection.observe(*times.next()?, row)?;
+        Some(seen.decision + EXTENDED_OFFSET)
+    }))
 }
 
 /// A number in [-1, 1] with 17 significant digits, enough to read the same bits back, as C's `%.17g`

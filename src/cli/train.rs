@@ -99,7 +99,8 @@ pub async fn run(args: TrainArgs) -> Result<(), Failure> {
         None => {
             let to_ms = args.end.map_or_else(duration::now_ms, Timestamp::as_millisecond);
             let from_ms = args.start.map(Timestamp::as_millisecond);
-            lessons::of_history(&args.lesson, &config, Span { from_ms, learn_to_ms: to_ms, to_ms }).await?
+            lessons::of_history(&args.lesson, &config, Span { from_ms, learn_to_ms: to_ms, to_ms }, None)
+                .await?
         }
     };
     if lessons.len() > 1 && (args.model.is_some() || args.report.is_some()) {

@@ -69,9 +69,30 @@ impl Memory {
         Self { reach, profiles: vec![profile; n_metrics], rows: VecDeque::new() }
     }
 
+    /// A memory from a file: rows are ascending, one finite value for each profile.
+    pub fn restore(reach: Reach, profiles: Vec<Profile>, rows: Vec<(i64, Vec<f32>)>) -> Self {
+        let rows = rows.into_iter().map(|(timestamp_ms, row)| (timestamp_ms, row.into())).collect();
+        Self { reach, profiles, rows }
+    }
+
+    /// The profile of each metric.
+    pub fn profiles(&self) -> &[Profile] {
+        &self.profiles
+    }
+
+    /// Times and values of the rows that columns reach back to, ascending.
+    pub fn rows(&self) -> impl Iterator<Item = &(i64, Box<[f32]>)> {
+        self.rows.iter()
+    }
+
     /// How far it looks back.
     pub fn reach(&self) -> Reach {
         self.reach
+    }
+
+    /// Number of metrics.
+    pub fn n_metrics(&self) -> usize {
+        self.profiles.len()
     }
 
     /// Timestamp of the newest row.

@@ -10,23 +10,25 @@
 //! backward only, keeps a bounded state a metric, and is a function of the rows alone: the same rows give
 //! the same bits, in training, in a backtest and live.
 
+mod config;
 mod incident;
 mod memory;
 mod profile;
+mod state;
 mod threshold;
 mod voices;
 
 use crate::features::scale::USUAL_SIGMAS;
 use crate::forest::{self, ExtendedParams, Table};
+use crate::window::Score;
+pub use config::{BUDGET, Budget, Config};
 use incident::Incident;
 use memory::Memory;
+pub use state::{InvalidState, State};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use threshold::Threshold;
-pub use voices::{Deviation, Reason, Voices};
-
-/// Alerts a day, unless others are asked for.
-pub const BUDGET: f64 = 1.0;
+pub use voices::{Deviation, Learned, Level, Parts, Prepared, Reason, Voices};
 
 /// What is said of one row.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,7 +62,7 @@ impl Observation {
 }
 
 /// A group under detection: what was learned of it, and its state.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Detection {
     voices: Arc<Voices>,
     memory: Memory,
@@ -86,14 +88,74 @@ impl Detection {
         threads: NonZeroUsize,
     ) -> Result<Self, forest::Error> {
         assert_eq!(timestamps.len(), table.n_rows(), "a row has a time");
-        let voices::Learned { voices, memory, scores } = Voices::learn(timestamps, table, params, threads)?;
-        let mut threshold = Threshold::new(budget);
-        for (timestamp_ms, raw) in scores {
-            threshold.at(timestamp_ms);
+        let lesson = Prepared::learn(timestamps, table)?.grow(params, threads)?;
+        Ok(Self::of(lesson).0.with_budget(budget))
+    }
+
+    /// Goes on from the last row of training, with the default budget. The second value is what would have been
+    /// said of the rows of training that could be scored, by timestamp in milliseconds, ascending, of forests that
+    /// had not seen them.
+    pub fn of(lesson: Learned) -> (Self, Vec<(i64, Score)>) {
+        let Learned { voices, memory, scores } = lesson;
+        let mut threshold = Threshold::new(BUDGET);
+        let mut follow = |(timestamp_ms, raw, decision): (i64, f64, f64)| {
+            let score = raw.max(0.0) / threshold.at(timestamp_ms);
             threshold.add(timestamp_ms, raw);
+            (timestamp_ms, Score { decision, score, alarm: None })
+        };
+        let scores = scores.into_iter().map(&mut follow).collect();
+        let incident = Incident::new(memory.reach().interval_ms());
+        (Self { voices: Arc::new(voices), memory, threshold, incident }, scores)
+    }
+
+    /// What was learned.
+    pub fn voices(&self) -> &Voices {
+        &self.voices
+    }
+
+    /// Values around those of the newest row, by what each metric does within minutes: `[n_metrics]`.
+    pub fn ranges(&self) -> Vec<[f32; 2]> {
+        let newest = self.memory.rows().last().map(|(_, values)| values.as_ref()).unwrap_or_default();
+        newest.iter().enumerate().map(|(metric, value)| self.voices.around(metric, *value)).collect()
+    }
+
+    /// The state after the newest row, for files.
+    pub fn state(&self) -> State {
+        State::of(&self.memory, &self.threshold)
+    }
+
+    /// Goes on from a state, with the default budget and no incident open.
+    ///
+    /// # Errors
+    /// [`InvalidState`].
+    pub fn restore(voices: Voices, state: State) -> Result<Self, InvalidState> {
+        let (expected, found) = (voices.n_metrics(), state.n_metrics());
+        if found != expected {
+            return Err(InvalidState::new("number of metrics", found, expected));
         }
+        let (memory, threshold) = state.restore(BUDGET)?;
         let incident = Incident::new(memory.reach().interval_ms());
         Ok(Self { voices: Arc::new(voices), memory, threshold, incident })
+    }
+
+    /// The same with a threshold for so many alerts a day, above 0.
+    pub fn with_budget(self, budget: f64) -> Self {
+        Self { threshold: self.threshold.with_budget(budget), ..self }
+    }
+
+    /// Number of metrics.
+    pub fn n_metrics(&self) -> usize {
+        self.memory.n_metrics()
+    }
+
+    /// Timestamp of the newest row that it has taken, in milliseconds.
+    pub fn newest_ms(&self) -> Option<i64> {
+        self.memory.newest_ms()
+    }
+
+    /// The usual distance of rows in milliseconds.
+    pub fn interval_ms(&self) -> i64 {
+        self.memory.reach().interval_ms()
     }
 
     /// Alerts a day that the threshold keeps to.

@@ -4,6 +4,9 @@
 //! stands out more, but on labelled servers fewer anomalies are found (VUS-PR 0.541; with half of it 0.532, with
 //! four fifths 0.501).
 
+use super::state::InvalidState;
+use serde::{Deserialize, Serialize};
+
 const DAY_MS: i64 = 24 * 3_600_000;
 /// Stretches of a day that have a mean of their own: 15 minutes.
 const BUCKETS: usize = 96;
@@ -17,7 +20,7 @@ const MAX_DISTANCE: f64 = 9.0;
 /// The mean of one metric by time of day: an exponentially weighted mean over days, linear between the
 /// centers of quarters of an hour. It is frozen within a day, so what it expects is a function of days that
 /// are over.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Profile {
     /// Share of a day that a value stands for.
     share: f64,
@@ -30,7 +33,56 @@ pub struct Profile {
     counts: Vec<u32>,
 }
 
+/// A profile in a file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    distance: f64,
+    /// None where no day had a value yet.
+    means: Vec<Option<f64>>,
+    today: i64,
+    sums: Vec<f64>,
+    counts: Vec<u32>,
+}
+
+/// What is not known equals itself.
+impl PartialEq for Profile {
+    fn eq(&self, other: &Self) -> bool {
+        self.share == other.share && self.state() == other.state()
+    }
+}
+
 impl Profile {
+    pub fn state(&self) -> State {
+        State {
+            distance: self.distance,
+            means: self.means.iter().map(|mean| (!mean.is_nan()).then_some(*mean)).collect(),
+            today: self.today,
+            sums: self.sums.clone(),
+            counts: self.counts.clone(),
+        }
+    }
+
+    /// A profile from a file, of values that are so far apart.
+    pub fn restore(interval_ms: i64, state: State) -> Result<Self, InvalidState> {
+        let State { distance, means, today, sums, counts } = state;
+        for (part, length) in [("means", means.len()), ("sums", sums.len()), ("counts", counts.len())] {
+            if length != BUCKETS {
+                return Err(InvalidState::new(
+                    part,
+                    format_args!("{length} long"),
+                    format_args!("{BUCKETS} long"),
+                ));
+            }
+        }
+        let numbers = means.iter().flatten().chain(&sums).chain([&distance]);
+        if let Some(number) = numbers.into_iter().find(|number| !number.is_finite()) {
+            return Err(InvalidState::new("number of a profile", number, "finite"));
+        }
+        let means = means.into_iter().map(|mean| mean.unwrap_or(f64::NAN)).collect();
+        Ok(Self { distance, means, today, sums, counts, ..Self::new(interval_ms) })
+    }
+
     /// Without a value yet, for values that are so far apart.
     pub fn new(interval_ms: i64) -> Self {
         Self {

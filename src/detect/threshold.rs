@@ -24,10 +24,13 @@ const LEAST: f64 = 1.0;
 
 /// The greatest raw score of an hour.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Hour {
-    number: i64,
-    raw: f64,
-    capped: f64,
+pub struct Hour {
+    /// Since the epoch.
+    pub number: i64,
+    /// The score.
+    pub raw: f64,
+    /// What of it counts.
+    pub capped: f64,
 }
 
 /// See the [module](self).
@@ -45,6 +48,25 @@ impl Threshold {
     /// Without an hour yet, for so many alerts a day, above 0.
     pub fn new(budget: f64) -> Self {
         Self { budget, hours: VecDeque::new(), current: None, one_a_day: f64::INFINITY, value: LEAST }
+    }
+
+    /// A threshold from a file: hours ascend, the current one after them.
+    pub fn restore(budget: f64, hours: VecDeque<Hour>, current: Option<(i64, f64)>) -> Self {
+        Self { hours, current, ..Self::new(budget) }.with_budget(budget)
+    }
+
+    /// The hours that are over, and number and greatest score so far of the current one.
+    pub fn hours(&self) -> (impl Iterator<Item = &Hour>, Option<(i64, f64)>) {
+        (self.hours.iter(), self.current)
+    }
+
+    /// The same for another budget.
+    pub fn with_budget(mut self, budget: f64) -> Self {
+        self.budget = budget;
+        if let Some((hour, _)) = self.current {
+            self.renew(hour);
+        }
+        self
     }
 
     /// Alerts a day that it keeps to.

@@ -6,18 +6,20 @@
 //! hears has to be louder (on labelled servers better than the greater of the two).
 
 use super::memory::{ASPECTS, Memory, Reach};
-use crate::features::correlation::Correlation;
+use crate::features;
+use crate::features::correlation::{Correlation, Residuals};
 use crate::features::scale::{self, Scale};
 use crate::forest::{self, ExtendedForest, ExtendedParams, MAX_FEATURES, Table, quantile};
-use crate::models::extended::Residuals;
+use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
 
 /// Contiguous blocks of training; each is scored by a forest that has not seen it.
 const BLOCKS: usize = 5;
 /// Metrics that the tail listens to.
 const LOUDEST: usize = 2;
-/// Rows that all columns reach back from; with fewer a model does without the time of day.
-const ENOUGH: usize = 256;
+/// Rows that know an aspect of their metrics; with fewer a model does without it. A time of day takes a day
+/// to be known, the others some minutes.
+const ENOUGH: [usize; ASPECTS] = [256, 8, 8];
 /// Least distance of median and 99 % quantile of a voice: on a group that idles all are alike.
 const LEAST_UNIT: f64 = 0.02;
 
@@ -70,8 +72,9 @@ impl Reason {
 }
 
 /// Where a voice's scores lie in training.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Level {
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Level {
     median: f64,
     unit: f64,
 }
@@ -92,18 +95,32 @@ impl Level {
 /// A forest, a tail, and the scales before them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Voices {
-    /// Of each column of the [`Memory`], shape `[n_metrics, ASPECTS]`; none where training never had it.
     scales: Vec<Option<Scale>>,
     /// Columns that the forest sees: of metrics that were not constant.
     columns: Vec<usize>,
-    /// The metrics that were not constant.
     varying: Vec<usize>,
-    /// What of each of them the others do not explain.
     residuals: Option<Residuals>,
-    /// None where no metric varied.
     forest: Option<ExtendedForest>,
     forest_level: Level,
     tail_level: Level,
+}
+
+/// What voices are made of, for files.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parts {
+    /// Of each column of a metric (residual to the time of day, difference, deviation), shape `[n_metrics, 3]`;
+    /// none where training never had it.
+    pub scales: Vec<Option<Scale>>,
+    /// The metrics that were not constant, ascending.
+    pub varying: Vec<usize>,
+    /// What of each of them the others do not explain; none below two.
+    pub residuals: Option<Residuals>,
+    /// None where there is nothing to see for it: no metric varied.
+    pub forest: Option<ExtendedForest>,
+    /// Where the forest's scores lay in training.
+    pub forest_level: Level,
+    /// Where the tail's scores lay in training.
+    pub tail_level: Level,
 }
 
 /// What is said of one row.
@@ -123,21 +140,34 @@ pub struct Learned {
     pub voices: Voices,
     /// The memory after the last row.
     pub memory: Memory,
-    /// Timestamp in milliseconds and raw score of each row that could be scored, ascending.
-    pub scores: Vec<(i64, f64)>,
+    /// Timestamp in milliseconds, raw score and decision of each row that could be scored, ascending.
+    pub scores: Vec<(i64, f64, f64)>,
 }
 
-impl Voices {
-    /// Learns from rows in ascending order of time, the values of all metrics in a table.
+/// A row that columns reach back from.
+struct Standard {
+    timestamp_ms: i64,
+    /// Each column in sigmas.
+    deviations: Vec<f32>,
+}
+
+/// Training rows as the forest sees them, before there is one.
+pub struct Prepared {
+    voices: Voices,
+    memory: Memory,
+    rows: Vec<Standard>,
+    /// What the forest sees, shape `[n_rows, n_features]`, column-major.
+    sight: Vec<f32>,
+    n_features: usize,
+}
+
+impl Prepared {
+    /// Learns scales and correlation from rows in ascending order of time, the values of all metrics in a
+    /// table.
     ///
     /// # Errors
-    /// The forest's own: no rows, values that are not finite, parameters that do not suit.
-    pub fn learn(
-        timestamps: &[i64],
-        table: &Table,
-        params: &ExtendedParams,
-        threads: NonZeroUsize,
-    ) -> Result<Learned, forest::Error> {
+    /// The forest's own: no rows that any column reaches back from, values that are not finite, too many metrics.
+    pub fn learn(timestamps: &[i64], table: &Table) -> Result<Self, forest::Error> {
         let (n_rows, n_metrics) = (table.n_rows(), table.n_features());
         if n_rows == 0 || n_metrics == 0 {
             return Err(forest::Error::Empty { n_rows, n_features: n_metrics });
@@ -162,28 +192,31 @@ impl Voices {
             .map(|metric| scale::floor(table.column(metric)).expect("checked to be finite"))
             .collect();
         let width = n_metrics * ASPECTS;
-        let is_finite = |row: &&[f32]| row.iter().all(|value| value.is_finite());
-        let knows_days = by_row.chunks_exact(width).filter(is_finite).count() >= ENOUGH;
+        // All metrics of a row know an aspect or none does, but for hours that no day had.
+        let knows = |row: &[f32], aspect: usize| {
+            row.iter().skip(aspect).step_by(ASPECTS).all(|value| value.is_finite())
+        };
+        let is_known: [bool; ASPECTS] = std::array::from_fn(|aspect| {
+            by_row.chunks_exact(width).filter(|row| knows(row, aspect)).count() >= ENOUGH[aspect]
+        });
+        if is_known == [false; ASPECTS] {
+            return Err(forest::Error::Empty { n_rows: 0, n_features: width });
+        }
         let scales: Vec<Option<Scale>> = (0..width)
             .map(|column| {
-                let is_residual = column % ASPECTS == 0;
                 let values = by_row.iter().skip(column).step_by(width).copied();
                 let known: Vec<f32> = values.filter(|value| value.is_finite()).collect();
-                Scale::fit(&known, floors[column / ASPECTS]).ok().filter(|_| knows_days || !is_residual)
+                Scale::fit(&known, floors[column / ASPECTS]).ok().filter(|_| is_known[column % ASPECTS])
             })
             .collect();
-        let columns: Vec<usize> = varying
-            .iter()
-            .flat_map(|metric| metric * ASPECTS..(metric + 1) * ASPECTS)
-            .filter(|column| scales[*column].is_some())
-            .collect();
+        let columns = columns(&varying, &scales);
 
         let of_varying: Vec<&[f32]> = varying.iter().map(|metric| table.column(*metric)).collect();
         let floors: Vec<f64> = varying.iter().map(|metric| floors[*metric]).collect();
         let correlation = Correlation::fit(&of_varying, &floors).expect("finite values in few columns");
         let residuals = correlation.map(|correlation| Residuals::fit(correlation, &of_varying, &floors));
         let level = Level { median: 0.0, unit: 1.0 };
-        let mut voices = Self {
+        let voices = Voices {
             scales,
             columns,
             varying,
@@ -193,53 +226,151 @@ impl Voices {
             tail_level: level,
         };
 
-        // Rows that every column reaches back from; only the time of day may be unknown.
-        let needed =
-            |(column, value): (usize, &f32)| value.is_finite() || column % ASPECTS == 0 && !knows_days;
-        let standard: Vec<(i64, Vec<f32>, Vec<f32>)> = by_row
-            .chunks_exact(width)
-            .enumerate()
-            .filter(|(_, columns)| columns.iter().enumerate().all(needed))
-            .map(|(number, columns)| {
-                table.copy_row(number, &mut row);
-                let deviations = voices.standardise(columns);
-                let sight = voices.sight(&row, &deviations);
-                (timestamps[number], deviations, sight)
-            })
-            .collect();
-        let n_rows = standard.len();
-        let n_features =
-            voices.columns.len() + voices.residuals.as_ref().map_or(0, |residuals| residuals.scales.len());
-        if n_rows == 0 {
-            return Err(forest::Error::Empty { n_rows, n_features });
-        }
-        let forest_of = |numbers: &[usize]| -> Result<Option<ExtendedForest>, forest::Error> {
-            if n_features == 0 || numbers.is_empty() {
-                return Ok(None);
+        let (mut rows, mut by_row_sight) = (Vec::new(), Vec::new());
+        for (number, columns) in by_row.chunks_exact(width).enumerate() {
+            // Only what is not known at all may be missing.
+            if (0..ASPECTS).any(|aspect| is_known[aspect] && !knows(columns, aspect)) {
+                continue;
             }
-            let values: Vec<f32> = (0..n_features)
-                .flat_map(|column| numbers.iter().map(move |number| (column, *number)))
-                .map(|(column, number)| standard[number].2[column])
-                .collect();
-            params.fit(&Table::new(&values, numbers.len(), n_features)?, threads).map(Some)
-        };
+            table.copy_row(number, &mut row);
+            let deviations = voices.standardise(columns);
+            by_row_sight.extend(voices.sight(&row, &deviations));
+            rows.push(Standard { timestamp_ms: timestamps[number], deviations });
+        }
+        let n_features = voices.width();
+        let at = |feature: usize| by_row_sight.iter().skip(feature).step_by(n_features).copied();
+        let sight = (0..n_features).flat_map(at).collect();
+        Ok(Self { voices, memory, rows, sight, n_features })
+    }
+
+    /// What the forest sees of the rows; none if that is nothing: every metric was constant.
+    ///
+    /// # Errors
+    /// [`forest::Error::Empty`], when columns do not reach back from any row.
+    pub fn table(&self) -> Result<Option<Table<'_>>, forest::Error> {
+        let (n_rows, n_features) = (self.rows.len(), self.n_features);
+        match (n_rows, n_features) {
+            (0, _) => Err(forest::Error::Empty { n_rows, n_features }),
+            (_, 0) => Ok(None),
+            _ => Table::new(&self.sight, n_rows, n_features).map(Some),
+        }
+    }
+
+    /// Grows the forest, and others on parts of the rows to score the rest as unseen.
+    ///
+    /// # Errors
+    /// The forest's own; [`forest::Error::Empty`] as [`table`](Self::table) says.
+    pub fn grow(self, params: &ExtendedParams, threads: NonZeroUsize) -> Result<Learned, forest::Error> {
+        let n_rows = self.rows.len();
+        let table = self.table()?;
+        let mut voices = self.voices.clone();
+        let mut row = vec![0.0; self.n_features];
         let mut unseen = vec![0.0; n_rows];
         for block in 0..BLOCKS {
             let held = block * n_rows / BLOCKS..(block + 1) * n_rows / BLOCKS;
-            let others: Vec<usize> = (0..n_rows).filter(|number| !held.contains(number)).collect();
-            voices.forest = forest_of(&others)?;
+            voices.forest = match &table {
+                Some(table) if held.len() < n_rows => {
+                    let without = |feature| {
+                        let column = table.column(feature);
+                        column[..held.start].iter().chain(&column[held.end..]).copied()
+                    };
+                    let others: Vec<f32> = (0..self.n_features).flat_map(without).collect();
+                    let others = Table::new(&others, n_rows - held.len(), self.n_features)?;
+                    Some(params.fit(&others, threads)?)
+                }
+                _ => None,
+            };
             for number in held {
-                unseen[number] = -voices.forest_score(&standard[number].2);
+                if let Some(table) = &table {
+                    table.copy_row(number, &mut row);
+                }
+                unseen[number] = -voices.forest_score(&row);
             }
         }
-        voices.forest = forest_of(&(0..n_rows).collect::<Vec<usize>>())?;
-        let tails: Vec<f64> =
-            standard.iter().map(|(_, deviations, _)| tail(&strongest(deviations))).collect();
+        voices.forest = table.map(|table| params.fit(&table, threads)).transpose()?;
+        let tails: Vec<f64> = self.rows.iter().map(|row| tail(&strongest(&row.deviations))).collect();
         voices.forest_level = Level::of(&unseen);
         voices.tail_level = Level::of(&tails);
-        let raw = |number: usize| voices.mean(unseen[number], tails[number]);
-        let scores = (0..n_rows).map(|number| (standard[number].0, raw(number))).collect();
-        Ok(Learned { voices, memory, scores })
+        let scores = self.rows.iter().zip(unseen.iter().zip(&tails));
+        let scores =
+            scores.map(|(row, (f, tail))| (row.timestamp_ms, voices.mean(*f, *tail), 0.5 - f)).collect();
+        Ok(Learned { voices, memory: self.memory, scores })
+    }
+}
+
+/// Columns that the forest sees.
+fn columns(varying: &[usize], scales: &[Option<Scale>]) -> Vec<usize> {
+    let of_metric = |metric: &usize| metric * ASPECTS..(metric + 1) * ASPECTS;
+    varying.iter().flat_map(of_metric).filter(|column| scales[*column].is_some()).collect()
+}
+
+impl Parts {
+    /// Number of values that a forest sees.
+    pub fn n_columns(&self) -> usize {
+        let of_metric =
+            |metric: &usize| self.scales.get(metric * ASPECTS..(metric + 1) * ASPECTS).unwrap_or_default();
+        let known = self.varying.iter().flat_map(of_metric).flatten().count();
+        known + self.residuals.as_ref().map_or(0, |residuals| residuals.scales.len())
+    }
+}
+
+impl Voices {
+    /// Voices from a file.
+    ///
+    /// # Errors
+    /// [`features::Error::Part`] if the parts do not fit each other.
+    pub fn new(parts: Parts) -> Result<Self, features::Error> {
+        let Parts { scales, varying, residuals, forest, forest_level, tail_level } = parts;
+        let fault = |part, value: String, limit: String| Err(features::Error::Part { part, value, limit });
+        if scales.is_empty() || scales.len() % ASPECTS != 0 {
+            return fault("number of scales", scales.len().to_string(), format!("a multiple of {ASPECTS}"));
+        }
+        if let Some(pair) = varying.windows(2).find(|pair| pair[0] >= pair[1]) {
+            return fault("metric", pair[1].to_string(), format!("above {}, the one before", pair[0]));
+        }
+        let n_metrics = scales.len() / ASPECTS;
+        if let Some(last) = varying.last().filter(|last| **last >= n_metrics) {
+            return fault("metric", last.to_string(), format!("below {n_metrics}, the number of metrics"));
+        }
+        if let Some(Residuals { correlation, scales }) = &residuals {
+            for (part, length) in [
+                ("number of correlated metrics", correlation.n_metrics()),
+                ("number of residual scales", scales.len()),
+            ] {
+                if length != varying.len() {
+                    return fault(
+                        part,
+                        length.to_string(),
+                        format!("{}, the metrics that vary", varying.len()),
+                    );
+                }
+            }
+        }
+        for Level { median, unit } in [forest_level, tail_level] {
+            if !(median.is_finite() && unit.is_finite() && unit > 0.0) {
+                return fault("level", format!("{median}, {unit}"), "finite, its unit above 0".into());
+            }
+        }
+        let columns = columns(&varying, &scales);
+        let voices = Self { scales, columns, varying, residuals, forest: None, forest_level, tail_level };
+        let (width, expected) = (forest.as_ref().map_or(0, ExtendedForest::n_features), voices.width());
+        if width != expected {
+            let limit = format!("{expected}, the number of columns and residuals");
+            return fault("width of the forest", width.to_string(), limit);
+        }
+        Ok(Self { forest, ..voices })
+    }
+
+    /// What they are made of, for files.
+    pub fn parts(&self) -> Parts {
+        let Self { scales, varying, residuals, forest, .. } = self.clone();
+        let (forest_level, tail_level) = (self.forest_level, self.tail_level);
+        Parts { scales, varying, residuals, forest, forest_level, tail_level }
+    }
+
+    /// Number of metrics.
+    pub fn n_metrics(&self) -> usize {
+        self.scales.len() / ASPECTS
     }
 
     /// Says how unusual a row is: its values, and its columns of the [`Memory`].
@@ -264,6 +395,13 @@ impl Voices {
         [middle - reach, middle, middle + reach]
     }
 
+    /// A value and three sigmas to both sides of it, by the first aspect that has some.
+    pub fn around(&self, metric: usize, value: f32) -> [f32; 2] {
+        let sigma = self.scales[metric * ASPECTS..(metric + 1) * ASPECTS].iter().flatten().next();
+        let reach = 3.0 * sigma.map_or(1.0, Scale::sigma) as f32;
+        [value - reach, value + reach]
+    }
+
     /// Columns in sigmas; what is not known, or was not in training, is usual.
     fn standardise(&self, columns: &[f32]) -> Vec<f32> {
         let standard = |(value, scale): (&f32, &Option<Scale>)| match scale {
@@ -282,6 +420,11 @@ impl Voices {
             sight.extend(scales.iter().zip(residuals).map(|(scale, residual)| scale.apply(residual)));
         }
         sight
+    }
+
+    /// Number of values that the forest sees.
+    fn width(&self) -> usize {
+        self.columns.len() + self.residuals.as_ref().map_or(0, |residuals| residuals.scales.len())
     }
 
     fn forest_score(&self, sight: &[f32]) -> f64 {

@@ -11,7 +11,7 @@
 //! regression a metric (the same numbers for more work).
 
 use super::Error;
-use super::scale::check_values;
+use super::scale::{Scale, check_values};
 
 /// What is added to the diagonal of the correlation matrix. It keeps the inverse bounded when metrics are
 /// copies of each other, or more than the rows.
@@ -214,6 +214,38 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 /// In order: the same bits everywhere.
 fn sum(values: impl Iterator<Item = f64>) -> f64 {
     values.fold(0.0, |sum, value| sum + value)
+}
+
+/// What of each column the others do not explain, on one scale.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Residuals {
+    /// The correlation of the columns that take part.
+    pub correlation: Correlation,
+    /// Scale of each residual, shape `[n_metrics]` of the correlation.
+    pub scales: Vec<Scale>,
+}
+
+impl Residuals {
+    /// Learns the scales of the residuals from the columns of the correlation and their floors.
+    ///
+    /// # Panics
+    /// If the columns are not those of the correlation, or not finite.
+    pub fn fit(correlation: Correlation, columns: &[&[f32]], floors: &[f64]) -> Self {
+        let n_rows = columns[0].len();
+        let mut residuals = vec![Vec::with_capacity(n_rows); columns.len()];
+        let mut values = vec![0.0; columns.len()];
+        for row in 0..n_rows {
+            for (value, column) in values.iter_mut().zip(columns) {
+                *value = column[row];
+            }
+            for (column, residual) in residuals.iter_mut().zip(correlation.apply(&values)) {
+                column.push(residual);
+            }
+        }
+        let fit = |(column, floor): (&Vec<f32>, &f64)| Scale::fit(column, *floor).expect("finite residuals");
+        let scales = residuals.iter().zip(floors).map(fit).collect();
+        Self { correlation, scales }
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The kinds of forest under one roof: parameters in, scores out.
 
-use super::extended::Extended;
+use crate::detect::Detection;
 use crate::forest::{self, ExtendedParams, Forest, ForestParams, MaxSamples, Table};
 use crate::window::Score;
 use std::fmt;
@@ -10,10 +10,11 @@ use std::str::FromStr;
 /// The kinds of forest, by the names of configuration and files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Kind {
-    /// Cuts along the axes, scikit-learn's semantics (Liu, Ting, Zhou 2008).
-    #[default]
+    /// Cuts along the axes, scikit-learn's semantics (Liu, Ting, Zhou 2008), of the values as they are.
     IsolationForest,
-    /// Slanted cuts of standardised columns (Hariri, Carrasco Kind, Brunner 2019).
+    /// Slanted cuts (Hariri, Carrasco Kind, Brunner 2019) of how each value compares with what is usual at its
+    /// time of day and was a minute ago: see [`detect`](crate::detect).
+    #[default]
     ExtendedIsolationForest,
 }
 
@@ -59,7 +60,7 @@ pub enum Params {
 
 impl Default for Params {
     fn default() -> Self {
-        Self::IsolationForest(ForestParams::default())
+        Self::of(Kind::default())
     }
 }
 
@@ -72,14 +73,30 @@ impl Params {
         }
     }
 
-    /// Grows a forest. The result does not depend on the number of threads.
+    /// Grows a forest on what it sees of some rows, in this thread, and decides on all rows of two tables: shape
+    /// `[n_rows]` each.
     ///
     /// # Errors
     /// The forest's own, when the parameters do not suit the table.
-    pub fn fit(&self, table: &Table, threads: NonZeroUsize) -> Result<Fitted, forest::Error> {
+    pub fn decisions(&self, train: &Table, tables: [&Table; 2]) -> Result<[Vec<f64>; 2], forest::Error> {
+        let one = NonZeroUsize::MIN;
+        let decide = |score_table: &dyn Fn(&Table, &mut [f64]), offset: f64| {
+            tables.map(|table| {
+                let mut decisions = vec![0.0; table.n_rows()];
+                score_table(table, &mut decisions);
+                decisions.iter_mut().for_each(|score| *score -= offset);
+                decisions
+            })
+        };
         match self {
-            Self::IsolationForest(params) => Ok(Fitted::IsolationForest(params.fit(table, threads)?)),
-            Self::Extended(params) => Ok(Fitted::Extended(Box::new(Extended::fit(params, table, threads)?))),
+            Self::IsolationForest(params) => {
+                let forest = params.fit(train, one)?;
+                Ok(decide(&|table, out| forest.score_table(table, out), forest.offset()))
+            }
+            Self::Extended(params) => {
+                let forest = params.fit(train, one)?;
+                Ok(decide(&|table, out| forest.score_table(table, out), EXTENDED_OFFSET))
+            }
         }
     }
 
@@ -133,13 +150,17 @@ impl Params {
     }
 }
 
+/// The score below which an extended forest calls a row anomalous: half the range.
+pub const EXTENDED_OFFSET: f64 = -0.5;
+
 /// A fitted forest of one of the kinds.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Fitted {
-    /// The plain forest.
+    /// The plain forest, which judges every row alone.
     IsolationForest(Forest),
-    /// The extended forest, with what stands before it.
-    Extended(Box<Extended>),
+    /// The extended forest, what stands before and after it, and the state after the last row of training: it
+    /// judges one row after the other.
+    Extended(Box<Detection>),
 }
 
 impl Fitted {
@@ -155,7 +176,7 @@ impl Fitted {
     pub fn n_features(&self) -> usize {
         match self {
             Self::IsolationForest(forest) => forest.n_features(),
-            Self::Extended(extended) => extended.coordinates().n_features(),
+            Self::Extended(detection) => detection.n_metrics(),
         }
     }
 
@@ -163,48 +184,19 @@ impl Fitted {
     pub fn offset(&self) -> f64 {
         match self {
             Self::IsolationForest(forest) => forest.offset(),
-            Self::Extended(_) => Extended::OFFSET,
+            Self::Extended(_) => EXTENDED_OFFSET,
         }
     }
+}
 
-    /// scikit-learn's `score_samples` of one row: in [-1, 0), lower is more anomalous.
-    ///
-    /// # Panics
-    /// If the row has another width than the forest.
-    pub fn score_samples(&self, row: &[f32]) -> f64 {
-        match self {
-            Self::IsolationForest(forest) => forest.score_samples(row),
-            Self::Extended(extended) => extended.score_samples(row),
-        }
-    }
-
-    /// scikit-learn's `decision_function` of every row, into `out`, shape `[n_rows]`.
-    ///
-    /// # Panics
-    /// If the table has another width than the forest, or `out` not one place per row.
-    pub fn decisions(&self, table: &Table, out: &mut [f64]) {
-        match self {
-            Self::IsolationForest(forest) => forest.score_table(table, out),
-            Self::Extended(extended) => extended.score_table(table, out),
-        }
-        let offset = self.offset();
-        out.iter_mut().for_each(|score| *score -= offset);
-    }
-
-    /// Decision and score of a live row: for a plain forest scikit-learn's inside of the range of training. A row
-    /// outside scores the higher the further out it lies, so that a burst stands out even from a
-    /// present that has drifted a little beyond the past. The score is `score_samples / offset`: it
-    /// passes 1 exactly where the decision turns negative.
-    ///
-    /// # Panics
-    /// If the row has another width than the forest.
-    pub fn score(&self, row: &[f32]) -> Score {
-        let score_samples = match self {
-            Self::IsolationForest(forest) => forest.score_beyond(row),
-            // Its path lengths are already those of a row that had been there.
-            Self::Extended(extended) => extended.score_samples(row),
-        };
-        let offset = self.offset();
-        Score { decision: score_samples - offset, score: score_samples / offset }
-    }
+/// Decision and score of a live row by a plain forest: scikit-learn's inside of the range of training. A row
+/// outside scores the higher the further out it lies, so that a burst stands out even from a
+/// present that has drifted a little beyond the past. The score is `score_samples / offset`: it
+/// passes 1 exactly where the decision turns negative.
+///
+/// # Panics
+/// If the row has another width than the forest.
+pub fn score(forest: &Forest, row: &[f32]) -> Score {
+    let (score_samples, offset) = (forest.score_beyond(row), forest.offset());
+    Score { decision: score_samples - offset, score: score_samples / offset, alarm: None }
 }

@@ -6,18 +6,17 @@
 
 pub mod artifact;
 pub mod columns;
-pub mod extended;
 mod fitted;
-mod validation;
 pub mod import;
 mod mlmodel;
 pub mod registry;
 pub mod sklearn;
+mod validation;
 pub mod onnx;
 
 use crate::features::Schema;
 use crate::prom::{Labels, duration};
-pub use fitted::{Fitted, Kind, Params};
+pub use fitted::{EXTENDED_OFFSET, Fitted, Kind, Params, score};
 use std::sync::Arc;
 use std::time::Duration;
 pub use validation::{Histogram, Trial, Validation};

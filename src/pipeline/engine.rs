@@ -17,7 +17,7 @@ use crate::prom::duration::{self, now_ms};
 use crate::prom::wire::{snappy, v1};
 use crate::publish::{self, Batch, Position};
 use crate::series::{Entry, Ignored, Index, Target};
-use crate::train::trainer::{Job, Learned, Reason};
+use crate::train::trainer::{Before, Job, Learned, Reason};
 use crate::window::Voice;
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -328,7 +328,7 @@ impl Engine {
         let Some(group) = self.groups.get_mut(id) else { return };
         let detector = group.detector.clone();
         match result {
-            Learned::Model { deployed, fitted, recent, written_to_ms, seconds } => {
+            Learned::Model { deployed, fitted, before, seconds } => {
                 info!(
                     component = "train",
                     detector = detector.name,
@@ -344,7 +344,7 @@ impl Engine {
                 let mut tell = teller(&self.metrics, &self.publish, &detector.name);
                 let age_ms = now_ms() - deployed.model.card.created_ms;
                 let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
-                if group.install_trained(deployed, age, recent, written_to_ms, now, &mut tell) {
+                if group.install_trained(deployed, age, before, now, &mut tell) {
                     self.metrics.scored(group);
                     ring(&mut self.targets, id);
                 }
@@ -393,7 +393,7 @@ impl Engine {
         match (voice, deployed) {
             (Voice::Champion, Some(deployed)) => {
                 let mut tell = teller(&self.metrics, &self.publish, &detector.name);
-                if group.install(deployed, Vec::new(), None, now, &mut tell) {
+                if group.install(deployed, Before::default(), now, &mut tell) {
                     self.metrics.scored(group);
                     ring(&mut self.targets, id);
                 }
@@ -405,9 +405,14 @@ impl Engine {
     }
 
     fn tick(&mut self, now: Instant) {
-        for (_, group) in self.groups.iter_mut() {
+        for (id, group) in self.groups.iter_mut() {
             let detector = group.detector.clone();
-            group.close_rows(now, &mut teller(&self.metrics, &self.publish, &detector.name));
+            let mut tell = teller(&self.metrics, &self.publish, &detector.name);
+            // Rows may have waited for one before them.
+            if group.close_rows(now, &mut tell) && group.score_touched(now, &mut tell) {
+                self.metrics.scored(group);
+                ring(&mut self.targets, id);
+            }
             if group.take_changed() {
                 self.metrics.group(group, now);
             }
@@ -577,8 +582,7 @@ fn teller<'a>(
                 counter::Event::Rewind => "rewind",
             },
         ),
-        // A decision and a score.
-        Event::Lost(reason) => publish.lose(reason, 2),
+        Event::Lost(reason, samples) => publish.lose(reason, samples),
     }
 }
 
@@ -589,6 +593,7 @@ fn row_label(state: RowState) -> &'static str {
         RowState::TooShort => "too_short",
         RowState::Ended => "ended",
         RowState::Unmodelled => "unmodelled",
+        RowState::Late => "late",
     }
 }
 

@@ -3,20 +3,23 @@
 use super::drift::Drift;
 use super::keeper::Place;
 use super::schedule::Schedule;
+use super::serving::{Cause, Serving};
 use crate::config::Detector;
 use crate::features::{Reader, Row, Schema, counter};
 use crate::models::{Card, Deployed, Model, registry};
 use crate::prom::{Labels, METRIC_NAME, Sample, duration};
 use crate::publish::{self, Lost, Position, Series};
 use crate::train::rows;
-use crate::train::trainer::Reason;
+use crate::train::trainer::{Before, Reason};
 use crate::window::{Column, Push, Score, Voice, Window};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Columns without a sample in the window that a group may drag along.
 const MAX_DEAD_COLUMNS: usize = 64;
+
+const DAY_MS: i64 = 24 * 3_600_000;
 
 /// What became of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,6 +34,8 @@ pub enum RowState {
     Ended,
     /// There was no model yet.
     Unmodelled,
+    /// It became complete after a later one had been scored.
+    Late,
 }
 
 /// What a group has to tell: the engine counts it.
@@ -40,8 +45,8 @@ pub enum Event {
     Row(RowState),
     /// A counter was corrected.
     Counter(counter::Event),
-    /// A score will not be written to a target.
-    Lost(Lost),
+    /// This many samples of a row will not be written to a target.
+    Lost(Lost, usize),
     /// A value of a scored row was NaN or infinite.
     NotFinite,
 }
@@ -53,24 +58,6 @@ struct Cursor {
     done_ms: i64,
     /// Rows up to here were handed out: a score that comes later and is older is lost.
     handed_out_ms: i64,
-}
-
-/// A model at work on the group's window.
-struct Serving {
-    deployed: Deployed,
-    reader: Reader,
-    /// Scores up to here are another model's, and stay.
-    since_ms: i64,
-}
-
-impl Serving {
-    fn model(&self) -> &Arc<Model> {
-        &self.deployed.model
-    }
-
-    fn schema(&self) -> &Schema {
-        &self.deployed.model.schema
-    }
 }
 
 /// One group of a detector.
@@ -91,6 +78,11 @@ pub struct Group {
     /// Timestamps of samples that came after newer ones.
     late: BTreeSet<i64>,
     values: Vec<f32>,
+    /// What was behind the incidents, by timestamp ascending; nothing at the row after one.
+    causes: VecDeque<(i64, Vec<Cause>)>,
+    /// Timestamps at which incidents of the last day began.
+    incidents: VecDeque<i64>,
+    is_incident: bool,
     cursors: Vec<Cursor>,
     /// Rows up to here were scored and written before this process began.
     written_to_ms: i64,
@@ -119,6 +111,9 @@ impl Group {
             touched: BTreeSet::new(),
             late: BTreeSet::new(),
             values: Vec::new(),
+            causes: VecDeque::new(),
+            incidents: VecDeque::new(),
+            is_incident: false,
             cursors: vec![Cursor { done_ms: i64::MIN, handed_out_ms: i64::MIN }; n_targets],
             written_to_ms: i64::MIN,
             newest_scored: None,
@@ -188,6 +183,9 @@ impl Group {
 
     /// Scores the rows that samples came for since the last call. True when there is a new score.
     pub fn score_touched(&mut self, now: Instant, tell: &mut impl FnMut(Event)) -> bool {
+        if self.serving.as_ref().is_some_and(Serving::is_ordered) {
+            return self.score_in_order(now, tell);
+        }
         let mut touched = std::mem::take(&mut self.touched);
         let late = std::mem::take(&mut self.late);
         // Rates of later rows reach back to a late sample.
@@ -219,10 +217,76 @@ impl Group {
         if timestamp_ms <= self.written_to_ms || old.is_some() && timestamp_ms <= serving.since_ms {
             return false;
         }
-        let new = model.fitted.score(&self.values);
+        let Some((new, _)) = serving.judge(timestamp_ms, &self.values) else { return false };
         if old == Some(new) {
             return false;
         }
+        self.keep(timestamp_ms, old, new, Vec::new(), events, now, tell);
+        true
+    }
+
+    /// Scores the rows after the newest scored one, in their order, up to the first that still waits for samples.
+    fn score_in_order(&mut self, now: Instant, tell: &mut impl FnMut(Event)) -> bool {
+        self.touched.clear();
+        self.late.clear();
+        let Some(serving) = &self.serving else { return false };
+        let model = serving.model().clone();
+        let passed_ms = serving.passed_ms;
+        let times: Vec<i64> = self.window.timestamps(passed_ms, i64::MAX).collect();
+        let mut scored = false;
+        for time in times {
+            let Some(serving) = &mut self.serving else { break };
+            let key = model.schema.grid.bounds(time).1;
+            if key <= serving.passed_ms {
+                continue;
+            }
+            let mut events = Vec::new();
+            let row = serving
+                .reader
+                .row(&model.schema, &self.window, key, &mut self.values, |event| events.push(event));
+            match row {
+                Row::Complete { timestamp_ms, settled: true } => {
+                    serving.passed_ms = key;
+                    let judged = serving.judge(timestamp_ms, &self.values);
+                    let since_ms = serving.since_ms;
+                    self.open_rows.remove(&key);
+                    let Some((new, causes)) = judged else { continue };
+                    let old = self.window.score(Voice::Champion, timestamp_ms);
+                    // Others' scores stay; the row was needed for those that follow.
+                    if timestamp_ms > self.written_to_ms && (old.is_none() || timestamp_ms > since_ms) {
+                        self.keep(timestamp_ms, old, new, causes, events, now, tell);
+                        scored = true;
+                    }
+                }
+                Row::Complete { settled: false, .. } => {
+                    serving.passed_ms = key;
+                    if self.open_rows.remove(&key).is_some() {
+                        tell(Event::Row(RowState::TooShort));
+                    }
+                }
+                // Samples of other features alone: no row of this model.
+                Row::Missing(missing)
+                    if missing.len() == model.schema.features.len()
+                        && !serving.reader.has_marker(&model.schema, &self.window, key) => {}
+                Row::Missing(_) | Row::TooShort(_) if self.open_rows.contains_key(&key) => break,
+                Row::Missing(_) | Row::TooShort(_) => serving.passed_ms = key,
+            }
+        }
+        scored
+    }
+
+    /// Stores the score of a row, and counts what has to be counted.
+    #[expect(clippy::too_many_arguments, reason = "a row, from all sides")]
+    fn keep(
+        &mut self,
+        timestamp_ms: i64,
+        old: Option<Score>,
+        new: Score,
+        causes: Vec<Cause>,
+        events: Vec<counter::Event>,
+        now: Instant,
+        tell: &mut impl FnMut(Event),
+    ) {
         self.window.set_score(Voice::Champion, timestamp_ms, new);
         let lost = if old.is_none() {
             tell(Event::Row(RowState::Complete));
@@ -239,14 +303,41 @@ impl Group {
         };
         for cursor in &self.cursors {
             if timestamp_ms <= cursor.handed_out_ms {
-                tell(Event::Lost(lost));
+                tell(Event::Lost(lost, samples_of(&new)));
             }
         }
         if self.newest_scored.is_none_or(|(newest_ms, _)| newest_ms < timestamp_ms) {
             self.newest_scored = Some((timestamp_ms, now));
         }
+        self.follow(timestamp_ms, &new, causes);
         self.challenge_row(timestamp_ms);
-        true
+    }
+
+    /// Remembers what is behind an incident, and when one began.
+    fn follow(&mut self, timestamp_ms: i64, score: &Score, causes: Vec<Cause>) {
+        let start_ms = self.window.start_ms();
+        while self.causes.front().is_some_and(|(then, _)| *then <= start_ms) {
+            self.causes.pop_front();
+        }
+        if !causes.is_empty() || self.causes.back().is_some_and(|(_, before)| !before.is_empty()) {
+            self.causes.push_back((timestamp_ms, causes));
+        }
+        while self.incidents.front().is_some_and(|then| *then <= timestamp_ms - DAY_MS) {
+            self.incidents.pop_front();
+            self.changed = true;
+        }
+        let is_incident = score.alarm.is_some_and(|alarm| alarm.is_incident);
+        if is_incident && !std::mem::replace(&mut self.is_incident, is_incident) {
+            self.incidents.push_back(timestamp_ms);
+            self.changed = true;
+        }
+        self.is_incident = is_incident;
+    }
+
+    /// Alerts within the last day, for a model that raises some.
+    pub fn alerts(&self) -> Option<usize> {
+        let is_ordered = self.serving.as_ref().is_some_and(Serving::is_ordered);
+        is_ordered.then_some(self.incidents.len())
     }
 
     /// Scores a row of the model in service by the one beside it too, if it has all features for that.
@@ -254,13 +345,17 @@ impl Group {
         let Some(challenger) = &mut self.challenger else { return };
         let model = challenger.model().clone();
         let row = challenger.reader.row(&model.schema, &self.window, timestamp_ms, &mut self.values, |_| {});
-        if matches!(row, Row::Complete { .. }) {
-            self.window.set_score(Voice::Challenger, timestamp_ms, model.fitted.score(&self.values));
+        let wanted = match challenger.is_ordered() {
+            true => matches!(row, Row::Complete { settled: true, .. }),
+            false => matches!(row, Row::Complete { .. }),
+        };
+        if wanted && let Some((score, _)) = challenger.judge(timestamp_ms, &self.values) {
+            self.window.set_score(Voice::Challenger, timestamp_ms, score);
         }
     }
 
-    /// Closes the rows whose time is up.
-    pub fn close_rows(&mut self, now: Instant, tell: &mut impl FnMut(Event)) {
+    /// Closes the rows whose time is up. True when there were some.
+    pub fn close_rows(&mut self, now: Instant, tell: &mut impl FnMut(Event)) -> bool {
         let grace = self.detector.grace;
         let over: Vec<i64> = self
             .open_rows
@@ -268,6 +363,7 @@ impl Group {
             .filter(|(_, (_, since))| now.duration_since(*since) >= grace)
             .map(|(key, _)| *key)
             .collect();
+        let any = !over.is_empty();
         for key in over {
             self.open_rows.remove(&key);
             let Some(serving) = &mut self.serving else {
@@ -289,11 +385,19 @@ impl Group {
                     RowState::Incomplete
                 }
                 Row::TooShort(_) => RowState::TooShort,
+                Row::Complete { timestamp_ms, .. }
+                    if serving.is_ordered()
+                        && timestamp_ms > self.written_to_ms
+                        && self.window.score(Voice::Champion, timestamp_ms).is_none() =>
+                {
+                    if timestamp_ms > serving.since_ms { RowState::Late } else { RowState::Unmodelled }
+                }
                 // Scored already, or before the model's time.
                 Row::Complete { .. } => continue,
             };
             tell(Event::Row(state));
         }
+        any
     }
 
     /// Has what `/metrics` shows changed since the last call? Progress always does.
@@ -447,13 +551,12 @@ impl Group {
         &mut self,
         deployed: Deployed,
         age: Duration,
-        recent: Vec<crate::history::Series>,
-        written_to_ms: Option<i64>,
+        before: Before,
         now: Instant,
         tell: &mut impl FnMut(Event),
     ) -> bool {
         let model = deployed.model.clone();
-        let scored = self.install(deployed, recent, written_to_ms, now, tell);
+        let scored = self.install(deployed, before, now, tell);
         self.schedule.defer();
         self.schedule.renew(&self.detector, &model.card, age, now);
         scored
@@ -463,8 +566,7 @@ impl Group {
     pub fn challenge(&mut self, deployed: Option<Deployed>) {
         self.changed = true;
         self.challenger = deployed.map(|deployed| {
-            let reader = Reader::new(&deployed.model.schema, &self.window);
-            Serving { deployed, reader, since_ms: i64::MIN }
+            Serving::new(deployed, &self.window, i64::MIN, None, self.detector.alerts.budget)
         });
     }
 
@@ -476,11 +578,11 @@ impl Group {
     pub fn install(
         &mut self,
         deployed: Deployed,
-        recent: Vec<crate::history::Series>,
-        written_to_ms: Option<i64>,
+        before: Before,
         now: Instant,
         tell: &mut impl FnMut(Event),
     ) -> bool {
+        let Before { recent, written_to_ms, advanced } = before;
         self.changed = true;
         self.drift = Drift::default();
         // Whoever chose it wants to see it serve for a while, however old it is.
@@ -511,8 +613,8 @@ impl Group {
                 self.touched.extend(self.window.timestamps(written_to_ms, i64::MAX));
             }
         }
-        let reader = Reader::new(&deployed.model.schema, &self.window);
-        self.serving = Some(Serving { deployed, reader, since_ms });
+        let budget = self.detector.alerts.budget;
+        self.serving = Some(Serving::new(deployed, &self.window, since_ms, advanced, budget));
         // Rows are keyed by the model's grid.
         for (_, (timestamp_ms, since)) in std::mem::take(&mut self.open_rows) {
             self.open_rows.entry(self.key(timestamp_ms)).or_insert((timestamp_ms, since));
@@ -536,37 +638,66 @@ impl Group {
         batch: &mut publish::Batch,
     ) -> usize {
         let cursor = &mut self.cursors[target];
-        // A decision and a score for each row, and twice that where a challenger speaks too, or did so when
-        // these rows came.
-        let is_challenged = self.window.scores(Voice::Challenger, cursor.done_ms, to_ms).next().is_some();
-        let max_rows = max_samples / if is_challenged { publish::SAMPLES_OF_A_ROW } else { 2 };
+        let done_ms = cursor.done_ms;
+        // A challenger may speak too, or have done so when these rows came; an incident has causes.
+        let is_challenged = self.window.scores(Voice::Challenger, done_ms, to_ms).next().is_some();
+        let has_causes = self.causes.back().is_some_and(|(newest_ms, _)| *newest_ms > done_ms);
+        let samples_of_a_row = if is_challenged || has_causes {
+            publish::SAMPLES_OF_A_ROW
+        } else {
+            self.window
+                .scores(Voice::Champion, done_ms, to_ms)
+                .next()
+                .map_or(1, |(_, score)| samples_of(&score))
+        };
+        let max_rows = max_samples / samples_of_a_row;
         let rows: Vec<(i64, Score)> =
-            self.window.scores(Voice::Champion, cursor.done_ms, to_ms).take(max_rows).collect();
+            self.window.scores(Voice::Champion, done_ms, to_ms).take(max_rows).collect();
         let (Some((newest_ms, _)), Some((_, received))) = (rows.last(), self.newest_scored) else { return 0 };
         cursor.handed_out_ms = *newest_ms;
         let first_ms = rows.first().map_or(*newest_ms, |(first_ms, _)| *first_ms);
         let challenger: Vec<(i64, Score)> =
             self.window.scores(Voice::Challenger, first_ms - 1, *newest_ms).collect();
         let decision = self.labels.with(METRIC_NAME, &self.detector.decision_metric());
-        let score = self.labels.with(METRIC_NAME, "anomaly_score").with("detector", &self.detector.name);
+        let of_detector = self.labels.with("detector", &self.detector.name);
+        let score = of_detector.with(METRIC_NAME, "anomaly_score");
+        let first = batch.series.len();
         for (rows, model) in [(&rows, ""), (&challenger, registry::CHALLENGER)] {
-            if rows.is_empty() {
-                continue;
-            }
-            let samples = |value: fn(&Score) -> f64| {
-                let sample = |(timestamp_ms, score): &(i64, Score)| Sample {
-                    timestamp_ms: *timestamp_ms,
-                    value: value(score),
-                };
-                rows.iter().map(sample).collect()
-            };
             // Without a model's name the label is not there.
             let (decision, score) = (decision.with("model", model), score.with("model", model));
-            batch.series.push(Series { labels: decision, samples: samples(|score| score.decision) });
-            batch.series.push(Series { labels: score, samples: samples(|score| score.score) });
+            batch.add(decision, rows, |score| Some(score.decision));
+            batch.add(score, rows, |score| Some(score.score));
         }
+        let threshold = of_detector.with(METRIC_NAME, "anomaly_threshold");
+        batch.add(threshold, &rows, |score| Some(score.alarm?.threshold));
+        let incident = of_detector.with(METRIC_NAME, "anomaly_incident");
+        batch.add(incident, &rows, |score| Some(f64::from(u8::from(score.alarm?.is_incident))));
+        batch.series.extend(self.contributions(first_ms, *newest_ms));
         batch.positions.push(Position { group: id, timestamp_ms: *newest_ms, received });
-        2 * (rows.len() + challenger.len())
+        batch.series[first..].iter().map(|series| series.samples.len()).sum()
+    }
+
+    /// What was behind incidents in these rows, with a staleness marker where it is so no more.
+    fn contributions(&self, first_ms: i64, newest_ms: i64) -> impl Iterator<Item = Series> {
+        let mut series: BTreeMap<Labels, Vec<Sample>> = BTreeMap::new();
+        let of_row = |causes: &Vec<Cause>| -> BTreeMap<Labels, f64> {
+            causes.iter().flat_map(|cause| cause.series(&self.detector.name, &self.labels)).collect()
+        };
+        let start = self.causes.partition_point(|(then, _)| *then < first_ms);
+        let before = start.checked_sub(1).and_then(|before| self.causes.get(before));
+        let mut alive = before.map(|(_, causes)| of_row(causes)).unwrap_or_default();
+        for (timestamp_ms, causes) in self.causes.range(start..).take_while(|(then, _)| *then <= newest_ms) {
+            let timestamp_ms = *timestamp_ms;
+            let now = of_row(causes);
+            for gone in alive.keys().filter(|labels| !now.contains_key(*labels)) {
+                series.entry(gone.clone()).or_default().push(Sample::stale(timestamp_ms));
+            }
+            for (labels, value) in &now {
+                series.entry(labels.clone()).or_default().push(Sample { timestamp_ms, value: *value });
+            }
+            alive = now;
+        }
+        series.into_iter().map(|(labels, samples)| Series { labels, samples })
     }
 
     /// Has this target all scores?
@@ -593,6 +724,11 @@ impl Group {
     pub fn window(&self) -> &Window {
         &self.window
     }
+}
+
+/// Samples that one row of a model in service is written as, without its causes.
+fn samples_of(score: &Score) -> usize {
+    if score.alarm.is_some() { 4 } else { 2 }
 }
 
 /// Has a feature of the model gone for good, or has one come to stay that it does not have? A model

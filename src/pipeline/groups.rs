@@ -15,7 +15,15 @@ use tracing::{info, warn};
 pub const MAX_WATCHED: usize = 200_000;
 
 /// Series of ours that no configuration names.
-const OUTPUTS: [&str; 4] = ["anomaly_score", "anomaly_threshold", "anomaly_incident", "anomaly_contribution"];
+const OUTPUTS: [&str; 7] = [
+    "anomaly_score",
+    "anomaly_threshold",
+    "anomaly_incident",
+    "anomaly_contribution",
+    "anomaly_expected",
+    "anomaly_expected_lower",
+    "anomaly_expected_upper",
+];
 /// Beginning of the names of the process' own metrics.
 pub const OWN_PREFIX: &str = "promforest_";
 

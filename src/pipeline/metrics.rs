@@ -35,6 +35,8 @@ pub struct Metrics {
     model_rows: Family<GroupLabels, Gauge>,
     model_features: Family<GroupLabels, Gauge>,
     model_drift: Family<GroupLabels, Seconds>,
+    alerts_expected: Family<GroupLabels, Seconds>,
+    alerts_observed: Family<GroupLabels, Gauge>,
     models_refused: Family<[(&'static str, String); 1], Counter>,
     series: Gauge,
     pending: Gauge,
@@ -57,6 +59,8 @@ impl Metrics {
             model_rows: Family::default(),
             model_features: Family::default(),
             model_drift: Family::default(),
+            alerts_expected: Family::default(),
+            alerts_observed: Family::default(),
             models_refused: Family::default(),
             series: Gauge::default(),
             pending: Gauge::default(),
@@ -103,6 +107,16 @@ impl Metrics {
             "model_drift_kl",
             "KL divergence of the last day's decisions from those of training, in nats",
             m.model_drift.clone(),
+        );
+        registry.register(
+            "alerts_expected_per_day",
+            "Alerts a day that the threshold keeps to",
+            m.alerts_expected.clone(),
+        );
+        registry.register(
+            "alerts_observed_last_day",
+            "Incidents that began within the last day",
+            m.alerts_observed.clone(),
         );
         registry.register(
             "models_refused",
@@ -207,6 +221,13 @@ impl Metrics {
         let labels = labels(group);
         self.progress.get_or_create(&labels).set(group.progress(now));
         self.missing.get_or_create(&labels).set(group.missing() as i64);
+        match group.alerts() {
+            Some(alerts) => {
+                self.alerts_expected.get_or_create(&labels).set(group.detector.alerts.budget);
+                self.alerts_observed.get_or_create(&labels).set(alerts as i64);
+            }
+            None => self.forget_alerts(&labels),
+        }
     }
 
     /// Shows how far a group's scores have moved from those of training.
@@ -227,7 +248,13 @@ impl Metrics {
         self.model_rows.remove(&labels);
         self.model_features.remove(&labels);
         self.model_drift.remove(&labels);
+        self.forget_alerts(&labels);
         self.set_infos(&labels, Vec::new());
+    }
+
+    fn forget_alerts(&self, labels: &GroupLabels) {
+        self.alerts_expected.remove(labels);
+        self.alerts_observed.remove(labels);
     }
 
     /// Shows the size of the index.

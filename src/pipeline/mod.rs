@@ -8,6 +8,7 @@ mod keeper;
 mod metrics;
 mod routes;
 pub mod schedule;
+mod serving;
 
 use crate::config::{self, Config};
 use crate::history::Source;

@@ -30,6 +30,11 @@ pub struct Sample {
 }
 
 impl Sample {
+    /// The end of a series.
+    pub fn stale(timestamp_ms: i64) -> Self {
+        Self { timestamp_ms, value: f64::from_bits(STALE_BITS) }
+    }
+
     /// Does this sample end its series?
     pub fn is_stale(&self) -> bool {
         self.value.to_bits() == STALE_BITS

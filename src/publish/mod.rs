@@ -9,6 +9,7 @@ pub mod sender;
 use crate::http::client::Url;
 use crate::http::config::ClientConfig;
 use crate::prom::{Labels, Sample, duration};
+use crate::window::Score;
 use crate::yaml::{Node, Section};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -16,9 +17,9 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use std::time::{Duration, Instant};
 
-/// Most samples that one row can have: a decision and a score, of the model in service and of the one
-/// beside it. They travel in one request.
-pub const SAMPLES_OF_A_ROW: usize = 4;
+/// Most samples that one row can have: decision, score, threshold and incident, decision and score of the model
+/// beside it, share and expected range of three causes, and the ends of three others. They travel in one request.
+pub const SAMPLES_OF_A_ROW: usize = 4 + 2 + 3 * 4 + 3 * 4;
 
 /// A `remote_write` block, with Prometheus' names. Where a default is not Prometheus', the field
 /// says why.
@@ -118,6 +119,19 @@ pub struct Batch {
     pub series: Vec<Series>,
     /// Where the cursor will stand once the batch is dealt with.
     pub positions: Vec<Position>,
+}
+
+impl Batch {
+    /// Adds a series of what some rows have a value of, if any has.
+    pub fn add(&mut self, labels: Labels, rows: &[(i64, Score)], value: impl Fn(&Score) -> Option<f64>) {
+        let sample = |(timestamp_ms, score): &(i64, Score)| {
+            Some(Sample { timestamp_ms: *timestamp_ms, value: value(score)? })
+        };
+        let samples: Vec<Sample> = rows.iter().filter_map(sample).collect();
+        if !samples.is_empty() {
+            self.series.push(Series { labels, samples });
+        }
+    }
 }
 
 /// The cursor in one group.

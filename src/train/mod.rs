@@ -9,13 +9,16 @@ pub mod enter;
 mod gate;
 pub mod page;
 pub mod past;
+pub mod replay;
 pub mod rows;
 pub mod trainer;
 pub mod validate;
 
+use crate::detect::{Detection, Prepared};
 use crate::forest;
-use crate::models::{Card, Histogram, History, Model, Params};
+use crate::models::{self, Card, Fitted, Histogram, History, Model, Params};
 use crate::prom::{Labels, duration};
+use crate::window::Score;
 use crate::yaml::{Node, Section};
 pub use gate::Gate;
 use rows::Rows;
@@ -117,6 +120,9 @@ pub struct Trained {
     pub model: Model,
     /// The cross-validation; none with too few rows to hold some back.
     pub sweep: Option<Sweep>,
+    /// Timestamp in milliseconds and score of the rows of training, ascending; of an extended forest those that
+    /// its columns reach back from, each by a forest that had not seen it.
+    pub scores: Vec<(i64, Score)>,
 }
 
 /// Whose model is trained.
@@ -143,12 +149,21 @@ pub fn train(
     done: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Trained, forest::Error> {
     let table = rows.table()?;
-    let fixed = [params.max_samples(rows.len())];
-    let sweep = if rows.len() < ENOUGH_TO_VALIDATE {
-        None
-    } else {
-        let sizes = if sizes.is_empty() { &fixed } else { sizes };
-        Some(validate::sweep(params, &table, sizes, threads, done)?)
+    let prepared = match params {
+        Params::IsolationForest(_) => None,
+        Params::Extended(_) => Some(Prepared::learn(&rows.timestamps, &table)?),
+    };
+    let seen = match &prepared {
+        None => Some(table),
+        Some(prepared) => prepared.table()?,
+    };
+    let sweep = match &seen {
+        Some(seen) if seen.n_rows() >= ENOUGH_TO_VALIDATE => {
+            let fixed = [params.max_samples(seen.n_rows())];
+            let sizes = if sizes.is_empty() { &fixed } else { sizes };
+            Some(validate::sweep(params, seen, sizes, threads, done)?)
+        }
+        _ => None,
     };
     let params = match &sweep {
         Some(sweep) if !sizes.is_empty() => {
@@ -156,9 +171,24 @@ pub fn train(
         }
         _ => params.clone(),
     };
-    let fitted = params.fit(&table, threads)?;
-    let mut decisions = vec![0.0; rows.len()];
-    fitted.decisions(&table, &mut decisions);
+    let (fitted, scores) = match (&params, prepared) {
+        (Params::Extended(params), Some(prepared)) => {
+            let (detection, scores) = Detection::of(prepared.grow(params, threads)?);
+            (Fitted::Extended(Box::new(detection)), scores)
+        }
+        (Params::IsolationForest(params), _) => {
+            let forest = params.fit(&table, threads)?;
+            let mut row = vec![0.0; table.n_features()];
+            let score = |(number, timestamp_ms): (usize, &i64)| {
+                table.copy_row(number, &mut row);
+                (*timestamp_ms, models::score(&forest, &row))
+            };
+            let scores = rows.timestamps.iter().enumerate().map(score).collect();
+            (Fitted::IsolationForest(forest), scores)
+        }
+        (Params::Extended(_), None) => unreachable!("rows are prepared for an extended forest"),
+    };
+    let decisions: Vec<f64> = scores.iter().map(|(_, score): &(i64, Score)| score.decision).collect();
     let card = Card {
         detector: purpose.detector,
         group: purpose.group,
@@ -176,7 +206,7 @@ pub fn train(
         validation: sweep.as_ref().map(|sweep| sweep.validation.clone()),
         baseline: Some(decisions.iter().collect::<Histogram>()),
     };
-    Ok(Trained { model: Model { schema: rows.schema.clone(), fitted, card }, sweep })
+    Ok(Trained { model: Model { schema: rows.schema.clone(), fitted, card }, sweep, scores })
 }
 
 #[cfg(test)]

@@ -77,12 +77,15 @@ fn timeline(trained: &Trained, rows: &Rows) -> Timeline {
         ..Timeline::default()
     };
     let mut row = vec![0.0; n_features];
+    let mut scores = trained.scores.iter().peekable();
     for (i, timestamp_ms) in rows.timestamps.iter().enumerate() {
         let begins_ms = if few { *timestamp_ms } else { first + (timestamp_ms - first) / step_ms * step_ms };
         for (feature, value) in row.iter_mut().enumerate() {
             *value = rows.values[feature * rows.len() + i];
         }
-        let score = trained.model.fitted.score(&row).score;
+        while scores.next_if(|(then, _)| then < timestamp_ms).is_some() {}
+        let score =
+            scores.next_if(|(then, _)| then == timestamp_ms).map_or(f64::NAN, |(_, score)| score.score);
         if timeline.times_ms.last() != Some(&begins_ms) {
             timeline.times_ms.push(begins_ms);
             timeline.score.push(score);

@@ -10,6 +10,9 @@ use crate::prom::{Labels, Selector};
 /// Two samples of a firing alert that lie further apart are two alerts: Prometheus' look-back.
 const ALERT_GAP_MS: i64 = 300_000;
 
+/// Why the time of an incident is excluded.
+const INCIDENT: &str = "an incident of the detector's own";
+
 /// The matchers that select a group.
 pub fn of_group(detector: &Detector, labels: &Labels) -> Vec<Matcher> {
     detector.by.iter().map(|name| Matcher::equal(name, labels.get(name))).collect()
@@ -69,6 +72,31 @@ pub async fn firing(
     .await?;
     exclusions.sort_by_key(|exclusion| (exclusion.from_ms, exclusion.to_ms));
     Ok(exclusions)
+}
+
+/// When this detector itself saw an incident in the group.
+///
+/// # Errors
+/// Those of the source.
+pub async fn incidents(
+    source: &Source,
+    detector: &Detector,
+    group: &[Matcher],
+    range: (i64, i64),
+) -> Result<Vec<Exclusion>, Error> {
+    let selector = Selector::parse("anomaly_incident").expect("a selector");
+    let mut matchers = group.to_vec();
+    matchers.push(Matcher::equal("detector", &detector.name));
+    let mut times: Vec<i64> = Vec::new();
+    history::read(&source.client, &source.config, &selector, &matchers, range, |series| {
+        let samples = series.iter().flat_map(|(_, samples)| samples);
+        times.extend(samples.filter(|sample| sample.value == 1.0).map(|sample| sample.timestamp_ms));
+    })
+    .await?;
+    times.sort_unstable();
+    let exclusion =
+        |seen: &[i64]| Exclusion { from_ms: seen[0], to_ms: seen[seen.len() - 1], reason: INCIDENT.into() };
+    Ok(times.chunk_by(|a, b| b - a <= ALERT_GAP_MS).map(exclusion).collect())
 }
 
 /// Timestamp of the newest decision of a group that Prometheus holds.

@@ -113,21 +113,19 @@ impl Rows {
         if rows.is_empty() { Err(NoRows::NeverComplete { n_features }) } else { Ok(rows) }
     }
 
+    /// Every settled row of a schema.
+    ///
+    /// # Errors
+    /// [`NoRows::NeverComplete`].
+    pub fn of_schema(schema: Schema, window: &Window) -> Result<Self, NoRows> {
+        let n_features = schema.features.len();
+        let rows = Self::of(schema, window, &[], 0);
+        if rows.is_empty() { Err(NoRows::NeverComplete { n_features }) } else { Ok(rows) }
+    }
+
     fn of(schema: Schema, window: &Window, exclusions: &[Exclusion], observed_ms: i64) -> Self {
         let mut builder = Builder::new(&schema, exclusions);
-        let mut reader = Reader::new(&schema, window);
-        let mut values = Vec::new();
-        let mut done_ms = i64::MIN;
-        for timestamp_ms in window.timestamps(i64::MIN, i64::MAX) {
-            if timestamp_ms <= done_ms {
-                continue;
-            }
-            done_ms = schema.grid.bounds(timestamp_ms).1;
-            let row = reader.row(&schema, window, timestamp_ms, &mut values, |_| {});
-            if let Row::Complete { timestamp_ms, settled: true } = row {
-                builder.push(timestamp_ms, &values);
-            }
-        }
+        settled(&schema, window, i64::MIN, |timestamp_ms, values| builder.push(timestamp_ms, values));
         let to_ms = window.newest_ms().unwrap_or(i64::MIN);
         builder.finish(schema, to_ms, observed_ms)
     }
@@ -158,6 +156,23 @@ impl Rows {
         let n_features = schema.features.len();
         let rows = builder.finish(schema, to_ms, observed_ms);
         if rows.is_empty() { Err(NoRows::NeverComplete { n_features }) } else { Ok(rows) }
+    }
+}
+
+/// Every complete row after a time whose values are settled, in the order of time.
+pub fn settled(schema: &Schema, window: &Window, after_ms: i64, mut each: impl FnMut(i64, &[f32])) {
+    let mut reader = Reader::new(schema, window);
+    let mut values = Vec::new();
+    let mut done_ms = after_ms;
+    for timestamp_ms in window.timestamps(after_ms, i64::MAX) {
+        if timestamp_ms <= done_ms {
+            continue;
+        }
+        done_ms = schema.grid.bounds(timestamp_ms).1;
+        let row = reader.row(schema, window, timestamp_ms, &mut values, |_| {});
+        if let Row::Complete { timestamp_ms, settled: true } = row {
+            each(timestamp_ms, &values);
+        }
     }
 }
 

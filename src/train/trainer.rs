@@ -5,8 +5,9 @@
 
 use super::enter;
 use super::rows::{NoRows, Rows, join};
-use super::{Purpose, Trained, past, train};
+use super::{Purpose, Trained, past, replay, train};
 use crate::config::Detector;
+use crate::detect::Detection;
 use crate::forest;
 use crate::history::{Series, Source};
 use crate::http::client::Url;
@@ -71,6 +72,17 @@ pub struct Job {
     pub reason: Reason,
 }
 
+/// What a first model has to know of the time before this process.
+#[derive(Default)]
+pub struct Before {
+    /// Samples, features for labels.
+    pub recent: Vec<Series>,
+    /// Timestamp of the newest score that Prometheus holds.
+    pub written_to_ms: Option<i64>,
+    /// What the model has become by the rows since its training, as far as the past knows them.
+    pub advanced: Option<Box<Detection>>,
+}
+
 /// What came of it.
 pub enum Learned {
     /// A model to serve.
@@ -79,10 +91,8 @@ pub enum Learned {
         deployed: Deployed,
         /// Was it fitted, or did the registry have it?
         fitted: bool,
-        /// For a first model: samples of the time before, features for labels.
-        recent: Vec<Series>,
-        /// For a first model: timestamp of the newest score that Prometheus holds.
-        written_to_ms: Option<i64>,
+        /// What was before this process.
+        before: Before,
         /// How long it took.
         seconds: f64,
     },
@@ -179,13 +189,19 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
     match kept {
         Kept::Model(deployed) => {
             let reach_ms = deployed.model.schema.transform.reach_ms();
-            let range = (now_ms - BACKFILL_MS - reach_ms, now_ms);
+            let trained_ms = replay::newest_ms(&deployed.model).map_or(now_ms, |newest_ms| {
+                newest_ms.max(now_ms - duration::millis(detector.training.history))
+            });
+            let range = (trained_ms.min(now_ms - BACKFILL_MS) - reach_ms, now_ms);
             let read = read_past(&outside.sources, &detector, &group, &job.labels, range, resting).await;
             let past = read.unwrap_or_else(|(past, _)| past);
             let written_to_ms = written_to(outside, resting, &detector, &group, now_ms).await;
+            // What is not written yet is for the group to score.
+            let advanced = replay::advance(&deployed.model, &past, written_to_ms.unwrap_or(now_ms));
             let recent = after(&past, written_to_ms.unwrap_or(now_ms) - reach_ms);
             let seconds = started.elapsed().as_secs_f64();
-            return Ok(Learned::Model { deployed, fitted: false, recent, written_to_ms, seconds });
+            let before = Before { recent, written_to_ms, advanced };
+            return Ok(Learned::Model { deployed, fitted: false, before, seconds });
         }
         // One scrape may come in several requests.
         Kept::Lacking if started.duration_since(job.since) < detector.grace => return Ok(Learned::Expected),
@@ -208,6 +224,11 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
             Err(_) if job.reason == Reason::First => {}
             Err(error) => return Err(format!("alerts unknown: {}", yaml::chain(&error))),
         }
+        match past::incidents(source, &detector, &group, range).await {
+            Ok(own) => exclusions.extend(own),
+            Err(_) if job.reason == Reason::First => {}
+            Err(error) => return Err(format!("incidents unknown: {}", yaml::chain(&error))),
+        }
     }
     let fit = {
         let (detector, labels, name, alias) =
@@ -227,7 +248,13 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
                 let draft = enter::draft(&name, &alias, gate, &trained, &rows);
                 Ok::<_, forest::Error>((trained, draft))
             };
-            (rows.map(fit), past)
+            // A detection needs some minutes more than the rates in it.
+            let have_ms = rows.as_ref().map_or(0, |rows| rows.observed_ms);
+            let fitted = rows.and_then(|rows| match fit(rows) {
+                Err(forest::Error::Empty { .. }) => Err(NoRows::TooShort { have_ms }),
+                fitted => Ok(fitted),
+            });
+            (fitted, past)
         }
     };
     let (fitted, past) = tokio::task::spawn_blocking(fit)
@@ -260,15 +287,15 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
             None
         }
     };
-    let (mut recent, mut written_to_ms) = (Vec::new(), None);
+    let mut before = Before::default();
     if job.reason == Reason::First {
-        written_to_ms = written_to(outside, resting, &detector, &group, now_ms).await;
-        recent = after(&past, written_to_ms.unwrap_or(now_ms) - detector.transform.reach_ms());
+        before.written_to_ms = written_to(outside, resting, &detector, &group, now_ms).await;
+        before.recent = after(&past, before.written_to_ms.unwrap_or(now_ms) - detector.transform.reach_ms());
     }
     let Trained { model, .. } = trained;
     let deployed = Deployed { model: Arc::new(model), name, version };
     let seconds = started.elapsed().as_secs_f64();
-    Ok(Learned::Model { deployed, fitted: true, recent, written_to_ms, seconds })
+    Ok(Learned::Model { deployed, fitted: true, before, seconds })
 }
 
 /// The model that the registry holds for a group, if the group has its features.

@@ -131,12 +131,11 @@ fn folds(table: &Table) -> Result<Vec<Fold>, Error> {
 struct Split<'a> {
     table: &'a Table<'a>,
     values: [Vec<f32>; 2],
-    decisions: Vec<f64>,
 }
 
 impl<'a> Split<'a> {
     fn new(table: &'a Table<'a>) -> Self {
-        Self { table, values: Default::default(), decisions: Vec::new() }
+        Self { table, values: Default::default() }
     }
 
     /// Fits on the rows outside of the block and tells the decisions of both.
@@ -153,13 +152,8 @@ impl<'a> Split<'a> {
         let n_features = self.table.n_features();
         let train = Table::new(train, fold.n_rows - fold.test.len(), n_features)?;
         let test = Table::new(test, fold.test.len(), n_features)?;
-        let fitted = params.with_max_samples(MaxSamples::count(size)?).fit(&train, NonZeroUsize::MIN)?;
-        let mut histogram = |table: &Table| {
-            self.decisions.clear();
-            self.decisions.resize(table.n_rows(), 0.0);
-            fitted.decisions(table, &mut self.decisions);
-            self.decisions.iter().collect()
-        };
-        Ok([histogram(&train), histogram(&test)])
+        let params = params.with_max_samples(MaxSamples::count(size)?);
+        let decisions = params.decisions(&train, [&train, &test])?;
+        Ok(decisions.map(|decisions| decisions.iter().collect()))
     }
 }

@@ -1,6 +1,6 @@
 //! The sliding window of a group: its raw samples, row by row, in Arrow columns.
 //!
-//! One row holds what came with one millisecond timestamp, one column each feature, and four more
+//! One row holds what came with one millisecond timestamp, one column each feature, and six more
 //! columns the scores of the two models. Rows are keyed by their exact timestamp, so that a sample has one place, and
 //! any order, split and repetition of the same samples gives the same window. Which rows belong
 //! to one scrape is a question for the reader ([`row::Grid`]), not for the store.
@@ -18,8 +18,8 @@ use chunk::{Open, Rows, Sealed};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-/// Columns before the features: a decision and a score for each [`Voice`].
-const FIRST_FEATURE: usize = 4;
+/// Columns before the features: those of [`Voice::columns`].
+const FIRST_FEATURE: usize = 6;
 
 /// Features that a group may have; a sample of one more is refused and counted.
 pub const MAX_FEATURES: usize = 1024;
@@ -59,11 +59,12 @@ pub enum Voice {
 impl Voice {
     const ALL: [Self; 2] = [Self::Champion, Self::Challenger];
 
-    /// The columns of the decision and of the score.
-    fn columns(self) -> [usize; 2] {
+    /// The columns of the decision and of the score, and those of an alarm.
+    fn columns(self) -> ([usize; 2], Option<[usize; 2]>) {
         match self {
-            Self::Champion => [0, 1],
-            Self::Challenger => [2, 3],
+            Self::Champion => ([0, 1], Some([2, 3])),
+            // Only the model in service raises alarms.
+            Self::Challenger => ([4, 5], None),
         }
     }
 }
@@ -75,6 +76,28 @@ pub struct Score {
     pub decision: f64,
     /// At least 0; 1 is the alert threshold.
     pub score: f64,
+    /// What a model knows that follows one row after the other.
+    pub alarm: Option<Alarm>,
+}
+
+/// The state of alarm at one row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Alarm {
+    /// The threshold behind a score of 1, in raw units.
+    pub threshold: f64,
+    /// Is there an incident?
+    pub is_incident: bool,
+}
+
+impl Score {
+    /// Its cells in a row.
+    fn cells(&self, voice: Voice) -> impl Iterator<Item = (usize, f64)> {
+        let ([decision, score], alarm) = voice.columns();
+        let values = self.alarm.map(|alarm| [alarm.threshold, f64::from(u8::from(alarm.is_incident))]);
+        let alarm =
+            alarm.zip(values).into_iter().flat_map(|(columns, values)| columns.into_iter().zip(values));
+        [(decision, self.decision), (score, self.score)].into_iter().chain(alarm)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -140,10 +163,9 @@ impl Window {
             cells.extend(samples.into_iter().map(|sample| (sample, to.index())));
         }
         for voice in Voice::ALL {
-            let [decision, score] = voice.columns();
             for (timestamp_ms, scores) in self.scores(voice, i64::MIN, i64::MAX) {
-                cells.push((Sample { timestamp_ms, value: scores.decision }, decision));
-                cells.push((Sample { timestamp_ms, value: scores.score }, score));
+                let cell = |(column, value)| (Sample { timestamp_ms, value }, column);
+                cells.extend(scores.cells(voice).map(cell));
             }
         }
         cells.sort_by_key(|(sample, _)| sample.timestamp_ms);
@@ -262,7 +284,7 @@ impl Window {
 
     /// Stores the scores of the row at `timestamp_ms`, in place of earlier ones.
     pub fn set_score(&mut self, voice: Voice, timestamp_ms: i64, score: Score) {
-        for (column, value) in voice.columns().into_iter().zip([score.decision, score.score]) {
+        for (column, value) in score.cells(voice) {
             if self.set(column, timestamp_ms, value) == Push::Conflict {
                 self.replace(column, timestamp_ms, value);
             }
@@ -288,12 +310,16 @@ impl Window {
 
     /// The scored rows after `after_ms` and up to `to_ms`, ascending.
     pub fn scores(&self, voice: Voice, after_ms: i64, to_ms: i64) -> impl Iterator<Item = (i64, Score)> {
-        let [decision, score] = voice.columns();
+        let ([decision, score], alarm) = voice.columns();
         self.parts(after_ms, to_ms).flat_map(move |(rows, range)| {
             range.filter_map(move |row| {
                 let decision = rows.value(decision, row)?;
                 let score = rows.value(score, row)?;
-                Some((rows.timestamps()[row], Score { decision, score }))
+                let alarm = alarm.and_then(|[threshold, is_incident]| {
+                    let is_incident = rows.value(is_incident, row)? != 0.0;
+                    Some(Alarm { threshold: rows.value(threshold, row)?, is_incident })
+                });
+                Some((rows.timestamps()[row], Score { decision, score, alarm }))
             })
         })
     }

@@ -67,15 +67,19 @@ fn scores_live_beside_the_samples_and_can_be_revised() {
     let cells: Vec<_> = (0..1000).map(|i| (0, i * 1000)).collect();
     let mut window = filled(i64::MAX / 4, &cells);
     for timestamp_ms in [5_000, 900_000, 5_000] {
-        window.set_score(Voice::Champion, timestamp_ms, Score { decision: timestamp_ms as f64, score: 1.0 });
+        window.set_score(
+            Voice::Champion,
+            timestamp_ms,
+            Score { decision: timestamp_ms as f64, score: 1.0, alarm: None },
+        );
     }
-    window.set_score(Voice::Champion, 5_000, Score { decision: -0.25, score: 1.5 });
+    window.set_score(Voice::Champion, 5_000, Score { decision: -0.25, score: 1.5, alarm: None });
     let scores: Vec<_> = window.scores(Voice::Champion, 0, i64::MAX).collect();
     assert_eq!(
         scores,
         [
-            (5_000, Score { decision: -0.25, score: 1.5 }),
-            (900_000, Score { decision: 900_000.0, score: 1.0 })
+            (5_000, Score { decision: -0.25, score: 1.5, alarm: None }),
+            (900_000, Score { decision: 900_000.0, score: 1.0, alarm: None })
         ]
     );
     assert_eq!(window.score(Voice::Champion, 6_000), None);

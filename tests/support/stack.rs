@@ -13,7 +13,7 @@ pub const SOON: Duration = Duration::from_secs(30);
 /// For a first model, beyond the history that it needs.
 pub const MODEL: Duration = Duration::from_secs(60);
 
-/// The detector of all scenarios but the main one.
+/// The detector of most scenarios. A plain forest has its model within seconds, and judges every row alone.
 pub const NODE_NETWORK: &str = r#"
   - name: node_network
     match: ['{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total", device="lo"}']
@@ -21,6 +21,7 @@ pub const NODE_NETWORK: &str = r#"
     window: 10m
     grace: 5s
     training: {history: 1h, minimum: 10s, every: 1h}
+    model: {kind: isolation_forest}
 "#;
 /// The transform's range.
 pub const RANGE_MS: i64 = 10_000;

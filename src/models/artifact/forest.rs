@@ -4,7 +4,7 @@
 mod extended;
 mod plain;
 
-use super::{Error, FOREST, ipc};
+use super::{Error, FOREST, STATE, ipc};
 use crate::forest;
 use crate::models::Fitted;
 use arrow_array::RecordBatch;
@@ -37,19 +37,32 @@ impl Section {
 pub fn write(fitted: &Fitted) -> Vec<u8> {
     match fitted {
         Fitted::IsolationForest(forest) => plain::write(forest),
-        Fitted::Extended(extended) => extended::write(extended.forest()),
+        Fitted::Extended(detection) => extended::write(detection),
     }
 }
 
-/// Reads `forest.arrow`.
+/// `state.json`: where an extended forest stood after the last row of training.
+pub fn state(fitted: &Fitted) -> Option<Vec<u8>> {
+    match fitted {
+        Fitted::IsolationForest(_) => None,
+        Fitted::Extended(detection) => {
+            Some(serde_json::to_vec(&detection.state()).expect("lists of finite numbers"))
+        }
+    }
+}
+
+/// Reads `forest.arrow`, and `state.json` where the kind has one.
 ///
 /// # Errors
-/// [`Error::Arrow`] and [`Error::Forest`]; [`Error::Json`] if it is the section that is wrong.
-pub fn read(bytes: &[u8], section: Section) -> Result<Fitted, Error> {
+/// [`Error::Arrow`] and [`Error::Forest`]; [`Error::Json`] if it is the section that is wrong, [`Error::State`] and
+/// [`Error::Missing`] if it is the state.
+pub fn read(bytes: &[u8], section: Section, state: Option<&[u8]>) -> Result<Fitted, Error> {
     match section {
         Section::Plain(section) => plain::read(bytes, section).map(Fitted::IsolationForest),
         Section::Extended(section) => {
-            extended::read(bytes, section).map(|extended| Fitted::Extended(Box::new(extended)))
+            let state = state.ok_or(Error::Missing(STATE))?;
+            let state = serde_json::from_slice(state).map_err(|error| Error::State(error.to_string()))?;
+            extended::read(bytes, section, state).map(|detection| Fitted::Extended(Box::new(detection)))
         }
     }
 }

@@ -2,7 +2,8 @@
 //! saved.
 
 use super::{Error, GOLDEN, TOLERANCE, ipc};
-use crate::models::Fitted;
+use crate::models::{self, Fitted};
+use crate::window::Score;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float32Type, Float64Type};
 use arrow_array::{ArrayRef, Float32Array, Float64Array};
@@ -29,10 +30,7 @@ fn ranges(fitted: &Fitted) -> Vec<[f32; 2]> {
             vec![[0.0, 1.0]; forest.n_features()]
         }
         Fitted::IsolationForest(forest) => forest.ranges().to_vec(),
-        Fitted::Extended(extended) => {
-            let scales = extended.coordinates().scales().iter();
-            scales.map(|scale| [-3.0, 3.0].map(|k| (scale.center() + k * scale.sigma()) as f32)).collect()
-        }
+        Fitted::Extended(detection) => detection.ranges(),
     }
 }
 
@@ -55,15 +53,36 @@ pub fn write(fitted: &Fitted) -> Vec<u8> {
     }
     rows.push(vec![f32::NAN; n_features]);
     rows.push(vec![f32::INFINITY; n_features]);
-    let live: Vec<_> = rows.iter().map(|row| fitted.score(row)).collect();
-    let score_samples = rows.iter().map(|row| fitted.score_samples(row));
-    let columns: Vec<ArrayRef> = vec![
-        ipc::list(Arc::new(Float32Array::from(rows.concat())), n_features),
-        Arc::new(Float64Array::from_iter_values(score_samples)),
-        Arc::new(Float64Array::from_iter_values(live.iter().map(|score| score.decision))),
-        Arc::new(Float64Array::from_iter_values(live.iter().map(|score| score.score))),
-    ];
+    let scores = scores(fitted, rows.iter().map(Vec::as_slice));
+    let column = |number: usize| -> ArrayRef {
+        Arc::new(Float64Array::from_iter_values(scores.iter().map(|scores| scores[number])))
+    };
+    let rows = ipc::list(Arc::new(Float32Array::from(rows.concat())), n_features);
+    let columns: Vec<ArrayRef> = vec![rows, column(0), column(1), column(2)];
     ipc::write(&schema(n_features), columns)
+}
+
+/// `score_samples`, decision and score of each row. To an extended forest they come one after the other, as far
+/// apart as those of training and after them.
+fn scores<'r>(fitted: &Fitted, rows: impl Iterator<Item = &'r [f32]>) -> Vec<[f64; 3]> {
+    match fitted {
+        Fitted::IsolationForest(forest) => {
+            let score = |row| {
+                let Score { decision, score, .. } = models::score(forest, row);
+                [forest.score_samples(row), decision, score]
+            };
+            rows.map(score).collect()
+        }
+        Fitted::Extended(detection) => {
+            let mut detection = detection.as_ref().clone();
+            let observe = |row| {
+                let next_ms = detection.newest_ms().unwrap_or(0).saturating_add(detection.interval_ms());
+                let seen = detection.observe(next_ms, row);
+                seen.map_or([f64::NAN; 3], |seen| [seen.decision - 0.5, seen.decision, seen.score])
+            };
+            rows.map(observe).collect()
+        }
+    }
 }
 
 /// Scores the rows of `golden.arrow` again.
@@ -75,10 +94,9 @@ pub fn check(bytes: &[u8], fitted: &Fitted) -> Result<(), Error> {
     let batch = ipc::read(GOLDEN, bytes, &schema(n_features))?;
     let values = batch.column(0).as_fixed_size_list().values().as_primitive::<Float32Type>().values();
     let expected = |column: usize| batch.column(column).as_primitive::<Float64Type>().values();
-    for (row, values) in values.chunks_exact(n_features).take(batch.num_rows()).enumerate() {
-        let live = fitted.score(values);
-        let found = [fitted.score_samples(values), live.decision, live.score];
-        for (column, found) in (1..).zip(found) {
+    let rows = values.chunks_exact(n_features).take(batch.num_rows());
+    for (row, scores) in scores(fitted, rows).into_iter().enumerate() {
+        for (column, found) in (1..).zip(scores) {
             let expected = expected(column)[row];
             let difference = (found - expected).abs();
             if difference.is_nan() || difference > TOLERANCE * expected.abs().max(1.0) {

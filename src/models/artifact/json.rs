@@ -83,7 +83,7 @@ fn fault(reason: impl ToString) -> Error {
 pub fn write(model: &Model) -> String {
     match &model.fitted {
         Fitted::IsolationForest(forest) => write_with(model, Plain::new(forest)),
-        Fitted::Extended(extended) => write_with(model, Extended::new(extended)),
+        Fitted::Extended(detection) => write_with(model, Extended::new(detection)),
     }
 }
 

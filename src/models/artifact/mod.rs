@@ -5,6 +5,7 @@
 //! | `MLmodel` | MLflow's description: `mlflow.pyfunc.load_model` finds the loader by it |
 //! | `model.json` | schema, parameters, where the model comes from: for people too |
 //! | `forest.arrow` | the trees' nodes, an Arrow IPC file |
+//! | `state.json` | of an extended forest: the days, hours and rows before the first that it scores |
 //! | `golden.arrow` | a few rows and their scores: loading fails when they do not come out equal |
 //! | `code/promforest_model.py` | the loader, in numpy and pyarrow alone |
 //! | `python_env.yaml`, `requirements.txt` | what the loader needs |
@@ -47,10 +48,11 @@ const TOLERANCE: f64 = 1e-12;
 const MODEL: &str = "model.json";
 const FOREST: &str = "forest.arrow";
 const GOLDEN: &str = "golden.arrow";
+const STATE: &str = "state.json";
 const MLMODEL: &str = "MLmodel";
 const SUMS: &str = "SHA256SUMS";
 const LOADER: &str = "code/promforest_model.py";
-/// What a model cannot be read without.
+/// What no model can be read without.
 pub const READ: [&str; 4] = [MODEL, FOREST, GOLDEN, SUMS];
 
 /// Why a folder is no model.
@@ -89,6 +91,9 @@ pub enum Error {
     /// `model.json` is wrong.
     #[error("{MODEL}: {0}")]
     Json(String),
+    /// `state.json` is wrong.
+    #[error("{STATE}: {0}")]
+    State(String),
     /// An Arrow file is wrong.
     #[error("{file}: {reason}")]
     Arrow {
@@ -124,6 +129,9 @@ pub fn files(model: &Model) -> Files {
     add(MODEL, json::write(model).into_bytes());
     add(FOREST, forest::write(&model.fitted));
     add(GOLDEN, golden::write(&model.fitted));
+    if let Some(state) = forest::state(&model.fitted) {
+        add(STATE, state);
+    }
     add(LOADER, include_bytes!("promforest_model.py").to_vec());
     add("requirements.txt", include_bytes!("requirements.txt").to_vec());
     add("python_env.yaml", include_bytes!("python_env.yaml").to_vec());
@@ -144,7 +152,8 @@ pub fn model(files: &Files) -> Result<Model, Error> {
     let file = |name: &'static str| files.get(name).ok_or(Error::Missing(name));
     check_sums(files, file(SUMS)?)?;
     let (schema, card, section) = json::read(file(MODEL)?)?;
-    let fitted = forest::read(file(FOREST)?, section)?;
+    let state = files.get(STATE).map(Vec::as_slice);
+    let fitted = forest::read(file(FOREST)?, section, state)?;
     golden::check(file(GOLDEN)?, &fitted)?;
     Ok(Model { schema, fitted, card })
 }
@@ -236,7 +245,7 @@ fn sync(folder: &Path) -> Result<(), Error> {
 /// [`Error`] when one cannot be read or is too large; a missing one is for [`model`] to judge.
 pub fn load(folder: &Path) -> Result<Files, Error> {
     let mut files = Files::new();
-    for name in READ {
+    for name in READ.into_iter().chain([STATE]) {
         let path: PathBuf = folder.join(name);
         let shown = || path.display().to_string();
         let error = |source| Error::Io { what: "read", path: shown(), source };

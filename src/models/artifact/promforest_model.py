@@ -3,13 +3,15 @@
     import mlflow
     mlflow.pyfunc.load_model(folder).predict(frame)
 
-`frame` has the model's columns (any order; a plain array needs the model's order). The answer has, for every row:
+`frame` has the model's columns (any order; a plain array needs the model's order). An extended_isolation_forest
+judges one row after the other: its rows follow those of training, in the order of time, and the frame has a column
+timestamp in milliseconds too. The answer has, for every row:
 
 score_samples, decision_function, predict
     as scikit-learn's IsolationForest names them; decision_function < 0 and predict -1 are anomalous
 decision, score
-    what promforest publishes: the same inside of the range of training; a row outside of it scores the
-    higher the further out it lies; score 1 is the threshold
+    what promforest publishes; score 1 is the threshold. A plain forest's are the same inside of the range of
+    training, and a row outside of it scores the higher the further out it lies
 """
 
 import json
@@ -42,12 +44,22 @@ class Model:
         self.columns = [feature["column"] for feature in self.meta["schema"]["features"]]
         with pa.memory_map(str(folder / "forest.arrow")) as source:
             nodes = pa.ipc.open_file(source).read_all()
-        self.forest = FORESTS[self.meta["kind"]](self.meta["forest"], nodes)
+        self.is_ordered = self.meta["kind"] == "extended_isolation_forest"
+        if self.is_ordered:
+            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            self.forest = ExtendedIsolationForest(self.meta["forest"], nodes, state)
+        else:
+            self.forest = IsolationForest(self.meta["forest"], nodes)
 
     def predict(self, rows, params=None):
         import pandas as pd
 
         index = getattr(rows, "index", None)
+        times = None
+        if self.is_ordered:
+            if "timestamp" not in getattr(rows, "columns", ()):
+                raise ValueError("the rows have no column 'timestamp': this model judges one row after the other")
+            times = rows["timestamp"].to_numpy().astype(np.int64)
         if hasattr(rows, "columns"):
             missing = [name for name in self.columns if name not in rows.columns]
             if missing:
@@ -57,15 +69,19 @@ class Model:
         if rows.ndim != 2 or rows.shape[1] != len(self.columns):
             raise ValueError(f"rows have shape {rows.shape}, must be [n, {len(self.columns)}]")
         offset = self.meta["forest"]["offset"]
-        score_samples, beyond = self.forest.score(rows)
-        decision = score_samples - offset
+        if self.is_ordered:
+            score_samples, score = self.forest.follow(times, rows)
+            decision = live = score_samples - offset
+        else:
+            score_samples, beyond = self.forest.score(rows)
+            decision, live, score = score_samples - offset, beyond - offset, beyond / offset
         return pd.DataFrame(
             {
                 "score_samples": score_samples,
                 "decision_function": decision,
                 "predict": np.where(decision < 0, -1, 1),
-                "decision": beyond - offset,
-                "score": beyond / offset,
+                "decision": live,
+                "score": score,
             },
             index=index,
         )
@@ -136,31 +152,64 @@ class IsolationForest:
 
 
 class ExtendedIsolationForest:
-    """Slanted cuts of standardised columns: Hariri, Carrasco Kind and Brunner 2019.
+    """Slanted cuts (Hariri, Carrasco Kind and Brunner 2019) of how each value compares with its time of day and with
+    a minute ago; a second voice, the tail; and the threshold that keeps to one alert a day.
 
     Columns are rounded to 32 bits where promforest rounds them, and sums are added up in its order: a value on
     the other side of a cut would be another leaf.
     """
 
-    def __init__(self, meta, nodes):
+    def __init__(self, meta, nodes, state):
         names = ["left_child", "right_child", "cut", "low", "high", "n_node_samples"]
         columns = {name: nodes[name].to_numpy() for name in names}
         for name in ["columns", "coefficients"]:
             values = nodes[name].combine_chunks().flatten().to_numpy()
             columns[name] = values.reshape(-1, meta["width"])
-        self.trees = split_by_tree(nodes, columns)
+        self.trees = split_by_tree(nodes, columns) if len(nodes) else []
         self.unit = len(self.trees) * float(average_path_length(meta["max_samples"]))
-        self.columns = meta["columns"]
-        self.scales = np.array(meta["scales"], dtype=np.float64)
+        known = [scale is not None for scale in meta["scales"]]
+        self.known = np.array(known)
+        self.scales = np.array([scale or [0.0, 1.0] for scale in meta["scales"]], dtype=np.float64)
+        self.varying = meta["varying"]
+        self.columns = [c for metric in self.varying for c in range(3 * metric, 3 * metric + 3) if known[c]]
         self.residuals = None
         if meta["residuals"] is not None:
             self.residuals = {name: np.array(values) for name, values in meta["residuals"].items()}
-            n_columns = len(self.columns)
+            n_columns = len(self.varying)
             self.residuals["inverse"] = self.residuals["inverse"].reshape(n_columns, n_columns)
+        self.levels = [(meta[name]["median"], meta[name]["unit"]) for name in ["forest_level", "tail_level"]]
+        self.state = state
 
-    def score(self, rows):
+    def follow(self, times, rows):
+        """score_samples and score of rows that follow those of training."""
+        newest = self.state["rows"][-1][0] if self.state["rows"] else None
+        if np.any(np.diff(times) <= 0) or newest is not None and len(times) and times[0] <= newest:
+            raise ValueError(f"timestamps must ascend, and follow {newest}, where training ended")
         with np.errstate(over="ignore", invalid="ignore"):
-            values = self.coordinates(rows)
+            memory, threshold = Memory(self.state), Threshold(self.state)
+            columns = np.array([memory.columns(int(time), row) for time, row in zip(times, rows)])
+            columns = columns.reshape(len(rows), -1)
+            standard = standardise(columns, self.scales)
+            standard[~np.isfinite(columns) | ~self.known] = 0.0
+            score_samples = self.score_samples(rows, standard)
+            sigmas = np.abs(standard.astype(np.float64)).reshape(len(rows), -1, 3).max(axis=2)
+            loudest = -np.sort(-np.log1p(sigmas), axis=1)[:, :2]
+            voices = [-score_samples, loudest.sum(axis=1) / max(loudest.shape[1], 1)]
+        raw = 0.5 * sum((voice - median) / unit for voice, (median, unit) in zip(voices, self.levels))
+        score = np.empty(len(rows))
+        for number, time in enumerate(times):
+            score[number] = max(raw[number], 0.0) / threshold.at(int(time))
+            threshold.add(int(time), raw[number])
+        return score_samples, score
+
+    def score_samples(self, rows, standard):
+        if not self.trees:
+            return np.full(len(rows), -0.5)
+        values = [standard[:, self.columns]]
+        if self.residuals is not None:
+            values.append(standardise(self.unexplained(rows[:, self.varying]), self.residuals["scales"]))
+        greatest = np.finfo(np.float32).max
+        values = np.nan_to_num(np.hstack(values), nan=0.0, posinf=greatest, neginf=-greatest).astype(np.float64)
         path = np.zeros(len(rows))
         everyone = np.arange(len(rows))
         for tree in self.trees:
@@ -184,17 +233,7 @@ class ExtendedIsolationForest:
                 left = mixture <= tree["cut"][node]
                 at[going] = np.where(left, tree["left_child"][node], tree["right_child"][node])
             path += ended + alive * (depth + average_path_length(tree["n_node_samples"][at]))
-        score_samples = from_path(path, self.unit)
-        return score_samples, score_samples
-
-    def coordinates(self, rows):
-        """The standardised columns, and then what of each the others do not explain, standardised too."""
-        values = [standardise(rows, self.scales)[:, self.columns]]
-        if self.residuals is not None:
-            values.append(standardise(self.unexplained(rows[:, self.columns]), self.residuals["scales"]))
-        greatest = np.finfo(np.float32).max
-        values = np.nan_to_num(np.hstack(values), nan=0.0, posinf=greatest, neginf=-greatest)
-        return values.astype(np.float64)
+        return from_path(path, self.unit)
 
     def unexplained(self, rows):
         deviations, inverse = self.residuals["deviations"], self.residuals["inverse"]
@@ -211,4 +250,110 @@ def standardise(rows, scales):
     return ((rows.astype(np.float64) - scales[:, 0]) / scales[:, 1]).astype(np.float32)
 
 
-FORESTS = {"isolation_forest": IsolationForest, "extended_isolation_forest": ExtendedIsolationForest}
+class Memory:
+    """What is usual at each time of day, and the last minutes."""
+
+    DAY, BUCKETS, ALPHA, MAX_DISTANCE = 86_400_000, 96, 0.3, 9.0
+
+    def __init__(self, state):
+        self.interval = state["interval_ms"]
+        self.lag = max(self.interval, 60_000)
+        profiles = state["profiles"]
+        self.means = np.array([profile["means"] for profile in profiles], dtype=np.float64)
+        self.sums = np.array([profile["sums"] for profile in profiles], dtype=np.float64)
+        self.counts = np.array([profile["counts"] for profile in profiles], dtype=np.int64)
+        self.distance = np.array([profile["distance"] for profile in profiles])
+        self.today = max((profile["today"] for profile in profiles), default=0)
+        self.rows = [(time, np.array(row, dtype=np.float32)) for time, row in state["rows"]]
+
+    def columns(self, time, row):
+        """Residual, difference and deviation of each metric, one after the other."""
+        before = self.rows[-1][1] if self.rows else np.zeros_like(row)
+        row = np.where(np.isfinite(row), row, before)
+        span = 12 * self.lag
+        self.rows = [(then, old) for then, old in self.rows if then > time - span] + [(time, row)]
+        residual = row.astype(np.float64) - self.expected(time)
+        self.add(time, row)
+        near = [old for then, old in self.rows if then <= time - self.lag + self.interval // 2]
+        near_times = [then for then, _ in self.rows if then <= time - self.lag + self.interval // 2]
+        unknown = np.full(len(row), np.nan)
+        difference = row - near[-1] if near and near_times[-1] >= time - 3 * self.lag else unknown
+        deviation = unknown
+        if len(self.rows) >= max(span // self.interval // 2, 2):
+            recent = np.array([old for _, old in self.rows], dtype=np.float64)
+            total = np.cumsum(recent, axis=0)[-1]
+            square = (recent - total / len(recent)) ** 2
+            deviation = np.sqrt(np.cumsum(square, axis=0)[-1] / len(recent))
+        columns = np.empty(3 * len(row), dtype=np.float32)
+        columns[0::3], columns[1::3], columns[2::3] = residual, difference, deviation
+        return columns
+
+    def expected(self, time):
+        day = time // self.DAY
+        if day > self.today:
+            self.today = day
+            new = self.sums / np.maximum(self.counts, 1)
+            merged = np.where(np.isnan(self.means), new, self.means + self.ALPHA * (new - self.means))
+            self.means = np.where(self.counts > 0, merged, self.means)
+            self.sums, self.counts = np.zeros_like(self.sums), np.zeros_like(self.counts)
+        width = self.DAY // self.BUCKETS
+        place = time % self.DAY - width // 2
+        before, share = place // width % self.BUCKETS, place % width / width
+        low, high = self.means[:, before], self.means[:, (before + 1) % self.BUCKETS]
+        return low + (high - low) * share
+
+    def add(self, time, row):
+        expected = self.expected(time)
+        value = row.astype(np.float64)
+        residual = value - expected
+        known = ~np.isnan(residual)
+        self.distance = np.where(known & (self.distance == 0.0), np.abs(residual), self.distance)
+        greatest = self.MAX_DISTANCE * self.distance
+        share = min(self.interval / self.DAY, 1.0)
+        distance = self.distance + share * (np.minimum(np.abs(residual), greatest) - self.distance)
+        self.distance = np.where(known, distance, self.distance)
+        bucket = time % self.DAY // (self.DAY // self.BUCKETS)
+        self.sums[:, bucket] += np.where(known, expected + np.clip(residual, -greatest, greatest), value)
+        self.counts[:, bucket] += 1
+
+
+class Threshold:
+    """Keeps to one alert a day."""
+
+    HOUR, HOURS, PEAKS, CAP, LOUD, LEAST = 3_600_000, 336, 4.0, 1.1, 4, 1.0
+
+    def __init__(self, state):
+        self.hours = [tuple(hour) for hour in state["hours"]]
+        self.current = tuple(state["current"]) if state["current"] else None
+        self.one_a_day, self.value = np.inf, self.LEAST
+        if self.current:
+            self.renew(self.current[0])
+
+    def at(self, time):
+        hour = time // self.HOUR
+        if self.current and self.current[0] < hour:
+            number, raw = self.current
+            self.current = None
+            self.hours.append((number, raw, min(raw, self.CAP * self.one_a_day)))
+            self.hours = [known for known in self.hours if known[0] >= hour - self.HOURS]
+            self.renew(hour)
+        return self.value
+
+    def add(self, time, raw):
+        self.current = (time // self.HOUR, max(raw, self.current[1]) if self.current else raw)
+
+    def renew(self, hour):
+        days = len(self.hours) / 24.0
+        raws = [-np.inf] + [raw for _, raw, _ in self.hours] + [-np.inf]
+        peaks = [h for n, h in enumerate(self.hours, 1) if raws[n] > raws[n - 1] and raws[n] >= raws[n + 1]]
+        capped = sorted((peak for _, _, peak in peaks), reverse=True)
+        # Halves are rounded up.
+        tail = min(int(np.floor(self.PEAKS * days + 0.5)), max(len(capped) - 1, 0))
+        one_a_day, wanted = np.inf, capped[0] if capped else self.LEAST
+        if tail:
+            excess = sum(capped[:tail]) / tail - capped[tail]
+            one_a_day = wanted = capped[tail] + excess * np.log(tail / days)
+        self.one_a_day = one_a_day if days >= 1.0 else np.inf
+        recent = sorted((raw for number, raw, _ in peaks if number >= hour - 24), reverse=True)
+        bound = 1.0001 * recent[self.LOUD - 1] if len(recent) >= self.LOUD else self.LEAST
+        self.value = max(wanted, bound, self.LEAST)

@@ -1,4 +1,5 @@
 use super::*;
+use crate::detect::Detection;
 use crate::features::rate::Semantics;
 use crate::features::{Schema, Transform};
 use crate::forest::{ExtendedParams, ForestParams, Table};
@@ -17,17 +18,24 @@ pub fn sample() -> Model {
 }
 
 fn sample_of(kind: Kind) -> Model {
-    const ROWS: usize = 300;
+    const ROWS: usize = 400;
     let values: Vec<f32> = (0..2 * ROWS).map(|i| ((i * 7919) % 1009) as f32 / 10.0).collect();
     let table = Table::new(&values, ROWS, 2).expect("as many values as cells");
     let n_estimators = NonZeroUsize::new(7).expect("above 0");
-    let params = match kind {
-        Kind::IsolationForest => Params::IsolationForest(ForestParams { n_estimators, ..Default::default() }),
+    let (params, fitted) = match kind {
+        Kind::IsolationForest => {
+            let params = ForestParams { n_estimators, ..Default::default() };
+            let forest = params.fit(&table, NonZeroUsize::MIN).expect("fits");
+            (Params::IsolationForest(params), Fitted::IsolationForest(forest))
+        }
         Kind::ExtendedIsolationForest => {
-            Params::Extended(ExtendedParams { n_estimators, ..Default::default() })
+            let params = ExtendedParams { n_estimators, ..Default::default() };
+            // Three days, so that there is a profile.
+            let times: Vec<i64> = (0..ROWS as i64).map(|i| 1_699_000_000_000 + i * 720_000).collect();
+            let detection = Detection::learn(&times, &table, &params, 1.0, NonZeroUsize::MIN).expect("fits");
+            (Params::Extended(params), Fitted::Extended(Box::new(detection)))
         }
     };
-    let fitted = params.fit(&table, NonZeroUsize::MIN).expect("fits");
     let feature = |device: &str| Labels::new([(METRIC_NAME, "rx"), ("device", device)]).expect("valid");
     let transform = Transform::Rate { range_ms: 60_000, semantics: Semantics::V3 };
     let schema = Schema {
@@ -157,38 +165,42 @@ fn what_it_does_not_understand_it_refuses() {
 #[test]
 fn what_stands_before_an_extended_forest_is_checked() {
     type Edit = fn(&mut serde_json::Value);
-    let cases: [(Edit, &str); 18] = [
+    let cases: [(Edit, &str); 19] = [
         (|forest| forest["offset"] = (-0.4).into(), "offset is -0.4, must be -0.5"),
         (|forest| forest["n_features"] = 3.into(), "the forest has 3 features, the schema has 2"),
         (|forest| forest["width"] = 0.into(), "width is 0, must be in 1..=4096"),
         (|forest| forest["width"] = u64::MAX.into(), "width is 18446744073709551615, must be in 1..=4096"),
         (|forest| forest["scales"][0][1] = 0.into(), "sigma is 0, must be finite and above 0"),
-        (|forest| *forest["scales"].as_array_mut().expect("a list") = Vec::new(), "below 0, the number"),
+        (|forest| forest["scales"] = serde_json::json!([]), "column is "),
+        (|forest| forest["scales"][5] = serde_json::Value::Null, "column is "),
         (
             |forest| {
                 let scales = forest["scales"].as_array_mut().expect("a list");
                 scales.push(scales[0].clone());
             },
-            "number of scales is 3, must be 2",
+            "number of scales is 7, must be a multiple of 3",
         ),
-        (|forest| forest["columns"] = serde_json::json!([]), "number of columns is 0, must be at least 1"),
-        (|forest| forest["columns"] = serde_json::json!([1, 0]), "column is 0, must be above 1"),
-        (|forest| forest["columns"] = serde_json::json!([0, 0]), "column is 0, must be above 0"),
-        (|forest| forest["columns"] = serde_json::json!([0, 2]), "column is 2, must be below 2"),
-        (|forest| forest["columns"] = serde_json::json!([1]), "number of metrics is 2, must be 1"),
-        (|forest| forest["columns"] = serde_json::json!([-1]), "invalid value: integer `-1`"),
         (
-            |forest| forest["residuals"]["scales"] = serde_json::json!([[0, 1]]),
-            "number of residual scales is 1, must be 2",
+            |forest| {
+                let scales = forest["scales"].as_array_mut().expect("a list");
+                scales.extend_from_within(..3);
+            },
+            "the scales are those of 3 metrics, must be 2",
         ),
+        (|forest| forest["varying"] = serde_json::json!([]), "column is "),
+        (|forest| forest["varying"] = serde_json::json!([1, 0]), "metric is 0, must be above 1"),
+        (|forest| forest["varying"] = serde_json::json!([-1]), "invalid value: integer `-1`"),
+        (|forest| forest["residuals"]["scales"] = serde_json::json!([[0, 1]]), "column is "),
         (
             |forest| forest["residuals"]["inverse"] = serde_json::json!([1, 0, 0]),
             "number of values of the inverse is 3, must be 4",
         ),
         (|forest| forest["residuals"]["inverse"][1] = 7.into(), "value of the inverse is "),
         (|forest| forest["residuals"]["deviations"][0] = 0.into(), "deviation is 0, must be above 0"),
-        // The trees mix four values a row, of which two are gone.
-        (|forest| forest["residuals"] = serde_json::Value::Null, "tree 0: tree node 0: column is "),
+        (|forest| forest["forest_level"]["unit"] = 0.into(), "must be finite, its unit above 0"),
+        (|forest| forest["tail_level"]["median"] = serde_json::Value::Null, "invalid type: null"),
+        // The trees mix values of which two are gone.
+        (|forest| forest["residuals"] = serde_json::Value::Null, "column is "),
     ];
     for (number, (edit, message)) in cases.into_iter().enumerate() {
         let files = edited_of(Kind::ExtendedIsolationForest, |json| edit(&mut json["forest"]));
@@ -200,6 +212,35 @@ fn what_stands_before_an_extended_forest_is_checked() {
     });
     let error = model(&other_means).expect_err("another model").to_string();
     assert!(error.starts_with("golden.arrow: row 0 scores"), "{error}");
+}
+
+#[test]
+fn a_state_that_no_rows_lead_to_is_refused() {
+    type Edit = fn(&mut serde_json::Value);
+    let cases: [(Edit, &str); 11] = [
+        (|state| state["interval_ms"] = 0.into(), "interval_ms is 0, must be at least 1"),
+        (|state| state["profiles"] = serde_json::json!([]), "number of metrics is 0, must be 2"),
+        (|state| state["profiles"][0]["means"] = serde_json::json!([1]), "means is 1 long, must be 96 long"),
+        (|state| state["profiles"][1]["counts"] = serde_json::json!([]), "counts is 0 long, must be 96 long"),
+        (|state| state["profiles"][0]["sums"][3] = "x".into(), "invalid type: string"),
+        (|state| state["rows"][0][1] = serde_json::json!([1]), "width of a row is 1, must be 2"),
+        (|state| state["rows"][0][0] = i64::MAX.into(), "time of a row is "),
+        (|state| state["hours"][0][0] = i64::MAX.into(), "number of an hour is "),
+        (|state| state["hours"][0][1] = serde_json::Value::Null, "invalid type: null"),
+        (|state| state["current"][0] = 0.into(), "number of an hour is "),
+        (|state| state["secret"] = 0.into(), "unknown field `secret`"),
+    ];
+    for (number, (edit, message)) in cases.into_iter().enumerate() {
+        let mut files = files(&sample_of(Kind::ExtendedIsolationForest));
+        let mut state: serde_json::Value = serde_json::from_slice(&files[STATE]).expect("JSON");
+        edit(&mut state);
+        files.insert(STATE.into(), state.to_string().into_bytes());
+        let error = crate::yaml::chain(&model(&summed(files)).expect_err("wrong"));
+        assert!(error.starts_with("state.json: ") && error.contains(message), "{number}: {error}");
+    }
+    let mut without = files(&sample_of(Kind::ExtendedIsolationForest));
+    without.remove(STATE);
+    assert_eq!(model(&without).expect_err("missing").to_string(), "no model: state.json is missing");
 }
 
 /// A width that is not the file's gives other values than the file has, and never ones that it has not.
@@ -230,10 +271,12 @@ proptest! {
 
     /// Somebody who makes the checksums fit gets an error or a model, and nothing worse.
     #[test]
-    fn mangled_files_do_no_harm(kind in 0..2_usize, file in 0..3_usize, edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6), cut in prop::option::of(any::<prop::sample::Index>())) {
+    fn mangled_files_do_no_harm(kind in 0..2_usize, file in 0..4_usize, edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6), cut in prop::option::of(any::<prop::sample::Index>())) {
         static SAMPLES: LazyLock<[Files; 2]> = LazyLock::new(|| KINDS.map(|kind| files(&sample_of(kind))));
         let mut files = SAMPLES[kind].clone();
-        let bytes = files.get_mut([MODEL, FOREST, GOLDEN][file]).expect("there");
+        let name = [MODEL, FOREST, GOLDEN, STATE][file];
+        let name = if files.contains_key(name) { name } else { MODEL };
+        let bytes = files.get_mut(name).expect("there");
         for (at, byte) in edits {
             let at = at.index(bytes.len());
             bytes[at] = byte;
@@ -250,7 +293,10 @@ fn cyclic_children_and_huge_counts_are_refused() {
     for model in KINDS.map(sample_of) {
         let left_child = match &model.fitted {
             Fitted::IsolationForest(forest) => forest.trees().next().expect("a tree").left_child,
-            Fitted::Extended(extended) => extended.forest().trees().next().expect("a tree").left_child,
+            Fitted::Extended(detection) => {
+                let forest = detection.voices().parts().forest.expect("metrics vary");
+                forest.trees().next().expect("a tree").left_child
+            }
         };
         refuses_children(&model, &left_child);
     }

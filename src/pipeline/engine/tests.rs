@@ -4,7 +4,7 @@ use super::*;
 use crate::features::rate::Semantics;
 use crate::features::{Schema, Transform};
 use crate::forest::{ForestParams, Table};
-use crate::models::{Card, History, Model, Params};
+use crate::models::{Card, Fitted, History, Model};
 use crate::prom::proto::{Label, Sample as ProtoSample, TimeSeries, WriteRequest};
 use crate::prom::{Labels, METRIC_NAME, STALE_BITS};
 use crate::window::row::Grid;
@@ -59,7 +59,7 @@ impl Bench {
             if group.deployed(Voice::Champion).is_none()
                 && let Some(model) = models.get(&group.labels)
             {
-                group.install(deployed(model), Vec::new(), None, Instant::now(), &mut |_| {});
+                group.install(deployed(model), Before::default(), Instant::now(), &mut |_| {});
             }
         }
     }
@@ -138,8 +138,8 @@ fn model(features: Vec<Labels>, range_ms: i64) -> Arc<Model> {
     let values: Vec<f32> =
         (0..features.len() * ROWS).map(|i| (i * 37 % ROWS) as f32 * 10.0 / ROWS as f32).collect();
     let table = Table::new(&values, ROWS, features.len()).expect("as many values as cells");
-    let fitted =
-        Params::IsolationForest(ForestParams::default()).fit(&table, NonZeroUsize::MIN).expect("fits");
+    let forest = ForestParams::default().fit(&table, NonZeroUsize::MIN).expect("fits");
+    let fitted = Fitted::IsolationForest(forest);
     let transform = Transform::Rate { range_ms, semantics: Semantics::V3 };
     let schema = Schema { features, transform, grid: Grid::Exact };
     let history =
@@ -268,10 +268,11 @@ fn a_row_is_scored_with_its_last_sample_and_published_once() {
 
 #[test]
 fn batches_keep_their_size_and_give_every_group_its_turn() {
+    const SIZE: usize = publish::SAMPLES_OF_A_ROW;
     let mut bench = Bench::new("");
     let model = two_features();
     let name = (METRIC_NAME, "node_network_receive_bytes_total");
-    for i in 0..4_i64 {
+    for i in 0..40_i64 {
         for host in ["a", "b", "c"] {
             for device in ["eth0", "lo"] {
                 let labels = [name, ("device", device), ("instance", host), ("job", "node")];
@@ -283,14 +284,14 @@ fn batches_keep_their_size_and_give_every_group_its_turn() {
     }
     let mut rows = 0;
     let mut groups = Vec::new();
-    while let Some(batch) = bench.engine.next_batch(0, 4, START_MS * 2) {
+    while let Some(batch) = bench.engine.next_batch(0, SIZE, START_MS * 2) {
         let samples: usize = batch.series.iter().map(|series| series.samples.len()).sum();
-        assert!(samples <= 4, "{samples} samples");
+        assert!(samples <= SIZE, "{samples} samples");
         rows += samples / 2;
         groups.extend(batch.positions.iter().map(|position| position.group));
         bench.engine.advance(0, &batch.positions);
     }
-    assert_eq!(rows, 9, "three rows of three groups have a rate");
+    assert_eq!(rows, 117, "39 rows of three groups have a rate");
     assert_eq!(groups[..3], [0, 1, 2]);
 }
 
@@ -303,7 +304,7 @@ fn batches_keep_their_size_after_a_challenger_has_left() {
     bench.groups()[0].1.challenge(None);
     scrape(&mut bench, 7);
     let mut sizes = Vec::new();
-    while let Some(batch) = bench.engine.next_batch(0, 10, START_MS * 2) {
+    while let Some(batch) = bench.engine.next_batch(0, 2 * publish::SAMPLES_OF_A_ROW, START_MS * 2) {
         sizes.push(batch.series.iter().map(|series| series.samples.len()).sum::<usize>());
         bench.engine.advance(0, &batch.positions);
     }
@@ -441,7 +442,7 @@ fn a_row_that_history_brought_first_is_scored() {
     let newest = Sample { timestamp_ms: START_MS + 30_000, value: 200.0 };
     let recent = model.schema.features.iter().map(|labels| (labels.clone(), vec![newest])).collect();
     let (_, group) = bench.groups().remove(0);
-    group.install(deployed(&model), recent, None, Instant::now(), &mut |_| {});
+    group.install(deployed(&model), Before { recent, ..Before::default() }, Instant::now(), &mut |_| {});
     scrape(&mut bench, 2);
     let (_, group) = bench.groups().remove(0);
     let scored: Vec<i64> = group
@@ -476,7 +477,12 @@ fn what_is_watched_is_counted_to_the_end() {
     let foreign = Labels::new([(METRIC_NAME, "only_in_history")]).expect("valid");
     let recent = vec![(foreign, vec![Sample { timestamp_ms: START_MS, value: 1.0 }])];
     let (_, group) = bench.groups().remove(0);
-    group.install(deployed(&two_features()), recent, None, Instant::now(), &mut |_| {});
+    group.install(
+        deployed(&two_features()),
+        Before { recent, ..Before::default() },
+        Instant::now(),
+        &mut |_| {},
+    );
     assert_eq!(bench.groups()[0].1.n_columns(), 2);
     let (gone, _) = bench.engine.groups.tidy(Instant::now() + Duration::from_secs(86_400));
     assert_eq!(gone.len(), 1);

@@ -1,15 +1,16 @@
-//! The extended forest: slanted cuts, and the coordinates before them.
+//! The extended forest: slanted cuts, and what stands before and after them.
 //!
 //! A node has `width` columns and coefficients, zeros in a leaf, so that a reader needs no offsets to find
 //! them. They are most of the file, hence 16 and 32 bits, which hold them exactly.
 
 use super::super::{Error, ipc};
 use super::{batch, narrow, numbers_of_trees, of_forest, of_tree, rows_of_trees, widen};
+use crate::detect::{Detection, Level, Parts, State, Voices};
 use crate::features;
-use crate::features::correlation::Correlation;
+use crate::features::correlation::{Correlation, Residuals};
 use crate::features::scale::Scale;
 use crate::forest::{ExtendedForest, ExtendedTree, ExtendedTreeArrays, MAX_FEATURES};
-use crate::models::extended::{Coordinates, Extended, Residuals};
+use crate::models::EXTENDED_OFFSET;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float32Type, Float64Type, Int32Type, Int64Type, UInt16Type, UInt32Type};
 use arrow_array::{ArrayRef, Float32Array, Float64Array, Int32Array, Int64Array, UInt16Array, UInt32Array};
@@ -27,14 +28,17 @@ pub struct Section {
     pub offset: f64,
     /// Columns and coefficients of a node.
     width: usize,
-    /// Center and sigma of each column.
-    scales: Vec<[f64; 2]>,
-    /// The columns that take part.
-    columns: Vec<usize>,
+    /// Center and sigma of the residual, the difference and the deviation of each metric, one after the other;
+    /// null for what training did not have.
+    scales: Vec<Option<[f64; 2]>>,
+    /// The metrics that varied in training.
+    varying: Vec<usize>,
     residuals: Option<ResidualsJson>,
+    forest_level: Level,
+    tail_level: Level,
 }
 
-/// What of each of these columns the others do not explain.
+/// What of each of these metrics the others do not explain.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ResidualsJson {
@@ -47,42 +51,56 @@ struct ResidualsJson {
 }
 
 impl Section {
-    pub fn new(extended: &Extended) -> Self {
-        let (forest, coordinates) = (extended.forest(), extended.coordinates());
-        let pairs = |scales: &[Scale]| scales.iter().map(|scale| [scale.center(), scale.sigma()]).collect();
-        let residuals = |Residuals { correlation, scales }: &Residuals| ResidualsJson {
+    pub fn new(detection: &Detection) -> Self {
+        let Parts { scales, varying, residuals, forest, forest_level, tail_level } =
+            detection.voices().parts();
+        let pair = |scale: &Scale| [scale.center(), scale.sigma()];
+        let residuals = residuals.map(|Residuals { correlation, scales }| ResidualsJson {
             means: correlation.means().to_vec(),
             deviations: correlation.deviations().to_vec(),
             inverse: correlation.inverse().to_vec(),
-            scales: pairs(scales),
-        };
+            scales: scales.iter().map(pair).collect(),
+        });
         Self {
-            n_features: coordinates.n_features(),
-            n_estimators: forest.n_estimators(),
-            max_samples: forest.max_samples(),
-            offset: Extended::OFFSET,
-            width: width(forest),
-            scales: pairs(coordinates.scales()),
-            columns: coordinates.columns().to_vec(),
-            residuals: coordinates.residuals().map(residuals),
+            n_features: detection.n_metrics(),
+            n_estimators: forest.as_ref().map_or(0, ExtendedForest::n_estimators),
+            max_samples: forest.as_ref().map_or(0, ExtendedForest::max_samples),
+            offset: EXTENDED_OFFSET,
+            width: width(forest.as_ref()),
+            scales: scales.iter().map(|scale| scale.as_ref().map(pair)).collect(),
+            varying,
+            residuals,
+            forest_level,
+            tail_level,
         }
     }
 
-    fn coordinates(self) -> Result<Coordinates, features::Error> {
-        let scales = |pairs: Vec<[f64; 2]>| -> Result<Vec<Scale>, features::Error> {
-            pairs.into_iter().map(|[center, sigma]| Scale::new(center, sigma)).collect()
-        };
+    /// All but the forest.
+    fn parts(self) -> Result<Parts, features::Error> {
+        let scale = |[center, sigma]: [f64; 2]| Scale::new(center, sigma);
         let residuals = self.residuals.map(|json| {
             let correlation = Correlation::new(json.means, json.deviations, json.inverse)?;
-            Ok::<_, features::Error>(Residuals { correlation, scales: scales(json.scales)? })
+            let scales = json.scales.into_iter().map(scale).collect::<Result<_, _>>()?;
+            Ok::<_, features::Error>(Residuals { correlation, scales })
         });
-        Coordinates::new(scales(self.scales)?, self.columns, residuals.transpose()?)
+        Ok(Parts {
+            scales: self
+                .scales
+                .into_iter()
+                .map(|pair| pair.map(scale).transpose())
+                .collect::<Result<_, _>>()?,
+            varying: self.varying,
+            residuals: residuals.transpose()?,
+            forest: None,
+            forest_level: self.forest_level,
+            tail_level: self.tail_level,
+        })
     }
 }
 
-/// All trees of a forest mix as many columns.
-fn width(forest: &ExtendedForest) -> usize {
-    forest.trees().next().map_or(0, |tree| tree.width)
+/// All trees of a forest mix as many columns; without a forest there is no tree to have one.
+fn width(forest: Option<&ExtendedForest>) -> usize {
+    forest.and_then(|forest| forest.trees().next()).map_or(1, |tree| tree.width)
 }
 
 fn schema(width: usize) -> SchemaRef {
@@ -99,9 +117,10 @@ fn schema(width: usize) -> SchemaRef {
     ])
 }
 
-pub fn write(forest: &ExtendedForest) -> Vec<u8> {
-    let trees: Vec<ExtendedTreeArrays> = forest.trees().collect();
-    let width = width(forest);
+pub fn write(detection: &Detection) -> Vec<u8> {
+    let forest = detection.voices().parts().forest;
+    let trees: Vec<ExtendedTreeArrays> = forest.iter().flat_map(ExtendedForest::trees).collect();
+    let width = width(forest.as_ref());
     let indexes = |of: fn(&ExtendedTreeArrays) -> &Vec<i64>| -> ArrayRef {
         Arc::new(Int32Array::from_iter_values(trees.iter().flat_map(|tree| narrow(of(tree)))))
     };
@@ -126,20 +145,18 @@ pub fn write(forest: &ExtendedForest) -> Vec<u8> {
     ipc::write(&schema(width), columns)
 }
 
-pub fn read(bytes: &[u8], section: Section) -> Result<Extended, Error> {
+pub fn read(bytes: &[u8], section: Section, state: State) -> Result<Detection, Error> {
     let fault = |reason: String| Error::Json(format!("forest: {reason}"));
     let Section { n_features, n_estimators, max_samples, offset, width, .. } = section;
     if !(1..=MAX_FEATURES).contains(&width) {
         return Err(fault(format!("width is {width}, must be in 1..={MAX_FEATURES}")));
     }
-    if offset != Extended::OFFSET {
-        return Err(fault(format!("offset is {offset}, must be {}", Extended::OFFSET)));
+    if offset != EXTENDED_OFFSET {
+        return Err(fault(format!("offset is {offset}, must be {EXTENDED_OFFSET}")));
     }
-    let coordinates = section.coordinates().map_err(|error| fault(error.to_string()))?;
-    if coordinates.n_features() != n_features {
-        let n_scales = coordinates.n_features();
-        return Err(fault(format!("number of scales is {n_scales}, must be {n_features}")));
-    }
+    let parts = section.parts().map_err(|error| fault(error.to_string()))?;
+    // Without a forest, what it would see: nothing.
+    let n_columns = parts.n_columns();
     let batch = batch(bytes, &schema(width))?;
     let index = |column: usize| batch.column(column).as_primitive::<Int32Type>().values();
     let (left, right) = (index(1), index(2));
@@ -163,8 +180,16 @@ pub fn read(bytes: &[u8], section: Section) -> Result<Extended, Error> {
             low: low[rows.clone()].to_vec(),
             high: high[rows].to_vec(),
         };
-        trees.push(of_tree(number, ExtendedTree::from_arrays(&arrays, coordinates.width()))?);
+        trees.push(of_tree(number, ExtendedTree::from_arrays(&arrays, n_columns))?);
     }
-    let forest = of_forest(ExtendedForest::new(trees, max_samples))?;
-    Extended::new(coordinates, forest).map_err(|error| fault(error.to_string()))
+    let forest = match trees.is_empty() {
+        true => None,
+        false => Some(of_forest(ExtendedForest::new(trees, max_samples))?),
+    };
+    let voices = Voices::new(Parts { forest, ..parts }).map_err(|error| fault(error.to_string()))?;
+    if voices.n_metrics() != n_features {
+        let n_metrics = voices.n_metrics();
+        return Err(fault(format!("the scales are those of {n_metrics} metrics, must be {n_features}")));
+    }
+    Detection::restore(voices, state).map_err(|error| Error::State(error.to_string()))
 }

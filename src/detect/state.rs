@@ -1,0 +1,93 @@
+//! The state of a group between two rows, for files: with it a process goes on where another ended.
+
+use super::memory::{Memory, Reach};
+use super::profile::{self, Profile};
+use super::threshold::{Hour, Threshold};
+use serde::{Deserialize, Serialize};
+
+/// Rows that a file may bring along: far more than any memory reaches back over.
+const MAX_ROWS: usize = 100_000;
+
+/// What a model's file says of the group's last rows. An incident does not outlive its model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    interval_ms: i64,
+    profiles: Vec<profile::State>,
+    /// Timestamp and values of the rows that columns reach back to.
+    rows: Vec<(i64, Vec<f32>)>,
+    /// Number since the epoch, greatest raw score, and what of it counts, of the hours that are over.
+    hours: Vec<(i64, f64, f64)>,
+    /// Number and greatest raw score so far of the last one.
+    current: Option<(i64, f64)>,
+}
+
+/// A state that no rows lead to.
+#[derive(Debug, PartialEq, thiserror::Error)]
+#[error("{part} is {value}, must be {limit}")]
+pub struct InvalidState {
+    part: &'static str,
+    value: String,
+    limit: String,
+}
+
+impl InvalidState {
+    pub(super) fn new(part: &'static str, value: impl ToString, limit: impl ToString) -> Self {
+        Self { part, value: value.to_string(), limit: limit.to_string() }
+    }
+}
+
+impl State {
+    pub(super) fn of(memory: &Memory, threshold: &Threshold) -> Self {
+        let (hours, current) = threshold.hours();
+        Self {
+            interval_ms: memory.reach().interval_ms(),
+            profiles: memory.profiles().iter().map(Profile::state).collect(),
+            rows: memory.rows().map(|(timestamp_ms, values)| (*timestamp_ms, values.to_vec())).collect(),
+            hours: hours.map(|hour| (hour.number, hour.raw, hour.capped)).collect(),
+            current,
+        }
+    }
+
+    /// Number of metrics.
+    pub fn n_metrics(&self) -> usize {
+        self.profiles.len()
+    }
+
+    pub(super) fn restore(self, budget: f64) -> Result<(Memory, Threshold), InvalidState> {
+        let Self { interval_ms, profiles, rows, hours, current } = self;
+        let fault =
+            |part, value: &dyn ToString, limit: &str| Err(InvalidState::new(part, value.to_string(), limit));
+        if interval_ms < 1 {
+            return fault("interval_ms", &interval_ms, "at least 1");
+        }
+        if rows.len() > MAX_ROWS {
+            return fault("number of rows", &rows.len(), &format!("at most {MAX_ROWS}"));
+        }
+        if let Some((_, row)) = rows.iter().find(|(_, row)| row.len() != profiles.len()) {
+            return fault("width of a row", &row.len(), &profiles.len().to_string());
+        }
+        if let Some(value) = rows.iter().flat_map(|(_, row)| row).find(|value| !value.is_finite()) {
+            return fault("value of a row", value, "finite");
+        }
+        let last = current.map(|(number, raw)| (number, raw, raw));
+        let all_hours: Vec<(i64, f64, f64)> = hours.iter().copied().chain(last).collect();
+        let ascend = |numbers: &[i64]| numbers.windows(2).all(|pair| pair[0] < pair[1]);
+        let times = |times: Vec<i64>| (times, "ascending");
+        for (part, (numbers, limit)) in [
+            ("time of a row", times(rows.iter().map(|(timestamp_ms, _)| *timestamp_ms).collect())),
+            ("number of an hour", times(all_hours.iter().map(|(number, ..)| *number).collect())),
+        ] {
+            if !ascend(&numbers) {
+                return fault(part, &format!("{numbers:.0?}"), limit);
+            }
+        }
+        if let Some((_, raw, capped)) = all_hours.iter().find(|(_, a, b)| !(a.is_finite() && b.is_finite())) {
+            return fault("score of an hour", &format!("{raw}, {capped}"), "finite");
+        }
+        let profiles = profiles.into_iter().map(|state| Profile::restore(interval_ms, state));
+        let memory = Memory::restore(Reach::new(interval_ms), profiles.collect::<Result<_, _>>()?, rows);
+        let hours = hours.into_iter().map(|(number, raw, capped)| Hour { number, raw, capped });
+        Ok((memory, Threshold::restore(budget, hours.collect(), current)))
+    }
+}

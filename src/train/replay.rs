@@ -1,0 +1,30 @@
+//! Brings a model up to date: one that judges row after row has to have seen all rows since its training.
+
+use super::rows;
+use crate::detect::Detection;
+use crate::history::Series;
+use crate::models::{Fitted, Model};
+
+/// Timestamp of the newest row that the model has seen, if it judges one row after the other.
+pub fn newest_ms(model: &Model) -> Option<i64> {
+    match &model.fitted {
+        Fitted::IsolationForest(_) => None,
+        Fitted::Extended(detection) => detection.newest_ms(),
+    }
+}
+
+/// The model after the rows of the past up to `to_ms`; `past` has features for labels. `None` for one that judges
+/// every row alone.
+pub fn advance(model: &Model, past: &[Series], to_ms: i64) -> Option<Box<Detection>> {
+    let Fitted::Extended(trained) = &model.fitted else { return None };
+    let mut detection = trained.clone();
+    let newest_ms = detection.newest_ms().unwrap_or(i64::MIN);
+    let window = rows::window(past.iter(), i64::MAX / 2);
+    rows::settled(&model.schema, &window, newest_ms, |timestamp_ms, values| {
+        if timestamp_ms <= to_ms {
+            // None for the row that the model ends with.
+            let _ = detection.observe(timestamp_ms, values);
+        }
+    });
+    Some(detection)
+}
