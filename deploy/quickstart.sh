@@ -450,7 +450,7 @@ burst() {
     done
     wait "$sender" || die "the traffic could not be sent"
     trap - EXIT
-    if [ -n "$highest" ]; then note "highest: $(rounded "$highest"); it falls again within a minute or so"; fi
+    if [ -n "$highest" ]; then note "highest: $(rounded "$highest"); it falls again within a quarter of an hour: until then the last minutes are unsteady"; fi
 }
 
 case ${1:-up} in

@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::thread;
 use std::time::Duration;
 use support::each_version;
-use support::stack::{Collectors, JOB_NODE, MODEL, RemoteWriteReceiver, SOON, Scraping, Stack};
+use support::stack::{Addresses, Collectors, JOB_NODE, MODEL, RemoteWriteReceiver, SOON, Scraping, Stack};
 
 /// Differences reach back over a minute: a model needs that, the rates' range, and some rows.
 const DETECTOR: &str = r#"
@@ -51,10 +51,16 @@ fn live_is_what_a_backtest_says() {
                 causes.iter().flat_map(|cause| &cause.samples).map(|sample| sample.1).fold(0.0, f64::max);
             if share > 0.2 { Ok(()) } else { Err(format!("the greatest share is {share}")) }
         });
-        // A young model is renewed every quarter of its history: after half a minute the pause is longer.
-        thread::sleep(Duration::from_secs(30));
+        // A young model is renewed every quarter of its history. The next one has about half a minute, a third of it
+        // before a restart.
+        let trained = |at: &Addresses| at.metric("promforest_training_runs_total", &[("outcome", "trained")]);
+        let so_far = trained(&stack.at).expect("a training");
+        stack.wait("a renewed model", MODEL, |at| match trained(at)? > so_far {
+            true => Ok(()),
+            false => Err("none yet".into()),
+        });
+        thread::sleep(Duration::from_secs(12));
         stack.promforest.take().expect("it runs").terminate(SOON);
-        thread::sleep(Duration::from_secs(5));
         stack.start_promforest();
         stack.wait("the model of before serves", SOON, |at| {
             let loaded = at.metric("promforest_training_runs_total", &[("outcome", "loaded")])?;
@@ -67,7 +73,7 @@ fn live_is_what_a_backtest_says() {
     });
 }
 
-/// Every score since the newest version came into service, on both sides of the restart.
+/// Every score of the version that served on both sides of the restart.
 fn compare(stack: &Stack, restarted_ms: i64) {
     let version = &stack.version;
     let config = ["--config.file", "promforest.yml"];
@@ -78,8 +84,16 @@ fn compare(stack: &Stack, restarted_ms: i64) {
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     let listed: Value = serde_json::from_str(&run(&["models", "list", "--output", "json"])).expect("JSON");
-    let newest = listed.as_array().expect("a list").iter().max_by_key(|model| model["version"].as_u64());
-    let newest = newest.expect("a model");
+    let created_ms = |model: &Value| {
+        let created: jiff::Timestamp = model["created"].as_str()?.parse().ok()?;
+        Some(created.as_millisecond())
+    };
+    let listed = listed.as_array().expect("a list");
+    let (before, after): (Vec<&Value>, Vec<&Value>) = listed
+        .iter()
+        .partition(|model| created_ms(model).is_some_and(|created_ms| created_ms < restarted_ms));
+    let newest = before.into_iter().max_by_key(|model| created_ms(model)).expect("a model");
+    let until_ms = after.into_iter().filter_map(created_ms).min().unwrap_or(i64::MAX);
     let name = format!("{}/{}", newest["model"].as_str().expect("a name"), newest["version"]);
     let created = newest["created"].as_str().expect("a time").to_string();
     run(&["backtest", "--model", &name, "--start", &created, "--output", "scores.csv", "--budget", "2/day"]);
@@ -104,7 +118,7 @@ fn compare(stack: &Stack, restarted_ms: i64) {
     let first_ms = again.keys().next().expect("rows") + 5_000;
     let mut compared = [0, 0];
     for ((timestamp_ms, live), (_, decision)) in scores.into_iter().zip(decisions) {
-        if timestamp_ms < first_ms {
+        if !(first_ms..until_ms).contains(&timestamp_ms) {
             continue;
         }
         let (score, again) = again
