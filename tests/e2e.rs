@@ -245,8 +245,10 @@ fn rules_are_healthy(stack: &mut Stack) {
     assert!(n_rules > 0, "{}: no rules", stack.version);
 }
 
-/// What a dashboard shows only later: a challenger when somebody names one, drift after 240 rows.
-const LATER: [&str; 2] = ["model=\"challenger\"", "promforest_model_drift_kl"];
+/// What a dashboard shows only later: a challenger when somebody names one, drift after 240 rows, incidents of a model
+/// that knows some.
+const LATER: [&str; 4] =
+    ["model=\"challenger\"", "promforest_model_drift_kl", "anomaly_contribution", "promforest_alerts_"];
 
 /// Every query of the dashboard answers, and with data, but for what comes later and for annotations:
 /// those need an alert.
