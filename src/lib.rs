@@ -1,11 +1,11 @@
 //! Anomaly detection beside Prometheus.
 //!
 //! ```text
-//! POST /api/v1/write ─ snappy ─ wire visit ─ index ─ window ─ complete row ─ score ─ publish ─ remote write
+//! POST /api/v1/write ─ snappy ─ wire visit ─ index ─ window ─ complete row ─ detect ─ publish ─ remote write
 //!                                                      ▲                       ▲
-//!                       remote read (history) ─────────┴── train ── registry ──┘
-//!                                              │                       ▲ import: scikit-learn, ONNX
-//!                                              └── detect ── backtest: the past replayed
+//!                       remote read (history) ─────────┴── train ── registry ──┤
+//!                                                                      ▲       └─ backtest: the past replayed
+//!                                                                      └ import: scikit-learn, ONNX
 //! ```
 //!
 //! A sample arrives as bytes, becomes a cell in a row, the row gets a score, the score leaves as a
@@ -19,8 +19,8 @@ pub mod ingest;
 pub mod series;
 pub mod window;
 pub mod features;
-pub mod models;
 pub mod detect;
+pub mod models;
 pub mod publish;
 pub mod history;
 pub mod input;
