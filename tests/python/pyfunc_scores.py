@@ -13,6 +13,8 @@ import pandas
 
 def main(folder, rows, scores):
     frame = pandas.read_csv(rows, dtype="float64")
+    if "timestamp" in frame:
+        frame = frame.astype({"timestamp": "int64"})
     found = mlflow.pyfunc.load_model(folder).predict(frame)
     found.to_csv(scores, index=False)
 

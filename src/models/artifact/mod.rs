@@ -25,7 +25,7 @@ mod json;
 
 pub use json::{timestamp, write as document};
 
-use super::Model;
+use super::{Fitted, Model};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -267,10 +267,12 @@ pub fn load(folder: &Path) -> Result<Files, Error> {
 
 /// MLflow's description of the folder, in its field names.
 fn mlmodel(model: &Model) -> String {
-    let columns: Vec<serde_json::Value> = super::columns::names(model)
-        .into_iter()
-        .map(|name| serde_json::json!({"type": "double", "name": name, "required": true}))
-        .collect();
+    let column = |name: String| serde_json::json!({"type": "double", "name": name, "required": true});
+    let mut columns: Vec<serde_json::Value> = super::columns::names(model).into_iter().map(column).collect();
+    // MLflow passes on no column that is not named here.
+    if let Fitted::Extended(_) = model.fitted {
+        columns.push(serde_json::json!({"type": "long", "name": "timestamp", "required": true}));
+    }
     let outputs: Vec<serde_json::Value> = ["score_samples", "decision_function", "predict", "decision", "score"]
         .into_iter()
         .map(|name| serde_json::json!({"type": if name == "predict" { "long" } else { "double" }, "name": name, "required": true}))
