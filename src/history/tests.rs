@@ -99,6 +99,7 @@ fn sorts_what_comes_unsorted() {
         timeseries: vec![proto::TimeSeries {
             labels: vec![label("b", "2"), label("__name__", "up")],
             samples: vec![sample(30, 3.0), sample(10, 1.0), sample(20, 2.0)],
+            ..Default::default()
         }],
     };
     let message = ReadResponse { results: vec![result] }.encode_to_vec();
@@ -117,7 +118,7 @@ fn refuses_what_is_no_answer() {
     let twice = QueryResult {
         timeseries: vec![proto::TimeSeries {
             labels: vec![label("a", "1"), label("a", "2")],
-            samples: Vec::new(),
+            ..Default::default()
         }],
     };
     for (response, message) in [
@@ -214,7 +215,7 @@ fn minutes(query: &Query) -> Reply {
     let samples =
         (first..=last).map(|minute| proto::Sample { value: minute as f64, timestamp: minute * 60_000 });
     let labels = vec![label("__name__", "up"), label("job", "node")];
-    let series = proto::TimeSeries { labels, samples: samples.collect() };
+    let series = proto::TimeSeries { labels, samples: samples.collect(), ..Default::default() };
     let response = ReadResponse { results: vec![QueryResult { timeseries: vec![series] }] };
     reply("application/x-protobuf", snappy::compress(&response.encode_to_vec()))
 }

@@ -9,7 +9,23 @@ pub mod wire;
 /// Messages generated from `proto/`: what promforest sends, and the oracle for [`wire`].
 pub mod proto {
     #![allow(missing_docs, clippy::all)]
-    include!(concat!(env!("OUT_DIR"), "/prometheus.rs"));
+
+    // Generated code names messages of other packages by their way from its own.
+    mod prometheus {
+        include!(concat!(env!("OUT_DIR"), "/prometheus.rs"));
+    }
+    mod io {
+        pub mod prometheus {
+            pub mod write {
+                pub mod v2 {
+                    include!(concat!(env!("OUT_DIR"), "/io.prometheus.write.v2.rs"));
+                }
+            }
+        }
+    }
+
+    pub use io::prometheus::write::v2;
+    pub use prometheus::*;
 }
 
 pub use labels::{Labels, METRIC_NAME};

@@ -245,6 +245,7 @@ fn encode(part: &[Series]) -> Bytes {
     let series = |series: &Series| proto::TimeSeries {
         labels: series.labels.iter().map(label).collect(),
         samples: series.samples.iter().map(sample).collect(),
+        ..Default::default()
     };
     let request = proto::WriteRequest { timeseries: part.iter().map(series).collect(), metadata: Vec::new() };
     snappy::compress(&request.encode_to_vec()).into()

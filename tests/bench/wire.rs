@@ -40,6 +40,7 @@ fn series(i: usize) -> TimeSeries {
     TimeSeries {
         labels: pairs.into_iter().map(|(name, value)| Label { name, value }).collect(),
         samples: vec![Sample { value: i as f64, timestamp: 1_700_000_000_000 }],
+        ..TimeSeries::default()
     }
 }
 

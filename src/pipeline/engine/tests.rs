@@ -101,7 +101,11 @@ fn compress(series: Vec<TimeSeries>) -> Vec<u8> {
 fn series(pairs: &[(&str, &str)], samples: &[(i64, f64)]) -> TimeSeries {
     let label = |(name, value): &(&str, &str)| Label { name: (*name).into(), value: (*value).into() };
     let sample = |(timestamp, value): &(i64, f64)| ProtoSample { timestamp: *timestamp, value: *value };
-    TimeSeries { labels: pairs.iter().map(label).collect(), samples: samples.iter().map(sample).collect() }
+    TimeSeries {
+        labels: pairs.iter().map(label).collect(),
+        samples: samples.iter().map(sample).collect(),
+        ..Default::default()
+    }
 }
 
 fn rx(device: &str, samples: &[(i64, f64)]) -> TimeSeries {

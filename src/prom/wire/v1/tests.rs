@@ -22,7 +22,7 @@ fn visited(message: &[u8]) -> Result<(Vec<proto::TimeSeries>, Counts), Malformed
             .iter()
             .map(|s| proto::Sample { value: s.value, timestamp: s.timestamp_ms })
             .collect();
-        all.push(proto::TimeSeries { labels, samples });
+        all.push(proto::TimeSeries { labels, samples, ..Default::default() });
     })?;
     bad_label.map_or(Ok((all, counts)), Err)
 }
@@ -133,7 +133,7 @@ fn any_request() -> impl Strategy<Value = proto::WriteRequest> {
     let sample = (any::<u64>(), any::<i64>())
         .prop_map(|(bits, timestamp)| proto::Sample { value: f64::from_bits(bits), timestamp });
     let series = (prop::collection::vec(label, 0..5), prop::collection::vec(sample, 0..4))
-        .prop_map(|(labels, samples)| proto::TimeSeries { labels, samples });
+        .prop_map(|(labels, samples)| proto::TimeSeries { labels, samples, ..Default::default() });
     let metadata = (0..9_i32, "[a-z]{0,4}", "[a-z]{0,4}").prop_map(|(r#type, metric_family_name, help)| {
         proto::MetricMetadata { r#type, metric_family_name, help }
     });
