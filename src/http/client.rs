@@ -10,8 +10,9 @@ use super::oauth2::Tokens;
 use super::tls::{self, Material};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt, Collected, Full, Limited};
+use hyper::body::Incoming;
 use hyper::header::{
     AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, COOKIE, HeaderMap, HeaderName, HeaderValue, LOCATION,
     PROXY_AUTHORIZATION, USER_AGENT,
@@ -27,6 +28,8 @@ use tracing::warn;
 
 /// Sent with every request.
 pub const AGENT: &str = concat!("promforest/", env!("CARGO_PKG_VERSION"));
+/// Of the body of an answer that says no, this much is read at most: it is for a person.
+const ERROR_LIMIT: usize = 64 << 10;
 /// Redirects that are followed; as many as Go's client follows.
 const MAX_REDIRECTS: usize = 10;
 
@@ -190,7 +193,7 @@ pub enum Error {
     },
 }
 
-/// An answer, its body read to the end or to the limit.
+/// An answer. Its body is whole, unless it says no: then what is above the limit, or above 64 KiB, is left out.
 #[derive(Debug)]
 pub struct Answer {
     /// Status code.
@@ -222,7 +225,7 @@ pub struct Request {
     pub body: Bytes,
     /// How long it may take until the whole answer is there, redirects and tokens included.
     pub timeout: Duration,
-    /// Most bytes of the answer's body.
+    /// Most bytes of the answer's body; a longer one is an error, or cut where the answer says no.
     pub limit: usize,
 }
 
@@ -400,11 +403,11 @@ impl Client {
         };
         let response = self.pool()?.request(message).await.map_err(failed)?;
         let (head, body) = response.into_parts();
-        let body = Limited::new(body, request.limit)
-            .collect()
-            .await
-            .map_err(|source| Error::Body { url: url.clone(), source })?
-            .to_bytes();
+        let body = match head.status.is_success() {
+            true => Limited::new(body, request.limit).collect().await.map(Collected::to_bytes),
+            false => beginning(body, request.limit.min(ERROR_LIMIT)).await.map_err(Into::into),
+        };
+        let body = body.map_err(|source| Error::Body { url: url.clone(), source })?;
         Ok(Answer { status: head.status, headers: head.headers, body })
     }
 
@@ -419,6 +422,19 @@ impl Client {
         }
         Ok(connections.pool.clone())
     }
+}
+
+/// At most so many bytes of a body.
+async fn beginning(mut body: Incoming, limit: usize) -> Result<Bytes, hyper::Error> {
+    let mut bytes = BytesMut::new();
+    while bytes.len() < limit
+        && let Some(frame) = body.frame().await
+    {
+        if let Ok(data) = frame?.into_data() {
+            bytes.extend_from_slice(&data[..data.len().min(limit - bytes.len())]);
+        }
+    }
+    Ok(bytes.freeze())
 }
 
 impl Connections {

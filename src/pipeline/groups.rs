@@ -3,6 +3,7 @@
 use super::group::Group;
 use crate::config::{Config, Detector};
 use crate::prom::{Labels, METRIC_NAME};
+use crate::publish::message::OUTPUTS;
 use crate::series::{Ignored, Target};
 use crate::window::MAX_FEATURES;
 use std::collections::{BTreeMap, HashMap};
@@ -14,16 +15,6 @@ use tracing::{info, warn};
 /// Watched series in all groups: 10,000 hosts of 20. At six hours of 15 s each takes 12 KiB.
 pub const MAX_WATCHED: usize = 200_000;
 
-/// Series of ours that no configuration names.
-const OUTPUTS: [&str; 7] = [
-    "anomaly_score",
-    "anomaly_threshold",
-    "anomaly_incident",
-    "anomaly_contribution",
-    "anomaly_expected",
-    "anomaly_expected_lower",
-    "anomaly_expected_upper",
-];
 /// Beginning of the names of the process' own metrics.
 pub const OWN_PREFIX: &str = "promforest_";
 
@@ -132,7 +123,7 @@ impl Groups {
         let is_detector = |name: &str| self.config.detectors.iter().any(|detector| detector.name == name);
         name.starts_with(OWN_PREFIX)
             || name.strip_suffix("_anomaly").is_some_and(is_detector)
-            || OUTPUTS.contains(&name) && is_detector(labels.get("detector"))
+            || OUTPUTS.iter().any(|(own, _)| *own == name) && is_detector(labels.get("detector"))
     }
 
     fn group(

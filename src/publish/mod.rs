@@ -1,9 +1,10 @@
-//! Scores leave: a cursor over the windows, batched and sent by remote write 1.0.
+//! Scores leave: a cursor over the windows, batched and sent by remote write.
 //!
 //! There is no queue. What is to be sent is what the windows hold beyond a target's cursor, so a
 //! retry reads it again, memory is bounded by the windows, and nothing can be queued twice. The
 //! price is a question to the owner of the windows for each batch, ten times a second at most.
 
+pub mod message;
 pub mod sender;
 
 use crate::http::client::Url;
@@ -11,6 +12,7 @@ use crate::http::config::ClientConfig;
 use crate::prom::{Labels, Sample, duration};
 use crate::window::Score;
 use crate::yaml::{Node, Section};
+use message::Message;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
@@ -29,6 +31,8 @@ pub struct Config {
     pub url: Url,
     /// How to get there.
     pub http: ClientConfig,
+    /// The message that it is sent, as long as it understands it.
+    pub protobuf_message: Message,
     /// How long one request may take.
     pub remote_timeout: Duration,
     /// Most samples of one request.
@@ -52,6 +56,7 @@ impl Default for Config {
         Self {
             url: "http://localhost:9090/api/v1/write".parse().expect("a URL"),
             http: ClientConfig::default(),
+            protobuf_message: Message::default(),
             remote_timeout: Duration::from_secs(30),
             max_samples_per_send: 2000,
             batch_send_deadline: Duration::from_millis(100),
@@ -69,11 +74,13 @@ impl Config {
         let default = Self::default();
         let url =
             section.require("url").and_then(|node| node.parse(str::parse)).unwrap_or(default.url.clone());
+        let message = section.get("protobuf_message").and_then(|node| node.parse(str::parse));
         let remote_timeout = section.duration("remote_timeout", default.remote_timeout);
         let queue = section.get("queue_config").and_then(Node::section);
         let http = ClientConfig::read(&mut section);
         section.finish();
-        let config = Self { url, http, remote_timeout, ..default };
+        let protobuf_message = message.unwrap_or(default.protobuf_message);
+        let config = Self { url, http, protobuf_message, remote_timeout, ..default };
         queue.map_or(config.clone(), |queue| config.with_queue(queue))
     }
 
@@ -164,10 +171,24 @@ pub enum Lost {
     OutOfOrder,
     /// A late sample changed it after it was written.
     Revised,
+    /// The other side accepted the request, and counted fewer samples than were in it.
+    Unconfirmed,
+    /// It was not written when its row left the window.
+    Outlived,
+    /// It was not written when its group went, or was configured anew.
+    Abandoned,
 }
 
 impl Lost {
-    const ALL: [Self; 4] = [Self::Rejected, Self::TooOld, Self::OutOfOrder, Self::Revised];
+    const ALL: [Self; 7] = [
+        Self::Rejected,
+        Self::TooOld,
+        Self::OutOfOrder,
+        Self::Revised,
+        Self::Unconfirmed,
+        Self::Outlived,
+        Self::Abandoned,
+    ];
 
     fn label(self) -> [(&'static str, &'static str); 1] {
         let reason = match self {
@@ -175,6 +196,9 @@ impl Lost {
             Self::TooOld => "too_old",
             Self::OutOfOrder => "out_of_order",
             Self::Revised => "revised",
+            Self::Unconfirmed => "unconfirmed",
+            Self::Outlived => "outlived",
+            Self::Abandoned => "abandoned",
         };
         [("reason", reason)]
     }
@@ -186,6 +210,8 @@ pub struct Metrics {
     written: Counter,
     lost: Family<[(&'static str, &'static str); 1], Counter>,
     retries: Counter,
+    fallbacks: Counter,
+    contradicted: Counter,
     latency: Histogram,
 }
 
@@ -196,6 +222,8 @@ impl Metrics {
             written: Counter::default(),
             lost: Family::default(),
             retries: Counter::default(),
+            fallbacks: Counter::default(),
+            contradicted: Counter::default(),
             latency: Histogram::new(exponential_buckets(0.005, 2.0, 14)),
         };
         for reason in Lost::ALL {
@@ -204,6 +232,16 @@ impl Metrics {
         registry.register("remote_write_samples", "Samples that were acknowledged", metrics.written.clone());
         registry.register("remote_write_samples_failed", "Samples given up, by reason", metrics.lost.clone());
         registry.register("remote_write_retries", "Requests that were sent again", metrics.retries.clone());
+        registry.register(
+            "remote_write_fallbacks",
+            "Targets that did not understand remote write 2.0 and get 1.0",
+            metrics.fallbacks.clone(),
+        );
+        registry.register(
+            "remote_write_samples_contradicted",
+            "Rejected samples whose series had others: a second writer",
+            metrics.contradicted.clone(),
+        );
         registry.register(
             "publish_latency_seconds",
             "From the arrival of a row's last sample to the acknowledgement of its scores",

@@ -1,13 +1,17 @@
 //! Sends batches, one request at a time: order within a series comes for free.
+//!
+//! What it learns of its target it keeps until the configuration is read again: that it does not understand remote
+//! write 2.0, how large a request may be, that somebody else writes the same series.
 
+use super::message::{Message, Metadata, Written};
 use super::{Batch, Config, Lost, Metrics, Series, Windows};
-use crate::http::client::{self, Answer, Client};
-use crate::prom::wire::snappy;
-use crate::prom::{Sample, duration, proto};
+use crate::http::client::{self, Answer, Client, Request};
+use crate::prom::duration;
 use bytes::Bytes;
-use hyper::StatusCode;
-use hyper::header::{HeaderName, HeaderValue, RETRY_AFTER};
-use prost::Message;
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::{Method, StatusCode};
+use jiff::fmt::rfc2822::DateTimeParser;
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
@@ -15,8 +19,15 @@ use tracing::{debug, info, warn};
 
 /// Of an answer only the first line is of interest.
 const ANSWER_LIMIT: usize = 64 << 10;
-/// A longer `Retry-After` is taken for a mistake.
+/// The longest pause that a `Retry-After` is taken at its word for.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
+/// How often a message of 1.0 tells type and help of its metrics; Prometheus' `metadata_config.send_interval`.
+const METADATA_EVERY: Duration = Duration::from_secs(60);
+/// A line that would come with every batch comes this often.
+const SAY_EVERY: Duration = Duration::from_secs(60);
+/// So many batches, one after the other, are contradicted by a second writer; fewer may be a restart's, which
+/// cannot know what was written before it.
+const CONTRADICTED_BATCHES: u32 = 5;
 
 /// The task that writes to one target.
 pub struct Sender<W> {
@@ -35,14 +46,19 @@ pub struct Sender<W> {
 }
 
 /// What became of one request.
+#[derive(Debug)]
 enum Verdict {
-    Accepted,
-    /// The data is at fault: sending it again would not help.
-    Rejected(Answer),
+    /// So many samples are written.
+    Accepted(usize),
+    /// The data is at fault: sending it again would not help. So many samples are written all the same.
+    Rejected(Answer, usize),
+    /// The message is not understood, so that nothing is written.
+    NotUnderstood(StatusCode),
     /// The other side is at fault, or the way there.
     Recoverable(Problem),
 }
 
+#[derive(Debug)]
 enum Problem {
     Answered(Answer),
     Unreachable(client::Error),
@@ -51,9 +67,7 @@ enum Problem {
 impl Problem {
     fn retry_after(&self) -> Option<Duration> {
         let Self::Answered(answer) = self else { return None };
-        let seconds: u64 = answer.headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-        // Without a pause every failed request would be followed at once by the next.
-        Some(Duration::from_secs(seconds)).filter(|pause| !pause.is_zero() && *pause <= LONGEST_RETRY_AFTER)
+        retry_after(answer.headers.get(RETRY_AFTER)?.to_str().ok()?, duration::now_ms())
     }
 
     fn describe(&self) -> String {
@@ -64,21 +78,93 @@ impl Problem {
     }
 }
 
+/// The pause that a `Retry-After` asks for: seconds or a date (RFC 9110, section 10.2.3). `None` for one that
+/// is no pause: without any, every failed request would be followed at once by the next.
+fn retry_after(text: &str, now_ms: i64) -> Option<Duration> {
+    let text = text.trim();
+    let pause = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let then_ms = DateTimeParser::new().parse_timestamp(text).ok()?.as_millisecond();
+            Duration::from_millis(u64::try_from(then_ms - now_ms).ok()?)
+        }
+    };
+    Some(pause.min(LONGEST_RETRY_AFTER)).filter(|pause| !pause.is_zero())
+}
+
+/// Counts what would fill the log, and lets a line through from time to time.
+#[derive(Default)]
+struct Quiet {
+    said: Option<Instant>,
+    count: usize,
+}
+
+impl Quiet {
+    /// What to say: the count since the last time. `None` when that was just now.
+    fn add(&mut self, count: usize) -> Option<usize> {
+        self.count += count;
+        if self.said.is_some_and(|said| said.elapsed() < SAY_EVERY) {
+            return None;
+        }
+        self.said = Some(Instant::now());
+        Some(std::mem::take(&mut self.count))
+    }
+}
+
+/// A request that is rejected, and how many of its samples are written all the same.
+struct Refusal {
+    answer: Answer,
+    written: usize,
+    part: Vec<Series>,
+}
+
+/// A sender at work, with what it has learned of its target.
+struct Dialogue<W> {
+    sender: Sender<W>,
+    message: Message,
+    max_samples: usize,
+    told_metadata: Option<Instant>,
+    rejected: Quiet,
+    too_old: Quiet,
+    unconfirmed: Quiet,
+    second_writer: Quiet,
+    /// Batches that were contradicted, one after the other.
+    n_contradicted: u32,
+}
+
 impl<W: Windows> Sender<W> {
     /// Sends until told to close.
-    pub async fn run(mut self) {
+    pub async fn run(self) {
+        let dialogue = Dialogue {
+            message: self.config.protobuf_message,
+            max_samples: self.config.max_samples_per_send,
+            sender: self,
+            told_metadata: None,
+            rejected: Quiet::default(),
+            too_old: Quiet::default(),
+            unconfirmed: Quiet::default(),
+            second_writer: Quiet::default(),
+            n_contradicted: 0,
+        };
+        dialogue.run().await;
+    }
+}
+
+impl<W: Windows> Dialogue<W> {
+    async fn run(mut self) {
         loop {
-            let close = async { self.closing.wait_for(|closing| *closing).await.map(drop).ok() };
+            let sender = &mut self.sender;
+            let close = async { sender.closing.wait_for(|closing| *closing).await.map(drop).ok() };
             let closing = tokio::select! {
                 _ = close => true,
-                () = self.bell.notified() => false,
+                () = sender.bell.notified() => false,
             };
             if !closing {
-                let close = self.closing.wait_for(|closing| *closing);
+                let close = sender.closing.wait_for(|closing| *closing);
                 // Either way there is something to send.
-                let _ = tokio::time::timeout(self.config.batch_send_deadline, close).await;
+                let _ = tokio::time::timeout(sender.config.batch_send_deadline, close).await;
             }
-            while let Some(batch) = self.windows.next_batch(self.config.max_samples_per_send).await {
+            while let Some(batch) = self.sender.windows.next_batch(self.max_samples).await {
                 self.deliver(batch).await;
             }
             if closing {
@@ -87,111 +173,219 @@ impl<W: Windows> Sender<W> {
         }
     }
 
-    async fn deliver(&self, batch: Batch) {
+    async fn deliver(&mut self, batch: Batch) {
         // A part that is rejected makes place for its two halves, the older first; so one bad
         // sample costs itself alone, at two requests a halving.
         let mut parts = vec![batch.series];
+        let mut contradicted = 0;
         while let Some(part) = parts.pop() {
-            let part = self.without_old(part);
-            if part.is_empty() {
-                continue;
-            }
-            let n_samples: usize = part.iter().map(|series| series.samples.len()).sum();
-            let Err(answer) = self.persist(part.clone()).await else {
+            let Err(Refusal { answer, written, part }) = self.persist(part).await else {
                 continue;
             };
-            let reason = answer.reason();
-            match halves(part).filter(|_| is_about_data(answer.status)) {
+            let (count, what) = (n_samples(&part), describe(&part));
+            let (status, reason, lost) = (answer.status, answer.reason(), count - written);
+            // Who tells how much is written has kept the rest of the request already.
+            let may_narrow = written == 0 && is_about_data(status);
+            match halves(part).filter(|_| may_narrow) {
                 Some([older, newer]) => {
                     debug!(
                         component = "publish",
-                        status = answer.status.as_u16(),
+                        status = status.as_u16(),
                         reason,
-                        count = n_samples,
+                        count,
                         "batch rejected, sending its halves"
                     );
+                    if status == StatusCode::PAYLOAD_TOO_LARGE {
+                        self.send_less_than(count);
+                    }
                     parts.extend([newer, older]);
                 }
                 None => {
-                    warn!(component = "publish", url = %self.config.url, status = answer.status.as_u16(), reason, count = n_samples, "samples rejected");
-                    self.metrics.lose(Lost::Rejected, n_samples);
+                    if is_contradiction(status, &answer.body) {
+                        contradicted += lost;
+                    }
+                    self.sender.metrics.lose(Lost::Rejected, lost);
+                    if let Some(count) = self.rejected.add(lost) {
+                        warn!(component = "publish", url = %self.sender.config.url, status = status.as_u16(), reason, what, count, "samples rejected");
+                    }
                 }
             }
         }
+        self.contradicted(contradicted);
         let now = Instant::now();
         for position in &batch.positions {
-            self.metrics.latency.observe(now.duration_since(position.received).as_secs_f64());
+            self.sender.metrics.latency.observe(now.duration_since(position.received).as_secs_f64());
         }
-        self.windows.advance(batch.positions).await;
+        self.sender.windows.advance(batch.positions).await;
+    }
+
+    /// A request of so many samples was too large.
+    fn send_less_than(&mut self, samples: usize) {
+        let less = (samples / 2).max(super::SAMPLES_OF_A_ROW);
+        if less < self.max_samples {
+            self.max_samples = less;
+            info!(component = "publish", url = %self.sender.config.url, max_samples_per_send = less, "the target takes no larger requests");
+        }
+    }
+
+    /// So many samples of a batch were refused for others of their series. Batches ascend, so that it is not for
+    /// long our own doing.
+    fn contradicted(&mut self, samples: usize) {
+        if samples == 0 {
+            self.n_contradicted = 0;
+            return;
+        }
+        self.sender.metrics.contradicted.inc_by(samples as u64);
+        self.n_contradicted += 1;
+        if self.n_contradicted >= CONTRADICTED_BATCHES
+            && let Some(count) = self.second_writer.add(samples)
+        {
+            warn!(component = "publish", url = %self.sender.config.url, count, "second writer: the target has other samples of the same series; is there another promforest with these detectors?");
+        }
     }
 
     /// Sends one request until it is accepted, given up for its age, or rejected.
-    async fn persist(&self, mut part: Vec<Series>) -> Result<(), Answer> {
-        let mut backoff = self.config.min_backoff;
+    async fn persist(&mut self, part: Vec<Series>) -> Result<(), Refusal> {
+        let mut part = self.without_old(part);
+        if part.is_empty() {
+            return Ok(());
+        }
+        let mut backoff = self.sender.config.min_backoff;
         let mut attempt = 0_u32;
+        let mut body = self.encode(&part);
         while !part.is_empty() {
-            let n_samples: usize = part.iter().map(|series| series.samples.len()).sum();
-            match self.send(&part, attempt).await {
-                Verdict::Accepted => {
+            let (count, url) = (n_samples(&part), &self.sender.config.url);
+            match self.send(body.clone(), count, attempt).await {
+                Verdict::Accepted(written) => {
                     if attempt > 0 {
-                        info!(component = "publish", url = %self.config.url, attempts = attempt + 1, "remote write works again");
+                        info!(component = "publish", url = %url, attempts = attempt + 1, "remote write works again");
                     }
-                    self.metrics.written.inc_by(n_samples as u64);
+                    self.sender.metrics.written.inc_by(written as u64);
+                    if written < count {
+                        self.sender.metrics.lose(Lost::Unconfirmed, count - written);
+                        if let Some(count) = self.unconfirmed.add(count - written) {
+                            warn!(component = "publish", url = %self.sender.config.url, count, "the target accepted requests and counts fewer samples than were in them");
+                        }
+                    }
                     return Ok(());
                 }
-                Verdict::Rejected(answer) => return Err(answer),
+                Verdict::Rejected(answer, written) => {
+                    self.sender.metrics.written.inc_by(written as u64);
+                    return Err(Refusal { answer, written, part });
+                }
+                Verdict::NotUnderstood(status) => {
+                    warn!(component = "publish", url = %url, status = status.as_u16(), "the target does not understand remote write 2.0, it gets 1.0 from now on");
+                    self.sender.metrics.fallbacks.inc();
+                    self.message = Message::V1;
+                    body = self.encode(&part);
+                }
                 Verdict::Recoverable(problem) => {
                     // Once at the beginning, and then at each doubling: a long outage is few lines.
                     if attempt == 0 || attempt.is_power_of_two() {
-                        warn!(component = "publish", url = %self.config.url, attempts = attempt + 1, err = problem.describe(), "remote write failed, trying again");
+                        warn!(component = "publish", url = %url, attempts = attempt + 1, what = describe(&part), err = problem.describe(), "remote write failed, trying again");
                     }
                     attempt += 1;
-                    self.metrics.retries.inc();
+                    self.sender.metrics.retries.inc();
                     tokio::time::sleep(problem.retry_after().unwrap_or(backoff)).await;
-                    backoff = (backoff * 2).min(self.config.max_backoff);
+                    backoff = (backoff * 2).min(self.sender.config.max_backoff);
                     part = self.without_old(part);
+                    if n_samples(&part) < count {
+                        body = self.encode(&part);
+                    }
                 }
             }
         }
         Ok(())
     }
 
-    async fn send(&self, part: &[Series], attempt: u32) -> Verdict {
-        let mut headers = vec![(
-            HeaderName::from_static("x-prometheus-remote-write-version"),
-            HeaderValue::from_static("0.1.0"),
-        )];
-        if attempt > 0 {
-            headers.push((HeaderName::from_static("retry-attempt"), attempt.into()));
+    fn encode(&mut self, part: &[Series]) -> Bytes {
+        let is_due = self.told_metadata.is_none_or(|told| told.elapsed() >= METADATA_EVERY);
+        if self.message == Message::V1 && is_due {
+            self.told_metadata = Some(Instant::now());
+            return self.message.encode(part, Metadata::Included);
         }
-        let config = &self.config;
-        let answer =
-            self.client.post(&config.url, &headers, encode(part), config.remote_timeout, ANSWER_LIMIT).await;
-        match answer {
+        self.message.encode(part, Metadata::Omitted)
+    }
+
+    async fn send(&self, body: Bytes, n_samples: usize, attempt: u32) -> Verdict {
+        let Config { url, remote_timeout: timeout, retry_on_http_429, .. } = &self.sender.config;
+        let mut headers = HeaderMap::from_iter([
+            (CONTENT_TYPE, HeaderValue::from_static(self.message.content_type())),
+            (CONTENT_ENCODING, HeaderValue::from_static("snappy")),
+            (
+                HeaderName::from_static("x-prometheus-remote-write-version"),
+                HeaderValue::from_static(self.message.version()),
+            ),
+        ]);
+        if attempt > 0 {
+            headers.insert(HeaderName::from_static("retry-attempt"), attempt.into());
+        }
+        let (url, timeout) = (url.clone(), *timeout);
+        let request = Request { method: Method::POST, url, headers, body, timeout, limit: ANSWER_LIMIT };
+        match self.sender.client.request(request).await {
             Err(error) => Verdict::Recoverable(Problem::Unreachable(error)),
-            Ok(answer) if answer.status.is_success() => Verdict::Accepted,
-            Ok(answer) if is_recoverable(answer.status, config.retry_on_http_429) => {
-                Verdict::Recoverable(Problem::Answered(answer))
-            }
-            Ok(answer) => Verdict::Rejected(answer),
+            Ok(answer) => judge(answer, self.message, n_samples, *retry_on_http_429),
         }
     }
 
     /// Takes out, and counts, what is older than the age limit.
-    fn without_old(&self, mut part: Vec<Series>) -> Vec<Series> {
-        let oldest_ms = duration::now_ms() - duration::millis(self.config.sample_age_limit);
-        let mut lost = 0;
-        for series in &mut part {
-            let before = series.samples.len();
-            series.samples.retain(|sample| sample.timestamp_ms >= oldest_ms);
-            lost += before - series.samples.len();
+    fn without_old(&mut self, mut part: Vec<Series>) -> Vec<Series> {
+        let oldest_ms = duration::now_ms() - duration::millis(self.sender.config.sample_age_limit);
+        let mut old = Vec::new();
+        for Series { labels, samples } in &mut part {
+            // Samples ascend.
+            let young = samples.split_off(samples.partition_point(|sample| sample.timestamp_ms < oldest_ms));
+            old.push(Series { labels: labels.clone(), samples: std::mem::replace(samples, young) });
         }
+        old.retain(|series| !series.samples.is_empty());
+        let (lost, what) = (n_samples(&old), describe(&old));
         if lost > 0 {
-            warn!(component = "publish", url = %self.config.url, count = lost, "samples given up for their age");
-            self.metrics.lose(Lost::TooOld, lost);
             part.retain(|series| !series.samples.is_empty());
+            self.sender.metrics.lose(Lost::TooOld, lost);
+            if let Some(count) = self.too_old.add(lost) {
+                warn!(component = "publish", url = %self.sender.config.url, what, count, "samples given up for their age");
+            }
         }
         part
+    }
+}
+
+fn n_samples(part: &[Series]) -> usize {
+    part.iter().map(|series| series.samples.len()).sum()
+}
+
+/// Names a part in the log: its size, its first series, its times.
+fn describe(part: &[Series]) -> String {
+    let Some(first) = part.first() else { return String::new() };
+    let mut text = format!("{} samples, {}", n_samples(part), first.labels);
+    if part.len() > 1 {
+        write!(text, " and {} more series", part.len() - 1).expect("a string takes any text");
+    }
+    let times = || part.iter().flat_map(|series| &series.samples).map(|sample| sample.timestamp_ms);
+    if let (Some(first_ms), Some(last_ms)) = (times().min(), times().max()) {
+        write!(text, ", {first_ms} to {last_ms}").expect("a string takes any text");
+    }
+    text
+}
+
+fn judge(answer: Answer, message: Message, n_samples: usize, retry_on_429: bool) -> Verdict {
+    let status = answer.status;
+    let written = match message {
+        Message::V1 => None,
+        Message::V2 => Some(Written::read(&answer.headers)),
+    };
+    let count = match written {
+        // More than was sent is no better than a count that is none.
+        Some(Written::Samples(count)) => count.min(n_samples),
+        _ => 0,
+    };
+    match written {
+        None if status.is_success() => Verdict::Accepted(n_samples),
+        Some(Written::Nothing) if status.is_success() => Verdict::NotUnderstood(status),
+        Some(_) if status == StatusCode::UNSUPPORTED_MEDIA_TYPE => Verdict::NotUnderstood(status),
+        Some(_) if status.is_success() => Verdict::Accepted(count),
+        _ if is_recoverable(status, retry_on_429) => Verdict::Recoverable(Problem::Answered(answer)),
+        _ => Verdict::Rejected(answer, count),
     }
 }
 
@@ -224,6 +418,15 @@ fn is_about_data(status: StatusCode) -> bool {
     )
 }
 
+/// Does the answer say that the series have other samples? So Prometheus, Mimir and Thanos say it.
+fn is_contradiction(status: StatusCode, body: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(body).to_lowercase();
+    let signs =
+        ["out of order", "out-of-order", "duplicate sample", "duplicate timestamp", "duplicate-timestamp"];
+    status == StatusCode::CONFLICT
+        || status == StatusCode::BAD_REQUEST && signs.iter().any(|sign| text.contains(sign))
+}
+
 /// Cuts between series, or, where there is only one, between its samples; `None` for one sample.
 fn halves(mut part: Vec<Series>) -> Option<[Vec<Series>; 2]> {
     if part.len() > 1 {
@@ -237,18 +440,6 @@ fn halves(mut part: Vec<Series>) -> Option<[Vec<Series>; 2]> {
     let samples = older.samples.split_off(older.samples.len() / 2);
     let newer = Series { labels: older.labels.clone(), samples };
     Some([vec![older], vec![newer]])
-}
-
-fn encode(part: &[Series]) -> Bytes {
-    let label = |(name, value): (&str, &str)| proto::Label { name: name.into(), value: value.into() };
-    let sample = |s: &Sample| proto::Sample { value: s.value, timestamp: s.timestamp_ms };
-    let series = |series: &Series| proto::TimeSeries {
-        labels: series.labels.iter().map(label).collect(),
-        samples: series.samples.iter().map(sample).collect(),
-        ..Default::default()
-    };
-    let request = proto::WriteRequest { timeseries: part.iter().map(series).collect(), metadata: Vec::new() };
-    snappy::compress(&request.encode_to_vec()).into()
 }
 
 #[cfg(test)]

@@ -2,10 +2,11 @@
 
 use super::*;
 use crate::http::server::{self, Answer as Reply};
-use crate::prom::{Labels, METRIC_NAME};
+use crate::prom::wire::snappy;
+use crate::prom::{Labels, METRIC_NAME, Sample, proto};
 use crate::publish::Position;
 use http_body_util::BodyExt;
-use hyper::header::HeaderMap;
+use prost::Message as _;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::{Mutex, MutexGuard};
@@ -37,31 +38,42 @@ impl Seen {
         self.series.iter().map(|series| series.samples.len()).sum()
     }
 
+    fn version(&self) -> &str {
+        self.headers["x-prometheus-remote-write-version"].to_str().expect("ASCII")
+    }
+
     fn retry_attempt(&self) -> Option<&str> {
         self.headers.get("retry-attempt").map(|value| value.to_str().expect("ASCII"))
     }
 }
 
-fn decode(body: &[u8]) -> Vec<Series> {
+/// The series of a body of either message.
+fn decode(headers: &HeaderMap, body: &[u8]) -> Vec<Series> {
     let mut buffer = Vec::new();
     let message = snappy::decompress(body, 32 << 20, &mut buffer).expect("snappy");
-    let request = proto::WriteRequest::decode(message).expect("a WriteRequest");
-    let labels = |labels: Vec<proto::Label>| {
-        let sent: Vec<_> = labels.into_iter().map(|label| (label.name, label.value)).collect();
-        let mut sorted = sent.clone();
+    let series = |labels: Vec<(String, String)>, samples: Vec<(i64, f64)>| {
+        let mut sorted = labels.clone();
         sorted.sort();
-        assert_eq!(sent, sorted, "labels leave sorted by name");
-        Labels::new(sent).expect("valid labels")
+        assert_eq!(labels, sorted, "labels leave sorted by name");
+        let sample = |(timestamp_ms, value)| Sample { timestamp_ms, value };
+        let samples = samples.into_iter().map(sample).collect();
+        Series { labels: Labels::new(labels).expect("valid labels"), samples }
     };
-    let series = |series: proto::TimeSeries| Series {
-        labels: labels(series.labels),
-        samples: series
-            .samples
-            .iter()
-            .map(|sample| Sample { timestamp_ms: sample.timestamp, value: sample.value })
-            .collect(),
+    if headers["x-prometheus-remote-write-version"] == "2.0.0" {
+        let proto::v2::Request { symbols, timeseries } = proto::v2::Request::decode(message).expect("2.0");
+        let text = |i: u32| symbols[i as usize].clone();
+        let of = |one: proto::v2::TimeSeries| {
+            let labels = one.labels_refs.chunks(2).map(|pair| (text(pair[0]), text(pair[1]))).collect();
+            series(labels, one.samples.iter().map(|s| (s.timestamp, s.value)).collect())
+        };
+        return timeseries.into_iter().map(of).collect();
+    }
+    let request = proto::WriteRequest::decode(message).expect("a WriteRequest");
+    let of = |one: proto::TimeSeries| {
+        let labels = one.labels.into_iter().map(|label| (label.name, label.value)).collect();
+        series(labels, one.samples.iter().map(|s| (s.timestamp, s.value)).collect())
     };
-    request.timeseries.into_iter().map(series).collect()
+    request.timeseries.into_iter().map(of).collect()
 }
 
 /// A target, and what it saw.
@@ -99,7 +111,7 @@ impl Fake {
             async move {
                 let (head, body) = request.into_parts();
                 let body = body.collect().await.expect("a whole body").to_bytes();
-                let series = decode(&body);
+                let series = decode(&head.headers, &body);
                 let mut log: MutexGuard<'_, Vec<Seen>> = log.lock().expect("no panic");
                 let reply = script(log.len(), &series);
                 let status = reply.status();
@@ -225,13 +237,17 @@ struct Running {
 
 impl Running {
     fn start(rows: &Rows, config: Config) -> Self {
+        Self::with_client(rows, config, Client::default())
+    }
+
+    fn with_client(rows: &Rows, config: Config, client: Client) -> Self {
         let metrics = Metrics::new(&mut prometheus_client::registry::Registry::default());
         let bell = Arc::new(Notify::new());
         let (closing, closed) = watch::channel(false);
         let sender = Sender {
             windows: rows.clone(),
             config,
-            client: Client::default(),
+            client,
             metrics: metrics.clone(),
             bell: bell.clone(),
             closing: closed,
@@ -333,19 +349,25 @@ fn with_retry_after(status: u16, value: &'static str) -> Reply {
 }
 
 #[tokio::test]
-async fn retry_after_is_honoured() {
-    let fake = Fake::start(|i, _| if i == 0 { with_retry_after(503, "1") } else { reply(204) }).await;
-    let mut sender = Running::start(&rows(1, 1, |_, _| 1.0), config(fake.url.clone()));
-    sender.finish().await;
-    let seen = fake.seen();
-    let pause = seen[1].at - seen[0].at;
-    assert!((Duration::from_secs(1)..Duration::from_secs(10)).contains(&pause), "{pause:?}");
-    assert_eq!(sender.counts(), (1, 0, 0));
+async fn f12_retry_after_is_honoured() {
+    for status in [429, 503] {
+        let answer = move |i, _: &[Series]| if i == 0 { with_retry_after(status, "1") } else { reply(204) };
+        let fake = Fake::start(answer).await;
+        let rows = rows(4, 1, |i, _| i as f64);
+        let config = Config { max_samples_per_send: 2, ..config(fake.url.clone()) };
+        let mut sender = Running::start(&rows, config);
+        sender.finish().await;
+        let seen = fake.seen();
+        let pause = seen[1].at - seen[0].at;
+        assert!(pause >= Duration::from_secs(1), "{status}: {pause:?}");
+        assert_eq!(fake.written(), rows.all(), "{status}: in their order");
+        assert_eq!(sender.counts(), (4, 0, 0));
+    }
 }
 
 #[tokio::test]
-async fn a_useless_retry_after_leaves_the_usual_pause() {
-    let values = ["0", "-5", "1000000000", "Wed, 21 Oct 2015 07:28:00 GMT", "soon"];
+async fn b80_a_useless_retry_after_leaves_the_usual_pause() {
+    let values = ["0", "-5", "1.5", "Wed, 21 Oct 2015 07:28:00 GMT", "soon"];
     let fake = Fake::start(move |i, _| values.get(i).map_or(reply(204), |v| with_retry_after(503, v))).await;
     let mut sender = Running::start(&rows(1, 1, |_, _| 1.0), config(fake.url.clone()));
     sender.finish().await;
@@ -357,8 +379,25 @@ async fn a_useless_retry_after_leaves_the_usual_pause() {
     }
 }
 
+#[test]
+fn b80_a_retry_after_is_seconds_or_a_date_and_has_an_end() {
+    // Wed, 21 Oct 2015 07:28:00 GMT
+    let now_ms = 1_445_412_480_000;
+    let pause = |text| retry_after(text, now_ms).map(|pause| pause.as_secs());
+    assert_eq!(pause(" 30 "), Some(30));
+    assert_eq!(pause("Wed, 21 Oct 2015 07:28:20 GMT"), Some(20));
+    for long in ["301", "1000000000", "18446744073709551615", "Thu, 22 Oct 2015 07:28:00 GMT"] {
+        assert_eq!(pause(long), Some(300), "{long}");
+    }
+    for useless in
+        ["0", "-5", "soon", "", "1e9", "Wed, 21 Oct 2015 07:28:00 GMT", "Tue, 20 Oct 2015 07:28:00 GMT"]
+    {
+        assert_eq!(pause(useless), None, "{useless}");
+    }
+}
+
 #[tokio::test]
-async fn one_bad_series_of_a_batch_costs_its_own_sample() {
+async fn f13_one_bad_series_of_a_batch_costs_its_own_sample() {
     for bad in 0..7 {
         let fake = Fake::start(|_, series| reply(if has_bad(series) { 400 } else { 204 })).await;
         let rows = rows(1, 7, |_, j| if j == bad { BAD } else { j as f64 });
@@ -404,6 +443,21 @@ async fn too_large_a_request_is_sent_in_parts() {
     assert_eq!(sender.counts(), (32, 0, 0));
 }
 
+/// Once asked for less, less is sent.
+#[tokio::test]
+async fn after_413_requests_are_smaller() {
+    let size = |series: &[Series]| series.iter().map(|series| series.samples.len()).sum::<usize>();
+    let fake = Fake::start(move |_, series| reply(if size(series) > 60 { 413 } else { 204 })).await;
+    let rows = rows(100, 4, |i, j| (10 * i + j) as f64);
+    let config = Config { max_samples_per_send: 200, ..config(fake.url.clone()) };
+    let mut sender = Running::start(&rows, config);
+    sender.finish().await;
+    assert_eq!(sorted(fake.written()), sorted(rows.all()));
+    let refused = fake.seen().iter().filter(|seen| seen.status == 413).count();
+    assert_eq!(refused, 3, "200, and its halves, once");
+    assert_eq!(sender.counts(), (400, 0, 0));
+}
+
 #[tokio::test]
 async fn a_refusal_that_does_not_accuse_the_data_is_not_answered_with_more_requests() {
     for status in [301, 405, 415, 429] {
@@ -431,7 +485,7 @@ async fn a_target_that_is_set_up_wrong_is_asked_again() {
 }
 
 #[tokio::test]
-async fn a_target_that_comes_up_late_gets_everything() {
+async fn f8_a_target_that_comes_up_late_gets_everything() {
     // An address of its own: nobody else takes the port in between.
     let listener = TcpListener::bind("127.0.0.9:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound");
@@ -449,7 +503,7 @@ async fn a_target_that_comes_up_late_gets_everything() {
 }
 
 #[tokio::test]
-async fn an_answer_that_breaks_off_or_does_not_come_is_a_failure() {
+async fn b81_f41_an_answer_that_breaks_off_or_does_not_come_is_a_failure() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let url: client::Url =
@@ -477,7 +531,7 @@ async fn an_answer_that_breaks_off_or_does_not_come_is_a_failure() {
 }
 
 #[tokio::test]
-async fn the_age_limit_frees_a_batch_that_is_refused_for_ever() {
+async fn f11_the_age_limit_frees_a_batch_that_is_refused_for_ever() {
     let fake = Fake::start(|_, series| reply(if has_bad(series) { 500 } else { 204 })).await;
     let rows = rows(1, 2, |_, _| BAD);
     let config = Config { sample_age_limit: Duration::from_millis(500), ..config(fake.url.clone()) };
@@ -494,7 +548,7 @@ async fn the_age_limit_frees_a_batch_that_is_refused_for_ever() {
 }
 
 #[tokio::test]
-async fn what_is_too_old_is_counted_and_not_sent() {
+async fn f9_what_is_too_old_is_counted_and_not_sent() {
     let fake = Fake::start(|_, _| reply(204)).await;
     let rows = rows(100, 1, |i, _| i as f64);
     let config = Config { sample_age_limit: Duration::from_millis(49_500), ..config(fake.url.clone()) };
@@ -615,4 +669,244 @@ fn halving_loses_nothing() {
     });
     assert_eq!(single, cut.collect::<Vec<_>>());
     assert!(halves(Vec::new()).is_none());
+}
+
+// ------------------------------------------------------------------------------------- remote write 2.0
+
+fn v2(url: client::Url) -> Config {
+    Config { protobuf_message: Message::V2, ..config(url) }
+}
+
+/// An answer with the count of what was written.
+fn counting(status: u16, samples: &str) -> Reply {
+    let mut reply = reply(status);
+    let name = HeaderName::from_static("x-prometheus-remote-write-samples-written");
+    reply.headers_mut().insert(name, samples.parse().expect("a header"));
+    reply
+}
+
+fn all_written(status: u16, series: &[Series]) -> Reply {
+    counting(status, &n_samples(series).to_string())
+}
+
+#[tokio::test]
+async fn b78_requests_are_remote_write_2_0_when_asked_for() {
+    for status in [200, 202, 204] {
+        let fake = Fake::start(move |_, series| all_written(status, series)).await;
+        let values = [f64::INFINITY, 5e-324, 1.5, f64::from_bits(crate::prom::STALE_BITS)];
+        let rows = rows(4, 3, |i, _| values[i]);
+        let mut sender = Running::start(&rows, v2(fake.url.clone()));
+        sender.finish().await;
+        let [seen] = &fake.seen()[..] else { panic!("one request") };
+        for (name, value) in [
+            ("content-type", "application/x-protobuf;proto=io.prometheus.write.v2.Request"),
+            ("content-encoding", "snappy"),
+            ("x-prometheus-remote-write-version", "2.0.0"),
+            ("user-agent", client::AGENT),
+        ] {
+            assert_eq!(seen.headers[name], value, "{name}");
+        }
+        for series in &seen.series {
+            let bits: Vec<u64> = series.samples.iter().map(|sample| sample.value.to_bits()).collect();
+            assert_eq!(bits, values.map(f64::to_bits), "values leave bit for bit");
+        }
+        assert_eq!(sender.counts(), (12, 0, 0), "{status}");
+        assert_eq!(sender.metrics.fallbacks.get(), 0);
+    }
+}
+
+/// A target of 1.0 that does not look at the type finds nothing in a message of 2.0, and is content.
+#[tokio::test]
+async fn b82_b84_a_target_that_does_not_know_2_0_gets_1_0_from_then_on() {
+    let unaware: [fn() -> Reply; 4] = [|| reply(204), || reply(200), || counting(204, "0"), || reply(415)];
+    for (n, answer) in unaware.into_iter().enumerate() {
+        let fake = Fake::start(move |i, _| if i == 0 { answer() } else { reply(204) }).await;
+        let rows = rows(6, 2, |i, j| (10 * i + j) as f64);
+        let config = Config { max_samples_per_send: 4, ..v2(fake.url.clone()) };
+        let mut sender = Running::start(&rows, config);
+        sender.finish().await;
+        let seen = fake.seen();
+        let versions: Vec<&str> = seen.iter().map(Seen::version).collect();
+        assert_eq!(versions, ["2.0.0", "0.1.0", "0.1.0", "0.1.0"], "{n}");
+        assert_eq!(seen[0].series, seen[1].series, "{n}: the same once more");
+        let in_1_0: usize = seen[1..].iter().map(Seen::n_samples).sum();
+        assert_eq!((in_1_0, sender.counts()), (12, (12, 0, 0)), "{n}");
+        assert_eq!((sender.metrics.fallbacks.get(), sender.metrics.retries.get()), (1, 0), "{n}");
+    }
+}
+
+#[tokio::test]
+async fn b84_a_target_that_refuses_both_messages_is_not_asked_for_ever() {
+    let fake = Fake::start(|_, _| reply(415)).await;
+    let mut sender = Running::start(&rows(1, 2, |_, j| j as f64), v2(fake.url.clone()));
+    sender.finish().await;
+    assert_eq!(fake.seen().len(), 2);
+    assert_eq!(sender.counts(), (0, 2, 0));
+}
+
+#[tokio::test]
+async fn b83_counts_that_are_lower_or_junk_are_losses_and_nothing_is_sent_again() {
+    for (count, written) in [("5", 5), ("many", 0), ("-3", 0), ("7", 6)] {
+        let fake = Fake::start(move |_, _| counting(204, count)).await;
+        let mut sender = Running::start(&rows(3, 2, |i, j| (10 * i + j) as f64), v2(fake.url.clone()));
+        sender.finish().await;
+        assert_eq!(fake.seen().len(), 1, "{count}");
+        assert_eq!(sender.counts(), (written, 0, 0), "{count}");
+        assert_eq!(sender.lost(Lost::Unconfirmed), 6 - written, "{count}");
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_of_2_0_that_keeps_the_rest_is_believed() {
+    let fake = Fake::start(|_, _| counting(400, "5")).await;
+    let mut sender = Running::start(&rows(3, 2, |i, j| (10 * i + j) as f64), v2(fake.url.clone()));
+    sender.finish().await;
+    assert_eq!((fake.seen().len(), sender.counts()), (1, (5, 1, 0)));
+
+    let fake = Fake::start(|_, series| match has_bad(series) {
+        true => reply(400),
+        false => all_written(204, series),
+    })
+    .await;
+    let bad = rows(3, 2, |i, j| if (i, j) == (1, 1) { BAD } else { 1.0 });
+    let mut sender = Running::start(&bad, v2(fake.url.clone()));
+    sender.finish().await;
+    assert_eq!(sender.counts(), (5, 1, 0), "who keeps nothing gets the others again");
+}
+
+// ---------------------------------------------------------------------------------- answers and faults
+
+#[tokio::test]
+async fn b79_of_an_endless_refusal_the_beginning_is_read() {
+    for (status, requests) in [(400, 1), (503, 2)] {
+        let answer = move |i, _: &[Series]| {
+            if i > 0 {
+                return reply(204);
+            }
+            let mut reply = Reply::new("no! ".repeat(10 << 18).into());
+            *reply.status_mut() = StatusCode::from_u16(status).expect("a status");
+            reply
+        };
+        let fake = Fake::start(answer).await;
+        let mut sender = Running::start(&rows(1, 1, |_, _| 1.0), config(fake.url.clone()));
+        sender.finish().await;
+        assert_eq!(fake.seen().len(), requests, "{status}");
+        assert_eq!(sender.lost(Lost::Rejected), u64::from(status == 400), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn b81_without_a_name_or_a_handshake_it_is_tried_again() {
+    let fake = Fake::start(|_, _| reply(204)).await;
+    let no_tls = fake.url.to_string().replace("http:", "https:");
+    for url in [no_tls.as_str(), "http://promforest.invalid/api/v1/write"] {
+        let rows = rows(1, 1, |_, _| 1.0);
+        let sender = Running::start(&rows, config(url.parse().expect("a URL")));
+        sender.bell.notify_one();
+        until("it is tried again", || sender.metrics.retries.get() >= 2).await;
+        assert_eq!(sender.counts(), (0, 0, 0), "{url}");
+        assert!(rows.state().advances.is_empty(), "{url}");
+        sender.task.abort();
+    }
+}
+
+/// Each target has its own sender and its own cursor.
+#[tokio::test]
+async fn f10_a_slow_target_delays_no_other_and_has_one_request_at_a_time() {
+    use tokio::io::AsyncReadExt;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let slow: client::Url =
+        format!("http://{}/", listener.local_addr().expect("bound")).parse().expect("a URL");
+    // It takes what comes, and does not answer.
+    let connections = Arc::new(Mutex::new(0));
+    let count = connections.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            *count.lock().expect("no panic") += 1;
+            tokio::spawn(async move {
+                let mut buffer = [0; 4096];
+                while stream.read(&mut buffer).await.is_ok_and(|n| n > 0) {}
+            });
+        }
+    });
+    let fake = Fake::start(|_, _| reply(204)).await;
+    let of_slow = rows(20, 2, |i, j| (10 * i + j) as f64);
+    let of_other = rows(20, 2, |i, j| (10 * i + j) as f64);
+    let waiting = Running::start(&of_slow, config(slow));
+    waiting.bell.notify_one();
+    until("the slow one is asked", || *connections.lock().expect("no panic") == 1).await;
+    let config = Config { max_samples_per_send: 4, ..config(fake.url.clone()) };
+    let mut other = Running::start(&of_other, config);
+    other.finish().await;
+    waiting.bell.notify_one();
+    assert_eq!(other.counts(), (40, 0, 0));
+    assert_eq!(*connections.lock().expect("no panic"), 1);
+    assert!(of_slow.state().advances.is_empty());
+    waiting.task.abort();
+}
+
+#[tokio::test]
+async fn f35_a_second_writer_is_told_from_bad_data() {
+    let says = |text: &'static str| {
+        move |_: usize, _: &[Series]| {
+            let mut reply = Reply::new(text.into());
+            *reply.status_mut() = StatusCode::BAD_REQUEST;
+            reply
+        }
+    };
+    for (text, contradicted) in
+        [("out of order sample", 8), ("duplicate sample for timestamp", 8), ("label name is too long", 0)]
+    {
+        let fake = Fake::start(says(text)).await;
+        let rows = rows(4, 2, |i, j| (10 * i + j) as f64);
+        let config = Config { max_samples_per_send: 2, ..config(fake.url.clone()) };
+        let mut sender = Running::start(&rows, config);
+        sender.finish().await;
+        assert_eq!(sender.counts(), (0, 8, 0), "{text}");
+        assert_eq!(sender.metrics.contradicted.get(), contradicted, "{text}");
+    }
+}
+
+#[test]
+fn a_line_of_every_batch_is_said_once_a_minute() {
+    let mut quiet = Quiet::default();
+    assert_eq!(quiet.add(3), Some(3));
+    assert_eq!((quiet.add(1), quiet.add(1)), (None, None));
+    quiet.said = quiet.said.and_then(|said| said.checked_sub(SAY_EVERY));
+    assert_eq!(quiet.add(1), Some(3), "what was not said is in the sum");
+}
+
+/// A token that has run out costs nothing: the new one is read when it is there.
+#[tokio::test]
+async fn f42_a_token_that_is_renewed_in_its_file_is_used() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("token");
+    std::fs::write(&file, "old").expect("writable");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let renewed = Arc::new(Mutex::new(false));
+    let is_renewed = renewed.clone();
+    // The token itself is looked at below.
+    let fake =
+        Fake::on(listener, move |_, _| reply(if *is_renewed.lock().expect("no panic") { 204 } else { 401 }));
+    let text = format!(
+        "remote_write: [{{url: '{}', authorization: {{credentials_file: '{}'}}}}]",
+        fake.url,
+        file.display()
+    );
+    let http = crate::config::Config::parse(&text).expect("valid").remote_write.remove(0).http;
+    let rows = rows(3, 1, |i, _| i as f64);
+    let client = Client::new(&http).expect("a client");
+    let mut sender = Running::with_client(&rows, config(fake.url.clone()), client);
+    sender.bell.notify_one();
+    until("it is refused", || fake.seen().len() >= 2).await;
+    assert!(rows.state().advances.is_empty());
+    std::fs::write(&file, "new").expect("writable");
+    *renewed.lock().expect("no panic") = true;
+    sender.finish().await;
+    let seen = fake.seen();
+    let shown = |seen: &Seen| seen.headers[hyper::header::AUTHORIZATION].to_str().expect("ASCII").to_string();
+    assert_eq!(shown(&seen[0]), "Bearer old");
+    assert_eq!(seen.last().map(shown).as_deref(), Some("Bearer new"));
+    assert_eq!(fake.written(), rows.all());
+    assert_eq!(sender.counts(), (3, 0, 0));
 }
