@@ -5,13 +5,14 @@
 //! any kind is 503. Bounds are taken before memory is: bytes in flight are counted against one
 //! budget, and the decompressed size is known from the header.
 
+use crate::http::server::Answer;
 use crate::prom::wire::{Malformed, snappy};
 use crate::telemetry::Labelled;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
+use hyper::StatusCode;
 use hyper::body::{Body, Incoming};
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
-use hyper::{Response, StatusCode};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use std::sync::Arc;
@@ -80,9 +81,9 @@ impl Error {
     }
 
     /// The answer: one line that says what is wrong, which Prometheus logs.
-    pub fn response(&self) -> Response<http_body_util::Full<Bytes>> {
+    pub fn response(&self) -> Answer {
         let text = self.to_string().replace('\n', " ") + "\n";
-        let mut response = Response::new(text.into());
+        let mut response = Answer::new(text.into());
         *response.status_mut() = self.status();
         if matches!(self, Self::Overloaded(_)) {
             response.headers_mut().insert(RETRY_AFTER, RETRY_AFTER_SECONDS.into());

@@ -1,5 +1,6 @@
 //! HTTP at the two ends: the listener that samples come in by, the client that scores leave by.
 
+pub mod body;
 pub mod client;
 pub mod config;
 mod connect;

@@ -1,7 +1,6 @@
 //! The listener: limits, and an orderly end.
 
-use bytes::Bytes;
-use http_body_util::Full;
+use super::body::Body;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -24,7 +23,8 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a route answers.
-pub type Answer = Response<Full<Bytes>>;
+pub type Answer = Response<Body>;
+
 /// Serves until `stopped` turns true, and then until the requests under way are answered.
 pub async fn serve<F>(
     listener: TcpListener,
