@@ -3,6 +3,8 @@
 //! Answers of type SAMPLES are asked for, group by group and in slices of time, so that no answer
 //! is large: a day of one host's interfaces is about two megabytes decoded.
 
+pub mod xor;
+
 use crate::http::client::{self, Client, Url};
 use crate::http::config::ClientConfig;
 use crate::prom::labels;

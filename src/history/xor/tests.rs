@@ -1,0 +1,273 @@
+//! The bytes that Prometheus writes, the bytes that nobody should, and a plain encoder.
+
+use super::*;
+use crate::prom::STALE_BITS;
+use proptest::prelude::*;
+
+fn bytes(hex: &str) -> Vec<u8> {
+    let digit = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).expect("two digits");
+    (0..hex.len()).step_by(2).map(digit).collect()
+}
+
+fn decoded(chunk: &[u8]) -> Result<Vec<Sample>, Error> {
+    let mut samples = Vec::new();
+    decode(chunk, &mut samples).map(|()| samples)
+}
+
+fn sample(timestamp_ms: i64, value: f64) -> Sample {
+    Sample { timestamp_ms, value }
+}
+
+/// Chunks and their samples; the encoder that made them gives Prometheus 2.42's own bytes.
+fn vectors() -> Vec<(&'static str, Vec<Sample>)> {
+    const START: i64 = 1_700_000_000_000;
+    let borders = [
+        0,
+        100_000,
+        200_000,
+        308_192,
+        408_193,
+        516_387,
+        616_389,
+        781_927,
+        881_930,
+        1_047_470,
+        1_147_474,
+        1_771_766,
+        1_871_771,
+        2_496_065,
+        2_596_071,
+        1_099_514_323_853,
+        1_099_514_423_859,
+    ];
+    let odd = f64::from_bits(1f64.to_bits() ^ 0x8000_0000_0000_0001);
+    vec![
+        ("0000", vec![]),
+        ("000180a0abfef9623ff0000000000000", vec![sample(START, 1.0)]),
+        (
+            "000380a0abfef9623ff00000000000009875c25fff6c06",
+            vec![sample(START, 1.0), sample(START + 15_000, 2.0), sample(START + 30_000, 3.0)],
+        ),
+        (
+            "000480a0abfef9623ff8000000000000987530fd002000000000000a8010000000000004",
+            vec![
+                sample(START, 1.5),
+                sample(START + 15_000, 1.5),
+                Sample::stale(START + 30_000),
+                sample(START + 45_000, 1.5),
+            ],
+        ),
+        ("000301800000000000000001c00c", vec![sample(-1, -0.0), sample(0, 0.0), sample(1, 0.0)]),
+        (
+            "0003003ff000000000000001c004000000000000000a8000000000000001",
+            vec![sample(0, 1.0), sample(1, odd), sample(2, 1.0)],
+        ),
+        (
+            "0011000000000000000000a08d0614000a00161000b78001a0000d0001708000bbc0001d00000e8000178000000000\
+             040000bfffffffffffe00001e0000020000000000fffffff000000000000",
+            borders.iter().map(|timestamp_ms| sample(*timestamp_ms, 0.0)).collect(),
+        ),
+    ]
+}
+
+#[test]
+fn decodes_what_prometheus_encodes() {
+    for (hex, samples) in vectors() {
+        let chunk = bytes(hex);
+        assert_eq!(decoded(&chunk).expect(hex), samples, "{hex}");
+        assert_eq!(plain::decode(&chunk).expect(hex), samples, "{hex}");
+        // What follows the last bit is padding.
+        assert_eq!(decoded(&[chunk, vec![0xff; 30]].concat()).expect(hex), samples, "{hex}");
+    }
+}
+
+#[test]
+fn appends_to_what_is_there() {
+    let mut samples = vec![sample(1, 1.0)];
+    decode(&bytes("000180a0abfef9623ff0000000000000"), &mut samples).expect("a chunk");
+    assert_eq!(samples.len(), 2);
+    decode(&bytes("000280a0abfef9623ff0000000000000"), &mut samples).expect_err("one sample is missing");
+    assert_eq!(samples.len(), 2, "nothing of a chunk that is none");
+}
+
+#[test]
+fn b62_chunks_that_end_too_early_or_declare_too_much() {
+    for (length, count, chunk) in [
+        (0, 0, bytes("")),
+        (1, 0, bytes("00")),
+        (2, 1, bytes("0001")),
+        (2, 65535, bytes("ffff")),
+        (16, 2, bytes("000280a0abfef9623ff0000000000000")),
+        (23, 65535, bytes("ffff80a0abfef9623ff00000000000009875c25fff6c06")),
+        // The padding has room for more samples without a change, but not for so many.
+        (13, 6, bytes("00060000000000000000000100")),
+    ] {
+        assert_eq!(decoded(&chunk), Err(Error::Truncated { length, count }), "{chunk:x?}");
+        assert_eq!(plain::decode(&chunk), Err(Error::Truncated { length, count }), "{chunk:x?}");
+    }
+    for (hex, _) in vectors().into_iter().skip(1) {
+        let chunk = bytes(hex);
+        for cut in 0..chunk.len() {
+            assert!(decoded(&chunk[..cut]).is_err(), "{hex} {cut}");
+        }
+    }
+}
+
+#[test]
+fn b62_a_window_beyond_the_value_is_refused() {
+    // After two samples: dod 0, value changed, a new window of 5 leading zeros and 60 bits.
+    let mut chunk = Bits::default();
+    chunk.put(2, 16).put(0, 8).put(0, 64).put(1, 8).put(0b11, 2).put(5, 5).put(60, 6).put(0, 64);
+    let window = Err(Error::Window { leading: 5, significant: 60 });
+    assert_eq!(decoded(&chunk.bytes), window);
+    assert_eq!(plain::decode(&chunk.bytes), window);
+}
+
+#[test]
+fn a_window_that_was_never_set_is_the_whole_value() {
+    let mut chunk = Bits::default();
+    chunk.put(2, 16).put(0, 8).put(0, 64).put(1, 8).put(0b10, 2).put(2.5f64.to_bits(), 64);
+    assert_eq!(decoded(&chunk.bytes), Ok(vec![sample(0, 0.0), sample(1, 2.5)]));
+}
+
+#[test]
+fn varints_stay_within_64_bits() {
+    for (tail, is_valid) in [("01", true), ("02", false), ("80", false)] {
+        let chunk = bytes(&format!("0001ffffffffffffffffff{tail}3ff0000000000000"));
+        assert_eq!(decoded(&chunk).is_ok(), is_valid, "{tail}");
+        assert_eq!(decoded(&chunk), plain::decode(&chunk));
+    }
+}
+
+/// Bits after bits.
+#[derive(Default)]
+struct Bits {
+    bytes: Vec<u8>,
+    used: usize,
+}
+
+impl Bits {
+    fn put(&mut self, value: u64, width: u32) -> &mut Self {
+        for i in (0..width).rev() {
+            if self.used.is_multiple_of(8) {
+                self.bytes.push(0);
+            }
+            let last = self.bytes.last_mut().expect("pushed");
+            *last |= ((value >> i & 1) as u8) << (7 - self.used % 8);
+            self.used += 1;
+        }
+        self
+    }
+
+    fn varint(&mut self, mut value: u64) {
+        while value >= 0x80 {
+            self.put(value & 0x7f | 0x80, 8);
+            value >>= 7;
+        }
+        self.put(value, 8);
+    }
+}
+
+/// The rules of Prometheus' writer, told as plainly as it goes.
+pub fn encode(samples: &[Sample]) -> Vec<u8> {
+    let mut bits = Bits::default();
+    bits.put(samples.len() as u64, 16);
+    let (mut before, mut delta, mut window) = (sample(0, 0.0), 0u64, None);
+    for (i, sample) in samples.iter().enumerate() {
+        let timestamp_ms = sample.timestamp_ms;
+        let new_delta = timestamp_ms.wrapping_sub(before.timestamp_ms).cast_unsigned();
+        match i {
+            0 => {
+                bits.varint((timestamp_ms << 1 ^ timestamp_ms >> 63).cast_unsigned());
+                bits.put(sample.value.to_bits(), 64);
+                before = *sample;
+                continue;
+            }
+            1 => bits.varint(new_delta),
+            _ => {
+                let change = new_delta.wrapping_sub(delta);
+                let fits =
+                    |width: u32| (-(1 << (width - 1)) + 1..=1 << (width - 1)).contains(&change.cast_signed());
+                match change {
+                    0 => bits.put(0, 1),
+                    _ if fits(14) => bits.put(0b10, 2).put(change, 14),
+                    _ if fits(17) => bits.put(0b110, 3).put(change, 17),
+                    _ if fits(20) => bits.put(0b1110, 4).put(change, 20),
+                    _ => bits.put(0b1111, 4).put(change, 64),
+                };
+            }
+        }
+        let xor = sample.value.to_bits() ^ before.value.to_bits();
+        let (leading, trailing) = (xor.leading_zeros().min(31), xor.trailing_zeros());
+        match window {
+            _ if xor == 0 => bits.put(0, 1),
+            Some((l, t)) if leading >= l && trailing >= t => bits.put(0b10, 2).put(xor >> t, 64 - l - t),
+            _ => {
+                window = Some((leading, trailing));
+                let significant = 64 - leading - trailing;
+                bits.put(0b11, 2).put(leading.into(), 5).put((significant & 63).into(), 6);
+                bits.put(xor >> trailing, significant)
+            }
+        };
+        (before, delta) = (*sample, new_delta);
+    }
+    bits.bytes
+}
+
+#[test]
+fn the_plain_encoder_writes_what_prometheus_writes() {
+    for (hex, samples) in vectors() {
+        assert_eq!(encode(&samples), bytes(hex), "{samples:?}");
+    }
+}
+
+/// Values that stay, count, jump, or are any bits; a scrape interval with and without jitter, or any times.
+fn any_samples() -> impl Strategy<Value = Vec<Sample>> {
+    let value = prop_oneof![
+        Just(0u64),
+        Just(STALE_BITS),
+        (-1e9..1e9f64).prop_map(f64::to_bits),
+        (0..100_000u32).prop_map(|n| f64::from(n).to_bits()),
+        any::<u64>(),
+    ];
+    let delta = prop_oneof![
+        Just(15_000i64),
+        14_990..15_010i64,
+        0..20_000i64,
+        -1_000_000..1_000_000i64,
+        any::<i64>(),
+    ];
+    let start = prop_oneof![Just(1_700_000_000_000), any::<i64>()];
+    (start, prop::collection::vec((delta, value), 0..150)).prop_map(|(mut timestamp_ms, pairs)| {
+        let mut samples = Vec::new();
+        for (delta, bits) in pairs {
+            timestamp_ms = timestamp_ms.wrapping_add(delta);
+            samples.push(sample(timestamp_ms, f64::from_bits(bits)));
+        }
+        samples
+    })
+}
+
+proptest! {
+    #[test]
+    fn gives_back_what_was_encoded(samples in any_samples()) {
+        prop_assert_eq!(decoded(&encode(&samples)), Ok(samples));
+    }
+
+    #[test]
+    fn agrees_with_the_plain_decoder_on_any_bytes(
+        count in 0..200u16,
+        tail in prop::collection::vec(prop_oneof![Just(0u8), any::<u8>()], 0..200),
+    ) {
+        let chunk = [&count.to_be_bytes()[..], &tail].concat();
+        prop_assert_eq!(decoded(&chunk).ok(), plain::decode(&chunk).ok());
+    }
+
+    #[test]
+    fn survives_a_flipped_bit(samples in any_samples(), at in any::<prop::sample::Index>()) {
+        let mut chunk = encode(&samples);
+        let bit = at.index(chunk.len() * 8);
+        chunk[bit / 8] ^= 1 << (bit % 8);
+        prop_assert_eq!(decoded(&chunk).ok(), plain::decode(&chunk).ok());
+    }
+}
