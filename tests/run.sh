@@ -42,7 +42,7 @@ printf '%s\n' "$components"
 eval "$components"
 
 begin "Shell scripts"
-scripts=(deploy/quickstart.sh deploy/mlflow/serve.sh tests/components.sh tests/run.sh .ci/run)
+scripts=(deploy/quickstart.sh deploy/mlflow/serve.sh tests/components.sh tests/fuzz/run.sh tests/run.sh .ci/run)
 if command -v shellcheck >/dev/null; then
     shellcheck "${scripts[@]}"
 else
@@ -66,6 +66,7 @@ done
 
 begin "cargo fmt"
 cargo fmt --all --check
+cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
 
 begin "cargo clippy"
 cargo clippy --locked --all-targets -- -D warnings

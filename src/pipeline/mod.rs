@@ -5,7 +5,7 @@ pub mod engine;
 mod group;
 mod groups;
 mod keeper;
-mod metrics;
+pub mod metrics;
 mod routes;
 pub mod schedule;
 mod serving;

@@ -1,0 +1,100 @@
+//! The whole way of a sample: requests into the engine, rows, scores, batches.
+
+use super::models::MODELS;
+use super::wire;
+use prometheus_client::registry::Registry;
+use promforest::config::Config;
+use promforest::models::Deployed;
+use promforest::pipeline::engine::{Command, Engine, Parts, Readiness};
+use promforest::pipeline::metrics::Metrics;
+use promforest::prom::proto::{Label, Sample, TimeSeries, WriteRequest};
+use promforest::prom::{METRIC_NAME, STALE_BITS, wire::snappy};
+use promforest::window::Voice;
+use promforest::{ingest, publish};
+use prost::Message as _;
+use std::sync::{Arc, LazyLock};
+use std::time::Instant;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Series of the captures, and those of the models.
+const CONFIG: &str = r#"
+detectors:
+  - name: net
+    match: ['{__name__=~"rx|node_network_(receive|transmit)_(bytes|packets)_total"}']
+    by: [job, instance]
+    window: 1h
+    transform: rate(1m)
+"#;
+
+/// A story is a list of requests, each behind its length in two bytes. They are taken in, models come into service, and
+/// the batches are fetched until there are no more.
+pub fn receiver(data: &[u8]) {
+    static PARSED: LazyLock<Arc<Config>> =
+        LazyLock::new(|| Arc::new(Config::parse(CONFIG).expect("a valid configuration")));
+    let mut registry = Registry::default();
+    let (trainer, _jobs) = mpsc::channel(8);
+    let (readiness, _) = watch::channel(Readiness { ready: false, text: String::new() });
+    let mut engine = Engine::new(Parts {
+        bells: PARSED.remote_write.iter().map(|_| Arc::default()).collect(),
+        config: PARSED.clone(),
+        trainer,
+        readiness,
+        metrics: Metrics::new(&mut registry),
+        ingest: ingest::Metrics::new(&mut registry),
+        publish: publish::Metrics::new(&mut registry),
+    });
+    let mut rest = data;
+    while let Some((length, after)) = rest.split_first_chunk() {
+        let length = usize::from(u16::from_le_bytes(*length)).min(after.len());
+        let (message, after) = after.split_at(length);
+        let _ = engine.write(&snappy::compress(message), Instant::now(), NOW_MS);
+        rest = after;
+    }
+    let (commands, received) = mpsc::channel(16);
+    let send = |command| assert!(commands.try_send(command).is_ok(), "there is room");
+    for (voice, model) in [Voice::Champion, Voice::Challenger].into_iter().zip(&*MODELS) {
+        let deployed = Deployed { model: Arc::new(model.clone()), name: "net".into(), version: Some(1) };
+        send(Command::Deploy { group: 0, voice, deployed: Some(deployed) });
+    }
+    send(Command::Tick);
+    let (reply, mut batch) = oneshot::channel();
+    send(Command::NextBatch { target: 0, max_samples: 100, reply });
+    let (places, _) = oneshot::channel();
+    send(Command::Places(places));
+    drop(commands);
+    engine.run(received);
+    // What leaves is what a receiver would take.
+    for series in batch.try_recv().ok().flatten().into_iter().flat_map(|batch| batch.series) {
+        assert!(!series.labels.metric_name().is_empty());
+        assert!(series.samples.is_sorted_by(|a, b| a.timestamp_ms < b.timestamp_ms), "{}", series.labels);
+    }
+}
+
+const START_MS: i64 = 1_700_000_000_000;
+/// After the captures.
+const NOW_MS: i64 = START_MS * 2;
+
+/// Captured requests, and a short one of the series that the models know.
+pub fn stories() -> Vec<Vec<u8>> {
+    let labels = |device: &str| {
+        let label = |(name, value): (&str, &str)| Label { name: name.into(), value: value.into() };
+        [(METRIC_NAME, "rx"), ("device", device), ("instance", "a"), ("job", "n")].map(label).to_vec()
+    };
+    let request = |number: i64| {
+        let sample = |value| Sample { value, timestamp: START_MS + 15_000 * number };
+        let value = if number == 7 { f64::from_bits(STALE_BITS) } else { number as f64 * 1e3 };
+        let of = |device| TimeSeries {
+            labels: labels(device),
+            samples: vec![sample(value)],
+            ..Default::default()
+        };
+        WriteRequest { timeseries: vec![of("eth0"), of("lo")], metadata: vec![] }.encode_to_vec()
+    };
+    let story = |messages: Vec<Vec<u8>>| {
+        let chunk = |message: Vec<u8>| [&(message.len() as u16).to_le_bytes()[..], &message[..]].concat();
+        messages.into_iter().flat_map(chunk).collect::<Vec<u8>>()
+    };
+    let mut captured = wire::messages();
+    captured.retain(|message| message.len() < 1 << 13);
+    vec![story((0..12).map(request).collect()), story(captured)]
+}
