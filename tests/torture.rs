@@ -15,8 +15,6 @@ use promforest::window::Window;
 use prost::Message as _;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -362,21 +360,11 @@ fn remote_read(address: &str, selector: &str, start_ms: i64, end_ms: i64) -> Vec
     };
     let request = proto::ReadRequest { queries: vec![query], ..Default::default() };
     let body = snappy::compress(&request.encode_to_vec());
-    let mut stream = TcpStream::connect(address).expect("it listens");
-    stream.set_read_timeout(Some(SOON)).expect("not zero");
-    let head = format!(
-        "POST /api/v1/read HTTP/1.0\r\nHost: {address}\r\nContent-Type: application/x-protobuf\r\n\
-         Content-Encoding: snappy\r\nX-Prometheus-Remote-Read-Version: 0.1.0\r\nContent-Length: {}\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(&[head.as_bytes(), &body].concat()).expect("it reads");
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).expect("it answers");
-    let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").expect("a head");
-    let (head, body) = answer.split_at(end + 4);
-    assert!(head.starts_with(b"HTTP/1.0 200") || head.starts_with(b"HTTP/1.1 200"), "{address}: {answer:?}");
+    let answer = http::post_message(address, "/api/v1/read", &body);
+    let (status, answer) = answer.unwrap_or_else(|err| panic!("{address}: {err}"));
+    assert_eq!(status, 200, "{address}: {}", String::from_utf8_lossy(&answer));
     let mut buffer = Vec::new();
-    let message = snappy::decompress(body, 256 << 20, &mut buffer).expect("snappy");
+    let message = snappy::decompress(&answer, 256 << 20, &mut buffer).expect("snappy");
     let response = proto::ReadResponse::decode(message).expect("a ReadResponse");
     let series = response.results.into_iter().flat_map(|result| result.timeseries);
     let decode = |series: proto::TimeSeries| {

@@ -25,18 +25,40 @@ pub fn post(address: &str, path: &str) -> io::Result<Answer> {
     exchange(address, "POST", path)
 }
 
+/// Posts a message of remote write or read, compressed, and returns the status and the body.
+pub fn post_message(address: &str, path: &str, message: &[u8]) -> io::Result<(u16, Vec<u8>)> {
+    send(
+        address,
+        "POST",
+        path,
+        "Content-Type: application/x-protobuf\r\nContent-Encoding: snappy\r\n",
+        message,
+    )
+}
+
 fn exchange(address: &str, method: &str, path: &str) -> io::Result<Answer> {
+    let (status, body) = send(address, method, path, "", &[])?;
+    Ok(Answer { status, body: String::from_utf8_lossy(&body).into() })
+}
+
+fn send(address: &str, method: &str, path: &str, headers: &str, body: &[u8]) -> io::Result<(u16, Vec<u8>)> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
-    write!(stream, "{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: 0\r\n\r\n")?;
+    let length = body.len();
+    let head =
+        format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\n{headers}Content-Length: {length}\r\n\r\n");
+    stream.write_all(&[head.as_bytes(), body].concat())?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;
-    let text = String::from_utf8_lossy(&bytes);
-    let broken = || io::Error::new(io::ErrorKind::InvalidData, format!("no HTTP answer: {text:?}"));
-    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(broken)?;
+    let broken = || {
+        let text = String::from_utf8_lossy(&bytes);
+        io::Error::new(io::ErrorKind::InvalidData, format!("no HTTP answer: {text:?}"))
+    };
+    let end = bytes.windows(4).position(|bytes| bytes == b"\r\n\r\n").ok_or_else(broken)?;
+    let head = String::from_utf8_lossy(&bytes[..end]);
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(broken)?;
-    Ok(Answer { status, body: body.into() })
+    Ok((status, bytes[end + 4..].to_vec()))
 }
 
 /// Percent-encodes a part of a query string.
