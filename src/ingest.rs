@@ -6,19 +6,21 @@
 //! budget, and the decompressed size is known from the header.
 
 use crate::http::server::Answer;
-use crate::prom::wire::{Malformed, snappy};
+use crate::prom::wire::{Counts, Malformed, Reason, Refused, Version, snappy};
 use crate::telemetry::Labelled;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::StatusCode;
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, RETRY_AFTER};
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tracing::debug;
+use tracing::{debug, warn};
 
 /// Bytes of a body as received, and decompressed. Prometheus' own limit is the same.
 pub const BODY_LIMIT: usize = 32 << 20;
@@ -28,12 +30,25 @@ const IN_FLIGHT_LIMIT: usize = 64 << 20;
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// Seconds that an overloaded receiver asks for.
 const RETRY_AFTER_SECONDS: u16 = 5;
+/// Bytes of an error's text: Prometheus reads so many, and logs them.
+const TEXT_LIMIT: usize = 1 << 10;
+/// How often one kind of refusal is logged.
+const LOG_EVERY: Duration = Duration::from_secs(60);
+/// What a sender of 2.0 is told that was written: samples, histograms, exemplars.
+const WRITTEN: [HeaderName; 3] = [
+    HeaderName::from_static("x-prometheus-remote-write-samples-written"),
+    HeaderName::from_static("x-prometheus-remote-write-histograms-written"),
+    HeaderName::from_static("x-prometheus-remote-write-exemplars-written"),
+];
 
 /// Why a request is not, or not wholly, accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Not remote write 1.0.
-    #[error("content type {0:?} is not supported: send application/x-protobuf;proto=prometheus.WriteRequest")]
+    /// Neither remote write 1.0 nor 2.0.
+    #[error(
+        "content type {0:?} is not supported: send application/x-protobuf;proto=prometheus.WriteRequest \
+         or application/x-protobuf;proto=io.prometheus.write.v2.Request"
+    )]
     ContentType(String),
     /// Not snappy.
     #[error("content encoding {0:?} is not supported: send snappy, in its block format")]
@@ -50,16 +65,16 @@ pub enum Error {
     /// The body cannot be decompressed.
     #[error(transparent)]
     Snappy(#[from] snappy::Error),
-    /// The body is no `WriteRequest`.
-    #[error("the body is no WriteRequest: {0}")]
+    /// The body is no such message.
+    #[error("the body is no write request: {0}")]
     Malformed(#[from] Malformed),
-    /// Some samples are invalid; the others were accepted.
-    #[error("{count} invalid sample{}, the others were accepted; the first: {first}", if *count == 1 { "" } else { "s" })]
+    /// Some of it is invalid; the rest was accepted.
+    #[error("the valid part was accepted, refused: {refused}")]
     Invalid {
-        /// How many.
-        count: usize,
-        /// What is wrong with the first of them.
-        first: String,
+        /// What is refused.
+        refused: Refused,
+        /// What was accepted.
+        written: Written,
     },
     /// Too much is being received or waits to be decoded.
     #[error("overloaded: {0}; try again")]
@@ -80,16 +95,76 @@ impl Error {
         }
     }
 
-    /// The answer: one line that says what is wrong, which Prometheus logs.
-    pub fn response(&self) -> Answer {
-        let text = self.to_string().replace('\n', " ") + "\n";
-        let mut response = Answer::new(text.into());
-        *response.status_mut() = self.status();
-        if matches!(self, Self::Overloaded(_)) {
+    /// The reason as a metric's label.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::ContentType(_) => "content_type",
+            Self::ContentEncoding(_) => "content_encoding",
+            Self::TooLarge => "body_limit",
+            Self::Slow => "slow",
+            Self::Broken(_) => "broken",
+            Self::Snappy(snappy::Error::TooLarge { .. }) => "message_limit",
+            Self::Snappy(_) => "snappy",
+            Self::Malformed(Malformed::TooMany { what, .. }) => match *what {
+                "series" => "series_limit",
+                "samples" => "samples_limit",
+                _ => "symbols_limit",
+            },
+            Self::Malformed(_) => "malformed",
+            Self::Invalid { .. } => "partly_invalid",
+            Self::Overloaded(_) => "overloaded",
+        }
+    }
+
+    /// What was accepted all the same.
+    fn written(&self) -> Written {
+        if let Self::Invalid { written, .. } = self { *written } else { Written::default() }
+    }
+
+    /// The text as one line within the limit, which Prometheus logs.
+    fn line(&self) -> String {
+        const MORE: &str = "...";
+        let text = self.to_string();
+        let fits = |end: usize| end + MORE.len() < TEXT_LIMIT;
+        let cut = match text.char_indices().map(|(end, _)| end).take_while(|end| fits(*end)).last() {
+            Some(end) if !fits(text.len()) => text[..end].to_string() + MORE,
+            _ => text,
+        };
+        cut.replace(char::is_control, " ")
+    }
+}
+
+/// How much of a request was accepted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Float samples.
+    pub samples: usize,
+    /// Native histograms.
+    pub histograms: usize,
+    /// Exemplars.
+    pub exemplars: usize,
+}
+
+/// The answer: 204, or one line that says what is wrong. What was written is told to senders of 2.0
+/// alone: one of 1.0 would take the headers for another receiver's.
+pub fn response(version: Option<Version>, result: &Result<Written, Error>) -> Answer {
+    let mut response = Answer::default();
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    if let Err(error) = result {
+        response = Answer::new((error.line() + "\n").into());
+        *response.status_mut() = error.status();
+        if matches!(error, Error::Overloaded(_)) {
             response.headers_mut().insert(RETRY_AFTER, RETRY_AFTER_SECONDS.into());
         }
-        response
     }
+    if version == Some(Version::V2) {
+        let Written { samples, histograms, exemplars } =
+            result.as_ref().map_or_else(Error::written, |written| *written);
+        for (name, count) in WRITTEN.into_iter().zip([samples, histograms, exemplars]) {
+            response.headers_mut().insert(name, count.into());
+        }
+    }
+    response
 }
 
 /// A body that was received, and its share of the bytes in flight, given back when it is dropped.
@@ -97,6 +172,8 @@ impl Error {
 pub struct Received {
     /// The body, still compressed.
     pub body: Bytes,
+    /// What it is, by its headers.
+    pub version: Version,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -113,19 +190,17 @@ impl Default for Receiver {
 }
 
 impl Receiver {
-    /// Checks the headers and reads the body.
+    /// Reads the body of a request of this version, as [`negotiate`] tells it.
     ///
     /// # Errors
-    /// [`Error`], in the order in which a sender can mend it: headers, size, budget, time.
-    pub async fn receive(&self, headers: &HeaderMap, body: Incoming) -> Result<Received, Error> {
-        check_content_type(headers)?;
-        check_content_encoding(headers)?;
+    /// [`Error`], in the order in which a sender can mend it: size, budget, time.
+    pub async fn receive(&self, version: Version, body: Incoming) -> Result<Received, Error> {
         let announced = body.size_hint().exact().map(usize::try_from);
         match announced {
             Some(Ok(length)) if length <= BODY_LIMIT => {
                 let permit = self.permit(length)?;
                 let body = within_time(body, length).await?;
-                Ok(Received { body, _permit: permit })
+                Ok(Received { body, version, _permit: permit })
             }
             Some(_) => Err(Error::TooLarge),
             // Chunked: the limit is what has to be kept free.
@@ -133,7 +208,7 @@ impl Receiver {
                 let mut permit = self.permit(BODY_LIMIT)?;
                 let body = within_time(body, BODY_LIMIT).await?;
                 drop(permit.as_mut().and_then(|permit| permit.split(BODY_LIMIT - body.len())));
-                Ok(Received { body, _permit: permit })
+                Ok(Received { body, version, _permit: permit })
             }
         }
     }
@@ -162,22 +237,44 @@ async fn within_time(mut body: Incoming, limit: usize) -> Result<Bytes, Error> {
     tokio::time::timeout(READ_TIMEOUT, read).await.map_err(|_| Error::Slow)?
 }
 
-/// Absent, `application/x-protobuf`, or the same with `proto=prometheus.WriteRequest`; blanks and
-/// case do not matter. Source: remote write specification 1.0 and 2.0, "Protocol".
-fn check_content_type(headers: &HeaderMap) -> Result<(), Error> {
-    let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(()) };
+/// The version that the headers name. The version header is not asked: senders get it wrong, and
+/// Prometheus decides by the content type.
+///
+/// # Errors
+/// [`Error::ContentType`], [`Error::ContentEncoding`].
+pub fn negotiate(headers: &HeaderMap) -> Result<Version, Error> {
+    let version = content_type(headers)?;
+    check_content_encoding(headers)?;
+    Ok(version)
+}
+
+/// Absent or `application/x-protobuf`: 1.0, unless `proto` says otherwise; blanks, quotes and case do
+/// not matter. Source: remote write specification 2.0, "Protocol".
+fn content_type(headers: &HeaderMap) -> Result<Version, Error> {
+    let mut version = Version::V1;
+    let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(version) };
     let text = String::from_utf8_lossy(value.as_bytes());
+    if text.trim().is_empty() {
+        return Ok(version);
+    }
+    let refuse = || Error::ContentType(text.clone().into_owned());
     let mut parts = text.split(';').map(str::trim);
-    let media_type = parts.next().unwrap_or_default();
-    let is_v1 = |part: &str| {
-        part.split_once('=').is_some_and(|(name, value)| {
-            let value = value.trim().trim_matches('"');
-            !name.trim().eq_ignore_ascii_case("proto") || value == "prometheus.WriteRequest"
-        })
-    };
-    let accepted = text.trim().is_empty()
-        || media_type.eq_ignore_ascii_case("application/x-protobuf") && parts.all(is_v1);
-    if accepted { Ok(()) } else { Err(Error::ContentType(text.into_owned())) }
+    if !parts.next().is_some_and(|part| part.eq_ignore_ascii_case("application/x-protobuf")) {
+        return Err(refuse());
+    }
+    for part in parts {
+        let (name, value) = part.split_once('=').ok_or_else(refuse)?;
+        if !name.trim().eq_ignore_ascii_case("proto") {
+            continue;
+        }
+        let message = value.trim().trim_matches('"').to_ascii_lowercase();
+        version = match message.as_str() {
+            "prometheus.writerequest" => Version::V1,
+            "io.prometheus.write.v2.request" => Version::V2,
+            _ => return Err(refuse()),
+        };
+    }
+    Ok(version)
 }
 
 fn check_content_encoding(headers: &HeaderMap) -> Result<(), Error> {
@@ -234,35 +331,61 @@ impl Dropped {
     }
 }
 
+/// Code, reason and version of a request.
+type RequestLabels = [(&'static str, std::borrow::Cow<'static, str>); 3];
+
 /// What is counted of requests and their samples. Every sample is counted as received, and once
 /// more, with its reason, when it is not used.
 #[derive(Clone)]
 pub struct Metrics {
-    requests: Labelled<Counter>,
+    requests: Family<RequestLabels, Counter>,
     samples: Counter,
+    histograms: Counter,
     late: Counter,
     dropped: [Counter; Dropped::ALL.len()],
+    refused: [Counter; Reason::ALL.len()],
     ignored: Labelled<Counter>,
+    told: Arc<Mutex<HashMap<&'static str, Told>>>,
+}
+
+/// What was logged of one kind of refusal.
+struct Told {
+    at: Instant,
+    /// Requests since.
+    suppressed: u64,
 }
 
 impl Metrics {
     /// Registers the room's metrics.
     pub fn new(registry: &mut Registry) -> Self {
-        let dropped = Labelled::<Counter>::default();
+        let (dropped, refused) = (Labelled::<Counter>::default(), Labelled::<Counter>::default());
         let metrics = Self {
-            requests: Labelled::default(),
+            requests: Family::default(),
             samples: Counter::default(),
+            histograms: Counter::default(),
             late: Counter::default(),
             dropped: Dropped::ALL
                 .map(|reason| dropped.get_or_create(&[("reason", reason.label().into())]).clone()),
+            refused: Reason::ALL
+                .map(|reason| refused.get_or_create(&[("reason", reason.label().into())]).clone()),
             ignored: Labelled::default(),
+            told: Arc::default(),
         };
         registry.register(
             "ingest_requests",
-            "Remote write requests, by status code",
+            "Remote write requests, by status code, reason and version of the message",
             metrics.requests.clone(),
         );
-        registry.register("ingest_samples", "Samples received", metrics.samples.clone());
+        registry.register(
+            "ingest_samples",
+            "Samples received, two for each native histogram",
+            metrics.samples.clone(),
+        );
+        registry.register(
+            "ingest_histograms",
+            "Native histograms received: each becomes two samples, its count and its sum",
+            metrics.histograms.clone(),
+        );
         registry.register(
             "ingest_samples_late",
             "Samples used that came after newer ones of their group",
@@ -270,22 +393,78 @@ impl Metrics {
         );
         registry.register("ingest_samples_dropped", "Samples received and not used, by reason", dropped);
         registry.register(
+            "ingest_refused",
+            "Samples, histograms, exemplars, metadata and series answered 400 while the rest of their request was accepted",
+            refused,
+        );
+        registry.register(
             "ingest_ignored",
-            "Exemplars, native histograms and metadata entries, which are not used",
+            "Exemplars and metadata entries, which are not used, and series of the version that a request is not",
             metrics.ignored.clone(),
         );
         metrics
     }
 
-    /// Counts an answer.
-    pub fn answered(&self, status: StatusCode) {
-        debug!(component = "ingest", status = status.as_u16(), "request");
-        self.requests.get_or_create(&[("code", status.as_str().to_string().into())]).inc();
+    /// Counts an answer, and logs what is refused once in a while.
+    pub fn answered(&self, version: Option<Version>, result: &Result<Written, Error>) {
+        let (status, reason) = match result {
+            Ok(_) => (StatusCode::NO_CONTENT, ""),
+            Err(error) => (error.status(), error.reason()),
+        };
+        self.count(version, status, reason);
+        if let Err(error) = result {
+            debug!(component = "ingest", err = error.line(), "request refused");
+            self.warn(reason, &error.line());
+        }
     }
 
-    /// Counts samples received.
-    pub fn received(&self, samples: usize) {
+    /// Counts a request whose method is not the right one.
+    pub fn not_allowed(&self) {
+        self.count(None, StatusCode::METHOD_NOT_ALLOWED, "method");
+    }
+
+    fn count(&self, version: Option<Version>, status: StatusCode, reason: &'static str) {
+        let version = match version {
+            Some(Version::V1) => "1.0",
+            Some(Version::V2) => "2.0",
+            None => "",
+        };
+        let labels = [
+            ("code", status.as_str().to_string().into()),
+            ("reason", reason.into()),
+            ("version", version.into()),
+        ];
+        self.requests.get_or_create(&labels).inc();
+    }
+
+    fn warn(&self, reason: &'static str, text: &str) {
+        let now = Instant::now();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let suppressed = match told.get_mut(reason) {
+            Some(told) if now.duration_since(told.at) < LOG_EVERY => {
+                told.suppressed += 1;
+                return;
+            }
+            known => known.map_or(0, |told| told.suppressed),
+        };
+        told.insert(reason, Told { at: now, suppressed: 0 });
+        drop(told);
+        warn!(component = "ingest", reason, err = text, suppressed, "write request refused");
+    }
+
+    /// Counts what a request held.
+    pub fn received(&self, counts: &Counts, samples: usize, refused: &Refused) {
         self.samples.inc_by(samples as u64);
+        self.histograms.inc_by(counts.histograms as u64);
+        self.ignored("exemplar", counts.exemplars);
+        self.ignored("metadata", counts.metadata);
+        self.ignored("other_version", counts.foreign);
+        if counts.foreign > 0 {
+            self.warn("other_version", "the content type names one version, and the body is of the other");
+        }
+        for reason in Reason::ALL {
+            self.refused[reason as usize].inc_by(refused.of(reason) as u64);
+        }
     }
 
     /// Counts a sample that came after newer ones of its group.
@@ -298,8 +477,7 @@ impl Metrics {
         self.dropped[reason as usize].inc_by(samples as u64);
     }
 
-    /// Counts what is not a sample.
-    pub fn ignored(&self, kind: &'static str, count: usize) {
+    fn ignored(&self, kind: &'static str, count: usize) {
         if count > 0 {
             self.ignored.get_or_create(&[("kind", kind.into())]).inc_by(count as u64);
         }
@@ -310,35 +488,55 @@ impl Metrics {
 mod tests {
     use super::*;
 
-    fn headers(name: hyper::header::HeaderName, value: &str) -> HeaderMap {
+    fn headers(name: HeaderName, value: &str) -> HeaderMap {
         HeaderMap::from_iter([(name, value.parse().expect("a header value"))])
     }
 
     #[test]
-    fn content_types() {
-        assert!(check_content_type(&HeaderMap::new()).is_ok());
-        for (text, accepted) in [
-            ("", true),
-            ("application/x-protobuf", true),
-            ("Application/X-Protobuf ; Proto = \"prometheus.WriteRequest\"", true),
-            ("application/x-protobuf;proto=prometheus.WriteRequest", true),
-            ("application/x-protobuf;proto=io.prometheus.write.v2.Request", false),
-            ("application/x-protobuf;proto=yolo", false),
-            ("application/x-protobuf;proto", false),
-            ("application/json", false),
-            ("yolo", false),
+    fn b2_b3_b4_b5_content_types() {
+        let (v1, v2) = (Some(Version::V1), Some(Version::V2));
+        assert_eq!(content_type(&HeaderMap::new()).ok(), v1);
+        for (text, expected) in [
+            ("", v1),
+            ("  ", v1),
+            ("application/x-protobuf", v1),
+            ("application/x-protobuf; charset=utf-8", v1),
+            ("Application/X-Protobuf ; Proto = \"prometheus.WriteRequest\"", v1),
+            ("application/x-protobuf;proto=prometheus.WriteRequest", v1),
+            ("application/x-protobuf;proto=io.prometheus.write.v2.Request", v2),
+            ("application/x-protobuf ; proto=io.prometheus.write.v2.Request", v2),
+            ("APPLICATION/X-PROTOBUF; PROTO=\"IO.Prometheus.Write.V2.Request\"", v2),
+            ("application/x-protobuf;proto=yolo", None),
+            ("application/x-protobuf;proto=", None),
+            ("application/x-protobuf;proto", None),
+            ("application/json", None),
+            ("application/json;proto=io.prometheus.write.v2.Request", None),
+            ("yolo", None),
         ] {
-            assert_eq!(check_content_type(&headers(CONTENT_TYPE, text)).is_ok(), accepted, "{text}");
+            assert_eq!(content_type(&headers(CONTENT_TYPE, text)).ok(), expected, "{text}");
         }
     }
 
     #[test]
-    fn content_encodings() {
+    fn b6_content_encodings() {
         assert!(check_content_encoding(&HeaderMap::new()).is_ok());
         for (text, accepted) in
             [("", true), ("snappy", true), ("Snappy", true), ("gzip", false), ("zstd", false)]
         {
             assert_eq!(check_content_encoding(&headers(CONTENT_ENCODING, text)).is_ok(), accepted, "{text}");
         }
+    }
+
+    #[test]
+    fn an_error_is_one_short_line() {
+        let mut refused = Refused::default();
+        refused.add(Reason::Labels, 2, || "\u{e9}\n\r".repeat(1000));
+        refused.add(Reason::Histogram, 1, || "not shown".into());
+        let error = Error::Invalid { refused, written: Written::default() };
+        let line = error.line();
+        assert!(line.len() < TEXT_LIMIT && !line.contains(char::is_control), "{line}");
+        let start =
+            "the valid part was accepted, refused: 2 invalid_labels, 1 invalid_histogram; for example: ";
+        assert!(line.starts_with(start) && line.ends_with("..."), "{line}");
     }
 }

@@ -1,7 +1,7 @@
 //! From the bytes of a label set to the columns that watch it.
 //!
 //! Most series that Prometheus sends are not watched, so the way past them is short: one hash of
-//! the label bytes as they stand on the wire, one look-up, no allocation. Only a series that was
+//! the labels as they stand on the wire, one look-up, no allocation. Only a series that was
 //! never seen has its labels decoded and matched.
 //!
 //! The hash has 96 bits and a random seed: two series do not share one (a chance in 10^17 among
@@ -13,7 +13,6 @@
 use crate::window::Column;
 use std::collections::{HashMap, hash_map};
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
-use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 /// Series of one generation, at 16 bytes and the table's slack each. Two generations are kept.
 pub const GENERATION: usize = 1 << 20;
@@ -53,13 +52,10 @@ pub struct Target {
     pub column: Column,
 }
 
-/// The hash of a series' label bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Key {
-    /// Finds the series in the table.
-    place: u64,
-    /// Tells it from another one at the same place.
-    check: u32,
+/// The hash of a series' labels: 64 bits find it in the table, 32 more tell it from another one at
+/// the same place.
+fn place_and_check(hash: u128) -> (u64, u32) {
+    (hash as u64, (hash >> 64) as u32)
 }
 
 /// A place is a hash already.
@@ -81,8 +77,8 @@ impl Hasher for AsItIs {
 }
 
 /// An [`Ignored`] by its number, or, from [`FIRST_WATCHED`] on, a place in [`Index::watched`].
-#[derive(Clone, Copy, Debug)]
-struct Code(u32);
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Code(u32);
 
 const FIRST_WATCHED: u32 = Ignored::ALL.len() as u32;
 
@@ -96,6 +92,9 @@ pub struct Index {
     watched: Vec<Box<[Target]>>,
     /// Places in `watched` that are free again.
     free: Vec<u32>,
+    /// Places that nothing remembers any more, and that somebody may still hold: free at the next
+    /// look-up.
+    released: Vec<u32>,
     seed: u64,
 }
 
@@ -114,33 +113,52 @@ impl Index {
             generation,
             watched: Vec::new(),
             free: Vec::new(),
+            released: Vec::new(),
             seed: RandomState::new().hash_one(0),
         }
     }
 
-    /// The key of a series' label bytes.
-    pub fn key(&self, label_bytes: &[u8]) -> Key {
-        let hash = xxh3_128_with_seed(label_bytes, self.seed);
-        Key { place: hash as u64, check: (hash >> 64) as u32 }
+    /// The seed of the labels' hashes.
+    pub fn seed(&self) -> u64 {
+        self.seed
     }
 
-    /// What is known of a series; `None` when it has to be resolved and [inserted](Self::insert).
-    pub fn lookup(&mut self, key: Key) -> Option<Entry<'_>> {
-        let (check, code) = match self.current.entry(key.place) {
-            hash_map::Entry::Occupied(found) => *found.get(),
-            hash_map::Entry::Vacant(place) => *place.insert(self.previous.remove(&key.place)?),
-        };
-        if check != key.check {
-            return None;
+    /// What is known of each of these series; `None` when it has to be resolved and
+    /// [inserted](Self::insert). It stays true until the next call, whatever is inserted.
+    pub fn lookup(&mut self, hashes: &[u128], known: &mut Vec<Option<Code>>) {
+        self.free.append(&mut self.released);
+        known.clear();
+        known.extend(hashes.iter().map(|hash| {
+            let (place, check) = place_and_check(*hash);
+            let found = self.current.get(&place)?;
+            (found.0 == check).then_some(found.1)
+        }));
+        for (hash, known) in hashes.iter().zip(known).filter(|(_, known)| known.is_none()) {
+            *known = self.promote(*hash);
         }
-        Some(match Ignored::ALL.get(code.0 as usize) {
+    }
+
+    /// Takes a series over from the generation before.
+    fn promote(&mut self, hash: u128) -> Option<Code> {
+        let (place, check) = place_and_check(hash);
+        let found = match self.current.entry(place) {
+            // The same series again, within one request.
+            hash_map::Entry::Occupied(found) => *found.get(),
+            hash_map::Entry::Vacant(vacant) => *vacant.insert(self.previous.remove(&place)?),
+        };
+        (found.0 == check).then_some(found.1)
+    }
+
+    /// What a code stands for.
+    pub fn entry(&self, code: Code) -> Entry<'_> {
+        match Ignored::ALL.get(code.0 as usize) {
             Some(ignored) => Entry::Ignored(*ignored),
             None => Entry::Watched(&self.watched[(code.0 - FIRST_WATCHED) as usize]),
-        })
+        }
     }
 
     /// Remembers a series, in place of what was known of it.
-    pub fn insert(&mut self, key: Key, entry: Entry<'_>) {
+    pub fn insert(&mut self, hash: u128, entry: Entry<'_>) -> Code {
         if self.current.len() >= self.generation {
             let forgotten = std::mem::replace(&mut self.previous, std::mem::take(&mut self.current));
             forgotten.into_values().for_each(|(_, code)| self.release(code));
@@ -149,9 +167,11 @@ impl Index {
             Entry::Ignored(ignored) => Code(ignored as u32),
             Entry::Watched(targets) => self.place(targets.into()),
         };
-        if let Some((_, old)) = self.current.insert(key.place, (key.check, code)) {
+        let (place, check) = place_and_check(hash);
+        if let Some((_, old)) = self.current.insert(place, (check, code)) {
             self.release(old);
         }
+        code
     }
 
     fn place(&mut self, targets: Box<[Target]>) -> Code {
@@ -170,7 +190,7 @@ impl Index {
 
     fn release(&mut self, code: Code) {
         if code.0 >= FIRST_WATCHED {
-            self.free.push(code.0 - FIRST_WATCHED);
+            self.released.push(code.0 - FIRST_WATCHED);
         }
     }
 
@@ -193,16 +213,27 @@ impl Index {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use xxhash_rust::xxh3::xxh3_128_with_seed;
+
+    fn hash(index: &Index, i: u32) -> u128 {
+        xxh3_128_with_seed(&i.to_le_bytes(), index.seed())
+    }
+
+    fn lookup(index: &mut Index, hash: u128) -> Option<Entry<'_>> {
+        let mut known = Vec::new();
+        index.lookup(&[hash], &mut known);
+        known[0].map(|code| index.entry(code))
+    }
 
     #[test]
-    fn remembers_what_is_seen_and_forgets_what_is_not() {
+    fn f30_f31_remembers_what_is_seen_and_forgets_what_is_not() {
         let mut window = crate::window::Window::new(1000);
         let mut index = Index::with_generation(100);
-        let own = index.key(b"own");
+        let own = hash(&index, u32::MAX);
         index.insert(own, Entry::Ignored(Ignored::Own));
         for i in 0..10_000_u32 {
-            let key = index.key(&i.to_le_bytes());
-            assert_eq!(index.lookup(key), None);
+            let key = hash(&index, i);
+            assert_eq!(lookup(&mut index, key), None);
             let labels = crate::prom::Labels::new([("i", (i % 1000).to_string())]).expect("valid");
             let target = Target { group: i, column: window.column(&labels).expect("a thousand") };
             let targets = [target];
@@ -211,14 +242,14 @@ mod tests {
                 key,
                 if even { Entry::Watched(&targets) } else { Entry::Ignored(Ignored::Unwatched) },
             );
-            assert_eq!(index.lookup(own), Some(Entry::Ignored(Ignored::Own)), "seen all the time");
+            assert_eq!(lookup(&mut index, own), Some(Entry::Ignored(Ignored::Own)), "seen all the time");
             if i % 2 == 0 {
-                assert_eq!(index.lookup(key), Some(Entry::Watched(&[target])));
+                assert_eq!(lookup(&mut index, key), Some(Entry::Watched(&[target])));
             }
-            assert!(index.len() <= 202 && index.watched.len() <= 102);
+            assert!(index.len() <= 202 && index.watched.len() <= 152);
         }
-        let first = index.key(&0_u32.to_le_bytes());
-        assert_eq!(index.lookup(first), None, "not seen for two generations");
+        let first = hash(&index, 0);
+        assert_eq!(lookup(&mut index, first), None, "not seen for two generations");
         index.clear();
         assert!(index.is_empty());
     }
@@ -226,11 +257,34 @@ mod tests {
     #[test]
     fn a_series_can_be_resolved_anew() {
         let mut index = Index::default();
-        let key = index.key(b"series");
+        let key = hash(&index, 0);
         index.insert(key, Entry::Ignored(Ignored::OverLimit));
         index.insert(key, Entry::Watched(&[]));
         index.insert(key, Entry::Ignored(Ignored::Unwatched));
-        assert_eq!(index.lookup(key), Some(Entry::Ignored(Ignored::Unwatched)));
+        assert_eq!(lookup(&mut index, key), Some(Entry::Ignored(Ignored::Unwatched)));
         assert_eq!((index.len(), index.free.len()), (1, 1));
+    }
+
+    /// What a request has looked up means the same to its end, whatever is inserted meanwhile.
+    #[test]
+    fn what_was_looked_up_stays_true_until_the_next_time() {
+        let mut window = crate::window::Window::new(1000);
+        let mut target = |i: u32| {
+            let labels = crate::prom::Labels::new([("i", i.to_string())]).expect("valid");
+            Target { group: i, column: window.column(&labels).expect("few") }
+        };
+        let mut index = Index::with_generation(2);
+        let [first, second] = [target(1), target(2)];
+        let keys: Vec<u128> = (0..8).map(|i| hash(&index, i)).collect();
+        index.insert(keys[0], Entry::Watched(&[first]));
+        let mut known = Vec::new();
+        index.lookup(&[keys[0], keys[0], keys[1]], &mut known);
+        let code = known[0].expect("known");
+        assert_eq!(known, [Some(code), Some(code), None]);
+        index.insert(keys[0], Entry::Ignored(Ignored::Unwatched));
+        for key in &keys[1..] {
+            index.insert(*key, Entry::Watched(&[second]));
+        }
+        assert_eq!(index.entry(code), Entry::Watched(&[first]));
     }
 }

@@ -10,15 +10,14 @@ use super::keeper::Place;
 use super::metrics::Metrics;
 use crate::config::Config;
 use crate::features::counter;
-use crate::ingest::{self, Dropped, Received};
+use crate::ingest::{self, Dropped, Received, Written};
 use crate::models::Deployed;
-use crate::prom::Sample;
 use crate::prom::duration::{self, now_ms};
-use crate::prom::wire::{snappy, v1};
+use crate::prom::wire::{self, Kind, Reason as Refusal, Version, snappy};
 use crate::publish::{self, Batch, Position};
-use crate::series::{Entry, Ignored, Index, Target};
+use crate::series::{Code, Entry, Ignored, Index};
 use crate::train::trainer::{Before, Job, Learned, Reason};
-use crate::window::Voice;
+use crate::window::{Push, Voice};
 use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -41,7 +40,7 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(30);
 /// What the engine is asked to do.
 pub enum Command {
     /// Take in the body of a write request.
-    Write(Received, oneshot::Sender<Result<(), ingest::Error>>),
+    Write(Received, oneshot::Sender<Result<Written, ingest::Error>>),
     /// Give a target its next batch.
     NextBatch {
         /// The target.
@@ -110,8 +109,9 @@ pub struct Engine {
     groups: Groups,
     index: Index,
     buffer: Vec<u8>,
-    scratch: v1::Scratch,
-    staged: Vec<(Target, Sample)>,
+    scratch: wire::Scratch,
+    /// What the index knows of the series of a request.
+    known: Vec<Option<Code>>,
     targets: Vec<TargetState>,
     trainer: mpsc::Sender<Job>,
     /// The group that a training was asked for last.
@@ -149,8 +149,8 @@ impl Engine {
             groups: Groups::new(parts.config),
             index: Index::default(),
             buffer: Vec::new(),
-            scratch: v1::Scratch::default(),
-            staged: Vec::new(),
+            scratch: wire::Scratch::default(),
+            known: Vec::new(),
             targets: targets(parts.bells),
             trainer: parts.trainer,
             asked: u32::MAX,
@@ -169,7 +169,7 @@ impl Engine {
             let now = Instant::now();
             match command {
                 Command::Write(received, reply) => {
-                    let result = self.write(&received.body, now, now_ms());
+                    let result = self.write(received.version, &received.body, now, now_ms());
                     // Nobody waits any more when the sender hung up.
                     let _ = reply.send(result);
                 }
@@ -191,89 +191,104 @@ impl Engine {
         }
     }
 
-    /// Takes in a compressed `WriteRequest`: all of it, or, when it is malformed, nothing.
+    /// Takes in a compressed write request: all of it, or, when it is malformed, nothing.
     ///
     /// # Errors
-    /// [`ingest::Error`]; [`Invalid`](ingest::Error::Invalid) says that the valid samples are in.
-    pub fn write(&mut self, body: &[u8], now: Instant, now_ms: i64) -> Result<(), ingest::Error> {
+    /// [`ingest::Error`]; [`Invalid`](ingest::Error::Invalid) says that the valid part is in.
+    pub fn write(
+        &mut self,
+        version: Version,
+        body: &[u8],
+        now: Instant,
+        now_ms: i64,
+    ) -> Result<Written, ingest::Error> {
+        wire::give_back(&mut self.buffer);
         let message = snappy::decompress(body, ingest::BODY_LIMIT, &mut self.buffer)?;
+        let (seed, latest_ms) = (self.index.seed(), now_ms + MAX_AHEAD_MS);
+        let request = wire::Request::read(version, message, seed, latest_ms, &mut self.scratch)?;
+        self.index.lookup(request.hashes(), &mut self.known);
+
+        let mut refused = request.refused.clone();
+        let mut written = Written::default();
+        let mut received = request.refused_samples;
         let mut dropped = Tally::default();
-        let mut first_invalid = None;
-        self.staged.clear();
-        let counts = v1::visit(message, &mut self.scratch, |series| {
-            let key = self.index.key(series.label_bytes);
-            let known = self.index.lookup(key).filter(|entry| match entry {
+        dropped.add(Dropped::InvalidLabels, request.refused_samples);
+        let mut touched = BTreeSet::new();
+        for ((series, hash), known) in request.series().zip(request.hashes()).zip(&self.known) {
+            let known = known.filter(|code| match self.index.entry(*code) {
                 Entry::Ignored(_) => true,
                 // A group that is gone comes back under another number.
                 Entry::Watched(targets) => targets.iter().all(|target| self.groups.contains(target.group)),
             });
-            let resolved;
-            let entry = match known {
-                Some(entry) => entry,
-                None => {
-                    resolved = match series.labels() {
-                        Ok(labels) => self.groups.resolve(&labels, now),
-                        Err(_) => Err(Ignored::Invalid),
-                    };
-                    let entry = match &resolved {
-                        Ok(targets) => Entry::Watched(targets),
-                        Err(ignored) => Entry::Ignored(*ignored),
-                    };
-                    self.index.insert(key, entry);
-                    entry
-                }
-            };
+            let code = known.unwrap_or_else(|| {
+                let resolved = match series.labels() {
+                    Ok(labels) => self.groups.resolve(&labels, now),
+                    Err(_) => Err(Ignored::Invalid),
+                };
+                let entry = match &resolved {
+                    Ok(targets) => Entry::Watched(targets),
+                    Err(ignored) => Entry::Ignored(*ignored),
+                };
+                self.index.insert(*hash, entry)
+            });
+            let entry = self.index.entry(code);
             let mut in_time = 0;
             for sample in series.samples {
-                if (OLDEST_MS..=now_ms + MAX_AHEAD_MS).contains(&sample.timestamp_ms) {
-                    in_time += 1;
-                    if let Entry::Watched(targets) = entry {
-                        self.staged.extend(targets.iter().map(|target| (*target, *sample)));
-                    }
-                } else {
-                    first_invalid.get_or_insert_with(|| out_of_time(&series, sample.timestamp_ms, now_ms));
+                if !(OLDEST_MS..=latest_ms).contains(&sample.timestamp_ms) {
+                    // A histogram's sum has the time of its count, and is no second mistake.
+                    let count = usize::from(series.kind != Kind::HistogramSum);
+                    refused
+                        .add(Refusal::Timestamp, count, || out_of_time(&series, sample.timestamp_ms, now_ms));
                     dropped.add(Dropped::InvalidTimestamp, 1);
+                    continue;
+                }
+                in_time += 1;
+                let Entry::Watched(targets) = entry else { continue };
+                for target in targets {
+                    let Some(group) = self.groups.get_mut(target.group) else { continue };
+                    let (outcome, late) = group.push(target.column, *sample, now);
+                    match outcome {
+                        Push::Stored => {
+                            touched.insert(target.group);
+                            if late {
+                                self.ingest.late();
+                            }
+                        }
+                        Push::Duplicate => dropped.add(Dropped::Duplicate, 1),
+                        Push::Conflict => dropped.add(Dropped::Conflict, 1),
+                        Push::TooOld => dropped.add(Dropped::TooOld, 1),
+                    }
                 }
             }
+            received += series.samples.len();
             if let Entry::Ignored(ignored) = entry {
-                if ignored == Ignored::Invalid && in_time > 0 {
-                    let error = || crate::yaml::chain(&series.labels().expect_err("found invalid before"));
-                    first_invalid.get_or_insert_with(error);
-                }
                 dropped.add(ignored.into(), in_time);
+                if ignored == Ignored::Invalid {
+                    let count = if series.kind == Kind::HistogramSum { 0 } else { in_time };
+                    refused.add(Refusal::Labels, count, || {
+                        crate::yaml::chain(&series.labels().expect_err("found invalid before"))
+                    });
+                    continue;
+                }
             }
-        })?;
-        self.ingest.received(counts.samples);
-        self.ingest.ignored("exemplar", counts.exemplars);
-        self.ingest.ignored("histogram", counts.histograms);
-        self.ingest.ignored("metadata", counts.metadata);
-        self.apply(now, &mut dropped);
+            match series.kind {
+                Kind::Float => written.samples += in_time,
+                Kind::HistogramCount => written.histograms += in_time,
+                Kind::HistogramSum => {}
+            }
+            written.exemplars += series.exemplars;
+        }
+        self.ingest.received(&request.counts, received, &refused);
         for (reason, count) in dropped.iter() {
             self.ingest.drop_samples(reason, count);
         }
-        let count = dropped.of(Dropped::InvalidLabels) + dropped.of(Dropped::InvalidTimestamp);
-        first_invalid.map_or(Ok(()), |first| Err(ingest::Error::Invalid { count, first }))
+        self.score(&touched, now);
+        if refused.is_empty() { Ok(written) } else { Err(ingest::Error::Invalid { refused, written }) }
     }
 
-    /// Stores the staged samples and scores the rows that they complete.
-    fn apply(&mut self, now: Instant, dropped: &mut Tally) {
-        use crate::window::Push;
-        let mut touched = BTreeSet::new();
-        for (target, sample) in self.staged.drain(..) {
-            let Some(group) = self.groups.get_mut(target.group) else { continue };
-            match group.push(target.column, sample, now) {
-                (Push::Stored, late) => {
-                    touched.insert(target.group);
-                    if late {
-                        self.ingest.late();
-                    }
-                }
-                (Push::Duplicate, _) => dropped.add(Dropped::Duplicate, 1),
-                (Push::Conflict, _) => dropped.add(Dropped::Conflict, 1),
-                (Push::TooOld, _) => dropped.add(Dropped::TooOld, 1),
-            }
-        }
-        for id in touched {
+    /// Scores the rows that a request has completed.
+    fn score(&mut self, touched: &BTreeSet<u32>, now: Instant) {
+        for &id in touched {
             let Some(group) = self.groups.get_mut(id) else { continue };
             let detector = group.detector.clone();
             let mut tell = teller(&self.metrics, &self.publish, &detector.name);
@@ -521,10 +536,6 @@ impl Tally {
         }
     }
 
-    fn of(&self, reason: Dropped) -> usize {
-        self.iter().find(|(known, _)| *known == reason).map_or(0, |(_, count)| count)
-    }
-
     fn iter(&self) -> impl Iterator<Item = (Dropped, usize)> {
         self.0.iter().copied()
     }
@@ -541,7 +552,7 @@ impl From<Ignored> for Dropped {
     }
 }
 
-fn out_of_time(series: &v1::Series<'_>, timestamp_ms: i64, now_ms: i64) -> String {
+fn out_of_time(series: &wire::Series<'_>, timestamp_ms: i64, now_ms: i64) -> String {
     let name = series.labels().map_or_else(|_| "a series".to_string(), |labels| labels.to_string());
     if timestamp_ms < OLDEST_MS {
         format!("{name} has timestamp {timestamp_ms}, before the year 2000: timestamps are in milliseconds")

@@ -141,7 +141,7 @@ impl Handle {
     ///
     /// # Errors
     /// What the engine says of it; [`Overloaded`](ingest::Error::Overloaded) when it cannot keep up.
-    pub async fn write(&self, received: ingest::Received) -> Result<(), ingest::Error> {
+    pub async fn write(&self, received: ingest::Received) -> Result<ingest::Written, ingest::Error> {
         let (reply, answer) = oneshot::channel();
         if self.commands.try_send(Command::Write(received, reply)).is_err() {
             return Err(ingest::Error::Overloaded("too many requests wait"));

@@ -3,7 +3,8 @@
 use super::Handle;
 use super::engine::Readiness;
 use crate::http::server::Answer;
-use crate::ingest::{Metrics, Receiver};
+use crate::ingest::{self, Metrics, Receiver, Written};
+use crate::prom::wire::Version;
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, StatusCode};
@@ -12,7 +13,6 @@ use prometheus_client::registry::Registry;
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::watch;
-use tracing::debug;
 
 type Reload = dyn Fn() -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync;
 
@@ -38,19 +38,12 @@ pub async fn answer(state: State, request: Request<Incoming>) -> Answer {
     let (head, body) = request.into_parts();
     match (&head.method, head.uri.path()) {
         (&Method::POST, "/api/v1/write") => {
-            let result = match state.receiver.receive(&head.headers, body).await {
-                Ok(received) => state.engine.write(received).await,
-                Err(error) => Err(error),
+            let (version, result) = match ingest::negotiate(&head.headers) {
+                Ok(version) => (Some(version), write(&state, version, body).await),
+                Err(error) => (None, Err(error)),
             };
-            let answer = match result {
-                Ok(()) => status(StatusCode::NO_CONTENT),
-                Err(error) => {
-                    debug!(component = "ingest", err = %error, "request refused");
-                    error.response()
-                }
-            };
-            state.ingest.answered(answer.status());
-            answer
+            state.ingest.answered(version, &result);
+            ingest::response(version, &result)
         }
         (&Method::GET, "/metrics") => metrics(&state.registry),
         (&Method::GET | &Method::HEAD, "/-/healthy") => text(StatusCode::OK, "promforest is healthy"),
@@ -66,7 +59,7 @@ pub async fn answer(state: State, request: Request<Incoming>) -> Answer {
         (&Method::GET | &Method::HEAD, "/") => landing(),
         (_, "/api/v1/write") => {
             let answer = not_allowed("POST");
-            state.ingest.answered(answer.status());
+            state.ingest.not_allowed();
             answer
         }
         (_, "/-/reload") => not_allowed("POST, PUT"),
@@ -76,10 +69,8 @@ pub async fn answer(state: State, request: Request<Incoming>) -> Answer {
     }
 }
 
-fn status(code: StatusCode) -> Answer {
-    let mut answer = Answer::default();
-    *answer.status_mut() = code;
-    answer
+async fn write(state: &State, version: Version, body: Incoming) -> Result<Written, ingest::Error> {
+    state.engine.write(state.receiver.receive(version, body).await?).await
 }
 
 fn text(code: StatusCode, text: &str) -> Answer {

@@ -3,8 +3,8 @@
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use promforest::prom::proto::{Label, Sample, TimeSeries, WriteRequest};
-use promforest::prom::wire::{snappy, v1};
+use promforest::prom::proto::{Label, Sample, TimeSeries, WriteRequest, v2};
+use promforest::prom::wire::{Request, Scratch, Version, snappy};
 use promforest::prom::{Labels, METRIC_NAME, Selector};
 use promforest::series::{Entry, Ignored, Index, Target};
 use promforest::window::Window;
@@ -49,42 +49,77 @@ fn body() -> Vec<u8> {
     snappy::compress(&request.encode_to_vec())
 }
 
+/// The same request in 2.0.
+fn body_v2() -> Vec<u8> {
+    let mut symbols = vec![String::new()];
+    let mut numbers = HashMap::from([(String::new(), 0)]);
+    let mut refer = |text: String| {
+        *numbers.entry(text).or_insert_with_key(|text| {
+            symbols.push(text.clone());
+            symbols.len() as u32 - 1
+        })
+    };
+    let timeseries = (0..SAMPLES).map(series).map(|series| v2::TimeSeries {
+        labels_refs: series.labels.into_iter().flat_map(|l| [refer(l.name), refer(l.value)]).collect(),
+        samples: vec![v2::Sample {
+            value: series.samples[0].value,
+            timestamp: series.samples[0].timestamp,
+            start_timestamp: 0,
+        }],
+        metadata: Some(v2::Metadata { r#type: 1, ..v2::Metadata::default() }),
+        ..v2::TimeSeries::default()
+    });
+    let timeseries = timeseries.collect();
+    snappy::compress(&v2::Request { symbols, timeseries }.encode_to_vec())
+}
+
 fn selector() -> Selector {
     Selector::parse(r#"{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total"}"#)
         .expect("a selector")
 }
 
-/// The visit: one hash and one look-up a series.
-#[divan::bench]
-fn visit(bencher: Bencher) {
-    let body = body();
+/// What the receiver does: one hash and one look-up a series.
+fn bench_read(bencher: Bencher, version: Version, body: Vec<u8>) {
     let selector = selector();
     let mut index = Index::default();
     let mut window = Window::new(1000);
     let mut buffer = Vec::new();
-    let mut scratch = v1::Scratch::default();
+    let mut scratch = Scratch::default();
+    let mut known = Vec::new();
     bencher.counter(ItemsCount::new(SAMPLES)).bench_local(move || {
         let message = snappy::decompress(&body, 32 << 20, &mut buffer).expect("snappy");
+        let request =
+            Request::read(version, message, index.seed(), i64::MAX, &mut scratch).expect("well formed");
+        index.lookup(request.hashes(), &mut known);
         let mut watched = 0;
-        v1::visit(message, &mut scratch, |series| {
-            let key = index.key(series.label_bytes);
-            if let Some(entry) = index.lookup(key) {
-                if let Entry::Watched(targets) = entry {
-                    watched += targets.len() * series.samples.len();
+        for ((series, hash), known) in request.series().zip(request.hashes()).zip(&known) {
+            let code = known.unwrap_or_else(|| {
+                let labels = series.labels().expect("valid");
+                if selector.matches(&labels) {
+                    let target = Target { group: 0, column: window.column(&labels).expect("few") };
+                    index.insert(*hash, Entry::Watched(&[target]))
+                } else {
+                    index.insert(*hash, Entry::Ignored(Ignored::Unwatched))
                 }
-                return;
+            });
+            if let Entry::Watched(targets) = index.entry(code) {
+                watched += targets.len() * series.samples.len();
             }
-            let labels = series.labels().expect("valid");
-            if selector.matches(&labels) {
-                let target = Target { group: 0, column: window.column(&labels).expect("few") };
-                index.insert(key, Entry::Watched(&[target]));
-            } else {
-                index.insert(key, Entry::Ignored(Ignored::Unwatched));
-            }
-        })
-        .expect("well formed");
+        }
         black_box(watched)
     });
+}
+
+/// Remote write 1.0.
+#[divan::bench]
+fn read_v1(bencher: Bencher) {
+    bench_read(bencher, Version::V1, body());
+}
+
+/// Remote write 2.0.
+#[divan::bench]
+fn read_v2(bencher: Bencher) {
+    bench_read(bencher, Version::V2, body_v2());
 }
 
 /// prost's tree, and a map from label sets to columns.

@@ -6,7 +6,7 @@ use crate::features::{Schema, Transform};
 use crate::forest::{ForestParams, Table};
 use crate::models::{Card, Fitted, History, Model};
 use crate::prom::proto::{Label, Sample as ProtoSample, TimeSeries, WriteRequest};
-use crate::prom::{Labels, METRIC_NAME, STALE_BITS};
+use crate::prom::{Labels, METRIC_NAME, STALE_BITS, Sample};
 use crate::window::row::Grid;
 use prometheus_client::registry::Registry;
 use proptest::prelude::*;
@@ -40,9 +40,9 @@ impl Bench {
         Self { engine, jobs, registry }
     }
 
-    fn write(&mut self, body: &[u8]) -> Result<(), ingest::Error> {
+    fn write(&mut self, body: &[u8]) -> Result<Written, ingest::Error> {
         // The captures' own time; what is later than this is refused.
-        self.engine.write(body, Instant::now(), START_MS * 2)
+        self.engine.write(Version::V1, body, Instant::now(), START_MS * 2)
     }
 
     fn send(&mut self, series: Vec<TimeSeries>) {
@@ -200,7 +200,7 @@ fn disturbed(requests: &[Vec<TimeSeries>], random: &mut Random) -> Vec<Vec<TimeS
 }
 
 #[test]
-fn captures_in_any_order_give_the_same_window_and_scores() {
+fn f18_captures_in_any_order_give_the_same_window_and_scores() {
     let requests = captures();
     let models = captured_models(&requests);
     assert_eq!(models.len(), 2, "the exporter is scraped by two jobs");
@@ -394,12 +394,13 @@ fn invalid_series_and_times_are_refused_and_the_others_used() {
         let error = bench.write(&body).expect_err("two are invalid");
         assert_eq!(
             error.to_string(),
-            "2 invalid samples, the others were accepted; the first: node_network_receive_bytes_total{device=\"eth0\", instance=\"a\", job=\"node\"} has timestamp 1700000000, before the year 2000: timestamps are in milliseconds"
+            "the valid part was accepted, refused: 1 invalid_labels, 1 invalid_timestamp; for example: node_network_receive_bytes_total{device=\"eth0\", instance=\"a\", job=\"node\"} has timestamp 1700000000, before the year 2000: timestamps are in milliseconds"
         );
     }
     assert_eq!(bench.content().len(), 2);
     let ahead = compress(vec![rx("eth0", &[(START_MS + 600_001, 1.0)])]);
-    let error = bench.engine.write(&ahead, Instant::now(), START_MS).expect_err("from the future");
+    let error =
+        bench.engine.write(Version::V1, &ahead, Instant::now(), START_MS).expect_err("from the future");
     assert!(error.to_string().contains("600 s ahead of this clock, above the limit of 600 s"), "{error}");
     for (reason, count) in [("invalid_labels", 2), ("invalid_timestamp", 3), ("duplicate", 2)] {
         let line = format!(r#"ingest_samples_dropped_total{{reason="{reason}"}}"#);
@@ -557,7 +558,7 @@ proptest! {
 
     /// Any order of the samples of a few scrapes, in any pieces, gives the same scores.
     #[test]
-    fn samples_in_any_order_give_the_same_scores(seed in any::<u64>(), lost in prop::collection::vec(0..40_usize, 0..4)) {
+    fn f18_samples_in_any_order_give_the_same_scores(seed in any::<u64>(), lost in prop::collection::vec(0..40_usize, 0..4)) {
         let mut random = Random(seed);
         let samples: Vec<TimeSeries> = (0..20_i64)
             .flat_map(|i| ["eth0", "lo"].map(|device| rx(device, &[(START_MS + i * 15_000, (i * i) as f64)])))

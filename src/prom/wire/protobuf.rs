@@ -22,6 +22,9 @@ pub enum Malformed {
         /// The type found.
         wire_type: u8,
     },
+    /// Nothing can refer to the symbols: the first one has to be empty.
+    #[error("the first symbol is not the empty one")]
+    FirstSymbol,
     /// More parts than a request may have.
     #[error("the request has more than {limit} {what}")]
     TooMany {

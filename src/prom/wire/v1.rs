@@ -1,101 +1,44 @@
-//! Remote write 1.0: a visit of `prometheus.WriteRequest`, series by series.
+//! Remote write 1.0: `prometheus.WriteRequest`.
 
-use super::protobuf::{FIXED64, LENGTH_DELIMITED, Malformed, Reader, VARINT};
-use crate::prom::{Labels, Sample, labels};
+use super::protobuf::{LENGTH_DELIMITED, Malformed, Reader, VARINT};
+use super::{InvalidSeries, MAX_LABELS, Reading, label_name, label_value};
+use xxhash_rust::xxh3::xxh3_128_with_seed;
 
-/// Series in a request. Prometheus sends at most `max_samples_per_send`, 2,000 by default.
-pub const MAX_SERIES: usize = 100_000;
-/// Samples in a request.
-pub const MAX_SAMPLES: usize = 1_000_000;
-/// Labels of a series.
-pub const MAX_LABELS: usize = 64;
-/// Bytes of a label name.
-pub const MAX_NAME_BYTES: usize = 1 << 10;
-/// Bytes of a label value.
-pub const MAX_VALUE_BYTES: usize = 16 << 10;
-
-/// One `TimeSeries` of a request, borrowed from its bytes.
-pub struct Series<'a> {
-    /// The label fields as they stand on the wire: equal bytes are equal labels.
-    pub label_bytes: &'a [u8],
-    /// The samples, in the order of the wire.
-    pub samples: &'a [Sample],
-}
-
-/// What a request held.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Counts {
-    /// `TimeSeries` messages.
-    pub series: usize,
-    /// Float samples, staleness markers among them.
-    pub samples: usize,
-    /// Exemplars; they are counted and left.
-    pub exemplars: usize,
-    /// Native histograms; they are counted and left.
-    pub histograms: usize,
-    /// Metadata entries; they are counted and left.
-    pub metadata: usize,
-}
-
-/// Buffers that a visitor keeps from request to request, so that a visit does not allocate.
-#[derive(Default)]
-pub struct Scratch {
-    samples: Vec<Sample>,
-    labels: Vec<u8>,
-}
-
-/// Calls `each` for every series of a `WriteRequest`, in the order of the wire.
-///
-/// Labels are not looked into: that is [`Series::labels`], once per series ever seen. Unknown
-/// fields are skipped, as protobuf has it. On an error `each` may have been called already: stage
-/// what it does until this returns.
-///
-/// # Errors
-/// [`Malformed`] when the bytes are no such message, or hold more than [`MAX_SERIES`] or
-/// [`MAX_SAMPLES`].
-pub fn visit(
-    message: &[u8],
-    scratch: &mut Scratch,
-    mut each: impl FnMut(Series<'_>),
-) -> Result<Counts, Malformed> {
-    let mut counts = Counts::default();
+pub fn read(reading: &mut Reading<'_>) -> Result<(), Malformed> {
+    let message = reading.message;
     let mut request = Reader::new(message);
     while !request.is_empty() {
         match request.key()? {
             (1, LENGTH_DELIMITED) => {
-                counts.series += 1;
-                if counts.series > MAX_SERIES {
-                    return Err(Malformed::TooMany { what: "series", limit: MAX_SERIES });
-                }
-                each(series(request.bytes()?, scratch, &mut counts)?);
+                let part = request.bytes()?;
+                let end = message.len() - request.remaining();
+                series(reading, part, end)?;
             }
             (3, LENGTH_DELIMITED) => {
                 request.bytes()?;
-                counts.metadata += 1;
+                reading.counts.metadata += 1;
             }
             (field @ (1 | 3), wire_type) => {
                 return Err(Malformed::WireType { message: "WriteRequest", field, wire_type });
             }
+            // Symbols and series of 2.0.
+            (5, LENGTH_DELIMITED) => {
+                request.bytes()?;
+                reading.counts.foreign += 1;
+            }
             (_, wire_type) => request.skip(wire_type)?,
         }
     }
-    Ok(counts)
+    Ok(())
 }
 
+/// Reads the `TimeSeries` that ends at `end` in the message.
 #[inline]
-fn series<'a>(
-    message: &'a [u8],
-    scratch: &'a mut Scratch,
-    counts: &mut Counts,
-) -> Result<Series<'a>, Malformed> {
-    scratch.samples.clear();
-    // Senders write the labels one after another, so that their bytes can be borrowed as one
-    // slice. Where something stands between them, the pieces are gathered.
-    let mut labels = 0..0;
-    let mut gathered = false;
+fn series(reading: &mut Reading<'_>, message: &[u8], end: usize) -> Result<(), Malformed> {
+    let mut current = reading.begin()?;
     let mut fields = Reader::new(message);
     while !fields.is_empty() {
-        let start = message.len() - fields.remaining();
+        let start = end - fields.remaining();
         let (field, wire_type) = fields.key()?;
         if wire_type != LENGTH_DELIMITED {
             if (1..=4).contains(&field) {
@@ -105,119 +48,60 @@ fn series<'a>(
             continue;
         }
         let bytes = fields.bytes()?;
-        let end = message.len() - fields.remaining();
         match field {
-            1 if labels.is_empty() => labels = start..end,
-            1 if labels.end == start && !gathered => labels.end = end,
             1 => {
-                if !gathered {
-                    gathered = true;
-                    scratch.labels.clear();
-                    scratch.labels.extend_from_slice(&message[labels.clone()]);
+                current.n_labels += 1;
+                if current.n_labels <= MAX_LABELS {
+                    reading.label_field(&mut current, start, end - fields.remaining());
                 }
-                scratch.labels.extend_from_slice(&message[start..end]);
             }
-            2 => {
-                // Two bytes on the wire are sixteen here: the limit holds before they are stored.
-                if counts.samples == MAX_SAMPLES {
-                    return Err(Malformed::TooMany { what: "samples", limit: MAX_SAMPLES });
-                }
-                counts.samples += 1;
-                scratch.samples.push(sample(bytes)?);
+            2 => reading.sample(bytes)?,
+            3 => {
+                reading.bound_samples(1)?;
+                reading.counts.exemplars += 1;
+                let timestamp_ms = exemplar(bytes)?;
+                reading.exemplar(&mut current, timestamp_ms);
             }
-            3 => counts.exemplars += 1,
-            4 => counts.histograms += 1,
+            4 => reading.histogram(bytes)?,
             _ => {}
         }
     }
-    let label_bytes = if gathered { &scratch.labels } else { &message[labels] };
-    Ok(Series { label_bytes, samples: &scratch.samples })
+    if current.n_labels > MAX_LABELS {
+        let invalid = InvalidSeries::TooManyLabels { count: current.n_labels };
+        reading.refuse(&current, || invalid.to_string());
+        return Ok(());
+    }
+    let from = if current.gathered { &reading.scratch.gathered[..] } else { reading.message };
+    let hash = xxh3_128_with_seed(&from[current.labels.0..current.labels.1], reading.seed);
+    reading.end(current, hash);
+    Ok(())
 }
 
-#[inline]
-fn sample(message: &[u8]) -> Result<Sample, Malformed> {
-    let mut sample = Sample { timestamp_ms: 0, value: 0.0 };
+/// The timestamp of an `Exemplar`: the rest of it is not used.
+fn exemplar(message: &[u8]) -> Result<i64, Malformed> {
+    let mut timestamp_ms = 0;
     let mut fields = Reader::new(message);
     while !fields.is_empty() {
         match fields.key()? {
-            (1, FIXED64) => sample.value = f64::from_bits(fields.fixed64()?),
-            (2, VARINT) => sample.timestamp_ms = fields.varint()?.cast_signed(),
-            (field @ (1 | 2), wire_type) => {
-                return Err(Malformed::WireType { message: "Sample", field, wire_type });
-            }
+            (3, VARINT) => timestamp_ms = fields.varint()?.cast_signed(),
             (_, wire_type) => fields.skip(wire_type)?,
         }
     }
-    Ok(sample)
+    Ok(timestamp_ms)
 }
 
-/// Why the labels of one series are refused, while the others of the request are kept.
-#[derive(Debug, thiserror::Error)]
-pub enum InvalidSeries {
-    /// The bytes of a label are no `Label` message.
-    #[error("a label is no protobuf message")]
-    Malformed(#[from] Malformed),
-    /// A name or value is not UTF-8.
-    #[error("a label name or value is not UTF-8: {0:?}")]
-    Utf8(String),
-    /// More than [`MAX_LABELS`].
-    #[error("the series has {count} labels, above the limit of {MAX_LABELS}")]
-    TooManyLabels {
-        /// How many there are.
-        count: usize,
-    },
-    /// A name above [`MAX_NAME_BYTES`] or a value above [`MAX_VALUE_BYTES`].
-    #[error("the {what} {start:?}... has {length} bytes, above the limit of {limit}")]
-    TooLong {
-        /// Name or value.
-        what: &'static str,
-        /// How it begins.
-        start: String,
-        /// Its length, in bytes.
-        length: usize,
-        /// The limit, in bytes.
-        limit: usize,
-    },
-    /// Not a label set.
-    #[error(transparent)]
-    Labels(#[from] labels::Invalid),
-    /// No metric name.
-    #[error("series {0} has no metric name")]
-    NoMetricName(Labels),
-}
-
-impl Series<'_> {
-    /// Decodes the labels.
-    ///
-    /// # Errors
-    /// [`InvalidSeries`] when they are no valid label set with a metric name.
-    pub fn labels(&self) -> Result<Labels, InvalidSeries> {
-        let mut pairs = Vec::new();
-        let mut fields = Reader::new(self.label_bytes);
-        while !fields.is_empty() {
-            fields.key()?;
-            let label = fields.bytes()?;
-            if pairs.len() < MAX_LABELS {
-                pairs.push(label_pair(label)?);
-            } else {
-                let mut count = pairs.len() + 1;
-                while !fields.is_empty() {
-                    fields.key()?;
-                    fields.bytes()?;
-                    count += 1;
-                }
-                return Err(InvalidSeries::TooManyLabels { count });
-            }
-        }
-        let labels = Labels::new(pairs)?;
-        if labels.metric_name().is_empty() {
-            return Err(InvalidSeries::NoMetricName(labels));
-        }
-        Ok(labels)
+/// Name and value of each label.
+pub fn pairs(label_fields: &[u8]) -> Result<Vec<(&str, &str)>, InvalidSeries> {
+    let mut pairs = Vec::new();
+    let mut fields = Reader::new(label_fields);
+    while !fields.is_empty() {
+        fields.key()?;
+        pairs.push(pair(fields.bytes()?)?);
     }
+    Ok(pairs)
 }
 
-fn label_pair(message: &[u8]) -> Result<(&str, &str), InvalidSeries> {
+fn pair(message: &[u8]) -> Result<(&str, &str), InvalidSeries> {
     let (mut name, mut value) = (&[][..], &[][..]);
     let mut fields = Reader::new(message);
     while !fields.is_empty() {
@@ -230,16 +114,5 @@ fn label_pair(message: &[u8]) -> Result<(&str, &str), InvalidSeries> {
             (_, wire_type) => fields.skip(wire_type)?,
         }
     }
-    Ok((text("label name", name, MAX_NAME_BYTES)?, text("label value", value, MAX_VALUE_BYTES)?))
+    Ok((label_name(name)?, label_value(value)?))
 }
-
-fn text<'a>(what: &'static str, bytes: &'a [u8], limit: usize) -> Result<&'a str, InvalidSeries> {
-    let start = || String::from_utf8_lossy(&bytes[..bytes.len().min(40)]).into_owned();
-    if bytes.len() > limit {
-        return Err(InvalidSeries::TooLong { what, start: start(), length: bytes.len(), limit });
-    }
-    std::str::from_utf8(bytes).map_err(|_| InvalidSeries::Utf8(start()))
-}
-
-#[cfg(test)]
-mod tests;

@@ -8,7 +8,8 @@ use promforest::models::Deployed;
 use promforest::pipeline::engine::{Command, Engine, Parts, Readiness};
 use promforest::pipeline::metrics::Metrics;
 use promforest::prom::proto::{Label, Sample, TimeSeries, WriteRequest};
-use promforest::prom::{METRIC_NAME, STALE_BITS, wire::snappy};
+use promforest::prom::wire::{Version, snappy};
+use promforest::prom::{METRIC_NAME, STALE_BITS};
 use promforest::window::Voice;
 use promforest::{ingest, publish};
 use prost::Message as _;
@@ -47,7 +48,11 @@ pub fn receiver(data: &[u8]) {
     while let Some((length, after)) = rest.split_first_chunk() {
         let length = usize::from(u16::from_le_bytes(*length)).min(after.len());
         let (message, after) = after.split_at(length);
-        let _ = engine.write(&snappy::compress(message), Instant::now(), NOW_MS);
+        // What one version does not know, the other may.
+        let body = snappy::compress(message);
+        for version in [Version::V1, Version::V2] {
+            let _ = engine.write(version, &body, Instant::now(), NOW_MS);
+        }
         rest = after;
     }
     let (commands, received) = mpsc::channel(16);

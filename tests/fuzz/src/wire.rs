@@ -1,9 +1,15 @@
 //! The bytes of remote write and remote read.
 
 use promforest::history;
-use promforest::prom::wire::{Malformed, snappy as block, v1};
-use promforest::prom::{Labels, Sample, proto};
+use promforest::prom::proto::{self, v2};
+use promforest::prom::wire::{
+    Counts, InvalidSeries, Kind, MAX_LABELS, MAX_NAME_BYTES, MAX_VALUE_BYTES, Malformed, Request, Scratch,
+    Version, snappy as block,
+};
+use promforest::prom::{Labels, Sample};
 use prost::Message as _;
+use std::collections::HashMap;
+use std::fmt::Debug;
 
 /// Small, so that the fuzzer finds both sides of it.
 const LIMIT: usize = 1 << 20;
@@ -24,22 +30,37 @@ pub fn snappy(data: &[u8]) {
     assert_eq!(block::decompress(&back, data.len(), &mut buffer).expect("just compressed"), data);
 }
 
-/// What prost reads in a message, the visit reads too. It is stricter in one point: proto3 has no groups.
-pub fn write_v1(data: &[u8]) {
-    let mut series = Vec::new();
-    let visited = v1::visit(data, &mut v1::Scratch::default(), |one| {
-        series.push((one.labels(), one.samples.to_vec()));
-    });
-    let Ok(oracle) = proto::WriteRequest::decode(data) else { return };
-    let counts = match visited {
-        Ok(counts) => counts,
-        Err(Malformed::Key(_) | Malformed::TooMany { .. }) => return,
+/// The float series of a message as we read it: labels and samples.
+type Floats = Vec<(Result<Labels, InvalidSeries>, Vec<Sample>)>;
+
+/// `None` where we are stricter than prost: proto3 has no groups, and a request has bounds.
+fn read(version: Version, data: &[u8], oracle: &impl Debug) -> Option<(Counts, Floats)> {
+    let mut scratch = Scratch::default();
+    match Request::read(version, data, 0, i64::MAX, &mut scratch) {
+        Ok(request) => {
+            let floats = request.series().filter(|series| series.kind == Kind::Float);
+            let floats = floats.map(|series| (series.labels(), series.samples.to_vec())).collect();
+            Some((request.counts, floats))
+        }
+        Err(Malformed::Key(_) | Malformed::TooMany { .. } | Malformed::FirstSymbol) => None,
         Err(error) => panic!("{error}: {oracle:?}"),
+    }
+}
+
+/// What prost reads in a message, we read too.
+pub fn write_v1(data: &[u8]) {
+    let Ok(oracle) = proto::WriteRequest::decode(data) else {
+        let _ = Request::read(Version::V1, data, 0, 0, &mut Scratch::default());
+        return;
     };
+    let Some((counts, floats)) = read(Version::V1, data, &oracle) else { return };
     assert_eq!(counts.series, oracle.timeseries.len());
     assert_eq!(counts.metadata, oracle.metadata.len());
-    assert_eq!(series.len(), oracle.timeseries.len());
-    for ((labels, samples), expected) in series.into_iter().zip(oracle.timeseries) {
+    let expected = oracle.timeseries.into_iter();
+    let expected: Vec<_> =
+        expected.filter(|one| !one.samples.is_empty() && one.labels.len() <= MAX_LABELS).collect();
+    assert_eq!(floats.len(), expected.len());
+    for ((labels, samples), expected) in floats.into_iter().zip(expected) {
         same_labels(labels, expected.labels);
         let expected = expected.samples.iter();
         let expected: Vec<Sample> =
@@ -48,26 +69,47 @@ pub fn write_v1(data: &[u8]) {
     }
 }
 
+/// The same for version 2.0: series whose references lead nowhere are refused, the others are there.
+pub fn write_v2(data: &[u8]) {
+    let Ok(oracle) = v2::Request::decode(data) else {
+        let _ = Request::read(Version::V2, data, 0, 0, &mut Scratch::default());
+        return;
+    };
+    let Some((_, floats)) = read(Version::V2, data, &oracle) else { return };
+    let symbol = |reference: u32| oracle.symbols.get(reference as usize).cloned();
+    let valid = oracle.timeseries.iter().filter_map(|one| {
+        let (pairs, rest) = one.labels_refs.as_chunks();
+        let label =
+            |[name, value]: &[u32; 2]| Some(proto::Label { name: symbol(*name)?, value: symbol(*value)? });
+        let labels: Vec<_> = pairs.iter().map(label).collect::<Option<_>>()?;
+        (rest.is_empty() && labels.len() <= MAX_LABELS && !one.samples.is_empty())
+            .then_some((labels, &one.samples))
+    });
+    let valid: Vec<_> = valid.collect();
+    assert_eq!(floats.len(), valid.len());
+    for ((labels, samples), (expected, expected_samples)) in floats.into_iter().zip(valid) {
+        same_labels(labels, expected);
+        let expected = expected_samples.iter();
+        let expected: Vec<Sample> =
+            expected.map(|s| Sample { timestamp_ms: s.timestamp, value: s.value }).collect();
+        assert_eq!(samples, expected);
+    }
+}
+
 /// A label set comes out as it went in; one that is refused breaks a rule.
-fn same_labels(labels: Result<Labels, v1::InvalidSeries>, expected: Vec<proto::Label>) {
-    let n_labels = expected.len();
-    let too_long = expected
-        .iter()
-        .any(|label| label.name.len() > v1::MAX_NAME_BYTES || label.value.len() > v1::MAX_VALUE_BYTES);
+fn same_labels(labels: Result<Labels, InvalidSeries>, expected: Vec<proto::Label>) {
+    let too_long =
+        expected.iter().any(|label| label.name.len() > MAX_NAME_BYTES || label.value.len() > MAX_VALUE_BYTES);
     let expected = Labels::new(expected.into_iter().map(|label| (label.name, label.value)));
     match labels {
         Ok(labels) => assert_eq!(Ok(labels), expected),
-        Err(v1::InvalidSeries::Labels(error)) => assert_eq!(Err(error), expected),
-        Err(v1::InvalidSeries::NoMetricName(_)) => {
+        Err(InvalidSeries::Labels(error)) => assert_eq!(Err(error), expected),
+        Err(InvalidSeries::NoMetricName(_)) => {
             assert!(expected.is_ok_and(|labels| labels.metric_name().is_empty()));
         }
-        Err(v1::InvalidSeries::TooManyLabels { count }) => {
-            assert_eq!(count, n_labels);
-            assert!(count > v1::MAX_LABELS);
-        }
-        Err(v1::InvalidSeries::TooLong { .. }) => assert!(too_long),
+        Err(InvalidSeries::TooLong { .. }) => assert!(too_long),
         // Groups again, which prost skips.
-        Err(v1::InvalidSeries::Malformed(Malformed::Key(_))) => {}
+        Err(InvalidSeries::Malformed(Malformed::Key(_))) => {}
         Err(error) => panic!("{error}"),
     }
 }
@@ -90,6 +132,33 @@ pub fn bodies() -> Vec<Vec<u8>> {
 /// The messages in them.
 pub fn messages() -> Vec<Vec<u8>> {
     decompressed(&bodies())
+}
+
+/// The same messages in version 2.0.
+pub fn messages_v2() -> Vec<Vec<u8>> {
+    let translate = |message: Vec<u8>| {
+        let request = proto::WriteRequest::decode(&message[..]).expect("a capture is valid");
+        let mut symbols = vec![String::new()];
+        let mut numbers = HashMap::from([(String::new(), 0)]);
+        let mut refer = |text: String| {
+            *numbers.entry(text).or_insert_with_key(|text| {
+                symbols.push(text.clone());
+                symbols.len() as u32 - 1
+            })
+        };
+        let series = |one: proto::TimeSeries| v2::TimeSeries {
+            labels_refs: one.labels.into_iter().flat_map(|l| [refer(l.name), refer(l.value)]).collect(),
+            samples: one
+                .samples
+                .iter()
+                .map(|s| v2::Sample { value: s.value, timestamp: s.timestamp, start_timestamp: 0 })
+                .collect(),
+            ..v2::TimeSeries::default()
+        };
+        let timeseries = request.timeseries.into_iter().map(series).collect();
+        v2::Request { symbols, timeseries }.encode_to_vec()
+    };
+    messages().into_iter().map(translate).collect()
 }
 
 /// The messages of answers of remote read.
