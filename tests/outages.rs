@@ -1,0 +1,70 @@
+//! What happens to Prometheus happens to its data: it comes back with an empty database, or with another configuration.
+
+mod support;
+
+use std::fs;
+use std::time::Duration;
+use support::stack::{RANGE_MS, RemoteWriteReceiver, SOON, Stack};
+use support::{each_version, now_ms};
+
+/// Nothing is known of the past any more, and that is no reason to forget: the model stays, and no later one learns from
+/// less.
+#[test]
+fn f15_an_empty_database_takes_no_model_and_no_window() {
+    each_version(|version| {
+        let mut stack = Stack::with_scores(version);
+        let rows = stack.metric("promforest_model_training_rows", &[]);
+        stack.stop_prometheus();
+        fs::remove_dir_all(stack.dir.path().join("data")).expect("Prometheus has a folder");
+        stack.start_prometheus(RemoteWriteReceiver::Enabled);
+        let back_ms = now_ms();
+        stack.wait_for_score_at(back_ms + 2_000);
+        let scores = stack.at.scores().expect("it was there before");
+        assert!(
+            scores.samples[0].0 >= back_ms - RANGE_MS,
+            "{version}: the database was not empty: {scores:?}"
+        );
+        let trained = |at: &support::stack::Addresses| {
+            at.metric("promforest_training_runs_total", &[("outcome", "trained")])
+        };
+        let so_far = trained(&stack.at).expect("a training");
+        stack.wait("a model after it", Duration::from_secs(60), |at| match trained(at)? > so_far {
+            true => Ok(()),
+            false => Err("none yet".into()),
+        });
+        let later = stack.metric("promforest_model_training_rows", &[]);
+        assert!(later > rows, "{version}: a model of {rows} rows, then one of {later}");
+        let (status, text) = stack.at.ready().expect("promforest answers");
+        assert_eq!((status, &*text), (200, "node_network: 1 of 1 groups have a model"), "{version}");
+    });
+}
+
+/// Another queue begins where the one before has ended, or a little before or after: every scrape still has its score.
+#[test]
+fn f16_another_configuration_of_prometheus_leaves_no_gap() {
+    each_version(|version| {
+        let mut stack = Stack::with_scores(version);
+        let path = stack.dir.path().join("prometheus.yml");
+        let config = fs::read_to_string(&path).expect("its configuration");
+        for deadline in ["2s", "1500ms", "1s"] {
+            let other =
+                config.replace("batch_send_deadline: 1s", &format!("batch_send_deadline: {deadline}"));
+            fs::write(&path, other).expect("the directory is ours");
+            stack.prometheus.as_ref().expect("it runs").signal("HUP");
+            let now = now_ms();
+            stack.wait_for_score_at(now + 4_000);
+        }
+        stack.wait("every scrape has a score", SOON, |at| {
+            let scores = at.scores()?.timestamps();
+            let scrapes = at.stored(r#"node_network_receive_bytes_total{device="lo"}"#)?.timestamps();
+            let last = scores[scores.len() - 1];
+            let lacking: Vec<i64> = scrapes
+                .into_iter()
+                .filter(|scrape| (scores[0]..=last).contains(scrape) && !scores.contains(scrape))
+                .collect();
+            if lacking.is_empty() { Ok(()) } else { Err(format!("{lacking:?} are lacking")) }
+        });
+        stack.check_scores(RANGE_MS);
+        stack.check_nothing_lost();
+    });
+}
