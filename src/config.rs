@@ -222,7 +222,7 @@ fn detector(mut section: Section<'_, '_>, scrape_interval: Duration) -> Detector
             if !is_name(&label) {
                 item.refuse(format!("{label:?} is no label name: use letters, digits and _"));
             }
-            if ["__name__", "detector"].contains(&label.as_str()) {
+            if ["__name__", "detector", "model", "metric", "reason"].contains(&label.as_str()) {
                 item.refuse(format!("{label:?} cannot tell groups apart: it is a label of the outputs' own"));
             } else if by.contains(&label) {
                 item.refuse(format!("{label:?} is there twice"));

@@ -568,7 +568,7 @@ async fn a_get_follows_where_it_is_sent() {
 }
 
 #[tokio::test]
-async fn a_post_is_repeated_or_fails_and_never_becomes_a_get() {
+async fn b85_a_post_is_repeated_or_fails_and_never_becomes_a_get() {
     let server = Server::start(None, |_, seen| match seen.line.as_str() {
         "POST /307" => redirect(307, "/there"),
         "PUT /308" => redirect(308, "/there"),
@@ -601,7 +601,7 @@ async fn a_post_is_repeated_or_fails_and_never_becomes_a_get() {
 }
 
 #[tokio::test]
-async fn another_host_gets_no_credentials() {
+async fn b85_another_host_gets_no_credentials() {
     let stranger = Server::fine(None).await;
     let there = stranger.url("http", "localhost", "/there");
     let back = stranger.url("http", "127.0.0.1", "/back");

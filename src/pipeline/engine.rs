@@ -4,17 +4,19 @@
 //! a request does is done when the next one begins. It never waits: what is slow (the network, a
 //! fit) is other threads' work, and comes back as a command.
 
-use super::group::{Event, RowState};
+use super::group::{Event, Group, RowState};
 use super::groups::Groups;
 use super::keeper::Place;
 use super::metrics::Metrics;
+use super::outputs::Ends;
 use crate::config::Config;
 use crate::features::counter;
 use crate::ingest::{self, Dropped, Received, Written};
 use crate::models::Deployed;
 use crate::prom::duration::{self, now_ms};
 use crate::prom::wire::{self, Kind, Reason as Refusal, Version, snappy};
-use crate::publish::{self, Batch, Position};
+use crate::prom::{Labels, Sample};
+use crate::publish::{self, Batch, Lost, Position, Series};
 use crate::series::{Code, Entry, Ignored, Index};
 use crate::train::trainer::{Before, Job, Learned, Reason};
 use crate::window::{Push, Voice};
@@ -102,6 +104,8 @@ struct TargetState {
     bell: Arc<Notify>,
     /// Where the last batch ended: the next one begins after it, so that every group has its turn.
     last: u32,
+    /// What groups that are gone have left open.
+    ends: Ends,
 }
 
 /// See the [module](self).
@@ -302,8 +306,17 @@ impl Engine {
     fn next_batch(&mut self, target: usize, max_samples: usize, now_ms: i64) -> Option<Batch> {
         let state = self.targets.get_mut(target)?;
         let to_ms = now_ms + PUBLISH_AHEAD_MS;
-        let mut room = max_samples;
         let mut batch = Batch::default();
+        // By themselves: another group may write one of these series anew.
+        let end = |(labels, timestamp_ms): &(Labels, i64)| Series {
+            labels: labels.clone(),
+            samples: vec![Sample::stale(*timestamp_ms)],
+        };
+        batch.series.extend(state.ends.hand_out(to_ms, max_samples).iter().map(end));
+        if !batch.series.is_empty() {
+            return Some(batch);
+        }
+        let mut room = max_samples;
         let after = state.pending.range((Bound::Excluded(state.last), Bound::Unbounded));
         let order: Vec<u32> = after.chain(state.pending.range(..=state.last)).copied().collect();
         for id in order {
@@ -314,6 +327,7 @@ impl Engine {
                 state.pending.remove(&id);
                 continue;
             };
+            self.publish.lose(Lost::Outlived, group.take_outlived(target));
             let samples = group.unpublished(id, target, to_ms, room, &mut batch);
             room -= samples;
             if samples == 0 && group.is_published(target) {
@@ -322,11 +336,19 @@ impl Engine {
             }
             state.last = id;
         }
-        (!batch.series.is_empty()).then_some(batch)
+        for series in &mut batch.series {
+            let Some(end_ms) = state.ends.end_of(&series.labels) else { continue };
+            let before = series.samples.len();
+            series.samples.retain(|sample| sample.timestamp_ms > end_ms);
+            self.publish.lose(Lost::OutOfOrder, before - series.samples.len());
+        }
+        batch.series.retain(|series| !series.samples.is_empty());
+        (!batch.positions.is_empty()).then_some(batch)
     }
 
     fn advance(&mut self, target: usize, positions: &[Position]) {
         let Some(state) = self.targets.get_mut(target) else { return };
+        state.ends.advance();
         for position in positions {
             let published = self.groups.get_mut(position.group).is_none_or(|group| {
                 group.advance(target, position.timestamp_ms);
@@ -423,9 +445,12 @@ impl Engine {
         for (id, group) in self.groups.iter_mut() {
             let detector = group.detector.clone();
             let mut tell = teller(&self.metrics, &self.publish, &detector.name);
-            // Rows may have waited for one before them.
-            if group.close_rows(now, &mut tell) && group.score_touched(now, &mut tell) {
-                self.metrics.scored(group);
+            if group.close_rows(now, &mut tell) {
+                // Rows may have waited for one before them.
+                if group.score_touched(now, &mut tell) {
+                    self.metrics.scored(group);
+                }
+                // Or everything ends there.
                 ring(&mut self.targets, id);
             }
             if group.take_changed() {
@@ -437,14 +462,15 @@ impl Engine {
             self.tidied = now;
             self.groups.iter().for_each(|group| self.metrics.drift(group));
             let (gone, look_again) = self.groups.tidy(now);
-            gone.iter().for_each(|group| self.metrics.forget(group));
+            let kept: Vec<_> = (0..self.targets.len()).map(Some).collect();
+            gone.iter().for_each(|group| self.bury(group, &kept, now_ms()));
             if look_again {
                 self.index.clear();
             }
         }
         self.metrics.series(self.index.len());
         for state in &self.targets {
-            if !state.pending.is_empty() {
+            if !state.pending.is_empty() || state.ends.are_waiting() {
                 state.bell.notify_one();
             }
         }
@@ -512,15 +538,36 @@ impl Engine {
     }
 
     fn reload(&mut self, config: Arc<Config>, bells: Vec<Arc<Notify>>) {
-        for group in self.groups.reload(config) {
-            self.metrics.forget(&group);
+        let kept = self.groups.kept_targets(&config);
+        let before = self.groups.iter().map(Group::waiting).sum::<usize>();
+        let gone = self.groups.reload(config, &kept);
+        let after = self.groups.iter().map(Group::waiting).sum::<usize>();
+        let of_gone = gone.iter().map(Group::waiting).sum::<usize>();
+        // Of targets that are gone; `bury` counts the groups that are.
+        self.publish.lose(Lost::Abandoned, before.saturating_sub(after + of_gone));
+        let mut old = std::mem::replace(&mut self.targets, targets(bells));
+        for (state, kept) in self.targets.iter_mut().zip(&kept) {
+            state.ends = kept.map(|kept| old[kept].ends.taken_over()).unwrap_or_default();
         }
+        gone.iter().for_each(|group| self.bury(group, &kept, now_ms()));
         self.index.clear();
-        self.targets = targets(bells);
         let ids: Vec<u32> = self.groups.iter_mut().map(|(id, _)| id).collect();
         for state in &mut self.targets {
             state.pending.extend(&ids);
+            state.bell.notify_one();
         }
+    }
+
+    /// Ends what a group that is gone has written, and counts what it has not. Each target is one that the group
+    /// knew by this number, or a new one.
+    fn bury(&mut self, group: &Group, kept: &[Option<usize>], now_ms: i64) {
+        for (state, kept) in self.targets.iter_mut().zip(kept) {
+            let Some(kept) = kept else { continue };
+            let (series, last_ms) = group.left_open(*kept);
+            state.ends.add(series, last_ms, now_ms);
+        }
+        self.publish.lose(Lost::Abandoned, group.waiting());
+        self.metrics.forget(group);
     }
 }
 
@@ -566,7 +613,8 @@ fn out_of_time(series: &wire::Series<'_>, timestamp_ms: i64, now_ms: i64) -> Str
 }
 
 fn targets(bells: Vec<Arc<Notify>>) -> Vec<TargetState> {
-    bells.into_iter().map(|bell| TargetState { pending: BTreeSet::new(), bell, last: u32::MAX }).collect()
+    let state = |bell| TargetState { pending: BTreeSet::new(), bell, last: u32::MAX, ends: Ends::default() };
+    bells.into_iter().map(state).collect()
 }
 
 fn ring(targets: &mut [TargetState], id: u32) {

@@ -2,12 +2,13 @@
 
 use super::drift::Drift;
 use super::keeper::Place;
+use super::outputs::{self, Cursor, Output, Rows};
 use super::schedule::Schedule;
 use super::serving::{Cause, Serving};
 use crate::config::Detector;
 use crate::features::{Reader, Row, Schema, counter};
-use crate::models::{Card, Deployed, Model, registry};
-use crate::prom::{Labels, METRIC_NAME, Sample, duration};
+use crate::models::{Card, Deployed, Model};
+use crate::prom::{Labels, Sample, duration};
 use crate::publish::{self, Lost, Position, Series};
 use crate::train::rows;
 use crate::train::trainer::{Before, Reason};
@@ -51,15 +52,6 @@ pub enum Event {
     NotFinite,
 }
 
-/// Where a target is in this group's scores.
-#[derive(Clone, Copy, Debug)]
-struct Cursor {
-    /// Rows up to here are dealt with.
-    done_ms: i64,
-    /// Rows up to here were handed out: a score that comes later and is older is lost.
-    handed_out_ms: i64,
-}
-
 /// One group of a detector.
 pub struct Group {
     /// The detector.
@@ -83,6 +75,8 @@ pub struct Group {
     /// Timestamps at which incidents of the last day began.
     incidents: VecDeque<i64>,
     is_incident: bool,
+    /// Timestamps of rows at which everything ended, and when they were closed.
+    ended: BTreeMap<i64, Instant>,
     cursors: Vec<Cursor>,
     /// Rows up to here were scored and written before this process began.
     written_to_ms: i64,
@@ -114,7 +108,8 @@ impl Group {
             causes: VecDeque::new(),
             incidents: VecDeque::new(),
             is_incident: false,
-            cursors: vec![Cursor { done_ms: i64::MIN, handed_out_ms: i64::MIN }; n_targets],
+            ended: BTreeMap::new(),
+            cursors: vec![Cursor::after(i64::MIN); n_targets],
             written_to_ms: i64::MIN,
             newest_scored: None,
             missing: 0,
@@ -301,9 +296,11 @@ impl Group {
         } else {
             Lost::Revised
         };
-        for cursor in &self.cursors {
+        for cursor in &mut self.cursors {
             if timestamp_ms <= cursor.handed_out_ms {
                 tell(Event::Lost(lost, samples_of(&new)));
+            } else if old.is_none() {
+                cursor.waiting += samples_of(&new);
             }
         }
         if self.newest_scored.is_none_or(|(newest_ms, _)| newest_ms < timestamp_ms) {
@@ -319,6 +316,7 @@ impl Group {
         while self.causes.front().is_some_and(|(then, _)| *then <= start_ms) {
             self.causes.pop_front();
         }
+        self.ended.retain(|then, _| *then > start_ms);
         if !causes.is_empty() || self.causes.back().is_some_and(|(_, before)| !before.is_empty()) {
             self.causes.push_back((timestamp_ms, causes));
         }
@@ -377,6 +375,9 @@ impl Group {
                         // Samples of features that the model does not have.
                         continue;
                     }
+                    let (after_ms, to_ms) = schema.grid.bounds(key);
+                    let newest_ms = self.window.timestamps(after_ms, to_ms).last();
+                    self.ended.extend(newest_ms.map(|newest_ms| (newest_ms, now)));
                     RowState::Ended
                 }
                 Row::Missing(missing) => {
@@ -627,8 +628,8 @@ impl Group {
 
     // Publishing
 
-    /// Appends the scores beyond a target's cursor, at most `max_samples` of them and none after
-    /// `to_ms`. Returns the number of samples.
+    /// Appends the scores beyond a target's cursor, and the ends of series that stop, at most `max_samples` of
+    /// them and none after `to_ms`. Returns the number of samples.
     pub fn unpublished(
         &mut self,
         id: u32,
@@ -637,87 +638,114 @@ impl Group {
         max_samples: usize,
         batch: &mut publish::Batch,
     ) -> usize {
-        let cursor = &mut self.cursors[target];
+        let cursor = &self.cursors[target];
         let done_ms = cursor.done_ms;
         // A challenger may speak too, or have done so when these rows came; an incident has causes.
-        let is_challenged = self.window.scores(Voice::Challenger, done_ms, to_ms).next().is_some();
-        let has_causes = self.causes.back().is_some_and(|(newest_ms, _)| *newest_ms > done_ms);
-        let samples_of_a_row = if is_challenged || has_causes {
-            publish::SAMPLES_OF_A_ROW
-        } else {
-            self.window
-                .scores(Voice::Champion, done_ms, to_ms)
-                .next()
-                .map_or(1, |(_, score)| samples_of(&score))
-        };
-        let max_rows = max_samples / samples_of_a_row;
-        let rows: Vec<(i64, Score)> =
-            self.window.scores(Voice::Champion, done_ms, to_ms).take(max_rows).collect();
-        let (Some((newest_ms, _)), Some((_, received))) = (rows.last(), self.newest_scored) else { return 0 };
-        cursor.handed_out_ms = *newest_ms;
-        let first_ms = rows.first().map_or(*newest_ms, |(first_ms, _)| *first_ms);
-        let challenger: Vec<(i64, Score)> =
-            self.window.scores(Voice::Challenger, first_ms - 1, *newest_ms).collect();
-        let decision = self.labels.with(METRIC_NAME, &self.detector.decision_metric());
-        let of_detector = self.labels.with("detector", &self.detector.name);
-        let score = of_detector.with(METRIC_NAME, "anomaly_score");
-        let first = batch.series.len();
-        for (rows, model) in [(&rows, ""), (&challenger, registry::CHALLENGER)] {
-            // Without a model's name the label is not there.
-            let (decision, score) = (decision.with("model", model), score.with("model", model));
-            batch.add(decision, rows, |score| Some(score.decision));
-            batch.add(score, rows, |score| Some(score.score));
+        let is_plain = cursor.is_plain()
+            && self.window.scores(Voice::Challenger, done_ms, to_ms).next().is_none()
+            && self.causes.back().is_none_or(|(newest_ms, _)| *newest_ms <= done_ms);
+        let samples_of_a_row =
+            if is_plain { outputs::SAMPLES_OF_A_PLAIN_ROW } else { publish::SAMPLES_OF_A_ROW };
+        let rows = self.rows(done_ms, to_ms, max_samples / samples_of_a_row);
+        let Some((newest_ms, newest)) = rows.last_key_value() else { return 0 };
+        let (newest_ms, is_end) = (*newest_ms, newest.is_empty());
+        let series = self.cursors[target].hand_out(&rows);
+        if series.is_empty() {
+            // The end of what was never written.
+            self.advance(target, newest_ms);
+            return 0;
         }
-        let threshold = of_detector.with(METRIC_NAME, "anomaly_threshold");
-        batch.add(threshold, &rows, |score| Some(score.alarm?.threshold));
-        let incident = of_detector.with(METRIC_NAME, "anomaly_incident");
-        batch.add(incident, &rows, |score| Some(f64::from(u8::from(score.alarm?.is_incident))));
-        batch.series.extend(self.contributions(first_ms, *newest_ms));
-        batch.positions.push(Position { group: id, timestamp_ms: *newest_ms, received });
-        batch.series[first..].iter().map(|series| series.samples.len()).sum()
+        let closed = self.ended.get(&newest_ms).filter(|_| is_end).copied();
+        let scored = self.newest_scored.map(|(_, received)| received);
+        let Some(received) = closed.or(scored) else { return 0 };
+        let n_samples = series.values().map(Vec::len).sum();
+        batch.series.extend(series.into_iter().map(|(output, samples)| Series {
+            labels: output.labels(&self.detector, &self.labels),
+            samples,
+        }));
+        batch.positions.push(Position { group: id, timestamp_ms: newest_ms, received });
+        n_samples
     }
 
-    /// What was behind incidents in these rows, with a staleness marker where it is so no more.
-    fn contributions(&self, first_ms: i64, newest_ms: i64) -> impl Iterator<Item = Series> {
-        let mut series: BTreeMap<Labels, Vec<Sample>> = BTreeMap::new();
-        let of_row = |causes: &Vec<Cause>| -> BTreeMap<Labels, f64> {
-            causes.iter().flat_map(|cause| cause.series(&self.detector.name, &self.labels)).collect()
+    /// What the first rows after `after_ms` say.
+    fn rows(&self, after_ms: i64, to_ms: i64, max_rows: usize) -> Rows {
+        let ended = self.ended.keys().filter(|then| (after_ms + 1..=to_ms).contains(*then));
+        let ended = ended.map(|timestamp_ms| (*timestamp_ms, BTreeMap::new()));
+        let scored = self.window.scores(Voice::Champion, after_ms, to_ms).take(max_rows);
+        let scored = scored
+            .map(|(timestamp_ms, score)| (timestamp_ms, Output::of_score(Voice::Champion, &score).collect()));
+        // A late sample may have completed a row that had ended: then the score stays.
+        let mut rows: Rows = ended.chain(scored).collect();
+        while rows.len() > max_rows {
+            rows.pop_last();
+        }
+        let (Some((first_ms, _)), Some((last_ms, _))) = (rows.first_key_value(), rows.last_key_value())
+        else {
+            return rows;
         };
+        let (first_ms, last_ms) = (*first_ms, *last_ms);
+        for (timestamp_ms, score) in self.window.scores(Voice::Challenger, first_ms - 1, last_ms) {
+            if let Some(row) = rows.get_mut(&timestamp_ms) {
+                row.extend(Output::of_score(Voice::Challenger, &score));
+            }
+        }
         let start = self.causes.partition_point(|(then, _)| *then < first_ms);
-        let before = start.checked_sub(1).and_then(|before| self.causes.get(before));
-        let mut alive = before.map(|(_, causes)| of_row(causes)).unwrap_or_default();
-        for (timestamp_ms, causes) in self.causes.range(start..).take_while(|(then, _)| *then <= newest_ms) {
-            let timestamp_ms = *timestamp_ms;
-            let now = of_row(causes);
-            for gone in alive.keys().filter(|labels| !now.contains_key(*labels)) {
-                series.entry(gone.clone()).or_default().push(Sample::stale(timestamp_ms));
+        for (timestamp_ms, causes) in self.causes.range(start..).take_while(|(then, _)| *then <= last_ms) {
+            if let Some(row) = rows.get_mut(timestamp_ms) {
+                let of_cause = |cause| Output::of_cause(cause, &self.detector.name, &self.labels);
+                row.extend(causes.iter().flat_map(of_cause));
             }
-            for (labels, value) in &now {
-                series.entry(labels.clone()).or_default().push(Sample { timestamp_ms, value: *value });
-            }
-            alive = now;
         }
-        series.into_iter().map(|(labels, samples)| Series { labels, samples })
+        rows
     }
 
-    /// Has this target all scores?
+    /// Samples that left the window before this target had them, since the last call.
+    pub fn take_outlived(&mut self, target: usize) -> usize {
+        let cursor = &mut self.cursors[target];
+        if cursor.waiting == 0 || cursor.done_ms >= self.window.start_ms() {
+            return 0;
+        }
+        let here = self.window.scores(Voice::Champion, cursor.done_ms, i64::MAX);
+        let here = here.map(|(_, score)| samples_of(&score)).sum();
+        let outlived = cursor.waiting.saturating_sub(here);
+        cursor.waiting -= outlived;
+        outlived
+    }
+
+    /// Has this target all scores, and all ends?
     pub fn is_published(&self, target: usize) -> bool {
-        self.newest_scored_ms().is_none_or(|newest_ms| newest_ms <= self.cursors[target].done_ms)
+        let ended_ms = self.ended.keys().next_back().copied();
+        self.newest_scored_ms()
+            .max(ended_ms)
+            .is_none_or(|newest_ms| newest_ms <= self.cursors[target].done_ms)
     }
 
     /// Moves a target's cursor.
     pub fn advance(&mut self, target: usize, timestamp_ms: i64) {
         if let Some(cursor) = self.cursors.get_mut(target) {
-            cursor.done_ms = cursor.done_ms.max(timestamp_ms);
+            cursor.advance(timestamp_ms);
         }
+        let done_ms = self.cursors.iter().map(|cursor| cursor.done_ms).min().unwrap_or(i64::MAX);
+        self.ended.retain(|then, _| *then > done_ms);
+    }
+
+    /// The series that a target may have and that nobody ends when the group goes, and the time of its last row.
+    pub fn left_open(&self, target: usize) -> (impl Iterator<Item = Labels>, i64) {
+        let cursor = &self.cursors[target];
+        (cursor.open().map(|output| output.labels(&self.detector, &self.labels)), cursor.handed_out_ms)
+    }
+
+    /// Samples that targets wait for.
+    pub fn waiting(&self) -> usize {
+        self.cursors.iter().map(|cursor| cursor.waiting).sum()
     }
 
     /// Works for other targets: each was this one before, or is new. A new one begins at the newest
     /// score: what is older was the others'.
     pub fn retarget(&mut self, kept: &[Option<usize>]) {
-        let newest_ms = self.newest_scored_ms().unwrap_or(i64::MIN);
-        let new = Cursor { done_ms: newest_ms, handed_out_ms: newest_ms };
-        self.cursors = kept.iter().map(|old| old.map_or(new, |old| self.cursors[old])).collect();
+        let new = Cursor::after(self.newest_scored_ms().unwrap_or(i64::MIN));
+        let cursor = |old: &Option<usize>| old.map_or_else(|| new.clone(), |old| self.cursors[old].clone());
+        self.cursors = kept.iter().map(cursor).collect();
     }
 
     /// The live samples, for a look from outside.

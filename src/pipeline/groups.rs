@@ -182,13 +182,16 @@ impl Groups {
         (gone, changed)
     }
 
-    /// Puts another configuration into force. Groups of a detector that did not change stay as they
-    /// are; the others go, and are returned.
-    pub fn reload(&mut self, config: Arc<Config>) -> Vec<Group> {
+    /// For each target of another configuration, the one of this that it is: the same URL is the same target,
+    /// whatever else changed.
+    pub fn kept_targets(&self, config: &Config) -> Vec<Option<usize>> {
         let old = &self.config.remote_write;
-        // The same URL is the same target, whatever else changed.
-        let kept: Vec<Option<usize>> =
-            config.remote_write.iter().map(|new| old.iter().position(|old| old.url == new.url)).collect();
+        config.remote_write.iter().map(|new| old.iter().position(|old| old.url == new.url)).collect()
+    }
+
+    /// Puts another configuration into force, with these targets kept. Groups of a detector that did not change
+    /// stay as they are; the others go, and are returned.
+    pub fn reload(&mut self, config: Arc<Config>, kept: &[Option<usize>]) -> Vec<Group> {
         let mut gone = Vec::new();
         let mut next = Self { next_id: self.next_id, ..Self::new(config) };
         for (_, mut group) in std::mem::take(&mut self.all) {
@@ -197,7 +200,7 @@ impl Groups {
                 continue;
             };
             group.detector = next.config.detectors[index].clone();
-            group.retarget(&kept);
+            group.retarget(kept);
             // A training under way would report to the old number.
             group.defer_training();
             next.watched += group.n_columns();

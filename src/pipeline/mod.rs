@@ -6,6 +6,7 @@ mod group;
 mod groups;
 mod keeper;
 pub mod metrics;
+mod outputs;
 mod routes;
 pub mod schedule;
 mod serving;

@@ -10,7 +10,6 @@ pub mod sender;
 use crate::http::client::Url;
 use crate::http::config::ClientConfig;
 use crate::prom::{Labels, Sample, duration};
-use crate::window::Score;
 use crate::yaml::{Node, Section};
 use message::Message;
 use prometheus_client::metrics::counter::Counter;
@@ -126,19 +125,6 @@ pub struct Batch {
     pub series: Vec<Series>,
     /// Where the cursor will stand once the batch is dealt with.
     pub positions: Vec<Position>,
-}
-
-impl Batch {
-    /// Adds a series of what some rows have a value of, if any has.
-    pub fn add(&mut self, labels: Labels, rows: &[(i64, Score)], value: impl Fn(&Score) -> Option<f64>) {
-        let sample = |(timestamp_ms, score): &(i64, Score)| {
-            Some(Sample { timestamp_ms: *timestamp_ms, value: value(score)? })
-        };
-        let samples: Vec<Sample> = rows.iter().filter_map(sample).collect();
-        if !samples.is_empty() {
-            self.series.push(Series { labels, samples });
-        }
-    }
 }
 
 /// The cursor in one group.

@@ -48,7 +48,7 @@ pub enum Push {
 }
 
 /// Whose score it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Voice {
     /// The model in service.
     Champion,

@@ -312,11 +312,11 @@ fn batches_keep_their_size_after_a_challenger_has_left() {
         sizes.push(batch.series.iter().map(|series| series.samples.len()).sum::<usize>());
         bench.engine.advance(0, &batch.positions);
     }
-    assert_eq!(sizes, [8, 8, 8, 2]);
+    assert_eq!(sizes, [8, 8, 8, 4], "at last two scores, and the ends of the challenger's series");
 }
 
 #[test]
-fn scores_from_the_future_wait() {
+fn f19_scores_from_the_future_wait() {
     let mut bench = serving();
     scrape(&mut bench, 1);
     assert!(bench.engine.next_batch(0, 100, START_MS).is_none());
@@ -551,6 +551,151 @@ detectors:
     assert_eq!(bench.groups().len(), hosts.len() + 1, "a group for every host, and the fleet's");
     let columns = bench.groups().iter().map(|(_, group)| group.n_columns()).max();
     assert_eq!(columns, Some(crate::window::MAX_FEATURES));
+}
+
+// ------------------------------------------------------------------------------------ where series end
+
+/// What a batch says, a line for each series: its name and the samples' seconds, `x` for an end.
+fn said(batch: &Batch) -> Vec<String> {
+    let sample = |sample: &Sample| {
+        let end = if sample.is_stale() { "x" } else { "" };
+        format!(" {}{end}", (sample.timestamp_ms - START_MS) / 1000)
+    };
+    let series = |series: &Series| {
+        let samples: String = series.samples.iter().map(sample).collect();
+        format!("{}{samples}", series.labels.metric_name())
+    };
+    batch.series.iter().map(series).collect()
+}
+
+/// Everything that is there to be written, dealt with.
+fn drain(bench: &mut Bench, target: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    while let Some(batch) = bench.engine.next_batch(target, 100, START_MS * 2) {
+        lines.extend(said(&batch));
+        bench.engine.advance(target, &batch.positions);
+    }
+    lines
+}
+
+fn end(bench: &mut Bench, i: i64) {
+    let at_ms = START_MS + i * 15_000;
+    for device in ["eth0", "lo"] {
+        bench.send(vec![rx(device, &[(at_ms, f64::from_bits(STALE_BITS))])]);
+    }
+    bench.engine.tick(Instant::now() + Duration::from_secs(60));
+}
+
+#[test]
+fn f26_outputs_end_at_the_row_at_which_their_target_ends_and_begin_anew() {
+    let mut bench = serving();
+    scrape(&mut bench, 1);
+    assert_eq!(drain(&mut bench, 0), ["node_network_anomaly 15", "anomaly_score 15"]);
+    end(&mut bench, 2);
+    assert_eq!(drain(&mut bench, 0), ["node_network_anomaly 30x", "anomaly_score 30x"]);
+    end(&mut bench, 3);
+    assert!(drain(&mut bench, 0).is_empty(), "no end twice");
+    (8..=9).for_each(|i| scrape(&mut bench, i));
+    end(&mut bench, 10);
+    let lines = drain(&mut bench, 0);
+    assert_eq!(lines, ["node_network_anomaly 135 150x", "anomaly_score 135 150x"], "in one batch");
+}
+
+#[test]
+fn f26_a_group_that_goes_ends_its_series_after_their_last_sample() {
+    let mut bench = serving();
+    scrape(&mut bench, 1);
+    drain(&mut bench, 0);
+    scrape(&mut bench, 2);
+    let other = Arc::new(Config::parse("detectors: [{name: other, match: [up]}]").expect("valid"));
+    let before_ms = now_ms();
+    bench.engine.reload(other.clone(), vec![Arc::default()]);
+    assert_eq!(
+        bench.metric(r#"remote_write_samples_failed_total{reason="abandoned"}"#),
+        2,
+        "the row after it"
+    );
+    let batch = bench.engine.next_batch(0, 100, now_ms()).expect("ends");
+    assert_eq!((batch.series.len(), batch.positions.len()), (2, 0));
+    for Series { labels, samples } in &batch.series {
+        let [sample] = samples[..] else { panic!("{labels}: {samples:?}") };
+        assert!(sample.is_stale() && (before_ms..=now_ms()).contains(&sample.timestamp_ms), "{labels}");
+    }
+    // A sender that was cut off is asked again, over another reload too.
+    assert_eq!(bench.engine.next_batch(0, 100, now_ms()).expect("not dealt with").series, batch.series);
+    bench.engine.reload(other, vec![Arc::default()]);
+    assert_eq!(bench.engine.next_batch(0, 100, now_ms()).expect("not dealt with").series, batch.series);
+    bench.engine.advance(0, &[]);
+    assert!(bench.engine.next_batch(0, 100, now_ms()).is_none(), "no end twice");
+
+    // Who writes these series anew begins after their ends.
+    bench.engine.reload(Arc::new(Config::default()), vec![Arc::default()]);
+    let now = (now_ms() - START_MS) / 15_000;
+    scrape(&mut bench, now - 11);
+    let labels = bench.groups()[0].1.labels.clone();
+    bench.install(&BTreeMap::from([(labels, two_features())]));
+    [now - 10, now + 2, now + 3].into_iter().for_each(|i| scrape(&mut bench, i));
+    let mut lines = Vec::new();
+    while let Some(batch) = bench.engine.next_batch(0, 100, now_ms() + 60_000) {
+        lines.extend(said(&batch));
+        bench.engine.advance(0, &batch.positions);
+    }
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines.iter().all(|line| line.split(' ').count() == 2), "one sample each: {lines:?}");
+    assert_eq!(bench.metric(r#"remote_write_samples_failed_total{reason="out_of_order"}"#), 2);
+}
+
+#[test]
+fn f26_a_group_that_is_silent_for_long_goes_with_an_end() {
+    let mut bench = serving();
+    scrape(&mut bench, 1);
+    drain(&mut bench, 0);
+    bench.engine.tick(Instant::now() + Duration::from_secs(86_400));
+    assert!(bench.groups().is_empty());
+    let batch = bench.engine.next_batch(0, 100, now_ms()).expect("ends");
+    assert_eq!(batch.series.len(), 2);
+    assert!(batch.series.iter().all(|series| series.samples[0].is_stale()));
+}
+
+#[test]
+fn f10_each_target_has_its_own_cursor_and_its_own_ends() {
+    let two = "remote_write: [{url: 'http://a/'}, {url: 'http://b/'}]";
+    let mut bench = Bench::new(two);
+    scrape(&mut bench, 0);
+    let labels = bench.groups()[0].1.labels.clone();
+    bench.install(&BTreeMap::from([(labels, two_features())]));
+    scrape(&mut bench, 1);
+    assert_eq!(drain(&mut bench, 0), ["node_network_anomaly 15", "anomaly_score 15"]);
+    end(&mut bench, 2);
+    assert_eq!(drain(&mut bench, 0), ["node_network_anomaly 30x", "anomaly_score 30x"]);
+    scrape(&mut bench, 3);
+    drain(&mut bench, 0);
+    assert_eq!(drain(&mut bench, 1), ["node_network_anomaly 15 30x 45", "anomaly_score 15 30x 45"]);
+}
+
+/// Every score is written or counted, also where a target is away for longer than the window reaches.
+#[test]
+fn f9_scores_that_leave_the_window_unwritten_are_counted() {
+    let text = r#"
+detectors:
+  - {name: node_network, match: ['{__name__=~"node_network_receive_bytes_total"}'], transform: rate(1m), window: 5m, training: {minimum: 1m}}
+"#;
+    let mut bench = Bench::new(text);
+    scrape(&mut bench, 0);
+    let labels = bench.groups()[0].1.labels.clone();
+    bench.install(&BTreeMap::from([(labels, two_features())]));
+    (1..=80).for_each(|i| scrape(&mut bench, i));
+    let mut written = 0;
+    while let Some(batch) = bench.engine.next_batch(0, 100, START_MS * 2) {
+        written += batch.series.iter().map(|series| series.samples.len() as u64).sum::<u64>();
+        bench.engine.advance(0, &batch.positions);
+    }
+    let outlived = bench.metric(r#"remote_write_samples_failed_total{reason="outlived"}"#);
+    assert!(outlived > 0 && written > 0, "{written} written, {outlived} outlived");
+    assert_eq!(
+        written + outlived,
+        bench.metric(r#"rows_total{detector="node_network",state="complete"}"#) * 2
+    );
 }
 
 proptest! {
