@@ -16,7 +16,8 @@ fn every_row_names_tests_that_exist() {
         .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
         .collect();
     let numbers: Vec<&str> = rows.iter().map(|row| row[0]).collect();
-    let expected = NUMBERS.iter().flat_map(|(kind, last)| (1..=*last).map(move |number| format!("{kind}{number}")));
+    let expected =
+        NUMBERS.iter().flat_map(|(kind, last)| (1..=*last).map(move |number| format!("{kind}{number}")));
     assert_eq!(numbers, expected.collect::<Vec<_>>(), "the rows of tests/faults.md");
     let mut wrong = Vec::new();
     for row in rows {
@@ -28,7 +29,8 @@ fn every_row_names_tests_that_exist() {
         for test in tests.split("<br>") {
             let named = test.trim_matches('`');
             let exists = named.split_once("::").is_some_and(|(file, function)| {
-                fs::read_to_string(root.join(file)).is_ok_and(|code| code.contains(&format!("fn {function}(")))
+                fs::read_to_string(root.join(file))
+                    .is_ok_and(|code| code.contains(&format!("fn {function}(")))
             });
             if !exists {
                 wrong.push(format!("{number} ({what}): there is no {test}"));

@@ -28,6 +28,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "snappy", run: wire::snappy, seeds: wire::bodies },
     Target { name: "write_v1", run: wire::write_v1, seeds: wire::messages },
     Target { name: "write_v2", run: wire::write_v2, seeds: wire::messages_v2 },
+    Target { name: "xor", run: wire::xor, seeds: wire::chunks },
     Target { name: "read_response", run: wire::read_response, seeds: wire::answers },
     Target { name: "receiver", run: receiver::receiver, seeds: receiver::stories },
     Target { name: "model_folder", run: models::folder, seeds: models::folders },

@@ -1,6 +1,6 @@
 //! The bytes of remote write and remote read.
 
-use promforest::history;
+use promforest::history::{self, xor};
 use promforest::prom::proto::{self, v2};
 use promforest::prom::wire::{
     Counts, InvalidSeries, Kind, MAX_LABELS, MAX_NAME_BYTES, MAX_VALUE_BYTES, Malformed, Request, Scratch,
@@ -124,6 +124,13 @@ pub fn read_response(data: &[u8]) {
     }
 }
 
+/// A chunk is read as by the decoder that takes one bit after another.
+pub fn xor(data: &[u8]) {
+    let mut samples = Vec::new();
+    let ours = xor::decode(data, &mut samples);
+    assert_eq!(ours.map(|()| samples), xor::plain::decode(data));
+}
+
 /// Bodies of write requests.
 pub fn bodies() -> Vec<Vec<u8>> {
     super::files("captures/remote-write", ".snappy")
@@ -159,6 +166,20 @@ pub fn messages_v2() -> Vec<Vec<u8>> {
         v2::Request { symbols, timeseries }.encode_to_vec()
     };
     messages().into_iter().map(translate).collect()
+}
+
+/// Chunks of several shapes: one sample, steady ones, a staleness marker, every width of a timestamp's change.
+pub fn chunks() -> Vec<Vec<u8>> {
+    let chunks = [
+        "000180a0abfef9623ff0000000000000",
+        "000380a0abfef9623ff00000000000009875c25fff6c06",
+        "000480a0abfef9623ff8000000000000987530fd002000000000000a8010000000000004",
+        "0003003ff000000000000001c004000000000000000a8000000000000001",
+        "0011000000000000000000a08d0614000a00161000b78001a0000d0001708000bbc0001d00000e8000178000000000040000\
+         bfffffffffffe00001e0000020000000000fffffff000000000000",
+    ];
+    let byte = |hex: &str, at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hexadecimal");
+    chunks.iter().map(|hex| (0..hex.len()).step_by(2).map(|at| byte(hex, at)).collect()).collect()
 }
 
 /// The messages of answers of remote read.
