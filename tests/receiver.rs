@@ -1160,7 +1160,7 @@ fn b26_b27_b29_b30_b41_b42_b44_bad_series_of_2_0_cost_themselves() {
     let exemplar = v2::Exemplar { labels_refs: vec![3, 4], value: 1.0, timestamp: now };
     let without_samples = v2::TimeSeries { samples: vec![], ..refs(&[1, 2, 3, 4]) };
     let (labels, no_samples) = ("invalid_labels", "no_samples");
-    let neither = "a series has neither samples nor histograms";
+    let neither = "a series has neither samples nor histograms nor exemplars";
     // The series, what is refused of it, and how many of its samples are written all the same.
     let cases: Vec<(&str, v2::TimeSeries, usize, &str, &str, usize)> = vec![
         ("B26: no metric name", refs(&[3, 4]), 2, labels, r#"series {job="node"} has no metric name"#, 0),
@@ -1196,11 +1196,11 @@ fn b26_b27_b29_b30_b41_b42_b44_bad_series_of_2_0_cost_themselves() {
         ),
         ("B44: nothing", without_samples.clone(), 1, no_samples, neither, 0),
         (
-            "B44: exemplars alone",
-            v2::TimeSeries { exemplars: vec![exemplar], ..without_samples.clone() },
+            "B44: exemplars alone, and no name",
+            v2::TimeSeries { exemplars: vec![exemplar], labels_refs: vec![3, 4], ..without_samples.clone() },
             1,
-            no_samples,
-            neither,
+            labels,
+            r#"series {job="node"} has no metric name"#,
             0,
         ),
         (
@@ -1448,6 +1448,12 @@ fn b48_exemplars_are_counted() {
     );
     write("odd", v2::Exemplar { labels_refs: vec![1], ..plain }, 400, 1);
     assert_eq!(program.counts().ignored("exemplar"), 8.0);
+
+    // Prometheus sends them as series of their own.
+    let mut symbols = Symbols::new();
+    let alone =
+        v2::TimeSeries { exemplars: vec![v2::Exemplar::default()], ..symbols.watched("nothing_else", &[]) };
+    told("B44: alone", &program.write_v2(&symbols.request(vec![alone])), 204, [0, 0, 1]);
 
     // In 1.0 they stand in the series too.
     let v1 = |timestamp: i64| {

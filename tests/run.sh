@@ -42,7 +42,7 @@ printf '%s\n' "$components"
 eval "$components"
 
 begin "Shell scripts"
-scripts=(deploy/quickstart.sh deploy/mlflow/serve.sh tests/components.sh tests/fuzz/run.sh tests/run.sh .ci/run)
+scripts=(deploy/quickstart.sh deploy/mlflow/serve.sh tests/components.sh tests/compliance/receiver.sh tests/fuzz/run.sh tests/run.sh .ci/run)
 if command -v shellcheck >/dev/null; then
     shellcheck "${scripts[@]}"
 else

@@ -219,6 +219,16 @@ impl Engine {
         dropped.add(Dropped::InvalidLabels, request.refused_samples);
         let mut touched = BTreeSet::new();
         for ((series, hash), known) in request.series().zip(request.hashes()).zip(&self.known) {
+            if series.samples.is_empty() {
+                // Exemplars alone: nothing of them is kept, and nothing remembered.
+                match series.labels() {
+                    Ok(_) => written.exemplars += series.exemplars,
+                    Err(error) => {
+                        refused.add(Refusal::Labels, series.exemplars, || crate::yaml::chain(&error));
+                    }
+                }
+                continue;
+            }
             let known = known.filter(|code| match self.index.entry(*code) {
                 Entry::Ignored(_) => true,
                 // A group that is gone comes back under another number.

@@ -70,7 +70,8 @@ pub struct Series<'a> {
     pub kind: Kind,
     /// The samples, in the order of the wire.
     pub samples: &'a [Sample],
-    /// Valid exemplars of the series; of a series that gives several items, at the first.
+    /// Valid exemplars of the series; of a series that gives several items, at the first. There may
+    /// be nothing else in a series.
     pub exemplars: usize,
     labels: LabelFields<'a>,
 }
@@ -126,7 +127,7 @@ pub enum Reason {
     Exemplar,
     /// Metadata refers to symbols that are not there.
     Metadata,
-    /// A series of 2.0 has neither samples nor histograms.
+    /// A series of 2.0 has neither samples nor histograms nor exemplars.
     NoSamples,
 }
 
@@ -410,7 +411,9 @@ impl<'a> Reading<'a> {
             scratch.items.push(item);
             scratch.hashes.push(hash);
         };
-        if scratch.samples.len() > current.first_sample {
+        // Prometheus sends exemplars as series of their own.
+        let is_exemplar = current.exemplars > 0 && scratch.histograms.is_empty();
+        if scratch.samples.len() > current.first_sample || is_exemplar {
             add(Kind::Float, hash, &scratch.samples);
         }
         if !scratch.histograms.is_empty() {
@@ -426,7 +429,9 @@ impl<'a> Reading<'a> {
         let n_samples = self.scratch.samples.len() - current.first_sample;
         let n_histograms = self.scratch.histograms.len();
         self.scratch.samples.truncate(current.first_sample);
-        self.refused.add(Reason::Labels, n_samples + n_histograms, example);
+        // Of a series that is nothing else, its exemplars are what is lost.
+        let count = if n_samples + n_histograms == 0 { current.exemplars } else { n_samples + n_histograms };
+        self.refused.add(Reason::Labels, count, example);
         self.refused_samples += n_samples + 2 * n_histograms;
     }
 }

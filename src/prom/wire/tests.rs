@@ -24,7 +24,8 @@ type ReadItem = (Kind, Result<Pairs, String>, Vec<(i64, u64)>, usize);
 impl Read {
     /// The items of float samples.
     fn floats(&self) -> Vec<(Pairs, Vec<(i64, u64)>)> {
-        let floats = self.items.iter().filter(|(kind, ..)| *kind == Kind::Float);
+        let floats =
+            self.items.iter().filter(|(kind, _, samples, _)| *kind == Kind::Float && !samples.is_empty());
         floats.map(|(_, labels, samples, _)| (labels.clone().expect("valid"), samples.clone())).collect()
     }
 
@@ -328,16 +329,20 @@ fn b42_b44_b48_what_else_of_a_series_of_v2_is_refused() {
         assert_eq!(refused.to_string(), text);
         assert_eq!((n_items, n_exemplars), (2, n_valid), "its samples are kept: {text}");
     }
-    // Neither samples nor histograms, whatever else there is.
+    // Prometheus sends exemplars as series of their own.
+    let exemplars = vec![exemplar(&[1, 2], 1)];
+    let (nothing, n_items, n_exemplars) =
+        refused(proto::v2::TimeSeries { samples: vec![], exemplars, ..refer(&[1, 2]) });
+    assert_eq!((nothing.is_empty(), n_items, n_exemplars), (true, 2, 1));
+    // Neither samples nor histograms nor exemplars.
     for series in [
         proto::v2::TimeSeries { samples: vec![], ..refer(&[1, 2]) },
-        proto::v2::TimeSeries { samples: vec![], exemplars: vec![exemplar(&[1, 2], 1)], ..refer(&[1, 2]) },
         proto::v2::TimeSeries { samples: vec![], metadata: metadata(2, 2), ..refer(&[1, 2]) },
     ] {
         let (refused, n_items, n_exemplars) = refused(series);
         assert_eq!(
             refused.to_string(),
-            "1 no_samples; for example: a series has neither samples nor histograms"
+            "1 no_samples; for example: a series has neither samples nor histograms nor exemplars"
         );
         assert_eq!((n_items, n_exemplars), (1, 0));
     }
@@ -797,7 +802,9 @@ fn check_v2(read: &Read, request: &proto::v2::Request) -> Result<(), TestCaseErr
         .collect();
     prop_assert_eq!(read.floats(), expected);
     prop_assert_eq!(read.histograms(), expected_histograms(valid.iter().map(|s| &s.histograms)));
-    let is_empty = |s: &&proto::v2::TimeSeries| s.samples.is_empty() && s.histograms.is_empty();
+    let is_empty = |s: &&proto::v2::TimeSeries| {
+        s.samples.is_empty() && s.histograms.is_empty() && s.exemplars.is_empty()
+    };
     prop_assert_eq!(read.refused.of(Reason::NoSamples), request.timeseries.iter().filter(is_empty).count());
     let exemplars = || request.timeseries.iter().flat_map(|s| &s.exemplars);
     prop_assert_eq!(read.counts.exemplars, exemplars().count());

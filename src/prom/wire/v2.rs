@@ -76,7 +76,7 @@ pub fn read(reading: &mut Reading<'_>) -> Result<(), Malformed> {
 fn series(reading: &mut Reading<'_>, message: &[u8], end: usize) -> Result<(), Malformed> {
     let n_symbols = reading.scratch.symbols.len();
     let mut current = reading.begin()?;
-    let n_histograms = reading.counts.histograms;
+    let (n_histograms, n_exemplars) = (reading.counts.histograms, reading.counts.exemplars);
     let mut references = References::default();
     let mut fields = Reader::new(message);
     while !fields.is_empty() {
@@ -112,10 +112,11 @@ fn series(reading: &mut Reading<'_>, message: &[u8], end: usize) -> Result<(), M
             (_, wire_type) => fields.skip(wire_type)?,
         }
     }
-    let is_empty =
-        current.first_sample == reading.scratch.samples.len() && reading.counts.histograms == n_histograms;
+    let is_empty = current.first_sample == reading.scratch.samples.len()
+        && (reading.counts.histograms, reading.counts.exemplars) == (n_histograms, n_exemplars);
     if is_empty {
-        reading.refused.add(Reason::NoSamples, 1, || "a series has neither samples nor histograms".into());
+        let example = || "a series has neither samples nor histograms nor exemplars".into();
+        reading.refused.add(Reason::NoSamples, 1, example);
         return Ok(());
     }
     match references.check(n_symbols) {

@@ -38,7 +38,7 @@ fn read(version: Version, data: &[u8], oracle: &impl Debug) -> Option<(Counts, F
     let mut scratch = Scratch::default();
     match Request::read(version, data, 0, i64::MAX, &mut scratch) {
         Ok(request) => {
-            let floats = request.series().filter(|series| series.kind == Kind::Float);
+            let floats = request.series().filter(|one| one.kind == Kind::Float && !one.samples.is_empty());
             let floats = floats.map(|series| (series.labels(), series.samples.to_vec())).collect();
             Some((request.counts, floats))
         }
