@@ -10,6 +10,7 @@ use super::keeper::Place;
 use super::metrics::Metrics;
 use super::outputs::Ends;
 use crate::config::Config;
+use crate::detect::Detection;
 use crate::features::counter;
 use crate::ingest::{self, Dropped, Received, Written};
 use crate::models::Deployed;
@@ -76,6 +77,8 @@ pub enum Command {
         voice: Voice,
         /// The model; only the challenger's place can be empty.
         deployed: Option<Deployed>,
+        /// What it has become by the rows since its training.
+        advanced: Option<Box<Detection>>,
     },
     /// Look at the clock.
     Tick,
@@ -185,7 +188,9 @@ impl Engine {
                 Command::Places(reply) => {
                     let _ = reply.send(self.groups.iter_mut().map(|(id, group)| group.place(id)).collect());
                 }
-                Command::Deploy { group, voice, deployed } => self.deploy(group, voice, deployed, now),
+                Command::Deploy { group, voice, deployed, advanced } => {
+                    self.deploy(group, voice, deployed, advanced, now)
+                }
                 Command::Tick => self.tick(now),
                 Command::Reload { config, bells, done } => {
                     self.reload(config, bells);
@@ -419,7 +424,14 @@ impl Engine {
 
     /// Puts a model of the registry into its place. One with features that are not there is refused: it
     /// would never see a complete row.
-    fn deploy(&mut self, id: u32, voice: Voice, deployed: Option<Deployed>, now: Instant) {
+    fn deploy(
+        &mut self,
+        id: u32,
+        voice: Voice,
+        deployed: Option<Deployed>,
+        advanced: Option<Box<Detection>>,
+        now: Instant,
+    ) {
         let alias = self.groups.config().registry.alias.clone();
         let Some(group) = self.groups.get_mut(id) else { return };
         let detector = group.detector.clone();
@@ -430,7 +442,7 @@ impl Engine {
                 warn!(component = "models", detector = detector.name, group = %group.labels, model = name, version, feature, "model refused: the group does not have all of its features");
                 self.metrics.refused(&detector.name);
                 if voice == Voice::Challenger {
-                    group.challenge(None);
+                    group.challenge(None, None);
                     self.metrics.models(group, &alias);
                 }
                 return;
@@ -440,13 +452,13 @@ impl Engine {
         match (voice, deployed) {
             (Voice::Champion, Some(deployed)) => {
                 let mut tell = teller(&self.metrics, &self.publish, &detector.name);
-                if group.install(deployed, Before::default(), now, &mut tell) {
+                if group.install(deployed, Before { advanced, ..Before::default() }, now, &mut tell) {
                     self.metrics.scored(group);
                     ring(&mut self.targets, id);
                 }
             }
             (Voice::Champion, None) => {}
-            (Voice::Challenger, deployed) => group.challenge(deployed),
+            (Voice::Challenger, deployed) => group.challenge(deployed, advanced),
         }
         self.metrics.models(group, &alias);
     }

@@ -6,6 +6,7 @@ use super::outputs::{self, Cursor, Output, Rows};
 use super::schedule::Schedule;
 use super::serving::{Cause, Serving};
 use crate::config::Detector;
+use crate::detect::Detection;
 use crate::features::{Reader, Row, Schema, counter};
 use crate::models::{Card, Deployed, Model};
 use crate::prom::{Labels, Sample, duration};
@@ -434,6 +435,7 @@ impl Group {
             labels: self.labels.clone(),
             champion: version(Voice::Champion),
             challenger: version(Voice::Challenger),
+            scored_ms: self.newest_scored_ms(),
         }
     }
 
@@ -564,10 +566,10 @@ impl Group {
     }
 
     /// Scores beside the model in service from now on, or no more.
-    pub fn challenge(&mut self, deployed: Option<Deployed>) {
+    pub fn challenge(&mut self, deployed: Option<Deployed>, advanced: Option<Box<Detection>>) {
         self.changed = true;
         self.challenger = deployed.map(|deployed| {
-            Serving::new(deployed, &self.window, i64::MIN, None, self.detector.alerts.budget)
+            Serving::new(deployed, &self.window, i64::MIN, advanced, self.detector.alerts.budget)
         });
     }
 

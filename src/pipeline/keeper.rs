@@ -10,7 +10,7 @@ use crate::config::Detector;
 use crate::models::registry::{self, Aliases, CHALLENGER, Registry};
 use crate::models::{Deployed, Model};
 use crate::prom::Labels;
-use crate::train::trainer::Outside;
+use crate::train::trainer::{self, Outside, Resting};
 use crate::window::Voice;
 use crate::yaml;
 use prometheus_client::metrics::counter::Counter;
@@ -39,6 +39,8 @@ pub struct Place {
     pub champion: Option<Occupant>,
     /// Name and version of the one beside it.
     pub challenger: Option<Occupant>,
+    /// Timestamp of the newest scored row, if there is one.
+    pub scored_ms: Option<i64>,
 }
 
 /// What the keeper counts.
@@ -69,6 +71,7 @@ pub struct Keeper {
     metrics: Metrics,
     /// What each group was offered last and had then, by detector, labels and voice.
     offered: HashMap<(String, Labels, Voice), (Target, Option<Occupant>)>,
+    resting: Resting,
     was_up: bool,
 }
 
@@ -79,7 +82,7 @@ impl Keeper {
         outside: watch::Receiver<Arc<Outside>>,
         metrics: Metrics,
     ) -> Self {
-        Self { engine, outside, metrics, offered: HashMap::new(), was_up: true }
+        Self { engine, outside, metrics, offered: HashMap::new(), resting: Resting::default(), was_up: true }
     }
 
     /// Looks at the registry again and again, until the engine is gone.
@@ -163,7 +166,8 @@ impl Keeper {
         let Some(target) = registry::of_group(aliases, &model, &own, alias) else {
             self.offered.remove(&key);
             if voice == Voice::Challenger && current.is_some() {
-                self.send(Command::Deploy { group: place.group, voice, deployed: None }).await;
+                let nothing = Command::Deploy { group: place.group, voice, deployed: None, advanced: None };
+                self.send(nothing).await;
             }
             return Ok(());
         };
@@ -197,8 +201,16 @@ impl Keeper {
             warn!(component = "models", detector = detector.name, group = %place.labels, model = name, version, "model refused: it is another group's, or the window is too short for it");
             return Ok(());
         }
+        // Rows after the newest scored one are for the group to score.
+        let advanced = match place.scored_ms {
+            Some(to_ms) => {
+                let Self { resting, .. } = self;
+                trainer::advanced(outside, resting, detector, &place.labels, &model, to_ms).await
+            }
+            None => None,
+        };
         let deployed = Some(Deployed { model, name, version: Some(version) });
-        self.send(Command::Deploy { group: place.group, voice, deployed }).await;
+        self.send(Command::Deploy { group: place.group, voice, deployed, advanced }).await;
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use crate::forest;
 use crate::history::{Series, Source};
 use crate::http::client::Url;
 use crate::models::registry::{self, Registry};
-use crate::models::{Card, Deployed};
+use crate::models::{Card, Deployed, Model};
 use crate::prom::matcher::Matcher;
 use crate::prom::{Labels, duration};
 use crate::report::training::Verdict;
@@ -147,7 +147,7 @@ pub async fn run<F: Future<Output = ()>>(
 
 /// What did not answer, until when it is left alone: what hangs would hold up the trainings of all groups.
 #[derive(Default)]
-struct Resting {
+pub struct Resting {
     sources: Vec<(Url, Instant)>,
     registry: Option<Instant>,
 }
@@ -189,10 +189,8 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
     match kept {
         Kept::Model(deployed) => {
             let reach_ms = deployed.model.schema.transform.reach_ms();
-            let trained_ms = replay::newest_ms(&deployed.model).map_or(now_ms, |newest_ms| {
-                newest_ms.max(now_ms - duration::millis(detector.training.history))
-            });
-            let range = (trained_ms.min(now_ms - BACKFILL_MS) - reach_ms, now_ms);
+            let since_ms = unseen_since(&deployed.model, &detector, now_ms).min(now_ms - BACKFILL_MS);
+            let range = (since_ms - reach_ms, now_ms);
             let read = read_past(&outside.sources, &detector, &group, &job.labels, range, resting).await;
             let past = read.unwrap_or_else(|(past, _)| past);
             let written_to_ms = written_to(outside, resting, &detector, &group, now_ms).await;
@@ -296,6 +294,31 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
     let deployed = Deployed { model: Arc::new(model), name, version };
     let seconds = started.elapsed().as_secs_f64();
     Ok(Learned::Model { deployed, fitted: true, before, seconds })
+}
+
+/// The model after the rows of a group since its training, up to `to_ms`, as far as remote read knows them:
+/// one that is chosen goes on as if it had served all the while. `None` for a model that judges every row alone.
+pub async fn advanced(
+    outside: &Outside,
+    resting: &mut Resting,
+    detector: &Detector,
+    labels: &Labels,
+    model: &Model,
+    to_ms: i64,
+) -> Option<Box<Detection>> {
+    replay::newest_ms(model)?;
+    let since_ms = unseen_since(model, detector, to_ms);
+    let range = (since_ms - model.schema.transform.reach_ms(), to_ms);
+    resting.wake(Instant::now());
+    let group = past::of_group(detector, labels);
+    let read = read_past(&outside.sources, detector, &group, labels, range, resting).await;
+    replay::advance(model, &read.unwrap_or_else(|(past, _)| past), to_ms)
+}
+
+/// From when on a model has to see rows to be up to date at `to_ms`; history counts for no longer than training's.
+fn unseen_since(model: &Model, detector: &Detector, to_ms: i64) -> i64 {
+    let longest_ms = to_ms.saturating_sub(duration::millis(detector.training.history));
+    replay::newest_ms(model).map_or(to_ms, |newest_ms| newest_ms.max(longest_ms))
 }
 
 /// The model that the registry holds for a group, if the group has its features.

@@ -303,9 +303,9 @@ fn batches_keep_their_size_and_give_every_group_its_turn() {
 #[test]
 fn batches_keep_their_size_after_a_challenger_has_left() {
     let mut bench = serving();
-    bench.groups()[0].1.challenge(Some(deployed(&two_features())));
+    bench.groups()[0].1.challenge(Some(deployed(&two_features())), None);
     (1..=6).for_each(|i| scrape(&mut bench, i));
-    bench.groups()[0].1.challenge(None);
+    bench.groups()[0].1.challenge(None, None);
     scrape(&mut bench, 7);
     let mut sizes = Vec::new();
     while let Some(batch) = bench.engine.next_batch(0, 2 * publish::SAMPLES_OF_A_ROW, START_MS * 2) {
