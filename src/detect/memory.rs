@@ -1,5 +1,6 @@
 //! What a metric did just now, beside what it usually does: three columns of each.
 
+use super::habits::Habits;
 use super::profile::Profile;
 use std::collections::VecDeque;
 
@@ -53,11 +54,12 @@ impl Reach {
     }
 }
 
-/// The state of a group: a profile a metric, and the rows of the last minutes.
+/// The state of a group: a profile a metric, habits, and the rows of the last minutes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Memory {
     reach: Reach,
     profiles: Vec<Profile>,
+    habits: Habits,
     /// Times and values, shape `[n_metrics]` each, of the rows that columns reach back to.
     rows: VecDeque<(i64, Box<[f32]>)>,
 }
@@ -66,18 +68,28 @@ impl Memory {
     /// Without a row yet.
     pub fn new(n_metrics: usize, reach: Reach) -> Self {
         let profile = Profile::new(reach.interval_ms);
-        Self { reach, profiles: vec![profile; n_metrics], rows: VecDeque::new() }
+        Self {
+            reach,
+            profiles: vec![profile; n_metrics],
+            habits: Habits::new(n_metrics),
+            rows: VecDeque::new(),
+        }
     }
 
     /// A memory from a file: rows are ascending, one finite value for each profile.
-    pub fn restore(reach: Reach, profiles: Vec<Profile>, rows: Vec<(i64, Vec<f32>)>) -> Self {
+    pub fn restore(reach: Reach, profiles: Vec<Profile>, habits: Habits, rows: Vec<(i64, Vec<f32>)>) -> Self {
         let rows = rows.into_iter().map(|(timestamp_ms, row)| (timestamp_ms, row.into())).collect();
-        Self { reach, profiles, rows }
+        Self { reach, profiles, habits, rows }
     }
 
     /// The profile of each metric.
     pub fn profiles(&self) -> &[Profile] {
         &self.profiles
+    }
+
+    /// What comes every day at the time of the newest row.
+    pub fn habits(&self) -> &Habits {
+        &self.habits
     }
 
     /// Times and values of the rows that columns reach back to, ascending.
@@ -146,6 +158,7 @@ impl Memory {
             };
             columns.extend([residual as f32, difference, deviation]);
         }
+        self.habits.add(timestamp_ms, &columns);
         columns
     }
 

@@ -1,7 +1,7 @@
 //! Detection: from the values of a group's rows to scores that mean something at 3 a.m.
 //!
 //! ```text
-//! values ─ memory (time of day, difference, deviation) ─ voices (forest, tail) ─ threshold ─ incident
+//! values ─ memory (time of day, difference, deviation, habits) ─ voices (forest, tail) ─ threshold ─ incident
 //! ```
 //!
 //! A plain forest on values sees the daily rhythm and little else. Here every value is compared with what
@@ -11,6 +11,7 @@
 //! the same bits, in training, in a backtest and live.
 
 mod config;
+mod habits;
 mod incident;
 mod memory;
 mod profile;
@@ -172,7 +173,7 @@ impl Detection {
             return None;
         }
         let columns = self.memory.columns(timestamp_ms, values);
-        let verdict = self.voices.judge(values, &columns);
+        let verdict = self.voices.judge(values, &columns, self.memory.habits().usual());
         let threshold = self.threshold.at(timestamp_ms);
         self.threshold.add(timestamp_ms, verdict.raw);
         let expected = self.memory.expected(timestamp_ms);

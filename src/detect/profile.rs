@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 
 const DAY_MS: i64 = 24 * 3_600_000;
 /// Stretches of a day that have a mean of their own: 15 minutes.
-const BUCKETS: usize = 96;
-const BUCKET_MS: i64 = DAY_MS / BUCKETS as i64;
+pub const BUCKETS: usize = 96;
+/// One of them in milliseconds.
+pub const BUCKET_MS: i64 = DAY_MS / BUCKETS as i64;
 /// Weight of the newest day.
 const ALPHA: f64 = 0.3;
 /// A value counts for no more than this many times the usual distance from what was expected: the day after

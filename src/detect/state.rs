@@ -1,5 +1,6 @@
 //! The state of a group between two rows, for files: with it a process goes on where another ended.
 
+use super::habits::Habits;
 use super::memory::{Memory, Reach};
 use super::profile::{self, Profile};
 use super::threshold::{Hour, Threshold};
@@ -14,6 +15,10 @@ const MAX_ROWS: usize = 100_000;
 pub struct State {
     interval_ms: i64,
     profiles: Vec<profile::State>,
+    /// The greatest difference and deviation of each metric in each quarter of four days: the upper halves of
+    /// numbers of 32 bits. None in a file from before there were habits.
+    #[serde(default)]
+    peaks: Vec<u16>,
     /// Timestamp and values of the rows that columns reach back to.
     rows: Vec<(i64, Vec<f32>)>,
     /// Number since the epoch, greatest raw score, and what of it counts, of the hours that are over.
@@ -43,6 +48,7 @@ impl State {
         Self {
             interval_ms: memory.reach().interval_ms(),
             profiles: memory.profiles().iter().map(Profile::state).collect(),
+            peaks: memory.habits().state().to_vec(),
             rows: memory.rows().map(|(timestamp_ms, values)| (*timestamp_ms, values.to_vec())).collect(),
             hours: hours.map(|hour| (hour.number, hour.raw, hour.capped)).collect(),
             current,
@@ -55,7 +61,7 @@ impl State {
     }
 
     pub(super) fn restore(self, budget: f64) -> Result<(Memory, Threshold), InvalidState> {
-        let Self { interval_ms, profiles, rows, hours, current } = self;
+        let Self { interval_ms, profiles, peaks, rows, hours, current } = self;
         let fault =
             |part, value: &dyn ToString, limit: &str| Err(InvalidState::new(part, value.to_string(), limit));
         if interval_ms < 1 {
@@ -85,8 +91,14 @@ impl State {
         if let Some((_, raw, capped)) = all_hours.iter().find(|(_, a, b)| !(a.is_finite() && b.is_finite())) {
             return fault("score of an hour", &format!("{raw}, {capped}"), "finite");
         }
+        let newest_ms = rows.last().map(|(timestamp_ms, _)| *timestamp_ms);
+        let habits = match peaks.is_empty() {
+            true => Habits::new(profiles.len()),
+            false => Habits::restore(profiles.len(), newest_ms, peaks)?,
+        };
         let profiles = profiles.into_iter().map(|state| Profile::restore(interval_ms, state));
-        let memory = Memory::restore(Reach::new(interval_ms), profiles.collect::<Result<_, _>>()?, rows);
+        let profiles = profiles.collect::<Result<_, _>>()?;
+        let memory = Memory::restore(Reach::new(interval_ms), profiles, habits, rows);
         let hours = hours.into_iter().map(|(number, raw, capped)| Hour { number, raw, capped });
         Ok((memory, Threshold::restore(budget, hours.collect(), current)))
     }

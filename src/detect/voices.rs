@@ -23,6 +23,11 @@ const ENOUGH: [usize; ASPECTS] = [256, 8, 8];
 /// Least distance of median and 99 % quantile of a voice: on a group that idles all are alike.
 const LEAST_UNIT: f64 = 0.02;
 
+/// A habit, and what is no more than half above it, counts for so many sigmas to the tail and in explanations:
+/// less than what calls, more than nothing.
+const HABIT_SIGMAS: f64 = 5.0;
+const HABIT_MARGIN: f64 = 1.5;
+
 /// Most metrics that vary: the forest sees each in every aspect, and in what the others do not explain of it.
 const MAX_VARYING: usize = MAX_FEATURES / (ASPECTS + 1);
 
@@ -147,8 +152,8 @@ pub struct Learned {
 /// A row that columns reach back from.
 struct Standard {
     timestamp_ms: i64,
-    /// Each column in sigmas.
-    deviations: Vec<f32>,
+    /// The strongest deviation of each metric.
+    deviations: Vec<Deviation>,
 }
 
 /// Training rows as the forest sees them, before there is one.
@@ -175,10 +180,12 @@ impl Prepared {
         table.check_finite()?;
         let mut memory = Memory::new(n_metrics, Reach::of(timestamps));
         let mut by_row = Vec::with_capacity(n_rows * n_metrics * ASPECTS);
+        let mut habits = Vec::with_capacity(n_rows * n_metrics * (ASPECTS - 1));
         let mut row = vec![0.0; n_metrics];
         for (number, timestamp_ms) in timestamps.iter().enumerate() {
             table.copy_row(number, &mut row);
             by_row.extend(memory.columns(*timestamp_ms, &row));
+            habits.extend_from_slice(memory.habits().usual());
         }
 
         let constant = |metric: &usize| table.column(*metric).iter().all(|v| *v == table.column(*metric)[0]);
@@ -227,14 +234,16 @@ impl Prepared {
         };
 
         let (mut rows, mut by_row_sight) = (Vec::new(), Vec::new());
-        for (number, columns) in by_row.chunks_exact(width).enumerate() {
+        let habits = habits.chunks_exact(n_metrics * (ASPECTS - 1));
+        for (number, (columns, habits)) in by_row.chunks_exact(width).zip(habits).enumerate() {
             // Only what is not known at all may be missing.
             if (0..ASPECTS).any(|aspect| is_known[aspect] && !knows(columns, aspect)) {
                 continue;
             }
             table.copy_row(number, &mut row);
-            let deviations = voices.standardise(columns);
-            by_row_sight.extend(voices.sight(&row, &deviations));
+            let standard = voices.standardise(columns);
+            by_row_sight.extend(voices.sight(&row, &standard));
+            let deviations = voices.strongest(&standard, habits);
             rows.push(Standard { timestamp_ms: timestamps[number], deviations });
         }
         let n_features = voices.width();
@@ -288,7 +297,7 @@ impl Prepared {
             }
         }
         voices.forest = table.map(|table| params.fit(&table, threads)).transpose()?;
-        let tails: Vec<f64> = self.rows.iter().map(|row| tail(&strongest(&row.deviations))).collect();
+        let tails: Vec<f64> = self.rows.iter().map(|row| tail(&row.deviations)).collect();
         voices.forest_level = Level::of(&unseen);
         voices.tail_level = Level::of(&tails);
         let scores = self.rows.iter().zip(unseen.iter().zip(&tails));
@@ -373,14 +382,15 @@ impl Voices {
         self.scales.len() / ASPECTS
     }
 
-    /// Says how unusual a row is: its values, and its columns of the [`Memory`].
+    /// Says how unusual a row is: its values, its columns of the [`Memory`], and what of them is a
+    /// [habit](super::habits).
     ///
     /// # Panics
     /// If there are not as many as in training.
-    pub fn judge(&self, values: &[f32], columns: &[f32]) -> Verdict {
+    pub fn judge(&self, values: &[f32], columns: &[f32], habits: &[f32]) -> Verdict {
         let standard = self.standardise(columns);
         let score_samples = self.forest_score(&self.sight(values, &standard));
-        let mut deviations = strongest(&standard);
+        let mut deviations = self.strongest(&standard, habits);
         let raw = self.mean(-score_samples, tail(&deviations));
         deviations.sort_by(|a, b| b.sigmas.total_cmp(&a.sigmas));
         Verdict { raw, decision: 0.5 + score_samples, deviations }
@@ -431,19 +441,33 @@ impl Voices {
         self.forest.as_ref().map_or(-0.5, |forest| forest.score_samples(sight))
     }
 
+    /// The strongest deviation of each metric, in the order of the metrics.
+    fn strongest(&self, standard: &[f32], habits: &[f32]) -> Vec<Deviation> {
+        let of_metric = |(metric, columns): (usize, &[f32])| {
+            let aspects = columns.iter().zip(Reason::ALL).enumerate();
+            let deviations = aspects.map(|(aspect, (y, reason))| {
+                let habit =
+                    aspect.checked_sub(1).map_or(0.0, |column| habits[metric * (ASPECTS - 1) + column]);
+                let sigmas = self.beyond_habit(metric * ASPECTS + aspect, f64::from(y.abs()), habit);
+                Deviation { metric, reason, sigmas }
+            });
+            deviations.reduce(|a, b| if b.sigmas > a.sigmas { b } else { a }).expect("a metric has columns")
+        };
+        standard.chunks_exact(ASPECTS).enumerate().map(of_metric).collect()
+    }
+
+    /// How far a column deviates, in sigmas, where the same every day counts for little.
+    fn beyond_habit(&self, column: usize, sigmas: f64, habit: f32) -> f64 {
+        let usual = match &self.scales[column] {
+            Some(scale) if habit > 0.0 => HABIT_MARGIN * f64::from(scale.apply(habit)),
+            _ => 0.0,
+        };
+        if sigmas <= usual { sigmas.min(HABIT_SIGMAS) } else { sigmas }
+    }
+
     fn mean(&self, forest: f64, tail: f64) -> f64 {
         0.5 * (self.forest_level.apply(forest) + self.tail_level.apply(tail))
     }
-}
-
-/// The strongest deviation of each metric, in the order of the metrics.
-fn strongest(standard: &[f32]) -> Vec<Deviation> {
-    let of_metric = |(metric, columns): (usize, &[f32])| {
-        let aspects = columns.iter().zip(Reason::ALL);
-        let deviations = aspects.map(|(y, reason)| Deviation { metric, reason, sigmas: f64::from(y.abs()) });
-        deviations.reduce(|a, b| if b.sigmas > a.sigmas { b } else { a }).expect("a metric has columns")
-    };
-    standard.chunks_exact(ASPECTS).enumerate().map(of_metric).collect()
 }
 
 /// Mean of the two loudest metrics, each as ln(1 + sigmas).

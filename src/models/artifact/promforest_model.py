@@ -159,6 +159,8 @@ class ExtendedIsolationForest:
     the other side of a cut would be another leaf.
     """
 
+    HABIT_SIGMAS, HABIT_MARGIN = 5.0, 1.5
+
     def __init__(self, meta, nodes, state):
         names = ["left_child", "right_child", "cut", "low", "high", "n_node_samples"]
         columns = {name: nodes[name].to_numpy() for name in names}
@@ -187,12 +189,16 @@ class ExtendedIsolationForest:
             raise ValueError(f"timestamps must ascend, and follow {newest}, where training ended")
         with np.errstate(over="ignore", invalid="ignore"):
             memory, threshold = Memory(self.state), Threshold(self.state)
-            columns = np.array([memory.columns(int(time), row) for time, row in zip(times, rows)])
-            columns = columns.reshape(len(rows), -1)
+            seen = [memory.columns(int(time), row) for time, row in zip(times, rows)]
+            columns, habits = (np.array(part).reshape(len(rows), -1) for part in (zip(*seen) if seen else ([], [])))
             standard = standardise(columns, self.scales)
             standard[~np.isfinite(columns) | ~self.known] = 0.0
             score_samples = self.score_samples(rows, standard)
-            sigmas = np.abs(standard.astype(np.float64)).reshape(len(rows), -1, 3).max(axis=2)
+            sigmas = np.abs(standard.astype(np.float64))
+            # The same every day counts for little.
+            usual = np.where(habits > 0, self.HABIT_MARGIN * standardise(habits, self.scales).astype(np.float64), 0.0)
+            sigmas = np.where(self.known & (sigmas <= usual), np.minimum(sigmas, self.HABIT_SIGMAS), sigmas)
+            sigmas = sigmas.reshape(len(rows), -1, 3).max(axis=2)
             loudest = -np.sort(-np.log1p(sigmas), axis=1)[:, :2]
             voices = [-score_samples, loudest.sum(axis=1) / max(loudest.shape[1], 1)]
         raw = 0.5 * sum((voice - median) / unit for voice, (median, unit) in zip(voices, self.levels))
@@ -251,9 +257,10 @@ def standardise(rows, scales):
 
 
 class Memory:
-    """What is usual at each time of day, and the last minutes."""
+    """What is usual at each time of day, what comes every day, and the last minutes."""
 
     DAY, BUCKETS, ALPHA, MAX_DISTANCE = 86_400_000, 96, 0.3, 9.0
+    QUARTER, KEPT = DAY // BUCKETS, 4 * 96 + 2
 
     def __init__(self, state):
         self.interval = state["interval_ms"]
@@ -265,9 +272,13 @@ class Memory:
         self.distance = np.array([profile["distance"] for profile in profiles])
         self.today = max((profile["today"] for profile in profiles), default=0)
         self.rows = [(time, np.array(row, dtype=np.float32)) for time, row in state["rows"]]
+        # Peaks of quarters of an hour are the upper halves of numbers of 32 bits.
+        self.peaks = np.array(state["peaks"], dtype=np.uint32).reshape(-1, 2, self.KEPT)
+        self.quarter = self.rows[-1][0] // self.QUARTER if self.rows else None
+        self.renew()
 
     def columns(self, time, row):
-        """Residual, difference and deviation of each metric, one after the other."""
+        """Residual, difference and deviation of each metric, one after the other; and what of them is a habit."""
         before = self.rows[-1][1] if self.rows else np.zeros_like(row)
         row = np.where(np.isfinite(row), row, before)
         span = 12 * self.lag
@@ -286,7 +297,31 @@ class Memory:
             deviation = np.sqrt(np.cumsum(square, axis=0)[-1] / len(recent))
         columns = np.empty(3 * len(row), dtype=np.float32)
         columns[0::3], columns[1::3], columns[2::3] = residual, difference, deviation
-        return columns
+        quarter = time // self.QUARTER
+        if self.quarter is None or quarter > self.quarter:
+            first = quarter - self.KEPT + 1 if self.quarter is None else max(self.quarter + 1, quarter - self.KEPT + 1)
+            self.peaks[:, :, np.arange(first, quarter + 1) % self.KEPT] = 0
+            self.quarter = quarter
+            self.renew()
+        now = self.peaks[:, :, quarter % self.KEPT]
+        bits = np.nan_to_num(np.abs(np.stack([difference, deviation], axis=1)).astype(np.float32), posinf=np.inf)
+        shortened = np.minimum(-(-bits.view(np.uint32).astype(np.int64) // 65536), 0x7F7F).astype(np.uint32)
+        self.peaks[:, :, quarter % self.KEPT] = np.maximum(now, shortened)
+        return columns, self.usual
+
+    def renew(self):
+        """What came at this time on each of the last days, and stands out of what their quarters have."""
+        self.usual = np.zeros(3 * len(self.peaks), dtype=np.float32)
+        if self.quarter is None:
+            return
+        at = [self.peaks[:, :, (self.quarter - ago) % self.KEPT] for ago in range(self.KEPT)]
+        days = [np.max([at[day * self.BUCKETS + near] for near in (-1, 0, 1)], axis=0) for day in range(1, 5)]
+        least, half = (
+            (bits << np.uint32(16)).view(np.float32)
+            for bits in (np.min(days, axis=0), np.sort(at[1:], axis=0)[self.KEPT // 2])
+        )
+        usual = np.where(least > np.float32(3.0) * half, least, np.float32(0.0))
+        self.usual[1::3], self.usual[2::3] = usual[:, 0], usual[:, 1]
 
     def expected(self, time):
         day = time // self.DAY
