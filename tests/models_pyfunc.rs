@@ -10,7 +10,9 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::Command;
 
-const N_ROWS: usize = 600;
+/// Six days: what comes on four of them is a habit.
+const N_ROWS: usize = 6 * DAY;
+const DAY: usize = 240;
 const N_FEATURES: usize = 5;
 /// Largest difference of two scores: libraries' exponentials and logarithms round differently.
 const TOLERANCE: f64 = 1e-12;
@@ -23,11 +25,12 @@ fn noise(k: usize) -> f32 {
     ((z ^ (z >> 31)) >> 40) as f32 / 16_777_216.0
 }
 
-/// Three that move together on scales of their own, one for itself, one constant; column-major.
+/// Three that move together on scales of their own, one for itself that jumps once a day, one constant; column-major.
 fn values() -> Vec<f32> {
     let common = |row: usize| noise(row) * noise(7_919 * row + 1);
     let value = |feature: usize, row: usize| match feature {
         0..3 => [1.0, 3e-4, 2e9][feature] * (common(row) + 0.1 * noise(1_000 * feature + row)),
+        3 if row % DAY == 20 => 1e4,
         3 => 50.0 - 100.0 * noise(90_000 + row),
         _ => 4.2,
     };
@@ -106,7 +109,7 @@ fn scores(folder: &Path, rows: &[Vec<f32>], with_times: bool) -> Vec<Vec<f64>> {
     lines.map(|line| line.split(',').map(|cell| cell.parse().expect("a number")).collect()).collect()
 }
 
-/// When a row was: 600 of them are two days and a half.
+/// When a row was: six minutes after the one before.
 fn time(number: usize) -> i64 {
     1_700_000_000_000 + number as i64 * 360_000
 }

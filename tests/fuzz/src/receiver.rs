@@ -59,7 +59,7 @@ pub fn receiver(data: &[u8]) {
     let send = |command| assert!(commands.try_send(command).is_ok(), "there is room");
     for (voice, model) in [Voice::Champion, Voice::Challenger].into_iter().zip(&*MODELS) {
         let deployed = Deployed { model: Arc::new(model.clone()), name: "net".into(), version: Some(1) };
-        send(Command::Deploy { group: 0, voice, deployed: Some(deployed) });
+        send(Command::Deploy { group: 0, voice, deployed: Some(deployed), advanced: None });
     }
     send(Command::Tick);
     let (reply, mut batch) = oneshot::channel();
