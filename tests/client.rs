@@ -623,7 +623,7 @@ async fn the_limit_and_the_timeout_hold() {
     let client = Client::default();
     assert_eq!(client.get(&server.http(), TIMEOUT, 1000).await.expect("an answer").body.len(), 1000);
     let error = client.get(&server.http(), TIMEOUT, 999).await.expect_err("too long");
-    assert!(matches!(error, Error::Body { .. }), "{error}");
+    assert!(matches!(error, Error::TooLarge { limit: 999, .. }), "{error}");
     let (silent, _asked) = tunnels(Ok(server.address)).await;
     let url = format!("https://{silent}/").parse().expect("a URL");
     let error = client.get(&url, Duration::from_millis(100), 1000).await.expect_err("too late");

@@ -3,7 +3,7 @@
 use super::{Failure, detectors, label};
 use crate::config::{Config, Detector};
 use crate::features::{Schema, Transform};
-use crate::history::{Series, Source};
+use crate::history::{self, Series, Source};
 use crate::input::Input;
 use crate::models::columns;
 use crate::models::registry::group_model;
@@ -100,7 +100,7 @@ pub async fn of_history(
         let mut groups: BTreeMap<Labels, Vec<Series>> = BTreeMap::new();
         let mut sources = Vec::new();
         for source in &config.remote_read {
-            let source = Source::new(source)?;
+            let source = Source::new(source, &history::Metrics::default())?;
             past::samples(&source, &detector, &[], (from_ms, to_ms), |series| {
                 for (labels, samples) in series {
                     n_samples += samples.len();

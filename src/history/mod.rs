@@ -1,23 +1,35 @@
 //! The past, from Prometheus by remote read: what training learns from, and what a restart needs.
 //!
-//! Answers of type SAMPLES are asked for, group by group and in slices of time, so that no answer
-//! is large: a day of one host's interfaces is about two megabytes decoded.
+//! It is asked for group by group and in slices of time, as chunks in a stream of frames, which cost the
+//! other side no decoding and neither side the whole answer in memory: a frame is decoded when it is there,
+//! and what is kept is a slice's samples. The other kind of answer, all samples as one message, is taken
+//! where the stream is not to be had: of a server that does not know it, or that keeps its samples in chunks
+//! of a kind not known here. A slice counts when its answer has ended as it should; of one that breaks
+//! off, nothing does.
 
+pub mod answer;
+pub mod frames;
 pub mod xor;
 
-use crate::http::client::{self, Client, Url};
+use crate::http::client::{self, Arriving, Client, Request, Url};
 use crate::http::config::ClientConfig;
-use crate::prom::labels;
 use crate::prom::matcher::Matcher;
-use crate::prom::proto::{LabelMatcher, Query, ReadRequest, ReadResponse, ResponseType};
-use crate::prom::wire::snappy;
+use crate::prom::proto::{LabelMatcher, Query, ReadRequest, ResponseType};
+use crate::prom::wire::{InvalidSeries, Malformed, snappy};
 use crate::prom::{Labels, Sample, Selector};
+use crate::telemetry::Labelled;
 use crate::yaml::Section;
+use answer::Answer;
 use bytes::Bytes;
-use http_body_util::LengthLimitError;
-use hyper::header::{ACCEPT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue};
+use frames::Frames;
+use hyper::Method;
+use hyper::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
 use prost::Message;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tracing::warn;
 
 /// A `remote_read` block. Names and defaults are Prometheus'.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,29 +61,80 @@ impl Config {
     }
 }
 
+/// What is counted of the reading.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    slices: Labelled<Counter>,
+    samples: Counter,
+    skipped: Labelled<Counter>,
+}
+
+/// Why a part of an answer is not used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Skipped {
+    /// A chunk of native histograms, or one such sample.
+    Histogram,
+    /// A series that a receiver of remote write would refuse.
+    InvalidSeries,
+}
+
+impl Metrics {
+    /// Registers the room's metrics.
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register(
+            "remote_read_slices",
+            "Slices of history asked for, by what came of them: split ones are asked for again as halves, \
+             unknown_chunks ones as samples",
+            metrics.slices.clone(),
+        );
+        registry.register("remote_read_samples", "Samples of history read", metrics.samples.clone());
+        registry.register(
+            "remote_read_skipped",
+            "Chunks of native histograms and invalid series, or their samples, that are not used, by reason",
+            metrics.skipped.clone(),
+        );
+        metrics
+    }
+
+    fn slice(&self, outcome: &'static str) {
+        self.slices.get_or_create(&[("outcome", outcome.into())]).inc();
+    }
+
+    fn skip(&self, reason: Skipped) {
+        self.skip_many(reason, 1);
+    }
+
+    fn skip_many(&self, reason: Skipped, count: usize) {
+        let reason = match reason {
+            Skipped::Histogram => "histogram",
+            Skipped::InvalidSeries => "invalid_series",
+        };
+        self.skipped.get_or_create(&[("reason", reason.into())]).inc_by(count as u64);
+    }
+}
+
 /// A source that can be asked.
 pub struct Source {
     /// Its block.
     pub config: Config,
-    /// The connections to it.
-    pub client: Client,
+    client: Client,
+    metrics: Metrics,
+    /// Its chunks are of no use: it is asked for samples.
+    has_unknown_chunks: AtomicBool,
 }
 
-impl Source {
-    /// Gets ready to ask; no connection is made yet.
-    ///
-    /// # Errors
-    /// As [`Client::new`].
-    pub fn new(config: &Config) -> Result<Self, client::Error> {
-        Ok(Self { config: config.clone(), client: Client::new(&config.http)? })
-    }
-}
-
-/// The first slice, and the shortest one that a limit on the other side can bring it down to.
+/// The first slice, and the shortest one that a limit on either side can bring it down to.
 const LONGEST_SLICE_MS: i64 = 24 * 3_600_000;
 const SHORTEST_SLICE_MS: i64 = 60_000;
-/// Bytes of an answer, as received and decompressed. A slice above it is halved.
-const ANSWER_LIMIT: usize = 64 << 20;
+/// How often in a row a slice is halved because no answer came in time. A source that hangs would hold up
+/// whoever asks.
+const MAX_TIMEOUTS: usize = 2;
+/// Bytes of an answer of type SAMPLES, as received and decompressed. A slice above it is halved.
+const ANSWER_LIMIT: usize = 32 << 20;
+/// The two kinds of answers.
+const SAMPLES: &str = "application/x-protobuf";
+const STREAMED: &str = "application/x-streamed-protobuf; proto=prometheus.ChunkedReadResponse";
 
 /// Why there is no history.
 #[derive(Debug, thiserror::Error)]
@@ -89,46 +152,86 @@ pub enum Error {
         /// The first line of its body.
         reason: String,
     },
-    /// The answer is of another kind than the one asked for.
-    #[error("remote read: {url} answered with content type {content_type:?}, not application/x-protobuf")]
+    /// The answer is of another kind than those asked for.
+    #[error("remote read: {url} answered with content type {content_type:?}, not {SAMPLES} or {STREAMED}")]
     ContentType {
         /// Where.
         url: Url,
         /// What came.
         content_type: String,
     },
+    /// The stream could be cut off unseen.
+    #[error("remote read: {url} does not say where its stream ends: neither Content-Length nor chunked")]
+    Endless {
+        /// Where.
+        url: Url,
+    },
+    /// The stream is not one of frames.
+    #[error("remote read: the stream is broken")]
+    Frames(#[from] frames::Error),
     /// The body cannot be decompressed.
     #[error("remote read: the answer cannot be decompressed")]
     Snappy(#[from] snappy::Error),
-    /// The body is no answer.
-    #[error("remote read: the answer is no ReadResponse")]
-    Protobuf(#[from] prost::DecodeError),
+    /// A message is no answer.
+    #[error("remote read: the answer is no message of remote read")]
+    Protobuf(#[from] Malformed),
+    /// The samples of a chunk cannot be read.
+    #[error("remote read: a chunk cannot be decoded")]
+    Chunk(#[from] xor::Error),
+    /// A chunk of a kind that is not known here.
+    #[error("remote read: a chunk has encoding {encoding}, which is neither XOR nor a histogram")]
+    Encoding {
+        /// Its number.
+        encoding: i64,
+    },
     /// One query was asked, and not one result came.
     #[error("remote read: {results} results for one query")]
     Results {
         /// How many came.
         results: usize,
     },
+    /// One query was asked, and a frame answers another.
+    #[error("remote read: a frame answers query {query_index}, and only query 0 was asked")]
+    QueryIndex {
+        /// The query's number.
+        query_index: i64,
+    },
+    /// More than a slice may hold.
+    #[error("remote read: the answer has more than {limit} {what}")]
+    TooMany {
+        /// What there is too much of.
+        what: &'static str,
+        /// How many are allowed.
+        limit: usize,
+    },
     /// A series without a valid label set.
     #[error("remote read: an invalid series")]
-    Labels(#[from] labels::Invalid),
+    Labels(#[from] InvalidSeries),
 }
 
 impl Error {
     /// May the same question be answered later? A source without remote read will never answer.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Http(_) => true,
-            Self::Refused { status, .. } => status.is_server_error(),
+            Self::Http(_) | Self::Frames(_) => true,
+            Self::Refused { status, .. } => {
+                status.is_server_error() && *status != hyper::StatusCode::NOT_IMPLEMENTED
+            }
             _ => false,
         }
+    }
+
+    fn is_timeout(&self) -> bool {
+        matches!(self, Self::Http(client::Error::Timeout { .. }))
     }
 
     /// May a shorter slice succeed?
     fn is_too_large(&self) -> bool {
         match self {
-            Self::Snappy(snappy::Error::TooLarge { .. }) => true,
-            Self::Http(client::Error::Body { source, .. }) => source.is::<LengthLimitError>(),
+            Self::Snappy(snappy::Error::TooLarge { .. })
+            | Self::Http(client::Error::TooLarge { .. })
+            | Self::Protobuf(Malformed::TooMany { .. })
+            | Self::TooMany { .. } => true,
             Self::Refused { status, reason, .. } => status.as_u16() == 400 && reason.contains("limit"),
             _ => false,
         }
@@ -138,92 +241,133 @@ impl Error {
 /// A series of the past, samples ascending, staleness markers among them.
 pub type Series = (Labels, Vec<Sample>);
 
-/// Reads the series that a selector selects in a group, over `(after_ms, to_ms]`, in slices.
-/// `each` gets the slices in the order of time; a series may be in several.
-///
-/// # Errors
-/// [`Error`] for the first slice that fails; what came before it stays valid.
-pub async fn read(
-    client: &Client,
-    config: &Config,
-    selector: &Selector,
-    group: &[Matcher],
-    (after_ms, to_ms): (i64, i64),
-    mut each: impl FnMut(Vec<Series>),
-) -> Result<(), Error> {
-    let mut slice_ms = LONGEST_SLICE_MS;
-    let mut start_ms = after_ms + 1;
-    while start_ms <= to_ms {
-        let end_ms = to_ms.min(start_ms + slice_ms - 1);
-        match slice(client, config, selector, group, start_ms, end_ms).await {
-            Ok(series) => {
-                each(series);
-                start_ms = end_ms + 1;
+impl Source {
+    /// Gets ready to ask; no connection is made yet.
+    ///
+    /// # Errors
+    /// As [`Client::new`].
+    pub fn new(config: &Config, metrics: &Metrics) -> Result<Self, client::Error> {
+        let (client, has_unknown_chunks) = (Client::new(&config.http)?, AtomicBool::new(false));
+        Ok(Self { config: config.clone(), client, metrics: metrics.clone(), has_unknown_chunks })
+    }
+
+    /// Reads the series that a selector selects in a group, over `(after_ms, to_ms]`, in slices. `each` gets
+    /// the slices in the order of time, each of them whole; a series may be in several. What is in memory is
+    /// one slice.
+    ///
+    /// # Errors
+    /// [`Error`] for the first slice that fails, of which `each` has seen nothing; what came before it stays
+    /// valid.
+    pub async fn read(
+        &self,
+        selector: &Selector,
+        group: &[Matcher],
+        (after_ms, to_ms): (i64, i64),
+        mut each: impl FnMut(Vec<Series>),
+    ) -> Result<(), Error> {
+        let matchers: Vec<_> = selector.to_proto().chain(group.iter().map(LabelMatcher::from)).collect();
+        let (mut slice_ms, mut timeouts) = (LONGEST_SLICE_MS, 0);
+        let mut start_ms = after_ms + 1;
+        while start_ms <= to_ms {
+            let end_ms = to_ms.min(start_ms + slice_ms - 1);
+            let matchers = matchers.clone();
+            let query = Query { start_timestamp_ms: start_ms, end_timestamp_ms: end_ms, matchers };
+            match self.slice(query).await {
+                Ok(series) => {
+                    self.metrics.slice("read");
+                    let samples: usize = series.iter().map(|(_, samples)| samples.len()).sum();
+                    self.metrics.samples.inc_by(samples as u64);
+                    each(series);
+                    (start_ms, timeouts) = (end_ms + 1, 0);
+                    continue;
+                }
+                Err(error) if slice_ms <= SHORTEST_SLICE_MS => return Err(self.failed(error)),
+                Err(error) if error.is_too_large() => {}
+                Err(error) if error.is_timeout() && timeouts < MAX_TIMEOUTS => timeouts += 1,
+                Err(error) => return Err(self.failed(error)),
             }
-            Err(error) if error.is_too_large() && slice_ms > SHORTEST_SLICE_MS => slice_ms /= 2,
-            Err(error) => return Err(error),
+            self.metrics.slice("split");
+            // The last slice may be shorter than the others.
+            slice_ms = slice_ms.min(end_ms - start_ms + 1) / 2;
+        }
+        Ok(())
+    }
+
+    fn failed(&self, error: Error) -> Error {
+        self.metrics.slice("failed");
+        error
+    }
+
+    async fn slice(&self, query: Query) -> Result<Vec<Series>, Error> {
+        if self.has_unknown_chunks.load(Ordering::Relaxed) {
+            return self.ask(query, &[ResponseType::Samples]).await;
+        }
+        let kinds = [ResponseType::StreamedXorChunks, ResponseType::Samples];
+        match self.ask(query.clone(), &kinds).await {
+            Err(Error::Encoding { encoding }) => {
+                self.metrics.slice("unknown_chunks");
+                if !self.has_unknown_chunks.swap(true, Ordering::Relaxed) {
+                    warn!(component = "history", url = %self.config.url, encoding, "unknown kind of chunks: samples are asked for instead");
+                }
+                self.ask(query, &[ResponseType::Samples]).await
+            }
+            answer => answer,
         }
     }
-    Ok(())
-}
 
-async fn slice(
-    client: &Client,
-    config: &Config,
-    selector: &Selector,
-    group: &[Matcher],
-    start_ms: i64,
-    end_ms: i64,
-) -> Result<Vec<Series>, Error> {
-    let matchers = selector.to_proto().chain(group.iter().map(LabelMatcher::from)).collect();
-    let request = ReadRequest {
-        queries: vec![Query { start_timestamp_ms: start_ms, end_timestamp_ms: end_ms, matchers }],
-        accepted_response_types: vec![ResponseType::Samples.into()],
-    };
-    let headers = [
-        (ACCEPT_ENCODING, HeaderValue::from_static("snappy")),
-        (HeaderName::from_static("x-prometheus-remote-read-version"), HeaderValue::from_static("0.1.0")),
-    ];
-    let body = Bytes::from(snappy::compress(&request.encode_to_vec()));
-    let answer = client.post(&config.url, &headers, body, config.remote_timeout, ANSWER_LIMIT).await?;
-    if !answer.status.is_success() {
-        return Err(Error::Refused {
-            url: config.url.clone(),
-            status: answer.status,
-            reason: answer.reason(),
-        });
+    async fn ask(&self, query: Query, kinds: &[ResponseType]) -> Result<Vec<Series>, Error> {
+        let mut collected = Answer::new(query.start_timestamp_ms, query.end_timestamp_ms, &self.metrics);
+        let mut arriving = self.open(query, kinds).await?;
+        if !arriving.status.is_success() {
+            let answer = arriving.whole(ANSWER_LIMIT).await?;
+            let (url, status, reason) = (self.config.url.clone(), answer.status, answer.reason());
+            return Err(Error::Refused { url, status, reason });
+        }
+        let content_type = arriving.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let content_type = content_type.unwrap_or_default();
+        if content_type.starts_with(STREAMED) {
+            if !arriving.is_delimited() {
+                return Err(Error::Endless { url: self.config.url.clone() });
+            }
+            let mut frames = Frames::default();
+            while let Some(bytes) = arriving.next().await? {
+                frames.push(&bytes);
+                while let Some(message) = frames.pop()? {
+                    collected.frame(&message)?;
+                }
+            }
+            frames.finish()?;
+        } else if content_type.starts_with(SAMPLES) {
+            let answer = arriving.whole(ANSWER_LIMIT).await?;
+            let mut buffer = Vec::new();
+            let message = snappy::decompress(&answer.body, ANSWER_LIMIT, &mut buffer)?;
+            collected.response(message)?;
+        } else {
+            let content_type = content_type.into();
+            return Err(Error::ContentType { url: self.config.url.clone(), content_type });
+        }
+        Ok(collected.finish())
     }
-    let content_type =
-        answer.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    if !content_type.starts_with("application/x-protobuf") {
-        return Err(Error::ContentType { url: config.url.clone(), content_type: content_type.into() });
-    }
-    let mut buffer = Vec::new();
-    let message = snappy::decompress(&answer.body, ANSWER_LIMIT, &mut buffer)?;
-    decode(message, start_ms, end_ms)
-}
 
-/// Decodes a `ReadResponse` for one query and clips it to the range.
-///
-/// # Errors
-/// [`Error`] when it is no such message.
-pub fn decode(message: &[u8], start_ms: i64, end_ms: i64) -> Result<Vec<Series>, Error> {
-    let mut response = ReadResponse::decode(message)?;
-    if response.results.len() != 1 {
-        return Err(Error::Results { results: response.results.len() });
+    async fn open(&self, query: Query, kinds: &[ResponseType]) -> Result<Arriving, client::Error> {
+        let accepted_response_types = kinds.iter().map(|kind| i32::from(*kind)).collect();
+        let request = ReadRequest { queries: vec![query], accepted_response_types };
+        let headers = [
+            (CONTENT_TYPE, HeaderValue::from_static(SAMPLES)),
+            (CONTENT_ENCODING, HeaderValue::from_static("snappy")),
+            (ACCEPT_ENCODING, HeaderValue::from_static("snappy")),
+            (HeaderName::from_static("x-prometheus-remote-read-version"), HeaderValue::from_static("0.1.0")),
+        ];
+        let request = Request {
+            method: Method::POST,
+            url: self.config.url.clone(),
+            headers: headers.into_iter().collect(),
+            body: Bytes::from(snappy::compress(&request.encode_to_vec())),
+            timeout: self.config.remote_timeout,
+            limit: ANSWER_LIMIT,
+        };
+        self.client.open(request).await
     }
-    let series = response.results.remove(0).timeseries.into_iter().map(|series| {
-        let labels = Labels::new(series.labels.into_iter().map(|label| (label.name, label.value)))?;
-        let mut samples: Vec<Sample> = series
-            .samples
-            .iter()
-            .map(|sample| Sample { timestamp_ms: sample.timestamp, value: sample.value })
-            .filter(|sample| (start_ms..=end_ms).contains(&sample.timestamp_ms))
-            .collect();
-        samples.sort_by_key(|sample| sample.timestamp_ms);
-        Ok((labels, samples))
-    });
-    series.collect()
 }
 
 #[cfg(test)]

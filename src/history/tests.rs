@@ -1,17 +1,46 @@
 //! Answers of a real Prometheus, and a server that answers what a test wants.
 
+use super::frames::tests::frame;
+use super::xor::tests::encode;
 use super::*;
+use crate::http::body::Body;
 use crate::http::server::{self, Answer as Reply};
-use crate::prom::proto::{self, QueryResult};
+use crate::prom::proto::{self, QueryResult, ReadResponse};
 use http_body_util::BodyExt;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 fn capture(name: &str) -> Vec<u8> {
     let path = format!("{}/tests/data/captures/remote-read/{name}", env!("CARGO_MANIFEST_DIR"));
     std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Takes an answer of type SAMPLES.
+fn decode(message: &[u8], start_ms: i64, end_ms: i64) -> Result<Vec<Series>, Error> {
+    let metrics = Metrics::default();
+    let mut answer = Answer::new(start_ms, end_ms, &metrics);
+    answer.response(message)?;
+    Ok(answer.finish())
+}
+
+/// Takes the frames of a stream.
+fn decode_stream(mut stream: &[u8], start_ms: i64, end_ms: i64) -> Result<Vec<Series>, Error> {
+    let metrics = Metrics::default();
+    let mut answer = Answer::new(start_ms, end_ms, &metrics);
+    let mut frames = Frames::default();
+    while !stream.is_empty() {
+        let (piece, rest) = stream.split_at(stream.len().min(100));
+        frames.push(piece);
+        while let Some(message) = frames.pop()? {
+            answer.frame(&message)?;
+        }
+        stream = rest;
+    }
+    frames.finish()?;
+    Ok(answer.finish())
 }
 
 fn decompressed(body: &[u8]) -> Vec<u8> {
@@ -58,28 +87,37 @@ fn compare(series: &[Series], csv: &str) -> Vec<(String, i64)> {
     markers
 }
 
+/// Both kinds of an answer that Prometheus gave.
+fn answers(name: &str) -> [Vec<Series>; 2] {
+    let samples = decompressed(&capture(&format!("{name}.samples.response.bin")));
+    let stream = capture(&format!("{name}.stream.response.bin"));
+    [
+        decode(&samples, i64::MIN, i64::MAX).expect("valid"),
+        decode_stream(&stream, i64::MIN, i64::MAX).expect("valid"),
+    ]
+}
+
 #[test]
 fn decodes_what_prometheus_answers() {
-    let message = decompressed(&capture("netdev-rx.samples.response.bin"));
-    let series = decode(&message, i64::MIN, i64::MAX).expect("valid");
-    assert_eq!(series.len(), 5);
-    assert!(series.iter().all(|(_, samples)| samples.len() == 60));
-    assert_eq!(compare(&series, "netdev-rx.expected.csv"), []);
+    for series in answers("netdev-rx") {
+        assert_eq!(series.len(), 5);
+        assert_eq!(compare(&series, "netdev-rx.expected.csv"), []);
+    }
 }
 
 #[test]
 fn keeps_gaps_and_staleness_markers() {
-    let message = decompressed(&capture("go-heap-gap.samples.response.bin"));
-    let series = decode(&message, i64::MIN, i64::MAX).expect("valid");
-    assert_eq!(series.len(), 7);
-    let markers = compare(&series, "go-heap-gap.expected.csv");
-    assert_eq!(markers.len(), 2, "{markers:?}");
-    assert_eq!(markers[0].1, markers[1].1, "one target ended");
-    // The markers stand at the beginning of a gap of at least the 17 s that the target was away.
-    for (labels, samples) in &series {
-        let Some(i) = samples.iter().position(Sample::is_stale) else { continue };
-        let gap_ms = samples[i + 1].timestamp_ms - samples[i - 1].timestamp_ms;
-        assert!(gap_ms >= 17_000, "{labels}: {gap_ms}");
+    for series in answers("go-heap-gap") {
+        assert_eq!(series.len(), 7);
+        let markers = compare(&series, "go-heap-gap.expected.csv");
+        assert_eq!(markers.len(), 2, "{markers:?}");
+        assert_eq!(markers[0].1, markers[1].1, "one target ended");
+        // The markers stand at the beginning of a gap of at least the 17 s that the target was away.
+        for (labels, samples) in &series {
+            let Some(i) = samples.iter().position(Sample::is_stale) else { continue };
+            let gap_ms = samples[i + 1].timestamp_ms - samples[i - 1].timestamp_ms;
+            assert!(gap_ms >= 17_000, "{labels}: {gap_ms}");
+        }
     }
 }
 
@@ -114,10 +152,11 @@ fn label(name: &str, value: &str) -> proto::Label {
 }
 
 #[test]
-fn refuses_what_is_no_answer() {
+fn b64_b65_refuses_what_is_no_answer() {
     let twice = QueryResult {
         timeseries: vec![proto::TimeSeries {
             labels: vec![label("a", "1"), label("a", "2")],
+            samples: vec![proto::Sample { timestamp: 1, value: 1.0 }],
             ..Default::default()
         }],
     };
@@ -141,13 +180,21 @@ fn refuses_what_is_no_answer() {
 
 /// A server for remote read, and the requests that it saw.
 struct Fake {
-    config: Config,
+    source: Source,
     seen: Arc<Mutex<Vec<ReadRequest>>>,
     _stop: watch::Sender<bool>,
 }
 
 impl Fake {
     async fn start(script: impl Fn(&Query) -> Reply + Send + Sync + 'static) -> Self {
+        Self::with_timeout(Config::default().remote_timeout, move |request| script(&request.queries[0])).await
+    }
+
+    /// With the request at hand, and this time for an answer.
+    async fn with_timeout(
+        remote_timeout: Duration,
+        script: impl Fn(&ReadRequest) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let seen = Arc::new(Mutex::new(Vec::new()));
@@ -169,14 +216,16 @@ impl Fake {
                 assert_eq!((head.method, head.uri.path()), (hyper::Method::POST, "/api/v1/read"));
                 let body = body.collect().await.expect("a whole body").to_bytes();
                 let request = ReadRequest::decode(&*decompressed(&body)).expect("a ReadRequest");
-                let reply = script(&request.queries[0]);
+                let reply = script(&request);
                 log.lock().expect("no panic").push(request);
                 reply
             }
         };
         tokio::spawn(server::serve(listener, route, stopped));
         let url = format!("http://{address}/api/v1/read").parse().expect("a URL");
-        Self { config: Config { url, ..Config::default() }, seen, _stop: stop }
+        let config = Config { url, remote_timeout, ..Config::default() };
+        let source = Source::new(&config, &Metrics::default()).expect("a client");
+        Self { source, seen, _stop: stop }
     }
 
     /// Reads a range; the result has the slices in the order in which they came.
@@ -184,8 +233,7 @@ impl Fake {
         let selector = Selector::parse("up").expect("a selector");
         let group = [Matcher::equal("job", "node")];
         let mut slices = Vec::new();
-        let each = |slice| slices.push(slice);
-        let result = read(&Client::default(), &self.config, &selector, &group, range, each).await;
+        let result = self.source.read(&selector, &group, range, |slice| slices.push(slice)).await;
         (slices, result)
     }
 
@@ -194,6 +242,15 @@ impl Fake {
         let seen = self.seen.lock().expect("no panic");
         seen.iter().map(|r| (r.queries[0].start_timestamp_ms, r.queries[0].end_timestamp_ms)).collect()
     }
+}
+
+/// How many slices came to this.
+fn slices(source: &Source, outcome: &'static str) -> u64 {
+    source.metrics.slices.get_or_create(&[("outcome", outcome.into())]).get()
+}
+
+fn skipped(metrics: &Metrics, reason: &'static str) -> u64 {
+    metrics.skipped.get_or_create(&[("reason", reason.into())]).get()
 }
 
 fn reply(content_type: &'static str, body: impl Into<Bytes>) -> Reply {
@@ -217,7 +274,7 @@ fn minutes(query: &Query) -> Reply {
     let labels = vec![label("__name__", "up"), label("job", "node")];
     let series = proto::TimeSeries { labels, samples: samples.collect(), ..Default::default() };
     let response = ReadResponse { results: vec![QueryResult { timeseries: vec![series] }] };
-    reply("application/x-protobuf", snappy::compress(&response.encode_to_vec()))
+    reply(SAMPLES, snappy::compress(&response.encode_to_vec()))
 }
 
 const DAY_MS: i64 = 86_400_000;
@@ -231,20 +288,20 @@ async fn asks_as_prometheus_itself_asks() {
             r#"{__name__=~"go_memstats_heap_alloc_bytes|up|prometheus_remote_storage_shards|process_cpu_seconds_total",job!="netdev-fast"}"#,
         ),
     ] {
-        let request = decompressed(&capture(&format!("{name}.samples.request.snappy")));
+        let request = decompressed(&capture(&format!("{name}.stream.request.snappy")));
         let request = ReadRequest::decode(&*request).expect("a ReadRequest");
         let (start_ms, end_ms) = (request.queries[0].start_timestamp_ms, request.queries[0].end_timestamp_ms);
-        let answer = capture(&format!("{name}.samples.response.bin"));
-        let fake = Fake::start(move |_| reply("application/x-protobuf", answer.clone())).await;
         let selector = Selector::parse(selector).expect("a selector");
-        let mut series = Vec::new();
-        read(&Client::default(), &fake.config, &selector, &[], (start_ms - 1, end_ms), |slice| {
-            series.extend(slice);
-        })
-        .await
-        .expect("it answers");
-        assert_eq!(*fake.seen.lock().expect("no panic"), [request]);
-        compare(&series, &format!("{name}.expected.csv"));
+        // Whichever kind the server chooses.
+        for (content_type, answer) in [(SAMPLES, "samples"), (STREAMED, "stream")] {
+            let answer = capture(&format!("{name}.{answer}.response.bin"));
+            let fake = Fake::start(move |_| reply(content_type, answer.clone())).await;
+            let mut series = Vec::new();
+            let range = (start_ms - 1, end_ms);
+            fake.source.read(&selector, &[], range, |slice| series.extend(slice)).await.expect("it answers");
+            assert_eq!(*fake.seen.lock().expect("no panic"), std::slice::from_ref(&request));
+            compare(&series, &format!("{name}.expected.csv"));
+        }
     }
 }
 
@@ -297,8 +354,10 @@ async fn gives_up_halving_at_a_minute() {
     let fake = Fake::start(|_| refuse(400, "exceeded sample limit (5)")).await;
     let (slices, result) = fake.read((0, DAY_MS)).await;
     let error = result.expect_err("never short enough");
-    let expected =
-        format!("remote read: {} answered 400 Bad Request: exceeded sample limit (5)", fake.config.url);
+    let expected = format!(
+        "remote read: {} answered 400 Bad Request: exceeded sample limit (5)",
+        fake.source.config.url
+    );
     assert_eq!(error.to_string(), expected);
     assert!(slices.is_empty());
     let shortest = fake.ranges().iter().map(|(start, end)| end - start + 1).min().expect("asked");
@@ -306,7 +365,7 @@ async fn gives_up_halving_at_a_minute() {
 }
 
 #[tokio::test]
-async fn halves_a_slice_that_is_above_the_own_limit() {
+async fn b67_halves_a_slice_that_is_above_the_own_limit() {
     // What the header of a body of four bytes declares is above the limit.
     let fake = Fake::start(move |query| {
         if query.end_timestamp_ms - query.start_timestamp_ms >= DAY_MS / 2 {
@@ -322,7 +381,7 @@ async fn halves_a_slice_that_is_above_the_own_limit() {
 }
 
 #[tokio::test]
-async fn any_other_failure_ends_the_reading_at_once() {
+async fn b53_b64_any_other_failure_ends_the_reading_at_once() {
     type Script = fn(&Query) -> Reply;
     let cases: [(Script, &str); 6] = [
         (
@@ -334,13 +393,12 @@ async fn any_other_failure_ends_the_reading_at_once() {
             "remote read: URL answered 400 Bad Request: unknown matcher type",
         ),
         (
-            |_| reply("application/x-streamed-protobuf; proto=prometheus.ChunkedReadResponse", ""),
-            "remote read: URL answered with content type \
-             \"application/x-streamed-protobuf; proto=prometheus.ChunkedReadResponse\", not application/x-protobuf",
+            |_| reply(STREAMED, "timeout"),
+            "remote read: the stream is broken: the answer ends inside a frame, after 7 bytes of it",
         ),
         (
             |_| reply("text/html", "<html>"),
-            "remote read: URL answered with content type \"text/html\", not application/x-protobuf",
+            "remote read: URL answered with content type \"text/html\", not application/x-protobuf or",
         ),
         (
             |_| reply("application/x-protobuf", "not snappy"),
@@ -352,11 +410,288 @@ async fn any_other_failure_ends_the_reading_at_once() {
         let fake = Fake::start(script).await;
         let (slices, result) = fake.read((0, 10 * DAY_MS)).await;
         let text = crate::yaml::chain(&result.expect_err(expected));
-        let text = text.replace(&fake.config.url.to_string(), "URL");
+        let text = text.replace(&fake.source.config.url.to_string(), "URL");
         assert!(text.starts_with(expected), "{text}");
         assert!(!text.contains('\n'), "{text}");
         assert!(slices.is_empty());
         assert_eq!(fake.ranges().len(), 1, "{expected}");
+    }
+}
+
+/// A chunk of a series.
+fn chunk(encoding: i32, samples: &[(i64, f64)]) -> proto::Chunk {
+    let samples: Vec<Sample> = samples
+        .iter()
+        .map(|(timestamp_ms, value)| Sample { timestamp_ms: *timestamp_ms, value: *value })
+        .collect();
+    // Nobody is to believe these times.
+    proto::Chunk { min_time_ms: 7, max_time_ms: -7, r#type: encoding, data: encode(&samples) }
+}
+
+/// A message with these series.
+fn message(query_index: i64, series: &[(&str, Vec<proto::Chunk>)]) -> Vec<u8> {
+    let chunked = |(name, chunks): &(&str, Vec<proto::Chunk>)| proto::ChunkedSeries {
+        labels: vec![label("__name__", name)],
+        chunks: chunks.clone(),
+    };
+    let chunked_series = series.iter().map(chunked).collect();
+    proto::ChunkedReadResponse { chunked_series, query_index }.encode_to_vec()
+}
+
+/// A frame with these series.
+fn framed(query_index: i64, series: &[(&str, Vec<proto::Chunk>)]) -> Vec<u8> {
+    frame(&message(query_index, series))
+}
+
+/// Names, timestamps and values.
+fn plain(series: Vec<Series>) -> Vec<(String, Vec<(i64, f64)>)> {
+    let pairs = |samples: Vec<Sample>| samples.iter().map(|s| (s.timestamp_ms, s.value)).collect();
+    series.into_iter().map(|(labels, samples)| (labels.to_string(), pairs(samples))).collect()
+}
+
+#[test]
+fn a_series_goes_on_over_frames_and_the_vector_of_the_format_is_read() {
+    let vector = "488405cc620a460a0f0a085f5f6e616d655f5f12036370750a080a036a6f6212016e12290880d095ffbc3110b0ba97ff\
+                  bc3118012217000380a0abfef9623ff00000000000009875c25fff6c06";
+    let digit = |at| u8::from_str_radix(&vector[at..at + 2], 16).expect("two digits");
+    let stream: Vec<u8> = (0..vector.len()).step_by(2).map(digit).collect();
+    let start = 1_700_000_000_000;
+    let series = plain(decode_stream(&stream, 0, i64::MAX).expect("a frame"));
+    let samples = vec![(start, 1.0), (start + 15_000, 2.0), (start + 30_000, 3.0)];
+    assert_eq!(series, [(r#"cpu{job="n"}"#.to_string(), samples)]);
+
+    let stream = [
+        framed(0, &[("a", vec![chunk(1, &[(1, 1.0)])])]),
+        framed(0, &[("a", vec![chunk(1, &[(2, 2.0)]), chunk(1, &[(3, 3.0)])])]),
+        framed(0, &[("b", vec![chunk(1, &[(1, 4.0)])])]),
+        framed(0, &[("a", vec![chunk(1, &[(4, 5.0)])])]),
+    ];
+    let a = vec![(1, 1.0), (2, 2.0), (3, 3.0), (4, 5.0)];
+    let series = plain(decode_stream(&stream.concat(), 0, 10).expect("frames"));
+    assert_eq!(series, [("a".to_string(), a), ("b".to_string(), vec![(1, 4.0)])]);
+}
+
+#[test]
+fn b58_b59_frames_without_a_series_and_with_two() {
+    let one = |value| vec![chunk(1, &[(1, value)])];
+    let stream = [frame(b""), framed(0, &[]), framed(0, &[("a", one(1.0)), ("b", one(2.0))])].concat();
+    let series = plain(decode_stream(&stream, 0, 10).expect("frames"));
+    assert_eq!(series, [("a".to_string(), vec![(1, 1.0)]), ("b".to_string(), vec![(1, 2.0)])]);
+}
+
+#[test]
+fn b60_a_frame_for_another_query_is_refused() {
+    for query_index in [1, -1, i64::MAX] {
+        let stream = [framed(0, &[]), framed(query_index, &[("a", Vec::new())])].concat();
+        let error = decode_stream(&stream, 0, 10).expect_err("only query 0 was asked");
+        assert!(matches!(error, Error::QueryIndex { query_index: found } if found == query_index), "{error}");
+    }
+}
+
+#[test]
+fn b61_histograms_are_skipped_and_counted_and_other_kinds_are_not_guessed() {
+    let metrics = Metrics::default();
+    let mut answer = Answer::new(0, 10, &metrics);
+    let mixed = vec![chunk(2, &[]), chunk(1, &[(1, 1.0)]), chunk(3, &[]), chunk(5, &[]), chunk(6, &[])];
+    answer.frame(&message(0, &[("a", mixed)])).expect("a frame");
+    assert_eq!(plain(answer.finish()), [("a".to_string(), vec![(1, 1.0)])]);
+    assert_eq!(skipped(&metrics, "histogram"), 4);
+    for encoding in [0, 4, 7, -1] {
+        let error = decode_stream(&framed(0, &[("a", vec![chunk(encoding, &[(1, 1.0)])])]), 0, 10);
+        assert!(
+            matches!(error, Err(Error::Encoding { encoding: found }) if found == i64::from(encoding)),
+            "{encoding}"
+        );
+    }
+}
+
+#[test]
+fn b62_b65_a_bad_chunk_or_label_set_is_an_error() {
+    let mut cut = chunk(1, &[(1, 1.0), (2, 2.0)]);
+    cut.data.pop();
+    let error = decode_stream(&framed(0, &[("a", vec![cut])]), 0, 10).expect_err("a sample is missing");
+    assert!(matches!(error, Error::Chunk(xor::Error::Truncated { .. })), "{error}");
+    let labels = vec![label("__name__", "up"), label("a", "1"), label("a", "2")];
+    let series = proto::ChunkedSeries { labels, chunks: Vec::new() };
+    let message = proto::ChunkedReadResponse { chunked_series: vec![series], query_index: 0 };
+    let error = decode_stream(&frame(&message.encode_to_vec()), 0, 10).expect_err("a twice");
+    assert_eq!(crate::yaml::chain(&error), "remote read: an invalid series: label name \"a\" is not unique");
+}
+
+#[test]
+fn b63_chunks_are_clipped_merged_and_the_first_of_two_samples_stays() {
+    let chunks = vec![
+        chunk(1, &[(30, 1.0), (40, 1.0), (50, 1.0)]),
+        chunk(1, &[(5, 2.0), (20, 2.0), (40, 2.0), (45, 2.0)]),
+        chunk(1, &[(50, 3.0), (10, 3.0), (61, 3.0)]),
+        chunk(1, &[(100, 4.0)]),
+    ];
+    let other = vec![chunk(1, &[(1, 1.0), (61, 1.0)])];
+    let series = decode_stream(&framed(0, &[("a", chunks), ("outside", other)]), 10, 60).expect("a frame");
+    let samples = vec![(10, 3.0), (20, 2.0), (30, 1.0), (40, 1.0), (45, 2.0), (50, 1.0)];
+    assert_eq!(plain(series), [("a".to_string(), samples)]);
+}
+
+#[test]
+fn what_a_receiver_refuses_is_skipped_and_counted() {
+    let long = "x".repeat(20_000);
+    let metrics = Metrics::default();
+    let mut answer = Answer::new(0, 10, &metrics);
+    for name in [&long, "up"] {
+        answer.frame(&message(0, &[(name, vec![chunk(1, &[(1, 1.0)])])])).expect("a frame");
+    }
+    assert_eq!(plain(answer.finish()), [("up".to_string(), vec![(1, 1.0)])]);
+    assert_eq!(skipped(&metrics, "invalid_series"), 1);
+}
+
+#[test]
+fn b67_more_series_or_samples_than_a_slice_may_hold_are_too_large() {
+    // Series of two bytes, sixteen million of them.
+    let mut result = Vec::new();
+    prost::encoding::encode_key(1, prost::encoding::WireType::LengthDelimited, &mut result);
+    prost::encoding::encode_varint(16 << 20, &mut result);
+    result.extend([0x0a, 0x00].repeat(8 << 20));
+    assert!(decode(&result, 0, 10).expect_err("series").is_too_large());
+
+    let flat: Vec<(i64, f64)> = (0..60_000).map(|i| (i, 1.0)).collect();
+    let chunks = vec![chunk(1, &flat); 10];
+    let metrics = Metrics::default();
+    let mut answer = Answer::new(0, i64::MAX, &metrics);
+    let message = message(0, &[("a", chunks)]);
+    let mut taken = 0;
+    let error = loop {
+        match answer.frame(&message) {
+            Ok(()) => taken += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(error.is_too_large(), "{error}");
+    assert_eq!(taken, answer::SAMPLE_LIMIT / 600_000);
+}
+
+#[tokio::test]
+async fn b61_f39_chunks_of_an_unknown_kind_are_asked_for_as_samples() {
+    let script = |request: &ReadRequest| match request.accepted_response_types[..] {
+        [1, 0] => reply(STREAMED, framed(0, &[("up", vec![chunk(4, &[(60_000, 1.0)])])])),
+        _ => minutes(&request.queries[0]),
+    };
+    let fake = Fake::with_timeout(Duration::from_secs(60), script).await;
+    let (slices_read, result) = fake.read((0, 3 * DAY_MS)).await;
+    result.expect("it answers with samples");
+    assert_eq!(slices_read.len(), 3);
+    let seen = fake.seen.lock().expect("no panic");
+    let kinds: Vec<&[i32]> = seen.iter().map(|request| &request.accepted_response_types[..]).collect();
+    assert_eq!(kinds, [&[1, 0][..], &[0], &[0], &[0]], "the source is remembered");
+    assert_eq!(slices(&fake.source, "unknown_chunks"), 1);
+}
+
+#[tokio::test]
+async fn an_unknown_kind_where_samples_were_asked_for_is_an_error() {
+    let fake = Fake::start(|_| reply(STREAMED, framed(0, &[("up", vec![chunk(4, &[])])]))).await;
+    let (_, result) = fake.read((0, DAY_MS)).await;
+    assert!(matches!(result, Err(Error::Encoding { encoding: 4 })));
+    assert_eq!(fake.ranges().len(), 2);
+}
+
+#[tokio::test]
+async fn b56_b57_of_a_stream_that_breaks_nothing_is_taken() {
+    let good = framed(0, &[("up", vec![chunk(1, &[(1, 1.0)])])]);
+    let text = [&good[..], b"query timed out in expression evaluation\n"].concat();
+    let cut = good[..good.len() - 1].to_vec();
+    for body in [text, cut] {
+        let fake = Fake::start(move |_| reply(STREAMED, body.clone())).await;
+        let (slices_read, result) = fake.read((0, DAY_MS)).await;
+        assert!(result.expect_err("broken").is_passing());
+        assert!(slices_read.is_empty());
+        assert_eq!(slices(&fake.source, "failed"), 1);
+    }
+    // The connection ends between two frames, but not with the body.
+    let fake = Fake::start(move |_| {
+        let (writer, body) = Body::made();
+        let good = Bytes::from(good.clone());
+        tokio::spawn(async move { writer.send(good).await });
+        streamed(body)
+    })
+    .await;
+    let (slices_read, result) = fake.read((0, DAY_MS)).await;
+    assert!(matches!(result, Err(Error::Http(client::Error::Body { .. }))), "{result:?}");
+    assert!(slices_read.is_empty());
+}
+
+fn streamed(body: Body) -> Reply {
+    let mut reply = Reply::new(body);
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(STREAMED));
+    reply
+}
+
+#[tokio::test]
+async fn a_stream_without_an_end_of_its_own_is_refused() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("http://{}/api/v1/read", listener.local_addr().expect("bound"));
+    tokio::spawn(async move {
+        let (mut connection, _) = listener.accept().await.expect("a connection");
+        let mut request = [0; 4096];
+        while connection.read(&mut request).await.expect("a request") == request.len() {}
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Type: {STREAMED}\r\n\r\n");
+        connection.write_all(head.as_bytes()).await.expect("it reads");
+    });
+    let config = Config { url: url.parse().expect("a URL"), ..Config::default() };
+    let source = Source::new(&config, &Metrics::default()).expect("a client");
+    let selector = Selector::parse("up").expect("a selector");
+    let result = source.read(&selector, &[], (0, DAY_MS), |_| ()).await;
+    assert!(matches!(result, Err(Error::Endless { .. })), "{result:?}");
+}
+
+#[tokio::test]
+async fn b66_frames_without_an_end_are_cut_off_by_the_clock() {
+    let fake = Fake::with_timeout(Duration::from_millis(300), |_| {
+        let (writer, body) = Body::made();
+        let good = Bytes::from(framed(0, &[("up", vec![chunk(1, &[(1, 1.0)])])]));
+        tokio::spawn(async move {
+            while writer.send(good.clone()).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        streamed(body)
+    })
+    .await;
+    let (slices_read, result) = fake.read((0, DAY_MS)).await;
+    let error = result.expect_err("no end");
+    assert!(matches!(error, Error::Http(client::Error::Timeout { .. })), "{error}");
+    assert!(error.is_passing() && slices_read.is_empty());
+    let lengths: Vec<i64> = fake.ranges().iter().map(|(start, end)| end - start + 1).collect();
+    assert_eq!(lengths, [DAY_MS, DAY_MS / 2, DAY_MS / 4], "shorter slices were tried, not for ever");
+}
+
+#[tokio::test]
+async fn f40_a_slice_that_takes_too_long_is_halved() {
+    let fake = Fake::with_timeout(Duration::from_millis(500), |request| {
+        let query = &request.queries[0];
+        if query.end_timestamp_ms - query.start_timestamp_ms < DAY_MS / 4 {
+            return minutes(query);
+        }
+        let (writer, body) = Body::made();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            writer.end().await
+        });
+        streamed(body)
+    })
+    .await;
+    let (slices_read, result) = fake.read((0, 2 * DAY_MS)).await;
+    result.expect("it answers in the end");
+    let samples: usize = slices_read.iter().flatten().map(|(_, samples)| samples.len()).sum();
+    assert_eq!(samples, 2 * 1440, "every minute once");
+    assert_eq!((slices(&fake.source, "split"), slices(&fake.source, "read")), (2, 8));
+}
+
+#[tokio::test]
+async fn f38_a_server_without_remote_read_is_asked_once() {
+    for status in [404, 405, 501] {
+        let fake = Fake::start(move |_| refuse(status, "no such thing")).await;
+        let (_, result) = fake.read((0, 10 * DAY_MS)).await;
+        assert!(!result.expect_err("refused").is_passing(), "{status}");
+        assert_eq!(fake.ranges().len(), 1);
     }
 }
 
@@ -379,7 +714,8 @@ async fn nobody_there() {
     let url = format!("http://{address}/api/v1/read").parse().expect("a URL");
     let selector = Selector::parse("up").expect("a selector");
     let config = Config { url, ..Config::default() };
-    let result = read(&Client::default(), &config, &selector, &[], (0, DAY_MS), |_| ()).await;
+    let source = Source::new(&config, &Metrics::default()).expect("a client");
+    let result = source.read(&selector, &[], (0, DAY_MS), |_| ()).await;
     let text = crate::yaml::chain(&result.expect_err("nobody answers"));
     assert!(text.contains(&address.to_string()) && text.contains("refused"), "{text}");
 }

@@ -11,11 +11,11 @@ use super::tls::{self, Material};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::{Bytes, BytesMut};
-use http_body_util::{BodyExt, Collected, Full, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::header::{
-    AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, COOKIE, HeaderMap, HeaderName, HeaderValue, LOCATION,
-    PROXY_AUTHORIZATION, USER_AGENT,
+    AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HeaderMap, HeaderName,
+    HeaderValue, LOCATION, PROXY_AUTHORIZATION, TRANSFER_ENCODING, USER_AGENT,
 };
 use hyper::{Method, StatusCode, Uri};
 use hyper_util::client::legacy::Client as Pool;
@@ -24,7 +24,10 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 use tracing::warn;
+
+type Response = hyper::Response<Incoming>;
 
 /// Sent with every request.
 pub const AGENT: &str = concat!("promforest/", env!("CARGO_PKG_VERSION"));
@@ -175,13 +178,21 @@ pub enum Error {
         /// The address.
         url: Url,
     },
-    /// The answer broke off, or is larger than allowed.
+    /// The answer is larger than allowed.
+    #[error("the answer of {url} is larger than the limit of {limit} bytes")]
+    TooLarge {
+        /// The address.
+        url: Url,
+        /// The limit, in bytes.
+        limit: usize,
+    },
+    /// The answer broke off.
     #[error("the answer of {url} cannot be read")]
     Body {
         /// The address.
         url: Url,
         /// Why.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: hyper::Error,
     },
     /// It took too long.
     #[error("{url} did not answer within {timeout:?}")]
@@ -209,6 +220,65 @@ impl Answer {
     pub fn reason(&self) -> String {
         let text = String::from_utf8_lossy(&self.body[..self.body.len().min(512)]).into_owned();
         text.lines().next().unwrap_or_default().trim().to_string()
+    }
+}
+
+/// An answer whose body is still on its way.
+#[derive(Debug)]
+pub struct Arriving {
+    /// Status code.
+    pub status: StatusCode,
+    /// Headers.
+    pub headers: HeaderMap,
+    body: Incoming,
+    url: Url,
+    /// When the time of the request is over.
+    end: Instant,
+    timeout: Duration,
+}
+
+impl Arriving {
+    /// The next bytes of the body; none once it has ended as its headers say that it ends.
+    ///
+    /// # Errors
+    /// [`Error::Body`] when it breaks off, [`Error::Timeout`] when the time of the request is over.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        loop {
+            let frame = match timeout_at(self.end, self.body.frame()).await {
+                Ok(frame) => frame,
+                Err(_) => return Err(Error::Timeout { url: self.url.clone(), timeout: self.timeout }),
+            };
+            let Some(frame) = frame else { return Ok(None) };
+            let frame = frame.map_err(|source| Error::Body { url: self.url.clone(), source })?;
+            // Anything else is a trailer.
+            if let Ok(data) = frame.into_data() {
+                return Ok(Some(data));
+            }
+        }
+    }
+
+    /// Do the headers say where the body ends? What has no such end can be cut off unseen.
+    pub fn is_delimited(&self) -> bool {
+        self.headers.contains_key(TRANSFER_ENCODING) || self.headers.contains_key(CONTENT_LENGTH)
+    }
+
+    /// The answer with its body; of one that says no, the beginning.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next), and [`Error::Body`] for a body above `limit`.
+    pub async fn whole(mut self, limit: usize) -> Result<Answer, Error> {
+        let is_success = self.status.is_success();
+        let limit = if is_success { limit } else { limit.min(ERROR_LIMIT) };
+        let mut body = BytesMut::new();
+        while is_success || body.len() < limit {
+            let Some(data) = self.next().await? else { break };
+            let room = limit - body.len();
+            if is_success && data.len() > room {
+                return Err(Error::TooLarge { url: self.url, limit });
+            }
+            body.extend_from_slice(&data[..data.len().min(room)]);
+        }
+        Ok(Answer { status: self.status, headers: self.headers, body: body.freeze() })
     }
 }
 
@@ -307,19 +377,35 @@ impl Client {
     /// [`Error`] without a whole answer in the request's time and limit. An answer that says no is
     /// an answer.
     pub async fn request(&self, request: Request) -> Result<Answer, Error> {
+        let limit = request.limit;
+        self.open(request).await?.whole(limit).await
+    }
+
+    /// As [`request`](Self::request), but the body of the answer is left to be read while it comes; the
+    /// request's limit is not looked at.
+    ///
+    /// # Errors
+    /// [`Error`] without the head of an answer in the request's time.
+    pub async fn open(&self, request: Request) -> Result<Arriving, Error> {
         let (url, timeout) = (request.url.clone(), request.timeout);
-        match tokio::time::timeout(timeout, self.follow(request)).await {
-            Ok(answer) => answer,
+        let end = Instant::now() + timeout;
+        match timeout_at(end, self.follow(request)).await {
+            Ok(answer) => {
+                let (url, response) = answer?;
+                let (head, body) = response.into_parts();
+                Ok(Arriving { status: head.status, headers: head.headers, body, url, end, timeout })
+            }
             Err(_) => Err(Error::Timeout { url, timeout }),
         }
     }
 
-    async fn follow(&self, mut request: Request) -> Result<Answer, Error> {
+    /// The answer, and whose it is.
+    async fn follow(&self, mut request: Request) -> Result<(Url, Response), Error> {
         let first = request.url.clone();
         let mut trusted = true;
         for _ in 0..=MAX_REDIRECTS {
             let answer = self.authorized(&request, trusted).await?;
-            let Some(next) = self.next(&request, &answer)? else { return Ok(answer) };
+            let Some(next) = self.next(&request, &answer)? else { return Ok((request.url, answer)) };
             // Once lost, trust does not come back: the way may lead through a stranger.
             trusted &= request.url.trusts(&next);
             if !trusted {
@@ -332,21 +418,22 @@ impl Client {
     }
 
     /// Where an answer leads, if it does.
-    fn next(&self, request: &Request, answer: &Answer) -> Result<Option<Url>, Error> {
-        if !self.0.config.follow_redirects || !matches!(answer.status.as_u16(), 301 | 302 | 303 | 307 | 308) {
+    fn next(&self, request: &Request, answer: &Response) -> Result<Option<Url>, Error> {
+        if !self.0.config.follow_redirects || !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308)
+        {
             return Ok(None);
         }
-        let Some(location) = answer.headers.get(LOCATION) else { return Ok(None) };
+        let Some(location) = answer.headers().get(LOCATION) else { return Ok(None) };
         let location = String::from_utf8_lossy(location.as_bytes());
         let url = request.url.clone();
-        if request.method != Method::GET && !matches!(answer.status.as_u16(), 307 | 308) {
+        if request.method != Method::GET && !matches!(answer.status().as_u16(), 307 | 308) {
             let (method, location) = (request.method.clone(), location.into_owned());
-            return Err(Error::Moved { url, method, status: answer.status, location });
+            return Err(Error::Moved { url, method, status: answer.status(), location });
         }
         url.join(&location).map(Some).map_err(|source| Error::Location { url, source })
     }
 
-    async fn authorized(&self, request: &Request, trusted: bool) -> Result<Answer, Error> {
+    async fn authorized(&self, request: &Request, trusted: bool) -> Result<Response, Error> {
         if !trusted {
             return self.send(request, HeaderMap::new()).await;
         }
@@ -358,7 +445,7 @@ impl Client {
         let ticket = tokens.ticket(None).await?;
         headers.insert(AUTHORIZATION, ticket.header.clone());
         let answer = self.send(request, headers.clone()).await?;
-        if ticket.fresh || answer.status != StatusCode::UNAUTHORIZED {
+        if ticket.fresh || answer.status() != StatusCode::UNAUTHORIZED {
             return Ok(answer);
         }
         // A token can be withdrawn before its end.
@@ -383,7 +470,7 @@ impl Client {
         Ok(Some(value))
     }
 
-    async fn send(&self, request: &Request, headers: HeaderMap) -> Result<Answer, Error> {
+    async fn send(&self, request: &Request, headers: HeaderMap) -> Result<Response, Error> {
         let url = &request.url;
         let mut message = hyper::Request::new(Full::new(request.body.clone()));
         *message.method_mut() = request.method.clone();
@@ -401,14 +488,7 @@ impl Client {
             Some(cause) => Error::Encryption { url: url.clone(), source: cause.clone() },
             None => Error::Request { url: url.clone(), source },
         };
-        let response = self.pool()?.request(message).await.map_err(failed)?;
-        let (head, body) = response.into_parts();
-        let body = match head.status.is_success() {
-            true => Limited::new(body, request.limit).collect().await.map(Collected::to_bytes),
-            false => beginning(body, request.limit.min(ERROR_LIMIT)).await.map_err(Into::into),
-        };
-        let body = body.map_err(|source| Error::Body { url: url.clone(), source })?;
-        Ok(Answer { status: head.status, headers: head.headers, body })
+        self.pool()?.request(message).await.map_err(failed)
     }
 
     /// The connections; new ones when the certificates have changed.
@@ -422,19 +502,6 @@ impl Client {
         }
         Ok(connections.pool.clone())
     }
-}
-
-/// At most so many bytes of a body.
-async fn beginning(mut body: Incoming, limit: usize) -> Result<Bytes, hyper::Error> {
-    let mut bytes = BytesMut::new();
-    while bytes.len() < limit
-        && let Some(frame) = body.frame().await
-    {
-        if let Ok(data) = frame?.into_data() {
-            bytes.extend_from_slice(&data[..data.len().min(limit - bytes.len())]);
-        }
-    }
-    Ok(bytes.freeze())
 }
 
 impl Connections {

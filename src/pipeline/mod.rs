@@ -12,7 +12,7 @@ pub mod schedule;
 mod serving;
 
 use crate::config::{self, Config};
-use crate::history::Source;
+use crate::history::{self, Source};
 use crate::http::client::{self, Client, Url};
 use crate::http::server;
 use crate::ingest;
@@ -98,7 +98,7 @@ pub struct Options {
 }
 
 impl Options {
-    fn load(&self) -> Result<Loaded, Error> {
+    fn load(&self, history: &history::Metrics) -> Result<Loaded, Error> {
         let config = self.config_file.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
         let failed = |url: &Url| {
             let url = url.clone();
@@ -107,7 +107,7 @@ impl Options {
         let targets = config.remote_write.iter();
         let targets = targets.map(|target| Client::new(&target.http).map_err(failed(&target.url)));
         let sources = config.remote_read.iter();
-        let sources = sources.map(|source| Source::new(source).map_err(failed(&source.url)));
+        let sources = sources.map(|source| Source::new(source, history).map_err(failed(&source.url)));
         let registry = Registry::open(&config.registry, &self.storage_path)
             .map_err(|source| Error::Registry { source })?;
         let outside = Outside {
@@ -251,6 +251,7 @@ struct Reloader {
     outside: watch::Sender<Arc<Outside>>,
     senders: Mutex<Option<Senders>>,
     publish: publish::Metrics,
+    history: history::Metrics,
     metrics: ReloadMetrics,
 }
 
@@ -258,7 +259,7 @@ impl Reloader {
     /// Reads the file again. A file that is wrong changes nothing.
     async fn reload(&self) -> Result<(), String> {
         let mut senders = self.senders.lock().await;
-        let Loaded { config, targets, outside } = self.options.load().map_err(|error| {
+        let Loaded { config, targets, outside } = self.options.load(&self.history).map_err(|error| {
             self.metrics.successful.set(0);
             let text = crate::yaml::chain(&error);
             error!(component = "config", err = text, "reload failed, the old configuration stays");
@@ -288,12 +289,6 @@ impl Reloader {
 /// # Errors
 /// [`Error`] when it cannot start, or a part of it fails for good.
 pub async fn run(options: Options) -> Result<(), Error> {
-    let Loaded { config, targets, outside } = options.load()?;
-    let listener = listen(&options.listen_address).await?;
-    let address =
-        listener.local_addr().map_err(|source| Error::System { what: "read the own address", source })?;
-    let mut signals = Signals::new()?;
-
     let mut registry = MetricsRegistry::default();
     Process::register(&mut registry);
     let own = registry.sub_registry_with_prefix("promforest");
@@ -301,9 +296,16 @@ pub async fn run(options: Options) -> Result<(), Error> {
     own.register("build", "The build", Info::new(version));
     let reload_metrics = ReloadMetrics::new(own);
     let publish_metrics = publish::Metrics::new(own);
+    let history_metrics = history::Metrics::new(own);
     let ingest_metrics = ingest::Metrics::new(own);
     let pipeline_metrics = metrics::Metrics::new(own);
     let keeper_metrics = keeper::Metrics::new(own);
+
+    let Loaded { config, targets, outside } = options.load(&history_metrics)?;
+    let listener = listen(&options.listen_address).await?;
+    let address =
+        listener.local_addr().map_err(|source| Error::System { what: "read the own address", source })?;
+    let mut signals = Signals::new()?;
 
     let (commands, received) = mpsc::channel(COMMANDS);
     let (jobs, waiting_jobs) = mpsc::channel(JOBS);
@@ -349,6 +351,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
         outside,
         senders: Mutex::new(Some(senders)),
         publish: publish_metrics,
+        history: history_metrics,
         metrics: reload_metrics,
     });
     let (stop, stopped) = watch::channel(false);

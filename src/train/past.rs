@@ -2,7 +2,7 @@
 
 use super::rows::Exclusion;
 use crate::config::Detector;
-use crate::history::{self, Error, Series, Source};
+use crate::history::{Error, Series, Source};
 use crate::prom::labels::METRIC_NAME;
 use crate::prom::matcher::Matcher;
 use crate::prom::{Labels, Selector};
@@ -30,7 +30,7 @@ pub async fn samples(
     mut each: impl FnMut(Vec<Series>),
 ) -> Result<(), Error> {
     for selector in &detector.matchers {
-        history::read(&source.client, &source.config, selector, group, range, &mut each).await?;
+        source.read(selector, group, range, &mut each).await?;
     }
     Ok(())
 }
@@ -51,25 +51,26 @@ pub async fn firing(
         return Ok(exclusions);
     }
     let selector = Selector::parse(r#"ALERTS{alertstate="firing"}"#).expect("a selector");
-    history::read(&source.client, &source.config, &selector, &[], range, |series| {
-        for (labels, samples) in series {
-            let alert = labels.get("alertname");
-            let elsewhere = group.iter().any(|(name, value)| !["", value].contains(&labels.get(name)));
-            if elsewhere || !alerts.iter().any(|name| name == alert) {
-                continue;
+    source
+        .read(&selector, &[], range, |series| {
+            for (labels, samples) in series {
+                let alert = labels.get("alertname");
+                let elsewhere = group.iter().any(|(name, value)| !["", value].contains(&labels.get(name)));
+                if elsewhere || !alerts.iter().any(|name| name == alert) {
+                    continue;
+                }
+                let times: Vec<i64> = samples
+                    .iter()
+                    .filter(|sample| !sample.is_stale())
+                    .map(|sample| sample.timestamp_ms)
+                    .collect();
+                for fired in times.chunk_by(|a, b| b - a <= ALERT_GAP_MS) {
+                    let (from_ms, to_ms) = (fired[0], fired[fired.len() - 1]);
+                    exclusions.push(Exclusion { from_ms, to_ms, reason: format!("{alert} fired") });
+                }
             }
-            let times: Vec<i64> = samples
-                .iter()
-                .filter(|sample| !sample.is_stale())
-                .map(|sample| sample.timestamp_ms)
-                .collect();
-            for fired in times.chunk_by(|a, b| b - a <= ALERT_GAP_MS) {
-                let (from_ms, to_ms) = (fired[0], fired[fired.len() - 1]);
-                exclusions.push(Exclusion { from_ms, to_ms, reason: format!("{alert} fired") });
-            }
-        }
-    })
-    .await?;
+        })
+        .await?;
     exclusions.sort_by_key(|exclusion| (exclusion.from_ms, exclusion.to_ms));
     Ok(exclusions)
 }
@@ -88,11 +89,12 @@ pub async fn incidents(
     let mut matchers = group.to_vec();
     matchers.push(Matcher::equal("detector", &detector.name));
     let mut times: Vec<i64> = Vec::new();
-    history::read(&source.client, &source.config, &selector, &matchers, range, |series| {
-        let samples = series.iter().flat_map(|(_, samples)| samples);
-        times.extend(samples.filter(|sample| sample.value == 1.0).map(|sample| sample.timestamp_ms));
-    })
-    .await?;
+    source
+        .read(&selector, &matchers, range, |series| {
+            let samples = series.iter().flat_map(|(_, samples)| samples);
+            times.extend(samples.filter(|sample| sample.value == 1.0).map(|sample| sample.timestamp_ms));
+        })
+        .await?;
     times.sort_unstable();
     let exclusion =
         |seen: &[i64]| Exclusion { from_ms: seen[0], to_ms: seen[seen.len() - 1], reason: INCIDENT.into() };
@@ -112,10 +114,11 @@ pub async fn newest_score(
     let name = detector.decision_metric();
     let Ok(selector) = Selector::parse(&name) else { return Ok(None) };
     let mut newest = None;
-    history::read(&source.client, &source.config, &selector, group, range, |series| {
-        let samples = series.iter().filter(|(labels, _)| labels.get(METRIC_NAME) == name);
-        newest = newest.max(samples.filter_map(|(_, samples)| Some(samples.last()?.timestamp_ms)).max());
-    })
-    .await?;
+    source
+        .read(&selector, group, range, |series| {
+            let samples = series.iter().filter(|(labels, _)| labels.get(METRIC_NAME) == name);
+            newest = newest.max(samples.filter_map(|(_, samples)| Some(samples.last()?.timestamp_ms)).max());
+        })
+        .await?;
     Ok(newest)
 }

@@ -205,4 +205,4 @@ fn varint(bytes: &mut &[u8]) -> Result<Option<u64>, Error> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -14,6 +14,7 @@
 
 mod histogram;
 mod protobuf;
+pub mod read;
 pub mod snappy;
 #[cfg(test)]
 mod tests;

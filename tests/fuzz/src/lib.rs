@@ -30,6 +30,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "write_v2", run: wire::write_v2, seeds: wire::messages_v2 },
     Target { name: "xor", run: wire::xor, seeds: wire::chunks },
     Target { name: "read_response", run: wire::read_response, seeds: wire::answers },
+    Target { name: "read_message", run: wire::read_message, seeds: wire::stream_messages },
+    Target { name: "read_frames", run: wire::read_frames, seeds: wire::streams },
     Target { name: "receiver", run: receiver::receiver, seeds: receiver::stories },
     Target { name: "model_folder", run: models::folder, seeds: models::folders },
     Target { name: "pickle", run: models::pickle, seeds: models::pickles },

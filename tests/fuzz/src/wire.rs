@@ -1,6 +1,8 @@
 //! The bytes of remote write and remote read.
 
-use promforest::history::{self, xor};
+use promforest::history::answer::Answer;
+use promforest::history::frames::Frames;
+use promforest::history::{Metrics, xor};
 use promforest::prom::proto::{self, v2};
 use promforest::prom::wire::{
     Counts, InvalidSeries, Kind, MAX_LABELS, MAX_NAME_BYTES, MAX_VALUE_BYTES, Malformed, Request, Scratch,
@@ -114,21 +116,55 @@ fn same_labels(labels: Result<Labels, InvalidSeries>, expected: Vec<proto::Label
     }
 }
 
-/// The answer to a query is clipped to its range and ordered.
-pub fn read_response(data: &[u8]) {
-    const RANGE: (i64, i64) = (1_000, 2_000_000_000_000);
-    let Ok(series) = history::decode(data, RANGE.0, RANGE.1) else { return };
-    for (_, samples) in series {
+const RANGE: (i64, i64) = (1_000, 2_000_000_000_000);
+
+/// The answer to a query is clipped to its range and ordered, every time once.
+fn in_order(answer: Answer<'_>) {
+    for (_, samples) in answer.finish() {
+        assert!(!samples.is_empty());
         assert!(samples.iter().all(|sample| (RANGE.0..=RANGE.1).contains(&sample.timestamp_ms)));
-        assert!(samples.is_sorted_by_key(|sample| sample.timestamp_ms));
+        assert!(samples.is_sorted_by(|a, b| a.timestamp_ms < b.timestamp_ms));
     }
 }
 
-/// A chunk is read as by the decoder that takes one bit after another.
+/// An answer of type SAMPLES.
+pub fn read_response(data: &[u8]) {
+    let metrics = Metrics::default();
+    let mut answer = Answer::new(RANGE.0, RANGE.1, &metrics);
+    if answer.response(data).is_ok() {
+        in_order(answer);
+    }
+}
+
+/// A message of a stream.
+pub fn read_message(data: &[u8]) {
+    let metrics = Metrics::default();
+    let mut answer = Answer::new(RANGE.0, RANGE.1, &metrics);
+    if answer.frame(data).is_ok() {
+        in_order(answer);
+    }
+}
+
+/// The frames of a stream are the same whole and byte by byte.
+pub fn read_frames(data: &[u8]) {
+    let pop = |pieces: &mut dyn Iterator<Item = &[u8]>| {
+        let (mut frames, mut messages) = (Frames::default(), Vec::new());
+        for piece in pieces {
+            frames.push(piece);
+            while let Some(message) = frames.pop()? {
+                messages.push(message);
+            }
+        }
+        frames.finish().map(|()| messages)
+    };
+    assert_eq!(pop(&mut std::iter::once(data)).ok(), pop(&mut data.chunks(1)).ok());
+}
+
+/// A chunk has the samples that a plain reader of bits finds in it.
 pub fn xor(data: &[u8]) {
     let mut samples = Vec::new();
-    let ours = xor::decode(data, &mut samples);
-    assert_eq!(ours.map(|()| samples), xor::plain::decode(data));
+    let decoded = xor::decode(data, &mut samples).map(|()| samples);
+    assert_eq!(decoded.ok(), xor::plain::decode(data).ok());
 }
 
 /// Bodies of write requests.
@@ -185,6 +221,24 @@ pub fn chunks() -> Vec<Vec<u8>> {
 /// The messages of answers of remote read.
 pub fn answers() -> Vec<Vec<u8>> {
     decompressed(&super::files("captures/remote-read", "samples.response.bin"))
+}
+
+/// Streamed answers.
+pub fn streams() -> Vec<Vec<u8>> {
+    super::files("captures/remote-read", "stream.response.bin")
+}
+
+/// The messages in their frames.
+pub fn stream_messages() -> Vec<Vec<u8>> {
+    let mut frames = Frames::default();
+    let mut messages = Vec::new();
+    for stream in streams() {
+        frames.push(&stream);
+        while let Some(message) = frames.pop().expect("a capture is valid") {
+            messages.push(message.to_vec());
+        }
+    }
+    messages
 }
 
 fn decompressed(bodies: &[Vec<u8>]) -> Vec<Vec<u8>> {
