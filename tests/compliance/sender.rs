@@ -159,12 +159,17 @@ async fn scrape(client: Client, url: Url, scrapes: Scrapes, bell: Arc<Notify>) {
 
 #[tokio::main]
 async fn main() {
-    let mut args = std::env::args().skip(1);
-    let mut address = || -> Url {
-        let text = args.next().expect("usage: compliance_sender PAGE_URL WRITE_URL");
-        text.parse().unwrap_or_else(|error| panic!("{error}"))
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [page, target] = &args[..] else { panic!("usage: compliance_sender PAGE_URL WRITE_URL") };
+    let page: Url = page.parse().unwrap_or_else(|error| panic!("{error}"));
+    let target: Url = match target.parse() {
+        Ok(target) => target,
+        Err(error) => {
+            eprintln!("{error}");
+            // The suite ends altogether when it cannot end us.
+            return tokio::signal::ctrl_c().await.expect("signals can be listened for");
+        }
     };
-    let (page, target) = (address(), address());
     let (scrapes, bell) = (Scrapes::default(), Arc::new(Notify::new()));
     let (closing, closed) = watch::channel(false);
     let sender = Sender {

@@ -33,7 +33,7 @@ grep -q RunPromforest "$work/main_test.go" || { echo "error: the suite lists its
 cd "$work"
 status=0
 # shellcheck disable=SC2086 # several flags
-PROMETHEUS_RW2_COMPLIANCE_SENDERS=promforest go test -count=1 -v ${TEST_FLAGS:-} . > results.log 2>&1 || status=$?
+PROMETHEUS_RW2_COMPLIANCE_SENDERS=promforest go test -count=1 -v -parallel 8 ${TEST_FLAGS:-} . > results.log 2>&1 || status=$?
 grep -E '^ *--- FAIL' results.log || true
 grep -E '^ +[a-z_]+_test\.go:[0-9]+: .*(not met|Error)' results.log || true
 printf '%s passed, %s failed, %s skipped\n' \

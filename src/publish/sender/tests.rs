@@ -292,6 +292,13 @@ async fn batches_are_whole_rows_of_at_most_max_samples() {
     sender.finish().await;
     let sizes: Vec<usize> = fake.seen().iter().map(Seen::n_samples).collect();
     assert_eq!(sizes, [9, 9, 9, 9, 9, 9, 9, 9, 3]);
+    let metadata = |seen: &Seen| {
+        let mut buffer = Vec::new();
+        let message = snappy::decompress(&seen.body, 1 << 20, &mut buffer).expect("snappy");
+        proto::WriteRequest::decode(message).expect("a WriteRequest").metadata.len()
+    };
+    let told: Vec<usize> = fake.seen().iter().map(metadata).collect();
+    assert_eq!(told, [1, 0, 0, 0, 0, 0, 0, 0, 0], "type and help go along once a minute");
     assert_eq!(sorted(fake.written()), sorted(rows.all()));
     assert_eq!(sender.counts(), (75, 0, 0));
 }
