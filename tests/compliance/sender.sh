@@ -2,6 +2,13 @@
 # Runs the public compliance suite for remote write senders (github.com/prometheus/compliance, its folder
 # remotewrite/sender) with promforest's sender: tests/compliance/sender.sh PATH_OF_SUITE
 #
+# At its revision of 2026-08-06 141 of its cases pass and 8 do not, each for a reason:
+#   no_retry_on_400, no_retry_on_413   it counts requests: a refused batch is narrowed down, each part sent once
+#   no_retry_on_401, no_retry_on_404   a target that is set up wrong is asked again, and nothing is lost meanwhile
+#   samples_with_metadata              type and help are known of promforest's own metrics, not of what is scraped
+#   samples_with_exemplars, histogram_with_metadata_and_exemplars   optional, and promforest has none to send
+#   high_cardinality                   of the 50 lines of its page 10 have a number for a value; it wants 20
+#
 # The suite has its targets compiled in: a copy of it gets one more, the example compliance_sender. Needs Go, and
 # the modules of the suite. The last lines sum it up; TEST_FLAGS goes to its tests, as in TEST_FLAGS='-run Retry'.
 set -euo pipefail
