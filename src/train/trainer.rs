@@ -328,7 +328,7 @@ async fn kept(job: &Job, outside: &Outside, model: &str, name: &str, resting: &m
     }
     let find = async {
         let registry = &outside.registry;
-        let aliases = registry.aliases(model).await?;
+        let aliases = registry.aliases_of([model, name]).await?;
         let Some((name, version)) = registry::of_group(&aliases, model, name, &outside.registry_config.alias)
         else {
             return Ok(None);

@@ -95,6 +95,17 @@ impl Directory {
         Ok(aliases)
     }
 
+    /// See [`Registry::aliases_of`](super::Registry::aliases_of).
+    pub fn aliases_of(&self, models: [&str; 2]) -> Result<Aliases, Error> {
+        let mut aliases = Aliases::new();
+        for model in models {
+            if let Some(state) = self.read(&self.folder(model)?)? {
+                aliases.insert(model.into(), state.aliases);
+            }
+        }
+        Ok(aliases)
+    }
+
     /// See [`Registry::versions`](super::Registry::versions).
     pub fn versions(&self, model: &str) -> Result<Vec<Version>, Error> {
         let state = self.read(&self.folder(model)?)?.unwrap_or_default();

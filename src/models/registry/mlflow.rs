@@ -142,14 +142,28 @@ impl Mlflow {
     /// [`Error`].
     pub async fn aliases(&self, prefix: &str) -> Result<Aliases, Error> {
         // The underscore means any character there; what it finds too many is left out here.
-        let filter = format!("name LIKE '{}%'", prefix.replace('\'', ""));
-        let models = self.pages("registered-models/search", "registered_models", &filter).await?;
+        let mut found = self.find_aliases(&format!("name LIKE '{}%'", prefix.replace('\'', ""))).await?;
+        found.retain(|name, _| name.starts_with(prefix));
+        Ok(found)
+    }
+
+    /// See [`Registry::aliases_of`](super::Registry::aliases_of).
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn aliases_of(&self, models: [&str; 2]) -> Result<Aliases, Error> {
+        let mut all = Aliases::new();
+        for model in models {
+            all.extend(self.find_aliases(&format!("name = '{}'", model.replace('\'', ""))).await?);
+        }
+        Ok(all)
+    }
+
+    async fn find_aliases(&self, filter: &str) -> Result<Aliases, Error> {
+        let models = self.pages("registered-models/search", "registered_models", filter).await?;
         let mut all = Aliases::new();
         for model in models {
             let name = text(&model, "name");
-            if !name.starts_with(prefix) {
-                continue;
-            }
             let aliases = model["aliases"].as_array().into_iter().flatten();
             let alias = |alias: &Value| Some((text(alias, "alias"), text(alias, "version").parse().ok()?));
             all.insert(name, aliases.filter_map(alias).collect());

@@ -271,6 +271,18 @@ impl Registry {
         }
     }
 
+    /// The aliases of these models alone. Groups come and go, and their models stay: among thousands, this does not
+    /// look at the others.
+    ///
+    /// # Errors
+    /// [`Error`] when the store does not answer.
+    pub async fn aliases_of(&self, models: [&str; 2]) -> Result<Aliases, Error> {
+        match self {
+            Self::Directory(directory) => directory.aliases_of(models),
+            Self::Mlflow(mlflow) => Ok(mlflow.aliases_of(models).await?),
+        }
+    }
+
     /// The versions of a model, ascending; none for a model that is not known.
     ///
     /// # Errors

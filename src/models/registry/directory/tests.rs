@@ -30,6 +30,8 @@ async fn versions_aliases_and_the_way_back() {
     }
     register(&directory, "network");
     assert_eq!(registry.aliases("net").await.expect("read")["net"][CHAMPION], 3);
+    assert_eq!(registry.aliases_of(["net", "net.group"]).await.expect("read")["net"][CHAMPION], 3);
+    assert!(registry.aliases_of(["ne", "net.group"]).await.expect("read").is_empty());
     assert_eq!(registry.load("net", 3, Semantics::V3).await.expect("a model"), model());
     registry.promote("net", CHALLENGER, 2).await.expect("beside it");
     assert_eq!(registry.roll_back("net", CHAMPION).await.expect("back"), (3, 2));
