@@ -23,6 +23,7 @@ pub mod detect;
 pub mod models;
 pub mod publish;
 pub mod history;
+pub mod snapshot;
 pub mod input;
 pub mod report;
 pub mod train;

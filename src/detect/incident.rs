@@ -1,5 +1,7 @@
 //! Incidents: one from the first alarm until the deviation is over.
 
+use serde::{Deserialize, Serialize};
+
 /// An incident lasts while the raw score is at least this share of the threshold that it crossed.
 const HOLD: f64 = 0.8;
 /// It is over when that has not been so for this long, or for three rows.
@@ -14,9 +16,13 @@ pub struct Incident {
     open: Option<Open>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Open {
+/// An incident that has not ended.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Open {
+    /// The least threshold that it crossed.
     level: f64,
+    /// When it was last as loud as that, or nearly.
     last_ms: i64,
 }
 
@@ -24,6 +30,16 @@ impl Incident {
     /// None open, for rows that are so far apart.
     pub fn new(interval_ms: i64) -> Self {
         Self { pause_ms: PAUSE_MS.max(PAUSE_ROWS * interval_ms), open: None }
+    }
+
+    /// The incident that is open.
+    pub fn open(&self) -> Option<Open> {
+        self.open
+    }
+
+    /// The same with this incident open.
+    pub fn with_open(self, open: Option<Open>) -> Self {
+        Self { open, ..self }
     }
 
     /// Takes the next row, and tells whether there is an incident at it.

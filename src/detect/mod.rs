@@ -25,7 +25,7 @@ use crate::window::Score;
 pub use config::{BUDGET, Budget, Config};
 use incident::Incident;
 use memory::Memory;
-pub use state::{InvalidState, State};
+pub use state::{InvalidState, Live, State};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use threshold::Threshold;
@@ -130,13 +130,30 @@ impl Detection {
     /// # Errors
     /// [`InvalidState`].
     pub fn restore(voices: Voices, state: State) -> Result<Self, InvalidState> {
+        Self::go_on(Arc::new(voices), Live { state, incident: None })
+    }
+
+    /// All that it has become, the open incident included.
+    pub fn live(&self) -> Live {
+        Live { state: self.state(), incident: self.incident.open() }
+    }
+
+    /// What another process had made of this detection, with the default budget.
+    ///
+    /// # Errors
+    /// [`InvalidState`].
+    pub fn resume(&self, live: Live) -> Result<Self, InvalidState> {
+        Self::go_on(self.voices.clone(), live)
+    }
+
+    fn go_on(voices: Arc<Voices>, Live { state, incident }: Live) -> Result<Self, InvalidState> {
         let (expected, found) = (voices.n_metrics(), state.n_metrics());
         if found != expected {
             return Err(InvalidState::new("number of metrics", found, expected));
         }
         let (memory, threshold) = state.restore(BUDGET)?;
-        let incident = Incident::new(memory.reach().interval_ms());
-        Ok(Self { voices: Arc::new(voices), memory, threshold, incident })
+        let incident = Incident::new(memory.reach().interval_ms()).with_open(incident);
+        Ok(Self { voices, memory, threshold, incident })
     }
 
     /// The same with a threshold for so many alerts a day, above 0.

@@ -1,6 +1,7 @@
 //! The state of a group between two rows, for files: with it a process goes on where another ended.
 
 use super::habits::Habits;
+use super::incident::Open;
 use super::memory::{Memory, Reach};
 use super::profile::{self, Profile};
 use super::threshold::{Hour, Threshold};
@@ -25,6 +26,14 @@ pub struct State {
     hours: Vec<(i64, f64, f64)>,
     /// Number and greatest raw score so far of the last one.
     current: Option<(i64, f64)>,
+}
+
+/// All that a detection has become, so that one that goes on from it says the same bits.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Live {
+    pub(super) state: State,
+    pub(super) incident: Option<Open>,
 }
 
 /// A state that no rows lead to.

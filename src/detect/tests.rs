@@ -188,3 +188,29 @@ fn more_metrics_than_a_forest_sees_are_refused() {
     let message = refused.expect_err("refused").to_string();
     assert!(message.contains("number of metrics that vary") && message.contains("at most"), "{message}");
 }
+
+/// Wherever a process ends, within an incident too, the next one says the same bits.
+#[test]
+fn f45_what_is_resumed_says_the_same() {
+    let trained = learned(3);
+    let mut detection = trained.clone().with_budget(2.0);
+    let mut incidents = 0;
+    for minute in 3 * DAY..4 * DAY {
+        let mut values = row(minute);
+        if minute % 300 < 20 {
+            values[IN] *= 4.0;
+        }
+        if minute % 97 == 0 || minute % 300 == 10 {
+            let text = serde_json::to_string(&detection.live()).expect("numbers and text");
+            let live = serde_json::from_str(&text).expect("as it was written");
+            let resumed = trained.resume(live).expect("its own state").with_budget(2.0);
+            assert_eq!(resumed, detection, "{minute}");
+            detection = resumed;
+        }
+        let seen = detection.observe(minute * MINUTE_MS, &values).expect("the next row");
+        incidents += usize::from(seen.incident);
+    }
+    assert!(incidents > 20, "{incidents} rows of incidents");
+    let two = learn(0..2 * DAY, &ExtendedParams::default(), THREADS);
+    assert!(two.resume(detection.live()).is_ok(), "voices of as many metrics");
+}

@@ -66,6 +66,11 @@ impl Reason {
         }
     }
 
+    /// What [`as_str`](Self::as_str) writes.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == text)
+    }
+
     /// For people.
     pub fn phrase(self) -> &'static str {
         match self {

@@ -4,23 +4,27 @@
 //! a request does is done when the next one begins. It never waits: what is slow (the network, a
 //! fit) is other threads' work, and comes back as a command.
 
+use super::gaps::{self, Gaps, Missing, Question};
 use super::group::{Event, Group, RowState};
 use super::groups::Groups;
 use super::keeper::Place;
 use super::metrics::Metrics;
 use super::outputs::Ends;
-use crate::config::Config;
+use super::saver::Turn;
+use crate::config::{Config, Detector};
 use crate::detect::Detection;
 use crate::features::counter;
+use crate::history;
 use crate::ingest::{self, Dropped, Received, Written};
 use crate::models::Deployed;
 use crate::prom::duration::{self, now_ms};
 use crate::prom::wire::{self, Kind, Reason as Refusal, Version, snappy};
 use crate::prom::{Labels, Sample};
 use crate::publish::{self, Batch, Lost, Position, Series};
-use crate::series::{Code, Entry, Ignored, Index};
+use crate::series::{Code, Entry, Ignored, Index, Target};
+use crate::snapshot::State;
 use crate::train::trainer::{Before, Job, Learned, Reason};
-use crate::window::{Push, Voice};
+use crate::window::{Push, Voice, Window};
 use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -35,6 +39,9 @@ const MAX_AHEAD_MS: i64 = 600_000;
 /// Scores wait until this machine's clock is at most this far behind their timestamp: one sample
 /// from the future keeps a Prometheus before 2.54 from storing any other.
 const PUBLISH_AHEAD_MS: i64 = 10_000;
+/// Scores written this long after their time are told from live ones: Prometheus' look-back, over which an alert
+/// sees them.
+const BACKFILLED_MS: i64 = 300_000;
 /// How often groups and columns are looked through for what is gone.
 const TIDY_EVERY: Duration = Duration::from_secs(60);
 /// How often the progress towards a first model is logged.
@@ -80,6 +87,27 @@ pub enum Command {
         /// What it has become by the rows since its training.
         advanced: Option<Box<Detection>>,
     },
+    /// Hand out the group after this one, or the first, for a snapshot.
+    Snapshot {
+        /// The group before.
+        after: Option<u32>,
+        /// Where it goes; nothing after the last.
+        reply: oneshot::Sender<Option<Turn>>,
+    },
+    /// The snapshot of this group could not be written.
+    Unsaved(u32),
+    /// Take in what remote read knows of a detector's series.
+    Filled {
+        /// The detector.
+        detector: Arc<Detector>,
+        /// Series with all of their labels.
+        series: Vec<history::Series>,
+    },
+    /// All of what was asked for has been handed over, or the rest will not come.
+    FillDone {
+        /// Is it all?
+        is_whole: bool,
+    },
     /// Look at the clock.
     Tick,
     /// Work by another configuration; `bells` are its targets'.
@@ -121,6 +149,8 @@ pub struct Engine {
     known: Vec<Option<Code>>,
     targets: Vec<TargetState>,
     trainer: mpsc::Sender<Job>,
+    gaps: Gaps,
+    gap_metrics: gaps::Metrics,
     /// The group that a training was asked for last.
     asked: u32,
     readiness: watch::Sender<Readiness>,
@@ -139,8 +169,12 @@ pub struct Parts {
     pub bells: Vec<Arc<Notify>>,
     /// Where trainings are asked for.
     pub trainer: mpsc::Sender<Job>,
+    /// Where what is missing is asked for.
+    pub questions: mpsc::Sender<Question>,
     /// Where it is told how far it is.
     pub readiness: watch::Sender<Readiness>,
+    /// What is counted of holes.
+    pub gaps: gaps::Metrics,
     /// What is counted.
     pub metrics: Metrics,
     /// What is counted of the input.
@@ -160,6 +194,8 @@ impl Engine {
             known: Vec::new(),
             targets: targets(parts.bells),
             trainer: parts.trainer,
+            gaps: Gaps::new(parts.questions, Instant::now()),
+            gap_metrics: parts.gaps,
             asked: u32::MAX,
             readiness: parts.readiness,
             metrics: parts.metrics,
@@ -183,7 +219,7 @@ impl Engine {
                 Command::NextBatch { target, max_samples, reply } => {
                     let _ = reply.send(self.next_batch(target, max_samples, now_ms()));
                 }
-                Command::Advance { target, positions } => self.advance(target, &positions),
+                Command::Advance { target, positions } => self.advance(target, &positions, now_ms()),
                 Command::Learned { group, result } => self.learned(group, result, now),
                 Command::Places(reply) => {
                     let _ = reply.send(self.groups.iter_mut().map(|(id, group)| group.place(id)).collect());
@@ -191,7 +227,17 @@ impl Engine {
                 Command::Deploy { group, voice, deployed, advanced } => {
                     self.deploy(group, voice, deployed, advanced, now)
                 }
-                Command::Tick => self.tick(now),
+                Command::Snapshot { after, reply } => {
+                    let _ = reply.send(self.snapshot(after));
+                }
+                Command::Unsaved(id) => {
+                    if let Some(group) = self.groups.get_mut(id) {
+                        group.not_saved();
+                    }
+                }
+                Command::Filled { detector, series } => self.filled(&detector, &series, now),
+                Command::FillDone { is_whole } => self.fill_done(is_whole, now),
+                Command::Tick => self.tick(now, now_ms()),
                 Command::Reload { config, bells, done } => {
                     self.reload(config, bells);
                     let _ = done.send(());
@@ -305,16 +351,159 @@ impl Engine {
         if refused.is_empty() { Ok(written) } else { Err(ingest::Error::Invalid { refused, written }) }
     }
 
-    /// Scores the rows that a request has completed.
+    /// Scores the rows of these groups that samples came for, as far as nothing is missing before them.
     fn score(&mut self, touched: &BTreeSet<u32>, now: Instant) {
+        // Where there is nobody to ask, nothing is waited for.
+        let can_ask = !self.groups.config().remote_read.is_empty();
         for &id in touched {
             let Some(group) = self.groups.get_mut(id) else { continue };
             let detector = group.detector.clone();
+            if group.holds_after_ms().is_some() && !self.gaps.knows(id) {
+                self.gap_metrics.detected(&detector.name);
+                if can_ask {
+                    self.gaps.wait(id);
+                } else {
+                    group.release(now);
+                }
+            }
             let mut tell = teller(&self.metrics, &self.publish, &detector.name);
             if group.score_touched(now, &mut tell) {
                 self.metrics.scored(group);
                 ring(&mut self.targets, id);
             }
+        }
+    }
+
+    /// Goes on with the groups of snapshots, and tells what became of each. What they have not written waits
+    /// for the model, which comes with the answer to how far Prometheus has it.
+    pub fn restore(&mut self, snapshots: Vec<(State, Window)>, now: Instant, tell: impl Fn(&'static str)) {
+        for (state, window) in snapshots {
+            let is_restored = self.groups.restore(state, window, now);
+            tell(if is_restored { "restored" } else { "unfit" });
+        }
+    }
+
+    fn snapshot(&mut self, after: Option<u32>) -> Option<Turn> {
+        let urls = self.groups.urls();
+        let (id, group) = self.groups.next_mut(after)?;
+        Some(group.save(id, &urls))
+    }
+
+    /// Asks for what is missing in the groups that wait for it, those of one detector.
+    fn ask_for_gaps(&mut self, now: Instant, now_ms: i64) {
+        let mut waiting = self.gaps.take_waiting();
+        let mut skipped = BTreeSet::new();
+        let mut asked: Option<Missing> = None;
+        while let Some(id) = waiting.pop_first() {
+            let Some(group) = self.groups.get_mut(id) else { continue };
+            let Some(after_ms) = group.holds_after_ms() else { continue };
+            let detector = group.detector.clone();
+            if self.gaps.rests(id, now) {
+                self.gaps.skipped(&detector.name, &self.gap_metrics);
+                group.release(now);
+                skipped.insert(id);
+                continue;
+            }
+            let to_ms = group.window().newest_ms().unwrap_or(i64::MIN).max(now_ms);
+            let after_ms = after_ms.max(group.window().start_ms());
+            match &mut asked {
+                None => {
+                    let groups = vec![(id, group.labels.clone())];
+                    asked = Some(Missing { detector, groups, range: (after_ms, to_ms) });
+                }
+                Some(missing) if Arc::ptr_eq(&missing.detector, &detector) => {
+                    missing.groups.push((id, group.labels.clone()));
+                    missing.range = (missing.range.0.min(after_ms), missing.range.1.max(to_ms));
+                }
+                Some(_) => self.gaps.wait(id),
+            }
+        }
+        if let Some(mut missing) = asked {
+            // Who has lost the same stream and was not scraped again yet need not ask for himself.
+            for (id, group) in self.groups.iter_mut() {
+                if Arc::ptr_eq(&group.detector, &missing.detector)
+                    && let Some(newest_ms) = group.shares_hole(missing.range.0, now_ms)
+                {
+                    group.hold(newest_ms, now);
+                    missing.groups.push((id, group.labels.clone()));
+                }
+            }
+            self.gaps.ask(missing);
+        }
+        self.score(&skipped, now);
+    }
+
+    /// Takes in samples that remote write did not bring.
+    fn filled(&mut self, detector: &Arc<Detector>, series: &[history::Series], now: Instant) {
+        let mut cells: Vec<(Target, Sample)> = Vec::new();
+        for (labels, samples) in series {
+            let Ok(targets) = self.groups.resolve(labels, now) else { continue };
+            let of_detector = |target: &Target| {
+                self.groups.get(target.group).is_some_and(|g| Arc::ptr_eq(&g.detector, detector))
+            };
+            let Some(target) = targets.into_iter().find(of_detector) else { continue };
+            cells.extend(samples.iter().map(|sample| (target, *sample)));
+        }
+        // In the order of time, so that no sealed part of a window is touched again.
+        cells.sort_by_key(|(_, sample)| sample.timestamp_ms);
+        let mut touched = BTreeSet::new();
+        let mut stored = 0;
+        for (target, sample) in cells {
+            let Some(group) = self.groups.get_mut(target.group) else { continue };
+            touched.insert(target.group);
+            if let (Push::Stored, _) = group.push(target.column, sample, now) {
+                stored += 1;
+            }
+        }
+        self.gap_metrics.brought(&detector.name, stored);
+        self.gaps.brought(stored);
+        for id in self.gaps.asked().map(|asked| asked.groups.clone()).unwrap_or_default() {
+            if let Some(group) = self.groups.get_mut(id) {
+                group.hold_on(now);
+            }
+        }
+        self.score(&touched, now);
+    }
+
+    fn fill_done(&mut self, is_whole: bool, now: Instant) {
+        let Some(asked) = self.gaps.done(is_whole, &self.gap_metrics, now) else { return };
+        for id in &asked.groups {
+            if let Some(group) = self.groups.get_mut(*id) {
+                group.release(now);
+            }
+        }
+        self.score(&asked.groups.into_iter().collect(), now);
+        self.ask_for_gaps(now, now_ms());
+    }
+
+    /// Lets groups go on that wait in vain, and has some series counted now and then.
+    fn look_after_gaps(&mut self, now: Instant, now_ms: i64) {
+        let mut released = BTreeSet::new();
+        let mut held = 0;
+        for (id, group) in self.groups.iter_mut() {
+            held += usize::from(group.holds_after_ms().is_some());
+            if group.is_held_too_long(now) {
+                self.gap_metrics.timed_out(&group.detector.name);
+                warn!(component = "history", detector = group.detector.name, group = %group.labels, "scores go on although samples are missing: remote read did not answer in time");
+                group.release(now);
+                released.insert(id);
+            }
+        }
+        self.gap_metrics.pending(held);
+        self.score(&released, now);
+        self.ask_for_gaps(now, now_ms);
+        if let Some(turn) = self.gaps.audit_due(now)
+            && !self.groups.config().remote_read.is_empty()
+        {
+            let ids: Vec<u32> = self.groups.iter_mut().map(|(id, _)| id).collect();
+            let n_groups = ids.len() as u64;
+            let numbers = turn..turn + gaps::AUDITED as u64;
+            // Group after group, and in each turn through all of them another column.
+            let series = numbers.filter_map(|number| {
+                let id = ids.get(number.checked_rem(n_groups)? as usize)?;
+                self.groups.get(*id)?.audited(number / n_groups)
+            });
+            self.gaps.audit(series.collect());
         }
     }
 
@@ -361,11 +550,17 @@ impl Engine {
         (!batch.positions.is_empty()).then_some(batch)
     }
 
-    fn advance(&mut self, target: usize, positions: &[Position]) {
+    fn advance(&mut self, target: usize, positions: &[Position], now_ms: i64) {
+        // What is older yet was not written, but given up.
+        let limit = self.groups.config().remote_write.get(target).map(|target| target.sample_age_limit);
+        let oldest_ms = now_ms - duration::millis(limit.unwrap_or_default());
         let Some(state) = self.targets.get_mut(target) else { return };
         state.ends.advance();
         for position in positions {
             let published = self.groups.get_mut(position.group).is_none_or(|group| {
+                let to_ms = now_ms - BACKFILLED_MS;
+                let late = group.rows_between(target, position.timestamp_ms, oldest_ms, to_ms);
+                self.metrics.backfilled(&group.detector.name, late);
                 group.advance(target, position.timestamp_ms);
                 group.is_published(target)
             });
@@ -398,8 +593,9 @@ impl Engine {
                 let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
                 if group.install_trained(deployed, age, before, now, &mut tell) {
                     self.metrics.scored(group);
-                    ring(&mut self.targets, id);
                 }
+                // Scores of a snapshot waited for this: only now is it known how far they are written.
+                ring(&mut self.targets, id);
                 self.metrics.models(group, &alias);
             }
             Learned::Held { name, version, card, reasons } => {
@@ -412,6 +608,12 @@ impl Engine {
             Learned::TooShort { have_ms } => {
                 self.metrics.trained(&detector.name, "too_short");
                 group.too_short(have_ms, now);
+            }
+            Learned::HistoryLost { have_ms } => {
+                let have = Duration::from_millis(u64::try_from(have_ms).unwrap_or(0));
+                warn!(component = "train", detector = detector.name, group = %group.labels, seconds = have.as_secs(), "the history is gone that the model has learned from: it stays in service");
+                self.metrics.trained(&detector.name, "history_lost");
+                group.history_lost(now);
             }
             Learned::Failed(reason) => {
                 warn!(component = "train", detector = detector.name, group = %group.labels, err = reason, "training failed, trying again in a minute");
@@ -463,7 +665,8 @@ impl Engine {
         self.metrics.models(group, &alias);
     }
 
-    fn tick(&mut self, now: Instant) {
+    fn tick(&mut self, now: Instant, now_ms: i64) {
+        self.look_after_gaps(now, now_ms);
         for (id, group) in self.groups.iter_mut() {
             let detector = group.detector.clone();
             let mut tell = teller(&self.metrics, &self.publish, &detector.name);
@@ -483,9 +686,10 @@ impl Engine {
         if now.duration_since(self.tidied) >= TIDY_EVERY {
             self.tidied = now;
             self.groups.iter().for_each(|group| self.metrics.drift(group));
+            self.metrics.window_bytes(self.groups.iter().map(|group| group.window().n_bytes()).sum());
             let (gone, look_again) = self.groups.tidy(now);
             let kept: Vec<_> = (0..self.targets.len()).map(Some).collect();
-            gone.iter().for_each(|group| self.bury(group, &kept, now_ms()));
+            gone.iter().for_each(|group| self.bury(group, &kept, now_ms));
             if look_again {
                 self.index.clear();
             }
@@ -516,6 +720,8 @@ impl Engine {
                 detector: group.detector.clone(),
                 labels: group.labels.clone(),
                 since: group.since(),
+                mark: group.mark().cloned(),
+                learned_ms: group.learned_ms(),
                 reason,
                 window: group.start_training(reason, now),
             });

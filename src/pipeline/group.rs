@@ -1,8 +1,10 @@
 //! One group: its window, its model, its open rows and its cursors.
 
 use super::drift::Drift;
+use super::gaps::{self, Audited, Rhythm};
 use super::keeper::Place;
 use super::outputs::{self, Cursor, Output, Rows};
+use super::saver::{self, Saved, Turn};
 use super::schedule::Schedule;
 use super::serving::{Cause, Serving};
 use crate::config::Detector;
@@ -11,6 +13,7 @@ use crate::features::{Reader, Row, Schema, counter};
 use crate::models::{Card, Deployed, Model};
 use crate::prom::{Labels, Sample, duration};
 use crate::publish::{self, Lost, Position, Series};
+use crate::snapshot::{Folder, Mark, State};
 use crate::train::rows;
 use crate::train::trainer::{Before, Reason};
 use crate::window::{Column, Push, Score, Voice, Window};
@@ -20,6 +23,9 @@ use std::time::{Duration, Instant};
 
 /// Columns without a sample in the window that a group may drag along.
 const MAX_DEAD_COLUMNS: usize = 64;
+
+/// The newest samples from before this process tell how rows come.
+const RHYTHM_MS: i64 = 3_600_000;
 
 const DAY_MS: i64 = 24 * 3_600_000;
 
@@ -51,6 +57,17 @@ pub enum Event {
     Lost(Lost, usize),
     /// A value of a scored row was NaN or infinite.
     NotFinite,
+}
+
+/// No row is judged before what is missing is there, or was waited for.
+#[derive(Clone, Copy, Debug)]
+struct Hold {
+    /// Samples after this time may be missing.
+    after_ms: i64,
+    /// When it began.
+    since: Instant,
+    /// When it ends at the latest.
+    until: Instant,
 }
 
 /// One group of a detector.
@@ -86,6 +103,14 @@ pub struct Group {
     missing: usize,
     /// Has anything that `/metrics` shows of the group changed?
     changed: bool,
+    /// How its rows come.
+    rhythm: Rhythm,
+    /// While what is missing is asked for.
+    hold: Option<Hold>,
+    /// Has anything changed since the last snapshot?
+    unsaved: bool,
+    /// What the models of before this process had become, until they serve again.
+    marks: [Option<Mark>; 2],
     since: Instant,
     last_received: Instant,
     schedule: Schedule,
@@ -115,9 +140,90 @@ impl Group {
             newest_scored: None,
             missing: 0,
             changed: true,
+            rhythm: Rhythm::default(),
+            hold: None,
+            unsaved: false,
+            marks: [None, None],
             since: now,
             last_received: now,
         }
+    }
+
+    /// The group that a snapshot was made of, without its models: they come from the registry, and go on
+    /// from where the snapshot says that they were.
+    pub fn restore(
+        detector: Arc<Detector>,
+        state: State,
+        window: Window,
+        urls: &[String],
+        now: Instant,
+    ) -> Self {
+        let State { group, champion, challenger, newest_scored_ms, cursors, causes, incidents, .. } = state;
+        let mut restored = Self::new(detector, group, 0, now);
+        restored.window = window.with_length(duration::millis(restored.detector.window));
+        let newest_ms = newest_scored_ms.unwrap_or(i64::MIN);
+        // A target that is new begins at the newest score: what is older was the others'.
+        let cursor = |url| Cursor::after(cursors.get(url).copied().unwrap_or(newest_ms));
+        restored.cursors = urls.iter().map(cursor).collect();
+        restored.newest_scored = newest_scored_ms.map(|newest_ms| (newest_ms, now));
+        let known = |(then, causes): (i64, Vec<_>)| {
+            (then, causes.into_iter().filter_map(Cause::from_snapshot).collect())
+        };
+        restored.causes = causes.into_iter().map(known).collect();
+        restored.incidents = incidents.into();
+        restored.is_incident = state.is_incident;
+        // What was incomplete may still become complete.
+        let passed_ms = champion.as_ref().map_or(newest_ms, |mark| mark.passed_ms);
+        let waiting: Vec<i64> = restored.window.timestamps(passed_ms, i64::MAX).collect();
+        restored.open_rows = waiting.into_iter().map(|time| (time, (time, now))).collect();
+        restored.marks = [champion, challenger];
+        restored
+    }
+
+    /// What a snapshot is to say of the group, if that has changed; the cursors are those of these targets.
+    pub fn save(&mut self, id: u32, urls: &[String]) -> Turn {
+        let name = Folder::name(&self.detector.name, &self.labels);
+        if !std::mem::take(&mut self.unsaved) {
+            return Turn { id, name, saved: None };
+        }
+        let newest_scored_ms = self.newest_scored_ms();
+        let draft = |serving: &Option<Serving>| {
+            serving.as_ref().map(|serving| serving.draft(newest_scored_ms.unwrap_or(i64::MIN)))
+        };
+        let [champion, challenger] = self.marks.clone();
+        let state = State {
+            detector: self.detector.name.clone(),
+            watches: saver::watches(&self.detector),
+            group: self.labels.clone(),
+            champion,
+            challenger,
+            newest_scored_ms,
+            cursors: urls.iter().cloned().zip(self.cursors.iter().map(|cursor| cursor.done_ms)).collect(),
+            causes: self
+                .causes
+                .iter()
+                .map(|(then, causes)| (*then, causes.iter().map(Cause::to_snapshot).collect()))
+                .collect(),
+            incidents: self.incidents.iter().copied().collect(),
+            is_incident: self.is_incident,
+        };
+        let saved = Saved {
+            state,
+            champion: draft(&self.serving),
+            challenger: draft(&self.challenger),
+            window: self.window.clone(),
+        };
+        Turn { id, name, saved: Some(Box::new(saved)) }
+    }
+
+    /// The last snapshot is not on disk after all.
+    pub fn not_saved(&mut self) {
+        self.unsaved = true;
+    }
+
+    /// How far the model in service was before this process.
+    pub fn mark(&self) -> Option<&Mark> {
+        self.marks[0].as_ref().filter(|_| self.serving.is_none())
     }
 
     /// When its first sample came.
@@ -155,12 +261,91 @@ impl Group {
         if outcome != Push::Stored {
             return (outcome, false);
         }
+        self.unsaved = true;
         let late = newest_ms.is_some_and(|newest| sample.timestamp_ms < newest);
+        if newest_ms.is_none_or(|newest| newest < sample.timestamp_ms) {
+            self.follow_rhythm(newest_ms, sample.timestamp_ms, now);
+        }
         self.touch(sample.timestamp_ms, now);
         if late {
             self.late.insert(sample.timestamp_ms);
         }
         (outcome, late)
+    }
+
+    /// Begins to hold where rows are missing between these.
+    fn follow_rhythm(&mut self, newest_ms: Option<i64>, timestamp_ms: i64, now: Instant) {
+        // Several targets have their rows at several times of one slot.
+        let is_late = self.rhythm.beat(self.key(timestamp_ms));
+        // Without a model nothing is judged, and training reads the past anyway.
+        if let Some(newest_ms) = newest_ms
+            && is_late
+            && self.hold.is_none()
+            && self.serving.is_some()
+        {
+            self.hold(newest_ms, now);
+        }
+    }
+
+    /// Judges no row until told: samples are missing after this one.
+    pub fn hold(&mut self, newest_ms: i64, now: Instant) {
+        // The newest row itself may have come in part.
+        let after_ms = newest_ms - self.rhythm.interval_ms().unwrap_or(0);
+        self.hold = Some(Hold { after_ms, since: now, until: now + gaps::HOLD });
+    }
+
+    /// What samples may be missing after, while the group holds.
+    pub fn holds_after_ms(&self) -> Option<i64> {
+        self.hold.map(|hold| hold.after_ms)
+    }
+
+    /// Did the stream of this group end when another's did, and has not gone on? `after_ms` and `now_ms` tell of
+    /// the other's hole.
+    pub fn shares_hole(&self, after_ms: i64, now_ms: i64) -> Option<i64> {
+        let (interval_ms, newest_ms) = (self.rhythm.interval_ms()?, self.window.newest_ms()?);
+        let is_silent = 2 * (now_ms - newest_ms) > 3 * interval_ms;
+        let at_once = (newest_ms - after_ms).abs() <= 3 * interval_ms;
+        (self.serving.is_some() && self.hold.is_none() && is_silent && at_once).then_some(newest_ms)
+    }
+
+    /// A part of the answer came: the next one has its time.
+    pub fn hold_on(&mut self, now: Instant) {
+        if let Some(hold) = &mut self.hold {
+            hold.until = (now + gaps::HOLD).min(hold.since + gaps::LONGEST_HOLD);
+        }
+    }
+
+    /// Is what is missing waited for in vain?
+    pub fn is_held_too_long(&self, now: Instant) -> bool {
+        self.hold.is_some_and(|hold| now >= hold.until)
+    }
+
+    /// Judges rows again. What is missing in rows that are older than the grace time is missing for good.
+    pub fn release(&mut self, now: Instant) {
+        self.hold = None;
+        let newest_ms = self.window.newest_ms().unwrap_or(i64::MIN);
+        let over = now.checked_sub(self.detector.grace).unwrap_or(now);
+        let waits_ms = newest_ms.saturating_sub(duration::millis(self.detector.grace));
+        for (timestamp_ms, since) in self.open_rows.values_mut() {
+            if *timestamp_ms <= waits_ms {
+                *since = (*since).min(over);
+            }
+        }
+    }
+
+    /// A series to be counted here and in Prometheus: one after the other, by this number.
+    pub fn audited(&self, turn: u64) -> Option<Audited> {
+        let (newest_ms, start_ms) = (self.window.newest_ms()?, self.window.start_ms());
+        let range = gaps::audit_range(newest_ms, start_ms, self.detector.grace);
+        let n = self.n_columns() as u64;
+        let (feature, column, _) = self.window.features().nth((turn.checked_rem(n)?) as usize)?;
+        Some(Audited {
+            detector: self.detector.clone(),
+            group: self.labels.clone(),
+            feature: feature.clone(),
+            range,
+            n_samples: gaps::count(&self.window, column, range),
+        })
     }
 
     fn touch(&mut self, timestamp_ms: i64, now: Instant) {
@@ -179,6 +364,9 @@ impl Group {
 
     /// Scores the rows that samples came for since the last call. True when there is a new score.
     pub fn score_touched(&mut self, now: Instant, tell: &mut impl FnMut(Event)) -> bool {
+        if self.hold.is_some() {
+            return false;
+        }
         if self.serving.as_ref().is_some_and(Serving::is_ordered) {
             return self.score_in_order(now, tell);
         }
@@ -210,7 +398,7 @@ impl Group {
         let Row::Complete { timestamp_ms, .. } = row else { return false };
         self.open_rows.remove(&key);
         let old = self.window.score(Voice::Champion, timestamp_ms);
-        if timestamp_ms <= self.written_to_ms || old.is_some() && timestamp_ms <= serving.since_ms {
+        if old.is_some() && (timestamp_ms <= serving.since_ms || timestamp_ms <= self.written_to_ms) {
             return false;
         }
         let Some((new, _)) = serving.judge(timestamp_ms, &self.values) else { return false };
@@ -249,7 +437,7 @@ impl Group {
                     let Some((new, causes)) = judged else { continue };
                     let old = self.window.score(Voice::Champion, timestamp_ms);
                     // Others' scores stay; the row was needed for those that follow.
-                    if timestamp_ms > self.written_to_ms && (old.is_none() || timestamp_ms > since_ms) {
+                    if old.is_none() || timestamp_ms > since_ms {
                         self.keep(timestamp_ms, old, new, causes, events, now, tell);
                         scored = true;
                     }
@@ -283,8 +471,13 @@ impl Group {
         now: Instant,
         tell: &mut impl FnMut(Event),
     ) {
+        self.unsaved = true;
         self.window.set_score(Voice::Champion, timestamp_ms, new);
-        let lost = if old.is_none() {
+        let was_written = timestamp_ms <= self.written_to_ms;
+        let lost = if was_written {
+            // Prometheus has it: the same, bit for bit.
+            None
+        } else if old.is_none() {
             tell(Event::Row(RowState::Complete));
             events.into_iter().for_each(|event| tell(Event::Counter(event)));
             if self.values.iter().any(|value| !value.is_finite()) {
@@ -293,11 +486,12 @@ impl Group {
             self.drift.add(timestamp_ms, new.decision);
             self.changed |= self.missing > 0;
             self.missing = 0;
-            Lost::OutOfOrder
+            Some(Lost::OutOfOrder)
         } else {
-            Lost::Revised
+            Some(Lost::Revised)
         };
         for cursor in &mut self.cursors {
+            let Some(lost) = lost else { continue };
             if timestamp_ms <= cursor.handed_out_ms {
                 tell(Event::Lost(lost, samples_of(&new)));
             } else if old.is_none() {
@@ -355,16 +549,25 @@ impl Group {
 
     /// Closes the rows whose time is up. True when there were some.
     pub fn close_rows(&mut self, now: Instant, tell: &mut impl FnMut(Event)) -> bool {
+        if self.hold.is_some() {
+            return false;
+        }
         let grace = self.detector.grace;
+        let newest = self.window.newest_ms().map(|newest_ms| self.key(newest_ms));
         let over: Vec<i64> = self
             .open_rows
             .iter()
             .filter(|(_, (_, since))| now.duration_since(*since) >= grace)
             .map(|(key, _)| *key)
             .collect();
-        let any = !over.is_empty();
+        let mut any = false;
         for key in over {
-            self.open_rows.remove(&key);
+            // The stream has ended within a row: what is missing comes when it goes on, by whatever way.
+            if newest == Some(key) && self.is_partial(key) {
+                continue;
+            }
+            any = true;
+            let Some(waited) = self.open_rows.remove(&key) else { continue };
             let Some(serving) = &mut self.serving else {
                 tell(Event::Row(RowState::Unmodelled));
                 continue;
@@ -387,6 +590,11 @@ impl Group {
                     RowState::Incomplete
                 }
                 Row::TooShort(_) => RowState::TooShort,
+                // It waited for one before it, which waits no more.
+                Row::Complete { .. } if serving.is_ordered() && key > serving.passed_ms => {
+                    self.open_rows.insert(key, waited);
+                    continue;
+                }
                 Row::Complete { timestamp_ms, .. }
                     if serving.is_ordered()
                         && timestamp_ms > self.written_to_ms
@@ -400,6 +608,15 @@ impl Group {
             tell(Event::Row(state));
         }
         any
+    }
+
+    /// Are some features of the model in this row, and others not?
+    fn is_partial(&mut self, key: i64) -> bool {
+        let Some(serving) = &mut self.serving else { return false };
+        let schema = &serving.deployed.model.schema;
+        let row = serving.reader.row(schema, &self.window, key, &mut self.values, |_| {});
+        matches!(row, Row::Missing(missing) if missing.len() < schema.features.len())
+            && !serving.reader.has_marker(schema, &self.window, key)
     }
 
     /// Has what `/metrics` shows changed since the last call? Progress always does.
@@ -535,6 +752,16 @@ impl Group {
         self.schedule.failed(now);
     }
 
+    /// Training found that most of the history is gone.
+    pub fn history_lost(&mut self, now: Instant) {
+        self.schedule.postpone(&self.detector, now);
+    }
+
+    /// Length of the history that the model in service has learned from.
+    pub fn learned_ms(&self) -> Option<i64> {
+        Some(self.serving.as_ref()?.model().card.history.as_ref()?.observed_ms)
+    }
+
     /// Training made a model that stays out of service.
     pub fn training_held(&mut self, card: &Card, now: Instant) {
         self.schedule.defer();
@@ -568,7 +795,11 @@ impl Group {
     /// Scores beside the model in service from now on, or no more.
     pub fn challenge(&mut self, deployed: Option<Deployed>, advanced: Option<Box<Detection>>) {
         self.changed = true;
+        self.unsaved = true;
+        let mark = self.marks[1].take();
         self.challenger = deployed.map(|deployed| {
+            let resume = |mark: Mark| mark.resume(&deployed).flatten();
+            let advanced = advanced.or_else(|| mark.and_then(resume));
             Serving::new(deployed, &self.window, i64::MIN, advanced, self.detector.alerts.budget)
         });
     }
@@ -587,6 +818,7 @@ impl Group {
     ) -> bool {
         let Before { recent, written_to_ms, advanced } = before;
         self.changed = true;
+        self.unsaved = true;
         self.drift = Drift::default();
         // Whoever chose it wants to see it serve for a while, however old it is.
         self.schedule.renew(&self.detector, &deployed.model.card, Duration::ZERO, now);
@@ -600,20 +832,38 @@ impl Group {
                 .collect();
             recent.sort_by_key(|(_, sample)| sample.timestamp_ms);
             let live_to_ms = self.window.newest_ms();
+            // What is older is whole, or lost for good.
+            let newest_ms = recent.last().map_or(i64::MAX, |(_, sample)| sample.timestamp_ms);
+            let waits_ms = newest_ms - duration::millis(self.detector.grace);
             for (column, sample) in recent {
                 self.window.push(column, sample);
                 // Remote write brings these again, as duplicates, which open no row.
-                if live_to_ms.is_some_and(|live_to_ms| live_to_ms < sample.timestamp_ms) {
+                if live_to_ms.is_some_and(|live_to_ms| live_to_ms < sample.timestamp_ms)
+                    && sample.timestamp_ms > waits_ms
+                {
                     self.open_rows.entry(sample.timestamp_ms).or_insert((sample.timestamp_ms, now));
                 }
             }
             if let Some(written_to_ms) = written_to_ms {
                 self.written_to_ms = written_to_ms;
+                let n_targets = self.cursors.len();
                 for cursor in &mut self.cursors {
-                    cursor.done_ms = cursor.done_ms.max(written_to_ms);
-                    cursor.handed_out_ms = cursor.done_ms;
+                    // One of several targets may be ahead of the others. What a single one does not hold it
+                    // has lost: a snapshot that says otherwise is wrong.
+                    let is_ahead = n_targets > 1 && cursor.done_ms > written_to_ms;
+                    *cursor = Cursor::after(if is_ahead { cursor.done_ms } else { written_to_ms });
                 }
-                self.touched.extend(self.window.timestamps(written_to_ms, i64::MAX));
+            }
+            let scored_ms = [written_to_ms, self.newest_scored_ms()].into_iter().flatten().min();
+            if let Some(scored_ms) = scored_ms {
+                self.touched.extend(self.window.timestamps(scored_ms, i64::MAX));
+            }
+            self.marks[0] = None;
+            let newest_ms = self.window.newest_ms().unwrap_or(i64::MIN);
+            let lately_ms = newest_ms.saturating_sub(RHYTHM_MS);
+            self.rhythm = Rhythm::default();
+            for time in self.window.timestamps(lately_ms, i64::MAX) {
+                self.rhythm.beat(deployed.model.schema.grid.bounds(time).1);
             }
         }
         let budget = self.detector.alerts.budget;
@@ -625,7 +875,22 @@ impl Group {
         let touched: Vec<i64> = std::mem::take(&mut self.touched).into_iter().map(|t| self.key(t)).collect();
         self.touched.extend(touched);
         self.touched.extend(self.open_rows.keys());
-        self.score_touched(now, tell)
+        let scored = self.score_touched(now, tell);
+        if first {
+            self.resume_cursors();
+        }
+        scored
+    }
+
+    /// Tells the cursors what is alive where they stand, and what waits beyond.
+    fn resume_cursors(&mut self) {
+        for target in 0..self.cursors.len() {
+            let done_ms = self.cursors[target].done_ms;
+            let alive = self.rows(done_ms.saturating_sub(1), done_ms, 1).remove(&done_ms).unwrap_or_default();
+            let beyond = self.window.scores(Voice::Champion, done_ms, i64::MAX);
+            let waiting = beyond.map(|(_, score)| samples_of(&score)).sum();
+            self.cursors[target].resume(alive.into_keys().collect(), waiting);
+        }
     }
 
     // Publishing
@@ -725,10 +990,20 @@ impl Group {
     /// Moves a target's cursor.
     pub fn advance(&mut self, target: usize, timestamp_ms: i64) {
         if let Some(cursor) = self.cursors.get_mut(target) {
+            self.unsaved |= cursor.done_ms < timestamp_ms;
             cursor.advance(timestamp_ms);
         }
         let done_ms = self.cursors.iter().map(|cursor| cursor.done_ms).min().unwrap_or(i64::MAX);
         self.ended.retain(|then, _| *then > done_ms);
+    }
+
+    /// Rows beyond a target's cursor and up to `timestamp_ms` that lie after `after_ms` and up to `to_ms`.
+    pub fn rows_between(&self, target: usize, timestamp_ms: i64, after_ms: i64, to_ms: i64) -> usize {
+        let done_ms = self.cursors.get(target).map_or(i64::MAX, |cursor| cursor.done_ms);
+        if done_ms >= to_ms {
+            return 0;
+        }
+        self.window.scores(Voice::Champion, done_ms.max(after_ms), timestamp_ms.min(to_ms)).count()
     }
 
     /// The series that a target may have and that nobody ends when the group goes, and the time of its last row.
@@ -748,6 +1023,12 @@ impl Group {
         let new = Cursor::after(self.newest_scored_ms().unwrap_or(i64::MIN));
         let cursor = |old: &Option<usize>| old.map_or_else(|| new.clone(), |old| self.cursors[old].clone());
         self.cursors = kept.iter().map(cursor).collect();
+    }
+
+    /// Begins again with the oldest score.
+    #[cfg(test)]
+    pub fn rewind(&mut self) {
+        self.cursors.fill(Cursor::after(i64::MIN));
     }
 
     /// The live samples, for a look from outside.

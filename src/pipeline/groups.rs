@@ -1,11 +1,13 @@
 //! All groups, and how a series finds its place among them.
 
 use super::group::Group;
+use super::saver;
 use crate::config::{Config, Detector};
 use crate::prom::{Labels, METRIC_NAME};
 use crate::publish::message::OUTPUTS;
 use crate::series::{Ignored, Target};
-use crate::window::MAX_FEATURES;
+use crate::snapshot::State;
+use crate::window::{MAX_FEATURES, Window};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
@@ -46,6 +48,11 @@ impl Groups {
         self.all.get_mut(&id)
     }
 
+    /// A group by its number.
+    pub fn get(&self, id: u32) -> Option<&Group> {
+        self.all.get(&id)
+    }
+
     /// Every group with its number.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut Group)> {
         self.all.iter_mut().map(|(id, group)| (*id, group))
@@ -60,6 +67,36 @@ impl Groups {
     pub fn ids_after(&self, id: u32) -> Vec<u32> {
         let after = self.all.range((Bound::Excluded(id), Bound::Unbounded));
         after.chain(self.all.range(..=id)).map(|(id, _)| *id).collect()
+    }
+
+    /// The group after this one, or the first one.
+    pub fn next_mut(&mut self, after: Option<u32>) -> Option<(u32, &mut Group)> {
+        let after = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.all.range_mut((after, Bound::Unbounded)).next().map(|(id, group)| (*id, group))
+    }
+
+    /// URLs of the targets.
+    pub fn urls(&self) -> Vec<String> {
+        self.config.remote_write.iter().map(|target| target.url.to_string()).collect()
+    }
+
+    /// Takes in the group of a snapshot. False when the configuration does not have it any more.
+    pub fn restore(&mut self, state: State, window: Window, now: Instant) -> bool {
+        let is_its = |detector: &Arc<Detector>| {
+            detector.name == state.detector && saver::watches(detector) == state.watches
+        };
+        let Some(index) = self.config.detectors.iter().position(is_its) else { return false };
+        let n_columns = window.features().count();
+        if self.by_labels[index].contains_key(&state.group) || self.watched + n_columns > MAX_WATCHED {
+            return false;
+        }
+        let labels = state.group.clone();
+        let detector = self.config.detectors[index].clone();
+        let group = Group::restore(detector, state, window, &self.urls(), now);
+        let id = self.insert(group);
+        self.by_labels[index].insert(labels, id);
+        self.watched += n_columns;
+        true
     }
 
     /// Is the group still there?

@@ -38,6 +38,8 @@ pub struct Metrics {
     alerts_expected: Family<GroupLabels, Seconds>,
     alerts_observed: Family<GroupLabels, Gauge>,
     models_refused: Family<[(&'static str, String); 1], Counter>,
+    backfilled: Family<[(&'static str, String); 1], Counter>,
+    window_bytes: Gauge,
     series: Gauge,
     pending: Gauge,
 }
@@ -62,6 +64,8 @@ impl Metrics {
             alerts_expected: Family::default(),
             alerts_observed: Family::default(),
             models_refused: Family::default(),
+            backfilled: Family::default(),
+            window_bytes: Gauge::default(),
             series: Gauge::default(),
             pending: Gauge::default(),
         };
@@ -125,6 +129,16 @@ impl Metrics {
         );
         registry.register("model_training_rows", "Rows that the model was trained on", m.model_rows.clone());
         registry.register("model_features", "Features of the model", m.model_features.clone());
+        registry.register(
+            "backfilled_rows",
+            "Rows whose scores were written more than five minutes after their time",
+            m.backfilled.clone(),
+        );
+        registry.register(
+            "window_bytes",
+            "Bytes of the samples and scores that are held",
+            m.window_bytes.clone(),
+        );
         registry.register("index_series", "Series remembered, watched or not", m.series.clone());
         registry.register(
             "remote_write_groups_pending",
@@ -255,6 +269,16 @@ impl Metrics {
     fn forget_alerts(&self, labels: &GroupLabels) {
         self.alerts_expected.remove(labels);
         self.alerts_observed.remove(labels);
+    }
+
+    /// Counts rows that were written late.
+    pub fn backfilled(&self, detector: &str, rows: usize) {
+        self.backfilled.get_or_create(&[("detector", detector.to_string())]).inc_by(rows as u64);
+    }
+
+    /// Shows the size of the windows.
+    pub fn window_bytes(&self, bytes: usize) {
+        self.window_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
     /// Shows the size of the index.

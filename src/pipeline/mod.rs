@@ -2,12 +2,14 @@
 
 mod drift;
 pub mod engine;
+pub mod gaps;
 mod group;
 mod groups;
 mod keeper;
 pub mod metrics;
 mod outputs;
 mod routes;
+mod saver;
 pub mod schedule;
 mod serving;
 
@@ -18,6 +20,7 @@ use crate::http::server;
 use crate::ingest;
 use crate::models::registry::Registry;
 use crate::publish::{self, Batch, Position, Windows, sender::Sender};
+use crate::snapshot::{self, Folder};
 use crate::telemetry::Process;
 use crate::train::trainer::{self, Outside};
 use engine::{Command, Engine, Parts, Readiness};
@@ -29,7 +32,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
@@ -40,6 +43,8 @@ use tracing::{error, info, warn};
 const COMMANDS: usize = 1024;
 /// Trainings that may wait. Beyond, the engine asks again at its next tick.
 const JOBS: usize = 64;
+/// Questions to remote read that may wait: one for a hole, one for an audit.
+const QUESTIONS: usize = 2;
 /// How often the engine looks at the clock.
 const TICK: Duration = Duration::from_secs(1);
 /// How long the listener, and then the senders, may take to finish at the end.
@@ -300,6 +305,8 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let ingest_metrics = ingest::Metrics::new(own);
     let pipeline_metrics = metrics::Metrics::new(own);
     let keeper_metrics = keeper::Metrics::new(own);
+    let snapshot_metrics = snapshot::Metrics::new(own);
+    let gap_metrics = gaps::Metrics::new(own);
 
     let Loaded { config, targets, outside } = options.load(&history_metrics)?;
     let listener = listen(&options.listen_address).await?;
@@ -309,18 +316,24 @@ pub async fn run(options: Options) -> Result<(), Error> {
 
     let (commands, received) = mpsc::channel(COMMANDS);
     let (jobs, waiting_jobs) = mpsc::channel(JOBS);
+    let (questions, asked) = mpsc::channel(QUESTIONS);
     let (readiness, ready) = watch::channel(Readiness { ready: false, text: "starting".into() });
     let (outside, outside_seen) = watch::channel(outside);
     let senders = Senders::start(&config, targets, &commands, &publish_metrics);
-    let engine = Engine::new(Parts {
+    let mut engine = Engine::new(Parts {
         config: config.clone(),
         bells: senders.bells.clone(),
         trainer: jobs,
+        questions,
         readiness,
+        gaps: gap_metrics.clone(),
         metrics: pipeline_metrics,
         ingest: ingest_metrics.clone(),
         publish: publish_metrics.clone(),
     });
+    let folder = Folder::new(options.storage_path.join("snapshots"), snapshot_metrics.clone());
+    // Requests wait for it: a sample that is taken in before would open a group of its own.
+    engine.restore(folder.load(), Instant::now(), |outcome| snapshot_metrics.found(outcome));
     let (engine_ended, mut ended) = oneshot::channel::<()>();
     std::thread::Builder::new()
         .name("engine".into())
@@ -341,8 +354,11 @@ pub async fn run(options: Options) -> Result<(), Error> {
             }
         })
     });
+    let filler = tokio::spawn(gaps::run(asked, commands.downgrade(), outside_seen.clone(), gap_metrics));
     let keeper = tokio::spawn(Keeper::new(commands.downgrade(), outside_seen, keeper_metrics).run());
     let ticker = tokio::spawn(tick(commands.downgrade()));
+    let (close_saver, saver_closes) = watch::channel(false);
+    let saver = tokio::spawn(saver::run(commands.downgrade(), folder, saver_closes));
 
     reload_metrics.loaded();
     let reloader = Arc::new(Reloader {
@@ -394,9 +410,14 @@ pub async fn run(options: Options) -> Result<(), Error> {
         }
         trainer.abort();
         keeper.abort();
+        filler.abort();
         if let Some(senders) = reloader.senders.lock().await.take() {
             senders.drain().await;
         }
+        // The cursors stand still now.
+        close_saver.send_replace(true);
+        // A thread that broke has said so.
+        let _ = saver.await;
         ticker.abort();
     };
     tokio::select! {

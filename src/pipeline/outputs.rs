@@ -104,6 +104,13 @@ impl Cursor {
         }
     }
 
+    /// Goes on where another process ended: these series are alive, and so many samples wait.
+    pub fn resume(&mut self, alive: BTreeSet<Output>, waiting: usize) {
+        self.alive_then.clone_from(&alive);
+        self.alive = alive;
+        self.waiting = waiting;
+    }
+
     /// Are only series of the model in service itself alive?
     pub fn is_plain(&self) -> bool {
         self.alive.iter().all(Output::is_plain)

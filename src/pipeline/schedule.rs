@@ -116,6 +116,12 @@ impl Schedule {
         self.due = Some(now + RETRY_PAUSE);
     }
 
+    /// Nothing better is to be had for now.
+    pub fn postpone(&mut self, detector: &Detector, now: Instant) {
+        self.training = false;
+        self.due = Some(now + detector.training.every);
+    }
+
     /// The group's own model was made so long ago, whether it serves or not: the next is due when its time
     /// is over. One that is not the group's own is not renewed by us.
     pub fn renew(&mut self, detector: &Detector, card: &Card, age: Duration, now: Instant) {

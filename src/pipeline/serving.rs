@@ -4,8 +4,9 @@ use crate::detect::{Detection, Reason};
 use crate::features::{Reader, Schema};
 use crate::models::{self, Deployed, Fitted, Model};
 use crate::prom::{Labels, METRIC_NAME};
+use crate::snapshot::Draft;
 use crate::window::{Alarm, Score, Window};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Causes of an incident that are told.
 pub const CAUSES: usize = 3;
@@ -34,6 +35,7 @@ pub struct Serving {
     /// Rows up to here were passed over, or taken by the detection.
     pub passed_ms: i64,
     detection: Option<Detection>,
+    digest: Arc<OnceLock<String>>,
 }
 
 impl Serving {
@@ -54,7 +56,8 @@ impl Serving {
         let detection = detection.map(|detection| detection.with_budget(budget));
         let reader = Reader::new(&deployed.model.schema, window);
         let passed_ms = detection.as_ref().and_then(Detection::newest_ms).unwrap_or(i64::MIN);
-        Self { deployed, reader, since_ms: since_ms.max(passed_ms), passed_ms, detection }
+        let since_ms = since_ms.max(passed_ms);
+        Self { deployed, reader, since_ms, passed_ms, detection, digest: Arc::default() }
     }
 
     /// The model.
@@ -65,6 +68,16 @@ impl Serving {
     /// Its columns.
     pub fn schema(&self) -> &Schema {
         &self.deployed.model.schema
+    }
+
+    /// What a snapshot says of it, after rows up to this time.
+    pub fn draft(&self, scored_to_ms: i64) -> Draft {
+        Draft {
+            deployed: self.deployed.clone(),
+            digest: self.digest.clone(),
+            passed_ms: if self.is_ordered() { self.passed_ms } else { scored_to_ms },
+            detection: self.detection.clone(),
+        }
     }
 
     /// Does it judge one row after the other?

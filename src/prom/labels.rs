@@ -1,9 +1,12 @@
 //! Label sets: sorted, unique, without empty names or values, by construction.
 
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// A label set. Sorted by name; names are unique; no name and no value is empty.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "BTreeMap<String, String>", into = "BTreeMap<String, String>")]
 pub struct Labels(Box<[(Box<str>, Box<str>)]>);
 
 /// The label that carries the metric name.
@@ -79,6 +82,20 @@ impl Labels {
         pairs.sort_unstable();
         pairs.retain(|(_, value)| !value.is_empty());
         Self(pairs.into())
+    }
+}
+
+impl TryFrom<BTreeMap<String, String>> for Labels {
+    type Error = Invalid;
+
+    fn try_from(pairs: BTreeMap<String, String>) -> Result<Self, Invalid> {
+        Self::new(pairs)
+    }
+}
+
+impl From<Labels> for BTreeMap<String, String> {
+    fn from(labels: Labels) -> Self {
+        labels.0.into_iter().map(|(name, value)| (name.into(), value.into())).collect()
     }
 }
 

@@ -64,6 +64,19 @@ impl Matcher {
         Self { name: name.into(), value: value.into(), test: Test::Equal }
     }
 
+    /// The matcher `name=~"a|b"` of values that are meant as they are written.
+    pub fn one_of<'v>(name: &str, values: impl IntoIterator<Item = &'v str>) -> Self {
+        let mut values = values.into_iter().peekable();
+        let first = values.next().unwrap_or_default();
+        if values.peek().is_none() {
+            return Self::equal(name, first);
+        }
+        let escaped: Vec<String> = [first].into_iter().chain(values).map(::regex::escape).collect();
+        let value = escaped.join("|");
+        let test = Test::Regex(regex::compile(&value).expect("escaped text is a pattern"));
+        Self { name: name.into(), value, test }
+    }
+
     fn matches(&self, value: &str) -> bool {
         match &self.test {
             Test::Equal => value == self.value,

@@ -13,11 +13,16 @@ pub fn newest_ms(model: &Model) -> Option<i64> {
     }
 }
 
-/// The model after the rows of the past up to `to_ms`; `past` has features for labels. `None` for one that judges
-/// every row alone.
-pub fn advance(model: &Model, past: &[Series], to_ms: i64) -> Option<Box<Detection>> {
-    let Fitted::Extended(trained) = &model.fitted else { return None };
-    let mut detection = trained.clone();
+/// What the model was when it was trained; none for one that judges every row alone.
+pub fn trained(model: &Model) -> Option<Box<Detection>> {
+    match &model.fitted {
+        Fitted::IsolationForest(_) => None,
+        Fitted::Extended(detection) => Some(detection.clone()),
+    }
+}
+
+/// What a detection of the model becomes by the rows of the past up to `to_ms`; `past` has features for labels.
+pub fn advance(mut detection: Box<Detection>, model: &Model, past: &[Series], to_ms: i64) -> Box<Detection> {
     let newest_ms = detection.newest_ms().unwrap_or(i64::MIN);
     let window = rows::window(past.iter(), i64::MAX / 2);
     rows::settled(&model.schema, &window, newest_ms, |timestamp_ms, values| {
@@ -26,5 +31,5 @@ pub fn advance(model: &Model, past: &[Series], to_ms: i64) -> Option<Box<Detecti
             let _ = detection.observe(timestamp_ms, values);
         }
     });
-    Some(detection)
+    detection
 }

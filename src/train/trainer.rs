@@ -16,6 +16,7 @@ use crate::models::{Card, Deployed, Model};
 use crate::prom::matcher::Matcher;
 use crate::prom::{Labels, duration};
 use crate::report::training::Verdict;
+use crate::snapshot::Mark;
 use crate::window::Window;
 use crate::yaml;
 use std::num::NonZeroUsize;
@@ -24,12 +25,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
 
-/// How far back a gap in the scores is filled after a restart: Prometheus takes nothing that is
-/// an hour behind its newest sample.
-const BACKFILL_MS: i64 = 50 * 60_000;
-
 /// How long a source or a registry that did not answer is left alone.
 const REST: Duration = Duration::from_secs(60);
+
+/// How long a group that goes on from a snapshot waits for what came since: without it nothing is as it was.
+const PATIENCE_FOR_PAST: Duration = Duration::from_secs(120);
 
 /// How long a group without a model waits for the registry before it is trained without.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -68,8 +68,12 @@ pub struct Job {
     pub window: Window,
     /// When its first sample came.
     pub since: Instant,
+    /// How far its model was before this process.
+    pub mark: Option<Mark>,
     /// Why.
     pub reason: Reason,
+    /// Length of the history that the model in service has learned from, in milliseconds.
+    pub learned_ms: Option<i64>,
 }
 
 /// What a first model has to know of the time before this process.
@@ -77,9 +81,10 @@ pub struct Job {
 pub struct Before {
     /// Samples, features for labels.
     pub recent: Vec<Series>,
-    /// Timestamp of the newest score that Prometheus holds.
+    /// Timestamp of the newest score that Prometheus holds, or a later one: what is older than the window is
+    /// not written any more.
     pub written_to_ms: Option<i64>,
-    /// What the model has become by the rows since its training, as far as the past knows them.
+    /// What the model has become by the rows since its training, as far as the past knows them, or by a snapshot.
     pub advanced: Option<Box<Detection>>,
 }
 
@@ -111,6 +116,11 @@ pub enum Learned {
     Expected,
     /// Not enough history yet.
     TooShort {
+        /// How much there is, in milliseconds.
+        have_ms: i64,
+    },
+    /// Most of the history is gone that the model in service has learned from: it stays.
+    HistoryLost {
         /// How much there is, in milliseconds.
         have_ms: i64,
     },
@@ -188,17 +198,10 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
     };
     match kept {
         Kept::Model(deployed) => {
-            let reach_ms = deployed.model.schema.transform.reach_ms();
-            let since_ms = unseen_since(&deployed.model, &detector, now_ms).min(now_ms - BACKFILL_MS);
-            let range = (since_ms - reach_ms, now_ms);
-            let read = read_past(&outside.sources, &detector, &group, &job.labels, range, resting).await;
-            let past = read.unwrap_or_else(|(past, _)| past);
-            let written_to_ms = written_to(outside, resting, &detector, &group, now_ms).await;
-            // What is not written yet is for the group to score.
-            let advanced = replay::advance(&deployed.model, &past, written_to_ms.unwrap_or(now_ms));
-            let recent = after(&past, written_to_ms.unwrap_or(now_ms) - reach_ms);
+            let Some(before) = before(&job, outside, &group, &deployed, now_ms, resting).await else {
+                return Ok(Learned::Expected);
+            };
             let seconds = started.elapsed().as_secs_f64();
-            let before = Before { recent, written_to_ms, advanced };
             return Ok(Learned::Model { deployed, fitted: false, before, seconds });
         }
         // One scrape may come in several requests.
@@ -234,6 +237,8 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
         // What a group without a usable model learns serves whatever it is worth.
         let has_gate = job.reason == Reason::Scheduled;
         let history_ms = duration::millis(detector.training.history);
+        // A Prometheus that has lost its storage knows hours where there were days.
+        let learned_ms = job.learned_ms.filter(|_| job.reason == Reason::Scheduled);
         move || {
             let window = join(&past, &job.window, history_ms);
             let rows = Rows::read(&detector, &window, &exclusions);
@@ -246,13 +251,17 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
                 let draft = enter::draft(&name, &alias, gate, &trained, &rows);
                 Ok::<_, forest::Error>((trained, draft))
             };
+            let lost = |rows: &Rows| learned_ms.is_some_and(|learned_ms| 2 * rows.observed_ms < learned_ms);
+            if let Some(have_ms) = rows.as_ref().ok().filter(|rows| lost(rows)).map(|rows| rows.observed_ms) {
+                return (Err(Unfit::HistoryLost { have_ms }), past);
+            }
             // A detection needs some minutes more than the rates in it.
             let have_ms = rows.as_ref().map_or(0, |rows| rows.observed_ms);
             let fitted = rows.and_then(|rows| match fit(rows) {
                 Err(forest::Error::Empty { .. }) => Err(NoRows::TooShort { have_ms }),
                 fitted => Ok(fitted),
             });
-            (fitted, past)
+            (fitted.map_err(Unfit::NoRows), past)
         }
     };
     let (fitted, past) = tokio::task::spawn_blocking(fit)
@@ -260,8 +269,9 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
         .map_err(|panic| format!("the training thread ended: {panic}"))?;
     let (trained, draft) = match fitted {
         Ok(fitted) => fitted.map_err(|error| yaml::chain(&error))?,
-        Err(NoRows::TooShort { have_ms }) => return Ok(Learned::TooShort { have_ms }),
-        Err(NoRows::NeverComplete { n_features }) => {
+        Err(Unfit::HistoryLost { have_ms }) => return Ok(Learned::HistoryLost { have_ms }),
+        Err(Unfit::NoRows(NoRows::TooShort { have_ms })) => return Ok(Learned::TooShort { have_ms }),
+        Err(Unfit::NoRows(NoRows::NeverComplete { n_features })) => {
             return Err(format!("no row of the history has settled values of all {n_features} features"));
         }
     };
@@ -287,8 +297,11 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
     };
     let mut before = Before::default();
     if job.reason == Reason::First {
-        before.written_to_ms = written_to(outside, resting, &detector, &group, now_ms).await;
-        before.recent = after(&past, before.written_to_ms.unwrap_or(now_ms) - detector.transform.reach_ms());
+        let reach_ms = detector.transform.reach_ms();
+        let written_to_ms = written_to(outside, resting, &detector, &group, now_ms).await.unwrap_or(None);
+        before.written_to_ms =
+            written_to_ms.map(|written_to_ms| written_to_ms.max(reaches_to(&detector, reach_ms, now_ms)));
+        before.recent = after(&past, before.written_to_ms.unwrap_or(now_ms) - reach_ms);
     }
     let Trained { model, .. } = trained;
     let deployed = Deployed { model: Arc::new(model), name, version };
@@ -312,13 +325,70 @@ pub async fn advanced(
     resting.wake(Instant::now());
     let group = past::of_group(detector, labels);
     let read = read_past(&outside.sources, detector, &group, labels, range, resting).await;
-    replay::advance(model, &read.unwrap_or_else(|(past, _)| past), to_ms)
+    let past = read.unwrap_or_else(|(past, _)| past);
+    Some(replay::advance(replay::trained(model)?, model, &past, to_ms))
 }
 
 /// From when on a model has to see rows to be up to date at `to_ms`; history counts for no longer than training's.
 fn unseen_since(model: &Model, detector: &Detector, to_ms: i64) -> i64 {
     let longest_ms = to_ms.saturating_sub(duration::millis(detector.training.history));
     replay::newest_ms(model).map_or(to_ms, |newest_ms| newest_ms.max(longest_ms))
+}
+
+/// Rows after this time are in the window with all that their rates reach back to.
+fn reaches_to(detector: &Detector, reach_ms: i64, now_ms: i64) -> i64 {
+    now_ms - duration::millis(detector.window) + reach_ms
+}
+
+/// Why nothing was fitted.
+enum Unfit {
+    NoRows(NoRows),
+    HistoryLost { have_ms: i64 },
+}
+
+/// What a model that served before this process has to know to go on: the samples that came since, how far its
+/// scores are written, and what it had become, by a snapshot or by going over the rows since its training. None
+/// while that is worth waiting for.
+async fn before(
+    job: &Job,
+    outside: &Outside,
+    group: &[Matcher],
+    deployed: &Deployed,
+    now_ms: i64,
+    resting: &mut Resting,
+) -> Option<Before> {
+    let waits = job.mark.is_some() && job.since.elapsed() < PATIENCE_FOR_PAST;
+    let (detector, model) = (&job.detector, &deployed.model);
+    let reach_ms = model.schema.transform.reach_ms();
+    let earliest_ms = reaches_to(detector, reach_ms, now_ms);
+    let written_to_ms = match written_to(outside, resting, detector, group, now_ms).await {
+        Err(()) if waits => return None,
+        known => known.unwrap_or(None),
+    };
+    let written_to_ms = written_to_ms.map(|written_to_ms| written_to_ms.max(earliest_ms));
+    let resumed = job.mark.as_ref().and_then(|mark| Some((mark.passed_ms, mark.resume(deployed)?)));
+    // What is not written yet is for the group to score; what is older than its window it cannot.
+    let (done_ms, replay_to_ms) = match &resumed {
+        Some((passed_ms, _)) => (*passed_ms, earliest_ms),
+        None => {
+            let replay_to_ms = written_to_ms.unwrap_or(now_ms);
+            (replay::newest_ms(model).unwrap_or(now_ms).min(replay_to_ms), replay_to_ms)
+        }
+    };
+    let since_ms = done_ms.max(now_ms - duration::millis(detector.training.history));
+    let range = (since_ms - reach_ms, now_ms);
+    let read = read_past(&outside.sources, detector, group, &job.labels, range, resting).await;
+    let past = match read {
+        Err(_) if waits => return None,
+        read => read.unwrap_or_else(|(past, _)| past),
+    };
+    let start = match resumed {
+        Some((_, detection)) => detection,
+        None => replay::trained(model),
+    };
+    let advanced = start.map(|detection| replay::advance(detection, model, &past, replay_to_ms));
+    let recent = after(&past, replay_to_ms - reach_ms);
+    Some(Before { recent, written_to_ms, advanced })
 }
 
 /// The model that the registry holds for a group, if the group has its features.
@@ -410,28 +480,31 @@ fn after(series: &[Series], since_ms: i64) -> Vec<Series> {
 }
 
 /// Up to where a group's scores were written before this process began: after a restart, publishing
-/// goes on there. What cannot be learned is as if there were none.
+/// goes on there. An error when a source that may know does not answer.
 async fn written_to(
     outside: &Outside,
     resting: &Resting,
     detector: &Detector,
     group: &[Matcher],
     now_ms: i64,
-) -> Option<i64> {
+) -> Result<Option<i64>, ()> {
     let range = (now_ms - duration::millis(detector.training.history), now_ms);
     let mut newest = None;
+    let mut is_known = true;
     for source in &outside.sources {
         if resting.rests(&source.config.url) {
+            is_known = false;
             continue;
         }
         match past::newest_score(source, detector, group, range).await {
             Ok(found) => newest = newest.max(found),
             Err(error) => {
                 debug!(component = "history", url = %source.config.url, err = yaml::chain(&error), "newest score unknown");
+                is_known &= !error.is_passing();
             }
         }
     }
-    newest.map(|newest_ms| newest_ms.max(now_ms - BACKFILL_MS))
+    if is_known || newest.is_some() { Ok(newest) } else { Err(()) }
 }
 
 #[cfg(test)]
@@ -470,6 +543,8 @@ mod tests {
             labels: Labels::new([("job", "node")]).expect("valid"),
             window: window(devices),
             since: Instant::now(),
+            mark: None,
+            learned_ms: None,
             reason: Reason::First,
         }
     }
@@ -495,6 +570,22 @@ mod tests {
         let old = Job { since: Instant::now() - outside.detectors[0].grace, ..job(&outside, &["eth0"]) };
         let Learned::Model { deployed, fitted: true, .. } = learn(old).await else { panic!("a new model") };
         assert_eq!((deployed.model.schema.features.len(), deployed.version), (1, Some(2)));
+    }
+
+    #[tokio::test]
+    async fn f15_a_model_of_days_is_not_replaced_by_one_of_hours() {
+        let folder = TempDir::new().expect("a temporary folder");
+        let outside = outside(Registry::Directory(Directory::new(folder.path().into(), 30)));
+        let learn = async |job| learn(job, &outside, &mut Resting::default()).await.expect("it works");
+        let scheduled =
+            |learned_ms| Job { reason: Reason::Scheduled, learned_ms, ..job(&outside, &["eth0"]) };
+        // The window has an hour.
+        let lost = learn(scheduled(Some(5 * 86_400_000))).await;
+        assert!(matches!(lost, Learned::HistoryLost { have_ms: 3_500_000..=3_600_000 }));
+        assert!(matches!(learn(scheduled(Some(3_600_000))).await, Learned::Model { .. }));
+        // A feature that came or went is silence without a new model.
+        let schema = Job { reason: Reason::Schema, ..scheduled(Some(5 * 86_400_000)) };
+        assert!(matches!(learn(schema).await, Learned::Model { .. }));
     }
 
     #[tokio::test]

@@ -70,6 +70,21 @@ impl Rows for Open {
 }
 
 impl Open {
+    /// Rows with ascending timestamps, and the cells of each column.
+    pub fn new(timestamps: Vec<i64>, columns: impl Iterator<Item = Vec<Option<f64>>>) -> Self {
+        let cells = |cells: Vec<Option<f64>>| Cells {
+            values: cells.iter().map(|cell| cell.unwrap_or(0.0)).collect(),
+            present: cells.iter().map(Option::is_some).collect(),
+        };
+        Self { timestamps, columns: columns.map(cells).collect() }
+    }
+
+    /// Bytes of the cells.
+    pub fn n_bytes(&self) -> usize {
+        let of_row = size_of::<i64>() + self.columns.len() * (size_of::<f64>() + size_of::<bool>());
+        self.timestamps.len() * of_row
+    }
+
     /// Writes a cell that is empty; a full one stays as it is.
     pub fn set(&mut self, column: usize, timestamp_ms: i64, value: f64) -> Push {
         let row = self.row(timestamp_ms);
@@ -168,6 +183,12 @@ impl Rows for Sealed {
 }
 
 impl Sealed {
+    /// Bytes of the cells.
+    pub fn n_bytes(&self) -> usize {
+        let columns = self.columns.iter().flatten();
+        self.timestamps.get_buffer_memory_size() + columns.map(Array::get_buffer_memory_size).sum::<usize>()
+    }
+
     /// Timestamp of the newest row.
     pub fn last_ms(&self) -> i64 {
         *self.timestamps.values().last().expect("a sealed chunk has rows")

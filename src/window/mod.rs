@@ -10,6 +10,7 @@
 //! is later still thaws its chunk. Rows of everything in one ring were the alternative: no sharing,
 //! and a late row would move all that follow.
 
+pub mod arrow;
 mod chunk;
 pub mod row;
 

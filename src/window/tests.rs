@@ -128,3 +128,54 @@ proptest! {
         prop_assert_eq!(&content(&filled(length_ms, &shuffled)), &expected);
     }
 }
+
+proptest! {
+    /// What is written as columns is read back bit for bit, and goes on alike.
+    #[test]
+    fn a_window_goes_through_columns(
+        cells in prop::collection::vec((0..4_usize, 0..700_i64), 1..900),
+        later in prop::collection::vec((0..5_usize, 0..800_i64), 0..50),
+    ) {
+        let mut window = filled(500_000, &cells.iter().map(|(i, t)| (*i, t * 1000)).collect::<Vec<_>>());
+        let alarm = Some(Alarm { threshold: 2.5, is_incident: true });
+        let times: Vec<i64> = window.timestamps(i64::MIN, i64::MAX).step_by(3).collect();
+        for time in &times {
+            window.set_score(Voice::Champion, *time, Score { decision: -0.0, score: f64::NAN, alarm });
+        }
+        let features: Vec<Labels> = window.features().map(|(labels, ..)| labels.clone()).collect();
+        let (timestamps, columns) = window.to_arrow();
+        let mut again = Window::from_arrow(500_000, &features, &timestamps, &columns).expect("its own columns");
+        prop_assert_eq!(again.newest_ms(), window.newest_ms());
+        for (i, time) in &later {
+            for window in [&mut window, &mut again] {
+                let column = window.column(&feature(*i)).expect("few");
+                window.push(column, sample(*i, time * 1000));
+            }
+        }
+        prop_assert_eq!(content(&again), content(&window));
+        let bits = |window: &Window| -> Vec<(i64, u64, u64)> {
+            let scores = window.scores(Voice::Champion, i64::MIN, i64::MAX);
+            scores.map(|(time, score)| (time, score.decision.to_bits(), score.score.to_bits())).collect()
+        };
+        prop_assert_eq!(bits(&again), bits(&window));
+        let newest = |window: &Window| -> Vec<Option<Sample>> { window.features().map(|(_, _, newest)| newest).collect() };
+        prop_assert_eq!(newest(&again), newest(&window));
+    }
+}
+
+#[test]
+fn columns_that_are_no_window_are_refused() {
+    let window = filled(10_000, &[(0, 1000), (1, 2000)]);
+    let (timestamps, columns) = window.to_arrow();
+    let refuse = |features: &[Labels], timestamps: &arrow_array::Int64Array, n: usize| {
+        Window::from_arrow(10_000, features, timestamps, &columns[..n]).expect_err("no window").to_string()
+    };
+    let both = [feature(0), feature(1)];
+    assert_eq!(refuse(&both, &timestamps, 7), "number of columns is 7, must be 8");
+    assert_eq!(
+        refuse(&[feature(0), feature(0)], &timestamps, 8),
+        "feature is rx{device=\"eth0\"}, must be there once"
+    );
+    assert_eq!(refuse(&both, &vec![2, 1].into(), 8), "timestamp of a row is 1, must be after 2");
+    assert_eq!(refuse(&both, &vec![1].into(), 8), "length of a column is 2, must be 1");
+}

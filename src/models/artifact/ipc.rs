@@ -9,7 +9,7 @@ use arrow_array::{Array, ArrayRef, FixedSizeListArray, RecordBatch};
 use arrow_buffer::Buffer;
 use arrow_ipc::reader::{FileDecoder, read_footer_length};
 use arrow_ipc::writer::FileWriter;
-use arrow_ipc::{Block, root_as_footer, root_as_message};
+use arrow_ipc::{Block, FieldNode, root_as_footer, root_as_message};
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use std::sync::Arc;
 
@@ -45,16 +45,20 @@ pub fn write(schema: &SchemaRef, columns: Vec<ArrayRef>) -> Vec<u8> {
     writer.into_inner().expect("a vector takes any bytes")
 }
 
-/// Reads a file of one batch with this schema and no nulls. A column of lists may hold more values than
-/// its rows have.
+/// Reads a file of one batch with this schema; only columns that may have nulls have some. A column of lists
+/// may hold more values than its rows have.
 ///
 /// # Errors
 /// [`Error::Arrow`].
-pub fn read(file: &'static str, bytes: &[u8], schema: &SchemaRef) -> Result<RecordBatch, Error> {
+pub(super) fn read(file: &'static str, bytes: &[u8], schema: &SchemaRef) -> Result<RecordBatch, Error> {
     decode(bytes, schema).map_err(|reason| Error::Arrow { file, reason })
 }
 
-fn decode(bytes: &[u8], schema: &SchemaRef) -> Result<RecordBatch, String> {
+/// Does the same, for files outside of a model's folder.
+///
+/// # Errors
+/// What is wrong with the bytes.
+pub fn decode(bytes: &[u8], schema: &SchemaRef) -> Result<RecordBatch, String> {
     let cut = || "the file is cut off".to_string();
     let trailer: [u8; 10] = bytes.last_chunk().copied().ok_or_else(cut)?;
     let footer_length = read_footer_length(trailer).map_err(|error| error.to_string())?;
@@ -81,20 +85,23 @@ fn decode(bytes: &[u8], schema: &SchemaRef) -> Result<RecordBatch, String> {
     let length = head.checked_add(size(block.bodyLength())?).ok_or_else(cut)?;
     let end = offset.checked_add(length).filter(|end| *end <= body).ok_or_else(cut)?;
     let block_bytes = &bytes[offset..end];
-    check_buffers(block_bytes.get(..head).ok_or_else(cut)?, length - head)?;
+    let nullable = schema.fields().iter().any(|field| field.is_nullable());
+    check_buffers(block_bytes.get(..head).ok_or_else(cut)?, length - head, nullable)?;
     let decoder = FileDecoder::new(schema.clone(), footer.version());
     let batch = decoder
         .read_record_batch(block, &Buffer::from(block_bytes))
         .map_err(|error| error.to_string())?
         .ok_or("the batch is missing")?;
-    match batch.columns().iter().zip(schema.fields()).find(|(column, _)| column.null_count() > 0) {
+    let has_nulls = |column: &ArrayRef, field: &Field| !field.is_nullable() && column.null_count() > 0;
+    match batch.columns().iter().zip(schema.fields()).find(|(column, field)| has_nulls(column, field)) {
         Some((_, field)) => Err(format!("column {} has nulls, must have none", field.name())),
         None => Ok(batch),
     }
 }
 
-/// Every buffer of the batch lies inside of its body, and every column has the batch's length.
-fn check_buffers(head: &[u8], body: usize) -> Result<(), String> {
+/// Every buffer of the batch lies inside of its body, every column has the batch's length, and, in a batch of
+/// plain numbers that may be null, every cell has its bit.
+fn check_buffers(head: &[u8], body: usize, nullable: bool) -> Result<(), String> {
     // A continuation marker and the length come before the message.
     let message = head.get(8..).ok_or("the batch is cut off")?;
     let message = root_as_message(message).map_err(|error| format!("the batch cannot be read: {error}"))?;
@@ -116,9 +123,17 @@ fn check_buffers(head: &[u8], body: usize) -> Result<(), String> {
     }
     let rows = batch.length();
     let fits = |length: i64| length >= 0 && length <= (8 * body) as i64;
-    if !fits(rows)
-        || batch.nodes().iter().flatten().any(|node| !fits(node.length()) || node.null_count() != 0)
-    {
+    // A column of numbers has two buffers: the bits that tell what is null, and the values.
+    let bits = |column: usize| {
+        batch.buffers().map(|buffers| (2 * column < buffers.len()).then(|| buffers.get(2 * column).length()))
+    };
+    let has_bits = |column: usize, node: &FieldNode| {
+        nullable && bits(column).flatten().is_some_and(|bytes| 8 * bytes >= node.length())
+    };
+    let is_sound = |(column, node): (usize, &FieldNode)| {
+        fits(node.length()) && (node.null_count() == 0 || has_bits(column, node))
+    };
+    if !fits(rows) || !batch.nodes().iter().flatten().enumerate().all(is_sound) {
         return Err(format!("a batch of {rows} rows does not fit into the file"));
     }
     Ok(())

@@ -20,7 +20,7 @@
 
 mod forest;
 mod golden;
-mod ipc;
+pub mod ipc;
 mod json;
 
 pub use json::{timestamp, write as document};
@@ -186,7 +186,16 @@ fn check_sums(files: &Files, sums: &[u8]) -> Result<(), Error> {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Tells models apart by all that they score by, wherever they are kept: SHA-256 of what their files say.
+pub fn digest(model: &Model) -> String {
+    let mut parts = json::write(model).into_bytes();
+    parts.extend(forest::write(&model.fitted));
+    parts.extend(forest::state(&model.fitted).unwrap_or_default());
+    hex(&parts)
+}
+
+/// SHA-256 in the notation of `sha256sum`.
+pub fn hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut text, byte| {
         write!(text, "{byte:02x}").expect("a string takes any text");
         text

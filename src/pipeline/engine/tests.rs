@@ -14,11 +14,17 @@ use prost::Message;
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
+mod gaps;
+
 const START_MS: i64 = 1_700_000_000_000;
+
+/// Bits by group, feature and time.
+type Content = BTreeMap<(Labels, Labels, i64), u64>;
 
 struct Bench {
     engine: Engine,
     jobs: mpsc::Receiver<Job>,
+    questions: mpsc::Receiver<Question>,
     registry: Registry,
 }
 
@@ -27,17 +33,24 @@ impl Bench {
         let config = Arc::new(Config::parse(config).expect("a valid configuration"));
         let mut registry = Registry::default();
         let (trainer, jobs) = mpsc::channel(8);
+        let (asked, questions) = mpsc::channel(2);
         let (readiness, _) = watch::channel(Readiness { ready: false, text: String::new() });
         let engine = Engine::new(Parts {
             bells: config.remote_write.iter().map(|_| Arc::default()).collect(),
             config,
             trainer,
+            questions: asked,
             readiness,
+            gaps: super::gaps::Metrics::new(&mut registry),
             metrics: Metrics::new(&mut registry),
             ingest: ingest::Metrics::new(&mut registry),
             publish: publish::Metrics::new(&mut registry),
         });
-        Self { engine, jobs, registry }
+        Self { engine, jobs, questions, registry }
+    }
+
+    fn tick(&mut self, now: Instant) {
+        self.engine.tick(now, now_ms());
     }
 
     fn write(&mut self, body: &[u8]) -> Result<Written, ingest::Error> {
@@ -65,7 +78,7 @@ impl Bench {
     }
 
     /// Every sample and every score, by group, feature and time: what the windows hold.
-    fn content(&mut self) -> BTreeMap<(Labels, Labels, i64), u64> {
+    fn content(&mut self) -> Content {
         let mut content = BTreeMap::new();
         for (_, group) in self.groups() {
             let window = group.window();
@@ -130,6 +143,7 @@ fn captures() -> Vec<Vec<TimeSeries>> {
 }
 
 const CAPTURED: &str = r#"
+remote_read: []
 detectors:
   - name: net
     match: ['{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total"}']
@@ -262,7 +276,7 @@ fn a_row_is_scored_with_its_last_sample_and_published_once() {
     assert_eq!(score.samples[0].value > 1.0, decision.samples[0].value < 0.0);
     // until the cursor moves the same batch comes again
     assert_eq!(bench.engine.next_batch(0, 100, START_MS * 2).expect("not advanced").series, batch.series);
-    bench.engine.advance(0, &batch.positions);
+    bench.engine.advance(0, &batch.positions, START_MS);
     assert!(bench.engine.next_batch(0, 100, START_MS * 2).is_none());
     scrape(&mut bench, 2);
     let next = bench.engine.next_batch(0, 100, START_MS * 2).expect("the next row");
@@ -293,7 +307,7 @@ fn batches_keep_their_size_and_give_every_group_its_turn() {
         assert!(samples <= SIZE, "{samples} samples");
         rows += samples / 2;
         groups.extend(batch.positions.iter().map(|position| position.group));
-        bench.engine.advance(0, &batch.positions);
+        bench.engine.advance(0, &batch.positions, START_MS);
     }
     assert_eq!(rows, 117, "39 rows of three groups have a rate");
     assert_eq!(groups[..3], [0, 1, 2]);
@@ -310,7 +324,7 @@ fn batches_keep_their_size_after_a_challenger_has_left() {
     let mut sizes = Vec::new();
     while let Some(batch) = bench.engine.next_batch(0, 2 * publish::SAMPLES_OF_A_ROW, START_MS * 2) {
         sizes.push(batch.series.iter().map(|series| series.samples.len()).sum::<usize>());
-        bench.engine.advance(0, &batch.positions);
+        bench.engine.advance(0, &batch.positions, START_MS);
     }
     assert_eq!(sizes, [8, 8, 8, 4], "at last two scores, and the ends of the challenger's series");
 }
@@ -330,7 +344,7 @@ fn a_late_score_is_counted_and_not_sent() {
     bench.send(vec![rx("eth0", &[(START_MS + 30_000, 1.0)])]);
     scrape(&mut bench, 3);
     let batch = bench.engine.next_batch(0, 100, START_MS * 2).expect("two rows");
-    bench.engine.advance(0, &batch.positions);
+    bench.engine.advance(0, &batch.positions, START_MS);
     bench.send(vec![rx("lo", &[(START_MS + 30_000, 2.0)])]);
     assert!(bench.engine.next_batch(0, 100, START_MS * 2).is_none());
     assert_eq!(bench.metric(r#"remote_write_samples_failed_total{reason="out_of_order"}"#), 2);
@@ -349,7 +363,7 @@ fn rows_are_closed_with_a_reason() {
     bench.send(vec![rx("eth0", &[(START_MS + 30_000, 1.0)])]);
     let stale = f64::from_bits(STALE_BITS);
     bench.send(vec![rx("eth0", &[(START_MS + 45_000, stale)]), rx("lo", &[(START_MS + 45_000, stale)])]);
-    bench.engine.tick(Instant::now() + Duration::from_secs(60));
+    bench.tick(Instant::now() + Duration::from_secs(60));
     for (state, count) in [("complete", 1), ("incomplete", 1), ("ended", 1), ("too_short", 1)] {
         let line = format!(r#"rows_total{{detector="node_network",state="{state}"}}"#);
         assert_eq!(bench.metric(&line), count, "{state}");
@@ -427,13 +441,13 @@ fn training_is_asked_for_at_once_again_later_and_when_features_change() {
     for i in 1..5 {
         bench.send(vec![rx("eth0", &[(START_MS + i * 15_000, i as f64)])]);
     }
-    bench.engine.tick(now + Duration::from_secs(1));
+    bench.tick(now + Duration::from_secs(1));
     let job = bench.jobs.try_recv().expect("a training");
     assert_eq!(job.reason, Reason::Schema);
-    bench.engine.tick(now + Duration::from_secs(2));
+    bench.tick(now + Duration::from_secs(2));
     assert!(bench.jobs.try_recv().is_err(), "one at a time");
     bench.engine.learned(job.group, Learned::TooShort { have_ms: 0 }, now);
-    bench.engine.tick(now + Duration::from_secs(40));
+    bench.tick(now + Duration::from_secs(40));
     assert!(bench.jobs.try_recv().is_ok(), "the model still lacks a feature");
 }
 
@@ -499,11 +513,11 @@ fn what_is_watched_is_counted_to_the_end() {
 fn a_group_in_training_is_trained_after_a_reload_too() {
     let mut bench = Bench::new("");
     scrape(&mut bench, 0);
-    bench.engine.tick(Instant::now());
+    bench.tick(Instant::now());
     let before = bench.jobs.try_recv().expect("a first training");
     bench.engine.reload(Arc::new(Config::default()), vec![Arc::default()]);
     bench.engine.learned(before.group, Learned::TooShort { have_ms: 0 }, Instant::now());
-    bench.engine.tick(Instant::now() + Duration::from_secs(1));
+    bench.tick(Instant::now() + Duration::from_secs(1));
     assert!(bench.jobs.try_recv().is_ok());
 }
 
@@ -512,10 +526,10 @@ fn a_model_whose_features_are_yet_to_come_is_asked_for_again() {
     let mut bench = Bench::new("");
     scrape(&mut bench, 0);
     let now = Instant::now();
-    bench.engine.tick(now);
+    bench.tick(now);
     let job = bench.jobs.try_recv().expect("a first training");
     bench.engine.learned(job.group, Learned::Expected, now);
-    bench.engine.tick(now + Duration::from_secs(1));
+    bench.tick(now + Duration::from_secs(1));
     let again = bench.jobs.try_recv().expect("it is asked for again");
     assert_eq!((again.reason, again.since), (Reason::First, job.since));
 }
@@ -573,7 +587,7 @@ fn drain(bench: &mut Bench, target: usize) -> Vec<String> {
     let mut lines = Vec::new();
     while let Some(batch) = bench.engine.next_batch(target, 100, START_MS * 2) {
         lines.extend(said(&batch));
-        bench.engine.advance(target, &batch.positions);
+        bench.engine.advance(target, &batch.positions, START_MS);
     }
     lines
 }
@@ -583,7 +597,7 @@ fn end(bench: &mut Bench, i: i64) {
     for device in ["eth0", "lo"] {
         bench.send(vec![rx(device, &[(at_ms, f64::from_bits(STALE_BITS))])]);
     }
-    bench.engine.tick(Instant::now() + Duration::from_secs(60));
+    bench.tick(Instant::now() + Duration::from_secs(60));
 }
 
 #[test]
@@ -625,7 +639,7 @@ fn f26_a_group_that_goes_ends_its_series_after_their_last_sample() {
     assert_eq!(bench.engine.next_batch(0, 100, now_ms()).expect("not dealt with").series, batch.series);
     bench.engine.reload(other, vec![Arc::default()]);
     assert_eq!(bench.engine.next_batch(0, 100, now_ms()).expect("not dealt with").series, batch.series);
-    bench.engine.advance(0, &[]);
+    bench.engine.advance(0, &[], START_MS);
     assert!(bench.engine.next_batch(0, 100, now_ms()).is_none(), "no end twice");
 
     // Who writes these series anew begins after their ends.
@@ -638,7 +652,7 @@ fn f26_a_group_that_goes_ends_its_series_after_their_last_sample() {
     let mut lines = Vec::new();
     while let Some(batch) = bench.engine.next_batch(0, 100, now_ms() + 60_000) {
         lines.extend(said(&batch));
-        bench.engine.advance(0, &batch.positions);
+        bench.engine.advance(0, &batch.positions, START_MS);
     }
     assert_eq!(lines.len(), 2, "{lines:?}");
     assert!(lines.iter().all(|line| line.split(' ').count() == 2), "one sample each: {lines:?}");
@@ -650,7 +664,7 @@ fn f26_a_group_that_is_silent_for_long_goes_with_an_end() {
     let mut bench = serving();
     scrape(&mut bench, 1);
     drain(&mut bench, 0);
-    bench.engine.tick(Instant::now() + Duration::from_secs(86_400));
+    bench.tick(Instant::now() + Duration::from_secs(86_400));
     assert!(bench.groups().is_empty());
     let batch = bench.engine.next_batch(0, 100, now_ms()).expect("ends");
     assert_eq!(batch.series.len(), 2);
@@ -688,7 +702,7 @@ detectors:
     let mut written = 0;
     while let Some(batch) = bench.engine.next_batch(0, 100, START_MS * 2) {
         written += batch.series.iter().map(|series| series.samples.len() as u64).sum::<u64>();
-        bench.engine.advance(0, &batch.positions);
+        bench.engine.advance(0, &batch.positions, START_MS);
     }
     let outlived = bench.metric(r#"remote_write_samples_failed_total{reason="outlived"}"#);
     assert!(outlived > 0 && written > 0, "{written} written, {outlived} outlived");
@@ -712,7 +726,7 @@ proptest! {
             .map(|(_, series)| series)
             .collect();
         let run = |requests: Vec<Vec<TimeSeries>>| {
-            let mut bench = Bench::new("");
+            let mut bench = Bench::new("remote_read: []");
             let model = two_features();
             for request in requests {
                 bench.send(request);

@@ -6,6 +6,7 @@ use prometheus_client::registry::Registry;
 use promforest::config::Config;
 use promforest::models::Deployed;
 use promforest::pipeline::engine::{Command, Engine, Parts, Readiness};
+use promforest::pipeline::gaps;
 use promforest::pipeline::metrics::Metrics;
 use promforest::prom::proto::{Label, Sample, TimeSeries, WriteRequest};
 use promforest::prom::wire::{Version, snappy};
@@ -34,12 +35,15 @@ pub fn receiver(data: &[u8]) {
         LazyLock::new(|| Arc::new(Config::parse(CONFIG).expect("a valid configuration")));
     let mut registry = Registry::default();
     let (trainer, _jobs) = mpsc::channel(8);
+    let (questions, _asked) = mpsc::channel(2);
     let (readiness, _) = watch::channel(Readiness { ready: false, text: String::new() });
     let mut engine = Engine::new(Parts {
         bells: PARSED.remote_write.iter().map(|_| Arc::default()).collect(),
         config: PARSED.clone(),
         trainer,
+        questions,
         readiness,
+        gaps: gaps::Metrics::new(&mut registry),
         metrics: Metrics::new(&mut registry),
         ingest: ingest::Metrics::new(&mut registry),
         publish: publish::Metrics::new(&mut registry),

@@ -1,0 +1,371 @@
+//! Holes, snapshots and restarts, with time as an argument.
+
+use super::*;
+use crate::detect::Detection;
+use crate::forest::ExtendedParams;
+use crate::history::Series;
+use crate::pipeline::gaps;
+use crate::pipeline::saver::Saved;
+use crate::snapshot;
+
+const STEP_MS: i64 = 15_000;
+const NAME: (&str, &str) = (METRIC_NAME, "node_network_receive_bytes_total");
+
+/// The counters of two devices at a scrape, quiet but for bursts.
+fn counters(i: i64) -> [(&'static str, f64); 2] {
+    let noise = (i * 7919 % 101) as f64;
+    let burst = if (300..306).contains(&(i % 400)) { 1e6 } else { 0.0 };
+    let total =
+        |scale: f64| (i * 1500) as f64 * scale + noise * scale + burst * (i % 400 - 299).max(0) as f64;
+    [("eth0", total(1.0)), ("lo", total(2.0))]
+}
+
+fn time(i: i64) -> i64 {
+    START_MS + i * STEP_MS
+}
+
+fn features() -> Vec<Labels> {
+    let feature = |device| Labels::new([NAME, ("device", device)]).expect("valid");
+    vec![feature("eth0"), feature("lo")]
+}
+
+/// What Prometheus holds of these scrapes, as remote read says it.
+fn stored(scrapes: std::ops::Range<i64>) -> Vec<Series> {
+    let of_device = |device: usize| {
+        let name = counters(0)[device].0;
+        let labels =
+            Labels::new([NAME, ("device", name), ("instance", "a"), ("job", "node")]).expect("valid");
+        let sample = |i: i64| Sample { timestamp_ms: time(i), value: counters(i)[device].1 };
+        (labels, scrapes.clone().map(sample).collect())
+    };
+    vec![of_device(0), of_device(1)]
+}
+
+fn push(bench: &mut Bench, scrapes: impl IntoIterator<Item = i64>) {
+    for i in scrapes {
+        for (device, value) in counters(i) {
+            bench.send(vec![rx(device, &[(time(i), value)])]);
+        }
+    }
+}
+
+/// A model that judges one row after the other, trained on the first 200 scrapes.
+fn ordered() -> Arc<Model> {
+    let transform = Transform::Rate { range_ms: 60_000, semantics: Semantics::V3 };
+    let schema = Schema { features: features(), transform, grid: Grid::Exact };
+    let past: Vec<Series> = stored(0..200)
+        .into_iter()
+        .map(|(labels, samples)| (labels.split(&["instance".into(), "job".into()]).1, samples))
+        .collect();
+    let window = crate::train::rows::window(past.iter(), i64::MAX / 4);
+    let (mut times, mut by_row) = (Vec::new(), Vec::new());
+    crate::train::rows::settled(&schema, &window, i64::MIN, |time, values| {
+        times.push(time);
+        by_row.push(values.to_vec());
+    });
+    let values: Vec<f32> = (0..2).flat_map(|feature| by_row.iter().map(move |row| row[feature])).collect();
+    let table = Table::new(&values, times.len(), 2).expect("its shape");
+    let params = ExtendedParams::default();
+    let detection = Detection::learn(&times, &table, &params, 1.0, NonZeroUsize::MIN).expect("it learns");
+    let card = Card {
+        group: Some(Labels::new([("instance", "a"), ("job", "node")]).expect("valid")),
+        ..Card::default()
+    };
+    Arc::new(Model { schema, fitted: Fitted::Extended(Box::new(detection)), card })
+}
+
+/// A bench whose group has the model, after the scrapes up to this one.
+fn running(model: &Arc<Model>, to: i64) -> Bench {
+    let mut bench = Bench::new("");
+    push(&mut bench, 190..200);
+    let labels = bench.groups()[0].1.labels.clone();
+    bench.install(&BTreeMap::from([(labels, model.clone())]));
+    push(&mut bench, 200..to);
+    bench
+}
+
+/// Everything of the group that is written or will be: samples, scores, what was behind incidents.
+fn outcome(bench: &mut Bench) -> (Content, Vec<publish::Series>) {
+    let (id, group) = bench.groups().remove(0);
+    group.rewind();
+    let mut batch = Batch::default();
+    group.unpublished(id, 0, i64::MAX / 4, 100_000, &mut batch);
+    batch.series.sort_by(|a, b| a.labels.cmp(&b.labels));
+    (bench.content(), batch.series)
+}
+
+/// What the snapshot of the group says, by way of its bytes.
+fn saved(bench: &mut Bench) -> (State, Window) {
+    let turn = bench.engine.snapshot(None).expect("a group");
+    assert!(bench.engine.snapshot(Some(turn.id)).is_none(), "the only one");
+    let bytes = Saved::encode(*turn.saved.expect("it has changed"));
+    snapshot::decode(&bytes).expect("its own bytes")
+}
+
+/// A process that begins with this snapshot, while Prometheus holds `known` and its scores up to `written`.
+fn restarted(
+    snapshot: (State, Window),
+    model: &Arc<Model>,
+    known: std::ops::Range<i64>,
+    written: Option<i64>,
+) -> Bench {
+    let mut bench = Bench::new("");
+    let outcomes = std::cell::RefCell::new(Vec::new());
+    bench.engine.restore(vec![snapshot], Instant::now(), |outcome| outcomes.borrow_mut().push(outcome));
+    assert_eq!(*outcomes.borrow(), ["restored"]);
+    bench.tick(Instant::now());
+    let job = bench.jobs.try_recv().expect("its model is asked for");
+    let mark = job.mark.expect("it had one");
+    let advanced = mark.resume(&deployed(model)).expect("the same model");
+    let recent =
+        stored(known).into_iter().map(|(labels, samples)| (labels.split(&job.detector.by).1, samples));
+    let before = Before { recent: recent.collect(), written_to_ms: written.map(time), advanced };
+    let result = Learned::Model { deployed: deployed(model), fitted: false, before, seconds: 0.0 };
+    bench.engine.learned(job.group, result, Instant::now());
+    bench
+}
+
+#[test]
+fn f3_f4_f7_f45_a_restart_from_a_snapshot_equals_a_process_that_never_stopped() {
+    let model = ordered();
+    let expected = outcome(&mut running(&model, 340));
+    assert!(expected.1.len() > 4, "an incident has causes");
+    // Before, within and after the incident; the process ends some scrapes later, and Prometheus has part of the scores.
+    for (at, killed, written) in
+        [(250, 260, 255), (302, 304, 303), (301, 309, 300), (303, 303, 302), (312, 330, 329)]
+    {
+        let snapshot = saved(&mut running(&model, at));
+        let mut bench = restarted(snapshot, &model, at..killed, Some(written));
+        let rest = bench.engine.next_batch(0, 10_000, START_MS * 2);
+        if killed - 1 > written {
+            let first = rest.expect("rows are not written yet").series[0].samples[0].timestamp_ms;
+            assert_eq!(first, time(written + 1), "{at}");
+        } else {
+            assert!(rest.is_none(), "{at}: {rest:?}");
+        }
+        push(&mut bench, killed - 2..340);
+        assert!(outcome(&mut bench) == expected, "{at} {killed} {written}");
+        assert_eq!(bench.metric(r#"remote_write_samples_failed_total{reason="out_of_order"}"#), 0);
+    }
+}
+
+/// What is left of a scrape that came in part, and Prometheus has as a whole.
+#[test]
+fn f1_f2_a_row_that_a_snapshot_has_in_part_becomes_whole() {
+    let model = ordered();
+    let expected = outcome(&mut running(&model, 340));
+    let mut bench = running(&model, 260);
+    bench.send(vec![rx("eth0", &[(time(260), counters(260)[0].1)])]);
+    let mut bench = restarted(saved(&mut bench), &model, 260..265, Some(258));
+    push(&mut bench, 262..340);
+    assert!(outcome(&mut bench) == expected);
+}
+
+#[test]
+fn without_remote_read_a_snapshot_lets_scoring_go_on() {
+    let model = ordered();
+    let snapshot = saved(&mut running(&model, 260));
+    let mut bench = restarted(snapshot, &model, 0..0, None);
+    push(&mut bench, 300..310);
+    bench.tick(Instant::now() + Duration::from_secs(3600));
+    bench.tick(Instant::now() + Duration::from_secs(3660));
+    let (_, group) = bench.groups().remove(0);
+    let scored: Vec<i64> = group
+        .window()
+        .scores(Voice::Champion, time(259), i64::MAX)
+        .map(|(at, _)| (at - START_MS) / STEP_MS)
+        .collect();
+    // A rate has to reach back over a minute.
+    assert_eq!(scored, [304, 305, 306, 307, 308, 309]);
+    assert_eq!(bench.metric(r#"rows_total{detector="node_network",state="too_short"}"#), 4);
+}
+
+#[test]
+fn f22_f24_a_snapshot_of_another_model_or_configuration_is_not_gone_on_from() {
+    let model = ordered();
+    let (state, window) = saved(&mut running(&model, 260));
+    let mark = state.champion.clone().expect("a model");
+    let other =
+        Arc::new(Model { card: Card { created_ms: 1, ..model.card.clone() }, ..Model::clone(&model) });
+    assert!(mark.resume(&deployed(&model)).is_some());
+    assert!(mark.resume(&deployed(&other)).is_none());
+    assert!(mark.resume(&Deployed { version: Some(2), ..deployed(&model) }).is_none());
+    for config in [
+        "detectors: [{name: other, match: [up]}]",
+        "detectors: [{name: node_network, match: [up]}]",
+        r#"detectors: [{name: node_network, match: ['{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total", device!~"veth.*|cali.*|tap.*"}'], transform: rate(2m)}]"#,
+    ] {
+        let mut bench = Bench::new(config);
+        let outcomes = std::cell::RefCell::new(Vec::new());
+        bench.engine.restore(vec![(state.clone(), window.clone())], Instant::now(), |outcome| {
+            outcomes.borrow_mut().push(outcome)
+        });
+        assert_eq!(*outcomes.borrow(), ["unfit"], "{config}");
+        assert!(bench.groups().is_empty());
+    }
+}
+
+#[test]
+fn an_unchanged_group_is_not_written_again() {
+    let mut bench = running(&ordered(), 210);
+    let turn = bench.engine.snapshot(None).expect("a group");
+    assert!(turn.saved.is_some());
+    assert!(bench.engine.snapshot(None).expect("a group").saved.is_none());
+    bench.groups()[0].1.not_saved();
+    assert!(bench.engine.snapshot(None).expect("a group").saved.is_some(), "the disk was full");
+    push(&mut bench, 210..211);
+    assert!(bench.engine.snapshot(None).expect("a group").saved.is_some());
+}
+
+/// The scrapes of the hole are read, and everything comes out as if they had been sent; also the scrape of which
+/// only a part was sent, and where a single one is missing.
+#[test]
+fn f14_f16_a_hole_in_the_stream_is_filled() {
+    let model = ordered();
+    let expected = outcome(&mut running(&model, 340));
+    for (from, to, half) in [(250, 262, false), (250, 251, false), (303, 330, false), (298, 310, true)] {
+        let now = Instant::now();
+        let mut bench = running(&model, from);
+        if half {
+            bench.send(vec![rx("lo", &[(time(from), counters(from)[1].1)])]);
+            // Long after the grace time.
+            bench.tick(now + Duration::from_secs(200));
+        }
+        push(&mut bench, [to]);
+        bench.engine.tick(now, time(to) + 1000);
+        let Ok(Question::Fill { detector, groups, range }) = bench.questions.try_recv() else {
+            panic!("{from}: not asked")
+        };
+        assert_eq!(groups.len(), 1);
+        assert!(range.0 < time(from) && range.0 > time(from - 3) && range.1 >= time(to), "{from}");
+        assert_eq!(bench.metric("gap_fill_pending_groups"), 1);
+        assert!(bench.groups()[0].1.newest_scored_ms() < Some(time(from)), "it holds");
+        push(&mut bench, to + 1..to + 3);
+        let (first, second) = ((range.0 - START_MS) / STEP_MS + 1, (from + to) / 2);
+        for part in [first..second, second..to + 1] {
+            bench.engine.filled(&detector, &stored(part), now);
+        }
+        bench.engine.fill_done(true, now);
+        bench.tick(now);
+        assert_eq!(bench.metric("gap_fill_pending_groups"), 0);
+        push(&mut bench, to + 3..340);
+        assert!(outcome(&mut bench) == expected, "{from} {to}");
+        let filled = (to - from) * 2 - i64::from(half);
+        assert_eq!(bench.metric(r#"gap_fill_samples_total{detector="node_network"}"#), filled as u64);
+        assert_eq!(bench.metric(r#"gap_fills_total{detector="node_network",outcome="filled"}"#), 1);
+        assert_eq!(bench.metric(r#"holes_detected_total{detector="node_network"}"#), 1);
+        assert!(bench.questions.try_recv().is_err(), "once");
+    }
+}
+
+#[test]
+fn a_hole_that_nobody_fills_is_waited_for_a_while_only() {
+    let now = Instant::now();
+    let mut bench = running(&ordered(), 250);
+    push(&mut bench, 260..262);
+    bench.engine.tick(now, time(262));
+    assert!(matches!(bench.questions.try_recv(), Ok(Question::Fill { .. })));
+    assert!(bench.groups()[0].1.newest_scored_ms() < Some(time(250)));
+    bench.engine.tick(now + gaps::HOLD, time(262));
+    push(&mut bench, 262..266);
+    // The first row after a hole has no rate, which a late sample might change.
+    bench.tick(now + Duration::from_secs(60));
+    assert_eq!(bench.groups()[0].1.newest_scored_ms(), Some(time(265)));
+    assert_eq!(bench.metric(r#"gap_fill_timeouts_total{detector="node_network"}"#), 1);
+    bench.engine.fill_done(false, now);
+    assert_eq!(bench.metric(r#"gap_fills_total{detector="node_network",outcome="failed"}"#), 1);
+}
+
+#[test]
+fn rows_that_come_irregularly_are_not_asked_for_again_and_again() {
+    let now = Instant::now();
+    let mut bench = running(&ordered(), 250);
+    push(&mut bench, [252]);
+    bench.engine.tick(now, time(252));
+    assert!(matches!(bench.questions.try_recv(), Ok(Question::Fill { .. })));
+    bench.engine.fill_done(true, now);
+    for i in [253, 255, 256, 258] {
+        push(&mut bench, [i]);
+        bench.engine.tick(now, time(i));
+    }
+    assert!(bench.questions.try_recv().is_err());
+    assert_eq!(bench.metric(r#"gap_fills_total{detector="node_network",outcome="skipped"}"#), 2);
+    assert_eq!(bench.groups()[0].1.newest_scored_ms(), Some(time(258)));
+}
+
+/// The first host to be scraped again asks for those that were silent as long.
+#[test]
+fn groups_that_lost_the_same_stream_are_asked_for_at_once() {
+    let now = Instant::now();
+    let mut bench = Bench::new("");
+    let model = two_features();
+    let send = |bench: &mut Bench, host: &str, scrapes: std::ops::Range<i64>, offset_ms: i64| {
+        for i in scrapes {
+            for device in ["eth0", "lo"] {
+                let labels = [NAME, ("device", device), ("instance", host), ("job", "node")];
+                bench.send(vec![series(&labels, &[(time(i) + offset_ms, i as f64)])]);
+            }
+            let models =
+                bench.groups().iter().map(|(_, group)| (group.labels.clone(), model.clone())).collect();
+            bench.install(&models);
+        }
+    };
+    for (host, offset_ms, to) in [("a", 0, 20), ("b", 5000, 20), ("c", 9000, 20), ("gone", 9000, 5)] {
+        send(&mut bench, host, 0..to, offset_ms);
+    }
+    send(&mut bench, "a", 30..31, 0);
+    bench.engine.tick(now, time(30));
+    let Ok(Question::Fill { detector, groups, range }) = bench.questions.try_recv() else {
+        panic!("not asked")
+    };
+    let hosts: Vec<&str> = groups.iter().map(|group| group.get("instance")).collect();
+    assert_eq!(hosts, ["a", "b", "c"]);
+    send(&mut bench, "b", 30..31, 5000);
+    bench.engine.tick(now, time(31));
+    assert!(bench.questions.try_recv().is_err(), "one question at a time");
+    assert_eq!(range, (time(18), time(30)));
+    bench.engine.filled(&detector, &stored(20..30), now);
+    bench.engine.fill_done(true, now);
+    bench.engine.tick(now, time(31));
+    assert!(bench.questions.try_recv().is_err());
+    assert_eq!(bench.metric(r#"gap_fills_total{detector="node_network",outcome="filled"}"#), 1);
+}
+
+#[test]
+fn samples_that_never_came_are_found_by_counting() {
+    let mut bench = running(&ordered(), 230);
+    let now = Instant::now();
+    bench.engine.tick(now + gaps::AUDIT_EVERY, time(230));
+    let Ok(Question::Audit(series)) = bench.questions.try_recv() else { panic!("not counted") };
+    let counted = &series[0];
+    assert_eq!((counted.group.get("instance"), series.len()), ("a", 20));
+    // The grace time is left out: two scrapes.
+    assert_eq!(counted.range.1, time(227));
+    assert_eq!(counted.n_samples, 38);
+    let features: BTreeSet<&str> = series.iter().map(|series| series.feature.get("device")).collect();
+    assert_eq!(features.len(), 2);
+    // What is late for judging is in the window, and counted.
+    let detector = counted.detector.clone();
+    let extra = vec![(stored(0..1).remove(0).0, vec![Sample { timestamp_ms: time(220) + 7, value: 1.0 }])];
+    let before = bench.content().len();
+    bench.engine.filled(&detector, &extra, now);
+    assert_eq!(bench.content().len(), before + 1);
+    assert_eq!(bench.metric(r#"gap_fill_samples_total{detector="node_network"}"#), 1);
+}
+
+/// What waited for a target that was away is written with its own time, and counted where that is long ago.
+#[test]
+fn f9_rows_that_are_written_late_are_counted() {
+    let mut bench = running(&ordered(), 300);
+    let batch = bench.engine.next_batch(0, 100_000, START_MS * 2).expect("all of them");
+    let rows = batch.series[0].samples.len() as i64;
+    assert_eq!(batch.series[0].samples[0].timestamp_ms, time(300 - rows));
+    // 50 minutes are 200 rows, five minutes are 20: those between were written late.
+    bench.engine.advance(0, &batch.positions, time(300 + 180));
+    let late = bench.metric(r#"backfilled_rows_total{detector="node_network"}"#) as i64;
+    assert_eq!(late, 299 - (300 + 180 - 200));
+    push(&mut bench, 300..301);
+    let batch = bench.engine.next_batch(0, 100_000, START_MS * 2).expect("the next");
+    bench.engine.advance(0, &batch.positions, time(301));
+    assert_eq!(bench.metric(r#"backfilled_rows_total{detector="node_network"}"#) as i64, late, "in time");
+}

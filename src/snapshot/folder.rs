@@ -1,0 +1,266 @@
+//! The folder of the snapshots.
+
+use super::{Error, State, decode};
+use crate::models::artifact;
+use crate::prom::Labels;
+use crate::window::Window;
+use crate::yaml;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tracing::{info, warn};
+
+/// How names of snapshots end.
+const ENDING: &str = "snapshot";
+/// How names end of what was set aside.
+const DAMAGED: &str = "damaged";
+/// How names end of what is being written.
+const DRAFT: &str = "draft";
+/// Largest file that is read: a thousand features over the rows of a day, and as much again.
+const MAX_FILE: u64 = 256 << 20;
+
+/// What is counted of snapshots.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    failures: Family<[(&'static str, &'static str); 1], Counter>,
+    groups: Family<[(&'static str, &'static str); 1], Counter>,
+    written: Counter,
+    last_success: Gauge<f64, AtomicU64>,
+    duration: Gauge<f64, AtomicU64>,
+    size: Gauge,
+}
+
+impl Metrics {
+    /// Registers the room's metrics.
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            failures: Family::default(),
+            groups: Family::default(),
+            written: Counter::default(),
+            last_success: Gauge::default(),
+            duration: Gauge::default(),
+            size: Gauge::default(),
+        };
+        for what in ["read", "write"] {
+            drop(metrics.failures.get_or_create(&[("operation", what)]));
+        }
+        for outcome in ["restored", "unfit", "damaged"] {
+            drop(metrics.groups.get_or_create(&[("outcome", outcome)]));
+        }
+        registry.register(
+            "snapshot_failures",
+            "Snapshots that could not be read or written; scoring goes on without",
+            metrics.failures.clone(),
+        );
+        registry.register(
+            "snapshot_groups",
+            "Snapshots found at the start by what became of them: damaged ones are set aside, unfit ones are of another configuration",
+            metrics.groups.clone(),
+        );
+        registry.register(
+            "snapshot_written",
+            "Snapshots of a group that were written",
+            metrics.written.clone(),
+        );
+        registry.register(
+            "snapshot_last_success_timestamp_seconds",
+            "When every group that had changed was on disk the last time; 0 before the first",
+            metrics.last_success.clone(),
+        );
+        registry.register(
+            "snapshot_duration_seconds",
+            "How long the last round over all groups took",
+            metrics.duration.clone(),
+        );
+        registry.register("snapshot_size_bytes", "Size of all snapshots", metrics.size.clone());
+        metrics
+    }
+
+    /// Counts a snapshot that was found.
+    pub fn found(&self, outcome: &'static str) {
+        self.groups.get_or_create(&[("outcome", outcome)]).inc();
+    }
+
+    fn failed(&self, operation: &'static str) {
+        self.failures.get_or_create(&[("operation", operation)]).inc();
+    }
+}
+
+/// See the [module](super).
+#[derive(Clone, Debug)]
+pub struct Folder {
+    path: PathBuf,
+    metrics: Metrics,
+    /// Is something written that the folder does not know for certain yet?
+    unsynced: bool,
+    /// Did the last round fail? A disk that is full is one line, not one every five minutes.
+    failing: bool,
+}
+
+impl Folder {
+    /// The folder at this path; it is made with the first snapshot.
+    pub fn new(path: PathBuf, metrics: Metrics) -> Self {
+        Self { path, metrics, unsynced: false, failing: false }
+    }
+
+    /// Reads all snapshots. What is none is set aside, and the start goes on without it.
+    pub fn load(&self) -> Vec<(State, Window)> {
+        let found = match self.list() {
+            Ok(found) => found,
+            Err(source) => {
+                self.metrics.failed("read");
+                warn!(component = "snapshot", path = %self.path.display(), err = %source, "no snapshots: the folder cannot be read");
+                return Vec::new();
+            }
+        };
+        let mut loaded = Vec::new();
+        for path in found {
+            let bytes = match read(&path) {
+                Ok(bytes) => bytes,
+                Err(source) => {
+                    self.metrics.failed("read");
+                    warn!(component = "snapshot", path = %path.display(), err = %source, "a snapshot cannot be read");
+                    continue;
+                }
+            };
+            match decode(&bytes) {
+                Ok(snapshot) => loaded.push(snapshot),
+                Err(error) => self.set_aside(&path, &error),
+            }
+        }
+        loaded
+    }
+
+    fn set_aside(&self, path: &Path, error: &Error) {
+        self.metrics.found("damaged");
+        let aside = path.with_extension(DAMAGED);
+        let moved = fs::rename(path, &aside);
+        warn!(
+            component = "snapshot",
+            path = %path.display(),
+            err = yaml::chain(error),
+            aside = moved.is_ok().then(|| aside.display().to_string()),
+            "a snapshot cannot be used, the history is read instead"
+        );
+    }
+
+    /// The snapshots' files, in the order of their names.
+    fn list(&self) -> io::Result<Vec<PathBuf>> {
+        let entries = match fs::read_dir(&self.path) {
+            Ok(entries) => entries,
+            Err(none) if none.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut files = Vec::new();
+        for entry in entries {
+            let path = entry?.path();
+            if path.extension().is_some_and(|ending| ending == ENDING) {
+                files.push(path);
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+
+    /// Name of a group's file.
+    pub fn name(detector: &str, group: &Labels) -> String {
+        let digest = artifact::hex(group.to_string().as_bytes());
+        format!("{detector}.{}.{ENDING}", &digest[..16])
+    }
+
+    /// Writes a group's file, whole or not at all.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn write(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let path = self.path.join(name);
+        let draft = path.with_extension(DRAFT);
+        let write = || {
+            fs::create_dir_all(&self.path)?;
+            let mut file = File::create(&draft)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&draft, &path)
+        };
+        let written = write();
+        match &written {
+            Ok(()) => {
+                self.unsynced = true;
+                self.metrics.written.inc();
+            }
+            Err(_) => {
+                self.metrics.failed("write");
+                // What was written of it takes up the space that is missing, perhaps.
+                let _ = fs::remove_file(&draft);
+            }
+        }
+        written
+    }
+
+    /// Ends a round that took so long: removes the files of groups that are gone, and makes sure of the others.
+    pub fn finish(&mut self, names: &HashSet<String>, took: Duration, failed: Option<io::Error>) {
+        let swept = match failed {
+            Some(error) => Err(error),
+            None => self.sweep(names).inspect_err(|_| self.metrics.failed("write")),
+        };
+        self.metrics.duration.set(took.as_secs_f64());
+        match swept {
+            Ok(size) => {
+                self.metrics.size.set(i64::try_from(size).unwrap_or(i64::MAX));
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                self.metrics.last_success.set(now.as_secs_f64());
+                if std::mem::take(&mut self.failing) {
+                    info!(component = "snapshot", path = %self.path.display(), "snapshots are written again");
+                }
+            }
+            Err(source) => {
+                if !std::mem::replace(&mut self.failing, true) {
+                    warn!(component = "snapshot", path = %self.path.display(), err = %source, "snapshots cannot be written, scoring goes on without");
+                }
+            }
+        }
+    }
+
+    /// Size of the files that stay.
+    fn sweep(&mut self, names: &HashSet<String>) -> io::Result<u64> {
+        let mut size = 0;
+        for path in self.list()? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if names.contains(&name) {
+                // Whoever deletes them may do so now.
+                size += fs::metadata(&path).map_or(0, |found| found.len());
+            } else {
+                let removed = fs::remove_file(&path);
+                removed.or_else(|error| match error.kind() {
+                    io::ErrorKind::NotFound => Ok(()),
+                    _ => Err(error),
+                })?;
+                self.unsynced = true;
+            }
+        }
+        if self.unsynced {
+            File::open(&self.path)?.sync_all()?;
+            self.unsynced = false;
+        }
+        Ok(size)
+    }
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let size = file.metadata()?.len();
+    if size > MAX_FILE {
+        let message = format!("{size} bytes, must be at most {MAX_FILE}");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
+    }
+    let mut bytes = Vec::with_capacity(size as usize);
+    file.take(MAX_FILE).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}

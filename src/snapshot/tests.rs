@@ -1,0 +1,191 @@
+use super::*;
+use crate::prom::Sample;
+use crate::window::{Alarm, Score, Voice};
+use prometheus_client::registry::Registry;
+use proptest::prelude::*;
+use std::collections::HashSet;
+use std::fs;
+use std::time::Duration;
+
+fn labels(text: &[(&str, &str)]) -> Labels {
+    Labels::new(text.iter().copied()).expect("valid")
+}
+
+fn snapshot() -> (State, Window) {
+    let mut window = Window::new(3_600_000);
+    for device in ["eth0", "lo", "a \"quoted\"\n name"] {
+        let column = window.column(&labels(&[("__name__", "rx"), ("device", device)])).expect("few");
+        for i in 0..300 {
+            let value = if i % 50 == 7 { f64::NAN } else { i as f64 / 3.0 };
+            window.push(column, Sample { timestamp_ms: i * 15_000, value });
+        }
+        window.push(column, Sample::stale(300 * 15_000));
+    }
+    let alarm = Some(Alarm { threshold: 1.5, is_incident: true });
+    window.set_score(Voice::Champion, 4_000_000, Score { decision: -0.1, score: 1.2, alarm });
+    let cause = Cause {
+        feature: labels(&[("__name__", "rx")]),
+        reason: "jumped".into(),
+        share: 0.1 + 0.2,
+        usual: [None, Some(1.0 / 3.0), Some(f64::MAX)],
+    };
+    let state = State {
+        detector: "net".into(),
+        watches: "rate(1m)".into(),
+        group: labels(&[("job", "node")]),
+        champion: Some(Mark {
+            name: "net".into(),
+            version: 3,
+            digest: "00".into(),
+            passed_ms: 4_000_000,
+            live: None,
+        }),
+        challenger: None,
+        newest_scored_ms: Some(4_000_000),
+        cursors: BTreeMap::from([("http://localhost/".into(), i64::MIN)]),
+        causes: vec![(4_000_000, vec![cause]), (4_015_000, Vec::new())],
+        incidents: vec![4_000_000],
+        is_incident: true,
+    };
+    (state, window)
+}
+
+/// All cells of a window.
+fn cells(window: &Window) -> Vec<(Vec<i64>, Vec<Option<u64>>)> {
+    let (timestamps, columns) = window.to_arrow();
+    let bits = |column: &Float64Array| column.iter().map(|cell| cell.map(f64::to_bits)).collect();
+    columns.iter().map(|column| (timestamps.values().to_vec(), bits(column))).collect()
+}
+
+#[test]
+fn f45_a_snapshot_is_read_as_it_was_written() {
+    let (state, window) = snapshot();
+    let bytes = encode(state.clone(), &window);
+    let (again, window_again) = decode(&bytes).expect("its own bytes");
+    assert_eq!(again, state);
+    assert_eq!(cells(&window_again), cells(&window));
+    assert_eq!(window_again.length_ms(), window.length_ms());
+}
+
+#[test]
+fn f22_damage_is_found() {
+    let (state, window) = snapshot();
+    let bytes = encode(state, &window);
+    let error = |bytes: &[u8]| decode(bytes).map(|_| ()).expect_err("no snapshot").to_string();
+    let magic = "the first line is not \"promforest snapshot\", a format and a checksum";
+    assert_eq!(error(b""), magic);
+    assert_eq!(error(&[0; 4096]), magic);
+    assert_eq!(error(b"PK\x03\x04\n"), magic);
+    let later = [b"promforest snapshot 2", &bytes[21..]].concat();
+    assert_eq!(error(&later), "the format is \"2\", this version reads 1");
+    let damaged = "the file does not have its checksum: it is damaged or cut off";
+    let first_line = bytes.iter().position(|byte| *byte == b'\n').expect("a line") + 1;
+    for length in [first_line, first_line + 1, bytes.len() / 2, bytes.len() - 1] {
+        assert_eq!(error(&bytes[..length]), damaged, "{length}");
+    }
+    for place in (first_line..bytes.len()).step_by(997) {
+        let mut flipped = bytes.clone();
+        flipped[place] ^= 1 << (place % 8);
+        assert_eq!(error(&flipped), damaged, "{place}");
+    }
+}
+
+/// With a checksum of its own.
+fn forged(content: &[u8]) -> Vec<u8> {
+    [format!("{MAGIC} {FORMAT} {}\n", artifact::hex(content)).as_bytes(), content].concat()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    /// Nothing that only looks like a snapshot ends the program.
+    #[test]
+    fn f22_forged_snapshots_do_no_harm(places in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
+        let (state, window) = snapshot();
+        let bytes = encode(state, &window);
+        let (_, content) = line(&bytes).expect("a line");
+        let (head, arrow) = line(content).expect("another");
+        let mut arrow = arrow.to_vec();
+        for (place, byte) in places {
+            // The numbers that say where everything is stand at both ends.
+            let (place, end) = (place.index(3000), place.index(2) == 0);
+            let place = if end { arrow.len() - 1 - place } else { place };
+            arrow[place] = byte;
+        }
+        let _ = decode(&forged(&[head, b"\n", &arrow].concat()));
+    }
+}
+
+fn folder(path: &std::path::Path) -> (Folder, Registry) {
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    (Folder::new(path.join("snapshots"), metrics), registry)
+}
+
+fn metric(registry: &Registry, line: &str) -> f64 {
+    let mut page = String::new();
+    prometheus_client::encoding::text::encode(&mut page, registry).expect("encodes");
+    let value = page.lines().find_map(|text| text.strip_prefix(line)?.trim().parse().ok());
+    value.unwrap_or_else(|| panic!("no {line} in\n{page}"))
+}
+
+#[test]
+fn f22_what_is_no_snapshot_is_set_aside_and_the_others_are_read() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (mut folder, registry) = folder(dir.path());
+    assert!(folder.load().is_empty(), "no folder yet");
+    let (state, window) = snapshot();
+    let good = encode(state.clone(), &window);
+    let name = Folder::name("net", &state.group);
+    folder.write(&name, &good).expect("the directory is ours");
+    let bad: [(&str, &[u8]); 4] = [
+        ("empty", b""),
+        ("cut", &good[..good.len() / 2]),
+        ("future", b"promforest snapshot 99 00\n"),
+        ("junk", &[7; 100]),
+    ];
+    let at = |name: &str| dir.path().join("snapshots").join(name);
+    for (name, bytes) in bad {
+        fs::write(at(&format!("{name}.snapshot")), bytes).expect("the directory is ours");
+    }
+    fs::write(at("unfinished.draft"), &good[..10]).expect("the directory is ours");
+    let loaded = folder.load();
+    assert_eq!(loaded.into_iter().map(|(state, _)| state).collect::<Vec<_>>(), [state]);
+    assert_eq!(metric(&registry, "snapshot_groups_total{outcome=\"damaged\"}"), 4.0);
+    for (name, bytes) in bad {
+        assert_eq!(fs::read(at(&format!("{name}.damaged"))).expect("it is kept"), bytes);
+    }
+    assert_eq!(folder.load().len(), 1, "nothing is found twice");
+    assert_eq!(metric(&registry, "snapshot_groups_total{outcome=\"damaged\"}"), 4.0);
+}
+
+#[test]
+fn files_of_groups_that_are_gone_are_removed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (mut folder, registry) = folder(dir.path());
+    folder.write("a.snapshot", b"12345").expect("the directory is ours");
+    folder.write("b.snapshot", b"123").expect("the directory is ours");
+    folder.finish(&HashSet::from(["a.snapshot".to_string()]), Duration::from_secs(2), None);
+    assert!(!dir.path().join("snapshots/b.snapshot").exists());
+    assert_eq!(metric(&registry, "snapshot_size_bytes"), 5.0);
+    assert_eq!(metric(&registry, "snapshot_duration_seconds"), 2.0);
+    assert!(metric(&registry, "snapshot_last_success_timestamp_seconds") > 1e9);
+}
+
+#[test]
+fn f20_f21_a_folder_that_takes_nothing_is_counted() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (mut folder, registry) = folder(dir.path());
+    // Somebody's file is in its place: this fails for root, too.
+    fs::write(dir.path().join("snapshots"), "").expect("the directory is ours");
+    assert!(folder.load().is_empty());
+    let error = folder.write("a.snapshot", b"1").expect_err("no folder");
+    folder.finish(&HashSet::new(), Duration::ZERO, Some(error));
+    assert_eq!(metric(&registry, "snapshot_failures_total{operation=\"write\"}"), 1.0);
+    assert_eq!(metric(&registry, "snapshot_failures_total{operation=\"read\"}"), 1.0);
+    assert_eq!(metric(&registry, "snapshot_last_success_timestamp_seconds"), 0.0);
+    fs::remove_file(dir.path().join("snapshots")).expect("the directory is ours");
+    folder.write("a.snapshot", b"1").expect("there is place again");
+    folder.finish(&HashSet::from(["a.snapshot".into()]), Duration::ZERO, None);
+    assert!(metric(&registry, "snapshot_last_success_timestamp_seconds") > 0.0);
+}

@@ -1,0 +1,127 @@
+//! A window as Arrow columns, and back: for files.
+//!
+//! The chunks are joined to one batch. A batch a chunk would copy nothing, but a file of a hundred short
+//! batches is larger and slower to read than what the copy costs.
+
+use super::chunk::{CHUNK_ROWS, Open};
+use super::{Column, FIRST_FEATURE, Feature, MAX_FEATURES, Window};
+use crate::prom::{Labels, Sample};
+use arrow_array::{Array, Float64Array, Int64Array};
+use arrow_buffer::{BooleanBuffer, NullBuffer, ScalarBuffer};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Names of the columns of scores, which come before the features.
+pub const SCORES: [&str; FIRST_FEATURE] =
+    ["decision", "score", "threshold", "incident", "challenger_decision", "challenger_score"];
+
+/// Columns that are no window.
+#[derive(Debug, PartialEq, thiserror::Error)]
+#[error("{part} is {value}, must be {limit}")]
+pub struct InvalidColumns {
+    part: &'static str,
+    value: String,
+    limit: String,
+}
+
+impl Window {
+    /// Timestamps of all rows, ascending, and their cells, shape `[6 + n_features]` of `[n_rows]`: first the
+    /// scores, as [`SCORES`] names them, then the features in the order of [`features`](Self::features).
+    pub fn to_arrow(&self) -> (Int64Array, Vec<Float64Array>) {
+        let parts: Vec<_> = self.parts(i64::MIN, i64::MAX).collect();
+        let timestamps =
+            parts.iter().flat_map(|(rows, range)| rows.timestamps()[range.clone()].iter().copied());
+        let timestamps: Vec<i64> = timestamps.collect();
+        let column = |index: usize| {
+            let mut values = Vec::with_capacity(timestamps.len());
+            let mut present = Vec::with_capacity(timestamps.len());
+            for (rows, range) in &parts {
+                for row in range.clone() {
+                    let value = rows.value(index, row);
+                    present.push(value.is_some());
+                    values.push(value.unwrap_or(0.0));
+                }
+            }
+            let nulls = NullBuffer::new(BooleanBuffer::from(present));
+            Float64Array::new(ScalarBuffer::from(values), Some(nulls).filter(|nulls| nulls.null_count() > 0))
+        };
+        let columns = (0..FIRST_FEATURE + self.features.len()).map(column).collect();
+        (Int64Array::new(ScalarBuffer::from(timestamps), None), columns)
+    }
+
+    /// The window that [`to_arrow`](Self::to_arrow) gave these columns of.
+    ///
+    /// # Errors
+    /// [`InvalidColumns`] for what no window gives.
+    pub fn from_arrow(
+        length_ms: i64,
+        features: &[Labels],
+        timestamps: &Int64Array,
+        columns: &[Float64Array],
+    ) -> Result<Self, InvalidColumns> {
+        let fault = |part, value: String, limit: String| Err(InvalidColumns { part, value, limit });
+        let n_rows = timestamps.len();
+        if features.len() > MAX_FEATURES {
+            return fault(
+                "number of features",
+                features.len().to_string(),
+                format!("at most {MAX_FEATURES}"),
+            );
+        }
+        let expected = FIRST_FEATURE + features.len();
+        if columns.len() != expected {
+            return fault("number of columns", columns.len().to_string(), expected.to_string());
+        }
+        if let Some(column) = columns.iter().find(|column| column.len() != n_rows) {
+            return fault("length of a column", column.len().to_string(), n_rows.to_string());
+        }
+        let times = timestamps.values();
+        if let Some(pair) = times.windows(2).find(|pair| pair[0] >= pair[1]) {
+            return fault("timestamp of a row", pair[1].to_string(), format!("after {}", pair[0]));
+        }
+        let mut window = Self::new(length_ms);
+        for (labels, cells) in features.iter().zip(&columns[FIRST_FEATURE..]) {
+            if window.find(labels).is_some() {
+                return fault("feature", labels.to_string(), "there once".into());
+            }
+            let newest = (0..n_rows).rev().find(|row| cells.is_valid(*row));
+            let newest = newest.map(|row| Sample { timestamp_ms: times[row], value: cells.value(row) });
+            let column = Column(window.features.len() as u32);
+            window.columns.insert(labels.clone(), column);
+            window.features.push(Feature { labels: labels.clone(), newest });
+            window.newest_ms = window.newest_ms.max(newest.map(|sample| sample.timestamp_ms));
+        }
+        let mut sealed = VecDeque::new();
+        for start in (0..n_rows).step_by(CHUNK_ROWS) {
+            let rows = start..n_rows.min(start + CHUNK_ROWS);
+            let cell = |column: &Float64Array, row: usize| column.is_valid(row).then(|| column.value(row));
+            let cells = columns.iter().map(|column| rows.clone().map(|row| cell(column, row)).collect());
+            let chunk = Open::new(times[rows.clone()].to_vec(), cells);
+            // Late samples are to find the last rows open.
+            match rows.end == n_rows {
+                true => window.open = chunk,
+                false => sealed.push_back(Arc::new(chunk.seal())),
+            }
+        }
+        window.sealed = sealed;
+        window.slide();
+        Ok(window)
+    }
+
+    /// The same over another length; what lies outside is let go.
+    pub fn with_length(mut self, length_ms: i64) -> Self {
+        self.length_ms = length_ms;
+        self.slide();
+        self
+    }
+
+    /// Length in milliseconds.
+    pub fn length_ms(&self) -> i64 {
+        self.length_ms
+    }
+
+    /// Bytes that the cells take, as far as they are not shared with a copy.
+    pub fn n_bytes(&self) -> usize {
+        self.sealed.iter().map(|chunk| chunk.n_bytes()).sum::<usize>() + self.open.n_bytes()
+    }
+}
