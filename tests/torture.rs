@@ -58,7 +58,6 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 #[test]
-#[ignore = "the hole that a killed Prometheus leaves is not filled yet"]
 fn f1_f2_f3_f4_f5_f6_f7_f14_f22_f28_f45_killed_at_random_moments_nothing_is_lost() {
     let minutes = number("PROMFOREST_TORTURE_MINUTES").unwrap_or(1);
     let seed = number("PROMFOREST_TORTURE_SEED").unwrap_or_else(|| now_ms().cast_unsigned());
