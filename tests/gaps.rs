@@ -1,0 +1,241 @@
+//! What was not sent, or not written, when a program dies: real servers are killed, snapshots are lost and damaged,
+//! and in the end every score that is stored is the one that a backtest of the same rows gives, and none is missing.
+
+mod support;
+
+use promforest::models::{Fitted, Model, artifact};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+use support::stack::{
+    Collectors, JOB_NODE, MODEL, NODE_NETWORK, RANGE_MS, RemoteWriteReceiver, SOON, Scraping, Stack,
+};
+use support::{each_version, now_ms};
+
+/// Judges one row after the other: a row that is lost or comes late would show in all that follow.
+const DETECTOR: &str = r#"
+  - name: node_network
+    match: ['{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total", device="lo"}']
+    transform: rate(10s)
+    window: 10m
+    grace: 5s
+    training: {history: 1h, minimum: 60s, every: 1h}
+    alerts: {budget: 2/day}
+"#;
+
+/// How long Prometheus' queue may keep a sample by default, and how long a question takes.
+const BATCH_MS: i64 = 7_000;
+
+fn snapshots(stack: &Stack) -> PathBuf {
+    stack.dir.path().join("promforest-data/snapshots")
+}
+
+/// The one snapshot's file.
+fn snapshot(stack: &Stack) -> PathBuf {
+    let entries = fs::read_dir(snapshots(stack)).expect("a folder of snapshots");
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("readable").path()).collect();
+    files.retain(|path| path.extension().is_some_and(|ending| ending == "snapshot"));
+    assert_eq!(files.len(), 1, "{}: {files:?}", stack.version);
+    files.remove(0)
+}
+
+/// How many snapshots were found at the start and came to this.
+fn found(stack: &Stack, outcome: &str) -> f64 {
+    stack.metric("promforest_snapshot_groups_total", &[("outcome", outcome)])
+}
+
+fn filled(stack: &Stack) -> f64 {
+    stack.at.metric("promforest_gap_fill_samples_total", &[]).unwrap_or(0.0)
+}
+
+fn kill_prometheus(stack: &mut Stack) {
+    stack.prometheus.take().expect("it runs").kill();
+}
+
+fn kill_promforest(stack: &mut Stack) {
+    stack.promforest.take().expect("it runs").kill();
+}
+
+#[test]
+fn f1_to_f7_f14_f16_f22_f45_whatever_is_killed_every_row_has_its_score() {
+    each_version(|version| {
+        // Prometheus' own batches: five seconds of samples are lost with it.
+        let scraping = Scraping { queue: "", ..JOB_NODE };
+        let mut stack = Stack::new(version, Collectors::Network, &scraping);
+        stack.start_prometheus(RemoteWriteReceiver::Enabled);
+        stack.configure(DETECTOR);
+        stack.start_promforest();
+        stack.wait("the first scores", Duration::from_secs(90) + MODEL, |at| at.scores().map(drop));
+        let began_ms = now_ms();
+
+        // What Prometheus had not sent when it died, it does not send: it is read.
+        stack.wait_for_score_at(began_ms + 3_000);
+        // Some scrapes after a batch.
+        thread::sleep(Duration::from_secs(3));
+        kill_prometheus(&mut stack);
+        stack.start_prometheus(RemoteWriteReceiver::Enabled);
+        stack.wait_for_score_at(now_ms() + 4_000);
+        assert!(filled(&stack) > 0.0, "{version}: nothing was filled\n{}", stack.promforest_tail());
+
+        // A snapshot of the end, and one that is older than the end.
+        stack.promforest.take().expect("it runs").terminate(SOON);
+        snapshot(&stack);
+        thread::sleep(Duration::from_secs(3));
+        stack.start_promforest();
+        assert_eq!(found(&stack, "restored"), 1.0, "{version}");
+        stack.wait_for_score_at(now_ms() + 3_000);
+        kill_promforest(&mut stack);
+        thread::sleep(Duration::from_secs(2));
+        stack.start_promforest();
+        assert_eq!(found(&stack, "restored"), 1.0, "{version}");
+        // Also while it reads what it missed.
+        kill_promforest(&mut stack);
+        stack.start_promforest();
+        stack.wait_for_score_at(now_ms() + 3_000);
+
+        // Prometheus dies and comes back while nobody listens.
+        kill_promforest(&mut stack);
+        thread::sleep(Duration::from_secs(2));
+        kill_prometheus(&mut stack);
+        stack.start_prometheus(RemoteWriteReceiver::Enabled);
+        thread::sleep(Duration::from_secs(2));
+        stack.start_promforest();
+        stack.wait_for_score_at(now_ms() + 3_000);
+
+        // Both die, and the snapshot is damaged.
+        kill_promforest(&mut stack);
+        kill_prometheus(&mut stack);
+        let path = snapshot(&stack);
+        let mut bytes = fs::read(&path).expect("the snapshot");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 4;
+        fs::write(&path, &bytes).expect("the directory is ours");
+        stack.start_promforest();
+        assert_eq!((found(&stack, "damaged"), found(&stack, "restored")), (1.0, 0.0), "{version}");
+        assert_eq!(fs::read(path.with_extension("damaged")).ok(), Some(bytes), "{version}: it is kept");
+        thread::sleep(Duration::from_secs(2));
+        stack.start_prometheus(RemoteWriteReceiver::Enabled);
+        stack.wait_for_score_at(now_ms() + 3_000);
+
+        // Without any snapshot.
+        stack.promforest.take().expect("it runs").terminate(SOON);
+        fs::remove_dir_all(snapshots(&stack)).expect("the directory is ours");
+        stack.start_promforest();
+        stack.wait_for_score_at(now_ms() + 3_000);
+        compare(&mut stack, began_ms);
+    });
+}
+
+/// The newest row that a version was trained on, and score and decision of each row since, by a backtest.
+fn backtest(stack: &Stack, model: &Value) -> (i64, BTreeMap<i64, (f64, f64)>) {
+    let name = format!("{}/{}", model["model"].as_str().expect("a name"), model["version"]);
+    let folder = stack.dir.path().join("promforest-data/models").join(&name);
+    let files = artifact::load(&folder).expect("a version is there as a whole");
+    let Ok(Model { fitted: Fitted::Extended(detection), .. }) = artifact::model(&files) else {
+        panic!("{name} is no extended forest")
+    };
+    let trained_ms = detection.newest_ms().expect("it has seen rows");
+    let start = jiff::Timestamp::from_millisecond(trained_ms + 1).expect("a time").to_string();
+    let output = ["--output", "scores.csv", "--budget", "2/day"];
+    run(stack, &[&["backtest", "--model", &name, "--start", &start], &output[..]].concat());
+    let csv = fs::read_to_string(stack.dir.path().join("scores.csv")).expect("the scores");
+    let mut lines = csv.lines();
+    let head: Vec<&str> = lines.next().expect("a head").split(',').collect();
+    let at = |name: &str| head.iter().position(|column| *column == name).expect("a column of that name");
+    let (time, score, decision) = (at("timestamp"), at("score"), at("decision"));
+    let row = |line: &str| {
+        let cells: Vec<&str> = line.split(',').collect();
+        let number = |cell: usize| cells[cell].parse::<f64>().ok();
+        Some((cells[time].parse().ok()?, (number(score)?, number(decision)?)))
+    };
+    (trained_ms, lines.filter_map(row).collect())
+}
+
+fn run(stack: &Stack, args: &[&str]) -> String {
+    let output = stack.command(&[args, &["--config.file", "promforest.yml"]].concat());
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{}: {args:?}: {errors}", stack.version);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Every row since a time has a score, and it is the one that a version gives which has seen all rows before it.
+fn compare(stack: &mut Stack, began_ms: i64) {
+    let version = stack.version;
+    let stored = |selector: &str| stack.at.stored(selector).unwrap_or_else(|err| panic!("{version}: {err}"));
+    let scores = stored(r#"anomaly_score{detector="node_network"}"#).samples;
+    let decisions: BTreeMap<i64, f64> = stored("node_network_anomaly").samples.into_iter().collect();
+    let last_ms = scores.last().expect("scores").0;
+    let listed = run(stack, &["models", "list", "--output", "json"]);
+    let listed: Value = serde_json::from_str(&listed).expect("JSON");
+    let listed = listed.as_array().expect("a list");
+    let mut expected: BTreeMap<i64, Vec<(f64, f64)>> = BTreeMap::new();
+    let mut trained = Vec::new();
+    for model in listed {
+        let (trained_ms, rows) = backtest(stack, model);
+        trained.push(trained_ms);
+        for (timestamp_ms, row) in rows {
+            expected.entry(timestamp_ms).or_default().push(row);
+        }
+    }
+    let times: BTreeSet<i64> = scores.iter().map(|(timestamp_ms, _)| *timestamp_ms).collect();
+    // A row that a renewed model has learned from before remote write brought it is counted as unmodelled.
+    let is_learned =
+        |time: &i64| trained.iter().any(|trained_ms| (trained_ms - BATCH_MS..=*trained_ms).contains(time));
+    let missing = expected.range(began_ms..=last_ms).map(|(time, _)| *time);
+    let missing: Vec<i64> = missing.filter(|time| !times.contains(time) && !is_learned(time)).collect();
+    assert!(missing.is_empty(), "{version}: rows without a score: {missing:?}\n{}", stack.promforest_tail());
+    let mut compared = 0;
+    for (timestamp_ms, score) in scores.into_iter().filter(|(timestamp_ms, _)| *timestamp_ms >= began_ms) {
+        let Some(rows) = expected.get(&timestamp_ms) else {
+            panic!("{version}: {timestamp_ms} is in no backtest")
+        };
+        let live = (score, decisions[&timestamp_ms]);
+        assert!(
+            rows.contains(&live),
+            "{version}: {timestamp_ms} has {live:?}, must be one of {rows:?}\n{}",
+            stack.promforest_tail()
+        );
+        compared += 1;
+    }
+    println!("{version}: {compared} scores are those of a backtest by one of {} versions", listed.len());
+    assert!(compared >= 40, "{version}: only {compared} scores");
+}
+
+#[test]
+fn f15_f20_f21_an_empty_prometheus_and_a_folder_that_takes_nothing() {
+    each_version(|version| {
+        let mut stack = Stack::new(version, Collectors::Network, &JOB_NODE);
+        // A file in its place: a folder without permissions does not keep root out.
+        fs::create_dir_all(stack.dir.path().join("promforest-data")).expect("the directory is ours");
+        fs::write(snapshots(&stack), "").expect("the directory is ours");
+        stack.start_prometheus(RemoteWriteReceiver::Enabled);
+        stack.configure(NODE_NETWORK);
+        stack.start_promforest();
+        stack.wait("the first scores", MODEL, |at| at.scores().map(drop));
+        assert_eq!(stack.metric("promforest_snapshot_failures_total", &[("operation", "read")]), 1.0);
+        let before = stack.check_scores(RANGE_MS).samples.len();
+
+        kill_prometheus(&mut stack);
+        fs::remove_dir_all(stack.dir.path().join("data")).expect("the directory is ours");
+        stack.start_prometheus(RemoteWriteReceiver::Enabled);
+        stack.wait_for_score_at(now_ms() + 4_000);
+        // The first row that is sent after it has rates that reach into the window of before.
+        let scrapes = stack.at.stored(r#"node_network_receive_bytes_total{device="lo"}"#).expect("stored");
+        let scores = stack.at.scores().expect("stored");
+        assert!(
+            before > 0 && scores.samples[0].0 - scrapes.samples[0].0 <= 3_000,
+            "{version}: it begins at once"
+        );
+        assert_eq!(stack.at.ready().expect("it answers").0, 200, "{version}");
+
+        let promforest = stack.promforest.take().expect("it runs");
+        let log = promforest.log_file();
+        let status = promforest.terminate(SOON);
+        assert_eq!(status.code(), Some(0), "{version}");
+        let log = fs::read_to_string(log).expect("a log");
+        assert_eq!(log.matches("snapshots cannot be written").count(), 1, "{version}: {log}");
+    });
+}
