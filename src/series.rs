@@ -6,13 +6,15 @@
 //!
 //! The hash has 96 bits and a random seed: two series do not share one (a chance in 10^17 among
 //! a million), and nobody can make them. A series takes 16 bytes in the table and one cache line to
-//! find; the few that are watched have their columns beside it. Memory stays bounded under churn by
+//! find, and a request's are fetched together; the few that are watched have their columns beside it. Memory stays bounded under churn by
 //! two generations: what was not seen for a whole generation is forgotten, and resolved again
 //! should it come back.
 
+mod table;
+
 use crate::window::Column;
-use std::collections::{HashMap, hash_map};
-use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
+use std::hash::{BuildHasher, RandomState};
+use table::{Slot, Table};
 
 /// Series of one generation, at 16 bytes and the table's slack each. Two generations are kept.
 pub const GENERATION: usize = 1 << 20;
@@ -58,36 +60,18 @@ fn place_and_check(hash: u128) -> (u64, u32) {
     (hash as u64, (hash >> 64) as u32)
 }
 
-/// A place is a hash already.
-#[derive(Default)]
-struct AsItIs(u64);
-
-impl Hasher for AsItIs {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("a place hashes as one u64");
-    }
-
-    fn write_u64(&mut self, place: u64) {
-        self.0 = place;
-    }
-}
-
 /// An [`Ignored`] by its number, or, from [`FIRST_WATCHED`] on, a place in [`Index::watched`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Code(u32);
 
 const FIRST_WATCHED: u32 = Ignored::ALL.len() as u32;
 
-type Table = HashMap<u64, (u32, Code), BuildHasherDefault<AsItIs>>;
-
 /// Every series seen lately.
 pub struct Index {
     current: Table,
     previous: Table,
+    /// The slots of a request.
+    slots: Vec<Slot>,
     generation: usize,
     watched: Vec<Box<[Target]>>,
     /// Places in `watched` that are free again.
@@ -110,6 +94,7 @@ impl Index {
         Self {
             current: Table::default(),
             previous: Table::default(),
+            slots: Vec::new(),
             generation,
             watched: Vec::new(),
             free: Vec::new(),
@@ -128,25 +113,23 @@ impl Index {
     pub fn lookup(&mut self, hashes: &[u128], known: &mut Vec<Option<Code>>) {
         self.free.append(&mut self.released);
         known.clear();
-        known.extend(hashes.iter().map(|hash| {
+        let places = hashes.iter().map(|hash| place_and_check(*hash).0);
+        self.current.fetch(places, &mut self.slots);
+        for (i, hash) in hashes.iter().enumerate() {
             let (place, check) = place_and_check(*hash);
-            let found = self.current.get(&place)?;
-            (found.0 == check).then_some(found.1)
-        }));
-        for (hash, known) in hashes.iter().zip(known).filter(|(_, known)| known.is_none()) {
-            *known = self.promote(*hash);
+            let found = self.current.get_from(self.slots[i], place).or_else(|| self.promote(place));
+            known.push(found.and_then(|(found, code)| (found == check).then_some(code)));
         }
     }
 
     /// Takes a series over from the generation before.
-    fn promote(&mut self, hash: u128) -> Option<Code> {
-        let (place, check) = place_and_check(hash);
-        let found = match self.current.entry(place) {
-            // The same series again, within one request.
-            hash_map::Entry::Occupied(found) => *found.get(),
-            hash_map::Entry::Vacant(vacant) => *vacant.insert(self.previous.remove(&place)?),
+    fn promote(&mut self, place: u64) -> Option<(u32, Code)> {
+        let Some((check, code)) = self.previous.take(place) else {
+            // It may have been taken over since the slots were read.
+            return self.current.get(place);
         };
-        (found.0 == check).then_some(found.1)
+        self.current.insert(place, check, code);
+        Some((check, code))
     }
 
     /// What a code stands for.
@@ -161,14 +144,14 @@ impl Index {
     pub fn insert(&mut self, hash: u128, entry: Entry<'_>) -> Code {
         if self.current.len() >= self.generation {
             let forgotten = std::mem::replace(&mut self.previous, std::mem::take(&mut self.current));
-            forgotten.into_values().for_each(|(_, code)| self.release(code));
+            forgotten.codes().for_each(|code| self.release(code));
         }
         let code = match entry {
             Entry::Ignored(ignored) => Code(ignored as u32),
             Entry::Watched(targets) => self.place(targets.into()),
         };
         let (place, check) = place_and_check(hash);
-        if let Some((_, old)) = self.current.insert(place, (check, code)) {
+        if let Some(old) = self.current.insert(place, check, code) {
             self.release(old);
         }
         code
