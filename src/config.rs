@@ -5,6 +5,7 @@ use crate::features::rate::Semantics;
 use crate::forest::{Contamination, ExtendedParams, ForestParams, MaxFeatures, MaxSamples};
 use crate::models::{Kind, Params, registry};
 use crate::prom::{Selector, duration};
+pub use crate::yaml::FileError as Error;
 use crate::yaml::{self, Node, Section};
 use crate::{detect, history, publish, train};
 use std::num::NonZeroUsize;
@@ -52,37 +53,16 @@ pub struct Detector {
 }
 
 impl Detector {
+    /// Does it watch the same as another one, and make the same of it? Then a window of the one is the other's.
+    pub fn watches_as(&self, other: &Self) -> bool {
+        (&self.name, &self.matchers, &self.by, self.transform)
+            == (&other.name, &other.matchers, &other.by, other.transform)
+    }
+
     /// Name of the series that carries the decision.
     pub fn decision_metric(&self) -> String {
         format!("{}_anomaly", self.name)
     }
-}
-
-/// Why there is no configuration.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The file cannot be read.
-    #[error("cannot read the configuration file {path}")]
-    Io {
-        /// The file.
-        path: String,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The file is wrong, in one or more places.
-    #[error("{path} has {} error{}:\n{}", errors.len(), if errors.len() == 1 { "" } else { "s" }, list(path, errors))]
-    Invalid {
-        /// The file.
-        path: String,
-        /// Everything that is wrong, by line.
-        errors: Vec<yaml::Error>,
-    },
-}
-
-fn list(path: &str, errors: &[yaml::Error]) -> String {
-    let lines: Vec<String> =
-        errors.iter().map(|error| format!("  {path}:{}: {}", error.line, error.message)).collect();
-    lines.join("\n")
 }
 
 impl Default for Config {
@@ -98,10 +78,7 @@ impl Config {
     /// # Errors
     /// [`Error`] with everything that is wrong in it.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let name = || path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|source| Error::Io { path: name(), source })?;
-        let folder = path.parent().unwrap_or(Path::new(""));
-        yaml::read(&text, folder, Self::read).map_err(|errors| Error::Invalid { path: name(), errors })
+        yaml::load(path, Self::read)
     }
 
     /// Reads a file's text, as if it were in the working directory.

@@ -27,6 +27,44 @@ impl fmt::Display for Error {
     }
 }
 
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {path}")]
+    Io {
+        /// The file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is wrong, in one or more places.
+    #[error("{path} has {} error{}:\n{}", errors.len(), if errors.len() == 1 { "" } else { "s" }, list(path, errors))]
+    Invalid {
+        /// The file.
+        path: String,
+        /// Everything that is wrong, by line.
+        errors: Vec<Error>,
+    },
+}
+
+fn list(path: &str, errors: &[Error]) -> String {
+    let lines: Vec<String> =
+        errors.iter().map(|error| format!("  {path}:{}: {}", error.line, error.message)).collect();
+    lines.join("\n")
+}
+
+/// Reads a file as [`read`] does its text; relative paths in it begin at its own folder.
+///
+/// # Errors
+/// [`FileError`] with everything that is wrong in it.
+pub fn load<T>(path: &Path, read: impl FnOnce(Section<'_, '_>) -> T) -> Result<T, FileError> {
+    let name = || path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|source| FileError::Io { path: name(), source })?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    self::read(&text, folder, read).map_err(|errors| FileError::Invalid { path: name(), errors })
+}
+
 /// Reads a document: `read` gets its top level, and its result counts when nothing was wrong.
 /// Relative paths in it begin at `folder`.
 ///

@@ -239,7 +239,7 @@ impl Engine {
                 Command::FillDone { is_whole } => self.fill_done(is_whole, now),
                 Command::Tick => self.tick(now, now_ms()),
                 Command::Reload { config, bells, done } => {
-                    self.reload(config, bells);
+                    self.reload(config, bells, now, now_ms());
                     let _ = done.send(());
                 }
             }
@@ -765,10 +765,10 @@ impl Engine {
         });
     }
 
-    fn reload(&mut self, config: Arc<Config>, bells: Vec<Arc<Notify>>) {
+    fn reload(&mut self, config: Arc<Config>, bells: Vec<Arc<Notify>>, now: Instant, now_ms: i64) {
         let kept = self.groups.kept_targets(&config);
         let before = self.groups.iter().map(Group::waiting).sum::<usize>();
-        let gone = self.groups.reload(config, &kept);
+        let gone = self.groups.reload(config, &kept, now, now_ms);
         let after = self.groups.iter().map(Group::waiting).sum::<usize>();
         let of_gone = gone.iter().map(Group::waiting).sum::<usize>();
         // Of targets that are gone; `bury` counts the groups that are.
@@ -777,7 +777,7 @@ impl Engine {
         for (state, kept) in self.targets.iter_mut().zip(&kept) {
             state.ends = kept.map(|kept| old[kept].ends.taken_over()).unwrap_or_default();
         }
-        gone.iter().for_each(|group| self.bury(group, &kept, now_ms()));
+        gone.iter().for_each(|group| self.bury(group, &kept, now_ms));
         self.index.clear();
         let ids: Vec<u32> = self.groups.iter_mut().map(|(id, _)| id).collect();
         for state in &mut self.targets {

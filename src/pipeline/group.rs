@@ -226,6 +226,38 @@ impl Group {
         self.marks[0].as_ref().filter(|_| self.serving.is_none())
     }
 
+    /// Works by another configuration of its detector from now on. False, and nothing is changed, when its window
+    /// or its models would have to be others.
+    pub fn reconfigure(&mut self, detector: &Arc<Detector>, now: Instant, now_ms: i64) -> bool {
+        let length_ms = duration::millis(detector.window);
+        let mut schemas = self.serving.iter().chain(&self.challenger).map(Serving::schema);
+        if !detector.watches_as(&self.detector)
+            || schemas.any(|schema| schema.transform.reach_ms() > length_ms)
+        {
+            return false;
+        }
+        let old = std::mem::replace(&mut self.detector, detector.clone());
+        if *old == **detector {
+            return true;
+        }
+        self.changed = true;
+        self.window.set_length(length_ms);
+        for serving in self.serving.iter_mut().chain(&mut self.challenger) {
+            serving.set_budget(detector.alerts.budget);
+        }
+        if let Some(serving) = &self.serving
+            && old.training != detector.training
+        {
+            let card = &serving.model().card;
+            let age = Duration::from_millis(u64::try_from(now_ms - card.created_ms).unwrap_or(0));
+            self.schedule.renew(detector, card, age, now);
+        }
+        if old.model != detector.model {
+            self.schedule.hurry(now);
+        }
+        true
+    }
+
     /// When its first sample came.
     pub fn since(&self) -> Instant {
         self.since

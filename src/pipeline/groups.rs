@@ -226,17 +226,23 @@ impl Groups {
         config.remote_write.iter().map(|new| old.iter().position(|old| old.url == new.url)).collect()
     }
 
-    /// Puts another configuration into force, with these targets kept. Groups of a detector that did not change
-    /// stay as they are; the others go, and are returned.
-    pub fn reload(&mut self, config: Arc<Config>, kept: &[Option<usize>]) -> Vec<Group> {
+    /// Puts another configuration into force, with these targets kept. Groups of a detector that still watches the
+    /// same stay; the others go, and are returned.
+    pub fn reload(
+        &mut self,
+        config: Arc<Config>,
+        kept: &[Option<usize>],
+        now: Instant,
+        now_ms: i64,
+    ) -> Vec<Group> {
         let mut gone = Vec::new();
         let mut next = Self { next_id: self.next_id, ..Self::new(config) };
         for (_, mut group) in std::mem::take(&mut self.all) {
-            let Some(index) = next.config.detectors.iter().position(|d| **d == *group.detector) else {
+            let index = next.config.detectors.iter().position(|new| group.reconfigure(new, now, now_ms));
+            let Some(index) = index else {
                 gone.push(group);
                 continue;
             };
-            group.detector = next.config.detectors[index].clone();
             group.retarget(kept);
             // A training under way would report to the old number.
             group.defer_training();

@@ -133,6 +133,11 @@ impl Schedule {
         };
     }
 
+    /// The next model is to be made otherwise: soon, where it is ours to make.
+    pub fn hurry(&mut self, now: Instant) {
+        self.due = self.due.map(|due| due.min(now));
+    }
+
     /// How much of the first model's history there is, in [0, 1). The time that the transform takes to
     /// settle is part of it: it has to be waited for too.
     pub fn progress(&self, detector: &Detector, last_received: Instant, now: Instant) -> f64 {

@@ -85,6 +85,11 @@ impl Serving {
         self.detection.is_some()
     }
 
+    /// Keeps to another budget of alerts, where there is one.
+    pub fn set_budget(&mut self, budget: f64) {
+        self.detection = self.detection.take().map(|detection| detection.with_budget(budget));
+    }
+
     /// Judges a complete row, and tells the causes of an incident. `None` for a row that is not after those
     /// before it, where that matters.
     pub fn judge(&mut self, timestamp_ms: i64, values: &[f32]) -> Option<(Score, Vec<Cause>)> {

@@ -133,6 +133,12 @@ impl Window {
         }
     }
 
+    /// Keeps the rows of the newest `length_ms` milliseconds from now on.
+    pub fn set_length(&mut self, length_ms: i64) {
+        self.length_ms = length_ms;
+        self.slide();
+    }
+
     /// The column of a feature, made at its first call; `None` above [`MAX_FEATURES`].
     pub fn column(&mut self, feature: &Labels) -> Option<Column> {
         if let Some(column) = self.columns.get(feature) {
