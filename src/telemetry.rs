@@ -48,7 +48,11 @@ pub fn init_logs(level: Level, format: Format) {
         Level::Warn => tracing::Level::WARN,
         Level::Error => tracing::Level::ERROR,
     };
-    let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level);
+    // A log that nobody reads any more would be complained about on standard error, which is the log: a panic.
+    let builder = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(level)
+        .log_internal_errors(false);
     match format {
         Format::Logfmt => builder.event_format(Logfmt).init(),
         Format::Json => builder.json().flatten_event(true).with_target(false).init(),
