@@ -11,66 +11,25 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Response};
 use hyper_util::rt::TokioIo;
-use promforest::config::Config;
 use promforest::http::client::{Answer, Client, Error, Request, Url};
 use promforest::yaml::chain;
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion, version};
+use rustls::{ServerConfig, SupportedProtocolVersion, version};
 use std::convert::Infallible;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tempfile::TempDir;
+use support::client::{Authority, Identity, client, folder};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Who signs certificates.
-struct Authority {
-    pem: String,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-/// A certificate and its key, as PEM.
-struct Identity {
-    cert: String,
-    key: String,
-}
-
-impl Authority {
-    fn new(name: &str) -> Self {
-        let mut params = CertificateParams::new(Vec::new()).expect("no names");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, name);
-        let key = KeyPair::generate().expect("a key");
-        let pem = params.self_signed(&key).expect("a certificate").pem();
-        Self { pem, issuer: Issuer::new(params, key) }
-    }
-
-    /// A certificate for a name or an address.
-    fn identity(&self, name: &str) -> Identity {
-        let mut params = CertificateParams::new(vec![name.to_string()]).expect("a name");
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let key = KeyPair::generate().expect("a key");
-        let cert = params.signed_by(&key, &self.issuer).expect("a certificate").pem();
-        Identity { cert, key: key.serialize_pem() }
-    }
-
-    fn roots(&self) -> Arc<RootCertStore> {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).expect("PEM")).expect("an authority");
-        Arc::new(roots)
-    }
-}
 
 impl Identity {
     /// A server with this certificate, that wants one of `clients` if there is one.
@@ -239,25 +198,6 @@ async fn tunnels(to: Result<SocketAddr, &'static str>) -> (SocketAddr, Arc<Mutex
     (address, asked)
 }
 
-fn folder(files: &[(&str, &str)]) -> TempDir {
-    let folder = tempfile::tempdir().expect("a folder");
-    for (name, text) in files {
-        fs::write(folder.path().join(name), text).expect("writable");
-    }
-    folder
-}
-
-/// A client by the keys of a remote write block; paths begin at `folder`.
-fn client(folder: &Path, keys: &str) -> Client {
-    let block = format!("url: http://localhost/\n{}", keys.trim());
-    let text = format!("remote_write:\n  - {}\n", block.replace('\n', "\n    "));
-    let file = folder.join("promforest.yml");
-    fs::write(&file, text).expect("writable");
-    let config = Config::load(&file).unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(config, Config::load(&file).expect("valid"), "the same file is the same configuration");
-    Client::new(&config.remote_write[0].http).expect("a client")
-}
-
 fn plain(keys: &str) -> Client {
     client(folder(&[]).path(), keys)
 }
@@ -350,7 +290,7 @@ async fn a_server_may_want_our_certificate_too() {
 
     fs::write(folder.path().join("cert.pem"), &us.cert).expect("writable");
     let said = error(&client, &server.https()).await;
-    assert!(said.contains("the client certificate and its key cannot be used"), "{said}");
+    assert!(said.contains("the certificate and its key cannot be used"), "{said}");
     fs::write(folder.path().join("key.pem"), &us.key).expect("writable");
     assert_eq!(fine(&client, &server.https()).await, "fine");
 }

@@ -55,7 +55,8 @@ impl Program {
         let mut child = Command::new(env!("CARGO_BIN_EXE_promforest"))
             .arg("--config.file")
             .arg(&file)
-            .args(["--web.listen-address", "127.0.0.1:0"])
+            .args(["--web.listen-address", "127.0.0.1:0", "--storage.path"])
+            .arg(folder.path().join("data"))
             .stderr(Stdio::piped())
             .spawn()
             .expect("the program starts");

@@ -8,6 +8,7 @@ mod train;
 use crate::config::{Config, Detector};
 use crate::features::Transform;
 use crate::http::client::{Client, Url};
+use crate::http::web_config::{Clients, WebConfig};
 use crate::models::registry::Registry;
 use crate::pipeline::{self, Options};
 use crate::prom::{Labels, METRIC_NAME};
@@ -64,6 +65,11 @@ enum Check {
         /// The file
         file: PathBuf,
     },
+    /// A file for --web.config.file: encryption, users, headers
+    WebConfig {
+        /// The file
+        file: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -74,6 +80,9 @@ struct RunArgs {
     /// Address to listen on for remote write and the web pages
     #[arg(long = "web.listen-address", value_name = "ADDRESS", default_value = ":9599")]
     listen_address: String,
+    /// File that says who is let in at that address, and how: TLS, basic auth (Prometheus' format)
+    #[arg(long = "web.config.file", value_name = "FILE")]
+    web_config_file: Option<PathBuf>,
     /// Folder for what outlives the process: models
     #[arg(long = "storage.path", value_name = "FOLDER", default_value = STORAGE)]
     storage_path: PathBuf,
@@ -168,6 +177,7 @@ pub fn main() -> ExitCode {
         None => run(cli.run),
         Some(Command::Run(args)) => run(args),
         Some(Command::Check(Check::Config { file })) => check_config(&file),
+        Some(Command::Check(Check::WebConfig { file })) => check_web_config(&file),
         Some(Command::Match(args)) => block_on(match_series(args)),
         Some(Command::Train(args)) => block_on(train::run(args)),
         Some(Command::Backtest(args)) => block_on(backtest::run(args)),
@@ -204,6 +214,7 @@ fn run(args: RunArgs) -> Result<(), Failure> {
     let options = Options {
         config_file: args.config_file,
         listen_address: args.listen_address,
+        web_config_file: args.web_config_file,
         storage_path: args.storage_path,
     };
     block_on(async { Ok(pipeline::run(options).await?) })
@@ -212,6 +223,21 @@ fn run(args: RunArgs) -> Result<(), Failure> {
 fn check_config(file: &Path) -> Result<(), Failure> {
     let config = Config::load(file)?;
     println!("{} is valid: {}", file.display(), summary(&config));
+    Ok(())
+}
+
+fn check_web_config(file: &Path) -> Result<(), Failure> {
+    let config = WebConfig::load(file)?;
+    let tls = match config.tls.as_ref().map(|tls| &tls.clients) {
+        None => "no encryption",
+        Some(Clients::Anyone) => "TLS",
+        Some(Clients::Unverified { .. }) => "TLS, client certificates not verified",
+        Some(Clients::Verified { is_mandatory: false, .. }) => {
+            "TLS, client certificates verified if there are"
+        }
+        Some(Clients::Verified { is_mandatory: true, .. }) => "TLS, client certificates verified",
+    };
+    println!("{} is valid: {tls}, {}", file.display(), plural(config.users.len(), "user"));
     Ok(())
 }
 

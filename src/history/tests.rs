@@ -4,7 +4,7 @@ use super::frames::tests::frame;
 use super::xor::tests::encode;
 use super::*;
 use crate::http::body::Body;
-use crate::http::server::{self, Answer as Reply};
+use crate::http::server::{Answer as Reply, Server};
 use crate::prom::proto::{self, QueryResult, ReadResponse};
 use http_body_util::BodyExt;
 use std::collections::BTreeMap;
@@ -221,7 +221,7 @@ impl Fake {
                 reply
             }
         };
-        tokio::spawn(server::serve(listener, route, stopped));
+        tokio::spawn(Server::default().serve(listener, route, stopped));
         let url = format!("http://{address}/api/v1/read").parse().expect("a URL");
         let config = Config { url, remote_timeout, ..Config::default() };
         let source = Source::new(&config, &Metrics::default()).expect("a client");

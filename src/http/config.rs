@@ -345,7 +345,8 @@ fn server_name(node: &Node<'_, '_>) -> Option<ServerName<'static>> {
     parsed
 }
 
-fn version(section: &mut Section<'_, '_>, key: &'static str) -> Option<Version> {
+/// A version of TLS, by the name that Prometheus has for it.
+pub(super) fn version(section: &mut Section<'_, '_>, key: &'static str) -> Option<Version> {
     let node = section.get(key)?;
     match node.text()?.as_str() {
         "TLS12" => Some(Version::Tls12),
@@ -427,7 +428,8 @@ fn header_name(node: &Node<'_, '_>, name: &str) -> Option<HeaderName> {
     parsed
 }
 
-fn header_value(node: &Node<'_, '_>) -> Option<HeaderValue> {
+/// A value that is a header's, and does not show in debugging output.
+pub(super) fn header_value(node: &Node<'_, '_>) -> Option<HeaderValue> {
     let Ok(mut value) = HeaderValue::try_from(node.string()?) else {
         node.refuse("holds a character that a header cannot have");
         return None;
@@ -437,7 +439,7 @@ fn header_value(node: &Node<'_, '_>) -> Option<HeaderValue> {
 }
 
 /// A text that is written under one key, or kept in the file that another one names.
-fn text(section: &mut Section<'_, '_>, key: &'static str, file_key: &'static str) -> Option<Text> {
+pub(super) fn text(section: &mut Section<'_, '_>, key: &'static str, file_key: &'static str) -> Option<Text> {
     let (inline, file) = (section.get(key), section.get(file_key));
     if let (Some(_), Some(file)) = (&inline, &file) {
         file.refuse(format!("{key} is there too: only one of the two can be"));

@@ -1,26 +1,47 @@
-//! From `tls_config` to rustls: the authorities that are trusted, and our own certificate.
+//! From configuration to rustls: the authorities that are trusted, and our own certificate. `tls_config` is for
+//! what we ask, `tls_server_config` for who asks us.
 
 use super::config::{TlsConfig, Unreadable, Version};
-use super::insecure::AnyCertificate;
-use rustls::crypto::ring;
+use super::insecure::{AnyCertificate, AnyClientCertificate};
+use super::web_config::{Clients, TlsServerConfig};
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{AlertDescription, CertificateError, ClientConfig, InvalidMessage, RootCertStore, version};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName,
+    InvalidMessage, RootCertStore, ServerConfig, SignatureScheme, SupportedProtocolVersion, version,
+};
 use std::io;
+use std::net::IpAddr;
+use std::str::FromStr;
 use std::sync::{Arc, LazyLock};
+use webpki::EndEntityCert;
 
 /// Why a `tls_config` is of no use. The messages begin with the key that is at fault.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The authorities are no PEM.
-    #[error("ca or ca_file: not valid PEM")]
-    Ca(#[source] pem::Error),
+    #[error("{key} or {key}_file: not valid PEM")]
+    Ca {
+        /// The key.
+        key: &'static str,
+        /// Why.
+        source: pem::Error,
+    },
     /// Valid PEM, but no certificate among it.
-    #[error("ca or ca_file: no certificate in it")]
-    NoCa,
+    #[error("{0} or {0}_file: no certificate in it")]
+    NoCa(&'static str),
     /// A certificate that cannot be trusted, whatever it signs.
-    #[error("ca or ca_file: not the certificate of an authority")]
-    NoAuthority(#[source] rustls::Error),
+    #[error("{key} or {key}_file: not the certificate of an authority")]
+    NoAuthority {
+        /// The key.
+        key: &'static str,
+        /// Why.
+        source: rustls::Error,
+    },
     /// Our certificate is no PEM.
     #[error("cert or cert_file: not valid PEM")]
     Cert(#[source] pem::Error),
@@ -31,8 +52,14 @@ pub enum Error {
     #[error("a certificate and its key go together: cert or cert_file, and key or key_file")]
     Half,
     /// The two do not fit.
-    #[error("the client certificate and its key cannot be used")]
+    #[error("the certificate and its key cannot be used")]
     Identity(#[source] rustls::Error),
+    /// Nobody could be let in by these authorities.
+    #[error("client_ca or client_ca_file: no client can be told by it")]
+    Clients(#[source] VerifierBuilderError),
+    /// A file cannot be read.
+    #[error(transparent)]
+    Unreadable(#[from] Unreadable),
     /// Nothing is left to speak.
     #[error("no version of TLS is left")]
     Versions(#[source] rustls::Error),
@@ -73,16 +100,10 @@ static PLATFORM: LazyLock<Arc<RootCertStore>> = LazyLock::new(|| {
 /// [`Error`] when something in `material` is not what its key says, or does not fit the rest.
 pub fn build(config: &TlsConfig, material: &Material) -> Result<ClientConfig, Error> {
     let crypto = Arc::new(ring::default_provider());
-    let versions: Vec<_> = [(Version::Tls12, &version::TLS12), (Version::Tls13, &version::TLS13)]
-        .into_iter()
-        .filter(|(version, _)| *version >= config.min_version)
-        .filter(|(version, _)| config.max_version.is_none_or(|max_version| *version <= max_version))
-        .map(|(_, version)| version)
-        .collect();
     let builder = ClientConfig::builder_with_provider(crypto.clone())
-        .with_protocol_versions(&versions)
+        .with_protocol_versions(&versions(config.min_version, config.max_version))
         .map_err(Error::Versions)?;
-    let roots = material.ca.as_deref().map_or_else(|| Ok(PLATFORM.clone()), roots)?;
+    let roots = material.ca.as_deref().map_or_else(|| Ok(PLATFORM.clone()), |pem| roots("ca", pem))?;
     let builder = if config.insecure_skip_verify {
         builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(crypto)))
     } else {
@@ -90,10 +111,7 @@ pub fn build(config: &TlsConfig, material: &Material) -> Result<ClientConfig, Er
     };
     match (&material.cert, &material.key) {
         (Some(cert), Some(key)) => {
-            let chain: Vec<_> = CertificateDer::pem_slice_iter(cert.as_bytes())
-                .collect::<Result<_, _>>()
-                .map_err(Error::Cert)?;
-            let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(Error::Key)?;
+            let (chain, key) = identity(cert, key)?;
             builder.with_client_auth_cert(chain, key).map_err(Error::Identity)
         }
         (None, None) => Ok(builder.with_no_client_auth()),
@@ -101,12 +119,146 @@ pub fn build(config: &TlsConfig, material: &Material) -> Result<ClientConfig, Er
     }
 }
 
-fn roots(pem: &str) -> Result<Arc<RootCertStore>, Error> {
+/// Puts together what rustls needs to be asked.
+///
+/// # Errors
+/// [`Error`] when a file cannot be read, is not what its key says, or does not fit the rest.
+pub fn build_server(config: &TlsServerConfig) -> Result<ServerConfig, Error> {
+    let default = ring::default_provider();
+    let crypto = Arc::new(CryptoProvider {
+        cipher_suites: if config.cipher_suites.is_empty() {
+            default.cipher_suites
+        } else {
+            config.cipher_suites.clone()
+        },
+        kx_groups: if config.curves.is_empty() { default.kx_groups } else { config.curves.clone() },
+        ..default
+    });
+    let builder = ServerConfig::builder_with_provider(crypto.clone())
+        .with_protocol_versions(&versions(config.min_version, config.max_version))
+        .map_err(Error::Versions)?;
+    let (chain, key) = identity(&config.cert.read()?, &config.key.read()?)?;
+    let mut server = builder
+        .with_client_cert_verifier(clients(config, &crypto)?)
+        .with_single_cert(chain, key)
+        .map_err(Error::Identity)?;
+    server.ignore_client_order = config.prefer_server_cipher_suites;
+    server.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(server)
+}
+
+/// Who is let in by a certificate.
+fn clients(
+    config: &TlsServerConfig,
+    crypto: &Arc<CryptoProvider>,
+) -> Result<Arc<dyn ClientCertVerifier>, Error> {
+    match &config.clients {
+        Clients::Anyone => Ok(WebPkiClientVerifier::no_client_auth()),
+        Clients::Unverified { is_mandatory } => {
+            Ok(Arc::new(AnyClientCertificate { crypto: crypto.clone(), is_mandatory: *is_mandatory }))
+        }
+        Clients::Verified { is_mandatory, ca, allowed_sans } => {
+            let roots = roots("client_ca", &ca.read()?)?;
+            let builder = WebPkiClientVerifier::builder_with_provider(roots, crypto.clone());
+            let builder = if *is_mandatory { builder } else { builder.allow_unauthenticated() };
+            let verifier = builder.build().map_err(Error::Clients)?;
+            Ok(match allowed_sans {
+                None => verifier,
+                Some(names) => Arc::new(AllowedNames { verifier, names: names.clone() }),
+            })
+        }
+    }
+}
+
+/// Lets in whom an authority vouches for, and of them who has one of these names.
+#[derive(Debug)]
+struct AllowedNames {
+    verifier: Arc<dyn ClientCertVerifier>,
+    names: Vec<String>,
+}
+
+impl AllowedNames {
+    /// Is one of the certificate's alternative names one of these, letter by letter?
+    fn include(&self, certificate: &CertificateDer<'_>) -> Result<bool, webpki::Error> {
+        let certificate = EndEntityCert::try_from(certificate)?;
+        let is_address = |name: &str| {
+            let address = IpAddr::from_str(name).map(ServerName::from);
+            address.is_ok_and(|address| certificate.verify_is_valid_for_subject_name(&address).is_ok())
+        };
+        let mut names = certificate.valid_dns_names().chain(certificate.valid_uri_names());
+        Ok(names.any(|name| self.names.iter().any(|allowed| allowed == name))
+            || self.names.iter().any(|allowed| is_address(allowed)))
+    }
+}
+
+impl ClientCertVerifier for AllowedNames {
+    fn client_auth_mandatory(&self) -> bool {
+        self.verifier.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.verifier.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self.verifier.verify_client_cert(end_entity, intermediates, now)?;
+        match self.include(end_entity) {
+            Ok(true) => Ok(verified),
+            Ok(false) => Err(CertificateError::ApplicationVerificationFailure.into()),
+            Err(_) => Err(CertificateError::BadEncoding.into()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier.verify_tls12_signature(message, cert, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier.verify_tls13_signature(message, cert, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.verifier.supported_verify_schemes()
+    }
+}
+
+fn versions(least: Version, greatest: Option<Version>) -> Vec<&'static SupportedProtocolVersion> {
+    [(Version::Tls12, &version::TLS12), (Version::Tls13, &version::TLS13)]
+        .into_iter()
+        .filter(|(version, _)| *version >= least)
+        .filter(|(version, _)| greatest.is_none_or(|greatest| *version <= greatest))
+        .map(|(_, version)| version)
+        .collect()
+}
+
+fn identity(cert: &str, key: &str) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Error> {
+    let chain = CertificateDer::pem_slice_iter(cert.as_bytes()).collect::<Result<_, _>>();
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes());
+    Ok((chain.map_err(Error::Cert)?, key.map_err(Error::Key)?))
+}
+
+fn roots(key: &'static str, pem: &str) -> Result<Arc<RootCertStore>, Error> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-        roots.add(certificate.map_err(Error::Ca)?).map_err(Error::NoAuthority)?;
+        let certificate = certificate.map_err(|source| Error::Ca { key, source })?;
+        roots.add(certificate).map_err(|source| Error::NoAuthority { key, source })?;
     }
-    if roots.is_empty() { Err(Error::NoCa) } else { Ok(Arc::new(roots)) }
+    if roots.is_empty() { Err(Error::NoCa(key)) } else { Ok(Arc::new(roots)) }
 }
 
 /// The error of rustls among the causes of an error, if there is one.

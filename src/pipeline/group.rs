@@ -160,7 +160,8 @@ impl Group {
     ) -> Self {
         let State { group, champion, challenger, newest_scored_ms, cursors, causes, incidents, .. } = state;
         let mut restored = Self::new(detector, group, 0, now);
-        restored.window = window.with_length(duration::millis(restored.detector.window));
+        restored.window = window;
+        restored.window.set_length(duration::millis(restored.detector.window));
         let newest_ms = newest_scored_ms.unwrap_or(i64::MIN);
         // A target that is new begins at the newest score: what is older was the others'.
         let cursor = |url| Cursor::after(cursors.get(url).copied().unwrap_or(newest_ms));

@@ -12,11 +12,13 @@ mod routes;
 mod saver;
 pub mod schedule;
 mod serving;
+mod vital;
 
 use crate::config::{self, Config};
 use crate::history::{self, Source};
 use crate::http::client::{self, Client, Url};
-use crate::http::server;
+use crate::http::gate::{self, Gate};
+use crate::http::server::{self, Server};
 use crate::ingest;
 use crate::models::registry::Registry;
 use crate::publish::{self, Batch, Position, Windows, sender::Sender};
@@ -29,7 +31,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -38,6 +40,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
+use vital::Vitals;
 
 /// Requests and questions that may wait for the engine. Beyond, requests are answered 503.
 const COMMANDS: usize = 1024;
@@ -86,9 +89,20 @@ pub enum Error {
         /// Why it failed.
         source: std::io::Error,
     },
-    /// The engine's thread ended.
-    #[error("the scoring thread ended unexpectedly")]
-    Engine,
+    /// The web configuration is wrong.
+    #[error(transparent)]
+    Gate(#[from] gate::Error),
+    /// Nothing can be kept.
+    #[error("cannot use the storage folder {}", path.display())]
+    Storage {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A part panicked; what it said is on standard error.
+    #[error("{0} ended unexpectedly")]
+    Died(&'static str),
 }
 
 /// What the command line says.
@@ -98,6 +112,8 @@ pub struct Options {
     pub config_file: Option<PathBuf>,
     /// Where to listen.
     pub listen_address: String,
+    /// Who is let in there; without a file, everybody.
+    pub web_config_file: Option<PathBuf>,
     /// Where what outlives the process is kept.
     pub storage_path: PathBuf,
 }
@@ -191,6 +207,7 @@ impl Senders {
         clients: Vec<Client>,
         engine: &mpsc::Sender<Command>,
         metrics: &publish::Metrics,
+        vitals: &Vitals,
     ) -> Self {
         let (closing, closed) = watch::channel(false);
         let bells: Vec<Arc<Notify>> = config.remote_write.iter().map(|_| Arc::default()).collect();
@@ -204,7 +221,7 @@ impl Senders {
                 bell: bell.clone(),
                 closing: closed.clone(),
             };
-            tokio::spawn(sender.run())
+            vitals.spawn("a sender", sender.run())
         });
         Self { tasks: tasks.collect(), bells, closing }
     }
@@ -258,6 +275,7 @@ struct Reloader {
     publish: publish::Metrics,
     history: history::Metrics,
     metrics: ReloadMetrics,
+    vitals: Vitals,
 }
 
 impl Reloader {
@@ -274,7 +292,7 @@ impl Reloader {
         if let Some(old) = senders.take() {
             old.drain().await;
         }
-        let started = Senders::start(&config, targets, &self.commands, &self.publish);
+        let started = Senders::start(&config, targets, &self.commands, &self.publish, &self.vitals);
         let (done, in_force) = oneshot::channel();
         let bells = started.bells.clone();
         *senders = Some(started);
@@ -294,12 +312,16 @@ impl Reloader {
 /// # Errors
 /// [`Error`] when it cannot start, or a part of it fails for good.
 pub async fn run(options: Options) -> Result<(), Error> {
+    let gate = Arc::new(Gate::open(options.web_config_file.clone())?);
+    let vitals = Vitals::default();
     let mut registry = MetricsRegistry::default();
     Process::register(&mut registry);
     let own = registry.sub_registry_with_prefix("promforest");
     let version = [("version", env!("CARGO_PKG_VERSION"))];
     own.register("build", "The build", Info::new(version));
     let reload_metrics = ReloadMetrics::new(own);
+    gate.register(own);
+    let server_metrics = server::Metrics::new(own);
     let publish_metrics = publish::Metrics::new(own);
     let history_metrics = history::Metrics::new(own);
     let ingest_metrics = ingest::Metrics::new(own);
@@ -312,6 +334,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let listener = listen(&options.listen_address).await?;
     let address =
         listener.local_addr().map_err(|source| Error::System { what: "read the own address", source })?;
+    prepare(&options.storage_path)?;
     let mut signals = Signals::new()?;
 
     let (commands, received) = mpsc::channel(COMMANDS);
@@ -319,7 +342,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let (questions, asked) = mpsc::channel(QUESTIONS);
     let (readiness, ready) = watch::channel(Readiness { ready: false, text: "starting".into() });
     let (outside, outside_seen) = watch::channel(outside);
-    let senders = Senders::start(&config, targets, &commands, &publish_metrics);
+    let senders = Senders::start(&config, targets, &commands, &publish_metrics, &vitals);
     let mut engine = Engine::new(Parts {
         config: config.clone(),
         bells: senders.bells.clone(),
@@ -334,15 +357,15 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let folder = Folder::new(options.storage_path.join("snapshots"), snapshot_metrics.clone());
     // Requests wait for it: a sample that is taken in before would open a group of its own.
     engine.restore(folder.load(), Instant::now(), |outcome| snapshot_metrics.found(outcome));
-    let (engine_ended, mut ended) = oneshot::channel::<()>();
+    let vital = vitals.watch("the scoring thread");
     std::thread::Builder::new()
         .name("engine".into())
         .spawn(move || {
+            let _vital = vital;
             engine.run(received);
-            drop(engine_ended);
         })
         .map_err(|source| Error::System { what: "start the scoring thread", source })?;
-    let trainer = tokio::spawn({
+    let trainer = vitals.spawn("training", {
         let engine = commands.downgrade();
         trainer::run(waiting_jobs, outside_seen.clone(), move |group, result| {
             let engine = engine.upgrade();
@@ -354,11 +377,13 @@ pub async fn run(options: Options) -> Result<(), Error> {
             }
         })
     });
-    let filler = tokio::spawn(gaps::run(asked, commands.downgrade(), outside_seen.clone(), gap_metrics));
-    let keeper = tokio::spawn(Keeper::new(commands.downgrade(), outside_seen, keeper_metrics).run());
-    let ticker = tokio::spawn(tick(commands.downgrade()));
+    let filler = gaps::run(asked, commands.downgrade(), outside_seen.clone(), gap_metrics);
+    let filler = vitals.spawn("gap filling", filler);
+    let keeper = Keeper::new(commands.downgrade(), outside_seen, keeper_metrics);
+    let keeper = vitals.spawn("the look at the model registry", keeper.run());
+    let ticker = vitals.spawn("the clock", tick(commands.downgrade()));
     let (close_saver, saver_closes) = watch::channel(false);
-    let saver = tokio::spawn(saver::run(commands.downgrade(), folder, saver_closes));
+    let saver = vitals.spawn("snapshots", saver::run(commands.downgrade(), folder, saver_closes));
 
     reload_metrics.loaded();
     let reloader = Arc::new(Reloader {
@@ -369,6 +394,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
         publish: publish_metrics,
         history: history_metrics,
         metrics: reload_metrics,
+        vitals: vitals.clone(),
     });
     let (stop, stopped) = watch::channel(false);
     let state = routes::State {
@@ -387,14 +413,20 @@ pub async fn run(options: Options) -> Result<(), Error> {
     };
     let detectors: Vec<&str> = config.detectors.iter().map(|detector| detector.name.as_str()).collect();
     info!(version = env!("CARGO_PKG_VERSION"), address = %address, detectors = detectors.join(","), "listening");
-    let server =
-        tokio::spawn(server::serve(listener, move |request| routes::answer(state.clone(), request), stopped));
+    let route = move |request| routes::answer(state.clone(), request);
+    let server = Server { gate: gate.clone(), metrics: server_metrics };
+    let mut server = vitals.spawn("the listener", server.serve(listener, route, stopped));
+    let follower = vitals.spawn("the look at the web configuration", async move { gate.follow().await });
 
     loop {
         tokio::select! {
-            _ = &mut ended => return Err(Error::Engine),
+            part = vitals.died() => return Err(Error::Died(part)),
             wish = signals.next() => match wish {
-                Wish::Reload => drop(reloader.reload().await),
+                Wish::Reload => {
+                    // A signal to end does not wait for it.
+                    let reloader = reloader.clone();
+                    tokio::spawn(async move { reloader.reload().await });
+                }
                 Wish::End(signal) => {
                     info!(signal, "shutting down");
                     break;
@@ -405,9 +437,11 @@ pub async fn run(options: Options) -> Result<(), Error> {
     // Second signal: at once.
     let finish = async {
         stop.send_replace(true);
-        if tokio::time::timeout(DRAIN, server).await.is_err() {
+        if tokio::time::timeout(DRAIN, &mut server).await.is_err() {
             warn!(component = "http", "connections are cut: they did not end in time");
+            server.abort();
         }
+        follower.abort();
         trainer.abort();
         keeper.abort();
         filler.abort();
@@ -436,6 +470,15 @@ async fn tick(engine: mpsc::WeakSender<Command>) {
         // An engine that is busy looks at the clock a second later.
         let _ = engine.try_send(Command::Tick);
     }
+}
+
+/// Makes the folder, and sees whether something can be kept in it: found out later, it would be too late.
+fn prepare(storage: &Path) -> Result<(), Error> {
+    let probe = storage.join(format!(".probe-{}", std::process::id()));
+    let tried = std::fs::create_dir_all(storage)
+        .and_then(|()| std::fs::write(&probe, "promforest\n"))
+        .and_then(|()| std::fs::remove_file(&probe));
+    tried.map_err(|source| Error::Storage { path: storage.into(), source })
 }
 
 /// `:9599` listens on every address, as Prometheus' components do.

@@ -108,13 +108,6 @@ impl Window {
         Ok(window)
     }
 
-    /// The same over another length; what lies outside is let go.
-    pub fn with_length(mut self, length_ms: i64) -> Self {
-        self.length_ms = length_ms;
-        self.slide();
-        self
-    }
-
     /// Length in milliseconds.
     pub fn length_ms(&self) -> i64 {
         self.length_ms

@@ -133,7 +133,7 @@ impl Window {
         }
     }
 
-    /// Keeps the rows of the newest `length_ms` milliseconds from now on.
+    /// Keeps the rows of the newest `length_ms` milliseconds from now on; older ones are let go.
     pub fn set_length(&mut self, length_ms: i64) {
         self.length_ms = length_ms;
         self.slide();

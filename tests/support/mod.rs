@@ -3,6 +3,7 @@
 //! A program that is not there is a failure and never a skipped test; `tests/components.sh` gets them all.
 #![allow(dead_code)] // each test file uses its part
 
+pub mod client;
 pub mod http;
 pub mod mlflow;
 pub mod prometheus;

@@ -1,7 +1,7 @@
 //! The sender against a target that answers what a test wants, over real connections.
 
 use super::*;
-use crate::http::server::{self, Answer as Reply};
+use crate::http::server::{Answer as Reply, Server};
 use crate::prom::wire::snappy;
 use crate::prom::{Labels, METRIC_NAME, Sample, proto};
 use crate::publish::Position;
@@ -119,7 +119,7 @@ impl Fake {
                 reply
             }
         };
-        tokio::spawn(server::serve(listener, route, stopped));
+        tokio::spawn(Server::default().serve(listener, route, stopped));
         let url = format!("http://{address}/api/v1/write").parse().expect("a URL");
         Self { url, seen, _stop: stop }
     }

@@ -1,0 +1,209 @@
+//! Users and their passwords, which are kept as bcrypt hashes.
+//!
+//! Comparing takes tens of milliseconds on purpose, and Prometheus shows its password with every request. So
+//! what was found once is remembered, right passwords apart from wrong ones: whoever tries passwords cannot
+//! push those out that are in use, nor get more than one processor.
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bcrypt::{BcryptError, HashParts};
+use hyper::header::HeaderValue;
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+
+/// Answers remembered of either kind; then all of them are forgotten.
+const REMEMBERED: usize = 100;
+/// Costs of bcrypt. Beyond, a single look would take a processor for a minute.
+const COSTS: std::ops::RangeInclusive<u32> = 4..=20;
+
+/// Why a hash is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Not of this kind.
+    #[error("not a bcrypt hash, as htpasswd -nBC 10 \"\" makes it")]
+    Hash(#[source] BcryptError),
+    /// Too slow, or too fast to be safe.
+    #[error("the cost of the hash is {0}: it has to be in {least} to {most}", least = COSTS.start(), most = COSTS.end())]
+    Cost(u32),
+}
+
+/// Who has a password.
+#[derive(Default)]
+pub struct Users {
+    hashes: BTreeMap<String, String>,
+    known: Mutex<Known>,
+    /// Held while a password is compared: one at a time, it is work for a processor.
+    turn: tokio::sync::Mutex<()>,
+}
+
+/// Digests of a name and a password.
+#[derive(Default)]
+struct Known {
+    right: HashSet<[u8; 32]>,
+    wrong: HashSet<[u8; 32]>,
+}
+
+impl fmt::Debug for Users {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.hashes.keys()).finish()
+    }
+}
+
+impl Users {
+    /// Adds a user.
+    ///
+    /// # Errors
+    /// [`Error`] when the hash is none.
+    pub fn add(&mut self, name: String, hash: String) -> Result<(), Error> {
+        let cost = hash.parse::<HashParts>().map_err(Error::Hash)?.get_cost();
+        if !COSTS.contains(&cost) {
+            return Err(Error::Cost(cost));
+        }
+        self.hashes.insert(name, hash);
+        Ok(())
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.hashes.len()
+    }
+
+    /// Is there none?
+    pub fn is_empty(&self) -> bool {
+        self.hashes.is_empty()
+    }
+
+    /// Is this an `Authorization` of one of them?
+    pub async fn admit(&self, authorization: Option<&HeaderValue>) -> bool {
+        let Some((name, password)) = authorization.and_then(credentials) else { return false };
+        let mut digest = Sha256::new();
+        digest.update((name.len() as u64).to_le_bytes());
+        digest.update(&name);
+        digest.update(&password);
+        let digest: [u8; 32] = digest.finalize().into();
+        if let Some(is_right) = self.remembered(&digest) {
+            return is_right;
+        }
+        let _turn = self.turn.lock().await;
+        // Somebody with the same password may have been first.
+        if let Some(is_right) = self.remembered(&digest) {
+            return is_right;
+        }
+        let hash = self.hashes.get(&name);
+        let is_known = hash.is_some();
+        // For a name that is not known it takes as long as for the slowest that is.
+        let slowest = self
+            .hashes
+            .values()
+            .max_by_key(|hash| hash.parse::<HashParts>().map_or(0, |parts| parts.get_cost()));
+        let Some(hash) = hash.or(slowest).cloned() else { return false };
+        let compare = tokio::task::spawn_blocking(move || bcrypt::verify(password, &hash).unwrap_or(false));
+        let is_right = compare.await.unwrap_or(false) && is_known;
+        self.remember(digest, is_right);
+        is_right
+    }
+
+    fn remembered(&self, digest: &[u8; 32]) -> Option<bool> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        match (known.right.contains(digest), known.wrong.contains(digest)) {
+            (true, _) => Some(true),
+            (_, true) => Some(false),
+            _ => None,
+        }
+    }
+
+    fn remember(&self, digest: [u8; 32], is_right: bool) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let kind = if is_right { &mut known.right } else { &mut known.wrong };
+        if kind.len() >= REMEMBERED {
+            kind.clear();
+        }
+        kind.insert(digest);
+    }
+}
+
+/// The name and the password of `Basic ...` (RFC 7617).
+fn credentials(authorization: &HeaderValue) -> Option<(String, Vec<u8>)> {
+    let (scheme, rest) = authorization.to_str().ok()?.split_once(' ')?;
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    let text = BASE64_STANDARD.decode(rest.trim()).ok()?;
+    let colon = text.iter().position(|byte| *byte == b':')?;
+    let name = String::from_utf8(text[..colon].to_vec()).ok()?;
+    Some((name, text[colon + 1..].to_vec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn users() -> Users {
+        let mut users = Users::default();
+        for name in ["ann", "bob"] {
+            users.add(name.into(), bcrypt::hash(format!("{name}'s"), 4).expect("a hash")).expect("a hash");
+        }
+        users
+    }
+
+    fn basic(text: &str) -> HeaderValue {
+        format!("Basic {}", BASE64_STANDARD.encode(text)).parse().expect("a header")
+    }
+
+    #[tokio::test]
+    async fn only_users_with_their_own_password_are_admitted() {
+        let users = users();
+        for (text, is_right) in [
+            ("ann:ann's", true),
+            ("bob:bob's", true),
+            ("ann:bob's", false),
+            ("ann:", false),
+            ("ann:ann's:", false),
+            (":ann's", false),
+            ("eve:ann's", false),
+            ("annann's", false),
+        ] {
+            for _ in 0..2 {
+                assert_eq!(users.admit(Some(&basic(text))).await, is_right, "{text}");
+            }
+        }
+        assert!(!users.admit(None).await);
+        for header in ["", "Basic", "Basic ", "Basic !", "Bearer YW5uOmFubidz", "Basic\u{a0}x"] {
+            let header = HeaderValue::from_str(header).unwrap_or(HeaderValue::from_static("x"));
+            assert!(!users.admit(Some(&header)).await, "{header:?}");
+        }
+        let lower: HeaderValue =
+            format!("basic  {}", BASE64_STANDARD.encode("ann:ann's")).parse().expect("text");
+        assert!(users.admit(Some(&lower)).await, "the scheme's case does not matter");
+        assert!(!Users::default().admit(Some(&basic("ann:ann's"))).await);
+    }
+
+    /// What is remembered is bounded, and wrong passwords do not push right ones out.
+    #[tokio::test]
+    async fn right_passwords_stay_remembered_while_others_are_tried() {
+        let users = users();
+        assert!(users.admit(Some(&basic("ann:ann's"))).await);
+        for i in 0..2 * REMEMBERED {
+            assert!(!users.admit(Some(&basic(&format!("ann:{i}")))).await);
+        }
+        let known = users.known.lock().expect("no panic");
+        assert_eq!(known.right.len(), 1);
+        assert!(known.wrong.len() <= REMEMBERED);
+    }
+
+    #[test]
+    fn hashes_that_are_none() {
+        let mut users = Users::default();
+        for hash in ["", "secret", "$1$abc", "$2y$10$short"] {
+            assert!(matches!(users.add("a".into(), hash.into()), Err(Error::Hash(_))), "{hash}");
+        }
+        for cost in ["00", "03", "21", "31"] {
+            let hash = format!("$2y${cost}$QOauhQNbBCuQDKes6eFzPeMqBSjb7Mr5DUmpZ/VcEd00UAV/LDeSi");
+            assert!(matches!(users.add("a".into(), hash), Err(Error::Cost(_))), "{cost}");
+        }
+        assert!(users.is_empty());
+        assert!(!format!("{:?}", self::users()).contains('$'), "hashes do not show");
+    }
+}

@@ -1,0 +1,800 @@
+//! The program's own address: who is let in, how many, and what becomes of them when the process is told to end, to
+//! stop, to read its files again. Prometheus servers, an old one and a current one, come through TLS and passwords.
+//!
+//! In `tests/data/web-config`, `NAME.good.yml` is valid, and `NAME.good.txt` is what `check web-config` says of it;
+//! `NAME.bad.yml` is not, and `NAME.bad.txt` is what standard error says. `FILE` stands for the path, and `FOLDER`
+//! for the folder that the file is in.
+
+mod support;
+
+use promforest::http::client::{Client, Url};
+use promforest::prom::proto::{Label, Sample, TimeSeries, WriteRequest};
+use promforest::prom::wire::snappy;
+use promforest::yaml::chain;
+use prost::Message;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+use support::client::{Authority, client, folder};
+use support::prometheus::Api;
+use support::stack::{Collectors, JOB_NODE, NODE_NETWORK, RANGE_MS, RemoteWriteReceiver, Scraping, Stack};
+use support::{Process, each_version, free_port, http, now_ms, wait};
+use tempfile::TempDir;
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+const PROGRAM: &str = env!("CARGO_BIN_EXE_promforest");
+/// Long enough for anything that happens at all, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Of the program, as README.md has it.
+const MAX_CONNECTIONS: f64 = 512.0;
+
+/// It watches everything, and talks to nobody.
+const CONFIG: &str = "remote_write: []\nremote_read: []\ndetectors: [{name: all, match: ['{job=~\".+\"}'], transform: value}]\n";
+
+// ------------------------------------------------------------------------------------------ the program
+
+/// A sidecar in a folder of its own.
+struct Sidecar {
+    process: Process,
+    port: u16,
+    folder: TempDir,
+}
+
+impl Sidecar {
+    /// Starts it with [`CONFIG`]; with a `web.yml` among the files, behind that.
+    fn start(files: &[(&str, &str)]) -> Self {
+        Self::start_by(&[PROGRAM], files)
+    }
+
+    /// Does so by the words of a command line that its arguments are added to.
+    fn start_by(command: &[&str], files: &[(&str, &str)]) -> Self {
+        let folder = folder(files);
+        if !files.iter().any(|(name, _)| *name == "promforest.yml") {
+            fs::write(folder.path().join("promforest.yml"), CONFIG).expect("writable");
+        }
+        let port = free_port();
+        let mut args: Vec<String> = command[1..].iter().map(ToString::to_string).collect();
+        args.push("--config.file=promforest.yml".into());
+        args.push(format!("--web.listen-address=127.0.0.1:{port}"));
+        if files.iter().any(|(name, _)| *name == "web.yml") {
+            args.push("--web.config.file=web.yml".into());
+        }
+        let mut process = Process::start("promforest", Path::new(command[0]), &args, folder.path());
+        let log = process.log_file();
+        wait("promforest listens", PATIENCE, &mut [&mut process], || {
+            let log = fs::read_to_string(&log).map_err(|error| error.to_string())?;
+            if log.contains("msg=listening") { Ok(()) } else { Err(log) }
+        });
+        Self { process, port, folder }
+    }
+
+    fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    fn url(&self, scheme: &str, path: &str) -> Url {
+        format!("{scheme}://{}{path}", self.address()).parse().expect("a URL")
+    }
+
+    /// A client by the keys of a remote write block; paths begin at the sidecar's folder.
+    fn client(&self, keys: &str) -> Client {
+        client(self.folder.path(), keys)
+    }
+
+    fn put(&self, name: &str, text: &str) {
+        fs::write(self.folder.path().join(name), text).expect("writable");
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address()).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream
+    }
+
+    /// One of its metrics, without encryption; nothing counted is 0.
+    fn metric(&self, name: &str) -> f64 {
+        let page = http::get(&self.address(), "/metrics").expect("a page").body;
+        http::metric(&page, name, &[]).unwrap_or(0.0)
+    }
+
+    /// Waits until a metric is as it should be.
+    fn wait_for(&mut self, name: &str, is_right: impl Fn(f64) -> bool) -> f64 {
+        let address = self.address();
+        wait(name, PATIENCE, &mut [&mut self.process], || {
+            let page = http::get(&address, "/metrics").map_err(|error| error.to_string())?.body;
+            let value = http::metric(&page, name, &[]).unwrap_or(0.0);
+            if is_right(value) { Ok(value) } else { Err(format!("{name} is {value}")) }
+        })
+    }
+
+    /// Writes series by a connection of its own; the status.
+    fn write(&self, series: Vec<TimeSeries>) -> std::io::Result<u16> {
+        post(&self.address(), &body(series))
+    }
+
+    /// Memory that is resident now, in bytes.
+    fn memory(&self) -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux");
+        line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") << 10
+    }
+
+    /// Waits until it has written something to its log.
+    fn wait_for_log(&mut self, text: &str) {
+        let log = self.process.log_file();
+        wait(text, PATIENCE, &mut [&mut self.process], || {
+            let log = fs::read_to_string(&log).map_err(|error| error.to_string())?;
+            if log.contains(text) { Ok(()) } else { Err(log) }
+        });
+    }
+}
+
+fn series(name: &str, instance: usize, samples: &[(i64, f64)]) -> TimeSeries {
+    let instance = instance.to_string();
+    let labels = [("__name__", name), ("instance", &instance), ("job", "node")];
+    TimeSeries {
+        labels: labels.map(|(name, value)| Label { name: name.into(), value: value.into() }).to_vec(),
+        samples: samples
+            .iter()
+            .map(|(timestamp, value)| Sample { timestamp: *timestamp, value: *value })
+            .collect(),
+        ..Default::default()
+    }
+}
+
+fn body(timeseries: Vec<TimeSeries>) -> Vec<u8> {
+    snappy::compress(&WriteRequest { timeseries, ..Default::default() }.encode_to_vec())
+}
+
+fn post(address: &str, body: &[u8]) -> std::io::Result<u16> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "POST /api/v1/write HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len())?;
+    stream.write_all(body)?;
+    status(&mut stream)
+}
+
+/// The status of the answer that comes first.
+fn status(stream: &mut TcpStream) -> std::io::Result<u16> {
+    let mut head = [0; 12];
+    stream.read_exact(&mut head)?;
+    let code = std::str::from_utf8(&head[9..]).ok().and_then(|code| code.parse().ok());
+    code.ok_or_else(|| std::io::Error::new(ErrorKind::InvalidData, format!("{head:?}")))
+}
+
+fn get(stream: &mut TcpStream) -> u16 {
+    stream.write_all(b"GET /-/healthy HTTP/1.1\r\nHost: a\r\n\r\n").expect("sent");
+    status(stream).expect("an answer")
+}
+
+// ------------------------------------------------------------------------------------------ who is let in
+
+fn check(file: &Path) -> (Option<i32>, String, String) {
+    let command = Command::new(PROGRAM).args(["check", "web-config"]).arg(file).output();
+    let Output { status, stdout, stderr } = command.expect("the program runs");
+    let folder = file.parent().expect("a folder").display().to_string();
+    let text = |bytes| {
+        let text = String::from_utf8(bytes).expect("UTF-8");
+        text.replace(&file.display().to_string(), "FILE").replace(&folder, "FOLDER")
+    };
+    (status.code(), text(stdout), text(stderr))
+}
+
+#[test]
+fn web_configurations_are_checked_with_every_error() {
+    let folder = Path::new(ROOT).join("tests/data/web-config");
+    let mut files = 0;
+    for entry in fs::read_dir(folder).expect("the folder") {
+        let file = entry.expect("a file").path();
+        let name = file.display().to_string();
+        if !name.ends_with(".yml") {
+            continue;
+        }
+        files += 1;
+        let text = fs::read_to_string(file.with_extension("txt")).expect("the text beside it");
+        if name.ends_with(".good.yml") {
+            assert_eq!(check(&file), (Some(0), text, String::new()), "{name}");
+        } else {
+            let (status, stdout, stderr) = check(&file);
+            assert_eq!((status, &*stdout, &*stderr), (Some(1), "", &*text), "{name}");
+            // The sidecar does not start with it either.
+            let output = Command::new(PROGRAM)
+                .args(["--web.listen-address=127.0.0.1:0", "--web.config.file"])
+                .arg(&file)
+                .output()
+                .expect("it runs");
+            assert_eq!(output.status.code(), Some(1), "{name}");
+            assert!(
+                String::from_utf8_lossy(&output.stderr).starts_with(&format!("promforest: {name} has ")),
+                "{name}"
+            );
+        }
+    }
+    assert!(files >= 8);
+    let example = Path::new(ROOT).join("deploy/web.yml");
+    let (status, stdout, stderr) = check(&example);
+    assert_eq!((status, &*stdout, &*stderr), (Some(0), "FILE is valid: no encryption, 0 users\n", ""));
+}
+
+/// `ann:secret`, at bcrypt's lowest cost.
+fn ann(password: &str) -> String {
+    format!("basic_auth_users:\n  ann: {}\n", bcrypt::hash(password, 4).expect("a hash"))
+}
+
+const TLS: &str = "tls_server_config: {cert_file: cert.pem, key_file: key.pem, client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.pem}\n";
+const ANN: &str = "basic_auth: {username: ann, password: secret}";
+
+#[tokio::test]
+async fn a_certificate_and_a_password_are_wanted_for_everything() {
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+    let (server, us, them) =
+        (ours.identity("127.0.0.1"), ours.identity("prometheus"), theirs.identity("prometheus"));
+    let headers = "http_server_config: {headers: {X-Frame-Options: deny}}\n";
+    let web = format!("{TLS}{headers}{}", ann("secret"));
+    let sidecar = Sidecar::start(&[
+        ("web.yml", &web),
+        ("cert.pem", &server.cert),
+        ("key.pem", &server.key),
+        ("ca.pem", &ours.pem),
+        ("us.pem", &us.cert),
+        ("us.key", &us.key),
+        ("them.pem", &them.cert),
+        ("them.key", &them.key),
+    ]);
+    let us = "tls_config: {ca_file: ca.pem, cert_file: us.pem, key_file: us.key}";
+    let paths = ["/", "/metrics", "/-/healthy", "/-/ready", "/api/v1/write", "/nowhere"];
+    for path in paths {
+        let url = sidecar.url("https", path);
+        for (who, keys) in [
+            ("nobody", String::new()),
+            ("another's password", "\nbasic_auth: {username: ann, password: wrong}".into()),
+            ("somebody unknown", "\nbasic_auth: {username: eve, password: secret}".into()),
+            ("a token", "\nauthorization: {credentials: secret}".into()),
+        ] {
+            let answer = sidecar.client(&format!("{us}{keys}")).get(&url, PATIENCE, 1 << 20).await;
+            let answer = answer.unwrap_or_else(|error| panic!("{path}, {who}: {}", chain(&error)));
+            assert_eq!(answer.status, 401, "{path}, {who}");
+            assert_eq!(answer.headers["www-authenticate"], "Basic", "{path}, {who}");
+            assert_eq!(answer.headers["x-frame-options"], "deny", "{path}, {who}");
+        }
+        for (who, keys) in [
+            ("no certificate", "tls_config: {ca_file: ca.pem}"),
+            ("another authority's", "tls_config: {ca_file: ca.pem, cert_file: them.pem, key_file: them.key}"),
+        ] {
+            let answer = sidecar.client(&format!("{keys}\n{ANN}")).get(&url, PATIENCE, 1 << 20).await;
+            assert!(answer.is_err(), "{path}, {who}: {:?}", answer.map(|answer| answer.status));
+        }
+        let open = sidecar.client(ANN).get(&sidecar.url("http", path), PATIENCE, 1 << 20).await;
+        assert!(open.is_err(), "{path}: in the open");
+    }
+    let known = sidecar.client(&format!("{us}\n{ANN}"));
+    let page = known.get(&sidecar.url("https", "/metrics"), PATIENCE, 1 << 20).await.expect("let in");
+    assert_eq!(page.status, 200);
+    assert_eq!(page.headers["x-frame-options"], "deny");
+    let page = String::from_utf8(page.body.to_vec()).expect("text");
+    let value = |name, labels: &[(&str, &str)]| http::metric(&page, name, labels).unwrap_or(0.0);
+    let refused = value("promforest_http_requests_refused_total", &[("reason", "unauthorized")]);
+    assert_eq!(refused, 4.0 * paths.len() as f64);
+    assert!(value("promforest_http_tls_handshake_failures_total", &[]) >= 3.0 * paths.len() as f64);
+}
+
+#[tokio::test]
+async fn clients_are_told_apart_as_configured() {
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+    let server = ours.identity("127.0.0.1");
+    let identities = [
+        ("dns", ours.identity("prometheus.example.com")),
+        ("address", ours.identity("10.0.0.7")),
+        ("other", ours.identity("other.example.com")),
+        ("stranger", theirs.identity("prometheus.example.com")),
+    ];
+    let mut files = vec![
+        ("cert.pem".to_string(), server.cert.clone()),
+        ("key.pem".to_string(), server.key.clone()),
+        ("ca.pem".to_string(), ours.pem.clone()),
+    ];
+    for (name, identity) in &identities {
+        files.push((format!("{name}.pem"), identity.cert.clone()));
+        files.push((format!("{name}.key"), identity.key.clone()));
+    }
+    for (keys, let_in) in [
+        ("", "none dns address other stranger"),
+        ("client_auth_type: RequestClientCert", "none dns address other stranger"),
+        ("client_auth_type: RequireAnyClientCert", "dns address other stranger"),
+        ("client_auth_type: VerifyClientCertIfGiven, client_ca_file: ca.pem", "none dns address other"),
+        ("client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.pem", "dns address other"),
+        (
+            "client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.pem, \
+             client_allowed_sans: [prometheus.example.com, 10.0.0.7]",
+            "dns address",
+        ),
+    ] {
+        for version in ["TLS12", "TLS13"] {
+            let web = format!(
+                "tls_server_config: {{cert_file: cert.pem, key_file: key.pem, max_version: {version}, {keys}}}\n"
+            );
+            let mut files: Vec<(&str, &str)> =
+                files.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+            files.push(("web.yml", &web));
+            let sidecar = Sidecar::start(&files);
+            let mut seen = Vec::new();
+            for name in ["none", "dns", "address", "other", "stranger"] {
+                let certificate = match name {
+                    "none" => String::new(),
+                    name => format!(", cert_file: {name}.pem, key_file: {name}.key"),
+                };
+                let client = sidecar.client(&format!("tls_config: {{ca_file: ca.pem{certificate}}}"));
+                if client.get(&sidecar.url("https", "/-/healthy"), PATIENCE, 1 << 10).await.is_ok() {
+                    seen.push(name);
+                }
+            }
+            assert_eq!(seen.join(" "), let_in, "{version} {keys}");
+        }
+    }
+}
+
+/// A certificate, its authority and a password are changed while it runs; what is wrong changes nothing.
+#[tokio::test]
+async fn f42_what_is_asked_follows_the_files() {
+    let (old, new) = (Authority::new("old"), Authority::new("new"));
+    let (first, second) = (old.identity("127.0.0.1"), new.identity("127.0.0.1"));
+    let tls = "tls_server_config: {cert_file: cert.pem, key_file: key.pem}\n";
+    let mut sidecar = Sidecar::start(&[
+        ("web.yml", &format!("{tls}{}", ann("secret"))),
+        ("cert.pem", &first.cert),
+        ("key.pem", &first.key),
+        ("old.pem", &old.pem),
+        ("new.pem", &new.pem),
+    ]);
+    let url = sidecar.url("https", "/metrics");
+    let ask = async |sidecar: &Sidecar, ca: &str, password: &str| {
+        let keys =
+            format!("tls_config: {{ca_file: {ca}}}\nbasic_auth: {{username: ann, password: {password}}}");
+        let answer = sidecar.client(&keys).get(&url, PATIENCE, 1 << 20).await.ok()?;
+        Some((answer.status.as_u16(), String::from_utf8(answer.body.to_vec()).expect("text")))
+    };
+    let status =
+        async |sidecar: &Sidecar, ca: &str, password: &str| ask(sidecar, ca, password).await.map(|a| a.0);
+    assert_eq!(status(&sidecar, "old.pem", "secret").await, Some(200));
+
+    // A key that does not belong to the certificate, and then half a file.
+    sidecar.put("key.pem", &second.key);
+    sidecar.wait_for_log("KeyMismatch");
+    assert_eq!(status(&sidecar, "old.pem", "secret").await, Some(200));
+    sidecar.put("web.yml", "tls_server_config: {cert_file: cert.pem\n");
+    sidecar.wait_for_log("not valid YAML");
+    // What would open the door.
+    sidecar.put("web.yml", "");
+    sidecar.wait_for_log("tls_server_config cannot be added or taken away");
+    sidecar.put("key.pem", &first.key);
+    sidecar.put("web.yml", tls);
+    sidecar.wait_for_log("basic_auth_users cannot be added or taken away");
+    assert_eq!(status(&sidecar, "old.pem", "wrong").await, Some(401));
+    let (_, page) = ask(&sidecar, "old.pem", "secret").await.expect("the old one stays");
+    let metric = |page: &str, name| http::metric(page, name, &[]);
+    assert_eq!(metric(&page, "promforest_web_config_last_reload_successful"), Some(0.0));
+    assert!(metric(&page, "promforest_web_config_reload_failures_total") >= Some(4.0));
+
+    sidecar.put("cert.pem", &second.cert);
+    sidecar.put("key.pem", &second.key);
+    sidecar.put("web.yml", &format!("{tls}{}", ann("another")));
+    sidecar.wait_for_log("web configuration loaded");
+    assert_eq!(status(&sidecar, "new.pem", "secret").await, Some(401), "the old password is none any more");
+    assert_eq!(status(&sidecar, "old.pem", "another").await, None, "the old authority's certificate is gone");
+    let (status, page) = ask(&sidecar, "new.pem", "another").await.expect("the new one");
+    assert_eq!(status, 200);
+    assert_eq!(metric(&page, "promforest_web_config_last_reload_successful"), Some(1.0));
+    sidecar.process.assert_running();
+}
+
+#[test]
+fn more_requests_than_the_limit_are_503_and_never_429() {
+    let sidecar = Sidecar::start(&[("web.yml", "rate_limit: {interval: 1h, burst: 3}\n")]);
+    let mut seen: Vec<u16> = (0..5).map(|_| sidecar.write(Vec::new()).expect("an answer")).collect();
+    let mut stream = sidecar.connect();
+    seen.extend([get(&mut stream)]);
+    assert_eq!(seen, [204, 204, 204, 503, 503, 503]);
+}
+
+/// Both servers write and scrape with everything that they can show, also after the certificate was changed.
+#[test]
+fn f42_prometheus_writes_and_scrapes_through_tls_and_a_password() {
+    each_version(|version| {
+        let (old, new) = (Authority::new("old"), Authority::new("new"));
+        let (first, second, us) =
+            (old.identity("127.0.0.1"), new.identity("127.0.0.1"), old.identity("prometheus"));
+        let web = format!("{TLS}{}", ann("secret"));
+        let both = format!("{}{}", old.pem, new.pem);
+        let mut sidecar = Sidecar::start(&[
+            ("web.yml", &web),
+            ("cert.pem", &first.cert),
+            ("key.pem", &first.key),
+            ("ca.pem", &old.pem),
+            ("both.pem", &both),
+            ("us.pem", &us.cert),
+            ("us.key", &us.key),
+        ]);
+        let (address, port) = (sidecar.address(), free_port());
+        let keys = "tls_config: {ca_file: both.pem, cert_file: us.pem, key_file: us.key}";
+        let password = "basic_auth: {username: ann, password: secret}";
+        sidecar.put(
+            "prometheus.yml",
+            &format!(
+                "global: {{scrape_interval: 1s}}\n\
+                 scrape_configs:\n  \
+                 - job_name: promforest\n    scheme: https\n    {keys}\n    {password}\n    \
+                 static_configs: [{{targets: ['{address}']}}]\n\
+                 remote_write:\n  \
+                 - url: https://{address}/api/v1/write\n    {keys}\n    {password}\n    \
+                 queue_config: {{batch_send_deadline: 1s}}\n"
+            ),
+        );
+        let args = [
+            "--config.file=prometheus.yml".to_string(),
+            "--storage.tsdb.path=prometheus".into(),
+            format!("--web.listen-address=127.0.0.1:{port}"),
+        ];
+        let mut prometheus =
+            Process::start("prometheus", &version.prometheus(), &args, sidecar.folder.path());
+        let api = Api(format!("127.0.0.1:{port}"));
+        let mut taken = |what: &str, more_than: f64| {
+            wait(
+                &format!("{version}: {what}"),
+                PATIENCE,
+                &mut [&mut prometheus, &mut sidecar.process],
+                || {
+                    let one = |query: &str| match &api.query(query)?[..] {
+                        [series] => Ok(series.samples[0].1),
+                        others => Err(format!("{query}: {} series", others.len())),
+                    };
+                    let up = one("up{job=\"promforest\"}")?;
+                    let samples = one("promforest_ingest_samples_total")?;
+                    if up == 1.0 && samples > more_than {
+                        Ok(samples)
+                    } else {
+                        Err(format!("{up}, {samples}"))
+                    }
+                },
+            )
+        };
+        let before = taken("samples come", 100.0);
+        fs::write(sidecar.folder.path().join("cert.pem"), &second.cert).expect("writable");
+        fs::write(sidecar.folder.path().join("key.pem"), &second.key).expect("writable");
+        let log = sidecar.process.log_file();
+        wait("the new certificate", PATIENCE, &mut [&mut sidecar.process], || {
+            let log = fs::read_to_string(&log).expect("a log");
+            if log.contains("web configuration loaded") { Ok(()) } else { Err(log) }
+        });
+        // Connections that are kept go on as they began; new ones get the new certificate.
+        prometheus.kill();
+        let mut prometheus =
+            Process::start("prometheus", &version.prometheus(), &args, sidecar.folder.path());
+        wait(
+            &format!("{version}: samples go on"),
+            PATIENCE,
+            &mut [&mut prometheus, &mut sidecar.process],
+            || {
+                let samples =
+                    api.query("promforest_ingest_samples_total and on () up{job=\"promforest\"} == 1")?;
+                let samples = samples.first().ok_or("none yet")?.samples[0].1;
+                if samples > before + 100.0 { Ok(()) } else { Err(samples.to_string()) }
+            },
+        );
+    });
+}
+
+// ------------------------------------------------------------------------------------------ how many
+
+/// Ten thousand, or as many as this process may have.
+fn many() -> usize {
+    let limits = fs::read_to_string("/proc/self/limits").expect("Linux");
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).expect("a limit");
+    let limit: usize =
+        line.split_whitespace().next().and_then(|soft| soft.parse().ok()).unwrap_or(usize::MAX);
+    10_000.min(limit - 200)
+}
+
+#[test]
+fn b50_idle_connections_are_bounded_and_in_nobodys_way() {
+    let mut sidecar = Sidecar::start(&[]);
+    let first = sidecar.write(vec![series("a", 0, &[(now_ms(), 1.0)])]).expect("an answer");
+    assert_eq!(first, 204);
+    let before = sidecar.memory();
+    let end = AtomicBool::new(false);
+    let (sent, displaced) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let mut idle = Vec::new();
+    thread::scope(|scope| {
+        // A sender that keeps its connection and has it taken away now and then, as Prometheus would.
+        scope.spawn(|| {
+            let mut stream = sidecar.connect();
+            while !end.load(Ordering::Relaxed) {
+                match stream
+                    .write_all(b"GET /-/healthy HTTP/1.1\r\nHost: a\r\n\r\n")
+                    .and_then(|()| status(&mut stream))
+                {
+                    Ok(code) => {
+                        assert_eq!(code, 200);
+                        sent.fetch_add(1, Ordering::Relaxed);
+                        // The rest of the answer.
+                        let _ = stream.read(&mut [0; 1024]).expect("the rest");
+                    }
+                    Err(_) => {
+                        displaced.fetch_add(1, Ordering::Relaxed);
+                        stream = sidecar.connect();
+                    }
+                }
+                thread::sleep(Duration::from_millis(5));
+            }
+        });
+        for i in 0..many() {
+            idle.push(sidecar.connect());
+            if i % 1000 == 999 {
+                // Whoever comes has its place at once.
+                let code = sidecar.write(vec![series("a", 0, &[(now_ms(), i as f64)])]).expect("an answer");
+                assert_eq!(code, 204);
+            }
+        }
+        end.store(true, Ordering::Relaxed);
+    });
+    assert!(sent.load(Ordering::Relaxed) > 10, "{sent:?}");
+    let connections = sidecar.metric("promforest_http_connections");
+    assert!(connections <= MAX_CONNECTIONS, "{connections}");
+    let n_displaced = sidecar.metric("promforest_http_connections_displaced_total");
+    assert!(n_displaced >= idle.len() as f64 - MAX_CONNECTIONS, "{n_displaced} of {}", idle.len());
+    let grown = sidecar.memory().saturating_sub(before);
+    println!(
+        "{} idle connections: {grown} bytes more, a sender that goes on lost its connection {displaced:?} times in {sent:?} requests",
+        idle.len()
+    );
+    assert!(grown < 64 << 20, "{grown} bytes more for {} connections", idle.len());
+    drop(idle);
+    sidecar.wait_for("promforest_http_connections", |n| n < 10.0);
+}
+
+#[test]
+fn f43_files_that_run_out_are_survived() {
+    let limited = ["sh", "-c", "ulimit -n 64; exec \"$0\" \"$@\"", PROGRAM];
+    let mut sidecar = Sidecar::start_by(&limited, &[]);
+    let idle: Vec<TcpStream> = (0..200).map(|_| sidecar.connect()).collect();
+    for i in 0..5 {
+        let code = sidecar.write(vec![series("a", 0, &[(now_ms(), f64::from(i))])]).expect("an answer");
+        assert_eq!(code, 204);
+    }
+    assert!(sidecar.metric("promforest_http_accept_failures_total") >= 1.0);
+    let lines = sidecar.process.log().matches("cannot accept a connection").count();
+    assert!((1..=10).contains(&lines), "{lines} lines");
+    drop(idle);
+    let failures = sidecar.metric("promforest_http_accept_failures_total");
+    assert_eq!(sidecar.write(vec![series("a", 0, &[(now_ms(), 1.0)])]).expect("an answer"), 204);
+    assert_eq!(sidecar.metric("promforest_http_accept_failures_total"), failures);
+    sidecar.process.assert_running();
+}
+
+// ------------------------------------------------------------------------------------------ the end
+
+#[test]
+fn f27_the_end_under_load_loses_no_request_that_was_accepted() {
+    let sidecar = Sidecar::start(&[]);
+    let address = sidecar.address();
+    let (accepted, refused) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let Sidecar { process, folder: _folder, .. } = sidecar;
+    let status = thread::scope(|scope| {
+        let (address, accepted, refused) = (&address, &accepted, &refused);
+        for sender in 0..8 {
+            scope.spawn(move || {
+                for i in 0.. {
+                    let body = body(vec![series("a", sender, &[(now_ms(), f64::from(i))])]);
+                    match post(address, &body) {
+                        Ok(204) => accepted.fetch_add(1, Ordering::Relaxed),
+                        Ok(503) => refused.fetch_add(1, Ordering::Relaxed),
+                        Ok(other) => panic!("{other}"),
+                        Err(_) => break,
+                    };
+                }
+            });
+        }
+        let until = Instant::now() + PATIENCE;
+        while accepted.load(Ordering::Relaxed) < 200 {
+            assert!(Instant::now() < until, "{accepted:?}");
+            thread::sleep(Duration::from_millis(10));
+        }
+        process.terminate(PATIENCE)
+    });
+    assert_eq!(status.code(), Some(0));
+    assert!(TcpStream::connect(&address).is_err(), "nobody listens any more");
+}
+
+#[test]
+fn f27_a_second_signal_ends_at_once() {
+    let mut sidecar = Sidecar::start(&[]);
+    // A request under way, that the first signal waits for.
+    let mut stream = sidecar.connect();
+    stream
+        .write_all(
+            b"POST /api/v1/write HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n",
+        )
+        .expect("sent");
+    assert_eq!(status(&mut stream).expect("an answer"), 100);
+    sidecar.process.signal("TERM");
+    sidecar.wait_for_log("shutting down");
+    let log = sidecar.process.log_file();
+    let status = sidecar.process.terminate(PATIENCE);
+    assert_eq!(status.code(), Some(0));
+    let log = fs::read_to_string(log).expect("a log");
+    assert!(log.contains("second signal: ending at once") && !log.contains("msg=bye"), "{log}");
+}
+
+// ------------------------------------------------------------------------------------------ signals
+
+#[test]
+fn f28_a_broken_pipe_is_survived() {
+    let folder = folder(&[("promforest.yml", CONFIG)]);
+    let address = format!("127.0.0.1:{}", free_port());
+    let mut child = Command::new(PROGRAM)
+        .args([
+            "--config.file=promforest.yml",
+            "--log.level=debug",
+            &format!("--web.listen-address={address}"),
+        ])
+        .current_dir(folder.path())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    // Nobody reads what it logs.
+    drop(child.stderr.take());
+    let until = Instant::now() + PATIENCE;
+    while http::get(&address, "/-/healthy").is_err() {
+        assert!(Instant::now() < until, "it does not listen");
+        thread::sleep(Duration::from_millis(50));
+    }
+    let id = child.id().to_string();
+    assert!(Command::new("kill").args(["-s", "PIPE", &id]).status().expect("kill").success());
+    for _ in 0..20 {
+        assert_eq!(post(&address, &body(vec![series("a", 0, &[(now_ms(), 1.0)])])).expect("an answer"), 204);
+    }
+    assert!(child.try_wait().expect("a child").is_none(), "it goes on");
+    child.kill().expect("it runs");
+    child.wait().expect("it ends");
+}
+
+/// It stands still for longer than Prometheus waits for an answer; then everything is there once.
+#[test]
+fn f28_after_a_pause_every_row_is_scored_once() {
+    each_version(|version| {
+        let queue = "    remote_timeout: 2s\n    queue_config: {batch_send_deadline: 1s}";
+        let mut stack = Stack::new(version, Collectors::Network, &Scraping { queue, ..JOB_NODE });
+        stack.start_prometheus(RemoteWriteReceiver::Enabled);
+        stack.configure(NODE_NETWORK);
+        stack.start_promforest();
+        stack.wait("the first scores", Duration::from_secs(90), |at| at.scores().map(drop));
+        stack.wait_for_score_at(now_ms() + 2_000);
+        let promforest = stack.promforest.as_ref().expect("it runs");
+        promforest.signal("STOP");
+        thread::sleep(Duration::from_secs(12));
+        promforest.signal("CONT");
+        stack.wait_for_score_at(now_ms() + 2_000);
+        stack.check_scores(RANGE_MS);
+        stack.check_nothing_lost();
+    });
+}
+
+// ------------------------------------------------------------------------------------------ files read again
+
+#[test]
+fn f25_a_wrong_file_says_where_and_changes_nothing() {
+    let sidecar = Sidecar::start(&[]);
+    let now = now_ms();
+    let write = |i: i64| sidecar.write(vec![series("a", 0, &[(now + i, 1.0)])]).expect("an answer");
+    assert_eq!(write(0), 204);
+    let duplicates = || sidecar.metric("promforest_ingest_samples_dropped_total");
+    for (what, wrong, line) in [
+        ("syntax", CONFIG.replace("}]\n", "\n"), 3),
+        ("an unknown key", CONFIG.replace("transform", "tranform"), 3),
+        ("a regular expression", CONFIG.replace(".+", "(.+"), 3),
+        ("a target", CONFIG.replace("remote_write: []", "remote_write: [{url: 'nowhere'}]"), 1),
+    ] {
+        sidecar.put("promforest.yml", &wrong);
+        let answer = http::post(&sidecar.address(), "/-/reload").expect("an answer");
+        assert_eq!(answer.status, 500, "{what}: {}", answer.body);
+        let place = answer.body.find("promforest.yml:").map(|at| answer.body[at + 15..].to_string());
+        let place = place.and_then(|rest| rest.split(':').next()?.parse().ok());
+        assert!(place.is_some_and(|found: usize| found.abs_diff(line) <= 1), "{what}: {}", answer.body);
+        assert_eq!(sidecar.metric("promforest_config_last_reload_successful"), 0.0, "{what}");
+        let before = duplicates();
+        assert_eq!(write(0), 204, "{what}");
+        assert_eq!(duplicates(), before + 1.0, "{what}: the window is the same");
+    }
+    sidecar.put("promforest.yml", CONFIG);
+    assert_eq!(http::post(&sidecar.address(), "/-/reload").expect("an answer").status, 200);
+    assert_eq!(sidecar.metric("promforest_config_last_reload_successful"), 1.0);
+    let before = duplicates();
+    assert_eq!(write(0), 204);
+    assert_eq!(duplicates(), before + 1.0, "a reload of the same file keeps the window");
+}
+
+/// What a detector held is there for the next one.
+#[test]
+fn f26_a_detector_that_is_removed_frees_its_memory() {
+    const GROUPS: usize = 40;
+    let detectors = |name: &str| {
+        CONFIG
+            .replace("name: all", &format!("name: {name}"))
+            .replace("{job=~\".+\"}", &format!("{{__name__=~\"{name}.*\"}}"))
+    };
+    let mut sidecar = Sidecar::start(&[("promforest.yml", &detectors("first"))]);
+    let fill = |sidecar: &Sidecar, name: &str| {
+        let now = now_ms();
+        for group in 0..GROUPS {
+            // As scrapes come: one after another, each with all series.
+            let scrape = |i: i64| {
+                let sample = (now - 15_000 * (1000 - i), (i * i % 977) as f64 * 1.1);
+                (0..10).map(move |n| (n, sample))
+            };
+            let all = (0..1000).flat_map(scrape);
+            let all = all.map(|(n, sample)| series(&format!("{name}_{n}"), group, &[sample])).collect();
+            assert_eq!(sidecar.write(all).expect("an answer"), 204);
+        }
+        sidecar.memory()
+    };
+    let empty = sidecar.memory();
+    let first = fill(&sidecar, "first");
+    assert!(first > empty + (8 << 20), "{empty}, then {first}");
+    let n_groups = |page: &str, name: &str| {
+        page.lines()
+            .filter(|line| line.starts_with("promforest_training_progress_ratio{") && line.contains(name))
+            .count()
+    };
+    sidecar.wait_for("promforest_index_series", |series| series >= 10.0 * GROUPS as f64);
+    let page = http::get(&sidecar.address(), "/metrics").expect("a page").body;
+    assert_eq!(n_groups(&page, "\"first\""), GROUPS);
+    sidecar.put("promforest.yml", &detectors("second"));
+    assert_eq!(http::post(&sidecar.address(), "/-/reload").expect("an answer").status, 200);
+    let page = http::get(&sidecar.address(), "/metrics").expect("a page").body;
+    assert_eq!(n_groups(&page, "\"first\""), 0);
+    sidecar.wait_for("promforest_index_series", |series| series == 0.0);
+    let second = fill(&sidecar, "second");
+    println!("resident: {empty} without, {first} with the first, {second} with the second");
+    assert!(second - empty < (first - empty) * 3 / 2, "{empty}, {first}, {second}");
+}
+
+// ------------------------------------------------------------------------------------------ the storage folder
+
+#[test]
+fn f21_a_storage_folder_is_made_or_refused_in_one_line() {
+    let folder = folder(&[("file", "")]);
+    let start = |storage: &Path| {
+        let mut command = Command::new(PROGRAM);
+        command.args(["--web.listen-address=127.0.0.1:0", "--storage.path"]).arg(storage);
+        command.current_dir(folder.path()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.spawn().expect("it starts")
+    };
+    for (storage, reason) in [
+        (folder.path().join("file"), "File exists (os error 17)"),
+        (folder.path().join("file/below"), "Not a directory (os error 20)"),
+        // Nobody can write there, not even root.
+        ("/proc/sys/promforest".into(), "No such file or directory (os error 2)"),
+        ("/proc/self".into(), "No such file or directory (os error 2)"),
+    ] {
+        let output = start(&storage).wait_with_output().expect("it ends");
+        assert_eq!(output.status.code(), Some(1), "{}", storage.display());
+        let mut expected = String::new();
+        writeln!(expected, "promforest: cannot use the storage folder {}: {reason}", storage.display())
+            .expect("text");
+        assert_eq!(String::from_utf8_lossy(&output.stderr), expected);
+    }
+    let missing = folder.path().join("a/b/c");
+    let mut child = start(&missing);
+    let until = Instant::now() + PATIENCE;
+    while !missing.is_dir() {
+        assert!(Instant::now() < until && child.try_wait().expect("a child").is_none(), "it is not made");
+        thread::sleep(Duration::from_millis(20));
+    }
+    child.kill().expect("it runs");
+    child.wait().expect("it ends");
+}
