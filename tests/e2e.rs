@@ -311,7 +311,7 @@ fn fill_in(expression: &str, variables: &HashMap<&str, &str>) -> String {
 }
 
 #[test]
-fn a_restart_of_promforest_leaves_no_hole() {
+fn f27_a_restart_of_promforest_leaves_no_hole() {
     each_version(|version| {
         let mut stack = Stack::with_scores(version);
         stack.wait_for_score_at(now_ms() + 2_000);
@@ -403,7 +403,7 @@ fn scores_wait_for_a_receiver() {
 }
 
 #[test]
-fn a_reload_keeps_what_did_not_change() {
+fn f25_f28_a_reload_keeps_what_did_not_change() {
     each_version(|version| {
         let mut stack = Stack::with_scores(version);
         let unmodelled = |stack: &Stack| {

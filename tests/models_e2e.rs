@@ -184,7 +184,7 @@ fn keys(value: &Value) -> Vec<&str> {
 // ---------------------------------------------------------------------------------------- scenarios
 
 #[test]
-fn a_model_lives_in_mlflow() {
+fn f23_a_model_lives_in_mlflow() {
     let (mut mlflow, mut stack) = thread::scope(|scope| {
         let mlflow = scope.spawn(|| Mlflow::start(Server::V3));
         let mut stack = scraped();
@@ -321,7 +321,7 @@ fn survives_the_registry(stack: &mut Stack, mlflow: &mut Mlflow, version: &str) 
 }
 
 #[test]
-fn a_model_lives_in_a_directory() {
+fn f23_a_model_lives_in_a_directory() {
     let mut stack = scraped();
     stack.configure(&detector(CLOSED));
     stack.start_promforest();

@@ -1840,7 +1840,7 @@ fn every_metric_parses_and_has_help() {
 }
 
 #[test]
-fn ends_in_order_when_it_is_told_to() {
+fn f27_f28_ends_in_order_when_it_is_told_to() {
     for signal in ["TERM", "INT"] {
         let mut program = Program::start();
         assert_eq!(program.write(&Good::new(1).series()).status, 204);
@@ -1858,7 +1858,7 @@ fn ends_in_order_when_it_is_told_to() {
 }
 
 #[test]
-fn a_request_under_way_is_answered_before_the_end() {
+fn f27_a_request_under_way_is_answered_before_the_end() {
     let mut program = Program::start();
     let body = snappy::compress(&Good::new(1).series());
     let mut stream = program.connect();
@@ -1873,7 +1873,7 @@ fn a_request_under_way_is_answered_before_the_end() {
 }
 
 #[test]
-fn an_address_in_use_is_one_clear_line() {
+fn f25_an_address_in_use_is_one_clear_line() {
     let program = Program::start();
     let port = program.address.port();
     for address in [program.address.to_string(), format!(":{port}")] {

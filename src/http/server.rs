@@ -448,7 +448,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     #[tokio::test]
-    async fn b76_whoever_takes_nothing_is_left() {
+    async fn b76_f41_whoever_takes_nothing_is_left() {
         let (stream, mut other) = duplex(4);
         let mut stream = Patient::new(stream, Duration::from_secs(60));
         let reader = tokio::spawn(async move {

@@ -534,6 +534,57 @@ fn f25_a_reload_changes_a_detector_and_keeps_its_window() {
     }
 }
 
+/// This machine's clock is set an hour back, then an hour ahead. Timers are monotonic and rows go by the samples'
+/// own times: only what claims to be from the future is refused, and what is refused leaves nothing behind.
+#[test]
+fn f19_a_clock_that_is_set_changes_no_row_and_no_score() {
+    const HOUR_MS: i64 = 3_600_000;
+    let mut calm = serving();
+    let mut bench = serving();
+    for i in 1..=6 {
+        scrape(&mut calm, i);
+        let timestamp_ms = START_MS + i * 15_000;
+        let ahead_ms = [0, -HOUR_MS, HOUR_MS, 0][i as usize % 4];
+        for device in ["eth0", "lo"] {
+            let body = compress(vec![rx(device, &[(timestamp_ms, i as f64 * 100.0)])]);
+            let written = bench.engine.write(Version::V1, &body, Instant::now(), timestamp_ms + ahead_ms);
+            if ahead_ms < 0 {
+                assert!(matches!(written, Err(ingest::Error::Invalid { .. })), "{i}: {written:?}");
+                // The sender's next try, or another sender's, once the clock is right.
+                bench.engine.write(Version::V1, &body, Instant::now(), timestamp_ms).expect("accepted");
+            } else {
+                written.expect("accepted");
+            }
+        }
+    }
+    assert_eq!(bench.content(), calm.content());
+    // Nothing is written ahead of the clock, and nothing is forgotten for that.
+    assert!(bench.engine.next_batch(0, 100, START_MS - HOUR_MS).is_none());
+    let batch = bench.engine.next_batch(0, 100, START_MS + HOUR_MS).expect("it waited");
+    assert_eq!(batch.series[0].samples.len(), 6);
+}
+
+/// Somebody points an alias to a model of other features.
+#[test]
+fn f24_a_model_of_other_features_is_refused_and_the_old_one_stays() {
+    let mut bench = serving();
+    scrape(&mut bench, 1);
+    let before = bench.content();
+    let feature = |name| Labels::new([(METRIC_NAME, name)]).expect("valid");
+    let other = model(vec![feature("node_load1"), feature("node_load5")], 60_000);
+    let (id, _) = bench.groups().remove(0);
+    for voice in [Voice::Champion, Voice::Challenger] {
+        bench.engine.deploy(id, voice, Some(deployed(&other)), Instant::now());
+    }
+    let serves =
+        bench.groups()[0].1.deployed(Voice::Champion).map(|deployed| deployed.model.schema.features.len());
+    assert_eq!((serves, bench.content()), (Some(2), before));
+    assert!(bench.groups()[0].1.deployed(Voice::Challenger).is_none());
+    assert_eq!(bench.metric("models_refused_total{detector=\"node_network\"}"), 2);
+    scrape(&mut bench, 2);
+    assert!(bench.engine.next_batch(0, 100, START_MS * 2).is_some(), "scores go on");
+}
+
 /// Columns are counted once, whoever makes them, and given back when their group goes.
 #[test]
 fn what_is_watched_is_counted_to_the_end() {
