@@ -63,7 +63,7 @@ impl Bench {
     }
 
     fn reload(&mut self, config: Arc<Config>, bells: Vec<Arc<Notify>>) {
-        self.engine.reload(config, bells, Instant::now(), START_MS);
+        self.engine.reload(config, bells, Instant::now(), now_ms());
     }
 
     fn groups(&mut self) -> Vec<(u32, &mut super::super::group::Group)> {
@@ -574,7 +574,7 @@ fn f24_a_model_of_other_features_is_refused_and_the_old_one_stays() {
     let other = model(vec![feature("node_load1"), feature("node_load5")], 60_000);
     let (id, _) = bench.groups().remove(0);
     for voice in [Voice::Champion, Voice::Challenger] {
-        bench.engine.deploy(id, voice, Some(deployed(&other)), Instant::now());
+        bench.engine.deploy(id, voice, Some(deployed(&other)), None, Instant::now());
     }
     let serves =
         bench.groups()[0].1.deployed(Voice::Champion).map(|deployed| deployed.model.schema.features.len());
@@ -720,7 +720,7 @@ fn f26_a_group_that_goes_ends_its_series_after_their_last_sample() {
     scrape(&mut bench, 2);
     let other = Arc::new(Config::parse("detectors: [{name: other, match: [up]}]").expect("valid"));
     let before_ms = now_ms();
-    bench.engine.reload(other.clone(), vec![Arc::default()]);
+    bench.reload(other.clone(), vec![Arc::default()]);
     assert_eq!(
         bench.metric(r#"remote_write_samples_failed_total{reason="abandoned"}"#),
         2,
@@ -734,13 +734,13 @@ fn f26_a_group_that_goes_ends_its_series_after_their_last_sample() {
     }
     // A sender that was cut off is asked again, over another reload too.
     assert_eq!(bench.engine.next_batch(0, 100, now_ms()).expect("not dealt with").series, batch.series);
-    bench.engine.reload(other, vec![Arc::default()]);
+    bench.reload(other, vec![Arc::default()]);
     assert_eq!(bench.engine.next_batch(0, 100, now_ms()).expect("not dealt with").series, batch.series);
     bench.engine.advance(0, &[], START_MS);
     assert!(bench.engine.next_batch(0, 100, now_ms()).is_none(), "no end twice");
 
     // Who writes these series anew begins after their ends.
-    bench.engine.reload(Arc::new(Config::default()), vec![Arc::default()]);
+    bench.reload(Arc::new(Config::default()), vec![Arc::default()]);
     let now = (now_ms() - START_MS) / 15_000;
     scrape(&mut bench, now - 11);
     let labels = bench.groups()[0].1.labels.clone();
