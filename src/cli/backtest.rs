@@ -4,7 +4,7 @@ use super::lessons::{self, Lesson, LessonArgs, Span};
 use super::{Failure, RegistryArgs, detectors, models, plural, say};
 use crate::backtest::{self, Range, Replayed};
 use crate::config::Config;
-use crate::detect::{Budget, Detection};
+use crate::detect::{self, Budget, Detection};
 use crate::forest::{self, ExtendedParams};
 use crate::input::Input;
 use crate::models::{Fitted, Model, Params, artifact, columns};
@@ -288,7 +288,9 @@ fn replay(
         timestamps: known.timestamps,
         labels: known.labels,
     };
-    let replayed = backtest::replay(range, detection.with_budget(budget), || bar.inc(1));
+    let alerts = detect::Config { budget, ..lesson.detector.alerts.clone() };
+    let detection = detection.with_alerts(&alerts, &rows.schema.features);
+    let replayed = backtest::replay(range, detection, || bar.inc(1));
     bar.finish_and_clear();
     Ok(replayed)
 }

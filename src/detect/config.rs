@@ -1,6 +1,8 @@
-//! How many alerts somebody can live with.
+//! How many alerts somebody can live with, and of what.
 
-use crate::yaml::Section;
+use super::heed::{Direction, Heed, MinDeviation};
+use crate::prom::{Labels, Selector};
+use crate::yaml::{Node, Section};
 use std::str::FromStr;
 
 /// Alerts a day, unless others are asked for.
@@ -13,11 +15,15 @@ const MOST: f64 = 100.0;
 pub struct Config {
     /// Alerts a day that the threshold keeps to.
     pub budget: f64,
+    /// Which way values have to go.
+    pub direction: Direction,
+    /// How far, for some metrics; the first that matches counts.
+    pub min_deviation: Vec<MinDeviation>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { budget: BUDGET }
+        Self { budget: BUDGET, direction: Direction::Both, min_deviation: Vec::new() }
     }
 }
 
@@ -25,9 +31,34 @@ impl Config {
     /// Reads the section of the configuration file.
     pub fn read(mut section: Section<'_, '_>) -> Self {
         let budget = section.get("budget").and_then(|node| node.parse(str::parse::<Budget>));
+        let direction = section.get("direction").and_then(|node| node.parse(str::parse));
+        let min_deviation = section.get("min_deviation").and_then(|list| list.items()).unwrap_or_default();
         section.finish();
-        Self { budget: budget.map_or(BUDGET, |Budget(a_day)| a_day) }
+        Self {
+            budget: budget.map_or(BUDGET, |Budget(a_day)| a_day),
+            direction: direction.unwrap_or_default(),
+            min_deviation: min_deviation.into_iter().filter_map(Node::section).filter_map(least).collect(),
+        }
     }
+
+    /// What counts of metrics with these labels; nothing if all does.
+    pub(super) fn heeds(&self, metrics: &[Labels]) -> Vec<Heed> {
+        let heeds: Vec<Heed> =
+            metrics.iter().map(|labels| Heed::of(self.direction, &self.min_deviation, labels)).collect();
+        if heeds.iter().all(|heed| *heed == Heed::default()) { Vec::new() } else { heeds }
+    }
+}
+
+fn least(mut section: Section<'_, '_>) -> Option<MinDeviation> {
+    let selector = section.require("match").and_then(|node| node.parse(Selector::parse));
+    let absolute = section.number("absolute", 0.0, f64::MAX);
+    let relative = section.number("relative", 0.0, f64::MAX);
+    if absolute.or(relative).is_none() {
+        section.refuse("absolute or relative is needed");
+    }
+    section.finish();
+    let (absolute, relative) = (absolute.unwrap_or(0.0), relative.unwrap_or(0.0));
+    Some(MinDeviation { selector: selector?, absolute, relative })
 }
 
 /// Alerts a day, written as `1/day`, `0.5/day` or `1/week`.

@@ -12,6 +12,7 @@
 
 mod config;
 mod habits;
+mod heed;
 mod incident;
 mod memory;
 mod profile;
@@ -21,10 +22,13 @@ mod voices;
 
 use crate::features::scale::USUAL_SIGMAS;
 use crate::forest::{self, ExtendedParams, Table};
+use crate::prom::Labels;
 use crate::window::Score;
 pub use config::{BUDGET, Budget, Config};
+use heed::Heed;
+pub use heed::{Direction, MinDeviation};
 use incident::Incident;
-use memory::Memory;
+use memory::{ASPECTS, Memory};
 pub use state::{InvalidState, Live, State};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -69,6 +73,8 @@ pub struct Detection {
     memory: Memory,
     threshold: Threshold,
     incident: Incident,
+    /// What counts of each metric; empty if all does.
+    heeds: Vec<Heed>,
 }
 
 impl Detection {
@@ -106,7 +112,7 @@ impl Detection {
         };
         let scores = scores.into_iter().map(&mut follow).collect();
         let incident = Incident::new(memory.reach().interval_ms());
-        (Self { voices: Arc::new(voices), memory, threshold, incident }, scores)
+        (Self { voices: Arc::new(voices), memory, threshold, incident, heeds: Vec::new() }, scores)
     }
 
     /// What was learned.
@@ -153,12 +159,17 @@ impl Detection {
         }
         let (memory, threshold) = state.restore(BUDGET)?;
         let incident = Incident::new(memory.reach().interval_ms()).with_open(incident);
-        Ok(Self { voices, memory, threshold, incident })
+        Ok(Self { voices, memory, threshold, incident, heeds: Vec::new() })
     }
 
     /// The same with a threshold for so many alerts a day, above 0.
     pub fn with_budget(self, budget: f64) -> Self {
         Self { threshold: self.threshold.with_budget(budget), ..self }
+    }
+
+    /// The same with another budget, and hearing only what counts of metrics with these labels.
+    pub fn with_alerts(self, config: &Config, metrics: &[Labels]) -> Self {
+        Self { heeds: config.heeds(metrics), ..self.with_budget(config.budget) }
     }
 
     /// Number of metrics.
@@ -189,11 +200,23 @@ impl Detection {
         if self.memory.newest_ms().is_some_and(|newest_ms| timestamp_ms <= newest_ms) {
             return None;
         }
-        let columns = self.memory.columns(timestamp_ms, values);
-        let verdict = self.voices.judge(values, &columns, self.memory.habits().usual());
+        let mut columns = self.memory.columns(timestamp_ms, values);
+        let expected = self.memory.expected(timestamp_ms);
+        // What is not known is as usual.
+        let mut unheard = Vec::new();
+        for (metric, heed) in self.heeds.iter().enumerate() {
+            let columns = &mut columns[metric * ASPECTS..(metric + 1) * ASPECTS];
+            let counts = heed.counts(columns, values[metric], expected[metric]);
+            let left_out = columns.iter_mut().zip(counts).filter(|(_, counts)| !counts);
+            left_out.for_each(|(column, _)| *column = f32::NAN);
+            if counts == [false; ASPECTS] {
+                unheard.push(metric);
+            }
+        }
+        let habits = self.memory.habits().usual();
+        let verdict = self.voices.judge(values, &columns, habits, &unheard);
         let threshold = self.threshold.at(timestamp_ms);
         self.threshold.add(timestamp_ms, verdict.raw);
-        let expected = self.memory.expected(timestamp_ms);
         let usual = |(metric, expected): (usize, &f64)| self.voices.usual(metric, *expected);
         Some(Observation {
             score: verdict.raw.max(0.0) / threshold,

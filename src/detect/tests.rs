@@ -109,6 +109,39 @@ fn what_never_moved_in_training_is_heard_when_it_does() {
 }
 
 #[test]
+fn what_does_not_count_calls_nobody() {
+    let alerts = |text: &str| {
+        let text = format!("detectors: [{{name: a, match: [up], alerts: {text}}}]");
+        crate::config::Config::parse(&text).expect("valid").detectors[0].alerts.clone()
+    };
+    let metrics: Vec<Labels> = ["in", "out", "errors", "clock"]
+        .map(|name| Labels::new([(crate::prom::METRIC_NAME, name)]).expect("valid"))
+        .to_vec();
+    let noon = 5 * DAY + 12 * 60;
+    let seen = |text: &str, by: f32| {
+        let mut detection = learned(5).with_alerts(&alerts(text), &metrics);
+        loudest(&mut detection, 5 * DAY..noon, |_| {});
+        loudest(&mut detection, noon..noon + 2, |values| values[IN] *= by)
+    };
+    let all = seen("{}", 3.0);
+    for (text, up, down) in [
+        ("{direction: up}", true, false),
+        ("{direction: down}", false, true),
+        ("{min_deviation: [{match: in, absolute: 100}]}", true, true),
+        ("{min_deviation: [{match: in, absolute: 1e6}]}", false, false),
+        ("{min_deviation: [{match: in, relative: 1.0}]}", true, false),
+        ("{min_deviation: [{match: '{__name__=~\"out|clock\"}', absolute: 1e6}]}", true, true),
+    ] {
+        for (by, heard) in [(3.0, up), (0.1, down)] {
+            let seen = seen(text, by);
+            assert_eq!(seen.incident, heard, "{text}, {by} times: {} of {}", seen.score, all.score);
+            let first = seen.causes(1).next().map(|(metric, ..)| metric);
+            assert!(!heard || first == Some(IN), "{text}, {by} times: {first:?}");
+        }
+    }
+}
+
+#[test]
 fn an_hour_of_history_is_enough_to_begin() {
     let mut detection = learn(0..60, &ExtendedParams::default(), THREADS);
     let calm = loudest(&mut detection, 60..90, |_| {});

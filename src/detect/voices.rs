@@ -388,13 +388,18 @@ impl Voices {
     }
 
     /// Says how unusual a row is: its values, its columns of the [`Memory`], and what of them is a
-    /// [habit](super::habits).
+    /// [habit](super::habits). What the others do not explain of the metrics of `unheard` does not count.
     ///
     /// # Panics
     /// If there are not as many as in training.
-    pub fn judge(&self, values: &[f32], columns: &[f32], habits: &[f32]) -> Verdict {
+    pub fn judge(&self, values: &[f32], columns: &[f32], habits: &[f32], unheard: &[usize]) -> Verdict {
         let standard = self.standardise(columns);
-        let score_samples = self.forest_score(&self.sight(values, &standard));
+        let mut sight = self.sight(values, &standard);
+        if self.residuals.is_some() {
+            let places = unheard.iter().filter_map(|metric| self.varying.binary_search(metric).ok());
+            places.for_each(|place| sight[self.columns.len() + place] = 0.0);
+        }
+        let score_samples = self.forest_score(&sight);
         let mut deviations = self.strongest(&standard, habits);
         let raw = self.mean(-score_samples, tail(&deviations));
         deviations.sort_by(|a, b| b.sigmas.total_cmp(&a.sigmas));

@@ -244,7 +244,7 @@ impl Group {
         self.changed = true;
         self.window.set_length(length_ms);
         for serving in self.serving.iter_mut().chain(&mut self.challenger) {
-            serving.set_budget(detector.alerts.budget);
+            serving.set_alerts(&detector.alerts);
         }
         if let Some(serving) = &self.serving
             && old.training != detector.training
@@ -833,7 +833,7 @@ impl Group {
         self.challenger = deployed.map(|deployed| {
             let resume = |mark: Mark| mark.resume(&deployed).flatten();
             let advanced = advanced.or_else(|| mark.and_then(resume));
-            Serving::new(deployed, &self.window, i64::MIN, advanced, self.detector.alerts.budget)
+            Serving::new(deployed, &self.window, i64::MIN, advanced, &self.detector.alerts)
         });
     }
 
@@ -899,8 +899,8 @@ impl Group {
                 self.rhythm.beat(deployed.model.schema.grid.bounds(time).1);
             }
         }
-        let budget = self.detector.alerts.budget;
-        self.serving = Some(Serving::new(deployed, &self.window, since_ms, advanced, budget));
+        let alerts = &self.detector.alerts;
+        self.serving = Some(Serving::new(deployed, &self.window, since_ms, advanced, alerts));
         // Rows are keyed by the model's grid.
         for (_, (timestamp_ms, since)) in std::mem::take(&mut self.open_rows) {
             self.open_rows.entry(self.key(timestamp_ms)).or_insert((timestamp_ms, since));

@@ -1,6 +1,6 @@
 //! A model at work on a group's window.
 
-use crate::detect::{Detection, Reason};
+use crate::detect::{self, Detection, Reason};
 use crate::features::{Reader, Schema};
 use crate::models::{self, Deployed, Fitted, Model};
 use crate::prom::{Labels, METRIC_NAME};
@@ -46,14 +46,15 @@ impl Serving {
         window: &Window,
         since_ms: i64,
         advanced: Option<Box<Detection>>,
-        budget: f64,
+        alerts: &detect::Config,
     ) -> Self {
         let detection = match (&deployed.model.fitted, advanced) {
             (Fitted::IsolationForest(_), _) => None,
             (Fitted::Extended(_), Some(advanced)) => Some(*advanced),
             (Fitted::Extended(trained), None) => Some(trained.as_ref().clone()),
         };
-        let detection = detection.map(|detection| detection.with_budget(budget));
+        let features = &deployed.model.schema.features;
+        let detection = detection.map(|detection| detection.with_alerts(alerts, features));
         let reader = Reader::new(&deployed.model.schema, window);
         let passed_ms = detection.as_ref().and_then(Detection::newest_ms).unwrap_or(i64::MIN);
         let since_ms = since_ms.max(passed_ms);
@@ -85,9 +86,10 @@ impl Serving {
         self.detection.is_some()
     }
 
-    /// Keeps to another budget of alerts, where there is one.
-    pub fn set_budget(&mut self, budget: f64) {
-        self.detection = self.detection.take().map(|detection| detection.with_budget(budget));
+    /// Works by another section `alerts` from now on.
+    pub fn set_alerts(&mut self, alerts: &detect::Config) {
+        let features = &self.deployed.model.schema.features;
+        self.detection = self.detection.take().map(|detection| detection.with_alerts(alerts, features));
     }
 
     /// Judges a complete row, and tells the causes of an incident. `None` for a row that is not after those
