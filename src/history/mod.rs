@@ -9,6 +9,7 @@
 
 pub mod answer;
 pub mod frames;
+pub mod server;
 pub mod xor;
 
 use crate::http::client::{self, Arriving, Client, Request, Url};

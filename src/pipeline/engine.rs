@@ -10,11 +10,12 @@ use super::groups::Groups;
 use super::keeper::Place;
 use super::metrics::Metrics;
 use super::outputs::Ends;
+use super::reading::Selected;
 use super::saver::Turn;
 use crate::config::{Config, Detector};
 use crate::detect::Detection;
 use crate::features::counter;
-use crate::history;
+use crate::history::{self, server::Query};
 use crate::ingest::{self, Dropped, Received, Written};
 use crate::models::Deployed;
 use crate::prom::duration::{self, now_ms};
@@ -42,6 +43,8 @@ const PUBLISH_AHEAD_MS: i64 = 10_000;
 /// Scores written this long after their time are told from live ones: Prometheus' look-back, over which an alert
 /// sees them.
 const BACKFILLED_MS: i64 = 300_000;
+/// How long the engine looks for what a query selects before it does something else.
+const SELECTING: Duration = Duration::from_millis(2);
 /// How often groups and columns are looked through for what is gone.
 const TIDY_EVERY: Duration = Duration::from_secs(60);
 /// How often the progress towards a first model is logged.
@@ -73,6 +76,15 @@ pub enum Command {
         group: u32,
         /// The result.
         result: Learned,
+    },
+    /// Tell what some groups have that a query selects.
+    Select {
+        /// The query.
+        query: Arc<Query>,
+        /// The number of the first group to look at.
+        from: u32,
+        /// Where it goes.
+        reply: oneshot::Sender<Selected>,
     },
     /// Tell which models every group has.
     Places(oneshot::Sender<Vec<Place>>),
@@ -221,6 +233,9 @@ impl Engine {
                 }
                 Command::Advance { target, positions } => self.advance(target, &positions, now_ms()),
                 Command::Learned { group, result } => self.learned(group, result, now),
+                Command::Select { query, from, reply } => {
+                    let _ = reply.send(self.select(&query, from));
+                }
                 Command::Places(reply) => {
                     let _ = reply.send(self.groups.iter_mut().map(|(id, group)| group.place(id)).collect());
                 }
@@ -568,6 +583,20 @@ impl Engine {
                 state.pending.remove(&position.group);
             }
         }
+    }
+
+    /// Looks at groups for as long as others can wait.
+    fn select(&self, query: &Query, from: u32) -> Selected {
+        let began = Instant::now();
+        let mut selected = Selected::default();
+        for (id, group) in self.groups.from(from) {
+            if began.elapsed() >= SELECTING {
+                selected.next = Some(id);
+                break;
+            }
+            group.select(query, &mut selected.series);
+        }
+        selected
     }
 
     fn learned(&mut self, id: u32, result: Learned, now: Instant) {

@@ -4,12 +4,14 @@ use super::drift::Drift;
 use super::gaps::{self, Audited, Rhythm};
 use super::keeper::Place;
 use super::outputs::{self, Cursor, Output, Rows};
+use super::reading::{Asked, Found};
 use super::saver::{self, Saved, Turn};
 use super::schedule::Schedule;
 use super::serving::{Cause, Serving};
 use crate::config::Detector;
 use crate::detect::Detection;
 use crate::features::{Reader, Row, Schema, counter};
+use crate::history::server::Query;
 use crate::models::{Card, Deployed, Model};
 use crate::prom::{Labels, Sample, duration};
 use crate::publish::{self, Lost, Position, Series};
@@ -1062,6 +1064,21 @@ impl Group {
     #[cfg(test)]
     pub fn rewind(&mut self) {
         self.cursors.fill(Cursor::after(i64::MIN));
+    }
+
+    // Reading
+
+    /// Adds what it has that a query selects.
+    pub fn select(&self, query: &Query, found: &mut Vec<Found>) {
+        let asked = Asked {
+            query,
+            detector: &self.detector,
+            group: &self.labels,
+            window: &self.window,
+            causes: &self.causes,
+            ended: self.ended.keys().copied().collect(),
+        };
+        asked.answer(found);
     }
 
     /// The live samples, for a look from outside.

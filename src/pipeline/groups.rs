@@ -63,6 +63,11 @@ impl Groups {
         self.all.values()
     }
 
+    /// The groups with this number and higher ones, ascending.
+    pub fn from(&self, id: u32) -> impl Iterator<Item = (u32, &Group)> {
+        self.all.range(id..).map(|(id, group)| (*id, group))
+    }
+
     /// The numbers of all groups, those after `id` first.
     pub fn ids_after(&self, id: u32) -> Vec<u32> {
         let after = self.all.range((Bound::Excluded(id), Bound::Unbounded));

@@ -8,6 +8,7 @@ mod groups;
 mod keeper;
 pub mod metrics;
 mod outputs;
+mod reading;
 mod routes;
 mod saver;
 pub mod schedule;
@@ -172,6 +173,28 @@ impl Handle {
     }
 }
 
+impl history::server::Source for Handle {
+    type Series = reading::Found;
+
+    async fn select(
+        &self,
+        query: history::server::Query,
+    ) -> Result<Vec<reading::Found>, history::server::Error> {
+        let query = Arc::new(query);
+        let ending = || history::server::Error::Ending;
+        let (mut series, mut next) = (Vec::new(), Some(0));
+        while let Some(from) = next {
+            let (reply, answer) = oneshot::channel();
+            let command = Command::Select { query: query.clone(), from, reply };
+            self.commands.send(command).await.map_err(|_| ending())?;
+            let selected = answer.await.map_err(|_| ending())?;
+            series.extend(selected.series);
+            next = selected.next;
+        }
+        Ok(series)
+    }
+}
+
 /// One target's view of the windows.
 struct Target {
     engine: mpsc::WeakSender<Command>,
@@ -329,6 +352,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let keeper_metrics = keeper::Metrics::new(own);
     let snapshot_metrics = snapshot::Metrics::new(own);
     let gap_metrics = gaps::Metrics::new(own);
+    let read_metrics = history::server::Metrics::new(own);
 
     let Loaded { config, targets, outside } = options.load(&history_metrics)?;
     let listener = listen(&options.listen_address).await?;
@@ -400,6 +424,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let state = routes::State {
         engine: Handle { commands },
         receiver: ingest::Receiver::default(),
+        reads: history::server::Server::new(read_metrics),
         registry: Arc::new(registry),
         ingest: ingest_metrics,
         readiness: ready,

@@ -31,6 +31,11 @@ pub enum Output {
 }
 
 impl Output {
+    /// The series of a model's scores. What only the model in service has, no other says.
+    pub fn of_voice(voice: Voice) -> [Self; 4] {
+        [Self::Decision(voice), Self::Score(voice), Self::Threshold, Self::Incident]
+    }
+
     /// What a score says.
     pub fn of_score(voice: Voice, score: &Score) -> impl Iterator<Item = (Self, f64)> {
         let alarm = score.alarm.map(|alarm| {

@@ -2,6 +2,7 @@
 
 use super::Handle;
 use super::engine::Readiness;
+use crate::history::server::Server;
 use crate::http::server::Answer;
 use crate::ingest::{self, Metrics, Receiver, Written};
 use crate::prom::wire::Version;
@@ -23,6 +24,8 @@ pub struct State {
     pub engine: Handle,
     /// The bounds on bodies.
     pub receiver: Receiver,
+    /// Who answers remote read.
+    pub reads: Server,
     /// What `/metrics` shows.
     pub registry: Arc<Registry>,
     /// What is counted of requests.
@@ -45,6 +48,7 @@ pub async fn answer(state: State, request: Request<Incoming>) -> Answer {
             state.ingest.answered(version, &result);
             ingest::response(version, &result)
         }
+        (&Method::POST, "/api/v1/read") => state.reads.answer(body, &state.engine).await,
         (&Method::GET, "/metrics") => metrics(&state.registry),
         (&Method::GET | &Method::HEAD, "/-/healthy") => text(StatusCode::OK, "promforest is healthy"),
         (&Method::GET | &Method::HEAD, "/-/ready") => {
@@ -60,6 +64,11 @@ pub async fn answer(state: State, request: Request<Incoming>) -> Answer {
         (_, "/api/v1/write") => {
             let answer = not_allowed("POST");
             state.ingest.not_allowed();
+            answer
+        }
+        (_, "/api/v1/read") => {
+            let answer = not_allowed("POST");
+            state.reads.answered(answer.status());
             answer
         }
         (_, "/-/reload") => not_allowed("POST, PUT"),

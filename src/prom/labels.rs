@@ -3,11 +3,12 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
-/// A label set. Sorted by name; names are unique; no name and no value is empty.
+/// A label set. Sorted by name; names are unique; no name and no value is empty. Clones share it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "BTreeMap<String, String>", into = "BTreeMap<String, String>")]
-pub struct Labels(Box<[(Box<str>, Box<str>)]>);
+pub struct Labels(Arc<[(Box<str>, Box<str>)]>);
 
 /// The label that carries the metric name.
 pub const METRIC_NAME: &str = "__name__";
@@ -75,6 +76,14 @@ impl Labels {
         (Self(inside.into()), Self(outside.into()))
     }
 
+    /// The labels of both sets, such as [`split`](Self::split) makes; where both have a label, `other`'s is taken.
+    pub fn union(&self, other: &Self) -> Self {
+        let kept = self.0.iter().filter(|(name, _)| other.get(name).is_empty());
+        let mut pairs: Vec<_> = kept.chain(other.0.iter()).cloned().collect();
+        pairs.sort_unstable();
+        Self(pairs.into())
+    }
+
     /// This set with further labels; a label of the same name is replaced.
     pub fn with(&self, name: &str, value: &str) -> Self {
         let kept = self.0.iter().filter(|(n, _)| **n != *name).cloned();
@@ -95,7 +104,7 @@ impl TryFrom<BTreeMap<String, String>> for Labels {
 
 impl From<Labels> for BTreeMap<String, String> {
     fn from(labels: Labels) -> Self {
-        labels.0.into_iter().map(|(name, value)| (name.into(), value.into())).collect()
+        labels.iter().map(|(name, value)| (name.into(), value.into())).collect()
     }
 }
 
@@ -143,6 +152,7 @@ mod tests {
         let (inside, outside) = labels.split(&["c".into(), "a".into()]);
         assert_eq!(inside.to_string(), r#"{a="1", c="3"}"#);
         assert_eq!(outside.to_string(), r#"{b="2"}"#);
+        assert_eq!(inside.union(&outside), labels);
         assert_eq!(outside.with("b", "4").with("a", "0").to_string(), r#"{a="0", b="4"}"#);
     }
 }

@@ -50,6 +50,14 @@ pub enum Error {
         /// The regular expression engine's reason.
         source: ::regex::Error,
     },
+    /// A comparison that there is not.
+    #[error("selector {text:?}: there is no matcher of type {kind}")]
+    Type {
+        /// The whole text.
+        text: String,
+        /// The number that stands for it.
+        kind: i32,
+    },
     /// Such a selector would match every series there is.
     #[error("selector {text:?} matches every series: at least one matcher must refuse the empty value")]
     MatchesAll {
@@ -97,9 +105,50 @@ impl Selector {
         Parser { text, rest: text }.selector()
     }
 
+    /// Reads the matchers of a query by remote read. Names, values and patterns that are long are shown in part
+    /// when something is wrong.
+    ///
+    /// # Errors
+    /// As for [`parse`](Self::parse), and for an unknown type of comparison.
+    pub fn from_proto(matchers: Vec<proto::LabelMatcher>) -> Result<Self, Error> {
+        use proto::label_matcher::Type;
+        let text = in_promql(&matchers);
+        let read = |matcher: proto::LabelMatcher| {
+            let kind = matcher.r#type;
+            let kind = Type::try_from(kind).map_err(|_| Error::Type { text: text.clone(), kind })?;
+            let compile = || {
+                regex::compile(&matcher.value).map_err(|source| Error::Regex {
+                    text: text.clone(),
+                    pattern: shorten(&matcher.value),
+                    source,
+                })
+            };
+            let test = match kind {
+                Type::Eq => Test::Equal,
+                Type::Neq => Test::NotEqual,
+                Type::Re => Test::Regex(compile()?),
+                Type::Nre => Test::NotRegex(compile()?),
+            };
+            Ok(Matcher { name: matcher.name, value: matcher.value, test })
+        };
+        let matchers = matchers.into_iter().map(read).collect::<Result<Vec<_>, Error>>()?;
+        if matchers.iter().all(|matcher| matcher.matches("")) {
+            return Err(Error::MatchesAll { text });
+        }
+        Ok(Self { text, matchers })
+    }
+
     /// Does the series with these labels belong to the selection?
     pub fn matches(&self, labels: &Labels) -> bool {
         self.matchers.iter().all(|matcher| matcher.matches(labels.get(&matcher.name)))
+    }
+
+    /// May a series belong to the selection that has these labels, and others that are not known?
+    pub fn may_match(&self, known: &Labels) -> bool {
+        self.matchers.iter().all(|matcher| {
+            let value = known.get(&matcher.name);
+            value.is_empty() || matcher.matches(value)
+        })
     }
 
     /// The one label set that is written here, if every label is matched by `=`.
@@ -140,6 +189,29 @@ impl From<&Matcher> for proto::LabelMatcher {
         };
         Self { r#type: kind.into(), name: matcher.name.clone(), value: matcher.value.clone() }
     }
+}
+
+/// Characters of a name or value that a message shows.
+const SHOWN: usize = 64;
+
+fn shorten(text: &str) -> String {
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.into(),
+    }
+}
+
+/// Matchers as they would be written in PromQL, the first few of them.
+fn in_promql(matchers: &[proto::LabelMatcher]) -> String {
+    let one = |matcher: &proto::LabelMatcher| {
+        let operator = ["=", "!=", "=~", "!~"];
+        let kind = usize::try_from(matcher.r#type).ok();
+        let operator = kind.and_then(|kind| operator.get(kind)).unwrap_or(&"?");
+        format!("{}{operator}{:?}", shorten(&matcher.name), shorten(&matcher.value))
+    };
+    let shown: Vec<String> = matchers.iter().take(8).map(one).collect();
+    let more = if matchers.len() > shown.len() { ", ..." } else { "" };
+    format!("{{{}{more}}}", shown.join(", "))
 }
 
 struct Parser<'a> {
@@ -320,6 +392,46 @@ mod tests {
         }
         let excluding = Selector::parse(r#"{__name__=~"node.*", device!~"veth.*"}"#).expect("parses");
         assert!(!excluding.matches(&veth));
+    }
+
+    #[test]
+    fn b71_b72_b73_refuses_matchers_that_prometheus_would_not_send() {
+        let matcher =
+            |kind, value: &str| proto::LabelMatcher { r#type: kind, name: "a".into(), value: value.into() };
+        for (matchers, message) in [
+            (vec![matcher(2, "(")], r#"selector "{a=~\"(\"}": the pattern "(" does not compile"#),
+            (vec![matcher(3, "a)(b")], r#"selector "{a!~\"a)(b\"}": the pattern "a)(b" does not compile"#),
+            (vec![matcher(9, "b")], r#"selector "{a?\"b\"}": there is no matcher of type 9"#),
+            (
+                vec![],
+                r#"selector "{}" matches every series: at least one matcher must refuse the empty value"#,
+            ),
+            (
+                vec![matcher(1, "b"), matcher(2, ".*")],
+                r#"selector "{a!=\"b\", a=~\".*\"}" matches every series: at least one matcher must refuse the empty value"#,
+            ),
+        ] {
+            assert_eq!(Selector::from_proto(matchers).expect_err(message).to_string(), message);
+        }
+        let long = Selector::from_proto(vec![matcher(2, &"x".repeat(1 << 20))]).expect_err("long");
+        assert!(long.to_string().len() < 300, "{long}");
+    }
+
+    #[test]
+    fn reads_back_what_it_sends() {
+        let parsed = Selector::parse(r#"{__name__=~"up|down", a!="1", b!~"2.*", c="3"}"#).expect("parses");
+        let read = Selector::from_proto(parsed.to_proto().collect()).expect("valid");
+        for (pairs, expected) in [
+            (vec![("__name__", "up"), ("c", "3")], true),
+            (vec![("__name__", "up"), ("c", "3"), ("b", "21")], false),
+            (vec![("__name__", "up"), ("c", "3"), ("a", "1")], false),
+            (vec![("__name__", "upper"), ("c", "3")], false),
+        ] {
+            let labels = labels(&pairs);
+            assert_eq!((parsed.matches(&labels), read.matches(&labels)), (expected, expected), "{labels}");
+            assert_eq!(read.may_match(&labels), expected);
+        }
+        assert!(read.may_match(&Labels::default()));
     }
 
     #[test]

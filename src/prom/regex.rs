@@ -7,6 +7,8 @@ use regex::{Regex, RegexBuilder};
 
 /// Bounds the memory of a compiled pattern.
 const SIZE_LIMIT: usize = 1 << 20;
+/// Bytes of a pattern: reading one takes a hundred times its length.
+const LENGTH_LIMIT: usize = 128 << 10;
 
 /// Compiles a matcher's pattern: it must match the whole value, and a dot matches a newline, as in
 /// Prometheus 3.
@@ -14,6 +16,10 @@ const SIZE_LIMIT: usize = 1 << 20;
 /// # Errors
 /// The engine's own message, for a pattern that it refuses or that grows too large.
 pub fn compile(pattern: &str) -> Result<Regex, regex::Error> {
+    if pattern.len() > LENGTH_LIMIT {
+        let message = format!("{} bytes are above the limit of {LENGTH_LIMIT}", pattern.len());
+        return Err(regex::Error::Syntax(message));
+    }
     let pattern = from_go(pattern);
     let build = |text: &str| RegexBuilder::new(text).size_limit(SIZE_LIMIT).build();
     // On its own first: `a)(b` is an error, although wrapping would make it a valid pattern.

@@ -127,6 +127,24 @@ impl Open {
         row
     }
 
+    /// A copy of some rows and columns.
+    pub fn part(&self, rows: Range<usize>, mut columns: Vec<usize>) -> Part {
+        columns.sort_unstable();
+        columns.dedup();
+        let cells = |column: &usize| match self.columns.get(*column) {
+            Some(cells) => Cells {
+                values: cells.values[rows.clone()].to_vec(),
+                present: cells.present[rows.clone()].to_vec(),
+            },
+            None => Cells::absent(rows.len()),
+        };
+        let copied = Self {
+            timestamps: self.timestamps[rows.clone()].to_vec(),
+            columns: columns.iter().map(cells).collect(),
+        };
+        Part { rows: copied, columns }
+    }
+
     /// Splits off and seals the older half, once there are twice [`CHUNK_ROWS`].
     pub fn seal_when_full(&mut self) -> Option<Sealed> {
         if self.timestamps.len() < 2 * CHUNK_ROWS {
@@ -164,6 +182,24 @@ impl Open {
     }
 }
 
+/// A copy of some rows and columns, by the columns' own numbers.
+#[derive(Debug)]
+pub struct Part {
+    rows: Open,
+    /// Ascending.
+    columns: Vec<usize>,
+}
+
+impl Rows for Part {
+    fn timestamps(&self) -> &[i64] {
+        &self.rows.timestamps
+    }
+
+    fn value(&self, column: usize, row: usize) -> Option<f64> {
+        self.rows.value(self.columns.binary_search(&column).ok()?, row)
+    }
+}
+
 /// Rows that no longer change; never empty.
 #[derive(Debug)]
 pub struct Sealed {
@@ -187,6 +223,11 @@ impl Sealed {
     pub fn n_bytes(&self) -> usize {
         let columns = self.columns.iter().flatten();
         self.timestamps.get_buffer_memory_size() + columns.map(Array::get_buffer_memory_size).sum::<usize>()
+    }
+
+    /// Timestamp of the oldest row.
+    pub fn first_ms(&self) -> i64 {
+        *self.timestamps.values().first().expect("a sealed chunk has rows")
     }
 
     /// Timestamp of the newest row.

@@ -13,11 +13,15 @@
 pub mod arrow;
 mod chunk;
 pub mod row;
+mod view;
 
 use crate::prom::{Labels, Sample};
 use chunk::{Open, Rows, Sealed};
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
+
+pub use view::View;
 
 /// Columns before the features: those of [`Voice::columns`].
 const FIRST_FEATURE: usize = 6;
@@ -254,19 +258,26 @@ impl Window {
     }
 
     /// The chunks that may hold rows after `after_ms` and up to `to_ms`, and these rows in each.
-    fn parts(&self, after_ms: i64, to_ms: i64) -> impl Iterator<Item = (&dyn Rows, std::ops::Range<usize>)> {
+    fn parts(&self, after_ms: i64, to_ms: i64) -> impl Iterator<Item = (&dyn Rows, Range<usize>)> {
         let after_ms = after_ms.max(self.start_ms());
         let first = self.sealed.partition_point(|chunk| chunk.last_ms() <= after_ms);
         let sealed = self.sealed.range(first..).map(|chunk| &**chunk as &dyn Rows);
-        sealed
-            .chain([&self.open as &dyn Rows])
-            .map(move |rows| {
-                let timestamps = rows.timestamps();
-                let start = timestamps.partition_point(|t| *t <= after_ms);
-                let end = timestamps.partition_point(|t| *t <= to_ms);
-                (rows, start..end.max(start))
-            })
-            .take_while(move |(rows, _)| rows.timestamps().first().is_some_and(|first| *first <= to_ms))
+        in_range(sealed.chain([&self.open as &dyn Rows]), after_ms, to_ms)
+    }
+
+    /// What it holds now of these features and voices after `after_ms` and up to `to_ms`.
+    pub fn view(&self, features: &[Column], voices: &[Voice], after_ms: i64, to_ms: i64) -> View {
+        let after_ms = after_ms.max(self.start_ms());
+        let first = self.sealed.partition_point(|chunk| chunk.last_ms() <= after_ms);
+        let sealed = self.sealed.range(first..).take_while(|chunk| chunk.first_ms() <= to_ms);
+        let scores = voices.iter().flat_map(|voice| {
+            let (scores, alarm) = voice.columns();
+            scores.into_iter().chain(alarm.into_iter().flatten())
+        });
+        let columns = scores.chain(features.iter().map(|feature| feature.index())).collect();
+        let rows = in_range([&self.open as &dyn Rows].into_iter(), after_ms, to_ms).next();
+        let rows = rows.map_or(0..0, |(_, rows)| rows);
+        View::new(sealed.cloned().collect(), self.open.part(rows, columns), after_ms, to_ms)
     }
 
     /// Timestamps of the rows after `after_ms` and up to `to_ms`, ascending.
@@ -317,19 +328,43 @@ impl Window {
 
     /// The scored rows after `after_ms` and up to `to_ms`, ascending.
     pub fn scores(&self, voice: Voice, after_ms: i64, to_ms: i64) -> impl Iterator<Item = (i64, Score)> {
-        let ([decision, score], alarm) = voice.columns();
-        self.parts(after_ms, to_ms).flat_map(move |(rows, range)| {
-            range.filter_map(move |row| {
-                let decision = rows.value(decision, row)?;
-                let score = rows.value(score, row)?;
-                let alarm = alarm.and_then(|[threshold, is_incident]| {
-                    let is_incident = rows.value(is_incident, row)? != 0.0;
-                    Some(Alarm { threshold: rows.value(threshold, row)?, is_incident })
-                });
-                Some((rows.timestamps()[row], Score { decision, score, alarm }))
-            })
-        })
+        scores(self.parts(after_ms, to_ms), voice)
     }
+}
+
+/// Those of the chunks, ascending, that have rows after `after_ms` and up to `to_ms`, and these rows in each.
+fn in_range<'a>(
+    chunks: impl Iterator<Item = &'a dyn Rows>,
+    after_ms: i64,
+    to_ms: i64,
+) -> impl Iterator<Item = (&'a dyn Rows, Range<usize>)> {
+    chunks
+        .map(move |rows| {
+            let timestamps = rows.timestamps();
+            let start = timestamps.partition_point(|t| *t <= after_ms);
+            let end = timestamps.partition_point(|t| *t <= to_ms);
+            (rows, start..end.max(start))
+        })
+        .take_while(move |(rows, _)| rows.timestamps().first().is_some_and(|first| *first <= to_ms))
+}
+
+/// The scored ones of these rows.
+fn scores<'a>(
+    parts: impl Iterator<Item = (&'a dyn Rows, Range<usize>)>,
+    voice: Voice,
+) -> impl Iterator<Item = (i64, Score)> {
+    let ([decision, score], alarm) = voice.columns();
+    parts.flat_map(move |(rows, range)| {
+        range.filter_map(move |row| {
+            let decision = rows.value(decision, row)?;
+            let score = rows.value(score, row)?;
+            let alarm = alarm.and_then(|[threshold, is_incident]| {
+                let is_incident = rows.value(is_incident, row)? != 0.0;
+                Some(Alarm { threshold: rows.value(threshold, row)?, is_incident })
+            });
+            Some((rows.timestamps()[row], Score { decision, score, alarm }))
+        })
+    })
 }
 
 #[cfg(test)]

@@ -102,6 +102,33 @@ fn a_copy_shares_the_sealed_chunks() {
     assert!(window.sealed.iter().zip(&copy.sealed).all(|(a, b)| Arc::ptr_eq(a, b)));
 }
 
+#[test]
+fn a_view_is_of_one_moment_and_of_what_was_asked_for() {
+    let cells: Vec<_> = (0..900).map(|i| (i % 3, (i / 3) as i64 * 1000)).collect();
+    let mut window = filled(i64::MAX / 4, &cells);
+    let score = Score { decision: 0.5, score: 1.0, alarm: None };
+    for timestamp_ms in [100_000, 299_000] {
+        window.set_score(Voice::Champion, timestamp_ms, score);
+    }
+    assert!(!window.sealed.is_empty() && window.open.timestamps().len() > 1);
+    let column = |i: usize| window.find(&feature(i)).expect("known");
+    let columns = [column(2), column(0)];
+    for (after_ms, to_ms) in [(i64::MIN, i64::MAX), (99_000, 101_000), (298_000, 299_000), (400_000, 500_000)]
+    {
+        let view = window.view(&columns, &[Voice::Champion], after_ms, to_ms);
+        let mut later = window.clone();
+        later.push(column(0), sample(0, 300_000));
+        for column in columns {
+            let (mut expected, mut seen) = (Vec::new(), Vec::new());
+            window.samples(column, after_ms, to_ms, &mut expected);
+            view.samples(column, &mut seen);
+            assert_eq!(seen, expected);
+        }
+        let expected: Vec<_> = window.scores(Voice::Champion, after_ms, to_ms).collect();
+        assert_eq!(view.scores(Voice::Champion).collect::<Vec<_>>(), expected);
+    }
+}
+
 proptest! {
     /// The window equals a plain map of cells, cut at its length, in any order with repetitions.
     #[test]

@@ -6,6 +6,7 @@
 //! looks at 57 bits at once: the change of a timestamp and the header of a value are one load, and bounds are
 //! looked after once a sample. [`plain`] is what it is compared with.
 
+pub mod encode;
 pub mod plain;
 
 use crate::prom::Sample;

@@ -809,6 +809,40 @@ detectors:
     );
 }
 
+#[test]
+fn what_is_read_is_what_is_published() {
+    use crate::history::server::Series as _;
+    let mut bench = serving();
+    let (_, group) = bench.groups().remove(0);
+    group.challenge(Some(deployed(&two_features())), None);
+    (1..30).for_each(|i| scrape(&mut bench, i));
+    let batch = bench.engine.next_batch(0, 10_000, START_MS * 2).expect("scores");
+    let mut published: Vec<(Labels, Vec<Sample>)> =
+        batch.series.into_iter().map(|series| (series.labels, series.samples)).collect();
+    published.sort_by(|a, b| a.0.cmp(&b.0));
+    let read = |selector: &str| {
+        let selector = crate::prom::Selector::parse(selector).expect("a selector");
+        let selected = bench.engine.select(&Query { start_ms: 0, end_ms: i64::MAX, selector }, 0);
+        assert_eq!(selected.next, None);
+        let mut read: Vec<(Labels, Vec<Sample>)> = Vec::new();
+        for series in selected.series {
+            let mut samples = Vec::new();
+            series.samples(&mut samples);
+            if !samples.is_empty() {
+                read.push((series.labels().clone(), samples));
+            }
+        }
+        read.sort_by(|a, b| a.0.cmp(&b.0));
+        read
+    };
+    assert_eq!(published.len(), 4, "score and decision of two models");
+    assert!(read(r#"{__name__=~".*anomaly.*"}"#) == published);
+    let raw = read(r#"{device="eth0"}"#);
+    assert_eq!(raw.len(), 1);
+    let expected = r#"node_network_receive_bytes_total{device="eth0", instance="a", job="node"}"#;
+    assert_eq!((raw[0].0.to_string().as_str(), raw[0].1.len()), (expected, 30));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

@@ -13,7 +13,7 @@
 //! and its sum, with the names that a classic histogram has for them.
 
 mod histogram;
-mod protobuf;
+pub(crate) mod protobuf;
 pub mod read;
 pub mod snappy;
 #[cfg(test)]
