@@ -202,16 +202,14 @@ impl Detection {
         }
         let mut columns = self.memory.columns(timestamp_ms, values);
         let expected = self.memory.expected(timestamp_ms);
-        // What is not known is as usual.
-        let mut unheard = Vec::new();
+        // What is not known is as usual. How metrics go together has no direction of its own: one that falls makes the
+        // others too high for it.
+        let unheard: Vec<usize> = (0..self.heeds.len()).collect();
         for (metric, heed) in self.heeds.iter().enumerate() {
             let columns = &mut columns[metric * ASPECTS..(metric + 1) * ASPECTS];
             let counts = heed.counts(columns, values[metric], expected[metric]);
             let left_out = columns.iter_mut().zip(counts).filter(|(_, counts)| !counts);
             left_out.for_each(|(column, _)| *column = f32::NAN);
-            if counts == [false; ASPECTS] {
-                unheard.push(metric);
-            }
         }
         let habits = self.memory.habits().usual();
         let verdict = self.voices.judge(values, &columns, habits, &unheard);
