@@ -26,9 +26,6 @@ const DETECTOR: &str = r#"
     alerts: {budget: 2/day}
 "#;
 
-/// How long Prometheus' queue may keep a sample by default, and how long a question takes.
-const BATCH_MS: i64 = 7_000;
-
 fn snapshots(stack: &Stack) -> PathBuf {
     stack.dir.path().join("promforest-data/snapshots")
 }
@@ -129,8 +126,8 @@ fn f1_to_f7_f14_f16_f22_f45_whatever_is_killed_every_row_has_its_score() {
     });
 }
 
-/// The newest row that a version was trained on, and score and decision of each row since, by a backtest.
-fn backtest(stack: &Stack, model: &Value) -> (i64, BTreeMap<i64, (f64, f64)>) {
+/// Score and decision of each row since a version's training, by a backtest.
+fn backtest(stack: &Stack, model: &Value) -> BTreeMap<i64, (f64, f64)> {
     let name = format!("{}/{}", model["model"].as_str().expect("a name"), model["version"]);
     let folder = stack.dir.path().join("promforest-data/models").join(&name);
     let files = artifact::load(&folder).expect("a version is there as a whole");
@@ -151,7 +148,7 @@ fn backtest(stack: &Stack, model: &Value) -> (i64, BTreeMap<i64, (f64, f64)>) {
         let number = |cell: usize| cells[cell].parse::<f64>().ok();
         Some((cells[time].parse().ok()?, (number(score)?, number(decision)?)))
     };
-    (trained_ms, lines.filter_map(row).collect())
+    lines.filter_map(row).collect()
 }
 
 fn run(stack: &Stack, args: &[&str]) -> String {
@@ -172,20 +169,14 @@ fn compare(stack: &mut Stack, began_ms: i64) {
     let listed: Value = serde_json::from_str(&listed).expect("JSON");
     let listed = listed.as_array().expect("a list");
     let mut expected: BTreeMap<i64, Vec<(f64, f64)>> = BTreeMap::new();
-    let mut trained = Vec::new();
     for model in listed {
-        let (trained_ms, rows) = backtest(stack, model);
-        trained.push(trained_ms);
-        for (timestamp_ms, row) in rows {
+        for (timestamp_ms, row) in backtest(stack, model) {
             expected.entry(timestamp_ms).or_default().push(row);
         }
     }
     let times: BTreeSet<i64> = scores.iter().map(|(timestamp_ms, _)| *timestamp_ms).collect();
-    // A row that a renewed model has learned from before remote write brought it is counted as unmodelled.
-    let is_learned =
-        |time: &i64| trained.iter().any(|trained_ms| (trained_ms - BATCH_MS..=*trained_ms).contains(time));
     let missing = expected.range(began_ms..=last_ms).map(|(time, _)| *time);
-    let missing: Vec<i64> = missing.filter(|time| !times.contains(time) && !is_learned(time)).collect();
+    let missing: Vec<i64> = missing.filter(|time| !times.contains(time)).collect();
     assert!(missing.is_empty(), "{version}: rows without a score: {missing:?}\n{}", stack.promforest_tail());
     let mut compared = 0;
     for (timestamp_ms, score) in scores.into_iter().filter(|(timestamp_ms, _)| *timestamp_ms >= began_ms) {

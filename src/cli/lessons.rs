@@ -128,7 +128,7 @@ pub async fn of_history(
             let window = rows::window(series.iter(), to_ms - from_ms);
             let read = match schema {
                 Some(schema) => Rows::of_schema(schema.clone(), &window),
-                None => Rows::read(&detector, &window, &span.learned(exclusions)),
+                None => Rows::read(&detector, &window, &span.learned(exclusions), i64::MAX),
             };
             match read {
                 Ok(rows) => lessons.push(Lesson {
@@ -183,7 +183,7 @@ pub fn of_table(
             .map(|(feature, values)| (feature, samples(&timestamps, values)))
             .collect();
         let window = rows::window(series.iter(), i64::MAX / 4);
-        let rows = Rows::read(&detector, &window, &exclusions).map_err(|none| no_rows(&none))?;
+        let rows = Rows::read(&detector, &window, &exclusions, i64::MAX).map_err(|none| no_rows(&none))?;
         return Ok(Lesson { detector, group: None, name, rows, columns: None });
     }
     let schema = Schema { features, transform, grid: Grid::Exact };

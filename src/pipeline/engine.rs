@@ -751,6 +751,7 @@ impl Engine {
                 since: group.since(),
                 mark: group.mark().cloned(),
                 learned_ms: group.learned_ms(),
+                judged_to_ms: group.judged_to_ms(),
                 reason,
                 window: group.start_training(reason, now),
             });

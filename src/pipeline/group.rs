@@ -797,6 +797,18 @@ impl Group {
         Some(self.serving.as_ref()?.model().card.history.as_ref()?.observed_ms)
     }
 
+    /// Every row up to here was judged, or has been given up; without a model there is nothing to be judged.
+    pub fn judged_to_ms(&self) -> i64 {
+        let Some(serving) = &self.serving else { return i64::MAX };
+        let grid = serving.schema().grid;
+        // Rows before these are late: they wait for nothing but to be counted.
+        let done_ms = serving.passed_ms.max(self.newest_scored_ms().unwrap_or(i64::MIN));
+        match self.open_rows.range(done_ms.saturating_add(1)..).next() {
+            Some((key, _)) => grid.bounds(*key).0,
+            None => self.window.newest_ms().map_or(done_ms, |newest_ms| grid.bounds(newest_ms).1),
+        }
+    }
+
     /// Training made a model that stays out of service.
     pub fn training_held(&mut self, card: &Card, now: Instant) {
         self.schedule.defer();

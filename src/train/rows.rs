@@ -80,11 +80,16 @@ impl Rows {
         Table::new(&self.values, self.len(), self.schema.features.len())
     }
 
-    /// Reads the features that are alive at the window's end and were there long enough.
+    /// Reads the features that are alive at the window's end and were there long enough, row by row up to `to_ms`.
     ///
     /// # Errors
     /// [`NoRows`].
-    pub fn read(detector: &Detector, window: &Window, exclusions: &[Exclusion]) -> Result<Self, NoRows> {
+    pub fn read(
+        detector: &Detector,
+        window: &Window,
+        exclusions: &[Exclusion],
+        to_ms: i64,
+    ) -> Result<Self, NoRows> {
         let Config { minimum, .. } = detector.training;
         let newest_ms = window.newest_ms().unwrap_or(i64::MIN);
         let observed = |(labels, column, _): (&Labels, Column, _)| {
@@ -109,7 +114,7 @@ impl Rows {
             grid: Grid::infer(window, &columns),
         };
         let n_features = schema.features.len();
-        let rows = Self::of(schema, window, exclusions, have_ms);
+        let rows = Self::of(schema, window, exclusions, have_ms, to_ms);
         if rows.is_empty() { Err(NoRows::NeverComplete { n_features }) } else { Ok(rows) }
     }
 
@@ -119,14 +124,18 @@ impl Rows {
     /// [`NoRows::NeverComplete`].
     pub fn of_schema(schema: Schema, window: &Window) -> Result<Self, NoRows> {
         let n_features = schema.features.len();
-        let rows = Self::of(schema, window, &[], 0);
+        let rows = Self::of(schema, window, &[], 0, i64::MAX);
         if rows.is_empty() { Err(NoRows::NeverComplete { n_features }) } else { Ok(rows) }
     }
 
-    fn of(schema: Schema, window: &Window, exclusions: &[Exclusion], observed_ms: i64) -> Self {
+    fn of(schema: Schema, window: &Window, exclusions: &[Exclusion], observed_ms: i64, to_ms: i64) -> Self {
         let mut builder = Builder::new(&schema, exclusions);
-        settled(&schema, window, i64::MIN, |timestamp_ms, values| builder.push(timestamp_ms, values));
-        let to_ms = window.newest_ms().unwrap_or(i64::MIN);
+        settled(&schema, window, i64::MIN, |timestamp_ms, values| {
+            if timestamp_ms <= to_ms {
+                builder.push(timestamp_ms, values);
+            }
+        });
+        let to_ms = window.newest_ms().unwrap_or(i64::MIN).min(to_ms);
         builder.finish(schema, to_ms, observed_ms)
     }
 

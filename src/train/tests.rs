@@ -34,7 +34,7 @@ fn window(series: Vec<Series>) -> Window {
 }
 
 fn rows(detector: &Detector, window: &Window) -> Result<Rows, NoRows> {
-    Rows::read(detector, window, &[])
+    Rows::read(detector, window, &[], i64::MAX)
 }
 
 fn fit(detector: &Detector, rows: &Rows, threads: usize) -> Trained {
@@ -148,12 +148,15 @@ fn excluded_rows_stay_out_as_long_as_rates_reach_back() {
         to_ms: START_MS + 109 * STEP_MS,
         reason: "release".into(),
     };
-    let rows = Rows::read(&detector, &window, std::slice::from_ref(&exclusion)).expect("rows");
+    let rows = Rows::read(&detector, &window, std::slice::from_ref(&exclusion), i64::MAX).expect("rows");
     // Ten rows, and the minute after them.
     assert_eq!(rows.excluded, [(exclusion, 14)]);
     assert_eq!(rows.len(), all.len() - 14);
     let everything = Exclusion { from_ms: 0, to_ms: i64::MAX, reason: String::new() };
-    assert_eq!(Rows::read(&detector, &window, &[everything]), Err(NoRows::NeverComplete { n_features: 1 }));
+    assert_eq!(
+        Rows::read(&detector, &window, &[everything], i64::MAX),
+        Err(NoRows::NeverComplete { n_features: 1 })
+    );
 }
 
 #[test]

@@ -74,6 +74,9 @@ pub struct Job {
     pub reason: Reason,
     /// Length of the history that the model in service has learned from, in milliseconds.
     pub learned_ms: Option<i64>,
+    /// Later rows are for the model to judge: remote read may have them before remote write brings them, and one
+    /// that had learned from them would never go back.
+    pub judged_to_ms: i64,
 }
 
 /// What a first model has to know of the time before this process.
@@ -241,7 +244,7 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
         let learned_ms = job.learned_ms.filter(|_| job.reason == Reason::Scheduled);
         move || {
             let window = join(&past, &job.window, history_ms);
-            let rows = Rows::read(&detector, &window, &exclusions);
+            let rows = Rows::read(&detector, &window, &exclusions, job.judged_to_ms);
             let purpose = Purpose { detector: Some(detector.name.clone()), group: Some(labels) };
             let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
             let sizes = &detector.training.sweep;
@@ -545,6 +548,7 @@ mod tests {
             since: Instant::now(),
             mark: None,
             learned_ms: None,
+            judged_to_ms: i64::MAX,
             reason: Reason::First,
         }
     }

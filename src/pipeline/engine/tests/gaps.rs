@@ -7,6 +7,8 @@ use crate::history::Series;
 use crate::pipeline::gaps;
 use crate::pipeline::saver::Saved;
 use crate::snapshot;
+use crate::train::rows::{self, Rows, join};
+use crate::train::{Purpose, replay, train};
 
 const STEP_MS: i64 = 15_000;
 const NAME: (&str, &str) = (METRIC_NAME, "node_network_receive_bytes_total");
@@ -368,4 +370,50 @@ fn f9_rows_that_are_written_late_are_counted() {
     let batch = bench.engine.next_batch(0, 100_000, START_MS * 2).expect("the next");
     bench.engine.advance(0, &batch.positions, time(301));
     assert_eq!(bench.metric(r#"backfilled_rows_total{detector="node_network"}"#) as i64, late, "in time");
+}
+
+#[test]
+fn a_renewed_model_judges_what_remote_read_knew_before_remote_write_brought_it() {
+    let old = ordered();
+    let mut bench = running(&old, 260);
+    // The first half of a row, when the training is asked for: Prometheus has it all, and five more.
+    bench.send(vec![rx("eth0", &[(time(260), counters(260)[0].1)])]);
+    let (detector, to_ms, live) = {
+        let group = bench.groups().remove(0).1;
+        (group.detector.clone(), group.judged_to_ms(), group.window().clone())
+    };
+    assert_eq!(to_ms, time(260) - 1);
+    let of_group = |(labels, samples): Series| (labels.split(&detector.by).1, samples);
+    let past: Vec<Series> = stored(0..266).into_iter().map(of_group).collect();
+    let history_ms = duration::millis(detector.training.history);
+    let rows = Rows::read(&detector, &join(&past, &live, history_ms), &[], to_ms).expect("rows");
+    let trained = train(&detector.model, &rows, &[], Purpose::default(), 0, NonZeroUsize::MIN, &|_, _| {});
+    let new = Arc::new(trained.expect("it learns").model);
+    assert_eq!(replay::newest_ms(&new), Some(time(259)));
+
+    // The old model goes on while the new one is trained.
+    push(&mut bench, 260..263);
+    let before = bench.content();
+    bench.groups().remove(0).1.install(deployed(&new), Before::default(), Instant::now(), &mut |_| {});
+    assert_eq!(bench.content(), before, "scores stay");
+    push(&mut bench, 263..300);
+
+    let mut expected = BTreeMap::new();
+    for (model, from, to) in [(&old, 260, 263), (&new, 263, 300)] {
+        let past: Vec<Series> = stored(0..300).into_iter().map(of_group).collect();
+        let window = rows::window(past.iter(), i64::MAX / 4);
+        let mut detection = replay::trained(model).expect("it is ordered");
+        let newest_ms = detection.newest_ms().expect("it has seen rows");
+        rows::settled(&model.schema, &window, newest_ms, |at_ms, values| {
+            let Some(seen) = detection.observe(at_ms, values) else { return };
+            if (time(from)..time(to)).contains(&at_ms) {
+                expected.insert(at_ms, seen.decision.to_bits());
+            }
+        });
+    }
+    assert_eq!(expected.len(), 40);
+    let content = bench.content().into_iter();
+    let is_new = |at: &i64, feature: &Labels| *at >= time(260) && *feature == Labels::default();
+    let scores = content.filter(|((_, feature, at), _)| is_new(at, feature));
+    assert_eq!(scores.map(|((_, _, at), bits)| (at, bits)).collect::<BTreeMap<_, _>>(), expected);
 }
