@@ -3,13 +3,12 @@
 //! The chunks are joined to one batch. A batch a chunk would copy nothing, but a file of a hundred short
 //! batches is larger and slower to read than what the copy costs.
 
-use super::chunk::{CHUNK_ROWS, Open};
+use super::chunk::{CHUNK_ROWS, Chunk, Open};
 use super::{Column, FIRST_FEATURE, Feature, MAX_FEATURES, Window};
 use crate::prom::{Labels, Sample};
 use arrow_array::{Array, Float64Array, Int64Array};
 use arrow_buffer::{BooleanBuffer, NullBuffer, ScalarBuffer};
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 /// Names of the columns of scores, which come before the features.
 pub const SCORES: [&str; FIRST_FEATURE] =
@@ -91,7 +90,7 @@ impl Window {
             window.features.push(Feature { labels: labels.clone(), newest });
             window.newest_ms = window.newest_ms.max(newest.map(|sample| sample.timestamp_ms));
         }
-        let mut sealed = VecDeque::new();
+        let mut chunks = VecDeque::new();
         for start in (0..n_rows).step_by(CHUNK_ROWS) {
             let rows = start..n_rows.min(start + CHUNK_ROWS);
             let cell = |column: &Float64Array, row: usize| column.is_valid(row).then(|| column.value(row));
@@ -100,10 +99,10 @@ impl Window {
             // Late samples are to find the last rows open.
             match rows.end == n_rows {
                 true => window.open = chunk,
-                false => sealed.push_back(Arc::new(chunk.seal())),
+                false => chunks.push_back(chunk.seal().into()),
             }
         }
-        window.sealed = sealed;
+        window.chunks = chunks;
         window.slide();
         Ok(window)
     }
@@ -115,6 +114,6 @@ impl Window {
 
     /// Bytes that the cells take, as far as they are not shared with a copy.
     pub fn n_bytes(&self) -> usize {
-        self.sealed.iter().map(|chunk| chunk.n_bytes()).sum::<usize>() + self.open.n_bytes()
+        self.chunks.iter().map(Chunk::n_bytes).sum::<usize>() + self.open.n_bytes()
     }
 }

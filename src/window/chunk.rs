@@ -5,6 +5,7 @@ use crate::prom::Sample;
 use arrow_array::{Array, Float64Array, Int64Array};
 use arrow_buffer::{BooleanBuffer, NullBuffer, ScalarBuffer};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Rows of a sealed chunk. An open one holds up to twice as many, so that a late sample finds at
 /// least this many rows still open: half an hour at 15 s.
@@ -200,7 +201,7 @@ impl Rows for Part {
     }
 }
 
-/// Rows that no longer change; never empty.
+/// Rows that no longer change.
 #[derive(Debug)]
 pub struct Sealed {
     timestamps: Int64Array,
@@ -219,24 +220,13 @@ impl Rows for Sealed {
 }
 
 impl Sealed {
-    /// Bytes of the cells.
-    pub fn n_bytes(&self) -> usize {
+    fn n_bytes(&self) -> usize {
         let columns = self.columns.iter().flatten();
         self.timestamps.get_buffer_memory_size() + columns.map(Array::get_buffer_memory_size).sum::<usize>()
     }
 
-    /// Timestamp of the oldest row.
-    pub fn first_ms(&self) -> i64 {
-        *self.timestamps.values().first().expect("a sealed chunk has rows")
-    }
-
-    /// Timestamp of the newest row.
-    pub fn last_ms(&self) -> i64 {
-        *self.timestamps.values().last().expect("a sealed chunk has rows")
-    }
-
     /// A copy that can change.
-    pub fn thaw(&self) -> Open {
+    fn thaw(&self) -> Open {
         let n_rows = self.timestamps.len();
         let column = |array: &Option<Float64Array>| {
             array.as_ref().map_or_else(
@@ -250,6 +240,75 @@ impl Sealed {
         Open {
             timestamps: self.timestamps.values().to_vec(),
             columns: self.columns.iter().map(column).collect(),
+        }
+    }
+}
+
+/// Rows behind the newest ones; never empty. A clone shares them: who changes them has his own.
+#[derive(Clone, Debug)]
+pub enum Chunk {
+    /// Nothing has come for them since they were sealed.
+    Sealed(Arc<Sealed>),
+    /// Late samples came, and more may.
+    Thawed(Arc<Open>),
+}
+
+impl From<Sealed> for Chunk {
+    fn from(sealed: Sealed) -> Self {
+        Self::Sealed(Arc::new(sealed))
+    }
+}
+
+impl Rows for Chunk {
+    fn timestamps(&self) -> &[i64] {
+        match self {
+            Self::Sealed(rows) => rows.timestamps(),
+            Self::Thawed(rows) => rows.timestamps(),
+        }
+    }
+
+    fn value(&self, column: usize, row: usize) -> Option<f64> {
+        match self {
+            Self::Sealed(rows) => rows.value(column, row),
+            Self::Thawed(rows) => rows.value(column, row),
+        }
+    }
+}
+
+impl Chunk {
+    /// Bytes of the cells.
+    pub fn n_bytes(&self) -> usize {
+        match self {
+            Self::Sealed(rows) => rows.n_bytes(),
+            Self::Thawed(rows) => rows.n_bytes(),
+        }
+    }
+
+    /// Timestamp of the oldest row.
+    pub fn first_ms(&self) -> i64 {
+        *self.timestamps().first().expect("a chunk has rows")
+    }
+
+    /// Timestamp of the newest row.
+    pub fn last_ms(&self) -> i64 {
+        *self.timestamps().last().expect("a chunk has rows")
+    }
+
+    /// The rows, to be changed.
+    pub fn thaw(&mut self) -> &mut Open {
+        if let Self::Sealed(rows) = self {
+            *self = Self::Thawed(Arc::new(rows.thaw()));
+        }
+        match self {
+            Self::Thawed(rows) => Arc::make_mut(rows),
+            Self::Sealed(_) => unreachable!("it was thawed"),
+        }
+    }
+
+    /// Has the rows in Arrow arrays again.
+    pub fn seal(&mut self) {
+        if let Self::Thawed(rows) = self {
+            *self = Arc::unwrap_or_clone(std::mem::take(rows)).seal().into();
         }
     }
 }

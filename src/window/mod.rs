@@ -7,8 +7,9 @@
 //!
 //! Old rows are sealed into immutable Arrow chunks: a copy of a window for training shares them.
 //! The newest rows stay open, and late samples go there without touching a sealed chunk; one that
-//! is later still thaws its chunk. Rows of everything in one ring were the alternative: no sharing,
-//! and a late row would move all that follow.
+//! is later still thaws its chunk, which stays so until the newest rows are sealed: where one is late
+//! many are, series after series of an answer by remote read. Rows of everything in one ring were the
+//! alternative: no sharing, and a late row would move all that follow.
 
 pub mod arrow;
 mod chunk;
@@ -16,11 +17,9 @@ pub mod row;
 mod view;
 
 use crate::prom::{Labels, Sample};
-use chunk::{Open, Rows, Sealed};
+use chunk::{Chunk, Open, Rows};
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
-use std::sync::Arc;
-
 pub use view::View;
 
 /// Columns before the features: those of [`Voice::columns`].
@@ -113,11 +112,11 @@ struct Feature {
 
 /// The samples and scores of one group over the last `length_ms` milliseconds.
 ///
-/// A clone shares the sealed chunks.
+/// A clone shares all but the newest rows.
 #[derive(Clone, Debug)]
 pub struct Window {
     length_ms: i64,
-    sealed: VecDeque<Arc<Sealed>>,
+    chunks: VecDeque<Chunk>,
     open: Open,
     features: Vec<Feature>,
     columns: HashMap<Labels, Column>,
@@ -129,7 +128,7 @@ impl Window {
     pub fn new(length_ms: i64) -> Self {
         Self {
             length_ms,
-            sealed: VecDeque::new(),
+            chunks: VecDeque::new(),
             open: Open::default(),
             features: Vec::new(),
             columns: HashMap::new(),
@@ -217,24 +216,24 @@ impl Window {
     }
 
     fn set(&mut self, column: usize, timestamp_ms: i64, value: f64) -> Push {
-        let late = self.sealed.partition_point(|chunk| chunk.last_ms() < timestamp_ms);
-        if late == self.sealed.len() {
+        let late = self.chunks.partition_point(|chunk| chunk.last_ms() < timestamp_ms);
+        if late == self.chunks.len() {
             let outcome = self.open.set(column, timestamp_ms, value);
             if let Some(full) = self.open.seal_when_full() {
-                self.sealed.push_back(Arc::new(full));
+                self.chunks.iter_mut().for_each(Chunk::seal);
+                self.chunks.push_back(full.into());
             }
             return outcome;
         }
-        if self.sealed[late].cell(column, timestamp_ms).is_some_and(|old| old.to_bits() == value.to_bits()) {
-            return Push::Duplicate;
+        match self.chunks[late].cell(column, timestamp_ms) {
+            Some(old) if old.to_bits() == value.to_bits() => return Push::Duplicate,
+            Some(_) => return Push::Conflict,
+            None => {}
         }
-        let mut chunk = self.sealed[late].thaw();
+        let chunk = self.chunks[late].thaw();
         let outcome = chunk.set(column, timestamp_ms, value);
         if let Some(first) = chunk.seal_when_full() {
-            self.sealed.insert(late, Arc::new(first));
-            self.sealed[late + 1] = Arc::new(chunk.seal());
-        } else {
-            self.sealed[late] = Arc::new(chunk.seal());
+            self.chunks.insert(late, first.into());
         }
         outcome
     }
@@ -242,8 +241,8 @@ impl Window {
     /// Lets go of chunks that lie outside the window as a whole.
     fn slide(&mut self) {
         let start = self.start_ms();
-        while self.sealed.front().is_some_and(|chunk| chunk.last_ms() <= start) {
-            self.sealed.pop_front();
+        while self.chunks.front().is_some_and(|chunk| chunk.last_ms() <= start) {
+            self.chunks.pop_front();
         }
     }
 
@@ -260,16 +259,16 @@ impl Window {
     /// The chunks that may hold rows after `after_ms` and up to `to_ms`, and these rows in each.
     fn parts(&self, after_ms: i64, to_ms: i64) -> impl Iterator<Item = (&dyn Rows, Range<usize>)> {
         let after_ms = after_ms.max(self.start_ms());
-        let first = self.sealed.partition_point(|chunk| chunk.last_ms() <= after_ms);
-        let sealed = self.sealed.range(first..).map(|chunk| &**chunk as &dyn Rows);
-        in_range(sealed.chain([&self.open as &dyn Rows]), after_ms, to_ms)
+        let first = self.chunks.partition_point(|chunk| chunk.last_ms() <= after_ms);
+        let chunks = self.chunks.range(first..).map(|chunk| chunk as &dyn Rows);
+        in_range(chunks.chain([&self.open as &dyn Rows]), after_ms, to_ms)
     }
 
     /// What it holds now of these features and voices after `after_ms` and up to `to_ms`.
     pub fn view(&self, features: &[Column], voices: &[Voice], after_ms: i64, to_ms: i64) -> View {
         let after_ms = after_ms.max(self.start_ms());
-        let first = self.sealed.partition_point(|chunk| chunk.last_ms() <= after_ms);
-        let sealed = self.sealed.range(first..).take_while(|chunk| chunk.first_ms() <= to_ms);
+        let first = self.chunks.partition_point(|chunk| chunk.last_ms() <= after_ms);
+        let chunks = self.chunks.range(first..).take_while(|chunk| chunk.first_ms() <= to_ms);
         let scores = voices.iter().flat_map(|voice| {
             let (scores, alarm) = voice.columns();
             scores.into_iter().chain(alarm.into_iter().flatten())
@@ -277,7 +276,7 @@ impl Window {
         let columns = scores.chain(features.iter().map(|feature| feature.index())).collect();
         let rows = in_range([&self.open as &dyn Rows].into_iter(), after_ms, to_ms).next();
         let rows = rows.map_or(0..0, |(_, rows)| rows);
-        View::new(sealed.cloned().collect(), self.open.part(rows, columns), after_ms, to_ms)
+        View::new(chunks.cloned().collect(), self.open.part(rows, columns), after_ms, to_ms)
     }
 
     /// Timestamps of the rows after `after_ms` and up to `to_ms`, ascending.
@@ -310,15 +309,9 @@ impl Window {
     }
 
     fn replace(&mut self, column: usize, timestamp_ms: i64, value: f64) {
-        let position = self.sealed.partition_point(|chunk| chunk.last_ms() < timestamp_ms);
-        match self.sealed.get_mut(position) {
-            None => self.open.replace(column, timestamp_ms, value),
-            Some(chunk) => {
-                let mut thawed = chunk.thaw();
-                thawed.replace(column, timestamp_ms, value);
-                *chunk = Arc::new(thawed.seal());
-            }
-        }
+        let position = self.chunks.partition_point(|chunk| chunk.last_ms() < timestamp_ms);
+        let rows = self.chunks.get_mut(position).map_or(&mut self.open, Chunk::thaw);
+        rows.replace(column, timestamp_ms, value);
     }
 
     /// The scores of the row at `timestamp_ms`.

@@ -90,7 +90,7 @@ fn memory_is_bounded_by_the_length() {
     let cells: Vec<_> = (0..100_000).map(|i| (i % 3, i as i64 * 1000)).collect();
     let window = filled(600_000, &cells);
     assert_eq!(window.timestamps(i64::MIN, i64::MAX).count(), 600);
-    assert!(window.sealed.len() <= 600 / chunk::CHUNK_ROWS + 1);
+    assert!(window.chunks.len() <= 600 / chunk::CHUNK_ROWS + 1);
 }
 
 #[test]
@@ -98,8 +98,44 @@ fn a_copy_shares_the_sealed_chunks() {
     let cells: Vec<_> = (0..1000).map(|i| (0, i * 1000)).collect();
     let window = filled(i64::MAX / 4, &cells);
     let copy = window.clone();
-    assert!(!window.sealed.is_empty());
-    assert!(window.sealed.iter().zip(&copy.sealed).all(|(a, b)| Arc::ptr_eq(a, b)));
+    assert!(!window.chunks.is_empty());
+    let address = |chunk: &Chunk| chunk.timestamps().as_ptr();
+    assert!(window.chunks.iter().map(address).eq(copy.chunks.iter().map(address)));
+
+    // A late sample is the window's own.
+    let mut later = window.clone();
+    let column = later.column(&feature(1)).expect("few");
+    assert_eq!(later.push(column, sample(1, 3_000)), Push::Stored);
+    let mut last = later.clone();
+    assert_eq!(last.push(column, sample(1, 4_000)), Push::Stored);
+    let added = |window: &Window| content(window).len() - 1000;
+    assert_eq!([&copy, &later, &last].map(added), [0, 1, 2]);
+}
+
+#[test]
+fn series_after_series_a_chunk_is_thawed_once() {
+    let cells: Vec<_> = (0..50).flat_map(|column| (0..1400).map(move |i| (column, i * 1000))).collect();
+    let mut window = Window::new(i64::MAX / 4);
+    let mut thawed = 0;
+    for (i, timestamp_ms) in &cells {
+        let before: Vec<bool> = window.chunks.iter().map(is_thawed).collect();
+        let column = window.column(&feature(*i)).expect("few");
+        assert_eq!(window.push(column, sample(*i, *timestamp_ms)), Push::Stored);
+        let after = window.chunks.iter().map(is_thawed);
+        thawed += before.into_iter().zip(after).filter(|(before, after)| !before & after).count();
+    }
+    assert_eq!(thawed, window.chunks.len());
+    // With the next rows they are sealed again.
+    let cells: Vec<_> = (1400..1700).map(|i| (0, i * 1000)).collect();
+    for (i, timestamp_ms) in &cells {
+        let column = window.column(&feature(*i)).expect("few");
+        window.push(column, sample(*i, *timestamp_ms));
+    }
+    assert!(!window.chunks.iter().any(is_thawed));
+}
+
+fn is_thawed(chunk: &Chunk) -> bool {
+    matches!(chunk, Chunk::Thawed(_))
 }
 
 #[test]
@@ -110,7 +146,7 @@ fn a_view_is_of_one_moment_and_of_what_was_asked_for() {
     for timestamp_ms in [100_000, 299_000] {
         window.set_score(Voice::Champion, timestamp_ms, score);
     }
-    assert!(!window.sealed.is_empty() && window.open.timestamps().len() > 1);
+    assert!(!window.chunks.is_empty() && window.open.timestamps().len() > 1);
     let column = |i: usize| window.find(&feature(i)).expect("known");
     let columns = [column(2), column(0)];
     for (after_ms, to_ms) in [(i64::MIN, i64::MAX), (99_000, 101_000), (298_000, 299_000), (400_000, 500_000)]

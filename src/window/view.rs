@@ -1,29 +1,28 @@
 //! What a window holds at one moment, for whoever reads it while the window goes on.
 
-use super::chunk::{Part, Rows, Sealed};
+use super::chunk::{Chunk, Part, Rows};
 use super::{Column, Score, Voice, in_range, scores};
 use crate::prom::Sample;
 use std::ops::Range;
-use std::sync::Arc;
 
-/// Some columns of a window over a range of time. Sealed chunks are shared with the window, and only of the
+/// Some columns of a window over a range of time. Chunks are shared with the window, and only of the
 /// open rows is there a copy: two kilobytes a column.
 #[derive(Debug)]
 pub struct View {
-    sealed: Vec<Arc<Sealed>>,
+    chunks: Vec<Chunk>,
     open: Part,
     after_ms: i64,
     to_ms: i64,
 }
 
 impl View {
-    pub(super) fn new(sealed: Vec<Arc<Sealed>>, open: Part, after_ms: i64, to_ms: i64) -> Self {
-        Self { sealed, open, after_ms, to_ms }
+    pub(super) fn new(chunks: Vec<Chunk>, open: Part, after_ms: i64, to_ms: i64) -> Self {
+        Self { chunks, open, after_ms, to_ms }
     }
 
     fn parts(&self) -> impl Iterator<Item = (&dyn Rows, Range<usize>)> {
-        let sealed = self.sealed.iter().map(|chunk| &**chunk as &dyn Rows);
-        in_range(sealed.chain([&self.open as &dyn Rows]), self.after_ms, self.to_ms)
+        let chunks = self.chunks.iter().map(|chunk| chunk as &dyn Rows);
+        in_range(chunks.chain([&self.open as &dyn Rows]), self.after_ms, self.to_ms)
     }
 
     /// Appends a feature's samples, ascending, staleness markers among them.

@@ -58,7 +58,24 @@ fn push_row(bencher: Bencher) {
     });
 }
 
-/// The same into a map from time and feature to value.
+/// A window filled series by series, as remote read answers: all but the first come for rows that are sealed.
+#[divan::bench(args = [20, 200])]
+fn fill_by_series(bencher: Bencher, n_series: usize) {
+    let label = |i: usize| Labels::new([(METRIC_NAME, "rx"), ("device", format!("eth{i}").as_str())]);
+    let labels: Vec<Labels> = (0..n_series).map(|i| label(i).expect("valid")).collect();
+    bencher.counter(ItemsCount::new(n_series * ROWS as usize)).bench_local(|| {
+        let mut window = Window::new(ROWS * STEP_MS);
+        for (i, labels) in labels.iter().enumerate() {
+            let column = window.column(labels).expect("few");
+            for row in 0..ROWS {
+                black_box(window.push(column, sample(row, i)));
+            }
+        }
+        window
+    });
+}
+
+/// The same as [`push_row`] into a map from time and feature to value.
 #[divan::bench]
 fn push_row_into_a_map(bencher: Bencher) {
     let mut cells: BTreeMap<(i64, usize), f64> = BTreeMap::new();
