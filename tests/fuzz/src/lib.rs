@@ -32,6 +32,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "read_response", run: wire::read_response, seeds: wire::answers },
     Target { name: "read_message", run: wire::read_message, seeds: wire::stream_messages },
     Target { name: "read_frames", run: wire::read_frames, seeds: wire::streams },
+    Target { name: "read_request", run: wire::read_request, seeds: wire::questions },
     Target { name: "receiver", run: receiver::receiver, seeds: receiver::stories },
     Target { name: "model_folder", run: models::folder, seeds: models::folders },
     Target { name: "pickle", run: models::pickle, seeds: models::pickles },
@@ -40,6 +41,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "onnx", run: models::onnx, seeds: models::graphs },
     Target { name: "mlmodel", run: models::mlmodel, seeds: models::descriptions },
     Target { name: "config", run: texts::config, seeds: texts::configs },
+    Target { name: "web_config", run: texts::web_config, seeds: texts::web_configs },
     Target { name: "selector", run: texts::selector, seeds: texts::selectors },
 ];
 

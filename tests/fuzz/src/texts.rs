@@ -1,7 +1,11 @@
 //! What people write: configuration and selectors.
 
 use promforest::config::Config;
+use promforest::http::web_config::WebConfig;
 use promforest::prom::{Labels, METRIC_NAME, Selector};
+use promforest::yaml::FileError;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{env, fs, process};
 
 /// A configuration is read, or every error has a line of text.
 pub fn config(data: &[u8]) {
@@ -9,6 +13,24 @@ pub fn config(data: &[u8]) {
     if let Err(errors) = Config::parse(text) {
         assert!(!errors.is_empty());
         assert!(errors.iter().all(|error| !error.to_string().is_empty()));
+    }
+}
+
+/// So is a web configuration, which is a file: the paths in it begin at its folder.
+pub fn web_config(data: &[u8]) {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let path = env::temp_dir().join(format!("promforest-fuzz-{}-{number}.yml", process::id()));
+    fs::write(&path, data).expect("the folder can be written");
+    let read = WebConfig::load(&path);
+    fs::remove_file(&path).expect("it was just written");
+    match read {
+        Ok(_) => assert!(str::from_utf8(data).is_ok()),
+        Err(FileError::Io { source, .. }) => assert!(str::from_utf8(data).is_err(), "{source}"),
+        Err(FileError::Invalid { errors, .. }) => {
+            assert!(!errors.is_empty());
+            assert!(errors.iter().all(|error| !error.to_string().is_empty()));
+        }
     }
 }
 
@@ -49,6 +71,14 @@ pub fn selector(data: &[u8]) {
 /// Configurations, good and bad.
 pub fn configs() -> Vec<Vec<u8>> {
     super::files("config", ".yml")
+}
+
+/// Web configurations, good and bad. The certificates in them are found from everywhere.
+pub fn web_configs() -> Vec<Vec<u8>> {
+    let folder = format!("{}/", super::data("config").display());
+    let texts = super::files("web-config", ".yml");
+    let text = |bytes| String::from_utf8(bytes).expect("a text").replace("../config/", &folder);
+    texts.into_iter().map(|bytes| text(bytes).into_bytes()).collect()
 }
 
 /// Selectors and patterns.

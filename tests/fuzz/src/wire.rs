@@ -2,6 +2,7 @@
 
 use promforest::history::answer::Answer;
 use promforest::history::frames::Frames;
+use promforest::history::server::{Error as Refused, Form, Request as Question};
 use promforest::history::{Metrics, xor};
 use promforest::prom::proto::{self, v2};
 use promforest::prom::wire::{
@@ -160,6 +161,30 @@ pub fn read_frames(data: &[u8]) {
     assert_eq!(pop(&mut std::iter::once(data)).ok(), pop(&mut data.chunks(1)).ok());
 }
 
+/// What prost reads in a question, we read too, or say why it is not answered.
+pub fn read_request(data: &[u8]) {
+    let question = Question::decode(data);
+    let Ok(oracle) = proto::ReadRequest::decode(data) else { return };
+    let question = match question {
+        Ok(question) => question,
+        // Groups again, and what is asked of us is bounded, and has to be selective.
+        Err(Refused::Malformed(Malformed::Key(_)) | Refused::Limit { .. } | Refused::Query { .. }) => return,
+        Err(Refused::Form(forms)) => {
+            assert!(!forms.is_empty() && forms == oracle.accepted_response_types);
+            return assert!(forms.iter().all(|form| !(0..=1).contains(form)));
+        }
+        Err(error) => panic!("{error}: {oracle:?}"),
+    };
+    let form = oracle.accepted_response_types.into_iter().find(|form| (0..=1).contains(form));
+    assert_eq!(question.form == Form::Chunks, form == Some(1));
+    assert_eq!(question.queries.len(), oracle.queries.len());
+    for (query, expected) in question.queries.into_iter().zip(oracle.queries) {
+        let range = (expected.start_timestamp_ms, expected.end_timestamp_ms);
+        assert_eq!((query.start_ms, query.end_ms), range);
+        assert!(query.selector.to_proto().eq(expected.matchers));
+    }
+}
+
 /// A chunk has the samples that a plain reader of bits finds in it.
 pub fn xor(data: &[u8]) {
     let mut samples = Vec::new();
@@ -221,6 +246,11 @@ pub fn chunks() -> Vec<Vec<u8>> {
 /// The messages of answers of remote read.
 pub fn answers() -> Vec<Vec<u8>> {
     decompressed(&super::files("captures/remote-read", "samples.response.bin"))
+}
+
+/// Questions.
+pub fn questions() -> Vec<Vec<u8>> {
+    decompressed(&super::files("captures/remote-read", ".request.snappy"))
 }
 
 /// Streamed answers.
