@@ -27,6 +27,8 @@ const REPLACED: usize = 3;
 /// Series of a host that are watched, and others: with [`REPLACED`], 10,000 new series a minute.
 const WATCHED: usize = 4;
 const OTHERS: usize = 51;
+/// Seconds of a part of the run: rows are scored in each but the first, which has the first models in it.
+const PART: u32 = 30;
 const SECOND: Duration = Duration::from_secs(1);
 /// Three times what was measured, 43 MB: a bound of the design and not of a machine.
 const MOST_BYTES: f64 = 150e6;
@@ -45,27 +47,30 @@ const DETECTORS: &str = r#"
 struct Target {
     port: u16,
     refuses: Arc<AtomicBool>,
-    samples: Arc<AtomicU64>,
+    scores: Arc<AtomicU64>,
+    /// Staleness markers.
+    ends: Arc<AtomicU64>,
 }
 
 impl Target {
     fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
         let port = listener.local_addr().expect("a bound socket has an address").port();
-        let target = Self { port, refuses: Arc::default(), samples: Arc::default() };
-        let (refuses, samples) = (target.refuses.clone(), target.samples.clone());
+        let refuses: Arc<AtomicBool> = Arc::default();
+        let [scores, ends]: [Arc<AtomicU64>; 2] = Default::default();
+        let target = Self { port, refuses: refuses.clone(), scores: scores.clone(), ends: ends.clone() };
         // It ends with the process.
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (refuses, samples) = (refuses.clone(), samples.clone());
+                let (refuses, scores, ends) = (refuses.clone(), scores.clone(), ends.clone());
                 // A sender that goes away ends its connection's thread.
-                thread::spawn(move || while Self::answer(&stream, &refuses, &samples).is_some() {});
+                thread::spawn(move || while Self::answer(&stream, &refuses, [&scores, &ends]).is_some() {});
             }
         });
         target
     }
 
-    fn answer(mut stream: &TcpStream, refuses: &AtomicBool, samples: &AtomicU64) -> Option<()> {
+    fn answer(mut stream: &TcpStream, refuses: &AtomicBool, [scores, ends]: [&AtomicU64; 2]) -> Option<()> {
         // Nothing is sent before the answer: no byte of a next request is lost in the buffer.
         let mut reader = BufReader::new(stream);
         let mut length = 0;
@@ -87,8 +92,10 @@ impl Target {
         let mut buffer = Vec::new();
         let message = snappy::decompress(&body, 32 << 20, &mut buffer).expect("snappy");
         let request = WriteRequest::decode(message).expect("a WriteRequest");
-        let count: usize = request.timeseries.iter().map(|series| series.samples.len()).sum();
-        samples.fetch_add(count as u64, Ordering::Relaxed);
+        for sample in request.timeseries.iter().flat_map(|series| &series.samples) {
+            let kind = if sample.value.to_bits() == STALE_BITS { ends } else { scores };
+            kind.fetch_add(1, Ordering::Relaxed);
+        }
         stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").ok()
     }
 }
@@ -167,7 +174,7 @@ fn f8_f18_f31_memory_is_flat_under_churn() {
     let length = Duration::from_secs_f64(minutes * 60.0);
     let mut hosts: VecDeque<u64> = (0..HOSTS as u64).collect();
     let (mut next, mut sent, mut last) = (HOSTS as u64, 0, Vec::new());
-    let mut resident: Vec<f64> = Vec::new();
+    let (mut resident, mut rows): (Vec<f64>, Vec<f64>) = Default::default();
     for second in 0.. {
         let due = began + second * SECOND;
         if due > began + length {
@@ -196,14 +203,18 @@ fn f8_f18_f31_memory_is_flat_under_churn() {
         target.refuses.store(second % 30 >= 20, Ordering::Relaxed);
         if second % 5 == 0 {
             let page = Page::read(&address);
+            let scored = page.of("promforest_rows_total", &[("state", "complete")]);
             resident.push(page.resident());
+            if second % PART == 0 {
+                rows.push(scored);
+            }
             if second % 60 == 0 {
                 println!(
                     "{:4} s: {:6.1} MB resident, {} series remembered, {} rows, {} samples written, {} lost",
                     began.elapsed().as_secs(),
                     page.resident() / 1e6,
                     page.of("promforest_index_series", &[]),
-                    page.of("promforest_rows_total", &[("state", "complete")]),
+                    scored,
                     page.of("promforest_remote_write_samples_total", &[]),
                     page.of("promforest_remote_write_samples_failed_total", &[]),
                 );
@@ -222,12 +233,18 @@ fn f8_f18_f31_memory_is_flat_under_churn() {
     let page = Page::read(&address);
 
     assert_eq!(page.of("promforest_ingest_samples_total", &[]), sent as f64, "samples received and sent");
+    let [scores, ends] = [&target.scores, &target.ends].map(|count| count.load(Ordering::Relaxed) as f64);
     let written = page.of("promforest_remote_write_samples_total", &[]);
-    assert_eq!(written, target.samples.load(Ordering::Relaxed) as f64, "samples written and received");
+    assert_eq!(written, scores + ends, "samples written and received");
     let lost = page.of("promforest_remote_write_samples_failed_total", &[]);
-    let scored = 2.0 * page.of("promforest_rows_total", &[("state", "complete")]);
+    let of_rows = |state| 2.0 * page.of("promforest_rows_total", &[("state", state)]);
+    let goes_on = rows.windows(2).skip(1).all(|between| between[0] < between[1]);
+    assert!(goes_on, "rows scored, every {PART} s: {rows:?}\n{}", promforest.tail());
+    let scored = of_rows("complete");
     assert!(scored > 0.0, "nothing was scored\n{}", promforest.tail());
-    assert_eq!(scored, written + lost, "samples scored, and written ({written}) or lost ({lost})");
+    assert_eq!(scored, scores + lost, "samples scored, and written ({scores}) or lost ({lost})");
+    // A host that was never scored has no end.
+    assert!(ends <= of_rows("ended"), "{ends} series ended, of {} of rows", of_rows("ended"));
 
     // Everything that a host leaves behind goes within a window and a look around, a minute and a half.
     let (early, late) = resident.split_at(resident.len() / 2);
