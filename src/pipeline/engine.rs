@@ -47,6 +47,8 @@ const BACKFILLED_MS: i64 = 300_000;
 const SELECTING: Duration = Duration::from_millis(2);
 /// How often groups and columns are looked through for what is gone.
 const TIDY_EVERY: Duration = Duration::from_secs(60);
+/// Samples of other values for the same times within [`TIDY_EVERY`] that are worth a word.
+const MANY_CONFLICTS: usize = 10;
 /// How often the progress towards a first model is logged.
 const PROGRESS_EVERY: Duration = Duration::from_secs(30);
 
@@ -170,6 +172,8 @@ pub struct Engine {
     ingest: ingest::Metrics,
     publish: publish::Metrics,
     tidied: Instant,
+    /// Samples of other values than those that are held, since then.
+    conflicts: usize,
     told_progress: Option<Instant>,
 }
 
@@ -214,6 +218,7 @@ impl Engine {
             ingest: parts.ingest,
             publish: parts.publish,
             tidied: Instant::now(),
+            conflicts: 0,
             told_progress: None,
         }
     }
@@ -335,7 +340,10 @@ impl Engine {
                             }
                         }
                         Push::Duplicate => dropped.add(Dropped::Duplicate, 1),
-                        Push::Conflict => dropped.add(Dropped::Conflict, 1),
+                        Push::Conflict => {
+                            self.conflicts += 1;
+                            dropped.add(Dropped::Conflict, 1);
+                        }
                         Push::TooOld => dropped.add(Dropped::TooOld, 1),
                     }
                 }
@@ -714,6 +722,7 @@ impl Engine {
         self.ask_for_trainings(now);
         if now.duration_since(self.tidied) >= TIDY_EVERY {
             self.tidied = now;
+            self.tell_of_replicas();
             self.groups.iter().for_each(|group| self.metrics.drift(group));
             self.metrics.window_bytes(self.groups.iter().map(|group| group.window().n_bytes()).sum());
             let (gone, look_again) = self.groups.tidy(now);
@@ -731,6 +740,23 @@ impl Engine {
         }
         self.metrics.pending(self.targets.iter().map(|state| state.pending.len()).sum());
         self.tell_readiness(now);
+    }
+
+    /// Two that send the same series make rows of two kinds, or two values of one sample, of which the first counts.
+    fn tell_of_replicas(&mut self) {
+        const ADVICE: &str =
+            "two seem to send the same series: add their replica label to `by`, or let one of them send";
+        let mut interleaved = self.groups.iter().filter(|group| group.is_interleaved());
+        let first = interleaved.next();
+        let groups = first.map_or(0, |_| 1 + interleaved.count());
+        self.metrics.interleaved(groups);
+        if let Some(group) = first {
+            warn!(component = "ingest", detector = group.detector.name, group = %group.labels, groups, "{ADVICE}");
+        }
+        let conflicts = std::mem::take(&mut self.conflicts);
+        if conflicts >= MANY_CONFLICTS {
+            warn!(component = "ingest", conflicts, "{ADVICE}");
+        }
     }
 
     /// Fills the trainer's queue with the groups that are due, going on where it stopped, so that

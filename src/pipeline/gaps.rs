@@ -514,6 +514,18 @@ impl Rhythm {
         is_late
     }
 
+    /// Are these the rows of two that scrape at the same interval, each at his own time? Then a short step follows
+    /// every long one. Whoever is late once is on time again, and so does not look like it.
+    pub fn is_interleaved(&self) -> bool {
+        let times = self.newest.iter();
+        let steps: Vec<i64> = times.clone().skip(1).zip(times).map(|(b, a)| b - a).collect();
+        let alternate = |steps: &[i64]| {
+            let &[first, second, third] = steps else { return false };
+            5 * (first - second).abs() > first + second && 20 * (first - third).abs() < first + second
+        };
+        self.newest.len() == Self::ROWS && steps.windows(3).all(alternate)
+    }
+
     /// The usual distance of rows: the median of the last ones.
     pub fn interval_ms(&self) -> Option<i64> {
         let times = self.newest.iter();

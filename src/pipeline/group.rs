@@ -175,6 +175,7 @@ impl Group {
         restored.causes = causes.into_iter().map(known).collect();
         restored.incidents = incidents.into();
         restored.is_incident = state.is_incident;
+        restored.ended = state.ended.into_iter().map(|then| (then, now)).collect();
         // What was incomplete may still become complete.
         let passed_ms = champion.as_ref().map_or(newest_ms, |mark| mark.passed_ms);
         let waiting: Vec<i64> = restored.window.timestamps(passed_ms, i64::MAX).collect();
@@ -209,6 +210,7 @@ impl Group {
                 .collect(),
             incidents: self.incidents.iter().copied().collect(),
             is_incident: self.is_incident,
+            ended: self.ended.keys().copied().collect(),
         };
         let saved = Saved {
             state,
@@ -320,6 +322,11 @@ impl Group {
         {
             self.hold(newest_ms, now);
         }
+    }
+
+    /// Do two send it, each his own rows?
+    pub fn is_interleaved(&self) -> bool {
+        self.serving.is_some() && self.rhythm.is_interleaved()
     }
 
     /// Judges no row until told: samples are missing after this one.
@@ -617,6 +624,7 @@ impl Group {
                     let (after_ms, to_ms) = schema.grid.bounds(key);
                     let newest_ms = self.window.timestamps(after_ms, to_ms).last();
                     self.ended.extend(newest_ms.map(|newest_ms| (newest_ms, now)));
+                    self.unsaved = true;
                     RowState::Ended
                 }
                 Row::Missing(missing) => {

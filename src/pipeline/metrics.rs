@@ -39,6 +39,7 @@ pub struct Metrics {
     alerts_observed: Family<GroupLabels, Gauge>,
     models_refused: Family<[(&'static str, String); 1], Counter>,
     backfilled: Family<[(&'static str, String); 1], Counter>,
+    interleaved: Gauge,
     window_bytes: Gauge,
     series: Gauge,
     pending: Gauge,
@@ -65,6 +66,7 @@ impl Metrics {
             alerts_observed: Family::default(),
             models_refused: Family::default(),
             backfilled: Family::default(),
+            interleaved: Gauge::default(),
             window_bytes: Gauge::default(),
             series: Gauge::default(),
             pending: Gauge::default(),
@@ -133,6 +135,11 @@ impl Metrics {
             "backfilled_rows",
             "Rows whose scores were written more than five minutes after their time",
             m.backfilled.clone(),
+        );
+        registry.register(
+            "interleaved_groups",
+            "Groups whose rows come at two times of one interval, as from two Prometheus replicas",
+            m.interleaved.clone(),
         );
         registry.register(
             "window_bytes",
@@ -274,6 +281,11 @@ impl Metrics {
     /// Counts rows that were written late.
     pub fn backfilled(&self, detector: &str, rows: usize) {
         self.backfilled.get_or_create(&[("detector", detector.to_string())]).inc_by(rows as u64);
+    }
+
+    /// Shows how many groups two seem to send.
+    pub fn interleaved(&self, groups: usize) {
+        self.interleaved.set(groups as i64);
     }
 
     /// Shows the size of the windows.

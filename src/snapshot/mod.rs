@@ -77,6 +77,9 @@ pub struct State {
     pub incidents: Vec<i64>,
     /// Was the newest row in one?
     pub is_incident: bool,
+    /// Timestamps of rows at which everything ended, as far as a target has yet to be told.
+    #[serde(default)]
+    pub ended: Vec<i64>,
 }
 
 /// How far a model was, and what it had become.

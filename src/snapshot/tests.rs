@@ -46,6 +46,7 @@ fn snapshot() -> (State, Window) {
         causes: vec![(4_000_000, vec![cause]), (4_015_000, Vec::new())],
         incidents: vec![4_000_000],
         is_incident: true,
+        ended: vec![4_500_000],
     };
     (state, window)
 }

@@ -870,3 +870,29 @@ proptest! {
         prop_assert_eq!(run(disturbed(&[samples], &mut random)), expected);
     }
 }
+
+#[test]
+fn f36_two_replicas_are_told_from_one_that_is_late() {
+    let told = |offsets_ms: [i64; 3], replicas_ms: &[i64]| {
+        let mut bench = serving();
+        for i in 1..12 {
+            for phase_ms in replicas_ms {
+                let at_ms = START_MS + i * 15_000 + phase_ms + offsets_ms[i as usize % 3];
+                for device in ["eth0", "lo"] {
+                    bench.send(vec![rx(device, &[(at_ms, (i * 1500 + phase_ms / 10) as f64)])]);
+                }
+            }
+        }
+        bench.tick(Instant::now() + TIDY_EVERY);
+        bench.metric("interleaved_groups")
+    };
+    assert_eq!(told([0, 3, -5], &[0]), 0);
+    assert_eq!(told([0, 4_000, 0], &[0]), 0, "one scrape of three is late");
+    assert_eq!(told([0, 3, -5], &[0, 4_000]), 1);
+
+    // Without a phase of its own the first one's values stay.
+    let mut bench = serving();
+    scrape(&mut bench, 1);
+    bench.send(vec![rx("eth0", &[(START_MS + 15_000, 7.0)])]);
+    assert_eq!(bench.metric(r#"ingest_samples_dropped_total{reason="conflict"}"#), 1);
+}

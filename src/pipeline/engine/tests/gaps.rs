@@ -208,6 +208,21 @@ fn f22_f24_a_snapshot_of_another_model_or_configuration_is_not_gone_on_from() {
 }
 
 #[test]
+fn f26_an_end_that_was_not_written_is_in_the_snapshot() {
+    let model = ordered();
+    let mut bench = running(&model, 260);
+    for (device, _) in counters(260) {
+        bench.send(vec![rx(device, &[(time(260), f64::from_bits(STALE_BITS))])]);
+    }
+    bench.tick(Instant::now() + Duration::from_secs(60));
+    let mut again = restarted(saved(&mut bench), &model, 0..260, Some(259));
+    let batch = again.engine.next_batch(0, 100, START_MS * 2).expect("the ends");
+    let ends = batch.series.iter().flat_map(|series| &series.samples);
+    assert!(ends.clone().all(|sample| sample.is_stale() && sample.timestamp_ms == time(260)));
+    assert_eq!(ends.count(), 4, "decision, score, threshold and incident");
+}
+
+#[test]
 fn an_unchanged_group_is_not_written_again() {
     let mut bench = running(&ordered(), 210);
     let turn = bench.engine.snapshot(None).expect("a group");
