@@ -15,6 +15,7 @@ use hyper::body::{Body, Incoming};
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, RETRY_AFTER};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -190,6 +191,11 @@ impl Default for Receiver {
 }
 
 impl Receiver {
+    /// Bytes of the budget that are taken.
+    pub fn in_flight(&self) -> usize {
+        IN_FLIGHT_LIMIT - self.in_flight.available_permits()
+    }
+
     /// Reads the body of a request of this version, as [`negotiate`] tells it.
     ///
     /// # Errors
@@ -345,6 +351,7 @@ pub struct Metrics {
     dropped: [Counter; Dropped::ALL.len()],
     refused: [Counter; Reason::ALL.len()],
     ignored: Labelled<Counter>,
+    in_flight: Gauge,
     told: Arc<Mutex<HashMap<&'static str, Told>>>,
 }
 
@@ -369,6 +376,7 @@ impl Metrics {
             refused: Reason::ALL
                 .map(|reason| refused.get_or_create(&[("reason", reason.label().into())]).clone()),
             ignored: Labelled::default(),
+            in_flight: Gauge::default(),
             told: Arc::default(),
         };
         registry.register(
@@ -390,6 +398,11 @@ impl Metrics {
             "ingest_samples_late",
             "Samples used that came after newer ones of their group",
             metrics.late.clone(),
+        );
+        registry.register(
+            "ingest_in_flight_bytes",
+            "Bytes kept free for requests that are being received or wait to be used; with window_bytes, what is held",
+            metrics.in_flight.clone(),
         );
         registry.register("ingest_samples_dropped", "Samples received and not used, by reason", dropped);
         registry.register(
@@ -475,6 +488,11 @@ impl Metrics {
     /// Counts samples that are not used.
     pub fn drop_samples(&self, reason: Dropped, samples: usize) {
         self.dropped[reason as usize].inc_by(samples as u64);
+    }
+
+    /// Shows the share of the budget that is taken.
+    pub fn in_flight(&self, bytes: usize) {
+        self.in_flight.set(bytes as i64);
     }
 
     fn ignored(&self, kind: &'static str, count: usize) {

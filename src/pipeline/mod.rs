@@ -407,7 +407,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let keeper = vitals.spawn("the look at the model registry", keeper.run());
     let ticker = vitals.spawn("the clock", tick(commands.downgrade()));
     let (close_saver, saver_closes) = watch::channel(false);
-    let saver = vitals.spawn("snapshots", saver::run(commands.downgrade(), folder, saver_closes));
+    let saver = vitals.spawn("snapshots", saver::run(commands.downgrade(), folder.clone(), saver_closes));
 
     reload_metrics.loaded();
     let reloader = Arc::new(Reloader {
@@ -428,6 +428,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
         registry: Arc::new(registry),
         ingest: ingest_metrics,
         readiness: ready,
+        snapshots: folder,
         reload: {
             let reloader = reloader.clone();
             Arc::new(move || {

@@ -6,6 +6,7 @@ use crate::history::server::Server;
 use crate::http::server::Answer;
 use crate::ingest::{self, Metrics, Receiver, Written};
 use crate::prom::wire::Version;
+use crate::snapshot::Folder;
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, StatusCode};
@@ -32,6 +33,8 @@ pub struct State {
     pub ingest: Metrics,
     /// What `/-/ready` says.
     pub readiness: watch::Receiver<Readiness>,
+    /// Where snapshots are written: trouble with them is told, and nothing to wait for.
+    pub snapshots: Folder,
     /// What `/-/reload` does.
     pub reload: Arc<Reload>,
 }
@@ -49,12 +52,16 @@ pub async fn answer(state: State, request: Request<Incoming>) -> Answer {
             ingest::response(version, &result)
         }
         (&Method::POST, "/api/v1/read") => state.reads.answer(body, &state.engine).await,
-        (&Method::GET, "/metrics") => metrics(&state.registry),
+        (&Method::GET, "/metrics") => {
+            state.ingest.in_flight(state.receiver.in_flight());
+            metrics(&state.registry)
+        }
         (&Method::GET | &Method::HEAD, "/-/healthy") => text(StatusCode::OK, "promforest is healthy"),
         (&Method::GET | &Method::HEAD, "/-/ready") => {
             let readiness = state.readiness.borrow().clone();
             let code = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-            text(code, &readiness.text)
+            let lines: Vec<String> = [readiness.text].into_iter().chain(state.snapshots.trouble()).collect();
+            text(code, &lines.join("\n"))
         }
         (&Method::POST | &Method::PUT, "/-/reload") => match (state.reload)().await {
             Ok(()) => text(StatusCode::OK, "configuration loaded"),

@@ -13,7 +13,8 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tracing::{info, warn};
 
@@ -100,14 +101,22 @@ pub struct Folder {
     metrics: Metrics,
     /// Is something written that the folder does not know for certain yet?
     unsynced: bool,
-    /// Did the last round fail? A disk that is full is one line, not one every five minutes.
-    failing: bool,
+    /// Did the last round fail? A disk that is full is one line, not one every five minutes. Copies share it.
+    failing: Arc<AtomicBool>,
 }
 
 impl Folder {
     /// The folder at this path; it is made with the first snapshot.
     pub fn new(path: PathBuf, metrics: Metrics) -> Self {
-        Self { path, metrics, unsynced: false, failing: false }
+        Self { path, metrics, unsynced: false, failing: Arc::default() }
+    }
+
+    /// What is wrong with it, by the last round.
+    pub fn trouble(&self) -> Option<String> {
+        let failing = self.failing.load(Ordering::Relaxed);
+        failing.then(|| {
+            format!("snapshots cannot be written to {}: a restart will read the history", self.path.display())
+        })
     }
 
     /// Reads all snapshots. What is none is set aside, and the start goes on without it.
@@ -216,12 +225,12 @@ impl Folder {
                 self.metrics.size.set(i64::try_from(size).unwrap_or(i64::MAX));
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 self.metrics.last_success.set(now.as_secs_f64());
-                if std::mem::take(&mut self.failing) {
+                if self.failing.swap(false, Ordering::Relaxed) {
                     info!(component = "snapshot", path = %self.path.display(), "snapshots are written again");
                 }
             }
             Err(source) => {
-                if !std::mem::replace(&mut self.failing, true) {
+                if !self.failing.swap(true, Ordering::Relaxed) {
                     warn!(component = "snapshot", path = %self.path.display(), err = %source, "snapshots cannot be written, scoring goes on without");
                 }
             }

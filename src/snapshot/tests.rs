@@ -185,8 +185,11 @@ fn f20_f21_a_folder_that_takes_nothing_is_counted() {
     assert_eq!(metric(&registry, "snapshot_failures_total{operation=\"write\"}"), 1.0);
     assert_eq!(metric(&registry, "snapshot_failures_total{operation=\"read\"}"), 1.0);
     assert_eq!(metric(&registry, "snapshot_last_success_timestamp_seconds"), 0.0);
+    let path = dir.path().join("snapshots").display().to_string();
+    assert!(folder.clone().trouble().expect("it is known").contains(&path));
     fs::remove_file(dir.path().join("snapshots")).expect("the directory is ours");
     folder.write("a.snapshot", b"1").expect("there is place again");
     folder.finish(&HashSet::from(["a.snapshot".into()]), Duration::ZERO, None);
+    assert_eq!(folder.trouble(), None);
     assert!(metric(&registry, "snapshot_last_success_timestamp_seconds") > 0.0);
 }
