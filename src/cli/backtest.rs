@@ -1,6 +1,6 @@
 //! `promforest backtest`: the past once more, scored as it would have been.
 
-use super::lessons::{self, Lesson, LessonArgs, Span};
+use super::lessons::{self, Lesson, LessonArgs, Lessons, Span};
 use super::{Failure, RegistryArgs, detectors, models, plural, say};
 use crate::backtest::{self, Range, Replayed};
 use crate::config::Config;
@@ -61,7 +61,7 @@ pub async fn run(args: BacktestArgs) -> Result<(), Failure> {
         Some(name) => Some(chosen(&args.registry, name).await?),
         None => None,
     };
-    let (replays, start_ms) = match (&args.input, &args.history, &chosen) {
+    let (mut lessons, mut known, start_ms) = match (&args.input, &args.history, &chosen) {
         (Some(input), None, None) => {
             return Err(
                 format!("--history or --model is needed: what is known before {}", input.display()).into()
@@ -70,16 +70,11 @@ pub async fn run(args: BacktestArgs) -> Result<(), Failure> {
         (Some(input), history, _) => of_tables(&args, &config, input, history.as_deref(), chosen.as_ref())?,
         (None, ..) => of_history(&args, &config, chosen.as_ref()).await?,
     };
-    if replays.len() > 1 && (args.output.is_some() || args.report.is_some()) {
-        let names: Vec<String> = replays.iter().map(|(lesson, _)| lesson.name.clone()).collect();
-        return Err(format!(
-            "--output and --report take one group, but there are {}: {}; choose one by --detector and --group",
-            names.len(),
-            names.join(", ")
-        )
-        .into());
+    if args.output.is_some() || args.report.is_some() {
+        lessons.only_one("--output and --report", "group").await?;
     }
-    for (lesson, known) in replays {
+    while let Some(lesson) = lessons.next().await? {
+        let known = std::mem::take(&mut known);
         let budget = args.budget.map_or(lesson.detector.alerts.budget, |Budget(a_day)| a_day);
         let replayed = replay(&lesson, known, start_ms, chosen.as_ref(), budget)?;
         if let Some(path) = &args.output {
@@ -118,13 +113,14 @@ struct Known {
     labels: Option<Vec<bool>>,
 }
 
-type Replays = (Vec<(Lesson, Known)>, i64);
+/// What is replayed, what is known of a table, and where the range begins.
+type Replays<'a> = (Lessons<'a>, Known, i64);
 
-async fn of_history(
-    args: &BacktestArgs,
-    config: &Config,
-    chosen: Option<&Chosen>,
-) -> Result<Replays, Failure> {
+async fn of_history<'a>(
+    args: &'a BacktestArgs,
+    config: &'a Config,
+    chosen: Option<&'a Chosen>,
+) -> Result<Replays<'a>, Failure> {
     let start_ms = args.start.ok_or("--start or --input is needed")?.as_millisecond();
     let to_ms = args.end.map_or_else(duration::now_ms, Timestamp::as_millisecond);
     if start_ms >= to_ms {
@@ -142,25 +138,19 @@ async fn of_history(
         }
         span.from_ms = Some(trained_ms - model.schema.transform.reach_ms());
     }
-    let schema = chosen.map(|chosen| &chosen.model.schema);
-    let mut lessons = lessons::of_history(&args.lesson, config, span, schema).await?;
-    if let Some(group) = chosen.and_then(|chosen| chosen.model.card.group.as_ref()) {
-        lessons.retain(|lesson| lesson.group.as_ref() == Some(group));
-        if lessons.is_empty() {
-            return Err(format!("the history has nothing of {group}, the group of the model").into());
-        }
-    }
-    Ok((lessons.into_iter().map(|lesson| (lesson, Known::default())).collect(), start_ms))
+    let model = chosen.map(|chosen| &chosen.model);
+    let lessons = Lessons::of_history(&args.lesson, config, span, model).await?;
+    Ok((lessons, Known::default(), start_ms))
 }
 
 /// One table after the other: rates at the beginning of the second reach back into the first.
-fn of_tables(
-    args: &BacktestArgs,
-    config: &Config,
+fn of_tables<'a>(
+    args: &'a BacktestArgs,
+    config: &'a Config,
     input: &Path,
     history: Option<&Path>,
     chosen: Option<&Chosen>,
-) -> Result<Replays, Failure> {
+) -> Result<Replays<'a>, Failure> {
     let mut present = Input::read(input)?;
     let no_time = |path: &Path| format!("{} has no column timestamp", path.display());
     let times = present.timestamps.clone().ok_or_else(|| no_time(input))?;
@@ -187,7 +177,7 @@ fn of_tables(
         Some(chosen) => of_model(&args.lesson, config, chosen, path, table)?,
         None => lessons::of_table(&args.lesson, config, path, table, start_ms)?,
     };
-    Ok((vec![(lesson, known)], start_ms))
+    Ok((Lessons::one(&args.lesson, config, lesson), known, start_ms))
 }
 
 /// What lies before a table, and then the table.

@@ -5,8 +5,9 @@ use crate::config::{Config, Detector};
 use crate::features::{Schema, Transform};
 use crate::history::{self, Series, Source};
 use crate::input::Input;
-use crate::models::columns;
 use crate::models::registry::group_model;
+use crate::models::{Model, columns};
+use crate::prom::matcher::Matcher;
 use crate::prom::{Labels, METRIC_NAME, Sample, duration};
 use crate::train::past;
 use crate::train::rows::{self, Exclusion, NoRows, Rows};
@@ -14,7 +15,7 @@ use crate::window::row::Grid;
 use clap::Args;
 use indicatif::ProgressBar;
 use jiff::Timestamp;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,85 +78,192 @@ pub struct Lesson {
     pub columns: Option<Vec<String>>,
 }
 
-/// Every group that the sources know in the range.
-///
-/// With a schema, its rows instead of those that training would take.
-pub async fn of_history(
-    args: &LessonArgs,
-    config: &Config,
+/// The lessons one after the other. Of a fleet's history, one group's samples are in memory at a time.
+pub struct Lessons<'a> {
+    args: &'a LessonArgs,
+    config: &'a Config,
     span: Span,
-    schema: Option<&Schema>,
-) -> Result<Vec<Lesson>, Failure> {
-    let detectors = detectors(config, args.detector.as_deref())?;
-    let to_ms = span.to_ms;
-    let bar = ProgressBar::new_spinner();
-    bar.enable_steady_tick(Duration::from_millis(100));
-    let (mut lessons, mut found, mut n_samples, mut longest_ms) = (Vec::new(), 0, 0, i64::MIN);
-    for detector in detectors {
-        let history_ms = duration::millis(detector.training.history);
-        let from_ms = span.from_ms.unwrap_or(span.learn_to_ms - history_ms);
-        if from_ms >= to_ms {
-            return Err("the history ends before it begins: --start must be before --end".into());
+    model: Option<&'a Model>,
+    sources: Vec<Source>,
+    groups: VecDeque<Group>,
+    /// One that has its rows already.
+    first: Option<Lesson>,
+    n_found: usize,
+    n_lessons: usize,
+    longest_ms: i64,
+    bar: ProgressBar,
+    n_samples: usize,
+}
+
+/// A group that the sources know in the range.
+struct Group {
+    detector: Arc<Detector>,
+    labels: Labels,
+    range: (i64, i64),
+}
+
+impl<'a> Lessons<'a> {
+    /// This one.
+    pub fn one(args: &'a LessonArgs, config: &'a Config, lesson: Lesson) -> Self {
+        let span = Span { from_ms: None, learn_to_ms: i64::MAX, to_ms: i64::MAX };
+        Self { first: Some(lesson), ..Self::new(args, config, span, None) }
+    }
+
+    fn new(args: &'a LessonArgs, config: &'a Config, span: Span, model: Option<&'a Model>) -> Self {
+        Self {
+            args,
+            config,
+            span,
+            model,
+            sources: Vec::new(),
+            groups: VecDeque::new(),
+            first: None,
+            n_found: 0,
+            n_lessons: 0,
+            longest_ms: i64::MIN,
+            bar: ProgressBar::hidden(),
+            n_samples: 0,
         }
-        let mut groups: BTreeMap<Labels, Vec<Series>> = BTreeMap::new();
-        let mut sources = Vec::new();
+    }
+
+    /// Every group that the sources know in the range; with a model, its group alone and the rows of its
+    /// columns, instead of those that training would take.
+    ///
+    /// Which groups there are is seen in the samples, all of which are read for it once and kept nowhere: a
+    /// look at parts of the range would miss groups that come and go.
+    pub async fn of_history(
+        args: &'a LessonArgs,
+        config: &'a Config,
+        span: Span,
+        model: Option<&'a Model>,
+    ) -> Result<Self, Failure> {
+        let mut lessons = Self::new(args, config, span, model);
+        lessons.bar = ProgressBar::new_spinner().with_message("looking for groups");
+        lessons.bar.enable_steady_tick(Duration::from_millis(100));
         for source in &config.remote_read {
-            let source = Source::new(source, &history::Metrics::default())?;
-            past::samples(&source, &detector, &[], (from_ms, to_ms), |series| {
-                for (labels, samples) in series {
-                    n_samples += samples.len();
-                    let (group, feature) = labels.split(&detector.by);
-                    groups.entry(group).or_default().push((feature, samples));
+            lessons.sources.push(Source::new(source, &history::Metrics::default())?);
+        }
+        for detector in detectors(config, args.detector.as_deref())? {
+            let history_ms = duration::millis(detector.training.history);
+            let range = (span.from_ms.unwrap_or(span.learn_to_ms - history_ms), span.to_ms);
+            if range.0 >= range.1 {
+                return Err("the history ends before it begins: --start must be before --end".into());
+            }
+            let by_these = args.group.iter().filter(|(name, _)| detector.by.contains(name));
+            let matchers: Vec<_> = by_these.map(|(name, value)| Matcher::equal(name, value)).collect();
+            let mut groups = BTreeSet::new();
+            for source in &lessons.sources {
+                past::samples(source, &detector, &matchers, range, |series| {
+                    groups.extend(series.iter().map(|(labels, _)| labels.split(&detector.by).0));
+                })
+                .await?;
+            }
+            groups.retain(|group| args.group.iter().all(|(name, value)| group.get(name) == value));
+            lessons.n_found += groups.len();
+            if let Some(group) = model.and_then(|model| model.card.group.as_ref()) {
+                groups.retain(|found| found == group);
+            }
+            let group = |labels| Group { detector: detector.clone(), labels, range };
+            lessons.groups.extend(groups.into_iter().map(group));
+        }
+        Ok(lessons)
+    }
+
+    /// The next lesson.
+    ///
+    /// # Errors
+    /// Those of the sources, and that there is not a single lesson.
+    pub async fn next(&mut self) -> Result<Option<Lesson>, Failure> {
+        if let Some(lesson) = self.first.take() {
+            self.n_lessons = 1;
+            return Ok(Some(lesson));
+        }
+        while let Some(group) = self.groups.pop_front() {
+            if let Some(lesson) = self.read(group).await? {
+                self.n_lessons += 1;
+                return Ok(Some(lesson));
+            }
+        }
+        self.bar.finish_and_clear();
+        match self.n_lessons {
+            0 => Err(self.nothing().into()),
+            _ => Ok(None),
+        }
+    }
+
+    /// Makes sure that there is one lesson only, which is the next.
+    ///
+    /// # Errors
+    /// That there are more, which these options cannot take; and as [`next`](Self::next).
+    pub async fn only_one(&mut self, options: &str, what: &str) -> Result<(), Failure> {
+        let (mut first, mut names) = (None, Vec::new());
+        while let Some(lesson) = self.next().await? {
+            names.push(lesson.name.clone());
+            first.get_or_insert(lesson);
+        }
+        if names.len() > 1 {
+            return Err(format!(
+                "{options} take one {what}, but there are {}: {}; choose one by --detector and --group",
+                names.len(),
+                names.join(", ")
+            )
+            .into());
+        }
+        self.first = first;
+        Ok(())
+    }
+
+    async fn read(&mut self, group: Group) -> Result<Option<Lesson>, Failure> {
+        let Group { detector, labels: group, range } = group;
+        let matchers = past::of_group(&detector, &group);
+        let alerts: Vec<String> =
+            self.args.exclude_alert.iter().chain(&detector.training.exclude_alerts).cloned().collect();
+        let (mut series, mut exclusions) = (Vec::new(), self.args.exclude.clone());
+        let (n_samples, bar) = (&mut self.n_samples, &self.bar);
+        for source in &self.sources {
+            past::samples(source, &detector, &matchers, range, |slice| {
+                for (labels, samples) in slice {
+                    *n_samples += samples.len();
+                    series.push((labels.split(&detector.by).1, samples));
                 }
                 bar.set_message(format!("reading history: {n_samples} samples"));
             })
             .await?;
-            sources.push(source);
+            exclusions.extend(past::firing(source, &alerts, &group, range).await?);
+            exclusions.extend(past::incidents(source, &detector, &matchers, range).await?);
         }
-        let alerts: Vec<String> =
-            args.exclude_alert.iter().chain(&detector.training.exclude_alerts).cloned().collect();
-        for (group, series) in groups {
-            if !args.group.iter().all(|(name, value)| group.get(name) == value) {
-                continue;
+        let window = rows::window(series.iter(), range.1 - range.0);
+        drop(series);
+        let read = match self.model {
+            Some(model) => Rows::of_schema(model.schema.clone(), &window),
+            None => Rows::read(&detector, &window, &self.span.learned(exclusions), i64::MAX),
+        };
+        match read {
+            Ok(rows) => {
+                let name = group_model(&self.config.registry.model(&detector.name), &group);
+                Ok(Some(Lesson { detector, group: Some(group), name, rows, columns: None }))
             }
-            found += 1;
-            let mut exclusions = args.exclude.clone();
-            let matchers = past::of_group(&detector, &group);
-            for source in &sources {
-                exclusions.extend(past::firing(source, &alerts, &group, (from_ms, to_ms)).await?);
-                exclusions.extend(past::incidents(source, &detector, &matchers, (from_ms, to_ms)).await?);
+            Err(NoRows::TooShort { have_ms }) => {
+                self.longest_ms = self.longest_ms.max(have_ms);
+                Ok(None)
             }
-            let window = rows::window(series.iter(), to_ms - from_ms);
-            let read = match schema {
-                Some(schema) => Rows::of_schema(schema.clone(), &window),
-                None => Rows::read(&detector, &window, &span.learned(exclusions), i64::MAX),
-            };
-            match read {
-                Ok(rows) => lessons.push(Lesson {
-                    detector: detector.clone(),
-                    name: group_model(&config.registry.model(&detector.name), &group),
-                    group: Some(group),
-                    rows,
-                    columns: None,
-                }),
-                Err(NoRows::TooShort { have_ms }) => longest_ms = longest_ms.max(have_ms),
-                Err(NoRows::NeverComplete { .. }) => {}
-            }
+            Err(NoRows::NeverComplete { .. }) => Ok(None),
         }
     }
-    bar.finish_and_clear();
-    if lessons.is_empty() {
-        let longest = Duration::from_millis(u64::try_from(longest_ms).unwrap_or(0));
-        return Err(match found {
-            0 => "the history has no series that is watched".into(),
-            _ => format!(
+
+    /// Why there is no lesson.
+    fn nothing(&self) -> String {
+        let group = self.model.and_then(|model| model.card.group.as_ref());
+        let longest = Duration::from_millis(u64::try_from(self.longest_ms).unwrap_or(0));
+        match (self.n_found, group) {
+            (0, _) => "the history has no series that is watched".into(),
+            (_, Some(group)) => format!("the history has nothing of {group}, the group of the model"),
+            (_, None) => format!(
                 "no group has enough history: the longest has {}, training.minimum asks for more",
                 duration::Display(longest)
             ),
         }
-        .into());
     }
-    Ok(lessons)
 }
 
 /// The rows of a table. A column that is named like a series that the detector watches has raw samples,

@@ -1,6 +1,6 @@
 //! `promforest train`: history in, a sweep with cross-validation, a model and its page out.
 
-use super::lessons::{self, Lesson, LessonArgs, Span};
+use super::lessons::{self, Lesson, LessonArgs, Lessons, Span};
 use super::{Failure, Output, RegistryArgs, say};
 use crate::config::Config;
 use crate::input::Input;
@@ -94,31 +94,28 @@ impl SizeResult {
 
 pub async fn run(args: TrainArgs) -> Result<(), Failure> {
     let config = args.registry.config()?;
-    let lessons = match &args.input {
-        Some(path) => vec![lessons::of_table(&args.lesson, &config, path, Input::read(path)?, i64::MAX)?],
+    let mut lessons = match &args.input {
+        Some(path) => {
+            let lesson = lessons::of_table(&args.lesson, &config, path, Input::read(path)?, i64::MAX)?;
+            Lessons::one(&args.lesson, &config, lesson)
+        }
         None => {
             let to_ms = args.end.map_or_else(duration::now_ms, Timestamp::as_millisecond);
             let from_ms = args.start.map(Timestamp::as_millisecond);
-            lessons::of_history(&args.lesson, &config, Span { from_ms, learn_to_ms: to_ms, to_ms }, None)
-                .await?
+            let span = Span { from_ms, learn_to_ms: to_ms, to_ms };
+            Lessons::of_history(&args.lesson, &config, span, None).await?
         }
     };
-    if lessons.len() > 1 && (args.model.is_some() || args.report.is_some()) {
-        let names: Vec<String> = lessons.iter().map(|lesson| lesson.name.clone()).collect();
-        return Err(format!(
-            "--model and --report take one model, but there are {}: {}; choose one by --detector and --group",
-            names.len(),
-            names.join(", ")
-        )
-        .into());
+    if args.model.is_some() || args.report.is_some() {
+        lessons.only_one("--model and --report", "model").await?;
     }
-    let store = match args.model {
+    let store = match &args.model {
         None => Some(args.registry.open(&config)?),
         Some(_) => None,
     };
     let mut results = Vec::new();
-    for lesson in &lessons {
-        let result = learn(&args, &config, store.as_ref(), lesson).await?;
+    while let Some(lesson) = lessons.next().await? {
+        let result = learn(&args, &config, store.as_ref(), &lesson).await?;
         if args.output == Output::Text {
             say(&text(&args, &result))?;
         }
