@@ -24,6 +24,7 @@ use prometheus_client::registry::Registry;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
@@ -54,7 +55,7 @@ pub enum Error {
     #[error("the body did not arrive within {READ_TIMEOUT:?}")]
     Slow,
     /// The body broke off.
-    #[error("the body broke off: {0}")]
+    #[error("the body broke off: {}", crate::yaml::chain(.0.as_ref()))]
     Broken(Box<dyn std::error::Error + Send + Sync>),
     /// The body cannot be decompressed.
     #[error(transparent)]
@@ -189,10 +190,12 @@ impl Server {
                 true => Error::TooLarge,
                 false => Error::Broken(error),
             })?;
-        let request = {
+        let decode = move || {
             let mut buffer = Vec::new();
-            Request::decode(snappy::decompress(&body.to_bytes(), BODY_LIMIT, &mut buffer)?)?
+            Request::decode(snappy::decompress(&body.to_bytes(), BODY_LIMIT, &mut buffer)?)
         };
+        // Patterns take their time to compile, and samples shall not wait for it.
+        let request = spawn_blocking(decode).await.map_err(|_| Error::Ending)??;
         let mut results = Vec::new();
         for query in request.queries {
             results.push(match query.start_ms <= query.end_ms {
