@@ -61,7 +61,7 @@ pub enum Error {
     #[error("the body did not arrive within {READ_TIMEOUT:?}")]
     Slow,
     /// The body broke off.
-    #[error("the body broke off: {0}")]
+    #[error("the body broke off: {}", crate::yaml::chain(.0))]
     Broken(hyper::Error),
     /// The body cannot be decompressed.
     #[error(transparent)]
@@ -427,7 +427,7 @@ impl Metrics {
         self.count(version, status, reason);
         if let Err(error) = result {
             debug!(component = "ingest", err = error.line(), "request refused");
-            self.warn(reason, &error.line());
+            self.warn("write request refused", reason, &error.line());
         }
     }
 
@@ -450,7 +450,7 @@ impl Metrics {
         self.requests.get_or_create(&labels).inc();
     }
 
-    fn warn(&self, reason: &'static str, text: &str) {
+    fn warn(&self, what: &str, reason: &'static str, text: &str) {
         let now = Instant::now();
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let suppressed = match told.get_mut(reason) {
@@ -462,7 +462,7 @@ impl Metrics {
         };
         told.insert(reason, Told { at: now, suppressed: 0 });
         drop(told);
-        warn!(component = "ingest", reason, err = text, suppressed, "write request refused");
+        warn!(component = "ingest", reason, err = text, suppressed, "{what}");
     }
 
     /// Counts what a request held.
@@ -473,7 +473,8 @@ impl Metrics {
         self.ignored("metadata", counts.metadata);
         self.ignored("other_version", counts.foreign);
         if counts.foreign > 0 {
-            self.warn("other_version", "the content type names one version, and the body is of the other");
+            let text = "the content type names one version, and the body is of the other";
+            self.warn("series of a write request ignored", "other_version", text);
         }
         for reason in Reason::ALL {
             self.refused[reason as usize].inc_by(refused.of(reason) as u64);

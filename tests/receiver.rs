@@ -1780,7 +1780,7 @@ fn health_and_readiness() {
     until("net: 0 % of the 1h of history that a first model needs");
 
     let mut stream = program.connect();
-    for (path, status) in [("/-/healthy", 200), ("/-/ready", 503), ("/", 200)] {
+    for (path, status) in [("/-/healthy", 200), ("/-/ready", 503), ("/metrics", 200), ("/", 200)] {
         stream.write_all(format!("HEAD {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).expect("sent");
         assert_eq!(Answer::read_to(&mut stream, "HEAD").status, status, "HEAD {path}");
     }

@@ -52,7 +52,7 @@ pub async fn answer(state: State, request: Request<Incoming>) -> Answer {
             ingest::response(version, &result)
         }
         (&Method::POST, "/api/v1/read") => state.reads.answer(body, &state.engine).await,
-        (&Method::GET, "/metrics") => {
+        (&Method::GET | &Method::HEAD, "/metrics") => {
             state.ingest.in_flight(state.receiver.in_flight());
             metrics(&state.registry)
         }
@@ -79,8 +79,7 @@ pub async fn answer(state: State, request: Request<Incoming>) -> Answer {
             answer
         }
         (_, "/-/reload") => not_allowed("POST, PUT"),
-        (_, "/metrics") => not_allowed("GET"),
-        (_, "/" | "/-/healthy" | "/-/ready") => not_allowed("GET, HEAD"),
+        (_, "/" | "/metrics" | "/-/healthy" | "/-/ready") => not_allowed("GET, HEAD"),
         _ => text(StatusCode::NOT_FOUND, "not found"),
     }
 }
