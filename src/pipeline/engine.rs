@@ -329,23 +329,29 @@ impl Engine {
                 }
                 in_time += 1;
                 let Entry::Watched(targets) = entry else { continue };
+                // Of several detectors that watch it, one that uses it is enough.
+                let (mut is_used, mut unused) = (false, None);
                 for target in targets {
                     let Some(group) = self.groups.get_mut(target.group) else { continue };
                     let (outcome, late) = group.push(target.column, *sample, now);
                     match outcome {
                         Push::Stored => {
                             touched.insert(target.group);
+                            is_used = true;
                             if late {
                                 self.ingest.late();
                             }
                         }
-                        Push::Duplicate => dropped.add(Dropped::Duplicate, 1),
+                        Push::Duplicate => unused = Some(Dropped::Duplicate),
                         Push::Conflict => {
                             self.conflicts += 1;
-                            dropped.add(Dropped::Conflict, 1);
+                            unused = Some(Dropped::Conflict);
                         }
-                        Push::TooOld => dropped.add(Dropped::TooOld, 1),
+                        Push::TooOld => unused = Some(Dropped::TooOld),
                     }
+                }
+                if let Some(reason) = unused.filter(|_| !is_used) {
+                    dropped.add(reason, 1);
                 }
             }
             received += series.samples.len();

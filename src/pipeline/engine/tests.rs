@@ -400,6 +400,23 @@ fn own_outputs_are_ignored_and_everything_is_counted() {
 }
 
 #[test]
+fn b37_b38_a_sample_of_two_detectors_is_dropped_once_or_not_at_all() {
+    let mut bench = Bench::new(
+        "detectors: [{name: long, match: [x], window: 2h}, {name: short, match: [x], window: 1h}]",
+    );
+    let mut send = |minutes: i64, value: f64| {
+        bench.send(vec![series(&[(METRIC_NAME, "x")], &[(START_MS + minutes * 60_000, value)])]);
+        ["duplicate", "conflict", "too_old"]
+            .map(|reason| bench.metric(&format!(r#"ingest_samples_dropped_total{{reason="{reason}"}}"#)))
+    };
+    assert_eq!(send(0, 1.0), [0, 0, 0]);
+    assert_eq!(send(0, 1.0), [1, 0, 0]);
+    assert_eq!(send(0, 2.0), [1, 1, 0]);
+    assert_eq!(send(-90, 1.0), [1, 1, 0], "too old for one of them alone");
+    assert_eq!(send(-150, 1.0), [1, 1, 1]);
+}
+
+#[test]
 fn invalid_series_and_times_are_refused_and_the_others_used() {
     let mut bench = Bench::new("");
     let year_1970 = START_MS / 1000;
