@@ -162,6 +162,18 @@ impl Detection {
         Ok(Self { voices, memory, threshold, incident, heeds: Vec::new() })
     }
 
+    /// What was learned, before a first row.
+    pub fn without_past(&self) -> Self {
+        let reach = self.memory.reach();
+        Self {
+            voices: self.voices.clone(),
+            memory: Memory::new(self.n_metrics(), reach),
+            threshold: Threshold::new(self.budget()),
+            incident: Incident::new(reach.interval_ms()),
+            heeds: self.heeds.clone(),
+        }
+    }
+
     /// The same with a threshold for so many alerts a day, above 0.
     pub fn with_budget(self, budget: f64) -> Self {
         Self { threshold: self.threshold.with_budget(budget), ..self }

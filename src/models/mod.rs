@@ -47,8 +47,16 @@ pub struct Deployed {
     pub model: Arc<Model>,
     /// Its registered name.
     pub name: String,
-    /// Its version; none when the registry could not take it.
+    /// Its version; none when the registry could not take it, or is not to.
     pub version: Option<u64>,
+}
+
+impl Deployed {
+    /// Was it trained on other groups, to serve until there is one of the group's own? The registry has no such
+    /// model, and others that it does not have are of a group.
+    pub fn is_pooled(&self) -> bool {
+        self.version.is_none() && self.model.card.group.is_none()
+    }
 }
 
 /// Where a model comes from.

@@ -652,6 +652,25 @@ impl Engine {
                 self.metrics.trained(&detector.name, "too_short");
                 group.too_short(have_ms, now);
             }
+            Learned::Pooled { have_ms, deployed, before, seconds } => {
+                info!(
+                    component = "train",
+                    detector = detector.name,
+                    group = %group.labels,
+                    features = deployed.model.schema.features.len(),
+                    rows = deployed.model.card.history.as_ref().map(|history| history.n_rows),
+                    duration_seconds = seconds,
+                    "a model of other groups serves until there is enough history for one of its own"
+                );
+                self.metrics.trained(&detector.name, "pooled");
+                group.too_short(have_ms, now);
+                let mut tell = teller(&self.metrics, &self.publish, &detector.name);
+                if group.install(deployed, before, now, &mut tell) {
+                    self.metrics.scored(group);
+                }
+                ring(&mut self.targets, id);
+                self.metrics.models(group, &alias);
+            }
             Learned::HistoryLost { have_ms } => {
                 let have = Duration::from_millis(u64::try_from(have_ms).unwrap_or(0));
                 warn!(component = "train", detector = detector.name, group = %group.labels, seconds = have.as_secs(), "the history is gone that the model has learned from: it stays in service");
@@ -771,7 +790,12 @@ impl Engine {
         for id in self.groups.ids_after(self.asked) {
             let Ok(place) = self.trainer.try_reserve() else { return };
             let Some(group) = self.groups.get_mut(id) else { continue };
-            let Some(reason) = group.training_due(now) else { continue };
+            let due = group.training_due(now);
+            // Features that have just come may make it like others: it does not wait to be scored.
+            let asks = group.is_new() && (due.is_some() || group.has_grown());
+            let pool = if asks { self.groups.pool(id) } else { None };
+            let Some(group) = self.groups.get_mut(id) else { continue };
+            let Some(reason) = due.or(pool.as_ref().map(|_| Reason::First)) else { continue };
             if reason != Reason::First {
                 let reason = reason.as_str();
                 info!(component = "train", detector = group.detector.name, group = %group.labels, reason, "training again");
@@ -784,6 +808,7 @@ impl Engine {
                 mark: group.mark().cloned(),
                 learned_ms: group.learned_ms(),
                 judged_to_ms: group.judged_to_ms(),
+                pool,
                 reason,
                 window: group.start_training(reason, now),
             });
@@ -798,10 +823,9 @@ impl Engine {
         let tell = self.told_progress.is_none_or(|told| now.duration_since(told) >= PROGRESS_EVERY);
         for detector in &self.groups.config().detectors {
             let groups = || self.groups.iter().filter(|group| Arc::ptr_eq(&group.detector, detector));
-            let (n_groups, n_models) = (
-                groups().count(),
-                groups().filter(|group| group.deployed(Voice::Champion).is_some()).count(),
-            );
+            let models = || groups().filter_map(|group| group.deployed(Voice::Champion));
+            let (n_groups, n_models) = (groups().count(), models().count());
+            let n_pooled = models().filter(|deployed| deployed.is_pooled()).count();
             ready &= n_models > 0;
             let progress = groups().map(|group| group.progress(now)).fold(0.0, f64::max);
             let minimum = duration::Display(detector.training.minimum);
@@ -812,11 +836,15 @@ impl Engine {
                     detector.name,
                     progress * 100.0
                 ),
+                (_, _) if n_pooled > 0 => format!(
+                    "{}: {n_models} of {n_groups} groups have a model, {n_pooled} of them a pooled one",
+                    detector.name
+                ),
                 _ => format!("{}: {n_models} of {n_groups} groups have a model", detector.name),
             });
-            if tell && n_groups > n_models {
+            if tell && n_groups > n_models - n_pooled {
                 self.told_progress = Some(now);
-                info!(component = "train", detector = detector.name, groups = n_groups, models = n_models, progress = format!("{:.0}%", progress * 100.0), minimum = %minimum, "collecting history");
+                info!(component = "train", detector = detector.name, groups = n_groups, models = n_models, pooled = n_pooled, progress = format!("{:.0}%", progress * 100.0), minimum = %minimum, "collecting history");
             }
         }
         let state = Readiness { ready, text: lines.join("\n") };

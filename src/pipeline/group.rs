@@ -18,6 +18,7 @@ use crate::publish::{self, Lost, Position, Series};
 use crate::snapshot::{Folder, Mark, State};
 use crate::train::rows;
 use crate::train::trainer::{Before, Reason};
+use crate::window::row::Grid;
 use crate::window::{Column, Push, Score, Voice, Window};
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
@@ -251,6 +252,7 @@ impl Group {
             serving.set_alerts(&detector.alerts);
         }
         if let Some(serving) = &self.serving
+            && !serving.deployed.is_pooled()
             && old.training != detector.training
         {
             let card = &serving.model().card;
@@ -664,7 +666,7 @@ impl Group {
 
     /// Has what `/metrics` shows changed since the last call? Progress always does.
     pub fn take_changed(&mut self) -> bool {
-        std::mem::take(&mut self.changed) || self.serving.is_none()
+        std::mem::take(&mut self.changed) || !self.has_lasting_model()
     }
 
     /// Features that the last row lacked.
@@ -686,9 +688,15 @@ impl Group {
         serving.as_ref().map(|serving| &serving.deployed)
     }
 
-    /// Which models it has.
+    /// Is there a model that is not only to serve until there is one of its own?
+    fn has_lasting_model(&self) -> bool {
+        self.serving.as_ref().is_some_and(|serving| !serving.deployed.is_pooled())
+    }
+
+    /// Which models it has. A pooled one has no place that another could take: the group goes on asking for its own.
     pub fn place(&self, id: u32) -> Place {
-        let version = |voice| self.deployed(voice).map(|deployed| (deployed.name.clone(), deployed.version));
+        let lasting = |voice| self.deployed(voice).filter(|deployed| !deployed.is_pooled());
+        let version = |voice| lasting(voice).map(|deployed| (deployed.name.clone(), deployed.version));
         Place {
             group: id,
             detector: self.detector.name.clone(),
@@ -704,15 +712,19 @@ impl Group {
         self.drift.divergence(self.serving.as_ref()?.model().card.baseline.as_ref()?)
     }
 
-    /// The first feature of a schema that does not come live here.
-    pub fn lacks<'s>(&self, schema: &'s Schema) -> Option<&'s Labels> {
+    /// Features that come live.
+    pub fn alive(&self) -> HashSet<&Labels> {
         let newest_ms = self.window.newest_ms().unwrap_or(i64::MIN);
-        let alive: HashSet<&Labels> = self
-            .window
+        self.window
             .features()
             .filter(|(_, _, newest)| rows::is_alive(*newest, newest_ms, self.detector.grace))
             .map(|(labels, _, _)| labels)
-            .collect();
+            .collect()
+    }
+
+    /// The first feature of a schema that does not come live here.
+    pub fn lacks<'s>(&self, schema: &'s Schema) -> Option<&'s Labels> {
+        let alive = self.alive();
         schema.features.iter().find(|feature| !alive.contains(feature))
     }
 
@@ -750,6 +762,26 @@ impl Group {
 
     // Training
 
+    /// The columns of the group's own model, if one serves that others can learn by: with the transform of now, and
+    /// where each timestamp is a row. Slots of several targets lie otherwise in each group.
+    pub fn own_schema(&self) -> Option<&Schema> {
+        let model = self.serving.as_ref()?.model();
+        let is_own = model.card.group.as_ref() == Some(&self.labels);
+        let schema = &model.schema;
+        let is_usable = schema.grid == Grid::Exact && schema.transform == self.detector.transform;
+        (is_own && is_usable).then_some(schema)
+    }
+
+    /// Does nothing serve, and is nothing known that did before this process?
+    pub fn is_new(&self) -> bool {
+        self.serving.is_none() && self.marks[0].is_none()
+    }
+
+    /// Have features come that the last training did not know of?
+    pub fn has_grown(&self) -> bool {
+        self.schedule.has_grown(self.n_columns())
+    }
+
     /// Is it time to train, and why?
     pub fn training_due(&mut self, now: Instant) -> Option<Reason> {
         // A group that is silent keeps its model: there is nothing new to learn from.
@@ -758,6 +790,7 @@ impl Group {
         {
             return None;
         }
+        let has_model = self.has_lasting_model();
         let Self { schedule, serving, window, detector, .. } = self;
         let considered = schedule.considered();
         let changed = || {
@@ -765,7 +798,7 @@ impl Group {
                 .as_ref()
                 .is_some_and(|serving| schema_changed(serving.model(), window, detector, considered))
         };
-        schedule.due(serving.is_some(), changed, now)
+        schedule.due(has_model, changed, now)
     }
 
     /// Marks the group as in training and hands out what its window holds.
@@ -823,9 +856,9 @@ impl Group {
         self.schedule.renew(&self.detector, card, Duration::ZERO, now);
     }
 
-    /// How much of the first model's history there is, in [0, 1]; 1 with a model.
+    /// How much of the first model's history there is, in [0, 1]; 1 with a model that stays.
     pub fn progress(&self, now: Instant) -> f64 {
-        if self.serving.is_some() {
+        if self.has_lasting_model() {
             return 1.0;
         }
         self.schedule.progress(&self.detector, self.last_received, now)
@@ -876,7 +909,9 @@ impl Group {
         self.unsaved = true;
         self.drift = Drift::default();
         // Whoever chose it wants to see it serve for a while, however old it is.
-        self.schedule.renew(&self.detector, &deployed.model.card, Duration::ZERO, now);
+        if !deployed.is_pooled() {
+            self.schedule.renew(&self.detector, &deployed.model.card, Duration::ZERO, now);
+        }
         let first = self.serving.is_none();
         let since_ms = self.newest_scored_ms().unwrap_or(i64::MIN);
         if first {

@@ -3,10 +3,12 @@
 use super::group::Group;
 use super::saver;
 use crate::config::{Config, Detector};
+use crate::features::Schema;
 use crate::prom::{Labels, METRIC_NAME};
 use crate::publish::message::OUTPUTS;
 use crate::series::{Ignored, Target};
 use crate::snapshot::State;
+use crate::train::pool::{MAX_GROUPS, Pool};
 use crate::window::{MAX_FEATURES, Window};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
@@ -78,6 +80,23 @@ impl Groups {
     pub fn next_mut(&mut self, after: Option<u32>) -> Option<(u32, &mut Group)> {
         let after = after.map_or(Bound::Unbounded, Bound::Excluded);
         self.all.range_mut((after, Bound::Unbounded)).next().map(|(id, group)| (*id, group))
+    }
+
+    /// Groups of the same detector with the features of this one, and models of their own.
+    pub fn pool(&self, id: u32) -> Option<Pool> {
+        let group = self.all.get(&id)?;
+        let features = group.alive();
+        let is_like = |schema: &Schema| {
+            schema.features.len() == features.len()
+                && schema.features.iter().all(|feature| features.contains(feature))
+        };
+        let of_detector = self.all.values().filter(|other| Arc::ptr_eq(&other.detector, &group.detector));
+        let mut like: Vec<&Group> =
+            of_detector.filter(|other| other.own_schema().is_some_and(is_like)).collect();
+        like.sort_by_key(|group| &group.labels);
+        like.truncate(MAX_GROUPS);
+        let schema = like.first()?.own_schema()?.clone();
+        Some(Pool { schema, windows: like.into_iter().map(|group| group.window().clone()).collect() })
     }
 
     /// URLs of the targets.

@@ -14,6 +14,9 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+/// In place of the alias of a model that was trained on other groups.
+const POOLED: &str = "pooled";
+
 type Seconds = Gauge<f64, AtomicU64>;
 type GroupLabels = Vec<(String, String)>;
 type Pair = [(&'static str, Cow<'static, str>); 2];
@@ -90,7 +93,7 @@ impl Metrics {
         );
         registry.register(
             "training_progress_ratio",
-            "How much of the history that a first model needs is there; 1 once there is a model",
+            "How much of the history that a first model needs is there; 1 once there is a model that stays",
             m.progress.clone(),
         );
         registry.register("missing_features", "Features that the last closed row lacked", m.missing.clone());
@@ -101,7 +104,7 @@ impl Metrics {
         );
         registry.register(
             "model_info",
-            "The models of a group: 1, with the version (empty where the registry does not have it) and its alias",
+            "The models of a group: 1, with the version (empty where the registry does not have it) and its alias, or pooled: of other groups, until it has its own",
             m.model_info.clone(),
         );
         registry.register(
@@ -193,7 +196,7 @@ impl Metrics {
             for (name, value) in [
                 ("model", deployed.name.clone()),
                 ("version", version),
-                ("alias", alias.to_string()),
+                ("alias", if deployed.is_pooled() { POOLED } else { alias }.to_string()),
                 ("kind", deployed.model.fitted.kind().to_string()),
                 ("origin", deployed.model.card.origin.clone()),
             ] {

@@ -69,6 +69,11 @@ impl Schedule {
         }
     }
 
+    /// Are there other columns than the last training knew of, and none that is under way?
+    pub fn has_grown(&self, n_columns: usize) -> bool {
+        !self.training && self.considered != n_columns
+    }
+
     /// A training begins that knows of so many columns.
     pub fn start(&mut self, reason: Reason, n_columns: usize, now: Instant) {
         if reason == Reason::Schema {

@@ -9,6 +9,7 @@ pub mod enter;
 mod gate;
 pub mod page;
 pub mod past;
+pub mod pool;
 pub mod replay;
 pub mod rows;
 pub mod trainer;

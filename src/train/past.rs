@@ -96,9 +96,14 @@ pub async fn incidents(
         })
         .await?;
     times.sort_unstable();
+    Ok(incidents_at(&times))
+}
+
+/// The incidents that rows at these times, ascending, were part of.
+pub fn incidents_at(times: &[i64]) -> Vec<Exclusion> {
     let exclusion =
         |seen: &[i64]| Exclusion { from_ms: seen[0], to_ms: seen[seen.len() - 1], reason: INCIDENT.into() };
-    Ok(times.chunk_by(|a, b| b - a <= ALERT_GAP_MS).map(exclusion).collect())
+    times.chunk_by(|a, b| b - a <= ALERT_GAP_MS).map(exclusion).collect()
 }
 
 /// Timestamp of the newest decision of a group that Prometheus holds.

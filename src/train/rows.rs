@@ -128,7 +128,13 @@ impl Rows {
         if rows.is_empty() { Err(NoRows::NeverComplete { n_features }) } else { Ok(rows) }
     }
 
-    fn of(schema: Schema, window: &Window, exclusions: &[Exclusion], observed_ms: i64, to_ms: i64) -> Self {
+    pub(super) fn of(
+        schema: Schema,
+        window: &Window,
+        exclusions: &[Exclusion],
+        observed_ms: i64,
+        to_ms: i64,
+    ) -> Self {
         let mut builder = Builder::new(&schema, exclusions);
         settled(&schema, window, i64::MIN, |timestamp_ms, values| {
             if timestamp_ms <= to_ms {

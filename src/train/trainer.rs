@@ -4,6 +4,7 @@
 //! there is none. So a restart goes on with the model of before, whoever chose it.
 
 use super::enter;
+use super::pool::Pool;
 use super::rows::{NoRows, Rows, join};
 use super::{Purpose, Trained, past, replay, train};
 use crate::config::Detector;
@@ -77,6 +78,8 @@ pub struct Job {
     /// Later rows are for the model to judge: remote read may have them before remote write brings them, and one
     /// that had learned from them would never go back.
     pub judged_to_ms: i64,
+    /// Other groups that it can learn from while it has too little history, if nothing serves yet.
+    pub pool: Option<Pool>,
 }
 
 /// What a first model has to know of the time before this process.
@@ -121,6 +124,17 @@ pub enum Learned {
     TooShort {
         /// How much there is, in milliseconds.
         have_ms: i64,
+    },
+    /// Not enough history yet, but that of other groups has made a model to serve until there is.
+    Pooled {
+        /// How much there is, in milliseconds.
+        have_ms: i64,
+        /// The model.
+        deployed: Deployed,
+        /// What was before this process.
+        before: Before,
+        /// How long it took.
+        seconds: f64,
     },
     /// Most of the history is gone that the model in service has learned from: it stays.
     HistoryLost {
@@ -234,6 +248,7 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
             Err(error) => return Err(format!("incidents unknown: {}", yaml::chain(&error))),
         }
     }
+    let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let fit = {
         let (detector, labels, name, alias) =
             (detector.clone(), job.labels.clone(), name.clone(), config.alias.clone());
@@ -246,7 +261,6 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
             let window = join(&past, &job.window, history_ms);
             let rows = Rows::read(&detector, &window, &exclusions, job.judged_to_ms);
             let purpose = Purpose { detector: Some(detector.name.clone()), group: Some(labels) };
-            let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
             let sizes = &detector.training.sweep;
             let fit = |rows: Rows| {
                 let trained = train(&detector.model, &rows, sizes, purpose, now_ms, threads, &|_, _| {})?;
@@ -273,7 +287,22 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
     let (trained, draft) = match fitted {
         Ok(fitted) => fitted.map_err(|error| yaml::chain(&error))?,
         Err(Unfit::HistoryLost { have_ms }) => return Ok(Learned::HistoryLost { have_ms }),
-        Err(Unfit::NoRows(NoRows::TooShort { have_ms })) => return Ok(Learned::TooShort { have_ms }),
+        Err(Unfit::NoRows(NoRows::TooShort { have_ms })) => {
+            let Some(pool) = job.pool else { return Ok(Learned::TooShort { have_ms }) };
+            let of_pool = {
+                let detector = detector.clone();
+                move || pool.train(&detector, now_ms, threads)
+            };
+            let pooled = tokio::task::spawn_blocking(of_pool)
+                .await
+                .map_err(|panic| format!("the training thread ended: {panic}"))?
+                .map_err(|error| yaml::chain(&error))?;
+            let Some(pooled) = pooled else { return Ok(Learned::TooShort { have_ms }) };
+            let before = before_first(outside, resting, &detector, &group, &past, now_ms).await;
+            let deployed = Deployed { model: Arc::new(pooled), name: model, version: None };
+            let seconds = started.elapsed().as_secs_f64();
+            return Ok(Learned::Pooled { have_ms, deployed, before, seconds });
+        }
         Err(Unfit::NoRows(NoRows::NeverComplete { n_features })) => {
             return Err(format!("no row of the history has settled values of all {n_features} features"));
         }
@@ -298,18 +327,31 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
             None
         }
     };
-    let mut before = Before::default();
-    if job.reason == Reason::First {
-        let reach_ms = detector.transform.reach_ms();
-        let written_to_ms = written_to(outside, resting, &detector, &group, now_ms).await.unwrap_or(None);
-        before.written_to_ms =
-            written_to_ms.map(|written_to_ms| written_to_ms.max(reaches_to(&detector, reach_ms, now_ms)));
-        before.recent = after(&past, before.written_to_ms.unwrap_or(now_ms) - reach_ms);
-    }
+    let before = match job.reason {
+        Reason::First => before_first(outside, resting, &detector, &group, &past, now_ms).await,
+        Reason::Scheduled | Reason::Schema => Before::default(),
+    };
     let Trained { model, .. } = trained;
     let deployed = Deployed { model: Arc::new(model), name, version };
     let seconds = started.elapsed().as_secs_f64();
     Ok(Learned::Model { deployed, fitted: true, before, seconds })
+}
+
+/// What a model that has not served yet has to know.
+async fn before_first(
+    outside: &Outside,
+    resting: &Resting,
+    detector: &Detector,
+    group: &[Matcher],
+    past: &[Series],
+    now_ms: i64,
+) -> Before {
+    let reach_ms = detector.transform.reach_ms();
+    let written_to_ms = written_to(outside, resting, detector, group, now_ms).await.unwrap_or(None);
+    let written_to_ms =
+        written_to_ms.map(|written_to_ms| written_to_ms.max(reaches_to(detector, reach_ms, now_ms)));
+    let recent = after(past, written_to_ms.unwrap_or(now_ms) - reach_ms);
+    Before { recent, written_to_ms, advanced: None }
 }
 
 /// The model after the rows of a group since its training, up to `to_ms`, as far as remote read knows them:
@@ -514,8 +556,10 @@ async fn written_to(
 mod tests {
     use super::*;
     use crate::config::Config;
+    use crate::features::Schema;
     use crate::models::registry::directory::Directory;
     use crate::prom::{METRIC_NAME, Sample};
+    use crate::window::row::Grid;
     use std::path::Path;
     use tempfile::TempDir;
 
@@ -527,12 +571,17 @@ mod tests {
 
     /// A window with an hour of these counters.
     fn window(devices: &[&str]) -> Window {
+        window_of(devices, 240)
+    }
+
+    /// A window with so many steps of these counters.
+    fn window_of(devices: &[&str], steps: i64) -> Window {
         let mut window = Window::new(2 * 3_600_000);
         let now_ms = duration::now_ms();
         for device in devices {
             let column = window.column(&feature(device)).expect("few");
-            for i in 0..=240 {
-                let timestamp_ms = now_ms - (240 - i) * STEP_MS;
+            for i in 0..=steps {
+                let timestamp_ms = now_ms - (steps - i) * STEP_MS;
                 window.push(column, Sample { timestamp_ms, value: (i * i % 97 + i * 1500) as f64 });
             }
         }
@@ -550,6 +599,7 @@ mod tests {
             learned_ms: None,
             judged_to_ms: i64::MAX,
             reason: Reason::First,
+            pool: None,
         }
     }
 
@@ -574,6 +624,31 @@ mod tests {
         let old = Job { since: Instant::now() - outside.detectors[0].grace, ..job(&outside, &["eth0"]) };
         let Learned::Model { deployed, fitted: true, .. } = learn(old).await else { panic!("a new model") };
         assert_eq!((deployed.model.schema.features.len(), deployed.version), (1, Some(2)));
+    }
+
+    /// Two minutes are too short; the past of other groups makes a model that the registry does not get.
+    #[tokio::test]
+    async fn others_make_a_model_until_there_is_history() {
+        let folder = TempDir::new().expect("a temporary folder");
+        let outside = outside(Registry::Directory(Directory::new(folder.path().into(), 30)));
+        let learn = async |job| learn(job, &outside, &mut Resting::default()).await.expect("it works");
+        let transform = outside.detectors[0].transform;
+        let schema = Schema { features: vec![feature("eth0")], transform, grid: Grid::Exact };
+        let pool = |windows| Some(Pool { schema: schema.clone(), windows });
+        let short = |pool| Job { window: window_of(&["eth0"], 8), pool, ..job(&outside, &["eth0"]) };
+        assert!(matches!(learn(short(None)).await, Learned::TooShort { have_ms: 60_000 }));
+        let too_few = pool(vec![window_of(&["eth0"], 8)]);
+        assert!(matches!(learn(short(too_few)).await, Learned::TooShort { .. }));
+        let others = || pool(vec![window(&["eth0"]), window(&["eth0"])]);
+        let learned = learn(short(others())).await;
+        let Learned::Pooled { have_ms: 60_000, deployed, .. } = learned else { panic!("a model of others") };
+        assert!(deployed.is_pooled());
+        assert_eq!((deployed.name.as_str(), deployed.version), ("net", None));
+        // With history of its own it needs no others.
+        let own = learn(Job { pool: others(), ..job(&outside, &["eth0"]) }).await;
+        let Learned::Model { deployed, fitted: true, .. } = own else { panic!("a model of its own") };
+        assert_eq!(deployed.version, Some(1));
+        assert!(!deployed.is_pooled());
     }
 
     #[tokio::test]

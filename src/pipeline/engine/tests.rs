@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
 mod gaps;
+mod pool;
 
 const START_MS: i64 = 1_700_000_000_000;
 

@@ -1,0 +1,151 @@
+//! A group without history is scored by what others like it have taught.
+
+use super::*;
+use crate::prom::duration::now_ms;
+use crate::train::rows::Rows;
+use crate::train::{Purpose, train};
+use crate::window::Score;
+
+const CONFIG: &str =
+    "detectors: [{name: net, match: [rx], by: [instance], transform: value, training: {minimum: 10m}}]";
+
+/// One scrape of a host.
+fn scrape(bench: &mut Bench, host: &str, devices: &[&str], i: i64) {
+    let sample = |device: &str| {
+        let value = f64::from(host.as_bytes()[0]) + (i * i % (97 + device.len() as i64)) as f64;
+        let labels = [(METRIC_NAME, "rx"), ("device", device), ("instance", host)];
+        series(&labels, &[(START_MS + i * 15_000, value)])
+    };
+    bench.send(devices.iter().map(|device| sample(device)).collect());
+}
+
+fn own(job: &Job, version: u64) -> Learned {
+    let rows = Rows::read(&job.detector, &job.window, &[], job.judged_to_ms).expect("enough history");
+    let purpose = Purpose { detector: Some("net".into()), group: Some(job.labels.clone()) };
+    let trained = train(&job.detector.model, &rows, &[], purpose, now_ms(), NonZeroUsize::MIN, &|_, _| {});
+    let model = Arc::new(trained.expect("the parameters suit").model);
+    let name = format!("net.{}", job.labels.get("instance"));
+    let deployed = Deployed { model, name, version: Some(version) };
+    Learned::Model { deployed, fitted: true, before: Before::default(), seconds: 1.0 }
+}
+
+fn pooled(job: &Job, have_ms: i64) -> Learned {
+    let pool = job.pool.as_ref().expect("others like it");
+    let model = pool.train(&job.detector, START_MS, NonZeroUsize::MIN).expect("the parameters suit");
+    let model = Arc::new(model.expect("enough history"));
+    let deployed = Deployed { model, name: "net".into(), version: None };
+    Learned::Pooled { have_ms, deployed, before: Before::default(), seconds: 1.0 }
+}
+
+/// A bench whose hosts have models of their own of two devices each.
+fn established(hosts: &[&str]) -> Bench {
+    let mut bench = Bench::new(CONFIG);
+    for host in hosts {
+        (0..200).for_each(|i| scrape(&mut bench, host, &["eth0", "lo"], i));
+    }
+    bench.tick(Instant::now());
+    for _ in hosts {
+        let job = bench.jobs.try_recv().expect("a first training");
+        assert!(job.pool.is_none(), "nobody to learn from yet");
+        bench.engine.learned(job.group, own(&job, 1), Instant::now());
+    }
+    bench
+}
+
+fn group<'b>(bench: &'b mut Bench, host: &str) -> &'b super::super::super::group::Group {
+    let group = bench.groups().into_iter().find(|(_, group)| group.labels.get("instance") == host);
+    group.expect("it was scraped").1
+}
+
+fn scores(bench: &mut Bench, host: &str) -> Vec<(i64, Score)> {
+    group(bench, host).window().scores(Voice::Champion, i64::MIN, i64::MAX).collect()
+}
+
+#[test]
+fn a_new_group_is_scored_from_its_first_row_until_it_has_its_own_model() {
+    let mut bench = established(&["a", "b"]);
+    // The scrape comes in two requests, and then another.
+    scrape(&mut bench, "c", &["eth0"], 200);
+    let now = Instant::now();
+    bench.tick(now);
+    let job = bench.jobs.try_recv().expect("a first training");
+    assert!(job.pool.is_none(), "it is not like them yet");
+    bench.engine.learned(job.group, Learned::TooShort { have_ms: 0 }, now);
+    scrape(&mut bench, "c", &["lo"], 200);
+    scrape(&mut bench, "c", &["eth0", "lo"], 201);
+    bench.tick(now + Duration::from_millis(500));
+    let job = bench.jobs.try_recv().expect("another, at once");
+    assert_eq!((job.reason, job.pool.as_ref().map(|pool| pool.windows.len())), (Reason::First, Some(2)));
+    let readiness = bench.engine.readiness.subscribe();
+    bench.engine.learned(job.group, pooled(&job, 595_000), now);
+    let text = readiness.borrow().text.clone();
+    assert_eq!(text, "net: 3 of 3 groups have a model, 1 of them a pooled one");
+    scrape(&mut bench, "c", &["eth0", "lo"], 202);
+    let of_others = scores(&mut bench, "c");
+    let times: Vec<i64> = of_others.iter().map(|(timestamp_ms, _)| *timestamp_ms).collect();
+    assert_eq!(times, [200, 201, 202].map(|i| START_MS + i * 15_000));
+    let info = r#"model_info{detector="net",instance="c",model="net",version="",alias="pooled""#;
+    let page = |bench: &Bench| {
+        let mut page = String::new();
+        prometheus_client::encoding::text::encode(&mut page, &bench.registry).expect("encodes");
+        page
+    };
+    assert!(page(&bench).contains(info), "{}", page(&bench));
+    assert_eq!(bench.metric(r#"training_runs_total{detector="net",outcome="pooled"}"#), 1);
+    let c = group(&mut bench, "c");
+    assert_eq!((c.place(2).champion, c.progress(now) < 1.0), (None, true), "it is not there yet");
+    assert!(c.mark().is_none());
+
+    // Its own history is long enough: what was said stays.
+    (203..280).for_each(|i| scrape(&mut bench, "c", &["eth0", "lo"], i));
+    let of_others = scores(&mut bench, "c");
+    assert_eq!(of_others.len(), 80);
+    bench.tick(now + Duration::from_secs(6));
+    let job = bench.jobs.try_recv().expect("a model of its own is due");
+    assert_eq!((job.reason, job.pool.is_none()), (Reason::First, true));
+    bench.engine.learned(job.group, own(&job, 1), now);
+    assert_eq!(scores(&mut bench, "c"), of_others);
+    let c = group(&mut bench, "c");
+    let occupant = c.place(2).champion.expect("it stays");
+    assert_eq!((occupant.0.as_str(), occupant.1, c.progress(now)), ("net.c", Some(1), 1.0));
+    assert_eq!(readiness.borrow().text, "net: 3 of 3 groups have a model");
+    assert!(!page(&bench).contains(r#"alias="pooled""#));
+    scrape(&mut bench, "c", &["eth0", "lo"], 280);
+    assert_eq!(scores(&mut bench, "c").len(), 81);
+}
+
+#[test]
+fn a_group_with_other_features_waits_for_its_own_model() {
+    let mut bench = established(&["a"]);
+    for (host, devices) in [("c", &["eth0"][..]), ("d", &["eth0", "lo", "eth1"])] {
+        scrape(&mut bench, host, devices, 200);
+        bench.tick(Instant::now());
+        let job = bench.jobs.try_recv().expect("a first training");
+        assert_eq!((job.labels.get("instance"), job.pool.is_none()), (host, true));
+    }
+}
+
+#[test]
+fn a_pooled_model_does_not_teach_others() {
+    let mut bench = established(&["a"]);
+    for (host, n_others) in [("c", 1), ("d", 1)] {
+        scrape(&mut bench, host, &["eth0", "lo"], 200);
+        bench.tick(Instant::now());
+        let job = bench.jobs.try_recv().expect("a first training");
+        assert_eq!(job.pool.as_ref().map(|pool| pool.windows.len()), Some(n_others));
+        bench.engine.learned(job.group, pooled(&job, 0), Instant::now());
+    }
+}
+
+#[test]
+fn the_order_in_which_groups_came_does_not_matter() {
+    let model = |hosts: &[&str]| {
+        let mut bench = established(hosts);
+        scrape(&mut bench, "z", &["eth0", "lo"], 200);
+        bench.tick(Instant::now());
+        let job = bench.jobs.try_recv().expect("a first training");
+        let Learned::Pooled { deployed, .. } = pooled(&job, 0) else { panic!("made just now") };
+        deployed.model
+    };
+    assert_eq!(model(&["a", "b", "c"]), model(&["c", "a", "b"]));
+}

@@ -1,0 +1,105 @@
+//! A model for a group that has no history yet, of the history of others with the same features.
+//!
+//! Their rows are laid one group after the other, days apart, so that nothing reaches from one to the next and
+//! every row keeps its time of day. What the groups differ in widens what counts as usual: such a model says less
+//! than one of the group's own. Only what was learned is shared. What each of them did lately, its threshold and
+//! its incidents stay its own; the alternative, to go on from the state of the one that is most alike, would
+//! begin with another's rows as the past.
+
+use super::rows::{Rows, observed_ms};
+use super::{Purpose, past, train};
+use crate::config::Detector;
+use crate::features::Schema;
+use crate::forest;
+use crate::models::{Fitted, Model};
+use crate::prom::duration;
+use crate::window::{Voice, Window};
+use std::num::NonZeroUsize;
+
+/// Groups that a model is pooled of: more would say little that is new, and take as much longer.
+pub const MAX_GROUPS: usize = 8;
+
+const DAY_MS: i64 = 24 * 3_600_000;
+/// Between the last row of a group and the first of the next: no column reaches back so far.
+const GAP_MS: i64 = DAY_MS / 2;
+
+/// Groups with the same features, and a model of their own.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    /// Their features, where each timestamp is a row.
+    pub schema: Schema,
+    /// What they hold now, in the order of their labels.
+    pub windows: Vec<Window>,
+}
+
+impl Pool {
+    /// Trains on their rows, as one group's are trained on. None when all of them together have too few.
+    ///
+    /// # Errors
+    /// The forest's own, when the parameters do not suit the rows.
+    pub fn train(
+        &self,
+        detector: &Detector,
+        now_ms: i64,
+        threads: NonZeroUsize,
+    ) -> Result<Option<Model>, forest::Error> {
+        let rows = self.rows();
+        let minimum_ms = duration::millis(detector.training.minimum);
+        let Some(rows) = rows.filter(|rows| rows.observed_ms >= minimum_ms) else { return Ok(None) };
+        let purpose = Purpose { detector: Some(detector.name.clone()), group: None };
+        let sizes = &detector.training.sweep;
+        let mut model = match train(&detector.model, &rows, sizes, purpose, now_ms, threads, &|_, _| {}) {
+            Err(forest::Error::Empty { .. }) => return Ok(None),
+            trained => trained?.model,
+        };
+        if let Fitted::Extended(detection) = &mut model.fitted {
+            **detection = detection.without_past();
+        }
+        Ok(Some(model))
+    }
+
+    /// The rows of all groups, those of the first where they are and the others' before them.
+    fn rows(&self) -> Option<Rows> {
+        let mut parts: Vec<Rows> = Vec::new();
+        for window in &self.windows {
+            let incidents = window.scores(Voice::Champion, i64::MIN, i64::MAX);
+            let incidents = incidents.filter(|(_, score)| score.alarm.is_some_and(|alarm| alarm.is_incident));
+            let times: Vec<i64> = incidents.map(|(timestamp_ms, _)| timestamp_ms).collect();
+            let columns = self.schema.features.iter().filter_map(|feature| window.find(feature));
+            let observed_ms = columns.map(|column| observed_ms(window, column, self.schema.transform)).max();
+            let mut rows = Rows::of(
+                self.schema.clone(),
+                window,
+                &past::incidents_at(&times),
+                observed_ms.unwrap_or(0).max(0),
+                i64::MAX,
+            );
+            let Some(last_ms) = rows.timestamps.last() else { continue };
+            if let Some(next) = parts.last() {
+                let overlap_ms = last_ms + GAP_MS - next.timestamps[0];
+                let days = (overlap_ms + DAY_MS - 1).div_euclid(DAY_MS).max(0);
+                rows.timestamps.iter_mut().for_each(|timestamp_ms| *timestamp_ms -= days * DAY_MS);
+            }
+            parts.push(rows);
+        }
+        let to_ms = parts.first()?.to_ms;
+        parts.reverse();
+        let columns = 0..self.schema.features.len();
+        let column = |column: usize| {
+            parts
+                .iter()
+                .flat_map(move |rows| rows.values[column * rows.len()..][..rows.len()].iter().copied())
+        };
+        Some(Rows {
+            schema: self.schema.clone(),
+            timestamps: parts.iter().flat_map(|rows| rows.timestamps.iter().copied()).collect(),
+            values: columns.flat_map(column).collect(),
+            excluded: parts.iter().flat_map(|rows| rows.excluded.iter().cloned()).collect(),
+            to_ms,
+            observed_ms: parts.iter().map(|rows| rows.observed_ms).sum(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

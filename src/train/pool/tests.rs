@@ -1,0 +1,138 @@
+use super::*;
+use crate::config::Config;
+use crate::prom::{Labels, METRIC_NAME, Sample};
+use crate::train::rows::window;
+use crate::window::row::Grid;
+use crate::window::{Alarm, Score};
+use std::sync::Arc;
+
+const STEP_MS: i64 = 15_000;
+const START_MS: i64 = 1_700_000_000_000;
+
+fn detector(model: &str) -> Arc<Detector> {
+    let training = "training: {minimum: 10m, sweep: []}";
+    let text =
+        format!("detectors: [{{name: net, match: [rx], transform: value, model: {model}, {training}}}]");
+    Config::parse(&text).expect("a valid configuration").detectors.remove(0)
+}
+
+fn features() -> [Labels; 2] {
+    ["eth0", "lo"].map(|device| Labels::new([(METRIC_NAME, "rx"), ("device", device)]).expect("valid"))
+}
+
+/// A group with values about this level, from one step to another.
+fn group(level: f64, steps: std::ops::Range<i64>) -> Window {
+    of_noise(|noise| level + noise, steps)
+}
+
+/// A group that is so lively.
+fn lively(factor: f64, steps: std::ops::Range<i64>) -> Window {
+    of_noise(|noise| factor * noise, steps)
+}
+
+fn of_noise(value: impl Fn(f64) -> f64, steps: std::ops::Range<i64>) -> Window {
+    let sample = |i: i64, n: i64| Sample {
+        timestamp_ms: START_MS + i * STEP_MS,
+        value: value((i * i % (97 + n)) as f64 / 100.0),
+    };
+    let series: Vec<_> = features()
+        .into_iter()
+        .zip(0..)
+        .map(|(labels, n)| (labels, steps.clone().map(|i| sample(i, n)).collect()))
+        .collect();
+    window(series.iter(), 30 * DAY_MS)
+}
+
+fn pool(detector: &Detector, windows: Vec<Window>) -> Pool {
+    let features = features().to_vec();
+    Pool { schema: Schema { features, transform: detector.transform, grid: Grid::Exact }, windows }
+}
+
+fn fit(pool: &Pool, detector: &Detector, threads: usize) -> Option<Model> {
+    let threads = NonZeroUsize::new(threads).expect("above 0");
+    pool.train(detector, START_MS, threads).expect("the parameters suit")
+}
+
+#[test]
+fn groups_follow_each_other_days_apart_at_their_time_of_day() {
+    let detector = detector("{kind: extended_isolation_forest}");
+    // The second overlaps the first, and the third is more than a day long.
+    let windows = vec![group(1.0, 0..100), group(2.0, 50..150), group(3.0, 0..6000)];
+    let rows = pool(&detector, windows).rows().expect("rows");
+    assert_eq!((rows.len(), rows.timestamps.len()), (6200, 6200));
+    let times: Vec<&[i64]> = rows.timestamps.chunk_by(|a, b| b - a == STEP_MS).collect();
+    assert_eq!(times.iter().map(|times| times.len()).collect::<Vec<_>>(), [6000, 100, 100]);
+    assert_eq!(times[2][0], START_MS, "the first stays where it is");
+    assert_eq!((START_MS + 50 * STEP_MS - times[1][0]) % DAY_MS, 0);
+    assert_eq!((START_MS - times[0][0]) % DAY_MS, 0);
+    assert!(times.windows(2).all(|pair| pair[1][0] - pair[0][pair[0].len() - 1] >= GAP_MS));
+    // Each value is where its row is.
+    let table = rows.table().expect("fits");
+    let mut row = [0.0; 2];
+    for (number, level) in [(0, 3.0), (5999, 3.0), (6000, 2.0), (6099, 2.0), (6100, 1.0), (6199, 1.0)] {
+        table.copy_row(number, &mut row);
+        assert!(row.iter().all(|value| (level..level + 1.5).contains(value)), "{number}: {row:?}");
+    }
+    assert_eq!(rows.to_ms, START_MS + 99 * STEP_MS);
+    assert_eq!(rows.observed_ms, (99 + 99 + 5999) * STEP_MS);
+}
+
+#[test]
+fn incidents_of_the_others_are_left_out() {
+    let detector = detector("{kind: extended_isolation_forest}");
+    let mut window = group(1.0, 0..100);
+    let alarm = |is_incident| Some(Alarm { threshold: 1.0, is_incident });
+    for i in 0..100 {
+        let score = Score { decision: 0.0, score: 0.0, alarm: alarm((40..50).contains(&i)) };
+        window.set_score(Voice::Champion, START_MS + i * STEP_MS, score);
+    }
+    let rows = pool(&detector, vec![window]).rows().expect("rows");
+    assert_eq!(rows.len(), 90);
+    let within = START_MS + 40 * STEP_MS..START_MS + 50 * STEP_MS;
+    assert!(!rows.timestamps.iter().any(|time| within.contains(time)));
+}
+
+#[test]
+fn all_of_them_together_have_to_have_enough() {
+    let detector = detector("{kind: extended_isolation_forest}");
+    assert!(fit(&pool(&detector, vec![group(1.0, 0..30)]), &detector, 1).is_none());
+    assert!(fit(&pool(&detector, vec![group(1.0, 0..30), group(2.0, 0..30)]), &detector, 1).is_some());
+    assert!(fit(&pool(&detector, vec![Window::new(DAY_MS)]), &detector, 1).is_none());
+}
+
+#[test]
+fn the_model_is_a_function_of_the_rows_and_has_no_past() {
+    for kind in ["{kind: extended_isolation_forest}", "{kind: isolation_forest}"] {
+        let detector = detector(kind);
+        let pool = pool(&detector, vec![group(1.0, 0..300), group(2.0, 0..300)]);
+        let model = fit(&pool, &detector, 1).expect("enough rows");
+        assert_eq!(fit(&pool, &detector, 3).as_ref(), Some(&model), "{kind}");
+        assert_eq!((model.card.group.as_ref(), model.card.detector.as_deref()), (None, Some("net")));
+        if let Fitted::Extended(detection) = &model.fitted {
+            assert_eq!(detection.newest_ms(), None);
+            let mut new = detection.clone();
+            let seen = new
+                .observe(START_MS, &[1.5, 1.5])
+                .expect("the first row, earlier than the last of the others");
+            assert!(!seen.incident && seen.score < 1.0, "{seen:?}");
+        }
+    }
+}
+
+#[test]
+fn what_the_groups_differ_in_is_usual() {
+    let detector = detector("{kind: extended_isolation_forest}");
+    // The loudest of a group that is livelier than one, and less lively than the other.
+    let score = |windows: Vec<Window>| {
+        let model = fit(&pool(&detector, windows), &detector, 1).expect("enough rows");
+        let Fitted::Extended(mut detection) = model.fitted else { panic!("an extended forest") };
+        let mut observe = |i: i64| {
+            let value = |n: i64| (5 * (i * i % (97 + n))) as f32 / 100.0;
+            detection.observe(START_MS + i * STEP_MS, &[value(0), value(1)]).expect("in order").score
+        };
+        (0..100).map(&mut observe).fold(0.0, f64::max)
+    };
+    let calm = score(vec![lively(1.0, 0..300)]);
+    let both = score(vec![lively(1.0, 0..300), lively(10.0, 0..300)]);
+    assert!(both < calm, "{both} beside {calm}");
+}
