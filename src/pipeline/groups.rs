@@ -18,6 +18,8 @@ use tracing::{info, warn};
 
 /// Watched series in all groups: 10,000 hosts of 20. At six hours of 15 s each takes 12 KiB.
 pub const MAX_WATCHED: usize = 200_000;
+/// Groups of all detectors: each has a window, metrics and a model of its own, however few its series are.
+const MAX_GROUPS: usize = 20_000;
 
 /// Beginning of the names of the process' own metrics.
 pub const OWN_PREFIX: &str = "promforest_";
@@ -148,7 +150,9 @@ impl Groups {
                 self.by_labels[i].get(&by).and_then(|id| Some((*id, self.all[id].window().find(&feature)?)));
             let target = match known {
                 Some((group, column)) => Some(Target { group, column }),
-                None if self.watched < MAX_WATCHED => {
+                None if self.watched < MAX_WATCHED
+                    && (self.all.len() < MAX_GROUPS || self.by_labels[i].contains_key(&by)) =>
+                {
                     let id = self.group(i, &detector, by, now);
                     let group = self.all.get_mut(&id).expect("found or made just now");
                     group
@@ -167,6 +171,8 @@ impl Groups {
                 series = %labels,
                 watched = self.watched,
                 limit = MAX_WATCHED,
+                groups = self.all.len(),
+                groups_limit = MAX_GROUPS,
                 group_limit = MAX_FEATURES,
                 "too many watched series, new ones are ignored"
             );

@@ -12,7 +12,7 @@ use std::collections::HashSet;
 use std::io;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::error;
+use tracing::{error, warn};
 
 /// Pause between two rounds: what a start reads of five minutes takes no time, and a disk is spared.
 const EVERY: Duration = Duration::from_secs(300);
@@ -83,7 +83,10 @@ pub async fn run(engine: mpsc::WeakSender<Command>, mut folder: Folder, mut clos
         let is_last = tokio::time::timeout(EVERY, close).await.is_ok();
         let round = round(&engine, folder);
         let done = match is_last {
-            true => tokio::time::timeout(LAST_ROUND, round).await.unwrap_or(None),
+            true => tokio::time::timeout(LAST_ROUND, round).await.unwrap_or_else(|_| {
+                warn!(component = "snapshot", limit = ?LAST_ROUND, "the last round of snapshots took too long: remote read has to bridge more");
+                None
+            }),
             false => round.await,
         };
         match done {

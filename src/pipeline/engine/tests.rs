@@ -914,3 +914,18 @@ fn f36_two_replicas_are_told_from_one_that_is_late() {
     bench.send(vec![rx("eth0", &[(START_MS + 15_000, 7.0)])]);
     assert_eq!(bench.metric(r#"ingest_samples_dropped_total{reason="conflict"}"#), 1);
 }
+
+#[test]
+fn f30_groups_are_bounded_and_the_known_ones_go_on() {
+    let mut bench = Bench::new("detectors: [{name: a, match: [rx], by: [host]}]");
+    let of_host = |host: usize, n: i64, device: &str| {
+        let host = host.to_string();
+        series(&[("__name__", "rx"), ("device", device), ("host", &host)], &[(START_MS + n * 15_000, 1.0)])
+    };
+    bench.send((0..20_007).map(|host| of_host(host, 0, "eth0")).collect());
+    assert_eq!(bench.groups().len(), 20_000);
+    let dropped = r#"ingest_samples_dropped_total{reason="series_limit"}"#;
+    assert_eq!(bench.metric(dropped), 7);
+    bench.send(vec![of_host(0, 1, "eth0"), of_host(0, 1, "eth1"), of_host(20_006, 1, "eth0")]);
+    assert_eq!(bench.metric(dropped), 8, "a known group may have more series");
+}
