@@ -19,7 +19,7 @@ use tracing::{info, warn};
 /// Watched series in all groups: 10,000 hosts of 20. At six hours of 15 s each takes 12 KiB.
 pub const MAX_WATCHED: usize = 200_000;
 /// Groups of all detectors: each has a window, metrics and a model of its own, however few its series are.
-const MAX_GROUPS: usize = 20_000;
+const MAX_LIVE_GROUPS: usize = 20_000;
 
 /// Beginning of the names of the process' own metrics.
 pub const OWN_PREFIX: &str = "promforest_";
@@ -151,7 +151,7 @@ impl Groups {
             let target = match known {
                 Some((group, column)) => Some(Target { group, column }),
                 None if self.watched < MAX_WATCHED
-                    && (self.all.len() < MAX_GROUPS || self.by_labels[i].contains_key(&by)) =>
+                    && (self.all.len() < MAX_LIVE_GROUPS || self.by_labels[i].contains_key(&by)) =>
                 {
                     let id = self.group(i, &detector, by, now);
                     let group = self.all.get_mut(&id).expect("found or made just now");
@@ -172,7 +172,7 @@ impl Groups {
                 watched = self.watched,
                 limit = MAX_WATCHED,
                 groups = self.all.len(),
-                groups_limit = MAX_GROUPS,
+                groups_limit = MAX_LIVE_GROUPS,
                 group_limit = MAX_FEATURES,
                 "too many watched series, new ones are ignored"
             );

@@ -350,7 +350,7 @@ async fn before_first(
     let written_to_ms = written_to(outside, resting, detector, group, now_ms).await.unwrap_or(None);
     let written_to_ms =
         written_to_ms.map(|written_to_ms| written_to_ms.max(reaches_to(detector, reach_ms, now_ms)));
-    let recent = after(past, written_to_ms.unwrap_or(now_ms) - reach_ms);
+    let recent = after(past, window_start(detector, now_ms));
     Before { recent, written_to_ms, advanced: None }
 }
 
@@ -380,9 +380,14 @@ fn unseen_since(model: &Model, detector: &Detector, to_ms: i64) -> i64 {
     replay::newest_ms(model).map_or(to_ms, |newest_ms| newest_ms.max(longest_ms))
 }
 
+/// Samples after this time are in the window.
+fn window_start(detector: &Detector, now_ms: i64) -> i64 {
+    now_ms - duration::millis(detector.window)
+}
+
 /// Rows after this time are in the window with all that their rates reach back to.
 fn reaches_to(detector: &Detector, reach_ms: i64, now_ms: i64) -> i64 {
-    now_ms - duration::millis(detector.window) + reach_ms
+    window_start(detector, now_ms) + reach_ms
 }
 
 /// Why nothing was fitted.
@@ -420,8 +425,10 @@ async fn before(
             (replay::newest_ms(model).unwrap_or(now_ms).min(replay_to_ms), replay_to_ms)
         }
     };
-    let since_ms = done_ms.max(now_ms - duration::millis(detector.training.history));
-    let range = (since_ms - reach_ms, now_ms);
+    let start_ms = window_start(detector, now_ms);
+    let since_ms = done_ms.max(now_ms - duration::millis(detector.training.history)) - reach_ms;
+    // The window of a snapshot that the model goes on from is whole; any other is filled again.
+    let range = (if resumed.is_some() { since_ms } else { since_ms.min(start_ms) }, now_ms);
     let read = read_past(&outside.sources, detector, group, &job.labels, range, resting).await;
     let past = match read {
         Err(_) if waits => return None,
@@ -432,7 +439,7 @@ async fn before(
         None => replay::trained(model),
     };
     let advanced = start.map(|detection| replay::advance(detection, model, &past, replay_to_ms));
-    let recent = after(&past, replay_to_ms - reach_ms);
+    let recent = after(&past, start_ms);
     Some(Before { recent, written_to_ms, advanced })
 }
 
