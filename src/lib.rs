@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! POST /api/v1/write ─ snappy ─ wire visit ─ index ─ window ─ complete row ─ detect ─ publish ─ remote write
-//!                                                      ▲                       ▲
-//!                       remote read (history) ─────────┴── train ── registry ──┤
+//!                                                    ▲ ▲ │                     ▲        │
+//!                     snapshot (after a restart) ────┘ │ └─── POST /api/v1/read ────────┘
+//!                       remote read (history, gaps) ───┴── train ── registry ──┤
 //!                                                                      ▲       └─ backtest: the past replayed
 //!                                                                      └ import: scikit-learn, ONNX
 //! ```
