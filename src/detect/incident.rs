@@ -1,7 +1,12 @@
-//! Incidents: one from the first alarm until the deviation is over.
+//! Incidents: one from an alarm that lasts, or is loud, until the deviation is over.
 
 use serde::{Deserialize, Serialize};
 
+/// One begins when scores have been alarms for this long, where rows are nearer than that: of thousands of rows a
+/// day, chance takes one or two beyond any threshold.
+const ALARMED_MS: i64 = 30_000;
+/// Or with one row this many times as loud as an alarm.
+const AT_ONCE: f64 = 1.15;
 /// An incident lasts while the raw score is at least this share of the threshold that it crossed.
 const HOLD: f64 = 0.8;
 /// It is over when that has not been so for this long, or for three rows.
@@ -12,47 +17,65 @@ const PAUSE_ROWS: i64 = 3;
 /// to the threshold of its beginning, so it stays open for as long as the deviation lasts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Incident {
-    pause_ms: i64,
-    open: Option<Open>,
+    interval_ms: i64,
+    alarm: Option<Alarm>,
 }
 
-/// An incident that has not ended.
+/// An alarm that has not ended.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Open {
+pub struct Alarm {
     /// The least threshold that it crossed.
     level: f64,
+    /// When it began.
+    since_ms: i64,
     /// When it was last as loud as that, or nearly.
     last_ms: i64,
+    /// Has it become an incident?
+    is_incident: bool,
 }
 
 impl Incident {
     /// None open, for rows that are so far apart.
     pub fn new(interval_ms: i64) -> Self {
-        Self { pause_ms: PAUSE_MS.max(PAUSE_ROWS * interval_ms), open: None }
+        Self { interval_ms, alarm: None }
     }
 
-    /// The incident that is open.
-    pub fn open(&self) -> Option<Open> {
-        self.open
+    /// The alarm that has not ended.
+    pub fn alarm(&self) -> Option<Alarm> {
+        self.alarm
     }
 
-    /// The same with this incident open.
-    pub fn with_open(self, open: Option<Open>) -> Self {
-        Self { open, ..self }
+    /// The same in this state of alarm.
+    pub fn with_alarm(self, alarm: Option<Alarm>) -> Self {
+        Self { alarm, ..self }
     }
 
     /// Takes the next row, and tells whether there is an incident at it.
     pub fn follow(&mut self, timestamp_ms: i64, raw: f64, threshold: f64) -> bool {
-        self.open = match self.open {
+        let rows_ms = PAUSE_ROWS * self.interval_ms;
+        let before = self.alarm.filter(|alarm| {
+            timestamp_ms - alarm.last_ms <= if alarm.is_incident { PAUSE_MS.max(rows_ms) } else { rows_ms }
+        });
+        self.alarm = match before {
             _ if raw >= threshold => {
-                let level = self.open.map_or(threshold, |open| open.level.min(threshold));
-                Some(Open { level, last_ms: timestamp_ms })
+                let since_ms = before.map_or(timestamp_ms, |alarm| alarm.since_ms);
+                let lasts = self.interval_ms >= ALARMED_MS || timestamp_ms - since_ms >= ALARMED_MS;
+                Some(Alarm {
+                    level: before.map_or(threshold, |alarm| alarm.level.min(threshold)),
+                    since_ms,
+                    last_ms: timestamp_ms,
+                    is_incident: before.is_some_and(|alarm| alarm.is_incident)
+                        || lasts
+                        || raw >= AT_ONCE * threshold,
+                })
             }
-            Some(open) if raw >= HOLD * open.level => Some(Open { last_ms: timestamp_ms, ..open }),
-            open => open.filter(|open| timestamp_ms - open.last_ms <= self.pause_ms),
+            Some(alarm) if alarm.is_incident && raw >= HOLD * alarm.level => {
+                Some(Alarm { last_ms: timestamp_ms, ..alarm })
+            }
+            before => before.filter(|alarm| alarm.is_incident),
         };
-        self.open.is_some()
+        self.alarm.is_some_and(|alarm| alarm.is_incident)
     }
 }
 
@@ -73,5 +96,20 @@ mod tests {
         assert!(at(71, 0.1, 9.0));
         assert!(!at(72, 0.1, 9.0));
         assert!(!at(73, 5.0, 9.0), "the next one has to cross the new threshold");
+    }
+
+    #[test]
+    fn rows_of_seconds_have_to_last_or_be_loud() {
+        let seen = |rows: &[f64]| {
+            let mut incident = Incident::new(15_000);
+            let row = |(i, raw): (usize, &f64)| incident.follow(i as i64 * 15_000, *raw, 1.0);
+            rows.iter().enumerate().map(row).collect::<Vec<_>>()
+        };
+        assert_eq!(seen(&[1.05, 1.05, 0.9, 1.05, 1.05]), [false; 5], "chance");
+        assert_eq!(seen(&[1.05, 1.05, 1.05, 0.9]), [false, false, true, true], "half a minute");
+        assert_eq!(seen(&[0.9, 1.2, 0.9]), [false, true, true], "loud");
+        let mut incident = Incident::new(15_000);
+        let after_a_gap = [0, 600_000].map(|t| incident.follow(t, 1.05, 1.0));
+        assert_eq!(after_a_gap, [false; 2], "nobody knows what was between");
     }
 }

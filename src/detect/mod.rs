@@ -136,12 +136,12 @@ impl Detection {
     /// # Errors
     /// [`InvalidState`].
     pub fn restore(voices: Voices, state: State) -> Result<Self, InvalidState> {
-        Self::go_on(Arc::new(voices), Live { state, incident: None })
+        Self::go_on(Arc::new(voices), Live { state, alarm: None })
     }
 
     /// All that it has become, the open incident included.
     pub fn live(&self) -> Live {
-        Live { state: self.state(), incident: self.incident.open() }
+        Live { state: self.state(), alarm: self.incident.alarm() }
     }
 
     /// What another process had made of this detection, with the default budget.
@@ -152,13 +152,13 @@ impl Detection {
         Self::go_on(self.voices.clone(), live)
     }
 
-    fn go_on(voices: Arc<Voices>, Live { state, incident }: Live) -> Result<Self, InvalidState> {
+    fn go_on(voices: Arc<Voices>, Live { state, alarm }: Live) -> Result<Self, InvalidState> {
         let (expected, found) = (voices.n_metrics(), state.n_metrics());
         if found != expected {
             return Err(InvalidState::new("number of metrics", found, expected));
         }
         let (memory, threshold) = state.restore(BUDGET)?;
-        let incident = Incident::new(memory.reach().interval_ms()).with_open(incident);
+        let incident = Incident::new(memory.reach().interval_ms()).with_alarm(alarm);
         Ok(Self { voices, memory, threshold, incident, heeds: Vec::new() })
     }
 

@@ -1,7 +1,7 @@
 //! The state of a group between two rows, for files: with it a process goes on where another ended.
 
 use super::habits::Habits;
-use super::incident::Open;
+use super::incident::Alarm;
 use super::memory::{Memory, Reach};
 use super::profile::{self, Profile};
 use super::threshold::{Hour, Threshold};
@@ -33,7 +33,7 @@ pub struct State {
 #[serde(deny_unknown_fields)]
 pub struct Live {
     pub(super) state: State,
-    pub(super) incident: Option<Open>,
+    pub(super) alarm: Option<Alarm>,
 }
 
 /// A state that no rows lead to.
