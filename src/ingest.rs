@@ -7,7 +7,7 @@
 
 use crate::http::server::Answer;
 use crate::prom::wire::{Counts, Malformed, Reason, Refused, Version, snappy};
-use crate::telemetry::Labelled;
+use crate::telemetry::{Labelled, Quiet};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::StatusCode;
@@ -19,7 +19,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, warn};
 
@@ -352,14 +352,7 @@ pub struct Metrics {
     refused: [Counter; Reason::ALL.len()],
     ignored: Labelled<Counter>,
     in_flight: Gauge,
-    told: Arc<Mutex<HashMap<&'static str, Told>>>,
-}
-
-/// What was logged of one kind of refusal.
-struct Told {
-    at: Instant,
-    /// Requests since.
-    suppressed: u64,
+    told: Arc<Mutex<HashMap<&'static str, Quiet>>>,
 }
 
 impl Metrics {
@@ -451,17 +444,11 @@ impl Metrics {
     }
 
     fn warn(&self, what: &str, reason: &'static str, text: &str) {
-        let now = Instant::now();
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let suppressed = match told.get_mut(reason) {
-            Some(told) if now.duration_since(told.at) < LOG_EVERY => {
-                told.suppressed += 1;
-                return;
-            }
-            known => known.map_or(0, |told| told.suppressed),
-        };
-        told.insert(reason, Told { at: now, suppressed: 0 });
+        let count = told.entry(reason).or_insert_with(|| Quiet::new(LOG_EVERY)).add(1);
         drop(told);
+        let Some(count) = count else { return };
+        let suppressed = count - 1;
         warn!(component = "ingest", reason, err = text, suppressed, "{what}");
     }
 

@@ -9,6 +9,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use std::borrow::Cow;
 use std::fmt;
+use std::time::{Duration, Instant};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
@@ -17,6 +18,30 @@ use tracing_subscriber::registry::LookupSpan;
 
 /// A metric with labels that are known when it is counted.
 pub type Labelled<M> = Family<[(&'static str, Cow<'static, str>); 1], M>;
+
+/// Counts what would fill the log, and lets a line through from time to time.
+pub struct Quiet {
+    every: Duration,
+    said: Option<Instant>,
+    count: usize,
+}
+
+impl Quiet {
+    /// Nothing is said yet; then a line has to wait for so long after the one before.
+    pub fn new(every: Duration) -> Self {
+        Self { every, said: None, count: 0 }
+    }
+
+    /// What to say: the count since the last time. `None` when that was just now.
+    pub fn add(&mut self, count: usize) -> Option<usize> {
+        self.count += count;
+        if self.said.is_some_and(|said| said.elapsed() < self.every) {
+            return None;
+        }
+        self.said = Some(Instant::now());
+        Some(std::mem::take(&mut self.count))
+    }
+}
 
 /// `--log.level`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -166,5 +191,20 @@ impl Collector for Process {
         gauge("process_virtual_memory_bytes", "Virtual memory", field(23))?;
         gauge("process_open_fds", "Open file descriptors", files)?;
         gauge("process_start_time_seconds", "Start of the process", boot + field(22) / TICKS_PER_SECOND)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_repeats_itself_is_said_from_time_to_time() {
+        let every = Duration::from_secs(60);
+        let mut quiet = Quiet::new(every);
+        assert_eq!(quiet.add(3), Some(3));
+        assert_eq!((quiet.add(1), quiet.add(1)), (None, None));
+        quiet.said = quiet.said.and_then(|said| said.checked_sub(every));
+        assert_eq!(quiet.add(1), Some(3), "what was not said is in the sum");
     }
 }

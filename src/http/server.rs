@@ -7,7 +7,7 @@
 
 use super::body::Body;
 use super::gate::{Gate, Refusal};
-use crate::telemetry::Labelled;
+use crate::telemetry::{Labelled, Quiet};
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -28,7 +28,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 use tracing::{debug, error, warn};
 
 /// Connections at a time. Prometheus opens one for each shard, 50 by default; half of the usual limit of 1024
@@ -128,7 +128,7 @@ impl Server {
         let waiting = Waiting::default();
         let shared = Arc::new(Shared { server: self, waiting, route, stopped: stopped.clone() });
         let mut connections = JoinSet::new();
-        let mut complained: Option<Instant> = None;
+        let mut complaints = Quiet::new(LOG_EVERY);
         loop {
             metrics.connections.set(connections.len() as i64);
             let is_full = connections.len() >= MAX_CONNECTIONS;
@@ -140,8 +140,7 @@ impl Server {
                     Ok((stream, _)) => drop(connections.spawn(connect(stream, shared.clone()))),
                     Err(error) => {
                         metrics.accept_failures.inc();
-                        if complained.is_none_or(|then| then.elapsed() >= LOG_EVERY) {
-                            complained = Some(Instant::now());
+                        if complaints.add(1).is_some() {
                             warn!(component = "http", err = %error, "cannot accept a connection");
                         }
                         // It may be files that are lacking: one is given back.

@@ -7,6 +7,7 @@ use super::message::{Message, Metadata, Written};
 use super::{Batch, Config, Lost, Metrics, Series, Windows};
 use crate::http::client::{self, Answer, Client, Request};
 use crate::prom::duration;
+use crate::telemetry::Quiet;
 use bytes::Bytes;
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Method, StatusCode};
@@ -92,25 +93,6 @@ fn retry_after(text: &str, now_ms: i64) -> Option<Duration> {
     Some(pause.min(LONGEST_RETRY_AFTER)).filter(|pause| !pause.is_zero())
 }
 
-/// Counts what would fill the log, and lets a line through from time to time.
-#[derive(Default)]
-struct Quiet {
-    said: Option<Instant>,
-    count: usize,
-}
-
-impl Quiet {
-    /// What to say: the count since the last time. `None` when that was just now.
-    fn add(&mut self, count: usize) -> Option<usize> {
-        self.count += count;
-        if self.said.is_some_and(|said| said.elapsed() < SAY_EVERY) {
-            return None;
-        }
-        self.said = Some(Instant::now());
-        Some(std::mem::take(&mut self.count))
-    }
-}
-
 /// A request that is rejected, and how many of its samples are written all the same.
 struct Refusal {
     answer: Answer,
@@ -140,10 +122,10 @@ impl<W: Windows> Sender<W> {
             max_samples: self.config.max_samples_per_send,
             sender: self,
             told_metadata: None,
-            rejected: Quiet::default(),
-            too_old: Quiet::default(),
-            unconfirmed: Quiet::default(),
-            second_writer: Quiet::default(),
+            rejected: Quiet::new(SAY_EVERY),
+            too_old: Quiet::new(SAY_EVERY),
+            unconfirmed: Quiet::new(SAY_EVERY),
+            second_writer: Quiet::new(SAY_EVERY),
             n_contradicted: 0,
         };
         dialogue.run().await;

@@ -874,15 +874,6 @@ async fn f35_a_second_writer_is_told_from_bad_data() {
     }
 }
 
-#[test]
-fn a_line_of_every_batch_is_said_once_a_minute() {
-    let mut quiet = Quiet::default();
-    assert_eq!(quiet.add(3), Some(3));
-    assert_eq!((quiet.add(1), quiet.add(1)), (None, None));
-    quiet.said = quiet.said.and_then(|said| said.checked_sub(SAY_EVERY));
-    assert_eq!(quiet.add(1), Some(3), "what was not said is in the sum");
-}
-
 /// A token that has run out costs nothing: the new one is read when it is there.
 #[tokio::test]
 async fn f42_a_token_that_is_renewed_in_its_file_is_used() {
