@@ -426,11 +426,9 @@ impl Filler {
     /// Counts series, and reads the groups of those that lack samples. None when the engine is gone.
     async fn audit(&self, series: Vec<Audited>) -> Option<()> {
         for Audited { detector, group, feature, range, n_samples } in series {
-            let of_series = group.iter().chain(feature.iter());
+            let labels = feature.union(&group);
             let of_series: Vec<Matcher> =
-                of_series.map(|(name, value)| Matcher::equal(name, value)).collect();
-            let labels = group.iter().chain(feature.iter());
-            let Ok(labels) = Labels::new(labels) else { continue };
+                labels.iter().map(|(name, value)| Matcher::equal(name, value)).collect();
             let count = |read: Vec<Series>| -> usize {
                 let same = read.into_iter().filter(|(found, _)| *found == labels);
                 same.map(|(_, samples)| samples.len()).max().unwrap_or(0)
