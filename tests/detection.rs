@@ -10,18 +10,9 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::thread;
 use std::time::Duration;
 use support::each_version;
-use support::stack::{Addresses, Collectors, JOB_NODE, MODEL, RemoteWriteReceiver, SOON, Scraping, Stack};
-
-/// Differences reach back over a minute: a model needs that, the rates' range, and some rows.
-const DETECTOR: &str = r#"
-  - name: node_network
-    match: ['{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total", device="lo"}']
-    transform: rate(10s)
-    window: 10m
-    grace: 5s
-    training: {history: 1h, minimum: 60s, every: 1h}
-    alerts: {budget: 2/day}
-"#;
+use support::stack::{
+    Addresses, Collectors, IN_ORDER, JOB_NODE, MODEL, RemoteWriteReceiver, SOON, Scraping, Stack,
+};
 
 /// Traffic on lo that no minute before had.
 fn burst() {
@@ -38,7 +29,7 @@ fn live_is_what_a_backtest_says() {
     each_version(|version| {
         let mut stack = Stack::new(version, Collectors::Network, &Scraping { queue: "", ..JOB_NODE });
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
-        stack.configure(DETECTOR);
+        stack.configure(IN_ORDER);
         stack.start_promforest();
         stack.wait("the first scores", Duration::from_secs(90) + MODEL, |at| at.scores().map(drop));
         stack.wait("an incident and what is behind it", Duration::from_secs(120), |at| {

@@ -11,20 +11,9 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 use support::stack::{
-    Collectors, JOB_NODE, MODEL, NODE_NETWORK, RANGE_MS, RemoteWriteReceiver, SOON, Scraping, Stack,
+    Collectors, IN_ORDER, JOB_NODE, MODEL, NODE_NETWORK, RANGE_MS, RemoteWriteReceiver, SOON, Scraping, Stack,
 };
 use support::{each_version, now_ms};
-
-/// Judges one row after the other: a row that is lost or comes late would show in all that follow.
-const DETECTOR: &str = r#"
-  - name: node_network
-    match: ['{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total", device="lo"}']
-    transform: rate(10s)
-    window: 10m
-    grace: 5s
-    training: {history: 1h, minimum: 60s, every: 1h}
-    alerts: {budget: 2/day}
-"#;
 
 fn snapshots(stack: &Stack) -> PathBuf {
     stack.dir.path().join("promforest-data/snapshots")
@@ -63,7 +52,7 @@ fn f1_to_f7_f14_f16_f22_f45_whatever_is_killed_every_row_has_its_score() {
         let scraping = Scraping { queue: "", ..JOB_NODE };
         let mut stack = Stack::new(version, Collectors::Network, &scraping);
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
-        stack.configure(DETECTOR);
+        stack.configure(IN_ORDER);
         stack.start_promforest();
         stack.wait("the first scores", Duration::from_secs(90) + MODEL, |at| at.scores().map(drop));
         let began_ms = now_ms();

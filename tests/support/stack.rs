@@ -23,6 +23,17 @@ pub const NODE_NETWORK: &str = r#"
     training: {history: 1h, minimum: 10s, every: 1h}
     model: {kind: isolation_forest}
 "#;
+/// The same with the default model, which judges one row after the other: a row that is lost or comes late would show
+/// in all that follow. Differences reach back over a minute: a model needs that, the rates' range, and some rows.
+pub const IN_ORDER: &str = r#"
+  - name: node_network
+    match: ['{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total", device="lo"}']
+    transform: rate(10s)
+    window: 10m
+    grace: 5s
+    training: {history: 1h, minimum: 60s, every: 1h}
+    alerts: {budget: 2/day}
+"#;
 /// The transform's range.
 pub const RANGE_MS: i64 = 10_000;
 
