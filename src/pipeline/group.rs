@@ -1,25 +1,29 @@
 //! One group: its window, its model, its open rows and its cursors.
 
+mod holding;
+mod publishing;
+mod saving;
+mod training;
+
 use super::drift::Drift;
-use super::gaps::{self, Audited, Rhythm};
+use super::gaps::Rhythm;
 use super::keeper::Place;
-use super::outputs::{self, Cursor, Output, Rows};
+use super::outputs::Cursor;
 use super::reading::{Asked, Found};
-use super::saver::{self, Saved, Turn};
 use super::schedule::Schedule;
 use super::serving::{Cause, Serving};
 use crate::config::Detector;
 use crate::detect::Detection;
 use crate::features::{Reader, Row, Schema, counter};
 use crate::history::server::Query;
-use crate::models::{Card, Deployed, Model};
+use crate::models::Deployed;
 use crate::prom::{Labels, Sample, duration};
-use crate::publish::{self, Lost, Position, Series};
-use crate::snapshot::{Folder, Mark, State};
+use crate::publish::Lost;
+use crate::snapshot::Mark;
 use crate::train::rows;
-use crate::train::trainer::{Before, Reason};
-use crate::window::row::Grid;
+use crate::train::trainer::Before;
 use crate::window::{Column, Push, Score, Voice, Window};
+use holding::Hold;
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -60,17 +64,6 @@ pub enum Event {
     Lost(Lost, usize),
     /// A value of a scored row was NaN or infinite.
     NotFinite,
-}
-
-/// No row is judged before what is missing is there, or was waited for.
-#[derive(Clone, Copy, Debug)]
-struct Hold {
-    /// Samples after this time may be missing.
-    after_ms: i64,
-    /// When it began.
-    since: Instant,
-    /// When it ends at the latest.
-    until: Instant,
 }
 
 /// One group of a detector.
@@ -152,86 +145,6 @@ impl Group {
         }
     }
 
-    /// The group that a snapshot was made of, without its models: they come from the registry, and go on
-    /// from where the snapshot says that they were.
-    pub fn restore(
-        detector: Arc<Detector>,
-        state: State,
-        window: Window,
-        urls: &[String],
-        now: Instant,
-    ) -> Self {
-        let State { group, champion, challenger, newest_scored_ms, cursors, causes, incidents, .. } = state;
-        let mut restored = Self::new(detector, group, 0, now);
-        restored.window = window;
-        restored.window.set_length(duration::millis(restored.detector.window));
-        let newest_ms = newest_scored_ms.unwrap_or(i64::MIN);
-        // A target that is new begins at the newest score: what is older was the others'.
-        let cursor = |url| Cursor::after(cursors.get(url).copied().unwrap_or(newest_ms));
-        restored.cursors = urls.iter().map(cursor).collect();
-        restored.newest_scored = newest_scored_ms.map(|newest_ms| (newest_ms, now));
-        let known = |(then, causes): (i64, Vec<_>)| {
-            (then, causes.into_iter().filter_map(Cause::from_snapshot).collect())
-        };
-        restored.causes = causes.into_iter().map(known).collect();
-        restored.incidents = incidents.into();
-        restored.is_incident = state.is_incident;
-        restored.ended = state.ended.into_iter().map(|then| (then, now)).collect();
-        // What was incomplete may still become complete.
-        let passed_ms = champion.as_ref().map_or(newest_ms, |mark| mark.passed_ms);
-        let waiting: Vec<i64> = restored.window.timestamps(passed_ms, i64::MAX).collect();
-        restored.open_rows = waiting.into_iter().map(|time| (time, (time, now))).collect();
-        restored.marks = [champion, challenger];
-        restored
-    }
-
-    /// What a snapshot is to say of the group, if that has changed; the cursors are those of these targets.
-    pub fn save(&mut self, id: u32, urls: &[String]) -> Turn {
-        let name = Folder::name(&self.detector.name, &self.labels);
-        if !std::mem::take(&mut self.unsaved) {
-            return Turn { id, name, saved: None };
-        }
-        let newest_scored_ms = self.newest_scored_ms();
-        let draft = |serving: &Option<Serving>| {
-            serving.as_ref().map(|serving| serving.draft(newest_scored_ms.unwrap_or(i64::MIN)))
-        };
-        let [champion, challenger] = self.marks.clone();
-        let state = State {
-            detector: self.detector.name.clone(),
-            watches: saver::watches(&self.detector),
-            group: self.labels.clone(),
-            champion,
-            challenger,
-            newest_scored_ms,
-            cursors: urls.iter().cloned().zip(self.cursors.iter().map(|cursor| cursor.done_ms)).collect(),
-            causes: self
-                .causes
-                .iter()
-                .map(|(then, causes)| (*then, causes.iter().map(Cause::to_snapshot).collect()))
-                .collect(),
-            incidents: self.incidents.iter().copied().collect(),
-            is_incident: self.is_incident,
-            ended: self.ended.keys().copied().collect(),
-        };
-        let saved = Saved {
-            state,
-            champion: draft(&self.serving),
-            challenger: draft(&self.challenger),
-            window: self.window.clone(),
-        };
-        Turn { id, name, saved: Some(Box::new(saved)) }
-    }
-
-    /// The last snapshot is not on disk after all.
-    pub fn not_saved(&mut self) {
-        self.unsaved = true;
-    }
-
-    /// How far the model in service was before this process.
-    pub fn mark(&self) -> Option<&Mark> {
-        self.marks[0].as_ref().filter(|_| self.serving.is_none())
-    }
-
     /// Works by another configuration of its detector from now on. False, and nothing is changed, when its window
     /// or its models would have to be others.
     pub fn reconfigure(&mut self, detector: &Arc<Detector>, now: Instant, now_ms: i64) -> bool {
@@ -310,86 +223,6 @@ impl Group {
             self.late.insert(sample.timestamp_ms);
         }
         (outcome, late)
-    }
-
-    /// Begins to hold where rows are missing between these.
-    fn follow_rhythm(&mut self, newest_ms: Option<i64>, timestamp_ms: i64, now: Instant) {
-        // Several targets have their rows at several times of one slot.
-        let is_late = self.rhythm.beat(self.key(timestamp_ms));
-        // Without a model nothing is judged, and training reads the past anyway.
-        if let Some(newest_ms) = newest_ms
-            && is_late
-            && self.hold.is_none()
-            && self.serving.is_some()
-        {
-            self.hold(newest_ms, now);
-        }
-    }
-
-    /// Do two send it, each his own rows?
-    pub fn is_interleaved(&self) -> bool {
-        self.serving.is_some() && self.rhythm.is_interleaved()
-    }
-
-    /// Judges no row until told: samples are missing after this one.
-    pub fn hold(&mut self, newest_ms: i64, now: Instant) {
-        // The newest row itself may have come in part.
-        let after_ms = newest_ms - self.rhythm.interval_ms().unwrap_or(0);
-        self.hold = Some(Hold { after_ms, since: now, until: now + gaps::HOLD });
-    }
-
-    /// What samples may be missing after, while the group holds.
-    pub fn holds_after_ms(&self) -> Option<i64> {
-        self.hold.map(|hold| hold.after_ms)
-    }
-
-    /// Did the stream of this group end when another's did, and has not gone on? `after_ms` and `now_ms` tell of
-    /// the other's hole.
-    pub fn shares_hole(&self, after_ms: i64, now_ms: i64) -> Option<i64> {
-        let (interval_ms, newest_ms) = (self.rhythm.interval_ms()?, self.window.newest_ms()?);
-        let is_silent = 2 * (now_ms - newest_ms) > 3 * interval_ms;
-        let at_once = (newest_ms - after_ms).abs() <= 3 * interval_ms;
-        (self.serving.is_some() && self.hold.is_none() && is_silent && at_once).then_some(newest_ms)
-    }
-
-    /// A part of the answer came: the next one has its time.
-    pub fn hold_on(&mut self, now: Instant) {
-        if let Some(hold) = &mut self.hold {
-            hold.until = (now + gaps::HOLD).min(hold.since + gaps::LONGEST_HOLD);
-        }
-    }
-
-    /// Is what is missing waited for in vain?
-    pub fn is_held_too_long(&self, now: Instant) -> bool {
-        self.hold.is_some_and(|hold| now >= hold.until)
-    }
-
-    /// Judges rows again. What is missing in rows that are older than the grace time is missing for good.
-    pub fn release(&mut self, now: Instant) {
-        self.hold = None;
-        let newest_ms = self.window.newest_ms().unwrap_or(i64::MIN);
-        let over = now.checked_sub(self.detector.grace).unwrap_or(now);
-        let waits_ms = newest_ms.saturating_sub(duration::millis(self.detector.grace));
-        for (timestamp_ms, since) in self.open_rows.values_mut() {
-            if *timestamp_ms <= waits_ms {
-                *since = (*since).min(over);
-            }
-        }
-    }
-
-    /// A series to be counted here and in Prometheus: one after the other, by this number.
-    pub fn audited(&self, turn: u64) -> Option<Audited> {
-        let (newest_ms, start_ms) = (self.window.newest_ms()?, self.window.start_ms());
-        let range = gaps::audit_range(newest_ms, start_ms, self.detector.grace);
-        let n = self.n_columns() as u64;
-        let (feature, column, _) = self.window.features().nth((turn.checked_rem(n)?) as usize)?;
-        Some(Audited {
-            detector: self.detector.clone(),
-            group: self.labels.clone(),
-            feature: feature.clone(),
-            range,
-            n_samples: gaps::count(&self.window, column, range),
-        })
     }
 
     fn touch(&mut self, timestamp_ms: i64, now: Instant) {
@@ -760,126 +593,6 @@ impl Group {
         self
     }
 
-    // Training
-
-    /// The columns of the group's own model, if one serves that others can learn by: with the transform of now, and
-    /// where each timestamp is a row. Slots of several targets lie otherwise in each group.
-    pub fn own_schema(&self) -> Option<&Schema> {
-        let model = self.serving.as_ref()?.model();
-        let is_own = model.card.group.as_ref() == Some(&self.labels);
-        let schema = &model.schema;
-        let is_usable = schema.grid == Grid::Exact && schema.transform == self.detector.transform;
-        (is_own && is_usable).then_some(schema)
-    }
-
-    /// Does nothing serve, and is nothing known that did before this process?
-    pub fn is_new(&self) -> bool {
-        self.serving.is_none() && self.marks[0].is_none()
-    }
-
-    /// Have features come that the last training did not know of?
-    pub fn has_grown(&self) -> bool {
-        self.schedule.has_grown(self.n_columns())
-    }
-
-    /// Is it time to train, and why?
-    pub fn training_due(&mut self, now: Instant) -> Option<Reason> {
-        // A group that is silent keeps its model: there is nothing new to learn from.
-        if self.window.newest_ms().is_none()
-            || now.duration_since(self.last_received) > 2 * self.detector.grace
-        {
-            return None;
-        }
-        let has_model = self.has_lasting_model();
-        let Self { schedule, serving, window, detector, .. } = self;
-        let considered = schedule.considered();
-        let changed = || {
-            serving
-                .as_ref()
-                .is_some_and(|serving| schema_changed(serving.model(), window, detector, considered))
-        };
-        schedule.due(has_model, changed, now)
-    }
-
-    /// Marks the group as in training and hands out what its window holds.
-    pub fn start_training(&mut self, reason: Reason, now: Instant) -> Window {
-        let n_columns = self.n_columns();
-        self.schedule.start(reason, n_columns, now);
-        self.window.clone()
-    }
-
-    /// Nobody will report on a training any more: ask again.
-    pub fn defer_training(&mut self) {
-        self.schedule.defer();
-    }
-
-    /// The registry has a model, and not all of its features have come yet.
-    pub fn model_expected(&mut self, now: Instant) {
-        self.schedule.ask_soon(now);
-    }
-
-    /// Training found too little history.
-    pub fn too_short(&mut self, have_ms: i64, now: Instant) {
-        self.schedule.too_short(&self.detector, have_ms, now);
-    }
-
-    /// Training failed.
-    pub fn training_failed(&mut self, now: Instant) {
-        self.schedule.failed(now);
-    }
-
-    /// Training found that most of the history is gone.
-    pub fn history_lost(&mut self, now: Instant) {
-        self.schedule.postpone(&self.detector, now);
-    }
-
-    /// Length of the history that the model in service has learned from.
-    pub fn learned_ms(&self) -> Option<i64> {
-        Some(self.serving.as_ref()?.model().card.history.as_ref()?.observed_ms)
-    }
-
-    /// Every row up to here was judged, or has been given up; without a model there is nothing to be judged.
-    pub fn judged_to_ms(&self) -> i64 {
-        let Some(serving) = &self.serving else { return i64::MAX };
-        let grid = serving.schema().grid;
-        // Rows before these are late: they wait for nothing but to be counted.
-        let done_ms = serving.passed_ms.max(self.newest_scored_ms().unwrap_or(i64::MIN));
-        match self.open_rows.range(done_ms.saturating_add(1)..).next() {
-            Some((key, _)) => grid.bounds(*key).0,
-            None => self.window.newest_ms().map_or(done_ms, |newest_ms| grid.bounds(newest_ms).1),
-        }
-    }
-
-    /// Training made a model that stays out of service.
-    pub fn training_held(&mut self, card: &Card, now: Instant) {
-        self.schedule.defer();
-        self.schedule.renew(&self.detector, card, Duration::ZERO, now);
-    }
-
-    /// How much of the first model's history there is, in [0, 1]; 1 with a model that stays.
-    pub fn progress(&self, now: Instant) -> f64 {
-        if self.has_lasting_model() {
-            return 1.0;
-        }
-        self.schedule.progress(&self.detector, self.last_received, now)
-    }
-
-    /// Takes a model that training made, or found in the registry, into service; it is so old.
-    pub fn install_trained(
-        &mut self,
-        deployed: Deployed,
-        age: Duration,
-        before: Before,
-        now: Instant,
-        tell: &mut impl FnMut(Event),
-    ) -> bool {
-        let model = deployed.model.clone();
-        let scored = self.install(deployed, before, now, tell);
-        self.schedule.defer();
-        self.schedule.renew(&self.detector, &model.card, age, now);
-        scored
-    }
-
     /// Scores beside the model in service from now on, or no more.
     pub fn challenge(&mut self, deployed: Option<Deployed>, advanced: Option<Box<Detection>>) {
         self.changed = true;
@@ -972,157 +685,6 @@ impl Group {
         scored
     }
 
-    /// Tells the cursors what is alive where they stand, and what waits beyond.
-    fn resume_cursors(&mut self) {
-        for target in 0..self.cursors.len() {
-            let done_ms = self.cursors[target].done_ms;
-            let alive = self.rows(done_ms.saturating_sub(1), done_ms, 1).remove(&done_ms).unwrap_or_default();
-            let beyond = self.window.scores(Voice::Champion, done_ms, i64::MAX);
-            let waiting = beyond.map(|(_, score)| samples_of(&score)).sum();
-            self.cursors[target].resume(alive.into_keys().collect(), waiting);
-        }
-    }
-
-    // Publishing
-
-    /// Appends the scores beyond a target's cursor, and the ends of series that stop, at most `max_samples` of
-    /// them and none after `to_ms`. Returns the number of samples.
-    pub fn unpublished(
-        &mut self,
-        id: u32,
-        target: usize,
-        to_ms: i64,
-        max_samples: usize,
-        batch: &mut publish::Batch,
-    ) -> usize {
-        let cursor = &self.cursors[target];
-        let done_ms = cursor.done_ms;
-        // A challenger may speak too, or have done so when these rows came; an incident has causes.
-        let is_plain = cursor.is_plain()
-            && self.window.scores(Voice::Challenger, done_ms, to_ms).next().is_none()
-            && self.causes.back().is_none_or(|(newest_ms, _)| *newest_ms <= done_ms);
-        let samples_of_a_row =
-            if is_plain { outputs::SAMPLES_OF_A_PLAIN_ROW } else { publish::SAMPLES_OF_A_ROW };
-        let rows = self.rows(done_ms, to_ms, max_samples / samples_of_a_row);
-        let Some((newest_ms, newest)) = rows.last_key_value() else { return 0 };
-        let (newest_ms, is_end) = (*newest_ms, newest.is_empty());
-        let series = self.cursors[target].hand_out(&rows);
-        if series.is_empty() {
-            // The end of what was never written.
-            self.advance(target, newest_ms);
-            return 0;
-        }
-        let closed = self.ended.get(&newest_ms).filter(|_| is_end).copied();
-        let scored = self.newest_scored.map(|(_, received)| received);
-        let Some(received) = closed.or(scored) else { return 0 };
-        let n_samples = series.values().map(Vec::len).sum();
-        batch.series.extend(series.into_iter().map(|(output, samples)| Series {
-            labels: output.labels(&self.detector, &self.labels),
-            samples,
-        }));
-        batch.positions.push(Position { group: id, timestamp_ms: newest_ms, received });
-        n_samples
-    }
-
-    /// What the first rows after `after_ms` say.
-    fn rows(&self, after_ms: i64, to_ms: i64, max_rows: usize) -> Rows {
-        let ended = self.ended.keys().filter(|then| (after_ms + 1..=to_ms).contains(*then));
-        let ended = ended.map(|timestamp_ms| (*timestamp_ms, BTreeMap::new()));
-        let scored = self.window.scores(Voice::Champion, after_ms, to_ms).take(max_rows);
-        let scored = scored
-            .map(|(timestamp_ms, score)| (timestamp_ms, Output::of_score(Voice::Champion, &score).collect()));
-        // A late sample may have completed a row that had ended: then the score stays.
-        let mut rows: Rows = ended.chain(scored).collect();
-        while rows.len() > max_rows {
-            rows.pop_last();
-        }
-        let (Some((first_ms, _)), Some((last_ms, _))) = (rows.first_key_value(), rows.last_key_value())
-        else {
-            return rows;
-        };
-        let (first_ms, last_ms) = (*first_ms, *last_ms);
-        for (timestamp_ms, score) in self.window.scores(Voice::Challenger, first_ms - 1, last_ms) {
-            if let Some(row) = rows.get_mut(&timestamp_ms) {
-                row.extend(Output::of_score(Voice::Challenger, &score));
-            }
-        }
-        let start = self.causes.partition_point(|(then, _)| *then < first_ms);
-        for (timestamp_ms, causes) in self.causes.range(start..).take_while(|(then, _)| *then <= last_ms) {
-            if let Some(row) = rows.get_mut(timestamp_ms) {
-                let of_cause = |cause| Output::of_cause(cause, &self.detector.name, &self.labels);
-                row.extend(causes.iter().flat_map(of_cause));
-            }
-        }
-        rows
-    }
-
-    /// Samples that left the window before this target had them, since the last call.
-    pub fn take_outlived(&mut self, target: usize) -> usize {
-        let cursor = &mut self.cursors[target];
-        if cursor.waiting == 0 || cursor.done_ms >= self.window.start_ms() {
-            return 0;
-        }
-        let here = self.window.scores(Voice::Champion, cursor.done_ms, i64::MAX);
-        let here = here.map(|(_, score)| samples_of(&score)).sum();
-        let outlived = cursor.waiting.saturating_sub(here);
-        cursor.waiting -= outlived;
-        outlived
-    }
-
-    /// Has this target all scores, and all ends?
-    pub fn is_published(&self, target: usize) -> bool {
-        let ended_ms = self.ended.keys().next_back().copied();
-        self.newest_scored_ms()
-            .max(ended_ms)
-            .is_none_or(|newest_ms| newest_ms <= self.cursors[target].done_ms)
-    }
-
-    /// Moves a target's cursor.
-    pub fn advance(&mut self, target: usize, timestamp_ms: i64) {
-        if let Some(cursor) = self.cursors.get_mut(target) {
-            self.unsaved |= cursor.done_ms < timestamp_ms;
-            cursor.advance(timestamp_ms);
-        }
-        let done_ms = self.cursors.iter().map(|cursor| cursor.done_ms).min().unwrap_or(i64::MAX);
-        self.ended.retain(|then, _| *then > done_ms);
-    }
-
-    /// Rows beyond a target's cursor and up to `timestamp_ms` that lie after `after_ms` and up to `to_ms`.
-    pub fn rows_between(&self, target: usize, timestamp_ms: i64, after_ms: i64, to_ms: i64) -> usize {
-        let done_ms = self.cursors.get(target).map_or(i64::MAX, |cursor| cursor.done_ms);
-        if done_ms >= to_ms {
-            return 0;
-        }
-        self.window.scores(Voice::Champion, done_ms.max(after_ms), timestamp_ms.min(to_ms)).count()
-    }
-
-    /// The series that a target may have and that nobody ends when the group goes, and the time of its last row.
-    pub fn left_open(&self, target: usize) -> (impl Iterator<Item = Labels>, i64) {
-        let cursor = &self.cursors[target];
-        (cursor.open().map(|output| output.labels(&self.detector, &self.labels)), cursor.handed_out_ms)
-    }
-
-    /// Samples that targets wait for.
-    pub fn waiting(&self) -> usize {
-        self.cursors.iter().map(|cursor| cursor.waiting).sum()
-    }
-
-    /// Works for other targets: each was this one before, or is new. A new one begins at the newest
-    /// score: what is older was the others'.
-    pub fn retarget(&mut self, kept: &[Option<usize>]) {
-        let new = Cursor::after(self.newest_scored_ms().unwrap_or(i64::MIN));
-        let cursor = |old: &Option<usize>| old.map_or_else(|| new.clone(), |old| self.cursors[old].clone());
-        self.cursors = kept.iter().map(cursor).collect();
-    }
-
-    /// Begins again with the oldest score.
-    #[cfg(test)]
-    pub fn rewind(&mut self) {
-        self.cursors.fill(Cursor::after(i64::MIN));
-    }
-
-    // Reading
-
     /// Adds what it has that a query selects.
     pub fn select(&self, query: &Query, found: &mut Vec<Found>) {
         let asked = Asked {
@@ -1145,26 +707,4 @@ impl Group {
 /// Samples that one row of a model in service is written as, without its causes.
 fn samples_of(score: &Score) -> usize {
     if score.alarm.is_some() { 4 } else { 2 }
-}
-
-/// Has a feature of the model gone for good, or has one come to stay that it does not have? A model
-/// that is not the group's own is let be until it lacks one.
-fn schema_changed(model: &Model, window: &Window, detector: &Detector, considered: usize) -> bool {
-    let Some(newest_ms) = window.newest_ms() else { return false };
-    let of_model: HashSet<&Labels> = model.schema.features.iter().collect();
-    let is_own = model.card.group.is_some();
-    let (mut alive, mut known, mut came) = (0, 0, false);
-    for (i, (labels, column, newest)) in window.features().enumerate() {
-        if !rows::is_alive(newest, newest_ms, detector.grace) {
-            continue;
-        }
-        alive += 1;
-        if of_model.contains(labels) {
-            known += 1;
-        } else if is_own {
-            let observed_ms = rows::observed_ms(window, column, detector.transform);
-            came |= i >= considered || rows::is_enough(observed_ms, detector.training.minimum);
-        }
-    }
-    alive > 0 && (came || known < of_model.len())
 }

@@ -1,0 +1,155 @@
+//! When a group is trained, and what becomes of the result.
+
+use super::{Event, Group};
+use crate::config::Detector;
+use crate::features::Schema;
+use crate::models::{Card, Deployed, Model};
+use crate::prom::Labels;
+use crate::train::rows;
+use crate::train::trainer::{Before, Reason};
+use crate::window::Window;
+use crate::window::row::Grid;
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+impl Group {
+    /// The columns of the group's own model, if one serves that others can learn by: with the transform of now, and
+    /// where each timestamp is a row. Slots of several targets lie otherwise in each group.
+    pub fn own_schema(&self) -> Option<&Schema> {
+        let model = self.serving.as_ref()?.model();
+        let is_own = model.card.group.as_ref() == Some(&self.labels);
+        let schema = &model.schema;
+        let is_usable = schema.grid == Grid::Exact && schema.transform == self.detector.transform;
+        (is_own && is_usable).then_some(schema)
+    }
+
+    /// Does nothing serve, and is nothing known that did before this process?
+    pub fn is_new(&self) -> bool {
+        self.serving.is_none() && self.marks[0].is_none()
+    }
+
+    /// Have features come that the last training did not know of?
+    pub fn has_grown(&self) -> bool {
+        self.schedule.has_grown(self.n_columns())
+    }
+
+    /// Is it time to train, and why?
+    pub fn training_due(&mut self, now: Instant) -> Option<Reason> {
+        // A group that is silent keeps its model: there is nothing new to learn from.
+        if self.window.newest_ms().is_none()
+            || now.duration_since(self.last_received) > 2 * self.detector.grace
+        {
+            return None;
+        }
+        let has_model = self.has_lasting_model();
+        let Self { schedule, serving, window, detector, .. } = self;
+        let considered = schedule.considered();
+        let changed = || {
+            serving
+                .as_ref()
+                .is_some_and(|serving| schema_changed(serving.model(), window, detector, considered))
+        };
+        schedule.due(has_model, changed, now)
+    }
+
+    /// Marks the group as in training and hands out what its window holds.
+    pub fn start_training(&mut self, reason: Reason, now: Instant) -> Window {
+        let n_columns = self.n_columns();
+        self.schedule.start(reason, n_columns, now);
+        self.window.clone()
+    }
+
+    /// Nobody will report on a training any more: ask again.
+    pub fn defer_training(&mut self) {
+        self.schedule.defer();
+    }
+
+    /// The registry has a model, and not all of its features have come yet.
+    pub fn model_expected(&mut self, now: Instant) {
+        self.schedule.ask_soon(now);
+    }
+
+    /// Training found too little history.
+    pub fn too_short(&mut self, have_ms: i64, now: Instant) {
+        self.schedule.too_short(&self.detector, have_ms, now);
+    }
+
+    /// Training failed.
+    pub fn training_failed(&mut self, now: Instant) {
+        self.schedule.failed(now);
+    }
+
+    /// Training found that most of the history is gone.
+    pub fn history_lost(&mut self, now: Instant) {
+        self.schedule.postpone(&self.detector, now);
+    }
+
+    /// Length of the history that the model in service has learned from.
+    pub fn learned_ms(&self) -> Option<i64> {
+        Some(self.serving.as_ref()?.model().card.history.as_ref()?.observed_ms)
+    }
+
+    /// Every row up to here was judged, or has been given up; without a model there is nothing to be judged.
+    pub fn judged_to_ms(&self) -> i64 {
+        let Some(serving) = &self.serving else { return i64::MAX };
+        let grid = serving.schema().grid;
+        // Rows before these are late: they wait for nothing but to be counted.
+        let done_ms = serving.passed_ms.max(self.newest_scored_ms().unwrap_or(i64::MIN));
+        match self.open_rows.range(done_ms.saturating_add(1)..).next() {
+            Some((key, _)) => grid.bounds(*key).0,
+            None => self.window.newest_ms().map_or(done_ms, |newest_ms| grid.bounds(newest_ms).1),
+        }
+    }
+
+    /// Training made a model that stays out of service.
+    pub fn training_held(&mut self, card: &Card, now: Instant) {
+        self.schedule.defer();
+        self.schedule.renew(&self.detector, card, Duration::ZERO, now);
+    }
+
+    /// How much of the first model's history there is, in [0, 1]; 1 with a model that stays.
+    pub fn progress(&self, now: Instant) -> f64 {
+        if self.has_lasting_model() {
+            return 1.0;
+        }
+        self.schedule.progress(&self.detector, self.last_received, now)
+    }
+
+    /// Takes a model that training made, or found in the registry, into service; it is so old.
+    pub fn install_trained(
+        &mut self,
+        deployed: Deployed,
+        age: Duration,
+        before: Before,
+        now: Instant,
+        tell: &mut impl FnMut(Event),
+    ) -> bool {
+        let model = deployed.model.clone();
+        let scored = self.install(deployed, before, now, tell);
+        self.schedule.defer();
+        self.schedule.renew(&self.detector, &model.card, age, now);
+        scored
+    }
+}
+
+/// Has a feature of the model gone for good, or has one come to stay that it does not have? A model
+/// that is not the group's own is let be until it lacks one.
+fn schema_changed(model: &Model, window: &Window, detector: &Detector, considered: usize) -> bool {
+    let Some(newest_ms) = window.newest_ms() else { return false };
+    let of_model: HashSet<&Labels> = model.schema.features.iter().collect();
+    let is_own = model.card.group.is_some();
+    let (mut alive, mut known, mut came) = (0, 0, false);
+    for (i, (labels, column, newest)) in window.features().enumerate() {
+        if !rows::is_alive(newest, newest_ms, detector.grace) {
+            continue;
+        }
+        alive += 1;
+        if of_model.contains(labels) {
+            known += 1;
+        } else if is_own {
+            let observed_ms = rows::observed_ms(window, column, detector.transform);
+            came |= i >= considered || rows::is_enough(observed_ms, detector.training.minimum);
+        }
+    }
+    alive > 0 && (came || known < of_model.len())
+}
