@@ -82,6 +82,13 @@ pub struct Card {
     pub baseline: Option<Histogram>,
 }
 
+impl Card {
+    /// How long ago it was made; nothing for one from the future.
+    pub fn age(&self, now_ms: i64) -> Duration {
+        Duration::from_millis(u64::try_from(now_ms - self.created_ms).unwrap_or(0))
+    }
+}
+
 /// What a model was fitted on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct History {

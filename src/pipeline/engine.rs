@@ -4,7 +4,10 @@
 //! a request does is done when the next one begins. It never waits: what is slow (the network, a
 //! fit) is other threads' work, and comes back as a command.
 
-use super::gaps::{self, Gaps, Missing, Question};
+mod filling;
+mod intake;
+
+use super::gaps::{self, Gaps, Question};
 use super::group::{Event, Group, RowState};
 use super::groups::Groups;
 use super::keeper::Place;
@@ -16,16 +19,16 @@ use crate::config::{Config, Detector};
 use crate::detect::Detection;
 use crate::features::counter;
 use crate::history::{self, server::Query};
-use crate::ingest::{self, Dropped, Received, Written};
+use crate::ingest::{self, Received, Written};
 use crate::models::Deployed;
 use crate::prom::duration::{self, now_ms};
-use crate::prom::wire::{self, Kind, Reason as Refusal, Version, snappy};
+use crate::prom::wire;
 use crate::prom::{Labels, Sample};
 use crate::publish::{self, Batch, Lost, Position, Series};
-use crate::series::{Code, Entry, Ignored, Index, Target};
+use crate::series::{Code, Index};
 use crate::snapshot::State;
 use crate::train::trainer::{Before, Job, Learned, Reason};
-use crate::window::{Push, Voice, Window};
+use crate::window::{Voice, Window};
 use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -33,10 +36,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tracing::{info, warn};
 
-/// Samples with an earlier timestamp are refused: seconds sent for milliseconds, most likely.
-const OLDEST_MS: i64 = 946_684_800_000;
-/// Samples this far ahead of this machine's clock are refused, as Prometheus refuses them.
-const MAX_AHEAD_MS: i64 = 600_000;
 /// Scores wait until this machine's clock is at most this far behind their timestamp: one sample
 /// from the future keeps a Prometheus before 2.54 from storing any other.
 const PUBLISH_AHEAD_MS: i64 = 10_000;
@@ -266,120 +265,6 @@ impl Engine {
         }
     }
 
-    /// Takes in a compressed write request: all of it, or, when it is malformed, nothing.
-    ///
-    /// # Errors
-    /// [`ingest::Error`]; [`Invalid`](ingest::Error::Invalid) says that the valid part is in.
-    pub fn write(
-        &mut self,
-        version: Version,
-        body: &[u8],
-        now: Instant,
-        now_ms: i64,
-    ) -> Result<Written, ingest::Error> {
-        wire::give_back(&mut self.buffer);
-        let message = snappy::decompress(body, ingest::BODY_LIMIT, &mut self.buffer)?;
-        let (seed, latest_ms) = (self.index.seed(), now_ms + MAX_AHEAD_MS);
-        let request = wire::Request::read(version, message, seed, latest_ms, &mut self.scratch)?;
-        self.index.lookup(request.hashes(), &mut self.known);
-
-        let mut refused = request.refused.clone();
-        let mut written = Written::default();
-        let mut received = request.refused_samples;
-        let mut dropped = Tally::default();
-        dropped.add(Dropped::InvalidLabels, request.refused_samples);
-        let mut touched = BTreeSet::new();
-        for ((series, hash), known) in request.series().zip(request.hashes()).zip(&self.known) {
-            if series.samples.is_empty() {
-                // Exemplars alone: nothing of them is kept, and nothing remembered.
-                match series.labels() {
-                    Ok(_) => written.exemplars += series.exemplars,
-                    Err(error) => {
-                        refused.add(Refusal::Labels, series.exemplars, || crate::yaml::chain(&error));
-                    }
-                }
-                continue;
-            }
-            let known = known.filter(|code| match self.index.entry(*code) {
-                Entry::Ignored(_) => true,
-                // A group that is gone comes back under another number.
-                Entry::Watched(targets) => targets.iter().all(|target| self.groups.contains(target.group)),
-            });
-            let code = known.unwrap_or_else(|| {
-                let resolved = match series.labels() {
-                    Ok(labels) => self.groups.resolve(&labels, now),
-                    Err(_) => Err(Ignored::Invalid),
-                };
-                let entry = match &resolved {
-                    Ok(targets) => Entry::Watched(targets),
-                    Err(ignored) => Entry::Ignored(*ignored),
-                };
-                self.index.insert(*hash, entry)
-            });
-            let entry = self.index.entry(code);
-            let mut in_time = 0;
-            for sample in series.samples {
-                if !(OLDEST_MS..=latest_ms).contains(&sample.timestamp_ms) {
-                    // A histogram's sum has the time of its count, and is no second mistake.
-                    let count = usize::from(series.kind != Kind::HistogramSum);
-                    refused
-                        .add(Refusal::Timestamp, count, || out_of_time(&series, sample.timestamp_ms, now_ms));
-                    dropped.add(Dropped::InvalidTimestamp, 1);
-                    continue;
-                }
-                in_time += 1;
-                let Entry::Watched(targets) = entry else { continue };
-                // Of several detectors that watch it, one that uses it is enough.
-                let (mut is_used, mut unused) = (false, None);
-                for target in targets {
-                    let Some(group) = self.groups.get_mut(target.group) else { continue };
-                    let (outcome, late) = group.push(target.column, *sample, now);
-                    match outcome {
-                        Push::Stored => {
-                            touched.insert(target.group);
-                            is_used = true;
-                            if late {
-                                self.ingest.late();
-                            }
-                        }
-                        Push::Duplicate => unused = Some(Dropped::Duplicate),
-                        Push::Conflict => {
-                            self.conflicts += 1;
-                            unused = Some(Dropped::Conflict);
-                        }
-                        Push::TooOld => unused = Some(Dropped::TooOld),
-                    }
-                }
-                if let Some(reason) = unused.filter(|_| !is_used) {
-                    dropped.add(reason, 1);
-                }
-            }
-            received += series.samples.len();
-            if let Entry::Ignored(ignored) = entry {
-                dropped.add(ignored.into(), in_time);
-                if ignored == Ignored::Invalid {
-                    let count = if series.kind == Kind::HistogramSum { 0 } else { in_time };
-                    refused.add(Refusal::Labels, count, || {
-                        crate::yaml::chain(&series.labels().expect_err("found invalid before"))
-                    });
-                    continue;
-                }
-            }
-            match series.kind {
-                Kind::Float => written.samples += in_time,
-                Kind::HistogramCount => written.histograms += in_time,
-                Kind::HistogramSum => {}
-            }
-            written.exemplars += series.exemplars;
-        }
-        self.ingest.received(&request.counts, received, &refused);
-        for (reason, count) in dropped.iter() {
-            self.ingest.drop_samples(reason, count);
-        }
-        self.score(&touched, now);
-        if refused.is_empty() { Ok(written) } else { Err(ingest::Error::Invalid { refused, written }) }
-    }
-
     /// Scores the rows of these groups that samples came for, as far as nothing is missing before them.
     fn score(&mut self, touched: &BTreeSet<u32>, now: Instant) {
         // Where there is nobody to ask, nothing is waited for.
@@ -416,124 +301,6 @@ impl Engine {
         let urls = self.groups.urls();
         let (id, group) = self.groups.next_mut(after)?;
         Some(group.save(id, &urls))
-    }
-
-    /// Asks for what is missing in the groups that wait for it, those of one detector.
-    fn ask_for_gaps(&mut self, now: Instant, now_ms: i64) {
-        let mut waiting = self.gaps.take_waiting();
-        let mut skipped = BTreeSet::new();
-        let mut asked: Option<Missing> = None;
-        while let Some(id) = waiting.pop_first() {
-            let Some(group) = self.groups.get_mut(id) else { continue };
-            let Some(after_ms) = group.holds_after_ms() else { continue };
-            let detector = group.detector.clone();
-            if self.gaps.rests(id, now) {
-                self.gaps.skipped(&detector.name, &self.gap_metrics);
-                group.release(now);
-                skipped.insert(id);
-                continue;
-            }
-            let to_ms = group.window().newest_ms().unwrap_or(i64::MIN).max(now_ms);
-            let after_ms = after_ms.max(group.window().start_ms());
-            match &mut asked {
-                None => {
-                    let groups = vec![(id, group.labels.clone())];
-                    asked = Some(Missing { detector, groups, range: (after_ms, to_ms) });
-                }
-                Some(missing) if Arc::ptr_eq(&missing.detector, &detector) => {
-                    missing.groups.push((id, group.labels.clone()));
-                    missing.range = (missing.range.0.min(after_ms), missing.range.1.max(to_ms));
-                }
-                Some(_) => self.gaps.wait(id),
-            }
-        }
-        if let Some(mut missing) = asked {
-            // Who has lost the same stream and was not scraped again yet need not ask for himself.
-            for (id, group) in self.groups.iter_mut() {
-                if Arc::ptr_eq(&group.detector, &missing.detector)
-                    && let Some(newest_ms) = group.shares_hole(missing.range.0, now_ms)
-                {
-                    group.hold(newest_ms, now);
-                    missing.groups.push((id, group.labels.clone()));
-                }
-            }
-            self.gaps.ask(missing);
-        }
-        self.score(&skipped, now);
-    }
-
-    /// Takes in samples that remote write did not bring.
-    fn filled(&mut self, detector: &Arc<Detector>, series: &[history::Series], now: Instant) {
-        let mut cells: Vec<(Target, Sample)> = Vec::new();
-        for (labels, samples) in series {
-            let Ok(targets) = self.groups.resolve(labels, now) else { continue };
-            let of_detector = |target: &Target| {
-                self.groups.get(target.group).is_some_and(|g| Arc::ptr_eq(&g.detector, detector))
-            };
-            let Some(target) = targets.into_iter().find(of_detector) else { continue };
-            cells.extend(samples.iter().map(|sample| (target, *sample)));
-        }
-        // In the order of time, so that no sealed part of a window is touched again.
-        cells.sort_by_key(|(_, sample)| sample.timestamp_ms);
-        let mut touched = BTreeSet::new();
-        let mut stored = 0;
-        for (target, sample) in cells {
-            let Some(group) = self.groups.get_mut(target.group) else { continue };
-            touched.insert(target.group);
-            if let (Push::Stored, _) = group.push(target.column, sample, now) {
-                stored += 1;
-            }
-        }
-        self.gap_metrics.brought(&detector.name, stored);
-        self.gaps.brought(stored);
-        for id in self.gaps.asked().map(|asked| asked.groups.clone()).unwrap_or_default() {
-            if let Some(group) = self.groups.get_mut(id) {
-                group.hold_on(now);
-            }
-        }
-        self.score(&touched, now);
-    }
-
-    fn fill_done(&mut self, is_whole: bool, now: Instant) {
-        let Some(asked) = self.gaps.done(is_whole, &self.gap_metrics, now) else { return };
-        for id in &asked.groups {
-            if let Some(group) = self.groups.get_mut(*id) {
-                group.release(now);
-            }
-        }
-        self.score(&asked.groups.into_iter().collect(), now);
-        self.ask_for_gaps(now, now_ms());
-    }
-
-    /// Lets groups go on that wait in vain, and has some series counted now and then.
-    fn look_after_gaps(&mut self, now: Instant, now_ms: i64) {
-        let mut released = BTreeSet::new();
-        let mut held = 0;
-        for (id, group) in self.groups.iter_mut() {
-            held += usize::from(group.holds_after_ms().is_some());
-            if group.is_held_too_long(now) {
-                self.gap_metrics.timed_out(&group.detector.name);
-                warn!(component = "history", detector = group.detector.name, group = %group.labels, "scores go on although samples are missing: remote read did not answer in time");
-                group.release(now);
-                released.insert(id);
-            }
-        }
-        self.gap_metrics.pending(held);
-        self.score(&released, now);
-        self.ask_for_gaps(now, now_ms);
-        if let Some(turn) = self.gaps.audit_due(now)
-            && !self.groups.config().remote_read.is_empty()
-        {
-            let ids: Vec<u32> = self.groups.iter_mut().map(|(id, _)| id).collect();
-            let n_groups = ids.len() as u64;
-            let numbers = turn..turn + gaps::AUDITED as u64;
-            // Group after group, and in each turn through all of them another column.
-            let series = numbers.filter_map(|number| {
-                let id = ids.get(number.checked_rem(n_groups)? as usize)?;
-                self.groups.get(*id)?.audited(number / n_groups)
-            });
-            self.gaps.audit(series.collect());
-        }
     }
 
     fn next_batch(&mut self, target: usize, max_samples: usize, now_ms: i64) -> Option<Batch> {
@@ -632,8 +399,7 @@ impl Engine {
                 );
                 self.metrics.trained(&detector.name, if fitted { "trained" } else { "loaded" });
                 let mut tell = teller(&self.metrics, &self.publish, &detector.name);
-                let age_ms = now_ms() - deployed.model.card.created_ms;
-                let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
+                let age = deployed.model.card.age(now_ms());
                 if group.install_trained(deployed, age, before, now, &mut tell) {
                     self.metrics.scored(group);
                 }
@@ -886,47 +652,6 @@ impl Engine {
         }
         self.publish.lose(Lost::Abandoned, group.waiting());
         self.metrics.forget(group);
-    }
-}
-
-/// Samples not used, by reason, within one request.
-#[derive(Default)]
-struct Tally(Vec<(Dropped, usize)>);
-
-impl Tally {
-    fn add(&mut self, reason: Dropped, samples: usize) {
-        match self.0.iter_mut().find(|(known, _)| *known == reason) {
-            Some((_, count)) => *count += samples,
-            None => self.0.push((reason, samples)),
-        }
-    }
-
-    fn iter(&self) -> impl Iterator<Item = (Dropped, usize)> {
-        self.0.iter().copied()
-    }
-}
-
-impl From<Ignored> for Dropped {
-    fn from(ignored: Ignored) -> Self {
-        match ignored {
-            Ignored::Unwatched => Self::Unwatched,
-            Ignored::Own => Self::Own,
-            Ignored::Invalid => Self::InvalidLabels,
-            Ignored::OverLimit => Self::OverLimit,
-        }
-    }
-}
-
-fn out_of_time(series: &wire::Series<'_>, timestamp_ms: i64, now_ms: i64) -> String {
-    let name = series.labels().map_or_else(|_| "a series".to_string(), |labels| labels.to_string());
-    if timestamp_ms < OLDEST_MS {
-        format!("{name} has timestamp {timestamp_ms}, before the year 2000: timestamps are in milliseconds")
-    } else {
-        let ahead = (timestamp_ms - now_ms) / 1000;
-        format!(
-            "{name} has timestamp {timestamp_ms}, {ahead} s ahead of this clock, above the limit of {} s",
-            MAX_AHEAD_MS / 1000
-        )
     }
 }
 

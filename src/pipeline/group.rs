@@ -169,8 +169,7 @@ impl Group {
             && old.training != detector.training
         {
             let card = &serving.model().card;
-            let age = Duration::from_millis(u64::try_from(now_ms - card.created_ms).unwrap_or(0));
-            self.schedule.renew(detector, card, age, now);
+            self.schedule.renew(detector, card, card.age(now_ms), now);
         }
         if old.model != detector.model {
             self.schedule.hurry(now);

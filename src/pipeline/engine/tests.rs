@@ -6,6 +6,7 @@ use crate::features::{Schema, Transform};
 use crate::forest::{ForestParams, Table};
 use crate::models::{Card, Fitted, History, Model};
 use crate::prom::proto::{Label, Sample as ProtoSample, TimeSeries, WriteRequest};
+use crate::prom::wire::{Version, snappy};
 use crate::prom::{Labels, METRIC_NAME, STALE_BITS, Sample};
 use crate::window::row::Grid;
 use prometheus_client::registry::Registry;
