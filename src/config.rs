@@ -53,10 +53,16 @@ pub struct Detector {
 }
 
 impl Detector {
+    /// What a window depends on beside the name: how samples are chosen and become values. Snapshots keep it.
+    pub fn watches(&self) -> String {
+        let matchers: Vec<String> = self.matchers.iter().map(ToString::to_string).collect();
+        let semantics = self.transform.semantics().map_or("", |semantics| semantics.as_str());
+        format!("{} by {} as {} {semantics}", matchers.join(" or "), self.by.join(", "), self.transform)
+    }
+
     /// Does it watch the same as another one, and make the same of it? Then a window of the one is the other's.
     pub fn watches_as(&self, other: &Self) -> bool {
-        (&self.name, &self.matchers, &self.by, self.transform)
-            == (&other.name, &other.matchers, &other.by, other.transform)
+        self.name == other.name && self.watches() == other.watches()
     }
 
     /// Name of the series that carries the decision.

@@ -1,7 +1,6 @@
 //! All groups, and how a series finds its place among them.
 
 use super::group::Group;
-use super::saver;
 use crate::config::{Config, Detector};
 use crate::features::Schema;
 use crate::prom::{Labels, METRIC_NAME};
@@ -108,9 +107,8 @@ impl Groups {
 
     /// Takes in the group of a snapshot. False when the configuration does not have it any more.
     pub fn restore(&mut self, state: State, window: Window, now: Instant) -> bool {
-        let is_its = |detector: &Arc<Detector>| {
-            detector.name == state.detector && saver::watches(detector) == state.watches
-        };
+        let is_its =
+            |detector: &Arc<Detector>| detector.name == state.detector && detector.watches() == state.watches;
         let Some(index) = self.config.detectors.iter().position(is_its) else { return false };
         let n_columns = window.features().count();
         if self.by_labels[index].contains_key(&state.group) || self.watched + n_columns > MAX_WATCHED {

@@ -5,7 +5,6 @@
 
 use super::engine::Command;
 use super::serving::Cause;
-use crate::config::Detector;
 use crate::snapshot::{self, Draft, Folder, State};
 use crate::window::Window;
 use std::collections::HashSet;
@@ -48,13 +47,6 @@ impl Saved {
         let (champion, challenger) = (mark(self.champion), mark(self.challenger));
         snapshot::encode(State { champion, challenger, ..self.state }, &self.window)
     }
-}
-
-/// What a snapshot of a detector's group depends on: how its samples are chosen and become values.
-pub fn watches(detector: &Detector) -> String {
-    let matchers: Vec<String> = detector.matchers.iter().map(ToString::to_string).collect();
-    let semantics = detector.transform.semantics().map_or("", |semantics| semantics.as_str());
-    format!("{} by {} as {} {semantics}", matchers.join(" or "), detector.by.join(", "), detector.transform)
 }
 
 impl Cause {

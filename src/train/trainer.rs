@@ -346,10 +346,9 @@ async fn before_first(
     past: &[Series],
     now_ms: i64,
 ) -> Before {
-    let reach_ms = detector.transform.reach_ms();
-    let written_to_ms = written_to(outside, resting, detector, group, now_ms).await.unwrap_or(None);
-    let written_to_ms =
-        written_to_ms.map(|written_to_ms| written_to_ms.max(reaches_to(detector, reach_ms, now_ms)));
+    let earliest_ms = reaches_to(detector, detector.transform.reach_ms(), now_ms);
+    let written_to_ms = written_to(outside, resting, detector, group, earliest_ms, now_ms).await;
+    let written_to_ms = written_to_ms.unwrap_or(None);
     let recent = after(past, window_start(detector, now_ms));
     Before { recent, written_to_ms, advanced: None }
 }
@@ -411,11 +410,10 @@ async fn before(
     let (detector, model) = (&job.detector, &deployed.model);
     let reach_ms = model.schema.transform.reach_ms();
     let earliest_ms = reaches_to(detector, reach_ms, now_ms);
-    let written_to_ms = match written_to(outside, resting, detector, group, now_ms).await {
+    let written_to_ms = match written_to(outside, resting, detector, group, earliest_ms, now_ms).await {
         Err(()) if waits => return None,
         known => known.unwrap_or(None),
     };
-    let written_to_ms = written_to_ms.map(|written_to_ms| written_to_ms.max(earliest_ms));
     let resumed = job.mark.as_ref().and_then(|mark| Some((mark.passed_ms, mark.resume(deployed)?)));
     // What is not written yet is for the group to score; what is older than its window it cannot.
     let (done_ms, replay_to_ms) = match &resumed {
@@ -532,12 +530,13 @@ fn after(series: &[Series], since_ms: i64) -> Vec<Series> {
 }
 
 /// Up to where a group's scores were written before this process began: after a restart, publishing
-/// goes on there. An error when a source that may know does not answer.
+/// goes on there, or at `earliest_ms` if that is later. An error when a source that may know does not answer.
 async fn written_to(
     outside: &Outside,
     resting: &Resting,
     detector: &Detector,
     group: &[Matcher],
+    earliest_ms: i64,
     now_ms: i64,
 ) -> Result<Option<i64>, ()> {
     let range = (now_ms - duration::millis(detector.training.history), now_ms);
@@ -556,7 +555,8 @@ async fn written_to(
             }
         }
     }
-    if is_known || newest.is_some() { Ok(newest) } else { Err(()) }
+    let written_to_ms = newest.map(|newest_ms| newest_ms.max(earliest_ms));
+    if is_known || written_to_ms.is_some() { Ok(written_to_ms) } else { Err(()) }
 }
 
 #[cfg(test)]

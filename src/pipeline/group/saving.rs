@@ -2,7 +2,7 @@
 
 use super::{Cause, Cursor, Group, Serving};
 use crate::config::Detector;
-use crate::pipeline::saver::{self, Saved, Turn};
+use crate::pipeline::saver::{Saved, Turn};
 use crate::prom::duration;
 use crate::snapshot::{Folder, Mark, State};
 use crate::window::Window;
@@ -56,7 +56,7 @@ impl Group {
         let [champion, challenger] = self.marks.clone();
         let state = State {
             detector: self.detector.name.clone(),
-            watches: saver::watches(&self.detector),
+            watches: self.detector.watches(),
             group: self.labels.clone(),
             champion,
             challenger,
