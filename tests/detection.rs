@@ -4,15 +4,13 @@
 mod support;
 
 use serde_json::Value;
-use std::collections::BTreeMap;
-use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::thread;
 use std::time::Duration;
-use support::each_version;
 use support::stack::{
     Addresses, Collectors, IN_ORDER, JOB_NODE, MODEL, RemoteWriteReceiver, SOON, Scraping, Stack,
 };
+use support::{each_version, now_ms};
 
 /// Traffic on lo that no minute before had.
 fn burst() {
@@ -58,71 +56,91 @@ fn live_is_what_a_backtest_says() {
             let loaded = at.metric("promforest_training_runs_total", &[("outcome", "loaded")])?;
             if loaded == 1.0 { Ok(()) } else { Err(format!("{loaded} loaded")) }
         });
-        let restarted_ms = support::now_ms();
+        let restarted_ms = now_ms();
         stack.wait_for_score_at(restarted_ms + 5_000);
         stack.promforest.take().expect("it runs").terminate(SOON);
         compare(&stack, restarted_ms);
     });
 }
 
+/// When a version was made.
+fn created_ms(model: &Value) -> i64 {
+    let created: jiff::Timestamp = model["created"].as_str().expect("a time").parse().expect("a time");
+    created.as_millisecond()
+}
+
 /// Every score of the version that served on both sides of the restart.
 fn compare(stack: &Stack, restarted_ms: i64) {
     let version = &stack.version;
-    let config = ["--config.file", "promforest.yml"];
-    let run = |args: &[&str]| {
-        let output = stack.command(&[args, &config].concat());
-        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{version}: {args:?}: {errors}");
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    };
-    let listed: Value = serde_json::from_str(&run(&["models", "list", "--output", "json"])).expect("JSON");
-    let created_ms = |model: &Value| {
-        let created: jiff::Timestamp = model["created"].as_str()?.parse().ok()?;
-        Some(created.as_millisecond())
-    };
-    let listed = listed.as_array().expect("a list");
-    let (before, after): (Vec<&Value>, Vec<&Value>) = listed
-        .iter()
-        .partition(|model| created_ms(model).is_some_and(|created_ms| created_ms < restarted_ms));
-    let newest = before.into_iter().max_by_key(|model| created_ms(model)).expect("a model");
-    let until_ms = after.into_iter().filter_map(created_ms).min().unwrap_or(i64::MAX);
-    let name = format!("{}/{}", newest["model"].as_str().expect("a name"), newest["version"]);
-    let created = newest["created"].as_str().expect("a time").to_string();
-    run(&["backtest", "--model", &name, "--start", &created, "--output", "scores.csv", "--budget", "2/day"]);
-    let csv = fs::read_to_string(stack.dir.path().join("scores.csv")).expect("the scores");
-    let mut lines = csv.lines();
-    let head: Vec<&str> = lines.next().expect("a head").split(',').collect();
-    let at = |name: &str| {
-        head.iter().position(|column| *column == name).unwrap_or_else(|| panic!("no {name}: {head:?}"))
-    };
-    let (time, score, decision) = (at("timestamp"), at("score"), at("decision"));
-    let again: BTreeMap<i64, (f64, f64)> = lines
-        .filter_map(|line| {
-            let cells: Vec<&str> = line.split(',').collect();
-            let number = |cell: usize| cells[cell].parse::<f64>().ok();
-            Some((cells[time].parse().ok()?, (number(score)?, number(decision)?)))
-        })
-        .collect();
-    let stored = |selector: &str| stack.at.stored(selector).unwrap_or_else(|err| panic!("{version}: {err}"));
-    let scores = stored(r#"anomaly_score{detector="node_network"}"#).samples;
-    let decisions = stored("node_network_anomaly").samples;
+    let (before, after): (Vec<Value>, Vec<Value>) =
+        stack.models().into_iter().partition(|model| created_ms(model) < restarted_ms);
+    let newest = before.iter().max_by_key(|model| created_ms(model)).expect("a model");
+    let until_ms = after.iter().map(created_ms).min().unwrap_or(i64::MAX);
+    let again = stack.backtest(newest);
     // Fitting and entering the registry took a moment, in which the one before served.
-    let first_ms = again.keys().next().expect("rows") + 5_000;
+    let first_ms = created_ms(newest) + 5_000;
     let mut compared = [0, 0];
-    for ((timestamp_ms, live), (_, decision)) in scores.into_iter().zip(decisions) {
-        if !(first_ms..until_ms).contains(&timestamp_ms) {
-            continue;
-        }
-        let (score, again) = again
-            .get(&timestamp_ms)
-            .unwrap_or_else(|| panic!("{version}: {timestamp_ms} is not in the backtest"));
-        assert_eq!((live, decision), (*score, *again), "{version}: {timestamp_ms}");
-        compared[usize::from(timestamp_ms > restarted_ms)] += 1;
+    for (timestamp_ms, live) in stack.said("node_network", "").range(first_ms..until_ms) {
+        assert_eq!(again.get(timestamp_ms), Some(live), "{version}: {timestamp_ms}");
+        compared[usize::from(*timestamp_ms > restarted_ms)] += 1;
     }
     println!("{version}: {compared:?} scores are equal before and after the restart");
     assert!(
         compared.iter().all(|count| *count >= 5),
-        "{version}: {compared:?} of {} scores since {created}",
+        "{version}: {compared:?} of {} scores since {first_ms}",
         again.len()
     );
+}
+
+#[test]
+fn a_version_that_is_promoted_goes_on_as_if_it_had_served_all_the_while() {
+    each_version(|version| {
+        let mut stack = Stack::new(version, Collectors::Network, &JOB_NODE);
+        stack.start_prometheus(RemoteWriteReceiver::Enabled);
+        stack.configure_more("promforest.yml", "registry: {poll_interval: 1s}", IN_ORDER);
+        stack.start_promforest();
+        let serves = |number: &'static str, alias: &'static str| {
+            move |at: &Addresses| {
+                at.metric("promforest_model_info", &[("version", number), ("alias", alias)]).map(drop)
+            }
+        };
+        stack.wait("a second version", Duration::from_secs(120) + MODEL, serves("2", "champion"));
+        stack.wait_for_score_at(now_ms() + 2_000);
+        let name = stack.models()[0]["model"].as_str().expect("a name").to_string();
+        stack.run(&["models", "promote", &name, "1"]);
+        stack.wait("the first version again", SOON, serves("1", "champion"));
+        let promoted_ms = now_ms();
+        stack.run(&["models", "promote", &name, "2", "--alias", "challenger"]);
+        stack.wait("the second beside it", SOON, serves("2", "challenger"));
+        stack.wait_for_score_at(now_ms() + 8_000);
+        stack.promforest.take().expect("it runs").terminate(SOON);
+
+        let models = stack.models();
+        let of = |number: u64| {
+            let model = models.iter().find(|model| model["version"] == number);
+            model.unwrap_or_else(|| panic!("{version}: no version {number}"))
+        };
+        let until_ms = models.iter().find(|model| model["version"] == 3).map_or(i64::MAX, created_ms);
+        let said = stack.said("node_network", r#"model="""#);
+        let first = stack.backtest(of(1));
+        // While it served first, and since it was promoted.
+        let [once, again] =
+            [created_ms(of(1)) + 5_000..created_ms(of(2)), promoted_ms..until_ms].map(|span| {
+                let rows = said.range(span);
+                rows.inspect(|(at_ms, live)| assert_eq!(first.get(at_ms), Some(*live), "{version}: {at_ms}"))
+                    .count()
+            });
+        let second = stack.backtest(of(2));
+        let challenged = stack.at.stored(r#"anomaly_score{model="challenger"}"#).expect("a challenger");
+        for (at_ms, score) in &challenged.samples {
+            assert_eq!(
+                second.get(at_ms).map(|said| said[0]),
+                Some(*score),
+                "{version}: challenger at {at_ms}"
+            );
+        }
+        let beside = challenged.samples.len();
+        println!("{version}: {once}, {again} and {beside} scores are those of a backtest");
+        assert!(once >= 5 && again >= 5 && beside >= 5, "{version}: {once}, {again}, {beside}");
+    });
 }

@@ -3,9 +3,6 @@
 
 mod support;
 
-use promforest::models::{Fitted, Model, artifact};
-use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 use std::thread;
@@ -111,78 +108,10 @@ fn f1_to_f7_f14_f16_f22_f45_whatever_is_killed_every_row_has_its_score() {
         fs::remove_dir_all(snapshots(&stack)).expect("the directory is ours");
         stack.start_promforest();
         stack.wait_for_score_at(now_ms() + 3_000);
-        compare(&mut stack, began_ms);
+        let compared = stack.check_backtests("node_network", began_ms);
+        // A fast machine waits for less, and has fewer rows to show.
+        assert!(compared >= 20, "{version}: only {compared} scores");
     });
-}
-
-/// Score and decision of each row since a version's training, by a backtest.
-fn backtest(stack: &Stack, model: &Value) -> BTreeMap<i64, (f64, f64)> {
-    let name = format!("{}/{}", model["model"].as_str().expect("a name"), model["version"]);
-    let folder = stack.dir.path().join("promforest-data/models").join(&name);
-    let files = artifact::load(&folder).expect("a version is there as a whole");
-    let Ok(Model { fitted: Fitted::Extended(detection), .. }) = artifact::model(&files) else {
-        panic!("{name} is no extended forest")
-    };
-    let trained_ms = detection.newest_ms().expect("it has seen rows");
-    let start = jiff::Timestamp::from_millisecond(trained_ms + 1).expect("a time").to_string();
-    let output = ["--output", "scores.csv", "--budget", "2/day"];
-    run(stack, &[&["backtest", "--model", &name, "--start", &start], &output[..]].concat());
-    let csv = fs::read_to_string(stack.dir.path().join("scores.csv")).expect("the scores");
-    let mut lines = csv.lines();
-    let head: Vec<&str> = lines.next().expect("a head").split(',').collect();
-    let at = |name: &str| head.iter().position(|column| *column == name).expect("a column of that name");
-    let (time, score, decision) = (at("timestamp"), at("score"), at("decision"));
-    let row = |line: &str| {
-        let cells: Vec<&str> = line.split(',').collect();
-        let number = |cell: usize| cells[cell].parse::<f64>().ok();
-        Some((cells[time].parse().ok()?, (number(score)?, number(decision)?)))
-    };
-    lines.filter_map(row).collect()
-}
-
-fn run(stack: &Stack, args: &[&str]) -> String {
-    let output = stack.command(&[args, &["--config.file", "promforest.yml"]].concat());
-    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{}: {args:?}: {errors}", stack.version);
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// Every row since a time has a score, and it is the one that a version gives which has seen all rows before it.
-fn compare(stack: &mut Stack, began_ms: i64) {
-    let version = stack.version;
-    let stored = |selector: &str| stack.at.stored(selector).unwrap_or_else(|err| panic!("{version}: {err}"));
-    let scores = stored(r#"anomaly_score{detector="node_network"}"#).samples;
-    let decisions: BTreeMap<i64, f64> = stored("node_network_anomaly").samples.into_iter().collect();
-    let last_ms = scores.last().expect("scores").0;
-    let listed = run(stack, &["models", "list", "--output", "json"]);
-    let listed: Value = serde_json::from_str(&listed).expect("JSON");
-    let listed = listed.as_array().expect("a list");
-    let mut expected: BTreeMap<i64, Vec<(f64, f64)>> = BTreeMap::new();
-    for model in listed {
-        for (timestamp_ms, row) in backtest(stack, model) {
-            expected.entry(timestamp_ms).or_default().push(row);
-        }
-    }
-    let times: BTreeSet<i64> = scores.iter().map(|(timestamp_ms, _)| *timestamp_ms).collect();
-    let missing = expected.range(began_ms..=last_ms).map(|(time, _)| *time);
-    let missing: Vec<i64> = missing.filter(|time| !times.contains(time)).collect();
-    assert!(missing.is_empty(), "{version}: rows without a score: {missing:?}\n{}", stack.promforest_tail());
-    let mut compared = 0;
-    for (timestamp_ms, score) in scores.into_iter().filter(|(timestamp_ms, _)| *timestamp_ms >= began_ms) {
-        let Some(rows) = expected.get(&timestamp_ms) else {
-            panic!("{version}: {timestamp_ms} is in no backtest")
-        };
-        let live = (score, decisions[&timestamp_ms]);
-        assert!(
-            rows.contains(&live),
-            "{version}: {timestamp_ms} has {live:?}, must be one of {rows:?}\n{}",
-            stack.promforest_tail()
-        );
-        compared += 1;
-    }
-    println!("{version}: {compared} scores are those of a backtest by one of {} versions", listed.len());
-    // A fast machine waits for less, and has fewer rows to show.
-    assert!(compared >= 20, "{version}: only {compared} scores");
 }
 
 #[test]

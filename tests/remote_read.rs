@@ -261,15 +261,6 @@ fn b76_b77_clients_that_do_not_read_take_no_memory_and_not_every_turn() {
     assert_eq!((series.len(), series.values().map(Vec::len).sum::<usize>()), (1000, 1_400_000));
 }
 
-/// Adds promforest to what Prometheus reads from.
-fn reads_from_promforest(stack: &Stack, more: &str) {
-    let file = stack.dir.path().join("prometheus.yml");
-    let config = fs::read_to_string(&file).expect("it was written");
-    let url = format!("http://{}/api/v1/read", stack.at.promforest);
-    let block = format!("remote_read: [{{url: '{url}', read_recent: true{more}}}]\n");
-    fs::write(file, config + &block).expect("the directory is ours");
-}
-
 /// What promforest itself says of a metric in a range.
 fn own(at: &Addresses, name: &str, start_ms: i64, end_ms: i64) -> BTreeMap<String, Vec<(i64, f64)>> {
     let matchers = vec![matcher(0, "__name__", name), matcher(0, "job", "node")];
@@ -281,7 +272,7 @@ fn own(at: &Addresses, name: &str, start_ms: i64, end_ms: i64) -> BTreeMap<Strin
 fn prometheus_finds_scores_that_nobody_wrote() {
     each_version(|version| {
         let mut stack = Stack::new(version, Collectors::Network, &JOB_NODE);
-        reads_from_promforest(&stack, ", filter_external_labels: false");
+        stack.read_from_promforest(", filter_external_labels: false");
         // It does not take scores, and is not sent any.
         stack.start_prometheus(RemoteWriteReceiver::Disabled);
         let config = stack.configure(NODE_NETWORK);
@@ -333,7 +324,7 @@ fn prometheus_finds_in_promforest_what_it_stores_itself() {
         }
         // Both at once: nothing is there twice.
         stack.stop_prometheus();
-        reads_from_promforest(&stack, ", required_matchers: {detector: node_network}");
+        stack.read_from_promforest(", required_matchers: {detector: node_network}");
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
         stack.wait("an answer of promforest's", SOON, |at| {
             at.scores()?;

@@ -2,6 +2,9 @@
 
 use super::prometheus::{Api, Series};
 use super::{Process, Version, free_port, http, node_exporter, wait};
+use promforest::models::{Fitted, Model, artifact};
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -36,6 +39,9 @@ pub const IN_ORDER: &str = r#"
 "#;
 /// The transform's range.
 pub const RANGE_MS: i64 = 10_000;
+
+/// Score, decision and threshold of a row.
+pub type Said = [f64; 3];
 
 /// Where the servers of one scenario listen.
 #[derive(Clone)]
@@ -105,12 +111,15 @@ pub struct Scraping<'a> {
     pub jobs: &'a str,
     /// A `queue_config`; nothing for Prometheus' own.
     pub queue: &'a str,
+    /// The `external_labels`, as in `cluster: a, replica: r1`.
+    pub external_labels: &'a str,
 }
 
 /// One job with one target.
 pub const JOB_NODE: Scraping<'_> = Scraping {
     jobs: "  - {job_name: node, static_configs: [{targets: ['TARGET']}]}",
     queue: "    queue_config: {batch_send_deadline: 1s}",
+    external_labels: "",
 };
 
 impl Stack {
@@ -136,7 +145,7 @@ impl Stack {
         let rules = repository.join("deploy/prometheus/promforest.rules.yml");
         let jobs = scraping.jobs.replace("TARGET", &format!("127.0.0.1:{exporter_port}"));
         let config = format!(
-            "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\n\
+            "global: {{scrape_interval: 1s, evaluation_interval: 1s, external_labels: {{{}}}}}\n\
              storage: {{tsdb: {{out_of_order_time_window: 30m}}}}\n\
              rule_files: ['{}']\n\
              scrape_configs:\n{jobs}\n  \
@@ -145,6 +154,7 @@ impl Stack {
                static_configs: [{{targets: ['127.0.0.1:{promforest_port}']}}]\n\
              remote_write:\n  \
              - url: http://127.0.0.1:{promforest_port}/api/v1/write\n{}\n",
+            scraping.external_labels,
             rules.display(),
             scraping.queue,
         );
@@ -174,6 +184,15 @@ impl Stack {
         stack.start_promforest();
         stack.wait("the first scores", MODEL, |at| at.scores().map(drop));
         stack
+    }
+
+    /// Lets Prometheus read from promforest, from its next start on; `more` goes into the block.
+    pub fn read_from_promforest(&self, more: &str) {
+        let file = self.dir.path().join("prometheus.yml");
+        let config = fs::read_to_string(&file).expect("it was written");
+        let url = format!("http://{}/api/v1/read", self.at.promforest);
+        let block = format!("remote_read: [{{url: '{url}', read_recent: true{more}}}]\n");
+        fs::write(file, config + &block).expect("the directory is ours");
     }
 
     /// Starts Prometheus and waits until it is ready.
@@ -228,6 +247,110 @@ impl Stack {
         let mut command = Command::new(env!("CARGO_BIN_EXE_promforest"));
         command.args(args).current_dir(self.dir.path()).stdin(Stdio::null());
         command.output().unwrap_or_else(|err| panic!("promforest does not start: {err}"))
+    }
+
+    /// Does it with the sidecar's configuration; fails when it fails, and returns what it prints.
+    pub fn run(&self, args: &[&str]) -> String {
+        let output = self.command(&[args, &["--config.file", "promforest.yml"]].concat());
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{}: {args:?}: {errors}", self.version);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Every version in the registry, as it is listed.
+    pub fn models(&self) -> Vec<Value> {
+        let listed: Value =
+            serde_json::from_str(&self.run(&["models", "list", "--output", "json"])).expect("JSON");
+        listed.as_array().expect("a list").clone()
+    }
+
+    /// What a backtest says of each row since the training of a version.
+    pub fn backtest(&self, model: &Value) -> BTreeMap<i64, Said> {
+        let name = format!("{}/{}", model["model"].as_str().expect("a name"), model["version"]);
+        let folder = self.dir.path().join("promforest-data/models").join(&name);
+        let files = artifact::load(&folder).expect("a version is there as a whole");
+        let Ok(Model { fitted: Fitted::Extended(detection), .. }) = artifact::model(&files) else {
+            panic!("{name} is no extended forest")
+        };
+        let trained_ms = detection.newest_ms().expect("it has seen rows");
+        let start = jiff::Timestamp::from_millisecond(trained_ms + 1).expect("a time").to_string();
+        self.run(&["backtest", "--model", &name, "--start", &start, "--output", "scores.csv"]);
+        let csv = fs::read_to_string(self.dir.path().join("scores.csv")).expect("the scores");
+        let mut lines = csv.lines();
+        let head: Vec<&str> = lines.next().expect("a head").split(',').collect();
+        let at = |name: &str| {
+            head.iter().position(|column| *column == name).unwrap_or_else(|| panic!("no {name}: {head:?}"))
+        };
+        let columns = ["timestamp", "score", "decision", "threshold"].map(at);
+        let row = |line: &str| {
+            let cells: Vec<&str> = line.split(',').collect();
+            let [time, score, decision, threshold] = columns.map(|column| cells[column]);
+            let number = |cell: &str| cell.parse::<f64>().ok();
+            Some((time.parse().ok()?, [number(score)?, number(decision)?, number(threshold)?]))
+        };
+        lines.filter_map(row).collect()
+    }
+
+    /// The same of each row, as live wrote it for the one group of a detector; `labels` select the model.
+    pub fn said(&self, detector: &str, labels: &str) -> BTreeMap<i64, Said> {
+        let of_detector = format!(r#"{{detector="{detector}", {labels}}}"#);
+        let [scores, decisions, thresholds] = [
+            format!("anomaly_score{of_detector}"),
+            format!("{detector}_anomaly{{{labels}}}"),
+            format!("anomaly_threshold{of_detector}"),
+        ]
+        .map(|selector| {
+            self.at.stored(&selector).unwrap_or_else(|err| panic!("{}: {err}", self.version)).samples
+        });
+        // A newer row may have been stored between two looks.
+        let others = decisions.into_iter().zip(thresholds);
+        let rows = scores.into_iter().zip(others).map(|((at_ms, score), (decision, threshold))| {
+            assert_eq!((decision.0, threshold.0), (at_ms, at_ms), "{}: rows differ", self.version);
+            (at_ms, [score, decision.1, threshold.1])
+        });
+        rows.collect()
+    }
+
+    /// Fails unless every row of a detector's one group since a time has a score, and it is the one that a version
+    /// gives which has seen all rows before it. Returns how many there are.
+    pub fn check_backtests(&self, detector: &str, began_ms: i64) -> usize {
+        let version = self.version;
+        let said = self.said(detector, "");
+        let last_ms = *said.last_key_value().expect("scores").0;
+        let mut models = self.models();
+        models.retain(|model| {
+            model["model"].as_str().and_then(|name| name.strip_prefix(detector)?.strip_prefix('.')).is_some()
+        });
+        let mut expected: BTreeMap<i64, Vec<Said>> = BTreeMap::new();
+        for model in &models {
+            for (timestamp_ms, row) in self.backtest(model) {
+                expected.entry(timestamp_ms).or_default().push(row);
+            }
+        }
+        let missing = expected.range(began_ms..=last_ms).map(|(time, _)| *time);
+        let missing: Vec<i64> = missing.filter(|time| !said.contains_key(time)).collect();
+        assert!(
+            missing.is_empty(),
+            "{version}: rows without a score: {missing:?}\n{}",
+            self.promforest_tail()
+        );
+        let mut compared = 0;
+        for (timestamp_ms, live) in said.range(began_ms..) {
+            let Some(rows) = expected.get(timestamp_ms) else {
+                panic!("{version}: {timestamp_ms} is in no backtest")
+            };
+            assert!(
+                rows.contains(live),
+                "{version}: {timestamp_ms} has {live:?}, must be one of {rows:?}\n{}",
+                self.promforest_tail()
+            );
+            compared += 1;
+        }
+        println!(
+            "{version}: {compared} scores of {detector} are those of a backtest by one of {} versions",
+            models.len()
+        );
+        compared
     }
 
     /// Starts the sidecar and waits until it listens.
