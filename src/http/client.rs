@@ -82,6 +82,14 @@ impl Url {
         self.0.authority().map(ToString::to_string).unwrap_or_default()
     }
 
+    /// Are both in one folder of one server, as Prometheus' `/api/v1/write` and `/api/v1/read` are?
+    pub fn is_beside(&self, other: &Self) -> bool {
+        let folder = |url: &Self| url.0.path().rsplit_once('/').map(|(folder, _)| folder.to_string());
+        self.0.scheme() == other.0.scheme()
+            && self.0.authority() == other.0.authority()
+            && folder(self) == folder(other)
+    }
+
     fn is_encrypted(&self) -> bool {
         self.0.scheme_str() == Some("https")
     }

@@ -616,7 +616,7 @@ impl Group {
         now: Instant,
         tell: &mut impl FnMut(Event),
     ) -> bool {
-        let Before { recent, written_to_ms, advanced } = before;
+        let Before { recent, written, advanced } = before;
         self.changed = true;
         self.unsaved = true;
         self.drift = Drift::default();
@@ -646,17 +646,18 @@ impl Group {
                     self.open_rows.entry(sample.timestamp_ms).or_insert((sample.timestamp_ms, now));
                 }
             }
-            if let Some(written_to_ms) = written_to_ms {
-                self.written_to_ms = written_to_ms;
-                let n_targets = self.cursors.len();
-                for cursor in &mut self.cursors {
-                    // One of several targets may be ahead of the others. What a single one does not hold it
-                    // has lost: a snapshot that says otherwise is wrong.
-                    let is_ahead = n_targets > 1 && cursor.done_ms > written_to_ms;
-                    *cursor = Cursor::after(if is_ahead { cursor.done_ms } else { written_to_ms });
+            self.written_to_ms = written.to_ms.unwrap_or(self.written_to_ms);
+            let n_targets = self.cursors.len();
+            for (target, cursor) in self.cursors.iter_mut().enumerate() {
+                // What a target does not hold it has lost: a snapshot that says otherwise is wrong. But of several
+                // the snapshot knows better than the others where one is that is not read.
+                let held_ms = written.by_target.get(target).copied().flatten();
+                let kept_ms = (n_targets > 1 && cursor.done_ms > i64::MIN).then_some(cursor.done_ms);
+                if let Some(done_ms) = held_ms.or(kept_ms).or(written.to_ms) {
+                    *cursor = Cursor::after(done_ms);
                 }
             }
-            let scored_ms = [written_to_ms, self.newest_scored_ms()].into_iter().flatten().min();
+            let scored_ms = [written.everywhere_ms(), self.newest_scored_ms()].into_iter().flatten().min();
             if let Some(scored_ms) = scored_ms {
                 self.touched.extend(self.window.timestamps(scored_ms, i64::MAX));
             }

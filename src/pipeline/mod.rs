@@ -135,6 +135,7 @@ impl Options {
         let outside = Outside {
             detectors: config.detectors.clone(),
             sources: sources.collect::<Result<_, _>>()?,
+            targets: config.remote_write.iter().map(|target| target.url.clone()).collect(),
             registry,
             registry_config: config.registry.clone(),
         };

@@ -87,11 +87,27 @@ pub struct Job {
 pub struct Before {
     /// Samples, features for labels.
     pub recent: Vec<Series>,
-    /// Timestamp of the newest score that Prometheus holds, or a later one: what is older than the window is
-    /// not written any more.
-    pub written_to_ms: Option<i64>,
+    /// How far scores are written.
+    pub written: Written,
     /// What the model has become by the rows since its training, as far as the past knows them, or by a snapshot.
     pub advanced: Option<Box<Detection>>,
+}
+
+/// Timestamps of the newest scores that are held elsewhere, or later ones: what is older than the window is not
+/// written any more.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Written {
+    /// By any source.
+    pub to_ms: Option<i64>,
+    /// By each target, as far as its own remote read is among the sources.
+    pub by_target: Vec<Option<i64>>,
+}
+
+impl Written {
+    /// Every target that is read has the scores up to here.
+    pub fn everywhere_ms(&self) -> Option<i64> {
+        self.by_target.iter().chain([&self.to_ms]).flatten().min().copied()
+    }
 }
 
 /// What came of it.
@@ -151,6 +167,8 @@ pub struct Outside {
     pub detectors: Vec<Arc<Detector>>,
     /// Where history is read.
     pub sources: Vec<Source>,
+    /// Where scores are written.
+    pub targets: Vec<Url>,
     /// Where models are kept.
     pub registry: Registry,
     /// And how.
@@ -347,10 +365,9 @@ async fn before_first(
     now_ms: i64,
 ) -> Before {
     let earliest_ms = reaches_to(detector, detector.transform.reach_ms(), now_ms);
-    let written_to_ms = written_to(outside, resting, detector, group, earliest_ms, now_ms).await;
-    let written_to_ms = written_to_ms.unwrap_or(None);
+    let written = written(outside, resting, detector, group, earliest_ms, now_ms).await;
     let recent = after(past, window_start(detector, now_ms));
-    Before { recent, written_to_ms, advanced: None }
+    Before { recent, written: written.unwrap_or_default(), advanced: None }
 }
 
 /// The model after the rows of a group since its training, up to `to_ms`, as far as remote read knows them:
@@ -410,16 +427,16 @@ async fn before(
     let (detector, model) = (&job.detector, &deployed.model);
     let reach_ms = model.schema.transform.reach_ms();
     let earliest_ms = reaches_to(detector, reach_ms, now_ms);
-    let written_to_ms = match written_to(outside, resting, detector, group, earliest_ms, now_ms).await {
+    let written = match written(outside, resting, detector, group, earliest_ms, now_ms).await {
         Err(()) if waits => return None,
-        known => known.unwrap_or(None),
+        known => known.unwrap_or_default(),
     };
     let resumed = job.mark.as_ref().and_then(|mark| Some((mark.passed_ms, mark.resume(deployed)?)));
     // What is not written yet is for the group to score; what is older than its window it cannot.
     let (done_ms, replay_to_ms) = match &resumed {
         Some((passed_ms, _)) => (*passed_ms, earliest_ms),
         None => {
-            let replay_to_ms = written_to_ms.unwrap_or(now_ms);
+            let replay_to_ms = written.everywhere_ms().unwrap_or(now_ms);
             (replay::newest_ms(model).unwrap_or(now_ms).min(replay_to_ms), replay_to_ms)
         }
     };
@@ -438,7 +455,7 @@ async fn before(
     };
     let advanced = start.map(|detection| replay::advance(detection, model, &past, replay_to_ms));
     let recent = after(&past, start_ms);
-    Some(Before { recent, written_to_ms, advanced })
+    Some(Before { recent, written, advanced })
 }
 
 /// The model that the registry holds for a group, if the group has its features.
@@ -530,33 +547,39 @@ fn after(series: &[Series], since_ms: i64) -> Vec<Series> {
 }
 
 /// Up to where a group's scores were written before this process began: after a restart, publishing
-/// goes on there, or at `earliest_ms` if that is later. An error when a source that may know does not answer.
-async fn written_to(
+/// goes on there, or at `earliest_ms` if that is later. An error when a source that may know does not answer, and no
+/// other has any.
+async fn written(
     outside: &Outside,
     resting: &Resting,
     detector: &Detector,
     group: &[Matcher],
     earliest_ms: i64,
     now_ms: i64,
-) -> Result<Option<i64>, ()> {
+) -> Result<Written, ()> {
     let range = (now_ms - duration::millis(detector.training.history), now_ms);
-    let mut newest = None;
+    let mut written = Written { to_ms: None, by_target: vec![None; outside.targets.len()] };
     let mut is_known = true;
     for source in &outside.sources {
-        if resting.rests(&source.config.url) {
+        let url = &source.config.url;
+        if resting.rests(url) {
             is_known = false;
             continue;
         }
         match past::newest_score(source, detector, group, range).await {
-            Ok(found) => newest = newest.max(found),
+            Ok(newest_ms) => {
+                let to_ms = newest_ms.map(|newest_ms| newest_ms.max(earliest_ms));
+                written.to_ms = written.to_ms.max(to_ms);
+                let targets = outside.targets.iter().zip(&mut written.by_target);
+                targets.filter(|(target, _)| target.is_beside(url)).for_each(|(_, held_ms)| *held_ms = to_ms);
+            }
             Err(error) => {
-                debug!(component = "history", url = %source.config.url, err = yaml::chain(&error), "newest score unknown");
+                debug!(component = "history", url = %url, err = yaml::chain(&error), "newest score unknown");
                 is_known &= !error.is_passing();
             }
         }
     }
-    let written_to_ms = newest.map(|newest_ms| newest_ms.max(earliest_ms));
-    if is_known || written_to_ms.is_some() { Ok(written_to_ms) } else { Err(()) }
+    if is_known || written.to_ms.is_some() { Ok(written) } else { Err(()) }
 }
 
 #[cfg(test)]
@@ -614,7 +637,7 @@ mod tests {
         let text = "detectors: [{name: net, match: [rx], by: [job], training: {minimum: 10m}}]";
         let config = Config::parse(text).expect("a valid configuration");
         let (detectors, registry_config) = (config.detectors, config.registry);
-        Outside { detectors, sources: Vec::new(), registry, registry_config }
+        Outside { detectors, sources: Vec::new(), targets: Vec::new(), registry, registry_config }
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@ use crate::pipeline::gaps;
 use crate::pipeline::saver::Saved;
 use crate::snapshot;
 use crate::train::rows::{self, Rows, join};
+use crate::train::trainer::Written;
 use crate::train::{Purpose, replay, train};
 
 const STEP_MS: i64 = 15_000;
@@ -115,16 +116,28 @@ fn restarted(
     let outcomes = std::cell::RefCell::new(Vec::new());
     bench.engine.restore(vec![snapshot], Instant::now(), |outcome| outcomes.borrow_mut().push(outcome));
     assert_eq!(*outcomes.borrow(), ["restored"]);
+    let written = Written { to_ms: written.map(time), by_target: Vec::new() };
+    learned(&mut bench, model, known, written);
+    bench
+}
+
+/// The registry has the model that the group asks for, and this is known of the time before.
+fn learned(bench: &mut Bench, model: &Arc<Model>, known: std::ops::Range<i64>, written: Written) {
     bench.tick(Instant::now());
     let job = bench.jobs.try_recv().expect("its model is asked for");
-    let mark = job.mark.expect("it had one");
-    let advanced = mark.resume(&deployed(model)).expect("the same model");
-    let recent =
-        stored(known).into_iter().map(|(labels, samples)| (labels.split(&job.detector.by).1, samples));
-    let before = Before { recent: recent.collect(), written_to_ms: written.map(time), advanced };
+    let past: Vec<Series> = stored(known)
+        .into_iter()
+        .map(|(labels, samples)| (labels.split(&job.detector.by).1, samples))
+        .collect();
+    let advanced = match job.mark {
+        Some(mark) => mark.resume(&deployed(model)).expect("the same model"),
+        None => replay::trained(model)
+            .zip(written.everywhere_ms())
+            .map(|(detection, to_ms)| replay::advance(detection, model, &past, to_ms)),
+    };
+    let before = Before { recent: past, written, advanced };
     let result = Learned::Model { deployed: deployed(model), fitted: false, before, seconds: 0.0 };
     bench.engine.learned(job.group, result, Instant::now());
-    bench
 }
 
 #[test]
@@ -149,6 +162,54 @@ fn f3_f4_f7_f45_a_restart_from_a_snapshot_equals_a_process_that_never_stopped() 
         assert!(outcome(&mut bench) == expected, "{at} {killed} {written}");
         assert_eq!(bench.metric(r#"remote_write_samples_failed_total{reason="out_of_order"}"#), 0);
     }
+}
+
+/// Targets that were not equally far when the process ended: each goes on where it was.
+#[test]
+fn f8_a_target_that_lags_behind_gets_what_it_missed() {
+    let two = "remote_write: [{url: 'http://a/api/v1/write'}, {url: 'http://b/api/v1/write'}]";
+    let model = ordered();
+    let first = |bench: &mut Bench, target: usize| {
+        let batch = bench.engine.next_batch(target, 10_000, START_MS * 2);
+        batch.map(|batch| (batch.series[0].samples[0].timestamp_ms - START_MS) / STEP_MS)
+    };
+    let mut bench = Bench::new(two);
+    push(&mut bench, 190..200);
+    let labels = bench.groups()[0].1.labels.clone();
+    bench.install(&BTreeMap::from([(labels, model.clone())]));
+    push(&mut bench, 200..260);
+    bench.engine.advance(0, &[position(255)], time(260));
+    bench.engine.advance(1, &[position(230)], time(260));
+    let saved = saved(&mut bench);
+    for (held, expected) in [
+        // The first is read, and had more than the snapshot says, or less.
+        ([Some(258), None], [259, 231]),
+        ([Some(250), None], [251, 231]),
+        // Both are.
+        ([Some(258), Some(210)], [259, 211]),
+        // Neither is, or they do not answer.
+        ([None, None], [256, 231]),
+    ] {
+        let by_target = held.map(|held| held.map(time)).to_vec();
+        let to_ms = by_target.iter().copied().max().flatten();
+        let mut bench = Bench::new(two);
+        bench.engine.restore(vec![saved.clone()], Instant::now(), |_| {});
+        learned(&mut bench, &model, 250..260, Written { to_ms, by_target });
+        assert_eq!([0, 1].map(|target| first(&mut bench, target)), expected.map(Some), "{held:?}");
+    }
+    // Without a snapshot, who is not read is taken to be where the others are.
+    for (held, expected) in [([Some(255), Some(230)], [256, 231]), ([Some(255), None], [256, 256])] {
+        let by_target = held.map(|held| held.map(time)).to_vec();
+        let mut bench = Bench::new(two);
+        push(&mut bench, 258..260);
+        let written = Written { to_ms: Some(time(255)), by_target };
+        learned(&mut bench, &model, 190..258, written);
+        assert_eq!([0, 1].map(|target| first(&mut bench, target)), expected.map(Some), "{held:?}");
+    }
+}
+
+fn position(i: i64) -> Position {
+    Position { group: 0, timestamp_ms: time(i), received: Instant::now() }
 }
 
 /// What is left of a scrape that came in part, and Prometheus has as a whole.

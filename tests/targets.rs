@@ -1,0 +1,83 @@
+//! Scores that go to two servers, one of which is away: what it missed it gets when it is back, whatever became of
+//! promforest meanwhile.
+
+mod support;
+
+use std::fs;
+use std::thread;
+use std::time::Duration;
+use support::stack::{Collectors, JOB_NODE, MODEL, NODE_NETWORK, RemoteWriteReceiver, SOON, Stack};
+use support::{each_version, now_ms};
+
+/// Longer than a batch takes, and than some rows need.
+const AWAY: Duration = Duration::from_secs(6);
+
+/// Waits until both have scores of now, and returns what they have up to then.
+fn both_catch_up(stack: &mut Stack, second: &mut Stack) -> [Vec<(i64, f64)>; 2] {
+    let until_ms = now_ms();
+    [second, stack].map(|stack| {
+        stack.wait_for_score_at(until_ms);
+        let mut samples = stack.at.scores().expect("as before").samples;
+        samples.retain(|(timestamp_ms, _)| *timestamp_ms <= until_ms);
+        samples
+    })
+}
+
+fn times(scores: &[(i64, f64)]) -> Vec<i64> {
+    scores.iter().map(|(timestamp_ms, _)| *timestamp_ms).collect()
+}
+
+#[test]
+fn f8_one_of_two_targets_that_was_away_gets_what_it_missed() {
+    each_version(|version| {
+        let mut stack = Stack::new(version, Collectors::Network, &JOB_NODE);
+        // Its own promforest never runs.
+        let mut second = Stack::new(version, Collectors::Network, &JOB_NODE);
+        second.start_prometheus(RemoteWriteReceiver::Enabled);
+        stack.start_prometheus(RemoteWriteReceiver::Enabled);
+        let address = second.at.prometheus.0.clone();
+        let too = |config: &str, what: &str| {
+            let more = format!("/{what}'}}, {{url: 'http://{address}/api/v1/{what}'}}]");
+            config.replace(&format!("/{what}'}}]"), &more)
+        };
+        let config = too(&stack.configure(NODE_NETWORK), "write");
+        fs::write(stack.config_file(), &config).expect("the directory is ours");
+        stack.start_promforest();
+        stack.wait("the first scores", MODEL, |at| at.scores().map(drop));
+        both_catch_up(&mut stack, &mut second);
+
+        // An end in order, and what it had not: a snapshot tells.
+        second.prometheus.take().expect("it runs").kill();
+        thread::sleep(AWAY);
+        stack.promforest.take().expect("it runs").terminate(SOON);
+        stack.start_promforest();
+        stack.wait_for_score_at(now_ms());
+        second.start_prometheus(RemoteWriteReceiver::Enabled);
+        let [theirs, ours] = both_catch_up(&mut stack, &mut second);
+        assert_eq!(theirs, ours, "{version}\n{}", stack.promforest_tail());
+
+        // A sudden one: the snapshot is older than the end.
+        second.prometheus.take().expect("it runs").kill();
+        thread::sleep(AWAY);
+        stack.promforest.take().expect("it runs").kill();
+        stack.start_promforest();
+        stack.wait_for_score_at(now_ms());
+        second.start_prometheus(RemoteWriteReceiver::Enabled);
+        let [theirs, ours] = both_catch_up(&mut stack, &mut second);
+        stack.assert_same_times(&times(&theirs), &times(&ours), "scores of the second and of the first");
+
+        // Without a snapshot: what it has it tells itself, where it is read.
+        second.prometheus.take().expect("it runs").kill();
+        thread::sleep(AWAY);
+        stack.promforest.take().expect("it runs").kill();
+        fs::remove_dir_all(stack.dir.path().join("promforest-data/snapshots"))
+            .expect("the directory is ours");
+        fs::write(stack.config_file(), too(&config, "read")).expect("the directory is ours");
+        second.start_prometheus(RemoteWriteReceiver::Enabled);
+        stack.start_promforest();
+        let [theirs, ours] = both_catch_up(&mut stack, &mut second);
+        stack.assert_same_times(&times(&theirs), &times(&ours), "scores of the second and of the first");
+        let failed = stack.metric("promforest_remote_write_samples_failed_total", &[]);
+        assert_eq!(failed, 0.0, "{version}\n{}", stack.promforest_tail());
+    });
+}
