@@ -199,6 +199,46 @@ fn marks_are_compared_and_rows_with_holes_are_told() {
     assert!(quiet.stdout.contains("for a budget of 0.05 a day"), "{}", quiet.stdout);
 }
 
+/// As live, a model is made anew without an interface that has gone, and with it when it is back.
+#[test]
+fn an_interface_that_goes_and_comes_back_neither_calls_nor_silences() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| dir.path().join(name);
+    let away = HISTORY + 100..HISTORY + 500;
+    let text = csv(0, &counters(HISTORY + RANGE, INCIDENT), None);
+    let mut lines = text.lines().map(String::from);
+    let header = lines.next().expect("a header") + "\n";
+    let rows: Vec<String> = lines
+        .zip(0..)
+        .map(|(line, minute)| match line.rsplit_once(',') {
+            Some((eth0, _)) if away.contains(&minute) => format!("{eth0},\n"),
+            _ => line + "\n",
+        })
+        .collect();
+    fs::write(at("history.csv"), header.clone() + &rows[..HISTORY as usize].concat()).expect("written");
+    fs::write(at("range.csv"), header + &rows[HISTORY as usize..].concat()).expect("written");
+    fs::write(at("promforest.yml"), CONFIG).expect("written");
+    let args = ["--config.file", "promforest.yml", "--input", "range.csv", "--history", "history.csv"];
+    let output = backtest(dir.path(), &[&args[..], &["--output", "scores.csv"]].concat());
+    assert_eq!((output.status, &*output.stderr), (0, ""));
+    let scored = |minutes: std::ops::Range<i64>| {
+        let rows = scores(&at("scores.csv"));
+        minutes.filter(|minute| rows[(minute - HISTORY) as usize].2 == "true").count() as i64
+    };
+    // Two minutes until it is gone for good, and two in which there is no rate of it when it is back.
+    assert_eq!(scored(HISTORY..away.start), 100);
+    let (without, after) = (away.end - away.start, HISTORY + RANGE - away.end);
+    assert!(scored(away.clone()) >= without - 4, "{} of {without}", scored(away.clone()));
+    assert!(
+        scored(away.end..HISTORY + RANGE) >= after - 4,
+        "{} of {after}",
+        scored(away.end..HISTORY + RANGE)
+    );
+    let incidents: Vec<&str> = output.stdout.lines().filter(|line| line.contains(" UTC, ")).collect();
+    assert_eq!(incidents.len(), 1, "{}", output.stdout);
+    assert!(incidents[0].contains("device=\"eth0\""), "{}", output.stdout);
+}
+
 /// The server is in `tests/data/labelled`.
 #[test]
 fn the_anomalies_of_a_real_server_are_found_and_explained() {

@@ -1,13 +1,19 @@
 //! The past once more: every row scored as it would have been, by what was known before it.
 
+mod attendance;
 mod page;
 mod table;
 
-use crate::detect::{Detection, Observation, Prepared, Reason};
-use crate::forest::{self, ExtendedParams, Table};
-use crate::models::artifact::timestamp;
+use crate::config::Detector;
+use crate::detect::{self, Detection, Observation, Prepared, Reason};
+use crate::features::Schema;
+use crate::forest::{self, ExtendedParams};
+use crate::models::{artifact::timestamp, columns};
 use crate::prom::{Labels, duration};
-use crate::train::rows::Rows;
+use crate::train::past;
+use crate::train::rows::{self, Exclusion, Rows};
+use crate::window::Window;
+use attendance::Attendance;
 pub use page::page;
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -19,18 +25,30 @@ const DAY_MS: f64 = 86_400_000.0;
 
 /// What is replayed.
 pub struct Range<'a> {
-    /// Rows of before, and of the range.
-    pub rows: &'a Rows,
-    /// Names of the metrics, in the order of the rows' schema.
-    pub metrics: Vec<String>,
+    /// Samples of before, and of the range.
+    pub window: &'a Window,
     /// The group's labels; none for a table.
     pub group: Labels,
     /// Where the range begins: what lies before it is learned.
     pub start_ms: i64,
-    /// Every timestamp of the range, ascending, whether its row is complete or not; empty for those that are.
+    /// Every timestamp of the range, ascending, whether its row is complete or not; empty for those of the window.
     pub timestamps: Vec<i64>,
     /// Is the row known to be anomalous? One mark for each timestamp.
     pub labels: Option<Vec<bool>>,
+}
+
+/// How models are made on the way.
+pub struct Learning<'a> {
+    /// Whose.
+    pub detector: &'a Detector,
+    /// The forest.
+    pub params: ExtendedParams,
+    /// Budget, and what counts.
+    pub alerts: detect::Config,
+    /// What stays out of training.
+    pub exclusions: Vec<Exclusion>,
+    /// How many threads grow trees.
+    pub threads: NonZeroUsize,
 }
 
 /// A range and what was said of its rows.
@@ -74,50 +92,125 @@ pub struct Found {
     pub outside: usize,
 }
 
-/// Learns what lies before the range.
-///
-/// # Errors
-/// [`forest::Error`], when there is too little to learn from.
-pub fn learn(
-    rows: &Rows,
-    start_ms: i64,
-    params: &ExtendedParams,
-    threads: NonZeroUsize,
-) -> Result<Detection, forest::Error> {
-    let (n_rows, n_metrics) = (rows.len(), rows.schema.features.len());
-    let n_learned = rows.timestamps.partition_point(|time| *time < start_ms);
-    let mut learned = Vec::with_capacity(n_learned * n_metrics);
-    for column in rows.values.chunks_exact(n_rows) {
-        learned.extend_from_slice(&column[..n_learned]);
+impl Learning<'_> {
+    /// A detection that goes on from the last of these rows.
+    ///
+    /// # Errors
+    /// [`forest::Error`], when there is too little to learn from.
+    pub fn learn(&self, rows: &Rows) -> Result<Detection, forest::Error> {
+        let lesson = Prepared::learn(&rows.timestamps, &rows.table()?)?.grow(&self.params, self.threads)?;
+        Ok(Detection::of(lesson).0.with_alerts(&self.alerts, &rows.schema.features))
     }
-    let table = Table::new(&learned, n_learned, n_metrics)?;
-    let lesson = Prepared::learn(&rows.timestamps[..n_learned], &table)?.grow(params, threads)?;
-    Ok(Detection::of(lesson).0)
+
+    /// The same by what is known at a time, if that is enough.
+    fn learn_at(
+        &self,
+        window: &Window,
+        now_ms: i64,
+        judged_to_ms: i64,
+        own: &[Exclusion],
+    ) -> Option<(Schema, Detection)> {
+        let exclusions = [&self.exclusions, own].concat();
+        let rows =
+            Rows::read(self.detector, &rows::until(window, now_ms, i64::MAX / 4), &exclusions, judged_to_ms)
+                .ok()?;
+        let detection = self.learn(&rows).ok()?;
+        Some((rows.schema, detection))
+    }
 }
 
-/// Takes the rows that a detection has not seen, and keeps what it says of those in the range. `done` hears of
-/// each.
-pub fn replay(range: Range<'_>, mut detection: Detection, mut done: impl FnMut()) -> Replayed {
-    let Range { rows, metrics, group, start_ms, mut timestamps, labels } = range;
-    let n_rows = rows.len();
-    if timestamps.is_empty() {
-        timestamps = rows.timestamps.iter().copied().filter(|time| *time >= start_ms).collect();
-    }
-    let mut observations = vec![None; timestamps.len()];
-    let mut values = vec![0.0; rows.schema.features.len()];
-    let seen_ms = detection.newest_ms().unwrap_or(i64::MIN);
-    for row in rows.timestamps.partition_point(|time| *time <= seen_ms)..n_rows {
-        for (metric, value) in values.iter_mut().enumerate() {
-            *value = rows.values[metric * n_rows + row];
+/// Replays a range with a detection that knows what lies before it. `names` are those of the schema's features; `done`
+/// hears of each row.
+pub fn replay(
+    range: Range<'_>,
+    schema: &Schema,
+    names: Vec<String>,
+    mut detection: Detection,
+    done: &mut dyn FnMut(),
+) -> Replayed {
+    let mut replay = Replay::new(range, schema, done);
+    replay.go(schema, names, &mut detection, i64::MAX);
+    replay.replayed
+}
+
+/// The same, and when features go for good or come to stay a model is learned anew as the sidecar would, without its
+/// renewals: from all that is known by then, but for the incidents that were found.
+pub fn follow(
+    range: Range<'_>,
+    learning: &Learning<'_>,
+    (mut schema, mut detection): (Schema, Detection),
+    done: &mut dyn FnMut(),
+) -> Replayed {
+    let (window, start_ms) = (range.window, range.start_ms);
+    let mut replay = Replay::new(range, &schema, done);
+    let mut attendance = Attendance::new(learning.detector, window, detection.interval_ms());
+    loop {
+        let change_ms = attendance.change(&schema.features, start_ms);
+        let names = columns::defaults(&schema);
+        replay.go(&schema, names, &mut detection, change_ms.map_or(i64::MAX, |change_ms| change_ms - 1));
+        let Some(change_ms) = change_ms else { return replay.replayed };
+        let judged_to_ms = detection.newest_ms().unwrap_or(i64::MIN);
+        let own = replay.replayed.own_incidents();
+        if let Some((other, new)) = learning.learn_at(window, change_ms, judged_to_ms, &own) {
+            detection = new.succeed(&detection);
+            schema = other;
         }
-        let timestamp_ms = rows.timestamps[row];
-        let seen = detection.observe(timestamp_ms, &values);
-        if let Ok(place) = timestamps.binary_search(&timestamp_ms) {
-            observations[place] = seen;
-        }
-        done();
     }
-    Replayed { group, metrics, timestamps, labels, observations }
+}
+
+/// A range on its way.
+struct Replay<'a> {
+    window: &'a Window,
+    replayed: Replayed,
+    done: &'a mut dyn FnMut(),
+}
+
+impl<'a> Replay<'a> {
+    fn new(range: Range<'a>, schema: &Schema, done: &'a mut dyn FnMut()) -> Self {
+        let Range { window, group, start_ms, mut timestamps, labels } = range;
+        if timestamps.is_empty() {
+            timestamps = window.timestamps(start_ms - 1, i64::MAX).collect();
+            // The last of each row.
+            timestamps.reverse();
+            timestamps.dedup_by_key(|time| schema.grid.bounds(*time).1);
+            timestamps.reverse();
+        }
+        let observations = vec![None; timestamps.len()];
+        Self {
+            window,
+            replayed: Replayed { group, metrics: Vec::new(), timestamps, labels, observations },
+            done,
+        }
+    }
+
+    /// Takes the rows of a schema that the detection has not seen, up to `to_ms`, and keeps what it says of those in the
+    /// range.
+    fn go(&mut self, schema: &Schema, names: Vec<String>, detection: &mut Detection, to_ms: i64) {
+        let Replayed { metrics, timestamps, observations, .. } = &mut self.replayed;
+        let places: Vec<usize> = names
+            .into_iter()
+            .map(|name| {
+                metrics.iter().position(|known| *known == name).unwrap_or_else(|| {
+                    metrics.push(name);
+                    metrics.len() - 1
+                })
+            })
+            .collect();
+        let n_metrics = metrics.len();
+        let seen_ms = detection.newest_ms().unwrap_or(i64::MIN);
+        rows::settled(schema, self.window, seen_ms, to_ms, |timestamp_ms, values| {
+            let seen = detection.observe(timestamp_ms, values);
+            // A row's time is that of its newest sample, which may be another's than the last in its slot.
+            let place = timestamps.partition_point(|time| *time < timestamp_ms);
+            if place < timestamps.len()
+                && schema.grid.bounds(timestamps[place]) == schema.grid.bounds(timestamp_ms)
+            {
+                timestamps[place] = timestamp_ms;
+                observations[place] = seen.map(|seen| seen.among(&places, n_metrics));
+                (self.done)();
+            }
+        });
+    }
 }
 
 impl Replayed {
@@ -136,20 +229,19 @@ impl Replayed {
 
     /// Every incident, in the order of time.
     pub fn incidents(&self) -> Vec<Incident> {
-        let is_open = |seen: &Option<Observation>| seen.as_ref().is_some_and(|seen| seen.incident);
-        let mut incidents = Vec::new();
-        let mut row = 0;
-        while row < self.observations.len() {
-            let first = row;
-            while self.observations.get(row).is_some_and(is_open) {
-                row += 1;
-            }
-            if first < row {
-                incidents.push(self.incident(first..row));
-            }
-            row += 1;
-        }
-        incidents
+        let scored = self.observations.iter().enumerate();
+        let scored: Vec<(usize, bool)> =
+            scored.filter_map(|(row, seen)| Some((row, seen.as_ref()?.incident))).collect();
+        // What was not scored in between does not end one.
+        let spells = scored.chunk_by(|(_, a), (_, b)| a == b).filter(|spell| spell[0].1);
+        spells.map(|spell| self.incident(spell[0].0..spell[spell.len() - 1].0 + 1)).collect()
+    }
+
+    /// The incidents as training knows them.
+    fn own_incidents(&self) -> Vec<Exclusion> {
+        let rows = self.timestamps.iter().zip(&self.observations);
+        let open = rows.filter(|(_, seen)| seen.as_ref().is_some_and(|seen| seen.incident));
+        past::incidents_at(&open.map(|(time, _)| *time).collect::<Vec<_>>())
     }
 
     fn incident(&self, rows: std::ops::Range<usize>) -> Incident {

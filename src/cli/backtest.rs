@@ -2,14 +2,16 @@
 
 use super::lessons::{self, Lesson, LessonArgs, Lessons, Span};
 use super::{Failure, RegistryArgs, detectors, models, plural, say};
-use crate::backtest::{self, Range, Replayed};
+use crate::backtest::{self, Learning, Range, Replayed};
 use crate::config::Config;
 use crate::detect::{self, Budget, Detection};
+use crate::features::{Schema, Transform};
 use crate::forest::{self, ExtendedParams};
 use crate::input::Input;
 use crate::models::{Fitted, Model, Params, artifact, columns};
 use crate::prom::duration;
 use crate::train::rows::Rows;
+use crate::window::MAX_FEATURES;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
@@ -126,7 +128,7 @@ async fn of_history<'a>(
     if start_ms >= to_ms {
         return Err("the range ends before it begins: --start must be before --end".into());
     }
-    let mut span = Span { from_ms: None, learn_to_ms: start_ms, to_ms };
+    let mut span = Span { from_ms: None, learn_to_ms: start_ms - 1, to_ms };
     if let Some(Chosen { model, detection }) = chosen {
         let trained_ms = detection.newest_ms().unwrap_or(start_ms);
         if start_ms <= trained_ms {
@@ -175,7 +177,7 @@ fn of_tables<'a>(
     };
     let lesson = match chosen {
         Some(chosen) => of_model(&args.lesson, config, chosen, path, table)?,
-        None => lessons::of_table(&args.lesson, config, path, table, start_ms)?,
+        None => lessons::of_table(&args.lesson, config, path, table, start_ms - 1)?,
     };
     Ok((Lessons::one(&args.lesson, config, lesson), known, start_ms))
 }
@@ -237,12 +239,14 @@ fn of_model(
         found.map(|(_, values)| values.clone()).unwrap_or_default()
     };
     let values: Vec<Vec<f64>> = names.iter().map(column).collect();
-    let rows = Rows::of_values(model.schema.clone(), &times, &values, &[])
+    let rows = Rows::of_values(model.schema.clone(), &times, &values, &[], i64::MAX)
         .map_err(|_| format!("{}: no row has a finite value in every column", path.display()))?;
     let detector =
         detectors(config, args.detector.as_deref())?.first().ok_or("there is no detector")?.clone();
     let name = config.registry.model(&detector.name);
-    Ok(Lesson { detector, group: None, name, rows, columns: Some(columns::names(model)) })
+    let window = lessons::window(&model.schema.features, &times, &values);
+    let columns = Some(columns::names(model));
+    Ok(Lesson { detector, group: None, name, rows, window, is_raw: false, exclusions: Vec::new(), columns })
 }
 
 fn replay(
@@ -252,35 +256,54 @@ fn replay(
     chosen: Option<&Chosen>,
     budget: f64,
 ) -> Result<Replayed, Failure> {
-    let rows = &lesson.rows;
-    let params = match &lesson.detector.model {
+    let Lesson { detector, rows, window, .. } = lesson;
+    let params = match &detector.model {
         Params::Extended(params) => params.clone(),
         Params::IsolationForest(_) => ExtendedParams::default(),
     };
-    let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let learning = Learning {
+        detector,
+        params,
+        alerts: detect::Config { budget, ..detector.alerts.clone() },
+        exclusions: lesson.exclusions.clone(),
+        threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+    };
     let detection = match chosen {
-        Some(chosen) => chosen.detection.clone(),
-        None => backtest::learn(rows, start_ms, &params, threads).map_err(|error| match error {
-            forest::Error::Empty { .. } => {
-                too_little(rows.timestamps.partition_point(|time| *time < start_ms))
-            }
+        Some(chosen) => chosen.detection.clone().with_alerts(&learning.alerts, &chosen.model.schema.features),
+        None => learning.learn(rows).map_err(|error| match error {
+            forest::Error::Empty { .. } => too_little(rows.len()),
             error => error.into(),
         })?,
     };
-    let n_rows = rows.timestamps.iter().filter(|time| **time >= start_ms).count();
+    let n_features = rows.schema.features.len();
+    if n_features > MAX_FEATURES {
+        return Err(format!("{n_features} columns, a group has at most {MAX_FEATURES}").into());
+    }
+    let n_rows = window.timestamps(start_ms - 1, i64::MAX).count();
     let bar = ProgressBar::new(n_rows as u64).with_message(lesson.name.clone());
     bar.set_style(ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} rows, {eta} left")?);
+    let mut done = || bar.inc(1);
     let range = Range {
-        rows,
-        metrics: lesson.columns.clone().unwrap_or_else(|| columns::defaults(&rows.schema)),
+        window,
         group: lesson.group.clone().unwrap_or_default(),
         start_ms,
         timestamps: known.timestamps,
         labels: known.labels,
     };
-    let alerts = detect::Config { budget, ..lesson.detector.alerts.clone() };
-    let detection = detection.with_alerts(&alerts, &rows.schema.features);
-    let replayed = backtest::replay(range, detection, || bar.inc(1));
+    let replayed = match chosen {
+        None if lesson.is_raw => {
+            backtest::follow(range, &learning, (rows.schema.clone(), detection), &mut done)
+        }
+        _ => {
+            let names = lesson.columns.clone().unwrap_or_else(|| columns::defaults(&rows.schema));
+            // What is ready is taken as it is.
+            let schema = match lesson.is_raw {
+                true => rows.schema.clone(),
+                false => Schema { transform: Transform::Value, ..rows.schema.clone() },
+            };
+            backtest::replay(range, &schema, names, detection, &mut done)
+        }
+    };
     bar.finish_and_clear();
     Ok(replayed)
 }

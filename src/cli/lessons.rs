@@ -11,6 +11,7 @@ use crate::prom::matcher::Matcher;
 use crate::prom::{Labels, METRIC_NAME, Sample, duration};
 use crate::train::past;
 use crate::train::rows::{self, Exclusion, NoRows, Rows};
+use crate::window::Window;
 use crate::window::row::Grid;
 use clap::Args;
 use indicatif::ProgressBar;
@@ -42,18 +43,10 @@ pub struct LessonArgs {
 pub struct Span {
     /// Its beginning; without one, `training.history` before what is learned ends.
     pub from_ms: Option<i64>,
-    /// Where what is learned ends: exclusions do not reach beyond.
+    /// Last millisecond of what is learned.
     pub learn_to_ms: i64,
     /// Its end.
     pub to_ms: i64,
-}
-
-impl Span {
-    /// What of these lies in the time that is learned.
-    fn learned(&self, exclusions: Vec<Exclusion>) -> Vec<Exclusion> {
-        let before = exclusions.into_iter().filter(|exclusion| exclusion.from_ms < self.learn_to_ms);
-        before.map(|e| Exclusion { to_ms: e.to_ms.min(self.learn_to_ms - 1), ..e }).collect()
-    }
 }
 
 /// Reads `START..END`.
@@ -73,7 +66,14 @@ pub struct Lesson {
     pub group: Option<Labels>,
     /// The registered name of the model.
     pub name: String,
+    /// What is learned; of a model that is there its rows.
     pub rows: Rows,
+    /// What there is of all features in the whole span.
+    pub window: Window,
+    /// Does it hold samples, or values that are ready?
+    pub is_raw: bool,
+    /// What stays out of training.
+    pub exclusions: Vec<Exclusion>,
     /// The file's names of the columns, where they are others than ours.
     pub columns: Option<Vec<String>>,
 }
@@ -236,12 +236,21 @@ impl<'a> Lessons<'a> {
         drop(series);
         let read = match self.model {
             Some(model) => Rows::of_schema(model.schema.clone(), &window),
-            None => Rows::read(&detector, &window, &self.span.learned(exclusions), i64::MAX),
+            None => learned(&detector, &window, &exclusions, self.span.learn_to_ms),
         };
         match read {
             Ok(rows) => {
                 let name = group_model(&self.config.registry.model(&detector.name), &group);
-                Ok(Some(Lesson { detector, group: Some(group), name, rows, columns: None }))
+                Ok(Some(Lesson {
+                    detector,
+                    group: Some(group),
+                    name,
+                    rows,
+                    window,
+                    is_raw: true,
+                    exclusions,
+                    columns: None,
+                }))
             }
             Err(NoRows::TooShort { have_ms }) => {
                 self.longest_ms = self.longest_ms.max(have_ms);
@@ -266,8 +275,24 @@ impl<'a> Lessons<'a> {
     }
 }
 
+/// What of a window is learned: the rows of the features that are there at that time.
+fn learned(
+    detector: &Detector,
+    window: &Window,
+    exclusions: &[Exclusion],
+    learn_to_ms: i64,
+) -> Result<Rows, NoRows> {
+    match window.newest_ms() {
+        Some(newest_ms) if learn_to_ms < newest_ms => {
+            let known = rows::until(window, learn_to_ms, i64::MAX / 4);
+            Rows::read(detector, &known, exclusions, i64::MAX)
+        }
+        _ => Rows::read(detector, window, exclusions, i64::MAX),
+    }
+}
+
 /// The rows of a table. A column that is named like a series that the detector watches has raw samples,
-/// and goes the way of live ones; any other has values that are ready. Learned is what lies before
+/// and goes the way of live ones; any other has values that are ready. Learned is what lies up to
 /// `learn_to_ms`.
 pub fn of_table(
     args: &LessonArgs,
@@ -279,25 +304,33 @@ pub fn of_table(
     let detectors = detectors(config, args.detector.as_deref())?;
     let detector = detectors.first().ok_or("there is no detector")?.clone();
     let timestamps = input.timestamps.ok_or_else(|| format!("{} has no column timestamp", path.display()))?;
-    let exclusions = Span { from_ms: None, learn_to_ms, to_ms: i64::MAX }.learned(args.exclude.clone());
+    let exclusions = args.exclude.clone();
     let (names, values): (Vec<String>, Vec<Vec<f64>>) = input.columns.into_iter().unzip();
     let name = config.registry.model(&detector.name);
     let (features, transform) = meaning(&names, &detector)?;
     let is_watched = |feature: &Labels| detector.matchers.iter().any(|selector| selector.matches(feature));
-    if transform == Transform::Value && features.iter().all(is_watched) {
-        let series: Vec<Series> = features
-            .into_iter()
-            .zip(values)
-            .map(|(feature, values)| (feature, samples(&timestamps, values)))
-            .collect();
-        let window = rows::window(series.iter(), i64::MAX / 4);
-        let rows = Rows::read(&detector, &window, &exclusions, i64::MAX).map_err(|none| no_rows(&none))?;
-        return Ok(Lesson { detector, group: None, name, rows, columns: None });
-    }
-    let schema = Schema { features, transform, grid: Grid::Exact };
-    let columns = (names != columns::defaults(&schema)).then_some(names);
-    let rows = Rows::of_values(schema, &timestamps, &values, &exclusions).map_err(|none| no_rows(&none))?;
-    Ok(Lesson { detector, group: None, name, rows, columns })
+    let is_raw = transform == Transform::Value && features.iter().all(is_watched);
+    let window = window(&features, &timestamps, &values);
+    let (rows, columns) = if is_raw {
+        (learned(&detector, &window, &exclusions, learn_to_ms), None)
+    } else {
+        let schema = Schema { features, transform, grid: Grid::Exact };
+        let columns = (names != columns::defaults(&schema)).then_some(names);
+        (Rows::of_values(schema, &timestamps, &values, &exclusions, learn_to_ms), columns)
+    };
+    let rows = rows.map_err(|none| no_rows(&none))?;
+    Ok(Lesson { detector, group: None, name, rows, window, is_raw, exclusions, columns })
+}
+
+/// A window of the columns of a table, without cells that are empty.
+pub fn window(features: &[Labels], timestamps: &[i64], columns: &[Vec<f64>]) -> Window {
+    let series = features.iter().zip(columns).map(|(feature, values)| {
+        let cells = timestamps.iter().zip(values).filter(|(_, value)| !value.is_nan());
+        let sample =
+            |(timestamp_ms, value): (&i64, &f64)| Sample { timestamp_ms: *timestamp_ms, value: *value };
+        (feature.clone(), cells.map(sample).collect())
+    });
+    rows::window(series.collect::<Vec<Series>>().iter(), i64::MAX / 4)
 }
 
 /// What columns of these names are. Names that are no series stand for themselves.
@@ -311,17 +344,6 @@ fn meaning(names: &[String], detector: &Detector) -> Result<(Vec<Labels>, Transf
         }
         known => Ok(known?),
     }
-}
-
-fn samples(timestamps: &[i64], values: Vec<f64>) -> Vec<Sample> {
-    let mut samples: Vec<_> = timestamps
-        .iter()
-        .zip(values)
-        .filter(|(_, value)| !value.is_nan())
-        .map(|(timestamp_ms, value)| Sample { timestamp_ms: *timestamp_ms, value })
-        .collect();
-    samples.sort_by_key(|sample| sample.timestamp_ms);
-    samples
 }
 
 fn no_rows(none: &NoRows) -> String {

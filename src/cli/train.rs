@@ -133,7 +133,7 @@ async fn learn(
     registry: Option<&Registry>,
     lesson: &Lesson,
 ) -> Result<Outcome, Failure> {
-    let Lesson { detector, group, name, rows, columns } = lesson;
+    let Lesson { detector, group, name, rows, columns, .. } = lesson;
     let params = match args.kind {
         Some(kind) if kind != detector.model.kind() => Params::of(kind),
         _ => detector.model.clone(),

@@ -55,6 +55,17 @@ pub struct Observation {
 }
 
 impl Observation {
+    /// The same among other metrics, where its own are at these places; nothing is known of the rest.
+    pub fn among(mut self, places: &[usize], n_metrics: usize) -> Self {
+        let (mut values, mut usual) = (vec![f32::NAN; n_metrics], vec![[f64::NAN; 3]; n_metrics]);
+        for (metric, place) in places.iter().enumerate() {
+            values[*place] = self.values[metric];
+            usual[*place] = self.usual[metric];
+        }
+        self.deviations.iter_mut().for_each(|deviation| deviation.metric = places[deviation.metric]);
+        Self { values, usual, ..self }
+    }
+
     /// The strongest deviations: number of the metric, how it was unusual, and its share of all deviation, in
     /// [0, 1]. The first, and of the `k - 1` that follow those that 99 % of the training rows do not reach.
     pub fn causes(&self, k: usize) -> impl Iterator<Item = (usize, Reason, f64)> {
@@ -182,6 +193,13 @@ impl Detection {
     /// The same with another budget, and hearing only what counts of metrics with these labels.
     pub fn with_alerts(self, config: &Config, metrics: &[Labels]) -> Self {
         Self { heeds: config.heeds(metrics), ..self.with_budget(config.budget) }
+    }
+
+    /// Goes on with the incident of the one that served before, if it has none of its own: what deviates does so still,
+    /// and raw scores of all models are on one scale.
+    pub fn succeed(self, before: &Self) -> Self {
+        let alarm = self.incident.alarm().or(before.incident.alarm());
+        Self { incident: self.incident.with_alarm(alarm), ..self }
     }
 
     /// Number of metrics.

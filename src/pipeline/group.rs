@@ -670,7 +670,11 @@ impl Group {
             }
         }
         let alerts = &self.detector.alerts;
-        self.serving = Some(Serving::new(deployed, &self.window, since_ms, advanced, alerts));
+        let serving = Serving::new(deployed, &self.window, since_ms, advanced, alerts);
+        self.serving = Some(match &self.serving {
+            Some(before) => serving.succeed(before),
+            None => serving,
+        });
         // Rows are keyed by the model's grid.
         for (_, (timestamp_ms, since)) in std::mem::take(&mut self.open_rows) {
             self.open_rows.entry(self.key(timestamp_ms)).or_insert((timestamp_ms, since));

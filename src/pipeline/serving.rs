@@ -61,6 +61,15 @@ impl Serving {
         Self { deployed, reader, since_ms, passed_ms, detection, digest: Arc::default() }
     }
 
+    /// Goes on with the incident of the one that served before.
+    pub fn succeed(self, before: &Self) -> Self {
+        let detection = match (self.detection, &before.detection) {
+            (Some(detection), Some(before)) => Some(detection.succeed(before)),
+            (detection, _) => detection,
+        };
+        Self { detection, ..self }
+    }
+
     /// The model.
     pub fn model(&self) -> &Arc<Model> {
         &self.deployed.model

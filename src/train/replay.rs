@@ -25,11 +25,9 @@ pub fn trained(model: &Model) -> Option<Box<Detection>> {
 pub fn advance(mut detection: Box<Detection>, model: &Model, past: &[Series], to_ms: i64) -> Box<Detection> {
     let newest_ms = detection.newest_ms().unwrap_or(i64::MIN);
     let window = rows::window(past.iter(), i64::MAX / 2);
-    rows::settled(&model.schema, &window, newest_ms, |timestamp_ms, values| {
-        if timestamp_ms <= to_ms {
-            // None for the row that the model ends with.
-            let _ = detection.observe(timestamp_ms, values);
-        }
+    rows::settled(&model.schema, &window, newest_ms, to_ms, |timestamp_ms, values| {
+        // None for the row that the model ends with.
+        let _ = detection.observe(timestamp_ms, values);
     });
     detection
 }

@@ -14,9 +14,15 @@ use std::time::Duration;
 /// look-back for instant queries.
 const LOOK_BACK_MS: i64 = 300_000;
 
-/// A feature joins a model with this share of `minimum`: the features of one scrape arrive in
+/// A feature joins a model with this share of what it needs: the features of one scrape arrive in
 /// several requests, and the last of them are a scrape short when the first have enough.
 const ENOUGH: f64 = 0.9;
+
+/// What a feature needs at least, as a share of what the oldest has, and the most that is asked of it. A model is
+/// fitted on rows that have all of its features: with an interface of an hour it would know an hour, and no longer
+/// what is usual at which time of day.
+const LEAST_SHARE: f64 = 0.25;
+const MOST_ASKED_MS: i64 = 24 * 3_600_000;
 
 /// A stretch of time that stays out of training.
 #[derive(Clone, Debug, PartialEq)]
@@ -105,7 +111,7 @@ impl Rows {
         if have_ms < duration::millis(minimum) {
             return Err(NoRows::TooShort { have_ms });
         }
-        features.retain(|(_, _, observed)| is_enough(*observed, minimum));
+        features.retain(|(_, _, observed)| is_enough(*observed, have_ms, minimum));
         features.sort();
         let columns: Vec<Column> = features.iter().map(|(_, column, _)| *column).collect();
         let schema = Schema {
@@ -136,16 +142,12 @@ impl Rows {
         to_ms: i64,
     ) -> Self {
         let mut builder = Builder::new(&schema, exclusions);
-        settled(&schema, window, i64::MIN, |timestamp_ms, values| {
-            if timestamp_ms <= to_ms {
-                builder.push(timestamp_ms, values);
-            }
-        });
+        settled(&schema, window, i64::MIN, to_ms, |timestamp_ms, values| builder.push(timestamp_ms, values));
         let to_ms = window.newest_ms().unwrap_or(i64::MIN).min(to_ms);
         builder.finish(schema, to_ms, observed_ms)
     }
 
-    /// Rows whose values are ready: one timestamp and one value of each feature a row, in any order of
+    /// Rows up to `to_ms` whose values are ready: one timestamp and one value of each feature a row, in any order of
     /// time.
     ///
     /// # Errors
@@ -155,8 +157,9 @@ impl Rows {
         timestamps: &[i64],
         columns: &[Vec<f64>],
         exclusions: &[Exclusion],
+        to_ms: i64,
     ) -> Result<Self, NoRows> {
-        let mut order: Vec<usize> = (0..timestamps.len()).collect();
+        let mut order: Vec<usize> = (0..timestamps.len()).filter(|row| timestamps[*row] <= to_ms).collect();
         order.sort_by_key(|row| timestamps[*row]);
         let mut builder = Builder::new(&schema, exclusions);
         let mut values = Vec::new();
@@ -165,28 +168,37 @@ impl Rows {
             values.extend(columns.iter().map(|column| column[*row] as f32));
             builder.push(timestamps[*row], &values);
         }
-        let to_ms = timestamps.iter().max().copied().unwrap_or(i64::MIN);
-        let times = order.iter().map(|row| timestamps[*row]);
-        let observed_ms = without_gaps(times);
+        let to_ms = order.last().map_or(i64::MIN, |row| timestamps[*row]);
+        let mut observed = Observed::default();
+        order.iter().for_each(|row| observed.add_time(timestamps[*row]));
         let n_features = schema.features.len();
-        let rows = builder.finish(schema, to_ms, observed_ms);
+        let rows = builder.finish(schema, to_ms, observed.ms());
         if rows.is_empty() { Err(NoRows::NeverComplete { n_features }) } else { Ok(rows) }
     }
 }
 
-/// Every complete row after a time whose values are settled, in the order of time.
-pub fn settled(schema: &Schema, window: &Window, after_ms: i64, mut each: impl FnMut(i64, &[f32])) {
+/// Every complete row after `after_ms` and up to `to_ms` whose values are settled, in the order of time.
+pub fn settled(
+    schema: &Schema,
+    window: &Window,
+    after_ms: i64,
+    to_ms: i64,
+    mut each: impl FnMut(i64, &[f32]),
+) {
     let mut reader = Reader::new(schema, window);
     let mut values = Vec::new();
     let mut done_ms = after_ms;
-    for timestamp_ms in window.timestamps(after_ms, i64::MAX) {
+    for timestamp_ms in window.timestamps(after_ms, to_ms) {
         if timestamp_ms <= done_ms {
             continue;
         }
         done_ms = schema.grid.bounds(timestamp_ms).1;
         let row = reader.row(schema, window, timestamp_ms, &mut values, |_| {});
-        if let Row::Complete { timestamp_ms, settled: true } = row {
-            each(timestamp_ms, &values);
+        match row {
+            Row::Complete { timestamp_ms, settled: true } if timestamp_ms <= to_ms => {
+                each(timestamp_ms, &values)
+            }
+            _ => {}
         }
     }
 }
@@ -237,10 +249,30 @@ impl Builder {
     }
 }
 
-/// The time that these ascending timestamps cover, gaps shortened.
-fn without_gaps(times: impl Iterator<Item = i64>) -> i64 {
-    let mut before = None;
-    times.map(|time| (time - before.replace(time).unwrap_or(time)).min(LOOK_BACK_MS)).sum()
+/// The time that ascending samples cover, gaps shortened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Observed {
+    newest_ms: Option<i64>,
+    sum_ms: i64,
+}
+
+impl Observed {
+    /// Takes the next sample; a staleness marker is none.
+    pub fn add(&mut self, sample: Sample) {
+        if !sample.is_stale() {
+            self.add_time(sample.timestamp_ms);
+        }
+    }
+
+    fn add_time(&mut self, timestamp_ms: i64) {
+        let before_ms = self.newest_ms.replace(timestamp_ms).unwrap_or(timestamp_ms);
+        self.sum_ms += (timestamp_ms - before_ms).min(LOOK_BACK_MS);
+    }
+
+    /// In milliseconds.
+    pub fn ms(self) -> i64 {
+        self.sum_ms
+    }
 }
 
 /// How long a feature gave settled values: the sum of the times between its samples, gaps
@@ -248,13 +280,16 @@ fn without_gaps(times: impl Iterator<Item = i64>) -> i64 {
 pub fn observed_ms(window: &Window, column: Column, transform: Transform) -> i64 {
     let mut samples = Vec::new();
     window.samples(column, i64::MIN, i64::MAX, &mut samples);
-    samples.retain(|sample| !sample.is_stale());
-    without_gaps(samples.iter().map(|sample| sample.timestamp_ms)) - transform.settling_ms()
+    let mut observed = Observed::default();
+    samples.into_iter().for_each(|sample| observed.add(sample));
+    observed.ms() - transform.settling_ms()
 }
 
-/// Does a feature that was observed so long belong into a model?
-pub fn is_enough(observed_ms: i64, minimum: Duration) -> bool {
-    observed_ms as f64 >= ENOUGH * duration::millis(minimum) as f64
+/// Does a feature that was observed so long belong into a model of features of which the oldest was observed for
+/// `have_ms`?
+pub fn is_enough(observed_ms: i64, have_ms: i64, minimum: Duration) -> bool {
+    let asked_ms = ((have_ms as f64 * LEAST_SHARE) as i64).min(MOST_ASKED_MS);
+    observed_ms as f64 >= ENOUGH * asked_ms.max(duration::millis(minimum)) as f64
 }
 
 /// Is the feature with this newest sample still there, in a window that reaches to `newest_ms`?
@@ -268,14 +303,24 @@ pub fn is_alive(newest: Option<Sample>, newest_ms: i64, grace: Duration) -> bool
 /// group are taken off already. Features that do not come live are left out: a model with them
 /// would wait for them for ever. Where both have a sample of one time, the past's counts.
 pub fn join(past: &[Series], live: &Window, history_ms: i64) -> Window {
-    let mut live_series = Vec::new();
-    for (labels, column, _) in live.features() {
-        let mut samples = Vec::new();
-        live.samples(column, i64::MIN, i64::MAX, &mut samples);
-        live_series.push((labels.clone(), samples));
-    }
+    let live_series = series(live, i64::MAX);
     let past = past.iter().filter(|(labels, _)| live.find(labels).is_some());
     window(past.chain(&live_series), history_ms)
+}
+
+/// A window as it was at a time, and no longer than `length_ms`.
+pub fn until(whole: &Window, to_ms: i64, length_ms: i64) -> Window {
+    window(series(whole, to_ms).iter(), length_ms)
+}
+
+/// What a window holds up to a time.
+fn series(window: &Window, to_ms: i64) -> Vec<Series> {
+    let of_feature = |(labels, column, _): (&Labels, Column, _)| {
+        let mut samples = Vec::new();
+        window.samples(column, i64::MIN, to_ms, &mut samples);
+        (labels.clone(), samples)
+    };
+    window.features().map(of_feature).collect()
 }
 
 /// A window of these series. Where two have a sample of one feature and time, the first counts.

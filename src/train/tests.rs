@@ -90,6 +90,21 @@ fn the_schema_is_what_is_alive_and_was_there_long_enough() {
 }
 
 #[test]
+fn a_feature_joins_when_the_model_would_not_forget_most_of_what_it_knows() {
+    let detector = detector("{minimum: 10m}");
+    let features = |old: i64, young: i64| {
+        let series = vec![counter("eth0", 0..old), counter("new", old - young..old)];
+        rows(&detector, &window(series)).expect("rows").schema.features
+    };
+    let both = [feature("eth0"), feature("new")];
+    assert_eq!(features(200, 50), both, "an hour has little to lose");
+    assert_eq!(features(1000, 200), both[..1], "four hours are not given up for one");
+    assert_eq!(features(1000, 240), both);
+    assert_eq!(features(30_000, 5100), both[..1]);
+    assert_eq!(features(30_000, 5300), both, "a day is enough, however old the others are");
+}
+
+#[test]
 fn history_and_live_window_are_joined_and_the_same_twice_is_once() {
     let detector = detector("{minimum: 10m}");
     let mut live = Window::new(3_600_000);

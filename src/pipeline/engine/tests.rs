@@ -474,6 +474,61 @@ fn training_is_asked_for_at_once_again_later_and_when_features_change() {
     assert!(bench.jobs.try_recv().is_ok(), "the model still lacks a feature");
 }
 
+/// A feature that is too young for a model of days is asked about once, and left to the next renewal; one that has
+/// come back may be old.
+#[test]
+fn a_young_feature_is_not_asked_about_again_and_again() {
+    let mut bench = Bench::new(
+        "detectors: [{name: net, match: [node_network_receive_bytes_total], training: {minimum: 10m}}]",
+    );
+    let time = |i: i64| START_MS + i * 15_000;
+    let now = Instant::now();
+    // A group that has fallen silent is not trained.
+    let at = |seconds: u64| now + Duration::from_secs(seconds);
+    let scrape = |bench: &mut Bench, devices: &[&str], steps: std::ops::Range<i64>, at: Instant| {
+        for i in steps {
+            let body = compress(devices.iter().map(|device| rx(device, &[(time(i), i as f64)])).collect());
+            bench.engine.write(Version::V1, &body, at, START_MS * 2).expect("valid");
+        }
+        bench.tick(at);
+    };
+    scrape(&mut bench, &["eth0", "lo"], 0..60, now);
+    let features = two_features().schema.features.clone();
+    let of_days = |features: &[Labels], to: i64| {
+        let (group, history) = (
+            Labels::new([("instance", "a"), ("job", "node")]).expect("valid"),
+            History {
+                from_ms: 0,
+                to_ms: time(to),
+                observed_ms: 5 * 86_400_000,
+                n_rows: 20_000,
+                n_excluded: 0,
+            },
+        );
+        let card =
+            Card { group: Some(group), history: Some(history), created_ms: now_ms(), ..Card::default() };
+        Arc::new(Model { card, ..Model::clone(&model(features.to_vec(), 60_000)) })
+    };
+    let learned = |bench: &mut Bench, features: &[Labels], to: i64| {
+        let job = bench.jobs.try_recv().expect("a training");
+        let deployed = deployed(&of_days(features, to));
+        let result = Learned::Model { deployed, fitted: true, before: Before::default(), seconds: 0.0 };
+        bench.engine.learned(job.group, result, now);
+        job.reason
+    };
+    assert_eq!(learned(&mut bench, &features, 59), Reason::First);
+    // A third one comes. History is looked at, and the model is made without it: it is of minutes.
+    scrape(&mut bench, &["eth0", "lo", "wg0"], 60..64, at(10));
+    assert_eq!(learned(&mut bench, &features, 63), Reason::Schema);
+    scrape(&mut bench, &["eth0", "lo", "wg0"], 64..200, at(700));
+    assert!(bench.jobs.try_recv().is_err(), "half an hour of it does not outweigh days");
+    // lo goes, and comes back.
+    scrape(&mut bench, &["eth0", "wg0"], 200..210, at(1400));
+    assert_eq!(learned(&mut bench, &features[..1], 209), Reason::Schema);
+    scrape(&mut bench, &["eth0", "lo", "wg0"], 210..212, at(2800));
+    assert_eq!(learned(&mut bench, &features, 211), Reason::Schema);
+}
+
 /// Remote read knows a scrape as soon as it is stored; remote write brings it some seconds later.
 #[test]
 fn a_row_that_history_brought_first_is_scored() {

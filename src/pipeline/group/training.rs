@@ -4,7 +4,7 @@ use super::{Event, Group};
 use crate::config::Detector;
 use crate::features::Schema;
 use crate::models::{Card, Deployed, Model};
-use crate::prom::Labels;
+use crate::prom::{Labels, duration};
 use crate::train::rows;
 use crate::train::trainer::{Before, Reason};
 use crate::window::Window;
@@ -138,6 +138,8 @@ fn schema_changed(model: &Model, window: &Window, detector: &Detector, considere
     let Some(newest_ms) = window.newest_ms() else { return false };
     let of_model: HashSet<&Labels> = model.schema.features.iter().collect();
     let is_own = model.card.group.is_some();
+    let grace_ms = duration::millis(detector.grace);
+    let learned = model.card.history.as_ref().map(|history| (history.to_ms, history.observed_ms));
     let (mut alive, mut known, mut came) = (0, 0, false);
     for (i, (labels, column, newest)) in window.features().enumerate() {
         if !rows::is_alive(newest, newest_ms, detector.grace) {
@@ -147,8 +149,14 @@ fn schema_changed(model: &Model, window: &Window, detector: &Detector, considere
         if of_model.contains(labels) {
             known += 1;
         } else if is_own {
+            // What was there at that training was too young for it; what has come back since may be old.
+            let was_there = |(to_ms, _): &(i64, i64)| {
+                let sample = window.newest_sample(column, to_ms - grace_ms, *to_ms);
+                sample.is_some_and(|sample| !sample.is_stale())
+            };
+            let have_ms = learned.filter(was_there).map_or(0, |(_, have_ms)| have_ms);
             let observed_ms = rows::observed_ms(window, column, detector.transform);
-            came |= i >= considered || rows::is_enough(observed_ms, detector.training.minimum);
+            came |= i >= considered || rows::is_enough(observed_ms, have_ms, detector.training.minimum);
         }
     }
     alive > 0 && (came || known < of_model.len())

@@ -56,13 +56,10 @@ fn push(bench: &mut Bench, scrapes: impl IntoIterator<Item = i64>) {
 fn ordered() -> Arc<Model> {
     let transform = Transform::Rate { range_ms: 60_000, semantics: Semantics::V3 };
     let schema = Schema { features: features(), transform, grid: Grid::Exact };
-    let past: Vec<Series> = stored(0..200)
-        .into_iter()
-        .map(|(labels, samples)| (labels.split(&["instance".into(), "job".into()]).1, samples))
-        .collect();
+    let past: Vec<Series> = stored(0..200).into_iter().map(of_group).collect();
     let window = crate::train::rows::window(past.iter(), i64::MAX / 4);
     let (mut times, mut by_row) = (Vec::new(), Vec::new());
-    crate::train::rows::settled(&schema, &window, i64::MIN, |time, values| {
+    crate::train::rows::settled(&schema, &window, i64::MIN, i64::MAX, |time, values| {
         times.push(time);
         by_row.push(values.to_vec());
     });
@@ -448,23 +445,31 @@ fn f9_rows_that_are_written_late_are_counted() {
     assert_eq!(bench.metric(r#"backfilled_rows_total{detector="node_network"}"#) as i64, late, "in time");
 }
 
+/// Samples as a group has them.
+fn of_group((labels, samples): Series) -> Series {
+    (labels.split(&["instance".into(), "job".into()]).1, samples)
+}
+
+/// The model that the group would be trained anew to, while remote read knows the scrapes up to `known`.
+fn renewed(bench: &mut Bench, known: i64) -> Arc<Model> {
+    let group = bench.groups().remove(0).1;
+    let (detector, to_ms) = (group.detector.clone(), group.judged_to_ms());
+    let past: Vec<Series> = stored(0..known).into_iter().map(of_group).collect();
+    let joined = join(&past, group.window(), duration::millis(detector.training.history));
+    let rows = Rows::read(&detector, &joined, &[], to_ms).expect("rows");
+    let trained = train(&detector.model, &rows, &[], Purpose::default(), 0, NonZeroUsize::MIN, &|_, _| {});
+    Arc::new(trained.expect("it learns").model)
+}
+
 #[test]
 fn a_renewed_model_judges_what_remote_read_knew_before_remote_write_brought_it() {
     let old = ordered();
     let mut bench = running(&old, 260);
     // The first half of a row, when the training is asked for: Prometheus has it all, and five more.
     bench.send(vec![rx("eth0", &[(time(260), counters(260)[0].1)])]);
-    let (detector, to_ms, live) = {
-        let group = bench.groups().remove(0).1;
-        (group.detector.clone(), group.judged_to_ms(), group.window().clone())
-    };
+    let to_ms = bench.groups().remove(0).1.judged_to_ms();
     assert_eq!(to_ms, time(260) - 1);
-    let of_group = |(labels, samples): Series| (labels.split(&detector.by).1, samples);
-    let past: Vec<Series> = stored(0..266).into_iter().map(of_group).collect();
-    let history_ms = duration::millis(detector.training.history);
-    let rows = Rows::read(&detector, &join(&past, &live, history_ms), &[], to_ms).expect("rows");
-    let trained = train(&detector.model, &rows, &[], Purpose::default(), 0, NonZeroUsize::MIN, &|_, _| {});
-    let new = Arc::new(trained.expect("it learns").model);
+    let new = renewed(&mut bench, 266);
     assert_eq!(replay::newest_ms(&new), Some(time(259)));
 
     // The old model goes on while the new one is trained.
@@ -480,7 +485,7 @@ fn a_renewed_model_judges_what_remote_read_knew_before_remote_write_brought_it()
         let window = rows::window(past.iter(), i64::MAX / 4);
         let mut detection = replay::trained(model).expect("it is ordered");
         let newest_ms = detection.newest_ms().expect("it has seen rows");
-        rows::settled(&model.schema, &window, newest_ms, |at_ms, values| {
+        rows::settled(&model.schema, &window, newest_ms, i64::MAX, |at_ms, values| {
             let Some(seen) = detection.observe(at_ms, values) else { return };
             if (time(from)..time(to)).contains(&at_ms) {
                 expected.insert(at_ms, seen.decision.to_bits());
@@ -492,4 +497,40 @@ fn a_renewed_model_judges_what_remote_read_knew_before_remote_write_brought_it()
     let is_new = |at: &i64, feature: &Labels| *at >= time(260) && *feature == Labels::default();
     let scores = content.filter(|((_, feature, at), _)| is_new(at, feature));
     assert_eq!(scores.map(|((_, _, at), bits)| (at, bits)).collect::<BTreeMap<_, _>>(), expected);
+}
+
+/// What is over for a while is an incident still, for ten minutes: a model that has not seen it knows of it.
+#[test]
+fn an_incident_outlives_the_model_that_saw_it() {
+    let model = ordered();
+    let is_open = |bench: &mut Bench, i: i64| {
+        let score = bench.groups().remove(0).1.window().score(Voice::Champion, time(i)).expect("scored");
+        score.alarm.expect("it raises some").is_incident
+    };
+    let mut whole = running(&model, 400);
+    let last = (300..400).rev().find(|i| is_open(&mut whole, *i)).expect("an incident");
+    // It is brought up to date by a past in which nothing happened.
+    let mut unaware = replay::trained(&model).expect("it is ordered");
+    let past: Vec<Series> = stored(0..last).into_iter().map(of_group).collect();
+    let mut rows = Vec::new();
+    rows::settled(
+        &model.schema,
+        &rows::window(past.iter(), i64::MAX / 4),
+        i64::MIN,
+        i64::MAX,
+        |_, values| {
+            rows.push(values.to_vec());
+        },
+    );
+    let first = last - rows.len() as i64;
+    for i in 200..last - 1 {
+        // The noise has a period of 101.
+        let like = if (300..310).contains(&i) { i - 101 } else { i };
+        unaware.observe(time(i), &rows[(like - first) as usize]);
+    }
+    let mut bench = running(&model, last - 1);
+    let before = Before { advanced: Some(unaware), ..Before::default() };
+    bench.groups().remove(0).1.install(deployed(&model), before, Instant::now(), &mut |_| {});
+    push(&mut bench, last - 1..=last);
+    assert!(is_open(&mut bench, last));
 }
