@@ -2,31 +2,39 @@
 //!
 //! Prometheus repeats a request answered 5xx for as long as it takes, and drops one answered 4xx
 //! for good. So 4xx is kept for requests that would be no better the next time, and overload of
-//! any kind is 503. Bounds are taken before memory is: bytes in flight are counted against one
-//! budget, and the decompressed size is known from the header.
+//! any kind is 503, and so is a body that is too slow. Bounds are taken before memory is: bytes in
+//! flight are counted against one budget, and the decompressed size is known from the header.
+//!
+//! A body's share of the budget grows with what has arrived of it. What its head announces costs its
+//! sender nothing, and two that announced the largest body and sent nothing would keep everybody else
+//! out. One that finds no room to grow does not wait for it, but gives back what it has: bodies that
+//! wait while they hold some would wait for each other, and so the last of any number can go on.
 
 use crate::http::server::Answer;
 use crate::prom::wire::{Counts, Malformed, Reason, Refused, Version, snappy};
 use crate::telemetry::{Labelled, Quiet};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::StatusCode;
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, RETRY_AFTER};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, warn};
 
 /// Bytes of a body as received, and decompressed. Prometheus' own limit is the same.
 pub const BODY_LIMIT: usize = 32 << 20;
 /// Bytes of all bodies that are being received or wait to be decoded.
 const IN_FLIGHT_LIMIT: usize = 64 << 20;
+/// Bytes of a body that may take the last of them: Prometheus sends some hundred kilobytes.
+const SMALL: usize = 1 << 20;
+/// What is left to small ones: a few large ones that stand still are not in the way of Prometheus.
+const FOR_SMALL: usize = 16 << 20;
 /// How long a body may take to arrive.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// Seconds that an overloaded receiver asks for.
@@ -88,11 +96,11 @@ impl Error {
         match self {
             Self::ContentType(_) | Self::ContentEncoding(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Slow => StatusCode::REQUEST_TIMEOUT,
             Self::Broken(_) | Self::Snappy(_) | Self::Malformed(_) | Self::Invalid { .. } => {
                 StatusCode::BAD_REQUEST
             }
-            Self::Overloaded(_) => StatusCode::SERVICE_UNAVAILABLE,
+            // Not 408: what is answered so is dropped.
+            Self::Slow | Self::Overloaded(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -154,7 +162,7 @@ pub fn response(version: Option<Version>, result: &Result<Written, Error>) -> An
     if let Err(error) = result {
         response = Answer::new((error.line() + "\n").into());
         *response.status_mut() = error.status();
-        if matches!(error, Error::Overloaded(_)) {
+        if response.status() == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(RETRY_AFTER, RETRY_AFTER_SECONDS.into());
         }
     }
@@ -175,72 +183,110 @@ pub struct Received {
     pub body: Bytes,
     /// What it is, by its headers.
     pub version: Version,
-    _permit: Option<OwnedSemaphorePermit>,
+    _share: Share,
 }
 
 /// Receives bodies within one budget of bytes.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Receiver {
-    in_flight: Arc<Semaphore>,
-}
-
-impl Default for Receiver {
-    fn default() -> Self {
-        Self { in_flight: Arc::new(Semaphore::new(IN_FLIGHT_LIMIT)) }
-    }
+    budget: Arc<Budget>,
 }
 
 impl Receiver {
     /// Bytes of the budget that are taken.
     pub fn in_flight(&self) -> usize {
-        IN_FLIGHT_LIMIT - self.in_flight.available_permits()
+        *self.budget.taken()
     }
 
     /// Reads the body of a request of this version, as [`negotiate`] tells it.
     ///
     /// # Errors
     /// [`Error`], in the order in which a sender can mend it: size, budget, time.
-    pub async fn receive(&self, version: Version, body: Incoming) -> Result<Received, Error> {
-        let announced = body.size_hint().exact().map(usize::try_from);
-        match announced {
-            Some(Ok(length)) if length <= BODY_LIMIT => {
-                let permit = self.permit(length)?;
-                let body = within_time(body, length).await?;
-                Ok(Received { body, version, _permit: permit })
-            }
-            Some(_) => Err(Error::TooLarge),
-            // Chunked: the limit is what has to be kept free.
-            None => {
-                let mut permit = self.permit(BODY_LIMIT)?;
-                let body = within_time(body, BODY_LIMIT).await?;
-                drop(permit.as_mut().and_then(|permit| permit.split(BODY_LIMIT - body.len())));
-                Ok(Received { body, version, _permit: permit })
-            }
-        }
-    }
-
-    fn permit(&self, bytes: usize) -> Result<Option<OwnedSemaphorePermit>, Error> {
-        let bytes = u32::try_from(bytes).map_err(|_| Error::TooLarge)?;
-        match self.in_flight.clone().try_acquire_many_owned(bytes) {
-            Ok(permit) => Ok(Some(permit)),
-            Err(_) => Err(Error::Overloaded("too many bytes in flight")),
-        }
+    pub async fn receive<B>(&self, version: Version, body: B) -> Result<Received, Error>
+    where
+        B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
+    {
+        let length = match body.size_hint().exact().map(usize::try_from) {
+            Some(Ok(length)) if length <= BODY_LIMIT => length,
+            Some(_) => return Err(Error::TooLarge),
+            // Chunked.
+            None => BODY_LIMIT,
+        };
+        let share = Share { budget: self.budget.clone(), bytes: 0 };
+        let arriving = Arriving { bytes: Vec::new(), share };
+        let read = tokio::time::timeout(READ_TIMEOUT, arriving.read(body, length));
+        let Arriving { bytes, share } = read.await.map_err(|_| Error::Slow)??;
+        Ok(Received { body: bytes.into(), version, _share: share })
     }
 }
 
-async fn within_time(mut body: Incoming, limit: usize) -> Result<Bytes, Error> {
-    let read = async {
-        let mut received = BytesMut::with_capacity(limit.min(1 << 20));
+/// Bytes that are taken by bodies.
+#[derive(Debug, Default)]
+struct Budget(Mutex<usize>);
+
+impl Budget {
+    fn taken(&self) -> MutexGuard<'_, usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A body's share of the budget.
+#[derive(Debug)]
+struct Share {
+    budget: Arc<Budget>,
+    bytes: usize,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        *self.budget.taken() -= self.bytes;
+    }
+}
+
+/// What has arrived of a body: its share is all the memory that it takes.
+struct Arriving {
+    bytes: Vec<u8>,
+    share: Share,
+}
+
+impl Arriving {
+    /// Reads to the end of a body that has so many bytes at most.
+    async fn read<B>(mut self, mut body: B, length: usize) -> Result<Self, Error>
+    where
+        B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
+    {
         while let Some(frame) = body.frame().await {
             let Ok(data) = frame.map_err(Error::Broken)?.into_data() else { continue };
-            if received.len() + data.len() > BODY_LIMIT {
+            let needed = self.bytes.len() + data.len();
+            if needed > BODY_LIMIT {
                 return Err(Error::TooLarge);
             }
-            received.extend_from_slice(&data);
+            if needed > self.share.bytes {
+                // By doubling, so that little is copied; a body holds twice what it has sent at most.
+                self.grow(needed.max(length.min(2 * self.share.bytes)))?;
+            }
+            self.bytes.extend_from_slice(&data);
         }
-        Ok(received.freeze())
-    };
-    tokio::time::timeout(READ_TIMEOUT, read).await.map_err(|_| Error::Slow)?
+        Ok(self)
+    }
+
+    fn grow(&mut self, bytes: usize) -> Result<(), Error> {
+        let limit = if bytes <= SMALL { IN_FLIGHT_LIMIT } else { IN_FLIGHT_LIMIT - FOR_SMALL };
+        let mut taken = self.share.budget.taken();
+        let of_others = *taken - self.share.bytes;
+        if of_others + bytes > limit {
+            // Within the lock: of those that find no room at the same time one is left that does.
+            self.bytes = Vec::new();
+            *taken = of_others;
+            self.share.bytes = 0;
+            return Err(Error::Overloaded("too many bytes in flight"));
+        }
+        *taken = of_others + bytes;
+        self.share.bytes = bytes;
+        drop(taken);
+        self.bytes.reserve_exact(bytes - self.bytes.len());
+        Ok(())
+    }
 }
 
 /// The version that the headers name. The version header is not asked: senders get it wrong, and
@@ -394,7 +440,7 @@ impl Metrics {
         );
         registry.register(
             "ingest_in_flight_bytes",
-            "Bytes kept free for requests that are being received or wait to be used; with window_bytes, what is held",
+            "Bytes taken by requests that are being received or wait to be used; with window_bytes, what is held",
             metrics.in_flight.clone(),
         );
         registry.register("ingest_samples_dropped", "Samples received and not used, by reason", dropped);
@@ -531,6 +577,33 @@ mod tests {
         {
             assert_eq!(check_content_encoding(&headers(CONTENT_ENCODING, text)).is_ok(), accepted, "{text}");
         }
+    }
+
+    /// Of any number of large bodies that come in at the same time one is received, and the sum is never above the
+    /// bound.
+    #[test]
+    fn bodies_that_grow_together_do_not_wait_for_each_other() {
+        const PIECE: usize = 64 << 10;
+        let budget = Arc::<Budget>::default();
+        let begin = || Arriving { bytes: Vec::new(), share: Share { budget: budget.clone(), bytes: 0 } };
+        let mut arriving: Vec<Arriving> = (0..10).map(|_| begin()).collect();
+        let mut refused = 0;
+        for size in (PIECE..=BODY_LIMIT).step_by(PIECE) {
+            arriving.retain_mut(|body| {
+                let has_room = body.grow(size).is_ok();
+                refused += usize::from(!has_room);
+                assert!(*budget.taken() <= IN_FLIGHT_LIMIT - FOR_SMALL || size <= SMALL);
+                has_room
+            });
+            assert_eq!(*budget.taken(), size * arriving.len());
+            assert!(arriving.iter().all(|body| body.bytes.capacity() <= size));
+        }
+        assert_eq!((arriving.len(), refused), (1, 9));
+        let mut small: Vec<Arriving> = (0..64).map(|_| begin()).collect();
+        let n_small = small.iter_mut().filter_map(|body| body.grow(SMALL).ok()).count();
+        assert_eq!(n_small, 32, "they have what the large one leaves");
+        drop((arriving, small));
+        assert_eq!(*budget.taken(), 0);
     }
 
     #[test]

@@ -1563,7 +1563,9 @@ fn b50_a_slow_body_and_a_slow_head() {
 
     let mut slow_body = slow_body;
     let answer = Answer::read(&mut slow_body);
-    assert_eq!((answer.status, answer.line()), (408, "the body did not arrive within 10s"));
+    // Not 408: a sender drops what is answered so.
+    assert_eq!((answer.status, answer.line()), (503, "the body did not arrive within 10s"));
+    assert_eq!(answer.headers["retry-after"], "5");
     let mut rest = Vec::new();
     // The end of the connection, or its reset by the bytes that still come.
     assert!(slow_body.read_to_end(&mut rest).map_or_else(|e| e.kind() != ErrorKind::WouldBlock, |n| n == 0));
@@ -1571,7 +1573,7 @@ fn b50_a_slow_body_and_a_slow_head() {
     assert!((Duration::from_secs(9)..PATIENCE).contains(&took), "{took:?}");
     let mut rest = Vec::new();
     slow_head.read_to_end(&mut rest).expect("it is closed");
-    assert_eq!(program.counts().answered(408), 1.0);
+    assert_eq!(program.counts().answered_for(503, "slow", "1.0"), 1.0);
     assert!(!Good::new(1).is_known(&program));
 }
 
@@ -1639,56 +1641,102 @@ fn b50_idle_connections_are_in_nobodys_way() {
     drop(idle);
 }
 
+/// Begins a body, of which so many bytes are sent, and waits until it is asked for.
+fn begin(program: &Program, extra: &str, sent: &[u8]) -> TcpStream {
+    let mut stream = program.connect();
+    let head = "POST /api/v1/write HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n";
+    stream.write_all(format!("{head}{extra}\r\n\r\n").as_bytes()).expect("sent");
+    assert_eq!(Answer::read(&mut stream).status, 100, "{extra}");
+    stream.write_all(sent).expect("it is read");
+    stream
+}
+
+fn in_flight(counts: &Counts) -> usize {
+    counts.get("in_flight_bytes") as usize
+}
+
+fn wait_until(program: &Program, what: &str, is_so: impl Fn(&Counts) -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let counts = program.counts();
+        if is_so(&counts) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{what}: {:#?}", counts.0);
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
 #[test]
 fn overload_is_503_and_never_429() {
     let program = Program::start();
-    let hold = |extra: &str| {
-        let mut stream = program.connect();
-        let head = "POST /api/v1/write HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n";
-        stream.write_all(format!("{head}{extra}\r\n\r\n").as_bytes()).expect("sent");
-        assert_eq!(Answer::read(&mut stream).status, 100, "{extra}");
-        stream
-    };
     let body = snappy::compress(&Good::new(1).series());
-    for extra in ["Transfer-Encoding: chunked".to_string(), format!("Content-Length: {LIMIT}")] {
-        // Two of the largest bodies take the whole budget.
-        let held = [hold(&extra), hold(&extra)];
-        let before = program.counts();
-        thread::scope(|scope| {
-            for i in 0..50 {
-                let (program, body) = (&program, &body);
-                scope.spawn(move || {
-                    let answer = if i % 2 == 0 {
-                        program.post(&[], body)
-                    } else {
-                        let head = "POST /api/v1/write HTTP/1.1\r\nTransfer-Encoding: chunked";
-                        program.request(head, b"1\r\nx\r\n0\r\n\r\n")
-                    };
-                    assert_eq!(answer.status, 503);
-                    assert_eq!(answer.line(), "overloaded: too many bytes in flight; try again");
-                    let pause: u16 = answer.headers["retry-after"].parse().expect("seconds");
-                    assert!((1..=5).contains(&pause), "{pause}");
-                });
-            }
-        });
-        let after = program.counts();
-        assert_eq!(after.answered(503) - before.answered(503), 50.0);
-        assert_eq!(after.answered(429), 0.0);
-        assert_eq!(after.received(), before.received());
-        told("2.0", &program.write_v2(&Good::new(1).series()), 503, [0, 0, 0]);
-        // The pages stay.
-        assert_eq!(program.get("/-/healthy").status, 200);
-        drop(held);
-        let deadline = Instant::now() + PATIENCE;
-        while program.post(&[], &body).status != 204 {
-            assert!(Instant::now() < deadline, "the budget is given back");
-            thread::sleep(Duration::from_millis(10));
+    // Small bodies may take the whole budget.
+    let most = vec![0xff; MIB - 1];
+    let held: Vec<TcpStream> =
+        (0..64).map(|_| begin(&program, &format!("Content-Length: {MIB}"), &most)).collect();
+    wait_until(&program, "all is taken", |counts| in_flight(counts) == 64 * MIB);
+    let before = program.counts();
+    thread::scope(|scope| {
+        for i in 0..50 {
+            let (program, body) = (&program, &body);
+            scope.spawn(move || {
+                let answer = if i % 2 == 0 {
+                    program.post(&[], body)
+                } else {
+                    let head = "POST /api/v1/write HTTP/1.1\r\nTransfer-Encoding: chunked";
+                    program.request(head, b"1\r\nx\r\n0\r\n\r\n")
+                };
+                assert_eq!(answer.status, 503);
+                assert_eq!(answer.line(), "overloaded: too many bytes in flight; try again");
+                let pause: u16 = answer.headers["retry-after"].parse().expect("seconds");
+                assert!((1..=5).contains(&pause), "{pause}");
+            });
         }
-    }
-    // A small chunked body gives back what it did not need while it waits for nothing.
-    let mut held = hold("Transfer-Encoding: chunked");
-    held.write_all(b"1\r\n\x00\r\n0\r\n\r\n").expect("sent");
-    assert_eq!(Answer::read(&mut held).status, 204);
+    });
+    let after = program.counts();
+    assert_eq!(after.answered_for(503, "overloaded", "1.0"), 50.0);
+    assert_eq!(after.answered(429), 0.0);
+    assert_eq!(after.received(), before.received());
+    told("2.0", &program.write_v2(&Good::new(1).series()), 503, [0, 0, 0]);
+    // The pages stay.
+    assert_eq!(program.get("/-/healthy").status, 200);
+    drop(held);
+    wait_until(&program, "all is given back", |counts| in_flight(counts) == 0);
+    assert_eq!(program.post(&[], &body).status, 204, "the budget is given back");
+}
+
+/// What is announced takes nothing; what is large leaves room for what is small.
+#[test]
+fn f29_large_bodies_that_stand_still_are_in_nobodys_way() {
+    let program = Program::start();
+    let large = format!("Content-Length: {LIMIT}");
+    let announced: Vec<TcpStream> = [&large, "Transfer-Encoding: chunked"]
+        .into_iter()
+        .cycle()
+        .take(8)
+        .map(|extra| begin(&program, extra, b""))
+        .collect();
+    assert_eq!(program.write(&Good::new(1).series()).status, 204);
+    assert_eq!(in_flight(&program.counts()), 0);
+
+    let most = vec![0xff; LIMIT - 1];
+    let mut first = begin(&program, &large, &most);
+    wait_until(&program, "it is there but for a byte", |counts| in_flight(counts) == LIMIT);
+    // A second one finds no room, and gives back what it had.
+    let mut second = begin(&program, &large, b"");
+    // It may be closed before it is sent.
+    let _ = second.write_all(&most);
+    wait_until(&program, "the second is refused", |counts| {
+        counts.answered_for(503, "overloaded", "1.0") == 1.0 && in_flight(counts) == LIMIT
+    });
+    assert_eq!(program.write(&Good::new(2).series()).status, 204);
+    assert_eq!(in_flight(&program.counts()), LIMIT);
+    // Nothing is wrong with the first.
+    first.write_all(b"\xff").expect("it is read");
+    assert_eq!(Answer::read(&mut first).status, 400);
+    wait_until(&program, "all is given back", |counts| in_flight(counts) == 0);
+    drop(announced);
 }
 
 #[test]
