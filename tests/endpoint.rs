@@ -557,6 +557,35 @@ fn b50_idle_connections_are_bounded_and_in_nobodys_way() {
     sidecar.wait_for("promforest_http_connections", |n| n < 10.0);
 }
 
+/// Whoever sends a request as a whole has a place beside as many as there may be that send a part of theirs.
+#[test]
+fn b50_requests_that_do_not_come_to_their_end_make_room() {
+    let mut sidecar = Sidecar::start(&[]);
+    let mut slow: Vec<TcpStream> = (0..MAX_CONNECTIONS as usize).map(|_| sidecar.connect()).collect();
+    let head = "POST /api/v1/write HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 99\r\n\r\n";
+    let ask = |stream: &mut TcpStream| {
+        stream.write_all(head.as_bytes()).and_then(|()| stream.read_exact(&mut [0; 25]))?;
+        stream.write_all(b"x")
+    };
+    // Some may be sent away before they are asked for the rest.
+    let asked = slow.iter_mut().filter_map(|stream| ask(stream).ok()).count();
+    assert!(asked > 0, "none was asked");
+    for i in 0..100 {
+        let written = sidecar.write(vec![series("a", 0, &[(now_ms() + i, 1.0)])]);
+        assert_eq!(written.expect("an answer"), 204);
+    }
+    // Who is told that it was too slow had kept its place to the end.
+    let was_sent_away = |stream: &mut TcpStream| {
+        stream.set_nonblocking(true).expect("a socket");
+        matches!(stream.read(&mut [0; 1]), Ok(0))
+    };
+    let sent_away = slow.iter_mut().filter_map(|stream| was_sent_away(stream).then_some(())).count();
+    assert!(sent_away > 0, "none made room");
+    drop(slow);
+    sidecar.wait_for("promforest_http_connections", |n| n < 10.0);
+    assert_eq!(sidecar.metric("promforest_ingest_samples_total"), 100.0);
+}
+
 #[test]
 fn f43_files_that_run_out_are_survived() {
     let limited = ["sh", "-c", "ulimit -n 64; exec \"$0\" \"$@\"", PROGRAM];

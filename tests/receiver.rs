@@ -1592,6 +1592,27 @@ fn b50_connections_that_are_cut() {
 }
 
 #[test]
+fn heads_that_are_none_are_counted() {
+    let program = Program::start();
+    let heads = [
+        "GET\r\n\r\n".to_string(),
+        "GET / HTTP/9.9\r\n\r\n".into(),
+        "GET / HTTP/1.1\r\nHost test\r\n\r\n".into(),
+        format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(70_000)),
+        format!("GET / HTTP/1.1\r\nHost: test\r\nX: {}\r\n\r\n", "x".repeat(200_000)),
+    ];
+    for head in &heads {
+        let mut stream = program.connect();
+        // It may be closed before it is sent.
+        let _ = stream.write_all(head.as_bytes());
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+    let page = program.get("/metrics").body;
+    let line = format!("promforest_http_requests_malformed_total {}\n", heads.len());
+    assert!(page.contains(&line), "{page}");
+}
+
+#[test]
 fn b50_continue_pipelining_and_keep_alive() {
     let program = Program::start();
     let bodies: Vec<Vec<u8>> = (1..=3).map(|i| snappy::compress(&Good::new(i).series())).collect();

@@ -200,7 +200,7 @@ impl Fake {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (stop, stopped) = watch::channel(false);
         let (script, log) = (Arc::new(script), seen.clone());
-        let route = move |request: hyper::Request<hyper::body::Incoming>| {
+        let route = move |request: hyper::Request<crate::http::server::Arriving>| {
             let (script, log) = (script.clone(), log.clone());
             async move {
                 let (head, body) = request.into_parts();

@@ -3,11 +3,14 @@
 //! Connections are bounded, and one that waits for a request can be had for nothing: whoever opens thousands
 //! and says nothing would keep everybody else out. So when the last place is taken, the connection that has
 //! waited longest is closed; its client opens another one. Answering the newcomer 503 instead would leave the
-//! silent ones in their places, and the newcomer is the one that has something to say.
+//! silent ones in their places, and the newcomer is the one that has something to say. One whose request drips
+//! in is treated as if it waited. What counts is the rate since the request's head, and not the pause since the
+//! last byte, which costs a byte to begin anew: who sends whole requests, as Prometheus does, is never that slow.
 
 use super::body::Body;
 use super::gate::{Gate, Refusal};
 use crate::telemetry::{Labelled, Quiet};
+use bytes::Bytes;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -20,10 +23,10 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
@@ -37,6 +40,14 @@ const MAX_CONNECTIONS: usize = 512;
 /// How long a connection may wait for a request's head, the pause between two requests included:
 /// connections that idle longer are closed, and clients open another one.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection has its place at least, so that a newcomer can say what it wants.
+const SETTLING: Duration = Duration::from_millis(20);
+/// How long a request may take to come in at any rate, and bytes a second from then on: below, its connection
+/// makes room for others. Prometheus sends some hundred kilobytes, and at once.
+const RECEIVING: Duration = Duration::from_secs(1);
+const LEAST_RATE: f64 = 65_536.0;
+/// Pause between two looks for a connection that can make room.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// How long it may take until an encrypted connection is there.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may refuse to take what is sent to it.
@@ -56,6 +67,7 @@ pub type Answer = Response<Body>;
 pub struct Metrics {
     connections: Gauge,
     displaced: Counter,
+    malformed: Counter,
     accept_failures: Counter,
     handshake_failures: Counter,
     panics: Counter,
@@ -69,8 +81,13 @@ impl Metrics {
         registry.register("http_connections", "Open connections", metrics.connections.clone());
         registry.register(
             "http_connections_displaced",
-            "Connections closed while they waited for a request, because others wanted their place",
+            "Connections closed while they waited for a request, or were slow to send one, because others wanted their place",
             metrics.displaced.clone(),
+        );
+        registry.register(
+            "http_requests_malformed",
+            "Requests that are none: a request line or a header that cannot be, or a head that is too large",
+            metrics.malformed.clone(),
         );
         registry.register(
             "http_accept_failures",
@@ -111,7 +128,7 @@ pub struct Server {
 /// What all connections share.
 struct Shared<R> {
     server: Server,
-    waiting: Waiting,
+    crowd: Arc<Crowd>,
     route: R,
     stopped: watch::Receiver<bool>,
 }
@@ -121,12 +138,12 @@ impl Server {
     /// cuts every connection.
     pub async fn serve<R, F>(self, listener: TcpListener, route: R, mut stopped: watch::Receiver<bool>)
     where
-        R: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+        R: Fn(Request<Arriving>) -> F + Send + Sync + 'static,
         F: Future<Output = Answer> + Send + 'static,
     {
         let metrics = self.metrics.clone();
-        let waiting = Waiting::default();
-        let shared = Arc::new(Shared { server: self, waiting, route, stopped: stopped.clone() });
+        let crowd = Arc::default();
+        let shared = Arc::new(Shared { server: self, crowd, route, stopped: stopped.clone() });
         let mut connections = JoinSet::new();
         let mut complaints = Quiet::new(LOG_EVERY);
         loop {
@@ -154,7 +171,7 @@ impl Server {
                         error!(component = "http", "a connection was cut by an error of promforest's own");
                     }
                 }
-                () = shared.waiting.one_more.notified(), if is_full => {}
+                () = tokio::time::sleep(LOOK_AGAIN), if is_full => {}
                 () = turned(&mut stopped) => break,
             }
         }
@@ -166,7 +183,7 @@ impl Server {
 
 impl<R> Shared<R> {
     fn make_room(&self) {
-        if self.waiting.send_one_away() {
+        if self.crowd.send_one_away(Instant::now()) {
             self.server.metrics.displaced.inc();
         }
     }
@@ -181,10 +198,10 @@ async fn turned(stopped: &mut watch::Receiver<bool>) {
 /// From a connection's first byte to its last.
 async fn connect<R, F>(stream: TcpStream, shared: Arc<Shared<R>>)
 where
-    R: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    R: Fn(Request<Arriving>) -> F + Send + Sync + 'static,
     F: Future<Output = Answer> + Send + 'static,
 {
-    let seat = Arc::new(Seat::new(shared.clone()));
+    let seat = Arc::new(Seat::new(shared.crowd.clone()));
     // Answers are small: without it they would wait for the peer's delayed acknowledgement.
     if let Err(error) = stream.set_nodelay(true) {
         debug!(component = "http", err = %error, "no TCP_NODELAY");
@@ -192,9 +209,9 @@ where
     let stream = Patient::new(stream, WRITE_TIMEOUT);
     let policy = shared.server.gate.policy();
     let talk = async {
-        let Some(acceptor) = policy.acceptor() else { return speak(stream, &seat).await };
+        let Some(acceptor) = policy.acceptor() else { return speak(stream, &seat, &shared).await };
         let error: io::Error = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => return speak(stream, &seat).await,
+            Ok(Ok(stream)) => return speak(stream, &seat, &shared).await,
             Ok(Err(error)) => error,
             Err(_) => io::ErrorKind::TimedOut.into(),
         };
@@ -208,17 +225,18 @@ where
 }
 
 /// Answers the requests of a connection, one after another.
-async fn speak<S, R, F>(stream: S, seat: &Arc<Seat<R>>)
+async fn speak<S, R, F>(stream: S, seat: &Arc<Seat>, shared: &Arc<Shared<R>>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
-    R: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    R: Fn(Request<Arriving>) -> F + Send + Sync + 'static,
     F: Future<Output = Answer> + Send + 'static,
 {
-    let of_service = seat.clone();
+    let (of_service, to_route) = (seat.clone(), shared.clone());
     let service = service_fn(move |request: Request<Incoming>| {
-        let busy = Busy::new(of_service.clone());
+        let busy = Busy(of_service.clone());
+        let request = request.map(|body| Arriving::new(body, of_service.clone()));
+        let shared = to_route.clone();
         async move {
-            let shared = &busy.0.shared;
             let policy = shared.server.gate.policy();
             let mut answer = match policy.admit(request.headers()).await {
                 Ok(()) => (shared.route)(request).await,
@@ -237,18 +255,21 @@ where
         .max_buf_size(BUFFER)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
-    let mut stopped = seat.shared.stopped.clone();
+    let mut stopped = shared.stopped.clone();
     let mut is_ending = false;
     loop {
         tokio::select! {
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
+                    if error.is_parse() {
+                        shared.server.metrics.malformed.inc();
+                    }
                     debug!(component = "http", err = %error, "connection ended");
                 }
                 return;
             }
             () = turned(&mut stopped), if !is_ending => {
-                if seat.is_waiting() {
+                if seat.is_idle() {
                     return;
                 }
                 is_ending = true;
@@ -258,105 +279,198 @@ where
     }
 }
 
-/// The connections that wait for a request, in the order in which they began to.
+/// The connections that wait for a request or for the rest of one, in the order in which they began to.
 #[derive(Default)]
-struct Waiting {
-    queue: Mutex<Queue>,
-    one_more: Notify,
-}
+struct Crowd(Mutex<Queue>);
 
 #[derive(Default)]
 struct Queue {
-    by_turn: BTreeMap<u64, Arc<Notify>>,
+    by_turn: BTreeMap<u64, Wait>,
     turns: u64,
 }
 
-impl Waiting {
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// What a connection waits for.
+struct Wait {
+    since: Instant,
+    /// Bytes of a request's body; nothing while there is no request.
+    received: Option<usize>,
+    leave: Arc<Leave>,
+}
 
-    /// Tells the one that has waited longest to go; false when there is none.
-    fn send_one_away(&self) -> bool {
-        let longest = self.queue().by_turn.pop_first();
-        longest.inspect(|(_, leave)| leave.notify_one()).is_some()
+impl Wait {
+    /// Is it long enough that the place may be given to another?
+    fn is_long(&self, now: Instant) -> bool {
+        let waited = now.saturating_duration_since(self.since);
+        match self.received {
+            None => waited >= SETTLING,
+            Some(bytes) => waited >= RECEIVING && (bytes as f64) < LEAST_RATE * waited.as_secs_f64(),
+        }
     }
 }
 
-/// A connection's place among those that wait.
-struct Seat<R> {
-    shared: Arc<Shared<R>>,
-    /// Its turn; 0 while a request is served.
+/// Where a connection is told to go.
+#[derive(Default)]
+struct Leave {
+    told: Notify,
+    /// In which turn.
     turn: AtomicU64,
-    leave: Arc<Notify>,
 }
 
-impl<R> Seat<R> {
-    fn new(shared: Arc<Shared<R>>) -> Self {
-        let seat = Self { shared, turn: AtomicU64::new(0), leave: Arc::default() };
-        seat.wait();
+impl Crowd {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the one that has waited longest to go; false when there is none that may.
+    fn send_one_away(&self, now: Instant) -> bool {
+        let mut queue = self.queue();
+        let longest = queue.by_turn.iter().find(|(_, wait)| wait.is_long(now));
+        let Some((turn, leave)) = longest.map(|(turn, wait)| (*turn, wait.leave.clone())) else {
+            return false;
+        };
+        queue.by_turn.remove(&turn);
+        leave.turn.store(turn, Ordering::Relaxed);
+        leave.told.notify_one();
+        true
+    }
+}
+
+/// A connection's place, and its turn among those that wait.
+struct Seat {
+    crowd: Arc<Crowd>,
+    /// 0 while a request is worked on.
+    turn: AtomicU64,
+    /// Has a request begun to come in?
+    has_request: AtomicBool,
+    leave: Arc<Leave>,
+}
+
+impl Seat {
+    fn new(crowd: Arc<Crowd>) -> Self {
+        let (turn, has_request) = (AtomicU64::new(0), AtomicBool::new(false));
+        let seat = Self { crowd, turn, has_request, leave: Arc::default() };
+        seat.wait(None);
         seat
     }
 
-    fn wait(&self) {
-        let mut queue = self.shared.waiting.queue();
+    /// Waits for a request, or for the rest of one, of which so much has come.
+    fn wait(&self, received: Option<usize>) {
+        let mut queue = self.crowd.queue();
         queue.turns += 1;
         let turn = queue.turns;
-        queue.by_turn.insert(turn, self.leave.clone());
-        self.turn.store(turn, Ordering::Relaxed);
-        drop(queue);
-        self.shared.waiting.one_more.notify_one();
+        queue.by_turn.remove(&self.turn.swap(turn, Ordering::Relaxed));
+        queue.by_turn.insert(turn, Wait { since: Instant::now(), received, leave: self.leave.clone() });
+        self.has_request.store(received.is_some(), Ordering::Relaxed);
     }
 
+    /// Counts bytes of the request.
+    fn receive(&self, bytes: usize) {
+        let mut queue = self.crowd.queue();
+        let wait = queue.by_turn.get_mut(&self.turn.load(Ordering::Relaxed));
+        if let Some(received) = wait.and_then(|wait| wait.received.as_mut()) {
+            *received += bytes;
+        }
+    }
+
+    /// The request is there as a whole, or nobody wants the rest of it.
     fn work(&self) {
-        let mut queue = self.shared.waiting.queue();
+        let mut queue = self.crowd.queue();
         queue.by_turn.remove(&self.turn.swap(0, Ordering::Relaxed));
     }
 
-    fn is_waiting(&self) -> bool {
-        self.turn.load(Ordering::Relaxed) != 0
+    fn is_idle(&self) -> bool {
+        !self.has_request.load(Ordering::Relaxed)
     }
 
-    /// Returns when it is told to go, unless a request came at the same moment.
+    /// Returns when it is told to go, unless what it waited for came at the same moment.
     async fn sent_away(&self) {
         loop {
-            self.leave.notified().await;
-            if self.is_waiting() {
+            self.leave.told.notified().await;
+            if self.leave.turn.load(Ordering::Relaxed) == self.turn.load(Ordering::Relaxed) {
                 return;
             }
         }
     }
 }
 
-impl<R> Drop for Seat<R> {
+impl Drop for Seat {
     fn drop(&mut self) {
         self.work();
     }
 }
 
 /// A request under way, until its answer is sent.
-struct Busy<R>(Arc<Seat<R>>);
+struct Busy(Arc<Seat>);
 
-impl<R> Busy<R> {
-    fn new(seat: Arc<Seat<R>>) -> Self {
-        seat.work();
-        Self(seat)
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.wait(None);
     }
 }
 
-impl<R> Drop for Busy<R> {
+/// The body of a request: as long as it comes in, its connection waits for it.
+pub struct Arriving {
+    body: Incoming,
+    seat: Arc<Seat>,
+}
+
+impl Arriving {
+    fn new(body: Incoming, seat: Arc<Seat>) -> Self {
+        seat.wait(Some(0));
+        let arriving = Self { body, seat };
+        arriving.look();
+        arriving
+    }
+
+    /// Is it there as a whole?
+    fn look(&self) {
+        if hyper::body::Body::is_end_stream(&self.body) {
+            self.seat.work();
+        }
+    }
+}
+
+impl Drop for Arriving {
     fn drop(&mut self) {
-        self.0.wait();
+        self.seat.work();
+    }
+}
+
+impl hyper::body::Body for Arriving {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        match frame.as_ref().and_then(|frame| frame.as_ref().ok()) {
+            Some(frame) => {
+                self.seat.receive(frame.data_ref().map_or(0, Bytes::len));
+                self.look();
+            }
+            None => self.seat.work(),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
 /// The body of an answer: while it is sent, its connection does not wait for a request.
-struct Held<R> {
+struct Held {
     body: Body,
-    _busy: Busy<R>,
+    _busy: Busy,
 }
 
-impl<R> hyper::body::Body for Held<R> {
+impl hyper::body::Body for Held {
     type Data = <Body as hyper::body::Body>::Data;
     type Error = <Body as hyper::body::Body>::Error;
 
@@ -445,6 +559,42 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
 mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    /// The place is given to another: of one that waits, soon; of one whose request comes in, when it is slow.
+    #[tokio::test]
+    async fn b50_the_one_that_keeps_the_others_waiting_longest_goes() {
+        let crowd = Arc::<Crowd>::default();
+        let (slow, fast, idle, busy) = (
+            Seat::new(crowd.clone()),
+            Seat::new(crowd.clone()),
+            Seat::new(crowd.clone()),
+            Seat::new(crowd.clone()),
+        );
+        slow.wait(Some(0));
+        fast.wait(Some(0));
+        idle.wait(None);
+        busy.wait(Some(0));
+        busy.work();
+        slow.receive(100_000);
+        fast.receive(1_000_000);
+        let start = Instant::now();
+        let gone = |seat: &Seat| seat.leave.turn.load(Ordering::Relaxed) != 0;
+        let all = || [&slow, &fast, &idle, &busy].map(gone);
+        assert!(!crowd.send_one_away(start), "they have only just come");
+        assert!(crowd.send_one_away(start + RECEIVING / 2));
+        assert_eq!(all(), [false, false, true, false]);
+        assert!(!crowd.send_one_away(start + RECEIVING / 2), "nobody is slow yet");
+        assert!(crowd.send_one_away(start + 2 * RECEIVING));
+        assert_eq!(all(), [true, false, true, false]);
+        slow.sent_away().await;
+        assert!(!crowd.send_one_away(start + 2 * RECEIVING));
+        // What it waited for comes at the moment at which it is told to go.
+        idle.wait(Some(0));
+        let stays = tokio::time::timeout(Duration::from_millis(20), idle.sent_away()).await;
+        assert!(stays.is_err());
+        drop((slow, fast, idle, busy));
+        assert!(crowd.queue().by_turn.is_empty());
+    }
 
     #[tokio::test]
     async fn b76_f41_whoever_takes_nothing_is_left() {

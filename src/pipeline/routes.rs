@@ -3,11 +3,10 @@
 use super::Handle;
 use super::engine::Readiness;
 use crate::history::server::Server;
-use crate::http::server::Answer;
+use crate::http::server::{Answer, Arriving};
 use crate::ingest::{self, Metrics, Receiver, Written};
 use crate::prom::wire::Version;
 use crate::snapshot::Folder;
-use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use prometheus_client::encoding::text::encode;
@@ -40,7 +39,7 @@ pub struct State {
 }
 
 /// Answers one request.
-pub async fn answer(state: State, request: Request<Incoming>) -> Answer {
+pub async fn answer(state: State, request: Request<Arriving>) -> Answer {
     let (head, body) = request.into_parts();
     match (&head.method, head.uri.path()) {
         (&Method::POST, "/api/v1/write") => {
@@ -84,7 +83,7 @@ pub async fn answer(state: State, request: Request<Incoming>) -> Answer {
     }
 }
 
-async fn write(state: &State, version: Version, body: Incoming) -> Result<Written, ingest::Error> {
+async fn write(state: &State, version: Version, body: Arriving) -> Result<Written, ingest::Error> {
     state.engine.write(state.receiver.receive(version, body).await?).await
 }
 

@@ -9,14 +9,13 @@ mod answer;
 mod request;
 
 use crate::http::body::Body;
-use crate::http::server::Answer;
+use crate::http::server::{Answer, Arriving};
 use crate::prom::wire::{Malformed, snappy};
 use crate::prom::{Labels, Sample, matcher};
 use crate::telemetry::Labelled;
 use answer::Plan;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::StatusCode;
-use hyper::body::Incoming;
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -168,7 +167,7 @@ impl Server {
     }
 
     /// Answers one request.
-    pub async fn answer(&self, body: Incoming, source: &impl Source) -> Answer {
+    pub async fn answer(&self, body: Arriving, source: &impl Source) -> Answer {
         let answer = self.respond(body, source).await.unwrap_or_else(|error| {
             debug!(component = "read", err = %error, "request refused");
             error.response()
@@ -182,7 +181,7 @@ impl Server {
         self.metrics.requests.get_or_create(&[("code", status.as_str().to_string().into())]).inc();
     }
 
-    async fn respond(&self, body: Incoming, source: &impl Source) -> Result<Answer, Error> {
+    async fn respond(&self, body: Arriving, source: &impl Source) -> Result<Answer, Error> {
         let turn = self.turn().await?;
         let body = timeout(READ_TIMEOUT, Limited::new(body, BODY_LIMIT).collect());
         let body =

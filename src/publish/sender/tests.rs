@@ -106,7 +106,7 @@ impl Fake {
         let script = Arc::new(script);
         let (stop, stopped) = watch::channel(false);
         let log = seen.clone();
-        let route = move |request: hyper::Request<hyper::body::Incoming>| {
+        let route = move |request: hyper::Request<crate::http::server::Arriving>| {
             let (log, script) = (log.clone(), script.clone());
             async move {
                 let (head, body) = request.into_parts();
