@@ -24,7 +24,7 @@ use crate::train::rows;
 use crate::train::trainer::Before;
 use crate::window::{Column, Push, Score, Voice, Window};
 use holding::Hold;
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -545,7 +545,7 @@ impl Group {
     }
 
     /// Features that come live.
-    pub fn alive(&self) -> HashSet<&Labels> {
+    pub fn alive(&self) -> BTreeSet<&Labels> {
         let newest_ms = self.window.newest_ms().unwrap_or(i64::MIN);
         self.window
             .features()

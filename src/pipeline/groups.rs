@@ -9,7 +9,7 @@ use crate::series::{Ignored, Target};
 use crate::snapshot::State;
 use crate::train::pool::{MAX_GROUPS, Pool};
 use crate::window::{MAX_FEATURES, Window};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Instant;
@@ -27,8 +27,8 @@ pub const OWN_PREFIX: &str = "promforest_";
 pub struct Groups {
     config: Arc<Config>,
     all: BTreeMap<u32, Group>,
-    /// For each detector of the configuration, its groups by their labels.
-    by_labels: Vec<HashMap<Labels, u32>>,
+    /// For each detector of the configuration, its groups in the order of their labels.
+    by_labels: Vec<BTreeMap<Labels, u32>>,
     next_id: u32,
     watched: usize,
     over_limit: bool,
@@ -37,7 +37,7 @@ pub struct Groups {
 impl Groups {
     /// No group yet.
     pub fn new(config: Arc<Config>) -> Self {
-        let by_labels = vec![HashMap::new(); config.detectors.len()];
+        let by_labels = vec![BTreeMap::new(); config.detectors.len()];
         Self { config, all: BTreeMap::new(), by_labels, next_id: 0, watched: 0, over_limit: false }
     }
 
@@ -86,18 +86,15 @@ impl Groups {
     /// Groups of the same detector with the features of this one, and models of their own.
     pub fn pool(&self, id: u32) -> Option<Pool> {
         let group = self.all.get(&id)?;
+        let index = self.config.detectors.iter().position(|d| Arc::ptr_eq(d, &group.detector))?;
         let features = group.alive();
-        let is_like = |schema: &Schema| {
-            schema.features.len() == features.len()
-                && schema.features.iter().all(|feature| features.contains(feature))
-        };
-        let of_detector = self.all.values().filter(|other| Arc::ptr_eq(&other.detector, &group.detector));
-        let mut like: Vec<&Group> =
-            of_detector.filter(|other| other.own_schema().is_some_and(is_like)).collect();
-        like.sort_by_key(|group| &group.labels);
-        like.truncate(MAX_GROUPS);
-        let schema = like.first()?.own_schema()?.clone();
-        Some(Pool { schema, windows: like.into_iter().map(|group| group.window().clone()).collect() })
+        // Training sorts them, and a large fleet is looked through for every group that is new.
+        let is_like = |schema: &&Schema| schema.features.iter().eq(features.iter().copied());
+        let others = self.by_labels[index].values().filter_map(|id| self.all.get(id));
+        let like = others.filter_map(|other| Some((other, other.own_schema().filter(is_like)?)));
+        let like: Vec<(&Group, &Schema)> = like.take(MAX_GROUPS).collect();
+        let schema = like.first()?.1.clone();
+        Some(Pool { schema, windows: like.into_iter().map(|(group, _)| group.window().clone()).collect() })
     }
 
     /// URLs of the targets.
