@@ -230,7 +230,7 @@ impl<'a> Lessons<'a> {
             })
             .await?;
             exclusions.extend(past::firing(source, &alerts, &group, range).await?);
-            exclusions.extend(past::incidents(source, &detector, &matchers, range).await?);
+            exclusions.extend(past::incidents(source, &detector, &group, range).await?);
         }
         let window = rows::window(series.iter(), range.1 - range.0);
         drop(series);

@@ -454,13 +454,17 @@ impl Filler {
     }
 }
 
-/// Selects at least these groups; all, without any.
+/// Selects at least these groups; all, without any. To the other side its external labels are absent but where they
+/// are compared by `=`: with several values, what has none passes too.
 fn matchers(detector: &Detector, groups: &[Labels]) -> Vec<Matcher> {
     if groups.is_empty() {
         return Vec::new();
     }
     let of_label = |name: &String| {
-        let values: BTreeSet<&str> = groups.iter().map(|group| group.get(name)).collect();
+        let mut values: BTreeSet<&str> = groups.iter().map(|group| group.get(name)).collect();
+        if values.len() > 1 {
+            values.insert("");
+        }
         Matcher::one_of(name, values)
     };
     detector.by.iter().map(of_label).collect()

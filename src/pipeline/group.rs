@@ -312,8 +312,10 @@ impl Group {
                     self.open_rows.remove(&key);
                     let Some((new, causes)) = judged else { continue };
                     let old = self.window.score(Voice::Champion, timestamp_ms);
-                    // Others' scores stay; the row was needed for those that follow.
-                    if old.is_none() || timestamp_ms > since_ms {
+                    // Others' scores stay, also where only who they were written to has them; the row was needed for
+                    // those that follow.
+                    let is_others = old.is_some() || timestamp_ms <= self.written_to_ms;
+                    if timestamp_ms > since_ms || !is_others {
                         self.keep(timestamp_ms, old, new, causes, events, now, tell);
                         scored = true;
                     }
@@ -625,7 +627,7 @@ impl Group {
             self.schedule.renew(&self.detector, &deployed.model.card, Duration::ZERO, now);
         }
         let first = self.serving.is_none();
-        let since_ms = self.newest_scored_ms().unwrap_or(i64::MIN);
+        let since_ms = self.newest_scored_ms().or(written.everywhere_ms()).unwrap_or(i64::MIN);
         if first {
             let mut recent: Vec<(Column, Sample)> = recent
                 .into_iter()

@@ -18,6 +18,22 @@ pub fn of_group(detector: &Detector, labels: &Labels) -> Vec<Matcher> {
     detector.by.iter().map(|name| Matcher::equal(name, labels.get(name))).collect()
 }
 
+/// The matchers that select what was written for a group, among others. It has the labels of `by` itself; and to
+/// Prometheus `=` means, of one of its external labels, the series that have none.
+fn outputs_of(detector: &Detector, group: &Labels) -> Vec<Matcher> {
+    let one = |name: &String| match (name.as_str(), group.get(name)) {
+        // These are every target's own: no need for a look at all other values.
+        ("job" | "instance", value) | (_, value @ "") => Matcher::equal(name, value),
+        (_, value) => Matcher::one_of(name, ["", value]),
+    };
+    detector.by.iter().map(one).collect()
+}
+
+/// Is it written for this group?
+fn is_output_of(detector: &Detector, group: &Labels, labels: &Labels) -> bool {
+    detector.by.iter().all(|name| labels.get(name) == group.get(name))
+}
+
 /// Every series that the detector watches, of one group or, without matchers, of all.
 ///
 /// # Errors
@@ -82,16 +98,17 @@ pub async fn firing(
 pub async fn incidents(
     source: &Source,
     detector: &Detector,
-    group: &[Matcher],
+    group: &Labels,
     range: (i64, i64),
 ) -> Result<Vec<Exclusion>, Error> {
     let selector = Selector::parse("anomaly_incident").expect("a selector");
-    let mut matchers = group.to_vec();
+    let mut matchers = outputs_of(detector, group);
     matchers.push(Matcher::equal("detector", &detector.name));
     let mut times: Vec<i64> = Vec::new();
     source
         .read(&selector, &matchers, range, |series| {
-            let samples = series.iter().flat_map(|(_, samples)| samples);
+            let of_group = series.iter().filter(|(labels, _)| is_output_of(detector, group, labels));
+            let samples = of_group.flat_map(|(_, samples)| samples);
             times.extend(samples.filter(|sample| sample.value == 1.0).map(|sample| sample.timestamp_ms));
         })
         .await?;
@@ -113,15 +130,17 @@ pub fn incidents_at(times: &[i64]) -> Vec<Exclusion> {
 pub async fn newest_score(
     source: &Source,
     detector: &Detector,
-    group: &[Matcher],
+    group: &Labels,
     range: (i64, i64),
 ) -> Result<Option<i64>, Error> {
     let name = detector.decision_metric();
     let Ok(selector) = Selector::parse(&name) else { return Ok(None) };
     let mut newest = None;
     source
-        .read(&selector, group, range, |series| {
-            let samples = series.iter().filter(|(labels, _)| labels.get(METRIC_NAME) == name);
+        .read(&selector, &outputs_of(detector, group), range, |series| {
+            let samples = series.iter().filter(|(labels, _)| {
+                labels.get(METRIC_NAME) == name && is_output_of(detector, group, labels)
+            });
             newest = newest.max(samples.filter_map(|(_, samples)| Some(samples.last()?.timestamp_ms)).max());
         })
         .await?;

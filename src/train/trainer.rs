@@ -260,7 +260,7 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
             Err(_) if job.reason == Reason::First => {}
             Err(error) => return Err(format!("alerts unknown: {}", yaml::chain(&error))),
         }
-        match past::incidents(source, &detector, &group, range).await {
+        match past::incidents(source, &detector, &job.labels, range).await {
             Ok(own) => exclusions.extend(own),
             Err(_) if job.reason == Reason::First => {}
             Err(error) => return Err(format!("incidents unknown: {}", yaml::chain(&error))),
@@ -316,7 +316,7 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
                 .map_err(|panic| format!("the training thread ended: {panic}"))?
                 .map_err(|error| yaml::chain(&error))?;
             let Some(pooled) = pooled else { return Ok(Learned::TooShort { have_ms }) };
-            let before = before_first(outside, resting, &detector, &group, &past, now_ms).await;
+            let before = before_first(outside, resting, &detector, &job.labels, &past, now_ms).await;
             let deployed = Deployed { model: Arc::new(pooled), name: model, version: None };
             let seconds = started.elapsed().as_secs_f64();
             return Ok(Learned::Pooled { have_ms, deployed, before, seconds });
@@ -346,7 +346,7 @@ async fn learn(job: Job, outside: &Outside, resting: &mut Resting) -> Result<Lea
         }
     };
     let before = match job.reason {
-        Reason::First => before_first(outside, resting, &detector, &group, &past, now_ms).await,
+        Reason::First => before_first(outside, resting, &detector, &job.labels, &past, now_ms).await,
         Reason::Scheduled | Reason::Schema => Before::default(),
     };
     let Trained { model, .. } = trained;
@@ -360,12 +360,12 @@ async fn before_first(
     outside: &Outside,
     resting: &Resting,
     detector: &Detector,
-    group: &[Matcher],
+    labels: &Labels,
     past: &[Series],
     now_ms: i64,
 ) -> Before {
     let earliest_ms = reaches_to(detector, detector.transform.reach_ms(), now_ms);
-    let written = written(outside, resting, detector, group, earliest_ms, now_ms).await;
+    let written = written(outside, resting, detector, labels, earliest_ms, now_ms).await;
     let recent = after(past, window_start(detector, now_ms));
     Before { recent, written: written.unwrap_or_default(), advanced: None }
 }
@@ -427,7 +427,7 @@ async fn before(
     let (detector, model) = (&job.detector, &deployed.model);
     let reach_ms = model.schema.transform.reach_ms();
     let earliest_ms = reaches_to(detector, reach_ms, now_ms);
-    let written = match written(outside, resting, detector, group, earliest_ms, now_ms).await {
+    let written = match written(outside, resting, detector, &job.labels, earliest_ms, now_ms).await {
         Err(()) if waits => return None,
         known => known.unwrap_or_default(),
     };
@@ -553,7 +553,7 @@ async fn written(
     outside: &Outside,
     resting: &Resting,
     detector: &Detector,
-    group: &[Matcher],
+    labels: &Labels,
     earliest_ms: i64,
     now_ms: i64,
 ) -> Result<Written, ()> {
@@ -566,7 +566,7 @@ async fn written(
             is_known = false;
             continue;
         }
-        match past::newest_score(source, detector, group, range).await {
+        match past::newest_score(source, detector, labels, range).await {
             Ok(newest_ms) => {
                 let to_ms = newest_ms.map(|newest_ms| newest_ms.max(earliest_ms));
                 written.to_ms = written.to_ms.max(to_ms);

@@ -205,6 +205,31 @@ fn f8_a_target_that_lags_behind_gets_what_it_missed() {
     }
 }
 
+/// A model of later, which has learned less, judges them on its way to the present; but remote read is to say nothing
+/// else of a row than what is written.
+#[test]
+fn what_was_written_before_is_not_judged_anew() {
+    let model = ordered();
+    let mut bench = Bench::new("");
+    push(&mut bench, 258..260);
+    learned(&mut bench, &model, 190..258, Written { to_ms: Some(time(255)), by_target: Vec::new() });
+    let scored = |bench: &mut Bench| -> Vec<i64> {
+        let (_, group) = bench.groups().remove(0);
+        group
+            .window()
+            .scores(Voice::Champion, i64::MIN, i64::MAX)
+            .map(|(at, _)| (at - START_MS) / STEP_MS)
+            .collect()
+    };
+    assert_eq!(scored(&mut bench), [256, 257, 258, 259]);
+    let before = Before::default();
+    let renewed = Deployed { version: Some(2), ..deployed(&model) };
+    let result = Learned::Model { deployed: renewed, fitted: true, before, seconds: 0.0 };
+    bench.engine.learned(0, result, Instant::now());
+    push(&mut bench, 260..262);
+    assert_eq!(scored(&mut bench), [256, 257, 258, 259, 260, 261]);
+}
+
 fn position(i: i64) -> Position {
     Position { group: 0, timestamp_ms: time(i), received: Instant::now() }
 }
