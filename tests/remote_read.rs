@@ -12,8 +12,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::ops::Range;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 use support::stack::{
     Addresses, Collectors, JOB_NODE, MODEL, NODE_NETWORK, RemoteWriteReceiver, SOON, Stack,
 };
@@ -259,6 +262,55 @@ fn b76_b77_clients_that_do_not_read_take_no_memory_and_not_every_turn() {
     let answer = post(&program.address, "read", &body);
     let series = samples(&answer).remove(0);
     assert_eq!((series.len(), series.values().map(Vec::len).sum::<usize>()), (1000, 1_400_000));
+}
+
+/// Patterns that take seconds, by intent, on the labels of a group are nothing that a sample waits for.
+#[test]
+fn samples_do_not_wait_for_patterns() {
+    const SERIES: usize = 1000;
+    let program = Program::start();
+    let write = |label: &dyn Fn(usize) -> String, n_series: usize| {
+        let series = |i: usize| TimeSeries {
+            labels: [
+                ("__name__", format!("m{i:04}")),
+                ("device", label(i)),
+                ("instance", "a".into()),
+                ("job", "node".into()),
+            ]
+            .map(|(name, value)| Label { name: name.into(), value })
+            .to_vec(),
+            samples: vec![Sample { value: 1.0, timestamp: now_ms() }],
+            ..TimeSeries::default()
+        };
+        let request = WriteRequest { timeseries: (0..n_series).map(series).collect(), metadata: Vec::new() };
+        post(&program.address, "write", &snappy::compress(&request.encode_to_vec())).status
+    };
+    assert_eq!(write(&|i| format!("{}{i}", "ab".repeat(2000)), SERIES), 204);
+    // Every one holds, so that none spares the next ones.
+    let heavy = (0..31).map(|i| matcher(2, "device", &format!("(a|b|{i})*[ab][a-z]{{{}}}.*", 200 + i)));
+    let body = request(vec![query(heavy.chain([matcher(0, "instance", "a")]).collect())], vec![]);
+    let began = Instant::now();
+    let answered = AtomicBool::new(false);
+    let (answer, took, written) = thread::scope(|scope| {
+        let read = scope.spawn(|| {
+            let answer = post(&program.address, "read", &body);
+            answered.store(true, Ordering::Relaxed);
+            (answer, began.elapsed())
+        });
+        let mut written = Vec::new();
+        while !answered.load(Ordering::Relaxed) {
+            let at = began.elapsed();
+            assert_eq!(write(&|_| "c".into(), 1), 204);
+            written.push(at..began.elapsed());
+        }
+        let (answer, took) = read.join().expect("no panic");
+        (answer, took, written)
+    });
+    assert_eq!(samples(&answer)[0].len(), SERIES);
+    // Most of that time the labels are looked through.
+    let is_amid = |write: &&Range<Duration>| write.start > took / 3 && write.end < took * 2 / 3;
+    let amid = written.iter().filter(is_amid).count();
+    assert!(amid >= 5, "{amid} of {} writes in the middle of {took:?}", written.len());
 }
 
 /// What promforest itself says of a metric in a range.

@@ -78,12 +78,16 @@ pub enum Command {
         /// The result.
         result: Learned,
     },
+    /// Tell which groups there are: their numbers and labels.
+    Groups(oneshot::Sender<Vec<(u32, Labels)>>),
     /// Tell what some groups have that a query selects.
     Select {
-        /// The query.
+        /// The query, without patterns.
         query: Arc<Query>,
-        /// The number of the first group to look at.
-        from: u32,
+        /// The groups.
+        groups: Arc<[u32]>,
+        /// How many of them have been looked at.
+        from: usize,
         /// Where it goes.
         reply: oneshot::Sender<Selected>,
     },
@@ -237,8 +241,11 @@ impl Engine {
                 }
                 Command::Advance { target, positions } => self.advance(target, &positions, now_ms()),
                 Command::Learned { group, result } => self.learned(group, result, now),
-                Command::Select { query, from, reply } => {
-                    let _ = reply.send(self.select(&query, from));
+                Command::Groups(reply) => {
+                    let _ = reply.send(self.labels());
+                }
+                Command::Select { query, groups, from, reply } => {
+                    let _ = reply.send(self.select(&query, &groups, from));
                 }
                 Command::Places(reply) => {
                     let _ = reply.send(self.groups.iter_mut().map(|(id, group)| group.place(id)).collect());
@@ -366,16 +373,24 @@ impl Engine {
         }
     }
 
+    /// The labels of every group.
+    fn labels(&self) -> Vec<(u32, Labels)> {
+        self.groups.from(0).map(|(id, group)| (id, group.labels.clone())).collect()
+    }
+
     /// Looks at groups for as long as others can wait.
-    fn select(&self, query: &Query, from: u32) -> Selected {
+    fn select(&self, query: &Query, groups: &[u32], from: usize) -> Selected {
         let began = Instant::now();
         let mut selected = Selected::default();
-        for (id, group) in self.groups.from(from) {
+        for (i, id) in groups.iter().enumerate().skip(from) {
             if began.elapsed() >= SELECTING {
-                selected.next = Some(id);
+                selected.next = Some(i);
                 break;
             }
-            group.select(query, &mut selected.series);
+            // One that is gone has nothing.
+            if let Some(group) = self.groups.get(*id) {
+                group.select(query, &mut selected.found);
+            }
         }
         selected
     }

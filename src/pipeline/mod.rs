@@ -16,6 +16,7 @@ mod serving;
 mod vital;
 
 use crate::config::{self, Config};
+use crate::history::server::Query;
 use crate::history::{self, Source};
 use crate::http::client::{self, Client, Url};
 use crate::http::gate::{self, Gate};
@@ -172,24 +173,46 @@ impl Handle {
         }
         answer.await.unwrap_or(Err(ingest::Error::Overloaded("shutting down")))
     }
+
+    /// Asks something that is read only.
+    async fn ask<T>(
+        &self,
+        question: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, history::server::Error> {
+        let (reply, answer) = oneshot::channel();
+        let ending = || history::server::Error::Ending;
+        self.commands.send(question(reply)).await.map_err(|_| ending())?;
+        answer.await.map_err(|_| ending())
+    }
+}
+
+/// Patterns take their time: of a thread that nothing else waits for.
+async fn apart<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, history::server::Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| history::server::Error::Ending)
 }
 
 impl history::server::Source for Handle {
-    type Series = reading::Found;
+    type Series = reading::Chosen;
 
-    async fn select(
-        &self,
-        query: history::server::Query,
-    ) -> Result<Vec<reading::Found>, history::server::Error> {
-        let query = Arc::new(query);
-        let ending = || history::server::Error::Ending;
+    async fn select(&self, query: Query) -> Result<Vec<reading::Chosen>, history::server::Error> {
+        let rough = Arc::new(Query { selector: query.selector.without_patterns(), ..query });
+        let patterns = Arc::new(query.selector);
+        let (groups, selector) = (self.ask(Command::Groups).await?, patterns.clone());
+        let groups: Arc<[u32]> = apart(move || {
+            let groups = groups.into_iter().filter(|(_, labels)| reading::may_have(labels, &selector));
+            groups.map(|(id, _)| id).collect()
+        })
+        .await?;
         let (mut series, mut next) = (Vec::new(), Some(0));
         while let Some(from) = next {
-            let (reply, answer) = oneshot::channel();
-            let command = Command::Select { query: query.clone(), from, reply };
-            self.commands.send(command).await.map_err(|_| ending())?;
-            let selected = answer.await.map_err(|_| ending())?;
-            series.extend(selected.series);
+            let (query, groups, selector) = (rough.clone(), groups.clone(), patterns.clone());
+            let selected = self.ask(|reply| Command::Select { query, groups, from, reply }).await?;
+            let choose = move |found: reading::Found| found.choose(&selector);
+            series.extend(
+                apart(move || selected.found.into_iter().flat_map(choose).collect::<Vec<_>>()).await?,
+            );
             next = selected.next;
         }
         Ok(series)

@@ -4,12 +4,16 @@
 //! The engine only tells which series there are, and lets go of what they hold at that moment: sealed chunks are
 //! shared. The samples are put together by who sends them. All series of a group are of one moment, so no instant
 //! has its score and lacks its decision.
+//!
+//! Nor does the engine match patterns: some that are costly by intent, on the labels of a thousand series, take
+//! seconds in which no row is scored. It compares values only, and hands out what a query may select; who asks
+//! leaves out of it what the patterns refuse.
 
 use super::outputs::Output;
 use super::serving::Cause;
 use crate::config::Detector;
 use crate::history::server::{Query, Series};
-use crate::prom::{Labels, Sample};
+use crate::prom::{Labels, Sample, Selector};
 use crate::window::{Column, Score, View, Voice, Window};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,17 +21,23 @@ use std::sync::Arc;
 /// Labels that outputs have of their own, whatever their group's are.
 const OWN_LABELS: [&str; 4] = ["detector", "metric", "model", "reason"];
 
-/// What some groups have that a query selects.
+/// What some groups have that a query may select.
 #[derive(Default)]
 pub struct Selected {
-    /// The series.
-    pub series: Vec<Found>,
-    /// The group to go on with, unless it was the last.
-    pub next: Option<u32>,
+    /// By group.
+    pub found: Vec<Found>,
+    /// How many of the groups that were asked for have been looked at, unless it was all of them.
+    pub next: Option<usize>,
+}
+
+/// What a group has of it, at one moment.
+pub struct Found {
+    series: Vec<(Labels, What)>,
+    held: Held,
 }
 
 /// A series, as it was when it was found.
-pub struct Found {
+pub struct Chosen {
     labels: Labels,
     what: What,
     held: Arc<Held>,
@@ -68,14 +78,16 @@ pub struct Asked<'a> {
     pub ended: Vec<i64>,
 }
 
+/// May a group with these labels have a series that is selected?
+pub fn may_have(group: &Labels, selector: &Selector) -> bool {
+    let is_plain = OWN_LABELS.iter().all(|name| group.get(name).is_empty());
+    !is_plain || selector.may_match(group)
+}
+
 impl Asked<'_> {
     /// Adds what the query selects.
     pub fn answer(self, found: &mut Vec<Found>) {
         let selector = &self.query.selector;
-        let is_plain = OWN_LABELS.iter().all(|name| self.group.get(name).is_empty());
-        if is_plain && !selector.may_match(self.group) {
-            return;
-        }
         let mut series = Vec::new();
         let mut features = Vec::new();
         for (feature, column, _) in self.window.features() {
@@ -110,7 +122,7 @@ impl Asked<'_> {
         let has_outputs = series.len() > features.len();
         let after_ms = if has_outputs { i64::MIN } else { start_ms.saturating_sub(1) };
         let voices: &[Voice] = if has_outputs { &voices } else { &[] };
-        let held = Arc::new(Held {
+        let held = Held {
             start_ms,
             end_ms,
             detector: self.detector.name.clone(),
@@ -118,8 +130,8 @@ impl Asked<'_> {
             view: self.window.view(&features, voices, after_ms, end_ms),
             causes,
             ended: self.ended,
-        });
-        found.extend(series.into_iter().map(|(labels, what)| Found { labels, what, held: held.clone() }));
+        };
+        found.push(Found { series, held });
     }
 
     /// What was behind the incidents of rows that the query asks for, and of those that tell where it ends.
@@ -141,7 +153,19 @@ fn kinds(causes: &[(i64, Vec<Cause>)]) -> Vec<Cause> {
     kinds
 }
 
-impl Series for Found {
+impl Found {
+    /// What of it is selected. Of the rest nothing is held.
+    pub fn choose(self, selector: &Selector) -> impl Iterator<Item = Chosen> + use<> {
+        let Self { mut series, mut held } = self;
+        series.retain(|(labels, _)| selector.matches(labels));
+        let feature = |what: &What| if let What::Feature(column) = what { Some(*column) } else { None };
+        held.view.keep(&series.iter().filter_map(|(_, what)| feature(what)).collect());
+        let held = Arc::new(held);
+        series.into_iter().map(move |(labels, what)| Chosen { labels, what, held: held.clone() })
+    }
+}
+
+impl Series for Chosen {
     fn labels(&self) -> &Labels {
         &self.labels
     }
@@ -219,7 +243,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::detect::Reason;
-    use crate::prom::{METRIC_NAME, Selector};
+    use crate::prom::METRIC_NAME;
     use crate::window::Alarm;
 
     fn labels(pairs: &[(&str, &str)]) -> Labels {
@@ -256,7 +280,8 @@ mod tests {
         causes.push_back((2000, vec![cause("eth0", 0.75, [f64::NAN; 3])]));
         causes.push_back((3000, vec![cause("eth0", 0.5, [1.0, 2.0, 3.0]), cause("lo", 0.25, [f64::NAN; 3])]));
         causes.push_back((5000, Vec::new()));
-        let query = Query { start_ms, end_ms, selector: Selector::parse(selector).expect("a selector") };
+        let selector = Selector::parse(selector).expect("a selector");
+        let query = Query { start_ms, end_ms, selector: selector.without_patterns() };
         let config = Config::parse("detectors: [{name: net, match: [rx]}]").expect("valid");
         let asked = Asked {
             query: &query,
@@ -268,7 +293,8 @@ mod tests {
         };
         let mut found = Vec::new();
         asked.answer(&mut found);
-        let text = |series: &Found| {
+        let chosen = found.into_iter().flat_map(|found| found.choose(&selector));
+        let text = |series: Chosen| {
             let (mut samples, mut again) = (Vec::new(), Vec::new());
             series.samples(&mut samples);
             series.samples(&mut again);
@@ -279,7 +305,7 @@ mod tests {
             };
             format!("{}{}", series.labels(), samples.iter().map(sample).collect::<String>())
         };
-        let mut text: Vec<String> = found.iter().map(text).collect();
+        let mut text: Vec<String> = chosen.map(text).collect();
         text.sort();
         text
     }
@@ -326,6 +352,12 @@ mod tests {
         assert_eq!(read(share, 3500, 9000), [format!("{labels} 4:x")]);
         assert_eq!(read("rx", 2001, 5999), [r#"rx{device="eth0", instance="a", job="node"} 3:3 5:5"#]);
         assert!(read("rx", 7000, 9000)[0].ends_with('}'), "no sample");
+        // A part of what the comparisons leave, by patterns.
+        assert_eq!(
+            read(r#"{__name__=~"anomaly_sc.*|x", model!~"ch.*"}"#, 2000, 5000),
+            read(score, 2000, 5000)
+        );
+        assert_eq!(read(r#"{__name__=~"r.", job="node"}"#, 2001, 5999), read("rx", 2001, 5999));
         assert!(read(r#"rx{job="other"}"#, 0, 9000).is_empty());
     }
 }

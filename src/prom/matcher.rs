@@ -151,6 +151,12 @@ impl Selector {
         })
     }
 
+    /// The matchers that cost no more than a comparison: what this selects is among what they select.
+    pub fn without_patterns(&self) -> Self {
+        let is_plain = |matcher: &&Matcher| matches!(matcher.test, Test::Equal | Test::NotEqual);
+        Self { text: self.text.clone(), matchers: self.matchers.iter().filter(is_plain).cloned().collect() }
+    }
+
     /// The one label set that is written here, if every label is matched by `=`.
     pub fn to_labels(&self) -> Option<Labels> {
         let equal = |matcher: &Matcher| {
@@ -392,6 +398,9 @@ mod tests {
         }
         let excluding = Selector::parse(r#"{__name__=~"node.*", device!~"veth.*"}"#).expect("parses");
         assert!(!excluding.matches(&veth));
+        assert!(excluding.without_patterns().matches(&veth));
+        let named = Selector::parse(r#"{device="eth0", __name__=~"up"}"#).expect("parses").without_patterns();
+        assert!(named.matches(&eth0) && !named.matches(&veth));
     }
 
     #[test]

@@ -191,6 +191,14 @@ pub struct Part {
     columns: Vec<usize>,
 }
 
+impl Part {
+    /// Lets go of the other columns.
+    pub fn retain(&mut self, mut is_kept: impl FnMut(usize) -> bool) {
+        let all = std::mem::take(&mut self.columns).into_iter().zip(std::mem::take(&mut self.rows.columns));
+        (self.columns, self.rows.columns) = all.filter(|(column, _)| is_kept(*column)).unzip();
+    }
+}
+
 impl Rows for Part {
     fn timestamps(&self) -> &[i64] {
         &self.rows.timestamps

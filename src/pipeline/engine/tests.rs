@@ -896,10 +896,12 @@ fn what_is_read_is_what_is_published() {
     published.sort_by(|a, b| a.0.cmp(&b.0));
     let read = |selector: &str| {
         let selector = crate::prom::Selector::parse(selector).expect("a selector");
-        let selected = bench.engine.select(&Query { start_ms: 0, end_ms: i64::MAX, selector }, 0);
+        let query = Query { start_ms: 0, end_ms: i64::MAX, selector: selector.without_patterns() };
+        let (groups, _): (Vec<u32>, Vec<Labels>) = bench.engine.labels().into_iter().unzip();
+        let selected = bench.engine.select(&query, &groups, 0);
         assert_eq!(selected.next, None);
         let mut read: Vec<(Labels, Vec<Sample>)> = Vec::new();
-        for series in selected.series {
+        for series in selected.found.into_iter().flat_map(|found| found.choose(&selector)) {
             let mut samples = Vec::new();
             series.samples(&mut samples);
             if !samples.is_empty() {
