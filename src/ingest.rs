@@ -345,6 +345,8 @@ pub enum Dropped {
     Own,
     /// The series' labels are invalid.
     InvalidLabels,
+    /// The native histogram contradicts itself: its count and its sum.
+    InvalidHistogram,
     /// The timestamp is before the year 2000 or too far in the future.
     InvalidTimestamp,
     /// The limit of watched series is reached.
@@ -358,10 +360,11 @@ pub enum Dropped {
 }
 
 impl Dropped {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Unwatched,
         Self::Own,
         Self::InvalidLabels,
+        Self::InvalidHistogram,
         Self::InvalidTimestamp,
         Self::OverLimit,
         Self::Duplicate,
@@ -374,6 +377,7 @@ impl Dropped {
             Self::Unwatched => "unwatched",
             Self::Own => "own_output",
             Self::InvalidLabels => "invalid_labels",
+            Self::InvalidHistogram => "invalid_histogram",
             Self::InvalidTimestamp => "invalid_timestamp",
             Self::OverLimit => "series_limit",
             Self::Duplicate => "duplicate",

@@ -1372,6 +1372,7 @@ fn b45_b47_native_histograms_are_two_series() {
     let ends = [series("ended_count", &[(now, marker)]), series("ended_sum", &[(now, marker)])].concat();
     assert_eq!(accepted(&program, "both are at their end", &ends), (0.0, 2.0, 0.0));
 
+    let before = program.counts().received();
     let count = Some(Count::CountInt(7));
     let custom = Histogram {
         schema: -53,
@@ -1401,6 +1402,10 @@ fn b45_b47_native_histograms_are_two_series() {
         }
         told("B47", &program.write_v2(&v2), 400, [0, 1, 0]);
     }
+    // Twelve requests with a count and a sum of each of two.
+    let counts = program.counts();
+    assert_eq!(counts.dropped("invalid_histogram"), 12.0 * 2.0);
+    assert_eq!(counts.received() - before, 12.0 * 4.0);
     let (_, future) = histograms("h", &[histogram(now + 660_000), histogram(now)], &[]);
     let answer = program.write_v2(&future);
     told("from the future", &answer, 400, [0, 1, 0]);
@@ -1443,10 +1448,7 @@ fn b48_exemplars_are_counted() {
     let text = write("the future", v2::Exemplar { timestamp: now + 700_000, ..plain.clone() }, 400, 1);
     assert!(text.contains("refused: 1 invalid_exemplar; for example: an exemplar has timestamp"), "{text}");
     let text = write("symbol 99", v2::Exemplar { labels_refs: vec![1, 99], ..plain.clone() }, 400, 1);
-    assert!(
-        text.contains("1 invalid_exemplar; for example: an exemplar: the series refers to symbol 99 of"),
-        "{text}"
-    );
+    assert!(text.contains("1 invalid_exemplar; for example: an exemplar refers to symbol 99 of"), "{text}");
     write("odd", v2::Exemplar { labels_refs: vec![1], ..plain }, 400, 1);
     assert_eq!(program.counts().ignored("exemplar"), 8.0);
 

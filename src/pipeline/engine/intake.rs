@@ -33,9 +33,12 @@ impl Engine {
 
         let mut refused = request.refused.clone();
         let mut written = Written::default();
-        let mut received = request.refused_samples;
+        // A count and a sum of each.
+        let of_invalid_histograms = 2 * request.refused.of(Refusal::Histogram);
+        let mut received = request.refused_samples + of_invalid_histograms;
         let mut dropped = Tally::default();
         dropped.add(Dropped::InvalidLabels, request.refused_samples);
+        dropped.add(Dropped::InvalidHistogram, of_invalid_histograms);
         let mut touched = BTreeSet::new();
         for ((series, hash), known) in request.series().zip(request.hashes()).zip(&self.known) {
             if series.samples.is_empty() {
@@ -78,7 +81,7 @@ impl Engine {
                 in_time += 1;
                 let Entry::Watched(targets) = entry else { continue };
                 // Of several detectors that watch it, one that uses it is enough.
-                let (mut is_used, mut unused) = (false, None);
+                let (mut is_used, mut is_late, mut unused) = (false, false, None);
                 for target in targets {
                     let Some(group) = self.groups.get_mut(target.group) else { continue };
                     let (outcome, late) = group.push(target.column, *sample, now);
@@ -86,9 +89,7 @@ impl Engine {
                         Push::Stored => {
                             touched.insert(target.group);
                             is_used = true;
-                            if late {
-                                self.ingest.late();
-                            }
+                            is_late |= late;
                         }
                         Push::Duplicate => unused = Some(Dropped::Duplicate),
                         Push::Conflict => {
@@ -97,6 +98,9 @@ impl Engine {
                         }
                         Push::TooOld => unused = Some(Dropped::TooOld),
                     }
+                }
+                if is_late {
+                    self.ingest.late();
                 }
                 if let Some(reason) = unused.filter(|_| !is_used) {
                     dropped.add(reason, 1);

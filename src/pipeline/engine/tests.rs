@@ -416,6 +416,8 @@ fn b37_b38_a_sample_of_two_detectors_is_dropped_once_or_not_at_all() {
     assert_eq!(send(0, 2.0), [1, 1, 0]);
     assert_eq!(send(-90, 1.0), [1, 1, 0], "too old for one of them alone");
     assert_eq!(send(-150, 1.0), [1, 1, 1]);
+    assert_eq!(send(-30, 1.0), [1, 1, 1], "late for both");
+    assert_eq!(bench.metric("ingest_samples_late_total"), 2, "as often as samples were");
 }
 
 #[test]

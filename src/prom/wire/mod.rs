@@ -238,7 +238,7 @@ pub struct Request<'a> {
     pub counts: Counts,
     /// What of it is refused already: what can be told without a clock's sense and without labels.
     pub refused: Refused,
-    /// Samples among the refused, which are in no item.
+    /// Samples of refused series, which are in no item.
     pub refused_samples: usize,
     version: Version,
     message: &'a [u8],
@@ -460,6 +460,10 @@ fn sample(message: &[u8]) -> Result<Sample, Malformed> {
     Ok(sample)
 }
 
+/// Whose labels are wrong.
+const THE_SERIES: &str = "the series";
+const AN_EXEMPLAR: &str = "an exemplar";
+
 /// Why the labels of one series are refused, while the others of the request are kept.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidSeries {
@@ -470,8 +474,10 @@ pub enum InvalidSeries {
     #[error("a label name or value is not UTF-8: {0:?}")]
     Utf8(String),
     /// More than [`MAX_LABELS`].
-    #[error("the series has {count} labels, above the limit of {MAX_LABELS}")]
+    #[error("{whose} has {count} labels, above the limit of {MAX_LABELS}")]
     TooManyLabels {
+        /// The series, or an exemplar.
+        whose: &'static str,
         /// How many there are.
         count: usize,
     },
@@ -488,11 +494,18 @@ pub enum InvalidSeries {
         limit: usize,
     },
     /// A name without a value.
-    #[error("the series has {0} label references, which is no even number")]
-    Odd(usize),
+    #[error("{whose} has {count} label references, which is no even number")]
+    Odd {
+        /// The series, or an exemplar.
+        whose: &'static str,
+        /// How many there are.
+        count: usize,
+    },
     /// A symbol that is not there.
-    #[error("the series refers to symbol {reference} of {symbols}")]
+    #[error("{whose} refers to symbol {reference} of {symbols}")]
     Reference {
+        /// The series, or an exemplar.
+        whose: &'static str,
         /// Number of the symbol.
         reference: u32,
         /// How many there are.

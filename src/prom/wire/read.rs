@@ -3,7 +3,7 @@
 //! A `QueryResult` has the fields of a `WriteRequest`, and is read as [one](super::Request::read).
 
 use super::protobuf::{LENGTH_DELIMITED, Malformed, Reader, VARINT};
-use super::{InvalidSeries, MAX_LABELS, v1};
+use super::{InvalidSeries, MAX_LABELS, THE_SERIES, v1};
 use crate::prom::Labels;
 
 /// Calls `each` for the bytes of every `QueryResult` of a `ReadResponse`. Returns how many there are.
@@ -105,7 +105,7 @@ impl Series<'_> {
     /// [`InvalidSeries`] when they are no valid label set with a metric name.
     pub fn labels(&self) -> Result<Labels, InvalidSeries> {
         if self.n_labels > MAX_LABELS {
-            return Err(InvalidSeries::TooManyLabels { count: self.n_labels });
+            return Err(InvalidSeries::TooManyLabels { whose: THE_SERIES, count: self.n_labels });
         }
         let labels = Labels::new(v1::pairs(self.label_bytes)?)?;
         match labels.metric_name() {

@@ -301,13 +301,13 @@ fn b42_b44_b48_what_else_of_a_series_of_v2_is_refused() {
         (
             vec![exemplar(&[9, 1], 1)],
             None,
-            "1 invalid_exemplar; for example: an exemplar: the series refers to symbol 9 of 3",
+            "1 invalid_exemplar; for example: an exemplar refers to symbol 9 of 3",
             0,
         ),
         (
             vec![exemplar(&[1], 1)],
             None,
-            "1 invalid_exemplar; for example: an exemplar: the series has 1 label references, which is no even number",
+            "1 invalid_exemplar; for example: an exemplar has 1 label references, which is no even number",
             0,
         ),
         (

@@ -1,7 +1,7 @@
 //! Remote write 1.0: `prometheus.WriteRequest`.
 
 use super::protobuf::{LENGTH_DELIMITED, Malformed, Reader, VARINT};
-use super::{InvalidSeries, MAX_LABELS, Reading, label_name, label_value};
+use super::{InvalidSeries, MAX_LABELS, Reading, THE_SERIES, label_name, label_value};
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 pub fn read(reading: &mut Reading<'_>) -> Result<(), Malformed> {
@@ -67,7 +67,7 @@ fn series(reading: &mut Reading<'_>, message: &[u8], end: usize) -> Result<(), M
         }
     }
     if current.n_labels > MAX_LABELS {
-        let invalid = InvalidSeries::TooManyLabels { count: current.n_labels };
+        let invalid = InvalidSeries::TooManyLabels { whose: THE_SERIES, count: current.n_labels };
         reading.refuse(&current, || invalid.to_string());
         return Ok(());
     }

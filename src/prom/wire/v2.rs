@@ -6,7 +6,8 @@
 
 use super::protobuf::{LENGTH_DELIMITED, Malformed, Reader, VARINT};
 use super::{
-    InvalidSeries, MAX_LABELS, MAX_SYMBOLS, Reading, Reason, Symbol, Symbols, label_name, label_value,
+    AN_EXEMPLAR, InvalidSeries, MAX_LABELS, MAX_SYMBOLS, Reading, Reason, Symbol, Symbols, THE_SERIES,
+    label_name, label_value,
 };
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
@@ -92,11 +93,9 @@ fn series(reading: &mut Reading<'_>, message: &[u8], end: usize) -> Result<(), M
                 reading.bound_samples(1)?;
                 reading.counts.exemplars += 1;
                 let (own, timestamp_ms) = exemplar(fields.bytes()?, &reading.scratch.symbols)?;
-                match own.check(n_symbols) {
+                match own.check(AN_EXEMPLAR, n_symbols) {
                     Ok(()) => reading.exemplar(&mut current, timestamp_ms),
-                    Err(invalid) => {
-                        reading.refused.add(Reason::Exemplar, 1, || format!("an exemplar: {invalid}"))
-                    }
+                    Err(invalid) => reading.refused.add(Reason::Exemplar, 1, || invalid.to_string()),
                 }
             }
             (5, LENGTH_DELIMITED) => {
@@ -119,7 +118,7 @@ fn series(reading: &mut Reading<'_>, message: &[u8], end: usize) -> Result<(), M
         reading.refused.add(Reason::NoSamples, 1, example);
         return Ok(());
     }
-    match references.check(n_symbols) {
+    match references.check(THE_SERIES, n_symbols) {
         Ok(()) => reading.end(current, references.hash),
         Err(invalid) => reading.refuse(&current, || invalid.to_string()),
     }
@@ -164,12 +163,12 @@ impl References {
         }
     }
 
-    fn check(&self, n_symbols: usize) -> Result<(), InvalidSeries> {
+    fn check(&self, whose: &'static str, n_symbols: usize) -> Result<(), InvalidSeries> {
         match self.missing {
-            Some(reference) => Err(InvalidSeries::Reference { reference, symbols: n_symbols }),
-            None if self.count % 2 == 1 => Err(InvalidSeries::Odd(self.count)),
+            Some(reference) => Err(InvalidSeries::Reference { whose, reference, symbols: n_symbols }),
+            None if self.count % 2 == 1 => Err(InvalidSeries::Odd { whose, count: self.count }),
             None if self.count > 2 * MAX_LABELS => {
-                Err(InvalidSeries::TooManyLabels { count: self.count / 2 })
+                Err(InvalidSeries::TooManyLabels { whose, count: self.count / 2 })
             }
             None => Ok(()),
         }
@@ -235,7 +234,7 @@ pub fn pairs<'a>(
 
 impl<'a> Symbols<'a> {
     fn get(self, reference: u32) -> Result<&'a [u8], InvalidSeries> {
-        let invalid = InvalidSeries::Reference { reference, symbols: self.all.len() };
+        let invalid = InvalidSeries::Reference { whose: THE_SERIES, reference, symbols: self.all.len() };
         let symbol = self.all.get(reference as usize).ok_or(invalid)?;
         Ok(&self.message[symbol.start as usize..][..symbol.length as usize])
     }
