@@ -444,11 +444,11 @@ impl Engine {
                     "a model of other groups serves until there is enough history for one of its own"
                 );
                 self.metrics.trained(&detector.name, "pooled");
-                group.too_short(have_ms, now);
                 let mut tell = teller(&self.metrics, &self.publish, &detector.name);
                 if group.install(deployed, before, now, &mut tell) {
                     self.metrics.scored(group);
                 }
+                group.too_short(have_ms, now);
                 ring(&mut self.targets, id);
                 self.metrics.models(group, &alias);
             }

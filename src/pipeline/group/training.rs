@@ -12,6 +12,9 @@ use crate::window::row::Grid;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+/// How long after a start the models of other groups are expected any moment.
+const PATIENCE_FOR_OTHERS: Duration = Duration::from_secs(60);
+
 impl Group {
     /// The columns of the group's own model, if one serves that others can learn by: with the transform of now, and
     /// where each timestamp is a row. Slots of several targets lie otherwise in each group.
@@ -69,9 +72,14 @@ impl Group {
         self.schedule.ask_soon(now);
     }
 
-    /// Training found too little history.
+    /// Training found too little history. What was scored before this process, and has no model, was by a pooled one:
+    /// there is one again as soon as those have theirs that it learns from.
     pub fn too_short(&mut self, have_ms: i64, now: Instant) {
         self.schedule.too_short(&self.detector, have_ms, now);
+        let was_scored = self.serving.is_none() && self.newest_scored_ms().is_some();
+        if was_scored && now.duration_since(self.since) < PATIENCE_FOR_OTHERS {
+            self.schedule.ask_soon(now);
+        }
     }
 
     /// Training failed.

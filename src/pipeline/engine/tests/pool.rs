@@ -1,7 +1,9 @@
 //! A group without history is scored by what others like it have taught.
 
 use super::*;
+use crate::pipeline::saver::Saved;
 use crate::prom::duration::now_ms;
+use crate::snapshot;
 use crate::train::rows::Rows;
 use crate::train::{Purpose, train};
 use crate::window::Score;
@@ -112,6 +114,44 @@ fn a_new_group_is_scored_from_its_first_row_until_it_has_its_own_model() {
     assert!(!page(&bench).contains(r#"alias="pooled""#));
     scrape(&mut bench, "c", &["eth0", "lo"], 280);
     assert_eq!(scores(&mut bench, "c").len(), 81);
+}
+
+/// It is asked about before those that it learns from have their models back.
+#[test]
+fn after_a_restart_it_has_a_pooled_model_as_soon_as_there_can_be_one() {
+    let mut bench = established(&["a", "b"]);
+    scrape(&mut bench, "c", &["eth0", "lo"], 200);
+    let now = Instant::now();
+    bench.tick(now);
+    let job = bench.jobs.try_recv().expect("a first training");
+    bench.engine.learned(job.group, pooled(&job, 0), now);
+    scrape(&mut bench, "c", &["eth0", "lo"], 201);
+    let before = scores(&mut bench, "c");
+    let mut snapshots = Vec::new();
+    while let Some(turn) = bench.engine.snapshot(snapshots.last().map(|(id, _)| *id)) {
+        let bytes = Saved::encode(*turn.saved.expect("it has changed"));
+        snapshots.push((turn.id, snapshot::decode(&bytes).expect("its own bytes")));
+    }
+    let snapshots: Vec<_> = snapshots.into_iter().map(|(_, snapshot)| snapshot).collect();
+
+    let mut bench = Bench::new(CONFIG);
+    let now = Instant::now();
+    bench.engine.restore(snapshots, now, |outcome| assert_eq!(outcome, "restored"));
+    bench.tick(now);
+    let mut jobs: Vec<Job> = std::iter::from_fn(|| bench.jobs.try_recv().ok()).collect();
+    jobs.sort_by_key(|job| job.labels.get("instance") != "c");
+    assert!(jobs.len() == 3 && jobs[0].pool.is_none());
+    bench.engine.learned(jobs[0].group, Learned::TooShort { have_ms: 0 }, now);
+    jobs[1..].iter().for_each(|job| bench.engine.learned(job.group, own(job, 1), now));
+    scrape(&mut bench, "c", &["eth0", "lo"], 202);
+    bench.tick(now + Duration::from_secs(1));
+    let job = bench.jobs.try_recv().expect("it is asked for again");
+    bench.engine.learned(job.group, pooled(&job, 0), now + Duration::from_secs(1));
+    // What was said stays, and what came meanwhile is judged.
+    let after = scores(&mut bench, "c");
+    assert_eq!((&after[..2], after.len()), (&before[..], 3));
+    bench.tick(now + Duration::from_secs(3));
+    assert!(bench.jobs.try_recv().is_err(), "its own has time");
 }
 
 #[test]
