@@ -413,16 +413,23 @@ impl Group {
 
     /// Scores a row of the model in service by the one beside it too, if it has all features for that.
     fn challenge_row(&mut self, timestamp_ms: i64) {
-        let Some(challenger) = &mut self.challenger else { return };
+        if let Some(score) = self.judge_beside(timestamp_ms) {
+            self.window.set_score(Voice::Challenger, timestamp_ms, score);
+        }
+    }
+
+    fn judge_beside(&mut self, timestamp_ms: i64) -> Option<Score> {
+        let challenger = self.challenger.as_mut()?;
         let model = challenger.model().clone();
         let row = challenger.reader.row(&model.schema, &self.window, timestamp_ms, &mut self.values, |_| {});
         let wanted = match challenger.is_ordered() {
             true => matches!(row, Row::Complete { settled: true, .. }),
             false => matches!(row, Row::Complete { .. }),
         };
-        if wanted && let Some((score, _)) = challenger.judge(timestamp_ms, &self.values) {
-            self.window.set_score(Voice::Challenger, timestamp_ms, score);
+        if !wanted {
+            return None;
         }
+        challenger.judge(timestamp_ms, &self.values).map(|(score, _)| score)
     }
 
     /// Closes the rows whose time is up. True when there were some.
@@ -604,6 +611,14 @@ impl Group {
             let advanced = advanced.or_else(|| mark.and_then(resume));
             Serving::new(deployed, &self.window, i64::MIN, advanced, &self.detector.alerts)
         });
+        // It has to have seen the rows that came while its past was read.
+        let ordered = self.challenger.as_ref().filter(|challenger| challenger.is_ordered());
+        let seen_ms = ordered.map_or(i64::MAX, |challenger| challenger.passed_ms);
+        let since: Vec<i64> =
+            self.window.scores(Voice::Champion, seen_ms, i64::MAX).map(|(at, _)| at).collect();
+        for timestamp_ms in since {
+            self.judge_beside(timestamp_ms);
+        }
     }
 
     /// Takes a new model into service; the rows that wait are scored by it.

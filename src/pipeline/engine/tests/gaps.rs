@@ -230,6 +230,30 @@ fn what_was_written_before_is_not_judged_anew() {
     assert_eq!(scored(&mut bench), [256, 257, 258, 259, 260, 261]);
 }
 
+/// The registry's look at the past takes a moment, in which rows come.
+#[test]
+fn a_challenger_has_seen_every_row() {
+    let model = ordered();
+    let mut bench = running(&model, 260);
+    let past: Vec<Series> = stored(0..256).into_iter().map(of_group).collect();
+    let advanced =
+        replay::trained(&model).map(|detection| replay::advance(detection, &model, &past, time(255)));
+    let (id, _) = bench.groups().remove(0);
+    bench.engine.deploy(id, Voice::Challenger, Some(deployed(&model)), advanced, Instant::now());
+    push(&mut bench, 260..320);
+    let (_, group) = bench.groups().remove(0);
+    let [champion, challenger] = [Voice::Champion, Voice::Challenger].map(|voice| {
+        let scores = group.window().scores(voice, time(259), i64::MAX);
+        scores.map(|(at, score)| (at, score.decision, score.score)).collect::<Vec<_>>()
+    });
+    assert_eq!((challenger.len(), challenger == champion), (60, true));
+    assert_eq!(
+        group.window().scores(Voice::Challenger, i64::MIN, time(259)).count(),
+        0,
+        "of before it says nothing"
+    );
+}
+
 fn position(i: i64) -> Position {
     Position { group: 0, timestamp_ms: time(i), received: Instant::now() }
 }
