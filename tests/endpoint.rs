@@ -7,6 +7,8 @@
 
 mod support;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use promforest::http::client::{Client, Url};
 use promforest::prom::proto::{Label, Sample, TimeSeries, WriteRequest};
 use promforest::prom::wire::snappy;
@@ -400,6 +402,34 @@ fn more_requests_than_the_limit_are_503_and_never_429() {
     let mut stream = sidecar.connect();
     seen.extend([get(&mut stream)]);
     assert_eq!(seen, [204, 204, 204, 503, 503, 503]);
+}
+
+/// Who has shown the right password is let in while others try as many as there are connections, and more.
+#[test]
+fn wrong_passwords_are_not_in_the_way_of_right_ones() {
+    let web = format!("basic_auth_users:\n  ann: {}\n", bcrypt::hash("secret", 8).expect("a hash"));
+    let sidecar = Sidecar::start(&[("web.yml", &web)]);
+    let ask = |password: &str| {
+        let mut stream = sidecar.connect();
+        let basic = BASE64_STANDARD.encode(format!("ann:{password}"));
+        let head = format!("GET /metrics HTTP/1.0\r\nHost: a\r\nAuthorization: Basic {basic}\r\n\r\n");
+        stream.write_all(head.as_bytes()).expect("sent");
+        stream
+    };
+    let let_in = || {
+        let mut page = String::new();
+        ask("secret").read_to_string(&mut page).expect("an answer");
+        assert!(page.starts_with("HTTP/1.0 200 OK"), "{page}");
+        http::metric(&page, "promforest_http_requests_refused_total", &[("reason", "unauthorized")])
+    };
+    assert_eq!(let_in(), Some(0.0));
+    let tried = 2 * MAX_CONNECTIONS as usize;
+    let others: Vec<TcpStream> = (0..tried).map(|i| ask(&i.to_string())).collect();
+    // Before most of them were compared.
+    let compared = let_in().expect("a counter");
+    assert!(compared < tried as f64 / 4.0, "{compared} of {tried}");
+    let told = others.into_iter().map(|mut stream| status(&mut stream).unwrap_or(0));
+    assert!(told.filter(|code| *code == 503).count() > 0, "nobody was told to come again");
 }
 
 /// Both servers write and scrape with everything that they can show, also after the certificate was changed.

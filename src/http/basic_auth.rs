@@ -2,7 +2,8 @@
 //!
 //! Comparing takes tens of milliseconds on purpose, and Prometheus shows its password with every request. So
 //! what was found once is remembered, right passwords apart from wrong ones: whoever tries passwords cannot
-//! push those out that are in use, nor get more than one processor.
+//! push those out that are in use, nor get more than one processor, nor every connection there may be: beyond a
+//! number that wait for their turn, the next ones are told to come again.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -11,10 +12,13 @@ use hyper::header::HeaderValue;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::Semaphore;
 
 /// Answers remembered of either kind; then all of them are forgotten.
 const REMEMBERED: usize = 100;
+/// Passwords that wait for their turn: more than Prometheus has shards, all of which begin with the same one.
+const WAITING: usize = 64;
 /// Costs of bcrypt. Beyond, a single look would take a processor for a minute.
 const COSTS: std::ops::RangeInclusive<u32> = 4..=20;
 
@@ -29,13 +33,35 @@ pub enum Error {
     Cost(u32),
 }
 
+/// What is found of a password.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is the user's.
+    Right,
+    /// It is not, or there is no such user.
+    Wrong,
+    /// Too many others wait for an answer.
+    Busy,
+}
+
 /// Who has a password.
-#[derive(Default)]
 pub struct Users {
     hashes: BTreeMap<String, String>,
     known: Mutex<Known>,
     /// Held while a password is compared: one at a time, it is work for a processor.
-    turn: tokio::sync::Mutex<()>,
+    turn: Arc<Semaphore>,
+    waiting: Semaphore,
+}
+
+impl Default for Users {
+    fn default() -> Self {
+        Self {
+            hashes: BTreeMap::new(),
+            known: Mutex::default(),
+            turn: Arc::new(Semaphore::new(1)),
+            waiting: Semaphore::new(WAITING),
+        }
+    }
 }
 
 /// Digests of a name and a password.
@@ -76,20 +102,21 @@ impl Users {
     }
 
     /// Is this an `Authorization` of one of them?
-    pub async fn admit(&self, authorization: Option<&HeaderValue>) -> bool {
-        let Some((name, password)) = authorization.and_then(credentials) else { return false };
+    pub async fn admit(&self, authorization: Option<&HeaderValue>) -> Verdict {
+        let Some((name, password)) = authorization.and_then(credentials) else { return Verdict::Wrong };
         let mut digest = Sha256::new();
         digest.update((name.len() as u64).to_le_bytes());
         digest.update(&name);
         digest.update(&password);
         let digest: [u8; 32] = digest.finalize().into();
-        if let Some(is_right) = self.remembered(&digest) {
-            return is_right;
+        if let Some(verdict) = self.remembered(&digest) {
+            return verdict;
         }
-        let _turn = self.turn.lock().await;
+        let Ok(_waiting) = self.waiting.try_acquire() else { return Verdict::Busy };
+        let turn = self.turn.clone().acquire_owned().await.expect("it is never closed");
         // Somebody with the same password may have been first.
-        if let Some(is_right) = self.remembered(&digest) {
-            return is_right;
+        if let Some(verdict) = self.remembered(&digest) {
+            return verdict;
         }
         let hash = self.hashes.get(&name);
         let is_known = hash.is_some();
@@ -98,25 +125,27 @@ impl Users {
             .hashes
             .values()
             .max_by_key(|hash| hash.parse::<HashParts>().map_or(0, |parts| parts.get_cost()));
-        let Some(hash) = hash.or(slowest).cloned() else { return false };
-        let compare = tokio::task::spawn_blocking(move || bcrypt::verify(password, &hash).unwrap_or(false));
-        let is_right = compare.await.unwrap_or(false) && is_known;
-        self.remember(digest, is_right);
-        is_right
+        let Some(hash) = hash.or(slowest).cloned() else { return Verdict::Wrong };
+        // Whoever hangs up does not end it, and so takes its turn along.
+        let compare = move || (bcrypt::verify(password, &hash).unwrap_or(false), turn);
+        let Ok((is_same, _turn)) = tokio::task::spawn_blocking(compare).await else { return Verdict::Busy };
+        let verdict = if is_same && is_known { Verdict::Right } else { Verdict::Wrong };
+        self.remember(digest, verdict);
+        verdict
     }
 
-    fn remembered(&self, digest: &[u8; 32]) -> Option<bool> {
+    fn remembered(&self, digest: &[u8; 32]) -> Option<Verdict> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         match (known.right.contains(digest), known.wrong.contains(digest)) {
-            (true, _) => Some(true),
-            (_, true) => Some(false),
+            (true, _) => Some(Verdict::Right),
+            (_, true) => Some(Verdict::Wrong),
             _ => None,
         }
     }
 
-    fn remember(&self, digest: [u8; 32], is_right: bool) {
+    fn remember(&self, digest: [u8; 32], verdict: Verdict) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let kind = if is_right { &mut known.right } else { &mut known.wrong };
+        let kind = if verdict == Verdict::Right { &mut known.right } else { &mut known.wrong };
         if kind.len() >= REMEMBERED {
             kind.clear();
         }
@@ -166,31 +195,69 @@ mod tests {
             ("annann's", false),
         ] {
             for _ in 0..2 {
-                assert_eq!(users.admit(Some(&basic(text))).await, is_right, "{text}");
+                assert_eq!(users.admit(Some(&basic(text))).await == Verdict::Right, is_right, "{text}");
             }
         }
-        assert!(!users.admit(None).await);
+        assert_eq!(users.admit(None).await, Verdict::Wrong);
         for header in ["", "Basic", "Basic ", "Basic !", "Bearer YW5uOmFubidz", "Basic\u{a0}x"] {
             let header = HeaderValue::from_str(header).unwrap_or(HeaderValue::from_static("x"));
-            assert!(!users.admit(Some(&header)).await, "{header:?}");
+            assert_eq!(users.admit(Some(&header)).await, Verdict::Wrong, "{header:?}");
         }
         let lower: HeaderValue =
             format!("basic  {}", BASE64_STANDARD.encode("ann:ann's")).parse().expect("text");
-        assert!(users.admit(Some(&lower)).await, "the scheme's case does not matter");
-        assert!(!Users::default().admit(Some(&basic("ann:ann's"))).await);
+        assert_eq!(users.admit(Some(&lower)).await, Verdict::Right, "the scheme's case does not matter");
+        assert_eq!(Users::default().admit(Some(&basic("ann:ann's"))).await, Verdict::Wrong);
     }
 
     /// What is remembered is bounded, and wrong passwords do not push right ones out.
     #[tokio::test]
     async fn right_passwords_stay_remembered_while_others_are_tried() {
         let users = users();
-        assert!(users.admit(Some(&basic("ann:ann's"))).await);
+        assert_eq!(users.admit(Some(&basic("ann:ann's"))).await, Verdict::Right);
         for i in 0..2 * REMEMBERED {
-            assert!(!users.admit(Some(&basic(&format!("ann:{i}")))).await);
+            assert_eq!(users.admit(Some(&basic(&format!("ann:{i}")))).await, Verdict::Wrong);
         }
         let known = users.known.lock().expect("no panic");
         assert_eq!(known.right.len(), 1);
         assert!(known.wrong.len() <= REMEMBERED);
+    }
+
+    /// Many are told to come again, also where each hangs up at once, and who is known is let in.
+    #[tokio::test]
+    async fn a_flood_of_wrong_passwords_has_one_processor_and_an_end() {
+        let users = Arc::new(users());
+        assert_eq!(users.admit(Some(&basic("ann:ann's"))).await, Verdict::Right);
+        let turn = users.turn.clone().acquire_owned().await.expect("open");
+        let flood = |i: usize| {
+            let users = users.clone();
+            tokio::spawn(async move { users.admit(Some(&basic(&format!("ann:{i}")))).await })
+        };
+        let flood: Vec<_> = (0..WAITING + 10).map(flood).collect();
+        while users.waiting.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(users.admit(Some(&basic("bob:x"))).await, Verdict::Busy);
+        assert_eq!(users.admit(Some(&basic("ann:ann's"))).await, Verdict::Right);
+        drop(turn);
+        let mut verdicts = Vec::new();
+        for one in flood {
+            verdicts.push(one.await.expect("no panic"));
+        }
+        let count = |verdict| verdicts.iter().filter(|one| **one == verdict).count();
+        assert_eq!((count(Verdict::Wrong), count(Verdict::Busy)), (WAITING, 10));
+
+        let mut slow = Users::default();
+        slow.add("ann".into(), bcrypt::hash("ann's", 10).expect("a hash")).expect("a hash");
+        let slow = Arc::new(slow);
+        let asking = slow.clone();
+        let asks = tokio::spawn(async move { asking.admit(Some(&basic("ann:x"))).await });
+        while slow.turn.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        asks.abort();
+        assert!(asks.await.is_err_and(|ended| ended.is_cancelled()));
+        assert_eq!(slow.turn.available_permits(), 0, "it is compared to the end");
+        assert_eq!(slow.admit(Some(&basic("ann:ann's"))).await, Verdict::Right);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! request. What is found has to be the same at two looks, so that a file that is just being written is not
 //! taken for a finished one. A change that is wrong leaves what was in force before.
 
+use super::basic_auth::Verdict;
 use super::server::Answer;
 use super::tls;
 use super::web_config::{RateLimit, WebConfig};
@@ -49,6 +50,8 @@ pub enum Refusal {
     Unauthorized,
     /// More than `rate_limit` allows.
     TooMany,
+    /// Too many passwords wait to be compared.
+    Busy,
 }
 
 impl Refusal {
@@ -57,6 +60,7 @@ impl Refusal {
         match self {
             Self::Unauthorized => "unauthorized",
             Self::TooMany => "rate_limit",
+            Self::Busy => "busy",
         }
     }
 
@@ -66,6 +70,7 @@ impl Refusal {
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "name and password are wanted\n"),
             // Not 429, as the toolkit says: Prometheus drops what is answered so.
             Self::TooMany => (StatusCode::SERVICE_UNAVAILABLE, "more requests than rate_limit allows\n"),
+            Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "too many passwords wait to be compared\n"),
         };
         let mut answer = Answer::new(text.into());
         *answer.status_mut() = status;
@@ -73,7 +78,9 @@ impl Refusal {
             Self::Unauthorized => {
                 answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Basic"))
             }
-            Self::TooMany => answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1")),
+            Self::TooMany | Self::Busy => {
+                answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"))
+            }
         };
         answer
     }
@@ -117,9 +124,13 @@ impl Policy {
             return Err(Refusal::TooMany);
         }
         let users = &self.config.users;
-        match users.is_empty() || users.admit(headers.get(AUTHORIZATION)).await {
-            true => Ok(()),
-            false => Err(Refusal::Unauthorized),
+        if users.is_empty() {
+            return Ok(());
+        }
+        match users.admit(headers.get(AUTHORIZATION)).await {
+            Verdict::Right => Ok(()),
+            Verdict::Wrong => Err(Refusal::Unauthorized),
+            Verdict::Busy => Err(Refusal::Busy),
         }
     }
 }

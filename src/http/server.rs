@@ -104,7 +104,7 @@ impl Metrics {
             "Connections cut by an error of promforest's own",
             metrics.panics.clone(),
         );
-        for refusal in [Refusal::Unauthorized, Refusal::TooMany] {
+        for refusal in [Refusal::Unauthorized, Refusal::TooMany, Refusal::Busy] {
             let _ = metrics.refused.get_or_create(&[("reason", refusal.as_str().into())]);
         }
         registry.register(
