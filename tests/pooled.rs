@@ -129,6 +129,7 @@ fn a_new_target_is_scored_from_its_first_row_and_over_a_restart() {
         is_scored(&mut stack, now_ms() + 2_000);
         stack.wait("it is a pooled one again", SOON, info("pooled"));
         stack.wait("a model of its own", MINIMUM + MODEL, info("champion"));
+        let own_ms = now_ms();
         is_scored(&mut stack, now_ms() + 3_000);
 
         let get = |name: &str| of_new(&stack.at, name).unwrap_or_else(|err| panic!("{version}: {err}"));
@@ -146,8 +147,10 @@ fn a_new_target_is_scored_from_its_first_row_and_over_a_restart() {
         let seconds = |(timestamp_ms, score): &(i64, f64)| ((timestamp_ms - first_ms) / 1000, *score);
         let loud: Vec<(i64, f64)> = scores.iter().filter(|(_, score)| *score > 1.0).map(seconds).collect();
         println!(
-            "{version}: {} scores of ordinary traffic, {began} incidents; beyond 1, by seconds: {loud:.2?}",
-            scores.len()
+            "{version}: {} scores of ordinary traffic, {began} incidents; beyond 1, by seconds: {loud:.2?}; its own \
+             model after {} s",
+            scores.len(),
+            (own_ms - first_ms) / 1000
         );
         stack.assert_same_times(&times, &rows, "scores and rows of the new target");
         stack.check_nothing_lost();

@@ -65,7 +65,7 @@ fn scores(bench: &mut Bench, host: &str) -> Vec<(i64, Score)> {
 
 #[test]
 fn a_new_group_is_scored_from_its_first_row_until_it_has_its_own_model() {
-    let mut bench = established(&["a", "b"]);
+    let mut bench = established(&["a", "b", "d"]);
     // The scrape comes in two requests, and then another.
     scrape(&mut bench, "c", &["eth0"], 200);
     let now = Instant::now();
@@ -77,11 +77,11 @@ fn a_new_group_is_scored_from_its_first_row_until_it_has_its_own_model() {
     scrape(&mut bench, "c", &["eth0", "lo"], 201);
     bench.tick(now + Duration::from_millis(500));
     let job = bench.jobs.try_recv().expect("another, at once");
-    assert_eq!((job.reason, job.pool.as_ref().map(|pool| pool.windows.len())), (Reason::First, Some(2)));
+    assert_eq!((job.reason, job.pool.as_ref().map(|pool| pool.windows.len())), (Reason::First, Some(3)));
     let readiness = bench.engine.readiness.subscribe();
     bench.engine.learned(job.group, pooled(&job, 595_000), now);
     let text = readiness.borrow().text.clone();
-    assert_eq!(text, "net: 3 of 3 groups have a model, 1 of them a pooled one");
+    assert_eq!(text, "net: 4 of 4 groups have a model, 1 of them a pooled one");
     scrape(&mut bench, "c", &["eth0", "lo"], 202);
     let of_others = scores(&mut bench, "c");
     let times: Vec<i64> = of_others.iter().map(|(timestamp_ms, _)| *timestamp_ms).collect();
@@ -110,7 +110,7 @@ fn a_new_group_is_scored_from_its_first_row_until_it_has_its_own_model() {
     let c = group(&mut bench, "c");
     let occupant = c.place(2).champion.expect("it stays");
     assert_eq!((occupant.0.as_str(), occupant.1, c.progress(now)), ("net.c", Some(1), 1.0));
-    assert_eq!(readiness.borrow().text, "net: 3 of 3 groups have a model");
+    assert_eq!(readiness.borrow().text, "net: 4 of 4 groups have a model");
     assert!(!page(&bench).contains(r#"alias="pooled""#));
     scrape(&mut bench, "c", &["eth0", "lo"], 280);
     assert_eq!(scores(&mut bench, "c").len(), 81);
@@ -119,7 +119,7 @@ fn a_new_group_is_scored_from_its_first_row_until_it_has_its_own_model() {
 /// It is asked about before those that it learns from have their models back.
 #[test]
 fn after_a_restart_it_has_a_pooled_model_as_soon_as_there_can_be_one() {
-    let mut bench = established(&["a", "b"]);
+    let mut bench = established(&["a", "b", "d"]);
     scrape(&mut bench, "c", &["eth0", "lo"], 200);
     let now = Instant::now();
     bench.tick(now);
@@ -140,7 +140,7 @@ fn after_a_restart_it_has_a_pooled_model_as_soon_as_there_can_be_one() {
     bench.tick(now);
     let mut jobs: Vec<Job> = std::iter::from_fn(|| bench.jobs.try_recv().ok()).collect();
     jobs.sort_by_key(|job| job.labels.get("instance") != "c");
-    assert!(jobs.len() == 3 && jobs[0].pool.is_none());
+    assert!(jobs.len() == 4 && jobs[0].pool.is_none());
     bench.engine.learned(jobs[0].group, Learned::TooShort { have_ms: 0 }, now);
     jobs[1..].iter().for_each(|job| bench.engine.learned(job.group, own(job, 1), now));
     scrape(&mut bench, "c", &["eth0", "lo"], 202);
@@ -156,7 +156,7 @@ fn after_a_restart_it_has_a_pooled_model_as_soon_as_there_can_be_one() {
 
 #[test]
 fn a_group_with_other_features_waits_for_its_own_model() {
-    let mut bench = established(&["a"]);
+    let mut bench = established(&["a", "b", "e"]);
     for (host, devices) in [("c", &["eth0"][..]), ("d", &["eth0", "lo", "eth1"])] {
         scrape(&mut bench, host, devices, 200);
         bench.tick(Instant::now());
@@ -166,9 +166,19 @@ fn a_group_with_other_features_waits_for_its_own_model() {
 }
 
 #[test]
+fn one_or_two_teach_nobody_what_is_usual() {
+    for hosts in [&["a"][..], &["a", "b"]] {
+        let mut bench = established(hosts);
+        scrape(&mut bench, "c", &["eth0", "lo"], 200);
+        bench.tick(Instant::now());
+        assert!(bench.jobs.try_recv().expect("a first training").pool.is_none(), "{hosts:?}");
+    }
+}
+
+#[test]
 fn a_pooled_model_does_not_teach_others() {
-    let mut bench = established(&["a"]);
-    for (host, n_others) in [("c", 1), ("d", 1)] {
+    let mut bench = established(&["a", "b", "e"]);
+    for (host, n_others) in [("c", 3), ("d", 3)] {
         scrape(&mut bench, host, &["eth0", "lo"], 200);
         bench.tick(Instant::now());
         let job = bench.jobs.try_recv().expect("a first training");
