@@ -35,14 +35,15 @@ fn external_labels_are_the_same_live_and_in_history() {
             .replace("device=", "cluster=\"a\", device=");
         stack.configure(&format!("{IN_ORDER}{}", of_cluster.trim_start_matches('\n')));
         stack.start_promforest();
-        // Its own window has half of what a model needs when this is over.
-        stack.wait("models of the history", MINIMUM / 2, |at| match at.ready()? {
+        let groups = stack.wait("models of both", MINIMUM + MODEL, |at| match at.ready()? {
             (200, text) => Ok(text),
             (_, text) => Err(text),
         });
-        let groups = stack.at.ready().expect("it answers").1;
         let one_each = "node_network: 1 of 1 groups have a model\nclustered: 1 of 1 groups have a model";
         assert_eq!(groups, one_each, "{version}");
+        // Four series of a group, and two groups: what remote write brings late is no matter.
+        let read = stack.metric("promforest_remote_read_samples_total", &[]);
+        assert!(read >= (2 * 4 * MINIMUM.as_secs()) as f64, "{version}: only {read} samples of history");
         let began_ms = now_ms();
         stack.wait_for_score_at(began_ms + 3_000);
 
