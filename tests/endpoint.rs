@@ -616,6 +616,64 @@ fn b50_requests_that_do_not_come_to_their_end_make_room() {
     assert_eq!(sidecar.metric("promforest_ingest_samples_total"), 100.0);
 }
 
+/// Both servers are served as if they were alone beside clients that announce the largest bodies and send nothing,
+/// and as many as there are places for that send a byte now and then, and come again when they are sent away.
+#[test]
+fn b50_f29_prometheus_writes_beside_slow_and_greedy_clients() {
+    each_version(|version| {
+        let mut sidecar = Sidecar::start(&[]);
+        let (address, port) = (sidecar.address(), free_port());
+        sidecar.put(
+            "prometheus.yml",
+            &format!(
+                "global: {{scrape_interval: 1s}}\n\
+                 scrape_configs: [{{job_name: prometheus, static_configs: [{{targets: ['127.0.0.1:{port}']}}]}}]\n\
+                 remote_write: [{{url: 'http://{address}/api/v1/write', queue_config: {{batch_send_deadline: 1s}}}}]\n"
+            ),
+        );
+        let args = [
+            "--config.file=prometheus.yml".to_string(),
+            "--storage.tsdb.path=prometheus".into(),
+            format!("--web.listen-address=127.0.0.1:{port}"),
+        ];
+        let mut prometheus =
+            Process::start("prometheus", &version.prometheus(), &args, sidecar.folder.path());
+        let begin = |length: usize| {
+            let mut stream = TcpStream::connect(&address).ok()?;
+            let head = format!("POST /api/v1/write HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");
+            stream.write_all(head.as_bytes()).ok()?;
+            Some(stream)
+        };
+        sidecar.wait_for("promforest_ingest_samples_total", |samples| samples > 100.0);
+        let end = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let lengths = [32 << 20; 4].into_iter().chain([1000; MAX_CONNECTIONS as usize]);
+                let mut clients: Vec<(usize, Option<TcpStream>)> =
+                    lengths.map(|length| (length, None)).collect();
+                while !end.load(Ordering::Relaxed) {
+                    for (length, stream) in &mut clients {
+                        if stream.as_mut().is_none_or(|stream| stream.write_all(b"x").is_err()) {
+                            *stream = begin(*length);
+                        }
+                    }
+                    thread::sleep(Duration::from_millis(200));
+                }
+            });
+            sidecar.wait_for("promforest_http_connections_displaced_total", |displaced| displaced > 100.0);
+            let before = sidecar.metric("promforest_ingest_samples_total");
+            sidecar.wait_for("promforest_ingest_samples_total", |samples| samples > before + 5000.0);
+            end.store(true, Ordering::Relaxed);
+        });
+        let page = http::get(&address, "/metrics").expect("a page").body;
+        let overloaded = http::metric(&page, "promforest_ingest_requests_total", &[("reason", "overloaded")]);
+        assert_eq!(overloaded, None, "{version}");
+        prometheus.assert_running();
+        // What it could not send it says with every try.
+        assert!(!prometheus.log().contains("non-recoverable"), "{version}: {}", prometheus.tail());
+    });
+}
+
 #[test]
 fn f43_files_that_run_out_are_survived() {
     let limited = ["sh", "-c", "ulimit -n 64; exec \"$0\" \"$@\"", PROGRAM];

@@ -4,8 +4,9 @@
 //! and says nothing would keep everybody else out. So when the last place is taken, the connection that has
 //! waited longest is closed; its client opens another one. Answering the newcomer 503 instead would leave the
 //! silent ones in their places, and the newcomer is the one that has something to say. One whose request drips
-//! in is treated as if it waited. What counts is the rate since the request's head, and not the pause since the
-//! last byte, which costs a byte to begin anew: who sends whole requests, as Prometheus does, is never that slow.
+//! in, or that does not take its answer, is treated as if it waited. What counts of a request is the rate since its
+//! head, and not the pause since the last byte, which costs a byte to begin anew: who sends whole requests, as
+//! Prometheus does, is never that slow.
 
 use super::body::Body;
 use super::gate::{Gate, Refusal};
@@ -42,9 +43,10 @@ const MAX_CONNECTIONS: usize = 512;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection has its place at least, so that a newcomer can say what it wants.
 const SETTLING: Duration = Duration::from_millis(20);
-/// How long a request may take to come in at any rate, and bytes a second from then on: below, its connection
-/// makes room for others. Prometheus sends some hundred kilobytes, and at once.
-const RECEIVING: Duration = Duration::from_secs(1);
+/// How long a request may take to come in, and a piece of an answer to be taken, at any rate, and bytes of a request
+/// a second from then on: below, its connection makes room for others. Prometheus sends some hundred kilobytes, and
+/// at once.
+const MOVING: Duration = Duration::from_secs(1);
 const LEAST_RATE: f64 = 65_536.0;
 /// Pause between two looks for a connection that can make room.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
@@ -81,7 +83,7 @@ impl Metrics {
         registry.register("http_connections", "Open connections", metrics.connections.clone());
         registry.register(
             "http_connections_displaced",
-            "Connections closed while they waited for a request, or were slow to send one, because others wanted their place",
+            "Connections closed while they waited for a request, or were slow to send one or to take its answer, because others wanted their place",
             metrics.displaced.clone(),
         );
         registry.register(
@@ -246,7 +248,7 @@ where
                 }
             };
             answer.headers_mut().extend(policy.headers().clone());
-            Ok::<_, Infallible>(answer.map(|body| Held { body, _busy: busy }))
+            Ok::<_, Infallible>(answer.map(|body| Held::new(body, busy)))
         }
     });
     let connection = http1::Builder::new()
@@ -279,7 +281,8 @@ where
     }
 }
 
-/// The connections that wait for a request or for the rest of one, in the order in which they began to.
+/// The connections that wait for the other side, in the order in which they began to: for a request, for the rest of
+/// one, or for an answer to be taken.
 #[derive(Default)]
 struct Crowd(Mutex<Queue>);
 
@@ -292,8 +295,8 @@ struct Queue {
 /// What a connection waits for.
 struct Wait {
     since: Instant,
-    /// Bytes of a request's body; nothing while there is no request.
-    received: Option<usize>,
+    /// Bytes that have come of a request's body, or gone of an answer's; nothing while there is no request.
+    moved: Option<usize>,
     leave: Arc<Leave>,
 }
 
@@ -301,9 +304,9 @@ impl Wait {
     /// Is it long enough that the place may be given to another?
     fn is_long(&self, now: Instant) -> bool {
         let waited = now.saturating_duration_since(self.since);
-        match self.received {
+        match self.moved {
             None => waited >= SETTLING,
-            Some(bytes) => waited >= RECEIVING && (bytes as f64) < LEAST_RATE * waited.as_secs_f64(),
+            Some(bytes) => waited >= MOVING && (bytes as f64) < LEAST_RATE * waited.as_secs_f64(),
         }
     }
 }
@@ -353,22 +356,22 @@ impl Seat {
         seat
     }
 
-    /// Waits for a request, or for the rest of one, of which so much has come.
-    fn wait(&self, received: Option<usize>) {
+    /// Waits for a request, or for one or its answer to move on from here.
+    fn wait(&self, moved: Option<usize>) {
         let mut queue = self.crowd.queue();
         queue.turns += 1;
         let turn = queue.turns;
         queue.by_turn.remove(&self.turn.swap(turn, Ordering::Relaxed));
-        queue.by_turn.insert(turn, Wait { since: Instant::now(), received, leave: self.leave.clone() });
-        self.has_request.store(received.is_some(), Ordering::Relaxed);
+        queue.by_turn.insert(turn, Wait { since: Instant::now(), moved, leave: self.leave.clone() });
+        self.has_request.store(moved.is_some(), Ordering::Relaxed);
     }
 
     /// Counts bytes of the request.
     fn receive(&self, bytes: usize) {
         let mut queue = self.crowd.queue();
         let wait = queue.by_turn.get_mut(&self.turn.load(Ordering::Relaxed));
-        if let Some(received) = wait.and_then(|wait| wait.received.as_mut()) {
-            *received += bytes;
+        if let Some(moved) = wait.and_then(|wait| wait.moved.as_mut()) {
+            *moved += bytes;
         }
     }
 
@@ -464,10 +467,17 @@ impl hyper::body::Body for Arriving {
     }
 }
 
-/// The body of an answer: while it is sent, its connection does not wait for a request.
+/// The body of an answer: until a piece of it is taken, its connection waits for that.
 struct Held {
     body: Body,
-    _busy: Busy,
+    busy: Busy,
+}
+
+impl Held {
+    fn new(body: Body, busy: Busy) -> Self {
+        busy.0.wait(Some(0));
+        Self { body, busy }
+    }
 }
 
 impl hyper::body::Body for Held {
@@ -478,7 +488,14 @@ impl hyper::body::Body for Held {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if frame.is_ready() {
+            self.busy.0.wait(Some(0));
+        } else {
+            // It is not made yet: that is not the other side's delay.
+            self.busy.0.work();
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
@@ -558,7 +575,28 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http_body_util::BodyExt;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    /// So is one whose answer is made and not taken, and not one that is still at work on it.
+    #[tokio::test]
+    async fn b76_whoever_does_not_take_an_answer_makes_room() {
+        let seat = Arc::new(Seat::new(Arc::default()));
+        let later = || Instant::now() + 2 * MOVING;
+        let makes_room = || seat.crowd.queue().by_turn.values().any(|wait| wait.is_long(later()));
+        let (writer, body) = Body::made();
+        seat.work();
+        assert!(!makes_room());
+        let mut held = Held::new(body, Busy(seat.clone()));
+        assert!(makes_room(), "nobody takes it");
+        let next = tokio::time::timeout(Duration::from_millis(20), held.frame()).await;
+        assert!(next.is_err() && !makes_room(), "nothing is made yet");
+        writer.send("piece".into()).await.expect("it is read");
+        assert!(held.frame().await.is_some_and(|frame| frame.is_ok()));
+        assert!(makes_room(), "nobody takes the next one");
+        drop(held);
+        assert!(makes_room() && seat.is_idle());
+    }
 
     /// The place is given to another: of one that waits, soon; of one whose request comes in, when it is slow.
     #[tokio::test]
@@ -581,13 +619,13 @@ mod tests {
         let gone = |seat: &Seat| seat.leave.turn.load(Ordering::Relaxed) != 0;
         let all = || [&slow, &fast, &idle, &busy].map(gone);
         assert!(!crowd.send_one_away(start), "they have only just come");
-        assert!(crowd.send_one_away(start + RECEIVING / 2));
+        assert!(crowd.send_one_away(start + MOVING / 2));
         assert_eq!(all(), [false, false, true, false]);
-        assert!(!crowd.send_one_away(start + RECEIVING / 2), "nobody is slow yet");
-        assert!(crowd.send_one_away(start + 2 * RECEIVING));
+        assert!(!crowd.send_one_away(start + MOVING / 2), "nobody is slow yet");
+        assert!(crowd.send_one_away(start + 2 * MOVING));
         assert_eq!(all(), [true, false, true, false]);
         slow.sent_away().await;
-        assert!(!crowd.send_one_away(start + 2 * RECEIVING));
+        assert!(!crowd.send_one_away(start + 2 * MOVING));
         // What it waited for comes at the moment at which it is told to go.
         idle.wait(Some(0));
         let stays = tokio::time::timeout(Duration::from_millis(20), idle.sent_away()).await;
