@@ -243,6 +243,8 @@ where
             let mut answer = match policy.admit(request.headers()).await {
                 Ok(()) => (shared.route)(request).await,
                 Err(refusal) => {
+                    // Its body is not waited for: the answer is.
+                    drop(request);
                     shared.server.metrics.refused.get_or_create(&[("reason", refusal.as_str().into())]).inc();
                     refusal.answer()
                 }

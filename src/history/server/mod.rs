@@ -41,7 +41,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const RETRY_AFTER_SECONDS: u16 = 5;
 /// Samples of an answer; Prometheus' own limit (`storage.remote.read-sample-limit`).
 const SAMPLES: usize = 50_000_000;
-/// How long an answer may take to go: as long as a query may take in Prometheus (`query.timeout`).
+/// How long it may take to find what is asked for, and then an answer to go: as long as a query may take in
+/// Prometheus (`query.timeout`).
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Why a request is not answered.
@@ -84,6 +85,9 @@ pub enum Error {
         /// How many are allowed.
         limit: usize,
     },
+    /// It takes too long to find what is asked for.
+    #[error("the query takes longer than {ANSWER_TIMEOUT:?}")]
+    TooLong,
     /// Too much is being answered.
     #[error("overloaded: {CONCURRENT} read requests are being answered; try again")]
     Overloaded,
@@ -105,7 +109,7 @@ impl Error {
         match self {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Slow => StatusCode::REQUEST_TIMEOUT,
-            Self::Overloaded | Self::Ending => StatusCode::SERVICE_UNAVAILABLE,
+            Self::TooLong | Self::Overloaded | Self::Ending => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::BAD_REQUEST,
         }
     }
@@ -146,6 +150,7 @@ pub struct Server {
     turns: Arc<Semaphore>,
     metrics: Metrics,
     limit: usize,
+    patience: Duration,
 }
 
 /// A request under way.
@@ -163,7 +168,8 @@ impl Drop for Turn {
 impl Server {
     /// A server that counts what it does.
     pub fn new(metrics: Metrics) -> Self {
-        Self { turns: Arc::new(Semaphore::new(CONCURRENT)), metrics, limit: SAMPLES }
+        let turns = Arc::new(Semaphore::new(CONCURRENT));
+        Self { turns, metrics, limit: SAMPLES, patience: ANSWER_TIMEOUT }
     }
 
     /// Answers one request.
@@ -195,15 +201,8 @@ impl Server {
         };
         // Patterns take their time to compile, and samples shall not wait for it.
         let request = spawn_blocking(decode).await.map_err(|_| Error::Ending)??;
-        let mut results = Vec::new();
-        for query in request.queries {
-            results.push(match query.start_ms <= query.end_ms {
-                true => source.select(query).await?,
-                false => Vec::new(),
-            });
-        }
         let form = request.form;
-        let plan = Plan::new(results, self.limit).await?;
+        let plan = self.plan(request.queries, source).await?;
         let (writer, body) = Body::made();
         let metrics = self.metrics.clone();
         tokio::spawn(async move {
@@ -242,6 +241,21 @@ impl Server {
             }
         }
         Ok(answer)
+    }
+
+    /// Finds what is asked for. Where patterns are costly by intent, that would take hours.
+    async fn plan<S: Source>(&self, queries: Vec<Query>, source: &S) -> Result<Plan<S::Series>, Error> {
+        let found = async {
+            let mut results = Vec::new();
+            for query in queries {
+                results.push(match query.start_ms <= query.end_ms {
+                    true => source.select(query).await?,
+                    false => Vec::new(),
+                });
+            }
+            Plan::new(results, self.limit).await
+        };
+        timeout(self.patience, found).await.map_err(|_| Error::TooLong)?
     }
 
     async fn turn(&self) -> Result<Turn, Error> {

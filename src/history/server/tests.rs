@@ -151,6 +151,33 @@ async fn an_answer_above_the_limit_is_refused_before_it_begins() {
     assert_eq!(error.status(), StatusCode::BAD_REQUEST);
 }
 
+/// It has what is asked for, or looks for it for ever.
+struct Sought(bool);
+
+impl Source for Sought {
+    type Series = Kept;
+
+    async fn select(&self, _: Query) -> Result<Vec<Kept>, Error> {
+        if self.0 { Ok(vec![kept("a", noise(3))]) } else { std::future::pending().await }
+    }
+}
+
+#[tokio::test]
+async fn what_takes_too_long_to_find_is_given_up() {
+    let metrics = Metrics::new(&mut Registry::default());
+    let patience = Duration::from_millis(20);
+    let query =
+        || Query { start_ms: 1, end_ms: 2, selector: crate::prom::Selector::parse("a").expect("valid") };
+    let impatient = Server { patience, ..Server::new(metrics.clone()) };
+    let error = impatient.plan(vec![query()], &Sought(false)).await.err().expect("it has an end");
+    assert_eq!(error.to_string(), "the query takes longer than 120s");
+    assert_eq!(error.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let patient = Server::new(metrics);
+    let backwards = Query { start_ms: 2, end_ms: 1, ..query() };
+    let plan = patient.plan(vec![query(), backwards], &Sought(true)).await.expect("it is there");
+    assert_eq!(plan.n_samples(), 3);
+}
+
 #[tokio::test]
 async fn nothing_is_made_for_a_client_that_is_gone() {
     let plan = Plan::new(vec![vec![kept("a", noise(300_000))]], SAMPLES).await.expect("within the limits");
