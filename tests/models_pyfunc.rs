@@ -109,9 +109,10 @@ fn scores(folder: &Path, rows: &[Vec<f32>], with_times: bool) -> Vec<Vec<f64>> {
     lines.map(|line| line.split(',').map(|cell| cell.parse().expect("a number")).collect()).collect()
 }
 
-/// When a row was: six minutes after the one before.
+/// When a row was: six minutes after the one before, but for two days and ten hours that nobody saw.
 fn time(number: usize) -> i64 {
-    1_700_000_000_000 + number as i64 * 360_000
+    let unseen = if number < N_ROWS + DAY / 2 { 0 } else { 58 * 10 };
+    1_700_000_000_000 + (number + unseen) as i64 * 360_000
 }
 
 fn expected(fitted: &Fitted, rows: &[Vec<f32>]) -> Vec<[f64; 5]> {

@@ -76,7 +76,7 @@ impl Memory {
         }
     }
 
-    /// A memory from a file: rows are ascending, one finite value for each profile.
+    /// A memory from a file: rows are ascending, one value for each profile, NaN before a first one.
     pub fn restore(reach: Reach, profiles: Vec<Profile>, habits: Habits, rows: Vec<(i64, Vec<f32>)>) -> Self {
         let rows = rows.into_iter().map(|(timestamp_ms, row)| (timestamp_ms, row.into())).collect();
         Self { reach, profiles, habits, rows }
@@ -126,7 +126,7 @@ impl Memory {
         let known = |(metric, value): (usize, &f32)| match &before {
             _ if value.is_finite() => *value,
             Some(before) => before[metric],
-            None => 0.0,
+            None => f32::NAN,
         };
         let values: Box<[f32]> = values.iter().enumerate().map(known).collect();
         let (lag_ms, span_ms) = (self.reach.lag_ms(), self.reach.span_ms());
@@ -146,7 +146,9 @@ impl Memory {
         for (metric, value) in values.iter().enumerate() {
             let profile = &mut self.profiles[metric];
             let residual = f64::from(*value) - profile.expected(timestamp_ms);
-            profile.add(timestamp_ms, *value);
+            if value.is_finite() {
+                profile.add(timestamp_ms, *value);
+            }
             let difference = ago.map_or(f32::NAN, |(_, ago)| value - ago[metric]);
             let deviation = if is_long {
                 let mean =

@@ -20,8 +20,8 @@ pub struct State {
     /// numbers of 32 bits. None in a file from before there were habits.
     #[serde(default)]
     peaks: Vec<u16>,
-    /// Timestamp and values of the rows that columns reach back to.
-    rows: Vec<(i64, Vec<f32>)>,
+    /// Timestamp and values of the rows that columns reach back to; none of a metric that had not begun.
+    rows: Vec<(i64, Vec<Option<f32>>)>,
     /// Number since the epoch, greatest raw score, and what of it counts, of the hours that are over.
     hours: Vec<(i64, f64, f64)>,
     /// Number and greatest raw score so far of the last one.
@@ -51,6 +51,10 @@ impl InvalidState {
     }
 }
 
+fn known(values: &[f32]) -> Vec<Option<f32>> {
+    values.iter().map(|value| (!value.is_nan()).then_some(*value)).collect()
+}
+
 impl State {
     pub(super) fn of(memory: &Memory, threshold: &Threshold) -> Self {
         let (hours, current) = threshold.hours();
@@ -58,7 +62,7 @@ impl State {
             interval_ms: memory.reach().interval_ms(),
             profiles: memory.profiles().iter().map(Profile::state).collect(),
             peaks: memory.habits().state().to_vec(),
-            rows: memory.rows().map(|(timestamp_ms, values)| (*timestamp_ms, values.to_vec())).collect(),
+            rows: memory.rows().map(|(timestamp_ms, values)| (*timestamp_ms, known(values))).collect(),
             hours: hours.map(|hour| (hour.number, hour.raw, hour.capped)).collect(),
             current,
         }
@@ -82,7 +86,7 @@ impl State {
         if let Some((_, row)) = rows.iter().find(|(_, row)| row.len() != profiles.len()) {
             return fault("width of a row", &row.len(), &profiles.len().to_string());
         }
-        if let Some(value) = rows.iter().flat_map(|(_, row)| row).find(|value| !value.is_finite()) {
+        if let Some(value) = rows.iter().flat_map(|(_, row)| row).flatten().find(|value| !value.is_finite()) {
             return fault("value of a row", value, "finite");
         }
         let last = current.map(|(number, raw)| (number, raw, raw));
@@ -107,6 +111,8 @@ impl State {
         };
         let profiles = profiles.into_iter().map(|state| Profile::restore(interval_ms, state));
         let profiles = profiles.collect::<Result<_, _>>()?;
+        let values = |row: Vec<Option<f32>>| row.into_iter().map(|value| value.unwrap_or(f32::NAN)).collect();
+        let rows = rows.into_iter().map(|(timestamp_ms, row)| (timestamp_ms, values(row))).collect();
         let memory = Memory::restore(Reach::new(interval_ms), profiles, habits, rows);
         let hours = hours.into_iter().map(|(number, raw, capped)| Hour { number, raw, capped });
         Ok((memory, Threshold::restore(budget, hours.collect(), current)))

@@ -247,3 +247,43 @@ fn f45_what_is_resumed_says_the_same() {
     let two = learn(0..2 * DAY, &ExtendedParams::default(), THREADS);
     assert!(two.resume(detection.live()).is_ok(), "voices of as many metrics");
 }
+
+/// A metric begins late: calm goes on, whole days of the others count, and all of it goes through a file.
+#[test]
+fn a_metric_that_begins_late_is_learned_beside_the_others() {
+    let n_rows = 3 * DAY;
+    let timestamps: Vec<i64> = (0..n_rows).map(|minute| minute * MINUTE_MS).collect();
+    let learn_late = |begin: i64| {
+        let value = |minute: i64, metric: usize| match metric {
+            IN if minute < begin => f32::NAN,
+            _ => row(minute)[metric],
+        };
+        let values: Vec<f32> =
+            (0..4).flat_map(|metric| (0..n_rows).map(move |minute| value(minute, metric))).collect();
+        let table = Table::new(&values, n_rows as usize, 4).expect("its shape");
+        Detection::learn(&timestamps, &table, &ExtendedParams::default(), BUDGET, THREADS)
+    };
+    for begin in [n_rows - 90, n_rows - 5, n_rows - 3 * DAY / 2] {
+        let mut detection = learn_late(begin).expect("it learns");
+        let text = serde_json::to_string(&detection.live()).expect("numbers and text");
+        let mut resumed =
+            detection.resume(serde_json::from_str(&text).expect("as it was written")).expect("its own");
+        let mut open = 0;
+        for minute in n_rows..n_rows + DAY {
+            let seen = detection.observe(minute * MINUTE_MS, &row(minute)).expect("the next row");
+            let again = resumed.observe(minute * MINUTE_MS, &row(minute)).expect("the next row");
+            assert_eq!(
+                (seen.score.to_bits(), seen.incident),
+                (again.score.to_bits(), again.incident),
+                "{minute}"
+            );
+            open += usize::from(seen.incident);
+        }
+        // What a metric is like at noon, an hour of its night does not tell.
+        assert!(open < 30 || begin > n_rows - DAY, "{open} minutes, begun at {begin}");
+        let burst = loudest(&mut detection, n_rows + DAY..n_rows + DAY + 3, |values| values[1] = 2e4);
+        assert!(burst.incident && burst.deviations[0].metric == 1, "{burst:?}");
+    }
+    let never = learn_late(n_rows).expect_err("it never began").to_string();
+    assert!(never.contains("NaN, must be finite"), "{never}");
+}

@@ -173,7 +173,8 @@ pub struct Prepared {
 
 impl Prepared {
     /// Learns scales and correlation from rows in ascending order of time, the values of all metrics in a
-    /// table.
+    /// table. A metric may begin later than others, NaN before: the others' past counts all the same, and for what the
+    /// metric would have said in it stands what it says later.
     ///
     /// # Errors
     /// The forest's own: no rows that any column reaches back from, values that are not finite, too many metrics.
@@ -182,13 +183,16 @@ impl Prepared {
         if n_rows == 0 || n_metrics == 0 {
             return Err(forest::Error::Empty { n_rows, n_features: n_metrics });
         }
+        let filled = filled(table);
+        let known = table;
+        let table = &Table::new(&filled, n_rows, n_metrics)?;
         table.check_finite()?;
         let mut memory = Memory::new(n_metrics, Reach::of(timestamps));
         let mut by_row = Vec::with_capacity(n_rows * n_metrics * ASPECTS);
         let mut habits = Vec::with_capacity(n_rows * n_metrics * (ASPECTS - 1));
         let mut row = vec![0.0; n_metrics];
         for (number, timestamp_ms) in timestamps.iter().enumerate() {
-            table.copy_row(number, &mut row);
+            known.copy_row(number, &mut row);
             by_row.extend(memory.columns(*timestamp_ms, &row));
             habits.extend_from_slice(memory.habits().usual());
         }
@@ -204,23 +208,17 @@ impl Prepared {
             .map(|metric| scale::floor(table.column(metric)).expect("checked to be finite"))
             .collect();
         let width = n_metrics * ASPECTS;
-        // All metrics of a row know an aspect or none does, but for hours that no day had.
-        let knows = |row: &[f32], aspect: usize| {
-            row.iter().skip(aspect).step_by(ASPECTS).all(|value| value.is_finite())
-        };
-        let is_known: [bool; ASPECTS] = std::array::from_fn(|aspect| {
-            by_row.chunks_exact(width).filter(|row| knows(row, aspect)).count() >= ENOUGH[aspect]
-        });
-        if is_known == [false; ASPECTS] {
-            return Err(forest::Error::Empty { n_rows: 0, n_features: width });
-        }
         let scales: Vec<Option<Scale>> = (0..width)
             .map(|column| {
                 let values = by_row.iter().skip(column).step_by(width).copied();
                 let known: Vec<f32> = values.filter(|value| value.is_finite()).collect();
-                Scale::fit(&known, floors[column / ASPECTS]).ok().filter(|_| is_known[column % ASPECTS])
+                let is_enough = known.len() >= ENOUGH[column % ASPECTS];
+                Scale::fit(&known, floors[column / ASPECTS]).ok().filter(|_| is_enough)
             })
             .collect();
+        if scales.iter().all(Option::is_none) {
+            return Err(forest::Error::Empty { n_rows: 0, n_features: width });
+        }
         let columns = columns(&varying, &scales);
 
         let of_varying: Vec<&[f32]> = varying.iter().map(|metric| table.column(*metric)).collect();
@@ -238,11 +236,12 @@ impl Prepared {
             tail_level: level,
         };
 
+        complete(&mut by_row, &voices.scales, width);
         let (mut rows, mut by_row_sight) = (Vec::new(), Vec::new());
         let habits = habits.chunks_exact(n_metrics * (ASPECTS - 1));
         for (number, (columns, habits)) in by_row.chunks_exact(width).zip(habits).enumerate() {
             // Only what is not known at all may be missing.
-            if (0..ASPECTS).any(|aspect| is_known[aspect] && !knows(columns, aspect)) {
+            if (0..n_metrics).any(|metric| lacks(columns, &voices.scales, metric)) {
                 continue;
             }
             table.copy_row(number, &mut row);
@@ -309,6 +308,45 @@ impl Prepared {
         let scores =
             scores.map(|(row, (f, tail))| (row.timestamp_ms, voices.mean(*f, *tail), 0.5 - f)).collect();
         Ok(Learned { voices, memory: self.memory, scores })
+    }
+}
+
+/// The table, column-major, where for what a metric was before it began stands what it is later, over and over.
+fn filled(table: &Table) -> Vec<f32> {
+    let fill = |metric| {
+        let column = table.column(metric);
+        let begin = column.iter().take_while(|value| value.is_nan()).count();
+        let (before, later) = column.split_at(begin);
+        let standing = if later.is_empty() { before } else { later };
+        standing.iter().cycle().take(begin).chain(later).copied()
+    };
+    (0..table.n_features()).flat_map(fill).collect()
+}
+
+/// Does a row not know of a metric what most rows do?
+fn lacks(columns: &[f32], scales: &[Option<Scale>], metric: usize) -> bool {
+    let of_metric = metric * ASPECTS..(metric + 1) * ASPECTS;
+    of_metric.into_iter().any(|column| scales[column].is_some() && !columns[column].is_finite())
+}
+
+/// Completes the rows, of `width` columns each, that lack at most half of the metrics: with what other rows know of
+/// each, one after the other, so that all its columns are of one moment.
+fn complete(by_row: &mut [f32], scales: &[Option<Scale>], width: usize) {
+    let n_metrics = width / ASPECTS;
+    let lacking =
+        |row: &[f32]| -> Vec<usize> { (0..n_metrics).filter(|metric| lacks(row, scales, *metric)).collect() };
+    let rows = by_row.chunks_exact(width).map(lacking).enumerate();
+    let incomplete: Vec<(usize, Vec<usize>)> =
+        rows.filter(|(_, lacking)| !lacking.is_empty() && 2 * lacking.len() <= n_metrics).collect();
+    for metric in 0..n_metrics {
+        let rows = by_row.chunks_exact(width).enumerate();
+        let whole: Vec<usize> =
+            rows.filter(|(_, row)| !lacks(row, scales, metric)).map(|(number, _)| number).collect();
+        let to = incomplete.iter().filter(|(_, lacking)| lacking.contains(&metric));
+        for ((to, _), from) in to.zip(whole.into_iter().cycle()) {
+            let from = from * width + metric * ASPECTS;
+            by_row.copy_within(from..from + ASPECTS, to * width + metric * ASPECTS);
+        }
     }
 }
 

@@ -121,7 +121,8 @@ fn features(trained: &Trained, rows: &Rows) -> Vec<Feature> {
         .enumerate()
         .map(|(feature, name)| {
             sorted.clear();
-            sorted.extend_from_slice(&rows.values[feature * rows.len()..][..rows.len()]);
+            let column = &rows.values[feature * rows.len()..][..rows.len()];
+            sorted.extend(column.iter().filter(|value| !value.is_nan()));
             sorted.sort_by(f32::total_cmp);
             let at = |position: usize| sorted.get(position).copied().unwrap_or_default();
             let last = sorted.len().saturating_sub(1);

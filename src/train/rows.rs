@@ -5,6 +5,7 @@ use crate::config::Detector;
 use crate::features::{Reader, Row, Schema, Transform};
 use crate::forest::{self, Table};
 use crate::history::Series;
+use crate::models::Params;
 use crate::prom::{Labels, Sample, duration};
 use crate::window::row::Grid;
 use crate::window::{Column, Window};
@@ -18,9 +19,8 @@ const LOOK_BACK_MS: i64 = 300_000;
 /// several requests, and the last of them are a scrape short when the first have enough.
 const ENOUGH: f64 = 0.9;
 
-/// What a feature needs at least, as a share of what the oldest has, and the most that is asked of it. A model is
-/// fitted on rows that have all of its features: with an interface of an hour it would know an hour, and no longer
-/// what is usual at which time of day.
+/// What a feature needs at least, as a share of what the oldest has, and the most that is asked of it. What one is
+/// like at noon its first hour does not tell, and a model of days is there to keep to its budget.
 const LEAST_SHARE: f64 = 0.25;
 const MOST_ASKED_MS: i64 = 24 * 3_600_000;
 
@@ -35,7 +35,8 @@ pub struct Exclusion {
     pub reason: String,
 }
 
-/// Rows to be fitted on: complete, settled, finite and not excluded.
+/// Rows to be fitted on: complete, settled, finite and not excluded. A feature that came later than others is NaN before
+/// it did.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rows {
     /// The columns.
@@ -87,6 +88,8 @@ impl Rows {
     }
 
     /// Reads the features that are alive at the window's end and were there long enough, row by row up to `to_ms`.
+    /// Where the model can do without, rows from before a feature came count: one that is new does not cost it what it
+    /// knows of the others.
     ///
     /// # Errors
     /// [`NoRows`].
@@ -120,8 +123,53 @@ impl Rows {
             grid: Grid::infer(window, &columns),
         };
         let n_features = schema.features.len();
-        let rows = Self::of(schema, window, exclusions, have_ms, to_ms);
+        let rows = match detector.model {
+            Params::IsolationForest(_) => Self::of(schema, window, exclusions, have_ms, to_ms),
+            Params::Extended(_) => Self::since_each_came(schema, window, exclusions, have_ms, to_ms),
+        };
         if rows.is_empty() { Err(NoRows::NeverComplete { n_features }) } else { Ok(rows) }
+    }
+
+    /// The rows of the features that had come by then, from the time of the first on.
+    fn since_each_came(
+        schema: Schema,
+        window: &Window,
+        exclusions: &[Exclusion],
+        observed_ms: i64,
+        to_ms: i64,
+    ) -> Self {
+        let came = |feature: &Labels| {
+            let mut samples = Vec::new();
+            let column = window.find(feature).expect("a feature of the window");
+            window.samples(column, i64::MIN, i64::MAX, &mut samples);
+            samples.first().map_or(i64::MAX, |sample| sample.timestamp_ms)
+        };
+        let came: Vec<i64> = schema.features.iter().map(came).collect();
+        let first_ms = came.iter().min().copied().unwrap_or(i64::MAX);
+        // One scrape may come in several parts.
+        let came: Vec<i64> = came
+            .into_iter()
+            .map(|ms| if ms <= first_ms.saturating_add(LOOK_BACK_MS) { first_ms } else { ms })
+            .collect();
+        let mut steps = came.clone();
+        steps.sort_unstable();
+        steps.dedup();
+        let mut builder = Builder::new(&schema, exclusions);
+        let mut row = vec![f32::NAN; came.len()];
+        for (step, from_ms) in steps.iter().enumerate() {
+            let until_ms = steps.get(step + 1).map_or(i64::MAX, |next_ms| next_ms - 1).min(to_ms);
+            let places: Vec<usize> = (0..came.len()).filter(|place| came[*place] <= *from_ms).collect();
+            let features = places.iter().map(|place| schema.features[*place].clone()).collect();
+            let part = Schema { features, ..schema.clone() };
+            settled(&part, window, from_ms - 1, until_ms, |timestamp_ms, values| {
+                places.iter().zip(values).for_each(|(place, value)| row[*place] = *value);
+                if values.iter().all(|value| value.is_finite()) {
+                    builder.push(timestamp_ms, &row);
+                }
+            });
+        }
+        let to_ms = window.newest_ms().unwrap_or(i64::MIN).min(to_ms);
+        builder.finish(schema, to_ms, observed_ms)
     }
 
     /// Every settled row of a schema.
@@ -142,7 +190,11 @@ impl Rows {
         to_ms: i64,
     ) -> Self {
         let mut builder = Builder::new(&schema, exclusions);
-        settled(&schema, window, i64::MIN, to_ms, |timestamp_ms, values| builder.push(timestamp_ms, values));
+        settled(&schema, window, i64::MIN, to_ms, |timestamp_ms, values| {
+            if values.iter().all(|value| value.is_finite()) {
+                builder.push(timestamp_ms, values);
+            }
+        });
         let to_ms = window.newest_ms().unwrap_or(i64::MIN).min(to_ms);
         builder.finish(schema, to_ms, observed_ms)
     }
@@ -166,7 +218,9 @@ impl Rows {
         for row in &order {
             values.clear();
             values.extend(columns.iter().map(|column| column[*row] as f32));
-            builder.push(timestamps[*row], &values);
+            if values.iter().all(|value: &f32| value.is_finite()) {
+                builder.push(timestamps[*row], &values);
+            }
         }
         let to_ms = order.last().map_or(i64::MIN, |row| timestamps[*row]);
         let mut observed = Observed::default();
@@ -221,11 +275,8 @@ impl Builder {
         }
     }
 
-    /// Takes a row, unless it is excluded or a value is not finite.
+    /// Takes a row, unless it is excluded.
     fn push(&mut self, timestamp_ms: i64, values: &[f32]) {
-        if values.iter().any(|value| !value.is_finite()) {
-            return;
-        }
         // Rates reach back: what happened in the range shows for as long after it.
         let hit = self.excluded.iter_mut().find(|(exclusion, _)| {
             (exclusion.from_ms..=exclusion.to_ms.saturating_add(self.settling_ms)).contains(&timestamp_ms)

@@ -90,18 +90,53 @@ fn the_schema_is_what_is_alive_and_was_there_long_enough() {
 }
 
 #[test]
-fn a_feature_joins_when_the_model_would_not_forget_most_of_what_it_knows() {
+fn a_feature_joins_when_it_is_known_for_a_day_or_a_quarter_of_the_time() {
     let detector = detector("{minimum: 10m}");
     let features = |old: i64, young: i64| {
         let series = vec![counter("eth0", 0..old), counter("new", old - young..old)];
         rows(&detector, &window(series)).expect("rows").schema.features
     };
     let both = [feature("eth0"), feature("new")];
-    assert_eq!(features(200, 50), both, "an hour has little to lose");
-    assert_eq!(features(1000, 200), both[..1], "four hours are not given up for one");
+    assert_eq!(features(200, 50), both, "nothing is known for long");
+    assert_eq!(features(1000, 200), both[..1], "an hour among four");
     assert_eq!(features(1000, 240), both);
     assert_eq!(features(30_000, 5100), both[..1]);
     assert_eq!(features(30_000, 5300), both, "a day is enough, however old the others are");
+}
+
+/// What is new costs the model nothing of what it knows of the others.
+#[test]
+fn a_feature_that_came_later_does_not_shorten_what_is_known_of_others() {
+    let day = 24 * 240;
+    let both = window(vec![counter("eth0", 0..2 * day), counter("new", 3 * day / 2..2 * day)]);
+    let detector_of = |kind: &str| {
+        let text = format!(
+            "detectors: [{{name: net, match: [rx], training: {{minimum: 1h}}, model: {{kind: {kind}}}}}]"
+        );
+        config::Config::parse(&text).expect("a valid configuration").detectors.remove(0)
+    };
+    let detector = detector_of("extended_isolation_forest");
+    let rows = rows(&detector, &both).expect("rows");
+    assert_eq!(rows.schema.features, [feature("eth0"), feature("new")]);
+    let [old, new] = [0, 1].map(|column| &rows.values[column * rows.len()..][..rows.len()]);
+    assert!(old.iter().all(|value| value.is_finite()));
+    let unknown = new.iter().take_while(|value| value.is_nan()).count();
+    assert_eq!(
+        (rows.len(), unknown),
+        (2 * day as usize - 8, 3 * day as usize / 2 - 4),
+        "four have no rate of it yet"
+    );
+    assert!(new[unknown..].iter().all(|value| value.is_finite()));
+
+    let model = fit(&detector, &rows, 2).model;
+    let Fitted::Extended(mut detection) = model.fitted else { panic!("of its kind") };
+    let seen = detection.observe(START_MS + 2 * day * STEP_MS, &[100.0, 100.0]).expect("the next");
+    assert!(seen.usual[0].iter().all(|bound| bound.is_finite()), "the time of day is known of one");
+    assert!(seen.usual[1].iter().all(|bound| bound.is_nan()), "and not of the other");
+
+    // A forest of values cannot do without.
+    let plain = Rows::read(&detector_of("isolation_forest"), &both, &[], i64::MAX).expect("rows");
+    assert_eq!(plain.len(), day as usize / 2 - 4);
 }
 
 #[test]

@@ -3,9 +3,9 @@
     python week.py [SEED ...]
 
 Twenty counters with a daily rhythm, noise that grows with the load, a backup at 2 a.m., counter resets; the first week is
-learned, the second replayed. At 3 a.m. of its fourth day eth1 sends for twenty minutes what it sends at noon. Prints for each
-seed whether that is one incident, how soon, with which metric first, and every other incident. Needs numpy and pyarrow, and
-promforest on PATH or in PROMFOREST_BIN.
+learned, the second replayed. On its second day wg0 vanishes, on its sixth it is back. At 3 a.m. of the fourth day eth1 sends
+for twenty minutes what it sends at noon. Prints for each seed whether that is one incident, how soon, with which metric first,
+every other incident, and how many rows were scored. Needs numpy and pyarrow, and promforest on PATH or in PROMFOREST_BIN.
 """
 
 import datetime
@@ -27,6 +27,7 @@ METRICS = ["receive_bytes", "transmit_bytes", "receive_packets", "transmit_packe
 SHARES = [1.0, 0.4, 1 / 900, 1 / 1100]
 LEARNED_DAYS, DAYS = 7, 14
 EXFILTRATION = (START + 10 * DAY + 3 * 3600, 20 * 60)
+AWAY = ("wg0", START + 8 * DAY + 10 * 3600, START + 12 * DAY + 16 * 3600)
 
 
 def rates(rng, times):
@@ -60,6 +61,8 @@ def counters(rng, times):
         total = np.cumsum(np.floor(rate * STEP))
         for reset in resets:
             total[reset:] -= total[reset - 1]
+        if device == AWAY[0]:
+            total[(times >= AWAY[1]) & (times < AWAY[2])] = np.nan
         columns[f'node_network_{metric}_total{{device="{device}"}}'] = total
     return columns
 
@@ -94,6 +97,7 @@ def run(seed, folder):
             print(f"  seed {seed}: {what}")
     around = (time >= begin) & (time < begin + length)
     print(f"  seed {seed}: exfiltration {found or 'MISSED'} (highest score {score[around].max():.2f})")
+    print(f"  seed {seed}: {np.isfinite(scores['score'].to_numpy()).mean():.2%} of the rows scored")
 
 
 def main():

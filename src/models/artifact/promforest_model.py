@@ -299,8 +299,13 @@ class Memory:
         columns[0::3], columns[1::3], columns[2::3] = residual, difference, deviation
         quarter = time // self.QUARTER
         if self.quarter is None or quarter > self.quarter:
-            first = quarter - self.KEPT + 1 if self.quarter is None else max(self.quarter + 1, quarter - self.KEPT + 1)
-            self.peaks[:, :, np.arange(first, quarter + 1) % self.KEPT] = 0
+            if self.quarter is not None:
+                # Days that nobody saw are as if they had not been, and quarters as those of the day before.
+                unseen = (quarter - self.quarter - 1) // self.BUCKETS * self.BUCKETS
+                self.peaks = np.roll(self.peaks, unseen % self.KEPT, axis=2)
+                for passed in range(self.quarter + unseen + 1, quarter):
+                    self.peaks[:, :, passed % self.KEPT] = self.peaks[:, :, (passed - self.BUCKETS) % self.KEPT]
+            self.peaks[:, :, quarter % self.KEPT] = 0
             self.quarter = quarter
             self.renew()
         now = self.peaks[:, :, quarter % self.KEPT]
