@@ -234,9 +234,12 @@ fn an_interface_that_goes_and_comes_back_neither_calls_nor_silences() {
         "{} of {after}",
         scored(away.end..HISTORY + RANGE)
     );
-    let incidents: Vec<&str> = output.stdout.lines().filter(|line| line.contains(" UTC, ")).collect();
-    assert_eq!(incidents.len(), 1, "{}", output.stdout);
-    assert!(incidents[0].contains("device=\"eth0\""), "{}", output.stdout);
+    let happened: Vec<&str> = output.stdout.lines().filter(|line| line.contains(" UTC, ")).collect();
+    let lo = "rate(node_network_receive_bytes_total{device=\"lo\"}[2m])";
+    let [went, incident, came] = happened[..] else { panic!("{}", output.stdout) };
+    assert!(went.ends_with(&format!(" UTC, went: {lo}")), "{went}");
+    assert!(incident.contains("score") && incident.contains("device=\"eth0\""), "{incident}");
+    assert!(came.ends_with(&format!(" UTC, came: {lo}")), "{came}");
 }
 
 /// The server is in `tests/data/labelled`.

@@ -63,6 +63,19 @@ pub struct Replayed {
     pub labels: Option<Vec<bool>>,
     /// What was said at each timestamp; none for a row that was not complete.
     pub observations: Vec<Option<Observation>>,
+    /// When metrics went or came, in the order of time.
+    pub changes: Vec<Change>,
+}
+
+/// Metrics went for good, or came to stay, and a model was learned anew.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    /// The row at which that was known, in milliseconds.
+    pub timestamp_ms: i64,
+    /// Names of those that went.
+    pub went: Vec<String>,
+    /// Names of those that came.
+    pub came: Vec<String>,
 }
 
 /// One incident.
@@ -152,9 +165,27 @@ pub fn follow(
         let judged_to_ms = detection.newest_ms().unwrap_or(i64::MIN);
         let own = replay.replayed.own_incidents();
         if let Some((other, new)) = learning.learn_at(window, change_ms, judged_to_ms, &own) {
+            replay.replayed.changes.push(Change::of(change_ms, &schema, &other));
             detection = new.succeed(&detection);
             schema = other;
         }
+    }
+}
+
+impl Change {
+    fn of(timestamp_ms: i64, before: &Schema, after: &Schema) -> Self {
+        let lacks = |schema: &Schema, other: &Schema| {
+            let lacking = schema.features.iter().filter(|feature| !other.features.contains(feature));
+            lacking.map(|feature| schema.transform.expression(feature)).collect()
+        };
+        Self { timestamp_ms, went: lacks(before, after), came: lacks(after, before) }
+    }
+
+    /// For people.
+    pub fn what(&self) -> String {
+        let told =
+            [(&self.went, "went"), (&self.came, "came")].into_iter().filter(|(names, _)| !names.is_empty());
+        told.map(|(names, how)| format!("{how}: {}", names.join(", "))).collect::<Vec<_>>().join("; ")
     }
 }
 
@@ -178,7 +209,14 @@ impl<'a> Replay<'a> {
         let observations = vec![None; timestamps.len()];
         Self {
             window,
-            replayed: Replayed { group, metrics: Vec::new(), timestamps, labels, observations },
+            replayed: Replayed {
+                group,
+                metrics: Vec::new(),
+                timestamps,
+                labels,
+                observations,
+                changes: Vec::new(),
+            },
             done,
         }
     }
@@ -271,8 +309,20 @@ impl Replayed {
         })
     }
 
+    /// What happened, in the order of time: metrics that went or came, and incidents.
+    pub fn happenings(&self) -> Vec<String> {
+        let change = |change: &Change| {
+            (change.timestamp_ms, format!("{}, {}", minute(change.timestamp_ms), change.what()))
+        };
+        let incident = |incident: &Incident| (incident.span_ms.0, self.sentence(incident));
+        let mut all: Vec<(i64, String)> =
+            self.changes.iter().map(change).chain(self.incidents().iter().map(incident)).collect();
+        all.sort_by_key(|(timestamp_ms, _)| *timestamp_ms);
+        all.into_iter().map(|(_, text)| text).collect()
+    }
+
     /// An incident in words.
-    pub fn sentence(&self, incident: &Incident) -> String {
+    fn sentence(&self, incident: &Incident) -> String {
         let (from_ms, to_ms) = incident.span_ms;
         let length = Duration::from_millis(u64::try_from(to_ms - from_ms).unwrap_or(0));
         let causes: Vec<String> = incident
@@ -280,11 +330,14 @@ impl Replayed {
             .iter()
             .map(|(metric, reason, _)| format!("{} {}", self.metrics[*metric], reason.phrase()))
             .collect();
-        let time = timestamp(from_ms);
-        let time = time.get(..16).unwrap_or(&time).replace('T', " ");
         let length = if length.is_zero() { "one row".into() } else { duration::Display(length).to_string() };
-        format!("{time} UTC, {length}, score {:.1}: {}", incident.peak, causes.join(", "))
+        format!("{}, {length}, score {:.1}: {}", minute(from_ms), incident.peak, causes.join(", "))
     }
+}
+
+fn minute(timestamp_ms: i64) -> String {
+    let time = timestamp(timestamp_ms);
+    format!("{} UTC", time.get(..16).unwrap_or(&time).replace('T', " "))
 }
 
 /// Runs of marked rows.

@@ -85,6 +85,7 @@ pub fn page(source: &str, budget: f64, replayed: &Replayed) -> Backtest {
                     .collect(),
             })
             .collect(),
+        changes: replayed.changes.iter().map(|change| (change.timestamp_ms, change.what())).collect(),
         times_ms,
     }
 }

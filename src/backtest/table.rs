@@ -84,7 +84,7 @@ pub fn write(path: &Path, replayed: &Replayed) -> Result<(), Error> {
 }
 
 fn columns(replayed: &Replayed) -> Vec<(String, ArrayRef)> {
-    let Replayed { group, metrics, timestamps, labels, observations } = replayed;
+    let Replayed { group, metrics, timestamps, labels, observations, .. } = replayed;
     let number = |value: fn(&Observation) -> f64| -> ArrayRef {
         Arc::new(observations.iter().map(|seen| seen.as_ref().map(value)).collect::<Float64Array>())
     };

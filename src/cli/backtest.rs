@@ -341,9 +341,7 @@ fn text(args: &BacktestArgs, source: &str, budget: f64, replayed: &Replayed) -> 
             plural(found.outside, "incident")
         ));
     }
-    for incident in &incidents {
-        lines.push(format!("  {}", replayed.sentence(incident)));
-    }
+    lines.extend(replayed.happenings().into_iter().map(|what| format!("  {what}")));
     lines.extend(args.output.iter().map(|path| format!("scores: {}", path.display())));
     lines.extend(args.report.iter().map(|path| format!("report: {}", path.display())));
     lines.join("\n") + "\n"

@@ -33,6 +33,8 @@ pub struct Backtest {
     pub alerts: Vec<(i64, usize)>,
     /// Alerts a day that were asked for.
     pub budget: f64,
+    /// When metrics went or came, and which.
+    pub changes: Vec<(i64, String)>,
 }
 
 /// One incident.
@@ -64,7 +66,9 @@ pub struct Metric {
 impl Backtest {
     /// The page, one HTML document. The same backtest gives the same bytes.
     pub fn html(&self) -> String {
-        let body = [self.head(), self.over_time(), self.alerts_a_day(), self.incident_table()].concat();
+        let body =
+            [self.head(), self.over_time(), self.alerts_a_day(), self.incident_table(), self.change_table()]
+                .concat();
         page::page(&format!("{} · backtest", self.source), &body)
     }
 
@@ -84,8 +88,9 @@ impl Backtest {
     fn summary(&self) -> String {
         let days = self.days();
         let mut out = format!(
-            "{} incidents in {} days, {} a day, for a budget of {} a day.",
+            "{} {} in {} days, {} a day, for a budget of {} a day.",
             count(self.incidents.len()),
+            if self.incidents.len() == 1 { "incident" } else { "incidents" },
             number(days),
             number(self.incidents.len() as f64 / days.max(1.0 / 24.0)),
             number(self.budget)
@@ -254,6 +259,25 @@ impl Backtest {
         );
         page::section("Incidents", "Each with the metrics that deviated most at its peak.", &body)
     }
+
+    fn change_table(&self) -> String {
+        if self.changes.is_empty() {
+            return String::new();
+        }
+        let row = |(timestamp_ms, what): &(i64, String)| {
+            format!("<tr><td>{}</td><td>{}</td></tr>\n", moment(*timestamp_ms), escape(what))
+        };
+        let rows: String = self.changes.iter().map(row).collect();
+        let body = format!(
+            "<div class=\"wide\">\n<table>\n<thead><tr><th>from, UTC</th><th>metrics</th></tr></thead>\n\
+             <tbody>\n{rows}</tbody>\n</table>\n</div>\n"
+        );
+        page::section(
+            "Metrics that went or came",
+            "The model was learned anew without them, or with them.",
+            &body,
+        )
+    }
 }
 
 impl Incident {
@@ -306,6 +330,7 @@ mod tests {
             metrics: vec![Metric { name: "rx & tx".into(), usual: vec![[1.0, 3.0]; 100], values }],
             alerts: vec![(0, 1)],
             budget: 1.0,
+            changes: vec![(7_200_000, "went: a & b".into())],
             times_ms,
         }
     }
@@ -320,6 +345,8 @@ mod tests {
             "one row",
             "class=\"incident\"",
             "usual at that time",
+            "1 incident in",
+            "went: a &amp; b",
         ] {
             assert!(html.contains(text), "{text}");
         }
