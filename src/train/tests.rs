@@ -128,8 +128,11 @@ fn a_feature_that_came_later_does_not_shorten_what_is_known_of_others() {
     );
     assert!(new[unknown..].iter().all(|value| value.is_finite()));
 
-    let model = fit(&detector, &rows, 2).model;
-    let Fitted::Extended(mut detection) = model.fitted else { panic!("of its kind") };
+    let trained = fit(&detector, &rows, 2);
+    let report = enter::draft("net", "champion", None, &trained, &rows).report;
+    assert!(report.contains("device=&quot;new&quot;") || report.contains("device=\"new\""), "it is drawn");
+    assert!(!report.contains("NaN"), "from where it began");
+    let Fitted::Extended(mut detection) = trained.model.fitted else { panic!("of its kind") };
     let seen = detection.observe(START_MS + 2 * day * STEP_MS, &[100.0, 100.0]).expect("the next");
     assert!(seen.usual[0].iter().all(|bound| bound.is_finite()), "the time of day is known of one");
     assert!(seen.usual[1].iter().all(|bound| bound.is_nan()), "and not of the other");
