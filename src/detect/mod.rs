@@ -173,13 +173,13 @@ impl Detection {
         Ok(Self { voices, memory, threshold, incident, heeds: Vec::new() })
     }
 
-    /// What was learned, before a first row.
-    pub fn without_past(&self) -> Self {
+    /// What was learned, before a first row of another group: with the threshold so many times as high.
+    pub fn for_another(&self, factor: f64) -> Self {
         let reach = self.memory.reach();
         Self {
             voices: self.voices.clone(),
             memory: Memory::new(self.n_metrics(), reach),
-            threshold: Threshold::new(self.budget()),
+            threshold: self.threshold.clone().raised(factor),
             incident: Incident::new(reach.interval_ms()),
             heeds: self.heeds.clone(),
         }

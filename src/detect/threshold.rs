@@ -69,6 +69,17 @@ impl Threshold {
         self
     }
 
+    /// As if every score had been so many times as high.
+    pub fn raised(mut self, factor: f64) -> Self {
+        for hour in &mut self.hours {
+            hour.raw *= factor;
+            hour.capped *= factor;
+        }
+        self.current = self.current.map(|(number, raw)| (number, factor * raw));
+        let budget = self.budget;
+        self.with_budget(budget)
+    }
+
     /// Alerts a day that it keeps to.
     pub fn budget(&self) -> f64 {
         self.budget
@@ -93,8 +104,10 @@ impl Threshold {
     /// Takes the raw score of a row at that time.
     pub fn add(&mut self, timestamp_ms: i64, raw: f64) {
         let number = timestamp_ms.div_euclid(HOUR_MS);
-        let greatest = self.current.map_or(raw, |(_, greatest)| greatest.max(raw));
-        self.current = Some((number, greatest));
+        // Hours of other groups may reach some seconds further.
+        self.current = Some(
+            self.current.map_or((number, raw), |(last, greatest)| (last.max(number), greatest.max(raw))),
+        );
     }
 
     /// The peaks: hours above the one before and not below the one after.
@@ -143,6 +156,22 @@ mod tests {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             -(((state >> 11) as f64 + 0.5) / (1u64 << 53) as f64).ln()
         }
+    }
+
+    #[test]
+    fn raised_is_the_same_on_another_scale() {
+        let (mut threshold, mut noise) = (Threshold::new(1.0), noise());
+        for minute in 0..3 * 24 * 60 {
+            threshold.at(minute * 60_000);
+            threshold.add(minute * 60_000, 1.0 + noise());
+        }
+        let now_ms = 3 * 24 * HOUR_MS - 60_000;
+        let value = threshold.at(now_ms);
+        let mut raised = threshold.clone().raised(1.5);
+        assert!(value > 2.0 && (raised.at(now_ms) / value - 1.5).abs() < 1e-9);
+        // A row of an hour that was over for another group.
+        raised.add(now_ms - HOUR_MS, 99.0);
+        assert_eq!(raised.hours().1, Some((71, 99.0)));
     }
 
     fn alerts_a_day(budget: f64, scale: impl Fn(i64) -> f64) -> f64 {

@@ -7,7 +7,7 @@ use crate::prom::{Labels, METRIC_NAME};
 use crate::publish::message::OUTPUTS;
 use crate::series::{Ignored, Target};
 use crate::snapshot::State;
-use crate::train::pool::{MAX_GROUPS, MIN_GROUPS, Pool};
+use crate::train::pool::{MAX_GROUPS, Pool};
 use crate::window::{MAX_FEATURES, Window};
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -83,7 +83,7 @@ impl Groups {
         self.all.range_mut((after, Bound::Unbounded)).next().map(|(id, group)| (*id, group))
     }
 
-    /// Groups of the same detector with the features of this one, and models of their own, if there are enough.
+    /// Groups of the same detector with the features of this one, and models of their own.
     pub fn pool(&self, id: u32) -> Option<Pool> {
         let group = self.all.get(&id)?;
         let index = self.config.detectors.iter().position(|d| Arc::ptr_eq(d, &group.detector))?;
@@ -94,10 +94,7 @@ impl Groups {
         let like = others.filter_map(|other| Some((other, other.own_schema().filter(is_like)?)));
         let like: Vec<(&Group, &Schema)> = like.take(MAX_GROUPS).collect();
         let schema = like.first()?.1.clone();
-        (like.len() >= MIN_GROUPS).then(|| {
-            let windows = like.into_iter().map(|(group, _)| group.window().clone()).collect();
-            Pool { schema, windows }
-        })
+        Some(Pool { schema, windows: like.into_iter().map(|(group, _)| group.window().clone()).collect() })
     }
 
     /// URLs of the targets.
