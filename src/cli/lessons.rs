@@ -57,7 +57,7 @@ pub fn exclusion(text: &str) -> Result<Exclusion, String> {
     if from_ms > to_ms {
         return Err(format!("{text:?} ends before it begins"));
     }
-    Ok(Exclusion { from_ms, to_ms, reason: text.into() })
+    Ok(Exclusion { from_ms, to_ms, reason: text.into(), is_found: false })
 }
 
 /// Rows of one group, or of a file.

@@ -82,7 +82,8 @@ pub async fn firing(
                     .collect();
                 for fired in times.chunk_by(|a, b| b - a <= ALERT_GAP_MS) {
                     let (from_ms, to_ms) = (fired[0], fired[fired.len() - 1]);
-                    exclusions.push(Exclusion { from_ms, to_ms, reason: format!("{alert} fired") });
+                    let reason = format!("{alert} fired");
+                    exclusions.push(Exclusion { from_ms, to_ms, reason, is_found: false });
                 }
             }
         })
@@ -118,8 +119,12 @@ pub async fn incidents(
 
 /// The incidents that rows at these times, ascending, were part of.
 pub fn incidents_at(times: &[i64]) -> Vec<Exclusion> {
-    let exclusion =
-        |seen: &[i64]| Exclusion { from_ms: seen[0], to_ms: seen[seen.len() - 1], reason: INCIDENT.into() };
+    let exclusion = |seen: &[i64]| Exclusion {
+        from_ms: seen[0],
+        to_ms: seen[seen.len() - 1],
+        reason: INCIDENT.into(),
+        is_found: true,
+    };
     times.chunk_by(|a, b| b - a <= ALERT_GAP_MS).map(exclusion).collect()
 }
 

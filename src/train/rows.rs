@@ -33,6 +33,21 @@ pub struct Exclusion {
     pub to_ms: i64,
     /// Why: as the user wrote it, or the alert that fired.
     pub reason: String,
+    /// Was it found by a model? Then it is learned from when it lasts: how things are now is not to be an incident for
+    /// ever, and a young model is not to learn nothing but what it knew.
+    pub is_found: bool,
+}
+
+/// What was found by a model stays out for so long at most, and for no longer than what is known before it.
+const LONGEST_FOUND_MS: i64 = 24 * 3_600_000;
+
+impl Exclusion {
+    /// The same in a history that begins at a time.
+    fn within(&self, first_ms: i64) -> Self {
+        let before_ms = self.from_ms.saturating_sub(first_ms);
+        let longest_ms = if self.is_found { before_ms.clamp(0, LONGEST_FOUND_MS) } else { i64::MAX };
+        Self { to_ms: self.to_ms.min(self.from_ms.saturating_add(longest_ms)), ..self.clone() }
+    }
 }
 
 /// Rows to be fitted on: complete, settled, finite and not excluded. A feature that came later than others is NaN before
@@ -154,7 +169,7 @@ impl Rows {
         let mut steps = came.clone();
         steps.sort_unstable();
         steps.dedup();
-        let mut builder = Builder::new(&schema, exclusions);
+        let mut builder = Builder::new(&schema, exclusions, Some(first_ms));
         let mut row = vec![f32::NAN; came.len()];
         for (step, from_ms) in steps.iter().enumerate() {
             let until_ms = steps.get(step + 1).map_or(i64::MAX, |next_ms| next_ms - 1).min(to_ms);
@@ -189,7 +204,8 @@ impl Rows {
         observed_ms: i64,
         to_ms: i64,
     ) -> Self {
-        let mut builder = Builder::new(&schema, exclusions);
+        let first_ms = window.timestamps(i64::MIN, i64::MAX).next();
+        let mut builder = Builder::new(&schema, exclusions, first_ms);
         settled(&schema, window, i64::MIN, to_ms, |timestamp_ms, values| {
             if values.iter().all(|value| value.is_finite()) {
                 builder.push(timestamp_ms, values);
@@ -213,7 +229,8 @@ impl Rows {
     ) -> Result<Self, NoRows> {
         let mut order: Vec<usize> = (0..timestamps.len()).filter(|row| timestamps[*row] <= to_ms).collect();
         order.sort_by_key(|row| timestamps[*row]);
-        let mut builder = Builder::new(&schema, exclusions);
+        let first_ms = order.first().map(|row| timestamps[*row]);
+        let mut builder = Builder::new(&schema, exclusions, first_ms);
         let mut values = Vec::new();
         for row in &order {
             values.clear();
@@ -266,12 +283,13 @@ struct Builder {
 }
 
 impl Builder {
-    fn new(schema: &Schema, exclusions: &[Exclusion]) -> Self {
+    fn new(schema: &Schema, exclusions: &[Exclusion], first_ms: Option<i64>) -> Self {
+        let first_ms = first_ms.unwrap_or(i64::MIN);
         Self {
             settling_ms: schema.transform.settling_ms(),
             timestamps: Vec::new(),
             by_row: Vec::new(),
-            excluded: exclusions.iter().map(|exclusion| (exclusion.clone(), 0)).collect(),
+            excluded: exclusions.iter().map(|exclusion| (exclusion.within(first_ms), 0)).collect(),
         }
     }
 

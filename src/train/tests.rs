@@ -200,12 +200,13 @@ fn excluded_rows_stay_out_as_long_as_rates_reach_back() {
         from_ms: START_MS + 100 * STEP_MS,
         to_ms: START_MS + 109 * STEP_MS,
         reason: "release".into(),
+        is_found: false,
     };
     let rows = Rows::read(&detector, &window, std::slice::from_ref(&exclusion), i64::MAX).expect("rows");
     // Ten rows, and the minute after them.
     assert_eq!(rows.excluded, [(exclusion, 14)]);
     assert_eq!(rows.len(), all.len() - 14);
-    let everything = Exclusion { from_ms: 0, to_ms: i64::MAX, reason: String::new() };
+    let everything = Exclusion { from_ms: 0, to_ms: i64::MAX, reason: String::new(), is_found: false };
     assert_eq!(
         Rows::read(&detector, &window, &[everything], i64::MAX),
         Err(NoRows::NeverComplete { n_features: 1 })
@@ -267,4 +268,20 @@ fn the_extended_kind_trains_alike() {
     assert_eq!(sizes, [20, 100]);
     let params: Vec<&str> = trained.model.card.params.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(params, ["kind", "n_estimators", "max_samples", "n_columns", "random_state"]);
+}
+
+#[test]
+fn an_incident_that_lasts_is_learned_from() {
+    let detector = detector("{minimum: 10m}");
+    let window = window(vec![counter("eth0", 0..20_000)]);
+    let at = |i: i64| START_MS + i * STEP_MS;
+    let excluded = |from: i64, is_found: bool| {
+        let incident =
+            Exclusion { from_ms: at(from), to_ms: at(20_000), reason: "incident".into(), is_found };
+        Rows::read(&detector, &window, &[incident], i64::MAX).expect("rows").excluded[0].1
+    };
+    // And what rates reach back to: four rows.
+    assert_eq!(excluded(100, true), 100 + 1 + 4, "as long as what is known before it");
+    assert_eq!(excluded(12_000, true), 24 * 240 + 1 + 4, "a day");
+    assert_eq!(excluded(12_000, false), 8000, "what a user names stays out");
 }
