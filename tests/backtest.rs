@@ -219,7 +219,8 @@ fn an_interface_that_goes_and_comes_back_neither_calls_nor_silences() {
     fs::write(at("range.csv"), header + &rows[HISTORY as usize..].concat()).expect("written");
     fs::write(at("promforest.yml"), CONFIG).expect("written");
     let args = ["--config.file", "promforest.yml", "--input", "range.csv", "--history", "history.csv"];
-    let output = backtest(dir.path(), &[&args[..], &["--output", "scores.csv"]].concat());
+    let files = ["--output", "scores.csv", "--report", "report.html"];
+    let output = backtest(dir.path(), &[&args[..], &files].concat());
     assert_eq!((output.status, &*output.stderr), (0, ""));
     let scored = |minutes: std::ops::Range<i64>| {
         let rows = scores(&at("scores.csv"));
@@ -240,6 +241,41 @@ fn an_interface_that_goes_and_comes_back_neither_calls_nor_silences() {
     assert!(went.ends_with(&format!(" UTC, went: {lo}")), "{went}");
     assert!(incident.contains("score") && incident.contains("device=\"eth0\""), "{incident}");
     assert!(came.ends_with(&format!(" UTC, came: {lo}")), "{came}");
+}
+
+/// Its incident is one, and what was said before the interface went is what was said when it was still there.
+#[test]
+fn a_model_that_is_made_anew_does_not_change_what_was_said() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| dir.path().join(name);
+    let gone = INCIDENT + 20;
+    let text = csv(0, &counters(HISTORY + RANGE, INCIDENT), None);
+    let mut lines = text.lines();
+    let header = lines.next().expect("a header").to_string() + "\n";
+    let row = |(line, minute): (&str, i64)| match line.split(',').collect::<Vec<_>>()[..] {
+        [time, _, lo] if minute >= gone => format!("{time},,{lo}\n"),
+        _ => line.to_string() + "\n",
+    };
+    let rows: Vec<String> = lines.zip(0..).map(row).collect();
+    let (history, range) = rows.split_at(HISTORY as usize);
+    fs::write(at("history.csv"), header.clone() + &history.concat()).expect("written");
+    fs::write(at("range.csv"), header.clone() + &range.concat()).expect("written");
+    let before = (gone - HISTORY) as usize;
+    fs::write(at("before.csv"), header + &range[..before].concat()).expect("written");
+    fs::write(at("promforest.yml"), CONFIG).expect("written");
+    let replay = |input: &str, output: &str| {
+        let args = ["--config.file", "promforest.yml", "--history", "history.csv", "--input", input];
+        let replayed = backtest(dir.path(), &[&args[..], &["--output", output]].concat());
+        assert_eq!((replayed.status, &*replayed.stderr), (0, ""));
+        (scores(&at(output)), replayed.stdout)
+    };
+    let (prefix, _) = replay("before.csv", "prefix.csv");
+    let (whole, said) = replay("range.csv", "whole.csv");
+    assert_eq!(whole[..before], prefix);
+    let happened: Vec<&str> = said.lines().filter(|line| line.contains(" UTC, ")).collect();
+    let [incident, went] = happened[..] else { panic!("{said}") };
+    assert!(incident.contains("device=\"eth0\""), "{incident}");
+    assert!(went.contains("went: ") && went.contains("device=\"eth0\""), "{went}");
 }
 
 /// The server is in `tests/data/labelled`.

@@ -16,6 +16,8 @@ struct Attendant<'a> {
     /// How many of the samples are past.
     n_past: usize,
     observed: rows::Observed,
+    /// Is it one of the features that are looked for?
+    is_known: bool,
 }
 
 /// See the [module](self). Goes through a window once, forward.
@@ -33,7 +35,7 @@ impl<'a> Attendance<'a> {
         let attendant = |(labels, column, _)| {
             let mut samples = Vec::new();
             window.samples(column, i64::MIN, i64::MAX, &mut samples);
-            Attendant { labels, samples, n_past: 0, observed: rows::Observed::default() }
+            Attendant { labels, samples, n_past: 0, observed: rows::Observed::default(), is_known: false }
         };
         let timestamps: Vec<i64> = window.timestamps(i64::MIN, i64::MAX).collect();
         Self {
@@ -47,10 +49,13 @@ impl<'a> Attendance<'a> {
 
     /// The next time, after `after_ms`, at which one of these features has gone for good or another has come to stay.
     pub fn change(&mut self, features: &[Labels], after_ms: i64) -> Option<i64> {
+        for attendant in &mut self.attendants {
+            attendant.is_known = features.contains(attendant.labels);
+        }
         let not_before_ms = after_ms.max(self.changed_ms.saturating_add(PAUSE_MS));
         while let Some(timestamp_ms) = self.timestamps.next() {
             self.go_to(timestamp_ms);
-            if timestamp_ms > not_before_ms && self.is_other(features, timestamp_ms) {
+            if timestamp_ms > not_before_ms && self.is_other(features.len(), timestamp_ms) {
                 self.changed_ms = timestamp_ms;
                 return Some(timestamp_ms);
             }
@@ -68,20 +73,20 @@ impl<'a> Attendance<'a> {
         }
     }
 
-    fn is_other(&self, features: &[Labels], now_ms: i64) -> bool {
+    fn is_other(&self, n_features: usize, now_ms: i64) -> bool {
         let settling_ms = self.detector.transform.settling_ms();
-        let alive = self.attendants.iter().filter(|attendant| {
-            let newest = attendant.n_past.checked_sub(1).map(|newest| attendant.samples[newest]);
-            rows::is_alive(newest, now_ms, self.grace)
-        });
-        let alive: Vec<(&Labels, i64)> =
-            alive.map(|attendant| (attendant.labels, attendant.observed.ms() - settling_ms)).collect();
-        let have_ms = alive.iter().map(|(_, observed_ms)| *observed_ms).max().unwrap_or(0);
-        let minimum = self.detector.training.minimum;
-        let known = alive.iter().filter(|(labels, _)| features.contains(labels)).count();
-        let has_come = |(labels, observed_ms): &(&Labels, i64)| {
-            rows::is_enough(*observed_ms, have_ms, minimum) && !features.contains(labels)
+        let alive = || {
+            self.attendants.iter().filter(|attendant| {
+                let newest = attendant.n_past.checked_sub(1).map(|newest| attendant.samples[newest]);
+                rows::is_alive(newest, now_ms, self.grace)
+            })
         };
-        !alive.is_empty() && (known < features.len() || alive.iter().any(has_come))
+        let observed_ms = |attendant: &Attendant| attendant.observed.ms() - settling_ms;
+        let Some(have_ms) = alive().map(observed_ms).max() else { return false };
+        let minimum = self.detector.training.minimum;
+        let has_come = |attendant: &Attendant| {
+            !attendant.is_known && rows::is_enough(observed_ms(attendant), have_ms, minimum)
+        };
+        alive().filter(|attendant| attendant.is_known).count() < n_features || alive().any(has_come)
     }
 }

@@ -142,7 +142,7 @@ pub fn replay(
     done: &mut dyn FnMut(),
 ) -> Replayed {
     let mut replay = Replay::new(range, schema, done);
-    replay.go(schema, names, &mut detection, i64::MAX);
+    replay.go(schema, names, &mut detection, (i64::MIN, i64::MAX));
     replay.replayed
 }
 
@@ -157,12 +157,15 @@ pub fn follow(
     let (window, start_ms) = (range.window, range.start_ms);
     let mut replay = Replay::new(range, &schema, done);
     let mut attendance = Attendance::new(learning.detector, window, detection.interval_ms());
+    let mut said_ms = i64::MIN;
     loop {
         let change_ms = attendance.change(&schema.features, start_ms);
         let names = columns::defaults(&schema);
-        replay.go(&schema, names, &mut detection, change_ms.map_or(i64::MAX, |change_ms| change_ms - 1));
+        let to_ms = change_ms.map_or(i64::MAX, |change_ms| change_ms - 1);
+        replay.go(&schema, names, &mut detection, (said_ms, to_ms));
         let Some(change_ms) = change_ms else { return replay.replayed };
         let judged_to_ms = detection.newest_ms().unwrap_or(i64::MIN);
+        said_ms = judged_to_ms;
         let own = replay.replayed.own_incidents();
         if let Some((other, new)) = learning.learn_at(window, change_ms, judged_to_ms, &own) {
             replay.replayed.changes.push(Change::of(change_ms, &schema, &other));
@@ -221,9 +224,15 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// Takes the rows of a schema that the detection has not seen, up to `to_ms`, and keeps what it says of those in the
-    /// range.
-    fn go(&mut self, schema: &Schema, names: Vec<String>, detection: &mut Detection, to_ms: i64) {
+    /// Takes the rows of a schema that the detection has not seen, up to the second time, and keeps what it says of those
+    /// in the range and after the first: what an earlier one has said stays.
+    fn go(
+        &mut self,
+        schema: &Schema,
+        names: Vec<String>,
+        detection: &mut Detection,
+        (said_ms, to_ms): (i64, i64),
+    ) {
         let Replayed { metrics, timestamps, observations, .. } = &mut self.replayed;
         let places: Vec<usize> = names
             .into_iter()
@@ -240,7 +249,8 @@ impl<'a> Replay<'a> {
             let seen = detection.observe(timestamp_ms, values);
             // A row's time is that of its newest sample, which may be another's than the last in its slot.
             let place = timestamps.partition_point(|time| *time < timestamp_ms);
-            if place < timestamps.len()
+            if timestamp_ms > said_ms
+                && place < timestamps.len()
                 && schema.grid.bounds(timestamps[place]) == schema.grid.bounds(timestamp_ms)
             {
                 timestamps[place] = timestamp_ms;

@@ -12,6 +12,7 @@ use crate::models::{Fitted, Model, Params, artifact, columns};
 use crate::prom::duration;
 use crate::train::rows::Rows;
 use crate::window::MAX_FEATURES;
+use crate::window::row::Grid;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
@@ -257,6 +258,10 @@ fn replay(
     budget: f64,
 ) -> Result<Replayed, Failure> {
     let Lesson { detector, rows, window, .. } = lesson;
+    let n_features = rows.schema.features.len();
+    if n_features > MAX_FEATURES {
+        return Err(format!("{n_features} columns, a group has at most {MAX_FEATURES}").into());
+    }
     let params = match &detector.model {
         Params::Extended(params) => params.clone(),
         Params::IsolationForest(_) => ExtendedParams::default(),
@@ -275,10 +280,6 @@ fn replay(
             error => error.into(),
         })?,
     };
-    let n_features = rows.schema.features.len();
-    if n_features > MAX_FEATURES {
-        return Err(format!("{n_features} columns, a group has at most {MAX_FEATURES}").into());
-    }
     let n_rows = window.timestamps(start_ms - 1, i64::MAX).count();
     let bar = ProgressBar::new(n_rows as u64).with_message(lesson.name.clone());
     bar.set_style(ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} rows, {eta} left")?);
@@ -299,7 +300,7 @@ fn replay(
             // What is ready is taken as it is.
             let schema = match lesson.is_raw {
                 true => rows.schema.clone(),
-                false => Schema { transform: Transform::Value, ..rows.schema.clone() },
+                false => Schema { transform: Transform::Value, grid: Grid::Exact, ..rows.schema.clone() },
             };
             backtest::replay(range, &schema, names, detection, &mut done)
         }

@@ -53,6 +53,10 @@ impl Incident {
 
     /// Takes the next row, and tells whether there is an incident at it.
     pub fn follow(&mut self, timestamp_ms: i64, raw: f64, threshold: f64) -> bool {
+        // Of another model, which has seen more: what it saw stands.
+        if let Some(alarm) = self.alarm.filter(|alarm| alarm.last_ms >= timestamp_ms) {
+            return alarm.is_incident;
+        }
         let rows_ms = PAUSE_ROWS * self.interval_ms;
         let before = self.alarm.filter(|alarm| {
             timestamp_ms - alarm.last_ms <= if alarm.is_incident { PAUSE_MS.max(rows_ms) } else { rows_ms }
@@ -96,6 +100,18 @@ mod tests {
         assert!(at(71, 0.1, 9.0));
         assert!(!at(72, 0.1, 9.0));
         assert!(!at(73, 5.0, 9.0), "the next one has to cross the new threshold");
+    }
+
+    #[test]
+    fn rows_from_before_an_alarm_do_not_move_it() {
+        let mut incident = Incident::new(60_000);
+        assert!(incident.follow(30 * 60_000, 9.0, 1.0));
+        let mut successor = Incident::new(60_000).with_alarm(incident.alarm());
+        for minute in 0..10 {
+            assert!(successor.follow(minute * 60_000, 5.0, 1.0));
+        }
+        assert!(successor.follow(31 * 60_000, 0.1, 1.0) && successor.follow(40 * 60_000, 0.1, 1.0));
+        assert!(!successor.follow(41 * 60_000, 0.1, 1.0));
     }
 
     #[test]

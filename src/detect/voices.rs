@@ -342,7 +342,7 @@ fn complete(by_row: &mut [f32], scales: &[Option<Scale>], width: usize) {
         let rows = by_row.chunks_exact(width).enumerate();
         let whole: Vec<usize> =
             rows.filter(|(_, row)| !lacks(row, scales, metric)).map(|(number, _)| number).collect();
-        let to = incomplete.iter().filter(|(_, lacking)| lacking.contains(&metric));
+        let to = incomplete.iter().filter(|(_, lacking)| lacking.binary_search(&metric).is_ok());
         for ((to, _), from) in to.zip(whole.into_iter().cycle()) {
             let from = from * width + metric * ASPECTS;
             by_row.copy_within(from..from + ASPECTS, to * width + metric * ASPECTS);

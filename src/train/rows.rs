@@ -157,7 +157,7 @@ impl Rows {
             let mut samples = Vec::new();
             let column = window.find(feature).expect("a feature of the window");
             window.samples(column, i64::MIN, i64::MAX, &mut samples);
-            samples.first().map_or(i64::MAX, |sample| sample.timestamp_ms)
+            came_ms(&samples).unwrap_or(i64::MAX)
         };
         let came: Vec<i64> = schema.features.iter().map(came).collect();
         let first_ms = came.iter().min().copied().unwrap_or(i64::MAX);
@@ -183,8 +183,22 @@ impl Rows {
                 }
             });
         }
-        let to_ms = window.newest_ms().unwrap_or(i64::MIN).min(to_ms);
-        builder.finish(schema, to_ms, observed_ms)
+        let newest_ms = window.newest_ms().unwrap_or(i64::MIN).min(to_ms);
+        let rows = builder.finish(schema, newest_ms, observed_ms);
+        // One that is alive and has no row yet, or none that is not excluded, waits.
+        let is_in = |feature: usize| {
+            let column = &rows.values[feature * rows.len()..][..rows.len()];
+            column.iter().any(|value| !value.is_nan())
+        };
+        let features: Vec<Labels> = (0..rows.schema.features.len())
+            .filter(|feature| is_in(*feature))
+            .map(|feature| rows.schema.features[feature].clone())
+            .collect();
+        if rows.is_empty() || features.len() == rows.schema.features.len() {
+            return rows;
+        }
+        let schema = Schema { features, ..rows.schema };
+        Self::since_each_came(schema, window, exclusions, observed_ms, to_ms)
     }
 
     /// Every settled row of a schema.
@@ -246,6 +260,23 @@ impl Rows {
         let rows = builder.finish(schema, to_ms, observed.ms());
         if rows.is_empty() { Err(NoRows::NeverComplete { n_features }) } else { Ok(rows) }
     }
+}
+
+/// When a feature came: it was there for half of the time since then, at least. What it was before, for some minutes a
+/// week ago, is not worth the rows of the others in between.
+fn came_ms(samples: &[Sample]) -> Option<i64> {
+    let times: Vec<i64> = samples.iter().filter(|s| !s.is_stale()).map(|s| s.timestamp_ms).collect();
+    let stays = times.chunk_by(|a, b| b - a <= LOOK_BACK_MS);
+    let spans: Vec<(i64, i64)> = stays.map(|stay| (stay[0], stay[stay.len() - 1] - stay[0])).collect();
+    let to_ms = *times.last()?;
+    let mut there_ms: i64 = spans.iter().map(|(_, length_ms)| length_ms).sum();
+    for (from_ms, length_ms) in spans {
+        if 2 * there_ms >= to_ms - from_ms {
+            return Some(from_ms);
+        }
+        there_ms -= length_ms;
+    }
+    None
 }
 
 /// Every complete row after `after_ms` and up to `to_ms` whose values are settled, in the order of time.

@@ -285,3 +285,26 @@ fn an_incident_that_lasts_is_learned_from() {
     assert_eq!(excluded(12_000, true), 24 * 240 + 1 + 4, "a day");
     assert_eq!(excluded(12_000, false), 8000, "what a user names stays out");
 }
+
+#[test]
+fn a_feature_that_was_there_once_or_has_no_row_yet_costs_the_others_nothing() {
+    let detector = detector("{minimum: 10m}");
+    let both = |early: std::ops::Range<i64>| {
+        let (labels, mut samples) = counter("vpn", early);
+        samples.extend(counter("vpn", 7000..10_000).1);
+        window(vec![counter("eth0", 0..10_000), (labels, samples)])
+    };
+    let few = rows(&detector, &both(100..108)).expect("rows");
+    assert_eq!(few.len(), 9992, "its rows of long ago are none");
+    let most = rows(&detector, &both(0..6000)).expect("rows");
+    assert_eq!(most.len(), 8992, "it is known well, and was away for a thousand");
+
+    let excluded = Exclusion {
+        from_ms: START_MS + 6990 * STEP_MS,
+        to_ms: i64::MAX,
+        reason: "release".into(),
+        is_found: false,
+    };
+    let without = Rows::read(&detector, &both(100..108), &[excluded], i64::MAX).expect("rows");
+    assert_eq!((without.schema.features.as_slice(), without.len()), (&[feature("eth0")][..], 6986));
+}
