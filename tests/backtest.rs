@@ -199,31 +199,41 @@ fn marks_are_compared_and_rows_with_holes_are_told() {
     assert!(quiet.stdout.contains("for a budget of 0.05 a day"), "{}", quiet.stdout);
 }
 
+/// Writes the counters as `history.csv` and `range.csv`, and the configuration; those that are away at a minute are empty.
+fn write_tables(dir: &Path, is_away: impl Fn(usize, i64) -> bool) {
+    let text = csv(0, &counters(HISTORY + RANGE, INCIDENT), None);
+    let mut lines = text.lines();
+    let header = lines.next().expect("a header").to_string() + "\n";
+    let row = |(line, minute): (&str, i64)| {
+        let [time, eth0, lo] = line.split(',').collect::<Vec<_>>()[..] else { panic!("{line}") };
+        let cell = |device, value| if is_away(device, minute) { "" } else { value };
+        format!("{time},{},{}\n", cell(0, eth0), cell(1, lo))
+    };
+    let rows: Vec<String> = lines.zip(0..).map(row).collect();
+    let (history, range) = rows.split_at(HISTORY as usize);
+    for (name, rows) in [("history.csv", history), ("range.csv", range)] {
+        fs::write(dir.join(name), header.clone() + &rows.concat()).expect("written");
+    }
+    fs::write(dir.join("promforest.yml"), CONFIG).expect("written");
+}
+
+/// What a backtest of these tables prints, in the order of time.
+fn happened(dir: &Path, input: &str, files: &[&str]) -> Vec<String> {
+    let args = ["--config.file", "promforest.yml", "--history", "history.csv", "--input", input];
+    let output = backtest(dir, &[&args[..], files].concat());
+    assert_eq!((output.status, &*output.stderr), (0, ""));
+    output.stdout.lines().filter(|line| line.contains(" UTC, ")).map(String::from).collect()
+}
+
 /// As live, a model is made anew without an interface that has gone, and with it when it is back.
 #[test]
 fn an_interface_that_goes_and_comes_back_neither_calls_nor_silences() {
     let dir = tempfile::tempdir().expect("a folder");
-    let at = |name: &str| dir.path().join(name);
     let away = HISTORY + 100..HISTORY + 500;
-    let text = csv(0, &counters(HISTORY + RANGE, INCIDENT), None);
-    let mut lines = text.lines().map(String::from);
-    let header = lines.next().expect("a header") + "\n";
-    let rows: Vec<String> = lines
-        .zip(0..)
-        .map(|(line, minute)| match line.rsplit_once(',') {
-            Some((eth0, _)) if away.contains(&minute) => format!("{eth0},\n"),
-            _ => line + "\n",
-        })
-        .collect();
-    fs::write(at("history.csv"), header.clone() + &rows[..HISTORY as usize].concat()).expect("written");
-    fs::write(at("range.csv"), header + &rows[HISTORY as usize..].concat()).expect("written");
-    fs::write(at("promforest.yml"), CONFIG).expect("written");
-    let args = ["--config.file", "promforest.yml", "--input", "range.csv", "--history", "history.csv"];
-    let files = ["--output", "scores.csv", "--report", "report.html"];
-    let output = backtest(dir.path(), &[&args[..], &files].concat());
-    assert_eq!((output.status, &*output.stderr), (0, ""));
+    write_tables(dir.path(), |device, minute| device == 1 && away.contains(&minute));
+    let happened = happened(dir.path(), "range.csv", &["--output", "scores.csv"]);
     let scored = |minutes: std::ops::Range<i64>| {
-        let rows = scores(&at("scores.csv"));
+        let rows = scores(&dir.path().join("scores.csv"));
         minutes.filter(|minute| rows[(minute - HISTORY) as usize].2 == "true").count() as i64
     };
     // Two minutes until it is gone for good, and two in which there is no rate of it when it is back.
@@ -235,9 +245,8 @@ fn an_interface_that_goes_and_comes_back_neither_calls_nor_silences() {
         "{} of {after}",
         scored(away.end..HISTORY + RANGE)
     );
-    let happened: Vec<&str> = output.stdout.lines().filter(|line| line.contains(" UTC, ")).collect();
     let lo = "rate(node_network_receive_bytes_total{device=\"lo\"}[2m])";
-    let [went, incident, came] = happened[..] else { panic!("{}", output.stdout) };
+    let [went, incident, came] = &happened[..] else { panic!("{happened:?}") };
     assert!(went.ends_with(&format!(" UTC, went: {lo}")), "{went}");
     assert!(incident.contains("score") && incident.contains("device=\"eth0\""), "{incident}");
     assert!(came.ends_with(&format!(" UTC, came: {lo}")), "{came}");
@@ -249,33 +258,32 @@ fn a_model_that_is_made_anew_does_not_change_what_was_said() {
     let dir = tempfile::tempdir().expect("a folder");
     let at = |name: &str| dir.path().join(name);
     let gone = INCIDENT + 20;
-    let text = csv(0, &counters(HISTORY + RANGE, INCIDENT), None);
-    let mut lines = text.lines();
-    let header = lines.next().expect("a header").to_string() + "\n";
-    let row = |(line, minute): (&str, i64)| match line.split(',').collect::<Vec<_>>()[..] {
-        [time, _, lo] if minute >= gone => format!("{time},,{lo}\n"),
-        _ => line.to_string() + "\n",
-    };
-    let rows: Vec<String> = lines.zip(0..).map(row).collect();
-    let (history, range) = rows.split_at(HISTORY as usize);
-    fs::write(at("history.csv"), header.clone() + &history.concat()).expect("written");
-    fs::write(at("range.csv"), header.clone() + &range.concat()).expect("written");
+    write_tables(dir.path(), |device, minute| device == 0 && minute >= gone);
     let before = (gone - HISTORY) as usize;
-    fs::write(at("before.csv"), header + &range[..before].concat()).expect("written");
-    fs::write(at("promforest.yml"), CONFIG).expect("written");
-    let replay = |input: &str, output: &str| {
-        let args = ["--config.file", "promforest.yml", "--history", "history.csv", "--input", input];
-        let replayed = backtest(dir.path(), &[&args[..], &["--output", output]].concat());
-        assert_eq!((replayed.status, &*replayed.stderr), (0, ""));
-        (scores(&at(output)), replayed.stdout)
-    };
-    let (prefix, _) = replay("before.csv", "prefix.csv");
-    let (whole, said) = replay("range.csv", "whole.csv");
-    assert_eq!(whole[..before], prefix);
-    let happened: Vec<&str> = said.lines().filter(|line| line.contains(" UTC, ")).collect();
-    let [incident, went] = happened[..] else { panic!("{said}") };
+    let range = fs::read_to_string(at("range.csv")).expect("written");
+    let prefix: Vec<&str> = range.split_inclusive('\n').take(1 + before).collect();
+    fs::write(at("before.csv"), prefix.concat()).expect("written");
+    happened(dir.path(), "before.csv", &["--output", "prefix.csv"]);
+    let happened = happened(dir.path(), "range.csv", &["--output", "whole.csv"]);
+    assert_eq!(scores(&at("whole.csv"))[..before], scores(&at("prefix.csv")));
+    let [incident, went] = &happened[..] else { panic!("{happened:?}") };
     assert!(incident.contains("device=\"eth0\""), "{incident}");
     assert!(went.contains("went: ") && went.contains("device=\"eth0\""), "{went}");
+}
+
+/// One that is new joins within the range, and what it did is drawn beside rows that did not have it.
+#[test]
+fn an_interface_that_joins_is_watched_and_drawn() {
+    let dir = tempfile::tempdir().expect("a folder");
+    write_tables(dir.path(), |device, minute| device == 0 && minute < HISTORY - 500);
+    let files = ["--output", "scores.csv", "--report", "report.html"];
+    let happened = happened(dir.path(), "range.csv", &files);
+    let came = happened.iter().position(|line| line.contains("came: ") && line.contains("device=\"eth0\""));
+    let incident =
+        happened.iter().position(|line| line.contains("score") && line.contains("device=\"eth0\""));
+    assert!(came.is_some() && came < incident, "{happened:?}");
+    let page = fs::read_to_string(dir.path().join("report.html")).expect("written");
+    assert!(page.contains("came: ") && !page.contains("NaN"));
 }
 
 /// The server is in `tests/data/labelled`.

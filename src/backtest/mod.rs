@@ -164,10 +164,9 @@ pub fn follow(
         let to_ms = change_ms.map_or(i64::MAX, |change_ms| change_ms - 1);
         replay.go(&schema, names, &mut detection, (said_ms, to_ms));
         let Some(change_ms) = change_ms else { return replay.replayed };
-        let judged_to_ms = detection.newest_ms().unwrap_or(i64::MIN);
-        said_ms = judged_to_ms;
+        said_ms = detection.newest_ms().unwrap_or(i64::MIN);
         let own = replay.replayed.own_incidents();
-        if let Some((other, new)) = learning.learn_at(window, change_ms, judged_to_ms, &own) {
+        if let Some((other, new)) = learning.learn_at(window, change_ms, said_ms, &own) {
             replay.replayed.changes.push(Change::of(change_ms, &schema, &other));
             detection = new.succeed(&detection);
             schema = other;
@@ -244,6 +243,10 @@ impl<'a> Replay<'a> {
             })
             .collect();
         let n_metrics = metrics.len();
+        for seen in observations.iter_mut().flatten() {
+            seen.values.resize(n_metrics, f32::NAN);
+            seen.usual.resize(n_metrics, [f64::NAN; 3]);
+        }
         let seen_ms = detection.newest_ms().unwrap_or(i64::MIN);
         rows::settled(schema, self.window, seen_ms, to_ms, |timestamp_ms, values| {
             let seen = detection.observe(timestamp_ms, values);

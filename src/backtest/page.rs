@@ -35,13 +35,12 @@ pub fn page(source: &str, budget: f64, replayed: &Replayed) -> Backtest {
     let mut drawn: Vec<usize> = (0..weights.len()).filter(|metric| weights[*metric] > 0.0).collect();
     drawn.sort_by(|a, b| weights[*b].total_cmp(&weights[*a]));
     drawn.truncate(DRAWN);
-    // Rows from before a metric came do not have it.
     let metrics = drawn.iter().map(|metric| Metric {
         name: replayed.metrics[*metric].clone(),
-        values: of_rows(&|seen| seen.values.get(*metric).map_or(f64::NAN, |value| f64::from(*value))),
-        usual: of_rows(&|seen| seen.usual.get(*metric).map_or(f64::NAN, |usual| usual[0]))
+        values: of_rows(&|seen| f64::from(seen.values[*metric])),
+        usual: of_rows(&|seen| seen.usual[*metric][0])
             .into_iter()
-            .zip(of_rows(&|seen| seen.usual.get(*metric).map_or(f64::NAN, |usual| usual[2])))
+            .zip(of_rows(&|seen| seen.usual[*metric][2]))
             .map(|(low, high)| [low, high])
             .collect(),
     });

@@ -145,7 +145,8 @@ impl Rows {
         if rows.is_empty() { Err(NoRows::NeverComplete { n_features }) } else { Ok(rows) }
     }
 
-    /// The rows of the features that had come by then, from the time of the first on.
+    /// The rows of the features that had come by then, from the time of the first on. A feature that is alive and has no row
+    /// yet, or none that is not excluded, waits.
     fn since_each_came(
         schema: Schema,
         window: &Window,
@@ -166,26 +167,7 @@ impl Rows {
             .into_iter()
             .map(|ms| if ms <= first_ms.saturating_add(LOOK_BACK_MS) { first_ms } else { ms })
             .collect();
-        let mut steps = came.clone();
-        steps.sort_unstable();
-        steps.dedup();
-        let mut builder = Builder::new(&schema, exclusions, Some(first_ms));
-        let mut row = vec![f32::NAN; came.len()];
-        for (step, from_ms) in steps.iter().enumerate() {
-            let until_ms = steps.get(step + 1).map_or(i64::MAX, |next_ms| next_ms - 1).min(to_ms);
-            let places: Vec<usize> = (0..came.len()).filter(|place| came[*place] <= *from_ms).collect();
-            let features = places.iter().map(|place| schema.features[*place].clone()).collect();
-            let part = Schema { features, ..schema.clone() };
-            settled(&part, window, from_ms - 1, until_ms, |timestamp_ms, values| {
-                places.iter().zip(values).for_each(|(place, value)| row[*place] = *value);
-                if values.iter().all(|value| value.is_finite()) {
-                    builder.push(timestamp_ms, &row);
-                }
-            });
-        }
-        let newest_ms = window.newest_ms().unwrap_or(i64::MIN).min(to_ms);
-        let rows = builder.finish(schema, newest_ms, observed_ms);
-        // One that is alive and has no row yet, or none that is not excluded, waits.
+        let rows = Self::gather(schema, &came, window, exclusions, observed_ms, to_ms);
         let is_in = |feature: usize| {
             let column = &rows.values[feature * rows.len()..][..rows.len()];
             column.iter().any(|value| !value.is_nan())
@@ -199,6 +181,36 @@ impl Rows {
         }
         let schema = Schema { features, ..rows.schema };
         Self::since_each_came(schema, window, exclusions, observed_ms, to_ms)
+    }
+
+    /// The rows since each feature came, at these times: NaN before.
+    fn gather(
+        schema: Schema,
+        came: &[i64],
+        window: &Window,
+        exclusions: &[Exclusion],
+        observed_ms: i64,
+        to_ms: i64,
+    ) -> Self {
+        let mut steps = came.to_vec();
+        steps.sort_unstable();
+        steps.dedup();
+        let mut builder = Builder::new(&schema, exclusions, steps.first().copied());
+        let mut row = vec![f32::NAN; came.len()];
+        for (step, from_ms) in steps.iter().enumerate() {
+            let until_ms = steps.get(step + 1).map_or(i64::MAX, |next_ms| next_ms - 1).min(to_ms);
+            let places: Vec<usize> = (0..came.len()).filter(|place| came[*place] <= *from_ms).collect();
+            let features = places.iter().map(|place| schema.features[*place].clone()).collect();
+            let part = Schema { features, ..schema.clone() };
+            settled(&part, window, from_ms - 1, until_ms, |timestamp_ms, values| {
+                places.iter().zip(values).for_each(|(place, value)| row[*place] = *value);
+                if values.iter().all(|value| value.is_finite()) {
+                    builder.push(timestamp_ms, &row);
+                }
+            });
+        }
+        let to_ms = window.newest_ms().unwrap_or(i64::MIN).min(to_ms);
+        builder.finish(schema, to_ms, observed_ms)
     }
 
     /// Every settled row of a schema.
@@ -218,15 +230,9 @@ impl Rows {
         observed_ms: i64,
         to_ms: i64,
     ) -> Self {
-        let first_ms = window.timestamps(i64::MIN, i64::MAX).next();
-        let mut builder = Builder::new(&schema, exclusions, first_ms);
-        settled(&schema, window, i64::MIN, to_ms, |timestamp_ms, values| {
-            if values.iter().all(|value| value.is_finite()) {
-                builder.push(timestamp_ms, values);
-            }
-        });
-        let to_ms = window.newest_ms().unwrap_or(i64::MIN).min(to_ms);
-        builder.finish(schema, to_ms, observed_ms)
+        let first_ms = window.timestamps(i64::MIN, i64::MAX).next().unwrap_or(i64::MAX);
+        let came = vec![first_ms; schema.features.len()];
+        Self::gather(schema, &came, window, exclusions, observed_ms, to_ms)
     }
 
     /// Rows up to `to_ms` whose values are ready: one timestamp and one value of each feature a row, in any order of
