@@ -324,7 +324,7 @@ fn f27_a_restart_of_promforest_leaves_no_hole() {
         stack.check_scores(RANGE_MS);
         stack.check_nothing_lost();
 
-        stack.promforest.take().expect("it runs").kill();
+        stack.kill_promforest();
         thread::sleep(Duration::from_secs(4));
         stack.start_promforest();
         stack.wait_for_score_at(now_ms() + 3_000);

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use support::client::{Authority, client, folder};
 use support::prometheus::Api;
 use support::stack::{Collectors, JOB_NODE, NODE_NETWORK, RANGE_MS, RemoteWriteReceiver, Scraping, Stack};
-use support::{Process, each_version, free_port, http, now_ms, wait};
+use support::{Process, Version, each_version, free_port, http, now_ms, wait};
 use tempfile::TempDir;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -186,6 +186,16 @@ fn check(file: &Path) -> (Option<i32>, String, String) {
         text.replace(&file.display().to_string(), "FILE").replace(&folder, "FOLDER")
     };
     (status.code(), text(stdout), text(stderr))
+}
+
+/// Prometheus in the sidecar's folder, by the `prometheus.yml` there.
+fn prometheus_beside(sidecar: &Sidecar, version: Version, port: u16) -> Process {
+    let args = [
+        "--config.file=prometheus.yml".to_string(),
+        "--storage.tsdb.path=prometheus".into(),
+        format!("--web.listen-address=127.0.0.1:{port}"),
+    ];
+    Process::start("prometheus", &version.prometheus(), &args, sidecar.folder.path())
 }
 
 #[test]
@@ -465,13 +475,7 @@ fn f42_prometheus_writes_and_scrapes_through_tls_and_a_password() {
                  queue_config: {{batch_send_deadline: 1s}}\n"
             ),
         );
-        let args = [
-            "--config.file=prometheus.yml".to_string(),
-            "--storage.tsdb.path=prometheus".into(),
-            format!("--web.listen-address=127.0.0.1:{port}"),
-        ];
-        let mut prometheus =
-            Process::start("prometheus", &version.prometheus(), &args, sidecar.folder.path());
+        let mut prometheus = prometheus_beside(&sidecar, version, port);
         let api = Api(format!("127.0.0.1:{port}"));
         let mut taken = |what: &str, more_than: f64| {
             wait(
@@ -503,8 +507,7 @@ fn f42_prometheus_writes_and_scrapes_through_tls_and_a_password() {
         });
         // Connections that are kept go on as they began; new ones get the new certificate.
         prometheus.kill();
-        let mut prometheus =
-            Process::start("prometheus", &version.prometheus(), &args, sidecar.folder.path());
+        let mut prometheus = prometheus_beside(&sidecar, version, port);
         wait(
             &format!("{version}: samples go on"),
             PATIENCE,
@@ -631,13 +634,7 @@ fn b50_f29_prometheus_writes_beside_slow_and_greedy_clients() {
                  remote_write: [{{url: 'http://{address}/api/v1/write', queue_config: {{batch_send_deadline: 1s}}}}]\n"
             ),
         );
-        let args = [
-            "--config.file=prometheus.yml".to_string(),
-            "--storage.tsdb.path=prometheus".into(),
-            format!("--web.listen-address=127.0.0.1:{port}"),
-        ];
-        let mut prometheus =
-            Process::start("prometheus", &version.prometheus(), &args, sidecar.folder.path());
+        let mut prometheus = prometheus_beside(&sidecar, version, port);
         let begin = |length: usize| {
             let mut stream = TcpStream::connect(&address).ok()?;
             let head = format!("POST /api/v1/write HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");

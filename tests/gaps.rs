@@ -38,10 +38,6 @@ fn kill_prometheus(stack: &mut Stack) {
     stack.prometheus.take().expect("it runs").kill();
 }
 
-fn kill_promforest(stack: &mut Stack) {
-    stack.promforest.take().expect("it runs").kill();
-}
-
 #[test]
 fn f1_to_f7_f14_f16_f22_f45_whatever_is_killed_every_row_has_its_score() {
     each_version(|version| {
@@ -70,17 +66,17 @@ fn f1_to_f7_f14_f16_f22_f45_whatever_is_killed_every_row_has_its_score() {
         stack.start_promforest();
         assert_eq!(found(&stack, "restored"), 1.0, "{version}");
         stack.wait_for_score_at(now_ms() + 3_000);
-        kill_promforest(&mut stack);
+        stack.kill_promforest();
         thread::sleep(Duration::from_secs(2));
         stack.start_promforest();
         assert_eq!(found(&stack, "restored"), 1.0, "{version}");
         // Also while it reads what it missed.
-        kill_promforest(&mut stack);
+        stack.kill_promforest();
         stack.start_promforest();
         stack.wait_for_score_at(now_ms() + 3_000);
 
         // Prometheus dies and comes back while nobody listens.
-        kill_promforest(&mut stack);
+        stack.kill_promforest();
         thread::sleep(Duration::from_secs(2));
         kill_prometheus(&mut stack);
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
@@ -89,7 +85,7 @@ fn f1_to_f7_f14_f16_f22_f45_whatever_is_killed_every_row_has_its_score() {
         stack.wait_for_score_at(now_ms() + 3_000);
 
         // Both die, and the snapshot is damaged.
-        kill_promforest(&mut stack);
+        stack.kill_promforest();
         kill_prometheus(&mut stack);
         let path = snapshot(&stack);
         let mut bytes = fs::read(&path).expect("the snapshot");

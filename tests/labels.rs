@@ -15,10 +15,6 @@ use support::{each_version, now_ms};
 /// How much [`IN_ORDER`] has to know for a first model.
 const MINIMUM: Duration = Duration::from_secs(60);
 
-fn kill_promforest(stack: &mut Stack) {
-    stack.promforest.take().expect("it runs").kill();
-}
-
 #[test]
 fn external_labels_are_the_same_live_and_in_history() {
     each_version(|version| {
@@ -52,7 +48,7 @@ fn external_labels_are_the_same_live_and_in_history() {
         thread::sleep(Duration::from_secs(3));
         stack.start_promforest();
         stack.wait_for_score_at(now_ms() + 2_000);
-        kill_promforest(&mut stack);
+        stack.kill_promforest();
         fs::remove_dir_all(stack.dir.path().join("promforest-data/snapshots"))
             .expect("the directory is ours");
         let killed_ms = now_ms();

@@ -340,10 +340,10 @@ fn f23_a_model_lives_in_a_directory() {
     let end = stack.promforest.take().expect("it runs").terminate(Duration::from_secs(12));
     assert_eq!(end.code(), Some(0), "the end by SIGTERM");
     comes_back(&mut stack);
-    stack.promforest.take().expect("it runs").kill();
+    stack.kill_promforest();
     comes_back(&mut stack);
 
-    stack.promforest.take().expect("it runs").kill();
+    stack.kill_promforest();
     starts_beside_a_registry_that_hangs(&mut stack);
 }
 

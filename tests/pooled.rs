@@ -123,7 +123,7 @@ fn a_new_target_is_scored_from_its_first_row_and_over_a_restart() {
         thread::sleep(Duration::from_secs(3));
         stack.start_promforest();
         is_scored(&mut stack, now_ms() + 2_000);
-        stack.promforest.take().expect("it runs").kill();
+        stack.kill_promforest();
         thread::sleep(Duration::from_secs(3));
         stack.start_promforest();
         is_scored(&mut stack, now_ms() + 2_000);

@@ -59,7 +59,7 @@ fn f8_one_of_two_targets_that_was_away_gets_what_it_missed() {
         // A sudden one: the snapshot is older than the end.
         second.prometheus.take().expect("it runs").kill();
         thread::sleep(AWAY);
-        stack.promforest.take().expect("it runs").kill();
+        stack.kill_promforest();
         stack.start_promforest();
         stack.wait_for_score_at(now_ms());
         second.start_prometheus(RemoteWriteReceiver::Enabled);
@@ -69,7 +69,7 @@ fn f8_one_of_two_targets_that_was_away_gets_what_it_missed() {
         // Without a snapshot: what it has it tells itself, where it is read.
         second.prometheus.take().expect("it runs").kill();
         thread::sleep(AWAY);
-        stack.promforest.take().expect("it runs").kill();
+        stack.kill_promforest();
         fs::remove_dir_all(stack.dir.path().join("promforest-data/snapshots"))
             .expect("the directory is ours");
         fs::write(stack.config_file(), too(&config, "read")).expect("the directory is ours");

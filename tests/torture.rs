@@ -147,7 +147,7 @@ fn torment(stack: &mut Stack, dice: &mut Dice, books: &mut Books) {
 
 fn kill_promforest(stack: &mut Stack, books: &mut Books) {
     books.read(stack);
-    stack.promforest.take().expect("it runs").kill();
+    stack.kill_promforest();
     books.close();
 }
 

@@ -123,6 +123,11 @@ pub const JOB_NODE: Scraping<'_> = Scraping {
 };
 
 impl Stack {
+    /// Ends promforest as a power cut would.
+    pub fn kill_promforest(&mut self) {
+        self.promforest.take().expect("it runs").kill();
+    }
+
     /// Starts node_exporter and writes Prometheus' configuration.
     pub fn new(version: Version, collectors: Collectors, scraping: &Scraping<'_>) -> Self {
         let dir =
