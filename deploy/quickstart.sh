@@ -282,7 +282,7 @@ detectors:
     by: [job, instance]
     transform: rate(1m)
     window: 6h
-    training: {history: 5d, minimum: 1m, every: 15m}
+    training: {history: 5d, min_history: 1m, interval: 15m}
 YAML
 }
 

@@ -1,13 +1,13 @@
 //! The configuration file: every room's section, and what has to fit across them.
 
 use crate::features::Transform;
-use crate::features::rate::Semantics;
+use crate::features::rate::RateSemantics;
 use crate::forest::{Contamination, ExtendedParams, ForestParams, MaxFeatures, MaxSamples};
-use crate::models::{Kind, Params, registry};
+use crate::models::{ModelKind, ModelParams, registry};
 use crate::prom::{Selector, duration};
 pub use crate::yaml::FileError as Error;
 use crate::yaml::{self, Node, Section};
-use crate::{detect, history, publish, train};
+use crate::{detect, remote_read, remote_write, train};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
@@ -20,9 +20,9 @@ const MAX_ESTIMATORS: usize = 10_000;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Where scores are written.
-    pub remote_write: Vec<publish::Config>,
+    pub remote_write: Vec<remote_write::Config>,
     /// Where history is read.
-    pub remote_read: Vec<history::Config>,
+    pub remote_read: Vec<remote_read::Config>,
     /// Where models are kept.
     pub registry: registry::Config,
     /// What is watched.
@@ -49,20 +49,20 @@ pub struct Detector {
     /// How many alerts somebody can live with.
     pub alerts: detect::Config,
     /// The forest's parameters.
-    pub model: Params,
+    pub model: ModelParams,
 }
 
 impl Detector {
     /// What a window depends on beside the name: how samples are chosen and become values. Snapshots keep it.
-    pub fn watches(&self) -> String {
+    pub fn selection_key(&self) -> String {
         let matchers: Vec<String> = self.matchers.iter().map(ToString::to_string).collect();
-        let semantics = self.transform.semantics().map_or("", |semantics| semantics.as_str());
+        let semantics = self.transform.rate_semantics().map_or("", |semantics| semantics.as_str());
         format!("{} by {} as {} {semantics}", matchers.join(" or "), self.by.join(", "), self.transform)
     }
 
     /// Does it watch the same as another one, and make the same of it? Then a window of the one is the other's.
-    pub fn watches_as(&self, other: &Self) -> bool {
-        self.name == other.name && self.watches() == other.watches()
+    pub fn has_same_selection(&self, other: &Self) -> bool {
+        self.name == other.name && self.selection_key() == other.selection_key()
     }
 
     /// Name of the series that carries the decision.
@@ -99,16 +99,16 @@ impl Config {
         let scrape_interval =
             top.get("global").and_then(Node::section).map_or(DEFAULT_INTERVAL, |mut global| {
                 let interval = global.duration("scrape_interval", DEFAULT_INTERVAL);
-                global.finish();
+                global.deny_unknown();
                 interval
             });
         let remote_write = match top.get("remote_write") {
-            Some(list) => sections(&list).map(publish::Config::read).collect(),
-            None => vec![publish::Config::default()],
+            Some(list) => read_sections(&list).map(remote_write::Config::read).collect(),
+            None => vec![remote_write::Config::default()],
         };
         let remote_read = match top.get("remote_read") {
-            Some(list) => sections(&list).map(history::Config::read).collect(),
-            None => vec![history::Config::default()],
+            Some(list) => read_sections(&list).map(remote_read::Config::read).collect(),
+            None => vec![remote_read::Config::default()],
         };
         let registry = top
             .get("registry")
@@ -120,31 +120,31 @@ impl Config {
                 let items = list.items();
                 for item in items.iter().flatten() {
                     let Some(section) = item.clone().section() else { continue };
-                    let detector = detector(section, scrape_interval);
-                    let twice = detectors.iter().any(|other| other.name == detector.name);
+                    let detector = read_detector(section, scrape_interval);
+                    let is_duplicate = detectors.iter().any(|other| other.name == detector.name);
                     // A name that is missing is an error of its own.
-                    if twice && !detector.name.is_empty() {
-                        item.refuse(format!("a second detector named {:?}", detector.name));
+                    if is_duplicate && !detector.name.is_empty() {
+                        item.error(format!("a second detector named {:?}", detector.name));
                     }
                     detectors.push(detector);
                 }
                 if items.is_some_and(|items| items.is_empty()) {
-                    list.refuse("at least one detector is needed");
+                    list.error("at least one detector is needed");
                 }
                 detectors
             }
-            None => vec![node_network(scrape_interval)],
+            None => vec![default_detector(scrape_interval)],
         };
         if let registry::Store::Mlflow(mlflow) = &registry.store
             && let Some(model) = &mlflow.model
             && detectors.len() > 1
         {
-            top.refuse(format!(
+            top.error(format!(
                 "registry.mlflow.model: {} detectors would share the model {model}; without the key each has its own name",
                 detectors.len()
             ));
         }
-        top.finish();
+        top.deny_unknown();
         Self { remote_write, remote_read, registry, detectors: detectors.into_iter().map(Arc::new).collect() }
     }
 }
@@ -152,49 +152,49 @@ impl Config {
 /// Prometheus' common scrape interval; it only sets the default of `grace`.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(15);
 
-fn sections<'n, 'y>(list: &Node<'n, 'y>) -> impl Iterator<Item = Section<'n, 'y>> {
+fn read_sections<'n, 'y>(list: &Node<'n, 'y>) -> impl Iterator<Item = Section<'n, 'y>> {
     list.items().unwrap_or_default().into_iter().filter_map(Node::section)
 }
 
 /// The detector of someone who has written none: traffic of every interface that is a machine's
 /// own, not a container's.
-fn node_network(scrape_interval: Duration) -> Detector {
+fn default_detector(scrape_interval: Duration) -> Detector {
     let interfaces = r#"{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total", device!~"veth.*|cali.*|tap.*"}"#;
     Detector {
         name: "node_network".into(),
         matchers: vec![Selector::parse(interfaces).expect("a selector")],
-        ..defaults(scrape_interval)
+        ..detector_defaults(scrape_interval)
     }
 }
 
-fn defaults(scrape_interval: Duration) -> Detector {
+fn detector_defaults(scrape_interval: Duration) -> Detector {
     Detector {
         name: String::new(),
         matchers: Vec::new(),
         by: vec!["job".into(), "instance".into()],
-        transform: Transform::Rate { range_ms: 60_000, semantics: Semantics::V3 },
+        transform: Transform::Rate { range_ms: 60_000, semantics: RateSemantics::V3 },
         window: Duration::from_secs(6 * 3600),
         // Parts of a scrape may lie 5 s apart by Prometheus' batch deadline, and 5 s more by a retry.
         grace: (2 * scrape_interval).max(Duration::from_secs(15)),
         training: train::Config::default(),
         alerts: detect::Config::default(),
-        model: Params::default(),
+        model: ModelParams::default(),
     }
 }
 
-fn detector(mut section: Section<'_, '_>, scrape_interval: Duration) -> Detector {
-    let default = defaults(scrape_interval);
+fn read_detector(mut section: Section<'_, '_>, scrape_interval: Duration) -> Detector {
+    let default = detector_defaults(scrape_interval);
     let name = section.require("name").and_then(|node| {
         let name = node.text()?;
         if !is_name(&name) {
-            node.refuse(format!("{name:?} cannot begin a metric name: use letters, digits and _"));
+            node.error(format!("{name:?} cannot begin a metric name: use letters, digits and _"));
         }
         Some(name)
     });
     let matchers = section.require("match").map(|list| {
         let items = list.items();
         if items.as_ref().is_some_and(Vec::is_empty) {
-            list.refuse("at least one selector is needed");
+            list.error("at least one selector is needed");
         }
         items.iter().flatten().filter_map(|item| item.parse(Selector::parse)).collect()
     });
@@ -203,19 +203,19 @@ fn detector(mut section: Section<'_, '_>, scrape_interval: Duration) -> Detector
         for item in list.items().unwrap_or_default() {
             let Some(label) = item.text() else { continue };
             if !is_name(&label) {
-                item.refuse(format!("{label:?} is no label name: use letters, digits and _"));
+                item.error(format!("{label:?} is no label name: use letters, digits and _"));
             }
             if ["__name__", "detector", "model", "metric", "reason"].contains(&label.as_str()) {
-                item.refuse(format!("{label:?} cannot tell groups apart: it is a label of the outputs' own"));
+                item.error(format!("{label:?} cannot tell groups apart: it is a label of the outputs' own"));
             } else if by.contains(&label) {
-                item.refuse(format!("{label:?} is there twice"));
+                item.error(format!("{label:?} is there twice"));
             }
             by.push(label);
         }
         by
     });
     let semantics = section.get("rate_semantics").and_then(|node| node.parse(str::parse));
-    let semantics = semantics.unwrap_or(Semantics::V3);
+    let semantics = semantics.unwrap_or(RateSemantics::V3);
     let transform =
         section.get("transform").and_then(|node| node.parse(|text| Transform::parse(text, semantics)));
     let window = section.duration("window", default.window);
@@ -223,22 +223,23 @@ fn detector(mut section: Section<'_, '_>, scrape_interval: Duration) -> Detector
     let training =
         section.get("training").and_then(Node::section).map_or(default.training, train::Config::read);
     let alerts = section.get("alerts").and_then(Node::section).map_or(default.alerts, detect::Config::read);
-    let model = section.get("model").and_then(Node::section).map_or_else(|| default.model.clone(), forest);
+    let model =
+        section.get("model").and_then(Node::section).map_or_else(|| default.model.clone(), read_model);
     let transform = transform.unwrap_or(default.transform);
-    if window < training.minimum {
-        section.refuse(format!(
-            "window: {} is shorter than training.minimum ({}): without remote read the first model would never come",
+    if window < training.min_history {
+        section.error(format!(
+            "window: {} is shorter than training.min_history ({}): without remote read the first model would never come",
             duration::Display(window),
-            duration::Display(training.minimum),
+            duration::Display(training.min_history),
         ));
     }
-    if duration::millis(window) < transform.reach_ms() {
-        section.refuse(format!(
+    if duration::millis(window) < transform.lookback_ms() {
+        section.error(format!(
             "window: {} is too short for {transform}: twice its range is needed",
             duration::Display(window)
         ));
     }
-    section.finish();
+    section.deny_unknown();
     Detector {
         name: name.unwrap_or_default(),
         matchers: matchers.unwrap_or_default(),
@@ -257,13 +258,13 @@ fn is_name(text: &str) -> bool {
     !text.is_empty() && text.bytes().enumerate().all(allowed)
 }
 
-fn forest(mut section: Section<'_, '_>) -> Params {
+fn read_model(mut section: Section<'_, '_>) -> ModelParams {
     let kind = section.get("kind").and_then(|node| node.parse(str::parse)).unwrap_or_default();
     let n_estimators = section.get("n_estimators").and_then(|node| {
         let count: usize = node.value("a whole number")?;
         let n_estimators = NonZeroUsize::new(count).filter(|_| count <= MAX_ESTIMATORS);
         if n_estimators.is_none() {
-            node.refuse(format!("{count} is not in 1 to {MAX_ESTIMATORS}"));
+            node.error(format!("{count} is not in 1 to {MAX_ESTIMATORS}"));
         }
         n_estimators
     });
@@ -278,23 +279,23 @@ fn forest(mut section: Section<'_, '_>) -> Params {
     });
     let random_state = section.get("random_state").and_then(|node| node.value("a whole number"));
     match kind {
-        Kind::IsolationForest => {
+        ModelKind::IsolationForest => {
             let default = ForestParams::default();
-            Params::IsolationForest(ForestParams {
+            ModelParams::IsolationForest(ForestParams {
                 n_estimators: n_estimators.unwrap_or(default.n_estimators),
                 max_samples: max_samples.unwrap_or(default.max_samples),
                 random_state: random_state.unwrap_or(default.random_state),
-                ..plain(section)
+                ..read_standard_params(section)
             })
         }
-        Kind::ExtendedIsolationForest => {
+        ModelKind::ExtendedIsolationForest => {
             let default = ExtendedParams::default();
-            let n_columns = section.count("n_columns", default.n_columns.get(), 1);
-            section.finish();
-            Params::Extended(ExtendedParams {
+            let ndim = section.count("ndim", default.ndim.get(), 1);
+            section.deny_unknown();
+            ModelParams::Extended(ExtendedParams {
                 n_estimators: n_estimators.unwrap_or(default.n_estimators),
                 max_samples: max_samples.unwrap_or(default.max_samples),
-                n_columns: NonZeroUsize::new(n_columns).unwrap_or(default.n_columns),
+                ndim: NonZeroUsize::new(ndim).unwrap_or(default.ndim),
                 random_state: random_state.unwrap_or(default.random_state),
             })
         }
@@ -302,7 +303,7 @@ fn forest(mut section: Section<'_, '_>) -> Params {
 }
 
 /// What only a plain forest has; all else at its default.
-fn plain(mut section: Section<'_, '_>) -> ForestParams {
+fn read_standard_params(mut section: Section<'_, '_>) -> ForestParams {
     let default = ForestParams::default();
     let contamination = section.get("contamination").and_then(|node| match node.text()?.as_str() {
         "auto" => Some(Contamination::Auto),
@@ -317,7 +318,7 @@ fn plain(mut section: Section<'_, '_>) -> ForestParams {
             .and_then(|count| node.parse(|_| MaxFeatures::count(count))),
     });
     let bootstrap = section.flag("bootstrap", default.bootstrap);
-    section.finish();
+    section.deny_unknown();
     ForestParams {
         contamination: contamination.unwrap_or(default.contamination),
         max_features: max_features.unwrap_or(default.max_features),

@@ -10,9 +10,9 @@
 //! out. One that finds no room to grow does not wait for it, but gives back what it has: bodies that
 //! wait while they hold some would wait for each other, and so the last of any number can go on.
 
-use crate::http::server::Answer;
-use crate::prom::wire::{Counts, Malformed, Reason, Refused, Version, snappy};
-use crate::telemetry::{Labelled, Quiet};
+use crate::http::server::Response;
+use crate::prom::wire::{Malformed, ProtocolVersion, RejectReason, Rejections, RequestCounts, snappy};
+use crate::telemetry::{LogThrottle, OneLabel};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::StatusCode;
@@ -32,19 +32,19 @@ pub const BODY_LIMIT: usize = 32 << 20;
 /// Bytes of all bodies that are being received or wait to be decoded.
 const IN_FLIGHT_LIMIT: usize = 64 << 20;
 /// Bytes of a body that may take the last of them: Prometheus sends some hundred kilobytes.
-const SMALL: usize = 1 << 20;
+const SMALL_BODY: usize = 1 << 20;
 /// What is left to small ones: a few large ones that stand still are not in the way of Prometheus.
-const FOR_SMALL: usize = 16 << 20;
+const RESERVED_FOR_SMALL: usize = 16 << 20;
 /// How long a body may take to arrive.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// Seconds that an overloaded receiver asks for.
 const RETRY_AFTER_SECONDS: u16 = 5;
 /// Bytes of an error's text: Prometheus reads so many, and logs them.
-const TEXT_LIMIT: usize = 1 << 10;
+const ERROR_TEXT_LIMIT: usize = 1 << 10;
 /// How often one kind of refusal is logged.
-const LOG_EVERY: Duration = Duration::from_secs(60);
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// What a sender of 2.0 is told that was written: samples, histograms, exemplars.
-const WRITTEN: [HeaderName; 3] = [
+const WRITTEN_HEADERS: [HeaderName; 3] = [
     HeaderName::from_static("x-prometheus-remote-write-samples-written"),
     HeaderName::from_static("x-prometheus-remote-write-histograms-written"),
     HeaderName::from_static("x-prometheus-remote-write-exemplars-written"),
@@ -67,10 +67,10 @@ pub enum Error {
     TooLarge,
     /// The body did not arrive in time.
     #[error("the body did not arrive within {READ_TIMEOUT:?}")]
-    Slow,
+    ReadTimeout,
     /// The body broke off.
     #[error("the body broke off: {}", crate::yaml::chain(.0))]
-    Broken(hyper::Error),
+    Interrupted(hyper::Error),
     /// The body cannot be decompressed.
     #[error(transparent)]
     Snappy(#[from] snappy::Error),
@@ -78,12 +78,12 @@ pub enum Error {
     #[error("the body is no write request: {0}")]
     Malformed(#[from] Malformed),
     /// Some of it is invalid; the rest was accepted.
-    #[error("the valid part was accepted, refused: {refused}")]
-    Invalid {
+    #[error("the valid part was accepted, refused: {rejections}")]
+    PartialWrite {
         /// What is refused.
-        refused: Refused,
+        rejections: Rejections,
         /// What was accepted.
-        written: Written,
+        stats: WriteResponseStats,
     },
     /// Too much is being received or waits to be decoded.
     #[error("overloaded: {0}; try again")]
@@ -96,11 +96,11 @@ impl Error {
         match self {
             Self::ContentType(_) | Self::ContentEncoding(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Broken(_) | Self::Snappy(_) | Self::Malformed(_) | Self::Invalid { .. } => {
+            Self::Interrupted(_) | Self::Snappy(_) | Self::Malformed(_) | Self::PartialWrite { .. } => {
                 StatusCode::BAD_REQUEST
             }
             // Not 408: what is answered so is dropped.
-            Self::Slow | Self::Overloaded(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::ReadTimeout | Self::Overloaded(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -110,8 +110,8 @@ impl Error {
             Self::ContentType(_) => "content_type",
             Self::ContentEncoding(_) => "content_encoding",
             Self::TooLarge => "body_limit",
-            Self::Slow => "slow",
-            Self::Broken(_) => "broken",
+            Self::ReadTimeout => "slow",
+            Self::Interrupted(_) => "broken",
             Self::Snappy(snappy::Error::TooLarge { .. }) => "message_limit",
             Self::Snappy(_) => "snappy",
             Self::Malformed(Malformed::TooMany { what, .. }) => match *what {
@@ -120,32 +120,32 @@ impl Error {
                 _ => "symbols_limit",
             },
             Self::Malformed(_) => "malformed",
-            Self::Invalid { .. } => "partly_invalid",
+            Self::PartialWrite { .. } => "partly_invalid",
             Self::Overloaded(_) => "overloaded",
         }
     }
 
     /// What was accepted all the same.
-    fn written(&self) -> Written {
-        if let Self::Invalid { written, .. } = self { *written } else { Written::default() }
+    fn stats(&self) -> WriteResponseStats {
+        if let Self::PartialWrite { stats, .. } = self { *stats } else { WriteResponseStats::default() }
     }
 
     /// The text as one line within the limit, which Prometheus logs.
     fn line(&self) -> String {
-        const MORE: &str = "...";
+        const ELLIPSIS: &str = "...";
         let text = self.to_string();
-        let fits = |end: usize| end + MORE.len() < TEXT_LIMIT;
-        let cut = match text.char_indices().map(|(end, _)| end).take_while(|end| fits(*end)).last() {
-            Some(end) if !fits(text.len()) => text[..end].to_string() + MORE,
+        let fits = |end: usize| end + ELLIPSIS.len() < ERROR_TEXT_LIMIT;
+        let truncated = match text.char_indices().map(|(end, _)| end).take_while(|end| fits(*end)).last() {
+            Some(end) if !fits(text.len()) => text[..end].to_string() + ELLIPSIS,
             _ => text,
         };
-        cut.replace(char::is_control, " ")
+        truncated.replace(char::is_control, " ")
     }
 }
 
 /// How much of a request was accepted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Written {
+pub struct WriteResponseStats {
     /// Float samples.
     pub samples: usize,
     /// Native histograms.
@@ -156,20 +156,20 @@ pub struct Written {
 
 /// The answer: 204, or one line that says what is wrong. What was written is told to senders of 2.0
 /// alone: one of 1.0 would take the headers for another receiver's.
-pub fn response(version: Option<Version>, result: &Result<Written, Error>) -> Answer {
-    let mut response = Answer::default();
+pub fn response(version: Option<ProtocolVersion>, result: &Result<WriteResponseStats, Error>) -> Response {
+    let mut response = Response::default();
     *response.status_mut() = StatusCode::NO_CONTENT;
     if let Err(error) = result {
-        response = Answer::new((error.line() + "\n").into());
+        response = Response::new((error.line() + "\n").into());
         *response.status_mut() = error.status();
         if response.status() == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(RETRY_AFTER, RETRY_AFTER_SECONDS.into());
         }
     }
-    if version == Some(Version::V2) {
-        let Written { samples, histograms, exemplars } =
-            result.as_ref().map_or_else(Error::written, |written| *written);
-        for (name, count) in WRITTEN.into_iter().zip([samples, histograms, exemplars]) {
+    if version == Some(ProtocolVersion::V2) {
+        let WriteResponseStats { samples, histograms, exemplars } =
+            result.as_ref().map_or_else(Error::stats, |stats| *stats);
+        for (name, count) in WRITTEN_HEADERS.into_iter().zip([samples, histograms, exemplars]) {
             response.headers_mut().insert(name, count.into());
         }
     }
@@ -178,31 +178,31 @@ pub fn response(version: Option<Version>, result: &Result<Written, Error>) -> An
 
 /// A body that was received, and its share of the bytes in flight, given back when it is dropped.
 #[derive(Debug)]
-pub struct Received {
+pub struct WriteBody {
     /// The body, still compressed.
     pub body: Bytes,
     /// What it is, by its headers.
-    pub version: Version,
-    _share: Share,
+    pub version: ProtocolVersion,
+    _lease: BudgetLease,
 }
 
 /// Receives bodies within one budget of bytes.
 #[derive(Clone, Default)]
-pub struct Receiver {
-    budget: Arc<Budget>,
+pub struct BodyReceiver {
+    budget: Arc<InFlightBudget>,
 }
 
-impl Receiver {
+impl BodyReceiver {
     /// Bytes of the budget that are taken.
     pub fn in_flight(&self) -> usize {
-        *self.budget.taken()
+        *self.budget.lock()
     }
 
     /// Reads the body of a request of this version, as [`negotiate`] tells it.
     ///
     /// # Errors
     /// [`Error`], in the order in which a sender can mend it: size, budget, time.
-    pub async fn receive<B>(&self, version: Version, body: B) -> Result<Received, Error>
+    pub async fn receive<B>(&self, version: ProtocolVersion, body: B) -> Result<WriteBody, Error>
     where
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
@@ -212,58 +212,58 @@ impl Receiver {
             // Chunked.
             None => BODY_LIMIT,
         };
-        let share = Share { budget: self.budget.clone(), bytes: 0 };
-        let arriving = Arriving { bytes: Vec::new(), share };
-        let read = tokio::time::timeout(READ_TIMEOUT, arriving.read(body, length));
-        let Arriving { bytes, share } = read.await.map_err(|_| Error::Slow)??;
-        Ok(Received { body: bytes.into(), version, _share: share })
+        let lease = BudgetLease { budget: self.budget.clone(), bytes: 0 };
+        let buffer = BodyBuffer { bytes: Vec::new(), lease };
+        let read = tokio::time::timeout(READ_TIMEOUT, buffer.read(body, length));
+        let BodyBuffer { bytes, lease } = read.await.map_err(|_| Error::ReadTimeout)??;
+        Ok(WriteBody { body: bytes.into(), version, _lease: lease })
     }
 }
 
 /// Bytes that are taken by bodies.
 #[derive(Debug, Default)]
-struct Budget(Mutex<usize>);
+struct InFlightBudget(Mutex<usize>);
 
-impl Budget {
-    fn taken(&self) -> MutexGuard<'_, usize> {
+impl InFlightBudget {
+    fn lock(&self) -> MutexGuard<'_, usize> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A body's share of the budget.
 #[derive(Debug)]
-struct Share {
-    budget: Arc<Budget>,
+struct BudgetLease {
+    budget: Arc<InFlightBudget>,
     bytes: usize,
 }
 
-impl Drop for Share {
+impl Drop for BudgetLease {
     fn drop(&mut self) {
-        *self.budget.taken() -= self.bytes;
+        *self.budget.lock() -= self.bytes;
     }
 }
 
 /// What has arrived of a body: its share is all the memory that it takes.
-struct Arriving {
+struct BodyBuffer {
     bytes: Vec<u8>,
-    share: Share,
+    lease: BudgetLease,
 }
 
-impl Arriving {
+impl BodyBuffer {
     /// Reads to the end of a body that has so many bytes at most.
     async fn read<B>(mut self, mut body: B, length: usize) -> Result<Self, Error>
     where
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
         while let Some(frame) = body.frame().await {
-            let Ok(data) = frame.map_err(Error::Broken)?.into_data() else { continue };
+            let Ok(data) = frame.map_err(Error::Interrupted)?.into_data() else { continue };
             let needed = self.bytes.len() + data.len();
             if needed > BODY_LIMIT {
                 return Err(Error::TooLarge);
             }
-            if needed > self.share.bytes {
+            if needed > self.lease.bytes {
                 // By doubling, so that little is copied; a body holds twice what it has sent at most.
-                self.grow(needed.max(length.min(2 * self.share.bytes)))?;
+                self.grow(needed.max(length.min(2 * self.lease.bytes)))?;
             }
             self.bytes.extend_from_slice(&data);
         }
@@ -271,19 +271,19 @@ impl Arriving {
     }
 
     fn grow(&mut self, bytes: usize) -> Result<(), Error> {
-        let limit = if bytes <= SMALL { IN_FLIGHT_LIMIT } else { IN_FLIGHT_LIMIT - FOR_SMALL };
-        let mut taken = self.share.budget.taken();
-        let of_others = *taken - self.share.bytes;
+        let limit = if bytes <= SMALL_BODY { IN_FLIGHT_LIMIT } else { IN_FLIGHT_LIMIT - RESERVED_FOR_SMALL };
+        let mut in_flight = self.lease.budget.lock();
+        let of_others = *in_flight - self.lease.bytes;
         if of_others + bytes > limit {
             // Within the lock: of those that find no room at the same time one is left that does.
             self.bytes = Vec::new();
-            *taken = of_others;
-            self.share.bytes = 0;
+            *in_flight = of_others;
+            self.lease.bytes = 0;
             return Err(Error::Overloaded("too many bytes in flight"));
         }
-        *taken = of_others + bytes;
-        self.share.bytes = bytes;
-        drop(taken);
+        *in_flight = of_others + bytes;
+        self.lease.bytes = bytes;
+        drop(in_flight);
         self.bytes.reserve_exact(bytes - self.bytes.len());
         Ok(())
     }
@@ -294,7 +294,7 @@ impl Arriving {
 ///
 /// # Errors
 /// [`Error::ContentType`], [`Error::ContentEncoding`].
-pub fn negotiate(headers: &HeaderMap) -> Result<Version, Error> {
+pub fn negotiate(headers: &HeaderMap) -> Result<ProtocolVersion, Error> {
     let version = content_type(headers)?;
     check_content_encoding(headers)?;
     Ok(version)
@@ -302,28 +302,28 @@ pub fn negotiate(headers: &HeaderMap) -> Result<Version, Error> {
 
 /// Absent or `application/x-protobuf`: 1.0, unless `proto` says otherwise; blanks, quotes and case do
 /// not matter. Source: remote write specification 2.0, "Protocol".
-fn content_type(headers: &HeaderMap) -> Result<Version, Error> {
-    let mut version = Version::V1;
+fn content_type(headers: &HeaderMap) -> Result<ProtocolVersion, Error> {
+    let mut version = ProtocolVersion::V1;
     let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(version) };
     let text = String::from_utf8_lossy(value.as_bytes());
     if text.trim().is_empty() {
         return Ok(version);
     }
-    let refuse = || Error::ContentType(text.clone().into_owned());
+    let unsupported = || Error::ContentType(text.clone().into_owned());
     let mut parts = text.split(';').map(str::trim);
     if !parts.next().is_some_and(|part| part.eq_ignore_ascii_case("application/x-protobuf")) {
-        return Err(refuse());
+        return Err(unsupported());
     }
     for part in parts {
-        let (name, value) = part.split_once('=').ok_or_else(refuse)?;
+        let (name, value) = part.split_once('=').ok_or_else(unsupported)?;
         if !name.trim().eq_ignore_ascii_case("proto") {
             continue;
         }
         let message = value.trim().trim_matches('"').to_ascii_lowercase();
         version = match message.as_str() {
-            "prometheus.writerequest" => Version::V1,
-            "io.prometheus.write.v2.request" => Version::V2,
-            _ => return Err(refuse()),
+            "prometheus.writerequest" => ProtocolVersion::V1,
+            "io.prometheus.write.v2.request" => ProtocolVersion::V2,
+            _ => return Err(unsupported()),
         };
     }
     Ok(version)
@@ -338,11 +338,11 @@ fn check_content_encoding(headers: &HeaderMap) -> Result<(), Error> {
 
 /// Why samples were received and not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dropped {
+pub enum DropReason {
     /// No detector selects the series.
     Unwatched,
     /// One of our own outputs came back.
-    Own,
+    OwnOutput,
     /// The series' labels are invalid.
     InvalidLabels,
     /// The native histogram contradicts itself: its count and its sum.
@@ -350,7 +350,7 @@ pub enum Dropped {
     /// The timestamp is before the year 2000 or too far in the future.
     InvalidTimestamp,
     /// The limit of watched series is reached.
-    OverLimit,
+    SeriesLimit,
     /// It was there already.
     Duplicate,
     /// There was another value at this time already; that one stays.
@@ -359,14 +359,14 @@ pub enum Dropped {
     TooOld,
 }
 
-impl Dropped {
+impl DropReason {
     const ALL: [Self; 9] = [
         Self::Unwatched,
-        Self::Own,
+        Self::OwnOutput,
         Self::InvalidLabels,
         Self::InvalidHistogram,
         Self::InvalidTimestamp,
-        Self::OverLimit,
+        Self::SeriesLimit,
         Self::Duplicate,
         Self::Conflict,
         Self::TooOld,
@@ -375,11 +375,11 @@ impl Dropped {
     fn label(self) -> &'static str {
         match self {
             Self::Unwatched => "unwatched",
-            Self::Own => "own_output",
+            Self::OwnOutput => "own_output",
             Self::InvalidLabels => "invalid_labels",
             Self::InvalidHistogram => "invalid_histogram",
             Self::InvalidTimestamp => "invalid_timestamp",
-            Self::OverLimit => "series_limit",
+            Self::SeriesLimit => "series_limit",
             Self::Duplicate => "duplicate",
             Self::Conflict => "conflict",
             Self::TooOld => "too_old",
@@ -398,29 +398,29 @@ pub struct Metrics {
     samples: Counter,
     histograms: Counter,
     late: Counter,
-    dropped: [Counter; Dropped::ALL.len()],
-    refused: [Counter; Reason::ALL.len()],
-    ignored: Labelled<Counter>,
+    dropped: [Counter; DropReason::ALL.len()],
+    rejected: [Counter; RejectReason::ALL.len()],
+    ignored: OneLabel<Counter>,
     in_flight: Gauge,
-    told: Arc<Mutex<HashMap<&'static str, Quiet>>>,
+    log_throttles: Arc<Mutex<HashMap<&'static str, LogThrottle>>>,
 }
 
 impl Metrics {
     /// Registers the room's metrics.
     pub fn new(registry: &mut Registry) -> Self {
-        let (dropped, refused) = (Labelled::<Counter>::default(), Labelled::<Counter>::default());
+        let (dropped, rejected) = (OneLabel::<Counter>::default(), OneLabel::<Counter>::default());
         let metrics = Self {
             requests: Family::default(),
             samples: Counter::default(),
             histograms: Counter::default(),
             late: Counter::default(),
-            dropped: Dropped::ALL
+            dropped: DropReason::ALL
                 .map(|reason| dropped.get_or_create(&[("reason", reason.label().into())]).clone()),
-            refused: Reason::ALL
-                .map(|reason| refused.get_or_create(&[("reason", reason.label().into())]).clone()),
-            ignored: Labelled::default(),
+            rejected: RejectReason::ALL
+                .map(|reason| rejected.get_or_create(&[("reason", reason.label().into())]).clone()),
+            ignored: OneLabel::default(),
             in_flight: Gauge::default(),
-            told: Arc::default(),
+            log_throttles: Arc::default(),
         };
         registry.register(
             "ingest_requests",
@@ -451,7 +451,7 @@ impl Metrics {
         registry.register(
             "ingest_refused",
             "Samples, histograms, exemplars, metadata and series answered 400 while the rest of their request was accepted",
-            refused,
+            rejected,
         );
         registry.register(
             "ingest_ignored",
@@ -462,27 +462,31 @@ impl Metrics {
     }
 
     /// Counts an answer, and logs what is refused once in a while.
-    pub fn answered(&self, version: Option<Version>, result: &Result<Written, Error>) {
+    pub fn count_answered(
+        &self,
+        version: Option<ProtocolVersion>,
+        result: &Result<WriteResponseStats, Error>,
+    ) {
         let (status, reason) = match result {
             Ok(_) => (StatusCode::NO_CONTENT, ""),
             Err(error) => (error.status(), error.reason()),
         };
-        self.count(version, status, reason);
+        self.count_request(version, status, reason);
         if let Err(error) = result {
             debug!(component = "ingest", err = error.line(), "request refused");
-            self.warn("write request refused", reason, &error.line());
+            self.log_throttled("write request refused", reason, &error.line());
         }
     }
 
     /// Counts a request whose method is not the right one.
-    pub fn not_allowed(&self) {
-        self.count(None, StatusCode::METHOD_NOT_ALLOWED, "method");
+    pub fn count_method_not_allowed(&self) {
+        self.count_request(None, StatusCode::METHOD_NOT_ALLOWED, "method");
     }
 
-    fn count(&self, version: Option<Version>, status: StatusCode, reason: &'static str) {
+    fn count_request(&self, version: Option<ProtocolVersion>, status: StatusCode, reason: &'static str) {
         let version = match version {
-            Some(Version::V1) => "1.0",
-            Some(Version::V2) => "2.0",
+            Some(ProtocolVersion::V1) => "1.0",
+            Some(ProtocolVersion::V2) => "2.0",
             None => "",
         };
         let labels = [
@@ -493,47 +497,47 @@ impl Metrics {
         self.requests.get_or_create(&labels).inc();
     }
 
-    fn warn(&self, what: &str, reason: &'static str, text: &str) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = told.entry(reason).or_insert_with(|| Quiet::new(LOG_EVERY)).add(1);
-        drop(told);
+    fn log_throttled(&self, what: &str, reason: &'static str, text: &str) {
+        let mut throttles = self.log_throttles.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = throttles.entry(reason).or_insert_with(|| LogThrottle::new(LOG_INTERVAL)).add(1);
+        drop(throttles);
         let Some(count) = count else { return };
         let suppressed = count - 1;
         warn!(component = "ingest", reason, err = text, suppressed, "{what}");
     }
 
     /// Counts what a request held.
-    pub fn received(&self, counts: &Counts, samples: usize, refused: &Refused) {
+    pub fn count_received(&self, counts: &RequestCounts, samples: usize, rejections: &Rejections) {
         self.samples.inc_by(samples as u64);
         self.histograms.inc_by(counts.histograms as u64);
-        self.ignored("exemplar", counts.exemplars);
-        self.ignored("metadata", counts.metadata);
-        self.ignored("other_version", counts.foreign);
-        if counts.foreign > 0 {
+        self.count_ignored("exemplar", counts.exemplars);
+        self.count_ignored("metadata", counts.metadata);
+        self.count_ignored("other_version", counts.other_version);
+        if counts.other_version > 0 {
             let text = "the content type names one version, and the body is of the other";
-            self.warn("series of a write request ignored", "other_version", text);
+            self.log_throttled("series of a write request ignored", "other_version", text);
         }
-        for reason in Reason::ALL {
-            self.refused[reason as usize].inc_by(refused.of(reason) as u64);
+        for reason in RejectReason::ALL {
+            self.rejected[reason as usize].inc_by(rejections.count(reason) as u64);
         }
     }
 
     /// Counts a sample that came after newer ones of its group.
-    pub fn late(&self) {
+    pub fn count_late(&self) {
         self.late.inc();
     }
 
     /// Counts samples that are not used.
-    pub fn drop_samples(&self, reason: Dropped, samples: usize) {
+    pub fn count_dropped(&self, reason: DropReason, samples: usize) {
         self.dropped[reason as usize].inc_by(samples as u64);
     }
 
     /// Shows the share of the budget that is taken.
-    pub fn in_flight(&self, bytes: usize) {
+    pub fn set_in_flight(&self, bytes: usize) {
         self.in_flight.set(bytes as i64);
     }
 
-    fn ignored(&self, kind: &'static str, count: usize) {
+    fn count_ignored(&self, kind: &'static str, count: usize) {
         if count > 0 {
             self.ignored.get_or_create(&[("kind", kind.into())]).inc_by(count as u64);
         }
@@ -550,7 +554,7 @@ mod tests {
 
     #[test]
     fn b2_b3_b4_b5_content_types() {
-        let (v1, v2) = (Some(Version::V1), Some(Version::V2));
+        let (v1, v2) = (Some(ProtocolVersion::V1), Some(ProtocolVersion::V2));
         assert_eq!(content_type(&HeaderMap::new()).ok(), v1);
         for (text, expected) in [
             ("", v1),
@@ -588,36 +592,37 @@ mod tests {
     #[test]
     fn bodies_that_grow_together_do_not_wait_for_each_other() {
         const PIECE: usize = 64 << 10;
-        let budget = Arc::<Budget>::default();
-        let begin = || Arriving { bytes: Vec::new(), share: Share { budget: budget.clone(), bytes: 0 } };
-        let mut arriving: Vec<Arriving> = (0..10).map(|_| begin()).collect();
-        let mut refused = 0;
+        let budget = Arc::<InFlightBudget>::default();
+        let new_buffer =
+            || BodyBuffer { bytes: Vec::new(), lease: BudgetLease { budget: budget.clone(), bytes: 0 } };
+        let mut buffers: Vec<BodyBuffer> = (0..10).map(|_| new_buffer()).collect();
+        let mut n_rejected = 0;
         for size in (PIECE..=BODY_LIMIT).step_by(PIECE) {
-            arriving.retain_mut(|body| {
-                let has_room = body.grow(size).is_ok();
-                refused += usize::from(!has_room);
-                assert!(*budget.taken() <= IN_FLIGHT_LIMIT - FOR_SMALL || size <= SMALL);
+            buffers.retain_mut(|buffer| {
+                let has_room = buffer.grow(size).is_ok();
+                n_rejected += usize::from(!has_room);
+                assert!(*budget.lock() <= IN_FLIGHT_LIMIT - RESERVED_FOR_SMALL || size <= SMALL_BODY);
                 has_room
             });
-            assert_eq!(*budget.taken(), size * arriving.len());
-            assert!(arriving.iter().all(|body| body.bytes.capacity() <= size));
+            assert_eq!(*budget.lock(), size * buffers.len());
+            assert!(buffers.iter().all(|buffer| buffer.bytes.capacity() <= size));
         }
-        assert_eq!((arriving.len(), refused), (1, 9));
-        let mut small: Vec<Arriving> = (0..64).map(|_| begin()).collect();
-        let n_small = small.iter_mut().filter_map(|body| body.grow(SMALL).ok()).count();
+        assert_eq!((buffers.len(), n_rejected), (1, 9));
+        let mut small_buffers: Vec<BodyBuffer> = (0..64).map(|_| new_buffer()).collect();
+        let n_small = small_buffers.iter_mut().filter_map(|buffer| buffer.grow(SMALL_BODY).ok()).count();
         assert_eq!(n_small, 32, "they have what the large one leaves");
-        drop((arriving, small));
-        assert_eq!(*budget.taken(), 0);
+        drop((buffers, small_buffers));
+        assert_eq!(*budget.lock(), 0);
     }
 
     #[test]
     fn an_error_is_one_short_line() {
-        let mut refused = Refused::default();
-        refused.add(Reason::Labels, 2, || "\u{e9}\n\r".repeat(1000));
-        refused.add(Reason::Histogram, 1, || "not shown".into());
-        let error = Error::Invalid { refused, written: Written::default() };
+        let mut rejections = Rejections::default();
+        rejections.add(RejectReason::Labels, 2, || "\u{e9}\n\r".repeat(1000));
+        rejections.add(RejectReason::Histogram, 1, || "not shown".into());
+        let error = Error::PartialWrite { rejections, stats: WriteResponseStats::default() };
         let line = error.line();
-        assert!(line.len() < TEXT_LIMIT && !line.contains(char::is_control), "{line}");
+        assert!(line.len() < ERROR_TEXT_LIMIT && !line.contains(char::is_control), "{line}");
         let start =
             "the valid part was accepted, refused: 2 invalid_labels, 1 invalid_histogram; for example: ";
         assert!(line.starts_with(start) && line.ends_with("..."), "{line}");

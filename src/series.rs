@@ -10,44 +10,44 @@
 //! two generations: what was not seen for a whole generation is forgotten, and resolved again
 //! should it come back.
 
-mod table;
+mod entry_table;
 
 use crate::window::Column;
+use entry_table::{EntryTable, Slot};
 use std::hash::{BuildHasher, RandomState};
-use table::{Slot, Table};
 
 /// Series of one generation, at 16 bytes and the table's slack each. Two generations are kept.
-pub const GENERATION: usize = 1 << 20;
+pub const GENERATION_SIZE: usize = 1 << 20;
 
 /// What is known of a series.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Entry<'a> {
+pub enum IndexEntry<'a> {
     /// Its samples are counted and left.
-    Ignored(Ignored),
+    Ignored(IgnoreReason),
     /// Its samples go to these columns; more than one when several detectors watch it.
-    Watched(&'a [Target]),
+    Watched(&'a [ColumnRef]),
 }
 
 /// Why the samples of a series are left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ignored {
+pub enum IgnoreReason {
     /// No detector selects it.
     Unwatched,
     /// It is one of our own outputs, come back.
-    Own,
+    OwnOutput,
     /// Its labels are invalid.
-    Invalid,
+    InvalidLabels,
     /// The limit of watched series is reached.
     OverLimit,
 }
 
-impl Ignored {
-    const ALL: [Self; 4] = [Self::Unwatched, Self::Own, Self::Invalid, Self::OverLimit];
+impl IgnoreReason {
+    const ALL: [Self; 4] = [Self::Unwatched, Self::OwnOutput, Self::InvalidLabels, Self::OverLimit];
 }
 
 /// A column of a group's window.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Target {
+pub struct ColumnRef {
     /// The group, never used for another one.
     pub group: u32,
     /// The column in its window.
@@ -56,24 +56,24 @@ pub struct Target {
 
 /// The hash of a series' labels: 64 bits find it in the table, 32 more tell it from another one at
 /// the same place.
-fn place_and_check(hash: u128) -> (u64, u32) {
+fn split_hash(hash: u128) -> (u64, u32) {
     (hash as u64, (hash >> 64) as u32)
 }
 
 /// An [`Ignored`] by its number, or, from [`FIRST_WATCHED`] on, a place in [`Index::watched`].
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Code(u32);
+pub struct EntryId(u32);
 
-const FIRST_WATCHED: u32 = Ignored::ALL.len() as u32;
+const FIRST_WATCHED_ID: u32 = IgnoreReason::ALL.len() as u32;
 
 /// Every series seen lately.
-pub struct Index {
-    current: Table,
-    previous: Table,
+pub struct SeriesIndex {
+    current: EntryTable,
+    previous: EntryTable,
     /// The slots of a request.
     slots: Vec<Slot>,
-    generation: usize,
-    watched: Vec<Box<[Target]>>,
+    generation_size: usize,
+    watched: Vec<Box<[ColumnRef]>>,
     /// Places in `watched` that are free again.
     free: Vec<u32>,
     /// Places that nothing remembers any more, and that somebody may still hold: free at the next
@@ -82,20 +82,20 @@ pub struct Index {
     seed: u64,
 }
 
-impl Default for Index {
+impl Default for SeriesIndex {
     fn default() -> Self {
-        Self::with_generation(GENERATION)
+        Self::with_generation(GENERATION_SIZE)
     }
 }
 
-impl Index {
+impl SeriesIndex {
     /// An index of generations of the given size.
-    pub fn with_generation(generation: usize) -> Self {
+    pub fn with_generation(generation_size: usize) -> Self {
         Self {
-            current: Table::default(),
-            previous: Table::default(),
+            current: EntryTable::default(),
+            previous: EntryTable::default(),
             slots: Vec::new(),
-            generation,
+            generation_size,
             watched: Vec::new(),
             free: Vec::new(),
             released: Vec::new(),
@@ -110,76 +110,76 @@ impl Index {
 
     /// What is known of each of these series; `None` when it has to be resolved and
     /// [inserted](Self::insert). It stays true until the next call, whatever is inserted.
-    pub fn lookup(&mut self, hashes: &[u128], known: &mut Vec<Option<Code>>) {
+    pub fn lookup(&mut self, hashes: &[u128], ids: &mut Vec<Option<EntryId>>) {
         self.free.append(&mut self.released);
-        known.clear();
-        let places = hashes.iter().map(|hash| place_and_check(*hash).0);
-        self.current.fetch(places, &mut self.slots);
+        ids.clear();
+        let keys = hashes.iter().map(|hash| split_hash(*hash).0);
+        self.current.prefetch(keys, &mut self.slots);
         for (i, hash) in hashes.iter().enumerate() {
-            let (place, check) = place_and_check(*hash);
-            let found = self.current.get_from(self.slots[i], place).or_else(|| self.promote(place));
-            known.push(found.and_then(|(found, code)| (found == check).then_some(code)));
+            let (key, fingerprint) = split_hash(*hash);
+            let found = self.current.get_from(self.slots[i], key).or_else(|| self.promote(key));
+            ids.push(found.and_then(|(found, code)| (found == fingerprint).then_some(code)));
         }
     }
 
     /// Takes a series over from the generation before.
-    fn promote(&mut self, place: u64) -> Option<(u32, Code)> {
-        let Some((check, code)) = self.previous.take(place) else {
+    fn promote(&mut self, key: u64) -> Option<(u32, EntryId)> {
+        let Some((fingerprint, id)) = self.previous.remove(key) else {
             // It may have been taken over since the slots were read.
-            return self.current.get(place);
+            return self.current.get(key);
         };
-        self.current.insert(place, check, code);
-        Some((check, code))
+        self.current.insert(key, fingerprint, id);
+        Some((fingerprint, id))
     }
 
     /// What a code stands for.
-    pub fn entry(&self, code: Code) -> Entry<'_> {
-        match Ignored::ALL.get(code.0 as usize) {
-            Some(ignored) => Entry::Ignored(*ignored),
-            None => Entry::Watched(&self.watched[(code.0 - FIRST_WATCHED) as usize]),
+    pub fn entry(&self, id: EntryId) -> IndexEntry<'_> {
+        match IgnoreReason::ALL.get(id.0 as usize) {
+            Some(reason) => IndexEntry::Ignored(*reason),
+            None => IndexEntry::Watched(&self.watched[(id.0 - FIRST_WATCHED_ID) as usize]),
         }
     }
 
     /// Remembers a series, in place of what was known of it.
-    pub fn insert(&mut self, hash: u128, entry: Entry<'_>) -> Code {
-        if self.current.len() >= self.generation {
-            let forgotten = std::mem::replace(&mut self.previous, std::mem::take(&mut self.current));
-            forgotten.codes().for_each(|code| self.release(code));
+    pub fn insert(&mut self, hash: u128, entry: IndexEntry<'_>) -> EntryId {
+        if self.current.len() >= self.generation_size {
+            let expired = std::mem::replace(&mut self.previous, std::mem::take(&mut self.current));
+            expired.ids().for_each(|code| self.release(code));
         }
-        let code = match entry {
-            Entry::Ignored(ignored) => Code(ignored as u32),
-            Entry::Watched(targets) => self.place(targets.into()),
+        let id = match entry {
+            IndexEntry::Ignored(ignored) => EntryId(ignored as u32),
+            IndexEntry::Watched(columns) => self.store_columns(columns.into()),
         };
-        let (place, check) = place_and_check(hash);
-        if let Some(old) = self.current.insert(place, check, code) {
+        let (key, fingerprint) = split_hash(hash);
+        if let Some(old) = self.current.insert(key, fingerprint, id) {
             self.release(old);
         }
-        code
+        id
     }
 
-    fn place(&mut self, targets: Box<[Target]>) -> Code {
-        let place = match self.free.pop() {
-            Some(place) => {
-                self.watched[place as usize] = targets;
-                place
+    fn store_columns(&mut self, columns: Box<[ColumnRef]>) -> EntryId {
+        let index = match self.free.pop() {
+            Some(index) => {
+                self.watched[index as usize] = columns;
+                index
             }
             None => {
-                self.watched.push(targets);
+                self.watched.push(columns);
                 self.watched.len() as u32 - 1
             }
         };
-        Code(place + FIRST_WATCHED)
+        EntryId(index + FIRST_WATCHED_ID)
     }
 
-    fn release(&mut self, code: Code) {
-        if code.0 >= FIRST_WATCHED {
-            self.released.push(code.0 - FIRST_WATCHED);
+    fn release(&mut self, id: EntryId) {
+        if id.0 >= FIRST_WATCHED_ID {
+            self.released.push(id.0 - FIRST_WATCHED_ID);
         }
     }
 
     /// Forgets everything, after a change of what is watched.
     pub fn clear(&mut self) {
-        *self = Self { seed: self.seed, ..Self::with_generation(self.generation) };
+        *self = Self { seed: self.seed, ..Self::with_generation(self.generation_size) };
     }
 
     /// Series remembered.
@@ -198,36 +198,45 @@ mod tests {
     use super::*;
     use xxhash_rust::xxh3::xxh3_128_with_seed;
 
-    fn hash(index: &Index, i: u32) -> u128 {
+    fn hash(index: &SeriesIndex, i: u32) -> u128 {
         xxh3_128_with_seed(&i.to_le_bytes(), index.seed())
     }
 
-    fn lookup(index: &mut Index, hash: u128) -> Option<Entry<'_>> {
-        let mut known = Vec::new();
-        index.lookup(&[hash], &mut known);
-        known[0].map(|code| index.entry(code))
+    fn lookup(index: &mut SeriesIndex, hash: u128) -> Option<IndexEntry<'_>> {
+        let mut ids = Vec::new();
+        index.lookup(&[hash], &mut ids);
+        ids[0].map(|code| index.entry(code))
     }
 
     #[test]
-    fn f30_f31_remembers_what_is_seen_and_forgets_what_is_not() {
+    fn f30_f31_keeps_series_that_are_seen_and_evicts_others() {
         let mut window = crate::window::Window::new(1000);
-        let mut index = Index::with_generation(100);
+        let mut index = SeriesIndex::with_generation(100);
         let own = hash(&index, u32::MAX);
-        index.insert(own, Entry::Ignored(Ignored::Own));
+        index.insert(own, IndexEntry::Ignored(IgnoreReason::OwnOutput));
         for i in 0..10_000_u32 {
             let key = hash(&index, i);
             assert_eq!(lookup(&mut index, key), None);
             let labels = crate::prom::Labels::new([("i", (i % 1000).to_string())]).expect("valid");
-            let target = Target { group: i, column: window.column(&labels).expect("a thousand") };
+            let target =
+                ColumnRef { group: i, column: window.get_or_add_column(&labels).expect("a thousand") };
             let targets = [target];
             let even = i % 2 == 0;
             index.insert(
                 key,
-                if even { Entry::Watched(&targets) } else { Entry::Ignored(Ignored::Unwatched) },
+                if even {
+                    IndexEntry::Watched(&targets)
+                } else {
+                    IndexEntry::Ignored(IgnoreReason::Unwatched)
+                },
             );
-            assert_eq!(lookup(&mut index, own), Some(Entry::Ignored(Ignored::Own)), "seen all the time");
+            assert_eq!(
+                lookup(&mut index, own),
+                Some(IndexEntry::Ignored(IgnoreReason::OwnOutput)),
+                "seen all the time"
+            );
             if i % 2 == 0 {
-                assert_eq!(lookup(&mut index, key), Some(Entry::Watched(&[target])));
+                assert_eq!(lookup(&mut index, key), Some(IndexEntry::Watched(&[target])));
             }
             assert!(index.len() <= 202 && index.watched.len() <= 152);
         }
@@ -239,35 +248,35 @@ mod tests {
 
     #[test]
     fn a_series_can_be_resolved_anew() {
-        let mut index = Index::default();
+        let mut index = SeriesIndex::default();
         let key = hash(&index, 0);
-        index.insert(key, Entry::Ignored(Ignored::OverLimit));
-        index.insert(key, Entry::Watched(&[]));
-        index.insert(key, Entry::Ignored(Ignored::Unwatched));
-        assert_eq!(lookup(&mut index, key), Some(Entry::Ignored(Ignored::Unwatched)));
+        index.insert(key, IndexEntry::Ignored(IgnoreReason::OverLimit));
+        index.insert(key, IndexEntry::Watched(&[]));
+        index.insert(key, IndexEntry::Ignored(IgnoreReason::Unwatched));
+        assert_eq!(lookup(&mut index, key), Some(IndexEntry::Ignored(IgnoreReason::Unwatched)));
         assert_eq!((index.len(), index.free.len()), (1, 1));
     }
 
     /// What a request has looked up means the same to its end, whatever is inserted meanwhile.
     #[test]
-    fn what_was_looked_up_stays_true_until_the_next_time() {
+    fn looked_up_ids_stay_valid_until_the_next_lookup() {
         let mut window = crate::window::Window::new(1000);
         let mut target = |i: u32| {
             let labels = crate::prom::Labels::new([("i", i.to_string())]).expect("valid");
-            Target { group: i, column: window.column(&labels).expect("few") }
+            ColumnRef { group: i, column: window.get_or_add_column(&labels).expect("few") }
         };
-        let mut index = Index::with_generation(2);
+        let mut index = SeriesIndex::with_generation(2);
         let [first, second] = [target(1), target(2)];
         let keys: Vec<u128> = (0..8).map(|i| hash(&index, i)).collect();
-        index.insert(keys[0], Entry::Watched(&[first]));
-        let mut known = Vec::new();
-        index.lookup(&[keys[0], keys[0], keys[1]], &mut known);
-        let code = known[0].expect("known");
-        assert_eq!(known, [Some(code), Some(code), None]);
-        index.insert(keys[0], Entry::Ignored(Ignored::Unwatched));
+        index.insert(keys[0], IndexEntry::Watched(&[first]));
+        let mut ids = Vec::new();
+        index.lookup(&[keys[0], keys[0], keys[1]], &mut ids);
+        let id = ids[0].expect("known");
+        assert_eq!(ids, [Some(id), Some(id), None]);
+        index.insert(keys[0], IndexEntry::Ignored(IgnoreReason::Unwatched));
         for key in &keys[1..] {
-            index.insert(*key, Entry::Watched(&[second]));
+            index.insert(*key, IndexEntry::Watched(&[second]));
         }
-        assert_eq!(index.entry(code), Entry::Watched(&[first]));
+        assert_eq!(index.entry(id), IndexEntry::Watched(&[first]));
     }
 }

@@ -17,35 +17,35 @@ use tracing_subscriber::fmt::{FmtContext, time::FormatTime, time::SystemTime};
 use tracing_subscriber::registry::LookupSpan;
 
 /// A metric with labels that are known when it is counted.
-pub type Labelled<M> = Family<[(&'static str, Cow<'static, str>); 1], M>;
+pub type OneLabel<M> = Family<[(&'static str, Cow<'static, str>); 1], M>;
 
 /// Counts what would fill the log, and lets a line through from time to time.
-pub struct Quiet {
-    every: Duration,
-    said: Option<Instant>,
+pub struct LogThrottle {
+    interval: Duration,
+    last_logged: Option<Instant>,
     count: usize,
 }
 
-impl Quiet {
+impl LogThrottle {
     /// Nothing is said yet; then a line has to wait for so long after the one before.
-    pub fn new(every: Duration) -> Self {
-        Self { every, said: None, count: 0 }
+    pub fn new(interval: Duration) -> Self {
+        Self { interval, last_logged: None, count: 0 }
     }
 
     /// What to say: the count since the last time. `None` when that was just now.
     pub fn add(&mut self, count: usize) -> Option<usize> {
         self.count += count;
-        if self.said.is_some_and(|said| said.elapsed() < self.every) {
+        if self.last_logged.is_some_and(|last| last.elapsed() < self.interval) {
             return None;
         }
-        self.said = Some(Instant::now());
+        self.last_logged = Some(Instant::now());
         Some(std::mem::take(&mut self.count))
     }
 }
 
 /// `--log.level`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Level {
+pub enum LogLevel {
     /// Every request.
     Debug,
     /// What changes.
@@ -58,7 +58,7 @@ pub enum Level {
 
 /// `--log.format`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Format {
+pub enum LogFormat {
     /// Keys and values, as Prometheus logs.
     Logfmt,
     /// One JSON object a line.
@@ -66,12 +66,12 @@ pub enum Format {
 }
 
 /// Sends logs to standard error.
-pub fn init_logs(level: Level, format: Format) {
+pub fn init_logs(level: LogLevel, format: LogFormat) {
     let level = match level {
-        Level::Debug => tracing::Level::DEBUG,
-        Level::Info => tracing::Level::INFO,
-        Level::Warn => tracing::Level::WARN,
-        Level::Error => tracing::Level::ERROR,
+        LogLevel::Debug => tracing::Level::DEBUG,
+        LogLevel::Info => tracing::Level::INFO,
+        LogLevel::Warn => tracing::Level::WARN,
+        LogLevel::Error => tracing::Level::ERROR,
     };
     // A log that nobody reads any more would be complained about on standard error, which is the log: a panic.
     let builder = tracing_subscriber::fmt()
@@ -79,8 +79,8 @@ pub fn init_logs(level: Level, format: Format) {
         .with_max_level(level)
         .log_internal_errors(false);
     match format {
-        Format::Logfmt => builder.event_format(Logfmt).init(),
-        Format::Json => builder.json().flatten_event(true).with_target(false).init(),
+        LogFormat::Logfmt => builder.event_format(Logfmt).init(),
+        LogFormat::Json => builder.json().flatten_event(true).with_target(false).init(),
     }
 }
 
@@ -95,7 +95,7 @@ where
         out.write_str("time=")?;
         SystemTime.format_time(&mut out)?;
         write!(out, " level={}", event.metadata().level())?;
-        let mut fields = Fields::default();
+        let mut fields = LogfmtFields::default();
         event.record(&mut fields);
         write!(out, " msg={}", Quoted(&fields.message))?;
         writeln!(out, "{}", fields.others)
@@ -103,12 +103,12 @@ where
 }
 
 #[derive(Default)]
-struct Fields {
+struct LogfmtFields {
     message: String,
     others: String,
 }
 
-impl Fields {
+impl LogfmtFields {
     fn add(&mut self, field: &Field, value: &str) {
         use fmt::Write;
         if field.name() == "message" {
@@ -119,7 +119,7 @@ impl Fields {
     }
 }
 
-impl Visit for Fields {
+impl Visit for LogfmtFields {
     fn record_str(&mut self, field: &Field, value: &str) {
         self.add(field, value);
     }
@@ -134,8 +134,8 @@ struct Quoted<'a>(&'a str);
 
 impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '"' | '=' | '\\');
-        if !self.0.is_empty() && self.0.chars().all(plain) {
+        let needs_no_quotes = |c: char| c.is_ascii_graphic() && !matches!(c, '"' | '=' | '\\');
+        if !self.0.is_empty() && self.0.chars().all(needs_no_quotes) {
             f.write_str(self.0)
         } else {
             write!(f, "{:?}", self.0)
@@ -145,19 +145,19 @@ impl fmt::Display for Quoted<'_> {
 
 /// CPU, memory and files of this process, from `/proc`.
 #[derive(Debug)]
-pub struct Process;
+pub struct ProcessCollector;
 
 /// Kernel clock ticks a second: the unit of `/proc/self/stat`, 100 on every Linux since 2.6.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-impl Process {
+impl ProcessCollector {
     /// Registers the metrics; without `/proc` there are none.
     pub fn register(registry: &mut Registry) {
         registry.register_collector(Box::new(Self));
     }
 }
 
-impl Collector for Process {
+impl Collector for ProcessCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Ok(stat) = std::fs::read_to_string("/proc/self/stat") else { return Ok(()) };
         let Some((_, fields)) = stat.rsplit_once(") ") else { return Ok(()) };
@@ -199,12 +199,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_that_repeats_itself_is_said_from_time_to_time() {
-        let every = Duration::from_secs(60);
-        let mut quiet = Quiet::new(every);
-        assert_eq!(quiet.add(3), Some(3));
-        assert_eq!((quiet.add(1), quiet.add(1)), (None, None));
-        quiet.said = quiet.said.and_then(|said| said.checked_sub(every));
-        assert_eq!(quiet.add(1), Some(3), "what was not said is in the sum");
+    fn a_repeated_line_is_logged_once_per_interval() {
+        let interval = Duration::from_secs(60);
+        let mut throttle = LogThrottle::new(interval);
+        assert_eq!(throttle.add(3), Some(3));
+        assert_eq!((throttle.add(1), throttle.add(1)), (None, None));
+        throttle.last_logged = throttle.last_logged.and_then(|last| last.checked_sub(interval));
+        assert_eq!(throttle.add(1), Some(3), "what was not said is in the sum");
     }
 }

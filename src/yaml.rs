@@ -39,7 +39,7 @@ pub enum FileError {
         source: std::io::Error,
     },
     /// The file is wrong, in one or more places.
-    #[error("{path} has {} error{}:\n{}", errors.len(), if errors.len() == 1 { "" } else { "s" }, list(path, errors))]
+    #[error("{path} has {} error{}:\n{}", errors.len(), if errors.len() == 1 { "" } else { "s" }, format_errors(path, errors))]
     Invalid {
         /// The file.
         path: String,
@@ -48,7 +48,7 @@ pub enum FileError {
     },
 }
 
-fn list(path: &str, errors: &[Error]) -> String {
+fn format_errors(path: &str, errors: &[Error]) -> String {
     let lines: Vec<String> =
         errors.iter().map(|error| format!("  {path}:{}: {}", error.line, error.message)).collect();
     lines.join("\n")
@@ -107,7 +107,7 @@ pub struct Node<'n, 'y> {
 
 impl<'n, 'y> Node<'n, 'y> {
     /// Notes that this value is wrong.
-    pub fn refuse(&self, reason: impl fmt::Display) {
+    pub fn error(&self, reason: impl fmt::Display) {
         let message =
             if self.path.is_empty() { reason.to_string() } else { format!("{}: {reason}", self.path) };
         self.errors.borrow_mut().push(Error { line: self.node.span.start.line(), message });
@@ -117,10 +117,10 @@ impl<'n, 'y> Node<'n, 'y> {
     pub fn section(self) -> Option<Section<'n, 'y>> {
         match &self.node.data {
             YamlData::Mapping(_) | YamlData::Value(Scalar::Null) => {
-                Some(Section { node: self, known: Vec::new() })
+                Some(Section { node: self, known_keys: Vec::new() })
             }
             _ => {
-                self.refuse(format!("expected a mapping, found {}", self.show()));
+                self.error(format!("expected a mapping, found {}", self.describe()));
                 None
             }
         }
@@ -137,7 +137,7 @@ impl<'n, 'y> Node<'n, 'y> {
         match &self.node.data {
             YamlData::Sequence(items) => Some(items.iter().enumerate().map(item).collect()),
             _ => {
-                self.refuse(format!("expected a list, found {}", self.show()));
+                self.error(format!("expected a list, found {}", self.describe()));
                 None
             }
         }
@@ -146,7 +146,7 @@ impl<'n, 'y> Node<'n, 'y> {
     /// The entries of this mapping, whose keys are the user's; `None`, and an error, for what is no mapping.
     pub fn entries(&self) -> Option<Vec<(String, Self)>> {
         let YamlData::Mapping(mapping) = &self.node.data else {
-            self.refuse(format!("expected a mapping, found {}", self.show()));
+            self.error(format!("expected a mapping, found {}", self.describe()));
             return None;
         };
         let entry = |(name, node): (&'n MarkedYaml<'y>, &'n MarkedYaml<'y>)| {
@@ -163,7 +163,7 @@ impl<'n, 'y> Node<'n, 'y> {
         match &self.node.data {
             YamlData::Value(Scalar::String(value)) => Some(value.to_string()),
             YamlData::Value(Scalar::Integer(_) | Scalar::FloatingPoint(_) | Scalar::Boolean(_)) => {
-                self.refuse("put it in quotes: YAML takes it for a number or a truth value");
+                self.error("put it in quotes: YAML takes it for a number or a truth value");
                 None
             }
             _ => self.text(),
@@ -178,9 +178,9 @@ impl<'n, 'y> Node<'n, 'y> {
     /// This scalar as text; numbers and booleans as they would be written.
     pub fn text(&self) -> Option<String> {
         match &self.node.data {
-            YamlData::Value(value) if *value != Scalar::Null => Some(self.show()),
+            YamlData::Value(value) if *value != Scalar::Null => Some(self.describe()),
             _ => {
-                self.refuse(format!("expected a single value, found {}", self.show()));
+                self.error(format!("expected a single value, found {}", self.describe()));
                 None
             }
         }
@@ -191,7 +191,7 @@ impl<'n, 'y> Node<'n, 'y> {
         match parse(&self.text()?) {
             Ok(value) => Some(value),
             Err(error) => {
-                self.refuse(chain(&error));
+                self.error(chain(&error));
                 None
             }
         }
@@ -202,12 +202,12 @@ impl<'n, 'y> Node<'n, 'y> {
         let text = self.text()?;
         let value = text.parse().ok();
         if value.is_none() {
-            self.refuse(format!("{text:?} is not {what}"));
+            self.error(format!("{text:?} is not {what}"));
         }
         value
     }
 
-    fn show(&self) -> String {
+    fn describe(&self) -> String {
         match &self.node.data {
             YamlData::Value(Scalar::Null) => "nothing".into(),
             YamlData::Value(Scalar::Boolean(value)) => value.to_string(),
@@ -239,13 +239,13 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 /// A mapping of the file that is read key by key. Call [`finish`](Self::finish) after the last key.
 pub struct Section<'n, 'y> {
     node: Node<'n, 'y>,
-    known: Vec<&'static str>,
+    known_keys: Vec<&'static str>,
 }
 
 impl<'n, 'y> Section<'n, 'y> {
     /// The value of a key, if the key is there with a value.
     pub fn get(&mut self, key: &'static str) -> Option<Node<'n, 'y>> {
-        self.known.push(key);
+        self.known_keys.push(key);
         let YamlData::Mapping(mapping) = &self.node.node.data else { return None };
         let value = mapping.iter().find(|(name, _)| is_key(name, key)).map(|(_, value)| value)?;
         if matches!(value.data, YamlData::Value(Scalar::Null)) {
@@ -260,7 +260,7 @@ impl<'n, 'y> Section<'n, 'y> {
     pub fn require(&mut self, key: &'static str) -> Option<Node<'n, 'y>> {
         let value = self.get(key);
         if value.is_none() {
-            self.node.refuse(format!("{key} is missing"));
+            self.node.error(format!("{key} is missing"));
         }
         value
     }
@@ -270,7 +270,7 @@ impl<'n, 'y> Section<'n, 'y> {
         let Some(node) = self.get(key) else { return default };
         let duration = node.parse(duration::parse);
         if duration == Some(Duration::ZERO) {
-            node.refuse("must be above 0");
+            node.error("must be above 0");
         }
         duration.unwrap_or(default)
     }
@@ -280,7 +280,7 @@ impl<'n, 'y> Section<'n, 'y> {
         let Some(node) = self.get(key) else { return default };
         let count = node.value::<usize>("a whole number");
         if count.is_some_and(|count| count < minimum) {
-            node.refuse(format!("must be at least {minimum}"));
+            node.error(format!("must be at least {minimum}"));
         }
         count.unwrap_or(default)
     }
@@ -295,7 +295,7 @@ impl<'n, 'y> Section<'n, 'y> {
             } else {
                 format!("at least {least}")
             };
-            node.refuse(format!("must be {limit}"));
+            node.error(format!("must be {limit}"));
         }
         Some(number)
     }
@@ -306,20 +306,20 @@ impl<'n, 'y> Section<'n, 'y> {
     }
 
     /// Notes that the section as a whole is wrong.
-    pub fn refuse(&self, reason: impl fmt::Display) {
-        self.node.refuse(reason);
+    pub fn error(&self, reason: impl fmt::Display) {
+        self.node.error(reason);
     }
 
     /// Refuses every key that nobody asked for.
-    pub fn finish(self) {
+    pub fn deny_unknown(self) {
         let YamlData::Mapping(mapping) = &self.node.node.data else { return };
         for (name, _) in mapping.iter() {
-            if !self.known.iter().any(|key| is_key(name, key)) {
+            if !self.known_keys.iter().any(|key| is_key(name, key)) {
                 let unknown = Node { node: name, path: self.node.path.clone(), ..self.node };
-                unknown.refuse(format!(
+                unknown.error(format!(
                     "unknown key {:?}; known here: {}",
-                    unknown.show(),
-                    self.known.join(", ")
+                    unknown.describe(),
+                    self.known_keys.join(", ")
                 ));
             }
         }
@@ -340,10 +340,10 @@ mod tests {
             let mut queue = top.get("queue").and_then(Node::section);
             let size = queue.as_mut().map_or(7, |queue| queue.count("size", 7, 1));
             if let Some(queue) = queue {
-                queue.finish();
+                queue.deny_unknown();
             }
             let on = top.flag("on", true);
-            top.finish();
+            top.deny_unknown();
             (every, size, on)
         })
         .map_err(|errors| errors.iter().map(Error::to_string).collect())
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_stays_as_it_is() {
+    fn strings_and_paths_stay_as_written() {
         let read = |text| {
             read(text, Path::new("/etc/promforest"), |mut top| {
                 let node = top.get("key")?;
@@ -371,9 +371,9 @@ mod tests {
         assert_eq!(read("key: token"), value("token", "/etc/promforest/token"));
         assert_eq!(read("key: /run/token"), value("/run/token", "/run/token"));
         assert_eq!(read("key: '007'"), value("007", "/etc/promforest/007"));
-        let refused =
+        let message =
             "line 1: key: put it in quotes: YAML takes it for a number or a truth value".to_string();
-        assert_eq!(read("key: 007"), Err(vec![refused.clone(), refused]));
+        assert_eq!(read("key: 007"), Err(vec![message.clone(), message]));
     }
 
     #[test]

@@ -8,22 +8,22 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
-use support::{Process, Version, each_version, free_port, http, now_ms, wait};
+use support::{Process, PrometheusVersion, each_version, free_port, http, now_ms, wait};
 
 const MINUTE_MS: i64 = 60_000;
 const DEVICES: [&str; 2] = ["eth0", "lo"];
 
-struct Output {
+struct CommandOutput {
     status: i32,
     stdout: String,
     stderr: String,
 }
 
-fn backtest(dir: &Path, args: &[&str]) -> Output {
+fn backtest(dir: &Path, args: &[&str]) -> CommandOutput {
     let mut command = Command::new(env!("CARGO_BIN_EXE_promforest"));
     let output = command.arg("backtest").args(args).current_dir(dir).output().expect("it runs");
     let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-    Output {
+    CommandOutput {
         status: output.status.code().expect("it ends by itself"),
         stdout: text(output.stdout),
         stderr: text(output.stderr),
@@ -72,8 +72,9 @@ fn csv(begin_ms: i64, rows: &[[f64; 2]], labels: Option<(usize, usize)>) -> Stri
 fn scores(path: &Path) -> Vec<(i64, String, String)> {
     let text = fs::read_to_string(path).expect("written");
     let header: Vec<&str> = text.lines().next().expect("a header").split(',').collect();
-    let place = |name: &str| header.iter().position(|cell| *cell == name).expect("a column");
-    let (time, score, complete) = (place("timestamp"), place("score"), place("complete"));
+    let column_index = |name: &str| header.iter().position(|cell| *cell == name).expect("a column");
+    let (time, score, complete) =
+        (column_index("timestamp"), column_index("score"), column_index("complete"));
     let row = |line: &str| {
         let cells: Vec<&str> = line.split(',').collect();
         (cells[time].parse().expect("ms"), cells[score].to_string(), cells[complete].to_string())
@@ -85,17 +86,17 @@ const HISTORY: i64 = 2 * 24 * 60;
 const RANGE: i64 = 12 * 60;
 const INCIDENT: i64 = HISTORY + 400;
 const CONFIG: &str = "detectors: [{name: net, match: ['node_network_receive_bytes_total'], \
-                      transform: rate(2m), training: {minimum: 1h}}]";
+                      transform: rate(2m), training: {min_history: 1h}}]";
 
 #[test]
-fn a_range_of_prometheus_and_the_same_as_a_table_have_the_same_scores() {
+fn prometheus_and_a_table_of_the_same_samples_give_the_same_scores() {
     let rows = counters(HISTORY + RANGE, INCIDENT);
     // Before the newest block, which Prometheus cuts at even hours.
     let begin_ms = (now_ms() / 86_400_000 - 4) * 86_400_000;
     let start_ms = begin_ms + HISTORY * MINUTE_MS;
-    let all = each_version(|version: Version| {
+    let all = each_version(|version: PrometheusVersion| {
         let dir = tempfile::tempdir().expect("a folder");
-        let at = |name: &str| dir.path().join(name);
+        let path = |name: &str| dir.path().join(name);
         let mut metrics = String::from("# TYPE node_network_receive_bytes counter\n");
         for (device, name) in DEVICES.iter().enumerate() {
             for (i, row) in rows.iter().enumerate() {
@@ -106,8 +107,8 @@ fn a_range_of_prometheus_and_the_same_as_a_table_have_the_same_scores() {
             }
         }
         metrics.push_str("# EOF\n");
-        fs::write(at("metrics.txt"), metrics).expect("written");
-        fs::write(at("prometheus.yml"), "scrape_configs: []\n").expect("written");
+        fs::write(path("metrics.txt"), metrics).expect("written");
+        fs::write(path("prometheus.yml"), "scrape_configs: []\n").expect("written");
         let program = version.prometheus();
         let mut promtool = Command::new(program.with_file_name("promtool"));
         promtool.args(["tsdb", "create-blocks-from", "openmetrics", "metrics.txt", "data"]);
@@ -127,7 +128,7 @@ fn a_range_of_prometheus_and_the_same_as_a_table_have_the_same_scores() {
             if answer.status == 200 { Ok(()) } else { Err(answer.body) }
         });
         let sources = format!("remote_read: [{{url: 'http://{address}/api/v1/read'}}]\n");
-        fs::write(at("promforest.yml"), sources + CONFIG).expect("written");
+        fs::write(path("promforest.yml"), sources + CONFIG).expect("written");
         let time = |ms: i64| promforest::models::artifact::timestamp(ms);
         let end_ms = start_ms + (RANGE - 1) * MINUTE_MS;
         let (start, end) = (time(start_ms), time(end_ms));
@@ -137,29 +138,32 @@ fn a_range_of_prometheus_and_the_same_as_a_table_have_the_same_scores() {
         assert!(output.stdout.contains("instance=\"web1\""), "{}", output.stdout);
         assert!(output.stdout.contains("device=\"eth0\""), "{}", output.stdout);
 
-        fs::write(at("history.csv"), csv(begin_ms, &rows[..HISTORY as usize], None)).expect("written");
-        fs::write(at("range.csv"), csv(start_ms, &rows[HISTORY as usize..], None)).expect("written");
+        fs::write(path("history.csv"), csv(begin_ms, &rows[..HISTORY as usize], None)).expect("written");
+        fs::write(path("range.csv"), csv(start_ms, &rows[HISTORY as usize..], None)).expect("written");
         let tables = ["--input", "range.csv", "--history", "history.csv", "--output", "table.csv"];
         let output = backtest(dir.path(), &[&args[..2], &tables].concat());
         assert_eq!((output.status, &*output.stderr), (0, ""), "{version}");
-        let (of_prometheus, of_table) = (scores(&at("scores.csv")), scores(&at("table.csv")));
+        let (of_prometheus, of_table) = (scores(&path("scores.csv")), scores(&path("table.csv")));
         assert_eq!(of_prometheus, of_table, "{version}");
         assert_eq!(of_table.len(), RANGE as usize);
         of_table
     });
     assert_eq!(all[0], all[1], "whoever kept the samples");
-    let alarms: Vec<i64> = all[0]
+    let minutes_above_threshold: Vec<i64> = all[0]
         .iter()
         .filter(|(_, score, _)| score.parse::<f64>().is_ok_and(|score| score >= 1.0))
         .map(|(time, ..)| (time - begin_ms) / MINUTE_MS)
         .collect();
-    assert!(alarms.iter().any(|minute| (INCIDENT..INCIDENT + 3).contains(minute)), "{alarms:?}");
+    assert!(
+        minutes_above_threshold.iter().any(|minute| (INCIDENT..INCIDENT + 3).contains(minute)),
+        "{minutes_above_threshold:?}"
+    );
 }
 
 #[test]
-fn marks_are_compared_and_rows_with_holes_are_told() {
+fn labels_are_compared_and_rows_with_gaps_are_reported() {
     let dir = tempfile::tempdir().expect("a folder");
-    let at = |name: &str| dir.path().join(name);
+    let path = |name: &str| dir.path().join(name);
     // Values that are ready: their names are no series.
     let value = |minute: i64| increase(minute, INCIDENT, 0);
     let table = |minutes: std::ops::Range<i64>, is_range: bool| {
@@ -173,8 +177,8 @@ fn marks_are_compared_and_rows_with_holes_are_told() {
         }
         csv
     };
-    fs::write(at("history.csv"), table(0..HISTORY, false)).expect("written");
-    fs::write(at("range.csv"), table(HISTORY..HISTORY + RANGE, true)).expect("written");
+    fs::write(path("history.csv"), table(0..HISTORY, false)).expect("written");
+    fs::write(path("range.csv"), table(HISTORY..HISTORY + RANGE, true)).expect("written");
     let args = ["--input", "range.csv", "--history", "history.csv"];
     for output in ["scores.csv", "scores.parquet"] {
         let files = ["--output", output, "--report", "report.html"];
@@ -184,29 +188,29 @@ fn marks_are_compared_and_rows_with_holes_are_told() {
         assert!(output.stdout.contains("1 of 1 labelled anomalies found"), "{}", output.stdout);
         assert!(output.stdout.contains(": load unusual for this hour\n"), "{}", output.stdout);
     }
-    let rows = scores(&at("scores.csv"));
-    let hole = (INCIDENT + 200 - HISTORY) as usize;
-    assert_eq!((rows[hole].1.as_str(), rows[hole].2.as_str()), ("", "false"));
-    assert!(fs::read(at("scores.parquet")).expect("written").starts_with(b"PAR1"));
+    let rows = scores(&path("scores.csv"));
+    let gap = (INCIDENT + 200 - HISTORY) as usize;
+    assert_eq!((rows[gap].1.as_str(), rows[gap].2.as_str()), ("", "false"));
+    assert!(fs::read(path("scores.parquet")).expect("written").starts_with(b"PAR1"));
 
-    let page = fs::read_to_string(at("report.html")).expect("written");
+    let page = fs::read_to_string(path("report.html")).expect("written");
     for text in ["1 of 1 labelled anomalies have an incident", "load unusual for this hour", "Alerts a day"] {
         assert!(page.contains(text), "{text}");
     }
 
-    let quiet = backtest(dir.path(), &[&args[..], &["--budget", "0.05"]].concat());
-    assert_eq!(quiet.status, 0);
-    assert!(quiet.stdout.contains("for a budget of 0.05 a day"), "{}", quiet.stdout);
+    let small_budget = backtest(dir.path(), &[&args[..], &["--budget", "0.05"]].concat());
+    assert_eq!(small_budget.status, 0);
+    assert!(small_budget.stdout.contains("for a budget of 0.05 a day"), "{}", small_budget.stdout);
 }
 
 /// Writes the counters as `history.csv` and `range.csv`, and the configuration; those that are away at a minute are empty.
-fn write_tables(dir: &Path, is_away: impl Fn(usize, i64) -> bool) {
+fn write_tables(dir: &Path, is_missing: impl Fn(usize, i64) -> bool) {
     let text = csv(0, &counters(HISTORY + RANGE, INCIDENT), None);
     let mut lines = text.lines();
     let header = lines.next().expect("a header").to_string() + "\n";
     let row = |(line, minute): (&str, i64)| {
         let [time, eth0, lo] = line.split(',').collect::<Vec<_>>()[..] else { panic!("{line}") };
-        let cell = |device, value| if is_away(device, minute) { "" } else { value };
+        let cell = |device, value| if is_missing(device, minute) { "" } else { value };
         format!("{time},{},{}\n", cell(0, eth0), cell(1, lo))
     };
     let rows: Vec<String> = lines.zip(0..).map(row).collect();
@@ -218,7 +222,7 @@ fn write_tables(dir: &Path, is_away: impl Fn(usize, i64) -> bool) {
 }
 
 /// What a backtest of these tables prints, in the order of time.
-fn happened(dir: &Path, input: &str, files: &[&str]) -> Vec<String> {
+fn backtest_events(dir: &Path, input: &str, files: &[&str]) -> Vec<String> {
     let args = ["--config.file", "promforest.yml", "--history", "history.csv", "--input", input];
     let output = backtest(dir, &[&args[..], files].concat());
     assert_eq!((output.status, &*output.stderr), (0, ""));
@@ -227,61 +231,60 @@ fn happened(dir: &Path, input: &str, files: &[&str]) -> Vec<String> {
 
 /// As live, a model is made anew without an interface that has gone, and with it when it is back.
 #[test]
-fn an_interface_that_goes_and_comes_back_neither_calls_nor_silences() {
+fn a_vanished_interface_raises_no_alert_and_hides_none() {
     let dir = tempfile::tempdir().expect("a folder");
-    let away = HISTORY + 100..HISTORY + 500;
-    write_tables(dir.path(), |device, minute| device == 1 && away.contains(&minute));
-    let happened = happened(dir.path(), "range.csv", &["--output", "scores.csv"]);
+    let gone = HISTORY + 100..HISTORY + 500;
+    write_tables(dir.path(), |device, minute| device == 1 && gone.contains(&minute));
+    let events = backtest_events(dir.path(), "range.csv", &["--output", "scores.csv"]);
     let scored = |minutes: std::ops::Range<i64>| {
         let rows = scores(&dir.path().join("scores.csv"));
         minutes.filter(|minute| rows[(minute - HISTORY) as usize].2 == "true").count() as i64
     };
     // Two minutes until it is gone for good, and two in which there is no rate of it when it is back.
-    assert_eq!(scored(HISTORY..away.start), 100);
-    let (without, after) = (away.end - away.start, HISTORY + RANGE - away.end);
-    assert!(scored(away.clone()) >= without - 4, "{} of {without}", scored(away.clone()));
+    assert_eq!(scored(HISTORY..gone.start), 100);
+    let (without, after) = (gone.end - gone.start, HISTORY + RANGE - gone.end);
+    assert!(scored(gone.clone()) >= without - 4, "{} of {without}", scored(gone.clone()));
     assert!(
-        scored(away.end..HISTORY + RANGE) >= after - 4,
+        scored(gone.end..HISTORY + RANGE) >= after - 4,
         "{} of {after}",
-        scored(away.end..HISTORY + RANGE)
+        scored(gone.end..HISTORY + RANGE)
     );
     let lo = "rate(node_network_receive_bytes_total{device=\"lo\"}[2m])";
-    let [went, incident, came] = &happened[..] else { panic!("{happened:?}") };
-    assert!(went.ends_with(&format!(" UTC, went: {lo}")), "{went}");
+    let [removed, incident, added] = &events[..] else { panic!("{events:?}") };
+    assert!(removed.ends_with(&format!(" UTC, went: {lo}")), "{removed}");
     assert!(incident.contains("score") && incident.contains("device=\"eth0\""), "{incident}");
-    assert!(came.ends_with(&format!(" UTC, came: {lo}")), "{came}");
+    assert!(added.ends_with(&format!(" UTC, came: {lo}")), "{added}");
 }
 
 /// Its incident is one, and what was said before the interface went is what was said when it was still there.
 #[test]
-fn a_model_that_is_made_anew_does_not_change_what_was_said() {
+fn retraining_does_not_change_earlier_scores() {
     let dir = tempfile::tempdir().expect("a folder");
-    let at = |name: &str| dir.path().join(name);
+    let path = |name: &str| dir.path().join(name);
     let gone = INCIDENT + 20;
     write_tables(dir.path(), |device, minute| device == 0 && minute >= gone);
     let before = (gone - HISTORY) as usize;
-    let range = fs::read_to_string(at("range.csv")).expect("written");
+    let range = fs::read_to_string(path("range.csv")).expect("written");
     let prefix: Vec<&str> = range.split_inclusive('\n').take(1 + before).collect();
-    fs::write(at("before.csv"), prefix.concat()).expect("written");
-    happened(dir.path(), "before.csv", &["--output", "prefix.csv"]);
-    let happened = happened(dir.path(), "range.csv", &["--output", "whole.csv"]);
-    assert_eq!(scores(&at("whole.csv"))[..before], scores(&at("prefix.csv")));
-    let [incident, went] = &happened[..] else { panic!("{happened:?}") };
+    fs::write(path("before.csv"), prefix.concat()).expect("written");
+    backtest_events(dir.path(), "before.csv", &["--output", "prefix.csv"]);
+    let events = backtest_events(dir.path(), "range.csv", &["--output", "whole.csv"]);
+    assert_eq!(scores(&path("whole.csv"))[..before], scores(&path("prefix.csv")));
+    let [incident, removed] = &events[..] else { panic!("{events:?}") };
     assert!(incident.contains("device=\"eth0\""), "{incident}");
-    assert!(went.contains("went: ") && went.contains("device=\"eth0\""), "{went}");
+    assert!(removed.contains("went: ") && removed.contains("device=\"eth0\""), "{removed}");
 }
 
 /// One that is new joins within the range, and what it did is drawn beside rows that did not have it.
 #[test]
-fn an_interface_that_joins_is_watched_and_drawn() {
+fn a_new_interface_is_watched_and_plotted() {
     let dir = tempfile::tempdir().expect("a folder");
     write_tables(dir.path(), |device, minute| device == 0 && minute < HISTORY - 500);
     let files = ["--output", "scores.csv", "--report", "report.html"];
-    let happened = happened(dir.path(), "range.csv", &files);
-    let came = happened.iter().position(|line| line.contains("came: ") && line.contains("device=\"eth0\""));
-    let incident =
-        happened.iter().position(|line| line.contains("score") && line.contains("device=\"eth0\""));
-    assert!(came.is_some() && came < incident, "{happened:?}");
+    let events = backtest_events(dir.path(), "range.csv", &files);
+    let added = events.iter().position(|line| line.contains("came: ") && line.contains("device=\"eth0\""));
+    let incident = events.iter().position(|line| line.contains("score") && line.contains("device=\"eth0\""));
+    assert!(added.is_some() && added < incident, "{events:?}");
     let page = fs::read_to_string(dir.path().join("report.html")).expect("written");
     assert!(page.contains("came: ") && !page.contains("NaN"));
 }
@@ -297,16 +300,16 @@ fn the_anomalies_of_a_real_server_are_found_and_explained() {
     assert_eq!((output.status, &*output.stderr), (0, ""));
     let mut reader = csv::Reader::from_path(dir.path().join("scores.csv")).expect("written");
     let names: Vec<String> = reader.headers().expect("a header").iter().map(String::from).collect();
-    let place = |name: &str| names.iter().position(|cell| cell == name).expect(name);
+    let column_index = |name: &str| names.iter().position(|cell| cell == name).expect(name);
     let (score, incident, top, label) =
-        (place("score"), place("incident"), place("top_metric"), place("label"));
+        (column_index("score"), column_index("incident"), column_index("top_metric"), column_index("label"));
     let rows: Vec<csv::StringRecord> = reader.records().map(|row| row.expect("a row")).collect();
-    let open = |row: usize| &rows[row][incident] == "true";
-    let is_false_alarm =
-        |row: &usize| open(*row) && (*row == 0 || !open(*row - 1)) && &rows[*row][label] == "0";
+    let is_incident = |row: usize| &rows[row][incident] == "true";
+    let is_false_incident =
+        |row: &usize| is_incident(*row) && (*row == 0 || !is_incident(*row - 1)) && &rows[*row][label] == "0";
     // Two weeks; some of these begin just before what experts marked.
-    let alarms = (0..rows.len()).filter(is_false_alarm).count();
-    assert!(alarms <= 22, "{alarms} in 15 days, for a budget of one a day");
+    let n_false_incidents = (0..rows.len()).filter(is_false_incident).count();
+    assert!(n_false_incidents <= 22, "{n_false_incidents} in 15 days, for a budget of one a day");
 
     let causes = fs::read_to_string(file("causes.csv")).expect("it is there");
     let (mut found, mut explained) = (0, 0);
@@ -315,7 +318,7 @@ fn the_anomalies_of_a_real_server_are_found_and_explained() {
         let [first, last] = [0, 1].map(|cell| cells[cell].parse::<usize>().expect("a row"));
         let value = |row: &usize| rows[*row][score].parse::<f64>().expect("a number");
         let peak = (first..=last).max_by(|a, b| value(a).total_cmp(&value(b))).expect("rows");
-        found += usize::from((first..=last).any(open));
+        found += usize::from((first..=last).any(is_incident));
         explained += usize::from(cells[2].split(' ').any(|metric| metric == &rows[peak][top]));
     }
     assert!(found >= 5, "{found} of 6");
@@ -323,7 +326,7 @@ fn the_anomalies_of_a_real_server_are_found_and_explained() {
 }
 
 #[test]
-fn what_is_wrong_is_told_in_a_line() {
+fn errors_are_one_line() {
     let dir = tempfile::tempdir().expect("a folder");
     let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).expect("written");
     write("a.csv", "timestamp,load\n1000,1\n2000,2\n");

@@ -8,16 +8,16 @@ use std::path::Path;
 use std::process::Command;
 use std::thread;
 
-struct Output {
+struct CommandOutput {
     status: i32,
     stdout: String,
     stderr: String,
 }
 
-fn promforest(args: &[&str]) -> Output {
+fn promforest(args: &[&str]) -> CommandOutput {
     let output = Command::new(env!("CARGO_BIN_EXE_promforest")).args(args).output().expect("it runs");
     let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-    Output {
+    CommandOutput {
         status: output.status.code().expect("it ends by itself"),
         stdout: text(output.stdout),
         stderr: text(output.stderr),
@@ -44,18 +44,18 @@ fn serve(answer: Vec<u8>) -> String {
     address
 }
 
-fn page(status: &str, body: &[u8]) -> Vec<u8> {
+fn response(status: &str, body: &[u8]) -> Vec<u8> {
     let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
     [head.as_bytes(), body].concat()
 }
 
 fn serve_file(name: &str) -> String {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/match").join(name);
-    serve(page("200 OK", &fs::read(file).expect("the page")))
+    serve(response("200 OK", &fs::read(file).expect("the page")))
 }
 
 /// Runs `promforest match` with a configuration of these detectors.
-fn matched(address: &str, detectors: &str, more: &[&str]) -> Value {
+fn run_match(address: &str, detectors: &str, more: &[&str]) -> Value {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("promforest.yml");
     fs::write(&file, format!("detectors:\n{detectors}")).expect("writable");
@@ -154,7 +154,7 @@ fn match_shows_groups_as_json() {
         })
     };
     assert_eq!(
-        matched(&address, detectors, &more),
+        run_match(&address, detectors, &more),
         json!([
             {"detector": "drops", "watched": 2, "groups": [group("eth0"), group("lo")]},
             {"detector": "load", "watched": 2, "groups": [{
@@ -167,9 +167,10 @@ fn match_shows_groups_as_json() {
 }
 
 #[test]
-fn match_knows_what_the_labels_look_like_on_the_wire() {
-    let columns =
-        |address: &str, detectors: &str| matched(address, detectors, &[])[0]["groups"][0]["columns"].clone();
+fn match_shows_labels_as_on_the_wire() {
+    let columns = |address: &str, detectors: &str| {
+        run_match(address, detectors, &[])[0]["groups"][0]["columns"].clone()
+    };
     let address = serve_file("node_exporter.prom");
     // A value with parentheses of its own.
     let info = columns(&address, "  - {name: a, match: ['node_os_info']}\n");
@@ -209,11 +210,11 @@ fn match_fails_with_one_line() {
             "request to URL failed: client error (Connect): tcp connect error: Connection refused (os error 111)",
         ),
         (
-            serve(page("404 Not Found", b"404 page not found\nreally\n")),
+            serve(response("404 Not Found", b"404 page not found\nreally\n")),
             "URL answered 404 Not Found: 404 page not found",
         ),
-        (serve(page("500 Internal Server Error", b"")), "URL answered 500 Internal Server Error: "),
-        (serve(page("200 OK", b"up{a=\"\xff\"} 1\n")), "invalid utf-8 sequence of 1 bytes from index 6"),
+        (serve(response("500 Internal Server Error", b"")), "URL answered 500 Internal Server Error: "),
+        (serve(response("200 OK", b"up{a=\"\xff\"} 1\n")), "invalid utf-8 sequence of 1 bytes from index 6"),
         (
             serve(broken),
             "the answer of URL cannot be read: error reading a body from connection: end of file before message length reached",

@@ -6,12 +6,12 @@ mod support;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
+use hyper::Method;
 use hyper::header::{AUTHORIZATION, HeaderMap, LOCATION, PROXY_AUTHORIZATION};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Response};
 use hyper_util::rt::TokioIo;
-use promforest::http::client::{Answer, Client, Error, Request, Url};
+use promforest::http::client::{Client, Error, Request, Response, Url};
 use promforest::yaml::chain;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
@@ -62,57 +62,57 @@ impl Identity {
 
 /// A request as a server saw it.
 #[derive(Clone, Debug)]
-struct Seen {
+struct ReceivedRequest {
     /// The method and the target, as in `GET /path`.
     line: String,
     headers: HeaderMap,
     body: String,
 }
 
-impl Seen {
+impl ReceivedRequest {
     fn header(&self, name: impl AsRef<str>) -> Option<&str> {
         self.headers.get(name.as_ref()).map(|value| value.to_str().expect("text"))
     }
 }
 
-type Reply = Response<Full<Bytes>>;
+type TestResponse = hyper::Response<Full<Bytes>>;
 
-fn reply(status: u16, body: &str) -> Reply {
+fn response_with(status: u16, body: &str) -> TestResponse {
     let body = Full::new(Bytes::from(body.to_string()));
-    Response::builder().status(status).body(body).expect("an answer")
+    hyper::Response::builder().status(status).body(body).expect("an answer")
 }
 
-fn redirect(status: u16, location: impl ToString) -> Reply {
-    let mut reply = reply(status, "");
-    reply.headers_mut().insert(LOCATION, location.to_string().parse().expect("a location"));
-    reply
+fn redirect(status: u16, location: impl ToString) -> TestResponse {
+    let mut response = response_with(status, "");
+    response.headers_mut().insert(LOCATION, location.to_string().parse().expect("a location"));
+    response
 }
 
 /// A server of one test; `answer` gets the number of the request, from 0.
 struct Server {
     address: SocketAddr,
-    seen: Arc<Mutex<Vec<Seen>>>,
+    requests: Arc<Mutex<Vec<ReceivedRequest>>>,
 }
 
 impl Server {
     async fn start(
         tls: Option<ServerConfig>,
-        answer: impl Fn(usize, &Seen) -> Reply + Send + Sync + 'static,
+        respond: impl Fn(usize, &ReceivedRequest) -> TestResponse + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let server = Self { address: listener.local_addr().expect("bound"), seen: Arc::default() };
+        let server = Self { address: listener.local_addr().expect("bound"), requests: Arc::default() };
         let acceptor = tls.map(|tls| TlsAcceptor::from(Arc::new(tls)));
-        let (answer, seen) = (Arc::new(answer), server.seen.clone());
+        let (respond, requests) = (Arc::new(respond), server.requests.clone());
         tokio::spawn(async move {
             while let Ok((tcp, _)) = listener.accept().await {
-                let (acceptor, answer, seen) = (acceptor.clone(), answer.clone(), seen.clone());
+                let (acceptor, respond, requests) = (acceptor.clone(), respond.clone(), requests.clone());
                 tokio::spawn(async move {
                     match acceptor {
-                        None => serve(tcp, seen, &*answer).await,
+                        None => serve(tcp, requests, &*respond).await,
                         Some(acceptor) => {
                             // Clients that trust nobody are part of the tests.
                             if let Ok(tls) = acceptor.accept(tcp).await {
-                                serve(tls, seen, &*answer).await;
+                                serve(tls, requests, &*respond).await;
                             }
                         }
                     }
@@ -123,8 +123,8 @@ impl Server {
     }
 
     /// Says `fine` to everyone.
-    async fn fine(tls: Option<ServerConfig>) -> Self {
-        Self::start(tls, |_, _| reply(200, "fine")).await
+    async fn always_ok(tls: Option<ServerConfig>) -> Self {
+        Self::start(tls, |_, _| response_with(200, "fine")).await
     }
 
     fn url(&self, scheme: &str, host: &str, path: &str) -> Url {
@@ -139,29 +139,32 @@ impl Server {
         self.url("https", "127.0.0.1", "/")
     }
 
-    fn seen(&self) -> Vec<Seen> {
-        self.seen.lock().expect("no panic").clone()
+    fn requests(&self) -> Vec<ReceivedRequest> {
+        self.requests.lock().expect("no panic").clone()
     }
 }
 
-async fn serve<A>(io: impl AsyncRead + AsyncWrite + Unpin, seen: Arc<Mutex<Vec<Seen>>>, answer: &A)
-where
-    A: Fn(usize, &Seen) -> Reply,
+async fn serve<A>(
+    io: impl AsyncRead + AsyncWrite + Unpin,
+    requests: Arc<Mutex<Vec<ReceivedRequest>>>,
+    respond: &A,
+) where
+    A: Fn(usize, &ReceivedRequest) -> TestResponse,
 {
     let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| {
-        let seen = seen.clone();
+        let requests = requests.clone();
         async move {
             let (head, body) = request.into_parts();
             let body = body.collect().await.expect("a body").to_bytes();
-            let request = Seen {
+            let request = ReceivedRequest {
                 line: format!("{} {}", head.method, head.uri),
                 headers: head.headers,
                 body: String::from_utf8_lossy(&body).into_owned(),
             };
-            let mut seen = seen.lock().expect("no panic");
-            let reply = answer(seen.len(), &request);
-            seen.push(request);
-            Ok::<_, Infallible>(reply)
+            let mut requests = requests.lock().expect("no panic");
+            let response = respond(requests.len(), &request);
+            requests.push(request);
+            Ok::<_, Infallible>(response)
         }
     });
     // A client may go away.
@@ -169,11 +172,11 @@ where
 }
 
 /// A proxy that opens tunnels to where `to` says, whatever it is asked for; or none, for `Err`.
-async fn tunnels(to: Result<SocketAddr, &'static str>) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
+async fn start_tunnel_proxy(to: Result<SocketAddr, &'static str>) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("bound");
-    let asked: Arc<Mutex<Vec<String>>> = Arc::default();
-    let log = asked.clone();
+    let connect_heads: Arc<Mutex<Vec<String>>> = Arc::default();
+    let log = connect_heads.clone();
     tokio::spawn(async move {
         while let Ok((mut client, _)) = listener.accept().await {
             let mut head = Vec::new();
@@ -195,40 +198,40 @@ async fn tunnels(to: Result<SocketAddr, &'static str>) -> (SocketAddr, Arc<Mutex
             }
         }
     });
-    (address, asked)
+    (address, connect_heads)
 }
 
-fn plain(keys: &str) -> Client {
+fn client_with(keys: &str) -> Client {
     client(folder(&[]).path(), keys)
 }
 
-async fn get(client: &Client, url: &Url) -> Result<Answer, Error> {
+async fn get(client: &Client, url: &Url) -> Result<Response, Error> {
     client.get(url, TIMEOUT, 1 << 20).await
 }
 
-async fn send(client: &Client, method: Method, url: &Url, body: &'static str) -> Result<Answer, Error> {
+async fn send(client: &Client, method: Method, url: &Url, body: &'static str) -> Result<Response, Error> {
     let (url, headers, body) = (url.clone(), HeaderMap::new(), Bytes::from(body));
     client.request(Request { method, url, headers, body, timeout: TIMEOUT, limit: 1 << 20 }).await
 }
 
 /// The body of an answer that has to be 200.
-async fn fine(client: &Client, url: &Url) -> String {
+async fn get_ok(client: &Client, url: &Url) -> String {
     let answer = get(client, url).await.unwrap_or_else(|error| panic!("{url}: {}", chain(&error)));
     assert_eq!(answer.status, 200, "{url}");
     String::from_utf8(answer.body.to_vec()).expect("text")
 }
 
-async fn error(client: &Client, url: &Url) -> String {
+async fn get_error(client: &Client, url: &Url) -> String {
     chain(&get(client, url).await.expect_err("no answer"))
 }
 
 #[tokio::test]
-async fn whom_the_authority_vouches_for_is_trusted_and_nobody_else() {
+async fn only_certificates_of_the_configured_authority_are_trusted() {
     let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
-    let server = Server::fine(ours.identity("127.0.0.1").tls()).await;
+    let server = Server::always_ok(ours.identity("127.0.0.1").tls()).await;
     let folder = folder(&[("ca.pem", &ours.pem), ("other.pem", &theirs.pem)]);
     let trusting = client(folder.path(), "tls_config: {ca_file: ca.pem}");
-    assert_eq!(fine(&trusting, &server.https()).await, "fine");
+    assert_eq!(get_ok(&trusting, &server.https()).await, "fine");
 
     let untrusted = format!(
         "request to {} failed: its certificate is signed by an authority that is not trusted here: \
@@ -236,118 +239,130 @@ async fn whom_the_authority_vouches_for_is_trusted_and_nobody_else() {
         server.https()
     );
     let other = client(folder.path(), "tls_config: {ca_file: other.pem}");
-    assert_eq!(error(&other, &server.https()).await, untrusted);
-    assert_eq!(error(&Client::default(), &server.https()).await, untrusted);
+    assert_eq!(get_error(&other, &server.https()).await, untrusted);
+    assert_eq!(get_error(&Client::default(), &server.https()).await, untrusted);
 
-    let careless = client(folder.path(), "tls_config: {ca_file: other.pem, insecure_skip_verify: true}");
-    assert_eq!(fine(&careless, &server.https()).await, "fine");
-    assert_eq!(server.seen().len(), 2);
+    let insecure = client(folder.path(), "tls_config: {ca_file: other.pem, insecure_skip_verify: true}");
+    assert_eq!(get_ok(&insecure, &server.https()).await, "fine");
+    assert_eq!(server.requests().len(), 2);
 }
 
 #[tokio::test]
 async fn a_new_authority_in_the_file_needs_no_reload() {
     let (old, new) = (Authority::new("old"), Authority::new("new"));
-    let server = Server::fine(new.identity("127.0.0.1").tls()).await;
+    let server = Server::always_ok(new.identity("127.0.0.1").tls()).await;
     let folder = folder(&[("ca.pem", &old.pem)]);
     let client = client(folder.path(), "tls_config: {ca_file: ca.pem}");
-    assert!(error(&client, &server.https()).await.contains("UnknownIssuer"));
+    assert!(get_error(&client, &server.https()).await.contains("UnknownIssuer"));
     fs::write(folder.path().join("ca.pem"), &new.pem).expect("writable");
-    assert_eq!(fine(&client, &server.https()).await, "fine");
+    assert_eq!(get_ok(&client, &server.https()).await, "fine");
     fs::write(folder.path().join("ca.pem"), "half a certifi").expect("writable");
-    let said = error(&client, &server.https()).await;
-    assert_eq!(said, "tls_config: ca or ca_file: no certificate in it");
+    let message = get_error(&client, &server.https()).await;
+    assert_eq!(message, "tls_config: ca or ca_file: no certificate in it");
 }
 
 #[tokio::test]
 async fn the_certificate_has_to_be_for_the_name() {
     let authority = Authority::new("authority");
-    let server = Server::fine(authority.identity("prometheus.internal").tls()).await;
+    let server = Server::always_ok(authority.identity("prometheus.internal").tls()).await;
     let folder = folder(&[("ca.pem", &authority.pem)]);
     let by_host = client(folder.path(), "tls_config: {ca_file: ca.pem}");
-    let said = error(&by_host, &server.https()).await;
-    assert!(said.contains("for another name: if that is as it should be, tls_config.server_name"), "{said}");
-    assert!(said.contains("prometheus.internal"), "{said}");
+    let message = get_error(&by_host, &server.https()).await;
+    assert!(
+        message.contains("for another name: if that is as it should be, tls_config.server_name"),
+        "{message}"
+    );
+    assert!(message.contains("prometheus.internal"), "{message}");
     let by_name = client(folder.path(), "tls_config: {ca_file: ca.pem, server_name: prometheus.internal}");
-    assert_eq!(fine(&by_name, &server.https()).await, "fine");
+    assert_eq!(get_ok(&by_name, &server.https()).await, "fine");
 }
 
 #[tokio::test]
-async fn a_server_may_want_our_certificate_too() {
+async fn a_server_may_require_a_client_certificate() {
     let (servers, clients) = (Authority::new("servers"), Authority::new("clients"));
-    let wanting = servers.identity("127.0.0.1").server(rustls::ALL_VERSIONS, Some(&clients));
-    let server = Server::fine(Some(wanting)).await;
-    let (stranger, us) = (servers.identity("promforest"), clients.identity("promforest"));
-    let files = [("ca.pem", &*servers.pem), ("cert.pem", &*stranger.cert), ("key.pem", &*stranger.key)];
+    let tls = servers.identity("127.0.0.1").server(rustls::ALL_VERSIONS, Some(&clients));
+    let server = Server::always_ok(Some(tls)).await;
+    let (untrusted_identity, client_identity) =
+        (servers.identity("promforest"), clients.identity("promforest"));
+    let files = [
+        ("ca.pem", &*servers.pem),
+        ("cert.pem", &*untrusted_identity.cert),
+        ("key.pem", &*untrusted_identity.key),
+    ];
     let folder = folder(&files);
 
     let anonymous = client(folder.path(), "tls_config: {ca_file: ca.pem}");
-    let said = error(&anonymous, &server.https()).await;
-    assert!(said.contains("it may want a client certificate, or another one"), "{said}");
+    let message = get_error(&anonymous, &server.https()).await;
+    assert!(message.contains("it may want a client certificate, or another one"), "{message}");
     let client =
         client(folder.path(), "tls_config: {ca_file: ca.pem, cert_file: cert.pem, key_file: key.pem}");
-    let said = error(&client, &server.https()).await;
-    assert!(said.contains("tls_config.cert_file and key_file"), "{said}");
+    let message = get_error(&client, &server.https()).await;
+    assert!(message.contains("tls_config.cert_file and key_file"), "{message}");
 
-    fs::write(folder.path().join("cert.pem"), &us.cert).expect("writable");
-    let said = error(&client, &server.https()).await;
-    assert!(said.contains("the certificate and its key cannot be used"), "{said}");
-    fs::write(folder.path().join("key.pem"), &us.key).expect("writable");
-    assert_eq!(fine(&client, &server.https()).await, "fine");
+    fs::write(folder.path().join("cert.pem"), &client_identity.cert).expect("writable");
+    let message = get_error(&client, &server.https()).await;
+    assert!(message.contains("the certificate and its key cannot be used"), "{message}");
+    fs::write(folder.path().join("key.pem"), &client_identity.key).expect("writable");
+    assert_eq!(get_ok(&client, &server.https()).await, "fine");
 }
 
 #[tokio::test]
-async fn versions_and_protocols_that_do_not_meet() {
+async fn incompatible_versions_and_protocols_are_explained() {
     let authority = Authority::new("authority");
     let old = authority.identity("127.0.0.1").server(&[&version::TLS12], None);
-    let server = Server::fine(Some(old)).await;
+    let server = Server::always_ok(Some(old)).await;
     let folder = folder(&[("ca.pem", &authority.pem)]);
     let new = client(folder.path(), "tls_config: {ca_file: ca.pem, min_version: TLS13}");
-    let said = error(&new, &server.https()).await;
-    assert!(said.contains("ProtocolVersion"), "{said}");
+    let message = get_error(&new, &server.https()).await;
+    assert!(message.contains("ProtocolVersion"), "{message}");
     let both = client(folder.path(), "tls_config: {ca_file: ca.pem, max_version: TLS12}");
-    assert_eq!(fine(&both, &server.https()).await, "fine");
+    assert_eq!(get_ok(&both, &server.https()).await, "fine");
 
-    let plain = Server::fine(None).await;
-    let said = error(&both, &plain.https()).await;
-    assert!(said.contains("it does not speak TLS: is it an http:// address?"), "{said}");
+    let unencrypted = Server::always_ok(None).await;
+    let message = get_error(&both, &unencrypted.https()).await;
+    assert!(message.contains("it does not speak TLS: is it an http:// address?"), "{message}");
 }
 
 #[tokio::test]
-async fn credentials_and_headers_are_shown_with_every_request() {
-    let server = Server::fine(None).await;
+async fn credentials_and_headers_are_sent_with_every_request() {
+    let server = Server::always_ok(None).await;
     let folder = folder(&[("password", "hunter2\n"), ("token", "first\n")]);
     let basic = client(
         folder.path(),
         "basic_auth: {username: promforest, password_file: password}\nheaders: {X-Scope-OrgID: '42'}",
     );
-    fine(&basic, &server.http()).await;
+    get_ok(&basic, &server.http()).await;
     let bearer = client(folder.path(), "authorization: {credentials_file: token}");
-    fine(&bearer, &server.http()).await;
+    get_ok(&bearer, &server.http()).await;
     fs::write(folder.path().join("token"), "second").expect("writable");
-    fine(&bearer, &server.http()).await;
-    fine(&plain("authorization: {type: Token, credentials: third}"), &server.http()).await;
+    get_ok(&bearer, &server.http()).await;
+    get_ok(&client_with("authorization: {type: Token, credentials: third}"), &server.http()).await;
 
-    let seen = server.seen();
-    let shown: Vec<_> = seen.iter().map(|seen| seen.header(AUTHORIZATION).expect("a header")).collect();
+    let seen = server.requests();
+    let authorizations: Vec<_> =
+        seen.iter().map(|seen| seen.header(AUTHORIZATION).expect("a header")).collect();
     // printf promforest:hunter2 | base64
-    assert_eq!(shown, ["Basic cHJvbWZvcmVzdDpodW50ZXIy", "Bearer first", "Bearer second", "Token third"]);
+    assert_eq!(
+        authorizations,
+        ["Basic cHJvbWZvcmVzdDpodW50ZXIy", "Bearer first", "Bearer second", "Token third"]
+    );
     assert_eq!((seen[0].header("x-scope-orgid"), seen[1].header("x-scope-orgid")), (Some("42"), None));
 
     fs::remove_file(folder.path().join("token")).expect("it is there");
-    let said = error(&bearer, &server.http()).await;
-    assert!(said.starts_with("cannot read ") && said.contains("token: No such file"), "{said}");
+    let message = get_error(&bearer, &server.http()).await;
+    assert!(message.starts_with("cannot read ") && message.contains("token: No such file"), "{message}");
     fs::write(folder.path().join("token"), "two\nlines").expect("writable");
     assert_eq!(
-        error(&bearer, &server.http()).await,
+        get_error(&bearer, &server.http()).await,
         "authorization holds a character that a header cannot have"
     );
-    assert_eq!(server.seen().len(), 4);
+    assert_eq!(server.requests().len(), 4);
 }
 
 /// Tokens 0, 1, 2 ..., each for `seconds`.
 async fn token_endpoint(seconds: u64) -> Server {
     Server::start(None, move |i, _| {
-        reply(
+        response_with(
             200,
             &format!(r#"{{"access_token": "token{i}", "token_type": "bearer", "expires_in": {seconds}}}"#),
         )
@@ -357,29 +372,29 @@ async fn token_endpoint(seconds: u64) -> Server {
 
 fn oauth2(endpoint: &Server, more: &str) -> Client {
     let url = endpoint.url("http", "127.0.0.1", "/token");
-    plain(&format!("oauth2: {{client_id: 'a b', client_secret: 'p&w', token_url: '{url}'{more}}}"))
+    client_with(&format!("oauth2: {{client_id: 'a b', client_secret: 'p&w', token_url: '{url}'{more}}}"))
 }
 
 #[tokio::test]
 async fn a_token_is_fetched_once_and_again_before_it_ends() {
-    let (endpoint, server) = (token_endpoint(11).await, Server::fine(None).await);
+    let (endpoint, server) = (token_endpoint(11).await, Server::always_ok(None).await);
     let client = oauth2(&endpoint, ", scopes: [metrics.write, b], endpoint_params: {audience: 'x/y'}");
-    fine(&client, &server.http()).await;
-    fine(&client, &server.http()).await;
+    get_ok(&client, &server.http()).await;
+    get_ok(&client, &server.http()).await;
     // Ten seconds before its end a token is not used any more.
     tokio::time::sleep(Duration::from_millis(1100)).await;
-    fine(&client, &server.http()).await;
+    get_ok(&client, &server.http()).await;
 
-    let shown: Vec<_> =
-        server.seen().iter().map(|seen| seen.header(AUTHORIZATION).map(str::to_string)).collect();
+    let authorizations: Vec<_> =
+        server.requests().iter().map(|seen| seen.header(AUTHORIZATION).map(str::to_string)).collect();
     let token = |i: usize| Some(format!("Bearer token{i}"));
-    assert_eq!(shown, [token(0), token(0), token(1)]);
-    let asked = endpoint.seen();
-    assert_eq!(asked.len(), 2);
-    assert_eq!(asked[0].line, "POST /token");
-    assert_eq!(asked[0].body, "grant_type=client_credentials&scope=metrics.write+b&audience=x%2Fy");
+    assert_eq!(authorizations, [token(0), token(0), token(1)]);
+    let token_requests = endpoint.requests();
+    assert_eq!(token_requests.len(), 2);
+    assert_eq!(token_requests[0].line, "POST /token");
+    assert_eq!(token_requests[0].body, "grant_type=client_credentials&scope=metrics.write+b&audience=x%2Fy");
     // printf a+b:p%%26w | base64
-    assert_eq!(asked[0].header(AUTHORIZATION), Some("Basic YStiOnAlMjZ3"));
+    assert_eq!(token_requests[0].header(AUTHORIZATION), Some("Basic YStiOnAlMjZ3"));
 }
 
 #[tokio::test]
@@ -387,72 +402,79 @@ async fn a_token_that_is_withdrawn_is_replaced() {
     let endpoint = token_endpoint(3600).await;
     let server = Server::start(None, |i, seen| {
         let withdrawn = i > 0 && seen.header(AUTHORIZATION) == Some("Bearer token0");
-        reply(if withdrawn { 401 } else { 200 }, "")
+        response_with(if withdrawn { 401 } else { 200 }, "")
     })
     .await;
     let client = oauth2(&endpoint, "");
-    fine(&client, &server.http()).await;
-    fine(&client, &server.http()).await;
-    assert_eq!((server.seen().len(), endpoint.seen().len()), (3, 2));
+    get_ok(&client, &server.http()).await;
+    get_ok(&client, &server.http()).await;
+    assert_eq!((server.requests().len(), endpoint.requests().len()), (3, 2));
 
-    let never = Server::start(None, |_, _| reply(401, "no")).await;
+    let never = Server::start(None, |_, _| response_with(401, "no")).await;
     let client = oauth2(&endpoint, "");
     assert_eq!(get(&client, &never.http()).await.expect("an answer").status, 401);
-    assert_eq!(never.seen().len(), 1, "a fresh token that is refused is not replaced at once");
+    assert_eq!(never.requests().len(), 1, "a fresh token that is refused is not replaced at once");
     assert_eq!(get(&client, &never.http()).await.expect("an answer").status, 401);
-    assert_eq!(never.seen().len(), 3);
+    assert_eq!(never.requests().len(), 3);
 }
 
 #[tokio::test]
 async fn an_endpoint_may_want_the_secret_in_the_form() {
     let endpoint = Server::start(None, |_, seen| {
         let in_form = seen.body.ends_with("&client_id=a+b&client_secret=p%26w");
-        if in_form { reply(200, r#"{"access_token": "x", "expires_in": "60"}"#) } else { reply(401, "") }
+        if in_form {
+            response_with(200, r#"{"access_token": "x", "expires_in": "60"}"#)
+        } else {
+            response_with(401, "")
+        }
     })
     .await;
-    let server = Server::fine(None).await;
-    fine(&oauth2(&endpoint, ""), &server.http()).await;
-    assert_eq!(server.seen()[0].header(AUTHORIZATION), Some("Bearer x"));
+    let server = Server::always_ok(None).await;
+    get_ok(&oauth2(&endpoint, ""), &server.http()).await;
+    assert_eq!(server.requests()[0].header(AUTHORIZATION), Some("Bearer x"));
 
     for (status, body, reason) in [
         (403, "unknown client\nsecond line", "403 Forbidden: unknown client"),
         (200, "{}", "an answer without a token"),
         (302, "", "302 Found: "),
     ] {
-        let endpoint = Server::start(None, move |_, _| reply(status, body)).await;
-        let said = error(&oauth2(&endpoint, ""), &server.http()).await;
-        assert_eq!(said, format!("no token from {}: {reason}", endpoint.url("http", "127.0.0.1", "/token")));
+        let endpoint = Server::start(None, move |_, _| response_with(status, body)).await;
+        let message = get_error(&oauth2(&endpoint, ""), &server.http()).await;
+        assert_eq!(
+            message,
+            format!("no token from {}: {reason}", endpoint.url("http", "127.0.0.1", "/token"))
+        );
     }
-    assert_eq!(server.seen().len(), 1);
+    assert_eq!(server.requests().len(), 1);
 }
 
 #[tokio::test]
 async fn a_proxy_passes_on_what_is_not_encrypted() {
-    let proxy = Server::fine(None).await;
-    let client = plain(&format!(
+    let proxy = Server::always_ok(None).await;
+    let client = client_with(&format!(
         "proxy_url: http://me:hunter2@{}\nno_proxy: 127.0.0.1\nbasic_auth: {{username: a}}",
         proxy.address
     ));
-    fine(&client, &"http://prometheus.internal:9090/a?b=c".parse().expect("a URL")).await;
-    let seen = proxy.seen().remove(0);
+    get_ok(&client, &"http://prometheus.internal:9090/a?b=c".parse().expect("a URL")).await;
+    let seen = proxy.requests().remove(0);
     assert_eq!(seen.line, "GET http://prometheus.internal:9090/a?b=c");
     assert_eq!(seen.header("host"), Some("prometheus.internal:9090"));
     // printf me:hunter2 | base64; printf a: | base64
     assert_eq!(seen.header(PROXY_AUTHORIZATION), Some("Basic bWU6aHVudGVyMg=="));
     assert_eq!(seen.header(AUTHORIZATION), Some("Basic YTo="));
 
-    let near = Server::fine(None).await;
-    fine(&client, &near.http()).await;
-    assert_eq!((near.seen().len(), proxy.seen().len()), (1, 1));
-    assert_eq!(near.seen()[0].header(PROXY_AUTHORIZATION), None);
+    let near = Server::always_ok(None).await;
+    get_ok(&client, &near.http()).await;
+    assert_eq!((near.requests().len(), proxy.requests().len()), (1, 1));
+    assert_eq!(near.requests()[0].header(PROXY_AUTHORIZATION), None);
 }
 
 #[tokio::test]
 async fn a_proxy_opens_tunnels_for_what_is_encrypted() {
     let authority = Authority::new("authority");
-    let server = Server::fine(authority.identity("prometheus.internal").tls()).await;
+    let server = Server::always_ok(authority.identity("prometheus.internal").tls()).await;
     let folder = folder(&[("ca.pem", &authority.pem)]);
-    let through = |proxy: SocketAddr| {
+    let client_through = |proxy: SocketAddr| {
         client(
             folder.path(),
             &format!(
@@ -462,49 +484,52 @@ async fn a_proxy_opens_tunnels_for_what_is_encrypted() {
         )
     };
     let url = "https://prometheus.internal:9090/a".parse().expect("a URL");
-    let (proxy, asked) = tunnels(Ok(server.address)).await;
-    assert_eq!(fine(&through(proxy), &url).await, "fine");
-    let asked = asked.lock().expect("no panic").join("");
-    assert!(asked.starts_with("CONNECT prometheus.internal:9090 HTTP/1.1\r\n"), "{asked}");
-    let asked = asked.to_lowercase();
+    let (proxy, connect_heads) = start_tunnel_proxy(Ok(server.address)).await;
+    assert_eq!(get_ok(&client_through(proxy), &url).await, "fine");
+    let connect_heads = connect_heads.lock().expect("no panic").join("");
+    assert!(connect_heads.starts_with("CONNECT prometheus.internal:9090 HTTP/1.1\r\n"), "{connect_heads}");
+    let connect_heads = connect_heads.to_lowercase();
     for line in ["proxy-authorization: basic bwu6ahvudgvymg==", "x-key: one", "x-key: two"] {
-        assert!(asked.contains(&format!("{line}\r\n")), "{asked}");
+        assert!(connect_heads.contains(&format!("{line}\r\n")), "{connect_heads}");
     }
-    assert!(!asked.contains("\r\nauthorization:"), "{asked}");
-    let seen = server.seen().remove(0);
+    assert!(!connect_heads.contains("\r\nauthorization:"), "{connect_heads}");
+    let seen = server.requests().remove(0);
     assert_eq!((&*seen.line, seen.header(PROXY_AUTHORIZATION)), ("GET /a", None));
     assert_eq!(seen.header(AUTHORIZATION), Some("Basic YTo="));
 
-    let (proxy, _) = tunnels(Err("403 Forbidden")).await;
-    let said = error(&through(proxy), &url).await;
-    assert!(said.contains(&format!("through the proxy http://{proxy}/: tunnel error")), "{said}");
-    assert!(!said.contains("hunter2"), "{said}");
+    let (proxy, _) = start_tunnel_proxy(Err("403 Forbidden")).await;
+    let message = get_error(&client_through(proxy), &url).await;
+    assert!(message.contains(&format!("through the proxy http://{proxy}/: tunnel error")), "{message}");
+    assert!(!message.contains("hunter2"), "{message}");
 }
 
 #[tokio::test]
-async fn a_get_follows_where_it_is_sent() {
-    let other = Server::start(None, |_, _| reply(200, "there")).await;
+async fn a_get_follows_redirects() {
+    let other = Server::start(None, |_, _| response_with(200, "there")).await;
     let there = other.url("http", "127.0.0.1", "/there");
     let server = Server::start(None, move |_, seen| match seen.line.as_str() {
         "GET /a/b" => redirect(301, "c"),
         "GET /a/c" => redirect(302, "/d?e=f"),
         "GET /d?e=f" => redirect(308, &there),
-        _ => reply(404, ""),
+        _ => response_with(404, ""),
     })
     .await;
-    assert_eq!(fine(&Client::default(), &server.url("http", "127.0.0.1", "/a/b")).await, "there");
+    assert_eq!(get_ok(&Client::default(), &server.url("http", "127.0.0.1", "/a/b")).await, "there");
 
-    let stays = plain("follow_redirects: false");
-    let answer = get(&stays, &server.url("http", "127.0.0.1", "/a/b")).await.expect("an answer");
+    let without_redirects = client_with("follow_redirects: false");
+    let answer = get(&without_redirects, &server.url("http", "127.0.0.1", "/a/b")).await.expect("an answer");
     assert_eq!(answer.status, 301);
 
-    let circle = Server::start(None, |_, _| redirect(302, "/")).await;
-    let said = error(&Client::default(), &circle.http()).await;
-    assert!(said.ends_with("leads from address to address, more than 10 times"), "{said}");
-    assert_eq!(circle.seen().len(), 11);
+    let redirect_loop = Server::start(None, |_, _| redirect(302, "/")).await;
+    let message = get_error(&Client::default(), &redirect_loop.http()).await;
+    assert!(message.ends_with("leads from address to address, more than 10 times"), "{message}");
+    assert_eq!(redirect_loop.requests().len(), 11);
     let nowhere = Server::start(None, |_, _| redirect(302, "gopher://somewhere/")).await;
-    let said = error(&Client::default(), &nowhere.http()).await;
-    assert!(said.contains("leads to an address that is none: \"gopher://somewhere/\" is not"), "{said}");
+    let message = get_error(&Client::default(), &nowhere.http()).await;
+    assert!(
+        message.contains("leads to an address that is none: \"gopher://somewhere/\" is not"),
+        "{message}"
+    );
 }
 
 #[tokio::test]
@@ -513,14 +538,15 @@ async fn b85_a_post_is_repeated_or_fails_and_never_becomes_a_get() {
         "POST /307" => redirect(307, "/there"),
         "PUT /308" => redirect(308, "/there"),
         "POST /302" => redirect(302, "/there"),
-        _ => reply(200, ""),
+        _ => response_with(200, ""),
     })
     .await;
     let url = |path: &str| server.url("http", "127.0.0.1", path);
     let client = Client::default();
     assert_eq!(send(&client, Method::POST, &url("/307"), "body").await.expect("an answer").status, 200);
     assert_eq!(send(&client, Method::PUT, &url("/308"), "other").await.expect("an answer").status, 200);
-    let seen: Vec<(String, String)> = server.seen().into_iter().map(|seen| (seen.line, seen.body)).collect();
+    let seen: Vec<(String, String)> =
+        server.requests().into_iter().map(|seen| (seen.line, seen.body)).collect();
     let line = |line: &str, body: &str| (line.to_string(), body.to_string());
     assert_eq!(
         seen,
@@ -531,40 +557,45 @@ async fn b85_a_post_is_repeated_or_fails_and_never_becomes_a_get() {
             line("PUT /there", "other")
         ]
     );
-    let said = chain(&send(&client, Method::POST, &url("/302"), "body").await.expect_err("no answer"));
+    let message = chain(&send(&client, Method::POST, &url("/302"), "body").await.expect_err("no answer"));
     let expected = format!(
         "{} answered 302 Found: it is at \"/there\" now, and POST does not go there by itself",
         url("/302")
     );
-    assert_eq!(said, expected);
-    assert_eq!(server.seen().len(), 5);
+    assert_eq!(message, expected);
+    assert_eq!(server.requests().len(), 5);
 }
 
 #[tokio::test]
 async fn b85_another_host_gets_no_credentials() {
-    let stranger = Server::fine(None).await;
+    let stranger = Server::always_ok(None).await;
     let there = stranger.url("http", "localhost", "/there");
     let back = stranger.url("http", "127.0.0.1", "/back");
     let server = Server::start(None, move |_, seen| {
         if seen.line == "GET /near" { redirect(307, &back) } else { redirect(307, &there) }
     })
     .await;
-    let client = plain("basic_auth: {username: a}\nheaders: {X-Key: hunter2}");
-    fine(&client, &server.url("http", "127.0.0.1", "/far")).await;
-    fine(&client, &server.url("http", "127.0.0.1", "/near")).await;
-    let shown = |seen: &Seen| (seen.headers.contains_key(AUTHORIZATION), seen.headers.contains_key("x-key"));
-    assert_eq!(server.seen().iter().map(shown).collect::<Vec<_>>(), [(true, true); 2]);
-    assert_eq!(stranger.seen().iter().map(shown).collect::<Vec<_>>(), [(false, false), (true, true)]);
+    let client = client_with("basic_auth: {username: a}\nheaders: {X-Key: hunter2}");
+    get_ok(&client, &server.url("http", "127.0.0.1", "/far")).await;
+    get_ok(&client, &server.url("http", "127.0.0.1", "/near")).await;
+    let credential_headers = |seen: &ReceivedRequest| {
+        (seen.headers.contains_key(AUTHORIZATION), seen.headers.contains_key("x-key"))
+    };
+    assert_eq!(server.requests().iter().map(credential_headers).collect::<Vec<_>>(), [(true, true); 2]);
+    assert_eq!(
+        stranger.requests().iter().map(credential_headers).collect::<Vec<_>>(),
+        [(false, false), (true, true)]
+    );
 }
 
 #[tokio::test]
 async fn the_limit_and_the_timeout_hold() {
-    let server = Server::start(None, |_, _| reply(200, &"x".repeat(1000))).await;
+    let server = Server::start(None, |_, _| response_with(200, &"x".repeat(1000))).await;
     let client = Client::default();
     assert_eq!(client.get(&server.http(), TIMEOUT, 1000).await.expect("an answer").body.len(), 1000);
     let error = client.get(&server.http(), TIMEOUT, 999).await.expect_err("too long");
     assert!(matches!(error, Error::TooLarge { limit: 999, .. }), "{error}");
-    let (silent, _asked) = tunnels(Ok(server.address)).await;
+    let (silent, _connect_heads) = start_tunnel_proxy(Ok(server.address)).await;
     let url = format!("https://{silent}/").parse().expect("a URL");
     let error = client.get(&url, Duration::from_millis(100), 1000).await.expect_err("too late");
     assert!(matches!(error, Error::Timeout { .. }), "{error}");
@@ -574,7 +605,7 @@ async fn the_limit_and_the_timeout_hold() {
 async fn match_reads_an_encrypted_page() {
     let authority = Authority::new("authority");
     let server = Server::start(authority.identity("127.0.0.1").tls(), |_, _| {
-        reply(200, "node_network_receive_bytes_total{device=\"eth0\"} 1\n")
+        response_with(200, "node_network_receive_bytes_total{device=\"eth0\"} 1\n")
     })
     .await;
     let folder = folder(&[("ca.pem", &authority.pem)]);
@@ -608,10 +639,10 @@ fn a_reload_with_a_broken_authority_changes_nothing() {
     let reload = || support::http::post(&address, "/-/reload").expect("an answer");
     assert_eq!(reload().status, 200);
     fs::write(folder.path().join("ca.pem"), "nothing").expect("writable");
-    let refused = reload();
-    assert_eq!(refused.status, 500);
-    let said = "promforest.yml:3: remote_write[0].tls_config: ca or ca_file: no certificate in it";
-    assert!(refused.body.contains(said), "{}", refused.body);
+    let failed_reload = reload();
+    assert_eq!(failed_reload.status, 500);
+    let message = "promforest.yml:3: remote_write[0].tls_config: ca or ca_file: no certificate in it";
+    assert!(failed_reload.body.contains(message), "{}", failed_reload.body);
     fs::write(folder.path().join("ca.pem"), &authority.pem).expect("writable");
     assert_eq!(reload().status, 200);
     process.kill();

@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-fn check(file: &Path) -> (Option<i32>, String, String) {
+fn check_config(file: &Path) -> (Option<i32>, String, String) {
     let command = Command::new(env!("CARGO_BIN_EXE_promforest")).args(["check", "config"]).arg(file).output();
     let Output { status, stdout, stderr } = command.expect("the program runs");
     let folder = file.parent().map(|folder| folder.display().to_string()).filter(|folder| !folder.is_empty());
@@ -39,16 +39,16 @@ fn good_files_are_valid() {
     let files = files("good");
     assert!(files.len() >= 4);
     for (file, text) in files {
-        assert_eq!(check(&file), (Some(0), text, String::new()), "{}", file.display());
+        assert_eq!(check_config(&file), (Some(0), text, String::new()), "{}", file.display());
     }
 }
 
 #[test]
-fn bad_files_say_everything_that_is_wrong_with_its_line() {
+fn bad_files_report_every_error_with_its_line() {
     let files = files("bad");
     assert!(files.len() >= 15);
     for (file, text) in files {
-        let (status, stdout, stderr) = check(&file);
+        let (status, stdout, stderr) = check_config(&file);
         assert_eq!(stderr, text, "{}", file.display());
         assert_eq!((status, &*stdout), (Some(1), ""), "{}", file.display());
     }
@@ -62,14 +62,14 @@ fn every_key_is_covered() {
     };
     let (good, bad) = (texts("good"), texts("bad"));
     let file = Path::new(ROOT).join("tests/data/config/unknown-keys.bad.yml");
-    let (_, _, stderr) = check(&file);
-    let known: Vec<&str> = stderr
+    let (_, _, stderr) = check_config(&file);
+    let known_keys: Vec<&str> = stderr
         .lines()
         .filter_map(|line| line.split_once("known here: "))
         .flat_map(|(_, keys)| keys.split(", "))
         .collect();
-    assert!(known.len() >= 30, "{known:?}");
-    for key in known {
+    assert!(known_keys.len() >= 30, "{known_keys:?}");
+    for key in known_keys {
         assert!(good.contains(&format!("{key}:")), "{key} is in no good file");
         assert!(bad.contains(&format!("{key}:")), "{key} is in no bad file");
     }
@@ -81,14 +81,14 @@ fn a_file_that_cannot_be_read_is_one_line() {
         ("does/not/exist.yml", "No such file or directory (os error 2)"),
         (ROOT, "Is a directory (os error 21)"),
     ] {
-        let (status, stdout, stderr) = check(Path::new(path));
+        let (status, stdout, stderr) = check_config(Path::new(path));
         assert_eq!((status, &*stdout), (Some(1), ""));
         assert_eq!(stderr, format!("promforest: cannot read the configuration file FILE: {reason}\n"));
     }
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("latin1.yml");
     fs::write(&file, b"detectors: # \xe9\n").expect("writable");
-    let (status, _, stderr) = check(&file);
+    let (status, _, stderr) = check_config(&file);
     assert_eq!(status, Some(1));
     assert_eq!(
         stderr,
@@ -110,8 +110,8 @@ fn the_sidecar_refuses_to_start_with_a_bad_file() {
 }
 
 #[test]
-fn what_the_documentation_shows_is_valid() {
-    let (status, stdout, stderr) = check(&Path::new(ROOT).join("deploy/promforest.yml"));
+fn documented_configurations_are_valid() {
+    let (status, stdout, stderr) = check_config(&Path::new(ROOT).join("deploy/promforest.yml"));
     assert_eq!(stderr, "", "deploy/promforest.yml");
     assert_eq!(status, Some(0), "{stdout}");
 
@@ -123,7 +123,7 @@ fn what_the_documentation_shows_is_valid() {
     for block in configurations {
         let file = folder.path().join("readme.yml");
         fs::write(&file, block).expect("writable");
-        let (status, _, stderr) = check(&file);
+        let (status, _, stderr) = check_config(&file);
         assert_eq!((status, &*stderr), (Some(0), ""), "{block}");
     }
 }
@@ -139,11 +139,11 @@ fn the_annotated_files_hold_the_defaults() {
 #[test]
 fn paths_begin_at_the_folder_of_the_file() {
     use promforest::config::Config;
-    use promforest::http::config::{Auth, Text};
+    use promforest::http::config::{Auth, SecretSource};
     let folder = Path::new(ROOT).join("tests/data/config");
     let config = Config::load(&folder.join("http.good.yml")).expect("valid");
-    let secret = Text::File(folder.join("tls/secret"));
-    assert_eq!(config.remote_write[0].http.tls.ca, Some(Text::File(folder.join("tls/ca.pem"))));
+    let secret = SecretSource::File(folder.join("tls/secret"));
+    assert_eq!(config.remote_write[0].http.tls.ca, Some(SecretSource::File(folder.join("tls/ca.pem"))));
     let basic = Auth::Basic { username: secret.clone(), password: secret.clone() };
     assert_eq!(config.remote_write[1].http.auth, basic);
     assert_eq!(secret.read().expect("it is there"), "hunter2");
@@ -157,7 +157,7 @@ fn paths_begin_at_the_folder_of_the_file() {
 #[test]
 fn every_value_arrives_where_it_belongs() {
     use promforest::config::Config;
-    use promforest::features::{Transform, rate::Semantics};
+    use promforest::features::{Transform, rate::RateSemantics};
     use promforest::forest::{Contamination, ExtendedParams, MaxFeatures, MaxSamples};
     use std::time::Duration;
     let file = Path::new(ROOT).join("tests/data/config/everything.good.yml");
@@ -180,36 +180,36 @@ fn every_value_arrives_where_it_belongs() {
     assert_eq!((&*disk.name, &*memory.name), ("disk", "memory"));
     assert_eq!((disk.matchers.len(), memory.matchers.len()), (2, 1));
     assert_eq!(disk.by, ["instance"]);
-    assert_eq!(disk.transform, Transform::Rate { range_ms: 300_000, semantics: Semantics::V2 });
+    assert_eq!(disk.transform, Transform::Rate { range_ms: 300_000, semantics: RateSemantics::V2 });
     assert_eq!(memory.transform, Transform::Value);
     assert_eq!((disk.window, disk.grace), (seconds(86_400), seconds(45)));
     assert_eq!(memory.grace, seconds(60), "two scrapes");
     let training = &disk.training;
     assert_eq!(
-        (training.history, training.minimum, training.every),
+        (training.history, training.min_history, training.interval),
         (seconds(14 * 86_400), seconds(3 * 3600), seconds(12 * 3600))
     );
-    let plain = |detector: &promforest::config::Detector| match &detector.model {
-        promforest::models::Params::IsolationForest(params) => params.clone(),
+    let isolation_forest_params = |detector: &promforest::config::Detector| match &detector.model {
+        promforest::models::ModelParams::IsolationForest(params) => params.clone(),
         other => panic!("{other:?}"),
     };
-    let model = plain(disk);
+    let model = isolation_forest_params(disk);
     assert_eq!(model.n_estimators.get(), 200);
     assert_eq!(Ok(model.max_samples), MaxSamples::share(0.5));
     assert_eq!(Ok(model.contamination), Contamination::share(0.01));
     assert_eq!(Ok(model.max_features), MaxFeatures::count(3));
     assert_eq!((model.bootstrap, model.random_state), (true, 42));
     // scikit-learn tells 1.0, all, from 1, one.
-    assert_eq!(Ok(plain(memory).max_samples), MaxSamples::share(1.0));
-    assert_eq!(Ok(plain(memory).max_features), MaxFeatures::share(1.0));
+    assert_eq!(Ok(isolation_forest_params(memory).max_samples), MaxSamples::share(1.0));
+    assert_eq!(Ok(isolation_forest_params(memory).max_features), MaxFeatures::share(1.0));
     let extended = ExtendedParams {
         n_estimators: 50.try_into().expect("above 0"),
         max_samples: MaxSamples::count(512).expect("above 0"),
-        n_columns: 8.try_into().expect("above 0"),
+        ndim: 8.try_into().expect("above 0"),
         random_state: 7,
     };
-    assert_eq!(load.model, promforest::models::Params::Extended(extended));
+    assert_eq!(load.model, promforest::models::ModelParams::Extended(extended));
     let limits = Config::load(&file.with_file_name("limits.good.yml")).expect("valid");
-    assert_eq!(Ok(plain(&limits.detectors[0]).max_samples), MaxSamples::count(1));
-    assert_eq!(Ok(plain(&limits.detectors[0]).max_features), MaxFeatures::count(1));
+    assert_eq!(Ok(isolation_forest_params(&limits.detectors[0]).max_samples), MaxSamples::count(1));
+    assert_eq!(Ok(isolation_forest_params(&limits.detectors[0]).max_features), MaxFeatures::count(1));
 }

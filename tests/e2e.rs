@@ -18,10 +18,10 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use support::prometheus::{Series, list, text};
 use support::stack::{
-    Addresses, Collectors, JOB_NODE, MODEL, NODE_NETWORK, RANGE_MS, RemoteWriteReceiver, SOON, Scraping,
-    Stack,
+    Collectors, JOB_NODE, MODEL_TIMEOUT, NODE_NETWORK, RANGE_MS, RemoteWriteReceiver, SHORT_TIMEOUT,
+    Scraping, Stack, StackApi,
 };
-use support::{at_once, each_version, http, now_ms};
+use support::{each_version, http, in_parallel, now_ms};
 
 /// Prometheus' own batch deadline by default, and 2 s.
 const MAX_LAG_MS: i64 = 7_000;
@@ -57,46 +57,46 @@ impl Sink {
 /// that has seen that knows how far away much is; the servers of other scenarios, which share lo with this
 /// one, are noise to it.
 struct Traffic {
-    end: Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Traffic {
     const TICK: Duration = Duration::from_millis(20);
     const BYTES_PER_SECOND: f64 = 4e6;
-    const MUCH: f64 = 200e6;
-    const MUCH_AT: [f64; 2] = [20.0, 50.0];
+    const BURST_BYTES: f64 = 200e6;
+    const BURSTS_AT_SECONDS: [f64; 2] = [20.0, 50.0];
 
     fn start() -> Self {
-        let end = Arc::<AtomicBool>::default();
+        let stop = Arc::<AtomicBool>::default();
         let thread = thread::spawn({
-            let end = end.clone();
+            let stop = stop.clone();
             move || {
                 let sink = Sink::new();
                 let began = Instant::now();
                 let mut sent = 0.0;
-                while !end.load(Ordering::Relaxed) {
+                while !stop.load(Ordering::Relaxed) {
                     // By the clock, so that a busy machine has the same traffic.
                     let seconds = began.elapsed().as_secs_f64();
-                    let times = Self::MUCH_AT.iter().filter(|at| **at <= seconds).count();
-                    let due = seconds * Self::BYTES_PER_SECOND + times as f64 * Self::MUCH;
+                    let n_bursts = Self::BURSTS_AT_SECONDS.iter().filter(|at| **at <= seconds).count();
+                    let due = seconds * Self::BYTES_PER_SECOND + n_bursts as f64 * Self::BURST_BYTES;
                     sent += sink.send(due - sent);
                     thread::sleep(Self::TICK);
                 }
             }
         });
-        Self { end, thread: Some(thread) }
+        Self { stop, thread: Some(thread) }
     }
 
     /// More than there ever was.
-    fn burst() {
-        Sink::new().send(3.0 * Self::MUCH);
+    fn send_burst() {
+        Sink::new().send(3.0 * Self::BURST_BYTES);
     }
 }
 
 impl Drop for Traffic {
     fn drop(&mut self) {
-        self.end.store(true, Ordering::Relaxed);
+        self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             // A panic there has been printed.
             let _ = thread.join();
@@ -110,18 +110,18 @@ impl Drop for Traffic {
 /// default detector's interfaces only lo: of the others nobody here knows what is calm. A second detector
 /// with a shorter range tells bursts: over a minute, each would be history for a minute.
 #[test]
-fn a_burst_of_traffic_is_seen() {
+fn a_burst_of_traffic_is_detected() {
     const DETECTORS: &str = r#"
   - name: node_network
     match: ['{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total", device="lo"}']
     by: [job, instance]
     transform: rate(1m)
-    training: {minimum: 60s}
+    training: {min_history: 60s}
     model: {kind: isolation_forest}
   - name: traffic
     match: ['{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total", device="lo"}']
     transform: rate(5s)
-    training: {minimum: 60s}
+    training: {min_history: 60s}
     model: {kind: isolation_forest}
 "#;
     let _traffic = Traffic::start();
@@ -131,27 +131,29 @@ fn a_burst_of_traffic_is_seen() {
         stack.configure(DETECTORS);
         stack.start_promforest();
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
-        becomes_ready(&mut stack, Duration::from_secs(120) + MODEL);
-        stack.wait("the first scores", SOON, |at| at.scores().map(drop));
+        wait_until_ready(&mut stack, Duration::from_secs(120) + MODEL_TIMEOUT);
+        stack.wait("the first scores", SHORT_TIMEOUT, |at| at.scores().map(drop));
         stack
     });
     let calm = Duration::from_secs(25);
-    at_once(stacks.iter_mut().map(|stack| (stack.version, stack)), |stack| scores_are_fresh(stack, calm));
+    in_parallel(stacks.iter_mut().map(|stack| (stack.version, stack)), |stack| {
+        check_scores_are_fresh(stack, calm)
+    });
 
     let burst_ms = now_ms();
-    Traffic::burst();
-    at_once(stacks.iter_mut().map(|stack| (stack.version, stack)), |stack| {
-        burst_is_seen(stack, burst_ms);
+    Traffic::send_burst();
+    in_parallel(stacks.iter_mut().map(|stack| (stack.version, stack)), |stack| {
+        check_burst_is_detected(stack, burst_ms);
         stack.check_scores(60_000);
         stack.check_nothing_lost();
-        own_output_is_no_input(stack);
-        rules_are_healthy(stack);
-        dashboard_has_data(stack);
+        check_own_output_is_ignored(stack);
+        check_rules_are_healthy(stack);
+        check_dashboard_has_data(stack);
     });
 }
 
 /// `/-/ready` is 503 and tells how far it is, then 200.
-fn becomes_ready(stack: &mut Stack, limit: Duration) {
+fn wait_until_ready(stack: &mut Stack, limit: Duration) {
     let mut progress: Vec<u32> = Vec::new();
     stack.wait("promforest is ready", limit, |at| {
         let (status, text) = at.ready()?;
@@ -171,18 +173,18 @@ fn becomes_ready(stack: &mut Stack, limit: Duration) {
         Err(text)
     });
     // It is estimated between two looks at the history.
-    let forth = progress.windows(2).all(|pair| pair[1] + 3 >= pair[0]);
+    let is_monotonic = progress.windows(2).all(|pair| pair[1] + 3 >= pair[0]);
     progress.dedup();
-    assert!(progress.len() > 10 && forth, "{}: progress {progress:?}", stack.version);
+    assert!(progress.len() > 10 && is_monotonic, "{}: progress {progress:?}", stack.version);
 }
 
 /// For a while, every look finds a score that is hardly older than Prometheus' batches make it.
-fn scores_are_fresh(stack: &mut Stack, period: Duration) {
+fn check_scores_are_fresh(stack: &mut Stack, period: Duration) {
     let until = Instant::now() + period;
     let mut lags = Vec::new();
     while Instant::now() < until {
         let before_ms = now_ms();
-        let newest_ms = stack.wait("a score", SOON, |at| {
+        let newest_ms = stack.wait("a score", SHORT_TIMEOUT, |at| {
             at.scores().map(|scores| scores.timestamps().last().copied().expect("a series has samples"))
         });
         lags.push(before_ms - newest_ms);
@@ -197,8 +199,8 @@ fn scores_are_fresh(stack: &mut Stack, period: Duration) {
 }
 
 /// The scores rise above the highest of the calm before, within a few scrapes.
-fn burst_is_seen(stack: &mut Stack, burst_ms: i64) {
-    stack.wait("the score rises with the traffic", SOON, |at| {
+fn check_burst_is_detected(stack: &mut Stack, burst_ms: i64) {
+    stack.wait("the score rises with the traffic", SHORT_TIMEOUT, |at| {
         let samples = at.stored(r#"anomaly_score{detector="traffic"}"#)?.samples;
         let calm = samples.iter().filter(|(at_ms, _)| (burst_ms - 20_000..burst_ms).contains(at_ms));
         let calm: Vec<f64> = calm.map(|(_, score)| *score).collect();
@@ -208,19 +210,19 @@ fn burst_is_seen(stack: &mut Stack, burst_ms: i64) {
         let traffic = r#"rate(node_network_receive_bytes_total{device="lo"}[5s]) / 1e6"#;
         let traffic = at.prometheus.query_range(traffic, 40, 1)?;
         let traffic: Vec<f64> = traffic.iter().flat_map(|lo| &lo.samples).map(|sample| sample.1).collect();
-        let seen = format!("{since:.2?} after {calm:.2?}; lately, in MB/s: {traffic:.1?}");
-        let rise = since.iter().position(|score| *score > highest && *score > 1.0).ok_or(&seen)?;
-        assert!(rise < 5, "late: {seen}");
+        let observed = format!("{since:.2?} after {calm:.2?}; lately, in MB/s: {traffic:.1?}");
+        let rise = since.iter().position(|score| *score > highest && *score > 1.0).ok_or(&observed)?;
+        assert!(rise < 5, "late: {observed}");
         Ok(())
     });
 }
 
 /// What promforest writes comes back by remote write, and what it says of itself too.
-fn own_output_is_no_input(stack: &Stack) {
+fn check_own_output_is_ignored(stack: &Stack) {
     let own = stack.metric("promforest_ingest_samples_dropped_total", &[("reason", "own_output")]);
     let written = stack.metric("promforest_remote_write_samples_total", &[]);
     assert!(own > written / 2.0 && written > 40.0, "{}: {written} written, {own} came back", stack.version);
-    let page = http::get(&stack.at.promforest, "/metrics").expect("promforest answers").body;
+    let page = http::get(&stack.api.promforest, "/metrics").expect("promforest answers").body;
     let groups: Vec<&str> =
         page.lines().filter(|line| line.starts_with("promforest_training_progress_ratio{")).collect();
     assert_eq!(groups.len(), 2, "{}: a group of each detector, not {groups:?}", stack.version);
@@ -230,8 +232,8 @@ fn own_output_is_no_input(stack: &Stack) {
     }
 }
 
-fn rules_are_healthy(stack: &mut Stack) {
-    let n_rules = stack.wait("every rule is evaluated", SOON, |at| {
+fn check_rules_are_healthy(stack: &mut Stack) {
+    let n_rules = stack.wait("every rule is evaluated", SHORT_TIMEOUT, |at| {
         let data = at.prometheus.data("rules")?;
         let mut n_rules = 0;
         for rule in list(&data["groups"]).iter().flat_map(|group| list(&group["rules"])) {
@@ -247,21 +249,21 @@ fn rules_are_healthy(stack: &mut Stack) {
 
 /// What a dashboard shows only later: a challenger when somebody names one, drift after 240 rows, incidents of a model
 /// that knows some.
-const LATER: [&str; 4] =
+const QUERIES_WITHOUT_DATA: [&str; 4] =
     ["model=\"challenger\"", "promforest_model_drift_kl", "anomaly_contribution", "promforest_alerts_"];
 
 /// Every query of the dashboard answers, and with data, but for what comes later and for annotations:
 /// those need an alert.
-fn dashboard_has_data(stack: &Stack) {
+fn check_dashboard_has_data(stack: &Stack) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/grafana/dashboards/promforest.json");
     let dashboard = fs::read_to_string(&path).unwrap_or_else(|err| panic!("{}: {err}", path.display()));
     let dashboard: Value = serde_json::from_str(&dashboard).expect("the dashboard is JSON");
     let instance = format!("127.0.0.1:{}", stack.exporter_port);
     let variables = HashMap::from([("detector", "node_network"), ("job", "node"), ("instance", &instance)]);
-    let prometheus = &stack.at.prometheus;
+    let prometheus = &stack.api.prometheus;
     let mut wrong = String::new();
     for variable in list(&dashboard["templating"]["list"]).iter().filter(|one| one["type"] == "query") {
-        let query = fill_in(&text(&variable["query"]["query"]), &variables);
+        let query = substitute_variables(&text(&variable["query"]["query"]), &variables);
         let arguments = query.strip_prefix("label_values(").and_then(|query| query.strip_suffix(')'));
         let (selector, label) = arguments.and_then(|text| text.rsplit_once(", ")).expect("label_values(..)");
         let values = prometheus.label_values(label, selector);
@@ -272,7 +274,7 @@ fn dashboard_has_data(stack: &Stack) {
     }
     for annotation in list(&dashboard["annotations"]["list"]) {
         let Some(expression) = annotation["expr"].as_str() else { continue };
-        let answer = prometheus.query_range(&fill_in(expression, &variables), 60, 1);
+        let answer = prometheus.query_range(&substitute_variables(expression, &variables), 60, 1);
         if let Err(err) = answer {
             writeln!(wrong, "annotation {}: {err}", annotation["name"]).expect("a string takes any text");
         }
@@ -281,15 +283,15 @@ fn dashboard_has_data(stack: &Stack) {
     for panel in list(&dashboard["panels"]) {
         for target in list(&panel["targets"]) {
             n_queries += 1;
-            let expression = fill_in(&text(&target["expr"]), &variables);
+            let expression = substitute_variables(&text(&target["expr"]), &variables);
             let answer = if target["instant"] == true {
                 prometheus.query(&expression)
             } else {
                 prometheus.query_range(&expression, 60, 5)
             };
-            let later = LATER.iter().any(|part| expression.contains(part));
+            let may_be_empty = QUERIES_WITHOUT_DATA.iter().any(|part| expression.contains(part));
             let has_data =
-                |answer: &Vec<Series>| later || answer.iter().any(|series| !series.samples.is_empty());
+                |answer: &Vec<Series>| may_be_empty || answer.iter().any(|series| !series.samples.is_empty());
             if !answer.as_ref().is_ok_and(has_data) {
                 writeln!(wrong, "panel {}: {expression}: {answer:?}", panel["title"])
                     .expect("a string takes any text");
@@ -300,7 +302,7 @@ fn dashboard_has_data(stack: &Stack) {
 }
 
 /// Puts values for a dashboard's variables.
-fn fill_in(expression: &str, variables: &HashMap<&str, &str>) -> String {
+fn substitute_variables(expression: &str, variables: &HashMap<&str, &str>) -> String {
     let own = [("__rate_interval", "10s"), ("__interval", "5s")];
     let mut expression = expression.to_string();
     for (name, value) in variables.iter().map(|(name, value)| (*name, *value)).chain(own) {
@@ -311,7 +313,7 @@ fn fill_in(expression: &str, variables: &HashMap<&str, &str>) -> String {
 }
 
 #[test]
-fn f27_a_restart_of_promforest_leaves_no_hole() {
+fn f27_a_restart_of_promforest_leaves_no_gap() {
     each_version(|version| {
         let mut stack = Stack::with_scores(version);
         stack.wait_for_score_at(now_ms() + 2_000);
@@ -345,7 +347,7 @@ fn a_restart_of_prometheus_is_survived() {
         stack.stop_prometheus();
         let until = Instant::now() + Duration::from_secs(5);
         while Instant::now() < until {
-            assert_eq!(stack.at.ready().expect("promforest answers").0, 200, "{version}");
+            assert_eq!(stack.api.ready().expect("promforest answers").0, 200, "{version}");
             thread::sleep(Duration::from_millis(200));
         }
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
@@ -354,7 +356,7 @@ fn a_restart_of_prometheus_is_survived() {
 
         let scores = stack.check_scores(RANGE_MS).samples;
         assert_eq!(scores[..scored.len()], scored, "{version}: what was there stays");
-        assert_eq!(stack.at.ready().expect("promforest answers").0, 200, "{version}");
+        assert_eq!(stack.api.ready().expect("promforest answers").0, 200, "{version}");
         stack.check_nothing_lost();
     });
 }
@@ -362,8 +364,8 @@ fn a_restart_of_prometheus_is_survived() {
 /// Pauses of 30 ms that double up to 5 s: nine in the first ten seconds, then one every 5 s.
 fn check_backoff(stack: &Stack, retries_before: f64, elapsed: Duration) {
     let retries = stack.metric("promforest_remote_write_retries_total", &[]) - retries_before;
-    let most = 9.0 + elapsed.as_secs_f64() / 5.0;
-    assert!(retries <= most, "{}: {retries} retries in {elapsed:?}", stack.version);
+    let max_retries = 9.0 + elapsed.as_secs_f64() / 5.0;
+    assert!(retries <= max_retries, "{}: {retries} retries in {elapsed:?}", stack.version);
 }
 
 #[test]
@@ -373,15 +375,15 @@ fn scores_wait_for_a_receiver() {
         stack.start_prometheus(RemoteWriteReceiver::Disabled);
         stack.configure(NODE_NETWORK);
         stack.start_promforest();
-        stack.wait("promforest tries again", MODEL, |at| {
+        stack.wait("promforest tries again", MODEL_TIMEOUT, |at| {
             let retries = at.metric("promforest_remote_write_retries_total", &[])?;
             if retries >= 3.0 { Ok(()) } else { Err(format!("{retries} retries")) }
         });
         let began = Instant::now();
         let retries = stack.metric("promforest_remote_write_retries_total", &[]);
         thread::sleep(Duration::from_secs(4));
-        assert_eq!(stack.at.ready().expect("promforest answers").0, 200, "{version}");
-        assert!(stack.at.scores().is_err(), "{version}: a receiver that is not enabled has taken scores");
+        assert_eq!(stack.api.ready().expect("promforest answers").0, 200, "{version}");
+        assert!(stack.api.scores().is_err(), "{version}: a receiver that is not enabled has taken scores");
 
         stack.stop_prometheus();
         let restart_ms = now_ms();
@@ -389,10 +391,10 @@ fn scores_wait_for_a_receiver() {
         stack.wait_for_score_at(restart_ms + 2_000);
         check_backoff(&stack, retries, began.elapsed());
         let n_scored = stack.metric("promforest_rows_total", &[("state", "complete")]);
-        stack.wait("every score is written", SOON, |at| {
+        stack.wait("every score is written", SHORT_TIMEOUT, |at| {
             let n_written = at.scores()?.samples.len();
-            let seen = format!("{n_written} of {n_scored}");
-            if n_written as f64 >= n_scored { Ok(()) } else { Err(seen) }
+            let observed = format!("{n_written} of {n_scored}");
+            if n_written as f64 >= n_scored { Ok(()) } else { Err(observed) }
         });
         let scores = stack.check_scores(RANGE_MS).samples;
         assert!(scores[0].0 < restart_ms - 4_000, "{version}: the first score is one after the restart");
@@ -406,25 +408,25 @@ fn scores_wait_for_a_receiver() {
 fn f25_f28_a_reload_keeps_what_did_not_change() {
     each_version(|version| {
         let mut stack = Stack::with_scores(version);
-        let unmodelled = |stack: &Stack| {
+        let rows_without_model = |stack: &Stack| {
             let labels = [("detector", "node_network"), ("state", "unmodelled")];
-            stack.at.metric("promforest_rows_total", &labels).unwrap_or(0.0)
+            stack.api.metric("promforest_rows_total", &labels).unwrap_or(0.0)
         };
-        let successful = |at: &Addresses, wanted: f64| {
+        let successful = |at: &StackApi, wanted: f64| {
             let gauge = at.metric("promforest_config_last_reload_successful", &[])?;
             if gauge == wanted { Ok(()) } else { Err(format!("the gauge is {gauge}")) }
         };
-        stack.wait("the configuration counts as loaded", SOON, |at| successful(at, 1.0));
+        stack.wait("the configuration counts as loaded", SHORT_TIMEOUT, |at| successful(at, 1.0));
         stack.wait_for_score_at(now_ms() + 1_000);
-        let unmodelled_before = unmodelled(&stack);
+        let rows_without_model_before = rows_without_model(&stack);
 
         let broken = stack.configure(&NODE_NETWORK.replace("transform:", "tranform:"));
         let line = 1 + broken.lines().position(|line| line.contains("tranform")).expect("it is in there");
-        let answer = http::post(&stack.at.promforest, "/-/reload").expect("promforest answers");
+        let answer = http::post(&stack.api.promforest, "/-/reload").expect("promforest answers");
         assert_eq!(answer.status, 500, "{version}: {}", answer.body);
         assert!(answer.body.contains(&format!("promforest.yml:{line}: ")), "{version}: {}", answer.body);
         assert!(answer.body.contains("tranform"), "{version}: {}", answer.body);
-        stack.wait("the failure shows", SOON, |at| successful(at, 0.0));
+        stack.wait("the failure shows", SHORT_TIMEOUT, |at| successful(at, 0.0));
         stack.wait_for_score_at(now_ms() + 1_000);
 
         // With one more detector; the first one is as before.
@@ -432,29 +434,29 @@ fn f25_f28_a_reload_keeps_what_did_not_change() {
             NODE_NETWORK.replace("node_network\n", "packets\n").replace("(bytes|packets)", "packets");
         stack.configure(&format!("{NODE_NETWORK}{second}"));
         stack.promforest.as_ref().expect("it runs").signal("HUP");
-        stack.wait("SIGHUP loads the file", SOON, |at| successful(at, 1.0));
-        stack.wait("the new detector is at work", SOON, |at| {
+        stack.wait("SIGHUP loads the file", SHORT_TIMEOUT, |at| successful(at, 1.0));
+        stack.wait("the new detector is at work", SHORT_TIMEOUT, |at| {
             let progress = [("detector", "packets")];
             at.metric("promforest_training_progress_ratio", &progress).map(drop)
         });
 
         stack.configure(&NODE_NETWORK.replace("rate(10s)", "rate(soon)"));
         stack.promforest.as_ref().expect("it runs").signal("HUP");
-        stack.wait("the failure shows", SOON, |at| successful(at, 0.0));
+        stack.wait("the failure shows", SHORT_TIMEOUT, |at| successful(at, 0.0));
         let good = stack.configure(NODE_NETWORK);
-        let answer = http::post(&stack.at.promforest, "/-/reload").expect("promforest answers");
+        let answer = http::post(&stack.api.promforest, "/-/reload").expect("promforest answers");
         assert_eq!(answer.status, 200, "{version}: {} for {good}", answer.body);
-        stack.wait("the configuration counts as loaded", SOON, |at| successful(at, 1.0));
+        stack.wait("the configuration counts as loaded", SHORT_TIMEOUT, |at| successful(at, 1.0));
 
         // Rows without a model are counted once their grace of 5 s is over.
         let until_ms = now_ms() + 7_000;
-        stack.wait("scores go on", SOON, |at| {
+        stack.wait("scores go on", SHORT_TIMEOUT, |at| {
             let newest_ms = at.stored(r#"anomaly_score{detector="node_network"}"#)?.timestamps();
             let newest_ms = newest_ms.last().copied().expect("a series has samples");
             if newest_ms >= until_ms { Ok(()) } else { Err(format!("up to {newest_ms}")) }
         });
-        assert_eq!(unmodelled(&stack), unmodelled_before, "{version}: rows without a model");
-        let (status, text) = stack.at.ready().expect("promforest answers");
+        assert_eq!(rows_without_model(&stack), rows_without_model_before, "{version}: rows without a model");
+        let (status, text) = stack.api.ready().expect("promforest answers");
         assert_eq!((status, &*text), (200, "node_network: 1 of 1 groups have a model"), "{version}");
         stack.check_nothing_lost();
     });
@@ -473,12 +475,12 @@ fn targets_share_a_group() {
         let scraping = Scraping { jobs: &jobs, ..JOB_NODE };
         let mut stack = Stack::new(version, Collectors::Network, &scraping);
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
-        let hosts = stack.wait("two scrapes of every host", SOON, |at| {
+        let hosts = stack.wait("two scrapes of every host", SHORT_TIMEOUT, |at| {
             let hosts = at.prometheus.query(r#"up{job="fleet"}[1m]"#)?;
             let n = hosts.iter().filter(|host| host.samples.len() >= 2).count();
             if n == 10 { Ok(hosts) } else { Err(format!("{n} hosts")) }
         });
-        let (early, late) = two_apart(&hosts);
+        let (early, late) = find_staggered_pair(&hosts);
         stack.configure(&format!(
             r#"
   - name: node_network
@@ -486,27 +488,27 @@ fn targets_share_a_group() {
     by: [job]
     transform: rate(10s)
     window: 10m
-    training: {{history: 1h, minimum: 10s, every: 1h}}
+    training: {{history: 1h, min_history: 10s, interval: 1h}}
     model: {{kind: isolation_forest}}
 "#
         ));
         stack.start_promforest();
-        stack.wait("the first scores", MODEL, |at| at.scores().map(drop));
+        stack.wait("the first scores", MODEL_TIMEOUT, |at| at.scores().map(drop));
         // Long enough for a second model, which reads the times of the scrapes anew.
         let trained = stack.metric("promforest_training_runs_total", &[("outcome", "trained")]);
-        stack.wait("a second model", MODEL, |at| {
+        stack.wait("a second model", MODEL_TIMEOUT, |at| {
             let runs = at.metric("promforest_training_runs_total", &[("outcome", "trained")])?;
             if runs > trained { Ok(()) } else { Err(format!("{runs} models")) }
         });
         stack.wait_for_score_at(now_ms() + 2_000);
 
-        let scores = stack.at.scores().expect("it was there before");
+        let scores = stack.api.scores().expect("it was there before");
         let labels: Vec<(&str, &str)> = scores.labels.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
         let expected = [("__name__", "anomaly_score"), ("detector", "node_network"), ("job", "fleet")];
         assert_eq!(labels, expected, "{version}");
         let times = scores.timestamps();
         assert!(times.len() >= 15, "{version}: {} rows", times.len());
-        let up = |host| stack.at.stored(&format!("up{{instance=\"{host}\"}}")).expect("it is scraped");
+        let up = |host| stack.api.stored(&format!("up{{instance=\"{host}\"}}")).expect("it is scraped");
         let range = times[0]..=times[times.len() - 1];
         let expected: Vec<i64> = up(&late).timestamps().into_iter().filter(|t| range.contains(t)).collect();
         stack.assert_same_times(&times, &expected, "rows and scrapes of the later target");
@@ -518,12 +520,12 @@ fn targets_share_a_group() {
 
 /// The instances of two targets of which one is scraped clearly after the other, and clearly before the
 /// other's next scrape.
-fn two_apart(hosts: &[Series]) -> (String, String) {
+fn find_staggered_pair(hosts: &[Series]) -> (String, String) {
     let pairs = hosts.iter().flat_map(|early| hosts.iter().map(move |late| (early, late)));
-    let apart = |(early, late): &(&Series, &Series)| {
+    let is_staggered = |(early, late): &(&Series, &Series)| {
         let gap_ms = (late.samples[1].0 - early.samples[1].0).rem_euclid(1000);
         (150..=400).contains(&gap_ms)
     };
-    let (early, late) = pairs.into_iter().find(apart).expect("of ten targets two are scraped apart");
+    let (early, late) = pairs.into_iter().find(is_staggered).expect("of ten targets two are scraped apart");
     (early.labels["instance"].clone(), late.labels["instance"].clone())
 }

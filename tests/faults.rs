@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 /// Rows of each kind.
-const NUMBERS: [(char, usize); 2] = [('B', 85), ('F', 45)];
+const ROWS_PER_KIND: [(char, usize); 2] = [('B', 85), ('F', 45)];
 
 #[test]
 fn every_row_names_tests_that_exist() {
@@ -16,8 +16,9 @@ fn every_row_names_tests_that_exist() {
         .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
         .collect();
     let numbers: Vec<&str> = rows.iter().map(|row| row[0]).collect();
-    let expected =
-        NUMBERS.iter().flat_map(|(kind, last)| (1..=*last).map(move |number| format!("{kind}{number}")));
+    let expected = ROWS_PER_KIND
+        .iter()
+        .flat_map(|(kind, last)| (1..=*last).map(move |number| format!("{kind}{number}")));
     assert_eq!(numbers, expected.collect::<Vec<_>>(), "the rows of tests/faults.md");
     let mut wrong = Vec::new();
     for row in rows {

@@ -59,7 +59,7 @@ fn extended_forest() -> ExtendedForest {
 }
 
 #[test]
-fn extended_scores_are_numpys() {
+fn extended_scores_equal_numpy() {
     let (forest, rows, expected) =
         (extended_forest(), read_rows("extended.input.csv"), read("extended.expected.csv").split_off(1));
     assert_eq!((forest.n_estimators(), rows.len(), expected.len()), (50, 323, 323));
@@ -83,7 +83,7 @@ fn extended_forests_are_grown_alike() {
     let params = ExtendedParams {
         n_estimators: 1_000.try_into().expect("not zero"),
         max_samples: MaxSamples::count(32).expect("not zero"),
-        n_columns: 3.try_into().expect("not zero"),
+        ndim: 3.try_into().expect("not zero"),
         ..Default::default()
     };
     let table = Table::new(&columns, EXTENDED_TRAINING_ROWS, 4).expect("a table");

@@ -9,7 +9,7 @@ use std::{env, fs};
 use targets::TARGETS;
 
 /// A linear congruential generator: the damage is the same in every run.
-fn next(state: &mut u64) -> usize {
+fn next_random(state: &mut u64) -> usize {
     *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
     (*state >> 33) as usize
 }
@@ -24,11 +24,11 @@ fn seeds_and_damaged_seeds_pass_every_target() {
         for mut seed in seeds {
             targets::run(target.name, &seed);
             for _ in 0..10 {
-                let at = next(&mut state) % seed.len();
-                match next(&mut state) % 3 {
+                let at = next_random(&mut state) % seed.len();
+                match next_random(&mut state) % 3 {
                     0 => targets::run(target.name, &seed[..at]),
                     _ => {
-                        let before = std::mem::replace(&mut seed[at], next(&mut state) as u8);
+                        let before = std::mem::replace(&mut seed[at], next_random(&mut state) as u8);
                         targets::run(target.name, &seed);
                         seed[at] = before;
                     }
@@ -40,7 +40,7 @@ fn seeds_and_damaged_seeds_pass_every_target() {
 
 /// What once broke a promise: `tests/data/fuzz/TARGET/NAME`.
 #[test]
-fn what_fuzzing_has_found_stays_mended() {
+fn fixed_findings_stay_fixed() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/fuzz");
     for target in TARGETS {
         let Ok(entries) = fs::read_dir(folder.join(target.name)) else { continue };

@@ -8,17 +8,18 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 use support::stack::{
-    Collectors, IN_ORDER, JOB_NODE, MODEL, NODE_NETWORK, RANGE_MS, RemoteWriteReceiver, SOON, Scraping, Stack,
+    Collectors, JOB_NODE, MODEL_TIMEOUT, NODE_NETWORK, NODE_NETWORK_EXTENDED, RANGE_MS, RemoteWriteReceiver,
+    SHORT_TIMEOUT, Scraping, Stack,
 };
 use support::{each_version, now_ms};
 
-fn snapshots(stack: &Stack) -> PathBuf {
+fn snapshot_dir(stack: &Stack) -> PathBuf {
     stack.dir.path().join("promforest-data/snapshots")
 }
 
 /// The one snapshot's file.
-fn snapshot(stack: &Stack) -> PathBuf {
-    let entries = fs::read_dir(snapshots(stack)).expect("a folder of snapshots");
+fn snapshot_file(stack: &Stack) -> PathBuf {
+    let entries = fs::read_dir(snapshot_dir(stack)).expect("a folder of snapshots");
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("readable").path()).collect();
     files.retain(|path| path.extension().is_some_and(|ending| ending == "snapshot"));
     assert_eq!(files.len(), 1, "{}: {files:?}", stack.version);
@@ -26,12 +27,12 @@ fn snapshot(stack: &Stack) -> PathBuf {
 }
 
 /// How many snapshots were found at the start and came to this.
-fn found(stack: &Stack, outcome: &str) -> f64 {
+fn snapshots_with_outcome(stack: &Stack, outcome: &str) -> f64 {
     stack.metric("promforest_snapshot_groups_total", &[("outcome", outcome)])
 }
 
-fn filled(stack: &Stack) -> f64 {
-    stack.at.metric("promforest_gap_fill_samples_total", &[]).unwrap_or(0.0)
+fn gap_fill_samples(stack: &Stack) -> f64 {
+    stack.api.metric("promforest_gap_fill_samples_total", &[]).unwrap_or(0.0)
 }
 
 fn kill_prometheus(stack: &mut Stack) {
@@ -39,15 +40,15 @@ fn kill_prometheus(stack: &mut Stack) {
 }
 
 #[test]
-fn f1_to_f7_f14_f16_f22_f45_whatever_is_killed_every_row_has_its_score() {
+fn f1_to_f7_f14_f16_f22_f45_every_row_is_scored_whatever_process_is_killed() {
     each_version(|version| {
         // Prometheus' own batches: five seconds of samples are lost with it.
         let scraping = Scraping { queue: "", ..JOB_NODE };
         let mut stack = Stack::new(version, Collectors::Network, &scraping);
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
-        stack.configure(IN_ORDER);
+        stack.configure(NODE_NETWORK_EXTENDED);
         stack.start_promforest();
-        stack.wait("the first scores", Duration::from_secs(90) + MODEL, |at| at.scores().map(drop));
+        stack.wait("the first scores", Duration::from_secs(90) + MODEL_TIMEOUT, |at| at.scores().map(drop));
         let began_ms = now_ms();
 
         // What Prometheus had not sent when it died, it does not send: it is read.
@@ -57,19 +58,19 @@ fn f1_to_f7_f14_f16_f22_f45_whatever_is_killed_every_row_has_its_score() {
         kill_prometheus(&mut stack);
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
         stack.wait_for_score_at(now_ms() + 4_000);
-        assert!(filled(&stack) > 0.0, "{version}: nothing was filled\n{}", stack.promforest_tail());
+        assert!(gap_fill_samples(&stack) > 0.0, "{version}: nothing was filled\n{}", stack.promforest_tail());
 
         // A snapshot of the end, and one that is older than the end.
-        stack.promforest.take().expect("it runs").terminate(SOON);
-        snapshot(&stack);
+        stack.promforest.take().expect("it runs").terminate(SHORT_TIMEOUT);
+        snapshot_file(&stack);
         thread::sleep(Duration::from_secs(3));
         stack.start_promforest();
-        assert_eq!(found(&stack, "restored"), 1.0, "{version}");
+        assert_eq!(snapshots_with_outcome(&stack, "restored"), 1.0, "{version}");
         stack.wait_for_score_at(now_ms() + 3_000);
         stack.kill_promforest();
         thread::sleep(Duration::from_secs(2));
         stack.start_promforest();
-        assert_eq!(found(&stack, "restored"), 1.0, "{version}");
+        assert_eq!(snapshots_with_outcome(&stack, "restored"), 1.0, "{version}");
         // Also while it reads what it missed.
         stack.kill_promforest();
         stack.start_promforest();
@@ -87,21 +88,25 @@ fn f1_to_f7_f14_f16_f22_f45_whatever_is_killed_every_row_has_its_score() {
         // Both die, and the snapshot is damaged.
         stack.kill_promforest();
         kill_prometheus(&mut stack);
-        let path = snapshot(&stack);
+        let path = snapshot_file(&stack);
         let mut bytes = fs::read(&path).expect("the snapshot");
         let middle = bytes.len() / 2;
         bytes[middle] ^= 4;
         fs::write(&path, &bytes).expect("the directory is ours");
         stack.start_promforest();
-        assert_eq!((found(&stack, "damaged"), found(&stack, "restored")), (1.0, 0.0), "{version}");
+        assert_eq!(
+            (snapshots_with_outcome(&stack, "damaged"), snapshots_with_outcome(&stack, "restored")),
+            (1.0, 0.0),
+            "{version}"
+        );
         assert_eq!(fs::read(path.with_extension("damaged")).ok(), Some(bytes), "{version}: it is kept");
         thread::sleep(Duration::from_secs(2));
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
         stack.wait_for_score_at(now_ms() + 3_000);
 
         // Without any snapshot.
-        stack.promforest.take().expect("it runs").terminate(SOON);
-        fs::remove_dir_all(snapshots(&stack)).expect("the directory is ours");
+        stack.promforest.take().expect("it runs").terminate(SHORT_TIMEOUT);
+        fs::remove_dir_all(snapshot_dir(&stack)).expect("the directory is ours");
         stack.start_promforest();
         stack.wait_for_score_at(now_ms() + 3_000);
         let compared = stack.check_backtests("node_network", began_ms);
@@ -111,16 +116,16 @@ fn f1_to_f7_f14_f16_f22_f45_whatever_is_killed_every_row_has_its_score() {
 }
 
 #[test]
-fn f15_f20_f21_an_empty_prometheus_and_a_folder_that_takes_nothing() {
+fn f15_f20_f21_an_empty_prometheus_and_an_unwritable_snapshot_folder() {
     each_version(|version| {
         let mut stack = Stack::new(version, Collectors::Network, &JOB_NODE);
         // A file in its place: a folder without permissions does not keep root out.
         fs::create_dir_all(stack.dir.path().join("promforest-data")).expect("the directory is ours");
-        fs::write(snapshots(&stack), "").expect("the directory is ours");
+        fs::write(snapshot_dir(&stack), "").expect("the directory is ours");
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
         stack.configure(NODE_NETWORK);
         stack.start_promforest();
-        stack.wait("the first scores", MODEL, |at| at.scores().map(drop));
+        stack.wait("the first scores", MODEL_TIMEOUT, |at| at.scores().map(drop));
         assert_eq!(stack.metric("promforest_snapshot_failures_total", &[("operation", "read")]), 1.0);
         let before = stack.check_scores(RANGE_MS).samples.len();
 
@@ -129,17 +134,17 @@ fn f15_f20_f21_an_empty_prometheus_and_a_folder_that_takes_nothing() {
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
         stack.wait_for_score_at(now_ms() + 4_000);
         // The first row that is sent after it has rates that reach into the window of before.
-        let scrapes = stack.at.stored(r#"node_network_receive_bytes_total{device="lo"}"#).expect("stored");
-        let scores = stack.at.scores().expect("stored");
+        let scrapes = stack.api.stored(r#"node_network_receive_bytes_total{device="lo"}"#).expect("stored");
+        let scores = stack.api.scores().expect("stored");
         assert!(
             before > 0 && scores.samples[0].0 - scrapes.samples[0].0 <= 3_000,
             "{version}: it begins at once"
         );
-        assert_eq!(stack.at.ready().expect("it answers").0, 200, "{version}");
+        assert_eq!(stack.api.ready().expect("it answers").0, 200, "{version}");
 
         let promforest = stack.promforest.take().expect("it runs");
         let log = promforest.log_file();
-        let status = promforest.terminate(SOON);
+        let status = promforest.terminate(SHORT_TIMEOUT);
         assert_eq!(status.code(), Some(0), "{version}");
         let log = fs::read_to_string(log).expect("a log");
         assert_eq!(log.matches("snapshots cannot be written").count(), 1, "{version}: {log}");

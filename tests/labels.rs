@@ -8,12 +8,13 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 use support::stack::{
-    Collectors, IN_ORDER, JOB_NODE, MODEL, NODE_NETWORK, RANGE_MS, RemoteWriteReceiver, SOON, Scraping, Stack,
+    Collectors, JOB_NODE, MODEL_TIMEOUT, NODE_NETWORK, NODE_NETWORK_EXTENDED, RANGE_MS, RemoteWriteReceiver,
+    SHORT_TIMEOUT, Scraping, Stack,
 };
 use support::{each_version, now_ms};
 
-/// How much [`IN_ORDER`] has to know for a first model.
-const MINIMUM: Duration = Duration::from_secs(60);
+/// How much [`NODE_NETWORK_EXTENDED`] has to know for a first model.
+const MIN_HISTORY: Duration = Duration::from_secs(60);
 
 #[test]
 fn external_labels_are_the_same_live_and_in_history() {
@@ -21,17 +22,15 @@ fn external_labels_are_the_same_live_and_in_history() {
         let scraping = Scraping { external_labels: "cluster: a, replica: r1", ..JOB_NODE };
         let mut stack = Stack::new(version, Collectors::Network, &scraping);
         // As the README says.
-        stack.read_from_promforest(
-            ", required_matchers: {detector: node_network}, filter_external_labels: false",
-        );
+        stack.add_remote_read(", required_matchers: {detector: node_network}, filter_external_labels: false");
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
-        thread::sleep(MINIMUM + Duration::from_secs(15));
-        let of_cluster = IN_ORDER
+        thread::sleep(MIN_HISTORY + Duration::from_secs(15));
+        let of_cluster = NODE_NETWORK_EXTENDED
             .replace("node_network\n", "clustered\n    by: [cluster, replica, job, instance]\n")
             .replace("device=", "cluster=\"a\", device=");
-        stack.configure(&format!("{IN_ORDER}{}", of_cluster.trim_start_matches('\n')));
+        stack.configure(&format!("{NODE_NETWORK_EXTENDED}{}", of_cluster.trim_start_matches('\n')));
         stack.start_promforest();
-        let groups = stack.wait("models of both", MINIMUM + MODEL, |at| match at.ready()? {
+        let groups = stack.wait("models of both", MIN_HISTORY + MODEL_TIMEOUT, |at| match at.ready()? {
             (200, text) => Ok(text),
             (_, text) => Err(text),
         });
@@ -39,12 +38,12 @@ fn external_labels_are_the_same_live_and_in_history() {
         assert_eq!(groups, one_each, "{version}");
         // Four series of a group, and two groups: what remote write brings late is no matter.
         let read = stack.metric("promforest_remote_read_samples_total", &[]);
-        assert!(read >= (2 * 4 * MINIMUM.as_secs()) as f64, "{version}: only {read} samples of history");
+        assert!(read >= (2 * 4 * MIN_HISTORY.as_secs()) as f64, "{version}: only {read} samples of history");
         let began_ms = now_ms();
         stack.wait_for_score_at(began_ms + 3_000);
 
         // A restart goes on after the newest score that is stored, with a snapshot or without.
-        stack.promforest.take().expect("it runs").terminate(SOON);
+        stack.promforest.take().expect("it runs").terminate(SHORT_TIMEOUT);
         thread::sleep(Duration::from_secs(3));
         stack.start_promforest();
         stack.wait_for_score_at(now_ms() + 2_000);
@@ -57,7 +56,7 @@ fn external_labels_are_the_same_live_and_in_history() {
         stack.wait_for_score_at(now_ms() + 2_000);
         let written = stack.metric("promforest_remote_write_samples_total", &[]);
         let stored =
-            stack.at.prometheus.query(r#"{__name__=~"anomaly_.+|.+_anomaly"}[10m]"#).expect("stored");
+            stack.api.prometheus.query(r#"{__name__=~"anomaly_.+|.+_anomaly"}[10m]"#).expect("stored");
         let since =
             stored.iter().flat_map(|series| &series.samples).filter(|(at_ms, _)| *at_ms > killed_ms - 2_000);
         let (before, since) =
@@ -79,7 +78,7 @@ fn external_labels_are_the_same_live_and_in_history() {
         stack.wait_for_score_at(now_ms() + 2_000);
         let labels = |detector: &str| {
             let mut series =
-                stack.at.stored(&format!(r#"anomaly_score{{detector="{detector}"}}"#)).expect("one");
+                stack.api.stored(&format!(r#"anomaly_score{{detector="{detector}"}}"#)).expect("one");
             series
                 .labels
                 .retain(|name, _| !["__name__", "detector", "instance", "job"].contains(&name.as_str()));
@@ -94,7 +93,7 @@ fn external_labels_are_the_same_live_and_in_history() {
 /// One promforest beside two servers, told apart by an external label: what neither had sent when both died is asked
 /// for at once, and of external labels remote read knows no comparison but `=`.
 #[test]
-fn f14_holes_of_groups_with_different_external_labels_are_filled() {
+fn f14_gaps_of_groups_with_different_external_labels_are_filled() {
     each_version(|version| {
         let [mut stack, mut other] = ["cluster: a", "cluster: b"].map(|external_labels| {
             // Prometheus' own batches: seconds of samples are lost with it.
@@ -103,21 +102,21 @@ fn f14_holes_of_groups_with_different_external_labels_are_filled() {
         });
         let file = other.dir.path().join("prometheus.yml");
         let config = fs::read_to_string(&file).expect("it was written");
-        fs::write(file, config.replace(&other.at.promforest, &stack.at.promforest))
+        fs::write(file, config.replace(&other.api.promforest, &stack.api.promforest))
             .expect("the directory is ours");
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
         other.start_prometheus(RemoteWriteReceiver::Disabled);
         let detector = NODE_NETWORK.replace("transform", "by: [cluster, job, instance]\n    transform");
-        let read = |stack: &Stack| format!("{{url: 'http://{}/api/v1/read'}}", stack.at.prometheus.0);
+        let read = |stack: &Stack| format!("{{url: 'http://{}/api/v1/read'}}", stack.api.prometheus.0);
         let config =
             stack.configure(&detector).replace(&read(&stack), &format!("{}, {}", read(&stack), read(&other)));
         fs::write(stack.config_file(), config).expect("the directory is ours");
         stack.start_promforest();
         let scores = |stack: &Stack, cluster: &str| {
-            stack.at.stored(&format!(r#"anomaly_score{{cluster="{cluster}"}}"#))
+            stack.api.stored(&format!(r#"anomaly_score{{cluster="{cluster}"}}"#))
         };
-        let reach = |stack: &mut Stack, to_ms: i64| {
-            stack.wait("scores of both", MODEL, |at| {
+        let wait_for_scores_of_both = |stack: &mut Stack, to_ms: i64| {
+            stack.wait("scores of both", MODEL_TIMEOUT, |at| {
                 for cluster in ["a", "b"] {
                     let stored = at.stored(&format!(r#"anomaly_score{{cluster="{cluster}"}}"#))?;
                     let newest_ms = stored.timestamps().last().copied().unwrap_or_default();
@@ -128,7 +127,7 @@ fn f14_holes_of_groups_with_different_external_labels_are_filled() {
                 Ok(())
             });
         };
-        reach(&mut stack, now_ms());
+        wait_for_scores_of_both(&mut stack, now_ms());
         // Some scrapes after a batch.
         thread::sleep(Duration::from_secs(3));
         for prometheus in [&mut stack.prometheus, &mut other.prometheus] {
@@ -136,13 +135,13 @@ fn f14_holes_of_groups_with_different_external_labels_are_filled() {
         }
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
         other.start_prometheus(RemoteWriteReceiver::Disabled);
-        reach(&mut stack, now_ms() + 4_000);
+        wait_for_scores_of_both(&mut stack, now_ms() + 4_000);
         let filled = stack.metric("promforest_gap_fill_samples_total", &[]);
         assert!(filled > 0.0, "{version}: nothing was filled\n{}", stack.promforest_tail());
         for (cluster, scraping) in [("a", &stack), ("b", &other)] {
             let scores = scores(&stack, cluster).expect("as before").timestamps();
             let scrapes =
-                scraping.at.stored(r#"node_network_receive_bytes_total{device="lo"}"#).expect("stored");
+                scraping.api.stored(r#"node_network_receive_bytes_total{device="lo"}"#).expect("stored");
             let scrapes = scrapes.timestamps();
             let scored = scrapes.windows(2).filter(|pair| pair[1] - pair[0] < RANGE_MS).map(|pair| pair[1]);
             let span = scores[0]..=scores[scores.len() - 1];

@@ -5,10 +5,10 @@ mod support;
 use std::fs;
 use std::sync::LazyLock;
 use support::http;
-use support::mlflow::{Mlflow, Server};
+use support::mlflow::{Mlflow, MlflowKind};
 
 /// One server for all tests that leave it running.
-static MLFLOW: LazyLock<Mlflow> = LazyLock::new(|| Mlflow::start(Server::V3));
+static MLFLOW: LazyLock<Mlflow> = LazyLock::new(|| Mlflow::start(MlflowKind::V3));
 
 /// A run with an artifact, and a version of a model with an alias on it; prints the artifact's URI without its scheme.
 const REGISTER: &str = r#"
@@ -38,7 +38,7 @@ print(version.version, mlflow.artifacts.load_text(version.source + "/forest.txt"
 "#;
 
 #[test]
-fn what_a_client_sends_is_in_postgres_and_s3() {
+fn client_data_is_in_postgres_and_s3() {
     let path = MLFLOW.python(REGISTER, &["stores", "one tree"]);
     let object = MLFLOW.artifacts().join(path).join("model/forest.txt");
     assert_eq!(
@@ -59,7 +59,7 @@ print(cursor.fetchall(), end="")
 
 #[test]
 fn a_version_2_server_keeps_its_data_over_a_kill() {
-    let mut mlflow = Mlflow::start(Server::V2);
+    let mut mlflow = Mlflow::start(MlflowKind::V2);
     assert!(http::get(&mlflow.address(), "/version").expect("it answers").body.starts_with("2."));
     mlflow.python(REGISTER, &["kept", "two trees"]);
     mlflow.kill();
@@ -69,8 +69,8 @@ fn a_version_2_server_keeps_its_data_over_a_kill() {
 }
 
 #[test]
-fn a_server_with_accounts_refuses_strangers() {
-    let mlflow = Mlflow::start(Server::V3WithAccounts);
+fn a_server_with_accounts_rejects_anonymous_requests() {
+    let mlflow = Mlflow::start(MlflowKind::V3WithAccounts);
     let search = "/api/2.0/mlflow/registered-models/search";
     assert_eq!(http::get(&mlflow.address(), search).expect("it answers").status, 401);
     mlflow.python(REGISTER, &["guarded", "three trees"]);

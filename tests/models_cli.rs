@@ -12,16 +12,16 @@ const TOLERANCE: f64 = 2.3e-16;
 /// A graph computes in `f32`.
 const ONNX_TOLERANCE: f64 = 1.1e-7;
 
-struct Output {
+struct CommandOutput {
     status: i32,
     stdout: String,
     stderr: String,
 }
 
-fn promforest(args: &[&str]) -> Output {
+fn promforest(args: &[&str]) -> CommandOutput {
     let output = Command::new(env!("CARGO_BIN_EXE_promforest")).args(args).output().expect("it runs");
     let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-    Output {
+    CommandOutput {
         status: output.status.code().expect("it ends by itself"),
         stdout: text(output.stdout),
         stderr: text(output.stderr),
@@ -29,14 +29,14 @@ fn promforest(args: &[&str]) -> Output {
 }
 
 /// What a command prints that must do its work.
-fn done(args: &[&str]) -> String {
+fn run_ok(args: &[&str]) -> String {
     let output = promforest(&[&["models"], args].concat());
     assert_eq!((output.status, &*output.stderr), (0, ""), "{args:?}");
     output.stdout
 }
 
 /// What a command complains of that must fail: one line, and nothing else.
-fn refused(args: &[&str]) -> String {
+fn run_failing(args: &[&str]) -> String {
     let output = promforest(&[&["models"], args].concat());
     assert_eq!((output.status, &*output.stdout), (1, ""), "{args:?}");
     let line = output.stderr.strip_prefix("promforest: ").and_then(|rest| rest.strip_suffix('\n'));
@@ -47,14 +47,14 @@ fn refused(args: &[&str]) -> String {
 
 fn data(name: &str) -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/sklearn-isolation-forest");
-    text(&folder.join(name))
+    path_text(&folder.join(name))
 }
 
-fn text(path: &Path) -> String {
+fn path_text(path: &Path) -> String {
     path.to_str().expect("UTF-8").into()
 }
 
-fn temporary() -> TempDir {
+fn temp_dir() -> TempDir {
     tempfile::tempdir().expect("a folder")
 }
 
@@ -62,10 +62,10 @@ fn temporary() -> TempDir {
 fn scores(csv: &str, names: [&str; 3]) -> Vec<[f64; 3]> {
     let mut lines = csv.lines();
     let header: Vec<&str> = lines.next().expect("a header").split(',').collect();
-    let places = names.map(|name| header.iter().position(|cell| *cell == name).expect(name));
+    let indices = names.map(|name| header.iter().position(|cell| *cell == name).expect(name));
     let row = |line: &str| {
         let cells: Vec<&str> = line.split(',').collect();
-        places.map(|place| cells[place].parse().expect("a number"))
+        indices.map(|index| cells[index].parse().expect("a number"))
     };
     lines.map(row).collect()
 }
@@ -77,10 +77,10 @@ fn expected(name: &str) -> Vec<[f64; 3]> {
 }
 
 /// Scores a table with a model, by way of a file.
-fn scored(model: &str, input: &str) -> Vec<[f64; 3]> {
-    let folder = temporary();
-    let output = text(&folder.path().join("scores.csv"));
-    assert_eq!(done(&["score", "--model", model, "--input", input, "--output", &output]), "");
+fn score(model: &str, input: &str) -> Vec<[f64; 3]> {
+    let folder = temp_dir();
+    let output = path_text(&folder.path().join("scores.csv"));
+    assert_eq!(run_ok(&["score", "--model", model, "--input", input, "--output", &output]), "");
     let csv = fs::read_to_string(output).expect("written");
     assert!(csv.starts_with("score_samples,decision_function,predict\n"), "{csv}");
     scores(&csv, SCORES)
@@ -100,34 +100,34 @@ fn assert_close(found: &[[f64; 3]], expected: &[[f64; 3]], tolerance: f64) {
 
 /// Imports into a folder that the command makes, and verifies it.
 fn import(source: &str, more: &[&str]) -> (TempDir, String) {
-    let folder = temporary();
-    let model = text(&folder.path().join("model"));
-    let line = done(&[&["import", source, "--model", &model], more].concat());
+    let folder = temp_dir();
+    let model = path_text(&folder.path().join("model"));
+    let line = run_ok(&[&["import", source, "--model", &model], more].concat());
     assert!(line.starts_with(&format!("{model}: isolation_forest of ")), "{line}");
-    let line = done(&["verify", &model]);
+    let line = run_ok(&["verify", &model]);
     assert!(line.starts_with(&format!("{model} is valid: isolation_forest of ")), "{line}");
     (folder, model)
 }
 
 /// A file in a folder of its own.
-fn file(name: &str, content: impl AsRef<[u8]>) -> (TempDir, String) {
-    let folder = temporary();
+fn temp_file(name: &str, content: impl AsRef<[u8]>) -> (TempDir, String) {
+    let folder = temp_dir();
     let path = folder.path().join(name);
     fs::write(&path, content).expect("written");
-    let path = text(&path);
+    let path = path_text(&path);
     (folder, path)
 }
 
 /// The names of the fixtures' columns, as a list that is a mapping file too.
 fn columns() -> Vec<String> {
-    let shown = done(&["show", &data("sklearn-1.9.1/ms256-auto"), "--output", "json"]);
+    let shown = run_ok(&["show", &data("sklearn-1.9.1/ms256-auto"), "--output", "json"]);
     let shown: Value = serde_json::from_str(&shown).expect("JSON");
     let features = shown["card"]["schema"]["features"].as_array().expect("features");
     features.iter().map(|feature| feature["column"].as_str().expect("a name").to_string()).collect()
 }
 
 #[test]
-fn forests_of_scikit_learn_score_as_there() {
+fn imported_scikit_learn_forests_score_as_in_scikit_learn() {
     let mut n_models = 0;
     for version in ["sklearn-1.6.1", "sklearn-1.9.1"] {
         for entry in fs::read_dir(data(version)).expect("fixtures") {
@@ -137,7 +137,7 @@ fn forests_of_scikit_learn_score_as_there() {
             }
             let name = format!("{version}/{kind}");
             let (_folder, model) = import(&data(&name), &[]);
-            let found = scored(&model, &data("input.parquet"));
+            let found = score(&model, &data("input.parquet"));
             assert_close(&found, &expected(&format!("{name}/expected.csv")), TOLERANCE);
             n_models += 1;
         }
@@ -148,19 +148,19 @@ fn forests_of_scikit_learn_score_as_there() {
         ("edges/input_f32_edges.parquet", "edges/expected.csv"),
         ("edges/input_nonfinite.parquet", "edges/expected_nonfinite.csv"),
     ] {
-        assert_close(&scored(&model, &data(input)), &expected(scores), TOLERANCE);
+        assert_close(&score(&model, &data(input)), &expected(scores), TOLERANCE);
     }
 }
 
 #[test]
-fn graphs_score_as_their_runtime() {
-    let (_mapping, mapping) = file("columns.json", serde_json::to_vec(&columns()).expect("JSON"));
+fn imported_onnx_graphs_score_as_in_onnxruntime() {
+    let (_mapping, mapping) = temp_file("columns.json", serde_json::to_vec(&columns()).expect("JSON"));
     for kind in ["ms256-auto-onnx", "ms256-0.01-onnx"] {
         let name = format!("sklearn-1.9.1/{kind}");
         let (_folder, model) = import(&data(&format!("{name}/model.onnx")), &["--mapping", &mapping]);
         let csv = fs::read_to_string(data(&format!("{name}/expected_onnx.csv"))).expect("a fixture");
         let theirs = scores(&csv, ["score_samples", "scores", "label"]);
-        let found = scored(&model, &data("input.parquet"));
+        let found = score(&model, &data("input.parquet"));
         assert_close(&found, &theirs, ONNX_TOLERANCE);
         assert_close(&found, &expected(&format!("{name}/expected.csv")), ONNX_TOLERANCE);
     }
@@ -170,22 +170,22 @@ fn graphs_score_as_their_runtime() {
 fn a_forest_without_names_takes_them_from_a_list() {
     let names: Vec<String> = (0..6).map(|i| format!("x{i}")).collect();
     let (_mapping, mapping) =
-        file("columns.yml", names.iter().map(|name| format!("- {name}\n")).collect::<String>());
+        temp_file("columns.yml", names.iter().map(|name| format!("- {name}\n")).collect::<String>());
     let rows = fs::read_to_string(data("small/input.csv")).expect("a fixture");
-    let (_input, input) = file("input.csv", format!("{}\n{rows}", names.join(",")));
+    let (_input, input) = temp_file("input.csv", format!("{}\n{rows}", names.join(",")));
     for name in ["half-features.pkl", "half-features.skops", "one-row.pkl"] {
         let source = data(&format!("small/{name}"));
-        let line = refused(&["import", &source, "--model", "never-written"]);
+        let line = run_failing(&["import", &source, "--model", "never-written"]);
         assert!(line.contains("6 columns without names"), "{line}");
         let (_folder, model) = import(&source, &["--mapping", &mapping]);
-        assert_close(&scored(&model, &input), &expected(&format!("small/{name}.expected.csv")), TOLERANCE);
+        assert_close(&score(&model, &input), &expected(&format!("small/{name}.expected.csv")), TOLERANCE);
     }
 }
 
 #[test]
 fn columns_are_found_by_name_or_by_meaning() {
     let (_folder, model) = import(&data("sklearn-1.9.1/ms256-auto"), &[]);
-    let shown = done(&["show", &model]);
+    let shown = run_ok(&["show", &model]);
     let expressions: Vec<&str> =
         shown.lines().filter_map(|line| line.trim().split_once("  from column ")).map(|(e, _)| e).collect();
     assert_eq!(expressions.len(), 20, "{shown}");
@@ -195,44 +195,46 @@ fn columns_are_found_by_name_or_by_meaning() {
         names.join(",")
     };
     let cells: Vec<String> = (0..20).map(|i| format!("{}.5", i * 100)).collect();
-    let table = |names: &[String]| file("input.csv", format!("{}\n{}\n", quoted(names), cells.join(",")));
+    let table =
+        |names: &[String]| temp_file("input.csv", format!("{}\n{}\n", quoted(names), cells.join(",")));
     let by_name = table(&columns());
     let expressions: Vec<String> = expressions.into_iter().map(String::from).collect();
     let by_meaning = table(&expressions);
-    assert_eq!(scored(&model, &by_name.1), scored(&model, &by_meaning.1));
+    assert_eq!(score(&model, &by_name.1), score(&model, &by_meaning.1));
 
     let mut short = columns();
     short[3] = "eth9 - Rx in".into();
     let (_folder, input) = table(&short);
-    let line = refused(&["score", "--model", &model, "--input", &input, "--output", "-"]);
+    let line = run_failing(&["score", "--model", &model, "--input", &input, "--output", "-"]);
     assert_eq!(line, format!("the table has no column {:?}", columns()[3]));
-    let printed = done(&["score", "--model", &model, "--input", &by_name.1, "--output", "-"]);
+    let printed = run_ok(&["score", "--model", &model, "--input", &by_name.1, "--output", "-"]);
     assert_eq!(printed.lines().count(), 2, "{printed}");
 }
 
 /// A fixture's folder with one file changed.
-fn mangled(name: &str, change: impl Fn(Vec<u8>) -> Vec<u8>) -> (TempDir, String) {
-    let folder = temporary();
+fn changed_fixture(name: &str, change: impl Fn(Vec<u8>) -> Vec<u8>) -> (TempDir, String) {
+    let folder = temp_dir();
     for file in ["MLmodel", "model.pkl"] {
         let bytes = fs::read(data(&format!("sklearn-1.9.1/ms256-0.01/{file}"))).expect("a fixture");
         let bytes = if file == name { change(bytes) } else { bytes };
         fs::write(folder.path().join(file), bytes).expect("written");
     }
-    let path = text(folder.path());
+    let path = path_text(folder.path());
     (folder, path)
 }
 
 #[test]
-fn what_is_no_model_is_refused_in_a_line() {
-    let nowhere = temporary();
-    let target = text(&nowhere.path().join("model"));
+fn invalid_models_are_rejected_in_one_line() {
+    let nowhere = temp_dir();
+    let target = path_text(&nowhere.path().join("model"));
     let import = |source: &str, more: &[&str]| {
-        let line = refused(&[&["import", source, "--model", &target], more].concat());
+        let line = run_failing(&[&["import", source, "--model", &target], more].concat());
         assert!(!Path::new(&target).exists(), "{line}");
         line
     };
     for share in [0, 1, 50, 99] {
-        let (_folder, source) = mangled("model.pkl", |bytes| bytes[..bytes.len() * share / 100].to_vec());
+        let (_folder, source) =
+            changed_fixture("model.pkl", |bytes| bytes[..bytes.len() * share / 100].to_vec());
         assert!(import(&source, &[]).starts_with("scikit-learn: "));
     }
     let swap = |bytes: Vec<u8>| {
@@ -242,18 +244,18 @@ fn what_is_no_model_is_refused_in_a_line() {
             .replacen("SWAP", "docker0 - Tx out", 1)
             .into_bytes()
     };
-    let (_folder, source) = mangled("MLmodel", swap);
+    let (_folder, source) = changed_fixture("MLmodel", swap);
     let line = import(&source, &[]);
     assert!(line.contains("in MLmodel's signature and \"docker0 - "), "{line}");
-    let (_folder, source) = mangled("MLmodel", |_| b"flavors: [".to_vec());
+    let (_folder, source) = changed_fixture("MLmodel", |_| b"flavors: [".to_vec());
     import(&source, &[]);
 
     // os.system("id"), as pickle.dumps writes a __reduce__ of protocol 4.
     let program = b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x02id\x85R.";
-    let (_folder, source) = file("model.pkl", program);
+    let (_folder, source) = temp_file("model.pkl", program);
     let line = import(&source, &[]);
     assert!(line.contains("global posix.system is not allowed in a model"), "{line}");
-    let (_folder, source) = mangled("model.pkl", |_| program.to_vec());
+    let (_folder, source) = changed_fixture("model.pkl", |_| program.to_vec());
     assert_eq!(import(&source, &[]), line);
 
     let good = data("sklearn-1.9.1/ms256-0.01");
@@ -267,12 +269,12 @@ fn what_is_no_model_is_refused_in_a_line() {
         ),
         ("[", "mapping.yml"),
     ] {
-        let (_folder, mapping) = file("mapping.yml", mapping);
+        let (_folder, mapping) = temp_file("mapping.yml", mapping);
         let line = import(&good, &["--mapping", &mapping]);
         assert!(line.contains(word), "{line}");
     }
-    assert!(import(&text(&nowhere.path().join("not there")), &[]).starts_with("cannot read "));
-    assert!(import(&text(nowhere.path()), &[]).starts_with("no model: "));
+    assert!(import(&path_text(&nowhere.path().join("not there")), &[]).starts_with("cannot read "));
+    assert!(import(&path_text(nowhere.path()), &[]).starts_with("no model: "));
     for source in ["models:/net@champion", "models:/net/1", "runs:/abc/model"] {
         let line = import(source, &[]);
         assert_eq!(line, format!("{source} is in MLflow, but the configuration has no registry.mlflow"));
@@ -288,26 +290,26 @@ fn a_damaged_folder_is_not_valid() {
     bytes[middle] ^= 1;
     fs::write(&forest, bytes).expect("written");
     let damaged = "forest.arrow does not have its checksum: it is damaged, or was edited";
-    assert_eq!(refused(&["verify", &model]), damaged);
+    assert_eq!(run_failing(&["verify", &model]), damaged);
     let input = data("input.parquet");
-    assert_eq!(refused(&["score", "--model", &model, "--input", &input, "--output", "-"]), damaged);
+    assert_eq!(run_failing(&["score", "--model", &model, "--input", &input, "--output", "-"]), damaged);
 }
 
 #[test]
-fn a_registry_is_moved_by_hand() {
-    let storage = temporary();
-    let storage = text(storage.path());
+fn registry_aliases_are_moved_by_hand() {
+    let storage = temp_dir();
+    let storage = path_text(storage.path());
     let here = ["--storage.path", &storage];
-    let done = |args: &[&str]| done(&[args, &here].concat());
-    let refused = |args: &[&str]| refused(&[args, &here].concat());
+    let run_ok = |args: &[&str]| run_ok(&[args, &here].concat());
+    let run_failing = |args: &[&str]| run_failing(&[args, &here].concat());
     let json = |args: &[&str]| -> Value {
-        serde_json::from_str(&done(&[args, &["--output", "json"]].concat())).expect("JSON")
+        serde_json::from_str(&run_ok(&[args, &["--output", "json"]].concat())).expect("JSON")
     };
-    assert_eq!(done(&["list"]), "MODEL  VERSION  ALIASES  CREATED  PROMOTED  NOTE\n");
+    assert_eq!(run_ok(&["list"]), "MODEL  VERSION  ALIASES  CREATED  PROMOTED  NOTE\n");
     assert_eq!(json(&["list"]), serde_json::json!([]));
-    assert_eq!(refused(&["show", "network"]), "network is neither a folder nor a model of the registry");
+    assert_eq!(run_failing(&["show", "network"]), "network is neither a folder nor a model of the registry");
 
-    let first = done(&["import", &data("sklearn-1.9.1/ms256-auto"), "--name", "network"]);
+    let first = run_ok(&["import", &data("sklearn-1.9.1/ms256-auto"), "--name", "network"]);
     assert_eq!(
         first,
         format!(
@@ -315,31 +317,31 @@ fn a_registry_is_moved_by_hand() {
              put it into service: promforest models promote --storage.path {storage} network 1\n"
         )
     );
-    assert_eq!(refused(&["verify", "network"]), "model network has no alias champion");
-    assert_eq!(done(&["promote", "network", "1"]), "network: champion 1\n");
-    done(&["import", &data("sklearn-1.9.1/ms256-0.01"), "--name", "network"]);
-    assert_eq!(refused(&["promote", "network", "7"]), "model network has no version 7");
-    assert_eq!(done(&["promote", "network", "2", "--alias", "challenger"]), "network: challenger 2\n");
-    assert_eq!(done(&["promote", "network", "2"]), "network: champion 2\n");
+    assert_eq!(run_failing(&["verify", "network"]), "model network has no alias champion");
+    assert_eq!(run_ok(&["promote", "network", "1"]), "network: champion 1\n");
+    run_ok(&["import", &data("sklearn-1.9.1/ms256-0.01"), "--name", "network"]);
+    assert_eq!(run_failing(&["promote", "network", "7"]), "model network has no version 7");
+    assert_eq!(run_ok(&["promote", "network", "2", "--alias", "challenger"]), "network: challenger 2\n");
+    assert_eq!(run_ok(&["promote", "network", "2"]), "network: champion 2\n");
     let listed = json(&["list", "net"]);
     assert_eq!(listed[0]["aliases"], serde_json::json!([]));
     assert_eq!(listed[1]["aliases"], serde_json::json!(["challenger", "champion"]));
     assert_eq!((&listed[1]["model"], &listed[1]["version"]), (&"network".into(), &2.into()));
     assert_eq!(json(&["list", "other"]), serde_json::json!([]));
 
-    assert_eq!(done(&["rollback", "network"]), "network: champion 2 -> 1\n");
-    assert!(refused(&["rollback", "network"]).contains("no version to roll back to"));
-    let table = done(&["list"]);
+    assert_eq!(run_ok(&["rollback", "network"]), "network: champion 2 -> 1\n");
+    assert!(run_failing(&["rollback", "network"]).contains("no version to roll back to"));
+    let table = run_ok(&["list"]);
     assert_eq!(table.lines().count(), 3, "{table}");
     assert!(table.contains("rolled back  imported from scikit-learn 1.9.1, cloudpickle"), "{table}");
 
-    let valid = |place: &str| {
-        format!("{place} is valid: isolation_forest of 20 features, from scikit-learn 1.9.1, cloudpickle\n")
+    let valid = |name: &str| {
+        format!("{name} is valid: isolation_forest of 20 features, from scikit-learn 1.9.1, cloudpickle\n")
     };
     for (model, version) in
         [("network", 1), ("network@champion", 1), ("network@challenger", 2), ("network/2", 2)]
     {
-        assert_eq!(done(&["verify", model]), valid(&format!("network version {version}")));
+        assert_eq!(run_ok(&["verify", model]), valid(&format!("network version {version}")));
         assert_eq!(json(&["show", model])["version"], version, "{model}");
     }
     for (model, line) in [
@@ -348,9 +350,9 @@ fn a_registry_is_moved_by_hand() {
         ("network@gone", "model network has no alias gone"),
         ("net", "net is neither a folder nor a model of the registry"),
     ] {
-        assert_eq!(refused(&["verify", model]), line);
+        assert_eq!(run_failing(&["verify", model]), line);
     }
-    let card = done(&["show", "network@challenger"]);
+    let card = run_ok(&["show", "network@challenger"]);
     for part in [
         "network version 2, challenger\n",
         "isolation_forest\n",
@@ -361,15 +363,15 @@ fn a_registry_is_moved_by_hand() {
         assert!(card.contains(part), "{part}\n{card}");
     }
 
-    let graphs = temporary();
-    let graph = text(&graphs.path().join("model.onnx"));
+    let graphs = temp_dir();
+    let graph = path_text(&graphs.path().join("model.onnx"));
     assert_eq!(
-        done(&["export", "network/2", "--to", "onnx", &graph]),
+        run_ok(&["export", "network/2", "--to", "onnx", &graph]),
         format!("{graph} written from network version 2\n")
     );
     let (_folder, again) = import(&graph, &[]);
     let theirs = expected("sklearn-1.9.1/ms256-0.01/expected.csv");
-    assert_close(&scored(&again, &data("input.parquet")), &theirs, ONNX_TOLERANCE);
-    assert!(done(&["import", &graph, "--name", "graph"]).starts_with("graph version 1: "));
+    assert_close(&score(&again, &data("input.parquet")), &theirs, ONNX_TOLERANCE);
+    assert!(run_ok(&["import", &graph, "--name", "graph"]).starts_with("graph version 1: "));
     assert_eq!(json(&["list"]).as_array().map(Vec::len), Some(3));
 }

@@ -9,10 +9,12 @@ use std::net::TcpListener;
 use std::process::Output;
 use std::thread;
 use std::time::{Duration, Instant};
-use support::mlflow::{Mlflow, PASSWORD, Server, USERNAME};
+use support::mlflow::{Mlflow, MlflowKind, PASSWORD, USERNAME};
 use support::prometheus::list;
-use support::stack::{Addresses, Collectors, JOB_NODE, MODEL, RANGE_MS, RemoteWriteReceiver, SOON, Stack};
-use support::{Version, http, now_ms};
+use support::stack::{
+    Collectors, JOB_NODE, MODEL_TIMEOUT, RANGE_MS, RemoteWriteReceiver, SHORT_TIMEOUT, Stack, StackApi,
+};
+use support::{PrometheusVersion, http, now_ms};
 
 /// The detector of these scenarios; `GATE` is what a model has to show. A model of so little history is
 /// made anew every 15 s.
@@ -22,14 +24,14 @@ const DETECTOR: &str = r#"
     transform: rate(10s)
     window: 10m
     grace: 5s
-    training: {history: 1h, minimum: 10s, every: 1h, gate: {GATE}}
+    training: {history: 1h, min_history: 10s, interval: 1h, gate: {GATE}}
     model: {kind: isolation_forest}
 "#;
 
 /// No model passes.
-const CLOSED: &str = "max_kl: 0.000001";
+const REJECT_ALL: &str = "max_kl: 0.000001";
 /// Every model passes.
-const OPEN: &str = "max_kl: 1000";
+const ACCEPT_ALL: &str = "max_kl: 1000";
 
 fn detector(gate: &str) -> String {
     DETECTOR.replace("GATE", gate)
@@ -41,15 +43,15 @@ fn mlflow_section(url: &str, more: &str) -> String {
 }
 
 /// Prometheus 3 with node_exporter, whose samples the sidecar gets once it runs.
-fn scraped() -> Stack {
-    let mut stack = Stack::new(Version::V3, Collectors::Network, &JOB_NODE);
+fn stack_with_prometheus() -> Stack {
+    let mut stack = Stack::new(PrometheusVersion::V3, Collectors::Network, &JOB_NODE);
     stack.start_prometheus(RemoteWriteReceiver::Enabled);
     stack
 }
 
 /// Waits until Prometheus holds this much of what the detector watches.
 fn wait_for_history(stack: &mut Stack, scrapes: usize) {
-    stack.wait("history", MODEL, |at| {
+    stack.wait("history", MODEL_TIMEOUT, |at| {
         let n = at.stored(r#"node_network_receive_bytes_total{device="lo"}"#)?.samples.len();
         if n >= scrapes { Ok(()) } else { Err(format!("{n} scrapes")) }
     });
@@ -77,27 +79,27 @@ fn version(outcome: &Value) -> String {
 }
 
 /// The version that an alias has put into service, as `/metrics` says.
-fn serves(at: &Addresses, alias: &str, version: &str) -> Result<(), String> {
+fn check_serving(at: &StackApi, alias: &str, version: &str) -> Result<(), String> {
     let labels = [("alias", alias), ("version", version)];
     at.metric("promforest_model_info", &labels).map(drop)
 }
 
 /// Trainings of the sidecar with this outcome.
-fn runs(at: &Addresses, outcome: &str) -> f64 {
+fn training_runs(at: &StackApi, outcome: &str) -> f64 {
     at.metric("promforest_training_runs_total", &[("outcome", outcome)]).unwrap_or(0.0)
 }
 
 /// Waits until rows that are scraped from now on are scored and stored, and checks all there are.
-fn check_scores_go_on(stack: &mut Stack) {
+fn check_scores_continue(stack: &mut Stack) {
     stack.wait_for_score_at(now_ms() + 2_000);
     stack.check_scores(RANGE_MS);
     stack.check_nothing_lost();
-    assert_eq!(stack.at.ready().expect("promforest answers").0, 200);
+    assert_eq!(stack.api.ready().expect("promforest answers").0, 200);
 }
 
 /// Every scored row has been written once: a decision and a score.
 fn check_nothing_written_twice(stack: &mut Stack) {
-    stack.wait("every row is written once", SOON, |at| {
+    stack.wait("every row is written once", SHORT_TIMEOUT, |at| {
         let page = http::get(&at.promforest, "/metrics").map_err(|err| err.to_string())?.body;
         let count = |name, labels: &[_]| http::metric(&page, name, labels).unwrap_or(0.0);
         let rows = count("promforest_rows_total", &[("state", "complete")]);
@@ -111,7 +113,7 @@ fn check_nothing_written_twice(stack: &mut Stack) {
 
 /// What a registered model with the alias champion consists of, as JSON; and that MLflow's own way of
 /// loading it scores its golden rows as promforest does.
-const LOOK_UP: &str = r#"
+const INSPECT: &str = r#"
 import json
 import pathlib
 import mlflow
@@ -172,8 +174,8 @@ else:
     client.delete_registered_model_alias(model, alias)
 "#;
 
-fn look_up(mlflow: &Mlflow) -> Value {
-    let printed = mlflow.python(LOOK_UP, &[]);
+fn inspect(mlflow: &Mlflow) -> Value {
+    let printed = mlflow.python(INSPECT, &[]);
     serde_json::from_str(&printed).unwrap_or_else(|err| panic!("{err}: {printed}"))
 }
 
@@ -184,46 +186,46 @@ fn keys(value: &Value) -> Vec<&str> {
 // ---------------------------------------------------------------------------------------- scenarios
 
 #[test]
-fn f23_a_model_lives_in_mlflow() {
+fn f23_models_are_kept_in_mlflow() {
     let (mut mlflow, mut stack) = thread::scope(|scope| {
-        let mlflow = scope.spawn(|| Mlflow::start(Server::V3));
-        let mut stack = scraped();
+        let mlflow = scope.spawn(|| Mlflow::start(MlflowKind::V3));
+        let mut stack = stack_with_prometheus();
         wait_for_history(&mut stack, 30);
         (mlflow.join().expect("MLflow starts"), stack)
     });
     let section = mlflow_section(&mlflow.url(), "");
-    stack.configure_more("train.yml", &section, &detector(OPEN));
+    stack.configure_file("train.yml", &section, &detector(ACCEPT_ALL));
     // What the sidecar itself trains stays out of service: the versions are those of the command line.
-    stack.configure_more("promforest.yml", &section, &detector(CLOSED));
+    stack.configure_file("promforest.yml", &section, &detector(REJECT_ALL));
 
     let outcome = train(&stack, "train.yml", &["--sweep", "5,50,256"]);
     let first = version(&outcome);
     let name = outcome["model"].as_str().expect("it has a name").to_string();
-    check_registered(&look_up(&mlflow), &outcome);
+    check_registered(&inspect(&mlflow), &outcome);
 
     stack.start_promforest();
-    stack.wait("the champion is in service", MODEL, |at| serves(at, "champion", &first));
-    assert_eq!((runs(&stack.at, "loaded"), runs(&stack.at, "trained")), (1.0, 0.0));
-    stack.wait("the first scores", SOON, |at| at.scores().map(drop));
+    stack.wait("the champion is in service", MODEL_TIMEOUT, |at| check_serving(at, "champion", &first));
+    assert_eq!((training_runs(&stack.api, "loaded"), training_runs(&stack.api, "trained")), (1.0, 0.0));
+    stack.wait("the first scores", SHORT_TIMEOUT, |at| at.scores().map(drop));
 
     let second = version(&train(&stack, "train.yml", &["--sweep", "20", "--alias", "candidate"]));
     assert_ne!(first, second);
     stack.wait_for_score_at(now_ms() + 2_000);
-    serves(&stack.at, "champion", &first).expect("another alias changes nothing");
+    check_serving(&stack.api, "champion", &first).expect("another alias changes nothing");
 
-    let moved = |stack: &mut Stack, version: &str| {
+    let move_alias_and_check = |stack: &mut Stack, version: &str| {
         mlflow.python(MOVE_ALIAS, &[&name, "champion", version]);
         let began = Instant::now();
-        stack.wait("the alias is followed", SOON, |at| serves(at, "champion", version));
+        stack.wait("the alias is followed", SHORT_TIMEOUT, |at| check_serving(at, "champion", version));
         println!("champion is version {version} after {:?}", began.elapsed());
-        check_scores_go_on(stack);
+        check_scores_continue(stack);
         check_nothing_written_twice(stack);
     };
-    moved(&mut stack, &second);
+    move_alias_and_check(&mut stack, &second);
     // Rollback.
-    moved(&mut stack, &first);
-    has_a_challenger(&mut stack, &mlflow, &name, &second);
-    survives_the_registry(&mut stack, &mut mlflow, &first);
+    move_alias_and_check(&mut stack, &first);
+    check_challenger(&mut stack, &mlflow, &name, &second);
+    check_registry_outage(&mut stack, &mut mlflow, &first);
 }
 
 /// A run with its children, and a version with its files.
@@ -266,140 +268,148 @@ fn check_registered(found: &Value, outcome: &Value) {
 }
 
 /// Another model speaks beside the one in service as long as the alias is there.
-fn has_a_challenger(stack: &mut Stack, mlflow: &Mlflow, name: &str, version: &str) {
+fn check_challenger(stack: &mut Stack, mlflow: &Mlflow, name: &str, version: &str) {
     let selector = r#"node_network_anomaly{model="challenger"}"#;
-    assert!(stack.at.stored(selector).is_err(), "nobody has asked for it");
+    assert!(stack.api.stored(selector).is_err(), "nobody has asked for it");
     mlflow.python(MOVE_ALIAS, &[name, "challenger", version]);
-    stack.wait("the challenger is at work", SOON, |at| serves(at, "challenger", version));
+    stack.wait("the challenger is at work", SHORT_TIMEOUT, |at| check_serving(at, "challenger", version));
     let since_ms = now_ms() + 1_000;
     stack.wait_for_score_at(since_ms + 3_000);
     // They travel with the champion's.
-    let times = |stack: &Stack, selector: &str| {
-        let times = stack.at.stored(selector).unwrap_or_else(|err| panic!("{err}")).timestamps();
+    let timestamps = |stack: &Stack, selector: &str| {
+        let times = stack.api.stored(selector).unwrap_or_else(|err| panic!("{err}")).timestamps();
         times.into_iter().filter(|time| *time >= since_ms).collect::<Vec<_>>()
     };
-    let challenger = times(stack, selector);
-    let champion = times(stack, r#"node_network_anomaly{model=""}"#);
+    let challenger = timestamps(stack, selector);
+    let champion = timestamps(stack, r#"node_network_anomaly{model=""}"#);
     assert!(challenger.len() >= 3 && champion.starts_with(&challenger), "{champion:?}, {challenger:?}");
-    let scores = times(stack, r#"anomaly_score{detector="node_network", model="challenger"}"#);
+    let scores = timestamps(stack, r#"anomaly_score{detector="node_network", model="challenger"}"#);
     assert!(scores.starts_with(&challenger), "{scores:?}, {challenger:?}");
 
     mlflow.python(MOVE_ALIAS, &[name, "challenger", ""]);
-    stack.wait("the challenger is gone", SOON, |at| match serves(at, "challenger", version) {
-        Ok(()) => Err("it is there".into()),
-        Err(_) => Ok(()),
+    stack.wait("the challenger is gone", SHORT_TIMEOUT, |at| {
+        match check_serving(at, "challenger", version) {
+            Ok(()) => Err("it is there".into()),
+            Err(_) => Ok(()),
+        }
     });
     let gone_ms = now_ms() + 500;
     stack.wait_for_score_at(gone_ms + 3_000);
-    let newest_ms = times(stack, selector).last().copied().expect("it was there");
+    let newest_ms = timestamps(stack, selector).last().copied().expect("it was there");
     assert!(newest_ms <= gone_ms, "the challenger goes on for {} ms", newest_ms - gone_ms);
-    check_scores_go_on(stack);
+    check_scores_continue(stack);
 }
 
 /// A registry that dies takes nothing along.
-fn survives_the_registry(stack: &mut Stack, mlflow: &mut Mlflow, version: &str) {
-    let up = |stack: &mut Stack, wanted: f64| {
-        stack.wait("the gauge follows the registry", SOON, |at| {
+fn check_registry_outage(stack: &mut Stack, mlflow: &mut Mlflow, version: &str) {
+    let wait_for_registry_up = |stack: &mut Stack, wanted: f64| {
+        stack.wait("the gauge follows the registry", SHORT_TIMEOUT, |at| {
             let up = at.metric("promforest_registry_up", &[])?;
             if up == wanted { Ok(()) } else { Err(format!("it is {up}")) }
         });
     };
-    up(stack, 1.0);
-    let failed = runs(&stack.at, "failed");
+    wait_for_registry_up(stack, 1.0);
+    let failed = training_runs(&stack.api, "failed");
     mlflow.kill();
-    up(stack, 0.0);
+    wait_for_registry_up(stack, 0.0);
     assert!(stack.metric("promforest_registry_failures_total", &[]) >= 1.0);
-    stack.wait("a training fails", MODEL, |at| {
-        if runs(at, "failed") > failed { Ok(()) } else { Err("it does not".into()) }
+    stack.wait("a training fails", MODEL_TIMEOUT, |at| {
+        if training_runs(at, "failed") > failed { Ok(()) } else { Err("it does not".into()) }
     });
-    serves(&stack.at, "champion", version).expect("what serves goes on");
-    check_scores_go_on(stack);
+    check_serving(&stack.api, "champion", version).expect("what serves goes on");
+    check_scores_continue(stack);
     mlflow.restart();
-    up(stack, 1.0);
-    serves(&stack.at, "champion", version).expect("what serves goes on");
-    check_scores_go_on(stack);
+    wait_for_registry_up(stack, 1.0);
+    check_serving(&stack.api, "champion", version).expect("what serves goes on");
+    check_scores_continue(stack);
 }
 
 #[test]
-fn f23_a_model_lives_in_a_directory() {
-    let mut stack = scraped();
-    stack.configure(&detector(CLOSED));
+fn f23_models_are_kept_in_a_directory() {
+    let mut stack = stack_with_prometheus();
+    stack.configure(&detector(REJECT_ALL));
     stack.start_promforest();
-    stack.wait("the first model", MODEL, |at| serves(at, "champion", "1"));
-    assert_eq!((runs(&stack.at, "loaded"), runs(&stack.at, "trained")), (0.0, 1.0));
-    stack.wait("a model is held", MODEL, |at| {
-        if runs(at, "held") >= 1.0 { Ok(()) } else { Err("none is".into()) }
+    stack.wait("the first model", MODEL_TIMEOUT, |at| check_serving(at, "champion", "1"));
+    assert_eq!((training_runs(&stack.api, "loaded"), training_runs(&stack.api, "trained")), (0.0, 1.0));
+    stack.wait("a model is held", MODEL_TIMEOUT, |at| {
+        if training_runs(at, "held") >= 1.0 { Ok(()) } else { Err("none is".into()) }
     });
-    serves(&stack.at, "champion", "1").expect("what serves goes on");
-    let refused = "the KL divergence of rows that it has not seen is ";
+    check_serving(&stack.api, "champion", "1").expect("what serves goes on");
+    let gate_reason = "the KL divergence of rows that it has not seen is ";
     let log = stack.promforest.as_ref().expect("it runs").log();
-    assert!(log.contains(refused), "{log}");
-    check_scores_go_on(&mut stack);
-    is_held_on_the_command_line(&stack, refused);
+    assert!(log.contains(gate_reason), "{log}");
+    check_scores_continue(&mut stack);
+    check_gated_on_the_command_line(&stack, gate_reason);
 
     let end = stack.promforest.take().expect("it runs").terminate(Duration::from_secs(12));
     assert_eq!(end.code(), Some(0), "the end by SIGTERM");
-    comes_back(&mut stack);
+    check_restart(&mut stack);
     stack.kill_promforest();
-    comes_back(&mut stack);
+    check_restart(&mut stack);
 
     stack.kill_promforest();
-    starts_beside_a_registry_that_hangs(&mut stack);
+    check_start_with_a_hanging_registry(&mut stack);
 }
 
 /// The gate of the command line is the sidecar's.
-fn is_held_on_the_command_line(stack: &Stack, refused: &str) {
+fn check_gated_on_the_command_line(stack: &Stack, gate_reason: &str) {
     let Output { status, stdout, stderr } = stack.command(&["train", "--config.file", "promforest.yml"]);
     let (stdout, stderr) = (lines(&stdout), lines(&stderr));
     assert!(status.success(), "{status}: {stderr:?}");
     assert!(stdout.iter().any(|line| line.starts_with("registered as version ")), "{stdout:?}");
     let reason = stdout.iter().find_map(|line| line.strip_prefix("not promoted: "));
-    assert!(reason.is_some_and(|reason| reason.starts_with(refused)), "{stdout:?}");
+    assert!(reason.is_some_and(|reason| reason.starts_with(gate_reason)), "{stdout:?}");
     assert!(!stdout.iter().any(|line| line.starts_with("promoted")), "{stdout:?}");
-    serves(&stack.at, "champion", "1").expect("what serves goes on");
+    check_serving(&stack.api, "champion", "1").expect("what serves goes on");
 }
 
 /// After a pause it goes on with the model that it had, and the pause has scores.
-fn comes_back(stack: &mut Stack) {
+fn check_restart(stack: &mut Stack) {
     thread::sleep(Duration::from_secs(3));
     stack.start_promforest();
-    stack.wait("the model is back", SOON, |at| serves(at, "champion", "1"));
-    assert_eq!((runs(&stack.at, "loaded"), runs(&stack.at, "trained")), (1.0, 0.0));
-    check_scores_go_on(stack);
+    stack.wait("the model is back", SHORT_TIMEOUT, |at| check_serving(at, "champion", "1"));
+    assert_eq!((training_runs(&stack.api, "loaded"), training_runs(&stack.api, "trained")), (1.0, 0.0));
+    check_scores_continue(stack);
 }
 
 /// A first model comes all the same, and is not registered.
-fn starts_beside_a_registry_that_hangs(stack: &mut Stack) {
+fn check_start_with_a_hanging_registry(stack: &mut Stack) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
     let url = format!("http://{}", listener.local_addr().expect("it is bound"));
-    stack.configure_more("promforest.yml", &mlflow_section(&url, ""), &detector(OPEN));
+    stack.configure_file("promforest.yml", &mlflow_section(&url, ""), &detector(ACCEPT_ALL));
     // The system takes connections for it; nobody reads them.
     stack.start_promforest();
     let began = Instant::now();
-    stack.wait("a model that is not registered", Duration::from_secs(25), |at| serves(at, "champion", ""));
+    stack.wait("a model that is not registered", Duration::from_secs(25), |at| {
+        check_serving(at, "champion", "")
+    });
     println!("beside a registry that hangs, a model after {:?}", began.elapsed());
-    assert_eq!((runs(&stack.at, "loaded"), runs(&stack.at, "trained")), (0.0, 1.0));
-    check_scores_go_on(stack);
+    assert_eq!((training_runs(&stack.api, "loaded"), training_runs(&stack.api, "trained")), (0.0, 1.0));
+    check_scores_continue(stack);
     drop(listener);
 }
 
 #[test]
-fn older_and_guarded_servers_take_models() {
+fn older_and_authenticated_servers_accept_models() {
     let (old, guarded, stack) = thread::scope(|scope| {
-        let old = scope.spawn(|| Mlflow::start(Server::V2));
-        let guarded = scope.spawn(|| Mlflow::start(Server::V3WithAccounts));
-        let mut stack = scraped();
+        let old = scope.spawn(|| Mlflow::start(MlflowKind::V2));
+        let guarded = scope.spawn(|| Mlflow::start(MlflowKind::V3WithAccounts));
+        let mut stack = stack_with_prometheus();
         wait_for_history(&mut stack, 25);
         (old.join().expect("MLflow 2 starts"), guarded.join().expect("MLflow starts"), stack)
     });
     let account = |password: &str| format!(", basic_auth: {{username: {USERNAME}, password: {password}}}");
     for (mlflow, more) in [(&old, String::new()), (&guarded, account(PASSWORD))] {
-        stack.configure_more("train.yml", &mlflow_section(&mlflow.url(), &more), &detector(OPEN));
+        stack.configure_file("train.yml", &mlflow_section(&mlflow.url(), &more), &detector(ACCEPT_ALL));
         let outcome = train(&stack, "train.yml", &["--sweep", "5,50,256"]);
         assert_eq!(outcome["promoted"], "champion");
-        check_registered(&look_up(mlflow), &outcome);
+        check_registered(&inspect(mlflow), &outcome);
     }
-    stack.configure_more("wrong.yml", &mlflow_section(&guarded.url(), &account("guess")), &detector(OPEN));
+    stack.configure_file(
+        "wrong.yml",
+        &mlflow_section(&guarded.url(), &account("guess")),
+        &detector(ACCEPT_ALL),
+    );
     let Output { status, stdout, stderr } = stack.command(&["train", "--config.file", "wrong.yml"]);
     let (stdout, stderr) = (lines(&stdout), lines(&stderr));
     assert_eq!((status.code(), stdout.len(), stderr.len()), (Some(1), 0, 1), "{stdout:?} {stderr:?}");

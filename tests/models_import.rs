@@ -10,9 +10,9 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::Float64Type;
 use arrow_array::{Array, PrimitiveArray};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use promforest::forest::plain::PlainForest;
+use promforest::forest::reference::ReferenceForest;
 use promforest::forest::{Forest, Table, Tree};
-use promforest::models::import::{self, Imported};
+use promforest::models::import::{self, ImportedForest};
 use promforest::models::sklearn;
 use promforest::yaml::chain;
 use proptest::prelude::*;
@@ -51,8 +51,8 @@ fn read_parquet(name: &str) -> Vec<Vec<f32>> {
     rows
 }
 
-fn read_folder(folder: &Path) -> Result<Imported, import::Error> {
-    import::imported(&import::files(folder)?)
+fn read_folder(folder: &Path) -> Result<ImportedForest, import::Error> {
+    import::read_forest(&import::read_files(folder)?)
 }
 
 fn number<T: std::str::FromStr>(cell: &str) -> T {
@@ -76,12 +76,12 @@ fn read_expected(name: &str) -> Vec<(f64, f64, i8)> {
 
 struct Case {
     name: String,
-    model: Imported,
+    model: ImportedForest,
     rows: Vec<Vec<f32>>,
     expected: Vec<(f64, f64, i8)>,
 }
 
-fn folder(name: &str) -> Imported {
+fn folder(name: &str) -> ImportedForest {
     read_folder(&data(name)).unwrap_or_else(|err| panic!("{name}: {}", chain(&err)))
 }
 
@@ -120,7 +120,7 @@ fn cases() -> Vec<Case> {
 }
 
 #[test]
-fn scores_are_scikit_learns() {
+fn scores_equal_scikit_learn() {
     let mut worst: f64 = 0.0;
     for Case { name, model, rows, expected } in cases() {
         assert_eq!(rows.len(), expected.len(), "{name}");
@@ -167,16 +167,16 @@ fn origin_parameters_and_columns_are_read() {
 /// The one-row path, the table path and the plain forest are one.
 #[test]
 fn all_paths_give_the_same_bits() {
-    for Case { name, model: Imported { forest, .. }, rows, .. } in cases() {
+    for Case { name, model: ImportedForest { forest, .. }, rows, .. } in cases() {
         let (n_rows, n_features) = (rows.len(), forest.n_features());
         let columns: Vec<f32> =
             (0..n_features).flat_map(|feature| rows.iter().map(move |row| row[feature])).collect();
         let mut scores = vec![0.0; n_rows];
         forest.score_table(&Table::new(&columns, n_rows, n_features).expect("a table"), &mut scores);
-        let plain = PlainForest::new(forest.trees(), forest.max_samples());
+        let reference = ReferenceForest::new(forest.trees(), forest.max_samples());
         for (row, score) in rows.iter().zip(scores) {
             assert_eq!(score.to_bits(), forest.score_samples(row).to_bits(), "{name}");
-            assert_eq!(score.to_bits(), plain.score_samples(row).to_bits(), "{name}");
+            assert_eq!(score.to_bits(), reference.score_samples(row).to_bits(), "{name}");
         }
     }
 }
@@ -184,7 +184,7 @@ fn all_paths_give_the_same_bits() {
 /// Writing the arrays of a forest and reading them back changes nothing.
 #[test]
 fn arrays_survive_the_round_trip() {
-    for Case { name, model: Imported { forest, .. }, .. } in cases() {
+    for Case { name, model: ImportedForest { forest, .. }, .. } in cases() {
         let trees: Vec<Tree> = forest
             .trees()
             .map(|tree| Tree::from_arrays(&tree, forest.n_features()).expect("our own tree"))
@@ -195,18 +195,18 @@ fn arrays_survive_the_round_trip() {
 }
 
 /// The error, with its causes, of a file that must be refused.
-fn refusal(file: &[u8]) -> String {
+fn read_error(file: &[u8]) -> String {
     message(sklearn::read(file))
 }
 
-fn message<E: std::error::Error>(model: Result<Imported, E>) -> String {
+fn message<E: std::error::Error>(model: Result<ImportedForest, E>) -> String {
     let message = chain(&model.expect_err("must be refused"));
     assert!(!message.contains('\n') && message.len() < 400, "{message}");
     message
 }
 
 /// The model may be damaged in a place that does not matter; what is read must then score.
-fn try_read(file: &[u8]) {
+fn check_read(file: &[u8]) {
     match sklearn::read(file) {
         Ok(model) => {
             let row = vec![0.5; model.forest.n_features()];
@@ -231,25 +231,25 @@ fn programs_are_refused() {
         ("sklearn.ensemble._forest", "RandomForestClassifier"),
     ] {
         assert_eq!(
-            refusal(&call(module, name)),
+            read_error(&call(module, name)),
             format!(
                 "global {module}.{name} is not allowed in a model: it must be an IsolationForest and no more"
             )
         );
     }
-    assert!(refusal(&call("os\nsystem", &"x".repeat(200))).starts_with("global os\\nsystem.xxx"));
+    assert!(read_error(&call("os\nsystem", &"x".repeat(200))).starts_with("global os\\nsystem.xxx"));
     assert_eq!(
-        refusal(b"\x80\x02cos\nsystem\n."),
+        read_error(b"\x80\x02cos\nsystem\n."),
         "global os.system is not allowed in a model: it must be an IsolationForest and no more"
     );
     // INST, persistent ids, extensions, out-of-band buffers
     for opcode in [b'i', b'o', b'P', b'Q', b'0', b'2', 0x82, 0x8f, 0x92, 0x97, 0xff] {
         let file = [0x80, 4, opcode, b'o', b's', b'\n'];
-        assert_eq!(refusal(&file), format!("opcode 0x{opcode:02x} at byte 2 is not allowed in a model"));
+        assert_eq!(read_error(&file), format!("opcode 0x{opcode:02x} at byte 2 is not allowed in a model"));
     }
     let tree_alone = b"\x80\x04\x8c\x15sklearn.tree._classes\x8c\x12ExtraTreeRegressor\x93)\x81.";
     assert_eq!(
-        refusal(tree_alone),
+        read_error(tree_alone),
         "the object is an object of class ExtraTreeRegressor, must be an IsolationForest of scikit-learn"
     );
 }
@@ -257,11 +257,11 @@ fn programs_are_refused() {
 #[test]
 fn damaged_programs_are_refused() {
     assert_eq!(
-        refusal(b""),
+        read_error(b""),
         "a model file that begins with [] is neither a pickle of protocol 2 to 5 nor a skops file"
     );
-    assert!(refusal(b"cos\nsystem\n").starts_with("a model file that begins with [63, 6f, 73, 0a]"));
-    assert_eq!(refusal(b"\x80\x06N."), "pickle, before byte 2: protocol is 6, must be 2 to 5");
+    assert!(read_error(b"cos\nsystem\n").starts_with("a model file that begins with [63, 6f, 73, 0a]"));
+    assert_eq!(read_error(b"\x80\x06N."), "pickle, before byte 2: protocol is 6, must be 2 to 5");
     for (program, reason) in [
         (&b"."[..], "stack is empty"),
         (b"N", "the file ends early"),
@@ -291,17 +291,17 @@ fn damaged_programs_are_refused() {
         (b"c_codecs\nencode\nq\0X\x14\0\0\0abcdefghijklmnopqrstq\x01\x85Rh\0h\x01\x85Rh\0h\x01\x85Rh\0h\x01\x85Rh\0h\x01\x85R.", "the same text becomes bytes several times"),
         (b"cnumpy._core.numeric\n_frombuffer\nN\x85R.", "FromBuffer is called with a list of 1"),
     ] {
-        let found = refusal(&[b"\x80\x04", program].concat());
+        let found = read_error(&[b"\x80\x04", program].concat());
         assert!(found.starts_with("pickle, before byte ") && found.contains(reason), "{found}, not {reason}");
     }
     // A list in itself, and tuples too deep to be dropped by recursion.
     assert_eq!(
-        refusal(b"\x80\x04]\x94h\x00a."),
+        read_error(b"\x80\x04]\x94h\x00a."),
         "the object is a list of 1, must be an IsolationForest of scikit-learn"
     );
     let deep = |n: usize| [&b"\x80\x04)"[..], &vec![0x85; n], b"."].concat();
-    assert!(refusal(&deep(3_000_000)).starts_with("the object is a list of 1"));
-    assert!(refusal(&deep(5_000_000)).ends_with("more than 4194304 instructions"));
+    assert!(read_error(&deep(3_000_000)).starts_with("the object is a list of 1"));
+    assert!(read_error(&deep(5_000_000)).ends_with("more than 4194304 instructions"));
 }
 
 const PICKLE: &str = "sklearn-1.9.1/ms256-0.01/model.pkl";
@@ -311,7 +311,7 @@ fn find(file: &[u8], what: &[u8]) -> usize {
 }
 
 /// The model with some bytes, `offset` from the first `what` on, replaced.
-fn with(what: &[u8], offset: usize, by: &[u8]) -> Vec<u8> {
+fn with_replaced_bytes(what: &[u8], offset: usize, by: &[u8]) -> Vec<u8> {
     let mut file = bytes(PICKLE);
     let at = find(&file, what) + offset;
     file[at..at + by.len()].copy_from_slice(by);
@@ -321,30 +321,34 @@ fn with(what: &[u8], offset: usize, by: &[u8]) -> Vec<u8> {
 #[test]
 fn missing_attributes_are_named() {
     for key in ["offset_", "estimators_features_", "n_features_in_"] {
-        let message = refusal(&with(&[&[0x8c, key.len() as u8], key.as_bytes()].concat(), 2, b"X"));
+        let message =
+            read_error(&with_replaced_bytes(&[&[0x8c, key.len() as u8], key.as_bytes()].concat(), 2, b"X"));
         assert_eq!(message, format!("{key} is missing"));
     }
-    assert_eq!(refusal(&with(b"\x8c\x0bestimators_", 2, b"X")), "estimators_ is missing");
-    assert_eq!(refusal(&with(b"\x8c\x05tree_", 2, b"X")), "tree 0: tree_ is missing");
-    assert_eq!(refusal(&with(b"\x8c\x05nodes", 2, b"X")), "tree 0: nodes is missing in tree_");
+    assert_eq!(read_error(&with_replaced_bytes(b"\x8c\x0bestimators_", 2, b"X")), "estimators_ is missing");
+    assert_eq!(read_error(&with_replaced_bytes(b"\x8c\x05tree_", 2, b"X")), "tree 0: tree_ is missing");
     assert_eq!(
-        refusal(&with(b"\x8c\x09threshold", 2, b"X")),
+        read_error(&with_replaced_bytes(b"\x8c\x05nodes", 2, b"X")),
+        "tree 0: nodes is missing in tree_"
+    );
+    assert_eq!(
+        read_error(&with_replaced_bytes(b"\x8c\x09threshold", 2, b"X")),
         "tree 0: tree_.nodes: field threshold is missing"
     );
     assert_eq!(
-        refusal(&with(b"n_features_in_\x94K", 16, &[21])),
+        read_error(&with_replaced_bytes(b"n_features_in_\x94K", 16, &[21])),
         "feature_names_in_ has 20 names, must have 21"
     );
     // Only the public one is left, which says the same.
-    assert!(sklearn::read(&with(b"\x8c\x0c_max_samples", 2, b"X")).is_ok());
+    assert!(sklearn::read(&with_replaced_bytes(b"\x8c\x0c_max_samples", 2, b"X")).is_ok());
 }
 
 #[test]
-fn trees_that_are_none_are_refused_with_their_number() {
+fn invalid_trees_are_refused_with_their_number() {
     // The nodes of tree 0, 69 of 64 bytes.
     let nodes = b"B\x40\x11\x00\x00";
     let node = |number: usize, field: usize, value: i64| {
-        refusal(&with(nodes, nodes.len() + 64 * number + field, &value.to_le_bytes()))
+        read_error(&with_replaced_bytes(nodes, nodes.len() + 64 * number + field, &value.to_le_bytes()))
     };
     assert_eq!(node(0, 0, 0), "tree 0: tree node 0: left_child is 0, must be in 1..69, or -1 in a leaf");
     assert_eq!(node(1, 8, 1), "tree 0: tree node 1: right_child is 1, must be in 2..69, or -1 in a leaf");
@@ -366,7 +370,8 @@ fn trees_that_are_none_are_refused_with_their_number() {
         node(0, 40, i64::MAX),
         format!("tree 0: tree node 0: n_node_samples is {}, must be the sum of both children's", i64::MAX)
     );
-    let error = sklearn::read(&with(nodes, nodes.len(), &[0])).expect_err("node 0 is its own child");
+    let error =
+        sklearn::read(&with_replaced_bytes(nodes, nodes.len(), &[0])).expect_err("node 0 is its own child");
     assert!(error.source().is_some(), "the forest's own error is kept");
 }
 
@@ -383,7 +388,7 @@ fn repeated_trees_are_refused() {
     let (trees, features) =
         (list(b"estimators_", b"h\x58"), list(b"estimators_features_", b"j\x72\x01\x00\x00"));
     let file = [rest, &trees, &features, end].concat();
-    assert_eq!(refusal(&file), "tree 169: the file tells the same array for several trees");
+    assert_eq!(read_error(&file), "tree 169: the file tells the same array for several trees");
 }
 
 /// A zip of these files.
@@ -398,10 +403,10 @@ fn zip(files: &[(&str, &[u8])]) -> Vec<u8> {
 }
 
 #[test]
-fn archives_that_are_none_are_refused() {
-    let schema = |schema: &str| refusal(&zip(&[("schema.json", schema.as_bytes())]));
-    assert!(refusal(b"PK\x03\x04").starts_with("skops: the archive cannot be unpacked: "));
-    assert!(refusal(&zip(&[])).starts_with("skops: schema.json cannot be unpacked: "));
+fn invalid_archives_are_refused() {
+    let schema = |schema: &str| read_error(&zip(&[("schema.json", schema.as_bytes())]));
+    assert!(read_error(b"PK\x03\x04").starts_with("skops: the archive cannot be unpacked: "));
+    assert!(read_error(&zip(&[])).starts_with("skops: schema.json cannot be unpacked: "));
     assert!(schema("{").starts_with("skops: schema.json cannot be read: EOF"));
     assert!(schema(&"[".repeat(1000)).contains("recursion limit exceeded"));
     assert_eq!(schema("{}"), "skops: schema.json: __loader__ of a node without a class is missing or wrong");
@@ -419,10 +424,10 @@ fn archives_that_are_none_are_refused() {
     );
 
     let blanks = vec![b' '; 40 << 20];
-    let bomb = refusal(&zip(&[("schema.json", &blanks)]));
+    let bomb = read_error(&zip(&[("schema.json", &blanks)]));
     assert!(bomb.starts_with("skops: schema.json: inflates to more than "), "{bomb}");
     let array = br#"{"__loader__": "NdArrayNode", "type": "numpy", "file": "a.npy"}"#;
-    let bomb = refusal(&zip(&[("schema.json", array), ("a.npy", &blanks)]));
+    let bomb = read_error(&zip(&[("schema.json", array), ("a.npy", &blanks)]));
     assert!(bomb.starts_with("skops: a.npy: inflates to more than "), "{bomb}");
 }
 
@@ -431,7 +436,7 @@ fn cut_files_are_refused() {
     for name in [PICKLE, "small/half-features.skops", "sklearn-1.9.1/ms256-auto-skops/model.skops"] {
         let file = bytes(name);
         for end in (0..file.len()).step_by(file.len() / 60) {
-            refusal(&file[..end]);
+            read_error(&file[..end]);
         }
     }
 }
@@ -443,7 +448,7 @@ fn flipped_bytes_are_refused_or_harmless() {
         for at in (0..file.len()).step_by(23) {
             let flip = [0x01, 0x80, 0xff][at % 3];
             file[at] ^= flip;
-            try_read(&file);
+            check_read(&file);
             file[at] ^= flip;
         }
     }
@@ -455,7 +460,7 @@ proptest! {
     #[test]
     fn any_bytes_are_survived(program in proptest::collection::vec(any::<u8>(), 0..200)) {
         for start in [&b"\x80\x04"[..], b"PK\x03\x04"] {
-            try_read(&[start, &program].concat());
+            check_read(&[start, &program].concat());
         }
     }
 
@@ -463,22 +468,23 @@ proptest! {
     fn any_program_is_survived(program in proptest::collection::vec(
         proptest::sample::select(&b"\x94h\x00j\x93\x8cN\x88KMJGCB)]}\x85\x86\x87(tuesaR\x81b."[..]), 0..200)
     ) {
-        try_read(&[&b"\x80\x04"[..], &program].concat());
+        check_read(&[&b"\x80\x04"[..], &program].concat());
     }
 }
 
 /// A folder with this description and the model of [`PICKLE`].
-fn model_folder(description: &str) -> tempfile::TempDir {
+fn model_dir(mlmodel: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
-    fs::write(folder.path().join("MLmodel"), description).expect("written");
+    fs::write(folder.path().join("MLmodel"), mlmodel).expect("written");
     fs::write(folder.path().join("model.pkl"), bytes(PICKLE)).expect("written");
     folder
 }
 
 #[test]
-fn descriptions_are_checked() {
-    let folder = |description: &str| read_folder(model_folder(description).path());
-    let message = |result: Result<Imported, import::Error>| message(result).replace("scikit-learn: ", "");
+fn mlmodel_files_are_checked() {
+    let folder = |mlmodel: &str| read_folder(model_dir(mlmodel).path());
+    let message =
+        |result: Result<ImportedForest, import::Error>| message(result).replace("scikit-learn: ", "");
     let sklearn = |file: &str, format: &str, rest: &str| {
         folder(&format!(
             "flavors: {{sklearn: {{pickled_model: {file}, serialization_format: {format}}}}}\n{rest}"
@@ -531,7 +537,7 @@ fn descriptions_are_checked() {
 
 #[test]
 fn links_out_of_the_folder_are_no_files_of_it() {
-    let folder = model_folder("flavors: {sklearn: {pickled_model: link.pkl, serialization_format: pickle}}");
+    let folder = model_dir("flavors: {sklearn: {pickled_model: link.pkl, serialization_format: pickle}}");
     let link = folder.path().join("link.pkl");
     assert_eq!(message(read_folder(folder.path())), "MLmodel: the model file \"link.pkl\" is not there");
     std::os::unix::fs::symlink(data(PICKLE), &link).expect("a link");
@@ -542,10 +548,10 @@ fn links_out_of_the_folder_are_no_files_of_it() {
 }
 
 #[test]
-fn descriptions_too_deep_or_too_long_are_refused() {
+fn mlmodel_files_too_deep_or_too_long_are_refused() {
     for text in ["[".repeat(1_000_000), "- ".repeat(500_000), "{a: ".repeat(200_000)] {
-        message(read_folder(model_folder(&text).path()));
+        message(read_folder(model_dir(&text).path()));
     }
-    let found = message(read_folder(model_folder(&" ".repeat((1 << 20) + 1)).path()));
+    let found = message(read_folder(model_dir(&" ".repeat((1 << 20) + 1)).path()));
     assert_eq!(found, "MLmodel: has 1048577 bytes, must have at most 1048576");
 }

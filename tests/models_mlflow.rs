@@ -5,7 +5,7 @@ mod support;
 use serde_json::{Value, json};
 use std::fs;
 use std::process::Command;
-use support::mlflow::{Mlflow, Server};
+use support::mlflow::{Mlflow, MlflowKind};
 
 /// Fits, logs, registers and promotes a forest as a data scientist does; prints the run and its scores.
 const TRAIN: &str = r#"
@@ -32,7 +32,7 @@ for score in forest.score_samples(rows):
 
 #[test]
 fn a_python_clients_model_is_served_and_imported() {
-    let mlflow = Mlflow::start(Server::V3);
+    let mlflow = Mlflow::start(MlflowKind::V3);
     let printed = mlflow.python(TRAIN, &[]);
     let (run, rest) = printed.split_once('\n').expect("the run's line");
     let (table, scores) = rest.split_once("---\n").expect("both parts");

@@ -15,7 +15,7 @@ use arrow_array::{ArrayRef, Float64Array, RecordBatch};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use promforest::forest::{Forest, ForestParams, Table, Tree, TreeArrays};
-use promforest::models::import::Imported;
+use promforest::models::import::ImportedForest;
 use promforest::models::onnx::{self, Error};
 
 const FIXTURES: &str = "tests/data/models/sklearn-isolation-forest";
@@ -23,7 +23,7 @@ const AUTO: &str = "sklearn-1.9.1/ms256-auto-onnx";
 const FITTED: &str = "sklearn-1.9.1/ms256-0.01-onnx";
 
 /// Rows of doubles under named columns.
-struct Rows {
+struct DoubleTable {
     names: Vec<String>,
     values: Vec<Vec<f64>>,
 }
@@ -36,17 +36,17 @@ fn model(folder: &str) -> Vec<u8> {
     fs::read(fixture(folder).join("model.onnx")).expect("a readable file")
 }
 
-fn import(folder: &str) -> Imported {
+fn import(folder: &str) -> ImportedForest {
     onnx::read(&model(folder), None).expect("a readable file")
 }
 
 /// The columns of doubles of a Parquet file.
-fn rows(path: &Path) -> Rows {
+fn rows(path: &Path) -> DoubleTable {
     let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(path).expect("the file"))
         .expect("a good fixture")
         .build()
         .expect("a good fixture");
-    let mut rows = Rows { names: Vec::new(), values: Vec::new() };
+    let mut rows = DoubleTable { names: Vec::new(), values: Vec::new() };
     for batch in reader {
         let batch = batch.expect("a good fixture");
         let schema = batch.schema();
@@ -66,7 +66,7 @@ fn rows(path: &Path) -> Rows {
     rows
 }
 
-fn floats(row: &[f64]) -> Vec<f32> {
+fn to_f32(row: &[f64]) -> Vec<f32> {
     row.iter().map(|value| *value as f32).collect()
 }
 
@@ -74,12 +74,12 @@ fn floats(row: &[f64]) -> Vec<f32> {
 fn expected<const N: usize>(path: PathBuf, names: [&str; N]) -> Vec<[f64; N]> {
     let mut reader = csv::Reader::from_path(path).expect("a good fixture");
     let header = reader.headers().expect("a good fixture").clone();
-    let places = names.map(|name| header.iter().position(|it| it == name).expect("a good fixture"));
+    let indices = names.map(|name| header.iter().position(|it| it == name).expect("a good fixture"));
     reader
         .records()
         .map(|record| {
             let record = record.expect("a good fixture");
-            places.map(|place| record[place].parse().expect("a good fixture"))
+            indices.map(|index| record[index].parse().expect("a good fixture"))
         })
         .collect()
 }
@@ -92,7 +92,7 @@ fn differences(folder: &str, file: &str, names: [&str; 3]) -> [f64; 2] {
     assert_eq!((rows.values.len(), expected.len()), (468, 468));
     let mut largest = [0.0_f64; 2];
     for (row, [score, decision, predict]) in rows.values.iter().zip(expected) {
-        let row = floats(row);
+        let row = to_f32(row);
         largest[0] = largest[0].max((forest.score_samples(&row) - score).abs());
         largest[1] = largest[1].max((forest.decision(&row) - decision).abs());
         assert_eq!(forest.decision(&row) < 0.0, predict == -1.0);
@@ -122,7 +122,7 @@ fn skl2onnx_forests_score_as_onnxruntime() {
 }
 
 #[test]
-fn what_the_file_does_not_say_is_found_out() {
+fn metadata_missing_in_the_file_is_derived() {
     let auto = import(AUTO);
     assert_eq!(auto.forest.n_estimators(), 20);
     assert_eq!(auto.forest.n_features(), 20);
@@ -163,7 +163,7 @@ fn an_imported_forest_comes_back_bit_for_bit() {
 }
 
 /// Runs `tests/python/onnx_agrees.py` on a forest and rows, and returns what it printed.
-fn onnxruntime_agrees(forest: &Forest, rows: &Rows) -> String {
+fn check_with_onnxruntime(forest: &Forest, rows: &DoubleTable) -> String {
     let python = std::env::var_os("PROMFOREST_PYTHON").expect(
         "PROMFOREST_PYTHON names the Python of a virtual environment with numpy, onnx, onnxruntime and pyarrow",
     );
@@ -184,7 +184,7 @@ fn onnxruntime_agrees(forest: &Forest, rows: &Rows) -> String {
 
     let mut csv = String::from("score_samples,decision_function,predict\n");
     for row in &rows.values {
-        let row = floats(row);
+        let row = to_f32(row);
         let decision = forest.decision(&row);
         let predict = if decision < 0.0 { -1 } else { 1 };
         writeln!(csv, "{},{decision},{predict}", forest.score_samples(&row)).expect("text takes all");
@@ -203,7 +203,7 @@ fn onnxruntime_agrees(forest: &Forest, rows: &Rows) -> String {
 #[test]
 fn onnxruntime_scores_exported_forests_as_we_do() {
     for folder in [AUTO, FITTED] {
-        let printed = onnxruntime_agrees(&import(folder).forest, &rows(&fixture("input.parquet")));
+        let printed = check_with_onnxruntime(&import(folder).forest, &rows(&fixture("input.parquet")));
         assert!(printed.starts_with("468 rows, 20 columns"), "{printed}");
     }
 }
@@ -217,7 +217,7 @@ fn onnxruntime_rounds_rows_to_floats() {
     assert_eq!(rows.names, names);
     // The rows were made for 100 trees; these 20 are the first of them.
     let forest = import(AUTO).forest;
-    onnxruntime_agrees(&forest, &rows);
+    check_with_onnxruntime(&forest, &rows);
     let unrounded = rows.values.iter().filter(|row| {
         forest.trees().any(|tree| {
             let value = row[tree.feature[0] as usize];
@@ -233,18 +233,18 @@ fn onnxruntime_sends_nan_and_infinities_where_we_do() {
     let mut rows = rows(&fixture("edges/input_nonfinite.parquet"));
     rows.names.truncate(names.len());
     assert_eq!(rows.names, names);
-    onnxruntime_agrees(&import(AUTO).forest, &rows);
+    check_with_onnxruntime(&import(AUTO).forest, &rows);
 
     // skl2onnx's files send all NaN to the right; these trees go both ways, and one is a leaf.
-    let forest = both_ways();
+    let forest = forest_with_nan_both_ways();
     let values = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -0.0, 1.0, 1.5, 1e300];
-    let rows = Rows {
+    let rows = DoubleTable {
         names: vec!["a".into(), "b".into()],
         values: values.iter().flat_map(|a| values.iter().map(|b| vec![*a, *b])).collect(),
     };
     assert_ne!(forest.score_samples(&[f32::NAN, 0.0]), forest.score_samples(&[0.0, f32::NAN]));
-    onnxruntime_agrees(&forest, &rows);
-    onnxruntime_agrees(&Forest::new(&[both_ways_tree(true)], 8, -0.4).expect("a forest"), &rows);
+    check_with_onnxruntime(&forest, &rows);
+    check_with_onnxruntime(&Forest::new(&[tree_with_nan_both_ways(true)], 8, -0.4).expect("a forest"), &rows);
 }
 
 #[test]
@@ -255,11 +255,11 @@ fn onnxruntime_scores_a_grown_forest() {
         (0..n_features).flat_map(|column| rows.values.iter().map(move |row| row[column] as f32)).collect();
     let table = Table::new(&columns, n_rows, n_features).expect("a table");
     let forest = ForestParams::default().fit(&table, std::num::NonZeroUsize::MIN).expect("a forest");
-    onnxruntime_agrees(&forest, &rows);
+    check_with_onnxruntime(&forest, &rows);
 }
 
 /// Three splits over two features with a shared depth of leaves of equal path length (3 = 2 + c(2)).
-fn both_ways_tree(left: bool) -> Tree {
+fn tree_with_nan_both_ways(left: bool) -> Tree {
     let arrays = TreeArrays {
         left_child: vec![1, 2, -1, -1, 5, -1, -1],
         right_child: vec![4, 3, -1, -1, 6, -1, -1],
@@ -271,7 +271,7 @@ fn both_ways_tree(left: bool) -> Tree {
     Tree::from_arrays(&arrays, 2).expect("a tree")
 }
 
-fn both_ways() -> Forest {
+fn forest_with_nan_both_ways() -> Forest {
     let leaf = TreeArrays {
         left_child: vec![-1],
         right_child: vec![-1],
@@ -281,13 +281,19 @@ fn both_ways() -> Forest {
         missing_go_to_left: vec![false],
     };
     let leaf = Tree::from_arrays(&leaf, 2).expect("a tree");
-    Forest::new(&[both_ways_tree(true), leaf, both_ways_tree(true), both_ways_tree(false)], 10, -0.45)
-        .expect("a good fixture")
+    Forest::new(
+        &[tree_with_nan_both_ways(true), leaf, tree_with_nan_both_ways(true), tree_with_nan_both_ways(false)],
+        10,
+        -0.45,
+    )
+    .expect("a good fixture")
 }
 
 #[test]
 fn a_cut_file_is_refused() {
-    for bytes in [model(AUTO), onnx::write(&both_ways(), &["a".into(), "b".into()]).expect("writable")] {
+    for bytes in
+        [model(AUTO), onnx::write(&forest_with_nan_both_ways(), &["a".into(), "b".into()]).expect("writable")]
+    {
         let whole = onnx::read(&bytes, None).expect("a readable file");
         for length in (0..bytes.len()).step_by(bytes.len() / 200 + 1) {
             match onnx::read(&bytes[..length], None) {
@@ -302,7 +308,7 @@ fn a_cut_file_is_refused() {
 /// A flipped bit may well give another good forest: then its scores are scores.
 #[test]
 fn a_damaged_file_is_refused_or_read_as_a_forest() {
-    let small = onnx::write(&both_ways(), &["a".into(), "b".into()]).expect("writable");
+    let small = onnx::write(&forest_with_nan_both_ways(), &["a".into(), "b".into()]).expect("writable");
     let large = model(FITTED);
     let bits = (0..8 * small.len()).map(|bit| (&small, bit));
     let (mut n_refused, mut n_read) = (0, 0);
@@ -310,7 +316,7 @@ fn a_damaged_file_is_refused_or_read_as_a_forest() {
         let mut bytes = bytes.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
         match onnx::read(&bytes, None) {
-            Ok(Imported { forest, .. }) => {
+            Ok(ImportedForest { forest, .. }) => {
                 let score = forest.score_samples(&vec![0.5; forest.n_features()]);
                 assert!((-1.0..=0.0).contains(&score), "bit {bit}: {score}");
                 n_read += 1;
@@ -325,7 +331,7 @@ fn a_damaged_file_is_refused_or_read_as_a_forest() {
 }
 
 #[test]
-fn what_is_no_model_is_refused() {
+fn invalid_models_are_refused() {
     assert!(matches!(onnx::read(b"not a model", None), Err(Error::Protobuf(_))));
     let error = onnx::read(b"", None).expect_err("refused");
     assert_eq!(error.to_string(), "model: graph is missing, must be one graph");

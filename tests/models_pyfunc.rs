@@ -1,11 +1,11 @@
 //! The folder of a model scores in MLflow's Python as it does here.
 
-use promforest::detect::Detection;
+use promforest::detect::OnlineDetector;
 use promforest::features::{Schema, Transform};
 use promforest::forest::{ExtendedParams, ForestParams, Table};
-use promforest::models::{Card, Fitted, Model, artifact, score};
+use promforest::models::{FittedModel, Model, ModelCard, artifact, score};
 use promforest::prom::{Labels, METRIC_NAME};
-use promforest::window::row::Grid;
+use promforest::window::grid::Grid;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::Command;
@@ -64,14 +64,14 @@ fn rows(table: &Table) -> Vec<Vec<f32>> {
     rows
 }
 
-fn model(fitted: Fitted) -> Model {
+fn model(fitted: FittedModel) -> Model {
     let feature = |number: usize| Labels::new([(METRIC_NAME, format!("m{number}"))]).expect("valid");
     let schema = Schema {
         features: (0..N_FEATURES).map(feature).collect(),
         transform: Transform::Value,
         grid: Grid::Exact,
     };
-    Model { schema, fitted, card: Card::default() }
+    Model { schema, fitted, card: ModelCard::default() }
 }
 
 /// What Python says of the rows: one list of numbers for each.
@@ -115,38 +115,38 @@ fn time(number: usize) -> i64 {
     1_700_000_000_000 + (number + unseen) as i64 * 360_000
 }
 
-fn expected(fitted: &Fitted, rows: &[Vec<f32>]) -> Vec<[f64; 5]> {
+fn expected(fitted: &FittedModel, rows: &[Vec<f32>]) -> Vec<[f64; 5]> {
     let predict = |decision: f64| if decision < 0.0 { -1.0 } else { 1.0 };
     match fitted {
-        Fitted::IsolationForest(forest) => {
-            let of_row = |row: &Vec<f32>| {
-                let (score_samples, live) = (forest.score_samples(row), score(forest, row));
+        FittedModel::IsolationForest(forest) => {
+            let score_row = |row: &Vec<f32>| {
+                let (score_samples, row_score) = (forest.score_samples(row), score(forest, row));
                 let decision = score_samples - forest.offset();
-                [score_samples, decision, predict(decision), live.decision, live.score]
+                [score_samples, decision, predict(decision), row_score.decision, row_score.score]
             };
-            rows.iter().map(of_row).collect()
+            rows.iter().map(score_row).collect()
         }
-        Fitted::Extended(detection) => {
-            let mut detection = detection.clone();
-            let of_row = |(number, row): (usize, &Vec<f32>)| {
-                let seen = detection.observe(time(N_ROWS + number), row).expect("in order");
-                let decision = seen.decision;
-                [decision - 0.5, decision, predict(decision), decision, seen.score]
+        FittedModel::Extended(detection) => {
+            let mut detector = detection.clone();
+            let score_row = |(number, row): (usize, &Vec<f32>)| {
+                let assessment = detector.assess(time(N_ROWS + number), row).expect("in order");
+                let decision = assessment.decision;
+                [decision - 0.5, decision, predict(decision), decision, assessment.score]
             };
-            rows.iter().enumerate().map(of_row).collect()
+            rows.iter().enumerate().map(score_row).collect()
         }
     }
 }
 
-fn agrees(fit: impl Fn(&Table) -> Fitted) {
+fn check_python_agrees(fit: impl Fn(&Table) -> FittedModel) {
     let values = values();
     let table = Table::new(&values, N_ROWS, N_FEATURES).expect("a table");
     let model = model(fit(&table));
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path().join("model");
-    artifact::save(&artifact::files(&model), &folder).expect("writable");
+    artifact::save(&artifact::to_files(&model), &folder).expect("writable");
     let rows = rows(&table);
-    let found = scores(&folder, &rows, matches!(model.fitted, Fitted::Extended(_)));
+    let found = scores(&folder, &rows, matches!(model.fitted, FittedModel::Extended(_)));
     assert_eq!(found.len(), rows.len());
     let mut largest: f64 = 0.0;
     for ((row, found), expected) in rows.iter().zip(&found).zip(expected(&model.fitted, &rows)) {
@@ -163,14 +163,14 @@ fn agrees(fit: impl Fn(&Table) -> Fitted) {
 #[test]
 fn an_isolation_forest_scores_alike() {
     let fit = |table: &Table| ForestParams::default().fit(table, NonZeroUsize::MIN).expect("fits");
-    agrees(|table| Fitted::IsolationForest(fit(table)));
+    check_python_agrees(|table| FittedModel::IsolationForest(fit(table)));
 }
 
 #[test]
 fn an_extended_isolation_forest_scores_alike() {
     let times: Vec<i64> = (0..N_ROWS).map(time).collect();
     let fit = |table: &Table| {
-        Detection::learn(&times, table, &ExtendedParams::default(), 1.0, NonZeroUsize::MIN).expect("fits")
+        OnlineDetector::fit(&times, table, &ExtendedParams::default(), 1.0, NonZeroUsize::MIN).expect("fits")
     };
-    agrees(|table| Fitted::Extended(Box::new(fit(table))));
+    check_python_agrees(|table| FittedModel::Extended(Box::new(fit(table))));
 }

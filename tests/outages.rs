@@ -4,13 +4,13 @@ mod support;
 
 use std::fs;
 use std::time::Duration;
-use support::stack::{RANGE_MS, RemoteWriteReceiver, SOON, Stack};
+use support::stack::{RANGE_MS, RemoteWriteReceiver, SHORT_TIMEOUT, Stack};
 use support::{each_version, now_ms};
 
 /// Nothing is known of the past any more, and that is no reason to forget: the model stays, and no later one learns from
 /// less.
 #[test]
-fn f15_an_empty_database_takes_no_model_and_no_window() {
+fn f15_an_empty_database_keeps_the_model_and_the_window() {
     each_version(|version| {
         let mut stack = Stack::with_scores(version);
         let rows = stack.metric("promforest_model_training_rows", &[]);
@@ -19,22 +19,22 @@ fn f15_an_empty_database_takes_no_model_and_no_window() {
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
         let back_ms = now_ms();
         stack.wait_for_score_at(back_ms + 2_000);
-        let scores = stack.at.scores().expect("it was there before");
+        let scores = stack.api.scores().expect("it was there before");
         assert!(
             scores.samples[0].0 >= back_ms - RANGE_MS,
             "{version}: the database was not empty: {scores:?}"
         );
-        let trained = |at: &support::stack::Addresses| {
+        let trained = |at: &support::stack::StackApi| {
             at.metric("promforest_training_runs_total", &[("outcome", "trained")])
         };
-        let so_far = trained(&stack.at).expect("a training");
-        stack.wait("a model after it", Duration::from_secs(60), |at| match trained(at)? > so_far {
+        let trained_before = trained(&stack.api).expect("a training");
+        stack.wait("a model after it", Duration::from_secs(60), |at| match trained(at)? > trained_before {
             true => Ok(()),
             false => Err("none yet".into()),
         });
         let later = stack.metric("promforest_model_training_rows", &[]);
         assert!(later > rows, "{version}: a model of {rows} rows, then one of {later}");
-        let (status, text) = stack.at.ready().expect("promforest answers");
+        let (status, text) = stack.api.ready().expect("promforest answers");
         assert_eq!((status, &*text), (200, "node_network: 1 of 1 groups have a model"), "{version}");
     });
 }
@@ -54,15 +54,15 @@ fn f16_another_configuration_of_prometheus_leaves_no_gap() {
             let now = now_ms();
             stack.wait_for_score_at(now + 4_000);
         }
-        stack.wait("every scrape has a score", SOON, |at| {
+        stack.wait("every scrape has a score", SHORT_TIMEOUT, |at| {
             let scores = at.scores()?.timestamps();
             let scrapes = at.stored(r#"node_network_receive_bytes_total{device="lo"}"#)?.timestamps();
             let last = scores[scores.len() - 1];
-            let lacking: Vec<i64> = scrapes
+            let missing: Vec<i64> = scrapes
                 .into_iter()
                 .filter(|scrape| (scores[0]..=last).contains(scrape) && !scores.contains(scrape))
                 .collect();
-            if lacking.is_empty() { Ok(()) } else { Err(format!("{lacking:?} are lacking")) }
+            if missing.is_empty() { Ok(()) } else { Err(format!("{missing:?} are lacking")) }
         });
         stack.check_scores(RANGE_MS);
         stack.check_nothing_lost();

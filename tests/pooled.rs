@@ -10,12 +10,13 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::thread;
 use std::time::Duration;
 use support::stack::{
-    Addresses, Collectors, IN_ORDER, JOB_NODE, MODEL, RANGE_MS, RemoteWriteReceiver, SOON, Scraping, Stack,
+    Collectors, JOB_NODE, MODEL_TIMEOUT, NODE_NETWORK_EXTENDED, RANGE_MS, RemoteWriteReceiver, SHORT_TIMEOUT,
+    Scraping, Stack, StackApi,
 };
 use support::{each_version, now_ms};
 
-/// How much [`IN_ORDER`] has to know for a first model.
-const MINIMUM: Duration = Duration::from_secs(60);
+/// How much [`NODE_NETWORK_EXTENDED`] has to know for a first model.
+const MIN_HISTORY: Duration = Duration::from_secs(60);
 const OLD: [&str; 3] = ["web1", "web2", "web3"];
 const NEW: &str = "web4";
 
@@ -28,7 +29,7 @@ fn noise(number: u64) -> f64 {
 }
 
 /// What a host says of its network at a time: ordinary traffic, of each host another amount and another noise.
-fn page(host: &str, now_ms: i64) -> String {
+fn metrics_page(host: &str, now_ms: i64) -> String {
     let number = u64::from(host.as_bytes()[host.len() - 1]);
     let mut page = String::new();
     for (i, direction) in [(0, "receive"), (1, "transmit")] {
@@ -55,7 +56,7 @@ fn hosts() -> u16 {
             let length = stream.read(&mut head).unwrap_or(0);
             let head = String::from_utf8_lossy(&head[..length]).into_owned();
             let path = head.split(' ').nth(1).unwrap_or_default();
-            let page = page(path.trim_start_matches('/'), now_ms());
+            let page = metrics_page(path.trim_start_matches('/'), now_ms());
             // Who hangs up asks again.
             let _ = write!(
                 stream,
@@ -69,7 +70,7 @@ fn hosts() -> u16 {
 }
 
 /// Lets Prometheus scrape these hosts.
-fn scrape(stack: &Stack, port: u16, hosts: &[&str]) {
+fn write_targets(stack: &Stack, port: u16, hosts: &[&str]) {
     let target = |host: &&str| {
         format!(
             "- {{targets: ['127.0.0.1:{port}'], labels: {{instance: {host}, __metrics_path__: /{host}}}}}\n"
@@ -82,15 +83,17 @@ fn scrape(stack: &Stack, port: u16, hosts: &[&str]) {
     fs::rename(folder.join("targets.new"), folder.join("targets.yml")).expect("the same directory");
 }
 
-fn of_new(at: &Addresses, name: &str) -> Result<Vec<(i64, f64)>, String> {
+fn new_host_samples(at: &StackApi, name: &str) -> Result<Vec<(i64, f64)>, String> {
     Ok(at.stored(&format!(r#"{name}{{instance="{NEW}"}}"#))?.samples)
 }
 
 /// Waits for a score of the new host at or after this time.
-fn is_scored(stack: &mut Stack, to_ms: i64) {
-    stack.wait("the new target is scored", SOON, |at| match of_new(at, "anomaly_score")?.last() {
-        Some((newest_ms, _)) if *newest_ms >= to_ms => Ok(()),
-        newest => Err(format!("{newest:?} before {to_ms}")),
+fn wait_until_scored(stack: &mut Stack, to_ms: i64) {
+    stack.wait("the new target is scored", SHORT_TIMEOUT, |at| {
+        match new_host_samples(at, "anomaly_score")?.last() {
+            Some((newest_ms, _)) if *newest_ms >= to_ms => Ok(()),
+            newest => Err(format!("{newest:?} before {to_ms}")),
+        }
     });
 }
 
@@ -100,39 +103,40 @@ fn a_new_target_is_scored_from_its_first_row_and_over_a_restart() {
     each_version(|version| {
         let jobs = "  - {job_name: node, file_sd_configs: [{files: [targets.yml]}]}";
         let mut stack = Stack::new(version, Collectors::Network, &Scraping { jobs, ..JOB_NODE });
-        scrape(&stack, port, &OLD);
+        write_targets(&stack, port, &OLD);
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
-        stack.configure(IN_ORDER);
-        thread::sleep(MINIMUM);
+        stack.configure(NODE_NETWORK_EXTENDED);
+        thread::sleep(MIN_HISTORY);
         stack.start_promforest();
-        stack.wait("models of the old", MINIMUM + MODEL, |at| match at.ready()? {
+        stack.wait("models of the old", MIN_HISTORY + MODEL_TIMEOUT, |at| match at.ready()? {
             (200, _) => Ok(()),
             (_, text) => Err(text),
         });
 
-        scrape(&stack, port, &[&OLD[..], &[NEW]].concat());
+        write_targets(&stack, port, &[&OLD[..], &[NEW]].concat());
         let info = |alias: &'static str| {
-            move |at: &Addresses| {
+            move |at: &StackApi| {
                 at.metric("promforest_model_info", &[("instance", NEW), ("alias", alias)]).map(drop)
             }
         };
-        stack.wait("a model of the others", SOON, info("pooled"));
-        is_scored(&mut stack, now_ms() + 5_000);
+        stack.wait("a model of the others", SHORT_TIMEOUT, info("pooled"));
+        wait_until_scored(&mut stack, now_ms() + 5_000);
         // In order, and suddenly.
-        stack.promforest.take().expect("it runs").terminate(SOON);
+        stack.promforest.take().expect("it runs").terminate(SHORT_TIMEOUT);
         thread::sleep(Duration::from_secs(3));
         stack.start_promforest();
-        is_scored(&mut stack, now_ms() + 2_000);
+        wait_until_scored(&mut stack, now_ms() + 2_000);
         stack.kill_promforest();
         thread::sleep(Duration::from_secs(3));
         stack.start_promforest();
-        is_scored(&mut stack, now_ms() + 2_000);
-        stack.wait("it is a pooled one again", SOON, info("pooled"));
-        stack.wait("a model of its own", MINIMUM + MODEL, info("champion"));
+        wait_until_scored(&mut stack, now_ms() + 2_000);
+        stack.wait("it is a pooled one again", SHORT_TIMEOUT, info("pooled"));
+        stack.wait("a model of its own", MIN_HISTORY + MODEL_TIMEOUT, info("champion"));
         let own_ms = now_ms();
-        is_scored(&mut stack, now_ms() + 3_000);
+        wait_until_scored(&mut stack, now_ms() + 3_000);
 
-        let get = |name: &str| of_new(&stack.at, name).unwrap_or_else(|err| panic!("{version}: {err}"));
+        let get =
+            |name: &str| new_host_samples(&stack.api, name).unwrap_or_else(|err| panic!("{version}: {err}"));
         let scrapes: Vec<i64> =
             get("node_network_receive_bytes_total").iter().map(|(timestamp_ms, _)| *timestamp_ms).collect();
         let scores = get("anomaly_score");
@@ -143,11 +147,12 @@ fn a_new_target_is_scored_from_its_first_row_and_over_a_restart() {
         let rows: Vec<i64> =
             scrapes.into_iter().filter(|time| (first_ms + RANGE_MS..=last_ms).contains(time)).collect();
         let incidents = get("anomaly_incident");
-        let began = incidents.windows(2).filter(|pair| pair[1].1 > pair[0].1).count();
+        let n_incidents = incidents.windows(2).filter(|pair| pair[1].1 > pair[0].1).count();
         let seconds = |(timestamp_ms, score): &(i64, f64)| ((timestamp_ms - first_ms) / 1000, *score);
-        let loud: Vec<(i64, f64)> = scores.iter().filter(|(_, score)| *score > 1.0).map(seconds).collect();
+        let above_threshold: Vec<(i64, f64)> =
+            scores.iter().filter(|(_, score)| *score > 1.0).map(seconds).collect();
         println!(
-            "{version}: {} scores of ordinary traffic, {began} incidents; beyond 1, by seconds: {loud:.2?}; its own \
+            "{version}: {} scores of ordinary traffic, {n_incidents} incidents; beyond 1, by seconds: {above_threshold:.2?}; its own \
              model after {} s",
             scores.len(),
             (own_ms - first_ms) / 1000

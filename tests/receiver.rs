@@ -18,7 +18,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Long enough for anything that happens at all, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 const MIB: usize = 1 << 20;
 const LIMIT: usize = 32 * MIB;
 /// `Content-Type` of version 2.0.
@@ -68,39 +68,39 @@ impl Program {
                 break after.split(' ').next().expect("an address").parse().expect("an address");
             }
         };
-        let more = log.clone();
+        let shared_log = log.clone();
         thread::spawn(move || {
-            lines.map_while(Result::ok).for_each(|line| more.lock().expect("no panic").push(line));
+            lines.map_while(Result::ok).for_each(|line| shared_log.lock().expect("no panic").push(line));
         });
         Self { child, address, log, _folder: folder }
     }
 
     fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).expect("it listens");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
         stream.set_nodelay(true).expect("a socket");
         stream
     }
 
     /// One request on a connection of its own. A server that has heard enough may close before it
     /// has read everything.
-    fn request(&self, head: &str, body: &[u8]) -> Answer {
+    fn request(&self, head: &str, body: &[u8]) -> Response {
         let mut stream = self.connect();
         let _ = stream.write_all(format!("{head}\r\nHost: test\r\n\r\n").as_bytes());
         let _ = stream.write_all(body);
-        Answer::read(&mut stream)
+        Response::read(&mut stream)
     }
 
-    fn get(&self, path: &str) -> Answer {
+    fn get(&self, path: &str) -> Response {
         self.request(&format!("GET {path} HTTP/1.1"), b"")
     }
 
-    fn post(&self, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+    fn post(&self, headers: &[(&str, &str)], body: &[u8]) -> Response {
         self.request(&post_head(headers, body.len()), body)
     }
 
     /// A protobuf message, compressed, with the headers that Prometheus sends.
-    fn write(&self, message: &[u8]) -> Answer {
+    fn write(&self, message: &[u8]) -> Response {
         self.post(
             &[
                 ("Content-Type", "application/x-protobuf"),
@@ -112,18 +112,18 @@ impl Program {
     }
 
     /// The same for version 2.0.
-    fn write_v2(&self, message: &[u8]) -> Answer {
+    fn write_v2(&self, message: &[u8]) -> Response {
         self.post(&[("Content-Type", V2), ("Content-Encoding", "snappy")], &snappy::compress(message))
     }
 
-    fn counts(&self) -> Counts {
+    fn counts(&self) -> IngestCounters {
         let page = self.get("/metrics").body;
         let lines = page.lines().filter(|line| !line.starts_with('#'));
         let pairs = lines.filter_map(|line| {
             let (name, value) = line.rsplit_once(' ')?;
             Some((name.strip_prefix("promforest_ingest_")?.to_string(), value.parse().expect("a number")))
         });
-        Counts(pairs.collect())
+        IngestCounters(pairs.collect())
     }
 
     /// The most memory that was ever resident, in bytes.
@@ -140,7 +140,7 @@ impl Program {
     }
 
     fn wait(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             if let Some(status) = self.child.try_wait().expect("a child") {
                 return status;
@@ -169,18 +169,18 @@ fn post_head(headers: &[(&str, &str)], length: usize) -> String {
 }
 
 #[derive(Debug)]
-struct Answer {
+struct Response {
     status: u16,
     headers: BTreeMap<String, String>,
     body: String,
 }
 
-impl Answer {
+impl Response {
     fn read(stream: &mut TcpStream) -> Self {
-        Self::read_to(stream, "GET")
+        Self::read_for_method(stream, "GET")
     }
 
-    fn read_to(stream: &mut TcpStream, method: &str) -> Self {
+    fn read_for_method(stream: &mut TcpStream, method: &str) -> Self {
         let mut head = Vec::new();
         let mut byte = [0];
         while !head.ends_with(b"\r\n\r\n") {
@@ -204,7 +204,7 @@ impl Answer {
 
     /// The text of an answer: one line.
     #[track_caller]
-    fn line(&self) -> &str {
+    fn only_line(&self) -> &str {
         let line = self.body.strip_suffix('\n').expect("a line");
         assert!(!line.contains('\n') && !line.is_empty(), "{:?}", self.body);
         line
@@ -212,23 +212,23 @@ impl Answer {
 }
 
 /// `promforest_ingest_*`, without the prefix.
-struct Counts(BTreeMap<String, f64>);
+struct IngestCounters(BTreeMap<String, f64>);
 
-impl Counts {
-    fn get(&self, name: &str) -> f64 {
+impl IngestCounters {
+    fn value(&self, name: &str) -> f64 {
         self.0.get(name).copied().unwrap_or(0.0)
     }
 
     fn received(&self) -> f64 {
-        self.get("samples_total")
+        self.value("samples_total")
     }
 
     fn dropped(&self, reason: &str) -> f64 {
-        self.get(&format!("samples_dropped_total{{reason=\"{reason}\"}}"))
+        self.value(&format!("samples_dropped_total{{reason=\"{reason}\"}}"))
     }
 
     /// Received and not dropped.
-    fn used(&self) -> f64 {
+    fn stored(&self) -> f64 {
         let dropped: f64 = self
             .0
             .iter()
@@ -238,21 +238,21 @@ impl Counts {
         self.received() - dropped
     }
 
-    fn answered(&self, status: u16) -> f64 {
+    fn responses(&self, status: u16) -> f64 {
         let start = format!("requests_total{{code=\"{status}\",");
         self.0.iter().filter(|(name, _)| name.starts_with(&start)).map(|(_, count)| count).sum()
     }
 
-    fn answered_for(&self, status: u16, reason: &str, version: &str) -> f64 {
-        self.get(&format!("requests_total{{code=\"{status}\",reason=\"{reason}\",version=\"{version}\"}}"))
+    fn responses_for(&self, status: u16, reason: &str, version: &str) -> f64 {
+        self.value(&format!("requests_total{{code=\"{status}\",reason=\"{reason}\",version=\"{version}\"}}"))
     }
 
-    fn refused(&self, reason: &str) -> f64 {
-        self.get(&format!("refused_total{{reason=\"{reason}\"}}"))
+    fn rejected(&self, reason: &str) -> f64 {
+        self.value(&format!("refused_total{{reason=\"{reason}\"}}"))
     }
 
     fn ignored(&self, kind: &str) -> f64 {
-        self.get(&format!("ignored_total{{kind=\"{kind}\"}}"))
+        self.value(&format!("ignored_total{{kind=\"{kind}\"}}"))
     }
 }
 
@@ -309,11 +309,11 @@ fn watched(name: &str) -> Vec<u8> {
 }
 
 /// `good 1` at a time of its own, so that no two cases meet.
-struct Good {
+struct ValidSeries {
     timestamp_ms: i64,
 }
 
-impl Good {
+impl ValidSeries {
     fn new(number: usize) -> Self {
         Self { timestamp_ms: now_ms() - 1000 * number as i64 }
     }
@@ -323,7 +323,7 @@ impl Good {
     }
 
     /// Sends it alone, and tells whether it was there already.
-    fn is_known(&self, program: &Program) -> bool {
+    fn is_duplicate(&self, program: &Program) -> bool {
         let before = program.counts();
         assert_eq!(program.write(&self.series()).status, 204);
         let after = program.counts();
@@ -334,59 +334,74 @@ impl Good {
 
 /// Posts what must be refused as a whole, whatever the headers.
 #[track_caller]
-fn refused(program: &Program, what: &str, headers: &[(&str, &str)], body: &[u8], status: u16, text: &str) {
+fn assert_rejected(
+    program: &Program,
+    what: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+    status: u16,
+    text: &str,
+) {
     let before = program.counts();
     let answer = program.post(headers, body);
     let after = program.counts();
     assert_eq!(answer.status, status, "{what}: {answer:?}");
-    assert_eq!(answer.line(), text, "{what}");
-    assert_eq!(after.answered(status) - before.answered(status), 1.0, "{what}");
+    assert_eq!(answer.only_line(), text, "{what}");
+    assert_eq!(after.responses(status) - before.responses(status), 1.0, "{what}");
     assert_eq!(after.received(), before.received(), "{what}");
 }
 
 /// Writes a message that must be refused as a whole, with a good series before and after.
 #[track_caller]
-fn malformed(program: &Program, number: usize, what: &str, message: &[u8], text: &str) {
-    let good = Good::new(number);
+fn assert_malformed(program: &Program, number: usize, what: &str, message: &[u8], text: &str) {
+    let good = ValidSeries::new(number);
     let body = snappy::compress(&[good.series(), message.to_vec(), good.series()].concat());
-    refused(program, what, &[], &body, 400, &format!("the body is no write request: {text}"));
-    assert!(!good.is_known(program), "{what}: nothing of the request is used");
+    assert_rejected(program, what, &[], &body, 400, &format!("the body is no write request: {text}"));
+    assert!(!good.is_duplicate(program), "{what}: nothing of the request is used");
 }
 
 /// Writes series of which `n_invalid` samples must be refused, and the good one used.
 #[track_caller]
-fn partly(program: &Program, number: usize, what: &str, bad: &[u8], reason: &str, n: usize, text: &str) {
-    let good = Good::new(number);
+fn assert_partly_rejected(
+    program: &Program,
+    number: usize,
+    what: &str,
+    bad: &[u8],
+    reason: &str,
+    n: usize,
+    text: &str,
+) {
+    let good = ValidSeries::new(number);
     let before = program.counts();
     let answer = program.write(&[bad, &good.series()].concat());
     let after = program.counts();
     assert_eq!(answer.status, 400, "{what}: {answer:?}");
-    assert_eq!(answer.line(), partly_refused(n, reason, text), "{what}");
-    assert_eq!(after.refused(reason) - before.refused(reason), n as f64, "{what}");
-    assert_eq!(after.answered(400) - before.answered(400), 1.0, "{what}");
+    assert_eq!(answer.only_line(), partial_rejection_text(n, reason, text), "{what}");
+    assert_eq!(after.rejected(reason) - before.rejected(reason), n as f64, "{what}");
+    assert_eq!(after.responses(400) - before.responses(400), 1.0, "{what}");
     assert_eq!(after.dropped(reason) - before.dropped(reason), n as f64, "{what}");
     assert_eq!(after.received() - before.received(), n as f64 + 1.0, "{what}");
-    assert_eq!(after.used() - before.used(), 1.0, "{what}");
-    assert!(good.is_known(program), "{what}: the good series is used");
+    assert_eq!(after.stored() - before.stored(), 1.0, "{what}");
+    assert!(good.is_duplicate(program), "{what}: the good series is used");
 }
 
-fn partly_refused(n: usize, reason: &str, example: &str) -> String {
+fn partial_rejection_text(n: usize, reason: &str, example: &str) -> String {
     format!("the valid part was accepted, refused: {n} {reason}; for example: {example}")
 }
 
 /// Writes a message that must be accepted; returns by how much the counters went up: used,
 /// duplicate, conflict.
 #[track_caller]
-fn accepted(program: &Program, what: &str, message: &[u8]) -> (f64, f64, f64) {
+fn write_accepted(program: &Program, what: &str, message: &[u8]) -> (f64, f64, f64) {
     let before = program.counts();
     let answer = program.write(message);
     let after = program.counts();
     assert_eq!(answer.status, 204, "{what}: {answer:?}");
     assert_eq!(answer.body, "", "{what}");
     assert!(!answer.headers.keys().any(|name| name.contains("written")), "{what}: {answer:?}");
-    assert_eq!(after.answered(204) - before.answered(204), 1.0, "{what}");
+    assert_eq!(after.responses(204) - before.responses(204), 1.0, "{what}");
     (
-        after.used() - before.used(),
+        after.stored() - before.stored(),
         after.dropped("duplicate") - before.dropped("duplicate"),
         after.dropped("conflict") - before.dropped("conflict"),
     )
@@ -402,20 +417,20 @@ fn b1_other_methods() {
         stream
             .write_all(format!("{method} /api/v1/write HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes())
             .expect("sent");
-        let answer = Answer::read_to(&mut stream, method);
+        let answer = Response::read_for_method(&mut stream, method);
         assert_eq!(answer.status, 405, "{method}");
         assert_eq!(answer.headers["allow"], "POST", "{method}");
         if method != "HEAD" {
-            assert_eq!(answer.line(), "allowed here: POST");
+            assert_eq!(answer.only_line(), "allowed here: POST");
         }
     }
-    assert_eq!(program.counts().answered(405), 6.0);
+    assert_eq!(program.counts().responses(405), 6.0);
 }
 
 #[test]
 fn b2_b3_b6_other_types_and_encodings() {
     let program = Program::start();
-    let valid = snappy::compress(&Good::new(1).series());
+    let valid = snappy::compress(&ValidSeries::new(1).series());
     // The headers are looked at before the body: a corrupt one makes no difference.
     for body in [&valid[..], b"corrupt"] {
         for (number, value) in [
@@ -428,12 +443,12 @@ fn b2_b3_b6_other_types_and_encodings() {
             let text = format!(
                 "content type {value:?} is not supported: send application/x-protobuf;proto=prometheus.WriteRequest or application/x-protobuf;proto=io.prometheus.write.v2.Request"
             );
-            refused(&program, number, &[("Content-Type", value)], body, 415, &text);
+            assert_rejected(&program, number, &[("Content-Type", value)], body, 415, &text);
         }
         for value in ["gzip", "deflate", "zstd", "identity", "snappy, gzip"] {
             let text =
                 format!("content encoding {value:?} is not supported: send snappy, in its block format");
-            refused(&program, "B6", &[("Content-Encoding", value)], body, 415, &text);
+            assert_rejected(&program, "B6", &[("Content-Encoding", value)], body, 415, &text);
         }
     }
 }
@@ -453,10 +468,10 @@ fn b4_b5_b7_headers_that_do_not_matter() {
         &[("User-Agent", "somebody/1"), ("Retry-Attempt", "17"), ("X-Other", "\u{e9}")],
     ];
     for (i, headers) in many.iter().enumerate() {
-        let good = Good::new(i + 1);
+        let good = ValidSeries::new(i + 1);
         let answer = program.post(headers, &snappy::compress(&good.series()));
         assert_eq!((answer.status, &*answer.body), (204, ""), "{headers:?}");
-        assert!(good.is_known(&program), "{headers:?}");
+        assert!(good.is_duplicate(&program), "{headers:?}");
     }
 }
 
@@ -465,7 +480,7 @@ fn b4_b5_b7_headers_that_do_not_matter() {
 #[test]
 fn b8_b9_b10_b11_b12_b15_b16_bodies_that_are_not_snappy() {
     let program = Program::start();
-    let valid = snappy::compress(&Good::new(1).series());
+    let valid = snappy::compress(&ValidSeries::new(1).series());
     let overwritten = |byte: u8| [&[byte], &valid[1..]].concat();
     // One literal of `ab`, and a header that says 1 and 3.
     let header = |declared: u8| vec![declared, 0x04, b'a', b'b'];
@@ -480,7 +495,7 @@ fn b8_b9_b10_b11_b12_b15_b16_bodies_that_are_not_snappy() {
         ("B16: a copy beyond the start", vec![0x08, 0x00, b'a', 0x0d, 0x09]),
         ("half of a body", valid[..valid.len() / 2].to_vec()),
     ] {
-        refused(&program, what, &[], &body, 400, not_snappy);
+        assert_rejected(&program, what, &[], &body, 400, not_snappy);
     }
     // Read as a header, these say what cannot be.
     for (what, body, declared) in
@@ -490,13 +505,13 @@ fn b8_b9_b10_b11_b12_b15_b16_bodies_that_are_not_snappy() {
         let text = format!(
             "the snappy header declares {declared} bytes, more than a body of {length} bytes can hold"
         );
-        refused(&program, what, &[], body, 400, &text);
+        assert_rejected(&program, what, &[], body, 400, &text);
     }
     let answer = program.post(&[], &overwritten(0xff));
     assert_eq!(answer.status, 400, "B11: first byte");
-    assert!(answer.line().contains("snappy"), "{answer:?}");
+    assert!(answer.only_line().contains("snappy"), "{answer:?}");
     let answer = program.request("POST /api/v1/write HTTP/1.1", b"");
-    assert_eq!((answer.status, answer.line()), (400, not_snappy), "B8: no length either");
+    assert_eq!((answer.status, answer.only_line()), (400, not_snappy), "B8: no length either");
     assert_eq!(program.post(&[], &[0]).status, 204, "B9: an empty request");
     assert_eq!(program.counts().received(), 0.0);
 }
@@ -507,7 +522,7 @@ fn b13_b14_bombs_are_refused_by_their_header() {
     assert_eq!(program.get("/metrics").status, 200);
     let before = program.peak_memory();
     for body in [&b"\xff\xff\xff\xff\x0f"[..], b"\xff\xff\xff\xff\x0f\x00\x00\x00\x00\x00"] {
-        refused(
+        assert_rejected(
             &program,
             "B13",
             &[],
@@ -516,7 +531,7 @@ fn b13_b14_bombs_are_refused_by_their_header() {
             "the snappy header declares 4294967295 bytes, above the limit of 33554432",
         );
     }
-    refused(
+    assert_rejected(
         &program,
         "B13: within the limit, and impossible",
         &[],
@@ -530,7 +545,7 @@ fn b13_b14_bombs_are_refused_by_their_header() {
     // An honest one: a literal, then copies of 64 bytes for 3 each.
     let bomb = [varint(64 * MIB as u64), vec![0, 0], [0xfe, 0x01, 0x00].repeat(MIB - 1)].concat();
     for _ in 0..3 {
-        refused(
+        assert_rejected(
             &program,
             "B14",
             &[],
@@ -554,8 +569,8 @@ fn b17_bodies_above_the_limit() {
     let mut stream = program.connect();
     let head = format!("{}\r\nHost: test\r\n\r\n", post_head(&[], LIMIT + 1));
     stream.write_all(head.as_bytes()).expect("sent");
-    let answer = Answer::read(&mut stream);
-    assert_eq!((answer.status, answer.line()), (413, text));
+    let answer = Response::read(&mut stream);
+    assert_eq!((answer.status, answer.only_line()), (413, text));
     let grown = program.peak_memory() - before;
     assert!(grown < 4 * MIB, "announced: {} KiB", grown / 1024);
 
@@ -569,12 +584,12 @@ fn b17_bodies_above_the_limit() {
         // 16 GiB, if nobody stops it.
         (0..16 << 10).find(|_| sender.write_all(&chunk).is_err())
     });
-    let answer = Answer::read(&mut stream);
-    assert_eq!((answer.status, answer.line()), (413, text));
+    let answer = Response::read(&mut stream);
+    assert_eq!((answer.status, answer.only_line()), (413, text));
     drop(stream);
     let chunks = sent.join().expect("no panic").expect("it is stopped");
     assert!((32..200).contains(&chunks), "stopped after {chunks} MiB");
-    assert_eq!(program.counts().answered(413), 2.0);
+    assert_eq!(program.counts().responses(413), 2.0);
     let grown = program.peak_memory() - before;
     assert!(grown < 128 * MIB, "chunked: {} KiB", grown / 1024);
 
@@ -583,7 +598,7 @@ fn b17_bodies_above_the_limit() {
     let head = format!("{}\r\nHost: test\r\n\r\n", post_head(&[], LIMIT));
     stream.write_all(head.as_bytes()).expect("sent");
     stream.write_all(&vec![0xff; LIMIT]).expect("it is read");
-    assert_eq!(Answer::read(&mut stream).status, 400);
+    assert_eq!(Response::read(&mut stream).status, 400);
 }
 
 // Protobuf
@@ -591,15 +606,15 @@ fn b17_bodies_above_the_limit() {
 #[test]
 fn b18_messages_that_are_cut() {
     let program = Program::start();
-    let good = Good::new(1);
+    let good = ValidSeries::new(1);
     let message = good.series();
     for end in 1..message.len() {
         let answer = program.write(&message[..end]);
         let text = "the body is no write request: the message ends inside a field";
-        assert_eq!((answer.status, answer.line()), (400, text), "cut at {end}");
+        assert_eq!((answer.status, answer.only_line()), (400, text), "cut at {end}");
     }
     assert_eq!(program.counts().received(), 0.0);
-    assert!(!good.is_known(&program));
+    assert!(!good.is_duplicate(&program));
 }
 
 #[test]
@@ -662,11 +677,11 @@ fn b19_b20_b21_broken_messages() {
         ),
     ];
     for (i, (what, message, text)) in cases.iter().enumerate() {
-        malformed(&program, i + 1, what, message, text);
+        assert_malformed(&program, i + 1, what, message, text);
     }
     // The labels are looked into series by series.
     let bad = raw_series(&[field(1, &[0x08, 1]), sample(1.0, now_ms())]);
-    partly(
+    assert_partly_rejected(
         &program,
         100,
         "B21: a label name as a number",
@@ -694,23 +709,23 @@ fn b22_unknown_fields_are_skipped() {
     let message = with_unknown(raw_series(&[with_unknown(
         [with_unknown(watched("known")), field(2, &inner)].concat(),
     )]));
-    assert_eq!(accepted(&program, "B22", &message), (1.0, 0.0, 0.0));
-    let plain = series("known", &[(now, 1.0)]);
-    assert_eq!(accepted(&program, "the same without", &plain), (0.0, 1.0, 0.0));
+    assert_eq!(write_accepted(&program, "B22", &message), (1.0, 0.0, 0.0));
+    let without_unknown = series("known", &[(now, 1.0)]);
+    assert_eq!(write_accepted(&program, "the same without", &without_unknown), (0.0, 1.0, 0.0));
 }
 
 #[test]
 fn b24_bombs_of_many_empty_messages() {
     let program = Program::start();
-    assert!(!Good::new(1).is_known(&program));
+    assert!(!ValidSeries::new(1).is_duplicate(&program));
     let before = program.peak_memory();
     let many = |tag: u8| [tag, 0].repeat(16_000_000);
 
-    malformed_bomb(&program, "series", &many(0x0a), "the request has more than 100000 series");
+    assert_malformed_bomb(&program, "series", &many(0x0a), "the request has more than 100000 series");
     let samples = field(1, &[watched("bomb"), many(0x12)].concat());
-    malformed_bomb(&program, "samples", &samples, "the request has more than 1000000 samples");
+    assert_malformed_bomb(&program, "samples", &samples, "the request has more than 1000000 samples");
     let labels = field(1, &[many(0x0a), sample(1.0, now_ms())].concat());
-    partly(
+    assert_partly_rejected(
         &program,
         10,
         "B24: labels",
@@ -726,15 +741,15 @@ fn b24_bombs_of_many_empty_messages() {
 }
 
 #[track_caller]
-fn malformed_bomb(program: &Program, what: &str, message: &[u8], text: &str) {
+fn assert_malformed_bomb(program: &Program, what: &str, message: &[u8], text: &str) {
     let text = format!("the body is no write request: {text}");
-    refused(program, what, &[], &snappy::compress(message), 400, &text);
+    assert_rejected(program, what, &[], &snappy::compress(message), 400, &text);
 }
 
 // Labels
 
 #[test]
-fn b25_b26_b27_b29_b30_f32_invalid_labels_cost_their_series() {
+fn b25_b26_b27_b29_b30_f32_series_with_invalid_labels_are_rejected_alone() {
     let program = Program::start();
     let now = now_ms();
     let with = |labels: Vec<u8>| raw_series(&[labels, sample(1.0, now), sample(2.0, now - 1)]);
@@ -792,12 +807,12 @@ fn b25_b26_b27_b29_b30_f32_invalid_labels_cost_their_series() {
     ];
     for (i, (what, bad, text)) in cases.iter().enumerate() {
         // The second time it is remembered, and refused all the same.
-        partly(&program, 2 * i + 1, what, bad, "invalid_labels", 2, text);
-        partly(&program, 2 * i + 2, what, bad, "invalid_labels", 2, text);
+        assert_partly_rejected(&program, 2 * i + 1, what, bad, "invalid_labels", 2, text);
+        assert_partly_rejected(&program, 2 * i + 2, what, bad, "invalid_labels", 2, text);
     }
     // Several at once: all are counted, the first is shown.
     let all: Vec<u8> = cases[3..].iter().flat_map(|(_, bad, _)| bad.clone()).collect();
-    partly(&program, 100, "all", &all, "invalid_labels", 2 * (cases.len() - 3), &cases[3].2);
+    assert_partly_rejected(&program, 100, "all", &all, "invalid_labels", 2 * (cases.len() - 3), &cases[3].2);
 }
 
 #[test]
@@ -805,27 +820,27 @@ fn labels_at_their_limits_are_accepted() {
     let program = Program::start();
     let many: Vec<u8> = (0..61).flat_map(|i| label(format!("l{i:02}").as_bytes(), b"x")).collect();
     let most = raw_series(&[watched("most"), many, sample(1.0, now_ms())]);
-    assert_eq!(accepted(&program, "64 labels", &most).0, 1.0);
+    assert_eq!(write_accepted(&program, "64 labels", &most).0, 1.0);
     let longest = label(&b"n".repeat(1024), &b"v".repeat(16384));
     let longest = raw_series(&[watched("longest"), longest, sample(1.0, now_ms())]);
-    assert_eq!(accepted(&program, "longest name and value", &longest).0, 1.0);
+    assert_eq!(write_accepted(&program, "longest name and value", &longest).0, 1.0);
 }
 
 #[test]
 fn an_invalid_series_without_samples_is_no_error() {
     let program = Program::start();
     let empty = raw_series(&[labels(&[("job", "node")])]);
-    let message = [empty, Good::new(1).series()].concat();
-    assert_eq!(accepted(&program, "nothing is lost", &message), (1.0, 0.0, 0.0));
+    let message = [empty, ValidSeries::new(1).series()].concat();
+    assert_eq!(write_accepted(&program, "nothing is lost", &message), (1.0, 0.0, 0.0));
 }
 
 #[test]
-fn b28_b29_the_same_series_written_otherwise() {
+fn b28_b29_equivalent_encodings_are_the_same_series() {
     let program = Program::start();
     let sample = sample(1.0, now_ms());
     let sorted = labels(&[("__name__", "x"), ("a", "1"), ("instance", "a"), ("job", "node")]);
     let plain = raw_series(&[sorted, sample.clone()]);
-    assert_eq!(accepted(&program, "new", &plain), (1.0, 0.0, 0.0));
+    assert_eq!(write_accepted(&program, "new", &plain), (1.0, 0.0, 0.0));
     let unsorted = labels(&[("job", "node"), ("a", "1"), ("__name__", "x"), ("instance", "a")]);
     let empty = labels(&[("__name__", "x"), ("a", "1"), ("b", ""), ("instance", "a"), ("job", "node")]);
     let (first, second) =
@@ -836,7 +851,7 @@ fn b28_b29_the_same_series_written_otherwise() {
         ("the sample between the labels", raw_series(&[first.clone(), sample.clone(), second.clone()])),
         ("the sample first", raw_series(&[sample.clone(), first, second])),
     ] {
-        assert_eq!(accepted(&program, what, &message), (0.0, 1.0, 0.0), "{what}");
+        assert_eq!(write_accepted(&program, what, &message), (0.0, 1.0, 0.0), "{what}");
     }
 }
 
@@ -845,10 +860,10 @@ fn b31_any_utf8_is_a_name() {
     let program = Program::start();
     for name in ["with.dots", "with blanks", "new\nline", "\u{1f332}", "a\"b\\c", "job{x=\"y\"}", "0"] {
         let message = series(name, &[(now_ms(), 1.0)]);
-        assert_eq!(accepted(&program, name, &message), (1.0, 0.0, 0.0), "{name:?}");
-        assert_eq!(accepted(&program, name, &message), (0.0, 1.0, 0.0), "{name:?}");
+        assert_eq!(write_accepted(&program, name, &message), (1.0, 0.0, 0.0), "{name:?}");
+        assert_eq!(write_accepted(&program, name, &message), (0.0, 1.0, 0.0), "{name:?}");
         let label_name = [watched("x"), label(name.as_bytes(), b"1"), sample(1.0, now_ms())];
-        assert_eq!(accepted(&program, name, &raw_series(&label_name)).0, 1.0, "{name:?}");
+        assert_eq!(write_accepted(&program, name, &raw_series(&label_name)).0, 1.0, "{name:?}");
     }
     assert_eq!(program.get("/metrics").status, 200, "labels of groups are escaped");
 }
@@ -877,10 +892,14 @@ fn b32_b34_values_keep_their_bits() {
     for (i, bits_here) in bits.iter().enumerate() {
         let message = |bits: u64| series("v", &[(start - 1000 * i as i64, f64::from_bits(bits))]);
         let other = bits[(i + 1) % bits.len()];
-        assert_eq!(accepted(&program, "new", &message(*bits_here)), (1.0, 0.0, 0.0), "{bits_here:#x}");
-        assert_eq!(accepted(&program, "again", &message(*bits_here)), (0.0, 1.0, 0.0), "{bits_here:#x}");
+        assert_eq!(write_accepted(&program, "new", &message(*bits_here)), (1.0, 0.0, 0.0), "{bits_here:#x}");
         assert_eq!(
-            accepted(&program, "other", &message(other)),
+            write_accepted(&program, "again", &message(*bits_here)),
+            (0.0, 1.0, 0.0),
+            "{bits_here:#x}"
+        );
+        assert_eq!(
+            write_accepted(&program, "other", &message(other)),
             (0.0, 0.0, 1.0),
             "{bits_here:#x} {other:#x}"
         );
@@ -888,7 +907,7 @@ fn b32_b34_values_keep_their_bits() {
     // A sample that is all default on the wire has value 0, at the beginning of 1970.
     let empty = raw_series(&[watched("v"), field(2, b"")]);
     let text = r#"v{instance="a", job="node"} has timestamp 0, before the year 2000: timestamps are in milliseconds"#;
-    partly(&program, 3000, "an empty sample", &empty, "invalid_timestamp", 1, text);
+    assert_partly_rejected(&program, 3000, "an empty sample", &empty, "invalid_timestamp", 1, text);
 }
 
 #[test]
@@ -897,17 +916,17 @@ fn b33_staleness_markers() {
     let stale = f64::from_bits(0x7ff0_0000_0000_0002);
     let now = now_ms();
     let unknown = series("s", &[(now - 30_000, stale)]);
-    assert_eq!(accepted(&program, "of an unknown series", &unknown), (1.0, 0.0, 0.0));
+    assert_eq!(write_accepted(&program, "of an unknown series", &unknown), (1.0, 0.0, 0.0));
     let second = series("s", &[(now - 15_000, stale)]);
-    assert_eq!(accepted(&program, "two in a row", &second), (1.0, 0.0, 0.0));
+    assert_eq!(write_accepted(&program, "two in a row", &second), (1.0, 0.0, 0.0));
     let value = series("s", &[(now - 15_000, 1.0)]);
-    assert_eq!(accepted(&program, "a value at the time of a marker", &value), (0.0, 0.0, 1.0));
-    assert_eq!(accepted(&program, "the marker stays", &second), (0.0, 1.0, 0.0));
-    assert_eq!(accepted(&program, "and a value later", &series("s", &[(now, 1.0)])), (1.0, 0.0, 0.0));
+    assert_eq!(write_accepted(&program, "a value at the time of a marker", &value), (0.0, 0.0, 1.0));
+    assert_eq!(write_accepted(&program, "the marker stays", &second), (0.0, 1.0, 0.0));
+    assert_eq!(write_accepted(&program, "and a value later", &series("s", &[(now, 1.0)])), (1.0, 0.0, 0.0));
 }
 
 #[test]
-fn b35_b36_timestamps_that_cannot_be() {
+fn b35_b36_impossible_timestamps_are_rejected() {
     let program = Program::start();
     let early = |timestamp: i64| {
         format!(
@@ -916,15 +935,24 @@ fn b35_b36_timestamps_that_cannot_be() {
     };
     for (i, timestamp) in [0, -1, i64::MIN, now_ms() / 1000, 946_684_799_999].into_iter().enumerate() {
         let bad = series("t", &[(timestamp, 1.0)]);
-        partly(&program, i + 1, "B35: early", &bad, "invalid_timestamp", 1, &early(timestamp));
+        assert_partly_rejected(
+            &program,
+            i + 1,
+            "B35: early",
+            &bad,
+            "invalid_timestamp",
+            1,
+            &early(timestamp),
+        );
     }
     for (what, timestamp) in
         [("B36: 11 minutes", now_ms() + 660_000), ("B35: microseconds", 1000 * now_ms()), ("B35", i64::MAX)]
     {
         let before = program.counts();
-        let answer = program.write(&[series("t", &[(timestamp, 1.0)]), Good::new(50).series()].concat());
+        let answer =
+            program.write(&[series("t", &[(timestamp, 1.0)]), ValidSeries::new(50).series()].concat());
         assert_eq!(answer.status, 400, "{what}");
-        let text = answer.line();
+        let text = answer.only_line();
         let start = format!(
             r#"the valid part was accepted, refused: 1 invalid_timestamp; for example: t{{instance="a", job="node"}} has timestamp {timestamp}, "#
         );
@@ -939,11 +967,11 @@ fn b35_b36_timestamps_that_cannot_be() {
     let before = program.counts();
     let answer = program.write(&mixed);
     assert_eq!(answer.status, 400);
-    assert_eq!(answer.line(), partly_refused(1, "invalid_timestamp", &early(7)));
-    assert_eq!(program.counts().used() - before.used(), 2.0);
+    assert_eq!(answer.only_line(), partial_rejection_text(1, "invalid_timestamp", &early(7)));
+    assert_eq!(program.counts().stored() - before.stored(), 2.0);
 
     let ahead = series("t", &[(now_ms() + 540_000, 1.0)]);
-    assert_eq!(accepted(&program, "B36: 9 minutes", &ahead), (1.0, 0.0, 0.0));
+    assert_eq!(write_accepted(&program, "B36: 9 minutes", &ahead), (1.0, 0.0, 0.0));
     let first = series("t2", &[(946_684_800_000, 1.0)]);
     assert_eq!(program.write(&first).status, 204, "the beginning of the year 2000");
 }
@@ -954,14 +982,14 @@ fn b37_b38_repeated_requests() {
     let now = now_ms();
     let message: Vec<u8> =
         (0..10).flat_map(|i| series(&format!("r{i}"), &[(now - 1000, 1.0), (now, 2.0)])).collect();
-    assert_eq!(accepted(&program, "first", &message), (20.0, 0.0, 0.0));
+    assert_eq!(write_accepted(&program, "first", &message), (20.0, 0.0, 0.0));
     for i in 0..100 {
-        assert_eq!(accepted(&program, "again", &message), (0.0, 20.0, 0.0), "B37: {i}");
+        assert_eq!(write_accepted(&program, "again", &message), (0.0, 20.0, 0.0), "B37: {i}");
     }
     let other = series("r0", &[(now, 3.0)]);
-    assert_eq!(accepted(&program, "B38: another value", &other), (0.0, 0.0, 1.0));
-    assert_eq!(accepted(&program, "the first stays", &message), (0.0, 20.0, 0.0));
-    assert_eq!(accepted(&program, "the other did not", &other), (0.0, 0.0, 1.0));
+    assert_eq!(write_accepted(&program, "B38: another value", &other), (0.0, 0.0, 1.0));
+    assert_eq!(write_accepted(&program, "the first stays", &message), (0.0, 20.0, 0.0));
+    assert_eq!(write_accepted(&program, "the other did not", &other), (0.0, 0.0, 1.0));
 }
 
 #[test]
@@ -969,45 +997,48 @@ fn b39_b40_any_order() {
     let program = Program::start();
     let now = now_ms();
     let at = |minutes: i64| now - minutes * 60_000;
-    assert_eq!(accepted(&program, "newest", &series("o", &[(at(0), 1.0)])).0, 1.0);
+    assert_eq!(write_accepted(&program, "newest", &series("o", &[(at(0), 1.0)])).0, 1.0);
     let before = program.counts();
-    assert_eq!(accepted(&program, "B39: inside", &series("o", &[(at(30), 2.0)])).0, 1.0);
-    assert_eq!(accepted(&program, "B39: barely inside", &series("o", &[(at(359), 2.0)])).0, 1.0);
+    assert_eq!(write_accepted(&program, "B39: inside", &series("o", &[(at(30), 2.0)])).0, 1.0);
+    assert_eq!(write_accepted(&program, "B39: barely inside", &series("o", &[(at(359), 2.0)])).0, 1.0);
     let after = program.counts();
-    assert_eq!(after.get("samples_late_total") - before.get("samples_late_total"), 2.0);
+    assert_eq!(after.value("samples_late_total") - before.value("samples_late_total"), 2.0);
     let before = program.counts();
-    assert_eq!(accepted(&program, "B39: older than the window", &series("o", &[(at(361), 3.0)])).0, 0.0);
+    assert_eq!(
+        write_accepted(&program, "B39: older than the window", &series("o", &[(at(361), 3.0)])).0,
+        0.0
+    );
     assert_eq!(program.counts().dropped("too_old") - before.dropped("too_old"), 1.0);
 
     let samples = [(at(3), 3.0), (at(1), 1.0), (at(5), 5.0), (at(2), 2.0)];
-    assert_eq!(accepted(&program, "B40: unsorted", &series("u", &samples)).0, 4.0);
+    assert_eq!(write_accepted(&program, "B40: unsorted", &series("u", &samples)).0, 4.0);
     let mut sorted = samples;
     sorted.sort_by_key(|(timestamp_ms, _)| *timestamp_ms);
-    assert_eq!(accepted(&program, "the same sorted", &series("u", &sorted)), (0.0, 4.0, 0.0));
+    assert_eq!(write_accepted(&program, "the same sorted", &series("u", &sorted)), (0.0, 4.0, 0.0));
     let twice = [series("w", &samples[..2]), series("w", &samples[1..])].concat();
-    assert_eq!(accepted(&program, "B40: in two entries", &twice), (4.0, 1.0, 0.0));
+    assert_eq!(write_accepted(&program, "B40: in two entries", &twice), (4.0, 1.0, 0.0));
 }
 
 // Version 2.0
 
 /// Symbols that a request refers to, numbered in the order in which they are first named.
-struct Symbols(Vec<String>);
+struct SymbolTable(Vec<String>);
 
-impl Symbols {
+impl SymbolTable {
     fn new() -> Self {
         Self(vec![String::new()])
     }
 
-    fn refer(&mut self, text: &str) -> u32 {
-        let known = self.0.iter().position(|symbol| symbol == text);
-        known.unwrap_or_else(|| {
+    fn intern(&mut self, text: &str) -> u32 {
+        let position = self.0.iter().position(|symbol| symbol == text);
+        position.unwrap_or_else(|| {
             self.0.push(text.into());
             self.0.len() - 1
         }) as u32
     }
 
     fn labels(&mut self, pairs: &[(&str, &str)]) -> Vec<u32> {
-        pairs.iter().flat_map(|(name, value)| [self.refer(name), self.refer(value)]).collect()
+        pairs.iter().flat_map(|(name, value)| [self.intern(name), self.intern(value)]).collect()
     }
 
     /// A series that the detector watches.
@@ -1032,7 +1063,7 @@ fn v2_samples(samples: &[(i64, f64)]) -> Vec<v2::Sample> {
 
 /// Checks what a sender of 2.0 is told: samples, histograms, exemplars.
 #[track_caller]
-fn told(what: &str, answer: &Answer, status: u16, written: [usize; 3]) {
+fn assert_written_counts(what: &str, answer: &Response, status: u16, written: [usize; 3]) {
     assert_eq!(answer.status, status, "{what}: {answer:?}");
     for (name, count) in ["samples", "histograms", "exemplars"].iter().zip(written) {
         let header = format!("x-prometheus-remote-write-{name}-written");
@@ -1043,29 +1074,35 @@ fn told(what: &str, answer: &Answer, status: u16, written: [usize; 3]) {
 /// Writes a request of 2.0, checks what the sender is told, and returns by how much the counters went up:
 /// used, duplicate.
 #[track_caller]
-fn write_v2(program: &Program, what: &str, message: &[u8], status: u16, written: [usize; 3]) -> (f64, f64) {
+fn write_v2_checked(
+    program: &Program,
+    what: &str,
+    message: &[u8],
+    status: u16,
+    written: [usize; 3],
+) -> (f64, f64) {
     let before = program.counts();
     let answer = program.write_v2(message);
-    told(what, &answer, status, written);
+    assert_written_counts(what, &answer, status, written);
     let after = program.counts();
-    (after.used() - before.used(), after.dropped("duplicate") - before.dropped("duplicate"))
+    (after.stored() - before.stored(), after.dropped("duplicate") - before.dropped("duplicate"))
 }
 
 #[test]
 fn b5_b7_f37_both_versions_mean_the_same_series() {
     let program = Program::start();
     let now = now_ms();
-    assert_eq!(accepted(&program, "1.0", &series("x", &[(now, 1.0)])).0, 1.0);
+    assert_eq!(write_accepted(&program, "1.0", &series("x", &[(now, 1.0)])).0, 1.0);
     let message = |samples: &[(i64, f64)]| {
-        let mut symbols = Symbols::new();
+        let mut symbols = SymbolTable::new();
         let series = symbols.watched("x", samples);
         symbols.request(vec![series])
     };
-    assert_eq!(write_v2(&program, "2.0", &message(&[(now, 1.0)]), 204, [1, 0, 0]), (0.0, 1.0));
+    assert_eq!(write_v2_checked(&program, "2.0", &message(&[(now, 1.0)]), 204, [1, 0, 0]), (0.0, 1.0));
     let newer = message(&[(now + 1000, 2.0), (now + 2000, 2.0)]);
-    assert_eq!(write_v2(&program, "2.0, newer", &newer, 204, [2, 0, 0]), (2.0, 0.0));
+    assert_eq!(write_v2_checked(&program, "2.0, newer", &newer, 204, [2, 0, 0]), (2.0, 0.0));
     let back = series("x", &[(now + 1000, 2.0), (now + 3000, 3.0)]);
-    assert_eq!(accepted(&program, "1.0 again", &back), (1.0, 1.0, 0.0));
+    assert_eq!(write_accepted(&program, "1.0 again", &back), (1.0, 1.0, 0.0));
     let body = snappy::compress(&newer);
     for headers in [
         &[("Content-Type", "application/x-protobuf; proto=io.prometheus.write.v2.Request")][..],
@@ -1073,23 +1110,26 @@ fn b5_b7_f37_both_versions_mean_the_same_series() {
         &[("Content-Type", V2), ("X-Prometheus-Remote-Write-Version", "0.1.0")],
         &[("Content-Type", V2), ("X-Prometheus-Remote-Write-Version", "9.9.9")],
     ] {
-        told("B5, B7", &program.post(headers, &body), 204, [2, 0, 0]);
+        assert_written_counts("B5, B7", &program.post(headers, &body), 204, [2, 0, 0]);
     }
     let counts = program.counts();
-    assert_eq!(counts.answered_for(204, "", "1.0"), 2.0);
-    assert_eq!(counts.answered_for(204, "", "2.0"), 6.0);
-    assert_eq!(counts.used(), 4.0, "of ten that were sent");
+    assert_eq!(counts.responses_for(204, "", "1.0"), 2.0);
+    assert_eq!(counts.responses_for(204, "", "2.0"), 6.0);
+    assert_eq!(counts.stored(), 4.0, "of ten that were sent");
 }
 
 #[test]
 fn b9_b23_empty_requests_and_the_other_version() {
     let program = Program::start();
-    assert_eq!(write_v2(&program, "B9", &[], 204, [0, 0, 0]).0, 0.0);
+    assert_eq!(write_v2_checked(&program, "B9", &[], 204, [0, 0, 0]).0, 0.0);
     let now = now_ms();
-    assert_eq!(write_v2(&program, "B23: 1.0 as 2.0", &series("x", &[(now, 1.0)]), 204, [0, 0, 0]).0, 0.0);
-    let mut symbols = Symbols::new();
+    assert_eq!(
+        write_v2_checked(&program, "B23: 1.0 as 2.0", &series("x", &[(now, 1.0)]), 204, [0, 0, 0]).0,
+        0.0
+    );
+    let mut symbols = SymbolTable::new();
     let series = symbols.watched("x", &[(now, 1.0)]);
-    assert_eq!(accepted(&program, "B23: 2.0 as 1.0", &symbols.request(vec![series])).0, 0.0);
+    assert_eq!(write_accepted(&program, "B23: 2.0 as 1.0", &symbols.request(vec![series])).0, 0.0);
     assert_eq!(program.counts().ignored("other_version"), 2.0);
     let log = program.log.lock().expect("no panic");
     let warned = log.iter().filter(|line| line.contains("the body is of the other")).count();
@@ -1097,55 +1137,63 @@ fn b9_b23_empty_requests_and_the_other_version() {
 }
 
 #[test]
-fn b8_b10_b18_b20_b24_b43_what_no_request_of_2_0_is() {
+fn b8_b10_b18_b20_b24_b43_malformed_requests_of_2_0() {
     let program = Program::start();
     let before = program.peak_memory();
-    let whole = |what: &str, body: &[u8], text: &str| {
+    let assert_rejected_v2 = |what: &str, body: &[u8], text: &str| {
         let answer = program.post(&[("Content-Type", V2)], body);
-        told(what, &answer, 400, [0, 0, 0]);
-        assert_eq!(answer.line(), text, "{what}");
+        assert_written_counts(what, &answer, 400, [0, 0, 0]);
+        assert_eq!(answer.only_line(), text, "{what}");
     };
-    whole("B8", b"", "the body is not in snappy's block format");
-    let malformed = |what: &str, message: &[u8], text: &str| {
-        whole(what, &snappy::compress(message), &format!("the body is no write request: {text}"));
+    assert_rejected_v2("B8", b"", "the body is not in snappy's block format");
+    let assert_malformed_v2 = |what: &str, message: &[u8], text: &str| {
+        assert_rejected_v2(
+            what,
+            &snappy::compress(message),
+            &format!("the body is no write request: {text}"),
+        );
     };
-    let mut symbols = Symbols::new();
+    let mut symbols = SymbolTable::new();
     let good = symbols.watched("good", &[(now_ms(), 1.0)]);
     let good = symbols.request(vec![good]);
-    malformed("B18", &good[..good.len() - 1], "the message ends inside a field");
-    malformed("B20", &[&good[..], &[0x2b]].concat(), "0x2b is no field key");
+    assert_malformed_v2("B18", &good[..good.len() - 1], "the message ends inside a field");
+    assert_malformed_v2("B20", &[&good[..], &[0x2b]].concat(), "0x2b is no field key");
     let first = "the first symbol is not the empty one";
-    malformed(
+    assert_malformed_v2(
         "B43: no symbol",
         &v2::Request { symbols: vec![], timeseries: vec![v2::TimeSeries::default()] }.encode_to_vec(),
         first,
     );
-    malformed(
+    assert_malformed_v2(
         "B43: another first symbol",
         &v2::Request { symbols: vec!["a".into()], timeseries: vec![] }.encode_to_vec(),
         first,
     );
-    malformed("B24: symbols", &[0x22, 0].repeat(16_000_000), "the request has more than 1000000 symbols");
+    assert_malformed_v2(
+        "B24: symbols",
+        &[0x22, 0].repeat(16_000_000),
+        "the request has more than 1000000 symbols",
+    );
     let series = [&[0x22, 0][..], &[0x2a, 0].repeat(16_000_000)].concat();
-    malformed("B24: series", &series, "the request has more than 100000 series");
+    assert_malformed_v2("B24: series", &series, "the request has more than 100000 series");
     let references =
         [field(4, b""), field(5, &[field(1, &vec![0; 30_000_000]), field(2, b"")].concat())].concat();
     let answer = program.write_v2(&references);
-    told("B24: references", &answer, 400, [0, 0, 0]);
+    assert_written_counts("B24: references", &answer, 400, [0, 0, 0]);
     assert_eq!(program.counts().received(), 1.0);
     let grown = program.peak_memory() - before;
     assert!(grown < 160 * MIB, "{} MiB", grown / MIB);
-    assert_eq!(write_v2(&program, "nothing was used", &good, 204, [1, 0, 0]), (1.0, 0.0));
+    assert_eq!(write_v2_checked(&program, "nothing was used", &good, 204, [1, 0, 0]), (1.0, 0.0));
     let counts = program.counts();
     for (reason, count) in
         [("snappy", 1.0), ("malformed", 4.0), ("symbols_limit", 1.0), ("series_limit", 1.0)]
     {
-        assert_eq!(counts.answered_for(400, reason, "2.0"), count, "{reason}");
+        assert_eq!(counts.responses_for(400, reason, "2.0"), count, "{reason}");
     }
 }
 
 #[test]
-fn b26_b27_b29_b30_b41_b42_b44_bad_series_of_2_0_cost_themselves() {
+fn b26_b27_b29_b30_b41_b42_b44_invalid_series_of_2_0_are_rejected_alone() {
     let program = Program::start();
     let now = now_ms();
     let texts = ["", "__name__", "bad", "job", "node", "instance", "a"];
@@ -1213,7 +1261,7 @@ fn b26_b27_b29_b30_b41_b42_b44_bad_series_of_2_0_cost_themselves() {
             0,
         ),
     ];
-    for (i, (what, bad, n, reason, text, kept)) in cases.into_iter().enumerate() {
+    for (i, (what, bad, n, reason, text, n_written)) in cases.into_iter().enumerate() {
         // The second time it is remembered.
         for again in 0..2 {
             let before = program.counts();
@@ -1224,19 +1272,22 @@ fn b26_b27_b29_b30_b41_b42_b44_bad_series_of_2_0_cost_themselves() {
             let symbols = texts.iter().copied().chain(["good"]).map(String::from).collect();
             let message = v2::Request { symbols, timeseries: vec![bad.clone(), good] }.encode_to_vec();
             let answer = program.write_v2(&message);
-            told(what, &answer, 400, [1 + kept, 0, 0]);
-            assert_eq!(answer.line(), partly_refused(n, reason, text), "{what}");
+            assert_written_counts(what, &answer, 400, [1 + n_written, 0, 0]);
+            assert_eq!(answer.only_line(), partial_rejection_text(n, reason, text), "{what}");
             let after = program.counts();
-            assert_eq!(after.refused(reason) - before.refused(reason), n as f64, "{what}");
+            assert_eq!(after.rejected(reason) - before.rejected(reason), n as f64, "{what}");
             let duplicates = after.dropped("duplicate") - before.dropped("duplicate");
-            assert_eq!(after.used() + duplicates - before.used(), 1.0 + kept as f64, "{what}");
+            assert_eq!(after.stored() + duplicates - before.stored(), 1.0 + n_written as f64, "{what}");
         }
     }
     // Symbols that are not UTF-8 cost the series that use them.
     let good = raw_v2(&["good".as_bytes(), b"\xff"], &[&[1, 2, 3, 4], &[1, 2, 3, 5]], now);
     let answer = program.write_v2(&good);
-    told("B30", &answer, 400, [1, 0, 0]);
-    assert_eq!(answer.line(), partly_refused(1, labels, "a label name or value is not UTF-8: \"\u{fffd}\""));
+    assert_written_counts("B30", &answer, 400, [1, 0, 0]);
+    assert_eq!(
+        answer.only_line(),
+        partial_rejection_text(1, labels, "a label name or value is not UTF-8: \"\u{fffd}\"")
+    );
 }
 
 /// A request whose symbols are the empty one, `__name__`, `x`, `job` and these, with one sample a series.
@@ -1249,11 +1300,11 @@ fn raw_v2(symbols: &[&[u8]], series: &[&[u8]], timestamp_ms: i64) -> Vec<u8> {
 }
 
 #[test]
-fn b28_b31_b46_series_of_2_0_written_otherwise() {
+fn b28_b31_b46_equivalent_encodings_of_2_0_are_the_same_series() {
     let program = Program::start();
     let now = now_ms();
     let plain = raw_v2(&[b"node"], &[&[1, 2, 3, 4]], now);
-    assert_eq!(write_v2(&program, "new", &plain, 204, [1, 0, 0]), (1.0, 0.0));
+    assert_eq!(write_v2_checked(&program, "new", &plain, 204, [1, 0, 0]), (1.0, 0.0));
     let unpacked: Vec<u8> = [1, 2, 3, 4].into_iter().flat_map(|r| [key(1, 0), varint(r)].concat()).collect();
     let halves = [field(1, &[1, 2]), sample(1.0, now), field(1, &[3, 4])].concat();
     let metadata = [field(1, &[1, 2, 3, 4]), sample(1.0, now), field(5, &[8, 1]), field(5, &[8, 2])].concat();
@@ -1271,12 +1322,15 @@ fn b28_b31_b46_series_of_2_0_written_otherwise() {
         ("B46: created timestamp", &[b"node"], created),
     ] {
         let message = [raw_v2(symbols, &[], now), field(5, &fields)].concat();
-        assert_eq!(write_v2(&program, what, &message, 204, [1, 0, 0]), (0.0, 1.0), "{what}");
+        assert_eq!(write_v2_checked(&program, what, &message, 204, [1, 0, 0]), (0.0, 1.0), "{what}");
     }
     for name in ["with.dots", "with blanks", "new\nline", "\u{1f332}"] {
-        let mut symbols = Symbols::new();
+        let mut symbols = SymbolTable::new();
         let series = symbols.watched(name, &[(now, 1.0)]);
-        assert_eq!(write_v2(&program, "B31", &symbols.request(vec![series]), 204, [1, 0, 0]), (1.0, 0.0));
+        assert_eq!(
+            write_v2_checked(&program, "B31", &symbols.request(vec![series]), 204, [1, 0, 0]),
+            (1.0, 0.0)
+        );
     }
 }
 
@@ -1285,24 +1339,24 @@ fn b32_b33_b35_b36_b38_b39_b40_values_and_times_of_2_0() {
     let program = Program::start();
     let now = now_ms();
     let message = |samples: &[(i64, f64)]| {
-        let mut symbols = Symbols::new();
+        let mut symbols = SymbolTable::new();
         let series = symbols.watched("x", samples);
         symbols.request(vec![series.clone(), series])
     };
     let odd = [f64::NAN, f64::INFINITY, -0.0, 5e-324, f64::from_bits(0x7ff0_0000_0000_0002)];
     let samples: Vec<(i64, f64)> = odd.iter().enumerate().map(|(i, v)| (now - 1000 * i as i64, *v)).collect();
-    assert_eq!(write_v2(&program, "B32, B33, B40", &message(&samples), 204, [10, 0, 0]), (5.0, 5.0));
+    assert_eq!(write_v2_checked(&program, "B32, B33, B40", &message(&samples), 204, [10, 0, 0]), (5.0, 5.0));
     let other = [(now, 1.0), (now - 7 * 3_600_000, 1.0)];
     assert_eq!(
-        write_v2(&program, "B38, B39: not used, and written", &message(&other), 204, [4, 0, 0]).0,
+        write_v2_checked(&program, "B38, B39: not used, and written", &message(&other), 204, [4, 0, 0]).0,
         0.0
     );
     let bad = [(0, 1.0), (now / 1000, 1.0), (i64::MIN, 1.0), (now + 660_000, 1.0), (now + 540_000, 1.0)];
     let answer = program.write_v2(&message(&bad));
-    told("B35, B36", &answer, 400, [2, 0, 0]);
+    assert_written_counts("B35, B36", &answer, 400, [2, 0, 0]);
     assert!(
         answer
-            .line()
+            .only_line()
             .starts_with("the valid part was accepted, refused: 8 invalid_timestamp; for example: x{")
     );
 }
@@ -1341,7 +1395,7 @@ fn histograms(name: &str, histograms: &[Histogram], samples: &[(i64, f64)]) -> (
         histograms: histograms.to_vec(),
         ..Default::default()
     };
-    let mut symbols = Symbols::new();
+    let mut symbols = SymbolTable::new();
     let v2 = v2::TimeSeries { histograms: histograms.to_vec(), ..symbols.watched(name, samples) };
     (field(1, &v1.encode_to_vec()), symbols.request(vec![v2]))
 }
@@ -1351,26 +1405,30 @@ fn b45_b47_native_histograms_are_two_series() {
     let program = Program::start();
     let now = now_ms();
     let (v1, v2) = histograms("h", &[histogram(now), float_histogram(now - 1000)], &[]);
-    assert_eq!(write_v2(&program, "new", &v2, 204, [0, 2, 0]), (4.0, 0.0));
-    assert_eq!(accepted(&program, "the same in 1.0", &v1), (0.0, 4.0, 0.0));
+    assert_eq!(write_v2_checked(&program, "new", &v2, 204, [0, 2, 0]), (4.0, 0.0));
+    assert_eq!(write_accepted(&program, "the same in 1.0", &v1), (0.0, 4.0, 0.0));
     // They are what a classic histogram has.
     let classic =
         [series("h_count", &[(now, 6.0), (now - 1000, 6.5)]), series("h_sum", &[(now, 12.5)])].concat();
-    assert_eq!(accepted(&program, "the same as floats", &classic), (0.0, 3.0, 0.0));
-    assert_eq!(accepted(&program, "others", &series("h", &[(now, 6.0)])).0, 1.0, "h itself has no value");
+    assert_eq!(write_accepted(&program, "the same as floats", &classic), (0.0, 3.0, 0.0));
+    assert_eq!(
+        write_accepted(&program, "others", &series("h", &[(now, 6.0)])).0,
+        1.0,
+        "h itself has no value"
+    );
 
     let (v1, v2) = histograms("both", &[histogram(now)], &[(now, 1.0)]);
-    assert_eq!(write_v2(&program, "B45", &v2, 204, [1, 1, 0]), (3.0, 0.0));
-    assert_eq!(accepted(&program, "B45 in 1.0", &v1), (0.0, 3.0, 0.0));
+    assert_eq!(write_v2_checked(&program, "B45", &v2, 204, [1, 1, 0]), (3.0, 0.0));
+    assert_eq!(write_accepted(&program, "B45 in 1.0", &v1), (0.0, 3.0, 0.0));
 
     let stale =
         Histogram { sum: f64::from_bits(0x7ff0_0000_0000_0002), timestamp: now, ..Default::default() };
     let (v1, v2) = histograms("ended", &[stale], &[]);
-    assert_eq!(write_v2(&program, "a stale histogram", &v2, 204, [0, 1, 0]), (2.0, 0.0));
-    assert_eq!(accepted(&program, "in 1.0", &v1), (0.0, 2.0, 0.0));
+    assert_eq!(write_v2_checked(&program, "a stale histogram", &v2, 204, [0, 1, 0]), (2.0, 0.0));
+    assert_eq!(write_accepted(&program, "in 1.0", &v1), (0.0, 2.0, 0.0));
     let marker = f64::from_bits(0x7ff0_0000_0000_0002);
     let ends = [series("ended_count", &[(now, marker)]), series("ended_sum", &[(now, marker)])].concat();
-    assert_eq!(accepted(&program, "both are at their end", &ends), (0.0, 2.0, 0.0));
+    assert_eq!(write_accepted(&program, "both are at their end", &ends), (0.0, 2.0, 0.0));
 
     let before = program.counts().received();
     let count = Some(Count::CountInt(7));
@@ -1398,9 +1456,9 @@ fn b45_b47_native_histograms_are_two_series() {
         let (v1, v2) = histograms("h", &[bad, good], &[]);
         for (version, answer) in [("2.0", program.write_v2(&v2)), ("1.0", program.write(&v1))] {
             assert_eq!(answer.status, 400, "{version}");
-            assert_eq!(answer.line(), partly_refused(1, "invalid_histogram", text), "{version}");
+            assert_eq!(answer.only_line(), partial_rejection_text(1, "invalid_histogram", text), "{version}");
         }
-        told("B47", &program.write_v2(&v2), 400, [0, 1, 0]);
+        assert_written_counts("B47", &program.write_v2(&v2), 400, [0, 1, 0]);
     }
     // Twelve requests with a count and a sum of each of two.
     let counts = program.counts();
@@ -1408,23 +1466,23 @@ fn b45_b47_native_histograms_are_two_series() {
     assert_eq!(counts.received() - before, 12.0 * 4.0);
     let (_, future) = histograms("h", &[histogram(now + 660_000), histogram(now)], &[]);
     let answer = program.write_v2(&future);
-    told("from the future", &answer, 400, [0, 1, 0]);
+    assert_written_counts("from the future", &answer, 400, [0, 1, 0]);
     assert!(
         answer
-            .line()
+            .only_line()
             .starts_with("the valid part was accepted, refused: 1 invalid_timestamp; for example: h_count{")
     );
-    let mut symbols = Symbols::new();
+    let mut symbols = SymbolTable::new();
     let nameless = v2::TimeSeries {
         labels_refs: symbols.labels(&[("job", "node")]),
         histograms: vec![histogram(now)],
         ..Default::default()
     };
     let answer = program.write_v2(&symbols.request(vec![nameless]));
-    told("no name", &answer, 400, [0, 0, 0]);
-    assert!(answer.line().contains(" 1 invalid_labels;"), "{answer:?}");
+    assert_written_counts("no name", &answer, 400, [0, 0, 0]);
+    assert!(answer.only_line().contains(" 1 invalid_labels;"), "{answer:?}");
     assert_eq!(
-        program.counts().get("histograms_total"),
+        program.counts().value("histograms_total"),
         2.0 + 2.0 + 1.0 + 1.0 + 1.0 + 1.0 + 4.0 * 6.0 + 2.0 + 1.0
     );
 }
@@ -1434,13 +1492,13 @@ fn b48_exemplars_are_counted() {
     let program = Program::start();
     let now = now_ms();
     let write = |what: &str, exemplar: v2::Exemplar, status: u16, exemplars: usize| {
-        let mut symbols = Symbols::new();
+        let mut symbols = SymbolTable::new();
         let series = symbols.watched("x", &[(now, 1.0)]);
         let valid =
             v2::Exemplar { labels_refs: symbols.labels(&[("trace_id", "1")]), value: 1.0, timestamp: now };
         let series = v2::TimeSeries { exemplars: vec![exemplar, valid], ..series };
         let answer = program.write_v2(&symbols.request(vec![series]));
-        told(what, &answer, status, [1, 0, exemplars]);
+        assert_written_counts(what, &answer, status, [1, 0, exemplars]);
         answer.body
     };
     let plain = v2::Exemplar { labels_refs: vec![], value: f64::NAN, timestamp: 0 };
@@ -1453,34 +1511,34 @@ fn b48_exemplars_are_counted() {
     assert_eq!(program.counts().ignored("exemplar"), 8.0);
 
     // Prometheus sends them as series of their own.
-    let mut symbols = Symbols::new();
+    let mut symbols = SymbolTable::new();
     let alone =
         v2::TimeSeries { exemplars: vec![v2::Exemplar::default()], ..symbols.watched("nothing_else", &[]) };
-    told("B44: alone", &program.write_v2(&symbols.request(vec![alone])), 204, [0, 0, 1]);
+    assert_written_counts("B44: alone", &program.write_v2(&symbols.request(vec![alone])), 204, [0, 0, 1]);
 
     // In 1.0 they stand in the series too.
     let v1 = |timestamp: i64| {
         let exemplar = field(3, &[key(3, 0), varint(timestamp as u64)].concat());
         raw_series(&[watched("x"), sample(1.0, now), exemplar])
     };
-    assert_eq!(accepted(&program, "1.0", &v1(now)), (0.0, 1.0, 0.0));
+    assert_eq!(write_accepted(&program, "1.0", &v1(now)), (0.0, 1.0, 0.0));
     assert_eq!(program.write(&v1(now + 700_000)).status, 400);
 }
 
 #[test]
-fn b52_a_request_that_comes_late_is_put_in_its_place() {
+fn b52_a_late_request_is_stored_in_order() {
     let program = Program::start();
     let now = now_ms();
     let late = snappy::compress(&series("x", &[(now - 1000, 1.0)]));
     let mut stream = program.connect();
     let head = post_head(&[("Expect", "100-continue")], late.len());
     stream.write_all(format!("{head}\r\nHost: a\r\n\r\n").as_bytes()).expect("sent");
-    assert_eq!(Answer::read(&mut stream).status, 100);
-    assert_eq!(accepted(&program, "the later one first", &series("x", &[(now, 2.0)])).0, 1.0);
+    assert_eq!(Response::read(&mut stream).status, 100);
+    assert_eq!(write_accepted(&program, "the later one first", &series("x", &[(now, 2.0)])).0, 1.0);
     stream.write_all(&late).expect("sent");
-    assert_eq!(Answer::read(&mut stream).status, 204);
+    assert_eq!(Response::read(&mut stream).status, 204);
     let counts = program.counts();
-    assert_eq!((counts.used(), counts.get("samples_late_total")), (2.0, 1.0));
+    assert_eq!((counts.stored(), counts.value("samples_late_total")), (2.0, 1.0));
 }
 
 #[test]
@@ -1492,7 +1550,7 @@ fn f17_a_replay_of_two_hours_is_204_or_503() {
             let program = &program;
             scope.spawn(move || {
                 let request = |i: i64| {
-                    let mut symbols = Symbols::new();
+                    let mut symbols = SymbolTable::new();
                     let start = now - 7_200_000 + i * 1_800_000;
                     let series: Vec<_> = (0..50)
                         .map(|n| {
@@ -1509,18 +1567,18 @@ fn f17_a_replay_of_two_hours_is_204_or_503() {
         shards.into_iter().flat_map(|shard| shard.join().expect("no panic")).collect()
     });
     assert!(statuses.iter().all(|status| [204, 503].contains(status)), "{statuses:?}");
-    let accepted = statuses.iter().filter(|status| **status == 204).count();
-    assert_eq!(program.counts().received(), 1000.0 * accepted as f64);
-    assert_eq!(program.counts().used(), 1000.0 * accepted as f64);
+    let n_accepted = statuses.iter().filter(|status| **status == 204).count();
+    assert_eq!(program.counts().received(), 1000.0 * n_accepted as f64);
+    assert_eq!(program.counts().stored(), 1000.0 * n_accepted as f64);
 }
 
 #[test]
 fn f30_many_new_series_leave_the_known_ones_alone() {
     let program = Program::start();
     let now = now_ms();
-    assert_eq!(accepted(&program, "known", &series("known", &[(now, 1.0)])).0, 1.0);
+    assert_eq!(write_accepted(&program, "known", &series("known", &[(now, 1.0)])).0, 1.0);
     for i in 0..20 {
-        let mut symbols = Symbols::new();
+        let mut symbols = SymbolTable::new();
         let all: Vec<_> = (0..2000)
             .map(|n| v2::TimeSeries {
                 labels_refs: symbols.labels(&[("__name__", "new"), ("n", &(2000 * i + n).to_string())]),
@@ -1528,11 +1586,11 @@ fn f30_many_new_series_leave_the_known_ones_alone() {
                 ..Default::default()
             })
             .collect();
-        told("F30", &program.write_v2(&symbols.request(all)), 204, [2000, 0, 0]);
+        assert_written_counts("F30", &program.write_v2(&symbols.request(all)), 204, [2000, 0, 0]);
     }
     assert_eq!(program.counts().dropped("unwatched"), 40_000.0);
     let known = [series("known", &[(now, 1.0)]), series("known", &[(now + 1000, 1.0)])].concat();
-    assert_eq!(accepted(&program, "known", &known), (1.0, 1.0, 0.0));
+    assert_eq!(write_accepted(&program, "known", &known), (1.0, 1.0, 0.0));
 }
 
 // Connections
@@ -1541,7 +1599,7 @@ fn f30_many_new_series_leave_the_known_ones_alone() {
 fn b50_a_slow_body_and_a_slow_head() {
     let program = Program::start();
     let started = Instant::now();
-    let body = snappy::compress(&Good::new(1).series());
+    let body = snappy::compress(&ValidSeries::new(1).series());
     let slow_body = {
         let mut stream = program.connect();
         let head = format!("{}\r\nHost: test\r\n\r\n", post_head(&[], body.len()));
@@ -1561,28 +1619,28 @@ fn b50_a_slow_body_and_a_slow_head() {
     let mut slow_head = program.connect();
     slow_head.write_all(b"POST /api/v1/write HTTP/1.1\r\nHost: te").expect("sent");
     // Whoever is slow holds up nobody else.
-    assert_eq!(program.write(&Good::new(2).series()).status, 204);
+    assert_eq!(program.write(&ValidSeries::new(2).series()).status, 204);
 
     let mut slow_body = slow_body;
-    let answer = Answer::read(&mut slow_body);
+    let answer = Response::read(&mut slow_body);
     // Not 408: a sender drops what is answered so.
-    assert_eq!((answer.status, answer.line()), (503, "the body did not arrive within 10s"));
+    assert_eq!((answer.status, answer.only_line()), (503, "the body did not arrive within 10s"));
     assert_eq!(answer.headers["retry-after"], "5");
     let mut rest = Vec::new();
     // The end of the connection, or its reset by the bytes that still come.
     assert!(slow_body.read_to_end(&mut rest).map_or_else(|e| e.kind() != ErrorKind::WouldBlock, |n| n == 0));
     let took = started.elapsed();
-    assert!((Duration::from_secs(9)..PATIENCE).contains(&took), "{took:?}");
+    assert!((Duration::from_secs(9)..TIMEOUT).contains(&took), "{took:?}");
     let mut rest = Vec::new();
     slow_head.read_to_end(&mut rest).expect("it is closed");
-    assert_eq!(program.counts().answered_for(503, "slow", "1.0"), 1.0);
-    assert!(!Good::new(1).is_known(&program));
+    assert_eq!(program.counts().responses_for(503, "slow", "1.0"), 1.0);
+    assert!(!ValidSeries::new(1).is_duplicate(&program));
 }
 
 #[test]
 fn b50_connections_that_are_cut() {
     let program = Program::start();
-    let good = Good::new(1);
+    let good = ValidSeries::new(1);
     let body = snappy::compress(&good.series());
     let whole = [format!("{}\r\nHost: a\r\n\r\n", post_head(&[], body.len())).into_bytes(), body].concat();
     for end in 0..whole.len() {
@@ -1590,11 +1648,11 @@ fn b50_connections_that_are_cut() {
         stream.write_all(&whole[..end]).expect("sent");
     }
     assert_eq!(program.counts().received(), 0.0);
-    assert!(!good.is_known(&program), "nothing is used");
+    assert!(!good.is_duplicate(&program), "nothing is used");
 }
 
 #[test]
-fn heads_that_are_none_are_counted() {
+fn malformed_heads_are_counted() {
     let program = Program::start();
     let heads = [
         "GET\r\n\r\n".to_string(),
@@ -1617,19 +1675,19 @@ fn heads_that_are_none_are_counted() {
 #[test]
 fn b50_continue_pipelining_and_keep_alive() {
     let program = Program::start();
-    let bodies: Vec<Vec<u8>> = (1..=3).map(|i| snappy::compress(&Good::new(i).series())).collect();
+    let bodies: Vec<Vec<u8>> = (1..=3).map(|i| snappy::compress(&ValidSeries::new(i).series())).collect();
 
     let mut stream = program.connect();
     let head = post_head(&[("Expect", "100-continue")], bodies[0].len());
     stream.write_all(format!("{head}\r\nHost: a\r\n\r\n").as_bytes()).expect("sent");
-    assert_eq!(Answer::read(&mut stream).status, 100);
+    assert_eq!(Response::read(&mut stream).status, 100);
     stream.write_all(&bodies[0]).expect("sent");
-    assert_eq!(Answer::read(&mut stream).status, 204);
+    assert_eq!(Response::read(&mut stream).status, 204);
     // A request that is refused by its head is not asked for its body.
-    let mut refused = program.connect();
+    let mut rejected_stream = program.connect();
     let head = post_head(&[("Expect", "100-continue"), ("Content-Encoding", "gzip")], 1000);
-    refused.write_all(format!("{head}\r\nHost: a\r\n\r\n").as_bytes()).expect("sent");
-    assert_eq!(Answer::read(&mut refused).status, 415);
+    rejected_stream.write_all(format!("{head}\r\nHost: a\r\n\r\n").as_bytes()).expect("sent");
+    assert_eq!(Response::read(&mut rejected_stream).status, 415);
 
     // On the connection that was used before: one after another, without waiting for answers.
     let mut pipeline = Vec::new();
@@ -1640,9 +1698,9 @@ fn b50_continue_pipelining_and_keep_alive() {
     pipeline.extend(b"POST /api/v1/write HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx");
     pipeline.extend(b"GET /-/healthy HTTP/1.1\r\nHost: a\r\n\r\n");
     stream.write_all(&pipeline).expect("sent");
-    let statuses: Vec<u16> = (0..4).map(|_| Answer::read(&mut stream).status).collect();
+    let statuses: Vec<u16> = (0..4).map(|_| Response::read(&mut stream).status).collect();
     assert_eq!(statuses, [204, 204, 400, 200]);
-    assert_eq!(program.counts().used(), 3.0);
+    assert_eq!(program.counts().stored(), 3.0);
 
     // An empty chunked body, and one in chunks of a byte.
     let mut chunked =
@@ -1650,39 +1708,39 @@ fn b50_continue_pipelining_and_keep_alive() {
     chunked.extend(bodies[0].iter().flat_map(|byte| [b"1\r\n", &[*byte][..], b"\r\n"].concat()));
     chunked.extend(b"0\r\n\r\n");
     stream.write_all(&chunked).expect("sent");
-    assert_eq!(Answer::read(&mut stream).status, 204);
+    assert_eq!(Response::read(&mut stream).status, 204);
     assert_eq!(program.counts().dropped("duplicate"), 1.0);
 }
 
 #[test]
-fn b50_idle_connections_are_in_nobodys_way() {
+fn b50_idle_connections_do_not_block_writes() {
     let program = Program::start();
     let idle: Vec<TcpStream> = (0..300).map(|_| program.connect()).collect();
     let started = Instant::now();
-    assert_eq!(program.write(&Good::new(1).series()).status, 204);
+    assert_eq!(program.write(&ValidSeries::new(1).series()).status, 204);
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     drop(idle);
 }
 
 /// Begins a body, of which so many bytes are sent, and waits until it is asked for.
-fn begin(program: &Program, extra: &str, sent: &[u8]) -> TcpStream {
+fn begin_upload(program: &Program, extra: &str, sent: &[u8]) -> TcpStream {
     let mut stream = program.connect();
     let head = "POST /api/v1/write HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n";
     stream.write_all(format!("{head}{extra}\r\n\r\n").as_bytes()).expect("sent");
-    assert_eq!(Answer::read(&mut stream).status, 100, "{extra}");
+    assert_eq!(Response::read(&mut stream).status, 100, "{extra}");
     stream.write_all(sent).expect("it is read");
     stream
 }
 
-fn in_flight(counts: &Counts) -> usize {
-    counts.get("in_flight_bytes") as usize
+fn in_flight_bytes(counts: &IngestCounters) -> usize {
+    counts.value("in_flight_bytes") as usize
 }
 
-fn wait_until(program: &Program, what: &str, is_so: impl Fn(&Counts) -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+fn wait_until(program: &Program, what: &str, condition: impl Fn(&IngestCounters) -> bool) {
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let counts = program.counts();
-        if is_so(&counts) {
+        if condition(&counts) {
             return;
         }
         assert!(Instant::now() < deadline, "{what}: {:#?}", counts.0);
@@ -1693,12 +1751,13 @@ fn wait_until(program: &Program, what: &str, is_so: impl Fn(&Counts) -> bool) {
 #[test]
 fn overload_is_503_and_never_429() {
     let program = Program::start();
-    let body = snappy::compress(&Good::new(1).series());
+    let body = snappy::compress(&ValidSeries::new(1).series());
     // Small bodies may take the whole budget.
-    let most = vec![0xff; MIB - 1];
-    let held: Vec<TcpStream> =
-        (0..64).map(|_| begin(&program, &format!("Content-Length: {MIB}"), &most)).collect();
-    wait_until(&program, "all is taken", |counts| in_flight(counts) == 64 * MIB);
+    let almost_whole_body = vec![0xff; MIB - 1];
+    let slow_uploads: Vec<TcpStream> = (0..64)
+        .map(|_| begin_upload(&program, &format!("Content-Length: {MIB}"), &almost_whole_body))
+        .collect();
+    wait_until(&program, "all is taken", |counts| in_flight_bytes(counts) == 64 * MIB);
     let before = program.counts();
     thread::scope(|scope| {
         for i in 0..50 {
@@ -1711,54 +1770,54 @@ fn overload_is_503_and_never_429() {
                     program.request(head, b"1\r\nx\r\n0\r\n\r\n")
                 };
                 assert_eq!(answer.status, 503);
-                assert_eq!(answer.line(), "overloaded: too many bytes in flight; try again");
-                let pause: u16 = answer.headers["retry-after"].parse().expect("seconds");
-                assert!((1..=5).contains(&pause), "{pause}");
+                assert_eq!(answer.only_line(), "overloaded: too many bytes in flight; try again");
+                let retry_after_seconds: u16 = answer.headers["retry-after"].parse().expect("seconds");
+                assert!((1..=5).contains(&retry_after_seconds), "{retry_after_seconds}");
             });
         }
     });
     let after = program.counts();
-    assert_eq!(after.answered_for(503, "overloaded", "1.0"), 50.0);
-    assert_eq!(after.answered(429), 0.0);
+    assert_eq!(after.responses_for(503, "overloaded", "1.0"), 50.0);
+    assert_eq!(after.responses(429), 0.0);
     assert_eq!(after.received(), before.received());
-    told("2.0", &program.write_v2(&Good::new(1).series()), 503, [0, 0, 0]);
+    assert_written_counts("2.0", &program.write_v2(&ValidSeries::new(1).series()), 503, [0, 0, 0]);
     // The pages stay.
     assert_eq!(program.get("/-/healthy").status, 200);
-    drop(held);
-    wait_until(&program, "all is given back", |counts| in_flight(counts) == 0);
+    drop(slow_uploads);
+    wait_until(&program, "all is given back", |counts| in_flight_bytes(counts) == 0);
     assert_eq!(program.post(&[], &body).status, 204, "the budget is given back");
 }
 
 /// What is announced takes nothing; what is large leaves room for what is small.
 #[test]
-fn f29_large_bodies_that_stand_still_are_in_nobodys_way() {
+fn f29_stalled_large_bodies_do_not_block_small_ones() {
     let program = Program::start();
     let large = format!("Content-Length: {LIMIT}");
     let announced: Vec<TcpStream> = [&large, "Transfer-Encoding: chunked"]
         .into_iter()
         .cycle()
         .take(8)
-        .map(|extra| begin(&program, extra, b""))
+        .map(|extra| begin_upload(&program, extra, b""))
         .collect();
-    assert_eq!(program.write(&Good::new(1).series()).status, 204);
-    assert_eq!(in_flight(&program.counts()), 0);
+    assert_eq!(program.write(&ValidSeries::new(1).series()).status, 204);
+    assert_eq!(in_flight_bytes(&program.counts()), 0);
 
-    let most = vec![0xff; LIMIT - 1];
-    let mut first = begin(&program, &large, &most);
-    wait_until(&program, "it is there but for a byte", |counts| in_flight(counts) == LIMIT);
+    let almost_whole_body = vec![0xff; LIMIT - 1];
+    let mut first = begin_upload(&program, &large, &almost_whole_body);
+    wait_until(&program, "it is there but for a byte", |counts| in_flight_bytes(counts) == LIMIT);
     // A second one finds no room, and gives back what it had.
-    let mut second = begin(&program, &large, b"");
+    let mut second = begin_upload(&program, &large, b"");
     // It may be closed before it is sent.
-    let _ = second.write_all(&most);
+    let _ = second.write_all(&almost_whole_body);
     wait_until(&program, "the second is refused", |counts| {
-        counts.answered_for(503, "overloaded", "1.0") == 1.0 && in_flight(counts) == LIMIT
+        counts.responses_for(503, "overloaded", "1.0") == 1.0 && in_flight_bytes(counts) == LIMIT
     });
-    assert_eq!(program.write(&Good::new(2).series()).status, 204);
-    assert_eq!(in_flight(&program.counts()), LIMIT);
+    assert_eq!(program.write(&ValidSeries::new(2).series()).status, 204);
+    assert_eq!(in_flight_bytes(&program.counts()), LIMIT);
     // Nothing is wrong with the first.
     first.write_all(b"\xff").expect("it is read");
-    assert_eq!(Answer::read(&mut first).status, 400);
-    wait_until(&program, "all is given back", |counts| in_flight(counts) == 0);
+    assert_eq!(Response::read(&mut first).status, 400);
+    wait_until(&program, "all is given back", |counts| in_flight_bytes(counts) == 0);
     drop(announced);
 }
 
@@ -1778,7 +1837,7 @@ fn many_senders_at_once() {
         }
     });
     let counts = program.counts();
-    assert_eq!((counts.received(), counts.used()), (320.0, 320.0));
+    assert_eq!((counts.received(), counts.stored()), (320.0, 320.0));
 }
 
 // What comes back, and what is not a sample
@@ -1787,7 +1846,7 @@ fn many_senders_at_once() {
 fn b51_f33_f34_own_outputs_are_ignored() {
     let program = Program::start();
     let now = now_ms();
-    let own: Vec<Vec<u8>> = [
+    let own_output: Vec<Vec<u8>> = [
         &[("__name__", "net_anomaly"), ("instance", "a"), ("job", "node")][..],
         &[("__name__", "anomaly_score"), ("detector", "net"), ("instance", "a"), ("job", "node")],
         &[("__name__", "anomaly_incident"), ("detector", "net"), ("job", "node")],
@@ -1796,23 +1855,23 @@ fn b51_f33_f34_own_outputs_are_ignored() {
     .iter()
     .map(|pairs| raw_series(&[labels(pairs), sample(1.0, now)]))
     .collect();
-    assert_eq!(accepted(&program, "B51", &own.concat()), (0.0, 0.0, 0.0));
+    assert_eq!(write_accepted(&program, "B51", &own_output.concat()), (0.0, 0.0, 0.0));
     let counts = program.counts();
     assert_eq!((counts.received(), counts.dropped("own_output")), (4.0, 4.0));
     // Another detector's are no outputs of this process.
     let other = labels(&[("__name__", "anomaly_score"), ("detector", "other"), ("job", "node")]);
-    assert_eq!(accepted(&program, "a stranger's", &raw_series(&[other, sample(1.0, now)])).0, 1.0);
+    assert_eq!(write_accepted(&program, "a stranger's", &raw_series(&[other, sample(1.0, now)])).0, 1.0);
     assert_eq!(program.counts().dropped("own_output"), 4.0);
 }
 
 #[test]
-fn b49_what_is_not_watched_and_what_is_no_sample_is_counted() {
+fn b49_unwatched_series_exemplars_and_metadata_are_counted() {
     let program = Program::start();
     let now = now_ms();
     let unwatched = raw_series(&[labels(&[("__name__", "up"), ("job", "other")]), sample(1.0, now)]);
     let message =
         [unwatched, raw_series(&[watched("h"), field(3, b""), field(3, b"")]), field(3, b"")].concat();
-    assert_eq!(accepted(&program, "B49: metadata, too", &message), (0.0, 0.0, 0.0));
+    assert_eq!(write_accepted(&program, "B49: metadata, too", &message), (0.0, 0.0, 0.0));
     let counts = program.counts();
     assert_eq!(counts.dropped("unwatched"), 1.0);
     for (kind, count) in [("exemplar", 2.0), ("metadata", 1.0)] {
@@ -1821,7 +1880,7 @@ fn b49_what_is_not_watched_and_what_is_no_sample_is_counted() {
     // Types that contradict each other, and one that does not exist.
     let family = |kind: u64| field(3, &[key(1, 0), varint(kind), field(2, b"family")].concat());
     assert_eq!(
-        accepted(&program, "B49: metadata alone", &[family(1), family(2), family(99)].concat()).0,
+        write_accepted(&program, "B49: metadata alone", &[family(1), family(2), family(99)].concat()).0,
         0.0
     );
     assert_eq!(program.counts().ignored("metadata"), 4.0);
@@ -1833,33 +1892,33 @@ fn b49_what_is_not_watched_and_what_is_no_sample_is_counted() {
 fn health_and_readiness() {
     let program = Program::start();
     let healthy = program.get("/-/healthy");
-    assert_eq!((healthy.status, healthy.line()), (200, "promforest is healthy"));
-    let until = |text: &str| {
-        let deadline = Instant::now() + PATIENCE;
+    assert_eq!((healthy.status, healthy.only_line()), (200, "promforest is healthy"));
+    let wait_for_ready_text = |text: &str| {
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let answer = program.get("/-/ready");
             assert_eq!(answer.status, 503, "{answer:?}");
-            if answer.line().starts_with(text) {
+            if answer.only_line().starts_with(text) {
                 return;
             }
             assert!(Instant::now() < deadline, "{answer:?} and not {text}");
             thread::sleep(Duration::from_millis(20));
         }
     };
-    until("net: no samples yet");
-    assert_eq!(program.write(&Good::new(1).series()).status, 204);
-    until("net: 0 % of the 1h of history that a first model needs");
+    wait_for_ready_text("net: no samples yet");
+    assert_eq!(program.write(&ValidSeries::new(1).series()).status, 204);
+    wait_for_ready_text("net: 0 % of the 1h of history that a first model needs");
 
     let mut stream = program.connect();
     for (path, status) in [("/-/healthy", 200), ("/-/ready", 503), ("/metrics", 200), ("/", 200)] {
         stream.write_all(format!("HEAD {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).expect("sent");
-        assert_eq!(Answer::read_to(&mut stream, "HEAD").status, status, "HEAD {path}");
+        assert_eq!(Response::read_for_method(&mut stream, "HEAD").status, status, "HEAD {path}");
     }
     stream.write_all(b"GET /-/healthy HTTP/1.1\r\nHost: a\r\n\r\n").expect("sent");
-    assert_eq!(Answer::read(&mut stream).body, "promforest is healthy\n", "no body was sent before");
+    assert_eq!(Response::read(&mut stream).body, "promforest is healthy\n", "no body was sent before");
     for path in ["/nowhere", "/api/v1/write/", "/api/v1", "/-/", "/metrics/x"] {
         let answer = program.get(path);
-        assert_eq!((answer.status, answer.line()), (404, "not found"), "{path}");
+        assert_eq!((answer.status, answer.only_line()), (404, "not found"), "{path}");
     }
     let posted = program.request("POST /-/healthy HTTP/1.1\r\nContent-Length: 0", b"");
     assert_eq!((posted.status, &*posted.headers["allow"]), (405, "GET, HEAD"));
@@ -1872,7 +1931,7 @@ fn every_metric_parses_and_has_help() {
     let program = Program::start();
     // So that every kind of label is there.
     assert_eq!(program.write(&series("x", &[(now_ms(), 1.0), (7, 1.0)])).status, 400);
-    let metadata = [Good::new(1).series(), field(3, b"")].concat();
+    let metadata = [ValidSeries::new(1).series(), field(3, b"")].concat();
     assert_eq!(program.write(&metadata).status, 204);
     thread::sleep(Duration::from_millis(1500));
     let page = program.get("/metrics");
@@ -1882,14 +1941,14 @@ fn every_metric_parses_and_has_help() {
         assert!(!matches!(LineInfo::parse(line), LineInfo::Ignored | LineInfo::Empty), "{line}");
     }
     let scrape = Scrape::parse(page.body.lines().map(|line| Ok(line.to_string()))).expect("a page");
-    let own: Vec<&str> = scrape
+    let own_metrics: Vec<&str> = scrape
         .samples
         .iter()
         .map(|sample| &*sample.metric)
         .filter(|name| name.starts_with("promforest_"))
         .collect();
-    assert!(own.len() > 20, "{own:?}");
-    for name in &own {
+    assert!(own_metrics.len() > 20, "{own_metrics:?}");
+    for name in &own_metrics {
         let family = ["_total", "_bucket", "_sum", "_count", "_info"]
             .iter()
             .find_map(|suffix| name.strip_suffix(suffix).filter(|stem| scrape.docs.contains_key(*stem)))
@@ -1904,21 +1963,21 @@ fn every_metric_parses_and_has_help() {
         "promforest_training_progress_ratio",
         "promforest_remote_write_samples_failed_total",
     ] {
-        assert!(own.contains(&name), "{name} is missing: {own:?}");
+        assert!(own_metrics.contains(&name), "{name} is missing: {own_metrics:?}");
     }
     assert!(page.body.contains("process_resident_memory_bytes "));
-    assert!(program.counts().get("samples_dropped_total{reason=\"invalid_timestamp\"}") >= 1.0);
+    assert!(program.counts().value("samples_dropped_total{reason=\"invalid_timestamp\"}") >= 1.0);
 }
 
 #[test]
-fn f27_f28_ends_in_order_when_it_is_told_to() {
+fn f27_f28_shuts_down_gracefully_on_a_signal() {
     for signal in ["TERM", "INT"] {
         let mut program = Program::start();
-        assert_eq!(program.write(&Good::new(1).series()).status, 204);
+        assert_eq!(program.write(&ValidSeries::new(1).series()).status, 204);
         // A connection that is kept alive does not hold it up.
         let mut idle = program.connect();
         idle.write_all(b"GET /-/healthy HTTP/1.1\r\nHost: a\r\n\r\n").expect("sent");
-        assert_eq!(Answer::read(&mut idle).status, 200);
+        assert_eq!(Response::read(&mut idle).status, 200);
         let started = Instant::now();
         program.signal(signal);
         let status = program.wait();
@@ -1931,15 +1990,15 @@ fn f27_f28_ends_in_order_when_it_is_told_to() {
 #[test]
 fn f27_a_request_under_way_is_answered_before_the_end() {
     let mut program = Program::start();
-    let body = snappy::compress(&Good::new(1).series());
+    let body = snappy::compress(&ValidSeries::new(1).series());
     let mut stream = program.connect();
     let head = post_head(&[("Expect", "100-continue")], body.len());
     stream.write_all(format!("{head}\r\nHost: a\r\n\r\n").as_bytes()).expect("sent");
-    assert_eq!(Answer::read(&mut stream).status, 100);
+    assert_eq!(Response::read(&mut stream).status, 100);
     program.signal("TERM");
     thread::sleep(Duration::from_millis(300));
     stream.write_all(&body).expect("the connection is still there");
-    assert_eq!(Answer::read(&mut stream).status, 204);
+    assert_eq!(Response::read(&mut stream).status, 204);
     assert_eq!(program.wait().code(), Some(0));
 }
 
@@ -1964,7 +2023,7 @@ fn f25_an_address_in_use_is_one_clear_line() {
 }
 
 #[test]
-fn an_address_that_cannot_be_is_one_clear_line() {
+fn an_invalid_address_is_one_clear_line() {
     for address in [":99999", ":http", "9599"] {
         let output = Command::new(env!("CARGO_BIN_EXE_promforest"))
             .args(["--web.listen-address", address])

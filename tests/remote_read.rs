@@ -18,12 +18,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use support::stack::{
-    Addresses, Collectors, JOB_NODE, MODEL, NODE_NETWORK, RemoteWriteReceiver, SOON, Stack,
+    Collectors, JOB_NODE, MODEL_TIMEOUT, NODE_NETWORK, RemoteWriteReceiver, SHORT_TIMEOUT, Stack, StackApi,
 };
 use support::{Process, each_version, free_port, http, now_ms, wait};
 
 /// For what a busy machine takes its time for.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 const MIB: usize = 1 << 20;
 
 const CONFIG: &str = r#"
@@ -41,13 +41,13 @@ struct Program {
 }
 
 /// An answer.
-struct Answer {
+struct Response {
     status: u16,
     head: String,
     body: Vec<u8>,
 }
 
-impl Answer {
+impl Response {
     fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).trim_end().to_string()
     }
@@ -61,8 +61,8 @@ impl Program {
         let args = ["--config.file=promforest.yml".into(), format!("--web.listen-address={address}")];
         let program = Path::new(env!("CARGO_BIN_EXE_promforest"));
         let mut process = Process::start("promforest", program, &args, folder.path());
-        let look = || http::get(&address, "/-/healthy").map_err(|err| err.to_string());
-        wait("promforest is healthy", PATIENCE, &mut [&mut process], look);
+        let poll = || http::get(&address, "/-/healthy").map_err(|err| err.to_string());
+        wait("promforest is healthy", TIMEOUT, &mut [&mut process], poll);
         Self { process, address, _folder: folder }
     }
 
@@ -99,9 +99,9 @@ impl Program {
     }
 
     /// Waits until a metric has a value.
-    fn becomes(&mut self, name: &str, value: f64) {
+    fn wait_for_metric(&mut self, name: &str, value: f64) {
         let address = self.address.clone();
-        wait(&format!("{name} is {value}"), PATIENCE, &mut [&mut self.process], || {
+        wait(&format!("{name} is {value}"), TIMEOUT, &mut [&mut self.process], || {
             let page = http::get(&address, "/metrics").map_err(|err| err.to_string())?.body;
             match http::metric(&page, name, &[]) {
                 Some(now) if now == value => Ok(()),
@@ -111,7 +111,7 @@ impl Program {
     }
 
     /// Memory that is resident now, in bytes.
-    fn memory(&self) -> usize {
+    fn resident_bytes(&self) -> usize {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("it runs");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux");
         line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1024
@@ -119,9 +119,9 @@ impl Program {
 }
 
 /// Posts a body and hands out the connection, of which nothing is read yet. Version 1.0: nothing comes chunked.
-fn begin(address: &str, path: &str, body: &[u8]) -> TcpStream {
+fn begin_request(address: &str, path: &str, body: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(address).expect("it listens");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
     let length = body.len();
     let head = format!("POST /api/v1/{path} HTTP/1.0\r\nHost: test\r\nContent-Length: {length}\r\n\r\n");
     // A server that has heard enough may close before it has read everything.
@@ -136,13 +136,13 @@ fn status_line(stream: &mut TcpStream) -> [u8; 12] {
     line
 }
 
-fn post(address: &str, path: &str, body: &[u8]) -> Answer {
+fn post(address: &str, path: &str, body: &[u8]) -> Response {
     let mut bytes = Vec::new();
-    begin(address, path, body).read_to_end(&mut bytes).expect("an answer");
+    begin_request(address, path, body).read_to_end(&mut bytes).expect("an answer");
     let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("a head");
     let head = String::from_utf8_lossy(&bytes[..end]).to_ascii_lowercase();
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
-    Answer { status, head, body: bytes.split_off(end + 4) }
+    Response { status, head, body: bytes.split_off(end + 4) }
 }
 
 fn matcher(kind: i32, name: &str, value: &str) -> LabelMatcher {
@@ -163,7 +163,7 @@ fn everything() -> Query {
 }
 
 /// The samples of an answer of type SAMPLES, by series.
-fn samples(answer: &Answer) -> Vec<BTreeMap<String, Vec<(i64, f64)>>> {
+fn samples(answer: &Response) -> Vec<BTreeMap<String, Vec<(i64, f64)>>> {
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert!(answer.head.contains("content-type: application/x-protobuf\r\n"), "{}", answer.head);
     assert!(answer.head.contains("content-encoding: snappy"), "{}", answer.head);
@@ -185,7 +185,7 @@ fn samples(answer: &Answer) -> Vec<BTreeMap<String, Vec<(i64, f64)>>> {
 fn b68_b69_b70_b71_b72_b73_b74_b75_bad_requests() {
     let program = Program::start();
     program.fill(3, 5);
-    let refused = |what: &str, body: &[u8], status: u16, text: &str| {
+    let assert_refused = |what: &str, body: &[u8], status: u16, text: &str| {
         let code = status.to_string();
         let count = || program.metric("promforest_read_requests_total", &[("code", &code)]);
         let before = count();
@@ -194,25 +194,35 @@ fn b68_b69_b70_b71_b72_b73_b74_b75_bad_requests() {
         assert!(answer.text().starts_with(text) && answer.text().len() < 400, "{what}: {}", answer.text());
         assert_eq!(count() - before, 1.0, "{what}");
     };
-    refused("B68", b"garbage", 400, "the ");
-    refused(
+    assert_refused("B68", b"garbage", 400, "the ");
+    assert_refused(
         "B68",
         &snappy::compress(b"\x0a\xff"),
         400,
         "the body is no ReadRequest: the message ends inside",
     );
-    refused("B69", &[0xff, 0xff, 0xff, 0xff, 0x0f, 0x00], 400, "the snappy header declares 4294967295 bytes");
-    refused("B69", &vec![0; 5 * MIB], 413, "the body is larger than the limit of 4194304 bytes");
+    assert_refused(
+        "B69",
+        &[0xff, 0xff, 0xff, 0xff, 0x0f, 0x00],
+        400,
+        "the snappy header declares 4294967295 bytes",
+    );
+    assert_refused("B69", &vec![0; 5 * MIB], 413, "the body is larger than the limit of 4194304 bytes");
     let types = request(vec![everything()], vec![7]);
-    refused("B70", &types, 400, "none of the accepted response types [7] is known");
+    assert_refused("B70", &types, 400, "none of the accepted response types [7] is known");
     for pattern in ["(", "a)(b", &"x".repeat(1_000_000), "(a{1000}){1000}", r"(?=x)", "a{2000}{2000}"] {
         for kind in [2, 3] {
             let body = request(vec![query(vec![matcher(kind, "instance", pattern)])], vec![]);
-            refused("B71", &body, 400, "query 1: selector ");
+            assert_refused("B71", &body, 400, "query 1: selector ");
         }
     }
     let unknown = request(vec![query(vec![matcher(9, "instance", "a")])], vec![]);
-    refused("B72", &unknown, 400, r#"query 1: selector "{instance?\"a\"}": there is no matcher of type 9"#);
+    assert_refused(
+        "B72",
+        &unknown,
+        400,
+        r#"query 1: selector "{instance?\"a\"}": there is no matcher of type 9"#,
+    );
     let all = "at least one matcher must refuse the empty value";
     for matchers in [vec![], vec![matcher(2, "instance", ".*")], vec![matcher(1, "instance", "b")]] {
         let answer = post(&program.address, "read", &request(vec![query(matchers)], vec![]));
@@ -220,7 +230,7 @@ fn b68_b69_b70_b71_b72_b73_b74_b75_bad_requests() {
         assert!(answer.text().ends_with(all), "B73: {}", answer.text());
     }
     let many = request(vec![everything(); 10_000], vec![]);
-    refused("B75", &many, 400, "the query exceeds the limit of 16 queries");
+    assert_refused("B75", &many, 400, "the query exceeds the limit of 16 queries");
     let answer = http::get(&program.address, "/api/v1/read").expect("an answer");
     assert_eq!((answer.status, answer.body.as_str()), (405, "allowed here: POST\n"));
 
@@ -238,26 +248,27 @@ fn b68_b69_b70_b71_b72_b73_b74_b75_bad_requests() {
 }
 
 #[test]
-fn b76_b77_clients_that_do_not_read_take_no_memory_and_not_every_turn() {
+fn b76_b77_clients_that_do_not_read_take_no_memory_and_no_slot_for_ever() {
     let mut program = Program::start();
     // More than the sockets of both sides hold.
     program.fill(1000, 1400);
-    let before = program.memory();
+    let before = program.resident_bytes();
     let body = request(vec![everything()], vec![]);
-    let mut stalled: Vec<TcpStream> = (0..10).map(|_| begin(&program.address, "read", &body)).collect();
+    let mut stalled: Vec<TcpStream> =
+        (0..10).map(|_| begin_request(&program.address, "read", &body)).collect();
     // Their answers begin, and nothing more is read of them.
     let begun = stalled.iter_mut().map(status_line).filter(|line| line == b"HTTP/1.0 200").count();
     assert_eq!(begun, 10);
-    program.becomes("promforest_read_requests_in_flight", 10.0);
+    program.wait_for_metric("promforest_read_requests_in_flight", 10.0);
     // An eleventh waits for its turn, and is told to come again when there is none.
-    let mut eleventh = begin(&program.address, "read", &body);
-    let told = status_line(&mut eleventh);
-    assert!([b"HTTP/1.0 503", b"HTTP/1.0 200"].contains(&&told), "{told:?}");
-    let grown = program.memory().saturating_sub(before);
+    let mut eleventh = begin_request(&program.address, "read", &body);
+    let status = status_line(&mut eleventh);
+    assert!([b"HTTP/1.0 503", b"HTTP/1.0 200"].contains(&&status), "{status:?}");
+    let grown = program.resident_bytes().saturating_sub(before);
     assert!(grown < 64 * MIB, "{} MiB for answers of {} MiB", grown / MIB, 10 * 1000 * 1400 * 18 / MIB);
     // Who hangs up is not worked for any more.
     drop((stalled, eleventh));
-    program.becomes("promforest_read_requests_in_flight", 0.0);
+    program.wait_for_metric("promforest_read_requests_in_flight", 0.0);
     assert!(program.metric("promforest_read_answers_cut_total", &[]) >= 10.0);
     let answer = post(&program.address, "read", &body);
     let series = samples(&answer).remove(0);
@@ -314,17 +325,22 @@ fn samples_do_not_wait_for_patterns() {
 }
 
 /// What promforest itself says of a metric in a range.
-fn own(at: &Addresses, name: &str, start_ms: i64, end_ms: i64) -> BTreeMap<String, Vec<(i64, f64)>> {
+fn promforest_samples(
+    at: &StackApi,
+    name: &str,
+    start_ms: i64,
+    end_ms: i64,
+) -> BTreeMap<String, Vec<(i64, f64)>> {
     let matchers = vec![matcher(0, "__name__", name), matcher(0, "job", "node")];
     let query = Query { start_timestamp_ms: start_ms, end_timestamp_ms: end_ms, matchers };
     samples(&post(&at.promforest, "read", &request(vec![query], vec![]))).remove(0)
 }
 
 #[test]
-fn prometheus_finds_scores_that_nobody_wrote() {
+fn prometheus_reads_scores_that_were_never_written() {
     each_version(|version| {
         let mut stack = Stack::new(version, Collectors::Network, &JOB_NODE);
-        stack.read_from_promforest(", filter_external_labels: false");
+        stack.add_remote_read(", filter_external_labels: false");
         // It does not take scores, and is not sent any.
         stack.start_prometheus(RemoteWriteReceiver::Disabled);
         let config = stack.configure(NODE_NETWORK);
@@ -332,57 +348,59 @@ fn prometheus_finds_scores_that_nobody_wrote() {
         let config = config.replace(write, "remote_write: []");
         fs::write(stack.config_file(), config).expect("the directory is ours");
         stack.start_promforest();
-        stack.wait("scores by remote read", MODEL + SOON, |at| match at.scores()?.samples.len() {
-            n if n >= 10 => Ok(()),
-            n => Err(format!("{n} scores")),
+        stack.wait("scores by remote read", MODEL_TIMEOUT + SHORT_TIMEOUT, |at| {
+            match at.scores()?.samples.len() {
+                n if n >= 10 => Ok(()),
+                n => Err(format!("{n} scores")),
+            }
         });
         for name in ["anomaly_score", "node_network_anomaly"] {
-            let seen = stack.at.stored(name).unwrap_or_else(|err| panic!("{version}: {err}"));
+            let seen = stack.api.stored(name).unwrap_or_else(|err| panic!("{version}: {err}"));
             let (first_ms, last_ms) = (seen.samples[0].0, seen.samples[seen.samples.len() - 1].0);
-            let own = own(&stack.at, name, first_ms, last_ms);
-            assert_eq!(own.into_values().collect::<Vec<_>>(), [seen.samples], "{version}: {name}");
+            let read_samples = promforest_samples(&stack.api, name, first_ms, last_ms);
+            assert_eq!(read_samples.into_values().collect::<Vec<_>>(), [seen.samples], "{version}: {name}");
         }
-        let labels = &stack.at.scores().expect("as before").labels;
+        let labels = &stack.api.scores().expect("as before").labels;
         assert_eq!(labels["detector"], "node_network", "{version}: {labels:?}");
         // A function of PromQL, over time.
-        let worst = stack.at.prometheus.query(r#"max_over_time(anomaly_score{job="node"}[10m]) >= 0"#);
+        let worst = stack.api.prometheus.query(r#"max_over_time(anomaly_score{job="node"}[10m]) >= 0"#);
         assert_eq!(worst.map(|series| series.len()), Ok(1), "{version}");
         assert!(stack.metric("promforest_read_samples_total", &[]) > 0.0, "{version}");
     });
 }
 
 #[test]
-fn prometheus_finds_in_promforest_what_it_stores_itself() {
+fn promforest_serves_the_samples_that_prometheus_stores() {
     each_version(|version| {
         let mut stack = Stack::with_scores(version);
-        let at = stack.at.clone();
+        let at = stack.api.clone();
         let until_ms = now_ms() + 5_000;
         stack.wait_for_score_at(until_ms);
-        let stored = stack.at.scores().expect("scores");
+        let stored = stack.api.scores().expect("scores");
         let (first_ms, last_ms) = (stored.samples[0].0, stored.samples[stored.samples.len() - 1].0);
-        let same = |name: &str, stored: Vec<(i64, f64)>| {
-            let own = own(&at, name, first_ms, last_ms);
-            assert_eq!(own.into_values().collect::<Vec<_>>(), [stored], "{version}: {name}");
+        let check_same = |name: &str, stored: Vec<(i64, f64)>| {
+            let read_samples = promforest_samples(&at, name, first_ms, last_ms);
+            assert_eq!(read_samples.into_values().collect::<Vec<_>>(), [stored], "{version}: {name}");
         };
         let clip = |selector: &str| {
             let series = at.stored(selector).unwrap_or_else(|err| panic!("{version}: {err}"));
             let samples = series.samples.into_iter();
             samples.filter(|(timestamp_ms, _)| (first_ms..=last_ms).contains(timestamp_ms)).collect()
         };
-        same("anomaly_score", stored.samples.clone());
-        same("node_network_anomaly", clip("node_network_anomaly"));
+        check_same("anomaly_score", stored.samples.clone());
+        check_same("node_network_anomaly", clip("node_network_anomaly"));
         for name in ["node_network_receive_bytes_total", "node_network_transmit_packets_total"] {
-            same(name, clip(&format!(r#"{name}{{device="lo"}}"#)));
+            check_same(name, clip(&format!(r#"{name}{{device="lo"}}"#)));
         }
         // Both at once: nothing is there twice.
         stack.stop_prometheus();
-        stack.read_from_promforest(", required_matchers: {detector: node_network}");
+        stack.add_remote_read(", required_matchers: {detector: node_network}");
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
-        stack.wait("an answer of promforest's", SOON, |at| {
+        stack.wait("an answer of promforest's", SHORT_TIMEOUT, |at| {
             at.scores()?;
             let answered = at.metric("promforest_read_requests_total", &[("code", "200")])?;
-            let asked_by_us = 4.0;
-            if answered > asked_by_us { Ok(()) } else { Err(format!("{answered} answers")) }
+            let own_requests = 4.0;
+            if answered > own_requests { Ok(()) } else { Err(format!("{answered} answers")) }
         });
         let both: Vec<(i64, f64)> = clip(r#"anomaly_score{detector="node_network"}"#);
         assert_eq!(both, stored.samples, "{version}");

@@ -9,10 +9,10 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
-use support::{Process, Version, free_port, http, wait};
+use support::{Process, PrometheusVersion, free_port, http, wait};
 
 /// For what takes some seconds on an idle machine.
-const SOON: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A histogram of Prometheus' own becomes two series, and an exporter's counter is one.
 const DETECTORS: &str = r#"
@@ -47,14 +47,14 @@ fn exporter() -> u16 {
 }
 
 /// A sender, what its `remote_write` says of the version, and that version.
-fn accepts(version: Version, message: &str, expected: &str) {
+fn check_accepts(version: PrometheusVersion, message: &str, expected: &str) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let (prometheus_port, promforest_port) = (free_port(), free_port());
     fs::write(dir.path().join("promforest.yml"), DETECTORS).expect("the directory is ours");
     let (scrape, flag) = match version {
         // Its own histograms are classic ones.
-        Version::V2 => ("", "--enable-feature=exemplar-storage"),
-        Version::V3 => ("scrape_native_histograms: true", "--enable-feature=exemplar-storage"),
+        PrometheusVersion::V2 => ("", "--enable-feature=exemplar-storage"),
+        PrometheusVersion::V3 => ("scrape_native_histograms: true", "--enable-feature=exemplar-storage"),
     };
     let config = format!(
         "global: {{scrape_interval: 1s{}{scrape}}}\n\
@@ -85,25 +85,26 @@ fn accepts(version: Version, message: &str, expected: &str) {
     let mut prometheus = Process::start("prometheus", &version.prometheus(), &args, dir.path());
 
     let page = |port: u16| http::get(&format!("127.0.0.1:{port}"), "/metrics").map(|answer| answer.body);
-    let own = || page(promforest_port).map_err(|err| err.to_string());
+    let metrics_page = || page(promforest_port).map_err(|err| err.to_string());
     let what = format!("{version} {expected}: histograms, exemplars, metadata and floats arrive");
-    wait(&what, SOON, &mut [&mut promforest, &mut prometheus], || {
-        let page = own()?;
+    wait(&what, TIMEOUT, &mut [&mut promforest, &mut prometheus], || {
+        let page = metrics_page()?;
         let mut wanted = vec![
             ("promforest_ingest_ignored_total", vec![("kind", "exemplar")]),
             ("promforest_ingest_ignored_total", vec![("kind", "metadata")]),
             ("promforest_ingest_requests_total", vec![("code", "204"), ("version", expected)]),
         ];
-        if version == Version::V3 {
+        if version == PrometheusVersion::V3 {
             wanted.push(("promforest_ingest_histograms_total", vec![]));
         }
         let groups = [("counts", "prometheus"), ("sums", "prometheus"), ("floats", "demo")];
-        let shown = "promforest_missing_features";
-        wanted.extend(groups.map(|(detector, job)| (shown, vec![("detector", detector), ("job", job)])));
+        let group_metric = "promforest_missing_features";
+        wanted
+            .extend(groups.map(|(detector, job)| (group_metric, vec![("detector", detector), ("job", job)])));
         for (name, labels) in wanted {
             let value = http::metric(&page, name, &labels);
             // A group is there, whatever it lacks.
-            if !value.is_some_and(|value| value > 0.0 || name == shown) {
+            if !value.is_some_and(|value| value > 0.0 || name == group_metric) {
                 return Err(format!("{name} {labels:?} is {value:?}"));
             }
         }
@@ -112,8 +113,9 @@ fn accepts(version: Version, message: &str, expected: &str) {
     // For a while longer.
     thread::sleep(Duration::from_secs(3));
     let page_of_prometheus = page(prometheus_port).expect("Prometheus answers");
-    let own = own().expect("promforest answers");
-    let requests = |labels: &[(&str, &str)]| http::metric(&own, "promforest_ingest_requests_total", labels);
+    let metrics = metrics_page().expect("promforest answers");
+    let requests =
+        |labels: &[(&str, &str)]| http::metric(&metrics, "promforest_ingest_requests_total", labels);
     assert_eq!(
         requests(&[]),
         requests(&[("code", "204"), ("version", expected)]),
@@ -132,15 +134,15 @@ fn accepts(version: Version, message: &str, expected: &str) {
 
 #[test]
 fn prometheus_2_sends_1_0() {
-    accepts(Version::V2, "", "1.0");
+    check_accepts(PrometheusVersion::V2, "", "1.0");
 }
 
 #[test]
 fn prometheus_3_sends_1_0() {
-    accepts(Version::V3, "", "1.0");
+    check_accepts(PrometheusVersion::V3, "", "1.0");
 }
 
 #[test]
 fn prometheus_3_sends_2_0() {
-    accepts(Version::V3, "  protobuf_message: io.prometheus.write.v2.Request\n", "2.0");
+    check_accepts(PrometheusVersion::V3, "  protobuf_message: io.prometheus.write.v2.Request\n", "2.0");
 }

@@ -6,14 +6,14 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 use support::stack::{
-    Addresses, Collectors, JOB_NODE, MODEL, NODE_NETWORK, RANGE_MS, RemoteWriteReceiver, SOON, Scraping,
-    Stack,
+    Collectors, JOB_NODE, MODEL_TIMEOUT, NODE_NETWORK, RANGE_MS, RemoteWriteReceiver, SHORT_TIMEOUT,
+    Scraping, Stack, StackApi,
 };
-use support::{Version, each_version, http, now_ms};
+use support::{PrometheusVersion, each_version, http, now_ms};
 
 /// Prometheus 3 takes remote write 2.0. 2.42 finds nothing in it, and answers 204 all the same.
 #[test]
-fn b82_remote_write_2_0_reaches_who_understands_it_and_the_others_by_1_0() {
+fn b82_remote_write_2_0_falls_back_to_1_0() {
     each_version(|version| {
         let mut stack = Stack::new(version, Collectors::Network, &JOB_NODE);
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
@@ -23,17 +23,17 @@ fn b82_remote_write_2_0_reaches_who_understands_it_and_the_others_by_1_0() {
         assert_ne!(config, with_message);
         fs::write(stack.config_file(), with_message).expect("the directory is ours");
         stack.start_promforest();
-        stack.wait("the first scores", MODEL, |at| at.scores().map(drop));
+        stack.wait("the first scores", MODEL_TIMEOUT, |at| at.scores().map(drop));
         stack.wait_for_score_at(now_ms() + 3_000);
         let fallbacks = match version {
-            Version::V2 => 1.0,
-            Version::V3 => 0.0,
+            PrometheusVersion::V2 => 1.0,
+            PrometheusVersion::V3 => 0.0,
         };
         assert_eq!(stack.metric("promforest_remote_write_fallbacks_total", &[]), fallbacks, "{version}");
         let first_ms = stack.check_scores(RANGE_MS).samples[0].0;
         stack.check_nothing_lost();
         let scored = stack.metric("promforest_rows_total", &[("state", "complete")]);
-        stack.wait("every score is there", SOON, |at| {
+        stack.wait("every score is there", SHORT_TIMEOUT, |at| {
             let stored = at.scores()?.samples.len() as f64;
             if stored >= scored { Ok(()) } else { Err(format!("{stored} of {scored} since {first_ms}")) }
         });
@@ -41,14 +41,14 @@ fn b82_remote_write_2_0_reaches_who_understands_it_and_the_others_by_1_0() {
 }
 
 /// What a query shows now; after a staleness marker nothing, without one the last sample for five minutes.
-fn shown(at: &Addresses) -> Result<usize, String> {
+fn n_visible_series(at: &StackApi) -> Result<usize, String> {
     at.prometheus
         .query(r#"{__name__=~"anomaly_score|node_network_anomaly", job="node"}"#)
         .map(|found| found.len())
 }
 
-fn wait_until_shown(stack: &mut Stack, what: &str, wanted: usize) {
-    stack.wait(what, SOON + MODEL, |at| match shown(at)? {
+fn wait_until_visible(stack: &mut Stack, what: &str, wanted: usize) {
+    stack.wait(what, SHORT_TIMEOUT + MODEL_TIMEOUT, |at| match n_visible_series(at)? {
         found if found == wanted => Ok(()),
         found => Err(format!("{found} series")),
     });
@@ -60,36 +60,36 @@ fn f26_series_end_with_their_target_or_detector_and_not_with_the_process() {
         let jobs = "  - {job_name: node, file_sd_configs: [{files: [targets.yml]}]}";
         let mut stack = Stack::new(version, Collectors::Network, &Scraping { jobs, ..JOB_NODE });
         let there = format!("- targets: ['127.0.0.1:{}']\n", stack.exporter_port);
-        let put = |folder: &Path, targets: &str| {
+        let write_targets = |folder: &Path, targets: &str| {
             // At once: Prometheus looks whenever the file changes.
             fs::write(folder.join("targets.new"), targets).expect("the directory is ours");
             fs::rename(folder.join("targets.new"), folder.join("targets.yml")).expect("the same directory");
         };
-        put(stack.dir.path(), &there);
+        write_targets(stack.dir.path(), &there);
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
         stack.configure(NODE_NETWORK);
         stack.start_promforest();
-        wait_until_shown(&mut stack, "the first scores", 2);
+        wait_until_visible(&mut stack, "the first scores", 2);
 
         // A restart is no end.
         let status = stack.promforest.take().expect("it runs").terminate(Duration::from_secs(12));
         assert_eq!(status.code(), Some(0), "{version}");
-        assert_eq!(shown(&stack.at), Ok(2), "{version}: after SIGTERM");
+        assert_eq!(n_visible_series(&stack.api), Ok(2), "{version}: after SIGTERM");
         stack.start_promforest();
         stack.wait_for_score_at(now_ms() + 2_000);
 
         // The target goes, and comes again.
-        put(stack.dir.path(), "[]\n");
-        wait_until_shown(&mut stack, "the series of a target that is gone have ended", 0);
-        put(stack.dir.path(), &there);
-        wait_until_shown(&mut stack, "they go on with their target", 2);
+        write_targets(stack.dir.path(), "[]\n");
+        wait_until_visible(&mut stack, "the series of a target that is gone have ended", 0);
+        write_targets(stack.dir.path(), &there);
+        wait_until_visible(&mut stack, "they go on with their target", 2);
 
         // The detector goes.
         let other = NODE_NETWORK.replace("name: node_network", "name: other");
         stack.configure(&other);
-        let answer = http::post(&stack.at.promforest, "/-/reload").expect("promforest answers");
+        let answer = http::post(&stack.api.promforest, "/-/reload").expect("promforest answers");
         assert_eq!(answer.status, 200, "{version}: {}", answer.body);
-        stack.wait("the series of a detector that is gone have ended", SOON, |at| {
+        stack.wait("the series of a detector that is gone have ended", SHORT_TIMEOUT, |at| {
             let left = at
                 .prometheus
                 .query(r#"{__name__=~"anomaly_score|node_network_anomaly", detector!="other"}"#)?;

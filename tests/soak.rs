@@ -31,7 +31,7 @@ const OTHERS: usize = 51;
 const PART: u32 = 30;
 const SECOND: Duration = Duration::from_secs(1);
 /// Three times what was measured, 43 MB: a bound of the design and not of a machine.
-const MOST_BYTES: f64 = 150e6;
+const MAX_BYTES: f64 = 150e6;
 
 const DETECTORS: &str = r#"
   - name: soak
@@ -39,38 +39,50 @@ const DETECTORS: &str = r#"
     transform: rate(10s)
     window: 30s
     grace: 3s
-    training: {history: 1h, minimum: 10s, every: 1h}
+    training: {history: 1h, min_history: 10s, interval: 1h}
     model: {kind: isolation_forest, n_estimators: 20}
 "#;
 
 /// A target of remote write that takes everything, or answers 503.
-struct Target {
+struct FakeEndpoint {
     port: u16,
-    refuses: Arc<AtomicBool>,
+    unavailable: Arc<AtomicBool>,
     scores: Arc<AtomicU64>,
     /// Staleness markers.
-    ends: Arc<AtomicU64>,
+    stale_markers: Arc<AtomicU64>,
 }
 
-impl Target {
+impl FakeEndpoint {
     fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
         let port = listener.local_addr().expect("a bound socket has an address").port();
-        let refuses: Arc<AtomicBool> = Arc::default();
-        let [scores, ends]: [Arc<AtomicU64>; 2] = Default::default();
-        let target = Self { port, refuses: refuses.clone(), scores: scores.clone(), ends: ends.clone() };
+        let unavailable: Arc<AtomicBool> = Arc::default();
+        let [scores, stale_markers]: [Arc<AtomicU64>; 2] = Default::default();
+        let endpoint = Self {
+            port,
+            unavailable: unavailable.clone(),
+            scores: scores.clone(),
+            stale_markers: stale_markers.clone(),
+        };
         // It ends with the process.
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (refuses, scores, ends) = (refuses.clone(), scores.clone(), ends.clone());
+                let (unavailable, scores, stale_markers) =
+                    (unavailable.clone(), scores.clone(), stale_markers.clone());
                 // A sender that goes away ends its connection's thread.
-                thread::spawn(move || while Self::answer(&stream, &refuses, [&scores, &ends]).is_some() {});
+                thread::spawn(move || {
+                    while Self::answer(&stream, &unavailable, [&scores, &stale_markers]).is_some() {}
+                });
             }
         });
-        target
+        endpoint
     }
 
-    fn answer(mut stream: &TcpStream, refuses: &AtomicBool, [scores, ends]: [&AtomicU64; 2]) -> Option<()> {
+    fn answer(
+        mut stream: &TcpStream,
+        unavailable: &AtomicBool,
+        [scores, stale_markers]: [&AtomicU64; 2],
+    ) -> Option<()> {
         // Nothing is sent before the answer: no byte of a next request is lost in the buffer.
         let mut reader = BufReader::new(stream);
         let mut length = 0;
@@ -86,14 +98,14 @@ impl Target {
         }
         let mut body = vec![0; length];
         reader.read_exact(&mut body).ok()?;
-        if refuses.load(Ordering::Relaxed) {
+        if unavailable.load(Ordering::Relaxed) {
             return stream.write_all(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n").ok();
         }
         let mut buffer = Vec::new();
         let message = snappy::decompress(&body, 32 << 20, &mut buffer).expect("snappy");
         let request = WriteRequest::decode(message).expect("a WriteRequest");
         for sample in request.timeseries.iter().flat_map(|series| &series.samples) {
-            let kind = if sample.value.to_bits() == STALE_BITS { ends } else { scores };
+            let kind = if sample.value.to_bits() == STALE_BITS { stale_markers } else { scores };
             kind.fetch_add(1, Ordering::Relaxed);
         }
         stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").ok()
@@ -133,19 +145,19 @@ fn deliver(address: &str, timeseries: &[TimeSeries]) -> u64 {
 }
 
 /// What promforest says of itself.
-struct Page(String);
+struct MetricsPage(String);
 
-impl Page {
+impl MetricsPage {
     fn read(address: &str) -> Self {
         Self(http::get(address, "/metrics").unwrap_or_else(|err| panic!("{address}: {err}")).body)
     }
 
-    fn of(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+    fn value(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         http::metric(&self.0, name, labels).unwrap_or(0.0)
     }
 
     fn resident(&self) -> f64 {
-        self.of("process_resident_memory_bytes", &[])
+        self.value("process_resident_memory_bytes", &[])
     }
 }
 
@@ -153,14 +165,14 @@ impl Page {
 fn f8_f18_f31_memory_is_flat_under_churn() {
     let minutes: f64 =
         std::env::var("PROMFOREST_SOAK_MINUTES").map_or(1.0, |text| text.parse().expect("minutes"));
-    let target = Target::start();
+    let endpoint = FakeEndpoint::start();
     let dir = TempDir::with_prefix("promforest-soak-").expect("a temporary directory");
     let config = format!(
         "global: {{scrape_interval: 1s}}\n\
          remote_write: [{{url: 'http://127.0.0.1:{}/api/v1/write'}}]\n\
          remote_read: []\n\
          detectors:{DETECTORS}",
-        target.port
+        endpoint.port
     );
     std::fs::write(dir.path().join("promforest.yml"), config).expect("the directory is ours");
     let address = format!("127.0.0.1:{}", free_port());
@@ -200,10 +212,10 @@ fn f8_f18_f31_memory_is_flat_under_churn() {
         }
         sent += requests.iter().map(|request| deliver(&address, request)).sum::<u64>();
         last = requests;
-        target.refuses.store(second % 30 >= 20, Ordering::Relaxed);
+        endpoint.unavailable.store(second % 30 >= 20, Ordering::Relaxed);
         if second % 5 == 0 {
-            let page = Page::read(&address);
-            let scored = page.of("promforest_rows_total", &[("state", "complete")]);
+            let page = MetricsPage::read(&address);
+            let scored = page.value("promforest_rows_total", &[("state", "complete")]);
             resident.push(page.resident());
             if second % PART == 0 {
                 rows.push(scored);
@@ -213,48 +225,58 @@ fn f8_f18_f31_memory_is_flat_under_churn() {
                     "{:4} s: {:6.1} MB resident, {} series remembered, {} rows, {} samples written, {} lost",
                     began.elapsed().as_secs(),
                     page.resident() / 1e6,
-                    page.of("promforest_index_series", &[]),
+                    page.value("promforest_index_series", &[]),
                     scored,
-                    page.of("promforest_remote_write_samples_total", &[]),
-                    page.of("promforest_remote_write_samples_failed_total", &[]),
+                    page.value("promforest_remote_write_samples_total", &[]),
+                    page.value("promforest_remote_write_samples_failed_total", &[]),
                 );
             }
         }
         promforest.assert_running();
     }
-    target.refuses.store(false, Ordering::Relaxed);
-    let settled = || match Page::read(&address) {
-        page if page.of("promforest_remote_write_groups_pending", &[]) == 0.0 => Ok(page),
+    endpoint.unavailable.store(false, Ordering::Relaxed);
+    let settled = || match MetricsPage::read(&address) {
+        page if page.value("promforest_remote_write_groups_pending", &[]) == 0.0 => Ok(page),
         _ => Err("scores are pending".to_string()),
     };
     wait("everything is written", Duration::from_secs(60), &mut [&mut promforest], settled);
     // Rows whose time was not up are closed.
     thread::sleep(Duration::from_secs(5));
-    let page = Page::read(&address);
+    let page = MetricsPage::read(&address);
 
-    assert_eq!(page.of("promforest_ingest_samples_total", &[]), sent as f64, "samples received and sent");
-    let [scores, ends] = [&target.scores, &target.ends].map(|count| count.load(Ordering::Relaxed) as f64);
-    let written = page.of("promforest_remote_write_samples_total", &[]);
-    assert_eq!(written, scores + ends, "samples written and received");
-    let lost = page.of("promforest_remote_write_samples_failed_total", &[]);
-    let of_rows = |state| 2.0 * page.of("promforest_rows_total", &[("state", state)]);
-    let goes_on = rows.windows(2).skip(1).all(|between| between[0] < between[1]);
-    assert!(goes_on, "rows scored, every {PART} s: {rows:?}\n{}", promforest.tail());
-    let scored = of_rows("complete");
+    assert_eq!(page.value("promforest_ingest_samples_total", &[]), sent as f64, "samples received and sent");
+    let [scores, stale_markers] =
+        [&endpoint.scores, &endpoint.stale_markers].map(|count| count.load(Ordering::Relaxed) as f64);
+    let written = page.value("promforest_remote_write_samples_total", &[]);
+    assert_eq!(written, scores + stale_markers, "samples written and received");
+    let failed = page.value("promforest_remote_write_samples_failed_total", &[]);
+    let samples_of_rows = |state| 2.0 * page.value("promforest_rows_total", &[("state", state)]);
+    let increases = rows.windows(2).skip(1).all(|between| between[0] < between[1]);
+    assert!(increases, "rows scored, every {PART} s: {rows:?}\n{}", promforest.tail());
+    let scored = samples_of_rows("complete");
     assert!(scored > 0.0, "nothing was scored\n{}", promforest.tail());
-    assert_eq!(scored, scores + lost, "samples scored, and written ({scores}) or lost ({lost})");
+    assert_eq!(scored, scores + failed, "samples scored, and written ({scores}) or lost ({failed})");
     // A host that was never scored has no end.
-    assert!(ends <= of_rows("ended"), "{ends} series ended, of {} of rows", of_rows("ended"));
+    assert!(
+        stale_markers <= samples_of_rows("ended"),
+        "{stale_markers} series ended, of {} of rows",
+        samples_of_rows("ended")
+    );
 
     // Everything that a host leaves behind goes within a window and a look around, a minute and a half.
     let (early, late) = resident.split_at(resident.len() / 2);
-    let most = |bytes: &[f64]| bytes.iter().copied().fold(0.0, f64::max);
+    let max_bytes = |bytes: &[f64]| bytes.iter().copied().fold(0.0, f64::max);
     println!(
         "{next} hosts, {sent} samples; at most {:.1} MB, then {:.1} MB",
-        most(early) / 1e6,
-        most(late) / 1e6
+        max_bytes(early) / 1e6,
+        max_bytes(late) / 1e6
     );
-    assert!(most(&resident) < MOST_BYTES, "{} bytes", most(&resident));
+    assert!(max_bytes(&resident) < MAX_BYTES, "{} bytes", max_bytes(&resident));
     let warm = length > Duration::from_secs(300);
-    assert!(!warm || most(late) < 1.25 * most(early), "{} bytes, then {}", most(early), most(late));
+    assert!(
+        !warm || max_bytes(late) < 1.25 * max_bytes(early),
+        "{} bytes, then {}",
+        max_bytes(early),
+        max_bytes(late)
+    );
 }

@@ -6,18 +6,20 @@ mod support;
 use std::fs;
 use std::thread;
 use std::time::Duration;
-use support::stack::{Collectors, JOB_NODE, MODEL, NODE_NETWORK, RemoteWriteReceiver, SOON, Stack};
+use support::stack::{
+    Collectors, JOB_NODE, MODEL_TIMEOUT, NODE_NETWORK, RemoteWriteReceiver, SHORT_TIMEOUT, Stack,
+};
 use support::{each_version, now_ms};
 
 /// Longer than a batch takes, and than some rows need.
-const AWAY: Duration = Duration::from_secs(6);
+const OUTAGE: Duration = Duration::from_secs(6);
 
 /// Waits until both have scores of now, and returns what they have up to then.
 fn both_catch_up(stack: &mut Stack, second: &mut Stack) -> [Vec<(i64, f64)>; 2] {
     let until_ms = now_ms();
     [second, stack].map(|stack| {
         stack.wait_for_score_at(until_ms);
-        let mut samples = stack.at.scores().expect("as before").samples;
+        let mut samples = stack.api.scores().expect("as before").samples;
         samples.retain(|(timestamp_ms, _)| *timestamp_ms <= until_ms);
         samples
     })
@@ -28,28 +30,28 @@ fn times(scores: &[(i64, f64)]) -> Vec<i64> {
 }
 
 #[test]
-fn f8_one_of_two_targets_that_was_away_gets_what_it_missed() {
+fn f8_one_of_two_endpoints_catches_up_after_an_outage() {
     each_version(|version| {
         let mut stack = Stack::new(version, Collectors::Network, &JOB_NODE);
         // Its own promforest never runs.
         let mut second = Stack::new(version, Collectors::Network, &JOB_NODE);
         second.start_prometheus(RemoteWriteReceiver::Enabled);
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
-        let address = second.at.prometheus.0.clone();
-        let too = |config: &str, what: &str| {
+        let address = second.api.prometheus.0.clone();
+        let with_second_endpoint = |config: &str, what: &str| {
             let more = format!("/{what}'}}, {{url: 'http://{address}/api/v1/{what}'}}]");
             config.replace(&format!("/{what}'}}]"), &more)
         };
-        let config = too(&stack.configure(NODE_NETWORK), "write");
+        let config = with_second_endpoint(&stack.configure(NODE_NETWORK), "write");
         fs::write(stack.config_file(), &config).expect("the directory is ours");
         stack.start_promforest();
-        stack.wait("the first scores", MODEL, |at| at.scores().map(drop));
+        stack.wait("the first scores", MODEL_TIMEOUT, |at| at.scores().map(drop));
         both_catch_up(&mut stack, &mut second);
 
         // An end in order, and what it had not: a snapshot tells.
         second.prometheus.take().expect("it runs").kill();
-        thread::sleep(AWAY);
-        stack.promforest.take().expect("it runs").terminate(SOON);
+        thread::sleep(OUTAGE);
+        stack.promforest.take().expect("it runs").terminate(SHORT_TIMEOUT);
         stack.start_promforest();
         stack.wait_for_score_at(now_ms());
         second.start_prometheus(RemoteWriteReceiver::Enabled);
@@ -58,7 +60,7 @@ fn f8_one_of_two_targets_that_was_away_gets_what_it_missed() {
 
         // A sudden one: the snapshot is older than the end.
         second.prometheus.take().expect("it runs").kill();
-        thread::sleep(AWAY);
+        thread::sleep(OUTAGE);
         stack.kill_promforest();
         stack.start_promforest();
         stack.wait_for_score_at(now_ms());
@@ -68,11 +70,11 @@ fn f8_one_of_two_targets_that_was_away_gets_what_it_missed() {
 
         // Without a snapshot: what it has it tells itself, where it is read.
         second.prometheus.take().expect("it runs").kill();
-        thread::sleep(AWAY);
+        thread::sleep(OUTAGE);
         stack.kill_promforest();
         fs::remove_dir_all(stack.dir.path().join("promforest-data/snapshots"))
             .expect("the directory is ours");
-        fs::write(stack.config_file(), too(&config, "read")).expect("the directory is ours");
+        fs::write(stack.config_file(), with_second_endpoint(&config, "read")).expect("the directory is ours");
         second.start_prometheus(RemoteWriteReceiver::Enabled);
         stack.start_promforest();
         let [theirs, ours] = both_catch_up(&mut stack, &mut second);

@@ -8,8 +8,8 @@
 
 mod support;
 
-use promforest::features::{Reader, Row};
-use promforest::models::{Fitted, Model, artifact, score};
+use promforest::features::{Row, RowReader};
+use promforest::models::{FittedModel, Model, artifact, score};
 use promforest::prom::wire::snappy;
 use promforest::prom::{Labels, Sample, Selector, proto};
 use promforest::window::Window;
@@ -19,7 +19,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
-use support::stack::{Collectors, JOB_NODE, MODEL, RemoteWriteReceiver, SOON, Stack};
+use support::stack::{Collectors, JOB_NODE, MODEL_TIMEOUT, RemoteWriteReceiver, SHORT_TIMEOUT, Stack};
 use support::{Process, each_version, http, now_ms};
 
 /// Keeps all rows of the longest run, and judges every row alone, so that any of them can be recomputed by itself.
@@ -29,67 +29,67 @@ const DETECTOR: &str = r#"
     transform: rate(10s)
     window: 3h
     grace: 5s
-    training: {history: 3h, minimum: 10s, every: 3h}
+    training: {history: 3h, min_history: 10s, interval: 3h}
     model: {kind: isolation_forest}
 "#;
 /// No version is pruned: the one that made a score is needed to check it.
-const REGISTRY: &str = "registry: {path: models, keep: 1000}";
+const REGISTRY: &str = "registry: {path: models, keep_versions: 1000}";
 const INPUT: &str = r#"{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total", device="lo"}"#;
 const SCORES: &str = r#"{__name__="anomaly_score", detector="node_network", model=""}"#;
 /// Samples of a row of this model: decision and score.
 const SAMPLES_OF_A_ROW: f64 = 2.0;
 
 /// A linear congruential generator (Knuth's MMIX): a run can be repeated by its seed.
-struct Dice(u64);
+struct Random(u64);
 
-impl Dice {
-    fn roll(&mut self, below: usize) -> usize {
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as usize % below
+        (self.0 >> 33) as usize % n
     }
 
     fn millis(&mut self, most: usize) -> Duration {
-        Duration::from_millis(self.roll(most) as u64)
+        Duration::from_millis(self.below(most) as u64)
     }
 }
 
-fn number(variable: &str) -> Option<u64> {
+fn env_number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text} is no number")))
 }
 
 #[test]
-fn f1_f2_f3_f4_f5_f6_f7_f14_f22_f28_f45_killed_at_random_moments_nothing_is_lost() {
-    let minutes = number("PROMFOREST_TORTURE_MINUTES").unwrap_or(1);
-    let seed = number("PROMFOREST_TORTURE_SEED").unwrap_or_else(|| now_ms().cast_unsigned());
+fn f1_f2_f3_f4_f5_f6_f7_f14_f22_f28_f45_random_faults_lose_nothing() {
+    let minutes = env_number("PROMFOREST_TORTURE_MINUTES").unwrap_or(1);
+    let seed = env_number("PROMFOREST_TORTURE_SEED").unwrap_or_else(|| now_ms().cast_unsigned());
     println!("PROMFOREST_TORTURE_SEED={seed}");
     each_version(|version| {
         let mut stack = Stack::new(version, Collectors::Network, &JOB_NODE);
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
-        stack.configure_more("promforest.yml", REGISTRY, DETECTOR);
+        stack.configure_file("promforest.yml", REGISTRY, DETECTOR);
         stack.start_promforest();
-        stack.wait("the first scores", MODEL, |at| at.scores().map(drop));
+        stack.wait("the first scores", MODEL_TIMEOUT, |at| at.scores().map(drop));
         let began_ms = now_ms();
-        let mut books = Books::default();
-        books.read(&stack);
-        books.forgive();
+        let mut totals = CounterTotals::default();
+        totals.read(&stack);
+        totals.set_baseline();
         let until = Instant::now() + Duration::from_secs(60 * minutes);
-        let mut dice = Dice(seed ^ version as u64);
+        let mut random = Random(seed ^ version as u64);
         while Instant::now() < until {
-            let pause = Instant::now() + Duration::from_secs(4) + dice.millis(8_000);
+            let pause = Instant::now() + Duration::from_secs(4) + random.millis(8_000);
             while Instant::now() < pause {
                 thread::sleep(Duration::from_millis(200));
-                books.read(&stack);
+                totals.read(&stack);
             }
-            torment(&mut stack, &mut dice, &mut books);
+            inject_fault(&mut stack, &mut random, &mut totals);
         }
         stack.wait_for_score_at(now_ms());
         // Holes are looked for, found and filled.
         thread::sleep(SETTLE);
         let settled_ms = now_ms() - 5_000;
         stack.wait_for_score_at(settled_ms);
-        books.read(&stack);
-        compare(&stack, &books, (began_ms, settled_ms));
+        totals.read(&stack);
+        compare_with_recomputation(&stack, &totals, (began_ms, settled_ms));
     });
 }
 
@@ -97,80 +97,80 @@ fn f1_f2_f3_f4_f5_f6_f7_f14_f22_f28_f45_killed_at_random_moments_nothing_is_lost
 const SETTLE: Duration = Duration::from_secs(25);
 
 /// One thing that should never happen.
-fn torment(stack: &mut Stack, dice: &mut Dice, books: &mut Books) {
+fn inject_fault(stack: &mut Stack, random: &mut Random, totals: &mut CounterTotals) {
     let (version, at) = (stack.version, now_ms());
-    let say = |what: &str| println!("{version}: {at}: {what}");
-    match dice.roll(8) {
+    let report = |what: &str| println!("{version}: {at}: {what}");
+    match random.below(8) {
         0 | 1 => {
-            say("promforest is killed");
-            kill_promforest(stack, books);
-            thread::sleep(dice.millis(4_000));
+            report("promforest is killed");
+            kill_promforest(stack, totals);
+            thread::sleep(random.millis(4_000));
             stack.start_promforest();
         }
         2 => {
-            say("promforest is killed, and what it kept is damaged");
-            kill_promforest(stack, books);
-            damage(stack, dice);
+            report("promforest is killed, and what it kept is damaged");
+            kill_promforest(stack, totals);
+            damage(stack, random);
             stack.start_promforest();
         }
         3 => {
-            say("promforest ends, and starts again");
-            books.read(stack);
-            stack.promforest.take().expect("it runs").terminate(SOON);
-            books.close();
+            report("promforest ends, and starts again");
+            totals.read(stack);
+            stack.promforest.take().expect("it runs").terminate(SHORT_TIMEOUT);
+            totals.end_process();
             stack.start_promforest();
         }
         4 => {
-            say("Prometheus is killed");
+            report("Prometheus is killed");
             stack.prometheus.take().expect("it runs").kill();
-            thread::sleep(dice.millis(4_000));
+            thread::sleep(random.millis(4_000));
             stack.start_prometheus(RemoteWriteReceiver::Enabled);
         }
         5 => {
-            say("both are killed");
-            kill_promforest(stack, books);
+            report("both are killed");
+            kill_promforest(stack, totals);
             stack.prometheus.take().expect("it runs").kill();
-            thread::sleep(dice.millis(2_000));
+            thread::sleep(random.millis(2_000));
             stack.start_prometheus(RemoteWriteReceiver::Enabled);
             stack.start_promforest();
         }
         6 => {
-            say("promforest stands still");
-            pause(stack.promforest.as_ref(), dice);
+            report("promforest stands still");
+            pause(stack.promforest.as_ref(), random);
         }
         _ => {
-            say("Prometheus stands still");
-            pause(stack.prometheus.as_ref(), dice);
+            report("Prometheus stands still");
+            pause(stack.prometheus.as_ref(), random);
         }
     }
 }
 
-fn kill_promforest(stack: &mut Stack, books: &mut Books) {
-    books.read(stack);
+fn kill_promforest(stack: &mut Stack, totals: &mut CounterTotals) {
+    totals.read(stack);
     stack.kill_promforest();
-    books.close();
+    totals.end_process();
 }
 
-fn pause(process: Option<&Process>, dice: &mut Dice) {
+fn pause(process: Option<&Process>, random: &mut Random) {
     let process = process.expect("it runs");
     process.signal("STOP");
-    thread::sleep(Duration::from_secs(1) + dice.millis(8_000));
+    thread::sleep(Duration::from_secs(1) + random.millis(8_000));
     process.signal("CONT");
 }
 
 /// Deletes, empties, cuts or flips a bit of each file that is not a model.
-fn damage(stack: &Stack, dice: &mut Dice) {
-    for path in kept(&stack.dir.path().join("promforest-data")) {
+fn damage(stack: &Stack, random: &mut Random) {
+    for path in files_outside_registry(&stack.dir.path().join("promforest-data")) {
         let mut bytes = fs::read(&path).expect("a file of promforest's");
-        let what = dice.roll(4);
+        let what = random.below(4);
         match what {
             0 => fs::remove_file(&path).expect("the folder is ours"),
             1 => bytes.clear(),
             2 => bytes.truncate(bytes.len() / 2),
             _ if bytes.is_empty() => {}
             _ => {
-                let at = dice.roll(bytes.len());
-                bytes[at] ^= 1 << dice.roll(8);
+                let at = random.below(bytes.len());
+                bytes[at] ^= 1 << random.below(8);
             }
         }
         println!("{}: damage {what} to {}", stack.version, path.display());
@@ -181,13 +181,13 @@ fn damage(stack: &Stack, dice: &mut Dice) {
 }
 
 /// The files under a folder, but for the registry: a model that is lost is not computed again to the same bits.
-fn kept(folder: &PathBuf) -> Vec<PathBuf> {
+fn files_outside_registry(folder: &PathBuf) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let mut files = Vec::new();
     for path in entries.map(|entry| entry.expect("readable").path()) {
         match path.is_dir() {
             true if path.ends_with("models") => {}
-            true => files.extend(kept(&path)),
+            true => files.extend(files_outside_registry(&path)),
             false => files.push(path),
         }
     }
@@ -200,19 +200,19 @@ fn kept(folder: &PathBuf) -> Vec<PathBuf> {
 /// What promforest has counted over all its lives, by the series of its counters. What it counts between the last look
 /// and a kill is not known: a loss there would be one that no counter shows.
 #[derive(Default)]
-struct Books {
+struct CounterTotals {
     /// Of lives that are over.
-    closed: BTreeMap<String, f64>,
+    ended_processes: BTreeMap<String, f64>,
     /// Of the life that goes on.
-    open: BTreeMap<String, f64>,
+    current_process: BTreeMap<String, f64>,
     /// What was counted before the comparison began.
-    forgiven: BTreeMap<String, f64>,
+    baseline: BTreeMap<String, f64>,
 }
 
-impl Books {
+impl CounterTotals {
     /// Reads the counters, if there is an answer.
     fn read(&mut self, stack: &Stack) {
-        let Ok(page) = http::get(&stack.at.promforest, "/metrics") else { return };
+        let Ok(page) = http::get(&stack.api.promforest, "/metrics") else { return };
         let counter = |line: &str| {
             let (series, value) = line.rsplit_once(' ')?;
             let wanted = ["promforest_rows_total{", "promforest_remote_write_samples_failed_total{"];
@@ -221,37 +221,37 @@ impl Books {
         };
         let read: BTreeMap<String, f64> = page.body.lines().filter_map(counter).collect();
         if !read.is_empty() {
-            self.open = read;
+            self.current_process = read;
         }
     }
 
     /// The process has ended.
-    fn close(&mut self) {
-        for (series, value) in std::mem::take(&mut self.open) {
-            *self.closed.entry(series).or_default() += value;
+    fn end_process(&mut self) {
+        for (series, value) in std::mem::take(&mut self.current_process) {
+            *self.ended_processes.entry(series).or_default() += value;
         }
     }
 
-    fn forgive(&mut self) {
-        self.forgiven = self.open.clone();
+    fn set_baseline(&mut self) {
+        self.baseline = self.current_process.clone();
     }
 
     /// Everything that was counted since the comparison began, of the series with this text in them.
-    fn of(&self, text: &str) -> f64 {
-        let sum = |books: &BTreeMap<String, f64>| -> f64 {
-            books.iter().filter(|(series, _)| series.contains(text)).map(|(_, value)| value).sum()
+    fn since_baseline(&self, text: &str) -> f64 {
+        let sum = |counters: &BTreeMap<String, f64>| -> f64 {
+            counters.iter().filter(|(series, _)| series.contains(text)).map(|(_, value)| value).sum()
         };
-        sum(&self.closed) + sum(&self.open) - sum(&self.forgiven)
+        sum(&self.ended_processes) + sum(&self.current_process) - sum(&self.baseline)
     }
 }
 
 // -------------------------------------------------------------------------------- the comparison
 
-fn compare(stack: &Stack, books: &Books, (from_ms, to_ms): (i64, i64)) {
+fn compare_with_recomputation(stack: &Stack, totals: &CounterTotals, (from_ms, to_ms): (i64, i64)) {
     let version = stack.version;
     let long_before_ms = from_ms - 600_000;
-    let input = remote_read(&stack.at.prometheus.0, INPUT, long_before_ms, to_ms);
-    let scores = remote_read(&stack.at.prometheus.0, SCORES, from_ms, to_ms);
+    let input = remote_read(&stack.api.prometheus.0, INPUT, long_before_ms, to_ms);
+    let scores = remote_read(&stack.api.prometheus.0, SCORES, from_ms, to_ms);
     let stored: BTreeMap<i64, f64> = scores
         .into_iter()
         .flat_map(|(_, samples)| samples)
@@ -262,21 +262,21 @@ fn compare(stack: &Stack, books: &Books, (from_ms, to_ms): (i64, i64)) {
     assert!(!models.is_empty(), "{version}: no model in the registry");
     let expected = recomputed(&input, &models, from_ms, to_ms);
 
-    let unfounded: Vec<i64> = stored.keys().filter(|at| !expected.contains_key(at)).copied().collect();
-    assert!(unfounded.is_empty(), "{version}: scores of no complete row: {unfounded:?}");
+    let unexpected: Vec<i64> = stored.keys().filter(|at| !expected.contains_key(at)).copied().collect();
+    assert!(unexpected.is_empty(), "{version}: scores of no complete row: {unexpected:?}");
     let missing: Vec<i64> = expected.keys().filter(|at| !stored.contains_key(at)).copied().collect();
     let differing: Vec<i64> = stored
         .iter()
         .filter(|(at, value)| !expected[at].contains(&value.to_bits()))
         .map(|(at, _)| *at)
         .collect();
-    let rows = |state: &str| books.of(&format!("state=\"{state}\""));
+    let rows = |state: &str| totals.since_baseline(&format!("state=\"{state}\""));
     let never_scored: f64 = ["incomplete", "too_short", "ended", "unmodelled", "late"].map(rows).iter().sum();
-    let failed = |reason: &str| books.of(&format!("reason=\"{reason}\"")) / SAMPLES_OF_A_ROW;
-    let not_written: f64 = ["rejected", "too_old", "out_of_order"].map(failed).iter().sum();
+    let failed = |reason: &str| totals.since_baseline(&format!("reason=\"{reason}\"")) / SAMPLES_OF_A_ROW;
+    let failed_to_write: f64 = ["rejected", "too_old", "out_of_order"].map(failed).iter().sum();
     let revised = failed("revised");
     println!(
-        "{version}: {} rows, {} scores stored, {} missing (counted: {never_scored} never scored, {not_written} not \
+        "{version}: {} rows, {} scores stored, {} missing (counted: {never_scored} never scored, {failed_to_write} not \
          written), {} with other bits (counted: {revised} revised); {} models",
         expected.len(),
         stored.len(),
@@ -287,8 +287,8 @@ fn compare(stack: &Stack, books: &Books, (from_ms, to_ms): (i64, i64)) {
     let enough = expected.len() >= 30;
     assert!(enough, "{version}: only {} rows\n{}", expected.len(), stack.promforest_tail());
     assert!(
-        missing.len() as f64 <= never_scored + not_written,
-        "{version}: lost, and no counter shows it: {missing:?}; {never_scored} and {not_written} are counted\n{}",
+        missing.len() as f64 <= never_scored + failed_to_write,
+        "{version}: lost, and no counter shows it: {missing:?}; {never_scored} and {failed_to_write} are counted\n{}",
         stack.promforest_tail()
     );
     assert!(
@@ -308,15 +308,15 @@ fn compare_window(stack: &Stack, input: &[(Labels, Vec<Sample>)], to_ms: i64) {
         });
         cells.collect()
     };
-    let ours = cells(&remote_read(&stack.at.promforest, INPUT, i64::MIN, to_ms));
+    let ours = cells(&remote_read(&stack.api.promforest, INPUT, i64::MIN, to_ms));
     let theirs = cells(input);
     let others: Vec<_> = ours.iter().filter(|(cell, bits)| theirs.get(cell) != Some(bits)).collect();
-    let lacking: Vec<_> = theirs.keys().filter(|cell| !ours.contains_key(cell)).collect();
-    println!("{version}: {} samples in the window, {} are lacking", ours.len(), lacking.len());
+    let missing: Vec<_> = theirs.keys().filter(|cell| !ours.contains_key(cell)).collect();
+    println!("{version}: {} samples in the window, {} are lacking", ours.len(), missing.len());
     assert!(others.is_empty(), "{version}: samples of the window that Prometheus does not have: {others:?}");
     assert!(
-        lacking.is_empty() && !ours.is_empty(),
-        "{version}: the window lacks samples: {lacking:?}\n{}",
+        missing.is_empty() && !ours.is_empty(),
+        "{version}: the window lacks samples: {missing:?}\n{}",
         stack.promforest_tail()
     );
 }
@@ -332,8 +332,8 @@ fn models(stack: &Stack) -> Vec<Model> {
             let is_version =
                 folder.file_name().is_some_and(|name| name.to_string_lossy().parse::<u64>().is_ok());
             if is_version {
-                let files = artifact::load(&folder).expect("a version is there as a whole");
-                models.push(artifact::model(&files).expect("a version is valid"));
+                let files = artifact::read_files(&folder).expect("a version is there as a whole");
+                models.push(artifact::read_model(&files).expect("a version is valid"));
             }
         }
     }
@@ -351,7 +351,7 @@ fn recomputed(
     let mut window = Window::new(i64::MAX / 4);
     for (labels, samples) in input {
         let (_, feature) = labels.split(&by);
-        let column = window.column(&feature).expect("few features");
+        let column = window.get_or_add_column(&feature).expect("few features");
         for sample in samples {
             window.push(column, *sample);
         }
@@ -359,12 +359,12 @@ fn recomputed(
     let mut scores: BTreeMap<i64, BTreeSet<u64>> = BTreeMap::new();
     let mut values = Vec::new();
     for model in models {
-        let Fitted::IsolationForest(forest) = &model.fitted else {
+        let FittedModel::IsolationForest(forest) = &model.fitted else {
             panic!("the detector wants a plain forest")
         };
-        let mut reader = Reader::new(&model.schema, &window);
+        let mut reader = RowReader::new(&model.schema, &window);
         for timestamp_ms in window.timestamps(from_ms, to_ms) {
-            let row = reader.row(&model.schema, &window, timestamp_ms, &mut values, |_| {});
+            let row = reader.read_row(&model.schema, &window, timestamp_ms, &mut values, |_| {});
             if let Row::Complete { timestamp_ms, .. } = row {
                 scores.entry(timestamp_ms).or_default().insert(score(forest, &values).score.to_bits());
             }

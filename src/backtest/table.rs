@@ -1,7 +1,7 @@
 //! The scores as a table: one row for each timestamp of the range.
 
-use super::Replayed;
-use crate::detect::Observation;
+use super::BacktestResult;
+use crate::detect::Assessment;
 use arrow_array::{ArrayRef, BooleanArray, Float64Array, Int8Array, Int64Array, RecordBatch, StringArray};
 use parquet::arrow::ArrowWriter;
 use std::fs::File;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Causes that are written.
-const CAUSES: usize = 5;
+const MAX_CONTRIBUTIONS: usize = 5;
 
 /// Why there is no table.
 #[derive(Debug, thiserror::Error)]
@@ -64,11 +64,11 @@ const NAMES: [&str; 10] = [
 ///
 /// # Errors
 /// [`Error`].
-pub fn write(path: &Path, replayed: &Replayed) -> Result<(), Error> {
-    if let Some((name, _)) = replayed.group.iter().find(|(name, _)| NAMES.contains(name)) {
+pub fn write(path: &Path, result: &BacktestResult) -> Result<(), Error> {
+    if let Some((name, _)) = result.group.iter().find(|(name, _)| NAMES.contains(name)) {
         return Err(Error::Column(name.into()));
     }
-    let columns = columns(replayed);
+    let columns = columns(result);
     let io = |source| Error::Io { path: path.into(), source };
     if path.extension().is_some_and(|extension| extension == "csv") {
         return csv(path, &columns).map_err(|source| Error::Csv { path: path.into(), source });
@@ -83,23 +83,27 @@ pub fn write(path: &Path, replayed: &Replayed) -> Result<(), Error> {
     Ok(())
 }
 
-fn columns(replayed: &Replayed) -> Vec<(String, ArrayRef)> {
-    let Replayed { group, metrics, timestamps, labels, observations, .. } = replayed;
-    let number = |value: fn(&Observation) -> f64| -> ArrayRef {
-        Arc::new(observations.iter().map(|seen| seen.as_ref().map(value)).collect::<Float64Array>())
+fn columns(result: &BacktestResult) -> Vec<(String, ArrayRef)> {
+    let BacktestResult { group, features, timestamps, labels, assessments, .. } = result;
+    let number = |value: fn(&Assessment) -> f64| -> ArrayRef {
+        Arc::new(
+            assessments.iter().map(|assessment| assessment.as_ref().map(value)).collect::<Float64Array>(),
+        )
     };
-    let text = |value: &dyn Fn(&Observation) -> Option<String>| -> ArrayRef {
-        Arc::new(observations.iter().map(|seen| value(seen.as_ref()?)).collect::<StringArray>())
+    let text = |value: &dyn Fn(&Assessment) -> Option<String>| -> ArrayRef {
+        Arc::new(assessments.iter().map(|assessment| value(assessment.as_ref()?)).collect::<StringArray>())
     };
-    let flag = |value: fn(&Observation) -> bool| -> ArrayRef {
+    let flag = |value: fn(&Assessment) -> bool| -> ArrayRef {
         Arc::new(BooleanArray::from_iter(
-            observations.iter().map(|seen| Some(seen.as_ref().is_some_and(value))),
+            assessments.iter().map(|assessment| Some(assessment.as_ref().is_some_and(value))),
         ))
     };
-    let top = |seen: &Observation| seen.causes(1).next();
-    let contributions = |seen: &Observation| {
-        let shares: serde_json::Map<String, serde_json::Value> =
-            seen.causes(CAUSES).map(|(metric, _, share)| (metrics[metric].clone(), share.into())).collect();
+    let top = |assessment: &Assessment| assessment.contributions(1).next();
+    let contributions = |assessment: &Assessment| {
+        let shares: serde_json::Map<String, serde_json::Value> = assessment
+            .contributions(MAX_CONTRIBUTIONS)
+            .map(|(feature, _, share)| (features[feature].clone(), share.into()))
+            .collect();
         Some(serde_json::Value::from(shares).to_string())
     };
     let mut columns: Vec<(String, ArrayRef)> = Vec::new();
@@ -108,13 +112,13 @@ fn columns(replayed: &Replayed) -> Vec<(String, ArrayRef)> {
     for (name, value) in group.iter() {
         add(name, Arc::new(StringArray::from_iter_values(timestamps.iter().map(|_| value))));
     }
-    add("score", number(|seen| seen.score));
-    add("decision", number(|seen| seen.decision));
-    add("threshold", number(|seen| seen.threshold));
-    add("incident", flag(|seen| seen.incident));
+    add("score", number(|assessment| assessment.score));
+    add("decision", number(|assessment| assessment.decision));
+    add("threshold", number(|assessment| assessment.threshold));
+    add("incident", flag(|assessment| assessment.incident));
     add("complete", flag(|_| true));
-    add("top_metric", text(&|seen| top(seen).map(|(metric, ..)| metrics[metric].clone())));
-    add("top_reason", text(&|seen| top(seen).map(|(_, reason, _)| reason.as_str().to_string())));
+    add("top_metric", text(&|assessment| top(assessment).map(|(feature, ..)| features[feature].clone())));
+    add("top_reason", text(&|assessment| top(assessment).map(|(_, reason, _)| reason.as_str().to_string())));
     add("contributions", text(&contributions));
     if let Some(labels) = labels {
         add("label", Arc::new(Int8Array::from_iter_values(labels.iter().map(|label| i8::from(*label)))));

@@ -1,18 +1,18 @@
 //! `promforest backtest`: the past once more, scored as it would have been.
 
-use super::lessons::{self, Lesson, LessonArgs, Lessons, Span};
-use super::{Failure, RegistryArgs, detectors, models, plural, say};
-use crate::backtest::{self, Learning, Range, Replayed};
+use super::training_data::{self, HistoryRange, TrainingDataArgs, TrainingInput, TrainingInputs};
+use super::{BoxError, RegistryArgs, models, plural, print, select_detectors};
+use crate::backtest::{self, BacktestResult, ReplayRange, Retraining};
 use crate::config::Config;
-use crate::detect::{self, Budget, Detection};
+use crate::detect::{self, AlertBudget, OnlineDetector};
 use crate::features::{Schema, Transform};
 use crate::forest::{self, ExtendedParams};
-use crate::input::Input;
-use crate::models::{Fitted, Model, Params, artifact, columns};
+use crate::models::{FittedModel, Model, ModelParams, artifact, columns};
 use crate::prom::duration;
-use crate::train::rows::Rows;
+use crate::table::DataTable;
+use crate::train::training_set::TrainingSet;
 use crate::window::MAX_FEATURES;
-use crate::window::row::Grid;
+use crate::window::grid::Grid;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
@@ -24,7 +24,7 @@ pub struct BacktestArgs {
     #[command(flatten)]
     registry: RegistryArgs,
     #[command(flatten)]
-    lesson: LessonArgs,
+    training_data: TrainingDataArgs,
     /// Beginning of the range, RFC 3339; what lies before it, as far as training.history, is learned
     #[arg(long, value_name = "TIME", required_unless_present = "input")]
     start: Option<Timestamp>,
@@ -43,7 +43,7 @@ pub struct BacktestArgs {
     model: Option<String>,
     /// Alerts that the threshold keeps to, as in 1/day or 1/week; without it, the detector's
     #[arg(long, value_name = "BUDGET")]
-    budget: Option<Budget>,
+    budget: Option<AlertBudget>,
     /// Write every row's score to this file: Parquet, or CSV if it ends in .csv
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -53,63 +53,67 @@ pub struct BacktestArgs {
 }
 
 /// A model to replay.
-struct Chosen {
+struct ReplayModel {
     model: Model,
-    detection: Detection,
+    online_detector: OnlineDetector,
 }
 
-pub async fn run(args: BacktestArgs) -> Result<(), Failure> {
+pub async fn run(args: BacktestArgs) -> Result<(), BoxError> {
     let config = args.registry.config()?;
-    let chosen = match &args.model {
-        Some(name) => Some(chosen(&args.registry, name).await?),
+    let replay_model = match &args.model {
+        Some(name) => Some(load_replay_model(&args.registry, name).await?),
         None => None,
     };
-    let (mut lessons, mut known, start_ms) = match (&args.input, &args.history, &chosen) {
+    let (mut training_inputs, mut table_labels, start_ms) = match (&args.input, &args.history, &replay_model)
+    {
         (Some(input), None, None) => {
             return Err(
                 format!("--history or --model is needed: what is known before {}", input.display()).into()
             );
         }
-        (Some(input), history, _) => of_tables(&args, &config, input, history.as_deref(), chosen.as_ref())?,
-        (None, ..) => of_history(&args, &config, chosen.as_ref()).await?,
+        (Some(input), history, _) => {
+            inputs_from_tables(&args, &config, input, history.as_deref(), replay_model.as_ref())?
+        }
+        (None, ..) => inputs_from_history(&args, &config, replay_model.as_ref()).await?,
     };
     if args.output.is_some() || args.report.is_some() {
-        lessons.only_one("--output and --report", "group").await?;
+        training_inputs.require_single("--output and --report", "group").await?;
     }
-    while let Some(lesson) = lessons.next().await? {
-        let known = std::mem::take(&mut known);
-        let budget = args.budget.map_or(lesson.detector.alerts.budget, |Budget(a_day)| a_day);
-        let replayed = replay(&lesson, known, start_ms, chosen.as_ref(), budget)?;
+    while let Some(training_input) = training_inputs.next().await? {
+        let table_labels = std::mem::take(&mut table_labels);
+        let budget =
+            args.budget.map_or(training_input.detector.alerts.budget, |AlertBudget(per_day)| per_day);
+        let result = replay(&training_input, table_labels, start_ms, replay_model.as_ref(), budget)?;
         if let Some(path) = &args.output {
-            backtest::write(path, &replayed)?;
+            backtest::write(path, &result)?;
         }
-        let source = source(&args, &lesson);
+        let source = describe_source(&args, &training_input);
         if let Some(path) = &args.report {
-            let page = backtest::page(&source, budget, &replayed).html();
+            let page = backtest::build_report(&source, budget, &result).html();
             std::fs::write(path, page)
                 .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
         }
-        say(&text(&args, &source, budget, &replayed))?;
+        print(&format_result(&args, &source, budget, &result))?;
     }
     Ok(())
 }
 
-async fn chosen(registry: &RegistryArgs, name: &str) -> Result<Chosen, Failure> {
-    let (place, model) = models::load(registry, name).await?;
-    let Fitted::Extended(detection) = &model.fitted else {
+async fn load_replay_model(registry: &RegistryArgs, name: &str) -> Result<ReplayModel, BoxError> {
+    let (location, model) = models::load_model(registry, name).await?;
+    let FittedModel::Extended(online_detector) = &model.fitted else {
         let kind = model.fitted.kind();
         return Err(format!(
-            "{place} is an {kind}: it knows no incidents, `promforest models score` replays its scores"
+            "{location} is an {kind}: it knows no incidents, `promforest models score` replays its scores"
         )
         .into());
     };
-    let detection = detection.as_ref().clone();
-    Ok(Chosen { model, detection })
+    let online_detector = online_detector.as_ref().clone();
+    Ok(ReplayModel { model, online_detector })
 }
 
 /// What is known of the range besides its rows.
 #[derive(Default)]
-struct Known {
+struct TableLabels {
     /// Every timestamp, ascending, whether its row is complete or not; empty for those of the rows.
     timestamps: Vec<i64>,
     /// A mark for each, where the table has them.
@@ -117,21 +121,21 @@ struct Known {
 }
 
 /// What is replayed, what is known of a table, and where the range begins.
-type Replays<'a> = (Lessons<'a>, Known, i64);
+type ReplayInputs<'a> = (TrainingInputs<'a>, TableLabels, i64);
 
-async fn of_history<'a>(
+async fn inputs_from_history<'a>(
     args: &'a BacktestArgs,
     config: &'a Config,
-    chosen: Option<&'a Chosen>,
-) -> Result<Replays<'a>, Failure> {
+    replay_model: Option<&'a ReplayModel>,
+) -> Result<ReplayInputs<'a>, BoxError> {
     let start_ms = args.start.ok_or("--start or --input is needed")?.as_millisecond();
     let to_ms = args.end.map_or_else(duration::now_ms, Timestamp::as_millisecond);
     if start_ms >= to_ms {
         return Err("the range ends before it begins: --start must be before --end".into());
     }
-    let mut span = Span { from_ms: None, learn_to_ms: start_ms - 1, to_ms };
-    if let Some(Chosen { model, detection }) = chosen {
-        let trained_ms = detection.newest_ms().unwrap_or(start_ms);
+    let mut history_range = HistoryRange { from_ms: None, train_to_ms: start_ms - 1, to_ms };
+    if let Some(ReplayModel { model, online_detector }) = replay_model {
+        let trained_ms = online_detector.newest_ms().unwrap_or(start_ms);
         if start_ms <= trained_ms {
             let trained = artifact::timestamp(trained_ms);
             return Err(format!(
@@ -139,62 +143,65 @@ async fn of_history<'a>(
             )
             .into());
         }
-        span.from_ms = Some(trained_ms - model.schema.transform.reach_ms());
+        history_range.from_ms = Some(trained_ms - model.schema.transform.lookback_ms());
     }
-    let model = chosen.map(|chosen| &chosen.model);
-    let lessons = Lessons::of_history(&args.lesson, config, span, model).await?;
-    Ok((lessons, Known::default(), start_ms))
+    let model = replay_model.map(|replay_model| &replay_model.model);
+    let training_inputs =
+        TrainingInputs::from_history(&args.training_data, config, history_range, model).await?;
+    Ok((training_inputs, TableLabels::default(), start_ms))
 }
 
 /// One table after the other: rates at the beginning of the second reach back into the first.
-fn of_tables<'a>(
+fn inputs_from_tables<'a>(
     args: &'a BacktestArgs,
     config: &'a Config,
     input: &Path,
     history: Option<&Path>,
-    chosen: Option<&Chosen>,
-) -> Result<Replays<'a>, Failure> {
-    let mut present = Input::read(input)?;
-    let no_time = |path: &Path| format!("{} has no column timestamp", path.display());
-    let times = present.timestamps.clone().ok_or_else(|| no_time(input))?;
+    replay_model: Option<&ReplayModel>,
+) -> Result<ReplayInputs<'a>, BoxError> {
+    let mut replay_table = DataTable::read(input)?;
+    let no_timestamps = |path: &Path| format!("{} has no column timestamp", path.display());
+    let times = replay_table.timestamps.clone().ok_or_else(|| no_timestamps(input))?;
     let start_ms = *times.iter().min().expect("a table has rows");
-    let marks = present.label.take();
+    let label_column = replay_table.label.take();
     let (path, table) = match history {
-        Some(history) => (history, joined(history, input, present, &times, start_ms)?),
-        None => (input, present),
+        Some(history) => (history, concatenate(history, input, replay_table, &times, start_ms)?),
+        None => (input, replay_table),
     };
     let all_times = table.timestamps.as_deref().unwrap_or_default();
     let mut sorted = all_times.to_vec();
     sorted.sort_unstable();
-    if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-        let file = if twice[0] < start_ms { path } else { input };
-        return Err(format!("{} has timestamp {} twice", file.display(), twice[0]).into());
+    if let Some(duplicates) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        let file = if duplicates[0] < start_ms { path } else { input };
+        return Err(format!("{} has timestamp {} twice", file.display(), duplicates[0]).into());
     }
     let mut order: Vec<usize> = (0..times.len()).collect();
     order.sort_by_key(|row| times[*row]);
-    let known = Known {
+    let table_labels = TableLabels {
         timestamps: order.iter().map(|row| times[*row]).collect(),
-        labels: marks.map(|marks| order.iter().map(|row| marks[*row] > 0.0).collect()),
+        labels: label_column.map(|values| order.iter().map(|row| values[*row] > 0.0).collect()),
     };
-    let lesson = match chosen {
-        Some(chosen) => of_model(&args.lesson, config, chosen, path, table)?,
-        None => lessons::of_table(&args.lesson, config, path, table, start_ms - 1)?,
+    let training_input = match replay_model {
+        Some(replay_model) => input_for_model(&args.training_data, config, replay_model, path, table)?,
+        None => training_data::read_table(&args.training_data, config, path, table, start_ms - 1)?,
     };
-    Ok((Lessons::one(&args.lesson, config, lesson), known, start_ms))
+    Ok((TrainingInputs::single(&args.training_data, config, training_input), table_labels, start_ms))
 }
 
 /// What lies before a table, and then the table.
-fn joined(
+fn concatenate(
     history: &Path,
     input: &Path,
-    present: Input,
+    replay_table: DataTable,
     times: &[i64],
     start_ms: i64,
-) -> Result<Input, Failure> {
-    let mut past = Input::read(history)?;
-    let past_times =
-        past.timestamps.as_mut().ok_or_else(|| format!("{} has no column timestamp", history.display()))?;
-    if let Some(late) = past_times.iter().find(|time| **time >= start_ms) {
+) -> Result<DataTable, BoxError> {
+    let mut combined = DataTable::read(history)?;
+    let timestamps = combined
+        .timestamps
+        .as_mut()
+        .ok_or_else(|| format!("{} has no column timestamp", history.display()))?;
+    if let Some(late) = timestamps.iter().find(|time| **time >= start_ms) {
         return Err(format!(
             "{} has timestamp {late}, must be before {start_ms}, where {} begins",
             history.display(),
@@ -202,30 +209,31 @@ fn joined(
         )
         .into());
     }
-    past_times.extend(times);
-    let unknown = |(name, _): &&(String, Vec<f64>)| !past.columns.iter().any(|(known, _)| known == name);
-    if let Some((name, _)) = present.columns.iter().find(unknown) {
+    timestamps.extend(times);
+    let is_missing =
+        |(name, _): &&(String, Vec<f64>)| !combined.columns.iter().any(|(column, _)| column == name);
+    if let Some((name, _)) = replay_table.columns.iter().find(is_missing) {
         return Err(format!("{} has no column {name:?}", history.display()).into());
     }
-    for (name, values) in &mut past.columns {
-        let found = present.columns.iter().find(|(known, _)| known == name);
+    for (name, values) in &mut combined.columns {
+        let found = replay_table.columns.iter().find(|(column, _)| column == name);
         let (_, more) = found.ok_or_else(|| format!("{} has no column {name:?}", input.display()))?;
         values.extend(more);
     }
-    Ok(past)
+    Ok(combined)
 }
 
 /// Ready-made columns of a model.
-fn of_model(
-    args: &LessonArgs,
+fn input_for_model(
+    args: &TrainingDataArgs,
     config: &Config,
-    Chosen { model, detection }: &Chosen,
+    ReplayModel { model, online_detector }: &ReplayModel,
     path: &Path,
-    table: Input,
-) -> Result<Lesson, Failure> {
+    table: DataTable,
+) -> Result<TrainingInput, BoxError> {
     let times =
         table.timestamps.clone().ok_or_else(|| format!("{} has no column timestamp", path.display()))?;
-    let trained_ms = detection.newest_ms().unwrap_or(i64::MIN);
+    let trained_ms = online_detector.newest_ms().unwrap_or(i64::MIN);
     if let Some(early) = times.iter().find(|time| **time <= trained_ms) {
         let (early, trained) = (artifact::timestamp(*early), artifact::timestamp(trained_ms));
         return Err(format!(
@@ -234,98 +242,114 @@ fn of_model(
         )
         .into());
     }
-    let names = models::selected(model, &table)?;
+    let names = models::select_columns(model, &table)?;
     let column = |name: &String| {
-        let found = table.columns.iter().find(|(known, _)| known == name);
+        let found = table.columns.iter().find(|(column, _)| column == name);
         found.map(|(_, values)| values.clone()).unwrap_or_default()
     };
     let values: Vec<Vec<f64>> = names.iter().map(column).collect();
-    let rows = Rows::of_values(model.schema.clone(), &times, &values, &[], i64::MAX)
+    let rows = TrainingSet::from_values(model.schema.clone(), &times, &values, &[], i64::MAX)
         .map_err(|_| format!("{}: no row has a finite value in every column", path.display()))?;
     let detector =
-        detectors(config, args.detector.as_deref())?.first().ok_or("there is no detector")?.clone();
-    let name = config.registry.model(&detector.name);
-    let window = lessons::window(&model.schema.features, &times, &values);
+        select_detectors(config, args.detector.as_deref())?.first().ok_or("there is no detector")?.clone();
+    let name = config.registry.model_name(&detector.name);
+    let window = training_data::table_window(&model.schema.features, &times, &values);
     let columns = Some(columns::names(model));
-    Ok(Lesson { detector, group: None, name, rows, window, is_raw: false, exclusions: Vec::new(), columns })
+    Ok(TrainingInput {
+        detector,
+        group: None,
+        name,
+        rows,
+        window,
+        is_raw: false,
+        exclusions: Vec::new(),
+        columns,
+    })
 }
 
 fn replay(
-    lesson: &Lesson,
-    known: Known,
+    training_input: &TrainingInput,
+    table_labels: TableLabels,
     start_ms: i64,
-    chosen: Option<&Chosen>,
+    replay_model: Option<&ReplayModel>,
     budget: f64,
-) -> Result<Replayed, Failure> {
-    let Lesson { detector, rows, window, .. } = lesson;
+) -> Result<BacktestResult, BoxError> {
+    let TrainingInput { detector, rows, window, .. } = training_input;
     let n_features = rows.schema.features.len();
     if n_features > MAX_FEATURES {
         return Err(format!("{n_features} columns, a group has at most {MAX_FEATURES}").into());
     }
     let params = match &detector.model {
-        Params::Extended(params) => params.clone(),
-        Params::IsolationForest(_) => ExtendedParams::default(),
+        ModelParams::Extended(params) => params.clone(),
+        ModelParams::IsolationForest(_) => ExtendedParams::default(),
     };
-    let learning = Learning {
+    let retraining = Retraining {
         detector,
         params,
         alerts: detect::Config { budget, ..detector.alerts.clone() },
-        exclusions: lesson.exclusions.clone(),
+        exclusions: training_input.exclusions.clone(),
         threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
     };
-    let detection = match chosen {
-        Some(chosen) => chosen.detection.clone().with_alerts(&learning.alerts, &chosen.model.schema.features),
-        None => learning.learn(rows).map_err(|error| match error {
-            forest::Error::Empty { .. } => too_little(rows.len()),
+    let online_detector = match replay_model {
+        Some(replay_model) => replay_model
+            .online_detector
+            .clone()
+            .with_alerts(&retraining.alerts, &replay_model.model.schema.features),
+        None => retraining.fit(rows).map_err(|error| match error {
+            forest::Error::Empty { .. } => too_few_rows(rows.len()),
             error => error.into(),
         })?,
     };
     let n_rows = window.timestamps(start_ms - 1, i64::MAX).count();
-    let bar = ProgressBar::new(n_rows as u64).with_message(lesson.name.clone());
+    let bar = ProgressBar::new(n_rows as u64).with_message(training_input.name.clone());
     bar.set_style(ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} rows, {eta} left")?);
     let mut done = || bar.inc(1);
-    let range = Range {
+    let range = ReplayRange {
         window,
-        group: lesson.group.clone().unwrap_or_default(),
+        group: training_input.group.clone().unwrap_or_default(),
         start_ms,
-        timestamps: known.timestamps,
-        labels: known.labels,
+        timestamps: table_labels.timestamps,
+        labels: table_labels.labels,
     };
-    let replayed = match chosen {
-        None if lesson.is_raw => {
-            backtest::follow(range, &learning, (rows.schema.clone(), detection), &mut done)
-        }
+    let result = match replay_model {
+        None if training_input.is_raw => backtest::replay_with_retraining(
+            range,
+            &retraining,
+            (rows.schema.clone(), online_detector),
+            &mut done,
+        ),
         _ => {
-            let names = lesson.columns.clone().unwrap_or_else(|| columns::defaults(&rows.schema));
+            let names =
+                training_input.columns.clone().unwrap_or_else(|| columns::default_names(&rows.schema));
             // What is ready is taken as it is.
-            let schema = match lesson.is_raw {
+            let schema = match training_input.is_raw {
                 true => rows.schema.clone(),
                 false => Schema { transform: Transform::Value, grid: Grid::Exact, ..rows.schema.clone() },
             };
-            backtest::replay(range, &schema, names, detection, &mut done)
+            backtest::replay(range, &schema, names, online_detector, &mut done)
         }
     };
     bar.finish_and_clear();
-    Ok(replayed)
+    Ok(result)
 }
 
-fn too_little(n_learned: usize) -> Failure {
-    format!("too little to learn from: {n_learned} rows lie before the range, and the columns reach back 12m or 12 rows").into()
+fn too_few_rows(n_training_rows: usize) -> BoxError {
+    format!("too little to learn from: {n_training_rows} rows lie before the range, and the columns reach back 12m or 12 rows").into()
 }
 
 /// What is replayed, for people.
-fn source(args: &BacktestArgs, lesson: &Lesson) -> String {
-    match (&args.input, &lesson.group) {
+fn describe_source(args: &BacktestArgs, training_input: &TrainingInput) -> String {
+    match (&args.input, &training_input.group) {
         (Some(path), _) => path.display().to_string(),
-        (None, Some(group)) => format!("{} {group}", lesson.detector.name),
-        (None, None) => lesson.name.clone(),
+        (None, Some(group)) => format!("{} {group}", training_input.detector.name),
+        (None, None) => training_input.name.clone(),
     }
 }
 
-fn text(args: &BacktestArgs, source: &str, budget: f64, replayed: &Replayed) -> String {
-    let (n_rows, n_scored) = (replayed.timestamps.len(), replayed.n_scored());
-    let incidents = replayed.incidents();
-    let days = replayed.days();
+fn format_result(args: &BacktestArgs, source: &str, budget: f64, result: &BacktestResult) -> String {
+    let (n_rows, n_scored) = (result.timestamps.len(), result.n_scored());
+    let incidents = result.incidents();
+    let days = result.days();
     let mut lines = vec![
         format!("{source}: {n_scored} of {n_rows} rows scored, {days:.1} days"),
         format!(
@@ -334,15 +358,15 @@ fn text(args: &BacktestArgs, source: &str, budget: f64, replayed: &Replayed) -> 
             incidents.len() as f64 / days.max(f64::MIN_POSITIVE),
         ),
     ];
-    if let Some(found) = replayed.found() {
+    if let Some(recall) = result.event_recall() {
         lines.push(format!(
             "  {} of {} labelled anomalies found, {} outside of them",
-            found.found,
-            found.labelled,
-            plural(found.outside, "incident")
+            recall.n_detected,
+            recall.n_events,
+            plural(recall.n_outside, "incident")
         ));
     }
-    lines.extend(replayed.happenings().into_iter().map(|what| format!("  {what}")));
+    lines.extend(result.events().into_iter().map(|event| format!("  {event}")));
     lines.extend(args.output.iter().map(|path| format!("scores: {}", path.display())));
     lines.extend(args.report.iter().map(|path| format!("report: {}", path.display())));
     lines.join("\n") + "\n"

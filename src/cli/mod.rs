@@ -1,22 +1,22 @@
 //! Commands and exit codes.
 
 mod backtest;
-mod lessons;
+mod training_data;
 mod models;
 mod train;
 
 use crate::config::{Config, Detector};
 use crate::features::Transform;
 use crate::http::client::{Client, Url};
-use crate::http::web_config::{Clients, WebConfig};
+use crate::http::web_config::{ClientAuth, WebConfig};
 use crate::models::registry::Registry;
 use crate::pipeline::{self, Options};
 use crate::prom::{Labels, METRIC_NAME};
-use crate::telemetry::{self, Format, Level};
+use crate::telemetry::{self, LogFormat, LogLevel};
 use crate::yaml;
 use backtest::BacktestArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use models::Models;
+use models::ModelsCommand;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -35,13 +35,13 @@ const STORAGE: &str = "promforest-data";
 #[command(name = "promforest", version, args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Option<CliCommand>,
     #[command(flatten)]
     run: RunArgs,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum CliCommand {
     /// Run the sidecar (the same as no command)
     Run(RunArgs),
     /// Check a file and print every error with its line
@@ -55,7 +55,7 @@ enum Command {
     Backtest(BacktestArgs),
     /// See, move, import and export models
     #[command(subcommand)]
-    Models(Models),
+    Models(ModelsCommand),
 }
 
 #[derive(Debug, Subcommand)]
@@ -88,10 +88,10 @@ struct RunArgs {
     storage_path: PathBuf,
     /// Least severe messages to log
     #[arg(long = "log.level", value_name = "LEVEL", default_value = "info")]
-    log_level: Level,
+    log_level: LogLevel,
     /// Format of the log, on standard error
     #[arg(long = "log.format", value_name = "FORMAT", default_value = "logfmt")]
-    log_format: Format,
+    log_format: LogFormat,
 }
 
 /// Which registry a command works with: the one that the sidecar has with the same flags.
@@ -106,16 +106,16 @@ struct RegistryArgs {
 }
 
 impl RegistryArgs {
-    fn config(&self) -> Result<Config, Failure> {
-        load(self.config_file.as_deref())
+    fn config(&self) -> Result<Config, BoxError> {
+        load_config(self.config_file.as_deref())
     }
 
-    fn open(&self, config: &Config) -> Result<Registry, Failure> {
+    fn open(&self, config: &Config) -> Result<Registry, BoxError> {
         Ok(Registry::open(&config.registry, &self.storage_path)?)
     }
 
     /// The flags that were given, each with a blank before it, for a command line to copy.
-    fn given(&self) -> String {
+    fn given_flags(&self) -> String {
         let config = self.config_file.iter().map(|file| format!(" --config.file {}", file.display()));
         let storage = Some(&self.storage_path).filter(|path| path.as_path() != Path::new(STORAGE));
         config.chain(storage.map(|path| format!(" --storage.path {}", path.display()))).collect()
@@ -123,17 +123,17 @@ impl RegistryArgs {
 }
 
 /// The configuration of a file; without one, the defaults.
-fn load(file: Option<&Path>) -> Result<Config, Failure> {
+fn load_config(file: Option<&Path>) -> Result<Config, BoxError> {
     Ok(file.map_or_else(|| Ok(Config::default()), Config::load)?)
 }
 
 /// The detector of this name; without one, all of them.
-fn detectors(config: &Config, name: Option<&str>) -> Result<Vec<Arc<Detector>>, Failure> {
+fn select_detectors(config: &Config, name: Option<&str>) -> Result<Vec<Arc<Detector>>, BoxError> {
     let Some(name) = name else { return Ok(config.detectors.clone()) };
     let detector = config.detectors.iter().find(|detector| detector.name == name);
-    let known: Vec<&str> = config.detectors.iter().map(|detector| detector.name.as_str()).collect();
+    let names: Vec<&str> = config.detectors.iter().map(|detector| detector.name.as_str()).collect();
     let detector =
-        detector.ok_or_else(|| format!("no detector is named {name:?}; there are {}", known.join(", ")))?;
+        detector.ok_or_else(|| format!("no detector is named {name:?}; there are {}", names.join(", ")))?;
     Ok(vec![detector.clone()])
 }
 
@@ -146,42 +146,42 @@ struct MatchArgs {
     #[arg(long, value_name = "URL", default_value = "http://localhost:9100/metrics")]
     url: Url,
     /// A label that Prometheus adds when it scrapes, such as job=node; may be repeated
-    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = parse_label)]
     labels: Vec<(String, String)>,
     /// How to print the result
     #[arg(long, value_name = "FORMAT", default_value = "text")]
-    output: Output,
+    output: OutputFormat,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
+enum OutputFormat {
     /// For people
     Text,
     /// For scripts
     Json,
 }
 
-fn label(text: &str) -> Result<(String, String), String> {
+fn parse_label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.into(), value.into())),
         _ => Err("write NAME=VALUE".into()),
     }
 }
 
-type Failure = Box<dyn std::error::Error>;
+type BoxError = Box<dyn std::error::Error>;
 
 /// Runs the command line. 0: done; 1: it failed, and standard error says why; 2: wrong usage.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         None => run(cli.run),
-        Some(Command::Run(args)) => run(args),
-        Some(Command::Check(Check::Config { file })) => check_config(&file),
-        Some(Command::Check(Check::WebConfig { file })) => check_web_config(&file),
-        Some(Command::Match(args)) => block_on(match_series(args)),
-        Some(Command::Train(args)) => block_on(train::run(args)),
-        Some(Command::Backtest(args)) => block_on(backtest::run(args)),
-        Some(Command::Models(command)) => block_on(models::run(command)),
+        Some(CliCommand::Run(args)) => run(args),
+        Some(CliCommand::Check(Check::Config { file })) => check_config(&file),
+        Some(CliCommand::Check(Check::WebConfig { file })) => check_web_config(&file),
+        Some(CliCommand::Match(args)) => block_on(match_series(args)),
+        Some(CliCommand::Train(args)) => block_on(train::run(args)),
+        Some(CliCommand::Backtest(args)) => block_on(backtest::run(args)),
+        Some(CliCommand::Models(command)) => block_on(models::run(command)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -193,7 +193,7 @@ pub fn main() -> ExitCode {
 }
 
 /// Writes to standard output. A reader that has seen enough, as `head` has, is no failure.
-fn say(text: &str) -> io::Result<()> {
+fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -201,7 +201,7 @@ fn say(text: &str) -> io::Result<()> {
     }
 }
 
-fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+fn block_on<T>(future: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(future);
     // A fit that is under way is not waited for.
@@ -209,7 +209,7 @@ fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Fa
     result
 }
 
-fn run(args: RunArgs) -> Result<(), Failure> {
+fn run(args: RunArgs) -> Result<(), BoxError> {
     telemetry::init_logs(args.log_level, args.log_format);
     let options = Options {
         config_file: args.config_file,
@@ -220,22 +220,22 @@ fn run(args: RunArgs) -> Result<(), Failure> {
     block_on(async { Ok(pipeline::run(options).await?) })
 }
 
-fn check_config(file: &Path) -> Result<(), Failure> {
+fn check_config(file: &Path) -> Result<(), BoxError> {
     let config = Config::load(file)?;
     println!("{} is valid: {}", file.display(), summary(&config));
     Ok(())
 }
 
-fn check_web_config(file: &Path) -> Result<(), Failure> {
+fn check_web_config(file: &Path) -> Result<(), BoxError> {
     let config = WebConfig::load(file)?;
-    let tls = match config.tls.as_ref().map(|tls| &tls.clients) {
+    let tls = match config.tls.as_ref().map(|tls| &tls.client_auth) {
         None => "no encryption",
-        Some(Clients::Anyone) => "TLS",
-        Some(Clients::Unverified { .. }) => "TLS, client certificates not verified",
-        Some(Clients::Verified { is_mandatory: false, .. }) => {
+        Some(ClientAuth::None) => "TLS",
+        Some(ClientAuth::Unverified { .. }) => "TLS, client certificates not verified",
+        Some(ClientAuth::Verified { is_mandatory: false, .. }) => {
             "TLS, client certificates verified if there are"
         }
-        Some(Clients::Verified { is_mandatory: true, .. }) => "TLS, client certificates verified",
+        Some(ClientAuth::Verified { is_mandatory: true, .. }) => "TLS, client certificates verified",
     };
     println!("{} is valid: {tls}, {}", file.display(), plural(config.users.len(), "user"));
     Ok(())
@@ -259,9 +259,9 @@ fn plural(n: usize, what: &str) -> String {
 
 /// What one detector makes of a page.
 #[derive(Debug, Serialize)]
-struct Matched {
+struct MatchedDetector {
     detector: String,
-    watched: usize,
+    selected: usize,
     groups: Vec<MatchedGroup>,
 }
 
@@ -274,28 +274,28 @@ struct MatchedGroup {
 /// An exporter's page is rarely above a few MiB.
 const PAGE_LIMIT: usize = 64 << 20;
 
-async fn match_series(args: MatchArgs) -> Result<(), Failure> {
-    let config = load(args.config_file.as_deref())?;
-    let answer = Client::default().get(&args.url, Duration::from_secs(10), PAGE_LIMIT).await?;
-    if !answer.status.is_success() {
-        return Err(format!("{} answered {}: {}", args.url, answer.status, answer.reason()).into());
+async fn match_series(args: MatchArgs) -> Result<(), BoxError> {
+    let config = load_config(args.config_file.as_deref())?;
+    let response = Client::default().get(&args.url, Duration::from_secs(10), PAGE_LIMIT).await?;
+    if !response.status.is_success() {
+        return Err(format!("{} answered {}: {}", args.url, response.status, response.reason()).into());
     }
-    let text = std::str::from_utf8(&answer.body)?;
-    let series = series(text, &target_labels(&args))?;
-    let matched: Vec<Matched> = config
+    let text = std::str::from_utf8(&response.body)?;
+    let series = parse_series(text, &target_labels(&args))?;
+    let matched: Vec<MatchedDetector> = config
         .detectors
         .iter()
         .map(|detector| {
-            let watched: Vec<&Labels> =
+            let selected: Vec<&Labels> =
                 series.iter().filter(|labels| detector.matchers.iter().any(|s| s.matches(labels))).collect();
             let mut groups: BTreeMap<Labels, Vec<Labels>> = BTreeMap::new();
-            for labels in &watched {
+            for labels in &selected {
                 let (group, feature) = labels.split(&detector.by);
                 groups.entry(group).or_default().push(feature);
             }
-            Matched {
+            MatchedDetector {
                 detector: detector.name.clone(),
-                watched: watched.len(),
+                selected: selected.len(),
                 groups: groups
                     .into_iter()
                     .map(|(labels, features)| matched_group(&labels, features, detector.transform))
@@ -304,8 +304,8 @@ async fn match_series(args: MatchArgs) -> Result<(), Failure> {
         })
         .collect();
     match args.output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&matched)?),
-        Output::Text => print_matched(&matched, series.len(), &args.url),
+        OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&matched)?),
+        OutputFormat::Text => print_matched(&matched, series.len(), &args.url),
     }
     Ok(())
 }
@@ -320,16 +320,18 @@ fn target_labels(args: &MatchArgs) -> Vec<(String, String)> {
 }
 
 /// Every series of a page in the text format, with the target's labels added.
-fn series(page: &str, target: &[(String, String)]) -> Result<Vec<Labels>, Failure> {
+fn parse_series(page: &str, target: &[(String, String)]) -> Result<Vec<Labels>, BoxError> {
     use prometheus_parse::{Scrape, Value};
     let scrape = Scrape::parse(page.lines().map(|line| Ok(line.to_owned())))?;
     let mut all = Vec::new();
     for sample in &scrape.samples {
         // Histograms and summaries come as one sample; on the wire each bucket is a series.
         let parts: Vec<Option<(&str, String)>> = match &sample.value {
-            Value::Histogram(buckets) => buckets.iter().map(|b| Some(("le", float(b.less_than)))).collect(),
+            Value::Histogram(buckets) => {
+                buckets.iter().map(|b| Some(("le", format_float(b.less_than)))).collect()
+            }
             Value::Summary(quantiles) => {
-                quantiles.iter().map(|q| Some(("quantile", float(q.quantile)))).collect()
+                quantiles.iter().map(|q| Some(("quantile", format_float(q.quantile)))).collect()
             }
             _ => vec![None],
         };
@@ -341,8 +343,8 @@ fn series(page: &str, target: &[(String, String)]) -> Result<Vec<Labels>, Failur
             };
             // A label of the page that the target has too is set aside, as Prometheus does.
             let own = sample.labels.iter().map(|(name, value)| {
-                let taken = target.iter().any(|(other, _)| other == name);
-                (if taken { format!("exported_{name}") } else { name.clone() }, value.clone())
+                let is_taken = target.iter().any(|(other, _)| other == name);
+                (if is_taken { format!("exported_{name}") } else { name.clone() }, value.clone())
             });
             let target = target.iter().cloned();
             all.push(Labels::new(
@@ -354,7 +356,7 @@ fn series(page: &str, target: &[(String, String)]) -> Result<Vec<Labels>, Failur
 }
 
 /// As exporters write it.
-fn float(value: f64) -> String {
+fn format_float(value: f64) -> String {
     if value == f64::INFINITY { "+Inf".into() } else { value.to_string() }
 }
 
@@ -366,10 +368,10 @@ fn matched_group(labels: &Labels, mut features: Vec<Labels>, transform: Transfor
     }
 }
 
-fn print_matched(matched: &[Matched], n_series: usize, url: &Url) {
+fn print_matched(matched: &[MatchedDetector], n_series: usize, url: &Url) {
     println!("{url}: {n_series} series");
     for detector in matched {
-        println!("\ndetector {} watches {} of them", detector.detector, detector.watched);
+        println!("\ndetector {} watches {} of them", detector.detector, detector.selected);
         for group in &detector.groups {
             let labels: Vec<String> =
                 group.labels.iter().map(|(name, value)| format!("{name}={value:?}")).collect();

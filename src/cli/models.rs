@@ -4,17 +4,17 @@
 //! under it. Wherever it comes from it is loaded whole, so that no command says anything of a model
 //! that would not serve.
 
-use super::train::{SizeResult, table_of_sizes};
-use super::{Failure, Output, RegistryArgs, detectors, say};
+use super::train::{SizeResult, format_sweep};
+use super::{BoxError, OutputFormat, RegistryArgs, print, select_detectors};
 use crate::config::{Config, Detector};
-use crate::detect::Detection;
-use crate::features::rate::Semantics;
+use crate::detect::OnlineDetector;
+use crate::features::rate::RateSemantics;
 use crate::forest::Table;
-use crate::input::{self, Input};
 use crate::models::artifact::{self, Files};
-use crate::models::import::{self, Mapping};
-use crate::models::registry::{self, Entry, Registry, Version};
-use crate::models::{EXTENDED_OFFSET, Fitted, Model, columns, onnx};
+use crate::models::import::{self, ColumnMapping};
+use crate::models::registry::{self, ModelVersion, NewVersion, Registry};
+use crate::models::{EXTENDED_OFFSET, FittedModel, Model, columns, onnx};
+use crate::table::{self, DataTable};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 #[derive(Debug, Subcommand)]
-pub enum Models {
+pub enum ModelsCommand {
     /// List the versions of every model, and the aliases that point to them
     List(ListArgs),
     /// Show where a model comes from, how it was chosen, and its columns
@@ -55,7 +55,7 @@ pub struct ListArgs {
     prefix: String,
     /// Format of what is printed
     #[arg(long, value_name = "FORMAT", default_value = "text")]
-    output: Output,
+    output: OutputFormat,
 }
 
 #[derive(Debug, Args)]
@@ -66,7 +66,7 @@ pub struct ShowArgs {
     model: String,
     /// Format of what is printed
     #[arg(long, value_name = "FORMAT", default_value = "text")]
-    output: Output,
+    output: OutputFormat,
 }
 
 #[derive(Debug, Args)]
@@ -154,26 +154,26 @@ pub struct ScoreArgs {
     output: PathBuf,
 }
 
-pub async fn run(command: Models) -> Result<(), Failure> {
+pub async fn run(command: ModelsCommand) -> Result<(), BoxError> {
     match command {
-        Models::List(args) => list(args).await,
-        Models::Show(args) => show(args).await,
-        Models::Verify(args) => verify(args).await,
-        Models::Promote(args) => promote(args).await,
-        Models::Rollback(args) => roll_back(args).await,
-        Models::Import(args) => import(args).await,
-        Models::Export(args) => export(args).await,
-        Models::Score(args) => score(args).await,
+        ModelsCommand::List(args) => list(args).await,
+        ModelsCommand::Show(args) => show(args).await,
+        ModelsCommand::Verify(args) => verify(args).await,
+        ModelsCommand::Promote(args) => promote(args).await,
+        ModelsCommand::Rollback(args) => roll_back(args).await,
+        ModelsCommand::Import(args) => import(args).await,
+        ModelsCommand::Export(args) => export(args).await,
+        ModelsCommand::Score(args) => score(args).await,
     }
 }
 
 /// Where a model is.
-pub enum Place {
+pub enum ModelLocation {
     Folder(PathBuf),
     Registered { name: String, version: u64, alias: Option<String> },
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ModelLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Folder(path) => write!(f, "{}", path.display()),
@@ -183,36 +183,42 @@ impl fmt::Display for Place {
 }
 
 /// Finds and loads a model.
-pub async fn load(args: &RegistryArgs, model: &str) -> Result<(Place, Model), Failure> {
+pub async fn load_model(args: &RegistryArgs, model: &str) -> Result<(ModelLocation, Model), BoxError> {
     let config = args.config()?;
     let path = Path::new(model);
     if path.exists() {
-        let loaded = import::model(&import::files(path)?, &Mapping::default(), semantics(&config, model))?;
-        return Ok((Place::Folder(path.into()), loaded));
+        let loaded = import::read_model(
+            &import::read_files(path)?,
+            &ColumnMapping::default(),
+            rate_semantics(&config, model),
+        )?;
+        return Ok((ModelLocation::Folder(path.into()), loaded));
     }
     let registry = args.open(&config)?;
-    let (name, version, alias) = resolve(&registry, model, &config.registry.alias).await?;
-    let loaded = registry.load(&name, version, semantics(&config, &name)).await?;
-    Ok((Place::Registered { name, version, alias }, loaded))
+    let (name, version, alias) = resolve_version(&registry, model, &config.registry.alias).await?;
+    let loaded = registry.load(&name, version, rate_semantics(&config, &name)).await?;
+    Ok((ModelLocation::Registered { name, version, alias }, loaded))
 }
 
 /// Whose rates a model's columns are if it does not say so itself: those of the detector that it is
 /// registered for, or else of the first.
-fn semantics(config: &Config, name: &str) -> Semantics {
-    let is_its = |detector: &&Arc<Detector>| name.starts_with(&config.registry.model(&detector.name));
-    let detector = config.detectors.iter().find(is_its).or(config.detectors.first());
-    detector.and_then(|detector| detector.transform.semantics()).unwrap_or_default()
+fn rate_semantics(config: &Config, name: &str) -> RateSemantics {
+    let is_registered_for =
+        |detector: &&Arc<Detector>| name.starts_with(&config.registry.model_name(&detector.name));
+    let detector = config.detectors.iter().find(is_registered_for).or(config.detectors.first());
+    detector.and_then(|detector| detector.transform.rate_semantics()).unwrap_or_default()
 }
 
 /// The version that `NAME@ALIAS`, `NAME/VERSION` or `NAME` says, with the alias that led to it.
-async fn resolve(
+async fn resolve_version(
     registry: &Registry,
     model: &str,
     default_alias: &str,
-) -> Result<(String, u64, Option<String>), Failure> {
+) -> Result<(String, u64, Option<String>), BoxError> {
     if let Some((name, version)) = model.rsplit_once('/') {
-        let no_number = |_| format!("{model} is neither a folder nor NAME/VERSION with a number for VERSION");
-        return Ok((name.into(), version.parse().map_err(no_number)?, None));
+        let invalid_number =
+            |_| format!("{model} is neither a folder nor NAME/VERSION with a number for VERSION");
+        return Ok((name.into(), version.parse().map_err(invalid_number)?, None));
     }
     let (name, alias) = model.split_once('@').unwrap_or((model, default_alias));
     let aliases = registry.aliases(name).await?;
@@ -227,7 +233,7 @@ async fn resolve(
 
 /// A version in a list.
 #[derive(Serialize)]
-struct Listed {
+struct ListedVersion {
     model: String,
     version: u64,
     aliases: Vec<String>,
@@ -237,8 +243,8 @@ struct Listed {
     note: String,
 }
 
-impl Listed {
-    fn new(model: &str, version: Version, aliases: &BTreeMap<String, u64>) -> Self {
+impl ListedVersion {
+    fn new(model: &str, version: ModelVersion, aliases: &BTreeMap<String, u64>) -> Self {
         let points_here =
             |(alias, number): (&String, &u64)| (*number == version.number).then(|| alias.clone());
         Self {
@@ -266,26 +272,27 @@ impl Listed {
     }
 }
 
-async fn list(args: ListArgs) -> Result<(), Failure> {
+async fn list(args: ListArgs) -> Result<(), BoxError> {
     let registry = args.registry.open(&args.registry.config()?)?;
     let mut listed = Vec::new();
     for (model, aliases) in registry.aliases(&args.prefix).await? {
         let versions = registry.versions(&model).await?;
-        listed.extend(versions.into_iter().map(|version| Listed::new(&model, version, &aliases)));
+        listed.extend(versions.into_iter().map(|version| ListedVersion::new(&model, version, &aliases)));
     }
     let text = match args.output {
-        Output::Json => serde_json::to_string_pretty(&listed)? + "\n",
-        Output::Text => {
+        OutputFormat::Json => serde_json::to_string_pretty(&listed)? + "\n",
+        OutputFormat::Text => {
             let head = ["MODEL", "VERSION", "ALIASES", "CREATED", "PROMOTED", "NOTE"].map(String::from);
-            let rows: Vec<[String; 6]> = [head].into_iter().chain(listed.iter().map(Listed::cells)).collect();
-            table(&rows)
+            let rows: Vec<[String; 6]> =
+                [head].into_iter().chain(listed.iter().map(ListedVersion::cells)).collect();
+            format_table(&rows)
         }
     };
-    Ok(say(&text)?)
+    Ok(print(&text)?)
 }
 
 /// Rows of cells as lines, columns aligned.
-fn table<const N: usize>(rows: &[[String; N]]) -> String {
+fn format_table<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; N] = std::array::from_fn(width);
     let mut text = String::new();
@@ -300,38 +307,40 @@ fn table<const N: usize>(rows: &[[String; N]]) -> String {
 
 /// A model with its place, for scripts.
 #[derive(Serialize)]
-struct Shown {
+struct ShownModel {
     model: Option<String>,
     version: Option<u64>,
     folder: Option<PathBuf>,
     card: serde_json::Value,
 }
 
-async fn show(args: ShowArgs) -> Result<(), Failure> {
-    let (place, model) = load(&args.registry, &args.model).await?;
+async fn show(args: ShowArgs) -> Result<(), BoxError> {
+    let (location, model) = load_model(&args.registry, &args.model).await?;
     let text = match args.output {
-        Output::Text => card(&place, &model),
-        Output::Json => {
+        OutputFormat::Text => format_card(&location, &model),
+        OutputFormat::Json => {
             let card = serde_json::from_str(&artifact::document(&model))?;
-            let shown = match place {
-                Place::Folder(path) => Shown { model: None, version: None, folder: Some(path), card },
-                Place::Registered { name, version, .. } => {
-                    Shown { model: Some(name), version: Some(version), folder: None, card }
+            let shown = match location {
+                ModelLocation::Folder(path) => {
+                    ShownModel { model: None, version: None, folder: Some(path), card }
+                }
+                ModelLocation::Registered { name, version, .. } => {
+                    ShownModel { model: Some(name), version: Some(version), folder: None, card }
                 }
             };
             serde_json::to_string_pretty(&shown)? + "\n"
         }
     };
-    Ok(say(&text)?)
+    Ok(print(&text)?)
 }
 
 /// The card of a model, for people.
-fn card(place: &Place, model: &Model) -> String {
+fn format_card(location: &ModelLocation, model: &Model) -> String {
     let Model { schema, fitted, card } = model;
     let params: Vec<String> = card.params.iter().map(|(name, value)| format!("{name}={value}")).collect();
-    let history = card.history.as_ref().map(|history| {
-        let (from, to) = (artifact::timestamp(history.from_ms), artifact::timestamp(history.to_ms));
-        format!("{from} to {to}, {} rows, {} excluded", history.n_rows, history.n_excluded)
+    let training_range = card.training_range.as_ref().map(|range| {
+        let (from, to) = (artifact::timestamp(range.from_ms), artifact::timestamp(range.to_ms));
+        format!("{from} to {to}, {} rows, {} excluded", range.n_rows, range.n_excluded)
     });
     let group = card.group.as_ref().map_or_else(|| "every one".into(), ToString::to_string);
     let rows = [
@@ -342,11 +351,11 @@ fn card(place: &Place, model: &Model) -> String {
         ("group", Some(group)),
         ("offset", Some(fitted.offset().to_string())),
         ("params", Some(params.join(" "))),
-        ("history", history),
+        ("history", training_range),
     ];
-    let mut text = match place {
-        Place::Registered { alias: Some(alias), .. } => format!("{place}, {alias}\n"),
-        _ => format!("{place}\n"),
+    let mut text = match location {
+        ModelLocation::Registered { alias: Some(alias), .. } => format!("{location}, {alias}\n"),
+        _ => format!("{location}\n"),
     };
     for (name, value) in rows {
         text.extend(value.map(|value| format!("  {name:<8}  {value}\n")));
@@ -354,7 +363,7 @@ fn card(place: &Place, model: &Model) -> String {
     if let Some(validation) = &card.validation {
         let rate = validation.alert_rate * 100.0;
         text.push_str("\nvalidation\n");
-        text.push_str(&table_of_sizes(&SizeResult::of(validation)));
+        text.push_str(&format_sweep(&SizeResult::from_validation(validation)));
         text.push_str(&format!(
             "  * chosen; it called {rate:.2} % of the rows that it had not seen anomalous\n"
         ));
@@ -368,9 +377,9 @@ fn card(place: &Place, model: &Model) -> String {
     text
 }
 
-async fn verify(args: VerifyArgs) -> Result<(), Failure> {
-    let (place, model) = load(&args.registry, &args.model).await?;
-    println!("{place} is valid: {}", summary(&model));
+async fn verify(args: VerifyArgs) -> Result<(), BoxError> {
+    let (location, model) = load_model(&args.registry, &args.model).await?;
+    println!("{location} is valid: {}", summary(&model));
     Ok(())
 }
 
@@ -379,18 +388,18 @@ fn summary(model: &Model) -> String {
     format!("{} of {} features, from {}", fitted.kind(), schema.features.len(), card.origin)
 }
 
-async fn promote(args: PromoteArgs) -> Result<(), Failure> {
+async fn promote(args: PromoteArgs) -> Result<(), BoxError> {
     let config = args.registry.config()?;
     let registry = args.registry.open(&config)?;
     let alias = args.alias.as_ref().unwrap_or(&config.registry.alias);
     // What does not load must not serve.
-    registry.load(&args.name, args.version, semantics(&config, &args.name)).await?;
+    registry.load(&args.name, args.version, rate_semantics(&config, &args.name)).await?;
     registry.promote(&args.name, alias, args.version).await?;
     println!("{}: {alias} {}", args.name, args.version);
     Ok(())
 }
 
-async fn roll_back(args: RollbackArgs) -> Result<(), Failure> {
+async fn roll_back(args: RollbackArgs) -> Result<(), BoxError> {
     let config = args.registry.config()?;
     let registry = args.registry.open(&config)?;
     let alias = args.alias.as_ref().unwrap_or(&config.registry.alias);
@@ -399,42 +408,46 @@ async fn roll_back(args: RollbackArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn import(args: ImportArgs) -> Result<(), Failure> {
+async fn import(args: ImportArgs) -> Result<(), BoxError> {
     let config = args.registry.config()?;
-    let detector = detectors(&config, args.detector.as_deref())?;
+    let detector = select_detectors(&config, args.detector.as_deref())?;
     let detector = detector.first().ok_or("there is no detector")?;
-    let mapping = args.mapping.as_deref().map_or_else(|| Ok(Mapping::default()), import::mapping)?;
-    let files = source(&args, &config).await?;
-    let semantics = detector.transform.semantics().unwrap_or_default();
-    let model = import::model(&files, &mapping, semantics)?;
+    let mapping =
+        args.mapping.as_deref().map_or_else(|| Ok(ColumnMapping::default()), import::read_mapping)?;
+    let files = read_source(&args, &config).await?;
+    let semantics = detector.transform.rate_semantics().unwrap_or_default();
+    let model = import::read_model(&files, &mapping, semantics)?;
     if let Some(folder) = &args.model {
-        artifact::save(&artifact::files(&model), folder)?;
+        artifact::save(&artifact::to_files(&model), folder)?;
         println!("{}: {}", folder.display(), summary(&model));
         return Ok(());
     }
-    let name = args.name.clone().unwrap_or_else(|| config.registry.model(&detector.name));
+    let name = args.name.clone().unwrap_or_else(|| config.registry.model_name(&detector.name));
     let note = format!("imported from {}", model.card.origin);
-    let entry = Entry { model: &model, report: None, note };
-    let version = args.registry.open(&config)?.register(&name, &entry).await?;
+    let new_version = NewVersion { model: &model, report: None, note };
+    let version = args.registry.open(&config)?.register(&name, &new_version).await?;
     println!("{name} version {version}: {}", summary(&model));
-    println!("put it into service: promforest models promote{} {name} {version}", args.registry.given());
+    println!(
+        "put it into service: promforest models promote{} {name} {version}",
+        args.registry.given_flags()
+    );
     Ok(())
 }
 
-async fn source(args: &ImportArgs, config: &Config) -> Result<Files, Failure> {
+async fn read_source(args: &ImportArgs, config: &Config) -> Result<Files, BoxError> {
     let registered = args.source.strip_prefix("models:/");
-    let of_run = args.source.strip_prefix("runs:/");
-    if registered.is_none() && of_run.is_none() {
-        return Ok(import::files(Path::new(&args.source))?);
+    let run_path = args.source.strip_prefix("runs:/");
+    if registered.is_none() && run_path.is_none() {
+        return Ok(import::read_files(Path::new(&args.source))?);
     }
     let Registry::Mlflow(mlflow) = args.registry.open(config)? else {
         return Err(
             format!("{} is in MLflow, but the configuration has no registry.mlflow", args.source).into()
         );
     };
-    if let Some(run) = of_run {
+    if let Some(run_path) = run_path {
         let (run, path) =
-            run.split_once('/').ok_or_else(|| format!("{} is not runs:/RUN/PATH", args.source))?;
+            run_path.split_once('/').ok_or_else(|| format!("{} is not runs:/RUN/PATH", args.source))?;
         return Ok(mlflow.run_files(run, path).await?);
     }
     let model = registered.unwrap_or_default();
@@ -442,22 +455,24 @@ async fn source(args: &ImportArgs, config: &Config) -> Result<Files, Failure> {
         return Err(format!("{} is not models:/NAME@ALIAS or models:/NAME/VERSION", args.source).into());
     }
     let registry = Registry::Mlflow(mlflow);
-    let (name, version, _) = resolve(&registry, model, &config.registry.alias).await?;
+    let (name, version, _) = resolve_version(&registry, model, &config.registry.alias).await?;
     Ok(registry.files(&name, version).await?)
 }
 
-async fn export(args: ExportArgs) -> Result<(), Failure> {
-    let (place, model) = load(&args.registry, &args.model).await?;
+async fn export(args: ExportArgs) -> Result<(), BoxError> {
+    let (location, model) = load_model(&args.registry, &args.model).await?;
     let bytes = match (args.to, &model.fitted) {
-        (ExportFormat::Onnx, Fitted::IsolationForest(forest)) => {
+        (ExportFormat::Onnx, FittedModel::IsolationForest(forest)) => {
             onnx::write(forest, &columns::names(&model))?
         }
         (ExportFormat::Onnx, other) => {
-            return Err(format!("{place} is an {}: ONNX has no operator for its cuts", other.kind()).into());
+            return Err(
+                format!("{location} is an {}: ONNX has no operator for its cuts", other.kind()).into()
+            );
         }
     };
     std::fs::write(&args.file, bytes).map_err(|error| cannot_write(&args.file, &error))?;
-    println!("{} written from {place}", args.file.display());
+    println!("{} written from {location}", args.file.display());
     Ok(())
 }
 
@@ -465,62 +480,64 @@ fn cannot_write(path: &Path, error: &io::Error) -> String {
     format!("cannot write {}: {error}", path.display())
 }
 
-async fn score(args: ScoreArgs) -> Result<(), Failure> {
-    let (_, model) = load(&args.registry, &args.model).await?;
-    let input = Input::read(&args.input)?;
-    let values = input.select(&selected(&model, &input)?)?;
-    let table = Table::new(&values, input.n_rows(), model.schema.features.len())?;
+async fn score(args: ScoreArgs) -> Result<(), BoxError> {
+    let (_, model) = load_model(&args.registry, &args.model).await?;
+    let data_table = DataTable::read(&args.input)?;
+    let values = data_table.select(&select_columns(&model, &data_table)?)?;
+    let table = Table::new(&values, data_table.n_rows(), model.schema.features.len())?;
     let csv = match &model.fitted {
-        Fitted::IsolationForest(forest) => {
-            scores(&table, forest.offset(), |row| Some(forest.score_samples(row)))
+        FittedModel::IsolationForest(forest) => {
+            format_scores(&table, forest.offset(), |row| Some(forest.score_samples(row)))
         }
-        Fitted::Extended(detection) => {
-            let none = || {
+        FittedModel::Extended(online_detector) => {
+            let no_timestamps = || {
                 format!(
                     "{} has no column timestamp: an {} judges one row after the other",
                     args.input.display(),
                     model.fitted.kind()
                 )
             };
-            let times = input.timestamps.as_ref().ok_or_else(none)?;
-            in_order(detection, times, &table)?
+            let times = data_table.timestamps.as_ref().ok_or_else(no_timestamps)?;
+            score_in_order(online_detector, times, &table)?
         }
     };
     if args.output == Path::new("-") {
-        return Ok(say(&csv)?);
+        return Ok(print(&csv)?);
     }
     Ok(std::fs::write(&args.output, csv).map_err(|error| cannot_write(&args.output, &error))?)
 }
 
 /// The input's names of the model's columns: those of the model itself, or else any that mean the same.
-pub fn selected(model: &Model, input: &Input) -> Result<Vec<String>, input::Error> {
+pub fn select_columns(model: &Model, input: &DataTable) -> Result<Vec<String>, table::Error> {
     let transform = model.schema.transform;
-    let semantics = transform.semantics().unwrap_or_default();
-    let meaning = |name: &String| {
-        let read = columns::features(std::slice::from_ref(name), &columns::Mapping::new(), semantics);
+    let semantics = transform.rate_semantics().unwrap_or_default();
+    let resolve_column = |name: &String| {
+        let read =
+            columns::resolve_features(std::slice::from_ref(name), &columns::NameMapping::new(), semantics);
         let (features, transform) = read.ok()?;
         Some((features.into_iter().next()?, transform))
     };
     let names: Vec<&String> = input.columns.iter().map(|(name, _)| name).collect();
-    let meanings: Vec<_> = names.iter().map(|name| meaning(name)).collect();
-    let wanted = columns::names(model).into_iter().zip(&model.schema.features);
-    wanted
+    let resolved: Vec<_> = names.iter().map(|name| resolve_column(name)).collect();
+    let model_columns = columns::names(model).into_iter().zip(&model.schema.features);
+    model_columns
         .map(|(name, feature)| {
             if names.contains(&&name) {
                 return Ok(name);
             }
-            let means =
-                |meaning: &Option<_>| meaning.as_ref().is_some_and(|(f, t)| f == feature && *t == transform);
-            match meanings.iter().position(means) {
+            let is_same = |candidate: &Option<_>| {
+                candidate.as_ref().is_some_and(|(f, t)| f == feature && *t == transform)
+            };
+            match resolved.iter().position(is_same) {
                 Some(position) => Ok(names[position].clone()),
-                None => Err(input::Error::Missing(name)),
+                None => Err(table::Error::MissingColumn(name)),
             }
         })
         .collect()
 }
 
 /// What scikit-learn says of each row, as CSV; nothing of a row without a score.
-fn scores(table: &Table, offset: f64, mut score: impl FnMut(&[f32]) -> Option<f64>) -> String {
+fn format_scores(table: &Table, offset: f64, mut score: impl FnMut(&[f32]) -> Option<f64>) -> String {
     let mut csv = String::from("score_samples,decision_function,predict\n");
     let mut row = vec![0.0; table.n_features()];
     for i in 0..table.n_rows() {
@@ -530,7 +547,7 @@ fn scores(table: &Table, offset: f64, mut score: impl FnMut(&[f32]) -> Option<f6
             Some(score) => {
                 let decision = score - offset;
                 let predict = if decision < 0.0 { -1 } else { 1 };
-                csv.push_str(&format!("{},{},{predict}\n", digits(score), digits(decision)));
+                csv.push_str(&format!("{},{},{predict}\n", format_g17(score), format_g17(decision)));
             }
         }
     }
@@ -538,27 +555,31 @@ fn scores(table: &Table, offset: f64, mut score: impl FnMut(&[f32]) -> Option<f6
 }
 
 /// The scores of rows that follow those of training.
-fn in_order(detection: &Detection, times: &[i64], table: &Table) -> Result<String, Failure> {
-    let trained_ms = detection.newest_ms().unwrap_or(i64::MIN);
-    let mut before_ms = trained_ms;
+fn score_in_order(
+    online_detector: &OnlineDetector,
+    times: &[i64],
+    table: &Table,
+) -> Result<String, BoxError> {
+    let trained_ms = online_detector.newest_ms().unwrap_or(i64::MIN);
+    let mut previous_ms = trained_ms;
     for time in times {
-        if *time <= before_ms {
-            let (time, before) = (artifact::timestamp(*time), artifact::timestamp(before_ms));
-            return Err(format!("the row of {time} is not after {before}: rows must ascend, and follow those that the model was trained on").into());
+        if *time <= previous_ms {
+            let (time, previous) = (artifact::timestamp(*time), artifact::timestamp(previous_ms));
+            return Err(format!("the row of {time} is not after {previous}: rows must ascend, and follow those that the model was trained on").into());
         }
-        before_ms = *time;
+        previous_ms = *time;
     }
-    let mut detection = detection.clone();
+    let mut online_detector = online_detector.clone();
     let mut times = times.iter();
-    Ok(scores(table, EXTENDED_OFFSET, |row| {
-        let seen = detection.observe(*times.next()?, row)?;
-        Some(seen.decision + EXTENDED_OFFSET)
+    Ok(format_scores(table, EXTENDED_OFFSET, |row| {
+        let assessment = online_detector.assess(*times.next()?, row)?;
+        Some(assessment.decision + EXTENDED_OFFSET)
     }))
 }
 
 /// A number in [-1, 1] with 17 significant digits, enough to read the same bits back, as C's `%.17g`
 /// writes it.
-fn digits(value: f64) -> String {
+fn format_g17(value: f64) -> String {
     let scientific = format!("{value:.16e}");
     let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     let trimmed = |text: &str| match text.contains('.') {
@@ -589,8 +610,8 @@ mod tests {
             (0.000012345, "1.2345e-05"),
             (f64::MIN_POSITIVE, "2.2250738585072014e-308"),
         ] {
-            assert_eq!(digits(value), text);
-            assert_eq!(digits(value).parse::<f64>().expect("a number").to_bits(), value.to_bits());
+            assert_eq!(format_g17(value), text);
+            assert_eq!(format_g17(value).parse::<f64>().expect("a number").to_bits(), value.to_bits());
         }
     }
 }

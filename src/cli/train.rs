@@ -1,16 +1,16 @@
 //! `promforest train`: history in, a sweep with cross-validation, a model and its page out.
 
-use super::lessons::{self, Lesson, LessonArgs, Lessons, Span};
-use super::{Failure, Output, RegistryArgs, say};
+use super::training_data::{self, HistoryRange, TrainingDataArgs, TrainingInput, TrainingInputs};
+use super::{BoxError, OutputFormat, RegistryArgs, print};
 use crate::config::Config;
-use crate::input::Input;
 use crate::models::registry::Registry;
-use crate::models::{Kind, Params, Trial, Validation, artifact};
+use crate::models::{CrossValidation, ModelKind, ModelParams, Trial, artifact};
 use crate::prom::duration;
-use crate::report::training::Verdict;
-use crate::train::enter;
-use crate::train::validate::SIZES;
-use crate::train::{Purpose, Trained, page, train};
+use crate::report::training::PromotionDecision;
+use crate::table::DataTable;
+use crate::train::cross_validation::DEFAULT_SIZES;
+use crate::train::register;
+use crate::train::{ModelScope, Trained, report, train};
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -24,7 +24,7 @@ pub struct TrainArgs {
     #[command(flatten)]
     registry: RegistryArgs,
     #[command(flatten)]
-    lesson: LessonArgs,
+    training_data: TrainingDataArgs,
     /// Beginning of the history, RFC 3339; without it, training.history before the end
     #[arg(long, value_name = "TIME")]
     start: Option<Timestamp>,
@@ -35,11 +35,11 @@ pub struct TrainArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["start", "end", "group"])]
     input: Option<PathBuf>,
     /// Rows a tree to choose from
-    #[arg(long, value_name = "SIZES", value_delimiter = ',', default_values_t = SIZES, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    #[arg(long, value_name = "SIZES", value_delimiter = ',', default_values_t = DEFAULT_SIZES, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     sweep: Vec<usize>,
     /// Kind of forest; without it, the detector's
     #[arg(long, value_name = "KIND")]
-    kind: Option<Kind>,
+    kind: Option<ModelKind>,
     /// Write the model to this folder instead of the registry
     #[arg(long, value_name = "FOLDER")]
     model: Option<PathBuf>,
@@ -51,17 +51,17 @@ pub struct TrainArgs {
     report: Option<PathBuf>,
     /// Format of what is printed
     #[arg(long, value_name = "FORMAT", default_value = "text")]
-    output: Output,
+    output: OutputFormat,
 }
 
 /// What is printed of a model.
 #[derive(Serialize)]
-struct Outcome {
+struct TrainResult {
     model: String,
     version: Option<u64>,
     group: Option<String>,
     promoted: Option<String>,
-    held: Vec<String>,
+    gated: Vec<String>,
     max_samples: String,
     n_features: usize,
     n_rows: usize,
@@ -81,7 +81,7 @@ pub struct SizeResult {
 
 impl SizeResult {
     /// Every size that was tried.
-    pub fn of(validation: &Validation) -> Vec<Self> {
+    pub fn from_validation(validation: &CrossValidation) -> Vec<Self> {
         let size = |(i, trial): (usize, &Trial)| Self {
             max_samples: trial.max_samples,
             kl_mean: trial.mean_kl(),
@@ -92,50 +92,56 @@ impl SizeResult {
     }
 }
 
-pub async fn run(args: TrainArgs) -> Result<(), Failure> {
+pub async fn run(args: TrainArgs) -> Result<(), BoxError> {
     let config = args.registry.config()?;
-    let mut lessons = match &args.input {
+    let mut training_inputs = match &args.input {
         Some(path) => {
-            let lesson = lessons::of_table(&args.lesson, &config, path, Input::read(path)?, i64::MAX)?;
-            Lessons::one(&args.lesson, &config, lesson)
+            let training_input = training_data::read_table(
+                &args.training_data,
+                &config,
+                path,
+                DataTable::read(path)?,
+                i64::MAX,
+            )?;
+            TrainingInputs::single(&args.training_data, &config, training_input)
         }
         None => {
             let to_ms = args.end.map_or_else(duration::now_ms, Timestamp::as_millisecond);
             let from_ms = args.start.map(Timestamp::as_millisecond);
-            let span = Span { from_ms, learn_to_ms: to_ms, to_ms };
-            Lessons::of_history(&args.lesson, &config, span, None).await?
+            let history_range = HistoryRange { from_ms, train_to_ms: to_ms, to_ms };
+            TrainingInputs::from_history(&args.training_data, &config, history_range, None).await?
         }
     };
     if args.model.is_some() || args.report.is_some() {
-        lessons.only_one("--model and --report", "model").await?;
+        training_inputs.require_single("--model and --report", "model").await?;
     }
-    let store = match &args.model {
+    let registry = match &args.model {
         None => Some(args.registry.open(&config)?),
         Some(_) => None,
     };
     let mut results = Vec::new();
-    while let Some(lesson) = lessons.next().await? {
-        let result = learn(&args, &config, store.as_ref(), &lesson).await?;
-        if args.output == Output::Text {
-            say(&text(&args, &result))?;
+    while let Some(training_input) = training_inputs.next().await? {
+        let result = fit_and_register(&args, &config, registry.as_ref(), &training_input).await?;
+        if args.output == OutputFormat::Text {
+            print(&format_result(&args, &result))?;
         }
         results.push(result);
     }
-    if args.output == Output::Json {
-        say(&format!("{}\n", serde_json::to_string_pretty(&results)?))?;
+    if args.output == OutputFormat::Json {
+        print(&format!("{}\n", serde_json::to_string_pretty(&results)?))?;
     }
     Ok(())
 }
 
-async fn learn(
+async fn fit_and_register(
     args: &TrainArgs,
     config: &Config,
     registry: Option<&Registry>,
-    lesson: &Lesson,
-) -> Result<Outcome, Failure> {
-    let Lesson { detector, group, name, rows, columns, .. } = lesson;
+    training_input: &TrainingInput,
+) -> Result<TrainResult, BoxError> {
+    let TrainingInput { detector, group, name, rows, columns, .. } = training_input;
     let params = match args.kind {
-        Some(kind) if kind != detector.model.kind() => Params::of(kind),
+        Some(kind) if kind != detector.model.kind() => ModelParams::default_for(kind),
         _ => detector.model.clone(),
     };
     let bar = ProgressBar::new(0).with_message(name.clone());
@@ -145,68 +151,74 @@ async fn learn(
         bar.set_length(all as u64);
         bar.set_position(done as u64);
     };
-    let purpose = Purpose { detector: Some(detector.name.clone()), group: group.clone() };
+    let scope = ModelScope { detector: Some(detector.name.clone()), group: group.clone() };
     let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-    let mut trained = train(&params, rows, &args.sweep, purpose, duration::now_ms(), threads, &progress)?;
+    let mut trained = train(&params, rows, &args.sweep, scope, duration::now_ms(), threads, &progress)?;
     trained.model.card.columns = columns.clone();
     bar.finish_and_clear();
 
     let gate = &detector.training.gate;
-    let (version, verdict, report) = match registry {
+    let (version, promotion, report) = match registry {
         Some(registry) => {
             let alias = args.alias.as_deref().unwrap_or(&config.registry.alias);
-            let draft = enter::draft(name, alias, Some(gate), &trained, rows);
-            let version = enter::enter(registry, name, &trained, &draft).await?;
-            (Some(version), draft.verdict, draft.report)
+            let draft = register::prepare(name, alias, Some(gate), &trained, rows);
+            let version = register::register(registry, name, &trained, &draft).await?;
+            (Some(version), draft.promotion, draft.report)
         }
         None => {
             let folder = args.model.as_deref().expect("without a registry there is a folder");
-            artifact::save(&artifact::files(&trained.model), folder)?;
-            let reasons = enter::judge(gate, &trained);
-            let verdict = if reasons.is_empty() { Verdict::Saved } else { Verdict::Held(reasons) };
-            let report = page::training(name, &trained, rows, verdict.clone()).html();
-            (None, verdict, report)
+            artifact::save(&artifact::to_files(&trained.model), folder)?;
+            let reasons = register::check_gate(gate, &trained);
+            let promotion =
+                if reasons.is_empty() { PromotionDecision::Saved } else { PromotionDecision::Gated(reasons) };
+            let report = report::build_report(name, &trained, rows, promotion.clone()).html();
+            (None, promotion, report)
         }
     };
     if let Some(path) = &args.report {
         std::fs::write(path, report).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
     }
-    Ok(result(lesson, &trained, version, verdict))
+    Ok(to_result(training_input, &trained, version, promotion))
 }
 
-fn result(lesson: &Lesson, trained: &Trained, version: Option<u64>, verdict: Verdict) -> Outcome {
+fn to_result(
+    training_input: &TrainingInput,
+    trained: &Trained,
+    version: Option<u64>,
+    promotion: PromotionDecision,
+) -> TrainResult {
     let validation = trained.sweep.as_ref().map(|sweep| &sweep.validation);
     let card = &trained.model.card;
-    let (promoted, held) = match verdict {
-        Verdict::Promoted(alias) => (Some(alias), Vec::new()),
-        Verdict::Held(reasons) => (None, reasons),
-        Verdict::Saved => (None, Vec::new()),
+    let (promoted, gated) = match promotion {
+        PromotionDecision::Promoted(alias) => (Some(alias), Vec::new()),
+        PromotionDecision::Gated(reasons) => (None, reasons),
+        PromotionDecision::Saved => (None, Vec::new()),
     };
     let max_samples = card.params.iter().find(|(name, _)| name == "max_samples");
-    Outcome {
-        model: lesson.name.clone(),
+    TrainResult {
+        model: training_input.name.clone(),
         version,
-        group: lesson.group.as_ref().map(ToString::to_string),
+        group: training_input.group.as_ref().map(ToString::to_string),
         promoted,
-        held,
+        gated,
         max_samples: max_samples.map(|(_, value)| value.clone()).unwrap_or_default(),
         n_features: trained.model.schema.features.len(),
-        n_rows: lesson.rows.len(),
-        n_excluded: card.history.as_ref().map_or(0, |history| history.n_excluded),
+        n_rows: training_input.rows.len(),
+        n_excluded: card.training_range.as_ref().map_or(0, |training_range| training_range.n_excluded),
         alert_rate: validation.map(|validation| validation.alert_rate),
-        sweep: validation.map(SizeResult::of).unwrap_or_default(),
+        sweep: validation.map(SizeResult::from_validation).unwrap_or_default(),
     }
 }
 
 /// What is printed of a model.
-fn text(args: &TrainArgs, result: &Outcome) -> String {
+fn format_result(args: &TrainArgs, result: &TrainResult) -> String {
     let group = result.group.as_ref().map(|group| format!(" {group}")).unwrap_or_default();
     let mut lines = vec![format!(
         "{}{group}: {} features, {} rows, {} excluded",
         result.model, result.n_features, result.n_rows, result.n_excluded
     )];
     if !result.sweep.is_empty() {
-        lines.push(table_of_sizes(&result.sweep).trim_end().into());
+        lines.push(format_sweep(&result.sweep).trim_end().into());
     }
     if let Some(rate) = result.alert_rate {
         lines.push(format!(
@@ -220,19 +232,19 @@ fn text(args: &TrainArgs, result: &Outcome) -> String {
         (None, None) => {}
     }
     lines.extend(result.promoted.iter().map(|alias| format!("promoted to {alias}")));
-    lines.extend(result.held.iter().map(|reason| format!("not promoted: {reason}")));
+    lines.extend(result.gated.iter().map(|reason| format!("not promoted: {reason}")));
     lines.extend(args.report.iter().map(|report| format!("report: {}", report.display())));
     lines.join("\n") + "\n"
 }
 
 /// The table of a sweep, a line a size.
-pub fn table_of_sizes(sizes: &[SizeResult]) -> String {
+pub fn format_sweep(sizes: &[SizeResult]) -> String {
     let mut table = String::from("  max_samples   mean KL   KL of each fold\n");
     for size in sizes {
         let folds: Vec<String> = size.kl.iter().map(|kl| format!("{kl:.4}")).collect();
-        let mark = if size.chosen { '*' } else { ' ' };
+        let marker = if size.chosen { '*' } else { ' ' };
         let (max_samples, mean, folds) = (size.max_samples, size.kl_mean, folds.join("  "));
-        table.push_str(&format!("{mark} {max_samples:>11}  {mean:>8.4}   {folds}\n"));
+        table.push_str(&format!("{marker} {max_samples:>11}  {mean:>8.4}   {folds}\n"));
     }
     table
 }

@@ -1,14 +1,14 @@
 //! How many alerts somebody can live with, and of what.
 
-use super::heed::{Direction, Heed, MinDeviation};
+use super::filter::{DeviationFilter, Direction, MinDeviation};
 use crate::prom::{Labels, Selector};
 use crate::yaml::{Node, Section};
 use std::str::FromStr;
 
 /// Alerts a day, unless others are asked for.
-pub const BUDGET: f64 = 1.0;
+pub const DEFAULT_BUDGET: f64 = 1.0;
 /// Alerts a day beyond which nobody reads them.
-const MOST: f64 = 100.0;
+const MAX_BUDGET: f64 = 100.0;
 
 /// The section `alerts` of a detector.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,47 +23,53 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { budget: BUDGET, direction: Direction::Both, min_deviation: Vec::new() }
+        Self { budget: DEFAULT_BUDGET, direction: Direction::Both, min_deviation: Vec::new() }
     }
 }
 
 impl Config {
     /// Reads the section of the configuration file.
     pub fn read(mut section: Section<'_, '_>) -> Self {
-        let budget = section.get("budget").and_then(|node| node.parse(str::parse::<Budget>));
+        let budget = section.get("budget").and_then(|node| node.parse(str::parse::<AlertBudget>));
         let direction = section.get("direction").and_then(|node| node.parse(str::parse));
         let min_deviation = section.get("min_deviation").and_then(|list| list.items()).unwrap_or_default();
-        section.finish();
+        section.deny_unknown();
         Self {
-            budget: budget.map_or(BUDGET, |Budget(a_day)| a_day),
+            budget: budget.map_or(DEFAULT_BUDGET, |AlertBudget(per_day)| per_day),
             direction: direction.unwrap_or_default(),
-            min_deviation: min_deviation.into_iter().filter_map(Node::section).filter_map(least).collect(),
+            min_deviation: min_deviation
+                .into_iter()
+                .filter_map(Node::section)
+                .filter_map(read_min_deviation)
+                .collect(),
         }
     }
 
     /// What counts of metrics with these labels; nothing if all does.
-    pub(super) fn heeds(&self, metrics: &[Labels]) -> Vec<Heed> {
-        let heeds: Vec<Heed> =
-            metrics.iter().map(|labels| Heed::of(self.direction, &self.min_deviation, labels)).collect();
-        if heeds.iter().all(|heed| *heed == Heed::default()) { Vec::new() } else { heeds }
+    pub(super) fn deviation_filters(&self, features: &[Labels]) -> Vec<DeviationFilter> {
+        let filters: Vec<DeviationFilter> = features
+            .iter()
+            .map(|labels| DeviationFilter::for_labels(self.direction, &self.min_deviation, labels))
+            .collect();
+        if filters.iter().all(|filter| *filter == DeviationFilter::default()) { Vec::new() } else { filters }
     }
 }
 
-fn least(mut section: Section<'_, '_>) -> Option<MinDeviation> {
+fn read_min_deviation(mut section: Section<'_, '_>) -> Option<MinDeviation> {
     let selector = section.require("match").and_then(|node| node.parse(Selector::parse));
     let absolute = section.number("absolute", 0.0, f64::MAX);
     let relative = section.number("relative", 0.0, f64::MAX);
     if absolute.or(relative).is_none() {
-        section.refuse("absolute or relative is needed");
+        section.error("absolute or relative is needed");
     }
-    section.finish();
+    section.deny_unknown();
     let (absolute, relative) = (absolute.unwrap_or(0.0), relative.unwrap_or(0.0));
     Some(MinDeviation { selector: selector?, absolute, relative })
 }
 
 /// Alerts a day, written as `1/day`, `0.5/day` or `1/week`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Budget(pub f64);
+pub struct AlertBudget(pub f64);
 
 /// A text that is no budget.
 #[derive(Debug, PartialEq, thiserror::Error)]
@@ -72,24 +78,28 @@ pub enum InvalidBudget {
     #[error("{0:?} is no budget of alerts: write it as 1/day, 1/week or 1/hour")]
     Unknown(String),
     /// Out of bounds.
-    #[error("a budget of {0} alerts a day is not above 0 and at most {MOST}")]
+    #[error("a budget of {0} alerts a day is not above 0 and at most {MAX_BUDGET}")]
     Bounds(f64),
 }
 
-impl FromStr for Budget {
+impl FromStr for AlertBudget {
     type Err = InvalidBudget;
 
     fn from_str(text: &str) -> Result<Self, InvalidBudget> {
         let unknown = || InvalidBudget::Unknown(text.into());
         let (number, unit) = text.split_once('/').unwrap_or((text, "day"));
         let number: f64 = number.trim().parse().map_err(|_| unknown())?;
-        let a_day = match unit.trim() {
+        let per_day = match unit.trim() {
             "day" | "d" => number,
             "week" | "w" => number / 7.0,
             "hour" | "h" => number * 24.0,
             _ => return Err(unknown()),
         };
-        if a_day > 0.0 && a_day <= MOST { Ok(Self(a_day)) } else { Err(InvalidBudget::Bounds(a_day)) }
+        if per_day > 0.0 && per_day <= MAX_BUDGET {
+            Ok(Self(per_day))
+        } else {
+            Err(InvalidBudget::Bounds(per_day))
+        }
     }
 }
 
@@ -102,14 +112,14 @@ mod tests {
         for (text, a_day) in
             [("1/day", 1.0), ("2", 2.0), ("7/week", 1.0), ("0.5/hour", 12.0), (" 1 / d", 1.0)]
         {
-            assert_eq!(text.parse(), Ok(Budget(a_day)), "{text}");
+            assert_eq!(text.parse(), Ok(AlertBudget(a_day)), "{text}");
         }
         for text in ["", "one/day", "1/month", "1/day/day"] {
-            assert_eq!(text.parse::<Budget>(), Err(InvalidBudget::Unknown(text.into())));
+            assert_eq!(text.parse::<AlertBudget>(), Err(InvalidBudget::Unknown(text.into())));
         }
         for (text, a_day) in [("0/day", 0.0), ("-1/day", -1.0), ("101/day", 101.0), ("5/hour", 120.0)] {
-            assert_eq!(text.parse::<Budget>(), Err(InvalidBudget::Bounds(a_day)), "{text}");
+            assert_eq!(text.parse::<AlertBudget>(), Err(InvalidBudget::Bounds(a_day)), "{text}");
         }
-        assert!("NaN/day".parse::<Budget>().is_err());
+        assert!("NaN/day".parse::<AlertBudget>().is_err());
     }
 }

@@ -1,10 +1,10 @@
 //! The state of a group between two rows, for files: with it a process goes on where another ended.
 
-use super::habits::Habits;
-use super::incident::Alarm;
-use super::memory::{Memory, Reach};
-use super::profile::{self, Profile};
-use super::threshold::{Hour, Threshold};
+use super::derived::{DerivedFeatures, Lookback};
+use super::incident::OpenIncident;
+use super::recurring::RecurringPeaks;
+use super::seasonal::{self, SeasonalProfile};
+use super::threshold::{HourlyMax, PotThreshold};
 use serde::{Deserialize, Serialize};
 
 /// Rows that a file may bring along: far more than any memory reaches back over.
@@ -13,9 +13,9 @@ const MAX_ROWS: usize = 100_000;
 /// What a model's file says of the group's last rows. An incident does not outlive its model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct State {
+pub struct SavedState {
     interval_ms: i64,
-    profiles: Vec<profile::State>,
+    profiles: Vec<seasonal::SavedProfile>,
     /// The greatest difference and deviation of each metric in each quarter of four days: the upper halves of
     /// numbers of 32 bits. None in a file from before there were habits.
     #[serde(default)]
@@ -31,9 +31,9 @@ pub struct State {
 /// All that a detection has become, so that one that goes on from it says the same bits.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Live {
-    pub(super) state: State,
-    pub(super) alarm: Option<Alarm>,
+pub struct Checkpoint {
+    pub(super) state: SavedState,
+    pub(super) open_incident: Option<OpenIncident>,
 }
 
 /// A state that no rows lead to.
@@ -51,29 +51,29 @@ impl InvalidState {
     }
 }
 
-fn known(values: &[f32]) -> Vec<Option<f32>> {
+fn nan_to_none(values: &[f32]) -> Vec<Option<f32>> {
     values.iter().map(|value| (!value.is_nan()).then_some(*value)).collect()
 }
 
-impl State {
-    pub(super) fn of(memory: &Memory, threshold: &Threshold) -> Self {
+impl SavedState {
+    pub(super) fn from_parts(derived: &DerivedFeatures, threshold: &PotThreshold) -> Self {
         let (hours, current) = threshold.hours();
         Self {
-            interval_ms: memory.reach().interval_ms(),
-            profiles: memory.profiles().iter().map(Profile::state).collect(),
-            peaks: memory.habits().state().to_vec(),
-            rows: memory.rows().map(|(timestamp_ms, values)| (*timestamp_ms, known(values))).collect(),
+            interval_ms: derived.lookback().interval_ms(),
+            profiles: derived.profiles().iter().map(SeasonalProfile::state).collect(),
+            peaks: derived.recurring().peaks().to_vec(),
+            rows: derived.rows().map(|(timestamp_ms, values)| (*timestamp_ms, nan_to_none(values))).collect(),
             hours: hours.map(|hour| (hour.number, hour.raw, hour.capped)).collect(),
             current,
         }
     }
 
     /// Number of metrics.
-    pub fn n_metrics(&self) -> usize {
+    pub fn n_features(&self) -> usize {
         self.profiles.len()
     }
 
-    pub(super) fn restore(self, budget: f64) -> Result<(Memory, Threshold), InvalidState> {
+    pub(super) fn restore(self, budget: f64) -> Result<(DerivedFeatures, PotThreshold), InvalidState> {
         let Self { interval_ms, profiles, peaks, rows, hours, current } = self;
         let fault =
             |part, value: &dyn ToString, limit: &str| Err(InvalidState::new(part, value.to_string(), limit));
@@ -91,13 +91,13 @@ impl State {
         }
         let last = current.map(|(number, raw)| (number, raw, raw));
         let all_hours: Vec<(i64, f64, f64)> = hours.iter().copied().chain(last).collect();
-        let ascend = |numbers: &[i64]| numbers.windows(2).all(|pair| pair[0] < pair[1]);
+        let is_ascending = |numbers: &[i64]| numbers.windows(2).all(|pair| pair[0] < pair[1]);
         let times = |times: Vec<i64>| (times, "ascending");
         for (part, (numbers, limit)) in [
             ("time of a row", times(rows.iter().map(|(timestamp_ms, _)| *timestamp_ms).collect())),
             ("number of an hour", times(all_hours.iter().map(|(number, ..)| *number).collect())),
         ] {
-            if !ascend(&numbers) {
+            if !is_ascending(&numbers) {
                 return fault(part, &format!("{numbers:.0?}"), limit);
             }
         }
@@ -105,16 +105,16 @@ impl State {
             return fault("score of an hour", &format!("{raw}, {capped}"), "finite");
         }
         let newest_ms = rows.last().map(|(timestamp_ms, _)| *timestamp_ms);
-        let habits = match peaks.is_empty() {
-            true => Habits::new(profiles.len()),
-            false => Habits::restore(profiles.len(), newest_ms, peaks)?,
+        let recurring = match peaks.is_empty() {
+            true => RecurringPeaks::new(profiles.len()),
+            false => RecurringPeaks::restore(profiles.len(), newest_ms, peaks)?,
         };
-        let profiles = profiles.into_iter().map(|state| Profile::restore(interval_ms, state));
+        let profiles = profiles.into_iter().map(|state| SeasonalProfile::restore(interval_ms, state));
         let profiles = profiles.collect::<Result<_, _>>()?;
         let values = |row: Vec<Option<f32>>| row.into_iter().map(|value| value.unwrap_or(f32::NAN)).collect();
         let rows = rows.into_iter().map(|(timestamp_ms, row)| (timestamp_ms, values(row))).collect();
-        let memory = Memory::restore(Reach::new(interval_ms), profiles, habits, rows);
-        let hours = hours.into_iter().map(|(number, raw, capped)| Hour { number, raw, capped });
-        Ok((memory, Threshold::restore(budget, hours.collect(), current)))
+        let derived = DerivedFeatures::restore(Lookback::new(interval_ms), profiles, recurring, rows);
+        let hours = hours.into_iter().map(|(number, raw, capped)| HourlyMax { number, raw, capped });
+        Ok((derived, PotThreshold::restore(budget, hours.collect(), current)))
     }
 }

@@ -24,106 +24,109 @@ fn row(minute: i64) -> Vec<f32> {
 const IN: usize = 0;
 const ERRORS: usize = 2;
 
-fn learn(minutes: std::ops::Range<i64>, params: &ExtendedParams, threads: NonZeroUsize) -> Detection {
+fn fit(minutes: std::ops::Range<i64>, params: &ExtendedParams, threads: NonZeroUsize) -> OnlineDetector {
     let timestamps: Vec<i64> = minutes.clone().map(|minute| minute * MINUTE_MS).collect();
     let rows: Vec<Vec<f32>> = minutes.map(row).collect();
-    let values: Vec<f32> = (0..4).flat_map(|metric| rows.iter().map(move |row| row[metric])).collect();
+    let values: Vec<f32> = (0..4).flat_map(|feature| rows.iter().map(move |row| row[feature])).collect();
     let table = Table::new(&values, rows.len(), 4).expect("its shape");
-    Detection::learn(&timestamps, &table, params, BUDGET, threads).expect("it learns")
+    OnlineDetector::fit(&timestamps, &table, params, DEFAULT_BUDGET, threads).expect("it learns")
 }
 
-fn learned(days: i64) -> Detection {
-    learn(0..days * DAY, &ExtendedParams::default(), THREADS)
+fn fitted(days: i64) -> OnlineDetector {
+    fit(0..days * DAY, &ExtendedParams::default(), THREADS)
 }
 
 /// The greatest score of these minutes, and what was said of it.
-fn loudest(
-    detection: &mut Detection,
+fn highest_score(
+    detection: &mut OnlineDetector,
     minutes: std::ops::Range<i64>,
     change: impl Fn(&mut [f32]),
-) -> Observation {
-    let seen = minutes.filter_map(|minute| {
+) -> Assessment {
+    let assessments = minutes.filter_map(|minute| {
         let mut values = row(minute);
         change(&mut values);
-        detection.observe(minute * MINUTE_MS, &values)
+        detection.assess(minute * MINUTE_MS, &values)
     });
-    seen.max_by(|a, b| a.score.total_cmp(&b.score)).expect("rows")
+    assessments.max_by(|a, b| a.score.total_cmp(&b.score)).expect("rows")
 }
 
 #[test]
-fn a_usual_day_is_calm() {
-    let mut detection = learned(5);
+fn a_normal_day_has_few_incidents() {
+    let mut detection = fitted(5);
     let (mut incidents, mut open) = (0, false);
     for minute in 5 * DAY..8 * DAY {
-        let seen = detection.observe(minute * MINUTE_MS, &row(minute)).expect("the next row");
-        assert!(seen.score.is_finite() && seen.score >= 0.0 && seen.decision.abs() <= 0.5);
-        incidents += usize::from(seen.incident && !open);
-        open = seen.incident;
+        let assessment = detection.assess(minute * MINUTE_MS, &row(minute)).expect("the next row");
+        assert!(assessment.score.is_finite() && assessment.score >= 0.0 && assessment.decision.abs() <= 0.5);
+        incidents += usize::from(assessment.incident && !open);
+        open = assessment.incident;
     }
     assert!(incidents <= 5, "{incidents} in three days, for a budget of one a day");
 }
 
 #[test]
 fn noon_traffic_at_three_in_the_morning_is_an_incident() {
-    let mut detection = learned(5);
+    let mut detection = fitted(5);
     let noon = row(5 * DAY + 12 * 60)[IN];
     let night = 5 * DAY + 3 * 60;
-    loudest(&mut detection, 5 * DAY..night, |_| {});
-    let seen = loudest(&mut detection, night..night + 3, |values| values[IN] = noon);
-    assert!(seen.incident && seen.score > 1.0, "{seen:?}");
-    assert_eq!(seen.causes(1).next().map(|(metric, ..)| metric), Some(IN));
+    highest_score(&mut detection, 5 * DAY..night, |_| {});
+    let assessment = highest_score(&mut detection, night..night + 3, |values| values[IN] = noon);
+    assert!(assessment.incident && assessment.score > 1.0, "{assessment:?}");
+    assert_eq!(assessment.contributions(1).next().map(|(feature, ..)| feature), Some(IN));
     // The same at noon is next to nothing.
-    let mut detection = learned(5);
-    loudest(&mut detection, 5 * DAY..5 * DAY + 12 * 60, |_| {});
-    let usual = loudest(&mut detection, 5 * DAY + 12 * 60..5 * DAY + 12 * 60 + 3, |_| {});
-    assert!(seen.score > 3.0 * usual.score, "{seen:?} {usual:?}");
+    let mut detection = fitted(5);
+    highest_score(&mut detection, 5 * DAY..5 * DAY + 12 * 60, |_| {});
+    let at_noon = highest_score(&mut detection, 5 * DAY + 12 * 60..5 * DAY + 12 * 60 + 3, |_| {});
+    assert!(assessment.score > 3.0 * at_noon.score, "{assessment:?} {at_noon:?}");
 }
 
 #[test]
 fn a_level_that_came_slowly_is_unusual_for_its_hour() {
-    let mut detection = learned(5);
+    let mut detection = fitted(5);
     let night = 5 * DAY + 60;
-    loudest(&mut detection, 5 * DAY..night, |_| {});
+    highest_score(&mut detection, 5 * DAY..night, |_| {});
     let mut last = None;
     for minute in night..night + 240 {
         let mut values = row(minute);
         values[IN] += 2.0 * (minute - night) as f32;
-        last = detection.observe(minute * MINUTE_MS, &values);
+        last = detection.assess(minute * MINUTE_MS, &values);
     }
-    let seen = last.expect("the next row");
-    assert_eq!(seen.causes(1).next().map(|(m, why, _)| (m, why)), Some((IN, Reason::UnusualForThisHour)));
-    let [low, middle, high] = seen.usual[IN];
+    let assessment = last.expect("the next row");
+    assert_eq!(
+        assessment.contributions(1).next().map(|(m, why, _)| (m, why)),
+        Some((IN, DeviationReason::UnusualForThisHour))
+    );
+    let [low, middle, high] = assessment.expected_range[IN];
     assert!(
         low < middle && middle < high && high < f64::from(row(night)[IN]) + 480.0,
         "{:?}",
-        seen.usual[IN]
+        assessment.expected_range[IN]
     );
 }
 
 #[test]
-fn what_never_moved_in_training_is_heard_when_it_does() {
-    let mut detection = learned(3);
-    let seen = loudest(&mut detection, 3 * DAY..3 * DAY + 3, |values| values[ERRORS] = 1.0);
-    assert!(seen.incident, "{seen:?}");
-    assert_eq!(seen.causes(1).next().map(|(metric, ..)| metric), Some(ERRORS));
+fn a_feature_constant_in_training_is_detected_when_it_moves() {
+    let mut detection = fitted(3);
+    let assessment = highest_score(&mut detection, 3 * DAY..3 * DAY + 3, |values| values[ERRORS] = 1.0);
+    assert!(assessment.incident, "{assessment:?}");
+    assert_eq!(assessment.contributions(1).next().map(|(feature, ..)| feature), Some(ERRORS));
 }
 
 #[test]
-fn what_does_not_count_calls_nobody() {
+fn masked_deviations_raise_no_alert() {
     let alerts = |text: &str| {
         let text = format!("detectors: [{{name: a, match: [up], alerts: {text}}}]");
         crate::config::Config::parse(&text).expect("valid").detectors[0].alerts.clone()
     };
-    let metrics: Vec<Labels> = ["in", "out", "errors", "clock"]
+    let features: Vec<Labels> = ["in", "out", "errors", "clock"]
         .map(|name| Labels::new([(crate::prom::METRIC_NAME, name)]).expect("valid"))
         .to_vec();
     let noon = 5 * DAY + 12 * 60;
-    let seen = |text: &str, by: f32| {
-        let mut detection = learned(5).with_alerts(&alerts(text), &metrics);
-        loudest(&mut detection, 5 * DAY..noon, |_| {});
-        loudest(&mut detection, noon..noon + 2, |values| values[IN] *= by)
+    let assess_with = |text: &str, by: f32| {
+        let mut detection = fitted(5).with_alerts(&alerts(text), &features);
+        highest_score(&mut detection, 5 * DAY..noon, |_| {});
+        highest_score(&mut detection, noon..noon + 2, |values| values[IN] *= by)
     };
-    let all = seen("{}", 3.0);
+    let all = assess_with("{}", 3.0);
     for (text, up, down) in [
         ("{direction: up}", true, false),
         ("{direction: down}", false, true),
@@ -132,100 +135,108 @@ fn what_does_not_count_calls_nobody() {
         ("{min_deviation: [{match: in, relative: 1.0}]}", true, false),
         ("{min_deviation: [{match: '{__name__=~\"out|clock\"}', absolute: 1e6}]}", true, true),
     ] {
-        for (by, heard) in [(3.0, up), (0.1, down)] {
-            let seen = seen(text, by);
-            assert_eq!(seen.score >= 1.0, heard, "{text}, {by} times: {} of {}", seen.score, all.score);
-            let first = seen.causes(1).next().map(|(metric, ..)| metric);
-            assert!(!heard || first == Some(IN), "{text}, {by} times: {first:?}");
+        for (by, is_detected) in [(3.0, up), (0.1, down)] {
+            let assessment = assess_with(text, by);
+            assert_eq!(
+                assessment.score >= 1.0,
+                is_detected,
+                "{text}, {by} times: {} of {}",
+                assessment.score,
+                all.score
+            );
+            let first = assessment.contributions(1).next().map(|(feature, ..)| feature);
+            assert!(!is_detected || first == Some(IN), "{text}, {by} times: {first:?}");
         }
     }
 }
 
 #[test]
 fn an_hour_of_history_is_enough_to_begin() {
-    let mut detection = learn(0..60, &ExtendedParams::default(), THREADS);
-    let calm = loudest(&mut detection, 60..90, |_| {});
-    assert!(calm.usual[IN].iter().all(|value| value.is_nan()), "no day is known yet");
-    let seen = loudest(&mut detection, 90..95, |values| values[IN] *= 10.0);
-    assert!(seen.incident && seen.score > 2.0 * calm.score, "{calm:?} {seen:?}");
+    let mut detection = fit(0..60, &ExtendedParams::default(), THREADS);
+    let calm = highest_score(&mut detection, 60..90, |_| {});
+    assert!(calm.expected_range[IN].iter().all(|value| value.is_nan()), "no day is known yet");
+    let assessment = highest_score(&mut detection, 90..95, |values| values[IN] *= 10.0);
+    assert!(assessment.incident && assessment.score > 2.0 * calm.score, "{calm:?} {assessment:?}");
 }
 
 #[test]
-fn one_metric_and_metrics_that_idle_are_enough() {
+fn one_feature_and_constant_features_are_enough() {
     for value in [0.0, 7.0] {
         let timestamps: Vec<i64> = (0..300).map(|minute| minute * MINUTE_MS).collect();
         let values = vec![value; 300];
         let table = Table::new(&values, 300, 1).expect("its shape");
-        let mut detection = Detection::learn(&timestamps, &table, &ExtendedParams::default(), 1.0, THREADS)
-            .expect("it learns");
-        let calm = detection.observe(300 * MINUTE_MS, &[value]).expect("the next row");
+        let mut detection =
+            OnlineDetector::fit(&timestamps, &table, &ExtendedParams::default(), 1.0, THREADS)
+                .expect("it learns");
+        let calm = detection.assess(300 * MINUTE_MS, &[value]).expect("the next row");
         assert_eq!((calm.score, calm.incident), (0.0, false));
-        let seen = detection.observe(301 * MINUTE_MS, &[value + 100.0]).expect("the next row");
-        assert!(seen.incident, "{seen:?}");
+        let assessment = detection.assess(301 * MINUTE_MS, &[value + 100.0]).expect("the next row");
+        assert!(assessment.incident, "{assessment:?}");
     }
 }
 
 #[test]
 fn the_same_rows_give_the_same_bits_on_any_number_of_threads() {
     let params = ExtendedParams { max_samples: MaxSamples::Auto, ..ExtendedParams::default() };
-    let mut detections = [1, 2, 5].map(|n| learn(0..2 * DAY, &params, NonZeroUsize::new(n).expect("some")));
+    let mut detections = [1, 2, 5].map(|n| fit(0..2 * DAY, &params, NonZeroUsize::new(n).expect("some")));
     for minute in 2 * DAY..2 * DAY + 300 {
-        let seen = detections.each_mut().map(|d| d.observe(minute * MINUTE_MS, &row(minute)).expect("next"));
-        assert_eq!(seen[0].score.to_bits(), seen[1].score.to_bits());
-        assert_eq!(seen[0].decision.to_bits(), seen[2].decision.to_bits());
+        let assessments =
+            detections.each_mut().map(|d| d.assess(minute * MINUTE_MS, &row(minute)).expect("next"));
+        assert_eq!(assessments[0].score.to_bits(), assessments[1].score.to_bits());
+        assert_eq!(assessments[0].decision.to_bits(), assessments[2].decision.to_bits());
     }
 }
 
 #[test]
 fn an_incident_of_a_week_does_not_change_the_past() {
     // What is said of a row depends on rows before it alone.
-    let mut detection = learned(3);
+    let mut detection = fitted(3);
     let mut copy = detection.clone();
     for minute in 3 * DAY..3 * DAY + 120 {
-        let seen = detection.observe(minute * MINUTE_MS, &row(minute));
-        assert_eq!(seen, copy.observe(minute * MINUTE_MS, &row(minute)));
+        let assessment = detection.assess(minute * MINUTE_MS, &row(minute));
+        assert_eq!(assessment, copy.assess(minute * MINUTE_MS, &row(minute)));
     }
-    loudest(&mut detection, 3 * DAY + 120..3 * DAY + 200, |values| values[IN] = 1e9);
-    assert!(loudest(&mut copy, 3 * DAY + 120..3 * DAY + 200, |_| {}).score < 2.0);
+    highest_score(&mut detection, 3 * DAY + 120..3 * DAY + 200, |values| values[IN] = 1e9);
+    assert!(highest_score(&mut copy, 3 * DAY + 120..3 * DAY + 200, |_| {}).score < 2.0);
 }
 
 #[test]
-fn a_row_that_is_not_newer_is_left_and_changes_nothing() {
-    let mut detection = learned(2);
+fn a_row_that_is_not_newer_is_ignored_and_changes_nothing() {
+    let mut detection = fitted(2);
     let mut copy = detection.clone();
-    detection.observe(2 * DAY * MINUTE_MS, &row(2 * DAY));
-    copy.observe(2 * DAY * MINUTE_MS, &row(2 * DAY));
+    detection.assess(2 * DAY * MINUTE_MS, &row(2 * DAY));
+    copy.assess(2 * DAY * MINUTE_MS, &row(2 * DAY));
     for late in [2 * DAY, 2 * DAY - 1] {
-        assert_eq!(copy.observe(late * MINUTE_MS, &[9.0; 4]), None);
+        assert_eq!(copy.assess(late * MINUTE_MS, &[9.0; 4]), None);
     }
     let next = 2 * DAY + 1;
-    assert_eq!(detection.observe(next * MINUTE_MS, &row(next)), copy.observe(next * MINUTE_MS, &row(next)));
+    assert_eq!(detection.assess(next * MINUTE_MS, &row(next)), copy.assess(next * MINUTE_MS, &row(next)));
 }
 
 #[test]
 fn values_that_are_no_numbers_are_scored_as_usual() {
-    let mut detection = learned(2);
-    let seen = loudest(&mut detection, 2 * DAY..2 * DAY + 5, |values| {
+    let mut detection = fitted(2);
+    let assessment = highest_score(&mut detection, 2 * DAY..2 * DAY + 5, |values| {
         values[IN] = f32::NAN;
         values[ERRORS] = f32::NEG_INFINITY;
     });
-    assert!(seen.score.is_finite(), "{seen:?}");
+    assert!(assessment.score.is_finite(), "{assessment:?}");
 }
 
 #[test]
-fn more_metrics_than_a_forest_sees_are_refused() {
-    let n_metrics = crate::forest::MAX_FEATURES / 4 + 1;
-    let values: Vec<f32> = (0..n_metrics).flat_map(|_| [1.0, 2.0]).collect();
-    let table = Table::new(&values, 2, n_metrics).expect("its shape");
-    let refused = Detection::learn(&[0, MINUTE_MS], &table, &ExtendedParams::default(), 1.0, THREADS);
+fn more_varying_features_than_a_forest_takes_are_refused() {
+    let n_features = crate::forest::MAX_FEATURES / 4 + 1;
+    let values: Vec<f32> = (0..n_features).flat_map(|_| [1.0, 2.0]).collect();
+    let table = Table::new(&values, 2, n_features).expect("its shape");
+    let refused = OnlineDetector::fit(&[0, MINUTE_MS], &table, &ExtendedParams::default(), 1.0, THREADS);
     let message = refused.expect_err("refused").to_string();
     assert!(message.contains("number of metrics that vary") && message.contains("at most"), "{message}");
 }
 
 /// Wherever a process ends, within an incident too, the next one says the same bits.
 #[test]
-fn f45_what_is_resumed_says_the_same() {
-    let trained = learned(3);
+fn f45_a_resumed_detector_gives_the_same_scores() {
+    let trained = fitted(3);
     let mut detection = trained.clone().with_budget(2.0);
     let mut incidents = 0;
     for minute in 3 * DAY..4 * DAY {
@@ -234,56 +245,56 @@ fn f45_what_is_resumed_says_the_same() {
             values[IN] *= 4.0;
         }
         if minute % 97 == 0 || minute % 300 == 10 {
-            let text = serde_json::to_string(&detection.live()).expect("numbers and text");
-            let live = serde_json::from_str(&text).expect("as it was written");
-            let resumed = trained.resume(live).expect("its own state").with_budget(2.0);
+            let text = serde_json::to_string(&detection.checkpoint()).expect("numbers and text");
+            let checkpoint = serde_json::from_str(&text).expect("as it was written");
+            let resumed = trained.resume(checkpoint).expect("its own state").with_budget(2.0);
             assert_eq!(resumed, detection, "{minute}");
             detection = resumed;
         }
-        let seen = detection.observe(minute * MINUTE_MS, &values).expect("the next row");
-        incidents += usize::from(seen.incident);
+        let assessment = detection.assess(minute * MINUTE_MS, &values).expect("the next row");
+        incidents += usize::from(assessment.incident);
     }
     assert!(incidents > 20, "{incidents} rows of incidents");
-    let two = learn(0..2 * DAY, &ExtendedParams::default(), THREADS);
-    assert!(two.resume(detection.live()).is_ok(), "voices of as many metrics");
+    let two = fit(0..2 * DAY, &ExtendedParams::default(), THREADS);
+    assert!(two.resume(detection.checkpoint()).is_ok(), "voices of as many metrics");
 }
 
 /// A metric begins late: calm goes on, whole days of the others count, and all of it goes through a file.
 #[test]
-fn a_metric_that_begins_late_is_learned_beside_the_others() {
+fn a_feature_that_begins_late_is_learned_beside_the_others() {
     let n_rows = 3 * DAY;
     let timestamps: Vec<i64> = (0..n_rows).map(|minute| minute * MINUTE_MS).collect();
-    let learn_late = |begin: i64| {
-        let value = |minute: i64, metric: usize| match metric {
+    let fit_late = |begin: i64| {
+        let value = |minute: i64, feature: usize| match feature {
             IN if minute < begin => f32::NAN,
-            _ => row(minute)[metric],
+            _ => row(minute)[feature],
         };
         let values: Vec<f32> =
-            (0..4).flat_map(|metric| (0..n_rows).map(move |minute| value(minute, metric))).collect();
+            (0..4).flat_map(|feature| (0..n_rows).map(move |minute| value(minute, feature))).collect();
         let table = Table::new(&values, n_rows as usize, 4).expect("its shape");
-        Detection::learn(&timestamps, &table, &ExtendedParams::default(), BUDGET, THREADS)
+        OnlineDetector::fit(&timestamps, &table, &ExtendedParams::default(), DEFAULT_BUDGET, THREADS)
     };
     for begin in [n_rows - 90, n_rows - 5, n_rows - 3 * DAY / 2] {
-        let mut detection = learn_late(begin).expect("it learns");
-        let text = serde_json::to_string(&detection.live()).expect("numbers and text");
+        let mut detection = fit_late(begin).expect("it learns");
+        let text = serde_json::to_string(&detection.checkpoint()).expect("numbers and text");
         let mut resumed =
             detection.resume(serde_json::from_str(&text).expect("as it was written")).expect("its own");
         let mut open = 0;
         for minute in n_rows..n_rows + DAY {
-            let seen = detection.observe(minute * MINUTE_MS, &row(minute)).expect("the next row");
-            let again = resumed.observe(minute * MINUTE_MS, &row(minute)).expect("the next row");
+            let assessment = detection.assess(minute * MINUTE_MS, &row(minute)).expect("the next row");
+            let again = resumed.assess(minute * MINUTE_MS, &row(minute)).expect("the next row");
             assert_eq!(
-                (seen.score.to_bits(), seen.incident),
+                (assessment.score.to_bits(), assessment.incident),
                 (again.score.to_bits(), again.incident),
                 "{minute}"
             );
-            open += usize::from(seen.incident);
+            open += usize::from(assessment.incident);
         }
         // What a metric is like at noon, an hour of its night does not tell.
         assert!(open < 30 || begin > n_rows - DAY, "{open} minutes, begun at {begin}");
-        let burst = loudest(&mut detection, n_rows + DAY..n_rows + DAY + 3, |values| values[1] = 2e4);
-        assert!(burst.incident && burst.deviations[0].metric == 1, "{burst:?}");
+        let burst = highest_score(&mut detection, n_rows + DAY..n_rows + DAY + 3, |values| values[1] = 2e4);
+        assert!(burst.incident && burst.deviations[0].feature == 1, "{burst:?}");
     }
-    let never = learn_late(n_rows).expect_err("it never began").to_string();
+    let never = fit_late(n_rows).expect_err("it never began").to_string();
     assert!(never.contains("NaN, must be finite"), "{never}");
 }

@@ -10,21 +10,21 @@ use std::collections::VecDeque;
 
 const HOUR_MS: i64 = 3_600_000;
 /// Hours that are remembered: two weeks. One makes the threshold restless, three do no better.
-const HOURS: i64 = 336;
+const KEPT_HOURS: i64 = 336;
 /// Peaks a day that the tail is read from.
 const PEAKS_A_DAY: f64 = 4.0;
 /// How far above the threshold of one peak a day an hour may count.
-const CAP: f64 = 1.1;
+const CAP_FACTOR: f64 = 1.1;
 /// Alerts in the last day, as a multiple of the budget, above which the threshold follows at once.
-const LOUD: f64 = 4.0;
+const BURST_FACTOR: f64 = 4.0;
 /// A smaller budget does not make it follow sooner.
-const LEAST_LOUD: f64 = 0.25;
+const MIN_BURST_BUDGET: f64 = 0.25;
 /// The raw score of a row at the 99 % quantile of training for both voices is 1: below it nothing is an alert.
-const LEAST: f64 = 1.0;
+const MIN_THRESHOLD: f64 = 1.0;
 
 /// The greatest raw score of an hour.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Hour {
+pub struct HourlyMax {
     /// Since the epoch.
     pub number: i64,
     /// The score.
@@ -35,28 +35,28 @@ pub struct Hour {
 
 /// See the [module](self).
 #[derive(Clone, Debug, PartialEq)]
-pub struct Threshold {
+pub struct PotThreshold {
     /// Alerts a day.
     budget: f64,
-    hours: VecDeque<Hour>,
+    hours: VecDeque<HourlyMax>,
     current: Option<(i64, f64)>,
     one_a_day: f64,
     value: f64,
 }
 
-impl Threshold {
+impl PotThreshold {
     /// Without an hour yet, for so many alerts a day, above 0.
     pub fn new(budget: f64) -> Self {
-        Self { budget, hours: VecDeque::new(), current: None, one_a_day: f64::INFINITY, value: LEAST }
+        Self { budget, hours: VecDeque::new(), current: None, one_a_day: f64::INFINITY, value: MIN_THRESHOLD }
     }
 
     /// A threshold from a file: hours ascend, the current one after them.
-    pub fn restore(budget: f64, hours: VecDeque<Hour>, current: Option<(i64, f64)>) -> Self {
+    pub fn restore(budget: f64, hours: VecDeque<HourlyMax>, current: Option<(i64, f64)>) -> Self {
         Self { hours, current, ..Self::new(budget) }.with_budget(budget)
     }
 
     /// The hours that are over, and number and greatest score so far of the current one.
-    pub fn hours(&self) -> (impl Iterator<Item = &Hour>, Option<(i64, f64)>) {
+    pub fn hours(&self) -> (impl Iterator<Item = &HourlyMax>, Option<(i64, f64)>) {
         (self.hours.iter(), self.current)
     }
 
@@ -64,13 +64,13 @@ impl Threshold {
     pub fn with_budget(mut self, budget: f64) -> Self {
         self.budget = budget;
         if let Some((hour, _)) = self.current {
-            self.renew(hour);
+            self.refit(hour);
         }
         self
     }
 
     /// As if every score had been so many times as high.
-    pub fn raised(mut self, factor: f64) -> Self {
+    pub fn scaled(mut self, factor: f64) -> Self {
         for hour in &mut self.hours {
             hour.raw *= factor;
             hour.capped *= factor;
@@ -86,17 +86,17 @@ impl Threshold {
     }
 
     /// The threshold at a time, in raw units, at least 1; renewed with each hour. Times do not decrease.
-    pub fn at(&mut self, timestamp_ms: i64) -> f64 {
+    pub fn value_at(&mut self, timestamp_ms: i64) -> f64 {
         let hour = timestamp_ms.div_euclid(HOUR_MS);
         if let Some((number, raw)) = self.current
             && number < hour
         {
             self.current = None;
-            self.hours.push_back(Hour { number, raw, capped: raw.min(CAP * self.one_a_day) });
-            while self.hours.front().is_some_and(|first| first.number < hour - HOURS) {
+            self.hours.push_back(HourlyMax { number, raw, capped: raw.min(CAP_FACTOR * self.one_a_day) });
+            while self.hours.front().is_some_and(|first| first.number < hour - KEPT_HOURS) {
                 self.hours.pop_front();
             }
-            self.renew(hour);
+            self.refit(hour);
         }
         self.value
     }
@@ -111,7 +111,7 @@ impl Threshold {
     }
 
     /// The peaks: hours above the one before and not below the one after.
-    fn peaks(&self) -> impl Iterator<Item = &Hour> {
+    fn peaks(&self) -> impl Iterator<Item = &HourlyMax> {
         let raw = |i: usize| self.hours.get(i).map_or(f64::NEG_INFINITY, |hour| hour.raw);
         self.hours.iter().enumerate().filter_map(move |(i, hour)| {
             let before = i.checked_sub(1).map_or(f64::NEG_INFINITY, raw);
@@ -119,18 +119,18 @@ impl Threshold {
         })
     }
 
-    fn renew(&mut self, hour: i64) {
+    fn refit(&mut self, hour: i64) {
         let days = self.hours.len() as f64 / 24.0;
         let mut peaks: Vec<f64> = self.peaks().map(|peak| peak.capped).collect();
         peaks.sort_by(|a, b| b.total_cmp(a));
         let tail = ((PEAKS_A_DAY * days).round() as usize).min(peaks.len().saturating_sub(1));
-        let (one_a_day, wanted) = match tail {
-            0 => peaks.first().map_or((f64::INFINITY, LEAST), |peak| (f64::INFINITY, *peak)),
+        let (one_a_day, for_budget) = match tail {
+            0 => peaks.first().map_or((f64::INFINITY, MIN_THRESHOLD), |peak| (f64::INFINITY, *peak)),
             _ => {
                 let lowest = peaks[tail];
                 let excess = peaks[..tail].iter().sum::<f64>() / tail as f64 - lowest;
-                let at = |rate: f64| lowest + excess * (tail as f64 / (rate * days)).ln();
-                (at(1.0), at(self.budget))
+                let level_for_rate = |rate: f64| lowest + excess * (tail as f64 / (rate * days)).ln();
+                (level_for_rate(1.0), level_for_rate(self.budget))
             }
         };
         // Within a first day a tail of peaks is chance: nothing is cut off by it.
@@ -138,9 +138,9 @@ impl Threshold {
         let mut recent: Vec<f64> =
             self.peaks().filter(|peak| peak.number >= hour - 24).map(|peak| peak.raw).collect();
         recent.sort_by(|a, b| b.total_cmp(a));
-        let loud = ((LOUD * self.budget.max(LEAST_LOUD)).round() as usize).max(1);
-        let bound = recent.get(loud - 1).map_or(LEAST, |peak| 1.0001 * peak);
-        self.value = wanted.max(bound).max(LEAST);
+        let burst_rank = ((BURST_FACTOR * self.budget.max(MIN_BURST_BUDGET)).round() as usize).max(1);
+        let burst_bound = recent.get(burst_rank - 1).map_or(MIN_THRESHOLD, |peak| 1.0001 * peak);
+        self.value = for_budget.max(burst_bound).max(MIN_THRESHOLD);
     }
 }
 
@@ -159,28 +159,29 @@ mod tests {
     }
 
     #[test]
-    fn raised_is_the_same_on_another_scale() {
-        let (mut threshold, mut noise) = (Threshold::new(1.0), noise());
+    fn scaling_multiplies_the_threshold() {
+        let (mut threshold, mut noise) = (PotThreshold::new(1.0), noise());
         for minute in 0..3 * 24 * 60 {
-            threshold.at(minute * 60_000);
+            threshold.value_at(minute * 60_000);
             threshold.add(minute * 60_000, 1.0 + noise());
         }
         let now_ms = 3 * 24 * HOUR_MS - 60_000;
-        let value = threshold.at(now_ms);
-        let mut raised = threshold.clone().raised(1.5);
-        assert!(value > 2.0 && (raised.at(now_ms) / value - 1.5).abs() < 1e-9);
+        let value = threshold.value_at(now_ms);
+        let mut scaled = threshold.clone().scaled(1.5);
+        assert!(value > 2.0 && (scaled.value_at(now_ms) / value - 1.5).abs() < 1e-9);
         // A row of an hour that was over for another group.
-        raised.add(now_ms - HOUR_MS, 99.0);
-        assert_eq!(raised.hours().1, Some((71, 99.0)));
+        scaled.add(now_ms - HOUR_MS, 99.0);
+        assert_eq!(scaled.hours().1, Some((71, 99.0)));
     }
 
     fn alerts_a_day(budget: f64, scale: impl Fn(i64) -> f64) -> f64 {
-        let (mut threshold, mut noise, mut episodes, mut over_ms) = (Threshold::new(budget), noise(), 0, 0);
+        let (mut threshold, mut noise, mut episodes, mut over_ms) =
+            (PotThreshold::new(budget), noise(), 0, 0);
         let days = 60;
         for minute in 0..days * 24 * 60 {
             let t = minute * 60_000;
             let raw = noise() * scale(minute / (24 * 60));
-            if raw >= threshold.at(t) && minute >= 20 * 24 * 60 {
+            if raw >= threshold.value_at(t) && minute >= 20 * 24 * 60 {
                 episodes += i64::from(t - over_ms > HOUR_MS);
                 over_ms = t;
             }
@@ -190,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_a_budget_that_nobody_tuned() {
+    fn keeps_a_budget_without_tuning() {
         let steady = |_| 1.0;
         for (budget, range) in [(2.0, 1.0..3.0), (1.0, 0.5..1.6), (0.2, 0.0..0.5)] {
             let found = alerts_a_day(budget, steady);
@@ -206,15 +207,15 @@ mod tests {
 
     #[test]
     fn an_incident_does_not_hide_the_next_one() {
-        let (mut threshold, mut noise) = (Threshold::new(1.0), noise());
+        let (mut threshold, mut noise) = (PotThreshold::new(1.0), noise());
         let mut minute = 0;
-        let mut run = |threshold: &mut Threshold, minutes: i64, extra: f64| {
+        let mut run = |threshold: &mut PotThreshold, minutes: i64, extra: f64| {
             for _ in 0..minutes {
-                threshold.at(minute * 60_000);
+                threshold.value_at(minute * 60_000);
                 threshold.add(minute * 60_000, noise() + extra);
                 minute += 1;
             }
-            threshold.at(minute * 60_000)
+            threshold.value_at(minute * 60_000)
         };
         let before = run(&mut threshold, 7 * 24 * 60, 0.0);
         run(&mut threshold, 5 * 60, 1000.0);
@@ -224,9 +225,9 @@ mod tests {
 
     #[test]
     fn is_one_before_anything_is_known_and_where_nothing_happens() {
-        let mut threshold = Threshold::new(1.0);
+        let mut threshold = PotThreshold::new(1.0);
         for hour in 0..200 {
-            assert_eq!(threshold.at(hour * HOUR_MS), 1.0);
+            assert_eq!(threshold.value_at(hour * HOUR_MS), 1.0);
             threshold.add(hour * HOUR_MS, 0.0);
         }
     }

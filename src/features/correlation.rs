@@ -11,7 +11,7 @@
 //! regression a metric (the same numbers for more work).
 
 use super::Error;
-use super::scale::{Scale, check_values};
+use super::scale::{RobustScale, check_values};
 
 /// What is added to the diagonal of the correlation matrix. It keeps the inverse bounded when metrics are
 /// copies of each other, or more than the rows.
@@ -42,9 +42,9 @@ impl Correlation {
     ///
     /// # Panics
     /// If columns differ in length, or there is not one floor for each.
-    pub fn fit(columns: &[&[f32]], floors: &[f64]) -> Result<Option<Self>, Error> {
+    pub fn fit(columns: &[&[f32]], min_deviations: &[f64]) -> Result<Option<Self>, Error> {
         let n_metrics = columns.len();
-        assert_eq!(floors.len(), n_metrics, "one floor per metric");
+        assert_eq!(min_deviations.len(), n_metrics, "one floor per metric");
         if n_metrics < 2 {
             return Ok(None);
         }
@@ -74,7 +74,11 @@ impl Correlation {
                 matrix[b * n_metrics + a] = correlation;
             }
         }
-        let deviations = deviations.into_iter().zip(floors).map(|(sd, floor)| sd.max(*floor)).collect();
+        let deviations = deviations
+            .into_iter()
+            .zip(min_deviations)
+            .map(|(sd, min_deviation)| sd.max(*min_deviation))
+            .collect();
         Self::new(means, deviations, invert(&matrix, n_metrics)).map(Some)
     }
 
@@ -93,14 +97,14 @@ impl Correlation {
             ("number of values of the inverse", inverse.len(), n_metrics * n_metrics),
         ] {
             if length != expected {
-                return Err(Error::part(part, length, expected));
+                return Err(Error::invalid_part(part, length, expected));
             }
         }
         for (part, values) in
             [("mean", &means), ("deviation", &deviations), ("value of the inverse", &inverse)]
         {
             if let Some(value) = values.iter().find(|value| !value.is_finite()) {
-                return Err(Error::part(part, value, "finite"));
+                return Err(Error::invalid_part(part, value, "finite"));
             }
         }
         let diagonal = inverse.iter().step_by(n_metrics + 1);
@@ -110,14 +114,14 @@ impl Correlation {
             .chain(diagonal.map(|value| ("diagonal of the inverse", value)))
         {
             if *value <= 0.0 {
-                return Err(Error::part(part, value, "above 0"));
+                return Err(Error::invalid_part(part, value, "above 0"));
             }
         }
         for a in 0..n_metrics {
             for b in 0..a {
                 let (value, mirrored) = (inverse[a * n_metrics + b], inverse[b * n_metrics + a]);
                 if value != mirrored {
-                    return Err(Error::part(
+                    return Err(Error::invalid_part(
                         "value of the inverse",
                         value,
                         format_args!("{mirrored}, its mirror image"),
@@ -164,8 +168,8 @@ impl Correlation {
         };
         let w: Vec<f64> = values.iter().zip(&self.means).zip(&self.deviations).map(standardise).collect();
         let rows = self.inverse.chunks_exact(n_metrics).zip(&self.deviations).enumerate();
-        let hold = |residual: f64| residual.clamp(f32::MIN.into(), f32::MAX.into()) as f32;
-        rows.map(|(metric, (row, deviation))| hold(dot(row, &w) / row[metric] * deviation)).collect()
+        let clamp_to_f32 = |residual: f64| residual.clamp(f32::MIN.into(), f32::MAX.into()) as f32;
+        rows.map(|(metric, (row, deviation))| clamp_to_f32(dot(row, &w) / row[metric] * deviation)).collect()
     }
 }
 
@@ -173,7 +177,7 @@ fn check_n_metrics(n_metrics: usize) -> Result<(), Error> {
     if (2..=MAX_METRICS).contains(&n_metrics) {
         return Ok(());
     }
-    Err(Error::part("number of metrics", n_metrics, format_args!("in 2..={MAX_METRICS}")))
+    Err(Error::invalid_part("number of metrics", n_metrics, format_args!("in 2..={MAX_METRICS}")))
 }
 
 /// Inverse of a symmetric positive definite matrix, shape `[n, n]`, by Cholesky's decomposition `L Lᵀ`:
@@ -183,8 +187,8 @@ fn invert(matrix: &[f64], n: usize) -> Vec<f64> {
     let mut lower = vec![0.0; n * n];
     for i in 0..n {
         for j in 0..=i {
-            let rest = matrix[i * n + j] - dot(&lower[i * n..][..j], &lower[j * n..][..j]);
-            lower[i * n + j] = if i == j { rest.sqrt() } else { rest / lower[j * n + j] };
+            let remainder = matrix[i * n + j] - dot(&lower[i * n..][..j], &lower[j * n..][..j]);
+            lower[i * n + j] = if i == j { remainder.sqrt() } else { remainder / lower[j * n + j] };
         }
     }
     // Row j holds column j of L⁻¹.
@@ -222,7 +226,7 @@ pub struct Residuals {
     /// The correlation of the columns that take part.
     pub correlation: Correlation,
     /// Scale of each residual, shape `[n_metrics]` of the correlation.
-    pub scales: Vec<Scale>,
+    pub scales: Vec<RobustScale>,
 }
 
 impl Residuals {
@@ -230,7 +234,7 @@ impl Residuals {
     ///
     /// # Panics
     /// If the columns are not those of the correlation, or not finite.
-    pub fn fit(correlation: Correlation, columns: &[&[f32]], floors: &[f64]) -> Self {
+    pub fn fit(correlation: Correlation, columns: &[&[f32]], min_sigmas: &[f64]) -> Self {
         let n_rows = columns[0].len();
         let mut residuals = vec![Vec::with_capacity(n_rows); columns.len()];
         let mut values = vec![0.0; columns.len()];
@@ -242,8 +246,10 @@ impl Residuals {
                 column.push(residual);
             }
         }
-        let fit = |(column, floor): (&Vec<f32>, &f64)| Scale::fit(column, *floor).expect("finite residuals");
-        let scales = residuals.iter().zip(floors).map(fit).collect();
+        let fit = |(column, min_sigma): (&Vec<f32>, &f64)| {
+            RobustScale::fit(column, *min_sigma).expect("finite residuals")
+        };
+        let scales = residuals.iter().zip(min_sigmas).map(fit).collect();
         Self { correlation, scales }
     }
 }
@@ -344,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_does_not_blind_the_others() {
+    fn a_value_that_is_not_finite_leaves_the_others_unchanged() {
         let correlation = fit(&columns());
         let mean = correlation.means()[2] as f32;
         for value in [f32::NAN, f32::INFINITY] {
@@ -367,18 +373,18 @@ mod tests {
         let build = |Correlation { means, deviations, inverse }| Correlation::new(means, deviations, inverse);
         assert_eq!(build(correlation.clone()), Ok(correlation.clone()));
 
-        let refusal = |change: &dyn Fn(&mut Correlation)| {
+        let error_after = |change: &dyn Fn(&mut Correlation)| {
             let mut mangled = correlation.clone();
             change(&mut mangled);
             build(mangled).expect_err("mangled").to_string()
         };
-        assert_eq!(refusal(&|c| c.means.truncate(1)), "number of metrics is 1, must be in 2..=4096");
-        assert_eq!(refusal(&|c| c.deviations.push(1.0)), "number of deviations is 4, must be 3");
-        assert!(refusal(&|c| c.inverse.truncate(8)).ends_with("is 8, must be 9"));
-        assert_eq!(refusal(&|c| c.means[0] = f64::NAN), "mean is NaN, must be finite");
-        assert_eq!(refusal(&|c| c.deviations[2] = 0.0), "deviation is 0, must be above 0");
-        assert_eq!(refusal(&|c| c.inverse[4] = -1.0), "diagonal of the inverse is -1, must be above 0");
-        assert!(refusal(&|c| c.inverse[5] = f64::INFINITY).ends_with("is inf, must be finite"));
-        assert!(refusal(&|c| c.inverse[5] = 9.0).ends_with("its mirror image"));
+        assert_eq!(error_after(&|c| c.means.truncate(1)), "number of metrics is 1, must be in 2..=4096");
+        assert_eq!(error_after(&|c| c.deviations.push(1.0)), "number of deviations is 4, must be 3");
+        assert!(error_after(&|c| c.inverse.truncate(8)).ends_with("is 8, must be 9"));
+        assert_eq!(error_after(&|c| c.means[0] = f64::NAN), "mean is NaN, must be finite");
+        assert_eq!(error_after(&|c| c.deviations[2] = 0.0), "deviation is 0, must be above 0");
+        assert_eq!(error_after(&|c| c.inverse[4] = -1.0), "diagonal of the inverse is -1, must be above 0");
+        assert!(error_after(&|c| c.inverse[5] = f64::INFINITY).ends_with("is inf, must be finite"));
+        assert!(error_after(&|c| c.inverse[5] = 9.0).ends_with("its mirror image"));
     }
 }

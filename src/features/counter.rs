@@ -14,11 +14,11 @@ use crate::prom::Sample;
 const PLAUSIBLE_SURGE: f64 = 10.0;
 
 /// Falls within one range, and as much before it, beyond which something is no counter.
-const MOST_FALLS: usize = 16;
+const MAX_FALLS: usize = 16;
 
 /// What happened to a counter at one sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum CounterEvent {
     /// A restart at zero, left to PromQL.
     Reset,
     /// A fall that came back: the values between now lie on the straight line.
@@ -31,9 +31,9 @@ pub enum Event {
 /// each fall with the timestamp at which it shows.
 ///
 /// What falls more than [`MOST_FALLS`] times is no counter, and is left alone.
-pub fn level(samples: &mut [Sample], mut tell: impl FnMut(i64, Event)) {
+pub fn repair(samples: &mut [Sample], mut on_event: impl FnMut(i64, CounterEvent)) {
     let falls = samples.windows(2).filter(|pair| pair[1].value < pair[0].value).count();
-    if falls > MOST_FALLS {
+    if falls > MAX_FALLS {
         return;
     }
     let mut i = 1;
@@ -43,33 +43,33 @@ pub fn level(samples: &mut [Sample], mut tell: impl FnMut(i64, Event)) {
             i += 1;
             continue;
         }
-        let back = samples[i..].iter().position(|s| s.value >= before.value).map(|n| i + n);
+        let recovery = samples[i..].iter().position(|s| s.value >= before.value).map(|n| i + n);
         // Had it restarted, the counter would have gone from zero to here, this fast.
-        let reached = samples[back.unwrap_or(i)];
-        let seconds = (reached.timestamp_ms - before.timestamp_ms) as f64 / 1000.0;
-        let usual = usual_increase(samples, i - 1, back.unwrap_or(i));
-        let is_restart = match usual {
-            Some(usual) => reached.value / seconds <= PLAUSIBLE_SURGE * usual,
+        let recovered = samples[recovery.unwrap_or(i)];
+        let seconds = (recovered.timestamp_ms - before.timestamp_ms) as f64 / 1000.0;
+        let typical = typical_increase(samples, i - 1, recovery.unwrap_or(i));
+        let is_restart = match typical {
+            Some(typical) => recovered.value / seconds <= PLAUSIBLE_SURGE * typical,
             // Nothing to compare with: believe a fall by more than half that did not come back.
-            None => back.is_none() && after.value <= before.value / 2.0,
+            None => recovery.is_none() && after.value <= before.value / 2.0,
         };
-        let event = match (is_restart, back) {
-            (true, _) => Event::Reset,
+        let event = match (is_restart, recovery) {
+            (true, _) => CounterEvent::Reset,
             (false, Some(back)) => {
                 let per_ms =
-                    (reached.value - before.value) / (reached.timestamp_ms - before.timestamp_ms) as f64;
+                    (recovered.value - before.value) / (recovered.timestamp_ms - before.timestamp_ms) as f64;
                 for sample in &mut samples[i..back] {
                     sample.value = before.value + per_ms * (sample.timestamp_ms - before.timestamp_ms) as f64;
                 }
-                Event::Dip
+                CounterEvent::Dip
             }
             (false, None) => {
                 let lift = before.value - after.value;
                 samples[i..].iter_mut().for_each(|s| s.value += lift);
-                Event::Rewind
+                CounterEvent::Rewind
             }
         };
-        tell(after.timestamp_ms, event);
+        on_event(after.timestamp_ms, event);
         i += 1;
     }
 }
@@ -77,7 +77,7 @@ pub fn level(samples: &mut [Sample], mut tell: impl FnMut(i64, Event)) {
 /// The median of the increases per second between neighbours, outside of the steps from `from` to
 /// `to`; `None` when nothing increased. Not the largest: that may be the way back from a dip whose
 /// beginning is out of sight.
-fn usual_increase(samples: &[Sample], from: usize, to: usize) -> Option<f64> {
+fn typical_increase(samples: &[Sample], from: usize, to: usize) -> Option<f64> {
     let outside = samples[..=from].windows(2).chain(samples[to..].windows(2));
     let mut increases: Vec<f64> = outside
         .filter(|pair| pair[1].value > pair[0].value)
@@ -94,14 +94,14 @@ fn usual_increase(samples: &[Sample], from: usize, to: usize) -> Option<f64> {
 mod tests {
     use super::*;
 
-    fn levelled(values: &[f64]) -> (Vec<f64>, Vec<Event>) {
+    fn repaired(values: &[f64]) -> (Vec<f64>, Vec<CounterEvent>) {
         let mut samples: Vec<Sample> = values
             .iter()
             .enumerate()
             .map(|(i, value)| Sample { timestamp_ms: i as i64 * 15_000, value: *value })
             .collect();
         let mut events = Vec::new();
-        level(&mut samples, |_, event| events.push(event));
+        repair(&mut samples, |_, event| events.push(event));
         (samples.iter().map(|s| s.value).collect(), events)
     }
 
@@ -115,36 +115,36 @@ mod tests {
             &[1e9, 20.0],
             &[0.0, 10.0, 20.0, 30.0, 40.0, 0.0, 10.0, 20.0, 30.0, 40.0],
         ] {
-            let (after, events) = levelled(values);
+            let (after, events) = repaired(values);
             assert_eq!(after, values);
-            assert_eq!(events, [Event::Reset], "{values:?}");
+            assert_eq!(events, [CounterEvent::Reset], "{values:?}");
         }
     }
 
     #[test]
-    fn dips_are_levelled() {
-        let shallow = levelled(&[1e9, 1e9 + 300.0, 1e9 - 200.0, 1e9 + 700.0]);
-        assert_eq!(shallow, (vec![1e9, 1e9 + 300.0, 1e9 + 500.0, 1e9 + 700.0], vec![Event::Dip]));
-        let to_zero = levelled(&[1e9, 1e9 + 300.0, 0.0, 1e9 + 700.0, 1e9 + 900.0]);
+    fn dips_are_repaired() {
+        let shallow = repaired(&[1e9, 1e9 + 300.0, 1e9 - 200.0, 1e9 + 700.0]);
+        assert_eq!(shallow, (vec![1e9, 1e9 + 300.0, 1e9 + 500.0, 1e9 + 700.0], vec![CounterEvent::Dip]));
+        let to_zero = repaired(&[1e9, 1e9 + 300.0, 0.0, 1e9 + 700.0, 1e9 + 900.0]);
         assert_eq!(
             to_zero,
-            (vec![1e9, 1e9 + 300.0, 1e9 + 500.0, 1e9 + 700.0, 1e9 + 900.0], vec![Event::Dip])
+            (vec![1e9, 1e9 + 300.0, 1e9 + 500.0, 1e9 + 700.0, 1e9 + 900.0], vec![CounterEvent::Dip])
         );
         // while the dip is the newest sample nothing says yet that it comes back
-        let newest = levelled(&[1e9, 1e9 + 300.0, 1e9 - 200.0]);
-        assert_eq!(newest, (vec![1e9, 1e9 + 300.0, 1e9 + 300.0], vec![Event::Rewind]));
+        let newest = repaired(&[1e9, 1e9 + 300.0, 1e9 - 200.0]);
+        assert_eq!(newest, (vec![1e9, 1e9 + 300.0, 1e9 + 300.0], vec![CounterEvent::Rewind]));
     }
 
     #[test]
     fn a_rewound_counter_goes_on_from_where_it_was() {
-        let (after, events) = levelled(&[1e9, 1e9 + 300.0, 5e8, 5e8 + 400.0]);
+        let (after, events) = repaired(&[1e9, 1e9 + 300.0, 5e8, 5e8 + 400.0]);
         assert_eq!(after, [1e9, 1e9 + 300.0, 1e9 + 300.0, 1e9 + 700.0]);
-        assert_eq!(events, [Event::Rewind]);
+        assert_eq!(events, [CounterEvent::Rewind]);
     }
 
     #[test]
-    fn what_is_no_number_is_left_alone() {
-        let (after, events) = levelled(&[10.0, f64::NAN, 5.0, f64::INFINITY, f64::NEG_INFINITY]);
+    fn samples_that_are_not_numbers_are_left_alone() {
+        let (after, events) = repaired(&[10.0, f64::NAN, 5.0, f64::INFINITY, f64::NEG_INFINITY]);
         assert_eq!(after.len(), 5);
         assert!(events.len() <= 1);
     }

@@ -10,10 +10,10 @@ pub mod rate;
 pub mod scale;
 
 use crate::prom::{Labels, Sample, duration};
-use crate::window::row::Grid;
+use crate::window::grid::Grid;
 use crate::window::{Column, Window};
-use counter::Event;
-use rate::Semantics;
+use counter::CounterEvent;
+use rate::RateSemantics;
 use std::fmt;
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub enum Error {
     },
     /// A part is not one that training makes: the file is damaged or hostile.
     #[error("{part} is {value}, must be {limit}")]
-    Part {
+    InvalidPart {
         /// Its name.
         part: &'static str,
         /// The value as given.
@@ -44,8 +44,8 @@ pub enum Error {
 }
 
 impl Error {
-    fn part(part: &'static str, value: impl ToString, limit: impl ToString) -> Self {
-        Self::Part { part, value: value.to_string(), limit: limit.to_string() }
+    fn invalid_part(part: &'static str, value: impl ToString, limit: impl ToString) -> Self {
+        Self::InvalidPart { part, value: value.to_string(), limit: limit.to_string() }
     }
 }
 
@@ -57,7 +57,7 @@ pub enum Transform {
         /// The range in milliseconds, above 0.
         range_ms: i64,
         /// Whose rate.
-        semantics: Semantics,
+        semantics: RateSemantics,
     },
     /// The sample's value: for gauges.
     Value,
@@ -74,7 +74,7 @@ pub enum InvalidTransform {
     Unknown(String),
     /// A range that is no duration.
     #[error(transparent)]
-    Range(#[from] duration::Invalid),
+    Range(#[from] duration::InvalidDuration),
     /// A range that hardly ever holds two samples.
     #[error("the range is {range}, must be at least {least}", range = duration::Display(*.0), least = duration::Display(MIN_RANGE))]
     TooShort(Duration),
@@ -85,7 +85,7 @@ impl Transform {
     ///
     /// # Errors
     /// [`InvalidTransform`].
-    pub fn parse(text: &str, semantics: Semantics) -> Result<Self, InvalidTransform> {
+    pub fn parse(text: &str, semantics: RateSemantics) -> Result<Self, InvalidTransform> {
         if text == "value" {
             return Ok(Self::Value);
         }
@@ -98,7 +98,7 @@ impl Transform {
     }
 
     /// Whose rate it is, if it is one.
-    pub fn semantics(&self) -> Option<Semantics> {
+    pub fn rate_semantics(&self) -> Option<RateSemantics> {
         match self {
             Self::Rate { semantics, .. } => Some(*semantics),
             Self::Value => None,
@@ -117,7 +117,7 @@ impl Transform {
     }
 
     /// How long before a row a sample can still change it, in milliseconds.
-    pub fn reach_ms(&self) -> i64 {
+    pub fn lookback_ms(&self) -> i64 {
         match self {
             // The range, and as much before it for counter::level to look at.
             Self::Rate { range_ms, .. } => 2 * range_ms + 1,
@@ -126,7 +126,7 @@ impl Transform {
     }
 
     /// How long a feature has to be there before its values are [settled](Row::Complete).
-    pub fn settling_ms(&self) -> i64 {
+    pub fn warm_up_ms(&self) -> i64 {
         match self {
             Self::Rate { range_ms, .. } => *range_ms,
             Self::Value => 0,
@@ -167,31 +167,31 @@ pub enum Row {
         timestamp_ms: i64,
         /// Do the samples of every feature reach back over the whole range? If not, the rates are
         /// extrapolated from the part there is: right on average, and unsteady.
-        settled: bool,
+        is_full_range: bool,
     },
     /// These features (positions in the schema) have no sample in this row.
     Missing(Vec<usize>),
     /// Every feature has its sample, but for these the range holds too few for a rate.
-    TooShort(Vec<usize>),
+    TooFewSamples(Vec<usize>),
 }
 
 /// A [`Schema`] at work on one window, with its buffers.
 #[derive(Clone, Debug)]
-pub struct Reader {
+pub struct RowReader {
     columns: Vec<Option<Column>>,
     scratch: Vec<Sample>,
 }
 
-impl Reader {
+impl RowReader {
     /// Finds the schema's features in the window. A feature without a column is missing from every
     /// row; make the reader anew when the window gets new columns.
     pub fn new(schema: &Schema, window: &Window) -> Self {
-        let columns = schema.features.iter().map(|feature| window.find(feature)).collect();
+        let columns = schema.features.iter().map(|feature| window.find_column(feature)).collect();
         Self { columns, scratch: Vec::new() }
     }
 
     /// Does a staleness marker stand in the row that holds `timestamp_ms`?
-    pub fn has_marker(&self, schema: &Schema, window: &Window, timestamp_ms: i64) -> bool {
+    pub fn has_staleness_marker(&self, schema: &Schema, window: &Window, timestamp_ms: i64) -> bool {
         let (after_ms, to_ms) = schema.grid.bounds(timestamp_ms);
         let newest = |column: &Column| window.newest_sample(*column, after_ms, to_ms);
         self.columns.iter().flatten().filter_map(newest).any(|sample| sample.is_stale())
@@ -201,13 +201,13 @@ impl Reader {
     /// length the schema's when the row is complete), as `f32`, what the forest compares.
     ///
     /// `tell` hears of the counters' events that show at this row.
-    pub fn row(
+    pub fn read_row(
         &mut self,
         schema: &Schema,
         window: &Window,
         timestamp_ms: i64,
         out: &mut Vec<f32>,
-        mut tell: impl FnMut(Event),
+        mut on_event: impl FnMut(CounterEvent),
     ) -> Row {
         out.clear();
         let (after_ms, to_ms) = schema.grid.bounds(timestamp_ms);
@@ -223,44 +223,44 @@ impl Reader {
         if !missing.is_empty() {
             return Row::Missing(missing);
         }
-        let mut settled = true;
+        let mut is_full_range = true;
         let Self { columns, scratch } = self;
         for (i, column) in columns.iter().flatten().enumerate() {
-            match value(scratch, schema, window, *column, (after_ms, row_ms), &mut tell) {
-                Some((value, reaches_back)) => {
-                    settled &= reaches_back;
+            match compute_value(scratch, schema, window, *column, (after_ms, row_ms), &mut on_event) {
+                Some((value, has_earlier_sample)) => {
+                    is_full_range &= has_earlier_sample;
                     out.push(value as f32);
                 }
                 None => missing.push(i),
             }
         }
         if missing.is_empty() {
-            Row::Complete { timestamp_ms: row_ms, settled }
+            Row::Complete { timestamp_ms: row_ms, is_full_range }
         } else {
-            Row::TooShort(missing)
+            Row::TooFewSamples(missing)
         }
     }
 }
 
 /// One feature of the row whose samples lie in `(after_ms, row_ms]`, and whether there are samples
 /// from before its range.
-fn value(
+fn compute_value(
     scratch: &mut Vec<Sample>,
     schema: &Schema,
     window: &Window,
     column: Column,
     (after_ms, row_ms): (i64, i64),
-    tell: &mut impl FnMut(Event),
+    on_event: &mut impl FnMut(CounterEvent),
 ) -> Option<(f64, bool)> {
     let Transform::Rate { range_ms, semantics } = schema.transform else {
         return window.newest_sample(column, after_ms, row_ms).map(|sample| (sample.value, true));
     };
     scratch.clear();
-    window.samples(column, row_ms - schema.transform.reach_ms(), row_ms, scratch);
+    window.samples(column, row_ms - schema.transform.lookback_ms(), row_ms, scratch);
     scratch.retain(|sample| !sample.is_stale());
-    counter::level(scratch, |at_ms, event| {
+    counter::repair(scratch, |at_ms, event| {
         if at_ms > after_ms {
-            tell(event);
+            on_event(event);
         }
     });
     let range_after_ms = semantics.after_ms(row_ms, range_ms);
@@ -273,7 +273,7 @@ mod tests {
     use super::*;
     use crate::prom::STALE_BITS;
 
-    const RATE: Transform = Transform::Rate { range_ms: 60_000, semantics: Semantics::V3 };
+    const RATE: Transform = Transform::Rate { range_ms: 60_000, semantics: RateSemantics::V3 };
 
     fn feature(device: &str) -> Labels {
         Labels::new([("__name__", "rx"), ("device", device)]).expect("valid")
@@ -282,7 +282,7 @@ mod tests {
     fn window(series: &[(&str, &[(i64, f64)])]) -> Window {
         let mut window = Window::new(i64::MAX / 4);
         for (device, samples) in series {
-            let column = window.column(&feature(device)).expect("few");
+            let column = window.get_or_add_column(&feature(device)).expect("few");
             for (timestamp_ms, value) in *samples {
                 window.push(column, Sample { timestamp_ms: *timestamp_ms, value: *value });
             }
@@ -294,7 +294,7 @@ mod tests {
         let features = vec![feature("eth0"), feature("lo")];
         let schema = Schema { features, transform: RATE, grid };
         let mut out = Vec::new();
-        let row = Reader::new(&schema, window).row(&schema, window, timestamp_ms, &mut out, |_| {});
+        let row = RowReader::new(&schema, window).read_row(&schema, window, timestamp_ms, &mut out, |_| {});
         (row, out)
     }
 
@@ -305,9 +305,9 @@ mod tests {
             ("eth0", &[(0, 0.0), (15_000, 15.0), (30_000, 30.0)]),
             ("lo", &[(0, 0.0), (15_000, 30.0), (30_000, stale)]),
         ]);
-        assert_eq!(read(&window, Grid::Exact, 0).0, Row::TooShort(vec![0, 1]));
+        assert_eq!(read(&window, Grid::Exact, 0).0, Row::TooFewSamples(vec![0, 1]));
         let (row, values) = read(&window, Grid::Exact, 15_000);
-        assert_eq!(row, Row::Complete { timestamp_ms: 15_000, settled: false });
+        assert_eq!(row, Row::Complete { timestamp_ms: 15_000, is_full_range: false });
         assert_eq!(values, [0.25, 0.5]);
         assert_eq!(read(&window, Grid::Exact, 30_000).0, Row::Missing(vec![1]));
         assert_eq!(read(&window, Grid::Exact, 45_000).0, Row::Missing(vec![0, 1]));
@@ -319,10 +319,10 @@ mod tests {
             ("eth0", &[(1_000, 0.0), (16_000, 15.0), (31_000, 30.0)]),
             ("lo", &[(4_000, 0.0), (19_000, 30.0), (34_000, 60.0)]),
         ]);
-        let grid = Grid::Slots { interval_ms: 15_000, cut_ms: 10_000 };
+        let grid = Grid::Slots { interval_ms: 15_000, slot_start_ms: 10_000 };
         for timestamp_ms in [31_000, 34_000] {
             let (row, values) = read(&window, grid, timestamp_ms);
-            assert_eq!(row, Row::Complete { timestamp_ms: 34_000, settled: false });
+            assert_eq!(row, Row::Complete { timestamp_ms: 34_000, is_full_range: false });
             assert_eq!(values.len(), 2);
         }
         assert_eq!(read(&window, Grid::Exact, 31_000).0, Row::Missing(vec![1]));

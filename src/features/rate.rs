@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 /// Whose rate: the two major versions differ at the edges of the range.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Semantics {
+pub enum RateSemantics {
     /// Prometheus 3: the range is open on the left.
     #[default]
     V3,
@@ -18,20 +18,20 @@ pub enum Semantics {
 /// A text that names no version.
 #[derive(Debug, PartialEq, thiserror::Error)]
 #[error("{0:?} is not one of v3, v2")]
-pub struct UnknownSemantics(String);
+pub struct UnknownRateSemantics(String);
 
-impl FromStr for Semantics {
-    type Err = UnknownSemantics;
+impl FromStr for RateSemantics {
+    type Err = UnknownRateSemantics;
 
-    fn from_str(text: &str) -> Result<Self, UnknownSemantics> {
+    fn from_str(text: &str) -> Result<Self, UnknownRateSemantics> {
         [Self::V3, Self::V2]
             .into_iter()
             .find(|semantics| semantics.as_str() == text)
-            .ok_or_else(|| UnknownSemantics(text.into()))
+            .ok_or_else(|| UnknownRateSemantics(text.into()))
     }
 }
 
-impl Semantics {
+impl RateSemantics {
     /// The name in configuration and files.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -51,7 +51,7 @@ impl Semantics {
 
 /// `rate(x[range_ms])` at `time_ms` per second, over the samples of the range: ascending, without
 /// staleness markers. `None` below two samples.
-pub fn rate(samples: &[Sample], time_ms: i64, range_ms: i64, semantics: Semantics) -> Option<f64> {
+pub fn rate(samples: &[Sample], time_ms: i64, range_ms: i64, semantics: RateSemantics) -> Option<f64> {
     let [first, .., last] = samples else { return None };
     let mut increase = last.value - first.value;
     for pair in samples.windows(2) {
@@ -69,7 +69,7 @@ pub fn rate(samples: &[Sample], time_ms: i64, range_ms: i64, semantics: Semantic
     let to_zero =
         if increase > 0.0 && first.value >= 0.0 { sampled * (first.value / increase) } else { f64::INFINITY };
     match semantics {
-        Semantics::V3 => {
+        RateSemantics::V3 => {
             if to_start >= threshold {
                 to_start = average / 2.0;
             }
@@ -77,7 +77,7 @@ pub fn rate(samples: &[Sample], time_ms: i64, range_ms: i64, semantics: Semantic
                 to_start = to_zero;
             }
         }
-        Semantics::V2 => {
+        RateSemantics::V2 => {
             if to_zero < to_start {
                 to_start = to_zero;
             }
@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn equals_prometheus() {
         for (name, samples, v2, v3) in VECTORS {
-            for (semantics, expected) in [(Semantics::V2, v2), (Semantics::V3, v3)] {
+            for (semantics, expected) in [(RateSemantics::V2, v2), (RateSemantics::V3, v3)] {
                 let samples: Vec<Sample> = samples
                     .iter()
                     .map(|(s, value)| Sample {

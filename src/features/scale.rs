@@ -8,14 +8,14 @@ use super::Error;
 use crate::forest::quantile;
 
 /// The share of deviations that count as usual.
-const USUAL: f64 = 0.99;
+const SIGMA_QUANTILE: f64 = 0.99;
 
 /// How many standard deviations hold that share of a normal distribution: on one, sigma is the standard
 /// deviation.
-pub const USUAL_SIGMAS: f64 = 2.576;
+pub const SIGMA_QUANTILE_IN_SIGMAS: f64 = 2.576;
 
 /// A sigma is at least this share of the metric's range.
-const FLOOR: f64 = 0.01;
+const MIN_SIGMA_SHARE: f64 = 0.01;
 
 /// The least sigma of a metric's columns: 1 % of its range in training, or, if it was constant, 1 % of its
 /// magnitude, which counts as at least 1. Above 0.
@@ -25,37 +25,37 @@ const FLOOR: f64 = 0.01;
 ///
 /// # Errors
 /// [`Error::NoValues`], [`Error::NotFinite`].
-pub fn floor(metric: &[f32]) -> Result<f64, Error> {
+pub fn min_sigma(metric: &[f32]) -> Result<f64, Error> {
     check_values(metric)?;
     let ends = (f32::INFINITY, f32::NEG_INFINITY);
     let (least, greatest) = metric.iter().fold(ends, |(low, high), &v| (low.min(v), high.max(v)));
     let range = f64::from(greatest) - f64::from(least);
-    Ok(FLOOR * if range > 0.0 { range } else { f64::from(greatest).abs().max(1.0) })
+    Ok(MIN_SIGMA_SHARE * if range > 0.0 { range } else { f64::from(greatest).abs().max(1.0) })
 }
 
 /// Where the middle of one column is, and how far from it is usual.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Scale {
+pub struct RobustScale {
     center: f64,
     sigma: f64,
 }
 
-impl Scale {
+impl RobustScale {
     /// Learns from a training column, shape `[n_rows]`: the center is the median, sigma the 99 % quantile of
     /// the distances from it, divided by 2.576, and at least `floor` (see [`floor()`]). Quantiles as
     /// [`quantile`], numpy's linear ones.
     ///
     /// # Errors
     /// [`Error::NoValues`], [`Error::NotFinite`], and [`Error::Part`] if `floor` is not finite and above 0.
-    pub fn fit(column: &[f32], floor: f64) -> Result<Self, Error> {
+    pub fn fit(column: &[f32], min_sigma: f64) -> Result<Self, Error> {
         check_values(column)?;
         let mut values: Vec<f64> = column.iter().map(|value| f64::from(*value)).collect();
         let center = quantile(&mut values, 0.5);
         for value in &mut values {
             *value = (*value - center).abs();
         }
-        Self::new(center, floor).map(|scale| Self {
-            sigma: scale.sigma.max(quantile(&mut values, USUAL) / USUAL_SIGMAS),
+        Self::new(center, min_sigma).map(|scale| Self {
+            sigma: scale.sigma.max(quantile(&mut values, SIGMA_QUANTILE) / SIGMA_QUANTILE_IN_SIGMAS),
             ..scale
         })
     }
@@ -66,10 +66,10 @@ impl Scale {
     /// [`Error::Part`] unless `center` is finite, and `sigma` finite and above 0.
     pub fn new(center: f64, sigma: f64) -> Result<Self, Error> {
         if !center.is_finite() {
-            return Err(Error::part("center", center, "finite"));
+            return Err(Error::invalid_part("center", center, "finite"));
         }
         if !(sigma > 0.0 && sigma.is_finite()) {
-            return Err(Error::part("sigma", sigma, "finite and above 0"));
+            return Err(Error::invalid_part("sigma", sigma, "finite and above 0"));
         }
         Ok(Self { center, sigma })
     }
@@ -110,11 +110,11 @@ mod tests {
     #[test]
     fn is_numpys_median_and_quantile() {
         let squares: Vec<f32> = (1..12).map(|v| (v * v) as f32).collect();
-        let scale = Scale::fit(&squares, 0.1).expect("values");
+        let scale = RobustScale::fit(&squares, 0.1).expect("values");
         assert_eq!((scale.center(), scale.sigma()), (36.0, 32.18167701863354));
         assert_eq!(scale.apply(36.0), 0.0);
         assert_eq!(scale.apply(136.0), (100.0 / 32.18167701863354) as f32);
-        assert_eq!(Scale::fit(&[1.0, 2.0, 4.0, 9.0], 0.1).expect("values").center(), 3.0);
+        assert_eq!(RobustScale::fit(&[1.0, 2.0, 4.0, 9.0], 0.1).expect("values").center(), 3.0);
     }
 
     #[test]
@@ -127,7 +127,7 @@ mod tests {
         };
         let mut normal = || (0..12).map(|_| uniform()).sum::<f32>() - 6.0;
         let column: Vec<f32> = (0..20_000).map(|_| 50.0 + 7.0 * normal()).collect();
-        let scale = Scale::fit(&column, 0.1).expect("values");
+        let scale = RobustScale::fit(&column, 0.1).expect("values");
         assert!((scale.center() - 50.0).abs() < 0.3, "{scale:?}");
         assert!((scale.sigma() - 7.0).abs() < 0.3, "{scale:?}");
     }
@@ -135,37 +135,37 @@ mod tests {
     #[test]
     fn rare_incidents_do_not_widen_it() {
         let mut column: Vec<f32> = (0..1_000).map(|k| (k % 10) as f32).collect();
-        let before = Scale::fit(&column, 0.1).expect("values");
+        let before = RobustScale::fit(&column, 0.1).expect("values");
         column[500..505].fill(1e9);
-        let after = Scale::fit(&column, 0.1).expect("values");
+        let after = RobustScale::fit(&column, 0.1).expect("values");
         assert!((after.center() - before.center()).abs() <= 0.5 && after.sigma() < 1.2 * before.sigma());
     }
 
     #[test]
     fn the_floor_is_the_metrics_own() {
-        assert_eq!(floor(&[3.0, 5.0, 4.0]), Ok(0.02));
-        assert_eq!(floor(&[-500.0, -500.0]), Ok(5.0));
-        assert_eq!(floor(&[0.0]), Ok(0.01));
-        assert_eq!(floor(&[f32::MIN, f32::MAX]), Ok(0.01 * 2.0 * f64::from(f32::MAX)));
+        assert_eq!(min_sigma(&[3.0, 5.0, 4.0]), Ok(0.02));
+        assert_eq!(min_sigma(&[-500.0, -500.0]), Ok(5.0));
+        assert_eq!(min_sigma(&[0.0]), Ok(0.01));
+        assert_eq!(min_sigma(&[f32::MIN, f32::MAX]), Ok(0.01 * 2.0 * f64::from(f32::MAX)));
         // A column that is 0 but for a rare step.
         let mut column = [0.0; 1_000];
         column[7] = 1.0;
-        let scale = Scale::fit(&column, 0.5).expect("values");
+        let scale = RobustScale::fit(&column, 0.5).expect("values");
         assert_eq!((scale.center(), scale.sigma(), scale.apply(1.0)), (0.0, 0.5, 2.0));
     }
 
     #[test]
-    fn what_it_cannot_be_made_from_is_refused() {
-        let message = |result: Result<Scale, Error>| result.expect_err("refused").to_string();
-        assert_eq!(message(Scale::fit(&[], 1.0)), "training column has no values");
-        assert_eq!(message(Scale::fit(&[1.0, f32::NAN], 1.0)), "value in row 1 is NaN, must be finite");
-        assert_eq!(message(Scale::new(f64::NAN, 1.0)), "center is NaN, must be finite");
+    fn invalid_columns_and_parts_are_rejected() {
+        let message = |result: Result<RobustScale, Error>| result.expect_err("refused").to_string();
+        assert_eq!(message(RobustScale::fit(&[], 1.0)), "training column has no values");
+        assert_eq!(message(RobustScale::fit(&[1.0, f32::NAN], 1.0)), "value in row 1 is NaN, must be finite");
+        assert_eq!(message(RobustScale::new(f64::NAN, 1.0)), "center is NaN, must be finite");
         for sigma in [0.0, -1.0, f64::NAN, f64::INFINITY] {
             assert_eq!(
-                message(Scale::new(0.0, sigma)),
+                message(RobustScale::new(0.0, sigma)),
                 format!("sigma is {sigma}, must be finite and above 0")
             );
         }
-        assert!(floor(&[]).is_err());
+        assert!(min_sigma(&[]).is_err());
     }
 }

@@ -22,9 +22,9 @@ pub fn average_path_length(n_samples: u64) -> f64 {
 
 /// scikit-learn's `score_samples` from the sum of a row's path lengths over all trees and `unit`, the
 /// number of trees times `c(max_samples)`: minus the paper's anomaly score (Liu, Ting, Zhou 2008, eq. 2).
-pub(super) fn score(sum: f64, unit: f64) -> f64 {
+pub(super) fn score_from_path_lengths(path_length_sum: f64, normalizer: f64) -> f64 {
     // Trees of one row have no depth to measure with: the paper's score is 1/2, as scikit-learn has it.
-    let mean = if unit == 0.0 { 1.0 } else { sum / unit };
+    let mean = if normalizer == 0.0 { 1.0 } else { path_length_sum / normalizer };
     -(-mean).exp2()
 }
 

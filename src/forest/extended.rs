@@ -28,10 +28,10 @@ mod tree;
 
 use std::num::NonZeroUsize;
 
-use super::depth::score;
-use super::score::fault;
+use super::depth::score_from_path_lengths;
+use super::standard::forest_error;
 use super::{Error, MaxSamples, Table, average_path_length};
-use tree::Node;
+use tree::ExtendedNode;
 pub use tree::{ExtendedTree, ExtendedTreeArrays};
 
 /// Walks side by side: enough that their sums of a split overlap.
@@ -49,7 +49,7 @@ pub struct ExtendedParams {
     pub max_samples: MaxSamples,
     /// Columns that a split mixes, drawn with replacement; at most as many as there are. 16: on labelled
     /// servers 8 found fewer incidents and 32 no more.
-    pub n_columns: NonZeroUsize,
+    pub ndim: NonZeroUsize,
     /// Seed. Equal seeds, parameters and tables give equal forests, bit for bit, on any number of
     /// threads.
     pub random_state: u64,
@@ -62,7 +62,7 @@ impl Default for ExtendedParams {
             // take twice the memory: half of it is what lets one machine hold ten thousand groups.
             n_estimators: NonZeroUsize::new(50).expect("50 is not zero"),
             max_samples: MaxSamples::Auto,
-            n_columns: NonZeroUsize::new(16).expect("16 is not zero"),
+            ndim: NonZeroUsize::new(16).expect("16 is not zero"),
             random_state: 0,
         }
     }
@@ -76,7 +76,7 @@ pub struct ExtendedForest {
     n_features: usize,
     max_samples: u64,
     /// What a row's path lengths are divided by: number of trees times `c(max_samples)`.
-    unit: f64,
+    normalizer: f64,
 }
 
 impl ExtendedForest {
@@ -88,17 +88,21 @@ impl ExtendedForest {
     /// `max_samples` is 0.
     pub fn new(trees: Vec<ExtendedTree>, max_samples: u64) -> Result<Self, Error> {
         let Some(first) = trees.first() else {
-            return Err(fault("n_estimators", 0, "at least 1"));
+            return Err(forest_error("n_estimators", 0, "at least 1"));
         };
         if max_samples == 0 {
-            return Err(fault("max_samples", 0, "at least 1"));
+            return Err(forest_error("max_samples", 0, "at least 1"));
         }
         let n_features = first.n_features;
         if let Some(tree) = trees.iter().find(|tree| tree.n_features != n_features) {
-            return Err(fault("n_features", tree.n_features, format_args!("{n_features} in all trees")));
+            return Err(forest_error(
+                "n_features",
+                tree.n_features,
+                format_args!("{n_features} in all trees"),
+            ));
         }
         let unit = trees.len() as f64 * average_path_length(max_samples);
-        Ok(Self { trees, n_features, max_samples, unit })
+        Ok(Self { trees, n_features, max_samples, normalizer: unit })
     }
 
     /// Number of values of a row.
@@ -129,7 +133,7 @@ impl ExtendedForest {
     /// If the row has another width than the forest.
     pub fn score_samples(&self, row: &[f32]) -> f64 {
         assert_eq!(row.len(), self.n_features, "a row has as many values as the forest has features");
-        let row: Vec<f64> = row.iter().map(|value| finite(*value)).collect();
+        let row: Vec<f64> = row.iter().map(|value| to_finite(*value)).collect();
         self.score_finite(&row)
     }
 
@@ -151,7 +155,7 @@ impl ExtendedForest {
         let mut row = vec![0.0; self.n_features];
         for (number, score) in out.iter_mut().enumerate() {
             for (feature, value) in row.iter_mut().enumerate() {
-                *value = finite(table.column(feature)[number]);
+                *value = to_finite(table.column(feature)[number]);
             }
             *score = self.score_finite(&row);
         }
@@ -175,7 +179,7 @@ impl ExtendedForest {
                 sum += walk.path_length();
             }
         }
-        score(sum, self.unit)
+        score_from_path_lengths(sum, self.normalizer)
     }
 }
 
@@ -185,38 +189,44 @@ struct Walk<'t> {
     tree: &'t ExtendedTree,
     at: u32,
     /// What the ends on the way add to the expected path length.
-    ended: f64,
+    partial_path_length: f64,
     /// The probability that no cut isolated the row on the way.
-    alive: f64,
+    reach_probability: f64,
 }
 
 impl<'t> Walk<'t> {
     fn new(tree: &'t ExtendedTree) -> Self {
-        Self { tree, at: 0, ended: 0.0, alive: 1.0 }
+        Self { tree, at: 0, partial_path_length: 0.0, reach_probability: 1.0 }
     }
 
     /// Goes down to `level`, counted in edges from the root. Stays in a leaf.
     #[inline(always)]
     fn step(&mut self, row: &[f64], level: f64) {
-        let Node::Split { left, terms, cut, low, high } = self.tree.nodes[self.at as usize] else { return };
-        let value = self.tree.mixture(terms, row);
-        let beyond = (low - value).max(value - high).max(0.0);
-        let end = beyond / (high - low + beyond);
-        self.ended += self.alive * end * level;
-        self.alive *= 1.0 - end;
+        let ExtendedNode::Split { left, terms, cut, low, high } = self.tree.nodes[self.at as usize] else {
+            return;
+        };
+        let value = self.tree.project(terms, row);
+        let distance_outside = (low - value).max(value - high).max(0.0);
+        let exit_probability = distance_outside / (high - low + distance_outside);
+        self.partial_path_length += self.reach_probability * exit_probability * level;
+        self.reach_probability *= 1.0 - exit_probability;
         self.at = left + u32::from(value > cut);
     }
 
     fn path_length(&self) -> f64 {
         match self.tree.nodes[self.at as usize] {
-            Node::Leaf { path_length, .. } => self.ended + self.alive * path_length,
-            Node::Split { .. } => unreachable!("a walk takes as many steps as the deepest tree has levels"),
+            ExtendedNode::Leaf { path_length, .. } => {
+                self.partial_path_length + self.reach_probability * path_length
+            }
+            ExtendedNode::Split { .. } => {
+                unreachable!("a walk takes as many steps as the deepest tree has levels")
+            }
         }
     }
 }
 
 /// A value that a mixture can hold: NaN would blind every split that draws its column.
-fn finite(value: f32) -> f64 {
+fn to_finite(value: f32) -> f64 {
     if value.is_nan() { 0.0 } else { f64::from(value.clamp(f32::MIN, f32::MAX)) }
 }
 

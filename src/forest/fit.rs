@@ -11,9 +11,9 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 
 use super::rng::Rng;
-use super::sample::{Rows, Sampling, check_within};
-use super::threads::on_threads;
-use super::tree::{Builder, Leaf, Missing, round_down};
+use super::sampling::{RowSampler, Sampling, check_within};
+use super::threads::map_on_threads;
+use super::tree::{Leaf, MissingDirection, TreeBuilder, round_down};
 use super::{Contamination, Error, Forest, ForestParams, Table, Tree, quantile};
 
 /// A feature that varies by no more than this within a node counts as constant there; scikit-learn's
@@ -32,10 +32,10 @@ impl ForestParams {
     ///   [`MAX_SAMPLES`](super::MAX_SAMPLES), `max_features` to more features than there are, or the table has more than
     ///   [`MAX_FEATURES`](super::MAX_FEATURES) features.
     pub fn fit(&self, table: &Table, threads: NonZeroUsize) -> Result<Forest, Error> {
-        let plan = Plan::new(self, table)?;
-        let trees: Vec<Tree> = on_threads(self.n_estimators.get(), threads, |trees| {
-            let mut grower = Grower::new(&plan);
-            trees.map(|number| grower.grow(number)).collect::<Vec<Tree>>()
+        let plan = FitPlan::new(self, table)?;
+        let trees: Vec<Tree> = map_on_threads(self.n_estimators.get(), threads, |tree_numbers| {
+            let mut grower = TreeGrower::new(&plan);
+            tree_numbers.map(|tree_number| grower.grow(tree_number)).collect::<Vec<Tree>>()
         })
         .into_iter()
         .flatten()
@@ -43,7 +43,7 @@ impl ForestParams {
 
         let mut forest = Forest::new(&trees, plan.sampling.max_samples as u64, -0.5)?;
         if let Contamination::Share(share) = self.contamination {
-            let mut scores: Vec<f64> = on_threads(table.n_rows(), threads, |rows| {
+            let mut scores: Vec<f64> = map_on_threads(table.n_rows(), threads, |rows| {
                 let mut scores = vec![0.0; rows.len()];
                 forest.score_rows(table, rows.start, &mut scores);
                 scores
@@ -61,14 +61,14 @@ impl ForestParams {
 }
 
 /// The parameters, resolved for a table that is fit to grow trees from.
-struct Plan<'t> {
+struct FitPlan<'t> {
     table: &'t Table<'t>,
     sampling: Sampling,
     max_features: usize,
     seed: u64,
 }
 
-impl<'t> Plan<'t> {
+impl<'t> FitPlan<'t> {
     fn new(params: &ForestParams, table: &'t Table<'t>) -> Result<Self, Error> {
         let sampling = Sampling::new(table, params.max_samples, params.bootstrap)?;
         let max_features = params.max_features.resolve(table.n_features());
@@ -78,19 +78,19 @@ impl<'t> Plan<'t> {
 }
 
 /// Grows trees one after the other, with buffers that they share.
-struct Grower<'p> {
-    plan: &'p Plan<'p>,
+struct TreeGrower<'p> {
+    plan: &'p FitPlan<'p>,
     rng: Rng,
     /// The features of the tree, those constant in the current node in front.
     features: Vec<usize>,
-    rows: Rows,
+    rows: RowSampler,
     /// The drawn feature's values in the current node, shape `[rows of the node]`.
     values: Vec<f32>,
-    stack: Vec<Open>,
+    stack: Vec<PendingNode>,
 }
 
 /// A node that is placed but not yet split.
-struct Open {
+struct PendingNode {
     /// Where it is in the tree.
     at: usize,
     /// Which of [`Grower::rows`] it holds.
@@ -100,26 +100,26 @@ struct Open {
     n_constant: usize,
 }
 
-impl<'p> Grower<'p> {
-    fn new(plan: &'p Plan<'p>) -> Self {
+impl<'p> TreeGrower<'p> {
+    fn new(plan: &'p FitPlan<'p>) -> Self {
         Self {
             plan,
             rng: Rng::new(plan.seed, 0),
             features: Vec::with_capacity(plan.table.n_features()),
-            rows: Rows::new(plan.sampling),
+            rows: RowSampler::new(plan.sampling),
             values: vec![0.0; plan.sampling.max_samples],
             stack: Vec::new(),
         }
     }
 
     /// The tree of that number.
-    fn grow(&mut self, number: usize) -> Tree {
-        self.rng = Rng::new(self.plan.seed, number as u64);
+    fn grow(&mut self, tree_number: usize) -> Tree {
+        self.rng = Rng::new(self.plan.seed, tree_number as u64);
         self.draw_features();
         let rows = self.rows.draw(&mut self.rng);
 
-        let mut tree = Builder::new(self.plan.table.n_features(), 2 * rows.len() - 1);
-        self.stack.push(Open { at: Builder::ROOT, rows, depth: 0, n_constant: 0 });
+        let mut tree = TreeBuilder::new(self.plan.table.n_features(), 2 * rows.len() - 1);
+        self.stack.push(PendingNode { at: TreeBuilder::ROOT, rows, depth: 0, n_constant: 0 });
         while let Some(mut node) = self.stack.pop() {
             let Some((feature, threshold)) = self.draw_split(&mut node) else {
                 let n_samples = node.rows.len() as u64;
@@ -128,11 +128,12 @@ impl<'p> Grower<'p> {
             };
             let [left, right] = self.rows.split(&node.rows, &self.values, threshold);
             // Nothing was missing in training, so the larger side takes what will be.
-            let missing = if left.len() > right.len() { Missing::Left } else { Missing::Right };
+            let missing =
+                if left.len() > right.len() { MissingDirection::Left } else { MissingDirection::Right };
             let [to_left, to_right] = tree.set_split(node.at, feature, threshold, missing);
             let (depth, n_constant) = (node.depth + 1, node.n_constant);
-            self.stack.push(Open { at: to_right, rows: right, depth, n_constant });
-            self.stack.push(Open { at: to_left, rows: left, depth, n_constant });
+            self.stack.push(PendingNode { at: to_right, rows: right, depth, n_constant });
+            self.stack.push(PendingNode { at: to_left, rows: left, depth, n_constant });
         }
         tree.finish()
     }
@@ -143,9 +144,9 @@ impl<'p> Grower<'p> {
         self.features.clear();
         self.features.extend(0..n_features);
         if self.plan.max_features < n_features {
-            for place in 0..self.plan.max_features {
-                let other = place + self.rng.below(n_features - place);
-                self.features.swap(place, other);
+            for position in 0..self.plan.max_features {
+                let swap_with = position + self.rng.next_below(n_features - position);
+                self.features.swap(position, swap_with);
             }
             self.features.truncate(self.plan.max_features);
         }
@@ -154,28 +155,28 @@ impl<'p> Grower<'p> {
     /// A feature that varies in the node and a cut between its least (inclusive) and greatest value, or
     /// `None` for a leaf. Leaves the feature's values in `values`, and counts in the node the features
     /// that turned out constant, for its children.
-    fn draw_split(&mut self, node: &mut Open) -> Option<(usize, f32)> {
+    fn draw_split(&mut self, node: &mut PendingNode) -> Option<(usize, f32)> {
         if node.depth >= self.plan.sampling.max_depth() || node.rows.len() < 2 {
             return None;
         }
         while node.n_constant < self.features.len() {
-            let place = node.n_constant + self.rng.below(self.features.len() - node.n_constant);
-            let feature = self.features[place];
-            let (min, max) = self.gather(feature, &node.rows);
+            let position = node.n_constant + self.rng.next_below(self.features.len() - node.n_constant);
+            let feature = self.features[position];
+            let (min, max) = self.load_values(feature, &node.rows);
             if max <= min + FEATURE_THRESHOLD {
-                self.features.swap(place, node.n_constant);
+                self.features.swap(position, node.n_constant);
                 node.n_constant += 1;
                 continue;
             }
             let (low, high) = (f64::from(min), f64::from(max));
-            let cut = low + self.rng.uniform() * (high - low);
+            let cut = low + self.rng.next_uniform() * (high - low);
             return Some((feature, round_down(if cut == high { low } else { cut })));
         }
         None
     }
 
     /// Copies a feature's values in the node to `values`; the least and the greatest.
-    fn gather(&mut self, feature: usize, rows: &Range<usize>) -> (f32, f32) {
+    fn load_values(&mut self, feature: usize, rows: &Range<usize>) -> (f32, f32) {
         let column = self.plan.table.column(feature);
         let (mut min, mut max) = (f32::INFINITY, f32::NEG_INFINITY);
         for (value, &row) in self.values.iter_mut().zip(self.rows.ids(rows)) {

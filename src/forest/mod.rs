@@ -34,21 +34,21 @@ mod depth;
 mod extended;
 mod fit;
 mod params;
-pub mod plain;
+pub mod reference;
 mod quantile;
 mod rng;
-mod sample;
-mod score;
-mod shape;
+mod sampling;
+mod standard;
+mod tree_check;
 mod table;
 mod threads;
 mod tree;
 
 pub use depth::average_path_length;
 pub use extended::{ExtendedForest, ExtendedParams, ExtendedTree, ExtendedTreeArrays};
-pub use params::{Contamination, ForestParams, HalfShare, MaxFeatures, MaxSamples, Share};
+pub use params::{Contamination, ContaminationShare, ForestParams, MaxFeatures, MaxSamples, Share};
 pub use quantile::quantile;
-pub use score::Forest;
+pub use standard::Forest;
 pub use table::Table;
 pub use tree::{MAX_DEPTH, MAX_FEATURES, MAX_NODES, MAX_SAMPLES, Tree, TreeArrays};
 

@@ -69,7 +69,7 @@ impl MaxSamples {
     /// # Errors
     /// [`Error::Parameter`] unless it is in `(0, 1]`.
     pub fn share(share: f64) -> Result<Self, Error> {
-        within("max_samples", share, Share::MAX, Share::LIMIT).map(|share| Self::Share(Share(share)))
+        check_share("max_samples", share, Share::MAX, Share::LIMIT).map(|share| Self::Share(Share(share)))
     }
 
     /// The rows that each tree gets of a table of `n_rows`: 0 if the share comes to nothing.
@@ -89,7 +89,7 @@ pub enum Contamination {
     #[default]
     Auto,
     /// The offset below which that share of the training rows lies.
-    Share(HalfShare),
+    Share(ContaminationShare),
 }
 
 impl Contamination {
@@ -98,8 +98,8 @@ impl Contamination {
     /// # Errors
     /// [`Error::Parameter`] unless it is in `(0, 0.5]`.
     pub fn share(share: f64) -> Result<Self, Error> {
-        within("contamination", share, HalfShare::MAX, HalfShare::LIMIT)
-            .map(|share| Self::Share(HalfShare(share)))
+        check_share("contamination", share, ContaminationShare::MAX, ContaminationShare::LIMIT)
+            .map(|share| Self::Share(ContaminationShare(share)))
     }
 }
 
@@ -126,7 +126,7 @@ impl MaxFeatures {
     /// # Errors
     /// [`Error::Parameter`] unless it is in `(0, 1]`.
     pub fn share(share: f64) -> Result<Self, Error> {
-        within("max_features", share, Share::MAX, Share::LIMIT).map(|share| Self::Share(Share(share)))
+        check_share("max_features", share, Share::MAX, Share::LIMIT).map(|share| Self::Share(Share(share)))
     }
 
     /// The features that each tree gets of `n_features`: more than there are if the count is too big.
@@ -182,7 +182,7 @@ pub struct Share(f64);
 
 /// A share of at most one half, in `(0, 0.5]`.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
-pub struct HalfShare(f64);
+pub struct ContaminationShare(f64);
 
 impl Share {
     const MAX: f64 = 1.0;
@@ -194,7 +194,7 @@ impl Share {
     }
 }
 
-impl HalfShare {
+impl ContaminationShare {
     const MAX: f64 = 0.5;
     const LIMIT: &str = "in (0, 0.5]";
 
@@ -208,19 +208,19 @@ impl TryFrom<f64> for Share {
     type Error = Error;
 
     fn try_from(share: f64) -> Result<Self, Error> {
-        within("share", share, Self::MAX, Self::LIMIT).map(Self)
+        check_share("share", share, Self::MAX, Self::LIMIT).map(Self)
     }
 }
 
-impl TryFrom<f64> for HalfShare {
+impl TryFrom<f64> for ContaminationShare {
     type Error = Error;
 
     fn try_from(share: f64) -> Result<Self, Error> {
-        within("share", share, Self::MAX, Self::LIMIT).map(Self)
+        check_share("share", share, Self::MAX, Self::LIMIT).map(Self)
     }
 }
 
-fn within(name: &'static str, value: f64, max: f64, limit: &'static str) -> Result<f64, Error> {
+fn check_share(name: &'static str, value: f64, max: f64, limit: &'static str) -> Result<f64, Error> {
     let ok = value > 0.0 && value <= max; // refuses NaN too
     ok.then_some(value).ok_or(Error::Parameter { name, value, limit })
 }
@@ -241,7 +241,7 @@ mod tests {
             assert!(Contamination::share(share).is_err(), "{share}");
             assert!(Share::try_from(share).is_err(), "{share}");
         }
-        assert!(HalfShare::try_from(0.500_001).is_err());
+        assert!(ContaminationShare::try_from(0.500_001).is_err());
         assert!(MaxSamples::count(0).is_err());
         assert!(MaxFeatures::count(0).is_err());
     }

@@ -8,11 +8,11 @@
 /// If `values` is empty or the share above 1.
 pub fn quantile(values: &mut [f64], share: f64) -> f64 {
     // By way of percent and with numpy's two forms of interpolation, to round as it does.
-    let place = (values.len() - 1) as f64 * (100.0 * share / 100.0);
-    let (below, part) = (place as usize, place.fract());
+    let position = (values.len() - 1) as f64 * (100.0 * share / 100.0);
+    let (below, fraction) = (position as usize, position.fract());
     let (_, &mut low, rest) = values.select_nth_unstable_by(below, f64::total_cmp);
     let high = rest.iter().copied().min_by(f64::total_cmp).unwrap_or(low);
-    if part < 0.5 { low + (high - low) * part } else { high - (high - low) * (1.0 - part) }
+    if fraction < 0.5 { low + (high - low) * fraction } else { high - (high - low) * (1.0 - fraction) }
 }
 
 #[cfg(test)]

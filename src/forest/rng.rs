@@ -10,9 +10,9 @@ pub(super) struct Rng([u64; 4]);
 impl Rng {
     /// The stream of tree number `tree` for a seed. Any two pairs give unrelated streams.
     pub fn new(seed: u64, tree: u64) -> Self {
-        let mut state = mix(seed.wrapping_add(GOLDEN)).wrapping_add(tree);
+        let mut state = mix(seed.wrapping_add(GOLDEN_GAMMA)).wrapping_add(tree);
         Self(std::array::from_fn(|_| {
-            state = mix(state.wrapping_add(GOLDEN));
+            state = mix(state.wrapping_add(GOLDEN_GAMMA));
             state
         }))
     }
@@ -32,21 +32,21 @@ impl Rng {
 
     /// Uniform in `0..n`; `n` must not be 0. Multiply and shift (Lemire 2019) without the rejection
     /// step: its bias is below n / 2^64.
-    pub fn below(&mut self, n: usize) -> usize {
+    pub fn next_below(&mut self, n: usize) -> usize {
         ((u128::from(self.next()) * n as u128) >> 64) as usize
     }
 
     /// Uniform in `[0, 1)`, in steps of 2^-53.
-    pub fn uniform(&mut self) -> f64 {
+    pub fn next_uniform(&mut self) -> f64 {
         (self.next() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
     }
 
     /// Two independent draws from N(0, 1), by the polar method (Marsaglia, Bray 1964). Of its functions
     /// only `ln` is left to the platform, whose last bit may differ from another's; rounding to `f32`
     /// hides that in all but one of 10^8 draws, and 24 bits are plenty for a random number.
-    pub fn normals(&mut self) -> [f32; 2] {
+    pub fn next_normals(&mut self) -> [f32; 2] {
         loop {
-            let [x, y] = [(); 2].map(|()| 2.0 * self.uniform() - 1.0);
+            let [x, y] = [(); 2].map(|()| 2.0 * self.next_uniform() - 1.0);
             let square = x * x + y * y;
             if 0.0 < square && square < 1.0 {
                 let factor = (-2.0 * square.ln() / square).sqrt();
@@ -57,7 +57,7 @@ impl Rng {
 }
 
 /// 2^64 divided by the golden ratio: splitmix64's increment.
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// splitmix64's output function (Steele, Lea, Flood 2014).
 fn mix(mut z: u64) -> u64 {
@@ -81,8 +81,8 @@ mod tests {
     /// First outputs of splitmix64 from the state 0.
     #[test]
     fn is_splitmix64() {
-        assert_eq!(mix(GOLDEN), 0xe220_a839_7b1d_cdaf);
-        assert_eq!(mix(GOLDEN.wrapping_mul(2)), 0x6e78_9e6a_a1b9_65f4);
+        assert_eq!(mix(GOLDEN_GAMMA), 0xe220_a839_7b1d_cdaf);
+        assert_eq!(mix(GOLDEN_GAMMA.wrapping_mul(2)), 0x6e78_9e6a_a1b9_65f4);
     }
 
     #[test]
@@ -98,8 +98,8 @@ mod tests {
         let mut rng = Rng::new(7, 0);
         let mut seen = [0u32; 5];
         for _ in 0..5_000 {
-            seen[rng.below(5)] += 1;
-            assert!((0.0..1.0).contains(&rng.uniform()));
+            seen[rng.next_below(5)] += 1;
+            assert!((0.0..1.0).contains(&rng.next_uniform()));
         }
         assert!(seen.iter().all(|&count| (900..1_100).contains(&count)), "{seen:?}");
     }
@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn normals_have_the_moments_of_the_normal_distribution() {
         let mut rng = Rng::new(8, 0);
-        let draws: Vec<f64> = (0..100_000).flat_map(|_| rng.normals()).map(f64::from).collect();
+        let draws: Vec<f64> = (0..100_000).flat_map(|_| rng.next_normals()).map(f64::from).collect();
         let moment = |k: i32| draws.iter().map(|draw| draw.powi(k)).sum::<f64>() / draws.len() as f64;
         for (k, expected, tolerance) in [(1, 0.0, 0.01), (2, 1.0, 0.02), (3, 0.0, 0.04), (4, 3.0, 0.1)] {
             assert!((moment(k) - expected).abs() < tolerance, "moment {k} is {}", moment(k));

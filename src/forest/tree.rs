@@ -15,7 +15,7 @@
 //! each child (then the choice between them becomes a jump).
 
 use super::Error;
-use super::shape::{Place, Shape, fault};
+use super::tree_check::{CheckedNode, TreeStructure, node_error};
 
 /// Most features of a forest: what a node has bits for.
 pub const MAX_FEATURES: usize = 1 << FEATURE_BITS;
@@ -51,7 +51,7 @@ pub struct TreeArrays {
 /// A checked tree: every walk ends in a leaf after at most [`MAX_DEPTH`] steps.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tree {
-    pub(super) nodes: Vec<Node>,
+    pub(super) nodes: Vec<TreeNode>,
     /// What the leaf nodes' numbers mean.
     pub(super) leaves: Vec<Leaf>,
     /// Edges from the root to the deepest leaf.
@@ -70,18 +70,18 @@ pub(super) struct Leaf {
 
 /// Where a split sends rows that miss its feature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Missing {
+pub(super) enum MissingDirection {
     Left,
     Right,
 }
 
 /// A split or a leaf; see the head of this file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Node {
+pub(super) struct TreeNode {
     /// Bits of the `f32` that the value is compared with.
-    cut: u32,
+    threshold_bits: u32,
     /// From the low end: index of the left child, whether NaN goes right, feature.
-    link: u32,
+    packed: u32,
 }
 
 const CHILD_BITS: u32 = 19;
@@ -89,88 +89,97 @@ const FEATURE_BITS: u32 = 12;
 const MISSING_RIGHT: u32 = 1 << CHILD_BITS;
 const FEATURE_SHIFT: u32 = CHILD_BITS + 1;
 /// Quiet NaN; the bits below number a leaf.
-const LEAF: u32 = 0x7fc0_0000;
+const LEAF_NAN: u32 = 0x7fc0_0000;
 /// Most leaves with a number.
-pub(super) const MAX_LEAVES: usize = 1 << LEAF.trailing_zeros();
+pub(super) const MAX_LEAVES: usize = 1 << LEAF_NAN.trailing_zeros();
 
-impl Node {
-    fn split(feature: usize, threshold: f32, missing: Missing, left: usize) -> Self {
+impl TreeNode {
+    fn split(feature: usize, threshold: f32, missing: MissingDirection, left: usize) -> Self {
         debug_assert!(feature < MAX_FEATURES && left < MAX_NODES && !threshold.is_nan());
-        let missing = if missing == Missing::Right { MISSING_RIGHT } else { 0 };
-        Self { cut: threshold.to_bits(), link: (feature as u32) << FEATURE_SHIFT | missing | left as u32 }
+        let missing = if missing == MissingDirection::Right { MISSING_RIGHT } else { 0 };
+        Self {
+            threshold_bits: threshold.to_bits(),
+            packed: (feature as u32) << FEATURE_SHIFT | missing | left as u32,
+        }
     }
 
-    fn leaf(at: usize, number: usize) -> Self {
-        debug_assert!(at < MAX_NODES && number < MAX_LEAVES);
-        Self { cut: LEAF | number as u32, link: at as u32 }
+    fn leaf(at: usize, leaf_index: usize) -> Self {
+        debug_assert!(at < MAX_NODES && leaf_index < MAX_LEAVES);
+        Self { threshold_bits: LEAF_NAN | leaf_index as u32, packed: at as u32 }
     }
 
     /// The column that decides here; 0 in a leaf.
     #[inline(always)]
     pub fn feature(self) -> usize {
-        (self.link >> FEATURE_SHIFT) as usize
+        (self.packed >> FEATURE_SHIFT) as usize
     }
 
     /// Index, in the tree, of the node where `value` goes: in a leaf the leaf itself.
     #[inline(always)]
     pub fn next(self, value: f32) -> usize {
-        let missing = value.is_nan() & (self.link & MISSING_RIGHT != 0);
-        self.next_of_number(value) + usize::from(missing)
+        let missing = value.is_nan() & (self.packed & MISSING_RIGHT != 0);
+        self.next_not_nan(value) + usize::from(missing)
     }
 
     /// The same for a `value` that is not NaN, sooner.
     #[inline(always)]
-    pub fn next_of_number(self, value: f32) -> usize {
-        self.left() + usize::from(value > f32::from_bits(self.cut))
+    pub fn next_not_nan(self, value: f32) -> usize {
+        self.left() + usize::from(value > f32::from_bits(self.threshold_bits))
     }
 
     /// The number of a leaf; means nothing in a split.
     #[inline(always)]
-    pub fn number(self) -> usize {
-        (self.cut & !LEAF) as usize
+    pub fn leaf_index(self) -> usize {
+        (self.threshold_bits & !LEAF_NAN) as usize
     }
 
     /// The same leaf under another number.
-    pub fn renumbered(self, number: usize) -> Self {
-        debug_assert!(self.is_leaf() && number < MAX_LEAVES);
-        Self { cut: LEAF | number as u32, ..self }
+    pub fn with_leaf_index(self, leaf_index: usize) -> Self {
+        debug_assert!(self.is_leaf() && leaf_index < MAX_LEAVES);
+        Self { threshold_bits: LEAF_NAN | leaf_index as u32, ..self }
     }
 
     pub fn is_leaf(self) -> bool {
-        f32::from_bits(self.cut).is_nan()
+        f32::from_bits(self.threshold_bits).is_nan()
     }
 
     #[inline(always)]
     fn left(self) -> usize {
-        self.link as usize & (MAX_NODES - 1)
+        self.packed as usize & (MAX_NODES - 1)
     }
 }
 
 /// Writes the nodes of a tree from the root on. Both ways to a tree, growing and reading, place a
 /// split's children in the same order, so that a tree keeps its layout through a file.
-pub(super) struct Builder(Tree);
+pub(super) struct TreeBuilder(Tree);
 
-impl Builder {
+impl TreeBuilder {
     /// Index of the root, which every tree has.
     pub const ROOT: usize = 0;
 
     pub fn new(n_features: usize, n_nodes: usize) -> Self {
         let mut nodes = Vec::with_capacity(n_nodes);
-        nodes.push(Node::leaf(Self::ROOT, 0));
+        nodes.push(TreeNode::leaf(Self::ROOT, 0));
         Self(Tree { nodes, leaves: Vec::with_capacity(n_nodes / 2 + 1), depth: 0, n_features })
     }
 
     pub fn set_leaf(&mut self, at: usize, leaf: Leaf) {
-        self.0.nodes[at] = Node::leaf(at, self.0.leaves.len());
+        self.0.nodes[at] = TreeNode::leaf(at, self.0.leaves.len());
         self.0.leaves.push(leaf);
         self.0.depth = self.0.depth.max(leaf.depth);
     }
 
     /// Places two children, to be set by the caller, and returns left and right.
-    pub fn set_split(&mut self, at: usize, feature: usize, threshold: f32, missing: Missing) -> [usize; 2] {
+    pub fn set_split(
+        &mut self,
+        at: usize,
+        feature: usize,
+        threshold: f32,
+        missing: MissingDirection,
+    ) -> [usize; 2] {
         let left = self.0.nodes.len();
-        self.0.nodes[at] = Node::split(feature, threshold, missing, left);
-        self.0.nodes.extend([Node::leaf(left, 0), Node::leaf(left + 1, 0)]);
+        self.0.nodes[at] = TreeNode::split(feature, threshold, missing, left);
+        self.0.nodes.extend([TreeNode::leaf(left, 0), TreeNode::leaf(left + 1, 0)]);
         [left, left + 1]
     }
 
@@ -192,13 +201,13 @@ impl Tree {
     /// [`Error::Forest`] if `n_features` is 0 or above [`MAX_FEATURES`].
     pub fn from_arrays(arrays: &TreeArrays, n_features: usize) -> Result<Self, Error> {
         check_n_features(n_features)?;
-        let places = arrays.shape()?;
-        let mut builder = Builder::new(n_features, places.len());
-        let mut stack = vec![(0, Builder::ROOT)];
+        let checked_nodes = arrays.check_structure()?;
+        let mut builder = TreeBuilder::new(n_features, checked_nodes.len());
+        let mut stack = vec![(0, TreeBuilder::ROOT)];
         while let Some((node, at)) = stack.pop() {
-            let [left, right] = match places[node] {
-                Place::Split(children) => children,
-                Place::Leaf(leaf) => {
+            let [left, right] = match checked_nodes[node] {
+                CheckedNode::Split(children) => children,
+                CheckedNode::Leaf(leaf) => {
                     builder.set_leaf(at, leaf);
                     continue;
                 }
@@ -207,12 +216,16 @@ impl Tree {
             let feature = usize::try_from(feature)
                 .ok()
                 .filter(|&feature| feature < n_features)
-                .ok_or_else(|| fault(node, "feature", feature, format_args!("below {n_features}")))?;
+                .ok_or_else(|| node_error(node, "feature", feature, format_args!("below {n_features}")))?;
             let threshold = arrays.threshold[node];
             if !threshold.is_finite() {
-                return Err(fault(node, "threshold", threshold, "finite"));
+                return Err(node_error(node, "threshold", threshold, "finite"));
             }
-            let missing = if arrays.missing_go_to_left[node] { Missing::Left } else { Missing::Right };
+            let missing = if arrays.missing_go_to_left[node] {
+                MissingDirection::Left
+            } else {
+                MissingDirection::Right
+            };
             let [to_left, to_right] = builder.set_split(at, feature, round_down(threshold), missing);
             stack.extend([(right, to_right), (left, to_left)]);
         }
@@ -221,7 +234,7 @@ impl Tree {
 }
 
 /// The arrays of a tree, in the order of its nodes: the way back from [`Tree::from_arrays`].
-pub(super) fn to_arrays(nodes: &[Node], leaves: &[Leaf]) -> TreeArrays {
+pub(super) fn to_arrays(nodes: &[TreeNode], leaves: &[Leaf]) -> TreeArrays {
     let n_nodes = nodes.len();
     let mut arrays = TreeArrays {
         left_child: vec![-1; n_nodes],
@@ -234,24 +247,24 @@ pub(super) fn to_arrays(nodes: &[Node], leaves: &[Leaf]) -> TreeArrays {
     // Backwards, so that a split finds the counts of its children.
     for (at, node) in nodes.iter().enumerate().rev() {
         if node.is_leaf() {
-            arrays.n_node_samples[at] = leaves[node.number()].n_samples as i64;
+            arrays.n_node_samples[at] = leaves[node.leaf_index()].n_samples as i64;
             continue;
         }
         let (left, right) = (node.left(), node.left() + 1);
         arrays.left_child[at] = left as i64;
         arrays.right_child[at] = right as i64;
         arrays.feature[at] = node.feature() as i64;
-        arrays.threshold[at] = f64::from(f32::from_bits(node.cut));
+        arrays.threshold[at] = f64::from(f32::from_bits(node.threshold_bits));
         arrays.n_node_samples[at] = arrays.n_node_samples[left] + arrays.n_node_samples[right];
-        arrays.missing_go_to_left[at] = node.link & MISSING_RIGHT == 0;
+        arrays.missing_go_to_left[at] = node.packed & MISSING_RIGHT == 0;
     }
     arrays
 }
 
 impl TreeArrays {
-    fn shape(&self) -> Result<Vec<Place>, Error> {
+    fn check_structure(&self) -> Result<Vec<CheckedNode>, Error> {
         let Self { left_child, right_child, n_node_samples, .. } = self;
-        Shape { left_child, right_child, n_node_samples }.check(&[
+        TreeStructure { left_child, right_child, n_node_samples }.check(&[
             ("length of feature", self.feature.len(), 1),
             ("length of threshold", self.threshold.len(), 1),
             ("length of missing_go_to_left", self.missing_go_to_left.len(), 1),

@@ -16,9 +16,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Semaphore;
 
 /// Answers remembered of either kind; then all of them are forgotten.
-const REMEMBERED: usize = 100;
+const CACHE_CAPACITY: usize = 100;
 /// Passwords that wait for their turn: more than Prometheus has shards, all of which begin with the same one.
-const WAITING: usize = 64;
+const MAX_WAITING: usize = 64;
 /// Costs of bcrypt. Beyond, a single look would take a processor for a minute.
 const COSTS: std::ops::RangeInclusive<u32> = 4..=20;
 
@@ -35,11 +35,11 @@ pub enum Error {
 
 /// What is found of a password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum PasswordCheck {
     /// It is the user's.
-    Right,
+    Valid,
     /// It is not, or there is no such user.
-    Wrong,
+    Invalid,
     /// Too many others wait for an answer.
     Busy,
 }
@@ -47,9 +47,9 @@ pub enum Verdict {
 /// Who has a password.
 pub struct Users {
     hashes: BTreeMap<String, String>,
-    known: Mutex<Known>,
+    cache: Mutex<PasswordCache>,
     /// Held while a password is compared: one at a time, it is work for a processor.
-    turn: Arc<Semaphore>,
+    comparing: Arc<Semaphore>,
     waiting: Semaphore,
 }
 
@@ -57,18 +57,18 @@ impl Default for Users {
     fn default() -> Self {
         Self {
             hashes: BTreeMap::new(),
-            known: Mutex::default(),
-            turn: Arc::new(Semaphore::new(1)),
-            waiting: Semaphore::new(WAITING),
+            cache: Mutex::default(),
+            comparing: Arc::new(Semaphore::new(1)),
+            waiting: Semaphore::new(MAX_WAITING),
         }
     }
 }
 
 /// Digests of a name and a password.
 #[derive(Default)]
-struct Known {
-    right: HashSet<[u8; 32]>,
-    wrong: HashSet<[u8; 32]>,
+struct PasswordCache {
+    valid: HashSet<[u8; 32]>,
+    invalid: HashSet<[u8; 32]>,
 }
 
 impl fmt::Debug for Users {
@@ -102,54 +102,58 @@ impl Users {
     }
 
     /// Is this an `Authorization` of one of them?
-    pub async fn admit(&self, authorization: Option<&HeaderValue>) -> Verdict {
-        let Some((name, password)) = authorization.and_then(credentials) else { return Verdict::Wrong };
+    pub async fn authenticate(&self, authorization: Option<&HeaderValue>) -> PasswordCheck {
+        let Some((name, password)) = authorization.and_then(credentials) else {
+            return PasswordCheck::Invalid;
+        };
         let mut digest = Sha256::new();
         digest.update((name.len() as u64).to_le_bytes());
         digest.update(&name);
         digest.update(&password);
         let digest: [u8; 32] = digest.finalize().into();
-        if let Some(verdict) = self.remembered(&digest) {
-            return verdict;
+        if let Some(check) = self.cached_check(&digest) {
+            return check;
         }
-        let Ok(_waiting) = self.waiting.try_acquire() else { return Verdict::Busy };
-        let turn = self.turn.clone().acquire_owned().await.expect("it is never closed");
+        let Ok(_waiting) = self.waiting.try_acquire() else { return PasswordCheck::Busy };
+        let permit = self.comparing.clone().acquire_owned().await.expect("it is never closed");
         // Somebody with the same password may have been first.
-        if let Some(verdict) = self.remembered(&digest) {
-            return verdict;
+        if let Some(check) = self.cached_check(&digest) {
+            return check;
         }
         let hash = self.hashes.get(&name);
-        let is_known = hash.is_some();
+        let user_exists = hash.is_some();
         // For a name that is not known it takes as long as for the slowest that is.
         let slowest = self
             .hashes
             .values()
             .max_by_key(|hash| hash.parse::<HashParts>().map_or(0, |parts| parts.get_cost()));
-        let Some(hash) = hash.or(slowest).cloned() else { return Verdict::Wrong };
+        let Some(hash) = hash.or(slowest).cloned() else { return PasswordCheck::Invalid };
         // Whoever hangs up does not end it, and so takes its turn along.
-        let compare = move || (bcrypt::verify(password, &hash).unwrap_or(false), turn);
-        let Ok((is_same, _turn)) = tokio::task::spawn_blocking(compare).await else { return Verdict::Busy };
-        let verdict = if is_same && is_known { Verdict::Right } else { Verdict::Wrong };
-        self.remember(digest, verdict);
-        verdict
+        let compare = move || (bcrypt::verify(password, &hash).unwrap_or(false), permit);
+        let Ok((is_same, _permit)) = tokio::task::spawn_blocking(compare).await else {
+            return PasswordCheck::Busy;
+        };
+        let check = if is_same && user_exists { PasswordCheck::Valid } else { PasswordCheck::Invalid };
+        self.cache_check(digest, check);
+        check
     }
 
-    fn remembered(&self, digest: &[u8; 32]) -> Option<Verdict> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        match (known.right.contains(digest), known.wrong.contains(digest)) {
-            (true, _) => Some(Verdict::Right),
-            (_, true) => Some(Verdict::Wrong),
+    fn cached_check(&self, digest: &[u8; 32]) -> Option<PasswordCheck> {
+        let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        match (cache.valid.contains(digest), cache.invalid.contains(digest)) {
+            (true, _) => Some(PasswordCheck::Valid),
+            (_, true) => Some(PasswordCheck::Invalid),
             _ => None,
         }
     }
 
-    fn remember(&self, digest: [u8; 32], verdict: Verdict) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let kind = if verdict == Verdict::Right { &mut known.right } else { &mut known.wrong };
-        if kind.len() >= REMEMBERED {
-            kind.clear();
+    fn cache_check(&self, digest: [u8; 32], check: PasswordCheck) {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let digests = if check == PasswordCheck::Valid { &mut cache.valid } else { &mut cache.invalid };
+        if digests.len() >= CACHE_CAPACITY {
+            digests.clear();
         }
-        kind.insert(digest);
+        digests.insert(digest);
     }
 }
 
@@ -184,7 +188,7 @@ mod tests {
     #[tokio::test]
     async fn only_users_with_their_own_password_are_admitted() {
         let users = users();
-        for (text, is_right) in [
+        for (text, is_valid) in [
             ("ann:ann's", true),
             ("bob:bob's", true),
             ("ann:bob's", false),
@@ -195,73 +199,81 @@ mod tests {
             ("annann's", false),
         ] {
             for _ in 0..2 {
-                assert_eq!(users.admit(Some(&basic(text))).await == Verdict::Right, is_right, "{text}");
+                assert_eq!(
+                    users.authenticate(Some(&basic(text))).await == PasswordCheck::Valid,
+                    is_valid,
+                    "{text}"
+                );
             }
         }
-        assert_eq!(users.admit(None).await, Verdict::Wrong);
+        assert_eq!(users.authenticate(None).await, PasswordCheck::Invalid);
         for header in ["", "Basic", "Basic ", "Basic !", "Bearer YW5uOmFubidz", "Basic\u{a0}x"] {
             let header = HeaderValue::from_str(header).unwrap_or(HeaderValue::from_static("x"));
-            assert_eq!(users.admit(Some(&header)).await, Verdict::Wrong, "{header:?}");
+            assert_eq!(users.authenticate(Some(&header)).await, PasswordCheck::Invalid, "{header:?}");
         }
         let lower: HeaderValue =
             format!("basic  {}", BASE64_STANDARD.encode("ann:ann's")).parse().expect("text");
-        assert_eq!(users.admit(Some(&lower)).await, Verdict::Right, "the scheme's case does not matter");
-        assert_eq!(Users::default().admit(Some(&basic("ann:ann's"))).await, Verdict::Wrong);
+        assert_eq!(
+            users.authenticate(Some(&lower)).await,
+            PasswordCheck::Valid,
+            "the scheme's case does not matter"
+        );
+        assert_eq!(Users::default().authenticate(Some(&basic("ann:ann's"))).await, PasswordCheck::Invalid);
     }
 
     /// What is remembered is bounded, and wrong passwords do not push right ones out.
     #[tokio::test]
-    async fn right_passwords_stay_remembered_while_others_are_tried() {
+    async fn valid_passwords_stay_cached_while_others_are_tried() {
         let users = users();
-        assert_eq!(users.admit(Some(&basic("ann:ann's"))).await, Verdict::Right);
-        for i in 0..2 * REMEMBERED {
-            assert_eq!(users.admit(Some(&basic(&format!("ann:{i}")))).await, Verdict::Wrong);
+        assert_eq!(users.authenticate(Some(&basic("ann:ann's"))).await, PasswordCheck::Valid);
+        for i in 0..2 * CACHE_CAPACITY {
+            assert_eq!(users.authenticate(Some(&basic(&format!("ann:{i}")))).await, PasswordCheck::Invalid);
         }
-        let known = users.known.lock().expect("no panic");
-        assert_eq!(known.right.len(), 1);
-        assert!(known.wrong.len() <= REMEMBERED);
+        let cache = users.cache.lock().expect("no panic");
+        assert_eq!(cache.valid.len(), 1);
+        assert!(cache.invalid.len() <= CACHE_CAPACITY);
     }
 
     /// Many are told to come again, also where each hangs up at once, and who is known is let in.
     #[tokio::test]
-    async fn a_flood_of_wrong_passwords_has_one_processor_and_an_end() {
+    async fn a_flood_of_wrong_passwords_uses_one_processor_and_is_bounded() {
         let users = Arc::new(users());
-        assert_eq!(users.admit(Some(&basic("ann:ann's"))).await, Verdict::Right);
-        let turn = users.turn.clone().acquire_owned().await.expect("open");
+        assert_eq!(users.authenticate(Some(&basic("ann:ann's"))).await, PasswordCheck::Valid);
+        let permit = users.comparing.clone().acquire_owned().await.expect("open");
         let flood = |i: usize| {
             let users = users.clone();
-            tokio::spawn(async move { users.admit(Some(&basic(&format!("ann:{i}")))).await })
+            tokio::spawn(async move { users.authenticate(Some(&basic(&format!("ann:{i}")))).await })
         };
-        let flood: Vec<_> = (0..WAITING + 10).map(flood).collect();
+        let flood: Vec<_> = (0..MAX_WAITING + 10).map(flood).collect();
         while users.waiting.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
-        assert_eq!(users.admit(Some(&basic("bob:x"))).await, Verdict::Busy);
-        assert_eq!(users.admit(Some(&basic("ann:ann's"))).await, Verdict::Right);
-        drop(turn);
-        let mut verdicts = Vec::new();
-        for one in flood {
-            verdicts.push(one.await.expect("no panic"));
+        assert_eq!(users.authenticate(Some(&basic("bob:x"))).await, PasswordCheck::Busy);
+        assert_eq!(users.authenticate(Some(&basic("ann:ann's"))).await, PasswordCheck::Valid);
+        drop(permit);
+        let mut checks = Vec::new();
+        for task in flood {
+            checks.push(task.await.expect("no panic"));
         }
-        let count = |verdict| verdicts.iter().filter(|one| **one == verdict).count();
-        assert_eq!((count(Verdict::Wrong), count(Verdict::Busy)), (WAITING, 10));
+        let count = |expected| checks.iter().filter(|check| **check == expected).count();
+        assert_eq!((count(PasswordCheck::Invalid), count(PasswordCheck::Busy)), (MAX_WAITING, 10));
 
         let mut slow = Users::default();
         slow.add("ann".into(), bcrypt::hash("ann's", 10).expect("a hash")).expect("a hash");
         let slow = Arc::new(slow);
-        let asking = slow.clone();
-        let asks = tokio::spawn(async move { asking.admit(Some(&basic("ann:x"))).await });
-        while slow.turn.available_permits() > 0 {
+        let slow_users = slow.clone();
+        let request = tokio::spawn(async move { slow_users.authenticate(Some(&basic("ann:x"))).await });
+        while slow.comparing.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
-        asks.abort();
-        assert!(asks.await.is_err_and(|ended| ended.is_cancelled()));
-        assert_eq!(slow.turn.available_permits(), 0, "it is compared to the end");
-        assert_eq!(slow.admit(Some(&basic("ann:ann's"))).await, Verdict::Right);
+        request.abort();
+        assert!(request.await.is_err_and(|ended| ended.is_cancelled()));
+        assert_eq!(slow.comparing.available_permits(), 0, "it is compared to the end");
+        assert_eq!(slow.authenticate(Some(&basic("ann:ann's"))).await, PasswordCheck::Valid);
     }
 
     #[test]
-    fn hashes_that_are_none() {
+    fn invalid_hashes_are_rejected() {
         let mut users = Users::default();
         for hash in ["", "secret", "$1$abc", "$2y$10$short"] {
             assert!(matches!(users.add("a".into(), hash.into()), Err(Error::Hash(_))), "{hash}");

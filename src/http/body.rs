@@ -13,20 +13,20 @@ use std::task::{Context, Poll, ready};
 use tokio::sync::mpsc;
 
 /// Pieces that are made ahead of what is sent.
-const AHEAD: usize = 2;
+const CHANNEL_CAPACITY: usize = 2;
 
 /// See the [module](self).
 #[derive(Debug)]
-pub struct Body(Kind);
+pub struct Body(BodyKind);
 
 #[derive(Debug)]
-enum Kind {
-    Whole(Full<Bytes>),
-    Made(mpsc::Receiver<Piece>),
+enum BodyKind {
+    Buffered(Full<Bytes>),
+    Streamed(mpsc::Receiver<BodyChunk>),
 }
 
 #[derive(Debug)]
-enum Piece {
+enum BodyChunk {
     Data(Bytes),
     End,
 }
@@ -34,87 +34,87 @@ enum Piece {
 /// The maker of a body was gone before it had said that it is at its end.
 #[derive(Debug, thiserror::Error)]
 #[error("the answer is cut off")]
-pub struct Cut;
+pub struct Truncated;
 
 /// Nobody reads the body any more.
 #[derive(Debug, thiserror::Error)]
 #[error("nobody reads the answer any more")]
-pub struct Gone;
+pub struct Disconnected;
 
 /// Makes a [`Body`], piece by piece.
 #[derive(Debug)]
-pub struct Writer(mpsc::Sender<Piece>);
+pub struct BodyWriter(mpsc::Sender<BodyChunk>);
 
-impl Writer {
+impl BodyWriter {
     /// Sends a piece, once there is room for it.
     ///
     /// # Errors
     /// [`Gone`] when the connection is.
-    pub async fn send(&self, piece: Bytes) -> Result<(), Gone> {
-        self.0.send(Piece::Data(piece)).await.map_err(|_| Gone)
+    pub async fn send(&self, chunk: Bytes) -> Result<(), Disconnected> {
+        self.0.send(BodyChunk::Data(chunk)).await.map_err(|_| Disconnected)
     }
 
     /// Says that the body is at its end.
     ///
     /// # Errors
     /// [`Gone`] when the connection is.
-    pub async fn end(self) -> Result<(), Gone> {
-        self.0.send(Piece::End).await.map_err(|_| Gone)
+    pub async fn end(self) -> Result<(), Disconnected> {
+        self.0.send(BodyChunk::End).await.map_err(|_| Disconnected)
     }
 }
 
 impl Body {
     /// A body that is made while it is sent.
-    pub fn made() -> (Writer, Self) {
-        let (pieces, body) = mpsc::channel(AHEAD);
-        (Writer(pieces), Self(Kind::Made(body)))
+    pub fn channel() -> (BodyWriter, Self) {
+        let (sender, receiver) = mpsc::channel(CHANNEL_CAPACITY);
+        (BodyWriter(sender), Self(BodyKind::Streamed(receiver)))
     }
 }
 
 impl Default for Body {
     fn default() -> Self {
-        Self(Kind::Whole(Full::default()))
+        Self(BodyKind::Buffered(Full::default()))
     }
 }
 
 impl<T: Into<Bytes>> From<T> for Body {
-    fn from(whole: T) -> Self {
-        Self(Kind::Whole(Full::new(whole.into())))
+    fn from(bytes: T) -> Self {
+        Self(BodyKind::Buffered(Full::new(bytes.into())))
     }
 }
 
 impl hyper::body::Body for Body {
     type Data = Bytes;
-    type Error = Cut;
+    type Error = Truncated;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Truncated>>> {
         match &mut self.0 {
-            Kind::Whole(body) => Pin::new(body).poll_frame(context).map_err(|never| match never {}),
-            Kind::Made(pieces) => Poll::Ready(match ready!(pieces.poll_recv(context)) {
-                Some(Piece::Data(piece)) => Some(Ok(Frame::data(piece))),
-                Some(Piece::End) => {
-                    self.0 = Kind::Whole(Full::default());
+            BodyKind::Buffered(body) => Pin::new(body).poll_frame(context).map_err(|never| match never {}),
+            BodyKind::Streamed(receiver) => Poll::Ready(match ready!(receiver.poll_recv(context)) {
+                Some(BodyChunk::Data(chunk)) => Some(Ok(Frame::data(chunk))),
+                Some(BodyChunk::End) => {
+                    self.0 = BodyKind::Buffered(Full::default());
                     None
                 }
-                None => Some(Err(Cut)),
+                None => Some(Err(Truncated)),
             }),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
-            Kind::Whole(body) => body.is_end_stream(),
-            Kind::Made(_) => false,
+            BodyKind::Buffered(body) => body.is_end_stream(),
+            BodyKind::Streamed(_) => false,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
-            Kind::Whole(body) => body.size_hint(),
-            Kind::Made(_) => SizeHint::default(),
+            BodyKind::Buffered(body) => body.size_hint(),
+            BodyKind::Streamed(_) => SizeHint::default(),
         }
     }
 }
@@ -125,23 +125,23 @@ mod tests {
     use http_body_util::BodyExt;
 
     #[tokio::test]
-    async fn only_what_says_so_is_whole() {
-        let (writer, body) = Body::made();
+    async fn only_a_body_that_was_ended_is_complete() {
+        let (writer, body) = Body::channel();
         writer.send("one".into()).await.expect("read");
         writer.send("two".into()).await.expect("read");
         let rest = tokio::spawn(writer.end());
         assert_eq!(body.collect().await.expect("whole").to_bytes(), "onetwo");
         rest.await.expect("no panic").expect("read");
 
-        let (writer, body) = Body::made();
+        let (writer, body) = Body::channel();
         writer.send("one".into()).await.expect("read");
         drop(writer);
         assert!(body.collect().await.is_err());
     }
 
     #[tokio::test]
-    async fn nothing_is_made_for_nobody() {
-        let (writer, body) = Body::made();
+    async fn sending_fails_once_the_body_is_dropped() {
+        let (writer, body) = Body::channel();
         drop(body);
         assert!(writer.send("one".into()).await.is_err());
         assert!(writer.end().await.is_err());

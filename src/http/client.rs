@@ -4,10 +4,10 @@
 //! is answered 301, 302 or 303 does not become a GET, which would look like a success and write
 //! nothing. It fails, and says where the address has gone.
 
-use super::config::{Auth, ClientConfig, Unreadable};
-use super::connect::{Connector, Proxies};
-use super::oauth2::Tokens;
-use super::tls::{self, Material};
+use super::config::{Auth, ClientConfig, ReadFileError};
+use super::oauth2::TokenCache;
+use super::tls::{self, TlsMaterial};
+use super::transport::{Connector, ProxyResolver};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::{Bytes, BytesMut};
@@ -27,12 +27,12 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
-type Response = hyper::Response<Incoming>;
+type IncomingResponse = hyper::Response<Incoming>;
 
 /// Sent with every request.
 pub const AGENT: &str = concat!("promforest/", env!("CARGO_PKG_VERSION"));
 /// Of the body of an answer that says no, this much is read at most: it is for a person.
-const ERROR_LIMIT: usize = 64 << 10;
+const ERROR_BODY_LIMIT: usize = 64 << 10;
 /// Redirects that are followed; as many as Go's client follows.
 const MAX_REDIRECTS: usize = 10;
 
@@ -67,8 +67,8 @@ impl FromStr for Url {
         if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
             return Err(InvalidUrl::Credentials);
         }
-        let known = matches!(uri.scheme_str(), Some("http" | "https"));
-        if known && uri.host().is_some_and(|host| !host.is_empty()) {
+        let is_supported = matches!(uri.scheme_str(), Some("http" | "https"));
+        if is_supported && uri.host().is_some_and(|host| !host.is_empty()) {
             Ok(Self(Arc::new(uri)))
         } else {
             Err(InvalidUrl::Unsupported(text.into()))
@@ -83,7 +83,7 @@ impl Url {
     }
 
     /// Are both in one folder of one server, as Prometheus' `/api/v1/write` and `/api/v1/read` are?
-    pub fn is_beside(&self, other: &Self) -> bool {
+    pub fn is_sibling(&self, other: &Self) -> bool {
         let folder = |url: &Self| url.0.path().rsplit_once('/').map(|(folder, _)| folder.to_string());
         self.0.scheme() == other.0.scheme()
             && self.0.authority() == other.0.authority()
@@ -96,7 +96,7 @@ impl Url {
 
     /// May what is shown here be shown there? On the same host, as Go's client does it, whatever the
     /// port; but nothing that was encrypted goes on in the open.
-    fn trusts(&self, next: &Self) -> bool {
+    fn may_send_credentials_to(&self, next: &Self) -> bool {
         self.0.host() == next.0.host() && (next.is_encrypted() || !self.is_encrypted())
     }
 
@@ -148,7 +148,7 @@ pub enum Error {
     Tls(#[from] tls::Error),
     /// A file of the configuration is not there, or not any more.
     #[error(transparent)]
-    File(#[from] Unreadable),
+    File(#[from] ReadFileError),
     /// What a file holds cannot be sent.
     #[error("{0} holds a character that a header cannot have")]
     Header(&'static str),
@@ -162,7 +162,7 @@ pub enum Error {
     },
     /// A redirect that cannot be followed with this method.
     #[error("{url} answered {status}: it is at {location:?} now, and {method} does not go there by itself")]
-    Moved {
+    RedirectRefused {
         /// The address.
         url: Url,
         /// The request's method.
@@ -174,7 +174,7 @@ pub enum Error {
     },
     /// A redirect to nowhere.
     #[error("{url} leads to an address that is none")]
-    Location {
+    InvalidLocation {
         /// The address.
         url: Url,
         /// What is wrong with its `Location`.
@@ -182,7 +182,7 @@ pub enum Error {
     },
     /// Redirects without an end.
     #[error("{url} leads from address to address, more than {MAX_REDIRECTS} times")]
-    Redirects {
+    TooManyRedirects {
         /// The address.
         url: Url,
     },
@@ -214,7 +214,7 @@ pub enum Error {
 
 /// An answer. Its body is whole, unless it says no: then what is above the limit, or above 64 KiB, is left out.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Response {
     /// Status code.
     pub status: StatusCode,
     /// Headers.
@@ -223,7 +223,7 @@ pub struct Answer {
     pub body: Bytes,
 }
 
-impl Answer {
+impl Response {
     /// The first line of the body, shortened: what the other side says is wrong.
     pub fn reason(&self) -> String {
         let text = String::from_utf8_lossy(&self.body[..self.body.len().min(512)]).into_owned();
@@ -233,7 +233,7 @@ impl Answer {
 
 /// An answer whose body is still on its way.
 #[derive(Debug)]
-pub struct Arriving {
+pub struct ResponseStream {
     /// Status code.
     pub status: StatusCode,
     /// Headers.
@@ -241,18 +241,18 @@ pub struct Arriving {
     body: Incoming,
     url: Url,
     /// When the time of the request is over.
-    end: Instant,
+    deadline: Instant,
     timeout: Duration,
 }
 
-impl Arriving {
+impl ResponseStream {
     /// The next bytes of the body; none once it has ended as its headers say that it ends.
     ///
     /// # Errors
     /// [`Error::Body`] when it breaks off, [`Error::Timeout`] when the time of the request is over.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
         loop {
-            let frame = match timeout_at(self.end, self.body.frame()).await {
+            let frame = match timeout_at(self.deadline, self.body.frame()).await {
                 Ok(frame) => frame,
                 Err(_) => return Err(Error::Timeout { url: self.url.clone(), timeout: self.timeout }),
             };
@@ -274,9 +274,9 @@ impl Arriving {
     ///
     /// # Errors
     /// As [`next`](Self::next), and [`Error::Body`] for a body above `limit`.
-    pub async fn whole(mut self, limit: usize) -> Result<Answer, Error> {
+    pub async fn collect(mut self, limit: usize) -> Result<Response, Error> {
         let is_success = self.status.is_success();
-        let limit = if is_success { limit } else { limit.min(ERROR_LIMIT) };
+        let limit = if is_success { limit } else { limit.min(ERROR_BODY_LIMIT) };
         let mut body = BytesMut::new();
         while is_success || body.len() < limit {
             let Some(data) = self.next().await? else { break };
@@ -286,7 +286,7 @@ impl Arriving {
             }
             body.extend_from_slice(&data[..data.len().min(room)]);
         }
-        Ok(Answer { status: self.status, headers: self.headers, body: body.freeze() })
+        Ok(Response { status: self.status, headers: self.headers, body: body.freeze() })
     }
 }
 
@@ -313,14 +313,14 @@ pub struct Client(Arc<Inner>);
 
 struct Inner {
     config: ClientConfig,
-    proxies: Arc<Proxies>,
-    tokens: Option<Tokens>,
+    proxy_resolver: Arc<ProxyResolver>,
+    token_cache: Option<TokenCache>,
     connections: Mutex<Connections>,
 }
 
 /// The pool, and the certificates that its connections are made with.
 struct Connections {
-    material: Material,
+    material: TlsMaterial,
     pool: Pool<Connector, Full<Bytes>>,
 }
 
@@ -340,14 +340,14 @@ impl Client {
         if config.tls.insecure_skip_verify {
             warn!(component = "http", "insecure_skip_verify: whoever answers is believed");
         }
-        let tokens = match &config.auth {
-            Auth::OAuth2(oauth2) => Some(Tokens::new(oauth2)?),
+        let token_cache = match &config.auth {
+            Auth::OAuth2(oauth2) => Some(TokenCache::new(oauth2)?),
             _ => None,
         };
-        let proxies = Arc::new(Proxies::new(&config.proxy));
-        let connections = Connections::new(config, &proxies, Material::read(&config.tls)?)?;
+        let proxy_resolver = Arc::new(ProxyResolver::new(&config.proxy));
+        let connections = Connections::new(config, &proxy_resolver, TlsMaterial::read(&config.tls)?)?;
         let connections = Mutex::new(connections);
-        Ok(Self(Arc::new(Inner { config: config.clone(), proxies, tokens, connections })))
+        Ok(Self(Arc::new(Inner { config: config.clone(), proxy_resolver, token_cache, connections })))
     }
 
     /// Posts a snappy-compressed protobuf message, the body of both remote write and remote read.
@@ -361,12 +361,12 @@ impl Client {
         body: Bytes,
         timeout: Duration,
         limit: usize,
-    ) -> Result<Answer, Error> {
-        let own = [
+    ) -> Result<Response, Error> {
+        let protocol_headers = [
             (CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf")),
             (CONTENT_ENCODING, HeaderValue::from_static("snappy")),
         ];
-        let headers = own.into_iter().chain(headers.iter().cloned()).collect();
+        let headers = protocol_headers.into_iter().chain(headers.iter().cloned()).collect();
         self.request(Request { method: Method::POST, url: url.clone(), headers, body, timeout, limit }).await
     }
 
@@ -374,7 +374,7 @@ impl Client {
     ///
     /// # Errors
     /// As [`request`](Self::request).
-    pub async fn get(&self, url: &Url, timeout: Duration, limit: usize) -> Result<Answer, Error> {
+    pub async fn get(&self, url: &Url, timeout: Duration, limit: usize) -> Result<Response, Error> {
         let (url, headers, body) = (url.clone(), HeaderMap::new(), Bytes::new());
         self.request(Request { method: Method::GET, url, headers, body, timeout, limit }).await
     }
@@ -384,9 +384,9 @@ impl Client {
     /// # Errors
     /// [`Error`] without a whole answer in the request's time and limit. An answer that says no is
     /// an answer.
-    pub async fn request(&self, request: Request) -> Result<Answer, Error> {
+    pub async fn request(&self, request: Request) -> Result<Response, Error> {
         let limit = request.limit;
-        self.open(request).await?.whole(limit).await
+        self.open(request).await?.collect(limit).await
     }
 
     /// As [`request`](Self::request), but the body of the answer is left to be read while it comes; the
@@ -394,70 +394,84 @@ impl Client {
     ///
     /// # Errors
     /// [`Error`] without the head of an answer in the request's time.
-    pub async fn open(&self, request: Request) -> Result<Arriving, Error> {
+    pub async fn open(&self, request: Request) -> Result<ResponseStream, Error> {
         let (url, timeout) = (request.url.clone(), request.timeout);
-        let end = Instant::now() + timeout;
-        match timeout_at(end, self.follow(request)).await {
-            Ok(answer) => {
-                let (url, response) = answer?;
+        let deadline = Instant::now() + timeout;
+        match timeout_at(deadline, self.follow_redirects(request)).await {
+            Ok(result) => {
+                let (url, response) = result?;
                 let (head, body) = response.into_parts();
-                Ok(Arriving { status: head.status, headers: head.headers, body, url, end, timeout })
+                Ok(ResponseStream {
+                    status: head.status,
+                    headers: head.headers,
+                    body,
+                    url,
+                    deadline,
+                    timeout,
+                })
             }
             Err(_) => Err(Error::Timeout { url, timeout }),
         }
     }
 
     /// The answer, and whose it is.
-    async fn follow(&self, mut request: Request) -> Result<(Url, Response), Error> {
+    async fn follow_redirects(&self, mut request: Request) -> Result<(Url, IncomingResponse), Error> {
         let first = request.url.clone();
-        let mut trusted = true;
+        let mut may_send_credentials = true;
         for _ in 0..=MAX_REDIRECTS {
-            let answer = self.authorized(&request, trusted).await?;
-            let Some(next) = self.next(&request, &answer)? else { return Ok((request.url, answer)) };
+            let response = self.send_authorized(&request, may_send_credentials).await?;
+            let Some(next) = self.redirect_target(&request, &response)? else {
+                return Ok((request.url, response));
+            };
             // Once lost, trust does not come back: the way may lead through a stranger.
-            trusted &= request.url.trusts(&next);
-            if !trusted {
+            may_send_credentials &= request.url.may_send_credentials_to(&next);
+            if !may_send_credentials {
                 request.headers.remove(AUTHORIZATION);
                 request.headers.remove(COOKIE);
             }
             request.url = next;
         }
-        Err(Error::Redirects { url: first })
+        Err(Error::TooManyRedirects { url: first })
     }
 
     /// Where an answer leads, if it does.
-    fn next(&self, request: &Request, answer: &Response) -> Result<Option<Url>, Error> {
-        if !self.0.config.follow_redirects || !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308)
+    fn redirect_target(&self, request: &Request, response: &IncomingResponse) -> Result<Option<Url>, Error> {
+        if !self.0.config.follow_redirects
+            || !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308)
         {
             return Ok(None);
         }
-        let Some(location) = answer.headers().get(LOCATION) else { return Ok(None) };
+        let Some(location) = response.headers().get(LOCATION) else { return Ok(None) };
         let location = String::from_utf8_lossy(location.as_bytes());
         let url = request.url.clone();
-        if request.method != Method::GET && !matches!(answer.status().as_u16(), 307 | 308) {
+        if request.method != Method::GET && !matches!(response.status().as_u16(), 307 | 308) {
             let (method, location) = (request.method.clone(), location.into_owned());
-            return Err(Error::Moved { url, method, status: answer.status(), location });
+            return Err(Error::RedirectRefused { url, method, status: response.status(), location });
         }
-        url.join(&location).map(Some).map_err(|source| Error::Location { url, source })
+        url.join(&location).map(Some).map_err(|source| Error::InvalidLocation { url, source })
     }
 
-    async fn authorized(&self, request: &Request, trusted: bool) -> Result<Response, Error> {
-        if !trusted {
+    async fn send_authorized(
+        &self,
+        request: &Request,
+        may_send_credentials: bool,
+    ) -> Result<IncomingResponse, Error> {
+        if !may_send_credentials {
             return self.send(request, HeaderMap::new()).await;
         }
         let mut headers = self.0.config.headers.clone();
-        let Some(tokens) = &self.0.tokens else {
+        let Some(token_cache) = &self.0.token_cache else {
             headers.extend(self.authorization()?.map(|value| (AUTHORIZATION, value)));
             return self.send(request, headers).await;
         };
-        let ticket = tokens.ticket(None).await?;
-        headers.insert(AUTHORIZATION, ticket.header.clone());
-        let answer = self.send(request, headers.clone()).await?;
-        if ticket.fresh || answer.status() != StatusCode::UNAUTHORIZED {
-            return Ok(answer);
+        let auth = token_cache.auth_header(None).await?;
+        headers.insert(AUTHORIZATION, auth.header.clone());
+        let response = self.send(request, headers.clone()).await?;
+        if auth.is_fresh || response.status() != StatusCode::UNAUTHORIZED {
+            return Ok(response);
         }
         // A token can be withdrawn before its end.
-        headers.insert(AUTHORIZATION, tokens.ticket(Some(&ticket.header)).await?.header);
+        headers.insert(AUTHORIZATION, token_cache.auth_header(Some(&auth.header)).await?.header);
         self.send(request, headers).await
     }
 
@@ -478,7 +492,7 @@ impl Client {
         Ok(Some(value))
     }
 
-    async fn send(&self, request: &Request, headers: HeaderMap) -> Result<Response, Error> {
+    async fn send(&self, request: &Request, headers: HeaderMap) -> Result<IncomingResponse, Error> {
         let url = &request.url;
         let mut message = hyper::Request::new(Full::new(request.body.clone()));
         *message.method_mut() = request.method.clone();
@@ -489,10 +503,10 @@ impl Client {
             message.headers_mut().insert(name, value.clone());
         }
         message.headers_mut().insert(USER_AGENT, HeaderValue::from_static(AGENT));
-        if let Some(value) = self.0.proxies.authorization(&url.0) {
+        if let Some(value) = self.0.proxy_resolver.authorization(&url.0) {
             message.headers_mut().insert(PROXY_AUTHORIZATION, value);
         }
-        let failed = |source: hyper_util::client::legacy::Error| match tls::cause(&source) {
+        let failed = |source: hyper_util::client::legacy::Error| match tls::find_rustls_error(&source) {
             Some(cause) => Error::Encryption { url: url.clone(), source: cause.clone() },
             None => Error::Request { url: url.clone(), source },
         };
@@ -501,21 +515,25 @@ impl Client {
 
     /// The connections; new ones when the certificates have changed.
     fn pool(&self) -> Result<Pool<Connector, Full<Bytes>>, Error> {
-        let Inner { config, proxies, connections, .. } = &*self.0;
+        let Inner { config, proxy_resolver, connections, .. } = &*self.0;
         // Files of a few kilobytes, from memory: cheaper than to watch them.
-        let material = Material::read(&config.tls)?;
+        let material = TlsMaterial::read(&config.tls)?;
         let mut connections = connections.lock().expect("no thread panics while it holds the lock");
         if connections.material != material {
-            *connections = Connections::new(config, proxies, material)?;
+            *connections = Connections::new(config, proxy_resolver, material)?;
         }
         Ok(connections.pool.clone())
     }
 }
 
 impl Connections {
-    fn new(config: &ClientConfig, proxies: &Arc<Proxies>, material: Material) -> Result<Self, Error> {
+    fn new(
+        config: &ClientConfig,
+        proxy_resolver: &Arc<ProxyResolver>,
+        material: TlsMaterial,
+    ) -> Result<Self, Error> {
         let tls = tls::build(&config.tls, &material)?;
-        let connector = Connector::new(tls, config.tls.server_name.clone(), proxies.clone());
+        let connector = Connector::new(tls, config.tls.server_name.clone(), proxy_resolver.clone());
         let pool = Pool::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
         Ok(Self { material, pool })
     }
@@ -532,9 +550,9 @@ mod tests {
     #[test]
     fn only_what_the_client_can_reach_is_a_url() {
         assert_eq!(url("https://host:8443/a?b=c").to_string(), "https://host:8443/a?b=c");
-        let refused = |text: &str| text.parse::<Url>().expect_err("no URL").to_string();
-        assert_eq!(refused("ftp://host/"), "\"ftp://host/\" is not an http:// or https:// URL with a host");
-        assert!(!refused("https://me:hunter2@host/").contains("hunter2"));
+        let error = |text: &str| text.parse::<Url>().expect_err("no URL").to_string();
+        assert_eq!(error("ftp://host/"), "\"ftp://host/\" is not an http:// or https:// URL with a host");
+        assert!(!error("https://me:hunter2@host/").contains("hunter2"));
     }
 
     #[test]
@@ -555,13 +573,13 @@ mod tests {
     }
 
     #[test]
-    fn credentials_stay_with_the_host_and_under_cover() {
-        let trusts = |here: &str, there: &str| url(here).trusts(&url(there));
-        assert!(trusts("http://host/a", "http://host/b"));
-        assert!(trusts("http://host/", "https://host/"));
-        assert!(trusts("https://host/", "https://host:8443/"));
-        assert!(!trusts("https://host/", "http://host/"));
-        assert!(!trusts("https://host/", "https://other/"));
-        assert!(!trusts("https://host/", "https://host.other/"));
+    fn credentials_are_sent_to_the_same_host_only_and_never_downgraded_to_http() {
+        let may_send = |here: &str, there: &str| url(here).may_send_credentials_to(&url(there));
+        assert!(may_send("http://host/a", "http://host/b"));
+        assert!(may_send("http://host/", "https://host/"));
+        assert!(may_send("https://host/", "https://host:8443/"));
+        assert!(!may_send("https://host/", "http://host/"));
+        assert!(!may_send("https://host/", "https://other/"));
+        assert!(!may_send("https://host/", "https://host.other/"));
     }
 }

@@ -51,16 +51,16 @@ pub enum Auth {
     /// `basic_auth`: a name and a password.
     Basic {
         /// The name.
-        username: Text,
+        username: SecretSource,
         /// The password.
-        password: Text,
+        password: SecretSource,
     },
     /// `authorization`: a token that does not change by itself.
     Token {
         /// What stands before it: `Bearer`, say.
         scheme: String,
         /// The token.
-        credentials: Text,
+        credentials: SecretSource,
     },
     /// `oauth2`: a token that is fetched, and fetched again before it ends.
     OAuth2(Box<OAuth2>),
@@ -72,7 +72,7 @@ pub struct OAuth2 {
     /// Who asks.
     pub client_id: String,
     /// Its password.
-    pub client_secret: Text,
+    pub client_secret: SecretSource,
     /// What the token is to be good for.
     pub scopes: Vec<String>,
     /// Whom to ask.
@@ -89,24 +89,24 @@ pub struct OAuth2 {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TlsConfig {
     /// PEM certificates of the authorities that are trusted, in place of the machine's.
-    pub ca: Option<Text>,
+    pub ca: Option<SecretSource>,
     /// Our certificate and what leads from it to its authority, as PEM; together with `key`.
-    pub cert: Option<Text>,
+    pub cert: Option<SecretSource>,
     /// Our certificate's private key, as PEM.
-    pub key: Option<Text>,
+    pub key: Option<SecretSource>,
     /// The name that the other side's certificate has to be for, in place of the URL's host.
     pub server_name: Option<ServerName<'static>>,
     /// Lowest version of TLS.
-    pub min_version: Version,
+    pub min_version: TlsVersion,
     /// Highest version of TLS.
-    pub max_version: Option<Version>,
+    pub max_version: Option<TlsVersion>,
     /// Take any certificate.
     pub insecure_skip_verify: bool,
 }
 
 /// A version of TLS. The older ones are broken, and nothing here speaks them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Version {
+pub enum TlsVersion {
     /// 1.2, of 2008.
     #[default]
     Tls12,
@@ -118,14 +118,14 @@ pub enum Version {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ProxyConfig {
     /// Which proxy.
-    pub via: Via,
+    pub mode: ProxyMode,
     /// `proxy_connect_header`: shown to the proxy that is asked for a tunnel.
     pub connect_header: HeaderMap,
 }
 
 /// Which proxy requests take.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub enum Via {
+pub enum ProxyMode {
     /// None.
     #[default]
     Direct,
@@ -171,14 +171,14 @@ impl fmt::Display for Secret {
 
 /// A text, and where it is kept.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Text {
+pub enum SecretSource {
     /// In the configuration.
     Inline(Secret),
     /// In a file of its own.
     File(PathBuf),
 }
 
-impl Default for Text {
+impl Default for SecretSource {
     fn default() -> Self {
         Self::Inline(Secret::default())
     }
@@ -187,7 +187,7 @@ impl Default for Text {
 /// A file that a key names cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read {}", path.display())]
-pub struct Unreadable {
+pub struct ReadFileError {
     /// The file.
     pub path: PathBuf,
     /// Why.
@@ -197,12 +197,12 @@ pub struct Unreadable {
 /// Bytes that are read of a file: certificates of a few hundred authorities.
 const FILE_LIMIT: u64 = 1 << 20;
 
-impl Text {
+impl SecretSource {
     /// The text, read from its file each time, without the blanks around it.
     ///
     /// # Errors
     /// [`Unreadable`] when the file cannot be read.
-    pub fn read(&self) -> Result<String, Unreadable> {
+    pub fn read(&self) -> Result<String, ReadFileError> {
         let path = match self {
             Self::Inline(text) => return Ok(text.expose().into()),
             Self::File(path) => path,
@@ -210,13 +210,13 @@ impl Text {
         let mut text = String::new();
         match File::open(path).and_then(|file| file.take(FILE_LIMIT).read_to_string(&mut text)) {
             Ok(_) => Ok(text.trim().into()),
-            Err(source) => Err(Unreadable { path: path.clone(), source }),
+            Err(source) => Err(ReadFileError { path: path.clone(), source }),
         }
     }
 }
 
 /// Headers that belong to the protocol or to the connection; the list is Prometheus'.
-const RESERVED: [&str; 13] = [
+const RESERVED_HEADERS: [&str; 13] = [
     "accept-encoding",
     "connection",
     "content-encoding",
@@ -247,17 +247,17 @@ impl ClientConfig {
 
 fn auth(section: &mut Section<'_, '_>) -> Auth {
     let kinds = ["basic_auth", "authorization", "oauth2"].map(|key| (key, section.get(key)));
-    let mut there = kinds.iter().filter_map(|(key, node)| Some((key, node.as_ref()?)));
-    if let Some((first, _)) = there.next() {
-        for (_, second) in there {
-            second.refuse(format!("{first} is there too: only one kind of credentials can be"));
+    let mut present = kinds.iter().filter_map(|(key, node)| Some((key, node.as_ref()?)));
+    if let Some((first, _)) = present.next() {
+        for (_, second) in present {
+            second.error(format!("{first} is there too: only one kind of credentials can be"));
         }
     }
     let [basic, token, oauth2] = kinds.map(|(_, node)| node.and_then(Node::section));
     if let Some(mut section) = basic {
-        let username = text(&mut section, "username", "username_file").unwrap_or_default();
-        let password = text(&mut section, "password", "password_file").unwrap_or_default();
-        section.finish();
+        let username = secret_source(&mut section, "username", "username_file").unwrap_or_default();
+        let password = secret_source(&mut section, "password", "password_file").unwrap_or_default();
+        section.deny_unknown();
         Auth::Basic { username, password }
     } else if let Some(section) = token {
         authorization(section)
@@ -272,15 +272,15 @@ fn authorization(mut section: Section<'_, '_>) -> Auth {
     let scheme = section.get("type").and_then(|node| {
         let scheme = node.string()?.trim().to_string();
         if scheme.eq_ignore_ascii_case("basic") {
-            node.refuse("write basic_auth, with username and password, instead");
+            node.error("write basic_auth, with username and password, instead");
         }
         Some(scheme).filter(|scheme| !scheme.is_empty())
     });
-    let credentials = text(&mut section, "credentials", "credentials_file");
+    let credentials = secret_source(&mut section, "credentials", "credentials_file");
     if credentials.is_none() {
-        section.refuse("credentials or credentials_file is missing");
+        section.error("credentials or credentials_file is missing");
     }
-    section.finish();
+    section.deny_unknown();
     let scheme = scheme.unwrap_or_else(|| "Bearer".into());
     Auth::Token { scheme, credentials: credentials.unwrap_or_default() }
 }
@@ -288,13 +288,14 @@ fn authorization(mut section: Section<'_, '_>) -> Auth {
 impl OAuth2 {
     fn read(mut section: Section<'_, '_>) -> Option<Self> {
         let client_id = section.require("client_id").and_then(|node| node.string());
-        let client_secret = text(&mut section, "client_secret", "client_secret_file").unwrap_or_default();
+        let client_secret =
+            secret_source(&mut section, "client_secret", "client_secret_file").unwrap_or_default();
         let scopes = section.get("scopes").and_then(|node| node.items()).unwrap_or_default();
         let token_url = section.require("token_url").and_then(|node| node.parse(str::parse));
         let params = section.get("endpoint_params").and_then(|node| node.entries()).unwrap_or_default();
         let tls = tls_config(&mut section);
         let proxy = ProxyConfig::read(&mut section);
-        section.finish();
+        section.deny_unknown();
         let param = |(name, value): (String, Node<'_, '_>)| Some((name, Secret(value.string()?)));
         Some(Self {
             scopes: scopes.iter().filter_map(Node::string).collect(),
@@ -315,23 +316,23 @@ fn tls_config(section: &mut Section<'_, '_>) -> TlsConfig {
 impl TlsConfig {
     fn read(mut section: Section<'_, '_>) -> Self {
         let config = Self {
-            ca: text(&mut section, "ca", "ca_file"),
-            cert: text(&mut section, "cert", "cert_file"),
-            key: text(&mut section, "key", "key_file"),
+            ca: secret_source(&mut section, "ca", "ca_file"),
+            cert: secret_source(&mut section, "cert", "cert_file"),
+            key: secret_source(&mut section, "key", "key_file"),
             server_name: section.get("server_name").and_then(|node| server_name(&node)),
-            min_version: version(&mut section, "min_version").unwrap_or_default(),
-            max_version: version(&mut section, "max_version"),
+            min_version: tls_version(&mut section, "min_version").unwrap_or_default(),
+            max_version: tls_version(&mut section, "max_version"),
             insecure_skip_verify: section.flag("insecure_skip_verify", false),
         };
         if config.max_version.is_some_and(|max_version| max_version < config.min_version) {
-            section.refuse("max_version is below min_version");
-        } else if let Ok(material) = tls::Material::read(&config)
+            section.error("max_version is below min_version");
+        } else if let Ok(material) = tls::TlsMaterial::read(&config)
             && let Err(error) = tls::build(&config, &material)
         {
             // Of a file that cannot be read, `text` has said it.
-            section.refuse(yaml::chain(&error));
+            section.error(yaml::chain(&error));
         }
-        section.finish();
+        section.deny_unknown();
         config
     }
 }
@@ -340,19 +341,19 @@ fn server_name(node: &Node<'_, '_>) -> Option<ServerName<'static>> {
     let name = node.string()?;
     let parsed = ServerName::try_from(name.clone()).ok();
     if parsed.is_none() {
-        node.refuse(format!("{name:?} is neither a host's name nor an address"));
+        node.error(format!("{name:?} is neither a host's name nor an address"));
     }
     parsed
 }
 
 /// A version of TLS, by the name that Prometheus has for it.
-pub(super) fn version(section: &mut Section<'_, '_>, key: &'static str) -> Option<Version> {
+pub(super) fn tls_version(section: &mut Section<'_, '_>, key: &'static str) -> Option<TlsVersion> {
     let node = section.get(key)?;
     match node.text()?.as_str() {
-        "TLS12" => Some(Version::Tls12),
-        "TLS13" => Some(Version::Tls13),
+        "TLS12" => Some(TlsVersion::Tls12),
+        "TLS13" => Some(TlsVersion::Tls13),
         other => {
-            node.refuse(format!("{other:?} is not one of TLS12, TLS13"));
+            node.error(format!("{other:?} is not one of TLS12, TLS13"));
             None
         }
     }
@@ -368,7 +369,7 @@ impl ProxyConfig {
             };
             // What is wrong is not shown: it may hold a password.
             if !url.parse().is_ok_and(is_proxy) {
-                node.refuse("not an http:// or https:// URL with a host");
+                node.error("not an http:// or https:// URL with a host");
             }
             Some(Secret(url))
         });
@@ -376,21 +377,21 @@ impl ProxyConfig {
         let from_environment = section.flag("proxy_from_environment", false);
         let connect_header = section.get("proxy_connect_header");
         if from_environment && url.is_some() {
-            section.refuse("proxy_url and proxy_from_environment are both there: only one of the two can be");
+            section.error("proxy_url and proxy_from_environment are both there: only one of the two can be");
         }
         if let Some(node) = no_proxy.as_ref().filter(|_| url.is_none()) {
-            node.refuse("needs proxy_url: with proxy_from_environment, NO_PROXY says it");
+            node.error("needs proxy_url: with proxy_from_environment, NO_PROXY says it");
         }
         if let Some(node) = connect_header.as_ref().filter(|_| url.is_none() && !from_environment) {
-            node.refuse("needs proxy_url or proxy_from_environment");
+            node.error("needs proxy_url or proxy_from_environment");
         }
         let no_proxy = no_proxy.and_then(|node| node.string()).unwrap_or_default();
-        let via = match url {
-            Some(url) => Via::Url { url, no_proxy },
-            None if from_environment => Via::Environment,
-            None => Via::Direct,
+        let mode = match url {
+            Some(url) => ProxyMode::Url { url, no_proxy },
+            None if from_environment => ProxyMode::Environment,
+            None => ProxyMode::Direct,
         };
-        Self { via, connect_header: connect_header.map(|node| connect_headers(&node)).unwrap_or_default() }
+        Self { mode, connect_header: connect_header.map(|node| connect_headers(&node)).unwrap_or_default() }
     }
 }
 
@@ -411,9 +412,9 @@ fn headers(node: &Node<'_, '_>) -> Option<HeaderMap> {
     for (name, node) in node.entries()? {
         let (Some(name), Some(value)) = (header_name(&node, &name), header_value(&node)) else { continue };
         if name == AUTHORIZATION {
-            node.refuse("write basic_auth, authorization or oauth2 instead");
-        } else if RESERVED.contains(&name.as_str()) {
-            node.refuse("this header belongs to the protocol");
+            node.error("write basic_auth, authorization or oauth2 instead");
+        } else if RESERVED_HEADERS.contains(&name.as_str()) {
+            node.error("this header belongs to the protocol");
         }
         headers.insert(name, value);
     }
@@ -423,7 +424,7 @@ fn headers(node: &Node<'_, '_>) -> Option<HeaderMap> {
 fn header_name(node: &Node<'_, '_>, name: &str) -> Option<HeaderName> {
     let parsed = name.parse().ok();
     if parsed.is_none() {
-        node.refuse(format!("{name:?} is no name of a header"));
+        node.error(format!("{name:?} is no name of a header"));
     }
     parsed
 }
@@ -431,7 +432,7 @@ fn header_name(node: &Node<'_, '_>, name: &str) -> Option<HeaderName> {
 /// A value that is a header's, and does not show in debugging output.
 pub(super) fn header_value(node: &Node<'_, '_>) -> Option<HeaderValue> {
     let Ok(mut value) = HeaderValue::try_from(node.string()?) else {
-        node.refuse("holds a character that a header cannot have");
+        node.error("holds a character that a header cannot have");
         return None;
     };
     value.set_sensitive(true);
@@ -439,16 +440,20 @@ pub(super) fn header_value(node: &Node<'_, '_>) -> Option<HeaderValue> {
 }
 
 /// A text that is written under one key, or kept in the file that another one names.
-pub(super) fn text(section: &mut Section<'_, '_>, key: &'static str, file_key: &'static str) -> Option<Text> {
+pub(super) fn secret_source(
+    section: &mut Section<'_, '_>,
+    key: &'static str,
+    file_key: &'static str,
+) -> Option<SecretSource> {
     let (inline, file) = (section.get(key), section.get(file_key));
     if let (Some(_), Some(file)) = (&inline, &file) {
-        file.refuse(format!("{key} is there too: only one of the two can be"));
+        file.error(format!("{key} is there too: only one of the two can be"));
     }
-    let inline = inline.and_then(|node| node.string()).map(|text| Text::Inline(text.into()));
+    let inline = inline.and_then(|node| node.string()).map(|text| SecretSource::Inline(text.into()));
     let file = file.and_then(|node| {
-        let file = Text::File(node.file()?);
+        let file = SecretSource::File(node.file()?);
         if let Err(error) = file.read() {
-            node.refuse(yaml::chain(&error));
+            node.error(yaml::chain(&error));
         }
         Some(file)
     });
@@ -463,7 +468,7 @@ mod tests {
     fn read(text: &str) -> Result<ClientConfig, Vec<yaml::Error>> {
         yaml::read(text, Path::new("/etc/promforest"), |mut top| {
             let config = ClientConfig::read(&mut top);
-            top.finish();
+            top.deny_unknown();
             config
         })
     }
@@ -486,13 +491,13 @@ mod tests {
              headers: {X-Key: b}",
         )
         .expect("valid");
-        let inline = |text: &str| Text::Inline(Secret(text.into()));
+        let inline = |text: &str| SecretSource::Inline(Secret(text.into()));
         assert_eq!(config.auth, Auth::Token { scheme: "Bearer".into(), credentials: inline("a") });
         let (url, no_proxy) = (Secret("http://proxy".into()), "near".into());
-        assert_eq!(config.proxy.via, Via::Url { url, no_proxy });
+        assert_eq!(config.proxy.mode, ProxyMode::Url { url, no_proxy });
         assert!(!config.follow_redirects);
         assert!(config.tls.insecure_skip_verify);
-        assert_eq!((config.tls.min_version, config.tls.max_version), (Version::Tls13, None));
+        assert_eq!((config.tls.min_version, config.tls.max_version), (TlsVersion::Tls13, None));
         assert_eq!(config.tls.server_name, ServerName::try_from("name").ok());
         assert_eq!(config.headers.get("x-key"), Some(&HeaderValue::from_static("b")));
         assert_ne!(read("basic_auth: {password: a}"), read("basic_auth: {password: b}"));

@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 /// Takes any certificate; whoever shows it still has to hold its key.
 #[derive(Debug)]
-pub struct AnyCertificate(pub Arc<CryptoProvider>);
+pub struct NoVerification(pub Arc<CryptoProvider>);
 
-impl ServerCertVerifier for AnyCertificate {
+impl ServerCertVerifier for NoVerification {
     fn verify_server_cert(
         &self,
         _end_entity: &CertificateDer<'_>,
@@ -49,14 +49,14 @@ impl ServerCertVerifier for AnyCertificate {
 
 /// Takes any certificate of a client; whoever shows it still has to hold its key.
 #[derive(Debug)]
-pub struct AnyClientCertificate {
+pub struct NoClientVerification {
     /// What checks that the client holds the key.
     pub crypto: Arc<CryptoProvider>,
     /// Does it have to show one?
     pub is_mandatory: bool,
 }
 
-impl ClientCertVerifier for AnyClientCertificate {
+impl ClientCertVerifier for NoClientVerification {
     fn client_auth_mandatory(&self) -> bool {
         self.is_mandatory
     }

@@ -14,14 +14,14 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 /// A token is replaced this long before its end: it may still be on its way then.
-const EARLY: Duration = Duration::from_secs(10);
+const EXPIRY_MARGIN: Duration = Duration::from_secs(10);
 /// How long the endpoint may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of an answer; Go's client reads as many.
-const LIMIT: usize = 1 << 20;
+const RESPONSE_LIMIT: usize = 1 << 20;
 
 /// The tokens of one client.
-pub struct Tokens {
+pub struct TokenCache {
     config: OAuth2,
     client: Client,
     current: Mutex<Option<Token>>,
@@ -29,58 +29,58 @@ pub struct Tokens {
 
 struct Token {
     header: HeaderValue,
-    end: Option<Instant>,
+    expires_at: Option<Instant>,
 }
 
 /// An `Authorization` header, and whether its token was fetched for this request.
-pub struct Ticket {
+pub struct AuthHeader {
     /// The header's value.
     pub header: HeaderValue,
     /// Was it fetched just now?
-    pub fresh: bool,
+    pub is_fresh: bool,
 }
 
 /// Section 5.1. Some endpoints write the number as a string.
 #[derive(Deserialize)]
-struct Answer {
+struct TokenResponse {
     access_token: String,
     token_type: Option<String>,
     expires_in: Option<Value>,
 }
 
-impl Tokens {
+impl TokenCache {
     /// Fetches nothing yet.
     ///
     /// # Errors
     /// As [`Client::new`].
     pub fn new(config: &OAuth2) -> Result<Self, Error> {
-        let to_endpoint = ClientConfig {
+        let client_config = ClientConfig {
             tls: config.tls.clone(),
             proxy: config.proxy.clone(),
             // The question holds the secret: it goes to the address that is configured and to no other.
             follow_redirects: false,
             ..ClientConfig::default()
         };
-        Ok(Self { config: config.clone(), client: Client::new(&to_endpoint)?, current: Mutex::default() })
+        Ok(Self { config: config.clone(), client: Client::new(&client_config)?, current: Mutex::default() })
     }
 
     /// The token in force, fetched if there is none, or if it is the one that was `refused`.
     ///
     /// # Errors
     /// [`Error`] when the endpoint gives none.
-    pub async fn ticket(&self, refused: Option<&HeaderValue>) -> Result<Ticket, Error> {
+    pub async fn auth_header(&self, rejected: Option<&HeaderValue>) -> Result<AuthHeader, Error> {
         // Whoever comes while it is fetched waits for it.
         let mut current = self.current.lock().await;
         if let Some(token) = &*current
-            && token.end.is_none_or(|end| Instant::now() < end)
-            && refused != Some(&token.header)
+            && token.expires_at.is_none_or(|expires_at| Instant::now() < expires_at)
+            && rejected != Some(&token.header)
         {
-            return Ok(Ticket { header: token.header.clone(), fresh: false });
+            return Ok(AuthHeader { header: token.header.clone(), is_fresh: false });
         }
         let token = self.fetch().await?;
         let header = token.header.clone();
         *current = Some(token);
-        Ok(Ticket { header, fresh: true })
+        Ok(AuthHeader { header, is_fresh: true })
     }
 
     async fn fetch(&self) -> Result<Token, Error> {
@@ -94,19 +94,20 @@ impl Tokens {
             form += &format!("&{}={}", encode(name), encode(value.expose()));
         }
         let basic = format!("Basic {}", BASE64_STANDARD.encode(format!("{id}:{secret}")));
-        let mut answer = self.ask(Some(basic), form.clone()).await?;
+        let mut response = self.request_token(Some(basic), form.clone()).await?;
         // Section 2.3.1: every endpoint should take the header, but some want the form.
-        if matches!(answer.status, StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED) {
-            answer = self.ask(None, format!("{form}&client_id={id}&client_secret={secret}")).await?;
+        if matches!(response.status, StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED) {
+            response =
+                self.request_token(None, format!("{form}&client_id={id}&client_secret={secret}")).await?;
         }
         let url = &self.config.token_url;
-        if !answer.status.is_success() {
-            let reason = format!("{}: {}", answer.status, answer.reason());
+        if !response.status.is_success() {
+            let reason = format!("{}: {}", response.status, response.reason());
             return Err(Error::Token { url: url.clone(), reason });
         }
         // The parser's message could show a part of the token.
         let no_token = || Error::Token { url: url.clone(), reason: "an answer without a token".into() };
-        let token: Answer = serde_json::from_slice(&answer.body).map_err(|_| no_token())?;
+        let token: TokenResponse = serde_json::from_slice(&response.body).map_err(|_| no_token())?;
         let scheme = token.token_type.filter(|kind| !kind.eq_ignore_ascii_case("bearer") && !kind.is_empty());
         let header = format!("{} {}", scheme.as_deref().unwrap_or("Bearer"), token.access_token);
         let mut header = HeaderValue::try_from(header).map_err(|_| no_token())?;
@@ -115,12 +116,17 @@ impl Tokens {
             Value::String(text) => text.parse().ok(),
             value => value.as_u64(),
         });
-        let life = seconds.filter(|seconds| *seconds > 0).map(Duration::from_secs);
-        let end = life.and_then(|life| Instant::now().checked_add(life.saturating_sub(EARLY)));
-        Ok(Token { header, end })
+        let lifetime = seconds.filter(|seconds| *seconds > 0).map(Duration::from_secs);
+        let expires_at =
+            lifetime.and_then(|lifetime| Instant::now().checked_add(lifetime.saturating_sub(EXPIRY_MARGIN)));
+        Ok(Token { header, expires_at })
     }
 
-    async fn ask(&self, authorization: Option<String>, form: String) -> Result<super::client::Answer, Error> {
+    async fn request_token(
+        &self,
+        authorization: Option<String>,
+        form: String,
+    ) -> Result<super::client::Response, Error> {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
@@ -134,7 +140,7 @@ impl Tokens {
             headers,
             body: Bytes::from(form),
             timeout: TIMEOUT,
-            limit: LIMIT,
+            limit: RESPONSE_LIMIT,
         };
         // In a box: a client asks for tokens, and asking takes a client.
         Box::pin(self.client.request(request)).await

@@ -8,14 +8,14 @@
 //! head, and not the pause since the last byte, which costs a byte to begin anew: who sends whole requests, as
 //! Prometheus does, is never that slow.
 
+use super::access::{AccessControl, DenyReason};
 use super::body::Body;
-use super::gate::{Gate, Refusal};
-use crate::telemetry::{Labelled, Quiet};
+use crate::telemetry::{LogThrottle, OneLabel};
 use bytes::Bytes;
+use hyper::Request;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -42,38 +42,38 @@ const MAX_CONNECTIONS: usize = 512;
 /// connections that idle longer are closed, and clients open another one.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection has its place at least, so that a newcomer can say what it wants.
-const SETTLING: Duration = Duration::from_millis(20);
+const MIN_IDLE_TIME: Duration = Duration::from_millis(20);
 /// How long a request may take to come in, and a piece of an answer to be taken, at any rate, and bytes of a request
 /// a second from then on: below, its connection makes room for others. Prometheus sends some hundred kilobytes, and
 /// at once.
-const MOVING: Duration = Duration::from_secs(1);
-const LEAST_RATE: f64 = 65_536.0;
+const RATE_GRACE_PERIOD: Duration = Duration::from_secs(1);
+const MIN_BYTES_PER_SECOND: f64 = 65_536.0;
 /// Pause between two looks for a connection that can make room.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+const EVICTION_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 /// How long it may take until an encrypted connection is there.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may refuse to take what is sent to it.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of a request's head, and of a body that are read at once.
-const BUFFER: usize = 64 << 10;
+const BUFFER_SIZE: usize = 64 << 10;
 /// Pause after an error of the listener itself, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Pause between two lines of the log that say the same.
-const LOG_EVERY: Duration = Duration::from_secs(10);
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What a route answers.
-pub type Answer = Response<Body>;
+pub type Response = hyper::Response<Body>;
 
 /// What is counted of connections.
 #[derive(Clone, Default)]
 pub struct Metrics {
     connections: Gauge,
-    displaced: Counter,
+    evicted: Counter,
     malformed: Counter,
     accept_failures: Counter,
     handshake_failures: Counter,
     panics: Counter,
-    refused: Labelled<Counter>,
+    denied: OneLabel<Counter>,
 }
 
 impl Metrics {
@@ -84,7 +84,7 @@ impl Metrics {
         registry.register(
             "http_connections_displaced",
             "Connections closed while they waited for a request, or were slow to send one or to take its answer, because others wanted their place",
-            metrics.displaced.clone(),
+            metrics.evicted.clone(),
         );
         registry.register(
             "http_requests_malformed",
@@ -106,13 +106,13 @@ impl Metrics {
             "Connections cut by an error of promforest's own",
             metrics.panics.clone(),
         );
-        for refusal in [Refusal::Unauthorized, Refusal::TooMany, Refusal::Busy] {
-            let _ = metrics.refused.get_or_create(&[("reason", refusal.as_str().into())]);
+        for reason in [DenyReason::Unauthorized, DenyReason::RateLimited, DenyReason::Busy] {
+            let _ = metrics.denied.get_or_create(&[("reason", reason.as_str().into())]);
         }
         registry.register(
             "http_requests_refused",
             "Requests not let in by the web configuration, by reason",
-            metrics.refused.clone(),
+            metrics.denied.clone(),
         );
         metrics
     }
@@ -122,7 +122,7 @@ impl Metrics {
 #[derive(Clone, Default)]
 pub struct Server {
     /// Who is let in.
-    pub gate: Arc<Gate>,
+    pub access: Arc<AccessControl>,
     /// What is counted.
     pub metrics: Metrics,
 }
@@ -130,7 +130,7 @@ pub struct Server {
 /// What all connections share.
 struct Shared<R> {
     server: Server,
-    crowd: Arc<Crowd>,
+    eviction_queue: Arc<EvictionQueue>,
     route: R,
     stopped: watch::Receiver<bool>,
 }
@@ -140,30 +140,30 @@ impl Server {
     /// cuts every connection.
     pub async fn serve<R, F>(self, listener: TcpListener, route: R, mut stopped: watch::Receiver<bool>)
     where
-        R: Fn(Request<Arriving>) -> F + Send + Sync + 'static,
-        F: Future<Output = Answer> + Send + 'static,
+        R: Fn(Request<RequestBody>) -> F + Send + Sync + 'static,
+        F: Future<Output = Response> + Send + 'static,
     {
         let metrics = self.metrics.clone();
-        let crowd = Arc::default();
-        let shared = Arc::new(Shared { server: self, crowd, route, stopped: stopped.clone() });
+        let eviction_queue = Arc::default();
+        let shared = Arc::new(Shared { server: self, eviction_queue, route, stopped: stopped.clone() });
         let mut connections = JoinSet::new();
-        let mut complaints = Quiet::new(LOG_EVERY);
+        let mut log_throttle = LogThrottle::new(LOG_INTERVAL);
         loop {
             metrics.connections.set(connections.len() as i64);
             let is_full = connections.len() >= MAX_CONNECTIONS;
             if is_full {
-                shared.make_room();
+                shared.evict_connection();
             }
             tokio::select! {
                 accepted = listener.accept(), if !is_full => match accepted {
-                    Ok((stream, _)) => drop(connections.spawn(connect(stream, shared.clone()))),
+                    Ok((stream, _)) => drop(connections.spawn(handle_connection(stream, shared.clone()))),
                     Err(error) => {
                         metrics.accept_failures.inc();
-                        if complaints.add(1).is_some() {
+                        if log_throttle.add(1).is_some() {
                             warn!(component = "http", err = %error, "cannot accept a connection");
                         }
                         // It may be files that are lacking: one is given back.
-                        shared.make_room();
+                        shared.evict_connection();
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 },
@@ -173,8 +173,8 @@ impl Server {
                         error!(component = "http", "a connection was cut by an error of promforest's own");
                     }
                 }
-                () = tokio::time::sleep(LOOK_AGAIN), if is_full => {}
-                () = turned(&mut stopped) => break,
+                () = tokio::time::sleep(EVICTION_RETRY_INTERVAL), if is_full => {}
+                () = stop_requested(&mut stopped) => break,
             }
         }
         drop(listener);
@@ -184,36 +184,36 @@ impl Server {
 }
 
 impl<R> Shared<R> {
-    fn make_room(&self) {
-        if self.crowd.send_one_away(Instant::now()) {
-            self.server.metrics.displaced.inc();
+    fn evict_connection(&self) {
+        if self.eviction_queue.evict_longest_waiting(Instant::now()) {
+            self.server.metrics.evicted.inc();
         }
     }
 }
 
 /// Returns when it is time to end.
-async fn turned(stopped: &mut watch::Receiver<bool>) {
+async fn stop_requested(stopped: &mut watch::Receiver<bool>) {
     // Without a sender there is nobody left to serve for.
     let _ = stopped.wait_for(|stopped| *stopped).await;
 }
 
 /// From a connection's first byte to its last.
-async fn connect<R, F>(stream: TcpStream, shared: Arc<Shared<R>>)
+async fn handle_connection<R, F>(stream: TcpStream, shared: Arc<Shared<R>>)
 where
-    R: Fn(Request<Arriving>) -> F + Send + Sync + 'static,
-    F: Future<Output = Answer> + Send + 'static,
+    R: Fn(Request<RequestBody>) -> F + Send + Sync + 'static,
+    F: Future<Output = Response> + Send + 'static,
 {
-    let seat = Arc::new(Seat::new(shared.crowd.clone()));
+    let slot = Arc::new(ConnectionSlot::new(shared.eviction_queue.clone()));
     // Answers are small: without it they would wait for the peer's delayed acknowledgement.
     if let Err(error) = stream.set_nodelay(true) {
         debug!(component = "http", err = %error, "no TCP_NODELAY");
     }
-    let stream = Patient::new(stream, WRITE_TIMEOUT);
-    let policy = shared.server.gate.policy();
-    let talk = async {
-        let Some(acceptor) = policy.acceptor() else { return speak(stream, &seat, &shared).await };
+    let stream = WriteTimeout::new(stream, WRITE_TIMEOUT);
+    let policy = shared.server.access.policy();
+    let serving = async {
+        let Some(acceptor) = policy.acceptor() else { return serve_connection(stream, &slot, &shared).await };
         let error: io::Error = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => return speak(stream, &seat, &shared).await,
+            Ok(Ok(stream)) => return serve_connection(stream, &slot, &shared).await,
             Ok(Err(error)) => error,
             Err(_) => io::ErrorKind::TimedOut.into(),
         };
@@ -221,42 +221,42 @@ where
         debug!(component = "http", err = %error, "no encrypted connection");
     };
     tokio::select! {
-        () = talk => {}
-        () = seat.sent_away() => {}
+        () = serving => {}
+        () = slot.wait_until_evicted() => {}
     }
 }
 
 /// Answers the requests of a connection, one after another.
-async fn speak<S, R, F>(stream: S, seat: &Arc<Seat>, shared: &Arc<Shared<R>>)
+async fn serve_connection<S, R, F>(stream: S, slot: &Arc<ConnectionSlot>, shared: &Arc<Shared<R>>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
-    R: Fn(Request<Arriving>) -> F + Send + Sync + 'static,
-    F: Future<Output = Answer> + Send + 'static,
+    R: Fn(Request<RequestBody>) -> F + Send + Sync + 'static,
+    F: Future<Output = Response> + Send + 'static,
 {
-    let (of_service, to_route) = (seat.clone(), shared.clone());
+    let (service_slot, service_shared) = (slot.clone(), shared.clone());
     let service = service_fn(move |request: Request<Incoming>| {
-        let busy = Busy(of_service.clone());
-        let request = request.map(|body| Arriving::new(body, of_service.clone()));
-        let shared = to_route.clone();
+        let guard = RequestGuard(service_slot.clone());
+        let request = request.map(|body| RequestBody::new(body, service_slot.clone()));
+        let shared = service_shared.clone();
         async move {
-            let policy = shared.server.gate.policy();
-            let mut answer = match policy.admit(request.headers()).await {
+            let policy = shared.server.access.policy();
+            let mut response = match policy.admit(request.headers()).await {
                 Ok(()) => (shared.route)(request).await,
-                Err(refusal) => {
+                Err(reason) => {
                     // Its body is not waited for: the answer is.
                     drop(request);
-                    shared.server.metrics.refused.get_or_create(&[("reason", refusal.as_str().into())]).inc();
-                    refusal.answer()
+                    shared.server.metrics.denied.get_or_create(&[("reason", reason.as_str().into())]).inc();
+                    reason.into_response()
                 }
             };
-            answer.headers_mut().extend(policy.headers().clone());
-            Ok::<_, Infallible>(answer.map(|body| Held::new(body, busy)))
+            response.headers_mut().extend(policy.headers().clone());
+            Ok::<_, Infallible>(response.map(|body| TrackedBody::new(body, guard)))
         }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
-        .max_buf_size(BUFFER)
+        .max_buf_size(BUFFER_SIZE)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let mut stopped = shared.stopped.clone();
@@ -272,8 +272,8 @@ where
                 }
                 return;
             }
-            () = turned(&mut stopped), if !is_ending => {
-                if seat.is_idle() {
+            () = stop_requested(&mut stopped), if !is_ending => {
+                if slot.is_idle() {
                     return;
                 }
                 is_ending = true;
@@ -286,101 +286,108 @@ where
 /// The connections that wait for the other side, in the order in which they began to: for a request, for the rest of
 /// one, or for an answer to be taken.
 #[derive(Default)]
-struct Crowd(Mutex<Queue>);
+struct EvictionQueue(Mutex<WaitingConnections>);
 
 #[derive(Default)]
-struct Queue {
-    by_turn: BTreeMap<u64, Wait>,
-    turns: u64,
+struct WaitingConnections {
+    by_ticket: BTreeMap<u64, WaitEntry>,
+    last_ticket: u64,
 }
 
 /// What a connection waits for.
-struct Wait {
+struct WaitEntry {
     since: Instant,
     /// Bytes that have come of a request's body, or gone of an answer's; nothing while there is no request.
-    moved: Option<usize>,
-    leave: Arc<Leave>,
+    bytes_transferred: Option<usize>,
+    close_signal: Arc<CloseSignal>,
 }
 
-impl Wait {
+impl WaitEntry {
     /// Is it long enough that the place may be given to another?
-    fn is_long(&self, now: Instant) -> bool {
+    fn is_evictable(&self, now: Instant) -> bool {
         let waited = now.saturating_duration_since(self.since);
-        match self.moved {
-            None => waited >= SETTLING,
-            Some(bytes) => waited >= MOVING && (bytes as f64) < LEAST_RATE * waited.as_secs_f64(),
+        match self.bytes_transferred {
+            None => waited >= MIN_IDLE_TIME,
+            Some(bytes) => {
+                waited >= RATE_GRACE_PERIOD && (bytes as f64) < MIN_BYTES_PER_SECOND * waited.as_secs_f64()
+            }
         }
     }
 }
 
 /// Where a connection is told to go.
 #[derive(Default)]
-struct Leave {
-    told: Notify,
+struct CloseSignal {
+    notify: Notify,
     /// In which turn.
-    turn: AtomicU64,
+    ticket: AtomicU64,
 }
 
-impl Crowd {
-    fn queue(&self) -> MutexGuard<'_, Queue> {
+impl EvictionQueue {
+    fn lock(&self) -> MutexGuard<'_, WaitingConnections> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells the one that has waited longest to go; false when there is none that may.
-    fn send_one_away(&self, now: Instant) -> bool {
-        let mut queue = self.queue();
-        let longest = queue.by_turn.iter().find(|(_, wait)| wait.is_long(now));
-        let Some((turn, leave)) = longest.map(|(turn, wait)| (*turn, wait.leave.clone())) else {
+    fn evict_longest_waiting(&self, now: Instant) -> bool {
+        let mut waiting = self.lock();
+        let longest = waiting.by_ticket.iter().find(|(_, entry)| entry.is_evictable(now));
+        let Some((ticket, close_signal)) =
+            longest.map(|(ticket, entry)| (*ticket, entry.close_signal.clone()))
+        else {
             return false;
         };
-        queue.by_turn.remove(&turn);
-        leave.turn.store(turn, Ordering::Relaxed);
-        leave.told.notify_one();
+        waiting.by_ticket.remove(&ticket);
+        close_signal.ticket.store(ticket, Ordering::Relaxed);
+        close_signal.notify.notify_one();
         true
     }
 }
 
 /// A connection's place, and its turn among those that wait.
-struct Seat {
-    crowd: Arc<Crowd>,
+struct ConnectionSlot {
+    eviction_queue: Arc<EvictionQueue>,
     /// 0 while a request is worked on.
-    turn: AtomicU64,
+    ticket: AtomicU64,
     /// Has a request begun to come in?
     has_request: AtomicBool,
-    leave: Arc<Leave>,
+    close_signal: Arc<CloseSignal>,
 }
 
-impl Seat {
-    fn new(crowd: Arc<Crowd>) -> Self {
-        let (turn, has_request) = (AtomicU64::new(0), AtomicBool::new(false));
-        let seat = Self { crowd, turn, has_request, leave: Arc::default() };
-        seat.wait(None);
-        seat
+impl ConnectionSlot {
+    fn new(eviction_queue: Arc<EvictionQueue>) -> Self {
+        let (ticket, has_request) = (AtomicU64::new(0), AtomicBool::new(false));
+        let slot = Self { eviction_queue, ticket, has_request, close_signal: Arc::default() };
+        slot.wait_for_peer(None);
+        slot
     }
 
     /// Waits for a request, or for one or its answer to move on from here.
-    fn wait(&self, moved: Option<usize>) {
-        let mut queue = self.crowd.queue();
-        queue.turns += 1;
-        let turn = queue.turns;
-        queue.by_turn.remove(&self.turn.swap(turn, Ordering::Relaxed));
-        queue.by_turn.insert(turn, Wait { since: Instant::now(), moved, leave: self.leave.clone() });
-        self.has_request.store(moved.is_some(), Ordering::Relaxed);
+    fn wait_for_peer(&self, bytes_transferred: Option<usize>) {
+        let mut waiting = self.eviction_queue.lock();
+        waiting.last_ticket += 1;
+        let ticket = waiting.last_ticket;
+        waiting.by_ticket.remove(&self.ticket.swap(ticket, Ordering::Relaxed));
+        waiting.by_ticket.insert(
+            ticket,
+            WaitEntry { since: Instant::now(), bytes_transferred, close_signal: self.close_signal.clone() },
+        );
+        self.has_request.store(bytes_transferred.is_some(), Ordering::Relaxed);
     }
 
     /// Counts bytes of the request.
-    fn receive(&self, bytes: usize) {
-        let mut queue = self.crowd.queue();
-        let wait = queue.by_turn.get_mut(&self.turn.load(Ordering::Relaxed));
-        if let Some(moved) = wait.and_then(|wait| wait.moved.as_mut()) {
-            *moved += bytes;
+    fn count_received(&self, bytes: usize) {
+        let mut waiting = self.eviction_queue.lock();
+        let entry = waiting.by_ticket.get_mut(&self.ticket.load(Ordering::Relaxed));
+        if let Some(bytes_transferred) = entry.and_then(|entry| entry.bytes_transferred.as_mut()) {
+            *bytes_transferred += bytes;
         }
     }
 
     /// The request is there as a whole, or nobody wants the rest of it.
-    fn work(&self) {
-        let mut queue = self.crowd.queue();
-        queue.by_turn.remove(&self.turn.swap(0, Ordering::Relaxed));
+    fn stop_waiting(&self) {
+        let mut waiting = self.eviction_queue.lock();
+        waiting.by_ticket.remove(&self.ticket.swap(0, Ordering::Relaxed));
     }
 
     fn is_idle(&self) -> bool {
@@ -388,60 +395,60 @@ impl Seat {
     }
 
     /// Returns when it is told to go, unless what it waited for came at the same moment.
-    async fn sent_away(&self) {
+    async fn wait_until_evicted(&self) {
         loop {
-            self.leave.told.notified().await;
-            if self.leave.turn.load(Ordering::Relaxed) == self.turn.load(Ordering::Relaxed) {
+            self.close_signal.notify.notified().await;
+            if self.close_signal.ticket.load(Ordering::Relaxed) == self.ticket.load(Ordering::Relaxed) {
                 return;
             }
         }
     }
 }
 
-impl Drop for Seat {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        self.work();
+        self.stop_waiting();
     }
 }
 
 /// A request under way, until its answer is sent.
-struct Busy(Arc<Seat>);
+struct RequestGuard(Arc<ConnectionSlot>);
 
-impl Drop for Busy {
+impl Drop for RequestGuard {
     fn drop(&mut self) {
-        self.0.wait(None);
+        self.0.wait_for_peer(None);
     }
 }
 
 /// The body of a request: as long as it comes in, its connection waits for it.
-pub struct Arriving {
+pub struct RequestBody {
     body: Incoming,
-    seat: Arc<Seat>,
+    slot: Arc<ConnectionSlot>,
 }
 
-impl Arriving {
-    fn new(body: Incoming, seat: Arc<Seat>) -> Self {
-        seat.wait(Some(0));
-        let arriving = Self { body, seat };
-        arriving.look();
-        arriving
+impl RequestBody {
+    fn new(body: Incoming, slot: Arc<ConnectionSlot>) -> Self {
+        slot.wait_for_peer(Some(0));
+        let request_body = Self { body, slot };
+        request_body.check_complete();
+        request_body
     }
 
     /// Is it there as a whole?
-    fn look(&self) {
+    fn check_complete(&self) {
         if hyper::body::Body::is_end_stream(&self.body) {
-            self.seat.work();
+            self.slot.stop_waiting();
         }
     }
 }
 
-impl Drop for Arriving {
+impl Drop for RequestBody {
     fn drop(&mut self) {
-        self.seat.work();
+        self.slot.stop_waiting();
     }
 }
 
-impl hyper::body::Body for Arriving {
+impl hyper::body::Body for RequestBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -452,10 +459,10 @@ impl hyper::body::Body for Arriving {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         match frame.as_ref().and_then(|frame| frame.as_ref().ok()) {
             Some(frame) => {
-                self.seat.receive(frame.data_ref().map_or(0, Bytes::len));
-                self.look();
+                self.slot.count_received(frame.data_ref().map_or(0, Bytes::len));
+                self.check_complete();
             }
-            None => self.seat.work(),
+            None => self.slot.stop_waiting(),
         }
         Poll::Ready(frame)
     }
@@ -470,19 +477,19 @@ impl hyper::body::Body for Arriving {
 }
 
 /// The body of an answer: until a piece of it is taken, its connection waits for that.
-struct Held {
+struct TrackedBody {
     body: Body,
-    busy: Busy,
+    guard: RequestGuard,
 }
 
-impl Held {
-    fn new(body: Body, busy: Busy) -> Self {
-        busy.0.wait(Some(0));
-        Self { body, busy }
+impl TrackedBody {
+    fn new(body: Body, guard: RequestGuard) -> Self {
+        guard.0.wait_for_peer(Some(0));
+        Self { body, guard }
     }
 }
 
-impl hyper::body::Body for Held {
+impl hyper::body::Body for TrackedBody {
     type Data = <Body as hyper::body::Body>::Data;
     type Error = <Body as hyper::body::Body>::Error;
 
@@ -492,10 +499,10 @@ impl hyper::body::Body for Held {
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         if frame.is_ready() {
-            self.busy.0.wait(Some(0));
+            self.guard.0.wait_for_peer(Some(0));
         } else {
             // It is not made yet: that is not the other side's delay.
-            self.busy.0.work();
+            self.guard.0.stop_waiting();
         }
         frame
     }
@@ -510,31 +517,35 @@ impl hyper::body::Body for Held {
 }
 
 /// A stream that fails when the other side takes nothing for so long.
-struct Patient<S> {
+struct WriteTimeout<S> {
     stream: S,
-    patience: Duration,
-    stalled: Option<Pin<Box<Sleep>>>,
+    timeout: Duration,
+    stall_timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Patient<S> {
-    fn new(stream: S, patience: Duration) -> Self {
-        Self { stream, patience, stalled: None }
+impl<S> WriteTimeout<S> {
+    fn new(stream: S, timeout: Duration) -> Self {
+        Self { stream, timeout, stall_timer: None }
     }
 
     /// Begins to wait, goes on with it, or ends it.
-    fn watch<T>(&mut self, written: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+    fn check_timeout<T>(
+        &mut self,
+        written: Poll<io::Result<T>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
         if written.is_ready() {
-            self.stalled = None;
+            self.stall_timer = None;
             return written;
         }
-        let patience = self.patience;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
-        ready!(stalled.as_mut().poll(cx));
+        let timeout = self.timeout;
+        let stall_timer = self.stall_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        ready!(stall_timer.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -544,10 +555,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.watch(written, cx)
+        self.check_timeout(written, cx)
     }
 
     fn poll_write_vectored(
@@ -556,7 +567,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, parts);
-        self.watch(written, cx)
+        self.check_timeout(written, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -565,12 +576,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
-        self.watch(flushed, cx)
+        self.check_timeout(flushed, cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
-        self.watch(shut, cx)
+        let closed = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.check_timeout(closed, cx)
     }
 }
 
@@ -582,71 +593,72 @@ mod tests {
 
     /// So is one whose answer is made and not taken, and not one that is still at work on it.
     #[tokio::test]
-    async fn b76_whoever_does_not_take_an_answer_makes_room() {
-        let seat = Arc::new(Seat::new(Arc::default()));
-        let later = || Instant::now() + 2 * MOVING;
-        let makes_room = || seat.crowd.queue().by_turn.values().any(|wait| wait.is_long(later()));
-        let (writer, body) = Body::made();
-        seat.work();
-        assert!(!makes_room());
-        let mut held = Held::new(body, Busy(seat.clone()));
-        assert!(makes_room(), "nobody takes it");
-        let next = tokio::time::timeout(Duration::from_millis(20), held.frame()).await;
-        assert!(next.is_err() && !makes_room(), "nothing is made yet");
+    async fn b76_a_connection_that_does_not_read_its_response_is_evictable() {
+        let slot = Arc::new(ConnectionSlot::new(Arc::default()));
+        let later = || Instant::now() + 2 * RATE_GRACE_PERIOD;
+        let is_evictable =
+            || slot.eviction_queue.lock().by_ticket.values().any(|entry| entry.is_evictable(later()));
+        let (writer, body) = Body::channel();
+        slot.stop_waiting();
+        assert!(!is_evictable());
+        let mut body = TrackedBody::new(body, RequestGuard(slot.clone()));
+        assert!(is_evictable(), "nobody takes it");
+        let next = tokio::time::timeout(Duration::from_millis(20), body.frame()).await;
+        assert!(next.is_err() && !is_evictable(), "nothing is made yet");
         writer.send("piece".into()).await.expect("it is read");
-        assert!(held.frame().await.is_some_and(|frame| frame.is_ok()));
-        assert!(makes_room(), "nobody takes the next one");
-        drop(held);
-        assert!(makes_room() && seat.is_idle());
+        assert!(body.frame().await.is_some_and(|frame| frame.is_ok()));
+        assert!(is_evictable(), "nobody takes the next one");
+        drop(body);
+        assert!(is_evictable() && slot.is_idle());
     }
 
     /// The place is given to another: of one that waits, soon; of one whose request comes in, when it is slow.
     #[tokio::test]
-    async fn b50_the_one_that_keeps_the_others_waiting_longest_goes() {
-        let crowd = Arc::<Crowd>::default();
+    async fn b50_the_slowest_waiting_connection_is_evicted() {
+        let eviction_queue = Arc::<EvictionQueue>::default();
         let (slow, fast, idle, busy) = (
-            Seat::new(crowd.clone()),
-            Seat::new(crowd.clone()),
-            Seat::new(crowd.clone()),
-            Seat::new(crowd.clone()),
+            ConnectionSlot::new(eviction_queue.clone()),
+            ConnectionSlot::new(eviction_queue.clone()),
+            ConnectionSlot::new(eviction_queue.clone()),
+            ConnectionSlot::new(eviction_queue.clone()),
         );
-        slow.wait(Some(0));
-        fast.wait(Some(0));
-        idle.wait(None);
-        busy.wait(Some(0));
-        busy.work();
-        slow.receive(100_000);
-        fast.receive(1_000_000);
+        slow.wait_for_peer(Some(0));
+        fast.wait_for_peer(Some(0));
+        idle.wait_for_peer(None);
+        busy.wait_for_peer(Some(0));
+        busy.stop_waiting();
+        slow.count_received(100_000);
+        fast.count_received(1_000_000);
         let start = Instant::now();
-        let gone = |seat: &Seat| seat.leave.turn.load(Ordering::Relaxed) != 0;
-        let all = || [&slow, &fast, &idle, &busy].map(gone);
-        assert!(!crowd.send_one_away(start), "they have only just come");
-        assert!(crowd.send_one_away(start + MOVING / 2));
+        let is_evicted = |slot: &ConnectionSlot| slot.close_signal.ticket.load(Ordering::Relaxed) != 0;
+        let all = || [&slow, &fast, &idle, &busy].map(is_evicted);
+        assert!(!eviction_queue.evict_longest_waiting(start), "they have only just come");
+        assert!(eviction_queue.evict_longest_waiting(start + RATE_GRACE_PERIOD / 2));
         assert_eq!(all(), [false, false, true, false]);
-        assert!(!crowd.send_one_away(start + MOVING / 2), "nobody is slow yet");
-        assert!(crowd.send_one_away(start + 2 * MOVING));
+        assert!(!eviction_queue.evict_longest_waiting(start + RATE_GRACE_PERIOD / 2), "nobody is slow yet");
+        assert!(eviction_queue.evict_longest_waiting(start + 2 * RATE_GRACE_PERIOD));
         assert_eq!(all(), [true, false, true, false]);
-        slow.sent_away().await;
-        assert!(!crowd.send_one_away(start + 2 * MOVING));
+        slow.wait_until_evicted().await;
+        assert!(!eviction_queue.evict_longest_waiting(start + 2 * RATE_GRACE_PERIOD));
         // What it waited for comes at the moment at which it is told to go.
-        idle.wait(Some(0));
-        let stays = tokio::time::timeout(Duration::from_millis(20), idle.sent_away()).await;
-        assert!(stays.is_err());
+        idle.wait_for_peer(Some(0));
+        let evicted = tokio::time::timeout(Duration::from_millis(20), idle.wait_until_evicted()).await;
+        assert!(evicted.is_err());
         drop((slow, fast, idle, busy));
-        assert!(crowd.queue().by_turn.is_empty());
+        assert!(eviction_queue.lock().by_ticket.is_empty());
     }
 
     #[tokio::test]
-    async fn b76_f41_whoever_takes_nothing_is_left() {
+    async fn b76_f41_a_write_to_a_peer_that_does_not_read_times_out() {
         let (stream, mut other) = duplex(4);
-        let mut stream = Patient::new(stream, Duration::from_secs(60));
+        let mut stream = WriteTimeout::new(stream, Duration::from_secs(60));
         let reader = tokio::spawn(async move {
             other.read_exact(&mut [0; 16]).await.expect("written");
             other
         });
         stream.write_all(&[0; 16]).await.expect("somebody reads");
         let _other = reader.await.expect("no panic");
-        stream.patience = Duration::from_millis(20);
+        stream.timeout = Duration::from_millis(20);
         let error = stream.write_all(&[0; 16]).await.expect_err("nobody reads");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }

@@ -1,9 +1,9 @@
 //! From configuration to rustls: the authorities that are trusted, and our own certificate. `tls_config` is for
 //! what we ask, `tls_server_config` for who asks us.
 
-use super::config::{TlsConfig, Unreadable, Version};
-use super::insecure::{AnyCertificate, AnyClientCertificate};
-use super::web_config::{Clients, TlsServerConfig};
+use super::config::{ReadFileError, TlsConfig, TlsVersion};
+use super::insecure::{NoClientVerification, NoVerification};
+use super::web_config::{ClientAuth, TlsServerConfig};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::{self, PemObject};
@@ -33,10 +33,10 @@ pub enum Error {
     },
     /// Valid PEM, but no certificate among it.
     #[error("{0} or {0}_file: no certificate in it")]
-    NoCa(&'static str),
+    EmptyCa(&'static str),
     /// A certificate that cannot be trusted, whatever it signs.
     #[error("{key} or {key}_file: not the certificate of an authority")]
-    NoAuthority {
+    InvalidCa {
         /// The key.
         key: &'static str,
         /// Why.
@@ -50,16 +50,16 @@ pub enum Error {
     Key(#[source] pem::Error),
     /// A certificate without its key, or the other way round.
     #[error("a certificate and its key go together: cert or cert_file, and key or key_file")]
-    Half,
+    CertWithoutKey,
     /// The two do not fit.
     #[error("the certificate and its key cannot be used")]
     Identity(#[source] rustls::Error),
     /// Nobody could be let in by these authorities.
     #[error("client_ca or client_ca_file: no client can be told by it")]
-    Clients(#[source] VerifierBuilderError),
+    ClientCa(#[source] VerifierBuilderError),
     /// A file cannot be read.
     #[error(transparent)]
-    Unreadable(#[from] Unreadable),
+    ReadFile(#[from] ReadFileError),
     /// Nothing is left to speak.
     #[error("no version of TLS is left")]
     Versions(#[source] rustls::Error),
@@ -67,18 +67,18 @@ pub enum Error {
 
 /// What the keys of a [`TlsConfig`] hold at one moment, their files read.
 #[derive(PartialEq)]
-pub struct Material {
+pub struct TlsMaterial {
     ca: Option<String>,
     cert: Option<String>,
     key: Option<String>,
 }
 
-impl Material {
+impl TlsMaterial {
     /// Reads the files.
     ///
     /// # Errors
     /// [`Unreadable`] for the first that cannot be read.
-    pub fn read(config: &TlsConfig) -> Result<Self, Unreadable> {
+    pub fn read(config: &TlsConfig) -> Result<Self, ReadFileError> {
         let [ca, cert, key] = [&config.ca, &config.cert, &config.key]
             .map(|text| text.as_ref().map(|text| text.read()).transpose());
         Ok(Self { ca: ca?, cert: cert?, key: key? })
@@ -86,11 +86,11 @@ impl Material {
 }
 
 /// The authorities that this machine trusts. They are read once: it takes as long as many requests.
-static PLATFORM: LazyLock<Arc<RootCertStore>> = LazyLock::new(|| {
+static PLATFORM_ROOTS: LazyLock<Arc<RootCertStore>> = LazyLock::new(|| {
     let mut roots = RootCertStore::empty();
-    let found = rustls_native_certs::load_native_certs();
+    let native = rustls_native_certs::load_native_certs();
     // What is no certificate, or what the machine has none of, shows when a server is not trusted.
-    roots.add_parsable_certificates(found.certs);
+    roots.add_parsable_certificates(native.certs);
     Arc::new(roots)
 });
 
@@ -98,14 +98,14 @@ static PLATFORM: LazyLock<Arc<RootCertStore>> = LazyLock::new(|| {
 ///
 /// # Errors
 /// [`Error`] when something in `material` is not what its key says, or does not fit the rest.
-pub fn build(config: &TlsConfig, material: &Material) -> Result<ClientConfig, Error> {
+pub fn build(config: &TlsConfig, material: &TlsMaterial) -> Result<ClientConfig, Error> {
     let crypto = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(crypto.clone())
         .with_protocol_versions(&versions(config.min_version, config.max_version))
         .map_err(Error::Versions)?;
-    let roots = material.ca.as_deref().map_or_else(|| Ok(PLATFORM.clone()), |pem| roots("ca", pem))?;
+    let roots = material.ca.as_deref().map_or_else(|| Ok(PLATFORM_ROOTS.clone()), |pem| roots("ca", pem))?;
     let builder = if config.insecure_skip_verify {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(crypto)))
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(NoVerification(crypto)))
     } else {
         builder.with_root_certificates(roots)
     };
@@ -115,7 +115,7 @@ pub fn build(config: &TlsConfig, material: &Material) -> Result<ClientConfig, Er
             builder.with_client_auth_cert(chain, key).map_err(Error::Identity)
         }
         (None, None) => Ok(builder.with_no_client_auth()),
-        _ => Err(Error::Half),
+        _ => Err(Error::CertWithoutKey),
     }
 }
 
@@ -139,7 +139,7 @@ pub fn build_server(config: &TlsServerConfig) -> Result<ServerConfig, Error> {
         .map_err(Error::Versions)?;
     let (chain, key) = identity(&config.cert.read()?, &config.key.read()?)?;
     let mut server = builder
-        .with_client_cert_verifier(clients(config, &crypto)?)
+        .with_client_cert_verifier(client_verifier(config, &crypto)?)
         .with_single_cert(chain, key)
         .map_err(Error::Identity)?;
     server.ignore_client_order = config.prefer_server_cipher_suites;
@@ -148,20 +148,20 @@ pub fn build_server(config: &TlsServerConfig) -> Result<ServerConfig, Error> {
 }
 
 /// Who is let in by a certificate.
-fn clients(
+fn client_verifier(
     config: &TlsServerConfig,
     crypto: &Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ClientCertVerifier>, Error> {
-    match &config.clients {
-        Clients::Anyone => Ok(WebPkiClientVerifier::no_client_auth()),
-        Clients::Unverified { is_mandatory } => {
-            Ok(Arc::new(AnyClientCertificate { crypto: crypto.clone(), is_mandatory: *is_mandatory }))
+    match &config.client_auth {
+        ClientAuth::None => Ok(WebPkiClientVerifier::no_client_auth()),
+        ClientAuth::Unverified { is_mandatory } => {
+            Ok(Arc::new(NoClientVerification { crypto: crypto.clone(), is_mandatory: *is_mandatory }))
         }
-        Clients::Verified { is_mandatory, ca, allowed_sans } => {
+        ClientAuth::Verified { is_mandatory, ca, allowed_sans } => {
             let roots = roots("client_ca", &ca.read()?)?;
             let builder = WebPkiClientVerifier::builder_with_provider(roots, crypto.clone());
             let builder = if *is_mandatory { builder } else { builder.allow_unauthenticated() };
-            let verifier = builder.build().map_err(Error::Clients)?;
+            let verifier = builder.build().map_err(Error::ClientCa)?;
             Ok(match allowed_sans {
                 None => verifier,
                 Some(names) => Arc::new(AllowedNames { verifier, names: names.clone() }),
@@ -179,7 +179,7 @@ struct AllowedNames {
 
 impl AllowedNames {
     /// Is one of the certificate's alternative names one of these, letter by letter?
-    fn include(&self, certificate: &CertificateDer<'_>) -> Result<bool, webpki::Error> {
+    fn allows(&self, certificate: &CertificateDer<'_>) -> Result<bool, webpki::Error> {
         let certificate = EndEntityCert::try_from(certificate)?;
         let is_address = |name: &str| {
             let address = IpAddr::from_str(name).map(ServerName::from);
@@ -207,7 +207,7 @@ impl ClientCertVerifier for AllowedNames {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         let verified = self.verifier.verify_client_cert(end_entity, intermediates, now)?;
-        match self.include(end_entity) {
+        match self.allows(end_entity) {
             Ok(true) => Ok(verified),
             Ok(false) => Err(CertificateError::ApplicationVerificationFailure.into()),
             Err(_) => Err(CertificateError::BadEncoding.into()),
@@ -237,11 +237,11 @@ impl ClientCertVerifier for AllowedNames {
     }
 }
 
-fn versions(least: Version, greatest: Option<Version>) -> Vec<&'static SupportedProtocolVersion> {
-    [(Version::Tls12, &version::TLS12), (Version::Tls13, &version::TLS13)]
+fn versions(min: TlsVersion, max: Option<TlsVersion>) -> Vec<&'static SupportedProtocolVersion> {
+    [(TlsVersion::Tls12, &version::TLS12), (TlsVersion::Tls13, &version::TLS13)]
         .into_iter()
-        .filter(|(version, _)| *version >= least)
-        .filter(|(version, _)| greatest.is_none_or(|greatest| *version <= greatest))
+        .filter(|(version, _)| *version >= min)
+        .filter(|(version, _)| max.is_none_or(|max| *version <= max))
         .map(|(_, version)| version)
         .collect()
 }
@@ -256,13 +256,13 @@ fn roots(key: &'static str, pem: &str) -> Result<Arc<RootCertStore>, Error> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
         let certificate = certificate.map_err(|source| Error::Ca { key, source })?;
-        roots.add(certificate).map_err(|source| Error::NoAuthority { key, source })?;
+        roots.add(certificate).map_err(|source| Error::InvalidCa { key, source })?;
     }
-    if roots.is_empty() { Err(Error::NoCa(key)) } else { Ok(Arc::new(roots)) }
+    if roots.is_empty() { Err(Error::EmptyCa(key)) } else { Ok(Arc::new(roots)) }
 }
 
 /// The error of rustls among the causes of an error, if there is one.
-pub fn cause<'e>(mut error: &'e (dyn std::error::Error + 'static)) -> Option<&'e rustls::Error> {
+pub fn find_rustls_error<'e>(mut error: &'e (dyn std::error::Error + 'static)) -> Option<&'e rustls::Error> {
     loop {
         if let Some(cause) = error.downcast_ref() {
             return Some(cause);

@@ -5,7 +5,7 @@
 //! believed.
 
 use super::basic_auth::Users;
-use super::config::{Text, Version, header_value, text, version};
+use super::config::{SecretSource, TlsVersion, header_value, secret_source, tls_version};
 use super::tls;
 use crate::prom::duration;
 use crate::yaml::{self, FileError, Node, Section};
@@ -36,15 +36,15 @@ pub struct WebConfig {
 #[derive(Debug)]
 pub struct TlsServerConfig {
     /// Our certificate and what leads from it to its authority, as PEM.
-    pub cert: Text,
+    pub cert: SecretSource,
     /// Our certificate's private key, as PEM.
-    pub key: Text,
+    pub key: SecretSource,
     /// Who is let in.
-    pub clients: Clients,
+    pub client_auth: ClientAuth,
     /// Lowest version of TLS.
-    pub min_version: Version,
+    pub min_version: TlsVersion,
     /// Highest version of TLS.
-    pub max_version: Option<Version>,
+    pub max_version: Option<TlsVersion>,
     /// What TLS 1.2 and 1.3 are spoken with, the best first; all there is when empty.
     pub cipher_suites: Vec<SupportedCipherSuite>,
     /// Is it our order that counts, and not the client's?
@@ -55,9 +55,9 @@ pub struct TlsServerConfig {
 
 /// `client_auth_type`: what a client has to show.
 #[derive(Debug)]
-pub enum Clients {
+pub enum ClientAuth {
     /// Nothing.
-    Anyone,
+    None,
     /// A certificate that nobody has to vouch for.
     Unverified {
         /// Or none at all?
@@ -68,7 +68,7 @@ pub enum Clients {
         /// Or none at all?
         is_mandatory: bool,
         /// The authorities, as PEM.
-        ca: Text,
+        ca: SecretSource,
         /// Names of which the certificate has to have one; without them any will do.
         allowed_sans: Option<Vec<String>>,
     },
@@ -94,25 +94,25 @@ impl WebConfig {
 
     fn read(mut top: Section<'_, '_>) -> Self {
         let tls = top.get("tls_server_config").and_then(Node::section).and_then(TlsServerConfig::read);
-        let headers = top.get("http_server_config").and_then(Node::section).map(http);
+        let headers = top.get("http_server_config").and_then(Node::section).map(http_server_headers);
         let users = top.get("basic_auth_users").and_then(|node| users(&node));
         let rate_limit = top.get("rate_limit").and_then(Node::section).and_then(RateLimit::read);
-        top.finish();
+        top.deny_unknown();
         Self { tls, headers: headers.unwrap_or_default(), users: users.unwrap_or_default(), rate_limit }
     }
 
     /// The files that it names.
     pub fn files(&self) -> Vec<PathBuf> {
         let Some(tls) = &self.tls else { return Vec::new() };
-        let ca = match &tls.clients {
-            Clients::Verified { ca, .. } => Some(ca),
-            Clients::Anyone | Clients::Unverified { .. } => None,
+        let ca = match &tls.client_auth {
+            ClientAuth::Verified { ca, .. } => Some(ca),
+            ClientAuth::None | ClientAuth::Unverified { .. } => None,
         };
-        let texts = [&tls.cert, &tls.key].into_iter().chain(ca);
-        texts
-            .filter_map(|text| match text {
-                Text::File(path) => Some(path.clone()),
-                Text::Inline(_) => None,
+        let sources = [&tls.cert, &tls.key].into_iter().chain(ca);
+        sources
+            .filter_map(|source| match source {
+                SecretSource::File(path) => Some(path.clone()),
+                SecretSource::Inline(_) => None,
             })
             .collect()
     }
@@ -120,26 +120,26 @@ impl WebConfig {
 
 impl TlsServerConfig {
     fn read(mut section: Section<'_, '_>) -> Option<Self> {
-        let cert = text(&mut section, "cert", "cert_file");
-        let key = text(&mut section, "key", "key_file");
-        for (what, name) in [(&cert, "cert"), (&key, "key")] {
-            if what.is_none() {
-                section.refuse(format!("{name} or {name}_file is missing"));
+        let cert = secret_source(&mut section, "cert", "cert_file");
+        let key = secret_source(&mut section, "key", "key_file");
+        for (source, name) in [(&cert, "cert"), (&key, "key")] {
+            if source.is_none() {
+                section.error(format!("{name} or {name}_file is missing"));
             }
         }
-        let clients = clients(&mut section);
-        let min_version = version(&mut section, "min_version").unwrap_or_default();
-        let max_version = version(&mut section, "max_version");
+        let client_auth = client_auth(&mut section);
+        let min_version = tls_version(&mut section, "min_version").unwrap_or_default();
+        let max_version = tls_version(&mut section, "max_version");
         let cipher_suites = section.get("cipher_suites").and_then(|node| cipher_suites(&node));
         let prefer_server_cipher_suites = section.flag("prefer_server_cipher_suites", true);
         let curves = section.get("curve_preferences").and_then(|node| curves(&node));
         if max_version.is_some_and(|max_version| max_version < min_version) {
-            section.refuse("max_version is below min_version");
+            section.error("max_version is below min_version");
         }
-        let config = cert.zip(key).zip(clients).map(|((cert, key), clients)| Self {
+        let config = cert.zip(key).zip(client_auth).map(|((cert, key), client_auth)| Self {
             cert,
             key,
-            clients,
+            client_auth,
             min_version,
             max_version,
             cipher_suites: cipher_suites.unwrap_or_default(),
@@ -148,17 +148,17 @@ impl TlsServerConfig {
         });
         match config.as_ref().map(tls::build_server) {
             // `text` and the versions have said it.
-            None | Some(Ok(_) | Err(tls::Error::Unreadable(_) | tls::Error::Versions(_))) => {}
-            Some(Err(error)) => section.refuse(yaml::chain(&error)),
+            None | Some(Ok(_) | Err(tls::Error::ReadFile(_) | tls::Error::Versions(_))) => {}
+            Some(Err(error)) => section.error(yaml::chain(&error)),
         }
-        section.finish();
+        section.deny_unknown();
         config
     }
 }
 
-fn clients(section: &mut Section<'_, '_>) -> Option<Clients> {
+fn client_auth(section: &mut Section<'_, '_>) -> Option<ClientAuth> {
     let kind = section.get("client_auth_type");
-    let ca = text(section, "client_ca", "client_ca_file");
+    let ca = secret_source(section, "client_ca", "client_ca_file");
     let allowed_sans = section.get("client_allowed_sans");
     let name = kind.as_ref().map_or_else(|| Some("NoClientCert".into()), Node::text)?;
     let is_mandatory = match name.as_str() {
@@ -166,7 +166,7 @@ fn clients(section: &mut Section<'_, '_>) -> Option<Clients> {
         "RequireAnyClientCert" | "RequireClientCert" | "RequireAndVerifyClientCert" => true,
         other => {
             let node = kind.expect("it has a text that is not the default");
-            node.refuse(format!(
+            node.error(format!(
                 "{other:?} is not one of NoClientCert, RequestClientCert, RequireAnyClientCert, \
                  VerifyClientCertIfGiven, RequireAndVerifyClientCert"
             ));
@@ -175,39 +175,39 @@ fn clients(section: &mut Section<'_, '_>) -> Option<Clients> {
     };
     if !matches!(name.as_str(), "VerifyClientCertIfGiven" | "RequireAndVerifyClientCert") {
         if ca.is_some() {
-            section.refuse(format!(
+            section.error(format!(
                 "client_ca_file is there, and with client_auth_type {name} nothing is compared with it: \
                  write RequireAndVerifyClientCert"
             ));
         }
         if let Some(node) = allowed_sans {
-            node.refuse("needs client_auth_type RequireAndVerifyClientCert, or VerifyClientCertIfGiven");
+            node.error("needs client_auth_type RequireAndVerifyClientCert, or VerifyClientCertIfGiven");
         }
         return Some(match name.as_str() {
-            "NoClientCert" => Clients::Anyone,
-            _ => Clients::Unverified { is_mandatory },
+            "NoClientCert" => ClientAuth::None,
+            _ => ClientAuth::Unverified { is_mandatory },
         });
     }
     let allowed_sans = allowed_sans.map(|node| {
         let name = |node: &Node<'_, '_>| {
             let name = node.string()?;
             if name.contains('@') {
-                node.refuse("e-mail addresses cannot be compared: use a DNS name, an address or a URI");
+                node.error("e-mail addresses cannot be compared: use a DNS name, an address or a URI");
             }
             Some(name)
         };
         let names = node.items();
         if names.as_ref().is_some_and(Vec::is_empty) {
-            node.refuse("an empty list lets nobody in");
+            node.error("an empty list lets nobody in");
         }
         names.iter().flatten().filter_map(name).collect()
     });
     if ca.is_none() {
-        section.refuse(format!(
+        section.error(format!(
             "client_ca or client_ca_file is missing: client_auth_type {name} has to know whom to believe"
         ));
     }
-    Some(Clients::Verified { is_mandatory, ca: ca?, allowed_sans })
+    Some(ClientAuth::Verified { is_mandatory, ca: ca?, allowed_sans })
 }
 
 /// The suites of a list, by the names that Go has for them. Those of TLS 1.3 cannot be chosen, there as here.
@@ -226,7 +226,7 @@ fn cipher_suites(list: &Node<'_, '_>) -> Option<Vec<SupportedCipherSuite>> {
             .any(|suite| name(suite).strip_prefix("TLS13").is_some_and(|end| wanted == format!("TLS{end}")))
         {
             let known: Vec<String> = tls12.iter().map(name).collect();
-            item.refuse(format!("{wanted:?} is not one of {}", known.join(", ")));
+            item.error(format!("{wanted:?} is not one of {}", known.join(", ")));
         }
     }
     (!items.is_empty()).then_some(suites)
@@ -238,7 +238,7 @@ fn curves(list: &Node<'_, '_>) -> Option<Vec<&'static dyn SupportedKxGroup>> {
         "CurveP256" => Some(ring::kx_group::SECP256R1),
         "CurveP384" => Some(ring::kx_group::SECP384R1),
         other => {
-            item.refuse(format!("{other:?} is not one of X25519, CurveP256, CurveP384"));
+            item.error(format!("{other:?} is not one of X25519, CurveP256, CurveP384"));
             None
         }
     };
@@ -255,7 +255,7 @@ const HEADERS: [(&str, HeaderName, &[&str]); 5] = [
 ];
 
 /// `http_server_config`: its headers.
-fn http(mut section: Section<'_, '_>) -> HeaderMap {
+fn http_server_headers(mut section: Section<'_, '_>) -> HeaderMap {
     // Every client speaks HTTP/1.1 too, and that is what is spoken here, so that either value can be kept.
     section.flag("http2", true);
     let mut headers = HeaderMap::new();
@@ -264,15 +264,15 @@ fn http(mut section: Section<'_, '_>) -> HeaderMap {
             let Some(node) = section.get(key) else { continue };
             let Some(value) = header_value(&node) else { continue };
             if !values.is_empty() && !values.iter().any(|allowed| value == *allowed) {
-                node.refuse(format!("must be {}", values.join(" or ")));
+                node.error(format!("must be {}", values.join(" or ")));
             }
             if !value.is_empty() {
                 headers.insert(name, value);
             }
         }
-        section.finish();
+        section.deny_unknown();
     }
-    section.finish();
+    section.deny_unknown();
     headers
 }
 
@@ -280,11 +280,11 @@ fn users(node: &Node<'_, '_>) -> Option<Users> {
     let mut users = Users::default();
     for (name, node) in node.entries()? {
         if name.contains(':') {
-            node.refuse("a name with a colon cannot be told from its password");
+            node.error("a name with a colon cannot be told from its password");
         }
         let Some(hash) = node.string() else { continue };
         if let Err(error) = users.add(name, hash) {
-            node.refuse(yaml::chain(&error));
+            node.error(yaml::chain(&error));
         }
     }
     Some(users)
@@ -296,10 +296,10 @@ impl RateLimit {
         let interval = interval.filter(|interval| !interval.is_zero());
         let burst = section.get("burst");
         if interval.is_some() && burst.is_none() {
-            section.refuse("burst is missing: without it no request gets through");
+            section.error("burst is missing: without it no request gets through");
         }
         let burst = burst.and_then(|node| node.value("a whole number of at least 1"));
-        section.finish();
+        section.deny_unknown();
         Some(Self { interval: interval?, burst: burst? })
     }
 }

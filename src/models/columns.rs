@@ -11,13 +11,13 @@
 //!    the notebooks around node_exporter call them.
 
 use super::Model;
-use crate::features::rate::Semantics;
+use crate::features::rate::RateSemantics;
 use crate::features::{self, Schema, Transform};
 use crate::prom::{Labels, METRIC_NAME, Selector};
 use std::collections::BTreeMap;
 
 /// What `DEVICE - WHAT` means, for each WHAT without blanks.
-const NETWORK: [(&str, &str); 5] = [
+const NETWORK_METRICS: [(&str, &str); 5] = [
     ("Rxin", "node_network_receive_bytes_total"),
     ("Txout", "node_network_transmit_bytes_total"),
     ("Txin", "node_network_transmit_bytes_total"),
@@ -49,7 +49,7 @@ pub enum Error {
     },
     /// Two columns are one feature.
     #[error("columns {first:?} and {second:?} are both {feature}")]
-    Twice {
+    Duplicate {
         /// One column.
         first: String,
         /// The other.
@@ -61,7 +61,7 @@ pub enum Error {
     #[error(
         "column {column:?} is a {transform}, but {first:?} is a {expected}: a model has one transform for all"
     )]
-    Mixed {
+    MixedTransforms {
         /// The column.
         column: String,
         /// Its transform.
@@ -73,22 +73,22 @@ pub enum Error {
     },
     /// The mapping has a name that no column has.
     #[error("the mapping names a column {0:?} that the model does not have")]
-    NotThere(String),
+    NoSuchColumn(String),
 }
 
 const EXAMPLE: &str = r#"rate(node_network_receive_bytes_total{device="eth0"}[1m])"#;
 
 /// What the user says of columns that the rule does not know, or takes for something else: for the
 /// column's name, the name that it should have.
-pub type Mapping = BTreeMap<String, String>;
+pub type NameMapping = BTreeMap<String, String>;
 
 /// The names of a model's columns.
 pub fn names(model: &Model) -> Vec<String> {
-    model.card.columns.clone().unwrap_or_else(|| defaults(&model.schema))
+    model.card.columns.clone().unwrap_or_else(|| default_names(&model.schema))
 }
 
 /// The names that columns have here: their expressions.
-pub fn defaults(schema: &Schema) -> Vec<String> {
+pub fn default_names(schema: &Schema) -> Vec<String> {
     schema.features.iter().map(|feature| schema.transform.expression(feature)).collect()
 }
 
@@ -96,38 +96,44 @@ pub fn defaults(schema: &Schema) -> Vec<String> {
 ///
 /// # Errors
 /// [`Error`], naming the first column that is wrong.
-pub fn features(
+pub fn resolve_features(
     names: &[String],
-    mapping: &Mapping,
-    semantics: Semantics,
+    mapping: &NameMapping,
+    semantics: RateSemantics,
 ) -> Result<(Vec<Labels>, Transform), Error> {
-    if let Some(stranger) = mapping.keys().find(|name| !names.contains(name)) {
-        return Err(Error::NotThere(stranger.clone()));
+    if let Some(unmatched) = mapping.keys().find(|name| !names.contains(name)) {
+        return Err(Error::NoSuchColumn(unmatched.clone()));
     }
-    let mut known: BTreeMap<Labels, &String> = BTreeMap::new();
+    let mut name_by_feature: BTreeMap<Labels, &String> = BTreeMap::new();
     let mut features = Vec::with_capacity(names.len());
     let mut first: Option<(&String, Transform)> = None;
     for name in names {
-        let meant = mapping.get(name).unwrap_or(name);
-        let (labels, transform) = feature(meant, semantics)?;
+        let series_name = mapping.get(name).unwrap_or(name);
+        let (labels, transform) = resolve_feature(series_name, semantics)?;
         let &mut (first, expected) = first.get_or_insert((name, transform));
         if transform != expected {
-            return Err(Error::Mixed { column: name.clone(), transform, first: first.clone(), expected });
+            return Err(Error::MixedTransforms {
+                column: name.clone(),
+                transform,
+                first: first.clone(),
+                expected,
+            });
         }
-        if let Some(first) = known.insert(labels.clone(), name) {
+        if let Some(first) = name_by_feature.insert(labels.clone(), name) {
             let feature = transform.expression(&labels);
-            return Err(Error::Twice { first: first.clone(), second: name.clone(), feature });
+            return Err(Error::Duplicate { first: first.clone(), second: name.clone(), feature });
         }
         features.push(labels);
     }
     Ok((features, first.map_or(Transform::Value, |(_, transform)| transform)))
 }
 
-fn feature(name: &str, semantics: Semantics) -> Result<(Labels, Transform), Error> {
+fn resolve_feature(name: &str, semantics: RateSemantics) -> Result<(Labels, Transform), Error> {
     let unknown = || Error::Unknown { column: name.into(), example: EXAMPLE };
-    if let Some((device, what)) = name.split_once(" - ") {
-        let what: String = what.split_whitespace().collect();
-        let (_, metric) = NETWORK.iter().find(|(short, _)| *short == what).ok_or_else(unknown)?;
+    if let Some((device, suffix)) = name.split_once(" - ") {
+        let suffix: String = suffix.split_whitespace().collect();
+        let (_, metric) =
+            NETWORK_METRICS.iter().find(|(notation, _)| *notation == suffix).ok_or_else(unknown)?;
         let labels = Labels::new([(METRIC_NAME, *metric), ("device", device.trim())]);
         let transform = Transform::Rate { range_ms: NETWORK_RANGE_MS, semantics };
         return Ok((labels.map_err(|_| unknown())?, transform));
@@ -153,18 +159,18 @@ mod tests {
     fn read(names: &[&str], mapping: &[(&str, &str)]) -> Result<(Vec<String>, Transform), String> {
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         let mapping = mapping.iter().map(|(from, to)| (from.to_string(), to.to_string())).collect();
-        let (features, transform) =
-            features(&names, &mapping, Semantics::V3).map_err(|error| crate::yaml::chain(&error))?;
+        let (features, transform) = resolve_features(&names, &mapping, RateSemantics::V3)
+            .map_err(|error| crate::yaml::chain(&error))?;
         Ok((features.iter().map(ToString::to_string).collect(), transform))
     }
 
-    const MINUTE: Transform = Transform::Rate { range_ms: 60_000, semantics: Semantics::V3 };
+    const RATE_1M: Transform = Transform::Rate { range_ms: 60_000, semantics: RateSemantics::V3 };
 
     #[test]
     fn names_of_notebooks() {
         let (features, transform) =
             read(&["br-0c6e79cd156e -  Pck in", "eth0 - Tx out", "lo - Rx in"], &[]).expect("known names");
-        assert_eq!(transform, MINUTE);
+        assert_eq!(transform, RATE_1M);
         assert_eq!(
             features,
             [
@@ -182,11 +188,11 @@ mod tests {
         assert_eq!(transform.to_string(), "rate(5m)");
         assert_eq!(features, [r#"rx{device="eth0"}"#]);
         assert_eq!(read(&["load", "temp{core=\"1\"}"], &[]).expect("gauges").1, Transform::Value);
-        assert_eq!(read(&["CPU"], &[("CPU", "rate(cpu[1m])")]).expect("mapped").1, MINUTE);
+        assert_eq!(read(&["CPU"], &[("CPU", "rate(cpu[1m])")]).expect("mapped").1, RATE_1M);
     }
 
     #[test]
-    fn says_which_column_is_wrong() {
+    fn errors_name_the_wrong_column() {
         for (names, message) in [
             (
                 vec!["eth0 - Errors"],
@@ -207,7 +213,7 @@ mod tests {
         ] {
             assert_eq!(read(&names, &[]).expect_err("wrong"), message);
         }
-        let stranger = read(&["load"], &[("cpu", "load")]).expect_err("no such column");
-        assert_eq!(stranger, r#"the mapping names a column "cpu" that the model does not have"#);
+        let unmatched = read(&["load"], &[("cpu", "load")]).expect_err("no such column");
+        assert_eq!(unmatched, r#"the mapping names a column "cpu" that the model does not have"#);
     }
 }

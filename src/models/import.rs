@@ -5,13 +5,13 @@
 //! says is checked, and nothing in it is run. The names of its columns become features by the rule of
 //! [`columns`] and by what the user says beside it.
 
-use super::mlmodel::{self, Description, Flavor};
-use super::{Card, Fitted, Model, artifact, columns, onnx, sklearn};
+use super::mlmodel::{self, Flavor, MlModelFile};
+use super::{FittedModel, Model, ModelCard, artifact, columns, onnx, sklearn};
 use crate::features::Schema;
-use crate::features::rate::Semantics;
+use crate::features::rate::RateSemantics;
 use crate::forest::Forest;
 use crate::prom::duration;
-use crate::window::row::Grid;
+use crate::window::grid::Grid;
 use crate::yaml;
 use artifact::Files;
 use std::fs::File;
@@ -25,7 +25,7 @@ const MAX_FILES: usize = 100;
 
 /// A forest that another program has grown, read from its file.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Imported {
+pub struct ImportedForest {
     /// The forest.
     pub forest: Forest,
     /// Names of the columns in the order of the forest's features, where the file has them.
@@ -38,14 +38,14 @@ pub struct Imported {
 
 /// What the user says of the columns.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub enum Mapping {
+pub enum ColumnMapping {
     /// Nothing: the file's names are right as they are.
     #[default]
-    AsNamed,
+    Identity,
     /// For some names of the file, the series that they are.
-    Names(columns::Mapping),
+    ByName(columns::NameMapping),
     /// The series of all columns, in the order of the forest's features.
-    Order(Vec<String>),
+    ByPosition(Vec<String>),
 }
 
 /// Why there is no model.
@@ -71,16 +71,16 @@ pub enum Error {
     },
     /// Nothing in the folder says what it is.
     #[error("no model: there is neither a model.json nor an MLmodel among {0:?}")]
-    Unknown(Vec<String>),
+    UnknownFormat(Vec<String>),
     /// The description names a file that is not there.
     #[error("MLmodel: the model file {0:?} is not there")]
-    Missing(String),
+    MissingModelFile(String),
     /// One of ours, and wrong.
     #[error(transparent)]
     Artifact(#[from] artifact::Error),
     /// The description is wrong.
     #[error(transparent)]
-    Description(#[from] mlmodel::Error),
+    MlModel(#[from] mlmodel::Error),
     /// scikit-learn's file is wrong.
     #[error("scikit-learn")]
     Sklearn(#[from] sklearn::Error),
@@ -91,13 +91,13 @@ pub enum Error {
     #[error(
         "the model has {n_features} columns without names: list the series that they are in a mapping file, in their order"
     )]
-    Nameless {
+    UnnamedColumns {
         /// How many.
         n_features: usize,
     },
     /// More or fewer names than columns.
     #[error("the mapping lists {n_names} series, the model has {n_features} columns")]
-    Width {
+    MappingLength {
         /// Names of the mapping.
         n_names: usize,
         /// Columns of the model.
@@ -108,7 +108,7 @@ pub enum Error {
     Columns(#[from] columns::Error),
     /// The mapping file is wrong.
     #[error("{}: {reason}", path.display())]
-    Mapping {
+    MappingFile {
         /// The file.
         path: PathBuf,
         /// What is wrong, and where.
@@ -120,34 +120,39 @@ pub enum Error {
 ///
 /// # Errors
 /// [`Error::Io`] and [`Error::Oversized`].
-pub fn files(path: &Path) -> Result<Files, Error> {
+pub fn read_files(path: &Path) -> Result<Files, Error> {
     let io = |path: &Path| {
         let path = path.to_path_buf();
         move |source| Error::Io { path, source }
     };
     let mut files = Files::new();
-    let mut left = MAX_BYTES;
+    let mut remaining = MAX_BYTES;
     let mut add = |path: PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let mut bytes = Vec::new();
         // One byte more, to see that there is more.
-        File::open(&path).map_err(io(&path))?.take(left + 1).read_to_end(&mut bytes).map_err(io(&path))?;
+        File::open(&path)
+            .map_err(io(&path))?
+            .take(remaining + 1)
+            .read_to_end(&mut bytes)
+            .map_err(io(&path))?;
         let oversized = |what, limit| Error::Oversized { path: path.clone(), what, limit };
-        left = left.checked_sub(bytes.len() as u64).ok_or_else(|| oversized("more bytes", MAX_BYTES))?;
+        remaining =
+            remaining.checked_sub(bytes.len() as u64).ok_or_else(|| oversized("more bytes", MAX_BYTES))?;
         files.insert(name, bytes);
         if files.len() > MAX_FILES { Err(oversized("more files", MAX_FILES as u64)) } else { Ok(()) }
     };
     // Opening something else than a file, a pipe say, could wait for ever.
-    let kind = path.metadata().map_err(io(path))?;
-    if kind.is_file() {
+    let metadata = path.metadata().map_err(io(path))?;
+    if metadata.is_file() {
         add(path.to_path_buf())?;
-    } else if kind.is_dir() {
-        let inside = path.canonicalize().map_err(io(path))?;
+    } else if metadata.is_dir() {
+        let folder = path.canonicalize().map_err(io(path))?;
         for entry in path.read_dir().map_err(io(path))? {
             let entry = entry.map_err(io(path))?.path();
             // A link that leads out of the folder is none of its files.
-            let real = entry.canonicalize().map_err(io(&entry))?;
-            if real.is_file() && real.starts_with(&inside) {
+            let canonical = entry.canonicalize().map_err(io(&entry))?;
+            if canonical.is_file() && canonical.starts_with(&folder) {
                 add(entry)?;
             }
         }
@@ -161,46 +166,46 @@ pub fn files(path: &Path) -> Result<Files, Error> {
 ///
 /// # Errors
 /// [`Error`].
-pub fn model(files: &Files, mapping: &Mapping, semantics: Semantics) -> Result<Model, Error> {
-    if artifact::is_ours(files) {
-        return Ok(artifact::model(files)?);
+pub fn read_model(files: &Files, mapping: &ColumnMapping, semantics: RateSemantics) -> Result<Model, Error> {
+    if artifact::is_artifact(files) {
+        return Ok(artifact::read_model(files)?);
     }
-    let imported = imported(files)?;
+    let imported = read_forest(files)?;
     let n_features = imported.forest.n_features();
-    let none = columns::Mapping::new();
-    let (names, renamed) = match (mapping, imported.columns) {
-        (Mapping::Order(names), _) if names.len() != n_features => {
-            return Err(Error::Width { n_names: names.len(), n_features });
+    let no_renames = columns::NameMapping::new();
+    let (names, renames) = match (mapping, imported.columns) {
+        (ColumnMapping::ByPosition(names), _) if names.len() != n_features => {
+            return Err(Error::MappingLength { n_names: names.len(), n_features });
         }
-        (Mapping::Order(names), columns) => {
-            let renamed = columns.iter().flatten().cloned().zip(names.iter().cloned()).collect();
-            (columns.unwrap_or_else(|| names.clone()), renamed)
+        (ColumnMapping::ByPosition(names), columns) => {
+            let renames = columns.iter().flatten().cloned().zip(names.iter().cloned()).collect();
+            (columns.unwrap_or_else(|| names.clone()), renames)
         }
-        (_, None) => return Err(Error::Nameless { n_features }),
-        (Mapping::Names(names), Some(columns)) => (columns, names.clone()),
-        (Mapping::AsNamed, Some(columns)) => (columns, none),
+        (_, None) => return Err(Error::UnnamedColumns { n_features }),
+        (ColumnMapping::ByName(names), Some(columns)) => (columns, names.clone()),
+        (ColumnMapping::Identity, Some(columns)) => (columns, no_renames),
     };
-    let (features, transform) = columns::features(&names, &renamed, semantics)?;
+    let (features, transform) = columns::resolve_features(&names, &renames, semantics)?;
     let schema = Schema { features, transform, grid: Grid::Exact };
-    let columns = (names != columns::defaults(&schema)).then_some(names);
-    let card = Card {
+    let columns = (names != columns::default_names(&schema)).then_some(names);
+    let card = ModelCard {
         origin: imported.origin,
         created_ms: duration::now_ms(),
         params: imported.params,
         columns,
-        ..Card::default()
+        ..ModelCard::default()
     };
-    Ok(Model { schema, fitted: Fitted::IsolationForest(imported.forest), card })
+    Ok(Model { schema, fitted: FittedModel::IsolationForest(imported.forest), card })
 }
 
 /// The forest of another program's files.
 ///
 /// # Errors
 /// [`Error`].
-pub fn imported(files: &Files) -> Result<Imported, Error> {
+pub fn read_forest(files: &Files) -> Result<ImportedForest, Error> {
     if let Some(description) = files.get("MLmodel") {
-        let Description { file, flavor, columns } = Description::parse(description)?;
-        let bytes = files.get(&file).ok_or(Error::Missing(file))?;
+        let MlModelFile { model_file: file, flavor, columns } = MlModelFile::parse(description)?;
+        let bytes = files.get(&file).ok_or(Error::MissingModelFile(file))?;
         return Ok(match flavor {
             Flavor::Sklearn(format) => sklearn::read_as(bytes, &format, columns)?,
             Flavor::Onnx => onnx::read(bytes, columns)?,
@@ -210,7 +215,7 @@ pub fn imported(files: &Files) -> Result<Imported, Error> {
         Some((name, bytes)) if files.len() == 1 => {
             Ok(if name.ends_with(".onnx") { onnx::read(bytes, None)? } else { sklearn::read(bytes)? })
         }
-        _ => Err(Error::Unknown(files.keys().cloned().collect())),
+        _ => Err(Error::UnknownFormat(files.keys().cloned().collect())),
     }
 }
 
@@ -218,16 +223,20 @@ pub fn imported(files: &Files) -> Result<Imported, Error> {
 ///
 /// # Errors
 /// [`Error::Io`] and [`Error::Mapping`].
-pub fn mapping(path: &Path) -> Result<Mapping, Error> {
+pub fn read_mapping(path: &Path) -> Result<ColumnMapping, Error> {
     let io = |source| Error::Io { path: path.into(), source };
     let text = std::fs::read_to_string(path).map_err(io)?;
-    let wrong = |reason: String| Error::Mapping { path: path.into(), reason };
+    let invalid = |reason: String| Error::MappingFile { path: path.into(), reason };
     let read = yaml::read_any(&text, Path::new(""), |node| {
         if node.is_list() {
-            return Mapping::Order(node.items().iter().flatten().filter_map(yaml::Node::text).collect());
+            return ColumnMapping::ByPosition(
+                node.items().iter().flatten().filter_map(yaml::Node::text).collect(),
+            );
         }
         let entries = node.entries().unwrap_or_default();
-        Mapping::Names(entries.iter().filter_map(|(name, node)| Some((name.clone(), node.text()?))).collect())
+        ColumnMapping::ByName(
+            entries.iter().filter_map(|(name, node)| Some((name.clone(), node.text()?))).collect(),
+        )
     });
-    read.map_err(|errors| wrong(errors.first().map(ToString::to_string).unwrap_or_default()))
+    read.map_err(|errors| invalid(errors.first().map(ToString::to_string).unwrap_or_default()))
 }

@@ -26,9 +26,9 @@ pub enum Error {
 
 /// What is in the folder.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Description {
+pub struct MlModelFile {
     /// The model file: a plain name.
-    pub file: String,
+    pub model_file: String,
     /// What wrote it.
     pub flavor: Flavor,
     /// Names of the columns, if it has them.
@@ -44,7 +44,7 @@ pub enum Flavor {
     Onnx,
 }
 
-impl Description {
+impl MlModelFile {
     /// Reads the text of a file.
     ///
     /// # Errors
@@ -61,10 +61,10 @@ impl Description {
             let line = line + 1;
             return Err(invalid(format!("line {line}: indented by more than {MAX_INDENT} characters")));
         }
-        let read = yaml::read(text, Path::new(""), |mut top| {
-            let flavors = top.require("flavors").and_then(Node::section);
-            let model = flavors.and_then(flavor);
-            let signature = top.get("signature").and_then(Node::section);
+        let read = yaml::read(text, Path::new(""), |mut root| {
+            let flavors = root.require("flavors").and_then(Node::section);
+            let model = flavors.and_then(parse_flavor);
+            let signature = root.get("signature").and_then(Node::section);
             let inputs = signature.and_then(|mut signature| signature.get("inputs")?.text());
             (model, inputs)
         });
@@ -74,16 +74,20 @@ impl Description {
         if file.is_empty() || file.contains(['/', '\\']) || file == "." || file == ".." {
             return Err(invalid(format!("the model file is {file:?}, must be a file of the folder")));
         }
-        Ok(Self { file, flavor, columns: inputs.as_deref().map(columns).transpose()?.flatten() })
+        Ok(Self {
+            model_file: file,
+            flavor,
+            columns: inputs.as_deref().map(parse_columns).transpose()?.flatten(),
+        })
     }
 }
 
-fn flavor(mut flavors: Section<'_, '_>) -> Option<(String, Flavor)> {
+fn parse_flavor(mut flavors: Section<'_, '_>) -> Option<(String, Flavor)> {
     if let Some(mut sklearn) = flavors.get("sklearn").and_then(Node::section) {
         let format = sklearn.require("serialization_format").and_then(|node| {
             let format = node.text()?;
             if !matches!(&*format, "pickle" | "cloudpickle" | "skops") {
-                node.refuse(format!("{format:?} is not pickle, cloudpickle or skops"));
+                node.error(format!("{format:?} is not pickle, cloudpickle or skops"));
             }
             Some(format)
         });
@@ -93,16 +97,16 @@ fn flavor(mut flavors: Section<'_, '_>) -> Option<(String, Flavor)> {
     if let Some(mut onnx) = flavors.get("onnx").and_then(Node::section) {
         return Some((onnx.require("data")?.text()?, Flavor::Onnx));
     }
-    flavors.refuse("there is neither sklearn nor onnx among them: other models are not read");
+    flavors.error("there is neither sklearn nor onnx among them: other models are not read");
     None
 }
 
 /// The columns of a signature; `None` if they have no names, because the model was fitted on an array.
-fn columns(inputs: &str) -> Result<Option<Vec<String>>, Error> {
+fn parse_columns(inputs: &str) -> Result<Option<Vec<String>>, Error> {
     #[derive(Deserialize)]
-    struct Input {
+    struct SignatureColumn {
         name: Option<String>,
     }
-    let inputs: Vec<Input> = serde_json::from_str(inputs).map_err(Error::Signature)?;
+    let inputs: Vec<SignatureColumn> = serde_json::from_str(inputs).map_err(Error::Signature)?;
     Ok(inputs.into_iter().map(|input| input.name).collect())
 }

@@ -6,7 +6,7 @@
 
 pub mod artifact;
 pub mod columns;
-mod fitted;
+mod kind;
 pub mod import;
 mod mlmodel;
 pub mod registry;
@@ -16,10 +16,10 @@ pub mod onnx;
 
 use crate::features::Schema;
 use crate::prom::{Labels, duration};
-pub use fitted::{EXTENDED_OFFSET, Fitted, Kind, Params, score};
+pub use kind::{EXTENDED_OFFSET, FittedModel, ModelKind, ModelParams, score};
 use std::sync::Arc;
 use std::time::Duration;
-pub use validation::{Histogram, Trial, Validation};
+pub use validation::{CrossValidation, DecisionHistogram, Trial};
 
 /// A fitted model.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,22 +27,22 @@ pub struct Model {
     /// The columns of the forest and how they come out of a window.
     pub schema: Schema,
     /// The forest; its width is the schema's.
-    pub fitted: Fitted,
+    pub fitted: FittedModel,
     /// Where it comes from.
-    pub card: Card,
+    pub card: ModelCard,
 }
 
 impl Model {
     /// Is it meant for this group, and can its rows be built from a window of this length?
-    pub fn suits(&self, window: Duration, group: &Labels) -> bool {
-        let meant = self.card.group.as_ref().is_none_or(|meant| meant == group);
-        meant && self.schema.transform.reach_ms() <= duration::millis(window)
+    pub fn is_compatible(&self, window: Duration, group: &Labels) -> bool {
+        let group_matches = self.card.group.as_ref().is_none_or(|model_group| model_group == group);
+        group_matches && self.schema.transform.lookback_ms() <= duration::millis(window)
     }
 }
 
 /// A model where it serves, and its place in the registry.
 #[derive(Clone, Debug)]
-pub struct Deployed {
+pub struct DeployedModel {
     /// The model.
     pub model: Arc<Model>,
     /// Its registered name.
@@ -51,7 +51,7 @@ pub struct Deployed {
     pub version: Option<u64>,
 }
 
-impl Deployed {
+impl DeployedModel {
     /// Was it trained on other groups, to serve until there is one of the group's own? The registry has no such
     /// model, and others that it does not have are of a group.
     pub fn is_pooled(&self) -> bool {
@@ -61,7 +61,7 @@ impl Deployed {
 
 /// Where a model comes from.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Card {
+pub struct ModelCard {
     /// The detector that it was trained for.
     pub detector: Option<String>,
     /// The group whose history it has learned; without one it serves every group that has its features.
@@ -75,14 +75,14 @@ pub struct Card {
     /// Names of the columns in the file that it was imported from, in the order of the schema.
     pub columns: Option<Vec<String>>,
     /// What it was fitted on.
-    pub history: Option<History>,
+    pub training_range: Option<TrainingRange>,
     /// How it was chosen.
-    pub validation: Option<Validation>,
+    pub validation: Option<CrossValidation>,
     /// Decisions of the training rows: what drift is measured against.
-    pub baseline: Option<Histogram>,
+    pub baseline: Option<DecisionHistogram>,
 }
 
-impl Card {
+impl ModelCard {
     /// How long ago it was made; nothing for one from the future.
     pub fn age(&self, now_ms: i64) -> Duration {
         Duration::from_millis(u64::try_from(now_ms - self.created_ms).unwrap_or(0))
@@ -91,7 +91,7 @@ impl Card {
 
 /// What a model was fitted on.
 #[derive(Clone, Debug, PartialEq)]
-pub struct History {
+pub struct TrainingRange {
     /// Timestamp of the oldest training row, in milliseconds.
     pub from_ms: i64,
     /// End of the history, in milliseconds.

@@ -12,16 +12,16 @@ pub const N_BINS: usize = 200;
 
 /// What is added to every density before the divergence is taken, so that an empty bin of the test
 /// rows does not make it infinite.
-const FLOOR: f64 = 1e-6;
+const DENSITY_EPSILON: f64 = 1e-6;
 
 /// Counts of decisions in [`N_BINS`] bins over [-1, 1], as `numpy.histogram` counts them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<u64>", into = "Vec<u64>")]
-pub struct Histogram(Vec<u64>);
+pub struct DecisionHistogram(Vec<u64>);
 
 /// A list that is no histogram.
 #[derive(Debug, PartialEq, thiserror::Error)]
-pub enum InvalidHistogram {
+pub enum InvalidDecisionHistogram {
     /// Another number of bins.
     #[error("a histogram has {0} bins, must be {N_BINS}")]
     Bins(usize),
@@ -30,34 +30,34 @@ pub enum InvalidHistogram {
     Counts,
 }
 
-impl TryFrom<Vec<u64>> for Histogram {
-    type Error = InvalidHistogram;
+impl TryFrom<Vec<u64>> for DecisionHistogram {
+    type Error = InvalidDecisionHistogram;
 
-    fn try_from(counts: Vec<u64>) -> Result<Self, InvalidHistogram> {
+    fn try_from(counts: Vec<u64>) -> Result<Self, InvalidDecisionHistogram> {
         if counts.len() != N_BINS {
-            return Err(InvalidHistogram::Bins(counts.len()));
+            return Err(InvalidDecisionHistogram::Bins(counts.len()));
         }
         let total = counts.iter().try_fold(0_u64, |sum, count| sum.checked_add(*count));
         if total.is_none_or(|total| total > u64::from(u32::MAX)) {
-            return Err(InvalidHistogram::Counts);
+            return Err(InvalidDecisionHistogram::Counts);
         }
         Ok(Self(counts))
     }
 }
 
-impl From<Histogram> for Vec<u64> {
-    fn from(histogram: Histogram) -> Self {
+impl From<DecisionHistogram> for Vec<u64> {
+    fn from(histogram: DecisionHistogram) -> Self {
         histogram.0
     }
 }
 
-impl Default for Histogram {
+impl Default for DecisionHistogram {
     fn default() -> Self {
         Self(vec![0; N_BINS])
     }
 }
 
-impl<'a> FromIterator<&'a f64> for Histogram {
+impl<'a> FromIterator<&'a f64> for DecisionHistogram {
     fn from_iter<I: IntoIterator<Item = &'a f64>>(decisions: I) -> Self {
         let mut histogram = Self::default();
         decisions.into_iter().for_each(|decision| histogram.add(*decision));
@@ -65,7 +65,7 @@ impl<'a> FromIterator<&'a f64> for Histogram {
     }
 }
 
-impl Histogram {
+impl DecisionHistogram {
     /// Counts a decision; what lies outside of [-1, 1], NaN too, is left out.
     pub fn add(&mut self, decision: f64) {
         if !(-1.0..=1.0).contains(&decision) {
@@ -108,12 +108,13 @@ impl Histogram {
     /// Kullback-Leibler divergence of this from `other`, in nats: `scipy.stats.entropy(p, q)` of the
     /// densities, 1e-6 added to each.
     pub fn kl_divergence(&self, other: &Self) -> f64 {
-        let floored = |histogram: &Self| -> Vec<f64> {
-            let raised: Vec<f64> = histogram.density().iter().map(|density| density + FLOOR).collect();
-            let sum: f64 = raised.iter().sum();
-            raised.iter().map(|density| density / sum).collect()
+        let smoothed = |histogram: &Self| -> Vec<f64> {
+            let densities: Vec<f64> =
+                histogram.density().iter().map(|density| density + DENSITY_EPSILON).collect();
+            let sum: f64 = densities.iter().sum();
+            densities.iter().map(|density| density / sum).collect()
         };
-        let (p, q) = (floored(self), floored(other));
+        let (p, q) = (smoothed(self), smoothed(other));
         p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum()
     }
 }
@@ -142,7 +143,7 @@ impl Trial {
 
 /// How a model was chosen: k-fold cross-validation of every size.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Validation {
+pub struct CrossValidation {
     /// Every size that was tried, ascending.
     pub trials: Vec<Trial>,
     /// Position of the chosen one.
@@ -151,7 +152,7 @@ pub struct Validation {
     pub alert_rate: f64,
 }
 
-impl Validation {
+impl CrossValidation {
     /// The chosen size.
     pub fn best(&self) -> &Trial {
         &self.trials[self.chosen]
@@ -164,7 +165,7 @@ mod tests {
 
     #[test]
     fn bins_by_their_edges() {
-        let mut histogram = Histogram::default();
+        let mut histogram = DecisionHistogram::default();
         for decision in [-1.0, -0.99, 0.0, 0.07, 0.29, 1.0, 1.1, f64::NAN] {
             histogram.add(decision);
         }
@@ -177,7 +178,10 @@ mod tests {
 
     #[test]
     fn refuses_other_lists() {
-        assert_eq!(Histogram::try_from(vec![0; 3]), Err(InvalidHistogram::Bins(3)));
-        assert_eq!(Histogram::try_from(vec![u64::MAX; N_BINS]), Err(InvalidHistogram::Counts));
+        assert_eq!(DecisionHistogram::try_from(vec![0; 3]), Err(InvalidDecisionHistogram::Bins(3)));
+        assert_eq!(
+            DecisionHistogram::try_from(vec![u64::MAX; N_BINS]),
+            Err(InvalidDecisionHistogram::Counts)
+        );
     }
 }

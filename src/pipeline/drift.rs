@@ -1,26 +1,26 @@
 //! How far the scores of the last day have moved from those of training.
 
-use crate::models::Histogram;
+use crate::models::DecisionHistogram;
 use std::collections::VecDeque;
 
 /// Length of a block in milliseconds, and how many make a day.
 const BLOCK_MS: i64 = 3 * 3_600_000;
 const BLOCKS: usize = 8;
 /// Below this many rows the difference is chance: an hour at 15 s.
-const ENOUGH: u64 = 240;
+const MIN_ROWS: u64 = 240;
 
 /// The decisions of the last day, in blocks of three hours, so that a group costs little.
 #[derive(Clone, Debug, Default)]
-pub struct Drift(VecDeque<(i64, Histogram)>);
+pub struct DriftMonitor(VecDeque<(i64, DecisionHistogram)>);
 
-impl Drift {
+impl DriftMonitor {
     /// Counts the decision of a row.
     pub fn add(&mut self, timestamp_ms: i64, decision: f64) {
         let block = timestamp_ms.div_euclid(BLOCK_MS);
-        match self.0.iter_mut().rev().find(|(known, _)| *known == block) {
+        match self.0.iter_mut().rev().find(|(existing, _)| *existing == block) {
             Some((_, histogram)) => histogram.add(decision),
             None => {
-                let mut histogram = Histogram::default();
+                let mut histogram = DecisionHistogram::default();
                 histogram.add(decision);
                 self.0.push_back((block, histogram));
                 if self.0.len() > BLOCKS {
@@ -31,10 +31,10 @@ impl Drift {
     }
 
     /// KL divergence of the last day's decisions from the baseline, in nats; none with too few rows.
-    pub fn divergence(&self, baseline: &Histogram) -> Option<f64> {
-        let mut day = Histogram::default();
+    pub fn divergence(&self, baseline: &DecisionHistogram) -> Option<f64> {
+        let mut day = DecisionHistogram::default();
         self.0.iter().for_each(|(_, histogram)| day.merge(histogram));
-        (day.total() >= ENOUGH).then(|| baseline.kl_divergence(&day))
+        (day.total() >= MIN_ROWS).then(|| baseline.kl_divergence(&day))
     }
 }
 
@@ -43,9 +43,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_day_against_training() {
-        let baseline: Histogram = [0.1, 0.12, 0.14].iter().collect();
-        let mut drift = Drift::default();
+    fn the_divergence_of_the_last_day_needs_an_hour_of_rows() {
+        let baseline: DecisionHistogram = [0.1, 0.12, 0.14].iter().collect();
+        let mut drift = DriftMonitor::default();
         for row in 0..239 {
             drift.add(row * 15_000, [0.1, 0.12, 0.14][row as usize % 3]);
         }

@@ -9,13 +9,13 @@
 //! Waiting for a new start time of Prometheus was the alternative: it tells neither of a partition nor of a
 //! queue that ran over, and it comes later than the row that it is about.
 
-use super::engine::Command;
+use super::engine::EngineCommand;
 use crate::config::Detector;
-use crate::history::Series;
 use crate::prom::matcher::Matcher;
 use crate::prom::{Labels, Sample, duration};
-use crate::train::past;
-use crate::train::trainer::Outside;
+use crate::remote_read::SeriesSamples;
+use crate::train::history;
+use crate::train::trainer::Backends;
 use crate::window::{Column, Window};
 use crate::yaml;
 use prometheus_client::metrics::counter::Counter;
@@ -29,29 +29,29 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 /// How long a group waits for the next part of an answer.
-pub const HOLD: Duration = Duration::from_secs(10);
+pub const HOLD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long it waits for all of it.
-pub const LONGEST_HOLD: Duration = Duration::from_secs(60);
+pub const MAX_HOLD: Duration = Duration::from_secs(60);
 /// Time that is asked for at once.
 const SLICE_MS: i64 = 300_000;
 /// Samples that the engine takes at once, in between of requests.
-const PIECE: usize = 20_000;
+const MAX_SAMPLES_PER_COMMAND: usize = 20_000;
 /// Groups that a question names; for more, all of the detector's are read.
-const NAMED: usize = 50;
+const MAX_NAMED_GROUPS: usize = 50;
 /// After a question that brought nothing, a group asks no more for so long: rows that come irregularly are not
 /// a hole each.
-const REST: Duration = Duration::from_secs(60);
+const COOLDOWN: Duration = Duration::from_secs(60);
 /// Pause before a source that did not answer is asked again.
-const RETRY: Duration = Duration::from_millis(500);
+const RETRY_DELAY: Duration = Duration::from_millis(500);
 /// How often series are counted.
-pub const AUDIT_EVERY: Duration = Duration::from_secs(600);
+pub const AUDIT_INTERVAL: Duration = Duration::from_secs(600);
 /// The time over which they are counted.
-pub const AUDIT_MS: i64 = 1_800_000;
+pub const AUDIT_RANGE_MS: i64 = 1_800_000;
 /// How many series are counted.
-pub const AUDITED: usize = 20;
+pub const SERIES_PER_AUDIT: usize = 20;
 
 /// What is asked of the past.
-pub enum Question {
+pub enum BackfillRequest {
     /// The samples of these groups (of all, without any) in `(after, to]`.
     Fill {
         /// Their detector.
@@ -62,11 +62,11 @@ pub enum Question {
         range: (i64, i64),
     },
     /// Are there samples of these series that have not come?
-    Audit(Vec<Audited>),
+    Audit(Vec<AuditedSeries>),
 }
 
 /// A series to be counted.
-pub struct Audited {
+pub struct AuditedSeries {
     /// Its detector.
     pub detector: Arc<Detector>,
     /// Labels of its group.
@@ -81,7 +81,7 @@ pub struct Audited {
 
 /// How a question was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum FillOutcome {
     /// By samples that had not come.
     Filled,
     /// Nothing was missing.
@@ -92,7 +92,7 @@ pub enum Outcome {
     Skipped,
 }
 
-impl Outcome {
+impl FillOutcome {
     fn as_str(self) -> &'static str {
         match self {
             Self::Filled => "filled",
@@ -165,26 +165,26 @@ impl Metrics {
     }
 
     /// Counts a hole.
-    pub fn detected(&self, detector: &str) {
+    pub fn count_gap(&self, detector: &str) {
         self.detected.get_or_create(&[("detector", detector.into())]).inc();
     }
 
     /// Counts samples that a question brought.
-    pub fn brought(&self, detector: &str, samples: usize) {
+    pub fn count_samples(&self, detector: &str, samples: usize) {
         self.samples.get_or_create(&[("detector", detector.into())]).inc_by(samples as u64);
     }
 
     /// Counts a group that went on without an answer.
-    pub fn timed_out(&self, detector: &str) {
+    pub fn count_timeout(&self, detector: &str) {
         self.timeouts.get_or_create(&[("detector", detector.into())]).inc();
     }
 
     /// Shows how many groups wait.
-    pub fn pending(&self, groups: usize) {
+    pub fn set_pending_groups(&self, groups: usize) {
         self.pending.set(groups as i64);
     }
 
-    fn answered(&self, detector: &str, outcome: Outcome) {
+    fn count_fill(&self, detector: &str, outcome: FillOutcome) {
         self.fills
             .get_or_create(&[("detector", detector.into()), ("outcome", outcome.as_str().into())])
             .inc();
@@ -192,19 +192,19 @@ impl Metrics {
 }
 
 /// The question that is under way, and those that wait.
-pub struct Gaps {
-    questions: mpsc::Sender<Question>,
+pub struct GapTracker {
+    requests: mpsc::Sender<BackfillRequest>,
     /// Groups that hold and were not asked for yet.
     waiting: BTreeSet<u32>,
-    asked: Option<Asked>,
-    resting: HashMap<u32, Instant>,
-    audited: Instant,
+    pending: Option<PendingBackfill>,
+    cooldowns: HashMap<u32, Instant>,
+    audited_at: Instant,
     /// Number of the next series to be counted.
-    turn: u64,
+    next_series: u64,
 }
 
 /// What is missing in some groups of a detector.
-pub struct Missing {
+pub struct Gap {
     /// The detector.
     pub detector: Arc<Detector>,
     /// Numbers and labels of the groups.
@@ -214,7 +214,7 @@ pub struct Missing {
 }
 
 /// A question that is under way.
-pub struct Asked {
+pub struct PendingBackfill {
     /// The detector.
     pub detector: Arc<Detector>,
     /// The groups that wait for the answer.
@@ -224,147 +224,147 @@ pub struct Asked {
     samples: usize,
 }
 
-impl Gaps {
+impl GapTracker {
     /// None yet.
-    pub fn new(questions: mpsc::Sender<Question>, now: Instant) -> Self {
+    pub fn new(requests: mpsc::Sender<BackfillRequest>, now: Instant) -> Self {
         Self {
-            questions,
+            requests,
             waiting: BTreeSet::new(),
-            asked: None,
-            resting: HashMap::new(),
-            audited: now,
-            turn: 0,
+            pending: None,
+            cooldowns: HashMap::new(),
+            audited_at: now,
+            next_series: 0,
         }
     }
 
     /// Does the group wait, or is it asked for?
-    pub fn knows(&self, group: u32) -> bool {
+    pub fn contains(&self, group: u32) -> bool {
         self.waiting.contains(&group)
-            || self.asked.as_ref().is_some_and(|asked| asked.groups.contains(&group))
+            || self.pending.as_ref().is_some_and(|pending| pending.groups.contains(&group))
     }
 
     /// A group has begun to hold.
-    pub fn wait(&mut self, group: u32) {
+    pub fn enqueue(&mut self, group: u32) {
         self.waiting.insert(group);
     }
 
     /// The groups to ask for next, if none are asked for.
     pub fn take_waiting(&mut self) -> BTreeSet<u32> {
-        if self.asked.is_some() { BTreeSet::new() } else { std::mem::take(&mut self.waiting) }
+        if self.pending.is_some() { BTreeSet::new() } else { std::mem::take(&mut self.waiting) }
     }
 
     /// Does a group rest?
-    pub fn rests(&self, group: u32, now: Instant) -> bool {
-        self.resting.get(&group).is_some_and(|until| now < *until)
+    pub fn is_cooling_down(&self, group: u32, now: Instant) -> bool {
+        self.cooldowns.get(&group).is_some_and(|until| now < *until)
     }
 
     /// Asks, or, while an audit is under way, has the groups wait on.
-    pub fn ask(&mut self, missing: Missing) {
-        let Missing { detector, groups, range } = missing;
+    pub fn request(&mut self, gap: Gap) {
+        let Gap { detector, groups, range } = gap;
         let (ids, labels): (Vec<u32>, Vec<Labels>) = groups.into_iter().unzip();
-        let named = if labels.len() > NAMED { Vec::new() } else { labels };
-        let question = Question::Fill { detector: detector.clone(), groups: named, range };
-        if self.questions.try_send(question).is_ok() {
-            self.asked = Some(Asked { detector, groups: ids, range, samples: 0 });
+        let named = if labels.len() > MAX_NAMED_GROUPS { Vec::new() } else { labels };
+        let request = BackfillRequest::Fill { detector: detector.clone(), groups: named, range };
+        if self.requests.try_send(request).is_ok() {
+            self.pending = Some(PendingBackfill { detector, groups: ids, range, samples: 0 });
         } else {
             self.waiting.extend(ids);
         }
     }
 
     /// The question that is under way.
-    pub fn asked(&self) -> Option<&Asked> {
-        self.asked.as_ref()
+    pub fn pending(&self) -> Option<&PendingBackfill> {
+        self.pending.as_ref()
     }
 
     /// A part of the answer brought so many samples.
-    pub fn brought(&mut self, samples: usize) {
-        if let Some(asked) = &mut self.asked {
-            asked.samples += samples;
+    pub fn add_samples(&mut self, samples: usize) {
+        if let Some(pending) = &mut self.pending {
+            pending.samples += samples;
         }
     }
 
     /// The question is answered, or not: the groups that waited, and what came of it.
-    pub fn done(&mut self, is_whole: bool, metrics: &Metrics, now: Instant) -> Option<Asked> {
-        let asked = self.asked.take()?;
-        let detector = &asked.detector.name;
-        let outcome = match (is_whole, asked.samples) {
-            (false, _) => Outcome::Failed,
-            (true, 0) => Outcome::Empty,
-            (true, _) => Outcome::Filled,
+    pub fn finish(&mut self, is_complete: bool, metrics: &Metrics, now: Instant) -> Option<PendingBackfill> {
+        let pending = self.pending.take()?;
+        let detector = &pending.detector.name;
+        let outcome = match (is_complete, pending.samples) {
+            (false, _) => FillOutcome::Failed,
+            (true, 0) => FillOutcome::Empty,
+            (true, _) => FillOutcome::Filled,
         };
-        if outcome == Outcome::Empty {
-            self.resting.retain(|_, until| now < *until);
-            self.resting.extend(asked.groups.iter().map(|group| (*group, now + REST)));
+        if outcome == FillOutcome::Empty {
+            self.cooldowns.retain(|_, until| now < *until);
+            self.cooldowns.extend(pending.groups.iter().map(|group| (*group, now + COOLDOWN)));
         }
-        metrics.answered(detector, outcome);
-        let (after_ms, to_ms) = asked.range;
+        metrics.count_fill(detector, outcome);
+        let (after_ms, to_ms) = pending.range;
         info!(
             component = "history",
             detector,
-            groups = asked.groups.len(),
+            groups = pending.groups.len(),
             seconds = (to_ms - after_ms) / 1000,
-            count = asked.samples,
+            count = pending.samples,
             outcome = outcome.as_str(),
             "a hole in the stream"
         );
-        Some(asked)
+        Some(pending)
     }
 
     /// A group is not asked for, since it rests.
-    pub fn skipped(&self, detector: &str, metrics: &Metrics) {
-        metrics.answered(detector, Outcome::Skipped);
+    pub fn count_skipped(&self, detector: &str, metrics: &Metrics) {
+        metrics.count_fill(detector, FillOutcome::Skipped);
     }
 
     /// Is it time to count, and from which series on? Their numbers go round and round.
     pub fn audit_due(&mut self, now: Instant) -> Option<u64> {
-        if now.duration_since(self.audited) < AUDIT_EVERY {
+        if now.duration_since(self.audited_at) < AUDIT_INTERVAL {
             return None;
         }
-        self.audited = now;
-        let turn = self.turn;
-        self.turn += AUDITED as u64;
-        Some(turn)
+        self.audited_at = now;
+        let first_series = self.next_series;
+        self.next_series += SERIES_PER_AUDIT as u64;
+        Some(first_series)
     }
 
     /// Has series counted; when there is much to ask anyway they have to wait for the next time.
-    pub fn audit(&self, series: Vec<Audited>) {
+    pub fn request_audit(&self, series: Vec<AuditedSeries>) {
         if !series.is_empty() {
-            let _ = self.questions.try_send(Question::Audit(series));
+            let _ = self.requests.try_send(BackfillRequest::Audit(series));
         }
     }
 }
 
 /// Answers questions until nobody can ask any more.
 pub async fn run(
-    mut questions: mpsc::Receiver<Question>,
-    engine: mpsc::WeakSender<Command>,
-    outside: watch::Receiver<Arc<Outside>>,
+    mut requests: mpsc::Receiver<BackfillRequest>,
+    engine: mpsc::WeakSender<EngineCommand>,
+    backends: watch::Receiver<Arc<Backends>>,
     metrics: Metrics,
 ) {
-    let filler = Filler { engine, outside, metrics };
-    while let Some(question) = questions.recv().await {
-        let answered = match question {
-            Question::Fill { detector, groups, range } => {
-                let is_whole = filler.fill(&detector, &groups, range).await;
-                filler.send(Command::FillDone { is_whole }).await
+    let gap_filler = GapFiller { engine, backends, metrics };
+    while let Some(request) = requests.recv().await {
+        let sent = match request {
+            BackfillRequest::Fill { detector, groups, range } => {
+                let is_complete = gap_filler.fill(&detector, &groups, range).await;
+                gap_filler.send(EngineCommand::BackfillDone { is_complete }).await
             }
-            Question::Audit(series) => filler.audit(series).await,
+            BackfillRequest::Audit(series) => gap_filler.audit(series).await,
         };
-        if answered.is_none() {
+        if sent.is_none() {
             return;
         }
     }
 }
 
-struct Filler {
-    engine: mpsc::WeakSender<Command>,
-    outside: watch::Receiver<Arc<Outside>>,
+struct GapFiller {
+    engine: mpsc::WeakSender<EngineCommand>,
+    backends: watch::Receiver<Arc<Backends>>,
     metrics: Metrics,
 }
 
-impl Filler {
+impl GapFiller {
     /// None when the engine is gone.
-    async fn send(&self, command: Command) -> Option<()> {
+    async fn send(&self, command: EngineCommand) -> Option<()> {
         self.engine.upgrade()?.send(command).await.ok()
     }
 
@@ -375,13 +375,14 @@ impl Filler {
         let (mut after_ms, to_ms) = range;
         while after_ms < to_ms {
             let slice = (after_ms, to_ms.min(after_ms + SLICE_MS));
-            let left = LONGEST_HOLD.saturating_sub(started.elapsed()).min(HOLD);
-            let Ok(Some(series)) = tokio::time::timeout(left, self.read(detector, &matchers, slice)).await
+            let time_left = MAX_HOLD.saturating_sub(started.elapsed()).min(HOLD_TIMEOUT);
+            let Ok(Some(series)) =
+                tokio::time::timeout(time_left, self.read(detector, &matchers, slice)).await
             else {
                 return false;
             };
-            for piece in pieces(series) {
-                let command = Command::Filled { detector: detector.clone(), series: piece };
+            for chunk in split_series(series) {
+                let command = EngineCommand::Backfill { detector: detector.clone(), series: chunk };
                 if self.send(command).await.is_none() {
                     return false;
                 }
@@ -397,21 +398,23 @@ impl Filler {
         detector: &Detector,
         matchers: &[Matcher],
         range: (i64, i64),
-    ) -> Option<Vec<Series>> {
-        let outside = self.outside.borrow().clone();
+    ) -> Option<Vec<SeriesSamples>> {
+        let backends = self.backends.borrow().clone();
         let mut all = Vec::new();
-        for source in &outside.sources {
+        for source in &backends.read_clients {
             loop {
                 let mut read = Vec::new();
-                match past::samples(source, detector, matchers, range, |series| read.extend(series)).await {
+                match history::read_samples(source, detector, matchers, range, |series| read.extend(series))
+                    .await
+                {
                     Ok(()) => {
                         all.append(&mut read);
                         break;
                     }
                     // The caller has a limit.
-                    Err(error) if error.is_passing() => {
+                    Err(error) if error.is_recoverable() => {
                         debug!(component = "history", url = %source.config.url, err = yaml::chain(&error), "no answer yet");
-                        tokio::time::sleep(RETRY).await;
+                        tokio::time::sleep(RETRY_DELAY).await;
                     }
                     Err(error) => {
                         warn!(component = "history", url = %source.config.url, err = yaml::chain(&error), "a hole cannot be filled");
@@ -424,16 +427,17 @@ impl Filler {
     }
 
     /// Counts series, and reads the groups of those that lack samples. None when the engine is gone.
-    async fn audit(&self, series: Vec<Audited>) -> Option<()> {
-        for Audited { detector, group, feature, range, n_samples } in series {
+    async fn audit(&self, series: Vec<AuditedSeries>) -> Option<()> {
+        for AuditedSeries { detector, group, feature, range, n_samples } in series {
             let labels = feature.union(&group);
-            let of_series: Vec<Matcher> =
+            let series_matchers: Vec<Matcher> =
                 labels.iter().map(|(name, value)| Matcher::equal(name, value)).collect();
-            let count = |read: Vec<Series>| -> usize {
-                let same = read.into_iter().filter(|(found, _)| *found == labels);
+            let count = |read: Vec<SeriesSamples>| -> usize {
+                let same = read.into_iter().filter(|(read_labels, _)| *read_labels == labels);
                 same.map(|(_, samples)| samples.len()).max().unwrap_or(0)
             };
-            let read = tokio::time::timeout(HOLD, self.read(&detector, &of_series, range)).await;
+            let read =
+                tokio::time::timeout(HOLD_TIMEOUT, self.read(&detector, &series_matchers, range)).await;
             let result = match read.ok().flatten().map(count) {
                 None => "failed",
                 Some(there) if there > n_samples => "missing",
@@ -443,10 +447,11 @@ impl Filler {
             self.metrics.audited.get_or_create(&[("result", result)]).inc();
             if result == "missing" {
                 info!(component = "history", detector = detector.name, group = %group, series = %feature, "samples have not come, they are read");
-                let of_group = past::of_group(&detector, &group);
-                let read = tokio::time::timeout(HOLD, self.read(&detector, &of_group, range)).await;
-                for piece in pieces(read.ok().flatten().unwrap_or_default()) {
-                    self.send(Command::Filled { detector: detector.clone(), series: piece }).await?;
+                let group_matchers = history::group_matchers(&detector, &group);
+                let read =
+                    tokio::time::timeout(HOLD_TIMEOUT, self.read(&detector, &group_matchers, range)).await;
+                for chunk in split_series(read.ok().flatten().unwrap_or_default()) {
+                    self.send(EngineCommand::Backfill { detector: detector.clone(), series: chunk }).await?;
                 }
             }
         }
@@ -471,47 +476,47 @@ fn matchers(detector: &Detector, groups: &[Labels]) -> Vec<Matcher> {
 }
 
 /// Cuts an answer into what the engine takes at once. A series stays whole.
-fn pieces(series: Vec<Series>) -> Vec<Vec<Series>> {
-    let mut pieces: Vec<Vec<Series>> = Vec::new();
-    let mut room = 0_usize;
+fn split_series(series: Vec<SeriesSamples>) -> Vec<Vec<SeriesSamples>> {
+    let mut chunks: Vec<Vec<SeriesSamples>> = Vec::new();
+    let mut remaining = 0_usize;
     for (labels, samples) in series {
-        if room < samples.len() || pieces.is_empty() {
-            room = PIECE;
-            pieces.push(Vec::new());
+        if remaining < samples.len() || chunks.is_empty() {
+            remaining = MAX_SAMPLES_PER_COMMAND;
+            chunks.push(Vec::new());
         }
-        room = room.saturating_sub(samples.len());
-        pieces.last_mut().expect("pushed before").push((labels, samples));
+        remaining = remaining.saturating_sub(samples.len());
+        chunks.last_mut().expect("pushed before").push((labels, samples));
     }
-    pieces
+    chunks
 }
 
 /// What a group remembers of how its rows come.
 #[derive(Debug, Default)]
-pub struct Rhythm {
+pub struct IntervalTracker {
     /// Timestamps of the newest rows, ascending.
-    newest: VecDeque<i64>,
+    row_times: VecDeque<i64>,
 }
 
-impl Rhythm {
+impl IntervalTracker {
     /// Rows whose distances are looked at.
-    const ROWS: usize = 9;
+    const MAX_ROWS: usize = 9;
     /// Distances below which nothing is usual.
-    const LEAST: usize = 3;
+    const MIN_STEPS: usize = 3;
 
     /// Takes a row that is newer than those before it. True when one is missing before it: it comes one and a
     /// half times as late as usual. A restart of Prometheus may swallow a single row.
-    pub fn beat(&mut self, timestamp_ms: i64) -> bool {
-        let Some(newest_ms) = self.newest.back().copied() else {
-            self.newest.push_back(timestamp_ms);
+    pub fn observe(&mut self, timestamp_ms: i64) -> bool {
+        let Some(newest_ms) = self.row_times.back().copied() else {
+            self.row_times.push_back(timestamp_ms);
             return false;
         };
         let is_late =
             self.interval_ms().is_some_and(|interval_ms| 2 * (timestamp_ms - newest_ms) > 3 * interval_ms);
         if timestamp_ms > newest_ms {
-            self.newest.push_back(timestamp_ms);
+            self.row_times.push_back(timestamp_ms);
         }
-        if self.newest.len() > Self::ROWS {
-            self.newest.pop_front();
+        if self.row_times.len() > Self::MAX_ROWS {
+            self.row_times.pop_front();
         }
         is_late
     }
@@ -519,20 +524,20 @@ impl Rhythm {
     /// Are these the rows of two that scrape at the same interval, each at his own time? Then a short step follows
     /// every long one. Whoever is late once is on time again, and so does not look like it.
     pub fn is_interleaved(&self) -> bool {
-        let times = self.newest.iter();
+        let times = self.row_times.iter();
         let steps: Vec<i64> = times.clone().skip(1).zip(times).map(|(b, a)| b - a).collect();
-        let alternate = |steps: &[i64]| {
+        let alternates = |steps: &[i64]| {
             let &[first, second, third] = steps else { return false };
             5 * (first - second).abs() > first + second && 20 * (first - third).abs() < first + second
         };
-        self.newest.len() == Self::ROWS && steps.windows(3).all(alternate)
+        self.row_times.len() == Self::MAX_ROWS && steps.windows(3).all(alternates)
     }
 
     /// The usual distance of rows: the median of the last ones.
     pub fn interval_ms(&self) -> Option<i64> {
-        let times = self.newest.iter();
+        let times = self.row_times.iter();
         let mut steps: Vec<i64> = times.clone().skip(1).zip(times).map(|(b, a)| b - a).collect();
-        if steps.len() < Self::LEAST {
+        if steps.len() < Self::MIN_STEPS {
             return None;
         }
         let middle = steps.len() / 2;
@@ -541,7 +546,7 @@ impl Rhythm {
 }
 
 /// The samples of a window's series in `(after, to]`, staleness markers among them.
-pub fn count(window: &Window, column: Column, (after_ms, to_ms): (i64, i64)) -> usize {
+pub fn count_samples(window: &Window, column: Column, (after_ms, to_ms): (i64, i64)) -> usize {
     let mut samples: Vec<Sample> = Vec::new();
     window.samples(column, after_ms, to_ms, &mut samples);
     samples.len()
@@ -550,5 +555,5 @@ pub fn count(window: &Window, column: Column, (after_ms, to_ms): (i64, i64)) -> 
 /// The time in which samples are counted: what is older than the newest `grace` may still be on its way.
 pub fn audit_range(newest_ms: i64, start_ms: i64, grace: Duration) -> (i64, i64) {
     let to_ms = newest_ms - duration::millis(grace);
-    ((to_ms - AUDIT_MS).max(start_ms), to_ms)
+    ((to_ms - AUDIT_RANGE_MS).max(start_ms), to_ms)
 }

@@ -4,9 +4,9 @@ use super::group::Group;
 use crate::config::{Config, Detector};
 use crate::features::Schema;
 use crate::prom::{Labels, METRIC_NAME};
-use crate::publish::message::OUTPUTS;
-use crate::series::{Ignored, Target};
-use crate::snapshot::State;
+use crate::remote_write::message::OUTPUT_METADATA;
+use crate::series::{ColumnRef, IgnoreReason};
+use crate::snapshot::GroupState;
 use crate::train::pool::{MAX_GROUPS, Pool};
 use crate::window::{MAX_FEATURES, Window};
 use std::collections::BTreeMap;
@@ -16,12 +16,12 @@ use std::time::Instant;
 use tracing::{info, warn};
 
 /// Watched series in all groups: 10,000 hosts of 20. At six hours of 15 s each takes 12 KiB.
-pub const MAX_WATCHED: usize = 200_000;
+pub const MAX_WATCHED_SERIES: usize = 200_000;
 /// Groups of all detectors: each has a window, metrics and a model of its own, however few its series are.
-const MAX_LIVE_GROUPS: usize = 20_000;
+const MAX_TOTAL_GROUPS: usize = 20_000;
 
 /// Beginning of the names of the process' own metrics.
-pub const OWN_PREFIX: &str = "promforest_";
+pub const METRIC_PREFIX: &str = "promforest_";
 
 /// The groups of every detector.
 pub struct Groups {
@@ -30,7 +30,7 @@ pub struct Groups {
     /// For each detector of the configuration, its groups in the order of their labels.
     by_labels: Vec<BTreeMap<Labels, u32>>,
     next_id: u32,
-    watched: usize,
+    watched_series: usize,
     over_limit: bool,
 }
 
@@ -38,7 +38,7 @@ impl Groups {
     /// No group yet.
     pub fn new(config: Arc<Config>) -> Self {
         let by_labels = vec![BTreeMap::new(); config.detectors.len()];
-        Self { config, all: BTreeMap::new(), by_labels, next_id: 0, watched: 0, over_limit: false }
+        Self { config, all: BTreeMap::new(), by_labels, next_id: 0, watched_series: 0, over_limit: false }
     }
 
     /// The configuration in force.
@@ -67,7 +67,7 @@ impl Groups {
     }
 
     /// The groups with this number and higher ones, ascending.
-    pub fn from(&self, id: u32) -> impl Iterator<Item = (u32, &Group)> {
+    pub fn iter_from(&self, id: u32) -> impl Iterator<Item = (u32, &Group)> {
         self.all.range(id..).map(|(id, group)| (*id, group))
     }
 
@@ -87,28 +87,31 @@ impl Groups {
     pub fn pool(&self, id: u32) -> Option<Pool> {
         let group = self.all.get(&id)?;
         let index = self.config.detectors.iter().position(|d| Arc::ptr_eq(d, &group.detector))?;
-        let features = group.alive();
+        let features = group.active_features();
         // Training sorts them, and a large fleet is looked through for every group that is new.
-        let is_like = |schema: &&Schema| schema.features.iter().eq(features.iter().copied());
+        let has_same_features = |schema: &&Schema| schema.features.iter().eq(features.iter().copied());
         let others = self.by_labels[index].values().filter_map(|id| self.all.get(id));
-        let like = others.filter_map(|other| Some((other, other.own_schema().filter(is_like)?)));
-        let like: Vec<(&Group, &Schema)> = like.take(MAX_GROUPS).collect();
-        let schema = like.first()?.1.clone();
-        Some(Pool { schema, windows: like.into_iter().map(|(group, _)| group.window().clone()).collect() })
+        let similar = others.filter_map(|other| Some((other, other.own_schema().filter(has_same_features)?)));
+        let similar: Vec<(&Group, &Schema)> = similar.take(MAX_GROUPS).collect();
+        let schema = similar.first()?.1.clone();
+        Some(Pool { schema, windows: similar.into_iter().map(|(group, _)| group.window().clone()).collect() })
     }
 
     /// URLs of the targets.
     pub fn urls(&self) -> Vec<String> {
-        self.config.remote_write.iter().map(|target| target.url.to_string()).collect()
+        self.config.remote_write.iter().map(|endpoint| endpoint.url.to_string()).collect()
     }
 
     /// Takes in the group of a snapshot. False when the configuration does not have it any more.
-    pub fn restore(&mut self, state: State, window: Window, now: Instant) -> bool {
-        let is_its =
-            |detector: &Arc<Detector>| detector.name == state.detector && detector.watches() == state.watches;
-        let Some(index) = self.config.detectors.iter().position(is_its) else { return false };
+    pub fn restore(&mut self, state: GroupState, window: Window, now: Instant) -> bool {
+        let is_same_detector = |detector: &Arc<Detector>| {
+            detector.name == state.detector && detector.selection_key() == state.selection_key
+        };
+        let Some(index) = self.config.detectors.iter().position(is_same_detector) else { return false };
         let n_columns = window.features().count();
-        if self.by_labels[index].contains_key(&state.group) || self.watched + n_columns > MAX_WATCHED {
+        if self.by_labels[index].contains_key(&state.group)
+            || self.watched_series + n_columns > MAX_WATCHED_SERIES
+        {
             return false;
         }
         let labels = state.group.clone();
@@ -116,7 +119,7 @@ impl Groups {
         let group = Group::restore(detector, state, window, &self.urls(), now);
         let id = self.insert(group);
         self.by_labels[index].insert(labels, id);
-        self.watched += n_columns;
+        self.watched_series += n_columns;
         true
     }
 
@@ -129,11 +132,11 @@ impl Groups {
     ///
     /// # Errors
     /// Why the series goes nowhere.
-    pub fn resolve(&mut self, labels: &Labels, now: Instant) -> Result<Vec<Target>, Ignored> {
-        if self.is_own(labels) {
-            return Err(Ignored::Own);
+    pub fn resolve(&mut self, labels: &Labels, now: Instant) -> Result<Vec<ColumnRef>, IgnoreReason> {
+        if self.is_own_output(labels) {
+            return Err(IgnoreReason::OwnOutput);
         }
-        let mut targets = Vec::new();
+        let mut columns = Vec::new();
         let mut over_limit = false;
         for i in 0..self.config.detectors.len() {
             let detector = self.config.detectors[i].clone();
@@ -141,54 +144,55 @@ impl Groups {
                 continue;
             }
             let (by, feature) = labels.split(&detector.by);
-            let known =
-                self.by_labels[i].get(&by).and_then(|id| Some((*id, self.all[id].window().find(&feature)?)));
-            let target = match known {
-                Some((group, column)) => Some(Target { group, column }),
-                None if self.watched < MAX_WATCHED
-                    && (self.all.len() < MAX_LIVE_GROUPS || self.by_labels[i].contains_key(&by)) =>
+            let existing = self.by_labels[i]
+                .get(&by)
+                .and_then(|id| Some((*id, self.all[id].window().find_column(&feature)?)));
+            let column_ref = match existing {
+                Some((group, column)) => Some(ColumnRef { group, column }),
+                None if self.watched_series < MAX_WATCHED_SERIES
+                    && (self.all.len() < MAX_TOTAL_GROUPS || self.by_labels[i].contains_key(&by)) =>
                 {
-                    let id = self.group(i, &detector, by, now);
+                    let id = self.get_or_create(i, &detector, by, now);
                     let group = self.all.get_mut(&id).expect("found or made just now");
                     group
                         .column(&feature)
-                        .map(|column| Target { group: id, column })
-                        .inspect(|_| self.watched += 1)
+                        .map(|column| ColumnRef { group: id, column })
+                        .inspect(|_| self.watched_series += 1)
                 }
                 None => None,
             };
-            over_limit |= target.is_none();
-            targets.extend(target);
+            over_limit |= column_ref.is_none();
+            columns.extend(column_ref);
         }
         if over_limit && !std::mem::replace(&mut self.over_limit, true) {
             warn!(
                 component = "series",
                 series = %labels,
-                watched = self.watched,
-                limit = MAX_WATCHED,
+                watched = self.watched_series,
+                limit = MAX_WATCHED_SERIES,
                 groups = self.all.len(),
-                groups_limit = MAX_LIVE_GROUPS,
+                groups_limit = MAX_TOTAL_GROUPS,
                 group_limit = MAX_FEATURES,
                 "too many watched series, new ones are ignored"
             );
         }
-        match targets.is_empty() {
-            false => Ok(targets),
-            true if over_limit => Err(Ignored::OverLimit),
-            true => Err(Ignored::Unwatched),
+        match columns.is_empty() {
+            false => Ok(columns),
+            true if over_limit => Err(IgnoreReason::OverLimit),
+            true => Err(IgnoreReason::Unwatched),
         }
     }
 
     /// Outputs and own metrics are never watched: a feedback loop cannot be configured.
-    fn is_own(&self, labels: &Labels) -> bool {
+    fn is_own_output(&self, labels: &Labels) -> bool {
         let name = labels.metric_name();
         let is_detector = |name: &str| self.config.detectors.iter().any(|detector| detector.name == name);
-        name.starts_with(OWN_PREFIX)
+        name.starts_with(METRIC_PREFIX)
             || name.strip_suffix("_anomaly").is_some_and(is_detector)
-            || OUTPUTS.iter().any(|(own, _)| *own == name) && is_detector(labels.get("detector"))
+            || OUTPUT_METADATA.iter().any(|(own, _)| *own == name) && is_detector(labels.get("detector"))
     }
 
-    fn group(
+    fn get_or_create(
         &mut self,
         detector_index: usize,
         detector: &Arc<Detector>,
@@ -215,38 +219,38 @@ impl Groups {
 
     /// Lets go of groups that are silent for as long as their window reaches, and of columns that
     /// are. Returns the groups gone, and whether series have to be looked up anew.
-    pub fn tidy(&mut self, now: Instant) -> (Vec<Group>, bool) {
-        let over: Vec<u32> = self
+    pub fn evict(&mut self, now: Instant) -> (Vec<Group>, bool) {
+        let affected: Vec<u32> = self
             .all
             .iter()
-            .filter(|(_, g)| g.is_abandoned(now) || g.has_dead_columns())
+            .filter(|(_, g)| g.is_expired(now) || g.has_many_empty_columns())
             .map(|(id, _)| *id)
             .collect();
-        let changed = !over.is_empty() && std::mem::take(&mut self.over_limit);
-        let mut gone = Vec::new();
-        for id in over {
+        let changed = !affected.is_empty() && std::mem::take(&mut self.over_limit);
+        let mut evicted = Vec::new();
+        for id in affected {
             let group = self.all.remove(&id).expect("listed just now");
-            self.watched -= group.n_columns();
+            self.watched_series -= group.n_columns();
             let index = self.config.detectors.iter().position(|d| Arc::ptr_eq(d, &group.detector));
             let Some(by_labels) = index.map(|index| &mut self.by_labels[index]) else { continue };
             by_labels.remove(&group.labels);
-            if group.is_abandoned(now) {
+            if group.is_expired(now) {
                 info!(component = "series", detector = group.detector.name, group = %group.labels, "group gone");
-                gone.push(group);
+                evicted.push(group);
             } else {
-                let group = group.without_dead_columns();
-                self.watched += group.n_columns();
+                let group = group.without_empty_columns();
+                self.watched_series += group.n_columns();
                 let labels = group.labels.clone();
                 let id = self.insert(group);
                 self.by_labels[index.expect("found above")].insert(labels, id);
             }
         }
-        (gone, changed)
+        (evicted, changed)
     }
 
     /// For each target of another configuration, the one of this that it is: the same URL is the same target,
     /// whatever else changed.
-    pub fn kept_targets(&self, config: &Config) -> Vec<Option<usize>> {
+    pub fn kept_endpoints(&self, config: &Config) -> Vec<Option<usize>> {
         let old = &self.config.remote_write;
         config.remote_write.iter().map(|new| old.iter().position(|old| old.url == new.url)).collect()
     }
@@ -260,24 +264,24 @@ impl Groups {
         now: Instant,
         now_ms: i64,
     ) -> Vec<Group> {
-        let mut gone = Vec::new();
+        let mut retired = Vec::new();
         let mut next = Self { next_id: self.next_id, ..Self::new(config) };
         for (_, mut group) in std::mem::take(&mut self.all) {
             let index = next.config.detectors.iter().position(|new| group.reconfigure(new, now, now_ms));
             let Some(index) = index else {
-                gone.push(group);
+                retired.push(group);
                 continue;
             };
-            group.retarget(kept);
+            group.set_endpoints(kept);
             // A training under way would report to the old number.
-            group.defer_training();
-            next.watched += group.n_columns();
+            group.end_training();
+            next.watched_series += group.n_columns();
             let labels = group.labels.clone();
             let id = next.insert(group);
             next.by_labels[index].insert(labels, id);
         }
         *self = next;
-        gone
+        retired
     }
 }
 

@@ -2,8 +2,8 @@
 
 use super::group::Group;
 use super::groups::metric_labels;
-use crate::models::{Deployed, registry};
-use crate::window::Voice;
+use crate::models::{DeployedModel, registry};
+use crate::window::ModelRole;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -32,7 +32,7 @@ pub struct Metrics {
     missing: Family<GroupLabels, Gauge>,
     model_info: Family<GroupLabels, Gauge>,
     /// The series of `model_info` that each group has now.
-    infos: Arc<Mutex<HashMap<GroupLabels, Vec<GroupLabels>>>>,
+    model_info_series: Arc<Mutex<HashMap<GroupLabels, Vec<GroupLabels>>>>,
     model_timestamp: Family<GroupLabels, Seconds>,
     model_created: Family<GroupLabels, Seconds>,
     model_rows: Family<GroupLabels, Gauge>,
@@ -40,7 +40,7 @@ pub struct Metrics {
     model_drift: Family<GroupLabels, Seconds>,
     alerts_expected: Family<GroupLabels, Seconds>,
     alerts_observed: Family<GroupLabels, Gauge>,
-    models_refused: Family<[(&'static str, String); 1], Counter>,
+    models_rejected: Family<[(&'static str, String); 1], Counter>,
     backfilled: Family<[(&'static str, String); 1], Counter>,
     interleaved: Gauge,
     window_bytes: Gauge,
@@ -59,7 +59,7 @@ impl Metrics {
             progress: Family::default(),
             missing: Family::default(),
             model_info: Family::default(),
-            infos: Arc::default(),
+            model_info_series: Arc::default(),
             model_timestamp: Family::default(),
             model_created: Family::default(),
             model_rows: Family::default(),
@@ -67,7 +67,7 @@ impl Metrics {
             model_drift: Family::default(),
             alerts_expected: Family::default(),
             alerts_observed: Family::default(),
-            models_refused: Family::default(),
+            models_rejected: Family::default(),
             backfilled: Family::default(),
             interleaved: Gauge::default(),
             window_bytes: Gauge::default(),
@@ -130,7 +130,7 @@ impl Metrics {
         registry.register(
             "models_refused",
             "Models of the registry that a group could not take: it lacks their features",
-            m.models_refused.clone(),
+            m.models_rejected.clone(),
         );
         registry.register("model_training_rows", "Rows that the model was trained on", m.model_rows.clone());
         registry.register("model_features", "Features of the model", m.model_features.clone());
@@ -159,38 +159,40 @@ impl Metrics {
     }
 
     /// Counts a row.
-    pub fn row(&self, detector: &str, state: &'static str) {
+    pub fn count_row(&self, detector: &str, state: &'static str) {
         self.rows.get_or_create(&pair(detector, "state", state)).inc();
     }
 
     /// Counts a correction of a counter.
-    pub fn correction(&self, detector: &str, reason: &'static str) {
+    pub fn count_correction(&self, detector: &str, reason: &'static str) {
         self.corrections.get_or_create(&pair(detector, "reason", reason)).inc();
     }
 
     /// Counts a training.
-    pub fn trained(&self, detector: &str, outcome: &'static str) {
+    pub fn count_training(&self, detector: &str, outcome: &'static str) {
         self.trainings.get_or_create(&pair(detector, "outcome", outcome)).inc();
     }
 
     /// Shows a group's newest score.
-    pub fn scored(&self, group: &Group) {
+    pub fn set_newest_scored(&self, group: &Group) {
         if let Some(newest_ms) = group.newest_scored_ms() {
             self.newest_scored.get_or_create(&labels(group)).set(newest_ms as f64 / 1000.0);
         }
     }
 
     /// Counts a model that a group could not take.
-    pub fn refused(&self, detector: &str) {
-        self.models_refused.get_or_create(&[("detector", detector.to_string())]).inc();
+    pub fn count_rejected_model(&self, detector: &str) {
+        self.models_rejected.get_or_create(&[("detector", detector.to_string())]).inc();
     }
 
     /// Shows a group's models; the one in service has this alias.
-    pub fn models(&self, group: &Group, champion: &str) {
+    pub fn set_models(&self, group: &Group, champion_alias: &str) {
         let labels = labels(group);
-        let mut infos = Vec::new();
-        for (voice, alias) in [(Voice::Champion, champion), (Voice::Challenger, registry::CHALLENGER)] {
-            let Some(deployed) = group.deployed(voice) else { continue };
+        let mut info_series = Vec::new();
+        for (role, alias) in
+            [(ModelRole::Champion, champion_alias), (ModelRole::Challenger, registry::CHALLENGER)]
+        {
+            let Some(deployed) = group.deployed(role) else { continue };
             let mut info = labels.clone();
             let version = deployed.version.map(|version| version.to_string()).unwrap_or_default();
             for (name, value) in [
@@ -205,15 +207,15 @@ impl Metrics {
                     info.push((name.to_string(), value));
                 }
             }
-            infos.push(info);
+            info_series.push(info);
         }
-        self.set_infos(&labels, infos);
-        let Some(Deployed { model, .. }) = group.deployed(Voice::Champion) else { return };
+        self.set_model_info(&labels, info_series);
+        let Some(DeployedModel { model, .. }) = group.deployed(ModelRole::Champion) else { return };
         let seconds = |ms: i64| ms as f64 / 1000.0;
         self.model_created.get_or_create(&labels).set(seconds(model.card.created_ms));
         self.model_features.get_or_create(&labels).set(model.schema.features.len() as i64);
         self.model_drift.remove(&labels);
-        match &model.card.history {
+        match &model.card.training_range {
             Some(history) => {
                 self.model_timestamp.get_or_create(&labels).set(seconds(history.to_ms));
                 self.model_rows.get_or_create(&labels).set(history.n_rows as i64);
@@ -225,44 +227,44 @@ impl Metrics {
         }
     }
 
-    fn set_infos(&self, group: &GroupLabels, infos: Vec<GroupLabels>) {
-        let mut known = self.infos.lock().unwrap_or_else(PoisonError::into_inner);
-        for old in known.remove(group).unwrap_or_default() {
-            if !infos.contains(&old) {
+    fn set_model_info(&self, group: &GroupLabels, info_series: Vec<GroupLabels>) {
+        let mut all = self.model_info_series.lock().unwrap_or_else(PoisonError::into_inner);
+        for old in all.remove(group).unwrap_or_default() {
+            if !info_series.contains(&old) {
                 self.model_info.remove(&old);
             }
         }
-        for info in &infos {
+        for info in &info_series {
             self.model_info.get_or_create(info).set(1);
         }
-        if !infos.is_empty() {
-            known.insert(group.clone(), infos);
+        if !info_series.is_empty() {
+            all.insert(group.clone(), info_series);
         }
     }
 
     /// Shows how a group is.
-    pub fn group(&self, group: &Group, now: Instant) {
+    pub fn set_group(&self, group: &Group, now: Instant) {
         let labels = labels(group);
         self.progress.get_or_create(&labels).set(group.progress(now));
-        self.missing.get_or_create(&labels).set(group.missing() as i64);
-        match group.alerts() {
-            Some(alerts) => {
+        self.missing.get_or_create(&labels).set(group.n_missing_features() as i64);
+        match group.incidents_last_day() {
+            Some(incidents) => {
                 self.alerts_expected.get_or_create(&labels).set(group.detector.alerts.budget);
-                self.alerts_observed.get_or_create(&labels).set(alerts as i64);
+                self.alerts_observed.get_or_create(&labels).set(incidents as i64);
             }
-            None => self.forget_alerts(&labels),
+            None => self.remove_alerts(&labels),
         }
     }
 
     /// Shows how far a group's scores have moved from those of training.
-    pub fn drift(&self, group: &Group) {
+    pub fn set_drift(&self, group: &Group) {
         if let Some(divergence) = group.drift() {
             self.model_drift.get_or_create(&labels(group)).set(divergence);
         }
     }
 
     /// Takes a group's metrics away.
-    pub fn forget(&self, group: &Group) {
+    pub fn remove_group(&self, group: &Group) {
         let labels = labels(group);
         self.progress.remove(&labels);
         self.missing.remove(&labels);
@@ -272,37 +274,37 @@ impl Metrics {
         self.model_rows.remove(&labels);
         self.model_features.remove(&labels);
         self.model_drift.remove(&labels);
-        self.forget_alerts(&labels);
-        self.set_infos(&labels, Vec::new());
+        self.remove_alerts(&labels);
+        self.set_model_info(&labels, Vec::new());
     }
 
-    fn forget_alerts(&self, labels: &GroupLabels) {
+    fn remove_alerts(&self, labels: &GroupLabels) {
         self.alerts_expected.remove(labels);
         self.alerts_observed.remove(labels);
     }
 
     /// Counts rows that were written late.
-    pub fn backfilled(&self, detector: &str, rows: usize) {
+    pub fn count_backfilled(&self, detector: &str, rows: usize) {
         self.backfilled.get_or_create(&[("detector", detector.to_string())]).inc_by(rows as u64);
     }
 
     /// Shows how many groups two seem to send.
-    pub fn interleaved(&self, groups: usize) {
+    pub fn set_interleaved(&self, groups: usize) {
         self.interleaved.set(groups as i64);
     }
 
     /// Shows the size of the windows.
-    pub fn window_bytes(&self, bytes: usize) {
+    pub fn set_window_bytes(&self, bytes: usize) {
         self.window_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
     /// Shows the size of the index.
-    pub fn series(&self, series: usize) {
+    pub fn set_series(&self, series: usize) {
         self.series.set(series as i64);
     }
 
     /// Shows what waits to be written.
-    pub fn pending(&self, groups: usize) {
+    pub fn set_pending_groups(&self, groups: usize) {
         self.pending.set(groups as i64);
     }
 }

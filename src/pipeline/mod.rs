@@ -5,55 +5,55 @@ pub mod engine;
 pub mod gaps;
 mod group;
 mod groups;
-mod keeper;
+mod registry_watcher;
 pub mod metrics;
-mod outputs;
-mod reading;
+mod output_series;
+mod select;
 mod routes;
-mod saver;
+mod snapshotter;
 pub mod schedule;
 mod serving;
-mod vital;
+mod supervisor;
 
 use crate::config::{self, Config};
-use crate::history::server::Query;
-use crate::history::{self, Source};
+use crate::http::access::{self, AccessControl};
 use crate::http::client::{self, Client, Url};
-use crate::http::gate::{self, Gate};
 use crate::http::server::{self, Server};
 use crate::ingest;
 use crate::models::registry::Registry;
-use crate::publish::{self, Batch, Position, Windows, sender::Sender};
-use crate::snapshot::{self, Folder};
-use crate::telemetry::Process;
-use crate::train::trainer::{self, Outside};
-use engine::{Command, Engine, Parts, Readiness};
-use keeper::Keeper;
+use crate::remote_read::server::Query;
+use crate::remote_read::{self, ReadClient};
+use crate::remote_write::{self, Batch, BatchSource, CursorPosition, sender::Sender};
+use crate::snapshot::{self, SnapshotStore};
+use crate::telemetry::ProcessCollector;
+use crate::train::trainer::{self, Backends};
+use engine::{Engine, EngineCommand, EngineDeps, Readiness};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry as MetricsRegistry;
+use registry_watcher::RegistryWatcher;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use supervisor::Supervisor;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
-use vital::Vitals;
 
 /// Requests and questions that may wait for the engine. Beyond, requests are answered 503.
-const COMMANDS: usize = 1024;
+const COMMAND_QUEUE: usize = 1024;
 /// Trainings that may wait. Beyond, the engine asks again at its next tick.
-const JOBS: usize = 64;
+const TRAINING_QUEUE: usize = 64;
 /// Questions to remote read that may wait: one for a hole, one for an audit.
-const QUESTIONS: usize = 2;
+const BACKFILL_QUEUE: usize = 2;
 /// How often the engine looks at the clock.
-const TICK: Duration = Duration::from_secs(1);
+const TICK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the listener, and then the senders, may take to finish at the end.
-const DRAIN: Duration = Duration::from_secs(5);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why the sidecar did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -93,7 +93,7 @@ pub enum Error {
     },
     /// The web configuration is wrong.
     #[error(transparent)]
-    Gate(#[from] gate::Error),
+    Access(#[from] access::Error),
     /// Nothing can be kept.
     #[error("cannot use the storage folder {}", path.display())]
     Storage {
@@ -104,7 +104,7 @@ pub enum Error {
     },
     /// A part panicked; what it said is on standard error.
     #[error("{0} ended unexpectedly")]
-    Died(&'static str),
+    TaskPanicked(&'static str),
 }
 
 /// What the command line says.
@@ -121,97 +121,101 @@ pub struct Options {
 }
 
 impl Options {
-    fn load(&self, history: &history::Metrics) -> Result<Loaded, Error> {
+    fn load(&self, remote_read_metrics: &remote_read::Metrics) -> Result<LoadedConfig, Error> {
         let config = self.config_file.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
-        let failed = |url: &Url| {
+        let client_error = |url: &Url| {
             let url = url.clone();
             move |source| Error::Client { url, source }
         };
-        let targets = config.remote_write.iter();
-        let targets = targets.map(|target| Client::new(&target.http).map_err(failed(&target.url)));
+        let endpoints = config.remote_write.iter();
+        let endpoints =
+            endpoints.map(|endpoint| Client::new(&endpoint.http).map_err(client_error(&endpoint.url)));
         let sources = config.remote_read.iter();
-        let sources = sources.map(|source| Source::new(source, history).map_err(failed(&source.url)));
+        let sources = sources
+            .map(|source| ReadClient::new(source, remote_read_metrics).map_err(client_error(&source.url)));
         let registry = Registry::open(&config.registry, &self.storage_path)
             .map_err(|source| Error::Registry { source })?;
-        let outside = Outside {
+        let backends = Backends {
             detectors: config.detectors.clone(),
-            sources: sources.collect::<Result<_, _>>()?,
-            targets: config.remote_write.iter().map(|target| target.url.clone()).collect(),
+            read_clients: sources.collect::<Result<_, _>>()?,
+            endpoints: config.remote_write.iter().map(|endpoint| endpoint.url.clone()).collect(),
             registry,
             registry_config: config.registry.clone(),
         };
-        Ok(Loaded {
-            targets: targets.collect::<Result<_, _>>()?,
-            outside: Arc::new(outside),
+        Ok(LoadedConfig {
+            endpoints: endpoints.collect::<Result<_, _>>()?,
+            backends: Arc::new(backends),
             config: Arc::new(config),
         })
     }
 }
 
 /// A configuration, and a client for each address in it.
-struct Loaded {
+struct LoadedConfig {
     config: Arc<Config>,
-    targets: Vec<Client>,
-    outside: Arc<Outside>,
+    endpoints: Vec<Client>,
+    backends: Arc<Backends>,
 }
 
 /// The engine as the other rooms see it.
 #[derive(Clone)]
-pub struct Handle {
-    commands: mpsc::Sender<Command>,
+pub struct EngineHandle {
+    commands: mpsc::Sender<EngineCommand>,
 }
 
-impl Handle {
+impl EngineHandle {
     /// Hands over the body of a write request.
     ///
     /// # Errors
     /// What the engine says of it; [`Overloaded`](ingest::Error::Overloaded) when it cannot keep up.
-    pub async fn write(&self, received: ingest::Received) -> Result<ingest::Written, ingest::Error> {
-        let (reply, answer) = oneshot::channel();
-        if self.commands.try_send(Command::Write(received, reply)).is_err() {
+    pub async fn write(&self, body: ingest::WriteBody) -> Result<ingest::WriteResponseStats, ingest::Error> {
+        let (reply, response) = oneshot::channel();
+        if self.commands.try_send(EngineCommand::Write(body, reply)).is_err() {
             return Err(ingest::Error::Overloaded("too many requests wait"));
         }
-        answer.await.unwrap_or(Err(ingest::Error::Overloaded("shutting down")))
+        response.await.unwrap_or(Err(ingest::Error::Overloaded("shutting down")))
     }
 
     /// Asks something that is read only.
-    async fn ask<T>(
+    async fn query<T>(
         &self,
-        question: impl FnOnce(oneshot::Sender<T>) -> Command,
-    ) -> Result<T, history::server::Error> {
-        let (reply, answer) = oneshot::channel();
-        let ending = || history::server::Error::Ending;
-        self.commands.send(question(reply)).await.map_err(|_| ending())?;
-        answer.await.map_err(|_| ending())
+        command: impl FnOnce(oneshot::Sender<T>) -> EngineCommand,
+    ) -> Result<T, remote_read::server::Error> {
+        let (reply, response) = oneshot::channel();
+        let shutting_down = || remote_read::server::Error::ShuttingDown;
+        self.commands.send(command(reply)).await.map_err(|_| shutting_down())?;
+        response.await.map_err(|_| shutting_down())
     }
 }
 
 /// Patterns take their time: of a thread that nothing else waits for.
-async fn apart<T: Send + 'static>(
+async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, history::server::Error> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| history::server::Error::Ending)
+) -> Result<T, remote_read::server::Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| remote_read::server::Error::ShuttingDown)
 }
 
-impl history::server::Source for Handle {
-    type Series = reading::Chosen;
+impl remote_read::server::Queryable for EngineHandle {
+    type Series = select::SelectedSeries;
 
-    async fn select(&self, query: Query) -> Result<Vec<reading::Chosen>, history::server::Error> {
-        let rough = Arc::new(Query { selector: query.selector.without_patterns(), ..query });
+    async fn select(&self, query: Query) -> Result<Vec<select::SelectedSeries>, remote_read::server::Error> {
+        let prefilter = Arc::new(Query { selector: query.selector.without_regexes(), ..query });
         let patterns = Arc::new(query.selector);
-        let (groups, selector) = (self.ask(Command::Groups).await?, patterns.clone());
-        let groups: Arc<[u32]> = apart(move || {
-            let groups = groups.into_iter().filter(|(_, labels)| reading::may_have(labels, &selector));
+        let (groups, selector) = (self.query(EngineCommand::ListGroups).await?, patterns.clone());
+        let groups: Arc<[u32]> = run_blocking(move || {
+            let groups = groups.into_iter().filter(|(_, labels)| select::may_match(labels, &selector));
             groups.map(|(id, _)| id).collect()
         })
         .await?;
         let (mut series, mut next) = (Vec::new(), Some(0));
         while let Some(from) = next {
-            let (query, groups, selector) = (rough.clone(), groups.clone(), patterns.clone());
-            let selected = self.ask(|reply| Command::Select { query, groups, from, reply }).await?;
-            let choose = move |found: reading::Found| found.choose(&selector);
+            let (query, groups, selector) = (prefilter.clone(), groups.clone(), patterns.clone());
+            let selected =
+                self.query(|reply| EngineCommand::Select { query, groups, offset: from, reply }).await?;
+            let filter = move |matches: select::GroupMatches| matches.filter(&selector);
             series.extend(
-                apart(move || selected.found.into_iter().flat_map(choose).collect::<Vec<_>>()).await?,
+                run_blocking(move || selected.matches.into_iter().flat_map(filter).collect::<Vec<_>>())
+                    .await?,
             );
             next = selected.next;
         }
@@ -220,31 +224,31 @@ impl history::server::Source for Handle {
 }
 
 /// One target's view of the windows.
-struct Target {
-    engine: mpsc::WeakSender<Command>,
-    number: usize,
+struct EndpointBatches {
+    engine: mpsc::WeakSender<EngineCommand>,
+    endpoint: usize,
 }
 
-impl Windows for Target {
+impl BatchSource for EndpointBatches {
     async fn next_batch(&self, max_samples: usize) -> Option<Batch> {
-        let (reply, answer) = oneshot::channel();
-        let command = Command::NextBatch { target: self.number, max_samples, reply };
+        let (reply, response) = oneshot::channel();
+        let command = EngineCommand::NextBatch { endpoint: self.endpoint, max_samples, reply };
         self.engine.upgrade()?.send(command).await.ok()?;
-        answer.await.ok()?
+        response.await.ok()?
     }
 
-    async fn advance(&self, positions: Vec<Position>) {
+    async fn advance(&self, positions: Vec<CursorPosition>) {
         if let Some(engine) = self.engine.upgrade() {
             // Without an engine there is no cursor to move.
-            let _ = engine.send(Command::Advance { target: self.number, positions }).await;
+            let _ = engine.send(EngineCommand::Advance { endpoint: self.endpoint, positions }).await;
         }
     }
 }
 
 /// The senders of one configuration.
 struct Senders {
-    bells: Vec<Arc<Notify>>,
-    closing: watch::Sender<bool>,
+    wakeups: Vec<Arc<Notify>>,
+    shutdown: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -252,31 +256,31 @@ impl Senders {
     fn start(
         config: &Config,
         clients: Vec<Client>,
-        engine: &mpsc::Sender<Command>,
-        metrics: &publish::Metrics,
-        vitals: &Vitals,
+        engine: &mpsc::Sender<EngineCommand>,
+        metrics: &remote_write::Metrics,
+        supervisor: &Supervisor,
     ) -> Self {
-        let (closing, closed) = watch::channel(false);
-        let bells: Vec<Arc<Notify>> = config.remote_write.iter().map(|_| Arc::default()).collect();
-        let targets = config.remote_write.iter().zip(clients).zip(&bells).enumerate();
-        let tasks = targets.map(|(number, ((config, client), bell))| {
+        let (shutdown, shutdown_rx) = watch::channel(false);
+        let wakeups: Vec<Arc<Notify>> = config.remote_write.iter().map(|_| Arc::default()).collect();
+        let endpoints = config.remote_write.iter().zip(clients).zip(&wakeups).enumerate();
+        let tasks = endpoints.map(|(endpoint, ((config, client), wake))| {
             let sender = Sender {
-                windows: Target { engine: engine.downgrade(), number },
+                source: EndpointBatches { engine: engine.downgrade(), endpoint },
                 config: config.clone(),
                 client,
                 metrics: metrics.clone(),
-                bell: bell.clone(),
-                closing: closed.clone(),
+                wake: wake.clone(),
+                closing: shutdown_rx.clone(),
             };
-            vitals.spawn("a sender", sender.run())
+            supervisor.spawn("a sender", sender.run())
         });
-        Self { tasks: tasks.collect(), bells, closing }
+        Self { tasks: tasks.collect(), wakeups, shutdown }
     }
 
     /// Lets the senders finish what is to be sent, for a while.
     async fn drain(self) {
-        self.closing.send_replace(true);
-        let deadline = tokio::time::Instant::now() + DRAIN;
+        self.shutdown.send_replace(true);
+        let deadline = tokio::time::Instant::now() + DRAIN_TIMEOUT;
         for mut task in self.tasks {
             if tokio::time::timeout_at(deadline, &mut task).await.is_err() {
                 warn!(component = "publish", "scores are not sent yet: the target did not answer in time");
@@ -307,7 +311,7 @@ impl ReloadMetrics {
         metrics
     }
 
-    fn loaded(&self) {
+    fn record_success(&self) {
         self.successful.set(1);
         self.timestamp.set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
     }
@@ -316,39 +320,41 @@ impl ReloadMetrics {
 /// Puts configurations into force, one at a time.
 struct Reloader {
     options: Options,
-    commands: mpsc::Sender<Command>,
-    outside: watch::Sender<Arc<Outside>>,
+    commands: mpsc::Sender<EngineCommand>,
+    backends: watch::Sender<Arc<Backends>>,
     senders: Mutex<Option<Senders>>,
-    publish: publish::Metrics,
-    history: history::Metrics,
+    remote_write_metrics: remote_write::Metrics,
+    remote_read_metrics: remote_read::Metrics,
     metrics: ReloadMetrics,
-    vitals: Vitals,
+    supervisor: Supervisor,
 }
 
 impl Reloader {
     /// Reads the file again. A file that is wrong changes nothing.
     async fn reload(&self) -> Result<(), String> {
         let mut senders = self.senders.lock().await;
-        let Loaded { config, targets, outside } = self.options.load(&self.history).map_err(|error| {
-            self.metrics.successful.set(0);
-            let text = crate::yaml::chain(&error);
-            error!(component = "config", err = text, "reload failed, the old configuration stays");
-            text
-        })?;
+        let LoadedConfig { config, endpoints, backends } =
+            self.options.load(&self.remote_read_metrics).map_err(|error| {
+                self.metrics.successful.set(0);
+                let text = crate::yaml::chain(&error);
+                error!(component = "config", err = text, "reload failed, the old configuration stays");
+                text
+            })?;
         // What is under way is finished first: cut off, it would be sent twice.
         if let Some(old) = senders.take() {
             old.drain().await;
         }
-        let started = Senders::start(&config, targets, &self.commands, &self.publish, &self.vitals);
-        let (done, in_force) = oneshot::channel();
-        let bells = started.bells.clone();
-        *senders = Some(started);
-        self.outside.send_replace(outside);
-        let command = Command::Reload { config, bells, done };
-        if self.commands.send(command).await.is_err() || in_force.await.is_err() {
+        let new_senders =
+            Senders::start(&config, endpoints, &self.commands, &self.remote_write_metrics, &self.supervisor);
+        let (done, applied) = oneshot::channel();
+        let wakeups = new_senders.wakeups.clone();
+        *senders = Some(new_senders);
+        self.backends.send_replace(backends);
+        let command = EngineCommand::Reload { config, wakeups, done };
+        if self.commands.send(command).await.is_err() || applied.await.is_err() {
             return Err("shutting down".into());
         }
-        self.metrics.loaded();
+        self.metrics.record_success();
         info!(component = "config", "configuration loaded");
         Ok(())
     }
@@ -359,100 +365,103 @@ impl Reloader {
 /// # Errors
 /// [`Error`] when it cannot start, or a part of it fails for good.
 pub async fn run(options: Options) -> Result<(), Error> {
-    let gate = Arc::new(Gate::open(options.web_config_file.clone())?);
-    let vitals = Vitals::default();
+    let access = Arc::new(AccessControl::open(options.web_config_file.clone())?);
+    let supervisor = Supervisor::default();
     let mut registry = MetricsRegistry::default();
-    Process::register(&mut registry);
-    let own = registry.sub_registry_with_prefix("promforest");
+    ProcessCollector::register(&mut registry);
+    let prefixed_registry = registry.sub_registry_with_prefix("promforest");
     let version = [("version", env!("CARGO_PKG_VERSION"))];
-    own.register("build", "The build", Info::new(version));
-    let reload_metrics = ReloadMetrics::new(own);
-    gate.register(own);
-    let server_metrics = server::Metrics::new(own);
-    let publish_metrics = publish::Metrics::new(own);
-    let history_metrics = history::Metrics::new(own);
-    let ingest_metrics = ingest::Metrics::new(own);
-    let pipeline_metrics = metrics::Metrics::new(own);
-    let keeper_metrics = keeper::Metrics::new(own);
-    let snapshot_metrics = snapshot::Metrics::new(own);
-    let gap_metrics = gaps::Metrics::new(own);
-    let read_metrics = history::server::Metrics::new(own);
+    prefixed_registry.register("build", "The build", Info::new(version));
+    let reload_metrics = ReloadMetrics::new(prefixed_registry);
+    access.register(prefixed_registry);
+    let server_metrics = server::Metrics::new(prefixed_registry);
+    let remote_write_metrics = remote_write::Metrics::new(prefixed_registry);
+    let remote_read_metrics = remote_read::Metrics::new(prefixed_registry);
+    let ingest_metrics = ingest::Metrics::new(prefixed_registry);
+    let pipeline_metrics = metrics::Metrics::new(prefixed_registry);
+    let registry_watcher_metrics = registry_watcher::Metrics::new(prefixed_registry);
+    let snapshot_metrics = snapshot::Metrics::new(prefixed_registry);
+    let gap_metrics = gaps::Metrics::new(prefixed_registry);
+    let remote_read_server_metrics = remote_read::server::Metrics::new(prefixed_registry);
 
-    let Loaded { config, targets, outside } = options.load(&history_metrics)?;
+    let LoadedConfig { config, endpoints, backends } = options.load(&remote_read_metrics)?;
     let listener = listen(&options.listen_address).await?;
     let address =
         listener.local_addr().map_err(|source| Error::System { what: "read the own address", source })?;
-    prepare(&options.storage_path)?;
+    prepare_storage(&options.storage_path)?;
     let mut signals = Signals::new()?;
 
-    let (commands, received) = mpsc::channel(COMMANDS);
-    let (jobs, waiting_jobs) = mpsc::channel(JOBS);
-    let (questions, asked) = mpsc::channel(QUESTIONS);
-    let (readiness, ready) = watch::channel(Readiness { ready: false, text: "starting".into() });
-    let (outside, outside_seen) = watch::channel(outside);
-    let senders = Senders::start(&config, targets, &commands, &publish_metrics, &vitals);
-    let mut engine = Engine::new(Parts {
+    let (commands, commands_rx) = mpsc::channel(COMMAND_QUEUE);
+    let (jobs, jobs_rx) = mpsc::channel(TRAINING_QUEUE);
+    let (backfill_requests, backfill_requests_rx) = mpsc::channel(BACKFILL_QUEUE);
+    let (readiness, readiness_rx) = watch::channel(Readiness { ready: false, text: "starting".into() });
+    let (backends, backends_rx) = watch::channel(backends);
+    let senders = Senders::start(&config, endpoints, &commands, &remote_write_metrics, &supervisor);
+    let mut engine = Engine::new(EngineDeps {
         config: config.clone(),
-        bells: senders.bells.clone(),
-        trainer: jobs,
-        questions,
+        wakeups: senders.wakeups.clone(),
+        training_jobs: jobs,
+        backfill_requests,
         readiness,
-        gaps: gap_metrics.clone(),
+        gap_metrics: gap_metrics.clone(),
         metrics: pipeline_metrics,
-        ingest: ingest_metrics.clone(),
-        publish: publish_metrics.clone(),
+        ingest_metrics: ingest_metrics.clone(),
+        remote_write_metrics: remote_write_metrics.clone(),
     });
-    let folder = Folder::new(options.storage_path.join("snapshots"), snapshot_metrics.clone());
+    let snapshot_store = SnapshotStore::new(options.storage_path.join("snapshots"), snapshot_metrics.clone());
     // Requests wait for it: a sample that is taken in before would open a group of its own.
-    engine.restore(folder.load(), Instant::now(), |outcome| snapshot_metrics.found(outcome));
-    let vital = vitals.watch("the scoring thread");
+    engine.restore(snapshot_store.load(), Instant::now(), |outcome| snapshot_metrics.count_group(outcome));
+    let task_guard = supervisor.guard("the scoring thread");
     std::thread::Builder::new()
         .name("engine".into())
         .spawn(move || {
-            let _vital = vital;
-            engine.run(received);
+            let _task_guard = task_guard;
+            engine.run(commands_rx);
         })
         .map_err(|source| Error::System { what: "start the scoring thread", source })?;
-    let trainer = vitals.spawn("training", {
+    let trainer = supervisor.spawn("training", {
         let engine = commands.downgrade();
-        trainer::run(waiting_jobs, outside_seen.clone(), move |group, result| {
+        trainer::run(jobs_rx, backends_rx.clone(), move |group, outcome| {
             let engine = engine.upgrade();
             async move {
                 if let Some(engine) = engine {
                     // An engine that is gone needs no model.
-                    let _ = engine.send(Command::Learned { group, result }).await;
+                    let _ = engine.send(EngineCommand::TrainingDone { group, outcome }).await;
                 }
             }
         })
     });
-    let filler = gaps::run(asked, commands.downgrade(), outside_seen.clone(), gap_metrics);
-    let filler = vitals.spawn("gap filling", filler);
-    let keeper = Keeper::new(commands.downgrade(), outside_seen, keeper_metrics);
-    let keeper = vitals.spawn("the look at the model registry", keeper.run());
-    let ticker = vitals.spawn("the clock", tick(commands.downgrade()));
-    let (close_saver, saver_closes) = watch::channel(false);
-    let saver = vitals.spawn("snapshots", saver::run(commands.downgrade(), folder.clone(), saver_closes));
+    let gap_filler = gaps::run(backfill_requests_rx, commands.downgrade(), backends_rx.clone(), gap_metrics);
+    let gap_filler = supervisor.spawn("gap filling", gap_filler);
+    let registry_watcher = RegistryWatcher::new(commands.downgrade(), backends_rx, registry_watcher_metrics);
+    let registry_watcher = supervisor.spawn("the look at the model registry", registry_watcher.run());
+    let ticker = supervisor.spawn("the clock", run_clock(commands.downgrade()));
+    let (close_snapshotter, snapshotter_closing) = watch::channel(false);
+    let snapshotter = supervisor.spawn(
+        "snapshots",
+        snapshotter::run(commands.downgrade(), snapshot_store.clone(), snapshotter_closing),
+    );
 
-    reload_metrics.loaded();
+    reload_metrics.record_success();
     let reloader = Arc::new(Reloader {
         options,
         commands: commands.clone(),
-        outside,
+        backends,
         senders: Mutex::new(Some(senders)),
-        publish: publish_metrics,
-        history: history_metrics,
+        remote_write_metrics: remote_write_metrics,
+        remote_read_metrics: remote_read_metrics,
         metrics: reload_metrics,
-        vitals: vitals.clone(),
+        supervisor: supervisor.clone(),
     });
-    let (stop, stopped) = watch::channel(false);
-    let state = routes::State {
-        engine: Handle { commands },
-        receiver: ingest::Receiver::default(),
-        reads: history::server::Server::new(read_metrics),
-        registry: Arc::new(registry),
-        ingest: ingest_metrics,
-        readiness: ready,
-        snapshots: folder,
+    let (stop, stop_rx) = watch::channel(false);
+    let app_state = routes::AppState {
+        engine: EngineHandle { commands },
+        receiver: ingest::BodyReceiver::default(),
+        remote_read_server: remote_read::server::RemoteReadServer::new(remote_read_server_metrics),
+        metrics_registry: Arc::new(registry),
+        ingest_metrics,
+        readiness: readiness_rx,
+        snapshot_store,
         reload: {
             let reloader = reloader.clone();
             Arc::new(move || {
@@ -463,21 +472,22 @@ pub async fn run(options: Options) -> Result<(), Error> {
     };
     let detectors: Vec<&str> = config.detectors.iter().map(|detector| detector.name.as_str()).collect();
     info!(version = env!("CARGO_PKG_VERSION"), address = %address, detectors = detectors.join(","), "listening");
-    let route = move |request| routes::answer(state.clone(), request);
-    let server = Server { gate: gate.clone(), metrics: server_metrics };
-    let mut server = vitals.spawn("the listener", server.serve(listener, route, stopped));
-    let follower = vitals.spawn("the look at the web configuration", async move { gate.follow().await });
+    let route = move |request| routes::handle_request(app_state.clone(), request);
+    let server = Server { access: access.clone(), metrics: server_metrics };
+    let mut server = supervisor.spawn("the listener", server.serve(listener, route, stop_rx));
+    let web_config_watcher =
+        supervisor.spawn("the look at the web configuration", async move { access.watch_files().await });
 
     loop {
         tokio::select! {
-            part = vitals.died() => return Err(Error::Died(part)),
-            wish = signals.next() => match wish {
-                Wish::Reload => {
+            task = supervisor.wait_for_panic() => return Err(Error::TaskPanicked(task)),
+            action = signals.next_action() => match action {
+                SignalAction::Reload => {
                     // A signal to end does not wait for it.
                     let reloader = reloader.clone();
                     tokio::spawn(async move { reloader.reload().await });
                 }
-                Wish::End(signal) => {
+                SignalAction::Shutdown(signal) => {
                     info!(signal, "shutting down");
                     break;
                 }
@@ -487,48 +497,48 @@ pub async fn run(options: Options) -> Result<(), Error> {
     // Second signal: at once.
     let finish = async {
         stop.send_replace(true);
-        if tokio::time::timeout(DRAIN, &mut server).await.is_err() {
+        if tokio::time::timeout(DRAIN_TIMEOUT, &mut server).await.is_err() {
             warn!(component = "http", "connections are cut: they did not end in time");
             server.abort();
         }
-        follower.abort();
+        web_config_watcher.abort();
         trainer.abort();
-        keeper.abort();
-        filler.abort();
+        registry_watcher.abort();
+        gap_filler.abort();
         if let Some(senders) = reloader.senders.lock().await.take() {
             senders.drain().await;
         }
         // The cursors stand still now.
-        close_saver.send_replace(true);
+        close_snapshotter.send_replace(true);
         // A thread that broke has said so.
-        let _ = saver.await;
+        let _ = snapshotter.await;
         ticker.abort();
     };
     tokio::select! {
         () = finish => info!("bye"),
-        () = signals.end() => warn!("second signal: ending at once"),
+        () = signals.wait_for_shutdown() => warn!("second signal: ending at once"),
     }
     Ok(())
 }
 
-async fn tick(engine: mpsc::WeakSender<Command>) {
-    let mut clock = tokio::time::interval(TICK);
+async fn run_clock(engine: mpsc::WeakSender<EngineCommand>) {
+    let mut clock = tokio::time::interval(TICK_INTERVAL);
     clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         clock.tick().await;
         let Some(engine) = engine.upgrade() else { return };
         // An engine that is busy looks at the clock a second later.
-        let _ = engine.try_send(Command::Tick);
+        let _ = engine.try_send(EngineCommand::Tick);
     }
 }
 
 /// Makes the folder, and sees whether something can be kept in it: found out later, it would be too late.
-fn prepare(storage: &Path) -> Result<(), Error> {
+fn prepare_storage(storage: &Path) -> Result<(), Error> {
     let probe = storage.join(format!(".probe-{}", std::process::id()));
-    let tried = std::fs::create_dir_all(storage)
+    let result = std::fs::create_dir_all(storage)
         .and_then(|()| std::fs::write(&probe, "promforest\n"))
         .and_then(|()| std::fs::remove_file(&probe));
-    tried.map_err(|source| Error::Storage { path: storage.into(), source })
+    result.map_err(|source| Error::Storage { path: storage.into(), source })
 }
 
 /// `:9599` listens on every address, as Prometheus' components do.
@@ -548,9 +558,9 @@ async fn listen(address: &str) -> Result<TcpListener, Error> {
 }
 
 /// What the outside wants of a process that runs.
-enum Wish {
+enum SignalAction {
     Reload,
-    End(&'static str),
+    Shutdown(&'static str),
 }
 
 struct Signals {
@@ -570,15 +580,15 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) -> Wish {
+    async fn next_action(&mut self) -> SignalAction {
         tokio::select! {
-            _ = self.interrupt.recv() => Wish::End("SIGINT"),
-            _ = self.terminate.recv() => Wish::End("SIGTERM"),
-            _ = self.hangup.recv() => Wish::Reload,
+            _ = self.interrupt.recv() => SignalAction::Shutdown("SIGINT"),
+            _ = self.terminate.recv() => SignalAction::Shutdown("SIGTERM"),
+            _ = self.hangup.recv() => SignalAction::Reload,
         }
     }
 
-    async fn end(&mut self) {
-        while let Wish::Reload = self.next().await {}
+    async fn wait_for_shutdown(&mut self) {
+        while let SignalAction::Reload = self.next_action().await {}
     }
 }

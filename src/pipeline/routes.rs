@@ -1,12 +1,12 @@
 //! The paths that promforest answers.
 
-use super::Handle;
+use super::EngineHandle;
 use super::engine::Readiness;
-use crate::history::server::Server;
-use crate::http::server::{Answer, Arriving};
-use crate::ingest::{self, Metrics, Receiver, Written};
-use crate::prom::wire::Version;
-use crate::snapshot::Folder;
+use crate::http::server::{RequestBody, Response};
+use crate::ingest::{self, BodyReceiver, Metrics, WriteResponseStats};
+use crate::prom::wire::ProtocolVersion;
+use crate::remote_read::server::RemoteReadServer;
+use crate::snapshot::SnapshotStore;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use prometheus_client::encoding::text::encode;
@@ -19,27 +19,27 @@ type Reload = dyn Fn() -> Pin<Box<dyn Future<Output = Result<(), String>> + Send
 
 /// What the routes need.
 #[derive(Clone)]
-pub struct State {
+pub struct AppState {
     /// Where samples go.
-    pub engine: Handle,
+    pub engine: EngineHandle,
     /// The bounds on bodies.
-    pub receiver: Receiver,
+    pub receiver: BodyReceiver,
     /// Who answers remote read.
-    pub reads: Server,
+    pub remote_read_server: RemoteReadServer,
     /// What `/metrics` shows.
-    pub registry: Arc<Registry>,
+    pub metrics_registry: Arc<Registry>,
     /// What is counted of requests.
-    pub ingest: Metrics,
+    pub ingest_metrics: Metrics,
     /// What `/-/ready` says.
     pub readiness: watch::Receiver<Readiness>,
     /// Where snapshots are written: trouble with them is told, and nothing to wait for.
-    pub snapshots: Folder,
+    pub snapshot_store: SnapshotStore,
     /// What `/-/reload` does.
     pub reload: Arc<Reload>,
 }
 
 /// Answers one request.
-pub async fn answer(state: State, request: Request<Arriving>) -> Answer {
+pub async fn handle_request(state: AppState, request: Request<RequestBody>) -> Response {
     let (head, body) = request.into_parts();
     match (&head.method, head.uri.path()) {
         (&Method::POST, "/api/v1/write") => {
@@ -47,71 +47,80 @@ pub async fn answer(state: State, request: Request<Arriving>) -> Answer {
                 Ok(version) => (Some(version), write(&state, version, body).await),
                 Err(error) => (None, Err(error)),
             };
-            state.ingest.answered(version, &result);
+            state.ingest_metrics.count_answered(version, &result);
             ingest::response(version, &result)
         }
-        (&Method::POST, "/api/v1/read") => state.reads.answer(body, &state.engine).await,
+        (&Method::POST, "/api/v1/read") => state.remote_read_server.handle(body, &state.engine).await,
         (&Method::GET | &Method::HEAD, "/metrics") => {
-            state.ingest.in_flight(state.receiver.in_flight());
-            metrics(&state.registry)
+            state.ingest_metrics.set_in_flight(state.receiver.in_flight());
+            metrics_page(&state.metrics_registry)
         }
-        (&Method::GET | &Method::HEAD, "/-/healthy") => text(StatusCode::OK, "promforest is healthy"),
+        (&Method::GET | &Method::HEAD, "/-/healthy") => {
+            text_response(StatusCode::OK, "promforest is healthy")
+        }
         (&Method::GET | &Method::HEAD, "/-/ready") => {
             let readiness = state.readiness.borrow().clone();
             let code = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-            let lines: Vec<String> = [readiness.text].into_iter().chain(state.snapshots.trouble()).collect();
-            text(code, &lines.join("\n"))
+            let lines: Vec<String> =
+                [readiness.text].into_iter().chain(state.snapshot_store.failure_message()).collect();
+            text_response(code, &lines.join("\n"))
         }
         (&Method::POST | &Method::PUT, "/-/reload") => match (state.reload)().await {
-            Ok(()) => text(StatusCode::OK, "configuration loaded"),
-            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("failed to reload: {error}")),
+            Ok(()) => text_response(StatusCode::OK, "configuration loaded"),
+            Err(error) => {
+                text_response(StatusCode::INTERNAL_SERVER_ERROR, &format!("failed to reload: {error}"))
+            }
         },
-        (&Method::GET | &Method::HEAD, "/") => landing(),
+        (&Method::GET | &Method::HEAD, "/") => landing_page(),
         (_, "/api/v1/write") => {
-            let answer = not_allowed("POST");
-            state.ingest.not_allowed();
-            answer
+            let response = method_not_allowed("POST");
+            state.ingest_metrics.count_method_not_allowed();
+            response
         }
         (_, "/api/v1/read") => {
-            let answer = not_allowed("POST");
-            state.reads.answered(answer.status());
-            answer
+            let response = method_not_allowed("POST");
+            state.remote_read_server.count_response(response.status());
+            response
         }
-        (_, "/-/reload") => not_allowed("POST, PUT"),
-        (_, "/" | "/metrics" | "/-/healthy" | "/-/ready") => not_allowed("GET, HEAD"),
-        _ => text(StatusCode::NOT_FOUND, "not found"),
+        (_, "/-/reload") => method_not_allowed("POST, PUT"),
+        (_, "/" | "/metrics" | "/-/healthy" | "/-/ready") => method_not_allowed("GET, HEAD"),
+        _ => text_response(StatusCode::NOT_FOUND, "not found"),
     }
 }
 
-async fn write(state: &State, version: Version, body: Arriving) -> Result<Written, ingest::Error> {
+async fn write(
+    state: &AppState,
+    version: ProtocolVersion,
+    body: RequestBody,
+) -> Result<WriteResponseStats, ingest::Error> {
     state.engine.write(state.receiver.receive(version, body).await?).await
 }
 
-fn text(code: StatusCode, text: &str) -> Answer {
-    let mut answer = Answer::new(format!("{text}\n").into());
-    *answer.status_mut() = code;
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    answer
+fn text_response(code: StatusCode, body: &str) -> Response {
+    let mut response = Response::new(format!("{body}\n").into());
+    *response.status_mut() = code;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
 }
 
-fn not_allowed(methods: &'static str) -> Answer {
-    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, &format!("allowed here: {methods}"));
-    answer.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
-    answer
+fn method_not_allowed(methods: &'static str) -> Response {
+    let mut response = text_response(StatusCode::METHOD_NOT_ALLOWED, &format!("allowed here: {methods}"));
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
+    response
 }
 
-fn metrics(registry: &Registry) -> Answer {
+fn metrics_page(registry: &Registry) -> Response {
     let mut page = String::new();
     if encode(&mut page, registry).is_err() {
-        return text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be encoded");
+        return text_response(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be encoded");
     }
-    let mut answer = Answer::new(page.into());
+    let mut response = Response::new(page.into());
     let content_type = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-    answer.headers_mut().insert(CONTENT_TYPE, content_type);
-    answer
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    response
 }
 
-fn landing() -> Answer {
+fn landing_page() -> Response {
     let page = concat!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>promforest</title>",
         "<h1>promforest ",
@@ -121,7 +130,7 @@ fn landing() -> Answer {
         "<li><a href=\"-/ready\">ready</a></li>",
         "<li><a href=\"-/healthy\">healthy</a></li></ul></html>\n",
     );
-    let mut answer = Answer::new(page.into());
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
-    answer
+    let mut response = Response::new(page.into());
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+    response
 }

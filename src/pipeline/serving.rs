@@ -1,70 +1,70 @@
 //! A model at work on a group's window.
 
-use crate::detect::{self, Detection, Reason};
-use crate::features::{Reader, Schema};
-use crate::models::{self, Deployed, Fitted, Model};
+use crate::detect::{self, DeviationReason, OnlineDetector};
+use crate::features::{RowReader, Schema};
+use crate::models::{self, DeployedModel, FittedModel, Model};
 use crate::prom::{Labels, METRIC_NAME};
-use crate::snapshot::Draft;
-use crate::window::{Alarm, Score, Window};
+use crate::snapshot::PendingCheckpoint;
+use crate::window::{IncidentState, Score, Window};
 use std::sync::{Arc, OnceLock};
 
 /// Causes of an incident that are told.
-pub const CAUSES: usize = 3;
+pub const MAX_CONTRIBUTIONS: usize = 3;
 
 /// A metric behind an incident.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Cause {
+pub struct Contribution {
     /// The feature.
     pub feature: Labels,
     /// How it is unusual.
-    pub reason: Reason,
+    pub reason: DeviationReason,
     /// Its share of all deviation, in [0, 1].
     pub share: f64,
     /// Least usual, expected and greatest usual value; NaN before a first day.
-    pub usual: [f64; 3],
+    pub expected_range: [f64; 3],
 }
 
 /// See the [module](self).
-pub struct Serving {
+pub struct ServingModel {
     /// The model.
-    pub deployed: Deployed,
+    pub deployed: DeployedModel,
     /// Finds its features in the window.
-    pub reader: Reader,
+    pub reader: RowReader,
     /// Rows up to here were another model's, or this one was trained on them: their scores stay.
-    pub since_ms: i64,
+    pub frozen_to_ms: i64,
     /// Rows up to here were passed over, or taken by the detection.
-    pub passed_ms: i64,
-    detection: Option<Detection>,
+    pub processed_to_ms: i64,
+    detection: Option<OnlineDetector>,
     digest: Arc<OnceLock<String>>,
 }
 
-impl Serving {
+impl ServingModel {
     /// A model that begins to serve. One that judges one row after the other goes on from its last row of
     /// training, or from a later one that it has been brought to.
     pub fn new(
-        deployed: Deployed,
+        deployed: DeployedModel,
         window: &Window,
-        since_ms: i64,
-        advanced: Option<Box<Detection>>,
+        frozen_to_ms: i64,
+        caught_up: Option<Box<OnlineDetector>>,
         alerts: &detect::Config,
     ) -> Self {
-        let detection = match (&deployed.model.fitted, advanced) {
-            (Fitted::IsolationForest(_), _) => None,
-            (Fitted::Extended(_), Some(advanced)) => Some(*advanced),
-            (Fitted::Extended(trained), None) => Some(trained.as_ref().clone()),
+        let detection = match (&deployed.model.fitted, caught_up) {
+            (FittedModel::IsolationForest(_), _) => None,
+            (FittedModel::Extended(_), Some(caught_up)) => Some(*caught_up),
+            (FittedModel::Extended(trained), None) => Some(trained.as_ref().clone()),
         };
         let features = &deployed.model.schema.features;
         let detection = detection.map(|detection| detection.with_alerts(alerts, features));
-        let reader = Reader::new(&deployed.model.schema, window);
-        let passed_ms = detection.as_ref().and_then(Detection::newest_ms).unwrap_or(i64::MIN);
-        let since_ms = since_ms.max(passed_ms);
-        Self { deployed, reader, since_ms, passed_ms, detection, digest: Arc::default() }
+        let reader = RowReader::new(&deployed.model.schema, window);
+        let processed_to_ms = detection.as_ref().and_then(OnlineDetector::newest_ms).unwrap_or(i64::MIN);
+        let frozen_to_ms = frozen_to_ms.max(processed_to_ms);
+        Self { deployed, reader, frozen_to_ms, processed_to_ms, detection, digest: Arc::default() }
     }
 
     /// Goes on with the incident of the one that served before.
-    pub fn succeed(self, before: &Self) -> Self {
-        let detection = match (self.detection, &before.detection) {
-            (Some(detection), Some(before)) => Some(detection.succeed(before)),
+    pub fn inherit_incident(self, previous: &Self) -> Self {
+        let detection = match (self.detection, &previous.detection) {
+            (Some(detection), Some(previous)) => Some(detection.inherit_incident(previous)),
             (detection, _) => detection,
         };
         Self { detection, ..self }
@@ -81,17 +81,17 @@ impl Serving {
     }
 
     /// What a snapshot says of it, after rows up to this time.
-    pub fn draft(&self, scored_to_ms: i64) -> Draft {
-        Draft {
+    pub fn pending_checkpoint(&self, scored_to_ms: i64) -> PendingCheckpoint {
+        PendingCheckpoint {
             deployed: self.deployed.clone(),
             digest: self.digest.clone(),
-            passed_ms: if self.is_ordered() { self.passed_ms } else { scored_to_ms },
-            detection: self.detection.clone(),
+            processed_to_ms: if self.is_sequential() { self.processed_to_ms } else { scored_to_ms },
+            detector: self.detection.clone(),
         }
     }
 
     /// Does it judge one row after the other?
-    pub fn is_ordered(&self) -> bool {
+    pub fn is_sequential(&self) -> bool {
         self.detection.is_some()
     }
 
@@ -103,41 +103,46 @@ impl Serving {
 
     /// Judges a complete row, and tells the causes of an incident. `None` for a row that is not after those
     /// before it, where that matters.
-    pub fn judge(&mut self, timestamp_ms: i64, values: &[f32]) -> Option<(Score, Vec<Cause>)> {
+    pub fn score(&mut self, timestamp_ms: i64, values: &[f32]) -> Option<(Score, Vec<Contribution>)> {
         let Some(detection) = &mut self.detection else {
-            let Fitted::IsolationForest(forest) = &self.deployed.model.fitted else { return None };
+            let FittedModel::IsolationForest(forest) = &self.deployed.model.fitted else { return None };
             return Some((models::score(forest, values), Vec::new()));
         };
-        let seen = detection.observe(timestamp_ms, values)?;
-        let alarm = Alarm { threshold: seen.threshold, is_incident: seen.incident };
-        let score = Score { decision: seen.decision, score: seen.score, alarm: Some(alarm) };
+        let assessment = detection.assess(timestamp_ms, values)?;
+        let alarm = IncidentState { threshold: assessment.threshold, is_incident: assessment.incident };
+        let score =
+            Score { decision: assessment.decision, score: assessment.score, incident_state: Some(alarm) };
         let features = &self.deployed.model.schema.features;
-        let cause = |(metric, reason, share): (usize, Reason, f64)| Cause {
-            feature: features[metric].clone(),
+        let contribution = |(index, reason, share): (usize, DeviationReason, f64)| Contribution {
+            feature: features[index].clone(),
             reason,
             share,
-            usual: seen.usual[metric],
+            expected_range: assessment.expected_range[index],
         };
-        let causes = if seen.incident { seen.causes(CAUSES).map(cause).collect() } else { Vec::new() };
-        Some((score, causes))
+        let contributions = if assessment.incident {
+            assessment.contributions(MAX_CONTRIBUTIONS).map(contribution).collect()
+        } else {
+            Vec::new()
+        };
+        Some((score, contributions))
     }
 }
 
-impl Cause {
+impl Contribution {
     /// The series that tell of it, and their values: its share, and what was expected.
     pub fn series(&self, detector: &str, group: &Labels) -> impl Iterator<Item = (Labels, f64)> {
-        let own = ["detector", "metric", "reason"];
+        let reserved = ["detector", "metric", "reason"];
         let mut labels = group.with("detector", detector).with("metric", self.feature.metric_name());
         for (name, value) in self.feature.iter().filter(|(name, _)| *name != METRIC_NAME) {
-            labels = match own.contains(&name) {
+            labels = match reserved.contains(&name) {
                 true => labels.with(&format!("exported_{name}"), value),
                 false => labels.with(name, value),
             };
         }
         let share = labels.with(METRIC_NAME, "anomaly_contribution").with("reason", self.reason.as_str());
         let bounds = ["anomaly_expected_lower", "anomaly_expected", "anomaly_expected_upper"];
-        let usual = bounds.into_iter().zip(self.usual).filter(|(_, value)| !value.is_nan());
-        let usual = usual.map(move |(name, value)| (labels.with(METRIC_NAME, name), value));
-        std::iter::once((share, self.share)).chain(usual)
+        let expected = bounds.into_iter().zip(self.expected_range).filter(|(_, value)| !value.is_nan());
+        let expected = expected.map(move |(name, value)| (labels.with(METRIC_NAME, name), value));
+        std::iter::once((share, self.share)).chain(expected)
     }
 }

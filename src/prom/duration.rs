@@ -18,14 +18,14 @@ const UNITS: [(&str, u64); 7] = [
 #[error(
     "{0:?} is not a duration: write numbers with the units y, w, d, h, m, s, ms in that order, as in 1h30m"
 )]
-pub struct Invalid(String);
+pub struct InvalidDuration(String);
 
 /// Reads a duration in Prometheus' syntax; `0` needs no unit.
 ///
 /// # Errors
 /// [`Invalid`] for anything else, repeated or misordered units and overflow included.
-pub fn parse(text: &str) -> Result<Duration, Invalid> {
-    let invalid = || Invalid(text.to_string());
+pub fn parse(text: &str) -> Result<Duration, InvalidDuration> {
+    let invalid = || InvalidDuration(text.to_string());
     if text == "0" {
         return Ok(Duration::ZERO);
     }

@@ -15,7 +15,7 @@ pub const METRIC_NAME: &str = "__name__";
 
 /// Why a list of pairs is no label set.
 #[derive(Debug, PartialEq, thiserror::Error)]
-pub enum Invalid {
+pub enum InvalidLabels {
     /// Prometheus forbids it, and no query could name the label.
     #[error("a label has an empty name (its value is {value:?})")]
     EmptyName {
@@ -36,7 +36,7 @@ impl Labels {
     ///
     /// # Errors
     /// [`Invalid`] when a name is empty or repeated.
-    pub fn new<N, V>(pairs: impl IntoIterator<Item = (N, V)>) -> Result<Self, Invalid>
+    pub fn new<N, V>(pairs: impl IntoIterator<Item = (N, V)>) -> Result<Self, InvalidLabels>
     where
         N: Into<Box<str>>,
         V: Into<Box<str>>,
@@ -45,10 +45,10 @@ impl Labels {
             pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
         pairs.sort_unstable();
         if let Some((_, value)) = pairs.iter().find(|(name, _)| name.is_empty()) {
-            return Err(Invalid::EmptyName { value: value.clone() });
+            return Err(InvalidLabels::EmptyName { value: value.clone() });
         }
-        if let Some(twice) = pairs.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-            return Err(Invalid::Duplicate { name: twice[0].0.clone() });
+        if let Some(duplicate) = pairs.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return Err(InvalidLabels::Duplicate { name: duplicate[0].0.clone() });
         }
         pairs.retain(|(_, value)| !value.is_empty());
         Ok(Self(pairs.into()))
@@ -71,9 +71,9 @@ impl Labels {
 
     /// The labels named in `by`, and the others.
     pub fn split(&self, by: &[String]) -> (Self, Self) {
-        let (inside, outside): (Vec<_>, Vec<_>) =
+        let (named, others): (Vec<_>, Vec<_>) =
             self.0.iter().cloned().partition(|(name, _)| by.iter().any(|b| **b == **name));
-        (Self(inside.into()), Self(outside.into()))
+        (Self(named.into()), Self(others.into()))
     }
 
     /// The labels of both sets, such as [`split`](Self::split) makes; where both have a label, `other`'s is taken.
@@ -95,9 +95,9 @@ impl Labels {
 }
 
 impl TryFrom<BTreeMap<String, String>> for Labels {
-    type Error = Invalid;
+    type Error = InvalidLabels;
 
-    fn try_from(pairs: BTreeMap<String, String>) -> Result<Self, Invalid> {
+    fn try_from(pairs: BTreeMap<String, String>) -> Result<Self, InvalidLabels> {
         Self::new(pairs)
     }
 }
@@ -139,20 +139,20 @@ mod tests {
     }
 
     #[test]
-    fn refuses_repeated_and_empty_names() {
-        let twice = Labels::new([("a", "1"), ("a", "")]);
-        assert_eq!(twice, Err(Invalid::Duplicate { name: "a".into() }));
+    fn rejects_repeated_and_empty_names() {
+        let repeated = Labels::new([("a", "1"), ("a", "")]);
+        assert_eq!(repeated, Err(InvalidLabels::Duplicate { name: "a".into() }));
         let empty = Labels::new([("", "x")]);
-        assert_eq!(empty, Err(Invalid::EmptyName { value: "x".into() }));
+        assert_eq!(empty, Err(InvalidLabels::EmptyName { value: "x".into() }));
     }
 
     #[test]
     fn splits_and_extends() {
         let labels = Labels::new([("a", "1"), ("b", "2"), ("c", "3")]).expect("valid");
-        let (inside, outside) = labels.split(&["c".into(), "a".into()]);
-        assert_eq!(inside.to_string(), r#"{a="1", c="3"}"#);
-        assert_eq!(outside.to_string(), r#"{b="2"}"#);
-        assert_eq!(inside.union(&outside), labels);
-        assert_eq!(outside.with("b", "4").with("a", "0").to_string(), r#"{a="0", b="4"}"#);
+        let (named, others) = labels.split(&["c".into(), "a".into()]);
+        assert_eq!(named.to_string(), r#"{a="1", c="3"}"#);
+        assert_eq!(others.to_string(), r#"{b="2"}"#);
+        assert_eq!(named.union(&others), labels);
+        assert_eq!(others.with("b", "4").with("a", "0").to_string(), r#"{a="0", b="4"}"#);
     }
 }

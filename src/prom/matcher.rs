@@ -16,11 +16,11 @@ pub struct Selector {
 pub struct Matcher {
     name: String,
     value: String,
-    test: Test,
+    match_type: MatchType,
 }
 
 #[derive(Clone, Debug)]
-enum Test {
+enum MatchType {
     Equal,
     NotEqual,
     Regex(::regex::Regex),
@@ -52,7 +52,7 @@ pub enum Error {
     },
     /// A comparison that there is not.
     #[error("selector {text:?}: there is no matcher of type {kind}")]
-    Type {
+    UnknownType {
         /// The whole text.
         text: String,
         /// The number that stands for it.
@@ -69,7 +69,7 @@ pub enum Error {
 impl Matcher {
     /// The matcher `name="value"`.
     pub fn equal(name: &str, value: &str) -> Self {
-        Self { name: name.into(), value: value.into(), test: Test::Equal }
+        Self { name: name.into(), value: value.into(), match_type: MatchType::Equal }
     }
 
     /// The matcher `name=~"a|b"` of values that are meant as they are written.
@@ -81,16 +81,16 @@ impl Matcher {
         }
         let escaped: Vec<String> = [first].into_iter().chain(values).map(::regex::escape).collect();
         let value = escaped.join("|");
-        let test = Test::Regex(regex::compile(&value).expect("escaped text is a pattern"));
-        Self { name: name.into(), value, test }
+        let match_type = MatchType::Regex(regex::compile(&value).expect("escaped text is a pattern"));
+        Self { name: name.into(), value, match_type }
     }
 
     fn matches(&self, value: &str) -> bool {
-        match &self.test {
-            Test::Equal => value == self.value,
-            Test::NotEqual => value != self.value,
-            Test::Regex(regex) => regex.is_match(value),
-            Test::NotRegex(regex) => !regex.is_match(value),
+        match &self.match_type {
+            MatchType::Equal => value == self.value,
+            MatchType::NotEqual => value != self.value,
+            MatchType::Regex(regex) => regex.is_match(value),
+            MatchType::NotRegex(regex) => !regex.is_match(value),
         }
     }
 }
@@ -102,7 +102,7 @@ impl Selector {
     /// [`Error`] with the position, when the text is no selector, a pattern does not compile, or
     /// every series would match.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        Parser { text, rest: text }.selector()
+        SelectorParser { text, rest: text }.parse_selector()
     }
 
     /// Reads the matchers of a query by remote read. Names, values and patterns that are long are shown in part
@@ -112,30 +112,30 @@ impl Selector {
     /// As for [`parse`](Self::parse), and for an unknown type of comparison.
     pub fn from_proto(matchers: Vec<proto::LabelMatcher>) -> Result<Self, Error> {
         use proto::label_matcher::Type;
-        let text = in_promql(&matchers);
-        let read = |matcher: proto::LabelMatcher| {
+        let promql = to_promql(&matchers);
+        let convert = |matcher: proto::LabelMatcher| {
             let kind = matcher.r#type;
-            let kind = Type::try_from(kind).map_err(|_| Error::Type { text: text.clone(), kind })?;
+            let kind = Type::try_from(kind).map_err(|_| Error::UnknownType { text: promql.clone(), kind })?;
             let compile = || {
                 regex::compile(&matcher.value).map_err(|source| Error::Regex {
-                    text: text.clone(),
-                    pattern: shorten(&matcher.value),
+                    text: promql.clone(),
+                    pattern: truncate(&matcher.value),
                     source,
                 })
             };
-            let test = match kind {
-                Type::Eq => Test::Equal,
-                Type::Neq => Test::NotEqual,
-                Type::Re => Test::Regex(compile()?),
-                Type::Nre => Test::NotRegex(compile()?),
+            let match_type = match kind {
+                Type::Eq => MatchType::Equal,
+                Type::Neq => MatchType::NotEqual,
+                Type::Re => MatchType::Regex(compile()?),
+                Type::Nre => MatchType::NotRegex(compile()?),
             };
-            Ok(Matcher { name: matcher.name, value: matcher.value, test })
+            Ok(Matcher { name: matcher.name, value: matcher.value, match_type })
         };
-        let matchers = matchers.into_iter().map(read).collect::<Result<Vec<_>, Error>>()?;
+        let matchers = matchers.into_iter().map(convert).collect::<Result<Vec<_>, Error>>()?;
         if matchers.iter().all(|matcher| matcher.matches("")) {
-            return Err(Error::MatchesAll { text });
+            return Err(Error::MatchesAll { text: promql });
         }
-        Ok(Self { text, matchers })
+        Ok(Self { text: promql, matchers })
     }
 
     /// Does the series with these labels belong to the selection?
@@ -152,17 +152,19 @@ impl Selector {
     }
 
     /// The matchers that cost no more than a comparison: what this selects is among what they select.
-    pub fn without_patterns(&self) -> Self {
-        let is_plain = |matcher: &&Matcher| matches!(matcher.test, Test::Equal | Test::NotEqual);
-        Self { text: self.text.clone(), matchers: self.matchers.iter().filter(is_plain).cloned().collect() }
+    pub fn without_regexes(&self) -> Self {
+        let is_exact =
+            |matcher: &&Matcher| matches!(matcher.match_type, MatchType::Equal | MatchType::NotEqual);
+        Self { text: self.text.clone(), matchers: self.matchers.iter().filter(is_exact).cloned().collect() }
     }
 
     /// The one label set that is written here, if every label is matched by `=`.
     pub fn to_labels(&self) -> Option<Labels> {
-        let equal = |matcher: &Matcher| {
-            matches!(matcher.test, Test::Equal).then(|| (matcher.name.clone(), matcher.value.clone()))
+        let equal_pair = |matcher: &Matcher| {
+            matches!(matcher.match_type, MatchType::Equal)
+                .then(|| (matcher.name.clone(), matcher.value.clone()))
         };
-        Labels::new(self.matchers.iter().map(equal).collect::<Option<Vec<_>>>()?).ok()
+        Labels::new(self.matchers.iter().map(equal_pair).collect::<Option<Vec<_>>>()?).ok()
     }
 
     /// The matchers as remote read wants them.
@@ -187,61 +189,61 @@ impl fmt::Display for Selector {
 impl From<&Matcher> for proto::LabelMatcher {
     fn from(matcher: &Matcher) -> Self {
         use proto::label_matcher::Type;
-        let kind = match matcher.test {
-            Test::Equal => Type::Eq,
-            Test::NotEqual => Type::Neq,
-            Test::Regex(_) => Type::Re,
-            Test::NotRegex(_) => Type::Nre,
+        let kind = match matcher.match_type {
+            MatchType::Equal => Type::Eq,
+            MatchType::NotEqual => Type::Neq,
+            MatchType::Regex(_) => Type::Re,
+            MatchType::NotRegex(_) => Type::Nre,
         };
         Self { r#type: kind.into(), name: matcher.name.clone(), value: matcher.value.clone() }
     }
 }
 
 /// Characters of a name or value that a message shows.
-const SHOWN: usize = 64;
+const MAX_SHOWN_CHARS: usize = 64;
 
-fn shorten(text: &str) -> String {
-    match text.char_indices().nth(SHOWN) {
+fn truncate(text: &str) -> String {
+    match text.char_indices().nth(MAX_SHOWN_CHARS) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text.into(),
     }
 }
 
 /// Matchers as they would be written in PromQL, the first few of them.
-fn in_promql(matchers: &[proto::LabelMatcher]) -> String {
-    let one = |matcher: &proto::LabelMatcher| {
+fn to_promql(matchers: &[proto::LabelMatcher]) -> String {
+    let format_matcher = |matcher: &proto::LabelMatcher| {
         let operator = ["=", "!=", "=~", "!~"];
         let kind = usize::try_from(matcher.r#type).ok();
         let operator = kind.and_then(|kind| operator.get(kind)).unwrap_or(&"?");
-        format!("{}{operator}{:?}", shorten(&matcher.name), shorten(&matcher.value))
+        format!("{}{operator}{:?}", truncate(&matcher.name), truncate(&matcher.value))
     };
-    let shown: Vec<String> = matchers.iter().take(8).map(one).collect();
+    let shown: Vec<String> = matchers.iter().take(8).map(format_matcher).collect();
     let more = if matchers.len() > shown.len() { ", ..." } else { "" };
     format!("{{{}{more}}}", shown.join(", "))
 }
 
-struct Parser<'a> {
+struct SelectorParser<'a> {
     text: &'a str,
     rest: &'a str,
 }
 
-impl Parser<'_> {
-    fn selector(mut self) -> Result<Selector, Error> {
+impl SelectorParser<'_> {
+    fn parse_selector(mut self) -> Result<Selector, Error> {
         let mut matchers = Vec::new();
-        self.blank();
-        if let Some(name) = self.identifier(':') {
+        self.skip_whitespace();
+        if let Some(name) = self.parse_identifier(':') {
             matchers.push(Matcher::equal(METRIC_NAME, &name));
         }
-        self.blank();
+        self.skip_whitespace();
         if self.eat("{") {
-            self.braces(&mut matchers)?;
+            self.parse_matchers(&mut matchers)?;
         }
-        self.blank();
+        self.skip_whitespace();
         if !self.rest.is_empty() {
-            return Err(self.expected("the end"));
+            return Err(self.syntax_error("the end"));
         }
         if matchers.is_empty() {
-            return Err(self.expected("a metric name or \"{\""));
+            return Err(self.syntax_error("a metric name or \"{\""));
         }
         let text = self.text.trim().to_string();
         if matchers.iter().all(|matcher| matcher.matches("")) {
@@ -250,30 +252,30 @@ impl Parser<'_> {
         Ok(Selector { text, matchers })
     }
 
-    fn braces(&mut self, matchers: &mut Vec<Matcher>) -> Result<(), Error> {
+    fn parse_matchers(&mut self, matchers: &mut Vec<Matcher>) -> Result<(), Error> {
         loop {
-            self.blank();
+            self.skip_whitespace();
             if self.eat("}") {
                 return Ok(());
             }
-            matchers.push(self.matcher()?);
-            self.blank();
+            matchers.push(self.parse_matcher()?);
+            self.skip_whitespace();
             if !self.eat(",") && !self.rest.starts_with('}') {
-                return Err(self.expected("\",\" or \"}\""));
+                return Err(self.syntax_error("\",\" or \"}\""));
             }
         }
     }
 
-    fn matcher(&mut self) -> Result<Matcher, Error> {
-        let quoted = self.rest.starts_with(['"', '\'', '`']);
-        let name = if quoted {
-            self.quoted()?
+    fn parse_matcher(&mut self) -> Result<Matcher, Error> {
+        let is_quoted = self.rest.starts_with(['"', '\'', '`']);
+        let name = if is_quoted {
+            self.parse_quoted()?
         } else {
-            self.identifier('_').ok_or_else(|| self.expected("a label name"))?
+            self.parse_identifier('_').ok_or_else(|| self.syntax_error("a label name"))?
         };
-        self.blank();
+        self.skip_whitespace();
         // A quoted string alone is the metric name (Prometheus 3).
-        if quoted && self.rest.starts_with([',', '}']) {
+        if is_quoted && self.rest.starts_with([',', '}']) {
             return Ok(Matcher::equal(METRIC_NAME, &name));
         }
         let compile = |pattern: &str| {
@@ -285,23 +287,23 @@ impl Parser<'_> {
         };
         let operator = ["=~", "!~", "!=", "="].into_iter().find(|op| self.rest.starts_with(op));
         let Some(operator) = operator else {
-            return Err(self.expected("one of = != =~ !~"));
+            return Err(self.syntax_error("one of = != =~ !~"));
         };
-        let mut after = Parser { text: self.text, rest: &self.rest[operator.len()..] };
-        after.blank();
-        let value = after.quoted()?;
-        let test = match operator {
-            "=" => Test::Equal,
-            "!=" => Test::NotEqual,
-            "=~" => Test::Regex(compile(&value)?),
-            _ => Test::NotRegex(compile(&value)?),
+        let mut value_parser = SelectorParser { text: self.text, rest: &self.rest[operator.len()..] };
+        value_parser.skip_whitespace();
+        let value = value_parser.parse_quoted()?;
+        let match_type = match operator {
+            "=" => MatchType::Equal,
+            "!=" => MatchType::NotEqual,
+            "=~" => MatchType::Regex(compile(&value)?),
+            _ => MatchType::NotRegex(compile(&value)?),
         };
-        self.rest = &self.rest[self.rest.len() - after.rest.len()..];
-        Ok(Matcher { name, value, test })
+        self.rest = &self.rest[self.rest.len() - value_parser.rest.len()..];
+        Ok(Matcher { name, value, match_type })
     }
 
     /// A name of ASCII letters, digits (not first), `_` and one more character.
-    fn identifier(&mut self, extra: char) -> Option<String> {
+    fn parse_identifier(&mut self, extra: char) -> Option<String> {
         let end = self
             .rest
             .char_indices()
@@ -315,9 +317,9 @@ impl Parser<'_> {
     }
 
     /// A string in one of PromQL's three quotes; only the backtick takes no escapes.
-    fn quoted(&mut self) -> Result<String, Error> {
+    fn parse_quoted(&mut self) -> Result<String, Error> {
         let Some(quote) = self.rest.chars().next().filter(|c| matches!(c, '"' | '\'' | '`')) else {
-            return Err(self.expected("a quoted string"));
+            return Err(self.syntax_error("a quoted string"));
         };
         let mut out = String::new();
         let mut chars = self.rest[1..].char_indices();
@@ -331,7 +333,7 @@ impl Parser<'_> {
                 continue;
             }
             let escape = chars.next().map(|(_, c)| c);
-            let mut code = |digits: usize| {
+            let mut char_from_hex = |digits: usize| {
                 let hex: String = chars.by_ref().take(digits).map(|(_, c)| c).collect();
                 u32::from_str_radix(&hex, 16).ok().filter(|_| hex.len() == digits).and_then(char::from_u32)
             };
@@ -339,23 +341,23 @@ impl Parser<'_> {
                 Some('n') => Some('\n'),
                 Some('t') => Some('\t'),
                 Some('r') => Some('\r'),
-                Some('u') => code(4),
-                Some('U') => code(8),
-                Some('x') => code(2).filter(char::is_ascii),
+                Some('u') => char_from_hex(4),
+                Some('U') => char_from_hex(8),
+                Some('x') => char_from_hex(2).filter(char::is_ascii),
                 Some(c @ ('\\' | '"' | '\'')) => Some(c),
                 _ => None,
             };
             let Some(decoded) = decoded else {
                 self.rest = &self.rest[i + 1..];
-                return Err(self.expected("an escape such as \\\\ \\\" \\n"));
+                return Err(self.syntax_error("an escape such as \\\\ \\\" \\n"));
             };
             out.push(decoded);
         }
         self.rest = "";
-        Err(self.expected("a closing quote"))
+        Err(self.syntax_error("a closing quote"))
     }
 
-    fn blank(&mut self) {
+    fn skip_whitespace(&mut self) {
         self.rest = self.rest.trim_start();
     }
 
@@ -365,7 +367,7 @@ impl Parser<'_> {
         found.is_some()
     }
 
-    fn expected(&self, expected: &'static str) -> Error {
+    fn syntax_error(&self, expected: &'static str) -> Error {
         let consumed = &self.text[..self.text.len() - self.rest.len()];
         Error::Syntax { text: self.text.to_string(), expected, position: consumed.chars().count() + 1 }
     }
@@ -398,8 +400,8 @@ mod tests {
         }
         let excluding = Selector::parse(r#"{__name__=~"node.*", device!~"veth.*"}"#).expect("parses");
         assert!(!excluding.matches(&veth));
-        assert!(excluding.without_patterns().matches(&veth));
-        let named = Selector::parse(r#"{device="eth0", __name__=~"up"}"#).expect("parses").without_patterns();
+        assert!(excluding.without_regexes().matches(&veth));
+        let named = Selector::parse(r#"{device="eth0", __name__=~"up"}"#).expect("parses").without_regexes();
         assert!(named.matches(&eth0) && !named.matches(&veth));
     }
 
@@ -429,7 +431,7 @@ mod tests {
     #[test]
     fn reads_back_what_it_sends() {
         let parsed = Selector::parse(r#"{__name__=~"up|down", a!="1", b!~"2.*", c="3"}"#).expect("parses");
-        let read = Selector::from_proto(parsed.to_proto().collect()).expect("valid");
+        let converted = Selector::from_proto(parsed.to_proto().collect()).expect("valid");
         for (pairs, expected) in [
             (vec![("__name__", "up"), ("c", "3")], true),
             (vec![("__name__", "up"), ("c", "3"), ("b", "21")], false),
@@ -437,14 +439,18 @@ mod tests {
             (vec![("__name__", "upper"), ("c", "3")], false),
         ] {
             let labels = labels(&pairs);
-            assert_eq!((parsed.matches(&labels), read.matches(&labels)), (expected, expected), "{labels}");
-            assert_eq!(read.may_match(&labels), expected);
+            assert_eq!(
+                (parsed.matches(&labels), converted.matches(&labels)),
+                (expected, expected),
+                "{labels}"
+            );
+            assert_eq!(converted.may_match(&labels), expected);
         }
-        assert!(read.may_match(&Labels::default()));
+        assert!(converted.may_match(&Labels::default()));
     }
 
     #[test]
-    fn says_what_is_wrong_and_where() {
+    fn errors_name_the_problem_and_its_position() {
         for (selector, message) in [
             ("", r#"selector "": expected a metric name or "{" at character 1"#),
             ("up{", r#"selector "up{": expected a label name at character 4"#),

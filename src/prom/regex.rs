@@ -28,46 +28,46 @@ const ASCII_CLASSES: [&str; 14] = [
 /// What Go would refuse too, or the engine's own message for a pattern that grows too large.
 pub fn compile(pattern: &str) -> Result<Regex, Error> {
     if pattern.len() > LENGTH_LIMIT {
-        return Err(refused(&format!("{} bytes are above the limit of {LENGTH_LIMIT}", pattern.len())));
+        return Err(syntax_error(&format!("{} bytes are above the limit of {LENGTH_LIMIT}", pattern.len())));
     }
-    let pattern = Reader::read(pattern)?;
+    let pattern = RegexTranslator::translate(pattern)?;
     RegexBuilder::new(&format!("^(?s:{pattern})$")).size_limit(SIZE_LIMIT).build()
 }
 
-fn refused(why: &str) -> Error {
-    Error::Syntax(why.into())
+fn syntax_error(reason: &str) -> Error {
+    Error::Syntax(reason.into())
 }
 
 /// A group that is open, or the whole pattern.
 #[derive(Default)]
-struct Group {
+struct RegexGroup {
     /// The most repetitions of anything in it.
-    repeats: u32,
+    max_repeats: u32,
 }
 
 /// Reads Go's dialect and writes the crate's.
-struct Reader<'a> {
+struct RegexTranslator<'a> {
     rest: &'a str,
     out: String,
-    groups: Vec<Group>,
+    groups: Vec<RegexGroup>,
     /// The repetitions of what was read last.
-    last: u32,
+    last_repeats: u32,
     /// What was read last is a repetition, which cannot be repeated as it is.
-    is_repeated: bool,
+    last_is_repetition: bool,
 }
 
-impl<'a> Reader<'a> {
-    fn read(pattern: &'a str) -> Result<String, Error> {
-        let groups = vec![Group::default()];
+impl<'a> RegexTranslator<'a> {
+    fn translate(pattern: &'a str) -> Result<String, Error> {
+        let groups = vec![RegexGroup::default()];
         let out = String::with_capacity(pattern.len());
-        let mut reader = Self { rest: pattern, out, groups, last: 1, is_repeated: false };
-        while let Some(c) = reader.rest.chars().next() {
-            reader.token(c)?;
+        let mut translator = Self { rest: pattern, out, groups, last_repeats: 1, last_is_repetition: false };
+        while let Some(c) = translator.rest.chars().next() {
+            translator.translate_token(c)?;
         }
-        if reader.groups.len() > 1 {
-            return Err(refused("unclosed group"));
+        if translator.groups.len() > 1 {
+            return Err(syntax_error("unclosed group"));
         }
-        Ok(reader.out)
+        Ok(translator.out)
     }
 
     fn next(&mut self) -> Option<char> {
@@ -77,85 +77,85 @@ impl<'a> Reader<'a> {
         next
     }
 
-    fn take(&mut self, prefix: &str) -> bool {
+    fn eat(&mut self, prefix: &str) -> bool {
         let rest = self.rest.strip_prefix(prefix);
         self.rest = rest.unwrap_or(self.rest);
         rest.is_some()
     }
 
-    fn literal(&mut self, c: char) {
+    fn push_literal(&mut self, c: char) {
         self.out.push_str(&regex::escape(c.encode_utf8(&mut [0; 4])));
     }
 
-    fn token(&mut self, c: char) -> Result<(), Error> {
+    fn translate_token(&mut self, c: char) -> Result<(), Error> {
         let bounds = match c {
             '*' | '+' | '?' => Some((&self.rest[..1], 1)),
-            '{' => repetition(self.rest)?,
+            '{' => parse_repetition(self.rest)?,
             _ => None,
         };
-        if let Some((text, times)) = bounds {
-            return self.repeat(text, times);
+        if let Some((text, repeats)) = bounds {
+            return self.translate_repetition(text, repeats);
         }
-        self.is_repeated = false;
-        self.last = 1;
+        self.last_is_repetition = false;
+        self.last_repeats = 1;
         self.next();
         match c {
-            '(' => self.open()?,
+            '(' => self.open_group()?,
             ')' => {
                 let group = self.groups.pop().unwrap_or_default();
                 let Some(outer) = self.groups.last_mut() else {
-                    return Err(refused("unopened group"));
+                    return Err(syntax_error("unopened group"));
                 };
-                outer.repeats = outer.repeats.max(group.repeats);
-                self.last = group.repeats.max(1);
+                outer.max_repeats = outer.max_repeats.max(group.max_repeats);
+                self.last_repeats = group.max_repeats.max(1);
                 self.out.push(')');
             }
-            '[' => self.class()?,
-            '\\' => self.escaped()?,
+            '[' => self.translate_class()?,
+            '\\' => self.translate_escape()?,
             '.' | '^' | '$' | '|' => self.out.push(c),
-            c => self.literal(c),
+            c => self.push_literal(c),
         }
         Ok(())
     }
 
     /// How greedy a repetition is decides nothing about a whole value, and is not written.
-    fn repeat(&mut self, text: &str, times: u32) -> Result<(), Error> {
+    fn translate_repetition(&mut self, text: &str, repeats: u32) -> Result<(), Error> {
         self.rest = &self.rest[text.len()..];
-        self.take("?");
-        if self.is_repeated {
-            return Err(refused(&format!("a repetition is repeated by {text}")));
+        self.eat("?");
+        if self.last_is_repetition {
+            return Err(syntax_error(&format!("a repetition is repeated by {text}")));
         }
-        self.is_repeated = true;
-        self.last = self.last.saturating_mul(times);
-        if self.last > REPEAT_LIMIT {
-            return Err(refused(&format!("{text} repeats more than {REPEAT_LIMIT} times, all in all")));
+        self.last_is_repetition = true;
+        self.last_repeats = self.last_repeats.saturating_mul(repeats);
+        if self.last_repeats > REPEAT_LIMIT {
+            return Err(syntax_error(&format!("{text} repeats more than {REPEAT_LIMIT} times, all in all")));
         }
         if let Some(group) = self.groups.last_mut() {
-            group.repeats = group.repeats.max(self.last);
+            group.max_repeats = group.max_repeats.max(self.last_repeats);
         }
         self.out.push_str(text);
         Ok(())
     }
 
     /// After a `(`.
-    fn open(&mut self) -> Result<(), Error> {
-        if self.take("?P<") || self.take("?<") {
+    fn open_group(&mut self) -> Result<(), Error> {
+        if self.eat("?P<") || self.eat("?<") {
             let (name, rest) = self.rest.split_once('>').unwrap_or_default();
             let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
             if name.is_empty() || !name.chars().all(is_word) {
-                return Err(refused("the name of a group is invalid"));
+                return Err(syntax_error("the name of a group is invalid"));
             }
             self.rest = rest;
-        } else if self.take("?") {
-            return self.flags();
+        } else if self.eat("?") {
+            return self.translate_flags();
         }
-        self.groups.push(Group::default());
+        self.groups.push(RegexGroup::default());
         self.out.push_str("(?:");
         Ok(())
     }
 
     /// After a `(?`. How greedy repetitions are, `U`, is read and not written.
-    fn flags(&mut self) -> Result<(), Error> {
+    fn translate_flags(&mut self) -> Result<(), Error> {
         let (mut on, mut off, mut is_off, mut is_seen) = (String::new(), String::new(), false, true);
         let end = loop {
             match self.next() {
@@ -171,12 +171,12 @@ impl<'a> Reader<'a> {
                 }
                 Some('-') if !is_off => (is_off, is_seen) = (true, false),
                 Some(end @ (':' | ')')) if is_seen => break end,
-                _ => return Err(refused("a group begins with flags other than i, m, s and U")),
+                _ => return Err(syntax_error("a group begins with flags other than i, m, s and U")),
             }
         };
         let minus = if off.is_empty() { "" } else { "-" };
         if end == ':' {
-            self.groups.push(Group::default());
+            self.groups.push(RegexGroup::default());
         } else if on.is_empty() && off.is_empty() {
             return Ok(());
         }
@@ -186,32 +186,32 @@ impl<'a> Reader<'a> {
     }
 
     /// After a backslash that is in no class.
-    fn escaped(&mut self) -> Result<(), Error> {
-        if self.take("Q") {
+    fn translate_escape(&mut self) -> Result<(), Error> {
+        if self.eat("Q") {
             // In Prometheus, one without an end swallows the parenthesis that is put around the pattern.
             let Some((quoted, rest)) = self.rest.split_once(r"\E") else {
-                return Err(refused("a quotation has no end"));
+                return Err(syntax_error("a quotation has no end"));
             };
             self.out.push_str(&regex::escape(quoted));
             self.rest = rest;
-        } else if self.take("A") {
+        } else if self.eat("A") {
             self.out.push_str(r"\A");
-        } else if self.take("z") {
+        } else if self.eat("z") {
             self.out.push_str(r"\z");
-        } else if self.take("b") {
+        } else if self.eat("b") {
             self.out.push_str(r"(?-u:\b)");
-        } else if self.take("B") {
+        } else if self.eat("B") {
             self.out.push_str(r"(?-u:\B)");
-        } else if !self.named()? {
-            let c = self.character()?;
-            self.literal(c);
+        } else if !self.translate_named_class()? {
+            let c = self.parse_escaped_char()?;
+            self.push_literal(c);
         }
         Ok(())
     }
 
     /// After a backslash, in a class or not: writes a class that has a name. Of those of Unicode, the crate knows
     /// more names.
-    fn named(&mut self) -> Result<bool, Error> {
+    fn translate_named_class(&mut self) -> Result<bool, Error> {
         let class = match self.rest.chars().next() {
             Some('d') => "[0-9]",
             Some('D') => "[^0-9]",
@@ -229,7 +229,7 @@ impl<'a> Reader<'a> {
                     name = braced.trim_start_matches('^').into();
                 }
                 if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphabetic() || c == '_') {
-                    return Err(refused("a class of Unicode has an invalid name"));
+                    return Err(syntax_error("a class of Unicode has an invalid name"));
                 }
                 self.out.push_str(if is_negative { r"\P{" } else { r"\p{" });
                 self.out.push_str(&name);
@@ -244,17 +244,17 @@ impl<'a> Reader<'a> {
     }
 
     /// After a backslash, in a class or not: the character that is meant.
-    fn character(&mut self) -> Result<char, Error> {
+    fn parse_escaped_char(&mut self) -> Result<char, Error> {
         let escaped = self.rest;
         let character = match self.next() {
-            None => return Err(refused("a backslash ends the pattern")),
+            None => return Err(syntax_error("a backslash ends the pattern")),
             Some('a') => Some('\x07'),
             Some('f') => Some('\x0C'),
             Some('n') => Some('\n'),
             Some('r') => Some('\r'),
             Some('t') => Some('\t'),
             Some('v') => Some('\x0B'),
-            Some('x') => self.hexadecimal(),
+            Some('x') => self.parse_hex_char(),
             Some(digit @ '0'..='7') => {
                 let digits = escaped.len() - escaped.trim_start_matches(|c| matches!(c, '0'..='7')).len();
                 let (octal, rest) = escaped.split_at(digits.min(3));
@@ -268,12 +268,12 @@ impl<'a> Reader<'a> {
         };
         character.ok_or_else(|| {
             let shown: String = escaped.chars().take(1).collect();
-            refused(&format!(r"invalid escape \{shown}"))
+            syntax_error(&format!(r"invalid escape \{shown}"))
         })
     }
 
     /// After `\x`: two digits, or any number in braces.
-    fn hexadecimal(&mut self) -> Option<char> {
+    fn parse_hex_char(&mut self) -> Option<char> {
         let digits;
         (digits, self.rest) = match self.rest.strip_prefix('{') {
             Some(rest) => rest.split_once('}')?,
@@ -284,34 +284,34 @@ impl<'a> Reader<'a> {
     }
 
     /// After a `[`.
-    fn class(&mut self) -> Result<(), Error> {
+    fn translate_class(&mut self) -> Result<(), Error> {
         self.out.push('[');
-        if self.take("^") {
+        if self.eat("^") {
             self.out.push('^');
         }
         let mut is_first = true;
         // As the first member, a `]` means itself.
-        while is_first || !self.take("]") {
+        while is_first || !self.eat("]") {
             is_first = false;
             if let Some((name, rest)) = self.rest.strip_prefix("[:").and_then(|rest| rest.split_once(":]")) {
                 if !ASCII_CLASSES.contains(&name.strip_prefix('^').unwrap_or(name)) {
-                    return Err(refused(&format!("there is no class [:{name}:]")));
+                    return Err(syntax_error(&format!("there is no class [:{name}:]")));
                 }
                 self.rest = rest;
                 self.out.extend(["[:", name, ":]"]);
                 continue;
             }
-            let is_escape = self.take(r"\");
-            if is_escape && self.named()? {
+            let is_escape = self.eat(r"\");
+            if is_escape && self.translate_named_class()? {
                 continue;
             }
-            let first = self.member(is_escape)?;
-            self.literal(first);
-            if !self.rest.starts_with("-]") && self.take("-") {
-                let is_escape = self.take(r"\");
-                let last = self.member(is_escape)?;
+            let first = self.parse_class_member(is_escape)?;
+            self.push_literal(first);
+            if !self.rest.starts_with("-]") && self.eat("-") {
+                let is_escape = self.eat(r"\");
+                let last = self.parse_class_member(is_escape)?;
                 self.out.push('-');
-                self.literal(last);
+                self.push_literal(last);
             }
         }
         self.out.push(']');
@@ -319,17 +319,17 @@ impl<'a> Reader<'a> {
     }
 
     /// A character of a class, after its backslash if it has one.
-    fn member(&mut self, is_escape: bool) -> Result<char, Error> {
+    fn parse_class_member(&mut self, is_escape: bool) -> Result<char, Error> {
         if is_escape {
-            return self.character();
+            return self.parse_escaped_char();
         }
-        self.next().ok_or_else(|| refused("unclosed class"))
+        self.next().ok_or_else(|| syntax_error("unclosed class"))
     }
 }
 
 /// The text of a `{n}`, `{n,}` or `{n,m}` at the beginning, and how often it repeats for the limit. Anything
 /// else in braces means itself.
-fn repetition(text: &str) -> Result<Option<(&str, u32)>, Error> {
+fn parse_repetition(text: &str) -> Result<Option<(&str, u32)>, Error> {
     let Some((inner, _)) = text[1..].split_once('}') else { return Ok(None) };
     let (min, max) = match inner.split_once(',') {
         None => (inner, Some(inner)),
@@ -350,7 +350,7 @@ fn repetition(text: &str) -> Result<Option<(&str, u32)>, Error> {
     match bounds {
         Some((min, Some(max))) if min <= max => Ok(Some((text, max))),
         Some((min, None)) => Ok(Some((text, min.max(1)))),
-        _ => Err(refused(&format!("{text} is no repetition of at most {REPEAT_LIMIT} times"))),
+        _ => Err(syntax_error(&format!("{text} is no repetition of at most {REPEAT_LIMIT} times"))),
     }
 }
 
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn b71_what_go_refuses_is_refused() {
+    fn b71_patterns_that_go_rejects_are_rejected() {
         for pattern in [
             "(",
             ")",

@@ -2,7 +2,7 @@
 
 use super::page;
 use super::svg::{Anchor, Plot, Scale, runs};
-use super::text::{count, escape, moment, number, number_within, percent};
+use super::text::{count, escape, format_datetime, number, number_within, percent};
 use crate::prom::duration;
 use std::time::Duration;
 
@@ -26,9 +26,9 @@ pub struct Backtest {
     /// First and last millisecond of what is known to be anomalous.
     pub labelled: Vec<(i64, i64)>,
     /// Every incident, in the order of time.
-    pub incidents: Vec<Incident>,
+    pub incidents: Vec<IncidentEntry>,
     /// The metrics that had most to do with them.
-    pub metrics: Vec<Metric>,
+    pub features: Vec<FeaturePlot>,
     /// Beginning of each day, UTC, and incidents that opened in it.
     pub alerts: Vec<(i64, usize)>,
     /// Alerts a day that were asked for.
@@ -39,7 +39,7 @@ pub struct Backtest {
 
 /// One incident.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Incident {
+pub struct IncidentEntry {
     /// First millisecond.
     pub from_ms: i64,
     /// Last millisecond.
@@ -49,18 +49,18 @@ pub struct Incident {
     /// Does it overlap with what is known to be anomalous?
     pub is_labelled: Option<bool>,
     /// Metric, how it was unusual, and its share in [0, 1]; the strongest first.
-    pub causes: Vec<(String, &'static str, f64)>,
+    pub contributions: Vec<(String, &'static str, f64)>,
 }
 
 /// One metric over the stretches.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Metric {
+pub struct FeaturePlot {
     /// As people write it.
     pub name: String,
     /// Value at the highest score of each stretch.
     pub values: Vec<f64>,
     /// Least and greatest usual value at that time; NaN before a first day.
-    pub usual: Vec<[f64; 2]>,
+    pub expected_range: Vec<[f64; 2]>,
 }
 
 impl Backtest {
@@ -96,12 +96,12 @@ impl Backtest {
             number(self.budget)
         );
         if !self.labelled.is_empty() {
-            let hit = |(from, to): &&(i64, i64)| {
+            let is_detected = |(from, to): &&(i64, i64)| {
                 self.incidents.iter().any(|incident| incident.from_ms <= *to && *from <= incident.to_ms)
             };
             out += &format!(
                 " {} of {} labelled anomalies have an incident; {} incidents lie outside of them.",
-                count(self.labelled.iter().filter(hit).count()),
+                count(self.labelled.iter().filter(is_detected).count()),
                 count(self.labelled.len()),
                 count(self.incidents.iter().filter(|incident| incident.is_labelled == Some(false)).count())
             );
@@ -123,12 +123,12 @@ impl Backtest {
         };
         let x = Scale::linear([*first as f64, last.saturating_add(*step_ms) as f64]);
         let ticks = x.time_ticks(9);
-        let sheet = |y: Scale, height: u32| {
+        let base_plot = |y: Scale, height: u32| {
             let mut plot = Plot::new(x, y, height);
             for incident in &self.incidents {
                 // One row has no length, and is to be seen too.
                 let to_ms = incident.to_ms.max(incident.from_ms.saturating_add(*step_ms));
-                plot.shade(incident.from_ms as f64, to_ms as f64, "incident", &incident.sentence());
+                plot.shade(incident.from_ms as f64, to_ms as f64, "incident", &incident.describe());
             }
             plot.columns(&ticks);
             plot
@@ -144,7 +144,7 @@ impl Backtest {
         } else {
             Scale::linear(score.iter().copied().chain([0.0, 1.0])).padded(0.05)
         };
-        let mut plot = sheet(y, 220);
+        let mut plot = base_plot(y, 220);
         plot.rows(&y.ticks(5));
         plot.rule_y(1.0, "limit");
         plot.split("score", 1.0);
@@ -163,23 +163,23 @@ impl Backtest {
             }
             out += &strip.finish("", "What is labelled as anomalous");
         }
-        for metric in &self.metrics {
-            let ends = metric.usual.iter().flatten().chain(&metric.values).copied();
+        for feature in &self.features {
+            let ends = feature.expected_range.iter().flatten().chain(&feature.values).copied();
             let y = Scale::linear(ends).padded(0.03);
-            let mut plot = sheet(y, 90);
+            let mut plot = base_plot(y, 90);
             plot.rule_y(y.low(), "grid");
             let range = y.high() - y.low();
             for (end, down) in [(y.low(), 90.0), (y.high(), 8.0)] {
                 plot.text_at(0.0, down, Anchor::End, "end", &number_within(end, range / 5.0));
             }
-            plot.line(&runs(times_ms, *step_ms, &metric.values, |time, value| [time, *value]), "value");
-            let band = |time, usual: &[f64; 2]| [time, usual[0], usual[1]];
-            plot.band(&runs(times_ms, *step_ms, &metric.usual, band), "expected");
-            out += &captioned(&metric.name, plot);
+            plot.line(&runs(times_ms, *step_ms, &feature.values, |time, value| [time, *value]), "value");
+            let band = |time, range: &[f64; 2]| [time, range[0], range[1]];
+            plot.band(&runs(times_ms, *step_ms, &feature.expected_range, band), "expected");
+            out += &captioned(&feature.name, plot);
         }
         let finite: Vec<f64> = threshold.iter().copied().filter(|value| value.is_finite()).collect();
         let y = Scale::linear(finite.iter().copied().chain([0.0]));
-        let mut plot = sheet(y, 60);
+        let mut plot = base_plot(y, 60);
         plot.rule_y(y.low(), "grid");
         for (end, down) in [(y.low(), 60.0), (y.high(), 8.0)] {
             plot.text_at(0.0, down, Anchor::End, "end", &number(end));
@@ -191,8 +191,8 @@ impl Backtest {
         let lead = format!(
             "{} to {} UTC. Each point is the highest score within {}; below it, the metrics that had most to do with the \
              incidents, at that moment.",
-            moment(*first),
-            moment(last.saturating_add(*step_ms)),
+            format_datetime(*first),
+            format_datetime(last.saturating_add(*step_ms)),
             duration::Display(stretch)
         );
         let labelled = match self.labelled.is_empty() {
@@ -222,12 +222,12 @@ impl Backtest {
         plot.rule_y(self.budget, "limit");
         plot.steps(x.low(), DAY_MS, &heights, "train");
         plot.note(x.high(), self.budget, 6.0, "halo", "budget");
-        let quiet = heights.iter().filter(|alerts| **alerts == 0.0).count();
+        let n_without = heights.iter().filter(|alerts| **alerts == 0.0).count();
         let lead = format!(
             "Incidents by the day they opened; {} of {} days had none ({}).",
-            count(quiet),
+            count(n_without),
             count(heights.len()),
-            percent(quiet as f64 / heights.len() as f64)
+            percent(n_without as f64 / heights.len() as f64)
         );
         let svg = plot.finish("", "Incidents a day");
         page::section("Alerts a day", &lead, &format!("<figure>\n{svg}</figure>\n"))
@@ -246,10 +246,10 @@ impl Backtest {
             };
             rows += &format!(
                 "<tr><td>{}</td><td>{}</td><td class=\"n\">{}</td><td>{}</td><td>{labelled}</td></tr>\n",
-                moment(incident.from_ms),
+                format_datetime(incident.from_ms),
                 incident.length(),
                 number(incident.peak),
-                escape(&incident.why())
+                escape(&incident.describe_contributions())
             );
         }
         let body = format!(
@@ -265,7 +265,7 @@ impl Backtest {
             return String::new();
         }
         let row = |(timestamp_ms, what): &(i64, String)| {
-            format!("<tr><td>{}</td><td>{}</td></tr>\n", moment(*timestamp_ms), escape(what))
+            format!("<tr><td>{}</td><td>{}</td></tr>\n", format_datetime(*timestamp_ms), escape(what))
         };
         let rows: String = self.changes.iter().map(row).collect();
         let body = format!(
@@ -280,7 +280,7 @@ impl Backtest {
     }
 }
 
-impl Incident {
+impl IncidentEntry {
     fn length(&self) -> String {
         match self.to_ms.saturating_sub(self.from_ms) {
             0 => "one row".into(),
@@ -288,13 +288,19 @@ impl Incident {
         }
     }
 
-    fn why(&self) -> String {
-        let cause = |(metric, reason, _): &(String, &str, f64)| format!("{metric} {reason}");
-        self.causes.iter().map(cause).collect::<Vec<_>>().join(", ")
+    fn describe_contributions(&self) -> String {
+        let describe = |(feature, reason, _): &(String, &str, f64)| format!("{feature} {reason}");
+        self.contributions.iter().map(describe).collect::<Vec<_>>().join(", ")
     }
 
-    fn sentence(&self) -> String {
-        format!("{}, {}, score {}: {}", moment(self.from_ms), self.length(), number(self.peak), self.why())
+    fn describe(&self) -> String {
+        format!(
+            "{}, {}, score {}: {}",
+            format_datetime(self.from_ms),
+            self.length(),
+            number(self.peak),
+            self.describe_contributions()
+        )
     }
 }
 
@@ -320,14 +326,18 @@ mod tests {
             score: values.iter().map(|value| value / 5.0).collect(),
             threshold: vec![1.5; 100],
             labelled: vec![(6_000_000, 7_000_000)],
-            incidents: vec![Incident {
+            incidents: vec![IncidentEntry {
                 from_ms: 6_000_000,
                 to_ms: 6_000_000,
                 peak: 1.8,
                 is_labelled: Some(true),
-                causes: vec![("rx & tx".into(), "jumped", 0.9)],
+                contributions: vec![("rx & tx".into(), "jumped", 0.9)],
             }],
-            metrics: vec![Metric { name: "rx & tx".into(), usual: vec![[1.0, 3.0]; 100], values }],
+            features: vec![FeaturePlot {
+                name: "rx & tx".into(),
+                expected_range: vec![[1.0, 3.0]; 100],
+                values,
+            }],
             alerts: vec![(0, 1)],
             budget: 1.0,
             changes: vec![(7_200_000, "went: a & b".into())],
@@ -336,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_and_escapes_what_there_is() {
+    fn shows_and_escapes_every_part() {
         let html = backtest().html();
         for text in [
             "a &lt;group&gt;",
@@ -355,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_a_page_too() {
+    fn an_empty_backtest_gives_a_page() {
         let html = Backtest { source: "nothing".into(), ..Backtest::default() }.html();
         assert!(html.contains("No row was scored.") && html.contains("None."));
         assert!(!html.contains("NaN") && !html.contains("inf"));

@@ -11,20 +11,20 @@
 use super::text::{self, DAY_MS, Date, escape};
 
 /// Columns of the grid under a plot.
-pub const WIDE: f64 = 10_000.0;
+pub const GRID_WIDTH: f64 = 10_000.0;
 /// Rows of the grid under a plot.
-pub const HIGH: f64 = 1_000.0;
+pub const GRID_HEIGHT: f64 = 1_000.0;
 
 /// Where a value stands along an axis. Both ends are finite and apart.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scale {
     low: f64,
     high: f64,
-    kind: Kind,
+    kind: ScaleKind,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Kind {
+enum ScaleKind {
     Linear,
     Log,
 }
@@ -33,11 +33,11 @@ enum Kind {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tick {
     /// Its value.
-    pub at: f64,
+    pub value: f64,
     /// What is written there.
     pub label: String,
     /// May its label be left out where there is little room?
-    pub spare: bool,
+    pub is_optional: bool,
 }
 
 impl Scale {
@@ -49,13 +49,13 @@ impl Scale {
         // Closer than this the ends cannot be told apart in between.
         let least = 1e-9 * low.abs().max(high.abs());
         if high - low > least {
-            return Self { low, high, kind: Kind::Linear };
+            return Self { low, high, kind: ScaleKind::Linear };
         }
         if low == 0.0 {
-            return Self { low, high: 1.0, kind: Kind::Linear };
+            return Self { low, high: 1.0, kind: ScaleKind::Linear };
         }
         let room = 0.1 * low.abs();
-        Self { low: low - room, high: high + room, kind: Kind::Linear }
+        Self { low: low - room, high: high + room, kind: ScaleKind::Linear }
     }
 
     /// An axis of equal ratios over all finite values above 0, at least a factor of two long.
@@ -64,17 +64,17 @@ impl Scale {
         let (low, high) = extent(positive).unwrap_or((1.0, 10.0));
         let (low, high) = (low.clamp(1e-100, 1e100), high.clamp(1e-100, 1e100));
         let room = if high < 2.0 * low { 1.5 } else { 1.0 };
-        Self { low: low / room, high: high * room, kind: Kind::Log }
+        Self { low: low / room, high: high * room, kind: ScaleKind::Log }
     }
 
     /// The same axis with a share of its length more at either end.
     pub fn padded(self, share: f64) -> Self {
         match self.kind {
-            Kind::Linear => {
+            ScaleKind::Linear => {
                 let room = share * (self.high - self.low);
                 Self { low: self.low - room, high: self.high + room, ..self }
             }
-            Kind::Log => {
+            ScaleKind::Log => {
                 let room = (self.high / self.low).powf(share);
                 Self { low: self.low / room, high: self.high * room, ..self }
             }
@@ -84,12 +84,12 @@ impl Scale {
     /// The same axis, longer, so that it ends at round values, about `n` of them.
     pub fn rounded(self, n: usize) -> Self {
         match self.kind {
-            Kind::Linear => {
+            ScaleKind::Linear => {
                 let step = round_step(self.high - self.low, n);
                 let (low, high) = ((self.low / step).floor() * step, (self.high / step).ceil() * step);
                 Self { low, high, ..self }
             }
-            Kind::Log => self,
+            ScaleKind::Log => self,
         }
     }
 
@@ -105,16 +105,16 @@ impl Scale {
 
     /// Does each step along this axis multiply?
     pub fn is_log(&self) -> bool {
-        self.kind == Kind::Log
+        self.kind == ScaleKind::Log
     }
 
     /// Where a value stands: 0 is the lower end, 1 the upper; values beyond stand at the ends.
     /// `None` for what is not finite.
-    pub fn at(&self, value: f64) -> Option<f64> {
+    pub fn position(&self, value: f64) -> Option<f64> {
         let share = match self.kind {
-            Kind::Linear => (value - self.low) / (self.high - self.low),
-            Kind::Log if value <= 0.0 => 0.0,
-            Kind::Log => (value / self.low).ln() / (self.high / self.low).ln(),
+            ScaleKind::Linear => (value - self.low) / (self.high - self.low),
+            ScaleKind::Log if value <= 0.0 => 0.0,
+            ScaleKind::Log => (value / self.low).ln() / (self.high / self.low).ln(),
         };
         value.is_finite().then(|| share.clamp(0.0, 1.0))
     }
@@ -122,8 +122,8 @@ impl Scale {
     /// About `n` round values along the axis, ascending.
     pub fn ticks(&self, n: usize) -> Vec<Tick> {
         match self.kind {
-            Kind::Linear => self.linear_ticks(n),
-            Kind::Log => self.log_ticks(n),
+            ScaleKind::Linear => self.linear_ticks(n),
+            ScaleKind::Log => self.log_ticks(n),
         }
     }
 
@@ -131,10 +131,10 @@ impl Scale {
         let step = round_step(self.high - self.low, n);
         let first = (self.low / step - 1e-6).ceil();
         let places = (0..=2 * n).map(|i| (first + i as f64) * step);
-        let label = |at: f64| {
+        let label = |value: f64| {
             // The sum of steps around 0 is rarely 0 itself.
-            let at = if at.abs() < 1e-6 * step { 0.0 } else { at };
-            Tick { at, label: text::number_within(at, step), spare: false }
+            let value = if value.abs() < 1e-6 * step { 0.0 } else { value };
+            Tick { value, label: text::number_within(value, step), is_optional: false }
         };
         places.take_while(|at| *at <= self.high + 1e-6 * step).map(label).collect()
     }
@@ -153,7 +153,7 @@ impl Scale {
             .flat_map(|decade| within.iter().map(move |digit| (digit * 10f64.powi(decade), *digit > 1.0)));
         places
             .filter(|(at, _)| *at >= 0.999 * self.low && *at <= 1.001 * self.high)
-            .map(|(at, spare)| Tick { at, label: text::number(at), spare })
+            .map(|(value, is_optional)| Tick { value, label: text::number(value), is_optional })
             .collect()
     }
 
@@ -189,7 +189,7 @@ impl Scale {
             }
             None => {
                 let month = |time_ms| {
-                    let date = Date::of(time_ms);
+                    let date = Date::from_ms(time_ms);
                     12 * date.year + date.month
                 };
                 let months = (month(to) - month(from)) / n as i64 + 1;
@@ -204,9 +204,9 @@ impl Scale {
         within
             .enumerate()
             .map(|(i, time_ms)| {
-                let date = Date::of(time_ms);
+                let date = Date::from_ms(time_ms);
                 let label = if time_ms.rem_euclid(DAY_MS) != 0 {
-                    text::clock(time_ms)
+                    text::format_time(time_ms)
                 } else if date.day == 1 && date.month == 0 && before.is_some() {
                     date.year.to_string()
                 } else if length > 100 * DAY_MS {
@@ -215,7 +215,7 @@ impl Scale {
                     format!("{} {}", date.day, date.month_name())
                 };
                 before = Some(date);
-                Tick { at: time_ms as f64, label, spare: i % 2 == 1 }
+                Tick { value: time_ms as f64, label, is_optional: i % 2 == 1 }
             })
             .collect()
     }
@@ -281,19 +281,19 @@ impl Plot {
 
     /// Per cent of the width, from the left.
     fn percent(&self, x: f64) -> Option<String> {
-        self.x.at(x).map(|share| short(100.0 * share))
+        self.x.position(x).map(|share| format_short(100.0 * share))
     }
 
     /// Pixels from the top.
     fn pixel(&self, y: f64) -> Option<String> {
-        self.y.at(y).map(|share| short((1.0 - share) * self.height))
+        self.y.position(y).map(|share| format_short((1.0 - share) * self.height))
     }
 
     /// Rules across the plot with their labels to the left.
     pub fn rows(&mut self, ticks: &[Tick]) {
         for tick in ticks {
-            self.rule_y(tick.at, "grid");
-            if let Some(y) = self.pixel(tick.at) {
+            self.rule_y(tick.value, "grid");
+            if let Some(y) = self.pixel(tick.value) {
                 self.above += &format!(r#"<text class="y" x="-8" y="{y}" dy=".35em">{}</text>"#, tick.label);
             }
         }
@@ -302,16 +302,16 @@ impl Plot {
     /// Rules up and down.
     pub fn columns(&mut self, ticks: &[Tick]) {
         for tick in ticks {
-            self.rule_x(tick.at, "grid");
+            self.rule_x(tick.value, "grid");
         }
     }
 
     /// Labels under the plot.
     pub fn labels(&mut self, ticks: &[Tick]) {
         for tick in ticks {
-            let Some(share) = self.x.at(tick.at) else { continue };
+            let Some(share) = self.x.position(tick.value) else { continue };
             // Half a label hangs over the end of the sheet, and no more than there is margin.
-            let class = if tick.spare { "x spare" } else { "x" };
+            let class = if tick.is_optional { "x spare" } else { "x" };
             self.text_at(share, self.height + 18.0, Anchor::Middle, class, &tick.label);
         }
     }
@@ -332,8 +332,8 @@ impl Plot {
 
     /// A stretch of the x axis, shaded from top to bottom, never too narrow to be seen.
     pub fn shade(&mut self, from: f64, to: f64, class: &str, title: &str) {
-        let (Some(left), Some(right)) = (self.x.at(from), self.x.at(to)) else { return };
-        let (left, width) = (short(100.0 * left), short((100.0 * (right - left)).max(0.15)));
+        let (Some(left), Some(right)) = (self.x.position(from), self.x.position(to)) else { return };
+        let (left, width) = (format_short(100.0 * left), format_short((100.0 * (right - left)).max(0.15)));
         self.below += &format!(
             r#"<rect class="{class}" x="{left}%" width="{width}%" height="{}"><title>{}</title></rect>"#,
             self.height,
@@ -343,7 +343,7 @@ impl Plot {
 
     /// A line through points `[x, y]`; each run stands for itself.
     pub fn line(&mut self, runs: &[Vec<[f64; 2]>], class: &str) {
-        let mut path = Path::default();
+        let mut path = PathBuilder::default();
         for run in runs {
             path.begin();
             for [x, y] in run {
@@ -356,11 +356,11 @@ impl Plot {
     /// Colours for a line that changes at a height, from class `usual` to `unusual` above it: the
     /// line's stroke is `url(#id)`.
     pub fn split(&mut self, id: &str, y: f64) {
-        if let Some(share) = self.y.at(y) {
+        if let Some(share) = self.y.position(y) {
             let at = format!("{:.4}", 1.0 - share);
             self.data += &format!(
                 "<linearGradient id=\"{id}\" gradientUnits=\"userSpaceOnUse\" x1=\"0\" x2=\"0\" y1=\"0\" \
-                 y2=\"{HIGH}\"><stop class=\"unusual\" offset=\"{at}\"/><stop class=\"usual\" offset=\"{at}\"/>\
+                 y2=\"{GRID_HEIGHT}\"><stop class=\"unusual\" offset=\"{at}\"/><stop class=\"usual\" offset=\"{at}\"/>\
                  </linearGradient>"
             );
         }
@@ -368,7 +368,7 @@ impl Plot {
 
     /// What lies between the least and the greatest, points `[x, least, greatest]`.
     pub fn band(&mut self, runs: &[Vec<[f64; 3]>], class: &str) {
-        let mut path = Path::default();
+        let mut path = PathBuilder::default();
         for run in runs {
             path.begin();
             for [x, _, greatest] in run {
@@ -384,7 +384,7 @@ impl Plot {
 
     /// The outline of bins of equal width that begin at `from`, down to the x axis at both ends.
     pub fn steps(&mut self, from: f64, width: f64, heights: &[f64], class: &str) {
-        let mut path = Path::default();
+        let mut path = PathBuilder::default();
         path.begin();
         path.to(self.grid(from, self.y.low));
         for (i, height) in heights.iter().enumerate() {
@@ -397,8 +397,8 @@ impl Plot {
     }
 
     fn grid(&self, x: f64, y: f64) -> Option<[i64; 2]> {
-        let (x, y) = (self.x.at(x)?, self.y.at(y)?);
-        Some([(WIDE * x).round() as i64, (HIGH * (1.0 - y)).round() as i64])
+        let (x, y) = (self.x.position(x)?, self.y.position(y)?);
+        Some([(GRID_WIDTH * x).round() as i64, (GRID_HEIGHT * (1.0 - y)).round() as i64])
     }
 
     fn path(&mut self, d: &str, class: &str) {
@@ -419,7 +419,7 @@ impl Plot {
 
     /// A text over a point of the plot, `up` pixels higher.
     pub fn note(&mut self, x: f64, y: f64, up: f64, class: &str, text: &str) {
-        if let (Some(x), Some(y)) = (self.x.at(x), self.y.at(y)) {
+        if let (Some(x), Some(y)) = (self.x.position(x), self.y.position(y)) {
             self.text_at(x, (1.0 - y) * self.height - up, Anchor::within(x), class, text);
         }
     }
@@ -431,7 +431,7 @@ impl Plot {
             Anchor::Middle => "middle",
             Anchor::End => "end",
         };
-        let (x, y, text) = (short(100.0 * share), short(y), escape(text));
+        let (x, y, text) = (format_short(100.0 * share), format_short(y), escape(text));
         self.above +=
             &format!(r#"<text class="{class}" x="{x}%" y="{y}" text-anchor="{anchor}">{text}</text>"#);
     }
@@ -445,7 +445,7 @@ impl Plot {
         format!(
             "<svg class=\"plot {class}\" height=\"{height}\" role=\"img\" aria-label=\"{}\" \
              data-low=\"{:e}\" data-high=\"{:e}\"{log}>{below}\
-             <svg class=\"data\" viewBox=\"0 0 {WIDE} {HIGH}\" preserveAspectRatio=\"none\" \
+             <svg class=\"data\" viewBox=\"0 0 {GRID_WIDTH} {GRID_HEIGHT}\" preserveAspectRatio=\"none\" \
              width=\"100%\" height=\"100%\">{data}</svg>{above}</svg>\n",
             escape(label),
             y.low,
@@ -456,12 +456,12 @@ impl Plot {
 
 /// The commands of a path on the grid: the first point of a run, then steps from point to point.
 #[derive(Default)]
-struct Path {
+struct PathBuilder {
     d: String,
     at: Option<[i64; 2]>,
 }
 
-impl Path {
+impl PathBuilder {
     fn begin(&mut self) {
         self.at = None;
     }
@@ -484,7 +484,7 @@ impl Path {
 }
 
 /// Two decimals at most.
-fn short(value: f64) -> String {
+fn format_short(value: f64) -> String {
     let text = format!("{value:.2}");
     text.trim_end_matches('0').trim_end_matches('.').to_string()
 }
@@ -537,7 +537,7 @@ mod tests {
     }
 
     #[test]
-    fn ticks_are_round_and_none_is_told_twice() {
+    fn ticks_are_round_and_none_is_repeated() {
         let linear = |low, high| labels(Scale::linear([low, high]).ticks(5));
         assert_eq!(linear(0.0, 1.0), ["0", "0.2", "0.4", "0.6", "0.8", "1"]);
         assert_eq!(linear(-0.13, 0.17), ["−0.1", "−0.05", "0", "0.05", "0.1", "0.15"]);
@@ -571,7 +571,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_on_a_scale_is_within_it_or_none() {
+    fn a_position_on_a_scale_is_within_it_or_none() {
         let scales = [
             Scale::linear([]),
             Scale::linear([f64::NAN, 5.0]),
@@ -584,16 +584,16 @@ mod tests {
             assert!(scale.low() < scale.high() && scale.high().is_finite(), "{scale:?}");
             for value in [0.0, -3.0, 1e-310, f64::MAX, f64::MIN] {
                 assert!(
-                    scale.at(value).is_some_and(|share| (0.0..=1.0).contains(&share)),
+                    scale.position(value).is_some_and(|share| (0.0..=1.0).contains(&share)),
                     "{value} on {scale:?}"
                 );
             }
-            assert_eq!([f64::NAN, f64::INFINITY].map(|value| scale.at(value)), [None, None]);
+            assert_eq!([f64::NAN, f64::INFINITY].map(|value| scale.position(value)), [None, None]);
         }
     }
 
     #[test]
-    fn a_line_is_drawn_in_whole_steps_and_broken_at_what_has_no_place() {
+    fn a_line_is_drawn_in_whole_steps_and_broken_at_values_that_are_not_finite() {
         let mut plot = Plot::new(Scale::linear([0.0, 1.0]), Scale::linear([0.0, 1.0]), 10);
         plot.line(&[vec![[0.0, 0.0], [0.5, 1.0], [0.6, f64::NAN], [0.75, 0.5], [1.0, 0.25]]], "l");
         plot.band(&[vec![[0.0, 0.0, 1.0], [1.0, 0.5, 0.5]]], "b");

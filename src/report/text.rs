@@ -101,7 +101,7 @@ pub struct Date {
 
 impl Date {
     /// The day that holds this millisecond since the epoch.
-    pub fn of(time_ms: i64) -> Self {
+    pub fn from_ms(time_ms: i64) -> Self {
         // Years from March to February put the leap day last; 400 of them are 146,097 days.
         let days = time_ms.div_euclid(DAY_MS) + 719_468;
         let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
@@ -129,7 +129,7 @@ impl Date {
 }
 
 /// `06:00`, or `06:00:15` where the seconds are not 0.
-pub fn clock(time_ms: i64) -> String {
+pub fn format_time(time_ms: i64) -> String {
     let seconds = time_ms.div_euclid(1000).rem_euclid(86_400);
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     if seconds == 0 {
@@ -140,9 +140,9 @@ pub fn clock(time_ms: i64) -> String {
 }
 
 /// `12 Nov 2026 06:00`, UTC.
-pub fn moment(time_ms: i64) -> String {
-    let date = Date::of(time_ms);
-    format!("{} {} {} {}", date.day, date.month_name(), date.year, clock(time_ms))
+pub fn format_datetime(time_ms: i64) -> String {
+    let date = Date::from_ms(time_ms);
+    format!("{} {} {} {}", date.day, date.month_name(), date.year, format_time(time_ms))
 }
 
 #[cfg(test)]
@@ -185,13 +185,13 @@ mod tests {
             (1_795_046_400_000, "19 Nov 2026 00:00"),
         ];
         for (time_ms, text) in cases {
-            assert_eq!(moment(time_ms), text);
+            assert_eq!(format_datetime(time_ms), text);
         }
         for time_ms in [i64::MIN, i64::MAX] {
-            moment(time_ms);
+            format_datetime(time_ms);
         }
         for month in (1890 * 12)..(2110 * 12) {
-            let date = Date::of(Date::month_ms(month));
+            let date = Date::from_ms(Date::month_ms(month));
             assert_eq!((12 * date.year + date.month, date.day), (month, 1));
         }
     }

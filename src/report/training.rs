@@ -11,26 +11,26 @@ pub struct Training {
     /// Facts for the head of the page, name and value: kind, parameters, rows, range of time, seed.
     pub facts: Vec<(String, String)>,
     /// Was the model let into service, and if not, why.
-    pub verdict: Verdict,
+    pub promotion: PromotionDecision,
     /// Every size of the sweep, ascending; at least one.
     pub sweep: Vec<Candidate>,
     /// Position of the chosen one in `sweep`.
     pub chosen: usize,
     /// Folds of the chosen one, in the order of time.
-    pub folds: Vec<Fold>,
+    pub folds: Vec<FoldHistograms>,
     /// Scores and features over time, thinned out for the plot.
     pub timeline: Timeline,
     /// The columns, in the order of the model.
-    pub features: Vec<Feature>,
+    pub features: Vec<FeatureSummary>,
 }
 
 /// Whether the model was let into service.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Verdict {
+pub enum PromotionDecision {
     /// It holds this alias now.
     Promoted(String),
     /// It was registered, but kept out of service, for these reasons.
-    Held(Vec<String>),
+    Gated(Vec<String>),
     /// Nobody asked for it to be put into service.
     Saved,
 }
@@ -53,7 +53,7 @@ impl Candidate {
 
 /// The decisions of one fold's rows, in 200 bins of equal width over [-1, 1], as densities.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Fold {
+pub struct FoldHistograms {
     /// KL divergence of the two.
     pub kl: f64,
     /// Rows that the forest was fitted on.
@@ -74,12 +74,12 @@ pub struct Timeline {
     /// Least and greatest value of each feature in each stretch, `[n_features][n_points]`.
     pub features: Vec<Vec<[f32; 2]>>,
     /// Stretches that were left out of training, and why.
-    pub excluded: Vec<Excluded>,
+    pub excluded: Vec<ExcludedRange>,
 }
 
 /// A stretch of time that was left out of training.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Excluded {
+pub struct ExcludedRange {
     /// First millisecond.
     pub from_ms: i64,
     /// Last millisecond.
@@ -92,7 +92,7 @@ pub struct Excluded {
 
 /// One column of the model over its training rows.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Feature {
+pub struct FeatureSummary {
     /// As people write it: `rate(node_network_receive_bytes_total{device="eth0"}[1m])`.
     pub name: String,
     /// Least value.

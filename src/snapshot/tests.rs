@@ -1,6 +1,6 @@
 use super::*;
 use crate::prom::Sample;
-use crate::window::{Alarm, Score, Voice};
+use crate::window::{IncidentState, ModelRole, Score};
 use prometheus_client::registry::Registry;
 use proptest::prelude::*;
 use std::collections::HashSet;
@@ -11,42 +11,47 @@ fn labels(text: &[(&str, &str)]) -> Labels {
     Labels::new(text.iter().copied()).expect("valid")
 }
 
-fn snapshot() -> (State, Window) {
+fn snapshot() -> (GroupState, Window) {
     let mut window = Window::new(3_600_000);
     for device in ["eth0", "lo", "a \"quoted\"\n name"] {
-        let column = window.column(&labels(&[("__name__", "rx"), ("device", device)])).expect("few");
+        let column =
+            window.get_or_add_column(&labels(&[("__name__", "rx"), ("device", device)])).expect("few");
         for i in 0..300 {
             let value = if i % 50 == 7 { f64::NAN } else { i as f64 / 3.0 };
             window.push(column, Sample { timestamp_ms: i * 15_000, value });
         }
         window.push(column, Sample::stale(300 * 15_000));
     }
-    let alarm = Some(Alarm { threshold: 1.5, is_incident: true });
-    window.set_score(Voice::Champion, 4_000_000, Score { decision: -0.1, score: 1.2, alarm });
-    let cause = Cause {
+    let alarm = Some(IncidentState { threshold: 1.5, is_incident: true });
+    window.set_score(
+        ModelRole::Champion,
+        4_000_000,
+        Score { decision: -0.1, score: 1.2, incident_state: alarm },
+    );
+    let contribution = SavedContribution {
         feature: labels(&[("__name__", "rx")]),
         reason: "jumped".into(),
         share: 0.1 + 0.2,
-        usual: [None, Some(1.0 / 3.0), Some(f64::MAX)],
+        expected_range: [None, Some(1.0 / 3.0), Some(f64::MAX)],
     };
-    let state = State {
+    let state = GroupState {
         detector: "net".into(),
-        watches: "rate(1m)".into(),
+        selection_key: "rate(1m)".into(),
         group: labels(&[("job", "node")]),
-        champion: Some(Mark {
+        champion: Some(ModelCheckpoint {
             name: "net".into(),
             version: 3,
             digest: "00".into(),
-            passed_ms: 4_000_000,
-            live: None,
+            processed_to_ms: 4_000_000,
+            checkpoint: None,
         }),
         challenger: None,
         newest_scored_ms: Some(4_000_000),
         cursors: BTreeMap::from([("http://localhost/".into(), i64::MIN)]),
-        causes: vec![(4_000_000, vec![cause]), (4_015_000, Vec::new())],
-        incidents: vec![4_000_000],
+        contributions: vec![(4_000_000, vec![contribution]), (4_015_000, Vec::new())],
+        incident_starts_ms: vec![4_000_000],
         is_incident: true,
-        ended: vec![4_500_000],
+        stale_ms: vec![4_500_000],
     };
     (state, window)
 }
@@ -62,14 +67,14 @@ fn cells(window: &Window) -> Vec<(Vec<i64>, Vec<Option<u64>>)> {
 fn f45_a_snapshot_is_read_as_it_was_written() {
     let (state, window) = snapshot();
     let bytes = encode(state.clone(), &window);
-    let (again, window_again) = decode(&bytes).expect("its own bytes");
-    assert_eq!(again, state);
-    assert_eq!(cells(&window_again), cells(&window));
-    assert_eq!(window_again.length_ms(), window.length_ms());
+    let (restored, restored_window) = decode(&bytes).expect("its own bytes");
+    assert_eq!(restored, state);
+    assert_eq!(cells(&restored_window), cells(&window));
+    assert_eq!(restored_window.length_ms(), window.length_ms());
 }
 
 #[test]
-fn f22_damage_is_found() {
+fn f22_corruption_is_detected() {
     let (state, window) = snapshot();
     let bytes = encode(state, &window);
     let error = |bytes: &[u8]| decode(bytes).map(|_| ()).expect_err("no snapshot").to_string();
@@ -79,21 +84,21 @@ fn f22_damage_is_found() {
     assert_eq!(error(b"PK\x03\x04\n"), magic);
     let later = [b"promforest snapshot 2", &bytes[21..]].concat();
     assert_eq!(error(&later), "the format is \"2\", this version reads 1");
-    let damaged = "the file does not have its checksum: it is damaged or cut off";
+    let corrupt = "the file does not have its checksum: it is damaged or cut off";
     let first_line = bytes.iter().position(|byte| *byte == b'\n').expect("a line") + 1;
     for length in [first_line, first_line + 1, bytes.len() / 2, bytes.len() - 1] {
-        assert_eq!(error(&bytes[..length]), damaged, "{length}");
+        assert_eq!(error(&bytes[..length]), corrupt, "{length}");
     }
-    for place in (first_line..bytes.len()).step_by(997) {
+    for position in (first_line..bytes.len()).step_by(997) {
         let mut flipped = bytes.clone();
-        flipped[place] ^= 1 << (place % 8);
-        assert_eq!(error(&flipped), damaged, "{place}");
+        flipped[position] ^= 1 << (position % 8);
+        assert_eq!(error(&flipped), corrupt, "{position}");
     }
 }
 
 /// With a checksum of its own.
-fn forged(content: &[u8]) -> Vec<u8> {
-    [format!("{MAGIC} {FORMAT} {}\n", artifact::hex(content)).as_bytes(), content].concat()
+fn with_valid_checksum(content: &[u8]) -> Vec<u8> {
+    [format!("{MAGIC} {FORMAT} {}\n", artifact::sha256_hex(content)).as_bytes(), content].concat()
 }
 
 proptest! {
@@ -101,26 +106,26 @@ proptest! {
 
     /// Nothing that only looks like a snapshot ends the program.
     #[test]
-    fn f22_forged_snapshots_do_no_harm(places in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
+    fn f22_forged_snapshots_do_not_panic(edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
         let (state, window) = snapshot();
         let bytes = encode(state, &window);
-        let (_, content) = line(&bytes).expect("a line");
-        let (head, arrow) = line(content).expect("another");
+        let (_, content) = split_line(&bytes).expect("a line");
+        let (head, arrow) = split_line(content).expect("another");
         let mut arrow = arrow.to_vec();
-        for (place, byte) in places {
+        for (index, byte) in edits {
             // The numbers that say where everything is stand at both ends.
-            let (place, end) = (place.index(3000), place.index(2) == 0);
-            let place = if end { arrow.len() - 1 - place } else { place };
-            arrow[place] = byte;
+            let (position, end) = (index.index(3000), index.index(2) == 0);
+            let position = if end { arrow.len() - 1 - position } else { position };
+            arrow[position] = byte;
         }
-        let _ = decode(&forged(&[head, b"\n", &arrow].concat()));
+        let _ = decode(&with_valid_checksum(&[head, b"\n", &arrow].concat()));
     }
 }
 
-fn folder(path: &std::path::Path) -> (Folder, Registry) {
+fn store(path: &std::path::Path) -> (SnapshotStore, Registry) {
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
-    (Folder::new(path.join("snapshots"), metrics), registry)
+    (SnapshotStore::new(path.join("snapshots"), metrics), registry)
 }
 
 fn metric(registry: &Registry, line: &str) -> f64 {
@@ -131,42 +136,42 @@ fn metric(registry: &Registry, line: &str) -> f64 {
 }
 
 #[test]
-fn f22_what_is_no_snapshot_is_set_aside_and_the_others_are_read() {
+fn f22_corrupt_snapshots_are_renamed_and_the_others_are_read() {
     let dir = tempfile::tempdir().expect("a directory");
-    let (mut folder, registry) = folder(dir.path());
-    assert!(folder.load().is_empty(), "no folder yet");
+    let (mut store, registry) = store(dir.path());
+    assert!(store.load().is_empty(), "no folder yet");
     let (state, window) = snapshot();
     let good = encode(state.clone(), &window);
-    let name = Folder::name("net", &state.group);
-    folder.write(&name, &good).expect("the directory is ours");
+    let name = SnapshotStore::file_name("net", &state.group);
+    store.write(&name, &good).expect("the directory is ours");
     let bad: [(&str, &[u8]); 4] = [
         ("empty", b""),
         ("cut", &good[..good.len() / 2]),
         ("future", b"promforest snapshot 99 00\n"),
         ("junk", &[7; 100]),
     ];
-    let at = |name: &str| dir.path().join("snapshots").join(name);
+    let path_of = |name: &str| dir.path().join("snapshots").join(name);
     for (name, bytes) in bad {
-        fs::write(at(&format!("{name}.snapshot")), bytes).expect("the directory is ours");
+        fs::write(path_of(&format!("{name}.snapshot")), bytes).expect("the directory is ours");
     }
-    fs::write(at("unfinished.draft"), &good[..10]).expect("the directory is ours");
-    let loaded = folder.load();
+    fs::write(path_of("unfinished.draft"), &good[..10]).expect("the directory is ours");
+    let loaded = store.load();
     assert_eq!(loaded.into_iter().map(|(state, _)| state).collect::<Vec<_>>(), [state]);
     assert_eq!(metric(&registry, "snapshot_groups_total{outcome=\"damaged\"}"), 4.0);
     for (name, bytes) in bad {
-        assert_eq!(fs::read(at(&format!("{name}.damaged"))).expect("it is kept"), bytes);
+        assert_eq!(fs::read(path_of(&format!("{name}.damaged"))).expect("it is kept"), bytes);
     }
-    assert_eq!(folder.load().len(), 1, "nothing is found twice");
+    assert_eq!(store.load().len(), 1, "nothing is found twice");
     assert_eq!(metric(&registry, "snapshot_groups_total{outcome=\"damaged\"}"), 4.0);
 }
 
 #[test]
 fn files_of_groups_that_are_gone_are_removed() {
     let dir = tempfile::tempdir().expect("a directory");
-    let (mut folder, registry) = folder(dir.path());
-    folder.write("a.snapshot", b"12345").expect("the directory is ours");
-    folder.write("b.snapshot", b"123").expect("the directory is ours");
-    folder.finish(&HashSet::from(["a.snapshot".to_string()]), Duration::from_secs(2), None);
+    let (mut store, registry) = store(dir.path());
+    store.write("a.snapshot", b"12345").expect("the directory is ours");
+    store.write("b.snapshot", b"123").expect("the directory is ours");
+    store.finish_round(&HashSet::from(["a.snapshot".to_string()]), Duration::from_secs(2), None);
     assert!(!dir.path().join("snapshots/b.snapshot").exists());
     assert_eq!(metric(&registry, "snapshot_size_bytes"), 5.0);
     assert_eq!(metric(&registry, "snapshot_duration_seconds"), 2.0);
@@ -174,22 +179,22 @@ fn files_of_groups_that_are_gone_are_removed() {
 }
 
 #[test]
-fn f20_f21_a_folder_that_takes_nothing_is_counted() {
+fn f20_f21_a_directory_that_cannot_be_written_is_counted() {
     let dir = tempfile::tempdir().expect("a directory");
-    let (mut folder, registry) = folder(dir.path());
+    let (mut store, registry) = store(dir.path());
     // Somebody's file is in its place: this fails for root, too.
     fs::write(dir.path().join("snapshots"), "").expect("the directory is ours");
-    assert!(folder.load().is_empty());
-    let error = folder.write("a.snapshot", b"1").expect_err("no folder");
-    folder.finish(&HashSet::new(), Duration::ZERO, Some(error));
+    assert!(store.load().is_empty());
+    let error = store.write("a.snapshot", b"1").expect_err("no folder");
+    store.finish_round(&HashSet::new(), Duration::ZERO, Some(error));
     assert_eq!(metric(&registry, "snapshot_failures_total{operation=\"write\"}"), 1.0);
     assert_eq!(metric(&registry, "snapshot_failures_total{operation=\"read\"}"), 1.0);
     assert_eq!(metric(&registry, "snapshot_last_success_timestamp_seconds"), 0.0);
     let path = dir.path().join("snapshots").display().to_string();
-    assert!(folder.clone().trouble().expect("it is known").contains(&path));
+    assert!(store.clone().failure_message().expect("it is known").contains(&path));
     fs::remove_file(dir.path().join("snapshots")).expect("the directory is ours");
-    folder.write("a.snapshot", b"1").expect("there is place again");
-    folder.finish(&HashSet::from(["a.snapshot".into()]), Duration::ZERO, None);
-    assert_eq!(folder.trouble(), None);
+    store.write("a.snapshot", b"1").expect("there is place again");
+    store.finish_round(&HashSet::from(["a.snapshot".into()]), Duration::ZERO, None);
+    assert_eq!(store.failure_message(), None);
     assert!(metric(&registry, "snapshot_last_success_timestamp_seconds") > 0.0);
 }

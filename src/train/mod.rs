@@ -5,27 +5,27 @@
 //! its model within seconds, and one beside a new Prometheus, or one that serves no remote read,
 //! has it as soon as its own window is long enough.
 
-pub mod enter;
+pub mod register;
 mod gate;
-pub mod page;
-pub mod past;
+pub mod report;
+pub mod history;
 pub mod pool;
-pub mod replay;
-pub mod rows;
+pub mod catch_up;
+pub mod training_set;
 pub mod trainer;
-pub mod validate;
+pub mod cross_validation;
 
-use crate::detect::{Detection, Prepared};
+use crate::detect::{OnlineDetector, TrainingMatrix};
 use crate::forest;
-use crate::models::{self, Card, Fitted, Histogram, History, Model, Params};
+use crate::models::{self, DecisionHistogram, FittedModel, Model, ModelCard, ModelParams, TrainingRange};
 use crate::prom::{Labels, duration};
 use crate::window::Score;
 use crate::yaml::{Node, Section};
-pub use gate::Gate;
-use rows::Rows;
+use cross_validation::Sweep;
+pub use gate::PromotionGate;
 use std::num::NonZeroUsize;
 use std::time::Duration;
-use validate::Sweep;
+use training_set::TrainingSet;
 
 /// When models are trained, and on what.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,15 +33,15 @@ pub struct Config {
     /// How far back the training rows reach.
     pub history: Duration,
     /// How much of it there has to be for a first model.
-    pub minimum: Duration,
+    pub min_history: Duration,
     /// How often a model is made anew.
-    pub every: Duration,
+    pub interval: Duration,
     /// Sizes of sample to choose from; empty: `max_samples` of the model, unswept.
     pub sweep: Vec<usize>,
     /// Alerts whose firing keeps the time out of training, by name.
     pub exclude_alerts: Vec<String>,
     /// What a model has to show before it is let into service.
-    pub gate: Gate,
+    pub gate: PromotionGate,
 }
 
 impl Default for Config {
@@ -49,11 +49,11 @@ impl Default for Config {
         let hours = |n: u64| Duration::from_secs(n * 3600);
         Self {
             history: hours(5 * 24),
-            minimum: hours(1),
-            every: hours(24),
+            min_history: hours(1),
+            interval: hours(24),
             sweep: Vec::new(),
             exclude_alerts: Vec::new(),
-            gate: Gate::default(),
+            gate: PromotionGate::default(),
         }
     }
 }
@@ -64,36 +64,36 @@ impl Config {
         let default = Self::default();
         let config = Self {
             history: section.duration("history", default.history),
-            minimum: section.duration("minimum", default.minimum),
-            every: section.duration("every", default.every),
-            sweep: section.get("sweep").map(|list| sizes(&list)).unwrap_or_default(),
-            exclude_alerts: section.get("exclude_alerts").map(|list| texts(&list)).unwrap_or_default(),
-            gate: section.get("gate").and_then(Node::section).map_or(default.gate, Gate::read),
+            min_history: section.duration("min_history", default.min_history),
+            interval: section.duration("interval", default.interval),
+            sweep: section.get("sweep").map(|list| read_sizes(&list)).unwrap_or_default(),
+            exclude_alerts: section.get("exclude_alerts").map(|list| read_texts(&list)).unwrap_or_default(),
+            gate: section.get("gate").and_then(Node::section).map_or(default.gate, PromotionGate::read),
         };
-        if config.history < config.minimum {
-            section.refuse(format!(
-                "history: {} is shorter than minimum ({})",
+        if config.history < config.min_history {
+            section.error(format!(
+                "history: {} is shorter than min_history ({})",
                 duration::Display(config.history),
-                duration::Display(config.minimum)
+                duration::Display(config.min_history)
             ));
         }
-        section.finish();
+        section.deny_unknown();
         config
     }
 }
 
-fn sizes(list: &Node<'_, '_>) -> Vec<usize> {
+fn read_sizes(list: &Node<'_, '_>) -> Vec<usize> {
     let size = |node: &Node<'_, '_>| {
         let size: usize = node.value("a whole number")?;
         if size == 0 {
-            node.refuse("must be at least 1");
+            node.error("must be at least 1");
         }
         Some(size)
     };
     list.items().iter().flatten().filter_map(size).collect()
 }
 
-fn texts(list: &Node<'_, '_>) -> Vec<String> {
+fn read_texts(list: &Node<'_, '_>) -> Vec<String> {
     list.items().iter().flatten().filter_map(Node::text).collect()
 }
 
@@ -101,18 +101,18 @@ fn texts(list: &Node<'_, '_>) -> Vec<String> {
 /// little, and should not serve for a day.
 const GROWTH: f64 = 0.25;
 /// But no sooner than this.
-const SHORTEST_PAUSE: Duration = Duration::from_secs(15);
+const MIN_RETRAIN_INTERVAL: Duration = Duration::from_secs(15);
 
 impl Config {
     /// How long a model serves that was trained on so much history.
-    pub fn pause(&self, observed_ms: i64) -> Duration {
+    pub fn retrain_interval(&self, observed_ms: i64) -> Duration {
         let growth = Duration::from_millis((observed_ms.max(0) as f64 * GROWTH) as u64);
-        growth.min(self.every).max(SHORTEST_PAUSE)
+        growth.min(self.interval).max(MIN_RETRAIN_INTERVAL)
     }
 }
 
 /// Rows below which there is nothing to hold back for validation.
-const ENOUGH_TO_VALIDATE: usize = 10;
+const MIN_ROWS_TO_VALIDATE: usize = 10;
 
 /// A model, and how it came about.
 #[derive(Clone, Debug, PartialEq)]
@@ -128,7 +128,7 @@ pub struct Trained {
 
 /// Whose model is trained.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Purpose {
+pub struct ModelScope {
     /// The detector.
     pub detector: Option<String>,
     /// The group; none for rows of a file.
@@ -141,28 +141,28 @@ pub struct Purpose {
 /// # Errors
 /// The forest's own, when the parameters do not suit the rows.
 pub fn train(
-    params: &Params,
-    rows: &Rows,
+    params: &ModelParams,
+    training_set: &TrainingSet,
     sizes: &[usize],
-    purpose: Purpose,
+    scope: ModelScope,
     now_ms: i64,
     threads: NonZeroUsize,
-    done: &(dyn Fn(usize, usize) + Sync),
+    on_fold: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Trained, forest::Error> {
-    let table = rows.table()?;
-    let prepared = match params {
-        Params::IsolationForest(_) => None,
-        Params::Extended(_) => Some(Prepared::learn(&rows.timestamps, &table)?),
+    let table = training_set.table()?;
+    let matrix = match params {
+        ModelParams::IsolationForest(_) => None,
+        ModelParams::Extended(_) => Some(TrainingMatrix::new(&training_set.timestamps, &table)?),
     };
-    let seen = match &prepared {
+    let forest_table = match &matrix {
         None => Some(table),
         Some(prepared) => prepared.table()?,
     };
-    let sweep = match &seen {
-        Some(seen) if seen.n_rows() >= ENOUGH_TO_VALIDATE => {
-            let fixed = [params.max_samples(seen.n_rows())];
+    let sweep = match &forest_table {
+        Some(forest_table) if forest_table.n_rows() >= MIN_ROWS_TO_VALIDATE => {
+            let fixed = [params.max_samples(forest_table.n_rows())];
             let sizes = if sizes.is_empty() { &fixed } else { sizes };
-            Some(validate::sweep(params, seen, sizes, threads, done)?)
+            Some(cross_validation::sweep(params, forest_table, sizes, threads, on_fold)?)
         }
         _ => None,
     };
@@ -172,42 +172,42 @@ pub fn train(
         }
         _ => params.clone(),
     };
-    let (fitted, scores) = match (&params, prepared) {
-        (Params::Extended(params), Some(prepared)) => {
-            let (detection, scores) = Detection::of(prepared.grow(params, threads)?);
-            (Fitted::Extended(Box::new(detection)), scores)
+    let (fitted, scores) = match (&params, matrix) {
+        (ModelParams::Extended(params), Some(matrix)) => {
+            let (detection, scores) = OnlineDetector::from_training(matrix.fit(params, threads)?);
+            (FittedModel::Extended(Box::new(detection)), scores)
         }
-        (Params::IsolationForest(params), _) => {
+        (ModelParams::IsolationForest(params), _) => {
             let forest = params.fit(&table, threads)?;
             let mut row = vec![0.0; table.n_features()];
             let score = |(number, timestamp_ms): (usize, &i64)| {
                 table.copy_row(number, &mut row);
                 (*timestamp_ms, models::score(&forest, &row))
             };
-            let scores = rows.timestamps.iter().enumerate().map(score).collect();
-            (Fitted::IsolationForest(forest), scores)
+            let scores = training_set.timestamps.iter().enumerate().map(score).collect();
+            (FittedModel::IsolationForest(forest), scores)
         }
-        (Params::Extended(_), None) => unreachable!("rows are prepared for an extended forest"),
+        (ModelParams::Extended(_), None) => unreachable!("rows are prepared for an extended forest"),
     };
     let decisions: Vec<f64> = scores.iter().map(|(_, score): &(i64, Score)| score.decision).collect();
-    let card = Card {
-        detector: purpose.detector,
-        group: purpose.group,
+    let card = ModelCard {
+        detector: scope.detector,
+        group: scope.group,
         origin: concat!("promforest ", env!("CARGO_PKG_VERSION")).into(),
         created_ms: now_ms,
         params: params.describe(),
         columns: None,
-        history: Some(History {
-            from_ms: rows.timestamps[0],
-            to_ms: rows.to_ms,
-            observed_ms: rows.observed_ms,
-            n_rows: rows.len(),
-            n_excluded: rows.excluded.iter().map(|(_, n_rows)| n_rows).sum(),
+        training_range: Some(TrainingRange {
+            from_ms: training_set.timestamps[0],
+            to_ms: training_set.to_ms,
+            observed_ms: training_set.observed_ms,
+            n_rows: training_set.len(),
+            n_excluded: training_set.excluded.iter().map(|(_, n_rows)| n_rows).sum(),
         }),
         validation: sweep.as_ref().map(|sweep| sweep.validation.clone()),
-        baseline: Some(decisions.iter().collect::<Histogram>()),
+        baseline: Some(decisions.iter().collect::<DecisionHistogram>()),
     };
-    Ok(Trained { model: Model { schema: rows.schema.clone(), fitted, card }, sweep, scores })
+    Ok(Trained { model: Model { schema: training_set.schema.clone(), fitted, card }, sweep, scores })
 }
 
 #[cfg(test)]

@@ -6,14 +6,14 @@
 //! did lately and its incidents stay its own; the alternative, to go on from the state of the one that is most alike,
 //! would begin with another's rows as the past.
 
-use super::rows::{Rows, observed_ms};
-use super::{Purpose, past, train};
+use super::training_set::{TrainingSet, coverage_ms};
+use super::{ModelScope, history, train};
 use crate::config::Detector;
 use crate::features::Schema;
 use crate::forest;
-use crate::models::{Fitted, Model};
+use crate::models::{FittedModel, Model};
 use crate::prom::duration;
-use crate::window::{Voice, Window};
+use crate::window::{ModelRole, Window};
 use std::num::NonZeroUsize;
 
 /// Groups that a model is pooled of: more would say little that is new, and take as much longer.
@@ -48,60 +48,61 @@ impl Pool {
         now_ms: i64,
         threads: NonZeroUsize,
     ) -> Result<Option<Model>, forest::Error> {
-        let rows = self.rows();
-        let minimum_ms = duration::millis(detector.training.minimum);
+        let rows = self.training_set();
+        let minimum_ms = duration::millis(detector.training.min_history);
         let Some(rows) = rows.filter(|rows| rows.observed_ms >= minimum_ms) else { return Ok(None) };
-        let purpose = Purpose { detector: Some(detector.name.clone()), group: None };
+        let scope = ModelScope { detector: Some(detector.name.clone()), group: None };
         let sizes = &detector.training.sweep;
-        let mut model = match train(&detector.model, &rows, sizes, purpose, now_ms, threads, &|_, _| {}) {
+        let mut model = match train(&detector.model, &rows, sizes, scope, now_ms, threads, &|_, _| {}) {
             Err(forest::Error::Empty { .. }) => return Ok(None),
             trained => trained?.model,
         };
-        if let Fitted::Extended(detection) = &mut model.fitted {
-            **detection = detection.for_another(1.0 + MARGIN / self.windows.len() as f64);
+        if let FittedModel::Extended(detection) = &mut model.fitted {
+            **detection = detection.transferred(1.0 + MARGIN / self.windows.len() as f64);
         }
         Ok(Some(model))
     }
 
     /// The rows of all groups, those of the first where they are and the others' before them.
-    fn rows(&self) -> Option<Rows> {
-        let mut parts: Vec<Rows> = Vec::new();
+    fn training_set(&self) -> Option<TrainingSet> {
+        let mut training_sets: Vec<TrainingSet> = Vec::new();
         for window in &self.windows {
-            let incidents = window.scores(Voice::Champion, i64::MIN, i64::MAX);
-            let incidents = incidents.filter(|(_, score)| score.alarm.is_some_and(|alarm| alarm.is_incident));
+            let incidents = window.scores(ModelRole::Champion, i64::MIN, i64::MAX);
+            let incidents =
+                incidents.filter(|(_, score)| score.incident_state.is_some_and(|alarm| alarm.is_incident));
             let times: Vec<i64> = incidents.map(|(timestamp_ms, _)| timestamp_ms).collect();
-            let columns = self.schema.features.iter().filter_map(|feature| window.find(feature));
-            let observed_ms = columns.map(|column| observed_ms(window, column, self.schema.transform)).max();
-            let mut rows = Rows::of(
+            let columns = self.schema.features.iter().filter_map(|feature| window.find_column(feature));
+            let observed_ms = columns.map(|column| coverage_ms(window, column, self.schema.transform)).max();
+            let mut training_set = TrainingSet::from_first_row(
                 self.schema.clone(),
                 window,
-                &past::incidents_at(&times),
+                &history::incidents_from_times(&times),
                 observed_ms.unwrap_or(0).max(0),
                 i64::MAX,
             );
-            let Some(last_ms) = rows.timestamps.last() else { continue };
-            if let Some(next) = parts.last() {
+            let Some(last_ms) = training_set.timestamps.last() else { continue };
+            if let Some(next) = training_sets.last() {
                 let overlap_ms = last_ms + GAP_MS - next.timestamps[0];
                 let days = (overlap_ms + DAY_MS - 1).div_euclid(DAY_MS).max(0);
-                rows.timestamps.iter_mut().for_each(|timestamp_ms| *timestamp_ms -= days * DAY_MS);
+                training_set.timestamps.iter_mut().for_each(|timestamp_ms| *timestamp_ms -= days * DAY_MS);
             }
-            parts.push(rows);
+            training_sets.push(training_set);
         }
-        let to_ms = parts.first()?.to_ms;
-        parts.reverse();
+        let to_ms = training_sets.first()?.to_ms;
+        training_sets.reverse();
         let columns = 0..self.schema.features.len();
         let column = |column: usize| {
-            parts
+            training_sets
                 .iter()
                 .flat_map(move |rows| rows.values[column * rows.len()..][..rows.len()].iter().copied())
         };
-        Some(Rows {
+        Some(TrainingSet {
             schema: self.schema.clone(),
-            timestamps: parts.iter().flat_map(|rows| rows.timestamps.iter().copied()).collect(),
+            timestamps: training_sets.iter().flat_map(|rows| rows.timestamps.iter().copied()).collect(),
             values: columns.flat_map(column).collect(),
-            excluded: parts.iter().flat_map(|rows| rows.excluded.iter().cloned()).collect(),
+            excluded: training_sets.iter().flat_map(|rows| rows.excluded.iter().cloned()).collect(),
             to_ms,
-            observed_ms: parts.iter().map(|rows| rows.observed_ms).sum(),
+            observed_ms: training_sets.iter().map(|rows| rows.observed_ms).sum(),
         })
     }
 }

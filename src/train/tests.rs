@@ -1,9 +1,9 @@
-use super::rows::{Exclusion, NoRows, join};
+use super::training_set::{Exclusion, TrainingSetError, join};
 use super::*;
 use crate::config::{self, Detector};
-use crate::history::Series;
 use crate::prom::{METRIC_NAME, Sample};
-use crate::window::{Push, Window};
+use crate::remote_read::SeriesSamples;
+use crate::window::{PushOutcome, Window};
 use std::sync::Arc;
 
 const STEP_MS: i64 = 15_000;
@@ -20,27 +20,27 @@ fn feature(device: &str) -> Labels {
 }
 
 /// A counter that grows by about 100 a second, scraped from one step to another.
-fn counter(device: &str, steps: std::ops::Range<i64>) -> Series {
+fn counter(device: &str, steps: std::ops::Range<i64>) -> SeriesSamples {
     let sample =
         |i: i64| Sample { timestamp_ms: START_MS + i * STEP_MS, value: (i * 1500 + i * i % 97) as f64 };
     (feature(device), steps.map(sample).collect())
 }
 
 /// These series as history, and a live window that knows their features.
-fn window(series: Vec<Series>) -> Window {
+fn window(series: Vec<SeriesSamples>) -> Window {
     let mut live = Window::new(HISTORY_MS);
-    series.iter().for_each(|(labels, _)| assert!(live.column(labels).is_some()));
+    series.iter().for_each(|(labels, _)| assert!(live.get_or_add_column(labels).is_some()));
     join(&series, &live, HISTORY_MS)
 }
 
-fn rows(detector: &Detector, window: &Window) -> Result<Rows, NoRows> {
-    Rows::read(detector, window, &[], i64::MAX)
+fn rows(detector: &Detector, window: &Window) -> Result<TrainingSet, TrainingSetError> {
+    TrainingSet::from_window(detector, window, &[], i64::MAX)
 }
 
-fn fit(detector: &Detector, rows: &Rows, threads: usize) -> Trained {
+fn fit(detector: &Detector, rows: &TrainingSet, threads: usize) -> Trained {
     let threads = NonZeroUsize::new(threads).expect("above 0");
     let sizes = &detector.training.sweep;
-    train(&detector.model, rows, sizes, Purpose::default(), START_MS, threads, &|_, _| {})
+    train(&detector.model, rows, sizes, ModelScope::default(), START_MS, threads, &|_, _| {})
         .expect("the parameters suit")
 }
 
@@ -48,19 +48,19 @@ fn trained(detector: &Detector, window: &Window) -> Model {
     fit(detector, &rows(detector, window).expect("rows"), 1).model
 }
 
-fn history(model: &Model) -> &History {
-    model.card.history.as_ref().expect("it was trained here")
+fn history(model: &Model) -> &TrainingRange {
+    model.card.training_range.as_ref().expect("it was trained here")
 }
 
 #[test]
-fn waits_for_the_minimum_of_settled_rows() {
-    let detector = detector("{minimum: 10m}");
+fn waits_for_the_minimum_of_full_rows() {
+    let detector = detector("{min_history: 10m}");
     // 40 steps are ten minutes, but the first minute's rates are not settled.
     let short = rows(&detector, &window(vec![counter("eth0", 0..41)]));
-    assert!(matches!(short, Err(NoRows::TooShort { have_ms: 540_000 })), "{short:?}");
+    assert!(matches!(short, Err(TrainingSetError::TooShort { have_ms: 540_000 })), "{short:?}");
     // What settling still takes is lacking too.
     let young = rows(&detector, &window(vec![counter("eth0", 0..2)]));
-    assert!(matches!(young, Err(NoRows::TooShort { have_ms: -45_000 })), "{young:?}");
+    assert!(matches!(young, Err(TrainingSetError::TooShort { have_ms: -45_000 })), "{young:?}");
     let model = trained(&detector, &window(vec![counter("eth0", 0..45)]));
     assert_eq!(history(&model).observed_ms, 600_000);
     assert_eq!(history(&model).n_rows, 41, "from one minute on");
@@ -68,17 +68,17 @@ fn waits_for_the_minimum_of_settled_rows() {
 
 #[test]
 fn a_gap_does_not_count_as_history() {
-    let detector = detector("{minimum: 1h}");
+    let detector = detector("{min_history: 1h}");
     let (labels, mut samples) = counter("eth0", 0..10);
     samples.extend(counter("eth0", 1000..1010).1);
     let outcome = rows(&detector, &window(vec![(labels, samples)]));
     // twice nine steps and one gap of five minutes, less the minute to settle
-    assert!(matches!(outcome, Err(NoRows::TooShort { have_ms: 510_000 })), "{outcome:?}");
+    assert!(matches!(outcome, Err(TrainingSetError::TooShort { have_ms: 510_000 })), "{outcome:?}");
 }
 
 #[test]
 fn the_schema_is_what_is_alive_and_was_there_long_enough() {
-    let detector = detector("{minimum: 10m}");
+    let detector = detector("{min_history: 10m}");
     let series = vec![
         counter("eth0", 0..100),
         counter("gone", 0..90),
@@ -91,7 +91,7 @@ fn the_schema_is_what_is_alive_and_was_there_long_enough() {
 
 #[test]
 fn a_feature_joins_when_it_is_known_for_a_day_or_a_quarter_of_the_time() {
-    let detector = detector("{minimum: 10m}");
+    let detector = detector("{min_history: 10m}");
     let features = |old: i64, young: i64| {
         let series = vec![counter("eth0", 0..old), counter("new", old - young..old)];
         rows(&detector, &window(series)).expect("rows").schema.features
@@ -106,12 +106,12 @@ fn a_feature_joins_when_it_is_known_for_a_day_or_a_quarter_of_the_time() {
 
 /// What is new costs the model nothing of what it knows of the others.
 #[test]
-fn a_feature_that_came_later_does_not_shorten_what_is_known_of_others() {
+fn a_feature_that_began_later_does_not_shorten_the_history_of_others() {
     let day = 24 * 240;
     let both = window(vec![counter("eth0", 0..2 * day), counter("new", 3 * day / 2..2 * day)]);
     let detector_of = |kind: &str| {
         let text = format!(
-            "detectors: [{{name: net, match: [rx], training: {{minimum: 1h}}, model: {{kind: {kind}}}}}]"
+            "detectors: [{{name: net, match: [rx], training: {{min_history: 1h}}, model: {{kind: {kind}}}}}]"
         );
         config::Config::parse(&text).expect("a valid configuration").detectors.remove(0)
     };
@@ -129,31 +129,35 @@ fn a_feature_that_came_later_does_not_shorten_what_is_known_of_others() {
     assert!(new[unknown..].iter().all(|value| value.is_finite()));
 
     let trained = fit(&detector, &rows, 2);
-    let report = enter::draft("net", "champion", None, &trained, &rows).report;
+    let report = register::prepare("net", "champion", None, &trained, &rows).report;
     assert!(report.contains("device=&quot;new&quot;") || report.contains("device=\"new\""), "it is drawn");
     assert!(!report.contains("NaN"), "from where it began");
-    let Fitted::Extended(mut detection) = trained.model.fitted else { panic!("of its kind") };
-    let seen = detection.observe(START_MS + 2 * day * STEP_MS, &[100.0, 100.0]).expect("the next");
-    assert!(seen.usual[0].iter().all(|bound| bound.is_finite()), "the time of day is known of one");
-    assert!(seen.usual[1].iter().all(|bound| bound.is_nan()), "and not of the other");
+    let FittedModel::Extended(mut detection) = trained.model.fitted else { panic!("of its kind") };
+    let assessment = detection.assess(START_MS + 2 * day * STEP_MS, &[100.0, 100.0]).expect("the next");
+    assert!(
+        assessment.expected_range[0].iter().all(|bound| bound.is_finite()),
+        "the time of day is known of one"
+    );
+    assert!(assessment.expected_range[1].iter().all(|bound| bound.is_nan()), "and not of the other");
 
     // A forest of values cannot do without.
-    let plain = Rows::read(&detector_of("isolation_forest"), &both, &[], i64::MAX).expect("rows");
+    let plain =
+        TrainingSet::from_window(&detector_of("isolation_forest"), &both, &[], i64::MAX).expect("rows");
     assert_eq!(plain.len(), day as usize / 2 - 4);
 }
 
 #[test]
 fn history_and_live_window_are_joined_and_the_same_twice_is_once() {
-    let detector = detector("{minimum: 10m}");
+    let detector = detector("{min_history: 10m}");
     let mut live = Window::new(3_600_000);
-    let column = live.column(&feature("eth0")).expect("few");
+    let column = live.get_or_add_column(&feature("eth0")).expect("few");
     counter("eth0", 50..100)
         .1
         .into_iter()
-        .for_each(|sample| assert_eq!(live.push(column, sample), Push::Stored));
+        .for_each(|sample| assert_eq!(live.push(column, sample), PushOutcome::Stored));
     let whole = trained(&detector, &window(vec![counter("eth0", 0..100)]));
-    for past in [0..100, 0..60] {
-        let joined = join(&[counter("eth0", past)], &live, HISTORY_MS);
+    for range in [0..100, 0..60] {
+        let joined = join(&[counter("eth0", range)], &live, HISTORY_MS);
         let model = trained(&detector, &joined);
         assert_eq!(history(&model).n_rows, history(&whole).n_rows);
         assert_eq!(model.fitted, whole.fitted);
@@ -166,7 +170,7 @@ fn history_and_live_window_are_joined_and_the_same_twice_is_once() {
 
 #[test]
 fn the_same_history_gives_the_same_forest_on_any_number_of_threads() {
-    let detector = detector("{minimum: 10m}");
+    let detector = detector("{min_history: 10m}");
     let window = window(vec![counter("eth0", 0..400), counter("lo", 0..400)]);
     let rows = rows(&detector, &window).expect("rows");
     let one = fit(&detector, &rows, 1);
@@ -177,7 +181,7 @@ fn the_same_history_gives_the_same_forest_on_any_number_of_threads() {
 
 #[test]
 fn the_sweep_takes_the_size_with_the_least_divergence() {
-    let detector = detector("{minimum: 10m, sweep: [64, 5, 16, 9999]}");
+    let detector = detector("{min_history: 10m, sweep: [64, 5, 16, 9999]}");
     let window = window(vec![counter("eth0", 0..400), counter("lo", 0..400)]);
     let rows = rows(&detector, &window).expect("rows");
     let Trained { model, sweep, .. } = fit(&detector, &rows, 2);
@@ -185,7 +189,7 @@ fn the_sweep_takes_the_size_with_the_least_divergence() {
     let sizes: Vec<usize> = validation.trials.iter().map(|trial| trial.max_samples).collect();
     // 396 settled rows, 373 that the columns reach back from; the largest fold leaves 298 of them to fit on.
     assert_eq!(sizes, [5, 16, 64, 298]);
-    assert!(validation.trials.iter().all(|trial| trial.kl.len() == validate::N_SPLITS));
+    assert!(validation.trials.iter().all(|trial| trial.kl.len() == cross_validation::N_SPLITS));
     assert!(validation.trials.iter().all(|trial| trial.mean_kl() >= validation.best().mean_kl()));
     let size = validation.best().max_samples.to_string();
     assert!(model.card.params.contains(&("max_samples".into(), size)));
@@ -193,51 +197,52 @@ fn the_sweep_takes_the_size_with_the_least_divergence() {
 
 #[test]
 fn excluded_rows_stay_out_as_long_as_rates_reach_back() {
-    let detector = detector("{minimum: 10m}");
+    let detector = detector("{min_history: 10m}");
     let window = window(vec![counter("eth0", 0..200)]);
     let all = rows(&detector, &window).expect("rows");
     let exclusion = Exclusion {
         from_ms: START_MS + 100 * STEP_MS,
         to_ms: START_MS + 109 * STEP_MS,
         reason: "release".into(),
-        is_found: false,
+        is_detected: false,
     };
-    let rows = Rows::read(&detector, &window, std::slice::from_ref(&exclusion), i64::MAX).expect("rows");
+    let rows = TrainingSet::from_window(&detector, &window, std::slice::from_ref(&exclusion), i64::MAX)
+        .expect("rows");
     // Ten rows, and the minute after them.
     assert_eq!(rows.excluded, [(exclusion, 14)]);
     assert_eq!(rows.len(), all.len() - 14);
-    let everything = Exclusion { from_ms: 0, to_ms: i64::MAX, reason: String::new(), is_found: false };
+    let everything = Exclusion { from_ms: 0, to_ms: i64::MAX, reason: String::new(), is_detected: false };
     assert_eq!(
-        Rows::read(&detector, &window, &[everything], i64::MAX),
-        Err(NoRows::NeverComplete { n_features: 1 })
+        TrainingSet::from_window(&detector, &window, &[everything], i64::MAX),
+        Err(TrainingSetError::NeverComplete { n_features: 1 })
     );
 }
 
 #[test]
-fn the_gate_says_what_is_out_of_bounds() {
-    let gate = Gate::default();
-    let validation = |kl: f64, alert_rate: f64| crate::models::Validation {
+fn the_gate_names_each_bound_that_is_exceeded() {
+    let gate = PromotionGate::default();
+    let validation = |kl: f64, alert_rate: f64| crate::models::CrossValidation {
         trials: vec![crate::models::Trial { max_samples: 256, kl: vec![kl, kl] }],
         chosen: 0,
         alert_rate,
     };
-    assert!(gate.judge(&validation(0.02, 0.01), 500).is_empty());
-    assert!(gate.judge(&validation(20.0, 1.0), 499).is_empty(), "too few rows for the defaults");
-    let strict = Gate { max_kl: Some(0.01), ..Gate::default() };
-    assert_eq!(strict.judge(&validation(0.02, 0.01), 10).len(), 1, "the configuration's bounds judge all");
+    assert!(gate.check(&validation(0.02, 0.01), 500).is_empty());
+    assert!(gate.check(&validation(20.0, 1.0), 499).is_empty(), "too few rows for the defaults");
+    let strict = PromotionGate { max_kl: Some(0.01), ..PromotionGate::default() };
+    assert_eq!(strict.check(&validation(0.02, 0.01), 10).len(), 1, "the configuration's bounds judge all");
     assert_eq!(
-        gate.judge(&validation(2.5, 0.5), 500),
+        gate.check(&validation(2.5, 0.5), 500),
         [
             "the KL divergence of rows that it has not seen is 2.500, above the limit of 2",
             "it calls 50.0 % of the rows that it has not seen anomalous, above the limit of 30.0 %",
         ]
     );
-    assert_eq!(gate.judge(&validation(f64::NAN, 0.0), 500).len(), 1);
+    assert_eq!(gate.check(&validation(f64::NAN, 0.0), 500).len(), 1);
 }
 
 #[test]
 fn values_that_are_not_finite_are_left_out() {
-    let detector = detector("{minimum: 10m}");
+    let detector = detector("{min_history: 10m}");
     let (labels, mut samples) = counter("eth0", 0..100);
     samples[50].value = f64::INFINITY;
     let model = trained(&detector, &window(vec![(labels, samples)]));
@@ -249,36 +254,40 @@ fn values_that_are_not_finite_are_left_out() {
 fn a_young_model_is_renewed_soon_and_an_old_one_on_schedule() {
     let config = Config::default();
     for (observed_minutes, pause) in [(0, "15s"), (60, "15m"), (24 * 60, "6h"), (5 * 24 * 60, "1d")] {
-        assert_eq!(duration::Display(config.pause(observed_minutes * 60_000)).to_string(), pause);
+        assert_eq!(duration::Display(config.retrain_interval(observed_minutes * 60_000)).to_string(), pause);
     }
 }
 
 #[test]
 fn the_extended_kind_trains_alike() {
-    let text = "detectors: [{name: net, match: [rx], window: 1h, training: {minimum: 10m, sweep: [20, 100]}, \
+    let text = "detectors: [{name: net, match: [rx], window: 1h, training: {min_history: 10m, sweep: [20, 100]}, \
                 model: {kind: extended_isolation_forest, n_estimators: 20}}]";
     let detector = config::Config::parse(text).expect("a valid configuration").detectors.remove(0);
     let rows =
         rows(&detector, &window(vec![counter("eth0", 0..200), counter("eth1", 0..200)])).expect("rows");
     let trained = fit(&detector, &rows, 1);
     assert_eq!(fit(&detector, &rows, 2), trained, "threads do not show");
-    assert_eq!(trained.model.fitted.kind(), crate::models::Kind::ExtendedIsolationForest);
+    assert_eq!(trained.model.fitted.kind(), crate::models::ModelKind::ExtendedIsolationForest);
     let sizes: Vec<usize> =
         trained.sweep.iter().flat_map(|s| &s.validation.trials).map(|t| t.max_samples).collect();
     assert_eq!(sizes, [20, 100]);
     let params: Vec<&str> = trained.model.card.params.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(params, ["kind", "n_estimators", "max_samples", "n_columns", "random_state"]);
+    assert_eq!(params, ["kind", "n_estimators", "max_samples", "ndim", "random_state"]);
 }
 
 #[test]
 fn an_incident_that_lasts_is_learned_from() {
-    let detector = detector("{minimum: 10m}");
+    let detector = detector("{min_history: 10m}");
     let window = window(vec![counter("eth0", 0..20_000)]);
     let at = |i: i64| START_MS + i * STEP_MS;
     let excluded = |from: i64, is_found: bool| {
-        let incident =
-            Exclusion { from_ms: at(from), to_ms: at(20_000), reason: "incident".into(), is_found };
-        Rows::read(&detector, &window, &[incident], i64::MAX).expect("rows").excluded[0].1
+        let incident = Exclusion {
+            from_ms: at(from),
+            to_ms: at(20_000),
+            reason: "incident".into(),
+            is_detected: is_found,
+        };
+        TrainingSet::from_window(&detector, &window, &[incident], i64::MAX).expect("rows").excluded[0].1
     };
     // And what rates reach back to: four rows.
     assert_eq!(excluded(100, true), 100 + 1 + 4, "as long as what is known before it");
@@ -287,8 +296,8 @@ fn an_incident_that_lasts_is_learned_from() {
 }
 
 #[test]
-fn a_feature_that_was_there_once_or_has_no_row_yet_costs_the_others_nothing() {
-    let detector = detector("{minimum: 10m}");
+fn a_feature_with_few_rows_or_none_costs_the_others_no_rows() {
+    let detector = detector("{min_history: 10m}");
     let both = |early: std::ops::Range<i64>| {
         let (labels, mut samples) = counter("vpn", early);
         samples.extend(counter("vpn", 7000..10_000).1);
@@ -303,8 +312,8 @@ fn a_feature_that_was_there_once_or_has_no_row_yet_costs_the_others_nothing() {
         from_ms: START_MS + 6990 * STEP_MS,
         to_ms: i64::MAX,
         reason: "release".into(),
-        is_found: false,
+        is_detected: false,
     };
-    let without = Rows::read(&detector, &both(100..108), &[excluded], i64::MAX).expect("rows");
+    let without = TrainingSet::from_window(&detector, &both(100..108), &[excluded], i64::MAX).expect("rows");
     assert_eq!((without.schema.features.as_slice(), without.len()), (&[feature("eth0")][..], 6986));
 }

@@ -3,15 +3,15 @@
 //! The chunks are joined to one batch. A batch a chunk would copy nothing, but a file of a hundred short
 //! batches is larger and slower to read than what the copy costs.
 
-use super::chunk::{CHUNK_ROWS, Chunk, Open};
-use super::{Column, FIRST_FEATURE, Feature, MAX_FEATURES, Window};
+use super::chunk::{CHUNK_ROWS, Chunk, OpenChunk};
+use super::{Column, FIRST_FEATURE, FeatureColumn, MAX_FEATURES, Window};
 use crate::prom::{Labels, Sample};
 use arrow_array::{Array, Float64Array, Int64Array};
 use arrow_buffer::{BooleanBuffer, NullBuffer, ScalarBuffer};
 use std::collections::VecDeque;
 
 /// Names of the columns of scores, which come before the features.
-pub const SCORES: [&str; FIRST_FEATURE] =
+pub const SCORE_COLUMNS: [&str; FIRST_FEATURE] =
     ["decision", "score", "threshold", "incident", "challenger_decision", "challenger_score"];
 
 /// Columns that are no window.
@@ -27,14 +27,14 @@ impl Window {
     /// Timestamps of all rows, ascending, and their cells, shape `[6 + n_features]` of `[n_rows]`: first the
     /// scores, as [`SCORES`] names them, then the features in the order of [`features`](Self::features).
     pub fn to_arrow(&self) -> (Int64Array, Vec<Float64Array>) {
-        let parts: Vec<_> = self.parts(i64::MIN, i64::MAX).collect();
+        let slices: Vec<_> = self.slices(i64::MIN, i64::MAX).collect();
         let timestamps =
-            parts.iter().flat_map(|(rows, range)| rows.timestamps()[range.clone()].iter().copied());
+            slices.iter().flat_map(|(rows, range)| rows.timestamps()[range.clone()].iter().copied());
         let timestamps: Vec<i64> = timestamps.collect();
         let column = |index: usize| {
             let mut values = Vec::with_capacity(timestamps.len());
             let mut present = Vec::with_capacity(timestamps.len());
-            for (rows, range) in &parts {
+            for (rows, range) in &slices {
                 for row in range.clone() {
                     let value = rows.value(index, row);
                     present.push(value.is_some());
@@ -58,10 +58,10 @@ impl Window {
         timestamps: &Int64Array,
         columns: &[Float64Array],
     ) -> Result<Self, InvalidColumns> {
-        let fault = |part, value: String, limit: String| Err(InvalidColumns { part, value, limit });
+        let invalid = |part, value: String, limit: String| Err(InvalidColumns { part, value, limit });
         let n_rows = timestamps.len();
         if features.len() > MAX_FEATURES {
-            return fault(
+            return invalid(
                 "number of features",
                 features.len().to_string(),
                 format!("at most {MAX_FEATURES}"),
@@ -69,25 +69,25 @@ impl Window {
         }
         let expected = FIRST_FEATURE + features.len();
         if columns.len() != expected {
-            return fault("number of columns", columns.len().to_string(), expected.to_string());
+            return invalid("number of columns", columns.len().to_string(), expected.to_string());
         }
         if let Some(column) = columns.iter().find(|column| column.len() != n_rows) {
-            return fault("length of a column", column.len().to_string(), n_rows.to_string());
+            return invalid("length of a column", column.len().to_string(), n_rows.to_string());
         }
         let times = timestamps.values();
         if let Some(pair) = times.windows(2).find(|pair| pair[0] >= pair[1]) {
-            return fault("timestamp of a row", pair[1].to_string(), format!("after {}", pair[0]));
+            return invalid("timestamp of a row", pair[1].to_string(), format!("after {}", pair[0]));
         }
         let mut window = Self::new(length_ms);
         for (labels, cells) in features.iter().zip(&columns[FIRST_FEATURE..]) {
-            if window.find(labels).is_some() {
-                return fault("feature", labels.to_string(), "there once".into());
+            if window.find_column(labels).is_some() {
+                return invalid("feature", labels.to_string(), "there once".into());
             }
             let newest = (0..n_rows).rev().find(|row| cells.is_valid(*row));
             let newest = newest.map(|row| Sample { timestamp_ms: times[row], value: cells.value(row) });
             let column = Column(window.features.len() as u32);
             window.columns.insert(labels.clone(), column);
-            window.features.push(Feature { labels: labels.clone(), newest });
+            window.features.push(FeatureColumn { labels: labels.clone(), newest });
             window.newest_ms = window.newest_ms.max(newest.map(|sample| sample.timestamp_ms));
         }
         let mut chunks = VecDeque::new();
@@ -95,7 +95,7 @@ impl Window {
             let rows = start..n_rows.min(start + CHUNK_ROWS);
             let cell = |column: &Float64Array, row: usize| column.is_valid(row).then(|| column.value(row));
             let cells = columns.iter().map(|column| rows.clone().map(|row| cell(column, row)).collect());
-            let chunk = Open::new(times[rows.clone()].to_vec(), cells);
+            let chunk = OpenChunk::new(times[rows.clone()].to_vec(), cells);
             // Late samples are to find the last rows open.
             match rows.end == n_rows {
                 true => window.open = chunk,

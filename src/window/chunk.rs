@@ -1,6 +1,6 @@
 //! A run of rows: open (plain vectors) or sealed (Arrow arrays that nobody changes any more).
 
-use super::Push;
+use super::PushOutcome;
 use crate::prom::Sample;
 use arrow_array::{Array, Float64Array, Int64Array};
 use arrow_buffer::{BooleanBuffer, NullBuffer, ScalarBuffer};
@@ -12,7 +12,7 @@ use std::sync::Arc;
 pub const CHUNK_ROWS: usize = 128;
 
 /// Reading access, the same for both kinds.
-pub trait Rows {
+pub trait RowSource {
     /// Ascending, without repetition.
     fn timestamps(&self) -> &[i64];
 
@@ -54,12 +54,12 @@ impl Cells {
 
 /// Rows that still change.
 #[derive(Clone, Debug, Default)]
-pub struct Open {
+pub struct OpenChunk {
     timestamps: Vec<i64>,
     columns: Vec<Cells>,
 }
 
-impl Rows for Open {
+impl RowSource for OpenChunk {
     fn timestamps(&self) -> &[i64] {
         &self.timestamps
     }
@@ -70,7 +70,7 @@ impl Rows for Open {
     }
 }
 
-impl Open {
+impl OpenChunk {
     /// Rows with ascending timestamps, and the cells of each column.
     pub fn new(timestamps: Vec<i64>, columns: impl Iterator<Item = Vec<Option<f64>>>) -> Self {
         let cells = |cells: Vec<Option<f64>>| Cells {
@@ -82,13 +82,13 @@ impl Open {
 
     /// Bytes of the cells.
     pub fn n_bytes(&self) -> usize {
-        let of_row = size_of::<i64>() + self.columns.len() * (size_of::<f64>() + size_of::<bool>());
-        self.timestamps.len() * of_row
+        let bytes_per_row = size_of::<i64>() + self.columns.len() * (size_of::<f64>() + size_of::<bool>());
+        self.timestamps.len() * bytes_per_row
     }
 
     /// Writes a cell that is empty; a full one stays as it is.
-    pub fn set(&mut self, column: usize, timestamp_ms: i64, value: f64) -> Push {
-        let row = self.row(timestamp_ms);
+    pub fn set(&mut self, column: usize, timestamp_ms: i64, value: f64) -> PushOutcome {
+        let row = self.get_or_insert_row(timestamp_ms);
         let n_rows = self.timestamps.len();
         if self.columns.len() <= column {
             self.columns.resize_with(column + 1, || Cells::absent(n_rows));
@@ -97,22 +97,22 @@ impl Open {
         if !cells.present[row] {
             cells.present[row] = true;
             cells.values[row] = value;
-            Push::Stored
+            PushOutcome::Stored
         } else if cells.values[row].to_bits() == value.to_bits() {
-            Push::Duplicate
+            PushOutcome::Duplicate
         } else {
-            Push::Conflict
+            PushOutcome::Conflict
         }
     }
 
     /// Overwrites a cell that is full.
     pub fn replace(&mut self, column: usize, timestamp_ms: i64, value: f64) {
-        let row = self.row(timestamp_ms);
+        let row = self.get_or_insert_row(timestamp_ms);
         self.columns[column].values[row] = value;
     }
 
     /// The row of a timestamp, made if there is none.
-    fn row(&mut self, timestamp_ms: i64) -> usize {
+    fn get_or_insert_row(&mut self, timestamp_ms: i64) -> usize {
         let row = match self.timestamps.last() {
             Some(last) if *last >= timestamp_ms => match self.timestamps.binary_search(&timestamp_ms) {
                 Ok(row) => return row,
@@ -129,7 +129,7 @@ impl Open {
     }
 
     /// A copy of some rows and columns.
-    pub fn part(&self, rows: Range<usize>, mut columns: Vec<usize>) -> Part {
+    pub fn slice(&self, rows: Range<usize>, mut columns: Vec<usize>) -> ChunkSlice {
         columns.sort_unstable();
         columns.dedup();
         let cells = |column: &usize| match self.columns.get(*column) {
@@ -143,11 +143,11 @@ impl Open {
             timestamps: self.timestamps[rows.clone()].to_vec(),
             columns: columns.iter().map(cells).collect(),
         };
-        Part { rows: copied, columns }
+        ChunkSlice { rows: copied, columns }
     }
 
     /// Splits off and seals the older half, once there are twice [`CHUNK_ROWS`].
-    pub fn seal_when_full(&mut self) -> Option<Sealed> {
+    pub fn seal_when_full(&mut self) -> Option<SealedChunk> {
         if self.timestamps.len() < 2 * CHUNK_ROWS {
             return None;
         }
@@ -166,7 +166,7 @@ impl Open {
     }
 
     /// Turns the rows into Arrow arrays. A column without a value takes no memory.
-    pub fn seal(self) -> Sealed {
+    pub fn seal(self) -> SealedChunk {
         let column = |cells: Cells| {
             let nulls = NullBuffer::new(BooleanBuffer::from(cells.present));
             let has_values = nulls.null_count() < cells.values.len();
@@ -176,7 +176,7 @@ impl Open {
         };
         let mut timestamps = self.timestamps;
         timestamps.shrink_to_fit();
-        Sealed {
+        SealedChunk {
             timestamps: Int64Array::new(ScalarBuffer::from(timestamps), None),
             columns: self.columns.into_iter().map(column).collect(),
         }
@@ -185,13 +185,13 @@ impl Open {
 
 /// A copy of some rows and columns, by the columns' own numbers.
 #[derive(Debug)]
-pub struct Part {
-    rows: Open,
+pub struct ChunkSlice {
+    rows: OpenChunk,
     /// Ascending.
     columns: Vec<usize>,
 }
 
-impl Part {
+impl ChunkSlice {
     /// Lets go of the other columns.
     pub fn retain(&mut self, mut is_kept: impl FnMut(usize) -> bool) {
         let all = std::mem::take(&mut self.columns).into_iter().zip(std::mem::take(&mut self.rows.columns));
@@ -199,7 +199,7 @@ impl Part {
     }
 }
 
-impl Rows for Part {
+impl RowSource for ChunkSlice {
     fn timestamps(&self) -> &[i64] {
         &self.rows.timestamps
     }
@@ -211,12 +211,12 @@ impl Rows for Part {
 
 /// Rows that no longer change.
 #[derive(Debug)]
-pub struct Sealed {
+pub struct SealedChunk {
     timestamps: Int64Array,
     columns: Vec<Option<Float64Array>>,
 }
 
-impl Rows for Sealed {
+impl RowSource for SealedChunk {
     fn timestamps(&self) -> &[i64] {
         self.timestamps.values()
     }
@@ -227,14 +227,14 @@ impl Rows for Sealed {
     }
 }
 
-impl Sealed {
+impl SealedChunk {
     fn n_bytes(&self) -> usize {
         let columns = self.columns.iter().flatten();
         self.timestamps.get_buffer_memory_size() + columns.map(Array::get_buffer_memory_size).sum::<usize>()
     }
 
     /// A copy that can change.
-    fn thaw(&self) -> Open {
+    fn thaw(&self) -> OpenChunk {
         let n_rows = self.timestamps.len();
         let column = |array: &Option<Float64Array>| {
             array.as_ref().map_or_else(
@@ -245,7 +245,7 @@ impl Sealed {
                 },
             )
         };
-        Open {
+        OpenChunk {
             timestamps: self.timestamps.values().to_vec(),
             columns: self.columns.iter().map(column).collect(),
         }
@@ -256,18 +256,18 @@ impl Sealed {
 #[derive(Clone, Debug)]
 pub enum Chunk {
     /// Nothing has come for them since they were sealed.
-    Sealed(Arc<Sealed>),
+    Sealed(Arc<SealedChunk>),
     /// Late samples came, and more may.
-    Thawed(Arc<Open>),
+    Thawed(Arc<OpenChunk>),
 }
 
-impl From<Sealed> for Chunk {
-    fn from(sealed: Sealed) -> Self {
+impl From<SealedChunk> for Chunk {
+    fn from(sealed: SealedChunk) -> Self {
         Self::Sealed(Arc::new(sealed))
     }
 }
 
-impl Rows for Chunk {
+impl RowSource for Chunk {
     fn timestamps(&self) -> &[i64] {
         match self {
             Self::Sealed(rows) => rows.timestamps(),
@@ -303,7 +303,7 @@ impl Chunk {
     }
 
     /// The rows, to be changed.
-    pub fn thaw(&mut self) -> &mut Open {
+    pub fn thaw(&mut self) -> &mut OpenChunk {
         if let Self::Sealed(rows) = self {
             *self = Self::Thawed(Arc::new(rows.thaw()));
         }

@@ -13,11 +13,11 @@
 
 pub mod arrow;
 mod chunk;
-pub mod row;
+pub mod grid;
 mod view;
 
 use crate::prom::{Labels, Sample};
-use chunk::{Chunk, Open, Rows};
+use chunk::{Chunk, OpenChunk, RowSource};
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 pub use view::View;
@@ -40,7 +40,7 @@ impl Column {
 
 /// What a push did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Push {
+pub enum PushOutcome {
     /// The cell was empty and now holds the sample.
     Stored,
     /// The cell held the same bits.
@@ -53,18 +53,18 @@ pub enum Push {
 
 /// Whose score it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Voice {
+pub enum ModelRole {
     /// The model in service.
     Champion,
     /// The one that is scored beside it, to be compared.
     Challenger,
 }
 
-impl Voice {
+impl ModelRole {
     const ALL: [Self; 2] = [Self::Champion, Self::Challenger];
 
     /// The columns of the decision and of the score, and those of an alarm.
-    fn columns(self) -> ([usize; 2], Option<[usize; 2]>) {
+    fn score_columns(self) -> ([usize; 2], Option<[usize; 2]>) {
         match self {
             Self::Champion => ([0, 1], Some([2, 3])),
             // Only the model in service raises alarms.
@@ -81,12 +81,12 @@ pub struct Score {
     /// At least 0; 1 is the alert threshold.
     pub score: f64,
     /// What a model knows that follows one row after the other.
-    pub alarm: Option<Alarm>,
+    pub incident_state: Option<IncidentState>,
 }
 
 /// The state of alarm at one row.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Alarm {
+pub struct IncidentState {
     /// The threshold behind a score of 1, in raw units.
     pub threshold: f64,
     /// Is there an incident?
@@ -95,17 +95,20 @@ pub struct Alarm {
 
 impl Score {
     /// Its cells in a row.
-    fn cells(&self, voice: Voice) -> impl Iterator<Item = (usize, f64)> {
-        let ([decision, score], alarm) = voice.columns();
-        let values = self.alarm.map(|alarm| [alarm.threshold, f64::from(u8::from(alarm.is_incident))]);
-        let alarm =
-            alarm.zip(values).into_iter().flat_map(|(columns, values)| columns.into_iter().zip(values));
-        [(decision, self.decision), (score, self.score)].into_iter().chain(alarm)
+    fn cells(&self, role: ModelRole) -> impl Iterator<Item = (usize, f64)> {
+        let ([decision, score], incident_columns) = role.score_columns();
+        let values =
+            self.incident_state.map(|alarm| [alarm.threshold, f64::from(u8::from(alarm.is_incident))]);
+        let incident_cells = incident_columns
+            .zip(values)
+            .into_iter()
+            .flat_map(|(columns, values)| columns.into_iter().zip(values));
+        [(decision, self.decision), (score, self.score)].into_iter().chain(incident_cells)
     }
 }
 
 #[derive(Clone, Debug)]
-struct Feature {
+struct FeatureColumn {
     labels: Labels,
     newest: Option<Sample>,
 }
@@ -117,8 +120,8 @@ struct Feature {
 pub struct Window {
     length_ms: i64,
     chunks: VecDeque<Chunk>,
-    open: Open,
-    features: Vec<Feature>,
+    open: OpenChunk,
+    features: Vec<FeatureColumn>,
     columns: HashMap<Labels, Column>,
     newest_ms: Option<i64>,
 }
@@ -129,7 +132,7 @@ impl Window {
         Self {
             length_ms,
             chunks: VecDeque::new(),
-            open: Open::default(),
+            open: OpenChunk::default(),
             features: Vec::new(),
             columns: HashMap::new(),
             newest_ms: None,
@@ -143,7 +146,7 @@ impl Window {
     }
 
     /// The column of a feature, made at its first call; `None` above [`MAX_FEATURES`].
-    pub fn column(&mut self, feature: &Labels) -> Option<Column> {
+    pub fn get_or_add_column(&mut self, feature: &Labels) -> Option<Column> {
         if let Some(column) = self.columns.get(feature) {
             return Some(*column);
         }
@@ -151,13 +154,13 @@ impl Window {
             return None;
         }
         let column = Column(self.features.len() as u32);
-        self.features.push(Feature { labels: feature.clone(), newest: None });
+        self.features.push(FeatureColumn { labels: feature.clone(), newest: None });
         self.columns.insert(feature.clone(), column);
         Some(column)
     }
 
     /// The column of a feature that has one.
-    pub fn find(&self, feature: &Labels) -> Option<Column> {
+    pub fn find_column(&self, feature: &Labels) -> Option<Column> {
         self.columns.get(feature).copied()
     }
 
@@ -166,16 +169,18 @@ impl Window {
         let mut copy = Self::new(self.length_ms);
         let mut cells: Vec<(Sample, usize)> = Vec::new();
         for labels in features {
-            let (Some(from), Some(to)) = (self.find(labels), copy.column(labels)) else { continue };
+            let (Some(from), Some(to)) = (self.find_column(labels), copy.get_or_add_column(labels)) else {
+                continue;
+            };
             let mut samples = Vec::new();
             self.samples(from, i64::MIN, i64::MAX, &mut samples);
             copy.features[to.0 as usize].newest = samples.last().copied();
             cells.extend(samples.into_iter().map(|sample| (sample, to.index())));
         }
-        for voice in Voice::ALL {
-            for (timestamp_ms, scores) in self.scores(voice, i64::MIN, i64::MAX) {
+        for role in ModelRole::ALL {
+            for (timestamp_ms, scores) in self.scores(role, i64::MIN, i64::MAX) {
                 let cell = |(column, value)| (Sample { timestamp_ms, value }, column);
-                cells.extend(scores.cells(voice).map(cell));
+                cells.extend(scores.cells(role).map(cell));
             }
         }
         cells.sort_by_key(|(sample, _)| sample.timestamp_ms);
@@ -193,16 +198,16 @@ impl Window {
             .iter()
             .enumerate()
             .map(number)
-            .map(|(i, f): (u32, &Feature)| (&f.labels, Column(i), f.newest))
+            .map(|(i, f): (u32, &FeatureColumn)| (&f.labels, Column(i), f.newest))
     }
 
     /// Stores a sample. Repeating a push changes nothing.
-    pub fn push(&mut self, column: Column, sample: Sample) -> Push {
+    pub fn push(&mut self, column: Column, sample: Sample) -> PushOutcome {
         if self.newest_ms.is_some_and(|newest| sample.timestamp_ms <= newest - self.length_ms) {
-            return Push::TooOld;
+            return PushOutcome::TooOld;
         }
         let outcome = self.set(column.index(), sample.timestamp_ms, sample.value);
-        if outcome == Push::Stored {
+        if outcome == PushOutcome::Stored {
             let newest = &mut self.features[column.0 as usize].newest;
             if newest.is_none_or(|newest| newest.timestamp_ms < sample.timestamp_ms) {
                 *newest = Some(sample);
@@ -215,9 +220,9 @@ impl Window {
         outcome
     }
 
-    fn set(&mut self, column: usize, timestamp_ms: i64, value: f64) -> Push {
-        let late = self.chunks.partition_point(|chunk| chunk.last_ms() < timestamp_ms);
-        if late == self.chunks.len() {
+    fn set(&mut self, column: usize, timestamp_ms: i64, value: f64) -> PushOutcome {
+        let position = self.chunks.partition_point(|chunk| chunk.last_ms() < timestamp_ms);
+        if position == self.chunks.len() {
             let outcome = self.open.set(column, timestamp_ms, value);
             if let Some(full) = self.open.seal_when_full() {
                 self.chunks.iter_mut().for_each(Chunk::seal);
@@ -225,15 +230,15 @@ impl Window {
             }
             return outcome;
         }
-        match self.chunks[late].cell(column, timestamp_ms) {
-            Some(old) if old.to_bits() == value.to_bits() => return Push::Duplicate,
-            Some(_) => return Push::Conflict,
+        match self.chunks[position].cell(column, timestamp_ms) {
+            Some(old) if old.to_bits() == value.to_bits() => return PushOutcome::Duplicate,
+            Some(_) => return PushOutcome::Conflict,
             None => {}
         }
-        let chunk = self.chunks[late].thaw();
+        let chunk = self.chunks[position].thaw();
         let outcome = chunk.set(column, timestamp_ms, value);
         if let Some(first) = chunk.seal_when_full() {
-            self.chunks.insert(late, first.into());
+            self.chunks.insert(position, first.into());
         }
         outcome
     }
@@ -257,52 +262,52 @@ impl Window {
     }
 
     /// The chunks that may hold rows after `after_ms` and up to `to_ms`, and these rows in each.
-    fn parts(&self, after_ms: i64, to_ms: i64) -> impl Iterator<Item = (&dyn Rows, Range<usize>)> {
+    fn slices(&self, after_ms: i64, to_ms: i64) -> impl Iterator<Item = (&dyn RowSource, Range<usize>)> {
         let after_ms = after_ms.max(self.start_ms());
         let first = self.chunks.partition_point(|chunk| chunk.last_ms() <= after_ms);
-        let chunks = self.chunks.range(first..).map(|chunk| chunk as &dyn Rows);
-        in_range(chunks.chain([&self.open as &dyn Rows]), after_ms, to_ms)
+        let chunks = self.chunks.range(first..).map(|chunk| chunk as &dyn RowSource);
+        in_range(chunks.chain([&self.open as &dyn RowSource]), after_ms, to_ms)
     }
 
     /// What it holds now of these features and voices after `after_ms` and up to `to_ms`.
-    pub fn view(&self, features: &[Column], voices: &[Voice], after_ms: i64, to_ms: i64) -> View {
+    pub fn view(&self, features: &[Column], roles: &[ModelRole], after_ms: i64, to_ms: i64) -> View {
         let after_ms = after_ms.max(self.start_ms());
         let first = self.chunks.partition_point(|chunk| chunk.last_ms() <= after_ms);
         let chunks = self.chunks.range(first..).take_while(|chunk| chunk.first_ms() <= to_ms);
-        let scores = voices.iter().flat_map(|voice| {
-            let (scores, alarm) = voice.columns();
-            scores.into_iter().chain(alarm.into_iter().flatten())
+        let scores = roles.iter().flat_map(|role| {
+            let (scores, incident_columns) = role.score_columns();
+            scores.into_iter().chain(incident_columns.into_iter().flatten())
         });
         let columns = scores.chain(features.iter().map(|feature| feature.index())).collect();
-        let rows = in_range([&self.open as &dyn Rows].into_iter(), after_ms, to_ms).next();
+        let rows = in_range([&self.open as &dyn RowSource].into_iter(), after_ms, to_ms).next();
         let rows = rows.map_or(0..0, |(_, rows)| rows);
-        View::new(chunks.cloned().collect(), self.open.part(rows, columns), after_ms, to_ms)
+        View::new(chunks.cloned().collect(), self.open.slice(rows, columns), after_ms, to_ms)
     }
 
     /// Timestamps of the rows after `after_ms` and up to `to_ms`, ascending.
     pub fn timestamps(&self, after_ms: i64, to_ms: i64) -> impl Iterator<Item = i64> {
-        self.parts(after_ms, to_ms).flat_map(|(rows, range)| rows.timestamps()[range].iter().copied())
+        self.slices(after_ms, to_ms).flat_map(|(rows, range)| rows.timestamps()[range].iter().copied())
     }
 
     /// Appends a feature's samples after `after_ms` and up to `to_ms`, ascending, staleness markers
     /// among them.
     pub fn samples(&self, column: Column, after_ms: i64, to_ms: i64, out: &mut Vec<Sample>) {
-        for (rows, range) in self.parts(after_ms, to_ms) {
+        for (rows, range) in self.slices(after_ms, to_ms) {
             rows.samples(column.index(), range, out);
         }
     }
 
     /// A feature's newest sample after `after_ms` and up to `to_ms`.
     pub fn newest_sample(&self, column: Column, after_ms: i64, to_ms: i64) -> Option<Sample> {
-        self.parts(after_ms, to_ms)
+        self.slices(after_ms, to_ms)
             .filter_map(|(rows, range)| rows.newest_sample(column.index(), range))
             .last()
     }
 
     /// Stores the scores of the row at `timestamp_ms`, in place of earlier ones.
-    pub fn set_score(&mut self, voice: Voice, timestamp_ms: i64, score: Score) {
-        for (column, value) in score.cells(voice) {
-            if self.set(column, timestamp_ms, value) == Push::Conflict {
+    pub fn set_score(&mut self, role: ModelRole, timestamp_ms: i64, score: Score) {
+        for (column, value) in score.cells(role) {
+            if self.set(column, timestamp_ms, value) == PushOutcome::Conflict {
                 self.replace(column, timestamp_ms, value);
             }
         }
@@ -315,22 +320,22 @@ impl Window {
     }
 
     /// The scores of the row at `timestamp_ms`.
-    pub fn score(&self, voice: Voice, timestamp_ms: i64) -> Option<Score> {
-        self.scores(voice, timestamp_ms - 1, timestamp_ms).next().map(|(_, score)| score)
+    pub fn score(&self, role: ModelRole, timestamp_ms: i64) -> Option<Score> {
+        self.scores(role, timestamp_ms - 1, timestamp_ms).next().map(|(_, score)| score)
     }
 
     /// The scored rows after `after_ms` and up to `to_ms`, ascending.
-    pub fn scores(&self, voice: Voice, after_ms: i64, to_ms: i64) -> impl Iterator<Item = (i64, Score)> {
-        scores(self.parts(after_ms, to_ms), voice)
+    pub fn scores(&self, role: ModelRole, after_ms: i64, to_ms: i64) -> impl Iterator<Item = (i64, Score)> {
+        scores(self.slices(after_ms, to_ms), role)
     }
 }
 
 /// Those of the chunks, ascending, that have rows after `after_ms` and up to `to_ms`, and these rows in each.
 fn in_range<'a>(
-    chunks: impl Iterator<Item = &'a dyn Rows>,
+    chunks: impl Iterator<Item = &'a dyn RowSource>,
     after_ms: i64,
     to_ms: i64,
-) -> impl Iterator<Item = (&'a dyn Rows, Range<usize>)> {
+) -> impl Iterator<Item = (&'a dyn RowSource, Range<usize>)> {
     chunks
         .map(move |rows| {
             let timestamps = rows.timestamps();
@@ -343,19 +348,19 @@ fn in_range<'a>(
 
 /// The scored ones of these rows.
 fn scores<'a>(
-    parts: impl Iterator<Item = (&'a dyn Rows, Range<usize>)>,
-    voice: Voice,
+    slices: impl Iterator<Item = (&'a dyn RowSource, Range<usize>)>,
+    role: ModelRole,
 ) -> impl Iterator<Item = (i64, Score)> {
-    let ([decision, score], alarm) = voice.columns();
-    parts.flat_map(move |(rows, range)| {
+    let ([decision, score], incident_columns) = role.score_columns();
+    slices.flat_map(move |(rows, range)| {
         range.filter_map(move |row| {
             let decision = rows.value(decision, row)?;
             let score = rows.value(score, row)?;
-            let alarm = alarm.and_then(|[threshold, is_incident]| {
+            let incident_state = incident_columns.and_then(|[threshold, is_incident]| {
                 let is_incident = rows.value(is_incident, row)? != 0.0;
-                Some(Alarm { threshold: rows.value(threshold, row)?, is_incident })
+                Some(IncidentState { threshold: rows.value(threshold, row)?, is_incident })
             });
-            Some((rows.timestamps()[row], Score { decision, score, alarm }))
+            Some((rows.timestamps()[row], Score { decision, score, incident_state }))
         })
     })
 }

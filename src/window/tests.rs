@@ -27,7 +27,7 @@ fn content(window: &Window) -> BTreeMap<(Labels, i64), u64> {
 fn filled(length_ms: i64, cells: &[(usize, i64)]) -> Window {
     let mut window = Window::new(length_ms);
     for (i, timestamp_ms) in cells {
-        let column = window.column(&feature(*i)).expect("few");
+        let column = window.get_or_add_column(&feature(*i)).expect("few");
         window.push(column, sample(*i, *timestamp_ms));
     }
     window
@@ -36,11 +36,11 @@ fn filled(length_ms: i64, cells: &[(usize, i64)]) -> Window {
 #[test]
 fn three_states_of_a_cell() {
     let mut window = Window::new(60_000);
-    let column = window.column(&feature(0)).expect("few");
+    let column = window.get_or_add_column(&feature(0)).expect("few");
     let stale = Sample { timestamp_ms: 2000, value: f64::from_bits(crate::prom::STALE_BITS) };
     let nan = Sample { timestamp_ms: 3000, value: f64::NAN };
-    assert_eq!(window.push(column, stale), Push::Stored);
-    assert_eq!(window.push(column, nan), Push::Stored);
+    assert_eq!(window.push(column, stale), PushOutcome::Stored);
+    assert_eq!(window.push(column, nan), PushOutcome::Stored);
     let mut samples = Vec::new();
     window.samples(column, 0, 5000, &mut samples);
     assert_eq!(samples, [stale, nan]);
@@ -51,38 +51,38 @@ fn three_states_of_a_cell() {
 #[test]
 fn duplicates_conflicts_and_the_edge_of_the_window() {
     let mut window = Window::new(10_000);
-    let column = window.column(&feature(0)).expect("few");
+    let column = window.get_or_add_column(&feature(0)).expect("few");
     let at = |timestamp_ms, value| Sample { timestamp_ms, value };
-    assert_eq!(window.push(column, at(20_000, 1.0)), Push::Stored);
-    assert_eq!(window.push(column, at(20_000, 1.0)), Push::Duplicate);
-    assert_eq!(window.push(column, at(20_000, 2.0)), Push::Conflict);
-    assert_eq!(window.push(column, at(10_000, 1.0)), Push::TooOld);
-    assert_eq!(window.push(column, at(10_001, 1.0)), Push::Stored);
+    assert_eq!(window.push(column, at(20_000, 1.0)), PushOutcome::Stored);
+    assert_eq!(window.push(column, at(20_000, 1.0)), PushOutcome::Duplicate);
+    assert_eq!(window.push(column, at(20_000, 2.0)), PushOutcome::Conflict);
+    assert_eq!(window.push(column, at(10_000, 1.0)), PushOutcome::TooOld);
+    assert_eq!(window.push(column, at(10_001, 1.0)), PushOutcome::Stored);
     assert_eq!(window.newest_sample(column, 19_999, 20_000), Some(at(20_000, 1.0)));
 }
 
 #[test]
-fn scores_live_beside_the_samples_and_can_be_revised() {
+fn scores_are_stored_beside_the_samples_and_can_be_replaced() {
     // enough rows for sealed chunks
     let cells: Vec<_> = (0..1000).map(|i| (0, i * 1000)).collect();
     let mut window = filled(i64::MAX / 4, &cells);
     for timestamp_ms in [5_000, 900_000, 5_000] {
         window.set_score(
-            Voice::Champion,
+            ModelRole::Champion,
             timestamp_ms,
-            Score { decision: timestamp_ms as f64, score: 1.0, alarm: None },
+            Score { decision: timestamp_ms as f64, score: 1.0, incident_state: None },
         );
     }
-    window.set_score(Voice::Champion, 5_000, Score { decision: -0.25, score: 1.5, alarm: None });
-    let scores: Vec<_> = window.scores(Voice::Champion, 0, i64::MAX).collect();
+    window.set_score(ModelRole::Champion, 5_000, Score { decision: -0.25, score: 1.5, incident_state: None });
+    let scores: Vec<_> = window.scores(ModelRole::Champion, 0, i64::MAX).collect();
     assert_eq!(
         scores,
         [
-            (5_000, Score { decision: -0.25, score: 1.5, alarm: None }),
-            (900_000, Score { decision: 900_000.0, score: 1.0, alarm: None })
+            (5_000, Score { decision: -0.25, score: 1.5, incident_state: None }),
+            (900_000, Score { decision: 900_000.0, score: 1.0, incident_state: None })
         ]
     );
-    assert_eq!(window.score(Voice::Champion, 6_000), None);
+    assert_eq!(window.score(ModelRole::Champion, 6_000), None);
 }
 
 #[test]
@@ -104,10 +104,10 @@ fn a_copy_shares_the_sealed_chunks() {
 
     // A late sample is the window's own.
     let mut later = window.clone();
-    let column = later.column(&feature(1)).expect("few");
-    assert_eq!(later.push(column, sample(1, 3_000)), Push::Stored);
+    let column = later.get_or_add_column(&feature(1)).expect("few");
+    assert_eq!(later.push(column, sample(1, 3_000)), PushOutcome::Stored);
     let mut last = later.clone();
-    assert_eq!(last.push(column, sample(1, 4_000)), Push::Stored);
+    assert_eq!(last.push(column, sample(1, 4_000)), PushOutcome::Stored);
     let added = |window: &Window| content(window).len() - 1000;
     assert_eq!([&copy, &later, &last].map(added), [0, 1, 2]);
 }
@@ -119,8 +119,8 @@ fn series_after_series_a_chunk_is_thawed_once() {
     let mut thawed = 0;
     for (i, timestamp_ms) in &cells {
         let before: Vec<bool> = window.chunks.iter().map(is_thawed).collect();
-        let column = window.column(&feature(*i)).expect("few");
-        assert_eq!(window.push(column, sample(*i, *timestamp_ms)), Push::Stored);
+        let column = window.get_or_add_column(&feature(*i)).expect("few");
+        assert_eq!(window.push(column, sample(*i, *timestamp_ms)), PushOutcome::Stored);
         let after = window.chunks.iter().map(is_thawed);
         thawed += before.into_iter().zip(after).filter(|(before, after)| !before & after).count();
     }
@@ -128,7 +128,7 @@ fn series_after_series_a_chunk_is_thawed_once() {
     // With the next rows they are sealed again.
     let cells: Vec<_> = (1400..1700).map(|i| (0, i * 1000)).collect();
     for (i, timestamp_ms) in &cells {
-        let column = window.column(&feature(*i)).expect("few");
+        let column = window.get_or_add_column(&feature(*i)).expect("few");
         window.push(column, sample(*i, *timestamp_ms));
     }
     assert!(!window.chunks.iter().any(is_thawed));
@@ -139,19 +139,19 @@ fn is_thawed(chunk: &Chunk) -> bool {
 }
 
 #[test]
-fn a_view_is_of_one_moment_and_of_what_was_asked_for() {
+fn a_view_holds_the_requested_columns_at_one_moment() {
     let cells: Vec<_> = (0..900).map(|i| (i % 3, (i / 3) as i64 * 1000)).collect();
     let mut window = filled(i64::MAX / 4, &cells);
-    let score = Score { decision: 0.5, score: 1.0, alarm: None };
+    let score = Score { decision: 0.5, score: 1.0, incident_state: None };
     for timestamp_ms in [100_000, 299_000] {
-        window.set_score(Voice::Champion, timestamp_ms, score);
+        window.set_score(ModelRole::Champion, timestamp_ms, score);
     }
     assert!(!window.chunks.is_empty() && window.open.timestamps().len() > 1);
-    let column = |i: usize| window.find(&feature(i)).expect("known");
+    let column = |i: usize| window.find_column(&feature(i)).expect("known");
     let columns = [column(2), column(0)];
     for (after_ms, to_ms) in [(i64::MIN, i64::MAX), (99_000, 101_000), (298_000, 299_000), (400_000, 500_000)]
     {
-        let view = window.view(&columns, &[Voice::Champion], after_ms, to_ms);
+        let view = window.view(&columns, &[ModelRole::Champion], after_ms, to_ms);
         let mut later = window.clone();
         later.push(column(0), sample(0, 300_000));
         for column in columns {
@@ -160,8 +160,8 @@ fn a_view_is_of_one_moment_and_of_what_was_asked_for() {
             view.samples(column, &mut seen);
             assert_eq!(seen, expected);
         }
-        let expected: Vec<_> = window.scores(Voice::Champion, after_ms, to_ms).collect();
-        assert_eq!(view.scores(Voice::Champion).collect::<Vec<_>>(), expected);
+        let expected: Vec<_> = window.scores(ModelRole::Champion, after_ms, to_ms).collect();
+        assert_eq!(view.scores(ModelRole::Champion).collect::<Vec<_>>(), expected);
     }
 }
 
@@ -195,15 +195,15 @@ proptest! {
 proptest! {
     /// What is written as columns is read back bit for bit, and goes on alike.
     #[test]
-    fn a_window_goes_through_columns(
+    fn a_window_survives_the_round_trip_through_arrow(
         cells in prop::collection::vec((0..4_usize, 0..700_i64), 1..900),
         later in prop::collection::vec((0..5_usize, 0..800_i64), 0..50),
     ) {
         let mut window = filled(500_000, &cells.iter().map(|(i, t)| (*i, t * 1000)).collect::<Vec<_>>());
-        let alarm = Some(Alarm { threshold: 2.5, is_incident: true });
+        let incident_state = Some(IncidentState { threshold: 2.5, is_incident: true });
         let times: Vec<i64> = window.timestamps(i64::MIN, i64::MAX).step_by(3).collect();
         for time in &times {
-            window.set_score(Voice::Champion, *time, Score { decision: -0.0, score: f64::NAN, alarm });
+            window.set_score(ModelRole::Champion, *time, Score { decision: -0.0, score: f64::NAN, incident_state });
         }
         let features: Vec<Labels> = window.features().map(|(labels, ..)| labels.clone()).collect();
         let (timestamps, columns) = window.to_arrow();
@@ -211,13 +211,13 @@ proptest! {
         prop_assert_eq!(again.newest_ms(), window.newest_ms());
         for (i, time) in &later {
             for window in [&mut window, &mut again] {
-                let column = window.column(&feature(*i)).expect("few");
+                let column = window.get_or_add_column(&feature(*i)).expect("few");
                 window.push(column, sample(*i, time * 1000));
             }
         }
         prop_assert_eq!(content(&again), content(&window));
         let bits = |window: &Window| -> Vec<(i64, u64, u64)> {
-            let scores = window.scores(Voice::Champion, i64::MIN, i64::MAX);
+            let scores = window.scores(ModelRole::Champion, i64::MIN, i64::MAX);
             scores.map(|(time, score)| (time, score.decision.to_bits(), score.score.to_bits())).collect()
         };
         prop_assert_eq!(bits(&again), bits(&window));
@@ -234,15 +234,15 @@ proptest! {
 fn columns_that_are_no_window_are_refused() {
     let window = filled(10_000, &[(0, 1000), (1, 2000)]);
     let (timestamps, columns) = window.to_arrow();
-    let refuse = |features: &[Labels], timestamps: &arrow_array::Int64Array, n: usize| {
+    let error_of = |features: &[Labels], timestamps: &arrow_array::Int64Array, n: usize| {
         Window::from_arrow(10_000, features, timestamps, &columns[..n]).expect_err("no window").to_string()
     };
     let both = [feature(0), feature(1)];
-    assert_eq!(refuse(&both, &timestamps, 7), "number of columns is 7, must be 8");
+    assert_eq!(error_of(&both, &timestamps, 7), "number of columns is 7, must be 8");
     assert_eq!(
-        refuse(&[feature(0), feature(0)], &timestamps, 8),
+        error_of(&[feature(0), feature(0)], &timestamps, 8),
         "feature is rx{device=\"eth0\"}, must be there once"
     );
-    assert_eq!(refuse(&both, &vec![2, 1].into(), 8), "timestamp of a row is 1, must be after 2");
-    assert_eq!(refuse(&both, &vec![1].into(), 8), "length of a column is 2, must be 1");
+    assert_eq!(error_of(&both, &vec![2, 1].into(), 8), "timestamp of a row is 1, must be after 2");
+    assert_eq!(error_of(&both, &vec![1].into(), 8), "length of a column is 2, must be 1");
 }

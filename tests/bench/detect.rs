@@ -2,7 +2,7 @@
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use promforest::detect::{BUDGET, Detection};
+use promforest::detect::{DEFAULT_BUDGET, OnlineDetector};
 use promforest::forest::{ExtendedParams, ForestParams, Table};
 use std::hint::black_box;
 use std::num::NonZeroUsize;
@@ -18,15 +18,15 @@ fn main() {
 }
 
 fn value(row: usize, feature: usize) -> f32 {
-    let rhythm = (row as f32 / ROWS as f32 * 2.0 * std::f32::consts::TAU).sin();
-    1000.0 + 500.0 * rhythm + ((row * (7919 + 2 * feature)) % 101) as f32
+    let wave = (row as f32 / ROWS as f32 * 2.0 * std::f32::consts::TAU).sin();
+    1000.0 + 500.0 * wave + ((row * (7919 + 2 * feature)) % 101) as f32
 }
 
 fn values() -> Vec<f32> {
     (0..FEATURES).flat_map(|feature| (0..ROWS).map(move |row| value(row, feature))).collect()
 }
 
-fn live_row(row: usize) -> Vec<f32> {
+fn new_row(row: usize) -> Vec<f32> {
     (0..FEATURES).map(|feature| value(row, feature)).collect()
 }
 
@@ -36,23 +36,23 @@ fn row(bencher: Bencher) {
     let table = Table::new(&values, ROWS, FEATURES).expect("its shape");
     let times: Vec<i64> = (0..ROWS as i64).map(|row| row * STEP_MS).collect();
     let params = ExtendedParams::default();
-    let mut detection =
-        Detection::learn(&times, &table, &params, BUDGET, NonZeroUsize::MIN).expect("it learns");
+    let mut detector =
+        OnlineDetector::fit(&times, &table, &params, DEFAULT_BUDGET, NonZeroUsize::MIN).expect("it learns");
     let mut next = ROWS;
     bencher.counter(ItemsCount::new(1_usize)).bench_local(|| {
         next += 1;
-        black_box(detection.observe(next as i64 * STEP_MS, &live_row(next)))
+        black_box(detector.assess(next as i64 * STEP_MS, &new_row(next)))
     });
 }
 
 #[divan::bench]
-fn row_of_a_plain_forest(bencher: Bencher) {
+fn row_of_an_isolation_forest(bencher: Bencher) {
     let values = values();
     let table = Table::new(&values, ROWS, FEATURES).expect("its shape");
     let forest = ForestParams::default().fit(&table, NonZeroUsize::MIN).expect("it fits");
     let mut next = ROWS;
     bencher.counter(ItemsCount::new(1_usize)).bench_local(|| {
         next += 1;
-        black_box(forest.score_samples(&live_row(next)))
+        black_box(forest.score_samples(&new_row(next)))
     });
 }

@@ -7,7 +7,7 @@ use std::num::NonZeroUsize;
 
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
-use promforest::forest::plain::{PlainExtendedForest, PlainForest};
+use promforest::forest::reference::{ReferenceExtendedForest, ReferenceForest};
 use promforest::forest::{ExtendedForest, ExtendedParams, Forest, ForestParams, MaxSamples, Table};
 
 /// Five days at one row every 15 s: the default training history.
@@ -62,8 +62,8 @@ fn forest(values: &[f32], max_samples: usize) -> Forest {
     params(max_samples).fit(&table(values), NonZeroUsize::MIN).expect("finite data")
 }
 
-fn plain(forest: &Forest) -> PlainForest {
-    PlainForest::new(forest.trees(), forest.max_samples())
+fn reference_forest(forest: &Forest) -> ReferenceForest {
+    ReferenceForest::new(forest.trees(), forest.max_samples())
 }
 
 /// Rows from all over the table, shape `[WARM_ROWS][N_FEATURES]`.
@@ -88,7 +88,7 @@ mod one_row {
     use super::*;
 
     #[divan::bench(args = MAX_SAMPLES)]
-    fn side_by_side(bencher: Bencher, max_samples: usize) {
+    fn optimized(bencher: Bencher, max_samples: usize) {
         let values = values();
         let forest = forest(&values, max_samples);
         let rows = warm_rows(&values);
@@ -98,13 +98,13 @@ mod one_row {
     }
 
     #[divan::bench(args = MAX_SAMPLES)]
-    fn plainly(bencher: Bencher, max_samples: usize) {
+    fn reference(bencher: Bencher, max_samples: usize) {
         let values = values();
-        let plain = plain(&forest(&values, max_samples));
+        let reference = reference_forest(&forest(&values, max_samples));
         let rows = warm_rows(&values);
         bencher
             .counter(ItemsCount::new(WARM_ROWS))
-            .bench_local(|| rows.iter().map(|row| plain.score_samples(black_box(row))).sum::<f64>());
+            .bench_local(|| rows.iter().map(|row| reference.score_samples(black_box(row))).sum::<f64>());
     }
 }
 
@@ -114,7 +114,7 @@ mod whole_table {
     use super::*;
 
     #[divan::bench(args = MAX_SAMPLES)]
-    fn side_by_side(bencher: Bencher, max_samples: usize) {
+    fn optimized(bencher: Bencher, max_samples: usize) {
         let values = values();
         let forest = forest(&values, max_samples);
         let mut scores = vec![0.0; N_ROWS];
@@ -124,15 +124,15 @@ mod whole_table {
     }
 
     #[divan::bench(args = MAX_SAMPLES)]
-    fn plainly(bencher: Bencher, max_samples: usize) {
+    fn reference(bencher: Bencher, max_samples: usize) {
         let values = values();
-        let plain = plain(&forest(&values, max_samples));
+        let reference = reference_forest(&forest(&values, max_samples));
         let mut row = [0.0; N_FEATURES];
         let mut scores = vec![0.0; N_ROWS];
         bencher.counter(ItemsCount::new(N_ROWS)).bench_local(|| {
             for (number, score) in scores.iter_mut().enumerate() {
                 table(&values).copy_row(number, &mut row);
-                *score = plain.score_samples(black_box(&row));
+                *score = reference.score_samples(black_box(&row));
             }
         });
     }
@@ -193,14 +193,14 @@ mod extended {
     }
 
     #[divan::bench]
-    fn one_row_plainly(bencher: Bencher) {
+    fn one_row_reference(bencher: Bencher) {
         let columns = columns();
         let forest = forest(&columns);
-        let plain = PlainExtendedForest::new(forest.trees(), forest.max_samples());
+        let reference = ReferenceExtendedForest::new(forest.trees(), forest.max_samples());
         let rows = warm_rows(&columns);
         bencher
             .counter(ItemsCount::new(WARM_ROWS))
-            .bench_local(|| rows.iter().map(|row| plain.score_samples(black_box(row))).sum::<f64>());
+            .bench_local(|| rows.iter().map(|row| reference.score_samples(black_box(row))).sum::<f64>());
     }
 
     #[divan::bench(sample_count = 10)]

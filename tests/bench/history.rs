@@ -2,11 +2,11 @@
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use promforest::history::frames::Frames;
-use promforest::history::xor::{self, plain};
 use promforest::prom::Sample;
 use promforest::prom::wire::Malformed;
-use promforest::prom::wire::read;
+use promforest::prom::wire::read_response;
+use promforest::remote_read::frames::ChunkedReader;
+use promforest::remote_read::xor::{self, reference};
 use std::hint::black_box;
 
 /// What a real Prometheus sent: five network interfaces' received bytes, a chunk of 60 samples each.
@@ -18,10 +18,10 @@ fn main() {
 
 /// The chunks, and how many samples they have.
 fn chunks() -> (Vec<Vec<u8>>, usize) {
-    let (mut frames, mut chunks) = (Frames::default(), Vec::new());
-    frames.push(STREAM);
-    while let Some(message) = frames.pop().expect("a frame") {
-        read::visit_frame::<Malformed>(&message, &mut Vec::new(), |series| {
+    let (mut reader, mut chunks) = (ChunkedReader::default(), Vec::new());
+    reader.push(STREAM);
+    while let Some(message) = reader.pop().expect("a frame") {
+        read_response::visit_frame::<Malformed>(&message, &mut Vec::new(), |series| {
             series.visit_chunks(|chunk| {
                 chunks.push(chunk.data.to_vec());
                 Ok(())
@@ -29,7 +29,7 @@ fn chunks() -> (Vec<Vec<u8>>, usize) {
         })
         .expect("a message");
     }
-    let samples = chunks.iter().map(|chunk| plain::decode(chunk).expect("a chunk").len()).sum();
+    let samples = chunks.iter().map(|chunk| reference::decode(chunk).expect("a chunk").len()).sum();
     (chunks, samples)
 }
 
@@ -49,11 +49,11 @@ fn decode(bencher: Bencher) {
 
 /// One bit at a time.
 #[divan::bench]
-fn plain_bits(bencher: Bencher) {
+fn reference_bits(bencher: Bencher) {
     let (chunks, n_samples) = chunks();
     bencher.counter(ItemsCount::new(n_samples)).bench_local(move || {
         for chunk in &chunks {
-            black_box(plain::decode(chunk).expect("a chunk"));
+            black_box(reference::decode(chunk).expect("a chunk"));
         }
     });
 }

@@ -2,10 +2,10 @@
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use promforest::features::rate::Semantics;
-use promforest::features::{Reader, Schema, Transform};
+use promforest::features::rate::RateSemantics;
+use promforest::features::{RowReader, Schema, Transform};
 use promforest::prom::{Labels, METRIC_NAME, Sample};
-use promforest::window::row::Grid;
+use promforest::window::grid::Grid;
 use promforest::window::{Column, Window};
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -35,7 +35,7 @@ fn sample(row: i64, feature: usize) -> Sample {
 
 fn filled() -> Window {
     let mut window = Window::new(ROWS * STEP_MS);
-    let columns: Vec<Column> = features().iter().map(|f| window.column(f).expect("few")).collect();
+    let columns: Vec<Column> = features().iter().map(|f| window.get_or_add_column(f).expect("few")).collect();
     for row in 0..ROWS {
         for (i, column) in columns.iter().enumerate() {
             window.push(*column, sample(row, i));
@@ -48,7 +48,7 @@ fn filled() -> Window {
 #[divan::bench]
 fn push_row(bencher: Bencher) {
     let mut window = filled();
-    let columns: Vec<Column> = features().iter().map(|f| window.column(f).expect("few")).collect();
+    let columns: Vec<Column> = features().iter().map(|f| window.get_or_add_column(f).expect("few")).collect();
     let mut row = ROWS;
     bencher.counter(ItemsCount::new(FEATURES)).bench_local(move || {
         for (i, column) in columns.iter().enumerate() {
@@ -66,7 +66,7 @@ fn fill_by_series(bencher: Bencher, n_series: usize) {
     bencher.counter(ItemsCount::new(n_series * ROWS as usize)).bench_local(|| {
         let mut window = Window::new(ROWS * STEP_MS);
         for (i, labels) in labels.iter().enumerate() {
-            let column = window.column(labels).expect("few");
+            let column = window.get_or_add_column(labels).expect("few");
             for row in 0..ROWS {
                 black_box(window.push(column, sample(row, i)));
             }
@@ -99,12 +99,12 @@ fn push_row_into_a_map(bencher: Bencher) {
 #[divan::bench]
 fn read_row(bencher: Bencher) {
     let window = filled();
-    let transform = Transform::Rate { range_ms: 60_000, semantics: Semantics::V3 };
+    let transform = Transform::Rate { range_ms: 60_000, semantics: RateSemantics::V3 };
     let schema = Schema { features: features(), transform, grid: Grid::Exact };
-    let mut reader = Reader::new(&schema, &window);
+    let mut reader = RowReader::new(&schema, &window);
     let mut values = Vec::new();
     let newest_ms = window.newest_ms().expect("filled");
     bencher
         .counter(ItemsCount::new(FEATURES))
-        .bench_local(move || black_box(reader.row(&schema, &window, newest_ms, &mut values, |_| {})));
+        .bench_local(move || black_box(reader.read_row(&schema, &window, newest_ms, &mut values, |_| {})));
 }

@@ -4,9 +4,9 @@
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use promforest::prom::proto::{Label, Sample, TimeSeries, WriteRequest, v2};
-use promforest::prom::wire::{Request, Scratch, Version, snappy};
+use promforest::prom::wire::{ParsedRequest, ProtocolVersion, Scratch, snappy};
 use promforest::prom::{Labels, METRIC_NAME, Selector};
-use promforest::series::{Entry, Ignored, Index, Target};
+use promforest::series::{ColumnRef, IgnoreReason, IndexEntry, SeriesIndex};
 use promforest::window::Window;
 use prost::Message;
 use std::collections::HashMap;
@@ -53,14 +53,14 @@ fn body() -> Vec<u8> {
 fn body_v2() -> Vec<u8> {
     let mut symbols = vec![String::new()];
     let mut numbers = HashMap::from([(String::new(), 0)]);
-    let mut refer = |text: String| {
+    let mut intern = |text: String| {
         *numbers.entry(text).or_insert_with_key(|text| {
             symbols.push(text.clone());
             symbols.len() as u32 - 1
         })
     };
     let timeseries = (0..SAMPLES).map(series).map(|series| v2::TimeSeries {
-        labels_refs: series.labels.into_iter().flat_map(|l| [refer(l.name), refer(l.value)]).collect(),
+        labels_refs: series.labels.into_iter().flat_map(|l| [intern(l.name), intern(l.value)]).collect(),
         samples: vec![v2::Sample {
             value: series.samples[0].value,
             timestamp: series.samples[0].timestamp,
@@ -79,31 +79,32 @@ fn selector() -> Selector {
 }
 
 /// What the receiver does: one hash and one look-up a series.
-fn bench_read(bencher: Bencher, version: Version, body: Vec<u8>) {
+fn bench_read(bencher: Bencher, version: ProtocolVersion, body: Vec<u8>) {
     let selector = selector();
-    let mut index = Index::default();
+    let mut index = SeriesIndex::default();
     let mut window = Window::new(1000);
     let mut buffer = Vec::new();
     let mut scratch = Scratch::default();
-    let mut known = Vec::new();
+    let mut entry_ids = Vec::new();
     bencher.counter(ItemsCount::new(SAMPLES)).bench_local(move || {
         let message = snappy::decompress(&body, 32 << 20, &mut buffer).expect("snappy");
-        let request =
-            Request::read(version, message, index.seed(), i64::MAX, &mut scratch).expect("well formed");
-        index.lookup(request.hashes(), &mut known);
+        let request = ParsedRequest::parse(version, message, index.seed(), i64::MAX, &mut scratch)
+            .expect("well formed");
+        index.lookup(request.hashes(), &mut entry_ids);
         let mut watched = 0;
-        for ((series, hash), known) in request.series().zip(request.hashes()).zip(&known) {
-            let code = known.unwrap_or_else(|| {
+        for ((series, hash), entry_id) in request.series().zip(request.hashes()).zip(&entry_ids) {
+            let entry_id = entry_id.unwrap_or_else(|| {
                 let labels = series.labels().expect("valid");
                 if selector.matches(&labels) {
-                    let target = Target { group: 0, column: window.column(&labels).expect("few") };
-                    index.insert(*hash, Entry::Watched(&[target]))
+                    let column =
+                        ColumnRef { group: 0, column: window.get_or_add_column(&labels).expect("few") };
+                    index.insert(*hash, IndexEntry::Watched(&[column]))
                 } else {
-                    index.insert(*hash, Entry::Ignored(Ignored::Unwatched))
+                    index.insert(*hash, IndexEntry::Ignored(IgnoreReason::Unwatched))
                 }
             });
-            if let Entry::Watched(targets) = index.entry(code) {
-                watched += targets.len() * series.samples.len();
+            if let IndexEntry::Watched(columns) = index.entry(entry_id) {
+                watched += columns.len() * series.samples.len();
             }
         }
         black_box(watched)
@@ -113,13 +114,13 @@ fn bench_read(bencher: Bencher, version: Version, body: Vec<u8>) {
 /// Remote write 1.0.
 #[divan::bench]
 fn read_v1(bencher: Bencher) {
-    bench_read(bencher, Version::V1, body());
+    bench_read(bencher, ProtocolVersion::V1, body());
 }
 
 /// Remote write 2.0.
 #[divan::bench]
 fn read_v2(bencher: Bencher) {
-    bench_read(bencher, Version::V2, body_v2());
+    bench_read(bencher, ProtocolVersion::V2, body_v2());
 }
 
 /// prost's tree, and a map from label sets to columns.

@@ -6,9 +6,9 @@
 
 use promforest::http::client::{Client, Url};
 use promforest::prom::{Labels, METRIC_NAME, Sample, duration};
-use promforest::publish::message::Message;
-use promforest::publish::sender::Sender;
-use promforest::publish::{Batch, Config, Metrics, Position, Series, Windows};
+use promforest::remote_write::message::ProtobufMessage;
+use promforest::remote_write::sender::Sender;
+use promforest::remote_write::{Batch, BatchSource, Config, CursorPosition, Metrics, TimeSeries};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -23,7 +23,7 @@ const DRAIN: Duration = Duration::from_secs(1);
 #[derive(Default)]
 struct Queue {
     scrapes: VecDeque<Vec<(Labels, Sample)>>,
-    handed_out: usize,
+    n_handed_out: usize,
 }
 
 #[derive(Clone, Default)]
@@ -35,7 +35,7 @@ impl Scrapes {
     }
 }
 
-impl Windows for Scrapes {
+impl BatchSource for Scrapes {
     async fn next_batch(&self, max_samples: usize) -> Option<Batch> {
         let mut queue = self.queue();
         let first = queue.scrapes.front_mut()?;
@@ -61,14 +61,14 @@ impl Windows for Scrapes {
                 }
             }
         }
-        queue.handed_out = handed_out;
-        let series = series.into_iter().map(|(labels, samples)| Series { labels, samples });
+        queue.n_handed_out = handed_out;
+        let series = series.into_iter().map(|(labels, samples)| TimeSeries { labels, samples });
         Some(Batch { series: series.collect(), positions: Vec::new() })
     }
 
-    async fn advance(&self, _: Vec<Position>) {
+    async fn advance(&self, _: Vec<CursorPosition>) {
         let mut queue = self.queue();
-        let handed_out = queue.handed_out;
+        let handed_out = queue.n_handed_out;
         queue.scrapes.drain(..handed_out);
     }
 }
@@ -139,7 +139,7 @@ fn series(page: Option<&str>, instance: &str, now_ms: i64) -> BTreeMap<Labels, S
     labelled.collect()
 }
 
-async fn scrape(client: Client, url: Url, scrapes: Scrapes, bell: Arc<Notify>) {
+async fn scrape(client: Client, url: Url, scrapes: Scrapes, wake: Arc<Notify>) {
     let mut clock = tokio::time::interval(SCRAPE_INTERVAL);
     let mut before = BTreeSet::new();
     loop {
@@ -153,7 +153,7 @@ async fn scrape(client: Client, url: Url, scrapes: Scrapes, bell: Arc<Notify>) {
         let gone = before.difference(&names).map(|labels: &Labels| (labels.clone(), Sample::stale(now_ms)));
         scrapes.queue().scrapes.push_back(now.into_iter().chain(gone).collect());
         before = names;
-        bell.notify_one();
+        wake.notify_one();
     }
 }
 
@@ -170,24 +170,24 @@ async fn main() {
             return tokio::signal::ctrl_c().await.expect("signals can be listened for");
         }
     };
-    let (scrapes, bell) = (Scrapes::default(), Arc::new(Notify::new()));
+    let (scrapes, wake) = (Scrapes::default(), Arc::new(Notify::new()));
     let (closing, closed) = watch::channel(false);
     let sender = Sender {
-        windows: scrapes.clone(),
+        source: scrapes.clone(),
         config: Config {
             url: target,
-            protobuf_message: Message::V2,
+            protobuf_message: ProtobufMessage::V2,
             // Prometheus': the suite counts the requests of some seconds.
             batch_send_deadline: Duration::from_secs(5),
             ..Config::default()
         },
         client: Client::default(),
         metrics: Metrics::new(&mut prometheus_client::registry::Registry::default()),
-        bell: bell.clone(),
+        wake: wake.clone(),
         closing: closed,
     };
     let sending = tokio::spawn(sender.run());
-    let scraping = tokio::spawn(scrape(Client::default(), page, scrapes, bell));
+    let scraping = tokio::spawn(scrape(Client::default(), page, scrapes, wake));
     tokio::signal::ctrl_c().await.expect("signals can be listened for");
     scraping.abort();
     closing.send_replace(true);

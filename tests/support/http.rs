@@ -8,7 +8,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An answer.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Response {
     /// Status code.
     pub status: u16,
     /// Body.
@@ -16,12 +16,12 @@ pub struct Answer {
 }
 
 /// Gets a page. `address` is `HOST:PORT`.
-pub fn get(address: &str, path: &str) -> io::Result<Answer> {
+pub fn get(address: &str, path: &str) -> io::Result<Response> {
     exchange(address, "GET", path)
 }
 
 /// Posts nothing to a path.
-pub fn post(address: &str, path: &str) -> io::Result<Answer> {
+pub fn post(address: &str, path: &str) -> io::Result<Response> {
     exchange(address, "POST", path)
 }
 
@@ -36,9 +36,9 @@ pub fn post_message(address: &str, path: &str, message: &[u8]) -> io::Result<(u1
     )
 }
 
-fn exchange(address: &str, method: &str, path: &str) -> io::Result<Answer> {
+fn exchange(address: &str, method: &str, path: &str) -> io::Result<Response> {
     let (status, body) = send(address, method, path, "", &[])?;
-    Ok(Answer { status, body: String::from_utf8_lossy(&body).into() })
+    Ok(Response { status, body: String::from_utf8_lossy(&body).into() })
 }
 
 fn send(address: &str, method: &str, path: &str, headers: &str, body: &[u8]) -> io::Result<(u16, Vec<u8>)> {
@@ -77,9 +77,9 @@ pub fn metric(page: &str, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
     for line in page.lines() {
         let Some(rest) = line.strip_prefix(name) else { continue };
         let Some((series, value)) = rest.rsplit_once(' ') else { continue };
-        let of_this_name = series.is_empty() || series.starts_with('{');
+        let is_same_name = series.is_empty() || series.starts_with('{');
         let selected = labels.iter().all(|(name, value)| series.contains(&format!("{name}=\"{value}\"")));
-        if of_this_name && selected {
+        if is_same_name && selected {
             let value: f64 = value.parse().unwrap_or_else(|err| panic!("{line:?}: {err}"));
             *sum.get_or_insert(0.0) += value;
         }

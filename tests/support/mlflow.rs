@@ -23,7 +23,7 @@ const S3_KEY: &str = "promforest";
 const BUCKET: &str = "mlflow";
 /// What MLflow's Python, server and client, does not do in tests: call home, run jobs, print what nobody asked for, try
 /// for minutes.
-const QUIET: [(&str, &str); 6] = [
+const MLFLOW_ENV: [(&str, &str); 6] = [
     ("MLFLOW_DISABLE_TELEMETRY", "true"),
     ("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false"),
     ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
@@ -34,7 +34,7 @@ const QUIET: [(&str, &str); 6] = [
 
 /// The MLflow servers that the tests run against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Server {
+pub enum MlflowKind {
     /// A current 3.x on PostgreSQL and S3, open to all.
     V3,
     /// The same, with accounts: [`USERNAME`] and [`PASSWORD`] are the administrator's.
@@ -47,12 +47,12 @@ pub enum Server {
 /// tests' process ends without dropping it: one server may be shared in a `static`.
 #[derive(Debug)]
 pub struct Mlflow {
-    kind: Server,
+    kind: MlflowKind,
     port: u16,
     /// `None` after [`kill`](Self::kill).
     server: Option<Process>,
     stores: Option<Stores>,
-    janitor: Janitor,
+    cleanup: CleanupProcess,
     dir: PathBuf,
 }
 
@@ -67,13 +67,13 @@ struct Stores {
 
 impl Mlflow {
     /// Starts a server and waits until it answers.
-    pub fn start(kind: Server) -> Self {
+    pub fn start(kind: MlflowKind) -> Self {
         let dir = TempDir::with_prefix("promforest-mlflow-").expect("a temporary folder can be made").keep();
         // PostgreSQL may run as another user.
         fs::set_permissions(&dir, Permissions::from_mode(0o711)).expect("the folder is ours");
-        let mut janitor = Janitor::start(&dir);
-        let stores = (kind != Server::V2).then(|| Stores::start(&dir, &mut janitor));
-        let mut mlflow = Self { kind, port: free_port(), server: None, stores, janitor, dir };
+        let mut cleanup = CleanupProcess::start(&dir);
+        let stores = (kind != MlflowKind::V2).then(|| Stores::start(&dir, &mut cleanup));
+        let mut mlflow = Self { kind, port: free_port(), server: None, stores, cleanup, dir };
         mlflow.restart();
         mlflow
     }
@@ -113,15 +113,15 @@ impl Mlflow {
         let _ =
             Command::new("sh").args(["-c", "kill -s KILL -- \"$0\"", &group]).stderr(Stdio::null()).status();
         drop(server);
-        self.janitor.forget(id);
+        self.cleanup.forget(id);
     }
 
     /// Starts the server, after killing the one that runs, with the port and the data that it had.
     pub fn restart(&mut self) {
         self.kill();
         let mut command = Command::new(match self.kind {
-            Server::V3 | Server::V3WithAccounts => python(),
-            Server::V2 => program("PROMFOREST_PYTHON_MLFLOW2", &[]),
+            MlflowKind::V3 | MlflowKind::V3WithAccounts => python(),
+            MlflowKind::V2 => program("PROMFOREST_PYTHON_MLFLOW2", &[]),
         });
         command.args([
             "-m",
@@ -133,7 +133,7 @@ impl Mlflow {
             "1",
             "--serve-artifacts",
         ]);
-        command.args(["--port", &self.port.to_string()]).envs(QUIET).process_group(0);
+        command.args(["--port", &self.port.to_string()]).envs(MLFLOW_ENV).process_group(0);
         if let Some(stores) = &self.stores {
             // Its tables come with the driver that MLflow does not choose by itself.
             let database = self.database().replacen("postgresql:", "postgresql+psycopg2:", 1);
@@ -146,7 +146,7 @@ impl Mlflow {
             command.args(["--backend-store-uri", &format!("sqlite:///{}", self.database())]);
             command.arg("--artifacts-destination").arg(self.artifacts());
         }
-        if self.kind == Server::V3WithAccounts {
+        if self.kind == MlflowKind::V3WithAccounts {
             let accounts = self.dir.join("accounts.ini");
             let text = format!(
                 "[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{}\nadmin_username = {USERNAME}\n\
@@ -159,13 +159,13 @@ impl Mlflow {
             command.env("MLFLOW_FLASK_SERVER_SECRET_KEY", PASSWORD);
         }
         let mut server = Process::spawn("mlflow", command, &self.dir);
-        self.janitor.watch(server.id());
+        self.cleanup.watch(server.id());
         let address = self.address();
-        let look = || match http::get(&address, "/health") {
+        let poll = || match http::get(&address, "/health") {
             Ok(answer) if answer.status == 200 => Ok(()),
             other => Err(format!("{other:?}")),
         };
-        wait("MLflow answers", START, &mut [&mut server], look);
+        wait("MLflow answers", START, &mut [&mut server], poll);
         self.server = Some(server);
     }
 
@@ -174,8 +174,8 @@ impl Mlflow {
     pub fn python(&self, code: &str, args: &[&str]) -> String {
         let mut command = Command::new(python());
         command.arg("-c").arg(code).args(args).current_dir(&self.dir).stdin(Stdio::null());
-        command.envs(QUIET).env("MLFLOW_TRACKING_URI", self.url()).env("GIT_PYTHON_REFRESH", "quiet");
-        if self.kind == Server::V3WithAccounts {
+        command.envs(MLFLOW_ENV).env("MLFLOW_TRACKING_URI", self.url()).env("GIT_PYTHON_REFRESH", "quiet");
+        if self.kind == MlflowKind::V3WithAccounts {
             command.env("MLFLOW_TRACKING_USERNAME", USERNAME).env("MLFLOW_TRACKING_PASSWORD", PASSWORD);
         }
         let output = command.output().unwrap_or_else(|err| panic!("Python does not start: {err}"));
@@ -198,16 +198,16 @@ impl Mlflow {
 impl Drop for Mlflow {
     fn drop(&mut self) {
         self.kill();
-        self.janitor.dismiss();
+        self.cleanup.dismiss();
         // It asks them to end, so that PostgreSQL gives its shared memory back.
         let stores = self.stores.iter_mut().flat_map(|stores| [&mut stores.s3, &mut stores.postgres]);
         stores.for_each(Process::wait_for_end);
-        self.janitor.wait_for_end();
+        self.cleanup.wait_for_end();
     }
 }
 
 impl Stores {
-    fn start(dir: &Path, janitor: &mut Janitor) -> Self {
+    fn start(dir: &Path, cleanup: &mut CleanupProcess) -> Self {
         let data = dir.join("postgres");
         fs::create_dir(&data).expect("the folder can be written");
         let user = (data.metadata().expect("it was just made").uid() == 0).then(|| {
@@ -235,7 +235,7 @@ impl Stores {
         command.args(["-p", &postgres_port.to_string(), "-c", "listen_addresses=127.0.0.1"]);
         command.args(["-c", "unix_socket_directories=", "-c", "fsync=off"]);
         let mut postgres = Process::spawn("postgres", command, dir);
-        janitor.watch(postgres.id());
+        cleanup.watch(postgres.id());
 
         let s3_port = free_port();
         let mut command = Command::new(program("S3S_FS", &["s3s-fs"]));
@@ -243,16 +243,16 @@ impl Stores {
         command.args(["--access-key", S3_KEY, "--secret-key", S3_KEY]).arg(dir.join("s3")).process_group(0);
         fs::create_dir_all(dir.join("s3").join(BUCKET)).expect("the folder can be written"); // a bucket
         let mut s3 = Process::spawn("s3", command, dir);
-        janitor.watch(s3.id());
+        cleanup.watch(s3.id());
 
         let log = postgres.log_file();
-        let look = || {
+        let poll = || {
             let log = fs::read_to_string(&log).map_err(|err| err.to_string())?;
             log.contains("ready to accept connections").then_some(()).ok_or_else(|| "not ready".into())
         };
-        wait("PostgreSQL accepts connections", START, &mut [&mut postgres], look);
-        let look = || http::get(&format!("127.0.0.1:{s3_port}"), "/").map_err(|err| err.to_string());
-        wait("S3 answers", START, &mut [&mut s3], look);
+        wait("PostgreSQL accepts connections", START, &mut [&mut postgres], poll);
+        let poll = || http::get(&format!("127.0.0.1:{s3_port}"), "/").map_err(|err| err.to_string());
+        wait("S3 answers", START, &mut [&mut s3], poll);
         Self { postgres, postgres_port, s3, s3_port }
     }
 }
@@ -285,10 +285,10 @@ fn postgres_user() -> (u32, u32) {
 /// A watchman over process groups and a folder: ends the ones and removes the other as soon as it is dismissed, or the
 /// tests' process is gone. A value in a `static` is never dropped, and a process that is killed drops nothing.
 #[derive(Debug)]
-struct Janitor(Child);
+struct CleanupProcess(Child);
 
 /// Reads `+ID` and `-ID` until the other end is closed.
-const JANITOR: &str = r#"
+const CLEANUP_SCRIPT: &str = r#"
 declare -A groups
 alive() {
     for group in "${!groups[@]}"; do kill -s 0 -- "-$group" 2>/dev/null && return; done
@@ -306,10 +306,10 @@ for group in "${!groups[@]}"; do kill -s KILL -- "-$group" 2>/dev/null; done
 rm -rf -- "$1"
 "#;
 
-impl Janitor {
+impl CleanupProcess {
     fn start(dir: &Path) -> Self {
         let mut command = Command::new("bash");
-        command.args(["-c", JANITOR, "janitor"]).arg(dir);
+        command.args(["-c", CLEANUP_SCRIPT, "janitor"]).arg(dir);
         // In a group of its own, Ctrl-C does not reach it.
         command
             .current_dir("/")
@@ -321,14 +321,14 @@ impl Janitor {
     }
 
     fn watch(&mut self, group: u32) {
-        self.tell('+', group);
+        self.send('+', group);
     }
 
     fn forget(&mut self, group: u32) {
-        self.tell('-', group);
+        self.send('-', group);
     }
 
-    fn tell(&mut self, sign: char, group: u32) {
+    fn send(&mut self, sign: char, group: u32) {
         let stdin = self.0.stdin.as_mut().expect("it is not dismissed yet");
         writeln!(stdin, "{sign}{group}").expect("it reads until it is dismissed");
     }

@@ -19,26 +19,26 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{env, fmt, panic, thread};
 
 /// Lines of each log that a failure shows.
-const TAIL: usize = 15;
+const TAIL_LINES: usize = 15;
 /// Pause between two looks at something that is waited for.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The Prometheus servers that the tests run against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Version {
+pub enum PrometheusVersion {
     /// Debian's 2.x.
     V2,
     /// A current 3.x.
     V3,
 }
 
-impl Version {
+impl PrometheusVersion {
     /// Every version.
     pub const ALL: [Self; 2] = [Self::V2, Self::V3];
 
     /// The server of this version: `PROMETHEUS_2` or `PROMETHEUS_3`, or else `prometheus` in `PATH`.
     pub fn prometheus(self) -> PathBuf {
-        let (variable, begin) = match self {
+        let (variable, prefix) = match self {
             Self::V2 => ("PROMETHEUS_2", "prometheus, version 2."),
             Self::V3 => ("PROMETHEUS_3", "prometheus, version 3."),
         };
@@ -48,8 +48,8 @@ impl Version {
         // 2.x prints it on standard output, releases before 2.43 on standard error.
         let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         assert!(
-            text.starts_with(begin),
-            "{} says {:?}, and {begin:?} is wanted: set {variable}\n{HELP}",
+            text.starts_with(prefix),
+            "{} says {:?}, and {prefix:?} is wanted: set {variable}\n{HELP}",
             program.display(),
             text.lines().next().unwrap_or_default(),
         );
@@ -57,7 +57,7 @@ impl Version {
     }
 }
 
-impl fmt::Display for Version {
+impl fmt::Display for PrometheusVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::V2 => "Prometheus 2",
@@ -87,18 +87,18 @@ fn program(variable: &str, names: &[&str]) -> PathBuf {
 }
 
 /// Runs a scenario against every Prometheus at once; fails when one of them does.
-pub fn each_version<T: Send>(scenario: impl Fn(Version) -> T + Sync) -> Vec<T> {
-    at_once(Version::ALL.map(|version| (version, version)), scenario)
+pub fn each_version<T: Send>(scenario: impl Fn(PrometheusVersion) -> T + Sync) -> Vec<T> {
+    in_parallel(PrometheusVersion::ALL.map(|version| (version, version)), scenario)
 }
 
 /// Does the same with what belongs to each Prometheus at once; fails when one of them does.
-pub fn at_once<I: Send, T: Send>(
-    items: impl IntoIterator<Item = (Version, I)>,
+pub fn in_parallel<I: Send, T: Send>(
+    items: impl IntoIterator<Item = (PrometheusVersion, I)>,
     action: impl Fn(I) -> T + Sync,
 ) -> Vec<T> {
     let action = &action;
     let results: Vec<_> = thread::scope(|scope| {
-        let start = |(version, item): (Version, I)| {
+        let start = |(version, item): (PrometheusVersion, I)| {
             // The name stands in the panic's message.
             let thread = thread::Builder::new().name(version.to_string());
             thread.spawn_scoped(scope, move || action(item)).expect("a thread can be started")
@@ -219,7 +219,7 @@ impl Process {
     pub fn tail(&self) -> String {
         let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
-        let end = &lines[lines.len().saturating_sub(TAIL)..];
+        let end = &lines[lines.len().saturating_sub(TAIL_LINES)..];
         format!("---- the end of the log of {}:\n{}\n", self.name, end.join("\n"))
     }
 }
@@ -238,19 +238,19 @@ pub fn wait<T>(
     what: &str,
     limit: Duration,
     processes: &mut [&mut Process],
-    mut look: impl FnMut() -> Result<T, String>,
+    mut poll: impl FnMut() -> Result<T, String>,
 ) -> T {
     let until = Instant::now() + limit;
     loop {
-        let seen = match look() {
+        let observed = match poll() {
             Ok(found) => return found,
             Err(seen) => seen,
         };
         processes.iter_mut().for_each(|process| process.assert_running());
         if Instant::now() >= until {
             let tails: String = processes.iter().map(|process| process.tail()).collect();
-            panic!("not within {limit:?}: {what}; seen last: {seen}\n{tails}");
+            panic!("not within {limit:?}: {what}; seen last: {observed}\n{tails}");
         }
-        thread::sleep(LOOK_EVERY);
+        thread::sleep(POLL_INTERVAL);
     }
 }

@@ -22,9 +22,9 @@ impl Series {
 
 /// A server's API at `HOST:PORT`.
 #[derive(Clone, Debug)]
-pub struct Api(pub String);
+pub struct PrometheusApi(pub String);
 
-impl Api {
+impl PrometheusApi {
     /// An instant query; a selector with a range gives the samples as they are stored.
     pub fn query(&self, expression: &str) -> Result<Vec<Series>, String> {
         self.data(&format!("query?query={}", http::encode(expression))).map(|data| series(&data))
@@ -70,7 +70,7 @@ pub fn text(value: &Value) -> String {
 }
 
 fn series(data: &Value) -> Vec<Series> {
-    let one = |value: &Value| {
+    let parse_series = |value: &Value| {
         let labels = value["metric"].as_object().expect("a series has labels").iter();
         let samples = if value["values"].is_array() {
             list(&value["values"]).iter().map(sample).collect()
@@ -81,7 +81,7 @@ fn series(data: &Value) -> Vec<Series> {
     };
     match data["resultType"].as_str() {
         Some("scalar") => vec![Series { labels: BTreeMap::new(), samples: vec![sample(&data["result"])] }],
-        _ => list(&data["result"]).iter().map(one).collect(),
+        _ => list(&data["result"]).iter().map(parse_series).collect(),
     }
 }
 

@@ -1,8 +1,8 @@
 //! Node exporter, Prometheus and promforest beside each other, as most scenarios need them.
 
-use super::prometheus::{Api, Series};
-use super::{Process, Version, free_port, http, node_exporter, wait};
-use promforest::models::{Fitted, Model, artifact};
+use super::prometheus::{PrometheusApi, Series};
+use super::{Process, PrometheusVersion, free_port, http, node_exporter, wait};
+use promforest::models::{FittedModel, Model, artifact};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,9 +12,9 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 /// For what takes a second or two on an idle machine.
-pub const SOON: Duration = Duration::from_secs(30);
+pub const SHORT_TIMEOUT: Duration = Duration::from_secs(30);
 /// For a first model, beyond the history that it needs.
-pub const MODEL: Duration = Duration::from_secs(60);
+pub const MODEL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The detector of most scenarios. A plain forest has its model within seconds, and judges every row alone.
 pub const NODE_NETWORK: &str = r#"
@@ -23,34 +23,34 @@ pub const NODE_NETWORK: &str = r#"
     transform: rate(10s)
     window: 10m
     grace: 5s
-    training: {history: 1h, minimum: 10s, every: 1h}
+    training: {history: 1h, min_history: 10s, interval: 1h}
     model: {kind: isolation_forest}
 "#;
 /// The same with the default model, which judges one row after the other: a row that is lost or comes late would show
 /// in all that follow. Differences reach back over a minute: a model needs that, the rates' range, and some rows.
-pub const IN_ORDER: &str = r#"
+pub const NODE_NETWORK_EXTENDED: &str = r#"
   - name: node_network
     match: ['{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total", device="lo"}']
     transform: rate(10s)
     window: 10m
     grace: 5s
-    training: {history: 1h, minimum: 60s, every: 1h}
+    training: {history: 1h, min_history: 60s, interval: 1h}
     alerts: {budget: 2/day}
 "#;
 /// The transform's range.
 pub const RANGE_MS: i64 = 10_000;
 
 /// Score, decision and threshold of a row.
-pub type Said = [f64; 3];
+pub type ScoreRow = [f64; 3];
 
 /// Where the servers of one scenario listen.
 #[derive(Clone)]
-pub struct Addresses {
-    pub prometheus: Api,
+pub struct StackApi {
+    pub prometheus: PrometheusApi,
     pub promforest: String,
 }
 
-impl Addresses {
+impl StackApi {
     /// The status and the text of `/-/ready`.
     pub fn ready(&self) -> Result<(u16, String), String> {
         let answer = http::get(&self.promforest, "/-/ready").map_err(|err| err.to_string())?;
@@ -80,8 +80,8 @@ impl Addresses {
 
 /// Node exporter, Prometheus and promforest.
 pub struct Stack {
-    pub version: Version,
-    pub at: Addresses,
+    pub version: PrometheusVersion,
+    pub api: StackApi,
     pub exporter: Process,
     pub exporter_port: u16,
     pub prometheus_port: u16,
@@ -129,7 +129,7 @@ impl Stack {
     }
 
     /// Starts node_exporter and writes Prometheus' configuration.
-    pub fn new(version: Version, collectors: Collectors, scraping: &Scraping<'_>) -> Self {
+    pub fn new(version: PrometheusVersion, collectors: Collectors, scraping: &Scraping<'_>) -> Self {
         let dir =
             tempfile::Builder::new().prefix("promforest-e2e-").tempdir().expect("a temporary directory");
         let (exporter_port, prometheus_port, promforest_port) = (free_port(), free_port(), free_port());
@@ -164,13 +164,13 @@ impl Stack {
             scraping.queue,
         );
         fs::write(dir.path().join("prometheus.yml"), config).expect("the directory is ours");
-        let at = Addresses {
-            prometheus: Api(format!("127.0.0.1:{prometheus_port}")),
+        let api = StackApi {
+            prometheus: PrometheusApi(format!("127.0.0.1:{prometheus_port}")),
             promforest: format!("127.0.0.1:{promforest_port}"),
         };
         Self {
             version,
-            at,
+            api,
             exporter,
             exporter_port,
             prometheus_port,
@@ -182,20 +182,20 @@ impl Stack {
     }
 
     /// The stack of most scenarios, with the first scores.
-    pub fn with_scores(version: Version) -> Self {
+    pub fn with_scores(version: PrometheusVersion) -> Self {
         let mut stack = Self::new(version, Collectors::Network, &JOB_NODE);
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
         stack.configure(NODE_NETWORK);
         stack.start_promforest();
-        stack.wait("the first scores", MODEL, |at| at.scores().map(drop));
+        stack.wait("the first scores", MODEL_TIMEOUT, |at| at.scores().map(drop));
         stack
     }
 
     /// Lets Prometheus read from promforest, from its next start on; `more` goes into the block.
-    pub fn read_from_promforest(&self, more: &str) {
+    pub fn add_remote_read(&self, more: &str) {
         let file = self.dir.path().join("prometheus.yml");
         let config = fs::read_to_string(&file).expect("it was written");
-        let url = format!("http://{}/api/v1/read", self.at.promforest);
+        let url = format!("http://{}/api/v1/read", self.api.promforest);
         let block = format!("remote_read: [{{url: '{url}', read_recent: true{more}}}]\n");
         fs::write(file, config + &block).expect("the directory is ours");
     }
@@ -212,7 +212,7 @@ impl Stack {
         }
         let program = self.version.prometheus();
         self.prometheus = Some(Process::start("prometheus", &program, &args, self.dir.path()));
-        self.wait("Prometheus is ready", SOON, |at| {
+        self.wait("Prometheus is ready", SHORT_TIMEOUT, |at| {
             let answer = http::get(&at.prometheus.0, "/-/ready").map_err(|err| err.to_string())?;
             if answer.status == 200 { Ok(()) } else { Err(answer.body) }
         });
@@ -220,7 +220,7 @@ impl Stack {
 
     /// By SIGTERM, as a service manager does.
     pub fn stop_prometheus(&mut self) {
-        self.prometheus.take().expect("it runs").terminate(SOON);
+        self.prometheus.take().expect("it runs").terminate(SHORT_TIMEOUT);
     }
 
     /// promforest's configuration.
@@ -230,11 +230,11 @@ impl Stack {
 
     /// Writes promforest's configuration and returns it.
     pub fn configure(&self, detectors: &str) -> String {
-        self.configure_more("promforest.yml", "", detectors)
+        self.configure_file("promforest.yml", "", detectors)
     }
 
     /// Does it in a file of this name, with more sections.
-    pub fn configure_more(&self, file: &str, sections: &str, detectors: &str) -> String {
+    pub fn configure_file(&self, file: &str, sections: &str, detectors: &str) -> String {
         let url = format!("http://127.0.0.1:{}/api/v1", self.prometheus_port);
         let config = format!(
             "global: {{scrape_interval: 1s}}\n\
@@ -270,11 +270,11 @@ impl Stack {
     }
 
     /// What a backtest says of each row since the training of a version.
-    pub fn backtest(&self, model: &Value) -> BTreeMap<i64, Said> {
+    pub fn backtest(&self, model: &Value) -> BTreeMap<i64, ScoreRow> {
         let name = format!("{}/{}", model["model"].as_str().expect("a name"), model["version"]);
         let folder = self.dir.path().join("promforest-data/models").join(&name);
-        let files = artifact::load(&folder).expect("a version is there as a whole");
-        let Ok(Model { fitted: Fitted::Extended(detection), .. }) = artifact::model(&files) else {
+        let files = artifact::read_files(&folder).expect("a version is there as a whole");
+        let Ok(Model { fitted: FittedModel::Extended(detection), .. }) = artifact::read_model(&files) else {
             panic!("{name} is no extended forest")
         };
         let trained_ms = detection.newest_ms().expect("it has seen rows");
@@ -282,11 +282,14 @@ impl Stack {
         self.run(&["backtest", "--model", &name, "--start", &start, "--output", "scores.csv"]);
         let csv = fs::read_to_string(self.dir.path().join("scores.csv")).expect("the scores");
         let mut lines = csv.lines();
-        let head: Vec<&str> = lines.next().expect("a head").split(',').collect();
-        let at = |name: &str| {
-            head.iter().position(|column| *column == name).unwrap_or_else(|| panic!("no {name}: {head:?}"))
+        let header: Vec<&str> = lines.next().expect("a head").split(',').collect();
+        let column_index = |name: &str| {
+            header
+                .iter()
+                .position(|column| *column == name)
+                .unwrap_or_else(|| panic!("no {name}: {header:?}"))
         };
-        let columns = ["timestamp", "score", "decision", "threshold"].map(at);
+        let columns = ["timestamp", "score", "decision", "threshold"].map(column_index);
         let row = |line: &str| {
             let cells: Vec<&str> = line.split(',').collect();
             let [time, score, decision, threshold] = columns.map(|column| cells[column]);
@@ -297,22 +300,24 @@ impl Stack {
     }
 
     /// The same of each row, as live wrote it for the one group of a detector; `labels` select the model.
-    pub fn said(&self, detector: &str, labels: &str) -> BTreeMap<i64, Said> {
-        let of_detector = format!(r#"{{detector="{detector}", {labels}}}"#);
+    pub fn live_scores(&self, detector: &str, labels: &str) -> BTreeMap<i64, ScoreRow> {
+        let detector_labels = format!(r#"{{detector="{detector}", {labels}}}"#);
         let [scores, decisions, thresholds] = [
-            format!("anomaly_score{of_detector}"),
+            format!("anomaly_score{detector_labels}"),
             format!("{detector}_anomaly{{{labels}}}"),
-            format!("anomaly_threshold{of_detector}"),
+            format!("anomaly_threshold{detector_labels}"),
         ]
         .map(|selector| {
-            self.at.stored(&selector).unwrap_or_else(|err| panic!("{}: {err}", self.version)).samples
+            self.api.stored(&selector).unwrap_or_else(|err| panic!("{}: {err}", self.version)).samples
         });
         // A newer row may have been stored between two looks.
-        let others = decisions.into_iter().zip(thresholds);
-        let rows = scores.into_iter().zip(others).map(|((at_ms, score), (decision, threshold))| {
-            assert_eq!((decision.0, threshold.0), (at_ms, at_ms), "{}: rows differ", self.version);
-            (at_ms, [score, decision.1, threshold.1])
-        });
+        let decisions_and_thresholds = decisions.into_iter().zip(thresholds);
+        let rows = scores.into_iter().zip(decisions_and_thresholds).map(
+            |((at_ms, score), (decision, threshold))| {
+                assert_eq!((decision.0, threshold.0), (at_ms, at_ms), "{}: rows differ", self.version);
+                (at_ms, [score, decision.1, threshold.1])
+            },
+        );
         rows.collect()
     }
 
@@ -320,33 +325,33 @@ impl Stack {
     /// gives which has seen all rows before it. Returns how many there are.
     pub fn check_backtests(&self, detector: &str, began_ms: i64) -> usize {
         let version = self.version;
-        let said = self.said(detector, "");
-        let last_ms = *said.last_key_value().expect("scores").0;
+        let live_rows = self.live_scores(detector, "");
+        let last_ms = *live_rows.last_key_value().expect("scores").0;
         let mut models = self.models();
         models.retain(|model| {
             model["model"].as_str().and_then(|name| name.strip_prefix(detector)?.strip_prefix('.')).is_some()
         });
-        let mut expected: BTreeMap<i64, Vec<Said>> = BTreeMap::new();
+        let mut expected: BTreeMap<i64, Vec<ScoreRow>> = BTreeMap::new();
         for model in &models {
             for (timestamp_ms, row) in self.backtest(model) {
                 expected.entry(timestamp_ms).or_default().push(row);
             }
         }
         let missing = expected.range(began_ms..=last_ms).map(|(time, _)| *time);
-        let missing: Vec<i64> = missing.filter(|time| !said.contains_key(time)).collect();
+        let missing: Vec<i64> = missing.filter(|time| !live_rows.contains_key(time)).collect();
         assert!(
             missing.is_empty(),
             "{version}: rows without a score: {missing:?}\n{}",
             self.promforest_tail()
         );
         let mut compared = 0;
-        for (timestamp_ms, live) in said.range(began_ms..) {
+        for (timestamp_ms, scores) in live_rows.range(began_ms..) {
             let Some(rows) = expected.get(timestamp_ms) else {
                 panic!("{version}: {timestamp_ms} is in no backtest")
             };
             assert!(
-                rows.contains(live),
-                "{version}: {timestamp_ms} has {live:?}, must be one of {rows:?}\n{}",
+                rows.contains(scores),
+                "{version}: {timestamp_ms} has {scores:?}, must be one of {rows:?}\n{}",
                 self.promforest_tail()
             );
             compared += 1;
@@ -366,7 +371,7 @@ impl Stack {
         ];
         let program = Path::new(env!("CARGO_BIN_EXE_promforest"));
         self.promforest = Some(Process::start("promforest", program, &args, self.dir.path()));
-        self.wait("promforest is healthy", SOON, |at| {
+        self.wait("promforest is healthy", SHORT_TIMEOUT, |at| {
             let answer = http::get(&at.promforest, "/-/healthy").map_err(|err| err.to_string())?;
             if answer.status == 200 { Ok(()) } else { Err(answer.body) }
         });
@@ -377,17 +382,17 @@ impl Stack {
         &mut self,
         what: &str,
         limit: Duration,
-        mut look: impl FnMut(&Addresses) -> Result<T, String>,
+        mut poll: impl FnMut(&StackApi) -> Result<T, String>,
     ) -> T {
         let what = format!("{}: {what}", self.version);
         let processes = [Some(&mut self.exporter), self.prometheus.as_mut(), self.promforest.as_mut()];
         let mut processes: Vec<&mut Process> = processes.into_iter().flatten().collect();
-        wait(&what, limit, &mut processes, || look(&self.at))
+        wait(&what, limit, &mut processes, || poll(&self.api))
     }
 
     /// Waits for the score of a scrape at or after `timestamp_ms`.
     pub fn wait_for_score_at(&mut self, timestamp_ms: i64) {
-        self.wait("scores go on", SOON, |at| {
+        self.wait("scores go on", SHORT_TIMEOUT, |at| {
             let newest_ms = at.scores()?.timestamps().last().copied().unwrap_or_default();
             if newest_ms >= timestamp_ms {
                 Ok(())
@@ -401,7 +406,7 @@ impl Stack {
     /// timestamp. Only where a pause of the scrapes leaves no two samples in the rate's range is there none.
     pub fn check_scores(&self, range_ms: i64) -> Series {
         let stored =
-            |selector| self.at.stored(selector).unwrap_or_else(|err| panic!("{}: {err}", self.version));
+            |selector| self.api.stored(selector).unwrap_or_else(|err| panic!("{}: {err}", self.version));
         let decisions = stored(r#"node_network_anomaly{model=""}"#);
         let scores = stored(r#"anomaly_score{detector="node_network", model=""}"#);
         let scrapes = stored(r#"node_network_receive_bytes_total{device="lo"}"#).timestamps();
@@ -425,11 +430,11 @@ impl Stack {
 
     /// Fails with what is lacking and what is too many.
     pub fn assert_same_times(&self, ours: &[i64], theirs: &[i64], what: &str) {
-        let lacking: Vec<_> = theirs.iter().filter(|time| !ours.contains(time)).collect();
+        let missing: Vec<_> = theirs.iter().filter(|time| !ours.contains(time)).collect();
         let too_many: Vec<_> = ours.iter().filter(|time| !theirs.contains(time)).collect();
         assert!(
             ours == theirs,
-            "{}: {what} differ: of {} are lacking {lacking:?}, and too many are {too_many:?}\n{}",
+            "{}: {what} differ: of {} are lacking {missing:?}, and too many are {too_many:?}\n{}",
             self.version,
             theirs.len(),
             self.promforest_tail(),
@@ -438,14 +443,14 @@ impl Stack {
 
     /// One of promforest's own metrics.
     pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
-        self.at.metric(name, labels).unwrap_or_else(|err| panic!("{}: {err}", self.version))
+        self.api.metric(name, labels).unwrap_or_else(|err| panic!("{}: {err}", self.version))
     }
 
     /// No score was given up, and Prometheus has given up no sample.
     pub fn check_nothing_lost(&self) {
         let failed = self.metric("promforest_remote_write_samples_failed_total", &[]);
         assert!(failed == 0.0, "{}: {failed} samples given up\n{}", self.version, self.promforest_tail());
-        let page = http::get(&self.at.prometheus.0, "/metrics").expect("Prometheus answers").body;
+        let page = http::get(&self.api.prometheus.0, "/metrics").expect("Prometheus answers").body;
         let failed = http::metric(&page, "prometheus_remote_storage_samples_failed_total", &[]);
         assert!(failed == Some(0.0), "{}: Prometheus gave up {failed:?} samples", self.version);
     }

@@ -4,11 +4,11 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 
 use super::super::rng::Rng;
-use super::super::sample::{Rows, Sampling};
-use super::super::threads::on_threads;
+use super::super::sampling::{RowSampler, Sampling};
+use super::super::threads::map_on_threads;
 use super::super::tree::Leaf;
 use super::super::{Error, Table};
-use super::tree::{Builder, Cut};
+use super::tree::{ExtendedTreeBuilder, SplitPlane};
 use super::{ExtendedForest, ExtendedParams, ExtendedTree};
 
 impl ExtendedParams {
@@ -24,9 +24,9 @@ impl ExtendedParams {
     ///   [`MAX_FEATURES`](super::super::MAX_FEATURES) features.
     pub fn fit(&self, table: &Table, threads: NonZeroUsize) -> Result<ExtendedForest, Error> {
         let sampling = Sampling::new(table, self.max_samples, false)?;
-        let width = self.n_columns.get().min(table.n_features());
-        let trees = on_threads(self.n_estimators.get(), threads, |trees| {
-            let mut grower = Grower::new(table, sampling, width);
+        let width = self.ndim.get().min(table.n_features());
+        let trees = map_on_threads(self.n_estimators.get(), threads, |trees| {
+            let mut grower = ExtendedTreeGrower::new(table, sampling, width);
             trees.map(|number| grower.grow(self.random_state, number)).collect::<Vec<ExtendedTree>>()
         });
         ExtendedForest::new(trees.into_iter().flatten().collect(), sampling.max_samples as u64)
@@ -34,19 +34,19 @@ impl ExtendedParams {
 }
 
 /// Grows trees one after the other, with buffers that they share.
-struct Grower<'t> {
+struct ExtendedTreeGrower<'t> {
     table: &'t Table<'t>,
     max_depth: u32,
-    rows: Rows,
+    rows: RowSampler,
     /// What the split mixes, as column and coefficient, shape `[width]`.
     terms: Vec<(u16, f32)>,
     /// The mixture of each row of the current node, shape `[rows of the node]`.
     values: Vec<f64>,
-    stack: Vec<Open>,
+    stack: Vec<PendingExtendedNode>,
 }
 
 /// A node that is placed but not yet split.
-struct Open {
+struct PendingExtendedNode {
     /// Where it is in the tree.
     at: usize,
     /// Which of [`Grower::rows`] it holds.
@@ -54,12 +54,12 @@ struct Open {
     depth: u32,
 }
 
-impl<'t> Grower<'t> {
+impl<'t> ExtendedTreeGrower<'t> {
     fn new(table: &'t Table<'t>, sampling: Sampling, width: usize) -> Self {
         Self {
             table,
             max_depth: sampling.max_depth(),
-            rows: Rows::new(sampling),
+            rows: RowSampler::new(sampling),
             terms: vec![(0, 0.0); width],
             values: Vec::with_capacity(sampling.max_samples),
             stack: Vec::new(),
@@ -67,31 +67,32 @@ impl<'t> Grower<'t> {
     }
 
     /// The tree of that number.
-    fn grow(&mut self, seed: u64, number: usize) -> ExtendedTree {
-        let mut rng = Rng::new(seed, number as u64);
+    fn grow(&mut self, seed: u64, tree_number: usize) -> ExtendedTree {
+        let mut rng = Rng::new(seed, tree_number as u64);
         let rows = self.rows.draw(&mut rng);
-        let mut tree = Builder::new(self.table.n_features(), self.terms.len(), 2 * rows.len() - 1);
-        self.stack.push(Open { at: Builder::ROOT, rows, depth: 0 });
-        while let Some(Open { at, rows, depth }) = self.stack.pop() {
-            let inner = depth < self.max_depth && rows.len() > 1;
-            let Some(cut) = inner.then(|| self.draw_split(&mut rng, &rows)).flatten() else {
+        let mut tree =
+            ExtendedTreeBuilder::new(self.table.n_features(), self.terms.len(), 2 * rows.len() - 1);
+        self.stack.push(PendingExtendedNode { at: ExtendedTreeBuilder::ROOT, rows, depth: 0 });
+        while let Some(PendingExtendedNode { at, rows, depth }) = self.stack.pop() {
+            let can_split = depth < self.max_depth && rows.len() > 1;
+            let Some(plane) = can_split.then(|| self.draw_split(&mut rng, &rows)).flatten() else {
                 tree.set_leaf(at, Leaf { depth, n_samples: rows.len() as u64 });
                 continue;
             };
-            let [left, right] = self.rows.split(&rows, &self.values, cut.cut);
-            let [to_left, to_right] = tree.set_split(at, cut, self.terms.iter().copied());
-            self.stack.push(Open { at: to_right, rows: right, depth: depth + 1 });
-            self.stack.push(Open { at: to_left, rows: left, depth: depth + 1 });
+            let [left, right] = self.rows.split(&rows, &self.values, plane.cut);
+            let [to_left, to_right] = tree.set_split(at, plane, self.terms.iter().copied());
+            self.stack.push(PendingExtendedNode { at: to_right, rows: right, depth: depth + 1 });
+            self.stack.push(PendingExtendedNode { at: to_left, rows: left, depth: depth + 1 });
         }
         tree.finish()
     }
 
     /// A random mixture and a cut between its least (inclusive) and greatest value in the node, or `None`
     /// if it does not vary there. Leaves the mixture in `terms` and its values in `values`.
-    fn draw_split(&mut self, rng: &mut Rng, rows: &Range<usize>) -> Option<Cut> {
+    fn draw_split(&mut self, rng: &mut Rng, rows: &Range<usize>) -> Option<SplitPlane> {
         for pair in self.terms.chunks_mut(2) {
-            for (term, coefficient) in pair.iter_mut().zip(rng.normals()) {
-                *term = (rng.below(self.table.n_features()) as u16, coefficient);
+            for (term, coefficient) in pair.iter_mut().zip(rng.next_normals()) {
+                *term = (rng.next_below(self.table.n_features()) as u16, coefficient);
             }
         }
         // In the order of the terms for each row, as a walk adds them up: so the range holds exactly the
@@ -108,8 +109,8 @@ impl<'t> Grower<'t> {
         let ends = (f64::INFINITY, f64::NEG_INFINITY);
         let least_and_greatest = |(low, high): (f64, f64), &value| (low.min(value), high.max(value));
         let (low, high) = self.values.iter().fold(ends, least_and_greatest);
-        let cut = low + rng.uniform() * (high - low);
+        let cut = low + rng.next_uniform() * (high - low);
         // Rounding can bring the cut up to the greatest value, and then nothing would go right.
-        (low < high).then_some(Cut { cut: if cut < high { cut } else { low }, low, high })
+        (low < high).then_some(SplitPlane { cut: if cut < high { cut } else { low }, low, high })
     }
 }

@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::super::plain::PlainExtendedForest;
+use super::super::reference::ReferenceExtendedForest;
 use super::super::rng::Rng;
 use super::*;
 
@@ -11,7 +11,7 @@ fn threads(n: usize) -> NonZeroUsize {
 /// Standard normal values, shape `[n_rows, n_features]`, column-major.
 fn values(n_rows: usize, n_features: usize, seed: u64) -> Vec<f32> {
     let mut rng = Rng::new(seed, 0);
-    (0..n_rows * n_features).map(|_| rng.normals()[0]).collect()
+    (0..n_rows * n_features).map(|_| rng.next_normals()[0]).collect()
 }
 
 /// Enough for what is true on average.
@@ -68,7 +68,7 @@ fn the_further_out_the_lower_and_alike_in_all_directions() {
 #[test]
 fn uniform_rows_score_alike() {
     let mut rng = Rng::new(3, 0);
-    let data: Vec<f32> = (0..6_000).map(|_| rng.uniform() as f32).collect();
+    let data: Vec<f32> = (0..6_000).map(|_| rng.next_uniform() as f32).collect();
     let forest = fit(&ExtendedParams::default(), &data, 3);
     let mut scores = vec![0.0; 2_000];
     forest.score_table(&Table::new(&data, 2_000, 3).expect("a table"), &mut scores);
@@ -147,7 +147,7 @@ fn columns_coefficients_and_cuts_are_drawn_evenly() {
 }
 
 #[test]
-fn threads_do_not_show() {
+fn the_forest_does_not_depend_on_the_number_of_threads() {
     let data = values(700, 5, 6);
     let table = Table::new(&data, 700, 5).expect("a table");
     let params = ExtendedParams::default();
@@ -181,14 +181,14 @@ fn all_paths_give_the_same_bits() {
 
 /// The plain form nests what the walk multiplies out, so the last bits differ.
 #[test]
-fn scores_are_those_of_the_plain_forest() {
+fn scores_are_those_of_the_reference_forest() {
     let data = values(1_000, 6, 8);
     let forest = fit(&ExtendedParams::default(), &data, 6);
-    let plain = PlainExtendedForest::new(forest.trees(), forest.max_samples());
+    let reference = ReferenceExtendedForest::new(forest.trees(), forest.max_samples());
     for (number, row) in data.chunks_exact(6).enumerate() {
         let row: Vec<f32> = row.iter().map(|value| value * [1.0, 3.0, 1e3, 1e30][number % 4]).collect();
-        let (ours, plain) = (forest.score_samples(&row), plain.score_samples(&row));
-        assert!((ours - plain).abs() < 1e-14, "{ours} {plain}");
+        let (ours, expected) = (forest.score_samples(&row), reference.score_samples(&row));
+        assert!((ours - expected).abs() < 1e-14, "{ours} {expected}");
     }
 }
 
@@ -201,7 +201,7 @@ fn nan_is_usual_and_infinity_is_the_greatest() {
 }
 
 #[test]
-fn what_does_not_vary_is_one_leaf() {
+fn a_constant_table_is_one_leaf() {
     let forest = fit(&ExtendedParams::default(), &[3.0; 100], 2);
     assert!(forest.trees().all(|tree| tree.n_node_samples == [50]));
     assert!((forest.score_samples(&[9.0, -1e30]) + 0.5).abs() < 1e-15);
@@ -219,14 +219,14 @@ fn extreme_values_are_cut_between() {
 
 #[test]
 fn unsuitable_tables_are_refused() {
-    let refusal = |values: &[f32], n_rows, n_features| {
+    let error_of = |values: &[f32], n_rows, n_features| {
         let table = Table::new(values, n_rows, n_features).expect("a table");
         ExtendedParams::default().fit(&table, threads(2)).expect_err("unsuitable")
     };
-    assert_eq!(refusal(&[], 0, 3), Error::Empty { n_rows: 0, n_features: 3 });
-    let infinite = refusal(&[1.0, f32::INFINITY], 1, 2);
+    assert_eq!(error_of(&[], 0, 3), Error::Empty { n_rows: 0, n_features: 3 });
+    let infinite = error_of(&[1.0, f32::INFINITY], 1, 2);
     assert_eq!(infinite, Error::NotFinite { value: f32::INFINITY, row: 0, feature: 1 });
-    assert!(refusal(&[0.0; 4_097], 1, 4_097).to_string().contains("n_features"));
+    assert!(error_of(&[0.0; 4_097], 1, 4_097).to_string().contains("n_features"));
 }
 
 /// Three leaves: `x0 + 2 x1 <= 1`, and right of it `-x1 <= 0`.
@@ -268,7 +268,7 @@ fn path_lengths_are_as_if_inserted() {
 }
 
 /// The message for `small` after one change.
-fn refusal(change: impl FnOnce(&mut ExtendedTreeArrays)) -> String {
+fn error_after(change: impl FnOnce(&mut ExtendedTreeArrays)) -> String {
     let mut arrays = small();
     change(&mut arrays);
     ExtendedTree::from_arrays(&arrays, 2).expect_err("mangled").to_string()
@@ -277,40 +277,50 @@ fn refusal(change: impl FnOnce(&mut ExtendedTreeArrays)) -> String {
 #[test]
 fn refuses_mangled_trees() {
     let children = "must be in 3..5, or -1 in a leaf";
-    assert_eq!(refusal(|tree| tree.left_child[2] = 0), format!("tree node 2: left_child is 0, {children}"));
-    assert_eq!(refusal(|tree| tree.right_child[2] = 5), format!("tree node 2: right_child is 5, {children}"));
     assert_eq!(
-        refusal(|tree| tree.right_child[2] = -1),
+        error_after(|tree| tree.left_child[2] = 0),
+        format!("tree node 2: left_child is 0, {children}")
+    );
+    assert_eq!(
+        error_after(|tree| tree.right_child[2] = 5),
+        format!("tree node 2: right_child is 5, {children}")
+    );
+    assert_eq!(
+        error_after(|tree| tree.right_child[2] = -1),
         format!("tree node 2: right_child is -1, {children}")
     );
-    assert!(refusal(|tree| tree.left_child[2] = 4).contains("children's"));
-    assert!(refusal(|tree| tree.n_node_samples[3] = 0).ends_with("n_node_samples is 0, must be at least 1"));
-    assert!(refusal(|tree| tree.n_node_samples[4] = i64::MAX).contains("sum of both children's"));
-    assert_eq!(refusal(|tree| tree.width = 0), "forest: width is 0, must be in 1..=4096");
-    assert!(refusal(|tree| tree.width = usize::MAX).contains("forest: width is"));
+    assert!(error_after(|tree| tree.left_child[2] = 4).contains("children's"));
+    assert!(
+        error_after(|tree| tree.n_node_samples[3] = 0).ends_with("n_node_samples is 0, must be at least 1")
+    );
+    assert!(error_after(|tree| tree.n_node_samples[4] = i64::MAX).contains("sum of both children's"));
+    assert_eq!(error_after(|tree| tree.width = 0), "forest: width is 0, must be in 1..=4096");
+    assert!(error_after(|tree| tree.width = usize::MAX).contains("forest: width is"));
     assert_eq!(
-        refusal(|tree| tree.width = 3),
+        error_after(|tree| tree.width = 3),
         "tree node 0: length of columns is 10, must be 5 x 3, as left_child"
     );
-    assert!(refusal(|tree| tree.high.truncate(4)).contains("length of high is 4, must be 5"));
+    assert!(error_after(|tree| tree.high.truncate(4)).contains("length of high is 4, must be 5"));
     assert!(
-        refusal(|tree| *tree = ExtendedTreeArrays { width: 2, ..Default::default() }).contains("nodes is 0")
+        error_after(|tree| *tree = ExtendedTreeArrays { width: 2, ..Default::default() })
+            .contains("nodes is 0")
     );
 }
 
 #[test]
 fn refuses_mangled_splits() {
-    assert_eq!(refusal(|tree| tree.columns[5] = 2), "tree node 2: column is 2, must be below 2");
+    assert_eq!(error_after(|tree| tree.columns[5] = 2), "tree node 2: column is 2, must be below 2");
     for coefficient in [f64::NAN, f64::NEG_INFINITY, 1e39, 0.1] {
         assert!(
-            refusal(|tree| tree.coefficients[0] = coefficient).ends_with("must be finite and exact as f32")
+            error_after(|tree| tree.coefficients[0] = coefficient)
+                .ends_with("must be finite and exact as f32")
         );
     }
-    assert_eq!(refusal(|tree| tree.cut[0] = 3.5), "tree node 0: cut is 3.5, must be in -1..=3");
-    assert!(refusal(|tree| tree.cut[0] = f64::NAN).contains("cut is NaN"));
-    assert!(refusal(|tree| tree.low[0] = f64::NEG_INFINITY).ends_with("low is -inf, must be finite"));
-    assert!(refusal(|tree| tree.high[0] = f64::NAN).ends_with("high is NaN, must be finite"));
-    assert!(refusal(|tree| tree.low[0] = 3.0).ends_with("low is 3, must be below high, 3"));
+    assert_eq!(error_after(|tree| tree.cut[0] = 3.5), "tree node 0: cut is 3.5, must be in -1..=3");
+    assert!(error_after(|tree| tree.cut[0] = f64::NAN).contains("cut is NaN"));
+    assert!(error_after(|tree| tree.low[0] = f64::NEG_INFINITY).ends_with("low is -inf, must be finite"));
+    assert!(error_after(|tree| tree.high[0] = f64::NAN).ends_with("high is NaN, must be finite"));
+    assert!(error_after(|tree| tree.low[0] = 3.0).ends_with("low is 3, must be below high, 3"));
 }
 
 #[test]

@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use super::super::average_path_length;
-use super::super::shape::{Place, Shape, fault};
 use super::super::tree::{Leaf, MAX_FEATURES, check_n_features};
-use super::super::{Error, score};
+use super::super::tree_check::{CheckedNode, TreeStructure, node_error};
+use super::super::{Error, standard};
 
 /// A tree as plain data, for files: one entry per node in every array, the root first, a leaf's children
 /// −1; [`ExtendedTree::from_arrays`] checks it. The mixture of node `n` is the sum over `k` in
@@ -39,7 +39,7 @@ pub struct ExtendedTreeArrays {
 /// and no finite row gives a NaN on the way.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ExtendedTree {
-    pub(super) nodes: Vec<Node>,
+    pub(super) nodes: Vec<ExtendedNode>,
     /// Column of each term, all terms of a split side by side.
     columns: Vec<u16>,
     /// Weight of each term.
@@ -54,7 +54,7 @@ pub struct ExtendedTree {
 const _: () = assert!(MAX_FEATURES <= 1 << u16::BITS, "a column has 16 bits");
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Node {
+pub(super) enum ExtendedNode {
     /// Rows with a mixture of at most `cut` go to the node `left`, others to the one behind it.
     Split {
         left: u32,
@@ -72,7 +72,7 @@ pub(super) enum Node {
 
 /// A cut and the range that it was drawn from: `low <= cut <= high`, `low < high`, all finite.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Cut {
+pub(super) struct SplitPlane {
     pub cut: f64,
     pub low: f64,
     pub high: f64,
@@ -94,22 +94,22 @@ impl ExtendedTree {
         check_n_features(n_features)?;
         let width = arrays.width;
         if !(1..=MAX_FEATURES).contains(&width) {
-            return Err(score::fault("width", width, format_args!("in 1..={MAX_FEATURES}")));
+            return Err(standard::forest_error("width", width, format_args!("in 1..={MAX_FEATURES}")));
         }
-        let places = arrays.shape()?;
-        let mut builder = Builder::new(n_features, width, places.len());
-        let mut stack = vec![(0, Builder::ROOT)];
+        let checked_nodes = arrays.check_structure()?;
+        let mut builder = ExtendedTreeBuilder::new(n_features, width, checked_nodes.len());
+        let mut stack = vec![(0, ExtendedTreeBuilder::ROOT)];
         while let Some((node, at)) = stack.pop() {
-            let [left, right] = match places[node] {
-                Place::Split(children) => children,
-                Place::Leaf(leaf) => {
+            let [left, right] = match checked_nodes[node] {
+                CheckedNode::Split(children) => children,
+                CheckedNode::Leaf(leaf) => {
                     builder.set_leaf(at, leaf);
                     continue;
                 }
             };
-            let cut = arrays.cut(node)?;
-            let terms = arrays.terms(node, n_features)?;
-            let [to_left, to_right] = builder.set_split(at, cut, terms);
+            let plane = arrays.check_plane(node)?;
+            let terms = arrays.check_terms(node, n_features)?;
+            let [to_left, to_right] = builder.set_split(at, plane, terms);
             stack.extend([(right, to_right), (left, to_left)]);
         }
         Ok(builder.finish())
@@ -132,11 +132,11 @@ impl ExtendedTree {
         // Backwards, so that a split finds the counts of its children.
         for (at, &node) in self.nodes.iter().enumerate().rev() {
             let (left, terms) = match node {
-                Node::Leaf { n_samples, .. } => {
+                ExtendedNode::Leaf { n_samples, .. } => {
                     arrays.n_node_samples[at] = n_samples as i64;
                     continue;
                 }
-                Node::Split { left, terms, cut, low, high } => {
+                ExtendedNode::Split { left, terms, cut, low, high } => {
                     (arrays.cut[at], arrays.low[at], arrays.high[at]) = (cut, low, high);
                     (left as usize, self.terms(terms))
                 }
@@ -157,7 +157,7 @@ impl ExtendedTree {
 
     /// What a split makes of a row of finite values.
     #[inline(always)]
-    pub(super) fn mixture(&self, terms: u32, row: &[f64]) -> f64 {
+    pub(super) fn project(&self, terms: u32, row: &[f64]) -> f64 {
         let terms = self.terms(terms);
         let terms = self.columns[terms.clone()].iter().zip(&self.coefficients[terms]);
         terms
@@ -172,9 +172,9 @@ impl ExtendedTree {
 }
 
 impl ExtendedTreeArrays {
-    fn shape(&self) -> Result<Vec<Place>, Error> {
+    fn check_structure(&self) -> Result<Vec<CheckedNode>, Error> {
         let Self { left_child, right_child, n_node_samples, .. } = self;
-        Shape { left_child, right_child, n_node_samples }.check(&[
+        TreeStructure { left_child, right_child, n_node_samples }.check(&[
             ("length of columns", self.columns.len(), self.width),
             ("length of coefficients", self.coefficients.len(), self.width),
             ("length of cut", self.cut.len(), 1),
@@ -183,34 +183,34 @@ impl ExtendedTreeArrays {
         ])
     }
 
-    fn cut(&self, node: usize) -> Result<Cut, Error> {
+    fn check_plane(&self, node: usize) -> Result<SplitPlane, Error> {
         let (cut, low, high) = (self.cut[node], self.low[node], self.high[node]);
         for (field, value) in [("low", low), ("high", high)] {
             if !value.is_finite() {
-                return Err(fault(node, field, value, "finite"));
+                return Err(node_error(node, field, value, "finite"));
             }
         }
         if low >= high {
-            return Err(fault(node, "low", low, format_args!("below high, {high}")));
+            return Err(node_error(node, "low", low, format_args!("below high, {high}")));
         }
         if !(low..=high).contains(&cut) {
-            return Err(fault(node, "cut", cut, format_args!("in {low}..={high}")));
+            return Err(node_error(node, "cut", cut, format_args!("in {low}..={high}")));
         }
-        Ok(Cut { cut, low, high })
+        Ok(SplitPlane { cut, low, high })
     }
 
     /// The terms of a split. A sum of [`MAX_FEATURES`] products of two `f32` is
     /// far from the end of `f64`, so no mixture overflows.
-    fn terms(&self, node: usize, n_features: usize) -> Result<Vec<(u16, f32)>, Error> {
+    fn check_terms(&self, node: usize, n_features: usize) -> Result<Vec<(u16, f32)>, Error> {
         let terms = node * self.width..(node + 1) * self.width;
         let terms = self.columns[terms.clone()].iter().zip(&self.coefficients[terms]);
         let check = |(&column, &coefficient): (&u32, &f64)| {
             if column as usize >= n_features {
-                return Err(fault(node, "column", column, format_args!("below {n_features}")));
+                return Err(node_error(node, "column", column, format_args!("below {n_features}")));
             }
             let exact = coefficient as f32;
             if !exact.is_finite() || f64::from(exact) != coefficient {
-                return Err(fault(node, "coefficient", coefficient, "finite and exact as f32"));
+                return Err(node_error(node, "coefficient", coefficient, "finite and exact as f32"));
             }
             Ok((column as u16, exact))
         };
@@ -220,9 +220,9 @@ impl ExtendedTreeArrays {
 
 /// Writes the nodes of a tree from the root on; growing and reading place a split's children in the same
 /// order, so that a tree keeps its layout through a file.
-pub(super) struct Builder(ExtendedTree);
+pub(super) struct ExtendedTreeBuilder(ExtendedTree);
 
-impl Builder {
+impl ExtendedTreeBuilder {
     /// Index of the root, which every tree has.
     pub const ROOT: usize = 0;
 
@@ -236,7 +236,7 @@ impl Builder {
 
     pub fn set_leaf(&mut self, at: usize, Leaf { depth, n_samples }: Leaf) {
         let path_length = f64::from(depth) + average_path_length(n_samples);
-        self.0.nodes[at] = Node::Leaf { path_length, n_samples };
+        self.0.nodes[at] = ExtendedNode::Leaf { path_length, n_samples };
         self.0.depth = self.0.depth.max(depth);
     }
 
@@ -245,7 +245,7 @@ impl Builder {
     pub fn set_split(
         &mut self,
         at: usize,
-        Cut { cut, low, high }: Cut,
+        SplitPlane { cut, low, high }: SplitPlane,
         terms: impl IntoIterator<Item = (u16, f32)>,
     ) -> [usize; 2] {
         let tree = &mut self.0;
@@ -257,7 +257,7 @@ impl Builder {
         debug_assert_eq!(tree.columns.len(), (number + 1) * tree.width);
         let left = tree.nodes.len();
         // Neither number is above MAX_NODES.
-        tree.nodes[at] = Node::Split { left: left as u32, terms: number as u32, cut, low, high };
+        tree.nodes[at] = ExtendedNode::Split { left: left as u32, terms: number as u32, cut, low, high };
         tree.nodes.extend([UNSET; 2]);
         [left, left + 1]
     }
@@ -272,4 +272,4 @@ impl Builder {
 }
 
 /// A node that is placed but not yet known.
-const UNSET: Node = Node::Leaf { path_length: 0.0, n_samples: 0 };
+const UNSET: ExtendedNode = ExtendedNode::Leaf { path_length: 0.0, n_samples: 0 };

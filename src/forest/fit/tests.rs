@@ -8,7 +8,7 @@ fn threads(n: usize) -> NonZeroUsize {
 /// Columns of roughly normal values, each with its own scale, shape `[n_rows, n_features]`.
 fn values(n_rows: usize, n_features: usize, seed: u64) -> Vec<f32> {
     let mut rng = Rng::new(seed, 0);
-    let mut normal = || (0..12).map(|_| rng.uniform()).sum::<f64>() - 6.0;
+    let mut normal = || (0..12).map(|_| rng.next_uniform()).sum::<f64>() - 6.0;
     (0..n_rows * n_features).map(|k| (normal() * (1.0 + (k / n_rows) as f64)) as f32).collect()
 }
 
@@ -42,7 +42,7 @@ fn scores_are_in_range_and_separate() {
 }
 
 #[test]
-fn threads_do_not_show() {
+fn the_forest_does_not_depend_on_the_number_of_threads() {
     let data = values(700, 5, 2);
     let table = Table::new(&data, 700, 5).expect("a table");
     for params in [
@@ -103,7 +103,7 @@ fn depth_is_the_binary_logarithm_rounded_up() {
     let table = Table::new(&data, 2_000, 1).expect("a table");
     for (max_samples, depth) in [(1, 1), (2, 1), (3, 2), (4, 2), (5, 3), (256, 8), (257, 9), (2_000, 11)] {
         let max_samples = MaxSamples::count(max_samples).expect("a count");
-        let plan = Plan::new(&ForestParams { max_samples, ..Default::default() }, &table).expect("a plan");
+        let plan = FitPlan::new(&ForestParams { max_samples, ..Default::default() }, &table).expect("a plan");
         assert_eq!(plan.sampling.max_depth(), depth, "{max_samples:?}");
     }
 }
@@ -205,29 +205,31 @@ fn contamination_gives_its_share_of_negatives() {
 
 #[test]
 fn unsuitable_tables_are_refused() {
-    let refusal = |params: &ForestParams, values: &[f32], n_rows, n_features| {
+    let error_of = |params: &ForestParams, values: &[f32], n_rows, n_features| {
         let table = Table::new(values, n_rows, n_features).expect("a table");
         params.fit(&table, threads(2)).expect_err("unsuitable").to_string()
     };
     let default = ForestParams::default();
     let empty = "must have at least one of each";
-    assert_eq!(refusal(&default, &[], 0, 3), format!("table has 0 rows and 3 features, {empty}"));
-    assert_eq!(refusal(&default, &[], 3, 0), format!("table has 3 rows and 0 features, {empty}"));
+    assert_eq!(error_of(&default, &[], 0, 3), format!("table has 0 rows and 3 features, {empty}"));
+    assert_eq!(error_of(&default, &[], 3, 0), format!("table has 3 rows and 0 features, {empty}"));
     assert_eq!(
-        refusal(&default, &[1.0, 2.0, f32::NAN, 4.0], 2, 2),
+        error_of(&default, &[1.0, 2.0, f32::NAN, 4.0], 2, 2),
         "value in row 0 of feature 1 is NaN, must be finite",
     );
-    let little = ForestParams { max_samples: MaxSamples::share(0.1).expect("a share"), ..Default::default() };
+    let too_few_samples =
+        ForestParams { max_samples: MaxSamples::share(0.1).expect("a share"), ..Default::default() };
     assert_eq!(
-        refusal(&little, &[1.0; 6], 3, 2),
+        error_of(&too_few_samples, &[1.0; 6], 3, 2),
         "max_samples gives 0 on a table of 3 rows and 2 features, must be in 1..=262144",
     );
-    let wide = ForestParams { max_features: MaxFeatures::count(3).expect("a count"), ..Default::default() };
+    let too_many_features =
+        ForestParams { max_features: MaxFeatures::count(3).expect("a count"), ..Default::default() };
     assert_eq!(
-        refusal(&wide, &[1.0; 6], 3, 2),
+        error_of(&too_many_features, &[1.0; 6], 3, 2),
         "max_features gives 3 on a table of 3 rows and 2 features, must be in 1..=2",
     );
-    assert!(refusal(&default, &vec![0.0; MAX_FEATURES + 1], 1, MAX_FEATURES + 1).contains("n_features"));
+    assert!(error_of(&default, &vec![0.0; MAX_FEATURES + 1], 1, MAX_FEATURES + 1).contains("n_features"));
     let all = ForestParams { max_samples: MaxSamples::share(1.0).expect("a share"), ..Default::default() };
-    assert!(refusal(&all, &vec![0.0; MAX_SAMPLES + 1], MAX_SAMPLES + 1, 1).contains("max_samples gives"));
+    assert!(error_of(&all, &vec![0.0; MAX_SAMPLES + 1], MAX_SAMPLES + 1, 1).contains("max_samples gives"));
 }

@@ -15,12 +15,12 @@ fn small() -> TreeArrays {
 }
 
 fn walk(tree: &Tree, row: &[f32]) -> Leaf {
-    let mut at = Builder::ROOT;
+    let mut at = TreeBuilder::ROOT;
     for _ in 0..tree.depth {
         at = tree.nodes[at].next(row[tree.nodes[at].feature()]);
     }
     assert!(tree.nodes[at].is_leaf());
-    tree.leaves[tree.nodes[at].number()]
+    tree.leaves[tree.nodes[at].leaf_index()]
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn arrays_survive_the_round_trip() {
 }
 
 /// The message for `small` after one change.
-fn refusal(change: impl FnOnce(&mut TreeArrays)) -> String {
+fn error_after(change: impl FnOnce(&mut TreeArrays)) -> String {
     let mut arrays = small();
     change(&mut arrays);
     Tree::from_arrays(&arrays, 2).expect_err("mangled").to_string()
@@ -74,22 +74,22 @@ fn refusal(change: impl FnOnce(&mut TreeArrays)) -> String {
 #[test]
 fn refuses_mangled_children() {
     assert_eq!(
-        refusal(|tree| tree.left_child[4] = 0),
+        error_after(|tree| tree.left_child[4] = 0),
         "tree node 4: left_child is 0, must be in 5..7, or -1 in a leaf",
     );
     assert_eq!(
-        refusal(|tree| tree.right_child[1] = 1),
+        error_after(|tree| tree.right_child[1] = 1),
         "tree node 1: right_child is 1, must be in 2..7, or -1 in a leaf",
     );
     assert_eq!(
-        refusal(|tree| tree.left_child[0] = 7),
+        error_after(|tree| tree.left_child[0] = 7),
         "tree node 0: left_child is 7, must be in 1..7, or -1 in a leaf",
     );
     for child in [i64::MIN, -2, i64::from(u32::MAX) + 2, i64::MAX] {
-        assert!(refusal(|tree| tree.right_child[0] = child).contains(&child.to_string()));
+        assert!(error_after(|tree| tree.right_child[0] = child).contains(&child.to_string()));
     }
     assert_eq!(
-        refusal(|tree| tree.right_child[0] = -1),
+        error_after(|tree| tree.right_child[0] = -1),
         "tree node 0: right_child is -1, must be in 1..7, or -1 in a leaf",
     );
 }
@@ -97,18 +97,18 @@ fn refuses_mangled_children() {
 #[test]
 fn refuses_what_is_not_a_tree() {
     let shared = "must be a node without another parent";
-    let twice = refusal(|tree| {
+    let twice = error_after(|tree| {
         tree.right_child[1] = 2;
         tree.n_node_samples[..2].copy_from_slice(&[11, 8]);
     });
     assert!(twice.ends_with(shared), "{twice}");
-    let two_parents = refusal(|tree| {
+    let two_parents = error_after(|tree| {
         tree.right_child[1] = 4;
         tree.n_node_samples[0] = 10;
         tree.n_node_samples[1] = 7;
     });
     assert!(two_parents.ends_with(shared), "{two_parents}");
-    let orphan = refusal(|tree| {
+    let orphan = error_after(|tree| {
         tree.left_child[4] = -1;
         tree.right_child[4] = -1;
     });
@@ -117,30 +117,30 @@ fn refuses_what_is_not_a_tree() {
 
 #[test]
 fn refuses_mangled_splits() {
-    assert_eq!(refusal(|tree| tree.feature[1] = 2), "tree node 1: feature is 2, must be below 2");
-    assert!(refusal(|tree| tree.feature[1] = -2).starts_with("tree node 1: feature is -2"));
+    assert_eq!(error_after(|tree| tree.feature[1] = 2), "tree node 1: feature is 2, must be below 2");
+    assert!(error_after(|tree| tree.feature[1] = -2).starts_with("tree node 1: feature is -2"));
     for threshold in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
-        assert!(refusal(|tree| tree.threshold[0] = threshold).ends_with("must be finite"));
+        assert!(error_after(|tree| tree.threshold[0] = threshold).ends_with("must be finite"));
     }
 }
 
 #[test]
 fn refuses_mangled_counts() {
     assert_eq!(
-        refusal(|tree| tree.n_node_samples[2] = 0),
+        error_after(|tree| tree.n_node_samples[2] = 0),
         "tree node 2: n_node_samples is 0, must be at least 1"
     );
-    assert!(refusal(|tree| tree.n_node_samples[5] = i64::MIN).contains("must be at least 1"));
-    assert!(refusal(|tree| tree.n_node_samples[5] = i64::MAX).contains("sum of both children's"));
-    assert!(refusal(|tree| tree.n_node_samples[0] = i64::MAX).contains("sum of both children's"));
+    assert!(error_after(|tree| tree.n_node_samples[5] = i64::MIN).contains("must be at least 1"));
+    assert!(error_after(|tree| tree.n_node_samples[5] = i64::MAX).contains("sum of both children's"));
+    assert!(error_after(|tree| tree.n_node_samples[0] = i64::MAX).contains("sum of both children's"));
 }
 
 #[test]
 fn refuses_mangled_lengths() {
-    assert!(refusal(|tree| *tree = TreeArrays::default()).contains("number of nodes is 0"));
-    assert!(refusal(|tree| tree.left_child = vec![-1; MAX_NODES + 1]).contains("number of nodes"));
+    assert!(error_after(|tree| *tree = TreeArrays::default()).contains("number of nodes is 0"));
+    assert!(error_after(|tree| tree.left_child = vec![-1; MAX_NODES + 1]).contains("number of nodes"));
     assert_eq!(
-        refusal(|tree| tree.threshold.truncate(3)),
+        error_after(|tree| tree.threshold.truncate(3)),
         "tree node 0: length of threshold is 3, must be 7, as left_child",
     );
     assert!(Tree::from_arrays(&small(), 0).is_err());
@@ -208,25 +208,25 @@ proptest! {
             if !threshold.is_finite() {
                 continue; // refused before it gets here
             }
-            let missing = if left { Missing::Left } else { Missing::Right };
-            let mut builder = Builder::new(1, 3);
-            let [to_left, to_right] = builder.set_split(Builder::ROOT, 0, round_down(threshold), missing);
+            let missing = if left { MissingDirection::Left } else { MissingDirection::Right };
+            let mut builder = TreeBuilder::new(1, 3);
+            let [to_left, to_right] = builder.set_split(TreeBuilder::ROOT, 0, round_down(threshold), missing);
             let tree = builder.finish();
             let goes_left = if value.is_nan() { left } else { f64::from(value) <= threshold };
             let expected = if goes_left { to_left } else { to_right };
             prop_assert_eq!(tree.nodes[0].next(value), expected, "{} <= {}", value, threshold);
             if !value.is_nan() {
-                prop_assert_eq!(tree.nodes[0].next_of_number(value), expected, "{} <= {}", value, threshold);
+                prop_assert_eq!(tree.nodes[0].next_not_nan(value), expected, "{} <= {}", value, threshold);
             }
         }
     }
 
     #[test]
     fn a_leaf_keeps_every_row(value in any_f32(), at in 0..MAX_NODES, number in 0..MAX_LEAVES) {
-        let leaf = Node::leaf(at, 0).renumbered(number);
+        let leaf = TreeNode::leaf(at, 0).with_leaf_index(number);
         prop_assert!(leaf.is_leaf());
-        prop_assert_eq!((leaf.next(value), leaf.next_of_number(value)), (at, at));
-        prop_assert_eq!((leaf.number(), leaf.feature()), (number, 0));
+        prop_assert_eq!((leaf.next(value), leaf.next_not_nan(value)), (at, at));
+        prop_assert_eq!((leaf.leaf_index(), leaf.feature()), (number, 0));
     }
 
     #[test]
@@ -235,8 +235,8 @@ proptest! {
         left in 0..MAX_NODES,
         missing_left in any::<bool>(),
     ) {
-        let missing = if missing_left { Missing::Left } else { Missing::Right };
-        let node = Node::split(feature, 1.5, missing, left);
+        let missing = if missing_left { MissingDirection::Left } else { MissingDirection::Right };
+        let node = TreeNode::split(feature, 1.5, missing, left);
         prop_assert!(!node.is_leaf());
         prop_assert_eq!((node.feature(), node.left()), (feature, left));
         prop_assert_eq!([node.next(1.5), node.next(1.6)], [left, left + 1]);

@@ -2,7 +2,7 @@
 //! saved.
 
 use super::{Error, GOLDEN, TOLERANCE, ipc};
-use crate::models::{self, Fitted};
+use crate::models::{self, FittedModel};
 use crate::window::Score;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float32Type, Float64Type};
@@ -11,11 +11,11 @@ use arrow_schema::{DataType, SchemaRef};
 use std::sync::Arc;
 
 /// Rows inside of the range of training.
-const INSIDE: usize = 8;
+const N_INSIDE: usize = 8;
 
 fn schema(n_features: usize) -> SchemaRef {
     ipc::schema([
-        ("row", ipc::list_of(DataType::Float32, n_features)),
+        ("row", ipc::list_type(DataType::Float32, n_features)),
         ("score_samples", DataType::Float64),
         ("decision", DataType::Float64),
         ("score", DataType::Float64),
@@ -23,64 +23,66 @@ fn schema(n_features: usize) -> SchemaRef {
 }
 
 /// About the least and the greatest value of each feature in training.
-fn ranges(fitted: &Fitted) -> Vec<[f32; 2]> {
+fn ranges(fitted: &FittedModel) -> Vec<[f32; 2]> {
     match fitted {
         // A forest grown elsewhere does not know its range.
-        Fitted::IsolationForest(forest) if forest.ranges().is_empty() => {
+        FittedModel::IsolationForest(forest) if forest.ranges().is_empty() => {
             vec![[0.0, 1.0]; forest.n_features()]
         }
-        Fitted::IsolationForest(forest) => forest.ranges().to_vec(),
-        Fitted::Extended(detection) => detection.ranges(),
+        FittedModel::IsolationForest(forest) => forest.ranges().to_vec(),
+        FittedModel::Extended(detector) => detector.typical_ranges(),
     }
 }
 
 /// The file: rows inside of the range of training, at its edges and beyond, and their scores.
-pub fn write(fitted: &Fitted) -> Vec<u8> {
+pub fn write(fitted: &FittedModel) -> Vec<u8> {
     let n_features = fitted.n_features();
     let ranges = ranges(fitted);
-    let at = |share: f32, feature: usize| {
+    let value_at = |share: f32, feature: usize| {
         let [least, greatest] = ranges[feature];
         least + share * (greatest - least)
     };
     let mut rows: Vec<Vec<f32>> = Vec::new();
-    for i in 0..INSIDE {
+    for i in 0..N_INSIDE {
         // Every feature at another place of its range.
         let share = |feature: usize| ((i * 37 + feature * 61) % 101) as f32 / 100.0;
-        rows.push((0..n_features).map(|feature| at(share(feature), feature)).collect());
+        rows.push((0..n_features).map(|feature| value_at(share(feature), feature)).collect());
     }
     for share in [0.0, 1.0, 1.5, -3.0, 1e6] {
-        rows.push((0..n_features).map(|feature| at(share, feature)).collect());
+        rows.push((0..n_features).map(|feature| value_at(share, feature)).collect());
     }
     rows.push(vec![f32::NAN; n_features]);
     rows.push(vec![f32::INFINITY; n_features]);
-    let scores = scores(fitted, rows.iter().map(Vec::as_slice));
+    let scores = score_rows(fitted, rows.iter().map(Vec::as_slice));
     let column = |number: usize| -> ArrayRef {
         Arc::new(Float64Array::from_iter_values(scores.iter().map(|scores| scores[number])))
     };
-    let rows = ipc::list(Arc::new(Float32Array::from(rows.concat())), n_features);
+    let rows = ipc::list_column(Arc::new(Float32Array::from(rows.concat())), n_features);
     let columns: Vec<ArrayRef> = vec![rows, column(0), column(1), column(2)];
     ipc::write(&schema(n_features), columns)
 }
 
 /// `score_samples`, decision and score of each row. To an extended forest they come one after the other, as far
 /// apart as those of training and after them.
-fn scores<'r>(fitted: &Fitted, rows: impl Iterator<Item = &'r [f32]>) -> Vec<[f64; 3]> {
+fn score_rows<'r>(fitted: &FittedModel, rows: impl Iterator<Item = &'r [f32]>) -> Vec<[f64; 3]> {
     match fitted {
-        Fitted::IsolationForest(forest) => {
+        FittedModel::IsolationForest(forest) => {
             let score = |row| {
                 let Score { decision, score, .. } = models::score(forest, row);
                 [forest.score_samples(row), decision, score]
             };
             rows.map(score).collect()
         }
-        Fitted::Extended(detection) => {
-            let mut detection = detection.as_ref().clone();
-            let observe = |row| {
-                let next_ms = detection.newest_ms().unwrap_or(0).saturating_add(detection.interval_ms());
-                let seen = detection.observe(next_ms, row);
-                seen.map_or([f64::NAN; 3], |seen| [seen.decision - 0.5, seen.decision, seen.score])
+        FittedModel::Extended(detector) => {
+            let mut detector = detector.as_ref().clone();
+            let assess = |row| {
+                let next_ms = detector.newest_ms().unwrap_or(0).saturating_add(detector.interval_ms());
+                let assessment = detector.assess(next_ms, row);
+                assessment.map_or([f64::NAN; 3], |assessment| {
+                    [assessment.decision - 0.5, assessment.decision, assessment.score]
+                })
             };
-            rows.map(observe).collect()
+            rows.map(assess).collect()
         }
     }
 }
@@ -89,13 +91,13 @@ fn scores<'r>(fitted: &Fitted, rows: impl Iterator<Item = &'r [f32]>) -> Vec<[f6
 ///
 /// # Errors
 /// [`Error::Golden`] when one comes out differently, [`Error::Arrow`] for another file.
-pub fn check(bytes: &[u8], fitted: &Fitted) -> Result<(), Error> {
+pub fn verify(bytes: &[u8], fitted: &FittedModel) -> Result<(), Error> {
     let n_features = fitted.n_features();
     let batch = ipc::read(GOLDEN, bytes, &schema(n_features))?;
     let values = batch.column(0).as_fixed_size_list().values().as_primitive::<Float32Type>().values();
     let expected = |column: usize| batch.column(column).as_primitive::<Float64Type>().values();
     let rows = values.chunks_exact(n_features).take(batch.num_rows());
-    for (row, scores) in scores(fitted, rows).into_iter().enumerate() {
+    for (row, scores) in score_rows(fitted, rows).into_iter().enumerate() {
         for (column, found) in (1..).zip(scores) {
             let expected = expected(column)[row];
             let difference = (found - expected).abs();

@@ -20,12 +20,12 @@ pub fn schema(columns: impl IntoIterator<Item = (&'static str, DataType)>) -> Sc
 }
 
 /// The type of a column with `width` values in every row.
-pub fn list_of(item: DataType, width: usize) -> DataType {
+pub fn list_type(item: DataType, width: usize) -> DataType {
     DataType::FixedSizeList(Arc::new(field("item", item)), width as i32)
 }
 
 /// A column with `width` values in every row, from all of them, row after row.
-pub fn list(values: ArrayRef, width: usize) -> ArrayRef {
+pub fn list_column(values: ArrayRef, width: usize) -> ArrayRef {
     let item = Arc::new(field("item", values.data_type().clone()));
     Arc::new(FixedSizeListArray::new(item, width as i32, values, None))
 }
@@ -59,11 +59,12 @@ pub(super) fn read(file: &'static str, bytes: &[u8], schema: &SchemaRef) -> Resu
 /// # Errors
 /// What is wrong with the bytes.
 pub fn decode(bytes: &[u8], schema: &SchemaRef) -> Result<RecordBatch, String> {
-    let cut = || "the file is cut off".to_string();
-    let trailer: [u8; 10] = bytes.last_chunk().copied().ok_or_else(cut)?;
+    let truncated = || "the file is cut off".to_string();
+    let trailer: [u8; 10] = bytes.last_chunk().copied().ok_or_else(truncated)?;
     let footer_length = read_footer_length(trailer).map_err(|error| error.to_string())?;
     let body = bytes.len() - trailer.len();
-    let footer = bytes.get(body.checked_sub(footer_length).ok_or_else(cut)?..body).ok_or_else(cut)?;
+    let footer =
+        bytes.get(body.checked_sub(footer_length).ok_or_else(truncated)?..body).ok_or_else(truncated)?;
     let footer = root_as_footer(footer).map_err(|error| format!("the footer cannot be read: {error}"))?;
     let names: Vec<&str> = footer
         .schema()
@@ -80,13 +81,13 @@ pub fn decode(bytes: &[u8], schema: &SchemaRef) -> Result<RecordBatch, String> {
     let &[block] = blocks.as_slice() else {
         return Err(format!("the file has {} batches, must be 1", blocks.len()));
     };
-    let size = |value: i64| usize::try_from(value).map_err(|_| cut());
-    let (offset, head) = (size(block.offset())?, size(block.metaDataLength().into())?);
-    let length = head.checked_add(size(block.bodyLength())?).ok_or_else(cut)?;
-    let end = offset.checked_add(length).filter(|end| *end <= body).ok_or_else(cut)?;
+    let size = |value: i64| usize::try_from(value).map_err(|_| truncated());
+    let (offset, header_length) = (size(block.offset())?, size(block.metaDataLength().into())?);
+    let length = header_length.checked_add(size(block.bodyLength())?).ok_or_else(truncated)?;
+    let end = offset.checked_add(length).filter(|end| *end <= body).ok_or_else(truncated)?;
     let block_bytes = &bytes[offset..end];
     let nullable = schema.fields().iter().any(|field| field.is_nullable());
-    check_buffers(block_bytes.get(..head).ok_or_else(cut)?, length - head, nullable)?;
+    check_buffers(block_bytes.get(..header_length).ok_or_else(truncated)?, length - header_length, nullable)?;
     let decoder = FileDecoder::new(schema.clone(), footer.version());
     let batch = decoder
         .read_record_batch(block, &Buffer::from(block_bytes))
@@ -101,9 +102,9 @@ pub fn decode(bytes: &[u8], schema: &SchemaRef) -> Result<RecordBatch, String> {
 
 /// Every buffer of the batch lies inside of its body, every column has the batch's length, and, in a batch of
 /// plain numbers that may be null, every cell has its bit.
-fn check_buffers(head: &[u8], body: usize, nullable: bool) -> Result<(), String> {
+fn check_buffers(header: &[u8], body_length: usize, nullable: bool) -> Result<(), String> {
     // A continuation marker and the length come before the message.
-    let message = head.get(8..).ok_or("the batch is cut off")?;
+    let message = header.get(8..).ok_or("the batch is cut off")?;
     let message = root_as_message(message).map_err(|error| format!("the batch cannot be read: {error}"))?;
     let batch = message.header_as_record_batch().ok_or("the block is no batch")?;
     if batch.compression().is_some() {
@@ -112,7 +113,7 @@ fn check_buffers(head: &[u8], body: usize, nullable: bool) -> Result<(), String>
     for buffer in batch.buffers().iter().flatten() {
         let inside = buffer.offset() >= 0
             && buffer.length() >= 0
-            && buffer.offset().checked_add(buffer.length()).is_some_and(|end| end <= body as i64);
+            && buffer.offset().checked_add(buffer.length()).is_some_and(|end| end <= body_length as i64);
         if !inside {
             return Err(format!(
                 "a buffer of {} bytes at {} is outside of the file",
@@ -122,18 +123,18 @@ fn check_buffers(head: &[u8], body: usize, nullable: bool) -> Result<(), String>
         }
     }
     let rows = batch.length();
-    let fits = |length: i64| length >= 0 && length <= (8 * body) as i64;
+    let fits = |length: i64| length >= 0 && length <= (8 * body_length) as i64;
     // A column of numbers has two buffers: the bits that tell what is null, and the values.
-    let bits = |column: usize| {
+    let validity_bytes = |column: usize| {
         batch.buffers().map(|buffers| (2 * column < buffers.len()).then(|| buffers.get(2 * column).length()))
     };
-    let has_bits = |column: usize, node: &FieldNode| {
-        nullable && bits(column).flatten().is_some_and(|bytes| 8 * bytes >= node.length())
+    let has_validity = |column: usize, node: &FieldNode| {
+        nullable && validity_bytes(column).flatten().is_some_and(|bytes| 8 * bytes >= node.length())
     };
-    let is_sound = |(column, node): (usize, &FieldNode)| {
-        fits(node.length()) && (node.null_count() == 0 || has_bits(column, node))
+    let is_valid = |(column, node): (usize, &FieldNode)| {
+        fits(node.length()) && (node.null_count() == 0 || has_validity(column, node))
     };
-    if !fits(rows) || !batch.nodes().iter().flatten().enumerate().all(is_sound) {
+    if !fits(rows) || !batch.nodes().iter().flatten().enumerate().all(is_valid) {
         return Err(format!("a batch of {rows} rows does not fit into the file"));
     }
     Ok(())

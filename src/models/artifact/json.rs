@@ -1,12 +1,14 @@
 //! `model.json`: everything of a model but its nodes.
 
-use super::forest::{Extended, Plain, Section};
+use super::forest::{Extended, ForestMetadata, Plain};
 use super::{Error, FORMAT};
-use crate::features::rate::Semantics;
+use crate::features::rate::RateSemantics;
 use crate::features::{Schema, Transform};
-use crate::models::{Card, Fitted, Histogram, History, Kind, Model, Validation, columns};
+use crate::models::{
+    CrossValidation, DecisionHistogram, FittedModel, Model, ModelCard, ModelKind, TrainingRange, columns,
+};
 use crate::prom::Labels;
-use crate::window::row::Grid;
+use crate::window::grid::Grid;
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -14,7 +16,7 @@ use std::collections::BTreeMap;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Document<F> {
+struct ModelJson<F> {
     format: u32,
     kind: String,
     detector: Option<String>,
@@ -24,9 +26,9 @@ struct Document<F> {
     params: Vec<(String, String)>,
     forest: F,
     schema: SchemaJson,
-    history: Option<HistoryJson>,
-    validation: Option<Validation>,
-    baseline: Option<Histogram>,
+    training_range: Option<TrainingRangeJson>,
+    validation: Option<CrossValidation>,
+    baseline: Option<DecisionHistogram>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -42,7 +44,7 @@ struct SchemaJson {
 #[serde(deny_unknown_fields)]
 struct SlotsJson {
     interval_ms: i64,
-    cut_ms: i64,
+    slot_start_ms: i64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -55,7 +57,7 @@ struct FeatureJson {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct HistoryJson {
+struct TrainingRangeJson {
     from: String,
     to: String,
     observed_ms: i64,
@@ -68,22 +70,22 @@ pub fn timestamp(ms: i64) -> String {
     Timestamp::from_millisecond(ms).map_or_else(|_| ms.to_string(), |time| format!("{time:.3}"))
 }
 
-fn milliseconds(text: &str, field: &'static str) -> Result<i64, Error> {
-    let time: Timestamp = text
-        .parse()
-        .map_err(|_| fault(format!("{field} is {text:?}, must be a time like 2026-01-31T12:00:00.000Z")))?;
+fn parse_timestamp(text: &str, field: &'static str) -> Result<i64, Error> {
+    let time: Timestamp = text.parse().map_err(|_| {
+        invalid_json(format!("{field} is {text:?}, must be a time like 2026-01-31T12:00:00.000Z"))
+    })?;
     Ok(time.as_millisecond())
 }
 
-fn fault(reason: impl ToString) -> Error {
+fn invalid_json(reason: impl ToString) -> Error {
     Error::Json(reason.to_string())
 }
 
 /// The document of a model.
 pub fn write(model: &Model) -> String {
     match &model.fitted {
-        Fitted::IsolationForest(forest) => write_with(model, Plain::new(forest)),
-        Fitted::Extended(detection) => write_with(model, Extended::new(detection)),
+        FittedModel::IsolationForest(forest) => write_with(model, Plain::new(forest)),
+        FittedModel::Extended(detection) => write_with(model, Extended::new(detection)),
     }
 }
 
@@ -91,27 +93,27 @@ fn write_with(model: &Model, forest: impl Serialize) -> String {
     let Model { schema, fitted, card } = model;
     let names = columns::names(model);
     let features = schema.features.iter().zip(names);
-    let document = Document {
+    let json = ModelJson {
         format: FORMAT,
         kind: fitted.kind().to_string(),
         detector: card.detector.clone(),
-        group: card.group.as_ref().map(pairs),
+        group: card.group.as_ref().map(label_map),
         origin: card.origin.clone(),
         created: timestamp(card.created_ms),
         params: card.params.clone(),
         forest,
         schema: SchemaJson {
             transform: schema.transform.to_string(),
-            rate_semantics: schema.transform.semantics().map(|semantics| semantics.as_str().to_string()),
+            rate_semantics: schema.transform.rate_semantics().map(|semantics| semantics.as_str().to_string()),
             slots: match schema.grid {
                 Grid::Exact => None,
-                Grid::Slots { interval_ms, cut_ms } => Some(SlotsJson { interval_ms, cut_ms }),
+                Grid::Slots { interval_ms, slot_start_ms } => Some(SlotsJson { interval_ms, slot_start_ms }),
             },
             features: features
-                .map(|(labels, column)| FeatureJson { column, labels: pairs(labels) })
+                .map(|(labels, column)| FeatureJson { column, labels: label_map(labels) })
                 .collect(),
         },
-        history: card.history.as_ref().map(|history| HistoryJson {
+        training_range: card.training_range.as_ref().map(|history| TrainingRangeJson {
             from: timestamp(history.from_ms),
             to: timestamp(history.to_ms),
             observed_ms: history.observed_ms,
@@ -121,33 +123,33 @@ fn write_with(model: &Model, forest: impl Serialize) -> String {
         validation: card.validation.clone(),
         baseline: card.baseline.clone(),
     };
-    serde_json::to_string_pretty(&document).expect("maps with text for keys, and finite numbers")
+    serde_json::to_string_pretty(&json).expect("maps with text for keys, and finite numbers")
 }
 
 /// Reads a document: the schema, the card and what belongs to the forest.
 ///
 /// # Errors
 /// [`Error::Format`] for another layout, [`Error::Json`] for anything else that is wrong.
-pub fn read(bytes: &[u8]) -> Result<(Schema, Card, Section), Error> {
+pub fn read(bytes: &[u8]) -> Result<(Schema, ModelCard, ForestMetadata), Error> {
     #[derive(Deserialize)]
-    struct Version {
+    struct FormatOnly {
         format: u64,
     }
     #[derive(Deserialize)]
-    struct OfKind {
+    struct KindOnly {
         kind: String,
     }
-    let Version { format } = serde_json::from_slice(bytes).map_err(fault)?;
+    let FormatOnly { format } = serde_json::from_slice(bytes).map_err(invalid_json)?;
     if format != u64::from(FORMAT) {
         return Err(Error::Format(format));
     }
-    let OfKind { kind } = serde_json::from_slice(bytes).map_err(fault)?;
-    let (schema, card, forest) = match kind.parse().map_err(fault)? {
-        Kind::IsolationForest => read_with(bytes, Section::Plain)?,
-        Kind::ExtendedIsolationForest => read_with(bytes, Section::Extended)?,
+    let KindOnly { kind } = serde_json::from_slice(bytes).map_err(invalid_json)?;
+    let (schema, card, forest) = match kind.parse().map_err(invalid_json)? {
+        ModelKind::IsolationForest => read_with(bytes, ForestMetadata::Standard)?,
+        ModelKind::ExtendedIsolationForest => read_with(bytes, ForestMetadata::Extended)?,
     };
     if forest.n_features() != schema.features.len() {
-        return Err(fault(format!(
+        return Err(invalid_json(format!(
             "the forest has {} features, the schema has {}",
             forest.n_features(),
             schema.features.len()
@@ -158,81 +160,86 @@ pub fn read(bytes: &[u8]) -> Result<(Schema, Card, Section), Error> {
 
 fn read_with<F: DeserializeOwned>(
     bytes: &[u8],
-    section: impl FnOnce(F) -> Section,
-) -> Result<(Schema, Card, Section), Error> {
-    let document: Document<F> = serde_json::from_slice(bytes).map_err(fault)?;
-    let (schema, names) = schema(document.schema)?;
-    let card = Card {
-        detector: document.detector,
-        group: document.group.map(labels).transpose()?,
-        origin: document.origin,
-        created_ms: milliseconds(&document.created, "created")?,
-        params: document.params,
-        columns: (names != columns::defaults(&schema)).then_some(names),
-        history: document.history.map(history).transpose()?,
-        validation: document.validation.map(validation).transpose()?,
-        baseline: document.baseline,
+    to_metadata: impl FnOnce(F) -> ForestMetadata,
+) -> Result<(Schema, ModelCard, ForestMetadata), Error> {
+    let json: ModelJson<F> = serde_json::from_slice(bytes).map_err(invalid_json)?;
+    let (schema, names) = parse_schema(json.schema)?;
+    let card = ModelCard {
+        detector: json.detector,
+        group: json.group.map(parse_labels).transpose()?,
+        origin: json.origin,
+        created_ms: parse_timestamp(&json.created, "created")?,
+        params: json.params,
+        columns: (names != columns::default_names(&schema)).then_some(names),
+        training_range: json.training_range.map(parse_training_range).transpose()?,
+        validation: json.validation.map(check_validation).transpose()?,
+        baseline: json.baseline,
     };
-    Ok((schema, card, section(document.forest)))
+    Ok((schema, card, to_metadata(json.forest)))
 }
 
-fn schema(json: SchemaJson) -> Result<(Schema, Vec<String>), Error> {
+fn parse_schema(json: SchemaJson) -> Result<(Schema, Vec<String>), Error> {
     let semantics = match &json.rate_semantics {
-        None => Semantics::V3,
-        Some(text) => text.parse().map_err(fault)?,
+        None => RateSemantics::V3,
+        Some(text) => text.parse().map_err(invalid_json)?,
     };
-    let transform = Transform::parse(&json.transform, semantics).map_err(fault)?;
+    let transform = Transform::parse(&json.transform, semantics).map_err(invalid_json)?;
     let grid = match json.slots {
         None => Grid::Exact,
-        Some(SlotsJson { interval_ms, cut_ms }) if interval_ms >= 1 && (0..interval_ms).contains(&cut_ms) => {
-            Grid::Slots { interval_ms, cut_ms }
+        Some(SlotsJson { interval_ms, slot_start_ms })
+            if interval_ms >= 1 && (0..interval_ms).contains(&slot_start_ms) =>
+        {
+            Grid::Slots { interval_ms, slot_start_ms }
         }
-        Some(SlotsJson { interval_ms, cut_ms }) => {
-            return Err(fault(format!(
-                "slots of {interval_ms} ms begin at {cut_ms}, must be in 0..{interval_ms}"
+        Some(SlotsJson { interval_ms, slot_start_ms }) => {
+            return Err(invalid_json(format!(
+                "slots of {interval_ms} ms begin at {slot_start_ms}, must be in 0..{interval_ms}"
             )));
         }
     };
     let (mut features, mut names) = (Vec::new(), Vec::new());
     for feature in json.features {
-        features.push(labels(feature.labels)?);
+        features.push(parse_labels(feature.labels)?);
         names.push(feature.column);
     }
-    for (what, list) in [
+    for (noun, list) in [
         ("features", features.iter().map(ToString::to_string).collect::<Vec<_>>()),
         ("columns", names.clone()),
     ] {
         let mut sorted: Vec<&String> = list.iter().collect();
         sorted.sort_unstable();
-        if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(fault(format!("two {what} are {:?}", twice[0])));
+        if let Some(duplicates) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(invalid_json(format!("two {noun} are {:?}", duplicates[0])));
         }
     }
     Ok((Schema { features, transform, grid }, names))
 }
 
-fn history(json: HistoryJson) -> Result<History, Error> {
-    Ok(History {
-        from_ms: milliseconds(&json.from, "history.from")?,
-        to_ms: milliseconds(&json.to, "history.to")?,
+fn parse_training_range(json: TrainingRangeJson) -> Result<TrainingRange, Error> {
+    Ok(TrainingRange {
+        from_ms: parse_timestamp(&json.from, "history.from")?,
+        to_ms: parse_timestamp(&json.to, "history.to")?,
         observed_ms: json.observed_ms,
         n_rows: json.n_rows,
         n_excluded: json.n_excluded,
     })
 }
 
-fn validation(validation: Validation) -> Result<Validation, Error> {
+fn check_validation(validation: CrossValidation) -> Result<CrossValidation, Error> {
     let n_trials = validation.trials.len();
     if validation.chosen >= n_trials {
-        return Err(fault(format!("validation.chosen is {}, must be below {n_trials}", validation.chosen)));
+        return Err(invalid_json(format!(
+            "validation.chosen is {}, must be below {n_trials}",
+            validation.chosen
+        )));
     }
     Ok(validation)
 }
 
-fn pairs(labels: &Labels) -> BTreeMap<String, String> {
+fn label_map(labels: &Labels) -> BTreeMap<String, String> {
     labels.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect()
 }
 
-fn labels(pairs: BTreeMap<String, String>) -> Result<Labels, Error> {
-    Labels::new(pairs).map_err(fault)
+fn parse_labels(pairs: BTreeMap<String, String>) -> Result<Labels, Error> {
+    Labels::new(pairs).map_err(invalid_json)
 }

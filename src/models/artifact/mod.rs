@@ -25,7 +25,7 @@ mod json;
 
 pub use json::{timestamp, write as document};
 
-use super::{Fitted, Model};
+use super::{FittedModel, Model};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -53,7 +53,7 @@ const MLMODEL: &str = "MLmodel";
 const SUMS: &str = "SHA256SUMS";
 const LOADER: &str = "code/promforest_model.py";
 /// What no model can be read without.
-pub const READ: [&str; 4] = [MODEL, FOREST, GOLDEN, SUMS];
+pub const REQUIRED_FILES: [&str; 4] = [MODEL, FOREST, GOLDEN, SUMS];
 
 /// Why a folder is no model.
 #[derive(Debug, thiserror::Error)]
@@ -123,22 +123,22 @@ pub enum Error {
 }
 
 /// The folder's files.
-pub fn files(model: &Model) -> Files {
+pub fn to_files(model: &Model) -> Files {
     let mut files = Files::new();
     let mut add = |name: &str, bytes: Vec<u8>| files.insert(name.to_string(), bytes);
     add(MODEL, json::write(model).into_bytes());
     add(FOREST, forest::write(&model.fitted));
     add(GOLDEN, golden::write(&model.fitted));
-    if let Some(state) = forest::state(&model.fitted) {
+    if let Some(state) = forest::write_state(&model.fitted) {
         add(STATE, state);
     }
     add(LOADER, include_bytes!("promforest_model.py").to_vec());
     add("requirements.txt", include_bytes!("requirements.txt").to_vec());
     add("python_env.yaml", include_bytes!("python_env.yaml").to_vec());
-    add(MLMODEL, mlmodel(model).into_bytes());
+    add(MLMODEL, mlmodel_yaml(model).into_bytes());
     let mut sums = String::new();
-    for (name, bytes) in files.iter().filter(|(name, _)| is_summed(name)) {
-        writeln!(sums, "{}  {name}", hex(bytes)).expect("a string takes any text");
+    for (name, bytes) in files.iter().filter(|(name, _)| has_checksum(name)) {
+        writeln!(sums, "{}  {name}", sha256_hex(bytes)).expect("a string takes any text");
     }
     files.insert(SUMS.into(), sums.into_bytes());
     files
@@ -148,39 +148,39 @@ pub fn files(model: &Model) -> Files {
 ///
 /// # Errors
 /// [`Error`], for anything that was not written by [`files`].
-pub fn model(files: &Files) -> Result<Model, Error> {
+pub fn read_model(files: &Files) -> Result<Model, Error> {
     let file = |name: &'static str| files.get(name).ok_or(Error::Missing(name));
-    check_sums(files, file(SUMS)?)?;
+    verify_checksums(files, file(SUMS)?)?;
     let (schema, card, section) = json::read(file(MODEL)?)?;
     let state = files.get(STATE).map(Vec::as_slice);
     let fitted = forest::read(file(FOREST)?, section, state)?;
-    golden::check(file(GOLDEN)?, &fitted)?;
+    golden::verify(file(GOLDEN)?, &fitted)?;
     Ok(Model { schema, fitted, card })
 }
 
 /// Are these the files of a model of ours?
-pub fn is_ours(files: &Files) -> bool {
+pub fn is_artifact(files: &Files) -> bool {
     files.contains_key(MODEL)
 }
 
 /// MLflow writes into `MLmodel` when it takes a model over; nothing is read from it.
-fn is_summed(name: &str) -> bool {
+fn has_checksum(name: &str) -> bool {
     name != MLMODEL
 }
 
-fn check_sums(files: &Files, sums: &[u8]) -> Result<(), Error> {
+fn verify_checksums(files: &Files, sums: &[u8]) -> Result<(), Error> {
     let text = String::from_utf8_lossy(sums);
-    let mut known = Vec::new();
+    let mut listed = Vec::new();
     for line in text.lines() {
         let (sum, name) =
             line.split_once("  ").ok_or_else(|| Error::Sums(line.chars().take(80).collect()))?;
         // A file that is not needed may be missing.
-        if files.get(name).is_some_and(|bytes| hex(bytes) != sum) {
+        if files.get(name).is_some_and(|bytes| sha256_hex(bytes) != sum) {
             return Err(Error::Checksum(name.into()));
         }
-        known.push(name);
+        listed.push(name);
     }
-    match READ.iter().find(|name| **name != SUMS && !known.contains(name)) {
+    match REQUIRED_FILES.iter().find(|name| **name != SUMS && !listed.contains(name)) {
         Some(name) => Err(Error::Sums(format!("(nothing of {name})"))),
         None => Ok(()),
     }
@@ -188,14 +188,14 @@ fn check_sums(files: &Files, sums: &[u8]) -> Result<(), Error> {
 
 /// Tells models apart by all that they score by, wherever they are kept: SHA-256 of what their files say.
 pub fn digest(model: &Model) -> String {
-    let mut parts = json::write(model).into_bytes();
-    parts.extend(forest::write(&model.fitted));
-    parts.extend(forest::state(&model.fitted).unwrap_or_default());
-    hex(&parts)
+    let mut content = json::write(model).into_bytes();
+    content.extend(forest::write(&model.fitted));
+    content.extend(forest::write_state(&model.fitted).unwrap_or_default());
+    sha256_hex(&content)
 }
 
 /// SHA-256 in the notation of `sha256sum`.
-pub fn hex(bytes: &[u8]) -> String {
+pub fn sha256_hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut text, byte| {
         write!(text, "{byte:02x}").expect("a string takes any text");
         text
@@ -217,19 +217,19 @@ pub fn save(files: &Files, folder: &Path) -> Result<(), Error> {
     if folder.exists() {
         return Err(error("create", folder)(io::ErrorKind::AlreadyExists.into()));
     }
-    let draft = parent.join(format!(".{name}.{}.draft", std::process::id()));
-    let written = write_all(files, &draft).and_then(|()| {
-        std::fs::rename(&draft, folder).map_err(error("create", folder))?;
+    let temporary = parent.join(format!(".{name}.{}.draft", std::process::id()));
+    let result = write_files(files, &temporary).and_then(|()| {
+        std::fs::rename(&temporary, folder).map_err(error("create", folder))?;
         sync(parent)
     });
-    if written.is_err() {
+    if result.is_err() {
         // The first error is the one to tell.
-        let _ = std::fs::remove_dir_all(&draft);
+        let _ = std::fs::remove_dir_all(&temporary);
     }
-    written
+    result
 }
 
-fn write_all(files: &Files, folder: &Path) -> Result<(), Error> {
+fn write_files(files: &Files, folder: &Path) -> Result<(), Error> {
     for (name, bytes) in files {
         let path = folder.join(name);
         let write = || {
@@ -252,12 +252,12 @@ fn sync(folder: &Path) -> Result<(), Error> {
 ///
 /// # Errors
 /// [`Error`] when one cannot be read or is too large; a missing one is for [`model`] to judge.
-pub fn load(folder: &Path) -> Result<Files, Error> {
+pub fn read_files(folder: &Path) -> Result<Files, Error> {
     let mut files = Files::new();
-    for name in READ.into_iter().chain([STATE]) {
+    for name in REQUIRED_FILES.into_iter().chain([STATE]) {
         let path: PathBuf = folder.join(name);
-        let shown = || path.display().to_string();
-        let error = |source| Error::Io { what: "read", path: shown(), source };
+        let display_path = || path.display().to_string();
+        let error = |source| Error::Io { what: "read", path: display_path(), source };
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(missing) if missing.kind() == io::ErrorKind::NotFound && folder.is_dir() => continue,
@@ -265,7 +265,7 @@ pub fn load(folder: &Path) -> Result<Files, Error> {
         };
         let size = file.metadata().map_err(error)?.len();
         if size > MAX_FILE {
-            return Err(Error::Oversized { path: shown(), size });
+            return Err(Error::Oversized { path: display_path(), size });
         }
         let mut bytes = Vec::with_capacity(size as usize);
         file.take(MAX_FILE).read_to_end(&mut bytes).map_err(error)?;
@@ -275,11 +275,11 @@ pub fn load(folder: &Path) -> Result<Files, Error> {
 }
 
 /// MLflow's description of the folder, in its field names.
-fn mlmodel(model: &Model) -> String {
+fn mlmodel_yaml(model: &Model) -> String {
     let column = |name: String| serde_json::json!({"type": "double", "name": name, "required": true});
     let mut columns: Vec<serde_json::Value> = super::columns::names(model).into_iter().map(column).collect();
     // MLflow passes on no column that is not named here.
-    if let Fitted::Extended(_) = model.fitted {
+    if let FittedModel::Extended(_) = model.fitted {
         columns.push(serde_json::json!({"type": "long", "name": "timestamp", "required": true}));
     }
     let outputs: Vec<serde_json::Value> = ["score_samples", "decision_function", "predict", "decision", "score"]

@@ -179,7 +179,7 @@ class ExtendedIsolationForest:
             self.residuals = {name: np.array(values) for name, values in meta["residuals"].items()}
             n_columns = len(self.varying)
             self.residuals["inverse"] = self.residuals["inverse"].reshape(n_columns, n_columns)
-        self.levels = [(meta[name]["median"], meta[name]["unit"]) for name in ["forest_level", "tail_level"]]
+        self.levels = [(meta[name]["median"], meta[name]["unit"]) for name in ["forest_scale", "tail_scale"]]
         self.state = state
 
     def follow(self, times, rows):

@@ -1,63 +1,64 @@
 use super::*;
-use crate::detect::Detection;
-use crate::features::rate::Semantics;
+use crate::detect::OnlineDetector;
+use crate::features::rate::RateSemantics;
 use crate::features::{Schema, Transform};
 use crate::forest::{ExtendedParams, ForestParams, Table};
-use crate::models::{Card, Fitted, History, Kind, Params, Trial, Validation};
+use crate::models::{CrossValidation, FittedModel, ModelCard, ModelKind, ModelParams, TrainingRange, Trial};
 use crate::prom::{Labels, METRIC_NAME};
-use crate::window::row::Grid;
+use crate::window::grid::Grid;
 use proptest::prelude::*;
 use std::num::NonZeroUsize;
 use std::sync::LazyLock;
 
-const KINDS: [Kind; 2] = [Kind::IsolationForest, Kind::ExtendedIsolationForest];
+const KINDS: [ModelKind; 2] = [ModelKind::IsolationForest, ModelKind::ExtendedIsolationForest];
 
 /// A model of two features with everything in its card.
-pub fn sample() -> Model {
-    sample_of(Kind::IsolationForest)
+pub fn sample_model() -> Model {
+    sample_model_of(ModelKind::IsolationForest)
 }
 
-fn sample_of(kind: Kind) -> Model {
+fn sample_model_of(kind: ModelKind) -> Model {
     const ROWS: usize = 400;
     let values: Vec<f32> = (0..2 * ROWS).map(|i| ((i * 7919) % 1009) as f32 / 10.0).collect();
     let table = Table::new(&values, ROWS, 2).expect("as many values as cells");
     let n_estimators = NonZeroUsize::new(7).expect("above 0");
     let (params, fitted) = match kind {
-        Kind::IsolationForest => {
+        ModelKind::IsolationForest => {
             let params = ForestParams { n_estimators, ..Default::default() };
             let forest = params.fit(&table, NonZeroUsize::MIN).expect("fits");
-            (Params::IsolationForest(params), Fitted::IsolationForest(forest))
+            (ModelParams::IsolationForest(params), FittedModel::IsolationForest(forest))
         }
-        Kind::ExtendedIsolationForest => {
+        ModelKind::ExtendedIsolationForest => {
             let params = ExtendedParams { n_estimators, ..Default::default() };
             // Three days, so that there is a profile.
             let times: Vec<i64> = (0..ROWS as i64).map(|i| 1_699_000_000_000 + i * 720_000).collect();
-            let detection = Detection::learn(&times, &table, &params, 1.0, NonZeroUsize::MIN).expect("fits");
-            (Params::Extended(params), Fitted::Extended(Box::new(detection)))
+            let detector =
+                OnlineDetector::fit(&times, &table, &params, 1.0, NonZeroUsize::MIN).expect("fits");
+            (ModelParams::Extended(params), FittedModel::Extended(Box::new(detector)))
         }
     };
     let feature = |device: &str| Labels::new([(METRIC_NAME, "rx"), ("device", device)]).expect("valid");
-    let transform = Transform::Rate { range_ms: 60_000, semantics: Semantics::V3 };
+    let transform = Transform::Rate { range_ms: 60_000, semantics: RateSemantics::V3 };
     let schema = Schema {
         features: vec![feature("eth0"), feature("it's \"odd\"")],
         transform,
-        grid: Grid::Slots { interval_ms: 15_000, cut_ms: 700 },
+        grid: Grid::Slots { interval_ms: 15_000, slot_start_ms: 700 },
     };
-    let card = Card {
+    let card = ModelCard {
         detector: Some("net".into()),
         group: Some(Labels::new([("job", "node"), ("instance", "a:9100")]).expect("valid")),
         origin: "promforest 0.0.0".into(),
         created_ms: 1_700_000_000_123,
         params: params.describe(),
         columns: None,
-        history: Some(History {
+        training_range: Some(TrainingRange {
             from_ms: 1_699_000_000_000,
             to_ms: 1_700_000_000_000,
             observed_ms: 999_000_000,
             n_rows: ROWS,
             n_excluded: 3,
         }),
-        validation: Some(Validation {
+        validation: Some(CrossValidation {
             trials: vec![Trial { max_samples: 256, kl: vec![0.1, 0.25] }],
             chosen: 0,
             alert_rate: 0.01,
@@ -69,17 +70,17 @@ fn sample_of(kind: Kind) -> Model {
 
 #[test]
 fn a_round_trip_changes_no_bit() {
-    KINDS.map(sample_of).iter().for_each(round_trip);
+    KINDS.map(sample_model_of).iter().for_each(round_trip);
 }
 
 fn round_trip(saved: &Model) {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("models/net/1");
-    save(&files(saved), &path).expect("writable");
-    let read = model(&load(&path).expect("readable")).expect("a model");
+    save(&to_files(saved), &path).expect("writable");
+    let read = read_model(&read_files(&path).expect("readable")).expect("a model");
     assert_eq!(read, *saved);
-    assert_eq!(files(&read), files(saved));
-    let again = save(&files(saved), &path).expect_err("it is there already").to_string();
+    assert_eq!(to_files(&read), to_files(saved));
+    let again = save(&to_files(saved), &path).expect_err("it is there already").to_string();
     assert!(again.starts_with("cannot create "), "{again}");
     let left: Vec<_> = std::fs::read_dir(path.parent().expect("net")).expect("readable").collect();
     assert_eq!(left.len(), 1, "no draft stays behind: {left:?}");
@@ -87,48 +88,51 @@ fn round_trip(saved: &Model) {
 
 #[test]
 fn names_of_imported_columns_stay() {
-    let mut imported = sample();
+    let mut imported = sample_model();
     imported.card.columns = Some(vec!["eth0 -  Rx in".into(), "odd".into()]);
-    assert_eq!(model(&files(&imported)).expect("a model"), imported);
+    assert_eq!(read_model(&to_files(&imported)).expect("a model"), imported);
 }
 
 #[test]
 fn a_damaged_file_is_named() {
-    let good = files(&sample());
+    let good = to_files(&sample_model());
     for name in [MODEL, FOREST, GOLDEN] {
         let mut bad = good.clone();
         let middle = bad[name].len() / 2;
         bad.get_mut(name).expect("there")[middle] ^= 1;
-        let error = model(&bad).expect_err("damaged").to_string();
+        let error = read_model(&bad).expect_err("damaged").to_string();
         assert_eq!(error, format!("{name} does not have its checksum: it is damaged, or was edited"));
         let mut less = good.clone();
         less.remove(name);
-        assert_eq!(model(&less).expect_err("missing").to_string(), format!("no model: {name} is missing"));
+        assert_eq!(
+            read_model(&less).expect_err("missing").to_string(),
+            format!("no model: {name} is missing")
+        );
     }
 }
 
 /// The files with another `model.json`, and checksums that agree.
 fn edited(edit: impl FnOnce(&mut serde_json::Value)) -> Files {
-    edited_of(Kind::IsolationForest, edit)
+    edited_of(ModelKind::IsolationForest, edit)
 }
 
-fn edited_of(kind: Kind, edit: impl FnOnce(&mut serde_json::Value)) -> Files {
-    let mut files = files(&sample_of(kind));
+fn edited_of(kind: ModelKind, edit: impl FnOnce(&mut serde_json::Value)) -> Files {
+    let mut files = to_files(&sample_model_of(kind));
     let mut json: serde_json::Value = serde_json::from_slice(&files[MODEL]).expect("JSON");
     edit(&mut json);
     files.insert(MODEL.into(), json.to_string().into_bytes());
-    summed(files)
+    with_checksums(files)
 }
 
-fn summed(mut files: Files) -> Files {
-    let lines = files.iter().filter(|(name, _)| is_summed(name) && *name != SUMS);
-    let sums: Vec<String> = lines.map(|(name, bytes)| format!("{}  {name}\n", hex(bytes))).collect();
+fn with_checksums(mut files: Files) -> Files {
+    let lines = files.iter().filter(|(name, _)| has_checksum(name) && *name != SUMS);
+    let sums: Vec<String> = lines.map(|(name, bytes)| format!("{}  {name}\n", sha256_hex(bytes))).collect();
     files.insert(SUMS.into(), sums.concat().into_bytes());
     files
 }
 
 #[test]
-fn what_it_does_not_understand_it_refuses() {
+fn unknown_values_in_model_json_are_refused() {
     type Edit = fn(&mut serde_json::Value);
     let cases: [(Edit, &str); 9] = [
         (|json| json["format"] = 2.into(), "the model has format 2, this version reads format 1"),
@@ -140,7 +144,7 @@ fn what_it_does_not_understand_it_refuses() {
             "model.json: the range is 0s, must be at least 1s",
         ),
         (
-            |json| json["schema"]["slots"]["cut_ms"] = 15_000.into(),
+            |json| json["schema"]["slots"]["slot_start_ms"] = 15_000.into(),
             "model.json: slots of 15000 ms begin at 15000",
         ),
         (
@@ -151,19 +155,19 @@ fn what_it_does_not_understand_it_refuses() {
         (|json| json["forest"]["max_samples"] = 17.into(), "golden.arrow: row 0 scores"),
     ];
     for (edit, message) in cases {
-        let error = crate::yaml::chain(&model(&edited(edit)).expect_err("wrong"));
+        let error = crate::yaml::chain(&read_model(&edited(edit)).expect_err("wrong"));
         assert!(error.starts_with(message), "{error}");
     }
     let columns_swapped = edited(|json| {
         let features = json["schema"]["features"].as_array_mut().expect("a list");
         features[1] = features[0].clone();
     });
-    let error = model(&columns_swapped).expect_err("twice").to_string();
+    let error = read_model(&columns_swapped).expect_err("twice").to_string();
     assert_eq!(error, r#"model.json: two features are "rx{device=\"eth0\"}""#);
 }
 
 #[test]
-fn what_stands_before_an_extended_forest_is_checked() {
+fn metadata_of_an_extended_forest_is_checked() {
     type Edit = fn(&mut serde_json::Value);
     let cases: [(Edit, &str); 19] = [
         (|forest| forest["offset"] = (-0.4).into(), "offset is -0.4, must be -0.5"),
@@ -197,25 +201,25 @@ fn what_stands_before_an_extended_forest_is_checked() {
         ),
         (|forest| forest["residuals"]["inverse"][1] = 7.into(), "value of the inverse is "),
         (|forest| forest["residuals"]["deviations"][0] = 0.into(), "deviation is 0, must be above 0"),
-        (|forest| forest["forest_level"]["unit"] = 0.into(), "must be finite, its unit above 0"),
-        (|forest| forest["tail_level"]["median"] = serde_json::Value::Null, "invalid type: null"),
+        (|forest| forest["forest_scale"]["unit"] = 0.into(), "must be finite, its unit above 0"),
+        (|forest| forest["tail_scale"]["median"] = serde_json::Value::Null, "invalid type: null"),
         // The trees mix values of which two are gone.
         (|forest| forest["residuals"] = serde_json::Value::Null, "column is "),
     ];
     for (number, (edit, message)) in cases.into_iter().enumerate() {
-        let files = edited_of(Kind::ExtendedIsolationForest, |json| edit(&mut json["forest"]));
-        let error = crate::yaml::chain(&model(&files).expect_err("wrong"));
+        let files = edited_of(ModelKind::ExtendedIsolationForest, |json| edit(&mut json["forest"]));
+        let error = crate::yaml::chain(&read_model(&files).expect_err("wrong"));
         assert!(error.contains(message), "{number}: {error}");
     }
-    let other_means = edited_of(Kind::ExtendedIsolationForest, |json| {
+    let other_means = edited_of(ModelKind::ExtendedIsolationForest, |json| {
         json["forest"]["residuals"]["means"][0] = 1000.into();
     });
-    let error = model(&other_means).expect_err("another model").to_string();
+    let error = read_model(&other_means).expect_err("another model").to_string();
     assert!(error.starts_with("golden.arrow: row 0 scores"), "{error}");
 }
 
 #[test]
-fn a_state_that_no_rows_lead_to_is_refused() {
+fn an_impossible_state_is_refused() {
     type Edit = fn(&mut serde_json::Value);
     let cases: [(Edit, &str); 11] = [
         (|state| state["interval_ms"] = 0.into(), "interval_ms is 0, must be at least 1"),
@@ -231,37 +235,38 @@ fn a_state_that_no_rows_lead_to_is_refused() {
         (|state| state["secret"] = 0.into(), "unknown field `secret`"),
     ];
     for (number, (edit, message)) in cases.into_iter().enumerate() {
-        let mut files = files(&sample_of(Kind::ExtendedIsolationForest));
+        let mut files = to_files(&sample_model_of(ModelKind::ExtendedIsolationForest));
         let mut state: serde_json::Value = serde_json::from_slice(&files[STATE]).expect("JSON");
         edit(&mut state);
         files.insert(STATE.into(), state.to_string().into_bytes());
-        let error = crate::yaml::chain(&model(&summed(files)).expect_err("wrong"));
+        let error = crate::yaml::chain(&read_model(&with_checksums(files)).expect_err("wrong"));
         assert!(error.starts_with("state.json: ") && error.contains(message), "{number}: {error}");
     }
-    let mut without = files(&sample_of(Kind::ExtendedIsolationForest));
+    let mut without = to_files(&sample_model_of(ModelKind::ExtendedIsolationForest));
     without.remove(STATE);
-    assert_eq!(model(&without).expect_err("missing").to_string(), "no model: state.json is missing");
+    assert_eq!(read_model(&without).expect_err("missing").to_string(), "no model: state.json is missing");
 }
 
 /// A width that is not the file's gives other values than the file has, and never ones that it has not.
 #[test]
 fn another_width_is_refused() {
     for width in [1, 3, 5, 4096] {
-        let files = edited_of(Kind::ExtendedIsolationForest, |json| json["forest"]["width"] = width.into());
-        assert!(model(&files).is_err(), "{width}");
+        let files =
+            edited_of(ModelKind::ExtendedIsolationForest, |json| json["forest"]["width"] = width.into());
+        assert!(read_model(&files).is_err(), "{width}");
     }
 }
 
 #[test]
-fn a_kind_does_not_read_the_other() {
+fn a_kind_does_not_read_files_of_the_other() {
     for (kind, other) in [(KINDS[0], KINDS[1]), (KINDS[1], KINDS[0])] {
-        let mut mixed = files(&sample_of(kind));
-        let forest = files(&sample_of(other)).remove(FOREST).expect("there");
+        let mut mixed = to_files(&sample_model_of(kind));
+        let forest = to_files(&sample_model_of(other)).remove(FOREST).expect("there");
         mixed.insert(FOREST.into(), forest);
-        let error = model(&summed(mixed)).expect_err("mixed").to_string();
+        let error = read_model(&with_checksums(mixed)).expect_err("mixed").to_string();
         assert!(error.starts_with("forest.arrow: the columns are tree, left_child, "), "{error}");
         let renamed = edited_of(kind, |json| json["kind"] = other.as_str().into());
-        let error = model(&renamed).expect_err("renamed").to_string();
+        let error = read_model(&renamed).expect_err("renamed").to_string();
         assert!(error.starts_with("model.json: unknown field "), "{error}");
     }
 }
@@ -271,8 +276,8 @@ proptest! {
 
     /// Somebody who makes the checksums fit gets an error or a model, and nothing worse.
     #[test]
-    fn mangled_files_do_no_harm(kind in 0..2_usize, file in 0..4_usize, edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6), cut in prop::option::of(any::<prop::sample::Index>())) {
-        static SAMPLES: LazyLock<[Files; 2]> = LazyLock::new(|| KINDS.map(|kind| files(&sample_of(kind))));
+    fn mangled_files_never_panic(kind in 0..2_usize, file in 0..4_usize, edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6), cut in prop::option::of(any::<prop::sample::Index>())) {
+        static SAMPLES: LazyLock<[Files; 2]> = LazyLock::new(|| KINDS.map(|kind| to_files(&sample_model_of(kind))));
         let mut files = SAMPLES[kind].clone();
         let name = [MODEL, FOREST, GOLDEN, STATE][file];
         let name = if files.contains_key(name) { name } else { MODEL };
@@ -284,37 +289,37 @@ proptest! {
         if let Some(cut) = cut {
             bytes.truncate(cut.index(bytes.len()));
         }
-        let _ = model(&summed(files));
+        let _ = read_model(&with_checksums(files));
     }
 }
 
 #[test]
 fn cyclic_children_and_huge_counts_are_refused() {
-    for model in KINDS.map(sample_of) {
+    for model in KINDS.map(sample_model_of) {
         let left_child = match &model.fitted {
-            Fitted::IsolationForest(forest) => forest.trees().next().expect("a tree").left_child,
-            Fitted::Extended(detection) => {
-                let forest = detection.voices().parts().forest.expect("metrics vary");
+            FittedModel::IsolationForest(forest) => forest.trees().next().expect("a tree").left_child,
+            FittedModel::Extended(detector) => {
+                let forest = detector.scorer().parts().forest.expect("metrics vary");
                 forest.trees().next().expect("a tree").left_child
             }
         };
-        refuses_children(&model, &left_child);
+        assert_children_are_refused(&model, &left_child);
     }
 }
 
-fn refuses_children(sample: &Model, left_child: &[i64]) {
+fn assert_children_are_refused(saved: &Model, left_child: &[i64]) {
     let root = left_child.iter().position(|child| *child > 0).expect("a split");
     // The left child of the first split, found in the file by what stands before it.
     let files_of = |value: i32| {
-        let mut files = files(sample);
+        let mut files = to_files(saved);
         let bytes = files.get_mut(FOREST).expect("there");
         let lefts: Vec<u8> = left_child.iter().flat_map(|child| (*child as i32).to_le_bytes()).collect();
         let start = bytes.windows(lefts.len()).position(|window| window == lefts).expect("the column");
         bytes[start + 4 * root..][..4].copy_from_slice(&value.to_le_bytes());
-        summed(files)
+        with_checksums(files)
     };
     for value in [0, i32::MAX, -7] {
-        let error = crate::yaml::chain(&model(&files_of(value)).expect_err("no tree"));
+        let error = crate::yaml::chain(&read_model(&files_of(value)).expect_err("no tree"));
         assert!(error.starts_with("forest.arrow: tree 0: tree node 0: "), "{error}");
         assert!(error.contains(&format!("is {value}, must be ")), "{error}");
     }

@@ -2,12 +2,12 @@
 
 use super::proto::tensor_proto::DataType;
 use super::proto::{AttributeProto, TensorProto};
-use super::{Error, fault};
+use super::{Error, value_error};
 
 /// The attributes of one operation. A list that is not there is empty, and found to be too short.
 pub struct Attributes<'n> {
     /// The operator, for messages.
-    pub place: &'n str,
+    pub operator: &'n str,
     pub list: &'n [AttributeProto],
 }
 
@@ -21,7 +21,7 @@ impl<'n> Attributes<'n> {
     }
 
     /// Is this the `Cast` to one of these types?
-    pub fn is_to(&self, kinds: &[DataType]) -> bool {
+    pub fn casts_to(&self, kinds: &[DataType]) -> bool {
         kinds.iter().any(|kind| i64::from(i32::from(*kind)) == self.int("to", 0))
     }
 
@@ -35,7 +35,7 @@ impl<'n> Attributes<'n> {
 
     pub fn tensor(&self, name: &str) -> Result<Vec<f64>, Error> {
         match self.find(name).and_then(|attribute| attribute.t.as_ref()) {
-            Some(tensor) => numbers(name, tensor),
+            Some(tensor) => tensor_values(name, tensor),
             None => Ok(Vec::new()),
         }
     }
@@ -49,43 +49,44 @@ impl<'n> Attributes<'n> {
     }
 
     /// Which splits send NaN to the left: none where the file does not say.
-    pub fn missing(&self, n_nodes: usize) -> Result<&'n [i64], Error> {
+    pub fn missing_go_to_left(&self, n_nodes: usize) -> Result<&'n [i64], Error> {
         const NAME: &str = "nodes_missing_value_tracks_true";
         let missing = self.ints(NAME);
-        if missing.is_empty() { Ok(missing) } else { self.length(NAME, missing, n_nodes) }
+        if missing.is_empty() { Ok(missing) } else { self.check_length(NAME, missing, n_nodes) }
     }
 
-    pub fn length<T, L: AsRef<[T]>>(&self, name: &str, list: L, length: usize) -> Result<L, Error> {
+    pub fn check_length<T, L: AsRef<[T]>>(&self, name: &str, list: L, length: usize) -> Result<L, Error> {
         let found = list.as_ref().len();
         if found == length {
             Ok(list)
         } else {
-            Err(fault(self.place, &format!("length of {name}"), found, length))
+            Err(value_error(self.operator, &format!("length of {name}"), found, length))
         }
     }
 
-    pub fn index(&self, what: &str, index: i64, length: usize) -> Result<usize, Error> {
+    pub fn check_index(&self, what: &str, index: i64, length: usize) -> Result<usize, Error> {
         let inside = usize::try_from(index).ok().filter(|index| *index < length);
-        inside.ok_or_else(|| fault(self.place, what, index, format_args!("in 0..{length}")))
+        inside.ok_or_else(|| value_error(self.operator, what, index, format_args!("in 0..{length}")))
     }
 
-    pub fn check_int(&self, name: &str, only: i64) -> Result<(), Error> {
-        let found = self.int(name, only);
-        if found == only { Ok(()) } else { Err(fault(self.place, name, found, only)) }
+    pub fn check_int(&self, name: &str, expected: i64) -> Result<(), Error> {
+        let found = self.int(name, expected);
+        if found == expected { Ok(()) } else { Err(value_error(self.operator, name, found, expected)) }
     }
 
-    pub fn check_text(&self, name: &str, only: &str) -> Result<(), Error> {
-        let found =
-            self.find(name).map_or(only.as_bytes(), |attribute| attribute.s.as_deref().unwrap_or_default());
-        if found == only.as_bytes() {
+    pub fn check_text(&self, name: &str, expected: &str) -> Result<(), Error> {
+        let found = self
+            .find(name)
+            .map_or(expected.as_bytes(), |attribute| attribute.s.as_deref().unwrap_or_default());
+        if found == expected.as_bytes() {
             return Ok(());
         }
-        Err(fault(self.place, name, show(&String::from_utf8_lossy(found)), only))
+        Err(value_error(self.operator, name, printable(&String::from_utf8_lossy(found)), expected))
     }
 }
 
 /// The elements of a tensor, one after the other, whatever its shape.
-pub fn numbers(name: &str, tensor: &TensorProto) -> Result<Vec<f64>, Error> {
+pub fn tensor_values(name: &str, tensor: &TensorProto) -> Result<Vec<f64>, Error> {
     let raw = &tensor.raw_data[..];
     let kind = tensor.data_type();
     let (size, listed): (usize, Vec<f64>) = match kind {
@@ -96,7 +97,12 @@ pub fn numbers(name: &str, tensor: &TensorProto) -> Result<Vec<f64>, Error> {
         DataType::Uint8 => (1, tensor.int32_data.iter().copied().map(f64::from).collect()),
         DataType::Undefined => {
             let limit = "float, double, int32, int64 or uint8";
-            return Err(fault("tensor", &format!("data type of {}", show(name)), tensor.data_type, limit));
+            return Err(value_error(
+                "tensor",
+                &format!("data type of {}", printable(name)),
+                tensor.data_type,
+                limit,
+            ));
         }
     };
     if raw.is_empty() {
@@ -104,9 +110,9 @@ pub fn numbers(name: &str, tensor: &TensorProto) -> Result<Vec<f64>, Error> {
     }
     let (elements, rest) = (raw.chunks_exact(size), raw.len() % size);
     if rest != 0 {
-        return Err(fault(
+        return Err(value_error(
             "tensor",
-            &format!("length of {}", show(name)),
+            &format!("length of {}", printable(name)),
             raw.len(),
             format_args!("a multiple of {size}"),
         ));
@@ -125,6 +131,6 @@ pub fn numbers(name: &str, tensor: &TensorProto) -> Result<Vec<f64>, Error> {
 }
 
 /// Text of a file as it may stand in a message.
-pub fn show(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     text.trim().chars().map(|c| if c.is_control() { '?' } else { c }).take(80).collect()
 }

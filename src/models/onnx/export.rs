@@ -19,7 +19,7 @@ use super::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto,
     TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
 };
-use super::{BRANCH_LEQ, COLUMNS, Error, ML, fault};
+use super::{BRANCH_LEQ, COLUMNS_KEY, Error, ML_DOMAIN, value_error};
 use crate::forest::{Forest, TreeArrays, average_path_length};
 
 /// The release of the format that `TreeEnsemble` came with (ONNX 1.16).
@@ -47,10 +47,15 @@ const OPSET: i64 = 17;
 /// no unit of depth, and its graph would divide by zero.
 pub fn write(forest: &Forest, columns: &[String]) -> Result<Vec<u8>, Error> {
     if columns.len() != forest.n_features() {
-        return Err(fault("forest", "number of columns", columns.len(), forest.n_features()));
+        return Err(value_error("forest", "number of columns", columns.len(), forest.n_features()));
     }
     if forest.max_samples() < 2 {
-        return Err(fault("forest", "max_samples", forest.max_samples(), "at least 2 in an ONNX graph"));
+        return Err(value_error(
+            "forest",
+            "max_samples",
+            forest.max_samples(),
+            "at least 2 in an ONNX graph",
+        ));
     }
     let columns = serde_json::to_string(columns).expect("strings are JSON");
     let model = ModelProto {
@@ -60,25 +65,25 @@ pub fn write(forest: &Forest, columns: &[String]) -> Result<Vec<u8>, Error> {
         graph: Some(graph(forest)),
         opset_import: vec![
             OperatorSetIdProto { domain: String::new(), version: OPSET },
-            OperatorSetIdProto { domain: ML.into(), version: ML_VERSION },
+            OperatorSetIdProto { domain: ML_DOMAIN.into(), version: ML_VERSION },
         ],
-        metadata_props: vec![StringStringEntryProto { key: COLUMNS.into(), value: columns }],
+        metadata_props: vec![StringStringEntryProto { key: COLUMNS_KEY.into(), value: columns }],
     };
     Ok(model.encode_to_vec())
 }
 
 fn graph(forest: &Forest) -> GraphProto {
     let unit = forest.n_estimators() as f64 * average_path_length(forest.max_samples());
-    let ensemble = NodeProto { domain: ML.into(), ..node("TreeEnsemble", &["values"], "ensemble") };
+    let ensemble = NodeProto { domain: ML_DOMAIN.into(), ..node("TreeEnsemble", &["values"], "ensemble") };
     GraphProto {
         name: "isolation_forest".into(),
         initializer: vec![
-            named("unit", doubles(&[unit])),
-            named("two", doubles(&[2.0])),
-            named("offset", doubles(&[forest.offset()])),
-            named("zero", doubles(&[0.0])),
-            named("anomalous", integers(&[-1])),
-            named("usual", integers(&[1])),
+            with_name("unit", doubles(&[unit])),
+            with_name("two", doubles(&[2.0])),
+            with_name("offset", doubles(&[forest.offset()])),
+            with_name("zero", doubles(&[0.0])),
+            with_name("anomalous", integers(&[-1])),
+            with_name("usual", integers(&[1])),
         ],
         input: vec![value_info("X", DataType::Double, forest.n_features())],
         node: vec![
@@ -105,9 +110,9 @@ fn graph(forest: &Forest) -> GraphProto {
 
 /// `TreeEnsemble` lists splits and leaves apart, over all trees.
 fn ensemble_attributes(forest: &Forest) -> Vec<AttributeProto> {
-    let mut ensemble = Ensemble::default();
+    let mut ensemble = EnsembleAttributes::default();
     for tree in forest.trees() {
-        ensemble.plant(&tree);
+        ensemble.add_tree(&tree);
     }
     let n_leaves = ensemble.weights.len();
     vec![
@@ -128,38 +133,38 @@ fn ensemble_attributes(forest: &Forest) -> Vec<AttributeProto> {
 }
 
 #[derive(Default)]
-struct Ensemble {
+struct EnsembleAttributes {
     roots: Vec<i64>,
     features: Vec<i64>,
     thresholds: Vec<f64>,
     missing_go_to_left: Vec<i64>,
-    left: Vec<Child>,
-    right: Vec<Child>,
+    left: Vec<ChildRef>,
+    right: Vec<ChildRef>,
     weights: Vec<f64>,
 }
 
 #[derive(Clone, Copy)]
-struct Child {
+struct ChildRef {
     index: i64,
     is_leaf: bool,
 }
 
-impl Ensemble {
-    fn plant(&mut self, tree: &TreeArrays) {
+impl EnsembleAttributes {
+    fn add_tree(&mut self, tree: &TreeArrays) {
         self.roots.push(self.features.len() as i64);
         if tree.left_child[0] == -1 {
             // A tree of one leaf is, by the operator's definition, a split both of whose sides are it.
-            let leaf = self.leaf(0.0, tree.n_node_samples[0]);
-            self.split(0, 0.0, false, [leaf, leaf]);
+            let leaf = self.push_leaf(0.0, tree.n_node_samples[0]);
+            self.push_split(0, 0.0, false, [leaf, leaf]);
             return;
         }
         // Children come after their parents: on the way down depths and places are known in time. The
         // splits of a tree keep their order, so the place of one is the number of splits before it.
         let n_nodes = tree.left_child.len();
-        let mut places = Vec::with_capacity(n_nodes);
+        let mut split_indexes = Vec::with_capacity(n_nodes);
         let mut next = self.features.len() as i64;
         for &left in &tree.left_child {
-            places.push(next);
+            split_indexes.push(next);
             next += i64::from(left != -1);
         }
         let mut depths = vec![0.0; n_nodes];
@@ -171,16 +176,22 @@ impl Ensemble {
                 let child = child as usize;
                 depths[child] = depths[at] + 1.0;
                 if tree.left_child[child] == -1 {
-                    self.leaf(depths[child], tree.n_node_samples[child])
+                    self.push_leaf(depths[child], tree.n_node_samples[child])
                 } else {
-                    Child { index: places[child], is_leaf: false }
+                    ChildRef { index: split_indexes[child], is_leaf: false }
                 }
             });
-            self.split(tree.feature[at], tree.threshold[at], tree.missing_go_to_left[at], children);
+            self.push_split(tree.feature[at], tree.threshold[at], tree.missing_go_to_left[at], children);
         }
     }
 
-    fn split(&mut self, feature: i64, threshold: f64, missing_go_to_left: bool, [left, right]: [Child; 2]) {
+    fn push_split(
+        &mut self,
+        feature: i64,
+        threshold: f64,
+        missing_go_to_left: bool,
+        [left, right]: [ChildRef; 2],
+    ) {
         self.features.push(feature);
         self.thresholds.push(threshold);
         self.missing_go_to_left.push(missing_go_to_left.into());
@@ -188,10 +199,10 @@ impl Ensemble {
         self.right.push(right);
     }
 
-    fn leaf(&mut self, depth: f64, n_samples: i64) -> Child {
+    fn push_leaf(&mut self, depth: f64, n_samples: i64) -> ChildRef {
         // As the forest itself rounds it.
         self.weights.push(depth + 1.0 + average_path_length(n_samples.unsigned_abs()) - 1.0);
-        Child { index: self.weights.len() as i64 - 1, is_leaf: true }
+        ChildRef { index: self.weights.len() as i64 - 1, is_leaf: true }
     }
 }
 
@@ -221,7 +232,7 @@ fn tensor(name: &str, tensor: TensorProto) -> AttributeProto {
     AttributeProto { t: Some(tensor), ..attribute(name, Type::Tensor) }
 }
 
-fn named(name: &str, tensor: TensorProto) -> TensorProto {
+fn with_name(name: &str, tensor: TensorProto) -> TensorProto {
     TensorProto { name: name.into(), ..tensor }
 }
 

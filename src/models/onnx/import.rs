@@ -10,14 +10,14 @@ use std::rc::Rc;
 
 use prost::Message;
 
-use super::attributes::{Attributes, numbers, show};
-use super::ensemble::{Ensemble, count_of};
+use super::attributes::{Attributes, printable, tensor_values};
+use super::ensemble::{TreeEnsemble, count_from_path_length};
 use super::proto::tensor_proto::DataType;
 use super::proto::tensor_shape_proto::dimension;
 use super::proto::{GraphProto, ModelProto, NodeProto};
-use super::{COLUMNS, Error, ML, fault};
+use super::{COLUMNS_KEY, Error, ML_DOMAIN, value_error};
 use crate::forest::{Forest, Tree};
-use crate::models::import::Imported;
+use crate::models::import::ImportedForest;
 
 /// Longest file that is read, in bytes: skl2onnx spends about 85 a node, so a thousand trees of 256
 /// rows are well below it. Reading takes a small multiple of the file's length in memory.
@@ -42,21 +42,21 @@ const ML_OPERATORS: [&str; 3] = ["TreeEnsembleRegressor", "TreeEnsemble", "Label
 /// [`Error::Oversized`] above [`MAX_BYTES`]; [`Error::Protobuf`] if the bytes are no ONNX model;
 /// [`Error::Operator`] at the first operation that an isolation forest does not have there;
 /// [`Error::Value`] and [`Error::Forest`] if a value makes no sense or the trees are no trees.
-pub fn read(bytes: &[u8], columns: Option<Vec<String>>) -> Result<Imported, Error> {
+pub fn read(bytes: &[u8], columns: Option<Vec<String>>) -> Result<ImportedForest, Error> {
     if bytes.len() > MAX_BYTES {
         return Err(Error::Oversized { length: bytes.len() });
     }
     let model = ModelProto::decode(bytes).map_err(Error::Protobuf)?;
     let Some(graph) = &model.graph else {
-        return Err(fault("model", "graph", "missing", "one graph"));
+        return Err(value_error("model", "graph", "missing", "one graph"));
     };
     let columns = match columns {
         Some(columns) => Some(columns),
-        None => own_columns(&model)?,
+        None => metadata_columns(&model)?,
     };
     let n_features = n_features(graph, columns.as_deref())?;
-    let reading = Reading::of(graph)?;
-    let forest = reading.forest(graph, n_features)?;
+    let evaluator = GraphEvaluator::evaluate(graph)?;
+    let forest = evaluator.into_forest(graph, n_features)?;
 
     let mut params = vec![
         ("n_estimators".to_string(), forest.n_estimators().to_string()),
@@ -65,15 +65,15 @@ pub fn read(bytes: &[u8], columns: Option<Vec<String>>) -> Result<Imported, Erro
     if forest.offset() == -0.5 {
         params.push(("contamination".to_string(), "auto".to_string()));
     }
-    Ok(Imported { forest, columns, origin: origin(&model), params })
+    Ok(ImportedForest { forest, columns, origin: origin(&model), params })
 }
 
-fn own_columns(model: &ModelProto) -> Result<Option<Vec<String>>, Error> {
-    let Some(entry) = model.metadata_props.iter().find(|entry| entry.key == COLUMNS) else {
+fn metadata_columns(model: &ModelProto) -> Result<Option<Vec<String>>, Error> {
+    let Some(entry) = model.metadata_props.iter().find(|entry| entry.key == COLUMNS_KEY) else {
         return Ok(None);
     };
     let columns = serde_json::from_str(&entry.value)
-        .map_err(|error| fault("metadata", COLUMNS, error, "a JSON list of strings"))?;
+        .map_err(|error| value_error("metadata", COLUMNS_KEY, error, "a JSON list of strings"))?;
     Ok(Some(columns))
 }
 
@@ -83,40 +83,39 @@ fn n_features(graph: &GraphProto, columns: Option<&[String]>) -> Result<usize, E
     let constants: HashSet<&str> = graph.initializer.iter().map(|it| it.name.as_str()).collect();
     let inputs: Vec<_> = graph.input.iter().filter(|it| !constants.contains(it.name.as_str())).collect();
     let [input] = inputs[..] else {
-        return Err(fault("graph", "number of inputs", inputs.len(), "1, a table of all features"));
+        return Err(value_error("graph", "number of inputs", inputs.len(), "1, a table of all features"));
     };
     let tensor = input.r#type.as_ref().and_then(|it| it.tensor_type.as_ref());
     let dims = tensor.and_then(|it| it.shape.as_ref()).map_or(&[][..], |shape| &shape.dim);
     let width = match dims {
         [_, width] => &width.value,
-        _ => return Err(fault("input", "number of dimensions", dims.len(), "2")),
+        _ => return Err(value_error("input", "number of dimensions", dims.len(), "2")),
     };
     let n_columns = columns.map(<[String]>::len);
     match (width, n_columns) {
-        (Some(dimension::Value::DimValue(width)), None) => {
-            usize::try_from(*width).map_err(|_| fault("input", "number of features", width, "at least 1"))
-        }
+        (Some(dimension::Value::DimValue(width)), None) => usize::try_from(*width)
+            .map_err(|_| value_error("input", "number of features", width, "at least 1")),
         (Some(dimension::Value::DimValue(width)), Some(n_columns))
             if usize::try_from(*width) != Ok(n_columns) =>
         {
-            Err(fault("input", "number of columns", n_columns, width))
+            Err(value_error("input", "number of columns", n_columns, width))
         }
         (_, Some(n_columns)) => Ok(n_columns),
         (_, None) => {
-            Err(fault("input", "number of features", "open", "given in the file or by column names"))
+            Err(value_error("input", "number of features", "open", "given in the file or by column names"))
         }
     }
 }
 
 fn origin(model: &ModelProto) -> String {
-    let version = model.opset_import.iter().find(|set| set.domain == ML).map_or(0, |set| set.version);
-    let producer = show(&format!("{} {}", model.producer_name, model.producer_version));
-    format!("{producer}, ONNX ({ML} {version})")
+    let version = model.opset_import.iter().find(|set| set.domain == ML_DOMAIN).map_or(0, |set| set.version);
+    let producer = printable(&format!("{} {}", model.producer_name, model.producer_version));
+    format!("{producer}, ONNX ({ML_DOMAIN} {version})")
 }
 
 /// What a name in the graph stands for.
 #[derive(Clone)]
-enum Value {
+enum GraphValue {
     /// Features of the rows: all in order, or those at these places.
     Columns(Option<Rc<[f64]>>),
     Constant(Rc<[f64]>),
@@ -131,10 +130,10 @@ enum Value {
         unit: f64,
     },
     /// The paper's anomaly score.
-    Anomaly {
+    AnomalyScore {
         unit: f64,
     },
-    Score {
+    ScoreSamples {
         unit: f64,
     },
     Decision {
@@ -145,68 +144,84 @@ enum Value {
     Label,
 }
 
-struct Reading<'g> {
-    values: HashMap<&'g str, Value>,
-    ensembles: Vec<Ensemble>,
+struct GraphEvaluator<'g> {
+    values: HashMap<&'g str, GraphValue>,
+    ensembles: Vec<TreeEnsemble>,
     /// Ensembles and the path lengths of their leaves, in the order of the sum.
     terms: Vec<(usize, Rc<[f64]>)>,
 }
 
-impl<'g> Reading<'g> {
-    fn of(graph: &'g GraphProto) -> Result<Self, Error> {
-        let mut reading = Self { values: HashMap::new(), ensembles: Vec::new(), terms: Vec::new() };
+impl<'g> GraphEvaluator<'g> {
+    fn evaluate(graph: &'g GraphProto) -> Result<Self, Error> {
+        let mut evaluator = Self { values: HashMap::new(), ensembles: Vec::new(), terms: Vec::new() };
         for input in &graph.input {
-            reading.values.insert(&input.name, Value::Columns(None));
+            evaluator.values.insert(&input.name, GraphValue::Columns(None));
         }
         for constant in &graph.initializer {
-            reading.values.insert(&constant.name, Value::Constant(numbers(&constant.name, constant)?.into()));
+            evaluator.values.insert(
+                &constant.name,
+                GraphValue::Constant(tensor_values(&constant.name, constant)?.into()),
+            );
         }
         for node in &graph.node {
             let [output] = &node.output[..] else {
-                return Err(fault(&show(&node.op_type), "number of outputs", node.output.len(), "1"));
+                return Err(value_error(
+                    &printable(&node.op_type),
+                    "number of outputs",
+                    node.output.len(),
+                    "1",
+                ));
             };
-            let value = reading.compute(node)?;
-            if reading.values.insert(output, value).is_some() {
-                return Err(fault(&show(&node.op_type), "output", show(output), "a name of its own"));
+            let value = evaluator.compute(node)?;
+            if evaluator.values.insert(output, value).is_some() {
+                return Err(value_error(
+                    &printable(&node.op_type),
+                    "output",
+                    printable(output),
+                    "a name of its own",
+                ));
             }
         }
-        Ok(reading)
+        Ok(evaluator)
     }
 
-    fn compute(&mut self, node: &'g NodeProto) -> Result<Value, Error> {
-        use Value::*;
-        let operator = show(&match node.domain.as_str() {
+    fn compute(&mut self, node: &'g NodeProto) -> Result<GraphValue, Error> {
+        use GraphValue::*;
+        let operator = printable(&match node.domain.as_str() {
             "" | "ai.onnx" => node.op_type.clone(),
-            ML if ML_OPERATORS.contains(&node.op_type.as_str()) => node.op_type.clone(),
+            ML_DOMAIN if ML_OPERATORS.contains(&node.op_type.as_str()) => node.op_type.clone(),
             domain => format!("{domain}.{}", node.op_type),
         });
         let operator = operator.as_str();
         let mut inputs = Vec::with_capacity(node.input.len());
         for name in &node.input {
             let value = self.values.get(name.as_str()).cloned();
-            inputs
-                .push(value.ok_or_else(|| fault(operator, "input", show(name), "a value computed before"))?);
+            inputs.push(
+                value.ok_or_else(|| {
+                    value_error(operator, "input", printable(name), "a value computed before")
+                })?,
+            );
         }
-        let attributes = Attributes { place: operator, list: &node.attribute };
-        let unknown =
-            || Err(Error::Operator { operator: operator.into(), output: show(&node.output.concat()) });
+        let attributes = Attributes { operator, list: &node.attribute };
+        let unsupported =
+            || Err(Error::Operator { operator: operator.into(), output: printable(&node.output.concat()) });
 
         Ok(match (operator, &inputs[..]) {
             ("Identity", [value]) => value.clone(),
 
-            ("Gather", [Columns(None), Constant(places)]) if attributes.int("axis", 0) == 1 => {
-                Columns(Some(Rc::clone(places)))
+            ("Gather", [Columns(None), Constant(indexes)]) if attributes.int("axis", 0) == 1 => {
+                Columns(Some(Rc::clone(indexes)))
             }
-            ("Cast", [Columns(places)]) if attributes.is_to(&[DataType::Float, DataType::Double]) => {
-                Columns(places.clone())
+            ("Cast", [Columns(indexes)]) if attributes.casts_to(&[DataType::Float, DataType::Double]) => {
+                Columns(indexes.clone())
             }
-            ("TreeEnsembleRegressor", [Columns(places)]) => {
-                let (ensemble, weights) = Ensemble::of_nodes(&attributes)?;
-                self.plant(ensemble, weights, places.as_deref())?
+            ("TreeEnsembleRegressor", [Columns(indexes)]) => {
+                let (ensemble, weights) = TreeEnsemble::from_nodes(&attributes)?;
+                self.add_ensemble(ensemble, weights, indexes.as_deref())?
             }
-            ("TreeEnsemble", [Columns(places)]) => {
-                let (ensemble, weights) = Ensemble::of_splits(&attributes)?;
-                self.plant(ensemble, weights, places.as_deref())?
+            ("TreeEnsemble", [Columns(indexes)]) => {
+                let (ensemble, weights) = TreeEnsemble::from_splits(&attributes)?;
+                self.add_ensemble(ensemble, weights, indexes.as_deref())?
             }
 
             // The sum of path lengths over the trees, and what becomes of it.
@@ -214,21 +229,23 @@ impl<'g> Reading<'g> {
                 for input in inputs {
                     match input {
                         Leaves(ensemble, lengths) => self.terms.push((ensemble, lengths)),
-                        _ => return unknown(),
+                        _ => return unsupported(),
                     }
                 }
                 Sum
             }
             ("Div", [Sum, Constant(unit)]) if unit.len() == 1 => Mean { unit: unit[0] },
             ("Neg", [Mean { unit }]) => NegatedMean { unit: *unit },
-            ("Pow", [Constant(base), NegatedMean { unit }]) if **base == [2.0] => Anomaly { unit: *unit },
-            ("Neg", [Anomaly { unit }]) => Score { unit: *unit },
-            ("Add", [Score { unit }, Constant(less)] | [Constant(less), Score { unit }])
+            ("Pow", [Constant(base), NegatedMean { unit }]) if **base == [2.0] => {
+                AnomalyScore { unit: *unit }
+            }
+            ("Neg", [AnomalyScore { unit }]) => ScoreSamples { unit: *unit },
+            ("Add", [ScoreSamples { unit }, Constant(less)] | [Constant(less), ScoreSamples { unit }])
                 if less.len() == 1 =>
             {
                 Decision { unit: *unit, offset: -less[0] }
             }
-            ("Sub", [Score { unit }, Constant(offset)]) if offset.len() == 1 => {
+            ("Sub", [ScoreSamples { unit }, Constant(offset)]) if offset.len() == 1 => {
                 Decision { unit: *unit, offset: offset[0] }
             }
             ("Less", [Decision { .. }, Constant(zero)]) if **zero == [0.0] => Label,
@@ -238,94 +255,121 @@ impl<'g> Reading<'g> {
 
             // What a converter makes of the leaves of one tree.
             ("LabelEncoder", [Leaves(ensemble, leaves)]) => {
-                let meaning = label_encoder(&attributes)?;
+                let value_by_label = label_encoder(&attributes)?;
                 let mut values = Vec::with_capacity(leaves.len());
                 for leaf in leaves.iter() {
-                    let value = meaning.get(&(*leaf as i64));
-                    values.push(*value.ok_or_else(|| fault(operator, "label", leaf, "one of its keys"))?);
+                    let value = value_by_label.get(&(*leaf as i64));
+                    values
+                        .push(*value.ok_or_else(|| value_error(operator, "label", leaf, "one of its keys"))?);
                 }
-                self.on_leaves(operator, *ensemble, values)?
+                self.set_leaf_values(operator, *ensemble, values)?
             }
             ("Reshape", [Leaves(..), Constant(shape)]) if matches!(**shape, [-1.0] | [-1.0, 1.0]) => {
                 inputs[0].clone()
             }
-            ("Cast", [Leaves(..)]) if attributes.is_to(&[DataType::Float, DataType::Double]) => {
+            ("Cast", [Leaves(..)]) if attributes.casts_to(&[DataType::Float, DataType::Double]) => {
                 inputs[0].clone()
             }
-            ("Cast", [Leaves(ensemble, leaves)]) if attributes.is_to(&[DataType::Int64]) => {
+            ("Cast", [Leaves(ensemble, leaves)]) if attributes.casts_to(&[DataType::Int64]) => {
                 let values = leaves.iter().map(|value| value.trunc()).collect();
-                self.on_leaves(operator, *ensemble, values)?
+                self.set_leaf_values(operator, *ensemble, values)?
             }
             (_, [Leaves(ensemble, values)]) => {
-                let Some(function) = unary(operator) else { return unknown() };
+                let Some(function) = unary(operator) else { return unsupported() };
                 let values = values.iter().map(|value| function(*value)).collect();
-                self.on_leaves(operator, *ensemble, values)?
+                self.set_leaf_values(operator, *ensemble, values)?
             }
             (_, [Leaves(ensemble, a), Leaves(other, b)]) if ensemble == other => {
-                let Some(function) = binary(operator) else { return unknown() };
+                let Some(function) = binary(operator) else { return unsupported() };
                 let values = a.iter().zip(b.iter()).map(|(a, b)| function(*a, *b)).collect();
-                self.on_leaves(operator, *ensemble, values)?
+                self.set_leaf_values(operator, *ensemble, values)?
             }
             (_, [Leaves(ensemble, a), Constant(b)]) if b.len() == 1 => {
-                let Some(function) = binary(operator) else { return unknown() };
+                let Some(function) = binary(operator) else { return unsupported() };
                 let values = a.iter().map(|a| function(*a, b[0])).collect();
-                self.on_leaves(operator, *ensemble, values)?
+                self.set_leaf_values(operator, *ensemble, values)?
             }
             (_, [Constant(a), Leaves(ensemble, b)]) if a.len() == 1 => {
-                let Some(function) = binary(operator) else { return unknown() };
+                let Some(function) = binary(operator) else { return unsupported() };
                 let values = b.iter().map(|b| function(a[0], *b)).collect();
-                self.on_leaves(operator, *ensemble, values)?
+                self.set_leaf_values(operator, *ensemble, values)?
             }
-            _ => return unknown(),
+            _ => return unsupported(),
         })
     }
 
     /// Notes an ensemble, its features as places in the whole row.
-    fn plant(
+    fn add_ensemble(
         &mut self,
-        mut ensemble: Ensemble,
+        mut ensemble: TreeEnsemble,
         weights: Vec<f64>,
-        places: Option<&[f64]>,
-    ) -> Result<Value, Error> {
-        if let Some(places) = places {
+        feature_indexes: Option<&[f64]>,
+    ) -> Result<GraphValue, Error> {
+        if let Some(feature_indexes) = feature_indexes {
             for split in &mut ensemble.splits {
-                let place = usize::try_from(split.feature).ok().and_then(|feature| places.get(feature));
-                let place = place.ok_or_else(|| {
-                    fault("Gather", "feature", split.feature, format_args!("below {}", places.len()))
+                let feature_index =
+                    usize::try_from(split.feature).ok().and_then(|feature| feature_indexes.get(feature));
+                let feature_index = feature_index.ok_or_else(|| {
+                    value_error(
+                        "Gather",
+                        "feature",
+                        split.feature,
+                        format_args!("below {}", feature_indexes.len()),
+                    )
                 })?;
-                split.feature = *place as i64;
+                split.feature = *feature_index as i64;
             }
         }
         self.ensembles.push(ensemble);
-        Ok(Value::Leaves(self.ensembles.len() - 1, weights.into()))
+        Ok(GraphValue::Leaves(self.ensembles.len() - 1, weights.into()))
     }
 
     /// The outcome of an operation on leaves: as long as they belong to one tree, because what several
     /// trees give is summed up before anything else can happen to it.
-    fn on_leaves(&mut self, operator: &str, number: usize, values: Vec<f64>) -> Result<Value, Error> {
+    fn set_leaf_values(
+        &mut self,
+        operator: &str,
+        number: usize,
+        values: Vec<f64>,
+    ) -> Result<GraphValue, Error> {
         let ensemble = &mut self.ensembles[number];
         if ensemble.roots.len() != 1 {
             let limit = "1 before the sum over trees";
-            return Err(fault(operator, "number of trees", ensemble.roots.len(), limit));
+            return Err(value_error(operator, "number of trees", ensemble.roots.len(), limit));
         }
         ensemble.n_operations += 1;
         if ensemble.n_operations > MAX_OPERATIONS {
             let limit = format_args!("at most {MAX_OPERATIONS}");
-            return Err(fault(operator, "number of operations on a tree", ensemble.n_operations, limit));
+            return Err(value_error(
+                operator,
+                "number of operations on a tree",
+                ensemble.n_operations,
+                limit,
+            ));
         }
-        Ok(Value::Leaves(number, values.into()))
+        Ok(GraphValue::Leaves(number, values.into()))
     }
 
-    fn forest(mut self, graph: &GraphProto, n_features: usize) -> Result<Forest, Error> {
+    fn into_forest(mut self, graph: &GraphProto, n_features: usize) -> Result<Forest, Error> {
         let outputs = graph.output.iter().filter_map(|output| self.values.get(output.name.as_str()));
         let mut decisions = outputs.filter_map(|value| match value {
-            Value::Decision { unit, offset } => Some((*unit, *offset)),
+            GraphValue::Decision { unit, offset } => Some((*unit, *offset)),
             _ => None,
         });
         let (Some((unit, offset)), None) = (decisions.next(), decisions.next()) else {
-            let found =
-                graph.output.iter().take(8).map(|output| show(&output.name)).collect::<Vec<_>>().join(", ");
-            return Err(fault("graph", "outputs", found, "among them one decision function of a forest"));
+            let found = graph
+                .output
+                .iter()
+                .take(8)
+                .map(|output| printable(&output.name))
+                .collect::<Vec<_>>()
+                .join(", ");
+            return Err(value_error(
+                "graph",
+                "outputs",
+                found,
+                "among them one decision function of a forest",
+            ));
         };
 
         let mut trees = Vec::new();
@@ -334,19 +378,20 @@ impl<'g> Reading<'g> {
             let ensemble = &mut self.ensembles[*number];
             let roots = std::mem::take(&mut ensemble.roots);
             if roots.is_empty() {
-                return Err(fault("Sum", "trees", "none, or summed before", "each ensemble once"));
+                return Err(value_error("Sum", "trees", "none, or summed before", "each ensemble once"));
             }
             let mut seen = vec![false; ensemble.splits.len()];
             for root in roots {
-                let arrays = ensemble.grow(root, lengths, &mut seen)?;
+                let arrays = ensemble.build_tree(root, lengths, &mut seen)?;
                 trees.push(Tree::from_arrays(&arrays, n_features)?);
             }
             if let Some(split) = seen.iter().position(|seen| !seen) {
-                return Err(fault("tree ensemble", "split without a tree", split, "one of a tree"));
+                return Err(value_error("tree ensemble", "split without a tree", split, "one of a tree"));
             }
         }
-        let max_samples = count_of(unit / trees.len() as f64)
-            .ok_or_else(|| fault("Div", "unit", unit, "the number of trees times the average path length"))?;
+        let max_samples = count_from_path_length(unit / trees.len() as f64).ok_or_else(|| {
+            value_error("Div", "unit", unit, "the number of trees times the average path length")
+        })?;
         Ok(Forest::new(&trees, max_samples, offset)?)
     }
 }
@@ -375,6 +420,6 @@ fn binary(operator: &str) -> Option<fn(f64, f64) -> f64> {
 /// What a `LabelEncoder` makes of each label.
 fn label_encoder(attributes: &Attributes) -> Result<HashMap<i64, f64>, Error> {
     let keys = attributes.ints("keys_int64s");
-    let values = attributes.length("values_floats", attributes.floats("values_floats")?, keys.len())?;
+    let values = attributes.check_length("values_floats", attributes.floats("values_floats")?, keys.len())?;
     Ok(keys.iter().copied().zip(values).collect())
 }

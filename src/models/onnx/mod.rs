@@ -31,10 +31,10 @@ mod proto {
 }
 
 /// The operator set of tree ensembles.
-const ML: &str = "ai.onnx.ml";
+const ML_DOMAIN: &str = "ai.onnx.ml";
 
 /// Key in the model's metadata under which the names of the columns lie, as a JSON list.
-const COLUMNS: &str = "promforest.columns";
+const COLUMNS_KEY: &str = "promforest.columns";
 
 /// Codes of the comparisons in a `TreeEnsemble` (ai.onnx.ml 5); this one is `value <= split`.
 const BRANCH_LEQ: u8 = 0;
@@ -78,7 +78,7 @@ pub enum Error {
     Forest(#[from] forest::Error),
 }
 
-fn fault(place: &str, field: &str, value: impl ToString, limit: impl ToString) -> Error {
+fn value_error(place: &str, field: &str, value: impl ToString, limit: impl ToString) -> Error {
     let (place, field) = (place.to_string(), field.to_string());
     Error::Value { place, field, value: value.to_string(), limit: limit.to_string() }
 }

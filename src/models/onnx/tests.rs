@@ -3,7 +3,7 @@ use std::num::NonZeroUsize;
 use proptest::prelude::*;
 use prost::Message;
 
-use super::ensemble::count_of;
+use super::ensemble::count_from_path_length;
 use super::proto::{AttributeProto, ModelProto, NodeProto};
 use super::*;
 use crate::forest::{Forest, ForestParams, MaxSamples, Table, Tree, TreeArrays, average_path_length};
@@ -29,7 +29,7 @@ fn columns() -> Vec<String> {
 }
 
 /// What reading says of [`forest`]'s model after a change.
-fn refusal(change: impl FnOnce(&mut ModelProto)) -> String {
+fn error_after(change: impl FnOnce(&mut ModelProto)) -> String {
     let mut model =
         ModelProto::decode(&write(&forest(), &columns()).expect("writable")[..]).expect("a model");
     change(&mut model);
@@ -63,7 +63,7 @@ fn comes_back_bit_for_bit() {
 }
 
 #[test]
-fn writes_only_what_it_can_say() {
+fn models_that_onnx_cannot_express_are_not_written() {
     let error = write(&forest(), &columns()[..1]).expect_err("refused");
     assert_eq!(error.to_string(), "forest: number of columns is 1, must be 2");
     let trees: Vec<Tree> =
@@ -75,58 +75,59 @@ fn writes_only_what_it_can_say() {
 #[test]
 fn other_operations_are_refused_by_name() {
     let tail = "is no part of an isolation forest as skl2onnx or promforest write it";
-    let said = refusal(|model| node(model, "Pow").op_type = "Sin".into());
-    assert_eq!(said, format!("operator Sin at \"anomaly_score\" {tail}"));
-    let said = refusal(|model| node(model, "TreeEnsemble").domain = "com.example".into());
-    assert_eq!(said, format!("operator com.example.TreeEnsemble at \"ensemble\" {tail}"));
+    let error = error_after(|model| node(model, "Pow").op_type = "Sin".into());
+    assert_eq!(error, format!("operator Sin at \"anomaly_score\" {tail}"));
+    let error = error_after(|model| node(model, "TreeEnsemble").domain = "com.example".into());
+    assert_eq!(error, format!("operator com.example.TreeEnsemble at \"ensemble\" {tail}"));
     // Known, but not there.
-    let said = refusal(|model| node(model, "Less").op_type = "Neg".into());
-    assert_eq!(said, format!("operator Neg at \"is_anomalous\" {tail}"));
-    let said = refusal(|model| node(model, "Sum").input.push("X".into()));
-    assert_eq!(said, format!("operator Sum at \"path_length\" {tail}"));
+    let error = error_after(|model| node(model, "Less").op_type = "Neg".into());
+    assert_eq!(error, format!("operator Neg at \"is_anomalous\" {tail}"));
+    let error = error_after(|model| node(model, "Sum").input.push("X".into()));
+    assert_eq!(error, format!("operator Sum at \"path_length\" {tail}"));
 }
 
 #[test]
-fn trees_that_are_none_are_refused() {
-    let said =
-        refusal(|model| attribute(model, "nodes_modes").t.as_mut().expect("there is one").raw_data[1] = 1);
-    assert_eq!(said, "TreeEnsemble: mode of a split is 1, must be 0");
-    let said = refusal(|model| attribute(model, "nodes_truenodeids").ints[0] = 4);
-    assert_eq!(said, "TreeEnsemble: child is 4, must be in 0..4");
-    let said = refusal(|model| attribute(model, "tree_roots").ints[0] = -1);
-    assert_eq!(said, "TreeEnsemble: root is -1, must be in 0..2");
-    let said = refusal(|model| attribute(model, "tree_roots").ints[0] = 1);
-    assert_eq!(said, "tree ensemble: split with two parents is 1, must be a child once");
-    let said = refusal(|model| {
+fn invalid_trees_are_refused() {
+    let error = error_after(|model| {
+        attribute(model, "nodes_modes").t.as_mut().expect("there is one").raw_data[1] = 1
+    });
+    assert_eq!(error, "TreeEnsemble: mode of a split is 1, must be 0");
+    let error = error_after(|model| attribute(model, "nodes_truenodeids").ints[0] = 4);
+    assert_eq!(error, "TreeEnsemble: child is 4, must be in 0..4");
+    let error = error_after(|model| attribute(model, "tree_roots").ints[0] = -1);
+    assert_eq!(error, "TreeEnsemble: root is -1, must be in 0..2");
+    let error = error_after(|model| attribute(model, "tree_roots").ints[0] = 1);
+    assert_eq!(error, "tree ensemble: split with two parents is 1, must be a child once");
+    let error = error_after(|model| {
         // The first split is its own left child.
         attribute(model, "nodes_trueleafs").ints[0] = 0;
         attribute(model, "nodes_truenodeids").ints[0] = 0;
     });
-    assert_eq!(said, "tree ensemble: split with two parents is 0, must be a child once");
-    let said = refusal(|model| attribute(model, "tree_roots").ints.truncate(1));
-    assert_eq!(said, "tree ensemble: split without a tree is 1, must be one of a tree");
-    let said = refusal(|model| attribute(model, "nodes_featureids").ints[0] = 2);
-    assert_eq!(said, "no forest can be made of the trees");
+    assert_eq!(error, "tree ensemble: split with two parents is 0, must be a child once");
+    let error = error_after(|model| attribute(model, "tree_roots").ints.truncate(1));
+    assert_eq!(error, "tree ensemble: split without a tree is 1, must be one of a tree");
+    let error = error_after(|model| attribute(model, "nodes_featureids").ints[0] = 2);
+    assert_eq!(error, "no forest can be made of the trees");
 }
 
 #[test]
 fn leaves_that_are_no_path_lengths_are_refused() {
-    let said = refusal(|model| {
+    let error = error_after(|model| {
         let weights = &mut attribute(model, "leaf_weights").t.as_mut().expect("there is one").raw_data;
         weights[..8].copy_from_slice(&1.5_f64.to_le_bytes());
     });
     let limit = "its depth, 1, and the average path length of its rows";
-    assert_eq!(said, format!("tree ensemble: path length of a leaf is 1.5, must be {limit}"));
-    let said =
-        refusal(|model| model.graph.as_mut().expect("there is one").initializer[0].raw_data.fill(0xff));
-    assert_eq!(said, "Div: unit is NaN, must be the number of trees times the average path length");
+    assert_eq!(error, format!("tree ensemble: path length of a leaf is 1.5, must be {limit}"));
+    let error =
+        error_after(|model| model.graph.as_mut().expect("there is one").initializer[0].raw_data.fill(0xff));
+    assert_eq!(error, "Div: unit is NaN, must be the number of trees times the average path length");
 }
 
 #[test]
-fn what_would_cost_more_than_the_file_is_refused() {
-    let said = refusal(|model| node(model, "Sum").input = vec!["ensemble".into(); 1_000]);
-    assert_eq!(said, "Sum: trees is none, or summed before, must be each ensemble once");
-    let said = refusal(|model| {
+fn work_out_of_proportion_to_the_file_is_refused() {
+    let error = error_after(|model| node(model, "Sum").input = vec!["ensemble".into(); 1_000]);
+    assert_eq!(error, "Sum: trees is none, or summed before, must be each ensemble once");
+    let error = error_after(|model| {
         let graph = model.graph.as_mut().expect("there is one");
         let at = graph.node.iter().position(|node| node.op_type == "Sum").expect("there is one");
         let input = vec!["ensemble".into()];
@@ -134,7 +135,7 @@ fn what_would_cost_more_than_the_file_is_refused() {
             NodeProto { op_type: "Neg".into(), input, output: vec!["n".into()], ..Default::default() };
         graph.node.insert(at, negate);
     });
-    assert_eq!(said, "Neg: number of trees is 2, must be 1 before the sum over trees");
+    assert_eq!(error, "Neg: number of trees is 2, must be 1 before the sum over trees");
     let error = read(&vec![0; MAX_BYTES + 1], None).expect_err("refused");
     assert_eq!(error.to_string(), "file has 67108865 bytes, must have at most 67108864");
 }
@@ -165,15 +166,15 @@ fn operations_on_a_tree_are_bounded() {
 }
 
 #[test]
-fn one_table_goes_in_and_a_decision_comes_out() {
-    let said = refusal(|model| {
+fn one_input_and_one_decision_output_are_required() {
+    let error = error_after(|model| {
         let input = &mut model.graph.as_mut().expect("there is one").input;
         input.push(input[0].clone());
     });
-    assert_eq!(said, "graph: number of inputs is 2, must be 1, a table of all features");
-    let said = refusal(|model| _ = model.graph.as_mut().expect("there is one").output.remove(1));
+    assert_eq!(error, "graph: number of inputs is 2, must be 1, a table of all features");
+    let error = error_after(|model| _ = model.graph.as_mut().expect("there is one").output.remove(1));
     let limit = "among them one decision function of a forest";
-    assert_eq!(said, format!("graph: outputs is score_samples, predict, must be {limit}"));
+    assert_eq!(error, format!("graph: outputs is score_samples, predict, must be {limit}"));
 }
 
 #[test]
@@ -181,13 +182,17 @@ fn counts_are_found_by_their_path_length() {
     for count in (1..10_000).chain([1 << 18, (1 << 18) + 1, 123_456_789, (1 << 40) - 1, 1 << 40]) {
         // As leaves at the greatest depth have it, rounding and all.
         let length = 64.0 + 1.0 + average_path_length(count) - 1.0;
-        assert_eq!(count_of(length - 64.0), Some(count));
+        assert_eq!(count_from_path_length(length - 64.0), Some(count));
     }
     for count in 1..1_000 {
-        assert_eq!(count_of(f64::from(average_path_length(count) as f32)), Some(count), "in floats");
+        assert_eq!(
+            count_from_path_length(f64::from(average_path_length(count) as f32)),
+            Some(count),
+            "in floats"
+        );
     }
     for length in [-1.0, 0.5, 1.1, 1e9, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
-        assert_eq!(count_of(length), None, "{length}");
+        assert_eq!(count_from_path_length(length), None, "{length}");
     }
 }
 

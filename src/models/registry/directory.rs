@@ -12,7 +12,7 @@
 //! file beside it. A version whose writer died before it was entered is not in `registry.json`, and is
 //! removed by the next writer.
 
-use super::{Aliases, CHALLENGER, Entry, Error, Version, name};
+use super::{Aliases, CHALLENGER, Error, ModelVersion, NewVersion, validate_name};
 use crate::models::artifact::{self, Files};
 use crate::prom::duration;
 use serde::{Deserialize, Serialize};
@@ -29,29 +29,29 @@ const REPORT: &str = "report.html";
 #[derive(Clone, Debug)]
 pub struct Directory {
     root: PathBuf,
-    keep: usize,
+    keep_versions: usize,
 }
 
 /// `registry.json` of one model.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct State {
+struct RegistryFile {
     /// The number of the next version: numbers are never used twice.
     next: u64,
     aliases: BTreeMap<String, u64>,
-    versions: BTreeMap<u64, VersionState>,
+    versions: BTreeMap<u64, VersionRecord>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct VersionState {
+struct VersionRecord {
     created_ms: i64,
     promoted_ms: Option<i64>,
     rolled_back: bool,
     note: String,
 }
 
-impl Default for State {
+impl Default for RegistryFile {
     fn default() -> Self {
         Self { next: 1, aliases: BTreeMap::new(), versions: BTreeMap::new() }
     }
@@ -64,8 +64,8 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error 
 
 impl Directory {
     /// The registry in this directory, which keeps so many versions without an alias.
-    pub fn new(root: PathBuf, keep: usize) -> Self {
-        Self { root, keep }
+    pub fn new(root: PathBuf, keep_versions: usize) -> Self {
+        Self { root, keep_versions }
     }
 
     /// Where it is.
@@ -74,7 +74,7 @@ impl Directory {
     }
 
     fn folder(&self, model: &str) -> Result<PathBuf, Error> {
-        Ok(self.root.join(name(model)?))
+        Ok(self.root.join(validate_name(model)?))
     }
 
     /// See [`Registry::aliases`](super::Registry::aliases).
@@ -88,7 +88,7 @@ impl Directory {
         for entry in entries {
             let model = entry.map_err(io_error("read", &self.root))?.file_name();
             let Some(model) = model.to_str().filter(|model| model.starts_with(prefix)) else { continue };
-            if let Some(state) = self.read(&self.root.join(model))? {
+            if let Some(state) = self.read_state(&self.root.join(model))? {
                 aliases.insert(model.into(), state.aliases);
             }
         }
@@ -99,7 +99,7 @@ impl Directory {
     pub fn aliases_of(&self, models: [&str; 2]) -> Result<Aliases, Error> {
         let mut aliases = Aliases::new();
         for model in models {
-            if let Some(state) = self.read(&self.folder(model)?)? {
+            if let Some(state) = self.read_state(&self.folder(model)?)? {
                 aliases.insert(model.into(), state.aliases);
             }
         }
@@ -107,9 +107,9 @@ impl Directory {
     }
 
     /// See [`Registry::versions`](super::Registry::versions).
-    pub fn versions(&self, model: &str) -> Result<Vec<Version>, Error> {
-        let state = self.read(&self.folder(model)?)?.unwrap_or_default();
-        let version = |(number, version): (u64, VersionState)| Version {
+    pub fn versions(&self, model: &str) -> Result<Vec<ModelVersion>, Error> {
+        let state = self.read_state(&self.folder(model)?)?.unwrap_or_default();
+        let version = |(number, version): (u64, VersionRecord)| ModelVersion {
             number,
             created_ms: version.created_ms,
             promoted_ms: version.promoted_ms,
@@ -126,22 +126,22 @@ impl Directory {
             return Err(Error::NoVersion { model: model.into(), version });
         }
         let error = |source| Error::Artifact { model: model.into(), version, source: Box::new(source) };
-        artifact::load(&folder).map_err(error)
+        artifact::read_files(&folder).map_err(error)
     }
 
     /// See [`Registry::register`](super::Registry::register).
-    pub fn register(&self, model: &str, entry: &Entry<'_>) -> Result<u64, Error> {
-        let mut files = artifact::files(entry.model);
-        if let Some(report) = entry.report {
+    pub fn register(&self, model: &str, new_version: &NewVersion<'_>) -> Result<u64, Error> {
+        let mut files = artifact::to_files(new_version.model);
+        if let Some(report) = new_version.report {
             files.insert(REPORT.into(), report.as_bytes().to_vec());
         }
-        self.change(model, |folder, state| {
+        self.update_locked(model, |folder, state| {
             let number = state.next;
             let error =
                 |source| Error::Artifact { model: model.into(), version: number, source: Box::new(source) };
             artifact::save(&files, &folder.join(number.to_string())).map_err(error)?;
-            let (created_ms, note) = (duration::now_ms(), entry.note.clone());
-            let version = VersionState { created_ms, promoted_ms: None, rolled_back: false, note };
+            let (created_ms, note) = (duration::now_ms(), new_version.note.clone());
+            let version = VersionRecord { created_ms, promoted_ms: None, rolled_back: false, note };
             state.versions.insert(number, version);
             state.next += 1;
             Ok(number)
@@ -150,15 +150,15 @@ impl Directory {
 
     /// See [`Registry::promote`](super::Registry::promote).
     pub fn promote(&self, model: &str, alias: &str, version: u64) -> Result<(), Error> {
-        let alias = name(alias)?;
-        self.check_known(model, version)?;
-        self.change(model, |_, state| {
-            let entry = state.versions.get_mut(&version);
-            let entry = entry.ok_or_else(|| Error::NoVersion { model: model.into(), version })?;
+        let alias = validate_name(alias)?;
+        self.check_registered(model, version)?;
+        self.update_locked(model, |_, state| {
+            let record = state.versions.get_mut(&version);
+            let record = record.ok_or_else(|| Error::NoVersion { model: model.into(), version })?;
             // A challenger has not served yet.
             if alias != CHALLENGER {
-                entry.promoted_ms = Some(duration::now_ms());
-                entry.rolled_back = false;
+                record.promoted_ms = Some(duration::now_ms());
+                record.rolled_back = false;
             }
             state.aliases.insert(alias, version);
             Ok(())
@@ -167,8 +167,8 @@ impl Directory {
 
     /// See [`Registry::roll_back`](super::Registry::roll_back).
     pub fn roll_back(&self, model: &str, alias: &str, from: u64, to: u64) -> Result<(), Error> {
-        self.check_known(model, to)?;
-        self.change(model, |_, state| {
+        self.check_registered(model, to)?;
+        self.update_locked(model, |_, state| {
             if !state.versions.contains_key(&to) {
                 return Err(Error::NoVersion { model: model.into(), version: to });
             }
@@ -181,49 +181,49 @@ impl Directory {
     }
 
     /// A name that was never registered gets no folder by being asked for.
-    fn check_known(&self, model: &str, version: u64) -> Result<(), Error> {
-        match self.read(&self.folder(model)?)? {
+    fn check_registered(&self, model: &str, version: u64) -> Result<(), Error> {
+        match self.read_state(&self.folder(model)?)? {
             Some(_) => Ok(()),
             None => Err(Error::NoVersion { model: model.into(), version }),
         }
     }
 
-    fn read(&self, folder: &Path) -> Result<Option<State>, Error> {
+    fn read_state(&self, folder: &Path) -> Result<Option<RegistryFile>, Error> {
         let path = folder.join(STATE);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             // A file among the folders, or a folder without a version yet.
-            Err(none) if matches!(none.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 return Ok(None);
             }
             Err(source) => return Err(io_error("read", &path)(source)),
         };
-        let damaged = |source| Error::Damaged { path: path.display().to_string(), source };
-        serde_json::from_slice(&bytes).map(Some).map_err(damaged)
+        let corrupt = |source| Error::Corrupt { path: path.display().to_string(), source };
+        serde_json::from_slice(&bytes).map(Some).map_err(corrupt)
     }
 
     /// Changes a model's state under its lock.
-    fn change<T>(
+    fn update_locked<T>(
         &self,
         model: &str,
-        change: impl FnOnce(&Path, &mut State) -> Result<T, Error>,
+        update: impl FnOnce(&Path, &mut RegistryFile) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let folder = self.folder(model)?;
         fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
         let lock = folder.join(LOCK);
-        let held = File::options()
+        let lock_file = File::options()
             .create(true)
             .truncate(false)
             .write(true)
             .open(&lock)
             .map_err(io_error("open", &lock))?;
-        held.lock().map_err(io_error("lock", &lock))?;
-        let mut state = self.read(&folder)?.unwrap_or_default();
-        remove_strays(&folder, &state)?;
-        let result = change(&folder, &mut state)?;
+        lock_file.lock().map_err(io_error("lock", &lock))?;
+        let mut state = self.read_state(&folder)?.unwrap_or_default();
+        remove_orphans(&folder, &state)?;
+        let result = update(&folder, &mut state)?;
         let pruned = self.prune(&mut state);
         let path = folder.join(STATE);
-        replace(&path, &serde_json::to_vec_pretty(&state).expect("numbers and text"))
+        write_atomically(&path, &serde_json::to_vec_pretty(&state).expect("numbers and text"))
             .map_err(io_error("write", &path))?;
         for number in pruned {
             let old = folder.join(number.to_string());
@@ -233,10 +233,10 @@ impl Directory {
     }
 
     /// Takes the oldest versions that no alias points to out of the state.
-    fn prune(&self, state: &mut State) -> Vec<u64> {
-        let free = |number: &&u64| !state.aliases.values().any(|version| version == *number);
-        let free: Vec<u64> = state.versions.keys().filter(free).copied().collect();
-        let pruned = free[..free.len().saturating_sub(self.keep)].to_vec();
+    fn prune(&self, state: &mut RegistryFile) -> Vec<u64> {
+        let is_unreferenced = |number: &&u64| !state.aliases.values().any(|version| version == *number);
+        let unreferenced: Vec<u64> = state.versions.keys().filter(is_unreferenced).copied().collect();
+        let pruned = unreferenced[..unreferenced.len().saturating_sub(self.keep_versions)].to_vec();
         for number in &pruned {
             state.versions.remove(number);
         }
@@ -245,13 +245,13 @@ impl Directory {
 }
 
 /// What writers left that died: versions that were never entered, and drafts.
-fn remove_strays(folder: &Path, state: &State) -> Result<(), Error> {
+fn remove_orphans(folder: &Path, state: &RegistryFile) -> Result<(), Error> {
     for entry in fs::read_dir(folder).map_err(io_error("read", folder))? {
         let path = entry.map_err(io_error("read", folder))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let entered = name.parse().is_ok_and(|number: u64| state.versions.contains_key(&number));
-        let ours = name.parse::<u64>().is_ok() || name.ends_with(".draft");
-        if path.is_dir() && ours && !entered {
+        let is_registered = name.parse().is_ok_and(|number: u64| state.versions.contains_key(&number));
+        let is_version_or_temporary = name.parse::<u64>().is_ok() || name.ends_with(".draft");
+        if path.is_dir() && is_version_or_temporary && !is_registered {
             fs::remove_dir_all(&path).map_err(io_error("remove", &path))?;
         }
     }
@@ -259,12 +259,12 @@ fn remove_strays(folder: &Path, state: &State) -> Result<(), Error> {
 }
 
 /// Puts other content into a file, whole or not at all.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let draft = path.with_extension("draft");
-    let mut file = File::create(&draft)?;
+fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("draft");
+    let mut file = File::create(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
-    fs::rename(&draft, path)?;
+    fs::rename(&temporary, path)?;
     File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 

@@ -7,9 +7,9 @@
 //! Models are logged as files of a run, the way of MLflow 2: version 3 still serves it, and version 2
 //! knows no other. What a version 3 client has logged is read as well.
 
-use super::{Aliases, CHALLENGER, Entry, Version};
+use super::{Aliases, CHALLENGER, ModelVersion, NewVersion};
 use crate::http::client::{self, Client, Request, Url};
-use crate::http::config::{Auth, ClientConfig, Text};
+use crate::http::config::{Auth, ClientConfig, SecretSource};
 use crate::models::artifact::{self, Files};
 use crate::prom::duration;
 use crate::yaml::Section;
@@ -22,15 +22,15 @@ use std::time::Duration;
 /// How long one call may take. Uploads of some megabytes through a proxy take seconds.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Most bytes of an answer that is no artifact.
-const ANSWER_LIMIT: usize = 16 << 20;
+const RESPONSE_LIMIT: usize = 16 << 20;
 /// Most bytes of one artifact, and of all of a model's.
 const ARTIFACT_LIMIT: u64 = 512 << 20;
 /// Most files of a model's folder.
 const MAX_FILES: usize = 100;
 /// Items of one page of a listing.
-const PAGE: usize = 200;
+const PAGE_SIZE: usize = 200;
 /// Parameters, tags and metrics of one call: the server takes 100 of each.
-const BATCH: usize = 100;
+const BATCH_SIZE: usize = 100;
 
 const PROMOTED: &str = "promforest.promoted_at";
 const ROLLED_BACK: &str = "promforest.rolled_back";
@@ -60,7 +60,7 @@ impl Config {
             model: section.get("model").and_then(|node| node.text()),
             client: ClientConfig::read(&mut section),
         };
-        section.finish();
+        section.deny_unknown();
         config
     }
 }
@@ -85,7 +85,7 @@ pub enum Error {
     },
     /// The answer is not what MLflow answers.
     #[error("{url} answered without {field}")]
-    Answer {
+    UnexpectedResponse {
         /// The address.
         url: String,
         /// What is missing.
@@ -132,7 +132,10 @@ impl Mlflow {
         Ok(Self {
             base: config.tracking_uri.to_string().trim_end_matches('/').into(),
             experiment: config.experiment.clone(),
-            client: Client::new(&ClientConfig { auth: auth(&config.client), ..config.client.clone() })?,
+            client: Client::new(&ClientConfig {
+                auth: resolve_auth(&config.client),
+                ..config.client.clone()
+            })?,
         })
     }
 
@@ -142,9 +145,9 @@ impl Mlflow {
     /// [`Error`].
     pub async fn aliases(&self, prefix: &str) -> Result<Aliases, Error> {
         // The underscore means any character there; what it finds too many is left out here.
-        let mut found = self.find_aliases(&format!("name LIKE '{}%'", prefix.replace('\'', ""))).await?;
-        found.retain(|name, _| name.starts_with(prefix));
-        Ok(found)
+        let mut aliases = self.find_aliases(&format!("name LIKE '{}%'", prefix.replace('\'', ""))).await?;
+        aliases.retain(|name, _| name.starts_with(prefix));
+        Ok(aliases)
     }
 
     /// See [`Registry::aliases_of`](super::Registry::aliases_of).
@@ -160,12 +163,14 @@ impl Mlflow {
     }
 
     async fn find_aliases(&self, filter: &str) -> Result<Aliases, Error> {
-        let models = self.pages("registered-models/search", "registered_models", filter).await?;
+        let models = self.list_all("registered-models/search", "registered_models", filter).await?;
         let mut all = Aliases::new();
         for model in models {
-            let name = text(&model, "name");
+            let name = text_field(&model, "name");
             let aliases = model["aliases"].as_array().into_iter().flatten();
-            let alias = |alias: &Value| Some((text(alias, "alias"), text(alias, "version").parse().ok()?));
+            let alias = |alias: &Value| {
+                Some((text_field(alias, "alias"), text_field(alias, "version").parse().ok()?))
+            };
             all.insert(name, aliases.filter_map(alias).collect());
         }
         Ok(all)
@@ -175,10 +180,10 @@ impl Mlflow {
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn versions(&self, model: &str) -> Result<Vec<Version>, Error> {
+    pub async fn versions(&self, model: &str) -> Result<Vec<ModelVersion>, Error> {
         let filter = format!("name='{}'", model.replace('\'', ""));
-        let found = self.pages("model-versions/search", "model_versions", &filter).await?;
-        let mut versions: Vec<Version> = found.iter().filter_map(version).collect();
+        let items = self.list_all("model-versions/search", "model_versions", &filter).await?;
+        let mut versions: Vec<ModelVersion> = items.iter().filter_map(parse_version).collect();
         versions.sort_by_key(|version| version.number);
         Ok(versions)
     }
@@ -189,8 +194,8 @@ impl Mlflow {
     /// [`Error`].
     pub async fn files(&self, model: &str, version: u64) -> Result<Files, Error> {
         let query = [("name", model), ("version", &version.to_string())];
-        let answer = self.get("model-versions/get-download-uri", &query).await?;
-        self.folder(&text(&answer, "artifact_uri")).await
+        let response = self.get("model-versions/get-download-uri", &query).await?;
+        self.download_folder(&text_field(&response, "artifact_uri")).await
     }
 
     /// The files of a model that a run has logged under `path`, by a client of version 2 or 3.
@@ -198,19 +203,21 @@ impl Mlflow {
     /// # Errors
     /// [`Error`].
     pub async fn run_files(&self, run: &str, path: &str) -> Result<Files, Error> {
-        let answer = self.get("runs/get", &[("run_id", run)]).await?;
-        let info = &answer["run"]["info"];
-        let files = self.folder(&format!("{}/{path}", text(info, "artifact_uri"))).await?;
+        let response = self.get("runs/get", &[("run_id", run)]).await?;
+        let info = &response["run"]["info"];
+        let files = self.download_folder(&format!("{}/{path}", text_field(info, "artifact_uri"))).await?;
         if !files.is_empty() {
             return Ok(files);
         }
-        let experiment = text(info, "experiment_id");
-        let outputs = answer["run"]["outputs"]["model_outputs"].as_array().cloned().unwrap_or_default();
+        let experiment_id = text_field(info, "experiment_id");
+        let outputs = response["run"]["outputs"]["model_outputs"].as_array().cloned().unwrap_or_default();
         for output in outputs {
-            let id = text(&output, "model_id");
+            let id = text_field(&output, "model_id");
             let model = self.get(&format!("logged-models/{}", encode(&id)), &[]).await?;
-            if text(&model["model"]["info"], "name") == path {
-                return self.folder(&format!("mlflow-artifacts:/{experiment}/models/{id}/artifacts")).await;
+            if text_field(&model["model"]["info"], "name") == path {
+                return self
+                    .download_folder(&format!("mlflow-artifacts:/{experiment_id}/models/{id}/artifacts"))
+                    .await;
             }
         }
         Err(Error::NoModel { run: run.into(), path: path.into() })
@@ -220,12 +227,12 @@ impl Mlflow {
     ///
     /// # Errors
     /// [`Error`]; the run is then marked as failed.
-    pub async fn register(&self, model: &str, entry: &Entry<'_>) -> Result<u64, Error> {
-        let experiment = self.experiment().await?;
+    pub async fn register(&self, model: &str, new_version: &NewVersion<'_>) -> Result<u64, Error> {
+        let experiment_id = self.get_or_create_experiment().await?;
         let now_ms = duration::now_ms();
         let name = format!("{model} {}", artifact::timestamp(now_ms));
-        let run = self.start_run(&experiment, &name, None).await?;
-        let result = self.fill(&run, &experiment, model, entry).await;
+        let run = self.start_run(&experiment_id, &name, None).await?;
+        let result = self.log_and_register(&run, &experiment_id, model, new_version).await;
         let status = if result.is_ok() { "FINISHED" } else { "FAILED" };
         let ended = self.end_run(&run.id, status).await;
         let version = result?;
@@ -233,53 +240,59 @@ impl Mlflow {
         Ok(version)
     }
 
-    async fn fill(&self, run: &Run, experiment: &str, model: &str, entry: &Entry<'_>) -> Result<u64, Error> {
-        let card = &entry.model.card;
+    async fn log_and_register(
+        &self,
+        run: &Run,
+        experiment_id: &str,
+        model: &str,
+        new_version: &NewVersion<'_>,
+    ) -> Result<u64, Error> {
+        let card = &new_version.model.card;
         let mut params = card.params.clone();
-        let mut metrics = vec![("n_features".to_string(), entry.model.schema.features.len() as f64, 0)];
-        if let Some(history) = &card.history {
-            params.push(("history_from".into(), artifact::timestamp(history.from_ms)));
-            params.push(("history_to".into(), artifact::timestamp(history.to_ms)));
-            metrics.push(("n_rows".into(), history.n_rows as f64, 0));
-            metrics.push(("n_excluded_rows".into(), history.n_excluded as f64, 0));
+        let mut metrics = vec![("n_features".to_string(), new_version.model.schema.features.len() as f64, 0)];
+        if let Some(training_range) = &card.training_range {
+            params.push(("history_from".into(), artifact::timestamp(training_range.from_ms)));
+            params.push(("history_to".into(), artifact::timestamp(training_range.to_ms)));
+            metrics.push(("n_rows".into(), training_range.n_rows as f64, 0));
+            metrics.push(("n_excluded_rows".into(), training_range.n_excluded as f64, 0));
         }
         if let Some(validation) = &card.validation {
             metrics.extend(kl_metrics(validation.best()));
             metrics.push(("alert_rate".into(), validation.alert_rate, 0));
         }
-        let mut tags = vec![("mlflow.note.content".to_string(), entry.note.clone())];
+        let mut tags = vec![("mlflow.note.content".to_string(), new_version.note.clone())];
         tags.extend(
             card.detector.iter().map(|detector| ("promforest.detector".to_string(), detector.clone())),
         );
         tags.extend(card.group.iter().map(|group| ("promforest.group".to_string(), group.to_string())));
-        self.log(&run.id, &params, &metrics, &tags).await?;
+        self.log_batches(&run.id, &params, &metrics, &tags).await?;
         for trial in card.validation.iter().flat_map(|validation| &validation.trials) {
             let name = format!("max_samples {}", trial.max_samples);
-            let child = self.start_run(experiment, &name, Some(&run.id)).await?;
+            let child = self.start_run(experiment_id, &name, Some(&run.id)).await?;
             let params = [("max_samples".to_string(), trial.max_samples.to_string())];
-            self.log(&child.id, &params, &kl_metrics(trial), &[]).await?;
+            self.log_batches(&child.id, &params, &kl_metrics(trial), &[]).await?;
             self.end_run(&child.id, "FINISHED").await?;
         }
         let folder = format!("{}/model", run.artifact_uri);
-        for (name, bytes) in artifact::files(entry.model) {
+        for (name, bytes) in artifact::to_files(new_version.model) {
             self.upload(&format!("{folder}/{name}"), bytes).await?;
         }
-        if let Some(report) = entry.report {
+        if let Some(report) = new_version.report {
             self.upload(&format!("{}/report.html", run.artifact_uri), report.as_bytes().to_vec()).await?;
         }
         let created = self.post("registered-models/create", json!({"name": model})).await;
         if let Err(error) = created
-            && !error.is_code("RESOURCE_ALREADY_EXISTS")
+            && !error.has_code("RESOURCE_ALREADY_EXISTS")
         {
             return Err(error);
         }
-        let tags: Vec<Value> = [(NOTE, entry.note.clone())].iter().map(pair).collect();
+        let tags: Vec<Value> = [(NOTE, new_version.note.clone())].iter().map(key_value).collect();
         let body = json!({
-            "name": model, "source": folder, "run_id": run.id, "tags": tags, "description": entry.note,
+            "name": model, "source": folder, "run_id": run.id, "tags": tags, "description": new_version.note,
         });
-        let answer = self.post("model-versions/create", body).await?;
-        let version = text(&answer["model_version"], "version");
-        version.parse().map_err(|_| self.lacks("model-versions/create", "version"))
+        let response = self.post("model-versions/create", body).await?;
+        let version = text_field(&response["model_version"], "version");
+        version.parse().map_err(|_| self.missing_field("model-versions/create", "version"))
     }
 
     /// See [`Registry::promote`](super::Registry::promote).
@@ -292,8 +305,8 @@ impl Mlflow {
         if alias == CHALLENGER {
             return Ok(());
         }
-        self.tag(model, version, ROLLED_BACK, "false").await?;
-        self.tag(model, version, PROMOTED, &duration::now_ms().to_string()).await
+        self.set_tag(model, version, ROLLED_BACK, "false").await?;
+        self.set_tag(model, version, PROMOTED, &duration::now_ms().to_string()).await
     }
 
     /// See [`Registry::roll_back`](super::Registry::roll_back).
@@ -302,7 +315,7 @@ impl Mlflow {
     /// [`Error`].
     pub async fn roll_back(&self, model: &str, alias: &str, from: u64, to: u64) -> Result<(), Error> {
         self.set_alias(model, alias, to).await?;
-        self.tag(model, from, ROLLED_BACK, "true").await
+        self.set_tag(model, from, ROLLED_BACK, "true").await
     }
 
     async fn set_alias(&self, model: &str, alias: &str, version: u64) -> Result<(), Error> {
@@ -310,29 +323,29 @@ impl Mlflow {
         self.post("registered-models/alias", body).await.map(drop)
     }
 
-    async fn tag(&self, model: &str, version: u64, key: &str, value: &str) -> Result<(), Error> {
+    async fn set_tag(&self, model: &str, version: u64, key: &str, value: &str) -> Result<(), Error> {
         let body = json!({"name": model, "version": version.to_string(), "key": key, "value": value});
         self.post("model-versions/set-tag", body).await.map(drop)
     }
 
     /// The number of the experiment, which is made if there is none.
-    async fn experiment(&self) -> Result<String, Error> {
+    async fn get_or_create_experiment(&self) -> Result<String, Error> {
         let query = [("experiment_name", self.experiment.as_str())];
         match self.get("experiments/get-by-name", &query).await {
-            Err(error) if error.is_code("RESOURCE_DOES_NOT_EXIST") => {}
-            answer => return Ok(text(&answer?["experiment"], "experiment_id")),
+            Err(error) if error.has_code("RESOURCE_DOES_NOT_EXIST") => {}
+            response => return Ok(text_field(&response?["experiment"], "experiment_id")),
         }
         match self.post("experiments/create", json!({"name": self.experiment})).await {
             // Somebody else was faster.
-            Err(error) if error.is_code("RESOURCE_ALREADY_EXISTS") => {
-                let answer = self.get("experiments/get-by-name", &query).await?;
-                Ok(text(&answer["experiment"], "experiment_id"))
+            Err(error) if error.has_code("RESOURCE_ALREADY_EXISTS") => {
+                let response = self.get("experiments/get-by-name", &query).await?;
+                Ok(text_field(&response["experiment"], "experiment_id"))
             }
-            answer => Ok(text(&answer?, "experiment_id")),
+            response => Ok(text_field(&response?, "experiment_id")),
         }
     }
 
-    async fn start_run(&self, experiment: &str, name: &str, parent: Option<&str>) -> Result<Run, Error> {
+    async fn start_run(&self, experiment_id: &str, name: &str, parent: Option<&str>) -> Result<Run, Error> {
         let mut tags = vec![
             ("mlflow.source.name", "promforest".to_string()),
             ("mlflow.source.type", "JOB".to_string()),
@@ -340,12 +353,12 @@ impl Mlflow {
             ("promforest.version", env!("CARGO_PKG_VERSION").to_string()),
         ];
         tags.extend(parent.map(|parent| ("mlflow.parentRunId", parent.to_string())));
-        let tags: Vec<Value> = tags.iter().map(pair).collect();
-        let body = json!({"experiment_id": experiment, "run_name": name, "start_time": duration::now_ms(), "tags": tags});
-        let answer = self.post("runs/create", body).await?;
-        let info = &answer["run"]["info"];
-        let run = Run { id: text(info, "run_id"), artifact_uri: text(info, "artifact_uri") };
-        if run.id.is_empty() { Err(self.lacks("runs/create", "run_id")) } else { Ok(run) }
+        let tags: Vec<Value> = tags.iter().map(key_value).collect();
+        let body = json!({"experiment_id": experiment_id, "run_name": name, "start_time": duration::now_ms(), "tags": tags});
+        let response = self.post("runs/create", body).await?;
+        let info = &response["run"]["info"];
+        let run = Run { id: text_field(info, "run_id"), artifact_uri: text_field(info, "artifact_uri") };
+        if run.id.is_empty() { Err(self.missing_field("runs/create", "run_id")) } else { Ok(run) }
     }
 
     async fn end_run(&self, run: &str, status: &str) -> Result<(), Error> {
@@ -353,7 +366,7 @@ impl Mlflow {
         self.post("runs/update", body).await.map(drop)
     }
 
-    async fn log(
+    async fn log_batches(
         &self,
         run: &str,
         params: &[(String, String)],
@@ -367,13 +380,14 @@ impl Mlflow {
             json!({"key": key, "value": value, "timestamp": timestamp, "step": step})
         };
         let metrics: Vec<Value> = metrics.iter().map(metric).collect();
-        let params: Vec<Value> = params.iter().map(pair).collect();
-        let tags: Vec<Value> = tags.iter().map(pair).collect();
-        let batches = metrics.len().max(params.len()).max(tags.len()).div_ceil(BATCH);
-        let part =
-            |items: &[Value], i: usize| items.iter().skip(i * BATCH).take(BATCH).cloned().collect::<Vec<_>>();
+        let params: Vec<Value> = params.iter().map(key_value).collect();
+        let tags: Vec<Value> = tags.iter().map(key_value).collect();
+        let batches = metrics.len().max(params.len()).max(tags.len()).div_ceil(BATCH_SIZE);
+        let batch = |items: &[Value], i: usize| {
+            items.iter().skip(i * BATCH_SIZE).take(BATCH_SIZE).cloned().collect::<Vec<_>>()
+        };
         for i in 0..batches {
-            let body = json!({"run_id": run, "metrics": part(&metrics, i), "params": part(&params, i), "tags": part(&tags, i)});
+            let body = json!({"run_id": run, "metrics": batch(&metrics, i), "params": batch(&params, i), "tags": batch(&tags, i)});
             self.post("runs/log-batch", body).await?;
         }
         Ok(())
@@ -382,14 +396,14 @@ impl Mlflow {
     // Artifacts
 
     /// The files directly in a folder of the artifact store; none if there is no such folder.
-    async fn folder(&self, uri: &str) -> Result<Files, Error> {
-        let path = proxied(uri)?;
+    async fn download_folder(&self, uri: &str) -> Result<Files, Error> {
+        let path = proxied_path(uri)?;
         let listing = format!("{}/api/2.0/mlflow-artifacts/artifacts?path={}", self.base, encode(path));
-        let answer = self.call(Method::GET, &listing, None).await?;
+        let response = self.call(Method::GET, &listing, None).await?;
         let mut files = Files::new();
-        let mut left = ARTIFACT_LIMIT;
-        for file in answer["files"].as_array().into_iter().flatten() {
-            let name = text(file, "path");
+        let mut remaining = ARTIFACT_LIMIT;
+        for file in response["files"].as_array().into_iter().flatten() {
+            let name = text_field(file, "path");
             if file["is_dir"].as_bool() == Some(true) || name.contains('/') {
                 continue;
             }
@@ -403,9 +417,9 @@ impl Mlflow {
                 encode_path(path),
                 encode(&name)
             );
-            let limit = usize::try_from(left).unwrap_or(usize::MAX);
+            let limit = usize::try_from(remaining).unwrap_or(usize::MAX);
             let bytes = self.send(Method::GET, &address, None, limit).await?;
-            left = left
+            remaining = remaining
                 .checked_sub(bytes.len() as u64)
                 .ok_or_else(|| oversized("more bytes".into(), ARTIFACT_LIMIT))?;
             files.insert(name, bytes.to_vec());
@@ -415,9 +429,9 @@ impl Mlflow {
 
     async fn upload(&self, uri: &str, bytes: Vec<u8>) -> Result<(), Error> {
         let address =
-            format!("{}/api/2.0/mlflow-artifacts/artifacts/{}", self.base, encode_path(proxied(uri)?));
+            format!("{}/api/2.0/mlflow-artifacts/artifacts/{}", self.base, encode_path(proxied_path(uri)?));
         let content = (HeaderValue::from_static("application/octet-stream"), Bytes::from(bytes));
-        self.send(Method::PUT, &address, Some(content), ANSWER_LIMIT).await.map(drop)
+        self.send(Method::PUT, &address, Some(content), RESPONSE_LIMIT).await.map(drop)
     }
 
     // Calls
@@ -434,20 +448,20 @@ impl Mlflow {
     }
 
     /// All pages of a listing.
-    async fn pages(&self, call: &str, field: &'static str, filter: &str) -> Result<Vec<Value>, Error> {
+    async fn list_all(&self, call: &str, field: &'static str, filter: &str) -> Result<Vec<Value>, Error> {
         let mut items = Vec::new();
         let mut token = String::new();
         loop {
-            let page = PAGE.to_string();
-            let mut query = vec![("filter", filter), ("max_results", page.as_str())];
+            let page_size = PAGE_SIZE.to_string();
+            let mut query = vec![("filter", filter), ("max_results", page_size.as_str())];
             if !token.is_empty() {
                 query.push(("page_token", token.as_str()));
             }
-            let mut answer = self.get(call, &query).await?;
-            if let Value::Array(more) = answer[field].take() {
+            let mut response = self.get(call, &query).await?;
+            if let Value::Array(more) = response[field].take() {
                 items.extend(more);
             }
-            let next = text(&answer, "next_page_token");
+            let next = text_field(&response, "next_page_token");
             if next.is_empty() || next == token {
                 return Ok(items);
             }
@@ -458,8 +472,9 @@ impl Mlflow {
     async fn call(&self, method: Method, address: &str, body: Option<Value>) -> Result<Value, Error> {
         let content =
             body.map(|body| (HeaderValue::from_static("application/json"), Bytes::from(body.to_string())));
-        let answer = self.send(method, address, content, ANSWER_LIMIT).await?;
-        serde_json::from_slice(&answer).map_err(|_| Error::Answer { url: shorten(address), field: "JSON" })
+        let response = self.send(method, address, content, RESPONSE_LIMIT).await?;
+        serde_json::from_slice(&response)
+            .map_err(|_| Error::UnexpectedResponse { url: without_query(address), field: "JSON" })
     }
 
     async fn send(
@@ -469,56 +484,59 @@ impl Mlflow {
         content: Option<(HeaderValue, Bytes)>,
         limit: usize,
     ) -> Result<Bytes, Error> {
-        let url: Url =
-            address.parse().map_err(|_| Error::Answer { url: shorten(address), field: "an address" })?;
+        let url: Url = address
+            .parse()
+            .map_err(|_| Error::UnexpectedResponse { url: without_query(address), field: "an address" })?;
         let (headers, body) = match content {
-            Some((kind, body)) => (HeaderMap::from_iter([(CONTENT_TYPE, kind)]), body),
+            Some((content_type, body)) => (HeaderMap::from_iter([(CONTENT_TYPE, content_type)]), body),
             None => (HeaderMap::new(), Bytes::new()),
         };
         let request = Request { method, url, headers, body, timeout: TIMEOUT, limit };
-        let answer = self.client.request(request).await?;
-        if answer.status.is_success() {
-            return Ok(answer.body);
+        let response = self.client.request(request).await?;
+        if response.status.is_success() {
+            return Ok(response.body);
         }
         // Refusals of what stands before MLflow are plain text.
-        let told: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-        let message = text(&told, "message");
+        let error_body: Value = serde_json::from_slice(&response.body).unwrap_or_default();
+        let message = text_field(&error_body, "message");
         let reason = if message.is_empty() {
-            answer.reason()
+            response.reason()
         } else {
             message.lines().next().unwrap_or_default().into()
         };
         Err(Error::Refused {
-            url: shorten(address),
-            status: answer.status,
-            code: text(&told, "error_code"),
+            url: without_query(address),
+            status: response.status,
+            code: text_field(&error_body, "error_code"),
             reason,
         })
     }
 
-    fn lacks(&self, call: &str, field: &'static str) -> Error {
-        Error::Answer { url: format!("{}/api/2.0/mlflow/{call}", self.base), field }
+    fn missing_field(&self, call: &str, field: &'static str) -> Error {
+        Error::UnexpectedResponse { url: format!("{}/api/2.0/mlflow/{call}", self.base), field }
     }
 }
 
 /// The credentials of the configuration, or those of the environment, by the names that MLflow's own
 /// clients know.
-fn auth(config: &ClientConfig) -> Auth {
+fn resolve_auth(config: &ClientConfig) -> Auth {
     let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let text = |value: String| Text::Inline(value.into());
+    let secret = |value: String| SecretSource::Inline(value.into());
     match (&config.auth, variable("MLFLOW_TRACKING_TOKEN"), variable("MLFLOW_TRACKING_USERNAME")) {
         (Auth::None, _, Some(username)) => {
             let password = variable("MLFLOW_TRACKING_PASSWORD").unwrap_or_default();
-            Auth::Basic { username: text(username), password: text(password) }
+            Auth::Basic { username: secret(username), password: secret(password) }
         }
-        (Auth::None, Some(token), None) => Auth::Token { scheme: "Bearer".into(), credentials: text(token) },
+        (Auth::None, Some(token), None) => {
+            Auth::Token { scheme: "Bearer".into(), credentials: secret(token) }
+        }
         (configured, _, _) => configured.clone(),
     }
 }
 
 impl Error {
-    fn is_code(&self, wanted: &str) -> bool {
-        matches!(self, Self::Refused { code, .. } if code == wanted)
+    fn has_code(&self, expected: &str) -> bool {
+        matches!(self, Self::Refused { code, .. } if code == expected)
     }
 }
 
@@ -527,16 +545,17 @@ struct Run {
     artifact_uri: String,
 }
 
-fn version(found: &Value) -> Option<Version> {
-    let tags = found["tags"].as_array().into_iter().flatten();
-    let tags: Vec<(String, String)> = tags.map(|tag| (text(tag, "key"), text(tag, "value"))).collect();
+fn parse_version(item: &Value) -> Option<ModelVersion> {
+    let tags = item["tags"].as_array().into_iter().flatten();
+    let tags: Vec<(String, String)> =
+        tags.map(|tag| (text_field(tag, "key"), text_field(tag, "value"))).collect();
     let tag = |key: &str| tags.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
-    Some(Version {
-        number: text(found, "version").parse().ok()?,
-        created_ms: found["creation_timestamp"].as_i64().unwrap_or_default(),
+    Some(ModelVersion {
+        number: text_field(item, "version").parse().ok()?,
+        created_ms: item["creation_timestamp"].as_i64().unwrap_or_default(),
         promoted_ms: tag(PROMOTED).and_then(|value| value.parse().ok()),
         rolled_back: tag(ROLLED_BACK) == Some("true"),
-        note: tag(NOTE).map_or_else(|| text(found, "description"), str::to_string),
+        note: tag(NOTE).map_or_else(|| text_field(item, "description"), str::to_string),
     })
 }
 
@@ -545,17 +564,17 @@ fn kl_metrics(trial: &crate::models::Trial) -> Vec<(String, f64, usize)> {
     folds.chain([("kl_divergence_mean".to_string(), trial.mean_kl(), 0)]).collect()
 }
 
-fn pair<K: AsRef<str>>((key, value): &(K, String)) -> Value {
+fn key_value<K: AsRef<str>>((key, value): &(K, String)) -> Value {
     json!({"key": key.as_ref(), "value": value})
 }
 
 /// A text field; empty where there is none, as MLflow leaves out what is empty.
-fn text(value: &Value, field: &str) -> String {
+fn text_field(value: &Value, field: &str) -> String {
     value[field].as_str().unwrap_or_default().to_string()
 }
 
 /// The path of an artifact behind the tracking server.
-fn proxied(uri: &str) -> Result<&str, Error> {
+fn proxied_path(uri: &str) -> Result<&str, Error> {
     let path = uri.strip_prefix("mlflow-artifacts:").ok_or_else(|| Error::NotProxied(uri.into()))?;
     // With an authority: mlflow-artifacts://host:port/1/...
     let path = path.strip_prefix("//").map_or(path, |rest| rest.split_once('/').map_or("", |(_, path)| path));
@@ -563,7 +582,7 @@ fn proxied(uri: &str) -> Result<&str, Error> {
 }
 
 /// An address without its query, for messages.
-fn shorten(address: &str) -> String {
+fn without_query(address: &str) -> String {
     address.split('?').next().unwrap_or_default().to_string()
 }
 
@@ -590,11 +609,11 @@ mod tests {
     #[test]
     fn artifacts_go_through_the_server() {
         assert_eq!(
-            proxied("mlflow-artifacts:/4/cae/artifacts/model").expect("proxied"),
+            proxied_path("mlflow-artifacts:/4/cae/artifacts/model").expect("proxied"),
             "4/cae/artifacts/model"
         );
-        assert_eq!(proxied("mlflow-artifacts://host:5000/4/cae").expect("proxied"), "4/cae");
-        let bucket = proxied("s3://bucket/4").expect_err("not proxied").to_string();
+        assert_eq!(proxied_path("mlflow-artifacts://host:5000/4/cae").expect("proxied"), "4/cae");
+        let bucket = proxied_path("s3://bucket/4").expect_err("not proxied").to_string();
         assert!(
             bucket.starts_with("the files are at s3://bucket/4: the server must hand them through"),
             "{bucket}"
@@ -602,7 +621,7 @@ mod tests {
     }
 
     #[test]
-    fn encodes_what_an_address_cannot_hold() {
+    fn reserved_characters_are_percent_encoded() {
         assert_eq!(encode("name LIKE 'a_%'"), "name%20LIKE%20%27a_%25%27");
         assert_eq!(encode_path("4/a b/ü"), "4/a%20b/%C3%BC");
     }

@@ -13,8 +13,8 @@ pub mod mlflow;
 
 use super::Model;
 use super::artifact::{self, Files};
-use super::import::{self, Mapping};
-use crate::features::rate::Semantics;
+use super::import::{self, ColumnMapping};
+use crate::features::rate::RateSemantics;
 use crate::prom::{Labels, METRIC_NAME};
 use crate::yaml::{Node, Section};
 use directory::Directory;
@@ -41,7 +41,7 @@ pub struct Config {
     pub poll_interval: Duration,
     /// Versions of a model that are kept without an alias; older ones are deleted. Only in a directory:
     /// what MLflow keeps is its owners' business.
-    pub keep: usize,
+    pub keep_versions: usize,
 }
 
 /// Where models are kept.
@@ -59,7 +59,7 @@ impl Default for Config {
             store: Store::Directory("models".into()),
             alias: CHAMPION.into(),
             poll_interval: Duration::from_secs(30),
-            keep: 30,
+            keep_versions: 30,
         }
     }
 }
@@ -71,27 +71,31 @@ impl Config {
         let path = section.get("path").and_then(|node| node.text());
         let mut alias = None;
         let mlflow = section.get("mlflow").and_then(Node::section).map(|mut section| {
-            alias = section.get("alias").and_then(|node| node.parse(name));
+            alias = section.get("alias").and_then(|node| node.parse(validate_name));
             mlflow::Config::read(section)
         });
         if path.is_some() && mlflow.is_some() {
-            section.refuse("path and mlflow: models are kept in one place, name one of the two");
+            section.error("path and mlflow: models are kept in one place, name one of the two");
         }
         let config = Self {
             store: match mlflow {
                 Some(mlflow) => Store::Mlflow(Box::new(mlflow)),
                 None => path.map_or(default.store, |path| Store::Directory(path.into())),
             },
-            alias: section.get("alias").and_then(|node| node.parse(name)).or(alias).unwrap_or(default.alias),
+            alias: section
+                .get("alias")
+                .and_then(|node| node.parse(validate_name))
+                .or(alias)
+                .unwrap_or(default.alias),
             poll_interval: section.duration("poll_interval", default.poll_interval),
-            keep: section.count("keep", default.keep, 1),
+            keep_versions: section.count("keep_versions", default.keep_versions, 1),
         };
-        section.finish();
+        section.deny_unknown();
         config
     }
 
     /// The name under which a detector's models are registered; a group's name begins with it.
-    pub fn model(&self, detector: &str) -> String {
+    pub fn model_name(&self, detector: &str) -> String {
         match &self.store {
             Store::Mlflow(mlflow) => mlflow.model.clone().unwrap_or_else(|| detector.into()),
             Store::Directory(_) => detector.into(),
@@ -101,20 +105,20 @@ impl Config {
 
 /// The registered name of a group's model: that of its detector and the group's values, with a hash
 /// where they hold what a name cannot, so that two groups never share one.
-pub fn group_model(model: &str, group: &Labels) -> String {
+pub fn group_model_name(model: &str, group: &Labels) -> String {
     let mut name = model.to_string();
     let mut exact = true;
     for (_, value) in group.iter().filter(|(name, _)| *name != METRIC_NAME) {
         name.push('.');
         for c in value.chars() {
-            let plain = c.is_ascii_alphanumeric() || c == '-' || c == '_';
-            exact &= plain;
-            name.push(if plain || c == '.' { c } else { '_' });
+            let is_allowed = c.is_ascii_alphanumeric() || c == '-' || c == '_';
+            exact &= is_allowed;
+            name.push(if is_allowed || c == '.' { c } else { '_' });
         }
     }
-    exact &= name.len() <= MAX_NAME;
+    exact &= name.len() <= MAX_NAME_LENGTH;
     if !exact {
-        name = name.chars().take(MAX_NAME).collect();
+        name = name.chars().take(MAX_NAME_LENGTH).collect();
         let hash = xxh3_64(group.to_string().as_bytes());
         name.push_str(&format!("-{:06x}", hash & 0xff_ffff));
     }
@@ -123,14 +127,19 @@ pub fn group_model(model: &str, group: &Labels) -> String {
 
 /// The version that an alias points to for a group. A model under the detector's own name was put there
 /// by somebody for every group, and goes before the group's own.
-pub fn of_group(aliases: &Aliases, model: &str, group_model: &str, alias: &str) -> Option<(String, u64)> {
+pub fn version_for_group(
+    aliases: &Aliases,
+    model: &str,
+    group_model: &str,
+    alias: &str,
+) -> Option<(String, u64)> {
     [model, group_model]
         .into_iter()
         .find_map(|name| Some((name.to_string(), *aliases.get(name)?.get(alias)?)))
 }
 
 /// Longest name of a model before its hash: a file's name has at most 255 bytes.
-const MAX_NAME: usize = 200;
+const MAX_NAME_LENGTH: usize = 200;
 
 /// Why a registry did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -147,7 +156,7 @@ pub enum Error {
     },
     /// The directory's own file is damaged.
     #[error("{path} cannot be read")]
-    Damaged {
+    Corrupt {
         /// The file.
         path: String,
         /// Why.
@@ -191,7 +200,7 @@ pub enum Error {
     },
     /// Nothing served before.
     #[error("model {model} has no version to roll back to: none was promoted before version {version}")]
-    NothingBefore {
+    NoPreviousVersion {
         /// The model.
         model: String,
         /// The version that serves.
@@ -199,7 +208,7 @@ pub enum Error {
     },
     /// A name that cannot be one.
     #[error("{0:?} cannot name a model or an alias: use letters, digits, '.', '-' and '_'")]
-    Name(String),
+    InvalidName(String),
     /// MLflow did not do it.
     #[error(transparent)]
     Mlflow(Box<mlflow::Error>),
@@ -213,7 +222,7 @@ impl From<mlflow::Error> for Error {
 
 /// One version of a model.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Version {
+pub struct ModelVersion {
     /// Its number, from 1.
     pub number: u64,
     /// When it was registered: milliseconds since the epoch.
@@ -227,7 +236,7 @@ pub struct Version {
 }
 
 /// A version to be: the model with what belongs to it.
-pub struct Entry<'a> {
+pub struct NewVersion<'a> {
     /// The model.
     pub model: &'a Model,
     /// The page of its training.
@@ -255,7 +264,9 @@ impl Registry {
     /// What is wrong with the client's configuration.
     pub fn open(config: &Config, storage: &Path) -> Result<Self, crate::http::client::Error> {
         Ok(match &config.store {
-            Store::Directory(path) => Self::Directory(Directory::new(storage.join(path), config.keep)),
+            Store::Directory(path) => {
+                Self::Directory(Directory::new(storage.join(path), config.keep_versions))
+            }
             Store::Mlflow(mlflow) => Self::Mlflow(Arc::new(Mlflow::new(mlflow)?)),
         })
     }
@@ -287,7 +298,7 @@ impl Registry {
     ///
     /// # Errors
     /// [`Error`] when the store does not answer.
-    pub async fn versions(&self, model: &str) -> Result<Vec<Version>, Error> {
+    pub async fn versions(&self, model: &str) -> Result<Vec<ModelVersion>, Error> {
         match self {
             Self::Directory(directory) => directory.versions(model),
             Self::Mlflow(mlflow) => Ok(mlflow.versions(model).await?),
@@ -310,20 +321,20 @@ impl Registry {
     ///
     /// # Errors
     /// As [`files`](Self::files), and when they are no model.
-    pub async fn load(&self, model: &str, version: u64, semantics: Semantics) -> Result<Model, Error> {
+    pub async fn load(&self, model: &str, version: u64, semantics: RateSemantics) -> Result<Model, Error> {
         let files = self.files(model, version).await?;
         let error = |source| Error::Import { model: model.into(), version, source: Box::new(source) };
-        import::model(&files, &Mapping::AsNamed, semantics).map_err(error)
+        import::read_model(&files, &ColumnMapping::Identity, semantics).map_err(error)
     }
 
     /// Adds a version and returns its number.
     ///
     /// # Errors
     /// [`Error`] when the store does not take it: then there is no new version.
-    pub async fn register(&self, model: &str, entry: &Entry<'_>) -> Result<u64, Error> {
+    pub async fn register(&self, model: &str, new_version: &NewVersion<'_>) -> Result<u64, Error> {
         match self {
-            Self::Directory(directory) => directory.register(model, entry),
-            Self::Mlflow(mlflow) => Ok(mlflow.register(model, entry).await?),
+            Self::Directory(directory) => directory.register(model, new_version),
+            Self::Mlflow(mlflow) => Ok(mlflow.register(model, new_version).await?),
         }
     }
 
@@ -347,8 +358,8 @@ impl Registry {
         let aliases = self.aliases(model).await?;
         let current = aliases.get(model).and_then(|aliases| aliases.get(alias)).copied();
         let current = current.ok_or_else(|| Error::NoAlias { model: model.into(), alias: alias.into() })?;
-        let previous = previous(&self.versions(model).await?, current)
-            .ok_or_else(|| Error::NothingBefore { model: model.into(), version: current })?;
+        let previous = previous_version(&self.versions(model).await?, current)
+            .ok_or_else(|| Error::NoPreviousVersion { model: model.into(), version: current })?;
         match self {
             Self::Directory(directory) => directory.roll_back(model, alias, current, previous)?,
             Self::Mlflow(mlflow) => mlflow.roll_back(model, alias, current, previous).await?,
@@ -358,21 +369,22 @@ impl Registry {
 }
 
 /// A name of a model or an alias: one folder's, and not a hidden one's.
-fn name(text: &str) -> Result<String, Error> {
+fn validate_name(text: &str) -> Result<String, Error> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     let ok = !text.is_empty() && text.len() < 256 && !text.starts_with('.') && text.chars().all(allowed);
-    ok.then(|| text.to_string()).ok_or_else(|| Error::Name(text.into()))
+    ok.then(|| text.to_string()).ok_or_else(|| Error::InvalidName(text.into()))
 }
 
 /// The version that served before this one: the last that was promoted before it and not rolled back.
-fn previous(versions: &[Version], current: u64) -> Option<u64> {
-    let promoted = |version: &&Version| Some((version.promoted_ms?, version.number));
-    let now = versions.iter().find(|version| version.number == current).as_ref().and_then(promoted);
+fn previous_version(versions: &[ModelVersion], current: u64) -> Option<u64> {
+    let promotion = |version: &&ModelVersion| Some((version.promoted_ms?, version.number));
+    let current_promotion =
+        versions.iter().find(|version| version.number == current).as_ref().and_then(promotion);
     versions
         .iter()
         .filter(|version| version.number != current && !version.rolled_back)
-        .filter_map(|version| promoted(&version))
-        .filter(|before| now.is_none_or(|now| *before < now))
+        .filter_map(|version| promotion(&version))
+        .filter(|before| current_promotion.is_none_or(|current_promotion| *before < current_promotion))
         .max()
         .map(|(_, number)| number)
 }
@@ -384,21 +396,21 @@ mod tests {
     #[test]
     fn groups_have_names_of_their_own() {
         let labels = |instance: &str| Labels::new([("job", "node"), ("instance", instance)]).expect("valid");
-        assert_eq!(group_model("net", &labels("web1")), "net.web1.node");
-        let port = group_model("net", &labels("web1:9100"));
+        assert_eq!(group_model_name("net", &labels("web1")), "net.web1.node");
+        let port = group_model_name("net", &labels("web1:9100"));
         assert!(port.starts_with("net.web1_9100.node-"), "{port}");
-        assert_ne!(port, group_model("net", &labels("web1_9100")));
-        assert_ne!(port, group_model("net", &labels("web1;9100")));
-        assert!(group_model("net", &labels(&"ü".repeat(500))).len() < 255);
+        assert_ne!(port, group_model_name("net", &labels("web1_9100")));
+        assert_ne!(port, group_model_name("net", &labels("web1;9100")));
+        assert!(group_model_name("net", &labels(&"ü".repeat(500))).len() < 255);
     }
 
     #[test]
     fn rolls_back_to_what_served_before() {
-        let version = |number, promoted_ms, rolled_back| Version {
+        let version = |number, promoted_ms, rolled_back| ModelVersion {
             number,
             promoted_ms,
             rolled_back,
-            ..Version::default()
+            ..ModelVersion::default()
         };
         let versions = [
             version(1, Some(100), false),
@@ -407,10 +419,10 @@ mod tests {
             version(4, Some(300), false),
             version(5, Some(400), false),
         ];
-        assert_eq!(previous(&versions, 5), Some(4));
-        assert_eq!(previous(&versions, 4), Some(1), "3 was rolled back");
-        assert_eq!(previous(&versions, 1), None);
+        assert_eq!(previous_version(&versions, 5), Some(4));
+        assert_eq!(previous_version(&versions, 4), Some(1), "3 was rolled back");
+        assert_eq!(previous_version(&versions, 1), None);
         // Moved by hand to one that we never promoted.
-        assert_eq!(previous(&versions, 2), Some(5));
+        assert_eq!(previous_version(&versions, 2), Some(5));
     }
 }

@@ -15,13 +15,13 @@ const MAX_DIMENSIONS: usize = 64;
 /// The kind and the size of one number.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Scalar {
-    pub kind: Kind,
+    pub kind: ScalarKind,
     /// In bytes, at least 1.
     pub size: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Kind {
+pub(super) enum ScalarKind {
     Bool,
     Signed,
     Unsigned,
@@ -33,24 +33,24 @@ pub(super) enum Kind {
 }
 
 impl Scalar {
-    const INT: Self = Self { kind: Kind::Signed, size: 8 };
-    const FLOAT: Self = Self { kind: Kind::Float, size: 8 };
-    const BYTE: Self = Self { kind: Kind::Unsigned, size: 1 };
+    const INT: Self = Self { kind: ScalarKind::Signed, size: 8 };
+    const FLOAT: Self = Self { kind: ScalarKind::Float, size: 8 };
+    const BYTE: Self = Self { kind: ScalarKind::Unsigned, size: 1 };
 
     /// Reads a type code without its byte order: `f8`, `i8`, `O`, `V64`.
     pub fn parse(code: &str) -> Result<Self, String> {
         let unknown = || format!("dtype \"{}\" is none that a forest has", super::shorten(code));
         let kind = match code.bytes().next() {
-            Some(b'b') => Kind::Bool,
-            Some(b'i') => Kind::Signed,
-            Some(b'u') => Kind::Unsigned,
-            Some(b'f') => Kind::Float,
-            Some(b'O') => Kind::Object,
-            Some(b'V') => Kind::Void,
+            Some(b'b') => ScalarKind::Bool,
+            Some(b'i') => ScalarKind::Signed,
+            Some(b'u') => ScalarKind::Unsigned,
+            Some(b'f') => ScalarKind::Float,
+            Some(b'O') => ScalarKind::Object,
+            Some(b'V') => ScalarKind::Void,
             _ => return Err(unknown()),
         };
         let size = match &code[1..] {
-            "" if kind == Kind::Object => 8,
+            "" if kind == ScalarKind::Object => 8,
             size => size.parse::<u16>().map_err(|_| unknown())?.into(),
         };
         // Items without bytes would let a shape of any length pass.
@@ -80,7 +80,7 @@ pub(super) struct Field {
 
 impl Dtype {
     /// Items that are numbers.
-    pub fn plain(scalar: Scalar) -> Self {
+    pub fn from_scalar(scalar: Scalar) -> Self {
         Self { size: scalar.size, fields: vec![Field { name: String::new(), offset: 0, scalar }] }
     }
 
@@ -118,12 +118,12 @@ pub(super) fn n_items(shape: &[usize]) -> Result<usize, String> {
 
 /// The bytes of an array, as they lie in the file or unpacked from it. Clones share them.
 #[derive(Clone, Debug)]
-pub(super) enum Data<'a> {
+pub(super) enum ArrayBytes<'a> {
     File(&'a [u8]),
     Unpacked(Rc<[u8]>),
 }
 
-impl Deref for Data<'_> {
+impl Deref for ArrayBytes<'_> {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -140,11 +140,11 @@ impl Deref for Data<'_> {
 pub(super) struct Array<'a> {
     dtype: Rc<Dtype>,
     shape: Vec<usize>,
-    data: Data<'a>,
+    data: ArrayBytes<'a>,
 }
 
 impl<'a> Array<'a> {
-    pub fn new(dtype: Rc<Dtype>, shape: Vec<usize>, data: Data<'a>) -> Result<Self, String> {
+    pub fn new(dtype: Rc<Dtype>, shape: Vec<usize>, data: ArrayBytes<'a>) -> Result<Self, String> {
         if n_items(&shape)?.checked_mul(dtype.size) != Some(data.len()) {
             let (size, n_bytes) = (dtype.size, data.len());
             return Err(format!("shape {shape:?} of items of {size} bytes does not fit {n_bytes} bytes"));
@@ -160,7 +160,7 @@ impl<'a> Array<'a> {
         &self.shape
     }
 
-    pub fn has(&self, name: &str) -> bool {
+    pub fn has_field(&self, name: &str) -> bool {
         self.dtype.fields.iter().any(|field| field.name == name)
     }
 
@@ -188,19 +188,19 @@ impl<'a> Array<'a> {
     }
 
     /// The only item of an array without dimensions, if it is a `scalar`.
-    fn only<const N: usize, T>(&self, scalar: Scalar, read: impl Fn([u8; N]) -> T) -> Option<T> {
-        let whole = self.shape.is_empty() && self.dtype.scalar() == Some(scalar);
-        whole.then(|| self.data.first_chunk().copied().map(read)).flatten()
+    fn single_item<const N: usize, T>(&self, scalar: Scalar, read: impl Fn([u8; N]) -> T) -> Option<T> {
+        let is_single = self.shape.is_empty() && self.dtype.scalar() == Some(scalar);
+        is_single.then(|| self.data.first_chunk().copied().map(read)).flatten()
     }
 
     /// The integer that an array without dimensions is.
     pub fn int(&self) -> Option<i64> {
-        self.only(Scalar::INT, i64::from_le_bytes)
+        self.single_item(Scalar::INT, i64::from_le_bytes)
     }
 
     /// The number that an array without dimensions is.
     pub fn float(&self) -> Option<f64> {
-        self.only(Scalar::FLOAT, f64::from_le_bytes)
+        self.single_item(Scalar::FLOAT, f64::from_le_bytes)
     }
 
     fn column<const N: usize, T>(

@@ -1,22 +1,25 @@
 //! From the attributes of scikit-learn's `IsolationForest` to a forest.
 
 use super::Error;
-use super::value::{Class, Entry, Id, Values};
+use super::value::{Class, Id, ValueRef, Values};
 use crate::forest::{Forest, Tree, TreeArrays};
-use crate::models::import::Imported;
+use crate::models::import::ImportedForest;
 
 /// Parameters of the fit that people ask for.
 const PARAMS: [&str; 6] =
     ["n_estimators", "max_samples", "contamination", "max_features", "bootstrap", "random_state"];
 
 /// The forest that a file is about. `format` is the last word of [`Imported::origin`].
-pub(super) fn read(values: &Values, root: Id, format: &str) -> Result<Imported, Error> {
-    let forest = Entry::root(values, root);
-    forest.expect(Class::IsolationForest, "an IsolationForest of scikit-learn")?;
+pub(super) fn read(values: &Values, root: Id, format: &str) -> Result<ImportedForest, Error> {
+    let forest = ValueRef::root(values, root);
+    forest.expect_class(Class::IsolationForest, "an IsolationForest of scikit-learn")?;
 
     // Too many are refused with the first tree.
     let n_features = usize::try_from(forest.get("n_features_in_")?.count()?).unwrap_or(usize::MAX);
-    let columns = forest.find("feature_names_in_").map(|names| columns(&names, n_features)).transpose()?;
+    let columns = forest
+        .find_attribute("feature_names_in_")
+        .map(|names| column_names(&names, n_features))
+        .transpose()?;
 
     let estimators = forest.get("estimators_")?.items()?;
     let features = forest.get("estimators_features_")?.items()?;
@@ -27,30 +30,30 @@ pub(super) fn read(values: &Values, root: Id, format: &str) -> Result<Imported, 
             limit: "as long as estimators_",
         });
     }
-    let mut budget = Budget(values.n_bytes);
+    let mut budget = ByteBudget(values.n_bytes);
     let trees = estimators.iter().zip(&features).enumerate().map(|(number, (estimator, features))| {
-        let tree = tree(&estimator.relative(), features, n_features, &mut budget);
+        let tree = read_tree(&estimator.as_root(), features, n_features, &mut budget);
         tree.map_err(|source| Error::Tree { number, source: Box::new(source) })
     });
     let trees: Vec<Tree> = trees.collect::<Result<_, _>>()?;
 
     // The one with the underscore is what scikit-learn scores with.
-    let max_samples = match forest.find("_max_samples") {
+    let max_samples = match forest.find_attribute("_max_samples") {
         Some(max_samples) => max_samples,
         None => forest.get("max_samples_")?,
     };
-    let version = forest.find("_sklearn_version").and_then(|version| version.shown());
+    let version = forest.find_attribute("_sklearn_version").and_then(|version| version.to_display());
     let version = version.unwrap_or_else(|| "of unknown version".into());
-    let shown = |name: &str| Some((name.to_string(), forest.find(name)?.shown()?));
-    Ok(Imported {
+    let param = |name: &str| Some((name.to_string(), forest.find_attribute(name)?.to_display()?));
+    Ok(ImportedForest {
         forest: Forest::new(&trees, max_samples.count()?, forest.get("offset_")?.float()?)?,
         columns,
         origin: format!("scikit-learn {version}, {format}"),
-        params: PARAMS.iter().filter_map(|name| shown(name)).collect(),
+        params: PARAMS.iter().filter_map(|name| param(name)).collect(),
     })
 }
 
-fn columns(names: &Entry, n_features: usize) -> Result<Vec<String>, Error> {
+fn column_names(names: &ValueRef, n_features: usize) -> Result<Vec<String>, Error> {
     let items = names.items()?;
     if items.len() != n_features {
         return Err(Error::Width { names: "feature_names_in_", n_names: items.len(), n_features });
@@ -60,27 +63,32 @@ fn columns(names: &Entry, n_features: usize) -> Result<Vec<String>, Error> {
 
 /// Bytes of arrays that may still be read. A file that lists one large tree a million times would
 /// otherwise become a million trees.
-struct Budget(usize);
+struct ByteBudget(usize);
 
-impl Budget {
+impl ByteBudget {
     fn spend(&mut self, n_bytes: usize) -> Result<(), Error> {
-        self.0 = self.0.checked_sub(n_bytes).ok_or(Error::Repeated)?;
+        self.0 = self.0.checked_sub(n_bytes).ok_or(Error::RepeatedArrays)?;
         Ok(())
     }
 }
 
 /// A tree of the forest; `features` are the columns that it was grown from, in the order of its own
 /// features.
-fn tree(estimator: &Entry, features: &Entry, n_features: usize, budget: &mut Budget) -> Result<Tree, Error> {
-    estimator.expect(Class::ExtraTreeRegressor, "an ExtraTreeRegressor")?;
+fn read_tree(
+    estimator: &ValueRef,
+    features: &ValueRef,
+    n_features: usize,
+    budget: &mut ByteBudget,
+) -> Result<Tree, Error> {
+    estimator.expect_class(Class::ExtraTreeRegressor, "an ExtraTreeRegressor")?;
     let tree = estimator.get("tree_")?;
-    tree.expect(Class::Tree, "a Tree")?;
+    tree.expect_class(Class::Tree, "a Tree")?;
 
     let (nodes, array) = (tree.get("nodes")?, tree.get("nodes")?.array()?);
     let columns = features.array()?;
     budget.spend(array.n_bytes())?;
     budget.spend(columns.n_bytes())?;
-    let columns = columns.ints("").map_err(|reason| features.fault(reason))?;
+    let columns = columns.ints("").map_err(|reason| features.array_error(reason))?;
 
     let arrays = || -> Result<TreeArrays, String> {
         Ok(TreeArrays {
@@ -90,14 +98,14 @@ fn tree(estimator: &Entry, features: &Entry, n_features: usize, budget: &mut Bud
             threshold: array.floats("threshold")?,
             n_node_samples: array.ints("n_node_samples")?,
             // scikit-learn before 1.3 had no place for it: NaN went right, as it fails each comparison.
-            missing_go_to_left: if array.has("missing_go_to_left") {
+            missing_go_to_left: if array.has_field("missing_go_to_left") {
                 array.flags("missing_go_to_left")?
             } else {
                 vec![false; array.n_rows()?]
             },
         })
     };
-    let mut arrays = arrays().map_err(|reason| nodes.fault(reason))?;
+    let mut arrays = arrays().map_err(|reason| nodes.array_error(reason))?;
     for (node, feature) in arrays.feature.iter_mut().enumerate() {
         if arrays.left_child[node] == -1 && arrays.right_child[node] == -1 {
             continue;
@@ -105,7 +113,7 @@ fn tree(estimator: &Entry, features: &Entry, n_features: usize, budget: &mut Bud
         let column = usize::try_from(*feature).ok().and_then(|feature| columns.get(feature));
         let limit = columns.len();
         *feature = *column.ok_or_else(|| {
-            nodes.fault(format!("feature of node {node} is {feature}, must be below {limit}"))
+            nodes.array_error(format!("feature of node {node} is {feature}, must be below {limit}"))
         })?;
     }
     Ok(Tree::from_arrays(&arrays, n_features)?)

@@ -23,14 +23,14 @@ mod skops;
 mod value;
 
 use crate::forest;
-use crate::models::import::Imported;
+use crate::models::import::ImportedForest;
 
 /// Why a model was not read. `source` has the cause where there is one.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file is of another format than its folder says.
     #[error("MLmodel: serialization_format is {named}, but the file is a {found}")]
-    Mislabelled {
+    FormatMismatch {
         /// What `MLmodel` says.
         named: String,
         /// What it is.
@@ -38,7 +38,7 @@ pub enum Error {
     },
     /// The signature and the estimator name a column differently.
     #[error("column {number} is {signature:?} in MLmodel's signature and {estimator:?} in feature_names_in_")]
-    Column {
+    ColumnMismatch {
         /// Number of the column, from 0.
         number: usize,
         /// Its name in the signature.
@@ -128,7 +128,7 @@ pub enum Error {
     },
     /// The trees' arrays are larger than the file.
     #[error("the file tells the same array for several trees")]
-    Repeated,
+    RepeatedArrays,
     /// Something is wrong with a tree.
     #[error("tree {number}")]
     Tree {
@@ -146,8 +146,8 @@ pub enum Error {
 ///
 /// # Errors
 /// [`Error`] when it is neither, or holds anything but an `IsolationForest` whose trees are trees.
-pub fn read(bytes: &[u8]) -> Result<Imported, Error> {
-    let format = Format::of(bytes)?;
+pub fn read(bytes: &[u8]) -> Result<ImportedForest, Error> {
+    let format = FileFormat::detect(bytes)?;
     format.read(bytes, format.name())
 }
 
@@ -156,10 +156,10 @@ pub fn read(bytes: &[u8]) -> Result<Imported, Error> {
 ///
 /// # Errors
 /// [`Error`] as for [`read`], and when the file has another format, or the estimator other columns.
-pub fn read_as(bytes: &[u8], named: &str, columns: Option<Vec<String>>) -> Result<Imported, Error> {
-    let format = Format::of(bytes)?;
-    if format != if named == "skops" { Format::Skops } else { Format::Pickle } {
-        return Err(Error::Mislabelled { named: named.into(), found: format.name() });
+pub fn read_as(bytes: &[u8], named: &str, columns: Option<Vec<String>>) -> Result<ImportedForest, Error> {
+    let format = FileFormat::detect(bytes)?;
+    if format != if named == "skops" { FileFormat::Skops } else { FileFormat::Pickle } {
+        return Err(Error::FormatMismatch { named: named.into(), found: format.name() });
     }
     let mut model = format.read(bytes, named)?;
     model.columns = match (columns, model.columns) {
@@ -170,7 +170,7 @@ pub fn read_as(bytes: &[u8], named: &str, columns: Option<Vec<String>>) -> Resul
         (Some(signature), Some(estimator)) => {
             let mut pairs = signature.into_iter().zip(&estimator).enumerate();
             if let Some((number, (signature, estimator))) = pairs.find(|(_, (a, b))| a != *b) {
-                return Err(Error::Column { number, signature, estimator: estimator.clone() });
+                return Err(Error::ColumnMismatch { number, signature, estimator: estimator.clone() });
             }
             Some(estimator)
         }
@@ -180,13 +180,13 @@ pub fn read_as(bytes: &[u8], named: &str, columns: Option<Vec<String>>) -> Resul
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Format {
+enum FileFormat {
     Pickle,
     Skops,
 }
 
-impl Format {
-    fn of(bytes: &[u8]) -> Result<Self, Error> {
+impl FileFormat {
+    fn detect(bytes: &[u8]) -> Result<Self, Error> {
         match bytes {
             [0x80, ..] => Ok(Self::Pickle),
             [b'P', b'K', ..] => Ok(Self::Skops),
@@ -201,7 +201,7 @@ impl Format {
         }
     }
 
-    fn read(self, bytes: &[u8], name: &str) -> Result<Imported, Error> {
+    fn read(self, bytes: &[u8], name: &str) -> Result<ImportedForest, Error> {
         let (values, root) = match self {
             Self::Pickle => pickle::read(bytes)?,
             Self::Skops => skops::read(bytes)?,

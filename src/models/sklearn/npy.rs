@@ -5,102 +5,106 @@
 
 use std::rc::Rc;
 
-use super::array::{Array, Data, Dtype, Field, Kind, Scalar};
+use super::array::{Array, ArrayBytes, Dtype, Field, Scalar, ScalarKind};
 
 /// Reads a `.npy` file.
 pub(super) fn read(mut file: Vec<u8>) -> Result<Array<'static>, String> {
-    let (header, start) = header(&file)?;
-    let (dtype, shape) = parse(header)?;
+    let (header, start) = split_header(&file)?;
+    let (dtype, shape) = parse_header(header)?;
     file.drain(..start);
-    Array::new(Rc::new(dtype), shape, Data::Unpacked(file.into()))
+    Array::new(Rc::new(dtype), shape, ArrayBytes::Unpacked(file.into()))
 }
 
 /// The text of the header, and where the bytes begin.
-fn header(file: &[u8]) -> Result<(&str, usize), String> {
-    let early = "the file ends early";
+fn split_header(file: &[u8]) -> Result<(&str, usize), String> {
+    let truncated = "the file ends early";
     let rest = file.strip_prefix(b"\x93NUMPY").ok_or("not a .npy file")?;
-    let (version, rest) = rest.split_first_chunk().ok_or(early)?;
+    let (version, rest) = rest.split_first_chunk().ok_or(truncated)?;
     let (length, rest) = match version {
         [1, 0] => {
-            let (length, rest) = rest.split_first_chunk().ok_or(early)?;
+            let (length, rest) = rest.split_first_chunk().ok_or(truncated)?;
             (u32::from(u16::from_le_bytes(*length)), rest)
         }
         [2 | 3, 0] => {
-            let (length, rest) = rest.split_first_chunk().ok_or(early)?;
+            let (length, rest) = rest.split_first_chunk().ok_or(truncated)?;
             (u32::from_le_bytes(*length), rest)
         }
         [major, minor] => return Err(format!(".npy version is {major}.{minor}, must be 1.0 to 3.0")),
     };
-    let header = usize::try_from(length).ok().and_then(|length| rest.get(..length)).ok_or(early)?;
+    let header = usize::try_from(length).ok().and_then(|length| rest.get(..length)).ok_or(truncated)?;
     let start = file.len() - rest.len() + header.len();
     Ok((str::from_utf8(header).map_err(|error| format!("header: {error}"))?, start))
 }
 
-fn parse(header: &str) -> Result<(Dtype, Vec<usize>), String> {
-    let mut cursor = Cursor(header);
-    cursor.expect("{'descr':")?;
-    let dtype = if cursor.eat("[") { record(&mut cursor)? } else { Dtype::plain(scalar(&mut cursor)?) };
-    cursor.expect(",")?;
-    cursor.expect("'fortran_order':")?;
-    if !cursor.eat("False") {
-        cursor.expect("True")?;
+fn parse_header(header: &str) -> Result<(Dtype, Vec<usize>), String> {
+    let mut parser = HeaderParser(header);
+    parser.expect("{'descr':")?;
+    let dtype = if parser.eat("[") {
+        parse_record(&mut parser)?
+    } else {
+        Dtype::from_scalar(parse_scalar(&mut parser)?)
+    };
+    parser.expect(",")?;
+    parser.expect("'fortran_order':")?;
+    if !parser.eat("False") {
+        parser.expect("True")?;
     }
-    cursor.expect(",")?;
-    cursor.expect("'shape':")?;
-    cursor.expect("(")?;
+    parser.expect(",")?;
+    parser.expect("'shape':")?;
+    parser.expect("(")?;
     let mut shape = Vec::new();
-    while !cursor.eat(")") {
-        shape.push(cursor.number()?);
-        if !cursor.eat(",") {
-            cursor.expect(")")?;
+    while !parser.eat(")") {
+        shape.push(parser.number()?);
+        if !parser.eat(",") {
+            parser.expect(")")?;
             break;
         }
     }
-    cursor.expect(",")?;
-    cursor.expect("}")?;
-    if !cursor.0.trim().is_empty() {
-        return Err(cursor.fault("nothing"));
+    parser.expect(",")?;
+    parser.expect("}")?;
+    if !parser.0.trim().is_empty() {
+        return Err(parser.unexpected("nothing"));
     }
     Ok((dtype, shape))
 }
 
 /// The fields of a record, after its `[`. They lie one behind the other, padding included.
-fn record(cursor: &mut Cursor) -> Result<Dtype, String> {
+fn parse_record(parser: &mut HeaderParser) -> Result<Dtype, String> {
     let (mut fields, mut size) = (Vec::new(), 0);
-    while !cursor.eat("]") {
-        cursor.expect("(")?;
-        let name = cursor.quoted()?.to_string();
-        cursor.expect(",")?;
-        let scalar = scalar(cursor)?;
-        cursor.expect(")")?;
-        if scalar.kind != Kind::Void {
+    while !parser.eat("]") {
+        parser.expect("(")?;
+        let name = parser.quoted()?.to_string();
+        parser.expect(",")?;
+        let scalar = parse_scalar(parser)?;
+        parser.expect(")")?;
+        if scalar.kind != ScalarKind::Void {
             fields.push(Field { name, offset: size, scalar });
         }
         size += scalar.size;
-        if !cursor.eat(",") {
-            cursor.expect("]")?;
+        if !parser.eat(",") {
+            parser.expect("]")?;
             break;
         }
     }
     Dtype::record(size, fields)
 }
 
-fn scalar(cursor: &mut Cursor) -> Result<Scalar, String> {
-    let text = cursor.quoted()?;
+fn parse_scalar(parser: &mut HeaderParser) -> Result<Scalar, String> {
+    let text = parser.quoted()?;
     let code = text.strip_prefix(['<', '|']);
-    let wrong = || format!("dtype \"{}\" is not little endian", super::shorten(text));
-    let scalar = Scalar::parse(code.ok_or_else(wrong)?)?;
+    let not_little_endian = || format!("dtype \"{}\" is not little endian", super::shorten(text));
+    let scalar = Scalar::parse(code.ok_or_else(not_little_endian)?)?;
     match scalar.kind {
-        Kind::Object => Err("an array of objects would be a pickle within the file".into()),
+        ScalarKind::Object => Err("an array of objects would be a pickle within the file".into()),
         _ => Ok(scalar),
     }
 }
 
 /// The part of a header that is still to be read.
-struct Cursor<'h>(&'h str);
+struct HeaderParser<'h>(&'h str);
 
-impl<'h> Cursor<'h> {
-    fn fault(&self, expected: &str) -> String {
+impl<'h> HeaderParser<'h> {
+    fn unexpected(&self, expected: &str) -> String {
         format!("header goes on with \"{}\", must be \"{expected}\"", super::shorten(self.0))
     }
 
@@ -111,12 +115,12 @@ impl<'h> Cursor<'h> {
     }
 
     fn expect(&mut self, token: &str) -> Result<(), String> {
-        if self.eat(token) { Ok(()) } else { Err(self.fault(token)) }
+        if self.eat(token) { Ok(()) } else { Err(self.unexpected(token)) }
     }
 
     fn quoted(&mut self) -> Result<&'h str, String> {
         self.expect("'")?;
-        let (text, rest) = self.0.split_once('\'').ok_or_else(|| self.fault("'"))?;
+        let (text, rest) = self.0.split_once('\'').ok_or_else(|| self.unexpected("'"))?;
         self.0 = rest;
         Ok(text)
     }
@@ -124,7 +128,7 @@ impl<'h> Cursor<'h> {
     fn number(&mut self) -> Result<usize, String> {
         let text = self.0.trim_start();
         let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        let number = text[..end].parse().map_err(|_| self.fault("a length"))?;
+        let number = text[..end].parse().map_err(|_| self.unexpected("a length"))?;
         self.0 = &text[end..];
         Ok(number)
     }

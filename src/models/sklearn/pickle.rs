@@ -13,7 +13,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use super::array::{self, Array, Data, Dtype, Field, Kind, Scalar};
+use super::array::{self, Array, ArrayBytes, Dtype, Field, Scalar, ScalarKind};
 use super::value::{Class, Id, Value, Values};
 use super::{Error, shorten};
 
@@ -21,11 +21,11 @@ use super::{Error, shorten};
 const MAX_STEPS: usize = 1 << 22;
 
 /// Longest name of a record's field, in bytes: scikit-learn's longest has 23.
-const MAX_NAME: usize = 64;
+const MAX_FIELD_NAME: usize = 64;
 
 /// Reads a file, and returns its values and the one that it is about.
 pub(super) fn read(bytes: &[u8]) -> Result<(Values<'_>, Id), Error> {
-    let machine = Machine {
+    let unpickler = Unpickler {
         bytes,
         at: 0,
         values: Values::new(bytes.len()),
@@ -34,10 +34,10 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Values<'_>, Id), Error> {
         memo: BTreeMap::new(),
         unpacked: 0,
     };
-    machine.run()
+    unpickler.run()
 }
 
-struct Machine<'a> {
+struct Unpickler<'a> {
     bytes: &'a [u8],
     /// The next byte to be read.
     at: usize,
@@ -50,27 +50,27 @@ struct Machine<'a> {
     unpacked: usize,
 }
 
-impl<'a> Machine<'a> {
+impl<'a> Unpickler<'a> {
     fn run(mut self) -> Result<(Values<'a>, Id), Error> {
         for _ in 0..MAX_STEPS {
-            let [opcode] = self.chunk()?;
+            let [opcode] = self.read_chunk()?;
             // The names of the instructions are those of Python's pickletools.
             match opcode {
                 // PROTO
                 0x80 => {
-                    let [protocol] = self.chunk()?;
+                    let [protocol] = self.read_chunk()?;
                     if !(2..=5).contains(&protocol) {
-                        return Err(self.fault(format!("protocol is {protocol}, must be 2 to 5")));
+                        return Err(self.pickle_error(format!("protocol is {protocol}, must be 2 to 5")));
                     }
                 }
                 // FRAME
                 0x95 => {
-                    let length = u64::from_le_bytes(self.chunk()?);
-                    let left = self.bytes.len() - self.at;
-                    if usize::try_from(length).is_ok_and(|length| length <= left) {
+                    let length = u64::from_le_bytes(self.read_chunk()?);
+                    let remaining = self.bytes.len() - self.at;
+                    if usize::try_from(length).is_ok_and(|length| length <= remaining) {
                         continue;
                     }
-                    return Err(self.fault(format!("frame has {length} bytes, {left} are left")));
+                    return Err(self.pickle_error(format!("frame has {length} bytes, {remaining} are left")));
                 }
                 // MEMOIZE, BINPUT, LONG_BINPUT, BINGET, LONG_BINGET
                 0x94 => {
@@ -79,20 +79,20 @@ impl<'a> Machine<'a> {
                     self.memo.insert(number, self.top()?);
                 }
                 b'q' => {
-                    let [number] = self.chunk()?;
+                    let [number] = self.read_chunk()?;
                     self.memo.insert(number.into(), self.top()?);
                 }
                 b'r' => {
-                    let number = u32::from_le_bytes(self.chunk()?);
+                    let number = u32::from_le_bytes(self.read_chunk()?);
                     self.memo.insert(number, self.top()?);
                 }
                 b'h' => {
-                    let [number] = self.chunk()?;
-                    self.recall(number.into())?;
+                    let [number] = self.read_chunk()?;
+                    self.push_memoized(number.into())?;
                 }
                 b'j' => {
-                    let number = u32::from_le_bytes(self.chunk()?);
-                    self.recall(number)?;
+                    let number = u32::from_le_bytes(self.read_chunk()?);
+                    self.push_memoized(number)?;
                 }
                 // NONE, NEWTRUE, NEWFALSE
                 b'N' => self.push(Value::None),
@@ -100,46 +100,46 @@ impl<'a> Machine<'a> {
                 0x89 => self.push(Value::Bool(false)),
                 // BININT1, BININT2, BININT, LONG1, BINFLOAT
                 b'K' => {
-                    let [number] = self.chunk()?;
+                    let [number] = self.read_chunk()?;
                     self.push(Value::Int(number.into()));
                 }
                 b'M' => {
-                    let number = u16::from_le_bytes(self.chunk()?);
+                    let number = u16::from_le_bytes(self.read_chunk()?);
                     self.push(Value::Int(number.into()));
                 }
                 b'J' => {
-                    let number = i32::from_le_bytes(self.chunk()?);
+                    let number = i32::from_le_bytes(self.read_chunk()?);
                     self.push(Value::Int(number.into()));
                 }
                 0x8a => {
-                    let number = self.long()?;
+                    let number = self.read_long()?;
                     self.push(Value::Int(number));
                 }
                 b'G' => {
-                    let number = f64::from_be_bytes(self.chunk()?);
+                    let number = f64::from_be_bytes(self.read_chunk()?);
                     self.push(Value::Float(number));
                 }
                 // SHORT_BINUNICODE, BINUNICODE
                 0x8c => {
-                    let [length] = self.chunk()?;
-                    self.text(length.into())?;
+                    let [length] = self.read_chunk()?;
+                    self.push_text(length.into())?;
                 }
                 b'X' => {
-                    let length = u32::from_le_bytes(self.chunk()?);
-                    self.text(length)?;
+                    let length = u32::from_le_bytes(self.read_chunk()?);
+                    self.push_text(length)?;
                 }
                 // SHORT_BINBYTES, BINBYTES, BYTEARRAY8
                 b'C' => {
-                    let [length] = self.chunk()?;
-                    self.bytes(length.into())?;
+                    let [length] = self.read_chunk()?;
+                    self.push_bytes(length.into())?;
                 }
                 b'B' => {
-                    let length = u32::from_le_bytes(self.chunk()?);
-                    self.bytes(length.into())?;
+                    let length = u32::from_le_bytes(self.read_chunk()?);
+                    self.push_bytes(length.into())?;
                 }
                 0x96 => {
-                    let length = u64::from_le_bytes(self.chunk()?);
-                    self.bytes(length)?;
+                    let length = u64::from_le_bytes(self.read_chunk()?);
+                    self.push_bytes(length)?;
                 }
                 // EMPTY_TUPLE, EMPTY_LIST, EMPTY_DICT
                 b')' | b']' => self.push(Value::List(Vec::new())),
@@ -180,8 +180,8 @@ impl<'a> Machine<'a> {
                 }
                 // GLOBAL, STACK_GLOBAL, NEWOBJ, REDUCE, BUILD
                 b'c' => {
-                    let (module, name) = (self.line()?, self.line()?);
-                    self.push(Value::Class(class(module, name)?));
+                    let (module, name) = (self.read_line()?, self.read_line()?);
+                    self.push(Value::Class(find_class(module, name)?));
                 }
                 0x93 => self.stack_global()?,
                 0x81 => self.new_object()?,
@@ -192,28 +192,28 @@ impl<'a> Machine<'a> {
                     let root = self.pop()?;
                     return match self.bytes.len() - self.at {
                         0 => Ok((self.values, root)),
-                        left => Err(self.fault(format!("{left} bytes follow the end"))),
+                        remaining => Err(self.pickle_error(format!("{remaining} bytes follow the end"))),
                     };
                 }
                 opcode => return Err(Error::Opcode { opcode, at: self.at - 1 }),
             }
         }
-        Err(self.fault(format!("more than {MAX_STEPS} instructions")))
+        Err(self.pickle_error(format!("more than {MAX_STEPS} instructions")))
     }
 
-    fn fault(&self, reason: String) -> Error {
+    fn pickle_error(&self, reason: String) -> Error {
         Error::Pickle { at: self.at, reason }
     }
 
     fn take(&mut self, length: impl TryInto<usize>) -> Result<&'a [u8], Error> {
         let rest = &self.bytes[self.at..];
         let taken = length.try_into().ok().and_then(|length| rest.get(..length));
-        let taken = taken.ok_or_else(|| self.fault("the file ends early".into()))?;
+        let taken = taken.ok_or_else(|| self.pickle_error("the file ends early".into()))?;
         self.at += taken.len();
         Ok(taken)
     }
 
-    fn chunk<const N: usize>(&mut self) -> Result<[u8; N], Error> {
+    fn read_chunk<const N: usize>(&mut self) -> Result<[u8; N], Error> {
         let mut chunk = [0; N];
         chunk.copy_from_slice(self.take(N)?);
         Ok(chunk)
@@ -231,7 +231,7 @@ impl<'a> Machine<'a> {
             .get(floor..)
             .and_then(<[Id]>::last)
             .copied()
-            .ok_or_else(|| self.fault("stack is empty".into()))
+            .ok_or_else(|| self.pickle_error("stack is empty".into()))
     }
 
     fn pop(&mut self) -> Result<Id, Error> {
@@ -241,21 +241,22 @@ impl<'a> Machine<'a> {
     }
 
     fn pop_to_mark(&mut self) -> Result<Vec<Id>, Error> {
-        let mark = self.marks.pop().ok_or_else(|| self.fault("no mark is set".into()))?;
+        let mark = self.marks.pop().ok_or_else(|| self.pickle_error("no mark is set".into()))?;
         Ok(self.stack.split_off(mark))
     }
 
-    fn recall(&mut self, number: u32) -> Result<(), Error> {
-        let id = *self.memo.get(&number).ok_or_else(|| self.fault(format!("memo {number} is not set")))?;
+    fn push_memoized(&mut self, number: u32) -> Result<(), Error> {
+        let id =
+            *self.memo.get(&number).ok_or_else(|| self.pickle_error(format!("memo {number} is not set")))?;
         self.stack.push(id);
         Ok(())
     }
 
-    fn long(&mut self) -> Result<i64, Error> {
-        let [length] = self.chunk()?;
+    fn read_long(&mut self) -> Result<i64, Error> {
+        let [length] = self.read_chunk()?;
         let bytes = self.take(length)?;
         if bytes.len() > 8 {
-            return Err(self.fault(format!("integer of {length} bytes, must be at most 8")));
+            return Err(self.pickle_error(format!("integer of {length} bytes, must be at most 8")));
         }
         let fill = if bytes.last().is_some_and(|byte| *byte >= 0x80) { 0xff } else { 0 };
         let mut whole = [fill; 8];
@@ -263,33 +264,35 @@ impl<'a> Machine<'a> {
         Ok(i64::from_le_bytes(whole))
     }
 
-    fn text(&mut self, length: u32) -> Result<(), Error> {
+    fn push_text(&mut self, length: u32) -> Result<(), Error> {
         let bytes = self.take(length)?;
-        let text = str::from_utf8(bytes).map_err(|error| self.fault(format!("text: {error}")))?;
+        let text = str::from_utf8(bytes).map_err(|error| self.pickle_error(format!("text: {error}")))?;
         self.push(Value::Text(Cow::Borrowed(text)));
         Ok(())
     }
 
-    fn bytes(&mut self, length: u64) -> Result<(), Error> {
+    fn push_bytes(&mut self, length: u64) -> Result<(), Error> {
         let bytes = self.take(length)?;
-        self.push(Value::Bytes(Data::File(bytes)));
+        self.push(Value::Bytes(ArrayBytes::File(bytes)));
         Ok(())
     }
 
     /// A text that ends with its line.
-    fn line(&mut self) -> Result<&'a str, Error> {
+    fn read_line(&mut self) -> Result<&'a str, Error> {
         let rest = &self.bytes[self.at..];
         let length = rest.iter().position(|byte| *byte == b'\n');
-        let line = self.take(length.ok_or_else(|| self.fault("the file ends early".into()))?)?;
+        let line = self.take(length.ok_or_else(|| self.pickle_error("the file ends early".into()))?)?;
         self.at += 1;
-        str::from_utf8(line).map_err(|error| self.fault(format!("text: {error}")))
+        str::from_utf8(line).map_err(|error| self.pickle_error(format!("text: {error}")))
     }
 
     fn append(&mut self, items: Vec<Id>) -> Result<(), Error> {
         let target = self.top()?;
         match self.values.get_mut(target) {
             Value::List(list) => list.extend(items),
-            _ => return Err(self.fault(format!("items are added to {}", self.values.show(target)))),
+            _ => {
+                return Err(self.pickle_error(format!("items are added to {}", self.values.describe(target))));
+            }
         }
         Ok(())
     }
@@ -298,15 +301,23 @@ impl<'a> Machine<'a> {
         let target = self.top()?;
         for pair in items.chunks(2) {
             let &[key, value] = pair else {
-                return Err(self.fault("a key has no value".into()));
+                return Err(self.pickle_error("a key has no value".into()));
             };
             let key = match self.values.get(key) {
                 Value::Text(key) => key.clone(),
-                _ => return Err(self.fault(format!("key is {}, must be a text", self.values.show(key)))),
+                _ => {
+                    return Err(
+                        self.pickle_error(format!("key is {}, must be a text", self.values.describe(key)))
+                    );
+                }
             };
             match self.values.get_mut(target) {
                 Value::Dict(entries) => entries.insert(key, value),
-                _ => return Err(self.fault(format!("keys are set in {}", self.values.show(target)))),
+                _ => {
+                    return Err(
+                        self.pickle_error(format!("keys are set in {}", self.values.describe(target)))
+                    );
+                }
             };
         }
         Ok(())
@@ -316,9 +327,9 @@ impl<'a> Machine<'a> {
         let name = self.pop()?;
         let module = self.pop()?;
         let (Some(module), Some(name)) = (self.values.text(module), self.values.text(name)) else {
-            return Err(self.fault("the name of a global is not a text".into()));
+            return Err(self.pickle_error("the name of a global is not a text".into()));
         };
-        self.push(Value::Class(class(module, name)?));
+        self.push(Value::Class(find_class(module, name)?));
         Ok(())
     }
 
@@ -331,10 +342,10 @@ impl<'a> Machine<'a> {
                 self.push(Value::Object { class, state: None });
                 Ok(())
             }
-            _ => Err(self.fault(format!(
+            _ => Err(self.pickle_error(format!(
                 "{} is made from {}",
-                self.values.show(class),
-                self.values.show(arguments)
+                self.values.describe(class),
+                self.values.describe(arguments)
             ))),
         }
     }
@@ -346,7 +357,7 @@ impl<'a> Machine<'a> {
         let value = match (self.values.get(callee), self.values.list(arguments)) {
             (Value::Class(Class::Dtype), Some([code, ..])) => {
                 let code = self.values.text(*code).ok_or("the code of a dtype is not a text".to_string());
-                code.and_then(Scalar::parse).map(|scalar| Value::Dtype(Rc::new(Dtype::plain(scalar))))
+                code.and_then(Scalar::parse).map(|scalar| Value::Dtype(Rc::new(Dtype::from_scalar(scalar))))
             }
             (Value::Class(Class::Reconstruct), Some([class, ..]))
                 if matches!(self.values.get(*class), Value::Class(Class::Ndarray)) =>
@@ -356,21 +367,21 @@ impl<'a> Machine<'a> {
             (Value::Class(Class::Scalar), Some([dtype, data])) => self.array(*dtype, Vec::new(), *data),
             (Value::Class(Class::FromBuffer), Some([data, dtype, shape, ..])) => {
                 let lengths = self.values.shape(*shape);
-                let shape = lengths.ok_or_else(|| format!("shape is {}", self.values.show(*shape)));
+                let shape = lengths.ok_or_else(|| format!("shape is {}", self.values.describe(*shape)));
                 shape.and_then(|shape| self.array(*dtype, shape, *data))
             }
             (Value::Class(Class::Encode), Some([text, ..])) => self.encode(*text),
             (Value::Class(Class::Tree), Some(_)) => Ok(Value::Object { class: Class::Tree, state: None }),
             _ => {
-                let (callee, arguments) = (self.values.show(callee), self.values.show(arguments));
+                let (callee, arguments) = (self.values.describe(callee), self.values.describe(arguments));
                 Err(format!("{callee} is called with {arguments}"))
             }
         };
-        let value = value.map_err(|reason| self.fault(reason))?;
-        if let Value::Bytes(Data::Unpacked(bytes)) = &value {
+        let value = value.map_err(|reason| self.pickle_error(reason))?;
+        if let Value::Bytes(ArrayBytes::Unpacked(bytes)) = &value {
             self.unpacked += bytes.len();
             if self.unpacked > self.bytes.len() {
-                return Err(self.fault("the same text becomes bytes several times".into()));
+                return Err(self.pickle_error("the same text becomes bytes several times".into()));
             }
         }
         self.push(value);
@@ -379,10 +390,10 @@ impl<'a> Machine<'a> {
 
     /// The bytes that a text stands for: protocol 2 has none, and writes them as characters below 256.
     fn encode(&self, text: Id) -> Result<Value<'a>, String> {
-        let wrong = || format!("{} stands for bytes", self.values.show(text));
-        let text = self.values.text(text).ok_or_else(wrong)?;
+        let invalid = || format!("{} stands for bytes", self.values.describe(text));
+        let text = self.values.text(text).ok_or_else(invalid)?;
         let bytes: Option<Rc<[u8]>> = text.chars().map(|c| u8::try_from(c).ok()).collect();
-        Ok(Value::Bytes(Data::Unpacked(bytes.ok_or_else(wrong)?)))
+        Ok(Value::Bytes(ArrayBytes::Unpacked(bytes.ok_or_else(invalid)?)))
     }
 
     /// Gives the value below the top its state.
@@ -391,16 +402,16 @@ impl<'a> Machine<'a> {
         let target = self.top()?;
         let value = match (self.values.get(target), self.values.get(state)) {
             (Value::Object { class: Class::Ndarray, .. }, Value::List(parts)) => self.ndarray(parts),
-            (Value::Dtype(plain), Value::List(parts)) => self.dtype(plain, parts),
+            (Value::Dtype(base), Value::List(parts)) => self.dtype(base, parts),
             (Value::Object { class, state: None }, Value::Dict(_)) => {
                 Ok(Value::Object { class: *class, state: Some(state) })
             }
             _ => {
-                let (target, state) = (self.values.show(target), self.values.show(state));
+                let (target, state) = (self.values.describe(target), self.values.describe(state));
                 Err(format!("the state of {target} is {state}"))
             }
         };
-        *self.values.get_mut(target) = value.map_err(|reason| self.fault(reason))?;
+        *self.values.get_mut(target) = value.map_err(|reason| self.pickle_error(reason))?;
         Ok(())
     }
 
@@ -410,29 +421,29 @@ impl<'a> Machine<'a> {
             return Err(format!("the state of an array has {} parts, must have 5", parts.len()));
         };
         let lengths = self.values.shape(shape);
-        let shape = lengths.ok_or_else(|| format!("shape is {}", self.values.show(shape)))?;
+        let shape = lengths.ok_or_else(|| format!("shape is {}", self.values.describe(shape)))?;
         self.array(dtype, shape, data)
     }
 
     fn array(&self, dtype: Id, shape: Vec<usize>, data: Id) -> Result<Value<'a>, String> {
         let Value::Dtype(dtype) = self.values.get(dtype) else {
-            return Err(format!("dtype is {}", self.values.show(dtype)));
+            return Err(format!("dtype is {}", self.values.describe(dtype)));
         };
-        if dtype.scalar().is_some_and(|scalar| scalar.kind == Kind::Object) {
+        if dtype.scalar().is_some_and(|scalar| scalar.kind == ScalarKind::Object) {
             let n_items = self.values.list(data).map(<[Id]>::len);
             return match n_items {
                 Some(n_items) if shape == [n_items] => Ok(Value::Objects(data)),
-                _ => Err(format!("an array of shape {shape:?} holds {}", self.values.show(data))),
+                _ => Err(format!("an array of shape {shape:?} holds {}", self.values.describe(data))),
             };
         }
         match self.values.get(data) {
             Value::Bytes(data) => Array::new(Rc::clone(dtype), shape, data.clone()).map(Value::Array),
-            _ => Err(format!("the data of an array is {}", self.values.show(data))),
+            _ => Err(format!("the data of an array is {}", self.values.describe(data))),
         }
     }
 
     /// A dtype from its state: version, byte order, subarray, names, fields, size, alignment, flags.
-    fn dtype(&self, plain: &Rc<Dtype>, parts: &[Id]) -> Result<Value<'a>, String> {
+    fn dtype(&self, base: &Rc<Dtype>, parts: &[Id]) -> Result<Value<'a>, String> {
         let &[_, order, subarray, names, fields, ..] = parts else {
             return Err(format!("the state of a dtype has {} parts, must have 8", parts.len()));
         };
@@ -444,9 +455,9 @@ impl<'a> Machine<'a> {
             return Err("dtype has a subarray".into());
         }
         let Some(names) = self.values.list(names) else {
-            return Ok(Value::Dtype(Rc::clone(plain)));
+            return Ok(Value::Dtype(Rc::clone(base)));
         };
-        let scalar = plain.scalar().filter(|scalar| scalar.kind == Kind::Void);
+        let scalar = base.scalar().filter(|scalar| scalar.kind == ScalarKind::Void);
         let size = scalar.ok_or("dtype has fields and is no record")?.size;
         let fields = names.iter().take(array::MAX_FIELDS + 1).map(|name| self.field(fields, *name));
         let record = Dtype::record(size, fields.collect::<Result<_, _>>()?)?;
@@ -455,24 +466,24 @@ impl<'a> Machine<'a> {
 
     /// A field of a record: `fields` maps its name to dtype and offset.
     fn field(&self, fields: Id, name: Id) -> Result<Field, String> {
-        let wrong = || format!("field {} of a dtype cannot be read", self.values.show(name));
+        let invalid = || format!("field {} of a dtype cannot be read", self.values.describe(name));
         // Many records may share one name, and each copies it.
-        let text = self.values.text(name).filter(|text| text.len() <= MAX_NAME).ok_or_else(wrong)?;
-        let Value::Dict(fields) = self.values.get(fields) else { return Err(wrong()) };
+        let text = self.values.text(name).filter(|text| text.len() <= MAX_FIELD_NAME).ok_or_else(invalid)?;
+        let Value::Dict(fields) = self.values.get(fields) else { return Err(invalid()) };
         let parts = fields.get(text).and_then(|parts| self.values.list(*parts));
-        let Some(&[dtype, offset]) = parts else { return Err(wrong()) };
+        let Some(&[dtype, offset]) = parts else { return Err(invalid()) };
         match (self.values.get(dtype), self.values.get(offset)) {
             (Value::Dtype(dtype), Value::Int(offset)) => Ok(Field {
                 name: text.to_string(),
-                offset: usize::try_from(*offset).map_err(|_| wrong())?,
-                scalar: dtype.scalar().ok_or_else(wrong)?,
+                offset: usize::try_from(*offset).map_err(|_| invalid())?,
+                scalar: dtype.scalar().ok_or_else(invalid)?,
             }),
-            _ => Err(wrong()),
+            _ => Err(invalid()),
         }
     }
 }
 
-fn class(module: &str, name: &str) -> Result<Class, Error> {
+fn find_class(module: &str, name: &str) -> Result<Class, Error> {
     let class = Class::find(module, name);
     class.ok_or_else(|| Error::Global { name: shorten(&format!("{module}.{name}")) })
 }

@@ -26,72 +26,75 @@ const SCHEMA: &str = "schema.json";
 pub(super) fn read(bytes: &[u8]) -> Result<(Values<'static>, Id), Error> {
     let zip = ZipArchive::new(Cursor::new(bytes))
         .map_err(|source| Error::Zip { file: "the archive".into(), source })?;
-    let mut reader = Reader {
+    let mut reader = SkopsReader {
         zip,
-        left: bytes.len().saturating_mul(MAX_RATIO),
+        remaining: bytes.len().saturating_mul(MAX_RATIO),
         values: Values::new(0),
         arrays: HashMap::new(),
-        known: HashMap::new(),
+        by_id: HashMap::new(),
     };
     let schema = reader.inflate(SCHEMA, MAX_SCHEMA)?;
     // serde_json goes 128 levels deep and no further, and so do we on its result.
     let schema: Json = serde_json::from_slice(&schema).map_err(Error::Schema)?;
-    let root = reader.node(&schema)?;
+    let root = reader.read_node(&schema)?;
     Ok((reader.values, root))
 }
 
-struct Reader<'z> {
+struct SkopsReader<'z> {
     zip: ZipArchive<Cursor<&'z [u8]>>,
     /// Bytes that may still be inflated.
-    left: usize,
+    remaining: usize,
     values: Values<'static>,
     /// Arrays by the name of their file: each file is read once.
     arrays: HashMap<String, Id>,
     /// Values by the number that a later node can refer to.
-    known: HashMap<u64, Id>,
+    by_id: HashMap<u64, Id>,
 }
 
-impl Reader<'_> {
+impl SkopsReader<'_> {
     fn inflate(&mut self, name: &str, limit: usize) -> Result<Vec<u8>, Error> {
         let zip = |source| Error::Zip { file: shorten(name), source };
-        let limit = limit.min(self.left);
+        let limit = limit.min(self.remaining);
         let file = self.zip.by_name(name).map_err(zip)?;
         let mut bytes = Vec::new();
         // One byte more, to see that there is more. What the archive says of the size is not trusted.
         let read = file.take(limit as u64 + 1).read_to_end(&mut bytes);
         read.map_err(|source| zip(source.into()))?;
         if bytes.len() > limit {
-            return Err(skops(name, format!("inflates to more than {limit} bytes")));
+            return Err(skops_error(name, format!("inflates to more than {limit} bytes")));
         }
-        self.left -= bytes.len();
+        self.remaining -= bytes.len();
         self.values.n_bytes += bytes.len();
         Ok(bytes)
     }
 
-    fn node(&mut self, node: &Json) -> Result<Id, Error> {
-        let loader = text(node, "__loader__")?;
+    fn read_node(&mut self, node: &Json) -> Result<Id, Error> {
+        let loader = text_field(node, "__loader__")?;
         let number = node["__id__"].as_u64();
         let value = match loader {
             "CachedNode" => {
-                let known = number.and_then(|number| self.known.get(&number));
-                return known.copied().ok_or_else(|| fault(format!("no node has the id {}", node["__id__"])));
+                let cached = number.and_then(|number| self.by_id.get(&number));
+                return cached
+                    .copied()
+                    .ok_or_else(|| schema_error(format!("no node has the id {}", node["__id__"])));
             }
-            "JsonNode" => scalar(text(node, "content")?),
-            "ListNode" | "TupleNode" => self.list(node)?,
+            "JsonNode" => parse_json_scalar(text_field(node, "content")?),
+            "ListNode" | "TupleNode" => self.read_list(node)?,
             "DictNode" => {
-                let entries = node["content"].as_object().ok_or_else(|| wrong(node, "content"))?;
-                let entry = |(key, node): (&String, &Json)| Ok((Cow::Owned(key.clone()), self.node(node)?));
+                let entries = node["content"].as_object().ok_or_else(|| invalid_field(node, "content"))?;
+                let entry =
+                    |(key, node): (&String, &Json)| Ok((Cow::Owned(key.clone()), self.read_node(node)?));
                 Value::Dict(entries.iter().map(entry).collect::<Result<_, Error>>()?)
             }
-            "NdArrayNode" => match text(node, "type")? {
-                "numpy" => return self.array(text(node, "file")?),
-                "json" => self.objects(node)?,
-                other => return Err(fault(format!("array of type \"{}\"", shorten(other)))),
+            "NdArrayNode" => match text_field(node, "type")? {
+                "numpy" => return self.read_array(text_field(node, "file")?),
+                "json" => self.read_objects(node)?,
+                other => return Err(schema_error(format!("array of type \"{}\"", shorten(other)))),
             },
             "ObjectNode" | "TreeNode" => {
-                let (module, name) = (text(node, "__module__")?, text(node, "__class__")?);
+                let (module, name) = (text_field(node, "__module__")?, text_field(node, "__class__")?);
                 match Class::find(module, name) {
-                    Some(class) => Value::Object { class, state: Some(self.node(&node["content"])?) },
+                    Some(class) => Value::Object { class, state: Some(self.read_node(&node["content"])?) },
                     None => Value::Other(shorten(&format!("{module}.{name}"))),
                 }
             }
@@ -99,34 +102,34 @@ impl Reader<'_> {
         };
         let id = self.values.push(value);
         if let Some(number) = number {
-            self.known.insert(number, id);
+            self.by_id.insert(number, id);
         }
         Ok(id)
     }
 
-    fn list(&mut self, node: &Json) -> Result<Value<'static>, Error> {
-        let items = node["content"].as_array().ok_or_else(|| wrong(node, "content"))?;
-        Ok(Value::List(items.iter().map(|item| self.node(item)).collect::<Result<_, _>>()?))
+    fn read_list(&mut self, node: &Json) -> Result<Value<'static>, Error> {
+        let items = node["content"].as_array().ok_or_else(|| invalid_field(node, "content"))?;
+        Ok(Value::List(items.iter().map(|item| self.read_node(item)).collect::<Result<_, _>>()?))
     }
 
     /// An array of objects, which are in the schema itself.
-    fn objects(&mut self, node: &Json) -> Result<Value<'static>, Error> {
-        let shape = self.node(&node["shape"])?;
-        let shape = self.values.shape(shape).ok_or_else(|| wrong(node, "shape"))?;
-        let items = self.list(node)?;
+    fn read_objects(&mut self, node: &Json) -> Result<Value<'static>, Error> {
+        let shape = self.read_node(&node["shape"])?;
+        let shape = self.values.shape(shape).ok_or_else(|| invalid_field(node, "shape"))?;
+        let items = self.read_list(node)?;
         let id = self.values.push(items);
         match (&shape[..], self.values.list(id)) {
             ([length], Some(items)) if items.len() == *length => Ok(Value::Objects(id)),
-            _ => Err(fault(format!("an array of shape {shape:?} holds {}", self.values.show(id)))),
+            _ => Err(schema_error(format!("an array of shape {shape:?} holds {}", self.values.describe(id)))),
         }
     }
 
-    fn array(&mut self, file: &str) -> Result<Id, Error> {
-        if let Some(known) = self.arrays.get(file) {
-            return Ok(*known);
+    fn read_array(&mut self, file: &str) -> Result<Id, Error> {
+        if let Some(cached) = self.arrays.get(file) {
+            return Ok(*cached);
         }
         let bytes = self.inflate(file, usize::MAX)?;
-        let array = npy::read(bytes).map_err(|reason| skops(file, reason))?;
+        let array = npy::read(bytes).map_err(|reason| skops_error(file, reason))?;
         let id = self.values.push(Value::Array(array));
         self.arrays.insert(file.to_string(), id);
         Ok(id)
@@ -134,7 +137,7 @@ impl Reader<'_> {
 }
 
 /// A value that is written as JSON within a text of the JSON.
-fn scalar(text: &str) -> Value<'static> {
+fn parse_json_scalar(text: &str) -> Value<'static> {
     match serde_json::from_str(text) {
         Ok(Json::Null) => Value::None,
         Ok(Json::Bool(value)) => Value::Bool(value),
@@ -149,19 +152,19 @@ fn scalar(text: &str) -> Value<'static> {
     }
 }
 
-fn text<'j>(node: &'j Json, key: &str) -> Result<&'j str, Error> {
-    node[key].as_str().ok_or_else(|| wrong(node, key))
+fn text_field<'j>(node: &'j Json, key: &str) -> Result<&'j str, Error> {
+    node[key].as_str().ok_or_else(|| invalid_field(node, key))
 }
 
-fn wrong(node: &Json, key: &str) -> Error {
+fn invalid_field(node: &Json, key: &str) -> Error {
     let class = node["__class__"].as_str().map_or("without a class".into(), shorten);
-    fault(format!("{key} of a node {class} is missing or wrong"))
+    schema_error(format!("{key} of a node {class} is missing or wrong"))
 }
 
-fn fault(reason: String) -> Error {
-    skops(SCHEMA, reason)
+fn schema_error(reason: String) -> Error {
+    skops_error(SCHEMA, reason)
 }
 
-fn skops(file: &str, reason: String) -> Error {
+fn skops_error(file: &str, reason: String) -> Error {
     Error::Skops { file: shorten(file), reason }
 }

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use super::array::{Array, Data, Dtype};
+use super::array::{Array, ArrayBytes, Dtype};
 use super::{Error, shorten};
 
 /// The classes and functions that a file may name.
@@ -48,7 +48,7 @@ pub(super) enum Value<'a> {
     Int(i64),
     Float(f64),
     Text(Cow<'a, str>),
-    Bytes(Data<'a>),
+    Bytes(ArrayBytes<'a>),
     /// A list or a tuple.
     List(Vec<Id>),
     /// All keys of a forest's dictionaries are texts.
@@ -124,7 +124,7 @@ impl<'a> Values<'a> {
     }
 
     /// A value for a message.
-    pub fn show(&self, id: Id) -> String {
+    pub fn describe(&self, id: Id) -> String {
         match self.get(id) {
             Value::None => "nothing".into(),
             Value::Bool(value) => value.to_string(),
@@ -146,53 +146,53 @@ impl<'a> Values<'a> {
 
 /// A value and the way to it from the estimator, for messages.
 #[derive(Clone, Debug)]
-pub(super) struct Entry<'v, 'a> {
+pub(super) struct ValueRef<'v, 'a> {
     values: &'v Values<'a>,
     id: Id,
     path: String,
 }
 
-impl<'v, 'a> Entry<'v, 'a> {
+impl<'v, 'a> ValueRef<'v, 'a> {
     pub fn root(values: &'v Values<'a>, id: Id) -> Self {
         Self { values, id, path: String::new() }
     }
 
     /// The same value as the beginning of a way.
-    pub fn relative(&self) -> Self {
+    pub fn as_root(&self) -> Self {
         Self::root(self.values, self.id)
     }
 
-    fn refuse(&self, limit: &'static str) -> Error {
+    fn attribute_error(&self, limit: &'static str) -> Error {
         let name = if self.path.is_empty() { "the object" } else { &self.path };
-        Error::Attribute { name: name.into(), value: self.values.show(self.id), limit }
+        Error::Attribute { name: name.into(), value: self.values.describe(self.id), limit }
     }
 
     /// An error about this array.
-    pub fn fault(&self, reason: String) -> Error {
+    pub fn array_error(&self, reason: String) -> Error {
         Error::Array { name: self.path.clone(), reason }
     }
 
     /// Makes sure that this is an object of a class.
-    pub fn expect(&self, class: Class, limit: &'static str) -> Result<(), Error> {
+    pub fn expect_class(&self, class: Class, limit: &'static str) -> Result<(), Error> {
         match self.values.get(self.id) {
             Value::Object { class: found, .. } if *found == class => Ok(()),
-            _ => Err(self.refuse(limit)),
+            _ => Err(self.attribute_error(limit)),
         }
     }
 
     /// An attribute of this object, if it is there and not `None`.
-    pub fn find(&self, name: &str) -> Option<Self> {
+    pub fn find_attribute(&self, name: &str) -> Option<Self> {
         let Value::Object { state: Some(state), .. } = self.values.get(self.id) else { return None };
         let Value::Dict(entries) = self.values.get(*state) else { return None };
         let id = *entries.get(name)?;
         let path = if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) };
-        let entry = Self { values: self.values, id, path };
-        (!matches!(self.values.get(id), Value::None)).then_some(entry)
+        let attribute = Self { values: self.values, id, path };
+        (!matches!(self.values.get(id), Value::None)).then_some(attribute)
     }
 
     /// An attribute that has to be there.
     pub fn get(&self, name: &'static str) -> Result<Self, Error> {
-        self.find(name).ok_or_else(|| Error::Missing { object: self.path.clone(), name })
+        self.find_attribute(name).ok_or_else(|| Error::Missing { object: self.path.clone(), name })
     }
 
     pub fn items(&self) -> Result<Vec<Self>, Error> {
@@ -200,19 +200,19 @@ impl<'v, 'a> Entry<'v, 'a> {
             Value::Objects(list) => *list,
             _ => self.id,
         };
-        let items = self.values.list(list).ok_or_else(|| self.refuse("a list"))?.iter().enumerate();
+        let items = self.values.list(list).ok_or_else(|| self.attribute_error("a list"))?.iter().enumerate();
         Ok(items.map(|(i, id)| Self { id: *id, path: format!("{}[{i}]", self.path), ..*self }).collect())
     }
 
     pub fn array(&self) -> Result<&'v Array<'a>, Error> {
         match self.values.get(self.id) {
             Value::Array(array) => Ok(array),
-            _ => Err(self.refuse("an array")),
+            _ => Err(self.attribute_error("an array")),
         }
     }
 
     pub fn text(&self) -> Result<&'v str, Error> {
-        self.values.text(self.id).ok_or_else(|| self.refuse("a text"))
+        self.values.text(self.id).ok_or_else(|| self.attribute_error("a text"))
     }
 
     /// A whole number of at least 1.
@@ -223,7 +223,7 @@ impl<'v, 'a> Entry<'v, 'a> {
             _ => None,
         };
         let count = count.and_then(|count| u64::try_from(count).ok()).filter(|count| *count > 0);
-        count.ok_or_else(|| self.refuse("a whole number of at least 1"))
+        count.ok_or_else(|| self.attribute_error("a whole number of at least 1"))
     }
 
     pub fn float(&self) -> Result<f64, Error> {
@@ -232,14 +232,14 @@ impl<'v, 'a> Entry<'v, 'a> {
             Value::Array(array) => array.float(),
             _ => None,
         };
-        float.ok_or_else(|| self.refuse("a number"))
+        float.ok_or_else(|| self.attribute_error("a number"))
     }
 
     /// A single value for people, `None` for a list, an array or an object.
-    pub fn shown(&self) -> Option<String> {
+    pub fn to_display(&self) -> Option<String> {
         match self.values.get(self.id) {
             Value::Text(text) => Some(shorten(text)),
-            Value::Bool(_) | Value::Int(_) | Value::Float(_) => Some(self.values.show(self.id)),
+            Value::Bool(_) | Value::Int(_) | Value::Float(_) => Some(self.values.describe(self.id)),
             _ => None,
         }
     }

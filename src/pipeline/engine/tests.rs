@@ -1,14 +1,14 @@
 //! The whole synchronous journey, from compressed bodies to scores.
 
 use super::*;
-use crate::features::rate::Semantics;
+use crate::features::rate::RateSemantics;
 use crate::features::{Schema, Transform};
 use crate::forest::{ForestParams, Table};
-use crate::models::{Card, Fitted, History, Model};
+use crate::models::{FittedModel, Model, ModelCard, TrainingRange};
 use crate::prom::proto::{Label, Sample as ProtoSample, TimeSeries, WriteRequest};
-use crate::prom::wire::{Version, snappy};
+use crate::prom::wire::{ProtocolVersion, snappy};
 use crate::prom::{Labels, METRIC_NAME, STALE_BITS, Sample};
-use crate::window::row::Grid;
+use crate::window::grid::Grid;
 use prometheus_client::registry::Registry;
 use proptest::prelude::*;
 use prost::Message;
@@ -25,8 +25,8 @@ type Content = BTreeMap<(Labels, Labels, i64), u64>;
 
 struct Bench {
     engine: Engine,
-    jobs: mpsc::Receiver<Job>,
-    questions: mpsc::Receiver<Question>,
+    jobs: mpsc::Receiver<TrainingJob>,
+    backfill_requests: mpsc::Receiver<BackfillRequest>,
     registry: Registry,
 }
 
@@ -35,37 +35,37 @@ impl Bench {
         let config = Arc::new(Config::parse(config).expect("a valid configuration"));
         let mut registry = Registry::default();
         let (trainer, jobs) = mpsc::channel(8);
-        let (asked, questions) = mpsc::channel(2);
+        let (requests_tx, backfill_requests) = mpsc::channel(2);
         let (readiness, _) = watch::channel(Readiness { ready: false, text: String::new() });
-        let engine = Engine::new(Parts {
-            bells: config.remote_write.iter().map(|_| Arc::default()).collect(),
+        let engine = Engine::new(EngineDeps {
+            wakeups: config.remote_write.iter().map(|_| Arc::default()).collect(),
             config,
-            trainer,
-            questions: asked,
+            training_jobs: trainer,
+            backfill_requests: requests_tx,
             readiness,
-            gaps: super::gaps::Metrics::new(&mut registry),
+            gap_metrics: super::gaps::Metrics::new(&mut registry),
             metrics: Metrics::new(&mut registry),
-            ingest: ingest::Metrics::new(&mut registry),
-            publish: publish::Metrics::new(&mut registry),
+            ingest_metrics: ingest::Metrics::new(&mut registry),
+            remote_write_metrics: remote_write::Metrics::new(&mut registry),
         });
-        Self { engine, jobs, questions, registry }
+        Self { engine, jobs, backfill_requests, registry }
     }
 
     fn tick(&mut self, now: Instant) {
         self.engine.tick(now, now_ms());
     }
 
-    fn write(&mut self, body: &[u8]) -> Result<Written, ingest::Error> {
+    fn write(&mut self, body: &[u8]) -> Result<WriteResponseStats, ingest::Error> {
         // The captures' own time; what is later than this is refused.
-        self.engine.write(Version::V1, body, Instant::now(), START_MS * 2)
+        self.engine.write(ProtocolVersion::V1, body, Instant::now(), START_MS * 2)
     }
 
     fn send(&mut self, series: Vec<TimeSeries>) {
         self.write(&compress(series)).expect("accepted");
     }
 
-    fn reload(&mut self, config: Arc<Config>, bells: Vec<Arc<Notify>>) {
-        self.engine.reload(config, bells, Instant::now(), now_ms());
+    fn reload(&mut self, config: Arc<Config>, wakeups: Vec<Arc<Notify>>) {
+        self.engine.reload(config, wakeups, Instant::now(), now_ms());
     }
 
     fn groups(&mut self) -> Vec<(u32, &mut super::super::group::Group)> {
@@ -75,10 +75,10 @@ impl Bench {
     /// Puts a model into service in every group that has none.
     fn install(&mut self, models: &BTreeMap<Labels, Arc<Model>>) {
         for (_, group) in self.groups() {
-            if group.deployed(Voice::Champion).is_none()
+            if group.deployed(ModelRole::Champion).is_none()
                 && let Some(model) = models.get(&group.labels)
             {
-                group.install(deployed(model), Before::default(), Instant::now(), &mut |_| {});
+                group.install(deployed(model), WarmStart::default(), Instant::now(), &mut |_| {});
             }
         }
     }
@@ -95,7 +95,7 @@ impl Bench {
                     |s: &Sample| ((group.labels.clone(), feature.clone(), s.timestamp_ms), s.value.to_bits());
                 content.extend(samples.iter().map(cell));
             }
-            for (timestamp_ms, score) in window.scores(Voice::Champion, i64::MIN, i64::MAX) {
+            for (timestamp_ms, score) in window.scores(ModelRole::Champion, i64::MIN, i64::MAX) {
                 content.insert(
                     (group.labels.clone(), Labels::default(), timestamp_ms),
                     score.decision.to_bits(),
@@ -163,17 +163,23 @@ fn model(features: Vec<Labels>, range_ms: i64) -> Arc<Model> {
         (0..features.len() * ROWS).map(|i| (i * 37 % ROWS) as f32 * 10.0 / ROWS as f32).collect();
     let table = Table::new(&values, ROWS, features.len()).expect("as many values as cells");
     let forest = ForestParams::default().fit(&table, NonZeroUsize::MIN).expect("fits");
-    let fitted = Fitted::IsolationForest(forest);
-    let transform = Transform::Rate { range_ms, semantics: Semantics::V3 };
+    let fitted = FittedModel::IsolationForest(forest);
+    let transform = Transform::Rate { range_ms, semantics: RateSemantics::V3 };
     let schema = Schema { features, transform, grid: Grid::Exact };
-    let history =
-        History { from_ms: START_MS, to_ms: START_MS, observed_ms: 3_600_000, n_rows: ROWS, n_excluded: 0 };
-    let card = Card { group: Some(Labels::default()), history: Some(history), ..Card::default() };
+    let history = TrainingRange {
+        from_ms: START_MS,
+        to_ms: START_MS,
+        observed_ms: 3_600_000,
+        n_rows: ROWS,
+        n_excluded: 0,
+    };
+    let card =
+        ModelCard { group: Some(Labels::default()), training_range: Some(history), ..ModelCard::default() };
     Arc::new(Model { schema, fitted, card })
 }
 
-fn deployed(model: &Arc<Model>) -> Deployed {
-    Deployed { model: model.clone(), name: "net".into(), version: Some(1) }
+fn deployed(model: &Arc<Model>) -> DeployedModel {
+    DeployedModel { model: model.clone(), name: "net".into(), version: Some(1) }
 }
 
 /// Models of one device, which all captures have, for the groups of the captures.
@@ -291,8 +297,8 @@ fn a_row_is_scored_with_its_last_sample_and_published_once() {
 }
 
 #[test]
-fn batches_keep_their_size_and_give_every_group_its_turn() {
-    const SIZE: usize = publish::SAMPLES_OF_A_ROW;
+fn batches_keep_their_size_and_rotate_over_the_groups() {
+    const SIZE: usize = remote_write::MAX_SAMPLES_PER_ROW;
     let mut bench = Bench::new("");
     let model = two_features();
     let name = (METRIC_NAME, "node_network_receive_bytes_total");
@@ -323,12 +329,12 @@ fn batches_keep_their_size_and_give_every_group_its_turn() {
 #[test]
 fn batches_keep_their_size_after_a_challenger_has_left() {
     let mut bench = serving();
-    bench.groups()[0].1.challenge(Some(deployed(&two_features())), None);
+    bench.groups()[0].1.set_challenger(Some(deployed(&two_features())), None);
     (1..=6).for_each(|i| scrape(&mut bench, i));
-    bench.groups()[0].1.challenge(None, None);
+    bench.groups()[0].1.set_challenger(None, None);
     scrape(&mut bench, 7);
     let mut sizes = Vec::new();
-    while let Some(batch) = bench.engine.next_batch(0, 2 * publish::SAMPLES_OF_A_ROW, START_MS * 2) {
+    while let Some(batch) = bench.engine.next_batch(0, 2 * remote_write::MAX_SAMPLES_PER_ROW, START_MS * 2) {
         sizes.push(batch.series.iter().map(|series| series.samples.len()).sum::<usize>());
         bench.engine.advance(0, &batch.positions, START_MS);
     }
@@ -421,7 +427,7 @@ fn b37_b38_a_sample_of_two_detectors_is_dropped_once_or_not_at_all() {
 }
 
 #[test]
-fn invalid_series_and_times_are_refused_and_the_others_used() {
+fn invalid_series_and_times_are_rejected_and_the_others_used() {
     let mut bench = Bench::new("");
     let year_1970 = START_MS / 1000;
     let body = compress(vec![
@@ -438,8 +444,10 @@ fn invalid_series_and_times_are_refused_and_the_others_used() {
     }
     assert_eq!(bench.content().len(), 2);
     let ahead = compress(vec![rx("eth0", &[(START_MS + 600_001, 1.0)])]);
-    let error =
-        bench.engine.write(Version::V1, &ahead, Instant::now(), START_MS).expect_err("from the future");
+    let error = bench
+        .engine
+        .write(ProtocolVersion::V1, &ahead, Instant::now(), START_MS)
+        .expect_err("from the future");
     assert!(error.to_string().contains("600 s ahead of this clock, above the limit of 600 s"), "{error}");
     for (reason, count) in [("invalid_labels", 2), ("invalid_timestamp", 3), ("duplicate", 2)] {
         let line = format!(r#"ingest_samples_dropped_total{{reason="{reason}"}}"#);
@@ -458,7 +466,7 @@ fn a_malformed_request_changes_nothing() {
 }
 
 #[test]
-fn training_is_asked_for_at_once_again_later_and_when_features_change() {
+fn training_is_requested_at_once_later_again_and_when_features_change() {
     let mut bench = serving();
     let now = Instant::now();
     assert!(bench.jobs.try_recv().is_err());
@@ -468,10 +476,10 @@ fn training_is_asked_for_at_once_again_later_and_when_features_change() {
     }
     bench.tick(now + Duration::from_secs(1));
     let job = bench.jobs.try_recv().expect("a training");
-    assert_eq!(job.reason, Reason::Schema);
+    assert_eq!(job.reason, TrainingReason::Schema);
     bench.tick(now + Duration::from_secs(2));
     assert!(bench.jobs.try_recv().is_err(), "one at a time");
-    bench.engine.learned(job.group, Learned::TooShort { have_ms: 0 }, now);
+    bench.engine.handle_training_outcome(job.group, TrainingOutcome::TooShort { have_ms: 0 }, now);
     bench.tick(now + Duration::from_secs(40));
     assert!(bench.jobs.try_recv().is_ok(), "the model still lacks a feature");
 }
@@ -479,9 +487,9 @@ fn training_is_asked_for_at_once_again_later_and_when_features_change() {
 /// A feature that is too young for a model of days is asked about once, and left to the next renewal; one that has
 /// come back may be old.
 #[test]
-fn a_young_feature_is_not_asked_about_again_and_again() {
+fn a_young_feature_causes_one_training_only() {
     let mut bench = Bench::new(
-        "detectors: [{name: net, match: [node_network_receive_bytes_total], training: {minimum: 10m}}]",
+        "detectors: [{name: net, match: [node_network_receive_bytes_total], training: {min_history: 10m}}]",
     );
     let time = |i: i64| START_MS + i * 15_000;
     let now = Instant::now();
@@ -490,16 +498,16 @@ fn a_young_feature_is_not_asked_about_again_and_again() {
     let scrape = |bench: &mut Bench, devices: &[&str], steps: std::ops::Range<i64>, at: Instant| {
         for i in steps {
             let body = compress(devices.iter().map(|device| rx(device, &[(time(i), i as f64)])).collect());
-            bench.engine.write(Version::V1, &body, at, START_MS * 2).expect("valid");
+            bench.engine.write(ProtocolVersion::V1, &body, at, START_MS * 2).expect("valid");
         }
         bench.tick(at);
     };
     scrape(&mut bench, &["eth0", "lo"], 0..60, now);
     let features = two_features().schema.features.clone();
-    let of_days = |features: &[Labels], to: i64| {
+    let model_of_days = |features: &[Labels], to: i64| {
         let (group, history) = (
             Labels::new([("instance", "a"), ("job", "node")]).expect("valid"),
-            History {
+            TrainingRange {
                 from_ms: 0,
                 to_ms: time(to),
                 observed_ms: 5 * 86_400_000,
@@ -507,33 +515,38 @@ fn a_young_feature_is_not_asked_about_again_and_again() {
                 n_excluded: 0,
             },
         );
-        let card =
-            Card { group: Some(group), history: Some(history), created_ms: now_ms(), ..Card::default() };
+        let card = ModelCard {
+            group: Some(group),
+            training_range: Some(history),
+            created_ms: now_ms(),
+            ..ModelCard::default()
+        };
         Arc::new(Model { card, ..Model::clone(&model(features.to_vec(), 60_000)) })
     };
-    let learned = |bench: &mut Bench, features: &[Labels], to: i64| {
+    let finish_training = |bench: &mut Bench, features: &[Labels], to: i64| {
         let job = bench.jobs.try_recv().expect("a training");
-        let deployed = deployed(&of_days(features, to));
-        let result = Learned::Model { deployed, fitted: true, before: Before::default(), seconds: 0.0 };
-        bench.engine.learned(job.group, result, now);
+        let deployed = deployed(&model_of_days(features, to));
+        let outcome =
+            TrainingOutcome::Model { deployed, is_new: true, warm_start: WarmStart::default(), seconds: 0.0 };
+        bench.engine.handle_training_outcome(job.group, outcome, now);
         job.reason
     };
-    assert_eq!(learned(&mut bench, &features, 59), Reason::First);
+    assert_eq!(finish_training(&mut bench, &features, 59), TrainingReason::First);
     // A third one comes. History is looked at, and the model is made without it: it is of minutes.
     scrape(&mut bench, &["eth0", "lo", "wg0"], 60..64, at(10));
-    assert_eq!(learned(&mut bench, &features, 63), Reason::Schema);
+    assert_eq!(finish_training(&mut bench, &features, 63), TrainingReason::Schema);
     scrape(&mut bench, &["eth0", "lo", "wg0"], 64..200, at(700));
     assert!(bench.jobs.try_recv().is_err(), "half an hour of it does not outweigh days");
     // lo goes, and comes back.
     scrape(&mut bench, &["eth0", "wg0"], 200..210, at(1400));
-    assert_eq!(learned(&mut bench, &features[..1], 209), Reason::Schema);
+    assert_eq!(finish_training(&mut bench, &features[..1], 209), TrainingReason::Schema);
     scrape(&mut bench, &["eth0", "lo", "wg0"], 210..212, at(2800));
-    assert_eq!(learned(&mut bench, &features, 211), Reason::Schema);
+    assert_eq!(finish_training(&mut bench, &features, 211), TrainingReason::Schema);
 }
 
 /// Remote read knows a scrape as soon as it is stored; remote write brings it some seconds later.
 #[test]
-fn a_row_that_history_brought_first_is_scored() {
+fn a_row_that_remote_read_had_first_is_scored() {
     let mut bench = Bench::new("");
     scrape(&mut bench, 0);
     scrape(&mut bench, 1);
@@ -541,12 +554,17 @@ fn a_row_that_history_brought_first_is_scored() {
     let newest = Sample { timestamp_ms: START_MS + 30_000, value: 200.0 };
     let recent = model.schema.features.iter().map(|labels| (labels.clone(), vec![newest])).collect();
     let (_, group) = bench.groups().remove(0);
-    group.install(deployed(&model), Before { recent, ..Before::default() }, Instant::now(), &mut |_| {});
+    group.install(
+        deployed(&model),
+        WarmStart { recent, ..WarmStart::default() },
+        Instant::now(),
+        &mut |_| {},
+    );
     scrape(&mut bench, 2);
     let (_, group) = bench.groups().remove(0);
     let scored: Vec<i64> = group
         .window()
-        .scores(Voice::Champion, i64::MIN, i64::MAX)
+        .scores(ModelRole::Champion, i64::MIN, i64::MAX)
         .map(|(at_ms, _)| at_ms - START_MS)
         .collect();
     assert_eq!(scored, [15_000, 30_000]);
@@ -582,7 +600,7 @@ fn f25_a_reload_changes_a_detector_and_keeps_its_window() {
     for (i, more) in [
         "alerts: {budget: 1/week}",
         "grace: 20s",
-        "training: {every: 1h}",
+        "training: {interval: 1h}",
         "window: 12h",
         "window: 1h",
         "model: {kind: isolation_forest}",
@@ -595,10 +613,10 @@ fn f25_a_reload_changes_a_detector_and_keeps_its_window() {
         let text = format!("detectors:\n{}", order.map(|i| parts[i].as_str()).concat());
         bench.reload(Arc::new(Config::parse(&text).expect("valid")), vec![Arc::default()]);
         assert_eq!(bench.content(), before, "{more}");
-        assert!(bench.groups()[0].1.deployed(Voice::Champion).is_some(), "{more}");
+        assert!(bench.groups()[0].1.deployed(ModelRole::Champion).is_some(), "{more}");
     }
     let (_, group) = bench.groups().remove(0);
-    assert!(matches!(group.detector.model, crate::models::Params::IsolationForest(_)), "it is in force");
+    assert!(matches!(group.detector.model, crate::models::ModelParams::IsolationForest(_)), "it is in force");
     scrape(&mut bench, 2);
     assert_eq!(bench.content().len(), before.len() + 3, "scores go on");
 
@@ -615,25 +633,29 @@ fn f25_a_reload_changes_a_detector_and_keeps_its_window() {
 #[test]
 fn f19_a_clock_that_is_set_changes_no_row_and_no_score() {
     const HOUR_MS: i64 = 3_600_000;
-    let mut calm = serving();
+    let mut undisturbed = serving();
     let mut bench = serving();
     for i in 1..=6 {
-        scrape(&mut calm, i);
+        scrape(&mut undisturbed, i);
         let timestamp_ms = START_MS + i * 15_000;
         let ahead_ms = [0, -HOUR_MS, HOUR_MS, 0][i as usize % 4];
         for device in ["eth0", "lo"] {
             let body = compress(vec![rx(device, &[(timestamp_ms, i as f64 * 100.0)])]);
-            let written = bench.engine.write(Version::V1, &body, Instant::now(), timestamp_ms + ahead_ms);
+            let result =
+                bench.engine.write(ProtocolVersion::V1, &body, Instant::now(), timestamp_ms + ahead_ms);
             if ahead_ms < 0 {
-                assert!(matches!(written, Err(ingest::Error::Invalid { .. })), "{i}: {written:?}");
+                assert!(matches!(result, Err(ingest::Error::PartialWrite { .. })), "{i}: {result:?}");
                 // The sender's next try, or another sender's, once the clock is right.
-                bench.engine.write(Version::V1, &body, Instant::now(), timestamp_ms).expect("accepted");
+                bench
+                    .engine
+                    .write(ProtocolVersion::V1, &body, Instant::now(), timestamp_ms)
+                    .expect("accepted");
             } else {
-                written.expect("accepted");
+                result.expect("accepted");
             }
         }
     }
-    assert_eq!(bench.content(), calm.content());
+    assert_eq!(bench.content(), undisturbed.content());
     // Nothing is written ahead of the clock, and nothing is forgotten for that.
     assert!(bench.engine.next_batch(0, 100, START_MS - HOUR_MS).is_none());
     let batch = bench.engine.next_batch(0, 100, START_MS + HOUR_MS).expect("it waited");
@@ -642,20 +664,22 @@ fn f19_a_clock_that_is_set_changes_no_row_and_no_score() {
 
 /// Somebody points an alias to a model of other features.
 #[test]
-fn f24_a_model_of_other_features_is_refused_and_the_old_one_stays() {
+fn f24_a_model_of_other_features_is_rejected_and_the_old_one_stays() {
     let mut bench = serving();
     scrape(&mut bench, 1);
     let before = bench.content();
     let feature = |name| Labels::new([(METRIC_NAME, name)]).expect("valid");
     let other = model(vec![feature("node_load1"), feature("node_load5")], 60_000);
     let (id, _) = bench.groups().remove(0);
-    for voice in [Voice::Champion, Voice::Challenger] {
-        bench.engine.deploy(id, voice, Some(deployed(&other)), None, Instant::now());
+    for role in [ModelRole::Champion, ModelRole::Challenger] {
+        bench.engine.deploy(id, role, Some(deployed(&other)), None, Instant::now());
     }
-    let serves =
-        bench.groups()[0].1.deployed(Voice::Champion).map(|deployed| deployed.model.schema.features.len());
-    assert_eq!((serves, bench.content()), (Some(2), before));
-    assert!(bench.groups()[0].1.deployed(Voice::Challenger).is_none());
+    let n_features = bench.groups()[0]
+        .1
+        .deployed(ModelRole::Champion)
+        .map(|deployed| deployed.model.schema.features.len());
+    assert_eq!((n_features, bench.content()), (Some(2), before));
+    assert!(bench.groups()[0].1.deployed(ModelRole::Challenger).is_none());
     assert_eq!(bench.metric("models_refused_total{detector=\"node_network\"}"), 2);
     scrape(&mut bench, 2);
     assert!(bench.engine.next_batch(0, 100, START_MS * 2).is_some(), "scores go on");
@@ -663,21 +687,21 @@ fn f24_a_model_of_other_features_is_refused_and_the_old_one_stays() {
 
 /// Columns are counted once, whoever makes them, and given back when their group goes.
 #[test]
-fn what_is_watched_is_counted_to_the_end() {
+fn watched_series_are_counted_until_their_group_is_evicted() {
     let mut bench = Bench::new("");
     scrape(&mut bench, 0);
-    let foreign = Labels::new([(METRIC_NAME, "only_in_history")]).expect("valid");
-    let recent = vec![(foreign, vec![Sample { timestamp_ms: START_MS, value: 1.0 }])];
+    let unknown_feature = Labels::new([(METRIC_NAME, "only_in_history")]).expect("valid");
+    let recent = vec![(unknown_feature, vec![Sample { timestamp_ms: START_MS, value: 1.0 }])];
     let (_, group) = bench.groups().remove(0);
     group.install(
         deployed(&two_features()),
-        Before { recent, ..Before::default() },
+        WarmStart { recent, ..WarmStart::default() },
         Instant::now(),
         &mut |_| {},
     );
     assert_eq!(bench.groups()[0].1.n_columns(), 2);
-    let (gone, _) = bench.engine.groups.tidy(Instant::now() + Duration::from_secs(86_400));
-    assert_eq!(gone.len(), 1);
+    let (evicted, _) = bench.engine.groups.evict(Instant::now() + Duration::from_secs(86_400));
+    assert_eq!(evicted.len(), 1);
     scrape(&mut bench, 1);
     assert_eq!(bench.groups().len(), 1, "it may come back");
 }
@@ -689,26 +713,30 @@ fn a_group_in_training_is_trained_after_a_reload_too() {
     bench.tick(Instant::now());
     let before = bench.jobs.try_recv().expect("a first training");
     bench.reload(Arc::new(Config::default()), vec![Arc::default()]);
-    bench.engine.learned(before.group, Learned::TooShort { have_ms: 0 }, Instant::now());
+    bench.engine.handle_training_outcome(
+        before.group,
+        TrainingOutcome::TooShort { have_ms: 0 },
+        Instant::now(),
+    );
     bench.tick(Instant::now() + Duration::from_secs(1));
     assert!(bench.jobs.try_recv().is_ok());
 }
 
 #[test]
-fn a_model_whose_features_are_yet_to_come_is_asked_for_again() {
+fn a_model_whose_features_are_yet_to_come_is_requested_again() {
     let mut bench = Bench::new("");
     scrape(&mut bench, 0);
     let now = Instant::now();
     bench.tick(now);
     let job = bench.jobs.try_recv().expect("a first training");
-    bench.engine.learned(job.group, Learned::Expected, now);
+    bench.engine.handle_training_outcome(job.group, TrainingOutcome::WaitingForFeatures, now);
     bench.tick(now + Duration::from_secs(1));
     let again = bench.jobs.try_recv().expect("it is asked for again");
-    assert_eq!((again.reason, again.since), (Reason::First, job.since));
+    assert_eq!((again.reason, again.first_sample_at), (TrainingReason::First, job.first_sample_at));
 }
 
 #[test]
-fn a_target_that_stays_keeps_its_place_over_a_reload() {
+fn an_endpoint_that_stays_keeps_its_cursor_over_a_reload() {
     let mut bench = serving();
     scrape(&mut bench, 1);
     let other = "remote_write: [{url: 'http://other/'}, {url: 'http://localhost:9090/api/v1/write', remote_timeout: 5s}]";
@@ -721,7 +749,7 @@ fn a_target_that_stays_keeps_its_place_over_a_reload() {
 }
 
 #[test]
-fn one_detector_too_full_takes_nothing_from_another() {
+fn a_full_group_does_not_limit_another_detector() {
     let all = r#"
 detectors:
   - {name: hosts, match: ['{__name__=~"rx.*"}'], by: [instance]}
@@ -743,12 +771,12 @@ detectors:
 // ------------------------------------------------------------------------------------ where series end
 
 /// What a batch says, a line for each series: its name and the samples' seconds, `x` for an end.
-fn said(batch: &Batch) -> Vec<String> {
-    let sample = |sample: &Sample| {
-        let end = if sample.is_stale() { "x" } else { "" };
-        format!(" {}{end}", (sample.timestamp_ms - START_MS) / 1000)
+fn describe(batch: &Batch) -> Vec<String> {
+    let sample = |sample: &crate::prom::Sample| {
+        let suffix = if sample.is_stale() { "x" } else { "" };
+        format!(" {}{suffix}", (sample.timestamp_ms - START_MS) / 1000)
     };
-    let series = |series: &Series| {
+    let series = |series: &remote_write::TimeSeries| {
         let samples: String = series.samples.iter().map(sample).collect();
         format!("{}{samples}", series.labels.metric_name())
     };
@@ -756,16 +784,16 @@ fn said(batch: &Batch) -> Vec<String> {
 }
 
 /// Everything that is there to be written, dealt with.
-fn drain(bench: &mut Bench, target: usize) -> Vec<String> {
+fn drain(bench: &mut Bench, endpoint: usize) -> Vec<String> {
     let mut lines = Vec::new();
-    while let Some(batch) = bench.engine.next_batch(target, 100, START_MS * 2) {
-        lines.extend(said(&batch));
-        bench.engine.advance(target, &batch.positions, START_MS);
+    while let Some(batch) = bench.engine.next_batch(endpoint, 100, START_MS * 2) {
+        lines.extend(describe(&batch));
+        bench.engine.advance(endpoint, &batch.positions, START_MS);
     }
     lines
 }
 
-fn end(bench: &mut Bench, i: i64) {
+fn send_stale_markers(bench: &mut Bench, i: i64) {
     let at_ms = START_MS + i * 15_000;
     for device in ["eth0", "lo"] {
         bench.send(vec![rx(device, &[(at_ms, f64::from_bits(STALE_BITS))])]);
@@ -778,12 +806,12 @@ fn f26_outputs_end_at_the_row_at_which_their_target_ends_and_begin_anew() {
     let mut bench = serving();
     scrape(&mut bench, 1);
     assert_eq!(drain(&mut bench, 0), ["node_network_anomaly 15", "anomaly_score 15"]);
-    end(&mut bench, 2);
+    send_stale_markers(&mut bench, 2);
     assert_eq!(drain(&mut bench, 0), ["node_network_anomaly 30x", "anomaly_score 30x"]);
-    end(&mut bench, 3);
+    send_stale_markers(&mut bench, 3);
     assert!(drain(&mut bench, 0).is_empty(), "no end twice");
     (8..=9).for_each(|i| scrape(&mut bench, i));
-    end(&mut bench, 10);
+    send_stale_markers(&mut bench, 10);
     let lines = drain(&mut bench, 0);
     assert_eq!(lines, ["node_network_anomaly 135 150x", "anomaly_score 135 150x"], "in one batch");
 }
@@ -804,7 +832,7 @@ fn f26_a_group_that_goes_ends_its_series_after_their_last_sample() {
     );
     let batch = bench.engine.next_batch(0, 100, now_ms()).expect("ends");
     assert_eq!((batch.series.len(), batch.positions.len()), (2, 0));
-    for Series { labels, samples } in &batch.series {
+    for remote_write::TimeSeries { labels, samples } in &batch.series {
         let [sample] = samples[..] else { panic!("{labels}: {samples:?}") };
         assert!(sample.is_stale() && (before_ms..=now_ms()).contains(&sample.timestamp_ms), "{labels}");
     }
@@ -824,7 +852,7 @@ fn f26_a_group_that_goes_ends_its_series_after_their_last_sample() {
     [now - 10, now + 2, now + 3].into_iter().for_each(|i| scrape(&mut bench, i));
     let mut lines = Vec::new();
     while let Some(batch) = bench.engine.next_batch(0, 100, now_ms() + 60_000) {
-        lines.extend(said(&batch));
+        lines.extend(describe(&batch));
         bench.engine.advance(0, &batch.positions, START_MS);
     }
     assert_eq!(lines.len(), 2, "{lines:?}");
@@ -845,7 +873,7 @@ fn f26_a_group_that_is_silent_for_long_goes_with_an_end() {
 }
 
 #[test]
-fn f10_each_target_has_its_own_cursor_and_its_own_ends() {
+fn f10_each_endpoint_has_its_own_cursor_and_stale_markers() {
     let two = "remote_write: [{url: 'http://a/'}, {url: 'http://b/'}]";
     let mut bench = Bench::new(two);
     scrape(&mut bench, 0);
@@ -853,7 +881,7 @@ fn f10_each_target_has_its_own_cursor_and_its_own_ends() {
     bench.install(&BTreeMap::from([(labels, two_features())]));
     scrape(&mut bench, 1);
     assert_eq!(drain(&mut bench, 0), ["node_network_anomaly 15", "anomaly_score 15"]);
-    end(&mut bench, 2);
+    send_stale_markers(&mut bench, 2);
     assert_eq!(drain(&mut bench, 0), ["node_network_anomaly 30x", "anomaly_score 30x"]);
     scrape(&mut bench, 3);
     drain(&mut bench, 0);
@@ -865,7 +893,7 @@ fn f10_each_target_has_its_own_cursor_and_its_own_ends() {
 fn f9_scores_that_leave_the_window_unwritten_are_counted() {
     let text = r#"
 detectors:
-  - {name: node_network, match: ['{__name__=~"node_network_receive_bytes_total"}'], transform: rate(1m), window: 5m, training: {minimum: 1m}}
+  - {name: node_network, match: ['{__name__=~"node_network_receive_bytes_total"}'], transform: rate(1m), window: 5m, training: {min_history: 1m}}
 "#;
     let mut bench = Bench::new(text);
     scrape(&mut bench, 0);
@@ -877,45 +905,45 @@ detectors:
         written += batch.series.iter().map(|series| series.samples.len() as u64).sum::<u64>();
         bench.engine.advance(0, &batch.positions, START_MS);
     }
-    let outlived = bench.metric(r#"remote_write_samples_failed_total{reason="outlived"}"#);
-    assert!(outlived > 0 && written > 0, "{written} written, {outlived} outlived");
+    let left_window = bench.metric(r#"remote_write_samples_failed_total{reason="outlived"}"#);
+    assert!(left_window > 0 && written > 0, "{written} written, {left_window} outlived");
     assert_eq!(
-        written + outlived,
+        written + left_window,
         bench.metric(r#"rows_total{detector="node_network",state="complete"}"#) * 2
     );
 }
 
 #[test]
-fn what_is_read_is_what_is_published() {
-    use crate::history::server::Series as _;
+fn remote_read_returns_the_series_that_are_published() {
+    use crate::remote_read::server::ReadableSeries as _;
     let mut bench = serving();
     let (_, group) = bench.groups().remove(0);
-    group.challenge(Some(deployed(&two_features())), None);
+    group.set_challenger(Some(deployed(&two_features())), None);
     (1..30).for_each(|i| scrape(&mut bench, i));
     let batch = bench.engine.next_batch(0, 10_000, START_MS * 2).expect("scores");
     let mut published: Vec<(Labels, Vec<Sample>)> =
         batch.series.into_iter().map(|series| (series.labels, series.samples)).collect();
     published.sort_by(|a, b| a.0.cmp(&b.0));
-    let read = |selector: &str| {
+    let select = |selector: &str| {
         let selector = crate::prom::Selector::parse(selector).expect("a selector");
-        let query = Query { start_ms: 0, end_ms: i64::MAX, selector: selector.without_patterns() };
-        let (groups, _): (Vec<u32>, Vec<Labels>) = bench.engine.labels().into_iter().unzip();
+        let query = Query { start_ms: 0, end_ms: i64::MAX, selector: selector.without_regexes() };
+        let (groups, _): (Vec<u32>, Vec<Labels>) = bench.engine.group_labels().into_iter().unzip();
         let selected = bench.engine.select(&query, &groups, 0);
         assert_eq!(selected.next, None);
-        let mut read: Vec<(Labels, Vec<Sample>)> = Vec::new();
-        for series in selected.found.into_iter().flat_map(|found| found.choose(&selector)) {
+        let mut series_read: Vec<(Labels, Vec<Sample>)> = Vec::new();
+        for series in selected.matches.into_iter().flat_map(|matches| matches.filter(&selector)) {
             let mut samples = Vec::new();
-            series.samples(&mut samples);
+            series.append_samples(&mut samples);
             if !samples.is_empty() {
-                read.push((series.labels().clone(), samples));
+                series_read.push((series.labels().clone(), samples));
             }
         }
-        read.sort_by(|a, b| a.0.cmp(&b.0));
-        read
+        series_read.sort_by(|a, b| a.0.cmp(&b.0));
+        series_read
     };
     assert_eq!(published.len(), 4, "score and decision of two models");
-    assert!(read(r#"{__name__=~".*anomaly.*"}"#) == published);
-    let raw = read(r#"{device="eth0"}"#);
+    assert!(select(r#"{__name__=~".*anomaly.*"}"#) == published);
+    let raw = select(r#"{device="eth0"}"#);
     assert_eq!(raw.len(), 1);
     let expected = r#"node_network_receive_bytes_total{device="eth0", instance="a", job="node"}"#;
     assert_eq!((raw[0].0.to_string().as_str(), raw[0].1.len()), (expected, 30));
@@ -950,8 +978,8 @@ proptest! {
 }
 
 #[test]
-fn f36_two_replicas_are_told_from_one_that_is_late() {
-    let told = |offsets_ms: [i64; 3], replicas_ms: &[i64]| {
+fn f36_two_replicas_are_distinguished_from_one_that_is_late() {
+    let interleaved_groups = |offsets_ms: [i64; 3], replicas_ms: &[i64]| {
         let mut bench = serving();
         for i in 1..12 {
             for phase_ms in replicas_ms {
@@ -961,12 +989,12 @@ fn f36_two_replicas_are_told_from_one_that_is_late() {
                 }
             }
         }
-        bench.tick(Instant::now() + TIDY_EVERY);
+        bench.tick(Instant::now() + EVICT_INTERVAL);
         bench.metric("interleaved_groups")
     };
-    assert_eq!(told([0, 3, -5], &[0]), 0);
-    assert_eq!(told([0, 4_000, 0], &[0]), 0, "one scrape of three is late");
-    assert_eq!(told([0, 3, -5], &[0, 4_000]), 1);
+    assert_eq!(interleaved_groups([0, 3, -5], &[0]), 0);
+    assert_eq!(interleaved_groups([0, 4_000, 0], &[0]), 0, "one scrape of three is late");
+    assert_eq!(interleaved_groups([0, 3, -5], &[0, 4_000]), 1);
 
     // Without a phase of its own the first one's values stay.
     let mut bench = serving();

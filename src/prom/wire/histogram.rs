@@ -4,19 +4,19 @@
 //! stores, and then sends, passes. Nothing is collected on the way: sums and counts of buckets are
 //! enough to tell whether they agree.
 
-use super::protobuf::{FIXED64, LENGTH_DELIMITED, Malformed, Reader, VARINT};
+use super::protobuf::{FIXED64, FieldReader, LENGTH_DELIMITED, Malformed, VARINT};
 use crate::prom::{STALE_BITS, Sample};
 use std::fmt;
 
 /// What is kept of a histogram.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Histogram {
+pub struct NativeHistogram {
     timestamp_ms: i64,
     count: f64,
     sum: f64,
 }
 
-impl Histogram {
+impl NativeHistogram {
     /// How many observations; the end of a series stays one.
     pub fn count(&self) -> Sample {
         let is_stale = self.sum.to_bits() == STALE_BITS;
@@ -33,21 +33,21 @@ impl Histogram {
 }
 
 /// The schema of custom bounds.
-const CUSTOM: i64 = -53;
+const CUSTOM_SCHEMA: i64 = -53;
 /// Schemas of exponential bounds that Prometheus reads: above 8 it lowers the resolution.
-const EXPONENTIAL: std::ops::RangeInclusive<i64> = -9..=52;
+const EXPONENTIAL_SCHEMAS: std::ops::RangeInclusive<i64> = -9..=52;
 
 /// Why a histogram is refused.
 #[derive(Debug, PartialEq, thiserror::Error)]
-pub enum InvalidHistogram {
+pub enum InvalidNativeHistogram {
     /// Neither exponential nor custom.
     #[error("a histogram has schema {0}, which is not known")]
-    Schema(i64),
+    UnknownSchema(i64),
     /// Spans and buckets do not agree.
     #[error("the {side} spans of a histogram have {spans} buckets, and there are {buckets}")]
-    Spans {
+    SpanMismatch {
         /// Positive or negative.
-        side: Side,
+        side: BucketSign,
         /// Buckets that the spans announce.
         spans: u64,
         /// Buckets that are there.
@@ -55,13 +55,13 @@ pub enum InvalidHistogram {
     },
     /// A span begins before the one before it ends.
     #[error("a span of a histogram has offset {0} after another one")]
-    Offset(i64),
+    NegativeOffset(i64),
     /// A bucket with less than nothing in it.
     #[error("a {0} bucket of a histogram has less than 0 observations")]
-    Negative(Side),
+    NegativeBucket(BucketSign),
     /// Count and buckets do not agree.
     #[error("a histogram counts {count} observations, and {buckets} are in its buckets")]
-    Count {
+    CountMismatch {
         /// The count.
         count: u64,
         /// What is in the buckets, the one of zero among them.
@@ -69,7 +69,7 @@ pub enum InvalidHistogram {
     },
     /// Something that a histogram of this schema does not have.
     #[error("a histogram of schema {schema} has {what}")]
-    OutOfPlace {
+    UnexpectedField {
         /// The schema.
         schema: i64,
         /// What it has.
@@ -77,10 +77,10 @@ pub enum InvalidHistogram {
     },
     /// Custom bounds that do not ascend, or are not finite.
     #[error("the custom bounds of a histogram do not ascend, or are not finite")]
-    Bounds,
+    InvalidBounds,
     /// More buckets than custom bounds make.
     #[error("a histogram has {buckets} buckets for {bounds} custom bounds")]
-    FewBounds {
+    TooFewBounds {
         /// How far the spans reach.
         buckets: u64,
         /// Bounds.
@@ -90,14 +90,14 @@ pub enum InvalidHistogram {
 
 /// Buckets of positive or of negative observations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
+pub enum BucketSign {
     /// Above zero.
     Positive,
     /// Below zero.
     Negative,
 }
 
-impl fmt::Display for Side {
+impl fmt::Display for BucketSign {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Positive => "positive",
@@ -108,80 +108,80 @@ impl fmt::Display for Side {
 
 /// One side's buckets.
 #[derive(Default)]
-struct Buckets {
+struct BucketCheck {
     n_spans: u64,
     /// Buckets that the spans announce.
-    announced: u64,
+    n_span_buckets: u64,
     /// How far the spans reach, gaps included.
-    reach: u64,
-    bad_offset: Option<i64>,
+    extent: u64,
+    negative_offset: Option<i64>,
     n_deltas: u64,
     n_counts: u64,
     /// Observations in the last integer bucket: the next one is a difference to it.
-    last: i64,
+    last_count: i64,
     observations: u128,
-    negative: bool,
+    has_negative: bool,
 }
 
-impl Buckets {
-    fn span(&mut self, message: &[u8]) -> Result<(), Malformed> {
+impl BucketCheck {
+    fn push_span(&mut self, message: &[u8]) -> Result<(), Malformed> {
         let (mut offset, mut length) = (0, 0);
-        let mut fields = Reader::new(message);
+        let mut fields = FieldReader::new(message);
         while !fields.is_empty() {
-            match fields.key()? {
-                (1, VARINT) => offset = i64::from(zigzag(fields.varint()?) as i32),
-                (2, VARINT) => length = u64::from(fields.varint()? as u32),
+            match fields.read_key()? {
+                (1, VARINT) => offset = i64::from(decode_zigzag(fields.read_varint()?) as i32),
+                (2, VARINT) => length = u64::from(fields.read_varint()? as u32),
                 (field @ (1 | 2), wire_type) => {
                     return Err(Malformed::WireType { message: "BucketSpan", field, wire_type });
                 }
-                (_, wire_type) => fields.skip(wire_type)?,
+                (_, wire_type) => fields.skip_field(wire_type)?,
             }
         }
         if self.n_spans > 0 && offset < 0 {
-            self.bad_offset.get_or_insert(offset);
+            self.negative_offset.get_or_insert(offset);
         }
         self.n_spans += 1;
-        self.announced += length;
-        self.reach += length + offset.max(0).cast_unsigned();
+        self.n_span_buckets += length;
+        self.extent += length + offset.max(0).cast_unsigned();
         Ok(())
     }
 
-    fn delta(&mut self, delta: i64) {
+    fn push_delta(&mut self, delta: i64) {
         self.n_deltas += 1;
-        match self.last.checked_add(delta).and_then(|last| u64::try_from(last).ok()) {
+        match self.last_count.checked_add(delta).and_then(|last| u64::try_from(last).ok()) {
             Some(last) => {
-                self.last = last.cast_signed();
+                self.last_count = last.cast_signed();
                 self.observations += u128::from(last);
             }
-            None => self.negative = true,
+            None => self.has_negative = true,
         }
     }
 
-    fn count(&mut self, count: f64) {
+    fn push_count(&mut self, count: f64) {
         self.n_counts += 1;
-        self.negative |= count < 0.0;
+        self.has_negative |= count < 0.0;
     }
 
-    fn check(&self, side: Side, is_float: bool) -> Result<(), InvalidHistogram> {
+    fn check(&self, side: BucketSign, is_float: bool) -> Result<(), InvalidNativeHistogram> {
         let buckets = if is_float { self.n_counts } else { self.n_deltas };
-        if let Some(offset) = self.bad_offset {
-            return Err(InvalidHistogram::Offset(offset));
+        if let Some(offset) = self.negative_offset {
+            return Err(InvalidNativeHistogram::NegativeOffset(offset));
         }
-        if self.announced != buckets {
-            return Err(InvalidHistogram::Spans { side, spans: self.announced, buckets });
+        if self.n_span_buckets != buckets {
+            return Err(InvalidNativeHistogram::SpanMismatch { side, spans: self.n_span_buckets, buckets });
         }
-        if self.negative { Err(InvalidHistogram::Negative(side)) } else { Ok(()) }
+        if self.has_negative { Err(InvalidNativeHistogram::NegativeBucket(side)) } else { Ok(()) }
     }
 }
 
 /// A `oneof` of an integer and a float: the last one on the wire is meant.
 #[derive(Clone, Copy)]
-enum Number {
+enum IntOrFloat {
     Int(u64),
     Float(f64),
 }
 
-impl Number {
+impl IntOrFloat {
     fn is_zero(self) -> bool {
         match self {
             Self::Int(number) => number == 0,
@@ -190,61 +190,63 @@ impl Number {
     }
 
     /// Nothing is nothing, whatever it is written as.
-    fn or_int_zero(self) -> Self {
+    fn normalize_zero(self) -> Self {
         if self.is_zero() { Self::Int(0) } else { self }
     }
 }
 
 /// Custom bounds, so far.
-struct Bounds {
+struct CustomBounds {
     n: u64,
     last: f64,
-    ascend: bool,
+    is_ascending: bool,
 }
 
-impl Bounds {
+impl CustomBounds {
     fn push(&mut self, bound: f64) {
         self.n += 1;
-        self.ascend &= bound > self.last && bound.is_finite();
+        self.is_ascending &= bound > self.last && bound.is_finite();
         self.last = bound;
     }
 }
 
 /// Reads a `Histogram` and checks it.
-pub fn read(message: &[u8]) -> Result<Result<Histogram, InvalidHistogram>, Malformed> {
-    let mut histogram = Histogram { timestamp_ms: 0, count: 0.0, sum: 0.0 };
-    let (mut count, mut zero_count) = (Number::Int(0), Number::Int(0));
+pub fn parse(message: &[u8]) -> Result<Result<NativeHistogram, InvalidNativeHistogram>, Malformed> {
+    let mut histogram = NativeHistogram { timestamp_ms: 0, count: 0.0, sum: 0.0 };
+    let (mut count, mut zero_count) = (IntOrFloat::Int(0), IntOrFloat::Int(0));
     let (mut schema, mut zero_threshold) = (0, 0.0);
-    let (mut positive, mut negative) = (Buckets::default(), Buckets::default());
-    let mut bounds = Bounds { n: 0, last: f64::NEG_INFINITY, ascend: true };
-    let mut fields = Reader::new(message);
+    let (mut positive, mut negative) = (BucketCheck::default(), BucketCheck::default());
+    let mut bounds = CustomBounds { n: 0, last: f64::NEG_INFINITY, is_ascending: true };
+    let mut fields = FieldReader::new(message);
     while !fields.is_empty() {
-        let (field, wire_type) = fields.key()?;
+        let (field, wire_type) = fields.read_key()?;
         match (field, wire_type) {
-            (1, VARINT) => count = Number::Int(fields.varint()?),
-            (2, FIXED64) => count = Number::Float(f64::from_bits(fields.fixed64()?)),
-            (3, FIXED64) => histogram.sum = f64::from_bits(fields.fixed64()?),
-            (4, VARINT) => schema = i64::from(zigzag(fields.varint()?) as i32),
-            (5, FIXED64) => zero_threshold = f64::from_bits(fields.fixed64()?),
-            (6, VARINT) => zero_count = Number::Int(fields.varint()?),
-            (7, FIXED64) => zero_count = Number::Float(f64::from_bits(fields.fixed64()?)),
-            (8, LENGTH_DELIMITED) => negative.span(fields.bytes()?)?,
-            (9, _) => varints(&mut fields, field, wire_type, |n| negative.delta(zigzag(n)))?,
-            (10, _) => doubles(&mut fields, field, wire_type, |n| negative.count(n))?,
-            (11, LENGTH_DELIMITED) => positive.span(fields.bytes()?)?,
-            (12, _) => varints(&mut fields, field, wire_type, |n| positive.delta(zigzag(n)))?,
-            (13, _) => doubles(&mut fields, field, wire_type, |n| positive.count(n))?,
-            (15, VARINT) => histogram.timestamp_ms = fields.varint()?.cast_signed(),
-            (16, _) => doubles(&mut fields, field, wire_type, |n| bounds.push(n))?,
+            (1, VARINT) => count = IntOrFloat::Int(fields.read_varint()?),
+            (2, FIXED64) => count = IntOrFloat::Float(f64::from_bits(fields.read_fixed64()?)),
+            (3, FIXED64) => histogram.sum = f64::from_bits(fields.read_fixed64()?),
+            (4, VARINT) => schema = i64::from(decode_zigzag(fields.read_varint()?) as i32),
+            (5, FIXED64) => zero_threshold = f64::from_bits(fields.read_fixed64()?),
+            (6, VARINT) => zero_count = IntOrFloat::Int(fields.read_varint()?),
+            (7, FIXED64) => zero_count = IntOrFloat::Float(f64::from_bits(fields.read_fixed64()?)),
+            (8, LENGTH_DELIMITED) => negative.push_span(fields.read_bytes()?)?,
+            (9, _) => read_varints(&mut fields, field, wire_type, |n| negative.push_delta(decode_zigzag(n)))?,
+            (10, _) => read_doubles(&mut fields, field, wire_type, |n| negative.push_count(n))?,
+            (11, LENGTH_DELIMITED) => positive.push_span(fields.read_bytes()?)?,
+            (12, _) => {
+                read_varints(&mut fields, field, wire_type, |n| positive.push_delta(decode_zigzag(n)))?
+            }
+            (13, _) => read_doubles(&mut fields, field, wire_type, |n| positive.push_count(n))?,
+            (15, VARINT) => histogram.timestamp_ms = fields.read_varint()?.cast_signed(),
+            (16, _) => read_doubles(&mut fields, field, wire_type, |n| bounds.push(n))?,
             (1..=8 | 11 | 15, _) => {
                 return Err(Malformed::WireType { message: "Histogram", field, wire_type });
             }
-            (_, wire_type) => fields.skip(wire_type)?,
+            (_, wire_type) => fields.skip_field(wire_type)?,
         }
     }
     histogram.count = match count {
-        Number::Int(count) => count as f64,
-        Number::Float(count) => count,
+        IntOrFloat::Int(count) => count as f64,
+        IntOrFloat::Float(count) => count,
     };
     Ok(check(&histogram, count, zero_count, schema, zero_threshold, &positive, &negative, &bounds)
         .map(|()| histogram))
@@ -252,72 +254,73 @@ pub fn read(message: &[u8]) -> Result<Result<Histogram, InvalidHistogram>, Malfo
 
 #[allow(clippy::too_many_arguments)] // the parts of one message
 fn check(
-    histogram: &Histogram,
-    count: Number,
-    zero_count: Number,
+    histogram: &NativeHistogram,
+    count: IntOrFloat,
+    zero_count: IntOrFloat,
     schema: i64,
     zero_threshold: f64,
-    positive: &Buckets,
-    negative: &Buckets,
-    bounds: &Bounds,
-) -> Result<(), InvalidHistogram> {
-    let is_float = matches!(count, Number::Float(_));
-    let refuse = |what| Err(InvalidHistogram::OutOfPlace { schema, what });
-    if schema == CUSTOM {
-        if !bounds.ascend {
-            return Err(InvalidHistogram::Bounds);
+    positive: &BucketCheck,
+    negative: &BucketCheck,
+    bounds: &CustomBounds,
+) -> Result<(), InvalidNativeHistogram> {
+    let is_float = matches!(count, IntOrFloat::Float(_));
+    let unexpected = |what| Err(InvalidNativeHistogram::UnexpectedField { schema, what });
+    if schema == CUSTOM_SCHEMA {
+        if !bounds.is_ascending {
+            return Err(InvalidNativeHistogram::InvalidBounds);
         }
-        if positive.reach > bounds.n + 1 {
-            return Err(InvalidHistogram::FewBounds { buckets: positive.reach, bounds: bounds.n });
+        if positive.extent > bounds.n + 1 {
+            return Err(InvalidNativeHistogram::TooFewBounds { buckets: positive.extent, bounds: bounds.n });
         }
         if !zero_count.is_zero() || zero_threshold != 0.0 {
-            return refuse("a bucket of zero");
+            return unexpected("a bucket of zero");
         }
         if negative.n_spans + negative.n_deltas + negative.n_counts > 0 {
-            return refuse("negative buckets");
+            return unexpected("negative buckets");
         }
-    } else if !EXPONENTIAL.contains(&schema) {
-        return Err(InvalidHistogram::Schema(schema));
+    } else if !EXPONENTIAL_SCHEMAS.contains(&schema) {
+        return Err(InvalidNativeHistogram::UnknownSchema(schema));
     } else if bounds.n > 0 {
-        return refuse("custom bounds");
+        return unexpected("custom bounds");
     }
-    positive.check(Side::Positive, is_float)?;
-    negative.check(Side::Negative, is_float)?;
+    positive.check(BucketSign::Positive, is_float)?;
+    negative.check(BucketSign::Negative, is_float)?;
     match (count, zero_count) {
-        (Number::Int(count), _) => {
-            let Number::Int(in_zero) = zero_count.or_int_zero() else {
-                return refuse("integers and floats");
+        (IntOrFloat::Int(count), _) => {
+            let IntOrFloat::Int(n_zero) = zero_count.normalize_zero() else {
+                return unexpected("integers and floats");
             };
-            let buckets = positive.observations + negative.observations + u128::from(in_zero);
+            let buckets = positive.observations + negative.observations + u128::from(n_zero);
             // An observation that is NaN is counted, and is in no bucket.
-            let wrong = if histogram.sum.is_nan() { buckets > count.into() } else { buckets != count.into() };
-            if wrong { Err(InvalidHistogram::Count { count, buckets }) } else { Ok(()) }
+            let is_mismatch =
+                if histogram.sum.is_nan() { buckets > count.into() } else { buckets != count.into() };
+            if is_mismatch { Err(InvalidNativeHistogram::CountMismatch { count, buckets }) } else { Ok(()) }
         }
-        (Number::Float(_), Number::Int(1..)) => refuse("integers and floats"),
-        (Number::Float(count), _) if count < 0.0 => refuse("a count below 0"),
-        (_, Number::Float(zero_count)) if zero_count < 0.0 => refuse("a count below 0"),
+        (IntOrFloat::Float(_), IntOrFloat::Int(1..)) => unexpected("integers and floats"),
+        (IntOrFloat::Float(count), _) if count < 0.0 => unexpected("a count below 0"),
+        (_, IntOrFloat::Float(zero_count)) if zero_count < 0.0 => unexpected("a count below 0"),
         // What floats are summed up to differs in the last bits.
         _ => Ok(()),
     }
 }
 
-fn zigzag(n: u64) -> i64 {
+fn decode_zigzag(n: u64) -> i64 {
     (n >> 1).cast_signed() ^ -(n & 1).cast_signed()
 }
 
 /// A repeated field, packed or not.
-fn varints(
-    fields: &mut Reader<'_>,
+fn read_varints(
+    fields: &mut FieldReader<'_>,
     field: u32,
     wire_type: u8,
-    mut each: impl FnMut(u64),
+    mut visit: impl FnMut(u64),
 ) -> Result<(), Malformed> {
     match wire_type {
-        VARINT => each(fields.varint()?),
+        VARINT => visit(fields.read_varint()?),
         LENGTH_DELIMITED => {
-            let mut packed = Reader::new(fields.bytes()?);
+            let mut packed = FieldReader::new(fields.read_bytes()?);
             while !packed.is_empty() {
-                each(packed.varint()?);
+                visit(packed.read_varint()?);
             }
         }
         _ => return Err(Malformed::WireType { message: "Histogram", field, wire_type }),
@@ -326,18 +329,18 @@ fn varints(
 }
 
 /// A repeated field, packed or not.
-fn doubles(
-    fields: &mut Reader<'_>,
+fn read_doubles(
+    fields: &mut FieldReader<'_>,
     field: u32,
     wire_type: u8,
-    mut each: impl FnMut(f64),
+    mut visit: impl FnMut(f64),
 ) -> Result<(), Malformed> {
     match wire_type {
-        FIXED64 => each(f64::from_bits(fields.fixed64()?)),
+        FIXED64 => visit(f64::from_bits(fields.read_fixed64()?)),
         LENGTH_DELIMITED => {
-            let mut packed = Reader::new(fields.bytes()?);
+            let mut packed = FieldReader::new(fields.read_bytes()?);
             while !packed.is_empty() {
-                each(f64::from_bits(packed.fixed64()?));
+                visit(f64::from_bits(packed.read_fixed64()?));
             }
         }
         _ => return Err(Malformed::WireType { message: "Histogram", field, wire_type }),

@@ -14,19 +14,19 @@
 
 mod histogram;
 pub(crate) mod protobuf;
-pub mod read;
+pub mod read_response;
 pub mod snappy;
 #[cfg(test)]
 mod tests;
 mod v1;
 mod v2;
 
-pub use histogram::InvalidHistogram;
+pub use histogram::InvalidNativeHistogram;
 pub use protobuf::Malformed;
 
 use crate::prom::{Labels, METRIC_NAME, Sample, labels};
-use histogram::Histogram;
-use protobuf::{FIXED64, Reader, VARINT};
+use histogram::NativeHistogram;
+use protobuf::{FIXED64, FieldReader, VARINT};
 use std::fmt;
 
 /// Series in a request. Prometheus sends at most `max_samples_per_send`, 2,000 by default.
@@ -42,11 +42,11 @@ pub const MAX_NAME_BYTES: usize = 1 << 10;
 /// Bytes of a label value.
 pub const MAX_VALUE_BYTES: usize = 16 << 10;
 /// Bytes that a buffer keeps between requests: more than any request of usual size takes.
-const KEPT_BYTES: usize = 4 << 20;
+const MAX_RETAINED_BYTES: usize = 4 << 20;
 
 /// The version of the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Version {
+pub enum ProtocolVersion {
     /// `prometheus.WriteRequest`.
     V1,
     /// `io.prometheus.write.v2.Request`.
@@ -55,7 +55,7 @@ pub enum Version {
 
 /// What the samples of an item are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum SampleKind {
     /// Float samples, as they were sent.
     Float,
     /// The counts of native histograms.
@@ -66,9 +66,9 @@ pub enum Kind {
 
 /// One series of a request, borrowed from it.
 #[derive(Clone, Copy)]
-pub struct Series<'a> {
+pub struct WireSeries<'a> {
     /// What the samples are.
-    pub kind: Kind,
+    pub kind: SampleKind,
     /// The samples, in the order of the wire.
     pub samples: &'a [Sample],
     /// Valid exemplars of the series; of a series that gives several items, at the first. There may
@@ -81,14 +81,14 @@ pub struct Series<'a> {
 #[derive(Clone, Copy)]
 enum LabelFields<'a> {
     V1(&'a [u8]),
-    V2(&'a [u8], Symbols<'a>),
+    V2(&'a [u8], SymbolTable<'a>),
 }
 
 /// The symbol table of a request of 2.0.
 #[derive(Clone, Copy)]
-struct Symbols<'a> {
+struct SymbolTable<'a> {
     message: &'a [u8],
-    all: &'a [Symbol],
+    symbols: &'a [Symbol],
 }
 
 struct Symbol {
@@ -100,7 +100,7 @@ struct Symbol {
 
 /// What a request held.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Counts {
+pub struct RequestCounts {
     /// `TimeSeries` messages.
     pub series: usize,
     /// Float samples, staleness markers among them.
@@ -112,12 +112,12 @@ pub struct Counts {
     /// Metadata entries.
     pub metadata: usize,
     /// Series of the other version: the message is not what its sender says.
-    pub foreign: usize,
+    pub other_version: usize,
 }
 
 /// Why a part of a request is refused while the others are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub enum RejectReason {
     /// The series' labels are invalid.
     Labels,
     /// A timestamp is before the year 2000 or too far in the future.
@@ -132,7 +132,7 @@ pub enum Reason {
     NoSamples,
 }
 
-impl Reason {
+impl RejectReason {
     /// Every reason.
     pub const ALL: [Self; 6] =
         [Self::Labels, Self::Timestamp, Self::Histogram, Self::Exemplar, Self::Metadata, Self::NoSamples];
@@ -152,14 +152,14 @@ impl Reason {
 
 /// What of a request is refused: how much, why, and an example.
 #[derive(Clone, Debug, Default)]
-pub struct Refused {
-    counts: [usize; Reason::ALL.len()],
+pub struct Rejections {
+    counts: [usize; RejectReason::ALL.len()],
     example: String,
 }
 
-impl Refused {
+impl Rejections {
     /// Counts; the first example is kept.
-    pub fn add(&mut self, reason: Reason, count: usize, example: impl FnOnce() -> String) {
+    pub fn add(&mut self, reason: RejectReason, count: usize, example: impl FnOnce() -> String) {
         if count > 0 && self.is_empty() {
             self.example = example();
         }
@@ -167,32 +167,32 @@ impl Refused {
     }
 
     /// How many for this reason.
-    pub fn of(&self, reason: Reason) -> usize {
+    pub fn count(&self, reason: RejectReason) -> usize {
         self.counts[reason as usize]
     }
 
     /// Is nothing refused?
     pub fn is_empty(&self) -> bool {
-        self.counts == [0; Reason::ALL.len()]
+        self.counts == [0; RejectReason::ALL.len()]
     }
 }
 
 /// `2 invalid_labels, 1 invalid_timestamp; for example: ...`
-impl fmt::Display for Refused {
+impl fmt::Display for Rejections {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let counted = Reason::ALL.into_iter().filter(|reason| self.of(*reason) > 0);
+        let counted = RejectReason::ALL.into_iter().filter(|reason| self.count(*reason) > 0);
         for (i, reason) in counted.enumerate() {
-            write!(f, "{}{} {}", if i == 0 { "" } else { ", " }, self.of(reason), reason.label())?;
+            write!(f, "{}{} {}", if i == 0 { "" } else { ", " }, self.count(reason), reason.label())?;
         }
         write!(f, "; for example: {}", self.example)
     }
 }
 
 /// Where an item's parts are.
-struct Item {
-    kind: Kind,
+struct RequestItem {
+    kind: SampleKind,
     /// Do the label fields stand apart on the wire? Then they were gathered.
-    gathered: bool,
+    has_copied_labels: bool,
     labels: (u32, u32),
     samples: (u32, u32),
     exemplars: u32,
@@ -201,12 +201,12 @@ struct Item {
 /// Buffers that a reader keeps from request to request, so that reading does not allocate.
 #[derive(Default)]
 pub struct Scratch {
-    items: Vec<Item>,
+    items: Vec<RequestItem>,
     hashes: Vec<u128>,
     samples: Vec<Sample>,
-    gathered: Vec<u8>,
+    copied_labels: Vec<u8>,
     symbols: Vec<Symbol>,
-    histograms: Vec<Histogram>,
+    histograms: Vec<NativeHistogram>,
 }
 
 impl Scratch {
@@ -214,67 +214,67 @@ impl Scratch {
         clear(&mut self.items);
         clear(&mut self.hashes);
         clear(&mut self.samples);
-        clear(&mut self.gathered);
+        clear(&mut self.copied_labels);
         clear(&mut self.symbols);
         clear(&mut self.histograms);
     }
 }
 
 fn clear<T>(buffer: &mut Vec<T>) {
-    give_back(buffer);
+    shrink_if_large(buffer);
     buffer.clear();
 }
 
 /// Gives back what one large request has made a buffer take.
-pub fn give_back<T>(buffer: &mut Vec<T>) {
-    if buffer.capacity() * size_of::<T>() > KEPT_BYTES {
+pub fn shrink_if_large<T>(buffer: &mut Vec<T>) {
+    if buffer.capacity() * size_of::<T>() > MAX_RETAINED_BYTES {
         *buffer = Vec::new();
     }
 }
 
 /// A request that was read.
-pub struct Request<'a> {
+pub struct ParsedRequest<'a> {
     /// What it held.
-    pub counts: Counts,
+    pub counts: RequestCounts,
     /// What of it is refused already: what can be told without a clock's sense and without labels.
-    pub refused: Refused,
+    pub rejections: Rejections,
     /// Samples of refused series, which are in no item.
-    pub refused_samples: usize,
-    version: Version,
+    pub rejected_samples: usize,
+    version: ProtocolVersion,
     message: &'a [u8],
     scratch: &'a Scratch,
 }
 
-impl<'a> Request<'a> {
+impl<'a> ParsedRequest<'a> {
     /// Reads a message. Labels are not looked into: that is [`Series::labels`], once per series ever
     /// seen. Unknown fields are skipped, as protobuf has it. Equal labels have equal hashes under one
     /// `seed`, as long as they are written alike; exemplars after `latest_ms` are refused.
     ///
     /// # Errors
     /// [`Malformed`] when the bytes are no such message, or hold more than a request may.
-    pub fn read(
-        version: Version,
+    pub fn parse(
+        version: ProtocolVersion,
         message: &'a [u8],
         seed: u64,
         latest_ms: i64,
         scratch: &'a mut Scratch,
     ) -> Result<Self, Malformed> {
         scratch.clear();
-        let mut reading = Reading {
+        let mut parser = RequestParser {
             message,
             seed,
             latest_ms,
             scratch,
-            counts: Counts::default(),
-            refused: Refused::default(),
-            refused_samples: 0,
+            counts: RequestCounts::default(),
+            rejections: Rejections::default(),
+            rejected_samples: 0,
         };
         match version {
-            Version::V1 => v1::read(&mut reading)?,
-            Version::V2 => v2::read(&mut reading)?,
+            ProtocolVersion::V1 => v1::parse_request(&mut parser)?,
+            ProtocolVersion::V2 => v2::parse_request(&mut parser)?,
         }
-        let Reading { counts, refused, refused_samples, scratch, .. } = reading;
-        Ok(Self { counts, refused, refused_samples, version, message, scratch })
+        let RequestParser { counts, rejections, rejected_samples, scratch, .. } = parser;
+        Ok(Self { counts, rejections, rejected_samples, version, message, scratch })
     }
 
     /// The hash of each item's labels, and of what it is.
@@ -283,18 +283,20 @@ impl<'a> Request<'a> {
     }
 
     /// The items: one for a series of floats, two for one of histograms.
-    pub fn series(&self) -> impl Iterator<Item = Series<'a>> {
+    pub fn series(&self) -> impl Iterator<Item = WireSeries<'a>> {
         let (version, message, scratch) = (self.version, self.message, self.scratch);
         scratch.items.iter().map(move |item| {
-            let from = if item.gathered { &scratch.gathered[..] } else { message };
-            let fields = &from[item.labels.0 as usize..item.labels.1 as usize];
-            Series {
+            let source = if item.has_copied_labels { &scratch.copied_labels[..] } else { message };
+            let fields = &source[item.labels.0 as usize..item.labels.1 as usize];
+            WireSeries {
                 kind: item.kind,
                 samples: &scratch.samples[item.samples.0 as usize..item.samples.1 as usize],
                 exemplars: item.exemplars as usize,
                 labels: match version {
-                    Version::V1 => LabelFields::V1(fields),
-                    Version::V2 => LabelFields::V2(fields, Symbols { message, all: &scratch.symbols }),
+                    ProtocolVersion::V1 => LabelFields::V1(fields),
+                    ProtocolVersion::V2 => {
+                        LabelFields::V2(fields, SymbolTable { message, symbols: &scratch.symbols })
+                    }
                 },
             }
         })
@@ -302,108 +304,114 @@ impl<'a> Request<'a> {
 }
 
 /// A request that is being read.
-struct Reading<'a> {
+struct RequestParser<'a> {
     message: &'a [u8],
     seed: u64,
     latest_ms: i64,
     scratch: &'a mut Scratch,
-    counts: Counts,
-    refused: Refused,
-    refused_samples: usize,
+    counts: RequestCounts,
+    rejections: Rejections,
+    rejected_samples: usize,
 }
 
 /// A series that is being read.
-struct Current {
+struct PartialSeries {
     /// Its label fields: a part of the message, or of what was gathered.
     labels: (usize, usize),
-    gathered: bool,
+    has_copied_labels: bool,
     n_labels: usize,
     first_sample: usize,
     exemplars: usize,
 }
 
-impl<'a> Reading<'a> {
-    fn begin(&mut self) -> Result<Current, Malformed> {
+impl<'a> RequestParser<'a> {
+    fn begin_series(&mut self) -> Result<PartialSeries, Malformed> {
         self.counts.series += 1;
         if self.counts.series > MAX_SERIES {
             return Err(Malformed::TooMany { what: "series", limit: MAX_SERIES });
         }
         self.scratch.histograms.clear();
         let first_sample = self.scratch.samples.len();
-        Ok(Current { labels: (0, 0), gathered: false, n_labels: 0, first_sample, exemplars: 0 })
+        Ok(PartialSeries {
+            labels: (0, 0),
+            has_copied_labels: false,
+            n_labels: 0,
+            first_sample,
+            exemplars: 0,
+        })
     }
 
     /// Takes a label field. Senders write the labels one after another, so that their bytes are one
     /// part of the message. Where something stands between them, the pieces are gathered.
     #[inline]
-    fn label_field(&mut self, current: &mut Current, start: usize, end: usize) {
+    fn push_label_field(&mut self, current: &mut PartialSeries, start: usize, end: usize) {
         if current.labels.0 == current.labels.1 {
             current.labels = (start, end);
-        } else if current.labels.1 == start && !current.gathered {
+        } else if current.labels.1 == start && !current.has_copied_labels {
             current.labels.1 = end;
         } else {
-            let gathered = &mut self.scratch.gathered;
-            if !current.gathered {
-                current.gathered = true;
-                let first = gathered.len();
-                gathered.extend_from_slice(&self.message[current.labels.0..current.labels.1]);
-                current.labels = (first, gathered.len());
+            let copied_labels = &mut self.scratch.copied_labels;
+            if !current.has_copied_labels {
+                current.has_copied_labels = true;
+                let first = copied_labels.len();
+                copied_labels.extend_from_slice(&self.message[current.labels.0..current.labels.1]);
+                current.labels = (first, copied_labels.len());
             }
-            gathered.extend_from_slice(&self.message[start..end]);
-            current.labels.1 = gathered.len();
+            copied_labels.extend_from_slice(&self.message[start..end]);
+            current.labels.1 = copied_labels.len();
         }
     }
 
     /// Two bytes on the wire are sixteen here: the limit holds before they are stored.
     #[inline]
-    fn bound_samples(&self, more: usize) -> Result<(), Malformed> {
-        let Counts { samples, exemplars, histograms, .. } = self.counts;
-        if samples + exemplars + 2 * histograms + more > MAX_SAMPLES {
+    fn check_sample_limit(&self, n_new: usize) -> Result<(), Malformed> {
+        let RequestCounts { samples, exemplars, histograms, .. } = self.counts;
+        if samples + exemplars + 2 * histograms + n_new > MAX_SAMPLES {
             return Err(Malformed::TooMany { what: "samples", limit: MAX_SAMPLES });
         }
         Ok(())
     }
 
     #[inline]
-    fn sample(&mut self, message: &[u8]) -> Result<(), Malformed> {
-        self.bound_samples(1)?;
+    fn push_sample(&mut self, message: &[u8]) -> Result<(), Malformed> {
+        self.check_sample_limit(1)?;
         self.counts.samples += 1;
-        self.scratch.samples.push(sample(message)?);
+        self.scratch.samples.push(parse_sample(message)?);
         Ok(())
     }
 
-    fn histogram(&mut self, message: &[u8]) -> Result<(), Malformed> {
-        self.bound_samples(2)?;
+    fn push_histogram(&mut self, message: &[u8]) -> Result<(), Malformed> {
+        self.check_sample_limit(2)?;
         self.counts.histograms += 1;
-        match histogram::read(message)? {
+        match histogram::parse(message)? {
             Ok(histogram) => self.scratch.histograms.push(histogram),
-            Err(invalid) => self.refused.add(Reason::Histogram, 1, || invalid.to_string()),
+            Err(invalid) => self.rejections.add(RejectReason::Histogram, 1, || invalid.to_string()),
         }
         Ok(())
     }
 
     /// Counts an exemplar; a mistake in its labels was found before.
-    fn exemplar(&mut self, current: &mut Current, timestamp_ms: i64) {
+    fn count_exemplar(&mut self, current: &mut PartialSeries, timestamp_ms: i64) {
         let latest_ms = self.latest_ms;
         if timestamp_ms <= latest_ms {
             current.exemplars += 1;
             return;
         }
-        self.refused.add(Reason::Exemplar, 1, || {
+        self.rejections.add(RejectReason::Exemplar, 1, || {
             format!("an exemplar has timestamp {timestamp_ms}, later than {latest_ms}")
         });
     }
 
     /// The series is over: its items, with the hash of its labels.
     #[inline]
-    fn end(&mut self, current: Current, hash: u128) {
+    fn end_series(&mut self, current: PartialSeries, hash: u128) {
         let scratch = &mut *self.scratch;
         let mut exemplars = current.exemplars as u32;
         let mut first = current.first_sample;
-        let mut add = |kind: Kind, hash: u128, samples: &Vec<Sample>| {
-            let item = Item {
+        let mut push_item = |kind: SampleKind, hash: u128, samples: &Vec<Sample>| {
+            let item = RequestItem {
                 kind,
-                gathered: current.gathered,
+                has_copied_labels: current.has_copied_labels,
                 labels: (current.labels.0 as u32, current.labels.1 as u32),
                 samples: (first as u32, samples.len() as u32),
                 exemplars: std::mem::take(&mut exemplars),
@@ -415,54 +423,54 @@ impl<'a> Reading<'a> {
         // Prometheus sends exemplars as series of their own.
         let is_exemplar = current.exemplars > 0 && scratch.histograms.is_empty();
         if scratch.samples.len() > current.first_sample || is_exemplar {
-            add(Kind::Float, hash, &scratch.samples);
+            push_item(SampleKind::Float, hash, &scratch.samples);
         }
         if !scratch.histograms.is_empty() {
-            scratch.samples.extend(scratch.histograms.iter().map(Histogram::count));
-            add(Kind::HistogramCount, hash ^ COUNT, &scratch.samples);
-            scratch.samples.extend(scratch.histograms.iter().map(Histogram::sum));
-            add(Kind::HistogramSum, hash ^ SUM, &scratch.samples);
+            scratch.samples.extend(scratch.histograms.iter().map(NativeHistogram::count));
+            push_item(SampleKind::HistogramCount, hash ^ COUNT_HASH_MASK, &scratch.samples);
+            scratch.samples.extend(scratch.histograms.iter().map(NativeHistogram::sum));
+            push_item(SampleKind::HistogramSum, hash ^ SUM_HASH_MASK, &scratch.samples);
         }
     }
 
     /// The series is over, and nothing of it can be used.
-    fn refuse(&mut self, current: &Current, example: impl FnOnce() -> String) {
+    fn reject_series(&mut self, current: &PartialSeries, example: impl FnOnce() -> String) {
         let n_samples = self.scratch.samples.len() - current.first_sample;
         let n_histograms = self.scratch.histograms.len();
         self.scratch.samples.truncate(current.first_sample);
         // Of a series that is nothing else, its exemplars are what is lost.
         let count = if n_samples + n_histograms == 0 { current.exemplars } else { n_samples + n_histograms };
-        self.refused.add(Reason::Labels, count, example);
-        self.refused_samples += n_samples + 2 * n_histograms;
+        self.rejections.add(RejectReason::Labels, count, example);
+        self.rejected_samples += n_samples + 2 * n_histograms;
     }
 }
 
 /// What makes the key of a histogram's count, and of its sum, out of its labels' hash. Any two
 /// constants would do: hashes of labels do not differ by one that is known.
-const COUNT: u128 = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c834;
-const SUM: u128 = 0xc2b2_ae3d_27d4_eb4f_1656_67b1_9e37_79f9;
+const COUNT_HASH_MASK: u128 = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c834;
+const SUM_HASH_MASK: u128 = 0xc2b2_ae3d_27d4_eb4f_1656_67b1_9e37_79f9;
 
 /// `Sample` of both versions; the start timestamp of 2.0 is not used.
 #[inline]
-fn sample(message: &[u8]) -> Result<Sample, Malformed> {
+fn parse_sample(message: &[u8]) -> Result<Sample, Malformed> {
     let mut sample = Sample { timestamp_ms: 0, value: 0.0 };
-    let mut fields = Reader::new(message);
+    let mut fields = FieldReader::new(message);
     while !fields.is_empty() {
-        match fields.key()? {
-            (1, FIXED64) => sample.value = f64::from_bits(fields.fixed64()?),
-            (2, VARINT) => sample.timestamp_ms = fields.varint()?.cast_signed(),
+        match fields.read_key()? {
+            (1, FIXED64) => sample.value = f64::from_bits(fields.read_fixed64()?),
+            (2, VARINT) => sample.timestamp_ms = fields.read_varint()?.cast_signed(),
             (field @ (1 | 2), wire_type) => {
                 return Err(Malformed::WireType { message: "Sample", field, wire_type });
             }
-            (_, wire_type) => fields.skip(wire_type)?,
+            (_, wire_type) => fields.skip_field(wire_type)?,
         }
     }
     Ok(sample)
 }
 
 /// Whose labels are wrong.
-const THE_SERIES: &str = "the series";
-const AN_EXEMPLAR: &str = "an exemplar";
+const SERIES_OWNER: &str = "the series";
+const EXEMPLAR_OWNER: &str = "an exemplar";
 
 /// Why the labels of one series are refused, while the others of the request are kept.
 #[derive(Debug, thiserror::Error)]
@@ -495,7 +503,7 @@ pub enum InvalidSeries {
     },
     /// A name without a value.
     #[error("{whose} has {count} label references, which is no even number")]
-    Odd {
+    OddReferenceCount {
         /// The series, or an exemplar.
         whose: &'static str,
         /// How many there are.
@@ -503,7 +511,7 @@ pub enum InvalidSeries {
     },
     /// A symbol that is not there.
     #[error("{whose} refers to symbol {reference} of {symbols}")]
-    Reference {
+    UnknownSymbol {
         /// The series, or an exemplar.
         whose: &'static str,
         /// Number of the symbol.
@@ -513,21 +521,21 @@ pub enum InvalidSeries {
     },
     /// Not a label set.
     #[error(transparent)]
-    Labels(#[from] labels::Invalid),
+    Labels(#[from] labels::InvalidLabels),
     /// No metric name.
     #[error("series {0} has no metric name")]
     NoMetricName(Labels),
 }
 
-impl Series<'_> {
+impl WireSeries<'_> {
     /// Decodes the labels.
     ///
     /// # Errors
     /// [`InvalidSeries`] when they are no valid label set with a metric name.
     pub fn labels(&self) -> Result<Labels, InvalidSeries> {
         let pairs = match self.labels {
-            LabelFields::V1(fields) => v1::pairs(fields)?,
-            LabelFields::V2(fields, symbols) => v2::pairs(fields, symbols)?,
+            LabelFields::V1(fields) => v1::decode_labels(fields)?,
+            LabelFields::V2(fields, symbols) => v2::decode_labels(fields, symbols)?,
         };
         let labels = Labels::new(pairs)?;
         let name = labels.metric_name();
@@ -535,23 +543,23 @@ impl Series<'_> {
             return Err(InvalidSeries::NoMetricName(labels));
         }
         let name = match self.kind {
-            Kind::Float => return Ok(labels),
-            Kind::HistogramCount => format!("{name}_count"),
-            Kind::HistogramSum => format!("{name}_sum"),
+            SampleKind::Float => return Ok(labels),
+            SampleKind::HistogramCount => format!("{name}_count"),
+            SampleKind::HistogramSum => format!("{name}_sum"),
         };
         Ok(labels.with(METRIC_NAME, &name))
     }
 }
 
-fn label_name(bytes: &[u8]) -> Result<&str, InvalidSeries> {
-    text("label name", bytes, MAX_NAME_BYTES)
+fn parse_label_name(bytes: &[u8]) -> Result<&str, InvalidSeries> {
+    parse_text("label name", bytes, MAX_NAME_BYTES)
 }
 
-fn label_value(bytes: &[u8]) -> Result<&str, InvalidSeries> {
-    text("label value", bytes, MAX_VALUE_BYTES)
+fn parse_label_value(bytes: &[u8]) -> Result<&str, InvalidSeries> {
+    parse_text("label value", bytes, MAX_VALUE_BYTES)
 }
 
-fn text<'a>(what: &'static str, bytes: &'a [u8], limit: usize) -> Result<&'a str, InvalidSeries> {
+fn parse_text<'a>(what: &'static str, bytes: &'a [u8], limit: usize) -> Result<&'a str, InvalidSeries> {
     let start = || String::from_utf8_lossy(&bytes[..bytes.len().min(40)]).into_owned();
     if bytes.len() > limit {
         return Err(InvalidSeries::TooLong { what, start: start(), length: bytes.len(), limit });

@@ -24,7 +24,7 @@ pub enum Malformed {
     },
     /// Nothing can refer to the symbols: the first one has to be empty.
     #[error("the first symbol is not the empty one")]
-    FirstSymbol,
+    FirstSymbolNotEmpty,
     /// More parts than a request may have.
     #[error("the request has more than {limit} {what}")]
     TooMany {
@@ -42,11 +42,11 @@ const FIXED32: u8 = 5;
 
 /// Reads a message field by field.
 #[derive(Clone, Copy)]
-pub struct Reader<'a> {
+pub struct FieldReader<'a> {
     rest: &'a [u8],
 }
 
-impl<'a> Reader<'a> {
+impl<'a> FieldReader<'a> {
     pub fn new(message: &'a [u8]) -> Self {
         Self { rest: message }
     }
@@ -62,7 +62,7 @@ impl<'a> Reader<'a> {
 
     /// Keys and most lengths are one byte or two: these go without a loop.
     #[inline]
-    pub fn varint(&mut self) -> Result<u64, Malformed> {
+    pub fn read_varint(&mut self) -> Result<u64, Malformed> {
         match *self.rest {
             [byte, ref rest @ ..] if byte < 0x80 => {
                 self.rest = rest;
@@ -72,11 +72,11 @@ impl<'a> Reader<'a> {
                 self.rest = rest;
                 Ok(u64::from(low & 0x7f) | u64::from(high) << 7)
             }
-            _ => self.long_varint(),
+            _ => self.read_long_varint(),
         }
     }
 
-    fn long_varint(&mut self) -> Result<u64, Malformed> {
+    fn read_long_varint(&mut self) -> Result<u64, Malformed> {
         let mut value = 0;
         for (i, &byte) in self.rest.iter().take(10).enumerate() {
             if i == 9 && byte > 1 {
@@ -93,8 +93,8 @@ impl<'a> Reader<'a> {
 
     /// The next field's number and wire type.
     #[inline]
-    pub fn key(&mut self) -> Result<(u32, u8), Malformed> {
-        let key = self.varint()?;
+    pub fn read_key(&mut self) -> Result<(u32, u8), Malformed> {
+        let key = self.read_varint()?;
         let wire_type = (key & 7) as u8;
         let number = u32::try_from(key >> 3).ok().filter(|number| (1..1 << 29).contains(number));
         match (number, wire_type) {
@@ -104,25 +104,25 @@ impl<'a> Reader<'a> {
     }
 
     #[inline]
-    pub fn bytes(&mut self) -> Result<&'a [u8], Malformed> {
-        let length = usize::try_from(self.varint()?).map_err(|_| Malformed::Truncated)?;
+    pub fn read_bytes(&mut self) -> Result<&'a [u8], Malformed> {
+        let length = usize::try_from(self.read_varint()?).map_err(|_| Malformed::Truncated)?;
         let (bytes, rest) = self.rest.split_at_checked(length).ok_or(Malformed::Truncated)?;
         self.rest = rest;
         Ok(bytes)
     }
 
     #[inline]
-    pub fn fixed64(&mut self) -> Result<u64, Malformed> {
+    pub fn read_fixed64(&mut self) -> Result<u64, Malformed> {
         let (bytes, rest) = self.rest.split_first_chunk().ok_or(Malformed::Truncated)?;
         self.rest = rest;
         Ok(u64::from_le_bytes(*bytes))
     }
 
-    pub fn skip(&mut self, wire_type: u8) -> Result<(), Malformed> {
+    pub fn skip_field(&mut self, wire_type: u8) -> Result<(), Malformed> {
         match wire_type {
-            VARINT => self.varint().map(drop),
-            FIXED64 => self.fixed64().map(drop),
-            LENGTH_DELIMITED => self.bytes().map(drop),
+            VARINT => self.read_varint().map(drop),
+            FIXED64 => self.read_fixed64().map(drop),
+            LENGTH_DELIMITED => self.read_bytes().map(drop),
             _ => {
                 self.rest = self.rest.get(4..).ok_or(Malformed::Truncated)?;
                 Ok(())

@@ -11,38 +11,40 @@ type Pairs = Vec<(String, String)>;
 
 /// What was read of a message, without anything borrowed.
 #[derive(Debug, Default)]
-struct Read {
-    counts: Counts,
-    refused: Refused,
+struct ParsedMessage {
+    counts: RequestCounts,
+    rejections: Rejections,
     hashes: Vec<u128>,
-    items: Vec<ReadItem>,
+    items: Vec<ParsedItem>,
 }
 
 /// Labels, samples (time and bits) and the number of exemplars of an item.
-type ReadItem = (Kind, Result<Pairs, String>, Vec<(i64, u64)>, usize);
+type ParsedItem = (SampleKind, Result<Pairs, String>, Vec<(i64, u64)>, usize);
 
-impl Read {
+impl ParsedMessage {
     /// The items of float samples.
     fn floats(&self) -> Vec<(Pairs, Vec<(i64, u64)>)> {
-        let floats =
-            self.items.iter().filter(|(kind, _, samples, _)| *kind == Kind::Float && !samples.is_empty());
+        let floats = self
+            .items
+            .iter()
+            .filter(|(kind, _, samples, _)| *kind == SampleKind::Float && !samples.is_empty());
         floats.map(|(_, labels, samples, _)| (labels.clone().expect("valid"), samples.clone())).collect()
     }
 
     fn histograms(&self) -> Vec<Vec<(i64, u64)>> {
-        let items = self.items.iter().filter(|(kind, ..)| *kind != Kind::Float);
+        let items = self.items.iter().filter(|(kind, ..)| *kind != SampleKind::Float);
         items.map(|(_, _, samples, _)| samples.clone()).collect()
     }
 }
 
-fn read(version: Version, message: &[u8]) -> Result<Read, Malformed> {
+fn parse(version: ProtocolVersion, message: &[u8]) -> Result<ParsedMessage, Malformed> {
     let mut scratch = Scratch::default();
-    let request = Request::read(version, message, SEED, LATEST_MS, &mut scratch)?;
+    let request = ParsedRequest::parse(version, message, SEED, LATEST_MS, &mut scratch)?;
     let mut items = Vec::new();
     for series in request.series() {
         let pairs = match series.labels {
-            LabelFields::V1(fields) => v1::pairs(fields),
-            LabelFields::V2(fields, symbols) => v2::pairs(fields, symbols),
+            LabelFields::V1(fields) => v1::decode_labels(fields),
+            LabelFields::V2(fields, symbols) => v2::decode_labels(fields, symbols),
         };
         let owned =
             |pairs: Vec<(&str, &str)>| pairs.iter().map(|(n, v)| (n.to_string(), v.to_string())).collect();
@@ -51,13 +53,13 @@ fn read(version: Version, message: &[u8]) -> Result<Read, Malformed> {
     }
     let hashes = request.hashes().to_vec();
     assert_eq!(hashes.len(), items.len());
-    Ok(Read { counts: request.counts, refused: request.refused, hashes, items })
+    Ok(ParsedMessage { counts: request.counts, rejections: request.rejections, hashes, items })
 }
 
-fn labels(version: Version, message: &[u8]) -> Result<Vec<String>, String> {
+fn labels(version: ProtocolVersion, message: &[u8]) -> Result<Vec<String>, String> {
     let mut scratch = Scratch::default();
     let request =
-        Request::read(version, message, SEED, LATEST_MS, &mut scratch).map_err(|e| e.to_string())?;
+        ParsedRequest::parse(version, message, SEED, LATEST_MS, &mut scratch).map_err(|e| e.to_string())?;
     request.series().map(|s| s.labels().map(|l| l.to_string()).map_err(|e| e.to_string())).collect()
 }
 
@@ -78,39 +80,46 @@ fn f37_reads_the_same_series_in_both_versions() {
     let v1 = hex(V1_VECTOR);
     let first = (1_700_000_000_000, 1.5_f64.to_bits());
     let stale = (1_700_000_015_000, crate::prom::STALE_BITS);
-    let request = read(Version::V1, &v1).expect("well formed");
+    let request = parse(ProtocolVersion::V1, &v1).expect("well formed");
     assert_eq!(request.items[0].2, [first, stale]);
-    assert_eq!(labels(Version::V1, &v1).expect("valid"), [r#"cpu{job="n"}"#]);
+    assert_eq!(labels(ProtocolVersion::V1, &v1).expect("valid"), [r#"cpu{job="n"}"#]);
     for (vector, metadata) in [(V2_VECTOR, 1), (OLD_V2_VECTOR, 0)] {
         let message = hex(vector);
-        let request = read(Version::V2, &message).expect("well formed");
+        let request = parse(ProtocolVersion::V2, &message).expect("well formed");
         assert_eq!(request.items[0].2, [first]);
-        assert_eq!(request.counts, Counts { series: 1, samples: 1, metadata, ..Counts::default() });
-        assert!(request.refused.is_empty());
-        assert_eq!(labels(Version::V2, &message).expect("valid"), [r#"cpu{job="n"}"#]);
+        assert_eq!(
+            request.counts,
+            RequestCounts { series: 1, samples: 1, metadata, ..RequestCounts::default() }
+        );
+        assert!(request.rejections.is_empty());
+        assert_eq!(labels(ProtocolVersion::V2, &message).expect("valid"), [r#"cpu{job="n"}"#]);
     }
 }
 
 #[test]
 fn b9_b23_an_empty_message_and_one_of_the_other_version() {
-    for version in [Version::V1, Version::V2] {
-        assert_eq!(read(version, &[]).expect("well formed").counts, Counts::default());
+    for version in [ProtocolVersion::V1, ProtocolVersion::V2] {
+        assert_eq!(parse(version, &[]).expect("well formed").counts, RequestCounts::default());
     }
-    let foreign = Counts { foreign: 1, ..Counts::default() };
-    assert_eq!(read(Version::V2, &hex(V1_VECTOR)).expect("well formed").counts, foreign);
-    assert_eq!(read(Version::V1, &hex(V2_VECTOR)).expect("well formed").counts, foreign);
+    let foreign = RequestCounts { other_version: 1, ..RequestCounts::default() };
+    assert_eq!(parse(ProtocolVersion::V2, &hex(V1_VECTOR)).expect("well formed").counts, foreign);
+    assert_eq!(parse(ProtocolVersion::V1, &hex(V2_VECTOR)).expect("well formed").counts, foreign);
 }
 
 #[test]
 fn b18_every_cut_is_an_error_or_a_shorter_message() {
     let message = hex(V1_VECTOR);
     for end in 1..message.len() {
-        assert!(read(Version::V1, &message[..end]).is_err(), "cut at {end}");
+        assert!(parse(ProtocolVersion::V1, &message[..end]).is_err(), "cut at {end}");
     }
     let message = hex(V2_VECTOR);
     for end in 1..message.len() {
         // Between two fields the rest may be missing.
-        assert_eq!(read(Version::V2, &message[..end]).map_or(0, |read| read.items.len()), 0, "cut at {end}");
+        assert_eq!(
+            parse(ProtocolVersion::V2, &message[..end]).map_or(0, |read| read.items.len()),
+            0,
+            "cut at {end}"
+        );
     }
 }
 
@@ -128,7 +137,7 @@ fn b19_b20_b21_b24_refuses_what_is_no_request() {
         ("0a0412 0208 00", Malformed::WireType { message: "Sample", field: 1, wire_type: 0 }),
         ("0a0422 0218 00", Malformed::WireType { message: "Histogram", field: 3, wire_type: 0 }),
     ] {
-        assert_eq!(read(Version::V1, &hex(bytes)).expect_err(bytes), expected, "{bytes}");
+        assert_eq!(parse(ProtocolVersion::V1, &hex(bytes)).expect_err(bytes), expected, "{bytes}");
     }
     for (bytes, expected) in [
         ("22ff ffff ff0f", Malformed::Truncated),
@@ -140,40 +149,52 @@ fn b19_b20_b21_b24_refuses_what_is_no_request() {
         ("2200 2a04 2a02 1a00", Malformed::WireType { message: "Metadata", field: 3, wire_type: 2 }),
         ("2200 2a03 0a01 ff", Malformed::Truncated),
     ] {
-        assert_eq!(read(Version::V2, &hex(bytes)).expect_err(bytes), expected, "{bytes}");
+        assert_eq!(parse(ProtocolVersion::V2, &hex(bytes)).expect_err(bytes), expected, "{bytes}");
     }
     let too_many = |version, message: Vec<u8>, what, limit| {
-        assert_eq!(read(version, &message).expect_err(what), Malformed::TooMany { what, limit });
+        assert_eq!(parse(version, &message).expect_err(what), Malformed::TooMany { what, limit });
     };
-    too_many(Version::V1, [0x0a, 0].repeat(MAX_SERIES + 1), "series", MAX_SERIES);
-    too_many(Version::V2, [&[0x22, 0][..], &[0x2a, 0].repeat(MAX_SERIES + 1)].concat(), "series", MAX_SERIES);
-    too_many(Version::V2, [0x22, 0].repeat(MAX_SYMBOLS + 1), "symbols", MAX_SYMBOLS);
+    too_many(ProtocolVersion::V1, [0x0a, 0].repeat(MAX_SERIES + 1), "series", MAX_SERIES);
+    too_many(
+        ProtocolVersion::V2,
+        [&[0x22, 0][..], &[0x2a, 0].repeat(MAX_SERIES + 1)].concat(),
+        "series",
+        MAX_SERIES,
+    );
+    too_many(ProtocolVersion::V2, [0x22, 0].repeat(MAX_SYMBOLS + 1), "symbols", MAX_SYMBOLS);
     // Samples, exemplars and histograms share one limit.
     for (field, n) in [(0x12, MAX_SAMPLES), (0x1a, MAX_SAMPLES), (0x22, MAX_SAMPLES / 2)] {
         let part = [field, 0].repeat(n + 1);
         let mut length = Vec::new();
         prost::encoding::encode_varint(part.len() as u64, &mut length);
-        too_many(Version::V1, [&[0x0a][..], &length, &part].concat(), "samples", MAX_SAMPLES);
+        too_many(ProtocolVersion::V1, [&[0x0a][..], &length, &part].concat(), "samples", MAX_SAMPLES);
     }
 }
 
 #[test]
 fn b43_the_first_symbol_is_the_empty_one() {
     for message in ["2201 61", "2201 61 2a00", "2a00", "2a00 2201 61"] {
-        assert_eq!(read(Version::V2, &hex(message)).expect_err(message), Malformed::FirstSymbol, "{message}");
+        assert_eq!(
+            parse(ProtocolVersion::V2, &hex(message)).expect_err(message),
+            Malformed::FirstSymbolNotEmpty,
+            "{message}"
+        );
     }
     // Symbols may stand after the series.
     let late = hex(&["2a11 0a02 0102 120b 09 0000000000000000 1001", "2200 2201 61 2201 62"].concat());
-    assert_eq!(read(Version::V2, &late).expect("well formed").floats()[0].0, [("a".into(), "b".into())]);
+    assert_eq!(
+        parse(ProtocolVersion::V2, &late).expect("well formed").floats()[0].0,
+        [("a".into(), "b".into())]
+    );
 }
 
 #[test]
 fn b22_unknown_fields_are_skipped() {
     // field 99 as varint, fixed64, bytes and fixed32 before the vectors
     let unknown = hex("98060199060000000000000000 9a0601ff9d0600000000");
-    for (version, vector) in [(Version::V1, V1_VECTOR), (Version::V2, V2_VECTOR)] {
+    for (version, vector) in [(ProtocolVersion::V1, V1_VECTOR), (ProtocolVersion::V2, V2_VECTOR)] {
         let message = [unknown.clone(), hex(vector)].concat();
-        let (skipped, plain) = (read(version, &message), read(version, &hex(vector)));
+        let (skipped, plain) = (parse(version, &message), parse(version, &hex(vector)));
         assert_eq!(skipped.expect("well formed").floats(), plain.expect("well formed").floats());
     }
 }
@@ -187,10 +208,10 @@ fn labels_apart_from_each_other_are_gathered() {
     let request = [&[0x0a, mixed.len() as u8], &mixed[..]].concat();
     // Twice: what was gathered for one is not the other's.
     let request = [&request[..], &request].concat();
-    assert_eq!(labels(Version::V1, &request).expect("valid"), [r#"cpu{job="n"}"#; 2]);
-    let read = read(Version::V1, &request).expect("well formed");
-    assert_eq!(read.hashes[0], read.hashes[1]);
-    assert_eq!(read.items[1].2.len(), 2);
+    assert_eq!(labels(ProtocolVersion::V1, &request).expect("valid"), [r#"cpu{job="n"}"#; 2]);
+    let parse = parse(ProtocolVersion::V1, &request).expect("well formed");
+    assert_eq!(parse.hashes[0], parse.hashes[1]);
+    assert_eq!(parse.items[1].2.len(), 2);
 }
 
 /// A request of 2.0 by its parts.
@@ -199,7 +220,7 @@ fn v2(symbols: &[&str], timeseries: Vec<proto::v2::TimeSeries>) -> Vec<u8> {
     proto::v2::Request { symbols, timeseries }.encode_to_vec()
 }
 
-fn refer(labels_refs: &[u32]) -> proto::v2::TimeSeries {
+fn v2_series(labels_refs: &[u32]) -> proto::v2::TimeSeries {
     let samples = vec![proto::v2::Sample { value: 1.0, timestamp: 1, start_timestamp: 0 }];
     proto::v2::TimeSeries { labels_refs: labels_refs.to_vec(), samples, ..Default::default() }
 }
@@ -207,7 +228,7 @@ fn refer(labels_refs: &[u32]) -> proto::v2::TimeSeries {
 #[test]
 fn a_series_has_one_hash_whatever_the_numbers_of_its_symbols() {
     let hash = |symbols: &[&str], refs: &[u32]| {
-        read(Version::V2, &v2(symbols, vec![refer(refs)])).expect("well formed").hashes[0]
+        parse(ProtocolVersion::V2, &v2(symbols, vec![v2_series(refs)])).expect("well formed").hashes[0]
     };
     let first = hash(&["", "__name__", "up", "a", "b"], &[1, 2, 3, 4]);
     assert_eq!(first, hash(&["", "b", "a", "up", "__name__"], &[4, 3, 2, 1]));
@@ -240,7 +261,7 @@ fn b25_b26_b27_b29_b30_invalid_series_of_v1_are_named() {
         ),
     ] {
         let labels = LabelFields::V1(&label_bytes);
-        let series = Series { kind: Kind::Float, samples: &[], exemplars: 0, labels };
+        let series = WireSeries { kind: SampleKind::Float, samples: &[], exemplars: 0, labels };
         assert_eq!(series.labels().expect_err(message).to_string(), message);
     }
 }
@@ -255,7 +276,10 @@ fn b26_b27_b29_b41_invalid_series_of_v2_are_named() {
         (&[1, 0], "series {} has no metric name"),
         (&[], "series {} has no metric name"),
     ] {
-        assert_eq!(labels(Version::V2, &v2(&symbols, vec![refer(refs)])).expect_err(message), message);
+        assert_eq!(
+            labels(ProtocolVersion::V2, &v2(&symbols, vec![v2_series(refs)])).expect_err(message),
+            message
+        );
     }
     for (refs, message) in [
         (
@@ -269,14 +293,14 @@ fn b26_b27_b29_b41_invalid_series_of_v2_are_named() {
         (&[1, 6], "1 invalid_labels; for example: the series refers to symbol 6 of 6"),
         (&[1, u32::MAX], "1 invalid_labels; for example: the series refers to symbol 4294967295 of 6"),
     ] {
-        let request = v2(&symbols, vec![refer(&[1, 2]), refer(refs), refer(&[1, 2, 3, 5])]);
-        let read = read(Version::V2, &request).expect("well formed");
-        assert_eq!(read.refused.to_string(), message);
-        assert_eq!(read.items.len(), 2, "the others are kept");
-        assert_eq!(read.items[1].2.len(), 1);
+        let request = v2(&symbols, vec![v2_series(&[1, 2]), v2_series(refs), v2_series(&[1, 2, 3, 5])]);
+        let parse = parse(ProtocolVersion::V2, &request).expect("well formed");
+        assert_eq!(parse.rejections.to_string(), message);
+        assert_eq!(parse.items.len(), 2, "the others are kept");
+        assert_eq!(parse.items[1].2.len(), 1);
     }
     assert_eq!(
-        labels(Version::V2, &v2(&symbols, vec![refer(&[1, 2, 3, 0])])).expect("valid"),
+        labels(ProtocolVersion::V2, &v2(&symbols, vec![v2_series(&[1, 2, 3, 0])])).expect("valid"),
         ["up"],
         "an empty value is no label"
     );
@@ -291,11 +315,12 @@ fn b42_b44_b48_what_else_of_a_series_of_v2_is_refused() {
     };
     let metadata = |help_ref, unit_ref| Some(proto::v2::Metadata { r#type: 99, help_ref, unit_ref });
     let mut scratch = Scratch::default();
-    let mut refused = |series: proto::v2::TimeSeries| {
-        let message = v2(&["", "__name__", "up"], vec![series, refer(&[1, 2])]);
-        let request = Request::read(Version::V2, &message, SEED, 5000, &mut scratch).expect("well formed");
+    let mut parse_series = |series: proto::v2::TimeSeries| {
+        let message = v2(&["", "__name__", "up"], vec![series, v2_series(&[1, 2])]);
+        let request = ParsedRequest::parse(ProtocolVersion::V2, &message, SEED, 5000, &mut scratch)
+            .expect("well formed");
         let exemplars = request.series().map(|series| series.exemplars).sum::<usize>();
-        (request.refused.clone(), request.series().count(), exemplars)
+        (request.rejections.clone(), request.series().count(), exemplars)
     };
     for (exemplars, metadata, text, n_valid) in [
         (
@@ -324,24 +349,24 @@ fn b42_b44_b48_what_else_of_a_series_of_v2_is_refused() {
             0,
         ),
     ] {
-        let series = proto::v2::TimeSeries { exemplars, metadata, ..refer(&[1, 2]) };
-        let (refused, n_items, n_exemplars) = refused(series);
-        assert_eq!(refused.to_string(), text);
+        let series = proto::v2::TimeSeries { exemplars, metadata, ..v2_series(&[1, 2]) };
+        let (rejections, n_items, n_exemplars) = parse_series(series);
+        assert_eq!(rejections.to_string(), text);
         assert_eq!((n_items, n_exemplars), (2, n_valid), "its samples are kept: {text}");
     }
     // Prometheus sends exemplars as series of their own.
     let exemplars = vec![exemplar(&[1, 2], 1)];
-    let (nothing, n_items, n_exemplars) =
-        refused(proto::v2::TimeSeries { samples: vec![], exemplars, ..refer(&[1, 2]) });
-    assert_eq!((nothing.is_empty(), n_items, n_exemplars), (true, 2, 1));
+    let (rejections, n_items, n_exemplars) =
+        parse_series(proto::v2::TimeSeries { samples: vec![], exemplars, ..v2_series(&[1, 2]) });
+    assert_eq!((rejections.is_empty(), n_items, n_exemplars), (true, 2, 1));
     // Neither samples nor histograms nor exemplars.
     for series in [
-        proto::v2::TimeSeries { samples: vec![], ..refer(&[1, 2]) },
-        proto::v2::TimeSeries { samples: vec![], metadata: metadata(2, 2), ..refer(&[1, 2]) },
+        proto::v2::TimeSeries { samples: vec![], ..v2_series(&[1, 2]) },
+        proto::v2::TimeSeries { samples: vec![], metadata: metadata(2, 2), ..v2_series(&[1, 2]) },
     ] {
-        let (refused, n_items, n_exemplars) = refused(series);
+        let (rejections, n_items, n_exemplars) = parse_series(series);
         assert_eq!(
-            refused.to_string(),
+            rejections.to_string(),
             "1 no_samples; for example: a series has neither samples nor histograms nor exemplars"
         );
         assert_eq!((n_items, n_exemplars), (1, 0));
@@ -357,12 +382,12 @@ fn b46_references_one_by_one_and_metadata_twice() {
     );
     let start = packed.iter().position(|byte| *byte == 0x2a).expect("the series");
     let unpacked = [&packed[..start], &[0x2a, body.len() as u8], &body].concat();
-    let (unpacked, packed) = (read(Version::V2, &unpacked), read(Version::V2, &packed));
+    let (unpacked, packed) = (parse(ProtocolVersion::V2, &unpacked), parse(ProtocolVersion::V2, &packed));
     let (unpacked, packed) = (unpacked.expect("well formed"), packed.expect("well formed"));
     assert_eq!(unpacked.floats(), packed.floats());
     assert_eq!(unpacked.hashes, packed.hashes);
     assert_eq!((unpacked.counts.metadata, packed.counts.metadata), (2, 1));
-    assert!(unpacked.refused.is_empty());
+    assert!(unpacked.rejections.is_empty());
 }
 
 fn histogram() -> proto::Histogram {
@@ -411,8 +436,8 @@ fn custom_histogram() -> proto::Histogram {
     }
 }
 
-fn read_histogram(histogram: &proto::Histogram) -> Result<Histogram, InvalidHistogram> {
-    histogram::read(&histogram.encode_to_vec()).expect("well formed")
+fn read_histogram(histogram: &proto::Histogram) -> Result<NativeHistogram, InvalidNativeHistogram> {
+    histogram::parse(&histogram.encode_to_vec()).expect("well formed")
 }
 
 #[test]
@@ -421,7 +446,7 @@ fn b45_histograms_become_their_count_and_their_sum() {
     let series = proto::v2::TimeSeries {
         histograms: histograms.clone(),
         exemplars: vec![proto::v2::Exemplar::default()],
-        ..refer(&[1, 2])
+        ..v2_series(&[1, 2])
     };
     let v2 = v2(&["", "__name__", "rpc"], vec![series]);
     let label = proto::Label { name: "__name__".into(), value: "rpc".into() };
@@ -429,17 +454,17 @@ fn b45_histograms_become_their_count_and_their_sum() {
     let exemplars = vec![proto::Exemplar::default()];
     let series = proto::TimeSeries { labels: vec![label], samples, exemplars, histograms };
     let v1 = proto::WriteRequest { timeseries: vec![series], metadata: Vec::new() }.encode_to_vec();
-    for (version, message) in [(Version::V1, v1), (Version::V2, v2)] {
-        let read = read(version, &message).expect("well formed");
+    for (version, message) in [(ProtocolVersion::V1, v1), (ProtocolVersion::V2, v2)] {
+        let parse = parse(version, &message).expect("well formed");
         assert_eq!(
-            read.counts,
-            Counts { series: 1, samples: 1, exemplars: 1, histograms: 2, ..Counts::default() }
+            parse.counts,
+            RequestCounts { series: 1, samples: 1, exemplars: 1, histograms: 2, ..RequestCounts::default() }
         );
         assert_eq!(labels(version, &message).expect("valid"), ["rpc", "rpc_count", "rpc_sum"]);
         let (count, sum) = ([(1000, 9.0_f64.to_bits()), (2000, 9.5_f64.to_bits())], 12.5_f64.to_bits());
-        assert_eq!(read.histograms(), [count.to_vec(), vec![(1000, sum), (2000, sum)]]);
-        assert_eq!(read.items.iter().map(|item| item.3).collect::<Vec<_>>(), [1, 0, 0]);
-        let mut hashes = read.hashes.clone();
+        assert_eq!(parse.histograms(), [count.to_vec(), vec![(1000, sum), (2000, sum)]]);
+        assert_eq!(parse.items.iter().map(|item| item.3).collect::<Vec<_>>(), [1, 0, 0]);
+        let mut hashes = parse.hashes.clone();
         hashes.dedup();
         assert_eq!(hashes.len(), 3);
     }
@@ -465,40 +490,40 @@ fn b47_histograms_that_contradict_themselves() {
     let nan = proto::Histogram { sum: f64::NAN, count: Some(Count::CountInt(10)), ..histogram() };
     read_histogram(&nan).expect("valid");
     let span = |offset, length| proto::BucketSpan { offset, length };
-    let (plain, float, custom) = (histogram, float_histogram, custom_histogram);
+    let (integer, float, custom) = (histogram, float_histogram, custom_histogram);
     for (bad, text) in [
         (
-            proto::Histogram { count: Some(Count::CountInt(8)), ..plain() },
+            proto::Histogram { count: Some(Count::CountInt(8)), ..integer() },
             "a histogram counts 8 observations, and 9 are in its buckets",
         ),
         (
-            proto::Histogram { count: Some(Count::CountInt(10)), ..plain() },
+            proto::Histogram { count: Some(Count::CountInt(10)), ..integer() },
             "a histogram counts 10 observations, and 9 are in its buckets",
         ),
         (
-            proto::Histogram { sum: f64::NAN, count: Some(Count::CountInt(8)), ..plain() },
+            proto::Histogram { sum: f64::NAN, count: Some(Count::CountInt(8)), ..integer() },
             "a histogram counts 8 observations, and 9 are in its buckets",
         ),
-        (proto::Histogram { schema: 99, ..plain() }, "a histogram has schema 99, which is not known"),
-        (proto::Histogram { schema: -10, ..plain() }, "a histogram has schema -10, which is not known"),
+        (proto::Histogram { schema: 99, ..integer() }, "a histogram has schema 99, which is not known"),
+        (proto::Histogram { schema: -10, ..integer() }, "a histogram has schema -10, which is not known"),
         (
-            proto::Histogram { positive_deltas: vec![3, -2], ..plain() },
+            proto::Histogram { positive_deltas: vec![3, -2], ..integer() },
             "the positive spans of a histogram have 3 buckets, and there are 2",
         ),
         (
-            proto::Histogram { negative_spans: vec![], ..plain() },
+            proto::Histogram { negative_spans: vec![], ..integer() },
             "the negative spans of a histogram have 0 buckets, and there are 1",
         ),
         (
-            proto::Histogram { positive_spans: vec![span(0, 2), span(-1, 1)], ..plain() },
+            proto::Histogram { positive_spans: vec![span(0, 2), span(-1, 1)], ..integer() },
             "a span of a histogram has offset -1 after another one",
         ),
         (
-            proto::Histogram { positive_deltas: vec![3, -4, 1], ..plain() },
+            proto::Histogram { positive_deltas: vec![3, -4, 1], ..integer() },
             "a positive bucket of a histogram has less than 0 observations",
         ),
         (
-            proto::Histogram { negative_deltas: vec![i64::MIN], ..plain() },
+            proto::Histogram { negative_deltas: vec![i64::MIN], ..integer() },
             "a negative bucket of a histogram has less than 0 observations",
         ),
         (
@@ -510,7 +535,7 @@ fn b47_histograms_that_contradict_themselves() {
             "a histogram of schema 3 has a count below 0",
         ),
         (
-            proto::Histogram { custom_values: vec![1.0], ..plain() },
+            proto::Histogram { custom_values: vec![1.0], ..integer() },
             "a histogram of schema 3 has custom bounds",
         ),
         (
@@ -535,11 +560,12 @@ fn b47_histograms_that_contradict_themselves() {
         ),
     ] {
         assert_eq!(read_histogram(&bad).expect_err(text).to_string(), text);
-        let series = proto::v2::TimeSeries { histograms: vec![bad, plain()], ..refer(&[1, 2]) };
-        let read = read(Version::V2, &v2(&["", "__name__", "h"], vec![series])).expect("well formed");
-        assert_eq!(read.refused.to_string(), format!("1 invalid_histogram; for example: {text}"));
+        let series = proto::v2::TimeSeries { histograms: vec![bad, integer()], ..v2_series(&[1, 2]) };
+        let parse =
+            parse(ProtocolVersion::V2, &v2(&["", "__name__", "h"], vec![series])).expect("well formed");
+        assert_eq!(parse.rejections.to_string(), format!("1 invalid_histogram; for example: {text}"));
         assert_eq!(
-            read.histograms().iter().map(Vec::len).collect::<Vec<_>>(),
+            parse.histograms().iter().map(Vec::len).collect::<Vec<_>>(),
             [1, 1],
             "the valid one is kept"
         );
@@ -764,7 +790,7 @@ fn expected_histograms<'a>(all: impl Iterator<Item = &'a Vec<proto::Histogram>>)
     expected
 }
 
-fn check_v1(read: &Read, request: &proto::WriteRequest) -> Result<(), TestCaseError> {
+fn check_v1(read: &ParsedMessage, request: &proto::WriteRequest) -> Result<(), TestCaseError> {
     let with_samples = request.timeseries.iter().filter(|series| !series.samples.is_empty());
     let expected: Vec<(Pairs, Vec<_>)> = with_samples
         .map(|series| {
@@ -777,7 +803,7 @@ fn check_v1(read: &Read, request: &proto::WriteRequest) -> Result<(), TestCaseEr
     prop_assert_eq!(read.histograms(), expected_histograms(request.timeseries.iter().map(|s| &s.histograms)));
     let n_histograms: usize = request.timeseries.iter().map(|s| s.histograms.len()).sum();
     let invalid = request.timeseries.iter().flat_map(|s| &s.histograms).filter(|h| !is_valid(h)).count();
-    prop_assert_eq!(read.refused.of(Reason::Histogram), invalid);
+    prop_assert_eq!(read.rejections.count(RejectReason::Histogram), invalid);
     prop_assert_eq!(read.counts.series, request.timeseries.len());
     prop_assert_eq!(read.counts.histograms, n_histograms);
     prop_assert_eq!(
@@ -788,7 +814,7 @@ fn check_v1(read: &Read, request: &proto::WriteRequest) -> Result<(), TestCaseEr
     Ok(())
 }
 
-fn check_v2(read: &Read, request: &proto::v2::Request) -> Result<(), TestCaseError> {
+fn check_v2(read: &ParsedMessage, request: &proto::v2::Request) -> Result<(), TestCaseError> {
     let n = request.symbols.len();
     let in_range = |refs: &[u32]| refs.len().is_multiple_of(2) && refs.iter().all(|r| (*r as usize) < n);
     let valid: Vec<_> = request.timeseries.iter().filter(|series| in_range(&series.labels_refs)).collect();
@@ -805,20 +831,23 @@ fn check_v2(read: &Read, request: &proto::v2::Request) -> Result<(), TestCaseErr
     let is_empty = |s: &&proto::v2::TimeSeries| {
         s.samples.is_empty() && s.histograms.is_empty() && s.exemplars.is_empty()
     };
-    prop_assert_eq!(read.refused.of(Reason::NoSamples), request.timeseries.iter().filter(is_empty).count());
+    prop_assert_eq!(
+        read.rejections.count(RejectReason::NoSamples),
+        request.timeseries.iter().filter(is_empty).count()
+    );
     let exemplars = || request.timeseries.iter().flat_map(|s| &s.exemplars);
     prop_assert_eq!(read.counts.exemplars, exemplars().count());
     let bad = exemplars().filter(|e| !in_range(&e.labels_refs)).count();
-    prop_assert_eq!(read.refused.of(Reason::Exemplar), bad);
+    prop_assert_eq!(read.rejections.count(RejectReason::Exemplar), bad);
     let metadata = || request.timeseries.iter().filter_map(|s| s.metadata.as_ref());
     prop_assert!(read.counts.metadata >= metadata().count());
     let bad = metadata().filter(|m| m.help_ref.max(m.unit_ref) as usize >= n).count();
-    prop_assert!(read.refused.of(Reason::Metadata) >= bad);
+    prop_assert!(read.rejections.count(RejectReason::Metadata) >= bad);
     Ok(())
 }
 
-fn damage(message: &mut [u8], cuts: Vec<(prop::sample::Index, u8)>) {
-    for (index, byte) in cuts {
+fn corrupt(message: &mut [u8], edits: Vec<(prop::sample::Index, u8)>) {
+    for (index, byte) in edits {
         if !message.is_empty() {
             let at = index.index(message.len());
             message[at] = byte;
@@ -826,29 +855,29 @@ fn damage(message: &mut [u8], cuts: Vec<(prop::sample::Index, u8)>) {
     }
 }
 
-fn any_damage() -> impl Strategy<Value = Vec<(prop::sample::Index, u8)>> {
+fn any_edits() -> impl Strategy<Value = Vec<(prop::sample::Index, u8)>> {
     prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4)
 }
 
 proptest! {
     #[test]
     fn v1_equals_prost_on_any_message(request in any_v1()) {
-        check_v1(&read(Version::V1, &request.encode_to_vec()).expect("well formed"), &request)?;
+        check_v1(&parse(ProtocolVersion::V1, &request.encode_to_vec()).expect("well formed"), &request)?;
     }
 
     #[test]
     fn v2_equals_prost_on_any_message(request in any_v2()) {
-        check_v2(&read(Version::V2, &request.encode_to_vec()).expect("well formed"), &request)?;
+        check_v2(&parse(ProtocolVersion::V2, &request.encode_to_vec()).expect("well formed"), &request)?;
     }
 
     /// Whatever prost reads in a damaged message, we read too; and nothing panics. Prost skips
     /// groups, which proto3 does not have: they are refused here.
     #[test]
-    fn v1_equals_prost_on_damaged_messages(request in any_v1(), cuts in any_damage()) {
+    fn v1_equals_prost_on_damaged_messages(request in any_v1(), edits in any_edits()) {
         let mut message = request.encode_to_vec();
-        damage(&mut message, cuts);
+        corrupt(&mut message, edits);
         if let Ok(oracle) = proto::WriteRequest::decode(&message[..])
-            && let Ok(read) = read(Version::V1, &message)
+            && let Ok(read) = parse(ProtocolVersion::V1, &message)
             && read.items.iter().all(|(_, labels, ..)| labels.is_ok())
         {
             check_v1(&read, &oracle)?;
@@ -856,11 +885,11 @@ proptest! {
     }
 
     #[test]
-    fn v2_equals_prost_on_damaged_messages(request in any_v2(), cuts in any_damage()) {
+    fn v2_equals_prost_on_damaged_messages(request in any_v2(), edits in any_edits()) {
         let mut message = request.encode_to_vec();
-        damage(&mut message, cuts);
+        corrupt(&mut message, edits);
         if let Ok(oracle) = proto::v2::Request::decode(&message[..])
-            && let Ok(read) = read(Version::V2, &message)
+            && let Ok(read) = parse(ProtocolVersion::V2, &message)
             && read.items.iter().all(|(_, labels, ..)| labels.is_ok())
         {
             check_v2(&read, &oracle)?;
@@ -868,13 +897,13 @@ proptest! {
     }
 
     #[test]
-    fn a_histogram_is_judged_as_by_the_tree(histogram in any_histogram()) {
+    fn a_histogram_is_valid_when_the_prost_message_is(histogram in any_histogram()) {
         prop_assert_eq!(read_histogram(&histogram).is_ok(), is_valid(&histogram));
     }
 
     #[test]
     fn survives_any_bytes(message in prop::collection::vec(any::<u8>(), 0..200)) {
-        for version in [Version::V1, Version::V2] {
+        for version in [ProtocolVersion::V1, ProtocolVersion::V2] {
             let _ = labels(version, &message);
             let _ = labels(version, &[&[0x22, 0, 0x2a, 0x80, 0x01][..], &message].concat());
         }

@@ -1,32 +1,32 @@
 //! Remote write 1.0: `prometheus.WriteRequest`.
 
-use super::protobuf::{LENGTH_DELIMITED, Malformed, Reader, VARINT};
-use super::{InvalidSeries, MAX_LABELS, Reading, THE_SERIES, label_name, label_value};
+use super::protobuf::{FieldReader, LENGTH_DELIMITED, Malformed, VARINT};
+use super::{InvalidSeries, MAX_LABELS, RequestParser, SERIES_OWNER, parse_label_name, parse_label_value};
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
-pub fn read(reading: &mut Reading<'_>) -> Result<(), Malformed> {
-    let message = reading.message;
-    let mut request = Reader::new(message);
-    while !request.is_empty() {
-        match request.key()? {
+pub fn parse_request(parser: &mut RequestParser<'_>) -> Result<(), Malformed> {
+    let message = parser.message;
+    let mut fields = FieldReader::new(message);
+    while !fields.is_empty() {
+        match fields.read_key()? {
             (1, LENGTH_DELIMITED) => {
-                let part = request.bytes()?;
-                let end = message.len() - request.remaining();
-                series(reading, part, end)?;
+                let series_bytes = fields.read_bytes()?;
+                let end = message.len() - fields.remaining();
+                parse_series(parser, series_bytes, end)?;
             }
             (3, LENGTH_DELIMITED) => {
-                request.bytes()?;
-                reading.counts.metadata += 1;
+                fields.read_bytes()?;
+                parser.counts.metadata += 1;
             }
             (field @ (1 | 3), wire_type) => {
                 return Err(Malformed::WireType { message: "WriteRequest", field, wire_type });
             }
             // Symbols and series of 2.0.
             (5, LENGTH_DELIMITED) => {
-                request.bytes()?;
-                reading.counts.foreign += 1;
+                fields.read_bytes()?;
+                parser.counts.other_version += 1;
             }
-            (_, wire_type) => request.skip(wire_type)?,
+            (_, wire_type) => fields.skip_field(wire_type)?,
         }
     }
     Ok(())
@@ -34,85 +34,85 @@ pub fn read(reading: &mut Reading<'_>) -> Result<(), Malformed> {
 
 /// Reads the `TimeSeries` that ends at `end` in the message.
 #[inline]
-fn series(reading: &mut Reading<'_>, message: &[u8], end: usize) -> Result<(), Malformed> {
-    let mut current = reading.begin()?;
-    let mut fields = Reader::new(message);
+fn parse_series(parser: &mut RequestParser<'_>, message: &[u8], end: usize) -> Result<(), Malformed> {
+    let mut current = parser.begin_series()?;
+    let mut fields = FieldReader::new(message);
     while !fields.is_empty() {
         let start = end - fields.remaining();
-        let (field, wire_type) = fields.key()?;
+        let (field, wire_type) = fields.read_key()?;
         if wire_type != LENGTH_DELIMITED {
             if (1..=4).contains(&field) {
                 return Err(Malformed::WireType { message: "TimeSeries", field, wire_type });
             }
-            fields.skip(wire_type)?;
+            fields.skip_field(wire_type)?;
             continue;
         }
-        let bytes = fields.bytes()?;
+        let bytes = fields.read_bytes()?;
         match field {
             1 => {
                 current.n_labels += 1;
                 if current.n_labels <= MAX_LABELS {
-                    reading.label_field(&mut current, start, end - fields.remaining());
+                    parser.push_label_field(&mut current, start, end - fields.remaining());
                 }
             }
-            2 => reading.sample(bytes)?,
+            2 => parser.push_sample(bytes)?,
             3 => {
-                reading.bound_samples(1)?;
-                reading.counts.exemplars += 1;
-                let timestamp_ms = exemplar(bytes)?;
-                reading.exemplar(&mut current, timestamp_ms);
+                parser.check_sample_limit(1)?;
+                parser.counts.exemplars += 1;
+                let timestamp_ms = parse_exemplar_timestamp(bytes)?;
+                parser.count_exemplar(&mut current, timestamp_ms);
             }
-            4 => reading.histogram(bytes)?,
+            4 => parser.push_histogram(bytes)?,
             _ => {}
         }
     }
     if current.n_labels > MAX_LABELS {
-        let invalid = InvalidSeries::TooManyLabels { whose: THE_SERIES, count: current.n_labels };
-        reading.refuse(&current, || invalid.to_string());
+        let invalid = InvalidSeries::TooManyLabels { whose: SERIES_OWNER, count: current.n_labels };
+        parser.reject_series(&current, || invalid.to_string());
         return Ok(());
     }
-    let from = if current.gathered { &reading.scratch.gathered[..] } else { reading.message };
-    let hash = xxh3_128_with_seed(&from[current.labels.0..current.labels.1], reading.seed);
-    reading.end(current, hash);
+    let source = if current.has_copied_labels { &parser.scratch.copied_labels[..] } else { parser.message };
+    let hash = xxh3_128_with_seed(&source[current.labels.0..current.labels.1], parser.seed);
+    parser.end_series(current, hash);
     Ok(())
 }
 
 /// The timestamp of an `Exemplar`: the rest of it is not used.
-fn exemplar(message: &[u8]) -> Result<i64, Malformed> {
+fn parse_exemplar_timestamp(message: &[u8]) -> Result<i64, Malformed> {
     let mut timestamp_ms = 0;
-    let mut fields = Reader::new(message);
+    let mut fields = FieldReader::new(message);
     while !fields.is_empty() {
-        match fields.key()? {
-            (3, VARINT) => timestamp_ms = fields.varint()?.cast_signed(),
-            (_, wire_type) => fields.skip(wire_type)?,
+        match fields.read_key()? {
+            (3, VARINT) => timestamp_ms = fields.read_varint()?.cast_signed(),
+            (_, wire_type) => fields.skip_field(wire_type)?,
         }
     }
     Ok(timestamp_ms)
 }
 
 /// Name and value of each label.
-pub fn pairs(label_fields: &[u8]) -> Result<Vec<(&str, &str)>, InvalidSeries> {
+pub fn decode_labels(label_fields: &[u8]) -> Result<Vec<(&str, &str)>, InvalidSeries> {
     let mut pairs = Vec::new();
-    let mut fields = Reader::new(label_fields);
+    let mut fields = FieldReader::new(label_fields);
     while !fields.is_empty() {
-        fields.key()?;
-        pairs.push(pair(fields.bytes()?)?);
+        fields.read_key()?;
+        pairs.push(decode_label(fields.read_bytes()?)?);
     }
     Ok(pairs)
 }
 
-fn pair(message: &[u8]) -> Result<(&str, &str), InvalidSeries> {
+fn decode_label(message: &[u8]) -> Result<(&str, &str), InvalidSeries> {
     let (mut name, mut value) = (&[][..], &[][..]);
-    let mut fields = Reader::new(message);
+    let mut fields = FieldReader::new(message);
     while !fields.is_empty() {
-        match fields.key()? {
-            (1, LENGTH_DELIMITED) => name = fields.bytes()?,
-            (2, LENGTH_DELIMITED) => value = fields.bytes()?,
+        match fields.read_key()? {
+            (1, LENGTH_DELIMITED) => name = fields.read_bytes()?,
+            (2, LENGTH_DELIMITED) => value = fields.read_bytes()?,
             (field @ (1 | 2), wire_type) => {
                 return Err(Malformed::WireType { message: "Label", field, wire_type }.into());
             }
-            (_, wire_type) => fields.skip(wire_type)?,
+            (_, wire_type) => fields.skip_field(wire_type)?,
         }
     }
-    Ok((label_name(name)?, label_value(value)?))
+    Ok((parse_label_name(name)?, parse_label_value(value)?))
 }

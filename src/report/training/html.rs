@@ -1,15 +1,17 @@
 //! How the page of a training is written: first what was decided, then the evidence, then all numbers.
 
-use super::{Candidate, Excluded, Feature, Fold, Timeline, Training, Verdict};
+use super::{
+    Candidate, ExcludedRange, FeatureSummary, FoldHistograms, PromotionDecision, Timeline, Training,
+};
 use crate::report::page;
 use crate::report::svg::{Anchor, Plot, Scale, runs};
-use crate::report::text::{count, escape, moment, nats, number, number_within, percent, shorten};
+use crate::report::text::{count, escape, format_datetime, nats, number, number_within, percent, shorten};
 
 /// Features that are drawn over time: more than a person compares, and enough for a server.
 const MAX_DRAWN: usize = 24;
 
 /// Rows of the table of features that are shown without being asked for.
-const MAX_OPEN: usize = 60;
+const MAX_ROWS_SHOWN: usize = 60;
 
 /// Half of the decisions' axis, [-1, 1], holds this many bins of a histogram.
 const BINS_PER_SIDE: f64 = 100.0;
@@ -27,7 +29,7 @@ impl Training {
         page::page(&format!("{} · training", self.model), &body)
     }
 
-    fn picked(&self) -> Option<&Candidate> {
+    fn chosen_candidate(&self) -> Option<&Candidate> {
         self.sweep.get(self.chosen)
     }
 
@@ -37,18 +39,18 @@ impl Training {
         if let Some(group) = &self.group {
             out += &format!("<code class=\"group\">{}</code>\n", escape(group));
         }
-        out += &match &self.verdict {
-            Verdict::Promoted(alias) => format!(
+        out += &match &self.promotion {
+            PromotionDecision::Promoted(alias) => format!(
                 "<div class=\"verdict promoted\"><span class=\"badge\">✓ Promoted to {}</span></div>\n",
                 escape(alias)
             ),
-            Verdict::Held(reasons) => {
+            PromotionDecision::Gated(reasons) => {
                 let reasons: String =
                     reasons.iter().map(|reason| format!("<li>{}</li>", escape(reason))).collect();
                 let list = if reasons.is_empty() { reasons } else { format!("<ul>{reasons}</ul>") };
                 format!("<div class=\"verdict held\"><span class=\"badge\">✕ Held back</span>{list}</div>\n")
             }
-            Verdict::Saved => {
+            PromotionDecision::Saved => {
                 "<div class=\"verdict\"><span class=\"badge\">Saved, not in service</span></div>\n".into()
             }
         };
@@ -66,15 +68,15 @@ impl Training {
     /// What was chosen and what the numbers mean, in sentences.
     fn summary(&self) -> String {
         let mut out = String::new();
-        if let Some(picked) = self.picked() {
-            let mean = picked.mean_kl();
-            let rows = count(picked.max_samples);
+        if let Some(candidate) = self.chosen_candidate() {
+            let mean = candidate.mean_kl();
+            let rows = count(candidate.max_samples);
             if mean.is_finite() {
                 out += &format!(
                     "Trees of {rows} rows: the decisions of rows the forest has not seen differ from those it was \
                      fitted on by {} nats, {}.",
                     number(mean),
-                    self.compared(mean)
+                    self.describe_rank(mean)
                 );
             } else {
                 out += &format!(
@@ -82,7 +84,7 @@ impl Training {
                 );
             }
         }
-        let anomalous = |of: fn(&Fold) -> &[f64]| {
+        let anomalous = |of: fn(&FoldHistograms) -> &[f64]| {
             let shares = self.folds.iter().filter_map(|fold| share_below_0(of(fold)));
             mean(shares.collect())
         };
@@ -97,7 +99,7 @@ impl Training {
     }
 
     /// How the chosen one stands among the sizes of the sweep.
-    fn compared(&self, mean: f64) -> String {
+    fn describe_rank(&self, mean: f64) -> String {
         let least = self.sweep.iter().filter(|candidate| candidate.mean_kl().is_finite());
         let least = least.min_by(|a, b| a.mean_kl().total_cmp(&b.mean_kl()));
         match least {
@@ -131,11 +133,11 @@ impl Training {
         let mut plot = Plot::new(x, y, 280);
         plot.rows(&y.ticks(5));
         plot.labels(&x.ticks(12));
-        if let Some(picked) = self.picked() {
-            let size = picked.max_samples as f64;
+        if let Some(candidate) = self.chosen_candidate() {
+            let size = candidate.max_samples as f64;
             plot.rule_x(size, "mark");
-            let text = format!("{} rows · {}", count(picked.max_samples), number(picked.mean_kl()));
-            let share = x.at(size).unwrap_or(0.0);
+            let text = format!("{} rows · {}", count(candidate.max_samples), number(candidate.mean_kl()));
+            let share = x.position(size).unwrap_or(0.0);
             plot.text_at(share, -10.0, Anchor::within(share), "strong", &text);
         }
         let means: Vec<[f64; 2]> =
@@ -189,7 +191,7 @@ impl Training {
                 plot.steps(edge(first), 1.0 / BINS_PER_SIDE, bins, class);
             }
             // There has to be room for the word.
-            if let Some(share) = x.at(0.0).filter(|share| *share > 0.4) {
+            if let Some(share) = x.position(0.0).filter(|share| *share > 0.4) {
                 plot.text_at(share, 10.0, Anchor::End, "end", "anomalous");
             }
             let svg = plot.finish("", &format!("Decisions of fold {}", i + 1));
@@ -226,7 +228,7 @@ impl Training {
         let (Some(first), Some(last)) = (times_ms.first(), times_ms.last()) else { return String::new() };
         let x = Scale::linear([*first as f64, last.saturating_add(*step_ms) as f64]);
         let ticks = x.time_ticks(9);
-        let sheet = |y: Scale, height: u32| {
+        let base_plot = |y: Scale, height: u32| {
             let mut plot = Plot::new(x, y, height);
             for stretch in excluded.iter().filter(|stretch| stretch.to_ms >= *first) {
                 if (stretch.from_ms as f64) < x.high() {
@@ -250,32 +252,38 @@ impl Training {
         } else {
             Scale::linear(score.iter().copied().chain([1.0])).padded(0.1)
         };
-        let mut plot = sheet(y, 220);
+        let mut plot = base_plot(y, 220);
         plot.rows(&y.ticks(5));
         plot.rule_y(1.0, "limit");
         plot.split("score", 1.0);
         plot.line(&runs(times_ms, *step_ms, score, |time, score| [time, *score]), "score");
         if let Some((time_ms, peak)) = self.peak() {
             let class = if peak > 1.0 { "peak" } else { "calm" };
-            plot.dot(time_ms, peak, 3.5, class, &format!("{} on {}", number(peak), moment(time_ms as i64)));
+            plot.dot(
+                time_ms,
+                peak,
+                3.5,
+                class,
+                &format!("{} on {}", number(peak), format_datetime(time_ms as i64)),
+            );
             plot.note(time_ms, peak, 8.0, "strong halo", &number(peak));
         }
         plot.note(x.high(), 1.0, 6.0, "halo", "threshold");
-        self.name_exclusions(&mut plot, x);
+        self.label_exclusions(&mut plot, x);
         let svg = plot.finish("", "Scores over time");
         let mut out = format!(
             "<figure class=\"score-plot\">\n<figcaption><span>score</span><output></output></figcaption>\n{svg}</figure>\n{axis}"
         );
 
-        let drawn = self.drawn(features.len());
+        let drawn = self.features_to_draw(features.len());
         if !drawn.is_empty() {
-            out += &format!("<p class=\"between\">{}</p>\n", self.which_drawn(drawn.len()));
+            out += &format!("<p class=\"between\">{}</p>\n", self.describe_drawn(drawn.len()));
         }
         for i in &drawn {
             let feature = &self.features[*i];
             let values = &features[*i];
             let y = Scale::linear(values.iter().flatten().map(|value| f64::from(*value)));
-            let mut plot = sheet(y, 46);
+            let mut plot = base_plot(y, 46);
             plot.rule_y(y.low(), "grid");
             let range = y.high() - y.low();
             for (end, down) in [(y.low(), 46.0), (y.high(), 8.0)] {
@@ -298,8 +306,8 @@ impl Training {
         let stretch = std::time::Duration::from_millis(step_ms.unsigned_abs());
         let lead = format!(
             "{} to {} UTC. Each point is the highest score within {}; {} of {} pass the threshold of 1.{}",
-            moment(*first),
-            moment(last.saturating_add(*step_ms)),
+            format_datetime(*first),
+            format_datetime(last.saturating_add(*step_ms)),
             crate::prom::duration::Display(stretch),
             count(above),
             count(score.len()),
@@ -319,12 +327,13 @@ impl Training {
     }
 
     /// Numbers over the shaded stretches, those of the table, and their reasons where there is room.
-    fn name_exclusions(&self, plot: &mut Plot, x: Scale) {
-        let in_sight = |(i, stretch): (usize, &Excluded)| {
-            let (from, to) = (x.at(stretch.from_ms as f64)?, x.at(stretch.to_ms as f64)?);
+    fn label_exclusions(&self, plot: &mut Plot, x: Scale) {
+        let visible_label = |(i, stretch): (usize, &ExcludedRange)| {
+            let (from, to) = (x.position(stretch.from_ms as f64)?, x.position(stretch.to_ms as f64)?);
             (to > 0.0 && from < 1.0).then(|| (from, (i + 1).to_string(), shorten(&stretch.reason, 28)))
         };
-        let mut labels: Vec<_> = self.timeline.excluded.iter().enumerate().filter_map(in_sight).collect();
+        let mut labels: Vec<_> =
+            self.timeline.excluded.iter().enumerate().filter_map(visible_label).collect();
         labels.sort_by(|a, b| a.0.total_cmp(&b.0));
         // A number takes 5 % of the width: of a crowd only the first is told.
         let mut free_from = 0.0;
@@ -345,19 +354,21 @@ impl Training {
 
     /// The features that are drawn, in the order of the model: of those that moved the ones that
     /// moved most.
-    fn drawn(&self, n_series: usize) -> Vec<usize> {
-        let moved = |i: &usize| self.features[*i].movement() > 0.0;
+    fn features_to_draw(&self, n_series: usize) -> Vec<usize> {
+        let moved = |i: &usize| self.features[*i].relative_range() > 0.0;
         let mut drawn: Vec<usize> = (0..self.features.len().min(n_series)).filter(moved).collect();
-        drawn.sort_by(|a, b| self.features[*b].movement().total_cmp(&self.features[*a].movement()));
+        drawn.sort_by(|a, b| {
+            self.features[*b].relative_range().total_cmp(&self.features[*a].relative_range())
+        });
         drawn.truncate(MAX_DRAWN);
         drawn.sort_unstable();
         drawn
     }
 
-    fn which_drawn(&self, n_drawn: usize) -> String {
-        let moved = self.features.iter().filter(|feature| feature.movement() > 0.0).count();
+    fn describe_drawn(&self, n_drawn: usize) -> String {
+        let moved = self.features.iter().filter(|feature| feature.relative_range() > 0.0).count();
         let constant = self.features.len() - moved;
-        let still = match constant {
+        let constants_note = match constant {
             0 => String::new(),
             1 => " One was constant.".into(),
             n => format!(" {} were constant.", count(n)),
@@ -365,11 +376,11 @@ impl Training {
         let each = "least and greatest value of each stretch, every one on its own scale.";
         if n_drawn < moved {
             format!(
-                "The {n_drawn} of {} features that moved most for their size: {each}{still}",
+                "The {n_drawn} of {} features that moved most for their size: {each}{constants_note}",
                 count(self.features.len())
             )
         } else {
-            format!("The features: {each}{still}")
+            format!("The features: {each}{constants_note}")
         }
     }
 
@@ -392,7 +403,7 @@ impl Training {
              <th class=\"n\">greatest</th><th class=\"extent\">range</th></tr></thead>\n\
              <tbody>\n{rows}</tbody>\n</table>\n"
         );
-        if self.features.len() > MAX_OPEN {
+        if self.features.len() > MAX_ROWS_SHOWN {
             let n = count(self.features.len());
             table = format!("<details>\n<summary>Show all {n} features</summary>\n{table}</details>\n");
         }
@@ -409,13 +420,13 @@ impl Training {
             return page::section("Left out of training", "No stretch of time.", "");
         }
         let mut rows = String::new();
-        for (i, Excluded { from_ms, to_ms, reason, n_rows }) in excluded.iter().enumerate() {
+        for (i, ExcludedRange { from_ms, to_ms, reason, n_rows }) in excluded.iter().enumerate() {
             rows += &format!(
                 "<tr><td class=\"dim\">{}</td><td>{}</td><td>{}</td><td class=\"until\">{}</td><td class=\"n\">{}</td></tr>\n",
                 i + 1,
                 escape(reason),
-                moment(*from_ms),
-                moment(to_ms.saturating_add(1)),
+                format_datetime(*from_ms),
+                format_datetime(to_ms.saturating_add(1)),
                 count(*n_rows)
             );
         }
@@ -455,13 +466,13 @@ impl Training {
     }
 }
 
-impl Feature {
+impl FeatureSummary {
     fn is_constant(&self) -> bool {
         self.least == self.greatest
     }
 
     /// How wide it ranges for its size, from 0 for a constant to 1; 0 where that cannot be told.
-    fn movement(&self) -> f64 {
+    fn relative_range(&self) -> f64 {
         let [least, median, greatest] = [self.least, self.median, self.greatest].map(f64::from);
         let movement = (greatest - least) / (least.abs() + median.abs() + greatest.abs());
         if movement.is_finite() { movement } else { 0.0 }
@@ -478,7 +489,7 @@ impl Feature {
             "<span class=\"dim\">constant</span>".into()
         } else {
             let scale = Scale::linear([0.0, least, greatest]);
-            let place = |value| 100.0 * scale.at(value).unwrap_or(0.0);
+            let place = |value| 100.0 * scale.position(value).unwrap_or(0.0);
             let (left, width) = (place(least), place(greatest) - place(least));
             format!(
                 "<span class=\"track\"><i style=\"left:{left:.1}%;width:{width:.1}%\"></i><b style=\"left:{:.1}%\"></b></span>",

@@ -15,7 +15,7 @@ fn noise(seed: usize) -> f64 {
 }
 
 /// Five days of a server: a daily rhythm, an incident, a deployment and a gap.
-fn realistic(verdict: Verdict) -> Training {
+fn realistic(promotion: PromotionDecision) -> Training {
     let sizes = [8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 23_040];
     let sweep = sizes.iter().enumerate().map(|(i, max_samples)| {
         let mean = 0.021 + 0.012 * (i as f64 - 5.0).powi(2) * if i < 5 { 0.9 } else { 0.35 };
@@ -33,7 +33,7 @@ fn realistic(verdict: Verdict) -> Training {
             (0..200).map(height).collect()
         };
         let shift = 0.008 * noise(fold);
-        Fold {
+        FoldHistograms {
             kl: 0.015 + 0.014 * noise(fold + 40),
             train: bins(0.105, 0.028, 1000 * fold),
             test: bins(0.1 - shift, 0.03, 1000 * fold + 500),
@@ -68,13 +68,13 @@ fn realistic(verdict: Verdict) -> Training {
         kept.iter().map(value).collect()
     };
     let features: Vec<Vec<[f32; 2]>> = (0..names.len()).map(series).collect();
-    let ranges: Vec<Feature> = names
+    let ranges: Vec<FeatureSummary> = names
         .iter()
         .zip(&features)
         .map(|(name, series)| {
             let mut all: Vec<f32> = series.iter().flatten().copied().collect();
             all.sort_by(f32::total_cmp);
-            Feature {
+            FeatureSummary {
                 name: name.clone(),
                 least: all[0],
                 median: all[all.len() / 2],
@@ -82,7 +82,7 @@ fn realistic(verdict: Verdict) -> Training {
             }
         })
         .collect();
-    let excluded = |from: usize, to: usize, reason: &str, n_rows| Excluded {
+    let excluded = |from: usize, to: usize, reason: &str, n_rows| ExcludedRange {
         from_ms: BEGIN_MS + from as i64 * STEP_MS,
         to_ms: BEGIN_MS + to as i64 * STEP_MS - 1,
         reason: reason.into(),
@@ -102,7 +102,7 @@ fn realistic(verdict: Verdict) -> Training {
         model: "node_network".into(),
         group: Some(r#"{instance="db-7.example.org:9100", job="node"}"#.into()),
         facts: facts.map(|(name, value)| (name.to_string(), value.to_string())).into(),
-        verdict,
+        promotion,
         sweep: sweep.collect(),
         chosen: 5,
         folds: folds.collect(),
@@ -126,7 +126,7 @@ fn bare() -> Training {
         model: "m".into(),
         group: None,
         facts: Vec::new(),
-        verdict: Verdict::Saved,
+        promotion: PromotionDecision::Saved,
         sweep: vec![Candidate { max_samples: 256, kl: vec![0.0] }],
         chosen: 0,
         folds: Vec::new(),
@@ -183,7 +183,7 @@ fn section<'a>(html: &'a str, heading: &str) -> &'a str {
 
 #[test]
 fn a_page_is_well_formed_modest_and_always_the_same() {
-    let training = realistic(Verdict::Promoted("champion".into()));
+    let training = realistic(PromotionDecision::Promoted("champion".into()));
     let html = training.html();
     check(&html);
     assert!(html.len() < 600_000, "{} bytes", html.len());
@@ -217,7 +217,7 @@ fn the_summary_says_what_was_chosen_and_against_what() {
 
     let mut bins = vec![0.0; 200];
     (bins[99], bins[100]) = (25.0, 75.0);
-    training.folds = vec![Fold { kl: 0.0, train: bins, test: vec![0.0; 200] }];
+    training.folds = vec![FoldHistograms { kl: 0.0, train: bins, test: vec![0.0; 200] }];
     assert!(!summary(&training).contains("anomalous"), "no test rows, no share");
     training.folds[0].test[150] = 100.0;
     assert!(
@@ -229,7 +229,7 @@ fn the_summary_says_what_was_chosen_and_against_what() {
 #[test]
 fn nothing_from_outside_becomes_a_tag() {
     let evil = r#"</svg></title></script><script>alert("1")</script> ' onload="x""#.to_string();
-    let mut training = realistic(Verdict::Held(vec![evil.clone(), "plain".into()]));
+    let mut training = realistic(PromotionDecision::Gated(vec![evil.clone(), "plain".into()]));
     training.model = evil.clone();
     training.group = Some(evil.clone());
     training.facts.push((evil.clone(), evil.clone()));
@@ -239,7 +239,7 @@ fn nothing_from_outside_becomes_a_tag() {
     check(&html);
     assert_eq!(html.matches("<script>").count(), 1);
     assert!(!html.contains("onload=\""));
-    training.verdict = Verdict::Promoted(evil);
+    training.promotion = PromotionDecision::Promoted(evil);
     check(&training.html());
 }
 
@@ -250,12 +250,12 @@ fn little_or_nothing_to_show_makes_a_page_too() {
     training.sweep.clear();
     check(&training.html());
     training.sweep = vec![Candidate { max_samples: 0, kl: Vec::new() }];
-    training.verdict = Verdict::Held(Vec::new());
-    training.folds = vec![Fold { kl: 0.0, train: vec![0.0; 200], test: Vec::new() }];
+    training.promotion = PromotionDecision::Gated(Vec::new());
+    training.folds = vec![FoldHistograms { kl: 0.0, train: vec![0.0; 200], test: Vec::new() }];
     check(&training.html());
 
     // One fold, one size, one feature, one point.
-    let mut training = realistic(Verdict::Saved);
+    let mut training = realistic(PromotionDecision::Saved);
     training.sweep.truncate(1);
     training.chosen = 0;
     training.folds.truncate(1);
@@ -272,7 +272,7 @@ fn little_or_nothing_to_show_makes_a_page_too() {
 
 #[test]
 fn what_is_not_finite_or_enormous_breaks_no_plot() {
-    let mut training = realistic(Verdict::Saved);
+    let mut training = realistic(PromotionDecision::Saved);
     let strange = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, f64::MAX, f64::MIN, -1.0, 1e-300];
     for (i, value) in strange.into_iter().enumerate() {
         training.sweep[i].kl[i % 5] = value;
@@ -285,7 +285,7 @@ fn what_is_not_finite_or_enormous_breaks_no_plot() {
     }
     training.timeline.times_ms = (0..N_POINTS as i64).map(|i| i64::MIN / 2 + i * (i64::MAX / 1500)).collect();
     training.timeline.excluded[0] =
-        Excluded { from_ms: i64::MIN, to_ms: i64::MAX, reason: "all".into(), n_rows: usize::MAX };
+        ExcludedRange { from_ms: i64::MIN, to_ms: i64::MAX, reason: "all".into(), n_rows: usize::MAX };
     check(&training.html());
     training.timeline.times_ms = vec![i64::MAX; 3];
     check(&training.html());
@@ -298,7 +298,7 @@ fn what_is_not_finite_or_enormous_breaks_no_plot() {
 
 #[test]
 fn constants_are_marked_and_not_drawn() {
-    let mut training = realistic(Verdict::Saved);
+    let mut training = realistic(PromotionDecision::Saved);
     for feature in &mut training.features {
         (feature.least, feature.median, feature.greatest) = (7.0, 7.0, 7.0);
     }
@@ -314,10 +314,10 @@ fn constants_are_marked_and_not_drawn() {
 
 #[test]
 fn of_many_features_those_that_moved_most_are_drawn() {
-    let mut training = realistic(Verdict::Saved);
+    let mut training = realistic(PromotionDecision::Saved);
     let feature = |i: usize| {
         let greatest = if i % 50 == 3 { 30.0 } else { 10.0 + i as f32 / 1e4 };
-        Feature { name: format!("metric_{i:04}"), least: 9.0, median: 9.5, greatest }
+        FeatureSummary { name: format!("metric_{i:04}"), least: 9.0, median: 9.5, greatest }
     };
     training.features = (0..1024).map(feature).collect();
     training.timeline.features = vec![vec![[9.0, 30.0]; N_POINTS]; 1024];
@@ -333,7 +333,7 @@ fn of_many_features_those_that_moved_most_are_drawn() {
 
 #[test]
 fn gaps_stay_gaps() {
-    let mut training = realistic(Verdict::Saved);
+    let mut training = realistic(PromotionDecision::Saved);
     let line = |training: &Training| {
         let html = training.html();
         let (_, d) = html.split_once(r#"<path class="score" d=""#).expect("the line of scores");
@@ -356,16 +356,16 @@ fn pages_to_look_at() {
     let write = |name: &str, training: &Training| {
         std::fs::write(folder.join(name), training.html()).expect("a folder that can be written");
     };
-    write("promoted.html", &realistic(Verdict::Promoted("champion".into())));
+    write("promoted.html", &realistic(PromotionDecision::Promoted("champion".into())));
     let reasons = [
         "the decisions of unseen rows differ by 0.021 nats, the limit is 0.02",
         "it finds 6.1 % of the last day anomalous, the model in service 0.4 %",
     ];
-    let mut held = realistic(Verdict::Held(reasons.map(String::from).into()));
-    held.chosen = 7;
-    write("held.html", &held);
+    let mut gated = realistic(PromotionDecision::Gated(reasons.map(String::from).into()));
+    gated.chosen = 7;
+    write("held.html", &gated);
     write("bare.html", &bare());
-    let mut small = realistic(Verdict::Saved);
+    let mut small = realistic(PromotionDecision::Saved);
     small.sweep.truncate(1);
     small.chosen = 0;
     small.folds.truncate(1);
@@ -377,7 +377,7 @@ fn pages_to_look_at() {
     small.timeline.step_ms *= 70;
     small.timeline.score[500] = 90.0;
     small.timeline.excluded = (0..40)
-        .map(|i| Excluded {
+        .map(|i| ExcludedRange {
             from_ms: BEGIN_MS + (i * i) * DAY_MS / 5,
             to_ms: BEGIN_MS + (i * i) * DAY_MS / 5 + DAY_MS,
             reason: format!("alert Number{i}"),

@@ -1,16 +1,16 @@
 use super::*;
 use crate::config::Config;
 use crate::prom::{Labels, METRIC_NAME, Sample};
-use crate::train::rows::window;
-use crate::window::row::Grid;
-use crate::window::{Alarm, Score};
+use crate::train::training_set::build_window;
+use crate::window::grid::Grid;
+use crate::window::{IncidentState, Score};
 use std::sync::Arc;
 
 const STEP_MS: i64 = 15_000;
 const START_MS: i64 = 1_700_000_000_000;
 
 fn detector(model: &str) -> Arc<Detector> {
-    let training = "training: {minimum: 10m, sweep: []}";
+    let training = "training: {min_history: 10m, sweep: []}";
     let text =
         format!("detectors: [{{name: net, match: [rx], transform: value, model: {model}, {training}}}]");
     Config::parse(&text).expect("a valid configuration").detectors.remove(0)
@@ -22,15 +22,15 @@ fn features() -> [Labels; 2] {
 
 /// A group with values about this level, from one step to another.
 fn group(level: f64, steps: std::ops::Range<i64>) -> Window {
-    of_noise(|noise| level + noise, steps)
+    group_of(|noise| level + noise, steps)
 }
 
 /// A group that is so lively.
-fn lively(factor: f64, steps: std::ops::Range<i64>) -> Window {
-    of_noise(|noise| factor * noise, steps)
+fn group_with_spread(factor: f64, steps: std::ops::Range<i64>) -> Window {
+    group_of(|noise| factor * noise, steps)
 }
 
-fn of_noise(value: impl Fn(f64) -> f64, steps: std::ops::Range<i64>) -> Window {
+fn group_of(value: impl Fn(f64) -> f64, steps: std::ops::Range<i64>) -> Window {
     let sample = |i: i64, n: i64| Sample {
         timestamp_ms: START_MS + i * STEP_MS,
         value: value((i * i % (97 + n)) as f64 / 100.0),
@@ -40,7 +40,7 @@ fn of_noise(value: impl Fn(f64) -> f64, steps: std::ops::Range<i64>) -> Window {
         .zip(0..)
         .map(|(labels, n)| (labels, steps.clone().map(|i| sample(i, n)).collect()))
         .collect();
-    window(series.iter(), 30 * DAY_MS)
+    build_window(series.iter(), 30 * DAY_MS)
 }
 
 fn pool(detector: &Detector, windows: Vec<Window>) -> Pool {
@@ -58,7 +58,7 @@ fn groups_follow_each_other_days_apart_at_their_time_of_day() {
     let detector = detector("{kind: extended_isolation_forest}");
     // The second overlaps the first, and the third is more than a day long.
     let windows = vec![group(1.0, 0..100), group(2.0, 50..150), group(3.0, 0..6000)];
-    let rows = pool(&detector, windows).rows().expect("rows");
+    let rows = pool(&detector, windows).training_set().expect("rows");
     assert_eq!((rows.len(), rows.timestamps.len()), (6200, 6200));
     let times: Vec<&[i64]> = rows.timestamps.chunk_by(|a, b| b - a == STEP_MS).collect();
     assert_eq!(times.iter().map(|times| times.len()).collect::<Vec<_>>(), [6000, 100, 100]);
@@ -81,19 +81,19 @@ fn groups_follow_each_other_days_apart_at_their_time_of_day() {
 fn incidents_of_the_others_are_left_out() {
     let detector = detector("{kind: extended_isolation_forest}");
     let mut window = group(1.0, 0..100);
-    let alarm = |is_incident| Some(Alarm { threshold: 1.0, is_incident });
+    let alarm = |is_incident| Some(IncidentState { threshold: 1.0, is_incident });
     for i in 0..100 {
-        let score = Score { decision: 0.0, score: 0.0, alarm: alarm((40..50).contains(&i)) };
-        window.set_score(Voice::Champion, START_MS + i * STEP_MS, score);
+        let score = Score { decision: 0.0, score: 0.0, incident_state: alarm((40..50).contains(&i)) };
+        window.set_score(ModelRole::Champion, START_MS + i * STEP_MS, score);
     }
-    let rows = pool(&detector, vec![window]).rows().expect("rows");
+    let rows = pool(&detector, vec![window]).training_set().expect("rows");
     assert_eq!(rows.len(), 90);
     let within = START_MS + 40 * STEP_MS..START_MS + 50 * STEP_MS;
     assert!(!rows.timestamps.iter().any(|time| within.contains(time)));
 }
 
 #[test]
-fn all_of_them_together_have_to_have_enough() {
+fn all_groups_together_need_enough_history() {
     let detector = detector("{kind: extended_isolation_forest}");
     assert!(fit(&pool(&detector, vec![group(1.0, 0..30)]), &detector, 1).is_none());
     assert!(fit(&pool(&detector, vec![group(1.0, 0..30), group(2.0, 0..30)]), &detector, 1).is_some());
@@ -101,38 +101,38 @@ fn all_of_them_together_have_to_have_enough() {
 }
 
 #[test]
-fn the_model_is_a_function_of_the_rows_and_has_no_past() {
+fn the_model_is_a_function_of_the_rows_and_starts_without_rows() {
     for kind in ["{kind: extended_isolation_forest}", "{kind: isolation_forest}"] {
         let detector = detector(kind);
         let pool = pool(&detector, vec![group(1.0, 0..300), group(2.0, 0..300)]);
         let model = fit(&pool, &detector, 1).expect("enough rows");
         assert_eq!(fit(&pool, &detector, 3).as_ref(), Some(&model), "{kind}");
         assert_eq!((model.card.group.as_ref(), model.card.detector.as_deref()), (None, Some("net")));
-        if let Fitted::Extended(detection) = &model.fitted {
+        if let FittedModel::Extended(detection) = &model.fitted {
             assert_eq!(detection.newest_ms(), None);
             let mut new = detection.clone();
-            let seen = new
-                .observe(START_MS, &[1.5, 1.5])
+            let assessment = new
+                .assess(START_MS, &[1.5, 1.5])
                 .expect("the first row, earlier than the last of the others");
-            assert!(!seen.incident && seen.score < 1.0, "{seen:?}");
+            assert!(!assessment.incident && assessment.score < 1.0, "{assessment:?}");
         }
     }
 }
 
 #[test]
-fn what_the_groups_differ_in_is_usual() {
+fn differences_between_the_groups_count_as_normal() {
     let detector = detector("{kind: extended_isolation_forest}");
     // The loudest of a group that is livelier than one, and less lively than the other.
     let score = |windows: Vec<Window>| {
         let model = fit(&pool(&detector, windows), &detector, 1).expect("enough rows");
-        let Fitted::Extended(mut detection) = model.fitted else { panic!("an extended forest") };
+        let FittedModel::Extended(mut detection) = model.fitted else { panic!("an extended forest") };
         let mut observe = |i: i64| {
             let value = |n: i64| (5 * (i * i % (97 + n))) as f32 / 100.0;
-            detection.observe(START_MS + i * STEP_MS, &[value(0), value(1)]).expect("in order").score
+            detection.assess(START_MS + i * STEP_MS, &[value(0), value(1)]).expect("in order").score
         };
         (0..100).map(&mut observe).fold(0.0, f64::max)
     };
-    let calm = score(vec![lively(1.0, 0..300)]);
-    let both = score(vec![lively(1.0, 0..300), lively(10.0, 0..300)]);
+    let calm = score(vec![group_with_spread(1.0, 0..300)]);
+    let both = score(vec![group_with_spread(1.0, 0..300), group_with_spread(10.0, 0..300)]);
     assert!(both < calm, "{both} beside {calm}");
 }

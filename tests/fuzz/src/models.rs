@@ -1,13 +1,13 @@
 //! Model files: ours, scikit-learn's, ONNX.
 
-use promforest::detect::Detection;
-use promforest::features::rate::Semantics;
+use promforest::detect::OnlineDetector;
+use promforest::features::rate::RateSemantics;
 use promforest::features::{Schema, Transform};
 use promforest::forest::{ExtendedParams, Forest, ForestParams, Table};
-use promforest::models::import::{self, Imported};
-use promforest::models::{Card, Fitted, Model, artifact, onnx as graph, sklearn};
+use promforest::models::import::{self, ImportedForest};
+use promforest::models::{FittedModel, Model, ModelCard, artifact, onnx as graph, sklearn};
 use promforest::prom::{Labels, METRIC_NAME};
-use promforest::window::row::Grid;
+use promforest::window::grid::Grid;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -28,19 +28,19 @@ pub static MODELS: LazyLock<[Model; 2]> = LazyLock::new(|| {
     let plain = ForestParams { n_estimators, ..Default::default() };
     let extended = ExtendedParams { n_estimators, ..Default::default() };
     let times: Vec<i64> = (0..ROWS as i64).map(|i| 1_699_000_000_000 + i * 720_000).collect();
-    let detection = Detection::learn(&times, &table, &extended, 1.0, NonZeroUsize::MIN).expect("fits");
+    let detection = OnlineDetector::fit(&times, &table, &extended, 1.0, NonZeroUsize::MIN).expect("fits");
     [
-        Fitted::IsolationForest(plain.fit(&table, NonZeroUsize::MIN).expect("fits")),
-        Fitted::Extended(Box::new(detection)),
+        FittedModel::IsolationForest(plain.fit(&table, NonZeroUsize::MIN).expect("fits")),
+        FittedModel::Extended(Box::new(detection)),
     ]
     .map(model)
 });
 
-fn model(fitted: Fitted) -> Model {
+fn model(fitted: FittedModel) -> Model {
     let feature = |device: &str| Labels::new([(METRIC_NAME, "rx"), ("device", device)]).expect("valid");
-    let transform = Transform::Rate { range_ms: 60_000, semantics: Semantics::V3 };
+    let transform = Transform::Rate { range_ms: 60_000, semantics: RateSemantics::V3 };
     let schema = Schema { features: vec![feature("eth0"), feature("lo")], transform, grid: Grid::Exact };
-    Model { schema, fitted, card: Card { origin: "a fuzzer".into(), ..Card::default() } }
+    Model { schema, fitted, card: ModelCard { origin: "a fuzzer".into(), ..ModelCard::default() } }
 }
 
 /// A model with one file replaced, and sums that fit. What is accepted scores rows, and comes back from its own files. The
@@ -49,7 +49,7 @@ pub fn folder(data: &[u8]) {
     let Some((choice, bytes)) = data.split_first() else { return };
     let choice = usize::from(*choice) % (MODELS.len() * REPLACED.len());
     let name = REPLACED[choice / MODELS.len()];
-    let mut files = artifact::files(&MODELS[choice % MODELS.len()]);
+    let mut files = artifact::to_files(&MODELS[choice % MODELS.len()]);
     files.insert(name.into(), bytes.to_vec());
     if name != "SHA256SUMS" {
         let mut sums = String::new();
@@ -60,20 +60,20 @@ pub fn folder(data: &[u8]) {
         }
         files.insert("SHA256SUMS".into(), sums.into_bytes());
     }
-    let Ok(model) = artifact::model(&files) else { return };
+    let Ok(model) = artifact::read_model(&files) else { return };
     match &model.fitted {
-        Fitted::IsolationForest(forest) => score(forest),
-        Fitted::Extended(detection) => {
+        FittedModel::IsolationForest(forest) => score(forest),
+        FittedModel::Extended(detection) => {
             let mut detection = detection.as_ref().clone();
             let first_ms = detection.newest_ms().unwrap_or(0);
             for value in [0.0, 50.0, 1e30] {
                 let next_ms = detection.newest_ms().unwrap_or(first_ms).saturating_add(15_000);
-                let values = vec![value; detection.n_metrics()];
-                let _ = detection.observe(next_ms, &values);
+                let values = vec![value; detection.n_features()];
+                let _ = detection.assess(next_ms, &values);
             }
         }
     }
-    artifact::model(&artifact::files(&model)).expect("what was read can be written and read again");
+    artifact::read_model(&artifact::to_files(&model)).expect("what was read can be written and read again");
 }
 
 /// The score of a row lies in scikit-learn's range.
@@ -84,7 +84,7 @@ fn score(forest: &Forest) {
     }
 }
 
-fn usable(imported: Imported) {
+fn usable(imported: ImportedForest) {
     if let Some(columns) = &imported.columns {
         assert_eq!(columns.len(), imported.forest.n_features());
     }
@@ -130,7 +130,7 @@ pub fn mlmodel(data: &[u8]) {
     });
     let mut files = FILES.clone();
     files.insert("MLmodel".into(), data.to_vec());
-    if let Ok(imported) = import::imported(&files) {
+    if let Ok(imported) = import::read_forest(&files) {
         usable(imported);
     }
 }
@@ -173,7 +173,7 @@ pub fn folders() -> Vec<Vec<u8>> {
     for (file, name) in REPLACED.iter().enumerate() {
         for (number, model) in MODELS.iter().enumerate() {
             let choice = (file * MODELS.len() + number) as u8;
-            if let Some(bytes) = artifact::files(model).get(*name) {
+            if let Some(bytes) = artifact::to_files(model).get(*name) {
                 seeds.push([&[choice], &bytes[..]].concat());
             }
         }
@@ -204,7 +204,9 @@ pub fn graphs() -> Vec<Vec<u8>> {
     let mut seeds = super::files("models/sklearn-isolation-forest", ".onnx");
     // A forest of 100 trees is more than a fuzzer can turn over: ours has three.
     seeds.retain(|seed| seed.len() < 64 << 10);
-    let Fitted::IsolationForest(forest) = &MODELS[0].fitted else { unreachable!("the first one is plain") };
+    let FittedModel::IsolationForest(forest) = &MODELS[0].fitted else {
+        unreachable!("the first one is plain")
+    };
     seeds.push(graph::write(forest, &["a".into(), "b".into()]).expect("a plain forest has a graph"));
     seeds
 }

@@ -4,15 +4,15 @@ use super::models::MODELS;
 use super::wire;
 use prometheus_client::registry::Registry;
 use promforest::config::Config;
-use promforest::models::Deployed;
-use promforest::pipeline::engine::{Command, Engine, Parts, Readiness};
+use promforest::models::DeployedModel;
+use promforest::pipeline::engine::{Engine, EngineCommand, EngineDeps, Readiness};
 use promforest::pipeline::gaps;
 use promforest::pipeline::metrics::Metrics;
 use promforest::prom::proto::{Label, Sample, TimeSeries, WriteRequest};
-use promforest::prom::wire::{Version, snappy};
+use promforest::prom::wire::{ProtocolVersion, snappy};
 use promforest::prom::{METRIC_NAME, STALE_BITS};
-use promforest::window::Voice;
-use promforest::{ingest, publish};
+use promforest::window::ModelRole;
+use promforest::{ingest, remote_write};
 use prost::Message as _;
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
@@ -34,19 +34,19 @@ pub fn receiver(data: &[u8]) {
     static PARSED: LazyLock<Arc<Config>> =
         LazyLock::new(|| Arc::new(Config::parse(CONFIG).expect("a valid configuration")));
     let mut registry = Registry::default();
-    let (trainer, _jobs) = mpsc::channel(8);
-    let (questions, _asked) = mpsc::channel(2);
+    let (training_jobs, _receiver) = mpsc::channel(8);
+    let (backfill_requests, _receiver) = mpsc::channel(2);
     let (readiness, _) = watch::channel(Readiness { ready: false, text: String::new() });
-    let mut engine = Engine::new(Parts {
-        bells: PARSED.remote_write.iter().map(|_| Arc::default()).collect(),
+    let mut engine = Engine::new(EngineDeps {
+        wakeups: PARSED.remote_write.iter().map(|_| Arc::default()).collect(),
         config: PARSED.clone(),
-        trainer,
-        questions,
+        training_jobs,
+        backfill_requests,
         readiness,
-        gaps: gaps::Metrics::new(&mut registry),
+        gap_metrics: gaps::Metrics::new(&mut registry),
         metrics: Metrics::new(&mut registry),
-        ingest: ingest::Metrics::new(&mut registry),
-        publish: publish::Metrics::new(&mut registry),
+        ingest_metrics: ingest::Metrics::new(&mut registry),
+        remote_write_metrics: remote_write::Metrics::new(&mut registry),
     });
     let mut rest = data;
     while let Some((length, after)) = rest.split_first_chunk() {
@@ -54,22 +54,22 @@ pub fn receiver(data: &[u8]) {
         let (message, after) = after.split_at(length);
         // What one version does not know, the other may.
         let body = snappy::compress(message);
-        for version in [Version::V1, Version::V2] {
+        for version in [ProtocolVersion::V1, ProtocolVersion::V2] {
             let _ = engine.write(version, &body, Instant::now(), NOW_MS);
         }
         rest = after;
     }
     let (commands, received) = mpsc::channel(16);
     let send = |command| assert!(commands.try_send(command).is_ok(), "there is room");
-    for (voice, model) in [Voice::Champion, Voice::Challenger].into_iter().zip(&*MODELS) {
-        let deployed = Deployed { model: Arc::new(model.clone()), name: "net".into(), version: Some(1) };
-        send(Command::Deploy { group: 0, voice, deployed: Some(deployed), advanced: None });
+    for (role, model) in [ModelRole::Champion, ModelRole::Challenger].into_iter().zip(&*MODELS) {
+        let deployed = DeployedModel { model: Arc::new(model.clone()), name: "net".into(), version: Some(1) };
+        send(EngineCommand::Deploy { group: 0, role, deployed: Some(deployed), detection: None });
     }
-    send(Command::Tick);
+    send(EngineCommand::Tick);
     let (reply, mut batch) = oneshot::channel();
-    send(Command::NextBatch { target: 0, max_samples: 100, reply });
-    let (places, _) = oneshot::channel();
-    send(Command::Places(places));
+    send(EngineCommand::NextBatch { endpoint: 0, max_samples: 100, reply });
+    let (deployments, _) = oneshot::channel();
+    send(EngineCommand::ListDeployments(deployments));
     drop(commands);
     engine.run(received);
     // What leaves is what a receiver would take.

@@ -1,15 +1,15 @@
 //! The bytes of remote write and remote read.
 
-use promforest::history::answer::Answer;
-use promforest::history::frames::Frames;
-use promforest::history::server::{Error as Refused, Form, Request as Question};
-use promforest::history::{Metrics, xor};
 use promforest::prom::proto::{self, v2};
 use promforest::prom::wire::{
-    Counts, InvalidSeries, Kind, MAX_LABELS, MAX_NAME_BYTES, MAX_VALUE_BYTES, Malformed, Request, Scratch,
-    Version, snappy as block,
+    InvalidSeries, MAX_LABELS, MAX_NAME_BYTES, MAX_VALUE_BYTES, Malformed, ParsedRequest, ProtocolVersion,
+    RequestCounts, SampleKind, Scratch, snappy as block,
 };
 use promforest::prom::{Labels, Sample};
+use promforest::remote_read::collector::ResponseCollector;
+use promforest::remote_read::frames::ChunkedReader;
+use promforest::remote_read::server::{Error as RequestError, RemoteReadRequest, ResponseFormat};
+use promforest::remote_read::{Metrics, xor};
 use prost::Message as _;
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -37,15 +37,16 @@ pub fn snappy(data: &[u8]) {
 type Floats = Vec<(Result<Labels, InvalidSeries>, Vec<Sample>)>;
 
 /// `None` where we are stricter than prost: proto3 has no groups, and a request has bounds.
-fn read(version: Version, data: &[u8], oracle: &impl Debug) -> Option<(Counts, Floats)> {
+fn read(version: ProtocolVersion, data: &[u8], oracle: &impl Debug) -> Option<(RequestCounts, Floats)> {
     let mut scratch = Scratch::default();
-    match Request::read(version, data, 0, i64::MAX, &mut scratch) {
+    match ParsedRequest::parse(version, data, 0, i64::MAX, &mut scratch) {
         Ok(request) => {
-            let floats = request.series().filter(|one| one.kind == Kind::Float && !one.samples.is_empty());
+            let floats =
+                request.series().filter(|one| one.kind == SampleKind::Float && !one.samples.is_empty());
             let floats = floats.map(|series| (series.labels(), series.samples.to_vec())).collect();
             Some((request.counts, floats))
         }
-        Err(Malformed::Key(_) | Malformed::TooMany { .. } | Malformed::FirstSymbol) => None,
+        Err(Malformed::Key(_) | Malformed::TooMany { .. } | Malformed::FirstSymbolNotEmpty) => None,
         Err(error) => panic!("{error}: {oracle:?}"),
     }
 }
@@ -53,10 +54,10 @@ fn read(version: Version, data: &[u8], oracle: &impl Debug) -> Option<(Counts, F
 /// What prost reads in a message, we read too.
 pub fn write_v1(data: &[u8]) {
     let Ok(oracle) = proto::WriteRequest::decode(data) else {
-        let _ = Request::read(Version::V1, data, 0, 0, &mut Scratch::default());
+        let _ = ParsedRequest::parse(ProtocolVersion::V1, data, 0, 0, &mut Scratch::default());
         return;
     };
-    let Some((counts, floats)) = read(Version::V1, data, &oracle) else { return };
+    let Some((counts, floats)) = read(ProtocolVersion::V1, data, &oracle) else { return };
     assert_eq!(counts.series, oracle.timeseries.len());
     assert_eq!(counts.metadata, oracle.metadata.len());
     let expected = oracle.timeseries.into_iter();
@@ -75,10 +76,10 @@ pub fn write_v1(data: &[u8]) {
 /// The same for version 2.0: series whose references lead nowhere are refused, the others are there.
 pub fn write_v2(data: &[u8]) {
     let Ok(oracle) = v2::Request::decode(data) else {
-        let _ = Request::read(Version::V2, data, 0, 0, &mut Scratch::default());
+        let _ = ParsedRequest::parse(ProtocolVersion::V2, data, 0, 0, &mut Scratch::default());
         return;
     };
-    let Some((_, floats)) = read(Version::V2, data, &oracle) else { return };
+    let Some((_, floats)) = read(ProtocolVersion::V2, data, &oracle) else { return };
     let symbol = |reference: u32| oracle.symbols.get(reference as usize).cloned();
     let valid = oracle.timeseries.iter().filter_map(|one| {
         let (pairs, rest) = one.labels_refs.as_chunks();
@@ -120,7 +121,7 @@ fn same_labels(labels: Result<Labels, InvalidSeries>, expected: Vec<proto::Label
 const RANGE: (i64, i64) = (1_000, 2_000_000_000_000);
 
 /// The answer to a query is clipped to its range and ordered, every time once.
-fn in_order(answer: Answer<'_>) {
+fn in_order(answer: ResponseCollector<'_>) {
     for (_, samples) in answer.finish() {
         assert!(!samples.is_empty());
         assert!(samples.iter().all(|sample| (RANGE.0..=RANGE.1).contains(&sample.timestamp_ms)));
@@ -131,25 +132,25 @@ fn in_order(answer: Answer<'_>) {
 /// An answer of type SAMPLES.
 pub fn read_response(data: &[u8]) {
     let metrics = Metrics::default();
-    let mut answer = Answer::new(RANGE.0, RANGE.1, &metrics);
-    if answer.response(data).is_ok() {
-        in_order(answer);
+    let mut collector = ResponseCollector::new(RANGE.0, RANGE.1, &metrics);
+    if collector.push_response(data).is_ok() {
+        in_order(collector);
     }
 }
 
 /// A message of a stream.
 pub fn read_message(data: &[u8]) {
     let metrics = Metrics::default();
-    let mut answer = Answer::new(RANGE.0, RANGE.1, &metrics);
-    if answer.frame(data).is_ok() {
-        in_order(answer);
+    let mut collector = ResponseCollector::new(RANGE.0, RANGE.1, &metrics);
+    if collector.push_frame(data).is_ok() {
+        in_order(collector);
     }
 }
 
 /// The frames of a stream are the same whole and byte by byte.
 pub fn read_frames(data: &[u8]) {
     let pop = |pieces: &mut dyn Iterator<Item = &[u8]>| {
-        let (mut frames, mut messages) = (Frames::default(), Vec::new());
+        let (mut frames, mut messages) = (ChunkedReader::default(), Vec::new());
         for piece in pieces {
             frames.push(piece);
             while let Some(message) = frames.pop()? {
@@ -161,24 +162,28 @@ pub fn read_frames(data: &[u8]) {
     assert_eq!(pop(&mut std::iter::once(data)).ok(), pop(&mut data.chunks(1)).ok());
 }
 
-/// What prost reads in a question, we read too, or say why it is not answered.
+/// What prost reads in a request, we read too, or say why it is not answered.
 pub fn read_request(data: &[u8]) {
-    let question = Question::decode(data);
+    let request = RemoteReadRequest::decode(data);
     let Ok(oracle) = proto::ReadRequest::decode(data) else { return };
-    let question = match question {
-        Ok(question) => question,
+    let request = match request {
+        Ok(request) => request,
         // Groups again, and what is asked of us is bounded, and has to be selective.
-        Err(Refused::Malformed(Malformed::Key(_)) | Refused::Limit { .. } | Refused::Query { .. }) => return,
-        Err(Refused::Form(forms)) => {
-            assert!(!forms.is_empty() && forms == oracle.accepted_response_types);
-            return assert!(forms.iter().all(|form| !(0..=1).contains(form)));
+        Err(
+            RequestError::Malformed(Malformed::Key(_))
+            | RequestError::Limit { .. }
+            | RequestError::Query { .. },
+        ) => return,
+        Err(RequestError::UnknownResponseTypes(types)) => {
+            assert!(!types.is_empty() && types == oracle.accepted_response_types);
+            return assert!(types.iter().all(|kind| !(0..=1).contains(kind)));
         }
         Err(error) => panic!("{error}: {oracle:?}"),
     };
-    let form = oracle.accepted_response_types.into_iter().find(|form| (0..=1).contains(form));
-    assert_eq!(question.form == Form::Chunks, form == Some(1));
-    assert_eq!(question.queries.len(), oracle.queries.len());
-    for (query, expected) in question.queries.into_iter().zip(oracle.queries) {
+    let kind = oracle.accepted_response_types.into_iter().find(|kind| (0..=1).contains(kind));
+    assert_eq!(request.format == ResponseFormat::Chunks, kind == Some(1));
+    assert_eq!(request.queries.len(), oracle.queries.len());
+    for (query, expected) in request.queries.into_iter().zip(oracle.queries) {
         let range = (expected.start_timestamp_ms, expected.end_timestamp_ms);
         assert_eq!((query.start_ms, query.end_ms), range);
         assert!(query.selector.to_proto().eq(expected.matchers));
@@ -189,7 +194,7 @@ pub fn read_request(data: &[u8]) {
 pub fn xor(data: &[u8]) {
     let mut samples = Vec::new();
     let decoded = xor::decode(data, &mut samples).map(|()| samples);
-    assert_eq!(decoded.ok(), xor::plain::decode(data).ok());
+    assert_eq!(decoded.ok(), xor::reference::decode(data).ok());
 }
 
 /// Bodies of write requests.
@@ -260,7 +265,7 @@ pub fn streams() -> Vec<Vec<u8>> {
 
 /// The messages in their frames.
 pub fn stream_messages() -> Vec<Vec<u8>> {
-    let mut frames = Frames::default();
+    let mut frames = ChunkedReader::default();
     let mut messages = Vec::new();
     for stream in streams() {
         frames.push(&stream);

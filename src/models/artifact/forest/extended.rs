@@ -4,11 +4,13 @@
 //! them. They are most of the file, hence 16 and 32 bits, which hold them exactly.
 
 use super::super::{Error, ipc};
-use super::{batch, narrow, numbers_of_trees, of_forest, of_tree, rows_of_trees, widen};
-use crate::detect::{Detection, Level, Parts, State, Voices};
+use super::{
+    read_batch, split_by_tree, to_i32, to_i64, tree_numbers, with_forest_context, with_tree_context,
+};
+use crate::detect::{OnlineDetector, SavedState, ScoreScale, Scorer, ScorerParts};
 use crate::features;
 use crate::features::correlation::{Correlation, Residuals};
-use crate::features::scale::Scale;
+use crate::features::scale::RobustScale;
 use crate::forest::{ExtendedForest, ExtendedTree, ExtendedTreeArrays, MAX_FEATURES};
 use crate::models::EXTENDED_OFFSET;
 use arrow_array::cast::AsArray;
@@ -21,7 +23,7 @@ use std::sync::Arc;
 /// What the nodes do not say.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Section {
+pub struct ExtendedMetadata {
     pub n_features: usize,
     pub n_estimators: usize,
     pub max_samples: u64,
@@ -34,8 +36,8 @@ pub struct Section {
     /// The metrics that varied in training.
     varying: Vec<usize>,
     residuals: Option<ResidualsJson>,
-    forest_level: Level,
-    tail_level: Level,
+    forest_scale: ScoreScale,
+    tail_scale: ScoreScale,
 }
 
 /// What of each of these metrics the others do not explain.
@@ -50,11 +52,17 @@ struct ResidualsJson {
     scales: Vec<[f64; 2]>,
 }
 
-impl Section {
-    pub fn new(detection: &Detection) -> Self {
-        let Parts { scales, varying, residuals, forest, forest_level, tail_level } =
-            detection.voices().parts();
-        let pair = |scale: &Scale| [scale.center(), scale.sigma()];
+impl ExtendedMetadata {
+    pub fn new(detector: &OnlineDetector) -> Self {
+        let ScorerParts {
+            scales,
+            varying,
+            residuals,
+            forest,
+            forest_scale: forest_level,
+            tail_scale: tail_level,
+        } = detector.scorer().parts();
+        let pair = |scale: &RobustScale| [scale.center(), scale.sigma()];
         let residuals = residuals.map(|Residuals { correlation, scales }| ResidualsJson {
             means: correlation.means().to_vec(),
             deviations: correlation.deviations().to_vec(),
@@ -62,7 +70,7 @@ impl Section {
             scales: scales.iter().map(pair).collect(),
         });
         Self {
-            n_features: detection.n_metrics(),
+            n_features: detector.n_features(),
             n_estimators: forest.as_ref().map_or(0, ExtendedForest::n_estimators),
             max_samples: forest.as_ref().map_or(0, ExtendedForest::max_samples),
             offset: EXTENDED_OFFSET,
@@ -70,20 +78,20 @@ impl Section {
             scales: scales.iter().map(|scale| scale.as_ref().map(pair)).collect(),
             varying,
             residuals,
-            forest_level,
-            tail_level,
+            forest_scale: forest_level,
+            tail_scale: tail_level,
         }
     }
 
     /// All but the forest.
-    fn parts(self) -> Result<Parts, features::Error> {
-        let scale = |[center, sigma]: [f64; 2]| Scale::new(center, sigma);
+    fn into_parts(self) -> Result<ScorerParts, features::Error> {
+        let scale = |[center, sigma]: [f64; 2]| RobustScale::new(center, sigma);
         let residuals = self.residuals.map(|json| {
             let correlation = Correlation::new(json.means, json.deviations, json.inverse)?;
             let scales = json.scales.into_iter().map(scale).collect::<Result<_, _>>()?;
             Ok::<_, features::Error>(Residuals { correlation, scales })
         });
-        Ok(Parts {
+        Ok(ScorerParts {
             scales: self
                 .scales
                 .into_iter()
@@ -92,8 +100,8 @@ impl Section {
             varying: self.varying,
             residuals: residuals.transpose()?,
             forest: None,
-            forest_level: self.forest_level,
-            tail_level: self.tail_level,
+            forest_scale: self.forest_scale,
+            tail_scale: self.tail_scale,
         })
     }
 }
@@ -108,8 +116,8 @@ fn schema(width: usize) -> SchemaRef {
         ("tree", DataType::UInt32),
         ("left_child", DataType::Int32),
         ("right_child", DataType::Int32),
-        ("columns", ipc::list_of(DataType::UInt16, width)),
-        ("coefficients", ipc::list_of(DataType::Float32, width)),
+        ("columns", ipc::list_type(DataType::UInt16, width)),
+        ("coefficients", ipc::list_type(DataType::Float32, width)),
         ("cut", DataType::Float64),
         ("low", DataType::Float64),
         ("high", DataType::Float64),
@@ -117,26 +125,26 @@ fn schema(width: usize) -> SchemaRef {
     ])
 }
 
-pub fn write(detection: &Detection) -> Vec<u8> {
-    let forest = detection.voices().parts().forest;
+pub fn write(detector: &OnlineDetector) -> Vec<u8> {
+    let forest = detector.scorer().parts().forest;
     let trees: Vec<ExtendedTreeArrays> = forest.iter().flat_map(ExtendedForest::trees).collect();
     let width = width(forest.as_ref());
-    let indexes = |of: fn(&ExtendedTreeArrays) -> &Vec<i64>| -> ArrayRef {
-        Arc::new(Int32Array::from_iter_values(trees.iter().flat_map(|tree| narrow(of(tree)))))
+    let indexes = |select: fn(&ExtendedTreeArrays) -> &Vec<i64>| -> ArrayRef {
+        Arc::new(Int32Array::from_iter_values(trees.iter().flat_map(|tree| to_i32(select(tree)))))
     };
-    let numbers = |of: fn(&ExtendedTreeArrays) -> &Vec<f64>| -> ArrayRef {
-        Arc::new(Float64Array::from_iter_values(trees.iter().flat_map(|tree| of(tree).iter().copied())))
+    let numbers = |select: fn(&ExtendedTreeArrays) -> &Vec<f64>| -> ArrayRef {
+        Arc::new(Float64Array::from_iter_values(trees.iter().flat_map(|tree| select(tree).iter().copied())))
     };
-    let mixed = trees.iter().flat_map(|tree| &tree.columns).map(|column| *column as u16);
+    let split_columns = trees.iter().flat_map(|tree| &tree.columns).map(|column| *column as u16);
     let coefficients =
         trees.iter().flat_map(|tree| &tree.coefficients).map(|coefficient| *coefficient as f32);
     let counts = trees.iter().flat_map(|tree| tree.n_node_samples.iter().copied());
     let columns: Vec<ArrayRef> = vec![
-        Arc::new(UInt32Array::from(numbers_of_trees(trees.iter().map(|tree| tree.left_child.len())))),
+        Arc::new(UInt32Array::from(tree_numbers(trees.iter().map(|tree| tree.left_child.len())))),
         indexes(|tree| &tree.left_child),
         indexes(|tree| &tree.right_child),
-        ipc::list(Arc::new(UInt16Array::from_iter_values(mixed)), width),
-        ipc::list(Arc::new(Float32Array::from_iter_values(coefficients)), width),
+        ipc::list_column(Arc::new(UInt16Array::from_iter_values(split_columns)), width),
+        ipc::list_column(Arc::new(Float32Array::from_iter_values(coefficients)), width),
         numbers(|tree| &tree.cut),
         numbers(|tree| &tree.low),
         numbers(|tree| &tree.high),
@@ -145,51 +153,51 @@ pub fn write(detection: &Detection) -> Vec<u8> {
     ipc::write(&schema(width), columns)
 }
 
-pub fn read(bytes: &[u8], section: Section, state: State) -> Result<Detection, Error> {
-    let fault = |reason: String| Error::Json(format!("forest: {reason}"));
-    let Section { n_features, n_estimators, max_samples, offset, width, .. } = section;
+pub fn read(bytes: &[u8], metadata: ExtendedMetadata, state: SavedState) -> Result<OnlineDetector, Error> {
+    let invalid = |reason: String| Error::Json(format!("forest: {reason}"));
+    let ExtendedMetadata { n_features, n_estimators, max_samples, offset, width, .. } = metadata;
     if !(1..=MAX_FEATURES).contains(&width) {
-        return Err(fault(format!("width is {width}, must be in 1..={MAX_FEATURES}")));
+        return Err(invalid(format!("width is {width}, must be in 1..={MAX_FEATURES}")));
     }
     if offset != EXTENDED_OFFSET {
-        return Err(fault(format!("offset is {offset}, must be {EXTENDED_OFFSET}")));
+        return Err(invalid(format!("offset is {offset}, must be {EXTENDED_OFFSET}")));
     }
-    let parts = section.parts().map_err(|error| fault(error.to_string()))?;
+    let parts = metadata.into_parts().map_err(|error| invalid(error.to_string()))?;
     // Without a forest, what it would see: nothing.
-    let n_columns = parts.n_columns();
-    let batch = batch(bytes, &schema(width))?;
+    let n_inputs = parts.n_inputs();
+    let batch = read_batch(bytes, &schema(width))?;
     let index = |column: usize| batch.column(column).as_primitive::<Int32Type>().values();
     let (left, right) = (index(1), index(2));
-    let mixed = batch.column(3).as_fixed_size_list().values().as_primitive::<UInt16Type>().values();
+    let split_columns = batch.column(3).as_fixed_size_list().values().as_primitive::<UInt16Type>().values();
     let coefficients = batch.column(4).as_fixed_size_list().values().as_primitive::<Float32Type>().values();
     let number = |column: usize| batch.column(column).as_primitive::<Float64Type>().values();
     let (cut, low, high) = (number(5), number(6), number(7));
     let n_node_samples = batch.column(8).as_primitive::<Int64Type>().values();
     let numbers = batch.column(0).as_primitive::<UInt32Type>().values();
     let mut trees = Vec::new();
-    for (number, rows) in rows_of_trees(numbers, n_estimators)?.into_iter().enumerate() {
+    for (number, rows) in split_by_tree(numbers, n_estimators)?.into_iter().enumerate() {
         let terms = rows.start * width..rows.end * width;
         let arrays = ExtendedTreeArrays {
-            left_child: widen(&left[rows.clone()]),
-            right_child: widen(&right[rows.clone()]),
+            left_child: to_i64(&left[rows.clone()]),
+            right_child: to_i64(&right[rows.clone()]),
             n_node_samples: n_node_samples[rows.clone()].to_vec(),
             width,
-            columns: mixed[terms.clone()].iter().map(|column| u32::from(*column)).collect(),
+            columns: split_columns[terms.clone()].iter().map(|column| u32::from(*column)).collect(),
             coefficients: coefficients[terms].iter().map(|coefficient| f64::from(*coefficient)).collect(),
             cut: cut[rows.clone()].to_vec(),
             low: low[rows.clone()].to_vec(),
             high: high[rows].to_vec(),
         };
-        trees.push(of_tree(number, ExtendedTree::from_arrays(&arrays, n_columns))?);
+        trees.push(with_tree_context(number, ExtendedTree::from_arrays(&arrays, n_inputs))?);
     }
     let forest = match trees.is_empty() {
         true => None,
-        false => Some(of_forest(ExtendedForest::new(trees, max_samples))?),
+        false => Some(with_forest_context(ExtendedForest::new(trees, max_samples))?),
     };
-    let voices = Voices::new(Parts { forest, ..parts }).map_err(|error| fault(error.to_string()))?;
-    if voices.n_metrics() != n_features {
-        let n_metrics = voices.n_metrics();
-        return Err(fault(format!("the scales are those of {n_metrics} metrics, must be {n_features}")));
+    let scorer = Scorer::new(ScorerParts { forest, ..parts }).map_err(|error| invalid(error.to_string()))?;
+    if scorer.n_features() != n_features {
+        let n_scaled = scorer.n_features();
+        return Err(invalid(format!("the scales are those of {n_scaled} metrics, must be {n_features}")));
     }
-    Detection::restore(voices, state).map_err(|error| Error::State(error.to_string()))
+    OnlineDetector::restore(scorer, state).map_err(|error| Error::State(error.to_string()))
 }

@@ -1,25 +1,25 @@
 use super::*;
-use crate::features::rate::Semantics;
+use crate::features::rate::RateSemantics;
 use crate::models::Model;
 use crate::models::registry::{CHALLENGER, CHAMPION, Registry};
 
 fn model() -> Model {
-    crate::models::artifact::tests::sample()
+    crate::models::artifact::tests::sample_model()
 }
 
-fn registry(keep: usize) -> (tempfile::TempDir, Directory) {
+fn registry(keep_versions: usize) -> (tempfile::TempDir, Directory) {
     let folder = tempfile::tempdir().expect("a folder");
-    let directory = Directory::new(folder.path().join("models"), keep);
+    let directory = Directory::new(folder.path().join("models"), keep_versions);
     (folder, directory)
 }
 
 fn register(directory: &Directory, name: &str) -> u64 {
-    let entry = Entry { model: &model(), report: Some("<html>"), note: "a note".into() };
-    directory.register(name, &entry).expect("registered")
+    let new_version = NewVersion { model: &model(), report: Some("<html>"), note: "a note".into() };
+    directory.register(name, &new_version).expect("registered")
 }
 
 #[tokio::test]
-async fn versions_aliases_and_the_way_back() {
+async fn versions_aliases_and_rollback() {
     let (_folder, directory) = registry(9);
     let registry = Registry::Directory(directory.clone());
     assert!(registry.aliases("").await.expect("nothing there is no error").is_empty());
@@ -32,7 +32,7 @@ async fn versions_aliases_and_the_way_back() {
     assert_eq!(registry.aliases("net").await.expect("read")["net"][CHAMPION], 3);
     assert_eq!(registry.aliases_of(["net", "net.group"]).await.expect("read")["net"][CHAMPION], 3);
     assert!(registry.aliases_of(["ne", "net.group"]).await.expect("read").is_empty());
-    assert_eq!(registry.load("net", 3, Semantics::V3).await.expect("a model"), model());
+    assert_eq!(registry.load("net", 3, RateSemantics::V3).await.expect("a model"), model());
     registry.promote("net", CHALLENGER, 2).await.expect("beside it");
     assert_eq!(registry.roll_back("net", CHAMPION).await.expect("back"), (3, 2));
     assert_eq!(registry.roll_back("net", CHAMPION).await.expect("back"), (2, 1));
@@ -47,7 +47,7 @@ async fn versions_aliases_and_the_way_back() {
 }
 
 #[test]
-fn asking_for_a_model_that_is_not_there_leaves_nothing_behind() {
+fn changing_an_unregistered_model_creates_no_folder() {
     let (_folder, directory) = registry(9);
     for refused in [directory.promote("other", CHAMPION, 1), directory.roll_back("other", CHAMPION, 2, 1)] {
         assert_eq!(refused.expect_err("refused").to_string(), "model other has no version 1");
@@ -65,7 +65,7 @@ fn names_stay_inside_of_the_directory() {
 }
 
 #[test]
-fn old_versions_without_an_alias_go() {
+fn old_versions_without_an_alias_are_pruned() {
     let (_folder, directory) = registry(2);
     register(&directory, "net");
     directory.promote("net", CHAMPION, 1).expect("promoted");
@@ -79,7 +79,7 @@ fn old_versions_without_an_alias_go() {
 }
 
 #[test]
-fn writers_of_several_threads_take_turns() {
+fn writers_of_several_threads_are_serialized() {
     let (_folder, directory) = registry(100);
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -91,12 +91,12 @@ fn writers_of_several_threads_take_turns() {
 }
 
 #[test]
-fn what_a_dead_writer_left_goes() {
+fn orphans_of_a_dead_writer_are_removed() {
     let (_folder, directory) = registry(9);
     register(&directory, "net");
     let folder = directory.root().join("net");
-    for stray in ["7", ".2.4711.draft"] {
-        fs::create_dir_all(folder.join(stray)).expect("made");
+    for orphan in ["7", ".2.4711.draft"] {
+        fs::create_dir_all(folder.join(orphan)).expect("made");
     }
     fs::write(folder.join("registry.draft"), "{").expect("written");
     assert_eq!(directory.versions("net").expect("read").len(), 1, "strays are not seen");
@@ -105,14 +105,14 @@ fn what_a_dead_writer_left_goes() {
 }
 
 #[test]
-fn a_damaged_state_is_an_error_and_stays_as_it_is() {
+fn a_corrupt_registry_file_is_an_error_and_is_left_unchanged() {
     let (_folder, directory) = registry(9);
     register(&directory, "net");
     let state = directory.root().join("net/registry.json");
     fs::write(&state, "{").expect("written");
     let error = directory.versions("net").expect_err("damaged").to_string();
     assert!(error.ends_with("net/registry.json cannot be read"), "{error}");
-    let entry = Entry { model: &model(), report: None, note: String::new() };
-    assert!(directory.register("net", &entry).is_err());
+    let new_version = NewVersion { model: &model(), report: None, note: String::new() };
+    assert!(directory.register("net", &new_version).is_err());
     assert_eq!(fs::read_to_string(&state).expect("still there"), "{");
 }

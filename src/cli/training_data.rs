@@ -1,0 +1,368 @@
+//! What commands learn from: the rows of each group that the sources know, or those of a table.
+
+use super::{BoxError, parse_label, select_detectors};
+use crate::config::{Config, Detector};
+use crate::features::{Schema, Transform};
+use crate::models::registry::group_model_name;
+use crate::models::{Model, columns};
+use crate::prom::matcher::Matcher;
+use crate::prom::{Labels, METRIC_NAME, Sample, duration};
+use crate::remote_read::{self, ReadClient, SeriesSamples};
+use crate::table::DataTable;
+use crate::train::history;
+use crate::train::training_set::{self, Exclusion, TrainingSet, TrainingSetError};
+use crate::window::Window;
+use crate::window::grid::Grid;
+use clap::Args;
+use indicatif::ProgressBar;
+use jiff::Timestamp;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Whose history is learned from, and what of it is not.
+#[derive(Debug, Args)]
+pub struct TrainingDataArgs {
+    /// For this detector; without it, for every one
+    #[arg(long, value_name = "NAME")]
+    pub detector: Option<String>,
+    /// For the groups with these labels alone, as in job=node,instance=web1:9100
+    #[arg(long, value_name = "LABELS", value_delimiter = ',', value_parser = parse_label)]
+    pub group: Vec<(String, String)>,
+    /// Leave this time out, as in 2026-01-31T12:00:00Z..2026-01-31T13:00:00Z; may be repeated
+    #[arg(long, value_name = "START..END", value_parser = parse_exclusion)]
+    exclude: Vec<Exclusion>,
+    /// Leave out the time in which this alert fired; may be repeated
+    #[arg(long, value_name = "ALERT")]
+    exclude_alert: Vec<String>,
+}
+
+/// A stretch of history.
+#[derive(Clone, Copy, Debug)]
+pub struct HistoryRange {
+    /// Its beginning; without one, `training.history` before what is learned ends.
+    pub from_ms: Option<i64>,
+    /// Last millisecond of what is learned.
+    pub train_to_ms: i64,
+    /// Its end.
+    pub to_ms: i64,
+}
+
+/// Reads `START..END`.
+pub fn parse_exclusion(text: &str) -> Result<Exclusion, String> {
+    let (from, to) = text.split_once("..").ok_or_else(|| format!("{text:?} is not START..END"))?;
+    let time = |text: &str| text.parse::<Timestamp>().map_err(|error| format!("{text:?}: {error}"));
+    let (from_ms, to_ms) = (time(from)?.as_millisecond(), time(to)?.as_millisecond());
+    if from_ms > to_ms {
+        return Err(format!("{text:?} ends before it begins"));
+    }
+    Ok(Exclusion { from_ms, to_ms, reason: text.into(), is_detected: false })
+}
+
+/// Rows of one group, or of a file.
+pub struct TrainingInput {
+    pub detector: Arc<Detector>,
+    pub group: Option<Labels>,
+    /// The registered name of the model.
+    pub name: String,
+    /// What is learned; of a model that is there its rows.
+    pub rows: TrainingSet,
+    /// What there is of all features in the whole span.
+    pub window: Window,
+    /// Does it hold samples, or values that are ready?
+    pub is_raw: bool,
+    /// What stays out of training.
+    pub exclusions: Vec<Exclusion>,
+    /// The file's names of the columns, where they are others than ours.
+    pub columns: Option<Vec<String>>,
+}
+
+/// The lessons one after the other. Of a fleet's history, one group's samples are in memory at a time.
+pub struct TrainingInputs<'a> {
+    args: &'a TrainingDataArgs,
+    config: &'a Config,
+    history_range: HistoryRange,
+    model: Option<&'a Model>,
+    clients: Vec<ReadClient>,
+    groups: VecDeque<HistoryGroup>,
+    /// One that has its rows already.
+    ready: Option<TrainingInput>,
+    n_groups: usize,
+    n_inputs: usize,
+    longest_ms: i64,
+    bar: ProgressBar,
+    n_samples: usize,
+}
+
+/// A group that the sources know in the range.
+struct HistoryGroup {
+    detector: Arc<Detector>,
+    labels: Labels,
+    range: (i64, i64),
+}
+
+impl<'a> TrainingInputs<'a> {
+    /// This one.
+    pub fn single(args: &'a TrainingDataArgs, config: &'a Config, training_input: TrainingInput) -> Self {
+        let history_range = HistoryRange { from_ms: None, train_to_ms: i64::MAX, to_ms: i64::MAX };
+        Self { ready: Some(training_input), ..Self::new(args, config, history_range, None) }
+    }
+
+    fn new(
+        args: &'a TrainingDataArgs,
+        config: &'a Config,
+        history_range: HistoryRange,
+        model: Option<&'a Model>,
+    ) -> Self {
+        Self {
+            args,
+            config,
+            history_range,
+            model,
+            clients: Vec::new(),
+            groups: VecDeque::new(),
+            ready: None,
+            n_groups: 0,
+            n_inputs: 0,
+            longest_ms: i64::MIN,
+            bar: ProgressBar::hidden(),
+            n_samples: 0,
+        }
+    }
+
+    /// Every group that the sources know in the range; with a model, its group alone and the rows of its
+    /// columns, instead of those that training would take.
+    ///
+    /// Which groups there are is seen in the samples, all of which are read for it once and kept nowhere: a
+    /// look at parts of the range would miss groups that come and go.
+    pub async fn from_history(
+        args: &'a TrainingDataArgs,
+        config: &'a Config,
+        history_range: HistoryRange,
+        model: Option<&'a Model>,
+    ) -> Result<Self, BoxError> {
+        let mut training_inputs = Self::new(args, config, history_range, model);
+        training_inputs.bar = ProgressBar::new_spinner().with_message("looking for groups");
+        training_inputs.bar.enable_steady_tick(Duration::from_millis(100));
+        for remote_read in &config.remote_read {
+            training_inputs.clients.push(ReadClient::new(remote_read, &remote_read::Metrics::default())?);
+        }
+        for detector in select_detectors(config, args.detector.as_deref())? {
+            let history_ms = duration::millis(detector.training.history);
+            let range = (
+                history_range.from_ms.unwrap_or(history_range.train_to_ms - history_ms),
+                history_range.to_ms,
+            );
+            if range.0 >= range.1 {
+                return Err("the history ends before it begins: --start must be before --end".into());
+            }
+            let group_labels = args.group.iter().filter(|(name, _)| detector.by.contains(name));
+            let matchers: Vec<_> = group_labels.map(|(name, value)| Matcher::equal(name, value)).collect();
+            let mut groups = BTreeSet::new();
+            for client in &training_inputs.clients {
+                history::read_samples(client, &detector, &matchers, range, |series| {
+                    groups.extend(series.iter().map(|(labels, _)| labels.split(&detector.by).0));
+                })
+                .await?;
+            }
+            groups.retain(|group| args.group.iter().all(|(name, value)| group.get(name) == value));
+            training_inputs.n_groups += groups.len();
+            if let Some(group) = model.and_then(|model| model.card.group.as_ref()) {
+                groups.retain(|found| found == group);
+            }
+            let group = |labels| HistoryGroup { detector: detector.clone(), labels, range };
+            training_inputs.groups.extend(groups.into_iter().map(group));
+        }
+        Ok(training_inputs)
+    }
+
+    /// The next lesson.
+    ///
+    /// # Errors
+    /// Those of the sources, and that there is not a single lesson.
+    pub async fn next(&mut self) -> Result<Option<TrainingInput>, BoxError> {
+        if let Some(training_input) = self.ready.take() {
+            self.n_inputs = 1;
+            return Ok(Some(training_input));
+        }
+        while let Some(group) = self.groups.pop_front() {
+            if let Some(training_input) = self.read_group(group).await? {
+                self.n_inputs += 1;
+                return Ok(Some(training_input));
+            }
+        }
+        self.bar.finish_and_clear();
+        match self.n_inputs {
+            0 => Err(self.no_data_message().into()),
+            _ => Ok(None),
+        }
+    }
+
+    /// Makes sure that there is one lesson only, which is the next.
+    ///
+    /// # Errors
+    /// That there are more, which these options cannot take; and as [`next`](Self::next).
+    pub async fn require_single(&mut self, options: &str, what: &str) -> Result<(), BoxError> {
+        let (mut single, mut names) = (None, Vec::new());
+        while let Some(training_input) = self.next().await? {
+            names.push(training_input.name.clone());
+            single.get_or_insert(training_input);
+        }
+        if names.len() > 1 {
+            return Err(format!(
+                "{options} take one {what}, but there are {}: {}; choose one by --detector and --group",
+                names.len(),
+                names.join(", ")
+            )
+            .into());
+        }
+        self.ready = single;
+        Ok(())
+    }
+
+    async fn read_group(&mut self, group: HistoryGroup) -> Result<Option<TrainingInput>, BoxError> {
+        let HistoryGroup { detector, labels: group, range } = group;
+        let matchers = history::group_matchers(&detector, &group);
+        let alerts: Vec<String> =
+            self.args.exclude_alert.iter().chain(&detector.training.exclude_alerts).cloned().collect();
+        let (mut series, mut exclusions) = (Vec::new(), self.args.exclude.clone());
+        let (n_samples, bar) = (&mut self.n_samples, &self.bar);
+        for client in &self.clients {
+            history::read_samples(client, &detector, &matchers, range, |slice| {
+                for (labels, samples) in slice {
+                    *n_samples += samples.len();
+                    series.push((labels.split(&detector.by).1, samples));
+                }
+                bar.set_message(format!("reading history: {n_samples} samples"));
+            })
+            .await?;
+            exclusions.extend(history::read_firing_alerts(client, &alerts, &group, range).await?);
+            exclusions.extend(history::read_incidents(client, &detector, &group, range).await?);
+        }
+        let window = training_set::build_window(series.iter(), range.1 - range.0);
+        drop(series);
+        let training_set = match self.model {
+            Some(model) => TrainingSet::from_schema(model.schema.clone(), &window),
+            None => read_training_set(&detector, &window, &exclusions, self.history_range.train_to_ms),
+        };
+        match training_set {
+            Ok(rows) => {
+                let name = group_model_name(&self.config.registry.model_name(&detector.name), &group);
+                Ok(Some(TrainingInput {
+                    detector,
+                    group: Some(group),
+                    name,
+                    rows,
+                    window,
+                    is_raw: true,
+                    exclusions,
+                    columns: None,
+                }))
+            }
+            Err(TrainingSetError::TooShort { have_ms }) => {
+                self.longest_ms = self.longest_ms.max(have_ms);
+                Ok(None)
+            }
+            Err(TrainingSetError::NeverComplete { .. }) => Ok(None),
+        }
+    }
+
+    /// Why there is no lesson.
+    fn no_data_message(&self) -> String {
+        let group = self.model.and_then(|model| model.card.group.as_ref());
+        let longest = Duration::from_millis(u64::try_from(self.longest_ms).unwrap_or(0));
+        match (self.n_groups, group) {
+            (0, _) => "the history has no series that is watched".into(),
+            (_, Some(group)) => format!("the history has nothing of {group}, the group of the model"),
+            (_, None) => format!(
+                "no group has enough history: the longest has {}, training.min_history asks for more",
+                duration::Display(longest)
+            ),
+        }
+    }
+}
+
+/// What of a window is learned: the rows of the features that are there at that time.
+fn read_training_set(
+    detector: &Detector,
+    window: &Window,
+    exclusions: &[Exclusion],
+    train_to_ms: i64,
+) -> Result<TrainingSet, TrainingSetError> {
+    match window.newest_ms() {
+        Some(newest_ms) if train_to_ms < newest_ms => {
+            let training_window = training_set::truncated(window, train_to_ms, i64::MAX / 4);
+            TrainingSet::from_window(detector, &training_window, exclusions, i64::MAX)
+        }
+        _ => TrainingSet::from_window(detector, window, exclusions, i64::MAX),
+    }
+}
+
+/// The rows of a table. A column that is named like a series that the detector watches has raw samples,
+/// and goes the way of live ones; any other has values that are ready. Learned is what lies up to
+/// `learn_to_ms`.
+pub fn read_table(
+    args: &TrainingDataArgs,
+    config: &Config,
+    path: &Path,
+    data_table: DataTable,
+    train_to_ms: i64,
+) -> Result<TrainingInput, BoxError> {
+    let detectors = select_detectors(config, args.detector.as_deref())?;
+    let detector = detectors.first().ok_or("there is no detector")?.clone();
+    let timestamps =
+        data_table.timestamps.ok_or_else(|| format!("{} has no column timestamp", path.display()))?;
+    let exclusions = args.exclude.clone();
+    let (names, values): (Vec<String>, Vec<Vec<f64>>) = data_table.columns.into_iter().unzip();
+    let name = config.registry.model_name(&detector.name);
+    let (features, transform) = resolve_columns(&names, &detector)?;
+    let is_watched = |feature: &Labels| detector.matchers.iter().any(|selector| selector.matches(feature));
+    let is_raw = transform == Transform::Value && features.iter().all(is_watched);
+    let window = table_window(&features, &timestamps, &values);
+    let (rows, columns) = if is_raw {
+        (read_training_set(&detector, &window, &exclusions, train_to_ms), None)
+    } else {
+        let schema = Schema { features, transform, grid: Grid::Exact };
+        let columns = (names != columns::default_names(&schema)).then_some(names);
+        (TrainingSet::from_values(schema, &timestamps, &values, &exclusions, train_to_ms), columns)
+    };
+    let rows = rows.map_err(|error| training_set_message(&error))?;
+    Ok(TrainingInput { detector, group: None, name, rows, window, is_raw, exclusions, columns })
+}
+
+/// A window of the columns of a table, without cells that are empty.
+pub fn table_window(features: &[Labels], timestamps: &[i64], columns: &[Vec<f64>]) -> Window {
+    let series = features.iter().zip(columns).map(|(feature, values)| {
+        let cells = timestamps.iter().zip(values).filter(|(_, value)| !value.is_nan());
+        let sample =
+            |(timestamp_ms, value): (&i64, &f64)| Sample { timestamp_ms: *timestamp_ms, value: *value };
+        (feature.clone(), cells.map(sample).collect())
+    });
+    training_set::build_window(series.collect::<Vec<SeriesSamples>>().iter(), i64::MAX / 4)
+}
+
+/// What columns of these names are. Names that are no series stand for themselves.
+fn resolve_columns(names: &[String], detector: &Detector) -> Result<(Vec<Labels>, Transform), BoxError> {
+    let semantics = detector.transform.rate_semantics().unwrap_or_default();
+    match columns::resolve_features(names, &BTreeMap::new(), semantics) {
+        Err(columns::Error::Unknown { .. }) => {
+            let feature = |name: &String| Labels::new([(METRIC_NAME, name.as_str())]);
+            let features = names.iter().map(feature).collect::<Result<_, _>>()?;
+            Ok((features, Transform::Value))
+        }
+        resolved => Ok(resolved?),
+    }
+}
+
+fn training_set_message(error: &TrainingSetError) -> String {
+    match error {
+        TrainingSetError::TooShort { have_ms } => {
+            let have = Duration::from_millis(u64::try_from(*have_ms).unwrap_or(0));
+            format!("the file covers {}, training.min_history asks for more", duration::Display(have))
+        }
+        TrainingSetError::NeverComplete { .. } => {
+            "no row has a finite value in every column and is not excluded".into()
+        }
+    }
+}

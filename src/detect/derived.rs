@@ -1,0 +1,220 @@
+//! What a metric did just now, beside what it usually does: three columns of each.
+
+use super::recurring::RecurringPeaks;
+use super::seasonal::SeasonalProfile;
+use std::collections::VecDeque;
+
+/// A row is compared with the one this long before it.
+const LAG_MS: i64 = 60_000;
+/// Lags that the deviation of a metric is taken over.
+const SPAN_LAGS: i64 = 12;
+
+/// Columns of a metric: residual to the time of day, difference, deviation.
+pub const DERIVED_PER_FEATURE: usize = 3;
+
+/// How far columns look back, by the distance between rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Lookback {
+    interval_ms: i64,
+}
+
+impl Lookback {
+    /// For rows so far apart, in milliseconds.
+    pub fn new(interval_ms: i64) -> Self {
+        Self { interval_ms: interval_ms.max(1) }
+    }
+
+    /// For these rows, ascending: by the median distance.
+    pub fn from_timestamps(timestamps: &[i64]) -> Self {
+        let mut steps: Vec<i64> = timestamps.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        if steps.is_empty() {
+            return Self::new(LAG_MS);
+        }
+        let middle = steps.len() / 2;
+        Self::new(*steps.select_nth_unstable(middle).1)
+    }
+
+    /// The usual distance of rows in milliseconds.
+    pub fn interval_ms(&self) -> i64 {
+        self.interval_ms
+    }
+
+    /// A minute, or one row where they are further apart: over 15 s a difference is noise.
+    fn lag_ms(&self) -> i64 {
+        self.interval_ms.max(LAG_MS)
+    }
+
+    fn span_ms(&self) -> i64 {
+        SPAN_LAGS * self.lag_ms()
+    }
+
+    /// Rows below which a deviation says nothing: half of the span.
+    fn min_rows(&self) -> usize {
+        (self.span_ms() / self.interval_ms / 2).max(2) as usize
+    }
+}
+
+/// The state of a group: a profile a metric, habits, and the rows of the last minutes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DerivedFeatures {
+    lookback: Lookback,
+    profiles: Vec<SeasonalProfile>,
+    recurring: RecurringPeaks,
+    /// Times and values, shape `[n_metrics]` each, of the rows that columns reach back to.
+    rows: VecDeque<(i64, Box<[f32]>)>,
+}
+
+impl DerivedFeatures {
+    /// Without a row yet.
+    pub fn new(n_features: usize, lookback: Lookback) -> Self {
+        let profile = SeasonalProfile::new(lookback.interval_ms);
+        Self {
+            lookback,
+            profiles: vec![profile; n_features],
+            recurring: RecurringPeaks::new(n_features),
+            rows: VecDeque::new(),
+        }
+    }
+
+    /// A memory from a file: rows are ascending, one value for each profile, NaN before a first one.
+    pub fn restore(
+        lookback: Lookback,
+        profiles: Vec<SeasonalProfile>,
+        recurring: RecurringPeaks,
+        rows: Vec<(i64, Vec<f32>)>,
+    ) -> Self {
+        let rows = rows.into_iter().map(|(timestamp_ms, row)| (timestamp_ms, row.into())).collect();
+        Self { lookback, profiles, recurring, rows }
+    }
+
+    /// The profile of each metric.
+    pub fn profiles(&self) -> &[SeasonalProfile] {
+        &self.profiles
+    }
+
+    /// What comes every day at the time of the newest row.
+    pub fn recurring(&self) -> &RecurringPeaks {
+        &self.recurring
+    }
+
+    /// Times and values of the rows that columns reach back to, ascending.
+    pub fn rows(&self) -> impl Iterator<Item = &(i64, Box<[f32]>)> {
+        self.rows.iter()
+    }
+
+    /// How far it looks back.
+    pub fn lookback(&self) -> Lookback {
+        self.lookback
+    }
+
+    /// Number of metrics.
+    pub fn n_features(&self) -> usize {
+        self.profiles.len()
+    }
+
+    /// Timestamp of the newest row.
+    pub fn newest_ms(&self) -> Option<i64> {
+        self.rows.back().map(|(timestamp_ms, _)| *timestamp_ms)
+    }
+
+    /// Takes the next row and gives its columns, shape `[n_metrics, ASPECTS]`, row-major: the residual to
+    /// what is usual at this time of day, the difference to about a minute ago, and the standard deviation
+    /// over the last 12 minutes (one and twelve rows, where rows are further apart than a minute). NaN where
+    /// the past does not reach back so far. A value that is not finite counts as the one before.
+    ///
+    /// # Panics
+    /// If the row has another width than the memory, or is not after the newest one.
+    pub fn derive(&mut self, timestamp_ms: i64, values: &[f32]) -> Vec<f32> {
+        assert_eq!(values.len(), self.profiles.len(), "a row has as many values as there are metrics");
+        assert!(self.newest_ms().is_none_or(|newest_ms| newest_ms < timestamp_ms), "rows come in order");
+        let previous = self.rows.back().map(|(_, values)| values.clone());
+        let filled = |(feature, value): (usize, &f32)| match &previous {
+            _ if value.is_finite() => *value,
+            Some(previous) => previous[feature],
+            None => f32::NAN,
+        };
+        let values: Box<[f32]> = values.iter().enumerate().map(filled).collect();
+        let (lag_ms, span_ms) = (self.lookback.lag_ms(), self.lookback.span_ms());
+        while self.rows.front().is_some_and(|(then, _)| *then <= timestamp_ms - span_ms) {
+            self.rows.pop_front();
+        }
+        self.rows.push_back((timestamp_ms, values));
+        let (_, values) = self.rows.back().expect("pushed just now");
+        // Scrapes come a little early or late.
+        let latest_lagged_ms = timestamp_ms - lag_ms + self.lookback.interval_ms / 2;
+        let lagged = self.rows.iter().rev().find(|(then, _)| *then <= latest_lagged_ms);
+        let lagged = lagged.filter(|(then, _)| *then >= timestamp_ms - 3 * lag_ms);
+        let n_rows = self.rows.len();
+        let has_enough_rows = n_rows >= self.lookback.min_rows();
+
+        let mut columns = Vec::with_capacity(DERIVED_PER_FEATURE * values.len());
+        for (feature, value) in values.iter().enumerate() {
+            let profile = &mut self.profiles[feature];
+            let residual = f64::from(*value) - profile.expected(timestamp_ms);
+            if value.is_finite() {
+                profile.add(timestamp_ms, *value);
+            }
+            let difference = lagged.map_or(f32::NAN, |(_, lagged_values)| value - lagged_values[feature]);
+            let deviation = if has_enough_rows {
+                let mean =
+                    self.rows.iter().map(|(_, row)| f64::from(row[feature])).sum::<f64>() / n_rows as f64;
+                let square = |row: &[f32]| (f64::from(row[feature]) - mean).powi(2);
+                (self.rows.iter().map(|(_, row)| square(row)).sum::<f64>() / n_rows as f64).sqrt() as f32
+            } else {
+                f32::NAN
+            };
+            columns.extend([residual as f32, difference, deviation]);
+        }
+        self.recurring.add(timestamp_ms, &columns);
+        columns
+    }
+
+    /// What each metric was expected to be at this time, in its units; NaN before a first day.
+    pub fn expected(&mut self, timestamp_ms: i64) -> Vec<f64> {
+        self.profiles.iter_mut().map(|profile| profile.expected(timestamp_ms)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_reaches_over_a_minute_whatever_the_interval() {
+        for interval_ms in [15_000, 60_000, 300_000] {
+            let mut derived = DerivedFeatures::new(1, Lookback::new(interval_ms));
+            let mut last = Vec::new();
+            for i in 0..100 {
+                last = derived.derive(i * interval_ms, &[(i * interval_ms) as f32 / 60_000.0]);
+            }
+            assert_eq!(last[1], (interval_ms as f32 / 60_000.0).max(1.0), "{interval_ms}");
+            assert!(last[0].is_nan() && last[2] > 0.0);
+        }
+    }
+
+    #[test]
+    fn a_gap_is_no_jump() {
+        let mut derived = DerivedFeatures::new(1, Lookback::new(15_000));
+        for i in 0..100 {
+            derived.derive(i * 15_000, &[1.0]);
+        }
+        let columns = derived.derive(10_000_000, &[9.0]);
+        assert!(columns.iter().all(|column| column.is_nan()), "{columns:?}");
+    }
+
+    #[test]
+    fn a_value_that_is_not_finite_repeats_the_previous_one() {
+        let mut derived = DerivedFeatures::new(2, Lookback::new(60_000));
+        for i in 0..20 {
+            derived.derive(i * 60_000, &[1.0, 2.0]);
+        }
+        let columns = derived.derive(20 * 60_000, &[f32::NAN, f32::INFINITY]);
+        assert_eq!([columns[1], columns[2], columns[4], columns[5]], [0.0; 4]);
+    }
+
+    #[test]
+    fn lookback_uses_the_median_interval() {
+        assert_eq!(Lookback::from_timestamps(&[0, 15, 30, 900, 915]).interval_ms(), 15);
+        assert_eq!(Lookback::from_timestamps(&[7]).interval_ms(), LAG_MS);
+    }
+}

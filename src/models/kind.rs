@@ -1,0 +1,202 @@
+//! The kinds of forest under one roof: parameters in, scores out.
+
+use crate::detect::OnlineDetector;
+use crate::forest::{self, ExtendedParams, Forest, ForestParams, MaxSamples, Table};
+use crate::window::Score;
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::str::FromStr;
+
+/// The kinds of forest, by the names of configuration and files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ModelKind {
+    /// Cuts along the axes, scikit-learn's semantics (Liu, Ting, Zhou 2008), of the values as they are.
+    IsolationForest,
+    /// Slanted cuts (Hariri, Carrasco Kind, Brunner 2019) of how each value compares with what is usual at its
+    /// time of day and was a minute ago: see [`detect`](crate::detect).
+    #[default]
+    ExtendedIsolationForest,
+}
+
+impl ModelKind {
+    const ALL: [Self; 2] = [Self::IsolationForest, Self::ExtendedIsolationForest];
+
+    /// The name in configuration and files.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::IsolationForest => "isolation_forest",
+            Self::ExtendedIsolationForest => "extended_isolation_forest",
+        }
+    }
+}
+
+/// A name that is no kind of forest.
+#[derive(Debug, PartialEq, thiserror::Error)]
+#[error("{0:?} is no kind of forest: known is {known}", known = ModelKind::ALL.map(ModelKind::as_str).join(", "))]
+pub struct UnknownModelKind(String);
+
+impl FromStr for ModelKind {
+    type Err = UnknownModelKind;
+
+    fn from_str(text: &str) -> Result<Self, UnknownModelKind> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text).ok_or_else(|| UnknownModelKind(text.into()))
+    }
+}
+
+impl fmt::Display for ModelKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Parameters of one kind of forest.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ModelParams {
+    /// Those of the plain forest.
+    IsolationForest(ForestParams),
+    /// Those of the extended forest.
+    Extended(ExtendedParams),
+}
+
+impl Default for ModelParams {
+    fn default() -> Self {
+        Self::default_for(ModelKind::default())
+    }
+}
+
+impl ModelParams {
+    /// The defaults of a kind.
+    pub fn default_for(kind: ModelKind) -> Self {
+        match kind {
+            ModelKind::IsolationForest => Self::IsolationForest(ForestParams::default()),
+            ModelKind::ExtendedIsolationForest => Self::Extended(ExtendedParams::default()),
+        }
+    }
+
+    /// Grows a forest on what it sees of some rows, in this thread, and decides on all rows of two tables: shape
+    /// `[n_rows]` each.
+    ///
+    /// # Errors
+    /// The forest's own, when the parameters do not suit the table.
+    pub fn fit_and_decide(&self, train: &Table, tables: [&Table; 2]) -> Result<[Vec<f64>; 2], forest::Error> {
+        let single_thread = NonZeroUsize::MIN;
+        let decide = |score_table: &dyn Fn(&Table, &mut [f64]), offset: f64| {
+            tables.map(|table| {
+                let mut decisions = vec![0.0; table.n_rows()];
+                score_table(table, &mut decisions);
+                decisions.iter_mut().for_each(|score| *score -= offset);
+                decisions
+            })
+        };
+        match self {
+            Self::IsolationForest(params) => {
+                let forest = params.fit(train, single_thread)?;
+                Ok(decide(&|table, out| forest.score_table(table, out), forest.offset()))
+            }
+            Self::Extended(params) => {
+                let forest = params.fit(train, single_thread)?;
+                Ok(decide(&|table, out| forest.score_table(table, out), EXTENDED_OFFSET))
+            }
+        }
+    }
+
+    /// The kind of forest.
+    pub fn kind(&self) -> ModelKind {
+        match self {
+            Self::IsolationForest(_) => ModelKind::IsolationForest,
+            Self::Extended(_) => ModelKind::ExtendedIsolationForest,
+        }
+    }
+
+    /// The rows that each tree gets of a table of `n_rows`.
+    pub fn max_samples(&self, n_rows: usize) -> usize {
+        match self {
+            Self::IsolationForest(params) => params.max_samples.resolve(n_rows),
+            Self::Extended(params) => params.max_samples.resolve(n_rows),
+        }
+    }
+
+    /// The same with another size of the trees' samples.
+    pub fn with_max_samples(&self, max_samples: MaxSamples) -> Self {
+        match self {
+            Self::IsolationForest(params) => {
+                Self::IsolationForest(ForestParams { max_samples, ..params.clone() })
+            }
+            Self::Extended(params) => Self::Extended(ExtendedParams { max_samples, ..params.clone() }),
+        }
+    }
+
+    /// For people and registries: scikit-learn's names, and the values as it would print them.
+    pub fn describe(&self) -> Vec<(String, String)> {
+        let pair = |name: &str, value: String| (name.to_string(), value);
+        match self {
+            Self::IsolationForest(params) => vec![
+                pair("kind", ModelKind::IsolationForest.to_string()),
+                pair("n_estimators", params.n_estimators.to_string()),
+                pair("max_samples", params.max_samples.to_string()),
+                pair("contamination", params.contamination.to_string()),
+                pair("max_features", params.max_features.to_string()),
+                pair("bootstrap", params.bootstrap.to_string()),
+                pair("random_state", params.random_state.to_string()),
+            ],
+            Self::Extended(params) => vec![
+                pair("kind", ModelKind::ExtendedIsolationForest.to_string()),
+                pair("n_estimators", params.n_estimators.to_string()),
+                pair("max_samples", params.max_samples.to_string()),
+                pair("ndim", params.ndim.to_string()),
+                pair("random_state", params.random_state.to_string()),
+            ],
+        }
+    }
+}
+
+/// The score below which an extended forest calls a row anomalous: half the range.
+pub const EXTENDED_OFFSET: f64 = -0.5;
+
+/// A fitted forest of one of the kinds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FittedModel {
+    /// The plain forest, which judges every row alone.
+    IsolationForest(Forest),
+    /// The extended forest, what stands before and after it, and the state after the last row of training: it
+    /// judges one row after the other.
+    Extended(Box<OnlineDetector>),
+}
+
+impl FittedModel {
+    /// Its kind.
+    pub fn kind(&self) -> ModelKind {
+        match self {
+            Self::IsolationForest(_) => ModelKind::IsolationForest,
+            Self::Extended(_) => ModelKind::ExtendedIsolationForest,
+        }
+    }
+
+    /// Number of values of a row.
+    pub fn n_features(&self) -> usize {
+        match self {
+            Self::IsolationForest(forest) => forest.n_features(),
+            Self::Extended(detector) => detector.n_features(),
+        }
+    }
+
+    /// The score below which a row is anomalous, scikit-learn's `offset_`.
+    pub fn offset(&self) -> f64 {
+        match self {
+            Self::IsolationForest(forest) => forest.offset(),
+            Self::Extended(_) => EXTENDED_OFFSET,
+        }
+    }
+}
+
+/// Decision and score of a live row by a plain forest: scikit-learn's inside of the range of training. A row
+/// outside scores the higher the further out it lies, so that a burst stands out even from a
+/// present that has drifted a little beyond the past. The score is `score_samples / offset`: it
+/// passes 1 exactly where the decision turns negative.
+///
+/// # Panics
+/// If the row has another width than the forest.
+pub fn score(forest: &Forest, row: &[f32]) -> Score {
+    let (score_samples, offset) = (forest.score_extrapolated(row), forest.offset());
+    Score { decision: score_samples - offset, score: score_samples / offset, incident_state: None }
+}

@@ -1,0 +1,139 @@
+//! Holes: which groups hold, what is asked for them, and what comes of it.
+
+use super::Engine;
+use crate::config::Detector;
+use crate::pipeline::gaps::{self, Gap};
+use crate::prom::Sample;
+use crate::prom::duration::now_ms;
+use crate::remote_read;
+use crate::series::ColumnRef;
+use crate::window::PushOutcome;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+use tracing::warn;
+
+impl Engine {
+    /// Asks for what is missing in the groups that wait for it, those of one detector.
+    fn request_gap_fills(&mut self, now: Instant, now_ms: i64) {
+        let mut waiting = self.gaps.take_waiting();
+        let mut skipped = BTreeSet::new();
+        let mut gap: Option<Gap> = None;
+        while let Some(id) = waiting.pop_first() {
+            let Some(group) = self.groups.get_mut(id) else { continue };
+            let Some(after_ms) = group.hold_after_ms() else { continue };
+            let detector = group.detector.clone();
+            if self.gaps.is_cooling_down(id, now) {
+                self.gaps.count_skipped(&detector.name, &self.gap_metrics);
+                group.release_hold(now);
+                skipped.insert(id);
+                continue;
+            }
+            let to_ms = group.window().newest_ms().unwrap_or(i64::MIN).max(now_ms);
+            let after_ms = after_ms.max(group.window().start_ms());
+            match &mut gap {
+                None => {
+                    let groups = vec![(id, group.labels.clone())];
+                    gap = Some(Gap { detector, groups, range: (after_ms, to_ms) });
+                }
+                Some(gap) if Arc::ptr_eq(&gap.detector, &detector) => {
+                    gap.groups.push((id, group.labels.clone()));
+                    gap.range = (gap.range.0.min(after_ms), gap.range.1.max(to_ms));
+                }
+                Some(_) => self.gaps.enqueue(id),
+            }
+        }
+        if let Some(mut gap) = gap {
+            // Who has lost the same stream and was not scraped again yet need not ask for himself.
+            for (id, group) in self.groups.iter_mut() {
+                if Arc::ptr_eq(&group.detector, &gap.detector)
+                    && let Some(newest_ms) = group.shares_gap(gap.range.0, now_ms)
+                {
+                    group.start_hold(newest_ms, now);
+                    gap.groups.push((id, group.labels.clone()));
+                }
+            }
+            self.gaps.request(gap);
+        }
+        self.score_groups(&skipped, now);
+    }
+
+    /// Takes in samples that remote write did not bring.
+    pub(super) fn apply_backfill(
+        &mut self,
+        detector: &Arc<Detector>,
+        series: &[remote_read::SeriesSamples],
+        now: Instant,
+    ) {
+        let mut cells: Vec<(ColumnRef, Sample)> = Vec::new();
+        for (labels, samples) in series {
+            let Ok(columns) = self.groups.resolve(labels, now) else { continue };
+            let of_detector = |column_ref: &ColumnRef| {
+                self.groups.get(column_ref.group).is_some_and(|g| Arc::ptr_eq(&g.detector, detector))
+            };
+            let Some(column_ref) = columns.into_iter().find(of_detector) else { continue };
+            cells.extend(samples.iter().map(|sample| (column_ref, *sample)));
+        }
+        // In the order of time, so that no sealed part of a window is touched again.
+        cells.sort_by_key(|(_, sample)| sample.timestamp_ms);
+        let mut touched = BTreeSet::new();
+        let mut stored = 0;
+        for (column_ref, sample) in cells {
+            let Some(group) = self.groups.get_mut(column_ref.group) else { continue };
+            touched.insert(column_ref.group);
+            if let (PushOutcome::Stored, _) = group.push(column_ref.column, sample, now) {
+                stored += 1;
+            }
+        }
+        self.gap_metrics.count_samples(&detector.name, stored);
+        self.gaps.add_samples(stored);
+        for id in self.gaps.pending().map(|pending| pending.groups.clone()).unwrap_or_default() {
+            if let Some(group) = self.groups.get_mut(id) {
+                group.extend_hold(now);
+            }
+        }
+        self.score_groups(&touched, now);
+    }
+
+    pub(super) fn finish_gap_fill(&mut self, is_complete: bool, now: Instant) {
+        let Some(pending) = self.gaps.finish(is_complete, &self.gap_metrics, now) else { return };
+        for id in &pending.groups {
+            if let Some(group) = self.groups.get_mut(*id) {
+                group.release_hold(now);
+            }
+        }
+        self.score_groups(&pending.groups.into_iter().collect(), now);
+        self.request_gap_fills(now, now_ms());
+    }
+
+    /// Lets groups go on that wait in vain, and has some series counted now and then.
+    pub(super) fn check_gaps(&mut self, now: Instant, now_ms: i64) {
+        let mut released = BTreeSet::new();
+        let mut n_held = 0;
+        for (id, group) in self.groups.iter_mut() {
+            n_held += usize::from(group.hold_after_ms().is_some());
+            if group.is_hold_expired(now) {
+                self.gap_metrics.count_timeout(&group.detector.name);
+                warn!(component = "history", detector = group.detector.name, group = %group.labels, "scores go on although samples are missing: remote read did not answer in time");
+                group.release_hold(now);
+                released.insert(id);
+            }
+        }
+        self.gap_metrics.set_pending_groups(n_held);
+        self.score_groups(&released, now);
+        self.request_gap_fills(now, now_ms);
+        if let Some(first_series) = self.gaps.audit_due(now)
+            && !self.groups.config().remote_read.is_empty()
+        {
+            let ids: Vec<u32> = self.groups.iter_mut().map(|(id, _)| id).collect();
+            let n_groups = ids.len() as u64;
+            let indices = first_series..first_series + gaps::SERIES_PER_AUDIT as u64;
+            // Group after group, and in each turn through all of them another column.
+            let series = indices.filter_map(|index| {
+                let id = ids.get(index.checked_rem(n_groups)? as usize)?;
+                self.groups.get(*id)?.audited_series(index / n_groups)
+            });
+            self.gaps.request_audit(series.collect());
+        }
+    }
+}

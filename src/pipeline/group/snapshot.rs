@@ -1,0 +1,103 @@
+//! What a snapshot says of a group, and the group that it is made of again.
+
+use super::{Contribution, Cursor, Group, ServingModel};
+use crate::config::Detector;
+use crate::pipeline::snapshotter::{GroupSnapshot, SnapshotStep};
+use crate::prom::duration;
+use crate::snapshot::{GroupState, ModelCheckpoint, SnapshotStore};
+use crate::window::Window;
+use std::sync::Arc;
+use std::time::Instant;
+
+impl Group {
+    /// The group that a snapshot was made of, without its models: they come from the registry, and go on
+    /// from where the snapshot says that they were.
+    pub fn restore(
+        detector: Arc<Detector>,
+        state: GroupState,
+        window: Window,
+        urls: &[String],
+        now: Instant,
+    ) -> Self {
+        let GroupState {
+            group,
+            champion,
+            challenger,
+            newest_scored_ms,
+            cursors,
+            contributions,
+            incident_starts_ms: incidents,
+            ..
+        } = state;
+        let mut restored = Self::new(detector, group, 0, now);
+        restored.window = window;
+        restored.window.set_length(duration::millis(restored.detector.window));
+        let newest_ms = newest_scored_ms.unwrap_or(i64::MIN);
+        // A target that is new begins at the newest score: what is older was the others'.
+        let cursor = |url| Cursor::after(cursors.get(url).copied().unwrap_or(newest_ms));
+        restored.cursors = urls.iter().map(cursor).collect();
+        restored.newest_scored = newest_scored_ms.map(|newest_ms| (newest_ms, now));
+        let decode = |(then, contributions): (i64, Vec<_>)| {
+            (then, contributions.into_iter().filter_map(Contribution::from_saved).collect())
+        };
+        restored.contributions = contributions.into_iter().map(decode).collect();
+        restored.incident_starts = incidents.into();
+        restored.is_incident = state.is_incident;
+        restored.stale_rows = state.stale_ms.into_iter().map(|then| (then, now)).collect();
+        // What was incomplete may still become complete.
+        let passed_ms = champion.as_ref().map_or(newest_ms, |checkpoint| checkpoint.processed_to_ms);
+        let unscored: Vec<i64> = restored.window.timestamps(passed_ms, i64::MAX).collect();
+        restored.open_rows = unscored.into_iter().map(|time| (time, (time, now))).collect();
+        restored.checkpoints = [champion, challenger];
+        restored
+    }
+
+    /// What a snapshot is to say of the group, if that has changed; the cursors are those of these targets.
+    pub fn take_snapshot(&mut self, id: u32, urls: &[String]) -> SnapshotStep {
+        let name = SnapshotStore::file_name(&self.detector.name, &self.labels);
+        if !std::mem::take(&mut self.snapshot_dirty) {
+            return SnapshotStep { id, name, snapshot: None };
+        }
+        let newest_scored_ms = self.newest_scored_ms();
+        let checkpoint = |serving: &Option<ServingModel>| {
+            serving.as_ref().map(|serving| serving.pending_checkpoint(newest_scored_ms.unwrap_or(i64::MIN)))
+        };
+        let [champion, challenger] = self.checkpoints.clone();
+        let state = GroupState {
+            detector: self.detector.name.clone(),
+            selection_key: self.detector.selection_key(),
+            group: self.labels.clone(),
+            champion,
+            challenger,
+            newest_scored_ms,
+            cursors: urls.iter().cloned().zip(self.cursors.iter().map(|cursor| cursor.done_ms)).collect(),
+            contributions: self
+                .contributions
+                .iter()
+                .map(|(then, contributions)| {
+                    (*then, contributions.iter().map(Contribution::to_saved).collect())
+                })
+                .collect(),
+            incident_starts_ms: self.incident_starts.iter().copied().collect(),
+            is_incident: self.is_incident,
+            stale_ms: self.stale_rows.keys().copied().collect(),
+        };
+        let snapshot = GroupSnapshot {
+            state,
+            champion: checkpoint(&self.champion),
+            challenger: checkpoint(&self.challenger),
+            window: self.window.clone(),
+        };
+        SnapshotStep { id, name, snapshot: Some(Box::new(snapshot)) }
+    }
+
+    /// The last snapshot is not on disk after all.
+    pub fn snapshot_failed(&mut self) {
+        self.snapshot_dirty = true;
+    }
+
+    /// How far the model in service was before this process.
+    pub fn checkpoint(&self) -> Option<&ModelCheckpoint> {
+        self.checkpoints[0].as_ref().filter(|_| self.champion.is_none())
+    }
+}

@@ -1,0 +1,135 @@
+//! Writes snapshots: every five minutes, and at the end.
+//!
+//! The engine hands out one group after another, so that none of its answers takes longer than the copy of one
+//! window's newest rows; putting it into words and on disk happens here.
+
+use super::engine::EngineCommand;
+use super::serving::Contribution;
+use crate::snapshot::{self, GroupState, PendingCheckpoint, SnapshotStore};
+use crate::window::Window;
+use std::collections::HashSet;
+use std::io;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{error, warn};
+
+/// Pause between two rounds: what a start reads of five minutes takes no time, and a disk is spared.
+const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(300);
+/// How long the round at the end may take. Groups that it does not reach keep their file of before.
+const LAST_ROUND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A group as the engine hands it out.
+pub struct SnapshotStep {
+    /// Its number.
+    pub id: u32,
+    /// Name of its file.
+    pub name: String,
+    /// What it has become, if that is not on disk.
+    pub snapshot: Option<Box<GroupSnapshot>>,
+}
+
+/// What a group has become.
+pub struct GroupSnapshot {
+    /// Without its models.
+    pub state: GroupState,
+    /// The model in service.
+    pub champion: Option<PendingCheckpoint>,
+    /// The one beside it.
+    pub challenger: Option<PendingCheckpoint>,
+    /// Its samples and scores.
+    pub window: Window,
+}
+
+impl GroupSnapshot {
+    /// The bytes of its file.
+    pub fn encode(self) -> Vec<u8> {
+        let checkpoint = |pending: Option<PendingCheckpoint>| pending.and_then(|draft| draft.to_checkpoint());
+        let (champion, challenger) = (checkpoint(self.champion), checkpoint(self.challenger));
+        snapshot::encode(GroupState { champion, challenger, ..self.state }, &self.window)
+    }
+}
+
+impl Contribution {
+    /// As a snapshot says it.
+    pub fn to_saved(&self) -> snapshot::SavedContribution {
+        snapshot::SavedContribution {
+            feature: self.feature.clone(),
+            reason: self.reason.as_str().into(),
+            share: self.share,
+            expected_range: self.expected_range.map(|value| Some(value).filter(|value| value.is_finite())),
+        }
+    }
+
+    /// What a snapshot says; none for a reason that is not known here.
+    pub fn from_saved(saved: snapshot::SavedContribution) -> Option<Self> {
+        let snapshot::SavedContribution { feature, reason, share, expected_range: usual } = saved;
+        let reason = crate::detect::DeviationReason::parse(&reason)?;
+        Some(Self { feature, reason, share, expected_range: usual.map(|value| value.unwrap_or(f64::NAN)) })
+    }
+}
+
+/// Writes a round every five minutes until the engine is gone, and a last one when told to close.
+pub async fn run(
+    engine: mpsc::WeakSender<EngineCommand>,
+    mut store: SnapshotStore,
+    mut closing: watch::Receiver<bool>,
+) {
+    loop {
+        let close = closing.wait_for(|closing| *closing);
+        let is_last = tokio::time::timeout(SNAPSHOT_INTERVAL, close).await.is_ok();
+        let round = write_round(&engine, store);
+        let done = match is_last {
+            true => tokio::time::timeout(LAST_ROUND_TIMEOUT, round).await.unwrap_or_else(|_| {
+                warn!(component = "snapshot", limit = ?LAST_ROUND_TIMEOUT, "the last round of snapshots took too long: remote read has to bridge more");
+                None
+            }),
+            false => round.await,
+        };
+        match done {
+            Some(returned) if !is_last => store = returned,
+            _ => return,
+        }
+    }
+}
+
+/// One round over all groups. None when the engine is gone, or the writing broke.
+async fn write_round(
+    engine: &mpsc::WeakSender<EngineCommand>,
+    mut store: SnapshotStore,
+) -> Option<SnapshotStore> {
+    let started = Instant::now();
+    let mut names = HashSet::new();
+    let mut failed: Option<io::Error> = None;
+    let mut after = None;
+    while failed.is_none() {
+        let (reply, response) = oneshot::channel();
+        engine.upgrade()?.send(EngineCommand::Snapshot { after, reply }).await.ok()?;
+        let Some(SnapshotStep { id, name, snapshot }) = response.await.ok()? else { break };
+        after = Some(id);
+        names.insert(name.clone());
+        let Some(snapshot) = snapshot else { continue };
+        let write = move || {
+            let result = store.write(&name, &snapshot.encode());
+            (store, result)
+        };
+        let result = match tokio::task::spawn_blocking(write).await {
+            Ok((returned, result)) => {
+                store = returned;
+                result
+            }
+            Err(panic) => {
+                error!(component = "snapshot", err = %panic, "the thread that writes snapshots ended: there are none any more");
+                return None;
+            }
+        };
+        if let Err(error) = result {
+            failed = Some(error);
+            engine.upgrade()?.send(EngineCommand::SnapshotFailed(id)).await.ok()?;
+        }
+    }
+    let finish = move || {
+        store.finish_round(&names, started.elapsed(), failed);
+        store
+    };
+    tokio::task::spawn_blocking(finish).await.ok()
+}

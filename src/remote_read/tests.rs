@@ -1,0 +1,725 @@
+//! Answers of a real Prometheus, and a server that answers what a test wants.
+
+use super::frames::tests::frame;
+use super::xor::tests::reference_encode;
+use super::*;
+use crate::http::body::Body;
+use crate::http::server::{Response as Reply, Server};
+use crate::prom::proto::{self, QueryResult, ReadResponse};
+use http_body_util::BodyExt;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+fn capture(name: &str) -> Vec<u8> {
+    let path = format!("{}/tests/data/captures/remote-read/{name}", env!("CARGO_MANIFEST_DIR"));
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Takes an answer of type SAMPLES.
+fn decode(message: &[u8], start_ms: i64, end_ms: i64) -> Result<Vec<SeriesSamples>, Error> {
+    let metrics = Metrics::default();
+    let mut collector = ResponseCollector::new(start_ms, end_ms, &metrics);
+    collector.push_response(message)?;
+    Ok(collector.finish())
+}
+
+/// Takes the frames of a stream.
+fn decode_stream(mut stream: &[u8], start_ms: i64, end_ms: i64) -> Result<Vec<SeriesSamples>, Error> {
+    let metrics = Metrics::default();
+    let mut collector = ResponseCollector::new(start_ms, end_ms, &metrics);
+    let mut reader = ChunkedReader::default();
+    while !stream.is_empty() {
+        let (piece, rest) = stream.split_at(stream.len().min(100));
+        reader.push(piece);
+        while let Some(message) = reader.pop()? {
+            collector.push_frame(&message)?;
+        }
+        stream = rest;
+    }
+    reader.finish()?;
+    Ok(collector.finish())
+}
+
+fn decompressed(body: &[u8]) -> Vec<u8> {
+    snappy::decompress(body, RESPONSE_LIMIT, &mut Vec::new()).expect("snappy").to_vec()
+}
+
+/// The labels and samples of a CSV with the columns `labels_json,timestamp_ms,value`.
+fn expected(name: &str) -> BTreeMap<Labels, Vec<Sample>> {
+    let text = String::from_utf8(capture(name)).expect("UTF-8");
+    let mut series: BTreeMap<Labels, Vec<Sample>> = BTreeMap::new();
+    for line in text.lines().skip(1) {
+        let (json, rest) = line.trim_start_matches('"').split_once("}\",").expect("a quoted object");
+        let json = json.replace("\"\"", "\"") + "}";
+        let labels: BTreeMap<String, String> = serde_json::from_str(&json).expect("an object");
+        let (timestamp, value) = rest.split_once(',').expect("two numbers");
+        let sample = Sample {
+            timestamp_ms: timestamp.parse().expect("a timestamp"),
+            value: value.parse().expect("a value"),
+        };
+        series.entry(Labels::new(labels).expect("valid")).or_default().push(sample);
+    }
+    series
+}
+
+/// Takes off the labels that remote read adds, after a look at them.
+fn strip_external_labels(labels: &Labels) -> Labels {
+    let (external, own) = labels.split(&["monitor".into(), "replica".into()]);
+    assert_eq!(external.to_string(), r#"{monitor="demo", replica="a"}"#);
+    own
+}
+
+/// Compares sample by sample; returns the staleness markers, which only remote read has.
+fn compare(series: &[SeriesSamples], csv: &str) -> Vec<(String, i64)> {
+    let mut expected = expected(csv);
+    let mut markers = Vec::new();
+    for (labels, samples) in series {
+        let labels = strip_external_labels(labels);
+        assert!(samples.is_sorted_by_key(|sample| sample.timestamp_ms));
+        let (stale, values): (Vec<Sample>, Vec<Sample>) = samples.iter().partition(|s| s.is_stale());
+        markers.extend(stale.iter().map(|sample| (labels.metric_name().to_string(), sample.timestamp_ms)));
+        assert_eq!(Some(values), expected.remove(&labels), "{labels}");
+    }
+    assert!(expected.is_empty(), "missing: {:?}", expected.keys());
+    markers
+}
+
+/// Both kinds of an answer that Prometheus gave.
+fn captured_responses(name: &str) -> [Vec<SeriesSamples>; 2] {
+    let samples = decompressed(&capture(&format!("{name}.samples.response.bin")));
+    let stream = capture(&format!("{name}.stream.response.bin"));
+    [
+        decode(&samples, i64::MIN, i64::MAX).expect("valid"),
+        decode_stream(&stream, i64::MIN, i64::MAX).expect("valid"),
+    ]
+}
+
+#[test]
+fn decodes_responses_of_prometheus() {
+    for series in captured_responses("netdev-rx") {
+        assert_eq!(series.len(), 5);
+        assert_eq!(compare(&series, "netdev-rx.expected.csv"), []);
+    }
+}
+
+#[test]
+fn keeps_gaps_and_staleness_markers() {
+    for series in captured_responses("go-heap-gap") {
+        assert_eq!(series.len(), 7);
+        let markers = compare(&series, "go-heap-gap.expected.csv");
+        assert_eq!(markers.len(), 2, "{markers:?}");
+        assert_eq!(markers[0].1, markers[1].1, "one target ended");
+        // The markers stand at the beginning of a gap of at least the 17 s that the target was away.
+        for (labels, samples) in &series {
+            let Some(i) = samples.iter().position(Sample::is_stale) else { continue };
+            let gap_ms = samples[i + 1].timestamp_ms - samples[i - 1].timestamp_ms;
+            assert!(gap_ms >= 17_000, "{labels}: {gap_ms}");
+        }
+    }
+}
+
+#[test]
+fn clips_to_the_range() {
+    let message = decompressed(&capture("netdev-rx.samples.response.bin"));
+    let all = decode(&message, i64::MIN, i64::MAX).expect("valid");
+    let (first, last) = (all[0].1[10], all[0].1[20]);
+    let clipped = decode(&message, first.timestamp_ms, last.timestamp_ms).expect("valid");
+    assert_eq!(clipped[0].1, all[0].1[10..=20], "both ends are inside");
+}
+
+#[test]
+fn sorts_unsorted_samples() {
+    let sample = |timestamp, value| proto::Sample { timestamp, value };
+    let result = QueryResult {
+        timeseries: vec![proto::TimeSeries {
+            labels: vec![label("b", "2"), label("__name__", "up")],
+            samples: vec![sample(30, 3.0), sample(10, 1.0), sample(20, 2.0)],
+            ..Default::default()
+        }],
+    };
+    let message = ReadResponse { results: vec![result] }.encode_to_vec();
+    let series = decode(&message, 0, 100).expect("valid");
+    assert_eq!(series[0].0.to_string(), r#"up{b="2"}"#);
+    let times: Vec<i64> = series[0].1.iter().map(|sample| sample.timestamp_ms).collect();
+    assert_eq!(times, [10, 20, 30]);
+}
+
+fn label(name: &str, value: &str) -> proto::Label {
+    proto::Label { name: name.into(), value: value.into() }
+}
+
+#[test]
+fn b64_b65_refuses_invalid_responses() {
+    let twice = QueryResult {
+        timeseries: vec![proto::TimeSeries {
+            labels: vec![label("a", "1"), label("a", "2")],
+            samples: vec![proto::Sample { timestamp: 1, value: 1.0 }],
+            ..Default::default()
+        }],
+    };
+    for (response, message) in [
+        (ReadResponse { results: Vec::new() }, "remote read: 0 results for one query"),
+        (
+            ReadResponse { results: vec![QueryResult::default(), QueryResult::default()] },
+            "remote read: 2 results for one query",
+        ),
+        (
+            ReadResponse { results: vec![twice] },
+            "remote read: an invalid series: label name \"a\" is not unique",
+        ),
+    ] {
+        let error = decode(&response.encode_to_vec(), 0, 1).expect_err(message);
+        assert_eq!(crate::yaml::chain(&error), message);
+    }
+    let whole = decompressed(&capture("netdev-rx.samples.response.bin"));
+    assert!(matches!(decode(&whole[..whole.len() - 1], 0, 1), Err(Error::Protobuf(_))));
+}
+
+/// A server for remote read, and the requests that it saw.
+struct FakeReadServer {
+    client: ReadClient,
+    requests: Arc<Mutex<Vec<ReadRequest>>>,
+    _stop: watch::Sender<bool>,
+}
+
+impl FakeReadServer {
+    async fn start(script: impl Fn(&Query) -> Reply + Send + Sync + 'static) -> Self {
+        Self::with_timeout(Config::default().remote_timeout, move |request| script(&request.queries[0])).await
+    }
+
+    /// With the request at hand, and this time for an answer.
+    async fn with_timeout(
+        remote_timeout: Duration,
+        script: impl Fn(&ReadRequest) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let (stop, stopped) = watch::channel(false);
+        let (script, log) = (Arc::new(script), requests.clone());
+        let route = move |request: hyper::Request<crate::http::server::RequestBody>| {
+            let (script, log) = (script.clone(), log.clone());
+            async move {
+                let (head, body) = request.into_parts();
+                for (name, value) in [
+                    ("content-type", "application/x-protobuf"),
+                    ("content-encoding", "snappy"),
+                    ("accept-encoding", "snappy"),
+                    ("x-prometheus-remote-read-version", "0.1.0"),
+                    ("user-agent", client::AGENT),
+                ] {
+                    assert_eq!(head.headers[name], value, "{name}");
+                }
+                assert_eq!((head.method, head.uri.path()), (hyper::Method::POST, "/api/v1/read"));
+                let body = body.collect().await.expect("a whole body").to_bytes();
+                let request = ReadRequest::decode(&*decompressed(&body)).expect("a ReadRequest");
+                let reply = script(&request);
+                log.lock().expect("no panic").push(request);
+                reply
+            }
+        };
+        tokio::spawn(Server::default().serve(listener, route, stopped));
+        let url = format!("http://{address}/api/v1/read").parse().expect("a URL");
+        let config = Config { url, remote_timeout, ..Config::default() };
+        let client = ReadClient::new(&config, &Metrics::default()).expect("a client");
+        Self { client, requests, _stop: stop }
+    }
+
+    /// Reads a range; the result has the slices in the order in which they came.
+    async fn read(&self, range: (i64, i64)) -> (Vec<Vec<SeriesSamples>>, Result<(), Error>) {
+        let selector = Selector::parse("up").expect("a selector");
+        let group = [Matcher::equal("job", "node")];
+        let mut slices = Vec::new();
+        let result = self.client.read(&selector, &group, range, |slice| slices.push(slice)).await;
+        (slices, result)
+    }
+
+    /// The ranges that were asked for.
+    fn ranges(&self) -> Vec<(i64, i64)> {
+        let requests = self.requests.lock().expect("no panic");
+        requests.iter().map(|r| (r.queries[0].start_timestamp_ms, r.queries[0].end_timestamp_ms)).collect()
+    }
+}
+
+/// How many slices came to this.
+fn slice_count(client: &ReadClient, outcome: &'static str) -> u64 {
+    client.metrics.slices.get_or_create(&[("outcome", outcome.into())]).get()
+}
+
+fn skipped_count(metrics: &Metrics, reason: &'static str) -> u64 {
+    metrics.skipped.get_or_create(&[("reason", reason.into())]).get()
+}
+
+fn reply(content_type: &'static str, body: impl Into<Bytes>) -> Reply {
+    let mut reply = Reply::new(body.into().into());
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    reply
+}
+
+fn error_reply(status: u16, text: &'static str) -> Reply {
+    let mut reply = reply("text/plain; charset=utf-8", text);
+    *reply.status_mut() = hyper::StatusCode::from_u16(status).expect("a status");
+    reply
+}
+
+/// A sample at every full minute of the query.
+fn one_sample_a_minute(query: &Query) -> Reply {
+    let first = query.start_timestamp_ms.div_euclid(60_000) + 1;
+    let last = query.end_timestamp_ms.div_euclid(60_000);
+    let samples =
+        (first..=last).map(|minute| proto::Sample { value: minute as f64, timestamp: minute * 60_000 });
+    let labels = vec![label("__name__", "up"), label("job", "node")];
+    let series = proto::TimeSeries { labels, samples: samples.collect(), ..Default::default() };
+    let response = ReadResponse { results: vec![QueryResult { timeseries: vec![series] }] };
+    reply(SAMPLES_CONTENT_TYPE, snappy::compress(&response.encode_to_vec()))
+}
+
+const DAY_MS: i64 = 86_400_000;
+
+#[tokio::test]
+async fn sends_the_same_requests_as_prometheus() {
+    for (name, selector) in [
+        ("netdev-rx", r#"node_network_receive_bytes_total{job="node"}"#),
+        (
+            "go-heap-gap",
+            r#"{__name__=~"go_memstats_heap_alloc_bytes|up|prometheus_remote_storage_shards|process_cpu_seconds_total",job!="netdev-fast"}"#,
+        ),
+    ] {
+        let request = decompressed(&capture(&format!("{name}.stream.request.snappy")));
+        let request = ReadRequest::decode(&*request).expect("a ReadRequest");
+        let (start_ms, end_ms) = (request.queries[0].start_timestamp_ms, request.queries[0].end_timestamp_ms);
+        let selector = Selector::parse(selector).expect("a selector");
+        // Whichever kind the server chooses.
+        for (content_type, kind) in [(SAMPLES_CONTENT_TYPE, "samples"), (STREAMED_CONTENT_TYPE, "stream")] {
+            let response = capture(&format!("{name}.{kind}.response.bin"));
+            let fake = FakeReadServer::start(move |_| reply(content_type, response.clone())).await;
+            let mut series = Vec::new();
+            let range = (start_ms - 1, end_ms);
+            fake.client.read(&selector, &[], range, |slice| series.extend(slice)).await.expect("it answers");
+            assert_eq!(*fake.requests.lock().expect("no panic"), std::slice::from_ref(&request));
+            compare(&series, &format!("{name}.expected.csv"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn reads_day_by_day_every_timestamp_once() {
+    let fake = FakeReadServer::start(one_sample_a_minute).await;
+    let (slices, result) = fake.read((1000, 1000 + 5 * DAY_MS / 2)).await;
+    result.expect("it answers");
+    let ends = [1000, 1000 + DAY_MS, 1000 + 2 * DAY_MS, 1000 + 5 * DAY_MS / 2];
+    let expected: Vec<(i64, i64)> = ends.windows(2).map(|pair| (pair[0] + 1, pair[1])).collect();
+    assert_eq!(fake.ranges(), expected);
+    let times: Vec<i64> =
+        slices.iter().flatten().flat_map(|(_, samples)| samples).map(|sample| sample.timestamp_ms).collect();
+    assert_eq!(times, (1..=3600).map(|minute| minute * 60_000).collect::<Vec<i64>>());
+    let matchers = fake.requests.lock().expect("no panic")[0].queries[0].matchers.clone();
+    let names: Vec<(&str, &str)> = matchers.iter().map(|m| (&*m.name, &*m.value)).collect();
+    assert_eq!(names, [("__name__", "up"), ("job", "node")]);
+}
+
+#[tokio::test]
+async fn an_empty_range_is_not_requested() {
+    let fake = FakeReadServer::start(one_sample_a_minute).await;
+    let (slices, result) = fake.read((1000, 1000)).await;
+    result.expect("nothing to do");
+    assert!(slices.is_empty() && fake.ranges().is_empty());
+}
+
+#[tokio::test]
+async fn halves_a_slice_that_is_above_the_other_sides_limit() {
+    let longest_ms = DAY_MS / 4;
+    let fake = FakeReadServer::start(move |query| {
+        if query.end_timestamp_ms - query.start_timestamp_ms >= longest_ms {
+            error_reply(400, "exceeded sample limit (50000000)\n")
+        } else {
+            one_sample_a_minute(query)
+        }
+    })
+    .await;
+    let (slices, result) = fake.read((0, DAY_MS)).await;
+    result.expect("a shorter slice succeeds");
+    let lengths: Vec<i64> = fake.ranges().iter().map(|(start, end)| end - start + 1).collect();
+    let quarter = DAY_MS / 4;
+    assert_eq!(lengths, [DAY_MS, DAY_MS / 2, quarter, quarter, quarter, quarter]);
+    let n_samples: usize = slices.iter().flatten().map(|(_, samples)| samples.len()).sum();
+    assert_eq!(n_samples, 1440, "every minute once");
+}
+
+#[tokio::test]
+async fn gives_up_halving_at_a_minute() {
+    let fake = FakeReadServer::start(|_| error_reply(400, "exceeded sample limit (5)")).await;
+    let (slices, result) = fake.read((0, DAY_MS)).await;
+    let error = result.expect_err("never short enough");
+    let expected = format!(
+        "remote read: {} answered 400 Bad Request: exceeded sample limit (5)",
+        fake.client.config.url
+    );
+    assert_eq!(error.to_string(), expected);
+    assert!(slices.is_empty());
+    let shortest = fake.ranges().iter().map(|(start, end)| end - start + 1).min().expect("asked");
+    assert!((30_000..=60_000).contains(&shortest), "{shortest} ms");
+}
+
+#[tokio::test]
+async fn b67_halves_a_slice_that_is_above_the_own_limit() {
+    // What the header of a body of four bytes declares is above the limit.
+    let fake = FakeReadServer::start(move |query| {
+        if query.end_timestamp_ms - query.start_timestamp_ms >= DAY_MS / 2 {
+            reply("application/x-protobuf", &b"\xff\xff\xff\xff\x0f\x00"[..])
+        } else {
+            one_sample_a_minute(query)
+        }
+    })
+    .await;
+    let (_, result) = fake.read((0, DAY_MS)).await;
+    result.expect("a shorter slice succeeds");
+    assert_eq!(fake.ranges().len(), 3);
+}
+
+#[tokio::test]
+async fn b53_b64_any_other_failure_ends_the_read_at_once() {
+    type Script = fn(&Query) -> Reply;
+    let cases: [(Script, &str); 6] = [
+        (
+            |_| error_reply(500, "error parsing regexp\nand more"),
+            "remote read: URL answered 500 Internal Server Error: error parsing regexp",
+        ),
+        (
+            |_| error_reply(400, "unknown matcher type"),
+            "remote read: URL answered 400 Bad Request: unknown matcher type",
+        ),
+        (
+            |_| reply(STREAMED_CONTENT_TYPE, "timeout"),
+            "remote read: the stream is broken: the answer ends inside a frame, after 7 bytes of it",
+        ),
+        (
+            |_| reply("text/html", "<html>"),
+            "remote read: URL answered with content type \"text/html\", not application/x-protobuf or",
+        ),
+        (
+            |_| reply("application/x-protobuf", "not snappy"),
+            "remote read: the answer cannot be decompressed: the body is not in snappy's block format",
+        ),
+        (|_| reply("application/x-protobuf", snappy::compress(b"")), "remote read: 0 results for one query"),
+    ];
+    for (script, expected) in cases {
+        let fake = FakeReadServer::start(script).await;
+        let (slices, result) = fake.read((0, 10 * DAY_MS)).await;
+        let text = crate::yaml::chain(&result.expect_err(expected));
+        let text = text.replace(&fake.client.config.url.to_string(), "URL");
+        assert!(text.starts_with(expected), "{text}");
+        assert!(!text.contains('\n'), "{text}");
+        assert!(slices.is_empty());
+        assert_eq!(fake.ranges().len(), 1, "{expected}");
+    }
+}
+
+/// A chunk of a series.
+fn chunk(encoding: i32, samples: &[(i64, f64)]) -> proto::Chunk {
+    let samples: Vec<Sample> = samples
+        .iter()
+        .map(|(timestamp_ms, value)| Sample { timestamp_ms: *timestamp_ms, value: *value })
+        .collect();
+    // Nobody is to believe these times.
+    proto::Chunk { min_time_ms: 7, max_time_ms: -7, r#type: encoding, data: reference_encode(&samples) }
+}
+
+/// A message with these series.
+fn message(query_index: i64, series: &[(&str, Vec<proto::Chunk>)]) -> Vec<u8> {
+    let chunked = |(name, chunks): &(&str, Vec<proto::Chunk>)| proto::ChunkedSeries {
+        labels: vec![label("__name__", name)],
+        chunks: chunks.clone(),
+    };
+    let chunked_series = series.iter().map(chunked).collect();
+    proto::ChunkedReadResponse { chunked_series, query_index }.encode_to_vec()
+}
+
+/// A frame with these series.
+fn framed(query_index: i64, series: &[(&str, Vec<proto::Chunk>)]) -> Vec<u8> {
+    frame(&message(query_index, series))
+}
+
+/// Names, timestamps and values.
+fn to_tuples(series: Vec<SeriesSamples>) -> Vec<(String, Vec<(i64, f64)>)> {
+    let pairs = |samples: Vec<Sample>| samples.iter().map(|s| (s.timestamp_ms, s.value)).collect();
+    series.into_iter().map(|(labels, samples)| (labels.to_string(), pairs(samples))).collect()
+}
+
+#[test]
+fn a_series_may_span_frames_and_the_test_vector_of_the_format_is_decoded() {
+    let vector = "488405cc620a460a0f0a085f5f6e616d655f5f12036370750a080a036a6f6212016e12290880d095ffbc3110b0ba97ff\
+                  bc3118012217000380a0abfef9623ff00000000000009875c25fff6c06";
+    let digit = |at| u8::from_str_radix(&vector[at..at + 2], 16).expect("two digits");
+    let stream: Vec<u8> = (0..vector.len()).step_by(2).map(digit).collect();
+    let start = 1_700_000_000_000;
+    let series = to_tuples(decode_stream(&stream, 0, i64::MAX).expect("a frame"));
+    let samples = vec![(start, 1.0), (start + 15_000, 2.0), (start + 30_000, 3.0)];
+    assert_eq!(series, [(r#"cpu{job="n"}"#.to_string(), samples)]);
+
+    let stream = [
+        framed(0, &[("a", vec![chunk(1, &[(1, 1.0)])])]),
+        framed(0, &[("a", vec![chunk(1, &[(2, 2.0)]), chunk(1, &[(3, 3.0)])])]),
+        framed(0, &[("b", vec![chunk(1, &[(1, 4.0)])])]),
+        framed(0, &[("a", vec![chunk(1, &[(4, 5.0)])])]),
+    ];
+    let a = vec![(1, 1.0), (2, 2.0), (3, 3.0), (4, 5.0)];
+    let series = to_tuples(decode_stream(&stream.concat(), 0, 10).expect("frames"));
+    assert_eq!(series, [("a".to_string(), a), ("b".to_string(), vec![(1, 4.0)])]);
+}
+
+#[test]
+fn b58_b59_frames_without_a_series_and_with_two() {
+    let one = |value| vec![chunk(1, &[(1, value)])];
+    let stream = [frame(b""), framed(0, &[]), framed(0, &[("a", one(1.0)), ("b", one(2.0))])].concat();
+    let series = to_tuples(decode_stream(&stream, 0, 10).expect("frames"));
+    assert_eq!(series, [("a".to_string(), vec![(1, 1.0)]), ("b".to_string(), vec![(1, 2.0)])]);
+}
+
+#[test]
+fn b60_a_frame_for_another_query_is_refused() {
+    for query_index in [1, -1, i64::MAX] {
+        let stream = [framed(0, &[]), framed(query_index, &[("a", Vec::new())])].concat();
+        let error = decode_stream(&stream, 0, 10).expect_err("only query 0 was asked");
+        assert!(matches!(error, Error::QueryIndex { query_index: found } if found == query_index), "{error}");
+    }
+}
+
+#[test]
+fn b61_histograms_are_skipped_and_counted_and_other_encodings_are_errors() {
+    let metrics = Metrics::default();
+    let mut collector = ResponseCollector::new(0, 10, &metrics);
+    let mixed = vec![chunk(2, &[]), chunk(1, &[(1, 1.0)]), chunk(3, &[]), chunk(5, &[]), chunk(6, &[])];
+    collector.push_frame(&message(0, &[("a", mixed)])).expect("a frame");
+    assert_eq!(to_tuples(collector.finish()), [("a".to_string(), vec![(1, 1.0)])]);
+    assert_eq!(skipped_count(&metrics, "histogram"), 4);
+    for encoding in [0, 4, 7, -1] {
+        let error = decode_stream(&framed(0, &[("a", vec![chunk(encoding, &[(1, 1.0)])])]), 0, 10);
+        assert!(
+            matches!(error, Err(Error::Encoding { encoding: found }) if found == i64::from(encoding)),
+            "{encoding}"
+        );
+    }
+}
+
+#[test]
+fn b62_b65_a_bad_chunk_or_label_set_is_an_error() {
+    let mut truncated = chunk(1, &[(1, 1.0), (2, 2.0)]);
+    truncated.data.pop();
+    let error = decode_stream(&framed(0, &[("a", vec![truncated])]), 0, 10).expect_err("a sample is missing");
+    assert!(matches!(error, Error::Chunk(xor::Error::Truncated { .. })), "{error}");
+    let labels = vec![label("__name__", "up"), label("a", "1"), label("a", "2")];
+    let series = proto::ChunkedSeries { labels, chunks: Vec::new() };
+    let message = proto::ChunkedReadResponse { chunked_series: vec![series], query_index: 0 };
+    let error = decode_stream(&frame(&message.encode_to_vec()), 0, 10).expect_err("a twice");
+    assert_eq!(crate::yaml::chain(&error), "remote read: an invalid series: label name \"a\" is not unique");
+}
+
+#[test]
+fn b63_chunks_are_clipped_merged_and_the_first_of_two_samples_stays() {
+    let chunks = vec![
+        chunk(1, &[(30, 1.0), (40, 1.0), (50, 1.0)]),
+        chunk(1, &[(5, 2.0), (20, 2.0), (40, 2.0), (45, 2.0)]),
+        chunk(1, &[(50, 3.0), (10, 3.0), (61, 3.0)]),
+        chunk(1, &[(100, 4.0)]),
+    ];
+    let other = vec![chunk(1, &[(1, 1.0), (61, 1.0)])];
+    let series = decode_stream(&framed(0, &[("a", chunks), ("outside", other)]), 10, 60).expect("a frame");
+    let samples = vec![(10, 3.0), (20, 2.0), (30, 1.0), (40, 1.0), (45, 2.0), (50, 1.0)];
+    assert_eq!(to_tuples(series), [("a".to_string(), samples)]);
+}
+
+#[test]
+fn invalid_series_are_skipped_and_counted() {
+    let long = "x".repeat(20_000);
+    let metrics = Metrics::default();
+    let mut collector = ResponseCollector::new(0, 10, &metrics);
+    for name in [&long, "up"] {
+        collector.push_frame(&message(0, &[(name, vec![chunk(1, &[(1, 1.0)])])])).expect("a frame");
+    }
+    assert_eq!(to_tuples(collector.finish()), [("up".to_string(), vec![(1, 1.0)])]);
+    assert_eq!(skipped_count(&metrics, "invalid_series"), 1);
+}
+
+#[test]
+fn b67_more_series_or_samples_than_a_slice_may_hold_are_too_large() {
+    // Series of two bytes, sixteen million of them.
+    let mut result = Vec::new();
+    prost::encoding::encode_key(1, prost::encoding::WireType::LengthDelimited, &mut result);
+    prost::encoding::encode_varint(16 << 20, &mut result);
+    result.extend([0x0a, 0x00].repeat(8 << 20));
+    assert!(decode(&result, 0, 10).expect_err("series").is_too_large());
+
+    let flat: Vec<(i64, f64)> = (0..60_000).map(|i| (i, 1.0)).collect();
+    let chunks = vec![chunk(1, &flat); 10];
+    let metrics = Metrics::default();
+    let mut collector = ResponseCollector::new(0, i64::MAX, &metrics);
+    let message = message(0, &[("a", chunks)]);
+    let mut n_accepted = 0;
+    let error = loop {
+        match collector.push_frame(&message) {
+            Ok(()) => n_accepted += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(error.is_too_large(), "{error}");
+    assert_eq!(n_accepted, collector::SAMPLE_LIMIT / 600_000);
+}
+
+#[tokio::test]
+async fn b61_f39_chunks_of_an_unknown_encoding_are_requested_as_samples() {
+    let script = |request: &ReadRequest| match request.accepted_response_types[..] {
+        [1, 0] => reply(STREAMED_CONTENT_TYPE, framed(0, &[("up", vec![chunk(4, &[(60_000, 1.0)])])])),
+        _ => one_sample_a_minute(&request.queries[0]),
+    };
+    let fake = FakeReadServer::with_timeout(Duration::from_secs(60), script).await;
+    let (slices_read, result) = fake.read((0, 3 * DAY_MS)).await;
+    result.expect("it answers with samples");
+    assert_eq!(slices_read.len(), 3);
+    let requests = fake.requests.lock().expect("no panic");
+    let response_types: Vec<&[i32]> =
+        requests.iter().map(|request| &request.accepted_response_types[..]).collect();
+    assert_eq!(response_types, [&[1, 0][..], &[0], &[0], &[0]], "the source is remembered");
+    assert_eq!(slice_count(&fake.client, "unknown_chunks"), 1);
+}
+
+#[tokio::test]
+async fn an_unknown_encoding_where_samples_were_requested_is_an_error() {
+    let fake =
+        FakeReadServer::start(|_| reply(STREAMED_CONTENT_TYPE, framed(0, &[("up", vec![chunk(4, &[])])])))
+            .await;
+    let (_, result) = fake.read((0, DAY_MS)).await;
+    assert!(matches!(result, Err(Error::Encoding { encoding: 4 })));
+    assert_eq!(fake.ranges().len(), 2);
+}
+
+#[tokio::test]
+async fn b56_b57_a_broken_stream_yields_no_samples() {
+    let good = framed(0, &[("up", vec![chunk(1, &[(1, 1.0)])])]);
+    let text = [&good[..], b"query timed out in expression evaluation\n"].concat();
+    let truncated = good[..good.len() - 1].to_vec();
+    for body in [text, truncated] {
+        let fake = FakeReadServer::start(move |_| reply(STREAMED_CONTENT_TYPE, body.clone())).await;
+        let (slices_read, result) = fake.read((0, DAY_MS)).await;
+        assert!(result.expect_err("broken").is_recoverable());
+        assert!(slices_read.is_empty());
+        assert_eq!(slice_count(&fake.client, "failed"), 1);
+    }
+    // The connection ends between two frames, but not with the body.
+    let fake = FakeReadServer::start(move |_| {
+        let (writer, body) = Body::channel();
+        let good = Bytes::from(good.clone());
+        tokio::spawn(async move { writer.send(good).await });
+        streamed_reply(body)
+    })
+    .await;
+    let (slices_read, result) = fake.read((0, DAY_MS)).await;
+    assert!(matches!(result, Err(Error::Http(client::Error::Body { .. }))), "{result:?}");
+    assert!(slices_read.is_empty());
+}
+
+fn streamed_reply(body: Body) -> Reply {
+    let mut reply = Reply::new(body);
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(STREAMED_CONTENT_TYPE));
+    reply
+}
+
+#[tokio::test]
+async fn a_stream_without_a_length_is_refused() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("http://{}/api/v1/read", listener.local_addr().expect("bound"));
+    tokio::spawn(async move {
+        let (mut connection, _) = listener.accept().await.expect("a connection");
+        let mut request = [0; 4096];
+        while connection.read(&mut request).await.expect("a request") == request.len() {}
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Type: {STREAMED_CONTENT_TYPE}\r\n\r\n");
+        connection.write_all(head.as_bytes()).await.expect("it reads");
+    });
+    let config = Config { url: url.parse().expect("a URL"), ..Config::default() };
+    let client = ReadClient::new(&config, &Metrics::default()).expect("a client");
+    let selector = Selector::parse("up").expect("a selector");
+    let result = client.read(&selector, &[], (0, DAY_MS), |_| ()).await;
+    assert!(matches!(result, Err(Error::MissingLength { .. })), "{result:?}");
+}
+
+#[tokio::test]
+async fn b66_endless_frames_end_with_a_timeout() {
+    let fake = FakeReadServer::with_timeout(Duration::from_millis(300), |_| {
+        let (writer, body) = Body::channel();
+        let good = Bytes::from(framed(0, &[("up", vec![chunk(1, &[(1, 1.0)])])]));
+        tokio::spawn(async move {
+            while writer.send(good.clone()).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        streamed_reply(body)
+    })
+    .await;
+    let (slices_read, result) = fake.read((0, DAY_MS)).await;
+    let error = result.expect_err("no end");
+    assert!(matches!(error, Error::Http(client::Error::Timeout { .. })), "{error}");
+    assert!(error.is_recoverable() && slices_read.is_empty());
+    let lengths: Vec<i64> = fake.ranges().iter().map(|(start, end)| end - start + 1).collect();
+    assert_eq!(lengths, [DAY_MS, DAY_MS / 2, DAY_MS / 4], "shorter slices were tried, not for ever");
+}
+
+#[tokio::test]
+async fn f40_a_slice_that_takes_too_long_is_halved() {
+    let fake = FakeReadServer::with_timeout(Duration::from_millis(500), |request| {
+        let query = &request.queries[0];
+        if query.end_timestamp_ms - query.start_timestamp_ms < DAY_MS / 4 {
+            return one_sample_a_minute(query);
+        }
+        let (writer, body) = Body::channel();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            writer.end().await
+        });
+        streamed_reply(body)
+    })
+    .await;
+    let (slices_read, result) = fake.read((0, 2 * DAY_MS)).await;
+    result.expect("it answers in the end");
+    let samples: usize = slices_read.iter().flatten().map(|(_, samples)| samples.len()).sum();
+    assert_eq!(samples, 2 * 1440, "every minute once");
+    assert_eq!((slice_count(&fake.client, "split"), slice_count(&fake.client, "read")), (2, 8));
+}
+
+#[tokio::test]
+async fn f38_a_server_without_remote_read_gets_one_request() {
+    for status in [404, 405, 501] {
+        let fake = FakeReadServer::start(move |_| error_reply(status, "no such thing")).await;
+        let (_, result) = fake.read((0, 10 * DAY_MS)).await;
+        assert!(!result.expect_err("refused").is_recoverable(), "{status}");
+        assert_eq!(fake.ranges().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn slices_before_a_failure_stay() {
+    let fake = FakeReadServer::start(|query| {
+        if query.start_timestamp_ms > DAY_MS { error_reply(500, "") } else { one_sample_a_minute(query) }
+    })
+    .await;
+    let (slices, result) = fake.read((0, 3 * DAY_MS)).await;
+    assert!(matches!(result, Err(Error::UnexpectedStatus { .. })));
+    assert_eq!(slices.len(), 1);
+    assert_eq!(slices[0][0].1.len(), 1440);
+}
+
+#[tokio::test]
+async fn a_refused_connection_is_an_error() {
+    let listener = TcpListener::bind("127.0.0.10:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    drop(listener);
+    let url = format!("http://{address}/api/v1/read").parse().expect("a URL");
+    let selector = Selector::parse("up").expect("a selector");
+    let config = Config { url, ..Config::default() };
+    let client = ReadClient::new(&config, &Metrics::default()).expect("a client");
+    let result = client.read(&selector, &[], (0, DAY_MS), |_| ()).await;
+    let text = crate::yaml::chain(&result.expect_err("nobody answers"));
+    assert!(text.contains(&address.to_string()) && text.contains("refused"), "{text}");
+}

@@ -1,0 +1,288 @@
+//! The two messages of remote write, 1.0 and 2.0, and what an answer to the second one says.
+//!
+//! 2.0 holds every text once, brings type and help with each series, and its answers count what was written.
+//! 1.0 is what everybody understands, and the default, as Prometheus'. There, type and help go along once a
+//! minute, as Prometheus sends them; the alternative, a request of their own, buys nothing for seven names.
+
+use super::TimeSeries;
+use crate::prom::wire::snappy;
+use crate::prom::{METRIC_NAME, Sample, proto};
+use bytes::Bytes;
+use hyper::header::HeaderMap;
+use prost::Message as _;
+use std::collections::{BTreeSet, HashMap};
+use std::str::FromStr;
+
+/// `GAUGE` of both messages' metadata.
+const GAUGE: i32 = 2;
+
+/// Series of ours whose names no configuration decides, with their help.
+pub const OUTPUT_METADATA: [(&str, &str); 7] = [
+    ("anomaly_score", "How unusual a row is: 1 is the alert threshold"),
+    ("anomaly_threshold", "The threshold behind a score of 1, in raw units"),
+    ("anomaly_incident", "Whether there is an incident"),
+    ("anomaly_contribution", "Share of a metric in an incident"),
+    ("anomaly_expected", "Value of a metric that is expected at this time, during an incident"),
+    ("anomaly_expected_lower", "Least usual value of a metric at this time, during an incident"),
+    ("anomaly_expected_upper", "Greatest usual value of a metric at this time, during an incident"),
+];
+
+/// What is said of a metric; `None` for one that is not promforest's.
+fn metric_help(metric: &str) -> Option<&'static str> {
+    let decision = "Decision of a detector's model in [-1, 1]: negative is an anomaly";
+    let known = OUTPUT_METADATA.iter().find(|(name, _)| *name == metric).map(|(_, help)| *help);
+    known.or_else(|| metric.ends_with("_anomaly").then_some(decision))
+}
+
+/// The message that a target is sent (`protobuf_message`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ProtobufMessage {
+    /// `prometheus.WriteRequest`, remote write 1.0.
+    #[default]
+    V1,
+    /// `io.prometheus.write.v2.Request`, remote write 2.0.
+    V2,
+}
+
+/// A text that names no message.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is none of prometheus.WriteRequest, io.prometheus.write.v2.Request")]
+pub struct UnknownMessage(String);
+
+impl FromStr for ProtobufMessage {
+    type Err = UnknownMessage;
+
+    fn from_str(text: &str) -> Result<Self, UnknownMessage> {
+        match text {
+            "prometheus.WriteRequest" => Ok(Self::V1),
+            "io.prometheus.write.v2.Request" => Ok(Self::V2),
+            _ => Err(UnknownMessage(text.into())),
+        }
+    }
+}
+
+/// Do type and help go along in a message of 1.0? In 2.0 they always do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metadata {
+    /// With every metric of the message.
+    Included,
+    /// Not this time.
+    Omitted,
+}
+
+impl ProtobufMessage {
+    /// Its `Content-Type`.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::V1 => "application/x-protobuf",
+            Self::V2 => "application/x-protobuf;proto=io.prometheus.write.v2.Request",
+        }
+    }
+
+    /// Its `X-Prometheus-Remote-Write-Version`.
+    pub fn version(self) -> &'static str {
+        match self {
+            Self::V1 => "0.1.0",
+            Self::V2 => "2.0.0",
+        }
+    }
+
+    /// A request's body.
+    pub fn encode(self, series: &[TimeSeries], metadata: Metadata) -> Bytes {
+        let message = match self {
+            Self::V1 => to_v1(series, metadata).encode_to_vec(),
+            Self::V2 => to_v2(series).encode_to_vec(),
+        };
+        snappy::compress(&message).into()
+    }
+}
+
+fn to_v1(series: &[TimeSeries], metadata: Metadata) -> proto::WriteRequest {
+    let label = |(name, value): (&str, &str)| proto::Label { name: name.into(), value: value.into() };
+    let sample = |s: &Sample| proto::Sample { value: s.value, timestamp: s.timestamp_ms };
+    let timeseries = |series: &TimeSeries| proto::TimeSeries {
+        labels: series.labels.iter().map(label).collect(),
+        samples: series.samples.iter().map(sample).collect(),
+        ..Default::default()
+    };
+    let names: BTreeSet<&str> = match metadata {
+        Metadata::Included => series.iter().map(|series| series.labels.metric_name()).collect(),
+        Metadata::Omitted => BTreeSet::new(),
+    };
+    let to_metadata = |name: &str| {
+        let (metric_family_name, help) = (name.to_string(), metric_help(name)?.to_string());
+        Some(proto::MetricMetadata { r#type: GAUGE, metric_family_name, help })
+    };
+    proto::WriteRequest {
+        timeseries: series.iter().map(timeseries).collect(),
+        metadata: names.into_iter().filter_map(to_metadata).collect(),
+    }
+}
+
+/// Every text once; the first is empty.
+struct SymbolTable<'t> {
+    texts: Vec<String>,
+    refs: HashMap<&'t str, u32>,
+}
+
+impl<'t> SymbolTable<'t> {
+    fn new() -> Self {
+        Self { texts: vec![String::new()], refs: HashMap::from([("", 0)]) }
+    }
+
+    fn intern(&mut self, text: &'t str) -> u32 {
+        *self.refs.entry(text).or_insert_with(|| {
+            self.texts.push(text.into());
+            (self.texts.len() - 1) as u32
+        })
+    }
+}
+
+fn to_v2(series: &[TimeSeries]) -> proto::v2::Request {
+    let mut symbols = SymbolTable::new();
+    let mut timeseries = Vec::with_capacity(series.len());
+    for TimeSeries { labels, samples } in series {
+        let mut labels_refs = Vec::new();
+        for (name, value) in labels.iter() {
+            labels_refs.extend([symbols.intern(name), symbols.intern(value)]);
+        }
+        let metadata = metric_help(labels.get(METRIC_NAME)).map(|help| proto::v2::Metadata {
+            r#type: GAUGE,
+            help_ref: symbols.intern(help),
+            unit_ref: 0,
+        });
+        let sample =
+            |s: &Sample| proto::v2::Sample { value: s.value, timestamp: s.timestamp_ms, start_timestamp: 0 };
+        let samples = samples.iter().map(sample).collect();
+        timeseries.push(proto::v2::TimeSeries { labels_refs, samples, metadata, ..Default::default() });
+    }
+    proto::v2::Request { symbols: symbols.texts, timeseries }
+}
+
+/// What an answer says of the samples that were written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteResponseStats {
+    /// So many samples were.
+    Samples(usize),
+    /// A count that is none.
+    Invalid,
+    /// Nothing at all was: who does not know 2.0 says so too, by not saying anything.
+    Nothing,
+}
+
+impl WriteResponseStats {
+    /// Reads the headers of an answer to 2.0.
+    pub fn from_headers(headers: &HeaderMap) -> Self {
+        let count = |kind: &str| {
+            let value = headers.get(format!("x-prometheus-remote-write-{kind}-written"))?;
+            Some(value.to_str().ok().and_then(|text| text.trim().parse::<usize>().ok()))
+        };
+        let counts = ["samples", "histograms", "exemplars"].map(count);
+        match counts {
+            _ if counts.iter().all(|count| matches!(count, None | Some(Some(0)))) => Self::Nothing,
+            [Some(Some(samples)), ..] => Self::Samples(samples),
+            [Some(None), ..] => Self::Invalid,
+            [None, ..] => Self::Samples(0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prom::Labels;
+
+    fn series(name: &str, instance: &str, samples: &[(i64, f64)]) -> TimeSeries {
+        let labels = Labels::new([(METRIC_NAME, name), ("instance", instance), ("job", "node")]);
+        let samples =
+            samples.iter().map(|(timestamp_ms, value)| Sample { timestamp_ms: *timestamp_ms, value: *value });
+        TimeSeries { labels: labels.expect("valid"), samples: samples.collect() }
+    }
+
+    fn decompressed(body: &[u8]) -> Vec<u8> {
+        let mut buffer = Vec::new();
+        snappy::decompress(body, 1 << 20, &mut buffer).expect("snappy").to_vec()
+    }
+
+    #[test]
+    fn a_message_of_2_0_holds_every_text_once_and_refers_in_order() {
+        let batch = [
+            series("anomaly_score", "a", &[(1, 1.5), (2, f64::from_bits(crate::prom::STALE_BITS))]),
+            series("anomaly_score", "node", &[(1, 2.0)]),
+            series("net_anomaly", "a", &[(1, -0.1)]),
+            series("foreign", "a", &[(1, 0.0)]),
+        ];
+        let body = ProtobufMessage::V2.encode(&batch, Metadata::Omitted);
+        let request = proto::v2::Request::decode(&*decompressed(&body)).expect("a Request");
+        let symbols = &request.symbols;
+        assert_eq!(symbols[0], "");
+        assert_eq!(symbols.iter().collect::<BTreeSet<_>>().len(), symbols.len(), "{symbols:?}");
+        let mut used = BTreeSet::from([0]);
+        for (sent, series) in request.timeseries.iter().zip(&batch) {
+            let texts: Vec<&str> = sent.labels_refs.iter().map(|i| &*symbols[*i as usize]).collect();
+            let labels: Vec<&str> = series.labels.iter().flat_map(|(name, value)| [name, value]).collect();
+            assert_eq!(texts, labels);
+            let bits = |value: f64| value.to_bits();
+            let samples: Vec<_> = sent.samples.iter().map(|s| (s.timestamp, bits(s.value))).collect();
+            let expected: Vec<_> = series.samples.iter().map(|s| (s.timestamp_ms, bits(s.value))).collect();
+            assert_eq!(samples, expected);
+            used.extend(&sent.labels_refs);
+            match (&sent.metadata, metric_help(series.labels.metric_name())) {
+                (Some(metadata), Some(help)) => {
+                    assert_eq!((metadata.r#type, &*symbols[metadata.help_ref as usize]), (GAUGE, help));
+                    used.insert(metadata.help_ref);
+                }
+                (sent, known) => assert!(sent.is_none() && known.is_none(), "{sent:?} for {known:?}"),
+            }
+        }
+        assert_eq!(used.len(), symbols.len(), "no text without a reference");
+    }
+
+    #[test]
+    fn a_message_of_1_0_holds_type_and_help_when_asked() {
+        let batch = [series("anomaly_score", "a", &[(1, 1.5)]), series("anomaly_score", "b", &[(1, 1.5)])];
+        let encode_metadata = |metadata| {
+            let body = ProtobufMessage::V1.encode(&batch, metadata);
+            proto::WriteRequest::decode(&*decompressed(&body)).expect("a WriteRequest").metadata
+        };
+        assert!(encode_metadata(Metadata::Omitted).is_empty());
+        let [entry] = &encode_metadata(Metadata::Included)[..] else { panic!("one metric") };
+        assert_eq!((&*entry.metric_family_name, entry.r#type), ("anomaly_score", GAUGE));
+        assert!(!entry.help.is_empty());
+    }
+
+    #[test]
+    fn b82_b83_counts_of_a_response() {
+        let read = |counts: &[(&'static str, &str)]| {
+            let header = |(kind, value): &(&'static str, &str)| {
+                let name = format!("x-prometheus-remote-write-{kind}-written");
+                (name.parse().expect("a name"), value.parse().expect("a value"))
+            };
+            let headers: Vec<(hyper::header::HeaderName, hyper::header::HeaderValue)> =
+                counts.iter().map(header).collect();
+            WriteResponseStats::from_headers(&headers.into_iter().collect())
+        };
+        assert_eq!(read(&[]), WriteResponseStats::Nothing);
+        assert_eq!(
+            read(&[("samples", "0"), ("histograms", "0"), ("exemplars", "0")]),
+            WriteResponseStats::Nothing
+        );
+        assert_eq!(read(&[("samples", " 12 "), ("histograms", "0")]), WriteResponseStats::Samples(12));
+        assert_eq!(read(&[("histograms", "3")]), WriteResponseStats::Samples(0));
+        for junk in ["many", "-1", "1.5", "", "99999999999999999999999"] {
+            assert_eq!(read(&[("samples", junk)]), WriteResponseStats::Invalid, "{junk:?}");
+        }
+    }
+
+    #[test]
+    fn message_names_are_those_of_prometheus() {
+        assert_eq!("prometheus.WriteRequest".parse::<ProtobufMessage>().ok(), Some(ProtobufMessage::V1));
+        assert_eq!(
+            "io.prometheus.write.v2.Request".parse::<ProtobufMessage>().ok(),
+            Some(ProtobufMessage::V2)
+        );
+        let error = "2.0".parse::<ProtobufMessage>().expect_err("no message");
+        let text = r#""2.0" is none of prometheus.WriteRequest, io.prometheus.write.v2.Request"#;
+        assert_eq!(error.to_string(), text);
+    }
+}

@@ -1,0 +1,275 @@
+//! The folder of the snapshots.
+
+use super::{Error, GroupState, decode};
+use crate::models::artifact;
+use crate::prom::Labels;
+use crate::window::Window;
+use crate::yaml;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tracing::{info, warn};
+
+/// How names of snapshots end.
+const EXTENSION: &str = "snapshot";
+/// How names end of what was set aside.
+const CORRUPT_EXTENSION: &str = "damaged";
+/// How names end of what is being written.
+const TEMPORARY_EXTENSION: &str = "draft";
+/// Largest file that is read: a thousand features over the rows of a day, and as much again.
+const MAX_FILE_BYTES: u64 = 256 << 20;
+
+/// What is counted of snapshots.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    failures: Family<[(&'static str, &'static str); 1], Counter>,
+    groups: Family<[(&'static str, &'static str); 1], Counter>,
+    written: Counter,
+    last_success: Gauge<f64, AtomicU64>,
+    duration: Gauge<f64, AtomicU64>,
+    size: Gauge,
+}
+
+impl Metrics {
+    /// Registers the room's metrics.
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            failures: Family::default(),
+            groups: Family::default(),
+            written: Counter::default(),
+            last_success: Gauge::default(),
+            duration: Gauge::default(),
+            size: Gauge::default(),
+        };
+        for operation in ["read", "write"] {
+            drop(metrics.failures.get_or_create(&[("operation", operation)]));
+        }
+        for outcome in ["restored", "unfit", "damaged"] {
+            drop(metrics.groups.get_or_create(&[("outcome", outcome)]));
+        }
+        registry.register(
+            "snapshot_failures",
+            "Snapshots that could not be read or written; scoring goes on without",
+            metrics.failures.clone(),
+        );
+        registry.register(
+            "snapshot_groups",
+            "Snapshots found at the start by what became of them: damaged ones are set aside, unfit ones are of another configuration",
+            metrics.groups.clone(),
+        );
+        registry.register(
+            "snapshot_written",
+            "Snapshots of a group that were written",
+            metrics.written.clone(),
+        );
+        registry.register(
+            "snapshot_last_success_timestamp_seconds",
+            "When every group that had changed was on disk the last time; 0 before the first",
+            metrics.last_success.clone(),
+        );
+        registry.register(
+            "snapshot_duration_seconds",
+            "How long the last round over all groups took",
+            metrics.duration.clone(),
+        );
+        registry.register("snapshot_size_bytes", "Size of all snapshots", metrics.size.clone());
+        metrics
+    }
+
+    /// Counts a snapshot that was found.
+    pub fn count_group(&self, outcome: &'static str) {
+        self.groups.get_or_create(&[("outcome", outcome)]).inc();
+    }
+
+    fn count_failure(&self, operation: &'static str) {
+        self.failures.get_or_create(&[("operation", operation)]).inc();
+    }
+}
+
+/// See the [module](super).
+#[derive(Clone, Debug)]
+pub struct SnapshotStore {
+    path: PathBuf,
+    metrics: Metrics,
+    /// Is something written that the folder does not know for certain yet?
+    unsynced: bool,
+    /// Did the last round fail? A disk that is full is one line, not one every five minutes. Copies share it.
+    failing: Arc<AtomicBool>,
+}
+
+impl SnapshotStore {
+    /// The folder at this path; it is made with the first snapshot.
+    pub fn new(path: PathBuf, metrics: Metrics) -> Self {
+        Self { path, metrics, unsynced: false, failing: Arc::default() }
+    }
+
+    /// What is wrong with it, by the last round.
+    pub fn failure_message(&self) -> Option<String> {
+        let failing = self.failing.load(Ordering::Relaxed);
+        failing.then(|| {
+            format!("snapshots cannot be written to {}: a restart will read the history", self.path.display())
+        })
+    }
+
+    /// Reads all snapshots. What is none is set aside, and the start goes on without it.
+    pub fn load(&self) -> Vec<(GroupState, Window)> {
+        let paths = match self.list() {
+            Ok(paths) => paths,
+            Err(source) => {
+                self.metrics.count_failure("read");
+                warn!(component = "snapshot", path = %self.path.display(), err = %source, "no snapshots: the folder cannot be read");
+                return Vec::new();
+            }
+        };
+        let mut loaded = Vec::new();
+        for path in paths {
+            let bytes = match read_file(&path) {
+                Ok(bytes) => bytes,
+                Err(source) => {
+                    self.metrics.count_failure("read");
+                    warn!(component = "snapshot", path = %path.display(), err = %source, "a snapshot cannot be read");
+                    continue;
+                }
+            };
+            match decode(&bytes) {
+                Ok(snapshot) => loaded.push(snapshot),
+                Err(error) => self.quarantine(&path, &error),
+            }
+        }
+        loaded
+    }
+
+    fn quarantine(&self, path: &Path, error: &Error) {
+        self.metrics.count_group("damaged");
+        let corrupt_path = path.with_extension(CORRUPT_EXTENSION);
+        let moved = fs::rename(path, &corrupt_path);
+        warn!(
+            component = "snapshot",
+            path = %path.display(),
+            err = yaml::chain(error),
+            aside = moved.is_ok().then(|| corrupt_path.display().to_string()),
+            "a snapshot cannot be used, the history is read instead"
+        );
+    }
+
+    /// The snapshots' files, in the order of their names.
+    fn list(&self) -> io::Result<Vec<PathBuf>> {
+        let entries = match fs::read_dir(&self.path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut files = Vec::new();
+        for entry in entries {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == EXTENSION) {
+                files.push(path);
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+
+    /// Name of a group's file.
+    pub fn file_name(detector: &str, group: &Labels) -> String {
+        let digest = artifact::sha256_hex(group.to_string().as_bytes());
+        format!("{detector}.{}.{EXTENSION}", &digest[..16])
+    }
+
+    /// Writes a group's file, whole or not at all.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn write(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let path = self.path.join(name);
+        let temporary = path.with_extension(TEMPORARY_EXTENSION);
+        let write = || {
+            fs::create_dir_all(&self.path)?;
+            let mut file = File::create(&temporary)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)
+        };
+        let result = write();
+        match &result {
+            Ok(()) => {
+                self.unsynced = true;
+                self.metrics.written.inc();
+            }
+            Err(_) => {
+                self.metrics.count_failure("write");
+                // What was written of it takes up the space that is missing, perhaps.
+                let _ = fs::remove_file(&temporary);
+            }
+        }
+        result
+    }
+
+    /// Ends a round that took so long: removes the files of groups that are gone, and makes sure of the others.
+    pub fn finish_round(&mut self, names: &HashSet<String>, took: Duration, failed: Option<io::Error>) {
+        let result = match failed {
+            Some(error) => Err(error),
+            None => self.remove_stale(names).inspect_err(|_| self.metrics.count_failure("write")),
+        };
+        self.metrics.duration.set(took.as_secs_f64());
+        match result {
+            Ok(size) => {
+                self.metrics.size.set(i64::try_from(size).unwrap_or(i64::MAX));
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                self.metrics.last_success.set(now.as_secs_f64());
+                if self.failing.swap(false, Ordering::Relaxed) {
+                    info!(component = "snapshot", path = %self.path.display(), "snapshots are written again");
+                }
+            }
+            Err(source) => {
+                if !self.failing.swap(true, Ordering::Relaxed) {
+                    warn!(component = "snapshot", path = %self.path.display(), err = %source, "snapshots cannot be written, scoring goes on without");
+                }
+            }
+        }
+    }
+
+    /// Size of the files that stay.
+    fn remove_stale(&mut self, names: &HashSet<String>) -> io::Result<u64> {
+        let mut size = 0;
+        for path in self.list()? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if names.contains(&name) {
+                // Whoever deletes them may do so now.
+                size += fs::metadata(&path).map_or(0, |metadata| metadata.len());
+            } else {
+                let removed = fs::remove_file(&path);
+                removed.or_else(|error| match error.kind() {
+                    io::ErrorKind::NotFound => Ok(()),
+                    _ => Err(error),
+                })?;
+                self.unsynced = true;
+            }
+        }
+        if self.unsynced {
+            File::open(&self.path)?.sync_all()?;
+            self.unsynced = false;
+        }
+        Ok(size)
+    }
+}
+
+fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let size = file.metadata()?.len();
+    if size > MAX_FILE_BYTES {
+        let message = format!("{size} bytes, must be at most {MAX_FILE_BYTES}");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
+    }
+    let mut bytes = Vec::with_capacity(size as usize);
+    file.take(MAX_FILE_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}

@@ -1,0 +1,143 @@
+//! The numbers of a training's page.
+
+use super::Trained;
+use super::training_set::TrainingSet;
+use crate::models::artifact::timestamp;
+use crate::models::{DecisionHistogram, Trial, columns};
+use crate::report::training::{
+    Candidate, ExcludedRange, FeatureSummary, FoldHistograms, PromotionDecision, Timeline, Training,
+};
+
+/// Points of the plots over time.
+const MAX_POINTS: usize = 1440;
+
+/// Gathers what the page shows.
+pub fn build_report(
+    name: &str,
+    trained: &Trained,
+    training_set: &TrainingSet,
+    promotion: PromotionDecision,
+) -> Training {
+    let model = &trained.model;
+    let trials: &[Trial] = trained.sweep.as_ref().map_or(&[], |sweep| &sweep.validation.trials);
+    let candidate = |trial: &Trial| Candidate { max_samples: trial.max_samples, kl: trial.kl.clone() };
+    let fold = |[train, test]: &[DecisionHistogram; 2]| FoldHistograms {
+        kl: train.kl_divergence(test),
+        train: train.density(),
+        test: test.density(),
+    };
+    Training {
+        model: name.into(),
+        group: model.card.group.as_ref().map(ToString::to_string),
+        facts: facts(trained, training_set),
+        promotion,
+        sweep: trials.iter().map(candidate).collect(),
+        chosen: trained.sweep.as_ref().map_or(0, |sweep| sweep.validation.chosen),
+        folds: trained.sweep.iter().flat_map(|sweep| &sweep.folds).map(fold).collect(),
+        timeline: timeline(trained, training_set),
+        features: features(trained, training_set),
+    }
+}
+
+fn facts(trained: &Trained, training_set: &TrainingSet) -> Vec<(String, String)> {
+    let card = &trained.model.card;
+    let mut facts = card.params.clone();
+    let mut add = |name: &str, value: String| facts.push((name.into(), value));
+    add("features", training_set.schema.features.len().to_string());
+    add("rows", training_set.len().to_string());
+    if let Some(history) = &card.training_range {
+        add("from", format_minute(history.from_ms));
+        add("to", format_minute(history.to_ms));
+        add("excluded rows", history.n_excluded.to_string());
+    }
+    if let Some(validation) = &card.validation {
+        add("unseen rows called anomalous", format!("{:.2} %", validation.alert_rate * 100.0));
+    }
+    add("made by", card.origin.clone());
+    facts
+}
+
+/// `2026-01-31 12:00 UTC`.
+fn format_minute(ms: i64) -> String {
+    let text = timestamp(ms);
+    format!("{} UTC", text.get(..16).unwrap_or(&text).replace('T', " "))
+}
+
+fn timeline(trained: &Trained, training_set: &TrainingSet) -> Timeline {
+    let excluded = training_set.excluded.iter().map(|(exclusion, n_rows)| ExcludedRange {
+        from_ms: exclusion.from_ms,
+        to_ms: exclusion.to_ms,
+        reason: exclusion.reason.clone(),
+        n_rows: *n_rows,
+    });
+    let (Some(first), Some(last)) = (training_set.timestamps.first(), training_set.timestamps.last()) else {
+        return Timeline { excluded: excluded.collect(), ..Timeline::default() };
+    };
+    let few = training_set.len() <= MAX_POINTS;
+    let median_step_ms = median_step_ms(&training_set.timestamps);
+    let step_ms = if few {
+        median_step_ms
+    } else {
+        ((last - first) / MAX_POINTS as i64 / median_step_ms + 1) * median_step_ms
+    };
+    let n_features = training_set.schema.features.len();
+    let mut timeline = Timeline {
+        step_ms,
+        features: vec![Vec::new(); n_features],
+        excluded: excluded.collect(),
+        ..Timeline::default()
+    };
+    let mut row = vec![0.0; n_features];
+    let mut scores = trained.scores.iter().peekable();
+    for (i, timestamp_ms) in training_set.timestamps.iter().enumerate() {
+        let begins_ms = if few { *timestamp_ms } else { first + (timestamp_ms - first) / step_ms * step_ms };
+        for (feature, value) in row.iter_mut().enumerate() {
+            *value = training_set.values[feature * training_set.len() + i];
+        }
+        while scores.next_if(|(then, _)| then < timestamp_ms).is_some() {}
+        let score =
+            scores.next_if(|(then, _)| then == timestamp_ms).map_or(f64::NAN, |(_, score)| score.score);
+        if timeline.times_ms.last() != Some(&begins_ms) {
+            timeline.times_ms.push(begins_ms);
+            timeline.score.push(score);
+            for (points, value) in timeline.features.iter_mut().zip(&row) {
+                points.push([*value; 2]);
+            }
+            continue;
+        }
+        if let Some(highest) = timeline.score.last_mut() {
+            *highest = highest.max(score);
+        }
+        for (points, value) in timeline.features.iter_mut().zip(&row) {
+            if let Some([least, greatest]) = points.last_mut() {
+                *least = least.min(*value);
+                *greatest = greatest.max(*value);
+            }
+        }
+    }
+    timeline
+}
+
+/// The usual time from one row to the next.
+fn median_step_ms(timestamps: &[i64]) -> i64 {
+    let mut steps: Vec<i64> = timestamps.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    steps.sort_unstable();
+    steps.get(steps.len() / 2).copied().unwrap_or(1).max(1)
+}
+
+fn features(trained: &Trained, training_set: &TrainingSet) -> Vec<FeatureSummary> {
+    let mut sorted = Vec::new();
+    columns::names(&trained.model)
+        .into_iter()
+        .enumerate()
+        .map(|(feature, name)| {
+            sorted.clear();
+            let column = &training_set.values[feature * training_set.len()..][..training_set.len()];
+            sorted.extend(column.iter().filter(|value| !value.is_nan()));
+            sorted.sort_by(f32::total_cmp);
+            let at = |position: usize| sorted.get(position).copied().unwrap_or_default();
+            let last = sorted.len().saturating_sub(1);
+            FeatureSummary { name, least: at(0), median: at(last / 2), greatest: at(last) }
+        })
+        .collect()
+}
