@@ -5,6 +5,7 @@ use crate::features::rate::RateSemantics;
 use crate::forest::{Contamination, ExtendedParams, ForestParams, MaxFeatures, MaxSamples};
 use crate::models::{ModelKind, ModelParams, registry};
 use crate::prom::{Selector, duration};
+use crate::time;
 pub use crate::yaml::FileError as Error;
 use crate::yaml::{self, Node, Section};
 use crate::{detect, remote_read, remote_write, train};
@@ -233,7 +234,7 @@ fn read_detector(mut section: Section<'_, '_>, scrape_interval: Duration) -> Det
             duration::Display(training.min_history),
         ));
     }
-    if duration::millis(window) < transform.lookback_ms() {
+    if time::millis(window) < transform.lookback_ms() {
         section.error(format!(
             "window: {} is too short for {transform}: twice its range is needed",
             duration::Display(window)

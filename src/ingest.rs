@@ -69,7 +69,7 @@ pub enum Error {
     #[error("the body did not arrive within {READ_TIMEOUT:?}")]
     ReadTimeout,
     /// The body broke off.
-    #[error("the body broke off: {}", crate::yaml::chain(.0))]
+    #[error("the body broke off: {}", crate::error::chain(.0))]
     Interrupted(hyper::Error),
     /// The body cannot be decompressed.
     #[error(transparent)]

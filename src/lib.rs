@@ -12,6 +12,9 @@
 //! A sample arrives as bytes, becomes a cell in a row, the row gets a score, the score leaves as a
 //! sample. The rooms stand in that order, and none looks back.
 
+pub mod error;
+pub mod time;
+pub mod fs;
 pub mod prom;
 pub mod forest;
 pub mod yaml;

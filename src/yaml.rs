@@ -191,7 +191,7 @@ impl<'n, 'y> Node<'n, 'y> {
         match parse(&self.text()?) {
             Ok(value) => Some(value),
             Err(error) => {
-                self.error(chain(&error));
+                self.error(crate::error::chain(&error));
                 None
             }
         }
@@ -220,20 +220,6 @@ impl<'n, 'y> Node<'n, 'y> {
             _ => "a tag, an alias or a value that cannot be read".into(),
         }
     }
-}
-
-/// An error and its causes on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        // A regular expression's error draws a picture over several lines: the last one says it.
-        let cause_text = cause.to_string();
-        let last = cause_text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_string();
-        text = format!("{text}: {last}");
-        source = cause.source();
-    }
-    text
 }
 
 /// A mapping of the file that is read key by key. Call [`finish`](Self::finish) after the last key.

@@ -129,7 +129,7 @@ fn prometheus_and_a_table_of_the_same_samples_give_the_same_scores() {
         });
         let sources = format!("remote_read: [{{url: 'http://{address}/api/v1/read'}}]\n");
         fs::write(path("promforest.yml"), sources + CONFIG).expect("written");
-        let time = |ms: i64| promforest::models::artifact::timestamp(ms);
+        let time = |ms: i64| promforest::time::format_timestamp(ms);
         let end_ms = start_ms + (RANGE - 1) * MINUTE_MS;
         let (start, end) = (time(start_ms), time(end_ms));
         let args = ["--config.file", "promforest.yml", "--start", &start, "--end", &end];

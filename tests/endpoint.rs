@@ -9,10 +9,10 @@ mod support;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use promforest::error::chain;
 use promforest::http::client::{Client, Url};
 use promforest::prom::proto::{Label, Sample, TimeSeries, WriteRequest};
 use promforest::prom::wire::snappy;
-use promforest::yaml::chain;
 use prost::Message;
 use std::fmt::Write as _;
 use std::fs;

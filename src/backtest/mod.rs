@@ -8,8 +8,9 @@ use crate::config::Detector;
 use crate::detect::{self, Assessment, DeviationReason, OnlineDetector, TrainingMatrix};
 use crate::features::Schema;
 use crate::forest::{self, ExtendedParams};
-use crate::models::{artifact::timestamp, columns};
+use crate::models::columns;
 use crate::prom::{Labels, duration};
+use crate::time::format_minute;
 use crate::train::history;
 use crate::train::training_set::{self, Exclusion, TrainingSet};
 use crate::window::Window;
@@ -363,11 +364,6 @@ impl BacktestResult {
             contributions.join(", ")
         )
     }
-}
-
-fn format_minute(timestamp_ms: i64) -> String {
-    let time = timestamp(timestamp_ms);
-    format!("{} UTC", time.get(..16).unwrap_or(&time).replace('T', " "))
 }
 
 /// Runs of marked rows.

@@ -3,12 +3,12 @@
 use super::BacktestResult;
 use crate::detect::Assessment;
 use crate::report::backtest::{Backtest, FeaturePlot, IncidentEntry};
+use crate::time::DAY_MS;
 
 /// Points of the plots over time.
 const MAX_POINTS: usize = 1440;
 /// Metrics that are drawn.
 const MAX_DRAWN: usize = 8;
-const DAY_MS: i64 = 86_400_000;
 
 /// Gathers what the page shows.
 pub fn build_report(source: &str, budget: f64, result: &BacktestResult) -> Backtest {

@@ -7,9 +7,9 @@ use crate::config::Config;
 use crate::detect::{self, AlertBudget, OnlineDetector};
 use crate::features::{Schema, Transform};
 use crate::forest::{self, ExtendedParams};
-use crate::models::{FittedModel, Model, ModelParams, artifact, columns};
-use crate::prom::duration;
+use crate::models::{FittedModel, Model, ModelParams, columns};
 use crate::table::DataTable;
+use crate::time;
 use crate::train::training_set::TrainingSet;
 use crate::window::MAX_FEATURES;
 use crate::window::grid::Grid;
@@ -129,7 +129,7 @@ async fn inputs_from_history<'a>(
     replay_model: Option<&'a ReplayModel>,
 ) -> Result<ReplayInputs<'a>, BoxError> {
     let start_ms = args.start.ok_or("--start or --input is needed")?.as_millisecond();
-    let to_ms = args.end.map_or_else(duration::now_ms, Timestamp::as_millisecond);
+    let to_ms = args.end.map_or_else(time::now_ms, Timestamp::as_millisecond);
     if start_ms >= to_ms {
         return Err("the range ends before it begins: --start must be before --end".into());
     }
@@ -137,7 +137,7 @@ async fn inputs_from_history<'a>(
     if let Some(ReplayModel { model, online_detector }) = replay_model {
         let trained_ms = online_detector.newest_ms().unwrap_or(start_ms);
         if start_ms <= trained_ms {
-            let trained = artifact::timestamp(trained_ms);
+            let trained = crate::time::format_timestamp(trained_ms);
             return Err(format!(
                 "the model has learned what happened up to {trained}: --start must be after it"
             )
@@ -235,7 +235,8 @@ fn input_for_model(
         table.timestamps.clone().ok_or_else(|| format!("{} has no column timestamp", path.display()))?;
     let trained_ms = online_detector.newest_ms().unwrap_or(i64::MIN);
     if let Some(early) = times.iter().find(|time| **time <= trained_ms) {
-        let (early, trained) = (artifact::timestamp(*early), artifact::timestamp(trained_ms));
+        let (early, trained) =
+            (crate::time::format_timestamp(*early), crate::time::format_timestamp(trained_ms));
         return Err(format!(
             "{} has a row of {early}, but the model has learned what happened up to {trained}",
             path.display()

@@ -13,7 +13,6 @@ use crate::models::registry::Registry;
 use crate::pipeline::{self, Options};
 use crate::prom::{Labels, METRIC_NAME};
 use crate::telemetry::{self, LogFormat, LogLevel};
-use crate::yaml;
 use backtest::BacktestArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use models::ModelsCommand;
@@ -186,7 +185,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("promforest: {}", yaml::chain(&*error));
+            eprintln!("promforest: {}", crate::error::chain(&*error));
             ExitCode::FAILURE
         }
     }

@@ -251,8 +251,8 @@ impl ListedVersion {
             model: model.into(),
             version: version.number,
             aliases: aliases.iter().filter_map(points_here).collect(),
-            created: artifact::timestamp(version.created_ms),
-            promoted: version.promoted_ms.map(artifact::timestamp),
+            created: crate::time::format_timestamp(version.created_ms),
+            promoted: version.promoted_ms.map(crate::time::format_timestamp),
             rolled_back: version.rolled_back,
             note: version.note,
         }
@@ -339,14 +339,15 @@ fn format_card(location: &ModelLocation, model: &Model) -> String {
     let Model { schema, fitted, card } = model;
     let params: Vec<String> = card.params.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let training_range = card.training_range.as_ref().map(|range| {
-        let (from, to) = (artifact::timestamp(range.from_ms), artifact::timestamp(range.to_ms));
+        let (from, to) =
+            (crate::time::format_timestamp(range.from_ms), crate::time::format_timestamp(range.to_ms));
         format!("{from} to {to}, {} rows, {} excluded", range.n_rows, range.n_excluded)
     });
     let group = card.group.as_ref().map_or_else(|| "every one".into(), ToString::to_string);
     let rows = [
         ("kind", Some(fitted.kind().to_string())),
         ("origin", Some(card.origin.clone())),
-        ("created", Some(artifact::timestamp(card.created_ms))),
+        ("created", Some(crate::time::format_timestamp(card.created_ms))),
         ("detector", card.detector.clone()),
         ("group", Some(group)),
         ("offset", Some(fitted.offset().to_string())),
@@ -564,7 +565,8 @@ fn score_in_order(
     let mut previous_ms = trained_ms;
     for time in times {
         if *time <= previous_ms {
-            let (time, previous) = (artifact::timestamp(*time), artifact::timestamp(previous_ms));
+            let (time, previous) =
+                (crate::time::format_timestamp(*time), crate::time::format_timestamp(previous_ms));
             return Err(format!("the row of {time} is not after {previous}: rows must ascend, and follow those that the model was trained on").into());
         }
         previous_ms = *time;

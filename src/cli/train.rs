@@ -5,9 +5,9 @@ use super::{BoxError, OutputFormat, RegistryArgs, print};
 use crate::config::Config;
 use crate::models::registry::Registry;
 use crate::models::{CrossValidation, ModelKind, ModelParams, Trial, artifact};
-use crate::prom::duration;
 use crate::report::training::PromotionDecision;
 use crate::table::DataTable;
+use crate::time;
 use crate::train::cross_validation::DEFAULT_SIZES;
 use crate::train::register;
 use crate::train::{ModelScope, Trained, report, train};
@@ -106,7 +106,7 @@ pub async fn run(args: TrainArgs) -> Result<(), BoxError> {
             TrainingInputs::single(&args.training_data, &config, training_input)
         }
         None => {
-            let to_ms = args.end.map_or_else(duration::now_ms, Timestamp::as_millisecond);
+            let to_ms = args.end.map_or_else(time::now_ms, Timestamp::as_millisecond);
             let from_ms = args.start.map(Timestamp::as_millisecond);
             let history_range = HistoryRange { from_ms, train_to_ms: to_ms, to_ms };
             TrainingInputs::from_history(&args.training_data, &config, history_range, None).await?
@@ -153,7 +153,7 @@ async fn fit_and_register(
     };
     let scope = ModelScope { detector: Some(detector.name.clone()), group: group.clone() };
     let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-    let mut trained = train(&params, rows, &args.sweep, scope, duration::now_ms(), threads, &progress)?;
+    let mut trained = train(&params, rows, &args.sweep, scope, time::now_ms(), threads, &progress)?;
     trained.model.card.columns = columns.clone();
     bar.finish_and_clear();
 

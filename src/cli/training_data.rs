@@ -9,6 +9,7 @@ use crate::prom::matcher::Matcher;
 use crate::prom::{Labels, METRIC_NAME, Sample, duration};
 use crate::remote_read::{self, ReadClient, SeriesSamples};
 use crate::table::DataTable;
+use crate::time;
 use crate::train::history;
 use crate::train::training_set::{self, Exclusion, TrainingSet, TrainingSetError};
 use crate::window::Window;
@@ -149,7 +150,7 @@ impl<'a> TrainingInputs<'a> {
             training_inputs.clients.push(ReadClient::new(remote_read, &remote_read::Metrics::default())?);
         }
         for detector in select_detectors(config, args.detector.as_deref())? {
-            let history_ms = duration::millis(detector.training.history);
+            let history_ms = time::millis(detector.training.history);
             let range = (
                 history_range.from_ms.unwrap_or(history_range.train_to_ms - history_ms),
                 history_range.to_ms,

@@ -2,6 +2,7 @@
 
 use super::recurring::RecurringPeaks;
 use super::seasonal::SeasonalProfile;
+use crate::time::median_interval_ms;
 use std::collections::VecDeque;
 
 /// A row is compared with the one this long before it.
@@ -26,12 +27,7 @@ impl Lookback {
 
     /// For these rows, ascending: by the median distance.
     pub fn from_timestamps(timestamps: &[i64]) -> Self {
-        let mut steps: Vec<i64> = timestamps.windows(2).map(|pair| pair[1] - pair[0]).collect();
-        if steps.is_empty() {
-            return Self::new(LAG_MS);
-        }
-        let middle = steps.len() / 2;
-        Self::new(*steps.select_nth_unstable(middle).1)
+        Self::new(median_interval_ms(timestamps.iter().copied()).unwrap_or(LAG_MS))
     }
 
     /// The usual distance of rows in milliseconds.

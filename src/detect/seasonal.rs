@@ -5,9 +5,9 @@
 //! four fifths 0.501).
 
 use super::state::InvalidState;
+use crate::time::DAY_MS;
 use serde::{Deserialize, Serialize};
 
-const DAY_MS: i64 = 24 * 3_600_000;
 /// Stretches of a day that have a mean of their own: 15 minutes.
 pub const BUCKETS: usize = 96;
 /// One of them in milliseconds.

@@ -6,9 +6,9 @@
 //! the threshold that is to find the next one. Only a day with far more peaks than the budget does: a sudden
 //! drift is not to page all night.
 
+use crate::time::HOUR_MS;
 use std::collections::VecDeque;
 
-const HOUR_MS: i64 = 3_600_000;
 /// Hours that are remembered: two weeks. One makes the threshold restless, three do no better.
 const KEPT_HOURS: i64 = 336;
 /// Peaks a day that the tail is read from.

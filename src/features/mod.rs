@@ -10,6 +10,7 @@ pub mod rate;
 pub mod scale;
 
 use crate::prom::{Labels, Sample, duration};
+use crate::time;
 use crate::window::grid::Grid;
 use crate::window::{Column, Window};
 use counter::CounterEvent;
@@ -94,7 +95,7 @@ impl Transform {
         if range < MIN_RANGE {
             return Err(InvalidTransform::TooShort(range));
         }
-        Ok(Self::Rate { range_ms: duration::millis(range), semantics })
+        Ok(Self::Rate { range_ms: time::millis(range), semantics })
     }
 
     /// Whose rate it is, if it is one.

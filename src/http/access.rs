@@ -9,7 +9,7 @@ use super::basic_auth::PasswordCheck;
 use super::server::Response;
 use super::tls;
 use super::web_config::{RateLimit, WebConfig};
-use crate::yaml::{self, FileError};
+use crate::yaml::FileError;
 use hyper::StatusCode;
 use hyper::header::{AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use prometheus_client::metrics::counter::Counter;
@@ -234,7 +234,7 @@ impl AccessControl {
                     self.metrics.failures.inc();
                     error!(
                         component = "http",
-                        err = yaml::chain(&error),
+                        err = crate::error::chain(&error),
                         "the web configuration is wrong now, the old one stays"
                     );
                 }

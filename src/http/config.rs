@@ -6,7 +6,7 @@
 
 use super::tls;
 use crate::http::client::Url;
-use crate::yaml::{self, Node, Section};
+use crate::yaml::{Node, Section};
 use hyper::Uri;
 use hyper::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use rustls::pki_types::ServerName;
@@ -330,7 +330,7 @@ impl TlsConfig {
             && let Err(error) = tls::build(&config, &material)
         {
             // Of a file that cannot be read, `text` has said it.
-            section.error(yaml::chain(&error));
+            section.error(crate::error::chain(&error));
         }
         section.deny_unknown();
         config
@@ -453,7 +453,7 @@ pub(super) fn secret_source(
     let file = file.and_then(|node| {
         let file = SecretSource::File(node.file()?);
         if let Err(error) = file.read() {
-            node.error(yaml::chain(&error));
+            node.error(crate::error::chain(&error));
         }
         Some(file)
     });
@@ -465,8 +465,8 @@ mod tests {
     use super::*;
     use std::path::Path;
 
-    fn read(text: &str) -> Result<ClientConfig, Vec<yaml::Error>> {
-        yaml::read(text, Path::new("/etc/promforest"), |mut top| {
+    fn read(text: &str) -> Result<ClientConfig, Vec<crate::yaml::Error>> {
+        crate::yaml::read(text, Path::new("/etc/promforest"), |mut top| {
             let config = ClientConfig::read(&mut top);
             top.deny_unknown();
             config

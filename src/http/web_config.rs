@@ -149,7 +149,7 @@ impl TlsServerConfig {
         match config.as_ref().map(tls::build_server) {
             // `text` and the versions have said it.
             None | Some(Ok(_) | Err(tls::Error::ReadFile(_) | tls::Error::Versions(_))) => {}
-            Some(Err(error)) => section.error(yaml::chain(&error)),
+            Some(Err(error)) => section.error(crate::error::chain(&error)),
         }
         section.deny_unknown();
         config
@@ -284,7 +284,7 @@ fn users(node: &Node<'_, '_>) -> Option<Users> {
         }
         let Some(hash) = node.string() else { continue };
         if let Err(error) = users.add(name, hash) {
-            node.error(yaml::chain(&error));
+            node.error(crate::error::chain(&error));
         }
     }
     Some(users)

@@ -160,7 +160,7 @@ mod tests {
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         let mapping = mapping.iter().map(|(from, to)| (from.to_string(), to.to_string())).collect();
         let (features, transform) = resolve_features(&names, &mapping, RateSemantics::V3)
-            .map_err(|error| crate::yaml::chain(&error))?;
+            .map_err(|error| crate::error::chain(&error))?;
         Ok((features.iter().map(ToString::to_string).collect(), transform))
     }
 

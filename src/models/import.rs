@@ -10,7 +10,7 @@ use super::{FittedModel, Model, ModelCard, artifact, columns, onnx, sklearn};
 use crate::features::Schema;
 use crate::features::rate::RateSemantics;
 use crate::forest::Forest;
-use crate::prom::duration;
+use crate::time;
 use crate::window::grid::Grid;
 use crate::yaml;
 use artifact::Files;
@@ -190,7 +190,7 @@ pub fn read_model(files: &Files, mapping: &ColumnMapping, semantics: RateSemanti
     let columns = (names != columns::default_names(&schema)).then_some(names);
     let card = ModelCard {
         origin: imported.origin,
-        created_ms: duration::now_ms(),
+        created_ms: time::now_ms(),
         params: imported.params,
         columns,
         ..ModelCard::default()

@@ -15,7 +15,8 @@ mod validation;
 pub mod onnx;
 
 use crate::features::Schema;
-use crate::prom::{Labels, duration};
+use crate::prom::Labels;
+use crate::time;
 pub use kind::{EXTENDED_OFFSET, FittedModel, ModelKind, ModelParams, score};
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,7 +37,7 @@ impl Model {
     /// Is it meant for this group, and can its rows be built from a window of this length?
     pub fn is_compatible(&self, window: Duration, group: &Labels) -> bool {
         let group_matches = self.card.group.as_ref().is_none_or(|model_group| model_group == group);
-        group_matches && self.schema.transform.lookback_ms() <= duration::millis(window)
+        group_matches && self.schema.transform.lookback_ms() <= time::millis(window)
     }
 }
 

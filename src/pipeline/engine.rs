@@ -20,13 +20,15 @@ use crate::detect::OnlineDetector;
 use crate::features::counter;
 use crate::ingest::{self, WriteBody, WriteResponseStats};
 use crate::models::DeployedModel;
-use crate::prom::duration::{self, now_ms};
+use crate::prom::duration::{self};
 use crate::prom::wire;
 use crate::prom::{Labels, Sample};
 use crate::remote_read::{self, server::Query};
 use crate::remote_write::{self, Batch, CursorPosition, FailureReason, TimeSeries};
 use crate::series::{EntryId, SeriesIndex};
 use crate::snapshot::GroupState;
+use crate::time;
+use crate::time::now_ms;
 use crate::train::trainer::{TrainingJob, TrainingOutcome, TrainingReason, WarmStart};
 use crate::window::{ModelRole, Window};
 use std::collections::BTreeSet;
@@ -367,7 +369,7 @@ impl Engine {
     fn advance(&mut self, endpoint: usize, positions: &[CursorPosition], now_ms: i64) {
         // What is older yet was not written, but given up.
         let limit = self.groups.config().remote_write.get(endpoint).map(|endpoint| endpoint.sample_age_limit);
-        let oldest_ms = now_ms - duration::millis(limit.unwrap_or_default());
+        let oldest_ms = now_ms - time::millis(limit.unwrap_or_default());
         let Some(state) = self.endpoints.get_mut(endpoint) else { return };
         state.stale_markers.advance();
         for position in positions {

@@ -12,12 +12,13 @@
 use super::engine::EngineCommand;
 use crate::config::Detector;
 use crate::prom::matcher::Matcher;
-use crate::prom::{Labels, Sample, duration};
+use crate::prom::{Labels, Sample};
 use crate::remote_read::SeriesSamples;
+use crate::time;
+use crate::time::median_interval_ms;
 use crate::train::history;
 use crate::train::trainer::Backends;
 use crate::window::{Column, Window};
-use crate::yaml;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -413,11 +414,11 @@ impl GapFiller {
                     }
                     // The caller has a limit.
                     Err(error) if error.is_recoverable() => {
-                        debug!(component = "history", url = %source.config.url, err = yaml::chain(&error), "no answer yet");
+                        debug!(component = "history", url = %source.config.url, err = crate::error::chain(&error), "no answer yet");
                         tokio::time::sleep(RETRY_DELAY).await;
                     }
                     Err(error) => {
-                        warn!(component = "history", url = %source.config.url, err = yaml::chain(&error), "a hole cannot be filled");
+                        warn!(component = "history", url = %source.config.url, err = crate::error::chain(&error), "a hole cannot be filled");
                         return None;
                     }
                 }
@@ -536,12 +537,8 @@ impl IntervalTracker {
     /// The usual distance of rows: the median of the last ones.
     pub fn interval_ms(&self) -> Option<i64> {
         let times = self.row_times.iter();
-        let mut steps: Vec<i64> = times.clone().skip(1).zip(times).map(|(b, a)| b - a).collect();
-        if steps.len() < Self::MIN_STEPS {
-            return None;
-        }
-        let middle = steps.len() / 2;
-        Some(*steps.select_nth_unstable(middle).1)
+        let times = times.copied();
+        (times.len() > Self::MIN_STEPS).then(|| median_interval_ms(times)).flatten()
     }
 }
 
@@ -554,6 +551,6 @@ pub fn count_samples(window: &Window, column: Column, (after_ms, to_ms): (i64, i
 
 /// The time in which samples are counted: what is older than the newest `grace` may still be on its way.
 pub fn audit_range(newest_ms: i64, start_ms: i64, grace: Duration) -> (i64, i64) {
-    let to_ms = newest_ms - duration::millis(grace);
+    let to_ms = newest_ms - time::millis(grace);
     ((to_ms - AUDIT_RANGE_MS).max(start_ms), to_ms)
 }

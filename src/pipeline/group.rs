@@ -16,10 +16,12 @@ use crate::config::Detector;
 use crate::detect::OnlineDetector;
 use crate::features::{Row, RowReader, Schema, counter};
 use crate::models::DeployedModel;
-use crate::prom::{Labels, Sample, duration};
+use crate::prom::{Labels, Sample};
 use crate::remote_read::server::Query;
 use crate::remote_write::FailureReason;
 use crate::snapshot::ModelCheckpoint;
+use crate::time;
+use crate::time::DAY_MS;
 use crate::train::trainer::WarmStart;
 use crate::train::training_set;
 use crate::window::{Column, ModelRole, PushOutcome, Score, Window};
@@ -33,8 +35,6 @@ const MAX_EMPTY_COLUMNS: usize = 64;
 
 /// The newest samples from before this process tell how rows come.
 const INTERVAL_LOOKBACK_MS: i64 = 3_600_000;
-
-const DAY_MS: i64 = 24 * 3_600_000;
 
 /// What became of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -117,7 +117,7 @@ impl Group {
     pub fn new(detector: Arc<Detector>, labels: Labels, n_endpoints: usize, now: Instant) -> Self {
         Self {
             schedule: TrainingSchedule::new(&detector, now),
-            window: Window::new(duration::millis(detector.window)),
+            window: Window::new(time::millis(detector.window)),
             detector,
             labels,
             champion: None,
@@ -148,7 +148,7 @@ impl Group {
     /// Works by another configuration of its detector from now on. False, and nothing is changed, when its window
     /// or its models would have to be others.
     pub fn reconfigure(&mut self, detector: &Arc<Detector>, now: Instant, now_ms: i64) -> bool {
-        let length_ms = duration::millis(detector.window);
+        let length_ms = time::millis(detector.window);
         let mut schemas = self.champion.iter().chain(&self.challenger).map(ServingModel::schema);
         if !detector.has_same_selection(&self.detector)
             || schemas.any(|schema| schema.transform.lookback_ms() > length_ms)
@@ -660,7 +660,7 @@ impl Group {
             let received_to_ms = self.window.newest_ms();
             // What is older is whole, or lost for good.
             let newest_ms = recent.last().map_or(i64::MAX, |(_, sample)| sample.timestamp_ms);
-            let open_after_ms = newest_ms - duration::millis(self.detector.grace);
+            let open_after_ms = newest_ms - time::millis(self.detector.grace);
             for (column, sample) in recent {
                 self.window.push(column, sample);
                 // Remote write brings these again, as duplicates, which open no row.

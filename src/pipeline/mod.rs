@@ -336,7 +336,7 @@ impl Reloader {
         let LoadedConfig { config, endpoints, backends } =
             self.options.load(&self.remote_read_metrics).map_err(|error| {
                 self.metrics.successful.set(0);
-                let text = crate::yaml::chain(&error);
+                let text = crate::error::chain(&error);
                 error!(component = "config", err = text, "reload failed, the old configuration stays");
                 text
             })?;

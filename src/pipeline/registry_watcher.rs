@@ -12,7 +12,6 @@ use crate::models::{DeployedModel, Model};
 use crate::prom::Labels;
 use crate::train::trainer::{self, Backends, CircuitBreaker};
 use crate::window::ModelRole;
-use crate::yaml;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use std::collections::{HashMap, HashSet};
@@ -110,7 +109,7 @@ impl RegistryWatcher {
                     if std::mem::replace(&mut self.was_up, false) {
                         warn!(
                             component = "models",
-                            err = yaml::chain(&error),
+                            err = crate::error::chain(&error),
                             "the registry does not answer, what serves goes on"
                         );
                     }
@@ -204,7 +203,7 @@ impl RegistryWatcher {
             None => match load(&backends.registry, detector, &name, version).await {
                 Ok(model) => Arc::clone(loaded.entry(desired).or_insert(model)),
                 Err(error @ registry::Error::Import { .. }) => {
-                    warn!(component = "models", err = yaml::chain(&error), "model refused");
+                    warn!(component = "models", err = crate::error::chain(&error), "model refused");
                     return Ok(());
                 }
                 Err(error) => {

@@ -2,7 +2,7 @@
 
 use crate::config::Detector;
 use crate::models::ModelCard;
-use crate::prom::duration;
+use crate::time;
 use crate::train::trainer::TrainingReason;
 use std::time::{Duration, Instant};
 
@@ -115,7 +115,7 @@ impl TrainingSchedule {
         self.is_training = false;
         self.history_ms = history_ms;
         self.history_measured_at = now;
-        let missing = duration::millis(detector.training.min_history) - history_ms;
+        let missing = time::millis(detector.training.min_history) - history_ms;
         let missing = Duration::from_millis(u64::try_from(missing).unwrap_or(0));
         self.due = Some(now + missing.clamp(Duration::from_secs(1), RETRY_PAUSE));
     }
@@ -152,10 +152,10 @@ impl TrainingSchedule {
     /// settle is part of it: it has to be waited for too.
     pub fn progress(&self, detector: &Detector, last_received: Instant, now: Instant) -> f64 {
         let received_ms =
-            duration::millis(now.min(last_received).saturating_duration_since(self.history_measured_at));
+            time::millis(now.min(last_received).saturating_duration_since(self.history_measured_at));
         let warm_up_ms = detector.transform.warm_up_ms();
         let history_ms = self.history_ms + received_ms + warm_up_ms;
-        let minimum_ms = duration::millis(detector.training.min_history) + warm_up_ms;
+        let minimum_ms = time::millis(detector.training.min_history) + warm_up_ms;
         (history_ms as f64 / minimum_ms as f64).clamp(0.0, 0.99)
     }
 }

@@ -1,7 +1,7 @@
 //! Durations as Prometheus writes them: `15s`, `1h30m`, `5d`.
 
 use std::fmt;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 const UNITS: [(&str, u64); 7] = [
     ("y", 365 * 86_400_000),
@@ -52,16 +52,6 @@ pub fn parse(text: &str) -> Result<Duration, InvalidDuration> {
         return Err(invalid());
     }
     Ok(Duration::from_millis(total_ms))
-}
-
-/// A duration in milliseconds, the unit of Prometheus' timestamps.
-pub fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
-}
-
-/// The time now as a timestamp: milliseconds since the epoch by this machine's clock.
-pub fn now_ms() -> i64 {
-    millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
 /// Writes a duration in Prometheus' syntax.

@@ -6,6 +6,7 @@ use super::*;
 use crate::http::body::Body;
 use crate::http::server::{Response as Reply, Server};
 use crate::prom::proto::{self, QueryResult, ReadResponse};
+use crate::time::DAY_MS;
 use http_body_util::BodyExt;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -172,7 +173,7 @@ fn b64_b65_refuses_invalid_responses() {
         ),
     ] {
         let error = decode(&response.encode_to_vec(), 0, 1).expect_err(message);
-        assert_eq!(crate::yaml::chain(&error), message);
+        assert_eq!(crate::error::chain(&error), message);
     }
     let whole = decompressed(&capture("netdev-rx.samples.response.bin"));
     assert!(matches!(decode(&whole[..whole.len() - 1], 0, 1), Err(Error::Protobuf(_))));
@@ -276,8 +277,6 @@ fn one_sample_a_minute(query: &Query) -> Reply {
     let response = ReadResponse { results: vec![QueryResult { timeseries: vec![series] }] };
     reply(SAMPLES_CONTENT_TYPE, snappy::compress(&response.encode_to_vec()))
 }
-
-const DAY_MS: i64 = 86_400_000;
 
 #[tokio::test]
 async fn sends_the_same_requests_as_prometheus() {
@@ -409,7 +408,7 @@ async fn b53_b64_any_other_failure_ends_the_read_at_once() {
     for (script, expected) in cases {
         let fake = FakeReadServer::start(script).await;
         let (slices, result) = fake.read((0, 10 * DAY_MS)).await;
-        let text = crate::yaml::chain(&result.expect_err(expected));
+        let text = crate::error::chain(&result.expect_err(expected));
         let text = text.replace(&fake.client.config.url.to_string(), "URL");
         assert!(text.starts_with(expected), "{text}");
         assert!(!text.contains('\n'), "{text}");
@@ -515,7 +514,7 @@ fn b62_b65_a_bad_chunk_or_label_set_is_an_error() {
     let series = proto::ChunkedSeries { labels, chunks: Vec::new() };
     let message = proto::ChunkedReadResponse { chunked_series: vec![series], query_index: 0 };
     let error = decode_stream(&frame(&message.encode_to_vec()), 0, 10).expect_err("a twice");
-    assert_eq!(crate::yaml::chain(&error), "remote read: an invalid series: label name \"a\" is not unique");
+    assert_eq!(crate::error::chain(&error), "remote read: an invalid series: label name \"a\" is not unique");
 }
 
 #[test]
@@ -720,6 +719,6 @@ async fn a_refused_connection_is_an_error() {
     let config = Config { url, ..Config::default() };
     let client = ReadClient::new(&config, &Metrics::default()).expect("a client");
     let result = client.read(&selector, &[], (0, DAY_MS), |_| ()).await;
-    let text = crate::yaml::chain(&result.expect_err("nobody answers"));
+    let text = crate::error::chain(&result.expect_err("nobody answers"));
     assert!(text.contains(&address.to_string()) && text.contains("refused"), "{text}");
 }

@@ -6,8 +6,8 @@
 use super::message::{Metadata, ProtobufMessage, WriteResponseStats};
 use super::{Batch, BatchSource, Config, FailureReason, Metrics, TimeSeries};
 use crate::http::client::{self, Client, Request, Response};
-use crate::prom::duration;
 use crate::telemetry::LogThrottle;
+use crate::time;
 use bytes::Bytes;
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Method, StatusCode};
@@ -68,13 +68,13 @@ enum RecoverableError {
 impl RecoverableError {
     fn retry_after(&self) -> Option<Duration> {
         let Self::Status(response) = self else { return None };
-        retry_after(response.headers.get(RETRY_AFTER)?.to_str().ok()?, duration::now_ms())
+        retry_after(response.headers.get(RETRY_AFTER)?.to_str().ok()?, time::now_ms())
     }
 
     fn describe(&self) -> String {
         match self {
             Self::Status(response) => format!("{}: {}", response.status, response.reason()),
-            Self::Unreachable(error) => crate::yaml::chain(error),
+            Self::Unreachable(error) => crate::error::chain(error),
         }
     }
 }
@@ -312,7 +312,7 @@ impl<W: BatchSource> SendLoop<W> {
 
     /// Takes out, and counts, what is older than the age limit.
     fn drop_too_old(&mut self, mut part: Vec<TimeSeries>) -> Vec<TimeSeries> {
-        let oldest_ms = duration::now_ms() - duration::millis(self.sender.config.sample_age_limit);
+        let oldest_ms = time::now_ms() - time::millis(self.sender.config.sample_age_limit);
         let mut too_old = Vec::new();
         for TimeSeries { labels, samples } in &mut part {
             // Samples ascend.

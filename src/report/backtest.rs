@@ -4,9 +4,8 @@ use super::page;
 use super::svg::{Anchor, Plot, Scale, runs};
 use super::text::{count, escape, format_datetime, number, number_within, percent};
 use crate::prom::duration;
+use crate::time::DAY_MS;
 use std::time::Duration;
-
-const DAY_MS: f64 = 86_400_000.0;
 
 /// What the page shows.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -111,7 +110,7 @@ impl Backtest {
 
     fn days(&self) -> f64 {
         match (self.times_ms.first(), self.times_ms.last()) {
-            (Some(first), Some(last)) => (last.saturating_add(self.step_ms) - first) as f64 / DAY_MS,
+            (Some(first), Some(last)) => (last.saturating_add(self.step_ms) - first) as f64 / DAY_MS as f64,
             _ => 0.0,
         }
     }
@@ -213,14 +212,14 @@ impl Backtest {
         let (Some((first, _)), Some((last, _))) = (self.alerts.first(), self.alerts.last()) else {
             return String::new();
         };
-        let x = Scale::linear([*first as f64, *last as f64 + DAY_MS]);
+        let x = Scale::linear([*first as f64, *last as f64 + DAY_MS as f64]);
         let heights: Vec<f64> = self.alerts.iter().map(|(_, alerts)| *alerts as f64).collect();
         let y = Scale::linear(heights.iter().copied().chain([0.0, self.budget, 1.0])).rounded(4);
         let mut plot = Plot::new(x, y, 120);
         plot.rows(&y.ticks(4));
         plot.labels(&x.time_ticks(9));
         plot.rule_y(self.budget, "limit");
-        plot.steps(x.low(), DAY_MS, &heights, "train");
+        plot.steps(x.low(), DAY_MS as f64, &heights, "train");
         plot.note(x.high(), self.budget, 6.0, "halo", "budget");
         let n_without = heights.iter().filter(|alerts| **alerts == 0.0).count();
         let lead = format!(

@@ -8,7 +8,8 @@
 //!
 //! Colours come from the page's style sheet, by class. What is not finite is not drawn.
 
-use super::text::{self, DAY_MS, Date, escape};
+use super::text::{self, Date, escape};
+use crate::time::DAY_MS;
 
 /// Columns of the grid under a plot.
 pub const GRID_WIDTH: f64 = 10_000.0;

@@ -1,5 +1,7 @@
 //! Words and numbers as people read them, and safe inside HTML.
 
+use crate::time::DAY_MS;
+
 /// A text of unknown origin for HTML, between tags or in a quoted attribute.
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -84,9 +86,6 @@ pub fn count(n: usize) -> String {
 
 const MONTHS: [&str; 12] =
     ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-
-/// Milliseconds of a day.
-pub const DAY_MS: i64 = 86_400_000;
 
 /// A day of the calendar, in UTC.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,17 +1,17 @@
 //! The folder of the snapshots.
 
 use super::{Error, GroupState, decode};
+use crate::fs::write_atomically;
 use crate::models::artifact;
 use crate::prom::Labels;
 use crate::window::Window;
-use crate::yaml;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,8 +22,6 @@ use tracing::{info, warn};
 const EXTENSION: &str = "snapshot";
 /// How names end of what was set aside.
 const CORRUPT_EXTENSION: &str = "damaged";
-/// How names end of what is being written.
-const TEMPORARY_EXTENSION: &str = "draft";
 /// Largest file that is read: a thousand features over the rows of a day, and as much again.
 const MAX_FILE_BYTES: u64 = 256 << 20;
 
@@ -154,7 +152,7 @@ impl SnapshotStore {
         warn!(
             component = "snapshot",
             path = %path.display(),
-            err = yaml::chain(error),
+            err = crate::error::chain(error),
             aside = moved.is_ok().then(|| corrupt_path.display().to_string()),
             "a snapshot cannot be used, the history is read instead"
         );
@@ -190,25 +188,13 @@ impl SnapshotStore {
     /// Why not.
     pub fn write(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let path = self.path.join(name);
-        let temporary = path.with_extension(TEMPORARY_EXTENSION);
-        let write = || {
-            fs::create_dir_all(&self.path)?;
-            let mut file = File::create(&temporary)?;
-            file.write_all(bytes)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)
-        };
-        let result = write();
+        let result = fs::create_dir_all(&self.path).and_then(|()| write_atomically(&path, bytes));
         match &result {
             Ok(()) => {
                 self.unsynced = true;
                 self.metrics.written.inc();
             }
-            Err(_) => {
-                self.metrics.count_failure("write");
-                // What was written of it takes up the space that is missing, perhaps.
-                let _ = fs::remove_file(&temporary);
-            }
+            Err(_) => self.metrics.count_failure("write"),
         }
         result
     }

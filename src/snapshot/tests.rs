@@ -154,7 +154,7 @@ fn f22_corrupt_snapshots_are_renamed_and_the_others_are_read() {
     for (name, bytes) in bad {
         fs::write(path_of(&format!("{name}.snapshot")), bytes).expect("the directory is ours");
     }
-    fs::write(path_of("unfinished.draft"), &good[..10]).expect("the directory is ours");
+    fs::write(path_of("unfinished.tmp"), &good[..10]).expect("the directory is ours");
     let loaded = store.load();
     assert_eq!(loaded.into_iter().map(|(state, _)| state).collect::<Vec<_>>(), [state]);
     assert_eq!(metric(&registry, "snapshot_groups_total{outcome=\"damaged\"}"), 4.0);

@@ -12,7 +12,8 @@ use crate::config::Detector;
 use crate::features::Schema;
 use crate::forest;
 use crate::models::{FittedModel, Model};
-use crate::prom::duration;
+use crate::time;
+use crate::time::DAY_MS;
 use crate::window::{ModelRole, Window};
 use std::num::NonZeroUsize;
 
@@ -24,7 +25,6 @@ pub const MAX_GROUPS: usize = 8;
 /// half times that, which finds fifteenfold traffic in 83 to 100 of a hundred. By the model of eight it is 0 to 8.
 const MARGIN: f64 = 0.5;
 
-const DAY_MS: i64 = 24 * 3_600_000;
 /// Between the last row of a group and the first of the next: no column reaches back so far.
 const GAP_MS: i64 = DAY_MS / 2;
 
@@ -49,7 +49,7 @@ impl Pool {
         threads: NonZeroUsize,
     ) -> Result<Option<Model>, forest::Error> {
         let rows = self.training_set();
-        let minimum_ms = duration::millis(detector.training.min_history);
+        let minimum_ms = time::millis(detector.training.min_history);
         let Some(rows) = rows.filter(|rows| rows.observed_ms >= minimum_ms) else { return Ok(None) };
         let scope = ModelScope { detector: Some(detector.name.clone()), group: None };
         let sizes = &detector.training.sweep;

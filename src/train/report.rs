@@ -2,11 +2,11 @@
 
 use super::Trained;
 use super::training_set::TrainingSet;
-use crate::models::artifact::timestamp;
 use crate::models::{DecisionHistogram, Trial, columns};
 use crate::report::training::{
     Candidate, ExcludedRange, FeatureSummary, FoldHistograms, PromotionDecision, Timeline, Training,
 };
+use crate::time::{format_minute, median_interval_ms};
 
 /// Points of the plots over time.
 const MAX_POINTS: usize = 1440;
@@ -57,12 +57,6 @@ fn facts(trained: &Trained, training_set: &TrainingSet) -> Vec<(String, String)>
     facts
 }
 
-/// `2026-01-31 12:00 UTC`.
-fn format_minute(ms: i64) -> String {
-    let text = timestamp(ms);
-    format!("{} UTC", text.get(..16).unwrap_or(&text).replace('T', " "))
-}
-
 fn timeline(trained: &Trained, training_set: &TrainingSet) -> Timeline {
     let excluded = training_set.excluded.iter().map(|(exclusion, n_rows)| ExcludedRange {
         from_ms: exclusion.from_ms,
@@ -74,12 +68,9 @@ fn timeline(trained: &Trained, training_set: &TrainingSet) -> Timeline {
         return Timeline { excluded: excluded.collect(), ..Timeline::default() };
     };
     let few = training_set.len() <= MAX_POINTS;
-    let median_step_ms = median_step_ms(&training_set.timestamps);
-    let step_ms = if few {
-        median_step_ms
-    } else {
-        ((last - first) / MAX_POINTS as i64 / median_step_ms + 1) * median_step_ms
-    };
+    let interval_ms = median_interval_ms(training_set.timestamps.iter().copied()).unwrap_or(1).max(1);
+    let step_ms =
+        if few { interval_ms } else { ((last - first) / MAX_POINTS as i64 / interval_ms + 1) * interval_ms };
     let n_features = training_set.schema.features.len();
     let mut timeline = Timeline {
         step_ms,
@@ -116,13 +107,6 @@ fn timeline(trained: &Trained, training_set: &TrainingSet) -> Timeline {
         }
     }
     timeline
-}
-
-/// The usual time from one row to the next.
-fn median_step_ms(timestamps: &[i64]) -> i64 {
-    let mut steps: Vec<i64> = timestamps.windows(2).map(|pair| pair[1] - pair[0]).collect();
-    steps.sort_unstable();
-    steps.get(steps.len() / 2).copied().unwrap_or(1).max(1)
 }
 
 fn features(trained: &Trained, training_set: &TrainingSet) -> Vec<FeatureSummary> {

@@ -13,13 +13,13 @@ use crate::forest;
 use crate::http::client::Url;
 use crate::models::registry::{self, Registry};
 use crate::models::{DeployedModel, Model, ModelCard};
+use crate::prom::Labels;
 use crate::prom::matcher::Matcher;
-use crate::prom::{Labels, duration};
 use crate::remote_read::{ReadClient, SeriesSamples};
 use crate::report::training::PromotionDecision;
 use crate::snapshot::ModelCheckpoint;
+use crate::time;
 use crate::window::Window;
-use crate::yaml;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -224,7 +224,7 @@ async fn run_job(
     circuit_breaker: &mut CircuitBreaker,
 ) -> Result<TrainingOutcome, String> {
     let started = Instant::now();
-    let now_ms = duration::now_ms();
+    let now_ms = time::now_ms();
     circuit_breaker.reset_expired(started);
     let detector = job.detector.clone();
     let group = history::group_matchers(&detector, &job.labels);
@@ -253,7 +253,7 @@ async fn run_job(
         RegistryLookup::MissingFeatures | RegistryLookup::NotFound => {}
     }
 
-    let range = (now_ms - duration::millis(detector.training.history), now_ms);
+    let range = (now_ms - time::millis(detector.training.history), now_ms);
     let read =
         read_history(&backends.read_clients, &detector, &group, &job.labels, range, circuit_breaker).await;
     let history = match read {
@@ -270,12 +270,12 @@ async fn run_job(
             Ok(firing) => exclusions.extend(firing),
             // A first model with an incident in it is better than none.
             Err(_) if job.reason == TrainingReason::First => {}
-            Err(error) => return Err(format!("alerts unknown: {}", yaml::chain(&error))),
+            Err(error) => return Err(format!("alerts unknown: {}", crate::error::chain(&error))),
         }
         match history::read_incidents(read_client, &detector, &job.labels, range).await {
             Ok(own_incidents) => exclusions.extend(own_incidents),
             Err(_) if job.reason == TrainingReason::First => {}
-            Err(error) => return Err(format!("incidents unknown: {}", yaml::chain(&error))),
+            Err(error) => return Err(format!("incidents unknown: {}", crate::error::chain(&error))),
         }
     }
     let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
@@ -284,7 +284,7 @@ async fn run_job(
             (detector.clone(), job.labels.clone(), name.clone(), config.alias.clone());
         // What a group without a usable model learns serves whatever it is worth.
         let is_gated = job.reason == TrainingReason::Scheduled;
-        let history_ms = duration::millis(detector.training.history);
+        let history_ms = time::millis(detector.training.history);
         // A Prometheus that has lost its storage knows hours where there were days.
         let trained_history_ms = job.trained_history_ms.filter(|_| job.reason == TrainingReason::Scheduled);
         move || {
@@ -319,7 +319,7 @@ async fn run_job(
         .await
         .map_err(|panic| format!("the training thread ended: {panic}"))?;
     let (trained, draft) = match fitted {
-        Ok(fitted) => fitted.map_err(|error| yaml::chain(&error))?,
+        Ok(fitted) => fitted.map_err(|error| crate::error::chain(&error))?,
         Err(NotTrained::HistoryLost { have_ms }) => return Ok(TrainingOutcome::HistoryLost { have_ms }),
         Err(NotTrained::NoRows(TrainingSetError::TooShort { have_ms })) => {
             let Some(pool) = job.pool else { return Ok(TrainingOutcome::TooShort { have_ms }) };
@@ -330,7 +330,7 @@ async fn run_job(
             let pooled = tokio::task::spawn_blocking(train_pool)
                 .await
                 .map_err(|panic| format!("the training thread ended: {panic}"))?
-                .map_err(|error| yaml::chain(&error))?;
+                .map_err(|error| crate::error::chain(&error))?;
             let Some(pooled) = pooled else { return Ok(TrainingOutcome::TooShort { have_ms }) };
             let warm_start =
                 warm_start_of_first(backends, circuit_breaker, &detector, &job.labels, &history, now_ms)
@@ -348,7 +348,7 @@ async fn run_job(
         Some(_) => Err("the registry rests".to_string()),
         None => register::register(&backends.registry, &name, &trained, &draft)
             .await
-            .map_err(|error| yaml::chain(&error)),
+            .map_err(|error| crate::error::chain(&error)),
     };
     let version = match (registered, draft.promotion) {
         (Ok(version), PromotionDecision::Gated(reasons)) => {
@@ -412,13 +412,13 @@ pub async fn catch_up_detection(
 
 /// From when on a model has to see rows to be up to date at `to_ms`; history counts for no longer than training's.
 fn unscored_since_ms(model: &Model, detector: &Detector, to_ms: i64) -> i64 {
-    let longest_ms = to_ms.saturating_sub(duration::millis(detector.training.history));
+    let longest_ms = to_ms.saturating_sub(time::millis(detector.training.history));
     catch_up::newest_ms(model).map_or(to_ms, |newest_ms| newest_ms.max(longest_ms))
 }
 
 /// Samples after this time are in the window.
 fn window_start_ms(detector: &Detector, now_ms: i64) -> i64 {
-    now_ms - duration::millis(detector.window)
+    now_ms - time::millis(detector.window)
 }
 
 /// Rows after this time are in the window with all that their rates reach back to.
@@ -465,7 +465,7 @@ async fn build_warm_start(
         }
     };
     let start_ms = window_start_ms(detector, now_ms);
-    let since_ms = done_ms.max(now_ms - duration::millis(detector.training.history)) - reach_ms;
+    let since_ms = done_ms.max(now_ms - time::millis(detector.training.history)) - reach_ms;
     // The window of a snapshot that the model goes on from is whole; any other is filled again.
     let range = (if resumed_detection.is_some() { since_ms } else { since_ms.min(start_ms) }, now_ms);
     let read =
@@ -510,7 +510,7 @@ async fn find_registered(
         Ok::<_, registry::Error>(Some(DeployedModel { model, name, version: Some(version) }))
     };
     let lookup = match tokio::time::timeout(REGISTRY_TIMEOUT, find).await {
-        Ok(found) => found.map_err(|error| yaml::chain(&error)),
+        Ok(found) => found.map_err(|error| crate::error::chain(&error)),
         Err(_) => {
             circuit_breaker.registry = Some(Instant::now() + COOLDOWN);
             Err(format!("no answer within {REGISTRY_TIMEOUT:?}"))
@@ -557,7 +557,7 @@ async fn read_history(
         if let Err(error) =
             history::read_samples(read_client, detector, group, range, |series| history.extend(series)).await
         {
-            let reason = yaml::chain(&error);
+            let reason = crate::error::chain(&error);
             warn!(component = "history", url = %url, group = %labels, err = reason, "no history by remote read");
             if error.is_recoverable() {
                 circuit_breaker.open_clients.push((url.clone(), Instant::now() + COOLDOWN));
@@ -593,7 +593,7 @@ async fn read_watermark(
     earliest_ms: i64,
     now_ms: i64,
 ) -> Result<WriteWatermark, ()> {
-    let range = (now_ms - duration::millis(detector.training.history), now_ms);
+    let range = (now_ms - time::millis(detector.training.history), now_ms);
     let mut watermark = WriteWatermark { to_ms: None, by_endpoint: vec![None; backends.endpoints.len()] };
     let mut is_known = true;
     for read_client in &backends.read_clients {
@@ -612,7 +612,7 @@ async fn read_watermark(
                     .for_each(|(_, written_to_ms)| *written_to_ms = to_ms);
             }
             Err(error) => {
-                debug!(component = "history", url = %url, err = yaml::chain(&error), "newest score unknown");
+                debug!(component = "history", url = %url, err = crate::error::chain(&error), "newest score unknown");
                 is_known &= !error.is_recoverable();
             }
         }
@@ -645,7 +645,7 @@ mod tests {
     /// A window with so many steps of these counters.
     fn window_of(devices: &[&str], steps: i64) -> Window {
         let mut window = Window::new(2 * 3_600_000);
-        let now_ms = duration::now_ms();
+        let now_ms = time::now_ms();
         for device in devices {
             let column = window.get_or_add_column(&feature(device)).expect("few");
             for i in 0..=steps {

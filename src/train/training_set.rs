@@ -5,8 +5,9 @@ use crate::config::Detector;
 use crate::features::{Row, RowReader, Schema, Transform};
 use crate::forest::{self, Table};
 use crate::models::ModelParams;
-use crate::prom::{Labels, Sample, duration};
+use crate::prom::{Labels, Sample};
 use crate::remote_read::SeriesSamples;
+use crate::time;
 use crate::window::grid::Grid;
 use crate::window::{Column, Window};
 use std::time::Duration;
@@ -126,7 +127,7 @@ impl TrainingSet {
             .collect();
         let no_coverage_ms = -detector.transform.warm_up_ms();
         let have_ms = features.iter().map(|(_, _, observed)| *observed).max().unwrap_or(no_coverage_ms);
-        if have_ms < duration::millis(min_history) {
+        if have_ms < time::millis(min_history) {
             return Err(TrainingSetError::TooShort { have_ms });
         }
         features.retain(|(_, _, observed)| has_enough_history(*observed, have_ms, min_history));
@@ -398,14 +399,12 @@ pub fn coverage_ms(window: &Window, column: Column, transform: Transform) -> i64
 /// `have_ms`?
 pub fn has_enough_history(observed_ms: i64, have_ms: i64, min_history: Duration) -> bool {
     let required_ms = ((have_ms as f64 * MIN_HISTORY_SHARE) as i64).min(MAX_REQUIRED_MS);
-    observed_ms as f64 >= JOIN_TOLERANCE * required_ms.max(duration::millis(min_history)) as f64
+    observed_ms as f64 >= JOIN_TOLERANCE * required_ms.max(time::millis(min_history)) as f64
 }
 
 /// Is the feature with this newest sample still there, in a window that reaches to `newest_ms`?
 pub fn is_alive(newest: Option<Sample>, newest_ms: i64, grace: Duration) -> bool {
-    newest.is_some_and(|sample| {
-        !sample.is_stale() && sample.timestamp_ms >= newest_ms - duration::millis(grace)
-    })
+    newest.is_some_and(|sample| !sample.is_stale() && sample.timestamp_ms >= newest_ms - time::millis(grace))
 }
 
 /// Joins the history of a group with its live window. `past` has features for labels: those of the

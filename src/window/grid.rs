@@ -8,6 +8,7 @@
 //! configured scrape interval that is not the real one does no harm.
 
 use super::{Column, Window};
+use crate::time::upper_median;
 
 /// How timestamps become rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,13 +50,12 @@ impl Grid {
         let fewest = times.iter().map(Vec::len).min().unwrap_or(0);
         let shared = |time: &&i64| times.iter().all(|other| other.binary_search(time).is_ok());
         let complete = times.first().map_or(0, |first| first.iter().filter(shared).count());
-        let mut steps: Vec<i64> =
+        let steps: Vec<i64> =
             times.iter().flat_map(|times| times.windows(2).map(|pair| pair[1] - pair[0])).collect();
         if complete * 2 >= fewest || steps.is_empty() {
             return Self::Exact;
         }
-        let middle = steps.len() / 2;
-        let interval_ms = *steps.select_nth_unstable(middle).1;
+        let interval_ms = upper_median(steps).expect("steps are not empty");
         let mut phases: Vec<i64> =
             times.iter().filter_map(|times| times.last()).map(|time| time.rem_euclid(interval_ms)).collect();
         phases.sort_unstable();

@@ -5,10 +5,11 @@
 //! `tests/compliance/sender.sh` runs the suite with it.
 
 use promforest::http::client::{Client, Url};
-use promforest::prom::{Labels, METRIC_NAME, Sample, duration};
+use promforest::prom::{Labels, METRIC_NAME, Sample};
 use promforest::remote_write::message::ProtobufMessage;
 use promforest::remote_write::sender::Sender;
 use promforest::remote_write::{Batch, BatchSource, Config, CursorPosition, Metrics, TimeSeries};
+use promforest::time;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -147,7 +148,7 @@ async fn scrape(client: Client, url: Url, scrapes: Scrapes, wake: Arc<Notify>) {
         let answer = client.get(&url, SCRAPE_INTERVAL, PAGE_LIMIT).await;
         let page = answer.ok().filter(|answer| answer.status.is_success());
         let page = page.map(|answer| String::from_utf8_lossy(&answer.body).into_owned());
-        let now_ms = duration::now_ms();
+        let now_ms = time::now_ms();
         let now = series(page.as_deref(), &url.authority(), now_ms);
         let names: BTreeSet<Labels> = now.keys().cloned().collect();
         let gone = before.difference(&names).map(|labels: &Labels| (labels.clone(), Sample::stale(now_ms)));

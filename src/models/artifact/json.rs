@@ -8,6 +8,7 @@ use crate::models::{
     CrossValidation, DecisionHistogram, FittedModel, Model, ModelCard, ModelKind, TrainingRange, columns,
 };
 use crate::prom::Labels;
+use crate::time::format_timestamp;
 use crate::window::grid::Grid;
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
@@ -65,11 +66,6 @@ struct TrainingRangeJson {
     n_excluded: usize,
 }
 
-/// A time for people: RFC 3339 in UTC, to the millisecond.
-pub fn timestamp(ms: i64) -> String {
-    Timestamp::from_millisecond(ms).map_or_else(|_| ms.to_string(), |time| format!("{time:.3}"))
-}
-
 fn parse_timestamp(text: &str, field: &'static str) -> Result<i64, Error> {
     let time: Timestamp = text.parse().map_err(|_| {
         invalid_json(format!("{field} is {text:?}, must be a time like 2026-01-31T12:00:00.000Z"))
@@ -99,7 +95,7 @@ fn write_with(model: &Model, forest: impl Serialize) -> String {
         detector: card.detector.clone(),
         group: card.group.as_ref().map(label_map),
         origin: card.origin.clone(),
-        created: timestamp(card.created_ms),
+        created: format_timestamp(card.created_ms),
         params: card.params.clone(),
         forest,
         schema: SchemaJson {
@@ -114,8 +110,8 @@ fn write_with(model: &Model, forest: impl Serialize) -> String {
                 .collect(),
         },
         training_range: card.training_range.as_ref().map(|history| TrainingRangeJson {
-            from: timestamp(history.from_ms),
-            to: timestamp(history.to_ms),
+            from: format_timestamp(history.from_ms),
+            to: format_timestamp(history.to_ms),
             observed_ms: history.observed_ms,
             n_rows: history.n_rows,
             n_excluded: history.n_excluded,

@@ -23,7 +23,7 @@ mod golden;
 pub mod ipc;
 mod json;
 
-pub use json::{timestamp, write as document};
+pub use json::write as document;
 
 use super::{FittedModel, Model};
 use sha2::{Digest, Sha256};
@@ -217,7 +217,7 @@ pub fn save(files: &Files, folder: &Path) -> Result<(), Error> {
     if folder.exists() {
         return Err(error("create", folder)(io::ErrorKind::AlreadyExists.into()));
     }
-    let temporary = parent.join(format!(".{name}.{}.draft", std::process::id()));
+    let temporary = parent.join(format!(".{name}.{}.tmp", std::process::id()));
     let result = write_files(files, &temporary).and_then(|()| {
         std::fs::rename(&temporary, folder).map_err(error("create", folder))?;
         sync(parent)
@@ -289,7 +289,7 @@ fn mlmodel_yaml(model: &Model) -> String {
     // A JSON text within single quotes, where YAML knows one escape: the quote itself, doubled.
     let quoted =
         |value: Vec<serde_json::Value>| serde_json::Value::from(value).to_string().replace('\'', "''");
-    let created = json::timestamp(model.card.created_ms).replace('T', " ").replace('Z', "");
+    let created = crate::time::format_timestamp(model.card.created_ms).replace('T', " ").replace('Z', "");
     format!(
         "artifact_path: model\n\
          flavors:\n\

@@ -155,7 +155,7 @@ fn unknown_values_in_model_json_are_refused() {
         (|json| json["forest"]["max_samples"] = 17.into(), "golden.arrow: row 0 scores"),
     ];
     for (edit, message) in cases {
-        let error = crate::yaml::chain(&read_model(&edited(edit)).expect_err("wrong"));
+        let error = crate::error::chain(&read_model(&edited(edit)).expect_err("wrong"));
         assert!(error.starts_with(message), "{error}");
     }
     let columns_swapped = edited(|json| {
@@ -208,7 +208,7 @@ fn metadata_of_an_extended_forest_is_checked() {
     ];
     for (number, (edit, message)) in cases.into_iter().enumerate() {
         let files = edited_of(ModelKind::ExtendedIsolationForest, |json| edit(&mut json["forest"]));
-        let error = crate::yaml::chain(&read_model(&files).expect_err("wrong"));
+        let error = crate::error::chain(&read_model(&files).expect_err("wrong"));
         assert!(error.contains(message), "{number}: {error}");
     }
     let other_means = edited_of(ModelKind::ExtendedIsolationForest, |json| {
@@ -239,7 +239,7 @@ fn an_impossible_state_is_refused() {
         let mut state: serde_json::Value = serde_json::from_slice(&files[STATE]).expect("JSON");
         edit(&mut state);
         files.insert(STATE.into(), state.to_string().into_bytes());
-        let error = crate::yaml::chain(&read_model(&with_checksums(files)).expect_err("wrong"));
+        let error = crate::error::chain(&read_model(&with_checksums(files)).expect_err("wrong"));
         assert!(error.starts_with("state.json: ") && error.contains(message), "{number}: {error}");
     }
     let mut without = to_files(&sample_model_of(ModelKind::ExtendedIsolationForest));
@@ -319,7 +319,7 @@ fn assert_children_are_refused(saved: &Model, left_child: &[i64]) {
         with_checksums(files)
     };
     for value in [0, i32::MAX, -7] {
-        let error = crate::yaml::chain(&read_model(&files_of(value)).expect_err("no tree"));
+        let error = crate::error::chain(&read_model(&files_of(value)).expect_err("no tree"));
         assert!(error.starts_with("forest.arrow: tree 0: tree node 0: "), "{error}");
         assert!(error.contains(&format!("is {value}, must be ")), "{error}");
     }

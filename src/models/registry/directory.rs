@@ -13,12 +13,13 @@
 //! removed by the next writer.
 
 use super::{Aliases, CHALLENGER, Error, ModelVersion, NewVersion, validate_name};
+use crate::fs::{sync_directory, write_atomically};
 use crate::models::artifact::{self, Files};
-use crate::prom::duration;
+use crate::time;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 const STATE: &str = "registry.json";
@@ -140,7 +141,7 @@ impl Directory {
             let error =
                 |source| Error::Artifact { model: model.into(), version: number, source: Box::new(source) };
             artifact::save(&files, &folder.join(number.to_string())).map_err(error)?;
-            let (created_ms, note) = (duration::now_ms(), new_version.note.clone());
+            let (created_ms, note) = (time::now_ms(), new_version.note.clone());
             let version = VersionRecord { created_ms, promoted_ms: None, rolled_back: false, note };
             state.versions.insert(number, version);
             state.next += 1;
@@ -157,7 +158,7 @@ impl Directory {
             let record = record.ok_or_else(|| Error::NoVersion { model: model.into(), version })?;
             // A challenger has not served yet.
             if alias != CHALLENGER {
-                record.promoted_ms = Some(duration::now_ms());
+                record.promoted_ms = Some(time::now_ms());
                 record.rolled_back = false;
             }
             state.aliases.insert(alias, version);
@@ -224,6 +225,7 @@ impl Directory {
         let pruned = self.prune(&mut state);
         let path = folder.join(STATE);
         write_atomically(&path, &serde_json::to_vec_pretty(&state).expect("numbers and text"))
+            .and_then(|()| sync_directory(&folder))
             .map_err(io_error("write", &path))?;
         for number in pruned {
             let old = folder.join(number.to_string());
@@ -250,22 +252,12 @@ fn remove_orphans(folder: &Path, state: &RegistryFile) -> Result<(), Error> {
         let path = entry.map_err(io_error("read", folder))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let is_registered = name.parse().is_ok_and(|number: u64| state.versions.contains_key(&number));
-        let is_version_or_temporary = name.parse::<u64>().is_ok() || name.ends_with(".draft");
+        let is_version_or_temporary = name.parse::<u64>().is_ok() || name.ends_with(".tmp");
         if path.is_dir() && is_version_or_temporary && !is_registered {
             fs::remove_dir_all(&path).map_err(io_error("remove", &path))?;
         }
     }
     Ok(())
-}
-
-/// Puts other content into a file, whole or not at all.
-fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension("draft");
-    let mut file = File::create(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::{Aliases, CHALLENGER, ModelVersion, NewVersion};
 use crate::http::client::{self, Client, Request, Url};
 use crate::http::config::{Auth, ClientConfig, SecretSource};
 use crate::models::artifact::{self, Files};
-use crate::prom::duration;
+use crate::time;
 use crate::yaml::Section;
 use bytes::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
@@ -229,8 +229,8 @@ impl Mlflow {
     /// [`Error`]; the run is then marked as failed.
     pub async fn register(&self, model: &str, new_version: &NewVersion<'_>) -> Result<u64, Error> {
         let experiment_id = self.get_or_create_experiment().await?;
-        let now_ms = duration::now_ms();
-        let name = format!("{model} {}", artifact::timestamp(now_ms));
+        let now_ms = time::now_ms();
+        let name = format!("{model} {}", crate::time::format_timestamp(now_ms));
         let run = self.start_run(&experiment_id, &name, None).await?;
         let result = self.log_and_register(&run, &experiment_id, model, new_version).await;
         let status = if result.is_ok() { "FINISHED" } else { "FAILED" };
@@ -251,8 +251,8 @@ impl Mlflow {
         let mut params = card.params.clone();
         let mut metrics = vec![("n_features".to_string(), new_version.model.schema.features.len() as f64, 0)];
         if let Some(training_range) = &card.training_range {
-            params.push(("history_from".into(), artifact::timestamp(training_range.from_ms)));
-            params.push(("history_to".into(), artifact::timestamp(training_range.to_ms)));
+            params.push(("history_from".into(), crate::time::format_timestamp(training_range.from_ms)));
+            params.push(("history_to".into(), crate::time::format_timestamp(training_range.to_ms)));
             metrics.push(("n_rows".into(), training_range.n_rows as f64, 0));
             metrics.push(("n_excluded_rows".into(), training_range.n_excluded as f64, 0));
         }
@@ -306,7 +306,7 @@ impl Mlflow {
             return Ok(());
         }
         self.set_tag(model, version, ROLLED_BACK, "false").await?;
-        self.set_tag(model, version, PROMOTED, &duration::now_ms().to_string()).await
+        self.set_tag(model, version, PROMOTED, &time::now_ms().to_string()).await
     }
 
     /// See [`Registry::roll_back`](super::Registry::roll_back).
@@ -354,7 +354,7 @@ impl Mlflow {
         ];
         tags.extend(parent.map(|parent| ("mlflow.parentRunId", parent.to_string())));
         let tags: Vec<Value> = tags.iter().map(key_value).collect();
-        let body = json!({"experiment_id": experiment_id, "run_name": name, "start_time": duration::now_ms(), "tags": tags});
+        let body = json!({"experiment_id": experiment_id, "run_name": name, "start_time": time::now_ms(), "tags": tags});
         let response = self.post("runs/create", body).await?;
         let info = &response["run"]["info"];
         let run = Run { id: text_field(info, "run_id"), artifact_uri: text_field(info, "artifact_uri") };
@@ -362,7 +362,7 @@ impl Mlflow {
     }
 
     async fn end_run(&self, run: &str, status: &str) -> Result<(), Error> {
-        let body = json!({"run_id": run, "status": status, "end_time": duration::now_ms()});
+        let body = json!({"run_id": run, "status": status, "end_time": time::now_ms()});
         self.post("runs/update", body).await.map(drop)
     }
 
@@ -373,7 +373,7 @@ impl Mlflow {
         metrics: &[(String, f64, usize)],
         tags: &[(String, String)],
     ) -> Result<(), Error> {
-        let timestamp = duration::now_ms();
+        let timestamp = time::now_ms();
         let metric = |(key, value, step): &(String, f64, usize)| {
             // JSON has no word for it; MLflow takes the text.
             let value = if value.is_finite() { json!(value) } else { json!(value.to_string()) };

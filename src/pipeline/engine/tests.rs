@@ -632,7 +632,7 @@ fn f25_a_reload_changes_a_detector_and_keeps_its_window() {
 /// own times: only what claims to be from the future is refused, and what is refused leaves nothing behind.
 #[test]
 fn f19_a_clock_that_is_set_changes_no_row_and_no_score() {
-    const HOUR_MS: i64 = 3_600_000;
+    use crate::time::HOUR_MS;
     let mut undisturbed = serving();
     let mut bench = serving();
     for i in 1..=6 {

@@ -46,7 +46,7 @@ impl Engine {
                 match series.labels() {
                     Ok(_) => stats.exemplars += series.exemplars,
                     Err(error) => {
-                        rejections.add(Refusal::Labels, series.exemplars, || crate::yaml::chain(&error));
+                        rejections.add(Refusal::Labels, series.exemplars, || crate::error::chain(&error));
                     }
                 }
                 continue;
@@ -115,7 +115,7 @@ impl Engine {
                 if reason == IgnoreReason::InvalidLabels {
                     let count = if series.kind == SampleKind::HistogramSum { 0 } else { n_in_range };
                     rejections.add(Refusal::Labels, count, || {
-                        crate::yaml::chain(&series.labels().expect_err("found invalid before"))
+                        crate::error::chain(&series.labels().expect_err("found invalid before"))
                     });
                     continue;
                 }

@@ -2,7 +2,7 @@
 
 use super::Group;
 use crate::pipeline::gaps::{self, AuditedSeries};
-use crate::prom::duration;
+use crate::time;
 use std::time::Instant;
 
 /// No row is judged before what is missing is there, or was waited for.
@@ -75,7 +75,7 @@ impl Group {
         self.gap_hold = None;
         let newest_ms = self.window.newest_ms().unwrap_or(i64::MIN);
         let expired = now.checked_sub(self.detector.grace).unwrap_or(now);
-        let open_after_ms = newest_ms.saturating_sub(duration::millis(self.detector.grace));
+        let open_after_ms = newest_ms.saturating_sub(time::millis(self.detector.grace));
         for (timestamp_ms, since) in self.open_rows.values_mut() {
             if *timestamp_ms <= open_after_ms {
                 *since = (*since).min(expired);

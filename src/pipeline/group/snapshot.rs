@@ -3,8 +3,8 @@
 use super::{Contribution, Cursor, Group, ServingModel};
 use crate::config::Detector;
 use crate::pipeline::snapshotter::{GroupSnapshot, SnapshotStep};
-use crate::prom::duration;
 use crate::snapshot::{GroupState, ModelCheckpoint, SnapshotStore};
+use crate::time;
 use crate::window::Window;
 use std::sync::Arc;
 use std::time::Instant;
@@ -31,7 +31,7 @@ impl Group {
         } = state;
         let mut restored = Self::new(detector, group, 0, now);
         restored.window = window;
-        restored.window.set_length(duration::millis(restored.detector.window));
+        restored.window.set_length(time::millis(restored.detector.window));
         let newest_ms = newest_scored_ms.unwrap_or(i64::MIN);
         // A target that is new begins at the newest score: what is older was the others'.
         let cursor = |url| Cursor::after(cursors.get(url).copied().unwrap_or(newest_ms));

@@ -4,7 +4,8 @@ use super::{Group, GroupEvent};
 use crate::config::Detector;
 use crate::features::Schema;
 use crate::models::{DeployedModel, Model, ModelCard};
-use crate::prom::{Labels, duration};
+use crate::prom::Labels;
+use crate::time;
 use crate::train::trainer::{TrainingReason, WarmStart};
 use crate::train::training_set;
 use crate::window::Window;
@@ -146,7 +147,7 @@ fn schema_changed(model: &Model, window: &Window, detector: &Detector, known_col
     let Some(newest_ms) = window.newest_ms() else { return false };
     let of_model: HashSet<&Labels> = model.schema.features.iter().collect();
     let is_own = model.card.group.is_some();
-    let grace_ms = duration::millis(detector.grace);
+    let grace_ms = time::millis(detector.grace);
     let trained = model.card.training_range.as_ref().map(|history| (history.to_ms, history.observed_ms));
     let (mut n_active, mut n_known, mut has_new_feature) = (0, 0, false);
     for (i, (labels, column, newest)) in window.features().enumerate() {

@@ -55,7 +55,7 @@ pub enum Error {
     #[error("the body did not arrive within {READ_TIMEOUT:?}")]
     ReadTimeout,
     /// The body broke off.
-    #[error("the body broke off: {}", crate::yaml::chain(.0.as_ref()))]
+    #[error("the body broke off: {}", crate::error::chain(.0.as_ref()))]
     Body(Box<dyn std::error::Error + Send + Sync>),
     /// The body cannot be decompressed.
     #[error(transparent)]

@@ -5,6 +5,7 @@ use crate::http::server::{Response as Reply, Server};
 use crate::prom::wire::snappy;
 use crate::prom::{Labels, METRIC_NAME, Sample, proto};
 use crate::remote_write::CursorPosition;
+use crate::time;
 use http_body_util::BodyExt;
 use prost::Message as _;
 use std::future::poll_fn;
@@ -20,7 +21,7 @@ const BAD: f64 = -1.0;
 const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 fn now_ms() -> i64 {
-    duration::now_ms()
+    time::now_ms()
 }
 
 /// A request as the target saw it.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::report::text::DAY_MS;
+use crate::time::DAY_MS;
 
 const STEP_MS: i64 = 300_000;
 const N_POINTS: usize = 1440;

@@ -95,13 +95,13 @@ fn orphans_of_a_dead_writer_are_removed() {
     let (_folder, directory) = registry(9);
     register(&directory, "net");
     let folder = directory.root().join("net");
-    for orphan in ["7", ".2.4711.draft"] {
+    for orphan in ["7", ".2.4711.tmp"] {
         fs::create_dir_all(folder.join(orphan)).expect("made");
     }
-    fs::write(folder.join("registry.draft"), "{").expect("written");
+    fs::write(folder.join("registry.tmp"), "{").expect("written");
     assert_eq!(directory.versions("net").expect("read").len(), 1, "strays are not seen");
     assert_eq!(register(&directory, "net"), 2);
-    assert!(!folder.join("7").exists() && !folder.join(".2.4711.draft").exists());
+    assert!(!folder.join("7").exists() && !folder.join(".2.4711.tmp").exists());
 }
 
 #[test]

@@ -7,6 +7,7 @@ use crate::pipeline::gaps;
 use crate::pipeline::snapshotter::GroupSnapshot;
 use crate::remote_read::SeriesSamples;
 use crate::snapshot;
+use crate::time;
 use crate::train::trainer::WriteWatermark;
 use crate::train::training_set::{self, TrainingSet, join};
 use crate::train::{ModelScope, catch_up, train};
@@ -529,7 +530,7 @@ fn renewed(bench: &mut Bench, scrapes_to: i64) -> Arc<Model> {
     let (detector, scored_to_ms) = (group.detector.clone(), group.scored_to_ms());
     let history: Vec<SeriesSamples> =
         in_prometheus(0..scrapes_to).into_iter().map(without_group_labels).collect();
-    let joined = join(&history, group.window(), duration::millis(detector.training.history));
+    let joined = join(&history, group.window(), time::millis(detector.training.history));
     let rows = TrainingSet::from_window(&detector, &joined, &[], scored_to_ms).expect("rows");
     let trained = train(&detector.model, &rows, &[], ModelScope::default(), 0, NonZeroUsize::MIN, &|_, _| {});
     Arc::new(trained.expect("it learns").model)

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::pipeline::snapshotter::GroupSnapshot;
-use crate::prom::duration::now_ms;
 use crate::snapshot;
+use crate::time::now_ms;
 use crate::train::training_set::TrainingSet;
 use crate::train::{ModelScope, train};
 use crate::window::Score;

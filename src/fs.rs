@@ -1,0 +1,37 @@
+//! Files that appear whole or not at all.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+
+/// Extension of files that are being written. A process that dies may leave some behind.
+const TEMPORARY_EXTENSION: &str = "tmp";
+
+/// Replaces a file: the bytes go to a temporary file beside it, which is synced and renamed. After an error the
+/// temporary file is gone. [`sync_directory`] makes the renaming durable.
+///
+/// # Errors
+/// Those of the operating system; the file is unchanged then.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension(TEMPORARY_EXTENSION);
+    let write = || {
+        let mut file = File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)
+    };
+    let written = write();
+    if written.is_err() {
+        // The first error is the one to report. The removal may free the space that was missing.
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written
+}
+
+/// Makes the creation, renaming and removal of files in a directory durable.
+///
+/// # Errors
+/// Those of the operating system.
+pub fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}

@@ -1,0 +1,65 @@
+//! Timestamps: milliseconds since the epoch, as in Prometheus.
+
+use jiff::Timestamp;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Milliseconds in an hour.
+pub const HOUR_MS: i64 = 3_600_000;
+/// Milliseconds in a day.
+pub const DAY_MS: i64 = 24 * HOUR_MS;
+
+/// A duration in milliseconds; durations above the range of `i64` are cut to it.
+pub fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// The current time by the clock of this machine.
+pub fn now_ms() -> i64 {
+    millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+/// The median distance of consecutive timestamps, the upper one of two; `None` for fewer than two.
+pub fn median_interval_ms(timestamps: impl IntoIterator<Item = i64>) -> Option<i64> {
+    let mut timestamps = timestamps.into_iter();
+    let mut previous = timestamps.next()?;
+    let intervals = timestamps.map(|next| next - std::mem::replace(&mut previous, next));
+    upper_median(intervals.collect())
+}
+
+/// The median of values in any order, the upper one of two; `None` for none.
+pub fn upper_median(mut values: Vec<i64>) -> Option<i64> {
+    let middle = values.len() / 2;
+    (!values.is_empty()).then(|| *values.select_nth_unstable(middle).1)
+}
+
+/// RFC 3339 in UTC, to the millisecond: `2026-01-31T12:00:00.000Z`.
+pub fn format_timestamp(timestamp_ms: i64) -> String {
+    Timestamp::from_millisecond(timestamp_ms)
+        .map_or_else(|_| timestamp_ms.to_string(), |time| format!("{time:.3}"))
+}
+
+/// To the minute, for people: `2026-01-31 12:00 UTC`.
+pub fn format_minute(timestamp_ms: i64) -> String {
+    let text = format_timestamp(timestamp_ms);
+    format!("{} UTC", text.get(..16).unwrap_or(&text).replace('T', " "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_interval_of_uneven_timestamps() {
+        assert_eq!(median_interval_ms([0, 15, 30, 900, 915]), Some(15));
+        assert_eq!(median_interval_ms([0, 10, 30]), Some(20), "the upper one of two");
+        assert_eq!(median_interval_ms([7]), None);
+        assert_eq!(median_interval_ms([]), None);
+    }
+
+    #[test]
+    fn timestamps_as_text() {
+        assert_eq!(format_timestamp(1_769_860_800_000), "2026-01-31T12:00:00.000Z");
+        assert_eq!(format_minute(1_769_860_800_000), "2026-01-31 12:00 UTC");
+        assert_eq!(format_timestamp(i64::MAX), i64::MAX.to_string());
+    }
+}
