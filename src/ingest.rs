@@ -75,10 +75,10 @@ pub enum Error {
     #[error(transparent)]
     Snappy(#[from] snappy::Error),
     /// The body is no such message.
-    #[error("the body is no write request: {0}")]
+    #[error("the body is not a write request: {0}")]
     Malformed(#[from] Malformed),
     /// Some of it is invalid; the rest was accepted.
-    #[error("the valid part was accepted, refused: {rejections}")]
+    #[error("the valid part was accepted, rejected: {rejections}")]
     PartialWrite {
         /// What is refused.
         rejections: Rejections,
@@ -110,8 +110,8 @@ impl Error {
             Self::ContentType(_) => "content_type",
             Self::ContentEncoding(_) => "content_encoding",
             Self::TooLarge => "body_limit",
-            Self::ReadTimeout => "slow",
-            Self::Interrupted(_) => "broken",
+            Self::ReadTimeout => "read_timeout",
+            Self::Interrupted(_) => "interrupted",
             Self::Snappy(snappy::Error::TooLarge { .. }) => "message_limit",
             Self::Snappy(_) => "snappy",
             Self::Malformed(Malformed::TooMany { what, .. }) => match *what {
@@ -120,7 +120,7 @@ impl Error {
                 _ => "symbols_limit",
             },
             Self::Malformed(_) => "malformed",
-            Self::PartialWrite { .. } => "partly_invalid",
+            Self::PartialWrite { .. } => "partial_write",
             Self::Overloaded(_) => "overloaded",
         }
     }
@@ -439,23 +439,23 @@ impl Metrics {
         );
         registry.register(
             "ingest_samples_late",
-            "Samples used that came after newer ones of their group",
+            "Samples used that arrived after newer samples of their group",
             metrics.late.clone(),
         );
         registry.register(
             "ingest_in_flight_bytes",
-            "Bytes taken by requests that are being received or wait to be used; with window_bytes, what is held",
+            "Bytes of request bodies being received or waiting to be processed",
             metrics.in_flight.clone(),
         );
         registry.register("ingest_samples_dropped", "Samples received and not used, by reason", dropped);
         registry.register(
-            "ingest_refused",
-            "Samples, histograms, exemplars, metadata and series answered 400 while the rest of their request was accepted",
+            "ingest_rejected",
+            "Samples, histograms, exemplars, metadata and series rejected with 400 while the rest of their request was accepted, by reason",
             rejected,
         );
         registry.register(
             "ingest_ignored",
-            "Exemplars and metadata entries, which are not used, and series of the version that a request is not",
+            "Exemplars and metadata entries, which are not used, and series of the other remote-write version, by kind",
             metrics.ignored.clone(),
         );
         metrics
@@ -473,8 +473,8 @@ impl Metrics {
         };
         self.count_request(version, status, reason);
         if let Err(error) = result {
-            debug!(component = "ingest", err = error.line(), "request refused");
-            self.log_throttled("write request refused", reason, &error.line());
+            debug!(component = "ingest", err = error.line(), "write request rejected");
+            self.log_throttled("write request rejected", reason, &error.line());
         }
     }
 
@@ -624,7 +624,7 @@ mod tests {
         let line = error.line();
         assert!(line.len() < ERROR_TEXT_LIMIT && !line.contains(char::is_control), "{line}");
         let start =
-            "the valid part was accepted, refused: 2 invalid_labels, 1 invalid_histogram; for example: ";
+            "the valid part was accepted, rejected: 2 invalid_labels, 1 invalid_histogram; for example: ";
         assert!(line.starts_with(start) && line.ends_with("..."), "{line}");
     }
 }

@@ -217,7 +217,7 @@ fn match_fails_with_one_line() {
         (serve(response("200 OK", b"up{a=\"\xff\"} 1\n")), "invalid utf-8 sequence of 1 bytes from index 6"),
         (
             serve(broken),
-            "the answer of URL cannot be read: error reading a body from connection: end of file before message length reached",
+            "the response of URL cannot be read: error reading a body from connection: end of file before message length reached",
         ),
     ] {
         let url = format!("http://{address}/metrics");

@@ -234,8 +234,8 @@ async fn only_certificates_of_the_configured_authority_are_trusted() {
     assert_eq!(get_ok(&trusting, &server.https()).await, "fine");
 
     let untrusted = format!(
-        "request to {} failed: its certificate is signed by an authority that is not trusted here: \
-         tls_config.ca_file is the place to name it: invalid peer certificate: UnknownIssuer",
+        "request to {} failed: its certificate is signed by an authority that is not trusted: \
+         set tls_config.ca_file: invalid peer certificate: UnknownIssuer",
         server.https()
     );
     let other = client(folder.path(), "tls_config: {ca_file: other.pem}");
@@ -269,7 +269,7 @@ async fn the_certificate_has_to_be_for_the_name() {
     let by_host = client(folder.path(), "tls_config: {ca_file: ca.pem}");
     let message = get_error(&by_host, &server.https()).await;
     assert!(
-        message.contains("for another name: if that is as it should be, tls_config.server_name"),
+        message.contains("for another name: if this is expected, set tls_config.server_name"),
         "{message}"
     );
     assert!(message.contains("prometheus.internal"), "{message}");
@@ -293,7 +293,7 @@ async fn a_server_may_require_a_client_certificate() {
 
     let anonymous = client(folder.path(), "tls_config: {ca_file: ca.pem}");
     let message = get_error(&anonymous, &server.https()).await;
-    assert!(message.contains("it may want a client certificate, or another one"), "{message}");
+    assert!(message.contains("it may require a client certificate, or another one"), "{message}");
     let client =
         client(folder.path(), "tls_config: {ca_file: ca.pem, cert_file: cert.pem, key_file: key.pem}");
     let message = get_error(&client, &server.https()).await;
@@ -320,7 +320,7 @@ async fn incompatible_versions_and_protocols_are_explained() {
 
     let unencrypted = Server::always_ok(None).await;
     let message = get_error(&both, &unencrypted.https()).await;
-    assert!(message.contains("it does not speak TLS: is it an http:// address?"), "{message}");
+    assert!(message.contains("it does not speak TLS: the URL may need http://"), "{message}");
 }
 
 #[tokio::test]
@@ -354,7 +354,7 @@ async fn credentials_and_headers_are_sent_with_every_request() {
     fs::write(folder.path().join("token"), "two\nlines").expect("writable");
     assert_eq!(
         get_error(&bearer, &server.http()).await,
-        "authorization holds a character that a header cannot have"
+        "authorization contains a character that a header cannot have"
     );
     assert_eq!(server.requests().len(), 4);
 }
@@ -435,7 +435,7 @@ async fn an_endpoint_may_want_the_secret_in_the_form() {
 
     for (status, body, reason) in [
         (403, "unknown client\nsecond line", "403 Forbidden: unknown client"),
-        (200, "{}", "an answer without a token"),
+        (200, "{}", "the response has no token"),
         (302, "", "302 Found: "),
     ] {
         let endpoint = Server::start(None, move |_, _| response_with(status, body)).await;
@@ -526,10 +526,7 @@ async fn a_get_follows_redirects() {
     assert_eq!(redirect_loop.requests().len(), 11);
     let nowhere = Server::start(None, |_, _| redirect(302, "gopher://somewhere/")).await;
     let message = get_error(&Client::default(), &nowhere.http()).await;
-    assert!(
-        message.contains("leads to an address that is none: \"gopher://somewhere/\" is not"),
-        "{message}"
-    );
+    assert!(message.contains("redirects to an invalid URL: \"gopher://somewhere/\" is not"), "{message}");
 }
 
 #[tokio::test]
@@ -558,10 +555,8 @@ async fn b85_a_post_is_repeated_or_fails_and_never_becomes_a_get() {
         ]
     );
     let message = chain(&send(&client, Method::POST, &url("/302"), "body").await.expect_err("no answer"));
-    let expected = format!(
-        "{} answered 302 Found: it is at \"/there\" now, and POST does not go there by itself",
-        url("/302")
-    );
+    let expected =
+        format!("{} answered 302 Found: POST requests are not redirected to \"/there\"", url("/302"));
     assert_eq!(message, expected);
     assert_eq!(server.requests().len(), 5);
 }

@@ -295,8 +295,8 @@ async fn a_certificate_and_a_password_are_required_for_every_path() {
     assert_eq!(page.headers["x-frame-options"], "deny");
     let page = String::from_utf8(page.body.to_vec()).expect("text");
     let value = |name, labels: &[(&str, &str)]| http::metric(&page, name, labels).unwrap_or(0.0);
-    let refused = value("promforest_http_requests_refused_total", &[("reason", "unauthorized")]);
-    assert_eq!(refused, 4.0 * paths.len() as f64);
+    let denied = value("promforest_http_requests_denied_total", &[("reason", "unauthorized")]);
+    assert_eq!(denied, 4.0 * paths.len() as f64);
     assert!(value("promforest_http_tls_handshake_failures_total", &[]) >= 3.0 * paths.len() as f64);
 }
 
@@ -387,10 +387,10 @@ async fn f42_access_control_follows_the_files() {
     sidecar.wait_for_log("not valid YAML");
     // What would open the door.
     sidecar.write_file("web.yml", "");
-    sidecar.wait_for_log("tls_server_config cannot be added or taken away");
+    sidecar.wait_for_log("tls_server_config cannot be added or removed by a reload");
     sidecar.write_file("key.pem", &first.key);
     sidecar.write_file("web.yml", tls);
-    sidecar.wait_for_log("basic_auth_users cannot be added or taken away");
+    sidecar.wait_for_log("basic_auth_users cannot be added or removed by a reload");
     assert_eq!(status(&sidecar, "old.pem", "wrong").await, Some(401));
     let (_, page) = scrape(&sidecar, "old.pem", "secret").await.expect("the old one stays");
     let metric = |page: &str, name| http::metric(page, name, &[]);
@@ -434,15 +434,15 @@ fn wrong_passwords_do_not_block_right_ones() {
         let mut page = String::new();
         start_scrape("secret").read_to_string(&mut page).expect("an answer");
         assert!(page.starts_with("HTTP/1.0 200 OK"), "{page}");
-        http::metric(&page, "promforest_http_requests_refused_total", &[("reason", "unauthorized")])
+        http::metric(&page, "promforest_http_requests_denied_total", &[("reason", "unauthorized")])
     };
     assert_eq!(scrape_authorized(), Some(0.0));
     let n_wrong_passwords = 2 * MAX_CONNECTIONS as usize;
     let wrong_scrapes: Vec<TcpStream> =
         (0..n_wrong_passwords).map(|i| start_scrape(&i.to_string())).collect();
     // Before most of them were compared.
-    let n_refused = scrape_authorized().expect("a counter");
-    assert!(n_refused < n_wrong_passwords as f64 / 4.0, "{n_refused} of {n_wrong_passwords}");
+    let n_denied = scrape_authorized().expect("a counter");
+    assert!(n_denied < n_wrong_passwords as f64 / 4.0, "{n_denied} of {n_wrong_passwords}");
     let statuses = wrong_scrapes.into_iter().map(|mut stream| response_status(&mut stream).unwrap_or(0));
     assert!(statuses.filter(|code| *code == 503).count() > 0, "nobody was told to come again");
 }
@@ -574,7 +574,7 @@ fn b50_idle_connections_are_bounded_and_do_not_block_writes() {
     assert!(sent.load(Ordering::Relaxed) > 10, "{sent:?}");
     let connections = sidecar.metric("promforest_http_connections");
     assert!(connections <= MAX_CONNECTIONS, "{connections}");
-    let n_evicted = sidecar.metric("promforest_http_connections_displaced_total");
+    let n_evicted = sidecar.metric("promforest_http_connections_evicted_total");
     assert!(n_evicted >= idle.len() as f64 - MAX_CONNECTIONS, "{n_evicted} of {}", idle.len());
     let grown = sidecar.memory().saturating_sub(before);
     println!(
@@ -653,7 +653,7 @@ fn b50_f29_prometheus_writes_beside_slow_and_greedy_clients() {
                     thread::sleep(Duration::from_millis(200));
                 }
             });
-            sidecar.wait_for_metric("promforest_http_connections_displaced_total", |evicted| evicted > 100.0);
+            sidecar.wait_for_metric("promforest_http_connections_evicted_total", |evicted| evicted > 100.0);
             let before = sidecar.metric("promforest_ingest_samples_total");
             sidecar.wait_for_metric("promforest_ingest_samples_total", |samples| samples > before + 5000.0);
             stop.store(true, Ordering::Relaxed);

@@ -248,7 +248,7 @@ impl IngestCounters {
     }
 
     fn rejected(&self, reason: &str) -> f64 {
-        self.value(&format!("refused_total{{reason=\"{reason}\"}}"))
+        self.value(&format!("rejected_total{{reason=\"{reason}\"}}"))
     }
 
     fn ignored(&self, kind: &str) -> f64 {
@@ -356,7 +356,7 @@ fn assert_rejected(
 fn assert_malformed(program: &Program, number: usize, what: &str, message: &[u8], text: &str) {
     let good = ValidSeries::new(number);
     let body = snappy::compress(&[good.series(), message.to_vec(), good.series()].concat());
-    assert_rejected(program, what, &[], &body, 400, &format!("the body is no write request: {text}"));
+    assert_rejected(program, what, &[], &body, 400, &format!("the body is not a write request: {text}"));
     assert!(!good.is_duplicate(program), "{what}: nothing of the request is used");
 }
 
@@ -386,7 +386,7 @@ fn assert_partly_rejected(
 }
 
 fn partial_rejection_text(n: usize, reason: &str, example: &str) -> String {
-    format!("the valid part was accepted, refused: {n} {reason}; for example: {example}")
+    format!("the valid part was accepted, rejected: {n} {reason}; for example: {example}")
 }
 
 /// Writes a message that must be accepted; returns by how much the counters went up: used,
@@ -610,7 +610,7 @@ fn b18_messages_that_are_cut() {
     let message = good.series();
     for end in 1..message.len() {
         let answer = program.write(&message[..end]);
-        let text = "the body is no write request: the message ends inside a field";
+        let text = "the body is not a write request: the message ends inside a field";
         assert_eq!((answer.status, answer.only_line()), (400, text), "cut at {end}");
     }
     assert_eq!(program.counts().received(), 0.0);
@@ -742,7 +742,7 @@ fn b24_bombs_of_many_empty_messages() {
 
 #[track_caller]
 fn assert_malformed_bomb(program: &Program, what: &str, message: &[u8], text: &str) {
-    let text = format!("the body is no write request: {text}");
+    let text = format!("the body is not a write request: {text}");
     assert_rejected(program, what, &[], &snappy::compress(message), 400, &text);
 }
 
@@ -954,7 +954,7 @@ fn b35_b36_impossible_timestamps_are_rejected() {
         assert_eq!(answer.status, 400, "{what}");
         let text = answer.only_line();
         let start = format!(
-            r#"the valid part was accepted, refused: 1 invalid_timestamp; for example: t{{instance="a", job="node"}} has timestamp {timestamp}, "#
+            r#"the valid part was accepted, rejected: 1 invalid_timestamp; for example: t{{instance="a", job="node"}} has timestamp {timestamp}, "#
         );
         assert!(text.starts_with(&start), "{what}: {text}");
         assert!(text.ends_with(" s ahead of this clock, above the limit of 600 s"), "{what}: {text}");
@@ -1150,7 +1150,7 @@ fn b8_b10_b18_b20_b24_b43_malformed_requests_of_2_0() {
         assert_rejected_v2(
             what,
             &snappy::compress(message),
-            &format!("the body is no write request: {text}"),
+            &format!("the body is not a write request: {text}"),
         );
     };
     let mut symbols = SymbolTable::new();
@@ -1357,7 +1357,7 @@ fn b32_b33_b35_b36_b38_b39_b40_values_and_times_of_2_0() {
     assert!(
         answer
             .only_line()
-            .starts_with("the valid part was accepted, refused: 8 invalid_timestamp; for example: x{")
+            .starts_with("the valid part was accepted, rejected: 8 invalid_timestamp; for example: x{")
     );
 }
 
@@ -1470,7 +1470,7 @@ fn b45_b47_native_histograms_are_two_series() {
     assert!(
         answer
             .only_line()
-            .starts_with("the valid part was accepted, refused: 1 invalid_timestamp; for example: h_count{")
+            .starts_with("the valid part was accepted, rejected: 1 invalid_timestamp; for example: h_count{")
     );
     let mut symbols = SymbolTable::new();
     let nameless = v2::TimeSeries {
@@ -1633,7 +1633,7 @@ fn b50_a_slow_body_and_a_slow_head() {
     assert!((Duration::from_secs(9)..TIMEOUT).contains(&took), "{took:?}");
     let mut rest = Vec::new();
     slow_head.read_to_end(&mut rest).expect("it is closed");
-    assert_eq!(program.counts().responses_for(503, "slow", "1.0"), 1.0);
+    assert_eq!(program.counts().responses_for(503, "read_timeout", "1.0"), 1.0);
     assert!(!ValidSeries::new(1).is_duplicate(&program));
 }
 

@@ -39,7 +39,7 @@ pub enum Error {
     #[error("tls_server_config")]
     Tls(#[from] tls::Error),
     /// Half a file looks like this, and so does a mistake.
-    #[error("{0} cannot be added or taken away while promforest runs: restart it")]
+    #[error("{0} cannot be added or removed by a reload: restart promforest")]
     RestartRequired(&'static str),
 }
 
@@ -67,10 +67,10 @@ impl DenyReason {
     /// The answer.
     pub fn into_response(self) -> Response {
         let (status, text) = match self {
-            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "name and password are wanted\n"),
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "authentication required\n"),
             // Not 429, as the toolkit says: Prometheus drops what is answered so.
             Self::RateLimited => (StatusCode::SERVICE_UNAVAILABLE, "more requests than rate_limit allows\n"),
-            Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "too many passwords wait to be compared\n"),
+            Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "too many password checks in progress\n"),
         };
         let mut response = Response::new(text.into());
         *response.status_mut() = status;
@@ -187,12 +187,12 @@ impl AccessControl {
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
             "web_config_last_reload_successful",
-            "Whether what the web configuration file and its certificates say now is in force",
+            "Whether the last reload of the web configuration and its certificates succeeded",
             self.metrics.successful.clone(),
         );
         registry.register(
             "web_config_reload_failures",
-            "Changes of the web configuration file or its certificates that were wrong",
+            "Failed reloads of the web configuration or its certificates",
             self.metrics.failures.clone(),
         );
     }
@@ -235,7 +235,7 @@ impl AccessControl {
                     error!(
                         component = "http",
                         err = crate::error::chain(&error),
-                        "the web configuration is wrong now, the old one stays"
+                        "cannot reload the web configuration, the previous one stays in use"
                     );
                 }
             }

@@ -33,12 +33,12 @@ enum BodyChunk {
 
 /// The maker of a body was gone before it had said that it is at its end.
 #[derive(Debug, thiserror::Error)]
-#[error("the answer is cut off")]
+#[error("the response body is truncated")]
 pub struct Truncated;
 
 /// Nobody reads the body any more.
 #[derive(Debug, thiserror::Error)]
-#[error("nobody reads the answer any more")]
+#[error("the client has disconnected")]
 pub struct Disconnected;
 
 /// Makes a [`Body`], piece by piece.

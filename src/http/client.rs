@@ -55,7 +55,7 @@ pub enum InvalidUrl {
     #[error("{0:?} is not an http:// or https:// URL with a host")]
     Unsupported(String),
     /// It would be shown wherever the address is.
-    #[error("a URL does not hold a name and a password here: write them under basic_auth")]
+    #[error("credentials in a URL are not supported: use basic_auth")]
     Credentials,
 }
 
@@ -150,7 +150,7 @@ pub enum Error {
     #[error(transparent)]
     File(#[from] ReadFileError),
     /// What a file holds cannot be sent.
-    #[error("{0} holds a character that a header cannot have")]
+    #[error("{0} contains a character that a header cannot have")]
     Header(&'static str),
     /// No OAuth2 token.
     #[error("no token from {url}: {reason}")]
@@ -161,7 +161,7 @@ pub enum Error {
         reason: String,
     },
     /// A redirect that cannot be followed with this method.
-    #[error("{url} answered {status}: it is at {location:?} now, and {method} does not go there by itself")]
+    #[error("{url} answered {status}: {method} requests are not redirected to {location:?}")]
     RedirectRefused {
         /// The address.
         url: Url,
@@ -173,7 +173,7 @@ pub enum Error {
         location: String,
     },
     /// A redirect to nowhere.
-    #[error("{url} leads to an address that is none")]
+    #[error("{url} redirects to an invalid URL")]
     InvalidLocation {
         /// The address.
         url: Url,
@@ -181,13 +181,13 @@ pub enum Error {
         source: InvalidUrl,
     },
     /// Redirects without an end.
-    #[error("{url} leads from address to address, more than {MAX_REDIRECTS} times")]
+    #[error("{url} redirects more than {MAX_REDIRECTS} times")]
     TooManyRedirects {
         /// The address.
         url: Url,
     },
     /// The answer is larger than allowed.
-    #[error("the answer of {url} is larger than the limit of {limit} bytes")]
+    #[error("the response of {url} is larger than the limit of {limit} bytes")]
     TooLarge {
         /// The address.
         url: Url,
@@ -195,7 +195,7 @@ pub enum Error {
         limit: usize,
     },
     /// The answer broke off.
-    #[error("the answer of {url} cannot be read")]
+    #[error("the response of {url} cannot be read")]
     Body {
         /// The address.
         url: Url,
@@ -338,7 +338,7 @@ impl Client {
     /// [`Error::Tls`] and [`Error::File`] when the certificates are of no use.
     pub fn new(config: &ClientConfig) -> Result<Self, Error> {
         if config.tls.insecure_skip_verify {
-            warn!(component = "http", "insecure_skip_verify: whoever answers is believed");
+            warn!(component = "http", "insecure_skip_verify is set: server certificates are not verified");
         }
         let token_cache = match &config.auth {
             Auth::OAuth2(oauth2) => Some(TokenCache::new(oauth2)?),

@@ -250,7 +250,7 @@ fn auth(section: &mut Section<'_, '_>) -> Auth {
     let mut present = kinds.iter().filter_map(|(key, node)| Some((key, node.as_ref()?)));
     if let Some((first, _)) = present.next() {
         for (_, second) in present {
-            second.error(format!("{first} is there too: only one kind of credentials can be"));
+            second.error(format!("{first} is also set: only one kind of credentials is allowed"));
         }
     }
     let [basic, token, oauth2] = kinds.map(|(_, node)| node.and_then(Node::section));
@@ -341,7 +341,7 @@ fn server_name(node: &Node<'_, '_>) -> Option<ServerName<'static>> {
     let name = node.string()?;
     let parsed = ServerName::try_from(name.clone()).ok();
     if parsed.is_none() {
-        node.error(format!("{name:?} is neither a host's name nor an address"));
+        node.error(format!("{name:?} is neither a host name nor an address"));
     }
     parsed
 }
@@ -377,10 +377,11 @@ impl ProxyConfig {
         let from_environment = section.flag("proxy_from_environment", false);
         let connect_header = section.get("proxy_connect_header");
         if from_environment && url.is_some() {
-            section.error("proxy_url and proxy_from_environment are both there: only one of the two can be");
+            section
+                .error("proxy_url and proxy_from_environment are both set: only one of the two is allowed");
         }
         if let Some(node) = no_proxy.as_ref().filter(|_| url.is_none()) {
-            node.error("needs proxy_url: with proxy_from_environment, NO_PROXY says it");
+            node.error("needs proxy_url: with proxy_from_environment, NO_PROXY applies");
         }
         if let Some(node) = connect_header.as_ref().filter(|_| url.is_none() && !from_environment) {
             node.error("needs proxy_url or proxy_from_environment");
@@ -424,7 +425,7 @@ fn headers(node: &Node<'_, '_>) -> Option<HeaderMap> {
 fn header_name(node: &Node<'_, '_>, name: &str) -> Option<HeaderName> {
     let parsed = name.parse().ok();
     if parsed.is_none() {
-        node.error(format!("{name:?} is no name of a header"));
+        node.error(format!("{name:?} is not a valid header name"));
     }
     parsed
 }
@@ -432,7 +433,7 @@ fn header_name(node: &Node<'_, '_>, name: &str) -> Option<HeaderName> {
 /// A value that is a header's, and does not show in debugging output.
 pub(super) fn header_value(node: &Node<'_, '_>) -> Option<HeaderValue> {
     let Ok(mut value) = HeaderValue::try_from(node.string()?) else {
-        node.error("holds a character that a header cannot have");
+        node.error("contains a character that a header cannot have");
         return None;
     };
     value.set_sensitive(true);
@@ -447,7 +448,7 @@ pub(super) fn secret_source(
 ) -> Option<SecretSource> {
     let (inline, file) = (section.get(key), section.get(file_key));
     if let (Some(_), Some(file)) = (&inline, &file) {
-        file.error(format!("{key} is there too: only one of the two can be"));
+        file.error(format!("{key} is also set: only one of the two is allowed"));
     }
     let inline = inline.and_then(|node| node.string()).map(|text| SecretSource::Inline(text.into()));
     let file = file.and_then(|node| {

@@ -106,7 +106,7 @@ impl TokenCache {
             return Err(Error::Token { url: url.clone(), reason });
         }
         // The parser's message could show a part of the token.
-        let no_token = || Error::Token { url: url.clone(), reason: "an answer without a token".into() };
+        let no_token = || Error::Token { url: url.clone(), reason: "the response has no token".into() };
         let token: TokenResponse = serde_json::from_slice(&response.body).map_err(|_| no_token())?;
         let scheme = token.token_type.filter(|kind| !kind.eq_ignore_ascii_case("bearer") && !kind.is_empty());
         let header = format!("{} {}", scheme.as_deref().unwrap_or("Bearer"), token.access_token);

@@ -82,36 +82,36 @@ impl Metrics {
         let metrics = Self::default();
         registry.register("http_connections", "Open connections", metrics.connections.clone());
         registry.register(
-            "http_connections_displaced",
-            "Connections closed while they waited for a request, or were slow to send one or to take its answer, because others wanted their place",
+            "http_connections_evicted",
+            "Connections closed to make room for new ones, while idle, sending a request too slowly or not reading the response",
             metrics.evicted.clone(),
         );
         registry.register(
             "http_requests_malformed",
-            "Requests that are none: a request line or a header that cannot be, or a head that is too large",
+            "Requests with an invalid request line or header, or a head above the size limit",
             metrics.malformed.clone(),
         );
         registry.register(
             "http_accept_failures",
-            "Connections that the system could not give: too many open files, say",
+            "Failures to accept a connection, for example because of too many open files",
             metrics.accept_failures.clone(),
         );
         registry.register(
             "http_tls_handshake_failures",
-            "Connections that did not come to be encrypted",
+            "Failed TLS handshakes",
             metrics.handshake_failures.clone(),
         );
         registry.register(
             "http_panics",
-            "Connections cut by an error of promforest's own",
+            "Connections closed by a panic in promforest",
             metrics.panics.clone(),
         );
         for reason in [DenyReason::Unauthorized, DenyReason::RateLimited, DenyReason::Busy] {
             let _ = metrics.denied.get_or_create(&[("reason", reason.as_str().into())]);
         }
         registry.register(
-            "http_requests_refused",
-            "Requests not let in by the web configuration, by reason",
+            "http_requests_denied",
+            "Requests denied by the web configuration, by reason",
             metrics.denied.clone(),
         );
         metrics
@@ -170,7 +170,7 @@ impl Server {
                 Some(ended) = connections.join_next() => {
                     if ended.is_err_and(|ended| ended.is_panic()) {
                         metrics.panics.inc();
-                        error!(component = "http", "a connection was cut by an error of promforest's own");
+                        error!(component = "http", "connection closed by a panic");
                     }
                 }
                 () = tokio::time::sleep(EVICTION_RETRY_INTERVAL), if is_full => {}
@@ -206,7 +206,7 @@ where
     let slot = Arc::new(ConnectionSlot::new(shared.eviction_queue.clone()));
     // Answers are small: without it they would wait for the peer's delayed acknowledgement.
     if let Err(error) = stream.set_nodelay(true) {
-        debug!(component = "http", err = %error, "no TCP_NODELAY");
+        debug!(component = "http", err = %error, "cannot set TCP_NODELAY");
     }
     let stream = WriteTimeout::new(stream, WRITE_TIMEOUT);
     let policy = shared.server.access.policy();
@@ -218,7 +218,7 @@ where
             Err(_) => io::ErrorKind::TimedOut.into(),
         };
         shared.server.metrics.handshake_failures.inc();
-        debug!(component = "http", err = %error, "no encrypted connection");
+        debug!(component = "http", err = %error, "TLS handshake failed");
     };
     tokio::select! {
         () = serving => {}

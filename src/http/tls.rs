@@ -55,13 +55,13 @@ pub enum Error {
     #[error("the certificate and its key cannot be used")]
     Identity(#[source] rustls::Error),
     /// Nobody could be let in by these authorities.
-    #[error("client_ca or client_ca_file: no client can be told by it")]
+    #[error("client_ca or client_ca_file: cannot verify client certificates with it")]
     ClientCa(#[source] VerifierBuilderError),
     /// A file cannot be read.
     #[error(transparent)]
     ReadFile(#[from] ReadFileError),
     /// Nothing is left to speak.
-    #[error("no version of TLS is left")]
+    #[error("no TLS version is enabled")]
     Versions(#[source] rustls::Error),
 }
 
@@ -281,17 +281,15 @@ pub fn advice(error: &rustls::Error) -> &'static str {
     use rustls::Error::{AlertReceived, InvalidCertificate, InvalidMessage as Message};
     match error {
         InvalidCertificate(CertificateError::UnknownIssuer) => {
-            "its certificate is signed by an authority that is not trusted here: tls_config.ca_file is the place to name it"
+            "its certificate is signed by an authority that is not trusted: set tls_config.ca_file"
         }
         InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        ) => {
-            "its certificate is for another name: if that is as it should be, tls_config.server_name is the place to say so"
-        }
+        ) => "its certificate is for another name: if this is expected, set tls_config.server_name",
         InvalidCertificate(CertificateError::Other(_)) => {
-            "its certificate cannot be used: is it an authority's own, in place of one that it signed?"
+            "its certificate cannot be used: it may be an authority's own instead of one that the authority signed"
         }
-        InvalidCertificate(_) => "its certificate is refused",
+        InvalidCertificate(_) => "its certificate is rejected",
         AlertReceived(
             AlertDescription::CertificateRequired
             | AlertDescription::BadCertificate
@@ -301,9 +299,9 @@ pub fn advice(error: &rustls::Error) -> &'static str {
             | AlertDescription::AccessDenied
             | AlertDescription::HandshakeFailure,
         ) => {
-            "it refused us: it may want a client certificate, or another one: tls_config.cert_file and key_file"
+            "it rejected the client: it may require a client certificate, or another one: set tls_config.cert_file and key_file"
         }
-        Message(InvalidMessage::InvalidContentType) => "it does not speak TLS: is it an http:// address?",
-        _ => "the encrypted connection failed",
+        Message(InvalidMessage::InvalidContentType) => "it does not speak TLS: the URL may need http://",
+        _ => "the TLS connection failed",
     }
 }

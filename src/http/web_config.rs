@@ -176,7 +176,7 @@ fn client_auth(section: &mut Section<'_, '_>) -> Option<ClientAuth> {
     if !matches!(name.as_str(), "VerifyClientCertIfGiven" | "RequireAndVerifyClientCert") {
         if ca.is_some() {
             section.error(format!(
-                "client_ca_file is there, and with client_auth_type {name} nothing is compared with it: \
+                "client_ca_file is set, but client_auth_type {name} does not use it: \
                  write RequireAndVerifyClientCert"
             ));
         }
@@ -198,14 +198,12 @@ fn client_auth(section: &mut Section<'_, '_>) -> Option<ClientAuth> {
         };
         let names = node.items();
         if names.as_ref().is_some_and(Vec::is_empty) {
-            node.error("an empty list lets nobody in");
+            node.error("an empty list denies all clients");
         }
         names.iter().flatten().filter_map(name).collect()
     });
     if ca.is_none() {
-        section.error(format!(
-            "client_ca or client_ca_file is missing: client_auth_type {name} has to know whom to believe"
-        ));
+        section.error(format!("client_ca or client_ca_file is missing: client_auth_type {name} needs it"));
     }
     Some(ClientAuth::Verified { is_mandatory, ca: ca?, allowed_sans })
 }
@@ -280,7 +278,7 @@ fn users(node: &Node<'_, '_>) -> Option<Users> {
     let mut users = Users::default();
     for (name, node) in node.entries()? {
         if name.contains(':') {
-            node.error("a name with a colon cannot be told from its password");
+            node.error("a user name must not contain a colon");
         }
         let Some(hash) = node.string() else { continue };
         if let Err(error) = users.add(name, hash) {
@@ -296,7 +294,7 @@ impl RateLimit {
         let interval = interval.filter(|interval| !interval.is_zero());
         let burst = section.get("burst");
         if interval.is_some() && burst.is_none() {
-            section.error("burst is missing: without it no request gets through");
+            section.error("burst is missing: without it all requests are denied");
         }
         let burst = burst.and_then(|node| node.value("a whole number of at least 1"));
         section.deny_unknown();

@@ -439,7 +439,7 @@ fn invalid_series_and_times_are_rejected_and_the_others_used() {
         let error = bench.write(&body).expect_err("two are invalid");
         assert_eq!(
             error.to_string(),
-            "the valid part was accepted, refused: 1 invalid_labels, 1 invalid_timestamp; for example: node_network_receive_bytes_total{device=\"eth0\", instance=\"a\", job=\"node\"} has timestamp 1700000000, before the year 2000: timestamps are in milliseconds"
+            "the valid part was accepted, rejected: 1 invalid_labels, 1 invalid_timestamp; for example: node_network_receive_bytes_total{device=\"eth0\", instance=\"a\", job=\"node\"} has timestamp 1700000000, before the year 2000: timestamps are in milliseconds"
         );
     }
     assert_eq!(bench.content().len(), 2);
