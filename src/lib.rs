@@ -25,6 +25,7 @@ pub mod window;
 pub mod features;
 pub mod detect;
 pub mod models;
+pub mod detector;
 pub mod remote_write;
 pub mod remote_read;
 pub mod snapshot;

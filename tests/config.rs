@@ -189,7 +189,7 @@ fn every_value_arrives_where_it_belongs() {
         (training.history, training.min_history, training.interval),
         (seconds(14 * 86_400), seconds(3 * 3600), seconds(12 * 3600))
     );
-    let isolation_forest_params = |detector: &promforest::config::Detector| match &detector.model {
+    let isolation_forest_params = |detector: &promforest::detector::Detector| match &detector.model {
         promforest::models::ModelParams::IsolationForest(params) => params.clone(),
         other => panic!("{other:?}"),
     };

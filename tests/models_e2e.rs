@@ -335,7 +335,7 @@ fn f23_models_are_kept_in_a_directory() {
         if training_runs(at, "held") >= 1.0 { Ok(()) } else { Err("none is".into()) }
     });
     check_serving(&stack.api, "champion", "1").expect("what serves goes on");
-    let gate_reason = "the KL divergence of rows that it has not seen is ";
+    let gate_reason = "the KL divergence of held-out rows is ";
     let log = stack.promforest.as_ref().expect("it runs").log();
     assert!(log.contains(gate_reason), "{log}");
     check_scores_continue(&mut stack);

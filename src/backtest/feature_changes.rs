@@ -1,6 +1,6 @@
 //! Features come and go: when would a model be made anew?
 
-use crate::config::Detector;
+use crate::detector::Detector;
 use crate::prom::{Labels, Sample};
 use crate::train::training_set;
 use crate::window::Window;

@@ -4,8 +4,8 @@ mod feature_changes;
 mod report;
 mod table;
 
-use crate::config::Detector;
 use crate::detect::{self, Assessment, DeviationReason, OnlineDetector, TrainingMatrix};
+use crate::detector::Detector;
 use crate::features::Schema;
 use crate::forest::{self, ExtendedParams};
 use crate::models::columns;

@@ -5,7 +5,8 @@ mod training_data;
 mod models;
 mod train;
 
-use crate::config::{Config, Detector};
+use crate::config::Config;
+use crate::detector::Detector;
 use crate::features::Transform;
 use crate::http::client::{Client, Url};
 use crate::http::web_config::{ClientAuth, WebConfig};

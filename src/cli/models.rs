@@ -6,8 +6,9 @@
 
 use super::train::{SizeResult, format_sweep};
 use super::{BoxError, OutputFormat, RegistryArgs, print, select_detectors};
-use crate::config::{Config, Detector};
+use crate::config::Config;
 use crate::detect::OnlineDetector;
+use crate::detector::Detector;
 use crate::features::rate::RateSemantics;
 use crate::forest::Table;
 use crate::models::artifact::{self, Files};

@@ -1,7 +1,8 @@
 //! What commands learn from: the rows of each group that the sources know, or those of a table.
 
 use super::{BoxError, parse_label, select_detectors};
-use crate::config::{Config, Detector};
+use crate::config::Config;
+use crate::detector::Detector;
 use crate::features::{Schema, Transform};
 use crate::models::registry::group_model_name;
 use crate::models::{Model, columns};

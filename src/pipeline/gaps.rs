@@ -10,7 +10,7 @@
 //! queue that ran over, and it comes later than the row that it is about.
 
 use super::engine::EngineCommand;
-use crate::config::Detector;
+use crate::detector::Detector;
 use crate::prom::matcher::Matcher;
 use crate::prom::{Labels, Sample};
 use crate::remote_read::SeriesSamples;

@@ -1,7 +1,8 @@
 //! All groups, and how a series finds its place among them.
 
 use super::group::Group;
-use crate::config::{Config, Detector};
+use crate::config::Config;
+use crate::detector::Detector;
 use crate::features::Schema;
 use crate::prom::{Labels, METRIC_NAME};
 use crate::remote_write::message::OUTPUT_METADATA;

@@ -6,7 +6,7 @@
 //! The alternative, a marker from each place that takes something away, forgets the next such place.
 
 use super::serving::Contribution;
-use crate::config::Detector;
+use crate::detector::Detector;
 use crate::models::registry;
 use crate::prom::{Labels, METRIC_NAME, Sample};
 use crate::window::{ModelRole, Score};

@@ -6,7 +6,7 @@
 //! sidecar has trained while the registry was away would be replaced by its predecessor.
 
 use super::engine::EngineCommand;
-use crate::config::Detector;
+use crate::detector::Detector;
 use crate::models::registry::{self, Aliases, CHALLENGER, Registry};
 use crate::models::{DeployedModel, Model};
 use crate::prom::Labels;

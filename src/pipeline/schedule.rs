@@ -1,6 +1,6 @@
 //! When a group's model is trained.
 
-use crate::config::Detector;
+use crate::detector::Detector;
 use crate::models::ModelCard;
 use crate::time;
 use crate::train::trainer::TrainingReason;

@@ -11,7 +11,7 @@
 
 use super::output_series::OutputSeries;
 use super::serving::Contribution;
-use crate::config::Detector;
+use crate::detector::Detector;
 use crate::prom::{Labels, Sample, Selector};
 use crate::remote_read::server::{Query, ReadableSeries};
 use crate::window::{Column, ModelRole, Score, View, Window};

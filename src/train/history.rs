@@ -1,7 +1,7 @@
 //! What training reads of Prometheus: samples of the past, alerts that fired, scores already written.
 
 use super::training_set::Exclusion;
-use crate::config::Detector;
+use crate::detector::Detector;
 use crate::prom::labels::METRIC_NAME;
 use crate::prom::matcher::Matcher;
 use crate::prom::{Labels, Selector};

@@ -6,7 +6,6 @@
 //! has it as soon as its own window is long enough.
 
 pub mod register;
-mod gate;
 pub mod report;
 pub mod history;
 pub mod pool;
@@ -18,98 +17,11 @@ pub mod cross_validation;
 use crate::detect::{OnlineDetector, TrainingMatrix};
 use crate::forest;
 use crate::models::{self, DecisionHistogram, FittedModel, Model, ModelCard, ModelParams, TrainingRange};
-use crate::prom::{Labels, duration};
+use crate::prom::Labels;
 use crate::window::Score;
-use crate::yaml::{Node, Section};
 use cross_validation::Sweep;
-pub use gate::PromotionGate;
 use std::num::NonZeroUsize;
-use std::time::Duration;
 use training_set::TrainingSet;
-
-/// When models are trained, and on what.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Config {
-    /// How far back the training rows reach.
-    pub history: Duration,
-    /// How much of it there has to be for a first model.
-    pub min_history: Duration,
-    /// How often a model is made anew.
-    pub interval: Duration,
-    /// Sizes of sample to choose from; empty: `max_samples` of the model, unswept.
-    pub sweep: Vec<usize>,
-    /// Alerts whose firing keeps the time out of training, by name.
-    pub exclude_alerts: Vec<String>,
-    /// What a model has to show before it is let into service.
-    pub gate: PromotionGate,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        let hours = |n: u64| Duration::from_secs(n * 3600);
-        Self {
-            history: hours(5 * 24),
-            min_history: hours(1),
-            interval: hours(24),
-            sweep: Vec::new(),
-            exclude_alerts: Vec::new(),
-            gate: PromotionGate::default(),
-        }
-    }
-}
-
-impl Config {
-    /// Reads the section of the configuration file.
-    pub fn read(mut section: Section<'_, '_>) -> Self {
-        let default = Self::default();
-        let config = Self {
-            history: section.duration("history", default.history),
-            min_history: section.duration("min_history", default.min_history),
-            interval: section.duration("interval", default.interval),
-            sweep: section.get("sweep").map(|list| read_sizes(&list)).unwrap_or_default(),
-            exclude_alerts: section.get("exclude_alerts").map(|list| read_texts(&list)).unwrap_or_default(),
-            gate: section.get("gate").and_then(Node::section).map_or(default.gate, PromotionGate::read),
-        };
-        if config.history < config.min_history {
-            section.error(format!(
-                "history: {} is shorter than min_history ({})",
-                duration::Display(config.history),
-                duration::Display(config.min_history)
-            ));
-        }
-        section.deny_unknown();
-        config
-    }
-}
-
-fn read_sizes(list: &Node<'_, '_>) -> Vec<usize> {
-    let size = |node: &Node<'_, '_>| {
-        let size: usize = node.value("a whole number")?;
-        if size == 0 {
-            node.error("must be at least 1");
-        }
-        Some(size)
-    };
-    list.items().iter().flatten().filter_map(size).collect()
-}
-
-fn read_texts(list: &Node<'_, '_>) -> Vec<String> {
-    list.items().iter().flatten().filter_map(Node::text).collect()
-}
-
-/// A model is made anew when its history has grown by a quarter: a first model of an hour has seen
-/// little, and should not serve for a day.
-const GROWTH: f64 = 0.25;
-/// But no sooner than this.
-const MIN_RETRAIN_INTERVAL: Duration = Duration::from_secs(15);
-
-impl Config {
-    /// How long a model serves that was trained on so much history.
-    pub fn retrain_interval(&self, observed_ms: i64) -> Duration {
-        let growth = Duration::from_millis((observed_ms.max(0) as f64 * GROWTH) as u64);
-        growth.min(self.interval).max(MIN_RETRAIN_INTERVAL)
-    }
-}
 
 /// Rows below which there is nothing to hold back for validation.
 const MIN_ROWS_TO_VALIDATE: usize = 10;

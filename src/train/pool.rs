@@ -8,7 +8,7 @@
 
 use super::training_set::{TrainingSet, coverage_ms};
 use super::{ModelScope, history, train};
-use crate::config::Detector;
+use crate::detector::Detector;
 use crate::features::Schema;
 use crate::forest;
 use crate::models::{FittedModel, Model};

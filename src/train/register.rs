@@ -2,7 +2,8 @@
 //! line and for the sidecar.
 
 use super::training_set::TrainingSet;
-use super::{PromotionGate, Trained, report};
+use super::{Trained, report};
+use crate::detector::PromotionGate;
 use crate::models::registry::{self, NewVersion, Registry};
 use crate::report::training::PromotionDecision;
 

@@ -1,6 +1,7 @@
 use super::training_set::{Exclusion, TrainingSetError, join};
 use super::*;
-use crate::config::{self, Detector};
+use crate::config;
+use crate::detector::Detector;
 use crate::prom::{METRIC_NAME, Sample};
 use crate::remote_read::SeriesSamples;
 use crate::window::{PushOutcome, Window};
@@ -219,28 +220,6 @@ fn excluded_rows_stay_out_as_long_as_rates_reach_back() {
 }
 
 #[test]
-fn the_gate_names_each_bound_that_is_exceeded() {
-    let gate = PromotionGate::default();
-    let validation = |kl: f64, alert_rate: f64| crate::models::CrossValidation {
-        trials: vec![crate::models::Trial { max_samples: 256, kl: vec![kl, kl] }],
-        chosen: 0,
-        alert_rate,
-    };
-    assert!(gate.check(&validation(0.02, 0.01), 500).is_empty());
-    assert!(gate.check(&validation(20.0, 1.0), 499).is_empty(), "too few rows for the defaults");
-    let strict = PromotionGate { max_kl: Some(0.01), ..PromotionGate::default() };
-    assert_eq!(strict.check(&validation(0.02, 0.01), 10).len(), 1, "the configuration's bounds judge all");
-    assert_eq!(
-        gate.check(&validation(2.5, 0.5), 500),
-        [
-            "the KL divergence of rows that it has not seen is 2.500, above the limit of 2",
-            "it calls 50.0 % of the rows that it has not seen anomalous, above the limit of 30.0 %",
-        ]
-    );
-    assert_eq!(gate.check(&validation(f64::NAN, 0.0), 500).len(), 1);
-}
-
-#[test]
 fn values_that_are_not_finite_are_left_out() {
     let detector = detector("{min_history: 10m}");
     let (labels, mut samples) = counter("eth0", 0..100);
@@ -248,14 +227,6 @@ fn values_that_are_not_finite_are_left_out() {
     let model = trained(&detector, &window(vec![(labels, samples)]));
     // the infinity is in the range of five rows, the row of its own scrape and four more
     assert!((86..=92).contains(&history(&model).n_rows), "{}", history(&model).n_rows);
-}
-
-#[test]
-fn a_young_model_is_renewed_soon_and_an_old_one_on_schedule() {
-    let config = Config::default();
-    for (observed_minutes, pause) in [(0, "15s"), (60, "15m"), (24 * 60, "6h"), (5 * 24 * 60, "1d")] {
-        assert_eq!(duration::Display(config.retrain_interval(observed_minutes * 60_000)).to_string(), pause);
-    }
 }
 
 #[test]

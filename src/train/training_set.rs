@@ -1,7 +1,6 @@
 //! The rows that a model is fitted on: which features, and which of their rows.
 
-use super::Config;
-use crate::config::Detector;
+use crate::detector::Detector;
 use crate::features::{Row, RowReader, Schema, Transform};
 use crate::forest::{self, Table};
 use crate::models::ModelParams;
@@ -115,7 +114,7 @@ impl TrainingSet {
         exclusions: &[Exclusion],
         to_ms: i64,
     ) -> Result<Self, TrainingSetError> {
-        let Config { min_history, .. } = detector.training;
+        let min_history = detector.training.min_history;
         let newest_ms = window.newest_ms().unwrap_or(i64::MIN);
         let with_coverage = |(labels, column, _): (&Labels, Column, _)| {
             (labels.clone(), column, coverage_ms(window, column, detector.transform))

@@ -1,7 +1,7 @@
 //! Holes: which groups hold, what is asked for them, and what comes of it.
 
 use super::Engine;
-use crate::config::Detector;
+use crate::detector::Detector;
 use crate::pipeline::gaps::{self, Gap};
 use crate::prom::Sample;
 use crate::remote_read;

@@ -1,7 +1,7 @@
 //! What a snapshot says of a group, and the group that it is made of again.
 
 use super::{Contribution, Cursor, Group, ServingModel};
-use crate::config::Detector;
+use crate::detector::Detector;
 use crate::pipeline::snapshotter::{GroupSnapshot, SnapshotStep};
 use crate::snapshot::{GroupState, ModelCheckpoint, SnapshotStore};
 use crate::time;

@@ -1,7 +1,7 @@
 //! When a group is trained, and what becomes of the result.
 
 use super::{Group, GroupEvent};
-use crate::config::Detector;
+use crate::detector::Detector;
 use crate::features::Schema;
 use crate::models::{DeployedModel, Model, ModelCard};
 use crate::prom::Labels;

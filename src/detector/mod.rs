@@ -1,0 +1,177 @@
+//! A detector: which series it selects, how rows are built from them, and which model it trains.
+//!
+//! A detector is a block of the configuration file. It stands in a room of its own because training, backtests and the
+//! pipeline all read it, while `config` only lists the blocks.
+
+mod model;
+mod promotion_gate;
+mod training;
+
+use crate::detect;
+use crate::features::Transform;
+use crate::features::rate::RateSemantics;
+use crate::models::ModelParams;
+use crate::prom::{Selector, duration};
+use crate::time;
+use crate::yaml::{Node, Section};
+pub use promotion_gate::PromotionGate;
+use std::time::Duration;
+pub use training::TrainingConfig;
+
+/// Labels that the output series carry themselves.
+const OUTPUT_LABELS: [&str; 5] = ["__name__", "detector", "model", "metric", "reason"];
+
+/// A block of the configuration's list `detectors`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Detector {
+    /// Name of the detector and prefix of its decision series.
+    pub name: String,
+    /// Selectors; a series belongs to the detector if one of them matches.
+    pub matchers: Vec<Selector>,
+    /// Names of the labels whose values identify a group.
+    pub by: Vec<String>,
+    /// Conversion of samples to values.
+    pub transform: Transform,
+    /// Length of the history of raw samples in memory.
+    pub window: Duration,
+    /// Time that a row waits for its last sample.
+    pub grace: Duration,
+    /// Training: history, schedule, promotion gate.
+    pub training: TrainingConfig,
+    /// Alert budget and deviation filters.
+    pub alerts: detect::Config,
+    /// Kind and parameters of the model.
+    pub model: ModelParams,
+}
+
+impl Detector {
+    /// The detector of a configuration without `detectors`: the traffic of all network interfaces that belong to a
+    /// machine, not to a container.
+    pub fn node_network(scrape_interval: Duration) -> Self {
+        let interfaces = r#"{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total", device!~"veth.*|cali.*|tap.*"}"#;
+        Self {
+            name: "node_network".into(),
+            matchers: vec![Selector::parse(interfaces).expect("a valid selector")],
+            ..Self::unnamed(scrape_interval)
+        }
+    }
+
+    /// Reads a block of the configuration file. `scrape_interval` sets the default of `grace`.
+    pub fn read(mut section: Section<'_, '_>, scrape_interval: Duration) -> Self {
+        let default = Self::unnamed(scrape_interval);
+        let name = section.require("name").and_then(|node| read_name(&node));
+        let matchers = section.require("match").map(|list| read_matchers(&list));
+        let by = section.get("by").map(|list| read_group_labels(&list));
+        let semantics = section.get("rate_semantics").and_then(|node| node.parse(str::parse));
+        let semantics = semantics.unwrap_or(RateSemantics::V3);
+        let transform =
+            section.get("transform").and_then(|node| node.parse(|text| Transform::parse(text, semantics)));
+        let window = section.duration("window", default.window);
+        let grace = section.duration("grace", default.grace);
+        let training = section.get("training").and_then(Node::section);
+        let alerts = section.get("alerts").and_then(Node::section);
+        let model = section.get("model").and_then(Node::section);
+        let detector = Self {
+            name: name.unwrap_or_default(),
+            matchers: matchers.unwrap_or_default(),
+            by: by.unwrap_or(default.by),
+            transform: transform.unwrap_or(default.transform),
+            window,
+            grace,
+            training: training.map_or(default.training, TrainingConfig::read),
+            alerts: alerts.map_or(default.alerts, detect::Config::read),
+            model: model.map_or(default.model, model::read_params),
+        };
+        detector.check_window(&section);
+        section.deny_unknown();
+        detector
+    }
+
+    fn unnamed(scrape_interval: Duration) -> Self {
+        Self {
+            name: String::new(),
+            matchers: Vec::new(),
+            by: vec!["job".into(), "instance".into()],
+            transform: Transform::Rate { range_ms: 60_000, semantics: RateSemantics::V3 },
+            window: Duration::from_secs(6 * 3600),
+            // Parts of a scrape may arrive 5 s apart (Prometheus' batch deadline), and 5 s later after a retry.
+            grace: (2 * scrape_interval).max(Duration::from_secs(15)),
+            training: TrainingConfig::default(),
+            alerts: detect::Config::default(),
+            model: ModelParams::default(),
+        }
+    }
+
+    fn check_window(&self, section: &Section<'_, '_>) {
+        let window = duration::Display(self.window);
+        if self.window < self.training.min_history {
+            section.error(format!(
+                "window: {window} is shorter than training.min_history ({}): without remote read the first model would never come",
+                duration::Display(self.training.min_history),
+            ));
+        }
+        if time::millis(self.window) < self.transform.lookback_ms() {
+            section.error(format!(
+                "window: {window} is too short for {}: twice its range is needed",
+                self.transform
+            ));
+        }
+    }
+
+    /// Text that identifies the contents of a window except for the detector's name: selectors, group labels and
+    /// transform. Snapshots store it.
+    pub fn selection_key(&self) -> String {
+        let matchers: Vec<String> = self.matchers.iter().map(ToString::to_string).collect();
+        let semantics = self.transform.rate_semantics().map_or("", |semantics| semantics.as_str());
+        format!("{} by {} as {} {semantics}", matchers.join(" or "), self.by.join(", "), self.transform)
+    }
+
+    /// True if both detectors select the same series and convert them alike, so that one can use the window of the
+    /// other.
+    pub fn has_same_selection(&self, other: &Self) -> bool {
+        self.name == other.name && self.selection_key() == other.selection_key()
+    }
+
+    /// Name of the series of decisions.
+    pub fn decision_metric(&self) -> String {
+        format!("{}_anomaly", self.name)
+    }
+}
+
+fn read_name(node: &Node<'_, '_>) -> Option<String> {
+    let name = node.text()?;
+    if !is_name(&name) {
+        node.error(format!("{name:?} cannot begin a metric name: use letters, digits and _"));
+    }
+    Some(name)
+}
+
+fn read_matchers(list: &Node<'_, '_>) -> Vec<Selector> {
+    let items = list.items();
+    if items.as_ref().is_some_and(Vec::is_empty) {
+        list.error("at least one selector is needed");
+    }
+    items.iter().flatten().filter_map(|item| item.parse(Selector::parse)).collect()
+}
+
+fn read_group_labels(list: &Node<'_, '_>) -> Vec<String> {
+    let mut by = Vec::new();
+    for item in list.items().unwrap_or_default() {
+        let Some(label) = item.text() else { continue };
+        if !is_name(&label) {
+            item.error(format!("{label:?} is no label name: use letters, digits and _"));
+        }
+        if OUTPUT_LABELS.contains(&label.as_str()) {
+            item.error(format!("{label:?} cannot tell groups apart: it is a label of the outputs' own"));
+        } else if by.contains(&label) {
+            item.error(format!("{label:?} is there twice"));
+        }
+        by.push(label);
+    }
+    by
+}
+
+fn is_name(text: &str) -> bool {
+    let allowed = |(i, b): (usize, u8)| b == b'_' || b.is_ascii_alphabetic() || i > 0 && b.is_ascii_digit();
+    !text.is_empty() && text.bytes().enumerate().all(allowed)
+}

@@ -1,0 +1,98 @@
+//! The section `model` of a detector: kind and parameters, named as in scikit-learn and isotree.
+
+use crate::forest::{Contamination, ExtendedParams, ForestParams, MaxFeatures, MaxSamples};
+use crate::models::{ModelKind, ModelParams};
+use crate::yaml::{Node, Section};
+use std::num::NonZeroUsize;
+
+/// Most trees of a forest, against typing errors. A hundred trees suffice.
+const MAX_ESTIMATORS: usize = 10_000;
+
+/// Reads the section of the configuration file.
+pub(super) fn read_params(mut section: Section<'_, '_>) -> ModelParams {
+    let kind = section.get("kind").and_then(|node| node.parse(str::parse)).unwrap_or_default();
+    let n_estimators = section.get("n_estimators").and_then(|node| read_n_estimators(&node));
+    let max_samples = section.get("max_samples").and_then(|node| read_max_samples(&node));
+    let random_state = section.get("random_state").and_then(|node| node.value("a whole number"));
+    match kind {
+        ModelKind::IsolationForest => {
+            let default = ForestParams::default();
+            ModelParams::IsolationForest(ForestParams {
+                n_estimators: n_estimators.unwrap_or(default.n_estimators),
+                max_samples: max_samples.unwrap_or(default.max_samples),
+                random_state: random_state.unwrap_or(default.random_state),
+                ..read_standard_params(section)
+            })
+        }
+        ModelKind::ExtendedIsolationForest => {
+            let default = ExtendedParams::default();
+            let ndim = section.count("ndim", default.ndim.get(), 1);
+            section.deny_unknown();
+            ModelParams::Extended(ExtendedParams {
+                n_estimators: n_estimators.unwrap_or(default.n_estimators),
+                max_samples: max_samples.unwrap_or(default.max_samples),
+                ndim: NonZeroUsize::new(ndim).unwrap_or(default.ndim),
+                random_state: random_state.unwrap_or(default.random_state),
+            })
+        }
+    }
+}
+
+/// The parameters that only a standard forest has; the others at their defaults.
+fn read_standard_params(mut section: Section<'_, '_>) -> ForestParams {
+    let default = ForestParams::default();
+    let contamination = section.get("contamination").and_then(|node| read_contamination(&node));
+    let max_features = section.get("max_features").and_then(|node| read_max_features(&node));
+    let bootstrap = section.flag("bootstrap", default.bootstrap);
+    section.deny_unknown();
+    ForestParams {
+        contamination: contamination.unwrap_or(default.contamination),
+        max_features: max_features.unwrap_or(default.max_features),
+        bootstrap,
+        ..default
+    }
+}
+
+fn read_n_estimators(node: &Node<'_, '_>) -> Option<NonZeroUsize> {
+    let count: usize = node.value("a whole number")?;
+    let n_estimators = NonZeroUsize::new(count).filter(|_| count <= MAX_ESTIMATORS);
+    if n_estimators.is_none() {
+        node.error(format!("{count} is not in 1 to {MAX_ESTIMATORS}"));
+    }
+    n_estimators
+}
+
+fn read_max_samples(node: &Node<'_, '_>) -> Option<MaxSamples> {
+    match node.text()?.as_str() {
+        "auto" => Some(MaxSamples::Auto),
+        text if is_share(text) => {
+            node.value("a number").and_then(|share| node.parse(|_| MaxSamples::share(share)))
+        }
+        _ => node
+            .value("auto, a whole number or a share")
+            .and_then(|count| node.parse(|_| MaxSamples::count(count))),
+    }
+}
+
+fn read_contamination(node: &Node<'_, '_>) -> Option<Contamination> {
+    match node.text()?.as_str() {
+        "auto" => Some(Contamination::Auto),
+        _ => node.value("auto or a number").and_then(|share| node.parse(|_| Contamination::share(share))),
+    }
+}
+
+fn read_max_features(node: &Node<'_, '_>) -> Option<MaxFeatures> {
+    match node.text()? {
+        text if is_share(&text) => {
+            node.value("a number").and_then(|share| node.parse(|_| MaxFeatures::share(share)))
+        }
+        _ => node
+            .value("a whole number or a share")
+            .and_then(|count| node.parse(|_| MaxFeatures::count(count))),
+    }
+}
+
+/// True for a number with a decimal point: as in scikit-learn, 1.0 means all and 1 means one.
+fn is_share(text: &str) -> bool {
+    text.parse::<i64>().is_err() && text.parse::<f64>().is_ok()
+}

@@ -1,0 +1,102 @@
+//! The section `training` of a detector: the history to train on, the schedule, the promotion gate.
+
+use super::PromotionGate;
+use crate::prom::duration;
+use crate::yaml::{Node, Section};
+use std::time::Duration;
+
+/// Growth of the history at which a model is trained again, as a share: the first model has seen an hour and must not
+/// serve for a day.
+const GROWTH: f64 = 0.25;
+/// Shortest time between two trainings.
+const MIN_RETRAIN_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Schedule and inputs of training.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainingConfig {
+    /// Length of the history to train on.
+    pub history: Duration,
+    /// Length of the history that a first model needs.
+    pub min_history: Duration,
+    /// Longest time between two trainings.
+    pub interval: Duration,
+    /// Values of `max_samples` to choose from; if empty, the model's own value is used.
+    pub sweep: Vec<usize>,
+    /// Names of alerts. The time in which one of them fired is excluded from training.
+    pub exclude_alerts: Vec<String>,
+    /// Bounds that a renewed model must meet.
+    pub gate: PromotionGate,
+}
+
+impl Default for TrainingConfig {
+    fn default() -> Self {
+        let hours = |n: u64| Duration::from_secs(n * 3600);
+        Self {
+            history: hours(5 * 24),
+            min_history: hours(1),
+            interval: hours(24),
+            sweep: Vec::new(),
+            exclude_alerts: Vec::new(),
+            gate: PromotionGate::default(),
+        }
+    }
+}
+
+impl TrainingConfig {
+    /// Reads the section of the configuration file.
+    pub fn read(mut section: Section<'_, '_>) -> Self {
+        let default = Self::default();
+        let config = Self {
+            history: section.duration("history", default.history),
+            min_history: section.duration("min_history", default.min_history),
+            interval: section.duration("interval", default.interval),
+            sweep: section.get("sweep").map(|list| read_sizes(&list)).unwrap_or_default(),
+            exclude_alerts: section.get("exclude_alerts").map(|list| read_texts(&list)).unwrap_or_default(),
+            gate: section.get("gate").and_then(Node::section).map_or(default.gate, PromotionGate::read),
+        };
+        if config.history < config.min_history {
+            section.error(format!(
+                "history: {} is shorter than min_history ({})",
+                duration::Display(config.history),
+                duration::Display(config.min_history)
+            ));
+        }
+        section.deny_unknown();
+        config
+    }
+
+    /// Time until the next training of a model that was trained on a history of `observed_ms` milliseconds.
+    pub fn retrain_interval(&self, observed_ms: i64) -> Duration {
+        let growth = Duration::from_millis((observed_ms.max(0) as f64 * GROWTH) as u64);
+        growth.min(self.interval).max(MIN_RETRAIN_INTERVAL)
+    }
+}
+
+fn read_sizes(list: &Node<'_, '_>) -> Vec<usize> {
+    let size = |node: &Node<'_, '_>| {
+        let size: usize = node.value("a whole number")?;
+        if size == 0 {
+            node.error("must be at least 1");
+        }
+        Some(size)
+    };
+    list.items().iter().flatten().filter_map(size).collect()
+}
+
+fn read_texts(list: &Node<'_, '_>) -> Vec<String> {
+    list.items().iter().flatten().filter_map(Node::text).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_young_model_is_renewed_soon_and_an_old_one_on_schedule() {
+        let config = TrainingConfig::default();
+        for (observed_minutes, interval) in [(0, "15s"), (60, "15m"), (24 * 60, "6h"), (5 * 24 * 60, "1d")] {
+            let retrain_interval = config.retrain_interval(observed_minutes * 60_000);
+            assert_eq!(duration::Display(retrain_interval).to_string(), interval);
+        }
+    }
+}
