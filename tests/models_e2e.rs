@@ -331,8 +331,8 @@ fn f23_models_are_kept_in_a_directory() {
     stack.start_promforest();
     stack.wait("the first model", MODEL_TIMEOUT, |at| check_serving(at, "champion", "1"));
     assert_eq!((training_runs(&stack.api, "loaded"), training_runs(&stack.api, "trained")), (0.0, 1.0));
-    stack.wait("a model is held", MODEL_TIMEOUT, |at| {
-        if training_runs(at, "held") >= 1.0 { Ok(()) } else { Err("none is".into()) }
+    stack.wait("a model is gated", MODEL_TIMEOUT, |at| {
+        if training_runs(at, "gated") >= 1.0 { Ok(()) } else { Err("no model is gated".into()) }
     });
     check_serving(&stack.api, "champion", "1").expect("what serves goes on");
     let gate_reason = "the KL divergence of held-out rows is ";

@@ -106,13 +106,13 @@ impl Detector {
         let window = duration::Display(self.window);
         if self.window < self.training.min_history {
             section.error(format!(
-                "window: {window} is shorter than training.min_history ({}): without remote read the first model would never come",
+                "window: {window} is shorter than training.min_history ({}): without remote read no model can be trained",
                 duration::Display(self.training.min_history),
             ));
         }
         if time::millis(self.window) < self.transform.lookback_ms() {
             section.error(format!(
-                "window: {window} is too short for {}: twice its range is needed",
+                "window: {window} is too short for {}: more than twice its range is needed",
                 self.transform
             ));
         }
@@ -141,7 +141,7 @@ impl Detector {
 fn read_name(node: &Node<'_, '_>) -> Option<String> {
     let name = node.text()?;
     if !is_name(&name) {
-        node.error(format!("{name:?} cannot begin a metric name: use letters, digits and _"));
+        node.error(format!("{name:?} is not the start of a metric name: use letters, digits and _"));
     }
     Some(name)
 }
@@ -159,12 +159,12 @@ fn read_group_labels(list: &Node<'_, '_>) -> Vec<String> {
     for item in list.items().unwrap_or_default() {
         let Some(label) = item.text() else { continue };
         if !is_name(&label) {
-            item.error(format!("{label:?} is no label name: use letters, digits and _"));
+            item.error(format!("{label:?} is not a label name: use letters, digits and _"));
         }
         if OUTPUT_LABELS.contains(&label.as_str()) {
-            item.error(format!("{label:?} cannot tell groups apart: it is a label of the outputs' own"));
+            item.error(format!("{label:?} is reserved: the output series have a label of this name"));
         } else if by.contains(&label) {
-            item.error(format!("{label:?} is there twice"));
+            item.error(format!("{label:?} occurs twice"));
         }
         by.push(label);
     }

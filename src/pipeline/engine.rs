@@ -439,7 +439,7 @@ impl Engine {
             TrainingOutcome::Gated { name, version, card, reasons } => {
                 let reasons = reasons.join("; ");
                 warn!(component = "train", detector = detector.name, group = %group.labels, model = name, version, reason = reasons, "model stays out of service");
-                self.metrics.count_training(&detector.name, "held");
+                self.metrics.count_training(&detector.name, "gated");
                 group.training_gated(&card, now);
             }
             TrainingOutcome::WaitingForFeatures => group.wait_for_features(now),

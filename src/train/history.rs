@@ -11,7 +11,7 @@ use crate::remote_read::{Error, ReadClient, SeriesSamples};
 const ALERT_GAP_MS: i64 = 300_000;
 
 /// Why the time of an incident is excluded.
-const INCIDENT: &str = "an incident of the detector's own";
+const INCIDENT: &str = "incident detected by this detector";
 
 /// The matchers that select a group.
 pub fn group_matchers(detector: &Detector, labels: &Labels) -> Vec<Matcher> {

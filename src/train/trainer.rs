@@ -345,7 +345,7 @@ async fn run_job(
     };
 
     let registered = match circuit_breaker.registry {
-        Some(_) => Err("the registry rests".to_string()),
+        Some(_) => Err("the registry is in cooldown".to_string()),
         None => register::register(&backends.registry, &name, &trained, &draft)
             .await
             .map_err(|error| crate::error::chain(&error)),
@@ -517,7 +517,7 @@ async fn find_registered(
         }
     };
     let deployed = lookup.unwrap_or_else(|error| {
-        warn!(component = "models", group = %job.labels, err = error, "the registry does not help");
+        warn!(component = "models", group = %job.labels, err = error, "no model from the registry");
         None
     });
     let Some(deployed) =
@@ -551,7 +551,7 @@ async fn read_history(
     for read_client in sources {
         let url = &read_client.config.url;
         if circuit_breaker.is_open(url) {
-            failed = Some("the source rests".to_string());
+            failed = Some("the remote-read endpoint is in cooldown".to_string());
             continue;
         }
         if let Err(error) =
@@ -770,7 +770,7 @@ mod tests {
         let Err(reason) = run_job(scheduled, &backends, &mut circuit_breaker).await else {
             panic!("not registered")
         };
-        assert_eq!(reason, "the registry rests");
+        assert_eq!(reason, "the registry is in cooldown");
         assert!(started.elapsed() < REGISTRY_TIMEOUT, "{:?}", started.elapsed());
     }
 }
