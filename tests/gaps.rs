@@ -95,11 +95,11 @@ fn f1_to_f7_f14_f16_f22_f45_every_row_is_scored_whatever_process_is_killed() {
         fs::write(&path, &bytes).expect("the directory is ours");
         stack.start_promforest();
         assert_eq!(
-            (snapshots_with_outcome(&stack, "damaged"), snapshots_with_outcome(&stack, "restored")),
+            (snapshots_with_outcome(&stack, "corrupt"), snapshots_with_outcome(&stack, "restored")),
             (1.0, 0.0),
             "{version}"
         );
-        assert_eq!(fs::read(path.with_extension("damaged")).ok(), Some(bytes), "{version}: it is kept");
+        assert_eq!(fs::read(path.with_extension("corrupt")).ok(), Some(bytes), "{version}: it is kept");
         thread::sleep(Duration::from_secs(2));
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
         stack.wait_for_score_at(now_ms() + 3_000);

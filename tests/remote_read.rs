@@ -187,7 +187,7 @@ fn b68_b69_b70_b71_b72_b73_b74_b75_bad_requests() {
     program.fill(3, 5);
     let assert_refused = |what: &str, body: &[u8], status: u16, text: &str| {
         let code = status.to_string();
-        let count = || program.metric("promforest_read_requests_total", &[("code", &code)]);
+        let count = || program.metric("promforest_remote_read_server_requests_total", &[("code", &code)]);
         let before = count();
         let answer = post(&program.address, "read", body);
         assert_eq!(answer.status, status, "{what}: {}", answer.text());
@@ -244,7 +244,7 @@ fn b68_b69_b70_b71_b72_b73_b74_b75_bad_requests() {
     let chunks = post(&program.address, "read", &request(vec![everything()], vec![1, 0]));
     let kind = "content-type: application/x-streamed-protobuf; proto=prometheus.chunkedreadresponse";
     assert!(chunks.head.contains(kind) && !chunks.head.contains("content-encoding"), "{}", chunks.head);
-    assert_eq!(program.metric("promforest_read_samples_total", &[]), 3.0 * 15.0);
+    assert_eq!(program.metric("promforest_remote_read_server_samples_total", &[]), 3.0 * 15.0);
 }
 
 #[test]
@@ -259,7 +259,7 @@ fn b76_b77_clients_that_do_not_read_take_no_memory_and_no_slot_for_ever() {
     // Their answers begin, and nothing more is read of them.
     let begun = stalled.iter_mut().map(status_line).filter(|line| line == b"HTTP/1.0 200").count();
     assert_eq!(begun, 10);
-    program.wait_for_metric("promforest_read_requests_in_flight", 10.0);
+    program.wait_for_metric("promforest_remote_read_server_requests_in_flight", 10.0);
     // An eleventh waits for its turn, and is told to come again when there is none.
     let mut eleventh = begin_request(&program.address, "read", &body);
     let status = status_line(&mut eleventh);
@@ -268,8 +268,8 @@ fn b76_b77_clients_that_do_not_read_take_no_memory_and_no_slot_for_ever() {
     assert!(grown < 64 * MIB, "{} MiB for answers of {} MiB", grown / MIB, 10 * 1000 * 1400 * 18 / MIB);
     // Who hangs up is not worked for any more.
     drop((stalled, eleventh));
-    program.wait_for_metric("promforest_read_requests_in_flight", 0.0);
-    assert!(program.metric("promforest_read_answers_cut_total", &[]) >= 10.0);
+    program.wait_for_metric("promforest_remote_read_server_requests_in_flight", 0.0);
+    assert!(program.metric("promforest_remote_read_server_responses_truncated_total", &[]) >= 10.0);
     let answer = post(&program.address, "read", &body);
     let series = samples(&answer).remove(0);
     assert_eq!((series.len(), series.values().map(Vec::len).sum::<usize>()), (1000, 1_400_000));
@@ -365,7 +365,7 @@ fn prometheus_reads_scores_that_were_never_written() {
         // A function of PromQL, over time.
         let worst = stack.api.prometheus.query(r#"max_over_time(anomaly_score{job="node"}[10m]) >= 0"#);
         assert_eq!(worst.map(|series| series.len()), Ok(1), "{version}");
-        assert!(stack.metric("promforest_read_samples_total", &[]) > 0.0, "{version}");
+        assert!(stack.metric("promforest_remote_read_server_samples_total", &[]) > 0.0, "{version}");
     });
 }
 
@@ -398,7 +398,7 @@ fn promforest_serves_the_samples_that_prometheus_stores() {
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
         stack.wait("an answer of promforest's", SHORT_TIMEOUT, |at| {
             at.scores()?;
-            let answered = at.metric("promforest_read_requests_total", &[("code", "200")])?;
+            let answered = at.metric("promforest_remote_read_server_requests_total", &[("code", "200")])?;
             let own_requests = 4.0;
             if answered > own_requests { Ok(()) } else { Err(format!("{answered} answers")) }
         });

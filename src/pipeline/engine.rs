@@ -313,7 +313,7 @@ impl Engine {
     ) {
         for (state, window) in snapshots {
             let is_restored = self.groups.restore(state, window, now);
-            on_outcome(if is_restored { "restored" } else { "unfit" });
+            on_outcome(if is_restored { "restored" } else { "incompatible" });
         }
     }
 

@@ -300,7 +300,7 @@ impl GapTracker {
         metrics.count_fill(detector, outcome);
         let (after_ms, to_ms) = pending.range;
         info!(
-            component = "history",
+            component = "remote_read",
             detector,
             groups = pending.groups.len(),
             seconds = (to_ms - after_ms) / 1000,
@@ -414,11 +414,11 @@ impl GapFiller {
                     }
                     // The caller has a limit.
                     Err(error) if error.is_recoverable() => {
-                        debug!(component = "history", url = %source.config.url, err = crate::error::chain(&error), "no answer yet");
+                        debug!(component = "remote_read", url = %source.config.url, err = crate::error::chain(&error), "no answer yet");
                         tokio::time::sleep(RETRY_DELAY).await;
                     }
                     Err(error) => {
-                        warn!(component = "history", url = %source.config.url, err = crate::error::chain(&error), "a hole cannot be filled");
+                        warn!(component = "remote_read", url = %source.config.url, err = crate::error::chain(&error), "a hole cannot be filled");
                         return None;
                     }
                 }
@@ -447,7 +447,7 @@ impl GapFiller {
             };
             self.metrics.audited.get_or_create(&[("result", result)]).inc();
             if result == "missing" {
-                info!(component = "history", detector = detector.name, group = %group, series = %feature, "samples have not come, they are read");
+                info!(component = "remote_read", detector = detector.name, group = %group, series = %feature, "samples have not come, they are read");
                 let group_matchers = history::group_matchers(&detector, &group);
                 let read =
                     tokio::time::timeout(HOLD_TIMEOUT, self.read(&detector, &group_matchers, range)).await;

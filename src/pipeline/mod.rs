@@ -283,7 +283,10 @@ impl Senders {
         let deadline = tokio::time::Instant::now() + DRAIN_TIMEOUT;
         for mut task in self.tasks {
             if tokio::time::timeout_at(deadline, &mut task).await.is_err() {
-                warn!(component = "publish", "scores are not sent yet: the target did not answer in time");
+                warn!(
+                    component = "remote_write",
+                    "scores are not sent yet: the target did not answer in time"
+                );
                 task.abort();
             }
         }

@@ -85,14 +85,14 @@ impl Metrics {
         let metrics = Self::default();
         registry.register(
             "remote_read_slices",
-            "Slices of history asked for, by what came of them: split ones are asked for again as halves, \
-             unknown_chunks ones as samples",
+            "Time slices requested by outcome; a split slice is requested again as halves, one with \
+             unknown_encoding as samples",
             metrics.slices.clone(),
         );
-        registry.register("remote_read_samples", "Samples of history read", metrics.samples.clone());
+        registry.register("remote_read_samples", "Samples read by remote read", metrics.samples.clone());
         registry.register(
             "remote_read_skipped",
-            "Chunks of native histograms and invalid series, or their samples, that are not used, by reason",
+            "Skipped chunks or samples of native histograms, and skipped invalid series, by reason",
             metrics.skipped.clone(),
         );
         metrics
@@ -310,9 +310,9 @@ impl ReadClient {
         let response_types = [ResponseType::StreamedXorChunks, ResponseType::Samples];
         match self.fetch(query.clone(), &response_types).await {
             Err(Error::Encoding { encoding }) => {
-                self.metrics.count_slice("unknown_chunks");
+                self.metrics.count_slice("unknown_encoding");
                 if !self.has_unknown_encoding.swap(true, Ordering::Relaxed) {
-                    warn!(component = "history", url = %self.config.url, encoding, "unknown kind of chunks: samples are asked for instead");
+                    warn!(component = "remote_read", url = %self.config.url, encoding, "unknown chunk encoding, requesting samples instead");
                 }
                 self.fetch(query, &[ResponseType::Samples]).await
             }

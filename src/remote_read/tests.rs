@@ -582,7 +582,7 @@ async fn b61_f39_chunks_of_an_unknown_encoding_are_requested_as_samples() {
     let response_types: Vec<&[i32]> =
         requests.iter().map(|request| &request.accepted_response_types[..]).collect();
     assert_eq!(response_types, [&[1, 0][..], &[0], &[0], &[0]], "the source is remembered");
-    assert_eq!(slice_count(&fake.client, "unknown_chunks"), 1);
+    assert_eq!(slice_count(&fake.client, "unknown_encoding"), 1);
 }
 
 #[tokio::test]

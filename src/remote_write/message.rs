@@ -18,18 +18,18 @@ const GAUGE: i32 = 2;
 
 /// Series of ours whose names no configuration decides, with their help.
 pub const OUTPUT_METADATA: [(&str, &str); 7] = [
-    ("anomaly_score", "How unusual a row is: 1 is the alert threshold"),
-    ("anomaly_threshold", "The threshold behind a score of 1, in raw units"),
-    ("anomaly_incident", "Whether there is an incident"),
-    ("anomaly_contribution", "Share of a metric in an incident"),
-    ("anomaly_expected", "Value of a metric that is expected at this time, during an incident"),
-    ("anomaly_expected_lower", "Least usual value of a metric at this time, during an incident"),
-    ("anomaly_expected_upper", "Greatest usual value of a metric at this time, during an incident"),
+    ("anomaly_score", "Anomaly score of a row; 1 is the alert threshold"),
+    ("anomaly_threshold", "Raw score that corresponds to a score of 1"),
+    ("anomaly_incident", "1 during an incident, otherwise 0"),
+    ("anomaly_contribution", "Share of a feature in an incident"),
+    ("anomaly_expected", "Expected value of a feature at this time, during an incident"),
+    ("anomaly_expected_lower", "Lower bound of the values expected at this time, during an incident"),
+    ("anomaly_expected_upper", "Upper bound of the values expected at this time, during an incident"),
 ];
 
 /// What is said of a metric; `None` for one that is not promforest's.
 fn metric_help(metric: &str) -> Option<&'static str> {
-    let decision = "Decision of a detector's model in [-1, 1]: negative is an anomaly";
+    let decision = "Decision of a detector's model in [-1, 1]; negative is an anomaly";
     let known = OUTPUT_METADATA.iter().find(|(name, _)| *name == metric).map(|(_, help)| *help);
     known.or_else(|| metric.ends_with("_anomaly").then_some(decision))
 }

@@ -183,7 +183,7 @@ impl FailureReason {
             Self::OutOfOrder => "out_of_order",
             Self::Revised => "revised",
             Self::Unconfirmed => "unconfirmed",
-            Self::LeftWindow => "outlived",
+            Self::LeftWindow => "left_window",
             Self::Abandoned => "abandoned",
         };
         [("reason", reason)]
@@ -215,26 +215,30 @@ impl Metrics {
         for reason in FailureReason::ALL {
             drop(metrics.failed.get_or_create(&reason.label()));
         }
-        registry.register("remote_write_samples", "Samples that were acknowledged", metrics.written.clone());
+        registry.register(
+            "remote_write_samples",
+            "Samples that the endpoints acknowledged",
+            metrics.written.clone(),
+        );
         registry.register(
             "remote_write_samples_failed",
-            "Samples given up, by reason",
+            "Samples that were not written, by reason",
             metrics.failed.clone(),
         );
-        registry.register("remote_write_retries", "Requests that were sent again", metrics.retries.clone());
+        registry.register("remote_write_retries", "Repeated requests", metrics.retries.clone());
         registry.register(
             "remote_write_fallbacks",
-            "Targets that did not understand remote write 2.0 and get 1.0",
+            "Changes of an endpoint from remote write 2.0, which it does not support, to 1.0",
             metrics.fallbacks.clone(),
         );
         registry.register(
-            "remote_write_samples_contradicted",
-            "Rejected samples whose series had others: a second writer",
+            "remote_write_samples_conflicting",
+            "Samples rejected because their series has other ones: a second writer",
             metrics.conflicting.clone(),
         );
         registry.register(
-            "publish_latency_seconds",
-            "From the arrival of a row's last sample to the acknowledgement of its scores",
+            "score_latency_seconds",
+            "Time from the arrival of a row's last sample to the acknowledgement of its scores",
             metrics.latency.clone(),
         );
         metrics

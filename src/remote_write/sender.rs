@@ -171,7 +171,7 @@ impl<W: BatchSource> SendLoop<W> {
             match split_in_half(part).filter(|_| can_split) {
                 Some([older, newer]) => {
                     debug!(
-                        component = "publish",
+                        component = "remote_write",
                         status = status.as_u16(),
                         reason,
                         count,
@@ -188,7 +188,7 @@ impl<W: BatchSource> SendLoop<W> {
                     }
                     self.sender.metrics.count_failed(FailureReason::Rejected, n_rejected);
                     if let Some(count) = self.rejected.add(n_rejected) {
-                        warn!(component = "publish", url = %self.sender.config.url, status = status.as_u16(), reason, summary, count, "samples rejected");
+                        warn!(component = "remote_write", url = %self.sender.config.url, status = status.as_u16(), reason, summary, count, "samples rejected");
                     }
                 }
             }
@@ -206,7 +206,7 @@ impl<W: BatchSource> SendLoop<W> {
         let reduced = (samples / 2).max(super::MAX_SAMPLES_PER_ROW);
         if reduced < self.max_samples {
             self.max_samples = reduced;
-            info!(component = "publish", url = %self.sender.config.url, max_samples_per_send = reduced, "the target takes no larger requests");
+            info!(component = "remote_write", url = %self.sender.config.url, max_samples_per_send = reduced, "the endpoint rejects larger requests");
         }
     }
 
@@ -222,7 +222,7 @@ impl<W: BatchSource> SendLoop<W> {
         if self.n_conflicting_batches >= MIN_CONFLICTING_BATCHES
             && let Some(count) = self.second_writer.add(samples)
         {
-            warn!(component = "publish", url = %self.sender.config.url, count, "second writer: the target has other samples of the same series; is there another promforest with these detectors?");
+            warn!(component = "remote_write", url = %self.sender.config.url, count, "second writer: the endpoint has other samples of the same series; check for another promforest with these detectors");
         }
     }
 
@@ -240,13 +240,13 @@ impl<W: BatchSource> SendLoop<W> {
             match self.send_request(body.clone(), count, attempt).await {
                 SendResult::Accepted(n_written) => {
                     if attempt > 0 {
-                        info!(component = "publish", url = %url, attempts = attempt + 1, "remote write works again");
+                        info!(component = "remote_write", url = %url, attempts = attempt + 1, "remote write works again");
                     }
                     self.sender.metrics.written.inc_by(n_written as u64);
                     if n_written < count {
                         self.sender.metrics.count_failed(FailureReason::Unconfirmed, count - n_written);
                         if let Some(count) = self.unconfirmed.add(count - n_written) {
-                            warn!(component = "publish", url = %self.sender.config.url, count, "the target accepted requests and counts fewer samples than were in them");
+                            warn!(component = "remote_write", url = %self.sender.config.url, count, "the endpoint counts fewer samples than it was sent");
                         }
                     }
                     return Ok(());
@@ -256,7 +256,7 @@ impl<W: BatchSource> SendLoop<W> {
                     return Err(RejectedPart { response, n_written, part });
                 }
                 SendResult::UnsupportedMessage(status) => {
-                    warn!(component = "publish", url = %url, status = status.as_u16(), "the target does not understand remote write 2.0, it gets 1.0 from now on");
+                    warn!(component = "remote_write", url = %url, status = status.as_u16(), "the endpoint does not support remote write 2.0, using 1.0");
                     self.sender.metrics.fallbacks.inc();
                     self.message = ProtobufMessage::V1;
                     body = self.encode(&part);
@@ -264,7 +264,7 @@ impl<W: BatchSource> SendLoop<W> {
                 SendResult::Recoverable(error) => {
                     // Once at the beginning, and then at each doubling: a long outage is few lines.
                     if attempt == 0 || attempt.is_power_of_two() {
-                        warn!(component = "publish", url = %url, attempts = attempt + 1, what = describe(&part), err = error.describe(), "remote write failed, trying again");
+                        warn!(component = "remote_write", url = %url, attempts = attempt + 1, summary = describe(&part), err = error.describe(), "remote write failed, retrying");
                     }
                     attempt += 1;
                     self.sender.metrics.retries.inc();
@@ -325,7 +325,7 @@ impl<W: BatchSource> SendLoop<W> {
             part.retain(|series| !series.samples.is_empty());
             self.sender.metrics.count_failed(FailureReason::TooOld, n_too_old);
             if let Some(count) = self.too_old.add(n_too_old) {
-                warn!(component = "publish", url = %self.sender.config.url, summary, count, "samples given up for their age");
+                warn!(component = "remote_write", url = %self.sender.config.url, summary, count, "samples dropped: older than sample_age_limit");
             }
         }
         part

@@ -28,7 +28,7 @@ pub use store::{Metrics, SnapshotStore};
 /// First line of a file, before the number of the format.
 const MAGIC: &str = "promforest snapshot";
 /// Version of the files. A reader refuses any other.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Why a file is no snapshot.
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +40,7 @@ pub enum Error {
     #[error("the format is {0:?}, this version reads {FORMAT}")]
     Format(String),
     /// The file is not the one that was written.
-    #[error("the file does not have its checksum: it is damaged or cut off")]
+    #[error("the checksum does not match: the file is corrupt or truncated")]
     Checksum,
     /// The second line is wrong.
     #[error("the state cannot be read")]

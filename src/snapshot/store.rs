@@ -21,7 +21,7 @@ use tracing::{info, warn};
 /// How names of snapshots end.
 const EXTENSION: &str = "snapshot";
 /// How names end of what was set aside.
-const CORRUPT_EXTENSION: &str = "damaged";
+const CORRUPT_EXTENSION: &str = "corrupt";
 /// Largest file that is read: a thousand features over the rows of a day, and as much again.
 const MAX_FILE_BYTES: u64 = 256 << 20;
 
@@ -50,35 +50,31 @@ impl Metrics {
         for operation in ["read", "write"] {
             drop(metrics.failures.get_or_create(&[("operation", operation)]));
         }
-        for outcome in ["restored", "unfit", "damaged"] {
+        for outcome in ["restored", "incompatible", "corrupt"] {
             drop(metrics.groups.get_or_create(&[("outcome", outcome)]));
         }
         registry.register(
             "snapshot_failures",
-            "Snapshots that could not be read or written; scoring goes on without",
+            "Failed reads and writes of snapshots; scoring continues without them",
             metrics.failures.clone(),
         );
         registry.register(
             "snapshot_groups",
-            "Snapshots found at the start by what became of them: damaged ones are set aside, unfit ones are of another configuration",
+            "Snapshots found at startup by outcome; corrupt ones are renamed, incompatible ones belong to another configuration",
             metrics.groups.clone(),
         );
-        registry.register(
-            "snapshot_written",
-            "Snapshots of a group that were written",
-            metrics.written.clone(),
-        );
+        registry.register("snapshot_written", "Group snapshots written", metrics.written.clone());
         registry.register(
             "snapshot_last_success_timestamp_seconds",
-            "When every group that had changed was on disk the last time; 0 before the first",
+            "Time at which every changed group was last on disk; 0 before the first time",
             metrics.last_success.clone(),
         );
         registry.register(
             "snapshot_duration_seconds",
-            "How long the last round over all groups took",
+            "Duration of the last snapshot of all groups",
             metrics.duration.clone(),
         );
-        registry.register("snapshot_size_bytes", "Size of all snapshots", metrics.size.clone());
+        registry.register("snapshot_size_bytes", "Size of all snapshot files", metrics.size.clone());
         metrics
     }
 
@@ -123,7 +119,7 @@ impl SnapshotStore {
             Ok(paths) => paths,
             Err(source) => {
                 self.metrics.count_failure("read");
-                warn!(component = "snapshot", path = %self.path.display(), err = %source, "no snapshots: the folder cannot be read");
+                warn!(component = "snapshot", path = %self.path.display(), err = %source, "snapshot directory cannot be read, starting without snapshots");
                 return Vec::new();
             }
         };
@@ -133,7 +129,7 @@ impl SnapshotStore {
                 Ok(bytes) => bytes,
                 Err(source) => {
                     self.metrics.count_failure("read");
-                    warn!(component = "snapshot", path = %path.display(), err = %source, "a snapshot cannot be read");
+                    warn!(component = "snapshot", path = %path.display(), err = %source, "snapshot cannot be read");
                     continue;
                 }
             };
@@ -146,15 +142,15 @@ impl SnapshotStore {
     }
 
     fn quarantine(&self, path: &Path, error: &Error) {
-        self.metrics.count_group("damaged");
+        self.metrics.count_group("corrupt");
         let corrupt_path = path.with_extension(CORRUPT_EXTENSION);
         let moved = fs::rename(path, &corrupt_path);
         warn!(
             component = "snapshot",
             path = %path.display(),
             err = crate::error::chain(error),
-            aside = moved.is_ok().then(|| corrupt_path.display().to_string()),
-            "a snapshot cannot be used, the history is read instead"
+            renamed_to = moved.is_ok().then(|| corrupt_path.display().to_string()),
+            "snapshot cannot be used, history is read instead"
         );
     }
 
@@ -217,7 +213,7 @@ impl SnapshotStore {
             }
             Err(source) => {
                 if !self.failing.swap(true, Ordering::Relaxed) {
-                    warn!(component = "snapshot", path = %self.path.display(), err = %source, "snapshots cannot be written, scoring goes on without");
+                    warn!(component = "snapshot", path = %self.path.display(), err = %source, "snapshots cannot be written, scoring continues");
                 }
             }
         }

@@ -82,9 +82,9 @@ fn f22_corruption_is_detected() {
     assert_eq!(error(b""), magic);
     assert_eq!(error(&[0; 4096]), magic);
     assert_eq!(error(b"PK\x03\x04\n"), magic);
-    let later = [b"promforest snapshot 2", &bytes[21..]].concat();
-    assert_eq!(error(&later), "the format is \"2\", this version reads 1");
-    let corrupt = "the file does not have its checksum: it is damaged or cut off";
+    let later = [b"promforest snapshot 3", &bytes[21..]].concat();
+    assert_eq!(error(&later), "the format is \"3\", this version reads 2");
+    let corrupt = "the checksum does not match: the file is corrupt or truncated";
     let first_line = bytes.iter().position(|byte| *byte == b'\n').expect("a line") + 1;
     for length in [first_line, first_line + 1, bytes.len() / 2, bytes.len() - 1] {
         assert_eq!(error(&bytes[..length]), corrupt, "{length}");
@@ -157,12 +157,12 @@ fn f22_corrupt_snapshots_are_renamed_and_the_others_are_read() {
     fs::write(path_of("unfinished.tmp"), &good[..10]).expect("the directory is ours");
     let loaded = store.load();
     assert_eq!(loaded.into_iter().map(|(state, _)| state).collect::<Vec<_>>(), [state]);
-    assert_eq!(metric(&registry, "snapshot_groups_total{outcome=\"damaged\"}"), 4.0);
+    assert_eq!(metric(&registry, "snapshot_groups_total{outcome=\"corrupt\"}"), 4.0);
     for (name, bytes) in bad {
-        assert_eq!(fs::read(path_of(&format!("{name}.damaged"))).expect("it is kept"), bytes);
+        assert_eq!(fs::read(path_of(&format!("{name}.corrupt"))).expect("it is kept"), bytes);
     }
     assert_eq!(store.load().len(), 1, "nothing is found twice");
-    assert_eq!(metric(&registry, "snapshot_groups_total{outcome=\"damaged\"}"), 4.0);
+    assert_eq!(metric(&registry, "snapshot_groups_total{outcome=\"corrupt\"}"), 4.0);
 }
 
 #[test]

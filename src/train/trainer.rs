@@ -558,7 +558,7 @@ async fn read_history(
             history::read_samples(read_client, detector, group, range, |series| history.extend(series)).await
         {
             let reason = crate::error::chain(&error);
-            warn!(component = "history", url = %url, group = %labels, err = reason, "no history by remote read");
+            warn!(component = "remote_read", url = %url, group = %labels, err = reason, "no history by remote read");
             if error.is_recoverable() {
                 circuit_breaker.open_clients.push((url.clone(), Instant::now() + COOLDOWN));
                 failed = Some(reason);
@@ -612,7 +612,7 @@ async fn read_watermark(
                     .for_each(|(_, written_to_ms)| *written_to_ms = to_ms);
             }
             Err(error) => {
-                debug!(component = "history", url = %url, err = crate::error::chain(&error), "newest score unknown");
+                debug!(component = "remote_read", url = %url, err = crate::error::chain(&error), "newest score unknown");
                 is_known &= !error.is_recoverable();
             }
         }

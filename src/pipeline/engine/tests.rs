@@ -905,8 +905,8 @@ detectors:
         written += batch.series.iter().map(|series| series.samples.len() as u64).sum::<u64>();
         bench.engine.advance(0, &batch.positions, START_MS);
     }
-    let left_window = bench.metric(r#"remote_write_samples_failed_total{reason="outlived"}"#);
-    assert!(left_window > 0 && written > 0, "{written} written, {left_window} outlived");
+    let left_window = bench.metric(r#"remote_write_samples_failed_total{reason="left_window"}"#);
+    assert!(left_window > 0 && written > 0, "{written} written, {left_window} left the window");
     assert_eq!(
         written + left_window,
         bench.metric(r#"rows_total{detector="node_network",state="complete"}"#) * 2

@@ -175,7 +175,7 @@ impl RemoteReadServer {
     /// Answers one request.
     pub async fn handle(&self, body: RequestBody, queryable: &impl Queryable) -> Response {
         let response = self.respond(body, queryable).await.unwrap_or_else(|error| {
-            debug!(component = "read", err = %error, "request refused");
+            debug!(component = "remote_read_server", err = %error, "request rejected");
             error.to_response()
         });
         self.count_response(response.status());
@@ -220,11 +220,11 @@ impl RemoteReadServer {
                 // Who hangs up knows why.
                 Ok(Err(error)) => {
                     metrics.truncated.inc();
-                    debug!(component = "read", err = %error, "answer cut off");
+                    debug!(component = "remote_read_server", err = %error, "response truncated");
                 }
                 Err(_) => {
                     metrics.truncated.inc();
-                    warn!(component = "read", limit = ?RESPONSE_TIMEOUT, "answer cut off: it is read too slowly");
+                    warn!(component = "remote_read_server", limit = ?RESPONSE_TIMEOUT, "response truncated: the client reads too slowly");
                 }
             }
         });
@@ -290,16 +290,24 @@ impl Metrics {
             in_flight: Gauge::default(),
             truncated: Counter::default(),
         };
-        registry.register("read_requests", "Remote read requests, by status code", metrics.requests.clone());
-        registry.register("read_samples", "Samples of answers that were sent", metrics.samples.clone());
         registry.register(
-            "read_requests_in_flight",
-            "Remote read requests being answered",
+            "remote_read_server_requests",
+            "Remote read requests by status code",
+            metrics.requests.clone(),
+        );
+        registry.register(
+            "remote_read_server_samples",
+            "Samples in complete responses",
+            metrics.samples.clone(),
+        );
+        registry.register(
+            "remote_read_server_requests_in_flight",
+            "Remote read requests in progress",
             metrics.in_flight.clone(),
         );
         registry.register(
-            "read_answers_cut",
-            "Answers not sent to their end: the client hung up, or read too slowly",
+            "remote_read_server_responses_truncated",
+            "Responses that ended early because the client disconnected or read too slowly",
             metrics.truncated.clone(),
         );
         metrics

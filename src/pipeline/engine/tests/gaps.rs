@@ -331,7 +331,7 @@ fn f22_f24_a_snapshot_of_another_model_or_configuration_is_not_resumed() {
         bench.engine.restore(vec![(state.clone(), window.clone())], Instant::now(), |outcome| {
             outcomes.borrow_mut().push(outcome)
         });
-        assert_eq!(*outcomes.borrow(), ["unfit"], "{config}");
+        assert_eq!(*outcomes.borrow(), ["incompatible"], "{config}");
         assert!(bench.groups().is_empty());
     }
 }
