@@ -16,3 +16,19 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+/// A part of saved data that this program does not write: the file is damaged or hostile.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{part} is {value}, must be {limit}")]
+pub struct InvalidPart {
+    part: &'static str,
+    value: String,
+    limit: String,
+}
+
+impl InvalidPart {
+    /// Names the part, its value, and the values that are allowed.
+    pub fn new(part: &'static str, value: impl ToString, limit: impl ToString) -> Self {
+        Self { part, value: value.to_string(), limit: limit.to_string() }
+    }
+}

@@ -1,60 +1,63 @@
-//! Incidents: one from an alarm that lasts, or is loud, until the deviation is over.
+//! Incidents: an incident begins with an alarm that lasts or that exceeds the threshold clearly, and ends when the
+//! deviation is over.
+//!
+//! A lasting deviation raises the threshold above itself within hours. An incident is therefore compared with the
+//! threshold of its beginning, and stays open as long as the deviation lasts.
 
 use serde::{Deserialize, Serialize};
 
-/// One begins when scores have been alarms for this long, where rows are nearer than that: of thousands of rows a
-/// day, chance takes one or two beyond any threshold.
+/// Duration of alarms that confirms an incident, for rows at shorter intervals: of thousands of rows a day, one or two
+/// exceed any threshold by chance.
 const MIN_ALARM_MS: i64 = 30_000;
-/// Or with one row this many times as loud as an alarm.
+/// Ratio of raw score to threshold that confirms an incident with one row.
 const IMMEDIATE_RATIO: f64 = 1.15;
-/// An incident lasts while the raw score is at least this share of the threshold that it crossed.
+/// An incident lasts while the raw score is at least this share of the threshold of its beginning.
 const HYSTERESIS: f64 = 0.8;
-/// It is over when that has not been so for this long, or for three rows.
+/// An incident ends when the score has been below that share for this long, or for `PAUSE_ROWS` rows if that is longer.
 const PAUSE_MS: i64 = 10 * 60_000;
 const PAUSE_ROWS: i64 = 3;
 
-/// Follows one group. A lasting deviation moves the threshold above itself within hours; an incident keeps
-/// to the threshold of its beginning, so it stays open for as long as the deviation lasts.
+/// Tracks the incident of one group.
 #[derive(Clone, Debug, PartialEq)]
 pub struct IncidentTracker {
     interval_ms: i64,
     open: Option<OpenIncident>,
 }
 
-/// An alarm that has not ended.
+/// Alarms that have not ended; an incident once confirmed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OpenIncident {
-    /// The least threshold that it crossed.
+    /// The lowest threshold that was crossed.
     threshold: f64,
-    /// When it began.
+    /// Timestamp of the first alarm.
     since_ms: i64,
-    /// When it was last as loud as that, or nearly.
+    /// Timestamp of the last row above the threshold, or, once confirmed, above the hysteresis.
     last_ms: i64,
-    /// Has it become an incident?
+    /// True for an incident, false for alarms that have not lasted long enough.
     is_confirmed: bool,
 }
 
 impl IncidentTracker {
-    /// None open, for rows that are so far apart.
+    /// A tracker without an incident, for rows at this interval.
     pub fn new(interval_ms: i64) -> Self {
         Self { interval_ms, open: None }
     }
 
-    /// The alarm that has not ended.
+    /// The alarms that have not ended.
     pub fn open_incident(&self) -> Option<OpenIncident> {
         self.open
     }
 
-    /// The same in this state of alarm.
+    /// Replaces the open incident.
     pub fn with_open_incident(self, open: Option<OpenIncident>) -> Self {
         Self { open, ..self }
     }
 
-    /// Takes the next row, and tells whether there is an incident at it.
+    /// Updates with the next row. Returns true if the row is part of an incident.
     pub fn update(&mut self, timestamp_ms: i64, raw: f64, threshold: f64) -> bool {
-        // Of another model, which has seen more: what it saw stands.
-        if let Some(open) = self.open.filter(|alarm| alarm.last_ms >= timestamp_ms) {
+        // An incident inherited from another model may be newer than this model's rows: it stays as it is.
+        if let Some(open) = self.open.filter(|open| open.last_ms >= timestamp_ms) {
             return open.is_confirmed;
         }
         let min_pause_ms = PAUSE_ROWS * self.interval_ms;
@@ -89,18 +92,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_incident_from_the_alarm_to_the_end_of_the_deviation() {
+    fn an_incident_lasts_from_the_alarm_to_the_end_of_the_deviation() {
         let mut tracker = IncidentTracker::new(60_000);
         let mut at = |minute: i64, raw, threshold| tracker.update(minute * 60_000, raw, threshold);
         assert!(!at(0, 1.9, 2.0));
-        assert!(at(1, 2.0, 2.0), "the threshold itself is an alarm");
+        assert!(at(1, 2.0, 2.0), "a score equal to the threshold is an alarm");
         assert!(at(2, 1.7, 2.0), "hysteresis");
         assert!(at(3, 0.5, 2.0), "a short pause");
         assert!(at(60, 5.0, 2.0));
-        assert!(at(61, 5.0, 9.0), "the threshold has moved above it");
+        assert!(at(61, 5.0, 9.0), "the threshold has risen above the score");
         assert!(at(71, 0.1, 9.0));
         assert!(!at(72, 0.1, 9.0));
-        assert!(!at(73, 5.0, 9.0), "the next one has to cross the new threshold");
+        assert!(!at(73, 5.0, 9.0), "the next incident has to cross the new threshold");
     }
 
     #[test]
@@ -123,10 +126,10 @@ mod tests {
             rows.iter().enumerate().map(row).collect::<Vec<_>>()
         };
         assert_eq!(incidents(&[1.05, 1.05, 0.9, 1.05, 1.05]), [false; 5], "chance");
-        assert_eq!(incidents(&[1.05, 1.05, 1.05, 0.9]), [false, false, true, true], "half a minute");
-        assert_eq!(incidents(&[0.9, 1.2, 0.9]), [false, true, true], "loud");
+        assert_eq!(incidents(&[1.05, 1.05, 1.05, 0.9]), [false, false, true, true], "30 s");
+        assert_eq!(incidents(&[0.9, 1.2, 0.9]), [false, true, true], "above the immediate ratio");
         let mut tracker = IncidentTracker::new(15_000);
         let after_a_gap = [0, 600_000].map(|t| tracker.update(t, 1.05, 1.0));
-        assert_eq!(after_a_gap, [false; 2], "nobody knows what was between");
+        assert_eq!(after_a_gap, [false; 2], "the rows between are unknown");
     }
 }

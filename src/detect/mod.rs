@@ -1,61 +1,69 @@
-//! Detection: from the values of a group's rows to scores that mean something at 3 a.m.
+//! Detection: turns the rows of a group into scores, incidents and explanations.
 //!
 //! ```text
-//! values ─ memory (time of day, difference, deviation, habits) ─ voices (forest, tail) ─ threshold ─ incident
+//! values ─ derived features (seasonal residual, difference, deviation) ─ scorer (forest, tail) ─ threshold ─ incident
 //! ```
 //!
-//! A plain forest on values sees the daily rhythm and little else. Here every value is compared with what
-//! its metric usually does at this hour and did a minute ago, the forest looks at how all that goes together,
-//! and the threshold keeps to a number of alerts a day that somebody can live with. Everything looks
-//! backward only, keeps a bounded state a metric, and is a function of the rows alone: the same rows give
-//! the same bits, in training, in a backtest and live.
+//! A forest on plain values detects little more than the daily rhythm. Here each value is first compared with the usual
+//! value of its time of day, with the value a minute before and with the variation of the last minutes. The forest
+//! scores these derived features jointly, and the threshold keeps the number of alerts to a budget per day.
+//!
+//! Detection uses only the past, keeps a bounded state per feature, and is a function of the rows alone: the same rows
+//! give the same bits in training, in a backtest and live.
 
 mod config;
-mod recurring;
-mod filter;
-mod incident;
 mod derived;
+mod deviation;
+mod encoder;
+mod filter;
+mod fit;
+mod incident;
+mod recurring;
+mod scorer;
 mod seasonal;
 mod state;
 mod threshold;
-mod scorer;
 
+use crate::error::InvalidPart;
 use crate::features::scale::SIGMA_QUANTILE_IN_SIGMAS;
 use crate::forest::{self, ExtendedParams, Table};
 use crate::prom::Labels;
 use crate::window::Score;
 pub use config::{AlertBudget, Config, DEFAULT_BUDGET};
 use derived::{DERIVED_PER_FEATURE, DerivedFeatures};
+pub use deviation::{Deviation, DeviationReason};
 use filter::DeviationFilter;
 pub use filter::{Direction, MinDeviation};
+pub use fit::{FittedScorer, TrainingMatrix};
 use incident::IncidentTracker;
-pub use scorer::{Deviation, DeviationReason, FittedScorer, ScoreScale, Scorer, ScorerParts, TrainingMatrix};
-pub use state::{Checkpoint, InvalidState, SavedState};
+pub use scorer::{ScoreScale, Scorer, ScorerParts};
+pub use state::{Checkpoint, SavedState};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use threshold::PotThreshold;
 
-/// What is said of one row.
+/// The result for one row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Assessment {
-    /// Calibrated: at least 0, 1 is the threshold of alerts.
+    /// Calibrated score: at least 0; 1 is the alert threshold.
     pub score: f64,
-    /// The threshold behind that 1, in raw units.
+    /// The alert threshold in units of the raw score.
     pub threshold: f64,
-    /// The forest's decision, in [-0.5, 0.5]; negative is anomalous.
+    /// The forest's decision in [-0.5, 0.5]; negative is anomalous.
     pub decision: f64,
-    /// Is there an incident?
+    /// True if the row is part of an incident.
     pub incident: bool,
-    /// Every metric with its strongest deviation, the strongest first.
+    /// The strongest deviation of each feature, in descending order.
     pub deviations: Vec<Deviation>,
-    /// The values, as they were given.
+    /// The values of the row, `[n_features]`.
     pub values: Vec<f32>,
-    /// Least usual, expected and greatest usual value of each metric; NaN before a first day.
+    /// Lower bound, expected value and upper bound of each feature, `[n_features]`; NaN before a first day.
     pub expected_range: Vec<[f64; 3]>,
 }
 
 impl Assessment {
-    /// The same among other metrics, where its own are at these places; nothing is known of the rest.
+    /// The assessment in a wider row of `n_features`: feature `i` moves to `positions[i]`, values and ranges of the other
+    /// features are NaN.
     pub fn remapped(mut self, positions: &[usize], n_features: usize) -> Self {
         let (mut values, mut expected_ranges) = (vec![f32::NAN; n_features], vec![[f64::NAN; 3]; n_features]);
         for (feature, position) in positions.iter().enumerate() {
@@ -66,39 +74,38 @@ impl Assessment {
         Self { values, expected_range: expected_ranges, ..self }
     }
 
-    /// The strongest deviations: number of the metric, how it was unusual, and its share of all deviation, in
-    /// [0, 1]. The first, and of the `k - 1` that follow those that 99 % of the training rows do not reach.
+    /// At most `k` features that explain the score: number of the feature, reason, and share of the total deviation in
+    /// [0, 1]. After the strongest deviation follow only those that 99 % of the training rows do not reach.
     pub fn contributions(&self, k: usize) -> impl Iterator<Item = (usize, DeviationReason, f64)> {
-        let all: f64 = self.deviations.iter().map(|deviation| deviation.sigmas).sum();
+        let total: f64 = self.deviations.iter().map(|deviation| deviation.sigmas).sum();
         let is_contributor =
             |(i, deviation): &(usize, &Deviation)| *i == 0 || deviation.sigmas > SIGMA_QUANTILE_IN_SIGMAS;
-        let share = move |deviation: &Deviation| if all > 0.0 { deviation.sigmas / all } else { 0.0 };
+        let share = move |deviation: &Deviation| if total > 0.0 { deviation.sigmas / total } else { 0.0 };
         let strongest = self.deviations.iter().take(k).enumerate().filter(is_contributor);
         strongest.map(move |(_, deviation)| (deviation.feature, deviation.reason, share(deviation)))
     }
 }
 
-/// A group under detection: what was learned of it, and its state.
+/// The detector of one group: a fitted scorer and the state after the newest row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OnlineDetector {
     scorer: Arc<Scorer>,
     derived: DerivedFeatures,
     threshold: PotThreshold,
     incident_tracker: IncidentTracker,
-    /// What counts of each metric; empty if all does.
+    /// One filter per feature; empty if no deviation is filtered.
     filters: Vec<DeviationFilter>,
 }
 
 impl OnlineDetector {
-    /// Learns from rows in ascending order of time, one value of every metric in each, and goes on from the
-    /// last of them, with a threshold for `budget` alerts a day.
+    /// Fits a detector to a table `[n_rows, n_features]` with ascending timestamps in milliseconds. The detector
+    /// continues after the last row, with a budget in alerts per day.
     ///
     /// # Errors
-    /// The forest's own: no rows that columns reach back from, values that are not finite, parameters that do
-    /// not suit.
+    /// [`forest::Error`] if no row has derived features, a value is not finite, or the parameters do not fit the table.
     ///
     /// # Panics
-    /// If there is not one time for each row of the table, or they do not ascend.
+    /// If the timestamps do not ascend, or their number is not that of the rows.
     pub fn fit(
         timestamps: &[i64],
         table: &Table,
@@ -106,14 +113,14 @@ impl OnlineDetector {
         budget: f64,
         threads: NonZeroUsize,
     ) -> Result<Self, forest::Error> {
-        assert_eq!(timestamps.len(), table.n_rows(), "a row has a time");
+        assert_eq!(timestamps.len(), table.n_rows(), "one timestamp per row");
         let fitted = TrainingMatrix::new(timestamps, table)?.fit(params, threads)?;
         Ok(Self::from_training(fitted).0.with_budget(budget))
     }
 
-    /// Goes on from the last row of training, with the default budget. The second value is what would have been
-    /// said of the rows of training that could be scored, by timestamp in milliseconds, ascending, of forests that
-    /// had not seen them.
+    /// A detector that continues after the last training row, with the default budget. The second value holds timestamp
+    /// in milliseconds and score of each training row that can be scored, ascending; forests that were not fitted to
+    /// the row scored it.
     pub fn from_training(fitted: FittedScorer) -> (Self, Vec<(i64, Score)>) {
         let FittedScorer { scorer, derived, scores } = fitted;
         let mut threshold = PotThreshold::new(DEFAULT_BUDGET);
@@ -127,50 +134,50 @@ impl OnlineDetector {
         (Self { scorer: Arc::new(scorer), derived, threshold, incident_tracker, filters: Vec::new() }, scores)
     }
 
-    /// What was learned.
+    /// The fitted scorer.
     pub fn scorer(&self) -> &Scorer {
         &self.scorer
     }
 
-    /// Values around those of the newest row, by what each metric does within minutes: `[n_metrics]`.
+    /// The range around the newest value of each feature, `[n_features]`; see [`Scorer::typical_range`].
     pub fn typical_ranges(&self) -> Vec<[f32; 2]> {
         let newest = self.derived.rows().last().map(|(_, values)| values.as_ref()).unwrap_or_default();
         newest.iter().enumerate().map(|(feature, value)| self.scorer.typical_range(feature, *value)).collect()
     }
 
-    /// The state after the newest row, for files.
+    /// The state after the newest row, without an open incident.
     pub fn state(&self) -> SavedState {
         SavedState::from_parts(&self.derived, &self.threshold)
     }
 
-    /// Goes on from a state, with the default budget and no incident open.
+    /// A detector that continues from a saved state, with the default budget and no open incident.
     ///
     /// # Errors
-    /// [`InvalidState`].
-    pub fn restore(scorer: Scorer, state: SavedState) -> Result<Self, InvalidState> {
+    /// [`InvalidPart`] if the state is damaged or has another number of features than the scorer.
+    pub fn restore(scorer: Scorer, state: SavedState) -> Result<Self, InvalidPart> {
         Self::from_checkpoint(Arc::new(scorer), Checkpoint { state, open_incident: None })
     }
 
-    /// All that it has become, the open incident included.
+    /// The complete state after the newest row.
     pub fn checkpoint(&self) -> Checkpoint {
         Checkpoint { state: self.state(), open_incident: self.incident_tracker.open_incident() }
     }
 
-    /// What another process had made of this detection, with the default budget.
+    /// The detector with the same scorer that continues from a checkpoint, with the default budget.
     ///
     /// # Errors
-    /// [`InvalidState`].
-    pub fn resume(&self, checkpoint: Checkpoint) -> Result<Self, InvalidState> {
+    /// [`InvalidPart`] if the checkpoint is damaged or has another number of features.
+    pub fn resume(&self, checkpoint: Checkpoint) -> Result<Self, InvalidPart> {
         Self::from_checkpoint(self.scorer.clone(), checkpoint)
     }
 
     fn from_checkpoint(
         scorer: Arc<Scorer>,
         Checkpoint { state, open_incident }: Checkpoint,
-    ) -> Result<Self, InvalidState> {
+    ) -> Result<Self, InvalidPart> {
         let (expected, found) = (scorer.n_features(), state.n_features());
         if found != expected {
-            return Err(InvalidState::new("number of metrics", found, expected));
+            return Err(InvalidPart::new("number of features", found, expected));
         }
         let (derived, threshold) = state.restore(DEFAULT_BUDGET)?;
         let incident_tracker =
@@ -178,7 +185,7 @@ impl OnlineDetector {
         Ok(Self { scorer, derived, threshold, incident_tracker, filters: Vec::new() })
     }
 
-    /// What was learned, before a first row of another group: with the threshold so many times as high.
+    /// A detector for another group, before its first row: the same scorer, and the threshold multiplied by `factor`.
     pub fn transferred(&self, factor: f64) -> Self {
         let lookback = self.derived.lookback();
         Self {
@@ -190,45 +197,46 @@ impl OnlineDetector {
         }
     }
 
-    /// The same with a threshold for so many alerts a day, above 0.
+    /// Replaces the budget of alerts per day, above 0.
     pub fn with_budget(self, budget: f64) -> Self {
         Self { threshold: self.threshold.with_budget(budget), ..self }
     }
 
-    /// The same with another budget, and hearing only what counts of metrics with these labels.
+    /// Replaces the budget and the filters, for features with these labels.
     pub fn with_alerts(self, config: &Config, features: &[Labels]) -> Self {
         Self { filters: config.deviation_filters(features), ..self.with_budget(config.budget) }
     }
 
-    /// Goes on with the incident of the one that served before, if it has none of its own: what deviates does so still,
-    /// and raw scores of all models are on one scale.
+    /// Takes over the open incident of the detector that served before, unless this one has its own. The deviation goes
+    /// on, and the raw scores of all models are on one scale.
     pub fn inherit_incident(self, predecessor: &Self) -> Self {
         let open_incident =
             self.incident_tracker.open_incident().or(predecessor.incident_tracker.open_incident());
         Self { incident_tracker: self.incident_tracker.with_open_incident(open_incident), ..self }
     }
 
-    /// Number of metrics.
+    /// Number of features.
     pub fn n_features(&self) -> usize {
         self.derived.n_features()
     }
 
-    /// Timestamp of the newest row that it has taken, in milliseconds.
+    /// Timestamp of the newest row in milliseconds.
     pub fn newest_ms(&self) -> Option<i64> {
         self.derived.newest_ms()
     }
 
-    /// The usual distance of rows in milliseconds.
+    /// The median interval of rows in milliseconds.
     pub fn interval_ms(&self) -> i64 {
         self.derived.lookback().interval_ms()
     }
 
-    /// Alerts a day that the threshold keeps to.
+    /// The budget in alerts per day.
     pub fn budget(&self) -> f64 {
         self.threshold.budget()
     }
 
-    /// Takes the next row. `None` for one that is not after those before it.
+    /// Assesses the next row, `[n_features]`, and adds it to the state. Returns `None` for a row that is not newer than
+    /// the newest one; the state then stays as it is.
     ///
     /// # Panics
     /// If the row has another width than in training.
@@ -238,15 +246,15 @@ impl OnlineDetector {
         }
         let mut columns = self.derived.derive(timestamp_ms, values);
         let expected = self.derived.expected(timestamp_ms);
-        // What is not known is as usual. How metrics go together has no direction of its own: one that falls makes the
-        // others too high for it.
-        let masked: Vec<usize> = (0..self.filters.len()).collect();
         for (feature, filter) in self.filters.iter().enumerate() {
             let columns = &mut columns[feature * DERIVED_PER_FEATURE..(feature + 1) * DERIVED_PER_FEATURE];
             let mask = filter.mask(columns, values[feature], expected[feature]);
             let dropped_columns = columns.iter_mut().zip(mask).filter(|(_, is_kept)| !is_kept);
+            // NaN is scored as usual.
             dropped_columns.for_each(|(column, _)| *column = f32::NAN);
         }
+        // A correlation residual has no direction: a feature that falls makes the others too high for it.
+        let masked: Vec<usize> = (0..self.filters.len()).collect();
         let baselines = self.derived.recurring().baseline();
         let row_score = self.scorer.score(values, &columns, baselines, &masked);
         let threshold = self.threshold.value_at(timestamp_ms);

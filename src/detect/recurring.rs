@@ -10,7 +10,7 @@
 
 use super::derived::DERIVED_PER_FEATURE;
 use super::seasonal::{BUCKET_MS, BUCKETS};
-use super::state::InvalidState;
+use crate::error::InvalidPart;
 
 /// Columns of a metric that have habits: difference and deviation.
 const COLUMNS: usize = DERIVED_PER_FEATURE - 1;
@@ -46,13 +46,13 @@ impl RecurringPeaks {
     }
 
     /// Habits from a file, after a row of that time.
-    pub fn restore(n_features: usize, newest_ms: Option<i64>, peaks: Vec<u16>) -> Result<Self, InvalidState> {
+    pub fn restore(n_features: usize, newest_ms: Option<i64>, peaks: Vec<u16>) -> Result<Self, InvalidPart> {
         let length = n_features * COLUMNS * KEPT_BUCKETS;
         if peaks.len() != length {
-            return Err(InvalidState::new("number of peaks", peaks.len(), length));
+            return Err(InvalidPart::new("number of peaks", peaks.len(), length));
         }
         if let Some(peak) = peaks.iter().find(|peak| **peak > MAX_FINITE_BF16) {
-            return Err(InvalidState::new("peak", peak, format_args!("at most {MAX_FINITE_BF16}")));
+            return Err(InvalidPart::new("peak", peak, format_args!("at most {MAX_FINITE_BF16}")));
         }
         let current_bucket = newest_ms.map_or(i64::MIN, |newest_ms| newest_ms.div_euclid(BUCKET_MS));
         let mut recurring = Self { current_bucket, peaks, ..Self::new(n_features) };

@@ -4,7 +4,7 @@
 //! stands out more, but on labelled servers fewer anomalies are found (VUS-PR 0.541; with half of it 0.532, with
 //! four fifths 0.501).
 
-use super::state::InvalidState;
+use crate::error::InvalidPart;
 use crate::time::DAY_MS;
 use serde::{Deserialize, Serialize};
 
@@ -65,11 +65,11 @@ impl SeasonalProfile {
     }
 
     /// A profile from a file, of values that are so far apart.
-    pub fn restore(interval_ms: i64, state: SavedProfile) -> Result<Self, InvalidState> {
+    pub fn restore(interval_ms: i64, state: SavedProfile) -> Result<Self, InvalidPart> {
         let SavedProfile { distance, means, today, sums, counts } = state;
         for (part, length) in [("means", means.len()), ("sums", sums.len()), ("counts", counts.len())] {
             if length != BUCKETS {
-                return Err(InvalidState::new(
+                return Err(InvalidPart::new(
                     part,
                     format_args!("{length} long"),
                     format_args!("{BUCKETS} long"),
@@ -78,7 +78,7 @@ impl SeasonalProfile {
         }
         let numbers = means.iter().flatten().chain(&sums).chain([&distance]);
         if let Some(number) = numbers.into_iter().find(|number| !number.is_finite()) {
-            return Err(InvalidState::new("number of a profile", number, "finite"));
+            return Err(InvalidPart::new("number of a profile", number, "finite"));
         }
         let means = means.into_iter().map(|mean| mean.unwrap_or(f64::NAN)).collect();
         Ok(Self { distance, means, today, sums, counts, ..Self::new(interval_ms) })

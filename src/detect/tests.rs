@@ -230,7 +230,7 @@ fn more_varying_features_than_a_forest_takes_are_refused() {
     let table = Table::new(&values, 2, n_features).expect("its shape");
     let refused = OnlineDetector::fit(&[0, MINUTE_MS], &table, &ExtendedParams::default(), 1.0, THREADS);
     let message = refused.expect_err("refused").to_string();
-    assert!(message.contains("number of metrics that vary") && message.contains("at most"), "{message}");
+    assert!(message.contains("number of features that vary") && message.contains("at most"), "{message}");
 }
 
 /// Wherever a process ends, within an incident too, the next one says the same bits.

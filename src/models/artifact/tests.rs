@@ -192,7 +192,7 @@ fn metadata_of_an_extended_forest_is_checked() {
             "the scales are those of 3 metrics, must be 2",
         ),
         (|forest| forest["varying"] = serde_json::json!([]), "column is "),
-        (|forest| forest["varying"] = serde_json::json!([1, 0]), "metric is 0, must be above 1"),
+        (|forest| forest["varying"] = serde_json::json!([1, 0]), "feature is 0, must be above 1"),
         (|forest| forest["varying"] = serde_json::json!([-1]), "invalid value: integer `-1`"),
         (|forest| forest["residuals"]["scales"] = serde_json::json!([[0, 1]]), "column is "),
         (
@@ -223,7 +223,7 @@ fn an_impossible_state_is_refused() {
     type Edit = fn(&mut serde_json::Value);
     let cases: [(Edit, &str); 11] = [
         (|state| state["interval_ms"] = 0.into(), "interval_ms is 0, must be at least 1"),
-        (|state| state["profiles"] = serde_json::json!([]), "number of metrics is 0, must be 2"),
+        (|state| state["profiles"] = serde_json::json!([]), "number of features is 0, must be 2"),
         (|state| state["profiles"][0]["means"] = serde_json::json!([1]), "means is 1 long, must be 96 long"),
         (|state| state["profiles"][1]["counts"] = serde_json::json!([]), "counts is 0 long, must be 96 long"),
         (|state| state["profiles"][0]["sums"][3] = "x".into(), "invalid type: string"),
