@@ -9,7 +9,7 @@
 //! Waiting for a new start time of Prometheus was the alternative: it tells neither of a partition nor of a
 //! queue that ran over, and it comes later than the row that it is about.
 
-use super::engine::EngineCommand;
+use super::engine::WeakEngineHandle;
 use crate::detector::Detector;
 use crate::prom::matcher::Matcher;
 use crate::prom::{Labels, Sample};
@@ -338,7 +338,7 @@ impl GapTracker {
 /// Answers questions until nobody can ask any more.
 pub async fn run(
     mut requests: mpsc::Receiver<BackfillRequest>,
-    engine: mpsc::WeakSender<EngineCommand>,
+    engine: WeakEngineHandle,
     backends: watch::Receiver<Arc<Backends>>,
     metrics: Metrics,
 ) {
@@ -347,7 +347,7 @@ pub async fn run(
         let sent = match request {
             BackfillRequest::Fill { detector, groups, range } => {
                 let is_complete = gap_filler.fill(&detector, &groups, range).await;
-                gap_filler.send(EngineCommand::BackfillDone { is_complete }).await
+                gap_filler.engine.backfill_done(is_complete).await
             }
             BackfillRequest::Audit(series) => gap_filler.audit(series).await,
         };
@@ -358,17 +358,12 @@ pub async fn run(
 }
 
 struct GapFiller {
-    engine: mpsc::WeakSender<EngineCommand>,
+    engine: WeakEngineHandle,
     backends: watch::Receiver<Arc<Backends>>,
     metrics: Metrics,
 }
 
 impl GapFiller {
-    /// None when the engine is gone.
-    async fn send(&self, command: EngineCommand) -> Option<()> {
-        self.engine.upgrade()?.send(command).await.ok()
-    }
-
     /// Reads what was asked for, slice by slice. False when a part is missing.
     async fn fill(&self, detector: &Arc<Detector>, groups: &[Labels], range: (i64, i64)) -> bool {
         let started = Instant::now();
@@ -383,8 +378,7 @@ impl GapFiller {
                 return false;
             };
             for chunk in split_series(series) {
-                let command = EngineCommand::Backfill { detector: detector.clone(), series: chunk };
-                if self.send(command).await.is_none() {
+                if self.engine.backfill(detector.clone(), chunk).await.is_none() {
                     return false;
                 }
             }
@@ -452,7 +446,7 @@ impl GapFiller {
                 let read =
                     tokio::time::timeout(HOLD_TIMEOUT, self.read(&detector, &group_matchers, range)).await;
                 for chunk in split_series(read.ok().flatten().unwrap_or_default()) {
-                    self.send(EngineCommand::Backfill { detector: detector.clone(), series: chunk }).await?;
+                    self.engine.backfill(detector.clone(), chunk).await?;
                 }
             }
         }

@@ -21,13 +21,12 @@ use crate::http::client::{self, Client, Url};
 use crate::http::server::{self, Server};
 use crate::ingest;
 use crate::models::registry::Registry;
-use crate::remote_read::server::Query;
 use crate::remote_read::{self, ReadClient};
-use crate::remote_write::{self, Batch, BatchSource, CursorPosition, sender::Sender};
+use crate::remote_write::{self, sender::Sender};
 use crate::snapshot::{self, SnapshotStore};
 use crate::telemetry::ProcessCollector;
 use crate::train::trainer::{self, Backends};
-use engine::{Engine, EngineCommand, EngineDeps, Readiness};
+use engine::{EndpointBatches, Engine, EngineDeps, EngineHandle, Readiness, WeakEngineHandle};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry as MetricsRegistry;
@@ -40,12 +39,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use supervisor::Supervisor;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
+use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
-/// Requests and questions that may wait for the engine. Beyond, requests are answered 503.
-const COMMAND_QUEUE: usize = 1024;
 /// Trainings that may wait. Beyond, the engine asks again at its next tick.
 const TRAINING_QUEUE: usize = 64;
 /// Questions to remote read that may wait: one for a hole, one for an audit.
@@ -157,94 +154,6 @@ struct LoadedConfig {
     backends: Arc<Backends>,
 }
 
-/// The engine as the other rooms see it.
-#[derive(Clone)]
-pub struct EngineHandle {
-    commands: mpsc::Sender<EngineCommand>,
-}
-
-impl EngineHandle {
-    /// Hands over the body of a write request.
-    ///
-    /// # Errors
-    /// What the engine says of it; [`Overloaded`](ingest::Error::Overloaded) when it cannot keep up.
-    pub async fn write(&self, body: ingest::WriteBody) -> Result<ingest::WriteResponseStats, ingest::Error> {
-        let (reply, response) = oneshot::channel();
-        if self.commands.try_send(EngineCommand::Write(body, reply)).is_err() {
-            return Err(ingest::Error::Overloaded("too many requests wait"));
-        }
-        response.await.unwrap_or(Err(ingest::Error::Overloaded("shutting down")))
-    }
-
-    /// Asks something that is read only.
-    async fn query<T>(
-        &self,
-        command: impl FnOnce(oneshot::Sender<T>) -> EngineCommand,
-    ) -> Result<T, remote_read::server::Error> {
-        let (reply, response) = oneshot::channel();
-        let shutting_down = || remote_read::server::Error::ShuttingDown;
-        self.commands.send(command(reply)).await.map_err(|_| shutting_down())?;
-        response.await.map_err(|_| shutting_down())
-    }
-}
-
-/// Patterns take their time: of a thread that nothing else waits for.
-async fn run_blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, remote_read::server::Error> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| remote_read::server::Error::ShuttingDown)
-}
-
-impl remote_read::server::Queryable for EngineHandle {
-    type Series = select::SelectedSeries;
-
-    async fn select(&self, query: Query) -> Result<Vec<select::SelectedSeries>, remote_read::server::Error> {
-        let prefilter = Arc::new(Query { selector: query.selector.without_regexes(), ..query });
-        let patterns = Arc::new(query.selector);
-        let (groups, selector) = (self.query(EngineCommand::ListGroups).await?, patterns.clone());
-        let groups: Arc<[u32]> = run_blocking(move || {
-            let groups = groups.into_iter().filter(|(_, labels)| select::may_match(labels, &selector));
-            groups.map(|(id, _)| id).collect()
-        })
-        .await?;
-        let (mut series, mut next) = (Vec::new(), Some(0));
-        while let Some(from) = next {
-            let (query, groups, selector) = (prefilter.clone(), groups.clone(), patterns.clone());
-            let selected =
-                self.query(|reply| EngineCommand::Select { query, groups, offset: from, reply }).await?;
-            let filter = move |matches: select::GroupMatches| matches.filter(&selector);
-            series.extend(
-                run_blocking(move || selected.matches.into_iter().flat_map(filter).collect::<Vec<_>>())
-                    .await?,
-            );
-            next = selected.next;
-        }
-        Ok(series)
-    }
-}
-
-/// One target's view of the windows.
-struct EndpointBatches {
-    engine: mpsc::WeakSender<EngineCommand>,
-    endpoint: usize,
-}
-
-impl BatchSource for EndpointBatches {
-    async fn next_batch(&self, max_samples: usize) -> Option<Batch> {
-        let (reply, response) = oneshot::channel();
-        let command = EngineCommand::NextBatch { endpoint: self.endpoint, max_samples, reply };
-        self.engine.upgrade()?.send(command).await.ok()?;
-        response.await.ok()?
-    }
-
-    async fn advance(&self, positions: Vec<CursorPosition>) {
-        if let Some(engine) = self.engine.upgrade() {
-            // Without an engine there is no cursor to move.
-            let _ = engine.send(EngineCommand::Advance { endpoint: self.endpoint, positions }).await;
-        }
-    }
-}
-
 /// The senders of one configuration.
 struct Senders {
     wakeups: Vec<Arc<Notify>>,
@@ -256,7 +165,7 @@ impl Senders {
     fn start(
         config: &Config,
         clients: Vec<Client>,
-        engine: &mpsc::Sender<EngineCommand>,
+        engine: &EngineHandle,
         metrics: &remote_write::Metrics,
         supervisor: &Supervisor,
     ) -> Self {
@@ -323,7 +232,7 @@ impl ReloadMetrics {
 /// Puts configurations into force, one at a time.
 struct Reloader {
     options: Options,
-    commands: mpsc::Sender<EngineCommand>,
+    engine: EngineHandle,
     backends: watch::Sender<Arc<Backends>>,
     senders: Mutex<Option<Senders>>,
     remote_write_metrics: remote_write::Metrics,
@@ -348,13 +257,11 @@ impl Reloader {
             old.drain().await;
         }
         let new_senders =
-            Senders::start(&config, endpoints, &self.commands, &self.remote_write_metrics, &self.supervisor);
-        let (done, applied) = oneshot::channel();
+            Senders::start(&config, endpoints, &self.engine, &self.remote_write_metrics, &self.supervisor);
         let wakeups = new_senders.wakeups.clone();
         *senders = Some(new_senders);
         self.backends.send_replace(backends);
-        let command = EngineCommand::Reload { config, wakeups, done };
-        if self.commands.send(command).await.is_err() || applied.await.is_err() {
+        if self.engine.reload(config, wakeups).await.is_none() {
             return Err("shutting down".into());
         }
         self.metrics.record_success();
@@ -394,12 +301,12 @@ pub async fn run(options: Options) -> Result<(), Error> {
     prepare_storage(&options.storage_path)?;
     let mut signals = Signals::new()?;
 
-    let (commands, commands_rx) = mpsc::channel(COMMAND_QUEUE);
+    let (engine_handle, commands) = engine::channel();
     let (jobs, jobs_rx) = mpsc::channel(TRAINING_QUEUE);
     let (backfill_requests, backfill_requests_rx) = mpsc::channel(BACKFILL_QUEUE);
     let (readiness, readiness_rx) = watch::channel(Readiness { ready: false, text: "starting".into() });
     let (backends, backends_rx) = watch::channel(backends);
-    let senders = Senders::start(&config, endpoints, &commands, &remote_write_metrics, &supervisor);
+    let senders = Senders::start(&config, endpoints, &engine_handle, &remote_write_metrics, &supervisor);
     let mut engine = Engine::new(EngineDeps {
         config: config.clone(),
         wakeups: senders.wakeups.clone(),
@@ -419,36 +326,36 @@ pub async fn run(options: Options) -> Result<(), Error> {
         .name("engine".into())
         .spawn(move || {
             let _task_guard = task_guard;
-            engine.run(commands_rx);
+            engine.run(commands);
         })
         .map_err(|source| Error::System { what: "start the scoring thread", source })?;
     let trainer = supervisor.spawn("training", {
-        let engine = commands.downgrade();
+        let engine = engine_handle.downgrade();
         trainer::run(jobs_rx, backends_rx.clone(), move |group, outcome| {
-            let engine = engine.upgrade();
+            let engine = engine.clone();
             async move {
-                if let Some(engine) = engine {
-                    // An engine that is gone needs no model.
-                    let _ = engine.send(EngineCommand::TrainingDone { group, outcome }).await;
-                }
+                // An engine that is gone needs no model.
+                let _ = engine.training_done(group, outcome).await;
             }
         })
     });
-    let gap_filler = gaps::run(backfill_requests_rx, commands.downgrade(), backends_rx.clone(), gap_metrics);
+    let gap_filler =
+        gaps::run(backfill_requests_rx, engine_handle.downgrade(), backends_rx.clone(), gap_metrics);
     let gap_filler = supervisor.spawn("gap filling", gap_filler);
-    let registry_watcher = RegistryWatcher::new(commands.downgrade(), backends_rx, registry_watcher_metrics);
+    let registry_watcher =
+        RegistryWatcher::new(engine_handle.downgrade(), backends_rx, registry_watcher_metrics);
     let registry_watcher = supervisor.spawn("the look at the model registry", registry_watcher.run());
-    let ticker = supervisor.spawn("the clock", run_clock(commands.downgrade()));
+    let ticker = supervisor.spawn("the clock", run_clock(engine_handle.downgrade()));
     let (close_snapshotter, snapshotter_closing) = watch::channel(false);
     let snapshotter = supervisor.spawn(
         "snapshots",
-        snapshotter::run(commands.downgrade(), snapshot_store.clone(), snapshotter_closing),
+        snapshotter::run(engine_handle.downgrade(), snapshot_store.clone(), snapshotter_closing),
     );
 
     reload_metrics.record_success();
     let reloader = Arc::new(Reloader {
         options,
-        commands: commands.clone(),
+        engine: engine_handle.clone(),
         backends,
         senders: Mutex::new(Some(senders)),
         remote_write_metrics: remote_write_metrics,
@@ -458,7 +365,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     });
     let (stop, stop_rx) = watch::channel(false);
     let app_state = routes::AppState {
-        engine: EngineHandle { commands },
+        engine: engine_handle,
         receiver: ingest::BodyReceiver::default(),
         remote_read_server: remote_read::server::RemoteReadServer::new(remote_read_server_metrics),
         metrics_registry: Arc::new(registry),
@@ -524,14 +431,15 @@ pub async fn run(options: Options) -> Result<(), Error> {
     Ok(())
 }
 
-async fn run_clock(engine: mpsc::WeakSender<EngineCommand>) {
+async fn run_clock(engine: WeakEngineHandle) {
     let mut clock = tokio::time::interval(TICK_INTERVAL);
     clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         clock.tick().await;
-        let Some(engine) = engine.upgrade() else { return };
         // An engine that is busy looks at the clock a second later.
-        let _ = engine.try_send(EngineCommand::Tick);
+        if engine.tick().is_none() {
+            return;
+        }
     }
 }
 

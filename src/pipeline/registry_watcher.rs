@@ -5,7 +5,7 @@
 //! the group has yet another: one that the group refused would be loaded at every turn, and one that the
 //! sidecar has trained while the registry was away would be replaced by its predecessor.
 
-use super::engine::EngineCommand;
+use super::engine::WeakEngineHandle;
 use crate::detector::Detector;
 use crate::models::registry::{self, Aliases, CHALLENGER, Registry};
 use crate::models::{DeployedModel, Model};
@@ -16,7 +16,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 /// A model's registered name and its version.
@@ -65,7 +65,7 @@ impl Metrics {
 
 /// See the [module](self).
 pub struct RegistryWatcher {
-    engine: mpsc::WeakSender<EngineCommand>,
+    engine: WeakEngineHandle,
     backends: watch::Receiver<Arc<Backends>>,
     metrics: Metrics,
     /// What each group was offered last and had then, by detector, labels and voice.
@@ -76,11 +76,7 @@ pub struct RegistryWatcher {
 
 impl RegistryWatcher {
     /// A keeper that has offered nothing yet.
-    pub fn new(
-        engine: mpsc::WeakSender<EngineCommand>,
-        backends: watch::Receiver<Arc<Backends>>,
-        metrics: Metrics,
-    ) -> Self {
+    pub fn new(engine: WeakEngineHandle, backends: watch::Receiver<Arc<Backends>>, metrics: Metrics) -> Self {
         Self {
             engine,
             backends,
@@ -130,11 +126,7 @@ impl RegistryWatcher {
         for model in models {
             aliases.extend(backends.registry.aliases(&model).await?);
         }
-        let (reply, deployments_rx) = oneshot::channel();
-        if !self.send(EngineCommand::ListDeployments(reply)).await {
-            return Ok(None);
-        }
-        let Ok(deployments) = deployments_rx.await else { return Ok(None) };
+        let Some(deployments) = self.engine.list_deployments().await else { return Ok(None) };
         // Groups that are gone are forgotten.
         self.offered.retain(|(detector, labels, _), _| {
             deployments
@@ -180,9 +172,7 @@ impl RegistryWatcher {
         let Some(desired) = registry::version_for_group(aliases, &model, &own_model_name, alias) else {
             self.offered.remove(&key);
             if role == ModelRole::Challenger && current.is_some() {
-                let undeploy =
-                    EngineCommand::Deploy { group: deployment.group, role, deployed: None, detection: None };
-                self.send(undeploy).await;
+                self.engine.deploy(deployment.group, role, None, None).await;
             }
             return Ok(());
         };
@@ -234,15 +224,8 @@ impl RegistryWatcher {
             None => None,
         };
         let deployed = Some(DeployedModel { model, name, version: Some(version) });
-        self.send(EngineCommand::Deploy { group: deployment.group, role, deployed, detection }).await;
+        self.engine.deploy(deployment.group, role, deployed, detection).await;
         Ok(())
-    }
-
-    async fn send(&self, command: EngineCommand) -> bool {
-        match self.engine.upgrade() {
-            Some(engine) => engine.send(command).await.is_ok(),
-            None => false,
-        }
     }
 }
 

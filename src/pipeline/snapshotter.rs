@@ -3,14 +3,14 @@
 //! The engine hands out one group after another, so that none of its answers takes longer than the copy of one
 //! window's newest rows; putting it into words and on disk happens here.
 
-use super::engine::EngineCommand;
+use super::engine::WeakEngineHandle;
 use super::serving::Contribution;
 use crate::snapshot::{self, GroupState, PendingCheckpoint, SnapshotStore};
 use crate::window::Window;
 use std::collections::HashSet;
 use std::io;
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::watch;
 use tracing::{error, warn};
 
 /// Pause between two rounds: what a start reads of five minutes takes no time, and a disk is spared.
@@ -69,11 +69,7 @@ impl Contribution {
 }
 
 /// Writes a round every five minutes until the engine is gone, and a last one when told to close.
-pub async fn run(
-    engine: mpsc::WeakSender<EngineCommand>,
-    mut store: SnapshotStore,
-    mut closing: watch::Receiver<bool>,
-) {
+pub async fn run(engine: WeakEngineHandle, mut store: SnapshotStore, mut closing: watch::Receiver<bool>) {
     loop {
         let close = closing.wait_for(|closing| *closing);
         let is_last = tokio::time::timeout(SNAPSHOT_INTERVAL, close).await.is_ok();
@@ -93,18 +89,13 @@ pub async fn run(
 }
 
 /// One round over all groups. None when the engine is gone, or the writing broke.
-async fn write_round(
-    engine: &mpsc::WeakSender<EngineCommand>,
-    mut store: SnapshotStore,
-) -> Option<SnapshotStore> {
+async fn write_round(engine: &WeakEngineHandle, mut store: SnapshotStore) -> Option<SnapshotStore> {
     let started = Instant::now();
     let mut names = HashSet::new();
     let mut failed: Option<io::Error> = None;
     let mut after = None;
     while failed.is_none() {
-        let (reply, response) = oneshot::channel();
-        engine.upgrade()?.send(EngineCommand::Snapshot { after, reply }).await.ok()?;
-        let Some(SnapshotStep { id, name, snapshot }) = response.await.ok()? else { break };
+        let Some(SnapshotStep { id, name, snapshot }) = engine.next_snapshot(after).await? else { break };
         after = Some(id);
         names.insert(name.clone());
         let Some(snapshot) = snapshot else { continue };
@@ -124,7 +115,7 @@ async fn write_round(
         };
         if let Err(error) = result {
             failed = Some(error);
-            engine.upgrade()?.send(EngineCommand::SnapshotFailed(id)).await.ok()?;
+            engine.snapshot_failed(id).await?;
         }
     }
     let finish = move || {

@@ -4,6 +4,7 @@ use super::*;
 use crate::features::rate::RateSemantics;
 use crate::features::{Schema, Transform};
 use crate::forest::{ForestParams, Table};
+use crate::ingest::WriteResponseStats;
 use crate::models::{FittedModel, Model, ModelCard, TrainingRange};
 use crate::prom::proto::{Label, Sample as ProtoSample, TimeSeries, WriteRequest};
 use crate::prom::wire::{ProtocolVersion, snappy};

@@ -5,18 +5,19 @@ use super::wire;
 use prometheus_client::registry::Registry;
 use promforest::config::Config;
 use promforest::models::DeployedModel;
-use promforest::pipeline::engine::{Engine, EngineCommand, EngineDeps, Readiness};
+use promforest::pipeline::engine::{Engine, EngineDeps, Readiness};
 use promforest::pipeline::gaps;
 use promforest::pipeline::metrics::Metrics;
 use promforest::prom::proto::{Label, Sample, TimeSeries, WriteRequest};
 use promforest::prom::wire::{ProtocolVersion, snappy};
 use promforest::prom::{METRIC_NAME, STALE_BITS};
+use promforest::time::now_ms;
 use promforest::window::ModelRole;
 use promforest::{ingest, remote_write};
 use prost::Message as _;
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
 /// Series of the captures, and those of the models.
 const CONFIG: &str = r#"
@@ -59,21 +60,15 @@ pub fn receiver(data: &[u8]) {
         }
         rest = after;
     }
-    let (commands, received) = mpsc::channel(16);
-    let send = |command| assert!(commands.try_send(command).is_ok(), "there is room");
     for (role, model) in [ModelRole::Champion, ModelRole::Challenger].into_iter().zip(&*MODELS) {
         let deployed = DeployedModel { model: Arc::new(model.clone()), name: "net".into(), version: Some(1) };
-        send(EngineCommand::Deploy { group: 0, role, deployed: Some(deployed), detection: None });
+        engine.deploy(0, role, Some(deployed), None, Instant::now());
     }
-    send(EngineCommand::Tick);
-    let (reply, mut batch) = oneshot::channel();
-    send(EngineCommand::NextBatch { endpoint: 0, max_samples: 100, reply });
-    let (deployments, _) = oneshot::channel();
-    send(EngineCommand::ListDeployments(deployments));
-    drop(commands);
-    engine.run(received);
+    engine.tick(Instant::now(), now_ms());
+    let batch = engine.next_batch(0, 100, now_ms());
+    let _ = engine.list_deployments();
     // What leaves is what a receiver would take.
-    for series in batch.try_recv().ok().flatten().into_iter().flat_map(|batch| batch.series) {
+    for series in batch.into_iter().flat_map(|batch| batch.series) {
         assert!(!series.labels.metric_name().is_empty());
         assert!(series.samples.is_sorted_by(|a, b| a.timestamp_ms < b.timestamp_ms), "{}", series.labels);
     }

@@ -5,7 +5,10 @@
 //! fit) is other threads' work, and comes back as a command.
 
 mod gap_fill;
+mod handle;
 mod write;
+
+pub use handle::{CommandReceiver, EndpointBatches, EngineHandle, WeakEngineHandle, channel};
 
 use super::gaps::{self, BackfillRequest, GapTracker};
 use super::group::{Group, GroupEvent, RowState};
@@ -17,14 +20,13 @@ use super::select::SelectionPage;
 use super::snapshotter::SnapshotStep;
 use crate::config::Config;
 use crate::detect::OnlineDetector;
-use crate::detector::Detector;
 use crate::features::counter;
-use crate::ingest::{self, WriteBody, WriteResponseStats};
+use crate::ingest;
 use crate::models::DeployedModel;
 use crate::prom::duration::{self};
 use crate::prom::wire;
 use crate::prom::{Labels, Sample};
-use crate::remote_read::{self, server::Query};
+use crate::remote_read::server::Query;
 use crate::remote_write::{self, Batch, CursorPosition, FailureReason, TimeSeries};
 use crate::series::{EntryId, SeriesIndex};
 use crate::snapshot::GroupState;
@@ -32,11 +34,12 @@ use crate::time;
 use crate::time::now_ms;
 use crate::train::trainer::{TrainingJob, TrainingOutcome, TrainingReason, WarmStart};
 use crate::window::{ModelRole, Window};
+use handle::EngineCommand;
 use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tracing::{info, warn};
 
 /// Scores wait until this machine's clock is at most this far behind their timestamp: one sample
@@ -53,93 +56,6 @@ const EVICT_INTERVAL: Duration = Duration::from_secs(60);
 const CONFLICTS_TO_WARN: usize = 10;
 /// How often the progress towards a first model is logged.
 const PROGRESS_LOG_INTERVAL: Duration = Duration::from_secs(30);
-
-/// What the engine is asked to do.
-pub enum EngineCommand {
-    /// Take in the body of a write request.
-    Write(WriteBody, oneshot::Sender<Result<WriteResponseStats, ingest::Error>>),
-    /// Give a target its next batch.
-    NextBatch {
-        /// The target.
-        endpoint: usize,
-        /// Size of the batch.
-        max_samples: usize,
-        /// Where it goes.
-        reply: oneshot::Sender<Option<Batch>>,
-    },
-    /// Move a target's cursor.
-    Advance {
-        /// The target.
-        endpoint: usize,
-        /// The cursor in each group.
-        positions: Vec<CursorPosition>,
-    },
-    /// Take the result of a training.
-    TrainingDone {
-        /// The group.
-        group: u32,
-        /// The result.
-        outcome: TrainingOutcome,
-    },
-    /// Tell which groups there are: their numbers and labels.
-    ListGroups(oneshot::Sender<Vec<(u32, Labels)>>),
-    /// Tell what some groups have that a query selects.
-    Select {
-        /// The query, without patterns.
-        query: Arc<Query>,
-        /// The groups.
-        groups: Arc<[u32]>,
-        /// How many of them have been looked at.
-        offset: usize,
-        /// Where it goes.
-        reply: oneshot::Sender<SelectionPage>,
-    },
-    /// Tell which models every group has.
-    ListDeployments(oneshot::Sender<Vec<Deployment>>),
-    /// Take a model of the registry into service, or none any more.
-    Deploy {
-        /// The group.
-        group: u32,
-        /// Whose place it takes.
-        role: ModelRole,
-        /// The model; only the challenger's place can be empty.
-        deployed: Option<DeployedModel>,
-        /// What it has become by the rows since its training.
-        detection: Option<Box<OnlineDetector>>,
-    },
-    /// Hand out the group after this one, or the first, for a snapshot.
-    Snapshot {
-        /// The group before.
-        after: Option<u32>,
-        /// Where it goes; nothing after the last.
-        reply: oneshot::Sender<Option<SnapshotStep>>,
-    },
-    /// The snapshot of this group could not be written.
-    SnapshotFailed(u32),
-    /// Take in what remote read knows of a detector's series.
-    Backfill {
-        /// The detector.
-        detector: Arc<Detector>,
-        /// Series with all of their labels.
-        series: Vec<remote_read::SeriesSamples>,
-    },
-    /// All of what was asked for has been handed over, or the rest will not come.
-    BackfillDone {
-        /// Is it all?
-        is_complete: bool,
-    },
-    /// Look at the clock.
-    Tick,
-    /// Work by another configuration; `bells` are its targets'.
-    Reload {
-        /// The configuration.
-        config: Arc<Config>,
-        /// What to ring when a target has something to fetch.
-        wakeups: Vec<Arc<Notify>>,
-        /// Told when it is in force.
-        done: oneshot::Sender<()>,
-    },
-}
 
 /// Can it be relied on? The text says how far it is.
 #[derive(Clone, Debug, PartialEq)]
@@ -230,7 +146,7 @@ impl Engine {
     }
 
     /// Works until every sender of commands is gone.
-    pub fn run(mut self, mut commands: mpsc::Receiver<EngineCommand>) {
+    pub fn run(mut self, mut commands: CommandReceiver) {
         while let Some(command) = commands.blocking_recv() {
             let now = Instant::now();
             match command {
@@ -255,8 +171,7 @@ impl Engine {
                     let _ = reply.send(self.select(&query, &groups, offset));
                 }
                 EngineCommand::ListDeployments(reply) => {
-                    let _ =
-                        reply.send(self.groups.iter_mut().map(|(id, group)| group.deployment(id)).collect());
+                    let _ = reply.send(self.list_deployments());
                 }
                 EngineCommand::Deploy { group, role, deployed, detection } => {
                     self.deploy(group, role, deployed, detection, now)
@@ -317,13 +232,19 @@ impl Engine {
         }
     }
 
+    /// The models of all groups.
+    pub fn list_deployments(&mut self) -> Vec<Deployment> {
+        self.groups.iter_mut().map(|(id, group)| group.deployment(id)).collect()
+    }
+
     fn next_snapshot(&mut self, after: Option<u32>) -> Option<SnapshotStep> {
         let urls = self.groups.urls();
         let (id, group) = self.groups.next_mut(after)?;
         Some(group.take_snapshot(id, &urls))
     }
 
-    fn next_batch(&mut self, endpoint: usize, max_samples: usize, now_ms: i64) -> Option<Batch> {
+    /// The next batch of an endpoint.
+    pub fn next_batch(&mut self, endpoint: usize, max_samples: usize, now_ms: i64) -> Option<Batch> {
         let state = self.endpoints.get_mut(endpoint)?;
         let to_ms = now_ms + PUBLISH_AHEAD_MS;
         let mut batch = Batch::default();
@@ -483,7 +404,7 @@ impl Engine {
 
     /// Puts a model of the registry into its place. One with features that are not there is refused: it
     /// would never see a complete row.
-    fn deploy(
+    pub fn deploy(
         &mut self,
         id: u32,
         role: ModelRole,
@@ -528,7 +449,8 @@ impl Engine {
         self.metrics.set_models(group, &alias);
     }
 
-    fn tick(&mut self, now: Instant, now_ms: i64) {
+    /// The periodic work.
+    pub fn tick(&mut self, now: Instant, now_ms: i64) {
         self.check_gaps(now, now_ms);
         for (id, group) in self.groups.iter_mut() {
             let detector = group.detector.clone();

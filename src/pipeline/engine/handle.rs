@@ -1,0 +1,239 @@
+//! Typed handles to the engine's thread.
+//!
+//! Each request is a method here, so that the other modules neither build commands nor hold reply channels. Tasks
+//! hold a [`WeakEngineHandle`]: the engine ends when the last [`EngineHandle`] is dropped, and no task keeps it
+//! alive by waiting for work.
+
+use crate::config::Config;
+use crate::detect::OnlineDetector;
+use crate::detector::Detector;
+use crate::ingest::{self, WriteBody, WriteResponseStats};
+use crate::models::DeployedModel;
+use crate::pipeline::registry_watcher::Deployment;
+use crate::pipeline::select::{self, GroupMatches, SelectedSeries, SelectionPage};
+use crate::pipeline::snapshotter::SnapshotStep;
+use crate::prom::Labels;
+use crate::remote_read::SeriesSamples;
+use crate::remote_read::server::{self, Query, Queryable};
+use crate::remote_write::{Batch, BatchSource, CursorPosition};
+use crate::train::trainer::TrainingOutcome;
+use crate::window::ModelRole;
+use std::sync::Arc;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+/// Commands that may wait for the engine. A write request beyond this is answered with 503.
+const COMMAND_QUEUE: usize = 1024;
+
+/// A request to the engine.
+pub(super) enum EngineCommand {
+    /// Takes in the body of a write request.
+    Write(WriteBody, oneshot::Sender<Result<WriteResponseStats, ingest::Error>>),
+    /// Fetches the next batch of an endpoint.
+    NextBatch { endpoint: usize, max_samples: usize, reply: oneshot::Sender<Option<Batch>> },
+    /// Moves the cursors of an endpoint.
+    Advance { endpoint: usize, positions: Vec<CursorPosition> },
+    /// Reports the result of a training.
+    TrainingDone { group: u32, outcome: TrainingOutcome },
+    /// Lists the ids and labels of all groups.
+    ListGroups(oneshot::Sender<Vec<(u32, Labels)>>),
+    /// Selects series of these groups, from the offset on; the query has no regular expressions.
+    Select { query: Arc<Query>, groups: Arc<[u32]>, offset: usize, reply: oneshot::Sender<SelectionPage> },
+    /// Lists the models of all groups.
+    ListDeployments(oneshot::Sender<Vec<Deployment>>),
+    /// Deploys a model of the registry, or removes a challenger.
+    Deploy {
+        group: u32,
+        role: ModelRole,
+        deployed: Option<DeployedModel>,
+        detection: Option<Box<OnlineDetector>>,
+    },
+    /// Fetches the first group after this id for a snapshot; none after the last.
+    Snapshot { after: Option<u32>, reply: oneshot::Sender<Option<SnapshotStep>> },
+    /// Reports that the snapshot of this group was not written.
+    SnapshotFailed(u32),
+    /// Hands over samples that remote read returned; the series have all of their labels.
+    Backfill { detector: Arc<Detector>, series: Vec<SeriesSamples> },
+    /// Ends a gap fill.
+    BackfillDone { is_complete: bool },
+    /// Runs the periodic work.
+    Tick,
+    /// Applies another configuration; the wakeups are those of its endpoints.
+    Reload { config: Arc<Config>, wakeups: Vec<Arc<Notify>>, done: oneshot::Sender<()> },
+}
+
+/// The engine's end of the command queue.
+pub struct CommandReceiver(mpsc::Receiver<EngineCommand>);
+
+impl CommandReceiver {
+    /// The next command; none when all handles are dropped.
+    pub(super) fn blocking_recv(&mut self) -> Option<EngineCommand> {
+        self.0.blocking_recv()
+    }
+}
+
+/// The command queue of an engine.
+pub fn channel() -> (EngineHandle, CommandReceiver) {
+    let (commands, receiver) = mpsc::channel(COMMAND_QUEUE);
+    (EngineHandle { commands }, CommandReceiver(receiver))
+}
+
+/// A handle that keeps the engine alive.
+#[derive(Clone)]
+pub struct EngineHandle {
+    commands: mpsc::Sender<EngineCommand>,
+}
+
+impl EngineHandle {
+    /// A handle that does not keep the engine alive.
+    pub fn downgrade(&self) -> WeakEngineHandle {
+        WeakEngineHandle { commands: self.commands.downgrade() }
+    }
+
+    /// Hands over the body of a write request.
+    ///
+    /// # Errors
+    /// The engine's error; [`Overloaded`](ingest::Error::Overloaded) if its queue is full.
+    pub async fn write(&self, body: WriteBody) -> Result<WriteResponseStats, ingest::Error> {
+        let (reply, response) = oneshot::channel();
+        if self.commands.try_send(EngineCommand::Write(body, reply)).is_err() {
+            return Err(ingest::Error::Overloaded("too many requests wait"));
+        }
+        response.await.unwrap_or(Err(ingest::Error::Overloaded("shutting down")))
+    }
+
+    /// Applies a configuration and waits until it is in force. `None` if the engine is gone.
+    pub async fn reload(&self, config: Arc<Config>, wakeups: Vec<Arc<Notify>>) -> Option<()> {
+        let (done, applied) = oneshot::channel();
+        self.commands.send(EngineCommand::Reload { config, wakeups, done }).await.ok()?;
+        applied.await.ok()
+    }
+
+    async fn query<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> EngineCommand,
+    ) -> Result<T, server::Error> {
+        let (reply, response) = oneshot::channel();
+        let shutting_down = || server::Error::ShuttingDown;
+        self.commands.send(command(reply)).await.map_err(|_| shutting_down())?;
+        response.await.map_err(|_| shutting_down())
+    }
+}
+
+/// Runs on a blocking thread: a costly regular expression delays nothing else there.
+async fn run_blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, server::Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| server::Error::ShuttingDown)
+}
+
+impl Queryable for EngineHandle {
+    type Series = SelectedSeries;
+
+    async fn select(&self, query: Query) -> Result<Vec<SelectedSeries>, server::Error> {
+        let prefilter = Arc::new(Query { selector: query.selector.without_regexes(), ..query });
+        let patterns = Arc::new(query.selector);
+        let (groups, selector) = (self.query(EngineCommand::ListGroups).await?, patterns.clone());
+        let groups: Arc<[u32]> = run_blocking(move || {
+            let groups = groups.into_iter().filter(|(_, labels)| select::may_match(labels, &selector));
+            groups.map(|(id, _)| id).collect()
+        })
+        .await?;
+        let (mut series, mut next) = (Vec::new(), Some(0));
+        while let Some(offset) = next {
+            let (query, groups, selector) = (prefilter.clone(), groups.clone(), patterns.clone());
+            let page = self.query(|reply| EngineCommand::Select { query, groups, offset, reply }).await?;
+            let filter = move |matches: GroupMatches| matches.filter(&selector);
+            series.extend(
+                run_blocking(move || page.matches.into_iter().flat_map(filter).collect::<Vec<_>>()).await?,
+            );
+            next = page.next;
+        }
+        Ok(series)
+    }
+}
+
+/// A handle that does not keep the engine alive. Its methods return `None` if the engine is gone.
+#[derive(Clone)]
+pub struct WeakEngineHandle {
+    commands: mpsc::WeakSender<EngineCommand>,
+}
+
+impl WeakEngineHandle {
+    async fn send(&self, command: EngineCommand) -> Option<()> {
+        self.commands.upgrade()?.send(command).await.ok()
+    }
+
+    async fn call<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> EngineCommand) -> Option<T> {
+        let (reply, response) = oneshot::channel();
+        self.send(command(reply)).await?;
+        response.await.ok()
+    }
+
+    /// Reports the result of a training.
+    pub async fn training_done(&self, group: u32, outcome: TrainingOutcome) -> Option<()> {
+        self.send(EngineCommand::TrainingDone { group, outcome }).await
+    }
+
+    /// The models of all groups.
+    pub async fn list_deployments(&self) -> Option<Vec<Deployment>> {
+        self.call(EngineCommand::ListDeployments).await
+    }
+
+    /// Deploys a model of the registry; no model removes a challenger. `detection` is the state of the model after
+    /// the rows since its training.
+    pub async fn deploy(
+        &self,
+        group: u32,
+        role: ModelRole,
+        deployed: Option<DeployedModel>,
+        detection: Option<Box<OnlineDetector>>,
+    ) -> Option<()> {
+        self.send(EngineCommand::Deploy { group, role, deployed, detection }).await
+    }
+
+    /// The first group after this id for a snapshot; `Some(None)` after the last.
+    pub async fn next_snapshot(&self, after: Option<u32>) -> Option<Option<SnapshotStep>> {
+        self.call(|reply| EngineCommand::Snapshot { after, reply }).await
+    }
+
+    /// Reports that the snapshot of this group was not written.
+    pub async fn snapshot_failed(&self, group: u32) -> Option<()> {
+        self.send(EngineCommand::SnapshotFailed(group)).await
+    }
+
+    /// Hands over samples that remote read returned; the series have all of their labels.
+    pub async fn backfill(&self, detector: Arc<Detector>, series: Vec<SeriesSamples>) -> Option<()> {
+        self.send(EngineCommand::Backfill { detector, series }).await
+    }
+
+    /// Ends a gap fill.
+    pub async fn backfill_done(&self, is_complete: bool) -> Option<()> {
+        self.send(EngineCommand::BackfillDone { is_complete }).await
+    }
+
+    /// Runs the periodic work. An engine whose queue is full skips it.
+    pub fn tick(&self) -> Option<()> {
+        let _ = self.commands.upgrade()?.try_send(EngineCommand::Tick);
+        Some(())
+    }
+}
+
+/// The scores for one endpoint.
+pub struct EndpointBatches {
+    /// The engine.
+    pub engine: WeakEngineHandle,
+    /// Index of the endpoint in the configuration.
+    pub endpoint: usize,
+}
+
+impl BatchSource for EndpointBatches {
+    async fn next_batch(&self, max_samples: usize) -> Option<Batch> {
+        let endpoint = self.endpoint;
+        self.engine.call(|reply| EngineCommand::NextBatch { endpoint, max_samples, reply }).await?
+    }
+
+    async fn advance(&self, positions: Vec<CursorPosition>) {
+        // Without an engine there is no cursor to move.
+        let _ = self.engine.send(EngineCommand::Advance { endpoint: self.endpoint, positions }).await;
+    }
+}
