@@ -1,57 +1,69 @@
-//! What an answer to one query holds, of either kind: series with their samples, in the range, in order.
+//! Collects the response to one query, in either format: series with their samples in the range, ascending.
 //!
-//! Chunks reach beyond the range that was asked for, and after samples that came out of order they overlap.
-//! So everything is clipped, sorted, and of two samples of one time the first one stays.
+//! Chunks reach beyond the requested range, and they overlap after samples arrived out of order. Therefore
+//! samples are clipped and sorted, and the first of two samples with the same timestamp is kept.
 
-use super::{Error, Metrics, SeriesSamples, SkipReason, xor};
-use crate::prom::Labels;
+use super::error::Error;
+use super::xor;
 use crate::prom::wire::read_response::{self, WireChunk};
 use crate::prom::wire::{
     InvalidSeries, MAX_SERIES, ParsedRequest, ProtocolVersion, RejectReason, SampleKind, Scratch,
 };
+use crate::prom::{Labels, Sample};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-/// Samples of a slice: a week of a host's interfaces, every 15 s, is a fifth of it.
+/// Samples of a slice. A week of a host's interfaces, scraped every 15 s, has a fifth of it.
 pub const SAMPLE_LIMIT: usize = 4 << 20;
 
 /// `Chunk.type` of samples that [`xor`] decodes.
 const XOR: i64 = 1;
 
-/// Collects an answer.
-pub struct ResponseCollector<'a> {
+/// A series and its samples, ascending, with the staleness markers.
+pub type SeriesSamples = (Labels, Vec<Sample>);
+
+/// Parts of a response that are not used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SkipCounts {
+    /// Chunks or samples of native histograms.
+    pub histograms: usize,
+    /// Series that the remote-write receiver would reject.
+    pub invalid_series: usize,
+}
+
+/// Collects one response.
+pub struct ResponseCollector {
     start_ms: i64,
     end_ms: i64,
-    metrics: &'a Metrics,
+    skipped: SkipCounts,
     series: Vec<SeriesSamples>,
     index_by_labels: HashMap<Labels, usize>,
-    /// The series of the last frame, which may go on in the next: its labels on the wire, and its number if
-    /// it is one that is taken.
+    /// The series of the last frame, which may continue in the next one: its encoded labels, and its index
+    /// unless it is skipped.
     last_series: Option<(Vec<u8>, Option<usize>)>,
     n_samples: usize,
     label_bytes: Vec<u8>,
 }
 
-impl<'a> ResponseCollector<'a> {
-    /// An answer for `[start_ms, end_ms]`.
-    pub fn new(start_ms: i64, end_ms: i64, metrics: &'a Metrics) -> Self {
-        let (series, index_by_labels, last_series, n_samples) = (Vec::new(), HashMap::new(), None, 0);
+impl ResponseCollector {
+    /// A collector for the range `[start_ms, end_ms]`.
+    pub fn new(start_ms: i64, end_ms: i64) -> Self {
         Self {
             start_ms,
             end_ms,
-            metrics,
-            series,
-            index_by_labels,
-            last_series,
-            n_samples,
+            skipped: SkipCounts::default(),
+            series: Vec::new(),
+            index_by_labels: HashMap::new(),
+            last_series: None,
+            n_samples: 0,
             label_bytes: Vec::new(),
         }
     }
 
-    /// Takes a frame, a `ChunkedReadResponse`.
+    /// Adds a frame, a `ChunkedReadResponse`.
     ///
     /// # Errors
-    /// [`Error`] when it is none, or not an answer to the only query.
+    /// [`Error`] if the message is invalid, exceeds a limit or belongs to another query than the first.
     pub fn push_frame(&mut self, message: &[u8]) -> Result<(), Error> {
         let mut label_bytes = std::mem::take(&mut self.label_bytes);
         let query_index =
@@ -80,19 +92,19 @@ impl<'a> ResponseCollector<'a> {
                 xor::decode(data, samples)?;
                 self.clip(index, n_before)
             }
-            // Histograms, integers and floats, without and with start times.
+            // Histograms of integers and floats, without and with start timestamps.
             2 | 3 | 5 | 6 => {
-                self.metrics.count_skipped(SkipReason::Histogram);
+                self.skipped.histograms += 1;
                 Ok(())
             }
             encoding => Err(Error::Encoding { encoding }),
         })
     }
 
-    /// Takes a `ReadResponse`.
+    /// Adds a `ReadResponse`.
     ///
     /// # Errors
-    /// [`Error`] when it is none, or not an answer to the only query.
+    /// [`Error`] if the message is invalid, exceeds a limit or has another number of results than one.
     pub fn push_response(&mut self, message: &[u8]) -> Result<(), Error> {
         let mut result = &[][..];
         let results = read_response::visit_results(message, |message| result = message)?;
@@ -101,10 +113,9 @@ impl<'a> ResponseCollector<'a> {
         }
         let mut scratch = Scratch::default();
         let result = ParsedRequest::parse(ProtocolVersion::V1, result, 0, i64::MAX, &mut scratch)?;
-        self.metrics.count_skipped_by(SkipReason::Histogram, result.counts.histograms);
-        self.metrics
-            .count_skipped_by(SkipReason::InvalidSeries, result.rejections.count(RejectReason::Labels));
-        // Of histograms the other kind of answer gives nothing, and neither does this one.
+        self.skipped.histograms += result.counts.histograms;
+        self.skipped.invalid_series += result.rejections.count(RejectReason::Labels);
+        // The streamed format has no samples of histograms either.
         for series in result.series().filter(|series| series.kind == SampleKind::Float) {
             let Some(index) = self.series_index(series.labels())? else { continue };
             let samples = &mut self.series[index].1;
@@ -115,12 +126,12 @@ impl<'a> ResponseCollector<'a> {
         Ok(())
     }
 
-    /// The number of the series with these labels, none for a series that a receiver would refuse too.
+    /// The index of the series with these labels; `None` if the series is skipped.
     fn series_index(&mut self, labels: Result<Labels, InvalidSeries>) -> Result<Option<usize>, Error> {
         use InvalidSeries::{NoMetricName, TooLong, TooManyLabels};
         let labels = match labels {
             Err(TooManyLabels { .. } | TooLong { .. } | NoMetricName(_)) => {
-                self.metrics.count_skipped(SkipReason::InvalidSeries);
+                self.skipped.invalid_series += 1;
                 return Ok(None);
             }
             labels => labels?,
@@ -138,7 +149,7 @@ impl<'a> ResponseCollector<'a> {
         Ok(Some(index))
     }
 
-    /// Leaves of the samples from `before` on those in the range.
+    /// Removes the samples outside of the range, of those at `from` and after it.
     fn clip(&mut self, index: usize, from: usize) -> Result<(), Error> {
         let samples = &mut self.series[index].1;
         let range = self.start_ms..=self.end_ms;
@@ -157,7 +168,12 @@ impl<'a> ResponseCollector<'a> {
         }
     }
 
-    /// The series that have samples in the range, samples ascending.
+    /// Counts of skipped parts so far.
+    pub fn skipped(&self) -> SkipCounts {
+        self.skipped
+    }
+
+    /// The series that have samples in the range.
     pub fn finish(self) -> Vec<SeriesSamples> {
         let mut series = self.series;
         series.retain(|(_, samples)| !samples.is_empty());

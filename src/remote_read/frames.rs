@@ -1,17 +1,23 @@
-//! The frames of a streamed answer: a varint with the length, the checksum, the message.
+//! The frames of a streamed response: a varint with the length, the CRC-32C of the message, the message.
 //!
-//! A length is believed up to the limit, and even then no more is kept than what has arrived. The end is an
-//! end only between two frames: Go's own reader takes one after a length, or after a checksum, for clean.
-//! An error in the middle of the answer is what Prometheus writes as text among the frames, where it is a
-//! length or a checksum that cannot be.
+//! The reader checks a length against the limit before it buffers the message. A stream that ends inside a frame is
+//! an error: Go's own reader accepts an end after the length or after the checksum. Prometheus reports a failure in
+//! the middle of a response as text between frames; such text fails as an invalid length or checksum.
 
 use bytes::{Buf, Bytes, BytesMut};
+use prost::encode_length_delimiter;
 
-/// Most bytes of a frame; Prometheus' `chunked_read_limit`. Its own frames end at 1 MiB or after the series
-/// that goes beyond.
+/// Content type of a response that is one compressed message.
+pub const SAMPLES_CONTENT_TYPE: &str = "application/x-protobuf";
+/// Content type of a response that is a stream of frames. Prometheus compares these exact bytes.
+pub const STREAMED_CONTENT_TYPE: &str =
+    "application/x-streamed-protobuf; proto=prometheus.ChunkedReadResponse";
+
+/// Most bytes of a frame; Prometheus' `chunked_read_limit`. Prometheus ends its own frames after the series with
+/// which they exceed 1 MiB.
 pub const FRAME_LIMIT: usize = 50_000_000;
 
-/// Why bytes are no frames.
+/// Bytes that are not frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The length does not fit 64 bits.
@@ -20,41 +26,48 @@ pub enum Error {
     /// The length is above the limit.
     #[error("a frame of {declared} bytes is above the limit of {FRAME_LIMIT}")]
     TooLarge {
-        /// The length.
+        /// Length that the frame declares, in bytes.
         declared: u64,
     },
-    /// The bytes are not those that were sent.
+    /// The message does not match its checksum.
     #[error("the checksum of a frame of {length} bytes is {computed:08x}, not {declared:08x}")]
     Checksum {
-        /// Length of the frame.
+        /// Length of the message, in bytes.
         length: usize,
-        /// CRC-32C as sent.
+        /// CRC-32C that the frame declares.
         declared: u32,
-        /// CRC-32C of what came.
+        /// CRC-32C of the received message.
         computed: u32,
     },
-    /// The answer ends inside a frame.
-    #[error("the answer ends inside a frame, after {length} bytes of it")]
+    /// The response ends inside a frame.
+    #[error("the response ends inside a frame, after {length} bytes of it")]
     Truncated {
-        /// What came of the last frame.
+        /// Received bytes of the last frame.
         length: usize,
     },
 }
 
-/// Cuts what arrives into frames.
+/// Appends a frame around a message.
+pub fn append_frame(message: &[u8], out: &mut Vec<u8>) {
+    encode_length_delimiter(message.len(), out).expect("a vector grows");
+    out.extend(crc32c::crc32c(message).to_be_bytes());
+    out.extend(message);
+}
+
+/// Splits a stream into the messages of its frames.
 #[derive(Debug, Default)]
 pub struct ChunkedReader(BytesMut);
 
 impl ChunkedReader {
-    /// Takes what has arrived.
+    /// Adds received bytes.
     pub fn push(&mut self, bytes: &[u8]) {
         self.0.extend_from_slice(bytes);
     }
 
-    /// The message of the next frame that is there as a whole.
+    /// The message of the next frame; `None` until the frame is complete.
     ///
     /// # Errors
-    /// [`Error`] when what comes next is no frame.
+    /// [`Error`] if the next bytes are not a frame.
     pub fn pop(&mut self) -> Result<Option<Bytes>, Error> {
         let mut declared = 0;
         let Some(last_index) = self.0.iter().take(10).position(|byte| byte & 0x80 == 0) else {
@@ -84,10 +97,10 @@ impl ChunkedReader {
         Ok(Some(message))
     }
 
-    /// Nothing more will come.
+    /// Checks that the stream ended between two frames.
     ///
     /// # Errors
-    /// [`Error::Truncated`] inside a frame.
+    /// [`Error::Truncated`] if it ended inside a frame.
     pub fn finish(&self) -> Result<(), Error> {
         match self.0.len() {
             0 => Ok(()),
@@ -104,13 +117,11 @@ pub(super) mod tests {
     /// A frame around a message.
     pub fn frame(message: &[u8]) -> Vec<u8> {
         let mut frame = Vec::new();
-        prost::encoding::encode_varint(message.len() as u64, &mut frame);
-        frame.extend(crc32c::crc32c(message).to_be_bytes());
-        frame.extend(message);
+        append_frame(message, &mut frame);
         frame
     }
 
-    /// The messages of the frames of pieces.
+    /// The messages of a stream that arrives in pieces.
     fn messages<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<Bytes>, Error> {
         let (mut reader, mut messages) = (ChunkedReader::default(), Vec::new());
         for piece in pieces {
@@ -129,7 +140,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn b54_a_length_above_the_limit_is_refused_before_memory_is_taken() {
+    fn b54_a_length_above_the_limit_is_refused_before_memory_is_allocated() {
         for (length, error) in [
             (&b"\x81\xe1\xeb\x17"[..], Error::TooLarge { declared: 50_000_001 }),
             (&b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"[..], Error::TooLarge { declared: u64::MAX }),
@@ -141,7 +152,7 @@ pub(super) mod tests {
             assert_eq!(reader.pop(), Err(error));
         }
         let mut reader = ChunkedReader::default();
-        reader.push(b"\x80\xe1\xeb\x17 the beginning of a frame that is not above the limit");
+        reader.push(b"\x80\xe1\xeb\x17 the start of a frame within the limit");
         assert_eq!(reader.pop(), Ok(None));
         assert!(reader.0.capacity() < 1000, "{}", reader.0.capacity());
     }
@@ -151,9 +162,9 @@ pub(super) mod tests {
         let whole = [frame(b"one"), frame(b""), frame(&[7; 300])].concat();
         assert_eq!(messages([&whole[..]]).expect("frames").len(), 3);
         let ends = [0, 8, 13, 13 + 2 + 4 + 300];
-        for cut in 0..=whole.len() {
-            let expected = ends.contains(&cut);
-            assert_eq!(messages([&whole[..cut]]).is_ok(), expected, "cut after {cut} bytes");
+        for length in 0..=whole.len() {
+            let expected = ends.contains(&length);
+            assert_eq!(messages([&whole[..length]]).is_ok(), expected, "truncated to {length} bytes");
         }
         for bit in 0..whole.len() * 8 {
             let mut flipped = whole.clone();

@@ -1,13 +1,23 @@
 //! Answers of a real Prometheus, and a server that answers what a test wants.
 
+use super::client::RESPONSE_LIMIT;
+use super::collector::ResponseCollector;
 use super::frames::tests::frame;
+use super::frames::{ChunkedReader, SAMPLES_CONTENT_TYPE, STREAMED_CONTENT_TYPE};
 use super::xor::tests::reference_encode;
 use super::*;
 use crate::http::body::Body;
+use crate::http::client;
 use crate::http::server::{Response as Reply, Server};
-use crate::prom::proto::{self, QueryResult, ReadResponse};
+use crate::prom::matcher::Matcher;
+use crate::prom::proto::{self, Query, QueryResult, ReadRequest, ReadResponse};
+use crate::prom::wire::snappy;
+use crate::prom::{Labels, Sample, Selector};
 use crate::time::DAY_MS;
+use bytes::Bytes;
 use http_body_util::BodyExt;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use prost::Message;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -21,16 +31,14 @@ fn capture(name: &str) -> Vec<u8> {
 
 /// Takes an answer of type SAMPLES.
 fn decode(message: &[u8], start_ms: i64, end_ms: i64) -> Result<Vec<SeriesSamples>, Error> {
-    let metrics = Metrics::default();
-    let mut collector = ResponseCollector::new(start_ms, end_ms, &metrics);
+    let mut collector = ResponseCollector::new(start_ms, end_ms);
     collector.push_response(message)?;
     Ok(collector.finish())
 }
 
 /// Takes the frames of a stream.
 fn decode_stream(mut stream: &[u8], start_ms: i64, end_ms: i64) -> Result<Vec<SeriesSamples>, Error> {
-    let metrics = Metrics::default();
-    let mut collector = ResponseCollector::new(start_ms, end_ms, &metrics);
+    let mut collector = ResponseCollector::new(start_ms, end_ms);
     let mut reader = ChunkedReader::default();
     while !stream.is_empty() {
         let (piece, rest) = stream.split_at(stream.len().min(100));
@@ -250,7 +258,10 @@ fn slice_count(client: &ReadClient, outcome: &'static str) -> u64 {
     client.metrics.slices.get_or_create(&[("outcome", outcome.into())]).get()
 }
 
-fn skipped_count(metrics: &Metrics, reason: &'static str) -> u64 {
+/// The value of the metric after this response.
+fn skipped_count(collector: &ResponseCollector, reason: &'static str) -> u64 {
+    let metrics = Metrics::default();
+    metrics.count_skipped(collector.skipped());
     metrics.skipped.get_or_create(&[("reason", reason.into())]).get()
 }
 
@@ -393,7 +404,7 @@ async fn b53_b64_any_other_failure_ends_the_read_at_once() {
         ),
         (
             |_| reply(STREAMED_CONTENT_TYPE, "timeout"),
-            "remote read: the stream is broken: the answer ends inside a frame, after 7 bytes of it",
+            "remote read: the stream is broken: the response ends inside a frame, after 7 bytes of it",
         ),
         (
             |_| reply("text/html", "<html>"),
@@ -401,7 +412,7 @@ async fn b53_b64_any_other_failure_ends_the_read_at_once() {
         ),
         (
             |_| reply("application/x-protobuf", "not snappy"),
-            "remote read: the answer cannot be decompressed: the body is not in snappy's block format",
+            "remote read: the response cannot be decompressed: the body is not in snappy's block format",
         ),
         (|_| reply("application/x-protobuf", snappy::compress(b"")), "remote read: 0 results for one query"),
     ];
@@ -489,12 +500,11 @@ fn b60_a_frame_for_another_query_is_refused() {
 
 #[test]
 fn b61_histograms_are_skipped_and_counted_and_other_encodings_are_errors() {
-    let metrics = Metrics::default();
-    let mut collector = ResponseCollector::new(0, 10, &metrics);
+    let mut collector = ResponseCollector::new(0, 10);
     let mixed = vec![chunk(2, &[]), chunk(1, &[(1, 1.0)]), chunk(3, &[]), chunk(5, &[]), chunk(6, &[])];
     collector.push_frame(&message(0, &[("a", mixed)])).expect("a frame");
+    assert_eq!(skipped_count(&collector, "histogram"), 4);
     assert_eq!(to_tuples(collector.finish()), [("a".to_string(), vec![(1, 1.0)])]);
-    assert_eq!(skipped_count(&metrics, "histogram"), 4);
     for encoding in [0, 4, 7, -1] {
         let error = decode_stream(&framed(0, &[("a", vec![chunk(encoding, &[(1, 1.0)])])]), 0, 10);
         assert!(
@@ -534,13 +544,12 @@ fn b63_chunks_are_clipped_merged_and_the_first_of_two_samples_stays() {
 #[test]
 fn invalid_series_are_skipped_and_counted() {
     let long = "x".repeat(20_000);
-    let metrics = Metrics::default();
-    let mut collector = ResponseCollector::new(0, 10, &metrics);
+    let mut collector = ResponseCollector::new(0, 10);
     for name in [&long, "up"] {
         collector.push_frame(&message(0, &[(name, vec![chunk(1, &[(1, 1.0)])])])).expect("a frame");
     }
+    assert_eq!(skipped_count(&collector, "invalid_series"), 1);
     assert_eq!(to_tuples(collector.finish()), [("up".to_string(), vec![(1, 1.0)])]);
-    assert_eq!(skipped_count(&metrics, "invalid_series"), 1);
 }
 
 #[test]
@@ -554,8 +563,7 @@ fn b67_more_series_or_samples_than_a_slice_may_hold_are_too_large() {
 
     let flat: Vec<(i64, f64)> = (0..60_000).map(|i| (i, 1.0)).collect();
     let chunks = vec![chunk(1, &flat); 10];
-    let metrics = Metrics::default();
-    let mut collector = ResponseCollector::new(0, i64::MAX, &metrics);
+    let mut collector = ResponseCollector::new(0, i64::MAX);
     let message = message(0, &[("a", chunks)]);
     let mut n_accepted = 0;
     let error = loop {

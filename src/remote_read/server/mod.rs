@@ -1,21 +1,24 @@
-//! `POST /api/v1/read`: remote read as Prometheus and Grafana ask for it.
+//! `POST /api/v1/read`: remote read as Prometheus and Grafana request it.
 //!
-//! What could not be written back can be queried here. Prometheus' own server holds a SAMPLES answer in memory
-//! as a whole, twice; this one makes both kinds of answers while they are sent, one series after the other, so
-//! that neither a large answer nor a slow reader takes memory. So what goes wrong goes wrong before the first
-//! byte, or cuts the connection: text in the middle of an answer would be taken for data.
+//! Scores that remote write could not deliver can be queried here. A response is encoded while it is sent, one series
+//! after the other, so that neither a large response nor a slow reader costs memory. The alternative, a complete
+//! SAMPLES response in memory, costs Prometheus' own server its size twice. After the first byte, an error can only
+//! close the connection: text in the middle of a response would be read as data. All checks precede that byte.
 
-mod response;
+mod error;
 mod request;
+mod response;
+mod source;
 
+use super::frames::{SAMPLES_CONTENT_TYPE, STREAMED_CONTENT_TYPE};
 use crate::http::body::Body;
 use crate::http::server::{RequestBody, Response};
-use crate::prom::wire::{Malformed, snappy};
-use crate::prom::{Labels, Sample, matcher};
+use crate::prom::wire::snappy;
 use crate::telemetry::OneLabel;
+use error::{BODY_LIMIT, MAX_CONCURRENT_REQUESTS, READ_TIMEOUT, RESPONSE_TIMEOUT};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::StatusCode;
-use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -27,124 +30,16 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
+pub use error::Error;
 pub use request::{Query, RemoteReadRequest, ResponseFormat};
+pub use source::{Queryable, ReadableSeries};
 
-/// Bytes of a request as received, and decompressed: a query with long patterns has some kilobytes.
-const BODY_LIMIT: usize = 4 << 20;
-/// How long a request may take to arrive.
-const READ_TIMEOUT: Duration = Duration::from_secs(10);
-/// Requests answered at a time; Prometheus' own limit (`storage.remote.read-concurrent-limit`).
-const MAX_CONCURRENT_REQUESTS: usize = 10;
-/// How long another one waits for its turn.
+/// Longest wait of a request above the limit of concurrent ones.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Seconds after which one that had no turn may come again.
-const RETRY_AFTER_SECONDS: u16 = 5;
-/// Samples of an answer; Prometheus' own limit (`storage.remote.read-sample-limit`).
+/// Samples of a response; Prometheus' own limit (`storage.remote.read-sample-limit`).
 const MAX_SAMPLES: usize = 50_000_000;
-/// How long it may take to find what is asked for, and then an answer to go: as long as a query may take in
-/// Prometheus (`query.timeout`).
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Why a request is not answered.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// More than [`BODY_LIMIT`] bytes.
-    #[error("the body is larger than the limit of {BODY_LIMIT} bytes")]
-    TooLarge,
-    /// The body did not arrive in time.
-    #[error("the body did not arrive within {READ_TIMEOUT:?}")]
-    ReadTimeout,
-    /// The body broke off.
-    #[error("the body broke off: {}", crate::error::chain(.0.as_ref()))]
-    Body(Box<dyn std::error::Error + Send + Sync>),
-    /// The body cannot be decompressed.
-    #[error(transparent)]
-    Snappy(#[from] snappy::Error),
-    /// The body is no `ReadRequest`.
-    #[error("the body is no ReadRequest: {0}")]
-    Malformed(#[from] Malformed),
-    /// A matcher is no message of its kind.
-    #[error("the body is no ReadRequest: {0}")]
-    Protobuf(#[from] prost::DecodeError),
-    /// No kind of answer is known that would be accepted.
-    #[error("none of the accepted response types {0:?} is known: 0 is SAMPLES, 1 is STREAMED_XOR_CHUNKS")]
-    UnknownResponseTypes(Vec<i32>),
-    /// A query that cannot be answered.
-    #[error("query {number}: {source}{}", reason(source))]
-    Query {
-        /// Its number, from 1.
-        number: usize,
-        /// Why.
-        source: matcher::Error,
-    },
-    /// The answer would be too large.
-    #[error("the query exceeds the limit of {limit} {what}")]
-    Limit {
-        /// What there is too much of.
-        what: &'static str,
-        /// How many are allowed.
-        limit: usize,
-    },
-    /// It takes too long to find what is asked for.
-    #[error("the query takes longer than {RESPONSE_TIMEOUT:?}")]
-    QueryTimeout,
-    /// Too much is being answered.
-    #[error("overloaded: {MAX_CONCURRENT_REQUESTS} read requests are being answered; try again")]
-    Overloaded,
-    /// Nobody has the windows any more.
-    #[error("shutting down")]
-    ShuttingDown,
-}
-
-/// What the engine of regular expressions says, on the same line.
-fn reason(error: &matcher::Error) -> String {
-    let source = std::error::Error::source(error).map(ToString::to_string);
-    let last = source.as_deref().and_then(|text| text.lines().last());
-    last.map(|line| format!(": {}", line.trim().trim_start_matches("error: "))).unwrap_or_default()
-}
-
-impl Error {
-    /// 4xx: the question is wrong. 5xx: it may be asked again.
-    pub fn status(&self) -> StatusCode {
-        match self {
-            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::ReadTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::QueryTimeout | Self::Overloaded | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
-            _ => StatusCode::BAD_REQUEST,
-        }
-    }
-
-    fn to_response(&self) -> Response {
-        let mut response = Response::new((self.to_string().replace('\n', " ") + "\n").into());
-        *response.status_mut() = self.status();
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        if response.status() == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(RETRY_AFTER, RETRY_AFTER_SECONDS.into());
-        }
-        response
-    }
-}
-
-/// A series that can be read, as it is at one moment.
-pub trait ReadableSeries: Send + Sync + 'static {
-    /// Its labels.
-    fn labels(&self) -> &Labels;
-    /// Appends its samples in the range of the query, ascending. Each call appends the same.
-    fn append_samples(&self, out: &mut Vec<Sample>);
-}
-
-/// The owner of the windows, as the server sees it.
-pub trait Queryable: Sync {
-    /// What it has.
-    type Series: ReadableSeries;
-    /// Every series that a query selects, in any order. Several of them may have the same labels.
-    ///
-    /// # Errors
-    /// [`Error::Ending`] when there is no owner any more.
-    fn select(&self, query: Query) -> impl Future<Output = Result<Vec<Self::Series>, Error>> + Send;
-}
-
-/// See the [module](self).
+/// The server; clones share its limits and metrics.
 #[derive(Clone)]
 pub struct RemoteReadServer {
     permits: Arc<Semaphore>,
@@ -153,7 +48,7 @@ pub struct RemoteReadServer {
     query_timeout: Duration,
 }
 
-/// A request under way.
+/// Counts a request as in progress until it is dropped.
 struct InFlightGuard {
     in_flight: Gauge,
     _permit: tokio::sync::OwnedSemaphorePermit,
@@ -166,13 +61,13 @@ impl Drop for InFlightGuard {
 }
 
 impl RemoteReadServer {
-    /// A server that counts what it does.
+    /// A server with the default limits.
     pub fn new(metrics: Metrics) -> Self {
         let permits = Arc::new(Semaphore::new(MAX_CONCURRENT_REQUESTS));
         Self { permits, metrics, max_samples: MAX_SAMPLES, query_timeout: RESPONSE_TIMEOUT }
     }
 
-    /// Answers one request.
+    /// Handles one request.
     pub async fn handle(&self, body: RequestBody, queryable: &impl Queryable) -> Response {
         let response = self.respond(body, queryable).await.unwrap_or_else(|error| {
             debug!(component = "remote_read_server", err = %error, "request rejected");
@@ -182,7 +77,7 @@ impl RemoteReadServer {
         response
     }
 
-    /// Counts an answer.
+    /// Counts a response by its status.
     pub fn count_response(&self, status: StatusCode) {
         self.metrics.requests.get_or_create(&[("code", status.as_str().to_string().into())]).inc();
     }
@@ -200,7 +95,7 @@ impl RemoteReadServer {
             let mut buffer = Vec::new();
             RemoteReadRequest::decode(snappy::decompress(&body.to_bytes(), BODY_LIMIT, &mut buffer)?)
         };
-        // Patterns take their time to compile, and samples shall not wait for it.
+        // The compilation of patterns would block the thread that receives samples.
         let request = spawn_blocking(decode).await.map_err(|_| Error::ShuttingDown)??;
         let format = request.format;
         let plan = self.plan(request.queries, queryable).await?;
@@ -217,7 +112,6 @@ impl RemoteReadServer {
             };
             match timeout(RESPONSE_TIMEOUT, sending).await {
                 Ok(Ok(())) => drop(metrics.samples.inc_by(plan.n_samples() as u64)),
-                // Who hangs up knows why.
                 Ok(Err(error)) => {
                     metrics.truncated.inc();
                     debug!(component = "remote_read_server", err = %error, "response truncated");
@@ -232,19 +126,17 @@ impl RemoteReadServer {
         let headers = response.headers_mut();
         match format {
             ResponseFormat::Samples => {
-                headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static(SAMPLES_CONTENT_TYPE));
                 headers.insert(CONTENT_ENCODING, HeaderValue::from_static("snappy"));
             }
-            // Prometheus compares these very bytes.
             ResponseFormat::Chunks => {
-                let content_type = "application/x-streamed-protobuf; proto=prometheus.ChunkedReadResponse";
-                headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static(STREAMED_CONTENT_TYPE));
             }
         }
         Ok(response)
     }
 
-    /// Finds what is asked for. Where patterns are costly by intent, that would take hours.
+    /// Selects the series of the queries. The timeout bounds patterns that are costly by intent.
     async fn plan<S: Queryable>(
         &self,
         queries: Vec<Query>,
@@ -272,7 +164,7 @@ impl RemoteReadServer {
     }
 }
 
-/// What is counted of requests and answers.
+/// Metrics of the server.
 #[derive(Clone)]
 pub struct Metrics {
     requests: OneLabel<Counter>,
@@ -282,7 +174,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers the room's metrics.
+    /// Registers the metrics.
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
             requests: OneLabel::default(),

@@ -1,6 +1,7 @@
-//! A `ReadRequest`, taken apart by hand: two bytes on the wire would be a query of a hundred in memory.
+//! Decodes a `ReadRequest` field by field, with limits on its counts. With prost, a query of two bytes on the wire would
+//! take a hundred bytes of memory before any limit applies.
 
-use super::Error;
+use super::error::Error;
 use crate::prom::matcher::Selector;
 use crate::prom::proto::{LabelMatcher, ResponseType, label_matcher};
 use crate::prom::wire::protobuf::{FieldReader, LENGTH_DELIMITED, VARINT};
@@ -8,13 +9,14 @@ use prost::Message;
 
 /// Queries of a request: Prometheus sends one.
 const MAX_QUERIES: usize = 16;
-/// Matchers of a request, and those of them that are patterns, each of which takes up to three megabytes.
+/// Matchers of a request.
 const MAX_MATCHERS: usize = 256;
+/// Regular expressions of a request; each takes up to three megabytes.
 const MAX_REGEX_MATCHERS: usize = 32;
-/// Kinds of answers that a client may name.
+/// Response types that a client may accept.
 const MAX_RESPONSE_TYPES: usize = 16;
 
-/// The kind of an answer.
+/// The format of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResponseFormat {
     /// One compressed message.
@@ -23,41 +25,41 @@ pub enum ResponseFormat {
     Chunks,
 }
 
-/// What is asked, and how it shall be answered.
+/// A decoded request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RemoteReadRequest {
-    /// The queries, in their order.
+    /// The queries, in the order of the request.
     pub queries: Vec<Query>,
-    /// The kind of the answer.
+    /// The format of the response.
     pub format: ResponseFormat,
 }
 
-/// Samples of some series.
+/// A request for the samples of some series.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Query {
-    /// Timestamp of the first sample that is wanted.
+    /// Start of the range, inclusive.
     pub start_ms: i64,
-    /// Timestamp of the last one.
+    /// End of the range, inclusive.
     pub end_ms: i64,
-    /// Which series.
+    /// Selects the series.
     pub selector: Selector,
 }
 
 impl RemoteReadRequest {
-    /// Reads a `ReadRequest`.
+    /// Decodes a `ReadRequest`.
     ///
     /// # Errors
-    /// [`Error`] when it is none, or asks for more, or for something else, than can be answered.
+    /// [`Error`] if the message is invalid, exceeds a limit, has an invalid matcher or accepts no known format.
     pub fn decode(message: &[u8]) -> Result<Self, Error> {
         let mut reader = FieldReader::new(message);
         let (mut queries, mut response_types) = (Vec::new(), Vec::new());
-        let (mut n_matchers, mut n_patterns) = (0, 0);
+        let (mut n_matchers, mut n_regex_matchers) = (0, 0);
         while !reader.is_empty() {
             match reader.read_key()? {
                 (1, LENGTH_DELIMITED) => {
                     check_limit("queries", queries.len() + 1, MAX_QUERIES)?;
                     let (range, label_matchers) =
-                        decode_query(reader.read_bytes()?, &mut n_matchers, &mut n_patterns)?;
+                        decode_query(reader.read_bytes()?, &mut n_matchers, &mut n_regex_matchers)?;
                     queries.push((range, label_matchers));
                 }
                 (2, VARINT) => push_response_type(&mut response_types, reader.read_varint()?)?,
@@ -86,7 +88,7 @@ type TimeRange = (i64, i64);
 fn decode_query(
     message: &[u8],
     n_matchers: &mut usize,
-    n_patterns: &mut usize,
+    n_regex_matchers: &mut usize,
 ) -> Result<(TimeRange, Vec<LabelMatcher>), Error> {
     let mut reader = FieldReader::new(message);
     let (mut start_ms, mut end_ms, mut label_matchers) = (0, 0, Vec::new());
@@ -98,10 +100,9 @@ fn decode_query(
                 *n_matchers += 1;
                 check_limit("matchers", *n_matchers, MAX_MATCHERS)?;
                 let matcher = LabelMatcher::decode(reader.read_bytes()?)?;
-                let is_pattern =
-                    matches!(matcher.r#type(), label_matcher::Type::Re | label_matcher::Type::Nre);
-                *n_patterns += usize::from(is_pattern);
-                check_limit("regular expressions", *n_patterns, MAX_REGEX_MATCHERS)?;
+                let is_regex = matches!(matcher.r#type(), label_matcher::Type::Re | label_matcher::Type::Nre);
+                *n_regex_matchers += usize::from(is_regex);
+                check_limit("regular expressions", *n_regex_matchers, MAX_REGEX_MATCHERS)?;
                 label_matchers.push(matcher);
             }
             (_, wire_type) => reader.skip_field(wire_type)?,
@@ -112,12 +113,12 @@ fn decode_query(
 
 fn push_response_type(response_types: &mut Vec<i32>, response_type: u64) -> Result<(), Error> {
     check_limit("accepted response types", response_types.len() + 1, MAX_RESPONSE_TYPES)?;
-    // As protobuf reads an enum: the lowest 32 bits.
+    // Protobuf truncates an enum to the lowest 32 bits.
     response_types.push(response_type as i32);
     Ok(())
 }
 
-/// The first that is known; SAMPLES for a client that knows of no other.
+/// The first known response type; SAMPLES for an older client that sends none.
 fn choose_format(accepted: Vec<i32>) -> Result<ResponseFormat, Error> {
     let first_known = accepted.iter().find_map(|response_type| ResponseType::try_from(*response_type).ok());
     match first_known {

@@ -1,49 +1,51 @@
-//! Both kinds of answers, made while they are sent.
+//! Encodes responses of both formats while they are sent.
 //!
-//! A SAMPLES answer is one message, and a message begins with the lengths of its parts. So the series are read
-//! twice: once to count, once to send. That they are the same at both times is what [`Series`] promises. Snappy
-//! compresses 64 KiB by themselves and begins with the length of everything, which is known by then; so blocks can
-//! be compressed one after the other and put together.
+//! A SAMPLES response is one message, which starts with the lengths of its parts. Therefore the series are read
+//! twice, first to compute the lengths and then to send them; [`ReadableSeries`] guarantees the same samples both
+//! times. Snappy compresses blocks of 64 KiB independently, after a header with the total length; therefore the blocks
+//! are compressed one by one and concatenated.
 
-use super::{Error, ReadableSeries};
+use super::error::Error;
+use super::source::ReadableSeries;
 use crate::http::body::{BodyWriter, Disconnected};
 use crate::prom::proto::{self, Chunk, ChunkedReadResponse, ChunkedSeries, Label, TimeSeries};
 use crate::prom::{Labels, Sample};
+use crate::remote_read::frames::append_frame;
 use crate::remote_read::xor::encode::encode;
 use bytes::Bytes;
 use prost::{Message, encode_length_delimiter, length_delimiter_len};
 
 /// Samples of a chunk, as Prometheus cuts them.
 const SAMPLES_PER_CHUNK: usize = 120;
-/// Bytes of chunks in a frame, as Prometheus fills them: a frame of ours stays a little below a mebibyte.
+/// Bytes of chunks in a frame. With its labels, a frame stays below 1 MiB, as with Prometheus.
 const MAX_FRAME_BYTES: usize = 1_000_000;
-/// Bytes that are sent at once, and that snappy compresses by themselves.
+/// Bytes of a block that snappy compresses independently, and least bytes of one send.
 const BLOCK_BYTES: usize = 64 << 10;
-/// The key of the only field of a `ReadResponse` and of a `QueryResult`: number 1, length-delimited.
+/// Key of the only field of a `ReadResponse` and of a `QueryResult`: number 1, length-delimited.
 const FIRST_FIELD: u8 = 0x0a;
-/// The kind of the chunks.
+/// `Chunk.type` of XOR chunks.
 const XOR: i32 = 1;
-/// Series that are read without a pause, in which others have their turn.
+/// Series that are read before the task yields to others.
 const SERIES_PER_YIELD: usize = 64;
 
-/// What is to be sent: for each query its series, sorted, each once and none of them empty.
+/// The series of a response: for each query sorted by labels, each label set once, none empty.
 pub struct ResponsePlan<S> {
     results: Vec<Vec<PlannedSeries<S>>>,
     n_samples: usize,
 }
 
-/// A series, all that have its labels.
+/// The selected series with one label set.
 struct PlannedSeries<S> {
     parts: Vec<S>,
-    /// Bytes as a `TimeSeries`.
+    /// Bytes of the encoded `TimeSeries`.
     length: usize,
 }
 
 impl<S: ReadableSeries> ResponsePlan<S> {
-    /// Counts what is to be sent.
+    /// Reads all series once, to count their samples and encoded bytes.
     ///
     /// # Errors
-    /// [`Error::Limit`] when it is more than so many samples.
+    /// [`Error::Limit`] if there are more than `limit` samples, or more bytes than snappy supports.
     pub async fn new(selected: Vec<Vec<S>>, limit: usize) -> Result<Self, Error> {
         let mut plan = Self { results: Vec::new(), n_samples: 0 };
         let (mut samples, mut n_bytes) = (Vec::new(), 0_usize);
@@ -73,20 +75,20 @@ impl<S: ReadableSeries> ResponsePlan<S> {
             result.retain(|planned| planned.length > 0);
             plan.results.push(result);
         }
-        // Snappy's own limit, with room for what is around the series.
+        // Half of snappy's own limit: the rest is room for the fields around the series.
         let limit = u32::MAX as usize / 2;
         if n_bytes > limit { Err(Error::Limit { what: "bytes", limit }) } else { Ok(plan) }
     }
 
-    /// Samples of the answer.
+    /// Number of samples in the response.
     pub fn n_samples(&self) -> usize {
         self.n_samples
     }
 
-    /// Sends a `ReadResponse`, compressed.
+    /// Sends a compressed `ReadResponse`.
     ///
     /// # Errors
-    /// [`Gone`] when nobody reads it any more.
+    /// [`Disconnected`] if the client has disconnected.
     pub async fn send_samples(&self, writer: &BodyWriter) -> Result<(), Disconnected> {
         let lengths: Vec<usize> = self
             .results
@@ -107,10 +109,10 @@ impl<S: ReadableSeries> ResponsePlan<S> {
         encoder.finish(writer).await
     }
 
-    /// Sends frames, one for each series, or several for one that is very long.
+    /// Sends frames, one for each series, or several for a series with more than [`MAX_FRAME_BYTES`].
     ///
     /// # Errors
-    /// [`Gone`] when nobody reads it any more.
+    /// [`Disconnected`] if the client has disconnected.
     pub async fn send_chunks(&self, writer: &BodyWriter) -> Result<(), Disconnected> {
         let (mut samples, mut buffer) = (Vec::new(), Vec::with_capacity(2 * BLOCK_BYTES));
         for (query_index, result) in (0..).zip(&self.results) {
@@ -149,7 +151,7 @@ impl<S: ReadableSeries> PlannedSeries<S> {
         samples.clear();
         self.parts.iter().for_each(|part| part.append_samples(samples));
         if self.parts.len() > 1 {
-            // Two detectors may watch the same series.
+            // Several detectors may have the same series.
             samples.sort_by_key(|sample| sample.timestamp_ms);
             samples.dedup_by_key(|sample| sample.timestamp_ms);
         }
@@ -160,11 +162,11 @@ fn to_proto_labels(labels: &Labels) -> Vec<Label> {
     labels.iter().map(|(name, value)| Label { name: name.into(), value: value.into() }).collect()
 }
 
-/// A zero loses its sign here, as it does in Prometheus' own answers: protobuf does not write a zero.
-fn to_time_series(series_labels: &Labels, samples: &[Sample]) -> TimeSeries {
+/// Protobuf omits a value of zero: -0.0 becomes 0.0, as in Prometheus' own responses.
+fn to_time_series(labels: &Labels, samples: &[Sample]) -> TimeSeries {
     let sample = |sample: &Sample| proto::Sample { value: sample.value, timestamp: sample.timestamp_ms };
     let samples = samples.iter().map(sample).collect();
-    TimeSeries { labels: to_proto_labels(series_labels), samples, ..TimeSeries::default() }
+    TimeSeries { labels: to_proto_labels(labels), samples, ..TimeSeries::default() }
 }
 
 fn encode_chunk(samples: &[Sample]) -> Chunk {
@@ -179,19 +181,12 @@ fn encode_chunk(samples: &[Sample]) -> Chunk {
     }
 }
 
-/// Its length, the checksum of what follows, and the message itself.
-fn append_frame(message: &[u8], out: &mut Vec<u8>) {
-    encode_length_delimiter(message.len(), out).expect("a vector grows");
-    out.extend(crc32c::crc32c(message).to_be_bytes());
-    out.extend(message);
-}
-
-/// Bytes of a field with a message of so many bytes.
+/// Bytes of a field that holds a message of `length` bytes.
 fn field_len(length: usize) -> usize {
     1 + length_delimiter_len(length) + length
 }
 
-/// A message that is compressed while it is made.
+/// Compresses a message while it is encoded.
 struct SnappyEncoder {
     raw: Vec<u8>,
     compressed: Vec<u8>,
@@ -228,7 +223,7 @@ impl SnappyEncoder {
     }
 }
 
-/// Appends what snappy makes of a block, without the length that it puts in front.
+/// Appends a compressed block without its length header.
 fn append_compressed(block: &[u8], out: &mut Vec<u8>) {
     if !block.is_empty() {
         let compressed = crate::prom::wire::snappy::compress(block);

@@ -2,6 +2,7 @@ use super::*;
 use crate::prom::proto::{
     ChunkedReadResponse, LabelMatcher, Query as ProtoQuery, ReadRequest, ReadResponse, TimeSeries,
 };
+use crate::prom::{Labels, Sample};
 use crate::remote_read::xor;
 use bytes::Buf;
 use proptest::prelude::*;

@@ -9,7 +9,7 @@ use promforest::prom::{Labels, Sample};
 use promforest::remote_read::collector::ResponseCollector;
 use promforest::remote_read::frames::ChunkedReader;
 use promforest::remote_read::server::{Error as RequestError, RemoteReadRequest, ResponseFormat};
-use promforest::remote_read::{Metrics, xor};
+use promforest::remote_read::xor;
 use prost::Message as _;
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -121,7 +121,7 @@ fn same_labels(labels: Result<Labels, InvalidSeries>, expected: Vec<proto::Label
 const RANGE: (i64, i64) = (1_000, 2_000_000_000_000);
 
 /// The answer to a query is clipped to its range and ordered, every time once.
-fn in_order(answer: ResponseCollector<'_>) {
+fn in_order(answer: ResponseCollector) {
     for (_, samples) in answer.finish() {
         assert!(!samples.is_empty());
         assert!(samples.iter().all(|sample| (RANGE.0..=RANGE.1).contains(&sample.timestamp_ms)));
@@ -131,8 +131,7 @@ fn in_order(answer: ResponseCollector<'_>) {
 
 /// An answer of type SAMPLES.
 pub fn read_response(data: &[u8]) {
-    let metrics = Metrics::default();
-    let mut collector = ResponseCollector::new(RANGE.0, RANGE.1, &metrics);
+    let mut collector = ResponseCollector::new(RANGE.0, RANGE.1);
     if collector.push_response(data).is_ok() {
         in_order(collector);
     }
@@ -140,8 +139,7 @@ pub fn read_response(data: &[u8]) {
 
 /// A message of a stream.
 pub fn read_message(data: &[u8]) {
-    let metrics = Metrics::default();
-    let mut collector = ResponseCollector::new(RANGE.0, RANGE.1, &metrics);
+    let mut collector = ResponseCollector::new(RANGE.0, RANGE.1);
     if collector.push_frame(data).is_ok() {
         in_order(collector);
     }
