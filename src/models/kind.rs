@@ -1,6 +1,6 @@
 //! The kinds of forest under one roof: parameters in, scores out.
 
-use crate::detect::OnlineDetector;
+use crate::detect::{Checkpoint, OnlineDetector};
 use crate::forest::{self, ExtendedParams, Forest, ForestParams, MaxSamples, Table};
 use crate::window::Score;
 use std::fmt;
@@ -185,6 +185,54 @@ impl FittedModel {
         match self {
             Self::IsolationForest(forest) => forest.offset(),
             Self::Extended(_) => EXTENDED_OFFSET,
+        }
+    }
+
+    /// The forest, if it is a plain one.
+    pub fn as_forest(&self) -> Option<&Forest> {
+        match self {
+            Self::IsolationForest(forest) => Some(forest),
+            Self::Extended(_) => None,
+        }
+    }
+
+    /// The detector with its state after training, if the model scores rows in order.
+    pub fn as_online(&self) -> Option<&OnlineDetector> {
+        match self {
+            Self::IsolationForest(_) => None,
+            Self::Extended(detector) => Some(detector),
+        }
+    }
+
+    /// True if rows must be scored in the order of their timestamps.
+    pub fn is_sequential(&self) -> bool {
+        self.as_online().is_some()
+    }
+
+    /// Timestamp of the newest row of training, if the model scores rows in order.
+    pub fn newest_ms(&self) -> Option<i64> {
+        self.as_online().and_then(OnlineDetector::newest_ms)
+    }
+
+    /// The detector as a checkpoint describes it. The outer `None` means that the checkpoint is of another kind of
+    /// model or does not fit; the inner `None`, that the model has no state.
+    pub fn resume(&self, checkpoint: Option<&Checkpoint>) -> Option<Option<Box<OnlineDetector>>> {
+        match (self, checkpoint) {
+            (Self::IsolationForest(_), None) => Some(None),
+            (Self::Extended(trained), Some(checkpoint)) => {
+                trained.resume(checkpoint.clone()).ok().map(|detector| Some(Box::new(detector)))
+            }
+            _ => None,
+        }
+    }
+
+    /// Prepares the model for a group that it was not trained on: a sequential one starts with its threshold
+    /// raised by this factor.
+    #[must_use]
+    pub fn transferred(self, factor: f64) -> Self {
+        match self {
+            Self::Extended(detector) => Self::Extended(Box::new(detector.transferred(factor))),
+            forest @ Self::IsolationForest(_) => forest,
         }
     }
 }

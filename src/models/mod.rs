@@ -6,18 +6,20 @@
 
 pub mod artifact;
 pub mod columns;
-mod kind;
 pub mod import;
+mod kind;
 mod mlmodel;
+pub mod onnx;
 pub mod registry;
+mod running;
 pub mod sklearn;
 mod validation;
-pub mod onnx;
 
 use crate::features::Schema;
 use crate::prom::Labels;
 use crate::time;
 pub use kind::{EXTENDED_OFFSET, FittedModel, ModelKind, ModelParams, score};
+pub use running::RunningModel;
 use std::sync::Arc;
 use std::time::Duration;
 pub use validation::{CrossValidation, DecisionHistogram, Trial};

@@ -12,8 +12,8 @@
 mod store;
 
 use crate::detect::{Checkpoint, OnlineDetector};
+use crate::models::DeployedModel;
 use crate::models::artifact::{self, ipc};
-use crate::models::{DeployedModel, FittedModel};
 use crate::prom::Labels;
 use crate::window::Window;
 use crate::window::arrow::{InvalidColumns, SCORE_COLUMNS};
@@ -143,13 +143,7 @@ impl ModelCheckpoint {
         let is_same = self.name == deployed.name
             && deployed.version == Some(self.version)
             && self.digest == artifact::digest(&deployed.model);
-        match (&deployed.model.fitted, &self.checkpoint) {
-            (FittedModel::IsolationForest(_), None) if is_same => Some(None),
-            (FittedModel::Extended(trained), Some(checkpoint)) if is_same => {
-                trained.resume(checkpoint.clone()).ok().map(|detector| Some(Box::new(detector)))
-            }
-            _ => None,
-        }
+        if is_same { deployed.model.fitted.resume(self.checkpoint.as_ref()) } else { None }
     }
 }
 

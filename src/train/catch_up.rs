@@ -2,23 +2,17 @@
 
 use super::training_set;
 use crate::detect::OnlineDetector;
-use crate::models::{FittedModel, Model};
+use crate::models::Model;
 use crate::remote_read::SeriesSamples;
 
 /// Timestamp of the newest row that the model has seen, if it judges one row after the other.
 pub fn newest_ms(model: &Model) -> Option<i64> {
-    match &model.fitted {
-        FittedModel::IsolationForest(_) => None,
-        FittedModel::Extended(detection) => detection.newest_ms(),
-    }
+    model.fitted.newest_ms()
 }
 
 /// What the model was when it was trained; none for one that judges every row alone.
 pub fn detection_after_training(model: &Model) -> Option<Box<OnlineDetector>> {
-    match &model.fitted {
-        FittedModel::IsolationForest(_) => None,
-        FittedModel::Extended(detection) => Some(detection.clone()),
-    }
+    model.fitted.as_online().cloned().map(Box::new)
 }
 
 /// What a detection of the model becomes by the rows of the past up to `to_ms`; `past` has features for labels.

@@ -11,7 +11,7 @@ use super::{ModelScope, history, train};
 use crate::detector::Detector;
 use crate::features::Schema;
 use crate::forest;
-use crate::models::{FittedModel, Model};
+use crate::models::Model;
 use crate::time;
 use crate::time::DAY_MS;
 use crate::window::{ModelRole, Window};
@@ -57,9 +57,7 @@ impl Pool {
             Err(forest::Error::Empty { .. }) => return Ok(None),
             trained => trained?.model,
         };
-        if let FittedModel::Extended(detection) = &mut model.fitted {
-            **detection = detection.transferred(1.0 + MARGIN / self.windows.len() as f64);
-        }
+        model.fitted = model.fitted.transferred(1.0 + MARGIN / self.windows.len() as f64);
         Ok(Some(model))
     }
 

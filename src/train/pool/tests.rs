@@ -1,5 +1,6 @@
 use super::*;
 use crate::config::Config;
+use crate::models::FittedModel;
 use crate::prom::{Labels, METRIC_NAME, Sample};
 use crate::train::training_set::build_window;
 use crate::window::grid::Grid;
