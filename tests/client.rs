@@ -12,7 +12,8 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use promforest::error::chain;
-use promforest::http::client::{Client, Error, Request, Response, Url};
+use promforest::http::Url;
+use promforest::http::client::{BufferedResponse, Client, Error, Request};
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -205,11 +206,16 @@ fn client_with(keys: &str) -> Client {
     client(folder(&[]).path(), keys)
 }
 
-async fn get(client: &Client, url: &Url) -> Result<Response, Error> {
+async fn get(client: &Client, url: &Url) -> Result<BufferedResponse, Error> {
     client.get(url, TIMEOUT, 1 << 20).await
 }
 
-async fn send(client: &Client, method: Method, url: &Url, body: &'static str) -> Result<Response, Error> {
+async fn send(
+    client: &Client,
+    method: Method,
+    url: &Url,
+    body: &'static str,
+) -> Result<BufferedResponse, Error> {
     let (url, headers, body) = (url.clone(), HeaderMap::new(), Bytes::from(body));
     client.request(Request { method, url, headers, body, timeout: TIMEOUT, limit: 1 << 20 }).await
 }

@@ -139,7 +139,8 @@ fn the_annotated_files_hold_the_defaults() {
 #[test]
 fn paths_begin_at_the_folder_of_the_file() {
     use promforest::config::Config;
-    use promforest::http::config::{Auth, SecretSource};
+    use promforest::http::SecretSource;
+    use promforest::http::config::Auth;
     let folder = Path::new(ROOT).join("tests/data/config");
     let config = Config::load(&folder.join("http.good.yml")).expect("valid");
     let secret = SecretSource::File(folder.join("tls/secret"));

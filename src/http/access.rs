@@ -1,12 +1,12 @@
-//! What is asked of whoever comes in, and how that changes while the process runs.
+//! Access control: TLS, basic authentication and rate limit, reloaded while the server runs.
 //!
-//! Certificates end and users go, so the file of `--web.config.file` and the files that it names are looked at
-//! again and again; Prometheus' toolkit reads them anew for every request, which here would cost as much as the
-//! request. What is found has to be the same at two looks, so that a file that is just being written is not
-//! taken for a finished one. A change that is wrong leaves what was in force before.
+//! The file of `--web.config.file` and the files that it names are polled. Prometheus' toolkit reads them for each
+//! request, which here would cost as much as the request. A change is loaded once two polls read the same contents, so
+//! that a file is not read while it is written. After an invalid change the previous policy stays in use.
 
 use super::basic_auth::PasswordCheck;
-use super::server::Response;
+use super::response::{self, Response};
+use super::secret;
 use super::tls;
 use super::web_config::{RateLimit, WebConfig};
 use crate::yaml::FileError;
@@ -15,7 +15,6 @@ use hyper::header::{AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER, WWW_AUTH
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,38 +23,36 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tracing::{error, info};
 
-/// Pause between two looks at the files.
+/// Interval at which the files are polled.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// Bytes of a file that are compared: more than any certificate has.
-const FILE_LIMIT: u64 = 1 << 20;
 
-/// Why there is no gate, or no other one.
+/// A policy that cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file is wrong.
+    /// The file is invalid.
     #[error(transparent)]
     File(#[from] FileError),
-    /// What it names has changed since it was read.
+    /// A certificate or key has become invalid since the file was read.
     #[error("tls_server_config")]
     Tls(#[from] tls::Error),
-    /// Half a file looks like this, and so does a mistake.
+    /// A reload would turn TLS or authentication on or off. A partly written file looks the same.
     #[error("{0} cannot be added or removed by a reload: restart promforest")]
     RestartRequired(&'static str),
 }
 
-/// Why a request is not let in.
+/// Why a request is denied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DenyReason {
-    /// No user, or not the user's password.
+    /// Unknown user or wrong password.
     Unauthorized,
-    /// More than `rate_limit` allows.
+    /// More requests than `rate_limit` allows.
     RateLimited,
-    /// Too many passwords wait to be compared.
+    /// Too many password checks in progress.
     Busy,
 }
 
 impl DenyReason {
-    /// For labels.
+    /// The value of the label `reason`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Unauthorized => "unauthorized",
@@ -64,16 +61,15 @@ impl DenyReason {
         }
     }
 
-    /// The answer.
+    /// The response.
     pub fn into_response(self) -> Response {
         let (status, text) = match self {
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "authentication required\n"),
-            // Not 429, as the toolkit says: Prometheus drops what is answered so.
+            // Not 429, as in the toolkit: Prometheus drops requests answered 429.
             Self::RateLimited => (StatusCode::SERVICE_UNAVAILABLE, "more requests than rate_limit allows\n"),
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "too many password checks in progress\n"),
         };
-        let mut response = Response::new(text.into());
-        *response.status_mut() = status;
+        let mut response = response::with_status(status, text);
         match self {
             Self::Unauthorized => {
                 response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Basic"))
@@ -86,7 +82,7 @@ impl DenyReason {
     }
 }
 
-/// What is asked at one time.
+/// The requirements on requests at one time.
 #[derive(Default)]
 pub struct AccessPolicy {
     acceptor: Option<TlsAcceptor>,
@@ -103,20 +99,20 @@ impl AccessPolicy {
         Ok(Self { acceptor, config, token_bucket })
     }
 
-    /// Encryption, where it is wanted.
+    /// The TLS acceptor; none without TLS.
     pub fn acceptor(&self) -> Option<&TlsAcceptor> {
         self.acceptor.as_ref()
     }
 
-    /// Headers of every answer.
+    /// Headers of every response.
     pub fn headers(&self) -> &HeaderMap {
         &self.config.headers
     }
 
-    /// Lets a request in.
+    /// Checks the rate limit and the credentials of a request.
     ///
     /// # Errors
-    /// Why not.
+    /// [`DenyReason`] if the request is denied.
     pub async fn admit(&self, headers: &HeaderMap) -> Result<(), DenyReason> {
         if let Some(token_bucket) = &self.token_bucket
             && !token_bucket.lock().unwrap_or_else(PoisonError::into_inner).try_take(Instant::now())
@@ -135,7 +131,7 @@ impl AccessPolicy {
     }
 }
 
-/// Time that is saved up for requests, of which each costs an interval.
+/// The credit of the rate limit, in time: each request costs one interval.
 struct TokenBucket {
     limit: RateLimit,
     credit: Duration,
@@ -163,7 +159,7 @@ struct Metrics {
     failures: Counter,
 }
 
-/// See the [module](self). The default lets everybody in.
+/// See the [module](self). The default admits all requests.
 #[derive(Default)]
 pub struct AccessControl {
     file: Option<PathBuf>,
@@ -172,10 +168,10 @@ pub struct AccessControl {
 }
 
 impl AccessControl {
-    /// Reads the file; without one, everybody is let in.
+    /// Reads the file. Without a file, all requests are admitted.
     ///
     /// # Errors
-    /// [`Error`] with everything that is wrong.
+    /// [`Error`] with all errors of the file.
     pub fn open(file: Option<PathBuf>) -> Result<Self, Error> {
         let policy = Arc::new(AccessPolicy::load(file.as_deref())?);
         let metrics = Metrics::default();
@@ -183,7 +179,7 @@ impl AccessControl {
         Ok(Self { file, policy: watch::Sender::new(policy), metrics })
     }
 
-    /// Registers its metrics.
+    /// Registers the metrics.
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
             "web_config_last_reload_successful",
@@ -197,16 +193,16 @@ impl AccessControl {
         );
     }
 
-    /// What is asked now.
+    /// The current policy.
     pub fn policy(&self) -> Arc<AccessPolicy> {
         self.policy.borrow().clone()
     }
 
-    /// Follows the files for as long as it is polled.
+    /// Polls the files and loads their changes, until the future is dropped.
     pub async fn watch_files(&self) {
         let Some(file) = &self.file else { return std::future::pending().await };
         let mut paths = self.paths(file);
-        // What was read last, and what was seen last.
+        // The contents in use, and those of the last poll.
         let mut loaded = read_files(&paths).await;
         let mut last_seen = loaded.clone();
         loop {
@@ -259,16 +255,16 @@ impl AccessControl {
     }
 }
 
-/// What is in these files; nothing for one that cannot be read.
+/// The contents of the files; none for a file that cannot be read.
 async fn read_files(paths: &[PathBuf]) -> Vec<Option<Vec<u8>>> {
     let read_file = |path: PathBuf| {
         let mut bytes = Vec::new();
-        File::open(path).ok()?.take(FILE_LIMIT).read_to_end(&mut bytes).ok()?;
+        secret::open_bounded(&path).ok()?.read_to_end(&mut bytes).ok()?;
         Some(bytes)
     };
     let paths = paths.to_vec();
     let reading = tokio::task::spawn_blocking(move || paths.into_iter().map(read_file).collect());
-    // The runtime is ending.
+    // The task fails only when the runtime shuts down.
     reading.await.unwrap_or_default()
 }
 
@@ -287,7 +283,7 @@ mod tests {
         assert_eq!(takes(&mut bucket, start), 3);
         assert_eq!(takes(&mut bucket, start + interval / 2), 0);
         assert_eq!(takes(&mut bucket, start + 2 * interval), 2);
-        assert_eq!(takes(&mut bucket, start + 100 * interval), 3, "and not above its size");
-        assert_eq!(takes(&mut bucket, start), 0, "a clock that stands still");
+        assert_eq!(takes(&mut bucket, start + 100 * interval), 3, "the bucket has a size");
+        assert_eq!(takes(&mut bucket, start), 0, "no time has passed");
     }
 }

@@ -1,9 +1,8 @@
-//! Users and their passwords, which are kept as bcrypt hashes.
+//! Basic authentication against bcrypt hashes of passwords.
 //!
-//! Comparing takes tens of milliseconds on purpose, and Prometheus shows its password with every request. So
-//! what was found once is remembered, right passwords apart from wrong ones: whoever tries passwords cannot
-//! push those out that are in use, nor get more than one processor, nor every connection there may be: beyond a
-//! number that wait for their turn, the next ones are told to come again.
+//! A bcrypt check takes tens of milliseconds by design, and Prometheus sends its password with every request. So results
+//! are cached, valid and invalid passwords apart: guesses cannot evict the passwords in use. Checks run one at a time, so
+//! that guesses use at most one processor, and their queue is bounded, so that they do not occupy all connections.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -15,40 +14,40 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Semaphore;
 
-/// Answers remembered of either kind; then all of them are forgotten.
+/// Cached results of each kind. A full cache is cleared.
 const CACHE_CAPACITY: usize = 100;
-/// Passwords that wait for their turn: more than Prometheus has shards, all of which begin with the same one.
+/// Limit of waiting checks: more than Prometheus has shards, which all begin with the same password.
 const MAX_WAITING: usize = 64;
-/// Costs of bcrypt. Beyond, a single look would take a processor for a minute.
+/// Accepted bcrypt costs. Above, one check would take a processor a minute.
 const COSTS: std::ops::RangeInclusive<u32> = 4..=20;
 
-/// Why a hash is of no use.
+/// An invalid hash.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Not of this kind.
+    /// The text is not a bcrypt hash.
     #[error("not a bcrypt hash, as htpasswd -nBC 10 \"\" makes it")]
     Hash(#[source] BcryptError),
-    /// Too slow, or too fast to be safe.
+    /// The cost is too high to check or too low to be safe.
     #[error("the cost of the hash is {0}: it has to be in {least} to {most}", least = COSTS.start(), most = COSTS.end())]
     Cost(u32),
 }
 
-/// What is found of a password.
+/// The result of a password check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PasswordCheck {
-    /// It is the user's.
+    /// The password is the user's.
     Valid,
-    /// It is not, or there is no such user.
+    /// The password is wrong or the user unknown.
     Invalid,
-    /// Too many others wait for an answer.
+    /// Too many checks are waiting.
     Busy,
 }
 
-/// Who has a password.
+/// The users and the hashes of their passwords.
 pub struct Users {
     hashes: BTreeMap<String, String>,
     cache: Mutex<PasswordCache>,
-    /// Held while a password is compared: one at a time, it is work for a processor.
+    /// Held during a check: one at a time, as it keeps a processor busy.
     comparing: Arc<Semaphore>,
     waiting: Semaphore,
 }
@@ -64,7 +63,7 @@ impl Default for Users {
     }
 }
 
-/// Digests of a name and a password.
+/// Digests of names with passwords, by result.
 #[derive(Default)]
 struct PasswordCache {
     valid: HashSet<[u8; 32]>,
@@ -81,7 +80,7 @@ impl Users {
     /// Adds a user.
     ///
     /// # Errors
-    /// [`Error`] when the hash is none.
+    /// [`Error`] if the hash is invalid.
     pub fn add(&mut self, name: String, hash: String) -> Result<(), Error> {
         let cost = hash.parse::<HashParts>().map_err(Error::Hash)?.get_cost();
         if !COSTS.contains(&cost) {
@@ -91,17 +90,17 @@ impl Users {
         Ok(())
     }
 
-    /// How many there are.
+    /// The number of users.
     pub fn len(&self) -> usize {
         self.hashes.len()
     }
 
-    /// Is there none?
+    /// True if there are no users.
     pub fn is_empty(&self) -> bool {
         self.hashes.is_empty()
     }
 
-    /// Is this an `Authorization` of one of them?
+    /// Checks the value of an `Authorization` header.
     pub async fn authenticate(&self, authorization: Option<&HeaderValue>) -> PasswordCheck {
         let Some((name, password)) = authorization.and_then(credentials) else {
             return PasswordCheck::Invalid;
@@ -115,20 +114,20 @@ impl Users {
             return check;
         }
         let Ok(_waiting) = self.waiting.try_acquire() else { return PasswordCheck::Busy };
-        let permit = self.comparing.clone().acquire_owned().await.expect("it is never closed");
-        // Somebody with the same password may have been first.
+        let permit = self.comparing.clone().acquire_owned().await.expect("the semaphore is never closed");
+        // A request with the same password may have filled the cache meanwhile.
         if let Some(check) = self.cached_check(&digest) {
             return check;
         }
         let hash = self.hashes.get(&name);
         let user_exists = hash.is_some();
-        // For a name that is not known it takes as long as for the slowest that is.
+        // For an unknown user, the check takes as long as the slowest one, so that its time reveals no names.
         let slowest = self
             .hashes
             .values()
             .max_by_key(|hash| hash.parse::<HashParts>().map_or(0, |parts| parts.get_cost()));
         let Some(hash) = hash.or(slowest).cloned() else { return PasswordCheck::Invalid };
-        // Whoever hangs up does not end it, and so takes its turn along.
+        // A dropped request does not end the check, which therefore owns the permit.
         let compare = move || (bcrypt::verify(password, &hash).unwrap_or(false), permit);
         let Ok((is_same, _permit)) = tokio::task::spawn_blocking(compare).await else {
             return PasswordCheck::Busy;
@@ -157,7 +156,7 @@ impl Users {
     }
 }
 
-/// The name and the password of `Basic ...` (RFC 7617).
+/// Parses the name and the password of `Basic ...` (RFC 7617).
 fn credentials(authorization: &HeaderValue) -> Option<(String, Vec<u8>)> {
     let (scheme, rest) = authorization.to_str().ok()?.split_once(' ')?;
     if !scheme.eq_ignore_ascii_case("basic") {
@@ -221,7 +220,7 @@ mod tests {
         assert_eq!(Users::default().authenticate(Some(&basic("ann:ann's"))).await, PasswordCheck::Invalid);
     }
 
-    /// What is remembered is bounded, and wrong passwords do not push right ones out.
+    /// The cache is bounded, and invalid passwords do not evict valid ones.
     #[tokio::test]
     async fn valid_passwords_stay_cached_while_others_are_tried() {
         let users = users();
@@ -234,7 +233,7 @@ mod tests {
         assert!(cache.invalid.len() <= CACHE_CAPACITY);
     }
 
-    /// Many are told to come again, also where each hangs up at once, and who is known is let in.
+    /// Checks above the limit are denied, also if their requests are dropped; cached passwords stay valid.
     #[tokio::test]
     async fn a_flood_of_wrong_passwords_uses_one_processor_and_is_bounded() {
         let users = Arc::new(users());
@@ -268,7 +267,7 @@ mod tests {
         }
         request.abort();
         assert!(request.await.is_err_and(|ended| ended.is_cancelled()));
-        assert_eq!(slow.comparing.available_permits(), 0, "it is compared to the end");
+        assert_eq!(slow.comparing.available_permits(), 0, "the check continues");
         assert_eq!(slow.authenticate(Some(&basic("ann:ann's"))).await, PasswordCheck::Valid);
     }
 
@@ -283,6 +282,6 @@ mod tests {
             assert!(matches!(users.add("a".into(), hash), Err(Error::Cost(_))), "{cost}");
         }
         assert!(users.is_empty());
-        assert!(!format!("{:?}", self::users()).contains('$'), "hashes do not show");
+        assert!(!format!("{:?}", self::users()).contains('$'), "debug output hides hashes");
     }
 }

@@ -1,9 +1,8 @@
-//! The body of an answer: at hand as a whole, or made while it is sent.
+//! The body of a response: buffered, or streamed while it is produced.
 //!
-//! One that is made while it is sent comes through a channel of two pieces, so that its maker is no
-//! further ahead than that of a peer who reads slowly or not at all. It has to say that it is at its
-//! end: a maker that fails or panics on its way leaves an answer that is cut off, and no peer can take
-//! that for a whole one.
+//! A streamed body passes through a channel of two chunks, which bounds the memory for a peer that reads slowly. The
+//! writer must end it explicitly: a writer that fails or panics leaves a response that the peer recognizes as
+//! truncated.
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -12,7 +11,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::sync::mpsc;
 
-/// Pieces that are made ahead of what is sent.
+/// Chunks that are produced ahead of the peer.
 const CHANNEL_CAPACITY: usize = 2;
 
 /// See the [module](self).
@@ -31,40 +30,40 @@ enum BodyChunk {
     End,
 }
 
-/// The maker of a body was gone before it had said that it is at its end.
+/// The writer of a body was dropped before its end.
 #[derive(Debug, thiserror::Error)]
 #[error("the response body is truncated")]
 pub struct Truncated;
 
-/// Nobody reads the body any more.
+/// The connection of a body is closed.
 #[derive(Debug, thiserror::Error)]
 #[error("the client has disconnected")]
 pub struct Disconnected;
 
-/// Makes a [`Body`], piece by piece.
+/// Writes a streamed [`Body`].
 #[derive(Debug)]
 pub struct BodyWriter(mpsc::Sender<BodyChunk>);
 
 impl BodyWriter {
-    /// Sends a piece, once there is room for it.
+    /// Sends a chunk once the channel has room.
     ///
     /// # Errors
-    /// [`Gone`] when the connection is.
+    /// [`Disconnected`] if the connection is closed.
     pub async fn send(&self, chunk: Bytes) -> Result<(), Disconnected> {
         self.0.send(BodyChunk::Data(chunk)).await.map_err(|_| Disconnected)
     }
 
-    /// Says that the body is at its end.
+    /// Ends the body.
     ///
     /// # Errors
-    /// [`Gone`] when the connection is.
+    /// [`Disconnected`] if the connection is closed.
     pub async fn end(self) -> Result<(), Disconnected> {
         self.0.send(BodyChunk::End).await.map_err(|_| Disconnected)
     }
 }
 
 impl Body {
-    /// A body that is made while it is sent.
+    /// A streamed body and its writer.
     pub fn channel() -> (BodyWriter, Self) {
         let (sender, receiver) = mpsc::channel(CHANNEL_CAPACITY);
         (BodyWriter(sender), Self(BodyKind::Streamed(receiver)))
@@ -127,14 +126,14 @@ mod tests {
     #[tokio::test]
     async fn only_a_body_that_was_ended_is_complete() {
         let (writer, body) = Body::channel();
-        writer.send("one".into()).await.expect("read");
-        writer.send("two".into()).await.expect("read");
+        writer.send("one".into()).await.expect("the body is alive");
+        writer.send("two".into()).await.expect("the body is alive");
         let rest = tokio::spawn(writer.end());
-        assert_eq!(body.collect().await.expect("whole").to_bytes(), "onetwo");
-        rest.await.expect("no panic").expect("read");
+        assert_eq!(body.collect().await.expect("a complete body").to_bytes(), "onetwo");
+        rest.await.expect("no panic").expect("the body is alive");
 
         let (writer, body) = Body::channel();
-        writer.send("one".into()).await.expect("read");
+        writer.send("one".into()).await.expect("the body is alive");
         drop(writer);
         assert!(body.collect().await.is_err());
     }

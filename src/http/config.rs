@@ -1,32 +1,27 @@
-//! How to reach the other side, and what to show it: Prometheus' HTTP client configuration.
+//! Configuration of the HTTP client, with the keys, names and defaults of Prometheus' HTTP client configuration.
 //!
-//! The keys stand beside `url`, with Prometheus' names and defaults, so that a block of its file
-//! can be taken over as it is. A file that a key names has to be there when the configuration is
-//! read, and is read again whenever it is used: a secret may change without a reload.
+//! The keys stand beside `url`, so that a block of Prometheus' file can be copied unchanged. A file that a key names must
+//! be readable when the configuration is read.
 
-use super::tls;
-use crate::http::client::Url;
+use super::secret::{Secret, SecretSource};
+use super::tls::TlsConfig;
+use super::url::Url;
 use crate::yaml::{Node, Section};
 use hyper::Uri;
 use hyper::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
-use rustls::pki_types::ServerName;
-use std::fmt;
-use std::fs::File;
-use std::io::Read;
-use std::path::PathBuf;
 
-/// How one target or source is spoken to.
+/// Connection and credentials of one endpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClientConfig {
-    /// What is shown to be let in.
+    /// Credentials.
     pub auth: Auth,
-    /// Encryption.
+    /// TLS.
     pub tls: TlsConfig,
-    /// The way there.
+    /// Proxy.
     pub proxy: ProxyConfig,
-    /// Does an answer that names another address lead there?
+    /// True if redirects are followed.
     pub follow_redirects: bool,
-    /// Sent with every request. Their values do not show in debugging output.
+    /// Headers of every request. Debug output hides their values.
     pub headers: HeaderMap,
 }
 
@@ -42,180 +37,76 @@ impl Default for ClientConfig {
     }
 }
 
-/// What is shown to be let in: one kind at most.
+/// Credentials: at most one kind.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Auth {
-    /// Nothing.
+    /// No credentials.
     #[default]
     None,
-    /// `basic_auth`: a name and a password.
+    /// `basic_auth`.
     Basic {
-        /// The name.
+        /// The user name.
         username: SecretSource,
         /// The password.
         password: SecretSource,
     },
-    /// `authorization`: a token that does not change by itself.
+    /// `authorization`: a fixed token.
     Token {
-        /// What stands before it: `Bearer`, say.
+        /// The authentication scheme, for example `Bearer`.
         scheme: String,
         /// The token.
         credentials: SecretSource,
     },
-    /// `oauth2`: a token that is fetched, and fetched again before it ends.
+    /// `oauth2`: a token that the client fetches and renews.
     OAuth2(Box<OAuth2>),
 }
 
-/// Where tokens are fetched: OAuth 2.0's client credentials grant (RFC 6749, section 4.4).
+/// `oauth2`: OAuth 2.0's client credentials grant (RFC 6749, section 4.4).
 #[derive(Clone, Debug, PartialEq)]
 pub struct OAuth2 {
-    /// Who asks.
+    /// The client's identifier.
     pub client_id: String,
-    /// Its password.
+    /// The client's password.
     pub client_secret: SecretSource,
-    /// What the token is to be good for.
+    /// The scopes requested for the token.
     pub scopes: Vec<String>,
-    /// Whom to ask.
+    /// The token endpoint.
     pub token_url: Url,
-    /// Further parameters of the question.
+    /// Further parameters of the token request.
     pub endpoint_params: Vec<(String, Secret)>,
-    /// Encryption on the way to `token_url`.
+    /// TLS of the token endpoint.
     pub tls: TlsConfig,
-    /// The way to `token_url`.
+    /// Proxy of the token endpoint.
     pub proxy: ProxyConfig,
 }
 
-/// `tls_config`: whom to trust, and who we are. All of it is optional.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct TlsConfig {
-    /// PEM certificates of the authorities that are trusted, in place of the machine's.
-    pub ca: Option<SecretSource>,
-    /// Our certificate and what leads from it to its authority, as PEM; together with `key`.
-    pub cert: Option<SecretSource>,
-    /// Our certificate's private key, as PEM.
-    pub key: Option<SecretSource>,
-    /// The name that the other side's certificate has to be for, in place of the URL's host.
-    pub server_name: Option<ServerName<'static>>,
-    /// Lowest version of TLS.
-    pub min_version: TlsVersion,
-    /// Highest version of TLS.
-    pub max_version: Option<TlsVersion>,
-    /// Take any certificate.
-    pub insecure_skip_verify: bool,
-}
-
-/// A version of TLS. The older ones are broken, and nothing here speaks them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum TlsVersion {
-    /// 1.2, of 2008.
-    #[default]
-    Tls12,
-    /// 1.3, of 2018.
-    Tls13,
-}
-
-/// The way to the other side.
+/// Proxy of a client.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ProxyConfig {
-    /// Which proxy.
+    /// The selection of the proxy.
     pub mode: ProxyMode,
-    /// `proxy_connect_header`: shown to the proxy that is asked for a tunnel.
+    /// `proxy_connect_header`: headers of CONNECT requests to the proxy.
     pub connect_header: HeaderMap,
 }
 
-/// Which proxy requests take.
+/// Selection of the proxy for a request.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum ProxyMode {
-    /// None.
+    /// No proxy.
     #[default]
     Direct,
     /// `proxy_url`.
     Url {
-        /// Its address, which may hold a name and a password.
+        /// The proxy's URL, which may contain credentials.
         url: Secret,
-        /// `no_proxy`: hosts that are reached without it.
+        /// `no_proxy`: hosts that bypass the proxy.
         no_proxy: String,
     },
-    /// `proxy_from_environment`: the one that `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` say.
+    /// `proxy_from_environment`: `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY`.
     Environment,
 }
 
-/// A text that nobody should see: it prints as `<secret>`.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// The text itself.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl From<String> for Secret {
-    fn from(text: String) -> Self {
-        Self(text)
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("<secret>")
-    }
-}
-
-impl fmt::Display for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("<secret>")
-    }
-}
-
-/// A text, and where it is kept.
-#[derive(Clone, Debug, PartialEq)]
-pub enum SecretSource {
-    /// In the configuration.
-    Inline(Secret),
-    /// In a file of its own.
-    File(PathBuf),
-}
-
-impl Default for SecretSource {
-    fn default() -> Self {
-        Self::Inline(Secret::default())
-    }
-}
-
-/// A file that a key names cannot be read.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot read {}", path.display())]
-pub struct ReadFileError {
-    /// The file.
-    pub path: PathBuf,
-    /// Why.
-    pub source: std::io::Error,
-}
-
-/// Bytes that are read of a file: certificates of a few hundred authorities.
-const FILE_LIMIT: u64 = 1 << 20;
-
-impl SecretSource {
-    /// The text, read from its file each time, without the blanks around it.
-    ///
-    /// # Errors
-    /// [`Unreadable`] when the file cannot be read.
-    pub fn read(&self) -> Result<String, ReadFileError> {
-        let path = match self {
-            Self::Inline(text) => return Ok(text.expose().into()),
-            Self::File(path) => path,
-        };
-        let mut text = String::new();
-        match File::open(path).and_then(|file| file.take(FILE_LIMIT).read_to_string(&mut text)) {
-            Ok(_) => Ok(text.trim().into()),
-            Err(source) => Err(ReadFileError { path: path.clone(), source }),
-        }
-    }
-}
-
-/// Headers that belong to the protocol or to the connection; the list is Prometheus'.
+/// Headers of the protocol or the connection, which `headers` must not set; Prometheus' list.
 const RESERVED_HEADERS: [&str; 13] = [
     "accept-encoding",
     "connection",
@@ -233,11 +124,11 @@ const RESERVED_HEADERS: [&str; 13] = [
 ];
 
 impl ClientConfig {
-    /// Reads the keys that stand beside `url` in a block.
+    /// Reads the keys of a block that has a `url`.
     pub fn read(section: &mut Section<'_, '_>) -> Self {
         let default = Self::default();
         let auth = auth(section);
-        let tls = tls_config(section);
+        let tls = TlsConfig::from_section(section);
         let proxy = ProxyConfig::read(section);
         let follow_redirects = section.flag("follow_redirects", default.follow_redirects);
         let headers = section.get("headers").and_then(|node| headers(&node)).unwrap_or_default();
@@ -255,8 +146,10 @@ fn auth(section: &mut Section<'_, '_>) -> Auth {
     }
     let [basic, token, oauth2] = kinds.map(|(_, node)| node.and_then(Node::section));
     if let Some(mut section) = basic {
-        let username = secret_source(&mut section, "username", "username_file").unwrap_or_default();
-        let password = secret_source(&mut section, "password", "password_file").unwrap_or_default();
+        let username =
+            SecretSource::from_section(&mut section, "username", "username_file").unwrap_or_default();
+        let password =
+            SecretSource::from_section(&mut section, "password", "password_file").unwrap_or_default();
         section.deny_unknown();
         Auth::Basic { username, password }
     } else if let Some(section) = token {
@@ -276,7 +169,7 @@ fn authorization(mut section: Section<'_, '_>) -> Auth {
         }
         Some(scheme).filter(|scheme| !scheme.is_empty())
     });
-    let credentials = secret_source(&mut section, "credentials", "credentials_file");
+    let credentials = SecretSource::from_section(&mut section, "credentials", "credentials_file");
     if credentials.is_none() {
         section.error("credentials or credentials_file is missing");
     }
@@ -288,15 +181,15 @@ fn authorization(mut section: Section<'_, '_>) -> Auth {
 impl OAuth2 {
     fn read(mut section: Section<'_, '_>) -> Option<Self> {
         let client_id = section.require("client_id").and_then(|node| node.string());
-        let client_secret =
-            secret_source(&mut section, "client_secret", "client_secret_file").unwrap_or_default();
+        let client_secret = SecretSource::from_section(&mut section, "client_secret", "client_secret_file")
+            .unwrap_or_default();
         let scopes = section.get("scopes").and_then(|node| node.items()).unwrap_or_default();
         let token_url = section.require("token_url").and_then(|node| node.parse(str::parse));
         let params = section.get("endpoint_params").and_then(|node| node.entries()).unwrap_or_default();
-        let tls = tls_config(&mut section);
+        let tls = TlsConfig::from_section(&mut section);
         let proxy = ProxyConfig::read(&mut section);
         section.deny_unknown();
-        let param = |(name, value): (String, Node<'_, '_>)| Some((name, Secret(value.string()?)));
+        let param = |(name, value): (String, Node<'_, '_>)| Some((name, Secret::from(value.string()?)));
         Some(Self {
             scopes: scopes.iter().filter_map(Node::string).collect(),
             endpoint_params: params.into_iter().filter_map(param).collect(),
@@ -309,56 +202,6 @@ impl OAuth2 {
     }
 }
 
-fn tls_config(section: &mut Section<'_, '_>) -> TlsConfig {
-    section.get("tls_config").and_then(Node::section).map_or_else(TlsConfig::default, TlsConfig::read)
-}
-
-impl TlsConfig {
-    fn read(mut section: Section<'_, '_>) -> Self {
-        let config = Self {
-            ca: secret_source(&mut section, "ca", "ca_file"),
-            cert: secret_source(&mut section, "cert", "cert_file"),
-            key: secret_source(&mut section, "key", "key_file"),
-            server_name: section.get("server_name").and_then(|node| server_name(&node)),
-            min_version: tls_version(&mut section, "min_version").unwrap_or_default(),
-            max_version: tls_version(&mut section, "max_version"),
-            insecure_skip_verify: section.flag("insecure_skip_verify", false),
-        };
-        if config.max_version.is_some_and(|max_version| max_version < config.min_version) {
-            section.error("max_version is below min_version");
-        } else if let Ok(material) = tls::TlsMaterial::read(&config)
-            && let Err(error) = tls::build(&config, &material)
-        {
-            // Of a file that cannot be read, `text` has said it.
-            section.error(crate::error::chain(&error));
-        }
-        section.deny_unknown();
-        config
-    }
-}
-
-fn server_name(node: &Node<'_, '_>) -> Option<ServerName<'static>> {
-    let name = node.string()?;
-    let parsed = ServerName::try_from(name.clone()).ok();
-    if parsed.is_none() {
-        node.error(format!("{name:?} is neither a host name nor an address"));
-    }
-    parsed
-}
-
-/// A version of TLS, by the name that Prometheus has for it.
-pub(super) fn tls_version(section: &mut Section<'_, '_>, key: &'static str) -> Option<TlsVersion> {
-    let node = section.get(key)?;
-    match node.text()?.as_str() {
-        "TLS12" => Some(TlsVersion::Tls12),
-        "TLS13" => Some(TlsVersion::Tls13),
-        other => {
-            node.error(format!("{other:?} is not one of TLS12, TLS13"));
-            None
-        }
-    }
-}
-
 impl ProxyConfig {
     fn read(section: &mut Section<'_, '_>) -> Self {
         let url = section.get("proxy_url").and_then(|node| {
@@ -367,11 +210,11 @@ impl ProxyConfig {
                 matches!(uri.scheme_str(), Some("http" | "https"))
                     && uri.host().is_some_and(|h| !h.is_empty())
             };
-            // What is wrong is not shown: it may hold a password.
+            // The message does not show the value: it may contain a password.
             if !url.parse().is_ok_and(is_proxy) {
                 node.error("not an http:// or https:// URL with a host");
             }
-            Some(Secret(url))
+            Some(Secret::from(url))
         });
         let no_proxy = section.get("no_proxy");
         let from_environment = section.flag("proxy_from_environment", false);
@@ -396,7 +239,7 @@ impl ProxyConfig {
     }
 }
 
-/// The headers of a mapping from a name to a list of values.
+/// Parses a mapping from header names to lists of values.
 fn connect_headers(node: &Node<'_, '_>) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, list) in node.entries().unwrap_or_default() {
@@ -407,7 +250,7 @@ fn connect_headers(node: &Node<'_, '_>) -> HeaderMap {
     headers
 }
 
-/// The headers of a mapping from a name to a value, none of them reserved.
+/// Parses a mapping from header names to values; reserved headers are errors.
 fn headers(node: &Node<'_, '_>) -> Option<HeaderMap> {
     let mut headers = HeaderMap::new();
     for (name, node) in node.entries()? {
@@ -430,7 +273,7 @@ fn header_name(node: &Node<'_, '_>, name: &str) -> Option<HeaderName> {
     parsed
 }
 
-/// A value that is a header's, and does not show in debugging output.
+/// Parses the value of a header. Debug output hides it.
 pub(super) fn header_value(node: &Node<'_, '_>) -> Option<HeaderValue> {
     let Ok(mut value) = HeaderValue::try_from(node.string()?) else {
         node.error("contains a character that a header cannot have");
@@ -440,30 +283,11 @@ pub(super) fn header_value(node: &Node<'_, '_>) -> Option<HeaderValue> {
     Some(value)
 }
 
-/// A text that is written under one key, or kept in the file that another one names.
-pub(super) fn secret_source(
-    section: &mut Section<'_, '_>,
-    key: &'static str,
-    file_key: &'static str,
-) -> Option<SecretSource> {
-    let (inline, file) = (section.get(key), section.get(file_key));
-    if let (Some(_), Some(file)) = (&inline, &file) {
-        file.error(format!("{key} is also set: only one of the two is allowed"));
-    }
-    let inline = inline.and_then(|node| node.string()).map(|text| SecretSource::Inline(text.into()));
-    let file = file.and_then(|node| {
-        let file = SecretSource::File(node.file()?);
-        if let Err(error) = file.read() {
-            node.error(crate::error::chain(&error));
-        }
-        Some(file)
-    });
-    inline.or(file)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::tls::TlsVersion;
     use super::*;
+    use rustls::pki_types::ServerName;
     use std::path::Path;
 
     fn read(text: &str) -> Result<ClientConfig, Vec<crate::yaml::Error>> {
@@ -475,14 +299,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_written_is_the_default() {
+    fn an_empty_section_is_the_default() {
         let default = ClientConfig::default();
         assert!(default.follow_redirects);
         assert_eq!(read(""), Ok(default));
     }
 
     #[test]
-    fn every_value_arrives_where_it_belongs() {
+    fn every_key_sets_its_field() {
         let config = read(
             "authorization: {credentials: a}\n\
              proxy_url: http://proxy\n\
@@ -492,9 +316,9 @@ mod tests {
              headers: {X-Key: b}",
         )
         .expect("valid");
-        let inline = |text: &str| SecretSource::Inline(Secret(text.into()));
+        let inline = |text: &str| SecretSource::Inline(Secret::from(text.to_string()));
         assert_eq!(config.auth, Auth::Token { scheme: "Bearer".into(), credentials: inline("a") });
-        let (url, no_proxy) = (Secret("http://proxy".into()), "near".into());
+        let (url, no_proxy) = (Secret::from("http://proxy".to_string()), "near".into());
         assert_eq!(config.proxy.mode, ProxyMode::Url { url, no_proxy });
         assert!(!config.follow_redirects);
         assert!(config.tls.insecure_skip_verify);
@@ -516,6 +340,5 @@ mod tests {
             let shown = format!("{:?}", read(text).expect(text));
             assert!(!shown.contains("hunter2"), "{shown}");
         }
-        assert_eq!(Secret("hunter2".into()).to_string(), "<secret>");
     }
 }

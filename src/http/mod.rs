@@ -1,13 +1,21 @@
-//! HTTP at the two ends: the listener that samples come in by, the client that scores leave by.
+//! HTTP: the server that receives samples, and the client that sends scores and reads history.
 
-mod basic_auth;
-pub mod body;
-pub mod client;
-pub mod config;
-mod transport;
-pub mod access;
-mod insecure;
-mod oauth2;
-pub mod server;
+mod url;
+mod secret;
 pub mod tls;
+pub mod config;
+mod connector;
+mod transport;
+mod oauth2;
+pub mod client;
+pub mod body;
+pub mod response;
+mod basic_auth;
 pub mod web_config;
+pub mod access;
+mod connections;
+mod write_timeout;
+pub mod server;
+
+pub use secret::{ReadFileError, Secret, SecretSource};
+pub use url::{InvalidUrl, Url};

@@ -1,7 +1,7 @@
-//! Tokens by OAuth 2.0's client credentials grant (RFC 6749, section 4.4): fetched, kept, fetched again.
+//! Fetches, caches and renews tokens of OAuth 2.0's client credentials grant (RFC 6749, section 4.4).
 
-use super::client::{Client, Error, Request};
-use super::config::{ClientConfig, OAuth2};
+use super::config::OAuth2;
+use super::transport::{BufferedResponse, Error, Request, ResponseStream, Transport};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
@@ -13,17 +13,17 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-/// A token is replaced this long before its end: it may still be on its way then.
+/// Time before its expiry at which a token is replaced: the request that carries it takes some time.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(10);
-/// How long the endpoint may take.
+/// Timeout of a token request.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes of an answer; Go's client reads as many.
+/// Limit of a token response, in bytes; the limit of Go's client.
 const RESPONSE_LIMIT: usize = 1 << 20;
 
-/// The tokens of one client.
+/// The token of one client.
 pub struct TokenCache {
     config: OAuth2,
-    client: Client,
+    transport: Transport,
     current: Mutex<Option<Token>>,
 }
 
@@ -32,15 +32,15 @@ struct Token {
     expires_at: Option<Instant>,
 }
 
-/// An `Authorization` header, and whether its token was fetched for this request.
+/// An `Authorization` header.
 pub struct AuthHeader {
     /// The header's value.
     pub header: HeaderValue,
-    /// Was it fetched just now?
+    /// True if the token was fetched for this request.
     pub is_fresh: bool,
 }
 
-/// Section 5.1. Some endpoints write the number as a string.
+/// The response of section 5.1. Some endpoints write `expires_in` as a string.
 #[derive(Deserialize)]
 struct TokenResponse {
     access_token: String,
@@ -49,27 +49,21 @@ struct TokenResponse {
 }
 
 impl TokenCache {
-    /// Fetches nothing yet.
+    /// An empty cache.
     ///
     /// # Errors
-    /// As [`Client::new`].
+    /// As [`Transport::new`].
     pub fn new(config: &OAuth2) -> Result<Self, Error> {
-        let client_config = ClientConfig {
-            tls: config.tls.clone(),
-            proxy: config.proxy.clone(),
-            // The question holds the secret: it goes to the address that is configured and to no other.
-            follow_redirects: false,
-            ..ClientConfig::default()
-        };
-        Ok(Self { config: config.clone(), client: Client::new(&client_config)?, current: Mutex::default() })
+        let transport = Transport::new(&config.tls, &config.proxy)?;
+        Ok(Self { config: config.clone(), transport, current: Mutex::default() })
     }
 
-    /// The token in force, fetched if there is none, or if it is the one that was `refused`.
+    /// The current token; a new one if there is none, or if the current one was `rejected`.
     ///
     /// # Errors
-    /// [`Error`] when the endpoint gives none.
+    /// [`Error`] if the endpoint returns no token.
     pub async fn auth_header(&self, rejected: Option<&HeaderValue>) -> Result<AuthHeader, Error> {
-        // Whoever comes while it is fetched waits for it.
+        // The lock is held while a token is fetched: concurrent requests wait for it.
         let mut current = self.current.lock().await;
         if let Some(token) = &*current
             && token.expires_at.is_none_or(|expires_at| Instant::now() < expires_at)
@@ -95,7 +89,7 @@ impl TokenCache {
         }
         let basic = format!("Basic {}", BASE64_STANDARD.encode(format!("{id}:{secret}")));
         let mut response = self.request_token(Some(basic), form.clone()).await?;
-        // Section 2.3.1: every endpoint should take the header, but some want the form.
+        // Section 2.3.1: endpoints must support the header, but some require the form.
         if matches!(response.status, StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED) {
             response =
                 self.request_token(None, format!("{form}&client_id={id}&client_secret={secret}")).await?;
@@ -105,7 +99,7 @@ impl TokenCache {
             let reason = format!("{}: {}", response.status, response.reason());
             return Err(Error::Token { url: url.clone(), reason });
         }
-        // The parser's message could show a part of the token.
+        // The parser's message may contain a part of the token.
         let no_token = || Error::Token { url: url.clone(), reason: "the response has no token".into() };
         let token: TokenResponse = serde_json::from_slice(&response.body).map_err(|_| no_token())?;
         let scheme = token.token_type.filter(|kind| !kind.eq_ignore_ascii_case("bearer") && !kind.is_empty());
@@ -126,7 +120,7 @@ impl TokenCache {
         &self,
         authorization: Option<String>,
         form: String,
-    ) -> Result<super::client::Response, Error> {
+    ) -> Result<BufferedResponse, Error> {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
@@ -142,12 +136,19 @@ impl TokenCache {
             timeout: TIMEOUT,
             limit: RESPONSE_LIMIT,
         };
-        // In a box: a client asks for tokens, and asking takes a client.
-        Box::pin(self.client.request(request)).await
+        // Redirects are not followed: the request contains the secret.
+        let response = async {
+            let response = self.transport.send(&request, &HeaderMap::new()).await?;
+            Ok((request.url.clone(), response))
+        };
+        ResponseStream::open(request.url.clone(), request.timeout, response)
+            .await?
+            .collect(request.limit)
+            .await
     }
 }
 
-/// A text as a part of a form, and, by the same section 2.3.1, of the header.
+/// Encodes a text for the form and, by section 2.3.1, for the header.
 fn encode(text: &str) -> String {
     let encode = |byte: u8| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),

@@ -1,182 +1,310 @@
-//! Connections: direct or through a proxy, plain or encrypted.
-//!
-//! A proxy gets requests for `http` addresses itself; for `https` ones it is asked for a tunnel.
+//! Sends HTTP requests over pooled connections, without credentials and redirects, so that both the client and its OAuth2
+//! token cache can use it.
 
-use super::config::{ProxyConfig, ProxyMode};
-use hyper::Uri;
-use hyper::header::{HeaderMap, HeaderValue, PROXY_AUTHORIZATION};
-use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_rustls::{DefaultServerNameResolver, FixedServerNameResolver, HttpsConnector, ResolveServerName};
-use hyper_util::client::legacy::connect::proxy::Tunnel;
-use hyper_util::client::legacy::connect::{self, Connected, HttpConnector};
-use hyper_util::client::proxy::matcher::{Intercept, Matcher};
-use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
-use std::io;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use super::config::ProxyConfig;
+use super::connector::{Connector, ProxyResolver};
+use super::secret::ReadFileError;
+use super::tls::{self, TlsConfig, TlsMaterial};
+use super::url::{InvalidUrl, Url};
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::header::{
+    CONTENT_LENGTH, HeaderMap, HeaderValue, PROXY_AUTHORIZATION, TRANSFER_ENCODING, USER_AGENT,
+};
+use hyper::{Method, StatusCode};
+use hyper_util::client::legacy::Client as Pool;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tower_service::Service;
+use tokio::time::{Instant, timeout_at};
+use tracing::warn;
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+/// A response of which the head has arrived.
+pub type IncomingResponse = hyper::Response<Incoming>;
 
-/// The proxy did not give what it was asked for.
+/// The `User-Agent` of every request.
+pub const AGENT: &str = concat!("promforest/", env!("CARGO_PKG_VERSION"));
+/// Bytes read of the body of an unsuccessful response, which is shown in errors.
+const ERROR_BODY_LIMIT: usize = 64 << 10;
+/// Redirects that the client follows; the limit of Go's client.
+pub const MAX_REDIRECTS: usize = 10;
+
+/// A failed request.
 #[derive(Debug, thiserror::Error)]
-#[error("through the proxy {proxy}")]
-struct ProxyError {
-    /// Its address, without name and password.
-    proxy: Uri,
-    source: BoxError,
+pub enum Error {
+    /// The connection cannot be opened, or broke.
+    #[error("request to {url} failed")]
+    Request {
+        /// The URL.
+        url: Url,
+        /// The cause.
+        source: hyper_util::client::legacy::Error,
+    },
+    /// The TLS connection failed.
+    #[error("request to {url} failed: {}", tls::advice(source))]
+    Encryption {
+        /// The URL.
+        url: Url,
+        /// The cause.
+        source: rustls::Error,
+    },
+    /// The certificates or keys are invalid.
+    #[error("tls_config")]
+    Tls(#[from] tls::Error),
+    /// A file of the configuration cannot be read.
+    #[error(transparent)]
+    File(#[from] ReadFileError),
+    /// A secret is not a valid header value.
+    #[error("{0} contains a character that a header cannot have")]
+    Header(&'static str),
+    /// The endpoint returned no OAuth2 token.
+    #[error("no token from {url}: {reason}")]
+    Token {
+        /// The token endpoint.
+        url: Url,
+        /// The fault of the response.
+        reason: String,
+    },
+    /// A redirect that would change the method to GET.
+    #[error("{url} answered {status}: {method} requests are not redirected to {location:?}")]
+    RedirectRefused {
+        /// The URL.
+        url: Url,
+        /// The request's method.
+        method: Method,
+        /// The status code.
+        status: StatusCode,
+        /// The `Location` header.
+        location: String,
+    },
+    /// A redirect without a valid URL.
+    #[error("{url} redirects to an invalid URL")]
+    InvalidLocation {
+        /// The URL.
+        url: Url,
+        /// The fault of the `Location` header.
+        source: InvalidUrl,
+    },
+    /// More redirects than allowed.
+    #[error("{url} redirects more than {MAX_REDIRECTS} times")]
+    TooManyRedirects {
+        /// The first URL.
+        url: Url,
+    },
+    /// The body is larger than the limit of the request.
+    #[error("the response of {url} is larger than the limit of {limit} bytes")]
+    TooLarge {
+        /// The URL.
+        url: Url,
+        /// The limit, in bytes.
+        limit: usize,
+    },
+    /// The body broke off.
+    #[error("the response of {url} cannot be read")]
+    Body {
+        /// The URL.
+        url: Url,
+        /// The cause.
+        source: hyper::Error,
+    },
+    /// The response did not arrive within the timeout of the request.
+    #[error("{url} did not answer within {timeout:?}")]
+    Timeout {
+        /// The URL.
+        url: Url,
+        /// The timeout.
+        timeout: Duration,
+    },
 }
 
-/// Which requests take which proxy.
+/// A request.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The method.
+    pub method: Method,
+    /// The URL.
+    pub url: Url,
+    /// Headers beside those of the client's configuration.
+    pub headers: HeaderMap,
+    /// The body; empty for none.
+    pub body: Bytes,
+    /// Time until the end of the response, redirects and token requests included.
+    pub timeout: Duration,
+    /// Limit of the response body, in bytes. A larger body is an error; that of an unsuccessful response is cut.
+    pub limit: usize,
+}
+
+/// A response with its body. The body of an unsuccessful response is cut at the request's limit or at 64 KiB.
 #[derive(Debug)]
-pub struct ProxyResolver {
-    matcher: Option<Matcher>,
-    connect_header: HeaderMap,
+pub struct BufferedResponse {
+    /// The status code.
+    pub status: StatusCode,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Bytes,
 }
 
-impl ProxyResolver {
-    /// As configured; the environment is read now.
-    pub fn new(config: &ProxyConfig) -> Self {
-        let matcher = match &config.mode {
-            ProxyMode::Direct => None,
-            ProxyMode::Url { url, no_proxy } => {
-                Some(Matcher::builder().all(url.expose()).no(no_proxy.as_str()).build())
+impl BufferedResponse {
+    /// The first line of the body, shortened: the server's description of an error.
+    pub fn reason(&self) -> String {
+        let text = String::from_utf8_lossy(&self.body[..self.body.len().min(512)]).into_owned();
+        text.lines().next().unwrap_or_default().trim().to_string()
+    }
+}
+
+/// A response whose body is still arriving.
+#[derive(Debug)]
+pub struct ResponseStream {
+    /// The status code.
+    pub status: StatusCode,
+    /// The headers.
+    pub headers: HeaderMap,
+    body: Incoming,
+    url: Url,
+    /// End of the request's timeout.
+    deadline: Instant,
+    timeout: Duration,
+}
+
+impl ResponseStream {
+    /// Waits for the response to a request to `url`, together with the URL that sent it. The timeout starts now and also
+    /// bounds the body.
+    pub(super) async fn open(
+        url: Url,
+        timeout: Duration,
+        response: impl Future<Output = Result<(Url, IncomingResponse), Error>>,
+    ) -> Result<Self, Error> {
+        let deadline = Instant::now() + timeout;
+        let Ok(result) = timeout_at(deadline, response).await else {
+            return Err(Error::Timeout { url, timeout });
+        };
+        let (url, response) = result?;
+        let (head, body) = response.into_parts();
+        Ok(Self { status: head.status, headers: head.headers, body, url, deadline, timeout })
+    }
+
+    /// The next bytes of the body; none at its end.
+    ///
+    /// # Errors
+    /// [`Error::Body`] if the body breaks off before the end that its headers define, [`Error::Timeout`] after the
+    /// timeout of the request.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        loop {
+            let frame = match timeout_at(self.deadline, self.body.frame()).await {
+                Ok(frame) => frame,
+                Err(_) => return Err(Error::Timeout { url: self.url.clone(), timeout: self.timeout }),
+            };
+            let Some(frame) = frame else { return Ok(None) };
+            let frame = frame.map_err(|source| Error::Body { url: self.url.clone(), source })?;
+            // Other frames are trailers.
+            if let Ok(data) = frame.into_data() {
+                return Ok(Some(data));
             }
-            ProxyMode::Environment => Some(Matcher::from_env()),
-        };
-        Self { matcher, connect_header: config.connect_header.clone() }
-    }
-
-    fn intercept(&self, uri: &Uri) -> Option<Intercept> {
-        self.matcher.as_ref()?.intercept(uri)
-    }
-
-    /// What a request shows to the proxy that passes it on; a tunnel's proxy does not see the request.
-    pub fn authorization(&self, uri: &Uri) -> Option<HeaderValue> {
-        if uri.scheme_str() == Some("https") {
-            return None;
         }
-        self.intercept(uri)?.basic_auth().cloned()
+    }
+
+    /// True if the headers define the end of the body. Otherwise a truncated body looks complete.
+    pub fn is_delimited(&self) -> bool {
+        self.headers.contains_key(TRANSFER_ENCODING) || self.headers.contains_key(CONTENT_LENGTH)
+    }
+
+    /// Reads the body; of an unsuccessful response its beginning.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next), and [`Error::TooLarge`] for a body above `limit`.
+    pub async fn collect(mut self, limit: usize) -> Result<BufferedResponse, Error> {
+        let is_success = self.status.is_success();
+        let limit = if is_success { limit } else { limit.min(ERROR_BODY_LIMIT) };
+        let mut body = BytesMut::new();
+        while is_success || body.len() < limit {
+            let Some(data) = self.next().await? else { break };
+            let room = limit - body.len();
+            if is_success && data.len() > room {
+                return Err(Error::TooLarge { url: self.url, limit });
+            }
+            body.extend_from_slice(&data[..data.len().min(room)]);
+        }
+        Ok(BufferedResponse { status: self.status, headers: self.headers, body: body.freeze() })
     }
 }
 
-/// Makes the connections of one client.
-#[derive(Clone)]
-pub struct Connector {
-    tcp: HttpConnector,
-    tls: Arc<ClientConfig>,
-    server_name_resolver: Arc<dyn ResolveServerName + Send + Sync>,
+/// Sends requests over pooled, kept-alive connections.
+pub struct Transport {
+    tls: TlsConfig,
     proxy_resolver: Arc<ProxyResolver>,
+    connections: Mutex<ConnectionPool>,
 }
 
-impl Connector {
-    /// `server_name`, if given, is the name that every certificate at the end of the way has to be for.
-    pub fn new(
-        tls: ClientConfig,
-        server_name: Option<ServerName<'static>>,
-        proxy_resolver: Arc<ProxyResolver>,
-    ) -> Self {
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(Duration::from_secs(10)));
-        tcp.set_keepalive(Some(Duration::from_secs(60)));
-        let server_name_resolver: Arc<dyn ResolveServerName + Send + Sync> = match server_name {
-            Some(name) => Arc::new(FixedServerNameResolver::new(name)),
-            None => Arc::new(DefaultServerNameResolver::default()),
-        };
-        Self { tcp, tls: Arc::new(tls), server_name_resolver, proxy_resolver }
-    }
+/// The pool, and the contents of the certificate files that its connections use.
+struct ConnectionPool {
+    material: TlsMaterial,
+    pool: Pool<Connector, Full<Bytes>>,
+}
 
-    async fn connect(self, uri: Uri) -> Result<Connection, BoxError> {
-        let Some(proxy) = self.proxy_resolver.intercept(&uri) else {
-            let io =
-                HttpsConnector::new(self.tcp, self.tls, false, self.server_name_resolver).call(uri).await?;
-            return Ok(Connection { io: Box::new(io), is_proxied: false });
-        };
-        let failed = |source| ProxyError { proxy: proxy.uri().clone(), source };
-        let mut to_proxy = HttpsConnector::from((self.tcp, self.tls.clone()));
-        if uri.scheme_str() != Some("https") {
-            let io = to_proxy.call(proxy.uri().clone()).await.map_err(failed)?;
-            return Ok(Connection { io: Box::new(io), is_proxied: true });
+impl Transport {
+    /// Reads the certificates and, if configured, the proxy's environment variables.
+    ///
+    /// # Errors
+    /// [`Error::Tls`] and [`Error::File`] if the certificates are invalid.
+    pub fn new(tls: &TlsConfig, proxy: &ProxyConfig) -> Result<Self, Error> {
+        if tls.insecure_skip_verify {
+            warn!(component = "http", "insecure_skip_verify is set: server certificates are not verified");
         }
-        let mut headers = self.proxy_resolver.connect_header.clone();
-        if let Some(authorization) = proxy.basic_auth() {
-            headers.insert(PROXY_AUTHORIZATION, authorization.clone());
+        let proxy_resolver = Arc::new(ProxyResolver::new(proxy));
+        let connections = ConnectionPool::new(tls, &proxy_resolver, TlsMaterial::read(tls)?)?;
+        Ok(Self { tls: tls.clone(), proxy_resolver, connections: Mutex::new(connections) })
+    }
+
+    /// Sends a request with further headers, which replace those of the request, and waits for the head of the
+    /// response. Applies neither the timeout nor the limit of the request.
+    ///
+    /// # Errors
+    /// [`Error::Request`] and [`Error::Encryption`]; [`Error::Tls`] and [`Error::File`] after a change of the
+    /// certificates.
+    pub async fn send(&self, request: &Request, headers: &HeaderMap) -> Result<IncomingResponse, Error> {
+        let url = &request.url;
+        let mut message = hyper::Request::new(Full::new(request.body.clone()));
+        *message.method_mut() = request.method.clone();
+        *message.uri_mut() = url.as_uri().clone();
+        *message.headers_mut() = request.headers.clone();
+        // `extend` would keep the values of the request beside the further ones.
+        for (name, value) in headers {
+            message.headers_mut().insert(name, value.clone());
         }
-        let tunnel = Tunnel::new(proxy.uri().clone(), to_proxy).with_headers(headers);
-        let mut https = HttpsConnector::new(tunnel, self.tls, true, self.server_name_resolver);
-        let io = https.call(uri).await.map_err(failed)?;
-        Ok(Connection { io: Box::new(io), is_proxied: false })
+        message.headers_mut().insert(USER_AGENT, HeaderValue::from_static(AGENT));
+        if let Some(value) = self.proxy_resolver.authorization(url.as_uri()) {
+            message.headers_mut().insert(PROXY_AUTHORIZATION, value);
+        }
+        let to_error = |source: hyper_util::client::legacy::Error| match tls::find_rustls_error(&source) {
+            Some(cause) => Error::Encryption { url: url.clone(), source: cause.clone() },
+            None => Error::Request { url: url.clone(), source },
+        };
+        self.pool()?.request(message).await.map_err(to_error)
+    }
+
+    /// The pool; a new one after a change of the certificate files.
+    fn pool(&self) -> Result<Pool<Connector, Full<Bytes>>, Error> {
+        // The files have a few kilobytes and are cached by the system: reading them is cheaper than watching them.
+        let material = TlsMaterial::read(&self.tls)?;
+        let mut connections = self.connections.lock().expect("no thread panics while it holds the lock");
+        if connections.material != material {
+            *connections = ConnectionPool::new(&self.tls, &self.proxy_resolver, material)?;
+        }
+        Ok(connections.pool.clone())
     }
 }
 
-impl Service<Uri> for Connector {
-    type Response = Connection;
-    type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Connection, BoxError>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        Box::pin(self.clone().connect(uri))
-    }
-}
-
-trait Io: Read + Write + Send + Unpin {}
-
-impl<T: Read + Write + Send + Unpin> Io for T {}
-
-/// A connection, whatever it consists of.
-pub struct Connection {
-    io: Box<dyn Io>,
-    /// Does a proxy read the requests?
-    is_proxied: bool,
-}
-
-impl connect::Connection for Connection {
-    fn connected(&self) -> Connected {
-        Connected::new().proxy(self.is_proxied)
-    }
-}
-
-impl Read for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
-    }
-}
-
-impl Write for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+impl ConnectionPool {
+    fn new(
+        tls: &TlsConfig,
+        proxy_resolver: &Arc<ProxyResolver>,
+        material: TlsMaterial,
+    ) -> Result<Self, Error> {
+        let client_config = tls::build_client(tls, &material)?;
+        let connector = Connector::new(client_config, tls.server_name.clone(), proxy_resolver.clone());
+        let pool = Pool::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
+        Ok(Self { material, pool })
     }
 }

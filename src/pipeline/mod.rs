@@ -16,8 +16,9 @@ mod serving;
 mod supervisor;
 
 use crate::config::{self, Config};
+use crate::http::Url;
 use crate::http::access::{self, AccessControl};
-use crate::http::client::{self, Client, Url};
+use crate::http::client::{self, Client};
 use crate::http::server::{self, Server};
 use crate::ingest;
 use crate::models::registry::Registry;

@@ -2,7 +2,8 @@
 
 use super::EngineHandle;
 use super::engine::Readiness;
-use crate::http::server::{RequestBody, Response};
+use crate::http::response::{self, Response};
+use crate::http::server::RequestBody;
 use crate::ingest::{self, BodyReceiver, Metrics, WriteResponseStats};
 use crate::prom::wire::ProtocolVersion;
 use crate::remote_read::server::RemoteReadServer;
@@ -56,19 +57,19 @@ pub async fn handle_request(state: AppState, request: Request<RequestBody>) -> R
             metrics_page(&state.metrics_registry)
         }
         (&Method::GET | &Method::HEAD, "/-/healthy") => {
-            text_response(StatusCode::OK, "promforest is healthy")
+            response::text(StatusCode::OK, "promforest is healthy")
         }
         (&Method::GET | &Method::HEAD, "/-/ready") => {
             let readiness = state.readiness.borrow().clone();
             let code = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
             let lines: Vec<String> =
                 [readiness.text].into_iter().chain(state.snapshot_store.failure_message()).collect();
-            text_response(code, &lines.join("\n"))
+            response::text(code, &lines.join("\n"))
         }
         (&Method::POST | &Method::PUT, "/-/reload") => match (state.reload)().await {
-            Ok(()) => text_response(StatusCode::OK, "configuration loaded"),
+            Ok(()) => response::text(StatusCode::OK, "configuration loaded"),
             Err(error) => {
-                text_response(StatusCode::INTERNAL_SERVER_ERROR, &format!("failed to reload: {error}"))
+                response::text(StatusCode::INTERNAL_SERVER_ERROR, &format!("failed to reload: {error}"))
             }
         },
         (&Method::GET | &Method::HEAD, "/") => landing_page(),
@@ -84,7 +85,7 @@ pub async fn handle_request(state: AppState, request: Request<RequestBody>) -> R
         }
         (_, "/-/reload") => method_not_allowed("POST, PUT"),
         (_, "/" | "/metrics" | "/-/healthy" | "/-/ready") => method_not_allowed("GET, HEAD"),
-        _ => text_response(StatusCode::NOT_FOUND, "not found"),
+        _ => response::text(StatusCode::NOT_FOUND, "not found"),
     }
 }
 
@@ -96,15 +97,8 @@ async fn write(
     state.engine.write(state.receiver.receive(version, body).await?).await
 }
 
-fn text_response(code: StatusCode, body: &str) -> Response {
-    let mut response = Response::new(format!("{body}\n").into());
-    *response.status_mut() = code;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    response
-}
-
 fn method_not_allowed(methods: &'static str) -> Response {
-    let mut response = text_response(StatusCode::METHOD_NOT_ALLOWED, &format!("allowed here: {methods}"));
+    let mut response = response::text(StatusCode::METHOD_NOT_ALLOWED, &format!("allowed here: {methods}"));
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
     response
 }
@@ -112,7 +106,7 @@ fn method_not_allowed(methods: &'static str) -> Response {
 fn metrics_page(registry: &Registry) -> Response {
     let mut page = String::new();
     if encode(&mut page, registry).is_err() {
-        return text_response(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be encoded");
+        return response::text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be encoded");
     }
     let mut response = Response::new(page.into());
     let content_type = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");

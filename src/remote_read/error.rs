@@ -2,7 +2,7 @@
 
 use super::frames::{self, SAMPLES_CONTENT_TYPE, STREAMED_CONTENT_TYPE};
 use super::xor;
-use crate::http::client::{self, Url};
+use crate::http::{Url, client};
 use crate::prom::wire::{InvalidSeries, Malformed, snappy};
 
 /// A remote read that failed.

@@ -12,7 +12,7 @@ pub mod frames;
 pub mod server;
 pub mod xor;
 
-use crate::http::client::Url;
+use crate::http::Url;
 use crate::http::config::ClientConfig;
 use crate::telemetry::OneLabel;
 use crate::yaml::Section;

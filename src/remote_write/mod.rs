@@ -7,7 +7,7 @@
 pub mod message;
 pub mod sender;
 
-use crate::http::client::Url;
+use crate::http::Url;
 use crate::http::config::ClientConfig;
 use crate::prom::{Labels, Sample, duration};
 use crate::yaml::{Node, Section};

@@ -5,7 +5,7 @@
 
 use super::message::{Metadata, ProtobufMessage, WriteResponseStats};
 use super::{Batch, BatchSource, Config, FailureReason, Metrics, TimeSeries};
-use crate::http::client::{self, Client, Request, Response};
+use crate::http::client::{self, BufferedResponse, Client, Request};
 use crate::telemetry::LogThrottle;
 use crate::time;
 use bytes::Bytes;
@@ -52,7 +52,7 @@ enum SendResult {
     /// So many samples are written.
     Accepted(usize),
     /// The data is at fault: sending it again would not help. So many samples are written all the same.
-    Rejected(Response, usize),
+    Rejected(BufferedResponse, usize),
     /// The message is not understood, so that nothing is written.
     UnsupportedMessage(StatusCode),
     /// The other side is at fault, or the way there.
@@ -61,7 +61,7 @@ enum SendResult {
 
 #[derive(Debug)]
 enum RecoverableError {
-    Status(Response),
+    Status(BufferedResponse),
     Unreachable(client::Error),
 }
 
@@ -95,7 +95,7 @@ fn retry_after(text: &str, now_ms: i64) -> Option<Duration> {
 
 /// A request that is rejected, and how many of its samples are written all the same.
 struct RejectedPart {
-    response: Response,
+    response: BufferedResponse,
     n_written: usize,
     part: Vec<TimeSeries>,
 }
@@ -351,7 +351,7 @@ fn describe(part: &[TimeSeries]) -> String {
 }
 
 fn classify_response(
-    response: Response,
+    response: BufferedResponse,
     message: ProtobufMessage,
     n_samples: usize,
     retry_on_429: bool,

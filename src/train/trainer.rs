@@ -10,7 +10,7 @@ use super::{ModelScope, Trained, catch_up, history, train};
 use crate::detect::OnlineDetector;
 use crate::detector::Detector;
 use crate::forest;
-use crate::http::client::Url;
+use crate::http::Url;
 use crate::models::registry::{self, Registry};
 use crate::models::{DeployedModel, Model, ModelCard};
 use crate::prom::Labels;

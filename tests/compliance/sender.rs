@@ -4,7 +4,8 @@
 //! What is scraped goes through promforest's real sender; only the windows are replaced, by a queue of scrapes.
 //! `tests/compliance/sender.sh` runs the suite with it.
 
-use promforest::http::client::{Client, Url};
+use promforest::http::Url;
+use promforest::http::client::Client;
 use promforest::prom::{Labels, METRIC_NAME, Sample};
 use promforest::remote_write::message::ProtobufMessage;
 use promforest::remote_write::sender::Sender;

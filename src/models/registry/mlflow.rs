@@ -8,8 +8,10 @@
 //! knows no other. What a version 3 client has logged is read as well.
 
 use super::{Aliases, CHALLENGER, ModelVersion, NewVersion};
-use crate::http::client::{self, Client, Request, Url};
-use crate::http::config::{Auth, ClientConfig, SecretSource};
+use crate::http::SecretSource;
+use crate::http::Url;
+use crate::http::client::{self, Client, Request};
+use crate::http::config::{Auth, ClientConfig};
 use crate::models::artifact::{self, Files};
 use crate::time;
 use crate::yaml::Section;

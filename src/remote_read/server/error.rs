@@ -1,11 +1,11 @@
 //! Requests that are rejected, and their responses.
 
 use crate::error::BoxError;
-use crate::http::server::Response;
+use crate::http::response::{Response, text};
 use crate::prom::matcher;
 use crate::prom::wire::{Malformed, snappy};
 use hyper::StatusCode;
-use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::header::RETRY_AFTER;
 use std::time::Duration;
 
 /// Largest body of a request, as received and decompressed: a query with long patterns has some kilobytes.
@@ -91,9 +91,7 @@ impl Error {
 
     /// The response, with the error on one line.
     pub(super) fn to_response(&self) -> Response {
-        let mut response = Response::new((self.to_string().replace('\n', " ") + "\n").into());
-        *response.status_mut() = self.status();
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        let mut response = text(self.status(), &self.to_string().replace('\n', " "));
         if response.status() == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(RETRY_AFTER, RETRY_AFTER_SECONDS.into());
         }

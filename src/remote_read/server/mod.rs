@@ -12,7 +12,8 @@ mod source;
 
 use super::frames::{SAMPLES_CONTENT_TYPE, STREAMED_CONTENT_TYPE};
 use crate::http::body::Body;
-use crate::http::server::{RequestBody, Response};
+use crate::http::response::Response;
+use crate::http::server::RequestBody;
 use crate::prom::wire::snappy;
 use crate::telemetry::OneLabel;
 use error::{BODY_LIMIT, MAX_CONCURRENT_REQUESTS, READ_TIMEOUT, RESPONSE_TIMEOUT};

@@ -1,7 +1,8 @@
 //! The sender against a target that answers what a test wants, over real connections.
 
 use super::*;
-use crate::http::server::{Response as Reply, Server};
+use crate::http::response::Response as Reply;
+use crate::http::server::Server;
 use crate::prom::wire::snappy;
 use crate::prom::{Labels, METRIC_NAME, Sample, proto};
 use crate::remote_write::CursorPosition;
@@ -79,7 +80,7 @@ fn decode(headers: &HeaderMap, body: &[u8]) -> Vec<TimeSeries> {
 
 /// A target, and what it saw.
 struct FakeReceiver {
-    url: client::Url,
+    url: crate::http::Url,
     requests: Arc<Mutex<Vec<ReceivedRequest>>>,
     _stop: watch::Sender<bool>,
 }
@@ -231,7 +232,7 @@ fn rows(n_rows: usize, n_series: usize, value: impl Fn(usize, usize) -> f64) -> 
     FakeBatchSource::new(n_series, (0..n_rows).map(row).collect())
 }
 
-fn config(url: client::Url) -> Config {
+fn config(url: crate::http::Url) -> Config {
     Config {
         url,
         batch_send_deadline: Duration::from_millis(1),
@@ -533,7 +534,7 @@ async fn f8_an_endpoint_that_starts_late_gets_everything() {
 async fn b81_f41_a_truncated_or_missing_response_is_a_failure() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let url: client::Url =
+    let url: crate::http::Url =
         format!("http://{}/", listener.local_addr().expect("bound")).parse().expect("a URL");
     let broken = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.expect("a connection");
@@ -704,7 +705,7 @@ fn halving_loses_nothing() {
 
 // ------------------------------------------------------------------------------------- remote write 2.0
 
-fn v2(url: client::Url) -> Config {
+fn v2(url: crate::http::Url) -> Config {
     Config { protobuf_message: ProtobufMessage::V2, ..config(url) }
 }
 
@@ -847,7 +848,7 @@ async fn b81_a_failed_name_lookup_or_handshake_is_retried() {
 async fn f10_a_slow_endpoint_delays_no_other_and_has_one_request_at_a_time() {
     use tokio::io::AsyncReadExt;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let slow: client::Url =
+    let slow: crate::http::Url =
         format!("http://{}/", listener.local_addr().expect("bound")).parse().expect("a URL");
     // It takes what comes, and does not answer.
     let connections = Arc::new(Mutex::new(0));

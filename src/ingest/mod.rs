@@ -10,7 +10,7 @@
 //! out. One that finds no room to grow does not wait for it, but gives back what it has: bodies that
 //! wait while they hold some would wait for each other, and so the last of any number can go on.
 
-use crate::http::server::Response;
+use crate::http::response::{Response, with_status};
 use crate::prom::wire::{Malformed, ProtocolVersion, RejectReason, Rejections, RequestCounts, snappy};
 use crate::telemetry::{LogThrottle, OneLabel};
 use bytes::Bytes;
@@ -160,8 +160,7 @@ pub fn response(version: Option<ProtocolVersion>, result: &Result<WriteResponseS
     let mut response = Response::default();
     *response.status_mut() = StatusCode::NO_CONTENT;
     if let Err(error) = result {
-        response = Response::new((error.line() + "\n").into());
-        *response.status_mut() = error.status();
+        response = with_status(error.status(), error.line() + "\n");
         if response.status() == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(RETRY_AFTER, RETRY_AFTER_SECONDS.into());
         }

@@ -1,5 +1,5 @@
-//! Certificates that nobody vouches for: `insecure_skip_verify` believes whoever answers, `RequestClientCert` and
-//! `RequireAnyClientCert` believe whoever asks. In a file of its own, so that it is easy to find.
+//! Verifiers that accept any certificate: `insecure_skip_verify` for servers, `RequestClientCert` and
+//! `RequireAnyClientCert` for clients. They have a file of their own, so that audits find them.
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
@@ -8,7 +8,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 use std::sync::Arc;
 
-/// Takes any certificate; whoever shows it still has to hold its key.
+/// Accepts any server certificate whose private key the server holds.
 #[derive(Debug)]
 pub struct NoVerification(pub Arc<CryptoProvider>);
 
@@ -47,12 +47,12 @@ impl ServerCertVerifier for NoVerification {
     }
 }
 
-/// Takes any certificate of a client; whoever shows it still has to hold its key.
+/// Accepts any client certificate whose private key the client holds.
 #[derive(Debug)]
 pub struct NoClientVerification {
-    /// What checks that the client holds the key.
+    /// The algorithms that verify possession of the key.
     pub crypto: Arc<CryptoProvider>,
-    /// Does it have to show one?
+    /// True if clients without a certificate are denied.
     pub is_mandatory: bool,
 }
 
