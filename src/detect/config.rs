@@ -1,23 +1,23 @@
-//! How many alerts somebody can live with, and of what.
+//! Configuration of alerts: budget and filters.
 
 use super::filter::{DeviationFilter, Direction, MinDeviation};
 use crate::prom::{Labels, Selector};
 use crate::yaml::{Node, Section};
 use std::str::FromStr;
 
-/// Alerts a day, unless others are asked for.
+/// Default budget in alerts per day.
 pub const DEFAULT_BUDGET: f64 = 1.0;
-/// Alerts a day beyond which nobody reads them.
+/// Maximum budget in alerts per day.
 const MAX_BUDGET: f64 = 100.0;
 
 /// The section `alerts` of a detector.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Alerts a day that the threshold keeps to.
+    /// Budget in alerts per day.
     pub budget: f64,
-    /// Which way values have to go.
+    /// Direction of deviations that raise the score.
     pub direction: Direction,
-    /// How far, for some metrics; the first that matches counts.
+    /// Minimum sizes of deviations; the first selector that matches applies.
     pub min_deviation: Vec<MinDeviation>,
 }
 
@@ -45,7 +45,7 @@ impl Config {
         }
     }
 
-    /// What counts of metrics with these labels; nothing if all does.
+    /// One filter per feature; empty if no filter is configured.
     pub(super) fn deviation_filters(&self, features: &[Labels]) -> Vec<DeviationFilter> {
         let filters: Vec<DeviationFilter> = features
             .iter()
@@ -67,18 +67,18 @@ fn read_min_deviation(mut section: Section<'_, '_>) -> Option<MinDeviation> {
     Some(MinDeviation { selector: selector?, absolute, relative })
 }
 
-/// Alerts a day, written as `1/day`, `0.5/day` or `1/week`.
+/// A budget in alerts per day, written as `1/day`, `0.5/day` or `1/week`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AlertBudget(pub f64);
 
-/// A text that is no budget.
+/// A text that is not a budget.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub enum InvalidBudget {
     /// Not a number with a unit.
-    #[error("{0:?} is no budget of alerts: write it as 1/day, 1/week or 1/hour")]
+    #[error("{0:?} is not a budget of alerts: write it as 1/day, 1/week or 1/hour")]
     Unknown(String),
     /// Out of bounds.
-    #[error("a budget of {0} alerts a day is not above 0 and at most {MAX_BUDGET}")]
+    #[error("a budget of {0} alerts per day is not above 0 and at most {MAX_BUDGET}")]
     Bounds(f64),
 }
 
@@ -108,17 +108,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_budget_is_alerts_in_a_time() {
-        for (text, a_day) in
+    fn a_budget_is_a_number_of_alerts_per_unit_of_time() {
+        for (text, per_day) in
             [("1/day", 1.0), ("2", 2.0), ("7/week", 1.0), ("0.5/hour", 12.0), (" 1 / d", 1.0)]
         {
-            assert_eq!(text.parse(), Ok(AlertBudget(a_day)), "{text}");
+            assert_eq!(text.parse(), Ok(AlertBudget(per_day)), "{text}");
         }
         for text in ["", "one/day", "1/month", "1/day/day"] {
             assert_eq!(text.parse::<AlertBudget>(), Err(InvalidBudget::Unknown(text.into())));
         }
-        for (text, a_day) in [("0/day", 0.0), ("-1/day", -1.0), ("101/day", 101.0), ("5/hour", 120.0)] {
-            assert_eq!(text.parse::<AlertBudget>(), Err(InvalidBudget::Bounds(a_day)), "{text}");
+        for (text, per_day) in [("0/day", 0.0), ("-1/day", -1.0), ("101/day", 101.0), ("5/hour", 120.0)] {
+            assert_eq!(text.parse::<AlertBudget>(), Err(InvalidBudget::Bounds(per_day)), "{text}");
         }
         assert!("NaN/day".parse::<AlertBudget>().is_err());
     }

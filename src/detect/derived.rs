@@ -1,41 +1,42 @@
-//! What a metric did just now, beside what it usually does: three columns of each.
+//! Derived features: residual to the seasonal profile, difference to a minute before, and deviation of the last
+//! minutes, for each feature of a group.
 
-use super::recurring::RecurringPeaks;
+use super::recurring::{RecurringPeaks, TRACKED_PER_FEATURE};
 use super::seasonal::SeasonalProfile;
 use crate::time::median_interval_ms;
 use std::collections::VecDeque;
 
-/// A row is compared with the one this long before it.
+/// Lag of a difference, where rows are not further apart.
 const LAG_MS: i64 = 60_000;
-/// Lags that the deviation of a metric is taken over.
+/// Span of a deviation, in lags.
 const SPAN_LAGS: i64 = 12;
 
-/// Columns of a metric: residual to the time of day, difference, deviation.
-pub const DERIVED_PER_FEATURE: usize = 3;
+/// Derived features per feature: seasonal residual, difference, deviation.
+pub const DERIVED_PER_FEATURE: usize = 1 + TRACKED_PER_FEATURE;
 
-/// How far columns look back, by the distance between rows.
+/// The range that derived features look back over, by the interval of rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Lookback {
     interval_ms: i64,
 }
 
 impl Lookback {
-    /// For rows so far apart, in milliseconds.
+    /// For rows at this interval in milliseconds, at least 1.
     pub fn new(interval_ms: i64) -> Self {
         Self { interval_ms: interval_ms.max(1) }
     }
 
-    /// For these rows, ascending: by the median distance.
+    /// For the median interval of these timestamps, ascending; a minute for fewer than two.
     pub fn from_timestamps(timestamps: &[i64]) -> Self {
         Self::new(median_interval_ms(timestamps.iter().copied()).unwrap_or(LAG_MS))
     }
 
-    /// The usual distance of rows in milliseconds.
+    /// The interval of rows in milliseconds.
     pub fn interval_ms(&self) -> i64 {
         self.interval_ms
     }
 
-    /// A minute, or one row where they are further apart: over 15 s a difference is noise.
+    /// A minute, or one interval if that is longer. A difference over 15 s would be noise.
     fn lag_ms(&self) -> i64 {
         self.interval_ms.max(LAG_MS)
     }
@@ -44,24 +45,24 @@ impl Lookback {
         SPAN_LAGS * self.lag_ms()
     }
 
-    /// Rows below which a deviation says nothing: half of the span.
+    /// Minimum number of rows of a deviation: half of the span.
     fn min_rows(&self) -> usize {
         (self.span_ms() / self.interval_ms / 2).max(2) as usize
     }
 }
 
-/// The state of a group: a profile a metric, habits, and the rows of the last minutes.
+/// State and computation of the derived features of a group.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DerivedFeatures {
     lookback: Lookback,
     profiles: Vec<SeasonalProfile>,
     recurring: RecurringPeaks,
-    /// Times and values, shape `[n_metrics]` each, of the rows that columns reach back to.
+    /// Timestamp and values `[n_features]` of the rows within the lookback, ascending.
     rows: VecDeque<(i64, Box<[f32]>)>,
 }
 
 impl DerivedFeatures {
-    /// Without a row yet.
+    /// A state without rows.
     pub fn new(n_features: usize, lookback: Lookback) -> Self {
         let profile = SeasonalProfile::new(lookback.interval_ms);
         Self {
@@ -72,7 +73,7 @@ impl DerivedFeatures {
         }
     }
 
-    /// A memory from a file: rows are ascending, one value for each profile, NaN before a first one.
+    /// Restores a saved state. Rows ascend and hold one value per profile, NaN for a feature that had not begun.
     pub fn restore(
         lookback: Lookback,
         profiles: Vec<SeasonalProfile>,
@@ -83,27 +84,27 @@ impl DerivedFeatures {
         Self { lookback, profiles, recurring, rows }
     }
 
-    /// The profile of each metric.
+    /// The seasonal profile of each feature.
     pub fn profiles(&self) -> &[SeasonalProfile] {
         &self.profiles
     }
 
-    /// What comes every day at the time of the newest row.
+    /// The recurring peaks.
     pub fn recurring(&self) -> &RecurringPeaks {
         &self.recurring
     }
 
-    /// Times and values of the rows that columns reach back to, ascending.
+    /// Timestamp and values of the rows within the lookback, ascending.
     pub fn rows(&self) -> impl Iterator<Item = &(i64, Box<[f32]>)> {
         self.rows.iter()
     }
 
-    /// How far it looks back.
+    /// The lookback.
     pub fn lookback(&self) -> Lookback {
         self.lookback
     }
 
-    /// Number of metrics.
+    /// Number of features.
     pub fn n_features(&self) -> usize {
         self.profiles.len()
     }
@@ -113,16 +114,16 @@ impl DerivedFeatures {
         self.rows.back().map(|(timestamp_ms, _)| *timestamp_ms)
     }
 
-    /// Takes the next row and gives its columns, shape `[n_metrics, ASPECTS]`, row-major: the residual to
-    /// what is usual at this time of day, the difference to about a minute ago, and the standard deviation
-    /// over the last 12 minutes (one and twelve rows, where rows are further apart than a minute). NaN where
-    /// the past does not reach back so far. A value that is not finite counts as the one before.
+    /// Adds the next row and returns its derived features, shape `[n_features, DERIVED_PER_FEATURE]`, row-major: the
+    /// residual to the seasonal profile, the difference to a minute before, and the standard deviation of the last 12
+    /// minutes (one and twelve rows, if rows are further apart than a minute). NaN without enough past rows. A value
+    /// that is not finite is replaced by the previous one.
     ///
     /// # Panics
-    /// If the row has another width than the memory, or is not after the newest one.
+    /// If the row has another width than the state, or is not newer than the newest row.
     pub fn derive(&mut self, timestamp_ms: i64, values: &[f32]) -> Vec<f32> {
-        assert_eq!(values.len(), self.profiles.len(), "a row has as many values as there are metrics");
-        assert!(self.newest_ms().is_none_or(|newest_ms| newest_ms < timestamp_ms), "rows come in order");
+        assert_eq!(values.len(), self.profiles.len(), "one value per feature");
+        assert!(self.newest_ms().is_none_or(|newest_ms| newest_ms < timestamp_ms), "rows ascend");
         let previous = self.rows.back().map(|(_, values)| values.clone());
         let filled = |(feature, value): (usize, &f32)| match &previous {
             _ if value.is_finite() => *value,
@@ -136,7 +137,7 @@ impl DerivedFeatures {
         }
         self.rows.push_back((timestamp_ms, values));
         let (_, values) = self.rows.back().expect("pushed just now");
-        // Scrapes come a little early or late.
+        // Half an interval of tolerance: scrapes come a little early or late.
         let latest_lagged_ms = timestamp_ms - lag_ms + self.lookback.interval_ms / 2;
         let lagged = self.rows.iter().rev().find(|(then, _)| *then <= latest_lagged_ms);
         let lagged = lagged.filter(|(then, _)| *then >= timestamp_ms - 3 * lag_ms);
@@ -161,11 +162,12 @@ impl DerivedFeatures {
             };
             columns.extend([residual as f32, difference, deviation]);
         }
-        self.recurring.add(timestamp_ms, &columns);
+        let tracked = columns.iter().enumerate().filter(|(column, _)| column % DERIVED_PER_FEATURE != 0);
+        self.recurring.add(timestamp_ms, tracked.map(|(_, value)| *value));
         columns
     }
 
-    /// What each metric was expected to be at this time, in its units; NaN before a first day.
+    /// The expected value of each feature at a time, `[n_features]`; NaN before a first day.
     pub fn expected(&mut self, timestamp_ms: i64) -> Vec<f64> {
         self.profiles.iter_mut().map(|profile| profile.expected(timestamp_ms)).collect()
     }
@@ -176,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_difference_reaches_over_a_minute_whatever_the_interval() {
+    fn the_lag_of_a_difference_is_a_minute_at_any_interval() {
         for interval_ms in [15_000, 60_000, 300_000] {
             let mut derived = DerivedFeatures::new(1, Lookback::new(interval_ms));
             let mut last = Vec::new();

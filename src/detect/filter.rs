@@ -1,27 +1,27 @@
-//! Which deviations count: some people want to hear of more traffic, not of less, and of nobody's ten bytes.
+//! Filters deviations by direction and minimum size.
 //!
-//! A deviation that does not count is as if the metric were as usual: to both voices, and in what is named. A
-//! model is not trained for it, so whoever changes the configuration need not wait for another model, and the
-//! budget is kept to by all deviations: what calls is at most as many.
+//! A filtered deviation is scored as usual, in the forest score, the tail score and the explanation. Models are trained
+//! without filters, so a changed filter takes effect without a new model. The alert budget covers all deviations:
+//! filters can only reduce the number of alerts.
 
 use super::derived::DERIVED_PER_FEATURE;
 use crate::prom::{Labels, Selector};
 
-/// Which way a value has to go.
+/// The direction of deviations that raise the score.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Direction {
-    /// Above what is usual.
+    /// Above the expected value.
     Up,
-    /// Below it.
+    /// Below the expected value.
     Down,
-    /// Either.
+    /// Both directions.
     #[default]
     Both,
 }
 
-/// A text that is no direction.
+/// A text that is not a direction.
 #[derive(Debug, PartialEq, thiserror::Error)]
-#[error("{0:?} is no direction: write up, down or both")]
+#[error("{0:?} is not a direction: write up, down or both")]
 pub struct UnknownDirection(String);
 
 impl std::str::FromStr for Direction {
@@ -37,18 +37,18 @@ impl std::str::FromStr for Direction {
     }
 }
 
-/// The least deviation of some metrics that counts.
+/// The minimum size of a deviation for the series that a selector matches.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MinDeviation {
-    /// The metrics.
+    /// The series.
     pub selector: Selector,
-    /// In the units of their values, at least 0.
+    /// Minimum in units of the feature, at least 0.
     pub absolute: f64,
-    /// As a share of what was expected, at least 0.
+    /// Minimum as a share of the expected value, at least 0.
     pub relative: f64,
 }
 
-/// What counts of one metric.
+/// The filter of one feature.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct DeviationFilter {
     direction: Direction,
@@ -57,27 +57,27 @@ pub struct DeviationFilter {
 }
 
 impl DeviationFilter {
-    /// Of a metric with these labels: the first selector that matches says how little does not count.
+    /// The filter of a feature with these labels. The first selector that matches gives the minimum size.
     pub fn for_labels(direction: Direction, min_deviations: &[MinDeviation], labels: &Labels) -> Self {
-        let min_deviation = min_deviations.iter().find(|least| least.selector.matches(labels));
-        let (absolute, relative) = min_deviation.map_or((0.0, 0.0), |least| (least.absolute, least.relative));
+        let min_deviation = min_deviations.iter().find(|min| min.selector.matches(labels));
+        let (absolute, relative) = min_deviation.map_or((0.0, 0.0), |min| (min.absolute, min.relative));
         Self { direction, absolute, relative }
     }
 
-    /// Which columns of the metric count, by its columns, its value, and what was expected of it (NaN if nothing).
+    /// True for each derived feature that passes the filter. `expected` is NaN before a first day.
     pub fn mask(&self, columns: &[f32], value: f32, expected: f64) -> [bool; DERIVED_PER_FEATURE] {
         let [residual, difference, deviation] = std::array::from_fn(|column| f64::from(columns[column]));
         let reference = if expected.is_nan() { f64::from(value) - difference } else { expected };
-        // NaN, where nothing of it is known, gives way to the other.
+        // `max` ignores a NaN reference.
         let min_size = self.absolute.max(self.relative * reference.abs());
-        // What is not known at the beginning is NaN: no size and no direction, and then nothing is held back.
+        // NaN, at the beginning of the data, passes.
         let is_enough = |size: f64| size.is_nan() || size.abs() >= min_size;
         let is_in_direction = |signed: f64| match self.direction {
             Direction::Up => signed.is_nan() || signed >= 0.0,
             Direction::Down => signed.is_nan() || signed <= 0.0,
             Direction::Both => true,
         };
-        // Unsteady has no direction of its own.
+        // A standard deviation has no direction of its own.
         let signed = if residual.is_nan() { difference } else { residual };
         [(residual, residual), (difference, difference), (deviation, signed)]
             .map(|(size, signed)| is_enough(size) && is_in_direction(signed))
@@ -95,7 +95,7 @@ mod tests {
         assert_eq!(mask_of_rise(Direction::Both), [true, true, true]);
         assert_eq!(mask_of_rise(Direction::Up), [true, false, true]);
         assert_eq!(mask_of_rise(Direction::Down), [false, true, false]);
-        // Before a first day, the last minute tells.
+        // Before a first day the difference gives the direction.
         assert_eq!(filter(Direction::Down).mask(&[f32::NAN, -1.0, 2.0], 9.0, f64::NAN), [true, true, true]);
     }
 
@@ -106,9 +106,9 @@ mod tests {
         let columns = [5.0, -50.0, 2.0];
         assert_eq!(filter(4.0, 0.0).mask(&columns, 105.0, 100.0), [true, true, false]);
         assert_eq!(filter(0.0, 0.2).mask(&columns, 105.0, 100.0), [false, true, false]);
-        // Both have to be passed.
+        // Both minimums apply.
         assert_eq!(filter(60.0, 0.2).mask(&columns, 105.0, 100.0), [false, false, false]);
-        // Without a day, a share of the minute before.
+        // Before a first day the relative minimum refers to the value a minute before.
         assert!(filter(0.0, 0.5).mask(&[f32::NAN, 50.0, 1.0], 150.0, f64::NAN)[1]);
         assert!(!filter(0.0, 0.6).mask(&[f32::NAN, 50.0, 1.0], 150.0, f64::NAN)[1]);
     }

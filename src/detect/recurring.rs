@@ -1,43 +1,44 @@
-//! What comes every day at this time: a backup that jumps at two every night is no news.
+//! Recurring peaks: the baseline of deviations that come every day at the same time, such as a nightly backup.
 //!
-//! Of each difference and deviation the greatest of every quarter of an hour is kept for four days. What each of
-//! them had, within a quarter of this time, is a habit, if it stands out of what the quarters of those days
-//! usually have: where every hour has its spikes, spikes are what scales are for. Days without rows do not count: what
-//! an excluded incident or an outage has hidden is not forgotten.
+//! The maximum of each difference and deviation in each quarter of an hour is kept for four days. The baseline of a
+//! quarter is the lowest of the four days' maxima within a quarter of an hour of the same time. It counts only if it
+//! stands out from the median quarter: hourly spikes are the scale's matter. Days without rows are skipped, so an outage
+//! or an excluded incident clears no baseline.
 //!
-//! Not taken, by what they cost on labelled servers: the same for residuals (their recall fell from 0.92 to 0.78),
-//! habits in the forest too (0.91), wider scales instead of a limit (0.88).
+//! Alternatives with lower recall on labelled servers (0.92 with this one): baselines of residuals too (0.78), baselines
+//! in the forest's input too (0.91), wider scales instead of a limit (0.88).
 
-use super::derived::DERIVED_PER_FEATURE;
 use super::seasonal::{BUCKET_MS, BUCKETS};
 use crate::error::InvalidPart;
 
-/// Columns of a metric that have habits: difference and deviation.
-const COLUMNS: usize = DERIVED_PER_FEATURE - 1;
-/// Days on each of which it came.
+/// Tracked derived features per feature: difference and deviation.
+pub const TRACKED_PER_FEATURE: usize = 2;
+/// Days that a peak has to recur on.
 const DAYS: usize = 4;
-/// Quarters that are kept: those days, one to both sides, and the current one.
+/// Retained quarters of an hour: those days, one quarter to either side, and the current one.
 const KEPT_BUCKETS: usize = DAYS * BUCKETS + 2;
-/// A habit is at least so many times what half of the quarters have.
+/// Minimum ratio of a baseline to the median quarter.
 const MIN_PEAK_RATIO: f32 = 3.0;
-/// The greatest finite number of 16 bits, see [`shorten`].
+/// The largest finite bfloat16, see [`to_bf16`].
 const MAX_FINITE_BF16: u16 = 0x7f7f;
 
-/// The state of a group: peaks of all metrics.
+/// Peaks and baselines of all features of a group.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RecurringPeaks {
     /// The current quarter of an hour since the epoch.
     current_bucket: i64,
-    /// Peaks, shape `[n_metrics, COLUMNS, KEPT]`, row-major, a quarter's at its number modulo `KEPT`.
+    /// Peaks as bfloat16, shape `[n_features, TRACKED_PER_FEATURE, KEPT_BUCKETS]`, row-major. The last axis is a ring: a
+    /// quarter's slot is its number modulo `KEPT_BUCKETS`.
     peaks: Vec<u16>,
-    /// What is a habit now, shape `[n_metrics, COLUMNS]`, row-major, in the units of the columns; 0 where nothing is.
+    /// Baselines of the current quarter, shape `[n_features, TRACKED_PER_FEATURE]`, row-major, in units of the derived
+    /// features; 0 without a recurring peak.
     baseline: Vec<f32>,
 }
 
 impl RecurringPeaks {
-    /// None yet.
+    /// No peaks.
     pub fn new(n_features: usize) -> Self {
-        let n_columns = n_features * COLUMNS;
+        let n_columns = n_features * TRACKED_PER_FEATURE;
         Self {
             current_bucket: i64::MIN,
             peaks: vec![0; n_columns * KEPT_BUCKETS],
@@ -45,9 +46,9 @@ impl RecurringPeaks {
         }
     }
 
-    /// Habits from a file, after a row of that time.
+    /// Restores saved peaks after a row at `newest_ms`.
     pub fn restore(n_features: usize, newest_ms: Option<i64>, peaks: Vec<u16>) -> Result<Self, InvalidPart> {
-        let length = n_features * COLUMNS * KEPT_BUCKETS;
+        let length = n_features * TRACKED_PER_FEATURE * KEPT_BUCKETS;
         if peaks.len() != length {
             return Err(InvalidPart::new("number of peaks", peaks.len(), length));
         }
@@ -60,26 +61,24 @@ impl RecurringPeaks {
         Ok(recurring)
     }
 
-    /// The peaks, for files: the upper halves of numbers of 32 bits.
+    /// The peaks for a file: the upper halves of `f32` bits.
     pub fn peaks(&self) -> &[u16] {
         &self.peaks
     }
 
-    /// What is a habit at the time of the newest row: greatest difference and deviation of each metric, shape
-    /// `[n_metrics, 2]`; 0 where nothing is.
+    /// Baselines of difference and deviation at the time of the newest row, shape `[n_features, 2]`, row-major; 0 without
+    /// a recurring peak.
     pub fn baseline(&self) -> &[f32] {
         &self.baseline
     }
 
-    /// Takes the columns of the next row, shape `[n_metrics, ASPECTS]`.
-    pub fn add(&mut self, timestamp_ms: i64, columns: &[f32]) {
+    /// Adds difference and deviation of each feature in the next row, shape `[n_features, 2]`, row-major.
+    pub fn add(&mut self, timestamp_ms: i64, tracked: impl Iterator<Item = f32>) {
         self.advance_to(timestamp_ms.div_euclid(BUCKET_MS));
         let slot = slot(self.current_bucket);
         let peaks = self.peaks.iter_mut().skip(slot).step_by(KEPT_BUCKETS);
-        let tracked_columns =
-            columns.iter().enumerate().filter(|(column, _)| column % DERIVED_PER_FEATURE != 0);
-        for (peak, (_, value)) in peaks.zip(tracked_columns) {
-            *peak = (*peak).max(to_bf16(*value));
+        for (peak, value) in peaks.zip(tracked) {
+            *peak = (*peak).max(to_bf16(value));
         }
     }
 
@@ -89,7 +88,7 @@ impl RecurringPeaks {
         }
         let buckets_per_day = BUCKETS as i64;
         if self.current_bucket != i64::MIN {
-            // Days that nobody saw are as if they had not been, and quarters as those of the day before.
+            // Whole days without rows are skipped. Other quarters without rows take the peaks of the day before.
             let missed = bucket - self.current_bucket - 1;
             let days = missed.div_euclid(buckets_per_day);
             let rotation = (days * buckets_per_day).rem_euclid(KEPT_BUCKETS as i64) as usize;
@@ -127,7 +126,7 @@ fn slot(bucket: i64) -> usize {
     bucket.rem_euclid(KEPT_BUCKETS as i64) as usize
 }
 
-/// The upper half of a magnitude, rounded up: three digits are enough of a peak. NaN counts as 0.
+/// The upper half of a magnitude's `f32` bits, rounded up: three digits are enough for a peak. NaN counts as 0.
 fn to_bf16(value: f32) -> u16 {
     let bits = value.abs().max(0.0).to_bits().div_ceil(1 << 16);
     u16::try_from(bits).map_or(MAX_FINITE_BF16, |bits| bits.min(MAX_FINITE_BF16))
@@ -150,7 +149,7 @@ mod tests {
             for quarter in 0..DAY {
                 let noise = (quarter % 10) as f32;
                 let value = if *jumps && quarter == 8 { -100.0 } else { noise };
-                recurring.add((day as i64 * DAY + quarter) * BUCKET_MS, &[1e9, value, noise]);
+                recurring.add((day as i64 * DAY + quarter) * BUCKET_MS, [value, noise].into_iter());
             }
         }
         recurring
@@ -185,11 +184,13 @@ mod tests {
     #[test]
     fn a_gap_does_not_clear_a_baseline() {
         for days in [5, 6, 7, 8, 9, 500] {
-            // The last day breaks off at ten in the morning, and some days later it is eight.
+            // The last day ends at 10:00; the next row comes some days later at 08:00.
             let mut recurring = peaks_after(&[true; 5]);
             (0..40).for_each(|quarter| {
-                recurring
-                    .add((5 * DAY + quarter) * BUCKET_MS, &[0.0, if quarter == 8 { 100.0 } else { 1.0 }, 1.0])
+                recurring.add(
+                    (5 * DAY + quarter) * BUCKET_MS,
+                    [if quarter == 8 { 100.0 } else { 1.0 }, 1.0].into_iter(),
+                )
             });
             let at = |quarter| (5 + days) * DAY + quarter;
             assert_eq!(baseline_at(&mut recurring, at(7)), [100.0, 0.0], "{days}");
@@ -204,7 +205,8 @@ mod tests {
     fn hourly_spikes_set_no_baseline() {
         let mut recurring = RecurringPeaks::new(1);
         for quarter in 0..6 * DAY {
-            recurring.add(quarter * BUCKET_MS, &[0.0, if quarter % 3 == 0 { 100.0 } else { 50.0 }, 1.0]);
+            recurring
+                .add(quarter * BUCKET_MS, [if quarter % 3 == 0 { 100.0 } else { 50.0 }, 1.0].into_iter());
         }
         assert_eq!(recurring.baseline(), [0.0, 0.0]);
     }
@@ -228,7 +230,7 @@ mod tests {
         assert!(RecurringPeaks::restore(2, newest_ms, peaks.to_vec()).is_err());
         let mut wrong = peaks.to_vec();
         wrong[7] = 0x7f80;
-        let refused = RecurringPeaks::restore(1, newest_ms, wrong).expect_err("not finite").to_string();
-        assert_eq!(refused, "peak is 32640, must be at most 32639");
+        let error = RecurringPeaks::restore(1, newest_ms, wrong).expect_err("not finite").to_string();
+        assert_eq!(error, "peak is 32640, must be at most 32639");
     }
 }

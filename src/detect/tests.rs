@@ -5,7 +5,7 @@ const MINUTE_MS: i64 = 60_000;
 const DAY: i64 = 24 * 60;
 const THREADS: NonZeroUsize = NonZeroUsize::new(2).expect("two");
 
-/// A server: traffic in and out with a daily rhythm, errors that never happen, and a clock's drift.
+/// A server: traffic in and out with a daily rhythm, an error counter that stays 0, and a clock drift.
 fn row(minute: i64) -> Vec<f32> {
     let mut state = (minute as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d;
     let mut noise = || {
@@ -29,33 +29,33 @@ fn fit(minutes: std::ops::Range<i64>, params: &ExtendedParams, threads: NonZeroU
     let rows: Vec<Vec<f32>> = minutes.map(row).collect();
     let values: Vec<f32> = (0..4).flat_map(|feature| rows.iter().map(move |row| row[feature])).collect();
     let table = Table::new(&values, rows.len(), 4).expect("its shape");
-    OnlineDetector::fit(&timestamps, &table, params, DEFAULT_BUDGET, threads).expect("it learns")
+    OnlineDetector::fit(&timestamps, &table, params, DEFAULT_BUDGET, threads).expect("it fits")
 }
 
 fn fitted(days: i64) -> OnlineDetector {
     fit(0..days * DAY, &ExtendedParams::default(), THREADS)
 }
 
-/// The greatest score of these minutes, and what was said of it.
+/// The assessment with the highest score of these minutes.
 fn highest_score(
-    detection: &mut OnlineDetector,
+    detector: &mut OnlineDetector,
     minutes: std::ops::Range<i64>,
     change: impl Fn(&mut [f32]),
 ) -> Assessment {
     let assessments = minutes.filter_map(|minute| {
         let mut values = row(minute);
         change(&mut values);
-        detection.assess(minute * MINUTE_MS, &values)
+        detector.assess(minute * MINUTE_MS, &values)
     });
     assessments.max_by(|a, b| a.score.total_cmp(&b.score)).expect("rows")
 }
 
 #[test]
 fn a_normal_day_has_few_incidents() {
-    let mut detection = fitted(5);
+    let mut detector = fitted(5);
     let (mut incidents, mut open) = (0, false);
     for minute in 5 * DAY..8 * DAY {
-        let assessment = detection.assess(minute * MINUTE_MS, &row(minute)).expect("the next row");
+        let assessment = detector.assess(minute * MINUTE_MS, &row(minute)).expect("the next row");
         assert!(assessment.score.is_finite() && assessment.score >= 0.0 && assessment.decision.abs() <= 0.5);
         incidents += usize::from(assessment.incident && !open);
         open = assessment.incident;
@@ -65,30 +65,30 @@ fn a_normal_day_has_few_incidents() {
 
 #[test]
 fn noon_traffic_at_three_in_the_morning_is_an_incident() {
-    let mut detection = fitted(5);
+    let mut detector = fitted(5);
     let noon = row(5 * DAY + 12 * 60)[IN];
     let night = 5 * DAY + 3 * 60;
-    highest_score(&mut detection, 5 * DAY..night, |_| {});
-    let assessment = highest_score(&mut detection, night..night + 3, |values| values[IN] = noon);
+    highest_score(&mut detector, 5 * DAY..night, |_| {});
+    let assessment = highest_score(&mut detector, night..night + 3, |values| values[IN] = noon);
     assert!(assessment.incident && assessment.score > 1.0, "{assessment:?}");
     assert_eq!(assessment.contributions(1).next().map(|(feature, ..)| feature), Some(IN));
-    // The same at noon is next to nothing.
-    let mut detection = fitted(5);
-    highest_score(&mut detection, 5 * DAY..5 * DAY + 12 * 60, |_| {});
-    let at_noon = highest_score(&mut detection, 5 * DAY + 12 * 60..5 * DAY + 12 * 60 + 3, |_| {});
+    // The same value at noon scores low.
+    let mut detector = fitted(5);
+    highest_score(&mut detector, 5 * DAY..5 * DAY + 12 * 60, |_| {});
+    let at_noon = highest_score(&mut detector, 5 * DAY + 12 * 60..5 * DAY + 12 * 60 + 3, |_| {});
     assert!(assessment.score > 3.0 * at_noon.score, "{assessment:?} {at_noon:?}");
 }
 
 #[test]
-fn a_level_that_came_slowly_is_unusual_for_its_hour() {
-    let mut detection = fitted(5);
+fn a_level_that_rises_slowly_is_unusual_for_its_hour() {
+    let mut detector = fitted(5);
     let night = 5 * DAY + 60;
-    highest_score(&mut detection, 5 * DAY..night, |_| {});
+    highest_score(&mut detector, 5 * DAY..night, |_| {});
     let mut last = None;
     for minute in night..night + 240 {
         let mut values = row(minute);
         values[IN] += 2.0 * (minute - night) as f32;
-        last = detection.assess(minute * MINUTE_MS, &values);
+        last = detector.assess(minute * MINUTE_MS, &values);
     }
     let assessment = last.expect("the next row");
     assert_eq!(
@@ -105,8 +105,8 @@ fn a_level_that_came_slowly_is_unusual_for_its_hour() {
 
 #[test]
 fn a_feature_constant_in_training_is_detected_when_it_moves() {
-    let mut detection = fitted(3);
-    let assessment = highest_score(&mut detection, 3 * DAY..3 * DAY + 3, |values| values[ERRORS] = 1.0);
+    let mut detector = fitted(3);
+    let assessment = highest_score(&mut detector, 3 * DAY..3 * DAY + 3, |values| values[ERRORS] = 1.0);
     assert!(assessment.incident, "{assessment:?}");
     assert_eq!(assessment.contributions(1).next().map(|(feature, ..)| feature), Some(ERRORS));
 }
@@ -122,9 +122,9 @@ fn masked_deviations_raise_no_alert() {
         .to_vec();
     let noon = 5 * DAY + 12 * 60;
     let assess_with = |text: &str, by: f32| {
-        let mut detection = fitted(5).with_alerts(&alerts(text), &features);
-        highest_score(&mut detection, 5 * DAY..noon, |_| {});
-        highest_score(&mut detection, noon..noon + 2, |values| values[IN] *= by)
+        let mut detector = fitted(5).with_alerts(&alerts(text), &features);
+        highest_score(&mut detector, 5 * DAY..noon, |_| {});
+        highest_score(&mut detector, noon..noon + 2, |values| values[IN] *= by)
     };
     let all = assess_with("{}", 3.0);
     for (text, up, down) in [
@@ -151,11 +151,11 @@ fn masked_deviations_raise_no_alert() {
 }
 
 #[test]
-fn an_hour_of_history_is_enough_to_begin() {
-    let mut detection = fit(0..60, &ExtendedParams::default(), THREADS);
-    let calm = highest_score(&mut detection, 60..90, |_| {});
-    assert!(calm.expected_range[IN].iter().all(|value| value.is_nan()), "no day is known yet");
-    let assessment = highest_score(&mut detection, 90..95, |values| values[IN] *= 10.0);
+fn an_hour_of_history_is_enough_for_a_model() {
+    let mut detector = fit(0..60, &ExtendedParams::default(), THREADS);
+    let calm = highest_score(&mut detector, 60..90, |_| {});
+    assert!(calm.expected_range[IN].iter().all(|value| value.is_nan()), "no completed day");
+    let assessment = highest_score(&mut detector, 90..95, |values| values[IN] *= 10.0);
     assert!(assessment.incident && assessment.score > 2.0 * calm.score, "{calm:?} {assessment:?}");
 }
 
@@ -165,12 +165,11 @@ fn one_feature_and_constant_features_are_enough() {
         let timestamps: Vec<i64> = (0..300).map(|minute| minute * MINUTE_MS).collect();
         let values = vec![value; 300];
         let table = Table::new(&values, 300, 1).expect("its shape");
-        let mut detection =
-            OnlineDetector::fit(&timestamps, &table, &ExtendedParams::default(), 1.0, THREADS)
-                .expect("it learns");
-        let calm = detection.assess(300 * MINUTE_MS, &[value]).expect("the next row");
+        let mut detector = OnlineDetector::fit(&timestamps, &table, &ExtendedParams::default(), 1.0, THREADS)
+            .expect("it fits");
+        let calm = detector.assess(300 * MINUTE_MS, &[value]).expect("the next row");
         assert_eq!((calm.score, calm.incident), (0.0, false));
-        let assessment = detection.assess(301 * MINUTE_MS, &[value + 100.0]).expect("the next row");
+        let assessment = detector.assess(301 * MINUTE_MS, &[value + 100.0]).expect("the next row");
         assert!(assessment.incident, "{assessment:?}");
     }
 }
@@ -178,10 +177,10 @@ fn one_feature_and_constant_features_are_enough() {
 #[test]
 fn the_same_rows_give_the_same_bits_on_any_number_of_threads() {
     let params = ExtendedParams { max_samples: MaxSamples::Auto, ..ExtendedParams::default() };
-    let mut detections = [1, 2, 5].map(|n| fit(0..2 * DAY, &params, NonZeroUsize::new(n).expect("some")));
+    let mut detectors = [1, 2, 5].map(|n| fit(0..2 * DAY, &params, NonZeroUsize::new(n).expect("some")));
     for minute in 2 * DAY..2 * DAY + 300 {
         let assessments =
-            detections.each_mut().map(|d| d.assess(minute * MINUTE_MS, &row(minute)).expect("next"));
+            detectors.each_mut().map(|d| d.assess(minute * MINUTE_MS, &row(minute)).expect("next"));
         assert_eq!(assessments[0].score.to_bits(), assessments[1].score.to_bits());
         assert_eq!(assessments[0].decision.to_bits(), assessments[2].decision.to_bits());
     }
@@ -189,34 +188,34 @@ fn the_same_rows_give_the_same_bits_on_any_number_of_threads() {
 
 #[test]
 fn an_incident_of_a_week_does_not_change_the_past() {
-    // What is said of a row depends on rows before it alone.
-    let mut detection = fitted(3);
-    let mut copy = detection.clone();
+    // An assessment depends on past rows only.
+    let mut detector = fitted(3);
+    let mut copy = detector.clone();
     for minute in 3 * DAY..3 * DAY + 120 {
-        let assessment = detection.assess(minute * MINUTE_MS, &row(minute));
+        let assessment = detector.assess(minute * MINUTE_MS, &row(minute));
         assert_eq!(assessment, copy.assess(minute * MINUTE_MS, &row(minute)));
     }
-    highest_score(&mut detection, 3 * DAY + 120..3 * DAY + 200, |values| values[IN] = 1e9);
+    highest_score(&mut detector, 3 * DAY + 120..3 * DAY + 200, |values| values[IN] = 1e9);
     assert!(highest_score(&mut copy, 3 * DAY + 120..3 * DAY + 200, |_| {}).score < 2.0);
 }
 
 #[test]
 fn a_row_that_is_not_newer_is_ignored_and_changes_nothing() {
-    let mut detection = fitted(2);
-    let mut copy = detection.clone();
-    detection.assess(2 * DAY * MINUTE_MS, &row(2 * DAY));
+    let mut detector = fitted(2);
+    let mut copy = detector.clone();
+    detector.assess(2 * DAY * MINUTE_MS, &row(2 * DAY));
     copy.assess(2 * DAY * MINUTE_MS, &row(2 * DAY));
     for late in [2 * DAY, 2 * DAY - 1] {
         assert_eq!(copy.assess(late * MINUTE_MS, &[9.0; 4]), None);
     }
     let next = 2 * DAY + 1;
-    assert_eq!(detection.assess(next * MINUTE_MS, &row(next)), copy.assess(next * MINUTE_MS, &row(next)));
+    assert_eq!(detector.assess(next * MINUTE_MS, &row(next)), copy.assess(next * MINUTE_MS, &row(next)));
 }
 
 #[test]
-fn values_that_are_no_numbers_are_scored_as_usual() {
-    let mut detection = fitted(2);
-    let assessment = highest_score(&mut detection, 2 * DAY..2 * DAY + 5, |values| {
+fn values_that_are_not_finite_are_scored_as_usual() {
+    let mut detector = fitted(2);
+    let assessment = highest_score(&mut detector, 2 * DAY..2 * DAY + 5, |values| {
         values[IN] = f32::NAN;
         values[ERRORS] = f32::NEG_INFINITY;
     });
@@ -224,20 +223,20 @@ fn values_that_are_no_numbers_are_scored_as_usual() {
 }
 
 #[test]
-fn more_varying_features_than_a_forest_takes_are_refused() {
+fn more_varying_features_than_a_forest_takes_are_an_error() {
     let n_features = crate::forest::MAX_FEATURES / 4 + 1;
     let values: Vec<f32> = (0..n_features).flat_map(|_| [1.0, 2.0]).collect();
     let table = Table::new(&values, 2, n_features).expect("its shape");
-    let refused = OnlineDetector::fit(&[0, MINUTE_MS], &table, &ExtendedParams::default(), 1.0, THREADS);
-    let message = refused.expect_err("refused").to_string();
+    let result = OnlineDetector::fit(&[0, MINUTE_MS], &table, &ExtendedParams::default(), 1.0, THREADS);
+    let message = result.expect_err("too many").to_string();
     assert!(message.contains("number of features that vary") && message.contains("at most"), "{message}");
 }
 
-/// Wherever a process ends, within an incident too, the next one says the same bits.
+/// A process that continues from a checkpoint gives the same bits, within an incident too.
 #[test]
 fn f45_a_resumed_detector_gives_the_same_scores() {
     let trained = fitted(3);
-    let mut detection = trained.clone().with_budget(2.0);
+    let mut detector = trained.clone().with_budget(2.0);
     let mut incidents = 0;
     for minute in 3 * DAY..4 * DAY {
         let mut values = row(minute);
@@ -245,21 +244,21 @@ fn f45_a_resumed_detector_gives_the_same_scores() {
             values[IN] *= 4.0;
         }
         if minute % 97 == 0 || minute % 300 == 10 {
-            let text = serde_json::to_string(&detection.checkpoint()).expect("numbers and text");
+            let text = serde_json::to_string(&detector.checkpoint()).expect("numbers and text");
             let checkpoint = serde_json::from_str(&text).expect("as it was written");
-            let resumed = trained.resume(checkpoint).expect("its own state").with_budget(2.0);
-            assert_eq!(resumed, detection, "{minute}");
-            detection = resumed;
+            let resumed = trained.resume(checkpoint).expect("a state of this model").with_budget(2.0);
+            assert_eq!(resumed, detector, "{minute}");
+            detector = resumed;
         }
-        let assessment = detection.assess(minute * MINUTE_MS, &values).expect("the next row");
+        let assessment = detector.assess(minute * MINUTE_MS, &values).expect("the next row");
         incidents += usize::from(assessment.incident);
     }
     assert!(incidents > 20, "{incidents} rows of incidents");
     let two = fit(0..2 * DAY, &ExtendedParams::default(), THREADS);
-    assert!(two.resume(detection.checkpoint()).is_ok(), "voices of as many metrics");
+    assert!(two.resume(detector.checkpoint()).is_ok(), "a model of as many features");
 }
 
-/// A metric begins late: calm goes on, whole days of the others count, and all of it goes through a file.
+/// A feature that begins late raises no incident, keeps whole days of the others, and survives a checkpoint.
 #[test]
 fn a_feature_that_begins_late_is_learned_beside_the_others() {
     let n_rows = 3 * DAY;
@@ -275,13 +274,14 @@ fn a_feature_that_begins_late_is_learned_beside_the_others() {
         OnlineDetector::fit(&timestamps, &table, &ExtendedParams::default(), DEFAULT_BUDGET, THREADS)
     };
     for begin in [n_rows - 90, n_rows - 5, n_rows - 3 * DAY / 2] {
-        let mut detection = fit_late(begin).expect("it learns");
-        let text = serde_json::to_string(&detection.checkpoint()).expect("numbers and text");
-        let mut resumed =
-            detection.resume(serde_json::from_str(&text).expect("as it was written")).expect("its own");
+        let mut detector = fit_late(begin).expect("it fits");
+        let text = serde_json::to_string(&detector.checkpoint()).expect("numbers and text");
+        let mut resumed = detector
+            .resume(serde_json::from_str(&text).expect("as it was written"))
+            .expect("a state of this model");
         let mut open = 0;
         for minute in n_rows..n_rows + DAY {
-            let assessment = detection.assess(minute * MINUTE_MS, &row(minute)).expect("the next row");
+            let assessment = detector.assess(minute * MINUTE_MS, &row(minute)).expect("the next row");
             let again = resumed.assess(minute * MINUTE_MS, &row(minute)).expect("the next row");
             assert_eq!(
                 (assessment.score.to_bits(), assessment.incident),
@@ -290,11 +290,11 @@ fn a_feature_that_begins_late_is_learned_beside_the_others() {
             );
             open += usize::from(assessment.incident);
         }
-        // What a metric is like at noon, an hour of its night does not tell.
+        // An hour of the night does not show the values of noon.
         assert!(open < 30 || begin > n_rows - DAY, "{open} minutes, begun at {begin}");
-        let burst = highest_score(&mut detection, n_rows + DAY..n_rows + DAY + 3, |values| values[1] = 2e4);
+        let burst = highest_score(&mut detector, n_rows + DAY..n_rows + DAY + 3, |values| values[1] = 2e4);
         assert!(burst.incident && burst.deviations[0].feature == 1, "{burst:?}");
     }
-    let never = fit_late(n_rows).expect_err("it never began").to_string();
+    let never = fit_late(n_rows).expect_err("no values").to_string();
     assert!(never.contains("NaN, must be finite"), "{never}");
 }

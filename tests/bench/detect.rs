@@ -1,4 +1,4 @@
-//! Detection of one row, from values to an incident, against a plain forest on the same values.
+//! Assessment of one row, from values to an incident, compared with an isolation forest on the same values.
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
@@ -7,7 +7,7 @@ use promforest::forest::{ExtendedParams, ForestParams, Table};
 use std::hint::black_box;
 use std::num::NonZeroUsize;
 
-/// Features of a host: five devices, four metrics.
+/// Features of a host: five devices, four features each.
 const FEATURES: usize = 20;
 /// Two days of a row every 15 s.
 const ROWS: usize = 11_520;
@@ -37,7 +37,7 @@ fn row(bencher: Bencher) {
     let times: Vec<i64> = (0..ROWS as i64).map(|row| row * STEP_MS).collect();
     let params = ExtendedParams::default();
     let mut detector =
-        OnlineDetector::fit(&times, &table, &params, DEFAULT_BUDGET, NonZeroUsize::MIN).expect("it learns");
+        OnlineDetector::fit(&times, &table, &params, DEFAULT_BUDGET, NonZeroUsize::MIN).expect("it fits");
     let mut next = ROWS;
     bencher.counter(ItemsCount::new(1_usize)).bench_local(|| {
         next += 1;
