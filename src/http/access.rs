@@ -40,7 +40,7 @@ pub enum Error {
     RestartRequired(&'static str),
 }
 
-/// Why a request is denied.
+/// Reason to deny a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DenyReason {
     /// Unknown user or wrong password.

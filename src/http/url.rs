@@ -9,7 +9,7 @@ use std::sync::Arc;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Url(Arc<Uri>);
 
-/// Why a text is not a [`Url`].
+/// A text that is not a [`Url`].
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidUrl {
     /// The text is not a URL.

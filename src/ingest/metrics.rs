@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 /// Interval of log lines for one reason.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Why a received sample is not used.
+/// Reason not to use a received sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DropReason {
     /// No detector selects the series.

@@ -30,7 +30,7 @@ const WRITTEN_HEADERS: [HeaderName; 3] = [
     HeaderName::from_static("x-prometheus-remote-write-exemplars-written"),
 ];
 
-/// Why a request is rejected, as a whole or in part.
+/// A request that is rejected as a whole or in part.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The content type is neither remote write 1.0 nor 2.0.

@@ -91,7 +91,7 @@ impl TlsMaterial {
 static PLATFORM_ROOTS: LazyLock<Arc<RootCertStore>> = LazyLock::new(|| {
     let mut roots = RootCertStore::empty();
     let native = rustls_native_certs::load_native_certs();
-    // Errors are ignored: a missing authority shows when a server is not trusted.
+    // Errors are ignored: a missing authority leads to an error of each request that needs it.
     roots.add_parsable_certificates(native.certs);
     Arc::new(roots)
 });
