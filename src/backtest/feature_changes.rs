@@ -2,7 +2,7 @@
 
 use crate::detector::Detector;
 use crate::prom::{Labels, Sample};
-use crate::train::training_set;
+use crate::train::coverage;
 use crate::window::Window;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ struct TrackedFeature<'a> {
     samples: Vec<Sample>,
     /// How many of the samples are past.
     n_consumed: usize,
-    coverage: training_set::Coverage,
+    coverage: coverage::Coverage,
     /// Is it one of the features that are looked for?
     is_in_schema: bool,
 }
@@ -39,7 +39,7 @@ impl<'a> FeatureChanges<'a> {
                 labels,
                 samples,
                 n_consumed: 0,
-                coverage: training_set::Coverage::default(),
+                coverage: coverage::Coverage::default(),
                 is_in_schema: false,
             }
         };
@@ -85,7 +85,7 @@ impl<'a> FeatureChanges<'a> {
         let alive = || {
             self.features.iter().filter(|feature| {
                 let newest = feature.n_consumed.checked_sub(1).map(|newest| feature.samples[newest]);
-                training_set::is_alive(newest, now_ms, self.grace)
+                coverage::is_alive(newest, now_ms, self.grace)
             })
         };
         let coverage_ms = |feature: &TrackedFeature| feature.coverage.total_ms() - warm_up_ms;
@@ -93,7 +93,7 @@ impl<'a> FeatureChanges<'a> {
         let min_history = self.detector.training.min_history;
         let has_joined = |feature: &TrackedFeature| {
             !feature.is_in_schema
-                && training_set::has_enough_history(coverage_ms(feature), longest_ms, min_history)
+                && coverage::has_enough_history(coverage_ms(feature), longest_ms, min_history)
         };
         alive().filter(|feature| feature.is_in_schema).count() < n_features || alive().any(has_joined)
     }

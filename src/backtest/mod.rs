@@ -11,9 +11,8 @@ use crate::forest::{self, ExtendedParams};
 use crate::models::columns;
 use crate::prom::{Labels, duration};
 use crate::time::format_minute;
-use crate::train::history;
-use crate::train::training_set::{self, Exclusion, TrainingSet};
-use crate::window::Window;
+use crate::train::{Exclusion, TrainingSet, training_set};
+use crate::window::{Window, build};
 use feature_changes::FeatureChanges;
 pub use report::build_report;
 use std::num::NonZeroUsize;
@@ -128,7 +127,7 @@ impl Retraining<'_> {
         let exclusions = [&self.exclusions, own_incidents].concat();
         let rows = TrainingSet::from_window(
             self.detector,
-            &training_set::truncated(window, now_ms, i64::MAX / 4),
+            &build::truncated(window, now_ms, i64::MAX / 4),
             &exclusions,
             scored_to_ms,
         )
@@ -303,7 +302,7 @@ impl BacktestResult {
         let rows = self.timestamps.iter().zip(&self.assessments);
         let open =
             rows.filter(|(_, assessment)| assessment.as_ref().is_some_and(|assessment| assessment.incident));
-        history::incidents_from_times(&open.map(|(time, _)| *time).collect::<Vec<_>>())
+        Exclusion::from_incident_rows(&open.map(|(time, _)| *time).collect::<Vec<_>>())
     }
 
     fn incident(&self, rows: std::ops::Range<usize>) -> Incident {

@@ -10,13 +10,12 @@ use crate::table::DataTable;
 use crate::time;
 use crate::train::cross_validation::DEFAULT_SIZES;
 use crate::train::register;
-use crate::train::{ModelScope, Trained, report, train};
+use crate::train::{ModelFitter, Trained, report};
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use serde::Serialize;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 #[derive(Debug, Args)]
@@ -151,9 +150,13 @@ async fn fit_and_register(
         bar.set_length(all as u64);
         bar.set_position(done as u64);
     };
-    let scope = ModelScope { detector: Some(detector.name.clone()), group: group.clone() };
-    let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-    let mut trained = train(&params, rows, &args.sweep, scope, time::now_ms(), threads, &progress)?;
+    let fitter = ModelFitter {
+        params: &params,
+        sizes: &args.sweep,
+        on_fold: &progress,
+        ..ModelFitter::for_detector(detector, group.clone(), time::now_ms())
+    };
+    let mut trained = fitter.fit(rows)?;
     trained.model.card.columns = columns.clone();
     bar.finish_and_clear();
 

@@ -12,8 +12,9 @@ use crate::remote_read::{self, ReadClient, SeriesSamples};
 use crate::table::DataTable;
 use crate::time;
 use crate::train::history;
-use crate::train::training_set::{self, Exclusion, TrainingSet, TrainingSetError};
+use crate::train::{Exclusion, TrainingSet, TrainingSetError};
 use crate::window::Window;
+use crate::window::build;
 use crate::window::grid::Grid;
 use clap::Args;
 use indicatif::ProgressBar;
@@ -242,7 +243,7 @@ impl<'a> TrainingInputs<'a> {
             exclusions.extend(history::read_firing_alerts(client, &alerts, &group, range).await?);
             exclusions.extend(history::read_incidents(client, &detector, &group, range).await?);
         }
-        let window = training_set::build_window(series.iter(), range.1 - range.0);
+        let window = build::from_series(series.iter(), range.1 - range.0);
         drop(series);
         let training_set = match self.model {
             Some(model) => TrainingSet::from_schema(model.schema.clone(), &window),
@@ -294,7 +295,7 @@ fn read_training_set(
 ) -> Result<TrainingSet, TrainingSetError> {
     match window.newest_ms() {
         Some(newest_ms) if train_to_ms < newest_ms => {
-            let training_window = training_set::truncated(window, train_to_ms, i64::MAX / 4);
+            let training_window = build::truncated(window, train_to_ms, i64::MAX / 4);
             TrainingSet::from_window(detector, &training_window, exclusions, i64::MAX)
         }
         _ => TrainingSet::from_window(detector, window, exclusions, i64::MAX),
@@ -341,7 +342,7 @@ pub fn table_window(features: &[Labels], timestamps: &[i64], columns: &[Vec<f64>
             |(timestamp_ms, value): (&i64, &f64)| Sample { timestamp_ms: *timestamp_ms, value: *value };
         (feature.clone(), cells.map(sample).collect())
     });
-    training_set::build_window(series.collect::<Vec<SeriesSamples>>().iter(), i64::MAX / 4)
+    build::from_series(series.collect::<Vec<SeriesSamples>>().iter(), i64::MAX / 4)
 }
 
 /// What columns of these names are. Names that are no series stand for themselves.

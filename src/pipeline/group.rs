@@ -22,8 +22,8 @@ use crate::remote_write::FailureReason;
 use crate::snapshot::ModelCheckpoint;
 use crate::time;
 use crate::time::DAY_MS;
-use crate::train::trainer::WarmStart;
-use crate::train::training_set;
+use crate::train::WarmStart;
+use crate::train::coverage;
 use crate::window::{Column, ModelRole, PushOutcome, Score, Window};
 use gap_hold::GapHold;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -561,7 +561,7 @@ impl Group {
         let newest_ms = self.window.newest_ms().unwrap_or(i64::MIN);
         self.window
             .features()
-            .filter(|(_, _, newest)| training_set::is_alive(*newest, newest_ms, self.detector.grace))
+            .filter(|(_, _, newest)| coverage::is_alive(*newest, newest_ms, self.detector.grace))
             .map(|(labels, _, _)| labels)
             .collect()
     }

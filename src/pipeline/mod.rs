@@ -26,7 +26,7 @@ use crate::remote_read::{self, ReadClient};
 use crate::remote_write::{self, sender::Sender};
 use crate::snapshot::{self, SnapshotStore};
 use crate::telemetry::ProcessCollector;
-use crate::train::trainer::{self, Backends};
+use crate::train::{Backends, trainer};
 use engine::{EndpointBatches, Engine, EngineDeps, EngineHandle, Readiness, WeakEngineHandle};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;

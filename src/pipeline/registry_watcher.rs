@@ -10,7 +10,7 @@ use crate::detector::Detector;
 use crate::models::registry::{self, Aliases, CHALLENGER, Registry};
 use crate::models::{DeployedModel, Model};
 use crate::prom::Labels;
-use crate::train::trainer::{self, Backends, CircuitBreaker};
+use crate::train::{Backends, CircuitBreaker, GroupReader, catch_up};
 use crate::window::ModelRole;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -210,16 +210,13 @@ impl RegistryWatcher {
         // Rows after the newest scored one are for the group to score.
         let detection = match deployment.newest_scored_ms {
             Some(to_ms) => {
-                let Self { circuit_breaker, .. } = self;
-                trainer::catch_up_detection(
+                let mut reader = GroupReader {
                     backends,
-                    circuit_breaker,
+                    circuit_breaker: &mut self.circuit_breaker,
                     detector,
-                    &deployment.labels,
-                    &model,
-                    to_ms,
-                )
-                .await
+                    labels: &deployment.labels,
+                };
+                catch_up::read_and_advance(&mut reader, &model, to_ms).await
             }
             None => None,
         };

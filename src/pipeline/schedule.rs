@@ -3,7 +3,7 @@
 use crate::detector::Detector;
 use crate::models::ModelCard;
 use crate::time;
-use crate::train::trainer::TrainingReason;
+use crate::train::TrainingReason;
 use std::time::{Duration, Instant};
 
 /// Pause between two looks at whether features came or went.

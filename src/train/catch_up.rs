@@ -1,21 +1,25 @@
-//! Brings a model up to date: one that judges row after row has to have seen all rows since its training.
+//! Brings a model up to date: a detector with state must assess all rows since its training.
 
-use super::training_set;
+use super::backends::GroupReader;
+use super::training_set::for_each_full_row;
 use crate::detect::OnlineDetector;
 use crate::models::Model;
 use crate::remote_read::SeriesSamples;
+use crate::time;
+use crate::window::build;
+use std::time::Instant;
 
-/// Timestamp of the newest row that the model has seen, if it judges one row after the other.
+/// Timestamp in milliseconds of the newest row that the model was trained on; `None` for a model without state.
 pub fn newest_ms(model: &Model) -> Option<i64> {
     model.fitted.newest_ms()
 }
 
-/// What the model was when it was trained; none for one that judges every row alone.
+/// The state of the model after training; `None` for a model without state.
 pub fn detection_after_training(model: &Model) -> Option<Box<OnlineDetector>> {
     model.fitted.as_online().cloned().map(Box::new)
 }
 
-/// What a detection of the model becomes by the rows of the past up to `to_ms`; `past` has features for labels.
+/// The detection after the rows of `history` up to `to_ms`. The series have features as labels.
 pub fn advance(
     mut detection: Box<OnlineDetector>,
     model: &Model,
@@ -23,10 +27,24 @@ pub fn advance(
     to_ms: i64,
 ) -> Box<OnlineDetector> {
     let newest_ms = detection.newest_ms().unwrap_or(i64::MIN);
-    let window = training_set::build_window(history.iter(), i64::MAX / 2);
-    training_set::for_each_full_row(&model.schema, &window, newest_ms, to_ms, |timestamp_ms, values| {
-        // None for the row that the model ends with.
+    let window = build::from_series(history.iter(), i64::MAX / 2);
+    for_each_full_row(&model.schema, &window, newest_ms, to_ms, |timestamp_ms, values| {
+        // `None` for the row that the detection ends with.
         let _ = detection.assess(timestamp_ms, values);
     });
     detection
+}
+
+/// The state of the model after the rows of a group up to `to_ms`, as far as remote read returns them: a promoted model
+/// continues as if it had served since its training. `None` for a model without state.
+pub async fn read_and_advance(
+    reader: &mut GroupReader<'_>,
+    model: &Model,
+    to_ms: i64,
+) -> Option<Box<OnlineDetector>> {
+    let history_ms = time::millis(reader.detector.training.history);
+    let since_ms = newest_ms(model)?.max(to_ms.saturating_sub(history_ms));
+    reader.circuit_breaker.reset_expired(Instant::now());
+    let history = reader.read((since_ms - model.schema.transform.lookback_ms(), to_ms)).await;
+    Some(advance(detection_after_training(model)?, model, &history.series, to_ms))
 }

@@ -1,9 +1,8 @@
-//! The sweep: every size of sample by k-fold cross-validation, and which of them to take.
+//! K-fold cross-validation of every sample size.
 //!
-//! Folds are blocks of time, not shuffled: a row's neighbours are nearly its copies, and a forest
-//! that has seen them has seen the row. A fold's forest grows in one thread and the folds of all
-//! sizes share the processors, each result in its own place, so that nothing depends on how many
-//! there are.
+//! Folds are blocks of time without shuffling: neighbouring rows are nearly equal, so a forest that was fitted on the
+//! neighbours of a row was fitted on the row. One thread fits the forest of a fold, and the folds of all sizes share the
+//! processors. Each result has a slot of its own, so that the outcome does not depend on the number of threads.
 
 use crate::forest::{Error, MaxSamples, Table};
 use crate::models::{CrossValidation, DecisionHistogram, ModelParams, Trial};
@@ -16,106 +15,129 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-/// Sizes that are tried unless others are asked for: from trees that see next to nothing to trees
-/// that can learn their rows by heart.
+/// Default sizes of a sweep: from trees that separate hardly any rows to trees that isolate every row.
 pub const DEFAULT_SIZES: [usize; 13] = [5, 10, 20, 50, 100, 200, 256, 500, 1000, 1500, 2000, 3000, 5000];
 
-/// Blocks of the cross-validation.
+/// Number of folds.
 pub const N_SPLITS: usize = 5;
 
-/// What the sweep found.
+/// Decisions on the training rows and on the test rows of a fold.
+type FoldDecisions = [DecisionHistogram; 2];
+
+/// Result of a sweep over sample sizes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sweep {
-    /// Every size, and which is best.
+    /// All sizes, and the best one.
     pub validation: CrossValidation,
-    /// Decisions of the chosen size, for each fold those of the training and of the test rows.
-    pub folds: Vec<[DecisionHistogram; 2]>,
+    /// For each fold, the decisions of the best size on the training rows and on the test rows.
+    pub folds: Vec<FoldDecisions>,
 }
 
-/// Rows of one fold: those held back are a block, the others fit.
+/// A sweep: every size is validated on every fold.
+pub(super) struct CrossValidator<'a> {
+    params: &'a ModelParams,
+    table: &'a Table<'a>,
+    folds: Vec<FoldSplit>,
+    /// Ascending and distinct.
+    sizes: Vec<usize>,
+}
+
+impl<'a> CrossValidator<'a> {
+    /// Plans a sweep over `sizes` rows a tree. A size above the number of training rows of a fold is replaced by that
+    /// number.
+    ///
+    /// # Errors
+    /// [`Error::Unsuitable`] with fewer rows than folds.
+    pub fn new(params: &'a ModelParams, table: &'a Table<'a>, sizes: &[usize]) -> Result<Self, Error> {
+        let folds = split_folds(table)?;
+        let n_train = folds.iter().map(|fold| fold.n_rows - fold.test.len()).min().unwrap_or(0);
+        let mut sizes: Vec<usize> = sizes.iter().map(|size| (*size).clamp(1, n_train)).collect();
+        sizes.sort_unstable();
+        sizes.dedup();
+        Ok(Self { params, table, folds, sizes })
+    }
+
+    /// Validates all sizes. The best size has the least mean divergence; of equal ones, the smallest is chosen. `on_fold`
+    /// is called with the numbers of finished and of all folds, from any thread.
+    ///
+    /// # Errors
+    /// Those of the forest.
+    pub fn sweep(
+        &self,
+        threads: NonZeroUsize,
+        on_fold: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<Sweep, Error> {
+        let mut by_size = self.validate_all(threads, on_fold)?;
+        let trials: Vec<Trial> = self
+            .sizes
+            .iter()
+            .zip(&by_size)
+            .map(|(max_samples, folds)| Trial {
+                max_samples: *max_samples,
+                kl: folds.iter().map(|[train, test]| train.kl_divergence(test)).collect(),
+            })
+            .collect();
+        let best = |a: &usize, b: &usize| trials[*a].mean_kl().total_cmp(&trials[*b].mean_kl());
+        let chosen = (0..trials.len()).min_by(best).expect("there is a size");
+        let folds = by_size.swap_remove(chosen);
+        let mut held_out = DecisionHistogram::default();
+        folds.iter().for_each(|[_, test]| held_out.merge(test));
+        let validation = CrossValidation { trials, chosen, alert_rate: held_out.alert_rate() };
+        Ok(Sweep { validation, folds })
+    }
+
+    /// The decisions of all folds, shape `[n_sizes, n_folds]`.
+    fn validate_all(
+        &self,
+        threads: NonZeroUsize,
+        on_fold: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<Vec<Vec<FoldDecisions>>, Error> {
+        let n_folds = self.folds.len();
+        let n_tasks = self.sizes.len() * n_folds;
+        let results: Vec<OnceLock<Result<FoldDecisions, Error>>> =
+            (0..n_tasks).map(|_| OnceLock::new()).collect();
+        let (n_taken, n_finished) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let run_tasks = || {
+            let mut buffers = FoldBuffers::new(self.table);
+            loop {
+                // Large trees first: the last tasks are then short, and all threads finish at about the same time.
+                let task = n_tasks.checked_sub(1 + n_taken.fetch_add(1, Ordering::Relaxed));
+                let Some(task) = task else { return };
+                let (size, fold) = (self.sizes[task / n_folds], &self.folds[task % n_folds]);
+                let result = buffers.validate(self.params, fold, size);
+                results[task].set(result).expect("each task is taken once");
+                on_fold(1 + n_finished.fetch_add(1, Ordering::Relaxed), n_tasks);
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 1..threads.get().min(n_tasks) {
+                scope.spawn(run_tasks);
+            }
+            run_tasks();
+        });
+        let mut decisions = Vec::with_capacity(n_tasks);
+        for result in results {
+            decisions.push(result.into_inner().expect("each task was taken")?);
+        }
+        Ok(decisions.chunks(n_folds).map(<[FoldDecisions]>::to_vec).collect())
+    }
+}
+
+/// The rows of one fold: `test` is held out, the others are fitted on.
 #[derive(Clone, Debug, PartialEq)]
 struct FoldSplit {
     test: Range<usize>,
     n_rows: usize,
 }
 
-/// Cross-validates the parameters with every one of `sizes` rows a tree. Sizes beyond what a fold has
-/// rows for are that number of rows, and tried once. `done` hears of each fold that is finished, out
-/// of how many, from whichever thread finished it.
-///
-/// The best size has the least mean divergence; of equal ones the smaller.
-///
-/// # Errors
-/// The forest's own; [`Error::Unsuitable`] when there are fewer rows than folds.
-pub fn sweep(
-    params: &ModelParams,
-    table: &Table,
-    sizes: &[usize],
-    threads: NonZeroUsize,
-    on_fold: &(dyn Fn(usize, usize) + Sync),
-) -> Result<Sweep, Error> {
-    let folds = folds(table)?;
-    let n_train = folds.iter().map(|fold| fold.n_rows - fold.test.len()).min().unwrap_or(0);
-    let mut sizes: Vec<usize> = sizes.iter().map(|size| (*size).clamp(1, n_train)).collect();
-    sizes.sort_unstable();
-    sizes.dedup();
-
-    let n_tasks = sizes.len() * folds.len();
-    let results: Vec<OnceLock<Result<[DecisionHistogram; 2], Error>>> =
-        (0..n_tasks).map(|_| OnceLock::new()).collect();
-    let (next, finished) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let run_tasks = || {
-        let mut buffers = FoldBuffers::new(table);
-        loop {
-            // Large trees first: the last tasks are then short, and no thread idles for long.
-            let task = n_tasks.checked_sub(1 + next.fetch_add(1, Ordering::Relaxed));
-            let Some(task) = task else { return };
-            let (size, fold) = (sizes[task / folds.len()], &folds[task % folds.len()]);
-            let result = buffers.validate(params, fold, size);
-            results[task].set(result).expect("every task is taken once");
-            on_fold(1 + finished.fetch_add(1, Ordering::Relaxed), n_tasks);
-        }
-    };
-    thread::scope(|scope| {
-        for _ in 1..threads.get().min(n_tasks) {
-            scope.spawn(run_tasks);
-        }
-        run_tasks();
-    });
-
-    let mut histograms = Vec::with_capacity(n_tasks);
-    for result in results {
-        histograms.push(result.into_inner().expect("every task was taken")?);
-    }
-    let mut by_size: Vec<Vec<[DecisionHistogram; 2]>> = Vec::new();
-    for chunk in histograms.chunks(folds.len()) {
-        by_size.push(chunk.to_vec());
-    }
-    let trials: Vec<Trial> = sizes
-        .iter()
-        .zip(&by_size)
-        .map(|(max_samples, folds)| Trial {
-            max_samples: *max_samples,
-            kl: folds.iter().map(|[train, test]| train.kl_divergence(test)).collect(),
-        })
-        .collect();
-    let best = |a: &usize, b: &usize| trials[*a].mean_kl().total_cmp(&trials[*b].mean_kl());
-    let chosen = (0..trials.len()).min_by(best).expect("there is a size");
-    let folds = by_size.swap_remove(chosen);
-    let mut held_out = DecisionHistogram::default();
-    folds.iter().for_each(|[_, test]| held_out.merge(test));
-    let validation = CrossValidation { trials, chosen, alert_rate: held_out.alert_rate() };
-    Ok(Sweep { validation, folds })
-}
-
 /// The blocks of `KFold` without shuffling, in the order of time.
-fn folds(table: &Table) -> Result<Vec<FoldSplit>, Error> {
+fn split_folds(table: &Table) -> Result<Vec<FoldSplit>, Error> {
     let (n_rows, n_features) = (table.n_rows(), table.n_features());
     if n_rows < N_SPLITS {
         let limit = format!("at most the number of rows, {n_rows}");
         return Err(Error::Unsuitable { name: "n_splits", value: N_SPLITS, n_rows, n_features, limit });
     }
-    // KFold asks a matrix for its number of rows, and no more.
+    // KFold reads only the number of rows of the matrix.
     let rows: DenseMatrix<u8> = DenseMatrix::zeros(n_rows, 1);
     let splits = KFold::default().with_n_splits(N_SPLITS).with_shuffle(false).split(&rows);
     let block = |(_, test): (Vec<usize>, Vec<usize>)| match (test.first(), test.last()) {
@@ -127,7 +149,7 @@ fn folds(table: &Table) -> Result<Vec<FoldSplit>, Error> {
     Ok(folds)
 }
 
-/// A table cut in two, with its buffers.
+/// Buffers for the two parts of a table.
 struct FoldBuffers<'a> {
     table: &'a Table<'a>,
     values: [Vec<f32>; 2],
@@ -138,13 +160,13 @@ impl<'a> FoldBuffers<'a> {
         Self { table, values: Default::default() }
     }
 
-    /// Fits on the rows outside of the block and tells the decisions of both.
+    /// Fits a forest on the training rows of a fold. Returns its decisions on the training rows and on the test rows.
     fn validate(
         &mut self,
         params: &ModelParams,
         fold: &FoldSplit,
         size: usize,
-    ) -> Result<[DecisionHistogram; 2], Error> {
+    ) -> Result<FoldDecisions, Error> {
         let [train, test] = &mut self.values;
         train.clear();
         test.clear();

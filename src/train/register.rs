@@ -1,8 +1,9 @@
 //! A trained model enters the registry, and service if the gate lets it: the one way for the command
 //! line and for the sidecar.
 
+use super::fit::Trained;
+use super::report;
 use super::training_set::TrainingSet;
-use super::{Trained, report};
 use crate::detector::PromotionGate;
 use crate::models::registry::{self, NewVersion, Registry};
 use crate::report::training::PromotionDecision;

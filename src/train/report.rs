@@ -1,6 +1,6 @@
 //! The numbers of a training's page.
 
-use super::Trained;
+use super::fit::Trained;
 use super::training_set::TrainingSet;
 use crate::models::{DecisionHistogram, Trial, columns};
 use crate::report::training::{

@@ -1,10 +1,11 @@
-use super::training_set::{Exclusion, TrainingSetError, join};
 use super::*;
-use crate::config;
+use crate::config::Config;
 use crate::detector::Detector;
-use crate::prom::{METRIC_NAME, Sample};
+use crate::models::{FittedModel, Model, TrainingRange};
+use crate::prom::{Labels, METRIC_NAME, Sample};
 use crate::remote_read::SeriesSamples;
-use crate::window::{PushOutcome, Window};
+use crate::window::{PushOutcome, Window, build};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 const STEP_MS: i64 = 15_000;
@@ -13,7 +14,7 @@ const HISTORY_MS: i64 = 5 * 86_400_000;
 
 fn detector(training: &str) -> Arc<Detector> {
     let text = format!("detectors: [{{name: net, match: [rx], window: 1h, training: {training}}}]");
-    config::Config::parse(&text).expect("a valid configuration").detectors.remove(0)
+    Config::parse(&text).expect("a valid configuration").detectors.remove(0)
 }
 
 fn feature(device: &str) -> Labels {
@@ -31,7 +32,7 @@ fn counter(device: &str, steps: std::ops::Range<i64>) -> SeriesSamples {
 fn window(series: Vec<SeriesSamples>) -> Window {
     let mut live = Window::new(HISTORY_MS);
     series.iter().for_each(|(labels, _)| assert!(live.get_or_add_column(labels).is_some()));
-    join(&series, &live, HISTORY_MS)
+    build::join(&series, &live, HISTORY_MS)
 }
 
 fn rows(detector: &Detector, window: &Window) -> Result<TrainingSet, TrainingSetError> {
@@ -40,9 +41,8 @@ fn rows(detector: &Detector, window: &Window) -> Result<TrainingSet, TrainingSet
 
 fn fit(detector: &Detector, rows: &TrainingSet, threads: usize) -> Trained {
     let threads = NonZeroUsize::new(threads).expect("above 0");
-    let sizes = &detector.training.sweep;
-    train(&detector.model, rows, sizes, ModelScope::default(), START_MS, threads, &|_, _| {})
-        .expect("the parameters suit")
+    let fitter = ModelFitter { threads, ..ModelFitter::for_detector(detector, None, START_MS) };
+    fitter.fit(rows).expect("the parameters suit")
 }
 
 fn trained(detector: &Detector, window: &Window) -> Model {
@@ -114,7 +114,7 @@ fn a_feature_that_began_later_does_not_shorten_the_history_of_others() {
         let text = format!(
             "detectors: [{{name: net, match: [rx], training: {{min_history: 1h}}, model: {{kind: {kind}}}}}]"
         );
-        config::Config::parse(&text).expect("a valid configuration").detectors.remove(0)
+        Config::parse(&text).expect("a valid configuration").detectors.remove(0)
     };
     let detector = detector_of("extended_isolation_forest");
     let rows = rows(&detector, &both).expect("rows");
@@ -158,14 +158,14 @@ fn history_and_live_window_are_joined_and_the_same_twice_is_once() {
         .for_each(|sample| assert_eq!(live.push(column, sample), PushOutcome::Stored));
     let whole = trained(&detector, &window(vec![counter("eth0", 0..100)]));
     for range in [0..100, 0..60] {
-        let joined = join(&[counter("eth0", range)], &live, HISTORY_MS);
+        let joined = build::join(&[counter("eth0", range)], &live, HISTORY_MS);
         let model = trained(&detector, &joined);
         assert_eq!(history(&model).n_rows, history(&whole).n_rows);
         assert_eq!(model.fitted, whole.fitted);
     }
-    let foreign = join(&[counter("eth0", 0..100), counter("not_live", 0..100)], &live, HISTORY_MS);
+    let foreign = build::join(&[counter("eth0", 0..100), counter("not_live", 0..100)], &live, HISTORY_MS);
     assert_eq!(trained(&detector, &foreign).schema.features, [feature("eth0")]);
-    let alone = trained(&detector, &join(&[], &live, HISTORY_MS));
+    let alone = trained(&detector, &build::join(&[], &live, HISTORY_MS));
     assert_eq!(history(&alone).n_rows, 46);
 }
 
@@ -233,7 +233,7 @@ fn values_that_are_not_finite_are_left_out() {
 fn the_extended_kind_trains_alike() {
     let text = "detectors: [{name: net, match: [rx], window: 1h, training: {min_history: 10m, sweep: [20, 100]}, \
                 model: {kind: extended_isolation_forest, n_estimators: 20}}]";
-    let detector = config::Config::parse(text).expect("a valid configuration").detectors.remove(0);
+    let detector = Config::parse(text).expect("a valid configuration").detectors.remove(0);
     let rows =
         rows(&detector, &window(vec![counter("eth0", 0..200), counter("eth1", 0..200)])).expect("rows");
     let trained = fit(&detector, &rows, 1);

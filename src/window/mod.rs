@@ -12,6 +12,7 @@
 //! alternative: no sharing, and a late row would move all that follow.
 
 pub mod arrow;
+pub mod build;
 mod chunk;
 pub mod grid;
 mod view;

@@ -16,7 +16,7 @@ use crate::prom::Labels;
 use crate::remote_read::SeriesSamples;
 use crate::remote_read::server::{self, Query, Queryable};
 use crate::remote_write::{Batch, BatchSource, CursorPosition};
-use crate::train::trainer::TrainingOutcome;
+use crate::train::TrainingOutcome;
 use crate::window::ModelRole;
 use std::sync::Arc;
 use tokio::sync::{Notify, mpsc, oneshot};

@@ -32,7 +32,7 @@ use crate::series::{EntryId, SeriesIndex};
 use crate::snapshot::GroupState;
 use crate::time;
 use crate::time::now_ms;
-use crate::train::trainer::{TrainingJob, TrainingOutcome, TrainingReason, WarmStart};
+use crate::train::{TrainingJob, TrainingOutcome, TrainingReason, WarmStart};
 use crate::window::{ModelRole, Window};
 use handle::EngineCommand;
 use std::collections::BTreeSet;

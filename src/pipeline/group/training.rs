@@ -6,8 +6,8 @@ use crate::features::Schema;
 use crate::models::{DeployedModel, Model, ModelCard};
 use crate::prom::Labels;
 use crate::time;
-use crate::train::trainer::{TrainingReason, WarmStart};
-use crate::train::training_set;
+use crate::train::coverage;
+use crate::train::{TrainingReason, WarmStart};
 use crate::window::Window;
 use crate::window::grid::Grid;
 use std::collections::HashSet;
@@ -151,7 +151,7 @@ fn schema_changed(model: &Model, window: &Window, detector: &Detector, known_col
     let trained = model.card.training_range.as_ref().map(|history| (history.to_ms, history.observed_ms));
     let (mut n_active, mut n_known, mut has_new_feature) = (0, 0, false);
     for (i, (labels, column, newest)) in window.features().enumerate() {
-        if !training_set::is_alive(newest, newest_ms, detector.grace) {
+        if !coverage::is_alive(newest, newest_ms, detector.grace) {
             continue;
         }
         n_active += 1;
@@ -164,9 +164,9 @@ fn schema_changed(model: &Model, window: &Window, detector: &Detector, known_col
                 sample.is_some_and(|sample| !sample.is_stale())
             };
             let have_ms = trained.filter(was_present).map_or(0, |(_, have_ms)| have_ms);
-            let observed_ms = training_set::coverage_ms(window, column, detector.transform);
+            let observed_ms = coverage::coverage_ms(window, column, detector.transform);
             has_new_feature |= i >= known_columns
-                || training_set::has_enough_history(observed_ms, have_ms, detector.training.min_history);
+                || coverage::has_enough_history(observed_ms, have_ms, detector.training.min_history);
         }
     }
     n_active > 0 && (has_new_feature || n_known < of_model.len())

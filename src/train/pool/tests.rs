@@ -2,7 +2,7 @@ use super::*;
 use crate::config::Config;
 use crate::models::FittedModel;
 use crate::prom::{Labels, METRIC_NAME, Sample};
-use crate::train::training_set::build_window;
+use crate::window::build;
 use crate::window::grid::Grid;
 use crate::window::{IncidentState, Score};
 use std::sync::Arc;
@@ -41,7 +41,7 @@ fn group_of(value: impl Fn(f64) -> f64, steps: std::ops::Range<i64>) -> Window {
         .zip(0..)
         .map(|(labels, n)| (labels, steps.clone().map(|i| sample(i, n)).collect()))
         .collect();
-    build_window(series.iter(), 30 * DAY_MS)
+    build::from_series(series.iter(), 30 * DAY_MS)
 }
 
 fn pool(detector: &Detector, windows: Vec<Window>) -> Pool {

@@ -8,9 +8,8 @@ use crate::pipeline::snapshotter::GroupSnapshot;
 use crate::remote_read::SeriesSamples;
 use crate::snapshot;
 use crate::time;
-use crate::train::trainer::WriteWatermark;
-use crate::train::training_set::{self, TrainingSet, join};
-use crate::train::{ModelScope, catch_up, train};
+use crate::train::{ModelFitter, TrainingSet, WriteWatermark, catch_up, training_set};
+use crate::window::build;
 
 const STEP_MS: i64 = 15_000;
 const NAME: (&str, &str) = (METRIC_NAME, "node_network_receive_bytes_total");
@@ -58,9 +57,9 @@ fn sequential_model() -> Arc<Model> {
     let transform = Transform::Rate { range_ms: 60_000, semantics: RateSemantics::V3 };
     let schema = Schema { features: features(), transform, grid: Grid::Exact };
     let history: Vec<SeriesSamples> = in_prometheus(0..200).into_iter().map(without_group_labels).collect();
-    let window = crate::train::training_set::build_window(history.iter(), i64::MAX / 4);
+    let window = build::from_series(history.iter(), i64::MAX / 4);
     let (mut times, mut by_row) = (Vec::new(), Vec::new());
-    crate::train::training_set::for_each_full_row(&schema, &window, i64::MIN, i64::MAX, |time, values| {
+    training_set::for_each_full_row(&schema, &window, i64::MIN, i64::MAX, |time, values| {
         times.push(time);
         by_row.push(values.to_vec());
     });
@@ -530,10 +529,10 @@ fn renewed(bench: &mut Bench, scrapes_to: i64) -> Arc<Model> {
     let (detector, scored_to_ms) = (group.detector.clone(), group.scored_to_ms());
     let history: Vec<SeriesSamples> =
         in_prometheus(0..scrapes_to).into_iter().map(without_group_labels).collect();
-    let joined = join(&history, group.window(), time::millis(detector.training.history));
+    let joined = build::join(&history, group.window(), time::millis(detector.training.history));
     let rows = TrainingSet::from_window(&detector, &joined, &[], scored_to_ms).expect("rows");
-    let trained = train(&detector.model, &rows, &[], ModelScope::default(), 0, NonZeroUsize::MIN, &|_, _| {});
-    Arc::new(trained.expect("it learns").model)
+    let trained = ModelFitter::for_detector(&detector, None, 0).fit(&rows);
+    Arc::new(trained.expect("the parameters suit the rows").model)
 }
 
 #[test]
@@ -558,7 +557,7 @@ fn a_renewed_model_scores_rows_that_remote_read_had_before_remote_write() {
     for (model, from, to) in [(&old, 260, 263), (&new, 263, 300)] {
         let history: Vec<SeriesSamples> =
             in_prometheus(0..300).into_iter().map(without_group_labels).collect();
-        let window = training_set::build_window(history.iter(), i64::MAX / 4);
+        let window = build::from_series(history.iter(), i64::MAX / 4);
         let mut detection = catch_up::detection_after_training(model).expect("it is ordered");
         let newest_ms = detection.newest_ms().expect("it has seen rows");
         training_set::for_each_full_row(&model.schema, &window, newest_ms, i64::MAX, |at_ms, values| {
@@ -591,7 +590,7 @@ fn an_open_incident_survives_a_change_of_model() {
     let mut rows = Vec::new();
     training_set::for_each_full_row(
         &model.schema,
-        &training_set::build_window(history.iter(), i64::MAX / 4),
+        &build::from_series(history.iter(), i64::MAX / 4),
         i64::MIN,
         i64::MAX,
         |_, values| {

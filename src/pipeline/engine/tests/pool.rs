@@ -4,8 +4,7 @@ use super::*;
 use crate::pipeline::snapshotter::GroupSnapshot;
 use crate::snapshot;
 use crate::time::now_ms;
-use crate::train::training_set::TrainingSet;
-use crate::train::{ModelScope, train};
+use crate::train::{ModelFitter, TrainingSet};
 use crate::window::Score;
 
 const CONFIG: &str =
@@ -24,9 +23,8 @@ fn scrape(bench: &mut Bench, host: &str, devices: &[&str], i: i64) {
 fn trained_on_own_history(job: &TrainingJob, version: u64) -> TrainingOutcome {
     let rows =
         TrainingSet::from_window(&job.detector, &job.window, &[], job.scored_to_ms).expect("enough history");
-    let purpose = ModelScope { detector: Some("net".into()), group: Some(job.labels.clone()) };
-    let trained = train(&job.detector.model, &rows, &[], purpose, now_ms(), NonZeroUsize::MIN, &|_, _| {});
-    let model = Arc::new(trained.expect("the parameters suit").model);
+    let fitter = ModelFitter::for_detector(&job.detector, Some(job.labels.clone()), now_ms());
+    let model = Arc::new(fitter.fit(&rows).expect("the parameters suit").model);
     let name = format!("net.{}", job.labels.get("instance"));
     let deployed = DeployedModel { model, name, version: Some(version) };
     TrainingOutcome::Model { deployed, is_new: true, warm_start: WarmStart::default(), seconds: 1.0 }

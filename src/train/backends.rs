@@ -1,0 +1,116 @@
+//! The remote endpoints of a configuration, and access to the history of a group through them.
+
+use super::history;
+use crate::detector::Detector;
+use crate::error::chain;
+use crate::http::Url;
+use crate::models::registry::{self, Registry};
+use crate::prom::Labels;
+use crate::remote_read::{ReadClient, SeriesSamples};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tracing::warn;
+
+/// Time without requests after a remote-read endpoint or a registry did not answer.
+const COOLDOWN: Duration = Duration::from_secs(60);
+
+/// The detectors and the remote endpoints of a configuration.
+pub struct Backends {
+    /// The detectors.
+    pub detectors: Vec<Arc<Detector>>,
+    /// Clients of the remote-read endpoints.
+    pub read_clients: Vec<ReadClient>,
+    /// URLs of the remote-write endpoints.
+    pub endpoints: Vec<Url>,
+    /// The model registry.
+    pub registry: Registry,
+    /// Configuration of the registry.
+    pub registry_config: registry::Config,
+}
+
+/// The endpoints in cooldown. One endpoint that hangs would otherwise delay the trainings of all groups.
+#[derive(Default)]
+pub struct CircuitBreaker {
+    /// Remote-read endpoints, each with the end of its cooldown.
+    clients: Vec<(Url, Instant)>,
+    /// End of the registry's cooldown.
+    registry: Option<Instant>,
+}
+
+impl CircuitBreaker {
+    /// Ends the cooldowns that are over.
+    pub(super) fn reset_expired(&mut self, now: Instant) {
+        self.clients.retain(|(_, until)| now < *until);
+        self.registry = self.registry.filter(|until| now < *until);
+    }
+
+    /// Starts the cooldown of a remote-read endpoint.
+    fn open_client(&mut self, url: &Url, now: Instant) {
+        self.clients.push((url.clone(), now + COOLDOWN));
+    }
+
+    /// True during the cooldown of a remote-read endpoint.
+    pub(super) fn is_client_open(&self, url: &Url) -> bool {
+        self.clients.iter().any(|(open_url, _)| open_url == url)
+    }
+
+    /// Starts the cooldown of the registry.
+    pub(super) fn open_registry(&mut self, now: Instant) {
+        self.registry = Some(now + COOLDOWN);
+    }
+
+    /// True during the cooldown of the registry.
+    pub(super) fn is_registry_open(&self) -> bool {
+        self.registry.is_some()
+    }
+}
+
+/// Reads the history of a group from all remote-read endpoints that are not in cooldown.
+pub struct GroupReader<'a> {
+    /// The endpoints.
+    pub backends: &'a Backends,
+    /// The endpoints in cooldown.
+    pub circuit_breaker: &'a mut CircuitBreaker,
+    /// Detector of the group.
+    pub detector: &'a Detector,
+    /// Labels of the group.
+    pub labels: &'a Labels,
+}
+
+/// The history of a group, as far as the endpoints returned it.
+pub(super) struct GroupHistory {
+    /// Samples, with features as labels.
+    pub series: Vec<SeriesSamples>,
+    /// Error text of the last endpoint that failed. Endpoints without remote read do not count.
+    pub failure: Option<String>,
+}
+
+impl GroupReader<'_> {
+    /// Reads the samples of the group.
+    pub(super) async fn read(&mut self, range: (i64, i64)) -> GroupHistory {
+        let matchers = history::group_matchers(self.detector, self.labels);
+        let mut history = GroupHistory { series: Vec::new(), failure: None };
+        for client in &self.backends.read_clients {
+            let url = &client.config.url;
+            if self.circuit_breaker.is_client_open(url) {
+                history.failure = Some("the remote-read endpoint is in cooldown".to_string());
+                continue;
+            }
+            let on_series = |series| history.series.extend(series);
+            if let Err(error) =
+                history::read_samples(client, self.detector, &matchers, range, on_series).await
+            {
+                let reason = chain(&error);
+                warn!(component = "remote_read", url = %url, group = %self.labels, err = reason, "no history by remote read");
+                if error.is_recoverable() {
+                    self.circuit_breaker.open_client(url, Instant::now());
+                    history.failure = Some(reason);
+                }
+            }
+        }
+        for (labels, _) in &mut history.series {
+            *labels = labels.split(&self.detector.by).1;
+        }
+        history
+    }
+}

@@ -1,0 +1,109 @@
+//! A requested training and its outcome.
+
+use super::pool::Pool;
+use super::warm_start::WarmStart;
+use crate::detector::Detector;
+use crate::models::{DeployedModel, ModelCard};
+use crate::prom::Labels;
+use crate::snapshot::ModelCheckpoint;
+use crate::window::Window;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The reason for a training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrainingReason {
+    /// The group has no model.
+    First,
+    /// The time until the next training is over.
+    Scheduled,
+    /// A feature appeared or disappeared for good.
+    Schema,
+}
+
+impl TrainingReason {
+    /// Value for logs and labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::Scheduled => "scheduled",
+            Self::Schema => "schema",
+        }
+    }
+}
+
+/// A training that the engine requests for a group.
+pub struct TrainingJob {
+    /// Number of the group.
+    pub group: u32,
+    /// Detector of the group.
+    pub detector: Arc<Detector>,
+    /// Labels of the group.
+    pub labels: Labels,
+    /// Live window of the group.
+    pub window: Window,
+    /// Arrival of the first sample of the group.
+    pub first_sample_at: Instant,
+    /// State of its model in the snapshot of an earlier process.
+    pub checkpoint: Option<ModelCheckpoint>,
+    /// Reason for the training.
+    pub reason: TrainingReason,
+    /// Length of the history that the current model was trained on, in milliseconds.
+    pub trained_history_ms: Option<i64>,
+    /// Timestamp of the last row to train on. Remote read can return later rows before remote write delivers them; a model
+    /// that was trained on them could not assess them.
+    pub scored_to_ms: i64,
+    /// Other groups to train on while the group has too little history and no model.
+    pub pool: Option<Pool>,
+}
+
+/// The outcome of a training.
+pub enum TrainingOutcome {
+    /// A model to put into service.
+    Model {
+        /// The model.
+        deployed: DeployedModel,
+        /// True if it was fitted, false if it comes from the registry.
+        is_new: bool,
+        /// State from before this process.
+        warm_start: WarmStart,
+        /// Duration of the training.
+        seconds: f64,
+    },
+    /// A registered model that the promotion gate rejected.
+    Gated {
+        /// Its registered name.
+        name: String,
+        /// Its version.
+        version: u64,
+        /// Its card.
+        card: Box<ModelCard>,
+        /// The bounds that it exceeds.
+        reasons: Vec<String>,
+    },
+    /// The registry has a model, and the group lacks some of its features yet.
+    WaitingForFeatures,
+    /// The group has too little history.
+    TooShort {
+        /// Length of the history in milliseconds.
+        have_ms: i64,
+    },
+    /// The group has too little history. A pooled model serves until it has enough.
+    Pooled {
+        /// Length of the history in milliseconds.
+        have_ms: i64,
+        /// The pooled model.
+        deployed: DeployedModel,
+        /// State from before this process.
+        warm_start: WarmStart,
+        /// Duration of the training.
+        seconds: f64,
+    },
+    /// Most of the history that the current model was trained on is gone. The current model stays.
+    HistoryLost {
+        /// Length of the history in milliseconds.
+        have_ms: i64,
+    },
+    /// The training failed, with an error text.
+    Failed(String),
+}

@@ -1,0 +1,159 @@
+use super::*;
+use crate::config::Config;
+use crate::features::Schema;
+use crate::models::registry::Registry;
+use crate::models::registry::directory::Directory;
+use crate::prom::{Labels, METRIC_NAME, Sample};
+use crate::train::pool::Pool;
+use crate::window::Window;
+use crate::window::grid::Grid;
+use std::path::Path;
+use tempfile::TempDir;
+
+const STEP_MS: i64 = 15_000;
+
+fn feature(device: &str) -> Labels {
+    Labels::new([(METRIC_NAME, "rx"), ("device", device)]).expect("valid")
+}
+
+/// A window with an hour of these counters.
+fn window(devices: &[&str]) -> Window {
+    window_of(devices, 240)
+}
+
+/// A window with so many steps of these counters.
+fn window_of(devices: &[&str], steps: i64) -> Window {
+    let mut window = Window::new(2 * 3_600_000);
+    let now_ms = time::now_ms();
+    for device in devices {
+        let column = window.get_or_add_column(&feature(device)).expect("few");
+        for i in 0..=steps {
+            let timestamp_ms = now_ms - (steps - i) * STEP_MS;
+            window.push(column, Sample { timestamp_ms, value: (i * i % 97 + i * 1500) as f64 });
+        }
+    }
+    window
+}
+
+fn test_job(backends: &Backends, devices: &[&str]) -> TrainingJob {
+    TrainingJob {
+        group: 0,
+        detector: backends.detectors[0].clone(),
+        labels: Labels::new([("job", "node")]).expect("valid"),
+        window: window(devices),
+        first_sample_at: Instant::now(),
+        checkpoint: None,
+        trained_history_ms: None,
+        scored_to_ms: i64::MAX,
+        reason: TrainingReason::First,
+        pool: None,
+    }
+}
+
+fn test_backends(registry: Registry) -> Backends {
+    let text = "detectors: [{name: net, match: [rx], by: [job], training: {min_history: 10m}}]";
+    let config = Config::parse(text).expect("a valid configuration");
+    let (detectors, registry_config) = (config.detectors, config.registry);
+    Backends { detectors, read_clients: Vec::new(), endpoints: Vec::new(), registry, registry_config }
+}
+
+async fn execute(
+    job: TrainingJob,
+    backends: &Backends,
+    circuit_breaker: &mut CircuitBreaker,
+) -> Result<TrainingOutcome, String> {
+    TrainingRun::new(job, backends, circuit_breaker).execute().await
+}
+
+#[tokio::test]
+async fn the_model_of_the_registry_waits_for_its_features() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let backends = test_backends(Registry::Directory(Directory::new(folder.path().into(), 30)));
+    let run = async |job| execute(job, &backends, &mut CircuitBreaker::default()).await.expect("it works");
+    let first = run(test_job(&backends, &["eth0", "lo"])).await;
+    assert!(matches!(first, TrainingOutcome::Model { is_new: true, .. }));
+    assert!(matches!(run(test_job(&backends, &["eth0"])).await, TrainingOutcome::WaitingForFeatures));
+    let again = run(test_job(&backends, &["eth0", "lo"])).await;
+    assert!(matches!(again, TrainingOutcome::Model { is_new: false, .. }));
+    // A feature that does not come is gone.
+    let waited = TrainingJob {
+        first_sample_at: Instant::now() - backends.detectors[0].grace,
+        ..test_job(&backends, &["eth0"])
+    };
+    let TrainingOutcome::Model { deployed, is_new: true, .. } = run(waited).await else {
+        panic!("a new model")
+    };
+    assert_eq!((deployed.model.schema.features.len(), deployed.version), (1, Some(2)));
+}
+
+/// Two minutes are too short; the past of other groups makes a model that the registry does not get.
+#[tokio::test]
+async fn other_groups_make_a_model_until_there_is_history() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let backends = test_backends(Registry::Directory(Directory::new(folder.path().into(), 30)));
+    let run = async |job| execute(job, &backends, &mut CircuitBreaker::default()).await.expect("it works");
+    let transform = backends.detectors[0].transform;
+    let schema = Schema { features: vec![feature("eth0")], transform, grid: Grid::Exact };
+    let pool = |windows| Some(Pool { schema: schema.clone(), windows });
+    let short =
+        |pool| TrainingJob { window: window_of(&["eth0"], 8), pool, ..test_job(&backends, &["eth0"]) };
+    assert!(matches!(run(short(None)).await, TrainingOutcome::TooShort { have_ms: 60_000 }));
+    let too_few = pool(vec![window_of(&["eth0"], 8)]);
+    assert!(matches!(run(short(too_few)).await, TrainingOutcome::TooShort { .. }));
+    let others = || pool(vec![window(&["eth0"]), window(&["eth0"])]);
+    let outcome = run(short(others())).await;
+    let TrainingOutcome::Pooled { have_ms: 60_000, deployed, .. } = outcome else {
+        panic!("a model of others")
+    };
+    assert!(deployed.is_pooled());
+    assert_eq!((deployed.name.as_str(), deployed.version), ("net", None));
+    // With history of its own it needs no others.
+    let own = run(TrainingJob { pool: others(), ..test_job(&backends, &["eth0"]) }).await;
+    let TrainingOutcome::Model { deployed, is_new: true, .. } = own else { panic!("a model of its own") };
+    assert_eq!(deployed.version, Some(1));
+    assert!(!deployed.is_pooled());
+}
+
+#[tokio::test]
+async fn f15_a_model_of_days_is_not_replaced_by_one_of_hours() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let backends = test_backends(Registry::Directory(Directory::new(folder.path().into(), 30)));
+    let run = async |job| execute(job, &backends, &mut CircuitBreaker::default()).await.expect("it works");
+    let scheduled = |trained_history_ms| TrainingJob {
+        reason: TrainingReason::Scheduled,
+        trained_history_ms,
+        ..test_job(&backends, &["eth0"])
+    };
+    // The window has an hour.
+    let lost = run(scheduled(Some(5 * 86_400_000))).await;
+    assert!(matches!(lost, TrainingOutcome::HistoryLost { have_ms: 3_500_000..=3_600_000 }));
+    assert!(matches!(run(scheduled(Some(3_600_000))).await, TrainingOutcome::Model { .. }));
+    // A feature that came or went is silence without a new model.
+    let schema = TrainingJob { reason: TrainingReason::Schema, ..scheduled(Some(5 * 86_400_000)) };
+    assert!(matches!(run(schema).await, TrainingOutcome::Model { .. }));
+}
+
+#[tokio::test]
+async fn a_registry_that_hung_is_not_asked_during_the_cooldown() {
+    // It takes connections and never answers.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("it is bound");
+    let text = format!("registry: {{mlflow: {{tracking_uri: 'http://{address}'}}}}");
+    let config = Config::parse(&text).expect("a valid configuration");
+    let registry = Registry::open(&config.registry, Path::new("")).expect("a client");
+    let backends = test_backends(registry);
+    let started = Instant::now();
+    let mut circuit_breaker = CircuitBreaker::default();
+    circuit_breaker.open_registry(started);
+    let first = execute(test_job(&backends, &["eth0"]), &backends, &mut circuit_breaker).await;
+    assert!(matches!(
+        first,
+        Ok(TrainingOutcome::Model { deployed: DeployedModel { version: None, .. }, .. })
+    ));
+    let scheduled = TrainingJob { reason: TrainingReason::Scheduled, ..test_job(&backends, &["eth0"]) };
+    let Err(reason) = execute(scheduled, &backends, &mut circuit_breaker).await else {
+        panic!("not registered")
+    };
+    assert_eq!(reason, "the registry is in cooldown");
+    assert!(started.elapsed() < REGISTRY_TIMEOUT, "{:?}", started.elapsed());
+}

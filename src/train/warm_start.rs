@@ -1,0 +1,146 @@
+//! The state of a group from before this process: recent samples, written scores, the state of its model.
+
+use super::backends::GroupReader;
+use super::{catch_up, history};
+use crate::detect::OnlineDetector;
+use crate::detector::Detector;
+use crate::error::chain;
+use crate::models::DeployedModel;
+use crate::remote_read::SeriesSamples;
+use crate::snapshot::ModelCheckpoint;
+use crate::time;
+use tracing::debug;
+
+/// State from before this process, for a model that starts to serve.
+#[derive(Default)]
+pub struct WarmStart {
+    /// Samples within the window, with features as labels.
+    pub recent: Vec<SeriesSamples>,
+    /// The scores that are written.
+    pub watermark: WriteWatermark,
+    /// State of the model after the rows since its training, from remote read or a snapshot.
+    pub detection: Option<Box<OnlineDetector>>,
+}
+
+impl WarmStart {
+    /// The state for a model that never served. `history` is that of its training.
+    pub(super) async fn of_new_model(
+        reader: &GroupReader<'_>,
+        history: &[SeriesSamples],
+        now_ms: i64,
+    ) -> Self {
+        let detector = reader.detector;
+        let earliest_ms = first_scorable_ms(detector, detector.transform.lookback_ms(), now_ms);
+        let watermark = WriteWatermark::read(reader, earliest_ms, now_ms).await;
+        let recent = samples_after(history, window_start_ms(detector, now_ms));
+        Self { recent, watermark: watermark.unwrap_or_default(), detection: None }
+    }
+
+    /// The state for a registered model: it resumes from the checkpoint if that is of this model, and otherwise assesses
+    /// the rows since its training. With `may_wait`, returns `None` if an endpoint does not answer.
+    pub(super) async fn of_registered_model(
+        reader: &mut GroupReader<'_>,
+        deployed: &DeployedModel,
+        checkpoint: Option<&ModelCheckpoint>,
+        may_wait: bool,
+        now_ms: i64,
+    ) -> Option<Self> {
+        let (detector, model) = (reader.detector, &deployed.model);
+        let lookback_ms = model.schema.transform.lookback_ms();
+        let earliest_ms = first_scorable_ms(detector, lookback_ms, now_ms);
+        let watermark = match WriteWatermark::read(reader, earliest_ms, now_ms).await {
+            None if may_wait => return None,
+            watermark => watermark.unwrap_or_default(),
+        };
+        let resumed = checkpoint
+            .and_then(|checkpoint| Some((checkpoint.processed_to_ms, checkpoint.resume(deployed)?)));
+        // The group scores the rows that are not written yet, but none that are older than its window.
+        let (processed_to_ms, replay_to_ms) = match &resumed {
+            Some((processed_to_ms, _)) => (*processed_to_ms, earliest_ms),
+            None => {
+                let replay_to_ms = watermark.min_ms().unwrap_or(now_ms);
+                (catch_up::newest_ms(model).unwrap_or(now_ms).min(replay_to_ms), replay_to_ms)
+            }
+        };
+        let start_ms = window_start_ms(detector, now_ms);
+        let since_ms = processed_to_ms.max(now_ms - time::millis(detector.training.history)) - lookback_ms;
+        // With a checkpoint, the snapshot has restored the window; otherwise the window must be filled.
+        let from_ms = if resumed.is_some() { since_ms } else { since_ms.min(start_ms) };
+        let history = reader.read((from_ms, now_ms)).await;
+        if may_wait && history.failure.is_some() {
+            return None;
+        }
+        let start = match resumed {
+            Some((_, detection)) => detection,
+            None => catch_up::detection_after_training(model),
+        };
+        let detection =
+            start.map(|detection| catch_up::advance(detection, model, &history.series, replay_to_ms));
+        Some(Self { recent: samples_after(&history.series, start_ms), watermark, detection })
+    }
+}
+
+/// Timestamps in milliseconds of the newest written scores. A score that is older than the window is not written any more,
+/// so the timestamps are not below the first row that the window can score.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct WriteWatermark {
+    /// The newest score of all remote-read endpoints.
+    pub to_ms: Option<i64>,
+    /// The newest score of each remote-write endpoint, if one of the remote-read endpoints is its sibling.
+    pub by_endpoint: Vec<Option<i64>>,
+}
+
+impl WriteWatermark {
+    /// All endpoints that can be read have the scores up to here.
+    pub fn min_ms(&self) -> Option<i64> {
+        self.by_endpoint.iter().chain([&self.to_ms]).flatten().min().copied()
+    }
+
+    /// Reads the newest scores of a group. Returns `None` if no endpoint has any and one that may have some does not
+    /// answer.
+    async fn read(reader: &GroupReader<'_>, earliest_ms: i64, now_ms: i64) -> Option<Self> {
+        let GroupReader { backends, circuit_breaker, detector, labels } = reader;
+        let range = (now_ms - time::millis(detector.training.history), now_ms);
+        let mut watermark = Self { to_ms: None, by_endpoint: vec![None; backends.endpoints.len()] };
+        let mut is_known = true;
+        for client in &backends.read_clients {
+            let url = &client.config.url;
+            if circuit_breaker.is_client_open(url) {
+                is_known = false;
+                continue;
+            }
+            match history::read_newest_score(client, detector, labels, range).await {
+                Ok(newest_ms) => {
+                    let to_ms = newest_ms.map(|newest_ms| newest_ms.max(earliest_ms));
+                    watermark.to_ms = watermark.to_ms.max(to_ms);
+                    let endpoints = backends.endpoints.iter().zip(&mut watermark.by_endpoint);
+                    let siblings = endpoints.filter(|(endpoint, _)| endpoint.is_sibling(url));
+                    siblings.for_each(|(_, written_to_ms)| *written_to_ms = to_ms);
+                }
+                Err(error) => {
+                    debug!(component = "remote_read", url = %url, err = chain(&error), "newest score unknown");
+                    is_known &= !error.is_recoverable();
+                }
+            }
+        }
+        (is_known || watermark.to_ms.is_some()).then_some(watermark)
+    }
+}
+
+/// Time after which samples are within the window.
+fn window_start_ms(detector: &Detector, now_ms: i64) -> i64 {
+    now_ms - time::millis(detector.window)
+}
+
+/// Time after which rows can be scored: the window has the samples of their whole lookback.
+fn first_scorable_ms(detector: &Detector, lookback_ms: i64, now_ms: i64) -> i64 {
+    window_start_ms(detector, now_ms) + lookback_ms
+}
+
+fn samples_after(series: &[SeriesSamples], since_ms: i64) -> Vec<SeriesSamples> {
+    let recent = series.iter().map(|(labels, samples)| {
+        let start = samples.partition_point(|sample| sample.timestamp_ms <= since_ms);
+        (labels.clone(), samples[start..].to_vec())
+    });
+    recent.filter(|(_, samples)| !samples.is_empty()).collect()
+}
