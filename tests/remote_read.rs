@@ -223,7 +223,7 @@ fn b68_b69_b70_b71_b72_b73_b74_b75_bad_requests() {
         400,
         r#"query 1: selector "{instance?\"a\"}": there is no matcher of type 9"#,
     );
-    let all = "at least one matcher must refuse the empty value";
+    let all = "at least one matcher must not match the empty value";
     for matchers in [vec![], vec![matcher(2, "instance", ".*")], vec![matcher(1, "instance", "b")]] {
         let answer = post(&program.address, "read", &request(vec![query(matchers)], vec![]));
         assert_eq!(answer.status, 400, "B73");

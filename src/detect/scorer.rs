@@ -11,7 +11,8 @@ use super::encoder::{RowEncoder, derived_columns};
 use crate::features;
 use crate::features::correlation::Residuals;
 use crate::features::scale::RobustScale;
-use crate::forest::{ExtendedForest, quantile};
+use crate::forest::ExtendedForest;
+use crate::stats::quantile;
 use serde::{Deserialize, Serialize};
 
 /// Features in the tail score.

@@ -5,7 +5,7 @@
 //! are quiet most of the time, and their ordinary bursts must not look like incidents.
 
 use super::Error;
-use crate::forest::quantile;
+use crate::stats::quantile;
 
 /// The share of deviations that count as usual.
 const SIGMA_QUANTILE: f64 = 0.99;

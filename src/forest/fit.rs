@@ -14,7 +14,8 @@ use super::rng::Rng;
 use super::sampling::{RowSampler, Sampling, check_within};
 use super::threads::map_on_threads;
 use super::tree::{Leaf, MissingDirection, TreeBuilder, round_down};
-use super::{Contamination, Error, Forest, ForestParams, Table, Tree, quantile};
+use super::{Contamination, Error, Forest, ForestParams, Table, Tree};
+use crate::stats::quantile;
 
 /// A feature that varies by no more than this within a node counts as constant there; scikit-learn's
 /// `FEATURE_THRESHOLD` (`sklearn/tree/_partitioner.pxd`), added in `f32` as there. It is absolute: a

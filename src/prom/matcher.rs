@@ -59,7 +59,7 @@ pub enum Error {
         kind: i32,
     },
     /// Such a selector would match every series there is.
-    #[error("selector {text:?} matches every series: at least one matcher must refuse the empty value")]
+    #[error("selector {text:?} matches every series: at least one matcher must not match the empty value")]
     MatchesAll {
         /// The whole text.
         text: String,
@@ -415,11 +415,11 @@ mod tests {
             (vec![matcher(9, "b")], r#"selector "{a?\"b\"}": there is no matcher of type 9"#),
             (
                 vec![],
-                r#"selector "{}" matches every series: at least one matcher must refuse the empty value"#,
+                r#"selector "{}" matches every series: at least one matcher must not match the empty value"#,
             ),
             (
                 vec![matcher(1, "b"), matcher(2, ".*")],
-                r#"selector "{a!=\"b\", a=~\".*\"}" matches every series: at least one matcher must refuse the empty value"#,
+                r#"selector "{a!=\"b\", a=~\".*\"}" matches every series: at least one matcher must not match the empty value"#,
             ),
         ] {
             assert_eq!(Selector::from_proto(matchers).expect_err(message).to_string(), message);
@@ -460,7 +460,7 @@ mod tests {
             ("up x", r#"selector "up x": expected the end at character 4"#),
             (
                 r#"{a=~".*"}"#,
-                r#"selector "{a=~\".*\"}" matches every series: at least one matcher must refuse the empty value"#,
+                r#"selector "{a=~\".*\"}" matches every series: at least one matcher must not match the empty value"#,
             ),
             (r#"{a=~"("}"#, r#"selector "{a=~\"(\"}": the pattern "(" does not compile"#),
         ] {

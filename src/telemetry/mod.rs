@@ -1,0 +1,15 @@
+//! Logs, log throttling and metrics of the process.
+
+mod logs;
+mod process;
+mod throttle;
+
+pub use logs::{LogFormat, LogLevel, init_logs};
+pub use process::ProcessCollector;
+pub use throttle::LogThrottle;
+
+use prometheus_client::metrics::family::Family;
+use std::borrow::Cow;
+
+/// A family of metrics with one label.
+pub type OneLabel<M> = Family<[(&'static str, Cow<'static, str>); 1], M>;
