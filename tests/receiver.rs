@@ -640,11 +640,11 @@ fn b19_b20_b21_broken_messages() {
             in_sample([key(2, 0), vec![0xff; 9], vec![0x7f]].concat()),
             "a varint does not fit 64 bits",
         ),
-        ("B20: field 0", field(0, b""), "0x2 is no field key"),
-        ("B20: a group begins", key(99, 3), "0x31b is no field key"),
-        ("B20: a group ends", key(99, 4), "0x31c is no field key"),
-        ("B20: wire type 6", key(99, 6), "0x31e is no field key"),
-        ("B20: wire type 7", key(99, 7), "0x31f is no field key"),
+        ("B20: field 0", field(0, b""), "0x2 is not a field key"),
+        ("B20: a group begins", key(99, 3), "0x31b is not a field key"),
+        ("B20: a group ends", key(99, 4), "0x31c is not a field key"),
+        ("B20: wire type 6", key(99, 6), "0x31e is not a field key"),
+        ("B20: wire type 7", key(99, 7), "0x31f is not a field key"),
         (
             "B21: the series as a number",
             [key(1, 0), vec![1]].concat(),
@@ -688,7 +688,7 @@ fn b19_b20_b21_broken_messages() {
         &bad,
         "invalid_labels",
         1,
-        "a label is no protobuf message: field 1 of Label has wire type 0",
+        "a label is not a protobuf message: field 1 of Label has wire type 0",
     );
 }
 
@@ -1157,7 +1157,7 @@ fn b8_b10_b18_b20_b24_b43_malformed_requests_of_2_0() {
     let good = symbols.watched("good", &[(now_ms(), 1.0)]);
     let good = symbols.request(vec![good]);
     assert_malformed_v2("B18", &good[..good.len() - 1], "the message ends inside a field");
-    assert_malformed_v2("B20", &[&good[..], &[0x2b]].concat(), "0x2b is no field key");
+    assert_malformed_v2("B20", &[&good[..], &[0x2b]].concat(), "0x2b is not a field key");
     let first = "the first symbol is not the empty one";
     assert_malformed_v2(
         "B43: no symbol",
@@ -1229,7 +1229,7 @@ fn b26_b27_b29_b30_b41_b42_b44_invalid_series_of_2_0_are_rejected_alone() {
             refs(&[1, 2, 3]),
             2,
             labels,
-            "the series has 3 label references, which is no even number",
+            "the series has 3 label references, which is not an even number",
             0,
         ),
         ("B41: beyond", refs(&[1, 8]), 2, labels, "the series refers to symbol 8 of 8", 0),
@@ -1446,7 +1446,7 @@ fn b45_b47_native_histograms_are_two_series() {
             Histogram { positive_deltas: vec![3, -2], ..histogram(now) },
             "the positive spans of a histogram have 3 buckets, and there are 2",
         ),
-        (Histogram { schema: 99, ..histogram(now) }, "a histogram has schema 99, which is not known"),
+        (Histogram { schema: 99, ..histogram(now) }, "a histogram has the unknown schema 99"),
         (
             Histogram { custom_values: vec![1.0, 2.0], ..custom },
             "a histogram of schema -53 has a bucket of zero",

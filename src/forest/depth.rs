@@ -1,14 +1,23 @@
-//! The path length that a leaf stands for, and the score that path lengths come to.
+//! Path lengths of leaves, and the score of a sum of path lengths.
 
 /// Euler's constant γ, as numpy's `euler_gamma`.
 const EULER_GAMMA: f64 = 0.577_215_664_901_532_9;
 
+/// A leaf: its depth and its training rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Leaf {
+    /// Edges from the root.
+    pub depth: u32,
+    /// Training rows that ended there.
+    pub n_samples: u64,
+}
+
 /// Average path length `c(n)`: mean depth, in edges, at which an unsuccessful search ends in a binary
-/// search tree of `n_samples` keys (Liu, Ting, Zhou 2008, eq. 1). It stands for the subtree that was
-/// not grown below a leaf of `n_samples` rows, and it is the unit in which a forest measures depth.
+/// search tree of `n_samples` keys (Liu, Ting, Zhou 2008, eq. 1). It replaces the subtree that was not grown below a
+/// leaf of `n_samples` rows, and normalizes the depth of a forest.
 ///
 /// `c(0) = c(1) = 0` and `c(2) = 1`; from 3 on `2 (ln(n-1) + γ) - 2 (n-1) / n`. The harmonic number is
-/// approximated, and the operations are in the order of scikit-learn's `_average_path_length`.
+/// approximated, in the order of operations of scikit-learn's `_average_path_length`.
 pub fn average_path_length(n_samples: u64) -> f64 {
     match n_samples {
         0 | 1 => 0.0,
@@ -20,10 +29,10 @@ pub fn average_path_length(n_samples: u64) -> f64 {
     }
 }
 
-/// scikit-learn's `score_samples` from the sum of a row's path lengths over all trees and `unit`, the
-/// number of trees times `c(max_samples)`: minus the paper's anomaly score (Liu, Ting, Zhou 2008, eq. 2).
+/// scikit-learn's `score_samples` from the sum of a row's path lengths over all trees and `normalizer`, the number of
+/// trees times `c(max_samples)`: minus the paper's anomaly score (Liu, Ting, Zhou 2008, eq. 2).
 pub(super) fn score_from_path_lengths(path_length_sum: f64, normalizer: f64) -> f64 {
-    // Trees of one row have no depth to measure with: the paper's score is 1/2, as scikit-learn has it.
+    // Trees of one row have a normalizer of 0. The paper's score is then 1/2, as in scikit-learn.
     let mean = if normalizer == 0.0 { 1.0 } else { path_length_sum / normalizer };
     -(-mean).exp2()
 }

@@ -1,27 +1,24 @@
-//! The extended isolation forest (Hariri, Carrasco Kind, Brunner 2019): slanted cuts.
+//! The extended isolation forest (Hariri, Carrasco Kind, Brunner 2019), with oblique splits.
 //!
-//! A split mixes several columns with random weights and cuts the mixture `v`, so a tree of eight levels
-//! sees many columns and how they go together; an axis-parallel one sees eight of them, one by one. The
-//! columns must be of one scale, so the table holds standardised values.
+//! A split projects a row on several columns with random weights, and compares the projection with a cut. A tree of
+//! eight levels thereby depends on many columns jointly; an axis-parallel tree depends on at most eight, one at a
+//! time. The columns must have one scale, so the table holds standardised values.
 //!
-//! **A row is scored as if it had been in the sample.** A plain tree sends a row just beyond the greatest
-//! training value and one a thousand times as far out to the same leaf. Had the row been there when the
-//! tree grew, the range to cut in would have reached out to it, and a cut on that stretch would have
-//! isolated it at once. So each split keeps the range `[low, high]` of its rows, a row `x` outside of it
-//! ends there with probability `x / (high - low + x)`, and the path length is the expectation. Inside of
-//! all ranges it is the ordinary path length.
+//! **A row is scored as if it had been in the sample.** An axis-parallel tree sends a row just beyond the greatest
+//! training value and one a thousand times as far to the same leaf. Had the row been in the sample, the range of the
+//! cut would have included the row, and a cut in the added part would have isolated it. Each split therefore keeps
+//! the range `[low, high]` of the projections of its rows. A row at distance `x` outside of the range ends there with
+//! probability `x / (high - low + x)`, and the path length is the expectation. Inside of all ranges it is the
+//! ordinary path length.
 //!
-//! **Speed.** A row costs 100 trees x 8 levels x 16 multiplications, and the operands of a split lie side
-//! by side in memory. Its sum is a chain of additions that wait for each other, hence [`LANES`] walks at
-//! once: 1.4 times faster than one, and no more with ten. Measured (`cargo bench --bench forest --
-//! extended`, 80 columns, 256 samples, plain x86-64 build on a shared EPYC core, the fastest of 100 runs):
-//! 16 us a row.
+//! **Speed.** With 100 trees, a row costs 100 x 8 levels x 16 multiplications; the operands of a split are adjacent
+//! in memory. The sum of a split is a chain of dependent additions, hence [`LANES`] walks side by side: 1.4 times
+//! faster than one walk, and ten are no faster. Measured (`cargo bench --bench forest -- extended`, 80 columns, 256
+//! samples, default x86-64 build on a shared EPYC core, the fastest of 100 runs): 16 us per row.
 //!
-//! **Coefficients are `f32` values**: plenty for a random number, and half of what the forest needs in
-//! memory. Sums are `f64`.
+//! **Coefficients are `f32` values**, precise enough for a random number, and half the memory. Sums are `f64`.
 //!
-//! Not taken: several partial sums a split (an order of additions that every reader of a model would have
-//! to repeat).
+//! Not taken: several partial sums per split. Every reader of a model would have to repeat that order of additions.
 
 mod fit;
 mod tree;
@@ -29,26 +26,25 @@ mod tree;
 use std::num::NonZeroUsize;
 
 use super::depth::score_from_path_lengths;
-use super::standard::forest_error;
 use super::{Error, MaxSamples, Table, average_path_length};
 use tree::ExtendedNode;
 pub use tree::{ExtendedTree, ExtendedTreeArrays};
 
-/// Walks side by side: enough that their sums of a split overlap.
+/// Walks side by side, enough for the sums of their splits to overlap.
 const LANES: usize = 4;
 
-/// The score below which a row is anomalous: half the range, as the paper has it for plain forests.
+/// The score below which a row is anomalous: half of the range, as in the paper on isolation forests.
 const OFFSET: f64 = -0.5;
 
 /// Parameters of an extended isolation forest.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ExtendedParams {
-    /// Number of trees. 50, half of the plain kind's.
+    /// Number of trees. 50, half of the standard forest's.
     pub n_estimators: NonZeroUsize,
-    /// Rows each tree is grown from.
+    /// Rows that each tree is grown from.
     pub max_samples: MaxSamples,
-    /// Columns that a split mixes, drawn with replacement; at most as many as there are. 16: on labelled
-    /// servers 8 found fewer incidents and 32 no more.
+    /// Columns that a split projects, drawn with replacement; at most the width of the table (isotree's `ndim`). 16:
+    /// on labelled servers 8 found fewer incidents, and 32 no more.
     pub ndim: NonZeroUsize,
     /// Seed. Equal seeds, parameters and tables give equal forests, bit for bit, on any number of
     /// threads.
@@ -58,8 +54,8 @@ pub struct ExtendedParams {
 impl Default for ExtendedParams {
     fn default() -> Self {
         Self {
-            // Twice as many find no more (VUS-PR 0.539 instead of 0.535 on labelled servers, the same recall), and
-            // take twice the memory: half of it is what lets one machine hold ten thousand groups.
+            // 100 trees find no more incidents (VUS-PR 0.539 instead of 0.535 on labelled servers, equal recall) and
+            // take twice the memory, which limits a machine to half of the ten thousand groups.
             n_estimators: NonZeroUsize::new(50).expect("50 is not zero"),
             max_samples: MaxSamples::Auto,
             ndim: NonZeroUsize::new(16).expect("16 is not zero"),
@@ -68,41 +64,40 @@ impl Default for ExtendedParams {
     }
 }
 
-/// A fitted extended isolation forest. From [`ExtendedParams::fit`] or, for trees from a file, from
+/// A fitted extended isolation forest, from [`ExtendedParams::fit`] or, for trees from a file, from
 /// [`ExtendedForest::new`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct ExtendedForest {
     trees: Vec<ExtendedTree>,
     n_features: usize,
     max_samples: u64,
-    /// What a row's path lengths are divided by: number of trees times `c(max_samples)`.
+    /// Divisor of the sum of a row's path lengths: number of trees times `c(max_samples)`.
     normalizer: f64,
 }
 
 impl ExtendedForest {
-    /// A forest of checked trees. `max_samples` is the number of rows that each was meant to be grown
-    /// from.
+    /// A forest of checked trees. `max_samples` is the nominal number of rows per tree.
     ///
     /// # Errors
-    /// [`Error::Forest`] if there are no trees, they were checked for rows of different widths, or
+    /// [`Error::Forest`] if there are no trees, the trees differ in the width of their rows, or
     /// `max_samples` is 0.
     pub fn new(trees: Vec<ExtendedTree>, max_samples: u64) -> Result<Self, Error> {
         let Some(first) = trees.first() else {
-            return Err(forest_error("n_estimators", 0, "at least 1"));
+            return Err(Error::forest("n_estimators", 0, "at least 1"));
         };
         if max_samples == 0 {
-            return Err(forest_error("max_samples", 0, "at least 1"));
+            return Err(Error::forest("max_samples", 0, "at least 1"));
         }
         let n_features = first.n_features;
         if let Some(tree) = trees.iter().find(|tree| tree.n_features != n_features) {
-            return Err(forest_error(
+            return Err(Error::forest(
                 "n_features",
                 tree.n_features,
                 format_args!("{n_features} in all trees"),
             ));
         }
-        let unit = trees.len() as f64 * average_path_length(max_samples);
-        Ok(Self { trees, n_features, max_samples, normalizer: unit })
+        let normalizer = trees.len() as f64 * average_path_length(max_samples);
+        Ok(Self { trees, n_features, max_samples, normalizer })
     }
 
     /// Number of values of a row.
@@ -115,19 +110,19 @@ impl ExtendedForest {
         self.trees.len()
     }
 
-    /// Rows that each tree was meant to be grown from.
+    /// Nominal number of rows per tree.
     pub fn max_samples(&self) -> u64 {
         self.max_samples
     }
 
-    /// The trees as plain arrays, for files.
+    /// The trees as arrays, for files.
     pub fn trees(&self) -> impl ExactSizeIterator<Item = ExtendedTreeArrays> {
         self.trees.iter().map(ExtendedTree::to_arrays)
     }
 
-    /// Score of one row of standardised values, shape `[n_features]`: minus the anomaly score `f`, so
-    /// that both kinds of forest read alike. In `[-1, 0)`, lower is more anomalous. NaN counts as 0, the
-    /// usual value, and an infinity as the greatest finite value.
+    /// Score of one row of standardised values, shape `[n_features]`: minus the anomaly score, so
+    /// that both kinds of forest have the same sign. In `[-1, 0)`, lower is more anomalous. NaN counts as 0, the
+    /// centre, and an infinity as the greatest finite value.
     ///
     /// # Panics
     /// If the row has another width than the forest.
@@ -148,7 +143,7 @@ impl ExtendedForest {
     /// [`score_samples`](Self::score_samples) of every row, into `out`, shape `[n_rows]`.
     ///
     /// # Panics
-    /// If the table has another width than the forest, or `out` not one place per row.
+    /// If the table has another width than the forest, or the length of `out` is not `n_rows`.
     pub fn score_table(&self, table: &Table, out: &mut [f64]) {
         assert_eq!(out.len(), table.n_rows(), "one score per row");
         assert_eq!(table.n_features(), self.n_features, "a table has as many features as the forest");
@@ -164,7 +159,7 @@ impl ExtendedForest {
     fn score_finite(&self, row: &[f64]) -> f64 {
         let mut sum = 0.0;
         for trees in self.trees.chunks(LANES) {
-            // Lanes without a tree of their own repeat the first.
+            // Lanes without a tree repeat the first tree.
             let mut walks = [Walk::new(&trees[0]); LANES];
             for (walk, tree) in walks.iter_mut().zip(trees) {
                 *walk = Walk::new(tree);
@@ -183,14 +178,14 @@ impl ExtendedForest {
     }
 }
 
-/// A row on its way down a tree.
+/// The walk of a row down a tree.
 #[derive(Clone, Copy)]
 struct Walk<'t> {
     tree: &'t ExtendedTree,
     at: u32,
-    /// What the ends on the way add to the expected path length.
+    /// Part of the expected path length from the exits so far.
     partial_path_length: f64,
-    /// The probability that no cut isolated the row on the way.
+    /// The probability that no cut has isolated the row so far.
     reach_probability: f64,
 }
 
@@ -199,7 +194,7 @@ impl<'t> Walk<'t> {
         Self { tree, at: 0, partial_path_length: 0.0, reach_probability: 1.0 }
     }
 
-    /// Goes down to `level`, counted in edges from the root. Stays in a leaf.
+    /// Steps down to `level`, counted in edges from the root. A walk in a leaf stays there.
     #[inline(always)]
     fn step(&mut self, row: &[f64], level: f64) {
         let ExtendedNode::Split { left, terms, cut, low, high } = self.tree.nodes[self.at as usize] else {
@@ -225,7 +220,7 @@ impl<'t> Walk<'t> {
     }
 }
 
-/// A value that a mixture can hold: NaN would blind every split that draws its column.
+/// The value as a finite number: a NaN would spread to every split on its column.
 fn to_finite(value: f32) -> f64 {
     if value.is_nan() { 0.0 } else { f64::from(value.clamp(f32::MIN, f32::MAX)) }
 }

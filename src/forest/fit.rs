@@ -1,37 +1,38 @@
-//! Growing a forest.
+//! Fits the standard forest.
 //!
-//! A tree is a function of the table, the parameters, the seed and its own number: threads share
-//! nothing and the result does not know how many there were. A tree works on the ids of its rows,
-//! straight into the table's columns; nothing is copied but the values of one feature in one node.
+//! A tree is a function of the table, the parameters, the seed and its own number. Threads share nothing, and the
+//! result does not depend on their number. A tree holds the ids of its rows and reads the columns of the table; only
+//! the values of one feature in one node are copied.
 //!
-//! Not taken: sorting columns beforehand (a tree sees few rows of few nodes), recursion (a stack of
-//! four words per open node is as short), a pool of threads (a forest takes milliseconds).
+//! Not taken: sorted columns (a tree has few rows), recursion (a stack of four words per pending node is as short),
+//! a thread pool (a fit takes milliseconds).
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
 
+use super::depth::Leaf;
 use super::rng::Rng;
 use super::sampling::{RowSampler, Sampling, check_within};
 use super::threads::map_on_threads;
-use super::tree::{Leaf, MissingDirection, TreeBuilder, round_down};
+use super::tree::{MissingDirection, TreeBuilder, round_down};
 use super::{Contamination, Error, Forest, ForestParams, Table, Tree};
 use crate::stats::quantile;
 
-/// A feature that varies by no more than this within a node counts as constant there; scikit-learn's
-/// `FEATURE_THRESHOLD` (`sklearn/tree/_partitioner.pxd`), added in `f32` as there. It is absolute: a
-/// feature measured in units of 1e-7 must be scaled up first.
+/// Largest variation of a feature that counts as constant within a node: scikit-learn's `FEATURE_THRESHOLD`
+/// (`sklearn/tree/_partitioner.pxd`), added in `f32` as there. The threshold is absolute, so features of magnitude
+/// 1e-7 must be scaled up.
 const FEATURE_THRESHOLD: f32 = 1e-7;
 
 impl ForestParams {
-    /// Grows a forest on a table, shape `[n_rows, n_features]`, by up to `threads` threads (Liu, Ting,
-    /// Zhou 2008, algorithms 1 and 2; splits as scikit-learn's random splitter makes them).
+    /// Fits a forest to a table, shape `[n_rows, n_features]`, on up to `threads` threads (Liu, Ting,
+    /// Zhou 2008, algorithms 1 and 2; splits as in scikit-learn's random splitter).
     ///
     /// # Errors
     /// - [`Error::Empty`] for a table without rows or features;
-    /// - [`Error::NotFinite`] for NaN or an infinity in it;
-    /// - [`Error::Unsuitable`] if `max_samples` comes to no row or to more than
-    ///   [`MAX_SAMPLES`](super::MAX_SAMPLES), `max_features` to more features than there are, or the table has more than
-    ///   [`MAX_FEATURES`](super::MAX_FEATURES) features.
+    /// - [`Error::NotFinite`] for a NaN or an infinity in the table;
+    /// - [`Error::Unsuitable`] if `max_samples` resolves to no row or more than
+    ///   [`MAX_SAMPLES`](super::MAX_SAMPLES), `max_features` to more features than the table has, or the table has
+    ///   more than [`MAX_FEATURES`](super::MAX_FEATURES) features.
     pub fn fit(&self, table: &Table, threads: NonZeroUsize) -> Result<Forest, Error> {
         let plan = FitPlan::new(self, table)?;
         let trees: Vec<Tree> = map_on_threads(self.n_estimators.get(), threads, |tree_numbers| {
@@ -61,7 +62,7 @@ impl ForestParams {
     }
 }
 
-/// The parameters, resolved for a table that is fit to grow trees from.
+/// The parameters, resolved for a checked table.
 struct FitPlan<'t> {
     table: &'t Table<'t>,
     sampling: Sampling,
@@ -78,26 +79,26 @@ impl<'t> FitPlan<'t> {
     }
 }
 
-/// Grows trees one after the other, with buffers that they share.
+/// Grows trees one after another, with reused buffers.
 struct TreeGrower<'p> {
     plan: &'p FitPlan<'p>,
     rng: Rng,
-    /// The features of the tree, those constant in the current node in front.
+    /// The features of the tree; those constant in the current node come first.
     features: Vec<usize>,
     rows: RowSampler,
-    /// The drawn feature's values in the current node, shape `[rows of the node]`.
+    /// Values of the drawn feature in the current node, shape `[rows of the node]`.
     values: Vec<f32>,
     stack: Vec<PendingNode>,
 }
 
-/// A node that is placed but not yet split.
+/// A node that has a place in the tree and is not yet split.
 struct PendingNode {
-    /// Where it is in the tree.
+    /// Index in the tree.
     at: usize,
-    /// Which of [`Grower::rows`] it holds.
+    /// Its range of [`TreeGrower::rows`].
     rows: Range<usize>,
     depth: u32,
-    /// How many of [`Grower::features`] are known to be constant here.
+    /// Number of [`TreeGrower::features`] known to be constant in the node.
     n_constant: usize,
 }
 
@@ -113,7 +114,7 @@ impl<'p> TreeGrower<'p> {
         }
     }
 
-    /// The tree of that number.
+    /// Grows the tree of a number.
     fn grow(&mut self, tree_number: usize) -> Tree {
         self.rng = Rng::new(self.plan.seed, tree_number as u64);
         self.draw_features();
@@ -128,7 +129,7 @@ impl<'p> TreeGrower<'p> {
                 continue;
             };
             let [left, right] = self.rows.split(&node.rows, &self.values, threshold);
-            // Nothing was missing in training, so the larger side takes what will be.
+            // Training has no missing values, so missing values go to the larger side.
             let missing =
                 if left.len() > right.len() { MissingDirection::Left } else { MissingDirection::Right };
             let [to_left, to_right] = tree.set_split(node.at, feature, threshold, missing);
@@ -139,7 +140,7 @@ impl<'p> TreeGrower<'p> {
         tree.finish()
     }
 
-    /// `max_features` of the features, without replacement: the front of a shuffle.
+    /// Draws `max_features` of the features without replacement, by a partial shuffle.
     fn draw_features(&mut self) {
         let n_features = self.plan.table.n_features();
         self.features.clear();
@@ -153,9 +154,9 @@ impl<'p> TreeGrower<'p> {
         }
     }
 
-    /// A feature that varies in the node and a cut between its least (inclusive) and greatest value, or
-    /// `None` for a leaf. Leaves the feature's values in `values`, and counts in the node the features
-    /// that turned out constant, for its children.
+    /// Draws a feature that varies in the node, and a cut between its least value (inclusive) and its greatest value
+    /// (exclusive). Returns `None` for a leaf. Fills `values` with the values of the feature, and updates the number
+    /// of constant features in the node for its children.
     fn draw_split(&mut self, node: &mut PendingNode) -> Option<(usize, f32)> {
         if node.depth >= self.plan.sampling.max_depth() || node.rows.len() < 2 {
             return None;
@@ -176,7 +177,7 @@ impl<'p> TreeGrower<'p> {
         None
     }
 
-    /// Copies a feature's values in the node to `values`; the least and the greatest.
+    /// Copies a feature's values in the node to `values`. Returns the least and the greatest value.
     fn load_values(&mut self, feature: usize, rows: &Range<usize>) -> (f32, f32) {
         let column = self.plan.table.column(feature);
         let (mut min, mut max) = (f32::INFINITY, f32::NEG_INFINITY);

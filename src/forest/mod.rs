@@ -1,9 +1,9 @@
-//! The isolation forest alone: slices in, numbers out; no clock, no I/O, no log.
+//! Isolation forests: slices in, numbers out; without clock, I/O or log.
 //!
-//! **The idea** (Liu, Ting, Zhou 2008): random cuts isolate an unusual row sooner than a usual one,
-//! so the mean depth at which a row ends up alone, over many random trees, says how unusual it is.
-//! Names, defaults and arithmetic are scikit-learn's `IsolationForest`: a forest grown there and
-//! read in here gives the same scores to the last bit or two, and one grown here means the same.
+//! **The idea** (Liu, Ting, Zhou 2008). Random splits isolate an unusual row earlier than a usual one, so the mean depth
+//! at which a row is isolated, over many random trees, measures how unusual the row is. Names, defaults and arithmetic
+//! are those of scikit-learn's `IsolationForest`. A forest grown there and read here gives the same scores to the last
+//! bit or two, and a forest grown here has the same distribution.
 //!
 //! ```text
 //! ForestParams ─ fit(Table) ─┐
@@ -11,28 +11,29 @@
 //! TreeArrays ─ Tree ─────────┘      └─── trees() ─ TreeArrays
 //! ```
 //!
-//! A [`Forest`] exists only fitted and checked, therefore scoring cannot fail. All refusals are in
-//! front of it: [`ForestParams::fit`] judges the data, [`Tree::from_arrays`] judges trees that come
-//! from a file and trusts none of their numbers.
+//! A [`Forest`] exists only fitted and checked, so scoring cannot fail. [`ForestParams::fit`] checks the data, and
+//! [`Tree::from_arrays`] checks every number of a tree from a file.
 //!
-//! **Rows are `f32`, sums are `f64`.** scikit-learn rounds a row to `f32` before it compares it with
-//! `f64` cuts; rounding each cut *down* to `f32` once changes no comparison and halves the node.
+//! **Two kinds.** The standard forest has axis-parallel splits (`standard`, `fit`, `tree`). [`ExtendedForest`] has
+//! oblique splits (`extended`), with its own parameters, nodes and walk. Both share [`Table`], the random streams
+//! (`rng`), the rows of a tree (`sampling`), the check of its structure (`tree_check`), limits, threads, and
+//! [`average_path_length`].
+//!
+//! **Rows are `f32`, sums are `f64`.** scikit-learn rounds a row to `f32` before it compares the row with `f64`
+//! thresholds. Rounding each threshold *down* to `f32` once changes no comparison and halves the node.
 //!
 //! **Not taken:**
-//! - *Drawing scikit-learn's own random numbers* (Mersenne Twister and a 32-bit xorshift, in its
-//!   order of calls), to grow equal trees from an equal seed. It would tie us to internals that
-//!   have changed between its releases; equal *distributions* are what users rely on.
-//! - *Vector instructions.* Sending sets of rows down a tree with AVX-512 is about twice as fast on
-//!   large tables, but needs `unsafe` and a second path for other machines. Trees side by side are
-//!   plain code and fast enough for a row every few seconds (see `score`).
-//!
-//! **Two kinds.** The above is the plain kind, with axis-parallel cuts. [`ExtendedForest`] has slanted
-//! ones (see `extended`): its own parameters, nodes and walk. Both share [`Table`], the random streams of
-//! `rng`, the rows of a tree (`sample`), the check of its shape, threads, and [`average_path_length`].
+//! - *scikit-learn's random numbers* (Mersenne Twister and a 32-bit xorshift, in its order of calls), to grow equal
+//!   trees from an equal seed. They are internals that have changed between its releases; users rely on equal
+//!   *distributions*.
+//! - *Vector instructions.* AVX-512 walks sets of rows about twice as fast on large tables, but needs `unsafe` and a
+//!   second path for other machines. Trees side by side are plain code, and fast enough for a row every few seconds
+//!   (see `standard`).
 
 mod depth;
 mod extended;
 mod fit;
+mod limits;
 mod params;
 pub mod reference;
 mod rng;
@@ -45,12 +46,13 @@ mod tree;
 
 pub use depth::average_path_length;
 pub use extended::{ExtendedForest, ExtendedParams, ExtendedTree, ExtendedTreeArrays};
+pub use limits::{MAX_DEPTH, MAX_FEATURES, MAX_NODES, MAX_SAMPLES};
 pub use params::{Contamination, ContaminationShare, ForestParams, MaxFeatures, MaxSamples, Share};
 pub use standard::Forest;
 pub use table::Table;
-pub use tree::{MAX_DEPTH, MAX_FEATURES, MAX_NODES, MAX_SAMPLES, Tree, TreeArrays};
+pub use tree::{Tree, TreeArrays};
 
-/// Why a forest was not built. Scoring has no errors.
+/// Errors of building a forest. Scoring has none.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Error {
     /// A parameter is outside its range: the configuration is wrong.
@@ -60,22 +62,21 @@ pub enum Error {
         name: &'static str,
         /// The value as given.
         value: f64,
-        /// The range that it must be in.
+        /// The valid range.
         limit: &'static str,
     },
-    /// The parameters are right in themselves but not for this table: more data, or other
-    /// parameters, may help.
+    /// A parameter is in its range but does not fit the table: more data or other parameters may help.
     #[error("{name} gives {value} on a table of {n_rows} rows and {n_features} features, must be {limit}")]
     Unsuitable {
         /// Name of the parameter, scikit-learn's.
         name: &'static str,
-        /// What the parameter comes to on the table.
+        /// The parameter, resolved for the table.
         value: usize,
         /// Rows of the table.
         n_rows: usize,
         /// Columns of the table.
         n_features: usize,
-        /// The range that it must be in.
+        /// The valid range.
         limit: String,
     },
     /// The table has no rows or no columns.
@@ -106,7 +107,7 @@ pub enum Error {
         /// Its column, from 0.
         feature: usize,
     },
-    /// A tree from a file is not a tree, or is larger than we hold: the file is damaged or hostile.
+    /// A tree from a file is not a tree, or exceeds the limits: the file is damaged or hostile.
     #[error("tree node {node}: {field} is {value}, must be {limit}")]
     Node {
         /// Index of the node, from 0.
@@ -115,17 +116,27 @@ pub enum Error {
         field: &'static str,
         /// The value as given.
         value: String,
-        /// What it must be.
+        /// The valid values.
         limit: String,
     },
-    /// A forest from a file is wrong as a whole: like [`Error::Node`].
+    /// A property of a whole forest is invalid, with the causes of [`Error::Node`].
     #[error("forest: {field} is {value}, must be {limit}")]
     Forest {
         /// The property.
         field: &'static str,
         /// The value as given.
         value: String,
-        /// What it must be.
+        /// The valid values.
         limit: String,
     },
+}
+
+impl Error {
+    fn node(node: usize, field: &'static str, value: impl ToString, limit: impl ToString) -> Self {
+        Self::Node { node, field, value: value.to_string(), limit: limit.to_string() }
+    }
+
+    fn forest(field: &'static str, value: impl ToString, limit: impl ToString) -> Self {
+        Self::Forest { field, value: value.to_string(), limit: limit.to_string() }
+    }
 }

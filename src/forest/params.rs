@@ -1,5 +1,5 @@
-//! What a user may choose, with scikit-learn's names, defaults and meaning. A value of these types is
-//! in range; only its fit to a table remains to be seen.
+//! Parameters of the standard forest, with scikit-learn's names, defaults and meaning. A value of these types is in
+//! range; fitting checks it against the table.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -7,19 +7,19 @@ use std::num::NonZeroUsize;
 use super::Error;
 
 /// Parameters of an isolation forest, scikit-learn's `IsolationForest(...)`. `n_jobs` is an argument
-/// of [`fit`](ForestParams::fit), because it changes nothing in the result.
+/// of [`fit`](ForestParams::fit), because it does not change the result.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ForestParams {
-    /// Number of trees. 100: path lengths converge well before (Liu, Ting, Zhou 2008, section 5.2).
+    /// Number of trees. 100: path lengths converge with fewer (Liu, Ting, Zhou 2008, section 5.2).
     pub n_estimators: NonZeroUsize,
-    /// Rows each tree is grown from.
+    /// Rows that each tree is grown from.
     pub max_samples: MaxSamples,
-    /// What decides the offset between usual and anomalous.
+    /// Determines the offset between usual and anomalous.
     pub contamination: Contamination,
-    /// Features each tree is grown from.
+    /// Features that each tree is grown from.
     pub max_features: MaxFeatures,
-    /// Whether the rows of a tree are drawn with replacement. As in scikit-learn, a row drawn twice
-    /// is in the tree once, so trees are then smaller than `max_samples`.
+    /// True to draw the rows of a tree with replacement. As in scikit-learn, a row drawn twice is in the tree once, so
+    /// trees are smaller than `max_samples`.
     pub bootstrap: bool,
     /// Seed. Equal seeds, parameters and tables give equal forests, bit for bit, on any number of
     /// threads. (scikit-learn's default is a random seed.)
@@ -39,16 +39,16 @@ impl Default for ForestParams {
     }
 }
 
-/// How many rows each tree is grown from, scikit-learn's `max_samples`.
+/// Number of rows that each tree is grown from, scikit-learn's `max_samples`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum MaxSamples {
-    /// `min(256, n_rows)`: small samples keep anomalies from hiding each other, and 256 was enough on
-    /// every set of the paper (Liu, Ting, Zhou 2008, section 5.2).
+    /// `min(256, n_rows)`: small samples keep anomalies from masking each other, and 256 was enough
+    /// for every data set of the paper (Liu, Ting, Zhou 2008, section 5.2).
     #[default]
     Auto,
-    /// That many; all rows if the table has fewer.
+    /// This number of rows, or all rows if the table has fewer.
     Count(NonZeroUsize),
-    /// That share of the rows, rounded down.
+    /// This share of the rows, rounded down.
     Share(Share),
 }
 
@@ -72,7 +72,7 @@ impl MaxSamples {
         check_share("max_samples", share, Share::MAX, Share::LIMIT).map(|share| Self::Share(Share(share)))
     }
 
-    /// The rows that each tree gets of a table of `n_rows`: 0 if the share comes to nothing.
+    /// Rows of each tree on a table of `n_rows`; 0 if the share rounds to 0.
     pub fn resolve(self, n_rows: usize) -> usize {
         match self {
             Self::Auto => n_rows.min(Self::AUTO),
@@ -82,13 +82,13 @@ impl MaxSamples {
     }
 }
 
-/// What decides the offset between usual and anomalous, scikit-learn's `contamination`.
+/// Determines the offset between usual and anomalous: scikit-learn's `contamination`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Contamination {
     /// Offset −0.5: the paper's "no distinct anomaly" score (Liu, Ting, Zhou 2008, section 2).
     #[default]
     Auto,
-    /// The offset below which that share of the training rows lies.
+    /// The offset is the quantile of the training scores at this share.
     Share(ContaminationShare),
 }
 
@@ -103,12 +103,12 @@ impl Contamination {
     }
 }
 
-/// How many features each tree is grown from, drawn without replacement, scikit-learn's `max_features`.
+/// Number of features that each tree is grown from, drawn without replacement: scikit-learn's `max_features`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum MaxFeatures {
-    /// That many.
+    /// This number of features.
     Count(NonZeroUsize),
-    /// That share of the features, rounded down, but at least one.
+    /// This share of the features, rounded down, at least one.
     Share(Share),
 }
 
@@ -129,7 +129,7 @@ impl MaxFeatures {
         check_share("max_features", share, Share::MAX, Share::LIMIT).map(|share| Self::Share(Share(share)))
     }
 
-    /// The features that each tree gets of `n_features`: more than there are if the count is too big.
+    /// Features of each tree on a table of `n_features`; exceeds `n_features` if the count does.
     pub fn resolve(self, n_features: usize) -> usize {
         match self {
             Self::Count(count) => count.get(),
@@ -138,7 +138,7 @@ impl MaxFeatures {
     }
 }
 
-/// As scikit-learn prints the parameter: `auto`, a whole number, or a share with its point.
+/// Formats as scikit-learn: `auto`, a whole number, or a share with a decimal point.
 impl fmt::Display for MaxSamples {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -149,7 +149,7 @@ impl fmt::Display for MaxSamples {
     }
 }
 
-/// As scikit-learn prints the parameter.
+/// Formats as scikit-learn.
 impl fmt::Display for Contamination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -159,7 +159,7 @@ impl fmt::Display for Contamination {
     }
 }
 
-/// As scikit-learn prints the parameter.
+/// Formats as scikit-learn.
 impl fmt::Display for MaxFeatures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -221,7 +221,7 @@ impl TryFrom<f64> for ContaminationShare {
 }
 
 fn check_share(name: &'static str, value: f64, max: f64, limit: &'static str) -> Result<f64, Error> {
-    let ok = value > 0.0 && value <= max; // refuses NaN too
+    let ok = value > 0.0 && value <= max; // rejects NaN too
     ok.then_some(value).ok_or(Error::Parameter { name, value, limit })
 }
 
@@ -234,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refuses_what_is_out_of_range() {
+    fn rejects_values_out_of_range() {
         for share in [0.0, -0.1, 1.000_001, f64::NAN, f64::INFINITY] {
             assert!(MaxSamples::share(share).is_err(), "{share}");
             assert!(MaxFeatures::share(share).is_err(), "{share}");

@@ -1,11 +1,11 @@
-//! The forest as the textbook has it: one node type, `f64` cuts, a branch per step, one row at a time.
+//! Reference implementations of both forests: one node type, `f64` thresholds, a branch per step, one row at a time.
 //!
-//! Nothing that runs uses it. It is what the fast paths of [`Forest`](super::Forest) and
-//! [`ExtendedForest`](super::ExtendedForest) are compared with: for equality in the tests, for speed in the bench.
+//! The tests compare the fast paths of [`Forest`](super::Forest) and [`ExtendedForest`](super::ExtendedForest) with
+//! them for equality, and the benchmarks for speed. The program does not use them.
 
 use super::{ExtendedTreeArrays, TreeArrays, average_path_length};
 
-/// A forest in plain form. Trusts its trees: make it from ones that were checked.
+/// The reference for [`Forest`](super::Forest). Does not check its trees.
 #[derive(Clone, Debug)]
 pub struct ReferenceForest {
     trees: Vec<Vec<ReferenceNode>>,
@@ -19,10 +19,10 @@ enum ReferenceNode {
 }
 
 impl ReferenceForest {
-    /// From the arrays of each tree and the number of rows that each was meant to be grown from.
+    /// A forest of the arrays of each tree and the nominal number of rows per tree.
     ///
     /// # Panics
-    /// On arrays that [`Tree::from_arrays`](super::Tree::from_arrays) would refuse, or later, in a walk.
+    /// On arrays that [`Tree::from_arrays`](super::Tree::from_arrays) rejects; scoring may panic too.
     pub fn new(trees: impl IntoIterator<Item = TreeArrays>, max_samples: u64) -> Self {
         Self { trees: trees.into_iter().map(|arrays| nodes(&arrays)).collect(), max_samples }
     }
@@ -33,12 +33,12 @@ impl ReferenceForest {
     /// If the row is narrower than the training table.
     pub fn score_samples(&self, row: &[f32]) -> f64 {
         let sum: f64 = self.trees.iter().map(|tree| path_length(tree, row)).sum();
-        let unit = self.trees.len() as f64 * average_path_length(self.max_samples);
-        -(-if unit == 0.0 { 1.0 } else { sum / unit }).exp2()
+        let normalizer = self.trees.len() as f64 * average_path_length(self.max_samples);
+        -(-if normalizer == 0.0 { 1.0 } else { sum / normalizer }).exp2()
     }
 }
 
-/// An extended forest in plain form. Trusts its trees: make it from ones that were checked.
+/// The reference for [`ExtendedForest`](super::ExtendedForest). Does not check its trees.
 #[derive(Clone, Debug)]
 pub struct ReferenceExtendedForest {
     trees: Vec<ExtendedTreeArrays>,
@@ -46,7 +46,7 @@ pub struct ReferenceExtendedForest {
 }
 
 impl ReferenceExtendedForest {
-    /// From the arrays of each tree and the number of rows that each was meant to be grown from.
+    /// A forest of the arrays of each tree and the nominal number of rows per tree.
     pub fn new(trees: impl IntoIterator<Item = ExtendedTreeArrays>, max_samples: u64) -> Self {
         Self { trees: trees.into_iter().collect(), max_samples }
     }
@@ -54,34 +54,34 @@ impl ReferenceExtendedForest {
     /// Minus the anomaly score of a row of finite values, in `[-1, 0)`, lower is more anomalous.
     ///
     /// # Panics
-    /// On arrays that [`ExtendedTree::from_arrays`](super::ExtendedTree::from_arrays) would refuse, and if
+    /// On arrays that [`ExtendedTree::from_arrays`](super::ExtendedTree::from_arrays) rejects, and if
     /// the row is narrower than the training table.
     pub fn score_samples(&self, row: &[f32]) -> f64 {
         let sum: f64 = self.trees.iter().map(|tree| expected_path_length(tree, 0, 0.0, row)).sum();
-        let unit = self.trees.len() as f64 * average_path_length(self.max_samples);
-        -(-if unit == 0.0 { 1.0 } else { sum / unit }).exp2()
+        let normalizer = self.trees.len() as f64 * average_path_length(self.max_samples);
+        -(-if normalizer == 0.0 { 1.0 } else { sum / normalizer }).exp2()
     }
 }
 
-/// Edges from the root to where a row ends, had it been in the sample, from a node that has `depth`
-/// edges above it. The fast path multiplies out what is nested here.
+/// Expected path length of a row, as if the row had been in the sample, from a node at `depth`. The fast path expands
+/// the nested expression.
 fn expected_path_length(tree: &ExtendedTreeArrays, node: usize, depth: f64, row: &[f32]) -> f64 {
     if tree.left_child[node] < 0 {
         return depth + average_path_length(tree.n_node_samples[node].unsigned_abs());
     }
-    let mut mixture = 0.0;
+    let mut projection = 0.0;
     for term in node * tree.width..(node + 1) * tree.width {
-        mixture += tree.coefficients[term] * f64::from(row[tree.columns[term] as usize]);
+        projection += tree.coefficients[term] * f64::from(row[tree.columns[term] as usize]);
     }
-    let go_left = mixture <= tree.cut[node];
+    let go_left = projection <= tree.cut[node];
     let child = if go_left { tree.left_child[node] } else { tree.right_child[node] };
     let child = usize::try_from(child).expect("a checked split has two children");
     let child_path_length = expected_path_length(tree, child, depth + 1.0, row);
     let (low, high) = (tree.low[node], tree.high[node]);
-    if (low..=high).contains(&mixture) {
+    if (low..=high).contains(&projection) {
         return child_path_length;
     }
-    let distance_outside = if mixture < low { low - mixture } else { mixture - high };
+    let distance_outside = if projection < low { low - projection } else { projection - high };
     let exit_probability = distance_outside / (high - low + distance_outside);
     exit_probability * (depth + 1.0) + (1.0 - exit_probability) * child_path_length
 }
@@ -93,7 +93,7 @@ fn nodes(arrays: &TreeArrays) -> Vec<ReferenceNode> {
         .map(|node| {
             if arrays.left_child[node] < 0 {
                 let n_samples = arrays.n_node_samples[node].unsigned_abs();
-                // scikit-learn counts nodes and takes one off again.
+                // scikit-learn counts nodes and subtracts one.
                 let path_length = depth[node] + 1.0 + average_path_length(n_samples) - 1.0;
                 return ReferenceNode::Leaf { path_length };
             }

@@ -1,9 +1,8 @@
-//! Random numbers with one stream per tree, so that a forest does not depend on who grows which tree.
+//! Random numbers with one stream per tree, so that a forest does not depend on the assignment of trees to threads.
 //!
-//! Thirty lines instead of a crate: the bits are part of what a model is, and must not change with a
-//! dependency's version.
+//! Not taken: a crate. The bits define a model, and must not change with the version of a dependency.
 
-/// xoshiro256++ 1.0 (Blackman, Vigna 2019): 256 bits of state, good in all bits.
+/// xoshiro256++ 1.0 (Blackman, Vigna 2019): 256 bits of state, with uniform bits.
 #[derive(Clone, Debug)]
 pub(super) struct Rng([u64; 4]);
 
@@ -42,8 +41,8 @@ impl Rng {
     }
 
     /// Two independent draws from N(0, 1), by the polar method (Marsaglia, Bray 1964). Of its functions
-    /// only `ln` is left to the platform, whose last bit may differ from another's; rounding to `f32`
-    /// hides that in all but one of 10^8 draws, and 24 bits are plenty for a random number.
+    /// only `ln` depends on the platform, in the last bit. Rounding to `f32` hides that in all but one of 10^8 draws,
+    /// and 24 bits are enough for a random number.
     pub fn next_normals(&mut self) -> [f32; 2] {
         loop {
             let [x, y] = [(); 2].map(|()| 2.0 * self.next_uniform() - 1.0);

@@ -1,23 +1,23 @@
-//! The rows that a tree is grown from: which, and how a split divides them. The same for both kinds.
+//! Draws the rows of a tree and partitions them at splits, for both kinds of forest.
 
 use std::ops::Range;
 
+use super::limits::{MAX_FEATURES, MAX_SAMPLES};
 use super::rng::Rng;
-use super::tree::{MAX_FEATURES, MAX_SAMPLES};
 use super::{Error, MaxSamples, Table};
 
-/// How rows are drawn from a table that is fit to grow trees from.
+/// The sampling of rows from a checked table.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sampling {
     /// Rows of the table.
     n_rows: usize,
-    /// Rows that each tree gets.
+    /// Rows of each tree.
     pub max_samples: usize,
     bootstrap: bool,
 }
 
 impl Sampling {
-    /// Refuses what no tree can be grown from; see [`ForestParams::fit`](super::ForestParams::fit).
+    /// Checks the table and the parameters; for the errors see [`ForestParams::fit`](super::ForestParams::fit).
     pub fn new(table: &Table, max_samples: MaxSamples, bootstrap: bool) -> Result<Self, Error> {
         let (n_rows, n_features) = (table.n_rows(), table.n_features());
         if n_rows == 0 || n_features == 0 {
@@ -31,14 +31,14 @@ impl Sampling {
         Ok(Self { n_rows, max_samples, bootstrap })
     }
 
-    /// Edges to the deepest leaf that is grown: about the mean depth of a full tree, beyond which a row
-    /// is usual anyway (Liu, Ting, Zhou 2008, section 4.1).
+    /// Most edges to a leaf: about the mean depth of a full tree. Rows below that depth are usual (Liu, Ting, Zhou 2008,
+    /// section 4.1).
     pub fn max_depth(&self) -> u32 {
         (self.max_samples.max(2) - 1).ilog2() + 1 // ceil(log2(max(max_samples, 2)))
     }
 }
 
-/// What a parameter comes to on a table must be in `1..=max`.
+/// Checks that a parameter, resolved for the table, is in `1..=max`.
 pub(super) fn check_within(table: &Table, name: &'static str, value: usize, max: usize) -> Result<(), Error> {
     if (1..=max).contains(&value) {
         return Ok(());
@@ -47,14 +47,14 @@ pub(super) fn check_within(table: &Table, name: &'static str, value: usize, max:
     Err(Error::Unsuitable { name, value, n_rows, n_features, limit: format!("in 1..={max}") })
 }
 
-/// The rows of one tree after the other, with buffers that they share.
+/// The rows of one tree after another, with reused buffers.
 pub(super) struct RowSampler {
     sampling: Sampling,
     /// Ids of the tree's rows; each node owns a range.
     ids: Vec<u32>,
     /// One bit per row of the table, for drawing.
     drawn: Vec<u64>,
-    /// Rows on their way to the right child.
+    /// Buffer for the rows of the right child.
     right_buffer: Vec<u32>,
 }
 
@@ -68,9 +68,9 @@ impl RowSampler {
         }
     }
 
-    /// Draws `max_samples` of the rows, in ascending order: memory is then read in one direction. The
-    /// order makes no difference to the tree. Without replacement by Floyd's method (Bentley, Floyd
-    /// 1987), which needs no list of all rows. Returns the range of them all.
+    /// Draws `max_samples` of the rows, in ascending order, so that memory is read in one direction; the order does
+    /// not change the tree. Draws without replacement by Floyd's method (Bentley, Floyd 1987), which needs no list of
+    /// all rows. Returns the range of all drawn rows.
     pub fn draw(&mut self, rng: &mut Rng) -> Range<usize> {
         let Sampling { n_rows, max_samples, bootstrap } = self.sampling;
         self.ids.clear();
@@ -112,9 +112,9 @@ impl RowSampler {
         &self.ids[range.clone()]
     }
 
-    /// Brings the rows of the range with `value <= cut` to its front, keeping the order on both sides,
-    /// and returns the two parts. `values` has one value for each of them. Writes every row to both
-    /// sides and moves on in one of them: no branch to mispredict.
+    /// Moves the rows of the range with `value <= cut` to its front, in stable order, and returns the two parts.
+    /// `values` has one value per row of the range. Every row is written to both sides, and one of the two positions
+    /// advances, so there is no branch to mispredict.
     pub fn split<V: Copy + PartialOrd>(
         &mut self,
         range: &Range<usize>,

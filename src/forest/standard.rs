@@ -1,53 +1,54 @@
-//! The forest and its scores.
+//! The standard isolation forest, with axis-parallel splits, and its scores.
 //!
-//! A walk down one tree is a chain of loads that wait for each other, and a mispredicted branch at
-//! every level. So no step branches (see `tree`), and a row walks down [`LANES`] trees side by side: a
-//! group always takes as many steps as its deepest tree has levels, and early leaves wait.
+//! A walk down one tree is a chain of dependent loads, with a mispredicted branch at every level. Steps are therefore
+//! free of branches (see `tree`), and a row walks down [`LANES`] trees side by side. A lane group takes as many steps
+//! as its deepest tree has levels; walks that reach a leaf early stay there.
 //!
-//! Measured (`cargo bench --bench forest`, 20 features, 256 samples, plain x86-64 build on a shared
-//! EPYC core): about 1 us a row, five times less than the plain walk. A table is scored row by row on
-//! the same path. Not taken, because no faster than that: blocks of rows through one group of trees
-//! after the other, and several rows side by side down one tree.
+//! Measured (`cargo bench --bench forest`, 20 features, 256 samples, default x86-64 build on a shared EPYC core):
+//! about 1 us per row, a fifth of the reference implementation. A table is scored row by row on the same path.
+//!
+//! Not taken, because no faster: blocks of rows through one group of trees at a time, and several rows side by side
+//! down one tree.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-use super::depth::score_from_path_lengths;
-use super::tree::{self, Leaf, MAX_LEAVES, TreeNode};
+use super::depth::{Leaf, score_from_path_lengths};
+use super::tree::{self, MAX_LEAVES, TreeNode};
 use super::{Error, Table, Tree, TreeArrays, average_path_length};
 
-/// Trees side by side: enough to hide the latency of one walk in the others, and a divisor of the
-/// default 100 trees, so that no lane idles. 8 and 16 were slower, 20 was level.
+/// Trees side by side: enough to hide the latency of the loads, and a divisor of the default 100 trees, so that no
+/// lane idles. 8 and 16 were slower, 20 was equal.
 const LANES: usize = 10;
 
-/// A fitted isolation forest. From [`ForestParams::fit`](super::ForestParams::fit) or, for trees grown
+/// A fitted isolation forest, from [`ForestParams::fit`](super::ForestParams::fit) or, for trees grown
 /// elsewhere, from [`Forest::new`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Forest {
     /// All trees' nodes, one tree after the other.
     nodes: Vec<TreeNode>,
-    /// Where each tree starts in them, and then the end of the last.
+    /// Start of each tree in `nodes`, and the end of the last tree.
     starts: Vec<usize>,
     /// The trees by [`LANES`], in order.
     lane_groups: Vec<LaneGroup>,
-    /// What the leaf nodes' numbers mean, each pair of depth and count once.
+    /// The leaves by the index that a leaf node holds; each pair of depth and count once.
     leaves: Vec<Leaf>,
     /// Path length of each of `leaves`.
     path_lengths: Vec<f64>,
     n_features: usize,
     max_samples: u64,
-    /// What a row's path lengths are divided by: number of trees times `c(max_samples)`.
+    /// Divisor of the sum of a row's path lengths: number of trees times `c(max_samples)`.
     normalizer: f64,
     offset: f64,
     /// Least and greatest value of each feature in training; empty for a forest grown elsewhere.
     ranges: Vec<[f32; 2]>,
 }
 
-/// Trees that a row walks down side by side.
+/// The trees that a row walks down side by side.
 #[derive(Clone, Debug, PartialEq)]
 struct LaneGroup {
     n_trees: usize,
-    /// Where each tree starts. Lanes without a tree of their own repeat the first.
+    /// Start of each tree. Lanes without a tree repeat the first tree.
     starts: [usize; LANES],
     /// Levels of the deepest tree.
     depth: u32,
@@ -56,19 +57,18 @@ struct LaneGroup {
 impl Forest {
     /// A forest of checked trees.
     ///
-    /// - `max_samples`: rows that each tree was meant to be grown from (scikit-learn's `max_samples_`);
-    /// - `offset`: the score below which a row is anomalous (scikit-learn's `offset_`), −0.5 if nothing
-    ///   better is known.
+    /// - `max_samples`: nominal number of rows per tree (scikit-learn's `max_samples_`);
+    /// - `offset`: the score below which a row is anomalous (scikit-learn's `offset_`); −0.5 by default.
     ///
     /// # Errors
-    /// [`Error::Forest`] if there are no trees, they were checked for rows of different widths,
-    /// `max_samples` is 0, `offset` is not finite, or the trees have over four million different leaves.
+    /// [`Error::Forest`] if there are no trees, the trees differ in the width of their rows,
+    /// `max_samples` is 0, `offset` is not finite, or the trees have more than four million different leaves.
     pub fn new(trees: &[Tree], max_samples: u64, offset: f64) -> Result<Self, Error> {
         let Some(first) = trees.first() else {
-            return Err(forest_error("n_estimators", 0, "at least 1"));
+            return Err(Error::forest("n_estimators", 0, "at least 1"));
         };
         if max_samples == 0 {
-            return Err(forest_error("max_samples", 0, "at least 1"));
+            return Err(Error::forest("max_samples", 0, "at least 1"));
         }
         let mut forest = Self {
             nodes: Vec::with_capacity(trees.iter().map(|tree| tree.nodes.len()).sum()),
@@ -90,7 +90,7 @@ impl Forest {
             for (tree, start) in trees.iter().zip(&mut group.starts) {
                 if tree.n_features != forest.n_features {
                     let limit = format!("{} in all trees", forest.n_features);
-                    return Err(forest_error("n_features", tree.n_features, limit));
+                    return Err(Error::forest("n_features", tree.n_features, limit));
                 }
                 *start = forest.nodes.len();
                 group.depth = group.depth.max(tree.depth);
@@ -102,7 +102,7 @@ impl Forest {
         Ok(forest)
     }
 
-    /// Appends a tree, with its leaves numbered over the whole forest.
+    /// Appends a tree. Its leaves get indices of the whole forest.
     fn append_tree(&mut self, tree: &Tree, leaf_indices: &mut HashMap<Leaf, usize>) -> Result<(), Error> {
         self.starts.push(self.nodes.len());
         for &node in &tree.nodes {
@@ -116,7 +116,7 @@ impl Forest {
                 Entry::Vacant(new) => {
                     if self.leaves.len() == MAX_LEAVES {
                         let limit = format!("at most {MAX_LEAVES}");
-                        return Err(forest_error("number of different leaves", MAX_LEAVES + 1, limit));
+                        return Err(Error::forest("number of different leaves", MAX_LEAVES + 1, limit));
                     }
                     self.leaves.push(leaf);
                     self.path_lengths.push(path_length(leaf));
@@ -130,25 +130,29 @@ impl Forest {
 
     pub(super) fn set_offset(&mut self, offset: f64) -> Result<(), Error> {
         if !offset.is_finite() {
-            return Err(forest_error("offset", offset, "finite"));
+            return Err(Error::forest("offset", offset, "finite"));
         }
         self.offset = offset;
         Ok(())
     }
 
-    /// Tells the forest the least and the greatest value of each feature in training, shape
-    /// `[n_features]`, so that [`score_beyond`](Self::score_beyond) can see how far a row lies outside.
+    /// Sets the least and the greatest value of each feature in training, shape `[n_features]`, which
+    /// [`score_extrapolated`](Self::score_extrapolated) needs.
     ///
     /// # Errors
-    /// [`Error::Forest`] if there is not one range per feature, or one is not finite or empty.
+    /// [`Error::Forest`] unless there is one range per feature, finite and ascending.
     pub fn with_ranges(mut self, ranges: Vec<[f32; 2]>) -> Result<Self, Error> {
         if ranges.len() != self.n_features {
-            return Err(forest_error("number of ranges", ranges.len(), self.n_features));
+            return Err(Error::forest("number of ranges", ranges.len(), self.n_features));
         }
         if let Some([least, greatest]) =
             ranges.iter().find(|[a, b]| !(a.is_finite() && b.is_finite() && a <= b))
         {
-            return Err(forest_error("range", format_args!("{least} to {greatest}"), "finite and ascending"));
+            return Err(Error::forest(
+                "range",
+                format_args!("{least} to {greatest}"),
+                "finite and ascending",
+            ));
         }
         self.ranges = ranges;
         Ok(self)
@@ -169,7 +173,7 @@ impl Forest {
         self.starts.len() - 1
     }
 
-    /// Rows that each tree was meant to be grown from, scikit-learn's `max_samples_`.
+    /// Nominal number of rows per tree, scikit-learn's `max_samples_`.
     pub fn max_samples(&self) -> u64 {
         self.max_samples
     }
@@ -179,14 +183,14 @@ impl Forest {
         self.offset
     }
 
-    /// The trees as plain arrays, for files. Thresholds are `f32` values, whatever they were read from.
+    /// The trees as arrays, for files. Thresholds are `f32` values, also if they were read as `f64`.
     pub fn trees(&self) -> impl ExactSizeIterator<Item = TreeArrays> {
         self.starts.windows(2).map(|ends| tree::to_arrays(&self.nodes[ends[0]..ends[1]], &self.leaves))
     }
 
     /// Score of one row, shape `[n_features]`: scikit-learn's `score_samples`, minus the paper's anomaly
-    /// score (Liu, Ting, Zhou 2008, eq. 2). In `[-1, 0)`, lower is more anomalous. NaN goes where each
-    /// split sends missing values; infinities are compared like any value.
+    /// score (Liu, Ting, Zhou 2008, eq. 2). In `[-1, 0)`, lower is more anomalous. NaN follows the
+    /// direction that each split has for missing values; infinities are compared as other values.
     ///
     /// # Panics
     /// If the row has another width than the forest.
@@ -208,16 +212,15 @@ impl Forest {
         self.score_samples(row) - self.offset
     }
 
-    /// [`score_samples`](Self::score_samples) of a row, lower the further it lies outside of the range
-    /// of training. Inside of it, and for a forest without ranges, the two are equal.
+    /// [`score_samples`](Self::score_samples) of a row, extrapolated beyond the ranges of training: the farther
+    /// outside, the lower. Inside of the ranges, and for a forest without ranges, the two scores are equal.
     ///
-    /// Plain trees cannot tell a row just above the greatest training value from one a thousand times
-    /// as high: both go right at every cut, to the same leaf. Had the row been in training, cuts would
-    /// have fallen on the stretch between it and the others too, in proportion to its length, and
-    /// isolated it there. So at each split on a feature whose value lies `x` beyond a range of width
-    /// `w`, the row ends with probability `x / (w + x)`, and the path length is the expectation. (The
-    /// idea of scoring a row as if it had been in the sample; with the range of the training, not of
-    /// the node, so that a row inside of it keeps scikit-learn's score.)
+    /// Axis-parallel trees do not distinguish a row just above the greatest training value from one a thousand times
+    /// as high: both go right at every split, to the same leaf. Had the row been in training, splits would also have
+    /// fallen between the row and the others, in proportion to the distance, and isolated the row there. At each split
+    /// on a feature whose value lies `x` beyond a range of width `w`, the walk therefore ends with probability
+    /// `x / (w + x)`, and the path length is the expectation. The range is that of training, not of the node, so that
+    /// a row inside of it keeps scikit-learn's score.
     ///
     /// # Panics
     /// If the row has another width than the forest.
@@ -250,13 +253,13 @@ impl Forest {
     /// [`score_samples`](Self::score_samples) of every row, into `out`, shape `[n_rows]`.
     ///
     /// # Panics
-    /// If the table has another width than the forest, or `out` not one place per row.
+    /// If the table has another width than the forest, or the length of `out` is not `n_rows`.
     pub fn score_table(&self, table: &Table, out: &mut [f64]) {
         assert_eq!(out.len(), table.n_rows(), "one score per row");
         self.score_rows(table, 0, out);
     }
 
-    /// The rows of a table from `first` on, as many as there are places in `out`.
+    /// Scores the rows of a table from `first`, as many as `out` has elements.
     pub(super) fn score_rows(&self, table: &Table, first: usize, out: &mut [f64]) {
         assert_eq!(table.n_features(), self.n_features, "a table has as many features as the forest");
         let mut row = vec![0.0; self.n_features];
@@ -286,18 +289,18 @@ impl Forest {
     }
 }
 
-/// Edges to the leaf, and those of the subtree that was not grown below it. scikit-learn counts nodes
-/// on the way and takes one off again; so do we, to round where it rounds.
+/// Edges to the leaf, plus the average path length of the subtree that was not grown. scikit-learn counts nodes and
+/// subtracts one; the same operations round alike.
 fn path_length(leaf: Leaf) -> f64 {
     f64::from(leaf.depth) + 1.0 + average_path_length(leaf.n_samples) - 1.0
 }
 
-/// A range counts as at least this share of its greatest magnitude wide: a feature that hardly moved in
-/// training is not far out when it moves by a hundredth.
+/// Least width of a range, as a share of its greatest magnitude. A feature that was almost constant in training is
+/// then not far outside after a change of one percent.
 const MIN_RELATIVE_WIDTH: f64 = 0.1;
 
-/// The probability that a cut, uniform between the range's far end and the value, falls beyond the
-/// range; 0 inside of it and for NaN.
+/// The probability that a cut, uniform between the far end of the range and the value, falls outside of the range; 0
+/// for values inside and for NaN.
 fn exit_probability([least, greatest]: [f32; 2], value: f32) -> f64 {
     let (least, greatest, value) = (f64::from(least), f64::from(greatest), f64::from(value));
     let distance_outside = (least - value).max(value - greatest);
@@ -312,12 +315,8 @@ fn exit_probability([least, greatest]: [f32; 2], value: f32) -> f64 {
 }
 
 fn has_nan(values: &[f32]) -> bool {
-    // No early exit: that lets the compiler test several values at once.
+    // Without an early exit, the compiler tests several values at once.
     values.iter().fold(false, |found, value| found | value.is_nan())
-}
-
-pub(super) fn forest_error(field: &'static str, value: impl ToString, limit: impl ToString) -> Error {
-    Error::Forest { field, value: value.to_string(), limit: limit.to_string() }
 }
 
 #[cfg(test)]

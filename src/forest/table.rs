@@ -1,11 +1,11 @@
-//! A borrowed table of rows, by column.
+//! A borrowed, column-major table of rows.
 
 use super::Error;
 
 /// A borrowed table of `f32` values, shape `[n_rows, n_features]`, column-major: all rows of the first
-/// feature, then all rows of the second. Growing a tree reads one column at a time, hence the order.
+/// feature, then all rows of the second. Growing a tree reads one column at a time.
 ///
-/// Holds any `f32`, NaN and infinities too: they can be scored. [`ForestParams::fit`] wants finite ones.
+/// Holds any `f32`, including NaN and infinities, which can be scored. [`ForestParams::fit`] requires finite values.
 ///
 /// [`ForestParams::fit`]: super::ForestParams::fit
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -16,7 +16,7 @@ pub struct Table<'a> {
 }
 
 impl<'a> Table<'a> {
-    /// Views `values` as `n_rows` x `n_features`, column-major. Either may be zero.
+    /// A view of `values` as `n_rows` x `n_features`, column-major. Either may be zero.
     ///
     /// # Errors
     /// [`Error::Shape`] unless there are exactly `n_rows * n_features` values.
@@ -57,14 +57,14 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// The first value that is NaN or infinite, by column, as an error.
+    /// Checks that all values are finite.
     ///
     /// # Errors
-    /// [`Error::NotFinite`].
+    /// [`Error::NotFinite`] for the first value, by column, that is NaN or infinite.
     pub fn check_finite(&self) -> Result<(), Error> {
         for feature in 0..self.n_features {
             let column = self.column(feature);
-            // No early exit in the common case: that lets the compiler test several values at once.
+            // Without an early exit, the compiler tests several values at once.
             if !column.iter().fold(true, |ok, value| ok & value.is_finite()) {
                 let row = column.iter().take_while(|value| value.is_finite()).count();
                 return Err(Error::NotFinite { value: column[row], row, feature });
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn other_shapes_are_refused() {
+    fn other_shapes_are_rejected() {
         let shape = Table::new(&[0.0; 5], 3, 2).expect_err("five values");
         assert_eq!(shape.to_string(), "table has 5 values, must be 3 rows x 2 features");
         assert!(Table::new(&[], usize::MAX, 2).is_err(), "the product overflows");
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn names_the_place_of_a_bad_value() {
+    fn an_error_states_the_position_of_a_value() {
         let values = [1.0, 2.0, 3.0, f32::NEG_INFINITY];
         let error = Table::new(&values, 2, 2).expect("four values").check_finite();
         let message = error.expect_err("infinite").to_string();

@@ -1,10 +1,10 @@
-//! Work in equal shares on threads that live as long as the work.
+//! Splits work into equal chunks on scoped threads.
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::{panic, thread};
 
-/// Splits `0..n` into one range per thread and returns what `work` makes of each, in order.
+/// Splits `0..n` into one range per thread. Returns the results of `work` in order.
 pub(super) fn map_on_threads<T: Send>(
     n: usize,
     threads: NonZeroUsize,
@@ -32,12 +32,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_come_back_in_order() {
+    fn results_are_in_order() {
         for (n, n_threads) in [(0, 3), (1, 1), (7, 2), (7, 7), (7, 100), (100, 3)] {
             let n_threads = NonZeroUsize::new(n_threads).expect("above 0");
-            let shares = map_on_threads(n, n_threads, |share| share.collect::<Vec<usize>>());
-            assert!(shares.len() <= n_threads.get());
-            assert!(shares.concat().into_iter().eq(0..n), "{n} on {n_threads}");
+            let chunks = map_on_threads(n, n_threads, |chunk| chunk.collect::<Vec<usize>>());
+            assert!(chunks.len() <= n_threads.get());
+            assert!(chunks.concat().into_iter().eq(0..n), "{n} on {n_threads}");
         }
     }
 }

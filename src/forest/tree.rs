@@ -1,50 +1,39 @@
-//! One tree as a flat array of 8-byte nodes, made so that a walk needs no branches.
+//! One tree as a flat array of 8-byte nodes. A walk down the tree has no branches.
 //!
-//! A walk is `at = node.next_of_number(row[node.feature()])`, and nothing else:
+//! One step is `at = node.next_not_nan(row[node.feature()])`:
 //!
-//! - The two children of a split lie side by side, left first; the comparison, as 0 or 1, is added to
-//!   the index of the left one.
-//! - A leaf is a split on feature 0 whose cut is NaN and whose left child is itself: every row stays.
-//!   So several walks of different lengths run side by side for a common number of steps. The unused
-//!   bits of that NaN number the leaf.
-//! - NaN in a row fails the comparison too and would always go left; one bit of the node says where it
-//!   goes instead. Looking at it costs time, so rows without NaN do not.
+//! - The children of a split are adjacent, left first. The result of the comparison, 0 or 1, is added to the index
+//!   of the left child.
+//! - A leaf is a split on feature 0 with a NaN threshold and itself as left child, so a row stays there. Walks of
+//!   different lengths can then run side by side for a common number of steps. The unused bits of the NaN hold the
+//!   index of the leaf.
+//! - A NaN in a row fails every comparison and would always go left. One bit of the node holds the direction of
+//!   missing values. Reading that bit costs time, so rows without NaN skip it.
 //!
-//! Not taken: nodes without leaves (half the memory, 1.3 to 1.6 times slower on a warm row and two
-//! kinds of reference to follow), `f64` cuts (twice the memory, no comparison changes), an index for
-//! each child (then the choice between them becomes a jump).
+//! Not taken: nodes without leaves (half the memory, but 1.3 to 1.6 times slower on a warm row, and two kinds of
+//! reference), `f64` thresholds (twice the memory for equal comparisons), an index for each child (the choice
+//! between the two becomes a jump).
 
 use super::Error;
-use super::tree_check::{CheckedNode, TreeStructure, node_error};
-
-/// Most features of a forest: what a node has bits for.
-pub const MAX_FEATURES: usize = 1 << FEATURE_BITS;
-
-/// Most nodes of one tree: what a node has bits for.
-pub const MAX_NODES: usize = 1 << CHILD_BITS;
-
-/// Most rows one tree can be grown from: a binary tree of n leaves has 2n - 1 nodes.
-pub const MAX_SAMPLES: usize = MAX_NODES / 2;
-
-/// Most edges from root to leaf. scikit-learn stops at `ceil(log2(max_samples))`, and a count has 64
-/// bits; this bounds the time that a hostile tree can take per row.
-pub const MAX_DEPTH: u32 = 64;
+use super::depth::Leaf;
+use super::limits::{CHILD_BITS, MAX_FEATURES, MAX_NODES, check_n_features};
+use super::tree_check::{CheckedNode, TreeStructure};
 
 /// A tree as scikit-learn stores it: one entry per node in every array, the root first, a leaf's
 /// children −1. Plain data, for files; [`Tree::from_arrays`] checks it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TreeArrays {
-    /// Where rows with `value <= threshold` go; −1 in a leaf. Greater than the node's own index.
+    /// Child for rows with `value <= threshold`; −1 in a leaf. Greater than the node's own index.
     pub left_child: Vec<i64>,
-    /// Where the others go; −1 in a leaf. Greater than the node's own index.
+    /// Child for the other rows; −1 in a leaf. Greater than the node's own index.
     pub right_child: Vec<i64>,
-    /// Column of the table; −2 in a leaf (any value is accepted there).
+    /// Column of the table; −2 in a leaf (not checked there).
     pub feature: Vec<i64>,
-    /// The cut; −2 in a leaf (any value is accepted there).
+    /// Threshold of the split; −2 in a leaf (not checked there).
     pub threshold: Vec<f64>,
     /// Training rows that reached the node, at least 1.
     pub n_node_samples: Vec<i64>,
-    /// Whether NaN goes left (ignored in a leaf). All `false` for scikit-learn before 1.3.
+    /// True if NaN goes left (ignored in a leaf). All `false` for scikit-learn before 1.3.
     pub missing_go_to_left: Vec<bool>,
 }
 
@@ -52,45 +41,34 @@ pub struct TreeArrays {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tree {
     pub(super) nodes: Vec<TreeNode>,
-    /// What the leaf nodes' numbers mean.
+    /// The leaves, by the index that a leaf node holds.
     pub(super) leaves: Vec<Leaf>,
     /// Edges from the root to the deepest leaf.
     pub(super) depth: u32,
     pub(super) n_features: usize,
 }
 
-/// What a leaf says about the rows that end there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Leaf {
-    /// Edges from the root.
-    pub depth: u32,
-    /// Training rows that ended there.
-    pub n_samples: u64,
-}
-
-/// Where a split sends rows that miss its feature.
+/// The child that a split selects for rows without a value of its feature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum MissingDirection {
     Left,
     Right,
 }
 
-/// A split or a leaf; see the head of this file.
+/// A split or a leaf; see the module documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TreeNode {
     /// Bits of the `f32` that the value is compared with.
     threshold_bits: u32,
-    /// From the low end: index of the left child, whether NaN goes right, feature.
+    /// From the low end: index of the left child, flag for NaN to the right, feature.
     packed: u32,
 }
 
-const CHILD_BITS: u32 = 19;
-const FEATURE_BITS: u32 = 12;
 const MISSING_RIGHT: u32 = 1 << CHILD_BITS;
 const FEATURE_SHIFT: u32 = CHILD_BITS + 1;
-/// Quiet NaN; the bits below number a leaf.
+/// Quiet NaN; the bits below hold the index of a leaf.
 const LEAF_NAN: u32 = 0x7fc0_0000;
-/// Most leaves with a number.
+/// Most leaves with an index.
 pub(super) const MAX_LEAVES: usize = 1 << LEAF_NAN.trailing_zeros();
 
 impl TreeNode {
@@ -108,32 +86,32 @@ impl TreeNode {
         Self { threshold_bits: LEAF_NAN | leaf_index as u32, packed: at as u32 }
     }
 
-    /// The column that decides here; 0 in a leaf.
+    /// The column that the split compares; 0 in a leaf.
     #[inline(always)]
     pub fn feature(self) -> usize {
         (self.packed >> FEATURE_SHIFT) as usize
     }
 
-    /// Index, in the tree, of the node where `value` goes: in a leaf the leaf itself.
+    /// Index in the tree of the next node for `value`; a leaf returns itself.
     #[inline(always)]
     pub fn next(self, value: f32) -> usize {
         let missing = value.is_nan() & (self.packed & MISSING_RIGHT != 0);
         self.next_not_nan(value) + usize::from(missing)
     }
 
-    /// The same for a `value` that is not NaN, sooner.
+    /// As [`next`](Self::next) for a `value` that is not NaN, in less time.
     #[inline(always)]
     pub fn next_not_nan(self, value: f32) -> usize {
         self.left() + usize::from(value > f32::from_bits(self.threshold_bits))
     }
 
-    /// The number of a leaf; means nothing in a split.
+    /// The index of a leaf; meaningless in a split.
     #[inline(always)]
     pub fn leaf_index(self) -> usize {
         (self.threshold_bits & !LEAF_NAN) as usize
     }
 
-    /// The same leaf under another number.
+    /// The same leaf with another index.
     pub fn with_leaf_index(self, leaf_index: usize) -> Self {
         debug_assert!(self.is_leaf() && leaf_index < MAX_LEAVES);
         Self { threshold_bits: LEAF_NAN | leaf_index as u32, ..self }
@@ -149,8 +127,8 @@ impl TreeNode {
     }
 }
 
-/// Writes the nodes of a tree from the root on. Both ways to a tree, growing and reading, place a
-/// split's children in the same order, so that a tree keeps its layout through a file.
+/// Writes the nodes of a tree, from the root. Growing and reading a tree place the children of a split in the same
+/// order, so that a tree keeps its layout through a file.
 pub(super) struct TreeBuilder(Tree);
 
 impl TreeBuilder {
@@ -169,7 +147,7 @@ impl TreeBuilder {
         self.0.depth = self.0.depth.max(leaf.depth);
     }
 
-    /// Places two children, to be set by the caller, and returns left and right.
+    /// Sets a split and adds its two children, which the caller sets later. Returns left and right child.
     pub fn set_split(
         &mut self,
         at: usize,
@@ -189,13 +167,12 @@ impl TreeBuilder {
 }
 
 impl Tree {
-    /// Checks arrays as they come from a file and lays them out for the walk. `n_features` is the
-    /// width of the rows that the forest will score. Thresholds become the largest `f32` not above
-    /// them, which changes no comparison with an `f32`.
+    /// Checks arrays from a file and lays them out for the walk. `n_features` is the width of the rows to score.
+    /// Thresholds are rounded down to `f32`, which changes no comparison with an `f32`.
     ///
     /// # Errors
     /// [`Error::Node`] if the arrays differ in length, are empty or longer than [`MAX_NODES`]; a child
-    /// is not after its parent, not inside, or has another parent; a node has no parent; one child of
+    /// is not after its parent, is out of range, or has another parent; a node has no parent; one child of
     /// a split is missing; a split's feature is not below `n_features`; its threshold is not finite;
     /// a count is below 1 or is not the sum of the children's; a leaf is deeper than [`MAX_DEPTH`].
     /// [`Error::Forest`] if `n_features` is 0 or above [`MAX_FEATURES`].
@@ -216,10 +193,10 @@ impl Tree {
             let feature = usize::try_from(feature)
                 .ok()
                 .filter(|&feature| feature < n_features)
-                .ok_or_else(|| node_error(node, "feature", feature, format_args!("below {n_features}")))?;
+                .ok_or_else(|| Error::node(node, "feature", feature, format_args!("below {n_features}")))?;
             let threshold = arrays.threshold[node];
             if !threshold.is_finite() {
-                return Err(node_error(node, "threshold", threshold, "finite"));
+                return Err(Error::node(node, "threshold", threshold, "finite"));
             }
             let missing = if arrays.missing_go_to_left[node] {
                 MissingDirection::Left
@@ -233,7 +210,7 @@ impl Tree {
     }
 }
 
-/// The arrays of a tree, in the order of its nodes: the way back from [`Tree::from_arrays`].
+/// The arrays of a tree, in the order of its nodes: the inverse of [`Tree::from_arrays`].
 pub(super) fn to_arrays(nodes: &[TreeNode], leaves: &[Leaf]) -> TreeArrays {
     let n_nodes = nodes.len();
     let mut arrays = TreeArrays {
@@ -244,7 +221,7 @@ pub(super) fn to_arrays(nodes: &[TreeNode], leaves: &[Leaf]) -> TreeArrays {
         n_node_samples: vec![0; n_nodes],
         missing_go_to_left: vec![false; n_nodes],
     };
-    // Backwards, so that a split finds the counts of its children.
+    // In reverse order, so that the counts of the children precede those of a split.
     for (at, node) in nodes.iter().enumerate().rev() {
         if node.is_leaf() {
             arrays.n_node_samples[at] = leaves[node.leaf_index()].n_samples as i64;
@@ -272,19 +249,8 @@ impl TreeArrays {
     }
 }
 
-pub(super) fn check_n_features(n_features: usize) -> Result<(), Error> {
-    if (1..=MAX_FEATURES).contains(&n_features) {
-        return Ok(());
-    }
-    Err(Error::Forest {
-        field: "n_features",
-        value: n_features.to_string(),
-        limit: format!("in 1..={MAX_FEATURES}"),
-    })
-}
-
-/// The largest `f32` that is not above `threshold`: for every `f32` x, `x <= threshold` says the same
-/// of both. Zero is always `+0`, so that a cut has one form. `threshold` is not NaN.
+/// The largest `f32` that is not above `threshold`: for every `f32` x, `x <= threshold` has the same result for
+/// both. Zero is always `+0`, so that a threshold has one form. `threshold` must not be NaN.
 pub(super) fn round_down(threshold: f64) -> f32 {
     let nearest = threshold as f32;
     let down = if f64::from(nearest) > threshold { nearest.next_down() } else { nearest };

@@ -1,25 +1,25 @@
-//! Growing an extended forest; as [`fit`](super::super::fit) for what both kinds share.
+//! Fits the extended forest; [`fit`](super::super::fit) describes the parts common to both kinds.
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
 
+use super::super::depth::Leaf;
 use super::super::rng::Rng;
 use super::super::sampling::{RowSampler, Sampling};
 use super::super::threads::map_on_threads;
-use super::super::tree::Leaf;
 use super::super::{Error, Table};
 use super::tree::{ExtendedTreeBuilder, SplitPlane};
 use super::{ExtendedForest, ExtendedParams, ExtendedTree};
 
 impl ExtendedParams {
-    /// Grows a forest on a table of standardised values, shape `[n_rows, n_features]`, by up to `threads`
-    /// threads (Hariri, Carrasco Kind, Brunner 2019, algorithms 1 and 2, but for a cut that is uniform
-    /// in the range of the mixture: a random point of the bounding box often misses the rows).
+    /// Fits a forest to a table of standardised values, shape `[n_rows, n_features]`, on up to `threads`
+    /// threads (Hariri, Carrasco Kind, Brunner 2019, algorithms 1 and 2, except that the cut is uniform
+    /// in the range of the projection: a random point of the bounding box often separates no rows).
     ///
     /// # Errors
     /// - [`Error::Empty`] for a table without rows or features;
-    /// - [`Error::NotFinite`] for NaN or an infinity in it;
-    /// - [`Error::Unsuitable`] if `max_samples` comes to no row or to more than
+    /// - [`Error::NotFinite`] for a NaN or an infinity in the table;
+    /// - [`Error::Unsuitable`] if `max_samples` resolves to no row or more than
     ///   [`MAX_SAMPLES`](super::super::MAX_SAMPLES), or the table has more than
     ///   [`MAX_FEATURES`](super::super::MAX_FEATURES) features.
     pub fn fit(&self, table: &Table, threads: NonZeroUsize) -> Result<ExtendedForest, Error> {
@@ -33,23 +33,23 @@ impl ExtendedParams {
     }
 }
 
-/// Grows trees one after the other, with buffers that they share.
+/// Grows trees one after another, with reused buffers.
 struct ExtendedTreeGrower<'t> {
     table: &'t Table<'t>,
     max_depth: u32,
     rows: RowSampler,
-    /// What the split mixes, as column and coefficient, shape `[width]`.
+    /// Terms of the current split, as column and coefficient, shape `[width]`.
     terms: Vec<(u16, f32)>,
-    /// The mixture of each row of the current node, shape `[rows of the node]`.
+    /// Projection of each row of the current node, shape `[rows of the node]`.
     values: Vec<f64>,
     stack: Vec<PendingExtendedNode>,
 }
 
-/// A node that is placed but not yet split.
+/// A node that has a place in the tree and is not yet split.
 struct PendingExtendedNode {
-    /// Where it is in the tree.
+    /// Index in the tree.
     at: usize,
-    /// Which of [`Grower::rows`] it holds.
+    /// Its range of [`ExtendedTreeGrower::rows`].
     rows: Range<usize>,
     depth: u32,
 }
@@ -66,7 +66,7 @@ impl<'t> ExtendedTreeGrower<'t> {
         }
     }
 
-    /// The tree of that number.
+    /// Grows the tree of a number.
     fn grow(&mut self, seed: u64, tree_number: usize) -> ExtendedTree {
         let mut rng = Rng::new(seed, tree_number as u64);
         let rows = self.rows.draw(&mut rng);
@@ -87,16 +87,15 @@ impl<'t> ExtendedTreeGrower<'t> {
         tree.finish()
     }
 
-    /// A random mixture and a cut between its least (inclusive) and greatest value in the node, or `None`
-    /// if it does not vary there. Leaves the mixture in `terms` and its values in `values`.
+    /// Draws random terms, and a cut between the least (inclusive) and the greatest (exclusive) projection in the
+    /// node. Returns `None` if the projection does not vary there. Fills `terms` and `values`.
     fn draw_split(&mut self, rng: &mut Rng, rows: &Range<usize>) -> Option<SplitPlane> {
         for pair in self.terms.chunks_mut(2) {
             for (term, coefficient) in pair.iter_mut().zip(rng.next_normals()) {
                 *term = (rng.next_below(self.table.n_features()) as u16, coefficient);
             }
         }
-        // In the order of the terms for each row, as a walk adds them up: so the range holds exactly the
-        // values that scoring these rows gives.
+        // Terms are added in the order of the walk, so the range holds the exact projections of these rows.
         let ids = self.rows.ids(rows);
         self.values.clear();
         self.values.resize(ids.len(), 0.0);
@@ -110,7 +109,7 @@ impl<'t> ExtendedTreeGrower<'t> {
         let least_and_greatest = |(low, high): (f64, f64), &value| (low.min(value), high.max(value));
         let (low, high) = self.values.iter().fold(ends, least_and_greatest);
         let cut = low + rng.next_uniform() * (high - low);
-        // Rounding can bring the cut up to the greatest value, and then nothing would go right.
+        // Rounding can raise the cut to the greatest value; no row would then go right.
         (low < high).then_some(SplitPlane { cut: if cut < high { cut } else { low }, low, high })
     }
 }

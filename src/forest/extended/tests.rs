@@ -14,7 +14,7 @@ fn values(n_rows: usize, n_features: usize, seed: u64) -> Vec<f32> {
     (0..n_rows * n_features).map(|_| rng.next_normals()[0]).collect()
 }
 
-/// Enough for what is true on average.
+/// Enough trees for averages.
 fn many_trees() -> ExtendedParams {
     ExtendedParams { n_estimators: threads(100), ..Default::default() }
 }
@@ -39,7 +39,7 @@ fn line(n_rows: usize) -> Vec<f32> {
 }
 
 #[test]
-fn a_row_off_the_line_stands_out_though_each_value_is_usual() {
+fn an_unusual_combination_of_usual_values_is_anomalous() {
     let forest = fit(&ExtendedParams::default(), &line(1_000), 2);
     let off = forest.score_samples(&[1.2, -1.2]);
     for on in [-1.2, 0.0, 1.2] {
@@ -55,7 +55,7 @@ fn the_further_out_the_lower_and_alike_in_all_directions() {
     assert!(ray.is_sorted_by(|near, far| near > far), "{ray:?}");
     assert!(ray[1] < ray[0] - 0.05, "ten times beyond is worse than just beyond: {ray:?}");
     assert!(ray[4] > -1.0);
-    // An axis-parallel forest sees more usual rows along the axes than on the diagonals.
+    // An axis-parallel forest scores rows along the axes as more usual than rows on the diagonals.
     let usual = forest.score_samples(&[0.0; 4]);
     let around = (0..32).map(|k| {
         let angle = std::f32::consts::TAU * k as f32 / 32.0;
@@ -73,12 +73,12 @@ fn uniform_rows_score_alike() {
     let mut scores = vec![0.0; 2_000];
     forest.score_table(&Table::new(&data, 2_000, 3).expect("a table"), &mut scores);
     let mean = scores.iter().sum::<f64>() / 2_000.0;
-    // Scoring leaves the range of a node's sample now and then, hence below the one half of the paper.
+    // Some rows leave the range of a node's sample, so the mean is below one half.
     assert!((-0.56..-0.44).contains(&mean), "{mean}");
     assert!(scores.iter().all(|score| (score - mean).abs() < 0.2));
 }
 
-/// What makes a tree one, and that its ranges are those of the rows that grew it.
+/// Each tree is valid, and its ranges are those of the rows that it was grown from.
 #[test]
 fn trees_are_as_described() {
     let data = values(200, 5, 4);
@@ -159,7 +159,7 @@ fn the_forest_does_not_depend_on_the_number_of_threads() {
     assert_ne!(other, alone, "another seed");
 }
 
-/// For every number of trees, so that lanes without a tree of their own are met.
+/// Every number of trees, so that lanes without a tree occur.
 #[test]
 fn all_paths_give_the_same_bits() {
     let data = values(500, 6, 7);
@@ -179,7 +179,7 @@ fn all_paths_give_the_same_bits() {
     }
 }
 
-/// The plain form nests what the walk multiplies out, so the last bits differ.
+/// The reference nests the expression that the walk expands, so the last bits differ.
 #[test]
 fn scores_are_those_of_the_reference_forest() {
     let data = values(1_000, 6, 8);
@@ -210,7 +210,7 @@ fn a_constant_table_is_one_leaf() {
 }
 
 #[test]
-fn extreme_values_are_cut_between() {
+fn extreme_values_are_separated() {
     let data = [f32::MIN, f32::MAX, 1e30, 1e30f32.next_up(), 0.0, f32::MIN_POSITIVE];
     for tree in fit(&ExtendedParams::default(), &data, 1).trees() {
         ExtendedTree::from_arrays(&tree, 1).expect("our own tree");
@@ -218,7 +218,7 @@ fn extreme_values_are_cut_between() {
 }
 
 #[test]
-fn unsuitable_tables_are_refused() {
+fn unsuitable_tables_are_rejected() {
     let error_of = |values: &[f32], n_rows, n_features| {
         let table = Table::new(values, n_rows, n_features).expect("a table");
         ExtendedParams::default().fit(&table, threads(2)).expect_err("unsuitable")
@@ -249,7 +249,7 @@ fn small_forest() -> ExtendedForest {
     ExtendedForest::new(vec![tree], 6).expect("a forest")
 }
 
-/// By hand, from the definition.
+/// Computed by hand from the definition.
 #[test]
 fn path_lengths_are_as_if_inserted() {
     let c = average_path_length;
@@ -275,7 +275,7 @@ fn error_after(change: impl FnOnce(&mut ExtendedTreeArrays)) -> String {
 }
 
 #[test]
-fn refuses_mangled_trees() {
+fn rejects_mangled_trees() {
     let children = "must be in 3..5, or -1 in a leaf";
     assert_eq!(
         error_after(|tree| tree.left_child[2] = 0),
@@ -308,7 +308,7 @@ fn refuses_mangled_trees() {
 }
 
 #[test]
-fn refuses_mangled_splits() {
+fn rejects_mangled_splits() {
     assert_eq!(error_after(|tree| tree.columns[5] = 2), "tree node 2: column is 2, must be below 2");
     for coefficient in [f64::NAN, f64::NEG_INFINITY, 1e39, 0.1] {
         assert!(
@@ -324,7 +324,7 @@ fn refuses_mangled_splits() {
 }
 
 #[test]
-fn refuses_mangled_forests() {
+fn rejects_mangled_forests() {
     let tree = |n_features| ExtendedTree::from_arrays(&small(), n_features).expect("a tree");
     assert!(ExtendedForest::new(vec![], 6).is_err());
     assert!(ExtendedForest::new(vec![tree(2)], 0).is_err());
@@ -341,7 +341,7 @@ fn any_number() -> impl Strategy<Value = f64> {
 }
 
 proptest! {
-    /// Whatever a file holds, a tree that is accepted scores any row in `[-1, 0)`.
+    /// A tree that is accepted from a file scores any row in `[-1, 0)`.
     #[test]
     fn accepted_trees_score_any_row_in_range(
         numbers in proptest::collection::vec(any_number(), 10),

@@ -1,37 +1,35 @@
-//! One tree with slanted cuts: nodes in one array, what each split mixes in two more.
+//! One tree with oblique splits: one array of nodes, and two arrays of the terms of all splits.
 
 use std::ops::Range;
 
-use super::super::average_path_length;
-use super::super::tree::{Leaf, MAX_FEATURES, check_n_features};
-use super::super::tree_check::{CheckedNode, TreeStructure, node_error};
-use super::super::{Error, standard};
+use super::super::Error;
+use super::super::depth::{Leaf, average_path_length};
+use super::super::limits::{MAX_FEATURES, check_n_features};
+use super::super::tree_check::{CheckedNode, TreeStructure};
 
-/// A tree as plain data, for files: one entry per node in every array, the root first, a leaf's children
-/// −1; [`ExtendedTree::from_arrays`] checks it. The mixture of node `n` is the sum over `k` in
-/// `n * width..(n + 1) * width` of `coefficients[k]` times the row's value in column `columns[k]`, added
-/// up in that order, as `f64`.
+/// A tree as plain data, for files: one entry per node in every array, the root first, a leaf's children −1.
+/// [`ExtendedTree::from_arrays`] checks it. The projection of node `n` is the sum over `k` in
+/// `n * width..(n + 1) * width` of `coefficients[k]` times the row's value in column `columns[k]`, added in that order
+/// as `f64`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ExtendedTreeArrays {
-    /// Where rows with `mixture <= cut` go; −1 in a leaf. Greater than the node's own index.
+    /// Child for rows with `projection <= cut`; −1 in a leaf. Greater than the node's own index.
     pub left_child: Vec<i64>,
-    /// Where the others go; −1 in a leaf. Greater than the node's own index.
+    /// Child for the other rows; −1 in a leaf. Greater than the node's own index.
     pub right_child: Vec<i64>,
     /// Training rows that reached the node, at least 1.
     pub n_node_samples: Vec<i64>,
-    /// Columns that a split mixes.
+    /// Number of terms of a split.
     pub width: usize,
-    /// Which they are, shape `[n_nodes, width]`, row-major; 0 in a leaf (any value is accepted there).
+    /// Column of each term, shape `[n_nodes, width]`, row-major; 0 in a leaf (not checked there).
     pub columns: Vec<u32>,
-    /// The weight of each, a number that `f32` can hold, shape `[n_nodes, width]`, row-major; 0 in a leaf
-    /// (any value is accepted there).
+    /// Weight of each term, exact as `f32`, shape `[n_nodes, width]`, row-major; 0 in a leaf (not checked there).
     pub coefficients: Vec<f64>,
-    /// The cut; 0 in a leaf (any value is accepted there).
+    /// The cut; 0 in a leaf (not checked there).
     pub cut: Vec<f64>,
-    /// The least mixture of the training rows that reached the node; 0 in a leaf (any value is accepted
-    /// there).
+    /// The least projection of the training rows that reached the node; 0 in a leaf (not checked there).
     pub low: Vec<f64>,
-    /// The greatest; 0 in a leaf (any value is accepted there).
+    /// The greatest projection; 0 in a leaf (not checked there).
     pub high: Vec<f64>,
 }
 
@@ -40,7 +38,7 @@ pub struct ExtendedTreeArrays {
 #[derive(Clone, Debug, PartialEq)]
 pub struct ExtendedTree {
     pub(super) nodes: Vec<ExtendedNode>,
-    /// Column of each term, all terms of a split side by side.
+    /// Column of each term; the terms of a split are adjacent.
     columns: Vec<u16>,
     /// Weight of each term.
     coefficients: Vec<f32>,
@@ -55,10 +53,10 @@ const _: () = assert!(MAX_FEATURES <= 1 << u16::BITS, "a column has 16 bits");
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum ExtendedNode {
-    /// Rows with a mixture of at most `cut` go to the node `left`, others to the one behind it.
+    /// Rows with a projection of at most `cut` go to node `left`, others to node `left + 1`.
     Split {
         left: u32,
-        /// Which `width` of the tree's terms are the mixture, counted in splits.
+        /// Index of the split's terms, in units of `width`.
         terms: u32,
         cut: f64,
         low: f64,
@@ -79,22 +77,21 @@ pub(super) struct SplitPlane {
 }
 
 impl ExtendedTree {
-    /// Checks arrays as they come from a file and lays them out for the walk. `n_features` is the width
-    /// of the rows that the forest will score.
+    /// Checks arrays from a file and lays them out for the walk. `n_features` is the width of the rows to score.
     ///
     /// # Errors
     /// [`Error::Node`] if the arrays differ in length, are empty or have more than
-    /// [`MAX_NODES`](super::super::MAX_NODES) nodes; a child is not after its parent, not inside, or has
+    /// [`MAX_NODES`](super::super::MAX_NODES) nodes; a child is not after its parent, is out of range, or has
     /// another parent; a node has no parent; one child of a split is missing; a count is below 1 or is
     /// not the sum of the children's; a leaf is deeper than [`MAX_DEPTH`](super::super::MAX_DEPTH); a
     /// split's column is not below `n_features`; a coefficient is not a finite `f32`; `low`,
-    /// `cut` and `high` are not finite and in this order, or `low` is `high`. [`Error::Forest`] if
+    /// `cut` and `high` are not finite and ascending, or `low` equals `high`. [`Error::Forest`] if
     /// `n_features` or the width is 0 or above [`MAX_FEATURES`].
     pub fn from_arrays(arrays: &ExtendedTreeArrays, n_features: usize) -> Result<Self, Error> {
         check_n_features(n_features)?;
         let width = arrays.width;
         if !(1..=MAX_FEATURES).contains(&width) {
-            return Err(standard::forest_error("width", width, format_args!("in 1..={MAX_FEATURES}")));
+            return Err(Error::forest("width", width, format_args!("in 1..={MAX_FEATURES}")));
         }
         let checked_nodes = arrays.check_structure()?;
         let mut builder = ExtendedTreeBuilder::new(n_features, width, checked_nodes.len());
@@ -115,7 +112,7 @@ impl ExtendedTree {
         Ok(builder.finish())
     }
 
-    /// The way back from [`from_arrays`](Self::from_arrays), in the order of the nodes.
+    /// The inverse of [`from_arrays`](Self::from_arrays), in the order of the nodes.
     pub(super) fn to_arrays(&self) -> ExtendedTreeArrays {
         let (n_nodes, width) = (self.nodes.len(), self.width);
         let mut arrays = ExtendedTreeArrays {
@@ -129,7 +126,7 @@ impl ExtendedTree {
             low: vec![0.0; n_nodes],
             high: vec![0.0; n_nodes],
         };
-        // Backwards, so that a split finds the counts of its children.
+        // In reverse order, so that the counts of the children precede those of a split.
         for (at, &node) in self.nodes.iter().enumerate().rev() {
             let (left, terms) = match node {
                 ExtendedNode::Leaf { n_samples, .. } => {
@@ -155,7 +152,7 @@ impl ExtendedTree {
         arrays
     }
 
-    /// What a split makes of a row of finite values.
+    /// The projection of a row of finite values on the terms of a split.
     #[inline(always)]
     pub(super) fn project(&self, terms: u32, row: &[f64]) -> f64 {
         let terms = self.terms(terms);
@@ -187,30 +184,29 @@ impl ExtendedTreeArrays {
         let (cut, low, high) = (self.cut[node], self.low[node], self.high[node]);
         for (field, value) in [("low", low), ("high", high)] {
             if !value.is_finite() {
-                return Err(node_error(node, field, value, "finite"));
+                return Err(Error::node(node, field, value, "finite"));
             }
         }
         if low >= high {
-            return Err(node_error(node, "low", low, format_args!("below high, {high}")));
+            return Err(Error::node(node, "low", low, format_args!("below high, {high}")));
         }
         if !(low..=high).contains(&cut) {
-            return Err(node_error(node, "cut", cut, format_args!("in {low}..={high}")));
+            return Err(Error::node(node, "cut", cut, format_args!("in {low}..={high}")));
         }
         Ok(SplitPlane { cut, low, high })
     }
 
-    /// The terms of a split. A sum of [`MAX_FEATURES`] products of two `f32` is
-    /// far from the end of `f64`, so no mixture overflows.
+    /// The checked terms of a split. A sum of [`MAX_FEATURES`] products of two `f32` cannot overflow an `f64`.
     fn check_terms(&self, node: usize, n_features: usize) -> Result<Vec<(u16, f32)>, Error> {
         let terms = node * self.width..(node + 1) * self.width;
         let terms = self.columns[terms.clone()].iter().zip(&self.coefficients[terms]);
         let check = |(&column, &coefficient): (&u32, &f64)| {
             if column as usize >= n_features {
-                return Err(node_error(node, "column", column, format_args!("below {n_features}")));
+                return Err(Error::node(node, "column", column, format_args!("below {n_features}")));
             }
             let exact = coefficient as f32;
             if !exact.is_finite() || f64::from(exact) != coefficient {
-                return Err(node_error(node, "coefficient", coefficient, "finite and exact as f32"));
+                return Err(Error::node(node, "coefficient", coefficient, "finite and exact as f32"));
             }
             Ok((column as u16, exact))
         };
@@ -218,7 +214,7 @@ impl ExtendedTreeArrays {
     }
 }
 
-/// Writes the nodes of a tree from the root on; growing and reading place a split's children in the same
+/// Writes the nodes of a tree, from the root. Growing and reading a tree place the children of a split in the same
 /// order, so that a tree keeps its layout through a file.
 pub(super) struct ExtendedTreeBuilder(ExtendedTree);
 
@@ -240,8 +236,8 @@ impl ExtendedTreeBuilder {
         self.0.depth = self.0.depth.max(depth);
     }
 
-    /// Places two children, to be set by the caller, and returns left and right. As many `terms` as the
-    /// tree is wide.
+    /// Sets a split with its `width` terms and adds two children, which the caller sets later. Returns left and right
+    /// child.
     pub fn set_split(
         &mut self,
         at: usize,
@@ -256,14 +252,14 @@ impl ExtendedTreeBuilder {
         }
         debug_assert_eq!(tree.columns.len(), (number + 1) * tree.width);
         let left = tree.nodes.len();
-        // Neither number is above MAX_NODES.
+        // Neither number exceeds MAX_NODES.
         tree.nodes[at] = ExtendedNode::Split { left: left as u32, terms: number as u32, cut, low, high };
         tree.nodes.extend([UNSET; 2]);
         [left, left + 1]
     }
 
     pub fn finish(mut self) -> ExtendedTree {
-        // A tree may have ended long before its depth limit.
+        // Most trees have fewer nodes than the capacity.
         self.0.nodes.shrink_to_fit();
         self.0.columns.shrink_to_fit();
         self.0.coefficients.shrink_to_fit();
@@ -271,5 +267,5 @@ impl ExtendedTreeBuilder {
     }
 }
 
-/// A node that is placed but not yet known.
+/// A node that is added and not yet set.
 const UNSET: ExtendedNode = ExtendedNode::Leaf { path_length: 0.0, n_samples: 0 };

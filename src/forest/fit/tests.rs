@@ -109,13 +109,13 @@ fn depth_is_the_binary_logarithm_rounded_up() {
 }
 
 #[test]
-fn constant_columns_are_never_cut() {
+fn constant_columns_are_never_split() {
     let mut data = values(400, 3, 6);
     data[400..800].fill(7.0);
     for tree in fit(&ForestParams::default(), &data, 3).trees() {
         assert!(!tree.feature.contains(&1));
     }
-    // Within scikit-learn's threshold is constant too.
+    // Variation within scikit-learn's threshold counts as constant.
     data[400..800].fill(0.0);
     data[450] = 1e-7;
     for tree in fit(&ForestParams::default(), &data, 3).trees() {
@@ -124,10 +124,10 @@ fn constant_columns_are_never_cut() {
 }
 
 #[test]
-fn nothing_but_constants_is_one_leaf() {
+fn constant_columns_alone_give_one_leaf() {
     let forest = fit(&ForestParams::default(), &[3.0; 100], 2);
     assert!(forest.trees().all(|tree| tree.n_node_samples == [50]));
-    // scikit-learn 1.9.1 prints -0.5000000000000002: every row is an average one.
+    // scikit-learn 1.9.1 prints -0.5000000000000002: every row is average.
     for score in scores(&forest, &[3.0, -1e30, f32::NAN, f32::INFINITY]) {
         assert!((score + 0.500_000_000_000_000_2).abs() <= 2.3e-16, "{score:?}");
     }
@@ -151,7 +151,7 @@ fn duplicates_share_a_leaf() {
 }
 
 #[test]
-fn neighbouring_and_extreme_values_are_cut_between() {
+fn neighbouring_and_extreme_values_are_separated() {
     let data = [f32::MIN, f32::MAX, 1e30, 1e30f32.next_up()];
     let params = ForestParams { n_estimators: threads(500), ..Default::default() };
     for tree in fit(&params, &data, 1).trees() {
@@ -204,7 +204,7 @@ fn contamination_gives_its_share_of_negatives() {
 }
 
 #[test]
-fn unsuitable_tables_are_refused() {
+fn unsuitable_tables_are_rejected() {
     let error_of = |params: &ForestParams, values: &[f32], n_rows, n_features| {
         let table = Table::new(values, n_rows, n_features).expect("a table");
         params.fit(&table, threads(2)).expect_err("unsuitable").to_string()

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::super::reference::ReferenceForest;
 use super::*;
 
-/// A random tree, two leaves at least, in depth-first order: cuts on and beside small integers,
+/// A random tree, at least two leaves, in depth-first order: thresholds on and beside small integers,
 /// depth at most 7.
 fn any_tree(n_features: usize) -> impl Strategy<Value = TreeArrays> {
     let split = (0..n_features, -3i32..=3, -1i64..=1, any::<bool>(), 0..3u8);
@@ -62,7 +62,7 @@ fn build_forest(trees: &[TreeArrays], max_samples: u64) -> Forest {
 }
 
 proptest! {
-    /// Both fast paths give the bits of the plain forest, whatever the number of trees and rows.
+    /// Both fast paths equal the reference forest bit for bit, for any number of trees and rows.
     #[test]
     fn equals_the_reference_forest(
         trees in prop::collection::vec(any_tree(N_FEATURES), 1..3 * LANES),
@@ -85,7 +85,7 @@ proptest! {
         }
     }
 
-    /// What `trees` gives makes the same forest again.
+    /// The arrays of `trees` rebuild the same forest.
     #[test]
     fn survives_the_round_trip(trees in prop::collection::vec(any_tree(N_FEATURES), 1..6)) {
         let forest = build_forest(&trees, 100);
@@ -95,7 +95,7 @@ proptest! {
 }
 
 #[test]
-fn refuses_what_is_not_a_forest() {
+fn rejects_invalid_forests() {
     let leaf = |n_features| {
         let arrays = TreeArrays {
             left_child: vec![-1],
@@ -168,7 +168,7 @@ fn the_further_outside_the_range_the_lower_the_score() {
         assert!(scores[4] < standard_score - 0.1, "{scores:?} against {standard_score}");
         assert!(scores.iter().all(|score| (-1.0..0.0).contains(score)), "{scores:?}");
     }
-    // A feature that no tree could cut does not count.
+    // A feature that no tree can split does not count.
     assert_eq!(forest.score_extrapolated(&[3.0, 150.0, 1e9]), forest.score_samples(&[3.0, 150.0, 1e9]));
 }
 

@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::super::limits::MAX_DEPTH;
 use super::*;
 
 /// Three splits, four leaves, in scikit-learn's depth-first order.
@@ -147,7 +148,7 @@ fn refuses_mangled_lengths() {
     assert!(Tree::from_arrays(&small(), MAX_FEATURES + 1).is_err());
 }
 
-/// A tree that only ever goes on to the right, with `n_splits` splits.
+/// A tree of `n_splits` splits whose left children are leaves.
 fn chain(n_splits: i64) -> TreeArrays {
     let n_nodes = 2 * n_splits + 1;
     let splits = |node: i64| node % 2 == 0 && node < 2 * n_splits;
@@ -172,7 +173,7 @@ fn refuses_trees_that_are_too_deep() {
     assert!(Tree::from_arrays(&chain(200_000), 1).is_err());
 }
 
-/// Any bits, and more often the values at which things change.
+/// Any bits, with a preference for edge values.
 fn any_f32() -> impl Strategy<Value = f32> {
     prop_oneof![
         any::<u32>().prop_map(f32::from_bits),
@@ -193,8 +194,8 @@ fn any_f32() -> impl Strategy<Value = f32> {
 }
 
 proptest! {
-    /// The compare without branches says what `x <= threshold` says, with the threshold in `f64`, next
-    /// to the value, on it, and anywhere.
+    /// The branch-free comparison equals `x <= threshold` with the threshold in `f64`: next to the value, equal to it,
+    /// and anywhere.
     #[test]
     fn step_equals_the_definition(
         value in any_f32(),
