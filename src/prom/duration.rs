@@ -1,4 +1,4 @@
-//! Durations as Prometheus writes them: `15s`, `1h30m`, `5d`.
+//! Durations in Prometheus' syntax: `15s`, `1h30m`, `5d`.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,7 +13,7 @@ const UNITS: [(&str, u64); 7] = [
     ("ms", 1),
 ];
 
-/// A text that is no Prometheus duration.
+/// The error for a text that is not a Prometheus duration.
 #[derive(Debug, PartialEq, thiserror::Error)]
 #[error(
     "{0:?} is not a duration: write numbers with the units y, w, d, h, m, s, ms in that order, as in 1h30m"
@@ -23,7 +23,7 @@ pub struct InvalidDuration(String);
 /// Reads a duration in Prometheus' syntax; `0` needs no unit.
 ///
 /// # Errors
-/// [`Invalid`] for anything else, repeated or misordered units and overflow included.
+/// [`InvalidDuration`] for any other text, and for repeated or misordered units and overflow.
 pub fn parse(text: &str) -> Result<Duration, InvalidDuration> {
     let invalid = || InvalidDuration(text.to_string());
     if text == "0" {
@@ -47,14 +47,14 @@ pub fn parse(text: &str) -> Result<Duration, InvalidDuration> {
         total_ms = total_ms.checked_add(part).ok_or_else(invalid)?;
         rest = after;
     }
-    // Half of the range keeps every sum of a timestamp and a duration in an i64.
+    // Half of the range keeps the sum of a timestamp and a duration within an i64.
     if text.is_empty() || total_ms > i64::MAX as u64 / 2 {
         return Err(invalid());
     }
     Ok(Duration::from_millis(total_ms))
 }
 
-/// Writes a duration in Prometheus' syntax.
+/// Formats a duration in Prometheus' syntax.
 pub struct Display(pub Duration);
 
 impl fmt::Display for Display {
@@ -64,7 +64,7 @@ impl fmt::Display for Display {
             return f.write_str("0s");
         }
         for (unit, size) in UNITS {
-            // Prometheus writes years and weeks only when nothing is left over.
+            // Prometheus writes years and weeks only for exact multiples.
             let exact_only = matches!(unit, "y" | "w");
             if rest >= size && (!exact_only || rest % size == 0) {
                 write!(f, "{}{unit}", rest / size)?;
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_and_writes_what_prometheus_does() {
+    fn reads_and_writes_as_prometheus() {
         for (text, ms) in [
             ("15s", 15_000),
             ("1h30m", 5_400_000),
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_prometheus_refuses() {
+    fn rejects_what_prometheus_rejects() {
         for text in ["", "15", "s", "1m1h", "1s1s", "-1s", "1.5h", "1 m", "99999999999y", "5x"] {
             assert!(parse(text).is_err(), "{text}");
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-/// A label set. Sorted by name; names are unique; no name and no value is empty. Clones share it.
+/// A label set: sorted by name, with unique names and without empty names or values. Clones share the memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "BTreeMap<String, String>", into = "BTreeMap<String, String>")]
 pub struct Labels(Arc<[(Box<str>, Box<str>)]>);
@@ -13,16 +13,16 @@ pub struct Labels(Arc<[(Box<str>, Box<str>)]>);
 /// The label that carries the metric name.
 pub const METRIC_NAME: &str = "__name__";
 
-/// Why a list of pairs is no label set.
+/// The error for pairs that are not a label set.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub enum InvalidLabels {
-    /// Prometheus forbids it, and no query could name the label.
+    /// A label has an empty name, which Prometheus forbids and no query can select.
     #[error("a label has an empty name (its value is {value:?})")]
     EmptyName {
         /// The value beside the empty name.
         value: Box<str>,
     },
-    /// Two values for one name.
+    /// A name has two values.
     #[error("label name {name:?} is not unique")]
     Duplicate {
         /// The repeated name.
@@ -31,11 +31,11 @@ pub enum InvalidLabels {
 }
 
 impl Labels {
-    /// Builds a label set from pairs in any order. A label with an empty value is the same as no
-    /// label, and is left out (Prometheus' data model).
+    /// Builds a label set from pairs in any order. Drops labels with an empty value, which Prometheus' data model
+    /// equates with absent labels.
     ///
     /// # Errors
-    /// [`Invalid`] when a name is empty or repeated.
+    /// [`InvalidLabels`] if a name is empty or repeated.
     pub fn new<N, V>(pairs: impl IntoIterator<Item = (N, V)>) -> Result<Self, InvalidLabels>
     where
         N: Into<Box<str>>,
@@ -54,12 +54,12 @@ impl Labels {
         Ok(Self(pairs.into()))
     }
 
-    /// The value of a label, empty when there is none: Prometheus' matchers see no difference.
+    /// The value of a label; empty if the label is absent, as Prometheus' matchers have it.
     pub fn get(&self, name: &str) -> &str {
         self.0.binary_search_by(|(n, _)| (**n).cmp(name)).map_or("", |i| &self.0[i].1)
     }
 
-    /// The metric name, empty when there is none.
+    /// The metric name; empty if absent.
     pub fn metric_name(&self) -> &str {
         self.get(METRIC_NAME)
     }
@@ -69,14 +69,15 @@ impl Labels {
         self.0.iter().map(|(name, value)| (&**name, &**value))
     }
 
-    /// The labels named in `by`, and the others.
+    /// Splits the set into the labels named in `by` and the others.
     pub fn split(&self, by: &[String]) -> (Self, Self) {
         let (named, others): (Vec<_>, Vec<_>) =
             self.0.iter().cloned().partition(|(name, _)| by.iter().any(|b| **b == **name));
         (Self(named.into()), Self(others.into()))
     }
 
-    /// The labels of both sets, such as [`split`](Self::split) makes; where both have a label, `other`'s is taken.
+    /// The labels of both sets, the inverse of [`split`](Self::split). If both sets have a label, `other`'s value
+    /// applies.
     pub fn union(&self, other: &Self) -> Self {
         let kept = self.0.iter().filter(|(name, _)| other.get(name).is_empty());
         let mut pairs: Vec<_> = kept.chain(other.0.iter()).cloned().collect();
@@ -84,7 +85,7 @@ impl Labels {
         Self(pairs.into())
     }
 
-    /// This set with further labels; a label of the same name is replaced.
+    /// This set with one more label, which replaces a label of the same name.
     pub fn with(&self, name: &str, value: &str) -> Self {
         let kept = self.0.iter().filter(|(n, _)| **n != *name).cloned();
         let mut pairs: Vec<_> = kept.chain([(name.into(), value.into())]).collect();

@@ -1,10 +1,10 @@
-//! Selectors: `name{label="value", other!~"regex"}`, parsed and matched as PromQL does.
+//! Selectors such as `name{label="value", other!~"regex"}`, with PromQL's syntax and semantics.
 
 use super::labels::METRIC_NAME;
 use super::{Labels, proto, regex};
 use std::fmt;
 
-/// A PromQL vector selector: a series is selected when every matcher holds.
+/// A PromQL vector selector. It selects the series that satisfy every matcher.
 #[derive(Clone, Debug)]
 pub struct Selector {
     text: String,
@@ -27,17 +27,17 @@ enum MatchType {
     NotRegex(::regex::Regex),
 }
 
-/// Why a text is no selector. Positions count characters from 1.
+/// The error for an invalid selector. Positions count characters from 1.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The text leaves the grammar.
+    /// A syntax error.
     #[error("selector {text:?}: expected {expected} at character {position}")]
     Syntax {
         /// The whole text.
         text: String,
-        /// What would have been right.
+        /// The expected token.
         expected: &'static str,
-        /// Where, counted from 1.
+        /// Position of the error, in characters from 1.
         position: usize,
     },
     /// A pattern does not compile.
@@ -47,18 +47,18 @@ pub enum Error {
         text: String,
         /// The pattern as written.
         pattern: String,
-        /// The regular expression engine's reason.
+        /// The error of the regular expression engine.
         source: ::regex::Error,
     },
-    /// A comparison that there is not.
+    /// An unknown matcher type.
     #[error("selector {text:?}: there is no matcher of type {kind}")]
     UnknownType {
         /// The whole text.
         text: String,
-        /// The number that stands for it.
+        /// The number of the type.
         kind: i32,
     },
-    /// Such a selector would match every series there is.
+    /// The selector would match every series.
     #[error("selector {text:?} matches every series: at least one matcher must not match the empty value")]
     MatchesAll {
         /// The whole text.
@@ -72,7 +72,7 @@ impl Matcher {
         Self { name: name.into(), value: value.into(), match_type: MatchType::Equal }
     }
 
-    /// The matcher `name=~"a|b"` of values that are meant as they are written.
+    /// The matcher `name=~"a|b"` for literal values.
     pub fn one_of<'v>(name: &str, values: impl IntoIterator<Item = &'v str>) -> Self {
         let mut values = values.into_iter().peekable();
         let first = values.next().unwrap_or_default();
@@ -81,7 +81,7 @@ impl Matcher {
         }
         let escaped: Vec<String> = [first].into_iter().chain(values).map(::regex::escape).collect();
         let value = escaped.join("|");
-        let match_type = MatchType::Regex(regex::compile(&value).expect("escaped text is a pattern"));
+        let match_type = MatchType::Regex(regex::compile(&value).expect("escaped text is a valid pattern"));
         Self { name: name.into(), value, match_type }
     }
 
@@ -99,17 +99,15 @@ impl Selector {
     /// Parses a selector in PromQL's syntax, quoted (UTF-8) names included.
     ///
     /// # Errors
-    /// [`Error`] with the position, when the text is no selector, a pattern does not compile, or
-    /// every series would match.
+    /// [`Error`] if the text is not a selector, a pattern does not compile, or every series would match.
     pub fn parse(text: &str) -> Result<Self, Error> {
         SelectorParser { text, rest: text }.parse_selector()
     }
 
-    /// Reads the matchers of a query by remote read. Names, values and patterns that are long are shown in part
-    /// when something is wrong.
+    /// Reads the matchers of a remote read query. Errors show at most 64 characters of a name, value or pattern.
     ///
     /// # Errors
-    /// As for [`parse`](Self::parse), and for an unknown type of comparison.
+    /// As for [`parse`](Self::parse), and for an unknown matcher type.
     pub fn from_proto(matchers: Vec<proto::LabelMatcher>) -> Result<Self, Error> {
         use proto::label_matcher::Type;
         let promql = to_promql(&matchers);
@@ -138,12 +136,12 @@ impl Selector {
         Ok(Self { text: promql, matchers })
     }
 
-    /// Does the series with these labels belong to the selection?
+    /// True if the selector selects the series with these labels.
     pub fn matches(&self, labels: &Labels) -> bool {
         self.matchers.iter().all(|matcher| matcher.matches(labels.get(&matcher.name)))
     }
 
-    /// May a series belong to the selection that has these labels, and others that are not known?
+    /// True if the selector may select a series of which only some labels are known.
     pub fn may_match(&self, known: &Labels) -> bool {
         self.matchers.iter().all(|matcher| {
             let value = known.get(&matcher.name);
@@ -151,14 +149,14 @@ impl Selector {
         })
     }
 
-    /// The matchers that cost no more than a comparison: what this selects is among what they select.
+    /// The matchers without regular expressions: a cheap selector of a superset of the series.
     pub fn without_regexes(&self) -> Self {
         let is_exact =
             |matcher: &&Matcher| matches!(matcher.match_type, MatchType::Equal | MatchType::NotEqual);
         Self { text: self.text.clone(), matchers: self.matchers.iter().filter(is_exact).cloned().collect() }
     }
 
-    /// The one label set that is written here, if every label is matched by `=`.
+    /// The selector as a label set, if every matcher is `=`.
     pub fn to_labels(&self) -> Option<Labels> {
         let equal_pair = |matcher: &Matcher| {
             matches!(matcher.match_type, MatchType::Equal)
@@ -167,13 +165,13 @@ impl Selector {
         Labels::new(self.matchers.iter().map(equal_pair).collect::<Option<Vec<_>>>()?).ok()
     }
 
-    /// The matchers as remote read wants them.
+    /// The matchers as messages of remote read.
     pub fn to_proto(&self) -> impl Iterator<Item = proto::LabelMatcher> {
         self.matchers.iter().map(proto::LabelMatcher::from)
     }
 }
 
-/// Two selectors are equal when they were written alike.
+/// Two selectors are equal if their texts are equal.
 impl PartialEq for Selector {
     fn eq(&self, other: &Self) -> bool {
         self.text == other.text
@@ -199,7 +197,7 @@ impl From<&Matcher> for proto::LabelMatcher {
     }
 }
 
-/// Characters of a name or value that a message shows.
+/// Most characters of a name or value in an error text.
 const MAX_SHOWN_CHARS: usize = 64;
 
 fn truncate(text: &str) -> String {
@@ -209,7 +207,7 @@ fn truncate(text: &str) -> String {
     }
 }
 
-/// Matchers as they would be written in PromQL, the first few of them.
+/// The first eight matchers in PromQL's syntax.
 fn to_promql(matchers: &[proto::LabelMatcher]) -> String {
     let format_matcher = |matcher: &proto::LabelMatcher| {
         let operator = ["=", "!=", "=~", "!~"];
@@ -302,7 +300,7 @@ impl SelectorParser<'_> {
         Ok(Matcher { name, value, match_type })
     }
 
-    /// A name of ASCII letters, digits (not first), `_` and one more character.
+    /// Parses a name of ASCII letters, digits (not first), `_` and the character `extra`.
     fn parse_identifier(&mut self, extra: char) -> Option<String> {
         let end = self
             .rest
@@ -316,7 +314,7 @@ impl SelectorParser<'_> {
         (!name.is_empty()).then(|| name.to_string())
     }
 
-    /// A string in one of PromQL's three quotes; only the backtick takes no escapes.
+    /// Parses a string in one of PromQL's three quotes. Strings in backticks have no escapes.
     fn parse_quoted(&mut self) -> Result<String, Error> {
         let Some(quote) = self.rest.chars().next().filter(|c| matches!(c, '"' | '\'' | '`')) else {
             return Err(self.syntax_error("a quoted string"));

@@ -1,4 +1,4 @@
-//! Prometheus' own words: label sets, selectors, durations and the bytes of remote write.
+//! Prometheus' data model and formats: label sets, selectors, durations, the wire format of remote write.
 
 pub mod duration;
 pub mod labels;
@@ -6,11 +6,11 @@ pub mod matcher;
 mod regex;
 pub mod wire;
 
-/// Messages generated from `proto/`: what promforest sends, and the oracle for [`wire`].
+/// Messages generated from `proto/`: promforest sends them, and the tests compare [`wire`] with them.
 pub mod proto {
     #![allow(missing_docs, clippy::all)]
 
-    // Generated code names messages of other packages by their way from its own.
+    // Generated code refers to messages of other packages by paths relative to its own.
     mod prometheus {
         include!(concat!(env!("OUT_DIR"), "/prometheus.rs"));
     }
@@ -31,7 +31,7 @@ pub mod proto {
 pub use labels::{Labels, METRIC_NAME};
 pub use matcher::Selector;
 
-/// The bits of a staleness marker: a NaN that ends a series. Compare bits, never `is_nan`.
+/// The bits of a staleness marker, a NaN that ends a series. Compare bits, not `is_nan`.
 ///
 /// Source: Prometheus, `model/value.StaleNaN`.
 pub const STALE_BITS: u64 = 0x7ff0_0000_0000_0002;
@@ -46,18 +46,18 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// The end of a series.
+    /// A staleness marker.
     pub fn stale(timestamp_ms: i64) -> Self {
         Self { timestamp_ms, value: f64::from_bits(STALE_BITS) }
     }
 
-    /// Does this sample end its series?
+    /// True if this sample is a staleness marker.
     pub fn is_stale(&self) -> bool {
         self.value.to_bits() == STALE_BITS
     }
 }
 
-/// Equal by bits: NaN equals itself, and a staleness marker is not just any NaN.
+/// Compares bits: NaN equals itself, and a staleness marker differs from other NaNs.
 impl PartialEq for Sample {
     fn eq(&self, other: &Self) -> bool {
         self.timestamp_ms == other.timestamp_ms && self.value.to_bits() == other.value.to_bits()

@@ -1,31 +1,30 @@
 //! Prometheus' regular expressions (Go's RE2 dialect, anchored) on the `regex` crate.
 //!
-//! The two dialects look alike and differ in their corners: what `\w` is, what a class may hold, which flags,
-//! escapes and repetitions there are. So a pattern is read as Go reads it, token by token, and written anew in words
-//! that mean one thing only. To rewrite just the corners that are known would let through whatever nobody
-//! thought of. Of what Go takes, two things are refused: what grows too large here, and a repetition right after
-//! flags, as in `a(?i)*`.
+//! The two dialects differ in details: the meaning of `\w`, the members of a class, the set of flags, escapes and
+//! repetitions. A pattern is therefore parsed token by token by Go's rules and written in syntax that both dialects
+//! read alike. Not taken: rewriting the known differences only, which would pass unknown ones. Two kinds of patterns
+//! that Go accepts are rejected: those whose compiled form exceeds the size limit, and those with a repetition
+//! directly after flags, as in `a(?i)*`.
 
 use regex::{Error, Regex, RegexBuilder};
 
-/// Bounds the memory of a compiled pattern.
+/// Most bytes of a compiled pattern.
 const SIZE_LIMIT: usize = 1 << 20;
-/// Bytes of a pattern: reading one takes a hundred times its length.
+/// Most bytes of a pattern: compilation takes a hundred times its length.
 const LENGTH_LIMIT: usize = 128 << 10;
-/// Repetitions, nested ones multiplied: Go's limit.
+/// Most repetitions, the product for nested ones: Go's limit.
 const REPEAT_LIMIT: u32 = 1000;
 
-/// What a class may name between `[:` and `:]`.
+/// Names of classes between `[:` and `:]`.
 const ASCII_CLASSES: [&str; 14] = [
     "alnum", "alpha", "ascii", "blank", "cntrl", "digit", "graph", "lower", "print", "punct", "space",
     "upper", "word", "xdigit",
 ];
 
-/// Compiles a matcher's pattern: it must match the whole value, and a dot matches a newline, as in
-/// Prometheus 3.
+/// Compiles the pattern of a matcher. It is anchored at both ends, and a dot matches a newline, as in Prometheus 3.
 ///
 /// # Errors
-/// What Go would refuse too, or the engine's own message for a pattern that grows too large.
+/// [`Error`] for a pattern that Go rejects too, or that exceeds the size limits.
 pub fn compile(pattern: &str) -> Result<Regex, Error> {
     if pattern.len() > LENGTH_LIMIT {
         return Err(syntax_error(&format!("{} bytes are above the limit of {LENGTH_LIMIT}", pattern.len())));
@@ -38,21 +37,21 @@ fn syntax_error(reason: &str) -> Error {
     Error::Syntax(reason.into())
 }
 
-/// A group that is open, or the whole pattern.
+/// An open group, or the whole pattern.
 #[derive(Default)]
 struct RegexGroup {
-    /// The most repetitions of anything in it.
+    /// Most repetitions of an expression in the group.
     max_repeats: u32,
 }
 
-/// Reads Go's dialect and writes the crate's.
+/// Translates a pattern from Go's dialect to the crate's.
 struct RegexTranslator<'a> {
     rest: &'a str,
     out: String,
     groups: Vec<RegexGroup>,
-    /// The repetitions of what was read last.
+    /// Repetitions of the last expression.
     last_repeats: u32,
-    /// What was read last is a repetition, which cannot be repeated as it is.
+    /// True if the last token is a repetition, which cannot be repeated directly.
     last_is_repetition: bool,
 }
 
@@ -118,7 +117,7 @@ impl<'a> RegexTranslator<'a> {
         Ok(())
     }
 
-    /// How greedy a repetition is decides nothing about a whole value, and is not written.
+    /// Translates a repetition. Greediness does not change whether a whole value matches, so `?` is dropped.
     fn translate_repetition(&mut self, text: &str, repeats: u32) -> Result<(), Error> {
         self.rest = &self.rest[text.len()..];
         self.eat("?");
@@ -137,7 +136,7 @@ impl<'a> RegexTranslator<'a> {
         Ok(())
     }
 
-    /// After a `(`.
+    /// Opens a group, after its `(`.
     fn open_group(&mut self) -> Result<(), Error> {
         if self.eat("?P<") || self.eat("?<") {
             let (name, rest) = self.rest.split_once('>').unwrap_or_default();
@@ -154,7 +153,7 @@ impl<'a> RegexTranslator<'a> {
         Ok(())
     }
 
-    /// After a `(?`. How greedy repetitions are, `U`, is read and not written.
+    /// Translates flags, after their `(?`. Drops `U`, which swaps greediness.
     fn translate_flags(&mut self) -> Result<(), Error> {
         let (mut on, mut off, mut is_off, mut is_seen) = (String::new(), String::new(), false, true);
         let end = loop {
@@ -185,10 +184,10 @@ impl<'a> RegexTranslator<'a> {
         Ok(())
     }
 
-    /// After a backslash that is in no class.
+    /// Translates an escape outside of classes, after its backslash.
     fn translate_escape(&mut self) -> Result<(), Error> {
         if self.eat("Q") {
-            // In Prometheus, one without an end swallows the parenthesis that is put around the pattern.
+            // In Prometheus, a quotation without an end would also quote the parenthesis that closes the anchored pattern.
             let Some((quoted, rest)) = self.rest.split_once(r"\E") else {
                 return Err(syntax_error("a quotation has no end"));
             };
@@ -209,8 +208,8 @@ impl<'a> RegexTranslator<'a> {
         Ok(())
     }
 
-    /// After a backslash, in a class or not: writes a class that has a name. Of those of Unicode, the crate knows
-    /// more names.
+    /// Translates a named class such as `\d` or `\p{Greek}`, after its backslash. Returns false for other escapes.
+    /// The crate accepts more names of Unicode classes than Go.
     fn translate_named_class(&mut self) -> Result<bool, Error> {
         let class = match self.rest.chars().next() {
             Some('d') => "[0-9]",
@@ -243,7 +242,7 @@ impl<'a> RegexTranslator<'a> {
         Ok(true)
     }
 
-    /// After a backslash, in a class or not: the character that is meant.
+    /// Parses an escaped character, after its backslash.
     fn parse_escaped_char(&mut self) -> Result<char, Error> {
         let escaped = self.rest;
         let character = match self.next() {
@@ -259,7 +258,7 @@ impl<'a> RegexTranslator<'a> {
                 let digits = escaped.len() - escaped.trim_start_matches(|c| matches!(c, '0'..='7')).len();
                 let (octal, rest) = escaped.split_at(digits.min(3));
                 self.rest = rest;
-                // A single digit would refer back to a group.
+                // A single digit would be a back-reference to a group.
                 let is_octal = digit == '0' || octal.len() > 1;
                 is_octal.then(|| u32::from_str_radix(octal, 8).ok().and_then(char::from_u32)).flatten()
             }
@@ -272,7 +271,7 @@ impl<'a> RegexTranslator<'a> {
         })
     }
 
-    /// After `\x`: two digits, or any number in braces.
+    /// Parses a hexadecimal character, after its `\x`: two digits, or any number of digits in braces.
     fn parse_hex_char(&mut self) -> Option<char> {
         let digits;
         (digits, self.rest) = match self.rest.strip_prefix('{') {
@@ -283,14 +282,14 @@ impl<'a> RegexTranslator<'a> {
         char::from_u32(u32::from_str_radix(digits, 16).ok().filter(|_| is_hexadecimal)?)
     }
 
-    /// After a `[`.
+    /// Translates a class, after its `[`.
     fn translate_class(&mut self) -> Result<(), Error> {
         self.out.push('[');
         if self.eat("^") {
             self.out.push('^');
         }
         let mut is_first = true;
-        // As the first member, a `]` means itself.
+        // A `]` as the first member is a literal.
         while is_first || !self.eat("]") {
             is_first = false;
             if let Some((name, rest)) = self.rest.strip_prefix("[:").and_then(|rest| rest.split_once(":]")) {
@@ -318,7 +317,7 @@ impl<'a> RegexTranslator<'a> {
         Ok(())
     }
 
-    /// A character of a class, after its backslash if it has one.
+    /// Parses a character of a class, after its backslash if it has one.
     fn parse_class_member(&mut self, is_escape: bool) -> Result<char, Error> {
         if is_escape {
             return self.parse_escaped_char();
@@ -327,8 +326,8 @@ impl<'a> RegexTranslator<'a> {
     }
 }
 
-/// The text of a `{n}`, `{n,}` or `{n,m}` at the beginning, and how often it repeats for the limit. Anything
-/// else in braces means itself.
+/// Parses `{n}`, `{n,}` or `{n,m}` at the start of `text`: the repetition's text, and its count for the limit.
+/// Returns `None` for other text in braces, which is literal.
 fn parse_repetition(text: &str) -> Result<Option<(&str, u32)>, Error> {
     let Some((inner, _)) = text[1..].split_once('}') else { return Ok(None) };
     let (min, max) = match inner.split_once(',') {
@@ -350,7 +349,7 @@ fn parse_repetition(text: &str) -> Result<Option<(&str, u32)>, Error> {
     match bounds {
         Some((min, Some(max))) if min <= max => Ok(Some((text, max))),
         Some((min, None)) => Ok(Some((text, min.max(1)))),
-        _ => Err(syntax_error(&format!("{text} is no repetition of at most {REPEAT_LIMIT} times"))),
+        _ => Err(syntax_error(&format!("{text} is not a repetition of at most {REPEAT_LIMIT} times"))),
     }
 }
 

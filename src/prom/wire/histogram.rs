@@ -1,14 +1,13 @@
-//! Native histograms: checked while they are read, and what is kept of them is two floats.
+//! Native histograms: checked while parsed, and reduced to count and sum.
 //!
-//! The rules are Prometheus' own (`model/histogram`, `Validate`): a histogram that Prometheus
-//! stores, and then sends, passes. Nothing is collected on the way: sums and counts of buckets are
-//! enough to tell whether they agree.
+//! The rules are Prometheus' own (`model/histogram`, `Validate`), so every histogram that Prometheus stores passes.
+//! The checks need the sums and numbers of buckets only; the buckets are not stored.
 
 use super::protobuf::{FIXED64, FieldReader, LENGTH_DELIMITED, Malformed, VARINT};
 use crate::prom::{STALE_BITS, Sample};
 use std::fmt;
 
-/// What is kept of a histogram.
+/// Timestamp, count and sum of a native histogram.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct NativeHistogram {
     timestamp_ms: i64,
@@ -17,7 +16,7 @@ pub struct NativeHistogram {
 }
 
 impl NativeHistogram {
-    /// How many observations; the end of a series stays one.
+    /// The number of observations as a sample. A staleness marker stays one.
     pub fn count(&self) -> Sample {
         let is_stale = self.sum.to_bits() == STALE_BITS;
         Sample {
@@ -26,7 +25,7 @@ impl NativeHistogram {
         }
     }
 
-    /// The sum of the observations.
+    /// The sum of the observations as a sample.
     pub fn sum(&self) -> Sample {
         Sample { timestamp_ms: self.timestamp_ms, value: self.sum }
     }
@@ -34,16 +33,16 @@ impl NativeHistogram {
 
 /// The schema of custom bounds.
 const CUSTOM_SCHEMA: i64 = -53;
-/// Schemas of exponential bounds that Prometheus reads: above 8 it lowers the resolution.
+/// Schemas of exponential bounds that Prometheus accepts. It reduces those above 8 to 8.
 const EXPONENTIAL_SCHEMAS: std::ops::RangeInclusive<i64> = -9..=52;
 
-/// Why a histogram is refused.
+/// The error for a native histogram that contradicts itself.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub enum InvalidNativeHistogram {
-    /// Neither exponential nor custom.
-    #[error("a histogram has schema {0}, which is not known")]
+    /// The schema is neither exponential nor custom.
+    #[error("a histogram has the unknown schema {0}")]
     UnknownSchema(i64),
-    /// Spans and buckets do not agree.
+    /// The spans announce another number of buckets than there are.
     #[error("the {side} spans of a histogram have {spans} buckets, and there are {buckets}")]
     SpanMismatch {
         /// Positive or negative.
@@ -53,26 +52,26 @@ pub enum InvalidNativeHistogram {
         /// Buckets that are there.
         buckets: u64,
     },
-    /// A span begins before the one before it ends.
+    /// A span starts before the previous one ends.
     #[error("a span of a histogram has offset {0} after another one")]
     NegativeOffset(i64),
-    /// A bucket with less than nothing in it.
+    /// A bucket has a negative count.
     #[error("a {0} bucket of a histogram has less than 0 observations")]
     NegativeBucket(BucketSign),
-    /// Count and buckets do not agree.
+    /// The count differs from the sum of the buckets.
     #[error("a histogram counts {count} observations, and {buckets} are in its buckets")]
     CountMismatch {
         /// The count.
         count: u64,
-        /// What is in the buckets, the one of zero among them.
+        /// Observations in the buckets, the zero bucket included.
         buckets: u128,
     },
-    /// Something that a histogram of this schema does not have.
+    /// A field that a histogram of this schema must not have.
     #[error("a histogram of schema {schema} has {what}")]
     UnexpectedField {
         /// The schema.
         schema: i64,
-        /// What it has.
+        /// The field.
         what: &'static str,
     },
     /// Custom bounds that do not ascend, or are not finite.
@@ -81,14 +80,14 @@ pub enum InvalidNativeHistogram {
     /// More buckets than custom bounds make.
     #[error("a histogram has {buckets} buckets for {bounds} custom bounds")]
     TooFewBounds {
-        /// How far the spans reach.
+        /// Buckets that the spans cover, gaps included.
         buckets: u64,
-        /// Bounds.
+        /// Number of bounds.
         bounds: u64,
     },
 }
 
-/// Buckets of positive or of negative observations.
+/// The sign of the observations of a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BucketSign {
     /// Above zero.
@@ -106,18 +105,18 @@ impl fmt::Display for BucketSign {
     }
 }
 
-/// One side's buckets.
+/// The buckets of one sign, checked as they are parsed.
 #[derive(Default)]
 struct BucketCheck {
     n_spans: u64,
     /// Buckets that the spans announce.
     n_span_buckets: u64,
-    /// How far the spans reach, gaps included.
+    /// Buckets that the spans cover, gaps included.
     extent: u64,
     negative_offset: Option<i64>,
     n_deltas: u64,
     n_counts: u64,
-    /// Observations in the last integer bucket: the next one is a difference to it.
+    /// Observations in the last integer bucket, to which the next delta is added.
     last_count: i64,
     observations: u128,
     has_negative: bool,
@@ -174,7 +173,7 @@ impl BucketCheck {
     }
 }
 
-/// A `oneof` of an integer and a float: the last one on the wire is meant.
+/// A `oneof` of an integer and a float. The last one on the wire applies.
 #[derive(Clone, Copy)]
 enum IntOrFloat {
     Int(u64),
@@ -189,13 +188,13 @@ impl IntOrFloat {
         }
     }
 
-    /// Nothing is nothing, whatever it is written as.
+    /// Turns a zero of either type into the integer zero.
     fn normalize_zero(self) -> Self {
         if self.is_zero() { Self::Int(0) } else { self }
     }
 }
 
-/// Custom bounds, so far.
+/// The custom bounds parsed so far.
 struct CustomBounds {
     n: u64,
     last: f64,
@@ -210,7 +209,7 @@ impl CustomBounds {
     }
 }
 
-/// Reads a `Histogram` and checks it.
+/// Parses and checks a `Histogram` message.
 pub fn parse(message: &[u8]) -> Result<Result<NativeHistogram, InvalidNativeHistogram>, Malformed> {
     let mut histogram = NativeHistogram { timestamp_ms: 0, count: 0.0, sum: 0.0 };
     let (mut count, mut zero_count) = (IntOrFloat::Int(0), IntOrFloat::Int(0));
@@ -291,7 +290,7 @@ fn check(
                 return unexpected("integers and floats");
             };
             let buckets = positive.observations + negative.observations + u128::from(n_zero);
-            // An observation that is NaN is counted, and is in no bucket.
+            // A NaN observation is in the count and in no bucket.
             let is_mismatch =
                 if histogram.sum.is_nan() { buckets > count.into() } else { buckets != count.into() };
             if is_mismatch { Err(InvalidNativeHistogram::CountMismatch { count, buckets }) } else { Ok(()) }
@@ -299,7 +298,7 @@ fn check(
         (IntOrFloat::Float(_), IntOrFloat::Int(1..)) => unexpected("integers and floats"),
         (IntOrFloat::Float(count), _) if count < 0.0 => unexpected("a count below 0"),
         (_, IntOrFloat::Float(zero_count)) if zero_count < 0.0 => unexpected("a count below 0"),
-        // What floats are summed up to differs in the last bits.
+        // Sums of floats may differ in the last bits, so they are not compared.
         _ => Ok(()),
     }
 }
@@ -308,7 +307,7 @@ fn decode_zigzag(n: u64) -> i64 {
     (n >> 1).cast_signed() ^ -(n & 1).cast_signed()
 }
 
-/// A repeated field, packed or not.
+/// Reads a repeated field, packed or not.
 fn read_varints(
     fields: &mut FieldReader<'_>,
     field: u32,
@@ -328,7 +327,7 @@ fn read_varints(
     Ok(())
 }
 
-/// A repeated field, packed or not.
+/// Reads a repeated field, packed or not.
 fn read_doubles(
     fields: &mut FieldReader<'_>,
     field: u32,

@@ -1,6 +1,6 @@
-//! Protobuf's encoding, as far as remote write uses it.
+//! Protobuf's encoding, to the extent that remote write uses it.
 
-/// The bytes break protobuf's encoding.
+/// The error for bytes that are not a valid message.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub enum Malformed {
     /// The message ends inside a field.
@@ -9,10 +9,10 @@ pub enum Malformed {
     /// A varint of more than ten bytes, or above 64 bits.
     #[error("a varint does not fit 64 bits")]
     Varint,
-    /// A field key with number 0 or above 2^29, or a wire type that proto3 does not have.
-    #[error("{0:#x} is no field key")]
+    /// A field key has number 0 or above 2^29, or a wire type outside of proto3.
+    #[error("{0:#x} is not a field key")]
     Key(u64),
-    /// A field that is known comes with another type.
+    /// A known field has another wire type.
     #[error("field {field} of {message} has wire type {wire_type}")]
     WireType {
         /// The message's name.
@@ -22,15 +22,15 @@ pub enum Malformed {
         /// The type found.
         wire_type: u8,
     },
-    /// Nothing can refer to the symbols: the first one has to be empty.
+    /// The first symbol is not empty, as version 2.0 requires.
     #[error("the first symbol is not the empty one")]
     FirstSymbolNotEmpty,
-    /// More parts than a request may have.
+    /// The request exceeds a limit.
     #[error("the request has more than {limit} {what}")]
     TooMany {
-        /// What there is too much of.
+        /// The kind of parts.
         what: &'static str,
-        /// How many are allowed.
+        /// The limit.
         limit: usize,
     },
 }
@@ -60,7 +60,7 @@ impl<'a> FieldReader<'a> {
         self.rest.len()
     }
 
-    /// Keys and most lengths are one byte or two: these go without a loop.
+    /// Reads a varint. Keys and most lengths have one or two bytes, which take no loop.
     #[inline]
     pub fn read_varint(&mut self) -> Result<u64, Malformed> {
         match *self.rest {
@@ -91,7 +91,7 @@ impl<'a> FieldReader<'a> {
         Err(if self.rest.len() < 10 { Malformed::Truncated } else { Malformed::Varint })
     }
 
-    /// The next field's number and wire type.
+    /// Reads the number and wire type of the next field.
     #[inline]
     pub fn read_key(&mut self) -> Result<(u32, u8), Malformed> {
         let key = self.read_varint()?;

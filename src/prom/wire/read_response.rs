@@ -1,15 +1,16 @@
-//! Remote read: a visit of what its answers hold, in place.
+//! Remote read: visits the series of a response in place.
 //!
-//! A `QueryResult` has the fields of a `WriteRequest`, and is read as [one](super::Request::read).
+//! A `QueryResult` has the fields of a `WriteRequest`, so [`ParsedRequest`](super::ParsedRequest::parse) reads it.
 
+use super::labels::{InvalidSeries, MAX_LABELS, SERIES_OWNER};
 use super::protobuf::{FieldReader, LENGTH_DELIMITED, Malformed, VARINT};
-use super::{InvalidSeries, MAX_LABELS, SERIES_OWNER, v1};
+use super::v1;
 use crate::prom::Labels;
 
-/// Calls `each` for the bytes of every `QueryResult` of a `ReadResponse`. Returns how many there are.
+/// Calls `visit` with the bytes of every `QueryResult` of a `ReadResponse`. Returns their number.
 ///
 /// # Errors
-/// [`Malformed`] when the bytes are no such message; `each` may have been called already.
+/// [`Malformed`] if the bytes are not such a message; `visit` may have been called already.
 pub fn visit_results<'a>(message: &'a [u8], mut visit: impl FnMut(&'a [u8])) -> Result<usize, Malformed> {
     let mut n_results = 0;
     let mut response = FieldReader::new(message);
@@ -30,25 +31,25 @@ pub fn visit_results<'a>(message: &'a [u8], mut visit: impl FnMut(&'a [u8])) -> 
 
 /// One `ChunkedSeries` of a frame, borrowed from its bytes.
 pub struct WireChunkedSeries<'a> {
-    /// The label fields as they stand on the wire: equal bytes are equal labels.
+    /// The label fields as on the wire: equal bytes are equal labels.
     pub label_bytes: &'a [u8],
     n_labels: usize,
     message: &'a [u8],
 }
 
-/// Samples of a series, encoded.
+/// Encoded samples of a series.
 pub struct WireChunk<'a> {
-    /// How: 1 is XOR.
+    /// The encoding: 1 is XOR.
     pub encoding: i64,
     /// The bytes.
     pub data: &'a [u8],
 }
 
-/// Calls `each` for every series of a `ChunkedReadResponse`, in the order of the wire. Returns the number of
-/// the query that they answer.
+/// Calls `visit` for every series of a `ChunkedReadResponse`, in wire order. Returns the index of the query
+/// that they answer.
 ///
 /// # Errors
-/// [`Malformed`] when the bytes are no such message, and what `each` returns.
+/// [`Malformed`] if the bytes are not such a message, and the errors of `visit`.
 pub fn visit_frame<E: From<Malformed>>(
     message: &[u8],
     label_bytes: &mut Vec<u8>,
@@ -73,7 +74,7 @@ pub fn visit_frame<E: From<Malformed>>(
     Ok(query_index)
 }
 
-/// Copies the label fields of a `ChunkedSeries`: a few hundred bytes beside kilobytes of chunks.
+/// Copies the label fields of a `ChunkedSeries` to one buffer: a few hundred bytes, against kilobytes of chunks.
 fn copy_labels(message: &[u8], label_bytes: &mut Vec<u8>) -> Result<usize, Malformed> {
     label_bytes.clear();
     let mut n_labels = 0;
@@ -102,7 +103,7 @@ impl WireChunkedSeries<'_> {
     /// Decodes the labels.
     ///
     /// # Errors
-    /// [`InvalidSeries`] when they are no valid label set with a metric name.
+    /// [`InvalidSeries`] if they are not a valid label set with a metric name.
     pub fn labels(&self) -> Result<Labels, InvalidSeries> {
         if self.n_labels > MAX_LABELS {
             return Err(InvalidSeries::TooManyLabels { whose: SERIES_OWNER, count: self.n_labels });
@@ -114,10 +115,10 @@ impl WireChunkedSeries<'_> {
         }
     }
 
-    /// Calls `each` for every chunk, in the order of the wire.
+    /// Calls `visit` for every chunk, in wire order.
     ///
     /// # Errors
-    /// [`Malformed`] when the bytes of a chunk are no `Chunk`, and what `each` returns.
+    /// [`Malformed`] if the bytes of a chunk are not a `Chunk`, and the errors of `visit`.
     pub fn visit_chunks<E: From<Malformed>>(
         &self,
         mut visit: impl FnMut(WireChunk<'_>) -> Result<(), E>,
@@ -138,7 +139,7 @@ fn parse_chunk(message: &[u8]) -> Result<WireChunk<'_>, Malformed> {
     let mut fields = FieldReader::new(message);
     while !fields.is_empty() {
         match fields.read_key()? {
-            // Fields 1 and 2 are the times of the first and the last sample, which the data has too.
+            // Fields 1 and 2, the times of the first and last sample, are also in the data.
             (3, VARINT) => chunk.encoding = fields.read_varint()?.cast_signed(),
             (4, LENGTH_DELIMITED) => chunk.data = fields.read_bytes()?,
             (field @ (3 | 4), wire_type) => {

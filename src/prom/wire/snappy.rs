@@ -1,9 +1,9 @@
-//! Snappy's block format, bounded before anything is allocated.
+//! Snappy's block format, with limits checked before allocation.
 
-/// No element of the format gives more than 64 bytes for 3.
+/// Most bytes that one compressed byte can give: an element of 3 bytes gives at most 64.
 const MAX_RATIO: usize = 22;
 
-/// Why a body is not decompressed.
+/// The error for a body that is not decompressed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The declared length is above the limit.
@@ -14,7 +14,7 @@ pub enum Error {
         /// The limit, in bytes.
         limit: usize,
     },
-    /// The declared length cannot come from a body of this size.
+    /// The declared length exceeds the maximum for a body of this size.
     #[error("the snappy header declares {declared} bytes, more than a body of {body} bytes can hold")]
     Impossible {
         /// Length that the header declares, in bytes.
@@ -22,16 +22,15 @@ pub enum Error {
         /// Length of the body, in bytes.
         body: usize,
     },
-    /// Not the block format.
+    /// The body is not in the block format.
     #[error("the body is not in snappy's block format")]
     Corrupt(#[source] snap::Error),
 }
 
-/// Decompresses `body` into `buffer`, which is reused from call to call, and returns the
-/// decompressed part of it.
+/// Decompresses `body` into `buffer`, which the caller reuses. Returns the decompressed bytes.
 ///
 /// # Errors
-/// [`Error`] when the header declares more than `limit` bytes, or the body is corrupt.
+/// [`Error`] if the header declares more than `limit` bytes, or the body is corrupt.
 pub fn decompress<'b>(body: &[u8], limit: usize, buffer: &'b mut Vec<u8>) -> Result<&'b [u8], Error> {
     let declared = snap::raw::decompress_len(body).map_err(Error::Corrupt)?;
     if declared > limit {
@@ -67,14 +66,14 @@ mod tests {
     }
 
     #[test]
-    fn refuses_bombs_before_allocating() {
+    fn rejects_bombs_before_allocating() {
         let mut buffer = Vec::new();
         let header_only = [0xff, 0xff, 0xff, 0xff, 0x0f, 0x00];
         assert!(matches!(decompress(&header_only, LIMIT, &mut buffer), Err(Error::TooLarge { .. })));
         // 32 MiB declared by a body of five bytes.
         let impossible = [0x80, 0x80, 0x80, 0x10, 0x00];
         assert!(matches!(decompress(&impossible, LIMIT, &mut buffer), Err(Error::Impossible { .. })));
-        // An honest bomb: one literal, then copies of 64 bytes.
+        // A valid bomb: one literal, then copies of 64 bytes.
         let mut bomb = vec![0x80, 0x80, 0x80, 0x20, 0x00, 0x00];
         bomb.extend([0xfe, 0x01, 0x00].repeat(1_048_575));
         assert!(matches!(decompress(&bomb, LIMIT, &mut buffer), Err(Error::TooLarge { .. })));
@@ -82,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_corrupt_bodies() {
+    fn rejects_corrupt_bodies() {
         let framed = b"\xff\x06\x00\x00sNaPpY";
         // copies with offset 0 and beyond the start, and lengths that do not fit the header
         for body in [&b""[..], b"hello", framed, &[4, 0x01, 0x00], &[4, 0x01, 0x09], &[1, 0x04, b'a', b'b']] {

@@ -1,3 +1,4 @@
+use super::histogram::NativeHistogram;
 use super::*;
 use crate::prom::proto;
 use crate::prom::proto::histogram::{Count, ZeroCount};
@@ -284,7 +285,7 @@ fn b26_b27_b29_b41_invalid_series_of_v2_are_named() {
     for (refs, message) in [
         (
             &[1, 2, 3][..],
-            "1 invalid_labels; for example: the series has 3 label references, which is no even number",
+            "1 invalid_labels; for example: the series has 3 label references, which is not an even number",
         ),
         (
             &[1, 2].repeat(65),
@@ -332,7 +333,7 @@ fn b42_b44_b48_what_else_of_a_series_of_v2_is_refused() {
         (
             vec![exemplar(&[1], 1)],
             None,
-            "1 invalid_exemplar; for example: an exemplar has 1 label references, which is no even number",
+            "1 invalid_exemplar; for example: an exemplar has 1 label references, which is not an even number",
             0,
         ),
         (
@@ -504,8 +505,8 @@ fn b47_histograms_that_contradict_themselves() {
             proto::Histogram { sum: f64::NAN, count: Some(Count::CountInt(8)), ..integer() },
             "a histogram counts 8 observations, and 9 are in its buckets",
         ),
-        (proto::Histogram { schema: 99, ..integer() }, "a histogram has schema 99, which is not known"),
-        (proto::Histogram { schema: -10, ..integer() }, "a histogram has schema -10, which is not known"),
+        (proto::Histogram { schema: 99, ..integer() }, "a histogram has the unknown schema 99"),
+        (proto::Histogram { schema: -10, ..integer() }, "a histogram has the unknown schema -10"),
         (
             proto::Histogram { positive_deltas: vec![3, -2], ..integer() },
             "the positive spans of a histogram have 3 buckets, and there are 2",

@@ -1,7 +1,8 @@
 //! Remote write 1.0: `prometheus.WriteRequest`.
 
+use super::labels::{InvalidSeries, MAX_LABELS, SERIES_OWNER, parse_label_name, parse_label_value};
 use super::protobuf::{FieldReader, LENGTH_DELIMITED, Malformed, VARINT};
-use super::{InvalidSeries, MAX_LABELS, RequestParser, SERIES_OWNER, parse_label_name, parse_label_value};
+use super::request::RequestParser;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 pub fn parse_request(parser: &mut RequestParser<'_>) -> Result<(), Malformed> {
@@ -21,7 +22,7 @@ pub fn parse_request(parser: &mut RequestParser<'_>) -> Result<(), Malformed> {
             (field @ (1 | 3), wire_type) => {
                 return Err(Malformed::WireType { message: "WriteRequest", field, wire_type });
             }
-            // Symbols and series of 2.0.
+            // Series of version 2.0.
             (5, LENGTH_DELIMITED) => {
                 fields.read_bytes()?;
                 parser.counts.other_version += 1;
@@ -77,7 +78,7 @@ fn parse_series(parser: &mut RequestParser<'_>, message: &[u8], end: usize) -> R
     Ok(())
 }
 
-/// The timestamp of an `Exemplar`: the rest of it is not used.
+/// The timestamp of an `Exemplar`; its other fields are not used.
 fn parse_exemplar_timestamp(message: &[u8]) -> Result<i64, Malformed> {
     let mut timestamp_ms = 0;
     let mut fields = FieldReader::new(message);

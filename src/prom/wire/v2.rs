@@ -1,23 +1,28 @@
 //! Remote write 2.0: `io.prometheus.write.v2.Request`.
 //!
-//! Labels are numbers of symbols, and the numbers are another request's business: what names a
-//! series from request to request is the symbols' text. So each symbol is hashed once, whichever
-//! number of series use it, and a series' hash is one over the hashes of its symbols.
+//! Labels are references to symbols, and the references change from request to request; the text of the
+//! symbols does not. Each symbol is therefore hashed once, however many series use it, and the hash of a series
+//! combines the hashes of its symbols.
 
-use super::protobuf::{FieldReader, LENGTH_DELIMITED, Malformed, VARINT};
-use super::{
-    EXEMPLAR_OWNER, InvalidSeries, MAX_LABELS, MAX_SYMBOLS, RejectReason, RequestParser, SERIES_OWNER,
-    Symbol, SymbolTable, parse_label_name, parse_label_value,
+use super::labels::{
+    EXEMPLAR_OWNER, InvalidSeries, MAX_LABELS, SERIES_OWNER, Symbol, SymbolTable, parse_label_name,
+    parse_label_value,
 };
+use super::protobuf::{FieldReader, LENGTH_DELIMITED, Malformed, VARINT};
+use super::rejections::RejectReason;
+use super::request::RequestParser;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
+/// Most symbols of a request.
+pub const MAX_SYMBOLS: usize = 1_000_000;
+
 /// Multiplier of the hash over a series' symbols: 2^128 divided by the golden ratio, made odd. The
-/// symbols' hashes are random already and only have to be told apart by their places.
+/// hashes of the symbols are uniform already; the multiplier makes their order count.
 const MULTIPLIER: u128 = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
 
 pub fn parse_request(parser: &mut RequestParser<'_>) -> Result<(), Malformed> {
     let message = parser.message;
-    // Symbols stand before the series that need them, but nobody has to write them so.
+    // Senders write symbols before series, but protobuf allows any order.
     let mut first_series = None;
     let mut request = FieldReader::new(message);
     while !request.is_empty() {
@@ -43,7 +48,7 @@ pub fn parse_request(parser: &mut RequestParser<'_>) -> Result<(), Malformed> {
             (field @ (4 | 5), wire_type) => {
                 return Err(Malformed::WireType { message: "Request", field, wire_type });
             }
-            // Series of 1.0.
+            // Series of version 1.0.
             (1, LENGTH_DELIMITED) => {
                 request.read_bytes()?;
                 parser.counts.other_version += 1;
@@ -126,17 +131,17 @@ fn parse_series(parser: &mut RequestParser<'_>, message: &[u8], end: usize) -> R
     Ok(())
 }
 
-/// Label references that are being read.
+/// The label references read so far, with their hash.
 #[derive(Default)]
 struct LabelReferences {
     hash: u128,
     count: usize,
-    /// The first one without a symbol.
+    /// The first reference to an unknown symbol.
     first_unknown: Option<u32>,
 }
 
 impl LabelReferences {
-    /// Takes one, or a packed list. A number beyond 32 bits loses the upper ones, as everywhere.
+    /// Reads one reference or a packed list. Numbers above 32 bits lose the upper bits, as protobuf specifies.
     #[inline]
     fn read_field(
         &mut self,
@@ -200,7 +205,7 @@ fn parse_exemplar(message: &[u8], symbols: &[Symbol]) -> Result<(LabelReferences
     Ok((references, timestamp_ms))
 }
 
-/// The first symbol that a `Metadata` refers to in vain.
+/// The first reference of a `Metadata` to an unknown symbol.
 fn find_unknown_symbol(message: &[u8], n_symbols: usize) -> Result<Option<u32>, Malformed> {
     let mut references = [0; 2];
     let mut fields = FieldReader::new(message);
@@ -216,7 +221,7 @@ fn find_unknown_symbol(message: &[u8], n_symbols: usize) -> Result<Option<u32>, 
     Ok(references.into_iter().find(|reference| *reference as usize >= n_symbols))
 }
 
-/// Name and value of each label. There are as many references as [`References::check`] lets pass.
+/// Name and value of each label. [`LabelReferences::check`] has accepted the number of references.
 pub fn decode_labels<'a>(
     label_fields: &[u8],
     symbols: SymbolTable<'a>,
@@ -238,13 +243,4 @@ pub fn decode_labels<'a>(
         Ok((parse_label_name(symbol_text(*name)?)?, parse_label_value(symbol_text(*value)?)?))
     };
     references.as_chunks().0.iter().map(decode_label).collect()
-}
-
-impl<'a> SymbolTable<'a> {
-    fn get(self, reference: u32) -> Result<&'a [u8], InvalidSeries> {
-        let invalid =
-            InvalidSeries::UnknownSymbol { whose: SERIES_OWNER, reference, symbols: self.symbols.len() };
-        let symbol = self.symbols.get(reference as usize).ok_or(invalid)?;
-        Ok(&self.message[symbol.start as usize..][..symbol.length as usize])
-    }
 }
