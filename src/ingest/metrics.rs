@@ -1,6 +1,6 @@
 //! Metrics of the receiver.
 
-use super::{Error, WriteResponseStats};
+use super::{AcceptedCounts, Error};
 use crate::prom::wire::{ProtocolVersion, RejectReason, Rejections, RequestCounts};
 use crate::telemetry::{LogThrottle, OneLabel};
 use hyper::StatusCode;
@@ -142,11 +142,7 @@ impl Metrics {
     }
 
     /// Counts a response, and logs its error at most once per reason and [`LOG_INTERVAL`].
-    pub fn count_answered(
-        &self,
-        version: Option<ProtocolVersion>,
-        result: &Result<WriteResponseStats, Error>,
-    ) {
+    pub fn count_answered(&self, version: Option<ProtocolVersion>, result: &Result<AcceptedCounts, Error>) {
         let (status, reason) = match result {
             Ok(_) => (StatusCode::NO_CONTENT, ""),
             Err(error) => (error.status(), error.reason()),

@@ -63,7 +63,7 @@ pub enum Error {
         /// The rejected part.
         rejections: Rejections,
         /// Counts of the accepted part.
-        stats: WriteResponseStats,
+        stats: AcceptedCounts,
     },
     /// Too many bodies are being received or waiting to be decoded.
     #[error("overloaded: {0}; try again")]
@@ -106,8 +106,8 @@ impl Error {
     }
 
     /// Counts of the accepted part.
-    fn stats(&self) -> WriteResponseStats {
-        if let Self::PartialWrite { stats, .. } = self { *stats } else { WriteResponseStats::default() }
+    fn stats(&self) -> AcceptedCounts {
+        if let Self::PartialWrite { stats, .. } = self { *stats } else { AcceptedCounts::default() }
     }
 
     /// The text as one line of at most [`ERROR_TEXT_LIMIT`] bytes.
@@ -125,7 +125,7 @@ impl Error {
 
 /// Counts of the accepted part of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct WriteResponseStats {
+pub struct AcceptedCounts {
     /// Float samples.
     pub samples: usize,
     /// Native histograms.
@@ -136,7 +136,7 @@ pub struct WriteResponseStats {
 
 /// Builds the response: 204, or the error as one line. Only responses to 2.0 requests have the headers with counts: a
 /// 1.0 sender would take the receiver for one of 2.0.
-pub fn response(version: Option<ProtocolVersion>, result: &Result<WriteResponseStats, Error>) -> Response {
+pub fn response(version: Option<ProtocolVersion>, result: &Result<AcceptedCounts, Error>) -> Response {
     let mut response = Response::default();
     *response.status_mut() = StatusCode::NO_CONTENT;
     if let Err(error) = result {
@@ -146,7 +146,7 @@ pub fn response(version: Option<ProtocolVersion>, result: &Result<WriteResponseS
         }
     }
     if version == Some(ProtocolVersion::V2) {
-        let WriteResponseStats { samples, histograms, exemplars } =
+        let AcceptedCounts { samples, histograms, exemplars } =
             result.as_ref().map_or_else(Error::stats, |stats| *stats);
         for (name, count) in WRITTEN_HEADERS.into_iter().zip([samples, histograms, exemplars]) {
             response.headers_mut().insert(name, count.into());
@@ -251,7 +251,7 @@ mod tests {
         let mut rejections = Rejections::default();
         rejections.add(RejectReason::Labels, 2, || "\u{e9}\n\r".repeat(1000));
         rejections.add(RejectReason::Histogram, 1, || "not shown".into());
-        let error = Error::PartialWrite { rejections, stats: WriteResponseStats::default() };
+        let error = Error::PartialWrite { rejections, stats: AcceptedCounts::default() };
         let line = error.line();
         assert!(line.len() < ERROR_TEXT_LIMIT && !line.contains(char::is_control), "{line}");
         let start =

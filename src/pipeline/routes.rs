@@ -4,7 +4,7 @@ use super::EngineHandle;
 use super::engine::Readiness;
 use crate::http::response::{self, Response};
 use crate::http::server::RequestBody;
-use crate::ingest::{self, BodyReceiver, Metrics, WriteResponseStats};
+use crate::ingest::{self, AcceptedCounts, BodyReceiver, Metrics};
 use crate::prom::wire::ProtocolVersion;
 use crate::remote_read::server::RemoteReadServer;
 use crate::snapshot::SnapshotStore;
@@ -93,7 +93,7 @@ async fn write(
     state: &AppState,
     version: ProtocolVersion,
     body: RequestBody,
-) -> Result<WriteResponseStats, ingest::Error> {
+) -> Result<AcceptedCounts, ingest::Error> {
     state.engine.write(state.receiver.receive(version, body).await?).await
 }
 

@@ -7,7 +7,7 @@
 use crate::config::Config;
 use crate::detect::OnlineDetector;
 use crate::detector::Detector;
-use crate::ingest::{self, WriteBody, WriteResponseStats};
+use crate::ingest::{self, AcceptedCounts, WriteBody};
 use crate::models::DeployedModel;
 use crate::pipeline::registry_watcher::Deployment;
 use crate::pipeline::select::{self, GroupMatches, SelectedSeries, SelectionPage};
@@ -27,7 +27,7 @@ const COMMAND_QUEUE: usize = 1024;
 /// A request to the engine.
 pub(super) enum EngineCommand {
     /// Takes in the body of a write request.
-    Write(WriteBody, oneshot::Sender<Result<WriteResponseStats, ingest::Error>>),
+    Write(WriteBody, oneshot::Sender<Result<AcceptedCounts, ingest::Error>>),
     /// Fetches the next batch of an endpoint.
     NextBatch { endpoint: usize, max_samples: usize, reply: oneshot::Sender<Option<Batch>> },
     /// Moves the cursors of an endpoint.
@@ -93,7 +93,7 @@ impl EngineHandle {
     ///
     /// # Errors
     /// The engine's error; [`Overloaded`](ingest::Error::Overloaded) if its queue is full.
-    pub async fn write(&self, body: WriteBody) -> Result<WriteResponseStats, ingest::Error> {
+    pub async fn write(&self, body: WriteBody) -> Result<AcceptedCounts, ingest::Error> {
         let (reply, response) = oneshot::channel();
         if self.commands.try_send(EngineCommand::Write(body, reply)).is_err() {
             return Err(ingest::Error::Overloaded("too many requests wait"));

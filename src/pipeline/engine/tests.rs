@@ -4,7 +4,7 @@ use super::*;
 use crate::features::rate::RateSemantics;
 use crate::features::{Schema, Transform};
 use crate::forest::{ForestParams, Table};
-use crate::ingest::WriteResponseStats;
+use crate::ingest::AcceptedCounts;
 use crate::models::{FittedModel, Model, ModelCard, TrainingRange};
 use crate::prom::proto::{Label, Sample as ProtoSample, TimeSeries, WriteRequest};
 use crate::prom::wire::{ProtocolVersion, snappy};
@@ -56,7 +56,7 @@ impl Bench {
         self.engine.tick(now, now_ms());
     }
 
-    fn write(&mut self, body: &[u8]) -> Result<WriteResponseStats, ingest::Error> {
+    fn write(&mut self, body: &[u8]) -> Result<AcceptedCounts, ingest::Error> {
         // The captures' own time; what is later than this is refused.
         self.engine.write(ProtocolVersion::V1, body, Instant::now(), START_MS * 2)
     }

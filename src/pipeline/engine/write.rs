@@ -1,7 +1,7 @@
 //! A write request, from its bytes to the cells of the windows.
 
 use super::Engine;
-use crate::ingest::{self, DropReason, WriteResponseStats};
+use crate::ingest::{self, AcceptedCounts, DropReason};
 use crate::prom::wire::{self, ProtocolVersion, RejectReason as Refusal, SampleKind, snappy};
 use crate::series::{IgnoreReason, IndexEntry};
 use crate::window::PushOutcome;
@@ -24,7 +24,7 @@ impl Engine {
         body: &[u8],
         now: Instant,
         now_ms: i64,
-    ) -> Result<WriteResponseStats, ingest::Error> {
+    ) -> Result<AcceptedCounts, ingest::Error> {
         wire::shrink_if_large(&mut self.buffer);
         let message = snappy::decompress(body, ingest::BODY_LIMIT, &mut self.buffer)?;
         let (seed, latest_ms) = (self.index.seed(), now_ms + MAX_AHEAD_MS);
@@ -32,7 +32,7 @@ impl Engine {
         self.index.lookup(request.hashes(), &mut self.entry_ids);
 
         let mut rejections = request.rejections.clone();
-        let mut stats = WriteResponseStats::default();
+        let mut stats = AcceptedCounts::default();
         // A count and a sum of each.
         let invalid_histogram_samples = 2 * request.rejections.count(Refusal::Histogram);
         let mut n_received = request.rejected_samples + invalid_histogram_samples;
