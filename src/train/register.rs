@@ -1,5 +1,5 @@
-//! A trained model enters the registry, and service if the gate lets it: the one way for the command
-//! line and for the sidecar.
+//! Registers a trained model, and promotes it if it passes the promotion gate. The command line and the sidecar share this
+//! code.
 
 use super::fit::Trained;
 use super::report;
@@ -8,18 +8,18 @@ use crate::detector::PromotionGate;
 use crate::models::registry::{self, NewVersion, Registry};
 use crate::report::training::PromotionDecision;
 
-/// What is said of a model when it enters the registry.
+/// The report, the note and the promotion decision of a model to register.
 #[derive(Clone, Debug)]
 pub struct RegistrationDraft {
-    /// Is it let into service?
+    /// The decision of the promotion gate.
     pub promotion: PromotionDecision,
-    /// The page of its training.
+    /// Report of the training, as HTML.
     pub report: String,
     note: String,
 }
 
-/// Judges a model and writes its page. Without a gate it serves as it is: where nothing else could, it is
-/// better than nothing. Takes some tenths of a second for days of rows.
+/// Checks a model against the gate and renders its report. Without a gate, the model passes: a group without a model
+/// accepts any. Takes some tenths of a second for days of rows.
 pub fn prepare(
     name: &str,
     alias: &str,
@@ -38,10 +38,10 @@ pub fn prepare(
     RegistrationDraft { promotion, report, note }
 }
 
-/// Registers a model and, if nothing speaks against it, promotes it. Returns its version.
+/// Registers a model, and promotes it if it passed the gate. Returns its version.
 ///
 /// # Errors
-/// The registry's.
+/// Those of the registry.
 pub async fn register(
     registry: &Registry,
     name: &str,
@@ -56,7 +56,7 @@ pub async fn register(
     Ok(version)
 }
 
-/// What speaks against a model. One without validation had too few rows for it, and is better than none.
+/// The bounds that a model exceeds, as sentences. A model without cross-validation passes: it had too few rows for one.
 pub fn check_gate(gate: &PromotionGate, trained: &Trained) -> Vec<String> {
     let n_rows = trained.model.card.training_range.as_ref().map_or(0, |history| history.n_rows);
     trained.sweep.as_ref().map(|sweep| gate.check(&sweep.validation, n_rows)).unwrap_or_default()

@@ -1,4 +1,4 @@
-//! The numbers of a training's page.
+//! Gathers the numbers of a training report.
 
 use super::fit::Trained;
 use super::training_set::TrainingSet;
@@ -8,10 +8,10 @@ use crate::report::training::{
 };
 use crate::time::{format_minute, median_interval_ms};
 
-/// Points of the plots over time.
+/// Most points of a plot over time.
 const MAX_POINTS: usize = 1440;
 
-/// Gathers what the page shows.
+/// Gathers the contents of the report. `name` is the registered name of the model.
 pub fn build_report(
     name: &str,
     trained: &Trained,
@@ -51,9 +51,9 @@ fn facts(trained: &Trained, training_set: &TrainingSet) -> Vec<(String, String)>
         add("excluded rows", history.n_excluded.to_string());
     }
     if let Some(validation) = &card.validation {
-        add("unseen rows called anomalous", format!("{:.2} %", validation.alert_rate * 100.0));
+        add("anomalous held-out rows", format!("{:.2} %", validation.alert_rate * 100.0));
     }
-    add("made by", card.origin.clone());
+    add("origin", card.origin.clone());
     facts
 }
 

@@ -28,7 +28,7 @@ fn counter(device: &str, steps: std::ops::Range<i64>) -> SeriesSamples {
     (feature(device), steps.map(sample).collect())
 }
 
-/// These series as history, and a live window that knows their features.
+/// A window of these series as history, joined with a live window that has their features.
 fn window(series: Vec<SeriesSamples>) -> Window {
     let mut live = Window::new(HISTORY_MS);
     series.iter().for_each(|(labels, _)| assert!(live.get_or_add_column(labels).is_some()));
@@ -50,16 +50,16 @@ fn trained(detector: &Detector, window: &Window) -> Model {
 }
 
 fn history(model: &Model) -> &TrainingRange {
-    model.card.training_range.as_ref().expect("it was trained here")
+    model.card.training_range.as_ref().expect("a fitted model has a training range")
 }
 
 #[test]
 fn waits_for_the_minimum_of_full_rows() {
     let detector = detector("{min_history: 10m}");
-    // 40 steps are ten minutes, but the first minute's rates are not settled.
+    // 40 steps are ten minutes, but the rates of the first minute do not cover their full range.
     let short = rows(&detector, &window(vec![counter("eth0", 0..41)]));
     assert!(matches!(short, Err(TrainingSetError::TooShort { have_ms: 540_000 })), "{short:?}");
-    // What settling still takes is lacking too.
+    // The rest of the warm-up counts as missing.
     let young = rows(&detector, &window(vec![counter("eth0", 0..2)]));
     assert!(matches!(young, Err(TrainingSetError::TooShort { have_ms: -45_000 })), "{young:?}");
     let model = trained(&detector, &window(vec![counter("eth0", 0..45)]));
@@ -73,12 +73,12 @@ fn a_gap_does_not_count_as_history() {
     let (labels, mut samples) = counter("eth0", 0..10);
     samples.extend(counter("eth0", 1000..1010).1);
     let outcome = rows(&detector, &window(vec![(labels, samples)]));
-    // twice nine steps and one gap of five minutes, less the minute to settle
+    // Twice nine steps and a gap that counts five minutes, minus one minute of warm-up.
     assert!(matches!(outcome, Err(TrainingSetError::TooShort { have_ms: 510_000 })), "{outcome:?}");
 }
 
 #[test]
-fn the_schema_is_what_is_alive_and_was_there_long_enough() {
+fn the_schema_has_live_features_with_enough_history() {
     let detector = detector("{min_history: 10m}");
     let series = vec![
         counter("eth0", 0..100),
@@ -91,21 +91,20 @@ fn the_schema_is_what_is_alive_and_was_there_long_enough() {
 }
 
 #[test]
-fn a_feature_joins_when_it_is_known_for_a_day_or_a_quarter_of_the_time() {
+fn a_feature_joins_with_a_day_or_a_quarter_of_the_longest_history() {
     let detector = detector("{min_history: 10m}");
     let features = |old: i64, young: i64| {
         let series = vec![counter("eth0", 0..old), counter("new", old - young..old)];
         rows(&detector, &window(series)).expect("rows").schema.features
     };
     let both = [feature("eth0"), feature("new")];
-    assert_eq!(features(200, 50), both, "nothing is known for long");
+    assert_eq!(features(200, 50), both, "all histories are short");
     assert_eq!(features(1000, 200), both[..1], "an hour among four");
     assert_eq!(features(1000, 240), both);
     assert_eq!(features(30_000, 5100), both[..1]);
-    assert_eq!(features(30_000, 5300), both, "a day is enough, however old the others are");
+    assert_eq!(features(30_000, 5300), both, "a day is enough for any age of the others");
 }
 
-/// What is new costs the model nothing of what it knows of the others.
 #[test]
 fn a_feature_that_began_later_does_not_shorten_the_history_of_others() {
     let day = 24 * 240;
@@ -125,30 +124,34 @@ fn a_feature_that_began_later_does_not_shorten_the_history_of_others() {
     assert_eq!(
         (rows.len(), unknown),
         (2 * day as usize - 8, 3 * day as usize / 2 - 4),
-        "four have no rate of it yet"
+        "the first four rows of the new feature have no full-range rate"
     );
     assert!(new[unknown..].iter().all(|value| value.is_finite()));
 
     let trained = fit(&detector, &rows, 2);
     let report = register::prepare("net", "champion", None, &trained, &rows).report;
-    assert!(report.contains("device=&quot;new&quot;") || report.contains("device=\"new\""), "it is drawn");
-    assert!(!report.contains("NaN"), "from where it began");
-    let FittedModel::Extended(mut detection) = trained.model.fitted else { panic!("of its kind") };
-    let assessment = detection.assess(START_MS + 2 * day * STEP_MS, &[100.0, 100.0]).expect("the next");
+    assert!(
+        report.contains("device=&quot;new&quot;") || report.contains("device=\"new\""),
+        "the report shows the new feature"
+    );
+    assert!(!report.contains("NaN"), "the report starts the plot at the first value");
+    let FittedModel::Extended(mut detection) = trained.model.fitted else { panic!("an extended forest") };
+    let assessment =
+        detection.assess(START_MS + 2 * day * STEP_MS, &[100.0, 100.0]).expect("a row after the last one");
     assert!(
         assessment.expected_range[0].iter().all(|bound| bound.is_finite()),
-        "the time of day is known of one"
+        "the old feature has a seasonal profile"
     );
-    assert!(assessment.expected_range[1].iter().all(|bound| bound.is_nan()), "and not of the other");
+    assert!(assessment.expected_range[1].iter().all(|bound| bound.is_nan()), "the new feature has none");
 
-    // A forest of values cannot do without.
+    // A standard forest accepts no missing values.
     let plain =
         TrainingSet::from_window(&detector_of("isolation_forest"), &both, &[], i64::MAX).expect("rows");
     assert_eq!(plain.len(), day as usize / 2 - 4);
 }
 
 #[test]
-fn history_and_live_window_are_joined_and_the_same_twice_is_once() {
+fn history_and_live_window_are_joined_without_duplicates() {
     let detector = detector("{min_history: 10m}");
     let mut live = Window::new(3_600_000);
     let column = live.get_or_add_column(&feature("eth0")).expect("few");
@@ -188,7 +191,7 @@ fn the_sweep_takes_the_size_with_the_least_divergence() {
     let Trained { model, sweep, .. } = fit(&detector, &rows, 2);
     let validation = sweep.expect("enough rows").validation;
     let sizes: Vec<usize> = validation.trials.iter().map(|trial| trial.max_samples).collect();
-    // 396 settled rows, 373 that the columns reach back from; the largest fold leaves 298 of them to fit on.
+    // 396 full-range rows, of which 373 have all derived features; the smallest training part has 298 of them.
     assert_eq!(sizes, [5, 16, 64, 298]);
     assert!(validation.trials.iter().all(|trial| trial.kl.len() == cross_validation::N_SPLITS));
     assert!(validation.trials.iter().all(|trial| trial.mean_kl() >= validation.best().mean_kl()));
@@ -197,7 +200,7 @@ fn the_sweep_takes_the_size_with_the_least_divergence() {
 }
 
 #[test]
-fn excluded_rows_stay_out_as_long_as_rates_reach_back() {
+fn exclusions_extend_by_the_range_of_rates() {
     let detector = detector("{min_history: 10m}");
     let window = window(vec![counter("eth0", 0..200)]);
     let all = rows(&detector, &window).expect("rows");
@@ -209,7 +212,7 @@ fn excluded_rows_stay_out_as_long_as_rates_reach_back() {
     };
     let rows = TrainingSet::from_window(&detector, &window, std::slice::from_ref(&exclusion), i64::MAX)
         .expect("rows");
-    // Ten rows, and the minute after them.
+    // Ten rows, and the rows of one minute after them.
     assert_eq!(rows.excluded, [(exclusion, 14)]);
     assert_eq!(rows.len(), all.len() - 14);
     let everything = Exclusion { from_ms: 0, to_ms: i64::MAX, reason: String::new(), is_detected: false };
@@ -225,19 +228,19 @@ fn values_that_are_not_finite_are_left_out() {
     let (labels, mut samples) = counter("eth0", 0..100);
     samples[50].value = f64::INFINITY;
     let model = trained(&detector, &window(vec![(labels, samples)]));
-    // the infinity is in the range of five rows, the row of its own scrape and four more
+    // The infinite sample is in the range of five rows: that of its own scrape and four more.
     assert!((86..=92).contains(&history(&model).n_rows), "{}", history(&model).n_rows);
 }
 
 #[test]
-fn the_extended_kind_trains_alike() {
+fn an_extended_forest_is_trained_by_the_same_steps() {
     let text = "detectors: [{name: net, match: [rx], window: 1h, training: {min_history: 10m, sweep: [20, 100]}, \
                 model: {kind: extended_isolation_forest, n_estimators: 20}}]";
     let detector = Config::parse(text).expect("a valid configuration").detectors.remove(0);
     let rows =
         rows(&detector, &window(vec![counter("eth0", 0..200), counter("eth1", 0..200)])).expect("rows");
     let trained = fit(&detector, &rows, 1);
-    assert_eq!(fit(&detector, &rows, 2), trained, "threads do not show");
+    assert_eq!(fit(&detector, &rows, 2), trained, "the number of threads does not matter");
     assert_eq!(trained.model.fitted.kind(), crate::models::ModelKind::ExtendedIsolationForest);
     let sizes: Vec<usize> =
         trained.sweep.iter().flat_map(|s| &s.validation.trials).map(|t| t.max_samples).collect();
@@ -247,23 +250,19 @@ fn the_extended_kind_trains_alike() {
 }
 
 #[test]
-fn an_incident_that_lasts_is_learned_from() {
+fn a_lasting_incident_is_excluded_for_a_limited_time() {
     let detector = detector("{min_history: 10m}");
     let window = window(vec![counter("eth0", 0..20_000)]);
     let at = |i: i64| START_MS + i * STEP_MS;
-    let excluded = |from: i64, is_found: bool| {
-        let incident = Exclusion {
-            from_ms: at(from),
-            to_ms: at(20_000),
-            reason: "incident".into(),
-            is_detected: is_found,
-        };
+    let excluded = |from: i64, is_detected: bool| {
+        let incident =
+            Exclusion { from_ms: at(from), to_ms: at(20_000), reason: "incident".into(), is_detected };
         TrainingSet::from_window(&detector, &window, &[incident], i64::MAX).expect("rows").excluded[0].1
     };
-    // And what rates reach back to: four rows.
-    assert_eq!(excluded(100, true), 100 + 1 + 4, "as long as what is known before it");
+    // One row for the end of the exclusion, and four rows whose rates cover it.
+    assert_eq!(excluded(100, true), 100 + 1 + 4, "as long as the history before it");
     assert_eq!(excluded(12_000, true), 24 * 240 + 1 + 4, "a day");
-    assert_eq!(excluded(12_000, false), 8000, "what a user names stays out");
+    assert_eq!(excluded(12_000, false), 8000, "a user's exclusion is not shortened");
 }
 
 #[test]
@@ -275,9 +274,9 @@ fn a_feature_with_few_rows_or_none_costs_the_others_no_rows() {
         window(vec![counter("eth0", 0..10_000), (labels, samples)])
     };
     let few = rows(&detector, &both(100..108)).expect("rows");
-    assert_eq!(few.len(), 9992, "its rows of long ago are none");
+    assert_eq!(few.len(), 9992, "its early samples do not count");
     let most = rows(&detector, &both(0..6000)).expect("rows");
-    assert_eq!(most.len(), 8992, "it is known well, and was away for a thousand");
+    assert_eq!(most.len(), 8992, "it was present most of the time, and absent for a thousand steps");
 
     let excluded = Exclusion {
         from_ms: START_MS + 6990 * STEP_MS,

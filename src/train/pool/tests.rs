@@ -21,12 +21,12 @@ fn features() -> [Labels; 2] {
     ["eth0", "lo"].map(|device| Labels::new([(METRIC_NAME, "rx"), ("device", device)]).expect("valid"))
 }
 
-/// A group with values about this level, from one step to another.
+/// A group with values around this level, for these steps.
 fn group(level: f64, steps: std::ops::Range<i64>) -> Window {
     group_of(|noise| level + noise, steps)
 }
 
-/// A group that is so lively.
+/// A group whose values vary by this factor.
 fn group_with_spread(factor: f64, steps: std::ops::Range<i64>) -> Window {
     group_of(|noise| factor * noise, steps)
 }
@@ -57,18 +57,18 @@ fn fit(pool: &Pool, detector: &Detector, threads: usize) -> Option<Model> {
 #[test]
 fn groups_follow_each_other_days_apart_at_their_time_of_day() {
     let detector = detector("{kind: extended_isolation_forest}");
-    // The second overlaps the first, and the third is more than a day long.
+    // The second group overlaps the first, and the third covers more than a day.
     let windows = vec![group(1.0, 0..100), group(2.0, 50..150), group(3.0, 0..6000)];
     let rows = pool(&detector, windows).training_set().expect("rows");
     assert_eq!((rows.len(), rows.timestamps.len()), (6200, 6200));
     let times: Vec<&[i64]> = rows.timestamps.chunk_by(|a, b| b - a == STEP_MS).collect();
     assert_eq!(times.iter().map(|times| times.len()).collect::<Vec<_>>(), [6000, 100, 100]);
-    assert_eq!(times[2][0], START_MS, "the first stays where it is");
+    assert_eq!(times[2][0], START_MS, "the first group keeps its times");
     assert_eq!((START_MS + 50 * STEP_MS - times[1][0]) % DAY_MS, 0);
     assert_eq!((START_MS - times[0][0]) % DAY_MS, 0);
     assert!(times.windows(2).all(|pair| pair[1][0] - pair[0][pair[0].len() - 1] >= GAP_MS));
-    // Each value is where its row is.
-    let table = rows.table().expect("fits");
+    // Each row has the values of its group.
+    let table = rows.table().expect("values, rows and features agree");
     let mut row = [0.0; 2];
     for (number, level) in [(0, 3.0), (5999, 3.0), (6000, 2.0), (6099, 2.0), (6100, 1.0), (6199, 1.0)] {
         table.copy_row(number, &mut row);
@@ -79,7 +79,7 @@ fn groups_follow_each_other_days_apart_at_their_time_of_day() {
 }
 
 #[test]
-fn incidents_of_the_others_are_left_out() {
+fn incidents_of_pooled_groups_are_excluded() {
     let detector = detector("{kind: extended_isolation_forest}");
     let mut window = group(1.0, 0..100);
     let alarm = |is_incident| Some(IncidentState { threshold: 1.0, is_incident });
@@ -114,7 +114,7 @@ fn the_model_is_a_function_of_the_rows_and_starts_without_rows() {
             let mut new = detection.clone();
             let assessment = new
                 .assess(START_MS, &[1.5, 1.5])
-                .expect("the first row, earlier than the last of the others");
+                .expect("a pooled model accepts rows older than those of its groups");
             assert!(!assessment.incident && assessment.score < 1.0, "{assessment:?}");
         }
     }
@@ -123,7 +123,7 @@ fn the_model_is_a_function_of_the_rows_and_starts_without_rows() {
 #[test]
 fn differences_between_the_groups_count_as_normal() {
     let detector = detector("{kind: extended_isolation_forest}");
-    // The loudest of a group that is livelier than one, and less lively than the other.
+    // The highest score of a group that varies more than the first group and less than the second.
     let score = |windows: Vec<Window>| {
         let model = fit(&pool(&detector, windows), &detector, 1).expect("enough rows");
         let FittedModel::Extended(mut detection) = model.fitted else { panic!("an extended forest") };

@@ -21,7 +21,7 @@ fn window(devices: &[&str]) -> Window {
     window_of(devices, 240)
 }
 
-/// A window with so many steps of these counters.
+/// A window with this number of steps of these counters.
 fn window_of(devices: &[&str], steps: i64) -> Window {
     let mut window = Window::new(2 * 3_600_000);
     let now_ms = time::now_ms();
@@ -69,13 +69,15 @@ async fn execute(
 async fn the_model_of_the_registry_waits_for_its_features() {
     let folder = TempDir::new().expect("a temporary folder");
     let backends = test_backends(Registry::Directory(Directory::new(folder.path().into(), 30)));
-    let run = async |job| execute(job, &backends, &mut CircuitBreaker::default()).await.expect("it works");
+    let run = async |job| {
+        execute(job, &backends, &mut CircuitBreaker::default()).await.expect("the training succeeds")
+    };
     let first = run(test_job(&backends, &["eth0", "lo"])).await;
     assert!(matches!(first, TrainingOutcome::Model { is_new: true, .. }));
     assert!(matches!(run(test_job(&backends, &["eth0"])).await, TrainingOutcome::WaitingForFeatures));
     let again = run(test_job(&backends, &["eth0", "lo"])).await;
     assert!(matches!(again, TrainingOutcome::Model { is_new: false, .. }));
-    // A feature that does not come is gone.
+    // After the grace period, a missing feature counts as gone.
     let waited = TrainingJob {
         first_sample_at: Instant::now() - backends.detectors[0].grace,
         ..test_job(&backends, &["eth0"])
@@ -86,12 +88,14 @@ async fn the_model_of_the_registry_waits_for_its_features() {
     assert_eq!((deployed.model.schema.features.len(), deployed.version), (1, Some(2)));
 }
 
-/// Two minutes are too short; the past of other groups makes a model that the registry does not get.
+/// Two minutes are too short for a model, so that a pooled model serves. It is not registered.
 #[tokio::test]
-async fn other_groups_make_a_model_until_there_is_history() {
+async fn a_pooled_model_serves_until_there_is_history() {
     let folder = TempDir::new().expect("a temporary folder");
     let backends = test_backends(Registry::Directory(Directory::new(folder.path().into(), 30)));
-    let run = async |job| execute(job, &backends, &mut CircuitBreaker::default()).await.expect("it works");
+    let run = async |job| {
+        execute(job, &backends, &mut CircuitBreaker::default()).await.expect("the training succeeds")
+    };
     let transform = backends.detectors[0].transform;
     let schema = Schema { features: vec![feature("eth0")], transform, grid: Grid::Exact };
     let pool = |windows| Some(Pool { schema: schema.clone(), windows });
@@ -102,14 +106,12 @@ async fn other_groups_make_a_model_until_there_is_history() {
     assert!(matches!(run(short(too_few)).await, TrainingOutcome::TooShort { .. }));
     let others = || pool(vec![window(&["eth0"]), window(&["eth0"])]);
     let outcome = run(short(others())).await;
-    let TrainingOutcome::Pooled { have_ms: 60_000, deployed, .. } = outcome else {
-        panic!("a model of others")
-    };
+    let TrainingOutcome::Pooled { have_ms: 60_000, deployed, .. } = outcome else { panic!("a pooled model") };
     assert!(deployed.is_pooled());
     assert_eq!((deployed.name.as_str(), deployed.version), ("net", None));
-    // With history of its own it needs no others.
+    // A group with enough history does not use the pool.
     let own = run(TrainingJob { pool: others(), ..test_job(&backends, &["eth0"]) }).await;
-    let TrainingOutcome::Model { deployed, is_new: true, .. } = own else { panic!("a model of its own") };
+    let TrainingOutcome::Model { deployed, is_new: true, .. } = own else { panic!("a fitted model") };
     assert_eq!(deployed.version, Some(1));
     assert!(!deployed.is_pooled());
 }
@@ -118,7 +120,9 @@ async fn other_groups_make_a_model_until_there_is_history() {
 async fn f15_a_model_of_days_is_not_replaced_by_one_of_hours() {
     let folder = TempDir::new().expect("a temporary folder");
     let backends = test_backends(Registry::Directory(Directory::new(folder.path().into(), 30)));
-    let run = async |job| execute(job, &backends, &mut CircuitBreaker::default()).await.expect("it works");
+    let run = async |job| {
+        execute(job, &backends, &mut CircuitBreaker::default()).await.expect("the training succeeds")
+    };
     let scheduled = |trained_history_ms| TrainingJob {
         reason: TrainingReason::Scheduled,
         trained_history_ms,
@@ -128,14 +132,14 @@ async fn f15_a_model_of_days_is_not_replaced_by_one_of_hours() {
     let lost = run(scheduled(Some(5 * 86_400_000))).await;
     assert!(matches!(lost, TrainingOutcome::HistoryLost { have_ms: 3_500_000..=3_600_000 }));
     assert!(matches!(run(scheduled(Some(3_600_000))).await, TrainingOutcome::Model { .. }));
-    // A feature that came or went is silence without a new model.
+    // After a change of the schema, no row is scored without a new model.
     let schema = TrainingJob { reason: TrainingReason::Schema, ..scheduled(Some(5 * 86_400_000)) };
     assert!(matches!(run(schema).await, TrainingOutcome::Model { .. }));
 }
 
 #[tokio::test]
 async fn a_registry_that_hung_is_not_asked_during_the_cooldown() {
-    // It takes connections and never answers.
+    // The registry accepts connections and never answers.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("it is bound");
     let text = format!("registry: {{mlflow: {{tracking_uri: 'http://{address}'}}}}");
@@ -152,7 +156,7 @@ async fn a_registry_that_hung_is_not_asked_during_the_cooldown() {
     ));
     let scheduled = TrainingJob { reason: TrainingReason::Scheduled, ..test_job(&backends, &["eth0"]) };
     let Err(reason) = execute(scheduled, &backends, &mut circuit_breaker).await else {
-        panic!("not registered")
+        panic!("a model is registered during the cooldown")
     };
     assert_eq!(reason, "the registry is in cooldown");
     assert!(started.elapsed() < REGISTRY_TIMEOUT, "{:?}", started.elapsed());
