@@ -233,7 +233,7 @@ fn check_registered(found: &Value, outcome: &Value) {
     assert_eq!(found["name"], outcome["model"]);
     assert_eq!(found["version"].to_string().trim_matches('"'), version(outcome));
     assert_eq!(found["status"], "FINISHED", "{found}");
-    for param in ["max_samples", "n_estimators", "history_from", "history_to"] {
+    for param in ["max_samples", "n_estimators", "training_from", "training_to"] {
         assert!(found["params"][param].is_string(), "no parameter {param}: {found}");
     }
     for metric in ["kl_divergence", "kl_divergence_mean", "alert_rate", "n_rows", "n_features"] {

@@ -15,7 +15,7 @@ use arrow_array::{ArrayRef, Float64Array, RecordBatch};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use promforest::forest::{Forest, ForestParams, Table, Tree, TreeArrays};
-use promforest::models::import::ImportedForest;
+use promforest::models::ImportedForest;
 use promforest::models::onnx::{self, Error};
 
 const FIXTURES: &str = "tests/data/models/sklearn-isolation-forest";

@@ -1,22 +1,21 @@
-//! The names of a model's columns: what a file calls them, and which features they are.
+//! Names of a model's columns, resolved to features.
 //!
-//! A model that was trained here calls a column by its expression, `rate(rx{device="eth0"}[1m])`.
-//! Models and tables from elsewhere have names of their own. They are read by this rule, and a
-//! mapping file says what the rule cannot:
+//! A model that promforest trained names a column by its expression, `rate(rx{device="eth0"}[1m])`. Other models and
+//! tables have names of their own. These rules resolve them; a mapping file overrides the rules:
 //!
 //! 1. `rate(metric{label="value"}[1m])`: the rate of that series.
 //! 2. `metric` or `metric{label="value"}`: that series, by its own name.
 //! 3. `DEVICE - Rx in`, `DEVICE - Tx out`, `DEVICE - Pck in`, `DEVICE - Pck out`, with any number of
-//!    blanks: the rate of the received and transmitted bytes and packets of a network interface, as
-//!    the notebooks around node_exporter call them.
+//!    blanks: the rate of the received or transmitted bytes or packets of a network interface, by the names that
+//!    notebooks for node_exporter use.
 
-use super::Model;
+use super::model::Model;
 use crate::features::rate::RateSemantics;
 use crate::features::{self, Schema, Transform};
 use crate::prom::{Labels, METRIC_NAME, Selector};
 use std::collections::BTreeMap;
 
-/// What `DEVICE - WHAT` means, for each WHAT without blanks.
+/// The metric of `DEVICE - NAME` for each NAME, blanks removed.
 const NETWORK_METRICS: [(&str, &str); 5] = [
     ("Rxin", "node_network_receive_bytes_total"),
     ("Txout", "node_network_transmit_bytes_total"),
@@ -28,36 +27,36 @@ const NETWORK_METRICS: [(&str, &str); 5] = [
 /// The range of those rates.
 const NETWORK_RANGE_MS: i64 = 60_000;
 
-/// Why columns are no features.
+/// Reasons why columns do not resolve to features.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The rule does not know the name.
+    /// No rule matches the name.
     #[error("column {column:?} is no series: write it as {example}, or map it to one")]
     Unknown {
         /// The column.
         column: String,
-        /// What would be right.
+        /// A valid name.
         example: &'static str,
     },
-    /// A transform that is no transform.
+    /// The transform is invalid.
     #[error("column {column:?}")]
     Transform {
         /// The column.
         column: String,
-        /// What is wrong.
+        /// The reason.
         source: features::InvalidTransform,
     },
-    /// Two columns are one feature.
+    /// Two columns resolve to one feature.
     #[error("columns {first:?} and {second:?} are both {feature}")]
     Duplicate {
         /// One column.
         first: String,
         /// The other.
         second: String,
-        /// What both are.
+        /// The feature.
         feature: String,
     },
-    /// Not all columns are made alike.
+    /// The columns have several transforms.
     #[error(
         "column {column:?} is a {transform}, but {first:?} is a {expected}: a model has one transform for all"
     )]
@@ -71,15 +70,14 @@ pub enum Error {
         /// The first column's transform.
         expected: Transform,
     },
-    /// The mapping has a name that no column has.
+    /// The mapping has the name of no column.
     #[error("the mapping names a column {0:?} that the model does not have")]
     NoSuchColumn(String),
 }
 
 const EXAMPLE: &str = r#"rate(node_network_receive_bytes_total{device="eth0"}[1m])"#;
 
-/// What the user says of columns that the rule does not know, or takes for something else: for the
-/// column's name, the name that it should have.
+/// The user's names for columns, by the columns' own names.
 pub type NameMapping = BTreeMap<String, String>;
 
 /// The names of a model's columns.
@@ -87,15 +85,15 @@ pub fn names(model: &Model) -> Vec<String> {
     model.card.columns.clone().unwrap_or_else(|| default_names(&model.schema))
 }
 
-/// The names that columns have here: their expressions.
+/// The default names of columns: their expressions.
 pub fn default_names(schema: &Schema) -> Vec<String> {
     schema.features.iter().map(|feature| schema.transform.expression(feature)).collect()
 }
 
-/// The features that columns of these names are, in their order, and what becomes of the samples.
+/// Resolves names to features, in their order, and to their common transform.
 ///
 /// # Errors
-/// [`Error`], naming the first column that is wrong.
+/// [`Error`] with the first invalid column.
 pub fn resolve_features(
     names: &[String],
     mapping: &NameMapping,

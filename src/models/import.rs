@@ -1,15 +1,13 @@
-//! Models that come from elsewhere, and how they become ours.
+//! Import of models from promforest, MLflow, scikit-learn and ONNX.
 //!
-//! A folder is one of ours, or one of MLflow's with a forest of scikit-learn or ONNX; a file alone is a
-//! pickle, a skops archive or an ONNX graph, told apart by its content. Whatever it is called, what it
-//! says is checked, and nothing in it is run. The names of its columns become features by the rule of
-//! [`columns`] and by what the user says beside it.
+//! A folder is a promforest artifact or an MLflow model with a scikit-learn or ONNX forest; a single file is a pickle,
+//! a skops archive or an ONNX graph, detected by its content. Import checks every value and runs no code of the file.
+//! The rules of [`columns`] and the user's mapping resolve column names to features.
 
 use super::mlmodel::{self, Flavor, MlModelFile};
-use super::{FittedModel, Model, ModelCard, artifact, columns, onnx, sklearn};
+use super::{FittedModel, ImportedForest, Model, ModelCard, artifact, columns, onnx, sklearn};
 use crate::features::Schema;
 use crate::features::rate::RateSemantics;
-use crate::forest::Forest;
 use crate::time;
 use crate::window::grid::Grid;
 use crate::yaml;
@@ -23,32 +21,19 @@ const MAX_BYTES: u64 = 1 << 30;
 /// Most files of a folder.
 const MAX_FILES: usize = 100;
 
-/// A forest that another program has grown, read from its file.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ImportedForest {
-    /// The forest.
-    pub forest: Forest,
-    /// Names of the columns in the order of the forest's features, where the file has them.
-    pub columns: Option<Vec<String>>,
-    /// Who wrote the file: program, version and format.
-    pub origin: String,
-    /// Parameters of the fit as far as the file tells, by scikit-learn's names, for people.
-    pub params: Vec<(String, String)>,
-}
-
-/// What the user says of the columns.
+/// The user's names for the columns.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum ColumnMapping {
-    /// Nothing: the file's names are right as they are.
+    /// The file's names as they are.
     #[default]
     Identity,
-    /// For some names of the file, the series that they are.
+    /// Series for some of the file's names.
     ByName(columns::NameMapping),
     /// The series of all columns, in the order of the forest's features.
     ByPosition(Vec<String>),
 }
 
-/// Why there is no model.
+/// Reasons to reject a model.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file cannot be read.
@@ -56,46 +41,46 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// There is more than a model has.
+    /// The files exceed a limit.
     #[error("{} has {what}, must have at most {limit}", path.display())]
     Oversized {
         /// The file or folder.
         path: PathBuf,
-        /// What there is too much of.
+        /// The exceeded quantity.
         what: &'static str,
         /// The limit.
         limit: u64,
     },
-    /// Nothing in the folder says what it is.
+    /// The format of the folder is unknown.
     #[error("no model: there is neither a model.json nor an MLmodel among {0:?}")]
     UnknownFormat(Vec<String>),
-    /// The description names a file that is not there.
+    /// `MLmodel` names a missing file.
     #[error("MLmodel: the model file {0:?} is not there")]
     MissingModelFile(String),
-    /// One of ours, and wrong.
+    /// A promforest artifact is invalid.
     #[error(transparent)]
     Artifact(#[from] artifact::Error),
-    /// The description is wrong.
+    /// `MLmodel` is invalid.
     #[error(transparent)]
     MlModel(#[from] mlmodel::Error),
-    /// scikit-learn's file is wrong.
+    /// The scikit-learn file is invalid.
     #[error("scikit-learn")]
     Sklearn(#[from] sklearn::Error),
-    /// The ONNX file is wrong.
+    /// The ONNX file is invalid.
     #[error("ONNX")]
     Onnx(#[from] onnx::Error),
-    /// The columns have no names, and nobody says what they are.
+    /// The columns have no names and the mapping lists none.
     #[error(
         "the model has {n_features} columns without names: list the series that they are in a mapping file, in their order"
     )]
     UnnamedColumns {
-        /// How many.
+        /// Columns of the model.
         n_features: usize,
     },
-    /// More or fewer names than columns.
+    /// The mapping has another number of names than the model has columns.
     #[error("the mapping lists {n_names} series, the model has {n_features} columns")]
     MappingLength {
         /// Names of the mapping.
@@ -103,20 +88,20 @@ pub enum Error {
         /// Columns of the model.
         n_features: usize,
     },
-    /// The names are no features.
+    /// The names do not resolve to features.
     #[error(transparent)]
     Columns(#[from] columns::Error),
-    /// The mapping file is wrong.
+    /// The mapping file is invalid.
     #[error("{}: {reason}", path.display())]
     MappingFile {
         /// The file.
         path: PathBuf,
-        /// What is wrong, and where.
+        /// The reason and the line.
         reason: String,
     },
 }
 
-/// The files of a model's folder, or one file alone under its own name.
+/// Reads the files of a model's folder, or a single file under its own name.
 ///
 /// # Errors
 /// [`Error::Io`] and [`Error::Oversized`].
@@ -130,7 +115,7 @@ pub fn read_files(path: &Path) -> Result<Files, Error> {
     let mut add = |path: PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let mut bytes = Vec::new();
-        // One byte more, to see that there is more.
+        // One byte above the limit, to detect larger files.
         File::open(&path)
             .map_err(io(&path))?
             .take(remaining + 1)
@@ -142,7 +127,7 @@ pub fn read_files(path: &Path) -> Result<Files, Error> {
         files.insert(name, bytes);
         if files.len() > MAX_FILES { Err(oversized("more files", MAX_FILES as u64)) } else { Ok(()) }
     };
-    // Opening something else than a file, a pipe say, could wait for ever.
+    // Opening a pipe could block forever.
     let metadata = path.metadata().map_err(io(path))?;
     if metadata.is_file() {
         add(path.to_path_buf())?;
@@ -150,7 +135,7 @@ pub fn read_files(path: &Path) -> Result<Files, Error> {
         let folder = path.canonicalize().map_err(io(path))?;
         for entry in path.read_dir().map_err(io(path))? {
             let entry = entry.map_err(io(path))?.path();
-            // A link that leads out of the folder is none of its files.
+            // Links out of the folder are ignored.
             let canonical = entry.canonicalize().map_err(io(&entry))?;
             if canonical.is_file() && canonical.starts_with(&folder) {
                 add(entry)?;
@@ -162,7 +147,7 @@ pub fn read_files(path: &Path) -> Result<Files, Error> {
     Ok(files)
 }
 
-/// Reads a model from its files, whoever wrote it.
+/// Reads a model from its files, in any of the formats.
 ///
 /// # Errors
 /// [`Error`].
@@ -198,7 +183,7 @@ pub fn read_model(files: &Files, mapping: &ColumnMapping, semantics: RateSemanti
     Ok(Model { schema, fitted: FittedModel::IsolationForest(imported.forest), card })
 }
 
-/// The forest of another program's files.
+/// Reads the forest of another program's files.
 ///
 /// # Errors
 /// [`Error`].
@@ -222,7 +207,7 @@ pub fn read_forest(files: &Files) -> Result<ImportedForest, Error> {
 /// Reads a mapping file: YAML or JSON, either a mapping of columns to series or a list of series.
 ///
 /// # Errors
-/// [`Error::Io`] and [`Error::Mapping`].
+/// [`Error::Io`] and [`Error::MappingFile`].
 pub fn read_mapping(path: &Path) -> Result<ColumnMapping, Error> {
     let io = |source| Error::Io { path: path.into(), source };
     let text = std::fs::read_to_string(path).map_err(io)?;

@@ -1,4 +1,4 @@
-//! The kinds of forest under one roof: parameters in, scores out.
+//! The kinds of forest: their names, parameters and fitted models.
 
 use crate::detect::{Checkpoint, OnlineDetector};
 use crate::forest::{self, ExtendedParams, Forest, ForestParams, MaxSamples, Table};
@@ -7,13 +7,13 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::str::FromStr;
 
-/// The kinds of forest, by the names of configuration and files.
+/// The kinds of forest, by their names in configuration and files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ModelKind {
-    /// Cuts along the axes, scikit-learn's semantics (Liu, Ting, Zhou 2008), of the values as they are.
+    /// Splits along the axes, scikit-learn's semantics (Liu, Ting, Zhou 2008), on the raw values.
     IsolationForest,
-    /// Slanted cuts (Hariri, Carrasco Kind, Brunner 2019) of how each value compares with what is usual at its
-    /// time of day and was a minute ago: see [`detect`](crate::detect).
+    /// Oblique splits (Hariri, Carrasco Kind, Brunner 2019) on derived features, such as the difference from the
+    /// usual value at the time of day: see [`detect`](crate::detect).
     #[default]
     ExtendedIsolationForest,
 }
@@ -30,9 +30,9 @@ impl ModelKind {
     }
 }
 
-/// A name that is no kind of forest.
+/// A name that is not a kind of forest.
 #[derive(Debug, PartialEq, thiserror::Error)]
-#[error("{0:?} is no kind of forest: known is {known}", known = ModelKind::ALL.map(ModelKind::as_str).join(", "))]
+#[error("{0:?} is not a kind of forest; known are {known}", known = ModelKind::ALL.map(ModelKind::as_str).join(", "))]
 pub struct UnknownModelKind(String);
 
 impl FromStr for ModelKind {
@@ -52,9 +52,9 @@ impl fmt::Display for ModelKind {
 /// Parameters of one kind of forest.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ModelParams {
-    /// Those of the plain forest.
+    /// Parameters of the plain forest.
     IsolationForest(ForestParams),
-    /// Those of the extended forest.
+    /// Parameters of the extended forest.
     Extended(ExtendedParams),
 }
 
@@ -73,11 +73,10 @@ impl ModelParams {
         }
     }
 
-    /// Grows a forest on what it sees of some rows, in this thread, and decides on all rows of two tables: shape
-    /// `[n_rows]` each.
+    /// Fits a forest in this thread and returns its decisions on the rows of two tables, of shape `[n_rows]` each.
     ///
     /// # Errors
-    /// The forest's own, when the parameters do not suit the table.
+    /// [`forest::Error`] if the parameters do not fit the table.
     pub fn fit_and_decide(&self, train: &Table, tables: [&Table; 2]) -> Result<[Vec<f64>; 2], forest::Error> {
         let single_thread = NonZeroUsize::MIN;
         let decide = |score_table: &dyn Fn(&Table, &mut [f64]), offset: f64| {
@@ -108,7 +107,15 @@ impl ModelParams {
         }
     }
 
-    /// The rows that each tree gets of a table of `n_rows`.
+    /// The parameters, if they are of an extended forest.
+    pub fn as_extended(&self) -> Option<&ExtendedParams> {
+        match self {
+            Self::IsolationForest(_) => None,
+            Self::Extended(params) => Some(params),
+        }
+    }
+
+    /// Rows per tree for a table of `n_rows`.
     pub fn max_samples(&self, n_rows: usize) -> usize {
         match self {
             Self::IsolationForest(params) => params.max_samples.resolve(n_rows),
@@ -116,7 +123,7 @@ impl ModelParams {
         }
     }
 
-    /// The same with another size of the trees' samples.
+    /// The same parameters with another number of rows per tree.
     pub fn with_max_samples(&self, max_samples: MaxSamples) -> Self {
         match self {
             Self::IsolationForest(params) => {
@@ -126,7 +133,7 @@ impl ModelParams {
         }
     }
 
-    /// For people and registries: scikit-learn's names, and the values as it would print them.
+    /// Names and values as scikit-learn prints them, for people and registries.
     pub fn describe(&self) -> Vec<(String, String)> {
         let pair = |name: &str, value: String| (name.to_string(), value);
         match self {
@@ -150,21 +157,21 @@ impl ModelParams {
     }
 }
 
-/// The score below which an extended forest calls a row anomalous: half the range.
+/// The `offset_` of an extended forest: the middle of its range of scores. Rows below are anomalous.
 pub const EXTENDED_OFFSET: f64 = -0.5;
 
 /// A fitted forest of one of the kinds.
 #[derive(Clone, Debug, PartialEq)]
 pub enum FittedModel {
-    /// The plain forest, which judges every row alone.
+    /// The plain forest. Each row has a score of its own.
     IsolationForest(Forest),
-    /// The extended forest, what stands before and after it, and the state after the last row of training: it
-    /// judges one row after the other.
+    /// The extended forest with its derived features, threshold and state after the last row of training. It
+    /// scores rows in order.
     Extended(Box<OnlineDetector>),
 }
 
 impl FittedModel {
-    /// Its kind.
+    /// The kind of forest.
     pub fn kind(&self) -> ModelKind {
         match self {
             Self::IsolationForest(_) => ModelKind::IsolationForest,
@@ -172,7 +179,7 @@ impl FittedModel {
         }
     }
 
-    /// Number of values of a row.
+    /// Width of a row.
     pub fn n_features(&self) -> usize {
         match self {
             Self::IsolationForest(forest) => forest.n_features(),
@@ -226,6 +233,25 @@ impl FittedModel {
         }
     }
 
+    /// scikit-learn's `score_samples` of every row of a table, in order; shape `[n_rows]`. A sequential model continues
+    /// after its training; rows without a timestamp or not after the previous one have no score.
+    pub fn score_samples(&self, timestamps: Option<&[i64]>, table: &Table) -> Vec<Option<f64>> {
+        let mut row = vec![0.0; table.n_features()];
+        let mut detector = self.as_online().cloned();
+        let mut timestamps = timestamps.unwrap_or_default().iter();
+        let score = |number: usize| {
+            table.copy_row(number, &mut row);
+            match (self, &mut detector) {
+                (Self::IsolationForest(forest), _) => Some(forest.score_samples(&row)),
+                (Self::Extended(_), detector) => {
+                    let assessment = detector.as_mut()?.assess(*timestamps.next()?, &row)?;
+                    Some(assessment.decision + EXTENDED_OFFSET)
+                }
+            }
+        };
+        (0..table.n_rows()).map(score).collect()
+    }
+
     /// Prepares the model for a group that it was not trained on: a sequential one starts with its threshold
     /// raised by this factor.
     #[must_use]
@@ -237,10 +263,9 @@ impl FittedModel {
     }
 }
 
-/// Decision and score of a live row by a plain forest: scikit-learn's inside of the range of training. A row
-/// outside scores the higher the further out it lies, so that a burst stands out even from a
-/// present that has drifted a little beyond the past. The score is `score_samples / offset`: it
-/// passes 1 exactly where the decision turns negative.
+/// Decision and score of a live row by a plain forest. Inside of the range of training they equal scikit-learn's;
+/// outside, the score grows with the distance, so that a burst stands out from rows that have drifted slightly. The
+/// score is `score_samples / offset`: it exceeds 1 if and only if the decision is negative.
 ///
 /// # Panics
 /// If the row has another width than the forest.

@@ -1,22 +1,22 @@
-//! `MLmodel`: what MLflow says of the model in a folder.
+//! `MLmodel`: MLflow's description of the model in a folder.
 
 use crate::yaml::{self, Node, Section};
 use serde::Deserialize;
 use std::path::Path;
 
-/// Largest file, in bytes; with twenty columns it has 2 KB.
+/// Largest file, in bytes. A file with twenty columns has 2 KB.
 const MAX_BYTES: usize = 1 << 20;
 
-/// What blocks within blocks begin with: each takes at least one character of its line.
+/// The characters that open a nested block. Every level takes at least one of them.
 const INDENT: [char; 9] = [' ', '\t', '-', '?', ':', '&', '*', '!', '|'];
 
 /// Deepest indentation; MLflow indents by two for a level, and has five levels.
 const MAX_INDENT: usize = 100;
 
-/// Why a description is of no use.
+/// Reasons to reject a description.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It is no description of a model that we read.
+    /// The description is of no supported model.
     #[error("MLmodel: {0}")]
     Invalid(String),
     /// The names of the columns are not in the form that MLflow writes.
@@ -24,21 +24,21 @@ pub enum Error {
     Signature(#[source] serde_json::Error),
 }
 
-/// What is in the folder.
+/// The content of the folder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MlModelFile {
     /// The model file: a plain name.
     pub model_file: String,
-    /// What wrote it.
+    /// The library that wrote it.
     pub flavor: Flavor,
-    /// Names of the columns, if it has them.
+    /// Names of the columns, if the signature has them.
     pub columns: Option<Vec<String>>,
 }
 
-/// The flavors that are read.
+/// The supported flavors.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Flavor {
-    /// scikit-learn, in this serialization format.
+    /// scikit-learn, with the serialization format.
     Sklearn(String),
     /// ONNX.
     Onnx,

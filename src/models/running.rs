@@ -3,7 +3,8 @@
 //! A plain forest scores every row on its own. An extended forest scores rows in order and keeps state between
 //! them. [`RunningModel`] hides the difference from the rooms that serve models.
 
-use super::{FittedModel, Model, score};
+use super::kind::{FittedModel, score};
+use super::model::Model;
 use crate::detect::{self, Assessment, OnlineDetector};
 use crate::window::{IncidentState, Score};
 use std::sync::Arc;

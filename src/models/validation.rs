@@ -1,17 +1,15 @@
-//! Does a forest score what it has not seen like what it was fitted on?
+//! Cross-validation results and histograms of decisions.
 //!
-//! The decisions of the rows of training and of the rows held back make two histograms. Their
-//! Kullback-Leibler divergence is small when the forest has learned what is usual, and grows when it
-//! has learned its own rows by heart. The same measure tells drift: the decisions of the last day
-//! against those of training.
+//! The decisions of the training rows and of the held-out rows give two histograms. Their Kullback-Leibler divergence
+//! is small for a forest that generalises and large for one that overfits. The same measure detects drift: decisions of
+//! the last day against decisions of training.
 
 use serde::{Deserialize, Serialize};
 
 /// Bins of a histogram, of equal width over [-1, 1], where decisions lie.
 pub const N_BINS: usize = 200;
 
-/// What is added to every density before the divergence is taken, so that an empty bin of the test
-/// rows does not make it infinite.
+/// Added to every density, so that an empty bin of the test rows does not make the divergence infinite.
 const DENSITY_EPSILON: f64 = 1e-6;
 
 /// Counts of decisions in [`N_BINS`] bins over [-1, 1], as `numpy.histogram` counts them.
@@ -19,13 +17,13 @@ const DENSITY_EPSILON: f64 = 1e-6;
 #[serde(try_from = "Vec<u64>", into = "Vec<u64>")]
 pub struct DecisionHistogram(Vec<u64>);
 
-/// A list that is no histogram.
+/// Reasons to reject a list of counts.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub enum InvalidDecisionHistogram {
     /// Another number of bins.
     #[error("a histogram has {0} bins, must be {N_BINS}")]
     Bins(usize),
-    /// Counts that no number of rows can have.
+    /// The counts exceed the largest number of rows.
     #[error("the counts of a histogram add up to more than {}", u32::MAX)]
     Counts,
 }
@@ -66,14 +64,14 @@ impl<'a> FromIterator<&'a f64> for DecisionHistogram {
 }
 
 impl DecisionHistogram {
-    /// Counts a decision; what lies outside of [-1, 1], NaN too, is left out.
+    /// Counts a decision. Values outside of [-1, 1] and NaN are ignored.
     pub fn add(&mut self, decision: f64) {
         if !(-1.0..=1.0).contains(&decision) {
             return;
         }
         let mut bin = ((decision + 1.0) / 2.0 * N_BINS as f64) as usize;
         bin = bin.min(N_BINS - 1);
-        // The quotient may round across an edge; the edges decide.
+        // The quotient may round across an edge.
         if decision < edge(bin) {
             bin -= 1;
         } else if bin + 1 < N_BINS && decision >= edge(bin + 1) {
@@ -82,7 +80,7 @@ impl DecisionHistogram {
         self.0[bin] += 1;
     }
 
-    /// Adds another's counts.
+    /// Adds the counts of another histogram.
     pub fn merge(&mut self, other: &Self) {
         self.0.iter_mut().zip(&other.0).for_each(|(count, more)| *count += more);
     }
@@ -92,7 +90,7 @@ impl DecisionHistogram {
         self.0.iter().sum()
     }
 
-    /// Share of the decisions below 0, in [0, 1]: the rows called anomalous. 0 without decisions.
+    /// Share of decisions below 0 (anomalous rows), in [0, 1]; 0 without decisions.
     pub fn alert_rate(&self) -> f64 {
         let anomalous: u64 = self.0[..N_BINS / 2].iter().sum();
         anomalous as f64 / self.total().max(1) as f64
@@ -124,13 +122,12 @@ fn edge(bin: usize) -> f64 {
     if bin == N_BINS { 1.0 } else { bin as f64 * (2.0 / N_BINS as f64) - 1.0 }
 }
 
-/// One size of the sweep, validated.
+/// The validation of one size of the sweep.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Trial {
-    /// Rows that each tree is grown from.
+    /// Rows per tree.
     pub max_samples: usize,
-    /// Divergence of the test rows' decisions from the training rows', for each fold in the order of
-    /// time.
+    /// Divergence of the decisions of test rows from those of training rows, per fold in the order of time.
     pub kl: Vec<f64>,
 }
 
@@ -141,14 +138,14 @@ impl Trial {
     }
 }
 
-/// How a model was chosen: k-fold cross-validation of every size.
+/// k-fold cross-validation of every size.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CrossValidation {
-    /// Every size that was tried, ascending.
+    /// All sizes, ascending.
     pub trials: Vec<Trial>,
-    /// Position of the chosen one.
+    /// Index of the chosen size.
     pub chosen: usize,
-    /// Share of the rows called anomalous by a forest that had not seen them.
+    /// Share of held-out rows with a negative decision, in [0, 1].
     pub alert_rate: f64,
 }
 
@@ -177,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_other_lists() {
+    fn rejects_other_lists() {
         assert_eq!(DecisionHistogram::try_from(vec![0; 3]), Err(InvalidDecisionHistogram::Bins(3)));
         assert_eq!(
             DecisionHistogram::try_from(vec![u64::MAX; N_BINS]),

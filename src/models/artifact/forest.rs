@@ -1,5 +1,5 @@
-//! The forest of a model in its folder: the nodes in `forest.arrow`, one row each and tree after tree, and
-//! what they do not say in the section `forest` of `model.json`. One file for each kind.
+//! The forest of a model in its folder: `forest.arrow` with one row per node, in the order of the trees, and the
+//! section `forest` of `model.json`. Each kind has a file.
 
 mod extended;
 mod standard;
@@ -11,16 +11,16 @@ use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use std::ops::Range;
 
-pub use extended::ExtendedMetadata as Extended;
-pub use standard::StandardMetadata as Plain;
+pub use extended::ExtendedMetadata;
+pub use standard::StandardMetadata;
 
 /// The section `forest` of `model.json`.
 #[derive(Debug)]
 pub enum ForestMetadata {
     /// Of a plain forest.
-    Standard(Plain),
+    Standard(StandardMetadata),
     /// Of an extended forest.
-    Extended(Extended),
+    Extended(ExtendedMetadata),
 }
 
 impl ForestMetadata {
@@ -41,7 +41,7 @@ pub fn write(fitted: &FittedModel) -> Vec<u8> {
     }
 }
 
-/// `state.json`: where an extended forest stood after the last row of training.
+/// `state.json`: the state of an extended forest after the last row of training.
 pub fn write_state(fitted: &FittedModel) -> Option<Vec<u8>> {
     match fitted {
         FittedModel::IsolationForest(_) => None,

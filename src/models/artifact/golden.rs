@@ -1,5 +1,4 @@
-//! `golden.arrow`: a few rows and their scores, so that a reader knows that it reads the forest that was
-//! saved.
+//! `golden.arrow`: a few rows and their scores, with which a reader checks the forest that it read.
 
 use super::{Error, GOLDEN, TOLERANCE, ipc};
 use crate::models::{self, FittedModel};

@@ -1,8 +1,8 @@
-//! Arrow files of one batch, written and read with suspicion.
+//! Arrow files of one batch, with a reader for untrusted bytes.
 //!
-//! The crate's own file reader trusts the lengths in the footer and allocates by them. So the footer
-//! is walked here: every block and every buffer must lie inside the file, columns have the types that
-//! we write, and only then the crate's decoder, which validates the arrays themselves, gets to work.
+//! The reader of the `arrow` crate allocates by the lengths in the footer without a check. This reader checks first
+//! that every block and buffer lies inside of the file and that columns have the expected types; then the crate's
+//! decoder validates the arrays.
 
 use super::Error;
 use arrow_array::{Array, ArrayRef, FixedSizeListArray, RecordBatch};

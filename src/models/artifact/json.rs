@@ -1,6 +1,6 @@
-//! `model.json`: everything of a model but its nodes.
+//! `model.json`: a model without its nodes.
 
-use super::forest::{Extended, ForestMetadata, Plain};
+use super::forest::{ExtendedMetadata, ForestMetadata, StandardMetadata};
 use super::{Error, FORMAT};
 use crate::features::rate::RateSemantics;
 use crate::features::{Schema, Transform};
@@ -51,7 +51,7 @@ struct SlotsJson {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FeatureJson {
-    /// The name of the column for those who score without us.
+    /// The column's name for other programs.
     column: String,
     labels: BTreeMap<String, String>,
 }
@@ -77,11 +77,11 @@ fn invalid_json(reason: impl ToString) -> Error {
     Error::Json(reason.to_string())
 }
 
-/// The document of a model.
+/// `model.json` of a model.
 pub fn write(model: &Model) -> String {
     match &model.fitted {
-        FittedModel::IsolationForest(forest) => write_with(model, Plain::new(forest)),
-        FittedModel::Extended(detection) => write_with(model, Extended::new(detection)),
+        FittedModel::IsolationForest(forest) => write_with(model, StandardMetadata::new(forest)),
+        FittedModel::Extended(detector) => write_with(model, ExtendedMetadata::new(detector)),
     }
 }
 
@@ -109,12 +109,12 @@ fn write_with(model: &Model, forest: impl Serialize) -> String {
                 .map(|(labels, column)| FeatureJson { column, labels: label_map(labels) })
                 .collect(),
         },
-        training_range: card.training_range.as_ref().map(|history| TrainingRangeJson {
-            from: format_timestamp(history.from_ms),
-            to: format_timestamp(history.to_ms),
-            observed_ms: history.observed_ms,
-            n_rows: history.n_rows,
-            n_excluded: history.n_excluded,
+        training_range: card.training_range.as_ref().map(|range| TrainingRangeJson {
+            from: format_timestamp(range.from_ms),
+            to: format_timestamp(range.to_ms),
+            observed_ms: range.observed_ms,
+            n_rows: range.n_rows,
+            n_excluded: range.n_excluded,
         }),
         validation: card.validation.clone(),
         baseline: card.baseline.clone(),
@@ -122,7 +122,7 @@ fn write_with(model: &Model, forest: impl Serialize) -> String {
     serde_json::to_string_pretty(&json).expect("maps with text for keys, and finite numbers")
 }
 
-/// Reads a document: the schema, the card and what belongs to the forest.
+/// Reads `model.json`: the schema, the card and the metadata of the forest.
 ///
 /// # Errors
 /// [`Error::Format`] for another layout, [`Error::Json`] for anything else that is wrong.
@@ -213,8 +213,8 @@ fn parse_schema(json: SchemaJson) -> Result<(Schema, Vec<String>), Error> {
 
 fn parse_training_range(json: TrainingRangeJson) -> Result<TrainingRange, Error> {
     Ok(TrainingRange {
-        from_ms: parse_timestamp(&json.from, "history.from")?,
-        to_ms: parse_timestamp(&json.to, "history.to")?,
+        from_ms: parse_timestamp(&json.from, "training_range.from")?,
+        to_ms: parse_timestamp(&json.to, "training_range.to")?,
         observed_ms: json.observed_ms,
         n_rows: json.n_rows,
         n_excluded: json.n_excluded,

@@ -1,31 +1,31 @@
-//! The folder of a model, the same in the embedded registry and in MLflow.
+//! The folder of a model: the same files in the embedded registry and in MLflow.
 //!
 //! | file | what |
 //! |---|---|
-//! | `MLmodel` | MLflow's description: `mlflow.pyfunc.load_model` finds the loader by it |
-//! | `model.json` | schema, parameters, where the model comes from: for people too |
+//! | `MLmodel` | MLflow's description; names the loader for `mlflow.pyfunc.load_model` |
+//! | `model.json` | schema, parameters and origin, in a readable form |
 //! | `forest.arrow` | the trees' nodes, an Arrow IPC file |
-//! | `state.json` | of an extended forest: the days, hours and rows before the first that it scores |
-//! | `golden.arrow` | a few rows and their scores: loading fails when they do not come out equal |
-//! | `code/promforest_model.py` | the loader, in numpy and pyarrow alone |
-//! | `python_env.yaml`, `requirements.txt` | what the loader needs |
+//! | `state.json` | of an extended forest: its state after the last row of training |
+//! | `golden.arrow` | a few rows and their scores; loading recomputes and compares them |
+//! | `code/promforest_model.py` | the loader, which needs numpy and pyarrow only |
+//! | `python_env.yaml`, `requirements.txt` | the requirements of the loader |
 //! | `SHA256SUMS` | checksums, as `sha256sum --check` reads them |
 //!
-//! A folder is [files in memory](Files) first, so that a directory and a server's artifact store
-//! need no code of their own. A reader trusts nothing in it: sizes, indexes and numbers are checked
-//! before they are used, and what it does not understand it refuses.
+//! Writers produce [files in memory](Files), so that directories and artifact stores share one code. Readers check
+//! sizes, indexes and numbers before use and reject unknown content.
 //!
-//! Not taken: one file in a format of our own (nobody else could open it), ONNX as the format (no
-//! place for slanted cuts, nor for scores beyond the range of training).
+//! Not taken: one file in a private format (no other program could open it); ONNX (it has no oblique splits and no
+//! scores beyond the range of training).
 
 mod forest;
 mod golden;
 pub mod ipc;
 mod json;
 
-pub use json::write as document;
+pub use json::write as model_json;
 
 use super::{FittedModel, Model};
+use crate::fs::sync_directory;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -36,7 +36,7 @@ use std::path::{Path, PathBuf};
 /// The files of a model by their paths in the folder.
 pub type Files = BTreeMap<String, Vec<u8>>;
 
-/// Version of the folder's layout. A reader refuses any other.
+/// Version of the folder's layout. A reader rejects every other version.
 const FORMAT: u32 = 1;
 /// Largest file that is read: of 256 rows each, ten thousand plain trees have a fifth of it, as many
 /// extended ones three quarters.
@@ -52,10 +52,10 @@ const STATE: &str = "state.json";
 const MLMODEL: &str = "MLmodel";
 const SUMS: &str = "SHA256SUMS";
 const LOADER: &str = "code/promforest_model.py";
-/// What no model can be read without.
+/// The files that every model has.
 pub const REQUIRED_FILES: [&str; 4] = [MODEL, FOREST, GOLDEN, SUMS];
 
-/// Why a folder is no model.
+/// Reasons to reject a folder.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file cannot be read or written.
@@ -71,7 +71,7 @@ pub enum Error {
     /// A file is missing.
     #[error("no model: {0} is missing")]
     Missing(&'static str),
-    /// A file is larger than any model's.
+    /// A file is larger than [`MAX_FILE`].
     #[error("{path} has {size} bytes, must be at most {MAX_FILE}")]
     Oversized {
         /// The file.
@@ -79,11 +79,11 @@ pub enum Error {
         /// Its size.
         size: u64,
     },
-    /// A file is not the one that was written.
+    /// A file differs from its checksum.
     #[error("{0} does not have its checksum: it is damaged, or was edited")]
     Checksum(String),
     /// The checksums cannot be read.
-    #[error("{SUMS}: {0:?} is no line of a checksum and a file")]
+    #[error("{SUMS}: {0:?} is not a line of a checksum and a file")]
     Sums(String),
     /// Another layout.
     #[error("the model has format {0}, this version reads format {FORMAT}")]
@@ -102,7 +102,7 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
-    /// The trees are none.
+    /// The trees are invalid.
     #[error("{FOREST}: {context}")]
     Forest {
         /// Where.
@@ -144,10 +144,10 @@ pub fn to_files(model: &Model) -> Files {
     files
 }
 
-/// Reads a model from its files; others are left alone.
+/// Reads a model from its files; other files are ignored.
 ///
 /// # Errors
-/// [`Error`], for anything that was not written by [`files`].
+/// [`Error`].
 pub fn read_model(files: &Files) -> Result<Model, Error> {
     let file = |name: &'static str| files.get(name).ok_or(Error::Missing(name));
     verify_checksums(files, file(SUMS)?)?;
@@ -158,12 +158,12 @@ pub fn read_model(files: &Files) -> Result<Model, Error> {
     Ok(Model { schema, fitted, card })
 }
 
-/// Are these the files of a model of ours?
+/// True if these are the files of a promforest model.
 pub fn is_artifact(files: &Files) -> bool {
     files.contains_key(MODEL)
 }
 
-/// MLflow writes into `MLmodel` when it takes a model over; nothing is read from it.
+/// MLflow edits `MLmodel` on registration. The reader does not use it.
 fn has_checksum(name: &str) -> bool {
     name != MLMODEL
 }
@@ -186,7 +186,7 @@ fn verify_checksums(files: &Files, sums: &[u8]) -> Result<(), Error> {
     }
 }
 
-/// Tells models apart by all that they score by, wherever they are kept: SHA-256 of what their files say.
+/// SHA-256 of the model's content. Equal models have equal digests in every registry.
 pub fn digest(model: &Model) -> String {
     let mut content = json::write(model).into_bytes();
     content.extend(forest::write(&model.fitted));
@@ -202,28 +202,24 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Writes the files into a folder that appears whole or not at all. The folder must not exist yet.
+/// Writes the files to a new folder, which appears whole or not at all.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub fn save(files: &Files, folder: &Path) -> Result<(), Error> {
-    let error = |what, path: &Path| {
-        let path = path.display().to_string();
-        move |source| Error::Io { what, path, source }
-    };
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
     let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(parent).map_err(error("create", parent))?;
+    std::fs::create_dir_all(parent).map_err(io_error("create", parent))?;
     if folder.exists() {
-        return Err(error("create", folder)(io::ErrorKind::AlreadyExists.into()));
+        return Err(io_error("create", folder)(io::ErrorKind::AlreadyExists.into()));
     }
     let temporary = parent.join(format!(".{name}.{}.tmp", std::process::id()));
     let result = write_files(files, &temporary).and_then(|()| {
-        std::fs::rename(&temporary, folder).map_err(error("create", folder))?;
+        std::fs::rename(&temporary, folder).map_err(io_error("create", folder))?;
         sync(parent)
     });
     if result.is_err() {
-        // The first error is the one to tell.
+        // The first error is the one to report.
         let _ = std::fs::remove_dir_all(&temporary);
     }
     result
@@ -238,37 +234,41 @@ fn write_files(files: &Files, folder: &Path) -> Result<(), Error> {
             file.write_all(bytes)?;
             file.sync_all()
         };
-        write().map_err(|source| Error::Io { what: "write", path: path.display().to_string(), source })?;
+        write().map_err(io_error("write", &path))?;
     }
     sync(folder)
 }
 
 fn sync(folder: &Path) -> Result<(), Error> {
-    let sync = || File::open(folder)?.sync_all();
-    sync().map_err(|source| Error::Io { what: "write", path: folder.display().to_string(), source })
+    sync_directory(folder).map_err(io_error("write", folder))
+}
+
+fn io_error(what: &'static str, path: &Path) -> impl Fn(io::Error) -> Error + use<> {
+    let path = path.display().to_string();
+    move |source| Error::Io { what, path: path.clone(), source }
 }
 
 /// Reads the files of a model from a folder.
 ///
 /// # Errors
-/// [`Error`] when one cannot be read or is too large; a missing one is for [`model`] to judge.
+/// [`Error`] if a file cannot be read or is too large. [`read_model`] reports missing files.
 pub fn read_files(folder: &Path) -> Result<Files, Error> {
     let mut files = Files::new();
     for name in REQUIRED_FILES.into_iter().chain([STATE]) {
         let path: PathBuf = folder.join(name);
         let display_path = || path.display().to_string();
-        let error = |source| Error::Io { what: "read", path: display_path(), source };
+        let error = io_error("read", &path);
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(missing) if missing.kind() == io::ErrorKind::NotFound && folder.is_dir() => continue,
             Err(source) => return Err(error(source)),
         };
-        let size = file.metadata().map_err(error)?.len();
+        let size = file.metadata().map_err(&error)?.len();
         if size > MAX_FILE {
             return Err(Error::Oversized { path: display_path(), size });
         }
         let mut bytes = Vec::with_capacity(size as usize);
-        file.take(MAX_FILE).read_to_end(&mut bytes).map_err(error)?;
+        file.take(MAX_FILE).read_to_end(&mut bytes).map_err(&error)?;
         files.insert(name.into(), bytes);
     }
     Ok(files)

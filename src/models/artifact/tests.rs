@@ -136,7 +136,7 @@ fn unknown_values_in_model_json_are_refused() {
     type Edit = fn(&mut serde_json::Value);
     let cases: [(Edit, &str); 9] = [
         (|json| json["format"] = 2.into(), "the model has format 2, this version reads format 1"),
-        (|json| json["kind"] = "oracle".into(), "model.json: \"oracle\" is no kind of forest"),
+        (|json| json["kind"] = "oracle".into(), "model.json: \"oracle\" is not a kind of forest"),
         (|json| json["secret"] = 1.into(), "model.json: unknown field `secret`"),
         (|json| json["created"] = "soon".into(), "model.json: created is \"soon\", must be a time"),
         (

@@ -1,4 +1,4 @@
-//! What an operation is told besides its inputs, read without trust.
+//! Attributes of an operation, checked on every access.
 
 use super::proto::tensor_proto::DataType;
 use super::proto::{AttributeProto, TensorProto};

@@ -1,4 +1,4 @@
-//! The trees of one operator, in the two ways that ONNX writes them.
+//! The trees of one operator, in both forms that ONNX has.
 
 use std::collections::HashMap;
 

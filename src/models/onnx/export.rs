@@ -1,5 +1,4 @@
-//! A forest becomes one `TreeEnsemble` whose leaves weigh as much as the paths that end there, and a
-//! line of arithmetic in doubles:
+//! Writes a forest as one `TreeEnsemble`, whose leaf weights are path lengths, followed by arithmetic in doubles:
 //!
 //! ```text
 //! X ─ Cast float ─ Cast double ─ TreeEnsemble ─ Sum ─ Div unit ─ Neg ─ Pow 2^ ─ Neg ─┬─ score_samples
@@ -7,8 +6,8 @@
 //!                                                                                                   └─ Less 0 ─ Where ─ predict
 //! ```
 //!
-//! Not taken: a `TreeEnsembleRegressor` (ai.onnx.ml 3), which older runtimes know too. It adds leaves
-//! up in floats, and a score would be right to seven digits, not sixteen.
+//! Not taken: a `TreeEnsembleRegressor` (ai.onnx.ml 3), which older runtimes support. It adds leaves in floats, so a
+//! score has seven correct digits instead of sixteen.
 
 use prost::Message;
 
@@ -40,7 +39,7 @@ const OPSET: i64 = 17;
 ///
 /// `columns` travel in the metadata, as a JSON list under `promforest.columns`, and
 /// [`read`](super::read) gives them back. [Ranges](Forest::ranges) do not: the graph scores as
-/// [`Forest::score_samples`], not as [`Forest::score_beyond`].
+/// [`Forest::score_samples`], not as [`Forest::score_extrapolated`].
 ///
 /// # Errors
 /// [`Error::Value`] if there is not one column per feature, or `max_samples` is 1: such a forest has
@@ -83,7 +82,7 @@ fn graph(forest: &Forest) -> GraphProto {
             with_name("offset", doubles(&[forest.offset()])),
             with_name("zero", doubles(&[0.0])),
             with_name("anomalous", integers(&[-1])),
-            with_name("usual", integers(&[1])),
+            with_name("normal", integers(&[1])),
         ],
         input: vec![value_info("X", DataType::Double, forest.n_features())],
         node: vec![
@@ -98,7 +97,7 @@ fn graph(forest: &Forest) -> GraphProto {
             node("Neg", &["anomaly_score"], "score_samples"),
             node("Sub", &["score_samples", "offset"], "decision_function"),
             node("Less", &["decision_function", "zero"], "is_anomalous"),
-            node("Where", &["is_anomalous", "anomalous", "usual"], "predict"),
+            node("Where", &["is_anomalous", "anomalous", "normal"], "predict"),
         ],
         output: vec![
             value_info("score_samples", DataType::Double, 1),

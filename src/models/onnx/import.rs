@@ -1,9 +1,8 @@
-//! A graph is read by computing it, in its own order, on the leaves of its trees.
+//! Reads a graph by evaluating it, in its own order, on the leaves of its trees.
 //!
-//! A value of the graph is, while it still belongs to one tree, a number for each leaf; from the sum
-//! over trees on it has one form that an isolation forest gives it, and the next operation must lead
-//! to the next form. Nothing in a file is believed: indexes are looked up, each split has one parent,
-//! no list grows by more than the file has bytes for.
+//! Up to the sum over trees, a value of the graph is one number per leaf of a tree. From there on the operations must
+//! be those of an isolation forest, in their order. The reader checks every index, rejects a split with two parents, and
+//! allocates no more than the file's size justifies.
 
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -17,7 +16,7 @@ use super::proto::tensor_shape_proto::dimension;
 use super::proto::{GraphProto, ModelProto, NodeProto};
 use super::{COLUMNS_KEY, Error, ML_DOMAIN, value_error};
 use crate::forest::{Forest, Tree};
-use crate::models::import::ImportedForest;
+use crate::models::ImportedForest;
 
 /// Longest file that is read, in bytes: skl2onnx spends about 85 a node, so a thousand trees of 256
 /// rows are well below it. Reading takes a small multiple of the file's length in memory.

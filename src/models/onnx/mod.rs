@@ -1,18 +1,15 @@
-//! Isolation forests as ONNX graphs: ours out, ours and skl2onnx's in.
+//! Isolation forests as ONNX graphs: export, and import of promforest's and skl2onnx's files.
 //!
-//! **The idea.** An ONNX graph says what is computed, not what it means. So the reader does not look
-//! for names that some converter gives; it computes the graph, operation by operation, on what each
-//! leaf of a tree stands for. If that comes to a path length of depth + `c(n)` for a whole `n` in every
-//! leaf, summed over trees, in `-2^(-sum / unit)` minus an offset, then the graph is an isolation
-//! forest, and what it leaves unsaid follows: `n` is the leaf's number of rows, `unit` tells
-//! `max_samples`. Everything else is refused by the name of its operator.
+//! The reader does not depend on the names that a converter gives. It evaluates the graph, operation by operation, on
+//! the leaves of each tree. A graph is an isolation forest if every leaf has a path length of depth + `c(n)` for a whole
+//! `n`, and the output is `-2^(-sum / unit)` minus an offset, where `sum` is over the trees. Then `n` is the leaf's
+//! number of rows, and `max_samples` follows from `unit`. The error for any other graph names its operator.
 //!
-//! **Not taken:** a general runtime that scores any graph (it would need every operator, and would
-//! still not know the trees, which training statistics and explanations ask for); the converter's
-//! tables of counts and depths, found by name (they exist in one converter's files only, and nothing
-//! shows that the rest of the graph uses them).
+//! Not taken: a general runtime that scores any graph (it needs every operator and does not expose the trees); the
+//! converter's tables of counts and depths, found by name (only one converter writes them, and the graph may not use
+//! them).
 //!
-//! Only plain isolation forests: slanted cuts have no operator.
+//! Only plain isolation forests: ONNX has no operator for oblique splits.
 
 mod attributes;
 mod ensemble;

@@ -1,4 +1,4 @@
-//! The embedded registry: a directory that a person can read.
+//! The embedded registry: a directory with readable files.
 //!
 //! ```text
 //! models/
@@ -7,10 +7,9 @@
 //!     1/ 2/ 3/           a model's folder each; never changed
 //! ```
 //!
-//! A version appears by a rename and `registry.json` is replaced by one, so a reader sees the state
-//! before or after and needs no lock. Writers, also of several processes, take turns by a lock on a
-//! file beside it. A version whose writer died before it was entered is not in `registry.json`, and is
-//! removed by the next writer.
+//! Renames publish versions and `registry.json`, so readers need no lock. A lock on a file beside it serialises
+//! writers, also of several processes. A writer that dies may leave a version that `registry.json` does not list; the
+//! next writer removes it.
 
 use super::{Aliases, CHALLENGER, Error, ModelVersion, NewVersion, validate_name};
 use crate::fs::{sync_directory, write_atomically};
@@ -26,7 +25,7 @@ const STATE: &str = "registry.json";
 const LOCK: &str = ".lock";
 const REPORT: &str = "report.html";
 
-/// A registry in a directory. It is made when the first model is registered.
+/// A registry in a directory. The first registration creates it.
 #[derive(Clone, Debug)]
 pub struct Directory {
     root: PathBuf,
@@ -37,7 +36,7 @@ pub struct Directory {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RegistryFile {
-    /// The number of the next version: numbers are never used twice.
+    /// The number of the next version. Numbers are not reused.
     next: u64,
     aliases: BTreeMap<String, u64>,
     versions: BTreeMap<u64, VersionRecord>,
@@ -64,12 +63,12 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error 
 }
 
 impl Directory {
-    /// The registry in this directory, which keeps so many versions without an alias.
+    /// A registry in `root` that keeps `keep_versions` versions without an alias per model.
     pub fn new(root: PathBuf, keep_versions: usize) -> Self {
         Self { root, keep_versions }
     }
 
-    /// Where it is.
+    /// The directory.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -181,7 +180,7 @@ impl Directory {
         })
     }
 
-    /// A name that was never registered gets no folder by being asked for.
+    /// Rejects unregistered models, so that a call for one creates no folder.
     fn check_registered(&self, model: &str, version: u64) -> Result<(), Error> {
         match self.read_state(&self.folder(model)?)? {
             Some(_) => Ok(()),
@@ -193,7 +192,7 @@ impl Directory {
         let path = folder.join(STATE);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
-            // A file among the folders, or a folder without a version yet.
+            // A file among the folders, or a folder without a version.
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 return Ok(None);
             }
@@ -234,7 +233,7 @@ impl Directory {
         Ok(result)
     }
 
-    /// Takes the oldest versions that no alias points to out of the state.
+    /// Removes the oldest versions without an alias from the state.
     fn prune(&self, state: &mut RegistryFile) -> Vec<u64> {
         let is_unreferenced = |number: &&u64| !state.aliases.values().any(|version| version == *number);
         let unreferenced: Vec<u64> = state.versions.keys().filter(is_unreferenced).copied().collect();
@@ -246,7 +245,7 @@ impl Directory {
     }
 }
 
-/// What writers left that died: versions that were never entered, and drafts.
+/// Removes the versions and temporary folders of writers that died.
 fn remove_orphans(folder: &Path, state: &RegistryFile) -> Result<(), Error> {
     for entry in fs::read_dir(folder).map_err(io_error("read", folder))? {
         let path = entry.map_err(io_error("read", folder))?.path();

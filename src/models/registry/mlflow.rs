@@ -1,11 +1,11 @@
 //! An MLflow server as the registry, over its REST interface and its artifact proxy.
 //!
-//! A training becomes a run, and each size of its sweep a run inside of it; the model and the page of
-//! the training are the run's artifacts, and the registered version points to them. Files go through
-//! the tracking server (`mlflow-artifacts:`), so that nobody here needs the keys of the store behind it.
+//! A training is a run with one nested run per size of its sweep. The model and the training report are artifacts of
+//! the run, and the registered version points to them. Files pass through the tracking server (`mlflow-artifacts:`), so
+//! that promforest needs no keys of the artifact store.
 //!
-//! Models are logged as files of a run, the way of MLflow 2: version 3 still serves it, and version 2
-//! knows no other. What a version 3 client has logged is read as well.
+//! Models are logged as files of a run, which MLflow 2 and 3 support. Models that a version 3 client logged can be read
+//! too.
 
 use super::{Aliases, CHALLENGER, ModelVersion, NewVersion};
 use crate::http::SecretSource;
@@ -21,9 +21,9 @@ use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// How long one call may take. Uploads of some megabytes through a proxy take seconds.
+/// Timeout of one call. Uploads of some megabytes through a proxy take seconds.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// Most bytes of an answer that is no artifact.
+/// Most bytes of a response without an artifact.
 const RESPONSE_LIMIT: usize = 16 << 20;
 /// Most bytes of one artifact, and of all of a model's.
 const ARTIFACT_LIMIT: u64 = 512 << 20;
@@ -48,7 +48,7 @@ pub struct Config {
     /// The registered model of a detector, and the beginning of its groups' names; without it, the
     /// detector's name. With several detectors they would share it.
     pub model: Option<String>,
-    /// How the server is spoken to.
+    /// The HTTP client.
     pub client: ClientConfig,
 }
 
@@ -67,7 +67,7 @@ impl Config {
     }
 }
 
-/// Why MLflow did not do what was asked.
+/// Reasons why a call to MLflow fails.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There was no answer.
@@ -253,8 +253,8 @@ impl Mlflow {
         let mut params = card.params.clone();
         let mut metrics = vec![("n_features".to_string(), new_version.model.schema.features.len() as f64, 0)];
         if let Some(training_range) = &card.training_range {
-            params.push(("history_from".into(), crate::time::format_timestamp(training_range.from_ms)));
-            params.push(("history_to".into(), crate::time::format_timestamp(training_range.to_ms)));
+            params.push(("training_from".into(), crate::time::format_timestamp(training_range.from_ms)));
+            params.push(("training_to".into(), crate::time::format_timestamp(training_range.to_ms)));
             metrics.push(("n_rows".into(), training_range.n_rows as f64, 0));
             metrics.push(("n_excluded_rows".into(), training_range.n_excluded as f64, 0));
         }

@@ -1,12 +1,10 @@
-//! Where models are kept: versions that never change, and aliases that point to them.
+//! Model registries: immutable versions, and aliases that point to them.
 //!
-//! The sidecar serves what the alias `champion` points to, and scores beside it what `challenger`
-//! points to. A training adds a version; promoting and rolling back move an alias and touch nothing
-//! else. So what is live is one word in one place, whoever moved it: the sidecar, the command line or
-//! a person in MLflow's pages.
+//! The sidecar serves the version of the alias `champion` and scores the version of `challenger` beside it. Training
+//! adds a version; promotion and rollback move an alias and change nothing else. The alias is the only record of the
+//! serving version, for the sidecar, the command line and MLflow's pages alike.
 //!
-//! Two stores do the same: a [directory](directory::Directory) of our own, the default, and an
-//! [MLflow](mlflow::Mlflow) server.
+//! There are two stores: a [directory](directory::Directory), the default, and an [MLflow](mlflow::Mlflow) server.
 
 pub mod directory;
 pub mod mlflow;
@@ -25,26 +23,26 @@ use std::sync::Arc;
 use std::time::Duration;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// The alias of what serves, unless the configuration names another.
+/// Default alias of the serving version.
 pub const CHAMPION: &str = "champion";
-/// The alias of what is scored beside it.
+/// Alias of the version that is scored beside the champion.
 pub const CHALLENGER: &str = "challenger";
 
 /// The section of the configuration file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Where models are kept.
+    /// The store.
     pub store: Store,
-    /// The alias of what serves.
+    /// The alias of the serving version.
     pub alias: String,
-    /// How often the aliases are looked at.
+    /// Interval between two reads of the aliases.
     pub poll_interval: Duration,
-    /// Versions of a model that are kept without an alias; older ones are deleted. Only in a directory:
-    /// what MLflow keeps is its owners' business.
+    /// Number of versions without an alias that are kept per model; older versions are deleted. Only for a
+    /// directory: MLflow has its own retention.
     pub keep_versions: usize,
 }
 
-/// Where models are kept.
+/// The store of a registry.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Store {
     /// A directory; a relative path is inside of `--storage.path`.
@@ -103,8 +101,8 @@ impl Config {
     }
 }
 
-/// The registered name of a group's model: that of its detector and the group's values, with a hash
-/// where they hold what a name cannot, so that two groups never share one.
+/// The registered name of a group's model: the detector's name and the group's label values. A hash keeps names
+/// distinct if the values contain characters that a name cannot have.
 pub fn group_model_name(model: &str, group: &Labels) -> String {
     let mut name = model.to_string();
     let mut exact = true;
@@ -125,8 +123,8 @@ pub fn group_model_name(model: &str, group: &Labels) -> String {
     name
 }
 
-/// The version that an alias points to for a group. A model under the detector's own name was put there
-/// by somebody for every group, and goes before the group's own.
+/// The version of an alias for a group. A model under the detector's own name serves every group and takes precedence
+/// over the group's model.
 pub fn version_for_group(
     aliases: &Aliases,
     model: &str,
@@ -138,38 +136,38 @@ pub fn version_for_group(
         .find_map(|name| Some((name.to_string(), *aliases.get(name)?.get(alias)?)))
 }
 
-/// Longest name of a model before its hash: a file's name has at most 255 bytes.
+/// Longest name of a model without its hash: a file name has at most 255 bytes.
 const MAX_NAME_LENGTH: usize = 200;
 
-/// Why a registry did not do what was asked.
+/// Reasons why a call to a registry fails.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The directory cannot be read or written.
     #[error("cannot {what} {path}")]
     Io {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
         /// The file or folder.
         path: String,
-        /// Why it failed.
+        /// The cause.
         source: std::io::Error,
     },
-    /// The directory's own file is damaged.
+    /// `registry.json` is damaged.
     #[error("{path} cannot be read")]
     Corrupt {
         /// The file.
         path: String,
-        /// Why.
+        /// The cause.
         source: serde_json::Error,
     },
-    /// The version is no model.
+    /// The version is not a valid model.
     #[error("model {model} version {version}")]
     Import {
         /// The model.
         model: String,
         /// The version.
         version: u64,
-        /// What is wrong.
+        /// The cause.
         source: Box<import::Error>,
     },
     /// The version's folder cannot be read or written.
@@ -179,10 +177,10 @@ pub enum Error {
         model: String,
         /// The version.
         version: u64,
-        /// What is wrong.
+        /// The cause.
         source: Box<artifact::Error>,
     },
-    /// There is no such version.
+    /// The version does not exist.
     #[error("model {model} has no version {version}")]
     NoVersion {
         /// The model.
@@ -190,7 +188,7 @@ pub enum Error {
         /// The version.
         version: u64,
     },
-    /// There is no such alias.
+    /// The alias does not exist.
     #[error("model {model} has no alias {alias}")]
     NoAlias {
         /// The model.
@@ -198,7 +196,7 @@ pub enum Error {
         /// The alias.
         alias: String,
     },
-    /// Nothing served before.
+    /// No version served before.
     #[error("model {model} has no version to roll back to: none was promoted before version {version}")]
     NoPreviousVersion {
         /// The model.
@@ -206,10 +204,10 @@ pub enum Error {
         /// The version that serves.
         version: u64,
     },
-    /// A name that cannot be one.
+    /// The name is invalid.
     #[error("{0:?} cannot name a model or an alias: use letters, digits, '.', '-' and '_'")]
     InvalidName(String),
-    /// MLflow did not do it.
+    /// The call to MLflow failed.
     #[error(transparent)]
     Mlflow(Box<mlflow::Error>),
 }
@@ -225,23 +223,23 @@ impl From<mlflow::Error> for Error {
 pub struct ModelVersion {
     /// Its number, from 1.
     pub number: u64,
-    /// When it was registered: milliseconds since the epoch.
+    /// Time of registration, in milliseconds since the epoch.
     pub created_ms: i64,
-    /// When it last went into service, if it ever did.
+    /// Time of the last promotion, if any.
     pub promoted_ms: Option<i64>,
-    /// Was it taken out of service because it was bad?
+    /// True if a rollback left this version.
     pub rolled_back: bool,
-    /// What is known of it in a line.
+    /// A note of one line.
     pub note: String,
 }
 
-/// A version to be: the model with what belongs to it.
+/// A version to register.
 pub struct NewVersion<'a> {
     /// The model.
     pub model: &'a Model,
-    /// The page of its training.
+    /// The training report, as HTML.
     pub report: Option<&'a str>,
-    /// What is known of it in a line.
+    /// A note of one line.
     pub note: String,
 }
 
@@ -258,10 +256,10 @@ pub enum Registry {
 }
 
 impl Registry {
-    /// Opens the configured store. Nothing is read yet: a store that is down is an error of each call.
+    /// Opens the configured store without a request: an unavailable store is an error of each call.
     ///
     /// # Errors
-    /// What is wrong with the client's configuration.
+    /// The client's configuration is invalid.
     pub fn open(config: &Config, storage: &Path) -> Result<Self, crate::http::client::Error> {
         Ok(match &config.store {
             Store::Directory(path) => {
@@ -271,10 +269,10 @@ impl Registry {
         })
     }
 
-    /// The aliases of the models whose names begin like this.
+    /// The aliases of the models whose names have this prefix.
     ///
     /// # Errors
-    /// [`Error`] when the store does not answer.
+    /// [`Error`] if the store fails.
     pub async fn aliases(&self, prefix: &str) -> Result<Aliases, Error> {
         match self {
             Self::Directory(directory) => directory.aliases(prefix),
@@ -282,11 +280,10 @@ impl Registry {
         }
     }
 
-    /// The aliases of these models alone. Groups come and go, and their models stay: among thousands, this does not
-    /// look at the others.
+    /// The aliases of these models. Models of former groups stay in the registry; this call does not read them.
     ///
     /// # Errors
-    /// [`Error`] when the store does not answer.
+    /// [`Error`] if the store fails.
     pub async fn aliases_of(&self, models: [&str; 2]) -> Result<Aliases, Error> {
         match self {
             Self::Directory(directory) => directory.aliases_of(models),
@@ -294,10 +291,10 @@ impl Registry {
         }
     }
 
-    /// The versions of a model, ascending; none for a model that is not known.
+    /// The versions of a model, ascending; none for an unknown model.
     ///
     /// # Errors
-    /// [`Error`] when the store does not answer.
+    /// [`Error`] if the store fails.
     pub async fn versions(&self, model: &str) -> Result<Vec<ModelVersion>, Error> {
         match self {
             Self::Directory(directory) => directory.versions(model),
@@ -308,7 +305,7 @@ impl Registry {
     /// The files of a version.
     ///
     /// # Errors
-    /// [`Error`] when there is no such version, or the store does not answer.
+    /// [`Error`] if the version does not exist or the store fails.
     pub async fn files(&self, model: &str, version: u64) -> Result<Files, Error> {
         match self {
             Self::Directory(directory) => directory.files(model, version),
@@ -316,11 +313,10 @@ impl Registry {
         }
     }
 
-    /// Reads a version, whoever wrote it: a forest that scikit-learn's own client has registered serves
-    /// like one of ours.
+    /// Reads a version in any supported format, also a forest that MLflow's scikit-learn client registered.
     ///
     /// # Errors
-    /// As [`files`](Self::files), and when they are no model.
+    /// As [`files`](Self::files), and [`Error::Import`].
     pub async fn load(&self, model: &str, version: u64, semantics: RateSemantics) -> Result<Model, Error> {
         let files = self.files(model, version).await?;
         let error = |source| Error::Import { model: model.into(), version, source: Box::new(source) };
@@ -330,7 +326,7 @@ impl Registry {
     /// Adds a version and returns its number.
     ///
     /// # Errors
-    /// [`Error`] when the store does not take it: then there is no new version.
+    /// [`Error`] if the store fails; the version is not added then.
     pub async fn register(&self, model: &str, new_version: &NewVersion<'_>) -> Result<u64, Error> {
         match self {
             Self::Directory(directory) => directory.register(model, new_version),
@@ -341,7 +337,7 @@ impl Registry {
     /// Points an alias to a version.
     ///
     /// # Errors
-    /// [`Error`] when there is no such version, or the store does not answer.
+    /// [`Error`] if the version does not exist or the store fails.
     pub async fn promote(&self, model: &str, alias: &str, version: u64) -> Result<(), Error> {
         match self {
             Self::Directory(directory) => directory.promote(model, alias, version),
@@ -349,11 +345,11 @@ impl Registry {
         }
     }
 
-    /// Points an alias back to the version that it pointed to before, and marks the one that it leaves.
-    /// Returns both, the left one first.
+    /// Points an alias back to its previous version and marks the current one as rolled back. Returns the former and
+    /// the new version.
     ///
     /// # Errors
-    /// [`Error::NothingBefore`], [`Error::NoAlias`], or the store does not answer.
+    /// [`Error::NoPreviousVersion`], [`Error::NoAlias`], or the error of the store.
     pub async fn roll_back(&self, model: &str, alias: &str) -> Result<(u64, u64), Error> {
         let aliases = self.aliases(model).await?;
         let current = aliases.get(model).and_then(|aliases| aliases.get(alias)).copied();
@@ -368,14 +364,14 @@ impl Registry {
     }
 }
 
-/// A name of a model or an alias: one folder's, and not a hidden one's.
+/// Checks the name of a model or alias: a valid name of a visible folder.
 fn validate_name(text: &str) -> Result<String, Error> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     let ok = !text.is_empty() && text.len() < 256 && !text.starts_with('.') && text.chars().all(allowed);
     ok.then(|| text.to_string()).ok_or_else(|| Error::InvalidName(text.into()))
 }
 
-/// The version that served before this one: the last that was promoted before it and not rolled back.
+/// The version that served before `current`: the last version promoted before it and not rolled back.
 fn previous_version(versions: &[ModelVersion], current: u64) -> Option<u64> {
     let promotion = |version: &&ModelVersion| Some((version.promoted_ms?, version.number));
     let current_promotion =
@@ -394,7 +390,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn groups_have_names_of_their_own() {
+    fn names_of_groups_are_distinct() {
         let labels = |instance: &str| Labels::new([("job", "node"), ("instance", instance)]).expect("valid");
         assert_eq!(group_model_name("net", &labels("web1")), "net.web1.node");
         let port = group_model_name("net", &labels("web1:9100"));
@@ -405,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn rolls_back_to_what_served_before() {
+    fn rolls_back_to_the_previous_version() {
         let version = |number, promoted_ms, rolled_back| ModelVersion {
             number,
             promoted_ms,
@@ -422,7 +418,7 @@ mod tests {
         assert_eq!(previous_version(&versions, 5), Some(4));
         assert_eq!(previous_version(&versions, 4), Some(1), "3 was rolled back");
         assert_eq!(previous_version(&versions, 1), None);
-        // Moved by hand to one that we never promoted.
+        // A user moved the alias to a version without a promotion.
         assert_eq!(previous_version(&versions, 2), Some(5));
     }
 }

@@ -1,7 +1,7 @@
-//! numpy's arrays: raw bytes, and a dtype that says where the numbers lie in them.
+//! numpy's arrays: raw bytes and a dtype that describes their layout.
 //!
-//! Both file formats say the same in different words; what they say is checked here once. Reasons are
-//! plain texts, because only the reader knows the place in the file that goes with them.
+//! Both file formats use this type, which checks the layout. Its errors are plain texts; the readers add the position
+//! in the file.
 
 use std::ops::Deref;
 use std::rc::Rc;

@@ -1,15 +1,15 @@
-//! From the attributes of scikit-learn's `IsolationForest` to a forest.
+//! Converts the attributes of scikit-learn's `IsolationForest` to a forest.
 
 use super::Error;
 use super::value::{Class, Id, ValueRef, Values};
 use crate::forest::{Forest, Tree, TreeArrays};
-use crate::models::import::ImportedForest;
+use crate::models::ImportedForest;
 
-/// Parameters of the fit that people ask for.
+/// Parameters of the fit that the card shows.
 const PARAMS: [&str; 6] =
     ["n_estimators", "max_samples", "contamination", "max_features", "bootstrap", "random_state"];
 
-/// The forest that a file is about. `format` is the last word of [`Imported::origin`].
+/// Reads the forest of a file. `format` is the last word of [`ImportedForest::origin`].
 pub(super) fn read(values: &Values, root: Id, format: &str) -> Result<ImportedForest, Error> {
     let forest = ValueRef::root(values, root);
     forest.expect_class(Class::IsolationForest, "an IsolationForest of scikit-learn")?;

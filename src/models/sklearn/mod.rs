@@ -2,18 +2,16 @@
 //!
 //! ```text
 //!             ┌─ pickle ─┐
-//! model file ─┤          ├─ values ─ estimator ─ Imported
+//! model file ─┤          ├─ values ─ estimator ─ ImportedForest
 //!             └─ skops ──┘
 //! ```
 //!
-//! A model file comes from elsewhere and may be damaged or hostile. Both readers turn it into plain
-//! values and run nothing in it; the trees are checked by [`Tree::from_arrays`](crate::forest::Tree)
-//! like all others, which scikit-learn itself does not do. What is read is what scikit-learn 1.3 and
-//! later writes, and earlier versions as far as they have the same attributes.
+//! A model file may be damaged or hostile. Both readers convert it to plain values and run no code of it;
+//! [`Tree::from_arrays`](crate::forest::Tree) checks the trees, which scikit-learn itself does not do. The readers
+//! support scikit-learn 1.3 and later, and earlier versions with the same attributes.
 //!
-//! Not taken: running Python beside us to read a model (the dependency that this program is without,
-//! and a pickle could do there what it likes), and a general reader of pickles (each object that it
-//! understands in vain is something to get wrong).
+//! Not taken: Python as a reader (a dependency, and a pickle can run any code there); a general reader of pickles
+//! (each unused object type is a possible fault).
 
 mod array;
 mod estimator;
@@ -23,9 +21,9 @@ mod skops;
 mod value;
 
 use crate::forest;
-use crate::models::import::ImportedForest;
+use crate::models::ImportedForest;
 
-/// Why a model was not read. `source` has the cause where there is one.
+/// Reasons to reject a model file.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file is of another format than its folder says.

@@ -1,7 +1,7 @@
 //! numpy's file of one array: a header in Python's notation, and the bytes.
 //!
-//! The header is read in the one form that numpy writes, not as Python: less to read, and less that a
-//! hostile file can say.
+//! The parser accepts only the form of header that numpy writes, not Python in general, so that hostile files have
+//! less to vary.
 
 use std::rc::Rc;
 

@@ -1,13 +1,12 @@
-//! Python's pickle, as far as a forest needs it: a machine with a stack that can build values, and
-//! cannot call anything.
+//! A reader of Python pickles that contain a forest: a stack machine that builds values and calls no code.
 //!
-//! A pickle is a program. This machine knows the instructions that scikit-learn's forests are written
-//! with and the few classes of [`Class`]; for every other one it stops. "Calling" one of the classes
-//! means that we build the value it stands for. Python's own machine, with a list of what it may
-//! import, was not taken: it would need Python, and lists like that have been got around.
+//! A pickle is a program. The machine implements the opcodes of scikit-learn's forests and the classes of [`Class`] and
+//! rejects all others. A "call" of such a class builds its value.
 //!
-//! Every instruction makes at most one value and takes time in proportion to what it takes off the
-//! stack, so the limit on their number bounds time and memory.
+//! Not taken: Python's unpickler with a list of allowed imports. It needs Python, and such lists have been bypassed.
+//!
+//! Every opcode creates at most one value and takes time in proportion to the values that it pops, so the limit on
+//! opcodes bounds time and memory.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
 //! skops' format: a zip with `schema.json`, which nests the objects, and a `.npy` file per array.
 //!
-//! Nothing in it is a program. Each node of the schema names a class and a loader; the classes that a
-//! forest is made of become the same values as those of a pickle, all others a note of their name.
+//! The format contains no program. Each node of the schema names a class and a loader. The classes of a forest become
+//! the same values as in a pickle; of all other classes only the name is kept.
 
 use std::borrow::Cow;
 use std::collections::HashMap;

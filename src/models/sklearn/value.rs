@@ -1,6 +1,7 @@
-//! What is in a model file, whichever its format: values in one flat list that refer to each other by
-//! number. Not taken: a tree of boxes or shared pointers, which a hostile file could make so deep that
-//! dropping it overflows the stack, or cyclic.
+//! The values of a model file in any format: one flat list whose values refer to each other by index.
+//!
+//! Not taken: a tree of boxes or shared pointers. A hostile file could make it cyclic, or so deep that dropping it
+//! overflows the stack.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
-//! The extended forest: slanted cuts, and what stands before and after them.
+//! The extended forest: oblique splits, and the metadata of scoring around them.
 //!
-//! A node has `width` columns and coefficients, zeros in a leaf, so that a reader needs no offsets to find
-//! them. They are most of the file, hence 16 and 32 bits, which hold them exactly.
+//! A node has `width` columns and coefficients, zeros in a leaf, so that a reader needs no offsets. They are most of the
+//! file, hence 16 and 32 bits, which represent them exactly.
 
 use super::super::{Error, ipc};
 use super::{
@@ -20,7 +20,7 @@ use arrow_schema::{DataType, SchemaRef};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// What the nodes do not say.
+/// The section `forest` of `model.json`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExtendedMetadata {
@@ -54,14 +54,8 @@ struct ResidualsJson {
 
 impl ExtendedMetadata {
     pub fn new(detector: &OnlineDetector) -> Self {
-        let ScorerParts {
-            scales,
-            varying,
-            residuals,
-            forest,
-            forest_scale: forest_level,
-            tail_scale: tail_level,
-        } = detector.scorer().parts();
+        let ScorerParts { scales, varying, residuals, forest, forest_scale, tail_scale } =
+            detector.scorer().parts();
         let pair = |scale: &RobustScale| [scale.center(), scale.sigma()];
         let residuals = residuals.map(|Residuals { correlation, scales }| ResidualsJson {
             means: correlation.means().to_vec(),
@@ -78,8 +72,8 @@ impl ExtendedMetadata {
             scales: scales.iter().map(|scale| scale.as_ref().map(pair)).collect(),
             varying,
             residuals,
-            forest_scale: forest_level,
-            tail_scale: tail_level,
+            forest_scale,
+            tail_scale,
         }
     }
 

@@ -1,4 +1,4 @@
-//! The plain forest: nodes by scikit-learn's names.
+//! The plain forest: nodes with scikit-learn's names.
 
 use super::super::{Error, ipc};
 use super::{
@@ -12,7 +12,7 @@ use arrow_schema::{DataType, SchemaRef};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// What the nodes do not say.
+/// The section `forest` of `model.json`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StandardMetadata {
