@@ -345,7 +345,7 @@ fn errors_are_one_line() {
         (
             "b.csv",
             "a.csv",
-            "too little to learn from: 2 rows lie before the range, and the columns reach back 12m",
+            "too few rows to train on: 2 rows lie before the range, and the columns reach back 12m",
         ),
     ] {
         let output = backtest(dir.path(), &["--input", input, "--history", history]);

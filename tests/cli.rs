@@ -125,7 +125,7 @@ fn match_shows_columns_as_text() {
     let output = promforest(&["match", "--url", &url, "--label", "job=node"]);
     assert_eq!((output.status, &*output.stderr), (0, ""));
     let mut expected = format!(
-        "{url}: 51 series\n\ndetector node_network watches 16 of them\n  group {{instance={address:?}, job=\"node\"}}: 16 columns\n"
+        "{url}: 51 series\n\ndetector node_network selects 16 of them\n  group {{instance={address:?}, job=\"node\"}}: 16 columns\n"
     );
     for (direction, unit) in
         [("receive", "bytes"), ("receive", "packets"), ("transmit", "bytes"), ("transmit", "packets")]
@@ -156,12 +156,12 @@ fn match_shows_groups_as_json() {
     assert_eq!(
         run_match(&address, detectors, &more),
         json!([
-            {"detector": "drops", "watched": 2, "groups": [group("eth0"), group("lo")]},
-            {"detector": "load", "watched": 2, "groups": [{
+            {"detector": "drops", "selected": 2, "groups": [group("eth0"), group("lo")]},
+            {"detector": "load", "selected": 2, "groups": [{
                 "labels": {"instance": "alpha", "job": "node"},
                 "columns": [r#"go_goroutines{zone="b"}"#, r#"node_load1{zone="b"}"#],
             }]},
-            {"detector": "nothing", "watched": 0, "groups": []},
+            {"detector": "nothing", "selected": 0, "groups": []},
         ])
     );
 }

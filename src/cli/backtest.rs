@@ -1,13 +1,13 @@
-//! `promforest backtest`: the past once more, scored as it would have been.
+//! `promforest backtest`: scores past rows with the models of their time and reports the incidents.
 
 use super::training_data::{self, HistoryRange, TrainingDataArgs, TrainingInput, TrainingInputs};
-use super::{BoxError, RegistryArgs, models, plural, print, select_detectors};
+use super::{BoxError, RegistryArgs, model_location, plural, print, select_detectors};
 use crate::backtest::{self, BacktestResult, ReplayRange, Retraining};
 use crate::config::Config;
 use crate::detect::{self, AlertBudget, OnlineDetector};
 use crate::features::{Schema, Transform};
-use crate::forest::{self, ExtendedParams};
-use crate::models::{FittedModel, Model, ModelParams, columns};
+use crate::forest;
+use crate::models::{Model, columns};
 use crate::table::DataTable;
 use crate::time;
 use crate::train::training_set::TrainingSet;
@@ -25,7 +25,7 @@ pub struct BacktestArgs {
     registry: RegistryArgs,
     #[command(flatten)]
     training_data: TrainingDataArgs,
-    /// Beginning of the range, RFC 3339; what lies before it, as far as training.history, is learned
+    /// Beginning of the range, RFC 3339; training uses the rows before it, as far back as training.history
     #[arg(long, value_name = "TIME", required_unless_present = "input")]
     start: Option<Timestamp>,
     /// End of the range, RFC 3339; without it, now
@@ -34,20 +34,20 @@ pub struct BacktestArgs {
     /// Replay a table instead: Parquet or CSV, a column timestamp in ms and one column a feature
     #[arg(long, value_name = "FILE", conflicts_with_all = ["start", "end", "group"])]
     input: Option<PathBuf>,
-    /// The table of what lies before it, with the same columns: what is learned, or what a model has to see before
+    /// Table of the rows before it, with the same columns: the rows to train on, or to bring a model up to date
     #[arg(long, value_name = "FILE", requires = "input")]
     history: Option<PathBuf>,
-    /// Replay this model, from the end of its training, instead of learning one: a folder, NAME@ALIAS, NAME/VERSION
+    /// Replay this model, from the end of its training, instead of training one: a folder, NAME@ALIAS, NAME/VERSION
     /// or NAME
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
-    /// Alerts that the threshold keeps to, as in 1/day or 1/week; without it, the detector's
+    /// Alert budget of the threshold, as in 1/day or 1/week; without it, the detector's
     #[arg(long, value_name = "BUDGET")]
     budget: Option<AlertBudget>,
-    /// Write every row's score to this file: Parquet, or CSV if it ends in .csv
+    /// File for the score of every row: Parquet, or CSV if it ends in .csv
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Write a page with plots
+    /// File for an HTML report with plots
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
 }
@@ -67,9 +67,7 @@ pub async fn run(args: BacktestArgs) -> Result<(), BoxError> {
     let (mut training_inputs, mut table_labels, start_ms) = match (&args.input, &args.history, &replay_model)
     {
         (Some(input), None, None) => {
-            return Err(
-                format!("--history or --model is needed: what is known before {}", input.display()).into()
-            );
+            return Err(format!("--history or --model is needed: the rows before {}", input.display()).into());
         }
         (Some(input), history, _) => {
             inputs_from_tables(&args, &config, input, history.as_deref(), replay_model.as_ref())?
@@ -99,28 +97,27 @@ pub async fn run(args: BacktestArgs) -> Result<(), BoxError> {
 }
 
 async fn load_replay_model(registry: &RegistryArgs, name: &str) -> Result<ReplayModel, BoxError> {
-    let (location, model) = models::load_model(registry, name).await?;
-    let FittedModel::Extended(online_detector) = &model.fitted else {
+    let (location, model) = model_location::load_model(registry, name).await?;
+    let Some(online_detector) = model.fitted.as_online().cloned() else {
         let kind = model.fitted.kind();
         return Err(format!(
-            "{location} is an {kind}: it knows no incidents, `promforest models score` replays its scores"
+            "{location} is an {kind}: it has no incidents; `promforest models score` replays its scores"
         )
         .into());
     };
-    let online_detector = online_detector.as_ref().clone();
     Ok(ReplayModel { model, online_detector })
 }
 
-/// What is known of the range besides its rows.
+/// Timestamps and labels of a replayed table.
 #[derive(Default)]
 struct TableLabels {
-    /// Every timestamp, ascending, whether its row is complete or not; empty for those of the rows.
+    /// All timestamps, ascending, also of incomplete rows; empty to use those of the rows.
     timestamps: Vec<i64>,
-    /// A mark for each, where the table has them.
+    /// One label per timestamp: true for an anomaly. `None` if the table has no labels.
     labels: Option<Vec<bool>>,
 }
 
-/// What is replayed, what is known of a table, and where the range begins.
+/// The groups to replay, the labels of a table, and the start of the range.
 type ReplayInputs<'a> = (TrainingInputs<'a>, TableLabels, i64);
 
 async fn inputs_from_history<'a>(
@@ -137,11 +134,10 @@ async fn inputs_from_history<'a>(
     if let Some(ReplayModel { model, online_detector }) = replay_model {
         let trained_ms = online_detector.newest_ms().unwrap_or(start_ms);
         if start_ms <= trained_ms {
-            let trained = crate::time::format_timestamp(trained_ms);
-            return Err(format!(
-                "the model has learned what happened up to {trained}: --start must be after it"
-            )
-            .into());
+            let trained = time::format_timestamp(trained_ms);
+            return Err(
+                format!("the model was trained on rows up to {trained}: --start must be after it").into()
+            );
         }
         history_range.from_ms = Some(trained_ms - model.schema.transform.lookback_ms());
     }
@@ -151,7 +147,7 @@ async fn inputs_from_history<'a>(
     Ok((training_inputs, TableLabels::default(), start_ms))
 }
 
-/// One table after the other: rates at the beginning of the second reach back into the first.
+/// Reads the tables as one, because rates at the start of the range use rows of the history.
 fn inputs_from_tables<'a>(
     args: &'a BacktestArgs,
     config: &'a Config,
@@ -188,7 +184,7 @@ fn inputs_from_tables<'a>(
     Ok((TrainingInputs::single(&args.training_data, config, training_input), table_labels, start_ms))
 }
 
-/// What lies before a table, and then the table.
+/// The rows of the history followed by those of the table.
 fn concatenate(
     history: &Path,
     input: &Path,
@@ -223,7 +219,7 @@ fn concatenate(
     Ok(combined)
 }
 
-/// Ready-made columns of a model.
+/// The columns of a model from a table.
 fn input_for_model(
     args: &TrainingDataArgs,
     config: &Config,
@@ -235,15 +231,14 @@ fn input_for_model(
         table.timestamps.clone().ok_or_else(|| format!("{} has no column timestamp", path.display()))?;
     let trained_ms = online_detector.newest_ms().unwrap_or(i64::MIN);
     if let Some(early) = times.iter().find(|time| **time <= trained_ms) {
-        let (early, trained) =
-            (crate::time::format_timestamp(*early), crate::time::format_timestamp(trained_ms));
+        let (early, trained) = (time::format_timestamp(*early), time::format_timestamp(trained_ms));
         return Err(format!(
-            "{} has a row of {early}, but the model has learned what happened up to {trained}",
+            "{} has a row of {early}, but the model was trained on rows up to {trained}",
             path.display()
         )
         .into());
     }
-    let names = models::select_columns(model, &table)?;
+    let names = model_location::select_columns(model, &table)?;
     let column = |name: &String| {
         let found = table.columns.iter().find(|(column, _)| column == name);
         found.map(|(_, values)| values.clone()).unwrap_or_default()
@@ -280,10 +275,7 @@ fn replay(
     if n_features > MAX_FEATURES {
         return Err(format!("{n_features} columns, a group has at most {MAX_FEATURES}").into());
     }
-    let params = match &detector.model {
-        ModelParams::Extended(params) => params.clone(),
-        ModelParams::IsolationForest(_) => ExtendedParams::default(),
-    };
+    let params = detector.model.as_extended().cloned().unwrap_or_default();
     let retraining = Retraining {
         detector,
         params,
@@ -322,7 +314,7 @@ fn replay(
         _ => {
             let names =
                 training_input.columns.clone().unwrap_or_else(|| columns::default_names(&rows.schema));
-            // What is ready is taken as it is.
+            // The columns hold transformed values.
             let schema = match training_input.is_raw {
                 true => rows.schema.clone(),
                 false => Schema { transform: Transform::Value, grid: Grid::Exact, ..rows.schema.clone() },
@@ -335,10 +327,10 @@ fn replay(
 }
 
 fn too_few_rows(n_training_rows: usize) -> BoxError {
-    format!("too little to learn from: {n_training_rows} rows lie before the range, and the columns reach back 12m or 12 rows").into()
+    format!("too few rows to train on: {n_training_rows} rows lie before the range, and the columns reach back 12m or 12 rows").into()
 }
 
-/// What is replayed, for people.
+/// The name of the replayed group or file in the output.
 fn describe_source(args: &BacktestArgs, training_input: &TrainingInput) -> String {
     match (&args.input, &training_input.group) {
         (Some(path), _) => path.display().to_string(),

@@ -1,34 +1,31 @@
-//! Commands and exit codes.
+//! The command line: commands, shared arguments and exit codes.
 
 mod backtest;
-mod training_data;
+mod match_series;
+mod model_location;
 mod models;
+mod sweep;
 mod train;
+mod training_data;
 
 use crate::config::Config;
 use crate::detector::Detector;
-use crate::features::Transform;
-use crate::http::Url;
-use crate::http::client::Client;
 use crate::http::tls::ClientAuth;
 use crate::http::web_config::WebConfig;
 use crate::models::registry::Registry;
 use crate::pipeline::{self, Options};
-use crate::prom::{Labels, METRIC_NAME};
 use crate::telemetry::{self, LogFormat, LogLevel};
 use backtest::BacktestArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use match_series::MatchArgs;
 use models::ModelsCommand;
-use serde::Serialize;
-use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 use train::TrainArgs;
 
-/// Where `--storage.path` points unless it is given.
+/// Default of `--storage.path`.
 const STORAGE: &str = "promforest-data";
 
 /// Anomaly detection beside Prometheus: samples in by remote write, an isolation forest in memory,
@@ -49,13 +46,13 @@ enum CliCommand {
     /// Check a file and print every error with its line
     #[command(subcommand)]
     Check(Check),
-    /// Show which series of an exporter's page the detectors would watch
+    /// Show the series of an exporter's page that the detectors would select
     Match(MatchArgs),
     /// Choose, fit and register models on the history of Prometheus or on a table
     Train(TrainArgs),
-    /// Replay the past: what would have been found, and how often it would have called
+    /// Replay past samples and report the incidents that would have been detected
     Backtest(BacktestArgs),
-    /// See, move, import and export models
+    /// List, promote, import, export and score models
     #[command(subcommand)]
     Models(ModelsCommand),
 }
@@ -82,13 +79,13 @@ struct RunArgs {
     /// Address to listen on for remote write and the web pages
     #[arg(long = "web.listen-address", value_name = "ADDRESS", default_value = ":9599")]
     listen_address: String,
-    /// File that says who is let in at that address, and how: TLS, basic auth (Prometheus' format)
+    /// File for TLS and basic auth at that address (Prometheus' format)
     #[arg(long = "web.config.file", value_name = "FILE")]
     web_config_file: Option<PathBuf>,
-    /// Folder for what outlives the process: models
+    /// Folder for models and snapshots
     #[arg(long = "storage.path", value_name = "FOLDER", default_value = STORAGE)]
     storage_path: PathBuf,
-    /// Least severe messages to log
+    /// Lowest severity of logged messages
     #[arg(long = "log.level", value_name = "LEVEL", default_value = "info")]
     log_level: LogLevel,
     /// Format of the log, on standard error
@@ -96,13 +93,13 @@ struct RunArgs {
     log_format: LogFormat,
 }
 
-/// Which registry a command works with: the one that the sidecar has with the same flags.
+/// The registry of a command: the registry that the sidecar uses with the same flags.
 #[derive(Debug, Args)]
 struct RegistryArgs {
     /// Configuration file; without one, node_network against http://localhost:9090
     #[arg(long = "config.file", value_name = "FILE")]
     config_file: Option<PathBuf>,
-    /// Folder for what outlives the process: models
+    /// Folder for models and snapshots
     #[arg(long = "storage.path", value_name = "FOLDER", default_value = STORAGE)]
     storage_path: PathBuf,
 }
@@ -116,7 +113,7 @@ impl RegistryArgs {
         Ok(Registry::open(&config.registry, &self.storage_path)?)
     }
 
-    /// The flags that were given, each with a blank before it, for a command line to copy.
+    /// The given flags, each after a blank, as part of a command line for the user.
     fn given_flags(&self) -> String {
         let config = self.config_file.iter().map(|file| format!(" --config.file {}", file.display()));
         let storage = Some(&self.storage_path).filter(|path| path.as_path() != Path::new(STORAGE));
@@ -139,27 +136,11 @@ fn select_detectors(config: &Config, name: Option<&str>) -> Result<Vec<Arc<Detec
     Ok(vec![detector.clone()])
 }
 
-#[derive(Debug, Args)]
-struct MatchArgs {
-    /// Configuration file; without one, the node_network detector
-    #[arg(long = "config.file", value_name = "FILE")]
-    config_file: Option<PathBuf>,
-    /// The exporter's page
-    #[arg(long, value_name = "URL", default_value = "http://localhost:9100/metrics")]
-    url: Url,
-    /// A label that Prometheus adds when it scrapes, such as job=node; may be repeated
-    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = parse_label)]
-    labels: Vec<(String, String)>,
-    /// How to print the result
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    output: OutputFormat,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum OutputFormat {
-    /// For people
+    /// Plain text
     Text,
-    /// For scripts
+    /// JSON
     Json,
 }
 
@@ -172,7 +153,8 @@ fn parse_label(text: &str) -> Result<(String, String), String> {
 
 type BoxError = Box<dyn std::error::Error>;
 
-/// Runs the command line. 0: done; 1: it failed, and standard error says why; 2: wrong usage.
+/// Runs the command line. Exit codes: 0 for success, 1 for a failure (the reason is on standard error), 2 for wrong
+/// usage.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
@@ -180,7 +162,7 @@ pub fn main() -> ExitCode {
         Some(CliCommand::Run(args)) => run(args),
         Some(CliCommand::Check(Check::Config { file })) => check_config(&file),
         Some(CliCommand::Check(Check::WebConfig { file })) => check_web_config(&file),
-        Some(CliCommand::Match(args)) => block_on(match_series(args)),
+        Some(CliCommand::Match(args)) => block_on(match_series::run(args)),
         Some(CliCommand::Train(args)) => block_on(train::run(args)),
         Some(CliCommand::Backtest(args)) => block_on(backtest::run(args)),
         Some(CliCommand::Models(command)) => block_on(models::run(command)),
@@ -194,7 +176,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Writes to standard output. A reader that has seen enough, as `head` has, is no failure.
+/// Writes to standard output. A closed pipe, as of `head`, is no failure.
 fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -206,7 +188,7 @@ fn print(text: &str) -> io::Result<()> {
 fn block_on<T>(future: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(future);
-    // A fit that is under way is not waited for.
+    // Shutdown does not wait for a fit in progress.
     runtime.shutdown_background();
     result
 }
@@ -249,7 +231,7 @@ fn summary(config: &Config) -> String {
         "{} ({}), {}, {}",
         plural(names.len(), "detector"),
         names.join(", "),
-        plural(config.remote_write.len(), "remote write target"),
+        plural(config.remote_write.len(), "remote write endpoint"),
         plural(config.remote_read.len(), "remote read source"),
     )
 }
@@ -257,130 +239,4 @@ fn summary(config: &Config) -> String {
 /// `1 row`, `2 rows`.
 fn plural(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
-}
-
-/// What one detector makes of a page.
-#[derive(Debug, Serialize)]
-struct MatchedDetector {
-    detector: String,
-    selected: usize,
-    groups: Vec<MatchedGroup>,
-}
-
-#[derive(Debug, Serialize)]
-struct MatchedGroup {
-    labels: BTreeMap<String, String>,
-    columns: Vec<String>,
-}
-
-/// An exporter's page is rarely above a few MiB.
-const PAGE_LIMIT: usize = 64 << 20;
-
-async fn match_series(args: MatchArgs) -> Result<(), BoxError> {
-    let config = load_config(args.config_file.as_deref())?;
-    let response = Client::default().get(&args.url, Duration::from_secs(10), PAGE_LIMIT).await?;
-    if !response.status.is_success() {
-        return Err(format!("{} answered {}: {}", args.url, response.status, response.reason()).into());
-    }
-    let text = std::str::from_utf8(&response.body)?;
-    let series = parse_series(text, &target_labels(&args))?;
-    let matched: Vec<MatchedDetector> = config
-        .detectors
-        .iter()
-        .map(|detector| {
-            let selected: Vec<&Labels> =
-                series.iter().filter(|labels| detector.matchers.iter().any(|s| s.matches(labels))).collect();
-            let mut groups: BTreeMap<Labels, Vec<Labels>> = BTreeMap::new();
-            for labels in &selected {
-                let (group, feature) = labels.split(&detector.by);
-                groups.entry(group).or_default().push(feature);
-            }
-            MatchedDetector {
-                detector: detector.name.clone(),
-                selected: selected.len(),
-                groups: groups
-                    .into_iter()
-                    .map(|(labels, features)| matched_group(&labels, features, detector.transform))
-                    .collect(),
-            }
-        })
-        .collect();
-    match args.output {
-        OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&matched)?),
-        OutputFormat::Text => print_matched(&matched, series.len(), &args.url),
-    }
-    Ok(())
-}
-
-/// Prometheus adds `instance`, the address it scrapes, unless it is told another one.
-fn target_labels(args: &MatchArgs) -> Vec<(String, String)> {
-    let mut labels = args.labels.clone();
-    if !labels.iter().any(|(name, _)| name == "instance") {
-        labels.push(("instance".into(), args.url.authority()));
-    }
-    labels
-}
-
-/// Every series of a page in the text format, with the target's labels added.
-fn parse_series(page: &str, target: &[(String, String)]) -> Result<Vec<Labels>, BoxError> {
-    use prometheus_parse::{Scrape, Value};
-    let scrape = Scrape::parse(page.lines().map(|line| Ok(line.to_owned())))?;
-    let mut all = Vec::new();
-    for sample in &scrape.samples {
-        // Histograms and summaries come as one sample; on the wire each bucket is a series.
-        let parts: Vec<Option<(&str, String)>> = match &sample.value {
-            Value::Histogram(buckets) => {
-                buckets.iter().map(|b| Some(("le", format_float(b.less_than)))).collect()
-            }
-            Value::Summary(quantiles) => {
-                quantiles.iter().map(|q| Some(("quantile", format_float(q.quantile)))).collect()
-            }
-            _ => vec![None],
-        };
-        for part in parts {
-            let bucket = part.map(|(name, value)| (name.to_string(), value));
-            let name = match &bucket {
-                Some((name, _)) if name == "le" => format!("{}_bucket", sample.metric),
-                _ => sample.metric.clone(),
-            };
-            // A label of the page that the target has too is set aside, as Prometheus does.
-            let own = sample.labels.iter().map(|(name, value)| {
-                let is_taken = target.iter().any(|(other, _)| other == name);
-                (if is_taken { format!("exported_{name}") } else { name.clone() }, value.clone())
-            });
-            let target = target.iter().cloned();
-            all.push(Labels::new(
-                [(METRIC_NAME.to_string(), name)].into_iter().chain(own).chain(target).chain(bucket),
-            )?);
-        }
-    }
-    Ok(all)
-}
-
-/// As exporters write it.
-fn format_float(value: f64) -> String {
-    if value == f64::INFINITY { "+Inf".into() } else { value.to_string() }
-}
-
-fn matched_group(labels: &Labels, mut features: Vec<Labels>, transform: Transform) -> MatchedGroup {
-    features.sort();
-    MatchedGroup {
-        labels: labels.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
-        columns: features.iter().map(|feature| transform.expression(feature)).collect(),
-    }
-}
-
-fn print_matched(matched: &[MatchedDetector], n_series: usize, url: &Url) {
-    println!("{url}: {n_series} series");
-    for detector in matched {
-        println!("\ndetector {} watches {} of them", detector.detector, detector.selected);
-        for group in &detector.groups {
-            let labels: Vec<String> =
-                group.labels.iter().map(|(name, value)| format!("{name}={value:?}")).collect();
-            println!("  group {{{}}}: {} columns", labels.join(", "), group.columns.len());
-            for column in &group.columns {
-                println!("    {column}");
-            }
-        }
-    }
 }

@@ -1,42 +1,35 @@
-//! `promforest models`: what is in the registry, what serves, and models from and to elsewhere.
-//!
-//! A model is named like a place: a folder, `NAME@ALIAS`, `NAME/VERSION`, or `NAME` for what serves
-//! under it. Wherever it comes from it is loaded whole, so that no command says anything of a model
-//! that would not serve.
+//! `promforest models`: lists, promotes, imports, exports and scores models.
 
-use super::train::{SizeResult, format_sweep};
+use super::model_location::{ModelLocation, load_model, rate_semantics, resolve_version, select_columns};
+use super::sweep::{SizeResult, format_alert_rate, format_sweep};
 use super::{BoxError, OutputFormat, RegistryArgs, print, select_detectors};
 use crate::config::Config;
-use crate::detect::OnlineDetector;
-use crate::detector::Detector;
-use crate::features::rate::RateSemantics;
 use crate::forest::Table;
 use crate::models::artifact::{self, Files};
 use crate::models::import::{self, ColumnMapping};
-use crate::models::registry::{self, ModelVersion, NewVersion, Registry};
-use crate::models::{EXTENDED_OFFSET, FittedModel, Model, columns, onnx};
-use crate::table::{self, DataTable};
+use crate::models::registry::{ModelVersion, NewVersion, Registry};
+use crate::models::{Model, columns, onnx};
+use crate::table::DataTable;
+use crate::time;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 #[derive(Debug, Subcommand)]
 pub enum ModelsCommand {
     /// List the versions of every model, and the aliases that point to them
     List(ListArgs),
-    /// Show where a model comes from, how it was chosen, and its columns
+    /// Show the origin, validation and columns of a model
     Show(ShowArgs),
     /// Load a model and score its golden rows
     Verify(VerifyArgs),
-    /// Point an alias to a version: the sidecar serves it from then on
+    /// Point an alias to a version, which the sidecar then serves
     Promote(PromoteArgs),
     /// Point an alias back to the version that it pointed to before
     Rollback(RollbackArgs),
-    /// Take over a model of scikit-learn, MLflow or ONNX, without running anything of it
+    /// Import a model of scikit-learn, MLflow or ONNX without running its code
     Import(ImportArgs),
     /// Write a model in another format
     Export(ExportArgs),
@@ -44,17 +37,17 @@ pub enum ModelsCommand {
     Score(ScoreArgs),
 }
 
-/// What every command that reads a model says of it.
+/// Help of the argument for a model.
 const MODEL_HELP: &str = "A folder, NAME@ALIAS, NAME/VERSION, or NAME for the one that serves";
 
 #[derive(Debug, Args)]
 pub struct ListArgs {
     #[command(flatten)]
     registry: RegistryArgs,
-    /// Only models whose names begin like this
+    /// Prefix of the listed models' names
     #[arg(default_value = "", hide_default_value = true)]
     prefix: String,
-    /// Format of what is printed
+    /// Output format
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     output: OutputFormat,
 }
@@ -65,7 +58,7 @@ pub struct ShowArgs {
     registry: RegistryArgs,
     #[arg(help = MODEL_HELP)]
     model: String,
-    /// Format of what is printed
+    /// Output format
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     output: OutputFormat,
 }
@@ -114,7 +107,7 @@ pub struct ImportArgs {
     /// Register it under this name; without it, the detector's
     #[arg(long, value_name = "NAME", conflicts_with = "model")]
     name: Option<String>,
-    /// What its columns are, in YAML or JSON: NAME: SERIES for some of them, or a list of all in their order
+    /// Series of the columns, in YAML or JSON: NAME: SERIES for some of them, or a list of all in their order
     #[arg(long, value_name = "FILE")]
     mapping: Option<PathBuf>,
     /// The detector that it is for; without it, the first
@@ -150,7 +143,7 @@ pub struct ScoreArgs {
     /// Table to score, Parquet or CSV, with the model's columns
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
-    /// Where score_samples, decision_function and predict of each row go, as CSV; - for standard output
+    /// CSV file for score_samples, decision_function and predict of each row; - for standard output
     #[arg(long, value_name = "FILE.csv")]
     output: PathBuf,
 }
@@ -166,70 +159,6 @@ pub async fn run(command: ModelsCommand) -> Result<(), BoxError> {
         ModelsCommand::Export(args) => export(args).await,
         ModelsCommand::Score(args) => score(args).await,
     }
-}
-
-/// Where a model is.
-pub enum ModelLocation {
-    Folder(PathBuf),
-    Registered { name: String, version: u64, alias: Option<String> },
-}
-
-impl fmt::Display for ModelLocation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Folder(path) => write!(f, "{}", path.display()),
-            Self::Registered { name, version, .. } => write!(f, "{name} version {version}"),
-        }
-    }
-}
-
-/// Finds and loads a model.
-pub async fn load_model(args: &RegistryArgs, model: &str) -> Result<(ModelLocation, Model), BoxError> {
-    let config = args.config()?;
-    let path = Path::new(model);
-    if path.exists() {
-        let loaded = import::read_model(
-            &import::read_files(path)?,
-            &ColumnMapping::default(),
-            rate_semantics(&config, model),
-        )?;
-        return Ok((ModelLocation::Folder(path.into()), loaded));
-    }
-    let registry = args.open(&config)?;
-    let (name, version, alias) = resolve_version(&registry, model, &config.registry.alias).await?;
-    let loaded = registry.load(&name, version, rate_semantics(&config, &name)).await?;
-    Ok((ModelLocation::Registered { name, version, alias }, loaded))
-}
-
-/// Whose rates a model's columns are if it does not say so itself: those of the detector that it is
-/// registered for, or else of the first.
-fn rate_semantics(config: &Config, name: &str) -> RateSemantics {
-    let is_registered_for =
-        |detector: &&Arc<Detector>| name.starts_with(&config.registry.model_name(&detector.name));
-    let detector = config.detectors.iter().find(is_registered_for).or(config.detectors.first());
-    detector.and_then(|detector| detector.transform.rate_semantics()).unwrap_or_default()
-}
-
-/// The version that `NAME@ALIAS`, `NAME/VERSION` or `NAME` says, with the alias that led to it.
-async fn resolve_version(
-    registry: &Registry,
-    model: &str,
-    default_alias: &str,
-) -> Result<(String, u64, Option<String>), BoxError> {
-    if let Some((name, version)) = model.rsplit_once('/') {
-        let invalid_number =
-            |_| format!("{model} is neither a folder nor NAME/VERSION with a number for VERSION");
-        return Ok((name.into(), version.parse().map_err(invalid_number)?, None));
-    }
-    let (name, alias) = model.split_once('@').unwrap_or((model, default_alias));
-    let aliases = registry.aliases(name).await?;
-    let Some(aliases) = aliases.get(name) else {
-        return Err(format!("{name} is neither a folder nor a model of the registry").into());
-    };
-    let version = aliases.get(alias);
-    let version =
-        version.ok_or_else(|| registry::Error::NoAlias { model: name.into(), alias: alias.into() })?;
-    Ok((name.into(), *version, Some(alias.into())))
 }
 
 /// A version in a list.
@@ -252,8 +181,8 @@ impl ListedVersion {
             model: model.into(),
             version: version.number,
             aliases: aliases.iter().filter_map(points_here).collect(),
-            created: crate::time::format_timestamp(version.created_ms),
-            promoted: version.promoted_ms.map(crate::time::format_timestamp),
+            created: time::format_timestamp(version.created_ms),
+            promoted: version.promoted_ms.map(time::format_timestamp),
             rolled_back: version.rolled_back,
             note: version.note,
         }
@@ -267,7 +196,7 @@ impl ListedVersion {
             if self.aliases.is_empty() { "-".into() } else { self.aliases.join(",") },
             self.created.clone(),
             if self.rolled_back { format!("{promoted}, rolled back") } else { promoted },
-            // People write notes of several lines in MLflow's pages.
+            // Notes from MLflow's pages may have several lines.
             self.note.lines().next().unwrap_or_default().into(),
         ]
     }
@@ -306,7 +235,7 @@ fn format_table<const N: usize>(rows: &[[String; N]]) -> String {
     text
 }
 
-/// A model with its place, for scripts.
+/// The JSON output for a model.
 #[derive(Serialize)]
 struct ShownModel {
     model: Option<String>,
@@ -320,7 +249,7 @@ async fn show(args: ShowArgs) -> Result<(), BoxError> {
     let text = match args.output {
         OutputFormat::Text => format_card(&location, &model),
         OutputFormat::Json => {
-            let card = serde_json::from_str(&artifact::document(&model))?;
+            let card = serde_json::from_str(&artifact::model_json(&model))?;
             let shown = match location {
                 ModelLocation::Folder(path) => {
                     ShownModel { model: None, version: None, folder: Some(path), card }
@@ -335,25 +264,24 @@ async fn show(args: ShowArgs) -> Result<(), BoxError> {
     Ok(print(&text)?)
 }
 
-/// The card of a model, for people.
+/// The text output for a model.
 fn format_card(location: &ModelLocation, model: &Model) -> String {
     let Model { schema, fitted, card } = model;
     let params: Vec<String> = card.params.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let training_range = card.training_range.as_ref().map(|range| {
-        let (from, to) =
-            (crate::time::format_timestamp(range.from_ms), crate::time::format_timestamp(range.to_ms));
+        let (from, to) = (time::format_timestamp(range.from_ms), time::format_timestamp(range.to_ms));
         format!("{from} to {to}, {} rows, {} excluded", range.n_rows, range.n_excluded)
     });
     let group = card.group.as_ref().map_or_else(|| "every one".into(), ToString::to_string);
     let rows = [
         ("kind", Some(fitted.kind().to_string())),
         ("origin", Some(card.origin.clone())),
-        ("created", Some(crate::time::format_timestamp(card.created_ms))),
+        ("created", Some(time::format_timestamp(card.created_ms))),
         ("detector", card.detector.clone()),
         ("group", Some(group)),
         ("offset", Some(fitted.offset().to_string())),
         ("params", Some(params.join(" "))),
-        ("history", training_range),
+        ("training", training_range),
     ];
     let mut text = match location {
         ModelLocation::Registered { alias: Some(alias), .. } => format!("{location}, {alias}\n"),
@@ -363,12 +291,10 @@ fn format_card(location: &ModelLocation, model: &Model) -> String {
         text.extend(value.map(|value| format!("  {name:<8}  {value}\n")));
     }
     if let Some(validation) = &card.validation {
-        let rate = validation.alert_rate * 100.0;
         text.push_str("\nvalidation\n");
         text.push_str(&format_sweep(&SizeResult::from_validation(validation)));
-        text.push_str(&format!(
-            "  * chosen; it called {rate:.2} % of the rows that it had not seen anomalous\n"
-        ));
+        text.push_str(&format_alert_rate(validation.alert_rate));
+        text.push('\n');
     }
     text.push_str(&format!("\n{} features\n", schema.features.len()));
     for (feature, column) in schema.features.iter().zip(columns::names(model)) {
@@ -394,7 +320,7 @@ async fn promote(args: PromoteArgs) -> Result<(), BoxError> {
     let config = args.registry.config()?;
     let registry = args.registry.open(&config)?;
     let alias = args.alias.as_ref().unwrap_or(&config.registry.alias);
-    // What does not load must not serve.
+    // A version that does not load must not serve.
     registry.load(&args.name, args.version, rate_semantics(&config, &args.name)).await?;
     registry.promote(&args.name, alias, args.version).await?;
     println!("{}: {alias} {}", args.name, args.version);
@@ -463,14 +389,11 @@ async fn read_source(args: &ImportArgs, config: &Config) -> Result<Files, BoxErr
 
 async fn export(args: ExportArgs) -> Result<(), BoxError> {
     let (location, model) = load_model(&args.registry, &args.model).await?;
-    let bytes = match (args.to, &model.fitted) {
-        (ExportFormat::Onnx, FittedModel::IsolationForest(forest)) => {
-            onnx::write(forest, &columns::names(&model))?
-        }
-        (ExportFormat::Onnx, other) => {
-            return Err(
-                format!("{location} is an {}: ONNX has no operator for its cuts", other.kind()).into()
-            );
+    let bytes = match (args.to, model.fitted.as_forest()) {
+        (ExportFormat::Onnx, Some(forest)) => onnx::write(forest, &columns::names(&model))?,
+        (ExportFormat::Onnx, None) => {
+            let kind = model.fitted.kind();
+            return Err(format!("{location} is an {kind}: ONNX has no operator for its cuts").into());
         }
     };
     std::fs::write(&args.file, bytes).map_err(|error| cannot_write(&args.file, &error))?;
@@ -487,97 +410,48 @@ async fn score(args: ScoreArgs) -> Result<(), BoxError> {
     let data_table = DataTable::read(&args.input)?;
     let values = data_table.select(&select_columns(&model, &data_table)?)?;
     let table = Table::new(&values, data_table.n_rows(), model.schema.features.len())?;
-    let csv = match &model.fitted {
-        FittedModel::IsolationForest(forest) => {
-            format_scores(&table, forest.offset(), |row| Some(forest.score_samples(row)))
-        }
-        FittedModel::Extended(online_detector) => {
-            let no_timestamps = || {
-                format!(
-                    "{} has no column timestamp: an {} judges one row after the other",
-                    args.input.display(),
-                    model.fitted.kind()
-                )
-            };
-            let times = data_table.timestamps.as_ref().ok_or_else(no_timestamps)?;
-            score_in_order(online_detector, times, &table)?
-        }
-    };
+    if model.fitted.is_sequential() {
+        let times = data_table.timestamps.as_ref().ok_or_else(|| {
+            let (input, kind) = (args.input.display(), model.fitted.kind());
+            format!("{input} has no column timestamp: an {kind} scores rows in order")
+        })?;
+        check_order(model.fitted.newest_ms(), times)?;
+    }
+    let scores = model.fitted.score_samples(data_table.timestamps.as_deref(), &table);
+    let csv = format_scores(&scores, model.fitted.offset());
     if args.output == Path::new("-") {
         return Ok(print(&csv)?);
     }
     Ok(std::fs::write(&args.output, csv).map_err(|error| cannot_write(&args.output, &error))?)
 }
 
-/// The input's names of the model's columns: those of the model itself, or else any that mean the same.
-pub fn select_columns(model: &Model, input: &DataTable) -> Result<Vec<String>, table::Error> {
-    let transform = model.schema.transform;
-    let semantics = transform.rate_semantics().unwrap_or_default();
-    let resolve_column = |name: &String| {
-        let read =
-            columns::resolve_features(std::slice::from_ref(name), &columns::NameMapping::new(), semantics);
-        let (features, transform) = read.ok()?;
-        Some((features.into_iter().next()?, transform))
-    };
-    let names: Vec<&String> = input.columns.iter().map(|(name, _)| name).collect();
-    let resolved: Vec<_> = names.iter().map(|name| resolve_column(name)).collect();
-    let model_columns = columns::names(model).into_iter().zip(&model.schema.features);
-    model_columns
-        .map(|(name, feature)| {
-            if names.contains(&&name) {
-                return Ok(name);
-            }
-            let is_same = |candidate: &Option<_>| {
-                candidate.as_ref().is_some_and(|(f, t)| f == feature && *t == transform)
-            };
-            match resolved.iter().position(is_same) {
-                Some(position) => Ok(names[position].clone()),
-                None => Err(table::Error::MissingColumn(name)),
-            }
-        })
-        .collect()
-}
-
-/// What scikit-learn says of each row, as CSV; nothing of a row without a score.
-fn format_scores(table: &Table, offset: f64, mut score: impl FnMut(&[f32]) -> Option<f64>) -> String {
+/// The scores as CSV with scikit-learn's names; the cells of a row without a score are empty.
+fn format_scores(scores: &[Option<f64>], offset: f64) -> String {
     let mut csv = String::from("score_samples,decision_function,predict\n");
-    let mut row = vec![0.0; table.n_features()];
-    for i in 0..table.n_rows() {
-        table.copy_row(i, &mut row);
-        match score(&row) {
+    for score in scores {
+        match score {
             None => csv.push_str(",,\n"),
             Some(score) => {
                 let decision = score - offset;
                 let predict = if decision < 0.0 { -1 } else { 1 };
-                csv.push_str(&format!("{},{},{predict}\n", format_g17(score), format_g17(decision)));
+                csv.push_str(&format!("{},{},{predict}\n", format_g17(*score), format_g17(decision)));
             }
         }
     }
     csv
 }
 
-/// The scores of rows that follow those of training.
-fn score_in_order(
-    online_detector: &OnlineDetector,
-    times: &[i64],
-    table: &Table,
-) -> Result<String, BoxError> {
-    let trained_ms = online_detector.newest_ms().unwrap_or(i64::MIN);
-    let mut previous_ms = trained_ms;
-    for time in times {
-        if *time <= previous_ms {
-            let (time, previous) =
-                (crate::time::format_timestamp(*time), crate::time::format_timestamp(previous_ms));
+/// Checks that rows ascend and follow the rows of training.
+fn check_order(trained_ms: Option<i64>, times: &[i64]) -> Result<(), BoxError> {
+    let mut previous_ms = trained_ms.unwrap_or(i64::MIN);
+    for time_ms in times {
+        if *time_ms <= previous_ms {
+            let (time, previous) = (time::format_timestamp(*time_ms), time::format_timestamp(previous_ms));
             return Err(format!("the row of {time} is not after {previous}: rows must ascend, and follow those that the model was trained on").into());
         }
-        previous_ms = *time;
+        previous_ms = *time_ms;
     }
-    let mut online_detector = online_detector.clone();
-    let mut times = times.iter();
-    Ok(format_scores(table, EXTENDED_OFFSET, |row| {
-        let assessment = online_detector.assess(*times.next()?, row)?;
-        Some(assessment.decision + EXTENDED_OFFSET)
-    }))
+    Ok(())
 }
 
 /// A number in [-1, 1] with 17 significant digits, enough to read the same bits back, as C's `%.17g`
@@ -601,7 +475,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_those_of_printf() {
+    fn numbers_equal_those_of_printf() {
         for (value, text) in [
             (-0.5, "-0.5"),
             (0.0, "0"),

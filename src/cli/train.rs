@@ -1,10 +1,11 @@
-//! `promforest train`: history in, a sweep with cross-validation, a model and its page out.
+//! `promforest train`: a sweep with cross-validation on the history, a model and its report.
 
+use super::sweep::{SizeResult, format_alert_rate, format_sweep};
 use super::training_data::{self, HistoryRange, TrainingDataArgs, TrainingInput, TrainingInputs};
 use super::{BoxError, OutputFormat, RegistryArgs, print};
 use crate::config::Config;
 use crate::models::registry::Registry;
-use crate::models::{CrossValidation, ModelKind, ModelParams, Trial, artifact};
+use crate::models::{ModelKind, ModelParams, artifact};
 use crate::report::training::PromotionDecision;
 use crate::table::DataTable;
 use crate::time;
@@ -33,7 +34,7 @@ pub struct TrainArgs {
     /// Train on a table instead: Parquet or CSV, a column timestamp in ms and one column a feature
     #[arg(long, value_name = "FILE", conflicts_with_all = ["start", "end", "group"])]
     input: Option<PathBuf>,
-    /// Rows a tree to choose from
+    /// Candidate numbers of rows per tree
     #[arg(long, value_name = "SIZES", value_delimiter = ',', default_values_t = DEFAULT_SIZES, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     sweep: Vec<usize>,
     /// Kind of forest; without it, the detector's
@@ -42,18 +43,18 @@ pub struct TrainArgs {
     /// Write the model to this folder instead of the registry
     #[arg(long, value_name = "FOLDER")]
     model: Option<PathBuf>,
-    /// Alias of the model if the gate lets it into service; without it, the registry's
+    /// Alias of the model if it passes the promotion gate; without it, the registry's
     #[arg(long, value_name = "ALIAS", conflicts_with = "model")]
     alias: Option<String>,
-    /// Write a page with plots
+    /// File for an HTML report with plots
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
-    /// Format of what is printed
+    /// Output format
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     output: OutputFormat,
 }
 
-/// What is printed of a model.
+/// The JSON output for a model.
 #[derive(Serialize)]
 struct TrainResult {
     model: String,
@@ -67,28 +68,6 @@ struct TrainResult {
     n_excluded: usize,
     alert_rate: Option<f64>,
     sweep: Vec<SizeResult>,
-}
-
-/// A size of the sweep, for people and scripts.
-#[derive(Serialize)]
-pub struct SizeResult {
-    max_samples: usize,
-    kl_mean: f64,
-    kl: Vec<f64>,
-    chosen: bool,
-}
-
-impl SizeResult {
-    /// Every size that was tried.
-    pub fn from_validation(validation: &CrossValidation) -> Vec<Self> {
-        let size = |(i, trial): (usize, &Trial)| Self {
-            max_samples: trial.max_samples,
-            kl_mean: trial.mean_kl(),
-            kl: trial.kl.clone(),
-            chosen: validation.chosen == i,
-        };
-        validation.trials.iter().enumerate().map(size).collect()
-    }
 }
 
 pub async fn run(args: TrainArgs) -> Result<(), BoxError> {
@@ -213,7 +192,7 @@ fn to_result(
     }
 }
 
-/// What is printed of a model.
+/// The text output for a model.
 fn format_result(args: &TrainArgs, result: &TrainResult) -> String {
     let group = result.group.as_ref().map(|group| format!(" {group}")).unwrap_or_default();
     let mut lines = vec![format!(
@@ -224,10 +203,7 @@ fn format_result(args: &TrainArgs, result: &TrainResult) -> String {
         lines.push(format_sweep(&result.sweep).trim_end().into());
     }
     if let Some(rate) = result.alert_rate {
-        lines.push(format!(
-            "  * chosen; it calls {:.2} % of the rows that it has not seen anomalous",
-            rate * 100.0
-        ));
+        lines.push(format_alert_rate(rate));
     }
     match (&args.model, result.version) {
         (Some(folder), _) => lines.push(format!("written to {}", folder.display())),
@@ -238,16 +214,4 @@ fn format_result(args: &TrainArgs, result: &TrainResult) -> String {
     lines.extend(result.gated.iter().map(|reason| format!("not promoted: {reason}")));
     lines.extend(args.report.iter().map(|report| format!("report: {}", report.display())));
     lines.join("\n") + "\n"
-}
-
-/// The table of a sweep, a line a size.
-pub fn format_sweep(sizes: &[SizeResult]) -> String {
-    let mut table = String::from("  max_samples   mean KL   KL of each fold\n");
-    for size in sizes {
-        let folds: Vec<String> = size.kl.iter().map(|kl| format!("{kl:.4}")).collect();
-        let marker = if size.chosen { '*' } else { ' ' };
-        let (max_samples, mean, folds) = (size.max_samples, size.kl_mean, folds.join("  "));
-        table.push_str(&format!("{marker} {max_samples:>11}  {mean:>8.4}   {folds}\n"));
-    }
-    table
 }

@@ -1,4 +1,4 @@
-//! What commands learn from: the rows of each group that the sources know, or those of a table.
+//! Training data of commands: the rows of each group in the history, or those of a table.
 
 use super::{BoxError, parse_label, select_detectors};
 use crate::config::Config;
@@ -24,7 +24,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Whose history is learned from, and what of it is not.
+/// The groups to train on, and the excluded ranges.
 #[derive(Debug, Args)]
 pub struct TrainingDataArgs {
     /// For this detector; without it, for every one
@@ -33,10 +33,10 @@ pub struct TrainingDataArgs {
     /// For the groups with these labels alone, as in job=node,instance=web1:9100
     #[arg(long, value_name = "LABELS", value_delimiter = ',', value_parser = parse_label)]
     pub group: Vec<(String, String)>,
-    /// Leave this time out, as in 2026-01-31T12:00:00Z..2026-01-31T13:00:00Z; may be repeated
+    /// Range to exclude from training, as in 2026-01-31T12:00:00Z..2026-01-31T13:00:00Z; may be repeated
     #[arg(long, value_name = "START..END", value_parser = parse_exclusion)]
     exclude: Vec<Exclusion>,
-    /// Leave out the time in which this alert fired; may be repeated
+    /// Alert whose firing times are excluded from training; may be repeated
     #[arg(long, value_name = "ALERT")]
     exclude_alert: Vec<String>,
 }
@@ -44,9 +44,9 @@ pub struct TrainingDataArgs {
 /// A stretch of history.
 #[derive(Clone, Copy, Debug)]
 pub struct HistoryRange {
-    /// Its beginning; without one, `training.history` before what is learned ends.
+    /// Its beginning; by default, `training.history` before the end of training.
     pub from_ms: Option<i64>,
-    /// Last millisecond of what is learned.
+    /// Last millisecond of the training rows.
     pub train_to_ms: i64,
     /// Its end.
     pub to_ms: i64,
@@ -69,19 +69,19 @@ pub struct TrainingInput {
     pub group: Option<Labels>,
     /// The registered name of the model.
     pub name: String,
-    /// What is learned; of a model that is there its rows.
+    /// The rows of training; with a given model, the rows of its features.
     pub rows: TrainingSet,
-    /// What there is of all features in the whole span.
+    /// All features in the whole range.
     pub window: Window,
-    /// Does it hold samples, or values that are ready?
+    /// True for raw samples, false for transformed values.
     pub is_raw: bool,
-    /// What stays out of training.
+    /// The ranges excluded from training.
     pub exclusions: Vec<Exclusion>,
-    /// The file's names of the columns, where they are others than ours.
+    /// The file's names of the columns, if they differ from the default names.
     pub columns: Option<Vec<String>>,
 }
 
-/// The lessons one after the other. Of a fleet's history, one group's samples are in memory at a time.
+/// The training inputs in order. The samples of one group are in memory at a time.
 pub struct TrainingInputs<'a> {
     args: &'a TrainingDataArgs,
     config: &'a Config,
@@ -89,7 +89,7 @@ pub struct TrainingInputs<'a> {
     model: Option<&'a Model>,
     clients: Vec<ReadClient>,
     groups: VecDeque<HistoryGroup>,
-    /// One that has its rows already.
+    /// An input that was read already.
     ready: Option<TrainingInput>,
     n_groups: usize,
     n_inputs: usize,
@@ -98,7 +98,7 @@ pub struct TrainingInputs<'a> {
     n_samples: usize,
 }
 
-/// A group that the sources know in the range.
+/// A group with samples in the range.
 struct HistoryGroup {
     detector: Arc<Detector>,
     labels: Labels,
@@ -106,7 +106,7 @@ struct HistoryGroup {
 }
 
 impl<'a> TrainingInputs<'a> {
-    /// This one.
+    /// A single input.
     pub fn single(args: &'a TrainingDataArgs, config: &'a Config, training_input: TrainingInput) -> Self {
         let history_range = HistoryRange { from_ms: None, train_to_ms: i64::MAX, to_ms: i64::MAX };
         Self { ready: Some(training_input), ..Self::new(args, config, history_range, None) }
@@ -134,11 +134,10 @@ impl<'a> TrainingInputs<'a> {
         }
     }
 
-    /// Every group that the sources know in the range; with a model, its group alone and the rows of its
-    /// columns, instead of those that training would take.
+    /// Every group with samples in the range; with a model, only its group and the rows of its columns.
     ///
-    /// Which groups there are is seen in the samples, all of which are read for it once and kept nowhere: a
-    /// look at parts of the range would miss groups that come and go.
+    /// One pass over all samples finds the groups and stores no samples. Reading parts of the range would miss groups
+    /// that exist for a short time.
     pub async fn from_history(
         args: &'a TrainingDataArgs,
         config: &'a Config,
@@ -180,10 +179,10 @@ impl<'a> TrainingInputs<'a> {
         Ok(training_inputs)
     }
 
-    /// The next lesson.
+    /// The next input.
     ///
     /// # Errors
-    /// Those of the sources, and that there is not a single lesson.
+    /// Those of remote read, and an error if there is no input at all.
     pub async fn next(&mut self) -> Result<Option<TrainingInput>, BoxError> {
         if let Some(training_input) = self.ready.take() {
             self.n_inputs = 1;
@@ -202,10 +201,10 @@ impl<'a> TrainingInputs<'a> {
         }
     }
 
-    /// Makes sure that there is one lesson only, which is the next.
+    /// Checks that there is one input only, and makes it the next.
     ///
     /// # Errors
-    /// That there are more, which these options cannot take; and as [`next`](Self::next).
+    /// An error if there are several inputs, and those of [`next`](Self::next).
     pub async fn require_single(&mut self, options: &str, what: &str) -> Result<(), BoxError> {
         let (mut single, mut names) = (None, Vec::new());
         while let Some(training_input) = self.next().await? {
@@ -271,12 +270,12 @@ impl<'a> TrainingInputs<'a> {
         }
     }
 
-    /// Why there is no lesson.
+    /// The reason why there is no input.
     fn no_data_message(&self) -> String {
         let group = self.model.and_then(|model| model.card.group.as_ref());
         let longest = Duration::from_millis(u64::try_from(self.longest_ms).unwrap_or(0));
         match (self.n_groups, group) {
-            (0, _) => "the history has no series that is watched".into(),
+            (0, _) => "the history has no series that a detector selects".into(),
             (_, Some(group)) => format!("the history has nothing of {group}, the group of the model"),
             (_, None) => format!(
                 "no group has enough history: the longest has {}, training.min_history asks for more",
@@ -286,7 +285,7 @@ impl<'a> TrainingInputs<'a> {
     }
 }
 
-/// What of a window is learned: the rows of the features that are there at that time.
+/// The training rows of a window: complete rows of the features that exist at that time.
 fn read_training_set(
     detector: &Detector,
     window: &Window,
@@ -302,9 +301,8 @@ fn read_training_set(
     }
 }
 
-/// The rows of a table. A column that is named like a series that the detector watches has raw samples,
-/// and goes the way of live ones; any other has values that are ready. Learned is what lies up to
-/// `learn_to_ms`.
+/// The rows of a table. Columns named like series that the detector selects hold raw samples and are transformed like
+/// live ones; other columns hold transformed values. Training uses the rows up to `train_to_ms`.
 pub fn read_table(
     args: &TrainingDataArgs,
     config: &Config,
@@ -320,8 +318,8 @@ pub fn read_table(
     let (names, values): (Vec<String>, Vec<Vec<f64>>) = data_table.columns.into_iter().unzip();
     let name = config.registry.model_name(&detector.name);
     let (features, transform) = resolve_columns(&names, &detector)?;
-    let is_watched = |feature: &Labels| detector.matchers.iter().any(|selector| selector.matches(feature));
-    let is_raw = transform == Transform::Value && features.iter().all(is_watched);
+    let is_selected = |feature: &Labels| detector.matchers.iter().any(|selector| selector.matches(feature));
+    let is_raw = transform == Transform::Value && features.iter().all(is_selected);
     let window = table_window(&features, &timestamps, &values);
     let (rows, columns) = if is_raw {
         (read_training_set(&detector, &window, &exclusions, train_to_ms), None)
@@ -334,7 +332,7 @@ pub fn read_table(
     Ok(TrainingInput { detector, group: None, name, rows, window, is_raw, exclusions, columns })
 }
 
-/// A window of the columns of a table, without cells that are empty.
+/// A window of the columns of a table, without empty cells.
 pub fn table_window(features: &[Labels], timestamps: &[i64], columns: &[Vec<f64>]) -> Window {
     let series = features.iter().zip(columns).map(|(feature, values)| {
         let cells = timestamps.iter().zip(values).filter(|(_, value)| !value.is_nan());
@@ -345,7 +343,7 @@ pub fn table_window(features: &[Labels], timestamps: &[i64], columns: &[Vec<f64>
     build::from_series(series.collect::<Vec<SeriesSamples>>().iter(), i64::MAX / 4)
 }
 
-/// What columns of these names are. Names that are no series stand for themselves.
+/// Resolves names to features. A name that is not a series becomes a metric name.
 fn resolve_columns(names: &[String], detector: &Detector) -> Result<(Vec<Labels>, Transform), BoxError> {
     let semantics = detector.transform.rate_semantics().unwrap_or_default();
     match columns::resolve_features(names, &BTreeMap::new(), semantics) {

@@ -1,6 +1,7 @@
 //! Prometheus' data model and formats: label sets, selectors, durations, the wire format of remote write.
 
 pub mod duration;
+pub mod exposition;
 pub mod labels;
 pub mod matcher;
 mod regex;
