@@ -54,10 +54,10 @@ pub(super) fn read(file: &'static str, bytes: &[u8], schema: &SchemaRef) -> Resu
     decode(bytes, schema).map_err(|reason| Error::Arrow { file, reason })
 }
 
-/// Does the same, for files outside of a model's folder.
+/// As [`read`], for files outside of a model's folder.
 ///
 /// # Errors
-/// What is wrong with the bytes.
+/// The reason why the bytes are invalid.
 pub fn decode(bytes: &[u8], schema: &SchemaRef) -> Result<RecordBatch, String> {
     let truncated = || "the file is cut off".to_string();
     let trailer: [u8; 10] = bytes.last_chunk().copied().ok_or_else(truncated)?;

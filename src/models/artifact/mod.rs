@@ -61,11 +61,11 @@ pub enum Error {
     /// A file cannot be read or written.
     #[error("cannot {what} {path}")]
     Io {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
         /// The file.
         path: String,
-        /// Why it failed.
+        /// The cause.
         source: io::Error,
     },
     /// A file is missing.
@@ -99,15 +99,15 @@ pub enum Error {
     Arrow {
         /// The file.
         file: &'static str,
-        /// What is wrong.
+        /// The reason.
         reason: String,
     },
     /// The trees are invalid.
     #[error("{FOREST}: {context}")]
     Forest {
-        /// Where.
+        /// The part of the forest.
         context: String,
-        /// What is wrong.
+        /// The reason.
         source: crate::forest::Error,
     },
     /// The golden rows score differently.
@@ -115,9 +115,9 @@ pub enum Error {
     Golden {
         /// Row, from 0.
         row: usize,
-        /// The score as recorded.
+        /// The recorded score.
         expected: f64,
-        /// The score as it comes out.
+        /// The computed score.
         found: f64,
     },
 }

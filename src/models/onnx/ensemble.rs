@@ -6,12 +6,11 @@ use super::attributes::{Attributes, printable};
 use super::{BRANCH_LEQ, Error, value_error};
 use crate::forest::{TreeArrays, average_path_length};
 
-/// Most rows that a leaf or a tree can be found to have: path lengths in doubles tell counts apart
-/// up to here.
+/// Most rows of a leaf or tree: above, path lengths in doubles no longer distinguish counts.
 const MAX_COUNT: u64 = 1 << 40;
 
-/// How far a path length may be from that of a whole number of rows: floats have seven digits, and
-/// the path lengths of neighbouring counts are this close only from 200 000 rows on.
+/// Largest distance of a path length from that of a whole number of rows. Floats have seven digits; path lengths of
+/// neighbouring counts are this close only above 200 000 rows.
 const TOLERANCE: f64 = 1e-5;
 
 /// The trees of one operator.
@@ -32,7 +31,7 @@ pub struct SplitNode {
     pub right: NodeRef,
 }
 
-/// Place in the ensemble's list of splits or of leaves.
+/// Index into the ensemble's list of splits or of leaves.
 #[derive(Clone, Copy, PartialEq)]
 pub enum NodeRef {
     Split(usize),
@@ -80,8 +79,7 @@ impl TreeEnsemble {
         Ok((Self { roots: roots.collect::<Result<_, _>>()?, splits, n_operations: 0 }, weights))
     }
 
-    /// The same of a `TreeEnsembleRegressor`, which lists all nodes together and names each by the number
-    /// of its tree and its own.
+    /// The same of a `TreeEnsembleRegressor`, which has one list of nodes, each named by the numbers of tree and node.
     pub fn from_nodes(attributes: &Attributes) -> Result<(Self, Vec<f64>), Error> {
         attributes.check_int("n_targets", 1)?;
         attributes.check_text("aggregate_function", "SUM")?;
@@ -101,65 +99,18 @@ impl TreeEnsemble {
             attributes.check_length("nodes_values", attributes.floats("nodes_values")?, n_nodes)?;
         let missing = attributes.missing_go_to_left(n_nodes)?;
 
-        let mut nodes = HashMap::with_capacity(n_nodes);
-        let (mut n_splits, mut n_leaves) = (0, 0);
-        for (at, name) in tree_ids.iter().zip(ids).enumerate() {
-            let node = match &modes[at][..] {
-                b"BRANCH_LEQ" => NodeRef::Split(n_splits),
-                b"LEAF" => NodeRef::Leaf(n_leaves),
-                mode => {
-                    let mode = printable(&String::from_utf8_lossy(mode));
-                    return Err(value_error(
-                        attributes.operator,
-                        "mode of a node",
-                        mode,
-                        "BRANCH_LEQ or LEAF",
-                    ));
-                }
-            };
-            match node {
-                NodeRef::Split(_) => n_splits += 1,
-                NodeRef::Leaf(_) => n_leaves += 1,
-            }
-            if nodes.insert(name, node).is_some() {
-                return Err(value_error(
-                    attributes.operator,
-                    "node",
-                    format_args!("{name:?} again"),
-                    "named once",
-                ));
-            }
-        }
-        let find_node = |name: (&i64, &i64)| {
-            let node = nodes.get(&name).copied();
-            node.ok_or_else(|| {
-                value_error(attributes.operator, "node", format_args!("{name:?}"), "one of the ensemble")
-            })
-        };
+        let nodes = NodeIndex::new(attributes, tree_ids, ids, modes)?;
+        let weights = nodes.leaf_weights(attributes)?;
 
-        let mut weights = vec![None; n_leaves];
-        let targets = attributes.ints("target_nodeids");
-        let target_trees =
-            attributes.check_length("target_treeids", attributes.ints("target_treeids"), targets.len())?;
-        let target_weights = attributes.floats("target_weights")?;
-        let target_weights = attributes.check_length("target_weights", target_weights, targets.len())?;
-        for ((tree, node), weight) in target_trees.iter().zip(targets).zip(target_weights) {
-            match find_node((tree, node))? {
-                NodeRef::Leaf(leaf) if weights[leaf].is_none() => weights[leaf] = Some(weight),
-                _ => return Err(value_error(attributes.operator, "target node", node, "a leaf, once")),
-            }
-        }
-        let weights: Option<Vec<f64>> = weights.into_iter().collect();
-        let weights = weights
-            .ok_or_else(|| value_error(attributes.operator, "weight of a leaf", "missing", "given"))?;
-
-        let mut splits = Vec::with_capacity(n_splits);
-        let (mut split_has_parent, mut leaf_has_parent) = (vec![false; n_splits], vec![false; n_leaves]);
+        let mut splits = Vec::with_capacity(nodes.n_splits);
+        let (mut split_has_parent, mut leaf_has_parent) =
+            (vec![false; nodes.n_splits], vec![false; nodes.n_leaves]);
         for (at, tree) in tree_ids.iter().enumerate() {
-            if find_node((tree, &ids[at]))? != NodeRef::Split(splits.len()) {
+            if nodes.find(attributes, (tree, &ids[at]))? != NodeRef::Split(splits.len()) {
                 continue;
             }
-            let children = [find_node((tree, &left[at]))?, find_node((tree, &right[at]))?];
+            let children =
+                [nodes.find(attributes, (tree, &left[at]))?, nodes.find(attributes, (tree, &right[at]))?];
             for child in children {
                 match child {
                     NodeRef::Split(split) => split_has_parent[split] = true,
@@ -177,7 +128,7 @@ impl TreeEnsemble {
         // In the order of the nodes, as sums are in the order of the trees.
         let mut roots = Vec::new();
         for name in tree_ids.iter().zip(ids) {
-            let node = find_node(name)?;
+            let node = nodes.find(attributes, name)?;
             let has_parent = match node {
                 NodeRef::Split(split) => split_has_parent[split],
                 NodeRef::Leaf(leaf) => leaf_has_parent[leaf],
@@ -192,7 +143,7 @@ impl TreeEnsemble {
     /// The tree below a root, its nodes in the order of a walk, left side first.
     pub fn build_tree(&self, root: NodeRef, lengths: &[f64], seen: &mut [bool]) -> Result<TreeArrays, Error> {
         let mut arrays = TreeArrays::default();
-        // A child, its depth, and where its index is wanted: in which parent, on which side.
+        // A child, its depth, and the parent and side that refer to it.
         let mut pending = vec![(root, 0_u32, None)];
         while let Some((child, depth, parent)) = pending.pop() {
             let at = arrays.left_child.len();
@@ -253,7 +204,7 @@ impl TreeEnsemble {
         Ok(arrays)
     }
 
-    /// The leaf that both sides of a split are: how an ensemble writes a tree that is a leaf.
+    /// The leaf on both sides of a split, which is the form of a tree with a single leaf.
     fn single_leaf(&self, split: usize) -> Option<usize> {
         match self.splits[split] {
             SplitNode { left: NodeRef::Leaf(left), right: NodeRef::Leaf(right), .. } if left == right => {
@@ -261,6 +212,77 @@ impl TreeEnsemble {
             }
             _ => None,
         }
+    }
+}
+
+/// The nodes of a `TreeEnsembleRegressor` by the numbers of tree and node.
+struct NodeIndex<'n> {
+    nodes: HashMap<(&'n i64, &'n i64), NodeRef>,
+    n_splits: usize,
+    n_leaves: usize,
+}
+
+impl<'n> NodeIndex<'n> {
+    fn new(
+        attributes: &Attributes,
+        tree_ids: &'n [i64],
+        ids: &'n [i64],
+        modes: &[Vec<u8>],
+    ) -> Result<Self, Error> {
+        let mut nodes = HashMap::with_capacity(ids.len());
+        let (mut n_splits, mut n_leaves) = (0, 0);
+        for (at, name) in tree_ids.iter().zip(ids).enumerate() {
+            let node = match &modes[at][..] {
+                b"BRANCH_LEQ" => NodeRef::Split(n_splits),
+                b"LEAF" => NodeRef::Leaf(n_leaves),
+                mode => {
+                    let mode = printable(&String::from_utf8_lossy(mode));
+                    return Err(value_error(
+                        attributes.operator,
+                        "mode of a node",
+                        mode,
+                        "BRANCH_LEQ or LEAF",
+                    ));
+                }
+            };
+            match node {
+                NodeRef::Split(_) => n_splits += 1,
+                NodeRef::Leaf(_) => n_leaves += 1,
+            }
+            if nodes.insert(name, node).is_some() {
+                return Err(value_error(
+                    attributes.operator,
+                    "node",
+                    format_args!("{name:?} again"),
+                    "named once",
+                ));
+            }
+        }
+        Ok(Self { nodes, n_splits, n_leaves })
+    }
+
+    fn find(&self, attributes: &Attributes, name: (&i64, &i64)) -> Result<NodeRef, Error> {
+        self.nodes.get(&name).copied().ok_or_else(|| {
+            value_error(attributes.operator, "node", format_args!("{name:?}"), "one of the ensemble")
+        })
+    }
+
+    /// The weight of every leaf, each given once.
+    fn leaf_weights(&self, attributes: &Attributes) -> Result<Vec<f64>, Error> {
+        let mut weights = vec![None; self.n_leaves];
+        let targets = attributes.ints("target_nodeids");
+        let target_trees =
+            attributes.check_length("target_treeids", attributes.ints("target_treeids"), targets.len())?;
+        let target_weights = attributes.floats("target_weights")?;
+        let target_weights = attributes.check_length("target_weights", target_weights, targets.len())?;
+        for ((tree, node), weight) in target_trees.iter().zip(targets).zip(target_weights) {
+            match self.find(attributes, (tree, node))? {
+                NodeRef::Leaf(leaf) if weights[leaf].is_none() => weights[leaf] = Some(weight),
+                _ => return Err(value_error(attributes.operator, "target node", node, "a leaf, once")),
+            }
+        }
+        let weights: Option<Vec<f64>> = weights.into_iter().collect();
+        weights.ok_or_else(|| value_error(attributes.operator, "weight of a leaf", "missing", "given"))
     }
 }
 

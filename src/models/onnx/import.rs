@@ -25,7 +25,7 @@ pub const MAX_BYTES: usize = 64 << 20;
 /// Most operations on the leaves of one tree. skl2onnx makes 25; each costs a number per leaf.
 const MAX_OPERATIONS: usize = 32;
 
-/// What is used of the operators for machine learning.
+/// The supported operators of the machine-learning domain.
 const ML_OPERATORS: [&str; 3] = ["TreeEnsembleRegressor", "TreeEnsemble", "LabelEncoder"];
 
 /// Reads an isolation forest: one that [`write`](super::write) wrote, bit for bit as it was but for
@@ -40,7 +40,7 @@ const ML_OPERATORS: [&str; 3] = ["TreeEnsembleRegressor", "TreeEnsemble", "Label
 /// # Errors
 /// [`Error::Oversized`] above [`MAX_BYTES`]; [`Error::Protobuf`] if the bytes are no ONNX model;
 /// [`Error::Operator`] at the first operation that an isolation forest does not have there;
-/// [`Error::Value`] and [`Error::Forest`] if a value makes no sense or the trees are no trees.
+/// [`Error::Value`] and [`Error::Forest`] if a value or a tree is invalid.
 pub fn read(bytes: &[u8], columns: Option<Vec<String>>) -> Result<ImportedForest, Error> {
     if bytes.len() > MAX_BYTES {
         return Err(Error::Oversized { length: bytes.len() });
@@ -112,7 +112,7 @@ fn origin(model: &ModelProto) -> String {
     format!("{producer}, ONNX ({ML_DOMAIN} {version})")
 }
 
-/// What a name in the graph stands for.
+/// The value of a name in the graph.
 #[derive(Clone)]
 enum GraphValue {
     /// Features of the rows: all in order, or those at these places.
@@ -223,7 +223,7 @@ impl<'g> GraphEvaluator<'g> {
                 self.add_ensemble(ensemble, weights, indexes.as_deref())?
             }
 
-            // The sum of path lengths over the trees, and what becomes of it.
+            // The sum of path lengths over the trees, and its transformation to a decision.
             ("Sum", [Leaves(..), ..]) if self.terms.is_empty() => {
                 for input in inputs {
                     match input {
@@ -252,9 +252,25 @@ impl<'g> GraphEvaluator<'g> {
             | ("Mul" | "Add", [Label, Constant(_)])
             | ("Where", [Label, Constant(_), Constant(_)]) => Label,
 
-            // What a converter makes of the leaves of one tree.
+            (_, [Leaves(..), ..] | [Constant(_), Leaves(..)]) => {
+                let value = self.compute_leaves(operator, &inputs, &attributes)?;
+                value.map_or_else(unsupported, Ok)?
+            }
+            _ => return unsupported(),
+        })
+    }
+
+    /// An operation on the leaves of one tree; `None` if an isolation forest has no such operation.
+    fn compute_leaves(
+        &mut self,
+        operator: &str,
+        inputs: &[GraphValue],
+        attributes: &Attributes<'_>,
+    ) -> Result<Option<GraphValue>, Error> {
+        use GraphValue::*;
+        Ok(Some(match (operator, inputs) {
             ("LabelEncoder", [Leaves(ensemble, leaves)]) => {
-                let value_by_label = label_encoder(&attributes)?;
+                let value_by_label = label_encoder(attributes)?;
                 let mut values = Vec::with_capacity(leaves.len());
                 for leaf in leaves.iter() {
                     let value = value_by_label.get(&(*leaf as i64));
@@ -274,30 +290,30 @@ impl<'g> GraphEvaluator<'g> {
                 self.set_leaf_values(operator, *ensemble, values)?
             }
             (_, [Leaves(ensemble, values)]) => {
-                let Some(function) = unary(operator) else { return unsupported() };
+                let Some(function) = unary(operator) else { return Ok(None) };
                 let values = values.iter().map(|value| function(*value)).collect();
                 self.set_leaf_values(operator, *ensemble, values)?
             }
             (_, [Leaves(ensemble, a), Leaves(other, b)]) if ensemble == other => {
-                let Some(function) = binary(operator) else { return unsupported() };
+                let Some(function) = binary(operator) else { return Ok(None) };
                 let values = a.iter().zip(b.iter()).map(|(a, b)| function(*a, *b)).collect();
                 self.set_leaf_values(operator, *ensemble, values)?
             }
             (_, [Leaves(ensemble, a), Constant(b)]) if b.len() == 1 => {
-                let Some(function) = binary(operator) else { return unsupported() };
+                let Some(function) = binary(operator) else { return Ok(None) };
                 let values = a.iter().map(|a| function(*a, b[0])).collect();
                 self.set_leaf_values(operator, *ensemble, values)?
             }
             (_, [Constant(a), Leaves(ensemble, b)]) if a.len() == 1 => {
-                let Some(function) = binary(operator) else { return unsupported() };
+                let Some(function) = binary(operator) else { return Ok(None) };
                 let values = b.iter().map(|b| function(a[0], *b)).collect();
                 self.set_leaf_values(operator, *ensemble, values)?
             }
-            _ => return unsupported(),
-        })
+            _ => return Ok(None),
+        }))
     }
 
-    /// Notes an ensemble, its features as places in the whole row.
+    /// Adds an ensemble, its features as indexes into the whole row.
     fn add_ensemble(
         &mut self,
         mut ensemble: TreeEnsemble,
@@ -416,7 +432,7 @@ fn binary(operator: &str) -> Option<fn(f64, f64) -> f64> {
     })
 }
 
-/// What a `LabelEncoder` makes of each label.
+/// The value that a `LabelEncoder` assigns to each label.
 fn label_encoder(attributes: &Attributes) -> Result<HashMap<i64, f64>, Error> {
     let keys = attributes.ints("keys_int64s");
     let values = attributes.check_length("values_floats", attributes.floats("values_floats")?, keys.len())?;

@@ -36,7 +36,7 @@ const COLUMNS_KEY: &str = "promforest.columns";
 /// Codes of the comparisons in a `TreeEnsemble` (ai.onnx.ml 5); this one is `value <= split`.
 const BRANCH_LEQ: u8 = 0;
 
-/// Why a forest did not pass from or to ONNX.
+/// Reasons why an import or export fails.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file is larger than we read.
@@ -45,7 +45,7 @@ pub enum Error {
         /// Length of the file.
         length: usize,
     },
-    /// The bytes are no ONNX model.
+    /// The bytes are not an ONNX model.
     #[error("not an ONNX model")]
     Protobuf(#[source] prost::DecodeError),
     /// The graph computes something that is not an isolation forest.
@@ -55,7 +55,7 @@ pub enum Error {
     Operator {
         /// Domain and type of the operator.
         operator: String,
-        /// Name of what it computes.
+        /// Name of its output.
         output: String,
     },
     /// A value in the file, or of the forest to be written, is wrong.
@@ -67,10 +67,10 @@ pub enum Error {
         field: String,
         /// The value as given.
         value: String,
-        /// What it must be.
+        /// The allowed value.
         limit: String,
     },
-    /// The trees are no forest.
+    /// The trees do not form a forest.
     #[error("no forest can be made of the trees")]
     Forest(#[from] forest::Error),
 }

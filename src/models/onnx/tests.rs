@@ -28,7 +28,7 @@ fn columns() -> Vec<String> {
     vec!["a \"quoted\" name".into(), "b".into()]
 }
 
-/// What reading says of [`forest`]'s model after a change.
+/// The error of reading [`forest`]'s model after a change.
 fn error_after(change: impl FnOnce(&mut ModelProto)) -> String {
     let mut model =
         ModelProto::decode(&write(&forest(), &columns()).expect("writable")[..]).expect("a model");

@@ -70,10 +70,10 @@ impl Config {
 /// Reasons why a call to MLflow fails.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There was no answer.
+    /// The request failed.
     #[error("MLflow does not answer")]
     Request(#[from] client::Error),
-    /// It refused.
+    /// MLflow returned an error status.
     #[error("{url} answered {status}: {reason}")]
     Refused {
         /// The address.
@@ -82,28 +82,28 @@ pub enum Error {
         status: StatusCode,
         /// MLflow's code for the error, empty where it has none.
         code: String,
-        /// What it says.
+        /// MLflow's message.
         reason: String,
     },
-    /// The answer is not what MLflow answers.
+    /// The response lacks a field.
     #[error("{url} answered without {field}")]
     UnexpectedResponse {
         /// The address.
         url: String,
-        /// What is missing.
+        /// The missing field.
         field: &'static str,
     },
-    /// The files are not to be had through the server.
+    /// The server does not proxy the files.
     #[error(
         "the files are at {0}: the server must hand them through (mlflow server --serve-artifacts --artifacts-destination ...)"
     )]
     NotProxied(String),
-    /// The folder is no model's.
+    /// The folder exceeds a limit.
     #[error("{uri} has {what}, must be at most {limit}")]
     Oversized {
         /// The folder.
         uri: String,
-        /// What there is too much of.
+        /// The exceeded quantity.
         what: String,
         /// The limit.
         limit: u64,
@@ -113,7 +113,7 @@ pub enum Error {
     NoModel {
         /// The run.
         run: String,
-        /// The folder that was asked for.
+        /// The requested folder.
         path: String,
     },
 }
@@ -126,10 +126,10 @@ pub struct Mlflow {
 }
 
 impl Mlflow {
-    /// A client of the server. Nothing is asked yet.
+    /// A client of the server; sends no request yet.
     ///
     /// # Errors
-    /// What is wrong with the client's configuration.
+    /// The client's configuration is invalid.
     pub fn new(config: &Config) -> Result<Self, client::Error> {
         Ok(Self {
             base: config.tracking_uri.to_string().trim_end_matches('/').into(),
@@ -330,7 +330,7 @@ impl Mlflow {
         self.post("model-versions/set-tag", body).await.map(drop)
     }
 
-    /// The number of the experiment, which is made if there is none.
+    /// The id of the experiment, which is created if it does not exist.
     async fn get_or_create_experiment(&self) -> Result<String, Error> {
         let query = [("experiment_name", self.experiment.as_str())];
         match self.get("experiments/get-by-name", &query).await {
@@ -338,7 +338,7 @@ impl Mlflow {
             response => return Ok(text_field(&response?["experiment"], "experiment_id")),
         }
         match self.post("experiments/create", json!({"name": self.experiment})).await {
-            // Somebody else was faster.
+            // Another client created it meanwhile.
             Err(error) if error.has_code("RESOURCE_ALREADY_EXISTS") => {
                 let response = self.get("experiments/get-by-name", &query).await?;
                 Ok(text_field(&response["experiment"], "experiment_id"))
@@ -498,7 +498,7 @@ impl Mlflow {
         if response.status.is_success() {
             return Ok(response.body);
         }
-        // Refusals of what stands before MLflow are plain text.
+        // A proxy before MLflow may answer in plain text.
         let error_body: Value = serde_json::from_slice(&response.body).unwrap_or_default();
         let message = text_field(&error_body, "message");
         let reason = if message.is_empty() {

@@ -61,7 +61,7 @@ impl Scalar {
     }
 }
 
-/// What one item of an array is: a number, or a record of numbers.
+/// The type of an array's items: a number, or a record of numbers.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Dtype {
     /// Of an item, in bytes, at least 1.

@@ -26,12 +26,12 @@ use crate::models::ImportedForest;
 /// Reasons to reject a model file.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file is of another format than its folder says.
+    /// The file has another format than its `MLmodel` states.
     #[error("MLmodel: serialization_format is {named}, but the file is a {found}")]
     FormatMismatch {
-        /// What `MLmodel` says.
+        /// The format in `MLmodel`.
         named: String,
-        /// What it is.
+        /// The format of the file.
         found: &'static str,
     },
     /// The signature and the estimator name a column differently.
@@ -44,10 +44,10 @@ pub enum Error {
         /// Its name in the estimator.
         estimator: String,
     },
-    /// There are more or fewer names than features.
+    /// The number of names differs from the number of features.
     #[error("{names} has {n_names} names, must have {n_features}")]
     Width {
-        /// Where the names are.
+        /// The source of the names.
         names: &'static str,
         /// Names given.
         n_names: usize,
@@ -62,7 +62,7 @@ pub enum Error {
     Opcode {
         /// The instruction.
         opcode: u8,
-        /// Where it is.
+        /// Its offset in bytes.
         at: usize,
     },
     /// A pickle names a class or function that no forest needs.
@@ -76,7 +76,7 @@ pub enum Error {
     Pickle {
         /// The byte behind the instruction.
         at: usize,
-        /// What is wrong.
+        /// The reason.
         reason: String,
     },
     /// A file within a skops archive cannot be unpacked.
@@ -95,10 +95,10 @@ pub enum Error {
     Skops {
         /// Name of the file within the archive.
         file: String,
-        /// What is wrong.
+        /// The reason.
         reason: String,
     },
-    /// An attribute that a forest has is not there.
+    /// An attribute of the forest is missing.
     #[error("{name} is missing{}", in_object(object))]
     Missing {
         /// The object, empty for the estimator.
@@ -106,36 +106,36 @@ pub enum Error {
         /// The attribute.
         name: &'static str,
     },
-    /// An attribute is not what a forest has there.
+    /// An attribute has an invalid value.
     #[error("{name} is {value}, must be {limit}")]
     Attribute {
         /// The attribute.
         name: String,
         /// The value.
         value: String,
-        /// What it must be.
+        /// The allowed value.
         limit: &'static str,
     },
-    /// An array is not what a forest has there.
+    /// An array is invalid.
     #[error("{name}: {reason}")]
     Array {
         /// The attribute.
         name: String,
-        /// What is wrong.
+        /// The reason.
         reason: String,
     },
     /// The trees' arrays are larger than the file.
     #[error("the file tells the same array for several trees")]
     RepeatedArrays,
-    /// Something is wrong with a tree.
+    /// A tree is invalid.
     #[error("tree {number}")]
     Tree {
         /// Number of the tree, from 0.
         number: usize,
-        /// What.
+        /// The cause.
         source: Box<Error>,
     },
-    /// The trees are no trees, or no forest.
+    /// The trees are invalid.
     #[error(transparent)]
     Forest(#[from] forest::Error),
 }
@@ -143,7 +143,7 @@ pub enum Error {
 /// Reads a model file: a pickle or a skops file, told apart by their first bytes.
 ///
 /// # Errors
-/// [`Error`] when it is neither, or holds anything but an `IsolationForest` whose trees are trees.
+/// [`Error`] if the format is unknown or the content is not a valid `IsolationForest`.
 pub fn read(bytes: &[u8]) -> Result<ImportedForest, Error> {
     let format = FileFormat::detect(bytes)?;
     format.read(bytes, format.name())

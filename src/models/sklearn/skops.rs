@@ -14,7 +14,7 @@ use super::npy;
 use super::value::{Class, Id, Value, Values};
 use super::{Error, shorten};
 
-/// How many times its size a file may inflate to. Schemas repeat themselves: 46 times was seen.
+/// Largest ratio of inflated to packed size. Schemas repeat themselves; the largest measured ratio is 46.
 const MAX_RATIO: usize = 128;
 
 /// Largest `schema.json`, in bytes. A tree takes 16 KB, so this is a forest of 2000 trees.

@@ -40,7 +40,7 @@ pub struct ExtendedMetadata {
     tail_scale: ScoreScale,
 }
 
-/// What of each of these metrics the others do not explain.
+/// The correlation residuals of the metrics.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ResidualsJson {
