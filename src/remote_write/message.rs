@@ -1,14 +1,12 @@
-//! The two messages of remote write, 1.0 and 2.0, and what an answer to the second one says.
+//! Encodes the two messages of remote write, 1.0 and 2.0.
 //!
-//! 2.0 holds every text once, brings type and help with each series, and its answers count what was written.
-//! 1.0 is what everybody understands, and the default, as Prometheus'. There, type and help go along once a
-//! minute, as Prometheus sends them; the alternative, a request of their own, buys nothing for seven names.
+//! A message of 2.0 has each text once, and the type and help of each series; its responses count the written
+//! samples. Every endpoint supports 1.0, which is the default, as Prometheus'. Messages of 1.0 include type and help
+//! once a minute, as Prometheus sends them; the alternative, separate requests, has no benefit for seven names.
 
-use super::TimeSeries;
 use crate::prom::wire::snappy;
-use crate::prom::{METRIC_NAME, Sample, proto};
+use crate::prom::{Labels, METRIC_NAME, Sample, proto};
 use bytes::Bytes;
-use hyper::header::HeaderMap;
 use prost::Message as _;
 use std::collections::{BTreeSet, HashMap};
 use std::str::FromStr;
@@ -16,7 +14,7 @@ use std::str::FromStr;
 /// `GAUGE` of both messages' metadata.
 const GAUGE: i32 = 2;
 
-/// Series of ours whose names no configuration decides, with their help.
+/// Names and help of the output series whose names do not depend on the configuration.
 pub const OUTPUT_METADATA: [(&str, &str); 7] = [
     ("anomaly_score", "Anomaly score of a row; 1 is the alert threshold"),
     ("anomaly_threshold", "Raw score that corresponds to a score of 1"),
@@ -27,14 +25,23 @@ pub const OUTPUT_METADATA: [(&str, &str); 7] = [
     ("anomaly_expected_upper", "Upper bound of the values expected at this time, during an incident"),
 ];
 
-/// What is said of a metric; `None` for one that is not promforest's.
+/// The help of an output series; `None` for the names of others.
 fn metric_help(metric: &str) -> Option<&'static str> {
     let decision = "Decision of a detector's model in [-1, 1]; negative is an anomaly";
     let known = OUTPUT_METADATA.iter().find(|(name, _)| *name == metric).map(|(_, help)| *help);
     known.or_else(|| metric.ends_with("_anomaly").then_some(decision))
 }
 
-/// The message that a target is sent (`protobuf_message`).
+/// One series of a request. The samples ascend and are not empty.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TimeSeries {
+    /// Labels, with the metric name.
+    pub labels: Labels,
+    /// The samples.
+    pub samples: Vec<Sample>,
+}
+
+/// The protobuf message of requests (`protobuf_message`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ProtobufMessage {
     /// `prometheus.WriteRequest`, remote write 1.0.
@@ -44,7 +51,7 @@ pub enum ProtobufMessage {
     V2,
 }
 
-/// A text that names no message.
+/// A name of an unknown message.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is none of prometheus.WriteRequest, io.prometheus.write.v2.Request")]
 pub struct UnknownMessage(String);
@@ -61,17 +68,17 @@ impl FromStr for ProtobufMessage {
     }
 }
 
-/// Do type and help go along in a message of 1.0? In 2.0 they always do.
+/// Whether a message of 1.0 includes type and help. A message of 2.0 always does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Metadata {
-    /// With every metric of the message.
+    /// One entry for each metric of the message.
     Included,
-    /// Not this time.
+    /// No entries.
     Omitted,
 }
 
 impl ProtobufMessage {
-    /// Its `Content-Type`.
+    /// The value of `Content-Type`.
     pub fn content_type(self) -> &'static str {
         match self {
             Self::V1 => "application/x-protobuf",
@@ -79,7 +86,7 @@ impl ProtobufMessage {
         }
     }
 
-    /// Its `X-Prometheus-Remote-Write-Version`.
+    /// The value of `X-Prometheus-Remote-Write-Version`.
     pub fn version(self) -> &'static str {
         match self {
             Self::V1 => "0.1.0",
@@ -87,7 +94,7 @@ impl ProtobufMessage {
         }
     }
 
-    /// A request's body.
+    /// Encodes and compresses a request's body.
     pub fn encode(self, series: &[TimeSeries], metadata: Metadata) -> Bytes {
         let message = match self {
             Self::V1 => to_v1(series, metadata).encode_to_vec(),
@@ -119,7 +126,7 @@ fn to_v1(series: &[TimeSeries], metadata: Metadata) -> proto::WriteRequest {
     }
 }
 
-/// Every text once; the first is empty.
+/// The texts of a message, each once; the first is empty.
 struct SymbolTable<'t> {
     texts: Vec<String>,
     refs: HashMap<&'t str, u32>,
@@ -159,38 +166,9 @@ fn to_v2(series: &[TimeSeries]) -> proto::v2::Request {
     proto::v2::Request { symbols: symbols.texts, timeseries }
 }
 
-/// What an answer says of the samples that were written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WriteResponseStats {
-    /// So many samples were.
-    Samples(usize),
-    /// A count that is none.
-    Invalid,
-    /// Nothing at all was: who does not know 2.0 says so too, by not saying anything.
-    Nothing,
-}
-
-impl WriteResponseStats {
-    /// Reads the headers of an answer to 2.0.
-    pub fn from_headers(headers: &HeaderMap) -> Self {
-        let count = |kind: &str| {
-            let value = headers.get(format!("x-prometheus-remote-write-{kind}-written"))?;
-            Some(value.to_str().ok().and_then(|text| text.trim().parse::<usize>().ok()))
-        };
-        let counts = ["samples", "histograms", "exemplars"].map(count);
-        match counts {
-            _ if counts.iter().all(|count| matches!(count, None | Some(Some(0)))) => Self::Nothing,
-            [Some(Some(samples)), ..] => Self::Samples(samples),
-            [Some(None), ..] => Self::Invalid,
-            [None, ..] => Self::Samples(0),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prom::Labels;
 
     fn series(name: &str, instance: &str, samples: &[(i64, f64)]) -> TimeSeries {
         let labels = Labels::new([(METRIC_NAME, name), ("instance", instance), ("job", "node")]);
@@ -205,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_of_2_0_holds_every_text_once_and_refers_in_order() {
+    fn a_message_of_2_0_has_every_text_once_and_references_in_order() {
         let batch = [
             series("anomaly_score", "a", &[(1, 1.5), (2, f64::from_bits(crate::prom::STALE_BITS))]),
             series("anomaly_score", "node", &[(1, 2.0)]),
@@ -239,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_of_1_0_holds_type_and_help_when_asked() {
+    fn a_message_of_1_0_includes_type_and_help_on_demand() {
         let batch = [series("anomaly_score", "a", &[(1, 1.5)]), series("anomaly_score", "b", &[(1, 1.5)])];
         let encode_metadata = |metadata| {
             let body = ProtobufMessage::V1.encode(&batch, metadata);
@@ -249,29 +227,6 @@ mod tests {
         let [entry] = &encode_metadata(Metadata::Included)[..] else { panic!("one metric") };
         assert_eq!((&*entry.metric_family_name, entry.r#type), ("anomaly_score", GAUGE));
         assert!(!entry.help.is_empty());
-    }
-
-    #[test]
-    fn b82_b83_counts_of_a_response() {
-        let read = |counts: &[(&'static str, &str)]| {
-            let header = |(kind, value): &(&'static str, &str)| {
-                let name = format!("x-prometheus-remote-write-{kind}-written");
-                (name.parse().expect("a name"), value.parse().expect("a value"))
-            };
-            let headers: Vec<(hyper::header::HeaderName, hyper::header::HeaderValue)> =
-                counts.iter().map(header).collect();
-            WriteResponseStats::from_headers(&headers.into_iter().collect())
-        };
-        assert_eq!(read(&[]), WriteResponseStats::Nothing);
-        assert_eq!(
-            read(&[("samples", "0"), ("histograms", "0"), ("exemplars", "0")]),
-            WriteResponseStats::Nothing
-        );
-        assert_eq!(read(&[("samples", " 12 "), ("histograms", "0")]), WriteResponseStats::Samples(12));
-        assert_eq!(read(&[("histograms", "3")]), WriteResponseStats::Samples(0));
-        for junk in ["many", "-1", "1.5", "", "99999999999999999999999"] {
-            assert_eq!(read(&[("samples", junk)]), WriteResponseStats::Invalid, "{junk:?}");
-        }
     }
 
     #[test]

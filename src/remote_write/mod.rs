@@ -1,15 +1,16 @@
-//! Scores leave: a cursor over the windows, batched and sent by remote write.
+//! Sends scores by remote write.
 //!
-//! There is no queue. What is to be sent is what the windows hold beyond a target's cursor, so a
-//! retry reads it again, memory is bounded by the windows, and nothing can be queued twice. The
-//! price is a question to the owner of the windows for each batch, ten times a second at most.
+//! Each endpoint has a cursor over the windows instead of a queue: the rows beyond the cursor are unsent. Thus the
+//! windows bound the memory, and no sample can be queued twice. The cost is a request to the owner of the windows for
+//! each batch, at most ten times a second.
 
 pub mod message;
+mod response;
 pub mod sender;
 
 use crate::http::Url;
 use crate::http::config::ClientConfig;
-use crate::prom::{Labels, Sample, duration};
+use crate::prom::duration;
 use crate::yaml::{Node, Section};
 use message::ProtobufMessage;
 use prometheus_client::metrics::counter::Counter;
@@ -18,35 +19,37 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use std::time::{Duration, Instant};
 
-/// Most samples that one row can have: decision, score, threshold and incident, decision and score of the model
-/// beside it, share and expected range of three causes, and the ends of three others. They travel in one request.
+pub use message::TimeSeries;
+
+/// Most samples of one row: decision, score, threshold and incident; decision and score of the challenger; share and
+/// expected range of three contributions; staleness markers of three earlier contributions. A request must have room
+/// for one row.
 pub const MAX_SAMPLES_PER_ROW: usize = 4 + 2 + 3 * 4 + 3 * 4;
 
-/// A `remote_write` block, with Prometheus' names. Where a default is not Prometheus', the field
-/// says why.
+/// A `remote_write` block. Names are Prometheus'; a default that differs from Prometheus' has its reason beside it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Where to write.
+    /// URL of the endpoint.
     pub url: Url,
-    /// How to get there.
+    /// Connection, authentication and proxy.
     pub http: ClientConfig,
-    /// The message that it is sent, as long as it understands it.
+    /// The message of the requests. An endpoint that does not support 2.0 gets 1.0.
     pub protobuf_message: ProtobufMessage,
-    /// How long one request may take.
+    /// Longest duration of one request.
     pub remote_timeout: Duration,
     /// Most samples of one request.
     pub max_samples_per_send: usize,
-    /// How long a score waits for others to share its request. Prometheus waits 5 s for requests
-    /// of thousands of samples; here a score should arrive while it matters.
+    /// Longest wait of a score for others to share its request. Prometheus waits 5 s, for requests of thousands of
+    /// samples; a score should arrive sooner.
     pub batch_send_deadline: Duration,
-    /// First pause before a request is repeated; it doubles each time.
+    /// First pause before a request is repeated. The pause doubles each time.
     pub min_backoff: Duration,
     /// Longest pause before a request is repeated.
     pub max_backoff: Duration,
-    /// Repeat a request answered 429. On, unlike Prometheus': otherwise the scores are lost.
+    /// Repeats a request after status 429. True, unlike Prometheus': otherwise the scores would be lost.
     pub retry_on_http_429: bool,
-    /// Scores that are older are counted as lost and no longer sent. Prometheus has no limit by
-    /// default, but it takes no sample that is an hour behind its newest.
+    /// Age at which scores are counted as failed and no longer sent. Prometheus has no limit by default, but rejects
+    /// samples that are an hour older than its newest.
     pub sample_age_limit: Duration,
 }
 
@@ -109,59 +112,50 @@ impl Config {
     }
 }
 
-/// One series of a batch, samples ascending and not empty.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TimeSeries {
-    /// Its labels, the metric name among them.
-    pub labels: Labels,
-    /// Its samples.
-    pub samples: Vec<Sample>,
-}
-
-/// What the windows hold beyond the cursor, up to the size of one request.
+/// Samples beyond the cursor, up to the size of one request.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     /// The series, each once.
     pub series: Vec<TimeSeries>,
-    /// Where the cursor will stand once the batch is dealt with.
+    /// The positions of the cursor after the batch.
     pub positions: Vec<CursorPosition>,
 }
 
-/// The cursor in one group.
+/// The position of the cursor in one group.
 #[derive(Clone, Copy, Debug)]
 pub struct CursorPosition {
-    /// The group.
+    /// Number of the group.
     pub group: u32,
-    /// Timestamp of the newest row that is dealt with.
+    /// Timestamp of the newest row of the batch.
     pub timestamp_ms: i64,
-    /// When that row's last sample arrived.
+    /// Arrival of that row's last sample.
     pub received_at: Instant,
 }
 
-/// The owner of the windows, as the sender sees it.
+/// The interface to the owner of the windows.
 pub trait BatchSource: Send + Sync + 'static {
-    /// The next batch of at most `max_samples`; `None` when everything is sent, or the owner gone.
+    /// The next batch of at most `max_samples`; `None` if everything is sent or the owner has ended.
     fn next_batch(&self, max_samples: usize) -> impl Future<Output = Option<Batch>> + Send;
-    /// Moves the cursor.
+    /// Moves the cursor to these positions.
     fn advance(&self, positions: Vec<CursorPosition>) -> impl Future<Output = ()> + Send;
 }
 
-/// Why a score was not written.
+/// The reason why a sample was not written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureReason {
-    /// The other side refused it, alone in its request or for a reason that splitting cannot mend.
+    /// The endpoint rejected the sample alone, or for a reason that applies to any part of the request.
     Rejected,
-    /// It was older than `sample_age_limit`.
+    /// The sample was older than `sample_age_limit`.
     TooOld,
-    /// A newer one of its series was written already.
+    /// A newer sample of the series was already written.
     OutOfOrder,
-    /// A late sample changed it after it was written.
+    /// A late input sample changed the value after it was written.
     Revised,
-    /// The other side accepted the request, and counted fewer samples than were in it.
+    /// The endpoint accepted the request and counted fewer samples than it had.
     Unconfirmed,
-    /// It was not written when its row left the window.
+    /// The row left the window before its samples were written.
     LeftWindow,
-    /// It was not written when its group went, or was configured anew.
+    /// The group ended or was reconfigured before the sample was written.
     Abandoned,
 }
 
@@ -190,7 +184,7 @@ impl FailureReason {
     }
 }
 
-/// What the sender counts.
+/// Metrics of the senders.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     written: Counter,
@@ -202,7 +196,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers the room's metrics.
+    /// Registers the metrics.
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
             written: Counter::default(),

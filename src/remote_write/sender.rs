@@ -1,106 +1,58 @@
-//! Sends batches, one request at a time: order within a series comes for free.
+//! Sends batches to one endpoint, one request at a time.
 //!
-//! What it learns of its target it keeps until the configuration is read again: that it does not understand remote
-//! write 2.0, how large a request may be, that somebody else writes the same series.
+//! Sequential requests keep the order within each series; the alternative, Prometheus' shards, would need a partition
+//! by series for it. Until the configuration is reloaded, the sender remembers that the endpoint does not support
+//! remote write 2.0, the largest request that it accepts, and that another writer has the same series.
 
-use super::message::{Metadata, ProtobufMessage, WriteResponseStats};
-use super::{Batch, BatchSource, Config, FailureReason, Metrics, TimeSeries};
-use crate::http::client::{self, BufferedResponse, Client, Request};
+use super::message::{Metadata, ProtobufMessage, TimeSeries};
+use super::response::{RecoverableError, SendResult, classify_response, is_conflict, is_data_error};
+use super::{Batch, BatchSource, Config, FailureReason, Metrics};
+use crate::http::client::{BufferedResponse, Client, Request};
 use crate::telemetry::LogThrottle;
 use crate::time;
 use bytes::Bytes;
-use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, StatusCode};
-use jiff::fmt::rfc2822::DateTimeParser;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tracing::{debug, info, warn};
 
-/// Of an answer only the first line is of interest.
+/// Bytes of a response. Only its first line is used.
 const RESPONSE_LIMIT: usize = 64 << 10;
-/// The longest pause that a `Retry-After` is taken at its word for.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
-/// How often a message of 1.0 tells type and help of its metrics; Prometheus' `metadata_config.send_interval`.
+/// Interval of messages of 1.0 with type and help; Prometheus' `metadata_config.send_interval`.
 const METADATA_INTERVAL: Duration = Duration::from_secs(60);
-/// A line that would come with every batch comes this often.
+/// Least interval of log lines that could appear for every batch.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
-/// So many batches, one after the other, are contradicted by a second writer; fewer may be a restart's, which
-/// cannot know what was written before it.
+/// Consecutive conflicting batches that indicate a second writer. Fewer may follow a restart, after which promforest
+/// may send samples that it had already written.
 const MIN_CONFLICTING_BATCHES: u32 = 5;
 
-/// The task that writes to one target.
+/// The task that writes to one endpoint.
 pub struct Sender<W> {
-    /// What to send, and where the cursor is kept.
+    /// The source of batches, which also stores the cursor.
     pub source: W,
-    /// The target.
+    /// The `remote_write` block of the endpoint.
     pub config: Config,
-    /// The connections.
+    /// The HTTP client.
     pub client: Client,
-    /// What is counted.
+    /// The metrics.
     pub metrics: Metrics,
-    /// Rung when there is something new to send.
+    /// Notified when there are new samples to send.
     pub wake: Arc<Notify>,
-    /// Turns true when the sender should end, once everything is sent.
+    /// Becomes true when the sender should send the rest and end.
     pub closing: watch::Receiver<bool>,
 }
 
-/// What became of one request.
-#[derive(Debug)]
-enum SendResult {
-    /// So many samples are written.
-    Accepted(usize),
-    /// The data is at fault: sending it again would not help. So many samples are written all the same.
-    Rejected(BufferedResponse, usize),
-    /// The message is not understood, so that nothing is written.
-    UnsupportedMessage(StatusCode),
-    /// The other side is at fault, or the way there.
-    Recoverable(RecoverableError),
-}
-
-#[derive(Debug)]
-enum RecoverableError {
-    Status(BufferedResponse),
-    Unreachable(client::Error),
-}
-
-impl RecoverableError {
-    fn retry_after(&self) -> Option<Duration> {
-        let Self::Status(response) = self else { return None };
-        retry_after(response.headers.get(RETRY_AFTER)?.to_str().ok()?, time::now_ms())
-    }
-
-    fn describe(&self) -> String {
-        match self {
-            Self::Status(response) => format!("{}: {}", response.status, response.reason()),
-            Self::Unreachable(error) => crate::error::chain(error),
-        }
-    }
-}
-
-/// The pause that a `Retry-After` asks for: seconds or a date (RFC 9110, section 10.2.3). `None` for one that
-/// is no pause: without any, every failed request would be followed at once by the next.
-fn retry_after(text: &str, now_ms: i64) -> Option<Duration> {
-    let text = text.trim();
-    let pause = match text.parse() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => {
-            let date_ms = DateTimeParser::new().parse_timestamp(text).ok()?.as_millisecond();
-            Duration::from_millis(u64::try_from(date_ms - now_ms).ok()?)
-        }
-    };
-    Some(pause.min(MAX_RETRY_AFTER)).filter(|pause| !pause.is_zero())
-}
-
-/// A request that is rejected, and how many of its samples are written all the same.
+/// A rejected request, with the number of its samples that were written nevertheless.
 struct RejectedPart {
     response: BufferedResponse,
     n_written: usize,
     part: Vec<TimeSeries>,
 }
 
-/// A sender at work, with what it has learned of its target.
+/// The state of a running sender.
 struct SendLoop<W> {
     sender: Sender<W>,
     message: ProtobufMessage,
@@ -110,12 +62,12 @@ struct SendLoop<W> {
     too_old: LogThrottle,
     unconfirmed: LogThrottle,
     second_writer: LogThrottle,
-    /// Batches that were contradicted, one after the other.
+    /// Number of consecutive batches with conflicting samples.
     n_conflicting_batches: u32,
 }
 
 impl<W: BatchSource> Sender<W> {
-    /// Sends until told to close.
+    /// Sends until `closing` becomes true and the rest is sent.
     pub async fn run(self) {
         let send_loop = SendLoop {
             message: self.config.protobuf_message,
@@ -143,7 +95,7 @@ impl<W: BatchSource> SendLoop<W> {
             };
             if !closing {
                 let closed = sender.closing.wait_for(|closing| *closing);
-                // Either way there is something to send.
+                // A timeout and an end both lead to the next batch.
                 let _ = tokio::time::timeout(sender.config.batch_send_deadline, closed).await;
             }
             while let Some(batch) = self.sender.source.next_batch(self.max_samples).await {
@@ -156,8 +108,8 @@ impl<W: BatchSource> SendLoop<W> {
     }
 
     async fn send_batch(&mut self, batch: Batch) {
-        // A part that is rejected makes place for its two halves, the older first; so one bad
-        // sample costs itself alone, at two requests a halving.
+        // A rejected part is replaced by its two halves, the older first. Thus only the invalid samples are lost, at
+        // two requests for each halving.
         let mut parts = vec![batch.series];
         let mut n_conflicting = 0;
         while let Some(part) = parts.pop() {
@@ -166,7 +118,7 @@ impl<W: BatchSource> SendLoop<W> {
             };
             let (count, summary) = (n_samples(&part), describe(&part));
             let (status, reason, n_rejected) = (response.status, response.reason(), count - n_written);
-            // Who tells how much is written has kept the rest of the request already.
+            // A response with a count of written samples has already accepted the valid ones.
             let can_split = n_written == 0 && is_data_error(status);
             match split_in_half(part).filter(|_| can_split) {
                 Some([older, newer]) => {
@@ -201,7 +153,7 @@ impl<W: BatchSource> SendLoop<W> {
         self.sender.source.advance(batch.positions).await;
     }
 
-    /// A request of so many samples was too large.
+    /// Halves the size of requests after one of `samples` samples was too large.
     fn reduce_request_size(&mut self, samples: usize) {
         let reduced = (samples / 2).max(super::MAX_SAMPLES_PER_ROW);
         if reduced < self.max_samples {
@@ -210,8 +162,8 @@ impl<W: BatchSource> SendLoop<W> {
         }
     }
 
-    /// So many samples of a batch were refused for others of their series. Batches ascend, so that it is not for
-    /// long our own doing.
+    /// Counts the conflicting samples of a batch. Batches ascend, so that conflicts with promforest's own samples end
+    /// after a few batches.
     fn count_conflicting(&mut self, samples: usize) {
         if samples == 0 {
             self.n_conflicting_batches = 0;
@@ -226,7 +178,7 @@ impl<W: BatchSource> SendLoop<W> {
         }
     }
 
-    /// Sends one request until it is accepted, given up for its age, or rejected.
+    /// Repeats one request until it is accepted or rejected, or until all its samples are too old.
     async fn send_part(&mut self, part: Vec<TimeSeries>) -> Result<(), RejectedPart> {
         let mut part = self.drop_too_old(part);
         if part.is_empty() {
@@ -262,7 +214,7 @@ impl<W: BatchSource> SendLoop<W> {
                     body = self.encode(&part);
                 }
                 SendResult::Recoverable(error) => {
-                    // Once at the beginning, and then at each doubling: a long outage is few lines.
+                    // The first failure and each doubling are logged: a long outage takes few lines.
                     if attempt == 0 || attempt.is_power_of_two() {
                         warn!(component = "remote_write", url = %url, attempts = attempt + 1, summary = describe(&part), err = error.describe(), "remote write failed, retrying");
                     }
@@ -310,7 +262,7 @@ impl<W: BatchSource> SendLoop<W> {
         }
     }
 
-    /// Takes out, and counts, what is older than the age limit.
+    /// Removes and counts the samples that are older than the age limit.
     fn drop_too_old(&mut self, mut part: Vec<TimeSeries>) -> Vec<TimeSeries> {
         let oldest_ms = time::now_ms() - time::millis(self.sender.config.sample_age_limit);
         let mut too_old = Vec::new();
@@ -336,87 +288,21 @@ fn n_samples(part: &[TimeSeries]) -> usize {
     part.iter().map(|series| series.samples.len()).sum()
 }
 
-/// Names a part in the log: its size, its first series, its times.
+/// Describes a part for the log: its size, its first series, its time range.
 fn describe(part: &[TimeSeries]) -> String {
     let Some(first) = part.first() else { return String::new() };
     let mut text = format!("{} samples, {}", n_samples(part), first.labels);
     if part.len() > 1 {
-        write!(text, " and {} more series", part.len() - 1).expect("a string takes any text");
+        write!(text, " and {} more series", part.len() - 1).expect("writing to a string cannot fail");
     }
     let times = || part.iter().flat_map(|series| &series.samples).map(|sample| sample.timestamp_ms);
     if let (Some(first_ms), Some(last_ms)) = (times().min(), times().max()) {
-        write!(text, ", {first_ms} to {last_ms}").expect("a string takes any text");
+        write!(text, ", {first_ms} to {last_ms}").expect("writing to a string cannot fail");
     }
     text
 }
 
-fn classify_response(
-    response: BufferedResponse,
-    message: ProtobufMessage,
-    n_samples: usize,
-    retry_on_429: bool,
-) -> SendResult {
-    let status = response.status;
-    let stats = match message {
-        ProtobufMessage::V1 => None,
-        ProtobufMessage::V2 => Some(WriteResponseStats::from_headers(&response.headers)),
-    };
-    let n_written = match stats {
-        // More than was sent is no better than a count that is none.
-        Some(WriteResponseStats::Samples(samples)) => samples.min(n_samples),
-        _ => 0,
-    };
-    match stats {
-        None if status.is_success() => SendResult::Accepted(n_samples),
-        Some(WriteResponseStats::Nothing) if status.is_success() => SendResult::UnsupportedMessage(status),
-        Some(_) if status == StatusCode::UNSUPPORTED_MEDIA_TYPE => SendResult::UnsupportedMessage(status),
-        Some(_) if status.is_success() => SendResult::Accepted(n_written),
-        _ if is_recoverable(status, retry_on_429) => {
-            SendResult::Recoverable(RecoverableError::Status(response))
-        }
-        _ => SendResult::Rejected(response, n_written),
-    }
-}
-
-/// Is the other side at fault, so that the same data may be accepted later?
-///
-/// 401, 403 and 404 are about the target's configuration, and say nothing against the data:
-/// Prometheus answers 404 while its receiver is not enabled.
-fn is_recoverable(status: StatusCode, retry_on_429: bool) -> bool {
-    match status {
-        StatusCode::TOO_MANY_REQUESTS => retry_on_429,
-        StatusCode::UNAUTHORIZED
-        | StatusCode::FORBIDDEN
-        | StatusCode::NOT_FOUND
-        | StatusCode::REQUEST_TIMEOUT => true,
-        _ => status.is_server_error(),
-    }
-}
-
-/// Does the answer accuse some of the data, so that the rest may be accepted without it?
-///
-/// 409 is what Thanos answers to a sample out of order. Any other answer holds for every part
-/// alike: sending the parts would only multiply the requests, to a target that asks for fewer (429).
-fn is_data_error(status: StatusCode) -> bool {
-    matches!(
-        status,
-        StatusCode::BAD_REQUEST
-            | StatusCode::CONFLICT
-            | StatusCode::PAYLOAD_TOO_LARGE
-            | StatusCode::UNPROCESSABLE_ENTITY
-    )
-}
-
-/// Does the answer say that the series have other samples? So Prometheus, Mimir and Thanos say it.
-fn is_conflict(status: StatusCode, body: &[u8]) -> bool {
-    let text = String::from_utf8_lossy(body).to_lowercase();
-    let phrases =
-        ["out of order", "out-of-order", "duplicate sample", "duplicate timestamp", "duplicate-timestamp"];
-    status == StatusCode::CONFLICT
-        || status == StatusCode::BAD_REQUEST && phrases.iter().any(|phrase| text.contains(phrase))
-}
-
-/// Cuts between series, or, where there is only one, between its samples; `None` for one sample.
+/// Splits a part between its series, or a single series between its samples; `None` for one sample or none.
 fn split_in_half(mut part: Vec<TimeSeries>) -> Option<[Vec<TimeSeries>; 2]> {
     if part.len() > 1 {
         let newer = part.split_off(part.len() / 2);

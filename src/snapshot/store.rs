@@ -1,9 +1,13 @@
-//! The folder of the snapshots.
+//! The directory of the snapshots.
+//!
+//! A file is written atomically, and a corrupt one is renamed instead of removed, so that it can be examined.
 
-use super::{Error, GroupState, decode};
-use crate::fs::write_atomically;
+use super::GroupState;
+use super::format::{Error, decode};
+use crate::fs::{sync_directory, write_atomically};
 use crate::models::artifact;
 use crate::prom::Labels;
+use crate::time::now_ms;
 use crate::window::Window;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -15,17 +19,17 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use tracing::{info, warn};
 
-/// How names of snapshots end.
+/// Extension of snapshots.
 const EXTENSION: &str = "snapshot";
-/// How names end of what was set aside.
+/// Extension of renamed corrupt snapshots.
 const CORRUPT_EXTENSION: &str = "corrupt";
-/// Largest file that is read: a thousand features over the rows of a day, and as much again.
+/// Largest file that is read: twice the size for a thousand features over the rows of a day.
 const MAX_FILE_BYTES: u64 = 256 << 20;
 
-/// What is counted of snapshots.
+/// Metrics of snapshots.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     failures: Family<[(&'static str, &'static str); 1], Counter>,
@@ -37,7 +41,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers the room's metrics.
+    /// Registers the metrics.
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
             failures: Family::default(),
@@ -78,7 +82,7 @@ impl Metrics {
         metrics
     }
 
-    /// Counts a snapshot that was found.
+    /// Counts a snapshot found at startup.
     pub fn count_group(&self, outcome: &'static str) {
         self.groups.get_or_create(&[("outcome", outcome)]).inc();
     }
@@ -88,24 +92,24 @@ impl Metrics {
     }
 }
 
-/// See the [module](super).
+/// The directory of the snapshots.
 #[derive(Clone, Debug)]
 pub struct SnapshotStore {
     path: PathBuf,
     metrics: Metrics,
-    /// Is something written that the folder does not know for certain yet?
+    /// True after a change that is not durable until the directory is synced.
     unsynced: bool,
-    /// Did the last round fail? A disk that is full is one line, not one every five minutes. Copies share it.
+    /// True if the last round failed: a full disk is logged once and not in every round. Clones share the value.
     failing: Arc<AtomicBool>,
 }
 
 impl SnapshotStore {
-    /// The folder at this path; it is made with the first snapshot.
+    /// A store at this path. The first write creates the directory.
     pub fn new(path: PathBuf, metrics: Metrics) -> Self {
         Self { path, metrics, unsynced: false, failing: Arc::default() }
     }
 
-    /// What is wrong with it, by the last round.
+    /// The failure of the last round, if any, as text.
     pub fn failure_message(&self) -> Option<String> {
         let failing = self.failing.load(Ordering::Relaxed);
         failing.then(|| {
@@ -113,7 +117,7 @@ impl SnapshotStore {
         })
     }
 
-    /// Reads all snapshots. What is none is set aside, and the start goes on without it.
+    /// Reads all snapshots. Corrupt ones are renamed and skipped.
     pub fn load(&self) -> Vec<(GroupState, Window)> {
         let paths = match self.list() {
             Ok(paths) => paths,
@@ -154,7 +158,7 @@ impl SnapshotStore {
         );
     }
 
-    /// The snapshots' files, in the order of their names.
+    /// Paths of the snapshots, sorted.
     fn list(&self) -> io::Result<Vec<PathBuf>> {
         let entries = match fs::read_dir(&self.path) {
             Ok(entries) => entries,
@@ -172,16 +176,16 @@ impl SnapshotStore {
         Ok(files)
     }
 
-    /// Name of a group's file.
+    /// File name of a group's snapshot.
     pub fn file_name(detector: &str, group: &Labels) -> String {
         let digest = artifact::sha256_hex(group.to_string().as_bytes());
         format!("{detector}.{}.{EXTENSION}", &digest[..16])
     }
 
-    /// Writes a group's file, whole or not at all.
+    /// Writes a group's snapshot, in full or not at all.
     ///
     /// # Errors
-    /// Why not.
+    /// Those of the operating system.
     pub fn write(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let path = self.path.join(name);
         let result = fs::create_dir_all(&self.path).and_then(|()| write_atomically(&path, bytes));
@@ -195,18 +199,17 @@ impl SnapshotStore {
         result
     }
 
-    /// Ends a round that took so long: removes the files of groups that are gone, and makes sure of the others.
-    pub fn finish_round(&mut self, names: &HashSet<String>, took: Duration, failed: Option<io::Error>) {
+    /// Ends a round of writes: removes the files that are not in `names` and syncs the directory.
+    pub fn finish_round(&mut self, names: &HashSet<String>, duration: Duration, failed: Option<io::Error>) {
         let result = match failed {
             Some(error) => Err(error),
             None => self.remove_stale(names).inspect_err(|_| self.metrics.count_failure("write")),
         };
-        self.metrics.duration.set(took.as_secs_f64());
+        self.metrics.duration.set(duration.as_secs_f64());
         match result {
             Ok(size) => {
                 self.metrics.size.set(i64::try_from(size).unwrap_or(i64::MAX));
-                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                self.metrics.last_success.set(now.as_secs_f64());
+                self.metrics.last_success.set(now_ms() as f64 / 1000.0);
                 if self.failing.swap(false, Ordering::Relaxed) {
                     info!(component = "snapshot", path = %self.path.display(), "snapshots are written again");
                 }
@@ -219,13 +222,13 @@ impl SnapshotStore {
         }
     }
 
-    /// Size of the files that stay.
+    /// Removes the files that are not in `names` and returns the size of the others, in bytes.
     fn remove_stale(&mut self, names: &HashSet<String>) -> io::Result<u64> {
         let mut size = 0;
         for path in self.list()? {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if names.contains(&name) {
-                // Whoever deletes them may do so now.
+                // The file may be deleted from outside at any time.
                 size += fs::metadata(&path).map_or(0, |metadata| metadata.len());
             } else {
                 let removed = fs::remove_file(&path);
@@ -237,7 +240,7 @@ impl SnapshotStore {
             }
         }
         if self.unsynced {
-            File::open(&self.path)?.sync_all()?;
+            sync_directory(&self.path)?;
             self.unsynced = false;
         }
         Ok(size)

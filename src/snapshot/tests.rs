@@ -1,6 +1,8 @@
+use super::format::{FORMAT, MAGIC, split_line};
 use super::*;
 use crate::prom::Sample;
-use crate::window::{IncidentState, ModelRole, Score};
+use crate::window::{IncidentState, ModelRole, Score, Window};
+use arrow_array::Float64Array;
 use prometheus_client::registry::Registry;
 use proptest::prelude::*;
 use std::collections::HashSet;
@@ -22,12 +24,8 @@ fn snapshot() -> (GroupState, Window) {
         }
         window.push(column, Sample::stale(300 * 15_000));
     }
-    let alarm = Some(IncidentState { threshold: 1.5, is_incident: true });
-    window.set_score(
-        ModelRole::Champion,
-        4_000_000,
-        Score { decision: -0.1, score: 1.2, incident_state: alarm },
-    );
+    let incident_state = Some(IncidentState { threshold: 1.5, is_incident: true });
+    window.set_score(ModelRole::Champion, 4_000_000, Score { decision: -0.1, score: 1.2, incident_state });
     let contribution = SavedContribution {
         feature: labels(&[("__name__", "rx")]),
         reason: "jumped".into(),
@@ -96,7 +94,7 @@ fn f22_corruption_is_detected() {
     }
 }
 
-/// With a checksum of its own.
+/// A file with this content and a valid checksum.
 fn with_valid_checksum(content: &[u8]) -> Vec<u8> {
     [format!("{MAGIC} {FORMAT} {}\n", artifact::sha256_hex(content)).as_bytes(), content].concat()
 }
@@ -104,7 +102,7 @@ fn with_valid_checksum(content: &[u8]) -> Vec<u8> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
-    /// Nothing that only looks like a snapshot ends the program.
+    /// No forged snapshot causes a panic.
     #[test]
     fn f22_forged_snapshots_do_not_panic(edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
         let (state, window) = snapshot();
@@ -113,7 +111,7 @@ proptest! {
         let (head, arrow) = split_line(content).expect("another");
         let mut arrow = arrow.to_vec();
         for (index, byte) in edits {
-            // The numbers that say where everything is stand at both ends.
+            // The offsets of an Arrow file are at both ends.
             let (position, end) = (index.index(3000), index.index(2) == 0);
             let position = if end { arrow.len() - 1 - position } else { position };
             arrow[position] = byte;
@@ -139,7 +137,7 @@ fn metric(registry: &Registry, line: &str) -> f64 {
 fn f22_corrupt_snapshots_are_renamed_and_the_others_are_read() {
     let dir = tempfile::tempdir().expect("a directory");
     let (mut store, registry) = store(dir.path());
-    assert!(store.load().is_empty(), "no folder yet");
+    assert!(store.load().is_empty(), "no directory yet");
     let (state, window) = snapshot();
     let good = encode(state.clone(), &window);
     let name = SnapshotStore::file_name("net", &state.group);
@@ -161,7 +159,7 @@ fn f22_corrupt_snapshots_are_renamed_and_the_others_are_read() {
     for (name, bytes) in bad {
         assert_eq!(fs::read(path_of(&format!("{name}.corrupt"))).expect("it is kept"), bytes);
     }
-    assert_eq!(store.load().len(), 1, "nothing is found twice");
+    assert_eq!(store.load().len(), 1, "renamed files are not read again");
     assert_eq!(metric(&registry, "snapshot_groups_total{outcome=\"corrupt\"}"), 4.0);
 }
 
@@ -182,18 +180,18 @@ fn files_of_groups_that_are_gone_are_removed() {
 fn f20_f21_a_directory_that_cannot_be_written_is_counted() {
     let dir = tempfile::tempdir().expect("a directory");
     let (mut store, registry) = store(dir.path());
-    // Somebody's file is in its place: this fails for root, too.
+    // A file has the name of the directory: this fails for root, too.
     fs::write(dir.path().join("snapshots"), "").expect("the directory is ours");
     assert!(store.load().is_empty());
-    let error = store.write("a.snapshot", b"1").expect_err("no folder");
+    let error = store.write("a.snapshot", b"1").expect_err("no directory");
     store.finish_round(&HashSet::new(), Duration::ZERO, Some(error));
     assert_eq!(metric(&registry, "snapshot_failures_total{operation=\"write\"}"), 1.0);
     assert_eq!(metric(&registry, "snapshot_failures_total{operation=\"read\"}"), 1.0);
     assert_eq!(metric(&registry, "snapshot_last_success_timestamp_seconds"), 0.0);
     let path = dir.path().join("snapshots").display().to_string();
-    assert!(store.clone().failure_message().expect("it is known").contains(&path));
+    assert!(store.clone().failure_message().expect("a failure").contains(&path));
     fs::remove_file(dir.path().join("snapshots")).expect("the directory is ours");
-    store.write("a.snapshot", b"1").expect("there is place again");
+    store.write("a.snapshot", b"1").expect("the directory can be created");
     store.finish_round(&HashSet::from(["a.snapshot".into()]), Duration::ZERO, None);
     assert_eq!(store.failure_message(), None);
     assert!(metric(&registry, "snapshot_last_success_timestamp_seconds") > 0.0);

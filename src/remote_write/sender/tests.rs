@@ -1,13 +1,15 @@
-//! The sender against a target that answers what a test wants, over real connections.
+//! The sender against an endpoint with scripted responses, over real connections.
 
 use super::*;
 use crate::http::response::Response as Reply;
 use crate::http::server::Server;
+use crate::http::{Url, client};
 use crate::prom::wire::snappy;
 use crate::prom::{Labels, METRIC_NAME, Sample, proto};
 use crate::remote_write::CursorPosition;
 use crate::time;
 use http_body_util::BodyExt;
+use hyper::header::RETRY_AFTER;
 use prost::Message as _;
 use std::future::poll_fn;
 use std::pin::pin;
@@ -16,16 +18,16 @@ use std::task::Poll;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-/// What a sample carries that a target of these tests does not like.
+/// The value of samples that the endpoints of these tests reject.
 const BAD: f64 = -1.0;
-/// Long enough for anything that happens at all, on a busy machine.
+/// Long enough for every expected event on a busy machine.
 const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 fn now_ms() -> i64 {
     time::now_ms()
 }
 
-/// A request as the target saw it.
+/// A request as the endpoint received it.
 #[derive(Clone, Debug)]
 struct ReceivedRequest {
     received_at: Instant,
@@ -78,9 +80,9 @@ fn decode(headers: &HeaderMap, body: &[u8]) -> Vec<TimeSeries> {
     request.timeseries.into_iter().map(to_series).collect()
 }
 
-/// A target, and what it saw.
+/// An endpoint and the requests that it received.
 struct FakeReceiver {
-    url: crate::http::Url,
+    url: Url,
     requests: Arc<Mutex<Vec<ReceivedRequest>>>,
     _stop: watch::Sender<bool>,
 }
@@ -151,7 +153,7 @@ impl FakeReceiver {
     }
 }
 
-/// Rows of some series, and a cursor over them.
+/// Rows of some series and a cursor.
 #[derive(Clone, Default)]
 struct FakeBatchSource(Arc<Mutex<FakeSourceState>>);
 
@@ -161,7 +163,7 @@ struct FakeSourceState {
     /// Timestamp, and a value for each series.
     rows: Vec<(i64, Vec<f64>)>,
     cursor_ms: i64,
-    /// Where it stood, each time it moved.
+    /// All positions of the cursor.
     advances: Vec<i64>,
 }
 
@@ -183,7 +185,7 @@ impl FakeBatchSource {
         self.0.lock().expect("no panic")
     }
 
-    /// Everything that is to be written.
+    /// All samples, in order of time.
     fn all(&self) -> Vec<(String, i64, f64)> {
         let state = self.state();
         let rows = state.rows.iter().flat_map(|(timestamp_ms, values)| {
@@ -232,7 +234,7 @@ fn rows(n_rows: usize, n_series: usize, value: impl Fn(usize, usize) -> f64) -> 
     FakeBatchSource::new(n_series, (0..n_rows).map(row).collect())
 }
 
-fn config(url: crate::http::Url) -> Config {
+fn config(url: Url) -> Config {
     Config {
         url,
         batch_send_deadline: Duration::from_millis(1),
@@ -242,7 +244,7 @@ fn config(url: crate::http::Url) -> Config {
     }
 }
 
-/// A sender at work.
+/// A running sender.
 struct RunningSender {
     metrics: Metrics,
     wake: Arc<Notify>,
@@ -279,7 +281,7 @@ impl RunningSender {
         (self.metrics.written.get(), self.failed(FailureReason::Rejected), self.failed(FailureReason::TooOld))
     }
 
-    /// Sends everything there is, and ends.
+    /// Waits until the sender has sent everything.
     async fn finish(&mut self) {
         self.closing.send_replace(true);
         tokio::time::timeout(TEST_TIMEOUT, &mut self.task).await.expect("it ends").expect("no panic");
@@ -289,7 +291,7 @@ impl RunningSender {
 async fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + TEST_TIMEOUT;
     while !condition() {
-        assert!(Instant::now() < deadline, "in vain: {what}");
+        assert!(Instant::now() < deadline, "timeout: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
@@ -314,7 +316,7 @@ async fn batches_are_whole_rows_of_at_most_max_samples() {
         proto::WriteRequest::decode(message).expect("a WriteRequest").metadata.len()
     };
     let n_metadata: Vec<usize> = fake.requests().iter().map(metadata).collect();
-    assert_eq!(n_metadata, [1, 0, 0, 0, 0, 0, 0, 0, 0], "type and help go along once a minute");
+    assert_eq!(n_metadata, [1, 0, 0, 0, 0, 0, 0, 0, 0], "type and help are included once a minute");
     assert_eq!(sorted(fake.written()), sorted(rows.all()));
     assert_eq!(sender.counts(), (75, 0, 0));
 }
@@ -404,23 +406,6 @@ async fn b80_a_useless_retry_after_leaves_the_usual_pause() {
     }
 }
 
-#[test]
-fn b80_a_retry_after_is_seconds_or_a_date_and_has_an_end() {
-    // Wed, 21 Oct 2015 07:28:00 GMT
-    let now_ms = 1_445_412_480_000;
-    let pause = |text| retry_after(text, now_ms).map(|pause| pause.as_secs());
-    assert_eq!(pause(" 30 "), Some(30));
-    assert_eq!(pause("Wed, 21 Oct 2015 07:28:20 GMT"), Some(20));
-    for long in ["301", "1000000000", "18446744073709551615", "Thu, 22 Oct 2015 07:28:00 GMT"] {
-        assert_eq!(pause(long), Some(300), "{long}");
-    }
-    for useless in
-        ["0", "-5", "soon", "", "1e9", "Wed, 21 Oct 2015 07:28:00 GMT", "Tue, 20 Oct 2015 07:28:00 GMT"]
-    {
-        assert_eq!(pause(useless), None, "{useless}");
-    }
-}
-
 #[tokio::test]
 async fn f13_one_bad_series_of_a_batch_costs_its_own_sample() {
     for bad in 0..7 {
@@ -470,7 +455,7 @@ async fn too_large_a_request_is_sent_in_parts() {
     assert_eq!(sender.counts(), (32, 0, 0));
 }
 
-/// Once asked for less, less is sent.
+/// Later requests stay below the size of the rejected one.
 #[tokio::test]
 async fn after_413_requests_are_smaller() {
     let size = |series: &[TimeSeries]| series.iter().map(|series| series.samples.len()).sum::<usize>();
@@ -513,7 +498,7 @@ async fn a_misconfigured_endpoint_is_retried() {
 
 #[tokio::test]
 async fn f8_an_endpoint_that_starts_late_gets_everything() {
-    // An address of its own: nobody else takes the port in between.
+    // No other test uses this address, so that the port stays free.
     let listener = TcpListener::bind("127.0.0.9:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound");
     drop(listener);
@@ -534,8 +519,7 @@ async fn f8_an_endpoint_that_starts_late_gets_everything() {
 async fn b81_f41_a_truncated_or_missing_response_is_a_failure() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let url: crate::http::Url =
-        format!("http://{}/", listener.local_addr().expect("bound")).parse().expect("a URL");
+    let url: Url = format!("http://{}/", listener.local_addr().expect("bound")).parse().expect("a URL");
     let broken = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.expect("a connection");
         stream.read_exact(&mut [0; 64]).await.expect("a request");
@@ -668,7 +652,7 @@ async fn a_closed_batch_source_does_not_delay_shutdown() {
     };
     let mut run = pin!(sender.run());
     let pending = poll_fn(|context| Poll::Ready(run.as_mut().poll(context).is_pending())).await;
-    assert!(pending, "it waits for the bell");
+    assert!(pending, "it waits for a notification");
     drop(closing);
     tokio::time::timeout(TEST_TIMEOUT, run).await.expect("it ends");
     assert!(fake.requests().is_empty());
@@ -705,11 +689,11 @@ fn halving_loses_nothing() {
 
 // ------------------------------------------------------------------------------------- remote write 2.0
 
-fn v2(url: crate::http::Url) -> Config {
+fn v2(url: Url) -> Config {
     Config { protobuf_message: ProtobufMessage::V2, ..config(url) }
 }
 
-/// An answer with the count of what was written.
+/// A response with the count of written samples.
 fn reply_with_written(status: u16, samples: &str) -> Reply {
     let mut reply = reply(status);
     let name = HeaderName::from_static("x-prometheus-remote-write-samples-written");
@@ -722,7 +706,7 @@ fn reply_all_written(status: u16, series: &[TimeSeries]) -> Reply {
 }
 
 #[tokio::test]
-async fn b78_requests_are_remote_write_2_0_when_asked_for() {
+async fn b78_requests_are_remote_write_2_0_when_configured() {
     for status in [200, 202, 204] {
         let fake = FakeReceiver::start(move |_, series| reply_all_written(status, series)).await;
         let values = [f64::INFINITY, 5e-324, 1.5, f64::from_bits(crate::prom::STALE_BITS)];
@@ -747,7 +731,7 @@ async fn b78_requests_are_remote_write_2_0_when_asked_for() {
     }
 }
 
-/// A target of 1.0 that does not look at the type finds nothing in a message of 2.0, and is content.
+/// An endpoint of 1.0 that ignores the content type finds nothing in a message of 2.0 and accepts it.
 #[tokio::test]
 async fn b82_b84_an_endpoint_that_does_not_support_2_0_gets_1_0_from_then_on() {
     let unaware: [fn() -> Reply; 4] =
@@ -804,10 +788,10 @@ async fn a_rejection_of_2_0_with_a_written_count_is_trusted() {
     let bad = rows(3, 2, |i, j| if (i, j) == (1, 1) { BAD } else { 1.0 });
     let mut sender = RunningSender::start(&bad, v2(fake.url.clone()));
     sender.finish().await;
-    assert_eq!(sender.counts(), (5, 1, 0), "who keeps nothing gets the others again");
+    assert_eq!(sender.counts(), (5, 1, 0), "the valid samples are sent again where none was written");
 }
 
-// ---------------------------------------------------------------------------------- answers and faults
+// ---------------------------------------------------------------------------------- responses and faults
 
 #[tokio::test]
 async fn b79_only_the_beginning_of_an_endless_rejection_is_read() {
@@ -843,14 +827,13 @@ async fn b81_a_failed_name_lookup_or_handshake_is_retried() {
     }
 }
 
-/// Each target has its own sender and its own cursor.
+/// Each endpoint has its own sender and its own cursor.
 #[tokio::test]
 async fn f10_a_slow_endpoint_delays_no_other_and_has_one_request_at_a_time() {
     use tokio::io::AsyncReadExt;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let slow: crate::http::Url =
-        format!("http://{}/", listener.local_addr().expect("bound")).parse().expect("a URL");
-    // It takes what comes, and does not answer.
+    let slow: Url = format!("http://{}/", listener.local_addr().expect("bound")).parse().expect("a URL");
+    // It reads every request and never responds.
     let connections = Arc::new(Mutex::new(0));
     let count = connections.clone();
     tokio::spawn(async move {
@@ -867,7 +850,7 @@ async fn f10_a_slow_endpoint_delays_no_other_and_has_one_request_at_a_time() {
     let other_source = rows(20, 2, |i, j| (10 * i + j) as f64);
     let slow_sender = RunningSender::start(&slow_source, config(slow));
     slow_sender.wake.notify_one();
-    wait_until("the slow one is asked", || *connections.lock().expect("no panic") == 1).await;
+    wait_until("the slow endpoint has a connection", || *connections.lock().expect("no panic") == 1).await;
     let config = Config { max_samples_per_send: 4, ..config(fake.url.clone()) };
     let mut other_sender = RunningSender::start(&other_source, config);
     other_sender.finish().await;
@@ -900,16 +883,16 @@ async fn f35_a_second_writer_is_distinguished_from_bad_data() {
     }
 }
 
-/// A token that has run out costs nothing: the new one is read when it is there.
+/// An expired token loses no samples: the new one is read from the file.
 #[tokio::test]
 async fn f42_a_token_that_is_renewed_in_its_file_is_used() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let file = folder.path().join("token");
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("token");
     std::fs::write(&file, "old").expect("writable");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let renewed = Arc::new(Mutex::new(false));
     let is_renewed = renewed.clone();
-    // The token itself is looked at below.
+    // The token itself is checked below.
     let fake = FakeReceiver::on_listener(listener, move |_, _| {
         reply(if *is_renewed.lock().expect("no panic") { 204 } else { 401 })
     });
