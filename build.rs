@@ -1,4 +1,4 @@
-//! Compiles `proto/` with a parser in Rust: no `protoc` is needed on the machine.
+//! Compiles `proto/` with a parser written in Rust, so that the build does not need `protoc`.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");

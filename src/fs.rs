@@ -1,14 +1,14 @@
-//! Files that appear whole or not at all.
+//! Writes files so that a crash leaves the old or the new content, never a part.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
-/// Extension of files that are being written. A process that dies may leave some behind.
+/// Extension of files that are being written. A crash may leave such files.
 const TEMPORARY_EXTENSION: &str = "tmp";
 
-/// Replaces a file: the bytes go to a temporary file beside it, which is synced and renamed. After an error the
-/// temporary file is gone. [`sync_directory`] makes the renaming durable.
+/// Replaces a file: writes a temporary file beside it, syncs it and renames it. Removes the temporary file after an
+/// error. [`sync_directory`] makes the renaming durable.
 ///
 /// # Errors
 /// Those of the operating system; the file is unchanged then.

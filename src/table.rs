@@ -1,7 +1,7 @@
-//! Tables from files: Parquet or CSV, told apart by content.
+//! Reads tables from Parquet or CSV files, distinguished by content.
 //!
-//! A table has a column `timestamp` in milliseconds and one numeric column a feature. What is empty or null
-//! is NaN. Every column is kept as `f64`: rounding to what a forest compares is the caller's step.
+//! A table has a numeric column for each feature, and may have a column `timestamp` in milliseconds. Empty and null cells
+//! become NaN. The values stay `f64`, since only the caller can tell which precision is enough; forests take `f32`.
 
 use arrow_array::cast::AsArray;
 use arrow_array::types;
@@ -12,27 +12,27 @@ use std::fs::File;
 use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 
-/// The name of the column with the time.
+/// Name of the column with the time.
 const TIMESTAMP: &str = "timestamp";
-/// The name of a column that marks known anomalies; it is no feature.
+/// Name of the column that marks known anomalies; it is not a feature.
 const LABEL: &str = "label";
-/// What a Parquet file begins with.
+/// First bytes of a Parquet file.
 const PARQUET_MAGIC: &[u8] = b"PAR1";
-/// Most cells of a table: 5 days of 15 s and a thousand columns are 29 million.
+/// Most cells of a table. Five days of 15 s with a thousand columns have 29 million.
 const MAX_CELLS: usize = 1 << 28;
 
-/// A table.
+/// A table of numbers.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DataTable {
-    /// Milliseconds since the epoch of each row, where the table has them.
+    /// Milliseconds since the epoch of each row; `None` without a column `timestamp`.
     pub timestamps: Option<Vec<i64>>,
-    /// Name and values of each column, in the order of the file, shape `[n_rows]` each.
+    /// Name and values of each feature, in the order of the file, shape `[n_rows]` each.
     pub columns: Vec<(String, Vec<f64>)>,
-    /// Marks of known anomalies, where the table has them.
+    /// Marks of known anomalies, shape `[n_rows]`; `None` without a column `label`.
     pub label: Option<Vec<f64>>,
 }
 
-/// Why there is no table.
+/// A file that is not a valid table.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
@@ -40,92 +40,92 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// The file is no Parquet after all.
+    /// The file starts like Parquet and is not valid Parquet.
     #[error("{} cannot be read as Parquet", path.display())]
     Parquet {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: parquet::errors::ParquetError,
     },
-    /// A batch of the file is damaged.
+    /// A batch of the file is corrupt.
     #[error("{} cannot be read as Parquet", path.display())]
     Arrow {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: arrow_schema::ArrowError,
     },
-    /// The file is no CSV.
+    /// The file is not valid CSV.
     #[error("{} cannot be read as CSV", path.display())]
     Csv {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: csv::Error,
     },
-    /// A cell is no number.
+    /// A cell is not a number.
     #[error("{}: line {line}, column {column:?}: {value:?} is not a number", path.display())]
     Cell {
         /// The file.
         path: PathBuf,
-        /// Its line, from 1.
+        /// The line, from 1.
         line: u64,
         /// The column.
         column: String,
-        /// What is there.
+        /// The invalid value.
         value: String,
     },
-    /// A column holds something else than numbers.
+    /// A column is not numeric.
     #[error("{}: column {column:?} is of type {data_type}, must be numeric", path.display())]
     Type {
         /// The file.
         path: PathBuf,
         /// The column.
         column: String,
-        /// Its type.
+        /// Type of the column.
         data_type: DataType,
     },
-    /// A time is missing or no whole number of milliseconds.
+    /// A timestamp is missing or not a whole number of milliseconds.
     #[error("{}: row {row} has timestamp {value}, must be whole milliseconds since 1970", path.display())]
     Timestamp {
         /// The file.
         path: PathBuf,
         /// The row, from 1.
         row: usize,
-        /// What is there.
+        /// The invalid value.
         value: f64,
     },
-    /// Two columns have one name, or none.
+    /// The name of a column is empty or not unique.
     #[error("{}: column {number} is named {name:?}, must have a name of its own", path.display())]
     ColumnName {
         /// The file.
         path: PathBuf,
         /// The column, from 1.
         number: usize,
-        /// Its name.
+        /// Name of the column.
         name: String,
     },
-    /// The table is larger than anything that we train on.
+    /// The table has more cells than the limit.
     #[error("{} has more than {MAX_CELLS} cells", path.display())]
     Oversized {
         /// The file.
         path: PathBuf,
     },
-    /// There is no row, or no feature.
+    /// The table has no row or no feature.
     #[error("{} has {n_rows} rows and {n_columns} columns of values, must have at least one of each", path.display())]
     Empty {
         /// The file.
         path: PathBuf,
-        /// Its rows.
+        /// Number of rows.
         n_rows: usize,
-        /// Its columns but for the time and the label.
+        /// Number of features.
         n_columns: usize,
     },
-    /// A column that is asked for is not there.
+    /// The table lacks a requested column.
     #[error("the table has no column {0:?}")]
     MissingColumn(String),
 }
@@ -134,7 +134,7 @@ impl DataTable {
     /// Reads a file.
     ///
     /// # Errors
-    /// [`Error`].
+    /// [`Error`] if the file cannot be read or is not a valid table.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let io = |source| Error::Io { path: path.into(), source };
         let mut file = File::open(path).map_err(io)?;
@@ -167,7 +167,7 @@ impl DataTable {
             return Err(Error::Empty { path: path.into(), n_rows, n_columns: table.columns.len() });
         }
         let to_timestamp = |(row, value): (usize, f64)| {
-            // Every whole number up to 2^53 is a double, and 2^53 ms are beyond the year 200,000.
+            // Doubles represent every whole number up to 2^53; 2^53 ms are beyond the year 200,000.
             let is_whole = value.fract() == 0.0 && value.abs() < (1_u64 << 53) as f64;
             is_whole.then_some(value as i64).ok_or_else(|| Error::Timestamp {
                 path: path.into(),
@@ -186,11 +186,10 @@ impl DataTable {
         self.columns.first().map_or(0, |(_, values)| values.len())
     }
 
-    /// The columns of these names as a forest takes them: shape `[n_rows, names]`, column-major, rounded
-    /// to `f32`.
+    /// The columns of these names as input for a forest: shape `[n_rows, n_names]`, column-major, rounded to `f32`.
     ///
     /// # Errors
-    /// [`Error::Missing`].
+    /// [`Error::MissingColumn`].
     pub fn select(&self, names: &[String]) -> Result<Vec<f32>, Error> {
         let mut selected = Vec::with_capacity(names.len() * self.n_rows());
         for name in names {
@@ -252,7 +251,7 @@ fn parquet(path: &Path, file: File) -> Result<Vec<(String, Vec<f64>)>, Error> {
     Ok(columns)
 }
 
-/// The values of a column, null as NaN; `None` when it holds no numbers. A time becomes milliseconds.
+/// The values of a column, null as NaN, times in milliseconds; `None` if the column is not numeric.
 fn numbers(array: &ArrayRef, is_time: bool) -> Option<Vec<f64>> {
     macro_rules! widen {
         ($type:ty) => {

@@ -1,4 +1,4 @@
-//! Answers of a real Prometheus, and a server that answers what a test wants.
+//! Captured responses of Prometheus, and a server with scripted responses.
 
 use super::client::RESPONSE_LIMIT;
 use super::collector::ResponseCollector;
@@ -30,14 +30,14 @@ fn capture(name: &str) -> Vec<u8> {
     std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Takes an answer of type SAMPLES.
+/// Decodes a SAMPLES response.
 fn decode(message: &[u8], start_ms: i64, end_ms: i64) -> Result<Vec<SeriesSamples>, Error> {
     let mut collector = ResponseCollector::new(start_ms, end_ms);
     collector.push_response(message)?;
     Ok(collector.finish())
 }
 
-/// Takes the frames of a stream.
+/// Decodes the frames of a stream.
 fn decode_stream(mut stream: &[u8], start_ms: i64, end_ms: i64) -> Result<Vec<SeriesSamples>, Error> {
     let mut collector = ResponseCollector::new(start_ms, end_ms);
     let mut reader = ChunkedReader::default();
@@ -75,7 +75,7 @@ fn expected(name: &str) -> BTreeMap<Labels, Vec<Sample>> {
     series
 }
 
-/// Takes off the labels that remote read adds, after a look at them.
+/// Checks and removes the external labels.
 fn strip_external_labels(labels: &Labels) -> Labels {
     let (external, own) = labels.split(&["monitor".into(), "replica".into()]);
     assert_eq!(external.to_string(), r#"{monitor="demo", replica="a"}"#);
@@ -97,7 +97,7 @@ fn compare(series: &[SeriesSamples], csv: &str) -> Vec<(String, i64)> {
     markers
 }
 
-/// Both kinds of an answer that Prometheus gave.
+/// A captured response of Prometheus in both formats.
 fn captured_responses(name: &str) -> [Vec<SeriesSamples>; 2] {
     let samples = decompressed(&capture(&format!("{name}.samples.response.bin")));
     let stream = capture(&format!("{name}.stream.response.bin"));
@@ -122,7 +122,7 @@ fn keeps_gaps_and_staleness_markers() {
         let markers = compare(&series, "go-heap-gap.expected.csv");
         assert_eq!(markers.len(), 2, "{markers:?}");
         assert_eq!(markers[0].1, markers[1].1, "one target ended");
-        // The markers stand at the beginning of a gap of at least the 17 s that the target was away.
+        // The markers are at the start of a gap of at least the 17 s for which the target was down.
         for (labels, samples) in &series {
             let Some(i) = samples.iter().position(Sample::is_stale) else { continue };
             let gap_ms = samples[i + 1].timestamp_ms - samples[i - 1].timestamp_ms;
@@ -188,7 +188,7 @@ fn b64_b65_refuses_invalid_responses() {
     assert!(matches!(decode(&whole[..whole.len() - 1], 0, 1), Err(Error::Protobuf(_))));
 }
 
-/// A server for remote read, and the requests that it saw.
+/// A remote-read server and the requests that it received.
 struct FakeReadServer {
     client: ReadClient,
     requests: Arc<Mutex<Vec<ReadRequest>>>,
@@ -200,7 +200,7 @@ impl FakeReadServer {
         Self::with_timeout(Config::default().remote_timeout, move |request| script(&request.queries[0])).await
     }
 
-    /// With the request at hand, and this time for an answer.
+    /// A server whose script gets the request, for a client with this timeout.
     async fn with_timeout(
         remote_timeout: Duration,
         script: impl Fn(&ReadRequest) -> Reply + Send + Sync + 'static,
@@ -238,7 +238,7 @@ impl FakeReadServer {
         Self { client, requests, _stop: stop }
     }
 
-    /// Reads a range; the result has the slices in the order in which they came.
+    /// Reads a range; returns the slices in the order of their arrival.
     async fn read(&self, range: (i64, i64)) -> (Vec<Vec<SeriesSamples>>, Result<(), Error>) {
         let selector = Selector::parse("up").expect("a selector");
         let group = [Matcher::equal("job", "node")];
@@ -247,14 +247,14 @@ impl FakeReadServer {
         (slices, result)
     }
 
-    /// The ranges that were asked for.
+    /// The requested ranges.
     fn ranges(&self) -> Vec<(i64, i64)> {
         let requests = self.requests.lock().expect("no panic");
         requests.iter().map(|r| (r.queries[0].start_timestamp_ms, r.queries[0].end_timestamp_ms)).collect()
     }
 }
 
-/// How many slices came to this.
+/// The number of slices with this outcome.
 fn slice_count(client: &ReadClient, outcome: &'static str) -> u64 {
     client.metrics.slices.get_or_create(&[("outcome", outcome.into())]).get()
 }
@@ -303,7 +303,6 @@ async fn sends_the_same_requests_as_prometheus() {
         let request = ReadRequest::decode(&*request).expect("a ReadRequest");
         let (start_ms, end_ms) = (request.queries[0].start_timestamp_ms, request.queries[0].end_timestamp_ms);
         let selector = Selector::parse(selector).expect("a selector");
-        // Whichever kind the server chooses.
         for (content_type, kind) in [(SAMPLES_CONTENT_TYPE, "samples"), (STREAMED_CONTENT_TYPE, "stream")] {
             let response = capture(&format!("{name}.{kind}.response.bin"));
             let fake = FakeReadServer::start(move |_| reply(content_type, response.clone())).await;
@@ -377,7 +376,7 @@ async fn gives_up_halving_at_a_minute() {
 
 #[tokio::test]
 async fn b67_halves_a_slice_that_is_above_the_own_limit() {
-    // What the header of a body of four bytes declares is above the limit.
+    // The snappy header declares a size above the limit.
     let fake = FakeReadServer::start(move |query| {
         if query.end_timestamp_ms - query.start_timestamp_ms >= DAY_MS / 2 {
             reply("application/x-protobuf", &b"\xff\xff\xff\xff\x0f\x00"[..])
@@ -435,7 +434,7 @@ fn chunk(encoding: i32, samples: &[(i64, f64)]) -> proto::Chunk {
         .iter()
         .map(|(timestamp_ms, value)| Sample { timestamp_ms: *timestamp_ms, value: *value })
         .collect();
-    // Nobody is to believe these times.
+    // The client must ignore these times.
     proto::Chunk { min_time_ms: 7, max_time_ms: -7, r#type: encoding, data: reference_encode(&samples) }
 }
 
@@ -494,7 +493,7 @@ fn b58_b59_frames_without_a_series_and_with_two() {
 fn b60_a_frame_for_another_query_is_refused() {
     for query_index in [1, -1, i64::MAX] {
         let stream = [framed(0, &[]), framed(query_index, &[("a", Vec::new())])].concat();
-        let error = decode_stream(&stream, 0, 10).expect_err("only query 0 was asked");
+        let error = decode_stream(&stream, 0, 10).expect_err("another query");
         assert!(matches!(error, Error::QueryIndex { query_index: found } if found == query_index), "{error}");
     }
 }
@@ -590,7 +589,7 @@ async fn b61_f39_chunks_of_an_unknown_encoding_are_requested_as_samples() {
     let requests = fake.requests.lock().expect("no panic");
     let response_types: Vec<&[i32]> =
         requests.iter().map(|request| &request.accepted_response_types[..]).collect();
-    assert_eq!(response_types, [&[1, 0][..], &[0], &[0], &[0]], "the source is remembered");
+    assert_eq!(response_types, [&[1, 0][..], &[0], &[0], &[0]], "the client remembers the encoding");
     assert_eq!(slice_count(&fake.client, "unknown_encoding"), 1);
 }
 
@@ -690,7 +689,7 @@ async fn f40_a_slice_that_takes_too_long_is_halved() {
     })
     .await;
     let (slices_read, result) = fake.read((0, 2 * DAY_MS)).await;
-    result.expect("it answers in the end");
+    result.expect("shorter slices succeed");
     let samples: usize = slices_read.iter().flatten().map(|(_, samples)| samples.len()).sum();
     assert_eq!(samples, 2 * 1440, "every minute once");
     assert_eq!((slice_count(&fake.client, "split"), slice_count(&fake.client, "read")), (2, 8));
@@ -728,6 +727,6 @@ async fn a_refused_connection_is_an_error() {
     let config = Config { url, ..Config::default() };
     let client = ReadClient::new(&config, &Metrics::default()).expect("a client");
     let result = client.read(&selector, &[], (0, DAY_MS), |_| ()).await;
-    let text = crate::error::chain(&result.expect_err("nobody answers"));
+    let text = crate::error::chain(&result.expect_err("no listener"));
     assert!(text.contains(&address.to_string()) && text.contains("refused"), "{text}");
 }

@@ -31,7 +31,7 @@ fn fake_series(name: &str, samples: impl IntoIterator<Item = (i64, f64)>) -> Fak
     }
 }
 
-/// What two kinds of answers say: for each query its series.
+/// A decoded response of either format: for each query its series.
 type DecodedResults = Vec<Vec<(Labels, Vec<Sample>)>>;
 
 fn to_labels(labels: Vec<crate::prom::proto::Label>) -> Labels {
@@ -67,7 +67,7 @@ fn decode_samples(body: &[u8]) -> DecodedResults {
     results.into_iter().map(|result| result.timeseries.into_iter().map(series).collect()).collect()
 }
 
-/// Reads frames, and holds them to what Prometheus' client needs.
+/// Decodes frames, and checks the requirements of Prometheus' client.
 fn decode_chunks(mut body: &[u8], n_queries: usize) -> (DecodedResults, usize) {
     let mut results: DecodedResults = vec![Vec::new(); n_queries];
     let mut n_frames = 0;
@@ -76,7 +76,7 @@ fn decode_chunks(mut body: &[u8], n_queries: usize) -> (DecodedResults, usize) {
         let length = prost::decode_length_delimiter(&mut body).expect("a length");
         let checksum = body.get_u32();
         let frame = body.copy_to_bytes(length);
-        assert!(n_before - body.remaining() <= 1 << 20, "a frame is at most a mebibyte");
+        assert!(n_before - body.remaining() <= 1 << 20, "a frame has at most 1 MiB");
         assert_eq!(checksum, crc32c::crc32c(&frame));
         let frame = ChunkedReadResponse::decode(frame).expect("a ChunkedReadResponse");
         let [series] = frame.chunked_series.try_into().expect("one series in each frame");
@@ -85,7 +85,7 @@ fn decode_chunks(mut body: &[u8], n_queries: usize) -> (DecodedResults, usize) {
         if result.last().is_none_or(|(last, _)| *last != labels) {
             result.push((labels, Vec::new()));
         }
-        let samples = &mut result.last_mut().expect("just there").1;
+        let samples = &mut result.last_mut().expect("pushed above").1;
         for chunk in series.chunks {
             let start = samples.len();
             xor::decode(&chunk.data, samples).expect("a chunk");
@@ -98,7 +98,7 @@ fn decode_chunks(mut body: &[u8], n_queries: usize) -> (DecodedResults, usize) {
     (results, n_frames)
 }
 
-/// Bits without a pattern, so that nothing can be compressed.
+/// Random values, which cannot be compressed.
 fn noise(n: usize) -> impl Iterator<Item = (i64, f64)> {
     let mut state = 1_u64;
     (0..n).map(move |i| {
@@ -115,7 +115,7 @@ async fn both_formats_hold_the_same_sorted_series_each_once() {
                 fake_series("b", [(1, 1.0), (2, f64::from_bits(crate::prom::STALE_BITS)), (3, -4.0)]),
                 fake_series("empty", []),
                 fake_series("a", noise(20_000)),
-                // watched by a second detector, whose window is longer
+                // from a second detector with a longer window
                 fake_series("b", [(0, 0.5), (1, 1.0), (3, -4.0), (4, f64::NAN)]),
             ],
             vec![],
@@ -157,7 +157,7 @@ async fn a_response_above_the_limit_is_refused_before_it_begins() {
     assert_eq!(error.status(), StatusCode::BAD_REQUEST);
 }
 
-/// It has what is asked for, or looks for it for ever.
+/// Selects a series, or never returns if false.
 struct FakeQueryable(bool);
 
 impl Queryable for FakeQueryable {
@@ -175,8 +175,7 @@ async fn a_query_that_takes_too_long_is_given_up() {
     let query =
         || Query { start_ms: 1, end_ms: 2, selector: crate::prom::Selector::parse("a").expect("valid") };
     let with_short_timeout = RemoteReadServer { query_timeout, ..RemoteReadServer::new(metrics.clone()) };
-    let error =
-        with_short_timeout.plan(vec![query()], &FakeQueryable(false)).await.err().expect("it has an end");
+    let error = with_short_timeout.plan(vec![query()], &FakeQueryable(false)).await.err().expect("a timeout");
     assert_eq!(error.to_string(), "the query takes longer than 120s");
     assert_eq!(error.status(), StatusCode::SERVICE_UNAVAILABLE);
     let server = RemoteReadServer::new(metrics);
@@ -259,7 +258,7 @@ fn error_messages_have_one_line() {
 }
 
 proptest! {
-    /// What the encoder writes, the decoder reads, to the last bit.
+    /// The decoder returns the encoded samples bit by bit.
     #[test]
     fn chunks_are_read_as_they_were_written(
         samples in prop::collection::vec((any::<i64>(), any::<u64>()), 0..120),

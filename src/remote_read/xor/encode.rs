@@ -1,8 +1,11 @@
-//! Writes chunks, bit for bit as Prometheus does (`tsdb/chunkenc/xor.go`).
+//! Encodes XOR chunks with the same bits as Prometheus (`tsdb/chunkenc/xor.go`).
 
 use crate::prom::Sample;
 
-/// Appends a chunk of these samples, at most [`u16::MAX`] of them, in the order of time.
+/// Appends a chunk of at most [`u16::MAX`] samples, ascending.
+///
+/// # Panics
+/// If there are more samples.
 pub fn encode(samples: &[Sample], out: &mut Vec<u8>) {
     let count = u16::try_from(samples.len()).expect("a chunk has a few samples");
     let mut writer = BitWriter { out, pending: 0, n_pending: 0 };
@@ -29,16 +32,16 @@ pub fn encode(samples: &[Sample], out: &mut Vec<u8>) {
     writer.finish();
 }
 
-/// A stream of bits, the most significant first.
+/// Appends bits to bytes, the most significant bit first.
 struct BitWriter<'o> {
     out: &'o mut Vec<u8>,
-    /// Bits that are no whole byte yet, from the top.
+    /// Bits of the incomplete last byte, left-aligned.
     pending: u8,
     n_pending: u32,
 }
 
 impl BitWriter<'_> {
-    /// The lowest `width` bits, at most 64.
+    /// Writes the lowest `width` bits, at most 64.
     fn write_bits(&mut self, bits: u64, mut width: u32) {
         while width > 0 {
             let n_bits = width.min(8 - self.n_pending);
@@ -61,8 +64,7 @@ impl BitWriter<'_> {
         self.write_bits(value, 8);
     }
 
-    /// By how much the distance of two timestamps differs from the one before. The widths are not two's
-    /// complement's: 8192 has 14 bits, -8192 has not.
+    /// Writes the delta of deltas. The ranges differ from two's complement: 8192 fits 14 bits, -8192 does not.
     fn write_delta_of_delta(&mut self, dod: i64) {
         let fits = |width: u32| (1 - (1 << (width - 1))..=1 << (width - 1)).contains(&dod);
         let bits = dod.cast_unsigned();
@@ -80,13 +82,12 @@ impl BitWriter<'_> {
         }
     }
 
-    /// The bits in which a value differs from the one before: those that change, within the window of the last
-    /// one if they lie there, else with a new window. Without a window the first one is new.
+    /// Writes the changed bits of a value, in the previous window if they fit there, else with a new window.
     fn write_value(&mut self, xor: u64, window: &mut Option<(u32, u32)>) {
         if xor == 0 {
             return self.write_bits(0, 1);
         }
-        // Five bits hold it.
+        // The field has five bits.
         let leading = xor.leading_zeros().min(31);
         let trailing = xor.trailing_zeros();
         let reused_window = window.filter(|(window_leading, window_trailing)| {
@@ -100,7 +101,7 @@ impl BitWriter<'_> {
         let significant = 64 - leading - trailing;
         self.write_bits(0b11, 2);
         self.write_bits(leading.into(), 5);
-        // Of 64 these are the lowest six bits: zero.
+        // The field has six bits: 64 is written as zero.
         self.write_bits(significant.into(), 6);
         self.write_bits(xor >> trailing, significant);
     }

@@ -1,52 +1,52 @@
-//! Chunks of type XOR, the samples of a series as Prometheus keeps and streams them: the timestamps as the
-//! change of the change, the values XORed with the one before, both in as many bits as it takes
+//! Decodes XOR chunks, the format in which Prometheus stores and streams the samples of a series: the second
+//! difference of the timestamps, and each value XORed with the previous one, both in a variable number of bits
 //! (Pelkonen et al. 2015, "Gorilla", with other widths; Prometheus, `tsdb/docs/format/chunks.md`).
 //!
-//! The stream has no alignment, so that a reader of single bits spends its time on counting them. This one
-//! looks at 57 bits at once: the change of a timestamp and the header of a value are one load, and bounds are
-//! looked after once a sample. [`plain`] is what it is compared with.
+//! Each load reads at least 57 bits: it covers the timestamp and the header of the value, and the bounds are checked
+//! once for each sample. The alternative, a reader of single bits, spends most of its time on counting them; it is the
+//! [reference implementation](reference).
 
 pub mod encode;
 pub mod reference;
 
 use crate::prom::Sample;
 
-/// Why bytes are no chunk.
+/// Bytes that are not a valid chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The bytes end before the samples.
+    /// The bytes end before the last sample.
     #[error("a chunk of {length} bytes does not hold the {count} samples that it declares")]
     Truncated {
-        /// Bytes of the chunk.
+        /// Length of the chunk, in bytes.
         length: usize,
-        /// Samples that its header declares.
+        /// Number of samples that the header declares.
         count: usize,
     },
-    /// A varint of more than ten bytes, or above 64 bits.
+    /// A varint has more than ten bytes or more than 64 bits.
     #[error("a varint of the chunk does not fit 64 bits")]
     Varint,
-    /// No value has these bits.
+    /// The window of changed bits exceeds a value.
     #[error(
         "a value of the chunk has {leading} leading zeros and {significant} bits after them, more than 64"
     )]
     InvalidBitWindow {
-        /// Zeros before the bits that changed.
+        /// Leading zeros before the changed bits.
         leading: u32,
-        /// The bits that changed.
+        /// Number of changed bits.
         significant: u32,
     },
 }
 
-/// Bytes that one look takes: the 57 bits from any bit on are in them.
+/// Bytes of one load. It has at least 57 bits after any bit offset of its first byte.
 const WORD_BYTES: usize = 8;
-/// Bytes from the one in which a sample begins to the end of the last look at it: 4 + 64 bits of a timestamp,
-/// 13 + 64 of a value, at any bit of the first byte, and a look at the last of them.
+/// Most bytes from the first byte of a sample to the end of its last load: an offset of 7 bits, 4 + 64 bits of the
+/// timestamp, 13 + 64 bits of the value, and a load at the last bit.
 const MAX_SAMPLE_BYTES: usize = (7 + 4 + 64 + 13 + 64) / 8 + WORD_BYTES;
 
-/// Appends the samples of a chunk, in the order of the chunk. Bits after the last sample are padding.
+/// Appends the samples of a chunk, in the order of the chunk. Bits after the last sample are ignored.
 ///
 /// # Errors
-/// [`Error`] when the bytes are no chunk; nothing is appended then.
+/// [`Error`] if the chunk is invalid; then `samples` is unchanged.
 pub fn decode(chunk: &[u8], samples: &mut Vec<Sample>) -> Result<(), Error> {
     let n_before = samples.len();
     let result = append_samples(chunk, samples);
@@ -76,13 +76,13 @@ fn append_samples(chunk: &[u8], samples: &mut Vec<Sample>) -> Result<(), Error> 
         return Ok(());
     }
     state.delta = read_varint(&mut rest)?.ok_or(truncated)?;
-    // Two bits a sample at least, but for the second: memory is taken for what can be there.
+    // Each sample after the second has at least two bits: the check bounds the memory that is allocated.
     if count > rest.len() * 4 + 2 {
         return Err(truncated);
     }
     samples.reserve(count - 1);
 
-    // The last bytes are read from a copy with room behind it, so that no look is a special case.
+    // The last bytes are read from a padded copy, so that no load is a special case.
     let tail_start = rest.len().saturating_sub(MAX_SAMPLE_BYTES);
     let mut tail = [0; 2 * MAX_SAMPLE_BYTES];
     tail[..rest.len() - tail_start].copy_from_slice(&rest[tail_start..]);
@@ -102,7 +102,7 @@ fn append_samples(chunk: &[u8], samples: &mut Vec<Sample>) -> Result<(), Error> 
     Ok(())
 }
 
-/// What a sample is told relative to.
+/// The previous sample, which the next one is encoded against.
 #[derive(Default)]
 struct XorState {
     timestamp_ms: i64,
@@ -117,13 +117,13 @@ impl XorState {
         Sample { timestamp_ms: self.timestamp_ms, value: f64::from_bits(self.value) }
     }
 
-    /// The second sample, whose delta is known. Returns the bits that it takes.
+    /// Decodes the second sample, whose delta is already in `self`. Returns its length in bits.
     fn decode_second(&mut self, bytes: &[u8]) -> Result<usize, Error> {
         self.timestamp_ms = self.timestamp_ms.wrapping_add_unsigned(self.delta);
         self.decode_value(bytes, 0, read_word(bytes, 0))
     }
 
-    /// A sample after the second, from bit `at` on. Returns the bits that it takes.
+    /// Decodes a sample after the second, at bit `offset`. Returns its length in bits.
     #[inline]
     fn decode_next(&mut self, bytes: &[u8], offset: usize) -> Result<usize, Error> {
         let word = read_word(bytes, offset);
@@ -140,7 +140,7 @@ impl XorState {
         Ok(n_bits + self.decode_value(bytes, offset + n_bits, word)?)
     }
 
-    /// The value, from bit `at` on, which `word` begins with. Returns the bits that it takes.
+    /// Decodes the value at bit `offset`, whose first bits are the top of `word`. Returns its length in bits.
     #[inline]
     fn decode_value(&mut self, bytes: &[u8], offset: usize, word: u64) -> Result<usize, Error> {
         if word >> 63 == 0 {
@@ -154,7 +154,7 @@ impl XorState {
                 0 => 64,
                 significant => significant,
             };
-            // Prometheus goes on with what the subtraction wraps to.
+            // Prometheus continues with the wrapped result of the subtraction.
             self.trailing = 64u32
                 .checked_sub(leading + significant)
                 .ok_or(Error::InvalidBitWindow { leading, significant })?;
@@ -166,23 +166,24 @@ impl XorState {
     }
 }
 
-/// The change of a delta, `width` bits after `prefix` bits. What stands above half of the range is negative:
-/// not two's complement, which would end one earlier.
+/// The delta of deltas in the `width` bits after `prefix` bits. Values above half of the range are negative; half of the
+/// range itself is positive, unlike in two's complement.
 #[inline]
 fn delta_of_delta(word: u64, prefix: u32, width: u32) -> u64 {
     let bits = word << prefix >> (64 - width);
     if bits > 1 << (width - 1) { bits.wrapping_sub(1 << width) } else { bits }
 }
 
-/// The bits from bit `at` on, 57 of them at least, the first one on top.
+/// At least 57 bits at bit `offset`, left-aligned.
 #[inline]
 fn read_word(bytes: &[u8], offset: usize) -> u64 {
-    let word =
-        bytes[offset / 8..].first_chunk::<WORD_BYTES>().expect("a sample begins REACH bytes before the end");
+    let word = bytes[offset / 8..]
+        .first_chunk::<WORD_BYTES>()
+        .expect("a sample starts MAX_SAMPLE_BYTES before the end");
     u64::from_be_bytes(*word) << (offset % 8)
 }
 
-/// `width` bits from bit `at` on, 1 to 64 of them.
+/// The `width` bits at bit `offset`, from 1 to 64.
 #[inline]
 fn read_bits(bytes: &[u8], offset: usize, width: u32) -> u64 {
     match width {
@@ -191,7 +192,7 @@ fn read_bits(bytes: &[u8], offset: usize, width: u32) -> u64 {
     }
 }
 
-/// A varint as Go's `encoding/binary` has it; none when the bytes end inside.
+/// Reads a varint of Go's `encoding/binary`; `None` if the bytes end inside it.
 fn read_varint(bytes: &mut &[u8]) -> Result<Option<u64>, Error> {
     let mut value = 0;
     for (i, &byte) in bytes.iter().take(10).enumerate() {

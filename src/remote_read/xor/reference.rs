@@ -1,15 +1,14 @@
-//! XOR chunks as their description reads, one bit after another.
+//! Reference implementation of the decoder, one bit at a time, in the words of the format's description.
 //!
-//! Nothing that runs uses it. It is what [`decode`](super::decode()) is compared with: for equality in the tests,
-//! for speed in the bench.
+//! Only tests and the bench use it: they compare the results and the speed of [`decode`](super::decode()) with it.
 
 use super::Error;
 use crate::prom::Sample;
 
-/// The samples of a chunk.
+/// Decodes the samples of a chunk.
 ///
 /// # Errors
-/// [`Error`] when the bytes are no chunk.
+/// [`Error`] if the chunk is invalid.
 pub fn decode(chunk: &[u8]) -> Result<Vec<Sample>, Error> {
     let mut reader = BitReader { bytes: chunk, position: 0, count: 0 };
     reader.count = reader.read_bits(16)? as usize;

@@ -1,4 +1,4 @@
-//! The bytes that Prometheus writes, the bytes that nobody should, and a plain encoder.
+//! Chunks of Prometheus, invalid chunks, and a reference encoder.
 
 use super::*;
 use crate::prom::STALE_BITS;
@@ -18,7 +18,7 @@ fn sample(timestamp_ms: i64, value: f64) -> Sample {
     Sample { timestamp_ms, value }
 }
 
-/// Chunks and their samples; the encoder that made them gives Prometheus 2.42's own bytes.
+/// Chunks and their samples. Prometheus 2.42 encodes the same bytes.
 fn vectors() -> Vec<(&'static str, Vec<Sample>)> {
     const START: i64 = 1_700_000_000_000;
     let borders = [
@@ -76,7 +76,7 @@ fn decodes_what_prometheus_encodes() {
         let chunk = from_hex(hex);
         assert_eq!(decoded(&chunk).expect(hex), samples, "{hex}");
         assert_eq!(reference::decode(&chunk).expect(hex), samples, "{hex}");
-        // What follows the last bit is padding.
+        // Bits after the last sample are padding.
         assert_eq!(decoded(&[chunk, vec![0xff; 30]].concat()).expect(hex), samples, "{hex}");
     }
 }
@@ -87,7 +87,7 @@ fn appends_to_existing_samples() {
     decode(&from_hex("000180a0abfef9623ff0000000000000"), &mut samples).expect("a chunk");
     assert_eq!(samples.len(), 2);
     decode(&from_hex("000280a0abfef9623ff0000000000000"), &mut samples).expect_err("one sample is missing");
-    assert_eq!(samples.len(), 2, "nothing of a chunk that is none");
+    assert_eq!(samples.len(), 2, "an invalid chunk adds no samples");
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn b62_chunks_that_end_too_early_or_declare_too_much() {
         (2, 65535, from_hex("ffff")),
         (16, 2, from_hex("000280a0abfef9623ff0000000000000")),
         (23, 65535, from_hex("ffff80a0abfef9623ff00000000000009875c25fff6c06")),
-        // The padding has room for more samples without a change, but not for so many.
+        // The padding has room for more unchanged samples, but not for this number.
         (13, 6, from_hex("00060000000000000000000100")),
     ] {
         assert_eq!(decoded(&chunk), Err(Error::Truncated { length, count }), "{chunk:x?}");
@@ -153,7 +153,7 @@ fn varints_stay_within_64_bits() {
     }
 }
 
-/// Bits after bits.
+/// A growing buffer of bits.
 #[derive(Default)]
 struct BitBuffer {
     bytes: Vec<u8>,
@@ -182,7 +182,7 @@ impl BitBuffer {
     }
 }
 
-/// The rules of Prometheus' writer, told as plainly as it goes.
+/// Reference implementation of the encoder.
 pub fn reference_encode(samples: &[Sample]) -> Vec<u8> {
     let mut bits = BitBuffer::default();
     bits.put_bits(samples.len() as u64, 16);
@@ -230,7 +230,7 @@ pub fn reference_encode(samples: &[Sample]) -> Vec<u8> {
     bits.bytes
 }
 
-/// Those of the encoder itself.
+/// The bytes of the encoder under test.
 fn encoded(samples: &[Sample]) -> Vec<u8> {
     let mut chunk = Vec::new();
     super::encode::encode(samples, &mut chunk);
@@ -245,7 +245,7 @@ fn encodes_the_bytes_that_prometheus_writes() {
     }
 }
 
-/// Values that stay, count, jump, or are any bits; a scrape interval with and without jitter, or any times.
+/// Constant, counting, jumping or arbitrary values; a scrape interval with and without jitter, or arbitrary times.
 fn any_samples() -> impl Strategy<Value = Vec<Sample>> {
     let value = prop_oneof![
         Just(0u64),
