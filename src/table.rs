@@ -1,7 +1,7 @@
 //! Reads tables from Parquet or CSV files, distinguished by content.
 //!
 //! A table has a numeric column for each feature, and may have a column `timestamp` in milliseconds. Empty and null cells
-//! become NaN. The values stay `f64`, since only the caller can tell which precision is enough; forests take `f32`.
+//! become NaN. The values stay `f64`; [`DataTable::select`] rounds them to the `f32` of a forest.
 
 use arrow_array::cast::AsArray;
 use arrow_array::types;

@@ -25,7 +25,7 @@ use tracing::warn;
 const MAX_SLICE_MS: i64 = DAY_MS;
 /// Slices of this length are not halved.
 const MIN_SLICE_MS: i64 = 60_000;
-/// How often in a row a slice is halved after a timeout. A server that hangs blocks the caller for that long.
+/// Consecutive timeouts after which a slice is no longer halved. The limit bounds the time that a hanging server costs.
 const MAX_TIMEOUTS: usize = 2;
 /// Bytes of a SAMPLES response, as received and decompressed. A slice above the limit is halved.
 pub(super) const RESPONSE_LIMIT: usize = 32 << 20;

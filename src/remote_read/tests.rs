@@ -121,7 +121,7 @@ fn keeps_gaps_and_staleness_markers() {
         assert_eq!(series.len(), 7);
         let markers = compare(&series, "go-heap-gap.expected.csv");
         assert_eq!(markers.len(), 2, "{markers:?}");
-        assert_eq!(markers[0].1, markers[1].1, "one target ended");
+        assert_eq!(markers[0].1, markers[1].1, "both series end with their target");
         // The markers are at the start of a gap of at least the 17 s for which the target was down.
         for (labels, samples) in &series {
             let Some(i) = samples.iter().position(Sample::is_stale) else { continue };
@@ -308,7 +308,7 @@ async fn sends_the_same_requests_as_prometheus() {
             let fake = FakeReadServer::start(move |_| reply(content_type, response.clone())).await;
             let mut series = Vec::new();
             let range = (start_ms - 1, end_ms);
-            fake.client.read(&selector, &[], range, |slice| series.extend(slice)).await.expect("it answers");
+            fake.client.read(&selector, &[], range, |slice| series.extend(slice)).await.expect("a response");
             assert_eq!(*fake.requests.lock().expect("no panic"), std::slice::from_ref(&request));
             compare(&series, &format!("{name}.expected.csv"));
         }
@@ -319,7 +319,7 @@ async fn sends_the_same_requests_as_prometheus() {
 async fn reads_day_by_day_every_timestamp_once() {
     let fake = FakeReadServer::start(one_sample_a_minute).await;
     let (slices, result) = fake.read((1000, 1000 + 5 * DAY_MS / 2)).await;
-    result.expect("it answers");
+    result.expect("a response");
     let ends = [1000, 1000 + DAY_MS, 1000 + 2 * DAY_MS, 1000 + 5 * DAY_MS / 2];
     let expected: Vec<(i64, i64)> = ends.windows(2).map(|pair| (pair[0] + 1, pair[1])).collect();
     assert_eq!(fake.ranges(), expected);
@@ -370,7 +370,7 @@ async fn gives_up_halving_at_a_minute() {
     );
     assert_eq!(error.to_string(), expected);
     assert!(slices.is_empty());
-    let shortest = fake.ranges().iter().map(|(start, end)| end - start + 1).min().expect("asked");
+    let shortest = fake.ranges().iter().map(|(start, end)| end - start + 1).min().expect("requests");
     assert!((30_000..=60_000).contains(&shortest), "{shortest} ms");
 }
 
@@ -584,7 +584,7 @@ async fn b61_f39_chunks_of_an_unknown_encoding_are_requested_as_samples() {
     };
     let fake = FakeReadServer::with_timeout(Duration::from_secs(60), script).await;
     let (slices_read, result) = fake.read((0, 3 * DAY_MS)).await;
-    result.expect("it answers with samples");
+    result.expect("a SAMPLES response");
     assert_eq!(slices_read.len(), 3);
     let requests = fake.requests.lock().expect("no panic");
     let response_types: Vec<&[i32]> =

@@ -68,7 +68,7 @@ impl FromStr for ProtobufMessage {
     }
 }
 
-/// Whether a message of 1.0 includes type and help. A message of 2.0 always does.
+/// The presence of type and help in a message of 1.0. A message of 2.0 always has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Metadata {
     /// One entry for each metric of the message.

@@ -1,4 +1,4 @@
-//! The chunks of remote read, against a reader of single bits.
+//! The decoder of XOR chunks beside its reference implementation.
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
@@ -9,14 +9,14 @@ use promforest::remote_read::frames::ChunkedReader;
 use promforest::remote_read::xor::{self, reference};
 use std::hint::black_box;
 
-/// What a real Prometheus sent: five network interfaces' received bytes, a chunk of 60 samples each.
+/// A captured response of Prometheus: the received bytes of five network interfaces, a chunk of 60 samples each.
 const STREAM: &[u8] = include_bytes!("../data/captures/remote-read/netdev-rx.stream.response.bin");
 
 fn main() {
     divan::main();
 }
 
-/// The chunks, and how many samples they have.
+/// The chunks and their number of samples.
 fn chunks() -> (Vec<Vec<u8>>, usize) {
     let (mut reader, mut chunks) = (ChunkedReader::default(), Vec::new());
     reader.push(STREAM);
@@ -33,7 +33,7 @@ fn chunks() -> (Vec<Vec<u8>>, usize) {
     (chunks, samples)
 }
 
-/// 57 bits at a time.
+/// The decoder, which loads 57 bits at a time.
 #[divan::bench]
 fn decode(bencher: Bencher) {
     let (chunks, n_samples) = chunks();
@@ -47,7 +47,7 @@ fn decode(bencher: Bencher) {
     });
 }
 
-/// One bit at a time.
+/// The reference implementation, which reads one bit at a time.
 #[divan::bench]
 fn reference_bits(bencher: Bencher) {
     let (chunks, n_samples) = chunks();
