@@ -409,7 +409,7 @@ fn f25_f28_a_reload_keeps_what_did_not_change() {
     each_version(|version| {
         let mut stack = Stack::with_scores(version);
         let rows_without_model = |stack: &Stack| {
-            let labels = [("detector", "node_network"), ("state", "unmodelled")];
+            let labels = [("detector", "node_network"), ("state", "no_model")];
             stack.api.metric("promforest_rows_total", &labels).unwrap_or(0.0)
         };
         let successful = |at: &StackApi, wanted: f64| {

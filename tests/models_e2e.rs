@@ -304,7 +304,7 @@ fn check_challenger(stack: &mut Stack, mlflow: &Mlflow, name: &str, version: &st
 fn check_registry_outage(stack: &mut Stack, mlflow: &mut Mlflow, version: &str) {
     let wait_for_registry_up = |stack: &mut Stack, wanted: f64| {
         stack.wait("the gauge follows the registry", SHORT_TIMEOUT, |at| {
-            let up = at.metric("promforest_registry_up", &[])?;
+            let up = at.metric("promforest_model_registry_up", &[])?;
             if up == wanted { Ok(()) } else { Err(format!("it is {up}")) }
         });
     };
@@ -312,7 +312,7 @@ fn check_registry_outage(stack: &mut Stack, mlflow: &mut Mlflow, version: &str) 
     let failed = training_runs(&stack.api, "failed");
     mlflow.kill();
     wait_for_registry_up(stack, 0.0);
-    assert!(stack.metric("promforest_registry_failures_total", &[]) >= 1.0);
+    assert!(stack.metric("promforest_model_registry_failures_total", &[]) >= 1.0);
     stack.wait("a training fails", MODEL_TIMEOUT, |at| {
         if training_runs(at, "failed") > failed { Ok(()) } else { Err("it does not".into()) }
     });

@@ -258,9 +258,9 @@ fn f8_f18_f31_memory_is_flat_under_churn() {
     assert_eq!(scored, scores + failed, "samples scored, and written ({scores}) or lost ({failed})");
     // A host that was never scored has no end.
     assert!(
-        stale_markers <= samples_of_rows("ended"),
+        stale_markers <= samples_of_rows("stale"),
         "{stale_markers} series ended, of {} of rows",
-        samples_of_rows("ended")
+        samples_of_rows("stale")
     );
 
     // Everything that a host leaves behind goes within a window and a look around, a minute and a half.

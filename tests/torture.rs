@@ -271,7 +271,7 @@ fn compare_with_recomputation(stack: &Stack, totals: &CounterTotals, (from_ms, t
         .map(|(at, _)| *at)
         .collect();
     let rows = |state: &str| totals.since_baseline(&format!("state=\"{state}\""));
-    let never_scored: f64 = ["incomplete", "too_short", "ended", "unmodelled", "late"].map(rows).iter().sum();
+    let never_scored: f64 = ["incomplete", "too_short", "stale", "no_model", "late"].map(rows).iter().sum();
     let failed = |reason: &str| totals.since_baseline(&format!("reason=\"{reason}\"")) / SAMPLES_OF_A_ROW;
     let failed_to_write: f64 = ["rejected", "too_old", "out_of_order"].map(failed).iter().sum();
     let revised = failed("revised");

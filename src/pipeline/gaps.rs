@@ -129,36 +129,32 @@ impl Metrics {
             audited: Family::default(),
         };
         registry.register(
-            "holes_detected",
-            "Rows of a group that came later after the one before than they usually do",
+            "gaps_detected",
+            "Rows that arrived more than 1.5 intervals after the previous one",
             metrics.detected.clone(),
         );
-        registry.register(
-            "gap_fills",
-            "Questions to remote read for what is missing, by outcome",
-            metrics.fills.clone(),
-        );
+        registry.register("gap_fills", "Gap fills by remote read, by outcome", metrics.fills.clone());
         registry.register(
             "gap_fill_timeouts",
-            "Groups that went on scoring before the answer was complete",
+            "Groups that resumed scoring before the gap fill was complete",
             metrics.timeouts.clone(),
         );
         registry.register(
             "gap_fill_samples",
-            "Samples that remote write did not bring and remote read did",
+            "Samples from remote read that remote write had not delivered",
             metrics.samples.clone(),
         );
         registry.register(
             "gap_fill_pending_groups",
-            "Groups whose scoring waits for an answer",
+            "Groups whose scoring waits for a gap fill",
             metrics.pending.clone(),
         );
         registry.register(
             "audit_series",
-            "Series whose samples were counted here and in Prometheus: equal, missing samples here, more here, or no answer",
+            "Series whose samples were counted here and in Prometheus, by result: equal, missing here, surplus here, or failed",
             metrics.audited.clone(),
         );
-        for result in ["equal", "missing", "more", "failed"] {
+        for result in ["equal", "missing", "surplus", "failed"] {
             drop(metrics.audited.get_or_create(&[("result", result)]));
         }
         metrics
@@ -305,7 +301,7 @@ impl GapTracker {
             seconds = (to_ms - after_ms) / 1000,
             count = pending.samples,
             outcome = outcome.as_str(),
-            "a hole in the stream"
+            "gap in the stream"
         );
         Some(pending)
     }
@@ -407,11 +403,11 @@ impl GapFiller {
                     }
                     // The caller has a limit.
                     Err(error) if error.is_recoverable() => {
-                        debug!(component = "remote_read", url = %source.config.url, err = crate::error::chain(&error), "no answer yet");
+                        debug!(component = "remote_read", url = %source.config.url, err = crate::error::chain(&error), "remote read did not answer, retrying");
                         tokio::time::sleep(RETRY_DELAY).await;
                     }
                     Err(error) => {
-                        warn!(component = "remote_read", url = %source.config.url, err = crate::error::chain(&error), "a hole cannot be filled");
+                        warn!(component = "remote_read", url = %source.config.url, err = crate::error::chain(&error), "gap fill failed");
                         return None;
                     }
                 }
@@ -435,12 +431,12 @@ impl GapFiller {
             let result = match read.ok().flatten().map(count) {
                 None => "failed",
                 Some(there) if there > n_samples => "missing",
-                Some(there) if there < n_samples => "more",
+                Some(there) if there < n_samples => "surplus",
                 Some(_) => "equal",
             };
             self.metrics.audited.get_or_create(&[("result", result)]).inc();
             if result == "missing" {
-                info!(component = "remote_read", detector = detector.name, group = %group, series = %feature, "samples have not come, they are read");
+                info!(component = "remote_read", detector = detector.name, group = %group, series = %feature, "samples are missing, reading them");
                 let group_matchers = history::group_matchers(&detector, &group);
                 let read =
                     tokio::time::timeout(HOLD_TIMEOUT, self.read(&detector, &group_matchers, range)).await;

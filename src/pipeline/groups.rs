@@ -169,7 +169,7 @@ impl Groups {
             warn!(
                 component = "series",
                 series = %labels,
-                watched = self.watched_series,
+                watched_series = self.watched_series,
                 limit = MAX_WATCHED_SERIES,
                 groups = self.all.len(),
                 groups_limit = MAX_TOTAL_GROUPS,

@@ -77,12 +77,12 @@ impl Metrics {
         let m = &metrics;
         registry.register(
             "rows",
-            "Rows by what became of them; not_finite rows are among the complete ones",
+            "Rows by final state; not_finite rows are also counted as complete",
             m.rows.clone(),
         );
         registry.register(
             "counter_corrections",
-            "Falls of a counter: resets are left to rate(), dips and rewinds are levelled",
+            "Decreases of a counter: resets are left to rate(), dips and rewinds are repaired",
             m.corrections.clone(),
         );
         registry.register("training_runs", "Trainings by outcome", m.trainings.clone());
@@ -93,7 +93,7 @@ impl Metrics {
         );
         registry.register(
             "training_progress_ratio",
-            "How much of the history that a first model needs is there; 1 once there is a model that stays",
+            "Share of the history that a first model needs; 1 with a model of the group's own",
             m.progress.clone(),
         );
         registry.register("missing_features", "Features that the last closed row lacked", m.missing.clone());
@@ -104,55 +104,51 @@ impl Metrics {
         );
         registry.register(
             "model_info",
-            "The models of a group: 1, with the version (empty where the registry does not have it) and its alias, or pooled: of other groups, until it has its own",
+            "Models of a group, always 1; version is empty for an unregistered model, alias is pooled for a model of other groups",
             m.model_info.clone(),
         );
         registry.register(
             "model_created_timestamp_seconds",
-            "When the model was made",
+            "Creation time of the model",
             m.model_created.clone(),
         );
         registry.register(
             "model_drift_kl",
-            "KL divergence of the last day's decisions from those of training, in nats",
+            "KL divergence between the decisions of the last day and of training, in nats",
             m.model_drift.clone(),
         );
         registry.register(
             "alerts_expected_per_day",
-            "Alerts a day that the threshold keeps to",
+            "Alerts per day that the threshold allows",
             m.alerts_expected.clone(),
         );
         registry.register(
             "alerts_observed_last_day",
-            "Incidents that began within the last day",
+            "Incidents that opened within the last day",
             m.alerts_observed.clone(),
         );
         registry.register(
-            "models_refused",
-            "Models of the registry that a group could not take: it lacks their features",
+            "models_rejected",
+            "Registry models rejected because the group lacks their features",
             m.models_rejected.clone(),
         );
         registry.register("model_training_rows", "Rows that the model was trained on", m.model_rows.clone());
         registry.register("model_features", "Features of the model", m.model_features.clone());
         registry.register(
             "backfilled_rows",
-            "Rows whose scores were written more than five minutes after their time",
+            "Rows whose scores were written more than five minutes after their timestamp",
             m.backfilled.clone(),
         );
         registry.register(
             "interleaved_groups",
-            "Groups whose rows come at two times of one interval, as from two Prometheus replicas",
+            "Groups whose rows alternate between two phases of one interval, as from two Prometheus replicas",
             m.interleaved.clone(),
         );
-        registry.register(
-            "window_bytes",
-            "Bytes of the samples and scores that are held",
-            m.window_bytes.clone(),
-        );
-        registry.register("index_series", "Series remembered, watched or not", m.series.clone());
+        registry.register("window_bytes", "Size of the samples and scores in memory", m.window_bytes.clone());
+        registry.register("index_series", "Series in the index, watched or ignored", m.series.clone());
         registry.register(
             "remote_write_groups_pending",
-            "Groups with scores not yet acknowledged",
+            "Groups with scores that an endpoint has not acknowledged",
             m.pending.clone(),
         );
         metrics

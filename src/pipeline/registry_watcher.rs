@@ -53,10 +53,14 @@ impl Metrics {
     /// Registers the metrics.
     pub fn new(registry: &mut prometheus_client::registry::Registry) -> Self {
         let metrics = Self { up: Gauge::default(), failures: Counter::default() };
-        registry.register("registry_up", "Did the model registry answer the last time?", metrics.up.clone());
         registry.register(
-            "registry_failures",
-            "Looks at the model registry that failed",
+            "model_registry_up",
+            "Whether the last poll of the model registry succeeded",
+            metrics.up.clone(),
+        );
+        registry.register(
+            "model_registry_failures",
+            "Failed polls of the model registry",
             metrics.failures.clone(),
         );
         metrics

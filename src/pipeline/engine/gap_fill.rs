@@ -114,7 +114,7 @@ impl Engine {
             n_held += usize::from(group.hold_after_ms().is_some());
             if group.is_hold_expired(now) {
                 self.gap_metrics.count_timeout(&group.detector.name);
-                warn!(component = "remote_read", detector = group.detector.name, group = %group.labels, "scores go on although samples are missing: remote read did not answer in time");
+                warn!(component = "remote_read", detector = group.detector.name, group = %group.labels, "scoring resumes although samples are missing: remote read did not answer in time");
                 group.release_hold(now);
                 released.insert(id);
             }

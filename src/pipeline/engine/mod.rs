@@ -420,7 +420,7 @@ impl Engine {
                 .missing_feature(&model.schema)
                 .map(|feature| model.schema.transform.expression(feature));
             if let Some(feature) = missing {
-                warn!(component = "models", detector = detector.name, group = %group.labels, model = name, version, feature, "model refused: the group does not have all of its features");
+                warn!(component = "models", detector = detector.name, group = %group.labels, model = name, version, feature, "model rejected: the group does not have all of its features");
                 self.metrics.count_rejected_model(&detector.name);
                 if role == ModelRole::Challenger {
                     group.set_challenger(None, None);
@@ -428,7 +428,7 @@ impl Engine {
                 }
                 return;
             }
-            info!(component = "models", detector = detector.name, group = %group.labels, model = name, version, voice = ?role, "model in service");
+            info!(component = "models", detector = detector.name, group = %group.labels, model = name, version, role = ?role, "model in service");
         }
         match (role, deployed) {
             (ModelRole::Champion, Some(deployed)) => {
@@ -658,8 +658,8 @@ fn row_label(state: RowState) -> &'static str {
         RowState::Complete => "complete",
         RowState::Incomplete => "incomplete",
         RowState::TooShort => "too_short",
-        RowState::Stale => "ended",
-        RowState::NoModel => "unmodelled",
+        RowState::Stale => "stale",
+        RowState::NoModel => "no_model",
         RowState::Late => "late",
     }
 }

@@ -377,7 +377,7 @@ fn rows_are_closed_with_a_reason() {
     let stale = f64::from_bits(STALE_BITS);
     bench.send(vec![rx("eth0", &[(START_MS + 45_000, stale)]), rx("lo", &[(START_MS + 45_000, stale)])]);
     bench.tick(Instant::now() + Duration::from_secs(60));
-    for (state, count) in [("complete", 1), ("incomplete", 1), ("ended", 1), ("too_short", 1)] {
+    for (state, count) in [("complete", 1), ("incomplete", 1), ("stale", 1), ("too_short", 1)] {
         let line = format!(r#"rows_total{{detector="node_network",state="{state}"}}"#);
         assert_eq!(bench.metric(&line), count, "{state}");
     }
@@ -681,7 +681,7 @@ fn f24_a_model_of_other_features_is_rejected_and_the_old_one_stays() {
         .map(|deployed| deployed.model.schema.features.len());
     assert_eq!((n_features, bench.content()), (Some(2), before));
     assert!(bench.groups()[0].1.deployed(ModelRole::Challenger).is_none());
-    assert_eq!(bench.metric("models_refused_total{detector=\"node_network\"}"), 2);
+    assert_eq!(bench.metric("models_rejected_total{detector=\"node_network\"}"), 2);
     scrape(&mut bench, 2);
     assert!(bench.engine.next_batch(0, 100, START_MS * 2).is_some(), "scores go on");
 }

@@ -398,7 +398,7 @@ fn f14_f16_a_gap_in_the_stream_is_filled() {
         let filled = (to - from) * 2 - i64::from(half);
         assert_eq!(bench.metric(r#"gap_fill_samples_total{detector="node_network"}"#), filled as u64);
         assert_eq!(bench.metric(r#"gap_fills_total{detector="node_network",outcome="filled"}"#), 1);
-        assert_eq!(bench.metric(r#"holes_detected_total{detector="node_network"}"#), 1);
+        assert_eq!(bench.metric(r#"gaps_detected_total{detector="node_network"}"#), 1);
         assert!(bench.backfill_requests.try_recv().is_err(), "once");
     }
 }
