@@ -1,0 +1,160 @@
+//! Requests for trainings, and models that come into service.
+
+use super::*;
+
+#[test]
+fn training_is_requested_at_once_later_again_and_when_features_change() {
+    let mut bench = serving();
+    let now = Instant::now();
+    assert!(bench.jobs.try_recv().is_err());
+    // lo goes for good: after the grace time the schema is not the window's any more
+    for i in 1..5 {
+        bench.send(vec![rx("eth0", &[(START_MS + i * 15_000, i as f64)])]);
+    }
+    bench.tick(now + Duration::from_secs(1));
+    let job = bench.jobs.try_recv().expect("a training");
+    assert_eq!(job.reason, TrainingReason::Schema);
+    bench.tick(now + Duration::from_secs(2));
+    assert!(bench.jobs.try_recv().is_err(), "one at a time");
+    bench.engine.handle_training_outcome(job.group, TrainingOutcome::TooShort { have_ms: 0 }, now);
+    bench.tick(now + Duration::from_secs(40));
+    assert!(bench.jobs.try_recv().is_ok(), "the model still lacks a feature");
+}
+
+/// A feature that is too young for a model of days is asked about once, and left to the next renewal; one that has
+/// come back may be old.
+#[test]
+fn a_young_feature_causes_one_training_only() {
+    let mut bench = Bench::new(
+        "detectors: [{name: net, match: [node_network_receive_bytes_total], training: {min_history: 10m}}]",
+    );
+    let time = |i: i64| START_MS + i * 15_000;
+    let now = Instant::now();
+    // A group that has fallen silent is not trained.
+    let at = |seconds: u64| now + Duration::from_secs(seconds);
+    let scrape = |bench: &mut Bench, devices: &[&str], steps: std::ops::Range<i64>, at: Instant| {
+        for i in steps {
+            let body = compress(devices.iter().map(|device| rx(device, &[(time(i), i as f64)])).collect());
+            bench.engine.write(ProtocolVersion::V1, &body, at, START_MS * 2).expect("valid");
+        }
+        bench.tick(at);
+    };
+    scrape(&mut bench, &["eth0", "lo"], 0..60, now);
+    let features = two_features().schema.features.clone();
+    let model_of_days = |features: &[Labels], to: i64| {
+        let (group, history) = (
+            Labels::new([("instance", "a"), ("job", "node")]).expect("valid"),
+            TrainingRange {
+                from_ms: 0,
+                to_ms: time(to),
+                observed_ms: 5 * 86_400_000,
+                n_rows: 20_000,
+                n_excluded: 0,
+            },
+        );
+        let card = ModelCard {
+            group: Some(group),
+            training_range: Some(history),
+            created_ms: now_ms(),
+            ..ModelCard::default()
+        };
+        Arc::new(Model { card, ..Model::clone(&model(features.to_vec(), 60_000)) })
+    };
+    let finish_training = |bench: &mut Bench, features: &[Labels], to: i64| {
+        let job = bench.jobs.try_recv().expect("a training");
+        let deployed = deployed(&model_of_days(features, to));
+        let outcome =
+            TrainingOutcome::Model { deployed, is_new: true, warm_start: WarmStart::default(), seconds: 0.0 };
+        bench.engine.handle_training_outcome(job.group, outcome, now);
+        job.reason
+    };
+    assert_eq!(finish_training(&mut bench, &features, 59), TrainingReason::First);
+    // A third one comes. History is looked at, and the model is made without it: it is of minutes.
+    scrape(&mut bench, &["eth0", "lo", "wg0"], 60..64, at(10));
+    assert_eq!(finish_training(&mut bench, &features, 63), TrainingReason::Schema);
+    scrape(&mut bench, &["eth0", "lo", "wg0"], 64..200, at(700));
+    assert!(bench.jobs.try_recv().is_err(), "half an hour of it does not outweigh days");
+    // lo goes, and comes back.
+    scrape(&mut bench, &["eth0", "wg0"], 200..210, at(1400));
+    assert_eq!(finish_training(&mut bench, &features[..1], 209), TrainingReason::Schema);
+    scrape(&mut bench, &["eth0", "lo", "wg0"], 210..212, at(2800));
+    assert_eq!(finish_training(&mut bench, &features, 211), TrainingReason::Schema);
+}
+
+/// Remote read knows a scrape as soon as it is stored; remote write brings it some seconds later.
+#[test]
+fn a_row_that_remote_read_had_first_is_scored() {
+    let mut bench = Bench::new("");
+    scrape(&mut bench, 0);
+    scrape(&mut bench, 1);
+    let model = two_features();
+    let newest = Sample { timestamp_ms: START_MS + 30_000, value: 200.0 };
+    let recent = model.schema.features.iter().map(|labels| (labels.clone(), vec![newest])).collect();
+    let (_, group) = bench.groups().remove(0);
+    group.install(
+        deployed(&model),
+        WarmStart { recent, ..WarmStart::default() },
+        Instant::now(),
+        &mut |_| {},
+    );
+    scrape(&mut bench, 2);
+    let (_, group) = bench.groups().remove(0);
+    let scored: Vec<i64> = group
+        .window()
+        .scores(ModelRole::Champion, i64::MIN, i64::MAX)
+        .map(|(at_ms, _)| at_ms - START_MS)
+        .collect();
+    assert_eq!(scored, [15_000, 30_000]);
+}
+
+/// Somebody points an alias to a model of other features.
+#[test]
+fn f24_a_model_of_other_features_is_rejected_and_the_old_one_stays() {
+    let mut bench = serving();
+    scrape(&mut bench, 1);
+    let before = bench.content();
+    let feature = |name| Labels::new([(METRIC_NAME, name)]).expect("valid");
+    let other = model(vec![feature("node_load1"), feature("node_load5")], 60_000);
+    let (id, _) = bench.groups().remove(0);
+    for role in [ModelRole::Champion, ModelRole::Challenger] {
+        bench.engine.deploy(id, role, Some(deployed(&other)), None, Instant::now());
+    }
+    let n_features = bench.groups()[0]
+        .1
+        .deployed(ModelRole::Champion)
+        .map(|deployed| deployed.model.schema.features.len());
+    assert_eq!((n_features, bench.content()), (Some(2), before));
+    assert!(bench.groups()[0].1.deployed(ModelRole::Challenger).is_none());
+    assert_eq!(bench.metric("models_rejected_total{detector=\"node_network\"}"), 2);
+    scrape(&mut bench, 2);
+    assert!(bench.engine.next_batch(0, 100, START_MS * 2).is_some(), "scores go on");
+}
+
+#[test]
+fn a_group_in_training_is_trained_after_a_reload_too() {
+    let mut bench = Bench::new("");
+    scrape(&mut bench, 0);
+    bench.tick(Instant::now());
+    let before = bench.jobs.try_recv().expect("a first training");
+    bench.reload(Arc::new(Config::default()), vec![Arc::default()]);
+    bench.engine.handle_training_outcome(
+        before.group,
+        TrainingOutcome::TooShort { have_ms: 0 },
+        Instant::now(),
+    );
+    bench.tick(Instant::now() + Duration::from_secs(1));
+    assert!(bench.jobs.try_recv().is_ok());
+}
+
+#[test]
+fn a_model_whose_features_are_yet_to_come_is_requested_again() {
+    let mut bench = Bench::new("");
+    scrape(&mut bench, 0);
+    let now = Instant::now();
+    bench.tick(now);
+    let job = bench.jobs.try_recv().expect("a first training");
+    bench.engine.handle_training_outcome(job.group, TrainingOutcome::WaitingForFeatures, now);
+    bench.tick(now + Duration::from_secs(1));
+    let again = bench.jobs.try_recv().expect("it is asked for again");
+    assert_eq!((again.reason, again.first_sample_at), (TrainingReason::First, job.first_sample_at));
+}
