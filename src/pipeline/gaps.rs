@@ -10,28 +10,24 @@
 //! queue that ran over, and it comes later than the row that it is about.
 
 use super::engine::WeakEngineHandle;
+use super::group::gap_guard::{HOLD_TIMEOUT, MAX_HOLD};
 use crate::detector::Detector;
 use crate::prom::matcher::Matcher;
 use crate::prom::{Labels, Sample};
 use crate::remote_read::SeriesSamples;
 use crate::time;
-use crate::time::median_interval_ms;
 use crate::train::{Backends, history};
 use crate::window::{Column, Window};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
-/// How long a group waits for the next part of an answer.
-pub const HOLD_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long it waits for all of it.
-pub const MAX_HOLD: Duration = Duration::from_secs(60);
 /// Time that is asked for at once.
 const SLICE_MS: i64 = 300_000;
 /// Samples that the engine takes at once, in between of requests.
@@ -478,57 +474,6 @@ fn split_series(series: Vec<SeriesSamples>) -> Vec<Vec<SeriesSamples>> {
         chunks.last_mut().expect("pushed before").push((labels, samples));
     }
     chunks
-}
-
-/// What a group remembers of how its rows come.
-#[derive(Debug, Default)]
-pub struct IntervalTracker {
-    /// Timestamps of the newest rows, ascending.
-    row_times: VecDeque<i64>,
-}
-
-impl IntervalTracker {
-    /// Rows whose distances are looked at.
-    const MAX_ROWS: usize = 9;
-    /// Distances below which nothing is usual.
-    const MIN_STEPS: usize = 3;
-
-    /// Takes a row that is newer than those before it. True when one is missing before it: it comes one and a
-    /// half times as late as usual. A restart of Prometheus may swallow a single row.
-    pub fn observe(&mut self, timestamp_ms: i64) -> bool {
-        let Some(newest_ms) = self.row_times.back().copied() else {
-            self.row_times.push_back(timestamp_ms);
-            return false;
-        };
-        let is_late =
-            self.interval_ms().is_some_and(|interval_ms| 2 * (timestamp_ms - newest_ms) > 3 * interval_ms);
-        if timestamp_ms > newest_ms {
-            self.row_times.push_back(timestamp_ms);
-        }
-        if self.row_times.len() > Self::MAX_ROWS {
-            self.row_times.pop_front();
-        }
-        is_late
-    }
-
-    /// Are these the rows of two that scrape at the same interval, each at his own time? Then a short step follows
-    /// every long one. Whoever is late once is on time again, and so does not look like it.
-    pub fn is_interleaved(&self) -> bool {
-        let times = self.row_times.iter();
-        let steps: Vec<i64> = times.clone().skip(1).zip(times).map(|(b, a)| b - a).collect();
-        let alternates = |steps: &[i64]| {
-            let &[first, second, third] = steps else { return false };
-            5 * (first - second).abs() > first + second && 20 * (first - third).abs() < first + second
-        };
-        self.row_times.len() == Self::MAX_ROWS && steps.windows(3).all(alternates)
-    }
-
-    /// The usual distance of rows: the median of the last ones.
-    pub fn interval_ms(&self) -> Option<i64> {
-        let times = self.row_times.iter();
-        let times = times.copied();
-        (times.len() > Self::MIN_STEPS).then(|| median_interval_ms(times)).flatten()
-    }
 }
 
 /// The samples of a window's series in `(after, to]`, staleness markers among them.

@@ -35,7 +35,7 @@ impl Group {
         // A challenger may speak too, or have done so when these rows came; an incident has causes.
         let is_champion_only = cursor.is_champion_only()
             && self.window.scores(ModelRole::Challenger, done_ms, to_ms).next().is_none()
-            && self.contributions.back().is_none_or(|(newest_ms, _)| *newest_ms <= done_ms);
+            && self.incidents.newest_ms().is_none_or(|newest_ms| newest_ms <= done_ms);
         let samples_of_a_row = if is_champion_only {
             output_series::MAX_SAMPLES_PER_CHAMPION_ROW
         } else {
@@ -50,7 +50,7 @@ impl Group {
             self.advance(endpoint, newest_ms);
             return 0;
         }
-        let stale_received = self.stale_rows.get(&newest_ms).filter(|_| is_stale).copied();
+        let stale_received = self.rows.stale_at(newest_ms).filter(|_| is_stale);
         let scored = self.newest_scored.map(|(_, received)| received);
         let Some(received) = stale_received.or(scored) else { return 0 };
         let n_samples = series.values().map(Vec::len).sum();
@@ -64,8 +64,8 @@ impl Group {
 
     /// What the first rows after `after_ms` say.
     fn output_rows(&self, after_ms: i64, to_ms: i64, max_rows: usize) -> OutputRows {
-        let stale_rows = self.stale_rows.keys().filter(|then| (after_ms + 1..=to_ms).contains(*then));
-        let stale_rows = stale_rows.map(|timestamp_ms| (*timestamp_ms, BTreeMap::new()));
+        let stale_rows = self.rows.stale_times().filter(|then| (after_ms + 1..=to_ms).contains(then));
+        let stale_rows = stale_rows.map(|timestamp_ms| (timestamp_ms, BTreeMap::new()));
         let scored = self.window.scores(ModelRole::Champion, after_ms, to_ms).take(max_rows);
         let scored = scored.map(|(timestamp_ms, score)| {
             (timestamp_ms, OutputSeries::of_score(ModelRole::Champion, &score).collect())
@@ -85,10 +85,7 @@ impl Group {
                 row.extend(OutputSeries::of_score(ModelRole::Challenger, &score));
             }
         }
-        let start = self.contributions.partition_point(|(then, _)| *then < first_ms);
-        for (timestamp_ms, contributions) in
-            self.contributions.range(start..).take_while(|(then, _)| *then <= last_ms)
-        {
+        for (timestamp_ms, contributions) in self.incidents.contributions_between(first_ms, last_ms) {
             if let Some(row) = rows.get_mut(timestamp_ms) {
                 let of_contribution = |contribution| {
                     OutputSeries::of_contribution(contribution, &self.detector.name, &self.labels)
@@ -114,7 +111,7 @@ impl Group {
 
     /// Has this target all scores, and all ends?
     pub fn is_published(&self, endpoint: usize) -> bool {
-        let stale_ms = self.stale_rows.keys().next_back().copied();
+        let stale_ms = self.rows.newest_stale_ms();
         self.newest_scored_ms()
             .max(stale_ms)
             .is_none_or(|newest_ms| newest_ms <= self.cursors[endpoint].done_ms)
@@ -127,7 +124,7 @@ impl Group {
             cursor.advance(timestamp_ms);
         }
         let done_ms = self.cursors.iter().map(|cursor| cursor.done_ms).min().unwrap_or(i64::MAX);
-        self.stale_rows.retain(|then, _| *then > done_ms);
+        self.rows.drop_stale_until(done_ms);
     }
 
     /// Rows beyond a target's cursor and up to `timestamp_ms` that lie after `after_ms` and up to `to_ms`.

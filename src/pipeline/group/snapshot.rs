@@ -1,6 +1,6 @@
 //! What a snapshot says of a group, and the group that it is made of again.
 
-use super::{Contribution, Cursor, Group, ServingModel};
+use super::{Contribution, Cursor, Group, IncidentLog, RowTracker, ServingModel};
 use crate::detector::Detector;
 use crate::pipeline::snapshotter::{GroupSnapshot, SnapshotStep};
 use crate::snapshot::{GroupState, ModelCheckpoint, SnapshotStore};
@@ -40,14 +40,12 @@ impl Group {
         let decode = |(then, contributions): (i64, Vec<_>)| {
             (then, contributions.into_iter().filter_map(Contribution::from_saved).collect())
         };
-        restored.contributions = contributions.into_iter().map(decode).collect();
-        restored.incident_starts = incidents.into();
-        restored.is_incident = state.is_incident;
-        restored.stale_rows = state.stale_ms.into_iter().map(|then| (then, now)).collect();
+        let contributions = contributions.into_iter().map(decode).collect();
+        restored.incidents = IncidentLog::restore(contributions, incidents.into(), state.is_incident);
         // What was incomplete may still become complete.
         let passed_ms = champion.as_ref().map_or(newest_ms, |checkpoint| checkpoint.processed_to_ms);
-        let unscored: Vec<i64> = restored.window.timestamps(passed_ms, i64::MAX).collect();
-        restored.open_rows = unscored.into_iter().map(|time| (time, (time, now))).collect();
+        let unscored = restored.window.timestamps(passed_ms, i64::MAX);
+        restored.rows = RowTracker::restore(unscored, state.stale_ms, now);
         restored.checkpoints = [champion, challenger];
         restored
     }
@@ -72,15 +70,16 @@ impl Group {
             newest_scored_ms,
             cursors: urls.iter().cloned().zip(self.cursors.iter().map(|cursor| cursor.done_ms)).collect(),
             contributions: self
-                .contributions
+                .incidents
+                .contributions()
                 .iter()
                 .map(|(then, contributions)| {
                     (*then, contributions.iter().map(Contribution::to_saved).collect())
                 })
                 .collect(),
-            incident_starts_ms: self.incident_starts.iter().copied().collect(),
-            is_incident: self.is_incident,
-            stale_ms: self.stale_rows.keys().copied().collect(),
+            incident_starts_ms: self.incidents.starts().iter().copied().collect(),
+            is_incident: self.incidents.is_open(),
+            stale_ms: self.rows.stale_times().collect(),
         };
         let snapshot = GroupSnapshot {
             state,

@@ -104,8 +104,8 @@ impl Group {
         let grid = serving.schema().grid;
         // Rows before these are late: they wait for nothing but to be counted.
         let done_ms = serving.processed_to_ms.max(self.newest_scored_ms().unwrap_or(i64::MIN));
-        match self.open_rows.range(done_ms.saturating_add(1)..).next() {
-            Some((key, _)) => grid.bounds(*key).0,
+        match self.rows.first_open_after(done_ms) {
+            Some(key) => grid.bounds(key).0,
             None => self.window.newest_ms().map_or(done_ms, |newest_ms| grid.bounds(newest_ms).1),
         }
     }

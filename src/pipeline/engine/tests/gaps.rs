@@ -4,6 +4,7 @@ use super::*;
 use crate::detect::OnlineDetector;
 use crate::forest::ExtendedParams;
 use crate::pipeline::gaps;
+use crate::pipeline::group::gap_guard::HOLD_TIMEOUT;
 use crate::pipeline::snapshotter::GroupSnapshot;
 use crate::remote_read::SeriesSamples;
 use crate::snapshot;
@@ -411,7 +412,7 @@ fn scoring_resumes_after_a_timeout_when_a_gap_is_not_filled() {
     bench.engine.tick(now, time(262));
     assert!(matches!(bench.backfill_requests.try_recv(), Ok(BackfillRequest::Fill { .. })));
     assert!(bench.groups()[0].1.newest_scored_ms() < Some(time(250)));
-    bench.engine.tick(now + gaps::HOLD_TIMEOUT, time(262));
+    bench.engine.tick(now + HOLD_TIMEOUT, time(262));
     push(&mut bench, 262..266);
     // The first row after a hole has no rate, which a late sample might change.
     bench.tick(now + Duration::from_secs(60));

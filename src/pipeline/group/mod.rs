@@ -1,12 +1,14 @@
 //! One group: its window, its model, its open rows and its cursors.
 
+pub mod gap_guard;
+mod incident_log;
 mod gap_hold;
 mod publishing;
+mod row_tracker;
 mod snapshot;
 mod training;
 
 use super::drift::DriftMonitor;
-use super::gaps::IntervalTracker;
 use super::output_series::Cursor;
 use super::registry_watcher::Deployment;
 use super::schedule::TrainingSchedule;
@@ -21,12 +23,13 @@ use crate::remote_read::server::Query;
 use crate::remote_write::FailureReason;
 use crate::snapshot::ModelCheckpoint;
 use crate::time;
-use crate::time::DAY_MS;
 use crate::train::WarmStart;
 use crate::train::coverage;
 use crate::window::{Column, ModelRole, PushOutcome, Score, Window};
-use gap_hold::GapHold;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use gap_guard::GapGuard;
+use incident_log::IncidentLog;
+use row_tracker::RowTracker;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -76,33 +79,18 @@ pub struct Group {
     champion: Option<ServingModel>,
     challenger: Option<ServingModel>,
     drift: DriftMonitor,
-    /// Rows that are not scored yet, by the last timestamp that would belong to them: the timestamp
-    /// of a sample in each, and when the first came.
-    open_rows: BTreeMap<i64, (i64, Instant)>,
-    /// Rows that samples came for, by the same key.
-    touched: BTreeSet<i64>,
-    /// Timestamps of samples that came after newer ones.
-    late_samples: BTreeSet<i64>,
+    rows: RowTracker,
+    incidents: IncidentLog,
+    gaps: GapGuard,
+    /// Scratch space for the values of a row.
     values: Vec<f32>,
-    /// What was behind the incidents, by timestamp ascending; nothing at the row after one.
-    contributions: VecDeque<(i64, Vec<Contribution>)>,
-    /// Timestamps at which incidents of the last day began.
-    incident_starts: VecDeque<i64>,
-    is_incident: bool,
-    /// Timestamps of rows at which everything ended, and when they were closed.
-    stale_rows: BTreeMap<i64, Instant>,
     cursors: Vec<Cursor>,
     /// Rows up to here were scored and written before this process began.
     written_to_ms: i64,
     /// Timestamp of the newest scored row, and when its last sample came.
     newest_scored: Option<(i64, Instant)>,
-    n_missing_features: usize,
     /// Has anything that `/metrics` shows of the group changed?
     metrics_dirty: bool,
-    /// How its rows come.
-    intervals: IntervalTracker,
-    /// While what is missing is asked for.
-    gap_hold: Option<GapHold>,
     /// Has anything changed since the last snapshot?
     snapshot_dirty: bool,
     /// What the models of before this process had become, until they serve again.
@@ -123,21 +111,14 @@ impl Group {
             champion: None,
             challenger: None,
             drift: DriftMonitor::default(),
-            open_rows: BTreeMap::new(),
-            touched: BTreeSet::new(),
-            late_samples: BTreeSet::new(),
+            rows: RowTracker::default(),
+            incidents: IncidentLog::default(),
+            gaps: GapGuard::default(),
             values: Vec::new(),
-            contributions: VecDeque::new(),
-            incident_starts: VecDeque::new(),
-            is_incident: false,
-            stale_rows: BTreeMap::new(),
             cursors: vec![Cursor::after(i64::MIN); n_endpoints],
             written_to_ms: i64::MIN,
             newest_scored: None,
-            n_missing_features: 0,
             metrics_dirty: true,
-            intervals: IntervalTracker::default(),
-            gap_hold: None,
             snapshot_dirty: false,
             checkpoints: [None, None],
             first_sample_at: now,
@@ -215,48 +196,38 @@ impl Group {
         self.snapshot_dirty = true;
         let late = newest_ms.is_some_and(|newest| sample.timestamp_ms < newest);
         if newest_ms.is_none_or(|newest| newest < sample.timestamp_ms) {
-            self.track_interval(newest_ms, sample.timestamp_ms, now);
+            let key = self.row_key(sample.timestamp_ms);
+            self.gaps.observe(key, newest_ms, self.champion.is_some(), now);
         }
         self.touch(sample.timestamp_ms, now);
         if late {
-            self.late_samples.insert(sample.timestamp_ms);
+            self.rows.mark_late(sample.timestamp_ms);
         }
         (outcome, late)
     }
 
     fn touch(&mut self, timestamp_ms: i64, now: Instant) {
         let key = self.row_key(timestamp_ms);
-        if self.touched.insert(key)
-            && (self.champion.is_none() || self.window.score(ModelRole::Champion, timestamp_ms).is_none())
-        {
-            self.open_rows.entry(key).or_insert((timestamp_ms, now));
-        }
+        let Self { rows, champion, window, .. } = self;
+        let is_scored = || champion.is_some() && window.score(ModelRole::Champion, timestamp_ms).is_some();
+        rows.touch(key, timestamp_ms, is_scored, now);
     }
 
     /// The last timestamp that would belong to the row of this one.
     fn row_key(&self, timestamp_ms: i64) -> i64 {
-        self.champion.as_ref().map_or(timestamp_ms, |s| s.schema().grid.bounds(timestamp_ms).1)
+        row_key(self.champion.as_ref(), timestamp_ms)
     }
 
     /// Scores the rows that samples came for since the last call. True when there is a new score.
     pub fn score_touched(&mut self, now: Instant, on_event: &mut impl FnMut(GroupEvent)) -> bool {
-        if self.gap_hold.is_some() {
+        if self.gaps.is_holding() {
             return false;
         }
         if self.champion.as_ref().is_some_and(ServingModel::is_sequential) {
             return self.score_in_order(now, on_event);
         }
-        let mut touched = std::mem::take(&mut self.touched);
-        let late_samples = std::mem::take(&mut self.late_samples);
-        // Rates of later rows reach back to a late sample.
-        if let Some(serving) = &self.champion {
-            let schema = serving.schema();
-            let lookback_ms = schema.transform.lookback_ms();
-            for timestamp_ms in late_samples {
-                let later = self.window.timestamps(timestamp_ms, timestamp_ms + lookback_ms);
-                touched.extend(later.map(|later_ms| schema.grid.bounds(later_ms).1));
-            }
-        }
+        let schema = self.champion.as_ref().map(ServingModel::schema);
+        let touched = self.rows.take_touched(&self.window, schema);
         let mut scored = false;
         for key in touched {
             scored |= self.score_row(key, now, on_event);
@@ -272,7 +243,7 @@ impl Group {
             .reader
             .read_row(&model.schema, &self.window, key, &mut self.values, |event| events.push(event));
         let Row::Complete { timestamp_ms, .. } = row else { return false };
-        self.open_rows.remove(&key);
+        self.rows.close(key);
         let old = self.window.score(ModelRole::Champion, timestamp_ms);
         if old.is_some() && (timestamp_ms <= serving.frozen_to_ms || timestamp_ms <= self.written_to_ms) {
             return false;
@@ -287,8 +258,7 @@ impl Group {
 
     /// Scores the rows after the newest scored one, in their order, up to the first that still waits for samples.
     fn score_in_order(&mut self, now: Instant, on_event: &mut impl FnMut(GroupEvent)) -> bool {
-        self.touched.clear();
-        self.late_samples.clear();
+        self.rows.clear_touched();
         let Some(serving) = &self.champion else { return false };
         let model = serving.model().clone();
         let processed_to_ms = serving.processed_to_ms;
@@ -309,7 +279,7 @@ impl Group {
                     serving.processed_to_ms = key;
                     let result = serving.score(timestamp_ms, &self.values);
                     let frozen_to_ms = serving.frozen_to_ms;
-                    self.open_rows.remove(&key);
+                    self.rows.close(key);
                     let Some((new, contributions)) = result else { continue };
                     let old = self.window.score(ModelRole::Champion, timestamp_ms);
                     // Others' scores stay, also where only who they were written to has them; the row was needed for
@@ -322,7 +292,7 @@ impl Group {
                 }
                 Row::Complete { is_full_range: false, .. } => {
                     serving.processed_to_ms = key;
-                    if self.open_rows.remove(&key).is_some() {
+                    if self.rows.close(key).is_some() {
                         on_event(GroupEvent::Row(RowState::TooShort));
                     }
                 }
@@ -330,7 +300,7 @@ impl Group {
                 Row::Missing(missing)
                     if missing.len() == model.schema.features.len()
                         && !serving.reader.has_staleness_marker(&model.schema, &self.window, key) => {}
-                Row::Missing(_) | Row::TooFewSamples(_) if self.open_rows.contains_key(&key) => break,
+                Row::Missing(_) | Row::TooFewSamples(_) if self.rows.is_open(key) => break,
                 Row::Missing(_) | Row::TooFewSamples(_) => serving.processed_to_ms = key,
             }
         }
@@ -362,8 +332,7 @@ impl Group {
                 on_event(GroupEvent::NotFinite);
             }
             self.drift.add(timestamp_ms, new.decision);
-            self.metrics_dirty |= self.n_missing_features > 0;
-            self.n_missing_features = 0;
+            self.metrics_dirty |= self.rows.set_missing_features(0);
             Some(FailureReason::OutOfOrder)
         } else {
             Some(FailureReason::Revised)
@@ -383,34 +352,17 @@ impl Group {
         self.score_challenger(timestamp_ms);
     }
 
-    /// Remembers what is behind an incident, and when one began.
     fn track_incident(&mut self, timestamp_ms: i64, score: &Score, contributions: Vec<Contribution>) {
         let start_ms = self.window.start_ms();
-        while self.contributions.front().is_some_and(|(then, _)| *then <= start_ms) {
-            self.contributions.pop_front();
-        }
-        self.stale_rows.retain(|then, _| *then > start_ms);
-        if !contributions.is_empty()
-            || self.contributions.back().is_some_and(|(_, before)| !before.is_empty())
-        {
-            self.contributions.push_back((timestamp_ms, contributions));
-        }
-        while self.incident_starts.front().is_some_and(|then| *then <= timestamp_ms - DAY_MS) {
-            self.incident_starts.pop_front();
-            self.metrics_dirty = true;
-        }
-        let is_incident = score.incident_state.is_some_and(|alarm| alarm.is_incident);
-        if is_incident && !std::mem::replace(&mut self.is_incident, is_incident) {
-            self.incident_starts.push_back(timestamp_ms);
-            self.metrics_dirty = true;
-        }
-        self.is_incident = is_incident;
+        self.rows.drop_stale_until(start_ms);
+        let is_incident = score.incident_state.is_some_and(|state| state.is_incident);
+        self.metrics_dirty |= self.incidents.record(timestamp_ms, is_incident, contributions, start_ms);
     }
 
     /// Alerts within the last day, for a model that raises some.
     pub fn incidents_last_day(&self) -> Option<usize> {
         let is_ordered = self.champion.as_ref().is_some_and(ServingModel::is_sequential);
-        is_ordered.then_some(self.incident_starts.len())
+        is_ordered.then_some(self.incidents.starts().len())
     }
 
     /// Scores a row of the model in service by the one beside it too, if it has all features for that.
@@ -437,17 +389,12 @@ impl Group {
 
     /// Closes the rows whose time is up. True when there were some.
     pub fn close_rows(&mut self, now: Instant, on_event: &mut impl FnMut(GroupEvent)) -> bool {
-        if self.gap_hold.is_some() {
+        if self.gaps.is_holding() {
             return false;
         }
         let grace = self.detector.grace;
         let newest = self.window.newest_ms().map(|newest_ms| self.row_key(newest_ms));
-        let overdue: Vec<i64> = self
-            .open_rows
-            .iter()
-            .filter(|(_, (_, since))| now.duration_since(*since) >= grace)
-            .map(|(key, _)| *key)
-            .collect();
+        let overdue = self.rows.overdue(grace, now);
         let mut any = false;
         for key in overdue {
             // The stream has ended within a row: what is missing comes when it goes on, by whatever way.
@@ -455,7 +402,7 @@ impl Group {
                 continue;
             }
             any = true;
-            let Some(open_row) = self.open_rows.remove(&key) else { continue };
+            let Some(open_row) = self.rows.close(key) else { continue };
             let Some(serving) = &mut self.champion else {
                 on_event(GroupEvent::Row(RowState::NoModel));
                 continue;
@@ -469,19 +416,18 @@ impl Group {
                     }
                     let (after_ms, to_ms) = schema.grid.bounds(key);
                     let newest_ms = self.window.timestamps(after_ms, to_ms).last();
-                    self.stale_rows.extend(newest_ms.map(|newest_ms| (newest_ms, now)));
+                    self.rows.add_stale(newest_ms, now);
                     self.snapshot_dirty = true;
                     RowState::Stale
                 }
                 Row::Missing(missing) => {
-                    self.metrics_dirty |= self.n_missing_features != missing.len();
-                    self.n_missing_features = missing.len();
+                    self.metrics_dirty |= self.rows.set_missing_features(missing.len());
                     RowState::Incomplete
                 }
                 Row::TooFewSamples(_) => RowState::TooShort,
                 // It waited for one before it, which waits no more.
                 Row::Complete { .. } if serving.is_sequential() && key > serving.processed_to_ms => {
-                    self.open_rows.insert(key, open_row);
+                    self.rows.reopen(key, open_row);
                     continue;
                 }
                 Row::Complete { timestamp_ms, .. }
@@ -515,7 +461,7 @@ impl Group {
 
     /// Features that the last row lacked.
     pub fn n_missing_features(&self) -> usize {
-        self.n_missing_features
+        self.rows.n_missing_features()
     }
 
     /// Timestamp of the newest scored row.
@@ -667,7 +613,7 @@ impl Group {
                 if received_to_ms.is_some_and(|received_to_ms| received_to_ms < sample.timestamp_ms)
                     && sample.timestamp_ms > open_after_ms
                 {
-                    self.open_rows.entry(sample.timestamp_ms).or_insert((sample.timestamp_ms, now));
+                    self.rows.open(sample.timestamp_ms, sample.timestamp_ms, now);
                 }
             }
             self.written_to_ms = watermark.to_ms.unwrap_or(self.written_to_ms);
@@ -683,15 +629,13 @@ impl Group {
             }
             let scored_ms = [watermark.min_ms(), self.newest_scored_ms()].into_iter().flatten().min();
             if let Some(scored_ms) = scored_ms {
-                self.touched.extend(self.window.timestamps(scored_ms, i64::MAX));
+                self.rows.touch_all(self.window.timestamps(scored_ms, i64::MAX));
             }
             self.checkpoints[0] = None;
             let newest_ms = self.window.newest_ms().unwrap_or(i64::MIN);
             let lookback_start_ms = newest_ms.saturating_sub(INTERVAL_LOOKBACK_MS);
-            self.intervals = IntervalTracker::default();
-            for time in self.window.timestamps(lookback_start_ms, i64::MAX) {
-                self.intervals.observe(deployed.model.schema.grid.bounds(time).1);
-            }
+            let times = self.window.timestamps(lookback_start_ms, i64::MAX);
+            self.gaps.reset(times.map(|time| deployed.model.schema.grid.bounds(time).1));
         }
         let alerts = &self.detector.alerts;
         let serving = ServingModel::new(deployed, &self.window, frozen_to_ms, detection, alerts);
@@ -700,13 +644,8 @@ impl Group {
             None => serving,
         });
         // Rows are keyed by the model's grid.
-        for (_, (timestamp_ms, since)) in std::mem::take(&mut self.open_rows) {
-            self.open_rows.entry(self.row_key(timestamp_ms)).or_insert((timestamp_ms, since));
-        }
-        let touched: Vec<i64> =
-            std::mem::take(&mut self.touched).into_iter().map(|t| self.row_key(t)).collect();
-        self.touched.extend(touched);
-        self.touched.extend(self.open_rows.keys());
+        let Self { rows, champion, .. } = self;
+        rows.rekey(|timestamp_ms| row_key(champion.as_ref(), timestamp_ms));
         let scored = self.score_touched(now, on_event);
         if is_first {
             self.resume_cursors();
@@ -721,8 +660,8 @@ impl Group {
             detector: &self.detector,
             group: &self.labels,
             window: &self.window,
-            contributions: &self.contributions,
-            stale_rows: self.stale_rows.keys().copied().collect(),
+            contributions: self.incidents.contributions(),
+            stale_rows: self.rows.stale_times().collect(),
         };
         group_query.collect_matches(matches);
     }
@@ -731,6 +670,11 @@ impl Group {
     pub fn window(&self) -> &Window {
         &self.window
     }
+}
+
+/// The last timestamp of the row that this timestamp belongs to.
+fn row_key(champion: Option<&ServingModel>, timestamp_ms: i64) -> i64 {
+    champion.map_or(timestamp_ms, |serving| serving.schema().grid.bounds(timestamp_ms).1)
 }
 
 /// Samples that one row of a model in service is written as, without its causes.

@@ -1,0 +1,86 @@
+//! The incidents of a group within its window: their contributions, and the openings of the last day.
+
+use crate::pipeline::serving::Contribution;
+use crate::time::DAY_MS;
+use std::collections::VecDeque;
+
+/// See the [module](self).
+#[derive(Default)]
+pub struct IncidentLog {
+    /// Contributions by timestamp, ascending; an empty entry at the row after an incident.
+    contributions: VecDeque<(i64, Vec<Contribution>)>,
+    /// Timestamps at which the incidents of the last day opened.
+    starts: VecDeque<i64>,
+    is_open: bool,
+}
+
+impl IncidentLog {
+    /// The log of a snapshot.
+    pub fn restore(
+        contributions: VecDeque<(i64, Vec<Contribution>)>,
+        starts: VecDeque<i64>,
+        is_open: bool,
+    ) -> Self {
+        Self { contributions, starts, is_open }
+    }
+
+    /// Records a scored row, and forgets contributions before the window. True if the number of incidents of the
+    /// last day may have changed.
+    pub fn record(
+        &mut self,
+        timestamp_ms: i64,
+        is_incident: bool,
+        contributions: Vec<Contribution>,
+        window_start_ms: i64,
+    ) -> bool {
+        while self.contributions.front().is_some_and(|(then, _)| *then <= window_start_ms) {
+            self.contributions.pop_front();
+        }
+        if !contributions.is_empty()
+            || self.contributions.back().is_some_and(|(_, before)| !before.is_empty())
+        {
+            self.contributions.push_back((timestamp_ms, contributions));
+        }
+        let mut has_changed = false;
+        while self.starts.front().is_some_and(|then| *then <= timestamp_ms - DAY_MS) {
+            self.starts.pop_front();
+            has_changed = true;
+        }
+        if is_incident && !std::mem::replace(&mut self.is_open, is_incident) {
+            self.starts.push_back(timestamp_ms);
+            has_changed = true;
+        }
+        self.is_open = is_incident;
+        has_changed
+    }
+
+    /// All entries, by timestamp ascending.
+    pub fn contributions(&self) -> &VecDeque<(i64, Vec<Contribution>)> {
+        &self.contributions
+    }
+
+    /// The entries in `[first_ms, last_ms]`.
+    pub fn contributions_between(
+        &self,
+        first_ms: i64,
+        last_ms: i64,
+    ) -> impl Iterator<Item = &(i64, Vec<Contribution>)> {
+        let start = self.contributions.partition_point(|(then, _)| *then < first_ms);
+        self.contributions.range(start..).take_while(move |(then, _)| *then <= last_ms)
+    }
+
+    /// Timestamp of the newest entry.
+    pub fn newest_ms(&self) -> Option<i64> {
+        self.contributions.back().map(|(newest_ms, _)| *newest_ms)
+    }
+
+    /// Timestamps at which the incidents of the last day opened.
+    pub fn starts(&self) -> &VecDeque<i64> {
+        &self.starts
+    }
+
+    /// True while an incident is open.
+    pub fn is_open(&self) -> bool {
+        self.is_open
+    }
+}

@@ -1,0 +1,164 @@
+//! The rows of a group that are not final: open, touched, late and stale ones.
+//!
+//! A row is keyed by the last timestamp that belongs to it, so that samples of one scrape share a key. The keys
+//! depend on the model's grid; [`rekey`](RowTracker::rekey) follows when the model changes.
+
+use crate::features::Schema;
+use crate::window::Window;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+/// A row that has no score yet.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenRow {
+    /// Timestamp of one of its samples.
+    pub timestamp_ms: i64,
+    /// Arrival of its first sample.
+    pub since: Instant,
+}
+
+/// See the [module](self).
+#[derive(Default)]
+pub struct RowTracker {
+    /// Rows without a score, by key.
+    open: BTreeMap<i64, OpenRow>,
+    /// Keys of the rows that received samples since the last scoring.
+    touched: BTreeSet<i64>,
+    /// Timestamps of samples that arrived after newer ones.
+    late_samples: BTreeSet<i64>,
+    /// Timestamps of rows that hold only staleness markers, and the time at which each was closed.
+    stale: BTreeMap<i64, Instant>,
+    n_missing_features: usize,
+}
+
+impl RowTracker {
+    /// The state after a restart: rows without a score are open, stale rows are closed now.
+    pub fn restore(
+        unscored: impl Iterator<Item = i64>,
+        stale: impl IntoIterator<Item = i64>,
+        now: Instant,
+    ) -> Self {
+        let open = unscored.map(|timestamp_ms| (timestamp_ms, OpenRow { timestamp_ms, since: now }));
+        let stale = stale.into_iter().map(|timestamp_ms| (timestamp_ms, now));
+        Self { open: open.collect(), stale: stale.collect(), ..Self::default() }
+    }
+
+    /// Records a sample of a row, and opens the row unless it has a score.
+    pub fn touch(&mut self, key: i64, timestamp_ms: i64, is_scored: impl FnOnce() -> bool, now: Instant) {
+        if self.touched.insert(key) && !is_scored() {
+            self.open(key, timestamp_ms, now);
+        }
+    }
+
+    /// Touches rows without opening them.
+    pub fn touch_all(&mut self, keys: impl IntoIterator<Item = i64>) {
+        self.touched.extend(keys);
+    }
+
+    /// Records a sample that arrived after newer ones.
+    pub fn mark_late(&mut self, timestamp_ms: i64) {
+        self.late_samples.insert(timestamp_ms);
+    }
+
+    /// The touched rows, and the later rows whose rates reach back to a late sample.
+    pub fn take_touched(&mut self, window: &Window, schema: Option<&Schema>) -> BTreeSet<i64> {
+        let mut touched = std::mem::take(&mut self.touched);
+        let late_samples = std::mem::take(&mut self.late_samples);
+        if let Some(schema) = schema {
+            let lookback_ms = schema.transform.lookback_ms();
+            for timestamp_ms in late_samples {
+                let later = window.timestamps(timestamp_ms, timestamp_ms + lookback_ms);
+                touched.extend(later.map(|later_ms| schema.grid.bounds(later_ms).1));
+            }
+        }
+        touched
+    }
+
+    /// Forgets the touched rows and late samples.
+    pub fn clear_touched(&mut self) {
+        self.touched.clear();
+        self.late_samples.clear();
+    }
+
+    /// Keys all rows anew, and touches the open ones.
+    pub fn rekey(&mut self, key: impl Fn(i64) -> i64) {
+        for (_, row) in std::mem::take(&mut self.open) {
+            self.open.entry(key(row.timestamp_ms)).or_insert(row);
+        }
+        self.touched = std::mem::take(&mut self.touched).into_iter().map(key).collect();
+        self.touched.extend(self.open.keys());
+    }
+
+    /// Opens a row unless it is open.
+    pub fn open(&mut self, key: i64, timestamp_ms: i64, now: Instant) {
+        self.open.entry(key).or_insert(OpenRow { timestamp_ms, since: now });
+    }
+
+    /// Opens a row that was closed.
+    pub fn reopen(&mut self, key: i64, row: OpenRow) {
+        self.open.insert(key, row);
+    }
+
+    /// Closes a row. `None` if it was not open.
+    pub fn close(&mut self, key: i64) -> Option<OpenRow> {
+        self.open.remove(&key)
+    }
+
+    /// True if the row is open.
+    pub fn is_open(&self, key: i64) -> bool {
+        self.open.contains_key(&key)
+    }
+
+    /// The first open row with a key above this one.
+    pub fn first_open_after(&self, key: i64) -> Option<i64> {
+        self.open.range(key.saturating_add(1)..).next().map(|(key, _)| *key)
+    }
+
+    /// The rows that are open for longer than the grace period.
+    pub fn overdue(&self, grace: Duration, now: Instant) -> Vec<i64> {
+        let overdue = self.open.iter().filter(|(_, row)| now.duration_since(row.since) >= grace);
+        overdue.map(|(key, _)| *key).collect()
+    }
+
+    /// Makes the rows with samples up to this time open since `since` at the latest.
+    pub fn expire_until(&mut self, timestamp_ms: i64, since: Instant) {
+        for row in self.open.values_mut().filter(|row| row.timestamp_ms <= timestamp_ms) {
+            row.since = row.since.min(since);
+        }
+    }
+
+    /// Records a row that holds only staleness markers.
+    pub fn add_stale(&mut self, timestamp_ms: Option<i64>, now: Instant) {
+        self.stale.extend(timestamp_ms.map(|timestamp_ms| (timestamp_ms, now)));
+    }
+
+    /// Timestamps of the stale rows, ascending.
+    pub fn stale_times(&self) -> impl Iterator<Item = i64> {
+        self.stale.keys().copied()
+    }
+
+    /// Time at which a stale row was closed.
+    pub fn stale_at(&self, timestamp_ms: i64) -> Option<Instant> {
+        self.stale.get(&timestamp_ms).copied()
+    }
+
+    /// Timestamp of the newest stale row.
+    pub fn newest_stale_ms(&self) -> Option<i64> {
+        self.stale.keys().next_back().copied()
+    }
+
+    /// Forgets the stale rows up to this time.
+    pub fn drop_stale_until(&mut self, timestamp_ms: i64) {
+        self.stale.retain(|then, _| *then > timestamp_ms);
+    }
+
+    /// Features that the last closed row lacked.
+    pub fn n_missing_features(&self) -> usize {
+        self.n_missing_features
+    }
+
+    /// Sets the number of features that the last closed row lacked. True if it changed.
+    pub fn set_missing_features(&mut self, n_missing: usize) -> bool {
+        std::mem::replace(&mut self.n_missing_features, n_missing) != n_missing
+    }
+}
