@@ -1,22 +1,17 @@
-//! Holes in the stream, and what fills them: Prometheus' own storage, by remote read.
+//! Gaps in the rows of groups: detection, the queue of gap fills, and audits.
 //!
-//! After its own restart Prometheus sends nothing that it scraped before (prometheus/prometheus#8809), and a
-//! sample that it takes late it never sends. So a group whose next row comes too late holds its scoring for
-//! moments, until what is missing was asked for; then its rows are judged in their order, as if nothing had
-//! been. Groups of a detector are asked for together, one question at a time. What slips through between is
-//! found by an audit: now and then some series are counted here and there.
+//! After its own restart Prometheus does not send samples that it scraped before (prometheus/prometheus#8809), and it
+//! never sends a sample that it stored late. A group whose next row arrives too late therefore holds its scoring until
+//! remote read has been asked for the missing samples; then its rows are scored in their order. All groups of a
+//! detector share a request, and one request is under way at a time. An audit finds gaps that this misses: it counts
+//! some series here and in Prometheus.
 //!
-//! Waiting for a new start time of Prometheus was the alternative: it tells neither of a partition nor of a
-//! queue that ran over, and it comes later than the row that it is about.
+//! Watching for a new start time of Prometheus was the alternative: it shows neither a partition nor a queue that
+//! overflowed, and it arrives later than the row that it concerns.
 
-use super::engine::WeakEngineHandle;
-use super::group::gap_guard::{HOLD_TIMEOUT, MAX_HOLD};
 use crate::detector::Detector;
-use crate::prom::matcher::Matcher;
 use crate::prom::{Labels, Sample};
-use crate::remote_read::SeriesSamples;
 use crate::time;
-use crate::train::{Backends, history};
 use crate::window::{Column, Window};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -25,66 +20,59 @@ use prometheus_client::registry::Registry;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, watch};
-use tracing::{debug, info, warn};
+use tokio::sync::mpsc;
+use tracing::info;
 
-/// Time that is asked for at once.
-const SLICE_MS: i64 = 300_000;
-/// Samples that the engine takes at once, in between of requests.
-const MAX_SAMPLES_PER_COMMAND: usize = 20_000;
-/// Groups that a question names; for more, all of the detector's are read.
+/// Most groups that a request names; beyond, it reads all groups of the detector.
 const MAX_NAMED_GROUPS: usize = 50;
-/// After a question that brought nothing, a group asks no more for so long: rows that come irregularly are not
-/// a hole each.
+/// Pause of a group after a gap fill without samples: irregular rows are not gaps.
 const COOLDOWN: Duration = Duration::from_secs(60);
-/// Pause before a source that did not answer is asked again.
-const RETRY_DELAY: Duration = Duration::from_millis(500);
-/// How often series are counted.
+/// Interval of the audits.
 pub const AUDIT_INTERVAL: Duration = Duration::from_secs(600);
-/// The time over which they are counted.
+/// Time range of an audit.
 pub const AUDIT_RANGE_MS: i64 = 1_800_000;
-/// How many series are counted.
+/// Series per audit.
 pub const SERIES_PER_AUDIT: usize = 20;
 
-/// What is asked of the past.
+/// A request to the gap filler.
 pub enum BackfillRequest {
-    /// The samples of these groups (of all, without any) in `(after, to]`.
+    /// Read the samples of these groups, or of all groups if empty, in `(after, to]`.
     Fill {
-        /// Their detector.
+        /// The detector.
         detector: Arc<Detector>,
         /// Labels of the groups.
         groups: Vec<Labels>,
-        /// The time.
+        /// The time range in milliseconds.
         range: (i64, i64),
     },
-    /// Are there samples of these series that have not come?
+    /// Count these series, and read those that lack samples.
     Audit(Vec<AuditedSeries>),
 }
 
-/// A series to be counted.
+/// A series of an audit.
 pub struct AuditedSeries {
-    /// Its detector.
+    /// The detector.
     pub detector: Arc<Detector>,
-    /// Labels of its group.
+    /// Labels of the group.
     pub group: Labels,
-    /// Its other labels.
+    /// The other labels of the series.
     pub feature: Labels,
-    /// Where it is counted: `(after, to]`.
+    /// The time range `(after, to]` in milliseconds.
     pub range: (i64, i64),
-    /// How many of its samples have come.
+    /// Samples in the window.
     pub n_samples: usize,
 }
 
-/// How a question was answered.
+/// The outcome of a gap fill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FillOutcome {
-    /// By samples that had not come.
+    /// Samples were missing and have been read.
     Filled,
-    /// Nothing was missing.
+    /// No samples were missing.
     Empty,
-    /// No source answered, or not in time.
+    /// A source failed or timed out.
     Failed,
-    /// It was not asked: the one before brought nothing.
+    /// Not requested: the group is in its cooldown.
     Skipped,
 }
 
@@ -102,7 +90,7 @@ impl FillOutcome {
 type ByDetector = Family<[(&'static str, String); 1], Counter>;
 type ByOutcome = Family<[(&'static str, String); 2], Counter>;
 
-/// What is counted of holes.
+/// Metrics of gaps, gap fills and audits.
 #[derive(Clone)]
 pub struct Metrics {
     detected: ByDetector,
@@ -156,24 +144,29 @@ impl Metrics {
         metrics
     }
 
-    /// Counts a hole.
+    /// Counts a gap.
     pub fn count_gap(&self, detector: &str) {
         self.detected.get_or_create(&[("detector", detector.into())]).inc();
     }
 
-    /// Counts samples that a question brought.
+    /// Counts samples that a gap fill added.
     pub fn count_samples(&self, detector: &str, samples: usize) {
         self.samples.get_or_create(&[("detector", detector.into())]).inc_by(samples as u64);
     }
 
-    /// Counts a group that went on without an answer.
+    /// Counts a hold that timed out.
     pub fn count_timeout(&self, detector: &str) {
         self.timeouts.get_or_create(&[("detector", detector.into())]).inc();
     }
 
-    /// Shows how many groups wait.
+    /// Sets the number of groups on hold.
     pub fn set_pending_groups(&self, groups: usize) {
         self.pending.set(groups as i64);
+    }
+
+    /// Counts an audited series.
+    pub fn count_audit(&self, result: &'static str) {
+        self.audited.get_or_create(&[("result", result)]).inc();
     }
 
     fn count_fill(&self, detector: &str, outcome: FillOutcome) {
@@ -183,41 +176,41 @@ impl Metrics {
     }
 }
 
-/// The question that is under way, and those that wait.
+/// The gap fill under way, and the groups that wait for one.
 pub struct GapTracker {
     requests: mpsc::Sender<BackfillRequest>,
-    /// Groups that hold and were not asked for yet.
+    /// Groups on hold without a request.
     waiting: BTreeSet<u32>,
     pending: Option<PendingBackfill>,
     cooldowns: HashMap<u32, Instant>,
     audited_at: Instant,
-    /// Number of the next series to be counted.
+    /// Index of the next series to audit.
     next_series: u64,
 }
 
-/// What is missing in some groups of a detector.
+/// A gap that some groups of a detector share.
 pub struct Gap {
     /// The detector.
     pub detector: Arc<Detector>,
-    /// Numbers and labels of the groups.
+    /// Ids and labels of the groups.
     pub groups: Vec<(u32, Labels)>,
-    /// The time that samples are missing in: `(after, to]`.
+    /// The time range `(after, to]` in milliseconds.
     pub range: (i64, i64),
 }
 
-/// A question that is under way.
+/// A gap fill under way.
 pub struct PendingBackfill {
     /// The detector.
     pub detector: Arc<Detector>,
-    /// The groups that wait for the answer.
+    /// The groups on hold for it.
     pub groups: Vec<u32>,
-    /// The time that it is about.
+    /// The time range `(after, to]` in milliseconds.
     pub range: (i64, i64),
     samples: usize,
 }
 
 impl GapTracker {
-    /// None yet.
+    /// A tracker without gaps.
     pub fn new(requests: mpsc::Sender<BackfillRequest>, now: Instant) -> Self {
         Self {
             requests,
@@ -229,28 +222,28 @@ impl GapTracker {
         }
     }
 
-    /// Does the group wait, or is it asked for?
+    /// True if the group waits for a gap fill or is part of the one under way.
     pub fn contains(&self, group: u32) -> bool {
         self.waiting.contains(&group)
             || self.pending.as_ref().is_some_and(|pending| pending.groups.contains(&group))
     }
 
-    /// A group has begun to hold.
+    /// Queues a group that has started to hold.
     pub fn enqueue(&mut self, group: u32) {
         self.waiting.insert(group);
     }
 
-    /// The groups to ask for next, if none are asked for.
+    /// The groups that wait; none while a gap fill is under way.
     pub fn take_waiting(&mut self) -> BTreeSet<u32> {
         if self.pending.is_some() { BTreeSet::new() } else { std::mem::take(&mut self.waiting) }
     }
 
-    /// Does a group rest?
+    /// True if the group is in its cooldown.
     pub fn is_cooling_down(&self, group: u32, now: Instant) -> bool {
         self.cooldowns.get(&group).is_some_and(|until| now < *until)
     }
 
-    /// Asks, or, while an audit is under way, has the groups wait on.
+    /// Requests a gap fill. If the request queue is full, the groups wait on.
     pub fn request(&mut self, gap: Gap) {
         let Gap { detector, groups, range } = gap;
         let (ids, labels): (Vec<u32>, Vec<Labels>) = groups.into_iter().unzip();
@@ -263,19 +256,19 @@ impl GapTracker {
         }
     }
 
-    /// The question that is under way.
+    /// The gap fill under way.
     pub fn pending(&self) -> Option<&PendingBackfill> {
         self.pending.as_ref()
     }
 
-    /// A part of the answer brought so many samples.
+    /// Adds samples to the gap fill under way.
     pub fn add_samples(&mut self, samples: usize) {
         if let Some(pending) = &mut self.pending {
             pending.samples += samples;
         }
     }
 
-    /// The question is answered, or not: the groups that waited, and what came of it.
+    /// Ends the gap fill under way, and counts its outcome.
     pub fn finish(&mut self, is_complete: bool, metrics: &Metrics, now: Instant) -> Option<PendingBackfill> {
         let pending = self.pending.take()?;
         let detector = &pending.detector.name;
@@ -302,12 +295,12 @@ impl GapTracker {
         Some(pending)
     }
 
-    /// A group is not asked for, since it rests.
+    /// Counts a group that is in its cooldown.
     pub fn count_skipped(&self, detector: &str, metrics: &Metrics) {
         metrics.count_fill(detector, FillOutcome::Skipped);
     }
 
-    /// Is it time to count, and from which series on? Their numbers go round and round.
+    /// Index of the first series to audit, if an audit is due.
     pub fn audit_due(&mut self, now: Instant) -> Option<u64> {
         if now.duration_since(self.audited_at) < AUDIT_INTERVAL {
             return None;
@@ -318,7 +311,7 @@ impl GapTracker {
         Some(first_series)
     }
 
-    /// Has series counted; when there is much to ask anyway they have to wait for the next time.
+    /// Requests an audit. If the request queue is full, it is skipped.
     pub fn request_audit(&self, series: Vec<AuditedSeries>) {
         if !series.is_empty() {
             let _ = self.requests.try_send(BackfillRequest::Audit(series));
@@ -326,164 +319,14 @@ impl GapTracker {
     }
 }
 
-/// Answers questions until nobody can ask any more.
-pub async fn run(
-    mut requests: mpsc::Receiver<BackfillRequest>,
-    engine: WeakEngineHandle,
-    backends: watch::Receiver<Arc<Backends>>,
-    metrics: Metrics,
-) {
-    let gap_filler = GapFiller { engine, backends, metrics };
-    while let Some(request) = requests.recv().await {
-        let sent = match request {
-            BackfillRequest::Fill { detector, groups, range } => {
-                let is_complete = gap_filler.fill(&detector, &groups, range).await;
-                gap_filler.engine.backfill_done(is_complete).await
-            }
-            BackfillRequest::Audit(series) => gap_filler.audit(series).await,
-        };
-        if sent.is_none() {
-            return;
-        }
-    }
-}
-
-struct GapFiller {
-    engine: WeakEngineHandle,
-    backends: watch::Receiver<Arc<Backends>>,
-    metrics: Metrics,
-}
-
-impl GapFiller {
-    /// Reads what was asked for, slice by slice. False when a part is missing.
-    async fn fill(&self, detector: &Arc<Detector>, groups: &[Labels], range: (i64, i64)) -> bool {
-        let started = Instant::now();
-        let matchers = matchers(detector, groups);
-        let (mut after_ms, to_ms) = range;
-        while after_ms < to_ms {
-            let slice = (after_ms, to_ms.min(after_ms + SLICE_MS));
-            let time_left = MAX_HOLD.saturating_sub(started.elapsed()).min(HOLD_TIMEOUT);
-            let Ok(Some(series)) =
-                tokio::time::timeout(time_left, self.read(detector, &matchers, slice)).await
-            else {
-                return false;
-            };
-            for chunk in split_series(series) {
-                if self.engine.backfill(detector.clone(), chunk).await.is_none() {
-                    return false;
-                }
-            }
-            after_ms = slice.1;
-        }
-        true
-    }
-
-    /// The samples of a slice from all sources; none when one of them does not answer.
-    async fn read(
-        &self,
-        detector: &Detector,
-        matchers: &[Matcher],
-        range: (i64, i64),
-    ) -> Option<Vec<SeriesSamples>> {
-        let backends = self.backends.borrow().clone();
-        let mut all = Vec::new();
-        for source in &backends.read_clients {
-            loop {
-                let mut read = Vec::new();
-                match history::read_samples(source, detector, matchers, range, |series| read.extend(series))
-                    .await
-                {
-                    Ok(()) => {
-                        all.append(&mut read);
-                        break;
-                    }
-                    // The caller has a limit.
-                    Err(error) if error.is_recoverable() => {
-                        debug!(component = "remote_read", url = %source.config.url, err = crate::error::chain(&error), "remote read did not answer, retrying");
-                        tokio::time::sleep(RETRY_DELAY).await;
-                    }
-                    Err(error) => {
-                        warn!(component = "remote_read", url = %source.config.url, err = crate::error::chain(&error), "gap fill failed");
-                        return None;
-                    }
-                }
-            }
-        }
-        Some(all)
-    }
-
-    /// Counts series, and reads the groups of those that lack samples. None when the engine is gone.
-    async fn audit(&self, series: Vec<AuditedSeries>) -> Option<()> {
-        for AuditedSeries { detector, group, feature, range, n_samples } in series {
-            let labels = feature.union(&group);
-            let series_matchers: Vec<Matcher> =
-                labels.iter().map(|(name, value)| Matcher::equal(name, value)).collect();
-            let count = |read: Vec<SeriesSamples>| -> usize {
-                let same = read.into_iter().filter(|(read_labels, _)| *read_labels == labels);
-                same.map(|(_, samples)| samples.len()).max().unwrap_or(0)
-            };
-            let read =
-                tokio::time::timeout(HOLD_TIMEOUT, self.read(&detector, &series_matchers, range)).await;
-            let result = match read.ok().flatten().map(count) {
-                None => "failed",
-                Some(there) if there > n_samples => "missing",
-                Some(there) if there < n_samples => "surplus",
-                Some(_) => "equal",
-            };
-            self.metrics.audited.get_or_create(&[("result", result)]).inc();
-            if result == "missing" {
-                info!(component = "remote_read", detector = detector.name, group = %group, series = %feature, "samples are missing, reading them");
-                let group_matchers = history::group_matchers(&detector, &group);
-                let read =
-                    tokio::time::timeout(HOLD_TIMEOUT, self.read(&detector, &group_matchers, range)).await;
-                for chunk in split_series(read.ok().flatten().unwrap_or_default()) {
-                    self.engine.backfill(detector.clone(), chunk).await?;
-                }
-            }
-        }
-        Some(())
-    }
-}
-
-/// Selects at least these groups; all, without any. To the other side its external labels are absent but where they
-/// are compared by `=`: with several values, what has none passes too.
-fn matchers(detector: &Detector, groups: &[Labels]) -> Vec<Matcher> {
-    if groups.is_empty() {
-        return Vec::new();
-    }
-    let of_label = |name: &String| {
-        let mut values: BTreeSet<&str> = groups.iter().map(|group| group.get(name)).collect();
-        if values.len() > 1 {
-            values.insert("");
-        }
-        Matcher::one_of(name, values)
-    };
-    detector.by.iter().map(of_label).collect()
-}
-
-/// Cuts an answer into what the engine takes at once. A series stays whole.
-fn split_series(series: Vec<SeriesSamples>) -> Vec<Vec<SeriesSamples>> {
-    let mut chunks: Vec<Vec<SeriesSamples>> = Vec::new();
-    let mut remaining = 0_usize;
-    for (labels, samples) in series {
-        if remaining < samples.len() || chunks.is_empty() {
-            remaining = MAX_SAMPLES_PER_COMMAND;
-            chunks.push(Vec::new());
-        }
-        remaining = remaining.saturating_sub(samples.len());
-        chunks.last_mut().expect("pushed before").push((labels, samples));
-    }
-    chunks
-}
-
-/// The samples of a window's series in `(after, to]`, staleness markers among them.
+/// Number of samples in `(after, to]`, staleness markers included.
 pub fn count_samples(window: &Window, column: Column, (after_ms, to_ms): (i64, i64)) -> usize {
     let mut samples: Vec<Sample> = Vec::new();
     window.samples(column, after_ms, to_ms, &mut samples);
     samples.len()
 }
 
-/// The time in which samples are counted: what is older than the newest `grace` may still be on its way.
+/// The time range of an audit. It ends before the grace period, in which samples may still arrive.
 pub fn audit_range(newest_ms: i64, start_ms: i64, grace: Duration) -> (i64, i64) {
     let to_ms = newest_ms - time::millis(grace);
     ((to_ms - AUDIT_RANGE_MS).max(start_ms), to_ms)

@@ -14,6 +14,7 @@ mod snapshotter;
 pub mod schedule;
 mod serving;
 mod supervisor;
+mod tasks;
 
 use crate::config::{self, Config};
 use crate::http::Url;
@@ -340,8 +341,12 @@ pub async fn run(options: Options) -> Result<(), Error> {
             }
         })
     });
-    let gap_filler =
-        gaps::run(backfill_requests_rx, engine_handle.downgrade(), backends_rx.clone(), gap_metrics);
+    let gap_filler = tasks::gap_filler::run(
+        backfill_requests_rx,
+        engine_handle.downgrade(),
+        backends_rx.clone(),
+        gap_metrics,
+    );
     let gap_filler = supervisor.spawn("gap filling", gap_filler);
     let registry_watcher =
         RegistryWatcher::new(engine_handle.downgrade(), backends_rx, registry_watcher_metrics);

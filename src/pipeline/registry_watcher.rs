@@ -6,6 +6,7 @@
 //! sidecar has trained while the registry was away would be replaced by its predecessor.
 
 use super::engine::WeakEngineHandle;
+use super::group::deployment::{DeployedVersion, Deployment};
 use crate::detector::Detector;
 use crate::models::registry::{self, Aliases, CHALLENGER, Registry};
 use crate::models::{DeployedModel, Model};
@@ -21,26 +22,6 @@ use tracing::{info, warn};
 
 /// A model's registered name and its version.
 type RegisteredVersion = (String, u64);
-
-/// The name of a model in its place, and its version if the registry has it.
-type DeployedVersion = (String, Option<u64>);
-
-/// Which models a group has.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Deployment {
-    /// The group.
-    pub group: u32,
-    /// Its detector.
-    pub detector: String,
-    /// Its labels.
-    pub labels: Labels,
-    /// Name and version of the model in service; none without one.
-    pub champion: Option<DeployedVersion>,
-    /// Name and version of the one beside it.
-    pub challenger: Option<DeployedVersion>,
-    /// Timestamp of the newest scored row, if there is one.
-    pub newest_scored_ms: Option<i64>,
-}
 
 /// What the keeper counts.
 #[derive(Clone)]

@@ -4,9 +4,8 @@
 //! window's newest rows; putting it into words and on disk happens here.
 
 use super::engine::WeakEngineHandle;
-use super::serving::Contribution;
-use crate::snapshot::{self, GroupState, PendingCheckpoint, SnapshotStore};
-use crate::window::Window;
+use super::group::snapshot::SnapshotStep;
+use crate::snapshot::SnapshotStore;
 use std::collections::HashSet;
 use std::io;
 use std::time::{Duration, Instant};
@@ -17,56 +16,6 @@ use tracing::{error, warn};
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(300);
 /// How long the round at the end may take. Groups that it does not reach keep their file of before.
 const LAST_ROUND_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A group as the engine hands it out.
-pub struct SnapshotStep {
-    /// Its number.
-    pub id: u32,
-    /// Name of its file.
-    pub name: String,
-    /// What it has become, if that is not on disk.
-    pub snapshot: Option<Box<GroupSnapshot>>,
-}
-
-/// What a group has become.
-pub struct GroupSnapshot {
-    /// Without its models.
-    pub state: GroupState,
-    /// The model in service.
-    pub champion: Option<PendingCheckpoint>,
-    /// The one beside it.
-    pub challenger: Option<PendingCheckpoint>,
-    /// Its samples and scores.
-    pub window: Window,
-}
-
-impl GroupSnapshot {
-    /// The bytes of its file.
-    pub fn encode(self) -> Vec<u8> {
-        let checkpoint = |pending: Option<PendingCheckpoint>| pending.and_then(|draft| draft.to_checkpoint());
-        let (champion, challenger) = (checkpoint(self.champion), checkpoint(self.challenger));
-        snapshot::encode(GroupState { champion, challenger, ..self.state }, &self.window)
-    }
-}
-
-impl Contribution {
-    /// As a snapshot says it.
-    pub fn to_saved(&self) -> snapshot::SavedContribution {
-        snapshot::SavedContribution {
-            feature: self.feature.clone(),
-            reason: self.reason.as_str().into(),
-            share: self.share,
-            expected_range: self.expected_range.map(|value| Some(value).filter(|value| value.is_finite())),
-        }
-    }
-
-    /// What a snapshot says; none for a reason that is not known here.
-    pub fn from_saved(saved: snapshot::SavedContribution) -> Option<Self> {
-        let snapshot::SavedContribution { feature, reason, share, expected_range: usual } = saved;
-        let reason = crate::detect::DeviationReason::parse(&reason)?;
-        Some(Self { feature, reason, share, expected_range: usual.map(|value| value.unwrap_or(f64::NAN)) })
-    }
-}
 
 /// Writes a round every five minutes until the engine is gone, and a last one when told to close.
 pub async fn run(engine: WeakEngineHandle, mut store: SnapshotStore, mut closing: watch::Receiver<bool>) {

@@ -11,13 +11,13 @@ mod write;
 pub use handle::{CommandReceiver, EndpointBatches, EngineHandle, WeakEngineHandle, channel};
 
 use super::gaps::{self, BackfillRequest, GapTracker};
+use super::group::deployment::Deployment;
+use super::group::snapshot::SnapshotStep;
 use super::group::{Group, GroupEvent, RowState};
 use super::groups::Groups;
 use super::metrics::Metrics;
 use super::output_series::PendingStaleMarkers;
-use super::registry_watcher::Deployment;
 use super::select::SelectionPage;
-use super::snapshotter::SnapshotStep;
 use crate::config::Config;
 use crate::detect::OnlineDetector;
 use crate::features::counter;

@@ -1,16 +1,16 @@
 //! One group: its window, its model, its open rows and its cursors.
 
+pub mod deployment;
 pub mod gap_guard;
 mod incident_log;
 mod gap_hold;
 mod publishing;
 mod row_tracker;
-mod snapshot;
+pub mod snapshot;
 mod training;
 
 use super::drift::DriftMonitor;
 use super::output_series::Cursor;
-use super::registry_watcher::Deployment;
 use super::schedule::TrainingSchedule;
 use super::select::{GroupMatches, GroupQuery};
 use super::serving::{Contribution, ServingModel};
@@ -481,20 +481,6 @@ impl Group {
     /// Is there a model that is not only to serve until there is one of its own?
     fn has_permanent_model(&self) -> bool {
         self.champion.as_ref().is_some_and(|serving| !serving.deployed.is_pooled())
-    }
-
-    /// Which models it has. A pooled one has no place that another could take: the group goes on asking for its own.
-    pub fn deployment(&self, id: u32) -> Deployment {
-        let permanent = |role| self.deployed(role).filter(|deployed| !deployed.is_pooled());
-        let version = |role| permanent(role).map(|deployed| (deployed.name.clone(), deployed.version));
-        Deployment {
-            group: id,
-            detector: self.detector.name.clone(),
-            labels: self.labels.clone(),
-            champion: version(ModelRole::Champion),
-            challenger: version(ModelRole::Challenger),
-            newest_scored_ms: self.newest_scored_ms(),
-        }
     }
 
     /// KL divergence of the last day's decisions from those of training, where both are known.

@@ -1,13 +1,67 @@
-//! What a snapshot says of a group, and the group that it is made of again.
+//! Saves the state of a group for a snapshot, and restores a group from one.
 
 use super::{Contribution, Cursor, Group, IncidentLog, RowTracker, ServingModel};
 use crate::detector::Detector;
-use crate::pipeline::snapshotter::{GroupSnapshot, SnapshotStep};
-use crate::snapshot::{GroupState, ModelCheckpoint, SnapshotStore};
+use crate::snapshot::{self, GroupState, ModelCheckpoint, PendingCheckpoint, SnapshotStore};
 use crate::time;
 use crate::window::Window;
 use std::sync::Arc;
 use std::time::Instant;
+
+/// One step of a round of snapshots.
+pub struct SnapshotStep {
+    /// Id of the group.
+    pub id: u32,
+    /// Name of the file.
+    pub name: String,
+    /// The state to write; none if it has not changed.
+    pub snapshot: Option<Box<GroupSnapshot>>,
+}
+
+/// The state of a group for its file.
+pub struct GroupSnapshot {
+    /// The state without the models.
+    pub state: GroupState,
+    /// The champion.
+    pub champion: Option<PendingCheckpoint>,
+    /// The challenger.
+    pub challenger: Option<PendingCheckpoint>,
+    /// The samples and scores.
+    pub window: Window,
+}
+
+impl GroupSnapshot {
+    /// The bytes of the file.
+    pub fn encode(self) -> Vec<u8> {
+        let checkpoint = |pending: Option<PendingCheckpoint>| pending.and_then(|draft| draft.to_checkpoint());
+        let (champion, challenger) = (checkpoint(self.champion), checkpoint(self.challenger));
+        snapshot::encode(GroupState { champion, challenger, ..self.state }, &self.window)
+    }
+}
+
+impl Contribution {
+    /// The form in a snapshot.
+    pub fn to_saved(&self) -> snapshot::SavedContribution {
+        snapshot::SavedContribution {
+            feature: self.feature.clone(),
+            reason: self.reason.as_str().into(),
+            share: self.share,
+            expected_range: self.expected_range.map(|value| Some(value).filter(|value| value.is_finite())),
+        }
+    }
+
+    /// Reads the form in a snapshot; none for an unknown reason.
+    pub fn from_saved(saved: snapshot::SavedContribution) -> Option<Self> {
+        let snapshot::SavedContribution { feature, reason, share, expected_range } = saved;
+        let reason = crate::detect::DeviationReason::parse(&reason)?;
+        Some(Self {
+            feature,
+            reason,
+            share,
+            expected_range: expected_range.map(|value| value.unwrap_or(f64::NAN)),
+        })
+    }
+}
 
 impl Group {
     /// The group that a snapshot was made of, without its models: they come from the registry, and go on

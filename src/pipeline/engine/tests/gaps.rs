@@ -5,7 +5,7 @@ use crate::detect::OnlineDetector;
 use crate::forest::ExtendedParams;
 use crate::pipeline::gaps;
 use crate::pipeline::group::gap_guard::HOLD_TIMEOUT;
-use crate::pipeline::snapshotter::GroupSnapshot;
+use crate::pipeline::group::snapshot::GroupSnapshot;
 use crate::remote_read::SeriesSamples;
 use crate::snapshot;
 use crate::time;

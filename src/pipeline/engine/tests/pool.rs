@@ -1,7 +1,7 @@
 //! A group without history is scored by what others like it have taught.
 
 use super::*;
-use crate::pipeline::snapshotter::GroupSnapshot;
+use crate::pipeline::group::snapshot::GroupSnapshot;
 use crate::snapshot;
 use crate::time::now_ms;
 use crate::train::{ModelFitter, TrainingSet};

@@ -1,0 +1,175 @@
+//! Reads missing samples by remote read: the requests of the gap tracker.
+//!
+//! A range is read in slices, and a slice reaches the engine in chunks, so that neither an answer nor a command holds
+//! a whole gap.
+
+use crate::detector::Detector;
+use crate::pipeline::engine::WeakEngineHandle;
+use crate::pipeline::gaps::{AuditedSeries, BackfillRequest, Metrics};
+use crate::pipeline::group::gap_guard::{HOLD_TIMEOUT, MAX_HOLD};
+use crate::prom::Labels;
+use crate::prom::matcher::Matcher;
+use crate::remote_read::SeriesSamples;
+use crate::train::{Backends, history};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+use tracing::{debug, info, warn};
+
+/// Time range of one read, in milliseconds.
+const SLICE_MS: i64 = 300_000;
+/// Samples in one command: the engine serves other requests between two commands.
+const MAX_SAMPLES_PER_COMMAND: usize = 20_000;
+/// Pause before a source that did not answer is read again.
+const RETRY_DELAY: Duration = Duration::from_millis(500);
+
+/// Serves requests until the engine is gone.
+pub async fn run(
+    mut requests: mpsc::Receiver<BackfillRequest>,
+    engine: WeakEngineHandle,
+    backends: watch::Receiver<Arc<Backends>>,
+    metrics: Metrics,
+) {
+    let gap_filler = GapFiller { engine, backends, metrics };
+    while let Some(request) = requests.recv().await {
+        let sent = match request {
+            BackfillRequest::Fill { detector, groups, range } => {
+                let is_complete = gap_filler.fill(&detector, &groups, range).await;
+                gap_filler.engine.backfill_done(is_complete).await
+            }
+            BackfillRequest::Audit(series) => gap_filler.audit(series).await,
+        };
+        if sent.is_none() {
+            return;
+        }
+    }
+}
+
+struct GapFiller {
+    engine: WeakEngineHandle,
+    backends: watch::Receiver<Arc<Backends>>,
+    metrics: Metrics,
+}
+
+impl GapFiller {
+    /// Reads a range slice by slice. False if a part is missing.
+    async fn fill(&self, detector: &Arc<Detector>, groups: &[Labels], range: (i64, i64)) -> bool {
+        let started = Instant::now();
+        let matchers = matchers(detector, groups);
+        let (mut after_ms, to_ms) = range;
+        while after_ms < to_ms {
+            let slice = (after_ms, to_ms.min(after_ms + SLICE_MS));
+            let time_left = MAX_HOLD.saturating_sub(started.elapsed()).min(HOLD_TIMEOUT);
+            let Ok(Some(series)) =
+                tokio::time::timeout(time_left, self.read(detector, &matchers, slice)).await
+            else {
+                return false;
+            };
+            for chunk in split_series(series) {
+                if self.engine.backfill(detector.clone(), chunk).await.is_none() {
+                    return false;
+                }
+            }
+            after_ms = slice.1;
+        }
+        true
+    }
+
+    /// The samples of a slice from all sources; none if a source fails for good.
+    async fn read(
+        &self,
+        detector: &Detector,
+        matchers: &[Matcher],
+        range: (i64, i64),
+    ) -> Option<Vec<SeriesSamples>> {
+        let backends = self.backends.borrow().clone();
+        let mut all = Vec::new();
+        for source in &backends.read_clients {
+            loop {
+                let mut read = Vec::new();
+                match history::read_samples(source, detector, matchers, range, |series| read.extend(series))
+                    .await
+                {
+                    Ok(()) => {
+                        all.append(&mut read);
+                        break;
+                    }
+                    // The caller has a timeout.
+                    Err(error) if error.is_recoverable() => {
+                        debug!(component = "remote_read", url = %source.config.url, err = crate::error::chain(&error), "remote read did not answer, retrying");
+                        tokio::time::sleep(RETRY_DELAY).await;
+                    }
+                    Err(error) => {
+                        warn!(component = "remote_read", url = %source.config.url, err = crate::error::chain(&error), "gap fill failed");
+                        return None;
+                    }
+                }
+            }
+        }
+        Some(all)
+    }
+
+    /// Counts series, and reads the groups of those that lack samples. `None` if the engine is gone.
+    async fn audit(&self, series: Vec<AuditedSeries>) -> Option<()> {
+        for AuditedSeries { detector, group, feature, range, n_samples } in series {
+            let labels = feature.union(&group);
+            let series_matchers: Vec<Matcher> =
+                labels.iter().map(|(name, value)| Matcher::equal(name, value)).collect();
+            let count = |read: Vec<SeriesSamples>| -> usize {
+                let same = read.into_iter().filter(|(read_labels, _)| *read_labels == labels);
+                same.map(|(_, samples)| samples.len()).max().unwrap_or(0)
+            };
+            let read =
+                tokio::time::timeout(HOLD_TIMEOUT, self.read(&detector, &series_matchers, range)).await;
+            let result = match read.ok().flatten().map(count) {
+                None => "failed",
+                Some(n_stored) if n_stored > n_samples => "missing",
+                Some(n_stored) if n_stored < n_samples => "surplus",
+                Some(_) => "equal",
+            };
+            self.metrics.count_audit(result);
+            if result == "missing" {
+                info!(component = "remote_read", detector = detector.name, group = %group, series = %feature, "samples are missing, reading them");
+                let group_matchers = history::group_matchers(&detector, &group);
+                let read =
+                    tokio::time::timeout(HOLD_TIMEOUT, self.read(&detector, &group_matchers, range)).await;
+                for chunk in split_series(read.ok().flatten().unwrap_or_default()) {
+                    self.engine.backfill(detector.clone(), chunk).await?;
+                }
+            }
+        }
+        Some(())
+    }
+}
+
+/// Selects at least these groups; without groups, all of them. Remote read knows external labels only in `=`
+/// comparisons, so with several values series without the label pass too.
+fn matchers(detector: &Detector, groups: &[Labels]) -> Vec<Matcher> {
+    if groups.is_empty() {
+        return Vec::new();
+    }
+    let of_label = |name: &String| {
+        let mut values: BTreeSet<&str> = groups.iter().map(|group| group.get(name)).collect();
+        if values.len() > 1 {
+            values.insert("");
+        }
+        Matcher::one_of(name, values)
+    };
+    detector.by.iter().map(of_label).collect()
+}
+
+/// Cuts series into chunks for one command each. A series stays whole.
+fn split_series(series: Vec<SeriesSamples>) -> Vec<Vec<SeriesSamples>> {
+    let mut chunks: Vec<Vec<SeriesSamples>> = Vec::new();
+    let mut remaining = 0_usize;
+    for (labels, samples) in series {
+        if remaining < samples.len() || chunks.is_empty() {
+            remaining = MAX_SAMPLES_PER_COMMAND;
+            chunks.push(Vec::new());
+        }
+        remaining = remaining.saturating_sub(samples.len());
+        chunks.last_mut().expect("pushed before").push((labels, samples));
+    }
+    chunks
+}

@@ -1,0 +1,3 @@
+//! Background tasks beside the engine.
+
+pub mod gap_filler;
