@@ -1,38 +1,39 @@
-//! The page of a backtest: would it have called when it should, and let people sleep when not?
+//! The report of a backtest: scores, incidents, and their agreement with labels.
 
 use super::page;
-use super::svg::{Anchor, Plot, Scale, runs};
+use super::svg::{Plot, Scale};
 use super::text::{count, escape, format_datetime, number, number_within, percent};
+use super::time_axis::{ShadedRange, TimeAxis, named_figure, needs_log_scale};
 use crate::prom::duration;
 use crate::time::DAY_MS;
 use std::time::Duration;
 
-/// What the page shows.
+/// The content of the report.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Backtest {
-    /// The group or the file.
+    /// Name of the group or the file.
     pub source: String,
-    /// Names and values for the head.
+    /// Names and values in the head.
     pub facts: Vec<(String, String)>,
-    /// Beginning of each stretch, milliseconds since the epoch, ascending; gaps stay gaps.
+    /// Beginning of each stretch in milliseconds since the epoch, ascending, with gaps.
     pub times_ms: Vec<i64>,
-    /// Length of a stretch, in milliseconds.
+    /// Length of a stretch in milliseconds.
     pub step_ms: i64,
-    /// Highest score of each stretch, 1 = the threshold; NaN where nothing was scored.
+    /// Highest score of each stretch; 1 is the threshold, NaN a stretch without a score.
     pub score: Vec<f64>,
-    /// The threshold in raw units.
+    /// Threshold of each stretch in units of the raw score.
     pub threshold: Vec<f64>,
-    /// First and last millisecond of what is known to be anomalous.
+    /// First and last millisecond of each labelled anomaly.
     pub labelled: Vec<(i64, i64)>,
-    /// Every incident, in the order of time.
+    /// All incidents, ascending.
     pub incidents: Vec<IncidentEntry>,
-    /// The metrics that had most to do with them.
+    /// The features with the largest contributions.
     pub features: Vec<FeaturePlot>,
-    /// Beginning of each day, UTC, and incidents that opened in it.
+    /// Beginning of each day in UTC, and the number of incidents that began on it.
     pub alerts: Vec<(i64, usize)>,
-    /// Alerts a day that were asked for.
+    /// Budget in alerts per day.
     pub budget: f64,
-    /// When metrics went or came, and which.
+    /// Time and text of each change of the features.
     pub changes: Vec<(i64, String)>,
 }
 
@@ -43,31 +44,36 @@ pub struct IncidentEntry {
     pub from_ms: i64,
     /// Last millisecond.
     pub to_ms: i64,
-    /// Greatest score.
+    /// Highest score.
     pub peak: f64,
-    /// Does it overlap with what is known to be anomalous?
+    /// True if it overlaps with a labelled anomaly; `None` without labels.
     pub is_labelled: Option<bool>,
-    /// Metric, how it was unusual, and its share in [0, 1]; the strongest first.
+    /// Feature, reason, and share of the deviation in [0, 1], in descending order.
     pub contributions: Vec<(String, &'static str, f64)>,
 }
 
-/// One metric over the stretches.
+/// One feature over the stretches.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FeaturePlot {
-    /// As people write it.
+    /// Its expression.
     pub name: String,
     /// Value at the highest score of each stretch.
     pub values: Vec<f64>,
-    /// Least and greatest usual value at that time; NaN before a first day.
+    /// Lower and upper bound of the expected range at that time; NaN before a first day.
     pub expected_range: Vec<[f64; 2]>,
 }
 
 impl Backtest {
-    /// The page, one HTML document. The same backtest gives the same bytes.
+    /// The report as one HTML document. Equal content gives equal bytes.
     pub fn html(&self) -> String {
-        let body =
-            [self.head(), self.over_time(), self.alerts_a_day(), self.incident_table(), self.change_table()]
-                .concat();
+        let body = [
+            self.head(),
+            self.over_time(),
+            self.alerts_per_day(),
+            self.incident_table(),
+            self.change_table(),
+        ]
+        .concat();
         page::page(&format!("{} · backtest", self.source), &body)
     }
 
@@ -87,7 +93,7 @@ impl Backtest {
     fn summary(&self) -> String {
         let days = self.days();
         let mut out = format!(
-            "{} {} in {} days, {} a day, for a budget of {} a day.",
+            "{} {} in {} days, {} per day, for a budget of {} per day.",
             count(self.incidents.len()),
             if self.incidents.len() == 1 { "incident" } else { "incidents" },
             number(days),
@@ -117,82 +123,39 @@ impl Backtest {
 
     fn over_time(&self) -> String {
         let Self { times_ms, step_ms, score, threshold, .. } = self;
-        let (Some(first), Some(last)) = (times_ms.first(), times_ms.last()) else {
+        let shaded = self.incidents.iter().map(|incident| {
+            // An incident of one row is shaded over one stretch, to be visible.
+            let to_ms = incident.to_ms.max(incident.from_ms.saturating_add(*step_ms)) as f64;
+            ShadedRange {
+                from_ms: incident.from_ms as f64,
+                to_ms,
+                class: "incident",
+                title: incident.describe(),
+            }
+        });
+        let Some(axis) = TimeAxis::new(times_ms, *step_ms, shaded.collect()) else {
             return page::section("Scores over time", "No row was scored.", "");
         };
-        let x = Scale::linear([*first as f64, last.saturating_add(*step_ms) as f64]);
-        let ticks = x.time_ticks(9);
-        let base_plot = |y: Scale, height: u32| {
-            let mut plot = Plot::new(x, y, height);
-            for incident in &self.incidents {
-                // One row has no length, and is to be seen too.
-                let to_ms = incident.to_ms.max(incident.from_ms.saturating_add(*step_ms));
-                plot.shade(incident.from_ms as f64, to_ms as f64, "incident", &incident.describe());
-            }
-            plot.columns(&ticks);
-            plot
-        };
-        let mut axis = Plot::new(x, Scale::linear([0.0, 1.0]), 1);
-        axis.rule_y(0.0, "base");
-        axis.labels(&ticks);
-        let axis = axis.finish("", "Time, UTC");
-
-        let greatest = score.iter().copied().filter(|score| score.is_finite()).fold(1.0, f64::max);
-        let y = if greatest > 20.0 {
+        let y = if needs_log_scale(score) {
             Scale::log(score.iter().copied().filter(|score| *score > 0.01).chain([1.0])).padded(0.1)
         } else {
             Scale::linear(score.iter().copied().chain([0.0, 1.0])).padded(0.05)
         };
-        let mut plot = base_plot(y, 220);
-        plot.rows(&y.ticks(5));
-        plot.rule_y(1.0, "limit");
-        plot.split("score", 1.0);
-        plot.line(&runs(times_ms, *step_ms, score, |time, score| [time, *score]), "score");
-        plot.note(x.high(), 1.0, 6.0, "halo", "threshold");
-        let svg = plot.finish("", "Scores over time");
-        let mut out = format!(
-            "<figure class=\"score-plot\">\n<figcaption><span>score</span><output></output></figcaption>\n{svg}</figure>\n\
-             <div class=\"axis\">{axis}<output></output></div>\n"
-        );
-        if !self.labelled.is_empty() {
-            let mut strip = Plot::new(x, Scale::linear([0.0, 1.0]), 10);
-            for (from, to) in &self.labelled {
-                let to = (*to).max(from.saturating_add(*step_ms));
-                strip.shade(*from as f64, to as f64, "labelled", "labelled as anomalous");
-            }
-            out += &strip.finish("", "What is labelled as anomalous");
-        }
+        let mut plot = axis.score_plot(score, y);
+        plot.note(axis.scale().high(), 1.0, 6.0, "halo", "threshold");
+        let mut out = axis.score_figure(plot);
+        out += &self.label_strip(axis.scale());
         for feature in &self.features {
-            let ends = feature.expected_range.iter().flatten().chain(&feature.values).copied();
-            let y = Scale::linear(ends).padded(0.03);
-            let mut plot = base_plot(y, 90);
-            plot.rule_y(y.low(), "grid");
-            let range = y.high() - y.low();
-            for (end, down) in [(y.low(), 90.0), (y.high(), 8.0)] {
-                plot.text_at(0.0, down, Anchor::End, "end", &number_within(end, range / 5.0));
-            }
-            plot.line(&runs(times_ms, *step_ms, &feature.values, |time, value| [time, *value]), "value");
-            let band = |time, range: &[f64; 2]| [time, range[0], range[1]];
-            plot.band(&runs(times_ms, *step_ms, &feature.expected_range, band), "expected");
-            out += &captioned(&feature.name, plot);
+            out += &feature.figure(&axis);
         }
-        let finite: Vec<f64> = threshold.iter().copied().filter(|value| value.is_finite()).collect();
-        let y = Scale::linear(finite.iter().copied().chain([0.0]));
-        let mut plot = base_plot(y, 60);
-        plot.rule_y(y.low(), "grid");
-        for (end, down) in [(y.low(), 60.0), (y.high(), 8.0)] {
-            plot.text_at(0.0, down, Anchor::End, "end", &number(end));
-        }
-        plot.line(&runs(times_ms, *step_ms, threshold, |time, value| [time, *value]), "curve");
-        out += &captioned("threshold, in units of the raw score", plot);
+        let finite = threshold.iter().copied().filter(|value| value.is_finite());
+        let mut plot = axis.plot_with_ends(Scale::linear(finite.chain([0.0])), 60, number);
+        axis.line(&mut plot, threshold, "curve");
+        out += &named_figure("threshold, in units of the raw score", plot);
 
-        let stretch = Duration::from_millis(step_ms.unsigned_abs());
         let lead = format!(
-            "{} to {} UTC. Each point is the highest score within {}; below it, the metrics that had most to do with the \
-             incidents, at that moment.",
-            format_datetime(*first),
-            format_datetime(last.saturating_add(*step_ms)),
-            duration::Display(stretch)
+            "{}; below it, the metrics with the largest contributions to the incidents, at that moment.",
+            axis.describe()
         );
         let labelled = match self.labelled.is_empty() {
             true => "",
@@ -202,13 +165,23 @@ impl Backtest {
             "<div class=\"legend\"><span class=\"incident\">incident</span>{labelled}\
              <span class=\"expected\">usual at that time</span></div>\n"
         );
-        let (from, to) = (x.low(), x.high());
-        let body =
-            format!("{legend}<div class=\"timeline\" data-from=\"{from}\" data-to=\"{to}\">\n{out}</div>\n");
-        page::section("Scores and what was behind them", &lead, &body)
+        axis.section("Scores and contributions", &lead, &legend, &out)
     }
 
-    fn alerts_a_day(&self) -> String {
+    /// A strip below the scores that marks the labelled anomalies.
+    fn label_strip(&self, x: Scale) -> String {
+        if self.labelled.is_empty() {
+            return String::new();
+        }
+        let mut strip = Plot::new(x, Scale::linear([0.0, 1.0]), 10);
+        for (from_ms, to_ms) in &self.labelled {
+            let to_ms = (*to_ms).max(from_ms.saturating_add(self.step_ms));
+            strip.shade(*from_ms as f64, to_ms as f64, "labelled", "labelled as anomalous");
+        }
+        strip.finish("", "Labelled anomalies")
+    }
+
+    fn alerts_per_day(&self) -> String {
         let (Some((first, _)), Some((last, _))) = (self.alerts.first(), self.alerts.last()) else {
             return String::new();
         };
@@ -223,13 +196,13 @@ impl Backtest {
         plot.note(x.high(), self.budget, 6.0, "halo", "budget");
         let n_without = heights.iter().filter(|alerts| **alerts == 0.0).count();
         let lead = format!(
-            "Incidents by the day they opened; {} of {} days had none ({}).",
+            "Incidents by the day of their beginning; {} of {} days had none ({}).",
             count(n_without),
             count(heights.len()),
             percent(n_without as f64 / heights.len() as f64)
         );
-        let svg = plot.finish("", "Incidents a day");
-        page::section("Alerts a day", &lead, &format!("<figure>\n{svg}</figure>\n"))
+        let svg = plot.finish("", "Incidents per day");
+        page::section("Alerts per day", &lead, &format!("<figure>\n{svg}</figure>\n"))
     }
 
     fn incident_table(&self) -> String {
@@ -256,15 +229,15 @@ impl Backtest {
              <th>because</th><th>{}</th></tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n",
             if self.labelled.is_empty() { "" } else { "labelled" }
         );
-        page::section("Incidents", "Each with the metrics that deviated most at its peak.", &body)
+        page::section("Incidents", "Each with the metrics that deviated most at the peak.", &body)
     }
 
     fn change_table(&self) -> String {
         if self.changes.is_empty() {
             return String::new();
         }
-        let row = |(timestamp_ms, what): &(i64, String)| {
-            format!("<tr><td>{}</td><td>{}</td></tr>\n", format_datetime(*timestamp_ms), escape(what))
+        let row = |(timestamp_ms, change): &(i64, String)| {
+            format!("<tr><td>{}</td><td>{}</td></tr>\n", format_datetime(*timestamp_ms), escape(change))
         };
         let rows: String = self.changes.iter().map(row).collect();
         let body = format!(
@@ -272,8 +245,8 @@ impl Backtest {
              <tbody>\n{rows}</tbody>\n</table>\n</div>\n"
         );
         page::section(
-            "Metrics that went or came",
-            "The model was learned anew without them, or with them.",
+            "Features added or removed",
+            "A new model was fitted to the remaining and the new features.",
             &body,
         )
     }
@@ -303,12 +276,16 @@ impl IncidentEntry {
     }
 }
 
-fn captioned(name: &str, plot: Plot) -> String {
-    let svg = plot.finish("", name);
-    let name = escape(name);
-    format!(
-        "<figure>\n<figcaption><span class=\"name\" title=\"{name}\">{name}</span><output></output></figcaption>\n{svg}</figure>\n"
-    )
+impl FeaturePlot {
+    fn figure(&self, axis: &TimeAxis<'_>) -> String {
+        let ends = self.expected_range.iter().flatten().chain(&self.values).copied();
+        let y = Scale::linear(ends).padded(0.03);
+        let range = y.high() - y.low();
+        let mut plot = axis.plot_with_ends(y, 90, |end| number_within(end, range / 5.0));
+        axis.line(&mut plot, &self.values, "value");
+        axis.band(&mut plot, &self.expected_range, "expected");
+        named_figure(&self.name, plot)
+    }
 }
 
 #[cfg(test)]
@@ -339,7 +316,7 @@ mod tests {
             }],
             alerts: vec![(0, 1)],
             budget: 1.0,
-            changes: vec![(7_200_000, "went: a & b".into())],
+            changes: vec![(7_200_000, "removed: a & b".into())],
             times_ms,
         }
     }
@@ -355,7 +332,7 @@ mod tests {
             "class=\"incident\"",
             "usual at that time",
             "1 incident in",
-            "went: a &amp; b",
+            "removed: a &amp; b",
         ] {
             assert!(html.contains(text), "{text}");
         }

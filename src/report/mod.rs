@@ -1,11 +1,11 @@
-//! Pages for people: one self-contained HTML file each, plots as inline SVG, no script from outside.
+//! Reports as one HTML file: inline SVG, no external script.
 //!
-//! Plots are written here as text instead of by a plotting crate: those draw pictures of a fixed size
-//! with colours of their own, and ours have to fit any width, follow the reader's light or dark, and
-//! keep their letters readable on a telephone.
+//! Plots are written here as text. A plotting crate draws images of a fixed size in its own colours; these plots fit any
+//! width, follow the reader's light or dark scheme, and keep their text readable on a phone.
 
 pub mod backtest;
 mod page;
 mod svg;
 mod text;
+mod time_axis;
 pub mod training;

@@ -1,10 +1,10 @@
-// Time plots: a hair line under the pointer, and the values there, read off the paths.
+// Time plots: a vertical line under the pointer, and the values there, read from the paths.
 const si = v => {
   if (v && Math.abs(v) < 1e-3) return v.toExponential(2);
   const unit = [[1e12, 'T'], [1e9, 'G'], [1e6, 'M'], [1e3, 'k']].find(([u]) => Math.abs(v) >= u) || [1, ''];
   return String(+(v / unit[0]).toPrecision(3)).replace('-', '−') + unit[1];
 };
-// Runs of [x, y, y below]: a band goes along its upper edge and comes back along the lower one.
+// Runs of [x, y, y below]: the path of a band is its upper edge, then its lower edge in reverse.
 const runs = path => path.getAttribute('d').split('M').slice(1).map(run => {
   let x = 0, y = 0;
   const points = run.split('l').map(step => {

@@ -1,10 +1,10 @@
-//! The frame of every page: head, style sheet, script; all of it in the one file.
+//! The frame of a report: head, style sheet and script, all in one file.
 
 use super::text::escape;
 
-/// A whole document. The title may hold anything; the body is HTML.
+/// A complete document. The title is any text; the body is HTML.
 ///
-/// The page is complete without its script, which adds the values under the pointer.
+/// The script only adds the values under the pointer; the page is complete without it.
 pub fn page(title: &str, body: &str) -> String {
     let (style, script) = (include_str!("page.css"), include_str!("page.js"));
     let title = escape(title);
@@ -17,7 +17,7 @@ pub fn page(title: &str, body: &str) -> String {
     )
 }
 
-/// A part of a page with its heading and a sentence (HTML) that says how to read it.
+/// A section with its heading and a lead in HTML.
 pub fn section(heading: &str, lead: &str, body: &str) -> String {
     format!("<section>\n<h2>{heading}</h2>\n<p class=\"lead\">{lead}</p>\n{body}</section>\n")
 }

@@ -1,12 +1,11 @@
-//! A small kit for plots: scales with round ticks, and a sheet to draw on.
+//! Plots as SVG: scales with round ticks, and a drawing area.
 //!
-//! **The idea:** a plot is as wide as the page lets it be and has a fixed height. What carries data is
-//! drawn on a grid of [`WIDE`] x [`HIGH`] whole numbers that is stretched over the sheet, its strokes
-//! excepted; letters and dots are placed in per cent of the width and keep their size. A picture that
-//! is scaled as a whole, the usual way, has letters too small to read on a narrow screen. Whole
-//! numbers, relative to the point before, keep 1500 points below 10 kB.
+//! A plot fills the width of the page and has a fixed height. Data is drawn on a grid of [`GRID_WIDTH`] x
+//! [`GRID_HEIGHT`] integers that is stretched over the plot, without its strokes. Text and dots are placed in per cent of
+//! the width and keep their size: in an image that is scaled as a whole, text is too small to read on a narrow screen.
+//! Integers relative to the previous point keep 1500 points below 10 kB.
 //!
-//! Colours come from the page's style sheet, by class. What is not finite is not drawn.
+//! Colours come from the style sheet, by class. Values that are not finite are not drawn.
 
 use super::text::{self, Date, escape};
 use crate::time::DAY_MS;
@@ -16,7 +15,7 @@ pub const GRID_WIDTH: f64 = 10_000.0;
 /// Rows of the grid under a plot.
 pub const GRID_HEIGHT: f64 = 1_000.0;
 
-/// Where a value stands along an axis. Both ends are finite and apart.
+/// An axis: maps values to positions. Both ends are finite and distinct.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scale {
     low: f64,
@@ -30,24 +29,24 @@ enum ScaleKind {
     Log,
 }
 
-/// A place on an axis that gets a label.
+/// A labelled value on an axis.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tick {
     /// Its value.
     pub value: f64,
-    /// What is written there.
+    /// Its label.
     pub label: String,
-    /// May its label be left out where there is little room?
+    /// True if a narrow page may omit the label.
     pub is_optional: bool,
 }
 
 impl Scale {
-    /// An axis over all finite values; they may be equal, or none.
+    /// A linear axis over all finite values, also over equal values or none.
     pub fn linear(values: impl IntoIterator<Item = f64>) -> Self {
         let (low, high) = extent(values).unwrap_or((0.0, 1.0));
-        // Differences of the two ends stay finite.
+        // The difference of the ends stays finite.
         let (low, high) = (low.clamp(-1e300, 1e300), high.clamp(-1e300, 1e300));
-        // Closer than this the ends cannot be told apart in between.
+        // Ends closer than this leave no distinct values between them.
         let least = 1e-9 * low.abs().max(high.abs());
         if high - low > least {
             return Self { low, high, kind: ScaleKind::Linear };
@@ -59,7 +58,7 @@ impl Scale {
         Self { low: low - room, high: high + room, kind: ScaleKind::Linear }
     }
 
-    /// An axis of equal ratios over all finite values above 0, at least a factor of two long.
+    /// A logarithmic axis over all finite values above 0, with a ratio of at least two.
     pub fn log(values: impl IntoIterator<Item = f64>) -> Self {
         let positive = values.into_iter().filter(|value| *value > 0.0);
         let (low, high) = extent(positive).unwrap_or((1.0, 10.0));
@@ -68,7 +67,7 @@ impl Scale {
         Self { low: low / room, high: high * room, kind: ScaleKind::Log }
     }
 
-    /// The same axis with a share of its length more at either end.
+    /// Extends the axis by a share of its length at either end.
     pub fn padded(self, share: f64) -> Self {
         match self.kind {
             ScaleKind::Linear => {
@@ -82,7 +81,7 @@ impl Scale {
         }
     }
 
-    /// The same axis, longer, so that it ends at round values, about `n` of them.
+    /// Extends a linear axis to round values, of which it has about `n`.
     pub fn rounded(self, n: usize) -> Self {
         match self.kind {
             ScaleKind::Linear => {
@@ -104,13 +103,13 @@ impl Scale {
         self.high
     }
 
-    /// Does each step along this axis multiply?
+    /// True for a logarithmic axis.
     pub fn is_log(&self) -> bool {
         self.kind == ScaleKind::Log
     }
 
-    /// Where a value stands: 0 is the lower end, 1 the upper; values beyond stand at the ends.
-    /// `None` for what is not finite.
+    /// The position of a value: 0 is the lower end, 1 the upper end; values beyond are at the ends. `None` for a value
+    /// that is not finite.
     pub fn position(&self, value: f64) -> Option<f64> {
         let share = match self.kind {
             ScaleKind::Linear => (value - self.low) / (self.high - self.low),
@@ -133,7 +132,7 @@ impl Scale {
         let first = (self.low / step - 1e-6).ceil();
         let places = (0..=2 * n).map(|i| (first + i as f64) * step);
         let label = |value: f64| {
-            // The sum of steps around 0 is rarely 0 itself.
+            // A sum of steps is rarely exactly 0.
             let value = if value.abs() < 1e-6 * step { 0.0 } else { value };
             Tick { value, label: text::number_within(value, step), is_optional: false }
         };
@@ -158,8 +157,8 @@ impl Scale {
             .collect()
     }
 
-    /// At most `n` moments of the calendar along an axis of milliseconds since the epoch, in UTC.
-    /// Labels say what is new at their tick: the time of day, the day, the month or the year.
+    /// At most `n` calendar times on an axis of milliseconds since the epoch, in UTC. A label is the part that changes at
+    /// its tick: time of day, day, month or year.
     pub fn time_ticks(&self, n: usize) -> Vec<Tick> {
         const STEPS_MS: [i64; 15] = [
             1_000,
@@ -178,7 +177,7 @@ impl Scale {
             7 * DAY_MS,
             14 * DAY_MS,
         ];
-        // A float becomes the nearest i64, so no time is out of range.
+        // `as` saturates, so no time is out of range.
         let (from, to) = (self.low.ceil() as i64, self.high.floor() as i64);
         let length = to.saturating_sub(from).max(1);
         let times: Vec<i64> = match STEPS_MS.into_iter().find(|step| length / step < n as i64) {
@@ -222,7 +221,7 @@ impl Scale {
     }
 }
 
-/// Least and greatest of the finite values.
+/// Minimum and maximum of the finite values.
 fn extent(values: impl IntoIterator<Item = f64>) -> Option<(f64, f64)> {
     let finite = values.into_iter().filter(|value| value.is_finite());
     finite.fold(None, |ends, value| match ends {
@@ -239,7 +238,7 @@ fn round_step(length: f64, n: usize) -> f64 {
     step * power
 }
 
-/// Which end of a text stands at its place.
+/// The part of a text that is at its position.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Anchor {
     /// Its beginning.
@@ -251,7 +250,7 @@ pub enum Anchor {
 }
 
 impl Anchor {
-    /// The one that keeps a text on the sheet, by where it stands: 0 at the left, 1 at the right.
+    /// The anchor that keeps a text at this share of the width within the plot.
     pub fn within(share: f64) -> Self {
         match share {
             ..0.12 => Self::Start,
@@ -261,8 +260,8 @@ impl Anchor {
     }
 }
 
-/// A plot that is being drawn: later marks lie over earlier ones of the same layer, and the layers
-/// are, from below: shades and rules, data, dots and letters.
+/// A plot in progress. Its layers, from the bottom: shades and rules, data, dots and text; within a layer later marks
+/// cover earlier ones.
 #[derive(Clone, Debug)]
 pub struct Plot {
     x: Scale,
@@ -274,7 +273,7 @@ pub struct Plot {
 }
 
 impl Plot {
-    /// An empty sheet, `height` pixels high.
+    /// An empty plot, `height` pixels high.
     pub fn new(x: Scale, y: Scale, height: u32) -> Self {
         let height = f64::from(height);
         Self { x, y, height, below: String::new(), data: String::new(), above: String::new() }
@@ -290,7 +289,7 @@ impl Plot {
         self.y.position(y).map(|share| format_short((1.0 - share) * self.height))
     }
 
-    /// Rules across the plot with their labels to the left.
+    /// Horizontal rules with labels to the left.
     pub fn rows(&mut self, ticks: &[Tick]) {
         for tick in ticks {
             self.rule_y(tick.value, "grid");
@@ -300,7 +299,7 @@ impl Plot {
         }
     }
 
-    /// Rules up and down.
+    /// Vertical rules.
     pub fn columns(&mut self, ticks: &[Tick]) {
         for tick in ticks {
             self.rule_x(tick.value, "grid");
@@ -311,27 +310,27 @@ impl Plot {
     pub fn labels(&mut self, ticks: &[Tick]) {
         for tick in ticks {
             let Some(share) = self.x.position(tick.value) else { continue };
-            // Half a label hangs over the end of the sheet, and no more than there is margin.
+            // Half of a label may extend into the margin.
             let class = if tick.is_optional { "x spare" } else { "x" };
             self.text_at(share, self.height + 18.0, Anchor::Middle, class, &tick.label);
         }
     }
 
-    /// A rule across the plot.
+    /// A horizontal rule.
     pub fn rule_y(&mut self, y: f64, class: &str) {
         if let Some(y) = self.pixel(y) {
             self.below += &format!(r#"<line class="{class}" x2="100%" y1="{y}" y2="{y}"/>"#);
         }
     }
 
-    /// A rule up and down the plot.
+    /// A vertical rule.
     pub fn rule_x(&mut self, x: f64, class: &str) {
         if let Some(x) = self.percent(x) {
             self.below += &format!(r#"<line class="{class}" x1="{x}%" x2="{x}%" y2="{}"/>"#, self.height);
         }
     }
 
-    /// A stretch of the x axis, shaded from top to bottom, never too narrow to be seen.
+    /// A shaded range of the x axis, with a visible minimum width.
     pub fn shade(&mut self, from: f64, to: f64, class: &str, title: &str) {
         let (Some(left), Some(right)) = (self.x.position(from), self.x.position(to)) else { return };
         let (left, width) = (format_short(100.0 * left), format_short((100.0 * (right - left)).max(0.15)));
@@ -342,7 +341,7 @@ impl Plot {
         );
     }
 
-    /// A line through points `[x, y]`; each run stands for itself.
+    /// A line through points `[x, y]`, interrupted between runs.
     pub fn line(&mut self, runs: &[Vec<[f64; 2]>], class: &str) {
         let mut path = PathBuilder::default();
         for run in runs {
@@ -354,8 +353,7 @@ impl Plot {
         self.path(&path.d, class);
     }
 
-    /// Colours for a line that changes at a height, from class `usual` to `unusual` above it: the
-    /// line's stroke is `url(#id)`.
+    /// A gradient for the stroke `url(#id)` of a line: class `unusual` above the value `y`, `usual` below.
     pub fn split(&mut self, id: &str, y: f64) {
         if let Some(share) = self.y.position(y) {
             let at = format!("{:.4}", 1.0 - share);
@@ -367,7 +365,7 @@ impl Plot {
         }
     }
 
-    /// What lies between the least and the greatest, points `[x, least, greatest]`.
+    /// The area between minimum and maximum, of points `[x, minimum, maximum]`.
     pub fn band(&mut self, runs: &[Vec<[f64; 3]>], class: &str) {
         let mut path = PathBuilder::default();
         for run in runs {
@@ -408,7 +406,7 @@ impl Plot {
         }
     }
 
-    /// A dot with a radius in pixels, and what is said about it when it is pointed at.
+    /// A dot with a radius in pixels and a tooltip.
     pub fn dot(&mut self, x: f64, y: f64, radius: f64, class: &str, title: &str) {
         if let (Some(x), Some(y)) = (self.percent(x), self.pixel(y)) {
             let title = escape(title);
@@ -418,14 +416,14 @@ impl Plot {
         }
     }
 
-    /// A text over a point of the plot, `up` pixels higher.
+    /// A text `up` pixels above a point of the plot.
     pub fn note(&mut self, x: f64, y: f64, up: f64, class: &str, text: &str) {
         if let (Some(x), Some(y)) = (self.x.position(x), self.y.position(y)) {
             self.text_at(x, (1.0 - y) * self.height - up, Anchor::within(x), class, text);
         }
     }
 
-    /// A text at a share of the width and so many pixels from the top.
+    /// A text at a share of the width, `y` pixels from the top.
     pub fn text_at(&mut self, share: f64, y: f64, anchor: Anchor, class: &str, text: &str) {
         let anchor = match anchor {
             Anchor::Start => "start",
@@ -437,9 +435,8 @@ impl Plot {
             &format!(r#"<text class="{class}" x="{x}%" y="{y}" text-anchor="{anchor}">{text}</text>"#);
     }
 
-    /// The finished plot; `label` says in words what it shows, to those who cannot see it.
-    ///
-    /// The scale of y goes with it, for the script that reads values off.
+    /// The finished plot; `label` is its text for screen readers. The y scale is in data attributes, for the script that
+    /// shows values.
     pub fn finish(self, class: &str, label: &str) -> String {
         let Self { y, height, below, data, above, .. } = self;
         let log = if y.is_log() { " data-log=\"1\"" } else { "" };
@@ -467,7 +464,7 @@ impl PathBuilder {
         self.at = None;
     }
 
-    /// A point that has no place ends the run; the next one begins another.
+    /// Adds a point; `None` ends the run.
     fn to(&mut self, point: Option<[i64; 2]>) {
         match (self.at, point) {
             (None, Some([x, y])) => self.d += &format!("M{x} {y}"),
@@ -490,8 +487,8 @@ fn format_short(value: f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_string()
 }
 
-/// Points of the stretches that follow one another, finite ones alone. The last of a run is there
-/// twice, at both ends of its stretch, so that a run of one has a length.
+/// Runs of consecutive stretches with finite points. The last point of a run is repeated at the end of its stretch, so
+/// that a run of one point has a length.
 pub fn runs<T, const N: usize>(
     times_ms: &[i64],
     step_ms: i64,
@@ -512,7 +509,7 @@ pub fn runs<T, const N: usize>(
     for (time_ms, value) in times_ms.iter().zip(values) {
         let point = point(*time_ms as f64, value);
         let finite = point.iter().all(|value| value.is_finite());
-        // Half a step of slack: rows do not fall on the beat of their stretches.
+        // Half a step of tolerance: rows are not aligned to stretches.
         let follows = end_ms.is_some_and(|end_ms: i64| time_ms.saturating_sub(end_ms) <= step_ms / 2);
         if !finite || !follows {
             end(runs.last_mut(), end_ms.take());
@@ -557,7 +554,7 @@ mod tests {
     }
 
     #[test]
-    fn times_get_the_ticks_of_the_calendar() {
+    fn time_ticks_follow_the_calendar() {
         let ticks = |from: i64, to: i64| labels(Scale::linear([from as f64, to as f64]).time_ticks(9));
         let monday = 1_794_787_200_000;
         assert_eq!(ticks(monday, monday + 3_600_000).first().map(String::as_str), Some("16 Nov"));

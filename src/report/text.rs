@@ -1,8 +1,8 @@
-//! Words and numbers as people read them, and safe inside HTML.
+//! Numbers, times and text for display, escaped for HTML.
 
 use crate::time::DAY_MS;
 
-/// A text of unknown origin for HTML, between tags or in a quoted attribute.
+/// Escapes any text for HTML, between tags or in a quoted attribute.
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -31,7 +31,7 @@ pub fn number(value: f64) -> String {
     number_within(value, f64::INFINITY)
 }
 
-/// A number to three digits, or as many more as it takes to tell values within `range` apart.
+/// A number to three digits, or to as many as distinguish values within `range`.
 pub fn number_within(value: f64, range: f64) -> String {
     const PREFIXES: [(f64, &str); 4] = [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")];
     let size = value.abs();
@@ -61,7 +61,7 @@ pub fn number_within(value: f64, range: f64) -> String {
     format!("{sign}{text}{prefix}")
 }
 
-/// A divergence, to four decimals: those of a column line up.
+/// A divergence to four decimals, so that a column of them is aligned.
 pub fn nats(value: f64) -> String {
     if value.abs() < 1000.0 { format!("{value:.4}").replace('-', "−") } else { number(value) }
 }
@@ -71,7 +71,7 @@ pub fn percent(share: f64) -> String {
     format!("{}\u{202f}%", number(100.0 * share))
 }
 
-/// A count, its thousands apart: `28 800`, with thin spaces.
+/// A count with thin spaces between thousands: `28 800`.
 pub fn count(n: usize) -> String {
     let digits = n.to_string();
     let mut out = String::new();
@@ -90,7 +90,7 @@ const MONTHS: [&str; 12] =
 /// A day of the calendar, in UTC.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Date {
-    /// As in the year 2026.
+    /// Year of the Gregorian calendar.
     pub year: i64,
     /// From 0, January.
     pub month: i64,
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_short_and_tell_apart_what_differs() {
+    fn numbers_are_short_and_distinguish_values() {
         let cases = [
             (0.0, "0"),
             (-5.0, "−5"),
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn the_calendar_knows_its_leap_years() {
+    fn dates_follow_the_leap_years() {
         let cases = [
             (0, "1 Jan 1970 00:00"),
             (-1000, "31 Dec 1969 23:59:59"),
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn text_from_outside_is_harmless() {
+    fn text_is_escaped() {
         assert_eq!(escape(r#"<b a="1" c='2'>&"#), "&lt;b a=&quot;1&quot; c=&#39;2&#39;&gt;&amp;");
         assert_eq!(shorten("größer als", 4), "größ…");
         assert_eq!(shorten("kurz", 4), "kurz");

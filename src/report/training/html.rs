@@ -1,23 +1,24 @@
-//! How the page of a training is written: first what was decided, then the evidence, then all numbers.
+//! Writes the report of a training: the decision, then the evidence, then all numbers.
 
 use super::{
     Candidate, ExcludedRange, FeatureSummary, FoldHistograms, PromotionDecision, Timeline, Training,
 };
 use crate::report::page;
-use crate::report::svg::{Anchor, Plot, Scale, runs};
+use crate::report::svg::{Anchor, Plot, Scale};
 use crate::report::text::{count, escape, format_datetime, nats, number, number_within, percent, shorten};
+use crate::report::time_axis::{ShadedRange, TimeAxis, named_figure, needs_log_scale};
 
-/// Features that are drawn over time: more than a person compares, and enough for a server.
+/// Maximum number of features drawn over time: enough for a server.
 const MAX_DRAWN: usize = 24;
 
-/// Rows of the table of features that are shown without being asked for.
+/// Rows of the feature table up to which it is expanded.
 const MAX_ROWS_SHOWN: usize = 60;
 
-/// Half of the decisions' axis, [-1, 1], holds this many bins of a histogram.
+/// Histogram bins on each side of decision 0.
 const BINS_PER_SIDE: f64 = 100.0;
 
 impl Training {
-    /// The page, one HTML document. The same training gives the same bytes.
+    /// The report as one HTML document. Equal content gives equal bytes.
     pub fn html(&self) -> String {
         let mut body = self.head();
         body += &self.sizes();
@@ -41,17 +42,19 @@ impl Training {
         }
         out += &match &self.promotion {
             PromotionDecision::Promoted(alias) => format!(
-                "<div class=\"verdict promoted\"><span class=\"badge\">✓ Promoted to {}</span></div>\n",
+                "<div class=\"promotion promoted\"><span class=\"badge\">✓ Promoted to {}</span></div>\n",
                 escape(alias)
             ),
             PromotionDecision::Gated(reasons) => {
                 let reasons: String =
                     reasons.iter().map(|reason| format!("<li>{}</li>", escape(reason))).collect();
                 let list = if reasons.is_empty() { reasons } else { format!("<ul>{reasons}</ul>") };
-                format!("<div class=\"verdict held\"><span class=\"badge\">✕ Held back</span>{list}</div>\n")
+                format!(
+                    "<div class=\"promotion gated\"><span class=\"badge\">✕ Not promoted</span>{list}</div>\n"
+                )
             }
             PromotionDecision::Saved => {
-                "<div class=\"verdict\"><span class=\"badge\">Saved, not in service</span></div>\n".into()
+                "<div class=\"promotion\"><span class=\"badge\">Saved, not in service</span></div>\n".into()
             }
         };
         out += &format!("<p class=\"summary\">{}</p>\n", self.summary());
@@ -65,7 +68,7 @@ impl Training {
         out + "</header>\n"
     }
 
-    /// What was chosen and what the numbers mean, in sentences.
+    /// The chosen size and the results of cross-validation, in sentences.
     fn summary(&self) -> String {
         let mut out = String::new();
         if let Some(candidate) = self.chosen_candidate() {
@@ -73,14 +76,13 @@ impl Training {
             let rows = count(candidate.max_samples);
             if mean.is_finite() {
                 out += &format!(
-                    "Trees of {rows} rows: the decisions of rows the forest has not seen differ from those it was \
-                     fitted on by {} nats, {}.",
+                    "Trees of {rows} rows: the decisions of held-out rows differ from those of fitted rows by {} nats, {}.",
                     number(mean),
                     self.describe_rank(mean)
                 );
             } else {
                 out += &format!(
-                    "Trees of {rows} rows; how unseen rows differ from fitted ones has no finite measure."
+                    "Trees of {rows} rows; the divergence of held-out and fitted rows is not finite."
                 );
             }
         }
@@ -90,7 +92,7 @@ impl Training {
         };
         if let (Some(train), Some(test)) = (anomalous(|fold| &fold.train), anomalous(|fold| &fold.test)) {
             out += &format!(
-                " It finds {} of the rows it was fitted on anomalous, and {} of those it had not seen.",
+                " It finds {} of the fitted rows anomalous, and {} of the held-out rows.",
                 percent(train),
                 percent(test)
             );
@@ -98,7 +100,7 @@ impl Training {
         out
     }
 
-    /// How the chosen one stands among the sizes of the sweep.
+    /// The rank of the chosen size in the sweep.
     fn describe_rank(&self, mean: f64) -> String {
         let least = self.sweep.iter().filter(|candidate| candidate.mean_kl().is_finite());
         let least = least.min_by(|a, b| a.mean_kl().total_cmp(&b.mean_kl()));
@@ -114,7 +116,7 @@ impl Training {
         }
     }
 
-    /// KL divergence over the size of the sample; nothing to compare with a single one.
+    /// The plot of KL divergence over rows per tree; empty for a single size.
     fn sizes(&self) -> String {
         if self.sweep.len() < 2 {
             return String::new();
@@ -124,7 +126,7 @@ impl Training {
         let values = || self.sweep.iter().flat_map(|candidate| candidate.kl.iter().copied());
         let finite = || values().filter(|kl| kl.is_finite());
         let (least, greatest) = finite().fold((f64::INFINITY, 0.0f64), |(a, b), kl| (kl.min(a), kl.max(b)));
-        // On a linear axis the small ones would lie on the ground, and they are what the choice is about.
+        // On a linear axis the smallest divergences, which decide, could not be distinguished.
         let y = if least > 0.0 && greatest > 20.0 * least {
             Scale::log(finite()).padded(0.05)
         } else {
@@ -160,9 +162,9 @@ impl Training {
             n => format!(" Not drawn: {} that are not finite.", count(n)),
         };
         page::section(
-            "How many rows a tree is grown from",
+            "Rows per tree",
             &format!(
-                "KL divergence, in nats, between the decisions of unseen and of fitted rows, for each size; 0 is no \
+                "KL divergence, in nats, between the decisions of held-out and of fitted rows, for each size; 0 is no \
                  difference. Small dots are folds, the line is their mean.{scales}{undrawn}"
             ),
             &format!(
@@ -176,7 +178,7 @@ impl Training {
         let heights = || self.folds.iter().flat_map(|fold| fold.train.iter().chain(&fold.test).copied());
         let Some((first, last)) = self.occupied() else { return String::new() };
         let edge = |bin: usize| bin as f64 / BINS_PER_SIDE - 1.0;
-        // A bin of air at either end, and 0 always in sight.
+        // One empty bin at either end; 0 is always visible.
         let x = Scale::linear([edge(first.min(99)) - 0.01, edge((last + 1).max(101)) + 0.01]);
         let y = Scale::linear(heights().chain([0.0]));
         let mut figures = String::new();
@@ -190,7 +192,7 @@ impl Training {
                 let bins = bins.get(first..=last.min(bins.len().saturating_sub(1))).unwrap_or_default();
                 plot.steps(edge(first), 1.0 / BINS_PER_SIDE, bins, class);
             }
-            // There has to be room for the word.
+            // Only if the text fits.
             if let Some(share) = x.position(0.0).filter(|share| *share > 0.4) {
                 plot.text_at(share, 10.0, Anchor::End, "end", "anomalous");
             }
@@ -202,17 +204,17 @@ impl Training {
             );
         }
         page::section(
-            "Decisions of seen and unseen rows",
-            "Each fold is left out once. Where the two shapes agree, the forest treats what it has not seen like what \
-             it was fitted on; a row left of 0 is anomalous.",
+            "Decisions of fitted and held-out rows",
+            "Each fold is held out once. If the two histograms agree, the forest scores new rows like those of training; a \
+             row left of 0 is anomalous.",
             &format!(
-                "<div class=\"legend\"><span class=\"train\">fitted on (train)</span>\
-                 <span class=\"test\">not seen (test)</span></div>\n<div class=\"folds\">\n{figures}</div>\n"
+                "<div class=\"legend\"><span class=\"train\">fitted (train)</span>\
+                 <span class=\"test\">held out (test)</span></div>\n<div class=\"folds\">\n{figures}</div>\n"
             ),
         )
     }
 
-    /// First and last bin that any fold has rows in.
+    /// First and last bin with rows in any fold.
     fn occupied(&self) -> Option<(usize, usize)> {
         let bins = self.folds.iter().flat_map(|fold| [&fold.train, &fold.test]);
         let filled = bins.flat_map(|bins| bins.iter().enumerate().filter(|(_, height)| **height > 0.0));
@@ -222,103 +224,72 @@ impl Training {
         })
     }
 
-    /// Scores and features on one axis of time.
+    /// Scores and features on one time axis.
     fn over_time(&self) -> String {
         let Timeline { times_ms, step_ms, score, features, excluded } = &self.timeline;
-        let (Some(first), Some(last)) = (times_ms.first(), times_ms.last()) else { return String::new() };
-        let x = Scale::linear([*first as f64, last.saturating_add(*step_ms) as f64]);
-        let ticks = x.time_ticks(9);
-        let base_plot = |y: Scale, height: u32| {
-            let mut plot = Plot::new(x, y, height);
-            for stretch in excluded.iter().filter(|stretch| stretch.to_ms >= *first) {
-                if (stretch.from_ms as f64) < x.high() {
-                    let (from, to) = (stretch.from_ms as f64, stretch.to_ms as f64);
-                    plot.shade(from, to, "left-out", &format!("left out: {}", stretch.reason));
-                }
-            }
-            plot.columns(&ticks);
-            plot
+        let Some(axis) = TimeAxis::new(times_ms, *step_ms, self.shaded_ranges()) else {
+            return String::new();
         };
-
-        let mut axis = Plot::new(x, Scale::linear([0.0, 1.0]), 1);
-        axis.rule_y(0.0, "base");
-        axis.labels(&ticks);
-        let axis = axis.finish("", "Time, UTC");
-        let axis = format!("<div class=\"axis\">{axis}<output></output></div>\n");
-
-        let greatest = score.iter().copied().filter(|score| score.is_finite()).fold(1.0, f64::max);
-        let y = if greatest > 20.0 {
+        let y = if needs_log_scale(score) {
             Scale::log(score.iter().copied().chain([1.0])).padded(0.1)
         } else {
             Scale::linear(score.iter().copied().chain([1.0])).padded(0.1)
         };
-        let mut plot = base_plot(y, 220);
-        plot.rows(&y.ticks(5));
-        plot.rule_y(1.0, "limit");
-        plot.split("score", 1.0);
-        plot.line(&runs(times_ms, *step_ms, score, |time, score| [time, *score]), "score");
+        let mut plot = axis.score_plot(score, y);
         if let Some((time_ms, peak)) = self.peak() {
-            let class = if peak > 1.0 { "peak" } else { "calm" };
-            plot.dot(
-                time_ms,
-                peak,
-                3.5,
-                class,
-                &format!("{} on {}", number(peak), format_datetime(time_ms as i64)),
-            );
+            let class = if peak > 1.0 { "peak" } else { "below-threshold" };
+            let title = format!("{} on {}", number(peak), format_datetime(time_ms as i64));
+            plot.dot(time_ms, peak, 3.5, class, &title);
             plot.note(time_ms, peak, 8.0, "strong halo", &number(peak));
         }
-        plot.note(x.high(), 1.0, 6.0, "halo", "threshold");
-        self.label_exclusions(&mut plot, x);
-        let svg = plot.finish("", "Scores over time");
-        let mut out = format!(
-            "<figure class=\"score-plot\">\n<figcaption><span>score</span><output></output></figcaption>\n{svg}</figure>\n{axis}"
-        );
+        plot.note(axis.scale().high(), 1.0, 6.0, "halo", "threshold");
+        self.label_exclusions(&mut plot, axis.scale());
+        let mut out = axis.score_figure(plot);
 
         let drawn = self.features_to_draw(features.len());
         if !drawn.is_empty() {
             out += &format!("<p class=\"between\">{}</p>\n", self.describe_drawn(drawn.len()));
         }
         for i in &drawn {
-            let feature = &self.features[*i];
             let values = &features[*i];
             let y = Scale::linear(values.iter().flatten().map(|value| f64::from(*value)));
-            let mut plot = base_plot(y, 46);
-            plot.rule_y(y.low(), "grid");
             let range = y.high() - y.low();
-            for (end, down) in [(y.low(), 46.0), (y.high(), 8.0)] {
-                plot.text_at(0.0, down, Anchor::End, "end", &number_within(end, range / 5.0));
-            }
-            let point = |time, value: &[f32; 2]| [time, f64::from(value[0]), f64::from(value[1])];
-            plot.band(&runs(times_ms, *step_ms, values, point), "band");
-            let name = escape(&feature.name);
-            let svg = plot.finish("", &feature.name);
-            out += &format!(
-                "<figure>\n<figcaption><span class=\"name\" title=\"{name}\">{name}</span><output></output>\
-                 </figcaption>\n{svg}</figure>\n"
-            );
+            let mut plot = axis.plot_with_ends(y, 46, |end| number_within(end, range / 5.0));
+            axis.band(&mut plot, values, "band");
+            out += &named_figure(&self.features[*i].name, plot);
         }
         if drawn.len() > 4 {
-            out += &axis.replace(" class=\"axis\"", " class=\"axis last\"").replace("<output></output>", "");
+            let last = axis.html().replace(" class=\"axis\"", " class=\"axis last\"");
+            out += &last.replace("<output></output>", "");
         }
 
         let above = score.iter().filter(|score| **score > 1.0).count();
-        let stretch = std::time::Duration::from_millis(step_ms.unsigned_abs());
         let lead = format!(
-            "{} to {} UTC. Each point is the highest score within {}; {} of {} pass the threshold of 1.{}",
-            format_datetime(*first),
-            format_datetime(last.saturating_add(*step_ms)),
-            crate::prom::duration::Display(stretch),
+            "{}; {} of {} exceed the threshold of 1.{}",
+            axis.describe(),
             count(above),
             count(score.len()),
-            if excluded.is_empty() { "" } else { " Shaded stretches were left out of training." },
+            if excluded.is_empty() { "" } else { " Shaded ranges were left out of training." },
         );
-        let (from, to) = (x.low(), x.high());
-        let body = format!("<div class=\"timeline\" data-from=\"{from}\" data-to=\"{to}\">\n{out}</div>\n");
-        page::section("Scores and features over time", &lead, &body)
+        axis.section("Scores and features over time", &lead, "", &out)
     }
 
-    /// Time and height of the highest score.
+    /// The excluded ranges that overlap with the timeline.
+    fn shaded_ranges(&self) -> Vec<ShadedRange> {
+        let Timeline { times_ms, step_ms, excluded, .. } = &self.timeline;
+        let (Some(first), Some(last)) = (times_ms.first(), times_ms.last()) else { return Vec::new() };
+        let end_ms = last.saturating_add(*step_ms);
+        let visible = excluded.iter().filter(|range| range.to_ms >= *first && range.from_ms < end_ms);
+        let shaded = visible.map(|range| ShadedRange {
+            from_ms: range.from_ms as f64,
+            to_ms: range.to_ms as f64,
+            class: "excluded",
+            title: format!("left out: {}", range.reason),
+        });
+        shaded.collect()
+    }
+
+    /// Time and value of the highest score.
     fn peak(&self) -> Option<(f64, f64)> {
         let points = self.timeline.times_ms.iter().zip(&self.timeline.score);
         let finite = points.filter(|(_, score)| score.is_finite());
@@ -326,7 +297,7 @@ impl Training {
         highest.map(|(time_ms, score)| (*time_ms as f64, *score))
     }
 
-    /// Numbers over the shaded stretches, those of the table, and their reasons where there is room.
+    /// Writes the numbers of the excluded ranges above them, and their reasons where they fit.
     fn label_exclusions(&self, plot: &mut Plot, x: Scale) {
         let visible_label = |(i, stretch): (usize, &ExcludedRange)| {
             let (from, to) = (x.position(stretch.from_ms as f64)?, x.position(stretch.to_ms as f64)?);
@@ -335,7 +306,7 @@ impl Training {
         let mut labels: Vec<_> =
             self.timeline.excluded.iter().enumerate().filter_map(visible_label).collect();
         labels.sort_by(|a, b| a.0.total_cmp(&b.0));
-        // A number takes 5 % of the width: of a crowd only the first is told.
+        // A number takes 5 % of the width; of numbers that overlap only the first is written.
         let mut free_from = 0.0;
         for (k, (from, number, reason)) in labels.iter().enumerate() {
             if *from < free_from {
@@ -352,8 +323,7 @@ impl Training {
         }
     }
 
-    /// The features that are drawn, in the order of the model: of those that moved the ones that
-    /// moved most.
+    /// The features to draw, in the order of the model: those with the largest relative range, without constants.
     fn features_to_draw(&self, n_series: usize) -> Vec<usize> {
         let moved = |i: &usize| self.features[*i].relative_range() > 0.0;
         let mut drawn: Vec<usize> = (0..self.features.len().min(n_series)).filter(moved).collect();
@@ -373,10 +343,10 @@ impl Training {
             1 => " One was constant.".into(),
             n => format!(" {} were constant.", count(n)),
         };
-        let each = "least and greatest value of each stretch, every one on its own scale.";
+        let each = "minimum and maximum of each stretch, each feature on its own scale.";
         if n_drawn < moved {
             format!(
-                "The {n_drawn} of {} features that moved most for their size: {each}{constants_note}",
+                "The {n_drawn} of {} features with the largest relative range: {each}{constants_note}",
                 count(self.features.len())
             )
         } else {
@@ -395,8 +365,8 @@ impl Training {
         let constant = self.features.iter().filter(|feature| feature.is_constant()).count();
         let constant = match constant {
             0 => String::new(),
-            1 => " One was constant: it tells rows apart only when it moves.".into(),
-            n => format!(" {} were constant: they tell rows apart only when they move.", count(n)),
+            1 => " One was constant: it affects scores only when it changes.".into(),
+            n => format!(" {} were constant: they affect scores only when they change.", count(n)),
         };
         let mut table = format!(
             "<table class=\"features\">\n<thead><tr><th>feature</th><th class=\"n\">least</th><th class=\"n\">median</th>\
@@ -408,8 +378,8 @@ impl Training {
             table = format!("<details>\n<summary>Show all {n} features</summary>\n{table}</details>\n");
         }
         let lead = format!(
-            "Values over the rows of training. Each bar reaches from the least to the greatest value, on a scale of its \
-             own that includes 0; its mark is the median.{constant}"
+            "Values over the training rows. Each bar reaches from the minimum to the maximum, on its own scale that \
+             includes 0; its mark is the median.{constant}"
         );
         page::section("Ranges of the features", &lead, &table)
     }
@@ -417,7 +387,7 @@ impl Training {
     fn exclusions(&self) -> String {
         let excluded = &self.timeline.excluded;
         if excluded.is_empty() {
-            return page::section("Left out of training", "No stretch of time.", "");
+            return page::section("Left out of training", "Nothing.", "");
         }
         let mut rows = String::new();
         for (i, ExcludedRange { from_ms, to_ms, reason, n_rows }) in excluded.iter().enumerate() {
@@ -435,7 +405,7 @@ impl Training {
             "Left out of training",
             &format!("{} rows in all.", count(total)),
             &format!(
-                "<div class=\"wide\">\n<table class=\"left-out-table\">\n<thead><tr><th></th><th>reason</th><th>from, UTC</th>\
+                "<div class=\"wide\">\n<table class=\"excluded-table\">\n<thead><tr><th></th><th>reason</th><th>from, UTC</th>\
                  <th class=\"until\">to</th><th class=\"n\">rows</th></tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n"
             ),
         )
@@ -446,7 +416,7 @@ impl Training {
         let folds: String = (1..=n_folds).map(|fold| format!("<th class=\"n\">fold {fold}</th>")).collect();
         let mut rows = String::new();
         for (i, candidate) in self.sweep.iter().enumerate() {
-            let class = if i == self.chosen { " class=\"picked\"" } else { "" };
+            let class = if i == self.chosen { " class=\"chosen\"" } else { "" };
             let kl: String =
                 candidate.kl.iter().map(|kl| format!("<td class=\"n\">{}</td>", nats(*kl))).collect();
             rows += &format!(
@@ -457,7 +427,7 @@ impl Training {
         }
         page::section(
             "The sweep in numbers",
-            "KL divergence in nats; the chosen size stands out.",
+            "KL divergence in nats; the chosen size is highlighted.",
             &format!(
                 "<div class=\"wide\">\n<table class=\"sweep\">\n<thead><tr><th class=\"n\">rows per tree</th>\
                  <th class=\"n\">mean</th>{folds}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n"
@@ -471,19 +441,19 @@ impl FeatureSummary {
         self.least == self.greatest
     }
 
-    /// How wide it ranges for its size, from 0 for a constant to 1; 0 where that cannot be told.
+    /// Range divided by the sum of magnitudes, from 0 for a constant to 1; 0 if it is not finite.
     fn relative_range(&self) -> f64 {
         let [least, median, greatest] = [self.least, self.median, self.greatest].map(f64::from);
         let movement = (greatest - least) / (least.abs() + median.abs() + greatest.abs());
         if movement.is_finite() { movement } else { 0.0 }
     }
 
-    /// Its row of the table.
+    /// The row of the feature table.
     fn row(&self) -> String {
         let [least, median, greatest] = [self.least, self.median, self.greatest].map(f64::from);
         let range = greatest - least;
-        let cell = |what: &str, value: f64| {
-            format!("<td class=\"n\" data-what=\"{what}\">{}</td>", number_within(value, range))
+        let cell = |name: &str, value: f64| {
+            format!("<td class=\"n\" data-what=\"{name}\">{}</td>", number_within(value, range))
         };
         let extent = if self.is_constant() {
             "<span class=\"dim\">constant</span>".into()
@@ -506,7 +476,7 @@ impl FeatureSummary {
     }
 }
 
-/// Share of a histogram's mass that lies left of 0; `None` without mass.
+/// Share of a histogram's mass below 0; `None` without mass.
 fn share_below_0(bins: &[f64]) -> Option<f64> {
     let total: f64 = bins.iter().sum();
     let below: f64 = bins.iter().take(BINS_PER_SIDE as usize).sum();

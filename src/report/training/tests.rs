@@ -6,7 +6,7 @@ const N_POINTS: usize = 1440;
 /// 16 November 2026, a Monday.
 const BEGIN_MS: i64 = 1_794_787_200_000;
 
-/// Numbers that look random, from 0 to 1, the same every time.
+/// Reproducible pseudo-random numbers in [0, 1).
 fn noise(seed: usize) -> f64 {
     let mut x = (seed as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -120,7 +120,7 @@ fn realistic(promotion: PromotionDecision) -> Training {
     }
 }
 
-/// The least there can be.
+/// The smallest content.
 fn bare() -> Training {
     Training {
         model: "m".into(),
@@ -135,8 +135,8 @@ fn bare() -> Training {
     }
 }
 
-/// Panics unless every tag is closed in its order, every attribute is quoted and given once, and no
-/// attribute holds what is not a number where there should be one.
+/// Panics unless every tag is closed in order, every attribute is quoted and unique, and no numeric attribute is NaN or
+/// infinite.
 fn check(html: &str) {
     let script = html.find("<script>").expect("a script");
     let (body, style) = (&html[..script], html.find("</style>").expect("a style"));
@@ -182,7 +182,7 @@ fn section<'a>(html: &'a str, heading: &str) -> &'a str {
 }
 
 #[test]
-fn a_page_is_well_formed_modest_and_always_the_same() {
+fn a_page_is_well_formed_small_and_reproducible() {
     let training = realistic(PromotionDecision::Promoted("champion".into()));
     let html = training.html();
     check(&html);
@@ -194,7 +194,7 @@ fn a_page_is_well_formed_modest_and_always_the_same() {
 }
 
 #[test]
-fn the_summary_says_what_was_chosen_and_against_what() {
+fn the_summary_names_the_chosen_size_and_its_rank() {
     let mut training = bare();
     let size = |max_samples, kl: [f64; 2]| Candidate { max_samples, kl: kl.to_vec() };
     training.sweep = vec![size(64, [0.05, 0.07]), size(256, [0.02, 0.022]), size(1024, [0.03, 0.04])];
@@ -213,21 +213,18 @@ fn the_summary_says_what_was_chosen_and_against_what() {
     training.sweep.truncate(1);
     assert!(summary(&training).contains("the only size that was tried."));
     training.sweep[0].kl[0] = f64::INFINITY;
-    assert!(summary(&training).contains("has no finite measure"));
+    assert!(summary(&training).contains("is not finite"));
 
     let mut bins = vec![0.0; 200];
     (bins[99], bins[100]) = (25.0, 75.0);
     training.folds = vec![FoldHistograms { kl: 0.0, train: bins, test: vec![0.0; 200] }];
     assert!(!summary(&training).contains("anomalous"), "no test rows, no share");
     training.folds[0].test[150] = 100.0;
-    assert!(
-        summary(&training)
-            .contains("It finds 25\u{202f}% of the rows it was fitted on anomalous, and 0\u{202f}%")
-    );
+    assert!(summary(&training).contains("It finds 25\u{202f}% of the fitted rows anomalous, and 0\u{202f}%"));
 }
 
 #[test]
-fn nothing_from_outside_becomes_a_tag() {
+fn input_never_becomes_a_tag() {
     let evil = r#"</svg></title></script><script>alert("1")</script> ' onload="x""#.to_string();
     let mut training = realistic(PromotionDecision::Gated(vec![evil.clone(), "plain".into()]));
     training.model = evil.clone();
@@ -244,7 +241,7 @@ fn nothing_from_outside_becomes_a_tag() {
 }
 
 #[test]
-fn little_or_nothing_to_show_makes_a_page_too() {
+fn a_page_with_little_or_no_content_is_well_formed() {
     check(&bare().html());
     let mut training = bare();
     training.sweep.clear();
@@ -271,7 +268,7 @@ fn little_or_nothing_to_show_makes_a_page_too() {
 }
 
 #[test]
-fn what_is_not_finite_or_enormous_breaks_no_plot() {
+fn non_finite_and_huge_values_break_no_plot() {
     let mut training = realistic(PromotionDecision::Saved);
     let strange = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, f64::MAX, f64::MIN, -1.0, 1e-300];
     for (i, value) in strange.into_iter().enumerate() {
@@ -313,7 +310,7 @@ fn constants_are_marked_and_not_drawn() {
 }
 
 #[test]
-fn of_many_features_those_that_moved_most_are_drawn() {
+fn of_many_features_those_with_the_largest_range_are_drawn() {
     let mut training = realistic(PromotionDecision::Saved);
     let feature = |i: usize| {
         let greatest = if i % 50 == 3 { 30.0 } else { 10.0 + i as f32 / 1e4 };
@@ -332,7 +329,7 @@ fn of_many_features_those_that_moved_most_are_drawn() {
 }
 
 #[test]
-fn gaps_stay_gaps() {
+fn gaps_interrupt_the_line() {
     let mut training = realistic(PromotionDecision::Saved);
     let line = |training: &Training| {
         let html = training.html();
@@ -342,7 +339,7 @@ fn gaps_stay_gaps() {
     assert_eq!(line(&training).matches('M').count(), 2, "one gap");
     training.timeline.score[100] = f64::NAN;
     assert_eq!(line(&training).matches('M').count(), 3);
-    // A single stretch between two that cannot be drawn has its own length.
+    // A single stretch between two gaps keeps its length.
     training.timeline.score[102] = f64::NAN;
     let line = line(&training);
     assert_eq!(line.matches('M').count(), 4);
@@ -350,8 +347,8 @@ fn gaps_stay_gaps() {
 }
 
 #[test]
-#[ignore = "writes pages to look at into the folder that REPORT_DIR names"]
-fn pages_to_look_at() {
+#[ignore = "writes pages for inspection into the folder that REPORT_DIR names"]
+fn pages_for_inspection() {
     let folder = std::path::PathBuf::from(std::env::var_os("REPORT_DIR").expect("REPORT_DIR"));
     let write = |name: &str, training: &Training| {
         std::fs::write(folder.join(name), training.html()).expect("a folder that can be written");
@@ -363,7 +360,7 @@ fn pages_to_look_at() {
     ];
     let mut gated = realistic(PromotionDecision::Gated(reasons.map(String::from).into()));
     gated.chosen = 7;
-    write("held.html", &gated);
+    write("gated.html", &gated);
     write("bare.html", &bare());
     let mut small = realistic(PromotionDecision::Saved);
     small.sweep.truncate(1);
