@@ -252,12 +252,12 @@ fn a_vanished_interface_raises_no_alert_and_hides_none() {
     );
     let lo = "rate(node_network_receive_bytes_total{device=\"lo\"}[2m])";
     let [removed, incident, added] = &events[..] else { panic!("{events:?}") };
-    assert!(removed.ends_with(&format!(" UTC, went: {lo}")), "{removed}");
+    assert!(removed.ends_with(&format!(" UTC, removed: {lo}")), "{removed}");
     assert!(incident.contains("score") && incident.contains("device=\"eth0\""), "{incident}");
-    assert!(added.ends_with(&format!(" UTC, came: {lo}")), "{added}");
+    assert!(added.ends_with(&format!(" UTC, added: {lo}")), "{added}");
 }
 
-/// Its incident is one, and what was said before the interface went is what was said when it was still there.
+/// The incident stays one, and the assessments before the removal stay the same.
 #[test]
 fn retraining_does_not_change_earlier_scores() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -273,7 +273,7 @@ fn retraining_does_not_change_earlier_scores() {
     assert_eq!(scores(&path("whole.csv"))[..before], scores(&path("prefix.csv")));
     let [incident, removed] = &events[..] else { panic!("{events:?}") };
     assert!(incident.contains("device=\"eth0\""), "{incident}");
-    assert!(removed.contains("went: ") && removed.contains("device=\"eth0\""), "{removed}");
+    assert!(removed.contains("removed: ") && removed.contains("device=\"eth0\""), "{removed}");
 }
 
 /// One that is new joins within the range, and what it did is drawn beside rows that did not have it.
@@ -283,11 +283,11 @@ fn a_new_interface_is_watched_and_plotted() {
     write_tables(dir.path(), |device, minute| device == 0 && minute < HISTORY - 500);
     let files = ["--output", "scores.csv", "--report", "report.html"];
     let events = backtest_events(dir.path(), "range.csv", &files);
-    let added = events.iter().position(|line| line.contains("came: ") && line.contains("device=\"eth0\""));
+    let added = events.iter().position(|line| line.contains("added: ") && line.contains("device=\"eth0\""));
     let incident = events.iter().position(|line| line.contains("score") && line.contains("device=\"eth0\""));
     assert!(added.is_some() && added < incident, "{events:?}");
     let page = fs::read_to_string(dir.path().join("report.html")).expect("written");
-    assert!(page.contains("came: ") && !page.contains("NaN"));
+    assert!(page.contains("added: ") && !page.contains("NaN"));
 }
 
 /// The server is in `tests/data/labelled`.

@@ -1,4 +1,4 @@
-//! Features come and go: when would a model be made anew?
+//! Finds the times at which features are added or removed, and a sidecar would fit a new model.
 
 use crate::detector::Detector;
 use crate::prom::{Labels, Sample};
@@ -6,21 +6,21 @@ use crate::train::coverage;
 use crate::window::Window;
 use std::time::Duration;
 
-/// One after the other, and no sooner than the sidecar lets them where features keep coming and going.
+/// Minimum time between two changes, as in the sidecar.
 const MIN_PAUSE_MS: i64 = 600_000;
 
-/// One feature, at the time that was come to.
+/// One feature at the current time.
 struct TrackedFeature<'a> {
     labels: &'a Labels,
     samples: Vec<Sample>,
-    /// How many of the samples are past.
+    /// Number of samples up to the current time.
     n_consumed: usize,
     coverage: coverage::Coverage,
-    /// Is it one of the features that are looked for?
+    /// True if the model has the feature.
     is_in_schema: bool,
 }
 
-/// See the [module](self). Goes through a window once, forward.
+/// Iterates over the changes in a window, in chronological order.
 pub struct FeatureChanges<'a> {
     detector: &'a Detector,
     grace: Duration,
@@ -30,7 +30,8 @@ pub struct FeatureChanges<'a> {
 }
 
 impl<'a> FeatureChanges<'a> {
-    /// Nothing is past yet. A feature is away when it has been so for as long as the detector says, and two rows.
+    /// Starts before the first sample. A feature is removed once it has no sample for the detector's grace period, and for
+    /// at least two rows.
     pub fn new(detector: &'a Detector, window: &'a Window, interval_ms: i64) -> Self {
         let tracked = |(labels, column, _)| {
             let mut samples = Vec::new();
@@ -53,7 +54,7 @@ impl<'a> FeatureChanges<'a> {
         }
     }
 
-    /// The next time, after `after_ms`, at which one of these features has gone for good or another has come to stay.
+    /// The next time after `after_ms` at which one of these features is removed, or another has enough history to be added.
     pub fn next_change(&mut self, features: &[Labels], after_ms: i64) -> Option<i64> {
         for feature in &mut self.features {
             feature.is_in_schema = features.contains(feature.labels);

@@ -1,4 +1,4 @@
-//! The past once more: every row scored as it would have been, by what was known before it.
+//! Backtests: replays past rows, each assessed with the data before it only, as the sidecar would have.
 
 mod feature_changes;
 mod report;
@@ -10,7 +10,7 @@ use crate::features::Schema;
 use crate::forest::{self, ExtendedParams};
 use crate::models::columns;
 use crate::prom::{Labels, duration};
-use crate::time::format_minute;
+use crate::time::{DAY_MS, format_minute};
 use crate::train::{Exclusion, TrainingSet, training_set};
 use crate::window::{Window, build};
 use feature_changes::FeatureChanges;
@@ -19,104 +19,102 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 pub use table::{Error, write};
 
-/// Causes of an incident that are told.
+/// Contributions in the description of an incident.
 const TOP_CONTRIBUTIONS: usize = 3;
-const DAY_MS: f64 = 86_400_000.0;
 
-/// What is replayed.
+/// The range to replay.
 pub struct ReplayRange<'a> {
-    /// Samples of before, and of the range.
+    /// Samples of the range and before it.
     pub window: &'a Window,
-    /// The group's labels; none for a table.
+    /// The group's labels; empty for a table.
     pub group: Labels,
-    /// Where the range begins: what lies before it is learned.
+    /// Beginning of the range in milliseconds; earlier samples are training data.
     pub start_ms: i64,
-    /// Every timestamp of the range, ascending, whether its row is complete or not; empty for those of the window.
+    /// All timestamps of the range, ascending, also of incomplete rows; empty for those of the window.
     pub timestamps: Vec<i64>,
-    /// Is the row known to be anomalous? One mark for each timestamp.
+    /// One label per timestamp: true for an anomalous row.
     pub labels: Option<Vec<bool>>,
 }
 
-/// How models are made on the way.
+/// Fits new models during a replay.
 pub struct Retraining<'a> {
-    /// Whose.
+    /// The detector.
     pub detector: &'a Detector,
-    /// The forest.
+    /// Parameters of the forest.
     pub params: ExtendedParams,
-    /// Budget, and what counts.
+    /// Budget and filters.
     pub alerts: detect::Config,
-    /// What stays out of training.
+    /// Ranges excluded from training.
     pub exclusions: Vec<Exclusion>,
-    /// How many threads grow trees.
+    /// Threads that fit trees.
     pub threads: NonZeroUsize,
 }
 
-/// A range and what was said of its rows.
+/// A replayed range and its assessments.
 pub struct BacktestResult {
     /// Labels of the group.
     pub group: Labels,
-    /// Names of the metrics.
+    /// Names of the features.
     pub features: Vec<String>,
     /// Timestamps of the range in milliseconds, ascending.
     pub timestamps: Vec<i64>,
-    /// Is the row known to be anomalous? One mark for each timestamp.
+    /// One label per timestamp: true for an anomalous row.
     pub labels: Option<Vec<bool>>,
-    /// What was said at each timestamp; none for a row that was not complete.
+    /// One assessment per timestamp; `None` for an incomplete row.
     pub assessments: Vec<Option<Assessment>>,
-    /// When metrics went or came, in the order of time.
+    /// Changes of the features, ascending.
     pub changes: Vec<SchemaChange>,
 }
 
-/// Metrics went for good, or came to stay, and a model was learned anew.
+/// A change of the features that led to a new model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SchemaChange {
-    /// The row at which that was known, in milliseconds.
+    /// Timestamp of the row at which the change was detected, in milliseconds.
     pub timestamp_ms: i64,
-    /// Names of those that went.
+    /// Names of the removed features.
     pub removed: Vec<String>,
-    /// Names of those that came.
+    /// Names of the added features.
     pub added: Vec<String>,
 }
 
 /// One incident.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Incident {
-    /// Its first row and the one after its last, among the timestamps.
+    /// Its range of indices into the timestamps.
     pub rows: std::ops::Range<usize>,
-    /// First and last millisecond.
+    /// Timestamps of its first and its last row, in milliseconds.
     pub span_ms: (i64, i64),
-    /// The greatest score in it.
+    /// The highest score.
     pub peak: f64,
-    /// Number of the metric, how it was unusual, and its share of all deviation, at the row of that score; the
-    /// strongest first.
+    /// Feature, reason, and share of the total deviation at the row of the highest score, in descending order.
     pub contributions: Vec<(usize, DeviationReason, f64)>,
-    /// Does it overlap with what is known to be anomalous? Unknown without marks.
+    /// True if it overlaps with a labelled row; `None` without labels.
     pub is_labelled: Option<bool>,
 }
 
-/// How incidents compare with marks.
+/// Agreement of incidents with labels.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EventRecall {
-    /// Runs of marked rows.
+    /// Number of runs of labelled rows.
     pub n_events: usize,
-    /// Those with an incident in them.
+    /// Runs that overlap with an incident.
     pub n_detected: usize,
-    /// Incidents with no marked row in them.
+    /// Incidents without a labelled row.
     pub n_outside: usize,
 }
 
 impl Retraining<'_> {
-    /// A detection that goes on from the last of these rows.
+    /// A detector that is fitted to these rows and continues after the last of them.
     ///
     /// # Errors
-    /// [`forest::Error`], when there is too little to learn from.
+    /// [`forest::Error`] for too few rows.
     pub fn fit(&self, rows: &TrainingSet) -> Result<OnlineDetector, forest::Error> {
         let fitted =
             TrainingMatrix::new(&rows.timestamps, &rows.table()?)?.fit(&self.params, self.threads)?;
         Ok(OnlineDetector::from_training(fitted).0.with_alerts(&self.alerts, &rows.schema.features))
     }
 
-    /// The same by what is known at a time, if that is enough.
+    /// A detector that is fitted to the data up to `now_ms`; `None` if that is too little.
     fn fit_at(
         &self,
         window: &Window,
@@ -132,50 +130,50 @@ impl Retraining<'_> {
             scored_to_ms,
         )
         .ok()?;
-        let detection = self.fit(&rows).ok()?;
-        Some((rows.schema, detection))
+        let detector = self.fit(&rows).ok()?;
+        Some((rows.schema, detector))
     }
 }
 
-/// Replays a range with a detection that knows what lies before it. `names` are those of the schema's features; `done`
-/// hears of each row.
+/// Replays a range with a detector whose newest row is before it. `names` are those of the schema's features; `on_row` is
+/// called for each row.
 pub fn replay(
     range: ReplayRange<'_>,
     schema: &Schema,
     names: Vec<String>,
-    mut detection: OnlineDetector,
+    mut detector: OnlineDetector,
     on_row: &mut dyn FnMut(),
 ) -> BacktestResult {
     let mut replay = Replay::new(range, schema, on_row);
-    replay.replay_rows(schema, names, &mut detection, (i64::MIN, i64::MAX));
+    replay.replay_rows(schema, names, &mut detector, (i64::MIN, i64::MAX));
     replay.result
 }
 
-/// The same, and when features go for good or come to stay a model is learned anew as the sidecar would, without its
-/// renewals: from all that is known by then, but for the incidents that were found.
+/// Replays a range, and fits a new model whenever features are removed or added permanently, as the sidecar does. The new
+/// model is fitted to all data up to the change without the detected incidents. Periodic retraining is not replayed.
 pub fn replay_with_retraining(
     range: ReplayRange<'_>,
     retraining: &Retraining<'_>,
-    (mut schema, mut detection): (Schema, OnlineDetector),
+    (mut schema, mut detector): (Schema, OnlineDetector),
     on_row: &mut dyn FnMut(),
 ) -> BacktestResult {
     let (window, start_ms) = (range.window, range.start_ms);
     let mut replay = Replay::new(range, &schema, on_row);
-    let mut feature_changes = FeatureChanges::new(retraining.detector, window, detection.interval_ms());
+    let mut feature_changes = FeatureChanges::new(retraining.detector, window, detector.interval_ms());
     let mut assessed_to_ms = i64::MIN;
     loop {
         let change_ms = feature_changes.next_change(&schema.features, start_ms);
         let names = columns::default_names(&schema);
         let to_ms = change_ms.map_or(i64::MAX, |change_ms| change_ms - 1);
-        replay.replay_rows(&schema, names, &mut detection, (assessed_to_ms, to_ms));
+        replay.replay_rows(&schema, names, &mut detector, (assessed_to_ms, to_ms));
         let Some(change_ms) = change_ms else { return replay.result };
-        assessed_to_ms = detection.newest_ms().unwrap_or(i64::MIN);
+        assessed_to_ms = detector.newest_ms().unwrap_or(i64::MIN);
         let own_incidents = replay.result.own_incidents();
-        if let Some((new_schema, new_detection)) =
+        if let Some((new_schema, new_detector)) =
             retraining.fit_at(window, change_ms, assessed_to_ms, &own_incidents)
         {
             replay.result.changes.push(SchemaChange::between(change_ms, &schema, &new_schema));
-            detection = new_detection.inherit_incident(&detection);
+            detector = new_detector.inherit_incident(&detector);
             schema = new_schema;
         }
     }
@@ -190,16 +188,16 @@ impl SchemaChange {
         Self { timestamp_ms, removed: missing_from(before, after), added: missing_from(after, before) }
     }
 
-    /// For people.
+    /// The change as text: `removed: a, b; added: c`.
     pub fn describe(&self) -> String {
-        let parts = [(&self.removed, "went"), (&self.added, "came")]
+        let parts = [(&self.removed, "removed"), (&self.added, "added")]
             .into_iter()
             .filter(|(names, _)| !names.is_empty());
-        parts.map(|(names, how)| format!("{how}: {}", names.join(", "))).collect::<Vec<_>>().join("; ")
+        parts.map(|(names, change)| format!("{change}: {}", names.join(", "))).collect::<Vec<_>>().join("; ")
     }
 }
 
-/// A range on its way.
+/// A replay in progress.
 struct Replay<'a> {
     window: &'a Window,
     result: BacktestResult,
@@ -211,7 +209,7 @@ impl<'a> Replay<'a> {
         let ReplayRange { window, group, start_ms, mut timestamps, labels } = range;
         if timestamps.is_empty() {
             timestamps = window.timestamps(start_ms - 1, i64::MAX).collect();
-            // The last of each row.
+            // The last timestamp of each slot.
             timestamps.reverse();
             timestamps.dedup_by_key(|time| schema.grid.bounds(*time).1);
             timestamps.reverse();
@@ -231,13 +229,13 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// Takes the rows of a schema that the detection has not seen, up to the second time, and keeps what it says of those
-    /// in the range and after the first: what an earlier one has said stays.
+    /// Assesses the rows after the detector's newest one, up to `to_ms`. Stores the assessments of rows that are in the
+    /// range and after `assessed_to_ms`: those of an earlier detector stay.
     fn replay_rows(
         &mut self,
         schema: &Schema,
         names: Vec<String>,
-        detection: &mut OnlineDetector,
+        detector: &mut OnlineDetector,
         (assessed_to_ms, to_ms): (i64, i64),
     ) {
         let BacktestResult { features, timestamps, assessments, .. } = &mut self.result;
@@ -255,10 +253,10 @@ impl<'a> Replay<'a> {
             assessment.values.resize(n_features, f32::NAN);
             assessment.expected_range.resize(n_features, [f64::NAN; 3]);
         }
-        let newest_ms = detection.newest_ms().unwrap_or(i64::MIN);
+        let newest_ms = detector.newest_ms().unwrap_or(i64::MIN);
         training_set::for_each_full_row(schema, self.window, newest_ms, to_ms, |timestamp_ms, values| {
-            let assessment = detection.assess(timestamp_ms, values);
-            // A row's time is that of its newest sample, which may be another's than the last in its slot.
+            let assessment = detector.assess(timestamp_ms, values);
+            // The timestamp of a row is that of its newest sample, which may differ from the last timestamp of its slot.
             let position = timestamps.partition_point(|time| *time < timestamp_ms);
             if timestamp_ms > assessed_to_ms
                 && position < timestamps.len()
@@ -274,7 +272,7 @@ impl<'a> Replay<'a> {
 }
 
 impl BacktestResult {
-    /// Rows that were scored.
+    /// Number of scored rows.
     pub fn n_scored(&self) -> usize {
         self.assessments.iter().flatten().count()
     }
@@ -282,22 +280,22 @@ impl BacktestResult {
     /// Length of the range in days.
     pub fn days(&self) -> f64 {
         match (self.timestamps.first(), self.timestamps.last()) {
-            (Some(first), Some(last)) => (last - first) as f64 / DAY_MS,
+            (Some(first), Some(last)) => (last - first) as f64 / DAY_MS as f64,
             _ => 0.0,
         }
     }
 
-    /// Every incident, in the order of time.
+    /// All incidents, ascending.
     pub fn incidents(&self) -> Vec<Incident> {
         let scored = self.assessments.iter().enumerate();
         let scored: Vec<(usize, bool)> =
             scored.filter_map(|(row, assessment)| Some((row, assessment.as_ref()?.incident))).collect();
-        // What was not scored in between does not end one.
+        // A row without a score does not end an incident.
         let stretches = scored.chunk_by(|(_, a), (_, b)| a == b).filter(|stretch| stretch[0].1);
         stretches.map(|stretch| self.incident(stretch[0].0..stretch[stretch.len() - 1].0 + 1)).collect()
     }
 
-    /// The incidents as training knows them.
+    /// The incidents as exclusions of training.
     fn own_incidents(&self) -> Vec<Exclusion> {
         let rows = self.timestamps.iter().zip(&self.assessments);
         let open =
@@ -319,7 +317,7 @@ impl BacktestResult {
         }
     }
 
-    /// How the incidents compare with the marks, where there are any.
+    /// Agreement of the incidents with the labels; `None` without labels.
     pub fn event_recall(&self) -> Option<EventRecall> {
         let labels = self.labels.as_ref()?;
         let runs = runs(labels);
@@ -334,7 +332,7 @@ impl BacktestResult {
         })
     }
 
-    /// What happened, in the order of time: metrics that went or came, and incidents.
+    /// Changes of the features and incidents as text, ascending.
     pub fn events(&self) -> Vec<String> {
         let change = |change: &SchemaChange| {
             (change.timestamp_ms, format!("{}, {}", format_minute(change.timestamp_ms), change.describe()))
@@ -346,7 +344,7 @@ impl BacktestResult {
         all.into_iter().map(|(_, text)| text).collect()
     }
 
-    /// An incident in words.
+    /// An incident as text.
     fn describe_incident(&self, incident: &Incident) -> String {
         let (from_ms, to_ms) = incident.span_ms;
         let length = Duration::from_millis(u64::try_from(to_ms - from_ms).unwrap_or(0));
@@ -365,7 +363,7 @@ impl BacktestResult {
     }
 }
 
-/// Runs of marked rows.
+/// Runs of labelled rows.
 fn runs(labels: &[bool]) -> Vec<std::ops::Range<usize>> {
     let mut runs: Vec<std::ops::Range<usize>> = Vec::new();
     for (row, _) in labels.iter().enumerate().filter(|(_, label)| **label) {

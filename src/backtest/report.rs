@@ -1,94 +1,124 @@
-//! The numbers of a backtest's page.
+//! Builds the report of a backtest.
 
-use super::BacktestResult;
+use super::{BacktestResult, Incident, runs};
 use crate::detect::Assessment;
 use crate::report::backtest::{Backtest, FeaturePlot, IncidentEntry};
-use crate::time::DAY_MS;
+use crate::time::{DAY_MS, median_interval_ms};
 
-/// Points of the plots over time.
+/// Maximum number of points in a plot over time.
 const MAX_POINTS: usize = 1440;
-/// Metrics that are drawn.
+/// Maximum number of plotted features.
 const MAX_DRAWN: usize = 8;
 
-/// Gathers what the page shows.
+/// The report of a backtest, for a budget in alerts per day.
 pub fn build_report(source: &str, budget: f64, result: &BacktestResult) -> Backtest {
     let incidents = result.incidents();
-    let n_rows = result.timestamps.len();
-    let n_each = n_rows.div_ceil(MAX_POINTS).max(1);
-    // The row of the highest score stands for its stretch.
-    let score = |row: usize| {
-        result.assessments[row].as_ref().map_or(f64::NEG_INFINITY, |assessment| assessment.score)
-    };
-    let highest = |first: usize| {
-        (first..n_rows.min(first + n_each)).max_by(|a, b| score(*a).total_cmp(&score(*b))).unwrap_or(first)
-    };
-    let rows: Vec<usize> = (0..n_rows).step_by(n_each).map(highest).collect();
-    let times_ms: Vec<i64> = (0..n_rows).step_by(n_each).map(|first| result.timestamps[first]).collect();
-    let mut steps: Vec<i64> = times_ms.windows(2).map(|pair| pair[1] - pair[0]).collect();
-    steps.sort_unstable();
-    let of_rows = |value: &dyn Fn(&Assessment) -> f64| -> Vec<f64> {
-        rows.iter().map(|row| result.assessments[*row].as_ref().map_or(f64::NAN, value)).collect()
-    };
+    let stretches = Stretches::new(result);
+    let times_ms = stretches.times_ms();
+    let labelled = result.labels.iter().flat_map(|labels| runs(labels));
+    Backtest {
+        source: source.into(),
+        facts: vec![
+            ("rows".into(), result.timestamps.len().to_string()),
+            ("scored".into(), result.n_scored().to_string()),
+            ("metrics".into(), result.features.len().to_string()),
+            ("days".into(), format!("{:.1}", result.days())),
+        ],
+        step_ms: median_interval_ms(times_ms.iter().copied()).unwrap_or(1),
+        score: stretches.values(|assessment| assessment.score),
+        threshold: stretches.values(|assessment| assessment.threshold),
+        labelled: labelled
+            .map(|run| (result.timestamps[run.start], result.timestamps[run.end - 1]))
+            .collect(),
+        features: features_to_draw(result.features.len(), &incidents)
+            .into_iter()
+            .map(|feature| stretches.plot(feature))
+            .collect(),
+        alerts: alerts_per_day(result, &incidents),
+        budget,
+        incidents: incidents.iter().map(|incident| entry(result, incident)).collect(),
+        changes: result.changes.iter().map(|change| (change.timestamp_ms, change.describe())).collect(),
+        times_ms,
+    }
+}
 
-    let mut weights = vec![0.0; result.features.len()];
+/// Consecutive rows that share one point of a plot.
+struct Stretches<'a> {
+    result: &'a BacktestResult,
+    /// Rows per stretch.
+    n_each: usize,
+    /// The row with the highest score of each stretch.
+    rows: Vec<usize>,
+}
+
+impl<'a> Stretches<'a> {
+    fn new(result: &'a BacktestResult) -> Self {
+        let n_rows = result.timestamps.len();
+        let n_each = n_rows.div_ceil(MAX_POINTS).max(1);
+        let score = |row: usize| {
+            result.assessments[row].as_ref().map_or(f64::NEG_INFINITY, |assessment| assessment.score)
+        };
+        let highest = |first: usize| {
+            let stretch = first..n_rows.min(first + n_each);
+            stretch.max_by(|a, b| score(*a).total_cmp(&score(*b))).unwrap_or(first)
+        };
+        Self { result, n_each, rows: (0..n_rows).step_by(n_each).map(highest).collect() }
+    }
+
+    /// Timestamp of the first row of each stretch.
+    fn times_ms(&self) -> Vec<i64> {
+        self.result.timestamps.iter().step_by(self.n_each).copied().collect()
+    }
+
+    /// A value of the row with the highest score; NaN without a score.
+    fn values(&self, value: impl Fn(&Assessment) -> f64) -> Vec<f64> {
+        let assessments = self.rows.iter().map(|row| self.result.assessments[*row].as_ref());
+        assessments.map(|assessment| assessment.map_or(f64::NAN, &value)).collect()
+    }
+
+    fn plot(&self, feature: usize) -> FeaturePlot {
+        let lower = self.values(|assessment| assessment.expected_range[feature][0]);
+        let upper = self.values(|assessment| assessment.expected_range[feature][2]);
+        FeaturePlot {
+            name: self.result.features[feature].clone(),
+            values: self.values(|assessment| f64::from(assessment.values[feature])),
+            expected_range: lower.into_iter().zip(upper).map(|(low, high)| [low, high]).collect(),
+        }
+    }
+}
+
+/// The features with the largest contributions to the incidents, in descending order.
+fn features_to_draw(n_features: usize, incidents: &[Incident]) -> Vec<usize> {
+    let mut weights = vec![0.0; n_features];
     for (feature, _, share) in incidents.iter().flat_map(|incident| &incident.contributions) {
         weights[*feature] += share;
     }
-    let mut drawn: Vec<usize> = (0..weights.len()).filter(|feature| weights[*feature] > 0.0).collect();
+    let mut drawn: Vec<usize> = (0..n_features).filter(|feature| weights[*feature] > 0.0).collect();
     drawn.sort_by(|a, b| weights[*b].total_cmp(&weights[*a]));
     drawn.truncate(MAX_DRAWN);
-    let features = drawn.iter().map(|feature| FeaturePlot {
-        name: result.features[*feature].clone(),
-        values: of_rows(&|assessment| f64::from(assessment.values[*feature])),
-        expected_range: of_rows(&|assessment| assessment.expected_range[*feature][0])
-            .into_iter()
-            .zip(of_rows(&|assessment| assessment.expected_range[*feature][2]))
-            .map(|(low, high)| [low, high])
-            .collect(),
-    });
+    drawn
+}
 
+/// Beginning of each day, and the number of incidents that began on it.
+fn alerts_per_day(result: &BacktestResult, incidents: &[Incident]) -> Vec<(i64, usize)> {
     let day = |time_ms: i64| time_ms.div_euclid(DAY_MS);
     let days = match (result.timestamps.first(), result.timestamps.last()) {
         (Some(first), Some(last)) => day(*first)..day(*last) + 1,
         _ => 0..0,
     };
-    let n_opened =
-        |number: i64| incidents.iter().filter(|incident| day(incident.span_ms.0) == number).count();
-    let labelled = result.labels.iter().flat_map(|labels| super::runs(labels));
-    Backtest {
-        source: source.into(),
-        facts: vec![
-            ("rows".into(), n_rows.to_string()),
-            ("scored".into(), result.n_scored().to_string()),
-            ("metrics".into(), result.features.len().to_string()),
-            ("days".into(), format!("{:.1}", result.days())),
-        ],
-        step_ms: steps.get(steps.len() / 2).copied().unwrap_or(1),
-        score: of_rows(&|assessment| assessment.score),
-        threshold: of_rows(&|assessment| assessment.threshold),
-        labelled: labelled
-            .map(|run| (result.timestamps[run.start], result.timestamps[run.end - 1]))
-            .collect(),
-        features: features.collect(),
-        alerts: days.map(|number| (number * DAY_MS, n_opened(number))).collect(),
-        budget,
-        incidents: incidents
-            .iter()
-            .map(|incident| IncidentEntry {
-                from_ms: incident.span_ms.0,
-                to_ms: incident.span_ms.1,
-                peak: incident.peak,
-                is_labelled: incident.is_labelled,
-                contributions: incident
-                    .contributions
-                    .iter()
-                    .map(|(feature, reason, share)| {
-                        (result.features[*feature].clone(), reason.phrase(), *share)
-                    })
-                    .collect(),
-            })
-            .collect(),
-        changes: result.changes.iter().map(|change| (change.timestamp_ms, change.describe())).collect(),
-        times_ms,
+    let n_begun = |number: i64| incidents.iter().filter(|incident| day(incident.span_ms.0) == number).count();
+    days.map(|number| (number * DAY_MS, n_begun(number))).collect()
+}
+
+fn entry(result: &BacktestResult, incident: &Incident) -> IncidentEntry {
+    let contributions = incident.contributions.iter();
+    let named = contributions
+        .map(|(feature, reason, share)| (result.features[*feature].clone(), reason.phrase(), *share));
+    IncidentEntry {
+        from_ms: incident.span_ms.0,
+        to_ms: incident.span_ms.1,
+        peak: incident.peak,
+        is_labelled: incident.is_labelled,
+        contributions: named.collect(),
     }
 }

@@ -1,4 +1,4 @@
-//! The scores as a table: one row for each timestamp of the range.
+//! Writes the scores of a backtest as a table: one row per timestamp of the range.
 
 use super::BacktestResult;
 use crate::detect::Assessment;
@@ -8,42 +8,42 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Causes that are written.
+/// Maximum number of contributions in a row.
 const MAX_CONTRIBUTIONS: usize = 5;
 
-/// Why there is no table.
+/// An error while writing the table.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file cannot be written.
+    /// The file cannot be created.
     #[error("cannot write {}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// The same, of a Parquet file.
+    /// The Parquet file cannot be written.
     #[error("cannot write {}", path.display())]
     Parquet {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: parquet::errors::ParquetError,
     },
-    /// The same, of a CSV file.
+    /// The CSV file cannot be written.
     #[error("cannot write {}", path.display())]
     Csv {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: csv::Error,
     },
-    /// Two columns would have one name.
+    /// A label of the group has the name of an output column.
     #[error("the group's label {0:?} is the name of a column of the output")]
     Column(String),
 }
 
-/// Names of the columns beside the group's labels.
+/// Names of the columns, without the group's labels.
 const NAMES: [&str; 10] = [
     "timestamp",
     "score",
@@ -59,27 +59,27 @@ const NAMES: [&str; 10] = [
 
 /// Writes Parquet, or CSV if the path ends in `.csv`. Columns: `timestamp` (ms), the group's labels, `score`,
 /// `decision`, `threshold`, `incident`, `complete`, `top_metric`, `top_reason`, `contributions` (a JSON object
-/// of the strongest metrics and their shares), and `label` where the range has marks. What is not known of a
-/// row that was not complete is null.
+/// of the features with the largest deviations and their shares), and `label` if the range has labels. Scores of an
+/// incomplete row are null.
 ///
 /// # Errors
-/// [`Error`].
+/// [`Error`] if the file cannot be written, or two columns have one name.
 pub fn write(path: &Path, result: &BacktestResult) -> Result<(), Error> {
     if let Some((name, _)) = result.group.iter().find(|(name, _)| NAMES.contains(name)) {
         return Err(Error::Column(name.into()));
     }
     let columns = columns(result);
-    let io = |source| Error::Io { path: path.into(), source };
+    let io_error = |source| Error::Io { path: path.into(), source };
     if path.extension().is_some_and(|extension| extension == "csv") {
-        return csv(path, &columns).map_err(|source| Error::Csv { path: path.into(), source });
+        return write_csv(path, &columns).map_err(|source| Error::Csv { path: path.into(), source });
     }
-    let failed = |source| Error::Parquet { path: path.into(), source };
+    let parquet_error = |source| Error::Parquet { path: path.into(), source };
     let named = columns.into_iter().map(|(name, array)| (name, array, true));
     let batch = RecordBatch::try_from_iter_with_nullable(named).expect("columns of one length");
-    let file = File::create(path).map_err(io)?;
-    let mut writer = ArrowWriter::try_new(file, batch.schema(), None).map_err(failed)?;
-    writer.write(&batch).map_err(failed)?;
-    writer.close().map_err(failed)?;
+    let file = File::create(path).map_err(io_error)?;
+    let mut writer = ArrowWriter::try_new(file, batch.schema(), None).map_err(parquet_error)?;
+    writer.write(&batch).map_err(parquet_error)?;
+    writer.close().map_err(parquet_error)?;
     Ok(())
 }
 
@@ -126,7 +126,7 @@ fn columns(result: &BacktestResult) -> Vec<(String, ArrayRef)> {
     columns
 }
 
-fn csv(path: &Path, columns: &[(String, ArrayRef)]) -> Result<(), csv::Error> {
+fn write_csv(path: &Path, columns: &[(String, ArrayRef)]) -> Result<(), csv::Error> {
     use arrow_array::Array;
     use arrow_array::cast::AsArray;
     use arrow_array::types::{Float64Type, Int8Type, Int64Type};
