@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Detection quality on labelled servers: trains, backtests, evaluates, and prints a table.
+"""Measures detection quality on labelled servers: trains, backtests, evaluates, and prints a table.
 
     tests/quality/run.py LABELLED EVALUATOR [--promforest BINARY] [--scores FOLDER]
 
 LABELLED   folder with <entity>_train.parquet, <entity>_test.parquet (column label: 1 = anomalous) and
-           <entity>_causes.csv (start, end, metrics: rows of the test file, and who is responsible)
+           <entity>_causes.csv (start, end: rows of the test file; metrics: the causes)
 EVALUATOR  program that is called as `EVALUATOR --aggregate SCORES LABELLED` and prints JSON
 
-Needs numpy, pandas and pyarrow; BINARY is target/release/promforest unless it is given.
+Needs numpy, pandas and pyarrow. The default BINARY is target/release/promforest.
 """
 
 import argparse
@@ -20,10 +20,10 @@ from pathlib import Path
 
 import pandas as pd
 
-# Mean over both datasets; a plain forest on raw values is scikit-learn's, with 2000 samples a tree.
+# Means over both datasets. The isolation forest on raw values is scikit-learn's, with 2000 samples per tree.
 PUBLISHED = [
-    ("plain forest, raw values", {"vus_pr": 0.223, "recall_1": 0.50, "recall_0.2": 0.21}),
-    ("the pipeline's prototype", {"vus_pr": 0.531, "recall_1": 0.93, "recall_0.2": 0.72, "fixed": 0.845, "false": 0.725}),
+    ("forest on raw values", {"vus_pr": 0.223, "recall_1": 0.50, "recall_0.2": 0.21}),
+    ("prototype", {"vus_pr": 0.531, "recall_1": 0.93, "recall_0.2": 0.72, "fixed": 0.845, "false": 0.725}),
 ]
 MEASURES = {
     "vus_pr": "vus_pr",
@@ -51,7 +51,7 @@ def backtest(promforest, folder, entity, scores):
 
 
 def causes(scores, table):
-    """In how many segments the metric that is named first, at the greatest score, is a responsible one."""
+    """For each segment, True if the top metric at the highest score is one of the causes."""
     frame = pd.read_parquet(scores)
     hits = []
     with open(table, encoding="utf-8") as file:
@@ -71,7 +71,7 @@ def main():
     parser.add_argument("labelled", type=Path)
     parser.add_argument("evaluator", type=Path)
     parser.add_argument("--promforest", type=Path, default=Path("target/release/promforest"))
-    parser.add_argument("--scores", type=Path, help="keep the score files here")
+    parser.add_argument("--scores", type=Path, help="folder for the score files")
     args = parser.parse_args()
 
     entities = sorted(path.name.removesuffix("_test.parquet") for path in args.labelled.glob("*_test.parquet"))

@@ -1,11 +1,12 @@
-"""A synthetic fortnight of a host at 15 s: what a week of alerts looks like when nothing happens, and when something does.
+"""Measures alerts on a synthetic fortnight of a host at 15 s, with one planted incident.
 
     python week.py [SEED ...]
 
-Twenty counters with a daily rhythm, noise that grows with the load, a backup at 2 a.m., counter resets; the first week is
-learned, the second replayed. On its second day wg0 vanishes, on its sixth it is back. At 3 a.m. of the fourth day eth1 sends
-for twenty minutes what it sends at noon. Prints for each seed whether that is one incident, how soon, with which metric first,
-every other incident, and how many rows were scored. Needs numpy and pyarrow, and promforest on PATH or in PROMFOREST_BIN.
+The data are twenty counters with a daily rhythm, noise that grows with the load, a backup at 2 a.m. and counter resets. The
+first week is training data, the second is replayed. On the second day of the replay the interface wg0 disappears, on the sixth
+it returns. At 3 a.m. of the fourth day eth1 sends at its noon rate for twenty minutes: an exfiltration. For each seed the
+program prints the detection of the exfiltration (delay, score, top metric), every other incident, and the share of scored rows.
+Needs numpy and pyarrow, and promforest on PATH or in PROMFOREST_BIN.
 """
 
 import datetime
@@ -25,13 +26,13 @@ DEVICES = ["eth0", "eth1", "eth2", "wg0", "lo"]
 LOADS = [4e6, 1.5e6, 3e5, 6e4, 8e5]
 METRICS = ["receive_bytes", "transmit_bytes", "receive_packets", "transmit_packets"]
 SHARES = [1.0, 0.4, 1 / 900, 1 / 1100]
-LEARNED_DAYS, DAYS = 7, 14
+TRAINING_DAYS, DAYS = 7, 14
 EXFILTRATION = (START + 10 * DAY + 3 * 3600, 20 * 60)
-AWAY = ("wg0", START + 8 * DAY + 10 * 3600, START + 12 * DAY + 16 * 3600)
+ABSENCE = ("wg0", START + 8 * DAY + 10 * 3600, START + 12 * DAY + 16 * 3600)
 
 
 def rates(rng, times):
-    """Bytes and packets a second of every interface."""
+    """Bytes and packets per second of every interface."""
     hour = times % DAY / 3600
     rhythm = 0.25 + 0.75 * np.clip(np.sin((hour - 6) / 24 * 2 * np.pi), 0, None) ** 1.5
     weekend = np.where((times // DAY + 3) % 7 >= 5, 0.8, 1.0)
@@ -39,7 +40,7 @@ def rates(rng, times):
     common = rhythm * weekend * np.exp(0.12 * smooth)
     out = {}
     for device, load in zip(DEVICES, LOADS):
-        # Noise is a share of the load: large at noon, small at night.
+        # Noise is proportional to the load.
         own = common * np.exp(0.15 * rng.normal(size=len(times)))
         for metric, share in zip(METRICS, SHARES):
             out[device, metric] = load * share * own * np.exp(0.05 * rng.normal(size=len(times)))
@@ -48,9 +49,9 @@ def rates(rng, times):
         out["eth0", metric] = out["eth0", metric] + backup * 6e6 * share * np.exp(0.1 * rng.normal(size=len(times)))
     begin, length = EXFILTRATION
     noon = LOADS[1] * 0.4
-    away = (times >= begin) & (times < begin + length)
-    out["eth1", "transmit_bytes"] = out["eth1", "transmit_bytes"] + away * noon
-    out["eth1", "transmit_packets"] = out["eth1", "transmit_packets"] + away * LOADS[1] / 1100
+    is_exfiltrating = (times >= begin) & (times < begin + length)
+    out["eth1", "transmit_bytes"] = out["eth1", "transmit_bytes"] + is_exfiltrating * noon
+    out["eth1", "transmit_packets"] = out["eth1", "transmit_packets"] + is_exfiltrating * LOADS[1] / 1100
     return out
 
 
@@ -61,8 +62,8 @@ def counters(rng, times):
         total = np.cumsum(np.floor(rate * STEP))
         for reset in resets:
             total[reset:] -= total[reset - 1]
-        if device == AWAY[0]:
-            total[(times >= AWAY[1]) & (times < AWAY[2])] = np.nan
+        if device == ABSENCE[0]:
+            total[(times >= ABSENCE[1]) & (times < ABSENCE[2])] = np.nan
         columns[f'node_network_{metric}_total{{device="{device}"}}'] = total
     return columns
 
@@ -71,8 +72,8 @@ def run(seed, folder):
     rng = np.random.default_rng(seed)
     times = START + np.arange(0, DAYS * DAY, STEP)
     columns = counters(rng, times)
-    learned = times < START + LEARNED_DAYS * DAY
-    for name, rows in (("history", learned), ("input", ~learned)):
+    is_training = times < START + TRAINING_DAYS * DAY
+    for name, rows in (("history", is_training), ("input", ~is_training)):
         table = {"timestamp": times[rows] * 1000} | {column: values[rows] for column, values in columns.items()}
         pq.write_table(pa.table(table), folder / f"{name}.parquet")
     promforest = os.environ.get("PROMFOREST_BIN", "promforest")
@@ -90,11 +91,11 @@ def run(seed, folder):
     for first, last in zip(edges[::2], edges[1::2]):
         peak = first + int(np.argmax(score[first:last]))
         at = datetime.datetime.fromtimestamp(time[first], datetime.timezone.utc)
-        what = f"{at:%a %H:%M:%S}, {(last - first) * STEP // 60} min, score {score[peak]:.2f}: {top[peak]} {reason[peak]}"
+        text = f"{at:%a %H:%M:%S}, {(last - first) * STEP // 60} min, score {score[peak]:.2f}: {top[peak]} {reason[peak]}"
         if found is None and begin <= time[first] < begin + length:
-            found = f"after {time[first] - begin:.0f} s, {what}"
+            found = f"after {time[first] - begin:.0f} s, {text}"
         else:
-            print(f"  seed {seed}: {what}")
+            print(f"  seed {seed}: {text}")
     around = (time >= begin) & (time < begin + length)
     print(f"  seed {seed}: exfiltration {found or 'MISSED'} (highest score {score[around].max():.2f})")
     print(f"  seed {seed}: {np.isfinite(scores['score'].to_numpy()).mean():.2%} of the rows scored")

@@ -3,15 +3,15 @@
     import mlflow
     mlflow.pyfunc.load_model(folder).predict(frame)
 
-`frame` has the model's columns (any order; a plain array needs the model's order). An extended_isolation_forest
-judges one row after the other: its rows follow those of training, in the order of time, and the frame has a column
-timestamp in milliseconds too. The answer has, for every row:
+`frame` has the model's columns in any order; an array without column names needs the model's order. The score of an
+extended_isolation_forest depends on the rows before: its rows ascend in time, follow those of training, and the frame
+has a column timestamp in milliseconds too. The result has, for every row:
 
 score_samples, decision_function, predict
     as scikit-learn's IsolationForest names them; decision_function < 0 and predict -1 are anomalous
 decision, score
-    what promforest publishes; score 1 is the threshold. A plain forest's are the same inside of the range of
-    training, and a row outside of it scores the higher the further out it lies
+    as promforest publishes them; score 1 is the threshold. Outside the range of training, the score of an isolation
+    forest increases with the distance from the range
 """
 
 import json
@@ -21,11 +21,11 @@ import numpy as np
 import pyarrow as pa
 
 EULER_GAMMA = 0.5772156649015329
-LEAST_WIDTH = 0.1
+MIN_WIDTH = 0.1
 
 
 def _load_pyfunc(path):
-    """What MLflow calls with the folder of the model."""
+    """Entry point of MLflow: loads the model in this folder."""
     return Model(pathlib.Path(path))
 
 
@@ -58,7 +58,7 @@ class Model:
         times = None
         if self.is_ordered:
             if "timestamp" not in getattr(rows, "columns", ()):
-                raise ValueError("the rows have no column 'timestamp': this model judges one row after the other")
+                raise ValueError("the rows have no column 'timestamp': this model scores a row by the rows before it")
             times = rows["timestamp"].to_numpy().astype(np.int64)
         if hasattr(rows, "columns"):
             missing = [name for name in self.columns if name not in rows.columns]
@@ -70,17 +70,18 @@ class Model:
             raise ValueError(f"rows have shape {rows.shape}, must be [n, {len(self.columns)}]")
         offset = self.meta["forest"]["offset"]
         if self.is_ordered:
-            score_samples, score = self.forest.follow(times, rows)
-            decision = live = score_samples - offset
+            score_samples, score = self.forest.continue_scoring(times, rows)
+            decision = published = score_samples - offset
         else:
-            score_samples, beyond = self.forest.score(rows)
-            decision, live, score = score_samples - offset, beyond - offset, beyond / offset
+            score_samples, extrapolated = self.forest.score(rows)
+            decision, published = score_samples - offset, extrapolated - offset
+            score = extrapolated / offset
         return pd.DataFrame(
             {
                 "score_samples": score_samples,
                 "decision_function": decision,
                 "predict": np.where(decision < 0, -1, 1),
-                "decision": live,
+                "decision": published,
                 "score": score,
             },
             index=index,
@@ -88,38 +89,38 @@ class Model:
 
 
 def from_path(path, unit):
-    """The score of a sum of path lengths over all trees."""
+    """score_samples of a sum of path lengths over all trees."""
     return -np.exp2(-(path / unit if unit > 0 else np.ones_like(path)))
 
 
 def split_by_tree(nodes, columns):
-    """The columns of each tree, by their names."""
+    """The columns of each tree, by name."""
     starts = np.flatnonzero(np.diff(nodes["tree"].to_numpy(), prepend=-1))
     arrays = (np.split(column, starts[1:]) for column in columns.values())
     return [dict(zip(columns, tree)) for tree in zip(*arrays)]
 
 
 class IsolationForest:
-    """Cuts along the axes: Liu, Ting and Zhou 2008, with scikit-learn's semantics."""
+    """Axis-parallel splits: Liu, Ting and Zhou 2008, with scikit-learn's semantics."""
 
     def __init__(self, meta, nodes):
         names = ["left_child", "right_child", "feature", "threshold", "n_node_samples", "missing_go_to_left"]
         self.trees = split_by_tree(nodes, {name: nodes[name].to_numpy() for name in names})
         self.unit = len(self.trees) * float(average_path_length(meta["max_samples"]))
-        # Their decimals are the shortest that mean a number of 32 bits.
+        # The file has the shortest decimals of 32-bit floats.
         ranges = None if meta["ranges"] is None else np.array(meta["ranges"], dtype=np.float32)
         self.ranges = None if ranges is None else ranges.astype(np.float64)
 
     def score(self, rows):
         ends = self.share_beyond(rows)
-        plain, expected = np.zeros(len(rows)), np.zeros(len(rows))
-        everyone = np.arange(len(rows))
+        path, expected = np.zeros(len(rows)), np.zeros(len(rows))
+        all_rows = np.arange(len(rows))
         for tree in self.trees:
             at = np.zeros(len(rows), dtype=np.int64)
             depth = np.zeros(len(rows))
             alive, sum_beyond = np.ones(len(rows)), np.zeros(len(rows))
             while True:
-                going = everyone[tree["left_child"][at] >= 0]
+                going = all_rows[tree["left_child"][at] >= 0]
                 if not len(going):
                     break
                 node = at[going]
@@ -134,17 +135,17 @@ class IsolationForest:
                 alive[going] *= 1.0 - end
                 at[going] = np.where(left, tree["left_child"][node], tree["right_child"][node])
             leaf = depth + average_path_length(tree["n_node_samples"][at])
-            plain += leaf
+            path += leaf
             expected += sum_beyond + alive * leaf
-        return from_path(plain, self.unit), from_path(expected, self.unit)
+        return from_path(path, self.unit), from_path(expected, self.unit)
 
     def share_beyond(self, rows):
-        """How likely a cut isolates each value beyond the range of training."""
+        """The probability that a random split isolates each value beyond the range of training."""
         rows = rows.astype(np.float64)
         if self.ranges is None:
             return np.zeros_like(rows)
         least, greatest = self.ranges[:, 0], self.ranges[:, 1]
-        width = np.maximum(greatest - least, LEAST_WIDTH * np.maximum(np.abs(least), np.abs(greatest)))
+        width = np.maximum(greatest - least, MIN_WIDTH * np.maximum(np.abs(least), np.abs(greatest)))
         beyond = np.maximum(least - rows, rows - greatest)
         with np.errstate(invalid="ignore", divide="ignore"):
             share = beyond / (width + beyond)
@@ -152,14 +153,14 @@ class IsolationForest:
 
 
 class ExtendedIsolationForest:
-    """Slanted cuts (Hariri, Carrasco Kind and Brunner 2019) of how each value compares with its time of day and with
-    a minute ago; a second voice, the tail; and the threshold that keeps to one alert a day.
+    """Oblique splits (Hariri, Carrasco Kind and Brunner 2019) of derived features, combined with a tail score, and the
+    threshold for one alert per day.
 
-    Columns are rounded to 32 bits where promforest rounds them, and sums are added up in its order: a value on
-    the other side of a cut would be another leaf.
+    Values are rounded to 32 bits where promforest rounds them, and sums are in its order: a value on the other side of
+    a split would reach another leaf.
     """
 
-    HABIT_SIGMAS, HABIT_MARGIN = 5.0, 1.5
+    RECURRING_SIGMAS, RECURRING_MARGIN = 5.0, 1.5
 
     def __init__(self, meta, nodes, state):
         names = ["left_child", "right_child", "cut", "low", "high", "n_node_samples"]
@@ -173,64 +174,66 @@ class ExtendedIsolationForest:
         self.known = np.array(known)
         self.scales = np.array([scale or [0.0, 1.0] for scale in meta["scales"]], dtype=np.float64)
         self.varying = meta["varying"]
-        self.columns = [c for metric in self.varying for c in range(3 * metric, 3 * metric + 3) if known[c]]
+        self.columns = [c for feature in self.varying for c in range(3 * feature, 3 * feature + 3) if known[c]]
         self.residuals = None
         if meta["residuals"] is not None:
             self.residuals = {name: np.array(values) for name, values in meta["residuals"].items()}
-            n_columns = len(self.varying)
-            self.residuals["inverse"] = self.residuals["inverse"].reshape(n_columns, n_columns)
-        self.levels = [(meta[name]["median"], meta[name]["unit"]) for name in ["forest_scale", "tail_scale"]]
+            n_varying = len(self.varying)
+            self.residuals["inverse"] = self.residuals["inverse"].reshape(n_varying, n_varying)
+        self.score_scales = [(meta[name]["median"], meta[name]["unit"]) for name in ["forest_scale", "tail_scale"]]
         self.state = state
 
-    def follow(self, times, rows):
-        """score_samples and score of rows that follow those of training."""
+    def continue_scoring(self, times, rows):
+        """score_samples and score of rows after those of training."""
         newest = self.state["rows"][-1][0] if self.state["rows"] else None
         if np.any(np.diff(times) <= 0) or newest is not None and len(times) and times[0] <= newest:
             raise ValueError(f"timestamps must ascend, and follow {newest}, where training ended")
         with np.errstate(over="ignore", invalid="ignore"):
-            memory, threshold = Memory(self.state), Threshold(self.state)
-            seen = [memory.columns(int(time), row) for time, row in zip(times, rows)]
-            columns, habits = (np.array(part).reshape(len(rows), -1) for part in (zip(*seen) if seen else ([], [])))
-            standard = standardise(columns, self.scales)
-            standard[~np.isfinite(columns) | ~self.known] = 0.0
-            score_samples = self.score_samples(rows, standard)
-            sigmas = np.abs(standard.astype(np.float64))
-            # The same every day counts for little.
-            usual = np.where(habits > 0, self.HABIT_MARGIN * standardise(habits, self.scales).astype(np.float64), 0.0)
-            sigmas = np.where(self.known & (sigmas <= usual), np.minimum(sigmas, self.HABIT_SIGMAS), sigmas)
+            derived, threshold = DerivedFeatures(self.state), PotThreshold(self.state)
+            derived_rows = [derived.derive(int(time), row) for time, row in zip(times, rows)]
+            parts = zip(*derived_rows) if derived_rows else ([], [])
+            columns, baselines = (np.array(part).reshape(len(rows), -1) for part in parts)
+            standardized = standardize(columns, self.scales)
+            standardized[~np.isfinite(columns) | ~self.known] = 0.0
+            score_samples = self.score_samples(rows, standardized)
+            sigmas = np.abs(standardized.astype(np.float64))
+            # A deviation that recurs daily is limited.
+            limits = self.RECURRING_MARGIN * standardize(baselines, self.scales).astype(np.float64)
+            limits = np.where(baselines > 0, limits, 0.0)
+            sigmas = np.where(self.known & (sigmas <= limits), np.minimum(sigmas, self.RECURRING_SIGMAS), sigmas)
             sigmas = sigmas.reshape(len(rows), -1, 3).max(axis=2)
-            loudest = -np.sort(-np.log1p(sigmas), axis=1)[:, :2]
-            voices = [-score_samples, loudest.sum(axis=1) / max(loudest.shape[1], 1)]
-        raw = 0.5 * sum((voice - median) / unit for voice, (median, unit) in zip(voices, self.levels))
+            top = -np.sort(-np.log1p(sigmas), axis=1)[:, :2]
+            parts = [-score_samples, top.sum(axis=1) / max(top.shape[1], 1)]
+        raw = 0.5 * sum((part - median) / unit for part, (median, unit) in zip(parts, self.score_scales))
         score = np.empty(len(rows))
         for number, time in enumerate(times):
-            score[number] = max(raw[number], 0.0) / threshold.at(int(time))
+            score[number] = max(raw[number], 0.0) / threshold.value_at(int(time))
             threshold.add(int(time), raw[number])
         return score_samples, score
 
-    def score_samples(self, rows, standard):
+    def score_samples(self, rows, standardized):
         if not self.trees:
             return np.full(len(rows), -0.5)
-        values = [standard[:, self.columns]]
+        values = [standardized[:, self.columns]]
         if self.residuals is not None:
-            values.append(standardise(self.unexplained(rows[:, self.varying]), self.residuals["scales"]))
+            values.append(standardize(self.correlation_residuals(rows[:, self.varying]), self.residuals["scales"]))
         greatest = np.finfo(np.float32).max
         values = np.nan_to_num(np.hstack(values), nan=0.0, posinf=greatest, neginf=-greatest).astype(np.float64)
         path = np.zeros(len(rows))
-        everyone = np.arange(len(rows))
+        all_rows = np.arange(len(rows))
         for tree in self.trees:
             at = np.zeros(len(rows), dtype=np.int64)
             depth = np.zeros(len(rows))
             alive, ended = np.ones(len(rows)), np.zeros(len(rows))
             while True:
-                going = everyone[tree["left_child"][at] >= 0]
+                going = all_rows[tree["left_child"][at] >= 0]
                 if not len(going):
                     break
                 node = at[going]
                 terms = tree["coefficients"][node] * values[going[:, np.newaxis], tree["columns"][node]]
                 mixture = np.cumsum(terms, axis=1)[:, -1]
                 low, high = tree["low"][node], tree["high"][node]
-                # Had the row been in the sample, a cut on the way out to it would have isolated it.
+                # The probability that a split between the range and the row would have isolated it in training.
                 beyond = np.maximum(np.maximum(low - mixture, mixture - high), 0.0)
                 end = beyond / (high - low + beyond)
                 depth[going] += 1
@@ -241,26 +244,26 @@ class ExtendedIsolationForest:
             path += ended + alive * (depth + average_path_length(tree["n_node_samples"][at]))
         return from_path(path, self.unit)
 
-    def unexplained(self, rows):
+    def correlation_residuals(self, rows):
         deviations, inverse = self.residuals["deviations"], self.residuals["inverse"]
         w = (rows.astype(np.float64) - self.residuals["means"]) / deviations
         w[~np.isfinite(rows)] = 0.0
         mixed = np.zeros_like(w)
-        for metric in range(len(inverse)):
-            mixed += inverse[:, metric] * w[:, [metric]]
+        for feature in range(len(inverse)):
+            mixed += inverse[:, feature] * w[:, [feature]]
         greatest = float(np.finfo(np.float32).max)
         return np.clip(mixed / np.diag(inverse) * deviations, -greatest, greatest).astype(np.float32)
 
 
-def standardise(rows, scales):
+def standardize(rows, scales):
     return ((rows.astype(np.float64) - scales[:, 0]) / scales[:, 1]).astype(np.float32)
 
 
-class Memory:
-    """What is usual at each time of day, what comes every day, and the last minutes."""
+class DerivedFeatures:
+    """Seasonal profiles, recurring peaks, and the rows of the last minutes."""
 
     DAY, BUCKETS, ALPHA, MAX_DISTANCE = 86_400_000, 96, 0.3, 9.0
-    QUARTER, KEPT = DAY // BUCKETS, 4 * 96 + 2
+    QUARTER, KEPT_BUCKETS = DAY // BUCKETS, 4 * 96 + 2
 
     def __init__(self, state):
         self.interval = state["interval_ms"]
@@ -272,13 +275,13 @@ class Memory:
         self.distance = np.array([profile["distance"] for profile in profiles])
         self.today = max((profile["today"] for profile in profiles), default=0)
         self.rows = [(time, np.array(row, dtype=np.float32)) for time, row in state["rows"]]
-        # Peaks of quarters of an hour are the upper halves of numbers of 32 bits.
-        self.peaks = np.array(state["peaks"], dtype=np.uint32).reshape(-1, 2, self.KEPT)
+        # Peaks of quarters of an hour are the upper halves of 32-bit floats.
+        self.peaks = np.array(state["peaks"], dtype=np.uint32).reshape(-1, 2, self.KEPT_BUCKETS)
         self.quarter = self.rows[-1][0] // self.QUARTER if self.rows else None
-        self.renew()
+        self.update_baselines()
 
-    def columns(self, time, row):
-        """Residual, difference and deviation of each metric, one after the other; and what of them is a habit."""
+    def derive(self, time, row):
+        """Residual, difference and deviation of each feature, and the baselines of their recurring peaks."""
         before = self.rows[-1][1] if self.rows else np.zeros_like(row)
         row = np.where(np.isfinite(row), row, before)
         span = 12 * self.lag
@@ -300,33 +303,34 @@ class Memory:
         quarter = time // self.QUARTER
         if self.quarter is None or quarter > self.quarter:
             if self.quarter is not None:
-                # Days that nobody saw are as if they had not been, and quarters as those of the day before.
-                unseen = (quarter - self.quarter - 1) // self.BUCKETS * self.BUCKETS
-                self.peaks = np.roll(self.peaks, unseen % self.KEPT, axis=2)
-                for passed in range(self.quarter + unseen + 1, quarter):
-                    self.peaks[:, :, passed % self.KEPT] = self.peaks[:, :, (passed - self.BUCKETS) % self.KEPT]
-            self.peaks[:, :, quarter % self.KEPT] = 0
+                # Whole days without rows are skipped; other quarters without rows take the peaks of the day before.
+                skipped = (quarter - self.quarter - 1) // self.BUCKETS * self.BUCKETS
+                self.peaks = np.roll(self.peaks, skipped % self.KEPT_BUCKETS, axis=2)
+                for passed in range(self.quarter + skipped + 1, quarter):
+                    day_before = (passed - self.BUCKETS) % self.KEPT_BUCKETS
+                    self.peaks[:, :, passed % self.KEPT_BUCKETS] = self.peaks[:, :, day_before]
+            self.peaks[:, :, quarter % self.KEPT_BUCKETS] = 0
             self.quarter = quarter
-            self.renew()
-        now = self.peaks[:, :, quarter % self.KEPT]
+            self.update_baselines()
+        now = self.peaks[:, :, quarter % self.KEPT_BUCKETS]
         bits = np.nan_to_num(np.abs(np.stack([difference, deviation], axis=1)).astype(np.float32), posinf=np.inf)
         shortened = np.minimum(-(-bits.view(np.uint32).astype(np.int64) // 65536), 0x7F7F).astype(np.uint32)
-        self.peaks[:, :, quarter % self.KEPT] = np.maximum(now, shortened)
-        return columns, self.usual
+        self.peaks[:, :, quarter % self.KEPT_BUCKETS] = np.maximum(now, shortened)
+        return columns, self.baselines
 
-    def renew(self):
-        """What came at this time on each of the last days, and stands out of what their quarters have."""
-        self.usual = np.zeros(3 * len(self.peaks), dtype=np.float32)
+    def update_baselines(self):
+        """The peaks that recurred at this time on each of the last days, and stand out from the median quarter."""
+        self.baselines = np.zeros(3 * len(self.peaks), dtype=np.float32)
         if self.quarter is None:
             return
-        at = [self.peaks[:, :, (self.quarter - ago) % self.KEPT] for ago in range(self.KEPT)]
+        at = [self.peaks[:, :, (self.quarter - ago) % self.KEPT_BUCKETS] for ago in range(self.KEPT_BUCKETS)]
         days = [np.max([at[day * self.BUCKETS + near] for near in (-1, 0, 1)], axis=0) for day in range(1, 5)]
-        least, half = (
+        lowest, median = (
             (bits << np.uint32(16)).view(np.float32)
-            for bits in (np.min(days, axis=0), np.sort(at[1:], axis=0)[self.KEPT // 2])
+            for bits in (np.min(days, axis=0), np.sort(at[1:], axis=0)[self.KEPT_BUCKETS // 2])
         )
-        usual = np.where(least > np.float32(3.0) * half, least, np.float32(0.0))
-        self.usual[1::3], self.usual[2::3] = usual[:, 0], usual[:, 1]
+        baselines = np.where(lowest > np.float32(3.0) * median, lowest, np.float32(0.0))
+        self.baselines[1::3], self.baselines[2::3] = baselines[:, 0], baselines[:, 1]
 
     def expected(self, time):
         day = time // self.DAY
@@ -357,43 +361,43 @@ class Memory:
         self.counts[:, bucket] += 1
 
 
-class Threshold:
-    """Keeps to one alert a day."""
+class PotThreshold:
+    """The threshold for one alert per day."""
 
-    HOUR, HOURS, PEAKS, CAP, LOUD, LEAST = 3_600_000, 336, 4.0, 1.1, 4, 1.0
+    HOUR, KEPT_HOURS, PEAKS_PER_DAY, CAP_FACTOR, BURST_RANK, MIN_THRESHOLD = 3_600_000, 336, 4.0, 1.1, 4, 1.0
 
     def __init__(self, state):
         self.hours = [tuple(hour) for hour in state["hours"]]
         self.current = tuple(state["current"]) if state["current"] else None
-        self.one_a_day, self.value = np.inf, self.LEAST
+        self.one_per_day, self.value = np.inf, self.MIN_THRESHOLD
         if self.current:
-            self.renew(self.current[0])
+            self.refit(self.current[0])
 
-    def at(self, time):
+    def value_at(self, time):
         hour = time // self.HOUR
         if self.current and self.current[0] < hour:
             number, raw = self.current
             self.current = None
-            self.hours.append((number, raw, min(raw, self.CAP * self.one_a_day)))
-            self.hours = [known for known in self.hours if known[0] >= hour - self.HOURS]
-            self.renew(hour)
+            self.hours.append((number, raw, min(raw, self.CAP_FACTOR * self.one_per_day)))
+            self.hours = [known for known in self.hours if known[0] >= hour - self.KEPT_HOURS]
+            self.refit(hour)
         return self.value
 
     def add(self, time, raw):
         self.current = (time // self.HOUR, max(raw, self.current[1]) if self.current else raw)
 
-    def renew(self, hour):
+    def refit(self, hour):
         days = len(self.hours) / 24.0
         raws = [-np.inf] + [raw for _, raw, _ in self.hours] + [-np.inf]
         peaks = [h for n, h in enumerate(self.hours, 1) if raws[n] > raws[n - 1] and raws[n] >= raws[n + 1]]
         capped = sorted((peak for _, _, peak in peaks), reverse=True)
-        # Halves are rounded up.
-        tail = min(int(np.floor(self.PEAKS * days + 0.5)), max(len(capped) - 1, 0))
-        one_a_day, wanted = np.inf, capped[0] if capped else self.LEAST
+        # Rounds half up, as promforest does.
+        tail = min(int(np.floor(self.PEAKS_PER_DAY * days + 0.5)), max(len(capped) - 1, 0))
+        one_per_day, for_budget = np.inf, capped[0] if capped else self.MIN_THRESHOLD
         if tail:
             excess = sum(capped[:tail]) / tail - capped[tail]
-            one_a_day = wanted = capped[tail] + excess * np.log(tail / days)
-        self.one_a_day = one_a_day if days >= 1.0 else np.inf
+            one_per_day = for_budget = capped[tail] + excess * np.log(tail / days)
+        self.one_per_day = one_per_day if days >= 1.0 else np.inf
         recent = sorted((raw for number, raw, _ in peaks if number >= hour - 24), reverse=True)
-        bound = 1.0001 * recent[self.LOUD - 1] if len(recent) >= self.LOUD else self.LEAST
-        self.value = max(wanted, bound, self.LEAST)
+        bound = 1.0001 * recent[self.BURST_RANK - 1] if len(recent) >= self.BURST_RANK else self.MIN_THRESHOLD
+        self.value = max(for_budget, bound, self.MIN_THRESHOLD)
