@@ -738,7 +738,7 @@ fn f27_a_second_signal_ends_at_once() {
     let status = sidecar.process.terminate(TIMEOUT);
     assert_eq!(status.code(), Some(0));
     let log = fs::read_to_string(log).expect("a log");
-    assert!(log.contains("second signal: ending at once") && !log.contains("msg=bye"), "{log}");
+    assert!(log.contains("second signal: ending at once") && !log.contains("msg=stopped"), "{log}");
 }
 
 // ------------------------------------------------------------------------------------------ signals

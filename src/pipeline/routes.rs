@@ -1,7 +1,7 @@
-//! The paths that promforest answers.
+//! The HTTP API: one function answers each request.
 
-use super::EngineHandle;
-use super::engine::Readiness;
+use super::engine::{EngineHandle, Readiness};
+use super::reload::Reloader;
 use crate::http::response::{self, Response};
 use crate::http::server::RequestBody;
 use crate::ingest::{self, AcceptedCounts, BodyReceiver, Metrics};
@@ -12,31 +12,28 @@ use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
-use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::watch;
 
-type Reload = dyn Fn() -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync;
-
-/// What the routes need.
+/// State that the routes share.
 #[derive(Clone)]
 pub struct AppState {
-    /// Where samples go.
+    /// The engine.
     pub engine: EngineHandle,
-    /// The bounds on bodies.
+    /// Receives bodies within bounds.
     pub receiver: BodyReceiver,
-    /// Who answers remote read.
+    /// Answers remote read.
     pub remote_read_server: RemoteReadServer,
-    /// What `/metrics` shows.
+    /// Metrics of `/metrics`.
     pub metrics_registry: Arc<Registry>,
-    /// What is counted of requests.
+    /// Metrics of write requests.
     pub ingest_metrics: Metrics,
-    /// What `/-/ready` says.
+    /// State of `/-/ready`.
     pub readiness: watch::Receiver<Readiness>,
-    /// Where snapshots are written: trouble with them is told, and nothing to wait for.
+    /// The snapshots; `/-/ready` reports their failures, and stays ready.
     pub snapshot_store: SnapshotStore,
-    /// What `/-/reload` does.
-    pub reload: Arc<Reload>,
+    /// Reloads the configuration.
+    pub reloader: Arc<Reloader>,
 }
 
 /// Answers one request.
@@ -66,7 +63,7 @@ pub async fn handle_request(state: AppState, request: Request<RequestBody>) -> R
                 [readiness.text].into_iter().chain(state.snapshot_store.failure_message()).collect();
             response::text(code, &lines.join("\n"))
         }
-        (&Method::POST | &Method::PUT, "/-/reload") => match (state.reload)().await {
+        (&Method::POST | &Method::PUT, "/-/reload") => match state.reloader.reload().await {
             Ok(()) => response::text(StatusCode::OK, "configuration loaded"),
             Err(error) => {
                 response::text(StatusCode::INTERNAL_SERVER_ERROR, &format!("failed to reload: {error}"))

@@ -1,17 +1,17 @@
-//! Parts without which the process is of no use: when one of them dies by a panic, the process ends, and whoever
-//! started it starts it again. The alternative, going on without the part, would look healthy and score nothing.
+//! Supervision of the vital tasks and threads: a panic in one of them ends the process, so that its service manager
+//! restarts it. A process that went on without the task would look healthy and score nothing.
 
 use std::thread;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// Watches over the parts.
+/// See the [module](self).
 #[derive(Clone)]
 pub struct Supervisor {
     panicked: watch::Sender<Option<&'static str>>,
 }
 
-/// Held by a part while it lives.
+/// Held by a task while it runs; reports a panic when it is dropped.
 pub struct TaskGuard {
     name: &'static str,
     panicked: watch::Sender<Option<&'static str>>,
@@ -24,12 +24,12 @@ impl Default for Supervisor {
 }
 
 impl Supervisor {
-    /// What a part of this name has to hold.
+    /// A guard for the task or thread of this name.
     pub fn guard(&self, name: &'static str) -> TaskGuard {
         TaskGuard { name, panicked: self.panicked.clone() }
     }
 
-    /// Starts a task as a part.
+    /// Spawns a supervised task.
     pub fn spawn<F>(&self, name: &'static str, task: F) -> JoinHandle<F::Output>
     where
         F: Future<Output: Send> + Send + 'static,
@@ -41,11 +41,11 @@ impl Supervisor {
         })
     }
 
-    /// The name of the part that died first, once one has.
+    /// Waits for a panic, and returns the name of the task that panicked first.
     pub async fn wait_for_panic(&self) -> &'static str {
         let mut panicked = self.panicked.subscribe();
         let name = panicked.wait_for(Option::is_some).await;
-        name.expect("we hold a sender").expect("it was waited for")
+        name.expect("self holds a sender").expect("the wait ended on a name")
     }
 }
 

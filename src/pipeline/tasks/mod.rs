@@ -1,3 +1,122 @@
-//! Background tasks beside the engine.
+//! The tasks beside the engine: training, gap filling, the registry watcher, snapshots and the clock.
+//!
+//! Each holds a weak handle, so that no task keeps the engine alive.
 
 pub mod gap_filler;
+pub mod registry_watcher;
+pub mod snapshotter;
+
+use super::SidecarMetrics;
+use super::engine::{EngineHandle, WeakEngineHandle};
+use super::gaps::BackfillRequest;
+use super::supervisor::Supervisor;
+use crate::snapshot::SnapshotStore;
+use crate::train::{Backends, TrainingJob, trainer};
+use registry_watcher::RegistryWatcher;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+/// Trainings that may wait. When the queue is full, the engine asks again at its next tick.
+const TRAINING_QUEUE: usize = 64;
+/// Requests to remote read that may wait: one of a gap, one of an audit.
+const BACKFILL_QUEUE: usize = 2;
+/// Interval of the engine's clock.
+const TICK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The engine's ends of the queues to the tasks.
+pub struct Queues {
+    /// Trainings.
+    pub training_jobs: mpsc::Sender<TrainingJob>,
+    /// Requests for missing samples.
+    pub backfill_requests: mpsc::Sender<BackfillRequest>,
+}
+
+/// The tasks' ends of the queues.
+pub struct Requests {
+    training_jobs: mpsc::Receiver<TrainingJob>,
+    backfill_requests: mpsc::Receiver<BackfillRequest>,
+}
+
+impl Queues {
+    /// Both ends of each queue.
+    pub fn new() -> (Self, Requests) {
+        let (training_jobs, training_jobs_rx) = mpsc::channel(TRAINING_QUEUE);
+        let (backfill_requests, backfill_requests_rx) = mpsc::channel(BACKFILL_QUEUE);
+        let requests = Requests { training_jobs: training_jobs_rx, backfill_requests: backfill_requests_rx };
+        (Self { training_jobs, backfill_requests }, requests)
+    }
+}
+
+/// The running tasks.
+pub struct Tasks {
+    trainer: JoinHandle<()>,
+    gap_filler: JoinHandle<()>,
+    registry_watcher: JoinHandle<()>,
+    clock: JoinHandle<()>,
+    snapshotter: JoinHandle<()>,
+    last_snapshots: watch::Sender<bool>,
+}
+
+impl Tasks {
+    /// Starts the tasks.
+    pub fn spawn(
+        requests: Requests,
+        engine: &EngineHandle,
+        backends: &watch::Receiver<Arc<Backends>>,
+        store: &SnapshotStore,
+        metrics: &SidecarMetrics,
+        supervisor: &Supervisor,
+    ) -> Self {
+        let weak = || engine.downgrade();
+        let trainer_engine = weak();
+        let trainer = trainer::run(requests.training_jobs, backends.clone(), move |group, outcome| {
+            let engine = trainer_engine.clone();
+            async move {
+                // An engine that is gone needs no model.
+                let _ = engine.training_done(group, outcome).await;
+            }
+        });
+        let gap_filler =
+            gap_filler::run(requests.backfill_requests, weak(), backends.clone(), metrics.gaps.clone());
+        let registry_watcher =
+            RegistryWatcher::new(weak(), backends.clone(), metrics.registry_watcher.clone());
+        let (last_snapshots, last_snapshots_rx) = watch::channel(false);
+        let snapshotter = snapshotter::run(weak(), store.clone(), last_snapshots_rx);
+        Self {
+            trainer: supervisor.spawn("training", trainer),
+            gap_filler: supervisor.spawn("the gap filler", gap_filler),
+            registry_watcher: supervisor.spawn("the model registry watcher", registry_watcher.run()),
+            clock: supervisor.spawn("the clock", run_clock(weak())),
+            snapshotter: supervisor.spawn("the snapshotter", snapshotter),
+            last_snapshots,
+        }
+    }
+
+    /// Ends the tasks that change models or samples.
+    pub fn stop_writers(&self) {
+        self.trainer.abort();
+        self.registry_watcher.abort();
+        self.gap_filler.abort();
+    }
+
+    /// Writes the last snapshots, and ends what is left.
+    pub async fn finish(self) {
+        self.last_snapshots.send_replace(true);
+        // A panic of the snapshotter is already on standard error.
+        let _ = self.snapshotter.await;
+        self.clock.abort();
+    }
+}
+
+async fn run_clock(engine: WeakEngineHandle) {
+    let mut clock = tokio::time::interval(TICK_INTERVAL);
+    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        clock.tick().await;
+        if engine.tick().is_none() {
+            return;
+        }
+    }
+}

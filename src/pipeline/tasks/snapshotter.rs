@@ -1,10 +1,10 @@
-//! Writes snapshots: every five minutes, and at the end.
+//! Writes snapshots of all groups every five minutes, and at the shutdown.
 //!
-//! The engine hands out one group after another, so that none of its answers takes longer than the copy of one
-//! window's newest rows; putting it into words and on disk happens here.
+//! The engine hands out one group after another, so that no reply takes longer than the copy of the newest rows of one
+//! window. The encoding and the writing happen here.
 
-use super::engine::WeakEngineHandle;
-use super::group::snapshot::SnapshotStep;
+use crate::pipeline::engine::WeakEngineHandle;
+use crate::pipeline::group::snapshot::SnapshotStep;
 use crate::snapshot::SnapshotStore;
 use std::collections::HashSet;
 use std::io;
@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::{error, warn};
 
-/// Pause between two rounds: what a start reads of five minutes takes no time, and a disk is spared.
+/// Pause between two rounds. A start reads five minutes of samples in no time, and the disk is spared.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(300);
-/// How long the round at the end may take. Groups that it does not reach keep their file of before.
+/// Time that the last round may take. Groups that it does not reach keep their previous file.
 const LAST_ROUND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Writes a round every five minutes until the engine is gone, and a last one when told to close.
+/// Writes a round every five minutes until the engine is gone, and a last one when `closing` turns true.
 pub async fn run(engine: WeakEngineHandle, mut store: SnapshotStore, mut closing: watch::Receiver<bool>) {
     loop {
         let close = closing.wait_for(|closing| *closing);
@@ -25,7 +25,7 @@ pub async fn run(engine: WeakEngineHandle, mut store: SnapshotStore, mut closing
         let round = write_round(&engine, store);
         let done = match is_last {
             true => tokio::time::timeout(LAST_ROUND_TIMEOUT, round).await.unwrap_or_else(|_| {
-                warn!(component = "snapshot", limit = ?LAST_ROUND_TIMEOUT, "the last round of snapshots took too long: remote read has to bridge more");
+                warn!(component = "snapshot", limit = ?LAST_ROUND_TIMEOUT, "the last round of snapshots took too long: remote read fills in the rest at the next start");
                 None
             }),
             false => round.await,
@@ -37,7 +37,7 @@ pub async fn run(engine: WeakEngineHandle, mut store: SnapshotStore, mut closing
     }
 }
 
-/// One round over all groups. None when the engine is gone, or the writing broke.
+/// One round over all groups. `None` when the engine is gone or the writing thread panicked.
 async fn write_round(engine: &WeakEngineHandle, mut store: SnapshotStore) -> Option<SnapshotStore> {
     let started = Instant::now();
     let mut names = HashSet::new();
@@ -58,7 +58,7 @@ async fn write_round(engine: &WeakEngineHandle, mut store: SnapshotStore) -> Opt
                 result
             }
             Err(panic) => {
-                error!(component = "snapshot", err = %panic, "the thread that writes snapshots ended: there are none any more");
+                error!(component = "snapshot", err = %panic, "the thread that writes snapshots panicked: no more snapshots are written");
                 return None;
             }
         };

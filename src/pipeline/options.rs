@@ -1,0 +1,103 @@
+//! The command-line options, and the configuration with a client for each address in it.
+
+use super::Error;
+use crate::config::Config;
+use crate::http::Url;
+use crate::http::client::Client;
+use crate::models::registry::Registry;
+use crate::remote_read::{self, ReadClient};
+use crate::train::Backends;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+
+/// Options of the command line.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The configuration file; the defaults apply without one.
+    pub config_file: Option<PathBuf>,
+    /// The address to listen on.
+    pub listen_address: String,
+    /// TLS and authentication of the address; without a file, access is open.
+    pub web_config_file: Option<PathBuf>,
+    /// The directory of snapshots, and of models with a relative path.
+    pub storage_path: PathBuf,
+}
+
+/// A configuration, and a client for each address in it.
+pub struct LoadedConfig {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// A client for each remote-write endpoint.
+    pub endpoints: Vec<Client>,
+    /// The clients that training and gap filling use.
+    pub backends: Arc<Backends>,
+}
+
+impl Options {
+    /// Reads the configuration file and builds the clients.
+    ///
+    /// # Errors
+    /// [`Error::Config`], [`Error::Client`] or [`Error::Registry`].
+    pub fn load(&self, metrics: &remote_read::Metrics) -> Result<LoadedConfig, Error> {
+        let config = self.config_file.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
+        let client_error = |url: &Url| {
+            let url = url.clone();
+            move |source| Error::Client { url, source }
+        };
+        let endpoints = config.remote_write.iter();
+        let endpoints =
+            endpoints.map(|endpoint| Client::new(&endpoint.http).map_err(client_error(&endpoint.url)));
+        let read_clients = config.remote_read.iter();
+        let read_clients =
+            read_clients.map(|read| ReadClient::new(read, metrics).map_err(client_error(&read.url)));
+        let registry = Registry::open(&config.registry, &self.storage_path)
+            .map_err(|source| Error::Registry { source })?;
+        let backends = Backends {
+            detectors: config.detectors.clone(),
+            read_clients: read_clients.collect::<Result<_, _>>()?,
+            endpoints: config.remote_write.iter().map(|endpoint| endpoint.url.clone()).collect(),
+            registry,
+            registry_config: config.registry.clone(),
+        };
+        Ok(LoadedConfig {
+            endpoints: endpoints.collect::<Result<_, _>>()?,
+            backends: Arc::new(backends),
+            config: Arc::new(config),
+        })
+    }
+
+    /// Creates the storage directory and writes a probe file, so that a directory that cannot be written ends the
+    /// start instead of the first snapshot.
+    ///
+    /// # Errors
+    /// [`Error::Storage`].
+    pub fn prepare_storage(&self) -> Result<(), Error> {
+        let path = &self.storage_path;
+        let probe = path.join(format!(".probe-{}", std::process::id()));
+        let result = std::fs::create_dir_all(path)
+            .and_then(|()| std::fs::write(&probe, "promforest\n"))
+            .and_then(|()| std::fs::remove_file(&probe));
+        result.map_err(|source| Error::Storage { path: path.clone(), source })
+    }
+
+    /// Binds the listen address. `:9599` stands for every address of the machine, as in Prometheus.
+    ///
+    /// # Errors
+    /// [`Error::Listen`].
+    pub async fn bind(&self) -> Result<TcpListener, Error> {
+        let address = &self.listen_address;
+        let error = |source| Error::Listen { address: address.clone(), source };
+        let Some(port) = address.strip_prefix(':') else {
+            return TcpListener::bind(address).await.map_err(error);
+        };
+        let port =
+            port.parse().map_err(|e| error(std::io::Error::new(std::io::ErrorKind::InvalidInput, e)))?;
+        match TcpListener::bind(SocketAddr::from(([0_u16; 8], port))).await {
+            Ok(listener) => Ok(listener),
+            // The machine has no IPv6.
+            Err(_) => TcpListener::bind(SocketAddr::from(([0_u8; 4], port))).await.map_err(error),
+        }
+    }
+}

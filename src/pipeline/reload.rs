@@ -1,0 +1,101 @@
+//! Reloads of the configuration, one at a time.
+
+use super::engine::EngineHandle;
+use super::options::{LoadedConfig, Options};
+use super::senders::Senders;
+use super::supervisor::Supervisor;
+use crate::train::Backends;
+use crate::{remote_read, remote_write};
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::sync::{Mutex, watch};
+use tracing::{error, info};
+
+/// Metrics of reloads.
+pub struct Metrics {
+    successful: Gauge,
+    timestamp: Gauge<f64, AtomicU64>,
+}
+
+impl Metrics {
+    /// Registers the metrics.
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self { successful: Gauge::default(), timestamp: Gauge::default() };
+        registry.register(
+            "config_last_reload_successful",
+            "Whether the last attempt to load the configuration succeeded",
+            metrics.successful.clone(),
+        );
+        registry.register(
+            "config_last_reload_success_timestamp_seconds",
+            "Time of the last successful load of the configuration",
+            metrics.timestamp.clone(),
+        );
+        metrics
+    }
+
+    /// Records that a configuration is in force from now on.
+    pub fn record_success(&self) {
+        self.successful.set(1);
+        self.timestamp.set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
+    }
+}
+
+/// See the [module](self).
+pub struct Reloader {
+    /// Names the file to read.
+    pub options: Options,
+    /// The engine.
+    pub engine: EngineHandle,
+    /// The clients of training, gap filling and the registry watcher.
+    pub backends: watch::Sender<Arc<Backends>>,
+    /// The senders of the configuration in force; none after the shutdown.
+    pub senders: Mutex<Option<Senders>>,
+    /// Metrics of the senders.
+    pub remote_write_metrics: remote_write::Metrics,
+    /// Metrics of the read clients.
+    pub remote_read_metrics: remote_read::Metrics,
+    /// Metrics of reloads.
+    pub metrics: Metrics,
+    /// Supervises the senders.
+    pub supervisor: Supervisor,
+}
+
+impl Reloader {
+    /// Reads the configuration file again and puts it in force. An invalid file changes nothing.
+    ///
+    /// # Errors
+    /// The error with its causes, as text.
+    pub async fn reload(&self) -> Result<(), String> {
+        let mut senders = self.senders.lock().await;
+        let LoadedConfig { config, endpoints, backends } =
+            self.options.load(&self.remote_read_metrics).map_err(|error| {
+                self.metrics.successful.set(0);
+                let text = crate::error::chain(&error);
+                error!(
+                    component = "config",
+                    err = text,
+                    "reload failed, the previous configuration stays in force"
+                );
+                text
+            })?;
+        // A request that was cut off would be sent twice.
+        if let Some(old) = senders.take() {
+            old.drain().await;
+        }
+        let started =
+            Senders::start(&config, endpoints, &self.engine, &self.remote_write_metrics, &self.supervisor);
+        let wakeups = started.wakeups.clone();
+        *senders = Some(started);
+        self.backends.send_replace(backends);
+        if self.engine.reload(config, wakeups).await.is_none() {
+            return Err("shutting down".into());
+        }
+        self.metrics.record_success();
+        info!(component = "config", "configuration loaded");
+        Ok(())
+    }
+}
