@@ -1,43 +1,45 @@
-//! From the bytes of a label set to the columns that watch it.
+//! The series index: maps the hash of a label set to the columns that store its samples.
 //!
-//! Most series that Prometheus sends are not watched, so the way past them is short: one hash of
-//! the labels as they stand on the wire, one look-up, no allocation. Only a series that was
-//! never seen has its labels decoded and matched.
+//! Most series that Prometheus sends are not watched, so they cost one hash of the label bytes and one lookup, without
+//! allocation. Labels are decoded and matched only for new series.
 //!
-//! The hash has 96 bits and a random seed: two series do not share one (a chance in 10^17 among
-//! a million), and nobody can make them. A series takes 16 bytes in the table and one cache line to
-//! find, and a request's are fetched together; the few that are watched have their columns beside it. Memory stays bounded under churn by
-//! two generations: what was not seen for a whole generation is forgotten, and resolved again
-//! should it come back.
+//! The hash has 96 bits and a random seed, so collisions are negligible (a probability of 10^-17 among a million
+//! series) and cannot be forced. A series takes 16 bytes in the table and one cache line to find; the lookups of a
+//! request are prefetched together. Watched series, which are few, have their columns in a separate list. Two
+//! generations bound the memory under churn: series not seen for a whole generation are evicted, and resolved again
+//! if they return.
 
 mod entry_table;
 
 use crate::window::Column;
 use entry_table::{EntryTable, Slot};
+
+pub use entry_table::EntryId;
+
 use std::hash::{BuildHasher, RandomState};
 
-/// Series of one generation, at 16 bytes and the table's slack each. Two generations are kept.
+/// Series of one generation, at 16 bytes each plus free slots. The index keeps two generations.
 pub const GENERATION_SIZE: usize = 1 << 20;
 
-/// What is known of a series.
+/// The entry of a series.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum IndexEntry<'a> {
-    /// Its samples are counted and left.
+    /// Its samples are counted and dropped.
     Ignored(IgnoreReason),
-    /// Its samples go to these columns; more than one when several detectors watch it.
+    /// Its samples go to these columns, one per detector that selects the series.
     Watched(&'a [ColumnRef]),
 }
 
-/// Why the samples of a series are left.
+/// The reason for which the samples of a series are dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IgnoreReason {
     /// No detector selects it.
     Unwatched,
-    /// It is one of our own outputs, come back.
+    /// It is an output series of promforest itself.
     OwnOutput,
     /// Its labels are invalid.
     InvalidLabels,
-    /// The limit of watched series is reached.
+    /// The limit on watched series is reached.
     OverLimit,
 }
 
@@ -48,36 +50,32 @@ impl IgnoreReason {
 /// A column of a group's window.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ColumnRef {
-    /// The group, never used for another one.
+    /// The id of the group; ids are not reused.
     pub group: u32,
     /// The column in its window.
     pub column: Column,
 }
 
-/// The hash of a series' labels: 64 bits find it in the table, 32 more tell it from another one at
-/// the same place.
+/// Splits the hash of a label set into the key in the table, 64 bits, and a fingerprint of 32 bits that detects
+/// collisions of keys.
 fn split_hash(hash: u128) -> (u64, u32) {
     (hash as u64, (hash >> 64) as u32)
 }
 
-/// An [`Ignored`] by its number, or, from [`FIRST_WATCHED`] on, a place in [`Index::watched`].
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct EntryId(u32);
-
+/// Ids below are an [`IgnoreReason`] by its number; from here on, an index in [`SeriesIndex::watched`].
 const FIRST_WATCHED_ID: u32 = IgnoreReason::ALL.len() as u32;
 
-/// Every series seen lately.
+/// The index of recently seen series.
 pub struct SeriesIndex {
     current: EntryTable,
     previous: EntryTable,
-    /// The slots of a request.
+    /// First slots of the series of a request.
     slots: Vec<Slot>,
     generation_size: usize,
     watched: Vec<Box<[ColumnRef]>>,
-    /// Places in `watched` that are free again.
+    /// Free indices of `watched`.
     free: Vec<u32>,
-    /// Places that nothing remembers any more, and that somebody may still hold: free at the next
-    /// look-up.
+    /// Indices of `watched` without an entry, whose ids the caller may still hold. They are free at the next lookup.
     released: Vec<u32>,
     seed: u64,
 }
@@ -89,7 +87,7 @@ impl Default for SeriesIndex {
 }
 
 impl SeriesIndex {
-    /// An index of generations of the given size.
+    /// An index with generations of the given size.
     pub fn with_generation(generation_size: usize) -> Self {
         Self {
             current: EntryTable::default(),
@@ -103,13 +101,13 @@ impl SeriesIndex {
         }
     }
 
-    /// The seed of the labels' hashes.
+    /// The seed for hashes of labels.
     pub fn seed(&self) -> u64 {
         self.seed
     }
 
-    /// What is known of each of these series; `None` when it has to be resolved and
-    /// [inserted](Self::insert). It stays true until the next call, whatever is inserted.
+    /// Looks up the ids of series; `None` for a series that must be resolved and [inserted](Self::insert). Ids stay
+    /// valid until the next call, also after insertions.
     pub fn lookup(&mut self, hashes: &[u128], ids: &mut Vec<Option<EntryId>>) {
         self.free.append(&mut self.released);
         ids.clear();
@@ -118,21 +116,21 @@ impl SeriesIndex {
         for (i, hash) in hashes.iter().enumerate() {
             let (key, fingerprint) = split_hash(*hash);
             let found = self.current.get_from(self.slots[i], key).or_else(|| self.promote(key));
-            ids.push(found.and_then(|(found, code)| (found == fingerprint).then_some(code)));
+            ids.push(found.and_then(|(found, id)| (found == fingerprint).then_some(id)));
         }
     }
 
-    /// Takes a series over from the generation before.
+    /// Moves a series from the previous generation to the current one.
     fn promote(&mut self, key: u64) -> Option<(u32, EntryId)> {
         let Some((fingerprint, id)) = self.previous.remove(key) else {
-            // It may have been taken over since the slots were read.
+            // The series may have moved since the slots were read.
             return self.current.get(key);
         };
         self.current.insert(key, fingerprint, id);
         Some((fingerprint, id))
     }
 
-    /// What a code stands for.
+    /// The entry of an id.
     pub fn entry(&self, id: EntryId) -> IndexEntry<'_> {
         match IgnoreReason::ALL.get(id.0 as usize) {
             Some(reason) => IndexEntry::Ignored(*reason),
@@ -140,11 +138,11 @@ impl SeriesIndex {
         }
     }
 
-    /// Remembers a series, in place of what was known of it.
+    /// Inserts a series. Replaces its previous entry.
     pub fn insert(&mut self, hash: u128, entry: IndexEntry<'_>) -> EntryId {
         if self.current.len() >= self.generation_size {
             let expired = std::mem::replace(&mut self.previous, std::mem::take(&mut self.current));
-            expired.ids().for_each(|code| self.release(code));
+            expired.ids().for_each(|id| self.release(id));
         }
         let id = match entry {
             IndexEntry::Ignored(ignored) => EntryId(ignored as u32),
@@ -177,17 +175,17 @@ impl SeriesIndex {
         }
     }
 
-    /// Forgets everything, after a change of what is watched.
+    /// Removes all entries, after a change of the selection.
     pub fn clear(&mut self) {
         *self = Self { seed: self.seed, ..Self::with_generation(self.generation_size) };
     }
 
-    /// Series remembered.
+    /// Number of series.
     pub fn len(&self) -> usize {
         self.current.len() + self.previous.len()
     }
 
-    /// Is nothing remembered?
+    /// True if the index is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -205,7 +203,7 @@ mod tests {
     fn lookup(index: &mut SeriesIndex, hash: u128) -> Option<IndexEntry<'_>> {
         let mut ids = Vec::new();
         index.lookup(&[hash], &mut ids);
-        ids[0].map(|code| index.entry(code))
+        ids[0].map(|id| index.entry(id))
     }
 
     #[test]
@@ -257,7 +255,7 @@ mod tests {
         assert_eq!((index.len(), index.free.len()), (1, 1));
     }
 
-    /// What a request has looked up means the same to its end, whatever is inserted meanwhile.
+    /// Ids of a request stay valid until the next lookup, also after insertions.
     #[test]
     fn looked_up_ids_stay_valid_until_the_next_lookup() {
         let mut window = crate::window::Window::new(1000);

@@ -1,15 +1,17 @@
-//! A hash table of sixteen-byte entries that are looked up many at a time.
+//! A hash table of 16-byte slots for batched lookups.
 //!
-//! The entries of a fleet do not fit the processor's caches, and then a look-up is a wait for memory.
-//! Here it is one wait: the entry lies where its hash says, or right behind (linear probing, half of
-//! the places free), and nothing is asked before it, as a table with a byte of tags beside its
-//! entries asks them. And it is hardly that: [`Table::fetch`] does nothing but read the places of a
-//! whole request, so that their waits pass at the same time. Nothing is ever deleted, only moved to
-//! another table; the standard map is the oracle in the test.
+//! The entries of a fleet exceed the processor's caches, so a lookup waits for memory. Linear probing with half of the
+//! slots free needs one cache line per lookup. [`EntryTable::prefetch`] reads the slots of a whole request in one loop,
+//! so that their memory accesses overlap. Entries are never deleted, only moved to another table. The tests compare
+//! the table with the standard map.
+//!
+//! Not taken: a table with a byte of tags per slot (the standard map). It reads the tags before the slot.
 
-use super::EntryId;
+/// The id of an entry of the index.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EntryId(pub(super) u32);
 
-/// A series: 64 bits of its hash, 32 more, and what is known of it.
+/// The slot of a series: 64 bits of its hash, 32 more, and the id of its entry.
 #[derive(Clone, Copy)]
 pub struct Slot {
     key: u64,
@@ -17,19 +19,19 @@ pub struct Slot {
     id: EntryId,
 }
 
-/// No series yet.
+/// A free slot.
 const EMPTY: EntryId = EntryId(u32::MAX);
-/// The series that was here is in another table now.
+/// The slot of a series that moved to another table.
 const MOVED: EntryId = EntryId(u32::MAX - 1);
 
-/// Slots of a table without a series.
+/// Slots of an empty table.
 const INITIAL_SLOTS: usize = 1 << 6;
 
-/// See the [module](self).
+/// A hash table from keys to ids; see the [module](self).
 pub struct EntryTable {
-    /// A power of two of them.
+    /// The slots; their number is a power of two.
     slots: Vec<Slot>,
-    /// Slots that are not free.
+    /// Number of slots that are not free.
     n_occupied: usize,
     len: usize,
 }
@@ -45,20 +47,20 @@ impl EntryTable {
         Self { slots: vec![Slot { key: 0, fingerprint: 0, id: EMPTY }; n], n_occupied: 0, len: 0 }
     }
 
-    /// Series in it.
+    /// Number of series.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Reads the slot at which the search for each of these begins.
+    /// Reads the first slot of the search for each key.
     #[inline]
     pub fn prefetch(&self, keys: impl Iterator<Item = u64>, slots: &mut Vec<Slot>) {
         let mask = self.slots.len() - 1;
         slots.clear();
-        slots.extend(keys.map(|place| self.slots[place as usize & mask]));
+        slots.extend(keys.map(|key| self.slots[key as usize & mask]));
     }
 
-    /// Finds a series whose search begins at `first`: its check and its code.
+    /// Fingerprint and id of a series, given the first slot of its search.
     #[inline]
     pub fn get_from(&self, first: Slot, key: u64) -> Option<(u32, EntryId)> {
         if first.key == key && first.id != EMPTY {
@@ -67,13 +69,13 @@ impl EntryTable {
         if first.id == EMPTY { None } else { self.get(key) }
     }
 
-    /// Finds a series.
+    /// Fingerprint and id of a series.
     pub fn get(&self, key: u64) -> Option<(u32, EntryId)> {
         let Slot { fingerprint, id, .. } = self.slots[self.find(key)];
         (id != EMPTY && id != MOVED).then_some((fingerprint, id))
     }
 
-    /// The slot of a series, or the free one where it belongs.
+    /// The slot of a series, or the free slot for it.
     fn find(&self, key: u64) -> usize {
         let mask = self.slots.len() - 1;
         let mut position = key as usize & mask;
@@ -83,7 +85,7 @@ impl EntryTable {
         position
     }
 
-    /// Puts a series in; returns what was known of it.
+    /// Inserts a series. Returns its previous id.
     pub fn insert(&mut self, key: u64, fingerprint: u32, id: EntryId) -> Option<EntryId> {
         if 2 * (self.n_occupied + 1) > self.slots.len() {
             self.grow();
@@ -107,7 +109,7 @@ impl EntryTable {
         *self = larger;
     }
 
-    /// Takes a series out, to be put into another table.
+    /// Removes a series, to move it to another table.
     pub fn remove(&mut self, key: u64) -> Option<(u32, EntryId)> {
         let found = self.get(key)?;
         let position = self.find(key);
@@ -116,10 +118,10 @@ impl EntryTable {
         Some(found)
     }
 
-    /// The codes of what is in it.
+    /// The ids of all series.
     pub fn ids(&self) -> impl Iterator<Item = EntryId> {
         let ids = self.slots.iter().map(|slot| slot.id);
-        ids.filter(|code| *code != EMPTY && *code != MOVED)
+        ids.filter(|id| *id != EMPTY && *id != MOVED)
     }
 }
 
@@ -136,14 +138,14 @@ mod tests {
         Get(Vec<u64>),
     }
 
-    /// Few places, and many that begin at the same slot.
+    /// Few keys, many of which start at the same slot.
     fn any_key() -> impl Strategy<Value = u64> {
         (0..40_u64, 0..8_u64).prop_map(|(low, high)| high << 40 | low)
     }
 
     fn any_step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            3 => (any_key(), 0..3_u32, 0..1000_u32).prop_map(|(place, check, code)| Step::Insert(place, check, code)),
+            3 => (any_key(), 0..3_u32, 0..1000_u32).prop_map(|(key, fingerprint, id)| Step::Insert(key, fingerprint, id)),
             1 => any_key().prop_map(Step::Remove),
             2 => prop::collection::vec(any_key(), 0..20).prop_map(Step::Get),
         ]
@@ -156,25 +158,25 @@ mod tests {
             let mut slots = Vec::new();
             for step in steps {
                 match step {
-                    Step::Insert(place, check, code) => {
-                        let old = map.insert(place, (check, EntryId(code))).map(|(_, old)| old);
-                        prop_assert_eq!(table.insert(place, check, EntryId(code)), old);
+                    Step::Insert(key, fingerprint, id) => {
+                        let old = map.insert(key, (fingerprint, EntryId(id))).map(|(_, old)| old);
+                        prop_assert_eq!(table.insert(key, fingerprint, EntryId(id)), old);
                     }
-                    Step::Remove(place) => prop_assert_eq!(table.remove(place), map.remove(&place)),
-                    Step::Get(places) => {
-                        table.prefetch(places.iter().copied(), &mut slots);
-                        for (place, slot) in places.iter().zip(&slots) {
-                            prop_assert_eq!(table.get_from(*slot, *place), map.get(place).copied());
+                    Step::Remove(key) => prop_assert_eq!(table.remove(key), map.remove(&key)),
+                    Step::Get(keys) => {
+                        table.prefetch(keys.iter().copied(), &mut slots);
+                        for (key, slot) in keys.iter().zip(&slots) {
+                            prop_assert_eq!(table.get_from(*slot, *key), map.get(key).copied());
                         }
                     }
                 }
                 prop_assert_eq!(table.len(), map.len());
             }
-            let mut codes: Vec<u32> = table.ids().map(|code| code.0).collect();
-            let mut expected: Vec<u32> = map.values().map(|(_, code)| code.0).collect();
-            codes.sort_unstable();
+            let mut ids: Vec<u32> = table.ids().map(|id| id.0).collect();
+            let mut expected: Vec<u32> = map.values().map(|(_, id)| id.0).collect();
+            ids.sort_unstable();
             expected.sort_unstable();
-            prop_assert_eq!(codes, expected);
+            prop_assert_eq!(ids, expected);
         }
     }
 }

@@ -1,20 +1,21 @@
-//! A window as Arrow columns, and back: for files.
+//! Converts a window to Arrow columns and back, for files.
 //!
-//! The chunks are joined to one batch. A batch a chunk would copy nothing, but a file of a hundred short
-//! batches is larger and slower to read than what the copy costs.
+//! The chunks are copied to one batch. Not taken: one batch per chunk. It needs no copy, but a file of a hundred short
+//! batches is larger, and takes longer to read than the copy.
 
-use super::chunk::{CHUNK_ROWS, Chunk, OpenChunk};
-use super::{Column, FIRST_FEATURE, FeatureColumn, MAX_FEATURES, Window};
+use super::chunk::{CHUNK_ROWS, OpenChunk};
+use super::column::{Column, FIRST_FEATURE, MAX_FEATURES};
+use super::{FeatureColumn, Window};
 use crate::prom::{Labels, Sample};
 use arrow_array::{Array, Float64Array, Int64Array};
 use arrow_buffer::{BooleanBuffer, NullBuffer, ScalarBuffer};
 use std::collections::VecDeque;
 
-/// Names of the columns of scores, which come before the features.
+/// Names of the score columns, which precede the features.
 pub const SCORE_COLUMNS: [&str; FIRST_FEATURE] =
     ["decision", "score", "threshold", "incident", "challenger_decision", "challenger_score"];
 
-/// Columns that are no window.
+/// The error for columns that are not a window.
 #[derive(Debug, PartialEq, thiserror::Error)]
 #[error("{part} is {value}, must be {limit}")]
 pub struct InvalidColumns {
@@ -24,8 +25,8 @@ pub struct InvalidColumns {
 }
 
 impl Window {
-    /// Timestamps of all rows, ascending, and their cells, shape `[6 + n_features]` of `[n_rows]`: first the
-    /// scores, as [`SCORES`] names them, then the features in the order of [`features`](Self::features).
+    /// Timestamps of all rows, ascending, and their cells, shape `[6 + n_features]` of `[n_rows]`: first
+    /// [`SCORE_COLUMNS`], then the features in the order of [`features`](Self::features).
     pub fn to_arrow(&self) -> (Int64Array, Vec<Float64Array>) {
         let slices: Vec<_> = self.slices(i64::MIN, i64::MAX).collect();
         let timestamps =
@@ -48,10 +49,10 @@ impl Window {
         (Int64Array::new(ScalarBuffer::from(timestamps), None), columns)
     }
 
-    /// The window that [`to_arrow`](Self::to_arrow) gave these columns of.
+    /// The window of these columns, the inverse of [`to_arrow`](Self::to_arrow).
     ///
     /// # Errors
-    /// [`InvalidColumns`] for what no window gives.
+    /// [`InvalidColumns`] for columns that no window gives.
     pub fn from_arrow(
         length_ms: i64,
         features: &[Labels],
@@ -96,7 +97,7 @@ impl Window {
             let cell = |column: &Float64Array, row: usize| column.is_valid(row).then(|| column.value(row));
             let cells = columns.iter().map(|column| rows.clone().map(|row| cell(column, row)).collect());
             let chunk = OpenChunk::new(times[rows.clone()].to_vec(), cells);
-            // Late samples are to find the last rows open.
+            // The last rows stay open for late samples.
             match rows.end == n_rows {
                 true => window.open = chunk,
                 false => chunks.push_back(chunk.seal().into()),
@@ -105,15 +106,5 @@ impl Window {
         window.chunks = chunks;
         window.slide();
         Ok(window)
-    }
-
-    /// Length in milliseconds.
-    pub fn length_ms(&self) -> i64 {
-        self.length_ms
-    }
-
-    /// Bytes that the cells take, as far as they are not shared with a copy.
-    pub fn n_bytes(&self) -> usize {
-        self.chunks.iter().map(Chunk::n_bytes).sum::<usize>() + self.open.n_bytes()
     }
 }

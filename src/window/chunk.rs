@@ -1,22 +1,21 @@
-//! A run of rows: open (plain vectors) or sealed (Arrow arrays that nobody changes any more).
+//! A run of rows: open (vectors) or sealed (immutable Arrow arrays).
 
-use super::PushOutcome;
 use crate::prom::Sample;
 use arrow_array::{Array, Float64Array, Int64Array};
 use arrow_buffer::{BooleanBuffer, NullBuffer, ScalarBuffer};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Rows of a sealed chunk. An open one holds up to twice as many, so that a late sample finds at
-/// least this many rows still open: half an hour at 15 s.
+/// Rows of a sealed chunk. An open chunk holds up to twice as many, so that at least this many rows stay open for late
+/// samples: half an hour at an interval of 15 s.
 pub const CHUNK_ROWS: usize = 128;
 
-/// Reading access, the same for both kinds.
+/// Read access to the rows of a chunk, open or sealed.
 pub trait RowSource {
     /// Ascending, without repetition.
     fn timestamps(&self) -> &[i64];
 
-    /// The value of a cell; `None` for an Arrow null. `row` counts in this chunk.
+    /// The value of a cell; `None` if absent. `row` is an index in this chunk.
     fn value(&self, column: usize, row: usize) -> Option<f64>;
 
     fn samples(&self, column: usize, rows: Range<usize>, out: &mut Vec<Sample>) {
@@ -40,6 +39,35 @@ pub trait RowSource {
     }
 }
 
+/// The chunks, in ascending order, that have rows in `(after_ms, to_ms]`, with the range of these rows in each.
+pub fn in_range<'a>(
+    chunks: impl Iterator<Item = &'a dyn RowSource>,
+    after_ms: i64,
+    to_ms: i64,
+) -> impl Iterator<Item = (&'a dyn RowSource, Range<usize>)> {
+    chunks
+        .map(move |rows| {
+            let timestamps = rows.timestamps();
+            let start = timestamps.partition_point(|t| *t <= after_ms);
+            let end = timestamps.partition_point(|t| *t <= to_ms);
+            (rows, start..end.max(start))
+        })
+        .take_while(move |(rows, _)| rows.timestamps().first().is_some_and(|first| *first <= to_ms))
+}
+
+/// The outcome of a push.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PushOutcome {
+    /// The cell was empty and now holds the sample.
+    Stored,
+    /// The cell held the same bits.
+    Duplicate,
+    /// The cell held other bits; the first ones stay.
+    Conflict,
+    /// The sample is older than the window.
+    TooOld,
+}
+
 #[derive(Clone, Debug)]
 struct Cells {
     values: Vec<f64>,
@@ -52,7 +80,7 @@ impl Cells {
     }
 }
 
-/// Rows that still change.
+/// Rows that can still change.
 #[derive(Clone, Debug, Default)]
 pub struct OpenChunk {
     timestamps: Vec<i64>,
@@ -71,7 +99,7 @@ impl RowSource for OpenChunk {
 }
 
 impl OpenChunk {
-    /// Rows with ascending timestamps, and the cells of each column.
+    /// A chunk of rows with ascending timestamps, and the cells of each column.
     pub fn new(timestamps: Vec<i64>, columns: impl Iterator<Item = Vec<Option<f64>>>) -> Self {
         let cells = |cells: Vec<Option<f64>>| Cells {
             values: cells.iter().map(|cell| cell.unwrap_or(0.0)).collect(),
@@ -86,7 +114,7 @@ impl OpenChunk {
         self.timestamps.len() * bytes_per_row
     }
 
-    /// Writes a cell that is empty; a full one stays as it is.
+    /// Writes an empty cell. Keeps the value of a full one.
     pub fn set(&mut self, column: usize, timestamp_ms: i64, value: f64) -> PushOutcome {
         let row = self.get_or_insert_row(timestamp_ms);
         let n_rows = self.timestamps.len();
@@ -105,13 +133,13 @@ impl OpenChunk {
         }
     }
 
-    /// Overwrites a cell that is full.
+    /// Overwrites a full cell.
     pub fn replace(&mut self, column: usize, timestamp_ms: i64, value: f64) {
         let row = self.get_or_insert_row(timestamp_ms);
         self.columns[column].values[row] = value;
     }
 
-    /// The row of a timestamp, made if there is none.
+    /// The row of a timestamp; inserts it if there is none.
     fn get_or_insert_row(&mut self, timestamp_ms: i64) -> usize {
         let row = match self.timestamps.last() {
             Some(last) if *last >= timestamp_ms => match self.timestamps.binary_search(&timestamp_ms) {
@@ -183,7 +211,7 @@ impl OpenChunk {
     }
 }
 
-/// A copy of some rows and columns, by the columns' own numbers.
+/// A copy of some rows and columns, addressed by the indices of the columns in the window.
 #[derive(Debug)]
 pub struct ChunkSlice {
     rows: OpenChunk,
@@ -192,7 +220,7 @@ pub struct ChunkSlice {
 }
 
 impl ChunkSlice {
-    /// Lets go of the other columns.
+    /// Drops the columns for which `is_kept` is false.
     pub fn retain(&mut self, mut is_kept: impl FnMut(usize) -> bool) {
         let all = std::mem::take(&mut self.columns).into_iter().zip(std::mem::take(&mut self.rows.columns));
         (self.columns, self.rows.columns) = all.filter(|(column, _)| is_kept(*column)).unzip();
@@ -209,7 +237,7 @@ impl RowSource for ChunkSlice {
     }
 }
 
-/// Rows that no longer change.
+/// Rows in immutable arrays.
 #[derive(Debug)]
 pub struct SealedChunk {
     timestamps: Int64Array,
@@ -233,7 +261,7 @@ impl SealedChunk {
         self.timestamps.get_buffer_memory_size() + columns.map(Array::get_buffer_memory_size).sum::<usize>()
     }
 
-    /// A copy that can change.
+    /// A mutable copy.
     fn thaw(&self) -> OpenChunk {
         let n_rows = self.timestamps.len();
         let column = |array: &Option<Float64Array>| {
@@ -252,12 +280,12 @@ impl SealedChunk {
     }
 }
 
-/// Rows behind the newest ones; never empty. A clone shares them: who changes them has his own.
+/// Rows before the open ones; never empty. Clones share the rows, which are copied on write.
 #[derive(Clone, Debug)]
 pub enum Chunk {
-    /// Nothing has come for them since they were sealed.
+    /// Rows without changes since they were sealed.
     Sealed(Arc<SealedChunk>),
-    /// Late samples came, and more may.
+    /// Rows that received late samples, and may receive more.
     Thawed(Arc<OpenChunk>),
 }
 
@@ -302,18 +330,18 @@ impl Chunk {
         *self.timestamps().last().expect("a chunk has rows")
     }
 
-    /// The rows, to be changed.
+    /// The rows for a change; thaws a sealed chunk.
     pub fn thaw(&mut self) -> &mut OpenChunk {
         if let Self::Sealed(rows) = self {
             *self = Self::Thawed(Arc::new(rows.thaw()));
         }
         match self {
             Self::Thawed(rows) => Arc::make_mut(rows),
-            Self::Sealed(_) => unreachable!("it was thawed"),
+            Self::Sealed(_) => unreachable!("the chunk was thawed"),
         }
     }
 
-    /// Has the rows in Arrow arrays again.
+    /// Seals a thawed chunk.
     pub fn seal(&mut self) {
         if let Self::Thawed(rows) = self {
             *self = Arc::unwrap_or_clone(std::mem::take(rows)).seal().into();

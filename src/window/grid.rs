@@ -1,45 +1,45 @@
-//! Which samples make one row: the grid of a group.
+//! The grid of a group: assigns timestamps to rows.
 //!
-//! All samples of one scrape of one target carry the same millisecond, so a group that is one
-//! target needs no grid: every timestamp is a row, whatever the interval and its jitter. A group
-//! over several targets has them at different phases of one interval; there a row is a slot of
-//! that interval, cut where the phases leave the widest gap, and its timestamp is its newest
-//! sample's. Both are read off the samples themselves, so no order of arrival matters, and a
-//! configured scrape interval that is not the real one does no harm.
+//! All samples of one scrape of one target have the same timestamp. In a group of one target every timestamp is
+//! therefore a row, for any interval and jitter. The targets of a larger group are scraped at different phases of one
+//! interval. There a row is a slot of that interval, and its timestamp is that of its newest sample; slots start in
+//! the widest gap between phases. The grid is inferred from the samples, so the order of arrival does not matter. Not
+//! taken: the configured scrape interval, which may differ from the actual one.
 
-use super::{Column, Window};
+use super::Window;
+use super::column::Column;
 use crate::time::upper_median;
 
-/// How timestamps become rows.
+/// The assignment of timestamps to rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grid {
-    /// One timestamp, one row.
+    /// Every timestamp is a row.
     Exact,
-    /// Slots of `interval_ms` that begin at `cut_ms` modulo the interval.
+    /// Slots of `interval_ms` that start at `slot_start_ms` modulo the interval.
     Slots {
         /// Length of a slot in milliseconds, at least 1.
         interval_ms: i64,
-        /// Where slots begin, in `[0, interval_ms)`.
+        /// Start of a slot, in `[0, interval_ms)`.
         slot_start_ms: i64,
     },
 }
 
 impl Grid {
-    /// The times `(after, to]` that belong to the row of a timestamp.
+    /// The bounds `(after_ms, to_ms]` of the row that contains a timestamp.
     pub fn bounds(&self, timestamp_ms: i64) -> (i64, i64) {
         match *self {
             Self::Exact => (timestamp_ms - 1, timestamp_ms),
-            Self::Slots { interval_ms, slot_start_ms: cut_ms } => {
-                let start = timestamp_ms - (timestamp_ms - cut_ms).rem_euclid(interval_ms);
+            Self::Slots { interval_ms, slot_start_ms } => {
+                let start = timestamp_ms - (timestamp_ms - slot_start_ms).rem_euclid(interval_ms);
                 (start - 1, start + interval_ms - 1)
             }
         }
     }
 
-    /// Reads the grid off the samples of `columns` in a window.
+    /// Infers the grid from the samples of `columns` in a window.
     ///
-    /// Timestamps are rows by themselves when the column with the fewest samples has most of them in
-    /// rows that have every column.
+    /// The grid is [`Exact`](Self::Exact) if at least half of the samples of the shortest column have timestamps that
+    /// all columns share.
     pub fn infer(window: &Window, columns: &[Column]) -> Self {
         let mut times: Vec<Vec<i64>> = Vec::with_capacity(columns.len());
         for column in columns {
@@ -59,9 +59,10 @@ impl Grid {
         let mut phases: Vec<i64> =
             times.iter().filter_map(|times| times.last()).map(|time| time.rem_euclid(interval_ms)).collect();
         phases.sort_unstable();
-        // The gap after each phase; the last one reaches round to the first.
+        // The gap after each phase; the last gap wraps around to the first phase.
         let next = phases.iter().skip(1).copied().chain([phases[0] + interval_ms]);
-        let (gap, phase) = phases.iter().zip(next).map(|(a, b)| (b - a, *a)).max().expect("a phase a column");
+        let (gap, phase) =
+            phases.iter().zip(next).map(|(a, b)| (b - a, *a)).max().expect("one phase per column");
         Self::Slots { interval_ms, slot_start_ms: (phase + gap / 2).rem_euclid(interval_ms) }
     }
 }
@@ -96,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn several_targets_share_slots_cut_in_the_widest_gap() {
+    fn slots_of_several_targets_start_in_the_widest_gap() {
         let (window, columns) = window(&[14_000, 1_000, 500], 15_000, 20);
         let grid = Grid::infer(&window, &columns);
         // phases 500, 1000, 14000 of 15000 (the epoch here lies 5000 into a slot)

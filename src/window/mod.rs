@@ -1,112 +1,33 @@
 //! The sliding window of a group: its raw samples, row by row, in Arrow columns.
 //!
-//! One row holds what came with one millisecond timestamp, one column each feature, and six more
-//! columns the scores of the two models. Rows are keyed by their exact timestamp, so that a sample has one place, and
-//! any order, split and repetition of the same samples gives the same window. Which rows belong
-//! to one scrape is a question for the reader ([`row::Grid`]), not for the store.
+//! A row holds the samples of one timestamp. Each feature has one column; six more columns hold the scores of the two
+//! models. Rows are keyed by their exact timestamp, so that any order, split and repetition of the same samples gives
+//! the same window. The reader decides which rows belong to one scrape ([`grid::Grid`]).
 //!
-//! Old rows are sealed into immutable Arrow chunks: a copy of a window for training shares them.
-//! The newest rows stay open, and late samples go there without touching a sealed chunk; one that
-//! is later still thaws its chunk, which stays so until the newest rows are sealed: where one is late
-//! many are, series after series of an answer by remote read. Rows of everything in one ring were the
-//! alternative: no sharing, and a late row would move all that follow.
+//! Old rows are sealed into immutable Arrow chunks, which a copy of the window for training shares. The newest rows
+//! stay open for late samples. A sample that is older than these thaws its chunk, which stays thawed until the open
+//! rows are sealed: late samples come in numbers, series by series of a remote read response.
+//!
+//! Not taken: all rows in one ring. Copies could not share memory, and a late row would move all later ones.
 
 pub mod arrow;
 pub mod build;
 mod chunk;
+mod column;
 pub mod grid;
+mod score;
 mod view;
 
 use crate::prom::{Labels, Sample};
-use chunk::{Chunk, OpenChunk, RowSource};
+use chunk::{Chunk, OpenChunk, RowSource, in_range};
+use score::scores;
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
+
+pub use chunk::PushOutcome;
+pub use column::{Column, MAX_FEATURES};
+pub use score::{IncidentState, ModelRole, Score};
 pub use view::View;
-
-/// Columns before the features: those of [`Voice::columns`].
-const FIRST_FEATURE: usize = 6;
-
-/// Features that a group may have; a sample of one more is refused and counted.
-pub const MAX_FEATURES: usize = 1024;
-
-/// A feature's column in a [`Window`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Column(u32);
-
-impl Column {
-    fn index(self) -> usize {
-        self.0 as usize + FIRST_FEATURE
-    }
-}
-
-/// What a push did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PushOutcome {
-    /// The cell was empty and now holds the sample.
-    Stored,
-    /// The cell held the same bits.
-    Duplicate,
-    /// The cell held other bits; the first ones stay.
-    Conflict,
-    /// The sample is older than the window.
-    TooOld,
-}
-
-/// Whose score it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum ModelRole {
-    /// The model in service.
-    Champion,
-    /// The one that is scored beside it, to be compared.
-    Challenger,
-}
-
-impl ModelRole {
-    const ALL: [Self; 2] = [Self::Champion, Self::Challenger];
-
-    /// The columns of the decision and of the score, and those of an alarm.
-    fn score_columns(self) -> ([usize; 2], Option<[usize; 2]>) {
-        match self {
-            Self::Champion => ([0, 1], Some([2, 3])),
-            // Only the model in service raises alarms.
-            Self::Challenger => ([4, 5], None),
-        }
-    }
-}
-
-/// The scores of one row.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Score {
-    /// As scikit-learn's `decision_function`, in [-1, 1]; negative is anomalous.
-    pub decision: f64,
-    /// At least 0; 1 is the alert threshold.
-    pub score: f64,
-    /// What a model knows that follows one row after the other.
-    pub incident_state: Option<IncidentState>,
-}
-
-/// The state of alarm at one row.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct IncidentState {
-    /// The threshold behind a score of 1, in raw units.
-    pub threshold: f64,
-    /// Is there an incident?
-    pub is_incident: bool,
-}
-
-impl Score {
-    /// Its cells in a row.
-    fn cells(&self, role: ModelRole) -> impl Iterator<Item = (usize, f64)> {
-        let ([decision, score], incident_columns) = role.score_columns();
-        let values =
-            self.incident_state.map(|alarm| [alarm.threshold, f64::from(u8::from(alarm.is_incident))]);
-        let incident_cells = incident_columns
-            .zip(values)
-            .into_iter()
-            .flat_map(|(columns, values)| columns.into_iter().zip(values));
-        [(decision, self.decision), (score, self.score)].into_iter().chain(incident_cells)
-    }
-}
 
 #[derive(Clone, Debug)]
 struct FeatureColumn {
@@ -128,7 +49,7 @@ pub struct Window {
 }
 
 impl Window {
-    /// An empty window that will keep the rows of the newest `length_ms` milliseconds.
+    /// An empty window of `length_ms` milliseconds.
     pub fn new(length_ms: i64) -> Self {
         Self {
             length_ms,
@@ -140,13 +61,23 @@ impl Window {
         }
     }
 
-    /// Keeps the rows of the newest `length_ms` milliseconds from now on; older ones are let go.
+    /// Length in milliseconds.
+    pub fn length_ms(&self) -> i64 {
+        self.length_ms
+    }
+
+    /// Bytes of the cells, shared chunks included.
+    pub fn n_bytes(&self) -> usize {
+        self.chunks.iter().map(Chunk::n_bytes).sum::<usize>() + self.open.n_bytes()
+    }
+
+    /// Changes the length. Drops the rows that are then too old.
     pub fn set_length(&mut self, length_ms: i64) {
         self.length_ms = length_ms;
         self.slide();
     }
 
-    /// The column of a feature, made at its first call; `None` above [`MAX_FEATURES`].
+    /// The column of a feature; adds it if there is none. Returns `None` above [`MAX_FEATURES`].
     pub fn get_or_add_column(&mut self, feature: &Labels) -> Option<Column> {
         if let Some(column) = self.columns.get(feature) {
             return Some(*column);
@@ -160,12 +91,12 @@ impl Window {
         Some(column)
     }
 
-    /// The column of a feature that has one.
+    /// The column of a feature, if there is one.
     pub fn find_column(&self, feature: &Labels) -> Option<Column> {
         self.columns.get(feature).copied()
     }
 
-    /// A copy with only these features, and all scores.
+    /// A copy with these features only, and all scores.
     pub fn with_features(&self, features: &[Labels]) -> Self {
         let mut copy = Self::new(self.length_ms);
         let mut cells: Vec<(Sample, usize)> = Vec::new();
@@ -192,7 +123,7 @@ impl Window {
         copy
     }
 
-    /// Every feature that ever had a sample here, with its column and newest sample.
+    /// All features, with column and newest sample.
     pub fn features(&self) -> impl Iterator<Item = (&Labels, Column, Option<Sample>)> {
         let number = |(i, feature)| (i as u32, feature);
         self.features
@@ -202,7 +133,7 @@ impl Window {
             .map(|(i, f): (u32, &FeatureColumn)| (&f.labels, Column(i), f.newest))
     }
 
-    /// Stores a sample. Repeating a push changes nothing.
+    /// Stores a sample. A repeated push changes nothing.
     pub fn push(&mut self, column: Column, sample: Sample) -> PushOutcome {
         if self.newest_ms.is_some_and(|newest| sample.timestamp_ms <= newest - self.length_ms) {
             return PushOutcome::TooOld;
@@ -244,7 +175,7 @@ impl Window {
         outcome
     }
 
-    /// Lets go of chunks that lie outside the window as a whole.
+    /// Drops chunks that are entirely outside of the window.
     fn slide(&mut self) {
         let start = self.start_ms();
         while self.chunks.front().is_some_and(|chunk| chunk.last_ms() <= start) {
@@ -252,7 +183,7 @@ impl Window {
         }
     }
 
-    /// Rows at or before this time are outside the window.
+    /// The start of the window, exclusive: rows at or before this time are outside.
     pub fn start_ms(&self) -> i64 {
         self.newest_ms.map_or(i64::MIN, |newest| newest - self.length_ms)
     }
@@ -262,7 +193,7 @@ impl Window {
         self.newest_ms
     }
 
-    /// The chunks that may hold rows after `after_ms` and up to `to_ms`, and these rows in each.
+    /// The chunks with rows in `(after_ms, to_ms]`, with the range of these rows in each.
     fn slices(&self, after_ms: i64, to_ms: i64) -> impl Iterator<Item = (&dyn RowSource, Range<usize>)> {
         let after_ms = after_ms.max(self.start_ms());
         let first = self.chunks.partition_point(|chunk| chunk.last_ms() <= after_ms);
@@ -270,7 +201,7 @@ impl Window {
         in_range(chunks.chain([&self.open as &dyn RowSource]), after_ms, to_ms)
     }
 
-    /// What it holds now of these features and voices after `after_ms` and up to `to_ms`.
+    /// A snapshot of these features, and of the scores of these roles, in `(after_ms, to_ms]`.
     pub fn view(&self, features: &[Column], roles: &[ModelRole], after_ms: i64, to_ms: i64) -> View {
         let after_ms = after_ms.max(self.start_ms());
         let first = self.chunks.partition_point(|chunk| chunk.last_ms() <= after_ms);
@@ -285,27 +216,26 @@ impl Window {
         View::new(chunks.cloned().collect(), self.open.slice(rows, columns), after_ms, to_ms)
     }
 
-    /// Timestamps of the rows after `after_ms` and up to `to_ms`, ascending.
+    /// Timestamps of the rows in `(after_ms, to_ms]`, ascending.
     pub fn timestamps(&self, after_ms: i64, to_ms: i64) -> impl Iterator<Item = i64> {
         self.slices(after_ms, to_ms).flat_map(|(rows, range)| rows.timestamps()[range].iter().copied())
     }
 
-    /// Appends a feature's samples after `after_ms` and up to `to_ms`, ascending, staleness markers
-    /// among them.
+    /// Appends the samples of a feature in `(after_ms, to_ms]`, ascending, including staleness markers.
     pub fn samples(&self, column: Column, after_ms: i64, to_ms: i64, out: &mut Vec<Sample>) {
         for (rows, range) in self.slices(after_ms, to_ms) {
             rows.samples(column.index(), range, out);
         }
     }
 
-    /// A feature's newest sample after `after_ms` and up to `to_ms`.
+    /// The newest sample of a feature in `(after_ms, to_ms]`.
     pub fn newest_sample(&self, column: Column, after_ms: i64, to_ms: i64) -> Option<Sample> {
         self.slices(after_ms, to_ms)
             .filter_map(|(rows, range)| rows.newest_sample(column.index(), range))
             .last()
     }
 
-    /// Stores the scores of the row at `timestamp_ms`, in place of earlier ones.
+    /// Stores the scores of the row at `timestamp_ms`. Replaces earlier ones.
     pub fn set_score(&mut self, role: ModelRole, timestamp_ms: i64, score: Score) {
         for (column, value) in score.cells(role) {
             if self.set(column, timestamp_ms, value) == PushOutcome::Conflict {
@@ -325,45 +255,10 @@ impl Window {
         self.scores(role, timestamp_ms - 1, timestamp_ms).next().map(|(_, score)| score)
     }
 
-    /// The scored rows after `after_ms` and up to `to_ms`, ascending.
+    /// The scored rows in `(after_ms, to_ms]`, ascending.
     pub fn scores(&self, role: ModelRole, after_ms: i64, to_ms: i64) -> impl Iterator<Item = (i64, Score)> {
         scores(self.slices(after_ms, to_ms), role)
     }
-}
-
-/// Those of the chunks, ascending, that have rows after `after_ms` and up to `to_ms`, and these rows in each.
-fn in_range<'a>(
-    chunks: impl Iterator<Item = &'a dyn RowSource>,
-    after_ms: i64,
-    to_ms: i64,
-) -> impl Iterator<Item = (&'a dyn RowSource, Range<usize>)> {
-    chunks
-        .map(move |rows| {
-            let timestamps = rows.timestamps();
-            let start = timestamps.partition_point(|t| *t <= after_ms);
-            let end = timestamps.partition_point(|t| *t <= to_ms);
-            (rows, start..end.max(start))
-        })
-        .take_while(move |(rows, _)| rows.timestamps().first().is_some_and(|first| *first <= to_ms))
-}
-
-/// The scored ones of these rows.
-fn scores<'a>(
-    slices: impl Iterator<Item = (&'a dyn RowSource, Range<usize>)>,
-    role: ModelRole,
-) -> impl Iterator<Item = (i64, Score)> {
-    let ([decision, score], incident_columns) = role.score_columns();
-    slices.flat_map(move |(rows, range)| {
-        range.filter_map(move |row| {
-            let decision = rows.value(decision, row)?;
-            let score = rows.value(score, row)?;
-            let incident_state = incident_columns.and_then(|[threshold, is_incident]| {
-                let is_incident = rows.value(is_incident, row)? != 0.0;
-                Some(IncidentState { threshold: rows.value(threshold, row)?, is_incident })
-            });
-            Some((rows.timestamps()[row], Score { decision, score, incident_state }))
-        })
-    })
 }
 
 #[cfg(test)]

@@ -7,13 +7,13 @@ fn feature(i: usize) -> Labels {
     Labels::new([("__name__", "rx"), ("device", device.as_str())]).expect("valid")
 }
 
-/// A sample's own value, so that repetition never conflicts.
+/// A sample whose value depends on column and time, so that repetitions do not conflict.
 fn sample(column: usize, timestamp_ms: i64) -> Sample {
     let value = (column as f64).mul_add(1e6, timestamp_ms as f64);
     Sample { timestamp_ms, value }
 }
 
-/// Every visible cell by feature and time: what the window says, without how it says it.
+/// Every visible cell by feature and time: the content of a window, without its layout.
 fn content(window: &Window) -> BTreeMap<(Labels, i64), u64> {
     let mut all = BTreeMap::new();
     for (labels, column, _) in window.features() {
@@ -102,7 +102,7 @@ fn a_copy_shares_the_sealed_chunks() {
     let address = |chunk: &Chunk| chunk.timestamps().as_ptr();
     assert!(window.chunks.iter().map(address).eq(copy.chunks.iter().map(address)));
 
-    // A late sample is the window's own.
+    // The copy does not get late samples.
     let mut later = window.clone();
     let column = later.get_or_add_column(&feature(1)).expect("few");
     assert_eq!(later.push(column, sample(1, 3_000)), PushOutcome::Stored);
@@ -113,7 +113,7 @@ fn a_copy_shares_the_sealed_chunks() {
 }
 
 #[test]
-fn series_after_series_a_chunk_is_thawed_once() {
+fn a_fill_series_by_series_thaws_a_chunk_once() {
     let cells: Vec<_> = (0..50).flat_map(|column| (0..1400).map(move |i| (column, i * 1000))).collect();
     let mut window = Window::new(i64::MAX / 4);
     let mut thawed = 0;
@@ -125,7 +125,7 @@ fn series_after_series_a_chunk_is_thawed_once() {
         thawed += before.into_iter().zip(after).filter(|(before, after)| !before & after).count();
     }
     assert_eq!(thawed, window.chunks.len());
-    // With the next rows they are sealed again.
+    // The next rows seal the chunks again.
     let cells: Vec<_> = (1400..1700).map(|i| (0, i * 1000)).collect();
     for (i, timestamp_ms) in &cells {
         let column = window.get_or_add_column(&feature(*i)).expect("few");
@@ -166,7 +166,7 @@ fn a_view_holds_the_requested_columns_at_one_moment() {
 }
 
 proptest! {
-    /// The window equals a plain map of cells, cut at its length, in any order with repetitions.
+    /// The window equals a map of cells within its length, for any order with repetitions.
     #[test]
     fn any_order_and_repetition_gives_the_same_window(
         cells in prop::collection::vec((0..4_usize, 0..700_i64), 1..900),
@@ -193,7 +193,7 @@ proptest! {
 }
 
 proptest! {
-    /// What is written as columns is read back bit for bit, and goes on alike.
+    /// A window read back from columns is equal bit for bit, and takes further samples alike.
     #[test]
     fn a_window_survives_the_round_trip_through_arrow(
         cells in prop::collection::vec((0..4_usize, 0..700_i64), 1..900),
@@ -221,7 +221,7 @@ proptest! {
             scores.map(|(time, score)| (time, score.decision.to_bits(), score.score.to_bits())).collect()
         };
         prop_assert_eq!(bits(&again), bits(&window));
-        // One that has left the window is nobody's newest any more.
+        // A sample that has left the window is no longer the newest one of its feature.
         let inside = |window: &Window, newest: Option<Sample>| newest.filter(|s| s.timestamp_ms > window.start_ms());
         let newest = |window: &Window| -> Vec<Option<Sample>> {
             window.features().map(|(_, _, newest)| inside(window, newest)).collect()
@@ -231,7 +231,7 @@ proptest! {
 }
 
 #[test]
-fn columns_that_are_no_window_are_refused() {
+fn invalid_columns_are_rejected() {
     let window = filled(10_000, &[(0, 1000), (1, 2000)]);
     let (timestamps, columns) = window.to_arrow();
     let error_of = |features: &[Labels], timestamps: &arrow_array::Int64Array, n: usize| {

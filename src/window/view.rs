@@ -1,13 +1,14 @@
-//! What a window holds at one moment, for whoever reads it while the window goes on.
+//! A snapshot of a window for other threads, which stays unchanged while the window does not.
 
-use super::chunk::{Chunk, ChunkSlice, RowSource};
-use super::{Column, FIRST_FEATURE, ModelRole, Score, in_range, scores};
+use super::chunk::{Chunk, ChunkSlice, RowSource, in_range};
+use super::column::{Column, FIRST_FEATURE};
+use super::score::{ModelRole, Score, scores};
 use crate::prom::Sample;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-/// Some columns of a window over a range of time. Chunks are shared with the window, and only of the
-/// open rows is there a copy: two kilobytes a column.
+/// Some columns of a window in a range of time. Shares the chunks with the window and copies the open rows: two
+/// kilobytes per column.
 #[derive(Debug)]
 pub struct View {
     chunks: Vec<Chunk>,
@@ -26,13 +27,13 @@ impl View {
         in_range(chunks.chain([&self.open as &dyn RowSource]), self.after_ms, self.to_ms)
     }
 
-    /// Lets go of the open rows of other features.
+    /// Drops the open rows of other features.
     pub fn retain_features(&mut self, features: &BTreeSet<Column>) {
         let kept: Vec<usize> = features.iter().map(|feature| feature.index()).collect();
         self.open.retain(|column| column < FIRST_FEATURE || kept.binary_search(&column).is_ok());
     }
 
-    /// Appends a feature's samples, ascending, staleness markers among them.
+    /// Appends the samples of a feature, ascending, including staleness markers.
     pub fn samples(&self, column: Column, out: &mut Vec<Sample>) {
         for (rows, range) in self.slices() {
             rows.samples(column.index(), range, out);

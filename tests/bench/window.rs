@@ -1,4 +1,4 @@
-//! A group's window: storing samples and reading feature rows, against a plain map of cells.
+//! Benchmarks of a window: storing samples and reading feature rows, against a map of cells.
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
@@ -58,7 +58,7 @@ fn push_row(bencher: Bencher) {
     });
 }
 
-/// A window filled series by series, as remote read answers: all but the first come for rows that are sealed.
+/// A window filled series by series, as by remote read: all series but the first go to sealed rows.
 #[divan::bench(args = [20, 200])]
 fn fill_by_series(bencher: Bencher, n_series: usize) {
     let label = |i: usize| Labels::new([(METRIC_NAME, "rx"), ("device", format!("eth{i}").as_str())]);
@@ -95,7 +95,7 @@ fn push_row_into_a_map(bencher: Bencher) {
     });
 }
 
-/// The newest row as a model sees it: twenty rates over a minute.
+/// The newest row of a model: twenty rates over a minute.
 #[divan::bench]
 fn read_row(bencher: Bencher) {
     let window = filled();
