@@ -8,7 +8,7 @@ pub const HOUR_MS: i64 = 3_600_000;
 /// Milliseconds in a day.
 pub const DAY_MS: i64 = 24 * HOUR_MS;
 
-/// A duration in milliseconds; durations above the range of `i64` are cut to it.
+/// A duration in milliseconds, capped at `i64::MAX`.
 pub fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
@@ -18,7 +18,7 @@ pub fn now_ms() -> i64 {
     millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
-/// The median distance of consecutive timestamps, the upper one of two; `None` for fewer than two.
+/// The upper median of the distances between consecutive timestamps; `None` for fewer than two timestamps.
 pub fn median_interval_ms(timestamps: impl IntoIterator<Item = i64>) -> Option<i64> {
     let mut timestamps = timestamps.into_iter();
     let mut previous = timestamps.next()?;
@@ -26,19 +26,19 @@ pub fn median_interval_ms(timestamps: impl IntoIterator<Item = i64>) -> Option<i
     upper_median(intervals.collect())
 }
 
-/// The median of values in any order, the upper one of two; `None` for none.
+/// The upper median of values in any order; `None` without values.
 pub fn upper_median(mut values: Vec<i64>) -> Option<i64> {
     let middle = values.len() / 2;
     (!values.is_empty()).then(|| *values.select_nth_unstable(middle).1)
 }
 
-/// RFC 3339 in UTC, to the millisecond: `2026-01-31T12:00:00.000Z`.
+/// Formats a timestamp as RFC 3339 in UTC, to the millisecond: `2026-01-31T12:00:00.000Z`.
 pub fn format_timestamp(timestamp_ms: i64) -> String {
     Timestamp::from_millisecond(timestamp_ms)
         .map_or_else(|_| timestamp_ms.to_string(), |time| format!("{time:.3}"))
 }
 
-/// To the minute, for people: `2026-01-31 12:00 UTC`.
+/// Formats a timestamp to the minute: `2026-01-31 12:00 UTC`.
 pub fn format_minute(timestamp_ms: i64) -> String {
     let text = format_timestamp(timestamp_ms);
     format!("{} UTC", text.get(..16).unwrap_or(&text).replace('T', " "))

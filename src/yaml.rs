@@ -1,8 +1,8 @@
-//! Configuration files: a YAML mapping read key by key, every error kept with its line.
+//! Reads configuration files: YAML mappings, key by key, with every error and its line.
 //!
-//! Deriving the structures with serde would stop at the first error; a person who fixes a file
-//! wants all of them at once. Each room reads its own section with a [`Section`]: it asks for the
-//! keys it knows, with their defaults, and what nobody asked for is an error.
+//! Each room reads its own section through a [`Section`]: it gets the keys of the section, with their defaults, and any
+//! other key is an error. Not taken: structures derived with serde, which stop at the first error; a user needs all
+//! errors of a file at once.
 
 use crate::prom::duration;
 use saphyr::{LoadableYamlNode, MarkedYaml, Scalar, YamlData};
@@ -12,12 +12,12 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-/// One thing that is wrong in a file.
+/// One error in a file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Error {
     /// Line, from 1.
     pub line: usize,
-    /// What is wrong: names the key, the value and the limit.
+    /// Error text with the key, the value and the limit.
     pub message: String,
 }
 
@@ -27,7 +27,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// Why there is no configuration.
+/// Errors of reading a configuration file.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// The file cannot be read.
@@ -35,15 +35,15 @@ pub enum FileError {
     Io {
         /// The file.
         path: String,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// The file is wrong, in one or more places.
+    /// The file has one or more errors.
     #[error("{path} has {} error{}:\n{}", errors.len(), if errors.len() == 1 { "" } else { "s" }, format_errors(path, errors))]
     Invalid {
         /// The file.
         path: String,
-        /// Everything that is wrong, by line.
+        /// All errors, by line.
         errors: Vec<Error>,
     },
 }
@@ -54,10 +54,10 @@ fn format_errors(path: &str, errors: &[Error]) -> String {
     lines.join("\n")
 }
 
-/// Reads a file as [`read`] does its text; relative paths in it begin at its own folder.
+/// Reads a file with [`read`]. Relative paths in the file start at its folder.
 ///
 /// # Errors
-/// [`FileError`] with everything that is wrong in it.
+/// [`FileError`] with all errors of the file.
 pub fn load<T>(path: &Path, read: impl FnOnce(Section<'_, '_>) -> T) -> Result<T, FileError> {
     let name = || path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|source| FileError::Io { path: name(), source })?;
@@ -65,16 +65,16 @@ pub fn load<T>(path: &Path, read: impl FnOnce(Section<'_, '_>) -> T) -> Result<T
     self::read(&text, folder, read).map_err(|errors| FileError::Invalid { path: name(), errors })
 }
 
-/// Reads a document: `read` gets its top level, and its result counts when nothing was wrong.
-/// Relative paths in it begin at `folder`.
+/// Reads a document: calls `read` with its top level, and returns the result if there are no errors. Relative paths in
+/// the document start at `folder`.
 ///
 /// # Errors
-/// Everything that is wrong, ordered by line; a file that is no YAML gives one error.
+/// All errors, ordered by line. A text that is not YAML gives one error.
 pub fn read<T>(text: &str, folder: &Path, read: impl FnOnce(Section<'_, '_>) -> T) -> Result<T, Vec<Error>> {
     read_any(text, folder, |root| root.section().map(read))?.ok_or_else(Vec::new)
 }
 
-/// Reads a document whose top level may be a list as well as a mapping.
+/// Reads a document whose top level may be a list or a mapping.
 ///
 /// # Errors
 /// As [`read`].
@@ -87,7 +87,7 @@ pub fn read_any<T>(text: &str, folder: &Path, read: impl FnOnce(Node<'_, '_>) ->
     let node = documents.first().unwrap_or(&empty);
     let root = Node { node, path: String::new(), folder, errors: &errors };
     if let Some(second) = documents.get(1) {
-        let message = "a second YAML document begins here; the file holds one".to_string();
+        let message = "a second YAML document starts here; only one is allowed".to_string();
         errors.borrow_mut().push(Error { line: second.span.start.line(), message });
     }
     let value = read(root);
@@ -96,7 +96,7 @@ pub fn read_any<T>(text: &str, folder: &Path, read: impl FnOnce(Node<'_, '_>) ->
     if errors.is_empty() { Ok(value) } else { Err(errors) }
 }
 
-/// A value of the file, and where it stands.
+/// A value of the file, with its position.
 #[derive(Clone)]
 pub struct Node<'n, 'y> {
     node: &'n MarkedYaml<'y>,
@@ -106,14 +106,14 @@ pub struct Node<'n, 'y> {
 }
 
 impl<'n, 'y> Node<'n, 'y> {
-    /// Notes that this value is wrong.
+    /// Records an error at this value.
     pub fn error(&self, reason: impl fmt::Display) {
         let message =
             if self.path.is_empty() { reason.to_string() } else { format!("{}: {reason}", self.path) };
         self.errors.borrow_mut().push(Error { line: self.node.span.start.line(), message });
     }
 
-    /// This value as a mapping; an empty one where nothing is written.
+    /// This value as a mapping; an empty one for a null. Records an error for other values.
     pub fn section(self) -> Option<Section<'n, 'y>> {
         match &self.node.data {
             YamlData::Mapping(_) | YamlData::Value(Scalar::Null) => {
@@ -126,12 +126,12 @@ impl<'n, 'y> Node<'n, 'y> {
         }
     }
 
-    /// Is it a list?
+    /// True if this value is a list.
     pub fn is_list(&self) -> bool {
         matches!(self.node.data, YamlData::Sequence(_))
     }
 
-    /// The items of this list; `None`, and an error, for what is no list.
+    /// The items of this list. Records an error for other values.
     pub fn items(&self) -> Option<Vec<Self>> {
         let item = |(i, node)| Self { node, path: format!("{}[{i}]", self.path), ..*self };
         match &self.node.data {
@@ -143,7 +143,7 @@ impl<'n, 'y> Node<'n, 'y> {
         }
     }
 
-    /// The entries of this mapping, whose keys are the user's; `None`, and an error, for what is no mapping.
+    /// The entries of this mapping with free keys. Records an error for other values.
     pub fn entries(&self) -> Option<Vec<(String, Self)>> {
         let YamlData::Mapping(mapping) = &self.node.data else {
             self.error(format!("expected a mapping, found {}", self.describe()));
@@ -158,7 +158,8 @@ impl<'n, 'y> Node<'n, 'y> {
         Some(mapping.iter().filter_map(entry).collect())
     }
 
-    /// This scalar exactly as it is written. What YAML takes for a number has to be quoted: 007 would be 7.
+    /// This scalar exactly as written. Records an error for numbers and booleans without quotes, which YAML would
+    /// change: 007 would be 7.
     pub fn string(&self) -> Option<String> {
         match &self.node.data {
             YamlData::Value(Scalar::String(value)) => Some(value.to_string()),
@@ -170,12 +171,12 @@ impl<'n, 'y> Node<'n, 'y> {
         }
     }
 
-    /// This scalar as a path; a relative one begins at the configuration file's folder.
+    /// This scalar as a path. A relative path starts at the folder of the configuration file.
     pub fn file(&self) -> Option<PathBuf> {
         Some(self.folder.join(self.string()?))
     }
 
-    /// This scalar as text; numbers and booleans as they would be written.
+    /// This scalar as text; numbers and booleans in their YAML notation. Records an error for other values.
     pub fn text(&self) -> Option<String> {
         match &self.node.data {
             YamlData::Value(value) if *value != Scalar::Null => Some(self.describe()),
@@ -186,7 +187,7 @@ impl<'n, 'y> Node<'n, 'y> {
         }
     }
 
-    /// Reads this scalar's text with a parser, whose error becomes the file's.
+    /// Parses the text of this scalar. Records the error of the parser.
     pub fn parse<T, E: std::error::Error>(&self, parse: impl FnOnce(&str) -> Result<T, E>) -> Option<T> {
         match parse(&self.text()?) {
             Ok(value) => Some(value),
@@ -197,7 +198,7 @@ impl<'n, 'y> Node<'n, 'y> {
         }
     }
 
-    /// Reads this scalar as `what`, which a message calls it: a whole number, say.
+    /// Parses this scalar. Error texts call the expected value `what`, for example "a whole number".
     pub fn value<T: FromStr>(&self, what: &str) -> Option<T> {
         let text = self.text()?;
         let value = text.parse().ok();
@@ -212,7 +213,7 @@ impl<'n, 'y> Node<'n, 'y> {
             YamlData::Value(Scalar::Null) => "nothing".into(),
             YamlData::Value(Scalar::Boolean(value)) => value.to_string(),
             YamlData::Value(Scalar::Integer(value)) => value.to_string(),
-            // With its point: scikit-learn's max_samples is a share when it is 1.0, a count when 1.
+            // With the decimal point: in scikit-learn, max_samples 1.0 is a share and 1 is a count.
             YamlData::Value(Scalar::FloatingPoint(value)) => format!("{:?}", value.into_inner()),
             YamlData::Value(Scalar::String(value)) => value.to_string(),
             YamlData::Sequence(_) => "a list".into(),
@@ -222,14 +223,14 @@ impl<'n, 'y> Node<'n, 'y> {
     }
 }
 
-/// A mapping of the file that is read key by key. Call [`finish`](Self::finish) after the last key.
+/// A mapping that is read key by key. Call [`deny_unknown`](Self::deny_unknown) after the last key.
 pub struct Section<'n, 'y> {
     node: Node<'n, 'y>,
     known_keys: Vec<&'static str>,
 }
 
 impl<'n, 'y> Section<'n, 'y> {
-    /// The value of a key, if the key is there with a value.
+    /// The value of a key; `None` if the key is absent or null.
     pub fn get(&mut self, key: &'static str) -> Option<Node<'n, 'y>> {
         self.known_keys.push(key);
         let YamlData::Mapping(mapping) = &self.node.node.data else { return None };
@@ -242,7 +243,7 @@ impl<'n, 'y> Section<'n, 'y> {
         Some(Node { node: value, path, ..self.node })
     }
 
-    /// The value of a key that has to be there.
+    /// The value of a required key. Records an error if it is absent or null.
     pub fn require(&mut self, key: &'static str) -> Option<Node<'n, 'y>> {
         let value = self.get(key);
         if value.is_none() {
@@ -251,7 +252,7 @@ impl<'n, 'y> Section<'n, 'y> {
         value
     }
 
-    /// A duration above zero, or the default.
+    /// A duration above zero, or the default if the key is absent.
     pub fn duration(&mut self, key: &'static str, default: Duration) -> Duration {
         let Some(node) = self.get(key) else { return default };
         let duration = node.parse(duration::parse);
@@ -261,7 +262,7 @@ impl<'n, 'y> Section<'n, 'y> {
         duration.unwrap_or(default)
     }
 
-    /// A whole number of at least `minimum`, or the default.
+    /// A whole number of at least `minimum`, or the default if the key is absent.
     pub fn count(&mut self, key: &'static str, default: usize, minimum: usize) -> usize {
         let Some(node) = self.get(key) else { return default };
         let count = node.value::<usize>("a whole number");
@@ -271,7 +272,7 @@ impl<'n, 'y> Section<'n, 'y> {
         count.unwrap_or(default)
     }
 
-    /// A number in `[least, greatest]`, if there is one.
+    /// A number in `[least, greatest]`; `None` if the key is absent.
     pub fn number(&mut self, key: &'static str, least: f64, greatest: f64) -> Option<f64> {
         let node = self.get(key)?;
         let number = node.value::<f64>("a number")?;
@@ -286,17 +287,17 @@ impl<'n, 'y> Section<'n, 'y> {
         Some(number)
     }
 
-    /// `true` or `false`, or the default.
+    /// A boolean, or the default if the key is absent.
     pub fn flag(&mut self, key: &'static str, default: bool) -> bool {
         self.get(key).and_then(|node| node.value("true or false")).unwrap_or(default)
     }
 
-    /// Notes that the section as a whole is wrong.
+    /// Records an error of the section as a whole.
     pub fn error(&self, reason: impl fmt::Display) {
         self.node.error(reason);
     }
 
-    /// Refuses every key that nobody asked for.
+    /// Records an error for every key that has not been read.
     pub fn deny_unknown(self) {
         let YamlData::Mapping(mapping) = &self.node.node.data else { return };
         for (name, _) in mapping.iter() {

@@ -1,50 +1,49 @@
-//! What a metric does on its own: the part that the other metrics of its group do not explain.
+//! Correlation residuals: the part of a metric that the other metrics of its group do not explain.
 //!
-//! **The idea.** Metrics of one machine move together. Predict each from all others by ridge regression and
-//! what is left, the residual, is large when one of them leaves the common movement. All these
-//! regressions together are one inverse: with `Q` that of the correlation matrix plus 0.1 on its
-//! diagonal, the residual of metric `j` is `(Q w)_j / Q_jj`, where `w` are the standardised values.
+//! **The idea.** Metrics of one machine are correlated. A ridge regression predicts each metric from all others, and
+//! its residual is large if the metric departs from the common movement. One inverse contains all these regressions:
+//! with `Q` the inverse of the correlation matrix plus 0.1 on its diagonal, the residual of metric `j` is
+//! `(Q w)_j / Q_jj`, where `w` are the standardised values.
 //!
-//! Mean and standard deviation here, not median and quantile: correlations are made of them.
+//! Standardisation uses mean and standard deviation, not median and quantile, because correlations are defined by them.
 //!
-//! Not taken: principal components (a number of them to choose, and no gain on labelled servers), one
-//! regression a metric (the same numbers for more work).
+//! Not taken: principal components (their number is one more parameter, without a gain on labelled servers), one
+//! regression per metric (equal results for more work).
 
 use super::Error;
 use super::scale::{RobustScale, check_values};
 
-/// What is added to the diagonal of the correlation matrix. It keeps the inverse bounded when metrics are
-/// copies of each other, or more than the rows.
+/// Ridge term on the diagonal of the correlation matrix. It bounds the inverse if metrics are copies of each other, or
+/// outnumber the rows.
 const RIDGE: f64 = 0.1;
 
-/// Most metrics: the matrix has their square.
+/// Most metrics. The size of the matrix is quadratic in their number.
 pub const MAX_METRICS: usize = 1 << 12;
 
-/// The correlation of one feature of several metrics, and the residuals that follow from it.
+/// The correlation of several metrics, and their residuals.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Correlation {
     /// Mean of each metric in training, shape `[n_metrics]`.
     means: Vec<f64>,
-    /// What each is divided by, shape `[n_metrics]`.
+    /// Divisor of each metric, shape `[n_metrics]`.
     deviations: Vec<f64>,
     /// `Q`, shape `[n_metrics, n_metrics]`, symmetric.
     inverse: Vec<f64>,
 }
 
 impl Correlation {
-    /// Learns from one training column for each metric that varied, shapes `[n_metrics][n_rows]`, and
-    /// from the least deviation of each (see [`floor`](super::scale::floor)), shape `[n_metrics]`.
-    /// `None` below two metrics: there is nothing to explain one by.
+    /// Fits one training column per metric, shapes `[n_metrics][n_rows]`, with the least deviation of each (see
+    /// [`min_sigma`](super::scale::min_sigma)), shape `[n_metrics]`. Returns `None` for fewer than two metrics.
     ///
     /// # Errors
-    /// [`Error::NoValues`], [`Error::NotFinite`], and [`Error::Part`] for a floor that is not finite and
-    /// above 0, or above [`MAX_METRICS`] metrics.
+    /// [`Error::NoValues`], [`Error::NotFinite`], and [`Error::InvalidPart`] for a least deviation that is not finite
+    /// and above 0, and for more than [`MAX_METRICS`] metrics.
     ///
     /// # Panics
-    /// If columns differ in length, or there is not one floor for each.
+    /// If columns differ in length, or the number of least deviations is not `n_metrics`.
     pub fn fit(columns: &[&[f32]], min_deviations: &[f64]) -> Result<Option<Self>, Error> {
         let n_metrics = columns.len();
-        assert_eq!(min_deviations.len(), n_metrics, "one floor per metric");
+        assert_eq!(min_deviations.len(), n_metrics, "one least deviation per metric");
         if n_metrics < 2 {
             return Ok(None);
         }
@@ -67,7 +66,7 @@ impl Correlation {
         for a in 0..n_metrics {
             matrix[a * n_metrics + a] = 1.0 + RIDGE;
             for b in 0..a {
-                // A column that is constant goes with no other.
+                // A constant column correlates with no other.
                 let scale = deviations[a] * deviations[b];
                 let correlation = if scale > 0.0 { covariance(a, b) / scale } else { 0.0 };
                 matrix[a * n_metrics + b] = correlation;
@@ -86,9 +85,8 @@ impl Correlation {
     /// [`inverse`](Self::inverse), shape `[n_metrics, n_metrics]`.
     ///
     /// # Errors
-    /// [`Error::Part`] if the shapes do not fit, there are fewer than 2 or more than [`MAX_METRICS`]
-    /// metrics, a number is not finite, a deviation or a value on the diagonal is not above 0, or the
-    /// matrix is not symmetric.
+    /// [`Error::InvalidPart`] if the shapes do not fit, there are fewer than 2 or more than [`MAX_METRICS`] metrics, a
+    /// number is not finite, a deviation or a value on the diagonal is not above 0, or the matrix is not symmetric.
     pub fn new(means: Vec<f64>, deviations: Vec<f64>, inverse: Vec<f64>) -> Result<Self, Error> {
         let n_metrics = means.len();
         check_n_metrics(n_metrics)?;
@@ -142,8 +140,7 @@ impl Correlation {
         &self.means
     }
 
-    /// What each metric is divided by, its standard deviation in training or its floor, shape
-    /// `[n_metrics]`.
+    /// Divisor of each metric: its standard deviation in training, or its least deviation. Shape `[n_metrics]`.
     pub fn deviations(&self) -> &[f64] {
         &self.deviations
     }
@@ -154,9 +151,8 @@ impl Correlation {
         &self.inverse
     }
 
-    /// What of each metric's value the others do not explain, in its own units, shape `[n_metrics]`. A
-    /// value that is not finite counts as the mean, so that it does not blind the others; what `f32`
-    /// cannot hold is its greatest value.
+    /// The residual of each metric, in the units of the metric, shape `[n_metrics]`. A value that is not finite counts
+    /// as the mean, so that the residuals of the others stay finite. Residuals are clamped to the range of `f32`.
     ///
     /// # Panics
     /// If there is not one value per metric.
@@ -215,22 +211,22 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     sum(a.iter().zip(b).map(|(a, b)| a * b))
 }
 
-/// In order: the same bits everywhere.
+/// Sums in order, so that every platform gives the same bits.
 fn sum(values: impl Iterator<Item = f64>) -> f64 {
     values.fold(0.0, |sum, value| sum + value)
 }
 
-/// What of each column the others do not explain, on one scale.
+/// Correlation residuals on one scale.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Residuals {
-    /// The correlation of the columns that take part.
+    /// The correlation of the columns.
     pub correlation: Correlation,
     /// Scale of each residual, shape `[n_metrics]` of the correlation.
     pub scales: Vec<RobustScale>,
 }
 
 impl Residuals {
-    /// Learns the scales of the residuals from the columns of the correlation and their floors.
+    /// Fits the scales of the residuals to the columns of the correlation, with their least sigmas.
     ///
     /// # Panics
     /// If the columns are not those of the correlation, or not finite.
@@ -309,8 +305,8 @@ mod tests {
         }
     }
 
-    /// By hand: the correlation of two columns is `r`, and the residual of a ridge regression of one on
-    /// the other `w_0 - r / 1.1 w_1`.
+    /// Computed by hand: with the correlation `r` of two columns, the residual of a ridge regression of one on the
+    /// other is `w_0 - r / 1.1 w_1`.
     #[test]
     fn is_the_ridge_residual() {
         let (a, b) = ([1.0f32, 2.0, 3.0, 6.0], [2.0f32, 1.0, 5.0, 8.0]);
@@ -328,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_leaves_the_others_stands_out() {
+    fn a_metric_that_departs_from_the_others_has_a_large_residual() {
         let correlation = fit(&columns());
         let along = correlation.apply(&[3.9, 390.0, 0.0]);
         let against = correlation.apply(&[3.9, 210.0, 0.0]);

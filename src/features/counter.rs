@@ -1,36 +1,35 @@
-//! Counters that dip: what PromQL would take for a reset, and turn into a spike, is levelled.
+//! Repairs decreases of counters that are not resets, which PromQL would turn into spikes.
 //!
-//! PromQL takes every decrease of a counter for a restart at zero, and adds the whole value before
-//! it to the increase. For a true restart that is right. A counter that is read in two halves, that
-//! a driver rewinds, or that a restored machine brings back lower falls without restarting, and
-//! PromQL then reports gigabytes that nobody sent. A restart is believed when what would have
-//! passed since is in proportion to what passed otherwise; so values that PromQL treats rightly
-//! are left as they are, bit for bit.
+//! PromQL treats every decrease of a counter as a restart at zero, and adds the whole previous value to the increase.
+//! That is correct for a restart. A counter may also fall without one: it is read in two halves, a driver rewinds it,
+//! or a restored machine has a lower value. PromQL then reports gigabytes that were not sent. A fall counts as a
+//! restart if the implied increase since zero is in proportion to the other increases. Values that PromQL treats
+//! correctly keep their bits.
 
 use crate::prom::Sample;
 
-/// A restart is believed up to this many times the usual increase nearby: traffic bursts, but a
-/// counter of gigabytes that merely dips stands orders of magnitude above its own increments.
+/// Most times the typical increase that a restart may imply. Traffic has bursts; a counter of gigabytes that only dips
+/// is orders of magnitude above its increments.
 const PLAUSIBLE_SURGE: f64 = 10.0;
 
-/// Falls within one range, and as much before it, beyond which something is no counter.
+/// Most falls of a counter within the lookback. A series with more is not a counter.
 const MAX_FALLS: usize = 16;
 
-/// What happened to a counter at one sample.
+/// An event of a counter at one sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CounterEvent {
-    /// A restart at zero, left to PromQL.
+    /// A restart at zero, which PromQL handles.
     Reset,
-    /// A fall that came back: the values between now lie on the straight line.
+    /// A fall with a recovery. The values in between are interpolated.
     Dip,
-    /// A fall to a level that it could not have reached from zero: the values after it are lifted.
+    /// A fall to a level too high for a restart, without a recovery. The values after it are raised.
     Rewind,
 }
 
-/// Levels the dips among a counter's samples (ascending, without staleness markers), and tells of
-/// each fall with the timestamp at which it shows.
+/// Repairs dips and rewinds of a counter's samples (ascending, without staleness markers). Calls `on_event` for each
+/// fall with the timestamp of the lower sample.
 ///
-/// What falls more than [`MOST_FALLS`] times is no counter, and is left alone.
+/// A series with more than [`MAX_FALLS`] falls is not a counter and stays as it is.
 pub fn repair(samples: &mut [Sample], mut on_event: impl FnMut(i64, CounterEvent)) {
     let falls = samples.windows(2).filter(|pair| pair[1].value < pair[0].value).count();
     if falls > MAX_FALLS {
@@ -44,13 +43,13 @@ pub fn repair(samples: &mut [Sample], mut on_event: impl FnMut(i64, CounterEvent
             continue;
         }
         let recovery = samples[i..].iter().position(|s| s.value >= before.value).map(|n| i + n);
-        // Had it restarted, the counter would have gone from zero to here, this fast.
+        // A restart implies an increase from zero to the recovered value in this time.
         let recovered = samples[recovery.unwrap_or(i)];
         let seconds = (recovered.timestamp_ms - before.timestamp_ms) as f64 / 1000.0;
         let typical = typical_increase(samples, i - 1, recovery.unwrap_or(i));
         let is_restart = match typical {
             Some(typical) => recovered.value / seconds <= PLAUSIBLE_SURGE * typical,
-            // Nothing to compare with: believe a fall by more than half that did not come back.
+            // Without other increases, a fall by at least half without a recovery counts as a restart.
             None => recovery.is_none() && after.value <= before.value / 2.0,
         };
         let event = match (is_restart, recovery) {
@@ -74,9 +73,8 @@ pub fn repair(samples: &mut [Sample], mut on_event: impl FnMut(i64, CounterEvent
     }
 }
 
-/// The median of the increases per second between neighbours, outside of the steps from `from` to
-/// `to`; `None` when nothing increased. Not the largest: that may be the way back from a dip whose
-/// beginning is out of sight.
+/// The median increase per second between adjacent samples, without the steps from `from` to `to`; `None` if there is
+/// no increase. Not taken: the maximum, which may be the recovery from a dip that starts before the lookback.
 fn typical_increase(samples: &[Sample], from: usize, to: usize) -> Option<f64> {
     let outside = samples[..=from].windows(2).chain(samples[to..].windows(2));
     let mut increases: Vec<f64> = outside
@@ -130,20 +128,20 @@ mod tests {
             to_zero,
             (vec![1e9, 1e9 + 300.0, 1e9 + 500.0, 1e9 + 700.0, 1e9 + 900.0], vec![CounterEvent::Dip])
         );
-        // while the dip is the newest sample nothing says yet that it comes back
+        // A fall at the newest sample has no recovery yet.
         let newest = repaired(&[1e9, 1e9 + 300.0, 1e9 - 200.0]);
         assert_eq!(newest, (vec![1e9, 1e9 + 300.0, 1e9 + 300.0], vec![CounterEvent::Rewind]));
     }
 
     #[test]
-    fn a_rewound_counter_goes_on_from_where_it_was() {
+    fn a_rewound_counter_continues_at_its_previous_value() {
         let (after, events) = repaired(&[1e9, 1e9 + 300.0, 5e8, 5e8 + 400.0]);
         assert_eq!(after, [1e9, 1e9 + 300.0, 1e9 + 300.0, 1e9 + 700.0]);
         assert_eq!(events, [CounterEvent::Rewind]);
     }
 
     #[test]
-    fn samples_that_are_not_numbers_are_left_alone() {
+    fn samples_that_are_not_finite_cause_no_panic() {
         let (after, events) = repaired(&[10.0, f64::NAN, 5.0, f64::INFINITY, f64::NEG_INFINITY]);
         assert_eq!(after.len(), 5);
         assert!(events.len() <= 1);

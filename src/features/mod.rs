@@ -1,8 +1,8 @@
-//! Raw rows to the columns of a model: the one code for live scoring and for training.
+//! Computes the columns of a model from raw rows. Live scoring and training share this code.
 //!
-//! A value is a function of the window alone, over a bounded stretch before its row, so computing
-//! it again gives the same bits. Rates are computed from the raw samples at each row instead of
-//! being kept as they arrive: a late sample then needs no undoing.
+//! A value is a function of the window alone, over a bounded range before its row, so it can be computed again with
+//! the same bits. Rates are computed from the raw samples at each row. Not taken: rates updated as samples arrive, which
+//! late samples would invalidate.
 
 pub mod correlation;
 pub mod counter;
@@ -18,10 +18,10 @@ use rate::RateSemantics;
 use std::fmt;
 use std::time::Duration;
 
-/// Why what turns values into the columns of a model was not built. Turning them has no errors.
+/// Errors of fitting or loading a transformation of columns. Applying one has no errors.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Error {
-    /// There is nothing to learn from.
+    /// The training column is empty.
     #[error("training column has no values")]
     NoValues,
     /// A training value is NaN or infinite.
@@ -32,14 +32,14 @@ pub enum Error {
         /// The value.
         value: f32,
     },
-    /// A part is not one that training makes: the file is damaged or hostile.
+    /// A part from a file is not a possible result of training: the file is damaged or hostile.
     #[error("{part} is {value}, must be {limit}")]
     InvalidPart {
-        /// Its name.
+        /// The name of the part.
         part: &'static str,
         /// The value as given.
         value: String,
-        /// What it must be.
+        /// The valid values.
         limit: String,
     },
 }
@@ -50,42 +50,42 @@ impl Error {
     }
 }
 
-/// What becomes of a feature's samples.
+/// The transform from the samples of a feature to its values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transform {
     /// PromQL's `rate(x[range])` of a counter.
     Rate {
         /// The range in milliseconds, above 0.
         range_ms: i64,
-        /// Whose rate.
+        /// The semantics at the edges of the range.
         semantics: RateSemantics,
     },
-    /// The sample's value: for gauges.
+    /// The value of the sample, for gauges.
     Value,
 }
 
-/// The shortest range of a rate: below it two samples are hardly ever inside.
+/// The shortest range of a rate. Shorter ranges rarely contain two samples.
 const MIN_RANGE: Duration = Duration::from_secs(1);
 
-/// A text that is no transform.
+/// The error for a text that is not a transform.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub enum InvalidTransform {
-    /// Not known.
+    /// The text is neither a rate nor `value`.
     #[error("{0:?} is not one of rate(RANGE), value")]
     Unknown(String),
-    /// A range that is no duration.
+    /// The range is not a duration.
     #[error(transparent)]
     Range(#[from] duration::InvalidDuration),
-    /// A range that hardly ever holds two samples.
+    /// The range is below one second.
     #[error("the range is {range}, must be at least {least}", range = duration::Display(*.0), least = duration::Display(MIN_RANGE))]
     TooShort(Duration),
 }
 
 impl Transform {
-    /// Reads `rate(1m)` or `value`, as [`Display`](fmt::Display) writes them.
+    /// Parses `rate(1m)` or `value`, the inverse of [`Display`](fmt::Display).
     ///
     /// # Errors
-    /// [`InvalidTransform`].
+    /// [`InvalidTransform`] for any other text.
     pub fn parse(text: &str, semantics: RateSemantics) -> Result<Self, InvalidTransform> {
         if text == "value" {
             return Ok(Self::Value);
@@ -98,7 +98,7 @@ impl Transform {
         Ok(Self::Rate { range_ms: time::millis(range), semantics })
     }
 
-    /// Whose rate it is, if it is one.
+    /// The semantics of the rate; `None` for gauges.
     pub fn rate_semantics(&self) -> Option<RateSemantics> {
         match self {
             Self::Rate { semantics, .. } => Some(*semantics),
@@ -106,7 +106,7 @@ impl Transform {
         }
     }
 
-    /// A feature under this transform in PromQL's notation: `rate(rx{device="eth0"}[1m])`.
+    /// The transform of a feature as a PromQL expression: `rate(rx{device="eth0"}[1m])`.
     pub fn expression(&self, feature: &Labels) -> String {
         match self {
             Self::Rate { range_ms, .. } => {
@@ -117,16 +117,17 @@ impl Transform {
         }
     }
 
-    /// How long before a row a sample can still change it, in milliseconds.
+    /// The longest time before a row at which a sample affects the row, in milliseconds.
     pub fn lookback_ms(&self) -> i64 {
         match self {
-            // The range, and as much before it for counter::level to look at.
+            // The range itself, and as much before it for counter::repair.
             Self::Rate { range_ms, .. } => 2 * range_ms + 1,
             Self::Value => 0,
         }
     }
 
-    /// How long a feature has to be there before its values are [settled](Row::Complete).
+    /// The time from the first sample of a feature until its values cover the [full range](Row::Complete), in
+    /// milliseconds.
     pub fn warm_up_ms(&self) -> i64 {
         match self {
             Self::Rate { range_ms, .. } => *range_ms,
@@ -135,7 +136,7 @@ impl Transform {
     }
 }
 
-/// As in the configuration: `rate(1m)` or `value`.
+/// Formats as in the configuration: `rate(1m)` or `value`.
 impl fmt::Display for Transform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -148,35 +149,35 @@ impl fmt::Display for Transform {
     }
 }
 
-/// The columns of a model and how they come out of a window.
+/// The columns of a model and their computation from a window.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schema {
-    /// Labels of each feature, each once: the order of the model's columns.
+    /// Labels of each feature, without repetition, in the order of the model's columns.
     pub features: Vec<Labels>,
-    /// What becomes of the samples.
+    /// The transform of the samples.
     pub transform: Transform,
-    /// Which samples make a row.
+    /// The assignment of samples to rows.
     pub grid: Grid,
 }
 
-/// What there is of one row.
+/// The state of one row.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Row {
-    /// Every feature has a value, and here is the row's timestamp: that of its newest sample.
+    /// Every feature has a value.
     Complete {
-        /// Milliseconds since the epoch.
+        /// Timestamp of the row's newest sample, in milliseconds since the epoch.
         timestamp_ms: i64,
-        /// Do the samples of every feature reach back over the whole range? If not, the rates are
-        /// extrapolated from the part there is: right on average, and unsteady.
+        /// True if the samples of every feature cover the full range. Otherwise the rates are extrapolated from a part
+        /// of the range: unbiased, with a larger variance.
         is_full_range: bool,
     },
-    /// These features (positions in the schema) have no sample in this row.
+    /// These features (indices in the schema) have no sample in the row.
     Missing(Vec<usize>),
-    /// Every feature has its sample, but for these the range holds too few for a rate.
+    /// Every feature has a sample in the row, and these have too few samples in the range for a rate.
     TooFewSamples(Vec<usize>),
 }
 
-/// A [`Schema`] at work on one window, with its buffers.
+/// Reads the rows of one window by a [`Schema`], with reused buffers.
 #[derive(Clone, Debug)]
 pub struct RowReader {
     columns: Vec<Option<Column>>,
@@ -184,24 +185,24 @@ pub struct RowReader {
 }
 
 impl RowReader {
-    /// Finds the schema's features in the window. A feature without a column is missing from every
-    /// row; make the reader anew when the window gets new columns.
+    /// A reader for the columns that the window has now. A feature without a column is missing in every row, so
+    /// create a new reader when the window gets new columns.
     pub fn new(schema: &Schema, window: &Window) -> Self {
         let columns = schema.features.iter().map(|feature| window.find_column(feature)).collect();
         Self { columns, scratch: Vec::new() }
     }
 
-    /// Does a staleness marker stand in the row that holds `timestamp_ms`?
+    /// True if the row that contains `timestamp_ms` has a staleness marker.
     pub fn has_staleness_marker(&self, schema: &Schema, window: &Window, timestamp_ms: i64) -> bool {
         let (after_ms, to_ms) = schema.grid.bounds(timestamp_ms);
         let newest = |column: &Column| window.newest_sample(*column, after_ms, to_ms);
         self.columns.iter().flatten().filter_map(newest).any(|sample| sample.is_stale())
     }
 
-    /// Reads the row that holds `timestamp_ms`: the features' values into `out` (cleared first,
-    /// length the schema's when the row is complete), as `f32`, what the forest compares.
+    /// Reads the row that contains `timestamp_ms`. Clears `out` and fills it with the values of the features, as the
+    /// `f32` that the forest compares: one per feature if the row is complete.
     ///
-    /// `tell` hears of the counters' events that show at this row.
+    /// Calls `on_event` for each counter event with a sample in this row.
     pub fn read_row(
         &mut self,
         schema: &Schema,
@@ -243,8 +244,7 @@ impl RowReader {
     }
 }
 
-/// One feature of the row whose samples lie in `(after_ms, row_ms]`, and whether there are samples
-/// from before its range.
+/// The value of one feature of the row in `(after_ms, row_ms]`, and true if there are samples before its range.
 fn compute_value(
     scratch: &mut Vec<Sample>,
     schema: &Schema,
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dip_makes_no_spike_while_it_passes_through_the_range() {
+    fn a_dip_causes_no_spike_while_it_is_in_the_range() {
         let mut samples: Vec<(i64, f64)> = (0..20).map(|i| (i * 15_000, 1e9 + i as f64 * 1500.0)).collect();
         samples[8].1 = 0.0;
         samples[12].1 -= 1e6;

@@ -1,21 +1,21 @@
-//! PromQL's `rate(x[r])`, operation by operation, so that it equals Prometheus to the last bit.
+//! PromQL's `rate(x[r])`, with the same order of operations, so that results equal Prometheus' to the last bit.
 //!
 //! Source: Prometheus, `promql/functions.go`, `extrapolatedRate`.
 
 use crate::prom::Sample;
 use std::str::FromStr;
 
-/// Whose rate: the two major versions differ at the edges of the range.
+/// The version of Prometheus whose rate is computed. The two versions differ at the edges of the range.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RateSemantics {
     /// Prometheus 3: the range is open on the left.
     #[default]
     V3,
-    /// Prometheus 2.42 to 2.50: the range is closed, and a counter's zero is extrapolated first.
+    /// Prometheus 2.42 to 2.50: the range is closed, and the limit at a counter's zero applies first.
     V2,
 }
 
-/// A text that names no version.
+/// The error for a text that is not a version.
 #[derive(Debug, PartialEq, thiserror::Error)]
 #[error("{0:?} is not one of v3, v2")]
 pub struct UnknownRateSemantics(String);
@@ -40,7 +40,7 @@ impl RateSemantics {
         }
     }
 
-    /// The first millisecond before the range: samples after it take part.
+    /// The start of the range, exclusive, in milliseconds.
     pub fn after_ms(self, time_ms: i64, range_ms: i64) -> i64 {
         match self {
             Self::V3 => time_ms - range_ms,
@@ -49,8 +49,8 @@ impl RateSemantics {
     }
 }
 
-/// `rate(x[range_ms])` at `time_ms` per second, over the samples of the range: ascending, without
-/// staleness markers. `None` below two samples.
+/// `rate(x[range_ms])` at `time_ms`, per second, over the samples of the range: ascending, without staleness markers.
+/// `None` for fewer than two samples.
 pub fn rate(samples: &[Sample], time_ms: i64, range_ms: i64, semantics: RateSemantics) -> Option<f64> {
     let [first, .., last] = samples else { return None };
     let mut increase = last.value - first.value;

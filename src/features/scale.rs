@@ -1,30 +1,30 @@
-//! Columns of one scale: every value in units of what was usual in training.
+//! Robust scaling: expresses a column in units of its usual deviation in training.
 //!
-//! Median and a quantile instead of mean and standard deviation: incidents in the training history then
-//! do not decide what is usual. The 99 % quantile instead of the median deviation, because most metrics
-//! are quiet most of the time, and their ordinary bursts must not look like incidents.
+//! The centre is the median, and sigma is a quantile of the distances from it. Not taken: mean and standard deviation,
+//! which incidents in the training history dominate; the median absolute deviation, which is near 0 for metrics that
+//! are constant most of the time, so that ordinary bursts would look like incidents. Hence the 99 % quantile.
 
 use super::Error;
 use crate::stats::quantile;
 
-/// The share of deviations that count as usual.
+/// The share of distances that count as usual.
 const SIGMA_QUANTILE: f64 = 0.99;
 
-/// How many standard deviations hold that share of a normal distribution: on one, sigma is the standard
+/// The same quantile of a normal distribution, in standard deviations. Sigma of normal values is their standard
 /// deviation.
 pub const SIGMA_QUANTILE_IN_SIGMAS: f64 = 2.576;
 
-/// A sigma is at least this share of the metric's range.
+/// Least sigma, as a share of the metric's range.
 const MIN_SIGMA_SHARE: f64 = 0.01;
 
-/// The least sigma of a metric's columns: 1 % of its range in training, or, if it was constant, 1 % of its
-/// magnitude, which counts as at least 1. Above 0.
+/// The least sigma of a metric's columns, above 0: 1 % of the metric's range in training, or, for a constant metric,
+/// 1 % of its magnitude, which counts as at least 1.
 ///
-/// `metric` holds the values that all of its columns are made from: the range of a difference says
-/// nothing about what a step of the metric means.
+/// `metric` holds the values that all of its columns are derived from. The range of a difference is not a measure of
+/// the metric's scale.
 ///
 /// # Errors
-/// [`Error::NoValues`], [`Error::NotFinite`].
+/// [`Error::NoValues`] without values, [`Error::NotFinite`] for NaN and infinities.
 pub fn min_sigma(metric: &[f32]) -> Result<f64, Error> {
     check_values(metric)?;
     let ends = (f32::INFINITY, f32::NEG_INFINITY);
@@ -33,7 +33,7 @@ pub fn min_sigma(metric: &[f32]) -> Result<f64, Error> {
     Ok(MIN_SIGMA_SHARE * if range > 0.0 { range } else { f64::from(greatest).abs().max(1.0) })
 }
 
-/// Where the middle of one column is, and how far from it is usual.
+/// Centre and usual deviation of one column.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RobustScale {
     center: f64,
@@ -41,12 +41,11 @@ pub struct RobustScale {
 }
 
 impl RobustScale {
-    /// Learns from a training column, shape `[n_rows]`: the center is the median, sigma the 99 % quantile of
-    /// the distances from it, divided by 2.576, and at least `floor` (see [`floor()`]). Quantiles as
-    /// [`quantile`], numpy's linear ones.
+    /// Fits a training column, shape `[n_rows]`. The center is the median. Sigma is the 99 % quantile of the distances
+    /// from it, divided by 2.576, and at least `min_sigma` (see [`min_sigma()`]). Quantiles are those of [`quantile`].
     ///
     /// # Errors
-    /// [`Error::NoValues`], [`Error::NotFinite`], and [`Error::Part`] if `floor` is not finite and above 0.
+    /// [`Error::NoValues`], [`Error::NotFinite`], and [`Error::InvalidPart`] unless `min_sigma` is finite and above 0.
     pub fn fit(column: &[f32], min_sigma: f64) -> Result<Self, Error> {
         check_values(column)?;
         let mut values: Vec<f64> = column.iter().map(|value| f64::from(*value)).collect();
@@ -63,7 +62,7 @@ impl RobustScale {
     /// A scale from a file.
     ///
     /// # Errors
-    /// [`Error::Part`] unless `center` is finite, and `sigma` finite and above 0.
+    /// [`Error::InvalidPart`] unless `center` is finite, and `sigma` finite and above 0.
     pub fn new(center: f64, sigma: f64) -> Result<Self, Error> {
         if !center.is_finite() {
             return Err(Error::invalid_part("center", center, "finite"));
@@ -74,24 +73,23 @@ impl RobustScale {
         Ok(Self { center, sigma })
     }
 
-    /// The median of training, in the units of the column.
+    /// The median in training, in the units of the column.
     pub fn center(&self) -> f64 {
         self.center
     }
 
-    /// The usual distance from it, in the units of the column; above 0.
+    /// The usual distance from the center, in the units of the column; above 0.
     pub fn sigma(&self) -> f64 {
         self.sigma
     }
 
-    /// How many sigmas a value lies above the center. Neither clipped nor bent: ten times further out is
-    /// ten times as much. NaN stays NaN.
+    /// The distance of a value from the center in sigmas. The scale is linear and unbounded. NaN stays NaN.
     pub fn apply(&self, value: f32) -> f32 {
         ((f64::from(value) - self.center) / self.sigma) as f32
     }
 }
 
-/// A training column has values, and all are finite.
+/// Checks that a training column has values, and that all are finite.
 pub(super) fn check_values(column: &[f32]) -> Result<(), Error> {
     if column.is_empty() {
         return Err(Error::NoValues);
@@ -147,7 +145,7 @@ mod tests {
         assert_eq!(min_sigma(&[-500.0, -500.0]), Ok(5.0));
         assert_eq!(min_sigma(&[0.0]), Ok(0.01));
         assert_eq!(min_sigma(&[f32::MIN, f32::MAX]), Ok(0.01 * 2.0 * f64::from(f32::MAX)));
-        // A column that is 0 but for a rare step.
+        // A column of zeros with one step.
         let mut column = [0.0; 1_000];
         column[7] = 1.0;
         let scale = RobustScale::fit(&column, 0.5).expect("values");

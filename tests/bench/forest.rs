@@ -1,5 +1,5 @@
-//! Speed of the forest: growing it, one row, a table; the last two against the plain walk of the same
-//! forest in the same run.
+//! Benchmarks of the forests: fitting, scoring one row, scoring a table. Scoring is compared with the reference
+//! implementation of the same forest in the same run.
 //!
 //!     cargo bench --bench forest
 
@@ -16,10 +16,10 @@ const N_ROWS: usize = 28_800;
 /// Bytes and packets, in and out, of five network interfaces.
 const N_FEATURES: usize = 20;
 
-/// scikit-learn's automatic choice, and the one that a sweep often ends with on such data.
+/// scikit-learn's automatic choice, and a frequent result of a sweep on such data.
 const MAX_SAMPLES: [usize; 2] = [256, 2_000];
 
-/// Rows scored in turn by the one-row cases: enough that no walk repeats the branches of the last, few
+/// Rows scored in turn by the one-row cases: enough that no walk repeats the branches of the previous one, and few
 /// enough to stay in the cache with the forest.
 const WARM_ROWS: usize = 64;
 
@@ -31,7 +31,7 @@ fn main() {
 fn values() -> Vec<f32> {
     let mut state = 0x5eed_u64;
     let mut uniform = || {
-        // An MMIX linear congruence (Knuth): plain noise is all that is wanted.
+        // An MMIX linear congruential generator (Knuth); its quality suffices for noise.
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 40) as f32 / (1u64 << 24) as f32
     };
@@ -138,15 +138,14 @@ mod whole_table {
     }
 }
 
-/// The extended kind, on as many columns as four features of each series make: the plain table four times.
+/// The extended forest, on four columns per series: four copies of the table.
 #[divan::bench_group]
 mod extended {
     use super::*;
 
     const N_COLUMNS: usize = 4 * N_FEATURES;
 
-    /// Standardised: with the wave's own deviation, that is near enough. Copies differ by a sign, or a
-    /// shift in time.
+    /// Approximately standardised, by the deviation of the wave. Copies differ by a sign or a shift in time.
     fn columns() -> Vec<f32> {
         let values = values();
         let columns = (0..N_COLUMNS).flat_map(|column| {

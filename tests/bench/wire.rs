@@ -1,5 +1,5 @@
-//! From the compressed body of a write request to the columns that watch its series, against prost
-//! with a map of decoded label sets.
+//! Benchmarks from the compressed body of a write request to the columns of its series, against prost with a map of
+//! decoded label sets.
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
@@ -49,7 +49,7 @@ fn body() -> Vec<u8> {
     snappy::compress(&request.encode_to_vec())
 }
 
-/// The same request in 2.0.
+/// The same request in version 2.0.
 fn body_v2() -> Vec<u8> {
     let mut symbols = vec![String::new()];
     let mut numbers = HashMap::from([(String::new(), 0)]);
@@ -78,7 +78,7 @@ fn selector() -> Selector {
         .expect("a selector")
 }
 
-/// What the receiver does: one hash and one look-up a series.
+/// The receiver's path: one hash and one lookup per series.
 fn bench_read(bencher: Bencher, version: ProtocolVersion, body: Vec<u8>) {
     let selector = selector();
     let mut index = SeriesIndex::default();
@@ -123,7 +123,7 @@ fn read_v2(bencher: Bencher) {
     bench_read(bencher, ProtocolVersion::V2, body_v2());
 }
 
-/// prost's tree, and a map from label sets to columns.
+/// The baseline: prost's message tree, and a map from label sets to columns.
 #[divan::bench]
 fn prost_tree(bencher: Bencher) {
     let body = body();
@@ -151,7 +151,7 @@ fn prost_tree(bencher: Bencher) {
     });
 }
 
-/// Of both, the part that neither can avoid.
+/// The part common to both paths.
 #[divan::bench]
 fn snappy_alone(bencher: Bencher) {
     let body = body();
