@@ -8,26 +8,14 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
+use support::command::{CommandOutput, run_in};
 use support::{Process, PrometheusVersion, each_version, free_port, http, now_ms, wait};
 
 const MINUTE_MS: i64 = 60_000;
 const DEVICES: [&str; 2] = ["eth0", "lo"];
 
-struct CommandOutput {
-    status: i32,
-    stdout: String,
-    stderr: String,
-}
-
 fn backtest(dir: &Path, args: &[&str]) -> CommandOutput {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_promforest"));
-    let output = command.arg("backtest").args(args).current_dir(dir).output().expect("it runs");
-    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-    CommandOutput {
-        status: output.status.code().expect("it ends by itself"),
-        stdout: text(output.stdout),
-        stderr: text(output.stderr),
-    }
+    run_in(dir, &[&["backtest"], args].concat())
 }
 
 /// What is transferred in a minute: a rhythm of six hours, and from `incident` on a hundred times more for an
@@ -360,7 +348,7 @@ fn errors_are_one_line() {
         (&["--output", "x"][..], "--start"),
         (
             &["--start", "2026-01-01T00:00:00Z", "--budget", "0"],
-            "a budget of 0 alerts per day is not above 0 and at most 100",
+            "a budget of 0 alerts a day is not above 0 and at most 100",
         ),
     ] {
         let output = backtest(dir.path(), args);

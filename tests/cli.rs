@@ -1,28 +1,14 @@
 //! The command line: usage, exit codes, and `promforest match` against a page that is served here.
 
+mod support;
+
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::Command;
 use std::thread;
-
-struct CommandOutput {
-    status: i32,
-    stdout: String,
-    stderr: String,
-}
-
-fn promforest(args: &[&str]) -> CommandOutput {
-    let output = Command::new(env!("CARGO_BIN_EXE_promforest")).args(args).output().expect("it runs");
-    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-    CommandOutput {
-        status: output.status.code().expect("it ends by itself"),
-        stdout: text(output.stdout),
-        stderr: text(output.stderr),
-    }
-}
+use support::command::run;
 
 /// Answers every request with the same bytes; returns the address.
 fn serve(answer: Vec<u8>) -> String {
@@ -62,18 +48,18 @@ fn run_match(address: &str, detectors: &str, more: &[&str]) -> Value {
     let url = format!("http://{address}/metrics");
     let file = file.to_str().expect("UTF-8");
     let args = [&["match", "--url", &url, "--output", "json", "--config.file", file], more].concat();
-    let output = promforest(&args);
+    let output = run(&args);
     assert_eq!((output.status, &*output.stderr), (0, ""));
     serde_json::from_str(&output.stdout).expect("JSON")
 }
 
 #[test]
 fn help_and_version() {
-    let version = promforest(&["--version"]);
+    let version = run(&["--version"]);
     assert_eq!(version.status, 0);
     assert_eq!(version.stdout, format!("promforest {}\n", env!("CARGO_PKG_VERSION")));
     for args in [&["--help"][..], &["-h"], &["help"]] {
-        let help = promforest(args);
+        let help = run(args);
         assert_eq!((help.status, &*help.stderr), (0, ""), "{args:?}");
         for word in ["run", "check", "match", "--config.file", "--web.listen-address", ":9599", "--log.level"]
         {
@@ -85,7 +71,7 @@ fn help_and_version() {
         (["check", "--help"], "config"),
         (["match", "--help"], "http://localhost:9100/metrics"),
     ] {
-        let help = promforest(&args);
+        let help = run(&args);
         assert_eq!(help.status, 0);
         assert!(help.stdout.contains(word), "{args:?}: {word}\n{}", help.stdout);
     }
@@ -112,7 +98,7 @@ fn wrong_usage_exits_with_2() {
         (&["--log.format", "xml"], "[possible values: logfmt, json]"),
         (&["--log.level", "info", "match"], "cannot be used with"),
     ] {
-        let output = promforest(args);
+        let output = run(args);
         assert_eq!((output.status, &*output.stdout), (2, ""), "{args:?}");
         assert!(output.stderr.contains(text), "{args:?}: {}", output.stderr);
     }
@@ -122,7 +108,7 @@ fn wrong_usage_exits_with_2() {
 fn match_shows_columns_as_text() {
     let address = serve_file("node_exporter.prom");
     let url = format!("http://{address}/metrics");
-    let output = promforest(&["match", "--url", &url, "--label", "job=node"]);
+    let output = run(&["match", "--url", &url, "--label", "job=node"]);
     assert_eq!((output.status, &*output.stderr), (0, ""));
     let mut expected = format!(
         "{url}: 51 series\n\ndetector node_network selects 16 of them\n  group {{instance={address:?}, job=\"node\"}}: 16 columns\n"
@@ -221,13 +207,13 @@ fn match_fails_with_one_line() {
         ),
     ] {
         let url = format!("http://{address}/metrics");
-        let output = promforest(&["match", "--url", &url]);
+        let output = run(&["match", "--url", &url]);
         assert_eq!((output.status, &*output.stdout), (1, ""), "{text}");
         assert_eq!(output.stderr.replace(&url, "URL"), format!("promforest: {text}\n"));
     }
     let address = serve_file("requests.prom");
     let url = format!("http://{address}/metrics");
-    let output = promforest(&["match", "--url", &url, "--config.file", "absent.yml"]);
+    let output = run(&["match", "--url", &url, "--config.file", "absent.yml"]);
     assert_eq!(output.status, 1);
     assert_eq!(
         output.stderr,

@@ -142,7 +142,7 @@ fn f15_f20_f21_an_empty_prometheus_and_an_unwritable_snapshot_folder() {
         );
         assert_eq!(stack.api.ready().expect("it answers").0, 200, "{version}");
 
-        let promforest = stack.promforest.take().expect("it runs");
+        let mut promforest = stack.promforest.take().expect("it runs");
         let log = promforest.log_file();
         let status = promforest.terminate(SHORT_TIMEOUT);
         assert_eq!(status.code(), Some(0), "{version}");

@@ -1,10 +1,12 @@
 //! `promforest models`: other programs' forests come in and score as there, what is none is refused in a
 //! line, and the registry is moved by hand.
 
+mod support;
+
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use support::command::run;
 use tempfile::TempDir;
 
 /// As in `models_import.rs`.
@@ -12,32 +14,16 @@ const TOLERANCE: f64 = 2.3e-16;
 /// A graph computes in `f32`.
 const ONNX_TOLERANCE: f64 = 1.1e-7;
 
-struct CommandOutput {
-    status: i32,
-    stdout: String,
-    stderr: String,
-}
-
-fn promforest(args: &[&str]) -> CommandOutput {
-    let output = Command::new(env!("CARGO_BIN_EXE_promforest")).args(args).output().expect("it runs");
-    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-    CommandOutput {
-        status: output.status.code().expect("it ends by itself"),
-        stdout: text(output.stdout),
-        stderr: text(output.stderr),
-    }
-}
-
 /// What a command prints that must do its work.
 fn run_ok(args: &[&str]) -> String {
-    let output = promforest(&[&["models"], args].concat());
+    let output = run(&[&["models"], args].concat());
     assert_eq!((output.status, &*output.stderr), (0, ""), "{args:?}");
     output.stdout
 }
 
 /// What a command complains of that must fail: one line, and nothing else.
 fn run_failing(args: &[&str]) -> String {
-    let output = promforest(&[&["models"], args].concat());
+    let output = run(&[&["models"], args].concat());
     assert_eq!((output.status, &*output.stdout), (1, ""), "{args:?}");
     let line = output.stderr.strip_prefix("promforest: ").and_then(|rest| rest.strip_suffix('\n'));
     let line = line.unwrap_or_else(|| panic!("{args:?}: {:?}", output.stderr));

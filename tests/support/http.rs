@@ -1,18 +1,65 @@
-//! HTTP as a test needs it: one request, one connection, version 1.0, so that nothing comes chunked.
+//! HTTP for tests: one request on one connection with version 1.0, so that nothing is chunked; and responses that are
+//! read from a connection that stays open.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// An answer.
+/// A response with a text for a body.
 #[derive(Debug)]
 pub struct Response {
     /// Status code.
     pub status: u16,
+    /// Headers, by their names in lower case.
+    pub headers: BTreeMap<String, String>,
     /// Body.
     pub body: String,
+}
+
+impl Response {
+    /// Reads one response and leaves the connection open.
+    pub fn read(stream: &mut TcpStream) -> Self {
+        Self::read_for_method(stream, "GET")
+    }
+
+    /// Reads the response to a request of this method: that to `HEAD` has no body.
+    pub fn read_for_method(stream: &mut TcpStream, method: &str) -> Self {
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") {
+            stream.read_exact(&mut byte).unwrap_or_else(|error| {
+                panic!("no response, only {:?}: {error}", String::from_utf8_lossy(&head))
+            });
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8(head).expect("ASCII");
+        let status = status(&head).expect("a status");
+        let headers = headers(&head);
+        let length = headers.get("content-length").map_or(0, |length| length.parse().expect("a length"));
+        let mut body = vec![0; if method == "HEAD" { 0 } else { length }];
+        stream.read_exact(&mut body).expect("the whole body");
+        Self { status, headers, body: String::from_utf8(body).expect("UTF-8") }
+    }
+
+    /// The body, which must be one line.
+    #[track_caller]
+    pub fn only_line(&self) -> &str {
+        let line = self.body.strip_suffix('\n').expect("a line");
+        assert!(!line.contains('\n') && !line.is_empty(), "{:?}", self.body);
+        line
+    }
+}
+
+fn status(head: &str) -> Option<u16> {
+    head.split(' ').nth(1)?.parse().ok()
+}
+
+fn headers(head: &str) -> BTreeMap<String, String> {
+    let pairs = head.lines().skip(1).filter_map(|line| line.split_once(": "));
+    pairs.map(|(name, value)| (name.to_ascii_lowercase(), value.to_string())).collect()
 }
 
 /// Gets a page. `address` is `HOST:PORT`.
@@ -27,21 +74,25 @@ pub fn post(address: &str, path: &str) -> io::Result<Response> {
 
 /// Posts a message of remote write or read, compressed, and returns the status and the body.
 pub fn post_message(address: &str, path: &str, message: &[u8]) -> io::Result<(u16, Vec<u8>)> {
-    send(
-        address,
-        "POST",
-        path,
-        "Content-Type: application/x-protobuf\r\nContent-Encoding: snappy\r\n",
-        message,
-    )
+    let headers = "Content-Type: application/x-protobuf\r\nContent-Encoding: snappy\r\n";
+    let (head, body) = send(address, "POST", path, headers, message)?;
+    Ok((status(&head).unwrap_or_default(), body))
 }
 
 fn exchange(address: &str, method: &str, path: &str) -> io::Result<Response> {
-    let (status, body) = send(address, method, path, "", &[])?;
-    Ok(Response { status, body: String::from_utf8_lossy(&body).into() })
+    let (head, body) = send(address, method, path, "", &[])?;
+    let status = status(&head).unwrap_or_default();
+    Ok(Response { status, headers: headers(&head), body: String::from_utf8_lossy(&body).into() })
 }
 
-fn send(address: &str, method: &str, path: &str, headers: &str, body: &[u8]) -> io::Result<(u16, Vec<u8>)> {
+/// Sends a request; the head of the response, with its status, and the body.
+fn send(
+    address: &str,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &[u8],
+) -> io::Result<(String, Vec<u8>)> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
@@ -53,12 +104,12 @@ fn send(address: &str, method: &str, path: &str, headers: &str, body: &[u8]) -> 
     stream.read_to_end(&mut bytes)?;
     let broken = || {
         let text = String::from_utf8_lossy(&bytes);
-        io::Error::new(io::ErrorKind::InvalidData, format!("no HTTP answer: {text:?}"))
+        io::Error::new(io::ErrorKind::InvalidData, format!("no HTTP response: {text:?}"))
     };
     let end = bytes.windows(4).position(|bytes| bytes == b"\r\n\r\n").ok_or_else(broken)?;
-    let head = String::from_utf8_lossy(&bytes[..end]);
-    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(broken)?;
-    Ok((status, bytes[end + 4..].to_vec()))
+    let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
+    status(&head).ok_or_else(broken)?;
+    Ok((head, bytes[end + 4..].to_vec()))
 }
 
 /// Percent-encodes a part of a query string.

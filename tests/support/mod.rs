@@ -1,12 +1,15 @@
-//! What tests need that run real programs: the programs themselves, ports, HTTP, waiting.
+//! Real programs for tests: the programs themselves, ports, HTTP, waiting.
 //!
-//! A program that is not there is a failure and never a skipped test; `tests/components.sh` gets them all.
+//! A missing program is a failure and never a skipped test; `tests/components.sh` installs them all.
 #![allow(dead_code)] // each test file uses its part
 
 pub mod client;
+pub mod command;
 pub mod http;
 pub mod mlflow;
 pub mod prometheus;
+pub mod remote_write;
+pub mod sidecar;
 pub mod stack;
 
 use std::collections::HashSet;
@@ -18,9 +21,11 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{env, fmt, panic, thread};
 
+/// The program under test.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_promforest");
 /// Lines of each log that a failure shows.
 const TAIL_LINES: usize = 15;
-/// Pause between two looks at something that is waited for.
+/// Pause between two polls.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The Prometheus servers that the tests run against.
@@ -49,7 +54,7 @@ impl PrometheusVersion {
         let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         assert!(
             text.starts_with(prefix),
-            "{} says {:?}, and {prefix:?} is wanted: set {variable}\n{HELP}",
+            "{} prints {:?} instead of {prefix:?}: set {variable}\n{HELP}",
             program.display(),
             text.lines().next().unwrap_or_default(),
         );
@@ -66,7 +71,7 @@ impl fmt::Display for PrometheusVersion {
     }
 }
 
-const HELP: &str = "tests/components.sh gets what is missing: eval \"$(tests/components.sh)\"";
+const HELP: &str = "tests/components.sh installs the missing programs: eval \"$(tests/components.sh)\"";
 
 /// node_exporter: `NODE_EXPORTER`, or else the one in `PATH`.
 pub fn node_exporter() -> PathBuf {
@@ -86,12 +91,12 @@ fn program(variable: &str, names: &[&str]) -> PathBuf {
     })
 }
 
-/// Runs a scenario against every Prometheus at once; fails when one of them does.
+/// Runs a scenario against every Prometheus in parallel; fails if one of them fails.
 pub fn each_version<T: Send>(scenario: impl Fn(PrometheusVersion) -> T + Sync) -> Vec<T> {
     in_parallel(PrometheusVersion::ALL.map(|version| (version, version)), scenario)
 }
 
-/// Does the same with what belongs to each Prometheus at once; fails when one of them does.
+/// Runs an action on an item of each Prometheus in parallel; fails if one of them fails.
 pub fn in_parallel<I: Send, T: Send>(
     items: impl IntoIterator<Item = (PrometheusVersion, I)>,
     action: impl Fn(I) -> T + Sync,
@@ -109,7 +114,7 @@ pub fn in_parallel<I: Send, T: Send>(
     results.into_iter().map(|result| result.unwrap_or_else(|cause| panic::resume_unwind(cause))).collect()
 }
 
-/// A TCP port of 127.0.0.1 that is free, and not handed out before.
+/// A free TCP port of 127.0.0.1, never the same twice.
 pub fn free_port() -> u16 {
     static HANDED_OUT: Mutex<Option<HashSet<u16>>> = Mutex::new(None);
     loop {
@@ -128,7 +133,7 @@ pub fn now_ms() -> i64 {
     i64::try_from(now.as_millis()).expect("the clock is before the year 292278994")
 }
 
-/// A program that runs, and ends with its guard. Its output goes to a log file.
+/// A running program, which is killed on drop. Its output goes to a log file.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -144,7 +149,7 @@ impl Process {
         Self::spawn(name, command, dir)
     }
 
-    /// Starts a program that needs more than arguments, in `dir`, with its log there.
+    /// Starts a prepared command in `dir`, with its log there.
     pub fn spawn(name: &str, mut command: Command, dir: &Path) -> Self {
         let log = dir.join(format!("{name}.log"));
         let file = File::options().create(true).append(true).open(&log).expect("the log can be written");
@@ -171,24 +176,40 @@ impl Process {
     }
 
     /// Sends SIGTERM and waits for the end.
-    pub fn terminate(mut self, limit: Duration) -> ExitStatus {
+    pub fn terminate(&mut self, limit: Duration) -> ExitStatus {
         self.signal("TERM");
+        self.wait_for_exit(limit)
+    }
+
+    /// Waits for the end; fails after the limit.
+    pub fn wait_for_exit(&mut self, limit: Duration) -> ExitStatus {
         let until = Instant::now() + limit;
         loop {
             if let Some(status) = self.child.try_wait().expect("the process is ours") {
                 return status;
             }
-            assert!(
-                Instant::now() < until,
-                "{} is still there {limit:?} after SIGTERM\n{}",
-                self.name,
-                self.tail()
-            );
-            thread::sleep(Duration::from_millis(20));
+            assert!(Instant::now() < until, "{} still runs after {limit:?}\n{}", self.name, self.tail());
+            thread::sleep(Duration::from_millis(5));
         }
     }
 
-    /// Waits until it has ended, which somebody else sees to.
+    /// Memory that is resident now, in bytes.
+    pub fn resident_bytes(&self) -> usize {
+        self.status_bytes("VmRSS:")
+    }
+
+    /// The most memory that was ever resident, in bytes.
+    pub fn peak_bytes(&self) -> usize {
+        self.status_bytes("VmHWM:")
+    }
+
+    fn status_bytes(&self, key: &str) -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).expect("it runs");
+        let value = status.lines().find_map(|line| line.strip_prefix(key)).expect("Linux");
+        value.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1024
+    }
+
+    /// Waits for an end that another process causes.
     pub fn wait_for_end(&mut self) {
         let _ = self.child.wait();
     }
@@ -205,12 +226,12 @@ impl Process {
         }
     }
 
-    /// The file that holds all that it has printed.
+    /// The file of its output.
     pub fn log_file(&self) -> PathBuf {
         self.log.clone()
     }
 
-    /// All that it has printed.
+    /// Its output.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
@@ -232,8 +253,8 @@ impl Drop for Process {
     }
 }
 
-/// Looks until there is an answer. `look` says in an `Err` what it sees instead; at the deadline, or when
-/// one of the processes has ended, that is in the message, with the ends of their logs.
+/// Polls until the result is `Ok`. An `Err` describes the state so far; at the deadline, or when one of the processes
+/// has ended, the panic's message holds it and the ends of their logs.
 pub fn wait<T>(
     what: &str,
     limit: Duration,

@@ -1,0 +1,86 @@
+//! Reload of the configuration.
+
+use crate::support::remote_write::series;
+use crate::support::sidecar::{CONFIG, Sidecar};
+use crate::support::{http, now_ms};
+
+#[test]
+fn f25_a_wrong_file_says_where_and_changes_nothing() {
+    let sidecar = Sidecar::start(&[]);
+    let now = now_ms();
+    let write = |i: i64| sidecar.write_series(vec![series("a", 0, &[(now + i, 1.0)])]).expect("an answer");
+    assert_eq!(write(0), 204);
+    let duplicates = || sidecar.metric("promforest_ingest_samples_dropped_total");
+    for (what, wrong, line) in [
+        ("syntax", CONFIG.replace("}]\n", "\n"), 3),
+        ("an unknown key", CONFIG.replace("transform", "tranform"), 3),
+        ("a regular expression", CONFIG.replace(".+", "(.+"), 3),
+        ("a target", CONFIG.replace("remote_write: []", "remote_write: [{url: 'nowhere'}]"), 1),
+    ] {
+        sidecar.write_file("promforest.yml", &wrong);
+        let answer = http::post(&sidecar.address(), "/-/reload").expect("an answer");
+        assert_eq!(answer.status, 500, "{what}: {}", answer.body);
+        let location = answer.body.find("promforest.yml:").map(|at| answer.body[at + 15..].to_string());
+        let reported_line = location.and_then(|rest| rest.split(':').next()?.parse().ok());
+        assert!(
+            reported_line.is_some_and(|found: usize| found.abs_diff(line) <= 1),
+            "{what}: {}",
+            answer.body
+        );
+        assert_eq!(sidecar.metric("promforest_config_last_reload_successful"), 0.0, "{what}");
+        let before = duplicates();
+        assert_eq!(write(0), 204, "{what}");
+        assert_eq!(duplicates(), before + 1.0, "{what}: the window is the same");
+    }
+    sidecar.write_file("promforest.yml", CONFIG);
+    assert_eq!(http::post(&sidecar.address(), "/-/reload").expect("an answer").status, 200);
+    assert_eq!(sidecar.metric("promforest_config_last_reload_successful"), 1.0);
+    let before = duplicates();
+    assert_eq!(write(0), 204);
+    assert_eq!(duplicates(), before + 1.0, "a reload of the same file keeps the window");
+}
+
+/// What a detector held is there for the next one.
+#[test]
+fn f26_a_detector_that_is_removed_frees_its_memory() {
+    const GROUPS: usize = 40;
+    let detectors = |name: &str| {
+        CONFIG
+            .replace("name: all", &format!("name: {name}"))
+            .replace("{job=~\".+\"}", &format!("{{__name__=~\"{name}.*\"}}"))
+    };
+    let mut sidecar = Sidecar::start(&[("promforest.yml", &detectors("first"))]);
+    let fill = |sidecar: &Sidecar, name: &str| {
+        let now = now_ms();
+        for group in 0..GROUPS {
+            // As scrapes come: one after another, each with all series.
+            let scrape = |i: i64| {
+                let sample = (now - 15_000 * (1000 - i), (i * i % 977) as f64 * 1.1);
+                (0..10).map(move |n| (n, sample))
+            };
+            let all = (0..1000).flat_map(scrape);
+            let all = all.map(|(n, sample)| series(&format!("{name}_{n}"), group, &[sample])).collect();
+            assert_eq!(sidecar.write_series(all).expect("an answer"), 204);
+        }
+        sidecar.process.resident_bytes()
+    };
+    let empty = sidecar.process.resident_bytes();
+    let first = fill(&sidecar, "first");
+    assert!(first > empty + (8 << 20), "{empty}, then {first}");
+    let n_groups = |page: &str, name: &str| {
+        page.lines()
+            .filter(|line| line.starts_with("promforest_training_progress_ratio{") && line.contains(name))
+            .count()
+    };
+    sidecar.wait_for_metric("promforest_index_series", |series| series >= 10.0 * GROUPS as f64);
+    let page = http::get(&sidecar.address(), "/metrics").expect("a page").body;
+    assert_eq!(n_groups(&page, "\"first\""), GROUPS);
+    sidecar.write_file("promforest.yml", &detectors("second"));
+    assert_eq!(http::post(&sidecar.address(), "/-/reload").expect("an answer").status, 200);
+    let page = http::get(&sidecar.address(), "/metrics").expect("a page").body;
+    assert_eq!(n_groups(&page, "\"first\""), 0);
+    sidecar.wait_for_metric("promforest_index_series", |series| series == 0.0);
+    let second = fill(&sidecar, "second");
+    println!("resident: {empty} without, {first} with the first, {second} with the second");
+    assert!(second - empty < (first - empty) * 3 / 2, "{empty}, {first}, {second}");
+}

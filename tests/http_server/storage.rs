@@ -1,0 +1,44 @@
+//! The storage folder.
+
+use crate::TIMEOUT;
+use crate::support::PROGRAM;
+use crate::support::client::folder;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+#[test]
+fn f21_a_storage_folder_is_made_or_refused_in_one_line() {
+    let folder = folder(&[("file", "")]);
+    let start = |storage: &Path| {
+        let mut command = Command::new(PROGRAM);
+        command.args(["--web.listen-address=127.0.0.1:0", "--storage.path"]).arg(storage);
+        command.current_dir(folder.path()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.spawn().expect("it starts")
+    };
+    for (storage, reason) in [
+        (folder.path().join("file"), "File exists (os error 17)"),
+        (folder.path().join("file/below"), "Not a directory (os error 20)"),
+        // Nobody can write there, not even root.
+        ("/proc/sys/promforest".into(), "No such file or directory (os error 2)"),
+        ("/proc/self".into(), "No such file or directory (os error 2)"),
+    ] {
+        let output = start(&storage).wait_with_output().expect("it ends");
+        assert_eq!(output.status.code(), Some(1), "{}", storage.display());
+        let mut expected = String::new();
+        writeln!(expected, "promforest: cannot use the storage folder {}: {reason}", storage.display())
+            .expect("text");
+        assert_eq!(String::from_utf8_lossy(&output.stderr), expected);
+    }
+    let missing = folder.path().join("a/b/c");
+    let mut child = start(&missing);
+    let until = Instant::now() + TIMEOUT;
+    while !missing.is_dir() {
+        assert!(Instant::now() < until && child.try_wait().expect("a child").is_none(), "it is not made");
+        thread::sleep(Duration::from_millis(20));
+    }
+    child.kill().expect("it runs");
+    child.wait().expect("it ends");
+}
