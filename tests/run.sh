@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Every check and every test: tests/run.sh
+# Format, lints, unit tests and documentation, without other programs: tests/run.sh fast
 #
-# Sets up what they need first (tests/components.sh), and stops at the first failure.
+# The full run installs the programs that it needs first (tests/components.sh). Both stop at the first failure.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -34,6 +35,32 @@ command -v cargo >/dev/null || PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 command -v cargo >/dev/null || die "cargo is not in PATH: install Rust (https://rustup.rs)"
 cargo fmt --version >/dev/null 2>&1 || die "cargo fmt is missing: rustup component add rustfmt"
 cargo clippy --version >/dev/null 2>&1 || die "cargo clippy is missing: rustup component add clippy"
+
+check_format() {
+    begin "cargo fmt"
+    cargo fmt --all --check
+    cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
+}
+check_docs() {
+    begin "cargo doc"
+    RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+}
+
+case ${1:-} in
+'') ;;
+fast)
+    check_format
+    begin "cargo clippy"
+    cargo clippy --locked --lib --bins -- -D warnings
+    begin "Unit tests"
+    cargo test --locked --lib
+    check_docs
+    finish
+    printf '\nThe fast checks passed, %s s.\n' "$SECONDS"
+    exit
+    ;;
+*) die "usage: tests/run.sh [fast]" ;;
+esac
 command -v python3 >/dev/null || die "python3 is missing"
 
 begin "Components"
@@ -64,15 +91,15 @@ for promtool in "$PROMTOOL_2" "$PROMTOOL_3"; do
     "$promtool" test rules deploy/prometheus/promforest.rules.test.yml
 done
 
-begin "cargo fmt"
-cargo fmt --all --check
-cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
+check_format
 
 begin "cargo clippy"
 cargo clippy --locked --all-targets -- -D warnings
 
 begin "cargo test"
 cargo test --locked
+
+check_docs
 
 finish
 printf '\nEverything passed, %s s.\n' "$SECONDS"
