@@ -21,7 +21,7 @@ scores_within=600 # seconds from the start of promforest; about 3 minutes is usu
 
 # ---------------------------------------------------------------- words
 
-say() { printf '\n==> %s\n' "$*"; }
+heading() { printf '\n==> %s\n' "$*"; }
 note() { printf '    %s\n' "$*"; }
 die() {
     printf '\nerror: %s\n' "$1" >&2
@@ -100,7 +100,7 @@ install_packages() {
         if [ ! -t 0 ]; then root+=(-n); fi
         "${root[@]}" true || die "missing: $*" "installing them needs root, and sudo did not grant it"
     fi
-    say "Installing $*"
+    heading "Installing $*"
     local ours=''
     if [ -d /run/systemd/system ] && [ ! -e "$policy" ]; then
         printf '#!/bin/sh\nexit 101\n' | "${root[@]}" tee "$policy" >/dev/null
@@ -212,7 +212,7 @@ cleanup() {
     trap - EXIT
     trap '' INT TERM HUP
     tick_end
-    [ ${#running[@]} -eq 0 ] || say "Stopping"
+    [ ${#running[@]} -eq 0 ] || heading "Stopping"
     local name
     for name in build promforest prometheus node_exporter; do stop "$name"; done
     if [ -n "$dir" ]; then
@@ -290,7 +290,7 @@ YAML
 
 build() {
     [ -z "$promforest" ] || return 0
-    say "Building promforest (some minutes the first time; Prometheus collects history meanwhile)"
+    heading "Building promforest (some minutes the first time; Prometheus collects history meanwhile)"
     local target status=0
     cd "$repo"
     target=$(cargo metadata --locked --format-version 1 --no-deps | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
@@ -304,7 +304,7 @@ build() {
 }
 
 wait_for_scores() {
-    say "Waiting for the first scores (the first model needs 1 minute of history, and 1 minute for the rates to settle)"
+    heading "Waiting for the first scores (the first model needs 1 minute of history, and 1 minute for the rates to settle)"
     local until=$((SECONDS + scores_within)) progress
     while [ -z "$(query 'anomaly_score{job="node"} and on (job, instance) node_network_anomaly')" ]; do
         check_alive
@@ -333,7 +333,7 @@ graph() { # expression, percent-encoded
 where_to_look() {
     local burst="$0 burst"
     [ "$prometheus_port" = 9090 ] || burst="PROMETHEUS_PORT=$prometheus_port $burst"
-    say "Where to look"
+    heading "Where to look"
     note "anomaly_score          1 is the threshold      $(graph anomaly_score)"
     note "node_network_anomaly   negative is an anomaly  $(graph node_network_anomaly)"
     note "the traffic behind it                          $(graph 'rate(node_network_receive_bytes_total%5B1m%5D)')"
@@ -341,9 +341,9 @@ where_to_look() {
     note "promforest's metrics                           $promforest_url/metrics"
     note "configuration, data, logs                      $dir"
     note "Grafana: import deploy/grafana/dashboards/promforest.json, with $prometheus_url as its data source"
-    say "Make an anomaly, in another terminal"
+    heading "Make an anomaly, in another terminal"
     note "$burst"
-    say "The score, every 5 s. Ctrl-C stops everything"
+    heading "The score, every 5 s. Ctrl-C stops everything"
 }
 
 watch_score() {
@@ -376,7 +376,7 @@ up() {
     dir=$(mktemp -d "${TMPDIR:-/tmp}/promforest-quickstart.XXXXXX")
     write_config
 
-    say "Starting node_exporter and Prometheus in $dir"
+    heading "Starting node_exporter and Prometheus in $dir"
     # Debian's node_exporter leaves lo out unless told otherwise.
     start node_exporter "$node_exporter" --web.listen-address="127.0.0.1:$node_exporter_port" \
         --collector.netdev.device-exclude='^$'
@@ -389,7 +389,7 @@ up() {
 
     build
 
-    say "Starting promforest"
+    heading "Starting promforest"
     cd "$dir/promforest"
     start promforest "$promforest" --config.file="$dir/promforest.yml" --storage.path="$dir/promforest" \
         --web.listen-address="127.0.0.1:$promforest_port"
@@ -412,7 +412,7 @@ burst() {
     command -v curl >/dev/null || die "burst needs curl"
     local before='' score highest=''
     before=$(query 'anomaly_score{job="node"}')
-    say "Sending 100 MB/s over lo for $seconds s"
+    heading "Sending 100 MB/s over lo for $seconds s"
     if [ -n "$before" ]; then
         note "score before: $(rounded "$before")"
     else

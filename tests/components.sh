@@ -20,7 +20,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${PROMFOREST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/promforest}
 
-say() { printf 'components: %s\n' "$*" >&2; }
+log() { printf 'components: %s\n' "$*" >&2; }
 die() {
     printf 'components: error: %s\n' "$*" >&2
     exit 1
@@ -34,7 +34,7 @@ apt_install() {
         command -v sudo >/dev/null || die "missing: $*; installing it needs root or sudo"
         root=(sudo -n)
     fi
-    say "installing $*"
+    log "installing $*"
     {
         "${root[@]}" apt-get update -q &&
             "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@"
@@ -65,7 +65,7 @@ debian_components() {
     local version
     version=$(/usr/bin/prometheus --version 2>&1 | sed -n '1s/^prometheus, version \([^ ]*\).*/\1/p')
     [[ $version == 2.* ]] || die "/usr/bin/prometheus is version ${version:-unknown}; the tests want a 2.x there"
-    say "Prometheus $version, Debian's"
+    log "Prometheus $version, Debian's"
 }
 
 # Prometheus 3.16 is the Go module v0.316.0.
@@ -95,11 +95,11 @@ build_prometheus() {
     local version=$1 into=$2 pins program
     pins=$(cat "$here/components/go.mod" "$here/components/go.sum" | sha256sum)
     if [ -x "$into/prometheus" ] && [ -x "$into/promtool" ] && [ "$(cat "$into/pins" 2>/dev/null)" = "$pins" ]; then
-        say "Prometheus $version, in the cache"
+        log "Prometheus $version, in the cache"
         return
     fi
     check_go "$version"
-    say "building Prometheus $version; some minutes, once"
+    log "building Prometheus $version; some minutes, once"
     mkdir -p "$into"
     for program in prometheus promtool; do
         (cd "$here/components" && CGO_ENABLED=0 go build -mod=readonly -trimpath -tags remove_all_sd,netgo \
@@ -108,7 +108,7 @@ build_prometheus() {
             die "$program $version did not build"
         mv "$into/$program.new" "$into/$program"
     done
-    "$into/prometheus" --version 2>&1 | grep -q "version $version" || die "$into/prometheus does not say it is $version"
+    "$into/prometheus" --version 2>&1 | grep -q "version $version" || die "$into/prometheus does not report version $version"
     printf '%s\n' "$pins" >"$into/pins"
 }
 
@@ -119,10 +119,10 @@ python_environment() {
         die "$(command -v python3) is $(python3 --version); 3.11 or newer is wanted"
     pins=$({ cat "$requirements" && python3 -c 'import sys; print(sys.base_prefix, sys.version)'; } | sha256sum)
     if [ "$(cat "$into/pins" 2>/dev/null)" = "$pins" ] && "$into/bin/python" -c '' 2>/dev/null; then
-        say "Python of $2, in the cache"
+        log "Python of $2, in the cache"
         return
     fi
-    say "installing $2; a minute or two, once"
+    log "installing $2; a minute or two, once"
     rm -rf "$into"
     python3 -m venv "$into" >&2 || die "python3 cannot make a virtual environment"
     "$into/bin/python" -m pip install -q --no-compile --only-binary :all: -r "$requirements" >&2 ||
@@ -138,17 +138,17 @@ python_environment() {
 build_s3s_fs() {
     local version=$1 into=$2
     if "$into/bin/s3s-fs" --version 2>/dev/null | grep -qF "$version"; then
-        say "s3s-fs $version, in the cache"
+        log "s3s-fs $version, in the cache"
         return
     fi
     command -v cargo >/dev/null || PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
     command -v cargo >/dev/null || die "no 'cargo' in PATH; s3s-fs $version is built with it"
-    say "building s3s-fs $version; some minutes, once"
+    log "building s3s-fs $version; some minutes, once"
     (cd / && CARGO_TARGET_DIR=$into/target CARGO_PROFILE_DEV_DEBUG=0 \
         cargo install s3s-fs --version "$version" --features binary --locked --debug --quiet --root "$into" --force) >&2 ||
         die "s3s-fs $version did not build"
     rm -rf "$into/target"
-    "$into/bin/s3s-fs" --version | grep -qF "$version" || die "$into/bin/s3s-fs does not say it is $version"
+    "$into/bin/s3s-fs" --version | grep -qF "$version" || die "$into/bin/s3s-fs does not report version $version"
 }
 
 mkdir -p "$cache"
