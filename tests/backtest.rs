@@ -348,7 +348,7 @@ fn errors_are_one_line() {
         (&["--output", "x"][..], "--start"),
         (
             &["--start", "2026-01-01T00:00:00Z", "--budget", "0"],
-            "a budget of 0 alerts a day is not above 0 and at most 100",
+            "a budget of 0 alerts per day is not above 0 and at most 100",
         ),
     ] {
         let output = backtest(dir.path(), args);
