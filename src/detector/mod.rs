@@ -3,7 +3,6 @@
 //! A detector is a block of the configuration file. It stands in a room of its own because training, backtests and the
 //! pipeline all read it, while `config` only lists the blocks.
 
-mod model;
 mod promotion_gate;
 mod training;
 
@@ -80,7 +79,7 @@ impl Detector {
             grace,
             training: training.map_or(default.training, TrainingConfig::read),
             alerts: alerts.map_or(default.alerts, detect::Config::read),
-            model: model.map_or(default.model, model::read_params),
+            model: model.map_or(default.model, ModelParams::read),
         };
         detector.check_window(&section);
         section.deny_unknown();

@@ -107,6 +107,14 @@ impl ModelParams {
         }
     }
 
+    /// True if a training row may lack values.
+    pub fn accepts_missing_values(&self) -> bool {
+        match self {
+            Self::IsolationForest(_) => false,
+            Self::Extended(_) => true,
+        }
+    }
+
     /// The parameters, if they are of an extended forest.
     pub fn as_extended(&self) -> Option<&ExtendedParams> {
         match self {

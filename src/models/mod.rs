@@ -8,6 +8,8 @@
 
 pub mod artifact;
 pub mod columns;
+mod config;
+mod fit;
 pub mod import;
 mod imported;
 mod kind;
@@ -19,6 +21,7 @@ mod running;
 pub mod sklearn;
 mod validation;
 
+pub use fit::PreparedRows;
 pub use imported::ImportedForest;
 pub use kind::{EXTENDED_OFFSET, FittedModel, ModelKind, ModelParams, score};
 pub use model::{DeployedModel, Model, ModelCard, TrainingRange};

@@ -2,10 +2,9 @@
 
 use super::cross_validation::{CrossValidator, Sweep};
 use super::training_set::TrainingSet;
-use crate::detect::{OnlineDetector, TrainingMatrix};
 use crate::detector::Detector;
 use crate::forest::{self, MaxSamples, Table};
-use crate::models::{self, DecisionHistogram, FittedModel, Model, ModelCard, ModelParams, TrainingRange};
+use crate::models::{DecisionHistogram, Model, ModelCard, ModelParams, TrainingRange};
 use crate::prom::Labels;
 use crate::window::Score;
 use std::num::NonZeroUsize;
@@ -68,39 +67,16 @@ impl<'a> ModelFitter<'a> {
     /// # Errors
     /// Those of the forest, if the parameters do not suit the rows.
     pub fn fit(&self, training_set: &TrainingSet) -> Result<Trained, forest::Error> {
-        let table = training_set.table()?;
-        let matrix = match self.params {
-            ModelParams::IsolationForest(_) => None,
-            ModelParams::Extended(_) => Some(TrainingMatrix::new(&training_set.timestamps, &table)?),
+        let prepared = self.params.prepare(&training_set.timestamps, training_set.table()?)?;
+        let sweep = prepared.forest_table()?.map(|table| self.validate(&table)).transpose()?.flatten();
+        let best_size = sweep.as_ref().filter(|_| !self.sizes.is_empty());
+        let max_samples =
+            best_size.map(|sweep| MaxSamples::count(sweep.validation.best().max_samples)).transpose()?;
+        let params = match max_samples {
+            Some(max_samples) => self.params.with_max_samples(max_samples),
+            None => self.params.clone(),
         };
-        let forest_table = match &matrix {
-            None => Some(table),
-            Some(matrix) => matrix.table()?,
-        };
-        let sweep = forest_table.map(|table| self.validate(&table)).transpose()?.flatten();
-        let params = match &sweep {
-            Some(sweep) if !self.sizes.is_empty() => {
-                self.params.with_max_samples(MaxSamples::count(sweep.validation.best().max_samples)?)
-            }
-            _ => self.params.clone(),
-        };
-        let (fitted, scores) = match (&params, matrix) {
-            (ModelParams::Extended(params), Some(matrix)) => {
-                let (detection, scores) = OnlineDetector::from_training(matrix.fit(params, self.threads)?);
-                (FittedModel::Extended(Box::new(detection)), scores)
-            }
-            (ModelParams::IsolationForest(params), _) => {
-                let forest = params.fit(&table, self.threads)?;
-                let mut row = vec![0.0; table.n_features()];
-                let score = |(number, timestamp_ms): (usize, &i64)| {
-                    table.copy_row(number, &mut row);
-                    (*timestamp_ms, models::score(&forest, &row))
-                };
-                let scores = training_set.timestamps.iter().enumerate().map(score).collect();
-                (FittedModel::IsolationForest(forest), scores)
-            }
-            (ModelParams::Extended(_), None) => unreachable!("an extended forest has a training matrix"),
-        };
+        let (fitted, scores) = prepared.fit(max_samples, self.threads)?;
         let card = self.card(&params, training_set, sweep.as_ref(), &scores);
         Ok(Trained { model: Model { schema: training_set.schema.clone(), fitted, card }, sweep, scores })
     }

@@ -5,7 +5,6 @@ use super::exclusion::Exclusion;
 use crate::detector::Detector;
 use crate::features::{Row, RowReader, Schema};
 use crate::forest::{self, Table};
-use crate::models::ModelParams;
 use crate::prom::Labels;
 use crate::time;
 use crate::window::grid::Grid;
@@ -100,9 +99,10 @@ impl TrainingSet {
         };
         let n_features = schema.features.len();
         let gatherer = RowGatherer { window, exclusions, observed_ms: have_ms, to_ms };
-        let training_set = match detector.model {
-            ModelParams::IsolationForest(_) => gatherer.gather_complete(schema),
-            ModelParams::Extended(_) => gatherer.gather_with_missing(schema),
+        let training_set = if detector.model.accepts_missing_values() {
+            gatherer.gather_with_missing(schema)
+        } else {
+            gatherer.gather_complete(schema)
         };
         training_set.non_empty(n_features)
     }

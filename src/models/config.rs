@@ -1,39 +1,41 @@
 //! The section `model` of a detector: kind and parameters, named as in scikit-learn and isotree.
 
+use super::kind::{ModelKind, ModelParams};
 use crate::forest::{Contamination, ExtendedParams, ForestParams, MaxFeatures, MaxSamples};
-use crate::models::{ModelKind, ModelParams};
 use crate::yaml::{Node, Section};
 use std::num::NonZeroUsize;
 
 /// Most trees of a forest, against typing errors. A hundred trees suffice.
 const MAX_ESTIMATORS: usize = 10_000;
 
-/// Reads the section of the configuration file.
-pub(super) fn read_params(mut section: Section<'_, '_>) -> ModelParams {
-    let kind = section.get("kind").and_then(|node| node.parse(str::parse)).unwrap_or_default();
-    let n_estimators = section.get("n_estimators").and_then(|node| read_n_estimators(&node));
-    let max_samples = section.get("max_samples").and_then(|node| read_max_samples(&node));
-    let random_state = section.get("random_state").and_then(|node| node.value("a whole number"));
-    match kind {
-        ModelKind::IsolationForest => {
-            let default = ForestParams::default();
-            ModelParams::IsolationForest(ForestParams {
-                n_estimators: n_estimators.unwrap_or(default.n_estimators),
-                max_samples: max_samples.unwrap_or(default.max_samples),
-                random_state: random_state.unwrap_or(default.random_state),
-                ..read_standard_params(section)
-            })
-        }
-        ModelKind::ExtendedIsolationForest => {
-            let default = ExtendedParams::default();
-            let ndim = section.count("ndim", default.ndim.get(), 1);
-            section.deny_unknown();
-            ModelParams::Extended(ExtendedParams {
-                n_estimators: n_estimators.unwrap_or(default.n_estimators),
-                max_samples: max_samples.unwrap_or(default.max_samples),
-                ndim: NonZeroUsize::new(ndim).unwrap_or(default.ndim),
-                random_state: random_state.unwrap_or(default.random_state),
-            })
+impl ModelParams {
+    /// Reads the section of the configuration file.
+    pub fn read(mut section: Section<'_, '_>) -> Self {
+        let kind = section.get("kind").and_then(|node| node.parse(str::parse)).unwrap_or_default();
+        let n_estimators = section.get("n_estimators").and_then(|node| read_n_estimators(&node));
+        let max_samples = section.get("max_samples").and_then(|node| read_max_samples(&node));
+        let random_state = section.get("random_state").and_then(|node| node.value("a whole number"));
+        match kind {
+            ModelKind::IsolationForest => {
+                let default = ForestParams::default();
+                Self::IsolationForest(ForestParams {
+                    n_estimators: n_estimators.unwrap_or(default.n_estimators),
+                    max_samples: max_samples.unwrap_or(default.max_samples),
+                    random_state: random_state.unwrap_or(default.random_state),
+                    ..read_standard_params(section)
+                })
+            }
+            ModelKind::ExtendedIsolationForest => {
+                let default = ExtendedParams::default();
+                let ndim = section.count("ndim", default.ndim.get(), 1);
+                section.deny_unknown();
+                Self::Extended(ExtendedParams {
+                    n_estimators: n_estimators.unwrap_or(default.n_estimators),
+                    max_samples: max_samples.unwrap_or(default.max_samples),
+                    ndim: NonZeroUsize::new(ndim).unwrap_or(default.ndim),
+                    random_state: random_state.unwrap_or(default.random_state),
+                })
+            }
         }
     }
 }
