@@ -146,7 +146,9 @@ fn check_python_agrees(fit: impl Fn(&Table) -> FittedModel) {
     let folder = folder.path().join("model");
     artifact::save(&artifact::to_files(&model), &folder).expect("writable");
     let rows = rows(&table);
-    let found = scores(&folder, &rows, matches!(model.fitted, FittedModel::Extended(_)));
+    let is_ordered = matches!(model.fitted, FittedModel::Extended(_));
+    assert!(scores(&folder, &[], is_ordered).is_empty(), "no rows, no scores");
+    let found = scores(&folder, &rows, is_ordered);
     assert_eq!(found.len(), rows.len());
     let mut largest: f64 = 0.0;
     for ((row, found), expected) in rows.iter().zip(&found).zip(expected(&model.fitted, &rows)) {

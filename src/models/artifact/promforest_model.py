@@ -47,7 +47,7 @@ class Model:
         self.is_ordered = self.meta["kind"] == "extended_isolation_forest"
         if self.is_ordered:
             state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            self.forest = ExtendedIsolationForest(self.meta["forest"], nodes, state)
+            self.forest = ExtendedIsolationForest(self.meta["forest"], nodes, state, len(self.columns))
         else:
             self.forest = IsolationForest(self.meta["forest"], nodes)
 
@@ -162,7 +162,7 @@ class ExtendedIsolationForest:
 
     RECURRING_SIGMAS, RECURRING_MARGIN = 5.0, 1.5
 
-    def __init__(self, meta, nodes, state):
+    def __init__(self, meta, nodes, state, n_features):
         names = ["left_child", "right_child", "cut", "low", "high", "n_node_samples"]
         columns = {name: nodes[name].to_numpy() for name in names}
         for name in ["columns", "coefficients"]:
@@ -174,7 +174,10 @@ class ExtendedIsolationForest:
         self.known = np.array(known)
         self.scales = np.array([scale or [0.0, 1.0] for scale in meta["scales"]], dtype=np.float64)
         self.varying = meta["varying"]
-        self.columns = [c for feature in self.varying for c in range(3 * feature, 3 * feature + 3) if known[c]]
+        n_derived = len(known) // n_features
+        derived = (c for feature in self.varying for c in range(n_derived * feature, n_derived * (feature + 1)))
+        self.columns = [c for c in derived if known[c]]
+        self.n_features, self.n_derived = n_features, n_derived
         self.residuals = None
         if meta["residuals"] is not None:
             self.residuals = {name: np.array(values) for name, values in meta["residuals"].items()}
@@ -192,7 +195,7 @@ class ExtendedIsolationForest:
             derived, threshold = DerivedFeatures(self.state), PotThreshold(self.state)
             derived_rows = [derived.derive(int(time), row) for time, row in zip(times, rows)]
             parts = zip(*derived_rows) if derived_rows else ([], [])
-            columns, baselines = (np.array(part).reshape(len(rows), -1) for part in parts)
+            columns, baselines = (np.array(part).reshape(len(rows), len(self.scales)) for part in parts)
             standardized = standardize(columns, self.scales)
             standardized[~np.isfinite(columns) | ~self.known] = 0.0
             score_samples = self.score_samples(rows, standardized)
@@ -201,7 +204,7 @@ class ExtendedIsolationForest:
             limits = self.RECURRING_MARGIN * standardize(baselines, self.scales).astype(np.float64)
             limits = np.where(baselines > 0, limits, 0.0)
             sigmas = np.where(self.known & (sigmas <= limits), np.minimum(sigmas, self.RECURRING_SIGMAS), sigmas)
-            sigmas = sigmas.reshape(len(rows), -1, 3).max(axis=2)
+            sigmas = sigmas.reshape(len(rows), self.n_features, self.n_derived).max(axis=2)
             top = -np.sort(-np.log1p(sigmas), axis=1)[:, :2]
             parts = [-score_samples, top.sum(axis=1) / max(top.shape[1], 1)]
         raw = 0.5 * sum((part - median) / unit for part, (median, unit) in zip(parts, self.score_scales))
@@ -298,8 +301,7 @@ class DerivedFeatures:
             total = np.cumsum(recent, axis=0)[-1]
             square = (recent - total / len(recent)) ** 2
             deviation = np.sqrt(np.cumsum(square, axis=0)[-1] / len(recent))
-        columns = np.empty(3 * len(row), dtype=np.float32)
-        columns[0::3], columns[1::3], columns[2::3] = residual, difference, deviation
+        columns = np.stack([residual, difference, deviation], axis=1).astype(np.float32).ravel()
         quarter = time // self.QUARTER
         if self.quarter is None or quarter > self.quarter:
             if self.quarter is not None:
@@ -319,18 +321,21 @@ class DerivedFeatures:
         return columns, self.baselines
 
     def update_baselines(self):
+        """Baselines in the order of the columns; a residual has none."""
+        baselines = np.zeros((len(self.peaks), 1 + self.peaks.shape[1]), dtype=np.float32)
+        if self.quarter is not None:
+            baselines[:, 1:] = self.recurring_peaks()
+        self.baselines = baselines.ravel()
+
+    def recurring_peaks(self):
         """The peaks that recurred at this time on each of the last days, and stand out from the median quarter."""
-        self.baselines = np.zeros(3 * len(self.peaks), dtype=np.float32)
-        if self.quarter is None:
-            return
         at = [self.peaks[:, :, (self.quarter - ago) % self.KEPT_BUCKETS] for ago in range(self.KEPT_BUCKETS)]
         days = [np.max([at[day * self.BUCKETS + near] for near in (-1, 0, 1)], axis=0) for day in range(1, 5)]
         lowest, median = (
             (bits << np.uint32(16)).view(np.float32)
             for bits in (np.min(days, axis=0), np.sort(at[1:], axis=0)[self.KEPT_BUCKETS // 2])
         )
-        baselines = np.where(lowest > np.float32(3.0) * median, lowest, np.float32(0.0))
-        self.baselines[1::3], self.baselines[2::3] = baselines[:, 0], baselines[:, 1]
+        return np.where(lowest > np.float32(3.0) * median, lowest, np.float32(0.0))
 
     def expected(self, time):
         day = time // self.DAY
