@@ -1,7 +1,8 @@
 //! The report of a backtest: scores, incidents, and their agreement with labels.
 
 use super::page;
-use super::svg::{Plot, Scale};
+use super::plot::Plot;
+use super::scale::Scale;
 use super::text::{count, escape, format_datetime, number, number_within, percent};
 use super::time_axis::{ShadedRange, TimeAxis, named_figure, needs_log_scale};
 use crate::prom::duration;

@@ -5,7 +5,8 @@
 
 pub mod backtest;
 mod page;
-mod svg;
+mod plot;
+mod scale;
 mod text;
 mod time_axis;
 pub mod training;

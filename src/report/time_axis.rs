@@ -4,7 +4,8 @@
 //! under the pointer (`page.js`) belong to all plots of the sheet, so they stand here once.
 
 use super::page;
-use super::svg::{Anchor, Plot, Scale, Tick, runs};
+use super::plot::{Anchor, Plot, runs};
+use super::scale::{Scale, Tick};
 use super::text::{escape, format_datetime};
 use crate::prom::duration;
 use std::time::Duration;

@@ -4,7 +4,8 @@ use super::{
     Candidate, ExcludedRange, FeatureSummary, FoldHistograms, PromotionDecision, Timeline, Training,
 };
 use crate::report::page;
-use crate::report::svg::{Anchor, Plot, Scale};
+use crate::report::plot::{Anchor, Plot};
+use crate::report::scale::Scale;
 use crate::report::text::{count, escape, format_datetime, nats, number, number_within, percent, shorten};
 use crate::report::time_axis::{ShadedRange, TimeAxis, named_figure, needs_log_scale};
 
