@@ -9,16 +9,6 @@ use crate::time;
 use crate::window::build;
 use std::time::Instant;
 
-/// Timestamp in milliseconds of the newest row that the model was trained on; `None` for a model without state.
-pub fn newest_ms(model: &Model) -> Option<i64> {
-    model.fitted.newest_ms()
-}
-
-/// The state of the model after training; `None` for a model without state.
-pub fn detection_after_training(model: &Model) -> Option<Box<OnlineDetector>> {
-    model.fitted.as_online().cloned().map(Box::new)
-}
-
 /// The detection after the rows of `history` up to `to_ms`. The series have features as labels.
 pub fn advance(
     mut detection: Box<OnlineDetector>,
@@ -43,8 +33,9 @@ pub async fn read_and_advance(
     to_ms: i64,
 ) -> Option<Box<OnlineDetector>> {
     let history_ms = time::millis(reader.detector.training.history);
-    let since_ms = newest_ms(model)?.max(to_ms.saturating_sub(history_ms));
+    let since_ms = model.fitted.newest_ms()?.max(to_ms.saturating_sub(history_ms));
     reader.circuit_breaker.reset_expired(Instant::now());
     let history = reader.read((since_ms - model.schema.transform.lookback_ms(), to_ms)).await;
-    Some(advance(detection_after_training(model)?, model, &history.series, to_ms))
+    let detection = Box::new(model.fitted.as_online()?.clone());
+    Some(advance(detection, model, &history.series, to_ms))
 }

@@ -59,7 +59,7 @@ impl WarmStart {
             Some((processed_to_ms, _)) => (*processed_to_ms, earliest_ms),
             None => {
                 let replay_to_ms = watermark.min_ms().unwrap_or(now_ms);
-                (catch_up::newest_ms(model).unwrap_or(now_ms).min(replay_to_ms), replay_to_ms)
+                (model.fitted.newest_ms().unwrap_or(now_ms).min(replay_to_ms), replay_to_ms)
             }
         };
         let start_ms = window_start_ms(detector, now_ms);
@@ -72,7 +72,7 @@ impl WarmStart {
         }
         let start = match resumed {
             Some((_, detection)) => detection,
-            None => catch_up::detection_after_training(model),
+            None => model.fitted.as_online().cloned().map(Box::new),
         };
         let detection =
             start.map(|detection| catch_up::advance(detection, model, &history.series, replay_to_ms));

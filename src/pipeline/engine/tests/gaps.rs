@@ -134,7 +134,11 @@ fn finish_training(
         .collect();
     let detection = match job.checkpoint {
         Some(mark) => mark.resume(&deployed(model)).expect("the same model"),
-        None => catch_up::detection_after_training(model)
+        None => model
+            .fitted
+            .as_online()
+            .cloned()
+            .map(Box::new)
             .zip(written.min_ms())
             .map(|(detection, to_ms)| catch_up::advance(detection, model, &history, to_ms)),
     };
@@ -258,7 +262,11 @@ fn a_challenger_observes_every_row() {
     let model = sequential_model();
     let mut bench = running(&model, 260);
     let history: Vec<SeriesSamples> = in_prometheus(0..256).into_iter().map(without_group_labels).collect();
-    let detection = catch_up::detection_after_training(&model)
+    let detection = model
+        .fitted
+        .as_online()
+        .cloned()
+        .map(Box::new)
         .map(|detection| catch_up::advance(detection, &model, &history, time(255)));
     let (id, _) = bench.groups().remove(0);
     bench.engine.deploy(id, ModelRole::Challenger, Some(deployed(&model)), detection, Instant::now());
@@ -545,7 +553,7 @@ fn a_renewed_model_scores_rows_that_remote_read_had_before_remote_write() {
     let to_ms = bench.groups().remove(0).1.scored_to_ms();
     assert_eq!(to_ms, time(260) - 1);
     let new = renewed(&mut bench, 266);
-    assert_eq!(catch_up::newest_ms(&new), Some(time(259)));
+    assert_eq!(new.fitted.newest_ms(), Some(time(259)));
 
     // The old model goes on while the new one is trained.
     push(&mut bench, 260..263);
@@ -559,7 +567,7 @@ fn a_renewed_model_scores_rows_that_remote_read_had_before_remote_write() {
         let history: Vec<SeriesSamples> =
             in_prometheus(0..300).into_iter().map(without_group_labels).collect();
         let window = build::from_series(history.iter(), i64::MAX / 4);
-        let mut detection = catch_up::detection_after_training(model).expect("it is ordered");
+        let mut detection = model.fitted.as_online().cloned().map(Box::new).expect("it is ordered");
         let newest_ms = detection.newest_ms().expect("it has seen rows");
         training_set::for_each_full_row(&model.schema, &window, newest_ms, i64::MAX, |at_ms, values| {
             let Some(assessment) = detection.assess(at_ms, values) else { return };
@@ -586,7 +594,7 @@ fn an_open_incident_survives_a_change_of_model() {
     let mut uninterrupted = running(&model, 400);
     let last = (300..400).rev().find(|i| is_open(&mut uninterrupted, *i)).expect("an incident");
     // It is brought up to date by a past in which nothing happened.
-    let mut without_incident = catch_up::detection_after_training(&model).expect("it is ordered");
+    let mut without_incident = model.fitted.as_online().cloned().map(Box::new).expect("it is ordered");
     let history: Vec<SeriesSamples> = in_prometheus(0..last).into_iter().map(without_group_labels).collect();
     let mut rows = Vec::new();
     training_set::for_each_full_row(
