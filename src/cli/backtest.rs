@@ -1,10 +1,11 @@
 //! `promforest backtest`: scores past rows with the models of their time and reports the incidents.
 
 use super::training_data::{self, HistoryRange, TrainingDataArgs, TrainingInput, TrainingInputs};
-use super::{BoxError, RegistryArgs, model_location, plural, print, select_detectors};
+use super::{RegistryArgs, model_location, plural, print, select_detectors};
 use crate::backtest::{self, BacktestResult, ReplayRange, Retraining};
 use crate::config::Config;
 use crate::detect::{self, AlertBudget, OnlineDetector};
+use crate::error::BoxError;
 use crate::features::{Schema, Transform};
 use crate::forest;
 use crate::models::{Model, columns};

@@ -1,6 +1,7 @@
 //! `promforest match`: the series of an exporter's page that each detector selects.
 
-use super::{BoxError, OutputFormat, load_config, parse_label};
+use super::{OutputFormat, load_config, parse_label};
+use crate::error::BoxError;
 use crate::features::Transform;
 use crate::http::Url;
 use crate::http::client::Client;

@@ -10,6 +10,7 @@ mod training_data;
 
 use crate::config::Config;
 use crate::detector::Detector;
+use crate::error::BoxError;
 use crate::http::tls::ClientAuth;
 use crate::http::web_config::WebConfig;
 use crate::models::registry::Registry;
@@ -150,8 +151,6 @@ fn parse_label(text: &str) -> Result<(String, String), String> {
         _ => Err("write NAME=VALUE".into()),
     }
 }
-
-type BoxError = Box<dyn std::error::Error>;
 
 /// Runs the command line. Exit codes: 0 for success, 1 for a failure (the reason is on standard error), 2 for wrong
 /// usage.

@@ -2,9 +2,10 @@
 //!
 //! Every command loads the whole model, so that none reports on a model that could not serve.
 
-use super::{BoxError, RegistryArgs};
+use super::RegistryArgs;
 use crate::config::Config;
 use crate::detector::Detector;
+use crate::error::BoxError;
 use crate::features::rate::RateSemantics;
 use crate::models::import::{self, ColumnMapping};
 use crate::models::registry::{self, Registry};

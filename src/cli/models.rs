@@ -2,8 +2,9 @@
 
 use super::model_location::{ModelLocation, load_model, rate_semantics, resolve_version, select_columns};
 use super::sweep::{SizeResult, format_alert_rate, format_sweep};
-use super::{BoxError, OutputFormat, RegistryArgs, print, select_detectors};
+use super::{OutputFormat, RegistryArgs, print, select_detectors};
 use crate::config::Config;
+use crate::error::BoxError;
 use crate::forest::Table;
 use crate::models::artifact::{self, Files};
 use crate::models::import::{self, ColumnMapping};

@@ -2,8 +2,9 @@
 
 use super::sweep::{SizeResult, format_alert_rate, format_sweep};
 use super::training_data::{self, HistoryRange, TrainingDataArgs, TrainingInput, TrainingInputs};
-use super::{BoxError, OutputFormat, RegistryArgs, print};
+use super::{OutputFormat, RegistryArgs, print};
 use crate::config::Config;
+use crate::error::BoxError;
 use crate::models::registry::Registry;
 use crate::models::{ModelKind, ModelParams, artifact};
 use crate::report::training::PromotionDecision;

@@ -1,8 +1,9 @@
 //! Training data of commands: the rows of each group in the history, or those of a table.
 
-use super::{BoxError, parse_label, select_detectors};
+use super::{parse_label, select_detectors};
 use crate::config::Config;
 use crate::detector::Detector;
+use crate::error::BoxError;
 use crate::features::{Schema, Transform};
 use crate::models::registry::group_model_name;
 use crate::models::{Model, columns};

@@ -8,6 +8,7 @@
 use super::derived::DERIVED_PER_FEATURE;
 use super::deviation::Deviation;
 use super::encoder::{RowEncoder, derived_columns};
+use crate::error::InvalidPart;
 use crate::features;
 use crate::features::correlation::Residuals;
 use crate::features::scale::RobustScale;
@@ -124,7 +125,7 @@ impl ScorerParts {
 }
 
 fn invalid(part: &'static str, value: impl ToString, limit: String) -> features::Error {
-    features::Error::InvalidPart { part, value: value.to_string(), limit }
+    InvalidPart::new(part, value, limit).into()
 }
 
 impl Scorer {

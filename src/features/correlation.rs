@@ -12,6 +12,7 @@
 
 use super::Error;
 use super::scale::{RobustScale, check_values};
+use crate::error::InvalidPart;
 
 /// Ridge term on the diagonal of the correlation matrix. It bounds the inverse if metrics are copies of each other, or
 /// outnumber the rows.
@@ -95,14 +96,14 @@ impl Correlation {
             ("number of values of the inverse", inverse.len(), n_metrics * n_metrics),
         ] {
             if length != expected {
-                return Err(Error::invalid_part(part, length, expected));
+                return Err(InvalidPart::new(part, length, expected).into());
             }
         }
         for (part, values) in
             [("mean", &means), ("deviation", &deviations), ("value of the inverse", &inverse)]
         {
             if let Some(value) = values.iter().find(|value| !value.is_finite()) {
-                return Err(Error::invalid_part(part, value, "finite"));
+                return Err(InvalidPart::new(part, value, "finite").into());
             }
         }
         let diagonal = inverse.iter().step_by(n_metrics + 1);
@@ -112,18 +113,19 @@ impl Correlation {
             .chain(diagonal.map(|value| ("diagonal of the inverse", value)))
         {
             if *value <= 0.0 {
-                return Err(Error::invalid_part(part, value, "above 0"));
+                return Err(InvalidPart::new(part, value, "above 0").into());
             }
         }
         for a in 0..n_metrics {
             for b in 0..a {
                 let (value, mirrored) = (inverse[a * n_metrics + b], inverse[b * n_metrics + a]);
                 if value != mirrored {
-                    return Err(Error::invalid_part(
+                    return Err(InvalidPart::new(
                         "value of the inverse",
                         value,
                         format_args!("{mirrored}, its mirror image"),
-                    ));
+                    )
+                    .into());
                 }
             }
         }
@@ -173,7 +175,7 @@ fn check_n_metrics(n_metrics: usize) -> Result<(), Error> {
     if (2..=MAX_METRICS).contains(&n_metrics) {
         return Ok(());
     }
-    Err(Error::invalid_part("number of metrics", n_metrics, format_args!("in 2..={MAX_METRICS}")))
+    Err(InvalidPart::new("number of metrics", n_metrics, format_args!("in 2..={MAX_METRICS}")).into())
 }
 
 /// Inverse of a symmetric positive definite matrix, shape `[n, n]`, by Cholesky's decomposition `L Lᵀ`:

@@ -9,6 +9,7 @@ pub mod counter;
 pub mod rate;
 pub mod scale;
 
+use crate::error::InvalidPart;
 use crate::prom::{Labels, Sample, duration};
 use crate::time;
 use crate::window::grid::Grid;
@@ -32,22 +33,9 @@ pub enum Error {
         /// The value.
         value: f32,
     },
-    /// A part from a file is not a possible result of training: the file is damaged or hostile.
-    #[error("{part} is {value}, must be {limit}")]
-    InvalidPart {
-        /// The name of the part.
-        part: &'static str,
-        /// The value as given.
-        value: String,
-        /// The valid values.
-        limit: String,
-    },
-}
-
-impl Error {
-    fn invalid_part(part: &'static str, value: impl ToString, limit: impl ToString) -> Self {
-        Self::InvalidPart { part, value: value.to_string(), limit: limit.to_string() }
-    }
+    /// A part from a file is not a possible result of training.
+    #[error(transparent)]
+    InvalidPart(#[from] InvalidPart),
 }
 
 /// The transform from the samples of a feature to its values.

@@ -5,6 +5,7 @@
 //! are constant most of the time, so that ordinary bursts would look like incidents. Hence the 99 % quantile.
 
 use super::Error;
+use crate::error::InvalidPart;
 use crate::stats::quantile;
 
 /// The share of distances that count as usual.
@@ -65,10 +66,10 @@ impl RobustScale {
     /// [`Error::InvalidPart`] unless `center` is finite, and `sigma` finite and above 0.
     pub fn new(center: f64, sigma: f64) -> Result<Self, Error> {
         if !center.is_finite() {
-            return Err(Error::invalid_part("center", center, "finite"));
+            return Err(InvalidPart::new("center", center, "finite").into());
         }
         if !(sigma > 0.0 && sigma.is_finite()) {
-            return Err(Error::invalid_part("sigma", sigma, "finite and above 0"));
+            return Err(InvalidPart::new("sigma", sigma, "finite and above 0").into());
         }
         Ok(Self { center, sigma })
     }

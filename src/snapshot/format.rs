@@ -5,10 +5,11 @@
 //! times the space.
 
 use super::GroupState;
+use crate::error::InvalidPart;
 use crate::models::artifact::{self, ipc};
 use crate::prom::Labels;
 use crate::window::Window;
-use crate::window::arrow::{InvalidColumns, SCORE_COLUMNS};
+use crate::window::arrow::SCORE_COLUMNS;
 use arrow_array::{Array, ArrayRef, Float64Array, Int64Array, RecordBatch};
 use arrow_ipc::writer::FileWriter;
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
@@ -40,7 +41,7 @@ pub enum Error {
     Arrow(String),
     /// The columns do not form a window.
     #[error("the window cannot be read")]
-    Window(#[from] InvalidColumns),
+    Window(#[from] InvalidPart),
 }
 
 /// The second line.

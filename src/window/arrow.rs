@@ -6,6 +6,7 @@
 use super::chunk::{CHUNK_ROWS, OpenChunk};
 use super::column::{Column, FIRST_FEATURE, MAX_FEATURES};
 use super::{FeatureColumn, Window};
+use crate::error::InvalidPart;
 use crate::prom::{Labels, Sample};
 use arrow_array::{Array, Float64Array, Int64Array};
 use arrow_buffer::{BooleanBuffer, NullBuffer, ScalarBuffer};
@@ -14,15 +15,6 @@ use std::collections::VecDeque;
 /// Names of the score columns, which precede the features.
 pub const SCORE_COLUMNS: [&str; FIRST_FEATURE] =
     ["decision", "score", "threshold", "incident", "challenger_decision", "challenger_score"];
-
-/// The error for columns that are not a window.
-#[derive(Debug, PartialEq, thiserror::Error)]
-#[error("{part} is {value}, must be {limit}")]
-pub struct InvalidColumns {
-    part: &'static str,
-    value: String,
-    limit: String,
-}
 
 impl Window {
     /// Timestamps of all rows, ascending, and their cells, shape `[6 + n_features]` of `[n_rows]`: first
@@ -52,14 +44,14 @@ impl Window {
     /// The window of these columns, the inverse of [`to_arrow`](Self::to_arrow).
     ///
     /// # Errors
-    /// [`InvalidColumns`] for columns that no window gives.
+    /// [`InvalidPart`] for columns that no window gives.
     pub fn from_arrow(
         length_ms: i64,
         features: &[Labels],
         timestamps: &Int64Array,
         columns: &[Float64Array],
-    ) -> Result<Self, InvalidColumns> {
-        let invalid = |part, value: String, limit: String| Err(InvalidColumns { part, value, limit });
+    ) -> Result<Self, InvalidPart> {
+        let invalid = |part, value: String, limit: String| Err(InvalidPart::new(part, value, limit));
         let n_rows = timestamps.len();
         if features.len() > MAX_FEATURES {
             return invalid(
