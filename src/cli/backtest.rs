@@ -182,7 +182,7 @@ fn inputs_from_tables<'a>(
         Some(replay_model) => input_for_model(&args.training_data, config, replay_model, path, table)?,
         None => training_data::read_table(&args.training_data, config, path, table, start_ms - 1)?,
     };
-    Ok((TrainingInputs::single(&args.training_data, config, training_input), table_labels, start_ms))
+    Ok((TrainingInputs::single(training_input), table_labels, start_ms))
 }
 
 /// The rows of the history followed by those of the table.

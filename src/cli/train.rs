@@ -82,7 +82,7 @@ pub async fn run(args: TrainArgs) -> Result<(), BoxError> {
                 DataTable::read(path)?,
                 i64::MAX,
             )?;
-            TrainingInputs::single(&args.training_data, &config, training_input)
+            TrainingInputs::single(training_input)
         }
         None => {
             let to_ms = args.end.map_or_else(time::now_ms, Timestamp::as_millisecond);

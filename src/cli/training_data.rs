@@ -82,19 +82,38 @@ pub struct TrainingInput {
     pub columns: Option<Vec<String>>,
 }
 
-/// The training inputs in order. The samples of one group are in memory at a time.
+/// The training inputs in order.
 pub struct TrainingInputs<'a> {
-    args: &'a TrainingDataArgs,
-    config: &'a Config,
-    history_range: HistoryRange,
-    model: Option<&'a Model>,
-    clients: Vec<ReadClient>,
-    groups: VecDeque<HistoryGroup>,
     /// An input that was read already.
     ready: Option<TrainingInput>,
-    n_groups: usize,
+    /// Number of inputs that were returned.
     n_inputs: usize,
+    /// The source of further inputs; `None` for a table.
+    history: Option<HistoryReader<'a>>,
+}
+
+/// Reads one group after the other from the history. The samples of one group are in memory at a time.
+struct HistoryReader<'a> {
+    args: &'a TrainingDataArgs,
+    config: &'a Config,
+    model: Option<&'a Model>,
+    train_to_ms: i64,
+    clients: Vec<ReadClient>,
+    groups: VecDeque<HistoryGroup>,
+    coverage: HistoryCoverage,
+    progress: ReadProgress,
+}
+
+/// The extent of the history, for the message that no group can be trained on.
+struct HistoryCoverage {
+    /// Groups with samples.
+    n_groups: usize,
+    /// Longest history of a group that has too little.
     longest_ms: i64,
+}
+
+/// A counter of samples on standard error.
+struct ReadProgress {
     bar: ProgressBar,
     n_samples: usize,
 }
@@ -108,76 +127,19 @@ struct HistoryGroup {
 
 impl<'a> TrainingInputs<'a> {
     /// A single input.
-    pub fn single(args: &'a TrainingDataArgs, config: &'a Config, training_input: TrainingInput) -> Self {
-        let history_range = HistoryRange { from_ms: None, train_to_ms: i64::MAX, to_ms: i64::MAX };
-        Self { ready: Some(training_input), ..Self::new(args, config, history_range, None) }
-    }
-
-    fn new(
-        args: &'a TrainingDataArgs,
-        config: &'a Config,
-        history_range: HistoryRange,
-        model: Option<&'a Model>,
-    ) -> Self {
-        Self {
-            args,
-            config,
-            history_range,
-            model,
-            clients: Vec::new(),
-            groups: VecDeque::new(),
-            ready: None,
-            n_groups: 0,
-            n_inputs: 0,
-            longest_ms: i64::MIN,
-            bar: ProgressBar::hidden(),
-            n_samples: 0,
-        }
+    pub fn single(training_input: TrainingInput) -> Self {
+        Self { ready: Some(training_input), n_inputs: 0, history: None }
     }
 
     /// Every group with samples in the range; with a model, only its group and the rows of its columns.
-    ///
-    /// One pass over all samples finds the groups and stores no samples. Reading parts of the range would miss groups
-    /// that exist for a short time.
     pub async fn from_history(
         args: &'a TrainingDataArgs,
         config: &'a Config,
         history_range: HistoryRange,
         model: Option<&'a Model>,
     ) -> Result<Self, BoxError> {
-        let mut training_inputs = Self::new(args, config, history_range, model);
-        training_inputs.bar = ProgressBar::new_spinner().with_message("looking for groups");
-        training_inputs.bar.enable_steady_tick(Duration::from_millis(100));
-        for remote_read in &config.remote_read {
-            training_inputs.clients.push(ReadClient::new(remote_read, &remote_read::Metrics::default())?);
-        }
-        for detector in select_detectors(config, args.detector.as_deref())? {
-            let history_ms = time::millis(detector.training.history);
-            let range = (
-                history_range.from_ms.unwrap_or(history_range.train_to_ms - history_ms),
-                history_range.to_ms,
-            );
-            if range.0 >= range.1 {
-                return Err("the history ends before it begins: --start must be before --end".into());
-            }
-            let group_labels = args.group.iter().filter(|(name, _)| detector.by.contains(name));
-            let matchers: Vec<_> = group_labels.map(|(name, value)| Matcher::equal(name, value)).collect();
-            let mut groups = BTreeSet::new();
-            for client in &training_inputs.clients {
-                history::read_samples(client, &detector, &matchers, range, |series| {
-                    groups.extend(series.iter().map(|(labels, _)| labels.split(&detector.by).0));
-                })
-                .await?;
-            }
-            groups.retain(|group| args.group.iter().all(|(name, value)| group.get(name) == value));
-            training_inputs.n_groups += groups.len();
-            if let Some(group) = model.and_then(|model| model.card.group.as_ref()) {
-                groups.retain(|found| found == group);
-            }
-            let group = |labels| HistoryGroup { detector: detector.clone(), labels, range };
-            training_inputs.groups.extend(groups.into_iter().map(group));
-        }
-        Ok(training_inputs)
+        let history = HistoryReader::new(args, config, history_range, model).await?;
+        Ok(Self { ready: None, n_inputs: 0, history: Some(history) })
     }
 
     /// The next input.
@@ -189,16 +151,14 @@ impl<'a> TrainingInputs<'a> {
             self.n_inputs = 1;
             return Ok(Some(training_input));
         }
-        while let Some(group) = self.groups.pop_front() {
-            if let Some(training_input) = self.read_group(group).await? {
+        let Some(history) = &mut self.history else { return Ok(None) };
+        match history.next().await? {
+            Some(training_input) => {
                 self.n_inputs += 1;
-                return Ok(Some(training_input));
+                Ok(Some(training_input))
             }
-        }
-        self.bar.finish_and_clear();
-        match self.n_inputs {
-            0 => Err(self.no_data_message().into()),
-            _ => Ok(None),
+            None if self.n_inputs == 0 => Err(history.no_data_message().into()),
+            None => Ok(None),
         }
     }
 
@@ -223,6 +183,75 @@ impl<'a> TrainingInputs<'a> {
         self.ready = single;
         Ok(())
     }
+}
+
+impl<'a> HistoryReader<'a> {
+    /// Finds the groups.
+    ///
+    /// One pass over all samples finds the groups and stores no samples. Reading parts of the range would miss groups
+    /// that exist for a short time.
+    async fn new(
+        args: &'a TrainingDataArgs,
+        config: &'a Config,
+        history_range: HistoryRange,
+        model: Option<&'a Model>,
+    ) -> Result<Self, BoxError> {
+        let bar = ProgressBar::new_spinner().with_message("looking for groups");
+        bar.enable_steady_tick(Duration::from_millis(100));
+        let clients = config
+            .remote_read
+            .iter()
+            .map(|remote_read| ReadClient::new(remote_read, &remote_read::Metrics::default()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut reader = Self {
+            args,
+            config,
+            model,
+            train_to_ms: history_range.train_to_ms,
+            clients,
+            groups: VecDeque::new(),
+            coverage: HistoryCoverage { n_groups: 0, longest_ms: i64::MIN },
+            progress: ReadProgress { bar, n_samples: 0 },
+        };
+        for detector in select_detectors(config, args.detector.as_deref())? {
+            let history_ms = time::millis(detector.training.history);
+            let range = (
+                history_range.from_ms.unwrap_or(history_range.train_to_ms - history_ms),
+                history_range.to_ms,
+            );
+            if range.0 >= range.1 {
+                return Err("the history ends before it begins: --start must be before --end".into());
+            }
+            let group_labels = args.group.iter().filter(|(name, _)| detector.by.contains(name));
+            let matchers: Vec<_> = group_labels.map(|(name, value)| Matcher::equal(name, value)).collect();
+            let mut groups = BTreeSet::new();
+            for client in &reader.clients {
+                history::read_samples(client, &detector, &matchers, range, |series| {
+                    groups.extend(series.iter().map(|(labels, _)| labels.split(&detector.by).0));
+                })
+                .await?;
+            }
+            groups.retain(|group| args.group.iter().all(|(name, value)| group.get(name) == value));
+            reader.coverage.n_groups += groups.len();
+            if let Some(group) = model.and_then(|model| model.card.group.as_ref()) {
+                groups.retain(|found| found == group);
+            }
+            let group = |labels| HistoryGroup { detector: detector.clone(), labels, range };
+            reader.groups.extend(groups.into_iter().map(group));
+        }
+        Ok(reader)
+    }
+
+    /// The next group that can be trained on; `None` after the last.
+    async fn next(&mut self) -> Result<Option<TrainingInput>, BoxError> {
+        while let Some(group) = self.groups.pop_front() {
+            if let Some(training_input) = self.read_group(group).await? {
+                return Ok(Some(training_input));
+            }
+        }
+        self.progress.bar.finish_and_clear();
+        Ok(None)
+    }
 
     async fn read_group(&mut self, group: HistoryGroup) -> Result<Option<TrainingInput>, BoxError> {
         let HistoryGroup { detector, labels: group, range } = group;
@@ -230,7 +259,7 @@ impl<'a> TrainingInputs<'a> {
         let alerts: Vec<String> =
             self.args.exclude_alert.iter().chain(&detector.training.exclude_alerts).cloned().collect();
         let (mut series, mut exclusions) = (Vec::new(), self.args.exclude.clone());
-        let (n_samples, bar) = (&mut self.n_samples, &self.bar);
+        let ReadProgress { bar, n_samples } = &mut self.progress;
         for client in &self.clients {
             history::read_samples(client, &detector, &matchers, range, |slice| {
                 for (labels, samples) in slice {
@@ -247,7 +276,7 @@ impl<'a> TrainingInputs<'a> {
         drop(series);
         let training_set = match self.model {
             Some(model) => TrainingSet::from_schema(model.schema.clone(), &window),
-            None => read_training_set(&detector, &window, &exclusions, self.history_range.train_to_ms),
+            None => read_training_set(&detector, &window, &exclusions, self.train_to_ms),
         };
         match training_set {
             Ok(rows) => {
@@ -264,7 +293,7 @@ impl<'a> TrainingInputs<'a> {
                 }))
             }
             Err(TrainingSetError::TooShort { have_ms }) => {
-                self.longest_ms = self.longest_ms.max(have_ms);
+                self.coverage.longest_ms = self.coverage.longest_ms.max(have_ms);
                 Ok(None)
             }
             Err(TrainingSetError::NeverComplete { .. }) => Ok(None),
@@ -274,8 +303,8 @@ impl<'a> TrainingInputs<'a> {
     /// The reason why there is no input.
     fn no_data_message(&self) -> String {
         let group = self.model.and_then(|model| model.card.group.as_ref());
-        let longest = Duration::from_millis(u64::try_from(self.longest_ms).unwrap_or(0));
-        match (self.n_groups, group) {
+        let longest = Duration::from_millis(u64::try_from(self.coverage.longest_ms).unwrap_or(0));
+        match (self.coverage.n_groups, group) {
             (0, _) => "the history has no series that a detector selects".into(),
             (_, Some(group)) => format!("the history has nothing of {group}, the group of the model"),
             (_, None) => format!(
