@@ -198,9 +198,9 @@ impl Metrics {
         }
     }
 
-    /// Counts a sample that arrived after newer samples of its group.
-    pub fn count_late(&self) {
-        self.late.inc();
+    /// Counts samples that arrived after newer samples of their group.
+    pub fn count_late(&self, samples: usize) {
+        self.late.inc_by(samples as u64);
     }
 
     /// Counts unused samples.

@@ -6,9 +6,9 @@
 
 mod gap_fill;
 mod handle;
+mod ingest;
 mod models;
 mod publish;
-mod write;
 
 pub use handle::{CommandReceiver, EndpointBatches, EngineHandle, WeakEngineHandle, channel};
 
@@ -21,17 +21,17 @@ use super::metrics::Metrics;
 use super::select::SelectionPage;
 use crate::config::Config;
 use crate::features::counter;
-use crate::ingest;
+use crate::ingest::Metrics as IngestMetrics;
 use crate::prom::Labels;
-use crate::prom::wire;
 use crate::remote_read::server::Query;
 use crate::remote_write::{self, FailureReason};
-use crate::series::{EntryId, SeriesIndex};
+use crate::series::SeriesIndex;
 use crate::snapshot::GroupState;
 use crate::time::now_ms;
 use crate::train::TrainingJob;
 use crate::window::Window;
 use handle::EngineCommand;
+use ingest::Decoder;
 use publish::{EndpointState, endpoint_states, notify};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -58,10 +58,7 @@ pub struct Readiness {
 pub struct Engine {
     groups: Groups,
     index: SeriesIndex,
-    buffer: Vec<u8>,
-    scratch: wire::Scratch,
-    /// Index entries of the series of a request.
-    entry_ids: Vec<Option<EntryId>>,
+    decoder: Decoder,
     endpoints: Vec<EndpointState>,
     training_jobs: mpsc::Sender<TrainingJob>,
     gaps: GapTracker,
@@ -70,7 +67,7 @@ pub struct Engine {
     last_training_group: u32,
     readiness: watch::Sender<Readiness>,
     metrics: Metrics,
-    ingest_metrics: ingest::Metrics,
+    ingest_metrics: IngestMetrics,
     remote_write_metrics: remote_write::Metrics,
     evicted_at: Instant,
     /// Samples that conflict with stored ones, since the last eviction.
@@ -95,7 +92,7 @@ pub struct EngineDeps {
     /// Metrics of rows, groups and models.
     pub metrics: Metrics,
     /// Metrics of the ingest.
-    pub ingest_metrics: ingest::Metrics,
+    pub ingest_metrics: IngestMetrics,
     /// Metrics of remote write.
     pub remote_write_metrics: remote_write::Metrics,
 }
@@ -106,9 +103,7 @@ impl Engine {
         Self {
             groups: Groups::new(deps.config),
             index: SeriesIndex::default(),
-            buffer: Vec::new(),
-            scratch: wire::Scratch::default(),
-            entry_ids: Vec::new(),
+            decoder: Decoder::default(),
             endpoints: endpoint_states(deps.wakeups),
             training_jobs: deps.training_jobs,
             gaps: GapTracker::new(deps.backfill_requests, Instant::now()),
@@ -130,7 +125,7 @@ impl Engine {
             let now = Instant::now();
             match command {
                 EngineCommand::Write(request, reply) => {
-                    let result = self.write(request.version, &request.body, now, now_ms());
+                    let result = self.ingest(request.version, &request.body, now, now_ms());
                     // The sender may have hung up.
                     let _ = reply.send(result);
                 }

@@ -56,7 +56,7 @@ pub fn receiver(data: &[u8]) {
         // What one version does not know, the other may.
         let body = snappy::compress(message);
         for version in [ProtocolVersion::V1, ProtocolVersion::V2] {
-            let _ = engine.write(version, &body, Instant::now(), NOW_MS);
+            let _ = engine.ingest(version, &body, Instant::now(), NOW_MS);
         }
         rest = after;
     }

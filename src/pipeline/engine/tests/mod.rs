@@ -4,7 +4,7 @@ use super::*;
 use crate::features::rate::RateSemantics;
 use crate::features::{Schema, Transform};
 use crate::forest::{ForestParams, Table};
-use crate::ingest::AcceptedCounts;
+use crate::ingest::{self, AcceptedCounts};
 use crate::models::{DeployedModel, FittedModel, Model, ModelCard, TrainingRange};
 use crate::prom::proto::{Label, Sample as ProtoSample, TimeSeries, WriteRequest};
 use crate::prom::wire::{ProtocolVersion, snappy};
@@ -66,8 +66,8 @@ impl Bench {
     }
 
     fn write(&mut self, body: &[u8]) -> Result<AcceptedCounts, ingest::Error> {
-        // The captures' own time; what is later than this is refused.
-        self.engine.write(ProtocolVersion::V1, body, Instant::now(), START_MS * 2)
+        // Samples after twice the time of the captures are rejected.
+        self.engine.ingest(ProtocolVersion::V1, body, Instant::now(), START_MS * 2)
     }
 
     fn send(&mut self, series: Vec<TimeSeries>) {

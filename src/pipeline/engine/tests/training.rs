@@ -35,7 +35,7 @@ fn a_young_feature_causes_one_training_only() {
     let scrape = |bench: &mut Bench, devices: &[&str], steps: std::ops::Range<i64>, at: Instant| {
         for i in steps {
             let body = compress(devices.iter().map(|device| rx(device, &[(time(i), i as f64)])).collect());
-            bench.engine.write(ProtocolVersion::V1, &body, at, START_MS * 2).expect("valid");
+            bench.engine.ingest(ProtocolVersion::V1, &body, at, START_MS * 2).expect("valid");
         }
         bench.tick(at);
     };
