@@ -5,8 +5,8 @@ use crate::prom::duration;
 use crate::yaml::{Node, Section};
 use std::time::Duration;
 
-/// Growth of the history at which a model is trained again, as a share: the first model has seen an hour and must not
-/// serve for a day.
+/// Growth of the history at which a model is trained again, as a share: the first model is trained on one hour and
+/// must not serve for one day.
 const GROWTH: f64 = 0.25;
 /// Shortest time between two trainings.
 const MIN_RETRAIN_INTERVAL: Duration = Duration::from_secs(15);

@@ -141,7 +141,7 @@ impl ModelParams {
         }
     }
 
-    /// Names and values as scikit-learn prints them, for people and registries.
+    /// Names and values as scikit-learn prints them, for reports and registries.
     pub fn describe(&self) -> Vec<(String, String)> {
         let pair = |name: &str, value: String| (name.to_string(), value);
         match self {

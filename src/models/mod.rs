@@ -1,7 +1,7 @@
 //! Fitted models: their types, files, registries and import formats.
 //!
 //! A [`Model`] has a schema (the columns and their transform), a [`FittedModel`] and a [`ModelCard`] that
-//! describes its origin. Serving uses the first two; people, registries and the promotion gate read the card.
+//! describes its origin. Serving uses the first two; reports, registries and the promotion gate use the card.
 //!
 //! The kinds of forest differ in state and order of rows. Every `match` on the kind stands in this room, so that a
 //! new kind changes no other room.

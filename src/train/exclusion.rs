@@ -18,7 +18,7 @@ pub struct Exclusion {
     pub to_ms: i64,
     /// The user's text, or the name of the alert that fired.
     pub reason: String,
-    /// True if a model detected it. Such an exclusion ends after a day at most, so that new levels are learned.
+    /// True if a model detected it. Such an exclusion lasts one day at most, so that new levels are learned.
     pub is_detected: bool,
 }
 
@@ -30,8 +30,8 @@ impl Exclusion {
         spans(times).map(exclusion).collect()
     }
 
-    /// Shortens a detected exclusion to the length of the history before it, which begins at `first_ms`, and to a day: a
-    /// model of an hour that detects an incident must not exclude everything after that hour.
+    /// Shortens a detected exclusion to the length of the history before it, which begins at `first_ms`, and to one
+    /// day: a model of one hour that detects an incident must not exclude everything after that hour.
     pub(super) fn capped(&self, first_ms: i64) -> Self {
         let before_ms = self.from_ms.saturating_sub(first_ms);
         let longest_ms = if self.is_detected { before_ms.clamp(0, MAX_DETECTED_MS) } else { i64::MAX };

@@ -28,7 +28,7 @@ pub const MAX_GROUPS: usize = 8;
 /// 100 % of hosts. With the model of eight hosts it is 0 to 8 %.
 const MARGIN: f64 = 0.5;
 
-/// Gap between the last row of a group and the first row of the next. No derived feature looks back further.
+/// Gap between the last row of a group and the first row of the next. No derived feature has a longer lookback.
 const GAP_MS: i64 = DAY_MS / 2;
 
 /// Groups that have the same features and models of their own.

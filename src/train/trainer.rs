@@ -1,7 +1,7 @@
 //! Trains one group after another: first the network, then the processors.
 //!
 //! A group without a model takes over the model that the registry has for it, and a model is fitted only if there is none.
-//! So the group has the same model after a restart, also one that a person promoted.
+//! The group then has the same model after a restart, also after a manual promotion.
 
 use super::backends::{Backends, CircuitBreaker, GroupReader};
 use super::exclusion::Exclusion;

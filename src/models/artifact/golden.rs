@@ -24,7 +24,7 @@ fn schema(n_features: usize) -> SchemaRef {
 /// About the least and the greatest value of each feature in training.
 fn ranges(fitted: &FittedModel) -> Vec<[f32; 2]> {
     match fitted {
-        // A forest grown elsewhere does not know its range.
+        // An imported forest has no ranges.
         FittedModel::IsolationForest(forest) if forest.ranges().is_empty() => {
             vec![[0.0, 1.0]; forest.n_features()]
         }
@@ -43,7 +43,7 @@ pub fn write(fitted: &FittedModel) -> Vec<u8> {
     };
     let mut rows: Vec<Vec<f32>> = Vec::new();
     for i in 0..N_INSIDE {
-        // Every feature at another place of its range.
+        // Every feature is at another position in its range.
         let share = |feature: usize| ((i * 37 + feature * 61) % 101) as f32 / 100.0;
         rows.push((0..n_features).map(|feature| value_at(share(feature), feature)).collect());
     }
@@ -61,8 +61,8 @@ pub fn write(fitted: &FittedModel) -> Vec<u8> {
     ipc::write(&schema(n_features), columns)
 }
 
-/// `score_samples`, decision and score of each row. To an extended forest they come one after the other, as far
-/// apart as those of training and after them.
+/// `score_samples`, decision and score of each row. For an extended forest, the rows follow those of training at the
+/// same interval.
 fn score_rows<'r>(fitted: &FittedModel, rows: impl Iterator<Item = &'r [f32]>) -> Vec<[f64; 3]> {
     match fitted {
         FittedModel::IsolationForest(forest) => {
@@ -89,7 +89,7 @@ fn score_rows<'r>(fitted: &FittedModel, rows: impl Iterator<Item = &'r [f32]>) -
 /// Scores the rows of `golden.arrow` again.
 ///
 /// # Errors
-/// [`Error::Golden`] when one comes out differently, [`Error::Arrow`] for another file.
+/// [`Error::Golden`] if a score differs, [`Error::Arrow`] for another file.
 pub fn verify(bytes: &[u8], fitted: &FittedModel) -> Result<(), Error> {
     let n_features = fitted.n_features();
     let batch = ipc::read(GOLDEN, bytes, &schema(n_features))?;

@@ -24,7 +24,7 @@ pub fn list_type(item: DataType, width: usize) -> DataType {
     DataType::FixedSizeList(Arc::new(field("item", item)), width as i32)
 }
 
-/// A column with `width` values in every row, from all of them, row after row.
+/// A column with `width` values in every row, from the values in row-major order.
 pub fn list_column(values: ArrayRef, width: usize) -> ArrayRef {
     let item = Arc::new(field("item", values.data_type().clone()));
     Arc::new(FixedSizeListArray::new(item, width as i32, values, None))
@@ -37,7 +37,7 @@ fn field(name: &str, data_type: DataType) -> Field {
 /// A file of these columns.
 ///
 /// # Panics
-/// If they are not of the schema's types, or differ in length.
+/// If the columns differ from the schema's types, or in length.
 pub fn write(schema: &SchemaRef, columns: Vec<ArrayRef>) -> Vec<u8> {
     let batch = RecordBatch::try_new(schema.clone(), columns).expect("columns of the schema's types");
     let mut writer = FileWriter::try_new(Vec::new(), schema).expect("a vector takes any bytes");
@@ -54,7 +54,7 @@ pub(super) fn read(file: &'static str, bytes: &[u8], schema: &SchemaRef) -> Resu
     decode(bytes, schema).map_err(|reason| Error::Arrow { file, reason })
 }
 
-/// As [`read`], for files outside of a model's folder.
+/// Reads like [`read`], for files outside of a model's folder.
 ///
 /// # Errors
 /// The reason why the bytes are invalid.
@@ -124,7 +124,7 @@ fn check_buffers(header: &[u8], body_length: usize, nullable: bool) -> Result<()
     }
     let rows = batch.length();
     let fits = |length: i64| length >= 0 && length <= (8 * body_length) as i64;
-    // A column of numbers has two buffers: the bits that tell what is null, and the values.
+    // A column of numbers has two buffers: the validity bits and the values.
     let validity_bytes = |column: usize| {
         batch.buffers().map(|buffers| (2 * column < buffers.len()).then(|| buffers.get(2 * column).length()))
     };

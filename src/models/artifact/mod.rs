@@ -38,8 +38,8 @@ pub type Files = BTreeMap<String, Vec<u8>>;
 
 /// Version of the folder's layout. A reader rejects every other version.
 const FORMAT: u32 = 1;
-/// Largest file that is read: of 256 rows each, ten thousand plain trees have a fifth of it, as many
-/// extended ones three quarters.
+/// Largest accepted file. Ten thousand standard trees of 256 rows take a fifth of it, as many extended
+/// trees three quarters.
 const MAX_FILE: u64 = 256 << 20;
 /// A score of the golden rows may be off by this share: libraries' exponentials differ in the last
 /// bit from machine to machine.
@@ -85,7 +85,7 @@ pub enum Error {
     /// The checksums cannot be read.
     #[error("{SUMS}: {0:?} is not a line of a checksum and a file")]
     Sums(String),
-    /// Another layout.
+    /// The folder has another layout.
     #[error("the model has format {0}, this version reads format {FORMAT}")]
     Format(u64),
     /// `model.json` is wrong.
@@ -174,7 +174,7 @@ fn verify_checksums(files: &Files, sums: &[u8]) -> Result<(), Error> {
     for line in text.lines() {
         let (sum, name) =
             line.split_once("  ").ok_or_else(|| Error::Sums(line.chars().take(80).collect()))?;
-        // A file that is not needed may be missing.
+        // An unused file may be missing.
         if files.get(name).is_some_and(|bytes| sha256_hex(bytes) != sum) {
             return Err(Error::Checksum(name.into()));
         }
@@ -219,7 +219,7 @@ pub fn save(files: &Files, folder: &Path) -> Result<(), Error> {
         sync(parent)
     });
     if result.is_err() {
-        // The first error is the one to report.
+        // The first error is reported.
         let _ = std::fs::remove_dir_all(&temporary);
     }
     result
@@ -278,7 +278,7 @@ pub fn read_files(folder: &Path) -> Result<Files, Error> {
 fn mlmodel_yaml(model: &Model) -> String {
     let column = |name: String| serde_json::json!({"type": "double", "name": name, "required": true});
     let mut columns: Vec<serde_json::Value> = super::columns::names(model).into_iter().map(column).collect();
-    // MLflow passes on no column that is not named here.
+    // MLflow drops columns that are not named here.
     if let FittedModel::Extended(_) = model.fitted {
         columns.push(serde_json::json!({"type": "long", "name": "timestamp", "required": true}));
     }
@@ -286,7 +286,7 @@ fn mlmodel_yaml(model: &Model) -> String {
         .into_iter()
         .map(|name| serde_json::json!({"type": if name == "predict" { "long" } else { "double" }, "name": name, "required": true}))
         .collect();
-    // A JSON text within single quotes, where YAML knows one escape: the quote itself, doubled.
+    // A JSON text within single quotes, in which YAML has one escape: the doubled quote.
     let quoted =
         |value: Vec<serde_json::Value>| serde_json::Value::from(value).to_string().replace('\'', "''");
     let created = crate::time::format_timestamp(model.card.created_ms).replace('T', " ").replace('Z', "");

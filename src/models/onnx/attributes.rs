@@ -4,7 +4,7 @@ use super::proto::tensor_proto::DataType;
 use super::proto::{AttributeProto, TensorProto};
 use super::{Error, value_error};
 
-/// The attributes of one operation. A list that is not there is empty, and found to be too short.
+/// The attributes of one operation. An absent list is empty; the check of its length rejects it.
 pub struct Attributes<'n> {
     /// The operator, for messages.
     pub operator: &'n str,
@@ -20,7 +20,7 @@ impl<'n> Attributes<'n> {
         self.find(name).map_or(default, |attribute| attribute.i.unwrap_or_default())
     }
 
-    /// Is this the `Cast` to one of these types?
+    /// True for a `Cast` to one of these types.
     pub fn casts_to(&self, kinds: &[DataType]) -> bool {
         kinds.iter().any(|kind| i64::from(i32::from(*kind)) == self.int("to", 0))
     }
@@ -48,7 +48,7 @@ impl<'n> Attributes<'n> {
         }
     }
 
-    /// Which splits send NaN to the left: none where the file does not say.
+    /// One flag per split: true if NaN goes left. All are false if the file has no flags.
     pub fn missing_go_to_left(&self, n_nodes: usize) -> Result<&'n [i64], Error> {
         const NAME: &str = "nodes_missing_value_tracks_true";
         let missing = self.ints(NAME);
@@ -85,7 +85,7 @@ impl<'n> Attributes<'n> {
     }
 }
 
-/// The elements of a tensor, one after the other, whatever its shape.
+/// The elements of a tensor of any shape, in order.
 pub fn tensor_values(name: &str, tensor: &TensorProto) -> Result<Vec<f64>, Error> {
     let raw = &tensor.raw_data[..];
     let kind = tensor.data_type();
@@ -130,7 +130,7 @@ pub fn tensor_values(name: &str, tensor: &TensorProto) -> Result<Vec<f64>, Error
         .collect())
 }
 
-/// Text of a file as it may stand in a message.
+/// Text of a file, shortened for messages.
 pub fn printable(text: &str) -> String {
     text.trim().chars().map(|c| if c.is_control() { '?' } else { c }).take(80).collect()
 }

@@ -39,7 +39,7 @@ pub enum NodeRef {
 }
 
 impl TreeEnsemble {
-    /// Splits, leaves and the leaves' weights of a `TreeEnsemble`, which lists splits and leaves apart.
+    /// The ensemble of a `TreeEnsemble`, which lists splits and leaves separately, and the weights of its leaves.
     pub fn from_splits(attributes: &Attributes) -> Result<(Self, Vec<f64>), Error> {
         attributes.check_int("n_targets", 1)?;
         attributes.check_int("aggregate_function", 1)?;
@@ -79,7 +79,7 @@ impl TreeEnsemble {
         Ok((Self { roots: roots.collect::<Result<_, _>>()?, splits, n_operations: 0 }, weights))
     }
 
-    /// The same of a `TreeEnsembleRegressor`, which has one list of nodes, each named by the numbers of tree and node.
+    /// The ensemble of a `TreeEnsembleRegressor`, which has one list of nodes with numbers of tree and node.
     pub fn from_nodes(attributes: &Attributes) -> Result<(Self, Vec<f64>), Error> {
         attributes.check_int("n_targets", 1)?;
         attributes.check_text("aggregate_function", "SUM")?;
@@ -125,7 +125,7 @@ impl TreeEnsemble {
                 right: children[1],
             });
         }
-        // In the order of the nodes, as sums are in the order of the trees.
+        // Trees keep the order of their nodes in the file, because sums are in the order of the trees.
         let mut roots = Vec::new();
         for name in tree_ids.iter().zip(ids) {
             let node = nodes.find(attributes, name)?;
@@ -193,7 +193,7 @@ impl TreeEnsemble {
                 }
             }
         }
-        // Backwards, so that a split finds the counts of its children.
+        // Children come after their parents: the backward walk has their counts first.
         for at in (0..arrays.left_child.len()).rev() {
             if arrays.left_child[at] != -1 {
                 let [left, right] = [arrays.left_child[at], arrays.right_child[at]]
@@ -292,7 +292,7 @@ enum ChildSide {
     Right,
 }
 
-/// The number of rows, at least 1, whose [`average_path_length`] this is.
+/// The number of rows, at least 1, that has this [`average_path_length`].
 pub fn count_from_path_length(length: f64) -> Option<u64> {
     let (mut low, mut high) = (1, MAX_COUNT);
     while low < high {

@@ -23,23 +23,23 @@ use crate::forest::{Forest, TreeArrays, average_path_length};
 
 /// The release of the format that `TreeEnsemble` came with (ONNX 1.16).
 const IR_VERSION: i64 = 10;
-/// `TreeEnsemble` is new in it.
+/// The first operator set with `TreeEnsemble`.
 const ML_VERSION: i64 = 5;
-/// Any from 13 on means the same by the few operators used here.
+/// The operators used here are the same in every set from 13 on.
 const OPSET: i64 = 17;
 
 /// The ONNX model of a forest, `ai.onnx.ml` opset 5 (onnxruntime reads it from 1.20 on).
 ///
 /// - Input `X`: doubles of shape `[N, n_features]`, the columns in the order of `columns`. The forest
-///   compares floats, so the graph rounds each value to a float first and means by it what
-///   [`Forest::score_samples`] means by the same value `as f32`. NaN goes where each split sends it.
-/// - Outputs of shape `[N, 1]`: `score_samples` and `decision_function` in doubles, `predict` −1 where
-///   the decision is negative, else 1. They equal ours but for the order in which the runtime sums up
-///   trees, and its `pow`: a few units in the last place.
+///   compares floats, so the graph rounds each value to a float first and scores it as
+///   [`Forest::score_samples`] scores the same value `as f32`. The split decides the side of NaN.
+/// - Outputs of shape `[N, 1]`: `score_samples` and `decision_function` in doubles, `predict` −1 if
+///   the decision is negative, else 1. They differ from promforest's by a few units in the last place,
+///   because of the order in which the runtime sums the trees, and its `pow`.
 ///
-/// `columns` travel in the metadata, as a JSON list under `promforest.columns`, and
-/// [`read`](super::read) gives them back. [Ranges](Forest::ranges) do not: the graph scores as
-/// [`Forest::score_samples`], not as [`Forest::score_extrapolated`].
+/// The metadata contain `columns` as a JSON list under `promforest.columns`, and
+/// [`read`](super::read) returns them. They do not contain [ranges](Forest::ranges): the graph scores
+/// as [`Forest::score_samples`], not as [`Forest::score_extrapolated`].
 ///
 /// # Errors
 /// [`Error::Value`] if there is not one column per feature, or `max_samples` is 1: such a forest has
@@ -89,7 +89,7 @@ fn graph(forest: &Forest) -> GraphProto {
             cast("X", "rounded", DataType::Float),
             cast("rounded", "values", DataType::Double),
             NodeProto { attribute: ensemble_attributes(forest), ..ensemble },
-            // A sum of one: it says to readers that the trees end here, also where there is one tree.
+            // A sum, also of a single tree: it marks the end of the trees for readers.
             node("Sum", &["ensemble"], "path_length"),
             node("Div", &["path_length", "unit"], "mean"),
             node("Neg", &["mean"], "exponent"),
@@ -152,13 +152,13 @@ impl EnsembleAttributes {
     fn add_tree(&mut self, tree: &TreeArrays) {
         self.roots.push(self.features.len() as i64);
         if tree.left_child[0] == -1 {
-            // A tree of one leaf is, by the operator's definition, a split both of whose sides are it.
+            // By the operator's definition, a tree of one leaf is a split with that leaf on both sides.
             let leaf = self.push_leaf(0.0, tree.n_node_samples[0]);
             self.push_split(0, 0.0, false, [leaf, leaf]);
             return;
         }
-        // Children come after their parents: on the way down depths and places are known in time. The
-        // splits of a tree keep their order, so the place of one is the number of splits before it.
+        // Children come after their parents, so a parent's depth and index are set first. The splits of a
+        // tree keep their order: the index of a split is the number of splits before it.
         let n_nodes = tree.left_child.len();
         let mut split_indexes = Vec::with_capacity(n_nodes);
         let mut next = self.features.len() as i64;
@@ -199,7 +199,7 @@ impl EnsembleAttributes {
     }
 
     fn push_leaf(&mut self, depth: f64, n_samples: i64) -> ChildRef {
-        // As the forest itself rounds it.
+        // The same rounding as in the forest.
         self.weights.push(depth + 1.0 + average_path_length(n_samples.unsigned_abs()) - 1.0);
         ChildRef { index: self.weights.len() as i64 - 1, is_leaf: true }
     }

@@ -18,7 +18,7 @@ use super::{COLUMNS_KEY, Error, ML_DOMAIN, value_error};
 use crate::forest::{Forest, Tree};
 use crate::models::ImportedForest;
 
-/// Longest file that is read, in bytes: skl2onnx spends about 85 a node, so a thousand trees of 256
+/// Longest accepted file, in bytes: skl2onnx writes about 85 per node, so a thousand trees of 256
 /// rows are well below it. Reading takes a small multiple of the file's length in memory.
 pub const MAX_BYTES: usize = 64 << 20;
 
@@ -28,14 +28,13 @@ const MAX_OPERATIONS: usize = 32;
 /// The supported operators of the machine-learning domain.
 const ML_OPERATORS: [&str; 3] = ["TreeEnsembleRegressor", "TreeEnsemble", "LabelEncoder"];
 
-/// Reads an isolation forest: one that [`write`](super::write) wrote, bit for bit as it was but for
-/// its ranges, or one that skl2onnx converted (`ai.onnx.ml` 1 to 3, a `TreeEnsembleRegressor` for each
-/// tree). Such a file has its cuts and its offset as floats; path lengths are computed anew from the
-/// numbers of rows, so scores equal scikit-learn's to the last bits, and decisions do within the
-/// rounding of the offset, 3e-8.
+/// Reads an isolation forest that [`write`](super::write) wrote, bit for bit but without its ranges, or
+/// one that skl2onnx converted (`ai.onnx.ml` 1 to 3, a `TreeEnsembleRegressor` for each tree). A
+/// converted file has cuts and offset as floats. Path lengths are computed from the numbers of rows, so
+/// scores equal scikit-learn's to the last bits, and decisions within the rounding of the offset, 3e-8.
 ///
-/// `columns` are the names of the features where the caller knows them (an MLflow signature has them,
-/// skl2onnx drops them); without, those of the file's own metadata, if any.
+/// `columns` are the names of the features, for instance from an MLflow signature, because skl2onnx
+/// drops them; `None` takes those of the file's metadata, if any.
 ///
 /// # Errors
 /// [`Error::Oversized`] above [`MAX_BYTES`]; [`Error::Protobuf`] if the bytes are no ONNX model;
@@ -76,7 +75,7 @@ fn metadata_columns(model: &ModelProto) -> Result<Option<Vec<String>>, Error> {
     Ok(Some(columns))
 }
 
-/// Width of the input, which must be the only one; that of `columns` where the file leaves it open.
+/// Width of the only input; the number of `columns` if the file does not fix the width.
 fn n_features(graph: &GraphProto, columns: Option<&[String]>) -> Result<usize, Error> {
     // Old files list their constants among the inputs.
     let constants: HashSet<&str> = graph.initializer.iter().map(|it| it.name.as_str()).collect();
@@ -139,7 +138,7 @@ enum GraphValue {
         unit: f64,
         offset: f64,
     },
-    /// Made of the decision, for people: whatever it says, the decision's sign is what counts.
+    /// A value derived from the decision, such as a label. The reader ignores it.
     Label,
 }
 
@@ -339,8 +338,8 @@ impl<'g> GraphEvaluator<'g> {
         Ok(GraphValue::Leaves(self.ensembles.len() - 1, weights.into()))
     }
 
-    /// The outcome of an operation on leaves: as long as they belong to one tree, because what several
-    /// trees give is summed up before anything else can happen to it.
+    /// The result of an operation on leaves. The leaves must belong to one tree: values of several trees
+    /// must be summed before any other operation.
     fn set_leaf_values(
         &mut self,
         operator: &str,
@@ -389,7 +388,7 @@ impl<'g> GraphEvaluator<'g> {
 
         let mut trees = Vec::new();
         for (number, lengths) in &self.terms {
-            // Each ensemble once: a sum that names one a thousand times would cost a thousand forests.
+            // Each ensemble counts once: a sum that names one a thousand times would build a thousand forests.
             let ensemble = &mut self.ensembles[*number];
             let roots = std::mem::take(&mut ensemble.roots);
             if roots.is_empty() {

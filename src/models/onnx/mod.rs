@@ -30,7 +30,7 @@ mod proto {
 /// The operator set of tree ensembles.
 const ML_DOMAIN: &str = "ai.onnx.ml";
 
-/// Key in the model's metadata under which the names of the columns lie, as a JSON list.
+/// Key of the column names in the model's metadata, a JSON list.
 const COLUMNS_KEY: &str = "promforest.columns";
 
 /// Codes of the comparisons in a `TreeEnsemble` (ai.onnx.ml 5); this one is `value <= split`.
@@ -39,7 +39,7 @@ const BRANCH_LEQ: u8 = 0;
 /// Reasons why an import or export fails.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file is larger than we read.
+    /// The file exceeds the limit.
     #[error("file has {length} bytes, must have at most {MAX_BYTES}")]
     Oversized {
         /// Length of the file.

@@ -25,13 +25,13 @@ use std::time::Duration;
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Most bytes of a response without an artifact.
 const RESPONSE_LIMIT: usize = 16 << 20;
-/// Most bytes of one artifact, and of all of a model's.
+/// Most bytes of one artifact, and of all artifacts of a model.
 const ARTIFACT_LIMIT: u64 = 512 << 20;
 /// Most files of a model's folder.
 const MAX_FILES: usize = 100;
 /// Items of one page of a listing.
 const PAGE_SIZE: usize = 200;
-/// Parameters, tags and metrics of one call: the server takes 100 of each.
+/// Most parameters, tags or metrics of one call: the server accepts 100 of each.
 const BATCH_SIZE: usize = 100;
 
 const PROMOTED: &str = "promforest.promoted_at";
@@ -43,17 +43,17 @@ const NOTE: &str = "promforest.note";
 pub struct Config {
     /// The server.
     pub tracking_uri: Url,
-    /// The experiment that runs are logged in.
+    /// The experiment of the runs.
     pub experiment: String,
-    /// The registered model of a detector, and the beginning of its groups' names; without it, the
-    /// detector's name. With several detectors they would share it.
+    /// The registered model of a detector, and the prefix of its groups' names; `None` for the
+    /// detector's name. Several detectors would share it.
     pub model: Option<String>,
     /// The HTTP client.
     pub client: ClientConfig,
 }
 
 impl Config {
-    /// Reads the section; `alias` is read by the caller.
+    /// Reads the section. The caller reads `alias`.
     pub fn read(mut section: Section<'_, '_>) -> Self {
         let tracking_uri = section.require("tracking_uri").and_then(|node| node.parse(str::parse));
         let config = Self {
@@ -80,7 +80,7 @@ pub enum Error {
         url: String,
         /// The status.
         status: StatusCode,
-        /// MLflow's code for the error, empty where it has none.
+        /// MLflow's code of the error, or empty.
         code: String,
         /// MLflow's message.
         reason: String,
@@ -146,7 +146,7 @@ impl Mlflow {
     /// # Errors
     /// [`Error`].
     pub async fn aliases(&self, prefix: &str) -> Result<Aliases, Error> {
-        // The underscore means any character there; what it finds too many is left out here.
+        // The underscore matches any character there; the filter drops the other names.
         let mut aliases = self.find_aliases(&format!("name LIKE '{}%'", prefix.replace('\'', ""))).await?;
         aliases.retain(|name, _| name.starts_with(prefix));
         Ok(aliases)
@@ -200,7 +200,7 @@ impl Mlflow {
         self.download_folder(&text_field(&response, "artifact_uri")).await
     }
 
-    /// The files of a model that a run has logged under `path`, by a client of version 2 or 3.
+    /// The files of a model that a client of version 2 or 3 logged in a run under `path`.
     ///
     /// # Errors
     /// [`Error`].
@@ -228,7 +228,7 @@ impl Mlflow {
     /// See [`Registry::register`](super::Registry::register).
     ///
     /// # Errors
-    /// [`Error`]; the run is then marked as failed.
+    /// [`Error`]. The run is then marked as failed.
     pub async fn register(&self, model: &str, new_version: &NewVersion<'_>) -> Result<u64, Error> {
         let experiment_id = self.get_or_create_experiment().await?;
         let now_ms = time::now_ms();
@@ -338,7 +338,7 @@ impl Mlflow {
             response => return Ok(text_field(&response?["experiment"], "experiment_id")),
         }
         match self.post("experiments/create", json!({"name": self.experiment})).await {
-            // Another client created it meanwhile.
+            // Another client has created the experiment.
             Err(error) if error.has_code("RESOURCE_ALREADY_EXISTS") => {
                 let response = self.get("experiments/get-by-name", &query).await?;
                 Ok(text_field(&response["experiment"], "experiment_id"))
@@ -377,7 +377,7 @@ impl Mlflow {
     ) -> Result<(), Error> {
         let timestamp = time::now_ms();
         let metric = |(key, value, step): &(String, f64, usize)| {
-            // JSON has no word for it; MLflow takes the text.
+            // JSON has no such number; MLflow accepts the text.
             let value = if value.is_finite() { json!(value) } else { json!(value.to_string()) };
             json!({"key": key, "value": value, "timestamp": timestamp, "step": step})
         };
@@ -519,8 +519,8 @@ impl Mlflow {
     }
 }
 
-/// The credentials of the configuration, or those of the environment, by the names that MLflow's own
-/// clients know.
+/// The credentials of the configuration, or those of the environment variables that MLflow's clients
+/// read.
 fn resolve_auth(config: &ClientConfig) -> Auth {
     let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
     let secret = |value: String| SecretSource::Inline(value.into());
@@ -570,7 +570,7 @@ fn key_value<K: AsRef<str>>((key, value): &(K, String)) -> Value {
     json!({"key": key.as_ref(), "value": value})
 }
 
-/// A text field; empty where there is none, as MLflow leaves out what is empty.
+/// A text field; empty if absent, because MLflow omits empty fields.
 fn text_field(value: &Value, field: &str) -> String {
     value[field].as_str().unwrap_or_default().to_string()
 }

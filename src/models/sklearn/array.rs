@@ -16,7 +16,7 @@ const MAX_DIMENSIONS: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Scalar {
     pub kind: ScalarKind,
-    /// In bytes, at least 1.
+    /// Size in bytes, at least 1.
     pub size: usize,
 }
 
@@ -28,7 +28,7 @@ pub(super) enum ScalarKind {
     Float,
     /// Python objects; the bytes are elsewhere.
     Object,
-    /// Padding, or a record whose fields are told separately.
+    /// Padding, or a record whose fields are described elsewhere.
     Void,
 }
 
@@ -53,7 +53,7 @@ impl Scalar {
             "" if kind == ScalarKind::Object => 8,
             size => size.parse::<u16>().map_err(|_| unknown())?.into(),
         };
-        // Items without bytes would let a shape of any length pass.
+        // With items of no bytes, a shape of any length would be valid.
         if size == 0 {
             return Err(unknown());
         }
@@ -64,7 +64,7 @@ impl Scalar {
 /// The type of an array's items: a number, or a record of numbers.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Dtype {
-    /// Of an item, in bytes, at least 1.
+    /// Size of an item in bytes, at least 1.
     size: usize,
     /// A plain number is one field without a name.
     fields: Vec<Field>,
@@ -73,7 +73,7 @@ pub(super) struct Dtype {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Field {
     pub name: String,
-    /// From the beginning of the item, in bytes.
+    /// Offset from the beginning of the item, in bytes.
     pub offset: usize,
     pub scalar: Scalar,
 }
@@ -98,7 +98,7 @@ impl Dtype {
         Ok(Self { size, fields })
     }
 
-    /// The number that an item is, `None` for a record.
+    /// The type of number of an item; `None` for a record.
     pub fn scalar(&self) -> Option<Scalar> {
         match &self.fields[..] {
             [field] if field.name.is_empty() => Some(field.scalar),
@@ -172,7 +172,7 @@ impl<'a> Array<'a> {
         }
     }
 
-    /// The integers of a field, or, for the name `""`, of an array that is no record.
+    /// The integers of a field, or, for the name `""`, of an array of plain numbers.
     pub fn ints(&self, name: &str) -> Result<Vec<i64>, String> {
         self.column(name, Scalar::INT, i64::from_le_bytes)
     }
@@ -193,12 +193,12 @@ impl<'a> Array<'a> {
         is_single.then(|| self.data.first_chunk().copied().map(read)).flatten()
     }
 
-    /// The integer that an array without dimensions is.
+    /// The integer in an array without dimensions.
     pub fn int(&self) -> Option<i64> {
         self.single_item(Scalar::INT, i64::from_le_bytes)
     }
 
-    /// The number that an array without dimensions is.
+    /// The number in an array without dimensions.
     pub fn float(&self) -> Option<f64> {
         self.single_item(Scalar::FLOAT, f64::from_le_bytes)
     }

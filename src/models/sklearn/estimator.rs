@@ -14,7 +14,7 @@ pub(super) fn read(values: &Values, root: Id, format: &str) -> Result<ImportedFo
     let forest = ValueRef::root(values, root);
     forest.expect_class(Class::IsolationForest, "an IsolationForest of scikit-learn")?;
 
-    // Too many are refused with the first tree.
+    // The first tree rejects too many features.
     let n_features = usize::try_from(forest.get("n_features_in_")?.count()?).unwrap_or(usize::MAX);
     let columns = forest
         .find_attribute("feature_names_in_")
@@ -37,7 +37,7 @@ pub(super) fn read(values: &Values, root: Id, format: &str) -> Result<ImportedFo
     });
     let trees: Vec<Tree> = trees.collect::<Result<_, _>>()?;
 
-    // The one with the underscore is what scikit-learn scores with.
+    // scikit-learn scores with the attribute that ends with an underscore.
     let max_samples = match forest.find_attribute("_max_samples") {
         Some(max_samples) => max_samples,
         None => forest.get("max_samples_")?,
@@ -61,8 +61,8 @@ fn column_names(names: &ValueRef, n_features: usize) -> Result<Vec<String>, Erro
     items.iter().map(|name| name.text().map(String::from)).collect()
 }
 
-/// Bytes of arrays that may still be read. A file that lists one large tree a million times would
-/// otherwise become a million trees.
+/// Remaining bytes of arrays. Without this limit, a file that lists one large tree a million times
+/// would become a million trees.
 struct ByteBudget(usize);
 
 impl ByteBudget {
@@ -72,8 +72,7 @@ impl ByteBudget {
     }
 }
 
-/// A tree of the forest; `features` are the columns that it was grown from, in the order of its own
-/// features.
+/// A tree of the forest. `features` are its columns of the table, in the order of the tree's features.
 fn read_tree(
     estimator: &ValueRef,
     features: &ValueRef,
@@ -97,7 +96,7 @@ fn read_tree(
             feature: array.ints("feature")?,
             threshold: array.floats("threshold")?,
             n_node_samples: array.ints("n_node_samples")?,
-            // scikit-learn before 1.3 had no place for it: NaN went right, as it fails each comparison.
+            // scikit-learn before 1.3 has no such field: NaN fails each comparison and goes right.
             missing_go_to_left: if array.has_field("missing_go_to_left") {
                 array.flags("missing_go_to_left")?
             } else {

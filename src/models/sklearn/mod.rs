@@ -140,7 +140,7 @@ pub enum Error {
     Forest(#[from] forest::Error),
 }
 
-/// Reads a model file: a pickle or a skops file, told apart by their first bytes.
+/// Reads a model file. The first bytes distinguish a pickle from a skops file.
 ///
 /// # Errors
 /// [`Error`] if the format is unknown or the content is not a valid `IsolationForest`.
@@ -149,11 +149,11 @@ pub fn read(bytes: &[u8]) -> Result<ImportedForest, Error> {
     format.read(bytes, format.name())
 }
 
-/// Reads a model file in the format that its folder's `MLmodel` calls it by, with the columns of the
-/// signature, which count where the estimator names none.
+/// Reads a model file in the format that its folder's `MLmodel` states. The columns of the signature
+/// apply if the estimator names none.
 ///
 /// # Errors
-/// [`Error`] as for [`read`], and when the file has another format, or the estimator other columns.
+/// [`Error`] as for [`read`], and if the file has another format or the estimator has other columns.
 pub fn read_as(bytes: &[u8], named: &str, columns: Option<Vec<String>>) -> Result<ImportedForest, Error> {
     let format = FileFormat::detect(bytes)?;
     if format != if named == "skops" { FileFormat::Skops } else { FileFormat::Pickle } {

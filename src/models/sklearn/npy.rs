@@ -15,7 +15,7 @@ pub(super) fn read(mut file: Vec<u8>) -> Result<Array<'static>, String> {
     Array::new(Rc::new(dtype), shape, ArrayBytes::Unpacked(file.into()))
 }
 
-/// The text of the header, and where the bytes begin.
+/// The text of the header, and the offset of the data.
 fn split_header(file: &[u8]) -> Result<(&str, usize), String> {
     let truncated = "the file ends early";
     let rest = file.strip_prefix(b"\x93NUMPY").ok_or("not a .npy file")?;
@@ -68,7 +68,7 @@ fn parse_header(header: &str) -> Result<(Dtype, Vec<usize>), String> {
     Ok((dtype, shape))
 }
 
-/// The fields of a record, after its `[`. They lie one behind the other, padding included.
+/// The fields of a record, after its `[`. They are adjacent, padding included.
 fn parse_record(parser: &mut HeaderParser) -> Result<Dtype, String> {
     let (mut fields, mut size) = (Vec::new(), 0);
     while !parser.eat("]") {
@@ -100,7 +100,7 @@ fn parse_scalar(parser: &mut HeaderParser) -> Result<Scalar, String> {
     }
 }
 
-/// The part of a header that is still to be read.
+/// The rest of a header.
 struct HeaderParser<'h>(&'h str);
 
 impl<'h> HeaderParser<'h> {

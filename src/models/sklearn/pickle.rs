@@ -22,7 +22,7 @@ const MAX_STEPS: usize = 1 << 22;
 /// Longest name of a record's field, in bytes: scikit-learn's longest has 23.
 const MAX_FIELD_NAME: usize = 64;
 
-/// Reads a file, and returns its values and the one that it is about.
+/// Reads a file. Returns its values and the root among them.
 pub(super) fn read(bytes: &[u8]) -> Result<(Values<'_>, Id), Error> {
     let unpickler = Unpickler {
         bytes,
@@ -38,14 +38,14 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Values<'_>, Id), Error> {
 
 struct Unpickler<'a> {
     bytes: &'a [u8],
-    /// The next byte to be read.
+    /// Offset of the next byte.
     at: usize,
     values: Values<'a>,
     stack: Vec<Id>,
     /// Heights of the stack at which an open collection begins.
     marks: Vec<usize>,
     memo: BTreeMap<u32, Id>,
-    /// Bytes that were made from texts.
+    /// Bytes converted from texts so far.
     unpacked: usize,
 }
 
@@ -73,7 +73,7 @@ impl<'a> Unpickler<'a> {
                 }
                 // MEMOIZE, BINPUT, LONG_BINPUT, BINGET, LONG_BINGET
                 0x94 => {
-                    // Each takes an instruction: there are far fewer than numbers.
+                    // Each entry takes an instruction, and the limit on instructions is far below the largest number.
                     let number = self.memo.len() as u32;
                     self.memo.insert(number, self.top()?);
                 }
@@ -332,7 +332,7 @@ impl<'a> Unpickler<'a> {
         Ok(())
     }
 
-    /// An estimator, made without arguments.
+    /// An estimator, constructed without arguments.
     fn new_object(&mut self) -> Result<(), Error> {
         let arguments = self.pop()?;
         let class = self.pop()?;
@@ -349,7 +349,7 @@ impl<'a> Unpickler<'a> {
         }
     }
 
-    /// A call: of numpy's functions that make a part of an array, or of `Tree`.
+    /// A call of one of numpy's functions that construct a part of an array, or of `Tree`.
     fn reduce(&mut self) -> Result<(), Error> {
         let arguments = self.pop()?;
         let callee = self.pop()?;
@@ -387,7 +387,7 @@ impl<'a> Unpickler<'a> {
         Ok(())
     }
 
-    /// The bytes that a text stands for: protocol 2 has none, and writes them as characters below 256.
+    /// The bytes of a text: protocol 2 writes bytes as characters below 256.
     fn encode(&self, text: Id) -> Result<Value<'a>, String> {
         let invalid = || format!("{} stands for bytes", self.values.describe(text));
         let text = self.values.text(text).ok_or_else(invalid)?;
@@ -395,7 +395,7 @@ impl<'a> Unpickler<'a> {
         Ok(Value::Bytes(ArrayBytes::Unpacked(bytes.ok_or_else(invalid)?)))
     }
 
-    /// Gives the value below the top its state.
+    /// Sets the state of the value below the top.
     fn build(&mut self) -> Result<(), Error> {
         let state = self.pop()?;
         let target = self.top()?;
@@ -466,7 +466,7 @@ impl<'a> Unpickler<'a> {
     /// A field of a record: `fields` maps its name to dtype and offset.
     fn field(&self, fields: Id, name: Id) -> Result<Field, String> {
         let invalid = || format!("field {} of a dtype cannot be read", self.values.describe(name));
-        // Many records may share one name, and each copies it.
+        // Many records may share one name, and each stores a copy.
         let text = self.values.text(name).filter(|text| text.len() <= MAX_FIELD_NAME).ok_or_else(invalid)?;
         let Value::Dict(fields) = self.values.get(fields) else { return Err(invalid()) };
         let parts = fields.get(text).and_then(|parts| self.values.list(*parts));

@@ -22,7 +22,7 @@ const MAX_SCHEMA: usize = 32 << 20;
 
 const SCHEMA: &str = "schema.json";
 
-/// Reads a file, and returns its values and the one that it is about.
+/// Reads a file. Returns its values and the root among them.
 pub(super) fn read(bytes: &[u8]) -> Result<(Values<'static>, Id), Error> {
     let zip = ZipArchive::new(Cursor::new(bytes))
         .map_err(|source| Error::Zip { file: "the archive".into(), source })?;
@@ -34,7 +34,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Values<'static>, Id), Error> {
         by_id: HashMap::new(),
     };
     let schema = reader.inflate(SCHEMA, MAX_SCHEMA)?;
-    // serde_json goes 128 levels deep and no further, and so do we on its result.
+    // serde_json rejects more than 128 levels, which bounds the recursion below.
     let schema: Json = serde_json::from_slice(&schema).map_err(Error::Schema)?;
     let root = reader.read_node(&schema)?;
     Ok((reader.values, root))
@@ -42,7 +42,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Values<'static>, Id), Error> {
 
 struct SkopsReader<'z> {
     zip: ZipArchive<Cursor<&'z [u8]>>,
-    /// Bytes that may still be inflated.
+    /// Remaining bytes to inflate.
     remaining: usize,
     values: Values<'static>,
     /// Arrays by the name of their file: each file is read once.
@@ -57,7 +57,7 @@ impl SkopsReader<'_> {
         let limit = limit.min(self.remaining);
         let file = self.zip.by_name(name).map_err(zip)?;
         let mut bytes = Vec::new();
-        // One byte more, to see that there is more. What the archive says of the size is not trusted.
+        // One byte above the limit detects a longer file. The size in the archive is not trusted.
         let read = file.take(limit as u64 + 1).read_to_end(&mut bytes);
         read.map_err(|source| zip(source.into()))?;
         if bytes.len() > limit {
@@ -136,7 +136,7 @@ impl SkopsReader<'_> {
     }
 }
 
-/// A value that is written as JSON within a text of the JSON.
+/// A value written as JSON within a JSON text.
 fn parse_json_scalar(text: &str) -> Value<'static> {
     match serde_json::from_str(text) {
         Ok(Json::Null) => Value::None,
@@ -147,7 +147,7 @@ fn parse_json_scalar(text: &str) -> Value<'static> {
             (None, Some(number)) => Value::Float(number),
             (None, None) => Value::Other("number".into()),
         },
-        // NaN and infinities, which Python writes and JSON does not know, among them.
+        // Also NaN and infinities, which Python writes and JSON does not define.
         _ => Value::Other(format!("JSON \"{}\"", shorten(text))),
     }
 }

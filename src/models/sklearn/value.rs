@@ -57,14 +57,14 @@ pub(super) enum Value<'a> {
     Class(Class),
     Object {
         class: Class,
-        /// The dictionary of attributes, once it was read.
+        /// The dictionary of attributes; `None` until it is read.
         state: Option<Id>,
     },
     Dtype(Rc<Dtype>),
     Array(Array<'a>),
     /// An array with one dimension of objects: their list.
     Objects(Id),
-    /// Something that no forest needs: its class.
+    /// The class of an object that no forest needs.
     Other(String),
 }
 
@@ -76,8 +76,7 @@ pub(super) struct Id(usize);
 #[derive(Debug)]
 pub(super) struct Values<'a> {
     values: Vec<Value<'a>>,
-    /// Bytes that they were read from. Nothing that a file describes is larger, unless it tells the
-    /// same bytes several times.
+    /// Length of the source in bytes. The arrays of a valid file are not larger in total.
     pub n_bytes: usize,
 }
 
@@ -120,7 +119,7 @@ impl<'a> Values<'a> {
             Value::Int(length) => usize::try_from(*length).ok(),
             _ => None,
         };
-        // A shape that is too long is refused later; one that many arrays share must not be copied.
+        // A later check rejects a shape that is too long. A shape that many arrays share is not copied.
         self.list(id)?.iter().take(100).map(length).collect()
     }
 
@@ -145,7 +144,7 @@ impl<'a> Values<'a> {
     }
 }
 
-/// A value and the way to it from the estimator, for messages.
+/// A value and its path from the estimator, for messages.
 #[derive(Clone, Debug)]
 pub(super) struct ValueRef<'v, 'a> {
     values: &'v Values<'a>,
@@ -158,7 +157,7 @@ impl<'v, 'a> ValueRef<'v, 'a> {
         Self { values, id, path: String::new() }
     }
 
-    /// The same value as the beginning of a way.
+    /// The same value as the start of a path.
     pub fn as_root(&self) -> Self {
         Self::root(self.values, self.id)
     }
@@ -173,7 +172,7 @@ impl<'v, 'a> ValueRef<'v, 'a> {
         Error::Array { name: self.path.clone(), reason }
     }
 
-    /// Makes sure that this is an object of a class.
+    /// Checks that this is an object of a class.
     pub fn expect_class(&self, class: Class, limit: &'static str) -> Result<(), Error> {
         match self.values.get(self.id) {
             Value::Object { class: found, .. } if *found == class => Ok(()),
@@ -181,7 +180,7 @@ impl<'v, 'a> ValueRef<'v, 'a> {
         }
     }
 
-    /// An attribute of this object, if it is there and not `None`.
+    /// An attribute of this object; `None` if it is absent or Python's `None`.
     pub fn find_attribute(&self, name: &str) -> Option<Self> {
         let Value::Object { state: Some(state), .. } = self.values.get(self.id) else { return None };
         let Value::Dict(entries) = self.values.get(*state) else { return None };
@@ -191,7 +190,7 @@ impl<'v, 'a> ValueRef<'v, 'a> {
         (!matches!(self.values.get(id), Value::None)).then_some(attribute)
     }
 
-    /// An attribute that has to be there.
+    /// A required attribute.
     pub fn get(&self, name: &'static str) -> Result<Self, Error> {
         self.find_attribute(name).ok_or_else(|| Error::Missing { object: self.path.clone(), name })
     }
@@ -236,7 +235,7 @@ impl<'v, 'a> ValueRef<'v, 'a> {
         float.ok_or_else(|| self.attribute_error("a number"))
     }
 
-    /// A single value for people, `None` for a list, an array or an object.
+    /// The text of a single value; `None` for a list, an array or an object.
     pub fn to_display(&self) -> Option<String> {
         match self.values.get(self.id) {
             Value::Text(text) => Some(shorten(text)),

@@ -28,12 +28,12 @@ pub struct ExtendedMetadata {
     pub n_estimators: usize,
     pub max_samples: u64,
     pub offset: f64,
-    /// Columns and coefficients of a node.
+    /// Number of columns and coefficients of a node.
     width: usize,
-    /// Center and sigma of the residual, the difference and the deviation of each metric, one after the other;
-    /// null for what training did not have.
+    /// Center and sigma of the derived features of each feature: residual, difference and deviation, in this order;
+    /// null for a derived feature without training values.
     scales: Vec<Option<[f64; 2]>>,
-    /// The metrics that varied in training.
+    /// The features that varied in training.
     varying: Vec<usize>,
     residuals: Option<ResidualsJson>,
     forest_scale: ScoreScale,
@@ -46,7 +46,7 @@ pub struct ExtendedMetadata {
 struct ResidualsJson {
     means: Vec<f64>,
     deviations: Vec<f64>,
-    /// Row after row.
+    /// The matrix, row-major.
     inverse: Vec<f64>,
     /// Center and sigma of each residual.
     scales: Vec<[f64; 2]>,
@@ -77,7 +77,7 @@ impl ExtendedMetadata {
         }
     }
 
-    /// All but the forest.
+    /// All parts except the forest.
     fn into_parts(self) -> Result<ScorerParts, features::Error> {
         let scale = |[center, sigma]: [f64; 2]| RobustScale::new(center, sigma);
         let residuals = self.residuals.map(|json| {
@@ -100,7 +100,7 @@ impl ExtendedMetadata {
     }
 }
 
-/// All trees of a forest mix as many columns; without a forest there is no tree to have one.
+/// The number of columns per split, the same in all trees; without a forest there is no tree to hold it.
 fn width(forest: Option<&ExtendedForest>) -> usize {
     forest.and_then(|forest| forest.trees().next()).map_or(1, |tree| tree.width)
 }
@@ -157,7 +157,7 @@ pub fn read(bytes: &[u8], metadata: ExtendedMetadata, state: SavedState) -> Resu
         return Err(invalid(format!("offset is {offset}, must be {EXTENDED_OFFSET}")));
     }
     let parts = metadata.into_parts().map_err(|error| invalid(error.to_string()))?;
-    // Without a forest, what it would see: nothing.
+    // Without a forest, the input has no columns.
     let n_inputs = parts.n_inputs();
     let batch = read_batch(bytes, &schema(width))?;
     let index = |column: usize| batch.column(column).as_primitive::<Int32Type>().values();

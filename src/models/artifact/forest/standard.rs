@@ -1,4 +1,4 @@
-//! The plain forest: nodes with scikit-learn's names.
+//! The standard forest: nodes with scikit-learn's names.
 
 use super::super::{Error, ipc};
 use super::{
@@ -20,7 +20,7 @@ pub struct StandardMetadata {
     pub n_estimators: usize,
     pub max_samples: u64,
     pub offset: f64,
-    /// Least and greatest value of each feature in training, where they are known.
+    /// Least and greatest value of each feature in training; null if unknown.
     pub ranges: Option<Vec<[f32; 2]>>,
 }
 
