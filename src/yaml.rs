@@ -120,7 +120,7 @@ impl<'n, 'y> Node<'n, 'y> {
                 Some(Section { node: self, known_keys: Vec::new() })
             }
             _ => {
-                self.error(format!("expected a mapping, found {}", self.describe()));
+                self.error(format!("expected a mapping, found {}", self.kind()));
                 None
             }
         }
@@ -137,7 +137,7 @@ impl<'n, 'y> Node<'n, 'y> {
         match &self.node.data {
             YamlData::Sequence(items) => Some(items.iter().enumerate().map(item).collect()),
             _ => {
-                self.error(format!("expected a list, found {}", self.describe()));
+                self.error(format!("expected a list, found {}", self.kind()));
                 None
             }
         }
@@ -146,7 +146,7 @@ impl<'n, 'y> Node<'n, 'y> {
     /// The entries of this mapping with free keys. Records an error for other values.
     pub fn entries(&self) -> Option<Vec<(String, Self)>> {
         let YamlData::Mapping(mapping) = &self.node.data else {
-            self.error(format!("expected a mapping, found {}", self.describe()));
+            self.error(format!("expected a mapping, found {}", self.kind()));
             return None;
         };
         let entry = |(name, node): (&'n MarkedYaml<'y>, &'n MarkedYaml<'y>)| {
@@ -181,7 +181,7 @@ impl<'n, 'y> Node<'n, 'y> {
         match &self.node.data {
             YamlData::Value(value) if *value != Scalar::Null => Some(self.describe()),
             _ => {
-                self.error(format!("expected a single value, found {}", self.describe()));
+                self.error(format!("expected a single value, found {}", self.kind()));
                 None
             }
         }
@@ -206,6 +206,19 @@ impl<'n, 'y> Node<'n, 'y> {
             self.error(format!("{text:?} is not {what}"));
         }
         value
+    }
+
+    /// The kind of this value for messages. The value itself may be a secret: a credential where a mapping belongs.
+    fn kind(&self) -> &'static str {
+        match &self.node.data {
+            YamlData::Value(Scalar::Null) => "nothing",
+            YamlData::Value(Scalar::Boolean(_)) => "true or false",
+            YamlData::Value(Scalar::Integer(_) | Scalar::FloatingPoint(_)) => "a number",
+            YamlData::Value(Scalar::String(_)) => "a text",
+            YamlData::Sequence(_) => "a list",
+            YamlData::Mapping(_) => "a mapping",
+            _ => "a tag, an alias or a value that cannot be read",
+        }
     }
 
     fn describe(&self) -> String {

@@ -51,6 +51,7 @@ fn bad_files_report_every_error_with_its_line() {
         let (status, stdout, stderr) = check_config(&file);
         assert_eq!(stderr, text, "{}", file.display());
         assert_eq!((status, &*stdout), (Some(1), ""), "{}", file.display());
+        assert!(!stderr.contains("hunter2"), "{} shows a secret", file.display());
     }
 }
 

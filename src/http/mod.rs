@@ -18,4 +18,4 @@ mod write_timeout;
 pub mod server;
 
 pub use secret::{ReadFileError, Secret, SecretSource};
-pub use url::{InvalidUrl, Url};
+pub use url::{InvalidUrl, Url, percent_encode};

@@ -15,7 +15,7 @@ pub enum InvalidUrl {
     /// The text is not a URL.
     #[error("{text:?} is not a URL")]
     Syntax {
-        /// The text.
+        /// The text without credentials.
         text: String,
         /// The parser's reason.
         source: hyper::http::uri::InvalidUri,
@@ -32,7 +32,7 @@ impl FromStr for Url {
     type Err = InvalidUrl;
 
     fn from_str(text: &str) -> Result<Self, InvalidUrl> {
-        let uri: Uri = text.parse().map_err(|source| InvalidUrl::Syntax { text: text.into(), source })?;
+        let uri: Uri = text.parse().map_err(|source| InvalidUrl::Syntax { text: redact(text), source })?;
         if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
             return Err(InvalidUrl::Credentials);
         }
@@ -40,9 +40,25 @@ impl FromStr for Url {
         if is_supported && uri.host().is_some_and(|host| !host.is_empty()) {
             Ok(Self(Arc::new(uri)))
         } else {
-            Err(InvalidUrl::Unsupported(text.into()))
+            Err(InvalidUrl::Unsupported(redact(text)))
         }
     }
+}
+
+/// Encodes all characters but the unreserved ones (RFC 3986, section 2.3).
+pub fn percent_encode(text: &str) -> String {
+    let encode = |byte: u8| match byte {
+        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(encode).collect()
+}
+
+/// A text that may be a URL, without what may be credentials: everything before its last `@`, up to a scheme.
+fn redact(text: &str) -> String {
+    let Some((credentials, host)) = text.rsplit_once('@') else { return text.into() };
+    let scheme = credentials.find("://").map_or("", |end| &credentials[..end + 3]);
+    format!("{scheme}<secret>@{host}")
 }
 
 impl Url {
@@ -57,6 +73,19 @@ impl Url {
         self.0.scheme() == other.0.scheme()
             && self.0.authority() == other.0.authority()
             && folder(self) == folder(other)
+    }
+
+    /// This URL with a path appended to its own, and a query of percent-encoded names and values in place of its own.
+    ///
+    /// # Errors
+    /// [`InvalidUrl::Syntax`] if the URL becomes too long.
+    pub fn with_path_and_query(&self, path: &str, query: &[(&str, String)]) -> Result<Self, InvalidUrl> {
+        let scheme = self.0.scheme_str().unwrap_or_default();
+        let query =
+            query.iter().map(|(name, value)| format!("{}={}", percent_encode(name), percent_encode(value)));
+        let query: Vec<String> = query.collect();
+        let own = self.0.path().trim_end_matches('/');
+        format!("{scheme}://{}{own}{path}?{}", self.authority(), query.join("&")).parse()
     }
 
     /// The URL as hyper's type.
@@ -111,7 +140,27 @@ mod tests {
         assert_eq!(url("https://host:8443/a?b=c").to_string(), "https://host:8443/a?b=c");
         let error = |text: &str| text.parse::<Url>().expect_err("no URL").to_string();
         assert_eq!(error("ftp://host/"), "\"ftp://host/\" is not an http:// or https:// URL with a host");
-        assert!(!error("https://me:hunter2@host/").contains("hunter2"));
+        for text in [
+            "https://me:hunter2@host/",
+            "ftp://me:hunter2@host/",
+            "me:hunter2@host/a b",
+            "http://me:hun/ter2@ho st/",
+        ] {
+            let error = error(text);
+            assert!(!error.contains("hun") && !error.contains("ter2"), "{error}");
+        }
+        assert_eq!(error("ftp://me:hunter2@host/"), "credentials in a URL are not supported: use basic_auth");
+        assert_eq!(error("http://me:x@ho st/"), "\"http://<secret>@ho st/\" is not a URL");
+    }
+
+    #[test]
+    fn a_path_and_a_query_are_appended() {
+        let base = url("http://host/prometheus/");
+        let query = [("match[]", r#"{a=~"b c|é"}"#.to_string()), ("start", "1".to_string())];
+        let expected =
+            "http://host/prometheus/api/v1/series?match%5B%5D=%7Ba%3D~%22b%20c%7C%C3%A9%22%7D&start=1";
+        let joined = base.with_path_and_query("/api/v1/series", &query).expect("short enough");
+        assert_eq!(joined.to_string(), expected);
     }
 
     #[test]
