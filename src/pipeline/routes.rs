@@ -8,9 +8,9 @@ use crate::ingest::{self, AcceptedCounts, BodyReceiver, Metrics};
 use crate::prom::wire::ProtocolVersion;
 use crate::remote_read::server::RemoteReadServer;
 use crate::snapshot::SnapshotStore;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use crate::telemetry::PageFormat;
+use hyper::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::{Method, Request, StatusCode};
-use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -51,7 +51,7 @@ pub async fn handle_request(state: AppState, request: Request<RequestBody>) -> R
         (&Method::POST, "/api/v1/read") => state.remote_read_server.handle(body, &state.engine).await,
         (&Method::GET | &Method::HEAD, "/metrics") => {
             state.ingest_metrics.set_in_flight(state.receiver.in_flight());
-            metrics_page(&state.metrics_registry)
+            metrics_page(&state.metrics_registry, &head.headers)
         }
         (&Method::GET | &Method::HEAD, "/-/healthy") => {
             response::text(StatusCode::OK, "promforest is healthy")
@@ -100,14 +100,14 @@ fn method_not_allowed(methods: &'static str) -> Response {
     response
 }
 
-fn metrics_page(registry: &Registry) -> Response {
-    let mut page = String::new();
-    if encode(&mut page, registry).is_err() {
+fn metrics_page(registry: &Registry, headers: &HeaderMap) -> Response {
+    let accept: Vec<&str> = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
+    let format = PageFormat::negotiate(&accept.join(","));
+    let Ok(page) = format.encode(registry) else {
         return response::text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be encoded");
-    }
+    };
     let mut response = Response::new(page.into());
-    let content_type = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
     response
 }
 

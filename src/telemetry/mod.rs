@@ -1,10 +1,12 @@
 //! Logs, log throttling and metrics of the process.
 
 mod logs;
+mod page;
 mod process;
 mod throttle;
 
 pub use logs::{LogFormat, LogLevel, init_logs};
+pub use page::PageFormat;
 pub use process::ProcessCollector;
 pub use throttle::LogThrottle;
 

@@ -6,10 +6,15 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// CPU time, memory and open files of this process.
 #[derive(Debug)]
-pub struct ProcessCollector;
+pub struct ProcessCollector {
+    /// Seconds since the epoch. The system clock at the registration is used: the boot time that `/proc/self/stat`
+    /// counts from is hidden from services with `ProcSubset=pid`.
+    started: f64,
+}
 
 /// Kernel clock ticks per second, the unit of `/proc/self/stat`: 100 on every Linux since 2.6.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -17,7 +22,8 @@ const TICKS_PER_SECOND: f64 = 100.0;
 impl ProcessCollector {
     /// Registers the metrics. Without `/proc` they are absent.
     pub fn register(registry: &mut Registry) {
-        registry.register_collector(Box::new(Self));
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        registry.register_collector(Box::new(Self { started }));
     }
 }
 
@@ -28,9 +34,6 @@ impl Collector for ProcessCollector {
         // proc(5) numbers the field after the name 3.
         let fields: Vec<f64> = fields.split(' ').map(|field| field.parse().unwrap_or(0.0)).collect();
         let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0.0);
-        let boot = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-        let boot =
-            boot.lines().find_map(|line| line.strip_prefix("btime ")?.parse::<f64>().ok()).unwrap_or(0.0);
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let resident = status.lines().find_map(|line| {
             let kib = line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?;
@@ -54,10 +57,38 @@ impl Collector for ProcessCollector {
         gauge("process_resident_memory_bytes", "Resident memory", resident.unwrap_or(0.0) * 1024.0)?;
         gauge("process_virtual_memory_bytes", "Virtual memory", field(23))?;
         gauge("process_open_fds", "Open file descriptors", files)?;
-        gauge(
-            "process_start_time_seconds",
-            "Start time of the process since the epoch",
-            boot + field(22) / TICKS_PER_SECOND,
-        )
+        if let Some(max) = max_open_files() {
+            gauge("process_max_fds", "Maximum number of open file descriptors", max)?;
+        }
+        gauge("process_start_time_seconds", "Start time of the process since the epoch", self.started)
+    }
+}
+
+/// The soft limit of open files; `None` if there is none.
+fn max_open_files() -> Option<f64> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let soft = limits.lines().find_map(|line| line.strip_prefix("Max open files")?.split_whitespace().next());
+    soft?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prometheus_client::encoding::text::encode;
+
+    #[test]
+    fn the_standard_process_metrics() {
+        let mut registry = Registry::default();
+        ProcessCollector::register(&mut registry);
+        let mut page = String::new();
+        encode(&mut page, &registry).expect("it encodes");
+        let value = |name: &str| -> f64 {
+            let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{name}: {page}"))
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        assert!((now - value("process_start_time_seconds")).abs() < 60.0);
+        assert!(value("process_max_fds") >= value("process_open_fds") && value("process_open_fds") > 0.0);
+        assert!(value("process_resident_memory_bytes") > 1e6);
     }
 }

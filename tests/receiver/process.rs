@@ -2,12 +2,12 @@
 
 use crate::encode::{field, series};
 use crate::support::http::Response;
-use crate::support::now_ms;
+use crate::support::{PrometheusVersion, now_ms};
 use crate::{Receiver, TIMEOUT, ValidSeries, post_head};
 use promforest::prom::wire::snappy;
 use std::io::Write;
 use std::net::TcpStream;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -48,6 +48,23 @@ fn health_and_readiness() {
     assert!(receiver.get("/").body.contains("<a href=\"metrics\">"));
 }
 
+/// Prometheus' own linter of the text format; also enforces its naming conventions.
+fn check_with_promtool(page: &str) {
+    let promtool = PrometheusVersion::V3.prometheus().with_file_name("promtool");
+    let mut check = Command::new(promtool)
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool runs");
+    check.stdin.take().expect("piped").write_all(page.as_bytes()).expect("promtool reads");
+    let output = check.wait_with_output().expect("promtool ends");
+    let text =
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    assert!(output.status.success(), "{text}");
+}
+
 #[test]
 fn every_metric_parses_and_has_help() {
     use prometheus_parse::{LineInfo, Scrape};
@@ -57,12 +74,15 @@ fn every_metric_parses_and_has_help() {
     let metadata = [ValidSeries::new(1).series(), field(3, b"")].concat();
     assert_eq!(receiver.write(&metadata).status, 204);
     thread::sleep(Duration::from_millis(1500));
-    let page = receiver.get("/metrics");
+    let page = receiver.request("GET /metrics HTTP/1.1\r\nAccept: application/openmetrics-text", b"");
     assert_eq!(page.headers["content-type"], "application/openmetrics-text; version=1.0.0; charset=utf-8");
     assert!(page.body.ends_with("# EOF\n"));
-    for line in page.body.lines().filter(|line| *line != "# EOF") {
+    let page = receiver.get("/metrics");
+    assert_eq!(page.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+    for line in page.body.lines() {
         assert!(!matches!(LineInfo::parse(line), LineInfo::Ignored | LineInfo::Empty), "{line}");
     }
+    check_with_promtool(&page.body);
     let scrape = Scrape::parse(page.body.lines().map(|line| Ok(line.to_string()))).expect("a page");
     let own_metrics: Vec<&str> = scrape
         .samples
