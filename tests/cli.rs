@@ -184,6 +184,26 @@ fn match_shows_labels_as_on_the_wire() {
     );
 }
 
+/// Braces, commas, equals signs and quotes in label values, colons in names, exemplars and timestamps.
+#[test]
+fn match_finds_every_series_of_an_unusual_page() {
+    let address = serve_file("unusual.prom");
+    let all = "  - {name: a, match: ['{__name__=~\".+\"}'], transform: value}\n";
+    let columns = run_match(&address, all, &[])[0]["groups"][0]["columns"].clone();
+    assert_eq!(
+        columns,
+        json!([
+            r#"http_requests_total{agent="say \"hi\", then \\o", path="/"}"#,
+            r#"http_requests_total{path="/q?a=1&b=2,3"}"#,
+            r#"http_requests_total{path="/users/{id}"}"#,
+            "job:http_requests:rate5m",
+            r#"rpc_bucket{le="+Inf"}"#,
+            "rpc_count",
+            "rpc_sum",
+        ])
+    );
+}
+
 #[test]
 fn match_fails_with_one_line() {
     let listener = TcpListener::bind("127.0.0.11:0").expect("a free port");
@@ -201,6 +221,10 @@ fn match_fails_with_one_line() {
         ),
         (serve(response("500 Internal Server Error", b"")), "URL answered 500 Internal Server Error: "),
         (serve(response("200 OK", b"up{a=\"\xff\"} 1\n")), "invalid utf-8 sequence of 1 bytes from index 6"),
+        (
+            serve(response("200 OK", b"up 1\nup{job=\"a\" 1\n")),
+            "line 2 of the page: \"up{job=\\\"a\\\" 1\": '1' follows a label, must be a comma or a closing brace",
+        ),
         (
             serve(broken),
             "the response of URL cannot be read: error reading a body from connection: end of file before message length reached",

@@ -21,7 +21,7 @@ use support::stack::{
     Collectors, JOB_NODE, MODEL_TIMEOUT, NODE_NETWORK, RANGE_MS, RemoteWriteReceiver, SHORT_TIMEOUT,
     Scraping, Stack, StackApi,
 };
-use support::{each_version, http, in_parallel, now_ms};
+use support::{command, each_version, http, in_parallel, now_ms};
 
 /// Prometheus' own batch deadline by default, and 2 s.
 const MAX_LAG_MS: i64 = 7_000;
@@ -149,7 +149,21 @@ fn a_burst_of_traffic_is_detected() {
         check_own_output_is_ignored(stack);
         check_rules_are_healthy(stack);
         check_dashboard_has_data(stack);
+        check_match_reads_prometheus(stack);
     });
+}
+
+/// `promforest match --prometheus` finds the columns of every interface that Prometheus has.
+fn check_match_reads_prometheus(stack: &Stack) {
+    let url = format!("http://127.0.0.1:{}", stack.prometheus_port);
+    let output = command::run(&["match", "--prometheus", &url, "--output", "json"]);
+    assert_eq!((output.status, &*output.stderr), (0, ""));
+    let matched: Value = serde_json::from_str(&output.stdout).expect("JSON");
+    let group = &matched[0]["groups"][0];
+    assert_eq!(group["labels"]["job"], "node", "{matched}");
+    let columns = group["columns"].as_array().expect("columns");
+    let lo = "rate(node_network_receive_bytes_total{device=\"lo\"}[1m])";
+    assert!(columns.len() >= 4 && columns.iter().any(|column| column == lo), "{columns:?}");
 }
 
 /// `/-/ready` is 503 and tells how far it is, then 200.

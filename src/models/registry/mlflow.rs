@@ -9,9 +9,9 @@
 
 use super::{Aliases, CHALLENGER, ModelVersion, NewVersion};
 use crate::http::SecretSource;
-use crate::http::Url;
 use crate::http::client::{self, Client, Request};
 use crate::http::config::{Auth, ClientConfig};
+use crate::http::{Url, percent_encode};
 use crate::models::artifact::{self, Files};
 use crate::time;
 use crate::yaml::Section;
@@ -215,7 +215,7 @@ impl Mlflow {
         let outputs = response["run"]["outputs"]["model_outputs"].as_array().cloned().unwrap_or_default();
         for output in outputs {
             let id = text_field(&output, "model_id");
-            let model = self.get(&format!("logged-models/{}", encode(&id)), &[]).await?;
+            let model = self.get(&format!("logged-models/{}", percent_encode(&id)), &[]).await?;
             if text_field(&model["model"]["info"], "name") == path {
                 return self
                     .download_folder(&format!("mlflow-artifacts:/{experiment_id}/models/{id}/artifacts"))
@@ -400,7 +400,8 @@ impl Mlflow {
     /// The files directly in a folder of the artifact store; none if there is no such folder.
     async fn download_folder(&self, uri: &str) -> Result<Files, Error> {
         let path = proxied_path(uri)?;
-        let listing = format!("{}/api/2.0/mlflow-artifacts/artifacts?path={}", self.base, encode(path));
+        let listing =
+            format!("{}/api/2.0/mlflow-artifacts/artifacts?path={}", self.base, percent_encode(path));
         let response = self.call(Method::GET, &listing, None).await?;
         let mut files = Files::new();
         let mut remaining = ARTIFACT_LIMIT;
@@ -417,7 +418,7 @@ impl Mlflow {
                 "{}/api/2.0/mlflow-artifacts/artifacts/{}/{}",
                 self.base,
                 encode_path(path),
-                encode(&name)
+                percent_encode(&name)
             );
             let limit = usize::try_from(remaining).unwrap_or(usize::MAX);
             let bytes = self.send(Method::GET, &address, None, limit).await?;
@@ -440,7 +441,7 @@ impl Mlflow {
 
     async fn get(&self, call: &str, query: &[(&str, &str)]) -> Result<Value, Error> {
         let query: Vec<String> =
-            query.iter().map(|(key, value)| format!("{key}={}", encode(value))).collect();
+            query.iter().map(|(key, value)| format!("{key}={}", percent_encode(value))).collect();
         self.call(Method::GET, &format!("{}/api/2.0/mlflow/{call}?{}", self.base, query.join("&")), None)
             .await
     }
@@ -589,19 +590,7 @@ fn without_query(address: &str) -> String {
 }
 
 fn encode_path(path: &str) -> String {
-    path.split('/').map(encode).collect::<Vec<_>>().join("/")
-}
-
-/// Percent-encoding of everything but RFC 3986's unreserved characters.
-fn encode(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(byte.into()),
-            _ => out.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    out
+    path.split('/').map(percent_encode).collect::<Vec<_>>().join("/")
 }
 
 #[cfg(test)]
@@ -624,7 +613,7 @@ mod tests {
 
     #[test]
     fn reserved_characters_are_percent_encoded() {
-        assert_eq!(encode("name LIKE 'a_%'"), "name%20LIKE%20%27a_%25%27");
+        assert_eq!(percent_encode("name LIKE 'a_%'"), "name%20LIKE%20%27a_%25%27");
         assert_eq!(encode_path("4/a b/ü"), "4/a%20b/%C3%BC");
     }
 }
