@@ -631,7 +631,11 @@ fn a_reload_with_a_broken_authority_changes_nothing() {
     let folder = folder(&[("ca.pem", &authority.pem), ("promforest.yml", config)]);
     let address = format!("127.0.0.1:{}", support::free_port());
     let file = folder.path().join("promforest.yml").display().to_string();
-    let args = [format!("--web.listen-address={address}"), format!("--config.file={file}")];
+    let args = [
+        format!("--web.listen-address={address}"),
+        format!("--config.file={file}"),
+        "--web.enable-lifecycle".into(),
+    ];
     let program = Path::new(env!("CARGO_BIN_EXE_promforest"));
     let mut process = support::Process::start("promforest", program, &args, folder.path());
     support::wait("healthy", TIMEOUT, &mut [&mut process], || {

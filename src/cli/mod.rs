@@ -83,6 +83,9 @@ struct RunArgs {
     /// File for TLS and basic auth at that address (Prometheus' format)
     #[arg(long = "web.config.file", value_name = "FILE")]
     web_config_file: Option<PathBuf>,
+    /// Enables reloads of the configuration by POST /-/reload; SIGHUP always reloads it
+    #[arg(long = "web.enable-lifecycle")]
+    enable_lifecycle: bool,
     /// Folder for models and snapshots
     #[arg(long = "storage.path", value_name = "FOLDER", default_value = STORAGE)]
     storage_path: PathBuf,
@@ -198,6 +201,7 @@ fn run(args: RunArgs) -> Result<(), BoxError> {
         config_file: args.config_file,
         listen_address: args.listen_address,
         web_config_file: args.web_config_file,
+        enable_lifecycle: args.enable_lifecycle,
         storage_path: args.storage_path,
     };
     block_on(async { Ok(pipeline::run(options).await?) })

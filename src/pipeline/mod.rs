@@ -154,6 +154,7 @@ impl Sidecar {
 
         metrics.reload.record_success();
         log_start(&listener, &config)?;
+        let enable_lifecycle = options.enable_lifecycle;
         let reloader = Arc::new(Reloader {
             options,
             engine: engine.clone(),
@@ -173,6 +174,7 @@ impl Sidecar {
             readiness: readiness_rx,
             snapshot_store: store,
             reloader: reloader.clone(),
+            enable_lifecycle,
         };
         Ok(Self {
             access,
@@ -203,7 +205,7 @@ impl Sidecar {
                     SignalAction::Reload => {
                         // A signal to shut down does not wait for a reload.
                         let reloader = reloader.clone();
-                        tokio::spawn(async move { reloader.reload().await });
+                        tokio::spawn(async move { reloader.reload_detached().await });
                     }
                     SignalAction::Shutdown(signal) => {
                         info!(signal, "shutting down");

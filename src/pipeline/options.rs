@@ -21,6 +21,8 @@ pub struct Options {
     pub listen_address: String,
     /// TLS and authentication of the address; without a file, access is open.
     pub web_config_file: Option<PathBuf>,
+    /// True if `POST /-/reload` reloads the configuration.
+    pub enable_lifecycle: bool,
     /// The directory of snapshots, and of models with a relative path.
     pub storage_path: PathBuf,
 }

@@ -65,6 +65,26 @@ pub struct Reloader {
 }
 
 impl Reloader {
+    /// Reloads in a task of its own, which goes on when the caller is dropped: a client that hangs up in the middle would
+    /// leave the sidecar without senders.
+    ///
+    /// # Errors
+    /// As [`reload`](Self::reload).
+    pub async fn reload_detached(self: &Arc<Self>) -> Result<(), String> {
+        let reloader = self.clone();
+        let task = self.supervisor.spawn("a reload", async move { reloader.reload().await });
+        task.await.unwrap_or_else(|error| Err(error.to_string()))
+    }
+
+    /// The reason why scores are not written, if senders are missing.
+    pub fn missing_senders(&self) -> Option<&'static str> {
+        match self.senders.try_lock() {
+            Ok(senders) if senders.is_none() => Some("remote write: stopped"),
+            Ok(_) => None,
+            Err(_) => Some("remote write: a reload is in progress"),
+        }
+    }
+
     /// Reads the configuration file again and puts it in force. An invalid file changes nothing.
     ///
     /// # Errors

@@ -34,6 +34,8 @@ pub struct AppState {
     pub snapshot_store: SnapshotStore,
     /// Reloads the configuration.
     pub reloader: Arc<Reloader>,
+    /// True if `/-/reload` is enabled.
+    pub enable_lifecycle: bool,
 }
 
 /// Answers one request.
@@ -58,12 +60,21 @@ pub async fn handle_request(state: AppState, request: Request<RequestBody>) -> R
         }
         (&Method::GET | &Method::HEAD, "/-/ready") => {
             let readiness = state.readiness.borrow().clone();
-            let code = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-            let lines: Vec<String> =
-                [readiness.text].into_iter().chain(state.snapshot_store.failure_message()).collect();
+            let missing_senders = state.reloader.missing_senders().map(String::from);
+            let is_ready = readiness.ready && missing_senders.is_none();
+            let code = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            let lines: Vec<String> = [readiness.text]
+                .into_iter()
+                .chain(missing_senders)
+                .chain(state.snapshot_store.failure_message())
+                .collect();
             response::text(code, &lines.join("\n"))
         }
-        (&Method::POST | &Method::PUT, "/-/reload") => match state.reloader.reload().await {
+        (&Method::POST | &Method::PUT, "/-/reload") if !state.enable_lifecycle => response::text(
+            StatusCode::FORBIDDEN,
+            "reloads by HTTP are not enabled: start with --web.enable-lifecycle, or send SIGHUP",
+        ),
+        (&Method::POST | &Method::PUT, "/-/reload") => match state.reloader.reload_detached().await {
             Ok(()) => response::text(StatusCode::OK, "configuration loaded"),
             Err(error) => {
                 response::text(StatusCode::INTERNAL_SERVER_ERROR, &format!("failed to reload: {error}"))

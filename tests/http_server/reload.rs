@@ -2,7 +2,11 @@
 
 use crate::support::remote_write::series;
 use crate::support::sidecar::{CONFIG, Sidecar};
-use crate::support::{http, now_ms};
+use crate::support::{PROGRAM, Process, free_port, http, now_ms, wait};
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::time::Duration;
 
 #[test]
 fn f25_a_wrong_file_says_where_and_changes_nothing() {
@@ -38,6 +42,52 @@ fn f25_a_wrong_file_says_where_and_changes_nothing() {
     let before = duplicates();
     assert_eq!(write(0), 204);
     assert_eq!(duplicates(), before + 1.0, "a reload of the same file keeps the window");
+}
+
+/// The endpoint takes a request and never answers, so that the reload waits for its sender. The client is gone by then.
+#[test]
+fn a_client_that_hangs_up_does_not_cut_a_reload_short() {
+    let endpoint = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let config = format!(
+        "remote_write: [{{url: 'http://{}/'}}]\nremote_read: []\ndetectors: [{{name: all, match: [m], transform: value, \
+         training: {{min_history: 10m}}, model: {{kind: isolation_forest}}}}]\n",
+        endpoint.local_addr().expect("bound")
+    );
+    let mut sidecar = Sidecar::start(&[("promforest.yml", &config)]);
+    let now = now_ms();
+    let samples: Vec<(i64, f64)> = (0..100).map(|i| (now - 15_000 * (99 - i), (i % 7) as f64)).collect();
+    assert_eq!(sidecar.write_series(vec![series("m", 0, &samples)]).expect("an answer"), 204);
+    sidecar.wait_for_log("model in service");
+    let (_held, _) = endpoint.accept().expect("the sender connects");
+    let loaded =
+        |sidecar: &Sidecar| sidecar.metric("promforest_config_last_reload_success_timestamp_seconds");
+    let before = loaded(&sidecar);
+    let mut client = TcpStream::connect(sidecar.address()).expect("a connection");
+    client.write_all(b"POST /-/reload HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").expect("sent");
+    std::thread::sleep(Duration::from_millis(200));
+    let ready = http::get(&sidecar.address(), "/-/ready").expect("an answer");
+    assert!(ready.status == 503 && ready.body.contains("a reload is in progress"), "{}", ready.body);
+    drop(client);
+    wait("the reload ends", Duration::from_secs(60), &mut [], || {
+        if loaded(&sidecar) > before { Ok(()) } else { Err("not yet".into()) }
+    });
+    let ready = http::get(&sidecar.address(), "/-/ready").expect("an answer");
+    assert_eq!((ready.status, &*ready.body), (200, "all: 1 of 1 groups have a model\n"));
+    let (_next, _) = endpoint.accept().expect("the next sender connects");
+}
+
+#[test]
+fn reloads_by_http_have_to_be_enabled() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("promforest.yml"), CONFIG).expect("writable");
+    let address = format!("127.0.0.1:{}", free_port());
+    let args = ["--config.file=promforest.yml".to_string(), format!("--web.listen-address={address}")];
+    let mut process = Process::start("promforest", Path::new(PROGRAM), &args, folder.path());
+    let answer = wait("an answer", Duration::from_secs(60), &mut [&mut process], || {
+        http::post(&address, "/-/reload").map_err(|error| error.to_string())
+    });
+    assert_eq!(answer.status, 403);
+    assert!(answer.body.contains("--web.enable-lifecycle"), "{}", answer.body);
 }
 
 /// What a detector held is there for the next one.

@@ -42,6 +42,7 @@ impl Sidecar {
         let port = free_port();
         let mut args: Vec<String> = command[1..].iter().map(ToString::to_string).collect();
         args.push("--config.file=promforest.yml".into());
+        args.push("--web.enable-lifecycle".into());
         args.push(format!("--web.listen-address=127.0.0.1:{port}"));
         if files.iter().any(|(name, _)| *name == "web.yml") {
             args.push("--web.config.file=web.yml".into());

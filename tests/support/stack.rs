@@ -367,6 +367,7 @@ impl Stack {
     pub fn start_promforest(&mut self) {
         let args = [
             "--config.file=promforest.yml".into(),
+            "--web.enable-lifecycle".into(),
             format!("--web.listen-address=127.0.0.1:{}", self.promforest_port),
         ];
         let program = Path::new(env!("CARGO_BIN_EXE_promforest"));
