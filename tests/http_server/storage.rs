@@ -28,7 +28,7 @@ fn f21_a_storage_folder_is_made_or_refused_in_one_line() {
         let output = start(&storage).wait_with_output().expect("it ends");
         assert_eq!(output.status.code(), Some(1), "{}", storage.display());
         let mut expected = String::new();
-        writeln!(expected, "promforest: cannot use the storage folder {}: {reason}", storage.display())
+        writeln!(expected, "promforest: cannot use the storage directory {}: {reason}", storage.display())
             .expect("text");
         assert_eq!(String::from_utf8_lossy(&output.stderr), expected);
     }
