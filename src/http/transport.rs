@@ -215,18 +215,34 @@ impl ResponseStream {
     /// # Errors
     /// As [`next`](Self::next), and [`Error::TooLarge`] for a body above `limit`.
     pub async fn collect(mut self, limit: usize) -> Result<BufferedResponse, Error> {
-        let is_success = self.status.is_success();
-        let limit = if is_success { limit } else { limit.min(ERROR_BODY_LIMIT) };
+        if !self.status.is_success() {
+            return self.collect_beginning(limit.min(ERROR_BODY_LIMIT)).await;
+        }
         let mut body = BytesMut::new();
-        while is_success || body.len() < limit {
-            let Some(data) = self.next().await? else { break };
-            let room = limit - body.len();
-            if is_success && data.len() > room {
+        while let Some(data) = self.next().await? {
+            if data.len() > limit - body.len() {
                 return Err(Error::TooLarge { url: self.url, limit });
             }
-            body.extend_from_slice(&data[..data.len().min(room)]);
+            body.extend_from_slice(&data);
         }
-        Ok(BufferedResponse { status: self.status, headers: self.headers, body: body.freeze() })
+        Ok(self.with_body(body))
+    }
+
+    /// Reads the first `limit` bytes of the body, and ignores the rest.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next).
+    pub async fn collect_beginning(mut self, limit: usize) -> Result<BufferedResponse, Error> {
+        let mut body = BytesMut::new();
+        while body.len() < limit {
+            let Some(data) = self.next().await? else { break };
+            body.extend_from_slice(&data[..data.len().min(limit - body.len())]);
+        }
+        Ok(self.with_body(body))
+    }
+
+    fn with_body(self, body: BytesMut) -> BufferedResponse {
+        BufferedResponse { status: self.status, headers: self.headers, body: body.freeze() }
     }
 }
 

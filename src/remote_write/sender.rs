@@ -256,7 +256,10 @@ impl<W: BatchSource> SendLoop<W> {
         }
         let (url, timeout) = (url.clone(), *timeout);
         let request = Request { method: Method::POST, url, headers, body, timeout, limit: RESPONSE_LIMIT };
-        match self.sender.client.request(request).await {
+        // A success counts by its status and headers, however much text follows.
+        let response =
+            async { self.sender.client.open(request).await?.collect_beginning(RESPONSE_LIMIT).await };
+        match response.await {
             Err(error) => SendResult::Recoverable(RecoverableError::Unreachable(error)),
             Ok(response) => classify_response(response, self.message, n_samples, *retry_on_http_429),
         }

@@ -516,6 +516,22 @@ async fn f8_an_endpoint_that_starts_late_gets_everything() {
 }
 
 #[tokio::test]
+async fn b79_a_success_with_a_large_body_is_a_success() {
+    let large = || {
+        let mut response = reply(200);
+        *response.body_mut() = vec![b'x'; 1 << 20].into();
+        response
+    };
+    let fake = FakeReceiver::start(move |_, _| large()).await;
+    let rows = rows(3, 1, |_, _| 1.0);
+    let mut sender = RunningSender::start(&rows, config(fake.url.clone()));
+    sender.wake.notify_one();
+    wait_until("they are sent", || !fake.requests().is_empty()).await;
+    sender.finish().await;
+    assert_eq!((fake.requests().len(), sender.counts()), (1, (3, 0, 0)));
+}
+
+#[tokio::test]
 async fn b81_f41_a_truncated_or_missing_response_is_a_failure() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
