@@ -32,7 +32,7 @@ pub struct BacktestArgs {
     /// End of the range, RFC 3339; without it, now
     #[arg(long, value_name = "TIME")]
     end: Option<Timestamp>,
-    /// Replay a table instead: Parquet or CSV, a column timestamp in ms and one column a feature
+    /// Replay a table instead: Parquet or CSV, a column timestamp in ms and one column per feature
     #[arg(long, value_name = "FILE", conflicts_with_all = ["start", "end", "group"])]
     input: Option<PathBuf>,
     /// Table of the rows before it, with the same columns: the rows to train on, or to bring a model up to date

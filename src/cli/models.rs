@@ -34,7 +34,7 @@ pub enum ModelsCommand {
     Import(ImportArgs),
     /// Write a model in another format
     Export(ExportArgs),
-    /// Score a table of ready-made columns
+    /// Score a table that has the columns of the model
     Score(ScoreArgs),
 }
 

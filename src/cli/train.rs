@@ -32,7 +32,7 @@ pub struct TrainArgs {
     /// End of the history, RFC 3339; without it, now
     #[arg(long, value_name = "TIME")]
     end: Option<Timestamp>,
-    /// Train on a table instead: Parquet or CSV, a column timestamp in ms and one column a feature
+    /// Train on a table instead: Parquet or CSV, a column timestamp in ms and one column per feature
     #[arg(long, value_name = "FILE", conflicts_with_all = ["start", "end", "group"])]
     input: Option<PathBuf>,
     /// Candidate numbers of rows per tree

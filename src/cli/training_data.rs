@@ -28,10 +28,10 @@ use std::time::Duration;
 /// The groups to train on, and the excluded ranges.
 #[derive(Debug, Args)]
 pub struct TrainingDataArgs {
-    /// For this detector; without it, for every one
+    /// Only this detector; without it, all
     #[arg(long, value_name = "NAME")]
     pub detector: Option<String>,
-    /// For the groups with these labels alone, as in job=node,instance=web1:9100
+    /// Only the groups with these labels, as in job=node,instance=web1:9100
     #[arg(long, value_name = "LABELS", value_delimiter = ',', value_parser = parse_label)]
     pub group: Vec<(String, String)>,
     /// Range to exclude from training, as in 2026-01-31T12:00:00Z..2026-01-31T13:00:00Z; may be repeated
@@ -306,9 +306,9 @@ impl<'a> HistoryReader<'a> {
         let longest = Duration::from_millis(u64::try_from(self.coverage.longest_ms).unwrap_or(0));
         match (self.coverage.n_groups, group) {
             (0, _) => "the history has no series that a detector selects".into(),
-            (_, Some(group)) => format!("the history has nothing of {group}, the group of the model"),
+            (_, Some(group)) => format!("the history has no samples of {group}, the group of the model"),
             (_, None) => format!(
-                "no group has enough history: the longest has {}, training.min_history asks for more",
+                "no group has enough history: the longest has {}, training.min_history requires more",
                 duration::Display(longest)
             ),
         }
@@ -390,7 +390,7 @@ fn training_set_message(error: &TrainingSetError) -> String {
     match error {
         TrainingSetError::TooShort { have_ms } => {
             let have = Duration::from_millis(u64::try_from(*have_ms).unwrap_or(0));
-            format!("the file covers {}, training.min_history asks for more", duration::Display(have))
+            format!("the file covers {}, training.min_history requires more", duration::Display(have))
         }
         TrainingSetError::NeverComplete { .. } => {
             "no row has a finite value in every column and is not excluded".into()

@@ -95,7 +95,7 @@ pub enum Error {
     },
     /// The server does not proxy the files.
     #[error(
-        "the files are at {0}: the server must hand them through (mlflow server --serve-artifacts --artifacts-destination ...)"
+        "the files are at {0}: the server must proxy them (mlflow server --serve-artifacts --artifacts-destination ...)"
     )]
     NotProxied(String),
     /// The folder exceeds a limit.
@@ -605,10 +605,7 @@ mod tests {
         );
         assert_eq!(proxied_path("mlflow-artifacts://host:5000/4/cae").expect("proxied"), "4/cae");
         let bucket = proxied_path("s3://bucket/4").expect_err("not proxied").to_string();
-        assert!(
-            bucket.starts_with("the files are at s3://bucket/4: the server must hand them through"),
-            "{bucket}"
-        );
+        assert!(bucket.starts_with("the files are at s3://bucket/4: the server must proxy them"), "{bucket}");
     }
 
     #[test]
