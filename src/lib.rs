@@ -1,16 +1,20 @@
 //! Anomaly detection beside Prometheus.
 //!
 //! ```text
-//! POST /api/v1/write ─ snappy ─ wire visit ─ index ─ window ─ complete row ─ detect ─ publish ─ remote write
-//!                                                    ▲ ▲ │                     ▲        │
-//!                     snapshot (after a restart) ────┘ │ └─── POST /api/v1/read ────────┘
-//!                       remote read (history, gaps) ───┴── train ── registry ──┤
-//!                                                                      ▲       └─ backtest: the past replayed
-//!                                                                      └ import: scikit-learn, ONNX
+//!                POST /api/v1/write
+//!                       │ http, ingest: access, size limits
+//!                       ▼
+//!   prom (decode) ─► series (index) ─► window (cells, rows) ─► detect (score) ─► remote write
+//!                                       ▲   ▲      │             ▲
+//!          snapshot (after a restart) ──┘   │      │             │
+//!          remote read (history, gaps) ─────┘      ▼             │
+//!                                  features ─► train ─► models (registry, import)
+//!                                                 └─► backtest, report
 //! ```
 //!
-//! A sample arrives as bytes, becomes a cell in a row, the row gets a score, the score leaves as a
-//! sample. The rooms stand in that order, and none looks back.
+//! A sample arrives as bytes, becomes a cell in a row, the row gets a score, and the score leaves as a sample.
+//! `config` composes the rooms' configurations, `pipeline` connects the rooms, and `cli` runs them. Each room imports
+//! only rooms that are declared before it.
 
 pub mod error;
 pub mod time;

@@ -32,6 +32,7 @@ use crate::train::TrainingJob;
 use crate::window::Window;
 use handle::EngineCommand;
 use ingest::Decoder;
+use models::{ReadinessReporter, TrainingQueue};
 use publish::{EndpointState, endpoint_states, notify};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -45,7 +46,8 @@ const SELECT_BUDGET: Duration = Duration::from_millis(2);
 const EVICT_INTERVAL: Duration = Duration::from_secs(60);
 /// Conflicting samples within [`EVICT_INTERVAL`] that cause a warning.
 const CONFLICTS_TO_WARN: usize = 10;
-/// Whether the sidecar is ready, and the progress of each detector.
+
+/// The readiness of the sidecar, and the progress of each detector.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Readiness {
     /// True if every detector has a model in service.
@@ -60,19 +62,16 @@ pub struct Engine {
     index: SeriesIndex,
     decoder: Decoder,
     endpoints: Vec<EndpointState>,
-    training_jobs: mpsc::Sender<TrainingJob>,
+    trainings: TrainingQueue,
     gaps: GapTracker,
     gap_metrics: gaps::Metrics,
-    /// The group of the last training request.
-    last_training_group: u32,
-    readiness: watch::Sender<Readiness>,
+    readiness: ReadinessReporter,
     metrics: Metrics,
     ingest_metrics: IngestMetrics,
     remote_write_metrics: remote_write::Metrics,
     evicted_at: Instant,
     /// Samples that conflict with stored ones, since the last eviction.
     conflicts: usize,
-    progress_logged_at: Option<Instant>,
 }
 
 /// Dependencies of the engine.
@@ -105,17 +104,15 @@ impl Engine {
             index: SeriesIndex::default(),
             decoder: Decoder::default(),
             endpoints: endpoint_states(deps.wakeups),
-            training_jobs: deps.training_jobs,
+            trainings: TrainingQueue::new(deps.training_jobs),
             gaps: GapTracker::new(deps.backfill_requests, Instant::now()),
             gap_metrics: deps.gap_metrics,
-            last_training_group: u32::MAX,
-            readiness: deps.readiness,
+            readiness: ReadinessReporter::new(deps.readiness),
             metrics: deps.metrics,
             ingest_metrics: deps.ingest_metrics,
             remote_write_metrics: deps.remote_write_metrics,
             evicted_at: Instant::now(),
             conflicts: 0,
-            progress_logged_at: None,
         }
     }
 
@@ -256,7 +253,7 @@ impl Engine {
                 self.metrics.set_group(group, now);
             }
         }
-        self.request_trainings(now);
+        self.trainings.request(&mut self.groups, now);
         if now.duration_since(self.evicted_at) >= EVICT_INTERVAL {
             self.evicted_at = now;
             self.warn_about_replicas();
@@ -276,7 +273,7 @@ impl Engine {
             }
         }
         self.metrics.set_pending_groups(self.endpoints.iter().map(|state| state.pending.len()).sum());
-        self.update_readiness(now);
+        self.readiness.update(&self.groups, now);
     }
 
     /// Warns if two senders send the same series: rows alternate between two phases, or samples conflict.

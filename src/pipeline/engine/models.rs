@@ -1,92 +1,125 @@
-//! Models of groups: requests for trainings, their results, and the models of the registry.
+//! The models of groups: training requests, training outcomes and models of the registry.
 
 use super::publish::notify;
 use super::{Engine, Readiness, event_recorder};
 use crate::detect::OnlineDetector;
+use crate::detector::Detector;
 use crate::models::DeployedModel;
+use crate::pipeline::groups::Groups;
 use crate::prom::duration;
 use crate::time::now_ms;
 use crate::train::{TrainingJob, TrainingOutcome, TrainingReason, WarmStart};
 use crate::window::ModelRole;
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
-/// How often the progress towards a first model is logged.
+/// Interval of the log lines on the progress towards a first model.
 const PROGRESS_LOG_INTERVAL: Duration = Duration::from_secs(30);
 
 impl Engine {
-    /// Applies the result of a training.
+    /// Applies the outcome of a training.
     pub(super) fn handle_training_outcome(&mut self, id: u32, outcome: TrainingOutcome, now: Instant) {
-        let alias = self.groups.config().registry.alias.clone();
         let Some(group) = self.groups.get_mut(id) else { return };
-        let detector = group.detector.clone();
+        if let Some(label) = outcome_label(&outcome) {
+            self.metrics.count_training(&group.detector.name, label);
+        }
         match outcome {
-            TrainingOutcome::Model { deployed, is_new, warm_start, seconds } => {
-                info!(
-                    component = "train",
-                    detector = detector.name,
-                    group = %group.labels,
-                    model = deployed.name,
-                    version = deployed.version,
-                    features = deployed.model.schema.features.len(),
-                    rows = deployed.model.card.training_range.as_ref().map(|history| history.n_rows),
-                    duration_seconds = seconds,
-                    "model in service"
-                );
-                self.metrics.count_training(&detector.name, if is_new { "trained" } else { "loaded" });
-                let mut on_event = event_recorder(&self.metrics, &self.remote_write_metrics, &detector.name);
-                let age = deployed.model.card.age(now_ms());
-                if group.install_trained(deployed, age, warm_start, now, &mut on_event) {
-                    self.metrics.set_newest_scored(group);
-                }
-                // Scores of a snapshot were held back until the watermark of the endpoints was read.
-                notify(&mut self.endpoints, id);
-                self.metrics.set_models(group, &alias);
+            TrainingOutcome::Model { deployed, warm_start, seconds, .. } => {
+                self.install_trained(id, deployed, warm_start, seconds, now)
+            }
+            TrainingOutcome::Pooled { have_ms, deployed, warm_start, seconds } => {
+                self.install_pooled(id, deployed, warm_start, have_ms, seconds, now)
             }
             TrainingOutcome::Gated { name, version, card, reasons } => {
                 let reasons = reasons.join("; ");
-                warn!(component = "train", detector = detector.name, group = %group.labels, model = name, version, reason = reasons, "model stays out of service");
-                self.metrics.count_training(&detector.name, "gated");
+                warn!(component = "train", detector = group.detector.name, group = %group.labels, model = name, version, reason = reasons, "model stays out of service");
                 group.training_gated(&card, now);
             }
             TrainingOutcome::WaitingForFeatures => group.wait_for_features(now),
-            TrainingOutcome::TooShort { have_ms } => {
-                self.metrics.count_training(&detector.name, "too_short");
-                group.too_short(have_ms, now);
-            }
-            TrainingOutcome::Pooled { have_ms, deployed, warm_start, seconds } => {
-                info!(
-                    component = "train",
-                    detector = detector.name,
-                    group = %group.labels,
-                    features = deployed.model.schema.features.len(),
-                    rows = deployed.model.card.training_range.as_ref().map(|history| history.n_rows),
-                    duration_seconds = seconds,
-                    "a model of other groups serves until there is enough history for one of its own"
-                );
-                self.metrics.count_training(&detector.name, "pooled");
-                let mut on_event = event_recorder(&self.metrics, &self.remote_write_metrics, &detector.name);
-                if group.install(deployed, warm_start, now, &mut on_event) {
-                    self.metrics.set_newest_scored(group);
-                }
-                group.too_short(have_ms, now);
-                notify(&mut self.endpoints, id);
-                self.metrics.set_models(group, &alias);
-            }
+            TrainingOutcome::TooShort { have_ms } => group.too_short(have_ms, now),
             TrainingOutcome::HistoryLost { have_ms } => {
                 let have = Duration::from_millis(u64::try_from(have_ms).unwrap_or(0));
-                warn!(component = "train", detector = detector.name, group = %group.labels, seconds = have.as_secs(), "the history is gone that the model has learned from: it stays in service");
-                self.metrics.count_training(&detector.name, "history_lost");
+                warn!(component = "train", detector = group.detector.name, group = %group.labels, seconds = have.as_secs(), "most of the history that the model was trained on is gone: the model stays in service");
                 group.history_lost(now);
             }
             TrainingOutcome::Failed(reason) => {
-                warn!(component = "train", detector = detector.name, group = %group.labels, err = reason, "training failed, trying again in a minute");
-                self.metrics.count_training(&detector.name, "failed");
+                warn!(component = "train", detector = group.detector.name, group = %group.labels, err = reason, "training failed, trying again in a minute");
                 group.training_failed(now);
             }
         }
-        self.update_readiness(now);
+        self.readiness.update(&self.groups, now);
+    }
+
+    /// Installs a model that was trained, or found in the registry.
+    fn install_trained(
+        &mut self,
+        id: u32,
+        deployed: DeployedModel,
+        warm_start: WarmStart,
+        seconds: f64,
+        now: Instant,
+    ) {
+        let Some(group) = self.groups.get_mut(id) else { return };
+        let detector = group.detector.clone();
+        info!(
+            component = "train",
+            detector = detector.name,
+            group = %group.labels,
+            model = deployed.name,
+            version = deployed.version,
+            features = deployed.model.schema.features.len(),
+            rows = deployed.model.card.training_range.as_ref().map(|history| history.n_rows),
+            duration_seconds = seconds,
+            "model in service"
+        );
+        let mut on_event = event_recorder(&self.metrics, &self.remote_write_metrics, &detector.name);
+        let age = deployed.model.card.age(now_ms());
+        if group.install_trained(deployed, age, warm_start, now, &mut on_event) {
+            self.metrics.set_newest_scored(group);
+        }
+        drop(on_event);
+        self.publish_installed(id);
+    }
+
+    /// Installs a model of other groups, until there is enough history for one of the group's own.
+    fn install_pooled(
+        &mut self,
+        id: u32,
+        deployed: DeployedModel,
+        warm_start: WarmStart,
+        have_ms: i64,
+        seconds: f64,
+        now: Instant,
+    ) {
+        let Some(group) = self.groups.get_mut(id) else { return };
+        let detector = group.detector.clone();
+        info!(
+            component = "train",
+            detector = detector.name,
+            group = %group.labels,
+            features = deployed.model.schema.features.len(),
+            rows = deployed.model.card.training_range.as_ref().map(|history| history.n_rows),
+            duration_seconds = seconds,
+            "a model of other groups serves until there is enough history for one of its own"
+        );
+        let mut on_event = event_recorder(&self.metrics, &self.remote_write_metrics, &detector.name);
+        if group.install(deployed, warm_start, now, &mut on_event) {
+            self.metrics.set_newest_scored(group);
+        }
+        drop(on_event);
+        group.too_short(have_ms, now);
+        self.publish_installed(id);
+    }
+
+    /// Wakes the endpoints of a group with another model: restored scores are held back until the model arrives with
+    /// the watermark of the endpoints.
+    fn publish_installed(&mut self, id: u32) {
+        let Some(group) = self.groups.get(id) else { return };
+        notify(&mut self.endpoints, id);
+        self.metrics.set_models(group, &self.groups.config().registry.alias);
     }
 
     /// Deploys a model of the registry. A model with features that the group lacks is rejected: none of its rows
@@ -135,18 +168,46 @@ impl Engine {
         }
         self.metrics.set_models(group, &alias);
     }
+}
+
+/// Value of the label `outcome`; a group that waits for features did not train.
+fn outcome_label(outcome: &TrainingOutcome) -> Option<&'static str> {
+    Some(match outcome {
+        TrainingOutcome::Model { is_new: true, .. } => "trained",
+        TrainingOutcome::Model { is_new: false, .. } => "loaded",
+        TrainingOutcome::Gated { .. } => "gated",
+        TrainingOutcome::WaitingForFeatures => return None,
+        TrainingOutcome::TooShort { .. } => "too_short",
+        TrainingOutcome::Pooled { .. } => "pooled",
+        TrainingOutcome::HistoryLost { .. } => "history_lost",
+        TrainingOutcome::Failed(_) => "failed",
+    })
+}
+
+/// The training requests of the groups, in turn.
+pub(super) struct TrainingQueue {
+    jobs: mpsc::Sender<TrainingJob>,
+    /// Group of the last request.
+    last_group: u32,
+}
+
+impl TrainingQueue {
+    /// A queue to the trainer.
+    pub(super) fn new(jobs: mpsc::Sender<TrainingJob>) -> Self {
+        Self { jobs, last_group: u32::MAX }
+    }
 
     /// Fills the queue of the trainer with the groups that are due, after the last one queued, so that all groups are
     /// served in turn.
-    pub(super) fn request_trainings(&mut self, now: Instant) {
-        for id in self.groups.ids_after(self.last_training_group) {
-            let Ok(permit) = self.training_jobs.try_reserve() else { return };
-            let Some(group) = self.groups.get_mut(id) else { continue };
+    pub(super) fn request(&mut self, groups: &mut Groups, now: Instant) {
+        for id in groups.ids_after(self.last_group) {
+            let Ok(permit) = self.jobs.try_reserve() else { return };
+            let Some(group) = groups.get_mut(id) else { continue };
             let due = group.training_due(now);
             // With new features the group may match others, and a pooled model can score it at once.
             let wants_pool = group.is_new() && (due.is_some() || group.has_new_columns());
-            let pool = if wants_pool { self.groups.pool(id) } else { None };
-            let Some(group) = self.groups.get_mut(id) else { continue };
+            let pool = if wants_pool { groups.pool(id) } else { None };
+            let Some(group) = groups.get_mut(id) else { continue };
             let Some(reason) = due.or(pool.as_ref().map(|_| TrainingReason::First)) else { continue };
             if reason != TrainingReason::First {
                 let reason = reason.as_str();
@@ -164,48 +225,100 @@ impl Engine {
                 reason,
                 window: group.start_training(reason, now),
             });
-            self.last_training_group = id;
+            self.last_group = id;
         }
     }
+}
 
-    /// Ready: every detector has a model in service for at least one group.
-    pub(super) fn update_readiness(&mut self, now: Instant) {
+/// Reports the readiness of the sidecar, and logs the progress towards the first models.
+pub(super) struct ReadinessReporter {
+    pub(super) sender: watch::Sender<Readiness>,
+    logged_at: Option<Instant>,
+}
+
+impl ReadinessReporter {
+    /// A reporter that has not logged yet.
+    pub(super) fn new(sender: watch::Sender<Readiness>) -> Self {
+        Self { sender, logged_at: None }
+    }
+
+    /// Sends the readiness if it changed. The sidecar is ready if every detector has a model in service for at least
+    /// one group.
+    pub(super) fn update(&mut self, groups: &Groups, now: Instant) {
+        let is_log_due =
+            self.logged_at.is_none_or(|logged_at| now.duration_since(logged_at) >= PROGRESS_LOG_INTERVAL);
         let mut ready = true;
         let mut lines = Vec::new();
-        let log_progress = self
-            .progress_logged_at
-            .is_none_or(|logged_at| now.duration_since(logged_at) >= PROGRESS_LOG_INTERVAL);
-        for detector in &self.groups.config().detectors {
-            let groups = || self.groups.iter().filter(|group| Arc::ptr_eq(&group.detector, detector));
-            let models = || groups().filter_map(|group| group.deployed(ModelRole::Champion));
-            let (n_groups, n_models) = (groups().count(), models().count());
-            let n_pooled = models().filter(|deployed| deployed.is_pooled()).count();
-            ready &= n_models > 0;
-            let progress = groups().map(|group| group.progress(now)).fold(0.0, f64::max);
-            let minimum = duration::Display(detector.training.min_history);
-            lines.push(match (n_groups, n_models) {
-                (0, _) => format!("{}: no samples yet", detector.name),
-                (_, 0) => format!(
-                    "{}: {:.0} % of the {minimum} of history that a first model needs",
-                    detector.name,
-                    progress * 100.0
-                ),
-                (_, _) if n_pooled > 0 => format!(
-                    "{}: {n_models} of {n_groups} groups have a model, {n_pooled} of them a pooled one",
-                    detector.name
-                ),
-                _ => format!("{}: {n_models} of {n_groups} groups have a model", detector.name),
-            });
-            if log_progress && n_groups > n_models - n_pooled {
-                self.progress_logged_at = Some(now);
-                info!(component = "train", detector = detector.name, groups = n_groups, models = n_models, pooled = n_pooled, progress = format!("{:.0}%", progress * 100.0), minimum = %minimum, "collecting history");
+        for detector in &groups.config().detectors {
+            let progress = DetectorProgress::new(detector, groups, now);
+            ready &= progress.n_models > 0;
+            lines.push(progress.to_string());
+            if is_log_due && progress.is_collecting() {
+                self.logged_at = Some(now);
+                progress.log();
             }
         }
         let state = Readiness { ready, text: lines.join("\n") };
-        self.readiness.send_if_modified(|old| {
+        self.sender.send_if_modified(|old| {
             let changed = *old != state;
             *old = state;
             changed
         });
+    }
+}
+
+/// The groups of a detector and their models.
+struct DetectorProgress<'a> {
+    detector: &'a Detector,
+    n_groups: usize,
+    n_models: usize,
+    /// Models that are pooled.
+    n_pooled: usize,
+    /// The largest share of the history that a first model needs, in `[0, 1]`.
+    progress: f64,
+}
+
+impl<'a> DetectorProgress<'a> {
+    fn new(detector: &'a Arc<Detector>, groups: &Groups, now: Instant) -> Self {
+        let groups = || groups.iter().filter(|group| Arc::ptr_eq(&group.detector, detector));
+        let models = || groups().filter_map(|group| group.deployed(ModelRole::Champion));
+        Self {
+            detector,
+            n_groups: groups().count(),
+            n_models: models().count(),
+            n_pooled: models().filter(|deployed| deployed.is_pooled()).count(),
+            progress: groups().map(|group| group.progress(now)).fold(0.0, f64::max),
+        }
+    }
+
+    /// True if a group has no model of its own.
+    fn is_collecting(&self) -> bool {
+        self.n_groups > self.n_models - self.n_pooled
+    }
+
+    fn min_history(&self) -> duration::Display {
+        duration::Display(self.detector.training.min_history)
+    }
+
+    fn log(&self) {
+        info!(component = "train", detector = self.detector.name, groups = self.n_groups, models = self.n_models, pooled = self.n_pooled, progress = format!("{:.0}%", self.progress * 100.0), minimum = %self.min_history(), "collecting history");
+    }
+}
+
+impl fmt::Display for DetectorProgress<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { n_groups, n_models, n_pooled, .. } = self;
+        write!(f, "{}: ", self.detector.name)?;
+        match (n_groups, n_models) {
+            (0, _) => write!(f, "no samples yet"),
+            (_, 0) => {
+                let percent = self.progress * 100.0;
+                write!(f, "{percent:.0} % of the {} of history that a first model needs", self.min_history())
+            }
+            _ if *n_pooled > 0 => {
+                write!(f, "{n_models} of {n_groups} groups have a model, {n_pooled} of them a pooled one")
+            }
+            _ => write!(f, "{n_models} of {n_groups} groups have a model"),
+        }
     }
 }

@@ -80,7 +80,7 @@ fn a_new_group_is_scored_from_its_first_row_until_it_has_its_own_model() {
         (job.reason, job.pool.as_ref().map(|pool| pool.windows.len())),
         (TrainingReason::First, Some(3))
     );
-    let readiness = bench.engine.readiness.subscribe();
+    let readiness = bench.engine.readiness.sender.subscribe();
     bench.engine.handle_training_outcome(job.group, pooled(&job, 595_000), now);
     let text = readiness.borrow().text.clone();
     assert_eq!(text, "net: 4 of 4 groups have a model, 1 of them a pooled one");
