@@ -216,8 +216,10 @@ mod tests {
             let key = hash(&index, i);
             assert_eq!(lookup(&mut index, key), None);
             let labels = crate::prom::Labels::new([("i", (i % 1000).to_string())]).expect("valid");
-            let target =
-                ColumnRef { group: i, column: window.get_or_add_column(&labels).expect("a thousand") };
+            let target = ColumnRef {
+                group: i,
+                column: window.get_or_add_column(&labels).expect("fewer columns than the limit"),
+            };
             let targets = [target];
             let even = i % 2 == 0;
             index.insert(
@@ -245,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_series_can_be_resolved_anew() {
+    fn a_series_can_be_resolved_again() {
         let mut index = SeriesIndex::default();
         let key = hash(&index, 0);
         index.insert(key, IndexEntry::Ignored(IgnoreReason::OverLimit));
@@ -261,7 +263,10 @@ mod tests {
         let mut window = crate::window::Window::new(1000);
         let mut target = |i: u32| {
             let labels = crate::prom::Labels::new([("i", i.to_string())]).expect("valid");
-            ColumnRef { group: i, column: window.get_or_add_column(&labels).expect("few") }
+            ColumnRef {
+                group: i,
+                column: window.get_or_add_column(&labels).expect("fewer columns than the limit"),
+            }
         };
         let mut index = SeriesIndex::with_generation(2);
         let [first, second] = [target(1), target(2)];

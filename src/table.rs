@@ -336,7 +336,7 @@ mod tests {
             assert_eq!(table.timestamps, Some(vec![1000, 2000]));
             assert_eq!(table.label, Some(vec![0.0, 1.0]));
             assert_eq!(table.n_rows(), 2);
-            let selected = table.select(&["n".into(), "load".into()]).expect("both are there");
+            let selected = table.select(&["n".into(), "load".into()]).expect("both columns exist");
             assert_eq!(selected[..3], [3.0, 4.0, 0.5]);
             assert!(selected[3].is_nan());
             let missing = table.select(&["m".into()]).expect_err("not there").to_string();

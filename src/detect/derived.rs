@@ -136,7 +136,7 @@ impl DerivedFeatures {
             self.rows.pop_front();
         }
         self.rows.push_back((timestamp_ms, values));
-        let (_, values) = self.rows.back().expect("pushed just now");
+        let (_, values) = self.rows.back().expect("a row was just pushed");
         // Half an interval of tolerance: scrapes come a little early or late.
         let latest_lagged_ms = timestamp_ms - lag_ms + self.lookback.interval_ms / 2;
         let lagged = self.rows.iter().rev().find(|(then, _)| *then <= latest_lagged_ms);

@@ -226,7 +226,10 @@ mod tests {
         let mut recurring = peaks_after(&[true; 5]);
         baseline_at(&mut recurring, 5 * DAY + 8);
         let (newest_ms, peaks) = (Some((5 * DAY + 8) * BUCKET_MS + 7), recurring.peaks());
-        assert_eq!(RecurringPeaks::restore(1, newest_ms, peaks.to_vec()).expect("its own"), recurring);
+        assert_eq!(
+            RecurringPeaks::restore(1, newest_ms, peaks.to_vec()).expect("saved peaks of this type"),
+            recurring
+        );
         assert!(RecurringPeaks::restore(2, newest_ms, peaks.to_vec()).is_err());
         let mut wrong = peaks.to_vec();
         wrong[7] = 0x7f80;

@@ -192,7 +192,7 @@ mod tests {
         for number in 4..8 {
             day(number, &|_| 0.0);
         }
-        let level = (8..20).map(|number| day(number, &|_| 50.0)).last().expect("days");
+        let level = (8..20).map(|number| day(number, &|_| 50.0)).last().expect("at least one day");
         assert!((148.0..160.0).contains(&level), "{level}");
     }
 

@@ -3,7 +3,7 @@ use crate::forest::MaxSamples;
 
 const MINUTE_MS: i64 = 60_000;
 const DAY: i64 = 24 * 60;
-const THREADS: NonZeroUsize = NonZeroUsize::new(2).expect("two");
+const THREADS: NonZeroUsize = NonZeroUsize::new(2).expect("2 is not zero");
 
 /// A server: traffic in and out with a daily rhythm, an error counter that stays 0, and a clock drift.
 fn row(minute: i64) -> Vec<f32> {
@@ -28,8 +28,8 @@ fn fit(minutes: std::ops::Range<i64>, params: &ExtendedParams, threads: NonZeroU
     let timestamps: Vec<i64> = minutes.clone().map(|minute| minute * MINUTE_MS).collect();
     let rows: Vec<Vec<f32>> = minutes.map(row).collect();
     let values: Vec<f32> = (0..4).flat_map(|feature| rows.iter().map(move |row| row[feature])).collect();
-    let table = Table::new(&values, rows.len(), 4).expect("its shape");
-    OnlineDetector::fit(&timestamps, &table, params, DEFAULT_BUDGET, threads).expect("it fits")
+    let table = Table::new(&values, rows.len(), 4).expect("a valid shape");
+    OnlineDetector::fit(&timestamps, &table, params, DEFAULT_BUDGET, threads).expect("the rows are valid")
 }
 
 fn fitted(days: i64) -> OnlineDetector {
@@ -47,7 +47,7 @@ fn highest_score(
         change(&mut values);
         detector.assess(minute * MINUTE_MS, &values)
     });
-    assessments.max_by(|a, b| a.score.total_cmp(&b.score)).expect("rows")
+    assessments.max_by(|a, b| a.score.total_cmp(&b.score)).expect("at least one row")
 }
 
 #[test]
@@ -164,9 +164,9 @@ fn one_feature_and_constant_features_are_enough() {
     for value in [0.0, 7.0] {
         let timestamps: Vec<i64> = (0..300).map(|minute| minute * MINUTE_MS).collect();
         let values = vec![value; 300];
-        let table = Table::new(&values, 300, 1).expect("its shape");
+        let table = Table::new(&values, 300, 1).expect("a valid shape");
         let mut detector = OnlineDetector::fit(&timestamps, &table, &ExtendedParams::default(), 1.0, THREADS)
-            .expect("it fits");
+            .expect("the rows are valid");
         let calm = detector.assess(300 * MINUTE_MS, &[value]).expect("the next row");
         assert_eq!((calm.score, calm.incident), (0.0, false));
         let assessment = detector.assess(301 * MINUTE_MS, &[value + 100.0]).expect("the next row");
@@ -177,10 +177,11 @@ fn one_feature_and_constant_features_are_enough() {
 #[test]
 fn the_same_rows_give_the_same_bits_on_any_number_of_threads() {
     let params = ExtendedParams { max_samples: MaxSamples::Auto, ..ExtendedParams::default() };
-    let mut detectors = [1, 2, 5].map(|n| fit(0..2 * DAY, &params, NonZeroUsize::new(n).expect("some")));
+    let mut detectors =
+        [1, 2, 5].map(|n| fit(0..2 * DAY, &params, NonZeroUsize::new(n).expect("n is not zero")));
     for minute in 2 * DAY..2 * DAY + 300 {
         let assessments =
-            detectors.each_mut().map(|d| d.assess(minute * MINUTE_MS, &row(minute)).expect("next"));
+            detectors.each_mut().map(|d| d.assess(minute * MINUTE_MS, &row(minute)).expect("the next row"));
         assert_eq!(assessments[0].score.to_bits(), assessments[1].score.to_bits());
         assert_eq!(assessments[0].decision.to_bits(), assessments[2].decision.to_bits());
     }
@@ -226,7 +227,7 @@ fn values_that_are_not_finite_are_scored_as_usual() {
 fn more_varying_features_than_a_forest_takes_are_an_error() {
     let n_features = crate::forest::MAX_FEATURES / 4 + 1;
     let values: Vec<f32> = (0..n_features).flat_map(|_| [1.0, 2.0]).collect();
-    let table = Table::new(&values, 2, n_features).expect("its shape");
+    let table = Table::new(&values, 2, n_features).expect("a valid shape");
     let result = OnlineDetector::fit(&[0, MINUTE_MS], &table, &ExtendedParams::default(), 1.0, THREADS);
     let message = result.expect_err("too many").to_string();
     assert!(message.contains("number of features that vary") && message.contains("at most"), "{message}");
@@ -245,7 +246,7 @@ fn f45_a_resumed_detector_gives_the_same_scores() {
         }
         if minute % 97 == 0 || minute % 300 == 10 {
             let text = serde_json::to_string(&detector.checkpoint()).expect("numbers and text");
-            let checkpoint = serde_json::from_str(&text).expect("as it was written");
+            let checkpoint = serde_json::from_str(&text).expect("a written checkpoint");
             let resumed = trained.resume(checkpoint).expect("a state of this model").with_budget(2.0);
             assert_eq!(resumed, detector, "{minute}");
             detector = resumed;
@@ -270,14 +271,14 @@ fn a_feature_that_begins_late_is_learned_beside_the_others() {
         };
         let values: Vec<f32> =
             (0..4).flat_map(|feature| (0..n_rows).map(move |minute| value(minute, feature))).collect();
-        let table = Table::new(&values, n_rows as usize, 4).expect("its shape");
+        let table = Table::new(&values, n_rows as usize, 4).expect("a valid shape");
         OnlineDetector::fit(&timestamps, &table, &ExtendedParams::default(), DEFAULT_BUDGET, THREADS)
     };
     for begin in [n_rows - 90, n_rows - 5, n_rows - 3 * DAY / 2] {
-        let mut detector = fit_late(begin).expect("it fits");
+        let mut detector = fit_late(begin).expect("the rows are valid");
         let text = serde_json::to_string(&detector.checkpoint()).expect("numbers and text");
         let mut resumed = detector
-            .resume(serde_json::from_str(&text).expect("as it was written"))
+            .resume(serde_json::from_str(&text).expect("a written checkpoint"))
             .expect("a state of this model");
         let mut open = 0;
         for minute in n_rows..n_rows + DAY {

@@ -98,7 +98,7 @@ impl PotThreshold {
         self.budget
     }
 
-    /// The threshold at a time, in units of the raw score, at least 1. It is estimated anew once per hour. Times must
+    /// The threshold at a time, in units of the raw score, at least 1. It is estimated again once per hour. Times must
     /// not decrease.
     pub fn value_at(&mut self, timestamp_ms: i64) -> f64 {
         let hour = timestamp_ms.div_euclid(HOUR_MS);
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_a_budget_without_tuning() {
+    fn keeps_the_alert_budget_without_tuning() {
         let steady = |_| 1.0;
         for (budget, range) in [(2.0, 1.0..3.0), (1.0, 0.5..1.6), (0.2, 0.0..0.5)] {
             let found = alerts_per_day(budget, steady);

@@ -147,7 +147,7 @@ mod tests {
         let values = [0.0; N_ROWS];
         let table = Table::new(&values, N_ROWS, 1).expect("a table");
         let max_samples = MaxSamples::count(max_samples).expect("a count");
-        RowSampler::new(Sampling::new(&table, max_samples, bootstrap).expect("a sampling"))
+        RowSampler::new(Sampling::new(&table, max_samples, bootstrap).expect("valid parameters"))
     }
 
     #[test]

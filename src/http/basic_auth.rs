@@ -211,7 +211,7 @@ mod tests {
             assert_eq!(users.authenticate(Some(&header)).await, PasswordCheck::Invalid, "{header:?}");
         }
         let lower: HeaderValue =
-            format!("basic  {}", BASE64_STANDARD.encode("ann:ann's")).parse().expect("text");
+            format!("basic  {}", BASE64_STANDARD.encode("ann:ann's")).parse().expect("a header value");
         assert_eq!(
             users.authenticate(Some(&lower)).await,
             PasswordCheck::Valid,
@@ -238,7 +238,7 @@ mod tests {
     async fn a_flood_of_wrong_passwords_uses_one_processor_and_is_bounded() {
         let users = Arc::new(users());
         assert_eq!(users.authenticate(Some(&basic("ann:ann's"))).await, PasswordCheck::Valid);
-        let permit = users.comparing.clone().acquire_owned().await.expect("open");
+        let permit = users.comparing.clone().acquire_owned().await.expect("the semaphore is open");
         let flood = |i: usize| {
             let users = users.clone();
             tokio::spawn(async move { users.authenticate(Some(&basic(&format!("ann:{i}")))).await })

@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn rejects_what_prometheus_rejects() {
+    fn durations_that_prometheus_rejects_are_rejected() {
         for text in ["", "15", "s", "1m1h", "1s1s", "-1s", "1.5h", "1 m", "99999999999y", "5x"] {
             assert!(parse(text).is_err(), "{text}");
         }

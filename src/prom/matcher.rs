@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn b71_b72_b73_refuses_matchers_that_prometheus_would_not_send() {
+    fn b71_b72_b73_invalid_matchers_are_rejected() {
         let matcher =
             |kind, value: &str| proto::LabelMatcher { r#type: kind, name: "a".into(), value: value.into() };
         for (matchers, message) in [
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_back_what_it_sends() {
+    fn selectors_survive_the_round_trip_through_protobuf() {
         let parsed = Selector::parse(r#"{__name__=~"up|down", a!="1", b!~"2.*", c="3"}"#).expect("parses");
         let converted = Selector::from_proto(parsed.to_proto().collect()).expect("valid");
         for (pairs, expected) in [

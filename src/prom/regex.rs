@@ -357,7 +357,7 @@ fn parse_repetition(text: &str) -> Result<Option<(&str, u32)>, Error> {
 mod tests {
     use super::*;
 
-    /// Each line made sure of with Go 1.26: `regexp.MatchString("^(?s:" + pattern + ")$", text)`.
+    /// Verified with Go 1.26: `regexp.MatchString("^(?s:" + pattern + ")$", text)`.
     #[test]
     fn matches_as_go_does() {
         for (pattern, text, expected) in [

@@ -140,7 +140,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn b54_a_length_above_the_limit_is_refused_before_memory_is_allocated() {
+    fn b54_a_length_above_the_limit_is_rejected_before_memory_is_allocated() {
         for (length, error) in [
             (&b"\x81\xe1\xeb\x17"[..], Error::TooLarge { declared: 50_000_001 }),
             (&b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"[..], Error::TooLarge { declared: u64::MAX }),
@@ -158,7 +158,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn b55_b56_b57_flipped_truncated_or_invalid_frames_are_refused() {
+    fn b55_b56_b57_flipped_truncated_or_invalid_frames_are_rejected() {
         let whole = [frame(b"one"), frame(b""), frame(&[7; 300])].concat();
         assert_eq!(messages([&whole[..]]).expect("frames").len(), 3);
         let ends = [0, 8, 13, 13 + 2 + 4 + 300];

@@ -162,7 +162,7 @@ fn label(name: &str, value: &str) -> proto::Label {
 }
 
 #[test]
-fn b64_b65_refuses_invalid_responses() {
+fn b64_b65_rejects_invalid_responses() {
     let twice = QueryResult {
         timeseries: vec![proto::TimeSeries {
             labels: vec![label("a", "1"), label("a", "2")],
@@ -335,12 +335,12 @@ async fn reads_day_by_day_every_timestamp_once() {
 async fn an_empty_range_is_not_requested() {
     let fake = FakeReadServer::start(one_sample_a_minute).await;
     let (slices, result) = fake.read((1000, 1000)).await;
-    result.expect("nothing to do");
+    result.expect("no request is needed");
     assert!(slices.is_empty() && fake.ranges().is_empty());
 }
 
 #[tokio::test]
-async fn halves_a_slice_that_is_above_the_other_sides_limit() {
+async fn halves_a_slice_above_the_limit_of_the_server() {
     let longest_ms = DAY_MS / 4;
     let fake = FakeReadServer::start(move |query| {
         if query.end_timestamp_ms - query.start_timestamp_ms >= longest_ms {
@@ -370,12 +370,13 @@ async fn gives_up_halving_at_a_minute() {
     );
     assert_eq!(error.to_string(), expected);
     assert!(slices.is_empty());
-    let shortest = fake.ranges().iter().map(|(start, end)| end - start + 1).min().expect("requests");
+    let shortest =
+        fake.ranges().iter().map(|(start, end)| end - start + 1).min().expect("at least one request");
     assert!((30_000..=60_000).contains(&shortest), "{shortest} ms");
 }
 
 #[tokio::test]
-async fn b67_halves_a_slice_that_is_above_the_own_limit() {
+async fn b67_halves_a_slice_above_the_limit_of_the_client() {
     // The snappy header declares a size above the limit.
     let fake = FakeReadServer::start(move |query| {
         if query.end_timestamp_ms - query.start_timestamp_ms >= DAY_MS / 2 {
@@ -490,7 +491,7 @@ fn b58_b59_frames_without_a_series_and_with_two() {
 }
 
 #[test]
-fn b60_a_frame_for_another_query_is_refused() {
+fn b60_a_frame_for_another_query_is_rejected() {
     for query_index in [1, -1, i64::MAX] {
         let stream = [framed(0, &[]), framed(query_index, &[("a", Vec::new())])].concat();
         let error = decode_stream(&stream, 0, 10).expect_err("another query");
@@ -528,7 +529,7 @@ fn b62_b65_a_bad_chunk_or_label_set_is_an_error() {
 }
 
 #[test]
-fn b63_chunks_are_clipped_merged_and_the_first_of_two_samples_stays() {
+fn b63_chunks_are_clipped_and_merged_and_the_first_of_two_samples_stays() {
     let chunks = vec![
         chunk(1, &[(30, 1.0), (40, 1.0), (50, 1.0)]),
         chunk(1, &[(5, 2.0), (20, 2.0), (40, 2.0), (45, 2.0)]),
@@ -553,7 +554,7 @@ fn invalid_series_are_skipped_and_counted() {
 }
 
 #[test]
-fn b67_more_series_or_samples_than_a_slice_may_hold_are_too_large() {
+fn b67_a_slice_with_too_many_series_or_samples_is_too_large() {
     // Series of two bytes, sixteen million of them.
     let mut result = Vec::new();
     prost::encoding::encode_key(1, prost::encoding::WireType::LengthDelimited, &mut result);
@@ -635,7 +636,7 @@ fn streamed_reply(body: Body) -> Reply {
 }
 
 #[tokio::test]
-async fn a_stream_without_a_length_is_refused() {
+async fn a_stream_without_a_length_is_rejected() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let url = format!("http://{}/api/v1/read", listener.local_addr().expect("bound"));
     tokio::spawn(async move {
@@ -643,7 +644,7 @@ async fn a_stream_without_a_length_is_refused() {
         let mut request = [0; 4096];
         while connection.read(&mut request).await.expect("a request") == request.len() {}
         let head = format!("HTTP/1.1 200 OK\r\nContent-Type: {STREAMED_CONTENT_TYPE}\r\n\r\n");
-        connection.write_all(head.as_bytes()).await.expect("it reads");
+        connection.write_all(head.as_bytes()).await.expect("the client reads");
     });
     let config = Config { url: url.parse().expect("a URL"), ..Config::default() };
     let client = ReadClient::new(&config, &Metrics::default()).expect("a client");
@@ -670,7 +671,11 @@ async fn b66_endless_frames_end_with_a_timeout() {
     assert!(matches!(error, Error::Http(client::Error::Timeout { .. })), "{error}");
     assert!(error.is_recoverable() && slices_read.is_empty());
     let lengths: Vec<i64> = fake.ranges().iter().map(|(start, end)| end - start + 1).collect();
-    assert_eq!(lengths, [DAY_MS, DAY_MS / 2, DAY_MS / 4], "shorter slices were tried, not for ever");
+    assert_eq!(
+        lengths,
+        [DAY_MS, DAY_MS / 2, DAY_MS / 4],
+        "shorter slices were tried a bounded number of times"
+    );
 }
 
 #[tokio::test]
@@ -700,7 +705,7 @@ async fn f38_a_server_without_remote_read_gets_one_request() {
     for status in [404, 405, 501] {
         let fake = FakeReadServer::start(move |_| error_reply(status, "no such thing")).await;
         let (_, result) = fake.read((0, 10 * DAY_MS)).await;
-        assert!(!result.expect_err("refused").is_recoverable(), "{status}");
+        assert!(!result.expect_err("rejected").is_recoverable(), "{status}");
         assert_eq!(fake.ranges().len(), 1);
     }
 }

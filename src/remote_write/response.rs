@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn b80_a_retry_after_is_seconds_or_a_date_and_has_an_end() {
+    fn b80_a_retry_after_is_seconds_or_a_date_and_is_bounded() {
         // Wed, 21 Oct 2015 07:28:00 GMT
         let now_ms = 1_445_412_480_000;
         let pause = |text| parse_retry_after(text, now_ms).map(|pause| pause.as_secs());

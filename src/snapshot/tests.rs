@@ -16,8 +16,9 @@ fn labels(text: &[(&str, &str)]) -> Labels {
 fn snapshot() -> (GroupState, Window) {
     let mut window = Window::new(3_600_000);
     for device in ["eth0", "lo", "a \"quoted\"\n name"] {
-        let column =
-            window.get_or_add_column(&labels(&[("__name__", "rx"), ("device", device)])).expect("few");
+        let column = window
+            .get_or_add_column(&labels(&[("__name__", "rx"), ("device", device)]))
+            .expect("fewer columns than the limit");
         for i in 0..300 {
             let value = if i % 50 == 7 { f64::NAN } else { i as f64 / 3.0 };
             window.push(column, Sample { timestamp_ms: i * 15_000, value });
@@ -65,7 +66,7 @@ fn cells(window: &Window) -> Vec<(Vec<i64>, Vec<Option<u64>>)> {
 fn f45_a_snapshot_is_read_as_it_was_written() {
     let (state, window) = snapshot();
     let bytes = encode(state.clone(), &window);
-    let (restored, restored_window) = decode(&bytes).expect("its own bytes");
+    let (restored, restored_window) = decode(&bytes).expect("an encoded snapshot");
     assert_eq!(restored, state);
     assert_eq!(cells(&restored_window), cells(&window));
     assert_eq!(restored_window.length_ms(), window.length_ms());
@@ -108,7 +109,7 @@ proptest! {
         let (state, window) = snapshot();
         let bytes = encode(state, &window);
         let (_, content) = split_line(&bytes).expect("a line");
-        let (head, arrow) = split_line(content).expect("another");
+        let (head, arrow) = split_line(content).expect("another line");
         let mut arrow = arrow.to_vec();
         for (index, byte) in edits {
             // The offsets of an Arrow file are at both ends.
@@ -128,7 +129,7 @@ fn store(path: &std::path::Path) -> (SnapshotStore, Registry) {
 
 fn metric(registry: &Registry, line: &str) -> f64 {
     let mut page = String::new();
-    prometheus_client::encoding::text::encode(&mut page, registry).expect("encodes");
+    prometheus_client::encoding::text::encode(&mut page, registry).expect("the metrics are valid");
     let value = page.lines().find_map(|text| text.strip_prefix(line)?.trim().parse().ok());
     value.unwrap_or_else(|| panic!("no {line} in\n{page}"))
 }
@@ -157,14 +158,14 @@ fn f22_corrupt_snapshots_are_renamed_and_the_others_are_read() {
     assert_eq!(loaded.into_iter().map(|(state, _)| state).collect::<Vec<_>>(), [state]);
     assert_eq!(metric(&registry, "snapshot_groups_total{outcome=\"corrupt\"}"), 4.0);
     for (name, bytes) in bad {
-        assert_eq!(fs::read(path_of(&format!("{name}.corrupt"))).expect("it is kept"), bytes);
+        assert_eq!(fs::read(path_of(&format!("{name}.corrupt"))).expect("the file was renamed"), bytes);
     }
     assert_eq!(store.load().len(), 1, "renamed files are not read again");
     assert_eq!(metric(&registry, "snapshot_groups_total{outcome=\"corrupt\"}"), 4.0);
 }
 
 #[test]
-fn files_of_groups_that_are_gone_are_removed() {
+fn files_of_removed_groups_are_removed() {
     let dir = tempfile::tempdir().expect("a directory");
     let (mut store, registry) = store(dir.path());
     store.write("a.snapshot", b"12345").expect("the directory is ours");

@@ -24,7 +24,7 @@ pub fn from_series<'s>(series: impl Iterator<Item = &'s FeatureSamples>, length_
 }
 
 /// Joins the history of a group, with features as labels, and its live window. Features that are not live are left out: a
-/// model that contains them would wait for them for ever. Where both have a sample, that of the history counts.
+/// model that contains them would wait for them forever. Where both have a sample, that of the history counts.
 pub fn join(history: &[FeatureSamples], live: &Window, length_ms: i64) -> Window {
     let live_series = to_series(live, i64::MAX);
     let history = history.iter().filter(|(labels, _)| live.find_column(labels).is_some());

@@ -78,7 +78,7 @@ mod tests {
         for (i, phase) in phases.iter().enumerate() {
             let name = format!("m{i}");
             let labels = Labels::new([("__name__", name.as_str())]).expect("valid");
-            let column = window.get_or_add_column(&labels).expect("few");
+            let column = window.get_or_add_column(&labels).expect("fewer columns than the limit");
             for scrape in 0..scrapes {
                 let timestamp_ms = 1_700_000_000_000 + scrape * interval_ms + phase;
                 window.push(column, Sample { timestamp_ms, value: 1.0 });

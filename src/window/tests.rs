@@ -27,7 +27,7 @@ fn content(window: &Window) -> BTreeMap<(Labels, i64), u64> {
 fn filled(length_ms: i64, cells: &[(usize, i64)]) -> Window {
     let mut window = Window::new(length_ms);
     for (i, timestamp_ms) in cells {
-        let column = window.get_or_add_column(&feature(*i)).expect("few");
+        let column = window.get_or_add_column(&feature(*i)).expect("fewer columns than the limit");
         window.push(column, sample(*i, *timestamp_ms));
     }
     window
@@ -36,7 +36,7 @@ fn filled(length_ms: i64, cells: &[(usize, i64)]) -> Window {
 #[test]
 fn three_states_of_a_cell() {
     let mut window = Window::new(60_000);
-    let column = window.get_or_add_column(&feature(0)).expect("few");
+    let column = window.get_or_add_column(&feature(0)).expect("fewer columns than the limit");
     let stale = Sample { timestamp_ms: 2000, value: f64::from_bits(crate::prom::STALE_BITS) };
     let nan = Sample { timestamp_ms: 3000, value: f64::NAN };
     assert_eq!(window.push(column, stale), PushOutcome::Stored);
@@ -51,7 +51,7 @@ fn three_states_of_a_cell() {
 #[test]
 fn duplicates_conflicts_and_the_edge_of_the_window() {
     let mut window = Window::new(10_000);
-    let column = window.get_or_add_column(&feature(0)).expect("few");
+    let column = window.get_or_add_column(&feature(0)).expect("fewer columns than the limit");
     let at = |timestamp_ms, value| Sample { timestamp_ms, value };
     assert_eq!(window.push(column, at(20_000, 1.0)), PushOutcome::Stored);
     assert_eq!(window.push(column, at(20_000, 1.0)), PushOutcome::Duplicate);
@@ -63,7 +63,7 @@ fn duplicates_conflicts_and_the_edge_of_the_window() {
 
 #[test]
 fn scores_are_stored_beside_the_samples_and_can_be_replaced() {
-    // enough rows for sealed chunks
+    // Enough rows for sealed chunks.
     let cells: Vec<_> = (0..1000).map(|i| (0, i * 1000)).collect();
     let mut window = filled(i64::MAX / 4, &cells);
     for timestamp_ms in [5_000, 900_000, 5_000] {
@@ -104,7 +104,7 @@ fn a_copy_shares_the_sealed_chunks() {
 
     // The copy does not get late samples.
     let mut later = window.clone();
-    let column = later.get_or_add_column(&feature(1)).expect("few");
+    let column = later.get_or_add_column(&feature(1)).expect("fewer columns than the limit");
     assert_eq!(later.push(column, sample(1, 3_000)), PushOutcome::Stored);
     let mut last = later.clone();
     assert_eq!(last.push(column, sample(1, 4_000)), PushOutcome::Stored);
@@ -119,7 +119,7 @@ fn a_fill_series_by_series_thaws_a_chunk_once() {
     let mut thawed = 0;
     for (i, timestamp_ms) in &cells {
         let before: Vec<bool> = window.chunks.iter().map(is_thawed).collect();
-        let column = window.get_or_add_column(&feature(*i)).expect("few");
+        let column = window.get_or_add_column(&feature(*i)).expect("fewer columns than the limit");
         assert_eq!(window.push(column, sample(*i, *timestamp_ms)), PushOutcome::Stored);
         let after = window.chunks.iter().map(is_thawed);
         thawed += before.into_iter().zip(after).filter(|(before, after)| !before & after).count();
@@ -128,7 +128,7 @@ fn a_fill_series_by_series_thaws_a_chunk_once() {
     // The next rows seal the chunks again.
     let cells: Vec<_> = (1400..1700).map(|i| (0, i * 1000)).collect();
     for (i, timestamp_ms) in &cells {
-        let column = window.get_or_add_column(&feature(*i)).expect("few");
+        let column = window.get_or_add_column(&feature(*i)).expect("fewer columns than the limit");
         window.push(column, sample(*i, *timestamp_ms));
     }
     assert!(!window.chunks.iter().any(is_thawed));
@@ -175,7 +175,7 @@ proptest! {
     ) {
         let cells: Vec<_> = cells.into_iter().map(|(i, step)| (i, step * 1000)).collect();
         let length_ms = length_steps * 1000;
-        let newest = cells.iter().map(|(_, t)| *t).max().expect("one at least");
+        let newest = cells.iter().map(|(_, t)| *t).max().expect("at least one cell");
         let expected: BTreeMap<_, _> = cells
             .iter()
             .filter(|(_, t)| *t > newest - length_ms)
@@ -207,11 +207,11 @@ proptest! {
         }
         let features: Vec<Labels> = window.features().map(|(labels, ..)| labels.clone()).collect();
         let (timestamps, columns) = window.to_arrow();
-        let mut again = Window::from_arrow(500_000, &features, &timestamps, &columns).expect("its own columns");
+        let mut again = Window::from_arrow(500_000, &features, &timestamps, &columns).expect("columns of a window");
         prop_assert_eq!(again.newest_ms(), window.newest_ms());
         for (i, time) in &later {
             for window in [&mut window, &mut again] {
-                let column = window.get_or_add_column(&feature(*i)).expect("few");
+                let column = window.get_or_add_column(&feature(*i)).expect("fewer columns than the limit");
                 window.push(column, sample(*i, time * 1000));
             }
         }

@@ -25,8 +25,10 @@ fn fit(params: &ExtendedParams, values: &[f32], n_features: usize) -> ExtendedFo
 }
 
 fn rebuilt(forest: &ExtendedForest) -> ExtendedForest {
-    let tree = |arrays| ExtendedTree::from_arrays(&arrays, forest.n_features()).expect("our own tree");
-    ExtendedForest::new(forest.trees().map(tree).collect(), forest.max_samples()).expect("our own forest")
+    let tree =
+        |arrays| ExtendedTree::from_arrays(&arrays, forest.n_features()).expect("arrays of a valid tree");
+    ExtendedForest::new(forest.trees().map(tree).collect(), forest.max_samples())
+        .expect("trees of a valid forest")
 }
 
 /// Two columns that move together.
@@ -49,7 +51,7 @@ fn an_unusual_combination_of_usual_values_is_anomalous() {
 }
 
 #[test]
-fn the_further_out_the_lower_and_alike_in_all_directions() {
+fn scores_fall_with_distance_equally_in_all_directions() {
     let forest = fit(&many_trees(), &values(2_000, 4, 2), 4);
     let ray = [1.0f32, 10.0, 100.0, 1e4, 1e30].map(|by| forest.score_samples(&[4.0 * by, 0.0, 0.0, 0.0]));
     assert!(ray.is_sorted_by(|near, far| near > far), "{ray:?}");
@@ -213,7 +215,7 @@ fn a_constant_table_is_one_leaf() {
 fn extreme_values_are_separated() {
     let data = [f32::MIN, f32::MAX, 1e30, 1e30f32.next_up(), 0.0, f32::MIN_POSITIVE];
     for tree in fit(&ExtendedParams::default(), &data, 1).trees() {
-        ExtendedTree::from_arrays(&tree, 1).expect("our own tree");
+        ExtendedTree::from_arrays(&tree, 1).expect("arrays of a valid tree");
     }
 }
 

@@ -46,10 +46,13 @@ fn the_forest_does_not_depend_on_the_number_of_threads() {
     let data = values(700, 5, 2);
     let table = Table::new(&data, 700, 5).expect("a table");
     for params in [
-        ForestParams { contamination: Contamination::share(0.05).expect("a share"), ..Default::default() },
+        ForestParams {
+            contamination: Contamination::share(0.05).expect("a valid share"),
+            ..Default::default()
+        },
         ForestParams {
             bootstrap: true,
-            max_features: MaxFeatures::share(0.5).expect("a share"),
+            max_features: MaxFeatures::share(0.5).expect("a valid share"),
             ..Default::default()
         },
     ] {
@@ -103,7 +106,8 @@ fn depth_is_the_binary_logarithm_rounded_up() {
     let table = Table::new(&data, 2_000, 1).expect("a table");
     for (max_samples, depth) in [(1, 1), (2, 1), (3, 2), (4, 2), (5, 3), (256, 8), (257, 9), (2_000, 11)] {
         let max_samples = MaxSamples::count(max_samples).expect("a count");
-        let plan = FitPlan::new(&ForestParams { max_samples, ..Default::default() }, &table).expect("a plan");
+        let plan = FitPlan::new(&ForestParams { max_samples, ..Default::default() }, &table)
+            .expect("valid parameters");
         assert_eq!(plan.sampling.max_depth(), depth, "{max_samples:?}");
     }
 }
@@ -164,7 +168,7 @@ fn neighbouring_and_extreme_values_are_separated() {
 fn max_features_limits_each_tree() {
     let data = values(300, 10, 8);
     let params =
-        ForestParams { max_features: MaxFeatures::share(0.35).expect("a share"), ..Default::default() };
+        ForestParams { max_features: MaxFeatures::share(0.35).expect("a valid share"), ..Default::default() };
     let mut used_by_any = [false; 10];
     for tree in fit(&params, &data, 10).trees() {
         let mut used: Vec<i64> = tree.feature.into_iter().filter(|&feature| feature >= 0).collect();
@@ -194,7 +198,7 @@ fn contamination_gives_its_share_of_negatives() {
     let data = values(1_000, 4, 12);
     for share in [0.01, 0.1, 0.5] {
         let params = ForestParams {
-            contamination: Contamination::share(share).expect("a share"),
+            contamination: Contamination::share(share).expect("a valid share"),
             ..Default::default()
         };
         let forest = fit(&params, &data, 4);
@@ -218,7 +222,7 @@ fn unsuitable_tables_are_rejected() {
         "value in row 0 of feature 1 is NaN, must be finite",
     );
     let too_few_samples =
-        ForestParams { max_samples: MaxSamples::share(0.1).expect("a share"), ..Default::default() };
+        ForestParams { max_samples: MaxSamples::share(0.1).expect("a valid share"), ..Default::default() };
     assert_eq!(
         error_of(&too_few_samples, &[1.0; 6], 3, 2),
         "max_samples gives 0 on a table of 3 rows and 2 features, must be in 1..=262144",
@@ -230,6 +234,7 @@ fn unsuitable_tables_are_rejected() {
         "max_features gives 3 on a table of 3 rows and 2 features, must be in 1..=2",
     );
     assert!(error_of(&default, &vec![0.0; MAX_FEATURES + 1], 1, MAX_FEATURES + 1).contains("n_features"));
-    let all = ForestParams { max_samples: MaxSamples::share(1.0).expect("a share"), ..Default::default() };
+    let all =
+        ForestParams { max_samples: MaxSamples::share(1.0).expect("a valid share"), ..Default::default() };
     assert!(error_of(&all, &vec![0.0; MAX_SAMPLES + 1], MAX_SAMPLES + 1, 1).contains("max_samples gives"));
 }

@@ -23,7 +23,7 @@ fn grow<'a>(
     depth: usize,
     budget: usize,
 ) -> i64 {
-    let ((feature, cut, nudge, missing, stop), n_samples) = *draws.next().expect("an endless cycle");
+    let ((feature, cut, nudge, missing, stop), n_samples) = *draws.next().expect("the cycle is endless");
     let node = arrays.left_child.len();
     let leaf = depth == 7 || depth > 0 && (stop == 0 || budget < node);
     // One f64 beside the integer, where rounding to f32 would lose the difference.
@@ -139,7 +139,7 @@ fn fitted() -> Forest {
         })
         .collect();
     let table = Table::new(&values, ROWS, 3).expect("as many values as cells");
-    crate::forest::ForestParams::default().fit(&table, std::num::NonZeroUsize::MIN).expect("fits")
+    crate::forest::ForestParams::default().fit(&table, std::num::NonZeroUsize::MIN).expect("a valid table")
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn inside_the_training_range_scores_are_not_extrapolated() {
 }
 
 #[test]
-fn the_further_outside_the_range_the_lower_the_score() {
+fn scores_fall_with_the_distance_from_the_range() {
     let forest = fitted();
     for sign in [1.0, -1.0] {
         let scores: Vec<f64> = [10.0, 11.0, 20.0, 100.0, 1e6, f32::INFINITY]

@@ -73,7 +73,7 @@ fn error_after(change: impl FnOnce(&mut TreeArrays)) -> String {
 }
 
 #[test]
-fn refuses_mangled_children() {
+fn rejects_mangled_children() {
     assert_eq!(
         error_after(|tree| tree.left_child[4] = 0),
         "tree node 4: left_child is 0, must be in 5..7, or -1 in a leaf",
@@ -96,7 +96,7 @@ fn refuses_mangled_children() {
 }
 
 #[test]
-fn refuses_what_is_not_a_tree() {
+fn rejects_arrays_that_are_not_a_tree() {
     let shared = "must be a node without another parent";
     let twice = error_after(|tree| {
         tree.right_child[1] = 2;
@@ -117,7 +117,7 @@ fn refuses_what_is_not_a_tree() {
 }
 
 #[test]
-fn refuses_mangled_splits() {
+fn rejects_mangled_splits() {
     assert_eq!(error_after(|tree| tree.feature[1] = 2), "tree node 1: feature is 2, must be below 2");
     assert!(error_after(|tree| tree.feature[1] = -2).starts_with("tree node 1: feature is -2"));
     for threshold in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
@@ -126,7 +126,7 @@ fn refuses_mangled_splits() {
 }
 
 #[test]
-fn refuses_mangled_counts() {
+fn rejects_mangled_counts() {
     assert_eq!(
         error_after(|tree| tree.n_node_samples[2] = 0),
         "tree node 2: n_node_samples is 0, must be at least 1"
@@ -137,7 +137,7 @@ fn refuses_mangled_counts() {
 }
 
 #[test]
-fn refuses_mangled_lengths() {
+fn rejects_mangled_lengths() {
     assert!(error_after(|tree| *tree = TreeArrays::default()).contains("number of nodes is 0"));
     assert!(error_after(|tree| tree.left_child = vec![-1; MAX_NODES + 1]).contains("number of nodes"));
     assert_eq!(
@@ -165,8 +165,8 @@ fn chain(n_splits: i64) -> TreeArrays {
 }
 
 #[test]
-fn refuses_trees_that_are_too_deep() {
-    let deepest = Tree::from_arrays(&chain(i64::from(MAX_DEPTH)), 1).expect("just deep enough");
+fn rejects_trees_that_are_too_deep() {
+    let deepest = Tree::from_arrays(&chain(i64::from(MAX_DEPTH)), 1).expect("the depth is at the limit");
     assert_eq!(deepest.depth, MAX_DEPTH);
     let message = Tree::from_arrays(&chain(i64::from(MAX_DEPTH) + 1), 1).expect_err("deep").to_string();
     assert_eq!(message, "tree node 128: depth is 64, must be below 64");
@@ -207,7 +207,7 @@ proptest! {
             let bits = f64::from(around).to_bits() as i64;
             let threshold = f64::from_bits(bits.wrapping_add(nudge) as u64);
             if !threshold.is_finite() {
-                continue; // refused before it gets here
+                continue; // a split rejects it
             }
             let missing = if left { MissingDirection::Left } else { MissingDirection::Right };
             let mut builder = TreeBuilder::new(1, 3);
@@ -244,7 +244,7 @@ proptest! {
         prop_assert_eq!(node.next(f32::NAN), if missing_left { left } else { left + 1 });
     }
 
-    /// Any arrays at all: refused or a tree, never a panic, never a loop.
+    /// Arbitrary arrays are rejected or a tree, without panic or endless loop.
     #[test]
     fn survives_any_arrays(
         nodes in prop::collection::vec(
@@ -265,7 +265,7 @@ proptest! {
         }
     }
 
-    /// A good tree with one number changed: refused or a tree, and most are refused.
+    /// A valid tree with one changed number is rejected or a tree, and most are rejected.
     #[test]
     fn survives_one_change(array in 0..4, node in 0..7usize, value in prop_oneof![-3i64..9, any::<i64>()]) {
         let mut arrays = small();

@@ -10,7 +10,7 @@ const LATEST_MS: i64 = i64::MAX;
 
 type Pairs = Vec<(String, String)>;
 
-/// What was read of a message, without anything borrowed.
+/// A parsed message that borrows nothing.
 #[derive(Debug, Default)]
 struct ParsedMessage {
     counts: RequestCounts,
@@ -19,7 +19,7 @@ struct ParsedMessage {
     items: Vec<ParsedItem>,
 }
 
-/// Labels, samples (time and bits) and the number of exemplars of an item.
+/// Kind, labels, samples (timestamp and bits) and number of exemplars of an item.
 type ParsedItem = (SampleKind, Result<Pairs, String>, Vec<(i64, u64)>, usize);
 
 impl ParsedMessage {
@@ -71,13 +71,13 @@ fn hex(text: &str) -> Vec<u8> {
 
 /// `cpu{job="n"}` 1.5 at 1700000000000 and a staleness marker 15 s later.
 const V1_VECTOR: &str = "0a3f0a0f0a085f5f6e616d655f5f12036370750a080a036a6f6212016e121009000000000000f83f1080d095ffbc31121009020000000000f07f1098c596ffbc31";
-/// The same series in 2.0, with a start timestamp and metadata.
+/// The first sample of the same series in 2.0, with a start timestamp and metadata.
 const V2_VECTOR: &str = "220022085f5f6e616d655f5f220363707522036a6f6222016e220968656c70207465787422077365636f6e64732a270a0401020304121709000000000000f83f1080d095ffbc3118f08195ffbc312a06080118052006";
-/// As older release candidates of 2.0 wrote it: the start timestamp in the series.
+/// The series as older release candidates of 2.0 encode it, with the start timestamp in the series.
 const OLD_V2_VECTOR: &str = "220022085f5f6e616d655f5f220363707522036a6f6222016e220968656c70207465787422077365636f6e64732a1f0a0401020304121009000000000000f83f1080d095ffbc3130f08195ffbc31";
 
 #[test]
-fn f37_reads_the_same_series_in_both_versions() {
+fn f37_both_versions_yield_the_same_series() {
     let v1 = hex(V1_VECTOR);
     let first = (1_700_000_000_000, 1.5_f64.to_bits());
     let stale = (1_700_000_015_000, crate::prom::STALE_BITS);
@@ -108,24 +108,24 @@ fn b9_b23_an_empty_message_and_one_of_the_other_version() {
 }
 
 #[test]
-fn b18_every_cut_is_an_error_or_a_shorter_message() {
+fn b18_truncated_messages_are_errors_or_empty() {
     let message = hex(V1_VECTOR);
     for end in 1..message.len() {
-        assert!(parse(ProtocolVersion::V1, &message[..end]).is_err(), "cut at {end}");
+        assert!(parse(ProtocolVersion::V1, &message[..end]).is_err(), "truncated at {end}");
     }
     let message = hex(V2_VECTOR);
     for end in 1..message.len() {
-        // Between two fields the rest may be missing.
+        // A message truncated between two fields is valid.
         assert_eq!(
             parse(ProtocolVersion::V2, &message[..end]).map_or(0, |read| read.items.len()),
             0,
-            "cut at {end}"
+            "truncated at {end}"
         );
     }
 }
 
 #[test]
-fn b19_b20_b21_b24_refuses_what_is_no_request() {
+fn b19_b20_b21_b24_malformed_requests_are_rejected() {
     for (bytes, expected) in [
         ("0aff ffff ffff ffff ffff 7f", Malformed::Varint),
         ("0aff ffff ff0f", Malformed::Truncated),
@@ -173,7 +173,7 @@ fn b19_b20_b21_b24_refuses_what_is_no_request() {
 }
 
 #[test]
-fn b43_the_first_symbol_is_the_empty_one() {
+fn b43_the_first_symbol_must_be_empty() {
     for message in ["2201 61", "2201 61 2a00", "2a00", "2a00 2201 61"] {
         assert_eq!(
             parse(ProtocolVersion::V2, &hex(message)).expect_err(message),
@@ -181,7 +181,7 @@ fn b43_the_first_symbol_is_the_empty_one() {
             "{message}"
         );
     }
-    // Symbols may stand after the series.
+    // Symbols may follow the series.
     let late = hex(&["2a11 0a02 0102 120b 09 0000000000000000 1001", "2200 2201 61 2201 62"].concat());
     assert_eq!(
         parse(ProtocolVersion::V2, &late).expect("well formed").floats()[0].0,
@@ -191,7 +191,7 @@ fn b43_the_first_symbol_is_the_empty_one() {
 
 #[test]
 fn b22_unknown_fields_are_skipped() {
-    // field 99 as varint, fixed64, bytes and fixed32 before the vectors
+    // Field 99 as varint, fixed64, bytes and fixed32, before the vectors.
     let unknown = hex("98060199060000000000000000 9a0601ff9d0600000000");
     for (version, vector) in [(ProtocolVersion::V1, V1_VECTOR), (ProtocolVersion::V2, V2_VECTOR)] {
         let message = [unknown.clone(), hex(vector)].concat();
@@ -201,13 +201,13 @@ fn b22_unknown_fields_are_skipped() {
 }
 
 #[test]
-fn labels_apart_from_each_other_are_gathered() {
+fn separate_label_fields_are_joined() {
     let message = hex(V1_VECTOR);
     let series = &message[2..];
     let (name, job, samples) = (&series[..17], &series[17..27], &series[27..]);
     let mixed = [job, samples, name].concat();
     let request = [&[0x0a, mixed.len() as u8], &mixed[..]].concat();
-    // Twice: what was gathered for one is not the other's.
+    // Two such series: the labels of one are not added to the other.
     let request = [&request[..], &request].concat();
     assert_eq!(labels(ProtocolVersion::V1, &request).expect("valid"), [r#"cpu{job="n"}"#; 2]);
     let parse = parse(ProtocolVersion::V1, &request).expect("well formed");
@@ -215,7 +215,7 @@ fn labels_apart_from_each_other_are_gathered() {
     assert_eq!(parse.items[1].2.len(), 2);
 }
 
-/// A request of 2.0 by its parts.
+/// An encoded 2.0 request.
 fn v2(symbols: &[&str], timeseries: Vec<proto::v2::TimeSeries>) -> Vec<u8> {
     let symbols = symbols.iter().map(ToString::to_string).collect();
     proto::v2::Request { symbols, timeseries }.encode_to_vec()
@@ -227,7 +227,7 @@ fn v2_series(labels_refs: &[u32]) -> proto::v2::TimeSeries {
 }
 
 #[test]
-fn a_series_has_one_hash_whatever_the_numbers_of_its_symbols() {
+fn the_hash_of_a_series_does_not_depend_on_symbol_numbers() {
     let hash = |symbols: &[&str], refs: &[u32]| {
         parse(ProtocolVersion::V2, &v2(symbols, vec![v2_series(refs)])).expect("well formed").hashes[0]
     };
@@ -297,7 +297,7 @@ fn b26_b27_b29_b41_invalid_series_of_v2_are_named() {
         let request = v2(&symbols, vec![v2_series(&[1, 2]), v2_series(refs), v2_series(&[1, 2, 3, 5])]);
         let parse = parse(ProtocolVersion::V2, &request).expect("well formed");
         assert_eq!(parse.rejections.to_string(), message);
-        assert_eq!(parse.items.len(), 2, "the others are kept");
+        assert_eq!(parse.items.len(), 2, "the valid series are kept");
         assert_eq!(parse.items[1].2.len(), 1);
     }
     assert_eq!(
@@ -308,7 +308,7 @@ fn b26_b27_b29_b41_invalid_series_of_v2_are_named() {
 }
 
 #[test]
-fn b42_b44_b48_what_else_of_a_series_of_v2_is_refused() {
+fn b42_b44_b48_invalid_parts_of_a_v2_series_are_rejected() {
     let exemplar = |refs: &[u32], timestamp| proto::v2::Exemplar {
         labels_refs: refs.to_vec(),
         value: f64::NAN,
@@ -355,7 +355,7 @@ fn b42_b44_b48_what_else_of_a_series_of_v2_is_refused() {
         assert_eq!(rejections.to_string(), text);
         assert_eq!((n_items, n_exemplars), (2, n_valid), "its samples are kept: {text}");
     }
-    // Prometheus sends exemplars as series of their own.
+    // Prometheus sends exemplars in separate series.
     let exemplars = vec![exemplar(&[1, 2], 1)];
     let (rejections, n_items, n_exemplars) =
         parse_series(proto::v2::TimeSeries { samples: vec![], exemplars, ..v2_series(&[1, 2]) });
@@ -375,9 +375,9 @@ fn b42_b44_b48_what_else_of_a_series_of_v2_is_refused() {
 }
 
 #[test]
-fn b46_references_one_by_one_and_metadata_twice() {
+fn b46_unpacked_references_and_repeated_metadata() {
     let packed = hex(V2_VECTOR);
-    // 0a04 01020304 becomes four fields; the metadata stands twice.
+    // 0a04 01020304 becomes four fields, and the metadata is repeated.
     let body = hex(
         "0801 0802 0803 0804 1217 0900 0000 0000 00f8 3f10 80d0 95ff bc31 18f0 8195 ffbc 31 2a06 0801 1805 2006 2a02 1805",
     );
@@ -483,11 +483,11 @@ fn a_stale_histogram_ends_both_series() {
 }
 
 #[test]
-fn b47_histograms_that_contradict_themselves() {
+fn b47_inconsistent_histograms_are_rejected() {
     for valid in [histogram(), float_histogram(), custom_histogram(), proto::Histogram::default()] {
         read_histogram(&valid).expect("valid");
     }
-    // An observation that is NaN is counted, and is in no bucket.
+    // A NaN observation is counted and is in no bucket.
     let nan = proto::Histogram { sum: f64::NAN, count: Some(Count::CountInt(10)), ..histogram() };
     read_histogram(&nan).expect("valid");
     let span = |offset, length| proto::BucketSpan { offset, length };
@@ -573,7 +573,7 @@ fn b47_histograms_that_contradict_themselves() {
     }
 }
 
-/// The rules of a histogram once more, on the tree of prost.
+/// Reference implementation of the validation, on the message of prost.
 fn is_valid(h: &proto::Histogram) -> bool {
     let is_float = matches!(h.count, Some(Count::CountFloat(_)));
     let side = |spans: &[proto::BucketSpan], deltas: &[i64], counts: &[f64]| {
@@ -644,7 +644,7 @@ fn any_histogram() -> impl Strategy<Value = proto::Histogram> {
         prop::collection::vec(prop_oneof![Just(1.0), Just(2.0), Just(3.0), Just(f64::INFINITY)], 0..4);
     let schema = prop_oneof![Just(0), Just(52), Just(-53), Just(-60)];
     let sum = prop_oneof![Just(1.0), Just(f64::NAN), Just(f64::from_bits(crate::prom::STALE_BITS))];
-    // Mostly right: a count that fits.
+    // Half of the histograms have a count that equals the sum of their buckets.
     (
         number,
         any::<bool>(),
@@ -771,7 +771,7 @@ fn bits(value: f64, timestamp: i64) -> (i64, u64) {
     (timestamp, value.to_bits())
 }
 
-/// Count, then sum, of the valid histograms of each series that has any.
+/// Counts, then sums, of the valid histograms of each series that has any.
 fn expected_histograms<'a>(all: impl Iterator<Item = &'a Vec<proto::Histogram>>) -> Vec<Vec<(i64, u64)>> {
     let mut expected = Vec::new();
     for histograms in all {
@@ -871,8 +871,8 @@ proptest! {
         check_v2(&parse(ProtocolVersion::V2, &request.encode_to_vec()).expect("well formed"), &request)?;
     }
 
-    /// Whatever prost reads in a damaged message, we read too; and nothing panics. Prost skips
-    /// groups, which proto3 does not have: they are refused here.
+    /// A damaged message that both decoders accept has the same contents in both, and none panics. Prost skips groups,
+    /// which proto3 does not have; this decoder rejects them.
     #[test]
     fn v1_equals_prost_on_damaged_messages(request in any_v1(), edits in any_edits()) {
         let mut message = request.encode_to_vec();
@@ -903,7 +903,7 @@ proptest! {
     }
 
     #[test]
-    fn survives_any_bytes(message in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn arbitrary_bytes_do_not_panic(message in prop::collection::vec(any::<u8>(), 0..200)) {
         for version in [ProtocolVersion::V1, ProtocolVersion::V2] {
             let _ = labels(version, &message);
             let _ = labels(version, &[&[0x22, 0, 0x2a, 0x80, 0x01][..], &message].concat());

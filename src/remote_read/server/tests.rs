@@ -48,10 +48,10 @@ async fn send_response(selected: Vec<Vec<FakeSeries>>, format: ResponseFormat) -
             ResponseFormat::Samples => plan.send_samples(&writer).await,
             ResponseFormat::Chunks => plan.send_chunks(&writer).await,
         }
-        .expect("it is read");
-        writer.end().await.expect("it is read");
+        .expect("the body is read");
+        writer.end().await.expect("the body is read");
     });
-    let bytes = body.collect().await.expect("whole").to_bytes();
+    let bytes = body.collect().await.expect("a complete body").to_bytes();
     sending.await.expect("no panic");
     bytes.to_vec()
 }
@@ -85,7 +85,7 @@ fn decode_chunks(mut body: &[u8], n_queries: usize) -> (DecodedResults, usize) {
         if result.last().is_none_or(|(last, _)| *last != labels) {
             result.push((labels, Vec::new()));
         }
-        let samples = &mut result.last_mut().expect("pushed above").1;
+        let samples = &mut result.last_mut().expect("a series was pushed before").1;
         for chunk in series.chunks {
             let start = samples.len();
             xor::decode(&chunk.data, samples).expect("a chunk");
@@ -115,7 +115,7 @@ async fn both_formats_hold_the_same_sorted_series_each_once() {
                 fake_series("b", [(1, 1.0), (2, f64::from_bits(crate::prom::STALE_BITS)), (3, -4.0)]),
                 fake_series("empty", []),
                 fake_series("a", noise(20_000)),
-                // from a second detector with a longer window
+                // From a second detector with a longer window.
                 fake_series("b", [(0, 0.5), (1, 1.0), (3, -4.0), (4, f64::NAN)]),
             ],
             vec![],
@@ -149,10 +149,10 @@ async fn a_series_above_a_mebibyte_takes_several_frames() {
 }
 
 #[tokio::test]
-async fn a_response_above_the_limit_is_refused_before_it_begins() {
+async fn a_response_above_the_limit_is_rejected_before_it_begins() {
     let selected = || vec![vec![fake_series("a", noise(60)), fake_series("b", noise(41))]];
-    assert_eq!(ResponsePlan::new(selected(), 101).await.expect("within it").n_samples(), 101);
-    let error = ResponsePlan::new(selected(), 100).await.err().expect("above it");
+    assert_eq!(ResponsePlan::new(selected(), 101).await.expect("within the limit").n_samples(), 101);
+    let error = ResponsePlan::new(selected(), 100).await.err().expect("above the limit");
     assert_eq!(error.to_string(), "the query exceeds the limit of 100 samples");
     assert_eq!(error.status(), StatusCode::BAD_REQUEST);
 }
@@ -169,7 +169,7 @@ impl Queryable for FakeQueryable {
 }
 
 #[tokio::test]
-async fn a_query_that_takes_too_long_is_given_up() {
+async fn a_query_that_takes_too_long_is_cancelled() {
     let metrics = Metrics::new(&mut Registry::default());
     let query_timeout = Duration::from_millis(20);
     let query =
@@ -180,7 +180,8 @@ async fn a_query_that_takes_too_long_is_given_up() {
     assert_eq!(error.status(), StatusCode::SERVICE_UNAVAILABLE);
     let server = RemoteReadServer::new(metrics);
     let backwards = Query { start_ms: 2, end_ms: 1, ..query() };
-    let plan = server.plan(vec![query(), backwards], &FakeQueryable(true)).await.expect("it is there");
+    let plan =
+        server.plan(vec![query(), backwards], &FakeQueryable(true)).await.expect("the data is available");
     assert_eq!(plan.n_samples(), 3);
 }
 
@@ -231,14 +232,17 @@ fn b70_the_first_known_response_type_is_chosen() {
 #[test]
 fn b75_counts_are_checked_before_memory_is_allocated() {
     let request = |queries| ReadRequest { queries, accepted_response_types: vec![] }.encode_to_vec();
-    let refused = |message: &[u8]| RemoteReadRequest::decode(message).expect_err("too much").to_string();
+    let rejection = |message: &[u8]| RemoteReadRequest::decode(message).expect_err("too much").to_string();
     let limit = "the query exceeds the limit of";
-    assert_eq!(refused(&request(vec![query(vec![up()]); 10_000])), format!("{limit} 16 queries"));
-    assert_eq!(refused(&[0x0a, 0x00].repeat(1 << 20)), format!("{limit} 16 queries"));
-    assert_eq!(refused(&request(vec![query(vec![up(); 257])])), format!("{limit} 256 matchers"));
+    assert_eq!(rejection(&request(vec![query(vec![up()]); 10_000])), format!("{limit} 16 queries"));
+    assert_eq!(rejection(&[0x0a, 0x00].repeat(1 << 20)), format!("{limit} 16 queries"));
+    assert_eq!(rejection(&request(vec![query(vec![up(); 257])])), format!("{limit} 256 matchers"));
     let pattern = LabelMatcher { r#type: 2, ..up() };
-    assert_eq!(refused(&request(vec![query(vec![pattern; 33])])), format!("{limit} 32 regular expressions"));
-    assert_eq!(refused(&[0x10, 0x00].repeat(1 << 20)), format!("{limit} 16 accepted response types"));
+    assert_eq!(
+        rejection(&request(vec![query(vec![pattern; 33])])),
+        format!("{limit} 32 regular expressions")
+    );
+    assert_eq!(rejection(&[0x10, 0x00].repeat(1 << 20)), format!("{limit} 16 accepted response types"));
     assert!(RemoteReadRequest::decode(&request(vec![query(vec![up(); 16]); 16])).is_ok());
 }
 

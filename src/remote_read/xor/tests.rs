@@ -114,7 +114,7 @@ fn b62_chunks_that_end_too_early_or_declare_too_much() {
 }
 
 #[test]
-fn b62_a_window_beyond_the_value_is_refused() {
+fn b62_a_window_beyond_the_value_is_rejected() {
     // After two samples: dod 0, value changed, a new window of 5 leading zeros and 60 bits.
     let mut chunk = BitBuffer::default();
     chunk
@@ -166,7 +166,7 @@ impl BitBuffer {
             if self.used.is_multiple_of(8) {
                 self.bytes.push(0);
             }
-            let last = self.bytes.last_mut().expect("pushed");
+            let last = self.bytes.last_mut().expect("a byte was pushed");
             *last |= ((value >> i & 1) as u8) << (7 - self.used % 8);
             self.used += 1;
         }

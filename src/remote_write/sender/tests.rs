@@ -64,7 +64,8 @@ fn decode(headers: &HeaderMap, body: &[u8]) -> Vec<TimeSeries> {
         TimeSeries { labels: Labels::new(labels).expect("valid labels"), samples }
     };
     if headers["x-prometheus-remote-write-version"] == "2.0.0" {
-        let proto::v2::Request { symbols, timeseries } = proto::v2::Request::decode(message).expect("2.0");
+        let proto::v2::Request { symbols, timeseries } =
+            proto::v2::Request::decode(message).expect("a Request of 2.0");
         let text = |i: u32| symbols[i as usize].clone();
         let to_series = |one: proto::v2::TimeSeries| {
             let labels = one.labels_refs.chunks(2).map(|pair| (text(pair[0]), text(pair[1]))).collect();
@@ -284,7 +285,7 @@ impl RunningSender {
     /// Waits until the sender has sent everything.
     async fn finish(&mut self) {
         self.closing.send_replace(true);
-        tokio::time::timeout(TEST_TIMEOUT, &mut self.task).await.expect("it ends").expect("no panic");
+        tokio::time::timeout(TEST_TIMEOUT, &mut self.task).await.expect("the task ends").expect("no panic");
     }
 }
 
@@ -357,7 +358,7 @@ async fn a_failing_endpoint_gets_the_same_bytes_again_after_doubling_pauses() {
     assert!(requests.iter().all(|request| request.body == requests[0].body));
     let attempts: Vec<Option<&str>> = requests.iter().map(ReceivedRequest::retry_attempt).collect();
     assert_eq!(attempts, [None, Some("1"), Some("2"), Some("3"), Some("4"), Some("5")]);
-    // 10 ms, doubled, and no longer than 40 ms
+    // 10 ms, doubled up to 40 ms.
     for (pair, least) in requests.windows(2).zip([10, 20, 40, 40, 40]) {
         let pause = pair[1].received_at - pair[0].received_at;
         assert!(pause >= Duration::from_millis(least), "{pause:?} is below {least} ms");
@@ -374,7 +375,7 @@ fn with_retry_after(status: u16, value: &'static str) -> Reply {
 }
 
 #[tokio::test]
-async fn f12_retry_after_is_honoured() {
+async fn f12_the_sender_waits_for_retry_after() {
     for status in [429, 503] {
         let script =
             move |i, _: &[TimeSeries]| if i == 0 { with_retry_after(status, "1") } else { reply(204) };
@@ -392,7 +393,7 @@ async fn f12_retry_after_is_honoured() {
 }
 
 #[tokio::test]
-async fn b80_a_useless_retry_after_leaves_the_usual_pause() {
+async fn b80_an_unusable_retry_after_leaves_the_default_pause() {
     let values = ["0", "-5", "1.5", "Wed, 21 Oct 2015 07:28:00 GMT", "soon"];
     let fake =
         FakeReceiver::start(move |i, _| values.get(i).map_or(reply(204), |v| with_retry_after(503, v))).await;
@@ -407,7 +408,7 @@ async fn b80_a_useless_retry_after_leaves_the_usual_pause() {
 }
 
 #[tokio::test]
-async fn f13_one_bad_series_of_a_batch_costs_its_own_sample() {
+async fn f13_one_bad_series_of_a_batch_loses_only_its_own_sample() {
     for bad in 0..7 {
         let fake =
             FakeReceiver::start(|_, series| reply(if has_bad_sample(series) { 400 } else { 204 })).await;
@@ -434,7 +435,7 @@ async fn one_bad_sample_of_a_series_is_the_only_one_lost_and_order_is_kept() {
 }
 
 #[tokio::test]
-async fn a_series_whose_every_sample_is_refused_does_not_affect_the_others() {
+async fn a_series_with_only_rejected_samples_does_not_affect_the_others() {
     let fake = FakeReceiver::start(|_, series| reply(if has_bad_sample(series) { 422 } else { 204 })).await;
     let rows = rows(8, 4, |_, j| if j == 2 { BAD } else { j as f64 });
     let mut sender = RunningSender::start(&rows, config(fake.url.clone()));
@@ -444,7 +445,7 @@ async fn a_series_whose_every_sample_is_refused_does_not_affect_the_others() {
 }
 
 #[tokio::test]
-async fn too_large_a_request_is_sent_in_parts() {
+async fn a_request_that_is_too_large_is_sent_in_parts() {
     let too_large =
         |series: &[TimeSeries]| series.iter().map(|series| series.samples.len()).sum::<usize>() > 5;
     let fake = FakeReceiver::start(move |_, series| reply(if too_large(series) { 413 } else { 204 })).await;
@@ -465,8 +466,8 @@ async fn after_413_requests_are_smaller() {
     let mut sender = RunningSender::start(&rows, config);
     sender.finish().await;
     assert_eq!(sorted(fake.written()), sorted(rows.all()));
-    let refused = fake.requests().iter().filter(|request| request.status == 413).count();
-    assert_eq!(refused, 3, "200, and its halves, once");
+    let rejected = fake.requests().iter().filter(|request| request.status == 413).count();
+    assert_eq!(rejected, 3, "200, and its halves, once");
     assert_eq!(sender.counts(), (400, 0, 0));
 }
 
@@ -508,8 +509,10 @@ async fn f8_an_endpoint_that_starts_late_gets_everything() {
     sender.wake.notify_one();
     wait_until("three refused connections", || sender.metrics.retries.get() >= 3).await;
     assert!(rows.state().advances.is_empty());
-    let fake =
-        FakeReceiver::on_listener(TcpListener::bind(address).await.expect("still free"), |_, _| reply(204));
+    let fake = FakeReceiver::on_listener(
+        TcpListener::bind(address).await.expect("the port is still free"),
+        |_, _| reply(204),
+    );
     sender.finish().await;
     assert_eq!(sorted(fake.written()), sorted(rows.all()));
     assert_eq!(sender.counts(), (6, 0, 0));
@@ -539,7 +542,7 @@ async fn b81_f41_a_truncated_or_missing_response_is_a_failure() {
     let broken = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.expect("a connection");
         stream.read_exact(&mut [0; 64]).await.expect("a request");
-        stream.write_all(b"HTTP/1.1 204").await.expect("a beginning");
+        stream.write_all(b"HTTP/1.1 204").await.expect("the peer accepts the data");
         drop(stream);
         let (silent, _) = listener.accept().await.expect("a second connection");
         (listener, silent)
@@ -549,7 +552,7 @@ async fn b81_f41_a_truncated_or_missing_response_is_a_failure() {
         RunningSender::start(&rows, Config { remote_timeout: Duration::from_millis(300), ..config(url) });
     sender.wake.notify_one();
     let (listener, silent) =
-        tokio::time::timeout(TEST_TIMEOUT, broken).await.expect("soon").expect("no panic");
+        tokio::time::timeout(TEST_TIMEOUT, broken).await.expect("the task ends").expect("no panic");
     wait_until("the silent one times out", || sender.metrics.retries.get() >= 2).await;
     assert_eq!(sender.counts(), (0, 0, 0));
     let fake = FakeReceiver::on_listener(listener, |_, _| reply(204));
@@ -560,7 +563,7 @@ async fn b81_f41_a_truncated_or_missing_response_is_a_failure() {
 }
 
 #[tokio::test]
-async fn f11_the_age_limit_ends_a_batch_that_is_refused_for_ever() {
+async fn f11_the_age_limit_ends_the_retries_of_a_batch() {
     let fake = FakeReceiver::start(|_, series| reply(if has_bad_sample(series) { 500 } else { 204 })).await;
     let rows = rows(1, 2, |_, _| BAD);
     let config = Config { sample_age_limit: Duration::from_millis(500), ..config(fake.url.clone()) };
@@ -636,7 +639,7 @@ async fn scores_within_the_deadline_share_a_request() {
     let mut sender = RunningSender::start(&rows, config);
     for i in 1..=5 {
         sender.wake.notify_one();
-        let timestamp_ms = rows.state().rows.last().expect("one at least").0 + 1000;
+        let timestamp_ms = rows.state().rows.last().expect("at least one row").0 + 1000;
         rows.state().rows.push((timestamp_ms, vec![f64::from(i)]));
         tokio::task::yield_now().await;
     }
@@ -670,7 +673,7 @@ async fn a_closed_batch_source_does_not_delay_shutdown() {
     let pending = poll_fn(|context| Poll::Ready(run.as_mut().poll(context).is_pending())).await;
     assert!(pending, "it waits for a notification");
     drop(closing);
-    tokio::time::timeout(TEST_TIMEOUT, run).await.expect("it ends");
+    tokio::time::timeout(TEST_TIMEOUT, run).await.expect("the task ends");
     assert!(fake.requests().is_empty());
 }
 
@@ -769,7 +772,7 @@ async fn b82_b84_an_endpoint_that_does_not_support_2_0_gets_1_0_from_then_on() {
 }
 
 #[tokio::test]
-async fn b84_an_endpoint_that_refuses_both_messages_is_not_retried_for_ever() {
+async fn b84_an_endpoint_that_rejects_both_versions_is_not_retried_forever() {
     let fake = FakeReceiver::start(|_, _| reply(415)).await;
     let mut sender = RunningSender::start(&rows(1, 2, |_, j| j as f64), v2(fake.url.clone()));
     sender.finish().await;
@@ -922,7 +925,7 @@ async fn f42_a_token_that_is_renewed_in_its_file_is_used() {
     let client = Client::new(&http).expect("a client");
     let mut sender = RunningSender::with_client(&rows, config(fake.url.clone()), client);
     sender.wake.notify_one();
-    wait_until("it is refused", || fake.requests().len() >= 2).await;
+    wait_until("the request is rejected", || fake.requests().len() >= 2).await;
     assert!(rows.state().advances.is_empty());
     std::fs::write(&file, "new").expect("writable");
     *renewed.lock().expect("no panic") = true;
