@@ -1,4 +1,4 @@
-//! All groups, and how a series finds its place among them.
+//! The groups of all detectors, and the assignment of series to their columns.
 
 use super::group::Group;
 use crate::config::Config;
@@ -36,7 +36,7 @@ pub struct Groups {
 }
 
 impl Groups {
-    /// No group yet.
+    /// No groups.
     pub fn new(config: Arc<Config>) -> Self {
         let by_labels = vec![BTreeMap::new(); config.detectors.len()];
         Self { config, all: BTreeMap::new(), by_labels, next_id: 0, watched_series: 0, over_limit: false }
@@ -98,12 +98,13 @@ impl Groups {
         Some(Pool { schema, windows: similar.into_iter().map(|(group, _)| group.window().clone()).collect() })
     }
 
-    /// URLs of the targets.
+    /// URLs of the endpoints.
     pub fn urls(&self) -> Vec<String> {
         self.config.remote_write.iter().map(|endpoint| endpoint.url.to_string()).collect()
     }
 
-    /// Takes in the group of a snapshot. False when the configuration does not have it any more.
+    /// Restores the group of a snapshot. False if its detector is not configured, the group exists, or the limit of
+    /// watched series is exceeded.
     pub fn restore(&mut self, state: GroupState, window: Window, now: Instant) -> bool {
         let is_same_detector = |detector: &Arc<Detector>| {
             detector.name == state.detector && detector.selection_key() == state.selection_key
@@ -124,15 +125,15 @@ impl Groups {
         true
     }
 
-    /// Is the group still there?
+    /// True if the group exists.
     pub fn contains(&self, id: u32) -> bool {
         self.all.contains_key(&id)
     }
 
-    /// Finds the columns that a series goes to, and makes them where they are new.
+    /// The columns of a series, created where they are new.
     ///
     /// # Errors
-    /// Why the series goes nowhere.
+    /// The reason for which the series is ignored.
     pub fn resolve(&mut self, labels: &Labels, now: Instant) -> Result<Vec<ColumnRef>, IgnoreReason> {
         if self.is_own_output(labels) {
             return Err(IgnoreReason::OwnOutput);
@@ -154,7 +155,7 @@ impl Groups {
                     && (self.all.len() < MAX_TOTAL_GROUPS || self.by_labels[i].contains_key(&by)) =>
                 {
                     let id = self.get_or_create(i, &detector, by, now);
-                    let group = self.all.get_mut(&id).expect("found or made just now");
+                    let group = self.all.get_mut(&id).expect("found or created above");
                     group
                         .column(&feature)
                         .map(|column| ColumnRef { group: id, column })
@@ -210,7 +211,7 @@ impl Groups {
         id
     }
 
-    /// Numbers are never used twice, so that nothing that remembers one can mean another group.
+    /// Ids are never reused, so that a stored id cannot refer to another group.
     fn insert(&mut self, group: Group) -> u32 {
         let id = self.next_id;
         self.next_id += 1;
@@ -218,8 +219,8 @@ impl Groups {
         id
     }
 
-    /// Lets go of groups that are silent for as long as their window reaches, and of columns that
-    /// are. Returns the groups gone, and whether series have to be looked up anew.
+    /// Evicts groups and columns without a sample for the length of their window. Returns the evicted groups, and
+    /// true if the index must be cleared.
     pub fn evict(&mut self, now: Instant) -> (Vec<Group>, bool) {
         let affected: Vec<u32> = self
             .all
@@ -249,15 +250,15 @@ impl Groups {
         (evicted, changed)
     }
 
-    /// For each target of another configuration, the one of this that it is: the same URL is the same target,
-    /// whatever else changed.
+    /// For each endpoint of another configuration, the index of the same endpoint in this one. Endpoints with equal
+    /// URLs are the same.
     pub fn kept_endpoints(&self, config: &Config) -> Vec<Option<usize>> {
         let old = &self.config.remote_write;
         config.remote_write.iter().map(|new| old.iter().position(|old| old.url == new.url)).collect()
     }
 
-    /// Puts another configuration into force, with these targets kept. Groups of a detector that still watches the
-    /// same stay; the others go, and are returned.
+    /// Applies another configuration, with these endpoints kept. A group stays if a detector of the configuration
+    /// accepts it; the other groups are returned.
     pub fn reload(
         &mut self,
         config: Arc<Config>,

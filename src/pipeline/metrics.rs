@@ -1,4 +1,4 @@
-//! What the engine counts of rows, groups and models.
+//! Metrics of rows, groups and models.
 
 use super::group::Group;
 use super::groups::metric_labels;
@@ -7,7 +7,7 @@ use crate::window::ModelRole;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
@@ -51,107 +51,85 @@ pub struct Metrics {
 impl Metrics {
     /// Registers the metrics.
     pub fn new(registry: &mut Registry) -> Self {
-        let metrics = Self {
-            rows: Family::default(),
-            corrections: Family::default(),
-            trainings: Family::default(),
-            newest_scored: Family::default(),
-            progress: Family::default(),
-            missing: Family::default(),
-            model_info: Family::default(),
+        Self {
+            rows: register(
+                registry,
+                "rows",
+                "Rows by final state; not_finite rows are also counted as complete",
+            ),
+            corrections: register(
+                registry,
+                "counter_corrections",
+                "Decreases of a counter: resets are left to rate(), dips and rewinds are repaired",
+            ),
+            trainings: register(registry, "training_runs", "Trainings by outcome"),
+            newest_scored: register(
+                registry,
+                "newest_scored_timestamp_seconds",
+                "Timestamp of the newest scored row",
+            ),
+            progress: register(
+                registry,
+                "training_progress_ratio",
+                "Share of the history that a first model needs; 1 with a model of the group's own",
+            ),
+            missing: register(registry, "missing_features", "Features that the last closed row lacked"),
+            model_timestamp: register(
+                registry,
+                "model_timestamp_seconds",
+                "Timestamp of the newest row that the model was trained on",
+            ),
+            model_info: register(
+                registry,
+                "model_info",
+                "Models of a group, always 1; version is empty for an unregistered model, alias is pooled for a model of other groups",
+            ),
             model_info_series: Arc::default(),
-            model_timestamp: Family::default(),
-            model_created: Family::default(),
-            model_rows: Family::default(),
-            model_features: Family::default(),
-            model_drift: Family::default(),
-            alerts_expected: Family::default(),
-            alerts_observed: Family::default(),
-            models_rejected: Family::default(),
-            backfilled: Family::default(),
-            interleaved: Gauge::default(),
-            window_bytes: Gauge::default(),
-            series: Gauge::default(),
-            pending: Gauge::default(),
-        };
-        let m = &metrics;
-        registry.register(
-            "rows",
-            "Rows by final state; not_finite rows are also counted as complete",
-            m.rows.clone(),
-        );
-        registry.register(
-            "counter_corrections",
-            "Decreases of a counter: resets are left to rate(), dips and rewinds are repaired",
-            m.corrections.clone(),
-        );
-        registry.register("training_runs", "Trainings by outcome", m.trainings.clone());
-        registry.register(
-            "newest_scored_timestamp_seconds",
-            "Timestamp of the newest scored row",
-            m.newest_scored.clone(),
-        );
-        registry.register(
-            "training_progress_ratio",
-            "Share of the history that a first model needs; 1 with a model of the group's own",
-            m.progress.clone(),
-        );
-        registry.register("missing_features", "Features that the last closed row lacked", m.missing.clone());
-        registry.register(
-            "model_timestamp_seconds",
-            "Timestamp of the newest row that the model was trained on",
-            m.model_timestamp.clone(),
-        );
-        registry.register(
-            "model_info",
-            "Models of a group, always 1; version is empty for an unregistered model, alias is pooled for a model of other groups",
-            m.model_info.clone(),
-        );
-        registry.register(
-            "model_created_timestamp_seconds",
-            "Creation time of the model",
-            m.model_created.clone(),
-        );
-        registry.register(
-            "model_drift_kl",
-            "KL divergence between the decisions of the last day and of training, in nats",
-            m.model_drift.clone(),
-        );
-        registry.register(
-            "alerts_expected_per_day",
-            "Alerts per day that the threshold allows",
-            m.alerts_expected.clone(),
-        );
-        registry.register(
-            "alerts_observed_last_day",
-            "Incidents that opened within the last day",
-            m.alerts_observed.clone(),
-        );
-        registry.register(
-            "models_rejected",
-            "Registry models rejected because the group lacks their features",
-            m.models_rejected.clone(),
-        );
-        registry.register("model_training_rows", "Rows that the model was trained on", m.model_rows.clone());
-        registry.register("model_features", "Features of the model", m.model_features.clone());
-        registry.register(
-            "backfilled_rows",
-            "Rows whose scores were written more than five minutes after their timestamp",
-            m.backfilled.clone(),
-        );
-        registry.register(
-            "interleaved_groups",
-            "Groups whose rows alternate between two phases of one interval, as from two Prometheus replicas",
-            m.interleaved.clone(),
-        );
-        registry.register("window_bytes", "Size of the samples and scores in memory", m.window_bytes.clone());
-        registry.register("index_series", "Series in the index, watched or ignored", m.series.clone());
-        registry.register(
-            "remote_write_groups_pending",
-            "Groups with scores that an endpoint has not acknowledged",
-            m.pending.clone(),
-        );
-        metrics
+            model_created: register(
+                registry,
+                "model_created_timestamp_seconds",
+                "Creation time of the model",
+            ),
+            model_drift: register(
+                registry,
+                "model_drift_kl",
+                "KL divergence between the decisions of the last day and of training, in nats",
+            ),
+            alerts_expected: register(
+                registry,
+                "alerts_expected_per_day",
+                "Alerts per day that the threshold allows",
+            ),
+            alerts_observed: register(
+                registry,
+                "alerts_observed_last_day",
+                "Incidents that opened within the last day",
+            ),
+            models_rejected: register(
+                registry,
+                "models_rejected",
+                "Registry models rejected because the group lacks their features",
+            ),
+            model_rows: register(registry, "model_training_rows", "Rows that the model was trained on"),
+            model_features: register(registry, "model_features", "Features of the model"),
+            backfilled: register(
+                registry,
+                "backfilled_rows",
+                "Rows whose scores were written more than five minutes after their timestamp",
+            ),
+            interleaved: register(
+                registry,
+                "interleaved_groups",
+                "Groups whose rows alternate between two phases of one interval, as from two Prometheus replicas",
+            ),
+            window_bytes: register(registry, "window_bytes", "Size of the samples and scores in memory"),
+            series: register(registry, "index_series", "Series in the index, watched or ignored"),
+            pending: register(
+                registry,
+                "remote_write_groups_pending",
+                "Groups with scores that an endpoint has not acknowledged",
+            ),
+        }
     }
 
     /// Counts a row.
@@ -169,19 +147,19 @@ impl Metrics {
         self.trainings.get_or_create(&pair(detector, "outcome", outcome)).inc();
     }
 
-    /// Shows a group's newest score.
+    /// Sets the timestamp of a group's newest score.
     pub fn set_newest_scored(&self, group: &Group) {
         if let Some(newest_ms) = group.newest_scored_ms() {
             self.newest_scored.get_or_create(&labels(group)).set(newest_ms as f64 / 1000.0);
         }
     }
 
-    /// Counts a model that a group could not take.
+    /// Counts a model that a group rejected.
     pub fn count_rejected_model(&self, detector: &str) {
         self.models_rejected.get_or_create(&[("detector", detector.to_string())]).inc();
     }
 
-    /// Shows a group's models; the one in service has this alias.
+    /// Sets the metrics of a group's models. The champion has the given alias.
     pub fn set_models(&self, group: &Group, champion_alias: &str) {
         let labels = labels(group);
         let mut info_series = Vec::new();
@@ -252,14 +230,14 @@ impl Metrics {
         }
     }
 
-    /// Shows how far a group's scores have moved from those of training.
+    /// Sets the divergence of a group's decisions from those of training.
     pub fn set_drift(&self, group: &Group) {
         if let Some(divergence) = group.drift() {
             self.model_drift.get_or_create(&labels(group)).set(divergence);
         }
     }
 
-    /// Takes a group's metrics away.
+    /// Removes a group's metrics.
     pub fn remove_group(&self, group: &Group) {
         let labels = labels(group);
         self.progress.remove(&labels);
@@ -279,30 +257,37 @@ impl Metrics {
         self.alerts_observed.remove(labels);
     }
 
-    /// Counts rows that were written late.
+    /// Counts rows whose scores were written late.
     pub fn count_backfilled(&self, detector: &str, rows: usize) {
         self.backfilled.get_or_create(&[("detector", detector.to_string())]).inc_by(rows as u64);
     }
 
-    /// Shows how many groups two seem to send.
+    /// Sets the number of groups that two senders seem to send.
     pub fn set_interleaved(&self, groups: usize) {
         self.interleaved.set(groups as i64);
     }
 
-    /// Shows the size of the windows.
+    /// Sets the size of the windows.
     pub fn set_window_bytes(&self, bytes: usize) {
         self.window_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
-    /// Shows the size of the index.
+    /// Sets the number of series in the index.
     pub fn set_series(&self, series: usize) {
         self.series.set(series as i64);
     }
 
-    /// Shows what waits to be written.
+    /// Sets the number of groups with scores that wait to be written.
     pub fn set_pending_groups(&self, groups: usize) {
         self.pending.set(groups as i64);
     }
+}
+
+/// Registers a metric and returns it.
+fn register<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
 }
 
 fn pair(detector: &str, name: &'static str, value: &'static str) -> Pair {

@@ -1,4 +1,4 @@
-//! Holes: which groups hold, what is asked for them, and what comes of it.
+//! Gap fills: the groups on hold, the requests to remote read, and their results.
 
 use super::Engine;
 use crate::detector::Detector;
@@ -14,7 +14,7 @@ use std::time::Instant;
 use tracing::warn;
 
 impl Engine {
-    /// Asks for what is missing in the groups that wait for it, those of one detector.
+    /// Requests the missing samples of the waiting groups of one detector.
     fn request_gap_fills(&mut self, now: Instant, now_ms: i64) {
         let mut waiting = self.gaps.take_waiting();
         let mut skipped = BTreeSet::new();
@@ -44,7 +44,7 @@ impl Engine {
             }
         }
         if let Some(mut gap) = gap {
-            // Who has lost the same stream and was not scraped again yet need not ask for himself.
+            // Groups that lost the same stream and have no newer sample yet share the request.
             for (id, group) in self.groups.iter_mut() {
                 if Arc::ptr_eq(&group.detector, &gap.detector)
                     && let Some(newest_ms) = group.shares_gap(gap.range.0, now_ms)
@@ -58,7 +58,7 @@ impl Engine {
         self.score_groups(&skipped, now);
     }
 
-    /// Takes in samples that remote write did not bring.
+    /// Pushes samples that remote read returned.
     pub(super) fn apply_backfill(
         &mut self,
         detector: &Arc<Detector>,
@@ -106,7 +106,7 @@ impl Engine {
         self.request_gap_fills(now, now_ms());
     }
 
-    /// Lets groups go on that wait in vain, and has some series counted now and then.
+    /// Releases holds that timed out, and requests an audit when one is due.
     pub(super) fn check_gaps(&mut self, now: Instant, now_ms: i64) {
         let mut released = BTreeSet::new();
         let mut n_held = 0;
@@ -128,7 +128,7 @@ impl Engine {
             let ids: Vec<u32> = self.groups.iter_mut().map(|(id, _)| id).collect();
             let n_groups = ids.len() as u64;
             let indices = first_series..first_series + gaps::SERIES_PER_AUDIT as u64;
-            // Group after group, and in each turn through all of them another column.
+            // One column of each group in turn, and the next column in the next turn.
             let series = indices.filter_map(|index| {
                 let id = ids.get(index.checked_rem(n_groups)? as usize)?;
                 self.groups.get(*id)?.audited_series(index / n_groups)
