@@ -12,7 +12,7 @@
 mod entry_table;
 
 use crate::window::Column;
-use entry_table::{EntryTable, Slot};
+use entry_table::{EntryTable, TableSlot};
 
 pub use entry_table::EntryId;
 
@@ -70,7 +70,7 @@ pub struct SeriesIndex {
     current: EntryTable,
     previous: EntryTable,
     /// First slots of the series of a request.
-    slots: Vec<Slot>,
+    slots: Vec<TableSlot>,
     generation_size: usize,
     watched: Vec<Box<[ColumnRef]>>,
     /// Free indices of `watched`.

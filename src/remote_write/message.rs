@@ -127,12 +127,12 @@ fn to_v1(series: &[TimeSeries], metadata: Metadata) -> proto::WriteRequest {
 }
 
 /// The texts of a message, each once; the first is empty.
-struct SymbolTable<'t> {
+struct SymbolInterner<'t> {
     texts: Vec<String>,
     refs: HashMap<&'t str, u32>,
 }
 
-impl<'t> SymbolTable<'t> {
+impl<'t> SymbolInterner<'t> {
     fn new() -> Self {
         Self { texts: vec![String::new()], refs: HashMap::from([("", 0)]) }
     }
@@ -146,7 +146,7 @@ impl<'t> SymbolTable<'t> {
 }
 
 fn to_v2(series: &[TimeSeries]) -> proto::v2::Request {
-    let mut symbols = SymbolTable::new();
+    let mut symbols = SymbolInterner::new();
     let mut timeseries = Vec::with_capacity(series.len());
     for TimeSeries { labels, samples } in series {
         let mut labels_refs = Vec::new();

@@ -13,7 +13,7 @@ pub struct EntryId(pub(super) u32);
 
 /// The slot of a series: 64 bits of its hash, 32 more, and the id of its entry.
 #[derive(Clone, Copy)]
-pub struct Slot {
+pub struct TableSlot {
     key: u64,
     fingerprint: u32,
     id: EntryId,
@@ -30,7 +30,7 @@ const INITIAL_SLOTS: usize = 1 << 6;
 /// A hash table from keys to ids; see the [module](self).
 pub struct EntryTable {
     /// The slots; their number is a power of two.
-    slots: Vec<Slot>,
+    slots: Vec<TableSlot>,
     /// Number of slots that are not free.
     n_occupied: usize,
     len: usize,
@@ -44,7 +44,7 @@ impl Default for EntryTable {
 
 impl EntryTable {
     fn with_slots(n: usize) -> Self {
-        Self { slots: vec![Slot { key: 0, fingerprint: 0, id: EMPTY }; n], n_occupied: 0, len: 0 }
+        Self { slots: vec![TableSlot { key: 0, fingerprint: 0, id: EMPTY }; n], n_occupied: 0, len: 0 }
     }
 
     /// Number of series.
@@ -54,7 +54,7 @@ impl EntryTable {
 
     /// Reads the first slot of the search for each key.
     #[inline]
-    pub fn prefetch(&self, keys: impl Iterator<Item = u64>, slots: &mut Vec<Slot>) {
+    pub fn prefetch(&self, keys: impl Iterator<Item = u64>, slots: &mut Vec<TableSlot>) {
         let mask = self.slots.len() - 1;
         slots.clear();
         slots.extend(keys.map(|key| self.slots[key as usize & mask]));
@@ -62,7 +62,7 @@ impl EntryTable {
 
     /// Fingerprint and id of a series, given the first slot of its search.
     #[inline]
-    pub fn get_from(&self, first: Slot, key: u64) -> Option<(u32, EntryId)> {
+    pub fn get_from(&self, first: TableSlot, key: u64) -> Option<(u32, EntryId)> {
         if first.key == key && first.id != EMPTY {
             return (first.id != MOVED).then_some((first.fingerprint, first.id));
         }
@@ -71,7 +71,7 @@ impl EntryTable {
 
     /// Fingerprint and id of a series.
     pub fn get(&self, key: u64) -> Option<(u32, EntryId)> {
-        let Slot { fingerprint, id, .. } = self.slots[self.find(key)];
+        let TableSlot { fingerprint, id, .. } = self.slots[self.find(key)];
         (id != EMPTY && id != MOVED).then_some((fingerprint, id))
     }
 
@@ -91,7 +91,7 @@ impl EntryTable {
             self.grow();
         }
         let position = self.find(key);
-        let old = std::mem::replace(&mut self.slots[position], Slot { key, fingerprint, id }).id;
+        let old = std::mem::replace(&mut self.slots[position], TableSlot { key, fingerprint, id }).id;
         self.n_occupied += usize::from(old == EMPTY);
         let existed = old != EMPTY && old != MOVED;
         self.len += usize::from(!existed);
