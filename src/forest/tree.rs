@@ -37,7 +37,7 @@ pub struct TreeArrays {
     pub missing_go_to_left: Vec<bool>,
 }
 
-/// A checked tree: every walk ends in a leaf after at most [`MAX_DEPTH`] steps.
+/// A checked tree: every walk ends in a leaf after at most [`MAX_DEPTH`](super::limits::MAX_DEPTH) steps.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tree {
     pub(super) nodes: Vec<TreeNode>,
@@ -174,7 +174,7 @@ impl Tree {
     /// [`Error::Node`] if the arrays differ in length, are empty or longer than [`MAX_NODES`]; a child
     /// is not after its parent, is out of range, or has another parent; a node has no parent; one child of
     /// a split is missing; a split's feature is not below `n_features`; its threshold is not finite;
-    /// a count is below 1 or is not the sum of the children's; a leaf is deeper than [`MAX_DEPTH`].
+    /// a count is below 1 or is not the sum of the children's; a leaf is deeper than [`MAX_DEPTH`](super::limits::MAX_DEPTH).
     /// [`Error::Forest`] if `n_features` is 0 or above [`MAX_FEATURES`].
     pub fn from_arrays(arrays: &TreeArrays, n_features: usize) -> Result<Self, Error> {
         check_n_features(n_features)?;

@@ -13,7 +13,7 @@ pub struct PreparedRows<'a>(Kind<'a>);
 
 enum Kind<'a> {
     Standard { params: &'a ForestParams, timestamps: &'a [i64], table: Table<'a> },
-    Extended { params: &'a ExtendedParams, matrix: TrainingMatrix },
+    Extended { params: &'a ExtendedParams, matrix: Box<TrainingMatrix> },
 }
 
 impl ModelParams {
@@ -29,7 +29,7 @@ impl ModelParams {
         Ok(PreparedRows(match self {
             Self::IsolationForest(params) => Kind::Standard { params, timestamps, table },
             Self::Extended(params) => {
-                Kind::Extended { params, matrix: TrainingMatrix::new(timestamps, &table)? }
+                Kind::Extended { params, matrix: Box::new(TrainingMatrix::new(timestamps, &table)?) }
             }
         }))
     }

@@ -26,7 +26,7 @@ pub enum OutputSeries {
     Threshold,
     /// Whether it sees an incident.
     Incident,
-    /// What is behind one: a series of a [`Cause`].
+    /// What is behind one: a series of a [`Contribution`](super::serving::Contribution).
     Contribution(Labels),
 }
 

@@ -152,7 +152,7 @@ fn b48_exemplars_are_counted() {
     let plain = v2::Exemplar { labels_refs: vec![], value: f64::NAN, timestamp: 0 };
     write("no labels, NaN, no timestamp", plain.clone(), 204, 2);
     let text = write("the future", v2::Exemplar { timestamp: now + 700_000, ..plain.clone() }, 400, 1);
-    assert!(text.contains("refused: 1 invalid_exemplar; for example: an exemplar has timestamp"), "{text}");
+    assert!(text.contains("rejected: 1 invalid_exemplar; for example: an exemplar has timestamp"), "{text}");
     let text = write("symbol 99", v2::Exemplar { labels_refs: vec![1, 99], ..plain.clone() }, 400, 1);
     assert!(text.contains("1 invalid_exemplar; for example: an exemplar refers to symbol 99 of"), "{text}");
     write("odd", v2::Exemplar { labels_refs: vec![1], ..plain }, 400, 1);

@@ -119,7 +119,7 @@ fn b9_b23_empty_requests_and_the_other_version() {
     assert_eq!(write_accepted(&receiver, "B23: 2.0 as 1.0", &symbols.request(vec![series])).0, 0.0);
     assert_eq!(receiver.counts().ignored("other_version"), 2.0);
     let log = receiver.process.log();
-    let warned = log.lines().filter(|line| line.contains("the body is of the other")).count();
+    let warned = log.lines().filter(|line| line.contains("have different versions")).count();
     assert_eq!(warned, 1, "once in a minute: {log}");
 }
 

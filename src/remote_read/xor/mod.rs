@@ -4,7 +4,7 @@
 //!
 //! Each load reads at least 57 bits: it covers the timestamp and the header of the value, and the bounds are checked
 //! once for each sample. The alternative, a reader of single bits, spends most of its time on counting them; it is the
-//! [reference implementation](reference).
+//! [reference implementation](mod@reference).
 
 pub mod encode;
 pub mod reference;
