@@ -10,7 +10,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::Command;
 
-/// Six days: what comes on four of them is a habit.
+/// Six days: a peak at the same time on four of them is a recurring peak.
 const N_ROWS: usize = 6 * DAY;
 const DAY: usize = 240;
 const N_FEATURES: usize = 5;

@@ -1,15 +1,15 @@
-//! How far the scores of the last day have moved from those of training.
+//! Drift of the last day's scores from those of training.
 
 use crate::models::DecisionHistogram;
 use std::collections::VecDeque;
 
-/// Length of a block in milliseconds, and how many make a day.
+/// Length of a block in milliseconds, and the number of blocks in a day.
 const BLOCK_MS: i64 = 3 * 3_600_000;
 const BLOCKS: usize = 8;
-/// Below this many rows the difference is chance: an hour at 15 s.
+/// Fewer rows differ by chance: an hour at 15 s.
 const MIN_ROWS: u64 = 240;
 
-/// The decisions of the last day, in blocks of three hours, so that a group costs little.
+/// The decisions of the last day in blocks of three hours, which bounds the memory of a group.
 #[derive(Clone, Debug, Default)]
 pub struct DriftMonitor(VecDeque<(i64, DecisionHistogram)>);
 
@@ -30,7 +30,7 @@ impl DriftMonitor {
         }
     }
 
-    /// KL divergence of the last day's decisions from the baseline, in nats; none with too few rows.
+    /// KL divergence of the last day's decisions from the baseline, in nats; `None` with too few rows.
     pub fn divergence(&self, baseline: &DecisionHistogram) -> Option<f64> {
         let mut day = DecisionHistogram::default();
         self.0.iter().for_each(|(_, histogram)| day.merge(histogram));

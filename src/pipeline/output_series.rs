@@ -1,9 +1,9 @@
 //! The series that a group writes, each ended where it stops.
 //!
-//! A series that was written and has no value in the next row ends there, with a staleness marker: that of a
-//! challenger that left, the threshold of a model that had one, a cause that is none any more, and all of them at a
-//! row that is nothing but markers. So who takes a series away need not think of its end, and none is ended twice.
-//! The alternative, a marker from each place that takes something away, forgets the next such place.
+//! A series that was written and has no value in the next row ends there with a staleness marker: the scores of a
+//! removed challenger, the threshold of a replaced model, a contribution of a past incident, and every series at a row
+//! of staleness markers only. Code that removes a series therefore does not handle its end, and no series ends twice.
+//! The alternative, a marker from each place that removes something, misses the next such place.
 
 use super::serving::Contribution;
 use crate::detector::Detector;
@@ -12,31 +12,31 @@ use crate::prom::{Labels, METRIC_NAME, Sample};
 use crate::window::{ModelRole, Score};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Most samples of a row that has neither a challenger nor causes, nor follows one that had.
+/// Most samples of a row without a challenger and contributions that does not follow one with them.
 pub const MAX_SAMPLES_PER_CHAMPION_ROW: usize = 4;
 
-/// One series of a group.
+/// A series of a group.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum OutputSeries {
-    /// A model's decision.
+    /// The decision of a model.
     Decision(ModelRole),
-    /// A model's score.
+    /// The score of a model.
     Score(ModelRole),
-    /// The threshold of the model in service.
+    /// The threshold of the champion.
     Threshold,
-    /// Whether it sees an incident.
+    /// 1 during an incident, else 0.
     Incident,
-    /// What is behind one: a series of a [`Contribution`](super::serving::Contribution).
+    /// A series of a [`Contribution`](super::serving::Contribution).
     Contribution(Labels),
 }
 
 impl OutputSeries {
-    /// The series of a model's scores. What only the model in service has, no other says.
+    /// The series of a model's scores. Threshold and incident are the champion's only.
     pub fn of_role(role: ModelRole) -> [Self; 4] {
         [Self::Decision(role), Self::Score(role), Self::Threshold, Self::Incident]
     }
 
-    /// What a score says.
+    /// The outputs of a score.
     pub fn of_score(role: ModelRole, score: &Score) -> impl Iterator<Item = (Self, f64)> {
         let alarm = score.incident_state.map(|alarm| {
             [(Self::Threshold, alarm.threshold), (Self::Incident, f64::from(u8::from(alarm.is_incident)))]
@@ -46,7 +46,7 @@ impl OutputSeries {
             .chain(alarm.into_iter().flatten())
     }
 
-    /// What a cause says.
+    /// The outputs of a contribution.
     pub fn of_contribution(
         contribution: &Contribution,
         detector: &str,
@@ -55,7 +55,7 @@ impl OutputSeries {
         contribution.series(detector, group).map(|(labels, value)| (Self::Contribution(labels), value))
     }
 
-    /// Is it of the model in service itself?
+    /// True for a series of the champion itself.
     fn is_champion(&self) -> bool {
         !matches!(
             self,
@@ -65,10 +65,10 @@ impl OutputSeries {
         )
     }
 
-    /// The series' labels.
+    /// The labels of the series.
     pub fn labels(&self, detector: &Detector, group: &Labels) -> Labels {
         let of_detector = |name| group.with("detector", &detector.name).with(METRIC_NAME, name);
-        // Without a model's name the label is not there.
+        // An empty label is absent.
         let model = |role: &ModelRole| match role {
             ModelRole::Champion => "",
             ModelRole::Challenger => registry::CHALLENGER,
@@ -85,28 +85,28 @@ impl OutputSeries {
     }
 }
 
-/// What rows say, by their timestamps; nothing for a row at which everything ended.
+/// The outputs of rows, by timestamp; no outputs for a row where everything ended.
 pub type OutputRows = BTreeMap<i64, BTreeMap<OutputSeries, f64>>;
 
-/// Where a target is in a group's rows.
+/// Position of an endpoint in the rows of a group.
 #[derive(Clone, Debug)]
 pub struct Cursor {
-    /// Rows up to here are dealt with.
+    /// Rows up to here are acknowledged.
     pub done_ms: i64,
-    /// Rows up to here were handed out: a score that comes later and is older is lost.
+    /// Rows up to here were handed out. An older score that arrives later is lost.
     pub dispatched_ms: i64,
-    /// Samples of the model in service that are not dealt with.
+    /// Samples of the champion that are not acknowledged.
     pub pending_samples: usize,
-    /// Those that were handed out.
+    /// Samples of those that were handed out.
     dispatched_samples: usize,
-    /// Series that go on after the rows that are dealt with.
+    /// Series that are open after the acknowledged rows.
     open_series: BTreeSet<OutputSeries>,
-    /// Those that go on after the rows that were handed out.
+    /// Series that are open after the rows that were handed out.
     open_after_dispatch: BTreeSet<OutputSeries>,
 }
 
 impl Cursor {
-    /// One that begins after this row.
+    /// A cursor that starts after this row.
     pub fn after(timestamp_ms: i64) -> Self {
         Self {
             done_ms: timestamp_ms,
@@ -118,19 +118,19 @@ impl Cursor {
         }
     }
 
-    /// Goes on where another process ended: these series are alive, and so many samples wait.
+    /// Continues from an earlier process: these series are open, and this many samples are pending.
     pub fn resume(&mut self, open_series: BTreeSet<OutputSeries>, pending_samples: usize) {
         self.open_after_dispatch.clone_from(&open_series);
         self.open_series = open_series;
         self.pending_samples = pending_samples;
     }
 
-    /// Are only series of the model in service itself alive?
+    /// True if only series of the champion itself are open.
     pub fn is_champion_only(&self) -> bool {
         self.open_series.iter().all(OutputSeries::is_champion)
     }
 
-    /// The series of the next rows, with the ends of those that stop.
+    /// The series of the next rows, with the staleness markers of those that end.
     pub fn next_samples(&mut self, rows: &OutputRows) -> BTreeMap<OutputSeries, Vec<Sample>> {
         let mut series: BTreeMap<OutputSeries, Vec<Sample>> = BTreeMap::new();
         let mut open_series = self.open_series.clone();
@@ -151,7 +151,7 @@ impl Cursor {
         series
     }
 
-    /// The rows that were handed out last are dealt with, up to here.
+    /// Acknowledges the rows that were handed out last, up to here.
     pub fn advance(&mut self, timestamp_ms: i64) {
         self.done_ms = self.done_ms.max(timestamp_ms);
         if self.done_ms >= self.dispatched_ms {
@@ -161,17 +161,17 @@ impl Cursor {
         }
     }
 
-    /// Series that a target may have, and that are not ended.
+    /// Series that are open at the endpoint.
     pub fn unterminated(&self) -> impl Iterator<Item = &OutputSeries> {
         self.open_series.union(&self.open_after_dispatch)
     }
 }
 
-/// The ends of series whose group is gone, for one target.
+/// The staleness markers of groups that are gone, for one endpoint.
 #[derive(Debug, Default)]
 pub struct PendingStaleMarkers {
     markers: BTreeMap<Labels, StaleMarker>,
-    /// Those that were handed out.
+    /// Markers that were handed out.
     dispatched: Vec<(Labels, i64)>,
 }
 
@@ -182,22 +182,22 @@ struct StaleMarker {
 }
 
 impl PendingStaleMarkers {
-    /// Ends are remembered for so long: whoever writes the series anew begins after them. Nothing that is older
-    /// than this is written.
+    /// Retention of the markers: a writer that starts the series anew starts after them. Nothing older than this is
+    /// written.
     const RETENTION_MS: i64 = 3_600_000;
 
-    /// These series of a group that goes end now, or after their last sample.
+    /// Ends these series of a group now, or after their last sample.
     pub fn add(&mut self, series: impl Iterator<Item = Labels>, last_ms: i64, now_ms: i64) {
         let timestamp_ms = now_ms.max(last_ms.saturating_add(1));
         self.markers.extend(series.map(|labels| (labels, StaleMarker { timestamp_ms, is_written: false })));
     }
 
-    /// Is there something to write?
+    /// True if there is a marker to write.
     pub fn has_unwritten(&self) -> bool {
         self.markers.values().any(|marker| !marker.is_written)
     }
 
-    /// The ends that are to be written, none after `to_ms`.
+    /// The markers to write, none after `to_ms`.
     pub fn next_markers(&mut self, to_ms: i64, max_samples: usize) -> &[(Labels, i64)] {
         self.markers
             .retain(|_, marker| !marker.is_written || marker.timestamp_ms > to_ms - Self::RETENTION_MS);
@@ -208,7 +208,7 @@ impl PendingStaleMarkers {
         &self.dispatched
     }
 
-    /// What was handed out is dealt with.
+    /// Acknowledges the markers that were handed out.
     pub fn advance(&mut self) {
         for (labels, timestamp_ms) in self.dispatched.drain(..) {
             if let Some(marker) = self.markers.get_mut(&labels) {
@@ -217,12 +217,12 @@ impl PendingStaleMarkers {
         }
     }
 
-    /// When a series of a group that is gone was ended.
+    /// The end of a series of a group that is gone.
     pub fn marker_ms(&self, labels: &Labels) -> Option<i64> {
         self.markers.get(labels).map(|marker| marker.timestamp_ms)
     }
 
-    /// The same for another sender to the same target.
+    /// The markers for another sender to the same endpoint.
     pub fn take_over(&mut self) -> Self {
         Self { markers: std::mem::take(&mut self.markers), dispatched: Vec::new() }
     }

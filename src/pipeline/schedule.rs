@@ -1,4 +1,4 @@
-//! When a group's model is trained.
+//! The schedule of a group's trainings.
 
 use crate::detector::Detector;
 use crate::models::ModelCard;
@@ -6,26 +6,26 @@ use crate::time;
 use crate::train::TrainingReason;
 use std::time::{Duration, Instant};
 
-/// Pause between two looks at whether features came or went.
+/// Pause between two checks for features that appeared or vanished.
 const SCHEMA_CHECK_INTERVAL: Duration = Duration::from_secs(5);
-/// Pauses between two trainings that a feature's coming or going asks for.
+/// Pauses between two trainings that a changed feature causes.
 const MIN_SCHEMA_PAUSE: Duration = Duration::from_secs(15);
 const MAX_SCHEMA_PAUSE: Duration = Duration::from_secs(600);
-/// Pause before another look for a scrape's remaining samples.
+/// Pause before another check for the remaining samples of a scrape.
 const SHORT_RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// Pause after a training that failed, and the longest one while history grows.
+/// Pause after a failed training, and the longest one while history grows.
 const RETRY_PAUSE: Duration = Duration::from_secs(60);
 
-/// What a group remembers of its trainings.
+/// See the [module](self).
 pub struct TrainingSchedule {
     is_training: bool,
-    /// Columns that the last training knew of. A new one is looked at once at the next, since
-    /// history may know it better than the window does.
+    /// Number of columns at the last training. A new column is considered once at the next training, since the
+    /// history may hold more of it than the window.
     known_columns: usize,
-    /// Without a time the model is somebody else's to renew.
+    /// Time of the next training; `None` for a model that the sidecar does not renew.
     due: Option<Instant>,
     schema_check_due: Instant,
-    /// Doubles while features keep coming and going, so that a flapping interface does not keep
+    /// Doubles while features keep changing, so that a flapping interface does not keep
     /// the machine training.
     schema_pause: Duration,
     schema_trained_at: Option<Instant>,
@@ -34,7 +34,7 @@ pub struct TrainingSchedule {
 }
 
 impl TrainingSchedule {
-    /// Of a group without a model or history.
+    /// The schedule of a group without model and history.
     pub fn new(detector: &Detector, now: Instant) -> Self {
         Self {
             is_training: false,
@@ -48,13 +48,13 @@ impl TrainingSchedule {
         }
     }
 
-    /// Columns that the last training knew of.
+    /// Number of columns at the last training.
     pub fn known_columns(&self) -> usize {
         self.known_columns
     }
 
-    /// Is it time, and why? `changed` tells whether features came or went; it is asked now and then,
-    /// and only of a group that has a model.
+    /// The reason to train now, if any. `changed` returns true if features appeared or vanished. It is called
+    /// now and then, and only for a group with a model.
     pub fn due(
         &mut self,
         has_model: bool,
@@ -74,12 +74,12 @@ impl TrainingSchedule {
         }
     }
 
-    /// Are there other columns than the last training knew of, and none that is under way?
+    /// True if there are columns that the last training did not consider, and no training is running.
     pub fn has_new_columns(&self, n_columns: usize) -> bool {
         !self.is_training && self.known_columns != n_columns
     }
 
-    /// A training begins that knows of so many columns.
+    /// Starts a training on this number of columns.
     pub fn start(&mut self, reason: TrainingReason, n_columns: usize, now: Instant) {
         if reason == TrainingReason::Schema {
             let is_stable =
@@ -93,18 +93,18 @@ impl TrainingSchedule {
         self.known_columns = n_columns;
     }
 
-    /// Nobody will report on a training any more: ask again.
+    /// Ends a training whose result will not arrive.
     pub fn end_training(&mut self) {
         self.is_training = false;
     }
 
-    /// What is missing comes within seconds.
+    /// Schedules the next training within seconds: the missing samples arrive by then.
     pub fn retry_soon(&mut self, now: Instant) {
         self.is_training = false;
         self.due = Some(now + SHORT_RETRY_PAUSE);
     }
 
-    /// The columns are others now.
+    /// Replaces the number of columns after a change of the window.
     pub fn reset_columns(&mut self, n_columns: usize) {
         self.is_training = false;
         self.known_columns = n_columns;
@@ -126,14 +126,14 @@ impl TrainingSchedule {
         self.due = Some(now + RETRY_PAUSE);
     }
 
-    /// Nothing better is to be had for now.
+    /// Postpones the next training by a full interval.
     pub fn postpone(&mut self, detector: &Detector, now: Instant) {
         self.is_training = false;
         self.due = Some(now + detector.training.interval);
     }
 
-    /// The group's own model was made so long ago, whether it serves or not: the next is due when its time
-    /// is over. One that is not the group's own is not renewed by us.
+    /// Schedules the renewal of the group's own model of this age, whether it serves or not. A model that is not the
+    /// group's own is not renewed.
     pub fn schedule_renewal(&mut self, detector: &Detector, card: &ModelCard, age: Duration, now: Instant) {
         self.due = match (&card.group, &card.training_range) {
             (Some(_), Some(history)) => {
@@ -143,13 +143,13 @@ impl TrainingSchedule {
         };
     }
 
-    /// The next model is to be made otherwise: soon, where it is ours to make.
+    /// Brings the next training forward to now, if the sidecar renews the model.
     pub fn bring_forward(&mut self, now: Instant) {
         self.due = self.due.map(|due| due.min(now));
     }
 
-    /// How much of the first model's history there is, in [0, 1). The time that the transform takes to
-    /// settle is part of it: it has to be waited for too.
+    /// Share of the history that a first model needs, in [0, 1). The warm-up of the transform counts as part of it,
+    /// since it has to pass too.
     pub fn progress(&self, detector: &Detector, last_received: Instant, now: Instant) -> f64 {
         let received_ms =
             time::millis(now.min(last_received).saturating_duration_since(self.history_measured_at));

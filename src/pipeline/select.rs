@@ -1,13 +1,12 @@
-//! What a group has, for whoever asks by remote read: the samples that it watches, and the series that it writes,
-//! whether they could be written or not.
+//! Selection of series for remote read: the samples of a group, and its outputs, whether or not they could be
+//! written.
 //!
-//! The engine only tells which series there are, and lets go of what they hold at that moment: sealed chunks are
-//! shared. The samples are put together by who sends them. All series of a group are of one moment, so no instant
-//! has its score and lacks its decision.
+//! The engine only lists the series and shares their sealed chunks; the response task collects the samples. All series
+//! of a group are of one moment, so no instant has its score and lacks its decision.
 //!
-//! Nor does the engine match patterns: some that are costly by intent, on the labels of a thousand series, take
-//! seconds in which no row is scored. It compares values only, and hands out what a query may select; who asks
-//! leaves out of it what the patterns refuse.
+//! The engine does not match regular expressions either: a costly one on the labels of a thousand series takes seconds
+//! in which no row is scored. The engine compares values only, and returns every series that a query may select; the
+//! response task applies the regular expressions.
 
 use super::output_series::OutputSeries;
 use super::serving::Contribution;
@@ -18,25 +17,25 @@ use crate::window::{Column, ModelRole, Score, View, Window};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Labels that outputs have of their own, whatever their group's are.
+/// Labels that outputs have in addition to those of their group.
 const RESERVED_LABELS: [&str; 4] = ["detector", "metric", "model", "reason"];
 
-/// What some groups have that a query may select.
+/// Series of some groups that a query may select.
 #[derive(Default)]
 pub struct SelectionPage {
-    /// By group.
+    /// The matches of each group.
     pub matches: Vec<GroupMatches>,
-    /// How many of the groups that were asked for have been looked at, unless it was all of them.
+    /// Number of groups that were processed, unless all were.
     pub next: Option<usize>,
 }
 
-/// What a group has of it, at one moment.
+/// The series of one group at one moment.
 pub struct GroupMatches {
     series: Vec<(Labels, SeriesKind)>,
     group_view: GroupView,
 }
 
-/// A series, as it was when it was found.
+/// A series that may be selected.
 pub struct SelectedSeries {
     labels: Labels,
     kind: SeriesKind,
@@ -46,11 +45,11 @@ pub struct SelectedSeries {
 enum SeriesKind {
     Feature(Column),
     Output(OutputSeries),
-    /// A series of this feature's causes.
+    /// A series of the contributions of this feature.
     Contribution(OutputSeries, Labels),
 }
 
-/// What the series of a group hold at one moment.
+/// The data behind the series of a group at one moment.
 struct GroupView {
     start_ms: i64,
     end_ms: i64,
@@ -58,34 +57,34 @@ struct GroupView {
     group: Labels,
     view: View,
     contributions: Vec<(i64, Vec<Contribution>)>,
-    /// Rows at which everything ended.
+    /// Stale rows, ascending.
     stale_rows: Vec<i64>,
 }
 
-/// A group, and what is asked of it.
+/// A group and a query.
 pub struct GroupQuery<'a> {
     /// The query.
     pub query: &'a Query,
-    /// The group's detector.
+    /// The detector of the group.
     pub detector: &'a Detector,
-    /// Its labels.
+    /// Labels of the group.
     pub group: &'a Labels,
-    /// Its samples and scores.
+    /// Samples and scores.
     pub window: &'a Window,
-    /// What was behind its incidents, by timestamp ascending.
+    /// Contributions, by timestamp ascending.
     pub contributions: &'a VecDeque<(i64, Vec<Contribution>)>,
-    /// Rows at which everything ended, ascending.
+    /// Stale rows, ascending.
     pub stale_rows: Vec<i64>,
 }
 
-/// May a group with these labels have a series that is selected?
+/// True if a group with these labels may have a series that is selected.
 pub fn may_match(group: &Labels, selector: &Selector) -> bool {
     let has_no_reserved_label = RESERVED_LABELS.iter().all(|name| group.get(name).is_empty());
     !has_no_reserved_label || selector.may_match(group)
 }
 
 impl GroupQuery<'_> {
-    /// Adds what the query selects.
+    /// Adds the series that the query selects.
     pub fn collect_matches(self, matches: &mut Vec<GroupMatches>) {
         let selector = &self.query.selector;
         let mut series = Vec::new();
@@ -119,7 +118,7 @@ impl GroupQuery<'_> {
             return;
         }
         let (start_ms, end_ms) = (self.query.start_ms, self.query.end_ms);
-        // An output ends in a row that is told by the one before.
+        // The end of an output depends on the row before the range.
         let has_outputs = series.len() > features.len();
         let after_ms = if has_outputs { i64::MIN } else { start_ms.saturating_sub(1) };
         let roles: &[ModelRole] = if has_outputs { &roles } else { &[] };
@@ -135,7 +134,7 @@ impl GroupQuery<'_> {
         matches.push(GroupMatches { series, group_view });
     }
 
-    /// What was behind the incidents of rows that the query asks for, and of those that tell where it ends.
+    /// Contributions of rows in the range of the query, and of those that define where their series end.
     fn contributions_in_range(&self) -> Vec<(i64, Vec<Contribution>)> {
         let is_reached =
             self.contributions.back().is_some_and(|(newest_ms, _)| *newest_ms >= self.query.start_ms);
@@ -144,7 +143,7 @@ impl GroupQuery<'_> {
     }
 }
 
-/// One cause for each feature and reason, with all that a cause can tell.
+/// One contribution for each feature and reason, with every kind of value.
 fn distinct_contributions(contributions: &[(i64, Vec<Contribution>)]) -> Vec<Contribution> {
     let mut distinct: Vec<Contribution> = Vec::new();
     for contribution in contributions.iter().flat_map(|(_, contributions)| contributions) {
@@ -159,7 +158,7 @@ fn distinct_contributions(contributions: &[(i64, Vec<Contribution>)]) -> Vec<Con
 }
 
 impl GroupMatches {
-    /// What of it is selected. Of the rest nothing is held.
+    /// The series that the regular expressions select too. The others are dropped at once.
     pub fn filter(self, selector: &Selector) -> impl Iterator<Item = SelectedSeries> + use<> {
         let Self { mut series, mut group_view } = self;
         series.retain(|(labels, _)| selector.matches(labels));
@@ -228,7 +227,7 @@ impl ReadableSeries for SelectedSeries {
 }
 
 impl GroupView {
-    /// Appends what every row says of a series, and its end where one says no more of it.
+    /// Appends the value of every row to a series, and a staleness marker where the next row has none.
     fn push_rows(
         &self,
         out: &mut Vec<Sample>,
@@ -243,7 +242,7 @@ impl GroupView {
             }
         };
         for (timestamp_ms, score) in self.view.scores(ModelRole::Champion) {
-            // A late sample may have completed a row that had ended: then the score stays.
+            // A late sample may have completed a stale row: the score stays.
             while let Some(then) = ended.next_if(|then| *then <= timestamp_ms) {
                 if then < timestamp_ms {
                     push_stale(out, &mut is_open, then);
@@ -288,8 +287,8 @@ mod tests {
         Contribution { feature, reason: DeviationReason::Jumped, share, expected_range }
     }
 
-    /// Rows at 1 to 6 seconds with a score, but for the fourth, at which everything ended; an incident from 2 to 3;
-    /// a challenger until 2.
+    /// Rows at 1 to 6 seconds with a score, but for the fourth, which is stale; an incident from 2 to 3; a challenger
+    /// until 2.
     fn select(selector: &str, start_ms: i64, end_ms: i64) -> Vec<String> {
         let group = labels(&[("instance", "a"), ("job", "node")]);
         let mut window = Window::new(3_600_000);
@@ -383,7 +382,7 @@ mod tests {
         assert_eq!(select(share, 3500, 9000), [format!("{labels} 4:x")]);
         assert_eq!(select("rx", 2001, 5999), [r#"rx{device="eth0", instance="a", job="node"} 3:3 5:5"#]);
         assert!(select("rx", 7000, 9000)[0].ends_with('}'), "no sample");
-        // A part of what the comparisons leave, by patterns.
+        // A part of the prefiltered series, by regular expressions.
         assert_eq!(
             select(r#"{__name__=~"anomaly_sc.*|x", model!~"ch.*"}"#, 2000, 5000),
             select(score, 2000, 5000)

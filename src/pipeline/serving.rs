@@ -1,4 +1,4 @@
-//! A model at work on a group's window.
+//! A model that scores the window of a group.
 
 use crate::detect::{self, DeviationReason, OnlineDetector};
 use crate::features::{RowReader, Schema};
@@ -8,19 +8,19 @@ use crate::snapshot::PendingCheckpoint;
 use crate::window::{IncidentState, Score, Window};
 use std::sync::{Arc, OnceLock};
 
-/// Causes of an incident that are told.
+/// Most contributions of an incident that are written.
 pub const MAX_CONTRIBUTIONS: usize = 3;
 
-/// A metric behind an incident.
+/// A feature's part in an incident.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Contribution {
     /// The feature.
     pub feature: Labels,
-    /// How it is unusual.
+    /// The kind of deviation.
     pub reason: DeviationReason,
-    /// Its share of all deviation, in [0, 1].
+    /// The share of all deviation, in [0, 1].
     pub share: f64,
-    /// Least usual, expected and greatest usual value; NaN before a first day.
+    /// Lower bound, expected value and upper bound; NaN before the first day.
     pub expected_range: [f64; 3],
 }
 
@@ -28,19 +28,19 @@ pub struct Contribution {
 pub struct ServingModel {
     /// The model.
     pub deployed: DeployedModel,
-    /// Finds its features in the window.
+    /// Reads the rows of its schema.
     pub reader: RowReader,
-    /// Rows up to here were another model's, or this one was trained on them: their scores stay.
+    /// Rows up to here belong to another model or to the training: their scores stay.
     pub frozen_to_ms: i64,
-    /// Rows up to here were passed over, or taken by the detection.
+    /// Rows up to here were skipped, or processed by the detection.
     pub processed_to_ms: i64,
     detection: Option<OnlineDetector>,
     digest: Arc<OnceLock<String>>,
 }
 
 impl ServingModel {
-    /// A model that begins to serve. One that judges one row after the other goes on from its last row of
-    /// training, or from a later one that it has been brought to.
+    /// Starts to serve a model. A model that scores rows in order continues from its last training row, or from the
+    /// later row of `caught_up`.
     pub fn new(
         deployed: DeployedModel,
         window: &Window,
@@ -61,7 +61,7 @@ impl ServingModel {
         Self { deployed, reader, frozen_to_ms, processed_to_ms, detection, digest: Arc::default() }
     }
 
-    /// Goes on with the incident of the one that served before.
+    /// Continues the incident of the previous model.
     pub fn inherit_incident(self, previous: &Self) -> Self {
         let detection = match (self.detection, &previous.detection) {
             (Some(detection), Some(previous)) => Some(detection.inherit_incident(previous)),
@@ -75,12 +75,12 @@ impl ServingModel {
         &self.deployed.model
     }
 
-    /// Its columns.
+    /// The schema of the model.
     pub fn schema(&self) -> &Schema {
         &self.deployed.model.schema
     }
 
-    /// What a snapshot says of it, after rows up to this time.
+    /// The checkpoint for a snapshot, after rows up to this time.
     pub fn pending_checkpoint(&self, scored_to_ms: i64) -> PendingCheckpoint {
         PendingCheckpoint {
             deployed: self.deployed.clone(),
@@ -90,19 +90,19 @@ impl ServingModel {
         }
     }
 
-    /// Does it judge one row after the other?
+    /// True if the model scores rows in order.
     pub fn is_sequential(&self) -> bool {
         self.detection.is_some()
     }
 
-    /// Works by another section `alerts` from now on.
+    /// Applies another `alerts` section.
     pub fn set_alerts(&mut self, alerts: &detect::Config) {
         let features = &self.deployed.model.schema.features;
         self.detection = self.detection.take().map(|detection| detection.with_alerts(alerts, features));
     }
 
-    /// Judges a complete row, and tells the causes of an incident. `None` for a row that is not after those
-    /// before it, where that matters.
+    /// Scores a complete row, and returns the contributions of an incident. `None` for a row that is not after the
+    /// previous one, if the model scores rows in order.
     pub fn score(&mut self, timestamp_ms: i64, values: &[f32]) -> Option<(Score, Vec<Contribution>)> {
         let Some(detection) = &mut self.detection else {
             let FittedModel::IsolationForest(forest) = &self.deployed.model.fitted else { return None };
@@ -129,7 +129,7 @@ impl ServingModel {
 }
 
 impl Contribution {
-    /// The series that tell of it, and their values: its share, and what was expected.
+    /// The output series of the contribution with their values: share, value range.
     pub fn series(&self, detector: &str, group: &Labels) -> impl Iterator<Item = (Labels, f64)> {
         let reserved = ["detector", "metric", "reason"];
         let mut labels = group.with("detector", detector).with("metric", self.feature.metric_name());

@@ -1,4 +1,4 @@
-//! Supervision of the vital tasks and threads: a panic in one of them ends the process, so that its service manager
+//! Supervision of the essential tasks and threads: a panic in one of them ends the process, so that its service manager
 //! restarts it. A process that went on without the task would look healthy and score nothing.
 
 use std::thread;

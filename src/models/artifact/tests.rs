@@ -274,7 +274,7 @@ fn a_kind_does_not_read_files_of_the_other() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
-    /// Somebody who makes the checksums fit gets an error or a model, and nothing worse.
+    /// Files with valid checksums and arbitrary content give an error or a model, and nothing worse.
     #[test]
     fn mangled_files_never_panic(kind in 0..2_usize, file in 0..4_usize, edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6), cut in prop::option::of(any::<prop::sample::Index>())) {
         static SAMPLES: LazyLock<[Files; 2]> = LazyLock::new(|| KINDS.map(|kind| to_files(&sample_model_of(kind))));

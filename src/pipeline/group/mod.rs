@@ -1,4 +1,4 @@
-//! One group: its window, its model, its open rows and its cursors.
+//! A group: its window, models, open rows and cursors.
 
 pub mod deployment;
 pub mod gap_guard;
@@ -33,47 +33,47 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Columns without a sample in the window that a group may drag along.
+/// Columns without a sample in the window that a group keeps at most.
 const MAX_EMPTY_COLUMNS: usize = 64;
 
-/// The newest samples from before this process tell how rows come.
+/// Length of the window's end that the scrape interval is inferred from after a restart.
 const INTERVAL_LOOKBACK_MS: i64 = 3_600_000;
 
-/// What became of a row.
+/// The outcome of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RowState {
-    /// It was scored.
+    /// The row was scored.
     Complete,
-    /// Features were missing when its time was up.
+    /// The grace period ended before all features had arrived.
     Incomplete,
-    /// It had all samples, but no rate yet.
+    /// The row has all samples, but its rates do not have their full range yet.
     TooShort,
-    /// It held nothing but staleness markers: the target went away.
+    /// The row holds only staleness markers: the target is gone.
     Stale,
-    /// There was no model yet.
+    /// The group had no model.
     NoModel,
-    /// It became complete after a later one had been scored.
+    /// The row became complete after a later row had been scored.
     Late,
 }
 
-/// What a group has to tell: the engine counts it.
+/// An event of a group, for the engine to count.
 #[derive(Debug, PartialEq)]
 pub enum GroupEvent {
-    /// A row was closed.
+    /// A row is closed.
     Row(RowState),
-    /// A counter was corrected.
+    /// A counter is repaired.
     Counter(counter::CounterEvent),
-    /// This many samples of a row will not be written to a target.
+    /// This many samples of a row will not be written to an endpoint.
     SamplesFailed(FailureReason, usize),
-    /// A value of a scored row was NaN or infinite.
+    /// A value of a scored row is NaN or infinite.
     NotFinite,
 }
 
-/// One group of a detector.
+/// See the [module](self).
 pub struct Group {
     /// The detector.
     pub detector: Arc<Detector>,
-    /// The group's labels: the values of `by`.
+    /// The values of the `by` labels.
     pub labels: Labels,
     window: Window,
     champion: Option<ServingModel>,
@@ -85,15 +85,15 @@ pub struct Group {
     /// Scratch space for the values of a row.
     values: Vec<f32>,
     cursors: Vec<Cursor>,
-    /// Rows up to here were scored and written before this process began.
+    /// Rows up to here were scored and written by an earlier process.
     written_to_ms: i64,
-    /// Timestamp of the newest scored row, and when its last sample came.
+    /// Timestamp of the newest scored row, and arrival of its last sample.
     newest_scored: Option<(i64, Instant)>,
-    /// Has anything that `/metrics` shows of the group changed?
+    /// True if anything that `/metrics` shows of the group has changed.
     metrics_dirty: bool,
-    /// Has anything changed since the last snapshot?
+    /// True if anything has changed since the last snapshot.
     snapshot_dirty: bool,
-    /// What the models of before this process had become, until they serve again.
+    /// States of the models at the end of the earlier process, until the models serve again.
     checkpoints: [Option<ModelCheckpoint>; 2],
     first_sample_at: Instant,
     last_received: Instant,
@@ -101,7 +101,7 @@ pub struct Group {
 }
 
 impl Group {
-    /// A group without a sample, to be written to `n_targets` targets.
+    /// A group without samples, with cursors for `n_targets` endpoints.
     pub fn new(detector: Arc<Detector>, labels: Labels, n_endpoints: usize, now: Instant) -> Self {
         Self {
             schedule: TrainingSchedule::new(&detector, now),
@@ -126,8 +126,8 @@ impl Group {
         }
     }
 
-    /// Works by another configuration of its detector from now on. False, and nothing is changed, when its window
-    /// or its models would have to be others.
+    /// Applies another configuration of the detector. Returns false, and changes nothing, if the window or the models
+    /// cannot be kept.
     pub fn reconfigure(&mut self, detector: &Arc<Detector>, now: Instant, now_ms: i64) -> bool {
         let length_ms = time::millis(detector.window);
         let mut schemas = self.champion.iter().chain(&self.challenger).map(ServingModel::schema);
@@ -158,12 +158,12 @@ impl Group {
         true
     }
 
-    /// When its first sample came.
+    /// Arrival of the first sample.
     pub fn first_sample_at(&self) -> Instant {
         self.first_sample_at
     }
 
-    /// The column of a feature; `None` when the group has too many.
+    /// The column of a feature; `None` if the group has too many.
     pub fn column(&mut self, feature: &Labels) -> Option<Column> {
         let known = self.window.find_column(feature);
         let column = self.window.get_or_add_column(feature)?;
@@ -173,19 +173,19 @@ impl Group {
         Some(column)
     }
 
-    /// The window has other columns now.
+    /// Binds the models to the changed columns of the window.
     fn rebind_columns(&mut self) {
         for serving in self.champion.iter_mut().chain(&mut self.challenger) {
             serving.reader = RowReader::new(serving.schema(), &self.window);
         }
     }
 
-    /// Columns of the window.
+    /// Number of columns of the window.
     pub fn n_columns(&self) -> usize {
         self.window.features().count()
     }
 
-    /// Stores a sample. The second value tells whether it came after newer ones.
+    /// Stores a sample. The second value is true if the sample is older than the newest one.
     pub fn push(&mut self, column: Column, sample: Sample, now: Instant) -> (PushOutcome, bool) {
         let newest_ms = self.window.newest_ms();
         let outcome = self.window.push(column, sample);
@@ -213,12 +213,12 @@ impl Group {
         rows.touch(key, timestamp_ms, is_scored, now);
     }
 
-    /// The last timestamp that would belong to the row of this one.
+    /// The last timestamp that belongs to the row of this timestamp.
     fn row_key(&self, timestamp_ms: i64) -> i64 {
         row_key(self.champion.as_ref(), timestamp_ms)
     }
 
-    /// Scores the rows that samples came for since the last call. True when there is a new score.
+    /// Scores the rows that have new samples since the last call. Returns true if there is a new score.
     pub fn score_touched(&mut self, now: Instant, on_event: &mut impl FnMut(GroupEvent)) -> bool {
         if self.gaps.is_holding() {
             return false;
@@ -256,7 +256,7 @@ impl Group {
         true
     }
 
-    /// Scores the rows after the newest scored one, in their order, up to the first that still waits for samples.
+    /// Scores the rows after the newest scored one in order, up to the first that still waits for samples.
     fn score_in_order(&mut self, now: Instant, on_event: &mut impl FnMut(GroupEvent)) -> bool {
         self.rows.clear_touched();
         let Some(serving) = &self.champion else { return false };
@@ -282,8 +282,8 @@ impl Group {
                     self.rows.close(key);
                     let Some((new, contributions)) = result else { continue };
                     let old = self.window.score(ModelRole::Champion, timestamp_ms);
-                    // Others' scores stay, also where only who they were written to has them; the row was needed for
-                    // those that follow.
+                    // Scores of earlier models stay, even if only an endpoint has them. The row still advances the
+                    // state of the detection.
                     let was_scored_before = old.is_some() || timestamp_ms <= self.written_to_ms;
                     if timestamp_ms > frozen_to_ms || !was_scored_before {
                         self.store_score(timestamp_ms, old, new, contributions, events, now, on_event);
@@ -296,7 +296,7 @@ impl Group {
                         on_event(GroupEvent::Row(RowState::TooShort));
                     }
                 }
-                // Samples of other features alone: no row of this model.
+                // The row has samples of other features only.
                 Row::Missing(missing)
                     if missing.len() == model.schema.features.len()
                         && !serving.reader.has_staleness_marker(&model.schema, &self.window, key) => {}
@@ -307,7 +307,7 @@ impl Group {
         scored
     }
 
-    /// Stores the score of a row, and counts what has to be counted.
+    /// Stores the score of a row and emits its events.
     #[expect(clippy::too_many_arguments, reason = "a row, from all sides")]
     fn store_score(
         &mut self,
@@ -323,7 +323,7 @@ impl Group {
         self.window.set_score(ModelRole::Champion, timestamp_ms, new);
         let was_written = timestamp_ms <= self.written_to_ms;
         let failure = if was_written {
-            // Prometheus has it: the same, bit for bit.
+            // Prometheus already has this score, bit for bit.
             None
         } else if old.is_none() {
             on_event(GroupEvent::Row(RowState::Complete));
@@ -359,13 +359,13 @@ impl Group {
         self.metrics_dirty |= self.incidents.record(timestamp_ms, is_incident, contributions, start_ms);
     }
 
-    /// Alerts within the last day, for a model that raises some.
+    /// Incidents within the last day; `None` for a model without incidents.
     pub fn incidents_last_day(&self) -> Option<usize> {
         let is_ordered = self.champion.as_ref().is_some_and(ServingModel::is_sequential);
         is_ordered.then_some(self.incidents.starts().len())
     }
 
-    /// Scores a row of the model in service by the one beside it too, if it has all features for that.
+    /// Scores a row of the champion with the challenger too, if the row has all of its features.
     fn score_challenger(&mut self, timestamp_ms: i64) {
         if let Some(score) = self.challenger_score(timestamp_ms) {
             self.window.set_score(ModelRole::Challenger, timestamp_ms, score);
@@ -387,7 +387,7 @@ impl Group {
         challenger.score(timestamp_ms, &self.values).map(|(score, _)| score)
     }
 
-    /// Closes the rows whose time is up. True when there were some.
+    /// Closes the rows whose grace period is over. Returns true if there were any.
     pub fn close_rows(&mut self, now: Instant, on_event: &mut impl FnMut(GroupEvent)) -> bool {
         if self.gaps.is_holding() {
             return false;
@@ -397,7 +397,7 @@ impl Group {
         let overdue = self.rows.overdue(grace, now);
         let mut any = false;
         for key in overdue {
-            // The stream has ended within a row: what is missing comes when it goes on, by whatever way.
+            // The stream ended within this row: a gap fill brings the rest once the stream resumes.
             if newest == Some(key) && self.is_partial(key) {
                 continue;
             }
@@ -411,7 +411,7 @@ impl Group {
             let state = match serving.reader.read_row(schema, &self.window, key, &mut self.values, |_| {}) {
                 Row::Missing(missing) if missing.len() == schema.features.len() => {
                     if !serving.reader.has_staleness_marker(schema, &self.window, key) {
-                        // Samples of features that the model does not have.
+                        // Samples of features that are not in the model.
                         continue;
                     }
                     let (after_ms, to_ms) = schema.grid.bounds(key);
@@ -425,7 +425,7 @@ impl Group {
                     RowState::Incomplete
                 }
                 Row::TooFewSamples(_) => RowState::TooShort,
-                // It waited for one before it, which waits no more.
+                // The row waited for an earlier row that is closed now.
                 Row::Complete { .. } if serving.is_sequential() && key > serving.processed_to_ms => {
                     self.rows.reopen(key, open_row);
                     continue;
@@ -437,7 +437,7 @@ impl Group {
                 {
                     if timestamp_ms > serving.frozen_to_ms { RowState::Late } else { RowState::NoModel }
                 }
-                // Scored already, or before the model's time.
+                // Scored already, or older than the model.
                 Row::Complete { .. } => continue,
             };
             on_event(GroupEvent::Row(state));
@@ -445,7 +445,7 @@ impl Group {
         any
     }
 
-    /// Are some features of the model in this row, and others not?
+    /// True if a row has some features of the model and lacks others.
     fn is_partial(&mut self, key: i64) -> bool {
         let Some(serving) = &mut self.champion else { return false };
         let schema = &serving.deployed.model.schema;
@@ -454,12 +454,12 @@ impl Group {
             && !serving.reader.has_staleness_marker(schema, &self.window, key)
     }
 
-    /// Has what `/metrics` shows changed since the last call? Progress always does.
+    /// True if anything that `/metrics` shows has changed since the last call. Progress always has.
     pub fn take_metrics_dirty(&mut self) -> bool {
         std::mem::take(&mut self.metrics_dirty) || !self.has_permanent_model()
     }
 
-    /// Features that the last row lacked.
+    /// Number of features that the last row lacked.
     pub fn n_missing_features(&self) -> usize {
         self.rows.n_missing_features()
     }
@@ -469,7 +469,7 @@ impl Group {
         self.newest_scored.map(|(newest_ms, _)| newest_ms)
     }
 
-    /// The model that speaks with this voice.
+    /// The model in this role.
     pub fn deployed(&self, role: ModelRole) -> Option<&DeployedModel> {
         let serving = match role {
             ModelRole::Champion => &self.champion,
@@ -478,17 +478,17 @@ impl Group {
         serving.as_ref().map(|serving| &serving.deployed)
     }
 
-    /// Is there a model that is not only to serve until there is one of its own?
+    /// True if the champion is more than a pooled model that fills the time until the first own one.
     fn has_permanent_model(&self) -> bool {
         self.champion.as_ref().is_some_and(|serving| !serving.deployed.is_pooled())
     }
 
-    /// KL divergence of the last day's decisions from those of training, where both are known.
+    /// KL divergence of the last day's decisions from those of training, if both are known.
     pub fn drift(&self) -> Option<f64> {
         self.drift.divergence(self.champion.as_ref()?.model().card.baseline.as_ref()?)
     }
 
-    /// Features that come live.
+    /// Features with a recent sample.
     pub fn active_features(&self) -> BTreeSet<&Labels> {
         let newest_ms = self.window.newest_ms().unwrap_or(i64::MIN);
         self.window
@@ -498,18 +498,18 @@ impl Group {
             .collect()
     }
 
-    /// The first feature of a schema that does not come live here.
+    /// The first feature of a schema without a recent sample here.
     pub fn missing_feature<'s>(&self, schema: &'s Schema) -> Option<&'s Labels> {
         let active = self.active_features();
         schema.features.iter().find(|feature| !active.contains(feature))
     }
 
-    /// Has no sample come for as long as the window reaches?
+    /// True if no sample has arrived for the length of the window.
     pub fn is_expired(&self, now: Instant) -> bool {
         now.duration_since(self.last_received) > self.detector.window.max(self.detector.grace)
     }
 
-    /// Does the window drag along many columns without a sample?
+    /// True if the window holds many columns without a sample.
     pub fn has_many_empty_columns(&self) -> bool {
         self.n_empty_columns() > MAX_EMPTY_COLUMNS
     }
@@ -522,7 +522,7 @@ impl Group {
         newest.is_none_or(|sample| sample.timestamp_ms <= self.window.start_ms())
     }
 
-    /// The same group without these columns. Columns change: what pointed to them has to look again.
+    /// The same group without these columns. The numbers of the other columns change.
     pub fn without_empty_columns(mut self) -> Self {
         let active: Vec<Labels> = self
             .window
@@ -536,7 +536,7 @@ impl Group {
         self
     }
 
-    /// Scores beside the model in service from now on, or no more.
+    /// Sets or removes the challenger.
     pub fn set_challenger(
         &mut self,
         deployed: Option<DeployedModel>,
@@ -550,7 +550,7 @@ impl Group {
             let detection = detection.or_else(|| checkpoint.and_then(resume));
             ServingModel::new(deployed, &self.window, i64::MIN, detection, &self.detector.alerts)
         });
-        // It has to have seen the rows that came while its past was read.
+        // The challenger also scores the rows that arrived while its history was read.
         let sequential = self.challenger.as_ref().filter(|challenger| challenger.is_sequential());
         let processed_to_ms = sequential.map_or(i64::MAX, |challenger| challenger.processed_to_ms);
         let later: Vec<i64> =
@@ -560,11 +560,10 @@ impl Group {
         }
     }
 
-    /// Takes a new model into service; the rows that wait are scored by it.
+    /// Makes a model the champion, and scores the rows that wait with it.
     ///
-    /// A first model brings along what remote read knows of the time before this process: the
-    /// samples that rates reach back to, and the newest score already written. After a restart the
-    /// rows since then are scored and written, so that no gap is left.
+    /// A first model comes with the history of remote read: the samples that rates look back to, and the newest score
+    /// that is already written. After a restart the rows since then are scored and written, so that no gap is left.
     pub fn install(
         &mut self,
         deployed: DeployedModel,
@@ -576,7 +575,7 @@ impl Group {
         self.metrics_dirty = true;
         self.snapshot_dirty = true;
         self.drift = DriftMonitor::default();
-        // Whoever chose it wants to see it serve for a while, however old it is.
+        // A model that a person chose serves for a full interval, however old it is.
         if !deployed.is_pooled() {
             self.schedule.schedule_renewal(&self.detector, &deployed.model.card, Duration::ZERO, now);
         }
@@ -590,12 +589,12 @@ impl Group {
                 .collect();
             recent.sort_by_key(|(_, sample)| sample.timestamp_ms);
             let received_to_ms = self.window.newest_ms();
-            // What is older is whole, or lost for good.
+            // Older rows are complete, or lost for good.
             let newest_ms = recent.last().map_or(i64::MAX, |(_, sample)| sample.timestamp_ms);
             let open_after_ms = newest_ms - time::millis(self.detector.grace);
             for (column, sample) in recent {
                 self.window.push(column, sample);
-                // Remote write brings these again, as duplicates, which open no row.
+                // Remote write delivers these again, as duplicates, which open no row.
                 if received_to_ms.is_some_and(|received_to_ms| received_to_ms < sample.timestamp_ms)
                     && sample.timestamp_ms > open_after_ms
                 {
@@ -605,8 +604,8 @@ impl Group {
             self.written_to_ms = watermark.to_ms.unwrap_or(self.written_to_ms);
             let n_endpoints = self.cursors.len();
             for (endpoint, cursor) in self.cursors.iter_mut().enumerate() {
-                // What a target does not hold it has lost: a snapshot that says otherwise is wrong. But of several
-                // the snapshot knows better than the others where one is that is not read.
+                // A row that an endpoint lacks is lost there, even if a snapshot says otherwise. Of several endpoints,
+                // the snapshot knows more about one that is not read than the others do.
                 let endpoint_ms = watermark.by_endpoint.get(endpoint).copied().flatten();
                 let snapshot_ms = (n_endpoints > 1 && cursor.done_ms > i64::MIN).then_some(cursor.done_ms);
                 if let Some(done_ms) = endpoint_ms.or(snapshot_ms).or(watermark.to_ms) {
@@ -629,7 +628,7 @@ impl Group {
             Some(previous) => serving.inherit_incident(previous),
             None => serving,
         });
-        // Rows are keyed by the model's grid.
+        // The model's grid defines the keys of rows.
         let Self { rows, champion, .. } = self;
         rows.rekey(|timestamp_ms| row_key(champion.as_ref(), timestamp_ms));
         let scored = self.score_touched(now, on_event);
@@ -639,7 +638,7 @@ impl Group {
         scored
     }
 
-    /// Adds what it has that a query selects.
+    /// Adds the series that a query selects.
     pub fn select(&self, query: &Query, matches: &mut Vec<GroupMatches>) {
         let group_query = GroupQuery {
             query,
@@ -652,7 +651,7 @@ impl Group {
         group_query.collect_matches(matches);
     }
 
-    /// The live samples, for a look from outside.
+    /// The samples and scores.
     pub fn window(&self) -> &Window {
         &self.window
     }
@@ -663,7 +662,7 @@ fn row_key(champion: Option<&ServingModel>, timestamp_ms: i64) -> i64 {
     champion.map_or(timestamp_ms, |serving| serving.schema().grid.bounds(timestamp_ms).1)
 }
 
-/// Samples that one row of a model in service is written as, without its causes.
+/// Number of samples that a row of the champion is written as, without contributions.
 fn samples_per_row(score: &Score) -> usize {
     if score.incident_state.is_some() { 4 } else { 2 }
 }

@@ -1,4 +1,4 @@
-//! What targets have of a group's rows, and what they are handed next.
+//! The rows that each endpoint has, and the rows that it gets next.
 
 use super::{Group, samples_per_row};
 use crate::pipeline::output_series::{self, Cursor, OutputRows, OutputSeries};
@@ -8,7 +8,7 @@ use crate::window::ModelRole;
 use std::collections::BTreeMap;
 
 impl Group {
-    /// Tells the cursors what is alive where they stand, and what waits beyond.
+    /// Sets the open series and the pending samples of each cursor.
     pub(super) fn resume_cursors(&mut self) {
         for endpoint in 0..self.cursors.len() {
             let done_ms = self.cursors[endpoint].done_ms;
@@ -20,8 +20,8 @@ impl Group {
         }
     }
 
-    /// Appends the scores beyond a target's cursor, and the ends of series that stop, at most `max_samples` of
-    /// them and none after `to_ms`. Returns the number of samples.
+    /// Appends the scores beyond a cursor, and the staleness markers of series that end, at most `max_samples` samples
+    /// and none after `to_ms`. Returns the number of samples.
     pub fn collect_unpublished(
         &mut self,
         id: u32,
@@ -32,7 +32,7 @@ impl Group {
     ) -> usize {
         let cursor = &self.cursors[endpoint];
         let done_ms = cursor.done_ms;
-        // A challenger may speak too, or have done so when these rows came; an incident has causes.
+        // A challenger or contributions add series to a row.
         let is_champion_only = cursor.is_champion_only()
             && self.window.scores(ModelRole::Challenger, done_ms, to_ms).next().is_none()
             && self.incidents.newest_ms().is_none_or(|newest_ms| newest_ms <= done_ms);
@@ -46,7 +46,7 @@ impl Group {
         let (newest_ms, is_stale) = (*newest_ms, newest.is_empty());
         let series = self.cursors[endpoint].next_samples(&rows);
         if series.is_empty() {
-            // The end of what was never written.
+            // The end of a series that was never written.
             self.advance(endpoint, newest_ms);
             return 0;
         }
@@ -62,7 +62,7 @@ impl Group {
         n_samples
     }
 
-    /// What the first rows after `after_ms` say.
+    /// The outputs of the first rows after `after_ms`.
     fn output_rows(&self, after_ms: i64, to_ms: i64, max_rows: usize) -> OutputRows {
         let stale_rows = self.rows.stale_times().filter(|then| (after_ms + 1..=to_ms).contains(then));
         let stale_rows = stale_rows.map(|timestamp_ms| (timestamp_ms, BTreeMap::new()));
@@ -70,7 +70,7 @@ impl Group {
         let scored = scored.map(|(timestamp_ms, score)| {
             (timestamp_ms, OutputSeries::of_score(ModelRole::Champion, &score).collect())
         });
-        // A late sample may have completed a row that had ended: then the score stays.
+        // A late sample may have completed a stale row: the score stays.
         let mut rows: OutputRows = stale_rows.chain(scored).collect();
         while rows.len() > max_rows {
             rows.pop_last();
@@ -96,7 +96,7 @@ impl Group {
         rows
     }
 
-    /// Samples that left the window before this target had them, since the last call.
+    /// Number of samples that have left the window before this endpoint got them, since the last call.
     pub fn take_left_window(&mut self, endpoint: usize) -> usize {
         let cursor = &mut self.cursors[endpoint];
         if cursor.pending_samples == 0 || cursor.done_ms >= self.window.start_ms() {
@@ -109,7 +109,7 @@ impl Group {
         left_window
     }
 
-    /// Has this target all scores, and all ends?
+    /// True if this endpoint has all scores and all staleness markers.
     pub fn is_published(&self, endpoint: usize) -> bool {
         let stale_ms = self.rows.newest_stale_ms();
         self.newest_scored_ms()
@@ -117,7 +117,7 @@ impl Group {
             .is_none_or(|newest_ms| newest_ms <= self.cursors[endpoint].done_ms)
     }
 
-    /// Moves a target's cursor.
+    /// Advances a cursor.
     pub fn advance(&mut self, endpoint: usize, timestamp_ms: i64) {
         if let Some(cursor) = self.cursors.get_mut(endpoint) {
             self.snapshot_dirty |= cursor.done_ms < timestamp_ms;
@@ -127,7 +127,7 @@ impl Group {
         self.rows.drop_stale_until(done_ms);
     }
 
-    /// Rows beyond a target's cursor and up to `timestamp_ms` that lie after `after_ms` and up to `to_ms`.
+    /// Number of rows beyond a cursor, up to `timestamp_ms`, that lie after `after_ms` and not after `to_ms`.
     pub fn rows_between(&self, endpoint: usize, timestamp_ms: i64, after_ms: i64, to_ms: i64) -> usize {
         let done_ms = self.cursors.get(endpoint).map_or(i64::MAX, |cursor| cursor.done_ms);
         if done_ms >= to_ms {
@@ -136,7 +136,7 @@ impl Group {
         self.window.scores(ModelRole::Champion, done_ms.max(after_ms), timestamp_ms.min(to_ms)).count()
     }
 
-    /// The series that a target may have and that nobody ends when the group goes, and the time of its last row.
+    /// The series that are open at an endpoint when the group goes, and the time of its last row.
     pub fn unterminated_series(&self, endpoint: usize) -> (impl Iterator<Item = Labels>, i64) {
         let cursor = &self.cursors[endpoint];
         (
@@ -145,20 +145,20 @@ impl Group {
         )
     }
 
-    /// Samples that targets wait for.
+    /// Samples that endpoints still wait for.
     pub fn n_pending_samples(&self) -> usize {
         self.cursors.iter().map(|cursor| cursor.pending_samples).sum()
     }
 
-    /// Works for other targets: each was this one before, or is new. A new one begins at the newest
-    /// score: what is older was the others'.
+    /// Replaces the endpoints: each is one of the old ones, or new. A new one starts at the newest score, since older
+    /// scores belong to the old endpoints.
     pub fn set_endpoints(&mut self, kept: &[Option<usize>]) {
         let new = Cursor::after(self.newest_scored_ms().unwrap_or(i64::MIN));
         let cursor = |old: &Option<usize>| old.map_or_else(|| new.clone(), |old| self.cursors[old].clone());
         self.cursors = kept.iter().map(cursor).collect();
     }
 
-    /// Begins again with the oldest score.
+    /// Resets the cursors to the oldest score.
     #[cfg(test)]
     pub fn rewind(&mut self) {
         self.cursors.fill(Cursor::after(i64::MIN));

@@ -64,8 +64,8 @@ impl Contribution {
 }
 
 impl Group {
-    /// The group that a snapshot was made of, without its models: they come from the registry, and go on
-    /// from where the snapshot says that they were.
+    /// Restores a group without its models: the registry has them, and they continue from the checkpoints of the
+    /// snapshot.
     pub fn restore(
         detector: Arc<Detector>,
         state: GroupState,
@@ -87,7 +87,7 @@ impl Group {
         restored.window = window;
         restored.window.set_length(time::millis(restored.detector.window));
         let newest_ms = newest_scored_ms.unwrap_or(i64::MIN);
-        // A target that is new begins at the newest score: what is older was the others'.
+        // A new endpoint starts at the newest score, since older scores belong to the old endpoints.
         let cursor = |url| Cursor::after(cursors.get(url).copied().unwrap_or(newest_ms));
         restored.cursors = urls.iter().map(cursor).collect();
         restored.newest_scored = newest_scored_ms.map(|newest_ms| (newest_ms, now));
@@ -96,7 +96,7 @@ impl Group {
         };
         let contributions = contributions.into_iter().map(decode).collect();
         restored.incidents = IncidentLog::restore(contributions, incidents.into(), state.is_incident);
-        // What was incomplete may still become complete.
+        // Incomplete rows may still become complete.
         let passed_ms = champion.as_ref().map_or(newest_ms, |checkpoint| checkpoint.processed_to_ms);
         let unscored = restored.window.timestamps(passed_ms, i64::MAX);
         restored.rows = RowTracker::restore(unscored, state.stale_ms, now);
@@ -104,7 +104,7 @@ impl Group {
         restored
     }
 
-    /// What a snapshot is to say of the group, if that has changed; the cursors are those of these targets.
+    /// One step of a round of snapshots, with the state if it has changed. The cursors belong to these endpoints.
     pub fn take_snapshot(&mut self, id: u32, urls: &[String]) -> SnapshotStep {
         let name = SnapshotStore::file_name(&self.detector.name, &self.labels);
         if !std::mem::take(&mut self.snapshot_dirty) {
@@ -144,12 +144,12 @@ impl Group {
         SnapshotStep { id, name, snapshot: Some(Box::new(snapshot)) }
     }
 
-    /// The last snapshot is not on disk after all.
+    /// Records that the last snapshot was not written.
     pub fn snapshot_failed(&mut self) {
         self.snapshot_dirty = true;
     }
 
-    /// How far the model in service was before this process.
+    /// The checkpoint of the champion of the earlier process, until a model serves.
     pub fn checkpoint(&self) -> Option<&ModelCheckpoint> {
         self.checkpoints[0].as_ref().filter(|_| self.champion.is_none())
     }

@@ -1,4 +1,4 @@
-//! When a group is trained, and what becomes of the result.
+//! Training of a group: its time, its input and its result.
 
 use super::{Group, GroupEvent};
 use crate::detector::Detector;
@@ -13,12 +13,12 @@ use crate::window::grid::Grid;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-/// How long after a start the models of other groups are expected any moment.
+/// Time after a start during which models of other groups are expected.
 const POOL_WAIT: Duration = Duration::from_secs(60);
 
 impl Group {
-    /// The columns of the group's own model, if one serves that others can learn by: with the transform of now, and
-    /// where each timestamp is a row. Slots of several targets lie otherwise in each group.
+    /// The schema of the group's own champion, if other groups can be fitted on it: with the current transform, and
+    /// with a row at each timestamp. Slots of several targets differ between groups.
     pub fn own_schema(&self) -> Option<&Schema> {
         let model = self.champion.as_ref()?.model();
         let is_own = model.card.group.as_ref() == Some(&self.labels);
@@ -27,19 +27,19 @@ impl Group {
         (is_own && is_usable).then_some(schema)
     }
 
-    /// Does nothing serve, and is nothing known that did before this process?
+    /// True if no model serves, and none did before this process.
     pub fn is_new(&self) -> bool {
         self.champion.is_none() && self.checkpoints[0].is_none()
     }
 
-    /// Have features come that the last training did not know of?
+    /// True if features have arrived that the last training did not consider.
     pub fn has_new_columns(&self) -> bool {
         self.schedule.has_new_columns(self.n_columns())
     }
 
-    /// Is it time to train, and why?
+    /// The reason to train now, if any.
     pub fn training_due(&mut self, now: Instant) -> Option<TrainingReason> {
-        // A group that is silent keeps its model: there is nothing new to learn from.
+        // A silent group keeps its model: there is nothing new to train on.
         if self.window.newest_ms().is_none()
             || now.duration_since(self.last_received) > 2 * self.detector.grace
         {
@@ -56,25 +56,25 @@ impl Group {
         schedule.due(has_model, changed, now)
     }
 
-    /// Marks the group as in training and hands out what its window holds.
+    /// Marks the group as being trained, and returns its window.
     pub fn start_training(&mut self, reason: TrainingReason, now: Instant) -> Window {
         let n_columns = self.n_columns();
         self.schedule.start(reason, n_columns, now);
         self.window.clone()
     }
 
-    /// Nobody will report on a training any more: ask again.
+    /// Ends a training whose result will not arrive: the next tick requests another.
     pub fn end_training(&mut self) {
         self.schedule.end_training();
     }
 
-    /// The registry has a model, and not all of its features have come yet.
+    /// The registry has a model, but not all of its features have arrived yet.
     pub fn wait_for_features(&mut self, now: Instant) {
         self.schedule.retry_soon(now);
     }
 
-    /// Training found too little history. What was scored before this process, and has no model, was by a pooled one:
-    /// there is one again as soon as those have theirs that it learns from.
+    /// Training found too little history. A group that was scored before and has no model had a pooled one;
+    /// the next one is available once the groups of the pool have their models.
     pub fn too_short(&mut self, have_ms: i64, now: Instant) {
         self.schedule.record_too_short(&self.detector, have_ms, now);
         let was_scored = self.champion.is_none() && self.newest_scored_ms().is_some();
@@ -93,16 +93,16 @@ impl Group {
         self.schedule.postpone(&self.detector, now);
     }
 
-    /// Length of the history that the model in service has learned from.
+    /// Length of the history that the champion was trained on.
     pub fn trained_history_ms(&self) -> Option<i64> {
         Some(self.champion.as_ref()?.model().card.training_range.as_ref()?.observed_ms)
     }
 
-    /// Every row up to here was judged, or has been given up; without a model there is nothing to be judged.
+    /// Every row up to here is scored or given up; the maximum without a model.
     pub fn scored_to_ms(&self) -> i64 {
         let Some(serving) = &self.champion else { return i64::MAX };
         let grid = serving.schema().grid;
-        // Rows before these are late: they wait for nothing but to be counted.
+        // Earlier rows are late: they only wait to be counted.
         let done_ms = serving.processed_to_ms.max(self.newest_scored_ms().unwrap_or(i64::MIN));
         match self.rows.first_open_after(done_ms) {
             Some(key) => grid.bounds(key).0,
@@ -110,13 +110,13 @@ impl Group {
         }
     }
 
-    /// Training made a model that stays out of service.
+    /// Training made a model that did not pass the promotion gate.
     pub fn training_gated(&mut self, card: &ModelCard, now: Instant) {
         self.schedule.end_training();
         self.schedule.schedule_renewal(&self.detector, card, Duration::ZERO, now);
     }
 
-    /// How much of the first model's history there is, in [0, 1]; 1 with a model that stays.
+    /// Share of the history that a first model needs, in [0, 1]; 1 with a permanent model.
     pub fn progress(&self, now: Instant) -> f64 {
         if self.has_permanent_model() {
             return 1.0;
@@ -124,7 +124,7 @@ impl Group {
         self.schedule.progress(&self.detector, self.last_received, now)
     }
 
-    /// Takes a model that training made, or found in the registry, into service; it is so old.
+    /// Deploys a model of this age that training made, or found in the registry.
     pub fn install_trained(
         &mut self,
         deployed: DeployedModel,
@@ -141,8 +141,8 @@ impl Group {
     }
 }
 
-/// Has a feature of the model gone for good, or has one come to stay that it does not have? A model
-/// that is not the group's own is let be until it lacks one.
+/// True if a feature of the model is gone for good, or if a new one has come to stay. A model that is not the group's
+/// own is kept until it lacks a feature.
 fn schema_changed(model: &Model, window: &Window, detector: &Detector, known_columns: usize) -> bool {
     let Some(newest_ms) = window.newest_ms() else { return false };
     let of_model: HashSet<&Labels> = model.schema.features.iter().collect();
@@ -158,7 +158,7 @@ fn schema_changed(model: &Model, window: &Window, detector: &Detector, known_col
         if of_model.contains(labels) {
             n_known += 1;
         } else if is_own {
-            // What was there at that training was too young for it; what has come back since may be old.
+            // A feature that was present at that training was too young for it; one that has returned may be old.
             let was_present = |(to_ms, _): &(i64, i64)| {
                 let sample = window.newest_sample(column, to_ms - grace_ms, *to_ms);
                 sample.is_some_and(|sample| !sample.is_stale())

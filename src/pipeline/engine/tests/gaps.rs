@@ -1,4 +1,4 @@
-//! Holes, snapshots and restarts, with time as an argument.
+//! Gaps, snapshots and restarts, with time as an argument.
 
 use super::*;
 use crate::detect::OnlineDetector;
@@ -33,7 +33,7 @@ fn features() -> Vec<Labels> {
     vec![feature("eth0"), feature("lo")]
 }
 
-/// What Prometheus holds of these scrapes, as remote read says it.
+/// The series of these scrapes as remote read returns them.
 fn in_prometheus(scrapes: std::ops::Range<i64>) -> Vec<SeriesSamples> {
     let of_device = |device: usize| {
         let name = counters(0)[device].0;
@@ -95,7 +95,7 @@ fn outcome(bench: &mut Bench) -> (Content, Vec<remote_write::TimeSeries>) {
     (bench.content(), batch.series)
 }
 
-/// What the snapshot of the group says, by way of its bytes.
+/// The state of the group after a round trip through the bytes of a snapshot.
 fn snapshot_of(bench: &mut Bench) -> (GroupState, Window) {
     let step = bench.engine.next_snapshot(None).expect("a group");
     assert!(bench.engine.next_snapshot(Some(step.id)).is_none(), "the only one");
@@ -288,7 +288,7 @@ fn position(i: i64) -> CursorPosition {
     CursorPosition { group: 0, timestamp_ms: time(i), received_at: Instant::now() }
 }
 
-/// What is left of a scrape that came in part, and Prometheus has as a whole.
+/// The rest of a scrape that arrived in part and that Prometheus holds in full.
 #[test]
 fn f1_f2_a_row_that_a_snapshot_has_in_part_becomes_complete() {
     let model = sequential_model();
@@ -422,7 +422,7 @@ fn scoring_resumes_after_a_timeout_when_a_gap_is_not_filled() {
     assert!(bench.groups()[0].1.newest_scored_ms() < Some(time(250)));
     bench.engine.tick(now + HOLD_TIMEOUT, time(262));
     push(&mut bench, 262..266);
-    // The first row after a hole has no rate, which a late sample might change.
+    // The first row after a gap has no rate, which a late sample might change.
     bench.tick(now + Duration::from_secs(60));
     assert_eq!(bench.groups()[0].1.newest_scored_ms(), Some(time(265)));
     assert_eq!(bench.metric(r#"gap_fill_timeouts_total{detector="node_network"}"#), 1);
@@ -510,7 +510,7 @@ fn an_audit_finds_samples_that_never_came() {
     assert_eq!(bench.metric(r#"gap_fill_samples_total{detector="node_network"}"#), 1);
 }
 
-/// What waited for a target that was away is written with its own time, and counted where that is long ago.
+/// Rows that waited for an endpoint are written with their own time, and counted if that is long ago.
 #[test]
 fn f9_rows_that_are_written_late_are_counted() {
     let mut bench = running(&sequential_model(), 300);
@@ -583,7 +583,7 @@ fn a_renewed_model_scores_rows_that_remote_read_had_before_remote_write() {
     assert_eq!(scores.map(|((_, _, at), bits)| (at, bits)).collect::<BTreeMap<_, _>>(), expected);
 }
 
-/// What is over for a while is an incident still, for ten minutes: a model that has not seen it knows of it.
+/// An incident stays open for ten minutes after the deviation, also under a model that has not seen it.
 #[test]
 fn an_open_incident_survives_a_change_of_model() {
     let model = sequential_model();

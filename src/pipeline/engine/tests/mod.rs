@@ -192,7 +192,7 @@ fn serving() -> Bench {
     bench
 }
 
-/// What a batch says, a line for each series: its name and the samples' seconds, `x` for an end.
+/// The content of a batch, a line for each series: its name and the samples' seconds, `x` for a staleness marker.
 fn describe(batch: &Batch) -> Vec<String> {
     let sample = |sample: &crate::prom::Sample| {
         let suffix = if sample.is_stale() { "x" } else { "" };

@@ -100,7 +100,7 @@ fn a_new_group_is_scored_from_its_first_row_until_it_has_its_own_model() {
     assert_eq!((c.deployment(2).champion, c.progress(now) < 1.0), (None, true), "it is not there yet");
     assert!(c.checkpoint().is_none());
 
-    // Its own history is long enough: what was said stays.
+    // The group's own history is long enough: earlier scores stay.
     (203..280).for_each(|i| scrape(&mut bench, "c", &["eth0", "lo"], i));
     let pooled_scores = scores(&mut bench, "c");
     assert_eq!(pooled_scores.len(), 80);
@@ -151,7 +151,7 @@ fn after_a_restart_a_group_has_a_pooled_model_as_soon_as_possible() {
     bench.tick(now + Duration::from_secs(1));
     let job = bench.jobs.try_recv().expect("it is asked for again");
     bench.engine.handle_training_outcome(job.group, pooled(&job, 0), now + Duration::from_secs(1));
-    // What was said stays, and what came meanwhile is judged.
+    // Earlier scores stay, and rows that arrived meanwhile are scored.
     let after = scores(&mut bench, "c");
     assert_eq!((&after[..2], after.len()), (&before[..], 3));
     bench.tick(now + Duration::from_secs(3));

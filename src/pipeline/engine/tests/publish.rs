@@ -57,7 +57,7 @@ fn batches_keep_their_size_and_rotate_over_the_groups() {
     assert_eq!(groups[..3], [0, 1, 2]);
 }
 
-/// What a challenger said of rows that wait is sent although it has left meanwhile.
+/// The pending scores of a challenger are sent even if the challenger was removed meanwhile.
 #[test]
 fn batches_keep_their_size_after_a_challenger_has_left() {
     let mut bench = serving();

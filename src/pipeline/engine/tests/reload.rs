@@ -18,7 +18,7 @@ fn a_reload_keeps_what_did_not_change() {
     assert!(bench.content().is_empty());
 }
 
-/// What does not touch the window is changed, and the window and the model stay; in another order, and among others.
+/// A reload that changes nothing of the window keeps it and the model, in another order and among other detectors.
 #[test]
 fn f25_a_reload_changes_a_detector_and_keeps_its_window() {
     let mut bench = serving();

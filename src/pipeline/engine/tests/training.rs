@@ -107,7 +107,7 @@ fn a_row_that_remote_read_had_first_is_scored() {
     assert_eq!(scored, [15_000, 30_000]);
 }
 
-/// Somebody points an alias to a model of other features.
+/// An alias points to a model of other features.
 #[test]
 fn f24_a_model_of_other_features_is_rejected_and_the_old_one_stays() {
     let mut bench = serving();
