@@ -2,10 +2,10 @@
 
 use crate::detect::{self, DeviationReason, OnlineDetector};
 use crate::features::{RowReader, Schema};
-use crate::models::{self, DeployedModel, FittedModel, Model};
+use crate::models::{DeployedModel, Model, RunningModel};
 use crate::prom::{Labels, METRIC_NAME};
 use crate::snapshot::PendingCheckpoint;
-use crate::window::{IncidentState, Score, Window};
+use crate::window::{Score, Window};
 use std::sync::{Arc, OnceLock};
 
 /// Most contributions of an incident that are written.
@@ -32,9 +32,9 @@ pub struct ServingModel {
     pub reader: RowReader,
     /// Rows up to here belong to another model or to the training: their scores stay.
     pub frozen_to_ms: i64,
-    /// Rows up to here were skipped, or processed by the detection.
+    /// Rows up to here were skipped, or processed by the model.
     pub processed_to_ms: i64,
-    detection: Option<OnlineDetector>,
+    running: RunningModel,
     digest: Arc<OnceLock<String>>,
 }
 
@@ -48,26 +48,16 @@ impl ServingModel {
         caught_up: Option<Box<OnlineDetector>>,
         alerts: &detect::Config,
     ) -> Self {
-        let detection = match (&deployed.model.fitted, caught_up) {
-            (FittedModel::IsolationForest(_), _) => None,
-            (FittedModel::Extended(_), Some(caught_up)) => Some(*caught_up),
-            (FittedModel::Extended(trained), None) => Some(trained.as_ref().clone()),
-        };
-        let features = &deployed.model.schema.features;
-        let detection = detection.map(|detection| detection.with_alerts(alerts, features));
+        let running = RunningModel::start(deployed.model.clone(), caught_up, alerts);
         let reader = RowReader::new(&deployed.model.schema, window);
-        let processed_to_ms = detection.as_ref().and_then(OnlineDetector::newest_ms).unwrap_or(i64::MIN);
+        let processed_to_ms = running.newest_ms().unwrap_or(i64::MIN);
         let frozen_to_ms = frozen_to_ms.max(processed_to_ms);
-        Self { deployed, reader, frozen_to_ms, processed_to_ms, detection, digest: Arc::default() }
+        Self { deployed, reader, frozen_to_ms, processed_to_ms, running, digest: Arc::default() }
     }
 
     /// Continues the incident of the previous model.
     pub fn inherit_incident(self, previous: &Self) -> Self {
-        let detection = match (self.detection, &previous.detection) {
-            (Some(detection), Some(previous)) => Some(detection.inherit_incident(previous)),
-            (detection, _) => detection,
-        };
-        Self { detection, ..self }
+        Self { running: self.running.inherit_incident(&previous.running), ..self }
     }
 
     /// The model.
@@ -86,32 +76,27 @@ impl ServingModel {
             deployed: self.deployed.clone(),
             digest: self.digest.clone(),
             processed_to_ms: if self.is_sequential() { self.processed_to_ms } else { scored_to_ms },
-            detector: self.detection.clone(),
+            detector: self.running.state().cloned(),
         }
     }
 
     /// True if the model scores rows in order.
     pub fn is_sequential(&self) -> bool {
-        self.detection.is_some()
+        self.running.is_sequential()
     }
 
     /// Applies another `alerts` section.
     pub fn set_alerts(&mut self, alerts: &detect::Config) {
-        let features = &self.deployed.model.schema.features;
-        self.detection = self.detection.take().map(|detection| detection.with_alerts(alerts, features));
+        self.running.set_alerts(alerts);
     }
 
     /// Scores a complete row, and returns the contributions of an incident. `None` for a row that is not after the
     /// previous one, if the model scores rows in order.
     pub fn score(&mut self, timestamp_ms: i64, values: &[f32]) -> Option<(Score, Vec<Contribution>)> {
-        let Some(detection) = &mut self.detection else {
-            let FittedModel::IsolationForest(forest) = &self.deployed.model.fitted else { return None };
-            return Some((models::score(forest, values), Vec::new()));
+        let (score, assessment) = self.running.score(timestamp_ms, values)?;
+        let Some(assessment) = assessment.filter(|assessment| assessment.incident) else {
+            return Some((score, Vec::new()));
         };
-        let assessment = detection.assess(timestamp_ms, values)?;
-        let alarm = IncidentState { threshold: assessment.threshold, is_incident: assessment.incident };
-        let score =
-            Score { decision: assessment.decision, score: assessment.score, incident_state: Some(alarm) };
         let features = &self.deployed.model.schema.features;
         let contribution = |(index, reason, share): (usize, DeviationReason, f64)| Contribution {
             feature: features[index].clone(),
@@ -119,11 +104,7 @@ impl ServingModel {
             share,
             expected_range: assessment.expected_range[index],
         };
-        let contributions = if assessment.incident {
-            assessment.contributions(MAX_CONTRIBUTIONS).map(contribution).collect()
-        } else {
-            Vec::new()
-        };
+        let contributions = assessment.contributions(MAX_CONTRIBUTIONS).map(contribution).collect();
         Some((score, contributions))
     }
 }
