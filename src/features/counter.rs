@@ -26,6 +26,17 @@ pub enum CounterEvent {
     Rewind,
 }
 
+impl CounterEvent {
+    /// The value of the label `reason`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Reset => "reset",
+            Self::Dip => "dip",
+            Self::Rewind => "rewind",
+        }
+    }
+}
+
 /// Repairs dips and rewinds of a counter's samples (ascending, without staleness markers). Calls `on_event` for each
 /// fall with the timestamp of the lower sample.
 ///

@@ -13,14 +13,14 @@ mod publish;
 pub use handle::{CommandReceiver, EndpointBatches, EngineHandle, WeakEngineHandle, channel};
 
 use super::gaps::{self, BackfillRequest, GapTracker};
+use super::group::Group;
 use super::group::deployment::Deployment;
+use super::group::event::GroupEvent;
 use super::group::snapshot::SnapshotStep;
-use super::group::{Group, GroupEvent, RowState};
 use super::groups::Groups;
 use super::metrics::Metrics;
 use super::select::SelectionPage;
 use crate::config::Config;
-use crate::features::counter;
 use crate::ingest::Metrics as IngestMetrics;
 use crate::prom::Labels;
 use crate::remote_read::server::Query;
@@ -323,28 +323,10 @@ fn event_recorder<'a>(
     detector: &'a str,
 ) -> impl FnMut(GroupEvent) + 'a {
     move |event| match event {
-        GroupEvent::Row(state) => metrics.count_row(detector, row_label(state)),
+        GroupEvent::Row(state) => metrics.count_row(detector, state.as_str()),
         GroupEvent::NotFinite => metrics.count_row(detector, "not_finite"),
-        GroupEvent::Counter(event) => metrics.count_correction(
-            detector,
-            match event {
-                counter::CounterEvent::Reset => "reset",
-                counter::CounterEvent::Dip => "dip",
-                counter::CounterEvent::Rewind => "rewind",
-            },
-        ),
+        GroupEvent::Counter(event) => metrics.count_correction(detector, event.as_str()),
         GroupEvent::SamplesFailed(reason, samples) => remote_write.count_failed(reason, samples),
-    }
-}
-
-fn row_label(state: RowState) -> &'static str {
-    match state {
-        RowState::Complete => "complete",
-        RowState::Incomplete => "incomplete",
-        RowState::TooShort => "too_short",
-        RowState::Stale => "stale",
-        RowState::NoModel => "no_model",
-        RowState::Late => "late",
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod deployment;
 pub mod gap_guard;
+pub mod event;
 mod incident_log;
 mod gap_hold;
 mod publishing;
@@ -26,6 +27,7 @@ use crate::time;
 use crate::train::WarmStart;
 use crate::train::coverage;
 use crate::window::{Column, ModelRole, PushOutcome, Score, Window};
+use event::{GroupEvent, RowState};
 use gap_guard::GapGuard;
 use incident_log::IncidentLog;
 use row_tracker::RowTracker;
@@ -38,36 +40,6 @@ const MAX_EMPTY_COLUMNS: usize = 64;
 
 /// Length of the window's end that the scrape interval is inferred from after a restart.
 const INTERVAL_LOOKBACK_MS: i64 = 3_600_000;
-
-/// The outcome of a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum RowState {
-    /// The row was scored.
-    Complete,
-    /// The grace period ended before all features had arrived.
-    Incomplete,
-    /// The row has all samples, but its rates do not have their full range yet.
-    TooShort,
-    /// The row holds only staleness markers: the target is gone.
-    Stale,
-    /// The group had no model.
-    NoModel,
-    /// The row became complete after a later row had been scored.
-    Late,
-}
-
-/// An event of a group, for the engine to count.
-#[derive(Debug, PartialEq)]
-pub enum GroupEvent {
-    /// A row is closed.
-    Row(RowState),
-    /// A counter is repaired.
-    Counter(counter::CounterEvent),
-    /// This many samples of a row will not be written to an endpoint.
-    SamplesFailed(FailureReason, usize),
-    /// A value of a scored row is NaN or infinite.
-    NotFinite,
-}
 
 /// See the [module](self).
 pub struct Group {
