@@ -250,7 +250,7 @@ fn more_requests_than_the_limit_are_503_and_never_429() {
     assert_eq!(seen, [204, 204, 204, 503, 503, 503]);
 }
 
-/// Who has shown the right password is let in while others try as many as there are connections, and more.
+/// A client with a verified password is admitted while others try more passwords than there are connections.
 #[test]
 fn wrong_passwords_do_not_block_right_ones() {
     let web = format!("basic_auth_users:\n  ann: {}\n", bcrypt::hash("secret", 8).expect("a hash"));

@@ -78,7 +78,7 @@ fn b50_idle_connections_are_bounded_and_do_not_block_writes() {
     sidecar.wait_for_metric("promforest_http_connections", |n| n < 10.0);
 }
 
-/// Whoever sends a request as a whole has a place beside as many as there may be that send a part of theirs.
+/// A complete request is answered beside as many unfinished ones as there may be.
 #[test]
 fn b50_unfinished_requests_are_evicted() {
     let mut sidecar = Sidecar::start(&[]);

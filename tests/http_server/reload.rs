@@ -90,7 +90,7 @@ fn reloads_by_http_have_to_be_enabled() {
     assert!(answer.body.contains("--web.enable-lifecycle"), "{}", answer.body);
 }
 
-/// What a detector held is there for the next one.
+/// The memory of a removed detector is free for the next one.
 #[test]
 fn f26_a_detector_that_is_removed_frees_its_memory() {
     const GROUPS: usize = 40;

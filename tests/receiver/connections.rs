@@ -257,7 +257,7 @@ fn overload_is_503_and_never_429() {
     assert_eq!(receiver.post(&[], &body).status, 204, "the budget is given back");
 }
 
-/// What is announced takes nothing; what is large leaves room for what is small.
+/// An announced length reserves nothing, and large bodies leave room for small ones.
 #[test]
 fn f29_stalled_large_bodies_do_not_block_small_ones() {
     let receiver = Receiver::start();

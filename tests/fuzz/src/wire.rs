@@ -161,7 +161,7 @@ pub fn read_frames(data: &[u8]) {
     assert_eq!(pop(&mut std::iter::once(data)).ok(), pop(&mut data.chunks(1)).ok());
 }
 
-/// What prost reads in a request, we read too, or say why it is not answered.
+/// Every request that prost reads is read here too, or rejected with a reason.
 pub fn read_request(data: &[u8]) {
     let request = RemoteReadRequest::decode(data);
     let Ok(oracle) = proto::ReadRequest::decode(data) else { return };
