@@ -20,6 +20,7 @@ pub mod error;
 pub mod time;
 pub mod fs;
 pub mod stats;
+pub mod budget;
 pub mod telemetry;
 pub mod prom;
 pub mod forest;

@@ -275,6 +275,26 @@ fn b76_b77_clients_that_do_not_read_take_no_memory_and_no_slot_for_ever() {
     assert_eq!((series.len(), series.values().map(Vec::len).sum::<usize>()), (1000, 1_400_000));
 }
 
+/// Clients that send a head and no body take no turn.
+#[test]
+fn heads_without_bodies_block_no_reader() {
+    let mut program = Program::start();
+    program.fill(1, 10);
+    let stalled: Vec<TcpStream> = (0..30)
+        .map(|_| {
+            let mut stream = TcpStream::connect(&program.address).expect("it listens");
+            stream
+                .write_all(b"POST /api/v1/read HTTP/1.0\r\nHost: test\r\nContent-Length: 100\r\n\r\n")
+                .expect("it reads");
+            stream
+        })
+        .collect();
+    program.wait_for_metric("promforest_http_connections", 31.0);
+    let answer = post(&program.address, "read", &request(vec![everything()], vec![]));
+    assert_eq!(samples(&answer)[0].len(), 1);
+    drop(stalled);
+}
+
 /// Patterns that take seconds, by intent, on the labels of a group are nothing that a sample waits for.
 #[test]
 fn samples_do_not_wait_for_patterns() {

@@ -9,6 +9,7 @@ mod transport;
 mod oauth2;
 pub mod client;
 pub mod body;
+pub mod request_body;
 pub mod response;
 mod basic_auth;
 pub mod web_config;

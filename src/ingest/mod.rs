@@ -6,9 +6,10 @@
 mod body;
 mod metrics;
 
-pub use body::{BodyReceiver, WriteBody};
+pub use body::{WriteBody, body_receiver};
 pub use metrics::{DropReason, Metrics};
 
+use crate::http::request_body::ReceiveError;
 use crate::http::response::{Response, with_status};
 use crate::prom::wire::{Malformed, ProtocolVersion, Rejections, snappy};
 use hyper::StatusCode;
@@ -68,6 +69,17 @@ pub enum Error {
     /// Too many bodies are being received or waiting to be decoded.
     #[error("overloaded: {0}; try again")]
     Overloaded(&'static str),
+}
+
+impl From<ReceiveError> for Error {
+    fn from(error: ReceiveError) -> Self {
+        match error {
+            ReceiveError::TooLarge => Self::TooLarge,
+            ReceiveError::Timeout => Self::ReadTimeout,
+            ReceiveError::Interrupted(error) => Self::Interrupted(error),
+            ReceiveError::Overloaded => Self::Overloaded("too many bytes in flight"),
+        }
+    }
 }
 
 impl Error {

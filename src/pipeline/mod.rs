@@ -167,7 +167,7 @@ impl Sidecar {
         });
         let routes = routes::AppState {
             engine,
-            receiver: ingest::BodyReceiver::default(),
+            receiver: ingest::body_receiver(),
             remote_read_server: remote_read::server::RemoteReadServer::new(metrics.remote_read_server),
             metrics_registry: Arc::new(registry),
             ingest_metrics: metrics.ingest,

@@ -2,9 +2,10 @@
 
 use super::engine::{EngineHandle, Readiness};
 use super::reload::Reloader;
+use crate::http::request_body::BodyReceiver;
 use crate::http::response::{self, Response};
 use crate::http::server::RequestBody;
-use crate::ingest::{self, AcceptedCounts, BodyReceiver, Metrics};
+use crate::ingest::{self, AcceptedCounts, Metrics, WriteBody};
 use crate::prom::wire::ProtocolVersion;
 use crate::remote_read::server::RemoteReadServer;
 use crate::snapshot::SnapshotStore;
@@ -20,7 +21,7 @@ use tokio::sync::watch;
 pub struct AppState {
     /// The engine.
     pub engine: EngineHandle,
-    /// Receives bodies within bounds.
+    /// Receives the bodies of write requests within bounds.
     pub receiver: BodyReceiver,
     /// Answers remote read.
     pub remote_read_server: RemoteReadServer,
@@ -102,7 +103,8 @@ async fn write(
     version: ProtocolVersion,
     body: RequestBody,
 ) -> Result<AcceptedCounts, ingest::Error> {
-    state.engine.write(state.receiver.receive(version, body).await?).await
+    let body = state.receiver.receive(body).await?;
+    state.engine.write(WriteBody { body, version }).await
 }
 
 fn method_not_allowed(methods: &'static str) -> Response {

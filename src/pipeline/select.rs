@@ -158,15 +158,31 @@ fn distinct_contributions(contributions: &[(i64, Vec<Contribution>)]) -> Vec<Con
 }
 
 impl GroupMatches {
-    /// The series that the regular expressions select too. The others are dropped at once.
-    pub fn filter(self, selector: &Selector) -> impl Iterator<Item = SelectedSeries> + use<> {
-        let Self { mut series, mut group_view } = self;
-        series.retain(|(labels, _)| selector.matches(labels));
+    /// The series that the regular expressions select too; none if they select none. The others are dropped.
+    pub fn filter(mut self, selector: &Selector) -> Option<Self> {
+        self.series.retain(|(labels, _)| selector.matches(labels));
         let feature =
             |kind: &SeriesKind| if let SeriesKind::Feature(column) = kind { Some(*column) } else { None };
-        group_view.view.retain_features(&series.iter().filter_map(|(_, kind)| feature(kind)).collect());
-        let group_view = Arc::new(group_view);
-        series.into_iter().map(move |(labels, kind)| SelectedSeries {
+        let features = self.series.iter().filter_map(|(_, kind)| feature(kind)).collect();
+        self.group_view.view.retain_features(&features);
+        (!self.series.is_empty()).then_some(self)
+    }
+
+    /// Memory that is not shared with the window.
+    pub fn n_bytes(&self) -> usize {
+        let labels = self.series.iter().map(|(labels, _)| labels.n_bytes() + size_of::<SelectedSeries>());
+        let GroupView { view, contributions, stale_rows, .. } = &self.group_view;
+        let of_row = |(_, of_row): &(i64, Vec<Contribution>)| of_row.len() * size_of::<Contribution>();
+        labels.sum::<usize>()
+            + view.n_bytes()
+            + contributions.iter().map(of_row).sum::<usize>()
+            + size_of_val(&stale_rows[..])
+    }
+
+    /// The series, which share the data of the group.
+    pub fn into_series(self) -> impl Iterator<Item = SelectedSeries> {
+        let group_view = Arc::new(self.group_view);
+        self.series.into_iter().map(move |(labels, kind)| SelectedSeries {
             labels,
             kind,
             group_view: group_view.clone(),
@@ -323,7 +339,8 @@ mod tests {
         };
         let mut matches = Vec::new();
         group_query.collect_matches(&mut matches);
-        let selected = matches.into_iter().flat_map(|group_matches| group_matches.filter(&selector));
+        let selected = matches.into_iter().filter_map(|matches| matches.filter(&selector));
+        let selected = selected.flat_map(GroupMatches::into_series);
         let text = |series: SelectedSeries| {
             let (mut samples, mut again) = (Vec::new(), Vec::new());
             series.append_samples(&mut samples);

@@ -69,6 +69,12 @@ impl Labels {
         self.0.iter().map(|(name, value)| (&**name, &**value))
     }
 
+    /// Bytes of the set in memory, which its clones share.
+    pub fn n_bytes(&self) -> usize {
+        let text = self.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        text + size_of_val(&*self.0)
+    }
+
     /// Splits the set into the labels named in `by` and the others.
     pub fn split(&self, by: &[String]) -> (Self, Self) {
         let (named, others): (Vec<_>, Vec<_>) =

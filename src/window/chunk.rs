@@ -220,6 +220,11 @@ pub struct ChunkSlice {
 }
 
 impl ChunkSlice {
+    /// Bytes of the cells.
+    pub fn n_bytes(&self) -> usize {
+        self.rows.n_bytes()
+    }
+
     /// Drops the columns for which `is_kept` is false.
     pub fn retain(&mut self, mut is_kept: impl FnMut(usize) -> bool) {
         let all = std::mem::take(&mut self.columns).into_iter().zip(std::mem::take(&mut self.rows.columns));

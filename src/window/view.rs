@@ -27,6 +27,11 @@ impl View {
         in_range(chunks.chain([&self.open as &dyn RowSource]), self.after_ms, self.to_ms)
     }
 
+    /// Bytes of the copied rows and of the list of chunks.
+    pub fn n_bytes(&self) -> usize {
+        self.open.n_bytes() + size_of_val(&self.chunks[..])
+    }
+
     /// Drops the open rows of other features.
     pub fn retain_features(&mut self, features: &BTreeSet<Column>) {
         let kept: Vec<usize> = features.iter().map(|feature| feature.index()).collect();

@@ -14,7 +14,7 @@ use crate::pipeline::group::snapshot::SnapshotStep;
 use crate::pipeline::select::{self, GroupMatches, SelectedSeries, SelectionPage};
 use crate::prom::Labels;
 use crate::remote_read::SeriesSamples;
-use crate::remote_read::server::{self, Query, Queryable};
+use crate::remote_read::server::{self, Query, Queryable, WorkPermit};
 use crate::remote_write::{Batch, BatchSource, CursorPosition};
 use crate::train::TrainingOutcome;
 use crate::window::ModelRole;
@@ -35,9 +35,9 @@ pub(super) enum EngineCommand {
     /// Reports the result of a training.
     TrainingDone { group: u32, outcome: TrainingOutcome },
     /// Lists the ids and labels of all groups.
-    ListGroups(oneshot::Sender<Vec<(u32, Labels)>>),
+    ListGroups(QueryReply<Vec<(u32, Labels)>>),
     /// Selects series of these groups, from the offset on; the query has no regular expressions.
-    Select { query: Arc<Query>, groups: Arc<[u32]>, offset: usize, reply: oneshot::Sender<SelectionPage> },
+    Select { query: Arc<Query>, groups: Arc<[u32]>, offset: usize, reply: QueryReply<SelectionPage> },
     /// Lists the models of all groups.
     ListDeployments(oneshot::Sender<Vec<Deployment>>),
     /// Deploys a model of the registry, or removes a challenger.
@@ -59,6 +59,21 @@ pub(super) enum EngineCommand {
     Tick,
     /// Applies another configuration; the wakeups are those of its endpoints.
     Reload { config: Arc<Config>, wakeups: Vec<Arc<Notify>>, done: oneshot::Sender<()> },
+}
+
+/// The reply to a query. Holds the turn of its request while the command waits.
+pub(super) struct QueryReply<T> {
+    sender: oneshot::Sender<T>,
+    _permit: WorkPermit,
+}
+
+impl<T> QueryReply<T> {
+    /// Sends the result of `query`, which does not run if the client has disconnected.
+    pub(super) fn send_result(self, query: impl FnOnce() -> T) {
+        if !self.sender.is_closed() {
+            let _ = self.sender.send(query());
+        }
+    }
 }
 
 /// The engine's end of the command queue.
@@ -110,43 +125,41 @@ impl EngineHandle {
 
     async fn query<T>(
         &self,
-        command: impl FnOnce(oneshot::Sender<T>) -> EngineCommand,
+        permit: &WorkPermit,
+        command: impl FnOnce(QueryReply<T>) -> EngineCommand,
     ) -> Result<T, server::Error> {
-        let (reply, response) = oneshot::channel();
+        let (sender, response) = oneshot::channel();
+        let reply = QueryReply { sender, _permit: permit.clone() };
         let shutting_down = || server::Error::ShuttingDown;
         self.commands.send(command(reply)).await.map_err(|_| shutting_down())?;
         response.await.map_err(|_| shutting_down())
     }
 }
 
-/// Runs on a blocking thread: a costly regular expression delays nothing else there.
-async fn run_blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, server::Error> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| server::Error::ShuttingDown)
-}
-
 impl Queryable for EngineHandle {
     type Series = SelectedSeries;
 
-    async fn select(&self, query: Query) -> Result<Vec<SelectedSeries>, server::Error> {
+    async fn select(&self, query: Query, permit: &WorkPermit) -> Result<Vec<SelectedSeries>, server::Error> {
         let prefilter = Arc::new(Query { selector: query.selector.without_regexes(), ..query });
         let patterns = Arc::new(query.selector);
-        let (groups, selector) = (self.query(EngineCommand::ListGroups).await?, patterns.clone());
-        let groups: Arc<[u32]> = run_blocking(move || {
+        let (groups, selector) = (self.query(permit, EngineCommand::ListGroups).await?, patterns.clone());
+        let select_groups = move || -> Arc<[u32]> {
             let groups = groups.into_iter().filter(|(_, labels)| select::may_match(labels, &selector));
             groups.map(|(id, _)| id).collect()
-        })
-        .await?;
+        };
+        let groups = permit.run_blocking(select_groups).await?;
         let (mut series, mut next) = (Vec::new(), Some(0));
         while let Some(offset) = next {
             let (query, groups, selector) = (prefilter.clone(), groups.clone(), patterns.clone());
-            let page = self.query(|reply| EngineCommand::Select { query, groups, offset, reply }).await?;
-            let filter = move |matches: GroupMatches| matches.filter(&selector);
-            series.extend(
-                run_blocking(move || page.matches.into_iter().flat_map(filter).collect::<Vec<_>>()).await?,
-            );
-            next = page.next;
+            let select = |reply| EngineCommand::Select { query, groups, offset, reply };
+            let SelectionPage { matches, next: next_offset } = self.query(permit, select).await?;
+            let filter = move || -> Vec<GroupMatches> {
+                matches.into_iter().filter_map(|matches| matches.filter(&selector)).collect()
+            };
+            let matches = permit.run_blocking(filter).await?;
+            permit.reserve(matches.iter().map(GroupMatches::n_bytes).sum())?;
+            series.extend(matches.into_iter().flat_map(GroupMatches::into_series));
+            next = next_offset;
         }
         Ok(series)
     }

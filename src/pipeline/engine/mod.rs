@@ -122,7 +122,7 @@ impl Engine {
             let now = Instant::now();
             match command {
                 EngineCommand::Write(request, reply) => {
-                    let result = self.ingest(request.version, &request.body, now, now_ms());
+                    let result = self.ingest(request.version, &request.body.bytes, now, now_ms());
                     // The sender may have hung up.
                     let _ = reply.send(result);
                 }
@@ -136,10 +136,10 @@ impl Engine {
                     self.handle_training_outcome(group, outcome, now)
                 }
                 EngineCommand::ListGroups(reply) => {
-                    let _ = reply.send(self.group_labels());
+                    reply.send_result(|| self.group_labels());
                 }
                 EngineCommand::Select { query, groups, offset, reply } => {
-                    let _ = reply.send(self.select(&query, &groups, offset));
+                    reply.send_result(|| self.select(&query, &groups, offset));
                 }
                 EngineCommand::ListDeployments(reply) => {
                     let _ = reply.send(self.list_deployments());

@@ -1,6 +1,6 @@
 //! Requests that are rejected, and their responses.
 
-use crate::error::BoxError;
+use crate::http::request_body::{BodyLimits, ReceiveError};
 use crate::http::response::{Response, text};
 use crate::prom::matcher;
 use crate::prom::wire::{Malformed, snappy};
@@ -11,7 +11,17 @@ use std::time::Duration;
 /// Largest body of a request, as received and decompressed: a query with long patterns has some kilobytes.
 pub(super) const BODY_LIMIT: usize = 4 << 20;
 /// Longest time in which a request must arrive.
-pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(10);
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// Limits of bodies, which wait for a turn once they have arrived.
+pub(super) const BODY_LIMITS: BodyLimits = BodyLimits {
+    body: BODY_LIMIT,
+    in_flight: 16 << 20,
+    small_body: 64 << 10,
+    reserved_for_small: 8 << 20,
+    timeout: READ_TIMEOUT,
+};
+/// Memory of all requests in progress, in bytes: regular expressions, labels, and copies of recent rows.
+pub(super) const MEMORY_LIMIT: usize = 128 << 20;
 /// Requests in progress at a time; Prometheus' own limit (`storage.remote.read-concurrent-limit`).
 pub(super) const MAX_CONCURRENT_REQUESTS: usize = 10;
 /// Longest time to select the series, and again to send the response; Prometheus' limit for a query
@@ -30,8 +40,8 @@ pub enum Error {
     #[error("the body did not arrive within {READ_TIMEOUT:?}")]
     ReadTimeout,
     /// The connection failed before the end of the body.
-    #[error("the body broke off: {}", crate::error::chain(.0.as_ref()))]
-    Body(BoxError),
+    #[error("the body broke off: {}", crate::error::chain(.0))]
+    Interrupted(hyper::Error),
     /// The body cannot be decompressed.
     #[error(transparent)]
     Snappy(#[from] snappy::Error),
@@ -66,6 +76,12 @@ pub enum Error {
     /// Too many requests are in progress.
     #[error("overloaded: {MAX_CONCURRENT_REQUESTS} read requests are in progress; try again")]
     Overloaded,
+    /// Too many bodies wait for a turn.
+    #[error("overloaded: too many bytes of read requests are in flight; try again")]
+    BodiesInFlight,
+    /// Other requests hold too much memory.
+    #[error("overloaded: the read requests in progress hold {MEMORY_LIMIT} bytes; try again")]
+    OutOfMemory,
     /// The owner of the windows has ended.
     #[error("shutting down")]
     ShuttingDown,
@@ -78,13 +94,28 @@ fn regex_reason(error: &matcher::Error) -> String {
     last.map(|line| format!(": {}", line.trim().trim_start_matches("error: "))).unwrap_or_default()
 }
 
+impl From<ReceiveError> for Error {
+    fn from(error: ReceiveError) -> Self {
+        match error {
+            ReceiveError::TooLarge => Self::TooLarge,
+            ReceiveError::Timeout => Self::ReadTimeout,
+            ReceiveError::Interrupted(error) => Self::Interrupted(error),
+            ReceiveError::Overloaded => Self::BodiesInFlight,
+        }
+    }
+}
+
 impl Error {
     /// The status of the response. 4xx: the request is invalid. 5xx: it may succeed later.
     pub fn status(&self) -> StatusCode {
         match self {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::ReadTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::QueryTimeout | Self::Overloaded | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Self::QueryTimeout
+            | Self::Overloaded
+            | Self::BodiesInFlight
+            | Self::OutOfMemory
+            | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::BAD_REQUEST,
         }
     }

@@ -6,66 +6,53 @@
 //! close the connection: text in the middle of a response would be read as data. All checks precede that byte.
 
 mod error;
+mod permit;
 mod request;
 mod response;
 mod source;
 
 use super::frames::{SAMPLES_CONTENT_TYPE, STREAMED_CONTENT_TYPE};
-use crate::http::body::Body;
+use crate::http::body::{Body, BodyWriter};
+use crate::http::request_body::{BodyReceiver, ReceivedBody};
 use crate::http::response::Response;
 use crate::http::server::RequestBody;
 use crate::prom::wire::snappy;
 use crate::telemetry::OneLabel;
-use error::{BODY_LIMIT, MAX_CONCURRENT_REQUESTS, READ_TIMEOUT, RESPONSE_TIMEOUT};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use error::{BODY_LIMIT, BODY_LIMITS, RESPONSE_TIMEOUT};
 use hyper::StatusCode;
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use response::ResponsePlan;
-use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
 pub use error::Error;
+pub use permit::{WorkPermit, WorkPermits};
 pub use request::{Query, RemoteReadRequest, ResponseFormat};
 pub use source::{Queryable, ReadableSeries};
 
-/// Longest wait of a request above the limit of concurrent ones.
-const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Samples of a response; Prometheus' own limit (`storage.remote.read-sample-limit`).
 const MAX_SAMPLES: usize = 50_000_000;
 
 /// The server; clones share its limits and metrics.
 #[derive(Clone)]
 pub struct RemoteReadServer {
-    permits: Arc<Semaphore>,
+    receiver: BodyReceiver,
+    permits: WorkPermits,
     metrics: Metrics,
     max_samples: usize,
     query_timeout: Duration,
 }
 
-/// Counts a request as in progress until it is dropped.
-struct InFlightGuard {
-    in_flight: Gauge,
-    _permit: tokio::sync::OwnedSemaphorePermit,
-}
-
-impl Drop for InFlightGuard {
-    fn drop(&mut self) {
-        self.in_flight.dec();
-    }
-}
-
 impl RemoteReadServer {
     /// A server with the default limits.
     pub fn new(metrics: Metrics) -> Self {
-        let permits = Arc::new(Semaphore::new(MAX_CONCURRENT_REQUESTS));
-        Self { permits, metrics, max_samples: MAX_SAMPLES, query_timeout: RESPONSE_TIMEOUT }
+        let receiver = BodyReceiver::new(BODY_LIMITS);
+        let permits = WorkPermits::new(metrics.in_flight.clone());
+        Self { receiver, permits, metrics, max_samples: MAX_SAMPLES, query_timeout: RESPONSE_TIMEOUT }
     }
 
     /// Handles one request.
@@ -83,46 +70,15 @@ impl RemoteReadServer {
         self.metrics.requests.get_or_create(&[("code", status.as_str().to_string().into())]).inc();
     }
 
+    /// The body is complete before the request takes a turn: clients that send nothing block no others.
     async fn respond(&self, body: RequestBody, queryable: &impl Queryable) -> Result<Response, Error> {
-        let guard = self.acquire_permit().await?;
-        let body = timeout(READ_TIMEOUT, Limited::new(body, BODY_LIMIT).collect());
-        let body = body.await.map_err(|_| Error::ReadTimeout)?.map_err(|error| {
-            match error.is::<LengthLimitError>() {
-                true => Error::TooLarge,
-                false => Error::Body(error),
-            }
-        })?;
-        let decode = move || {
-            let mut buffer = Vec::new();
-            RemoteReadRequest::decode(snappy::decompress(&body.to_bytes(), BODY_LIMIT, &mut buffer)?)
-        };
-        // The compilation of patterns would block the thread that receives samples.
-        let request = spawn_blocking(decode).await.map_err(|_| Error::ShuttingDown)??;
+        let body = self.receiver.receive(body).await?;
+        let permit = self.permits.acquire().await?;
+        let request = decode(body, &permit).await?;
         let format = request.format;
-        let plan = self.plan(request.queries, queryable).await?;
+        let plan = self.plan(request.queries, queryable, &permit).await?;
         let (writer, body) = Body::channel();
-        let metrics = self.metrics.clone();
-        tokio::spawn(async move {
-            let _guard = guard;
-            let sending = async {
-                match format {
-                    ResponseFormat::Samples => plan.send_samples(&writer).await?,
-                    ResponseFormat::Chunks => plan.send_chunks(&writer).await?,
-                }
-                writer.end().await
-            };
-            match timeout(RESPONSE_TIMEOUT, sending).await {
-                Ok(Ok(())) => drop(metrics.samples.inc_by(plan.n_samples() as u64)),
-                Ok(Err(error)) => {
-                    metrics.truncated.inc();
-                    debug!(component = "remote_read_server", err = %error, "response truncated");
-                }
-                Err(_) => {
-                    metrics.truncated.inc();
-                    warn!(component = "remote_read_server", limit = ?RESPONSE_TIMEOUT, "response truncated: the client reads too slowly");
-                }
-            }
-        });
+        tokio::spawn(send(plan, format, writer, self.metrics.clone(), permit));
         let mut response = Response::new(body);
         let headers = response.headers_mut();
         match format {
@@ -142,12 +98,13 @@ impl RemoteReadServer {
         &self,
         queries: Vec<Query>,
         queryable: &S,
+        permit: &WorkPermit,
     ) -> Result<ResponsePlan<S::Series>, Error> {
         let planning = async {
             let mut results = Vec::new();
             for query in queries {
                 results.push(match query.start_ms <= query.end_ms {
-                    true => queryable.select(query).await?,
+                    true => queryable.select(query, permit).await?,
                     false => Vec::new(),
                 });
             }
@@ -155,13 +112,44 @@ impl RemoteReadServer {
         };
         timeout(self.query_timeout, planning).await.map_err(|_| Error::QueryTimeout)?
     }
+}
 
-    async fn acquire_permit(&self) -> Result<InFlightGuard, Error> {
-        let permit = timeout(QUEUE_TIMEOUT, self.permits.clone().acquire_owned()).await;
-        let permit = permit.map_err(|_| Error::Overloaded)?.map_err(|_| Error::ShuttingDown)?;
-        let in_flight = self.metrics.in_flight.clone();
-        in_flight.inc();
-        Ok(InFlightGuard { in_flight, _permit: permit })
+/// Decodes a body. The compilation of patterns would block the thread that receives samples.
+async fn decode(body: ReceivedBody, permit: &WorkPermit) -> Result<RemoteReadRequest, Error> {
+    let of_request = permit.clone();
+    let decode = move || {
+        let mut buffer = Vec::new();
+        let message = snappy::decompress(&body.bytes, BODY_LIMIT, &mut buffer)?;
+        RemoteReadRequest::decode(message, |bytes| of_request.reserve(bytes))
+    };
+    permit.run_blocking(decode).await?
+}
+
+/// Sends a response, within [`RESPONSE_TIMEOUT`].
+async fn send<S: ReadableSeries>(
+    plan: ResponsePlan<S>,
+    format: ResponseFormat,
+    writer: BodyWriter,
+    metrics: Metrics,
+    _permit: WorkPermit,
+) {
+    let sending = async {
+        match format {
+            ResponseFormat::Samples => plan.send_samples(&writer).await?,
+            ResponseFormat::Chunks => plan.send_chunks(&writer).await?,
+        }
+        writer.end().await
+    };
+    match timeout(RESPONSE_TIMEOUT, sending).await {
+        Ok(Ok(())) => drop(metrics.samples.inc_by(plan.n_samples() as u64)),
+        Ok(Err(error)) => {
+            metrics.truncated.inc();
+            debug!(component = "remote_read_server", err = %error, "response truncated");
+        }
+        Err(_) => {
+            metrics.truncated.inc();
+            warn!(component = "remote_read_server", limit = ?RESPONSE_TIMEOUT, "response truncated: the client reads too slowly");
+        }
     }
 }
 

@@ -11,8 +11,10 @@ use prost::Message;
 const MAX_QUERIES: usize = 16;
 /// Matchers of a request.
 const MAX_MATCHERS: usize = 256;
-/// Regular expressions of a request; each takes up to three megabytes.
+/// Regular expressions of a request.
 const MAX_REGEX_MATCHERS: usize = 32;
+/// Memory of a compiled regular expression with its caches, at most.
+const REGEX_BYTES: usize = 3 << 20;
 /// Response types that a client may accept.
 const MAX_RESPONSE_TYPES: usize = 16;
 
@@ -46,11 +48,12 @@ pub struct Query {
 }
 
 impl RemoteReadRequest {
-    /// Decodes a `ReadRequest`.
+    /// Decodes a `ReadRequest`. Calls `reserve` with the memory that its regular expressions take.
     ///
     /// # Errors
-    /// [`Error`] if the message is invalid, exceeds a limit, has an invalid matcher or accepts no known format.
-    pub fn decode(message: &[u8]) -> Result<Self, Error> {
+    /// [`Error`] if the message is invalid, exceeds a limit, has an invalid matcher or accepts no known format, and
+    /// those of `reserve`.
+    pub fn decode(message: &[u8], reserve: impl FnOnce(usize) -> Result<(), Error>) -> Result<Self, Error> {
         let mut reader = FieldReader::new(message);
         let (mut queries, mut response_types) = (Vec::new(), Vec::new());
         let (mut n_matchers, mut n_regex_matchers) = (0, 0);
@@ -73,6 +76,7 @@ impl RemoteReadRequest {
             }
         }
         let format = choose_format(response_types)?;
+        reserve(n_regex_matchers * REGEX_BYTES)?;
         let to_query = |(number, ((start_ms, end_ms), matchers)): (usize, (_, Vec<LabelMatcher>))| {
             let selector = Selector::from_proto(matchers);
             let selector = selector.map_err(|source| Error::Query { number: number + 1, source })?;

@@ -1,6 +1,7 @@
 //! The interface to the owner of the windows.
 
 use super::error::Error;
+use super::permit::WorkPermit;
 use super::request::Query;
 use crate::prom::{Labels, Sample};
 
@@ -16,9 +17,14 @@ pub trait ReadableSeries: Send + Sync + 'static {
 pub trait Queryable: Sync {
     /// The series of this owner.
     type Series: ReadableSeries;
-    /// The series that match a query, in any order. Several of them may have the same labels.
+    /// The series that match a query, in any order. Several of them may have the same labels. Work that outlasts the
+    /// future holds a clone of the permit, which also counts the memory of the series.
     ///
     /// # Errors
-    /// [`Error::ShuttingDown`] if the owner has ended.
-    fn select(&self, query: Query) -> impl Future<Output = Result<Vec<Self::Series>, Error>> + Send;
+    /// [`Error::ShuttingDown`] if the owner has ended; those of [`WorkPermit::reserve`].
+    fn select(
+        &self,
+        query: Query,
+        permit: &WorkPermit,
+    ) -> impl Future<Output = Result<Vec<Self::Series>, Error>> + Send;
 }

@@ -5,6 +5,7 @@ use crate::prom::proto::{
 use crate::prom::{Labels, Sample};
 use crate::remote_read::xor;
 use bytes::Buf;
+use http_body_util::BodyExt;
 use proptest::prelude::*;
 use prost::Message;
 
@@ -163,7 +164,7 @@ struct FakeQueryable(bool);
 impl Queryable for FakeQueryable {
     type Series = FakeSeries;
 
-    async fn select(&self, _: Query) -> Result<Vec<FakeSeries>, Error> {
+    async fn select(&self, _: Query, _: &WorkPermit) -> Result<Vec<FakeSeries>, Error> {
         if self.0 { Ok(vec![fake_series("a", noise(3))]) } else { std::future::pending().await }
     }
 }
@@ -175,13 +176,20 @@ async fn a_query_that_takes_too_long_is_cancelled() {
     let query =
         || Query { start_ms: 1, end_ms: 2, selector: crate::prom::Selector::parse("a").expect("valid") };
     let with_short_timeout = RemoteReadServer { query_timeout, ..RemoteReadServer::new(metrics.clone()) };
-    let error = with_short_timeout.plan(vec![query()], &FakeQueryable(false)).await.err().expect("a timeout");
+    let permit = with_short_timeout.permits.acquire().await.expect("a free turn");
+    let error = with_short_timeout
+        .plan(vec![query()], &FakeQueryable(false), &permit)
+        .await
+        .err()
+        .expect("a timeout");
     assert_eq!(error.to_string(), "the query takes longer than 120s");
     assert_eq!(error.status(), StatusCode::SERVICE_UNAVAILABLE);
     let server = RemoteReadServer::new(metrics);
     let backwards = Query { start_ms: 2, end_ms: 1, ..query() };
-    let plan =
-        server.plan(vec![query(), backwards], &FakeQueryable(true)).await.expect("the data is available");
+    let plan = server
+        .plan(vec![query(), backwards], &FakeQueryable(true), &permit)
+        .await
+        .expect("the data is available");
     assert_eq!(plan.n_samples(), 3);
 }
 
@@ -196,6 +204,10 @@ async fn nothing_is_sent_to_a_client_that_disconnected() {
     assert!(plan.send_chunks(&writer).await.is_err());
 }
 
+fn decode(message: &[u8]) -> Result<RemoteReadRequest, Error> {
+    RemoteReadRequest::decode(message, |_| Ok(()))
+}
+
 fn query(matchers: Vec<LabelMatcher>) -> ProtoQuery {
     ProtoQuery { start_timestamp_ms: 1, end_timestamp_ms: 2, matchers }
 }
@@ -208,9 +220,7 @@ fn up() -> LabelMatcher {
 fn b70_the_first_known_response_type_is_chosen() {
     let request = |accepted: &[i32]| {
         let accepted_response_types = accepted.to_vec();
-        RemoteReadRequest::decode(
-            &ReadRequest { queries: vec![query(vec![up()])], accepted_response_types }.encode_to_vec(),
-        )
+        decode(&ReadRequest { queries: vec![query(vec![up()])], accepted_response_types }.encode_to_vec())
     };
     for (accepted, format) in [
         (&[][..], ResponseFormat::Samples),
@@ -226,13 +236,13 @@ fn b70_the_first_known_response_type_is_chosen() {
     // The list need not be packed.
     let unpacked = query(vec![up()]).encode_to_vec();
     let message = [&[0x0a, unpacked.len() as u8][..], &unpacked, &[0x10, 0x07, 0x10, 0x01]].concat();
-    assert_eq!(RemoteReadRequest::decode(&message).expect("valid").format, ResponseFormat::Chunks);
+    assert_eq!(decode(&message).expect("valid").format, ResponseFormat::Chunks);
 }
 
 #[test]
 fn b75_counts_are_checked_before_memory_is_allocated() {
     let request = |queries| ReadRequest { queries, accepted_response_types: vec![] }.encode_to_vec();
-    let rejection = |message: &[u8]| RemoteReadRequest::decode(message).expect_err("too much").to_string();
+    let rejection = |message: &[u8]| decode(message).expect_err("too much").to_string();
     let limit = "the query exceeds the limit of";
     assert_eq!(rejection(&request(vec![query(vec![up()]); 10_000])), format!("{limit} 16 queries"));
     assert_eq!(rejection(&[0x0a, 0x00].repeat(1 << 20)), format!("{limit} 16 queries"));
@@ -243,7 +253,7 @@ fn b75_counts_are_checked_before_memory_is_allocated() {
         format!("{limit} 32 regular expressions")
     );
     assert_eq!(rejection(&[0x10, 0x00].repeat(1 << 20)), format!("{limit} 16 accepted response types"));
-    assert!(RemoteReadRequest::decode(&request(vec![query(vec![up(); 16]); 16])).is_ok());
+    assert!(decode(&request(vec![query(vec![up(); 16]); 16])).is_ok());
 }
 
 #[test]
@@ -253,8 +263,7 @@ fn error_messages_have_one_line() {
         queries: vec![query(vec![up()]), query(vec![up(), bad])],
         accepted_response_types: vec![],
     };
-    let error =
-        RemoteReadRequest::decode(&message.encode_to_vec()).expect_err("a pattern that does not compile");
+    let error = decode(&message.encode_to_vec()).expect_err("a pattern that does not compile");
     assert_eq!(
         error.to_string(),
         r#"query 2: selector "{__name__=\"up\", job=~\"a)(b\"}": the pattern "a)(b" does not compile: unopened group"#
@@ -284,6 +293,6 @@ proptest! {
     /// No bytes make the server panic.
     #[test]
     fn any_bytes_decode_to_a_request_or_an_error(message in prop::collection::vec(any::<u8>(), 0..200)) {
-        let _ = RemoteReadRequest::decode(&message);
+        let _ = decode(&message);
     }
 }

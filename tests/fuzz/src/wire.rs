@@ -163,7 +163,7 @@ pub fn read_frames(data: &[u8]) {
 
 /// Every request that prost reads is read here too, or rejected with a reason.
 pub fn read_request(data: &[u8]) {
-    let request = RemoteReadRequest::decode(data);
+    let request = RemoteReadRequest::decode(data, |_| Ok(()));
     let Ok(oracle) = proto::ReadRequest::decode(data) else { return };
     let request = match request {
         Ok(request) => request,

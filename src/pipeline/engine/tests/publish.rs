@@ -1,6 +1,8 @@
 //! Batches of scores: their size, their order and their cursors.
 
 use super::*;
+use crate::pipeline::select::GroupMatches;
+use crate::remote_read::server::{self, Queryable, WorkPermits};
 
 #[test]
 fn a_row_is_scored_with_its_last_sample_and_published_once() {
@@ -159,7 +161,12 @@ fn remote_read_returns_the_series_that_are_published() {
         let selected = bench.engine.select(&query, &groups, 0);
         assert_eq!(selected.next, None);
         let mut series_read: Vec<(Labels, Vec<Sample>)> = Vec::new();
-        for series in selected.matches.into_iter().flat_map(|matches| matches.filter(&selector)) {
+        for series in selected
+            .matches
+            .into_iter()
+            .filter_map(|matches| matches.filter(&selector))
+            .flat_map(GroupMatches::into_series)
+        {
             let mut samples = Vec::new();
             series.append_samples(&mut samples);
             if !samples.is_empty() {
@@ -175,4 +182,34 @@ fn remote_read_returns_the_series_that_are_published() {
     assert_eq!(raw.len(), 1);
     let expected = r#"node_network_receive_bytes_total{device="eth0", instance="a", job="node"}"#;
     assert_eq!((raw[0].0.to_string().as_str(), raw[0].1.len()), (expected, 30));
+}
+
+/// What a selection copies is counted, so that concurrent readers of many series cannot take all memory.
+#[tokio::test]
+async fn the_memory_of_a_selection_belongs_to_its_request() {
+    const LIMIT: usize = 128 << 20;
+    let mut bench = Bench::new("detectors: [{name: net, match: [rx], by: [instance], transform: value}]");
+    let feature = |i: usize| {
+        let device = format!("eth{i}");
+        let labels = [(METRIC_NAME, "rx"), ("device", device.as_str()), ("instance", "a")];
+        series(&labels, &[(START_MS, i as f64)])
+    };
+    bench.send((0..100).map(feature).collect());
+    let (handle, commands) = channel();
+    let engine = std::thread::spawn(move || bench.engine.run(commands));
+    let permits = WorkPermits::new(prometheus_client::metrics::gauge::Gauge::default());
+    let query = || Query {
+        start_ms: 0,
+        end_ms: i64::MAX,
+        selector: crate::prom::Selector::parse(r#"{device=~"eth.*"}"#).expect("a selector"),
+    };
+    let other = permits.acquire().await.expect("a free turn");
+    other.reserve(LIMIT - 4096).expect("there is room");
+    let permit = permits.acquire().await.expect("a free turn");
+    let selected = handle.select(query(), &permit).await;
+    assert!(matches!(selected, Err(server::Error::OutOfMemory)));
+    drop(other);
+    assert_eq!(handle.select(query(), &permit).await.expect("there is room").len(), 100);
+    drop(handle);
+    engine.join().expect("no panic");
 }
