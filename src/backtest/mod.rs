@@ -115,18 +115,11 @@ impl Retraining<'_> {
     }
 
     /// A detector that is fitted to the data up to `now_ms`; `None` if that is too little.
-    fn fit_at(
-        &self,
-        window: &Window,
-        now_ms: i64,
-        scored_to_ms: i64,
-        own_incidents: &[Exclusion],
-    ) -> Option<(Schema, OnlineDetector)> {
-        let exclusions = [&self.exclusions, own_incidents].concat();
+    fn fit_at(&self, window: &Window, now_ms: i64, scored_to_ms: i64) -> Option<(Schema, OnlineDetector)> {
         let rows = TrainingSet::from_window(
             self.detector,
             &build::truncated(window, now_ms, i64::MAX / 4),
-            &exclusions,
+            &self.exclusions,
             scored_to_ms,
         )
         .ok()?;
@@ -150,7 +143,7 @@ pub fn replay(
 }
 
 /// Replays a range, and fits a new model whenever features are removed or added permanently, as the sidecar does. The new
-/// model is fitted to all data up to the change without the detected incidents. Periodic retraining is not replayed.
+/// model is fitted to all data up to the change. Periodic retraining is not replayed.
 pub fn replay_with_retraining(
     range: ReplayRange<'_>,
     retraining: &Retraining<'_>,
@@ -168,10 +161,7 @@ pub fn replay_with_retraining(
         replay.replay_rows(&schema, names, &mut detector, (assessed_to_ms, to_ms));
         let Some(change_ms) = change_ms else { return replay.result };
         assessed_to_ms = detector.newest_ms().unwrap_or(i64::MIN);
-        let own_incidents = replay.result.own_incidents();
-        if let Some((new_schema, new_detector)) =
-            retraining.fit_at(window, change_ms, assessed_to_ms, &own_incidents)
-        {
+        if let Some((new_schema, new_detector)) = retraining.fit_at(window, change_ms, assessed_to_ms) {
             replay.result.changes.push(SchemaChange::between(change_ms, &schema, &new_schema));
             detector = new_detector.inherit_incident(&detector);
             schema = new_schema;
@@ -293,14 +283,6 @@ impl BacktestResult {
         // A row without a score does not end an incident.
         let stretches = scored.chunk_by(|(_, a), (_, b)| a == b).filter(|stretch| stretch[0].1);
         stretches.map(|stretch| self.incident(stretch[0].0..stretch[stretch.len() - 1].0 + 1)).collect()
-    }
-
-    /// The incidents as exclusions of training.
-    fn own_incidents(&self) -> Vec<Exclusion> {
-        let rows = self.timestamps.iter().zip(&self.assessments);
-        let open =
-            rows.filter(|(_, assessment)| assessment.as_ref().is_some_and(|assessment| assessment.incident));
-        Exclusion::from_incident_rows(&open.map(|(time, _)| *time).collect::<Vec<_>>())
     }
 
     fn incident(&self, rows: std::ops::Range<usize>) -> Incident {

@@ -61,7 +61,7 @@ pub fn parse_exclusion(text: &str) -> Result<Exclusion, String> {
     if from_ms > to_ms {
         return Err(format!("{text:?} ends before it begins"));
     }
-    Ok(Exclusion { from_ms, to_ms, reason: text.into(), is_detected: false })
+    Ok(Exclusion { from_ms, to_ms, reason: text.into() })
 }
 
 /// Rows of one group, or of a file.
@@ -270,7 +270,6 @@ impl<'a> HistoryReader<'a> {
             })
             .await?;
             exclusions.extend(history::read_firing_alerts(client, &alerts, &group, range).await?);
-            exclusions.extend(history::read_incidents(client, &detector, &group, range).await?);
         }
         let window = build::from_series(series.iter(), range.1 - range.0);
         drop(series);

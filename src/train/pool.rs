@@ -7,7 +7,6 @@
 //! another group.
 
 use super::coverage::coverage_ms;
-use super::exclusion::Exclusion;
 use super::fit::ModelFitter;
 use super::training_set::{RowGatherer, TrainingSet};
 use crate::detector::Detector;
@@ -15,7 +14,7 @@ use crate::features::Schema;
 use crate::forest;
 use crate::models::Model;
 use crate::time::{self, DAY_MS};
-use crate::window::{ModelRole, Window};
+use crate::window::Window;
 use std::num::NonZeroUsize;
 
 /// Most groups of a pool. More would add little information and proportional time.
@@ -94,15 +93,11 @@ impl Pool {
     }
 
     fn group_training_set(&self, window: &Window) -> TrainingSet {
-        let scores = window.scores(ModelRole::Champion, i64::MIN, i64::MAX);
-        let incident_rows =
-            scores.filter(|(_, score)| score.incident_state.is_some_and(|state| state.is_incident));
-        let times: Vec<i64> = incident_rows.map(|(timestamp_ms, _)| timestamp_ms).collect();
         let columns = self.schema.features.iter().filter_map(|feature| window.find_column(feature));
         let observed_ms = columns.map(|column| coverage_ms(window, column, self.schema.transform)).max();
         let gatherer = RowGatherer {
             window,
-            exclusions: &Exclusion::from_incident_rows(&times),
+            exclusions: &[],
             observed_ms: observed_ms.unwrap_or(0).max(0),
             to_ms: i64::MAX,
         };

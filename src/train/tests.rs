@@ -208,14 +208,13 @@ fn exclusions_extend_by_the_range_of_rates() {
         from_ms: START_MS + 100 * STEP_MS,
         to_ms: START_MS + 109 * STEP_MS,
         reason: "release".into(),
-        is_detected: false,
     };
     let rows = TrainingSet::from_window(&detector, &window, std::slice::from_ref(&exclusion), i64::MAX)
         .expect("rows");
     // Ten rows, and the rows of one minute after them.
     assert_eq!(rows.excluded, [(exclusion, 14)]);
     assert_eq!(rows.len(), all.len() - 14);
-    let everything = Exclusion { from_ms: 0, to_ms: i64::MAX, reason: String::new(), is_detected: false };
+    let everything = Exclusion { from_ms: 0, to_ms: i64::MAX, reason: String::new() };
     assert_eq!(
         TrainingSet::from_window(&detector, &window, &[everything], i64::MAX),
         Err(TrainingSetError::NeverComplete { n_features: 1 })
@@ -250,22 +249,6 @@ fn an_extended_forest_is_trained_by_the_same_steps() {
 }
 
 #[test]
-fn a_lasting_incident_is_excluded_for_a_limited_time() {
-    let detector = detector("{min_history: 10m}");
-    let window = window(vec![counter("eth0", 0..20_000)]);
-    let at = |i: i64| START_MS + i * STEP_MS;
-    let excluded = |from: i64, is_detected: bool| {
-        let incident =
-            Exclusion { from_ms: at(from), to_ms: at(20_000), reason: "incident".into(), is_detected };
-        TrainingSet::from_window(&detector, &window, &[incident], i64::MAX).expect("rows").excluded[0].1
-    };
-    // One row for the end of the exclusion, and four rows whose rates cover it.
-    assert_eq!(excluded(100, true), 100 + 1 + 4, "as long as the history before it");
-    assert_eq!(excluded(12_000, true), 24 * 240 + 1 + 4, "a day");
-    assert_eq!(excluded(12_000, false), 8000, "a user's exclusion is not shortened");
-}
-
-#[test]
 fn a_feature_with_few_rows_or_none_costs_the_others_no_rows() {
     let detector = detector("{min_history: 10m}");
     let both = |early: std::ops::Range<i64>| {
@@ -278,12 +261,8 @@ fn a_feature_with_few_rows_or_none_costs_the_others_no_rows() {
     let most = rows(&detector, &both(0..6000)).expect("rows");
     assert_eq!(most.len(), 8992, "it was present most of the time, and absent for a thousand steps");
 
-    let excluded = Exclusion {
-        from_ms: START_MS + 6990 * STEP_MS,
-        to_ms: i64::MAX,
-        reason: "release".into(),
-        is_detected: false,
-    };
+    let excluded =
+        Exclusion { from_ms: START_MS + 6990 * STEP_MS, to_ms: i64::MAX, reason: "release".into() };
     let without = TrainingSet::from_window(&detector, &both(100..108), &[excluded], i64::MAX).expect("rows");
     assert_eq!((without.schema.features.as_slice(), without.len()), (&[feature("eth0")][..], 6986));
 }

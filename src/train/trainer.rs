@@ -194,11 +194,6 @@ impl<'a> TrainingRun<'a> {
                 Err(_) if is_first => {}
                 Err(error) => return Err(format!("alerts unknown: {}", chain(&error))),
             }
-            match history::read_incidents(client, detector, labels, range).await {
-                Ok(incidents) => exclusions.extend(incidents),
-                Err(_) if is_first => {}
-                Err(error) => return Err(format!("incidents unknown: {}", chain(&error))),
-            }
         }
         Ok(exclusions)
     }

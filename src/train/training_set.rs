@@ -131,8 +131,7 @@ impl TrainingSet {
     ) -> Result<Self, TrainingSetError> {
         let mut order: Vec<usize> = (0..timestamps.len()).filter(|row| timestamps[*row] <= to_ms).collect();
         order.sort_by_key(|row| timestamps[*row]);
-        let first_ms = order.first().map(|row| timestamps[*row]);
-        let mut builder = TrainingSetBuilder::new(&schema, exclusions, first_ms);
+        let mut builder = TrainingSetBuilder::new(&schema, exclusions);
         let mut values = Vec::new();
         for row in &order {
             values.clear();
@@ -208,7 +207,7 @@ impl RowGatherer<'_> {
         let mut steps = stable_since.to_vec();
         steps.sort_unstable();
         steps.dedup();
-        let mut builder = TrainingSetBuilder::new(&schema, self.exclusions, steps.first().copied());
+        let mut builder = TrainingSetBuilder::new(&schema, self.exclusions);
         let mut row = vec![f32::NAN; stable_since.len()];
         for (step, from_ms) in steps.iter().enumerate() {
             let until_ms = steps.get(step + 1).map_or(i64::MAX, |next_ms| next_ms - 1).min(self.to_ms);
@@ -262,13 +261,12 @@ struct TrainingSetBuilder {
 }
 
 impl TrainingSetBuilder {
-    fn new(schema: &Schema, exclusions: &[Exclusion], first_ms: Option<i64>) -> Self {
-        let first_ms = first_ms.unwrap_or(i64::MIN);
+    fn new(schema: &Schema, exclusions: &[Exclusion]) -> Self {
         Self {
             warm_up_ms: schema.transform.warm_up_ms(),
             timestamps: Vec::new(),
             by_row: Vec::new(),
-            excluded: exclusions.iter().map(|exclusion| (exclusion.capped(first_ms), 0)).collect(),
+            excluded: exclusions.iter().map(|exclusion| (exclusion.clone(), 0)).collect(),
         }
     }
 

@@ -4,7 +4,6 @@ use crate::models::FittedModel;
 use crate::prom::{Labels, METRIC_NAME, Sample};
 use crate::window::build;
 use crate::window::grid::Grid;
-use crate::window::{IncidentState, Score};
 use std::sync::Arc;
 
 const STEP_MS: i64 = 15_000;
@@ -76,21 +75,6 @@ fn groups_follow_each_other_days_apart_at_their_time_of_day() {
     }
     assert_eq!(rows.to_ms, START_MS + 99 * STEP_MS);
     assert_eq!(rows.observed_ms, (99 + 99 + 5999) * STEP_MS);
-}
-
-#[test]
-fn incidents_of_pooled_groups_are_excluded() {
-    let detector = detector("{kind: extended_isolation_forest}");
-    let mut window = group(1.0, 0..100);
-    let alarm = |is_incident| Some(IncidentState { threshold: 1.0, is_incident });
-    for i in 0..100 {
-        let score = Score { decision: 0.0, score: 0.0, incident_state: alarm((40..50).contains(&i)) };
-        window.set_score(ModelRole::Champion, START_MS + i * STEP_MS, score);
-    }
-    let rows = pool(&detector, vec![window]).training_set().expect("rows");
-    assert_eq!(rows.len(), 90);
-    let within = START_MS + 40 * STEP_MS..START_MS + 50 * STEP_MS;
-    assert!(!rows.timestamps.iter().any(|time| within.contains(time)));
 }
 
 #[test]
