@@ -138,35 +138,46 @@ impl Groups {
         if self.is_own_output(labels) {
             return Err(IgnoreReason::OwnOutput);
         }
-        let mut columns = Vec::new();
-        let mut over_limit = false;
-        for i in 0..self.config.detectors.len() {
-            let detector = self.config.detectors[i].clone();
-            if !detector.matchers.iter().any(|selector| selector.matches(labels)) {
-                continue;
-            }
-            let (by, feature) = labels.split(&detector.by);
-            let existing = self.by_labels[i]
-                .get(&by)
-                .and_then(|id| Some((*id, self.all[id].window().find_column(&feature)?)));
-            let column_ref = match existing {
-                Some((group, column)) => Some(ColumnRef { group, column }),
-                None if self.watched_series < MAX_WATCHED_SERIES
-                    && (self.all.len() < MAX_TOTAL_GROUPS || self.by_labels[i].contains_key(&by)) =>
-                {
-                    let id = self.get_or_create(i, &detector, by, now);
-                    let group = self.all.get_mut(&id).expect("found or created above");
-                    group
-                        .column(&feature)
-                        .map(|column| ColumnRef { group: id, column })
-                        .inspect(|_| self.watched_series += 1)
-                }
-                None => None,
-            };
-            over_limit |= column_ref.is_none();
-            columns.extend(column_ref);
+        let is_watching =
+            |detector: &Detector| detector.matchers.iter().any(|selector| selector.matches(labels));
+        let detectors = self.config.detectors.iter().enumerate();
+        let watching: Vec<usize> =
+            detectors.filter(|(_, detector)| is_watching(detector)).map(|(i, _)| i).collect();
+        let columns: Vec<ColumnRef> =
+            watching.iter().filter_map(|index| self.resolve_column(*index, labels, now)).collect();
+        let is_over_limit = columns.len() < watching.len();
+        if is_over_limit {
+            self.warn_about_limit(labels);
         }
-        if over_limit && !std::mem::replace(&mut self.over_limit, true) {
+        match columns.is_empty() {
+            false => Ok(columns),
+            true if is_over_limit => Err(IgnoreReason::OverLimit),
+            true => Err(IgnoreReason::Unwatched),
+        }
+    }
+
+    /// The column of a series in the groups of one detector, created if it is new. `None` above a limit.
+    fn resolve_column(&mut self, detector_index: usize, labels: &Labels, now: Instant) -> Option<ColumnRef> {
+        let detector = self.config.detectors[detector_index].clone();
+        let (by, feature) = labels.split(&detector.by);
+        let existing = self.by_labels[detector_index].get(&by).copied();
+        if let Some(group) = existing
+            && let Some(column) = self.all[&group].window().find_column(&feature)
+        {
+            return Some(ColumnRef { group, column });
+        }
+        let has_room = existing.is_some() || self.all.len() < MAX_TOTAL_GROUPS;
+        if !has_room || self.watched_series >= MAX_WATCHED_SERIES {
+            return None;
+        }
+        let id = existing.unwrap_or_else(|| self.create(detector_index, &detector, by, now));
+        let column = self.all.get_mut(&id)?.column(&feature)?;
+        self.watched_series += 1;
+        Some(ColumnRef { group: id, column })
+    }
+
+    fn warn_about_limit(&mut self, labels: &Labels) {
+        if !std::mem::replace(&mut self.over_limit, true) {
             warn!(
                 component = "series",
                 series = %labels,
@@ -177,11 +188,6 @@ impl Groups {
                 group_limit = MAX_FEATURES,
                 "too many watched series, new ones are ignored"
             );
-        }
-        match columns.is_empty() {
-            false => Ok(columns),
-            true if over_limit => Err(IgnoreReason::OverLimit),
-            true => Err(IgnoreReason::Unwatched),
         }
     }
 
@@ -194,16 +200,13 @@ impl Groups {
             || OUTPUT_METADATA.iter().any(|(own, _)| *own == name) && is_detector(labels.get("detector"))
     }
 
-    fn get_or_create(
+    fn create(
         &mut self,
         detector_index: usize,
         detector: &Arc<Detector>,
         labels: Labels,
         now: Instant,
     ) -> u32 {
-        if let Some(id) = self.by_labels[detector_index].get(&labels) {
-            return *id;
-        }
         info!(component = "series", detector = detector.name, group = %labels, "new group");
         let group = Group::new(detector.clone(), labels.clone(), self.config.remote_write.len(), now);
         let id = self.insert(group);

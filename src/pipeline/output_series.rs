@@ -9,11 +9,9 @@ use super::serving::Contribution;
 use crate::detector::Detector;
 use crate::models::registry;
 use crate::prom::{Labels, METRIC_NAME, Sample};
+use crate::remote_write::message::CHAMPION_SERIES;
 use crate::window::{ModelRole, Score};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Most samples of a row without a challenger and contributions that does not follow one with them.
-pub const MAX_SAMPLES_PER_CHAMPION_ROW: usize = 4;
 
 /// A series of a group.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,7 +30,7 @@ pub enum OutputSeries {
 
 impl OutputSeries {
     /// The series of a model's scores. Threshold and incident are the champion's only.
-    pub fn of_role(role: ModelRole) -> [Self; 4] {
+    pub fn of_role(role: ModelRole) -> [Self; CHAMPION_SERIES] {
         [Self::Decision(role), Self::Score(role), Self::Threshold, Self::Incident]
     }
 

@@ -1,15 +1,14 @@
 //! A model that scores the window of a group.
 
 use crate::detect::{self, DeviationReason, OnlineDetector};
-use crate::features::{RowReader, Schema};
+use crate::features::counter::CounterEvent;
+use crate::features::{Row, RowReader, Schema};
 use crate::models::{DeployedModel, Model, RunningModel};
 use crate::prom::{Labels, METRIC_NAME};
+use crate::remote_write::message::MAX_CONTRIBUTIONS;
 use crate::snapshot::PendingCheckpoint;
 use crate::window::{Score, Window};
 use std::sync::{Arc, OnceLock};
-
-/// Most contributions of an incident that are written.
-pub const MAX_CONTRIBUTIONS: usize = 3;
 
 /// A feature's part in an incident.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,8 +27,9 @@ pub struct Contribution {
 pub struct ServingModel {
     /// The model.
     pub deployed: DeployedModel,
-    /// Reads the rows of its schema.
-    pub reader: RowReader,
+    reader: RowReader,
+    /// Values of the row that was read last.
+    values: Vec<f32>,
     /// Rows up to here belong to another model or to the training: their scores stay.
     pub frozen_to_ms: i64,
     /// Rows up to here were skipped, or processed by the model.
@@ -52,7 +52,15 @@ impl ServingModel {
         let reader = RowReader::new(&deployed.model.schema, window);
         let processed_to_ms = running.newest_ms().unwrap_or(i64::MIN);
         let frozen_to_ms = frozen_to_ms.max(processed_to_ms);
-        Self { deployed, reader, frozen_to_ms, processed_to_ms, running, digest: Arc::default() }
+        Self {
+            deployed,
+            reader,
+            values: Vec::new(),
+            frozen_to_ms,
+            processed_to_ms,
+            running,
+            digest: Arc::default(),
+        }
     }
 
     /// Continues the incident of the previous model.
@@ -90,10 +98,35 @@ impl ServingModel {
         self.running.set_alerts(alerts);
     }
 
-    /// Scores a complete row, and returns the contributions of an incident. `None` for a row that is not after the
-    /// previous one, if the model scores rows in order.
-    pub fn score(&mut self, timestamp_ms: i64, values: &[f32]) -> Option<(Score, Vec<Contribution>)> {
-        let (score, assessment) = self.running.score(timestamp_ms, values)?;
+    /// Binds the model to the changed columns of the window.
+    pub fn rebind(&mut self, window: &Window) {
+        self.reader = RowReader::new(&self.deployed.model.schema, window);
+    }
+
+    /// Reads the row that contains `timestamp_ms`. Calls `on_event` for each counter event of it.
+    pub fn read_row(
+        &mut self,
+        window: &Window,
+        timestamp_ms: i64,
+        on_event: impl FnMut(CounterEvent),
+    ) -> Row {
+        self.reader.read_row(&self.deployed.model.schema, window, timestamp_ms, &mut self.values, on_event)
+    }
+
+    /// True if the row that contains `timestamp_ms` has a staleness marker.
+    pub fn has_staleness_marker(&self, window: &Window, timestamp_ms: i64) -> bool {
+        self.reader.has_staleness_marker(self.schema(), window, timestamp_ms)
+    }
+
+    /// True if every value of the row that was read last is finite.
+    pub fn is_row_finite(&self) -> bool {
+        self.values.iter().all(|value| value.is_finite())
+    }
+
+    /// Scores the complete row that was read last, and returns the contributions of an incident. `None` for a row that
+    /// is not after the previous one, if the model scores rows in order.
+    pub fn score(&mut self, timestamp_ms: i64) -> Option<(Score, Vec<Contribution>)> {
+        let (score, assessment) = self.running.score(timestamp_ms, &self.values)?;
         let Some(assessment) = assessment.filter(|assessment| assessment.incident) else {
             return Some((score, Vec::new()));
         };
@@ -106,6 +139,15 @@ impl ServingModel {
         };
         let contributions = assessment.contributions(MAX_CONTRIBUTIONS).map(contribution).collect();
         Some((score, contributions))
+    }
+
+    /// The score of a row, if the row is complete.
+    pub fn score_if_complete(&mut self, window: &Window, timestamp_ms: i64) -> Option<Score> {
+        let is_usable = match self.read_row(window, timestamp_ms, |_| {}) {
+            Row::Complete { is_full_range, .. } => is_full_range || !self.is_sequential(),
+            Row::Missing(_) | Row::TooFewSamples(_) => false,
+        };
+        is_usable.then(|| self.score(timestamp_ms)).flatten().map(|(score, _)| score)
     }
 }
 

@@ -14,6 +14,19 @@ use std::str::FromStr;
 /// `GAUGE` of both messages' metadata.
 const GAUGE: i32 = 2;
 
+/// Series of a champion: decision, score, threshold and incident.
+pub const CHAMPION_SERIES: usize = 4;
+/// Series of a challenger: decision and score.
+const CHALLENGER_SERIES: usize = 2;
+/// Series of a contribution: share, expected value and its bounds.
+const CONTRIBUTION_SERIES: usize = 4;
+/// Most contributions of an incident that are written.
+pub const MAX_CONTRIBUTIONS: usize = 3;
+/// Most samples of one row: those of both models, and a value or a staleness marker for each series of its contributions
+/// and of the previous row's. A request must have room for one row.
+pub const MAX_SAMPLES_PER_ROW: usize =
+    CHAMPION_SERIES + CHALLENGER_SERIES + 2 * MAX_CONTRIBUTIONS * CONTRIBUTION_SERIES;
+
 /// Names and help of the output series whose names do not depend on the configuration.
 pub const OUTPUT_METADATA: [(&str, &str); 7] = [
     ("anomaly_score", "Anomaly score of a row; 1 is the alert threshold"),

@@ -12,7 +12,7 @@ use crate::http::Url;
 use crate::http::config::ClientConfig;
 use crate::prom::duration;
 use crate::yaml::{Node, Section};
-use message::ProtobufMessage;
+use message::{MAX_SAMPLES_PER_ROW, ProtobufMessage};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
@@ -20,11 +20,6 @@ use prometheus_client::registry::Registry;
 use std::time::{Duration, Instant};
 
 pub use message::TimeSeries;
-
-/// Most samples of one row: decision, score, threshold and incident; decision and score of the challenger; share and
-/// expected range of three contributions; staleness markers of three earlier contributions. A request must have room
-/// for one row.
-pub const MAX_SAMPLES_PER_ROW: usize = 4 + 2 + 3 * 4 + 3 * 4;
 
 /// A `remote_write` block. Names are Prometheus'; a default that differs from Prometheus' has its reason beside it.
 #[derive(Clone, Debug, PartialEq)]

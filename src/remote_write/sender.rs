@@ -155,7 +155,7 @@ impl<W: BatchSource> SendLoop<W> {
 
     /// Halves the size of requests after one of `samples` samples was too large.
     fn reduce_request_size(&mut self, samples: usize) {
-        let reduced = (samples / 2).max(super::MAX_SAMPLES_PER_ROW);
+        let reduced = (samples / 2).max(super::message::MAX_SAMPLES_PER_ROW);
         if reduced < self.max_samples {
             self.max_samples = reduced;
             info!(component = "remote_write", url = %self.sender.config.url, max_samples_per_send = reduced, "the endpoint rejects larger requests");

@@ -21,7 +21,7 @@ impl Engine {
         let mut gap: Option<Gap> = None;
         while let Some(id) = waiting.pop_first() {
             let Some(group) = self.groups.get_mut(id) else { continue };
-            let Some(after_ms) = group.hold_after_ms() else { continue };
+            let Some(after_ms) = group.gaps().after_ms() else { continue };
             let detector = group.detector.clone();
             if self.gaps.is_cooling_down(id, now) {
                 self.gaps.count_skipped(&detector.name, &self.gap_metrics);
@@ -46,10 +46,7 @@ impl Engine {
         if let Some(mut gap) = gap {
             // Groups that lost the same stream and have no newer sample yet share the request.
             for (id, group) in self.groups.iter_mut() {
-                if Arc::ptr_eq(&group.detector, &gap.detector)
-                    && let Some(newest_ms) = group.shares_gap(gap.range.0, now_ms)
-                {
-                    group.start_hold(newest_ms, now);
+                if Arc::ptr_eq(&group.detector, &gap.detector) && group.join_gap(gap.range.0, now, now_ms) {
                     gap.groups.push((id, group.labels.clone()));
                 }
             }
@@ -111,8 +108,8 @@ impl Engine {
         let mut released = BTreeSet::new();
         let mut n_held = 0;
         for (id, group) in self.groups.iter_mut() {
-            n_held += usize::from(group.hold_after_ms().is_some());
-            if group.is_hold_expired(now) {
+            n_held += usize::from(group.gaps().after_ms().is_some());
+            if group.gaps().is_expired(now) {
                 self.gap_metrics.count_timeout(&group.detector.name);
                 warn!(component = "remote_read", detector = group.detector.name, group = %group.labels, "scoring resumes although samples are missing: remote read did not answer in time");
                 group.release_hold(now);

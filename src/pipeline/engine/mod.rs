@@ -173,7 +173,7 @@ impl Engine {
         for &id in touched {
             let Some(group) = self.groups.get_mut(id) else { continue };
             let detector = group.detector.clone();
-            if group.hold_after_ms().is_some() && !self.gaps.contains(id) {
+            if group.gaps().after_ms().is_some() && !self.gaps.contains(id) {
                 self.gap_metrics.count_gap(&detector.name);
                 if has_remote_read {
                     self.gaps.enqueue(id);
@@ -295,10 +295,10 @@ impl Engine {
 
     fn reload(&mut self, config: Arc<Config>, wakeups: Vec<Arc<Notify>>, now: Instant, now_ms: i64) {
         let kept = self.groups.kept_endpoints(&config);
-        let before = self.groups.iter().map(Group::n_pending_samples).sum::<usize>();
+        let before = self.groups.iter().map(n_pending_samples).sum::<usize>();
         let retired = self.groups.reload(config, &kept, now, now_ms);
-        let after = self.groups.iter().map(Group::n_pending_samples).sum::<usize>();
-        let of_retired = retired.iter().map(Group::n_pending_samples).sum::<usize>();
+        let after = self.groups.iter().map(n_pending_samples).sum::<usize>();
+        let of_retired = retired.iter().map(n_pending_samples).sum::<usize>();
         // Samples of removed endpoints; `retire` counts those of removed groups.
         self.remote_write_metrics
             .count_failed(FailureReason::Abandoned, before.saturating_sub(after + of_retired));
@@ -314,6 +314,10 @@ impl Engine {
             state.wake.notify_one();
         }
     }
+}
+
+fn n_pending_samples(group: &Group) -> usize {
+    group.publication().n_pending_samples()
 }
 
 /// Counts the events of a group.

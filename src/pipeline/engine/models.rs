@@ -28,10 +28,10 @@ impl Engine {
         }
         match outcome {
             TrainingOutcome::Model { deployed, warm_start, seconds, .. } => {
-                self.install_trained(id, deployed, warm_start, seconds, now)
+                self.install_trained(id, deployed, warm_start, None, seconds, now)
             }
             TrainingOutcome::Pooled { have_ms, deployed, warm_start, seconds } => {
-                self.install_pooled(id, deployed, warm_start, have_ms, seconds, now)
+                self.install_trained(id, deployed, warm_start, Some(have_ms), seconds, now)
             }
             TrainingOutcome::Gated { name, version, card, reasons } => {
                 let reasons = reasons.join("; ");
@@ -53,17 +53,23 @@ impl Engine {
         self.readiness.update(&self.groups, now);
     }
 
-    /// Installs a model that was trained, or found in the registry.
+    /// Installs the model of a training. `pooled_history_ms` is the history of a group that gets a model of other groups.
     fn install_trained(
         &mut self,
         id: u32,
         deployed: DeployedModel,
         warm_start: WarmStart,
+        pooled_history_ms: Option<i64>,
         seconds: f64,
         now: Instant,
     ) {
+        let alias = self.groups.config().registry.alias.clone();
         let Some(group) = self.groups.get_mut(id) else { return };
         let detector = group.detector.clone();
+        let state = match pooled_history_ms {
+            Some(_) => "a model of other groups serves until there is enough history for one of its own",
+            None => "model in service",
+        };
         info!(
             component = "train",
             detector = detector.name,
@@ -73,53 +79,20 @@ impl Engine {
             features = deployed.model.schema.features.len(),
             rows = deployed.model.card.training_range.as_ref().map(|history| history.n_rows),
             duration_seconds = seconds,
-            "model in service"
+            "{state}"
         );
-        let mut on_event = event_recorder(&self.metrics, &self.remote_write_metrics, &detector.name);
         let age = deployed.model.card.age(now_ms());
-        if group.install_trained(deployed, age, warm_start, now, &mut on_event) {
-            self.metrics.set_newest_scored(group);
-        }
-        drop(on_event);
-        self.publish_installed(id);
-    }
-
-    /// Installs a model of other groups, until there is enough history for one of the group's own.
-    fn install_pooled(
-        &mut self,
-        id: u32,
-        deployed: DeployedModel,
-        warm_start: WarmStart,
-        have_ms: i64,
-        seconds: f64,
-        now: Instant,
-    ) {
-        let Some(group) = self.groups.get_mut(id) else { return };
-        let detector = group.detector.clone();
-        info!(
-            component = "train",
-            detector = detector.name,
-            group = %group.labels,
-            features = deployed.model.schema.features.len(),
-            rows = deployed.model.card.training_range.as_ref().map(|history| history.n_rows),
-            duration_seconds = seconds,
-            "a model of other groups serves until there is enough history for one of its own"
-        );
         let mut on_event = event_recorder(&self.metrics, &self.remote_write_metrics, &detector.name);
         if group.install(deployed, warm_start, now, &mut on_event) {
             self.metrics.set_newest_scored(group);
         }
-        drop(on_event);
-        group.too_short(have_ms, now);
-        self.publish_installed(id);
-    }
-
-    /// Wakes the endpoints of a group with another model: restored scores are held back until the model arrives with
-    /// the watermark of the endpoints.
-    fn publish_installed(&mut self, id: u32) {
-        let Some(group) = self.groups.get(id) else { return };
+        match pooled_history_ms {
+            Some(have_ms) => group.too_short(have_ms, now),
+            None => group.training_succeeded(age, now),
+        }
+        // Restored scores are held back until the model arrives with the watermark of the endpoints.
         notify(&mut self.endpoints, id);
-        self.metrics.set_models(group, &self.groups.config().registry.alias);
+        self.metrics.set_models(group, &alias);
     }
 
     /// Deploys a model of the registry. A model with features that the group lacks is rejected: none of its rows

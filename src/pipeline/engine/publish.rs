@@ -47,7 +47,7 @@ impl Engine {
         let after = state.pending.range((Bound::Excluded(state.last_group), Bound::Unbounded));
         let order: Vec<u32> = after.chain(state.pending.range(..=state.last_group)).copied().collect();
         for id in order {
-            if remaining < remote_write::MAX_SAMPLES_PER_ROW {
+            if remaining < remote_write::message::MAX_SAMPLES_PER_ROW {
                 break;
             }
             let Some(group) = self.groups.get_mut(id) else {
@@ -58,7 +58,7 @@ impl Engine {
                 .count_failed(FailureReason::LeftWindow, group.take_left_window(endpoint));
             let n_samples = group.collect_unpublished(id, endpoint, to_ms, remaining, &mut batch);
             remaining -= n_samples;
-            if n_samples == 0 && group.is_published(endpoint) {
+            if n_samples == 0 && group.publication().is_published(endpoint) {
                 state.pending.remove(&id);
                 continue;
             }
@@ -84,10 +84,16 @@ impl Engine {
         for position in positions {
             let published = self.groups.get_mut(position.group).is_none_or(|group| {
                 let to_ms = now_ms - BACKFILLED_AFTER_MS;
-                let late = group.rows_between(endpoint, position.timestamp_ms, oldest_ms, to_ms);
+                let late = group.publication().rows_between(
+                    group.window(),
+                    endpoint,
+                    position.timestamp_ms,
+                    oldest_ms,
+                    to_ms,
+                );
                 self.metrics.count_backfilled(&group.detector.name, late);
                 group.advance(endpoint, position.timestamp_ms);
-                group.is_published(endpoint)
+                group.publication().is_published(endpoint)
             });
             if published {
                 state.pending.remove(&position.group);
@@ -103,7 +109,8 @@ impl Engine {
             let (series, last_ms) = group.unterminated_series(*kept);
             state.stale_markers.add(series, last_ms, now_ms);
         }
-        self.remote_write_metrics.count_failed(FailureReason::Abandoned, group.n_pending_samples());
+        self.remote_write_metrics
+            .count_failed(FailureReason::Abandoned, group.publication().n_pending_samples());
         self.metrics.remove_group(group);
     }
 }

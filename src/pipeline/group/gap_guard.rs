@@ -41,7 +41,7 @@ impl GapGuard {
     }
 
     /// Starts a hold: samples after the newest row are missing, and the newest row may be incomplete.
-    pub fn start_hold(&mut self, newest_ms: i64, now: Instant) {
+    fn start_hold(&mut self, newest_ms: i64, now: Instant) {
         let after_ms = newest_ms - self.intervals.interval_ms().unwrap_or(0);
         self.hold = Some(GapHold { after_ms, since: now, until: now + HOLD_TIMEOUT });
     }
@@ -73,12 +73,17 @@ impl GapGuard {
         self.hold.is_some_and(|hold| now >= hold.until)
     }
 
-    /// True if these rows ended together with those of another group's gap and have not resumed.
-    pub fn shares_gap(&self, after_ms: i64, newest_ms: i64, now_ms: i64) -> bool {
+    /// Holds the scoring if these rows ended together with those of another group's gap and have not resumed. True if
+    /// the hold starts.
+    pub fn join(&mut self, after_ms: i64, newest_ms: i64, now: Instant, now_ms: i64) -> bool {
         let Some(interval_ms) = self.intervals.interval_ms() else { return false };
         let is_silent = 2 * (now_ms - newest_ms) > 3 * interval_ms;
         let ended_together = (newest_ms - after_ms).abs() <= 3 * interval_ms;
-        self.hold.is_none() && is_silent && ended_together
+        let joins = self.hold.is_none() && is_silent && ended_together;
+        if joins {
+            self.start_hold(newest_ms, now);
+        }
+        joins
     }
 
     /// True if two senders seem to send these rows.

@@ -1,36 +1,38 @@
 //! A group: its window, models, open rows and cursors.
 
-pub mod deployment;
-pub mod gap_guard;
 pub mod event;
+mod closing;
+pub mod gap_guard;
 mod incident_log;
-mod gap_hold;
-mod publishing;
+mod publication;
 mod row_tracker;
+mod scoring;
+mod serving_slots;
+pub mod deployment;
 pub mod snapshot;
 mod training;
 
-use super::drift::DriftMonitor;
-use super::output_series::Cursor;
+use super::gaps::{self, AuditedSeries};
 use super::schedule::TrainingSchedule;
 use super::select::{GroupMatches, GroupQuery};
-use super::serving::{Contribution, ServingModel};
 use crate::detect::OnlineDetector;
 use crate::detector::Detector;
-use crate::features::{Row, RowReader, Schema, counter};
+use crate::features::Schema;
 use crate::models::DeployedModel;
 use crate::prom::{Labels, Sample};
+use crate::remote_read::SeriesSamples;
 use crate::remote_read::server::Query;
-use crate::remote_write::FailureReason;
-use crate::snapshot::ModelCheckpoint;
+use crate::remote_write::{Batch, CursorPosition, TimeSeries};
 use crate::time;
 use crate::train::WarmStart;
 use crate::train::coverage;
-use crate::window::{Column, ModelRole, PushOutcome, Score, Window};
-use event::{GroupEvent, RowState};
+use crate::window::{Column, ModelRole, PushOutcome, Window};
+use event::GroupEvent;
 use gap_guard::GapGuard;
 use incident_log::IncidentLog;
+use publication::{OutputSource, Publication};
 use row_tracker::RowTracker;
+use serving_slots::ServingSlots;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -48,51 +50,35 @@ pub struct Group {
     /// The values of the `by` labels.
     pub labels: Labels,
     window: Window,
-    champion: Option<ServingModel>,
-    challenger: Option<ServingModel>,
-    drift: DriftMonitor,
+    models: ServingSlots,
     rows: RowTracker,
     incidents: IncidentLog,
+    publication: Publication,
     gaps: GapGuard,
-    /// Scratch space for the values of a row.
-    values: Vec<f32>,
-    cursors: Vec<Cursor>,
-    /// Rows up to here were scored and written by an earlier process.
-    written_to_ms: i64,
-    /// Timestamp of the newest scored row, and arrival of its last sample.
-    newest_scored: Option<(i64, Instant)>,
     /// True if anything that `/metrics` shows of the group has changed.
     metrics_dirty: bool,
     /// True if anything has changed since the last snapshot.
     snapshot_dirty: bool,
-    /// States of the models at the end of the earlier process, until the models serve again.
-    checkpoints: [Option<ModelCheckpoint>; 2],
     first_sample_at: Instant,
     last_received: Instant,
     schedule: TrainingSchedule,
 }
 
 impl Group {
-    /// A group without samples, with cursors for `n_targets` endpoints.
+    /// A group without samples, with cursors for this many endpoints.
     pub fn new(detector: Arc<Detector>, labels: Labels, n_endpoints: usize, now: Instant) -> Self {
         Self {
             schedule: TrainingSchedule::new(&detector, now),
             window: Window::new(time::millis(detector.window)),
             detector,
             labels,
-            champion: None,
-            challenger: None,
-            drift: DriftMonitor::default(),
+            models: ServingSlots::default(),
             rows: RowTracker::default(),
             incidents: IncidentLog::default(),
+            publication: Publication::new(n_endpoints),
             gaps: GapGuard::default(),
-            values: Vec::new(),
-            cursors: vec![Cursor::after(i64::MIN); n_endpoints],
-            written_to_ms: i64::MIN,
-            newest_scored: None,
             metrics_dirty: true,
             snapshot_dirty: false,
-            checkpoints: [None, None],
             first_sample_at: now,
             last_received: now,
         }
@@ -102,10 +88,7 @@ impl Group {
     /// cannot be kept.
     pub fn reconfigure(&mut self, detector: &Arc<Detector>, now: Instant, now_ms: i64) -> bool {
         let length_ms = time::millis(detector.window);
-        let mut schemas = self.champion.iter().chain(&self.challenger).map(ServingModel::schema);
-        if !detector.has_same_selection(&self.detector)
-            || schemas.any(|schema| schema.transform.lookback_ms() > length_ms)
-        {
+        if !detector.has_same_selection(&self.detector) || !self.models.fit_window(length_ms) {
             return false;
         }
         let old = std::mem::replace(&mut self.detector, detector.clone());
@@ -114,10 +97,8 @@ impl Group {
         }
         self.metrics_dirty = true;
         self.window.set_length(length_ms);
-        for serving in self.champion.iter_mut().chain(&mut self.challenger) {
-            serving.set_alerts(&detector.alerts);
-        }
-        if let Some(serving) = &self.champion
+        self.models.set_alerts(&detector.alerts);
+        if let Some(serving) = self.models.champion()
             && !serving.deployed.is_pooled()
             && old.training != detector.training
         {
@@ -140,16 +121,9 @@ impl Group {
         let known = self.window.find_column(feature);
         let column = self.window.get_or_add_column(feature)?;
         if known.is_none() {
-            self.rebind_columns();
+            self.models.rebind(&self.window);
         }
         Some(column)
-    }
-
-    /// Binds the models to the changed columns of the window.
-    fn rebind_columns(&mut self) {
-        for serving in self.champion.iter_mut().chain(&mut self.challenger) {
-            serving.reader = RowReader::new(serving.schema(), &self.window);
-        }
     }
 
     /// Number of columns of the window.
@@ -168,8 +142,8 @@ impl Group {
         self.snapshot_dirty = true;
         let late = newest_ms.is_some_and(|newest| sample.timestamp_ms < newest);
         if newest_ms.is_none_or(|newest| newest < sample.timestamp_ms) {
-            let key = self.row_key(sample.timestamp_ms);
-            self.gaps.observe(key, newest_ms, self.champion.is_some(), now);
+            let key = self.models.row_key(sample.timestamp_ms);
+            self.gaps.observe(key, newest_ms, self.models.champion().is_some(), now);
         }
         self.touch(sample.timestamp_ms, now);
         if late {
@@ -179,256 +153,20 @@ impl Group {
     }
 
     fn touch(&mut self, timestamp_ms: i64, now: Instant) {
-        let key = self.row_key(timestamp_ms);
-        let Self { rows, champion, window, .. } = self;
-        let is_scored = || champion.is_some() && window.score(ModelRole::Champion, timestamp_ms).is_some();
-        rows.touch(key, timestamp_ms, is_scored, now);
-    }
-
-    /// The last timestamp that belongs to the row of this timestamp.
-    fn row_key(&self, timestamp_ms: i64) -> i64 {
-        row_key(self.champion.as_ref(), timestamp_ms)
-    }
-
-    /// Scores the rows that have new samples since the last call. Returns true if there is a new score.
-    pub fn score_touched(&mut self, now: Instant, on_event: &mut impl FnMut(GroupEvent)) -> bool {
-        if self.gaps.is_holding() {
-            return false;
-        }
-        if self.champion.as_ref().is_some_and(ServingModel::is_sequential) {
-            return self.score_in_order(now, on_event);
-        }
-        let schema = self.champion.as_ref().map(ServingModel::schema);
-        let touched = self.rows.take_touched(&self.window, schema);
-        let mut scored = false;
-        for key in touched {
-            scored |= self.score_row(key, now, on_event);
-        }
-        scored
-    }
-
-    fn score_row(&mut self, key: i64, now: Instant, on_event: &mut impl FnMut(GroupEvent)) -> bool {
-        let Some(serving) = &mut self.champion else { return false };
-        let model = serving.model().clone();
-        let mut events = Vec::new();
-        let row = serving
-            .reader
-            .read_row(&model.schema, &self.window, key, &mut self.values, |event| events.push(event));
-        let Row::Complete { timestamp_ms, .. } = row else { return false };
-        self.rows.close(key);
-        let old = self.window.score(ModelRole::Champion, timestamp_ms);
-        if old.is_some() && (timestamp_ms <= serving.frozen_to_ms || timestamp_ms <= self.written_to_ms) {
-            return false;
-        }
-        let Some((new, _)) = serving.score(timestamp_ms, &self.values) else { return false };
-        if old == Some(new) {
-            return false;
-        }
-        self.store_score(timestamp_ms, old, new, Vec::new(), events, now, on_event);
-        true
-    }
-
-    /// Scores the rows after the newest scored one in order, up to the first that still waits for samples.
-    fn score_in_order(&mut self, now: Instant, on_event: &mut impl FnMut(GroupEvent)) -> bool {
-        self.rows.clear_touched();
-        let Some(serving) = &self.champion else { return false };
-        let model = serving.model().clone();
-        let processed_to_ms = serving.processed_to_ms;
-        let times: Vec<i64> = self.window.timestamps(processed_to_ms, i64::MAX).collect();
-        let mut scored = false;
-        for time in times {
-            let Some(serving) = &mut self.champion else { break };
-            let key = model.schema.grid.bounds(time).1;
-            if key <= serving.processed_to_ms {
-                continue;
-            }
-            let mut events = Vec::new();
-            let row = serving
-                .reader
-                .read_row(&model.schema, &self.window, key, &mut self.values, |event| events.push(event));
-            match row {
-                Row::Complete { timestamp_ms, is_full_range: true } => {
-                    serving.processed_to_ms = key;
-                    let result = serving.score(timestamp_ms, &self.values);
-                    let frozen_to_ms = serving.frozen_to_ms;
-                    self.rows.close(key);
-                    let Some((new, contributions)) = result else { continue };
-                    let old = self.window.score(ModelRole::Champion, timestamp_ms);
-                    // Scores of earlier models stay, even if only an endpoint has them. The row still advances the
-                    // state of the detection.
-                    let was_scored_before = old.is_some() || timestamp_ms <= self.written_to_ms;
-                    if timestamp_ms > frozen_to_ms || !was_scored_before {
-                        self.store_score(timestamp_ms, old, new, contributions, events, now, on_event);
-                        scored = true;
-                    }
-                }
-                Row::Complete { is_full_range: false, .. } => {
-                    serving.processed_to_ms = key;
-                    if self.rows.close(key).is_some() {
-                        on_event(GroupEvent::Row(RowState::TooShort));
-                    }
-                }
-                // The row has samples of other features only.
-                Row::Missing(missing)
-                    if missing.len() == model.schema.features.len()
-                        && !serving.reader.has_staleness_marker(&model.schema, &self.window, key) => {}
-                Row::Missing(_) | Row::TooFewSamples(_) if self.rows.is_open(key) => break,
-                Row::Missing(_) | Row::TooFewSamples(_) => serving.processed_to_ms = key,
-            }
-        }
-        scored
-    }
-
-    /// Stores the score of a row and emits its events.
-    #[expect(clippy::too_many_arguments, reason = "a row, from all sides")]
-    fn store_score(
-        &mut self,
-        timestamp_ms: i64,
-        old: Option<Score>,
-        new: Score,
-        contributions: Vec<Contribution>,
-        events: Vec<counter::CounterEvent>,
-        now: Instant,
-        on_event: &mut impl FnMut(GroupEvent),
-    ) {
-        self.snapshot_dirty = true;
-        self.window.set_score(ModelRole::Champion, timestamp_ms, new);
-        let was_written = timestamp_ms <= self.written_to_ms;
-        let failure = if was_written {
-            // Prometheus already has this score, bit for bit.
-            None
-        } else if old.is_none() {
-            on_event(GroupEvent::Row(RowState::Complete));
-            events.into_iter().for_each(|event| on_event(GroupEvent::Counter(event)));
-            if self.values.iter().any(|value| !value.is_finite()) {
-                on_event(GroupEvent::NotFinite);
-            }
-            self.drift.add(timestamp_ms, new.decision);
-            self.metrics_dirty |= self.rows.set_missing_features(0);
-            Some(FailureReason::OutOfOrder)
-        } else {
-            Some(FailureReason::Revised)
-        };
-        for cursor in &mut self.cursors {
-            let Some(failure) = failure else { continue };
-            if timestamp_ms <= cursor.dispatched_ms {
-                on_event(GroupEvent::SamplesFailed(failure, samples_per_row(&new)));
-            } else if old.is_none() {
-                cursor.pending_samples += samples_per_row(&new);
-            }
-        }
-        if self.newest_scored.is_none_or(|(newest_ms, _)| newest_ms < timestamp_ms) {
-            self.newest_scored = Some((timestamp_ms, now));
-        }
-        self.track_incident(timestamp_ms, &new, contributions);
-        self.score_challenger(timestamp_ms);
-    }
-
-    fn track_incident(&mut self, timestamp_ms: i64, score: &Score, contributions: Vec<Contribution>) {
-        let start_ms = self.window.start_ms();
-        self.rows.drop_stale_until(start_ms);
-        let is_incident = score.incident_state.is_some_and(|state| state.is_incident);
-        self.metrics_dirty |= self.incidents.record(timestamp_ms, is_incident, contributions, start_ms);
+        let Self { rows, models, window, .. } = self;
+        let is_scored =
+            || models.champion().is_some() && window.score(ModelRole::Champion, timestamp_ms).is_some();
+        rows.touch(models.row_key(timestamp_ms), timestamp_ms, is_scored, now);
     }
 
     /// Incidents within the last day; `None` for a model without incidents.
     pub fn incidents_last_day(&self) -> Option<usize> {
-        let is_ordered = self.champion.as_ref().is_some_and(ServingModel::is_sequential);
-        is_ordered.then_some(self.incidents.starts().len())
-    }
-
-    /// Scores a row of the champion with the challenger too, if the row has all of its features.
-    fn score_challenger(&mut self, timestamp_ms: i64) {
-        if let Some(score) = self.challenger_score(timestamp_ms) {
-            self.window.set_score(ModelRole::Challenger, timestamp_ms, score);
-        }
-    }
-
-    fn challenger_score(&mut self, timestamp_ms: i64) -> Option<Score> {
-        let challenger = self.challenger.as_mut()?;
-        let model = challenger.model().clone();
-        let row =
-            challenger.reader.read_row(&model.schema, &self.window, timestamp_ms, &mut self.values, |_| {});
-        let is_usable = match challenger.is_sequential() {
-            true => matches!(row, Row::Complete { is_full_range: true, .. }),
-            false => matches!(row, Row::Complete { .. }),
-        };
-        if !is_usable {
-            return None;
-        }
-        challenger.score(timestamp_ms, &self.values).map(|(score, _)| score)
-    }
-
-    /// Closes the rows whose grace period is over. Returns true if there were any.
-    pub fn close_rows(&mut self, now: Instant, on_event: &mut impl FnMut(GroupEvent)) -> bool {
-        if self.gaps.is_holding() {
-            return false;
-        }
-        let grace = self.detector.grace;
-        let newest = self.window.newest_ms().map(|newest_ms| self.row_key(newest_ms));
-        let overdue = self.rows.overdue(grace, now);
-        let mut any = false;
-        for key in overdue {
-            // The stream ended within this row: a gap fill brings the rest once the stream resumes.
-            if newest == Some(key) && self.is_partial(key) {
-                continue;
-            }
-            any = true;
-            let Some(open_row) = self.rows.close(key) else { continue };
-            let Some(serving) = &mut self.champion else {
-                on_event(GroupEvent::Row(RowState::NoModel));
-                continue;
-            };
-            let schema = &serving.deployed.model.schema;
-            let state = match serving.reader.read_row(schema, &self.window, key, &mut self.values, |_| {}) {
-                Row::Missing(missing) if missing.len() == schema.features.len() => {
-                    if !serving.reader.has_staleness_marker(schema, &self.window, key) {
-                        // Samples of features that are not in the model.
-                        continue;
-                    }
-                    let (after_ms, to_ms) = schema.grid.bounds(key);
-                    let newest_ms = self.window.timestamps(after_ms, to_ms).last();
-                    self.rows.add_stale(newest_ms, now);
-                    self.snapshot_dirty = true;
-                    RowState::Stale
-                }
-                Row::Missing(missing) => {
-                    self.metrics_dirty |= self.rows.set_missing_features(missing.len());
-                    RowState::Incomplete
-                }
-                Row::TooFewSamples(_) => RowState::TooShort,
-                // The row waited for an earlier row that is closed now.
-                Row::Complete { .. } if serving.is_sequential() && key > serving.processed_to_ms => {
-                    self.rows.reopen(key, open_row);
-                    continue;
-                }
-                Row::Complete { timestamp_ms, .. }
-                    if serving.is_sequential()
-                        && timestamp_ms > self.written_to_ms
-                        && self.window.score(ModelRole::Champion, timestamp_ms).is_none() =>
-                {
-                    if timestamp_ms > serving.frozen_to_ms { RowState::Late } else { RowState::NoModel }
-                }
-                // Scored already, or older than the model.
-                Row::Complete { .. } => continue,
-            };
-            on_event(GroupEvent::Row(state));
-        }
-        any
-    }
-
-    /// True if a row has some features of the model and lacks others.
-    fn is_partial(&mut self, key: i64) -> bool {
-        let Some(serving) = &mut self.champion else { return false };
-        let schema = &serving.deployed.model.schema;
-        let row = serving.reader.read_row(schema, &self.window, key, &mut self.values, |_| {});
-        matches!(row, Row::Missing(missing) if missing.len() < schema.features.len())
-            && !serving.reader.has_staleness_marker(schema, &self.window, key)
+        self.models.is_sequential().then_some(self.incidents.starts().len())
     }
 
     /// True if anything that `/metrics` shows has changed since the last call. Progress always has.
     pub fn take_metrics_dirty(&mut self) -> bool {
-        std::mem::take(&mut self.metrics_dirty) || !self.has_permanent_model()
+        std::mem::take(&mut self.metrics_dirty) || !self.models.has_permanent_champion()
     }
 
     /// Number of features that the last row lacked.
@@ -438,26 +176,17 @@ impl Group {
 
     /// Timestamp of the newest scored row.
     pub fn newest_scored_ms(&self) -> Option<i64> {
-        self.newest_scored.map(|(newest_ms, _)| newest_ms)
+        self.publication.newest_scored_ms()
     }
 
     /// The model in this role.
     pub fn deployed(&self, role: ModelRole) -> Option<&DeployedModel> {
-        let serving = match role {
-            ModelRole::Champion => &self.champion,
-            ModelRole::Challenger => &self.challenger,
-        };
-        serving.as_ref().map(|serving| &serving.deployed)
-    }
-
-    /// True if the champion is more than a pooled model that fills the time until the first own one.
-    fn has_permanent_model(&self) -> bool {
-        self.champion.as_ref().is_some_and(|serving| !serving.deployed.is_pooled())
+        self.models.get(role).map(|serving| &serving.deployed)
     }
 
     /// KL divergence of the last day's decisions from those of training, if both are known.
     pub fn drift(&self) -> Option<f64> {
-        self.drift.divergence(self.champion.as_ref()?.model().card.baseline.as_ref()?)
+        self.models.drift()
     }
 
     /// Features with a recent sample.
@@ -503,7 +232,7 @@ impl Group {
             .map(|(labels, _, _)| labels.clone())
             .collect();
         self.window = self.window.with_features(&active);
-        self.rebind_columns();
+        self.models.rebind(&self.window);
         self.schedule.reset_columns(self.n_columns());
         self
     }
@@ -516,20 +245,7 @@ impl Group {
     ) {
         self.metrics_dirty = true;
         self.snapshot_dirty = true;
-        let checkpoint = self.checkpoints[1].take();
-        self.challenger = deployed.map(|deployed| {
-            let resume = |checkpoint: ModelCheckpoint| checkpoint.resume(&deployed).flatten();
-            let detection = detection.or_else(|| checkpoint.and_then(resume));
-            ServingModel::new(deployed, &self.window, i64::MIN, detection, &self.detector.alerts)
-        });
-        // The challenger also scores the rows that arrived while its history was read.
-        let sequential = self.challenger.as_ref().filter(|challenger| challenger.is_sequential());
-        let processed_to_ms = sequential.map_or(i64::MAX, |challenger| challenger.processed_to_ms);
-        let later: Vec<i64> =
-            self.window.scores(ModelRole::Champion, processed_to_ms, i64::MAX).map(|(at, _)| at).collect();
-        for timestamp_ms in later {
-            self.challenger_score(timestamp_ms);
-        }
+        self.models.set_challenger(deployed, &self.window, detection, &self.detector.alerts);
     }
 
     /// Makes a model the champion, and scores the rows that wait with it.
@@ -546,68 +262,188 @@ impl Group {
         let WarmStart { recent, watermark, detection } = warm_start;
         self.metrics_dirty = true;
         self.snapshot_dirty = true;
-        self.drift = DriftMonitor::default();
         // A model that a person chose serves for a full interval, however old it is.
         if !deployed.is_pooled() {
             self.schedule.schedule_renewal(&self.detector, &deployed.model.card, Duration::ZERO, now);
         }
-        let is_first = self.champion.is_none();
-        let frozen_to_ms = self.newest_scored_ms().or(watermark.min_ms()).unwrap_or(i64::MIN);
+        let is_first = self.models.champion().is_none();
+        let newest_scored_ms = self.newest_scored_ms();
         if is_first {
-            let mut recent: Vec<(Column, Sample)> = recent
-                .into_iter()
-                .filter_map(|(labels, samples)| Some((self.window.find_column(&labels)?, samples)))
-                .flat_map(|(column, samples)| samples.into_iter().map(move |sample| (column, sample)))
-                .collect();
-            recent.sort_by_key(|(_, sample)| sample.timestamp_ms);
-            let received_to_ms = self.window.newest_ms();
-            // Older rows are complete, or lost for good.
-            let newest_ms = recent.last().map_or(i64::MAX, |(_, sample)| sample.timestamp_ms);
-            let open_after_ms = newest_ms - time::millis(self.detector.grace);
-            for (column, sample) in recent {
-                self.window.push(column, sample);
-                // Remote write delivers these again, as duplicates, which open no row.
-                if received_to_ms.is_some_and(|received_to_ms| received_to_ms < sample.timestamp_ms)
-                    && sample.timestamp_ms > open_after_ms
-                {
-                    self.rows.open(sample.timestamp_ms, sample.timestamp_ms, now);
-                }
-            }
-            self.written_to_ms = watermark.to_ms.unwrap_or(self.written_to_ms);
-            let n_endpoints = self.cursors.len();
-            for (endpoint, cursor) in self.cursors.iter_mut().enumerate() {
-                // A row that an endpoint lacks is lost there, even if a snapshot says otherwise. Of several endpoints,
-                // the snapshot knows more about one that is not read than the others do.
-                let endpoint_ms = watermark.by_endpoint.get(endpoint).copied().flatten();
-                let snapshot_ms = (n_endpoints > 1 && cursor.done_ms > i64::MIN).then_some(cursor.done_ms);
-                if let Some(done_ms) = endpoint_ms.or(snapshot_ms).or(watermark.to_ms) {
-                    *cursor = Cursor::after(done_ms);
-                }
-            }
-            let scored_ms = [watermark.min_ms(), self.newest_scored_ms()].into_iter().flatten().min();
+            self.receive_history(recent, now);
+            self.publication.start_after(&watermark);
+            let scored_ms = [watermark.min_ms(), newest_scored_ms].into_iter().flatten().min();
             if let Some(scored_ms) = scored_ms {
                 self.rows.touch_all(self.window.timestamps(scored_ms, i64::MAX));
             }
-            self.checkpoints[0] = None;
-            let newest_ms = self.window.newest_ms().unwrap_or(i64::MIN);
-            let lookback_start_ms = newest_ms.saturating_sub(INTERVAL_LOOKBACK_MS);
-            let times = self.window.timestamps(lookback_start_ms, i64::MAX);
-            self.gaps.reset(times.map(|time| deployed.model.schema.grid.bounds(time).1));
         }
-        let alerts = &self.detector.alerts;
-        let serving = ServingModel::new(deployed, &self.window, frozen_to_ms, detection, alerts);
-        self.champion = Some(match &self.champion {
-            Some(previous) => serving.inherit_incident(previous),
-            None => serving,
-        });
+        let frozen_to_ms = newest_scored_ms.or(watermark.min_ms()).unwrap_or(i64::MIN);
+        self.models.install(deployed, &self.window, frozen_to_ms, detection, &self.detector.alerts);
         // The model's grid defines the keys of rows.
-        let Self { rows, champion, .. } = self;
-        rows.rekey(|timestamp_ms| row_key(champion.as_ref(), timestamp_ms));
+        self.rows.rekey(|timestamp_ms| self.models.row_key(timestamp_ms));
+        if is_first {
+            self.measure_interval();
+        }
         let scored = self.score_touched(now, on_event);
         if is_first {
-            self.resume_cursors();
+            self.publication.resume_cursors(OutputSource {
+                detector: &self.detector,
+                group: &self.labels,
+                window: &self.window,
+                incidents: &self.incidents,
+            });
         }
         scored
+    }
+
+    /// Stores the samples of remote read. Rows that remote write has not begun are opened.
+    fn receive_history(&mut self, recent: Vec<SeriesSamples>, now: Instant) {
+        let mut recent: Vec<(Column, Sample)> = recent
+            .into_iter()
+            .filter_map(|(labels, samples)| Some((self.window.find_column(&labels)?, samples)))
+            .flat_map(|(column, samples)| samples.into_iter().map(move |sample| (column, sample)))
+            .collect();
+        recent.sort_by_key(|(_, sample)| sample.timestamp_ms);
+        let received_to_ms = self.window.newest_ms();
+        // Older rows are complete, or lost for good.
+        let newest_ms = recent.last().map_or(i64::MAX, |(_, sample)| sample.timestamp_ms);
+        let open_after_ms = newest_ms - time::millis(self.detector.grace);
+        for (column, sample) in recent {
+            self.window.push(column, sample);
+            // Remote write delivers these again, as duplicates, which open no row.
+            if received_to_ms.is_some_and(|received_to_ms| received_to_ms < sample.timestamp_ms)
+                && sample.timestamp_ms > open_after_ms
+            {
+                self.rows.open(sample.timestamp_ms, sample.timestamp_ms, now);
+            }
+        }
+    }
+
+    /// Measures the interval of the rows anew.
+    fn measure_interval(&mut self) {
+        let newest_ms = self.window.newest_ms().unwrap_or(i64::MIN);
+        let times = self.window.timestamps(newest_ms.saturating_sub(INTERVAL_LOOKBACK_MS), i64::MAX);
+        self.gaps.reset(times.map(|timestamp_ms| self.models.row_key(timestamp_ms)));
+    }
+
+    /// Appends the scores beyond a cursor, and the staleness markers of series that end, at most `max_samples` samples
+    /// and none after `to_ms`. Returns the number of samples.
+    pub fn collect_unpublished(
+        &mut self,
+        id: u32,
+        endpoint: usize,
+        to_ms: i64,
+        max_samples: usize,
+        batch: &mut Batch,
+    ) -> usize {
+        let slice = self.publication.next_slice(
+            OutputSource {
+                detector: &self.detector,
+                group: &self.labels,
+                window: &self.window,
+                incidents: &self.incidents,
+            },
+            endpoint,
+            to_ms,
+            max_samples,
+        );
+        let Some(slice) = slice else { return 0 };
+        if slice.series.is_empty() {
+            self.advance(endpoint, slice.newest_ms);
+            return 0;
+        }
+        let n_samples = slice.series.values().map(Vec::len).sum();
+        batch.series.extend(slice.series.into_iter().map(|(output, samples)| TimeSeries {
+            labels: output.labels(&self.detector, &self.labels),
+            samples,
+        }));
+        let (timestamp_ms, received_at) = (slice.newest_ms, slice.received_at);
+        batch.positions.push(CursorPosition { group: id, timestamp_ms, received_at });
+        n_samples
+    }
+
+    /// Number of samples that have left the window before this endpoint got them, since the last call.
+    pub fn take_left_window(&mut self, endpoint: usize) -> usize {
+        self.publication.take_left_window(
+            OutputSource {
+                detector: &self.detector,
+                group: &self.labels,
+                window: &self.window,
+                incidents: &self.incidents,
+            },
+            endpoint,
+        )
+    }
+
+    /// Advances a cursor.
+    pub fn advance(&mut self, endpoint: usize, timestamp_ms: i64) {
+        self.snapshot_dirty |= self.publication.advance(endpoint, timestamp_ms);
+    }
+
+    /// Replaces the endpoints: each is one of the old ones, or new.
+    pub fn set_endpoints(&mut self, kept: &[Option<usize>]) {
+        self.publication.set_endpoints(kept);
+    }
+
+    /// The rows that each endpoint has.
+    pub fn publication(&self) -> &Publication {
+        &self.publication
+    }
+
+    /// The series that are open at an endpoint when the group goes, and the time of its last row.
+    pub fn unterminated_series(&self, endpoint: usize) -> (impl Iterator<Item = Labels>, i64) {
+        let (outputs, last_ms) = self.publication.unterminated(endpoint);
+        (outputs.map(|output| output.labels(&self.detector, &self.labels)), last_ms)
+    }
+
+    /// Resets the cursors to the oldest score.
+    #[cfg(test)]
+    pub fn rewind(&mut self) {
+        self.publication.rewind();
+    }
+
+    /// The gaps in the rows, and the hold of the scoring.
+    pub fn gaps(&self) -> &GapGuard {
+        &self.gaps
+    }
+
+    /// True if two senders seem to send the rows of this group.
+    pub fn is_interleaved(&self) -> bool {
+        self.models.champion().is_some() && self.gaps.is_interleaved()
+    }
+
+    /// Holds the scoring if the rows ended with those of another group's gap. True if the hold starts.
+    pub fn join_gap(&mut self, after_ms: i64, now: Instant, now_ms: i64) -> bool {
+        let Some(newest_ms) = self.window.newest_ms() else { return false };
+        self.models.champion().is_some() && self.gaps.join(after_ms, newest_ms, now, now_ms)
+    }
+
+    /// Extends the hold after a part of a gap fill.
+    pub fn extend_hold(&mut self, now: Instant) {
+        self.gaps.extend(now);
+    }
+
+    /// Resumes scoring. Samples that rows older than the grace period lack will not arrive any more.
+    pub fn release_hold(&mut self, now: Instant) {
+        self.gaps.release();
+        let newest_ms = self.window.newest_ms().unwrap_or(i64::MIN);
+        let expired = now.checked_sub(self.detector.grace).unwrap_or(now);
+        let open_after_ms = newest_ms.saturating_sub(time::millis(self.detector.grace));
+        self.rows.expire_until(open_after_ms, expired);
+    }
+
+    /// The series of this index, for an audit.
+    pub fn audited_series(&self, series_index: u64) -> Option<AuditedSeries> {
+        let (newest_ms, start_ms) = (self.window.newest_ms()?, self.window.start_ms());
+        let range = gaps::audit_range(newest_ms, start_ms, self.detector.grace);
+        let n = self.n_columns() as u64;
+        let (feature, column, _) = self.window.features().nth((series_index.checked_rem(n)?) as usize)?;
+        Some(AuditedSeries {
+            detector: self.detector.clone(),
+            group: self.labels.clone(),
+            feature: feature.clone(),
+            range,
+            n_samples: gaps::count_samples(&self.window, column, range),
+        })
     }
 
     /// Adds the series that a query selects.
@@ -618,7 +454,7 @@ impl Group {
             group: &self.labels,
             window: &self.window,
             contributions: self.incidents.contributions(),
-            stale_rows: self.rows.stale_times().collect(),
+            stale_rows: self.publication.stale_rows().collect(),
         };
         group_query.collect_matches(matches);
     }
@@ -627,14 +463,4 @@ impl Group {
     pub fn window(&self) -> &Window {
         &self.window
     }
-}
-
-/// The last timestamp of the row that this timestamp belongs to.
-fn row_key(champion: Option<&ServingModel>, timestamp_ms: i64) -> i64 {
-    champion.map_or(timestamp_ms, |serving| serving.schema().grid.bounds(timestamp_ms).1)
-}
-
-/// Number of samples that a row of the champion is written as, without contributions.
-fn samples_per_row(score: &Score) -> usize {
-    if score.incident_state.is_some() { 4 } else { 2 }
 }

@@ -1,4 +1,4 @@
-//! The rows of a group that are not final: open, touched, late and stale ones.
+//! The rows of a group that are not final: open, touched and late ones.
 //!
 //! A row is keyed by the last timestamp that belongs to it, so that samples of one scrape share a key. The keys
 //! depend on the model's grid; [`rekey`](RowTracker::rekey) follows when the model changes.
@@ -26,21 +26,14 @@ pub struct RowTracker {
     touched: BTreeSet<i64>,
     /// Timestamps of samples that arrived after newer ones.
     late_samples: BTreeSet<i64>,
-    /// Timestamps of rows that hold only staleness markers, and the time at which each was closed.
-    stale: BTreeMap<i64, Instant>,
     n_missing_features: usize,
 }
 
 impl RowTracker {
-    /// The state after a restart: rows without a score are open, stale rows are closed now.
-    pub fn restore(
-        unscored: impl Iterator<Item = i64>,
-        stale: impl IntoIterator<Item = i64>,
-        now: Instant,
-    ) -> Self {
+    /// The state after a restart: rows without a score are open.
+    pub fn restore(unscored: impl Iterator<Item = i64>, now: Instant) -> Self {
         let open = unscored.map(|timestamp_ms| (timestamp_ms, OpenRow { timestamp_ms, since: now }));
-        let stale = stale.into_iter().map(|timestamp_ms| (timestamp_ms, now));
-        Self { open: open.collect(), stale: stale.collect(), ..Self::default() }
+        Self { open: open.collect(), ..Self::default() }
     }
 
     /// Records a sample of a row, and opens the row unless it has a score.
@@ -125,31 +118,6 @@ impl RowTracker {
         for row in self.open.values_mut().filter(|row| row.timestamp_ms <= timestamp_ms) {
             row.since = row.since.min(since);
         }
-    }
-
-    /// Records a row that holds only staleness markers.
-    pub fn add_stale(&mut self, timestamp_ms: Option<i64>, now: Instant) {
-        self.stale.extend(timestamp_ms.map(|timestamp_ms| (timestamp_ms, now)));
-    }
-
-    /// Timestamps of the stale rows, ascending.
-    pub fn stale_times(&self) -> impl Iterator<Item = i64> {
-        self.stale.keys().copied()
-    }
-
-    /// Time at which a stale row was closed.
-    pub fn stale_at(&self, timestamp_ms: i64) -> Option<Instant> {
-        self.stale.get(&timestamp_ms).copied()
-    }
-
-    /// Timestamp of the newest stale row.
-    pub fn newest_stale_ms(&self) -> Option<i64> {
-        self.stale.keys().next_back().copied()
-    }
-
-    /// Forgets the stale rows up to this time.
-    pub fn drop_stale_until(&mut self, timestamp_ms: i64) {
-        self.stale.retain(|then, _| *then > timestamp_ms);
     }
 
     /// Features that the last closed row lacked.

@@ -1,10 +1,11 @@
 //! Saves the state of a group for a snapshot, and restores a group from one.
 
-use super::{Contribution, Cursor, Group, IncidentLog, RowTracker, ServingModel};
+use super::{Group, IncidentLog, Publication, RowTracker, ServingSlots};
 use crate::detector::Detector;
+use crate::pipeline::serving::Contribution;
 use crate::snapshot::{self, GroupState, ModelCheckpoint, PendingCheckpoint, SnapshotStore};
 use crate::time;
-use crate::window::Window;
+use crate::window::{ModelRole, Window};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -86,21 +87,18 @@ impl Group {
         let mut restored = Self::new(detector, group, 0, now);
         restored.window = window;
         restored.window.set_length(time::millis(restored.detector.window));
-        let newest_ms = newest_scored_ms.unwrap_or(i64::MIN);
-        // A new endpoint starts at the newest score, since older scores belong to the old endpoints.
-        let cursor = |url| Cursor::after(cursors.get(url).copied().unwrap_or(newest_ms));
-        restored.cursors = urls.iter().map(cursor).collect();
-        restored.newest_scored = newest_scored_ms.map(|newest_ms| (newest_ms, now));
+        let cursors = urls.iter().map(|url| cursors.get(url).copied());
+        restored.publication = Publication::restore(newest_scored_ms, cursors, state.stale_ms, now);
         let decode = |(then, contributions): (i64, Vec<_>)| {
             (then, contributions.into_iter().filter_map(Contribution::from_saved).collect())
         };
         let contributions = contributions.into_iter().map(decode).collect();
         restored.incidents = IncidentLog::restore(contributions, incidents.into(), state.is_incident);
         // Incomplete rows may still become complete.
-        let passed_ms = champion.as_ref().map_or(newest_ms, |checkpoint| checkpoint.processed_to_ms);
-        let unscored = restored.window.timestamps(passed_ms, i64::MAX);
-        restored.rows = RowTracker::restore(unscored, state.stale_ms, now);
-        restored.checkpoints = [champion, challenger];
+        let passed_ms = champion.as_ref().map(|checkpoint| checkpoint.processed_to_ms).or(newest_scored_ms);
+        let unscored = restored.window.timestamps(passed_ms.unwrap_or(i64::MIN), i64::MAX);
+        restored.rows = RowTracker::restore(unscored, now);
+        restored.models = ServingSlots::restore([champion, challenger]);
         restored
     }
 
@@ -111,10 +109,8 @@ impl Group {
             return SnapshotStep { id, name, snapshot: None };
         }
         let newest_scored_ms = self.newest_scored_ms();
-        let checkpoint = |serving: &Option<ServingModel>| {
-            serving.as_ref().map(|serving| serving.pending_checkpoint(newest_scored_ms.unwrap_or(i64::MIN)))
-        };
-        let [champion, challenger] = self.checkpoints.clone();
+        let checkpoint = |role| self.models.pending_checkpoint(role, newest_scored_ms.unwrap_or(i64::MIN));
+        let [champion, challenger] = self.models.checkpoints();
         let state = GroupState {
             detector: self.detector.name.clone(),
             selection_key: self.detector.selection_key(),
@@ -122,7 +118,7 @@ impl Group {
             champion,
             challenger,
             newest_scored_ms,
-            cursors: urls.iter().cloned().zip(self.cursors.iter().map(|cursor| cursor.done_ms)).collect(),
+            cursors: urls.iter().cloned().zip(self.publication.done_ms()).collect(),
             contributions: self
                 .incidents
                 .contributions()
@@ -133,12 +129,12 @@ impl Group {
                 .collect(),
             incident_starts_ms: self.incidents.starts().iter().copied().collect(),
             is_incident: self.incidents.is_open(),
-            stale_ms: self.rows.stale_times().collect(),
+            stale_ms: self.publication.stale_rows().collect(),
         };
         let snapshot = GroupSnapshot {
             state,
-            champion: checkpoint(&self.champion),
-            challenger: checkpoint(&self.challenger),
+            champion: checkpoint(ModelRole::Champion),
+            challenger: checkpoint(ModelRole::Challenger),
             window: self.window.clone(),
         };
         SnapshotStep { id, name, snapshot: Some(Box::new(snapshot)) }
@@ -151,6 +147,6 @@ impl Group {
 
     /// The checkpoint of the champion of the earlier process, until a model serves.
     pub fn checkpoint(&self) -> Option<&ModelCheckpoint> {
-        self.checkpoints[0].as_ref().filter(|_| self.champion.is_none())
+        self.models.checkpoint()
     }
 }

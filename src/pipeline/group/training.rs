@@ -1,13 +1,13 @@
 //! Training of a group: its time, its input and its result.
 
-use super::{Group, GroupEvent};
+use super::Group;
 use crate::detector::Detector;
 use crate::features::Schema;
-use crate::models::{DeployedModel, Model, ModelCard};
+use crate::models::{Model, ModelCard};
 use crate::prom::Labels;
 use crate::time;
+use crate::train::TrainingReason;
 use crate::train::coverage;
-use crate::train::{TrainingReason, WarmStart};
 use crate::window::Window;
 use crate::window::grid::Grid;
 use std::collections::HashSet;
@@ -20,7 +20,7 @@ impl Group {
     /// The schema of the group's own champion, if other groups can be fitted on it: with the current transform, and
     /// with a row at each timestamp. Slots of several targets differ between groups.
     pub fn own_schema(&self) -> Option<&Schema> {
-        let model = self.champion.as_ref()?.model();
+        let model = self.models.champion()?.model();
         let is_own = model.card.group.as_ref() == Some(&self.labels);
         let schema = &model.schema;
         let is_usable = schema.grid == Grid::Exact && schema.transform == self.detector.transform;
@@ -29,7 +29,7 @@ impl Group {
 
     /// True if no model serves, and none did before this process.
     pub fn is_new(&self) -> bool {
-        self.champion.is_none() && self.checkpoints[0].is_none()
+        !self.models.had_champion()
     }
 
     /// True if features have arrived that the last training did not consider.
@@ -45,12 +45,12 @@ impl Group {
         {
             return None;
         }
-        let has_model = self.has_permanent_model();
-        let Self { schedule, champion: serving, window, detector, .. } = self;
+        let has_model = self.models.has_permanent_champion();
+        let Self { schedule, models, window, detector, .. } = self;
         let known_columns = schedule.known_columns();
         let changed = || {
-            serving
-                .as_ref()
+            models
+                .champion()
                 .is_some_and(|serving| schema_changed(serving.model(), window, detector, known_columns))
         };
         schedule.due(has_model, changed, now)
@@ -77,7 +77,7 @@ impl Group {
     /// the next one is available once the groups of the pool have their models.
     pub fn too_short(&mut self, have_ms: i64, now: Instant) {
         self.schedule.record_too_short(&self.detector, have_ms, now);
-        let was_scored = self.champion.is_none() && self.newest_scored_ms().is_some();
+        let was_scored = self.models.champion().is_none() && self.newest_scored_ms().is_some();
         if was_scored && now.duration_since(self.first_sample_at) < POOL_WAIT {
             self.schedule.retry_soon(now);
         }
@@ -95,12 +95,12 @@ impl Group {
 
     /// Length of the history that the champion was trained on.
     pub fn trained_history_ms(&self) -> Option<i64> {
-        Some(self.champion.as_ref()?.model().card.training_range.as_ref()?.observed_ms)
+        Some(self.models.champion()?.model().card.training_range.as_ref()?.observed_ms)
     }
 
     /// Every row up to here is scored or given up; the maximum without a model.
     pub fn scored_to_ms(&self) -> i64 {
-        let Some(serving) = &self.champion else { return i64::MAX };
+        let Some(serving) = self.models.champion() else { return i64::MAX };
         let grid = serving.schema().grid;
         // Earlier rows are late: they only wait to be counted.
         let done_ms = serving.processed_to_ms.max(self.newest_scored_ms().unwrap_or(i64::MIN));
@@ -118,26 +118,18 @@ impl Group {
 
     /// Share of the history that a first model needs, in [0, 1]; 1 with a permanent model.
     pub fn progress(&self, now: Instant) -> f64 {
-        if self.has_permanent_model() {
+        if self.models.has_permanent_champion() {
             return 1.0;
         }
         self.schedule.progress(&self.detector, self.last_received, now)
     }
 
-    /// Deploys a model of this age that training made, or found in the registry.
-    pub fn install_trained(
-        &mut self,
-        deployed: DeployedModel,
-        age: Duration,
-        warm_start: WarmStart,
-        now: Instant,
-        on_event: &mut impl FnMut(GroupEvent),
-    ) -> bool {
-        let model = deployed.model.clone();
-        let scored = self.install(deployed, warm_start, now, on_event);
+    /// Training made the champion of this age, or found it in the registry.
+    pub fn training_succeeded(&mut self, age: Duration, now: Instant) {
         self.schedule.end_training();
-        self.schedule.schedule_renewal(&self.detector, &model.card, age, now);
-        scored
+        if let Some(serving) = self.models.champion() {
+            self.schedule.schedule_renewal(&self.detector, &serving.model().card, age, now);
+        }
     }
 }
 

@@ -32,7 +32,7 @@ fn a_row_is_scored_with_its_last_sample_and_published_once() {
 
 #[test]
 fn batches_keep_their_size_and_rotate_over_the_groups() {
-    const SIZE: usize = remote_write::MAX_SAMPLES_PER_ROW;
+    const SIZE: usize = remote_write::message::MAX_SAMPLES_PER_ROW;
     let mut bench = Bench::new("");
     let model = two_features();
     let name = (METRIC_NAME, "node_network_receive_bytes_total");
@@ -68,7 +68,9 @@ fn batches_keep_their_size_after_a_challenger_has_left() {
     bench.groups()[0].1.set_challenger(None, None);
     scrape(&mut bench, 7);
     let mut sizes = Vec::new();
-    while let Some(batch) = bench.engine.next_batch(0, 2 * remote_write::MAX_SAMPLES_PER_ROW, START_MS * 2) {
+    while let Some(batch) =
+        bench.engine.next_batch(0, 2 * remote_write::message::MAX_SAMPLES_PER_ROW, START_MS * 2)
+    {
         sizes.push(batch.series.iter().map(|series| series.samples.len()).sum::<usize>());
         bench.engine.advance(0, &batch.positions, START_MS);
     }
