@@ -77,9 +77,12 @@ fn a_python_clients_model_is_served_and_imported() {
         "{imported}"
     );
     models(&["promote", "net", "2"]);
-    let list: Value = serde_json::from_str(&models(&["list", "--output", "json"])).expect("JSON");
-    let aliases: Vec<&Value> =
-        list.as_array().expect("a list").iter().map(|version| &version["aliases"]).collect();
-    assert_eq!(aliases, [&json!([]), &json!(["champion"])]);
+    let aliases = || -> Vec<Value> {
+        let list: Vec<Value> = serde_json::from_str(&models(&["list", "--output", "json"])).expect("JSON");
+        list.into_iter().map(|mut version| version["aliases"].take()).collect()
+    };
+    assert_eq!(aliases(), [json!([]), json!(["champion"])]);
     check("net@champion");
+    assert_eq!(models(&["unalias", "net"]), "net: champion 2 -> none\n");
+    assert_eq!(aliases(), [json!([]), json!([])]);
 }

@@ -117,11 +117,13 @@ impl RegistryArgs {
         Ok(Registry::open(&config.registry, &self.storage_path)?)
     }
 
-    /// The given flags, each after a blank, as part of a command line for the user.
-    fn given_flags(&self) -> String {
+    /// The command that promotes a version, for the user.
+    fn promote_command(&self, model: &str, version: u64) -> String {
         let config = self.config_file.iter().map(|file| format!(" --config.file {}", file.display()));
         let storage = Some(&self.storage_path).filter(|path| path.as_path() != Path::new(STORAGE));
-        config.chain(storage.map(|path| format!(" --storage.path {}", path.display()))).collect()
+        let flags: String =
+            config.chain(storage.map(|path| format!(" --storage.path {}", path.display()))).collect();
+        format!("promforest models promote{flags} {model} {version}")
     }
 }
 

@@ -29,7 +29,9 @@ pub enum ModelsCommand {
     /// Point an alias to a version, which the sidecar then serves
     Promote(PromoteArgs),
     /// Point an alias back to the version that it pointed to before
-    Rollback(RollbackArgs),
+    Rollback(AliasArgs),
+    /// Remove an alias: a group's own model serves instead of one that served every group
+    Unalias(AliasArgs),
     /// Import a model of scikit-learn, MLflow or ONNX without running its code
     Import(ImportArgs),
     /// Write a model in another format
@@ -86,7 +88,7 @@ pub struct PromoteArgs {
 }
 
 #[derive(Debug, Args)]
-pub struct RollbackArgs {
+pub struct AliasArgs {
     #[command(flatten)]
     registry: RegistryArgs,
     /// The model
@@ -156,6 +158,7 @@ pub async fn run(command: ModelsCommand) -> Result<(), BoxError> {
         ModelsCommand::Verify(args) => verify(args).await,
         ModelsCommand::Promote(args) => promote(args).await,
         ModelsCommand::Rollback(args) => roll_back(args).await,
+        ModelsCommand::Unalias(args) => unalias(args).await,
         ModelsCommand::Import(args) => import(args).await,
         ModelsCommand::Export(args) => export(args).await,
         ModelsCommand::Score(args) => score(args).await,
@@ -328,12 +331,21 @@ async fn promote(args: PromoteArgs) -> Result<(), BoxError> {
     Ok(())
 }
 
-async fn roll_back(args: RollbackArgs) -> Result<(), BoxError> {
+async fn roll_back(args: AliasArgs) -> Result<(), BoxError> {
     let config = args.registry.config()?;
     let registry = args.registry.open(&config)?;
     let alias = args.alias.as_ref().unwrap_or(&config.registry.alias);
     let (from, to) = registry.roll_back(&args.name, alias).await?;
     println!("{}: {alias} {from} -> {to}", args.name);
+    Ok(())
+}
+
+async fn unalias(args: AliasArgs) -> Result<(), BoxError> {
+    let config = args.registry.config()?;
+    let registry = args.registry.open(&config)?;
+    let alias = args.alias.as_ref().unwrap_or(&config.registry.alias);
+    let version = registry.remove_alias(&args.name, alias).await?;
+    println!("{}: {alias} {version} -> none", args.name);
     Ok(())
 }
 
@@ -356,10 +368,7 @@ async fn import(args: ImportArgs) -> Result<(), BoxError> {
     let new_version = NewVersion { model: &model, report: None, note };
     let version = args.registry.open(&config)?.register(&name, &new_version).await?;
     println!("{name} version {version}: {}", summary(&model));
-    println!(
-        "put it into service: promforest models promote{} {name} {version}",
-        args.registry.given_flags()
-    );
+    println!("put it into service: {}", args.registry.promote_command(&name, version));
     Ok(())
 }
 

@@ -96,7 +96,7 @@ impl Directory {
     }
 
     /// See [`Registry::aliases_of`](super::Registry::aliases_of).
-    pub fn aliases_of(&self, models: [&str; 2]) -> Result<Aliases, Error> {
+    pub fn aliases_of<const N: usize>(&self, models: [&str; N]) -> Result<Aliases, Error> {
         let mut aliases = Aliases::new();
         for model in models {
             if let Some(state) = self.read_state(&self.folder(model)?)? {
@@ -177,6 +177,14 @@ impl Directory {
             }
             state.aliases.insert(alias.into(), to);
             Ok(())
+        })
+    }
+
+    /// See [`Registry::remove_alias`](super::Registry::remove_alias).
+    pub fn remove_alias(&self, model: &str, alias: &str) -> Result<(), Error> {
+        self.update_locked(model, |_, state| {
+            let missing = || Error::NoAlias { model: model.into(), alias: alias.into() };
+            state.aliases.remove(alias).map(drop).ok_or_else(missing)
         })
     }
 

@@ -7,15 +7,16 @@
 //! Models are logged as files of a run, which MLflow 2 and 3 support. Models that a version 3 client logged can be read
 //! too.
 
+mod config;
+
 use super::{Aliases, CHALLENGER, ModelVersion, NewVersion};
-use crate::http::SecretSource;
 use crate::http::client::{self, Client, Request};
-use crate::http::config::{Auth, ClientConfig};
+use crate::http::config::ClientConfig;
 use crate::http::{Url, percent_encode};
 use crate::models::artifact::{self, Files};
 use crate::time;
-use crate::yaml::Section;
 use bytes::Bytes;
+pub use config::Config;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -37,35 +38,6 @@ const BATCH_SIZE: usize = 100;
 const PROMOTED: &str = "promforest.promoted_at";
 const ROLLED_BACK: &str = "promforest.rolled_back";
 const NOTE: &str = "promforest.note";
-
-/// The section of the configuration file.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Config {
-    /// The server.
-    pub tracking_uri: Url,
-    /// The experiment of the runs.
-    pub experiment: String,
-    /// The registered model of a detector, and the prefix of its groups' names; `None` for the
-    /// detector's name. Several detectors would share it.
-    pub model: Option<String>,
-    /// The HTTP client.
-    pub client: ClientConfig,
-}
-
-impl Config {
-    /// Reads the section. The caller reads `alias`.
-    pub fn read(mut section: Section<'_, '_>) -> Self {
-        let tracking_uri = section.require("tracking_uri").and_then(|node| node.parse(str::parse));
-        let config = Self {
-            tracking_uri: tracking_uri.unwrap_or_else(|| "http://localhost:5000".parse().expect("a URL")),
-            experiment: section.get("experiment").and_then(|node| node.text()).unwrap_or("promforest".into()),
-            model: section.get("model").and_then(|node| node.text()),
-            client: ClientConfig::read(&mut section),
-        };
-        section.deny_unknown();
-        config
-    }
-}
 
 /// Reasons why a call to MLflow fails.
 #[derive(Debug, thiserror::Error)]
@@ -135,7 +107,7 @@ impl Mlflow {
             base: config.tracking_uri.to_string().trim_end_matches('/').into(),
             experiment: config.experiment.clone(),
             client: Client::new(&ClientConfig {
-                auth: resolve_auth(&config.client),
+                auth: config::resolve_auth(&config.client),
                 ..config.client.clone()
             })?,
         })
@@ -156,7 +128,7 @@ impl Mlflow {
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn aliases_of(&self, models: [&str; 2]) -> Result<Aliases, Error> {
+    pub async fn aliases_of<const N: usize>(&self, models: [&str; N]) -> Result<Aliases, Error> {
         let mut all = Aliases::new();
         for model in models {
             all.extend(self.find_aliases(&format!("name = '{}'", model.replace('\'', ""))).await?);
@@ -318,6 +290,15 @@ impl Mlflow {
     pub async fn roll_back(&self, model: &str, alias: &str, from: u64, to: u64) -> Result<(), Error> {
         self.set_alias(model, alias, to).await?;
         self.set_tag(model, from, ROLLED_BACK, "true").await
+    }
+
+    /// See [`Registry::remove_alias`](super::Registry::remove_alias).
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn remove_alias(&self, model: &str, alias: &str) -> Result<(), Error> {
+        let address = format!("{}/api/2.0/mlflow/registered-models/alias", self.base);
+        self.call(Method::DELETE, &address, Some(json!({"name": model, "alias": alias}))).await.map(drop)
     }
 
     async fn set_alias(&self, model: &str, alias: &str, version: u64) -> Result<(), Error> {
@@ -517,23 +498,6 @@ impl Mlflow {
 
     fn missing_field(&self, call: &str, field: &'static str) -> Error {
         Error::UnexpectedResponse { url: format!("{}/api/2.0/mlflow/{call}", self.base), field }
-    }
-}
-
-/// The credentials of the configuration, or those of the environment variables that MLflow's clients
-/// read.
-fn resolve_auth(config: &ClientConfig) -> Auth {
-    let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let secret = |value: String| SecretSource::Inline(value.into());
-    match (&config.auth, variable("MLFLOW_TRACKING_TOKEN"), variable("MLFLOW_TRACKING_USERNAME")) {
-        (Auth::None, _, Some(username)) => {
-            let password = variable("MLFLOW_TRACKING_PASSWORD").unwrap_or_default();
-            Auth::Basic { username: secret(username), password: secret(password) }
-        }
-        (Auth::None, Some(token), None) => {
-            Auth::Token { scheme: "Bearer".into(), credentials: secret(token) }
-        }
-        (configured, _, _) => configured.clone(),
     }
 }
 

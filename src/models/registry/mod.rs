@@ -284,7 +284,7 @@ impl Registry {
     ///
     /// # Errors
     /// [`Error`] if the store fails.
-    pub async fn aliases_of(&self, models: [&str; 2]) -> Result<Aliases, Error> {
+    pub async fn aliases_of<const N: usize>(&self, models: [&str; N]) -> Result<Aliases, Error> {
         match self {
             Self::Directory(directory) => directory.aliases_of(models),
             Self::Mlflow(mlflow) => Ok(mlflow.aliases_of(models).await?),
@@ -351,9 +351,7 @@ impl Registry {
     /// # Errors
     /// [`Error::NoPreviousVersion`], [`Error::NoAlias`], or the error of the store.
     pub async fn roll_back(&self, model: &str, alias: &str) -> Result<(u64, u64), Error> {
-        let aliases = self.aliases(model).await?;
-        let current = aliases.get(model).and_then(|aliases| aliases.get(alias)).copied();
-        let current = current.ok_or_else(|| Error::NoAlias { model: model.into(), alias: alias.into() })?;
+        let current = self.aliased_version(model, alias).await?;
         let previous = previous_version(&self.versions(model).await?, current)
             .ok_or_else(|| Error::NoPreviousVersion { model: model.into(), version: current })?;
         match self {
@@ -361,6 +359,25 @@ impl Registry {
             Self::Mlflow(mlflow) => mlflow.roll_back(model, alias, current, previous).await?,
         }
         Ok((current, previous))
+    }
+
+    /// Removes an alias and returns the version that it pointed to.
+    ///
+    /// # Errors
+    /// [`Error::NoAlias`], or the error of the store.
+    pub async fn remove_alias(&self, model: &str, alias: &str) -> Result<u64, Error> {
+        let version = self.aliased_version(model, alias).await?;
+        match self {
+            Self::Directory(directory) => directory.remove_alias(model, alias)?,
+            Self::Mlflow(mlflow) => mlflow.remove_alias(model, alias).await?,
+        }
+        Ok(version)
+    }
+
+    async fn aliased_version(&self, model: &str, alias: &str) -> Result<u64, Error> {
+        let aliases = self.aliases_of([model]).await?;
+        let version = aliases.get(model).and_then(|aliases| aliases.get(alias)).copied();
+        version.ok_or_else(|| Error::NoAlias { model: model.into(), alias: alias.into() })
     }
 }
 

@@ -40,6 +40,12 @@ async fn versions_aliases_and_rollback() {
     assert_eq!(last, "model net has no version to roll back to: none was promoted before version 1");
     let none = registry.roll_back("network", CHAMPION).await.expect_err("no alias").to_string();
     assert_eq!(none, "model network has no alias champion");
+    assert_eq!(registry.remove_alias("net", CHALLENGER).await.expect("removed"), 2);
+    let aliases = registry.aliases_of(["net"]).await.expect("read");
+    assert_eq!(aliases["net"], BTreeMap::from([(CHAMPION.to_string(), 1)]));
+    let none = registry.remove_alias("other", CHAMPION).await.expect_err("no model").to_string();
+    assert_eq!(none, "model other has no alias champion");
+    assert!(!directory.root().join("other").exists(), "the call creates no folder");
     let missing = registry.promote("net", CHAMPION, 9).await.expect_err("missing").to_string();
     assert_eq!(missing, "model net has no version 9");
     let page = fs::read_to_string(directory.root().join("net/2/report.html")).expect("the report");
