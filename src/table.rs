@@ -2,6 +2,9 @@
 //!
 //! A table has a numeric column for each feature, and may have a column `timestamp` in milliseconds. Empty and null cells
 //! become NaN. The values stay `f64`; [`DataTable::select`] rounds them to the `f32` of a forest.
+//!
+//! A file that can be misread is rejected: timestamps in another unit, and the index that pandas writes beside the
+//! columns of a data frame.
 
 use arrow_array::cast::AsArray;
 use arrow_array::types;
@@ -16,6 +19,12 @@ use std::path::{Path, PathBuf};
 const TIMESTAMP: &str = "timestamp";
 /// Name of the column that marks known anomalies; it is not a feature.
 const LABEL: &str = "label";
+/// Prefix of the columns in which pandas stores an index without a name.
+const PANDAS_INDEX: &str = "__index_level_";
+/// Timestamps that are seconds of the years 2001 to 5138. As milliseconds, they are days of 1970 to 1973.
+const SECONDS: std::ops::Range<i64> = 1_000_000_000..100_000_000_000;
+/// The least timestamp that is in microseconds: as milliseconds, it is in the year 5138.
+const MICROSECONDS: i64 = 100_000_000_000_000;
 /// First bytes of a Parquet file.
 const PARQUET_MAGIC: &[u8] = b"PAR1";
 /// Most cells of a table. Five days of 15 s with a thousand columns have 29 million.
@@ -99,6 +108,35 @@ pub enum Error {
         /// The invalid value.
         value: f64,
     },
+    /// The timestamps have another unit.
+    #[error("{}: timestamp {value} is in {unit}, must be in milliseconds since 1970", path.display())]
+    TimestampUnit {
+        /// The file.
+        path: PathBuf,
+        /// The oldest timestamp.
+        value: i64,
+        /// Its unit.
+        unit: &'static str,
+    },
+    /// The table has no timestamps.
+    #[error("{} has no column timestamp", .0.display())]
+    NoTimestamps(PathBuf),
+    /// Two rows have one timestamp.
+    #[error("{} has timestamp {value} twice", path.display())]
+    DuplicateTimestamp {
+        /// The file.
+        path: PathBuf,
+        /// The timestamp.
+        value: i64,
+    },
+    /// A column is the index of a pandas data frame.
+    #[error("{}: column {name:?} is the index of a data frame: write the file without it, or name it timestamp", path.display())]
+    PandasIndex {
+        /// The file.
+        path: PathBuf,
+        /// Name of the column.
+        name: String,
+    },
     /// The name of a column is empty or not unique.
     #[error("{}: column {number} is named {name:?}, must have a name of its own", path.display())]
     ColumnName {
@@ -160,25 +198,31 @@ impl DataTable {
                 TIMESTAMP | LABEL => {
                     return Err(Error::ColumnName { path: path.into(), number: i + 1, name });
                 }
+                _ if name.starts_with(PANDAS_INDEX) => {
+                    return Err(Error::PandasIndex { path: path.into(), name });
+                }
                 _ => table.columns.push((name, values)),
             }
         }
         if n_rows == 0 || table.columns.is_empty() {
             return Err(Error::Empty { path: path.into(), n_rows, n_columns: table.columns.len() });
         }
-        let to_timestamp = |(row, value): (usize, f64)| {
-            // Doubles represent every whole number up to 2^53; 2^53 ms are beyond the year 200,000.
-            let is_whole = value.fract() == 0.0 && value.abs() < (1_u64 << 53) as f64;
-            is_whole.then_some(value as i64).ok_or_else(|| Error::Timestamp {
-                path: path.into(),
-                row: row + 1,
-                value,
-            })
-        };
-        table.timestamps = timestamps
-            .map(|timestamps| timestamps.into_iter().enumerate().map(to_timestamp).collect())
-            .transpose()?;
+        table.timestamps = timestamps.map(|timestamps| to_milliseconds(path, timestamps)).transpose()?;
         Ok(table)
+    }
+
+    /// The timestamps of a table of rows in any order. `path` is the file in an error.
+    ///
+    /// # Errors
+    /// [`Error::NoTimestamps`] or [`Error::DuplicateTimestamp`].
+    pub fn unique_timestamps(&self, path: &Path) -> Result<&[i64], Error> {
+        let timestamps = self.timestamps.as_deref().ok_or_else(|| Error::NoTimestamps(path.into()))?;
+        let mut sorted = timestamps.to_vec();
+        sorted.sort_unstable();
+        match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(Error::DuplicateTimestamp { path: path.into(), value: pair[0] }),
+            None => Ok(timestamps),
+        }
     }
 
     /// Number of rows.
@@ -198,6 +242,29 @@ impl DataTable {
             selected.extend(values.iter().map(|value| *value as f32));
         }
         Ok(selected)
+    }
+}
+
+/// The numbers of the column `timestamp` as milliseconds.
+fn to_milliseconds(path: &Path, values: Vec<f64>) -> Result<Vec<i64>, Error> {
+    let to_timestamp = |(row, value): (usize, f64)| {
+        // Doubles represent every whole number up to 2^53; 2^53 ms are beyond the year 200,000.
+        let is_whole = value.fract() == 0.0 && value.abs() < (1_u64 << 53) as f64;
+        is_whole.then_some(value as i64).ok_or_else(|| Error::Timestamp {
+            path: path.into(),
+            row: row + 1,
+            value,
+        })
+    };
+    let timestamps: Vec<i64> = values.into_iter().enumerate().map(to_timestamp).collect::<Result<_, _>>()?;
+    let unit = match timestamps.iter().min() {
+        Some(oldest) if SECONDS.contains(oldest) => Some((*oldest, "seconds")),
+        Some(oldest) if *oldest >= MICROSECONDS => Some((*oldest, "microseconds")),
+        _ => None,
+    };
+    match unit {
+        Some((value, unit)) => Err(Error::TimestampUnit { path: path.into(), value, unit }),
+        None => Ok(timestamps),
     }
 }
 
@@ -350,6 +417,18 @@ mod tests {
             ("a,b\n1,2\n3,x\n", r#": line 3, column "b": "x" is not a number"#),
             ("a,a\n1,2\n", r#": column 2 is named "a", must have a name of its own"#),
             ("timestamp,a\n1.5,2\n", ": row 1 has timestamp 1.5, must be whole milliseconds since 1970"),
+            (
+                "timestamp,a\n1700000015,1\n1700000000,2\n",
+                ": timestamp 1700000000 is in seconds, must be in milliseconds since 1970",
+            ),
+            (
+                "timestamp,a\n1700000000000000,1\n",
+                ": timestamp 1700000000000000 is in microseconds, must be in milliseconds since 1970",
+            ),
+            (
+                "__index_level_0__,a\n1,2\n",
+                r#": column "__index_level_0__" is the index of a data frame: write the file without it, or name it timestamp"#,
+            ),
             ("timestamp\n1\n", " has 1 rows and 0 columns of values, must have at least one of each"),
             ("", " has 0 rows and 0 columns of values, must have at least one of each"),
         ] {
@@ -358,6 +437,15 @@ mod tests {
             assert_eq!(error, format!("{}{message}", file.path().display()));
         }
         assert!(matches!(DataTable::read(file(b"a,b\n1\n").path()), Err(Error::Csv { .. })));
+        for (text, message) in [
+            ("timestamp,a\n2,1\n1,1\n2,3\n", " has timestamp 2 twice"),
+            ("a\n1\n", " has no column timestamp"),
+        ] {
+            let file = file(text.as_bytes());
+            let table = DataTable::read(file.path()).expect("a table");
+            let error = table.unique_timestamps(file.path()).expect_err("wrong").to_string();
+            assert_eq!(error, format!("{}{message}", file.path().display()));
+        }
         let text_column = parquet_of(vec![("host", Arc::new(StringArray::from(vec!["a"])))]);
         let error = DataTable::read(text_column.path()).expect_err("text").to_string();
         assert!(error.ends_with(r#": column "host" is of type Utf8, must be numeric"#), "{error}");

@@ -33,14 +33,14 @@ pub struct BacktestArgs {
     #[arg(long, value_name = "TIME")]
     end: Option<Timestamp>,
     /// Replay a table instead: Parquet or CSV, a column timestamp in ms and one column per feature
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["start", "end", "group"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["start", "end", "group", "exclude_alert"])]
     input: Option<PathBuf>,
     /// Table of the rows before it, with the same columns: the rows to train on, or to bring a model up to date
     #[arg(long, value_name = "FILE", requires = "input")]
     history: Option<PathBuf>,
     /// Replay this model, from the end of its training, instead of training one: a folder, NAME@ALIAS, NAME/VERSION
     /// or NAME
-    #[arg(long, value_name = "MODEL")]
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["exclude", "exclude_alert"])]
     model: Option<String>,
     /// Alert budget of the threshold, as in 1/day or 1/week; without it, the detector's
     #[arg(long, value_name = "BUDGET")]
@@ -157,21 +157,13 @@ fn inputs_from_tables<'a>(
     replay_model: Option<&ReplayModel>,
 ) -> Result<ReplayInputs<'a>, BoxError> {
     let mut replay_table = DataTable::read(input)?;
-    let no_timestamps = |path: &Path| format!("{} has no column timestamp", path.display());
-    let times = replay_table.timestamps.clone().ok_or_else(|| no_timestamps(input))?;
+    let times = replay_table.unique_timestamps(input)?.to_vec();
     let start_ms = *times.iter().min().expect("a table has rows");
     let label_column = replay_table.label.take();
     let (path, table) = match history {
         Some(history) => (history, concatenate(history, input, replay_table, &times, start_ms)?),
         None => (input, replay_table),
     };
-    let all_times = table.timestamps.as_deref().unwrap_or_default();
-    let mut sorted = all_times.to_vec();
-    sorted.sort_unstable();
-    if let Some(duplicates) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-        let file = if duplicates[0] < start_ms { path } else { input };
-        return Err(format!("{} has timestamp {} twice", file.display(), duplicates[0]).into());
-    }
     let mut order: Vec<usize> = (0..times.len()).collect();
     order.sort_by_key(|row| times[*row]);
     let table_labels = TableLabels {
@@ -194,10 +186,7 @@ fn concatenate(
     start_ms: i64,
 ) -> Result<DataTable, BoxError> {
     let mut combined = DataTable::read(history)?;
-    let timestamps = combined
-        .timestamps
-        .as_mut()
-        .ok_or_else(|| format!("{} has no column timestamp", history.display()))?;
+    let mut timestamps = combined.unique_timestamps(history)?.to_vec();
     if let Some(late) = timestamps.iter().find(|time| **time >= start_ms) {
         return Err(format!(
             "{} has timestamp {late}, must be before {start_ms}, where {} begins",
@@ -207,6 +196,7 @@ fn concatenate(
         .into());
     }
     timestamps.extend(times);
+    combined.timestamps = Some(timestamps);
     let is_missing =
         |(name, _): &&(String, Vec<f64>)| !combined.columns.iter().any(|(column, _)| column == name);
     if let Some((name, _)) = replay_table.columns.iter().find(is_missing) {
@@ -228,8 +218,7 @@ fn input_for_model(
     path: &Path,
     table: DataTable,
 ) -> Result<TrainingInput, BoxError> {
-    let times =
-        table.timestamps.clone().ok_or_else(|| format!("{} has no column timestamp", path.display()))?;
+    let times = table.unique_timestamps(path)?;
     let trained_ms = online_detector.newest_ms().unwrap_or(i64::MIN);
     if let Some(early) = times.iter().find(|time| **time <= trained_ms) {
         let (early, trained) = (time::format_timestamp(*early), time::format_timestamp(trained_ms));
@@ -245,12 +234,12 @@ fn input_for_model(
         found.map(|(_, values)| values.clone()).unwrap_or_default()
     };
     let values: Vec<Vec<f64>> = names.iter().map(column).collect();
-    let rows = TrainingSet::from_values(model.schema.clone(), &times, &values, &[], i64::MAX)
+    let rows = TrainingSet::from_values(model.schema.clone(), times, &values, &[], i64::MAX)
         .map_err(|_| format!("{}: no row has a finite value in every column", path.display()))?;
     let detector =
         select_detectors(config, args.detector.as_deref())?.first().ok_or("there is no detector")?.clone();
     let name = config.registry.model_name(&detector.name);
-    let window = training_data::table_window(&model.schema.features, &times, &values);
+    let window = training_data::table_window(&model.schema.features, times, &values);
     let columns = Some(columns::names(model));
     Ok(TrainingInput {
         detector,
@@ -261,6 +250,7 @@ fn input_for_model(
         is_raw: false,
         exclusions: Vec::new(),
         columns,
+        n_table_rows: Some(times.len()),
     })
 }
 

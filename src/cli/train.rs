@@ -12,7 +12,7 @@ use crate::table::DataTable;
 use crate::time;
 use crate::train::cross_validation::DEFAULT_SIZES;
 use crate::train::register;
-use crate::train::{ModelFitter, Trained, report};
+use crate::train::{ModelFitter, Trained};
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -33,7 +33,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "TIME")]
     end: Option<Timestamp>,
     /// Train on a table instead: Parquet or CSV, a column timestamp in ms and one column per feature
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["start", "end", "group"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["start", "end", "group", "exclude_alert"])]
     input: Option<PathBuf>,
     /// Candidate numbers of rows per tree
     #[arg(long, value_name = "SIZES", value_delimiter = ',', default_values_t = DEFAULT_SIZES, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
@@ -44,7 +44,7 @@ pub struct TrainArgs {
     /// Write the model to this folder instead of the registry
     #[arg(long, value_name = "FOLDER")]
     model: Option<PathBuf>,
-    /// Alias of the model if it passes the promotion gate; without it, the registry's
+    /// Alias of the model if it passes the promotion gate; without it, the registry's, or none for a table
     #[arg(long, value_name = "ALIAS", conflicts_with = "model")]
     alias: Option<String>,
     /// File for an HTML report with plots
@@ -67,6 +67,8 @@ struct TrainResult {
     n_features: usize,
     n_rows: usize,
     n_excluded: usize,
+    /// Rows of a table that lack a value; `null` for a group.
+    n_incomplete: Option<usize>,
     alert_rate: Option<f64>,
     sweep: Vec<SizeResult>,
 }
@@ -140,28 +142,28 @@ async fn fit_and_register(
     trained.model.card.columns = columns.clone();
     bar.finish_and_clear();
 
-    let gate = &detector.training.gate;
-    let (version, promotion, report) = match registry {
-        Some(registry) => {
-            let alias = args.alias.as_deref().unwrap_or(&config.registry.alias);
-            let draft = register::prepare(name, alias, Some(gate), &trained, rows);
-            let version = register::register(registry, name, &trained, &draft).await?;
-            (Some(version), draft.promotion, draft.report)
-        }
-        None => {
-            let folder = args.model.as_deref().expect("without a registry there is a folder");
+    let alias = promotion_alias(args, config);
+    let draft = register::prepare(name, alias, Some(&detector.training.gate), &trained, rows);
+    let version = match (registry, &args.model) {
+        (_, Some(folder)) => {
             artifact::save(&artifact::to_files(&trained.model), folder)?;
-            let reasons = register::check_gate(gate, &trained);
-            let promotion =
-                if reasons.is_empty() { PromotionDecision::Saved } else { PromotionDecision::Gated(reasons) };
-            let report = report::build_report(name, &trained, rows, promotion.clone()).html();
-            (None, promotion, report)
+            None
         }
+        (Some(registry), None) => Some(register::register(registry, name, &trained, &draft).await?),
+        (None, None) => None,
     };
     if let Some(path) = &args.report {
-        std::fs::write(path, report).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+        std::fs::write(path, draft.report)
+            .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
     }
-    Ok(to_result(training_input, &trained, version, promotion))
+    Ok(to_result(training_input, &trained, version, draft.promotion))
+}
+
+/// The alias to promote to. A model of a table would serve every group instead of the group's own model, so that it
+/// is promoted on request only.
+fn promotion_alias<'a>(args: &'a TrainArgs, config: &'a Config) -> Option<&'a str> {
+    let default = Some(config.registry.alias.as_str()).filter(|_| args.input.is_none());
+    args.alias.as_deref().or(default).filter(|_| args.model.is_none())
 }
 
 fn to_result(
@@ -178,6 +180,8 @@ fn to_result(
         PromotionDecision::Saved => (None, Vec::new()),
     };
     let max_samples = card.params.iter().find(|(name, _)| name == "max_samples");
+    let n_rows = training_input.rows.len();
+    let n_excluded = card.training_range.as_ref().map_or(0, |training_range| training_range.n_excluded);
     TrainResult {
         model: training_input.name.clone(),
         version,
@@ -186,8 +190,11 @@ fn to_result(
         gated,
         max_samples: max_samples.map(|(_, value)| value.clone()).unwrap_or_default(),
         n_features: trained.model.schema.features.len(),
-        n_rows: training_input.rows.len(),
-        n_excluded: card.training_range.as_ref().map_or(0, |training_range| training_range.n_excluded),
+        n_rows,
+        n_excluded,
+        n_incomplete: training_input
+            .n_table_rows
+            .map(|n_table_rows| n_table_rows.saturating_sub(n_rows + n_excluded)),
         alert_rate: validation.map(|validation| validation.alert_rate),
         sweep: validation.map(SizeResult::from_validation).unwrap_or_default(),
     }
@@ -196,8 +203,9 @@ fn to_result(
 /// The text output for a model.
 fn format_result(args: &TrainArgs, result: &TrainResult) -> String {
     let group = result.group.as_ref().map(|group| format!(" {group}")).unwrap_or_default();
+    let incomplete = result.n_incomplete.map(|n_rows| format!(", {n_rows} incomplete")).unwrap_or_default();
     let mut lines = vec![format!(
-        "{}{group}: {} features, {} rows, {} excluded",
+        "{}{group}: {} features, {} rows, {} excluded{incomplete}",
         result.model, result.n_features, result.n_rows, result.n_excluded
     )];
     if !result.sweep.is_empty() {
@@ -208,7 +216,13 @@ fn format_result(args: &TrainArgs, result: &TrainResult) -> String {
     }
     match (&args.model, result.version) {
         (Some(folder), _) => lines.push(format!("written to {}", folder.display())),
-        (None, Some(version)) => lines.push(format!("registered as version {version}")),
+        (None, Some(version)) => {
+            lines.push(format!("registered as version {version}"));
+            if result.promoted.is_none() && result.gated.is_empty() {
+                let command = args.registry.promote_command(&result.model, version);
+                lines.push(format!("put it into service for every group: {command}"));
+            }
+        }
         (None, None) => {}
     }
     lines.extend(result.promoted.iter().map(|alias| format!("promoted to {alias}")));

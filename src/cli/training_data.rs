@@ -80,6 +80,8 @@ pub struct TrainingInput {
     pub exclusions: Vec<Exclusion>,
     /// The file's names of the columns, if they differ from the default names.
     pub columns: Option<Vec<String>>,
+    /// Number of rows of the file up to the end of training; `None` for a group.
+    pub n_table_rows: Option<usize>,
 }
 
 /// The training inputs in order.
@@ -289,6 +291,7 @@ impl<'a> HistoryReader<'a> {
                     is_raw: true,
                     exclusions,
                     columns: None,
+                    n_table_rows: None,
                 }))
             }
             Err(TrainingSetError::TooShort { have_ms }) => {
@@ -341,14 +344,11 @@ pub fn read_table(
 ) -> Result<TrainingInput, BoxError> {
     let detectors = select_detectors(config, args.detector.as_deref())?;
     let detector = detectors.first().ok_or("there is no detector")?.clone();
-    let timestamps =
-        data_table.timestamps.ok_or_else(|| format!("{} has no column timestamp", path.display()))?;
+    let timestamps = data_table.unique_timestamps(path)?.to_vec();
     let exclusions = args.exclude.clone();
     let (names, values): (Vec<String>, Vec<Vec<f64>>) = data_table.columns.into_iter().unzip();
     let name = config.registry.model_name(&detector.name);
-    let (features, transform) = resolve_columns(&names, &detector)?;
-    let is_selected = |feature: &Labels| detector.matchers.iter().any(|selector| selector.matches(feature));
-    let is_raw = transform == Transform::Value && features.iter().all(is_selected);
+    let (features, transform, is_raw) = resolve_columns(&names, &detector)?;
     let window = table_window(&features, &timestamps, &values);
     let (rows, columns) = if is_raw {
         (read_training_set(&detector, &window, &exclusions, train_to_ms), None)
@@ -358,7 +358,8 @@ pub fn read_table(
         (TrainingSet::from_values(schema, &timestamps, &values, &exclusions, train_to_ms), columns)
     };
     let rows = rows.map_err(|error| training_set_message(&error))?;
-    Ok(TrainingInput { detector, group: None, name, rows, window, is_raw, exclusions, columns })
+    let n_table_rows = Some(timestamps.iter().filter(|time| **time <= train_to_ms).count());
+    Ok(TrainingInput { detector, group: None, name, rows, window, is_raw, exclusions, columns, n_table_rows })
 }
 
 /// A window of the columns of a table, without empty cells.
@@ -372,16 +373,37 @@ pub fn table_window(features: &[Labels], timestamps: &[i64], columns: &[Vec<f64>
     build::from_series(series.collect::<Vec<SeriesSamples>>().iter(), i64::MAX / 4)
 }
 
-/// Resolves names to features. A name that is not a series becomes a metric name.
-fn resolve_columns(names: &[String], detector: &Detector) -> Result<(Vec<Labels>, Transform), BoxError> {
+/// Resolves names to features, and tells whether the columns hold raw samples: then the detector selects every one of
+/// them. In a table without such a column and without a rate, a name that is no series becomes a metric name.
+fn resolve_columns(
+    names: &[String],
+    detector: &Detector,
+) -> Result<(Vec<Labels>, Transform, bool), BoxError> {
     let semantics = detector.transform.rate_semantics().unwrap_or_default();
-    match columns::resolve_features(names, &BTreeMap::new(), semantics) {
-        Err(columns::Error::Unknown { .. }) => {
+    let resolve = |names: &[String]| columns::resolve_features(names, &BTreeMap::new(), semantics);
+    let is_selected = |feature: &Labels| detector.matchers.iter().any(|selector| selector.matches(feature));
+    let (mut selected, mut others, mut has_rate) = (None, None, false);
+    for name in names {
+        let resolved = resolve(std::slice::from_ref(name));
+        let is_series =
+            matches!(&resolved, Ok((features, Transform::Value)) if features.iter().all(is_selected));
+        has_rate |= matches!(resolved, Ok((_, Transform::Rate { .. })));
+        if is_series { &mut selected } else { &mut others }.get_or_insert(name);
+    }
+    match (selected, others) {
+        (Some(selected), Some(other)) => Err(format!(
+            "column {other:?} is no series that detector {} selects, but {selected:?} is one: a table has raw samples only, or none",
+            detector.name
+        )
+        .into()),
+        (None, _) if !has_rate && matches!(resolve(names), Err(columns::Error::Unknown { .. })) => {
             let feature = |name: &String| Labels::new([(METRIC_NAME, name.as_str())]);
-            let features = names.iter().map(feature).collect::<Result<_, _>>()?;
-            Ok((features, Transform::Value))
+            Ok((names.iter().map(feature).collect::<Result<_, _>>()?, Transform::Value, false))
         }
-        resolved => Ok(resolved?),
+        (selected, _) => {
+            let (features, transform) = resolve(names)?;
+            Ok((features, transform, selected.is_some()))
+        }
     }
 }
 

@@ -19,19 +19,19 @@ pub struct RegistrationDraft {
 }
 
 /// Checks a model against the gate and renders its report. Without a gate, the model passes: a group without a model
-/// accepts any. Takes some tenths of a second for days of rows.
+/// accepts any. Without an alias, a model that passes is not promoted. Takes some tenths of a second for days of rows.
 pub fn prepare(
     name: &str,
-    alias: &str,
+    alias: Option<&str>,
     gate: Option<&PromotionGate>,
     trained: &Trained,
     training_set: &TrainingSet,
 ) -> RegistrationDraft {
     let reasons = gate.map(|gate| check_gate(gate, trained)).unwrap_or_default();
-    let promotion = if reasons.is_empty() {
-        PromotionDecision::Promoted(alias.into())
-    } else {
-        PromotionDecision::Gated(reasons)
+    let promotion = match alias {
+        _ if !reasons.is_empty() => PromotionDecision::Gated(reasons),
+        Some(alias) => PromotionDecision::Promoted(alias.into()),
+        None => PromotionDecision::Saved,
     };
     let report = report::build_report(name, trained, training_set, promotion.clone()).html();
     let note = note(trained, &promotion);

@@ -343,7 +343,7 @@ impl GroupFit {
         };
         // The gate applies to renewed models only: any other replaces a missing or an unusable model.
         let gate = self.is_scheduled().then_some(&detector.training.gate);
-        let draft = register::prepare(&self.name, &self.alias, gate, &trained, &training_set);
+        let draft = register::prepare(&self.name, Some(&self.alias), gate, &trained, &training_set);
         Ok((trained, draft))
     }
 
