@@ -74,11 +74,16 @@ check_ports() {
         if ! [[ $port =~ ^[1-9][0-9]{0,4}$ ]] || [ "$port" -gt 65535 ]; then die "$variable=$port is not a port"; fi
         [[ " ${taken[*]:-} " != *" $port "* ]] || die "$variable=$port: another program of the quickstart has this port"
         taken+=("$port")
-        if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
-            die "port $port on 127.0.0.1 is in use; choose another one with $variable, for example" \
-                "$variable=$((port < 55000 ? port + 10000 : port - 10000)) $0"
-        fi
+        check_free "$variable" "$port"
     done
+}
+
+# Before the installation and the build, which take minutes, and again just before a program uses the port.
+check_free() { # variable port
+    if (exec 3<>"/dev/tcp/127.0.0.1/$2") 2>/dev/null; then
+        die "port $2 on 127.0.0.1 is in use; choose another one with $1, for example" \
+            "$1=$(($2 < 55000 ? $2 + 10000 : $2 - 10000)) $0"
+    fi
 }
 
 find_cargo() {
@@ -181,14 +186,26 @@ check_alive() {
     done
 }
 
-wait_ready() { # name url
+# Whether the program itself listens on the port: an answer may be that of another one.
+listens() { # name port
+    local inodes sockets
+    inodes=$(awk -v port=":$(printf '%04X' "$2")" '$4 == "0A" && $2 ~ port "$" { print $10 }' /proc/net/tcp)
+    sockets=$(find "/proc/${pid[$1]}/fd" -lname 'socket:*' -printf '%l\n' 2>/dev/null)
+    local inode
+    for inode in $inodes; do
+        [[ $sockets != *"[$inode]"* ]] || return 0
+    done
+    return 1
+}
+
+wait_ready() { # name port url
     local _
     for _ in {1..150}; do
-        if get -o /dev/null "$2"; then return; fi
+        if listens "$1" "$2" && get -o /dev/null "$3"; then return; fi
         check_alive
         pause 0.2
     done
-    printf '\nerror: %s does not answer on %s. The end of its log:\n' "$1" "$2" >&2
+    printf '\nerror: %s does not answer on %s. The end of its log:\n' "$1" "$3" >&2
     tail -n 20 "$dir/logs/$1.log" | sed 's/^/    /' >&2
     exit 1
 }
@@ -377,23 +394,26 @@ up() {
     write_config
 
     heading "Starting node_exporter and Prometheus in $dir"
+    check_free NODE_EXPORTER_PORT "$node_exporter_port"
+    check_free PROMETHEUS_PORT "$prometheus_port"
     # Debian's node_exporter leaves lo out unless told otherwise.
     start node_exporter "$node_exporter" --web.listen-address="127.0.0.1:$node_exporter_port" \
         --collector.netdev.device-exclude='^$'
     start prometheus "$prometheus" --config.file="$dir/prometheus.yml" --storage.tsdb.path="$dir/prometheus" \
         --web.listen-address="127.0.0.1:$prometheus_port" --web.enable-remote-write-receiver \
         --storage.remote.flush-deadline=1s # promforest stops first: do not wait for it at the end
-    wait_ready node_exporter "http://127.0.0.1:$node_exporter_port/"
-    wait_ready prometheus "$prometheus_url/-/ready"
+    wait_ready node_exporter "$node_exporter_port" "http://127.0.0.1:$node_exporter_port/"
+    wait_ready prometheus "$prometheus_port" "$prometheus_url/-/ready"
     note "Prometheus on port $prometheus_port scrapes node_exporter on port $node_exporter_port every 5 s"
 
     build
 
     heading "Starting promforest"
+    check_free PROMFOREST_PORT "$promforest_port"
     cd "$dir/promforest"
     start promforest "$promforest" --config.file="$dir/promforest.yml" --storage.path="$dir/promforest" \
         --web.listen-address="127.0.0.1:$promforest_port"
-    wait_ready promforest "$promforest_url/-/healthy"
+    wait_ready promforest "$promforest_port" "$promforest_url/-/healthy"
     note "promforest listens on port $promforest_port"
 
     wait_for_scores
