@@ -18,6 +18,14 @@ use tracing::{info, warn};
 
 /// Watched series in all groups: 10,000 hosts of 20. At six hours of 15 s each takes 12 KiB.
 pub const MAX_WATCHED_SERIES: usize = 200_000;
+/// Most bytes of the names and values of a watched series' labels.
+const MAX_SERIES_LABEL_BYTES: usize = 16 << 10;
+/// Most bytes of all labels that watched series keep in memory: 1,300 a series.
+const MAX_LABEL_BYTES: usize = 256 << 20;
+/// Copies of a group's labels, most of them as keys of its metrics.
+const GROUP_LABEL_COPIES: usize = 16;
+/// Most characters of a series in a log line.
+const LOGGED_SERIES_CHARS: usize = 200;
 /// Groups of all detectors: each has a window, metrics and a model of its own, however few its series are.
 const MAX_TOTAL_GROUPS: usize = 20_000;
 
@@ -31,20 +39,70 @@ pub struct Groups {
     /// For each detector of the configuration, its groups in the order of their labels.
     by_labels: Vec<BTreeMap<Labels, u32>>,
     next_id: u32,
-    watched_series: usize,
+    usage: Usage,
     over_limit: bool,
+}
+
+/// What outsiders can make the groups hold, by their choice of series.
+#[derive(Clone, Copy, Debug, Default)]
+struct Usage {
+    groups: usize,
+    series: usize,
+    label_bytes: usize,
+}
+
+impl Usage {
+    /// The part of one group.
+    fn of_group(labels: &Labels, features: impl Iterator<Item = usize>) -> Self {
+        let of_group = Self { groups: 1, series: 0, label_bytes: GROUP_LABEL_COPIES * labels.n_bytes() };
+        features.fold(of_group, |sum, bytes| sum.plus(Self { groups: 0, series: 1, label_bytes: bytes }))
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            groups: self.groups + other.groups,
+            series: self.series + other.series,
+            label_bytes: self.label_bytes + other.label_bytes,
+        }
+    }
+
+    fn minus(self, other: Self) -> Self {
+        Self {
+            groups: self.groups - other.groups,
+            series: self.series - other.series,
+            label_bytes: self.label_bytes - other.label_bytes,
+        }
+    }
+
+    fn is_within_limits(self) -> bool {
+        self.groups <= MAX_TOTAL_GROUPS
+            && self.series <= MAX_WATCHED_SERIES
+            && self.label_bytes <= MAX_LABEL_BYTES
+    }
 }
 
 impl Groups {
     /// No groups.
     pub fn new(config: Arc<Config>) -> Self {
         let by_labels = vec![BTreeMap::new(); config.detectors.len()];
-        Self { config, all: BTreeMap::new(), by_labels, next_id: 0, watched_series: 0, over_limit: false }
+        Self {
+            config,
+            all: BTreeMap::new(),
+            by_labels,
+            next_id: 0,
+            usage: Usage::default(),
+            over_limit: false,
+        }
     }
 
     /// The configuration in force.
     pub fn config(&self) -> &Arc<Config> {
         &self.config
+    }
+
+    /// Bytes of all labels.
+    pub fn n_label_bytes(&self) -> usize {
+        self.usage.label_bytes
     }
 
     /// A group by its number.
@@ -103,17 +161,16 @@ impl Groups {
         self.config.remote_write.iter().map(|endpoint| endpoint.url.to_string()).collect()
     }
 
-    /// Restores the group of a snapshot. False if its detector is not configured, the group exists, or the limit of
-    /// watched series is exceeded.
+    /// Restores the group of a snapshot. False if its detector is not configured, the group exists, or a limit is
+    /// exceeded.
     pub fn restore(&mut self, state: GroupState, window: Window, now: Instant) -> bool {
         let is_same_detector = |detector: &Arc<Detector>| {
             detector.name == state.detector && detector.selection_key() == state.selection_key
         };
         let Some(index) = self.config.detectors.iter().position(is_same_detector) else { return false };
-        let n_columns = window.features().count();
-        if self.by_labels[index].contains_key(&state.group)
-            || self.watched_series + n_columns > MAX_WATCHED_SERIES
-        {
+        let features = window.features().map(|(labels, ..)| labels.n_bytes());
+        let usage = self.usage.plus(Usage::of_group(&state.group, features));
+        if self.by_labels[index].contains_key(&state.group) || !usage.is_within_limits() {
             return false;
         }
         let labels = state.group.clone();
@@ -121,7 +178,6 @@ impl Groups {
         let group = Group::restore(detector, state, window, &self.urls(), now);
         let id = self.insert(group);
         self.by_labels[index].insert(labels, id);
-        self.watched_series += n_columns;
         true
     }
 
@@ -158,21 +214,25 @@ impl Groups {
 
     /// The column of a series in the groups of one detector, created if it is new. `None` above a limit.
     fn resolve_column(&mut self, detector_index: usize, labels: &Labels, now: Instant) -> Option<ColumnRef> {
-        let detector = self.config.detectors[detector_index].clone();
-        let (by, feature) = labels.split(&detector.by);
+        let (by, feature) = labels.split(&self.config.detectors[detector_index].by);
         let existing = self.by_labels[detector_index].get(&by).copied();
         if let Some(group) = existing
             && let Some(column) = self.all[&group].window().find_column(&feature)
         {
             return Some(ColumnRef { group, column });
         }
-        let has_room = existing.is_some() || self.all.len() < MAX_TOTAL_GROUPS;
-        if !has_room || self.watched_series >= MAX_WATCHED_SERIES {
+        if labels.n_text_bytes() > MAX_SERIES_LABEL_BYTES {
             return None;
         }
-        let id = existing.unwrap_or_else(|| self.create(detector_index, &detector, by, now));
+        let of_group =
+            if existing.is_none() { Usage::of_group(&by, [].into_iter()) } else { Usage::default() };
+        let of_column = Usage { groups: 0, series: 1, label_bytes: feature.n_bytes() };
+        if !self.usage.plus(of_group).plus(of_column).is_within_limits() {
+            return None;
+        }
+        let id = existing.unwrap_or_else(|| self.create(detector_index, by, now));
         let column = self.all.get_mut(&id)?.column(&feature)?;
-        self.watched_series += 1;
+        self.usage = self.usage.plus(of_column);
         Some(ColumnRef { group: id, column })
     }
 
@@ -180,13 +240,16 @@ impl Groups {
         if !std::mem::replace(&mut self.over_limit, true) {
             warn!(
                 component = "series",
-                series = %labels,
-                watched_series = self.watched_series,
+                series = format!("{:.LOGGED_SERIES_CHARS$}", labels.to_string()),
+                series_label_bytes_limit = MAX_SERIES_LABEL_BYTES,
+                watched_series = self.usage.series,
                 limit = MAX_WATCHED_SERIES,
-                groups = self.all.len(),
+                groups = self.usage.groups,
                 groups_limit = MAX_TOTAL_GROUPS,
+                label_bytes = self.usage.label_bytes,
+                label_bytes_limit = MAX_LABEL_BYTES,
                 group_limit = MAX_FEATURES,
-                "too many watched series, new ones are ignored"
+                "watched series exceed a limit, new ones are ignored"
             );
         }
     }
@@ -200,15 +263,10 @@ impl Groups {
             || OUTPUT_METADATA.iter().any(|(own, _)| *own == name) && is_detector(labels.get("detector"))
     }
 
-    fn create(
-        &mut self,
-        detector_index: usize,
-        detector: &Arc<Detector>,
-        labels: Labels,
-        now: Instant,
-    ) -> u32 {
+    fn create(&mut self, detector_index: usize, labels: Labels, now: Instant) -> u32 {
+        let detector = self.config.detectors[detector_index].clone();
         info!(component = "series", detector = detector.name, group = %labels, "new group");
-        let group = Group::new(detector.clone(), labels.clone(), self.config.remote_write.len(), now);
+        let group = Group::new(detector, labels.clone(), self.config.remote_write.len(), now);
         let id = self.insert(group);
         self.by_labels[detector_index].insert(labels, id);
         id
@@ -218,6 +276,7 @@ impl Groups {
     fn insert(&mut self, group: Group) -> u32 {
         let id = self.next_id;
         self.next_id += 1;
+        self.usage = self.usage.plus(usage_of(&group));
         self.all.insert(id, group);
         id
     }
@@ -235,7 +294,7 @@ impl Groups {
         let mut evicted = Vec::new();
         for id in affected {
             let group = self.all.remove(&id).expect("listed just now");
-            self.watched_series -= group.n_columns();
+            self.usage = self.usage.minus(usage_of(&group));
             let index = self.config.detectors.iter().position(|d| Arc::ptr_eq(d, &group.detector));
             let Some(by_labels) = index.map(|index| &mut self.by_labels[index]) else { continue };
             by_labels.remove(&group.labels);
@@ -244,7 +303,6 @@ impl Groups {
                 evicted.push(group);
             } else {
                 let group = group.without_empty_columns();
-                self.watched_series += group.n_columns();
                 let labels = group.labels.clone();
                 let id = self.insert(group);
                 self.by_labels[index.expect("found above")].insert(labels, id);
@@ -280,7 +338,6 @@ impl Groups {
             group.set_endpoints(kept);
             // A training under way would report to the old number.
             group.end_training();
-            next.watched_series += group.n_columns();
             let labels = group.labels.clone();
             let id = next.insert(group);
             next.by_labels[index].insert(labels, id);
@@ -288,6 +345,10 @@ impl Groups {
         *self = next;
         retired
     }
+}
+
+fn usage_of(group: &Group) -> Usage {
+    Usage::of_group(&group.labels, group.window().features().map(|(labels, ..)| labels.n_bytes()))
 }
 
 /// The labels of a group's own metrics: `detector`, then the group's.

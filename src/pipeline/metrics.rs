@@ -122,7 +122,11 @@ impl Metrics {
                 "interleaved_groups",
                 "Groups whose rows alternate between two phases of one interval, as from two Prometheus replicas",
             ),
-            window_bytes: register(registry, "window_bytes", "Size of the samples and scores in memory"),
+            window_bytes: register(
+                registry,
+                "window_bytes",
+                "Size of the samples, scores and labels in memory",
+            ),
             series: register(registry, "index_series", "Series in the index, watched or ignored"),
             pending: register(
                 registry,

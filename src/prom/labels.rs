@@ -71,8 +71,12 @@ impl Labels {
 
     /// Bytes of the set in memory, which its clones share.
     pub fn n_bytes(&self) -> usize {
-        let text = self.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
-        text + size_of_val(&*self.0)
+        self.n_text_bytes() + size_of_val(&*self.0)
+    }
+
+    /// Bytes of the names and values.
+    pub fn n_text_bytes(&self) -> usize {
+        self.iter().map(|(name, value)| name.len() + value.len()).sum()
     }
 
     /// Splits the set into the labels named in `by` and the others.

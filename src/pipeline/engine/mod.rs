@@ -258,7 +258,8 @@ impl Engine {
             self.evicted_at = now;
             self.warn_about_replicas();
             self.groups.iter().for_each(|group| self.metrics.set_drift(group));
-            self.metrics.set_window_bytes(self.groups.iter().map(|group| group.window().n_bytes()).sum());
+            let cells = self.groups.iter().map(|group| group.window().n_bytes()).sum::<usize>();
+            self.metrics.set_window_bytes(cells + self.groups.n_label_bytes());
             let (evicted, reindex) = self.groups.evict(now);
             let kept: Vec<_> = (0..self.endpoints.len()).map(Some).collect();
             evicted.iter().for_each(|group| self.retire(group, &kept, now_ms));

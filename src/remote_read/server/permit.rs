@@ -96,7 +96,7 @@ impl WorkPermit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc;
+    use std::sync::mpsc::sync_channel;
 
     #[tokio::test]
     async fn a_turn_lasts_until_its_work_ends_also_without_the_client() {
@@ -104,7 +104,7 @@ mod tests {
         let available = || permits.semaphore.available_permits();
         let permit = permits.acquire().await.expect("a free turn");
         let (started, wait_for_start) = tokio::sync::oneshot::channel();
-        let (finish, wait_for_finish) = mpsc::channel::<()>();
+        let (finish, wait_for_finish) = sync_channel::<()>(0);
         let work = move || {
             let _ = started.send(());
             let _ = wait_for_finish.recv();

@@ -188,3 +188,28 @@ fn f30_groups_are_bounded_and_the_known_ones_go_on() {
     bench.send(vec![of_host(0, 1, "eth0"), of_host(0, 1, "eth1"), of_host(20_006, 1, "eth0")]);
     assert_eq!(bench.metric(dropped), 8, "a known group may have more series");
 }
+
+/// Labels are memory that whoever writes can take.
+#[test]
+fn f30_labels_are_bounded_and_counted() {
+    let dropped = r#"ingest_samples_dropped_total{reason="series_limit"}"#;
+    let mut bench = Bench::new("detectors: [{name: a, match: [rx], by: [host]}]");
+    let of_device = |host: usize, device: &str, n_bytes: usize| {
+        let (host, value) = (host.to_string(), "v".repeat(n_bytes));
+        let labels = [("__name__", "rx"), ("device", device), ("host", &host), ("value", &value)];
+        series(&labels, &[(START_MS, 1.0)])
+    };
+    bench.send(vec![of_device(0, "eth0", 16_300), of_device(0, "eth1", 16_384)]);
+    assert_eq!(bench.metric(dropped), 1, "a series has 16 KiB of labels");
+    // 16 MiB each time.
+    for host in 0..20 {
+        bench.send((0..1024).map(|i| of_device(host, &format!("eth{i:04}"), 16_300)).collect());
+    }
+    let n_ignored = bench.metric(dropped);
+    assert!((3000..6000).contains(&n_ignored), "{n_ignored} of 20 * 1024 series");
+    bench.send(vec![of_device(100, "eth0", 10)]);
+    assert_eq!(bench.metric(dropped), n_ignored, "a short one has room");
+    bench.tick(Instant::now() + EVICT_INTERVAL);
+    let bytes = bench.metric("window_bytes");
+    assert!((240 << 20..257 << 20).contains(&bytes), "{bytes} bytes");
+}
