@@ -11,7 +11,7 @@
 //! writers, also of several processes. A writer that dies may leave a version that `registry.json` does not list; the
 //! next writer removes it.
 
-use super::{Aliases, CHALLENGER, Error, ModelVersion, NewVersion, validate_name};
+use super::{AliasListing, Aliases, CHALLENGER, Error, ModelVersion, NewVersion, validate_name};
 use crate::fs::{sync_directory, write_atomically};
 use crate::models::artifact::{self, Files};
 use crate::time;
@@ -77,22 +77,24 @@ impl Directory {
         Ok(self.root.join(validate_name(model)?))
     }
 
-    /// See [`Registry::aliases`](super::Registry::aliases).
-    pub fn aliases(&self, prefix: &str) -> Result<Aliases, Error> {
+    /// See [`Registry::list_aliases`](super::Registry::list_aliases).
+    pub fn list_aliases(&self, prefix: &str) -> Result<AliasListing, Error> {
         let entries = match fs::read_dir(&self.root) {
             Ok(entries) => entries,
-            Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(Aliases::new()),
+            Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(AliasListing::default()),
             Err(source) => return Err(io_error("read", &self.root)(source)),
         };
-        let mut aliases = Aliases::new();
+        let mut listing = AliasListing::default();
         for entry in entries {
             let model = entry.map_err(io_error("read", &self.root))?.file_name();
             let Some(model) = model.to_str().filter(|model| model.starts_with(prefix)) else { continue };
-            if let Some(state) = self.read_state(&self.root.join(model))? {
-                aliases.insert(model.into(), state.aliases);
+            match self.read_state(&self.root.join(model)) {
+                Ok(Some(state)) => drop(listing.aliases.insert(model.into(), state.aliases)),
+                Ok(None) => {}
+                Err(error) => drop(listing.unreadable.insert(model.into(), error)),
             }
         }
-        Ok(aliases)
+        Ok(listing)
     }
 
     /// See [`Registry::aliases_of`](super::Registry::aliases_of).

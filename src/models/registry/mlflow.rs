@@ -8,6 +8,10 @@
 //! too.
 
 mod config;
+mod error;
+
+pub use config::Config;
+pub use error::Error;
 
 use super::{Aliases, CHALLENGER, ModelVersion, NewVersion};
 use crate::http::client::{self, Client, Request};
@@ -16,9 +20,8 @@ use crate::http::{Url, percent_encode};
 use crate::models::artifact::{self, Files};
 use crate::time;
 use bytes::Bytes;
-pub use config::Config;
+use hyper::Method;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
-use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -38,57 +41,6 @@ const BATCH_SIZE: usize = 100;
 const PROMOTED: &str = "promforest.promoted_at";
 const ROLLED_BACK: &str = "promforest.rolled_back";
 const NOTE: &str = "promforest.note";
-
-/// Reasons why a call to MLflow fails.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The request failed.
-    #[error("MLflow does not answer")]
-    Request(#[from] client::Error),
-    /// MLflow returned an error status.
-    #[error("{url} answered {status}: {reason}")]
-    Refused {
-        /// The address.
-        url: String,
-        /// The status.
-        status: StatusCode,
-        /// MLflow's code of the error, or empty.
-        code: String,
-        /// MLflow's message.
-        reason: String,
-    },
-    /// The response lacks a field.
-    #[error("{url} answered without {field}")]
-    UnexpectedResponse {
-        /// The address.
-        url: String,
-        /// The missing field.
-        field: &'static str,
-    },
-    /// The server does not proxy the files.
-    #[error(
-        "the files are at {0}: the server must proxy them (mlflow server --serve-artifacts --artifacts-destination ...)"
-    )]
-    NotProxied(String),
-    /// The folder exceeds a limit.
-    #[error("{uri} has {what}, must be at most {limit}")]
-    Oversized {
-        /// The folder.
-        uri: String,
-        /// The exceeded quantity.
-        what: String,
-        /// The limit.
-        limit: u64,
-    },
-    /// A run without a model.
-    #[error("run {run} has no model in {path:?}")]
-    NoModel {
-        /// The run.
-        run: String,
-        /// The requested folder.
-        path: String,
-    },
-}
 
 /// An MLflow server.
 pub struct Mlflow {
@@ -498,12 +450,6 @@ impl Mlflow {
 
     fn missing_field(&self, call: &str, field: &'static str) -> Error {
         Error::UnexpectedResponse { url: format!("{}/api/2.0/mlflow/{call}", self.base), field }
-    }
-}
-
-impl Error {
-    fn has_code(&self, expected: &str) -> bool {
-        matches!(self, Self::Refused { code, .. } if code == expected)
     }
 }
 

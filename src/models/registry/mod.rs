@@ -212,6 +212,16 @@ pub enum Error {
     Mlflow(Box<mlflow::Error>),
 }
 
+impl Error {
+    /// True if the store answers and one model or version of it is at fault: the others can be read.
+    pub fn concerns_one_version(&self) -> bool {
+        match self {
+            Self::Mlflow(error) => error.concerns_one_version(),
+            _ => true,
+        }
+    }
+}
+
 impl From<mlflow::Error> for Error {
     fn from(error: mlflow::Error) -> Self {
         Self::Mlflow(Box::new(error))
@@ -246,6 +256,15 @@ pub struct NewVersion<'a> {
 /// Aliases of every model, and the versions that they point to.
 pub type Aliases = BTreeMap<String, BTreeMap<String, u64>>;
 
+/// The models of a listing.
+#[derive(Debug, Default)]
+pub struct AliasListing {
+    /// Their aliases.
+    pub aliases: Aliases,
+    /// The errors of the models that cannot be read, by name.
+    pub unreadable: BTreeMap<String, Error>,
+}
+
 /// A store of models. Clones share it.
 #[derive(Clone)]
 pub enum Registry {
@@ -272,11 +291,25 @@ impl Registry {
     /// The aliases of the models whose names have this prefix.
     ///
     /// # Errors
-    /// [`Error`] if the store fails.
+    /// [`Error`] if the store fails, or if a model of it cannot be read.
     pub async fn aliases(&self, prefix: &str) -> Result<Aliases, Error> {
+        let AliasListing { aliases, unreadable } = self.list_aliases(prefix).await?;
+        match unreadable.into_values().next() {
+            None => Ok(aliases),
+            Some(error) => Err(error),
+        }
+    }
+
+    /// The aliases of the models whose names have this prefix, apart from the models that cannot be read.
+    ///
+    /// # Errors
+    /// [`Error`] if the store fails.
+    pub async fn list_aliases(&self, prefix: &str) -> Result<AliasListing, Error> {
         match self {
-            Self::Directory(directory) => directory.aliases(prefix),
-            Self::Mlflow(mlflow) => Ok(mlflow.aliases(prefix).await?),
+            Self::Directory(directory) => directory.list_aliases(prefix),
+            Self::Mlflow(mlflow) => {
+                Ok(AliasListing { aliases: mlflow.aliases(prefix).await?, unreadable: BTreeMap::new() })
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use crate::detect::OnlineDetector;
 use crate::detector::Detector;
 use crate::ingest::{self, AcceptedCounts, WriteBody};
 use crate::models::DeployedModel;
-use crate::pipeline::group::deployment::Deployment;
+use crate::pipeline::group::deployment::{DeployOutcome, Deployment};
 use crate::pipeline::group::snapshot::SnapshotStep;
 use crate::pipeline::select::{self, GroupMatches, SelectedSeries, SelectionPage};
 use crate::prom::Labels;
@@ -46,7 +46,10 @@ pub(super) enum EngineCommand {
         role: ModelRole,
         deployed: Option<DeployedModel>,
         detection: Option<Box<OnlineDetector>>,
+        reply: oneshot::Sender<DeployOutcome>,
     },
+    /// Checks whether a group has a recent sample of a feature.
+    HasFeature { group: u32, feature: Labels, reply: oneshot::Sender<bool> },
     /// Fetches the first group after this id for a snapshot; none after the last.
     Snapshot { after: Option<u32>, reply: oneshot::Sender<Option<SnapshotStep>> },
     /// Reports that the snapshot of this group was not written.
@@ -200,8 +203,13 @@ impl WeakEngineHandle {
         role: ModelRole,
         deployed: Option<DeployedModel>,
         detection: Option<Box<OnlineDetector>>,
-    ) -> Option<()> {
-        self.send(EngineCommand::Deploy { group, role, deployed, detection }).await
+    ) -> Option<DeployOutcome> {
+        self.call(|reply| EngineCommand::Deploy { group, role, deployed, detection, reply }).await
+    }
+
+    /// True if the group exists and has a recent sample of the feature.
+    pub async fn has_feature(&self, group: u32, feature: Labels) -> Option<bool> {
+        self.call(|reply| EngineCommand::HasFeature { group, feature, reply }).await
     }
 
     /// The first group after this id for a snapshot; `Some(None)` after the last.

@@ -144,8 +144,12 @@ impl Engine {
                 EngineCommand::ListDeployments(reply) => {
                     let _ = reply.send(self.list_deployments());
                 }
-                EngineCommand::Deploy { group, role, deployed, detection } => {
-                    self.deploy(group, role, deployed, detection, now)
+                EngineCommand::Deploy { group, role, deployed, detection, reply } => {
+                    let _ = reply.send(self.deploy(group, role, deployed, detection, now));
+                }
+                EngineCommand::HasFeature { group, feature, reply } => {
+                    let group = self.groups.get(group);
+                    let _ = reply.send(group.is_some_and(|g| g.active_features().contains(&feature)));
                 }
                 EngineCommand::Snapshot { after, reply } => {
                     let _ = reply.send(self.next_snapshot(after));
@@ -336,4 +340,4 @@ fn event_recorder<'a>(
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

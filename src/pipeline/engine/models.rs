@@ -5,6 +5,7 @@ use super::{Engine, Readiness, event_recorder};
 use crate::detect::OnlineDetector;
 use crate::detector::Detector;
 use crate::models::DeployedModel;
+use crate::pipeline::group::deployment::DeployOutcome;
 use crate::pipeline::groups::Groups;
 use crate::prom::duration;
 use crate::time::now_ms;
@@ -104,22 +105,20 @@ impl Engine {
         deployed: Option<DeployedModel>,
         detection: Option<Box<OnlineDetector>>,
         now: Instant,
-    ) {
+    ) -> DeployOutcome {
         let alias = self.groups.config().registry.alias.clone();
-        let Some(group) = self.groups.get_mut(id) else { return };
+        let Some(group) = self.groups.get_mut(id) else { return DeployOutcome::Gone };
         let detector = group.detector.clone();
         if let Some(DeployedModel { model, name, version }) = &deployed {
-            let missing = group
-                .missing_feature(&model.schema)
-                .map(|feature| model.schema.transform.expression(feature));
-            if let Some(feature) = missing {
+            if let Some(missing) = group.missing_feature(&model.schema).cloned() {
+                let feature = model.schema.transform.expression(&missing);
                 warn!(component = "models", detector = detector.name, group = %group.labels, model = name, version, feature, "model rejected: the group does not have all of its features");
                 self.metrics.count_rejected_model(&detector.name);
                 if role == ModelRole::Challenger {
                     group.set_challenger(None, None);
                     self.metrics.set_models(group, &alias);
                 }
-                return;
+                return DeployOutcome::Refused { missing };
             }
             info!(component = "models", detector = detector.name, group = %group.labels, model = name, version, role = ?role, "model in service");
         }
@@ -140,6 +139,7 @@ impl Engine {
             (ModelRole::Challenger, deployed) => group.set_challenger(deployed, detection),
         }
         self.metrics.set_models(group, &alias);
+        DeployOutcome::Taken
     }
 }
 

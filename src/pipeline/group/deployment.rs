@@ -7,6 +7,20 @@ use crate::window::ModelRole;
 /// Name of a model, and its version if it is registered.
 pub type DeployedVersion = (String, Option<u64>);
 
+/// The answer of a group to a model of the registry.
+#[derive(Clone, Debug, PartialEq)]
+pub enum DeployOutcome {
+    /// The model serves.
+    Taken,
+    /// The group lacks a feature of the model.
+    Refused {
+        /// The feature.
+        missing: Labels,
+    },
+    /// There is no group with this id: a reload or an eviction replaced it.
+    Gone,
+}
+
 /// The models of a group.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Deployment {

@@ -1,30 +1,29 @@
 //! Deploys the model versions that the aliases of the registry point to.
 //!
-//! One request reads the aliases of a model; only versions that a group does not have are loaded. A version that was
-//! offered to a group is not offered again until its alias moves or the group has yet another model. Otherwise a
-//! version that the group rejected would be loaded at every poll, and a model that the sidecar trained while the
-//! registry was down would be replaced by its predecessor.
+//! One request reads the aliases of a model; only versions that a group does not have are loaded. A version that a
+//! group took or rejected for good is not offered again until its alias moves or the group has yet another model.
+//! Otherwise a version that the group rejected would be loaded at every poll, and a model that the sidecar trained
+//! while the registry was down would be replaced by its predecessor. A version that lacks a feature now, because its
+//! target is down, is offered again when the group has the feature. A version that cannot be read is tried again at
+//! the next poll, and does not keep the others from their groups.
 
 use crate::detector::Detector;
-use crate::models::registry::{self, Aliases, CHALLENGER};
+use crate::models::registry::{self, AliasListing, CHALLENGER};
 use crate::models::{DeployedModel, Model};
 use crate::pipeline::engine::WeakEngineHandle;
-use crate::pipeline::group::deployment::{DeployedVersion, Deployment};
+use crate::pipeline::group::deployment::{DeployOutcome, DeployedVersion, Deployment};
 use crate::prom::Labels;
 use crate::train::{Backends, CircuitBreaker, GroupReader, catch_up};
 use crate::window::ModelRole;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 /// Registered name and version of a model.
 type RegisteredVersion = (String, u64);
-
-/// A version that was offered, and the model that the slot had then.
-type Offer = (RegisteredVersion, Option<DeployedVersion>);
 
 /// Detector, group labels and role.
 type SlotKey = (String, Labels, ModelRole);
@@ -47,11 +46,37 @@ impl Metrics {
         );
         registry.register(
             "model_registry_failures",
-            "Failed polls of the model registry",
+            "Failed polls of the model registry, and models and versions that a poll could not read",
             metrics.failures.clone(),
         );
         metrics
     }
+}
+
+/// An offer that the slot took or rejected.
+struct Offer {
+    version: RegisteredVersion,
+    /// The model that the slot had then.
+    previous: Option<DeployedVersion>,
+    /// The feature of the version that the group lacked, if any: the version is offered again once the group has it.
+    missing: Option<Labels>,
+}
+
+/// The aliases and versions that one poll reads.
+struct Poll {
+    listing: AliasListing,
+    loaded: HashMap<RegisteredVersion, LoadedVersion>,
+    /// Errors of models and versions that cannot be read, in the order of the groups.
+    failures: Vec<registry::Error>,
+}
+
+/// The result of loading a version.
+#[derive(Clone)]
+enum LoadedVersion {
+    Model(Arc<Model>),
+    /// The files are no model that can serve: loading them again has the same result.
+    Invalid,
+    Unreadable,
 }
 
 /// See the [module](self).
@@ -63,6 +88,8 @@ pub struct RegistryWatcher {
     offered: HashMap<SlotKey, Offer>,
     circuit_breaker: CircuitBreaker,
     was_up: bool,
+    /// Texts of the errors of the last poll: an error is logged when it appears.
+    failures: BTreeSet<String>,
 }
 
 impl RegistryWatcher {
@@ -75,15 +102,20 @@ impl RegistryWatcher {
             offered: HashMap::new(),
             circuit_breaker: CircuitBreaker::default(),
             was_up: true,
+            failures: BTreeSet::new(),
         }
     }
 
     /// Polls the registry until the engine is gone.
     pub async fn run(mut self) {
         loop {
-            let backends = self.backends.borrow().clone();
+            if self.backends.has_changed().unwrap_or(false) {
+                self.forget_rejections();
+            }
+            let backends = self.backends.borrow_and_update().clone();
             match self.poll(&backends).await {
-                Ok(Some(())) => {
+                Ok(Some(failures)) => {
+                    self.report(&failures);
                     if !std::mem::replace(&mut self.was_up, true) {
                         info!(component = "models", "the model registry answers again");
                     }
@@ -106,63 +138,119 @@ impl RegistryWatcher {
         }
     }
 
-    /// Polls the aliases once and reconciles every group. `None` when the engine is gone.
-    async fn poll(&mut self, backends: &Backends) -> Result<Option<()>, registry::Error> {
-        let models: HashSet<String> = backends
-            .detectors
-            .iter()
-            .map(|detector| backends.registry_config.model_name(&detector.name))
-            .collect();
-        let mut aliases = Aliases::new();
-        for model in models {
-            aliases.extend(backends.registry.aliases(&model).await?);
+    /// Another configuration may accept what the previous one rejected. A model that the registry does not have stays.
+    fn forget_rejections(&mut self) {
+        self.offered.retain(|_, offer| offer.previous.as_ref().is_some_and(|(_, version)| version.is_none()));
+    }
+
+    /// Counts the models and versions that cannot be read, and logs those that the last poll could read.
+    fn report(&mut self, failures: &[registry::Error]) {
+        self.metrics.failures.inc_by(failures.len() as u64);
+        let texts: BTreeSet<String> = failures.iter().map(|error| crate::error::chain(error)).collect();
+        for text in texts.difference(&self.failures) {
+            warn!(
+                component = "models",
+                err = text,
+                "a model cannot be read: the deployed one stays in service"
+            );
         }
+        self.failures = texts;
+    }
+
+    /// Polls the aliases once and reconciles every group. Returns the errors of single models and versions; `None` when
+    /// the engine is gone.
+    ///
+    /// # Errors
+    /// [`registry::Error`] if the registry does not answer.
+    async fn poll(&mut self, backends: &Backends) -> Result<Option<Vec<registry::Error>>, registry::Error> {
+        let mut poll = Poll::new(backends).await?;
         let Some(deployments) = self.engine.list_deployments().await else { return Ok(None) };
         // The offers of groups that are gone are forgotten.
-        self.offered.retain(|(detector, labels, _), _| {
-            deployments
-                .iter()
-                .any(|deployment| deployment.detector == *detector && deployment.labels == *labels)
-        });
-        let mut loaded = HashMap::new();
+        let present: HashSet<(&str, &Labels)> =
+            deployments.iter().map(|deployment| (deployment.detector.as_str(), &deployment.labels)).collect();
+        self.offered.retain(|(detector, labels, _), _| present.contains(&(detector.as_str(), labels)));
         for deployment in &deployments {
             let detector = backends.detectors.iter().find(|detector| detector.name == deployment.detector);
             // A group without a model asks the registry itself, before it is trained.
             let Some(detector) = detector.filter(|_| deployment.champion.is_some()) else { continue };
             for role in [ModelRole::Champion, ModelRole::Challenger] {
                 let slot = Slot { detector, deployment, role };
-                self.reconcile(backends, &aliases, &mut loaded, slot).await?;
+                if self.reconcile(backends, &mut poll, slot).await?.is_none() {
+                    return Ok(None);
+                }
             }
         }
-        Ok(Some(()))
+        poll.failures.extend(poll.listing.unreadable.into_values());
+        Ok(Some(poll.failures))
     }
 
-    /// Offers a slot the version that its alias points to, unless the slot has it or was offered it before.
+    /// Offers a slot the version that its alias points to, unless the slot has it or has settled the same offer.
+    /// `None` when the engine is gone.
     async fn reconcile(
         &mut self,
         backends: &Backends,
-        aliases: &Aliases,
-        loaded: &mut HashMap<RegisteredVersion, Arc<Model>>,
+        poll: &mut Poll,
         slot: Slot<'_>,
-    ) -> Result<(), registry::Error> {
-        let Some(desired) = slot.desired(backends, aliases) else {
+    ) -> Result<Option<()>, registry::Error> {
+        let Slot { deployment, role, .. } = slot;
+        if slot.is_unreadable(backends, &poll.listing) {
+            return Ok(Some(()));
+        }
+        let Some(desired) = slot.desired(backends, &poll.listing) else {
             self.offered.remove(&slot.key());
-            if slot.role == ModelRole::Challenger && slot.current().is_some() {
-                self.engine.deploy(slot.deployment.group, slot.role, None, None).await;
+            if role == ModelRole::Challenger && slot.current().is_some() {
+                return Ok(self.engine.deploy(deployment.group, role, None, None).await.map(drop));
             }
-            return Ok(());
+            return Ok(Some(()));
         };
-        let previous = self.offered.insert(slot.key(), (desired.clone(), slot.current().cloned()));
-        if slot.has(&desired) || slot.was_offered(&desired, previous) {
-            return Ok(());
+        let Some(is_settled) = self.is_settled(slot, &desired).await else { return Ok(None) };
+        let missing = if is_settled {
+            let offer = self.offered.remove(&slot.key()).filter(|offer| offer.version == desired);
+            offer.and_then(|offer| offer.missing).filter(|_| !slot.has(&desired))
+        } else {
+            match poll.load(backends, slot, &desired).await? {
+                LoadedVersion::Unreadable => return Ok(Some(())),
+                LoadedVersion::Invalid => None,
+                LoadedVersion::Model(model) if !slot.accepts(&model, &desired) => None,
+                LoadedVersion::Model(model) => match self.offer(backends, slot, &desired, model).await {
+                    None => return Ok(None),
+                    // The next poll offers it to the group's successor.
+                    Some(DeployOutcome::Gone) => return Ok(Some(())),
+                    Some(DeployOutcome::Taken) => None,
+                    Some(DeployOutcome::Refused { missing }) => Some(missing),
+                },
+            }
+        };
+        let offer = Offer { version: desired, previous: slot.current().cloned(), missing };
+        self.offered.insert(slot.key(), offer);
+        Ok(Some(()))
+    }
+
+    /// True if the slot has this version, or has settled an offer of it with the same model as now: a training that was
+    /// under way when the alias moved may have filled the slot since. `None` when the engine is gone.
+    async fn is_settled(&self, slot: Slot<'_>, desired: &RegisteredVersion) -> Option<bool> {
+        if slot.has(desired) {
+            return Some(true);
         }
-        let Some(model) = self.load(backends, loaded, slot, &desired).await? else { return Ok(()) };
-        let Slot { detector, deployment, .. } = slot;
-        let (name, version) = desired;
-        if !model.is_compatible(detector.window, &deployment.labels) {
-            warn!(component = "models", detector = detector.name, group = %deployment.labels, model = name, version, "model rejected: it is another group's, or the window is too short for it");
-            return Ok(());
+        let Some(offer) = self.offered.get(&slot.key()).filter(|offer| offer.version == *desired) else {
+            return Some(false);
+        };
+        if let Some(feature) = &offer.missing {
+            return Some(!self.engine.has_feature(slot.deployment.group, feature.clone()).await?);
         }
+        let is_unregistered = slot.current().is_some_and(|(_, version)| version.is_none());
+        Some(is_unregistered || offer.previous.as_ref() == slot.current())
+    }
+
+    /// Offers a version to a slot. `None` when the engine is gone.
+    async fn offer(
+        &mut self,
+        backends: &Backends,
+        slot: Slot<'_>,
+        (name, version): &RegisteredVersion,
+        model: Arc<Model>,
+    ) -> Option<DeployOutcome> {
+        let Slot { detector, deployment, role } = slot;
         // The group itself scores the rows after its newest scored one.
         let detection = match deployment.newest_scored_ms {
             Some(to_ms) => {
@@ -173,35 +261,53 @@ impl RegistryWatcher {
             }
             None => None,
         };
-        let deployed = Some(DeployedModel { model, name, version: Some(version) });
-        self.engine.deploy(deployment.group, slot.role, deployed, detection).await;
-        Ok(())
+        let deployed = DeployedModel { model, name: name.clone(), version: Some(*version) };
+        self.engine.deploy(deployment.group, role, Some(deployed), detection).await
+    }
+}
+
+impl Poll {
+    /// Reads the aliases of the detectors' models.
+    async fn new(backends: &Backends) -> Result<Self, registry::Error> {
+        let name = |detector: &Arc<Detector>| backends.registry_config.model_name(&detector.name);
+        let names: HashSet<String> = backends.detectors.iter().map(name).collect();
+        let mut listing = AliasListing::default();
+        for name in names {
+            let AliasListing { aliases, unreadable } = backends.registry.list_aliases(&name).await?;
+            listing.aliases.extend(aliases);
+            listing.unreadable.extend(unreadable);
+        }
+        Ok(Self { listing, loaded: HashMap::new(), failures: Vec::new() })
     }
 
-    /// Loads a version, once for all groups that share it. `None` for one that cannot be imported.
+    /// Loads a version, once for all groups that share it.
+    ///
+    /// # Errors
+    /// [`registry::Error`] if the registry does not answer.
     async fn load(
         &mut self,
         backends: &Backends,
-        loaded: &mut HashMap<RegisteredVersion, Arc<Model>>,
         slot: Slot<'_>,
         desired: &RegisteredVersion,
-    ) -> Result<Option<Arc<Model>>, registry::Error> {
-        if let Some(model) = loaded.get(desired) {
-            return Ok(Some(model.clone()));
+    ) -> Result<LoadedVersion, registry::Error> {
+        if let Some(loaded) = self.loaded.get(desired) {
+            return Ok(loaded.clone());
         }
         let semantics = slot.detector.transform.rate_semantics().unwrap_or_default();
-        match backends.registry.load(&desired.0, desired.1, semantics).await {
-            Ok(model) => Ok(Some(loaded.entry(desired.clone()).or_insert(Arc::new(model)).clone())),
+        let loaded = match backends.registry.load(&desired.0, desired.1, semantics).await {
+            Ok(model) => LoadedVersion::Model(Arc::new(model)),
             Err(error @ registry::Error::Import { .. }) => {
                 warn!(component = "models", err = crate::error::chain(&error), "model rejected");
-                Ok(None)
+                LoadedVersion::Invalid
             }
-            Err(error) => {
-                // The version was not offered after all.
-                self.offered.remove(&slot.key());
-                Err(error)
+            Err(error) if error.concerns_one_version() => {
+                self.failures.push(error);
+                LoadedVersion::Unreadable
             }
-        }
+            Err(error) => return Err(error),
+        };
+        self.loaded.insert(desired.clone(), loaded.clone());
+        Ok(loaded)
     }
 }
 
@@ -226,27 +332,42 @@ impl Slot<'_> {
         }
     }
 
+    /// The names of the detector's models and of the group's.
+    fn model_names(self, backends: &Backends) -> [String; 2] {
+        let model = backends.registry_config.model_name(&self.detector.name);
+        let group_model = registry::group_model_name(&model, &self.deployment.labels);
+        [model, group_model]
+    }
+
+    /// True if the aliases of a model of the slot cannot be read.
+    fn is_unreadable(self, backends: &Backends, listing: &AliasListing) -> bool {
+        self.model_names(backends).iter().any(|name| listing.unreadable.contains_key(name))
+    }
+
     /// The version that the alias of the slot points to.
-    fn desired(self, backends: &Backends, aliases: &Aliases) -> Option<RegisteredVersion> {
+    fn desired(self, backends: &Backends, listing: &AliasListing) -> Option<RegisteredVersion> {
         let alias = match self.role {
             ModelRole::Champion => backends.registry_config.alias.as_str(),
             ModelRole::Challenger => CHALLENGER,
         };
-        let model = backends.registry_config.model_name(&self.detector.name);
-        let group_model = registry::group_model_name(&model, &self.deployment.labels);
-        registry::version_for_group(aliases, &model, &group_model, alias)
+        let [model, group_model] = self.model_names(backends);
+        registry::version_for_group(&listing.aliases, &model, &group_model, alias)
+    }
+
+    /// True if a model can serve the group. A rejection is logged.
+    fn accepts(self, model: &Model, (name, version): &RegisteredVersion) -> bool {
+        let Slot { detector, deployment, .. } = self;
+        let is_compatible = model.is_compatible(detector.window, &deployment.labels);
+        if !is_compatible {
+            warn!(component = "models", detector = detector.name, group = %deployment.labels, model = name, version, "model rejected: it is another group's, or the window is too short for it");
+        }
+        is_compatible
     }
 
     fn has(self, (name, version): &RegisteredVersion) -> bool {
         self.current().is_some_and(|current| current.0 == *name && current.1 == Some(*version))
     }
-
-    /// True if the previous offer was this version, and the slot has the same model as then: a training that was
-    /// under way when the alias moved may have filled the slot since.
-    fn was_offered(self, desired: &RegisteredVersion, previous: Option<Offer>) -> bool {
-        let is_unregistered = self.current().is_some_and(|(_, version)| version.is_none());
-        previous.is_some_and(|(offered, offered_against)| {
-            offered == *desired && (is_unregistered || offered_against.as_ref() == self.current())
-        })
-    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,20 +28,20 @@ mod rows;
 mod stale;
 mod training;
 
-const START_MS: i64 = 1_700_000_000_000;
+pub(in crate::pipeline) const START_MS: i64 = 1_700_000_000_000;
 
 /// Bits by group, feature and time.
 type Content = BTreeMap<(Labels, Labels, i64), u64>;
 
-struct Bench {
-    engine: Engine,
+pub(in crate::pipeline) struct Bench {
+    pub(in crate::pipeline) engine: Engine,
     jobs: mpsc::Receiver<TrainingJob>,
     backfill_requests: mpsc::Receiver<BackfillRequest>,
     registry: Registry,
 }
 
 impl Bench {
-    fn new(config: &str) -> Self {
+    pub(in crate::pipeline) fn new(config: &str) -> Self {
         let config = Arc::new(Config::parse(config).expect("a valid configuration"));
         let mut registry = Registry::default();
         let (trainer, jobs) = mpsc::channel(8);
@@ -61,6 +61,11 @@ impl Bench {
         Self { engine, jobs, backfill_requests, registry }
     }
 
+    /// The configuration in force.
+    pub(in crate::pipeline) fn config(&self) -> Arc<Config> {
+        self.engine.groups.config().clone()
+    }
+
     fn tick(&mut self, now: Instant) {
         self.engine.tick(now, now_ms());
     }
@@ -70,7 +75,7 @@ impl Bench {
         self.engine.ingest(ProtocolVersion::V1, body, Instant::now(), START_MS * 2)
     }
 
-    fn send(&mut self, series: Vec<TimeSeries>) {
+    pub(in crate::pipeline) fn send(&mut self, series: Vec<TimeSeries>) {
         self.write(&compress(series)).expect("accepted");
     }
 
@@ -83,7 +88,7 @@ impl Bench {
     }
 
     /// Puts a model into service in every group that has none.
-    fn install(&mut self, models: &BTreeMap<Labels, Arc<Model>>) {
+    pub(in crate::pipeline) fn install(&mut self, models: &BTreeMap<Labels, Arc<Model>>) {
         for (_, group) in self.groups() {
             if group.deployed(ModelRole::Champion).is_none()
                 && let Some(model) = models.get(&group.labels)
@@ -127,7 +132,7 @@ fn compress(series: Vec<TimeSeries>) -> Vec<u8> {
     snappy::compress(&WriteRequest { timeseries: series, metadata: Vec::new() }.encode_to_vec())
 }
 
-fn series(pairs: &[(&str, &str)], samples: &[(i64, f64)]) -> TimeSeries {
+pub(in crate::pipeline) fn series(pairs: &[(&str, &str)], samples: &[(i64, f64)]) -> TimeSeries {
     let label = |(name, value): &(&str, &str)| Label { name: (*name).into(), value: (*value).into() };
     let sample = |(timestamp, value): &(i64, f64)| ProtoSample { timestamp: *timestamp, value: *value };
     TimeSeries {
@@ -143,7 +148,7 @@ fn rx(device: &str, samples: &[(i64, f64)]) -> TimeSeries {
 }
 
 /// A model of these features, fitted on a grid of rates from 0 to 10.
-fn model(features: Vec<Labels>, range_ms: i64) -> Arc<Model> {
+pub(in crate::pipeline) fn model(features: Vec<Labels>, range_ms: i64) -> Arc<Model> {
     const ROWS: usize = 64;
     let values: Vec<f32> =
         (0..features.len() * ROWS).map(|i| (i * 37 % ROWS) as f32 * 10.0 / ROWS as f32).collect();
