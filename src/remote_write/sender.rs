@@ -13,6 +13,7 @@ use crate::time;
 use bytes::Bytes;
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, StatusCode};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,6 +29,13 @@ const LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// Consecutive conflicting batches that indicate a second writer. Fewer may follow a restart, after which promforest
 /// may send samples that it had already written.
 const MIN_CONFLICTING_BATCHES: u32 = 5;
+
+/// Rejected requests of a batch that are split. One bad sample among thousands takes a dozen, one bad series some
+/// dozens.
+const MAX_SPLITS: usize = 256;
+/// The same after one and after three batches in a row of which nothing was accepted: the endpoint seems to reject
+/// everything.
+const SPLITS_AFTER_REJECTION: [(u32, usize); 2] = [(1, 8), (3, 1)];
 
 /// The task that writes to one endpoint.
 pub struct Sender<W> {
@@ -62,6 +70,8 @@ struct SendLoop<W> {
     too_old: LogThrottle,
     unconfirmed: LogThrottle,
     second_writer: LogThrottle,
+    /// Number of consecutive batches of which nothing was accepted.
+    n_rejected_batches: u32,
     /// Number of consecutive batches with conflicting samples.
     n_conflicting_batches: u32,
 }
@@ -78,6 +88,7 @@ impl<W: BatchSource> Sender<W> {
             too_old: LogThrottle::new(LOG_INTERVAL),
             unconfirmed: LogThrottle::new(LOG_INTERVAL),
             second_writer: LogThrottle::new(LOG_INTERVAL),
+            n_rejected_batches: 0,
             n_conflicting_batches: 0,
         };
         send_loop.run().await;
@@ -100,6 +111,7 @@ impl<W: BatchSource> SendLoop<W> {
             }
             while let Some(batch) = self.sender.source.next_batch(self.max_samples).await {
                 self.send_batch(batch).await;
+                self.pause_after_rejection().await;
             }
             if closing {
                 return;
@@ -109,18 +121,22 @@ impl<W: BatchSource> SendLoop<W> {
 
     async fn send_batch(&mut self, batch: Batch) {
         // A rejected part is replaced by its two halves, the older first. Thus only the invalid samples are lost, at
-        // two requests for each halving.
+        // two requests for each halving. Beyond the limit of splits, a part is sent once.
         let mut parts = vec![batch.series];
-        let mut n_conflicting = 0;
+        let (mut n_conflicting, mut splits_left) = (0, self.max_splits());
+        let (mut is_any_rejected, mut is_any_accepted) = (false, false);
         while let Some(part) = parts.pop() {
             let Err(RejectedPart { response, n_written, part }) = self.send_part(part).await else {
+                is_any_accepted = true;
                 continue;
             };
+            is_any_rejected = true;
+            is_any_accepted |= n_written > 0;
             let (count, summary) = (n_samples(&part), describe(&part));
             let (status, reason, n_rejected) = (response.status, response.reason(), count - n_written);
             // A response with a count of written samples has already accepted the valid ones.
-            let can_split = n_written == 0 && is_data_error(status);
-            match split_in_half(part).filter(|_| can_split) {
+            let can_split = n_written == 0 && is_data_error(status) && splits_left > 0;
+            match self.split(part).filter(|_| can_split) {
                 Some([older, newer]) => {
                     debug!(
                         component = "remote_write",
@@ -129,6 +145,7 @@ impl<W: BatchSource> SendLoop<W> {
                         count,
                         "batch rejected, sending its halves"
                     );
+                    splits_left -= 1;
                     if status == StatusCode::PAYLOAD_TOO_LARGE {
                         self.reduce_request_size(count);
                     }
@@ -145,12 +162,43 @@ impl<W: BatchSource> SendLoop<W> {
                 }
             }
         }
+        if is_any_rejected && !is_any_accepted {
+            self.n_rejected_batches += 1;
+        } else {
+            self.n_rejected_batches = 0;
+        }
         self.count_conflicting(n_conflicting);
         let now = Instant::now();
         for position in &batch.positions {
             self.sender.metrics.latency.observe(now.duration_since(position.received_at).as_secs_f64());
         }
         self.sender.source.advance(batch.positions).await;
+    }
+
+    /// Rejected requests of the next batch that are split.
+    fn max_splits(&self) -> usize {
+        let applies = |(n_batches, _): &&(u32, usize)| self.n_rejected_batches >= *n_batches;
+        SPLITS_AFTER_REJECTION.iter().rfind(applies).map_or(MAX_SPLITS, |(_, splits)| *splits)
+    }
+
+    /// The two halves of a part. After a batch of which nothing was accepted, the few splits are between rows and between
+    /// series in turn: another writer may have sent the older rows, or every row may have a bad series.
+    fn split(&self, part: Vec<TimeSeries>) -> Option<[Vec<TimeSeries>; 2]> {
+        match self.n_rejected_batches % 2 {
+            0 => split_in_half(part),
+            _ => split_by_time(&part),
+        }
+    }
+
+    /// Waits after a batch of which nothing was accepted, longer each time; scores that accumulate share a request. A
+    /// shutdown ends the wait.
+    async fn pause_after_rejection(&mut self) {
+        let Some(doublings) = self.n_rejected_batches.checked_sub(1) else { return };
+        let Config { min_backoff, max_backoff, .. } = self.sender.config;
+        let pause = min_backoff.saturating_mul(2_u32.saturating_pow(doublings)).min(max_backoff);
+        let closed = self.sender.closing.wait_for(|closing| *closing);
+        // A timeout and an end both lead to the next batch.
+        let _ = tokio::time::timeout(pause, closed).await;
     }
 
     /// Halves the size of requests after one of `samples` samples was too large.
@@ -318,6 +366,24 @@ fn split_in_half(mut part: Vec<TimeSeries>) -> Option<[Vec<TimeSeries>; 2]> {
     let samples = older.samples.split_off(older.samples.len() / 2);
     let newer = TimeSeries { labels: older.labels.clone(), samples };
     Some([vec![older], vec![newer]])
+}
+
+/// Splits a part into its older and its newer rows; `None` for a single row.
+fn split_by_time(part: &[TimeSeries]) -> Option<[Vec<TimeSeries>; 2]> {
+    let times = || part.iter().flat_map(|series| &series.samples).map(|sample| sample.timestamp_ms);
+    let distinct: BTreeSet<i64> = times().collect();
+    let middle_ms = *distinct.iter().nth(distinct.len() / 2).filter(|_| distinct.len() > 1)?;
+    let (mut older, mut newer) = (Vec::new(), Vec::new());
+    for TimeSeries { labels, samples } in part {
+        let (before, after) =
+            samples.split_at(samples.partition_point(|sample| sample.timestamp_ms < middle_ms));
+        for (half, samples) in [(&mut older, before), (&mut newer, after)] {
+            if !samples.is_empty() {
+                half.push(TimeSeries { labels: labels.clone(), samples: samples.to_vec() });
+            }
+        }
+    }
+    Some([older, newer])
 }
 
 #[cfg(test)]

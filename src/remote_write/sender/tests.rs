@@ -484,6 +484,62 @@ async fn a_rejection_that_is_not_about_the_data_causes_no_further_requests() {
     }
 }
 
+/// The number of requests does not grow with the number of samples.
+#[tokio::test]
+async fn an_endpoint_that_rejects_everything_gets_few_requests() {
+    let fake = FakeReceiver::start(|_, _| reply(400)).await;
+    let rows = rows(400, 10, |i, j| (10 * i + j) as f64);
+    let config = Config { max_samples_per_send: 100, ..config(fake.url.clone()) };
+    let mut sender = RunningSender::start(&rows, config);
+    sender.finish().await;
+    assert_eq!(sender.counts(), (0, 4000, 0));
+    // 40 batches of 100 samples: 99 splits of the first one, 8 of the next two, then one each.
+    assert_eq!(fake.requests().len(), 199 + 2 * 17 + 37 * 3);
+}
+
+/// Between two batches of which nothing was accepted there are pauses that double; scores accumulate meanwhile.
+#[tokio::test]
+async fn rejected_batches_are_paced() {
+    let fake = FakeReceiver::start(|_, _| reply(400)).await;
+    let rows = rows(5, 1, |i, _| i as f64);
+    let config = Config { max_samples_per_send: 1, ..config(fake.url.clone()) };
+    let mut sender = RunningSender::start(&rows, config);
+    sender.wake.notify_one();
+    wait_until("five rejections", || fake.requests().len() == 5).await;
+    let times: Vec<Instant> = fake.requests().iter().map(|request| request.received_at).collect();
+    for (pair, least) in times.windows(2).zip([10, 20, 40, 40]) {
+        let pause = pair[1].duration_since(pair[0]);
+        assert!(pause >= Duration::from_millis(least), "{pause:?}, must be at least {least} ms");
+    }
+    sender.finish().await;
+    assert_eq!(sender.counts(), (0, 5, 0));
+}
+
+/// After an endpoint has rejected everything, it accepts all but one series.
+#[tokio::test]
+async fn a_bad_series_is_found_after_batches_of_which_nothing_was_accepted() {
+    let fake =
+        FakeReceiver::start(|i, series| reply(if i < 20 || has_bad_sample(series) { 400 } else { 204 }))
+            .await;
+    let rows = rows(100, 4, |i, j| if j == 2 { BAD } else { (10 * i + j) as f64 });
+    let config = Config { max_samples_per_send: 4, ..config(fake.url.clone()) };
+    let mut sender = RunningSender::start(&rows, config);
+    sender.finish().await;
+    let (written, rejected, _) = sender.counts();
+    assert!(written >= 3 * 80 && written + rejected == 400, "{written} {rejected}");
+}
+
+/// After a batch of which nothing was accepted, only the older rows of the next one may be bad.
+#[tokio::test]
+async fn an_endpoint_that_accepts_again_loses_only_what_is_bad() {
+    let fake = FakeReceiver::start(|_, series| reply(if has_bad_sample(series) { 409 } else { 204 })).await;
+    let rows = rows(64, 10, |i, j| if i < 35 { BAD } else { (10 * i + j) as f64 });
+    let config = Config { max_samples_per_send: 320, ..config(fake.url.clone()) };
+    let mut sender = RunningSender::start(&rows, config);
+    sender.finish().await;
+    assert_eq!(sender.counts(), (290, 350, 0));
+}
+
 #[tokio::test]
 async fn a_misconfigured_endpoint_is_retried() {
     for status in [401, 403, 404] {
