@@ -23,8 +23,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tracing::info;
 
-/// Most groups that a request names; beyond, it reads all groups of the detector.
-const MAX_NAMED_GROUPS: usize = 50;
 /// Pause of a group after a gap fill without samples: irregular rows are not gaps.
 const COOLDOWN: Duration = Duration::from_secs(60);
 /// Interval of the audits.
@@ -36,7 +34,7 @@ pub const SERIES_PER_AUDIT: usize = 20;
 
 /// A request to the gap filler.
 pub enum BackfillRequest {
-    /// Read the samples of these groups, or of all groups if empty, in `(after, to]`.
+    /// Read the samples of these groups in `(after, to]`.
     Fill {
         /// The detector.
         detector: Arc<Detector>,
@@ -247,8 +245,7 @@ impl GapTracker {
     pub fn request(&mut self, gap: Gap) {
         let Gap { detector, groups, range } = gap;
         let (ids, labels): (Vec<u32>, Vec<Labels>) = groups.into_iter().unzip();
-        let named = if labels.len() > MAX_NAMED_GROUPS { Vec::new() } else { labels };
-        let request = BackfillRequest::Fill { detector: detector.clone(), groups: named, range };
+        let request = BackfillRequest::Fill { detector: detector.clone(), groups: labels, range };
         if self.requests.try_send(request).is_ok() {
             self.pending = Some(PendingBackfill { detector, groups: ids, range, samples: 0 });
         } else {

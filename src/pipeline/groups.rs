@@ -212,6 +212,20 @@ impl Groups {
         }
     }
 
+    /// The column of a series in an existing group of a detector. The column is created if it is new.
+    pub fn resolve_existing(
+        &mut self,
+        detector: &Arc<Detector>,
+        labels: &Labels,
+        now: Instant,
+    ) -> Option<ColumnRef> {
+        let index = self.config.detectors.iter().position(|other| Arc::ptr_eq(other, detector))?;
+        let is_watched = !self.is_own_output(labels)
+            && detector.matchers.iter().any(|selector| selector.matches(labels))
+            && self.by_labels[index].contains_key(&labels.split(&detector.by).0);
+        is_watched.then(|| self.resolve_column(index, labels, now)).flatten()
+    }
+
     /// The column of a series in the groups of one detector, created if it is new. `None` above a limit.
     fn resolve_column(&mut self, detector_index: usize, labels: &Labels, now: Instant) -> Option<ColumnRef> {
         let (by, feature) = labels.split(&self.config.detectors[detector_index].by);

@@ -55,7 +55,8 @@ impl Engine {
         self.score_groups(&skipped, now);
     }
 
-    /// Pushes samples that remote read returned.
+    /// Pushes samples that remote read returned. The answer may contain series of groups that were not asked for: a
+    /// group that does not exist is not created.
     pub(super) fn apply_backfill(
         &mut self,
         detector: &Arc<Detector>,
@@ -64,11 +65,7 @@ impl Engine {
     ) {
         let mut cells: Vec<(ColumnRef, Sample)> = Vec::new();
         for (labels, samples) in series {
-            let Ok(columns) = self.groups.resolve(labels, now) else { continue };
-            let of_detector = |column_ref: &ColumnRef| {
-                self.groups.get(column_ref.group).is_some_and(|g| Arc::ptr_eq(&g.detector, detector))
-            };
-            let Some(column_ref) = columns.into_iter().find(of_detector) else { continue };
+            let Some(column_ref) = self.groups.resolve_existing(detector, labels, now) else { continue };
             cells.extend(samples.iter().map(|sample| (column_ref, *sample)));
         }
         // In the order of time, so that no sealed part of a window is touched again.

@@ -19,6 +19,8 @@ use tracing::{debug, info, warn};
 
 /// Time range of one read, in milliseconds.
 const SLICE_MS: i64 = 300_000;
+/// Groups that one read names. The matchers of a thousand groups would be a body of a hundred kilobytes.
+const GROUPS_PER_READ: usize = 500;
 /// Samples in one command: the engine serves other requests between two commands.
 const MAX_SAMPLES_PER_COMMAND: usize = 20_000;
 /// Pause before a source that did not answer is read again.
@@ -53,22 +55,22 @@ struct GapFiller {
 }
 
 impl GapFiller {
-    /// Reads a range slice by slice. False if a part is missing.
+    /// Reads a range slice by slice, and a slice in batches of groups. False if a part is missing.
     async fn fill(&self, detector: &Arc<Detector>, groups: &[Labels], range: (i64, i64)) -> bool {
         let started = Instant::now();
-        let matchers = matchers(detector, groups);
+        let batches: Vec<Vec<Matcher>> =
+            groups.chunks(GROUPS_PER_READ).map(|batch| matchers(detector, batch)).collect();
         let (mut after_ms, to_ms) = range;
         while after_ms < to_ms {
             let slice = (after_ms, to_ms.min(after_ms + SLICE_MS));
-            let time_left = MAX_HOLD.saturating_sub(started.elapsed()).min(HOLD_TIMEOUT);
-            let Ok(Some(series)) =
-                tokio::time::timeout(time_left, self.read(detector, &matchers, slice)).await
-            else {
-                return false;
-            };
-            for chunk in split_series(series) {
-                if self.engine.backfill(detector.clone(), chunk).await.is_none() {
-                    return false;
+            for batch in &batches {
+                let time_left = MAX_HOLD.saturating_sub(started.elapsed()).min(HOLD_TIMEOUT);
+                let read = tokio::time::timeout(time_left, self.read(detector, batch, slice)).await;
+                let Ok(Some(series)) = read else { return false };
+                for chunk in split_series(series) {
+                    if self.engine.backfill(detector.clone(), chunk).await.is_none() {
+                        return false;
+                    }
                 }
             }
             after_ms = slice.1;
@@ -143,12 +145,9 @@ impl GapFiller {
     }
 }
 
-/// Selects at least these groups; without groups, all of them. Remote read knows external labels only in `=`
-/// comparisons, so with several values series without the label pass too.
+/// Selects at least these groups. Remote read knows external labels only in `=` comparisons, so with several values
+/// series without the label pass too.
 fn matchers(detector: &Detector, groups: &[Labels]) -> Vec<Matcher> {
-    if groups.is_empty() {
-        return Vec::new();
-    }
     let of_label = |name: &String| {
         let mut values: BTreeSet<&str> = groups.iter().map(|group| group.get(name)).collect();
         if values.len() > 1 {

@@ -447,6 +447,41 @@ fn irregular_rows_do_not_cause_repeated_gap_fills() {
     assert_eq!(bench.groups()[0].1.newest_scored_ms(), Some(time(258)));
 }
 
+/// The answer to a request of many groups may hold others, such as those of another shard.
+#[test]
+fn a_gap_of_many_groups_names_them_all_and_makes_no_other() {
+    let now = Instant::now();
+    let mut bench = Bench::new("");
+    let model = two_features();
+    let of_host = |host: i64, device: &str| {
+        Labels::new([NAME, ("device", device), ("instance", &host.to_string()), ("job", "node")])
+            .expect("valid")
+    };
+    let send = |bench: &mut Bench, i: i64| {
+        for host in 0..60 {
+            let scrape = ["eth0", "lo"].map(|device| {
+                let labels = of_host(host, device);
+                series(&labels.iter().collect::<Vec<_>>(), &[(time(i), i as f64)])
+            });
+            bench.send(scrape.into());
+        }
+        let labels: Vec<Labels> = bench.groups().iter().map(|(_, group)| group.labels.clone()).collect();
+        bench.install(&labels.into_iter().map(|labels| (labels, model.clone())).collect());
+    };
+    (0..20).for_each(|i| send(&mut bench, i));
+    send(&mut bench, 30);
+    bench.engine.tick(now, time(30));
+    let Ok(BackfillRequest::Fill { detector, groups, .. }) = bench.backfill_requests.try_recv() else {
+        panic!("not asked")
+    };
+    assert_eq!(groups.len(), 60);
+    let sample = Sample { timestamp_ms: time(25), value: 25.0 };
+    let answer: Vec<SeriesSamples> = (0..90).map(|host| (of_host(host, "lo"), vec![sample])).collect();
+    bench.engine.apply_backfill(&detector, &answer, now);
+    assert_eq!(bench.groups().len(), 60);
+    assert_eq!(bench.metric(r#"gap_fill_samples_total{detector="node_network"}"#), 60);
+}
+
 /// The first host to be scraped again asks for those that were silent as long.
 #[test]
 fn groups_with_the_same_gap_share_one_request() {
