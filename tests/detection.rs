@@ -73,18 +73,21 @@ fn created_ms(model: &Value) -> i64 {
     created.as_millisecond()
 }
 
-/// Every score of the version that served on both sides of the restart.
+/// Every score of the version that served on both sides of the restart, from its first one on.
 fn compare_with_backtest(stack: &Stack, restarted_ms: i64) {
     let version = &stack.version;
     let (before, after): (Vec<Value>, Vec<Value>) =
         stack.models().into_iter().partition(|model| created_ms(model) < restarted_ms);
     let newest = before.iter().max_by_key(|model| created_ms(model)).expect("a model");
-    let until_ms = after.iter().map(created_ms).min().unwrap_or(i64::MAX);
+    let until_ms = after.iter().map(|model| stack.trained_to_ms(model)).min().unwrap_or(i64::MAX - 1);
     let replayed = stack.backtest(newest);
-    // Fitting and entering the registry took a moment, in which the one before served.
-    let first_ms = created_ms(newest) + 5_000;
+    let live_rows = stack.live_scores("node_network", "");
+    let mut rows = live_rows.range(..=until_ms);
+    // The version before it scored the rows that came while it was fitted.
+    let first = rows.find(|(timestamp_ms, live)| replayed.get(timestamp_ms) == Some(live));
+    let (first_ms, _) = first.expect("a score of the version");
     let mut compared = [0, 0];
-    for (timestamp_ms, live) in stack.live_scores("node_network", "").range(first_ms..until_ms) {
+    for (timestamp_ms, live) in rows {
         assert_eq!(replayed.get(timestamp_ms), Some(live), "{version}: {timestamp_ms}");
         compared[usize::from(*timestamp_ms > restarted_ms)] += 1;
     }
@@ -117,39 +120,47 @@ fn a_promoted_version_continues_as_if_it_had_served_throughout() {
         stack.run(&["models", "promote", &name, "2", "--alias", "challenger"]);
         stack.wait("the second beside it", SHORT_TIMEOUT, serves("2", "challenger"));
         stack.wait_for_score_at(now_ms() + 8_000);
+        let rows_by_state = stack.rows_by_state();
         stack.promforest.take().expect("it runs").terminate(SHORT_TIMEOUT);
-
-        let models = stack.models();
-        let model_of_version = |number: u64| {
-            let model = models.iter().find(|model| model["version"] == number);
-            model.unwrap_or_else(|| panic!("{version}: no version {number}"))
-        };
-        let until_ms = models.iter().find(|model| model["version"] == 3).map_or(i64::MAX, created_ms);
-        let live_rows = stack.live_scores("node_network", r#"model="""#);
-        let first = stack.backtest(model_of_version(1));
-        // While it served first, and since it was promoted.
-        let [n_first_service, n_promoted] =
-            [created_ms(model_of_version(1)) + 5_000..created_ms(model_of_version(2)), promoted_ms..until_ms]
-                .map(|span| {
-                    let rows = live_rows.range(span);
-                    rows.inspect(|(at_ms, live)| {
-                        assert_eq!(first.get(at_ms), Some(*live), "{version}: {at_ms}")
-                    })
-                    .count()
-                });
-        let second = stack.backtest(model_of_version(2));
-        let challenger_scores =
-            stack.api.stored(r#"anomaly_score{model="challenger"}"#).expect("a challenger");
-        for (at_ms, score) in &challenger_scores.samples {
-            assert_eq!(second.get(at_ms).map(|row| row[0]), Some(*score), "{version}: challenger at {at_ms}");
-        }
-        let n_challenger = challenger_scores.samples.len();
-        println!(
-            "{version}: {n_first_service}, {n_promoted} and {n_challenger} scores are those of a backtest"
-        );
-        assert!(
-            n_first_service >= 5 && n_promoted >= 5 && n_challenger >= 5,
-            "{version}: {n_first_service}, {n_promoted}, {n_challenger}"
-        );
+        check_service_of_first(&stack, promoted_ms, &rows_by_state);
+        check_challenger(&stack, &rows_by_state);
     });
+}
+
+/// The version with this number.
+fn find_version(models: &[Value], number: u64) -> &Value {
+    let model = models.iter().find(|model| model["version"] == number);
+    model.unwrap_or_else(|| panic!("no version {number} of {models:?}"))
+}
+
+/// Every score of the first version while it served first, and since it was promoted.
+fn check_service_of_first(stack: &Stack, promoted_ms: i64, rows_by_state: &str) {
+    let (version, models) = (&stack.version, stack.models());
+    let second_ms = stack.trained_to_ms(find_version(&models, 2));
+    let third = models.iter().find(|model| model["version"] == 3);
+    let third_ms = third.map_or(i64::MAX, |third| stack.trained_to_ms(third));
+    let live_rows = stack.live_scores("node_network", r#"model="""#);
+    let replayed = stack.backtest(find_version(&models, 1));
+    let n_rows = [i64::MIN..=second_ms, promoted_ms..=third_ms.max(promoted_ms)].map(|span| {
+        let rows = live_rows.range(span);
+        rows.inspect(|(at_ms, live)| {
+            assert_eq!(replayed.get(at_ms), Some(*live), "{version}: {at_ms}\n{rows_by_state}");
+        })
+        .count()
+    });
+    println!("{version}: {n_rows:?} scores are those of a backtest");
+    assert!(n_rows.iter().all(|n| *n >= 5), "{version}: {n_rows:?}\n{rows_by_state}");
+}
+
+/// Every score of the second version as the challenger.
+fn check_challenger(stack: &Stack, rows_by_state: &str) {
+    let (version, models) = (&stack.version, stack.models());
+    let replayed = stack.backtest(find_version(&models, 2));
+    let scores = stack.api.stored(r#"anomaly_score{model="challenger"}"#).expect("a challenger").samples;
+    for (at_ms, score) in &scores {
+        let expected = replayed.get(at_ms).map(|row| row[0]);
+        assert_eq!(expected, Some(*score), "{version}: challenger at {at_ms}\n{rows_by_state}");
+    }
+    println!("{version}: {} scores of the challenger are those of a backtest", scores.len());
+    assert!(scores.len() >= 5, "{version}: {}\n{rows_by_state}", scores.len());
 }

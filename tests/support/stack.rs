@@ -269,16 +269,27 @@ impl Stack {
         listed.as_array().expect("a list").clone()
     }
 
-    /// What a backtest says of each row since the training of a version.
-    pub fn backtest(&self, model: &Value) -> BTreeMap<i64, ScoreRow> {
-        let name = format!("{}/{}", model["model"].as_str().expect("a name"), model["version"]);
-        let folder = self.dir.path().join("promforest-data/models").join(&name);
+    /// A version as it is stored.
+    fn load(&self, model: &Value) -> Model {
+        let folder = self.dir.path().join("promforest-data/models").join(version_name(model));
         let files = artifact::read_files(&folder).expect("a version is there as a whole");
-        let Ok(Model { fitted: FittedModel::Extended(detection), .. }) = artifact::read_model(&files) else {
+        artifact::read_model(&files).expect("a valid model")
+    }
+
+    /// End of the history that a version was trained on. The version before it has scored the rows up to there; a later
+    /// row may be scored by either, however much earlier than the training it was scraped.
+    pub fn trained_to_ms(&self, model: &Value) -> i64 {
+        self.load(model).card.training_range.expect("it was trained").to_ms
+    }
+
+    /// What a backtest says of each row since the newest training row of a version.
+    pub fn backtest(&self, model: &Value) -> BTreeMap<i64, ScoreRow> {
+        let name = version_name(model);
+        let FittedModel::Extended(detection) = self.load(model).fitted else {
             panic!("{name} is no extended forest")
         };
-        let trained_ms = detection.newest_ms().expect("it has seen rows");
-        let start = jiff::Timestamp::from_millisecond(trained_ms + 1).expect("a time").to_string();
+        let newest_ms = detection.newest_ms().expect("it has seen rows");
+        let start = jiff::Timestamp::from_millisecond(newest_ms + 1).expect("a time").to_string();
         self.run(&["backtest", "--model", &name, "--start", &start, "--output", "scores.csv"]);
         let csv = fs::read_to_string(self.dir.path().join("scores.csv")).expect("the scores");
         let mut lines = csv.lines();
@@ -456,8 +467,20 @@ impl Stack {
         assert!(failed == Some(0.0), "{}: Prometheus gave up {failed:?} samples", self.version);
     }
 
+    /// The rows of promforest by state, for a failure's message.
+    pub fn rows_by_state(&self) -> String {
+        let page = http::get(&self.api.promforest, "/metrics").expect("promforest answers").body;
+        let rows = page.lines().filter(|line| line.starts_with("promforest_rows_total"));
+        rows.collect::<Vec<_>>().join("\n")
+    }
+
     /// The end of the sidecar's log.
     pub fn promforest_tail(&self) -> String {
         self.promforest.as_ref().map_or_else(String::new, Process::tail)
     }
+}
+
+/// A version as the command line names it.
+fn version_name(model: &Value) -> String {
+    format!("{}/{}", model["model"].as_str().expect("a name"), model["version"])
 }
