@@ -1,7 +1,7 @@
 //! `promforest models`: lists, promotes, imports, exports and scores models.
 
 use super::model_location::{ModelLocation, load_model, rate_semantics, resolve_version, select_columns};
-use super::sweep::{SizeResult, format_alert_rate, format_sweep};
+use super::sweep::{SizeResult, format_held_out, format_sweep};
 use super::{OutputFormat, RegistryArgs, print, select_detectors};
 use crate::config::Config;
 use crate::error::BoxError;
@@ -297,7 +297,7 @@ fn format_card(location: &ModelLocation, model: &Model) -> String {
     if let Some(validation) = &card.validation {
         text.push_str("\nvalidation\n");
         text.push_str(&format_sweep(&SizeResult::from_validation(validation)));
-        text.push_str(&format_alert_rate(validation.alert_rate));
+        text.push_str(&format_held_out(&validation.held_out));
         text.push('\n');
     }
     text.push_str(&format!("\n{} features\n", schema.features.len()));

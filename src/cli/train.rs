@@ -1,12 +1,12 @@
 //! `promforest train`: a sweep with cross-validation on the history, a model and its report.
 
-use super::sweep::{SizeResult, format_alert_rate, format_sweep};
+use super::sweep::{SizeResult, format_held_out, format_sweep};
 use super::training_data::{self, HistoryRange, TrainingDataArgs, TrainingInput, TrainingInputs};
 use super::{OutputFormat, RegistryArgs, print};
 use crate::config::Config;
 use crate::error::BoxError;
 use crate::models::registry::Registry;
-use crate::models::{ModelKind, ModelParams, artifact};
+use crate::models::{HeldOut, ModelKind, ModelParams, artifact};
 use crate::report::training::PromotionDecision;
 use crate::table::DataTable;
 use crate::time;
@@ -35,8 +35,9 @@ pub struct TrainArgs {
     /// Train on a table instead: Parquet or CSV, a column timestamp in ms and one column per feature
     #[arg(long, value_name = "FILE", conflicts_with_all = ["start", "end", "group", "exclude_alert"])]
     input: Option<PathBuf>,
-    /// Candidate numbers of rows per tree
-    #[arg(long, value_name = "SIZES", value_delimiter = ',', default_values_t = DEFAULT_SIZES, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    /// Candidate numbers of rows per tree [default: training.sweep of the detector, or if that is empty
+    /// 5,10,50,100,1000,1500,2000,2500,3000,3500,4000,4500,5000]
+    #[arg(long, value_name = "SIZES", value_delimiter = ',', value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     sweep: Vec<usize>,
     /// Kind of forest; without it, the detector's
     #[arg(long, value_name = "KIND")]
@@ -69,7 +70,8 @@ struct TrainResult {
     n_excluded: usize,
     /// Rows of a table that lack a value; `null` for a group.
     n_incomplete: Option<usize>,
-    alert_rate: Option<f64>,
+    #[serde(flatten)]
+    held_out: Option<HeldOut>,
     sweep: Vec<SizeResult>,
 }
 
@@ -132,9 +134,14 @@ async fn fit_and_register(
         bar.set_length(all as u64);
         bar.set_position(done as u64);
     };
+    let sizes: &[usize] = match (args.sweep.as_slice(), detector.training.sweep.as_slice()) {
+        ([], []) => &DEFAULT_SIZES,
+        ([], configured) => configured,
+        (given, _) => given,
+    };
     let fitter = ModelFitter {
         params: &params,
-        sizes: &args.sweep,
+        sizes,
         on_fold: &progress,
         ..ModelFitter::for_detector(detector, group.clone(), time::now_ms())
     };
@@ -195,7 +202,7 @@ fn to_result(
         n_incomplete: training_input
             .n_table_rows
             .map(|n_table_rows| n_table_rows.saturating_sub(n_rows + n_excluded)),
-        alert_rate: validation.map(|validation| validation.alert_rate),
+        held_out: validation.map(|validation| validation.held_out),
         sweep: validation.map(SizeResult::from_validation).unwrap_or_default(),
     }
 }
@@ -211,9 +218,7 @@ fn format_result(args: &TrainArgs, result: &TrainResult) -> String {
     if !result.sweep.is_empty() {
         lines.push(format_sweep(&result.sweep).trim_end().into());
     }
-    if let Some(rate) = result.alert_rate {
-        lines.push(format_alert_rate(rate));
-    }
+    lines.extend(result.held_out.as_ref().map(format_held_out));
     match (&args.model, result.version) {
         (Some(folder), _) => lines.push(format!("written to {}", folder.display())),
         (None, Some(version)) => {
@@ -226,7 +231,9 @@ fn format_result(args: &TrainArgs, result: &TrainResult) -> String {
         (None, None) => {}
     }
     lines.extend(result.promoted.iter().map(|alias| format!("promoted to {alias}")));
-    lines.extend(result.gated.iter().map(|reason| format!("not promoted: {reason}")));
+    if !result.gated.is_empty() {
+        lines.push(format!("not promoted: {}", result.gated.join(", and ")));
+    }
     lines.extend(args.report.iter().map(|report| format!("report: {}", report.display())));
     lines.join("\n") + "\n"
 }

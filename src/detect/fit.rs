@@ -105,7 +105,7 @@ impl TrainingMatrix {
     ///
     /// # Errors
     /// [`forest::Error`] if the parameters do not fit the table, and the errors of [`table`](Self::table).
-    pub fn fit(self, params: &ExtendedParams, threads: NonZeroUsize) -> Result<FittedScorer, forest::Error> {
+    pub fn fit(&self, params: &ExtendedParams, threads: NonZeroUsize) -> Result<FittedScorer, forest::Error> {
         let table = self.table()?;
         let anomaly_scores = self.out_of_sample_scores(table.as_ref(), params, threads)?;
         let tail_scores: Vec<f64> = self.rows.iter().map(|row| tail_score(&row.deviations)).collect();
@@ -116,7 +116,7 @@ impl TrainingMatrix {
             (row.timestamp_ms, scorer.combine(*anomaly_score, *tail_score), 0.5 - anomaly_score)
         };
         let scores = self.rows.iter().zip(anomaly_scores.iter().zip(&tail_scores)).map(score).collect();
-        Ok(FittedScorer { scorer, derived: self.derived, scores })
+        Ok(FittedScorer { scorer, derived: self.derived.clone(), scores })
     }
 
     /// The anomaly score of each row, by a forest that is fitted to the other blocks.

@@ -28,7 +28,7 @@ use crate::error::InvalidPart;
 use crate::features::scale::SIGMA_QUANTILE_IN_SIGMAS;
 use crate::forest::{self, ExtendedParams, Table};
 use crate::prom::Labels;
-use crate::window::Score;
+use crate::window::{IncidentState, Score};
 pub use config::{AlertBudget, Config, DEFAULT_BUDGET};
 use derived::{DERIVED_PER_FEATURE, DerivedFeatures};
 pub use deviation::{Deviation, DeviationReason};
@@ -124,13 +124,16 @@ impl OnlineDetector {
     pub fn from_training(fitted: FittedScorer) -> (Self, Vec<(i64, Score)>) {
         let FittedScorer { scorer, derived, scores } = fitted;
         let mut threshold = PotThreshold::new(DEFAULT_BUDGET);
+        let incident_tracker = IncidentTracker::new(derived.lookback().interval_ms());
+        let mut training_incidents = incident_tracker.clone();
         let mut calibrate = |(timestamp_ms, raw, decision): (i64, f64, f64)| {
-            let score = raw.max(0.0) / threshold.value_at(timestamp_ms);
+            let value = threshold.value_at(timestamp_ms);
             threshold.add(timestamp_ms, raw);
-            (timestamp_ms, Score { decision, score, incident_state: None })
+            let is_incident = training_incidents.update(timestamp_ms, raw, value);
+            let incident_state = Some(IncidentState { threshold: value, is_incident });
+            (timestamp_ms, Score { decision, score: raw.max(0.0) / value, incident_state })
         };
         let scores = scores.into_iter().map(&mut calibrate).collect();
-        let incident_tracker = IncidentTracker::new(derived.lookback().interval_ms());
         (Self { scorer: Arc::new(scorer), derived, threshold, incident_tracker, filters: Vec::new() }, scores)
     }
 

@@ -53,14 +53,14 @@ impl PreparedRows<'_> {
     /// # Errors
     /// [`forest::Error`] if the parameters do not fit the rows.
     pub fn fit(
-        self,
+        &self,
         max_samples: Option<MaxSamples>,
         threads: NonZeroUsize,
     ) -> Result<(FittedModel, Vec<(i64, Score)>), forest::Error> {
-        match self.0 {
+        match &self.0 {
             Kind::Standard { params, timestamps, table } => {
                 let max_samples = max_samples.unwrap_or(params.max_samples);
-                let forest = ForestParams { max_samples, ..params.clone() }.fit(&table, threads)?;
+                let forest = ForestParams { max_samples, ..(*params).clone() }.fit(table, threads)?;
                 let mut row = vec![0.0; table.n_features()];
                 let score_row = |(number, timestamp_ms): (usize, &i64)| {
                     table.copy_row(number, &mut row);
@@ -71,7 +71,7 @@ impl PreparedRows<'_> {
             }
             Kind::Extended { params, matrix } => {
                 let max_samples = max_samples.unwrap_or(params.max_samples);
-                let fitted = matrix.fit(&ExtendedParams { max_samples, ..params.clone() }, threads)?;
+                let fitted = matrix.fit(&ExtendedParams { max_samples, ..(*params).clone() }, threads)?;
                 let (detector, scores) = OnlineDetector::from_training(fitted);
                 Ok((FittedModel::Extended(Box::new(detector)), scores))
             }

@@ -115,6 +115,11 @@ impl ModelParams {
         }
     }
 
+    /// True if a fit scores the training rows by forests that were not fitted on them.
+    pub fn scores_held_out_rows(&self) -> bool {
+        self.as_extended().is_some()
+    }
+
     /// The parameters, if they are of an extended forest.
     pub fn as_extended(&self) -> Option<&ExtendedParams> {
         match self {

@@ -26,4 +26,4 @@ pub use imported::ImportedForest;
 pub use kind::{EXTENDED_OFFSET, FittedModel, ModelKind, ModelParams, score};
 pub use model::{DeployedModel, Model, ModelCard, TrainingRange};
 pub use running::RunningModel;
-pub use validation::{CrossValidation, DecisionHistogram, Trial};
+pub use validation::{CrossValidation, DecisionHistogram, HeldOut, Trial, quantile_divergence};

@@ -1,6 +1,8 @@
 //! The report of a training: the sweep over sample sizes, the decisions of cross-validation, scores over time, and the
 //! training data.
 
+use crate::models::Trial;
+
 /// The content of the report.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Training {
@@ -12,11 +14,11 @@ pub struct Training {
     pub facts: Vec<(String, String)>,
     /// The promotion decision, with its reasons.
     pub promotion: PromotionDecision,
-    /// The candidates of the sweep, ascending by size; at least one.
-    pub sweep: Vec<Candidate>,
-    /// Index of the chosen candidate in `sweep`.
+    /// The sizes of the sweep, ascending; at least one.
+    pub sweep: Vec<Trial>,
+    /// Index of the chosen size in `sweep`.
     pub chosen: usize,
-    /// Folds of the chosen candidate, in chronological order.
+    /// Folds of the chosen size, in chronological order.
     pub folds: Vec<FoldHistograms>,
     /// Scores and features over time, thinned out.
     pub timeline: Timeline,
@@ -33,22 +35,6 @@ pub enum PromotionDecision {
     Gated(Vec<String>),
     /// No promotion was requested.
     Saved,
-}
-
-/// One size of the sweep.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Candidate {
-    /// Rows per tree.
-    pub max_samples: usize,
-    /// KL divergence of train and test decisions of each fold, in nats.
-    pub kl: Vec<f64>,
-}
-
-impl Candidate {
-    /// Mean KL divergence over the folds.
-    pub fn mean_kl(&self) -> f64 {
-        self.kl.iter().sum::<f64>() / self.kl.len() as f64
-    }
 }
 
 /// Histograms of one fold's decisions: densities in 200 bins of equal width over [-1, 1].

@@ -5,7 +5,7 @@
 //! processors. Each result has a slot of its own, so that the outcome does not depend on the number of threads.
 
 use crate::forest::{Error, MaxSamples, Table};
-use crate::models::{CrossValidation, DecisionHistogram, ModelParams, Trial};
+use crate::models::{DecisionHistogram, HeldOut, ModelParams, Trial, quantile_divergence};
 use smartcore::linalg::basic::arrays::Array2;
 use smartcore::linalg::basic::matrix::DenseMatrix;
 use smartcore::model_selection::{BaseKFold, KFold};
@@ -15,85 +15,115 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-/// Default sizes of a sweep: from trees that separate hardly any rows to trees that isolate every row.
-pub const DEFAULT_SIZES: [usize; 13] = [5, 10, 20, 50, 100, 200, 256, 500, 1000, 1500, 2000, 3000, 5000];
+/// Default sizes of a sweep: from trees that separate hardly any rows to trees of thousands.
+pub const DEFAULT_SIZES: [usize; 13] = [5, 10, 50, 100, 1000, 1500, 2000, 2500, 3000, 3500, 4000, 4500, 5000];
 
 /// Number of folds.
 pub const N_SPLITS: usize = 5;
 
-/// Decisions on the training rows and on the test rows of a fold.
-type FoldDecisions = [DecisionHistogram; 2];
-
-/// Result of a sweep over sample sizes.
+/// Decisions of a forest on the rows of one fold.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Sweep {
-    /// All sizes, and the best one.
-    pub validation: CrossValidation,
-    /// For each fold, the decisions of the best size on the training rows and on the test rows.
+pub struct FoldDecisions {
+    /// Decisions on the rows that the forest was fitted on.
+    pub train: DecisionHistogram,
+    /// Decisions on the held-out rows.
+    pub test: DecisionHistogram,
+    quantile_kl: f64,
+    is_constant: bool,
+}
+
+impl FoldDecisions {
+    fn new(train: &[f64], test: &[f64]) -> Self {
+        Self {
+            train: train.iter().collect(),
+            test: test.iter().collect(),
+            quantile_kl: quantile_divergence(train, test),
+            is_constant: train.iter().chain(test).all(|decision| *decision == train[0]),
+        }
+    }
+}
+
+/// The folds of one size, in the order of time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SizeFolds {
+    /// Rows per tree.
+    pub max_samples: usize,
+    /// The decisions of each fold.
     pub folds: Vec<FoldDecisions>,
 }
 
-/// A sweep: every size is validated on every fold.
+impl SizeFolds {
+    /// The divergences of the folds.
+    pub fn trial(&self) -> Trial {
+        Trial {
+            max_samples: self.max_samples,
+            kl: self.folds.iter().map(|fold| fold.train.kl_divergence(&fold.test)).collect(),
+            quantile_kl: self.folds.iter().map(|fold| fold.quantile_kl).collect(),
+        }
+    }
+
+    /// True if no forest tells any two rows apart.
+    pub fn is_constant(&self) -> bool {
+        self.folds.iter().all(|fold| fold.is_constant)
+    }
+
+    /// The alerts on held-out rows of a model whose decisions are its scores.
+    pub fn held_out(&self) -> HeldOut {
+        let mut test = DecisionHistogram::default();
+        self.folds.iter().for_each(|fold| test.merge(&fold.test));
+        HeldOut { alert_rate: test.alert_rate(), incidents_per_day: None, is_constant: self.is_constant() }
+    }
+}
+
+/// Cross-validation on the rows of a table.
 pub(super) struct CrossValidator<'a> {
     params: &'a ModelParams,
     table: &'a Table<'a>,
     folds: Vec<FoldSplit>,
-    /// Ascending and distinct.
-    sizes: Vec<usize>,
+    threads: NonZeroUsize,
 }
 
 impl<'a> CrossValidator<'a> {
-    /// Plans a sweep over `sizes` rows a tree. A size above the number of training rows of a fold is replaced by that
-    /// number.
+    /// Divides the table into folds.
     ///
     /// # Errors
     /// [`Error::Unsuitable`] with fewer rows than folds.
-    pub fn new(params: &'a ModelParams, table: &'a Table<'a>, sizes: &[usize]) -> Result<Self, Error> {
-        let folds = split_folds(table)?;
-        let n_train = folds.iter().map(|fold| fold.n_rows - fold.test.len()).min().unwrap_or(0);
-        let mut sizes: Vec<usize> = sizes.iter().map(|size| (*size).clamp(1, n_train)).collect();
-        sizes.sort_unstable();
-        sizes.dedup();
-        Ok(Self { params, table, folds, sizes })
+    pub fn new(params: &'a ModelParams, table: &'a Table<'a>, threads: NonZeroUsize) -> Result<Self, Error> {
+        Ok(Self { params, table, folds: split_folds(table)?, threads })
     }
 
-    /// Validates all sizes. The best size has the least mean divergence; of equal ones, the smallest is chosen. `on_fold`
-    /// is called with the numbers of finished and of all folds, from any thread.
+    /// The size with the number of training rows of the smallest fold as its limit.
+    pub fn clamp(&self, size: usize) -> usize {
+        let n_train = self.folds.iter().map(|fold| fold.n_rows - fold.test.len()).min().unwrap_or(0);
+        size.clamp(1, n_train)
+    }
+
+    /// Validates sizes, which [`clamp`](Self::clamp) limits. Returns them ascending and distinct. `on_fold` is called with
+    /// the numbers of finished and of all folds, from any thread.
     ///
     /// # Errors
     /// Those of the forest.
-    pub fn sweep(
+    pub fn validate(
         &self,
-        threads: NonZeroUsize,
+        sizes: &[usize],
         on_fold: &(dyn Fn(usize, usize) + Sync),
-    ) -> Result<Sweep, Error> {
-        let mut by_size = self.validate_all(threads, on_fold)?;
-        let trials: Vec<Trial> = self
-            .sizes
-            .iter()
-            .zip(&by_size)
-            .map(|(max_samples, folds)| Trial {
-                max_samples: *max_samples,
-                kl: folds.iter().map(|[train, test]| train.kl_divergence(test)).collect(),
-            })
-            .collect();
-        let best = |a: &usize, b: &usize| trials[*a].mean_kl().total_cmp(&trials[*b].mean_kl());
-        let chosen = (0..trials.len()).min_by(best).expect("there is a size");
-        let folds = by_size.swap_remove(chosen);
-        let mut held_out = DecisionHistogram::default();
-        folds.iter().for_each(|[_, test]| held_out.merge(test));
-        let validation = CrossValidation { trials, chosen, alert_rate: held_out.alert_rate() };
-        Ok(Sweep { validation, folds })
+    ) -> Result<Vec<SizeFolds>, Error> {
+        let mut sizes: Vec<usize> = sizes.iter().map(|size| self.clamp(*size)).collect();
+        sizes.sort_unstable();
+        sizes.dedup();
+        let by_size = self.validate_all(&sizes, on_fold)?;
+        let size_folds = |(max_samples, folds)| SizeFolds { max_samples, folds };
+        Ok(sizes.into_iter().zip(by_size).map(size_folds).collect())
     }
 
     /// The decisions of all folds, shape `[n_sizes, n_folds]`.
     fn validate_all(
         &self,
-        threads: NonZeroUsize,
+        sizes: &[usize],
         on_fold: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<Vec<Vec<FoldDecisions>>, Error> {
         let n_folds = self.folds.len();
-        let n_tasks = self.sizes.len() * n_folds;
+        let n_tasks = sizes.len() * n_folds;
         let results: Vec<OnceLock<Result<FoldDecisions, Error>>> =
             (0..n_tasks).map(|_| OnceLock::new()).collect();
         let (n_taken, n_finished) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -103,14 +133,14 @@ impl<'a> CrossValidator<'a> {
                 // Large trees first: the last tasks are then short, and all threads finish at about the same time.
                 let task = n_tasks.checked_sub(1 + n_taken.fetch_add(1, Ordering::Relaxed));
                 let Some(task) = task else { return };
-                let (size, fold) = (self.sizes[task / n_folds], &self.folds[task % n_folds]);
+                let (size, fold) = (sizes[task / n_folds], &self.folds[task % n_folds]);
                 let result = buffers.validate(self.params, fold, size);
                 results[task].set(result).expect("each task is taken once");
                 on_fold(1 + n_finished.fetch_add(1, Ordering::Relaxed), n_tasks);
             }
         };
         thread::scope(|scope| {
-            for _ in 1..threads.get().min(n_tasks) {
+            for _ in 1..self.threads.get().min(n_tasks) {
                 scope.spawn(run_tasks);
             }
             run_tasks();
@@ -180,7 +210,7 @@ impl<'a> FoldBuffers<'a> {
         let train = Table::new(train, fold.n_rows - fold.test.len(), n_features)?;
         let test = Table::new(test, fold.test.len(), n_features)?;
         let params = params.with_max_samples(MaxSamples::count(size)?);
-        let decisions = params.fit_and_decide(&train, [&train, &test])?;
-        Ok(decisions.map(|decisions| decisions.iter().collect()))
+        let [train, test] = params.fit_and_decide(&train, [&train, &test])?;
+        Ok(FoldDecisions::new(&train, &test))
     }
 }

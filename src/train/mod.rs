@@ -8,6 +8,7 @@ pub mod coverage;
 pub mod exclusion;
 pub mod training_set;
 pub mod cross_validation;
+mod size_choice;
 mod fit;
 pub mod report;
 pub mod register;

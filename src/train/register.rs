@@ -1,7 +1,7 @@
 //! Registers a trained model, and promotes it if it passes the promotion gate. The command line and the sidecar share this
 //! code.
 
-use super::fit::Trained;
+use super::fit::{Sweep, Trained};
 use super::report;
 use super::training_set::TrainingSet;
 use crate::detector::PromotionGate;
@@ -59,7 +59,8 @@ pub async fn register(
 /// The bounds that a model exceeds, as sentences. A model without cross-validation passes: it had too few rows for one.
 pub fn check_gate(gate: &PromotionGate, trained: &Trained) -> Vec<String> {
     let n_rows = trained.model.card.training_range.as_ref().map_or(0, |history| history.n_rows);
-    trained.sweep.as_ref().map(|sweep| gate.check(&sweep.validation, n_rows)).unwrap_or_default()
+    let Some(Sweep { validation, .. }) = &trained.sweep else { return Vec::new() };
+    gate.check(validation.best(), &validation.held_out, n_rows)
 }
 
 fn note(trained: &Trained, promotion: &PromotionDecision) -> String {

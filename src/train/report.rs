@@ -1,10 +1,11 @@
 //! Gathers the numbers of a training report.
 
+use super::cross_validation::FoldDecisions;
 use super::fit::Trained;
 use super::training_set::TrainingSet;
-use crate::models::{DecisionHistogram, Trial, columns};
+use crate::models::{HeldOut, columns};
 use crate::report::training::{
-    Candidate, ExcludedRange, FeatureSummary, FoldHistograms, PromotionDecision, Timeline, Training,
+    ExcludedRange, FeatureSummary, FoldHistograms, PromotionDecision, Timeline, Training,
 };
 use crate::time::{format_minute, median_interval_ms};
 
@@ -19,9 +20,7 @@ pub fn build_report(
     promotion: PromotionDecision,
 ) -> Training {
     let model = &trained.model;
-    let trials: &[Trial] = trained.sweep.as_ref().map_or(&[], |sweep| &sweep.validation.trials);
-    let candidate = |trial: &Trial| Candidate { max_samples: trial.max_samples, kl: trial.kl.clone() };
-    let fold = |[train, test]: &[DecisionHistogram; 2]| FoldHistograms {
+    let fold = |FoldDecisions { train, test, .. }: &FoldDecisions| FoldHistograms {
         kl: train.kl_divergence(test),
         train: train.density(),
         test: test.density(),
@@ -31,7 +30,7 @@ pub fn build_report(
         group: model.card.group.as_ref().map(ToString::to_string),
         facts: facts(trained, training_set),
         promotion,
-        sweep: trials.iter().map(candidate).collect(),
+        sweep: trained.sweep.iter().flat_map(|sweep| sweep.validation.trials.clone()).collect(),
         chosen: trained.sweep.as_ref().map_or(0, |sweep| sweep.validation.chosen),
         folds: trained.sweep.iter().flat_map(|sweep| &sweep.folds).map(fold).collect(),
         timeline: timeline(trained, training_set),
@@ -50,8 +49,12 @@ fn facts(trained: &Trained, training_set: &TrainingSet) -> Vec<(String, String)>
         add("to", format_minute(history.to_ms));
         add("excluded rows", history.n_excluded.to_string());
     }
-    if let Some(validation) = &card.validation {
-        add("anomalous held-out rows", format!("{:.2} %", validation.alert_rate * 100.0));
+    if let Some(HeldOut { alert_rate, incidents_per_day, .. }) = card.validation.as_ref().map(|v| v.held_out)
+    {
+        add("held-out rows above 1", format!("{:.2} %", alert_rate * 100.0));
+        if let Some(incidents) = incidents_per_day {
+            add("incidents a day", format!("{incidents:.2}"));
+        }
     }
     add("origin", card.origin.clone());
     facts

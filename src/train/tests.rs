@@ -184,7 +184,7 @@ fn the_same_history_gives_the_same_forest_on_any_number_of_threads() {
 }
 
 #[test]
-fn the_sweep_takes_the_size_with_the_least_divergence() {
+fn the_sweep_takes_a_size_that_passes_the_gate() {
     let detector = detector("{min_history: 10m, sweep: [64, 5, 16, 9999]}");
     let window = window(vec![counter("eth0", 0..400), counter("lo", 0..400)]);
     let rows = rows(&detector, &window).expect("rows");
@@ -193,10 +193,49 @@ fn the_sweep_takes_the_size_with_the_least_divergence() {
     let sizes: Vec<usize> = validation.trials.iter().map(|trial| trial.max_samples).collect();
     // 396 full-range rows, of which 373 have all derived features; the smallest training part has 298 of them.
     assert_eq!(sizes, [5, 16, 64, 298]);
-    assert!(validation.trials.iter().all(|trial| trial.kl.len() == cross_validation::N_SPLITS));
-    assert!(validation.trials.iter().all(|trial| trial.mean_kl() >= validation.best().mean_kl()));
+    for trial in &validation.trials {
+        assert_eq!([trial.kl.len(), trial.quantile_kl.len()], [cross_validation::N_SPLITS; 2]);
+    }
+    let chosen = size_choice::choose(&validation.trials, |_| Ok::<_, ()>(true)).expect("no error");
+    assert_eq!(Some(validation.chosen), chosen, "all sizes pass");
     let size = validation.best().max_samples.to_string();
     assert!(model.card.params.contains(&("max_samples".into(), size)));
+    assert!(validation.held_out.incidents_per_day.is_some(), "an extended forest has incidents");
+}
+
+#[test]
+fn trees_of_256_rows_are_fitted_if_no_size_passes_the_gate() {
+    let gate = "gate: {max_alert_rate: 0, max_incidents_per_day: 0, max_kl: 0}";
+    let detector = detector(&format!("{{min_history: 10m, sweep: [5, 16], {gate}}}"));
+    let window = window(vec![counter("eth0", 0..400), counter("lo", 0..400)]);
+    let trained = fit(&detector, &rows(&detector, &window).expect("rows"), 2);
+    let validation = trained.sweep.as_ref().expect("enough rows").validation.clone();
+    let sizes: Vec<usize> = validation.trials.iter().map(|trial| trial.max_samples).collect();
+    assert_eq!((sizes, validation.chosen), (vec![5, 16, 256], 2));
+    let params = &trained.model.card.params;
+    assert!(params.contains(&("max_samples".into(), "256".into())), "{params:?}");
+    assert!(
+        !register::check_gate(&detector.training.gate, &trained).is_empty(),
+        "the gate has the last word"
+    );
+}
+
+/// A tree of two rows has depth 1 everywhere.
+#[test]
+fn a_forest_with_one_decision_is_refused() {
+    let text = |max_samples: usize| {
+        format!(
+            "detectors: [{{name: net, match: [rx], window: 1h, training: {{min_history: 10m}}, \
+             model: {{kind: isolation_forest, max_samples: {max_samples}}}}}]"
+        )
+    };
+    let reasons = |max_samples| {
+        let detector = Config::parse(&text(max_samples)).expect("a valid configuration").detectors.remove(0);
+        let rows = rows(&detector, &window(vec![counter("eth0", 0..400)])).expect("rows");
+        register::check_gate(&detector.training.gate, &fit(&detector, &rows, 1))
+    };
+    assert_eq!(reasons(2), ["the forest has the same decision for all rows"]);
+    assert!(reasons(256).is_empty());
 }
 
 #[test]

@@ -3,7 +3,9 @@ use crate::detect::OnlineDetector;
 use crate::features::rate::RateSemantics;
 use crate::features::{Schema, Transform};
 use crate::forest::{ExtendedParams, ForestParams, Table};
-use crate::models::{CrossValidation, FittedModel, ModelCard, ModelKind, ModelParams, TrainingRange, Trial};
+use crate::models::{
+    CrossValidation, FittedModel, HeldOut, ModelCard, ModelKind, ModelParams, TrainingRange, Trial,
+};
 use crate::prom::{Labels, METRIC_NAME};
 use crate::window::grid::Grid;
 use proptest::prelude::*;
@@ -59,9 +61,9 @@ fn sample_model_of(kind: ModelKind) -> Model {
             n_excluded: 3,
         }),
         validation: Some(CrossValidation {
-            trials: vec![Trial { max_samples: 256, kl: vec![0.1, 0.25] }],
+            trials: vec![Trial { max_samples: 256, kl: vec![0.1, 0.25], quantile_kl: vec![0.01, 0.02] }],
             chosen: 0,
-            alert_rate: 0.01,
+            held_out: HeldOut { alert_rate: 0.01, incidents_per_day: Some(0.5), is_constant: false },
         }),
         baseline: Some([0.1, 0.2, -0.1].iter().collect()),
     };

@@ -17,6 +17,7 @@ use super::{Aliases, CHALLENGER, ModelVersion, NewVersion};
 use crate::http::client::{self, Client, Request};
 use crate::http::config::ClientConfig;
 use crate::http::{Url, percent_encode};
+use crate::models::Trial;
 use crate::models::artifact::{self, Files};
 use crate::time;
 use bytes::Bytes;
@@ -184,7 +185,10 @@ impl Mlflow {
         }
         if let Some(validation) = &card.validation {
             metrics.extend(kl_metrics(validation.best()));
-            metrics.push(("alert_rate".into(), validation.alert_rate, 0));
+            metrics.extend(validation.trials.iter().flat_map(sweep_metrics));
+            metrics.push(("alert_rate".into(), validation.held_out.alert_rate, 0));
+            let incidents = validation.held_out.incidents_per_day;
+            metrics.extend(incidents.map(|incidents| ("incidents_per_day".into(), incidents, 0)));
         }
         let mut tags = vec![("mlflow.note.content".to_string(), new_version.note.clone())];
         tags.extend(
@@ -472,9 +476,29 @@ fn parse_version(item: &Value) -> Option<ModelVersion> {
     })
 }
 
-fn kl_metrics(trial: &crate::models::Trial) -> Vec<(String, f64, usize)> {
-    let folds = trial.kl.iter().enumerate().map(|(fold, kl)| ("kl_divergence".to_string(), *kl, fold));
-    folds.chain([("kl_divergence_mean".to_string(), trial.mean_kl(), 0)]).collect()
+/// The divergences of a size: those of the folds with the fold as the step, and their means.
+fn kl_metrics(trial: &Trial) -> Vec<(String, f64, usize)> {
+    let folds = |name: &'static str, values: &[f64]| {
+        values
+            .iter()
+            .copied()
+            .enumerate()
+            .map(move |(fold, kl)| (name.to_string(), kl, fold))
+            .collect::<Vec<_>>()
+    };
+    let mut metrics = folds("kl_divergence", &trial.kl);
+    metrics.extend(folds("quantile_kl_divergence", &trial.quantile_kl));
+    metrics.push(("kl_divergence_mean".into(), trial.mean_kl(), 0));
+    metrics.push(("quantile_kl_divergence_mean".into(), trial.mean_quantile_kl(), 0));
+    metrics
+}
+
+/// The mean divergences of a size with the size as the step, which MLflow draws as a curve over the sizes.
+fn sweep_metrics(trial: &Trial) -> [(String, f64, usize); 2] {
+    [
+        ("sweep_kl_divergence".into(), trial.mean_kl(), trial.max_samples),
+        ("sweep_quantile_kl_divergence".into(), trial.mean_quantile_kl(), trial.max_samples),
+    ]
 }
 
 fn key_value<K: AsRef<str>>((key, value): &(K, String)) -> Value {

@@ -1,8 +1,7 @@
 //! Writes the report of a training: the decision, then the evidence, then all numbers.
 
-use super::{
-    Candidate, ExcludedRange, FeatureSummary, FoldHistograms, PromotionDecision, Timeline, Training,
-};
+use super::{ExcludedRange, FeatureSummary, FoldHistograms, PromotionDecision, Timeline, Training};
+use crate::models::Trial;
 use crate::report::page;
 use crate::report::plot::{Anchor, Plot};
 use crate::report::scale::Scale;
@@ -18,11 +17,36 @@ const MAX_ROWS_SHOWN: usize = 60;
 /// Histogram bins on each side of decision 0.
 const BINS_PER_SIDE: f64 = 100.0;
 
+/// A divergence of the sweep, and how the page explains it.
+struct Divergence {
+    title: &'static str,
+    lead: &'static str,
+    folds: fn(&Trial) -> &[f64],
+    mean: fn(&Trial) -> f64,
+}
+
+const QUANTILE_BINS: Divergence = Divergence {
+    title: "Rows per tree",
+    lead: "KL divergence, in nats, between the decisions of fitted and of held-out rows, over bins at quantiles of the \
+           fitted rows. Of the sizes that pass the promotion gate and are within one standard error of the least of \
+           them, the one nearest to 256 is chosen.",
+    folds: |trial| &trial.quantile_kl,
+    mean: Trial::mean_quantile_kl,
+};
+
+const EQUAL_BINS: Divergence = Divergence {
+    title: "Rows per tree, 200 equal bins",
+    lead: "The same over 200 bins of equal width. It has its least where decisions are all alike, and does not choose.",
+    folds: |trial| &trial.kl,
+    mean: Trial::mean_kl,
+};
+
 impl Training {
     /// The report as one HTML document. Equal content gives equal bytes.
     pub fn html(&self) -> String {
         let mut body = self.head();
-        body += &self.sizes();
+        body += &self.sizes(&QUANTILE_BINS);
+        body += &self.sizes(&EQUAL_BINS);
         body += &self.decisions();
         body += &self.over_time();
         body += &self.feature_table();
@@ -31,7 +55,7 @@ impl Training {
         page::page(&format!("{} · training", self.model), &body)
     }
 
-    fn chosen_candidate(&self) -> Option<&Candidate> {
+    fn chosen_trial(&self) -> Option<&Trial> {
         self.sweep.get(self.chosen)
     }
 
@@ -72,9 +96,9 @@ impl Training {
     /// The chosen size and the results of cross-validation, in sentences.
     fn summary(&self) -> String {
         let mut out = String::new();
-        if let Some(candidate) = self.chosen_candidate() {
-            let mean = candidate.mean_kl();
-            let rows = count(candidate.max_samples);
+        if let Some(trial) = self.chosen_trial() {
+            let mean = trial.mean_quantile_kl();
+            let rows = count(trial.max_samples);
             if mean.is_finite() {
                 out += &format!(
                     "Trees of {rows} rows: the decisions of held-out rows differ from those of fitted rows by {} nats, {}.",
@@ -103,28 +127,30 @@ impl Training {
 
     /// The rank of the chosen size in the sweep.
     fn describe_rank(&self, mean: f64) -> String {
-        let least = self.sweep.iter().filter(|candidate| candidate.mean_kl().is_finite());
-        let least = least.min_by(|a, b| a.mean_kl().total_cmp(&b.mean_kl()));
+        let least = self.sweep.iter().filter(|trial| trial.mean_quantile_kl().is_finite());
+        let least = least.min_by(|a, b| a.mean_quantile_kl().total_cmp(&b.mean_quantile_kl()));
         match least {
             _ if self.sweep.len() == 1 => "the only size that was tried".into(),
-            Some(least) if least.mean_kl() < mean => format!(
-                "where the least of {} sizes is {}, with trees of {}",
+            Some(least) if least.mean_quantile_kl() < mean => format!(
+                "where the least of {} sizes is {} ± {}, with trees of {}",
                 self.sweep.len(),
-                number(least.mean_kl()),
+                number(least.mean_quantile_kl()),
+                number(least.quantile_kl_error()),
                 count(least.max_samples)
             ),
             _ => format!("the least of {} sizes", self.sweep.len()),
         }
     }
 
-    /// The plot of KL divergence over rows per tree; empty for a single size.
-    fn sizes(&self) -> String {
+    /// The plot of a divergence over rows per tree; empty for a single size.
+    fn sizes(&self, divergence: &Divergence) -> String {
+        let Divergence { title, lead, folds, mean } = divergence;
         if self.sweep.len() < 2 {
             return String::new();
         }
-        let sizes = self.sweep.iter().map(|candidate| candidate.max_samples as f64);
+        let sizes = self.sweep.iter().map(|trial| trial.max_samples as f64);
         let x = Scale::log(sizes).padded(0.03);
-        let values = || self.sweep.iter().flat_map(|candidate| candidate.kl.iter().copied());
+        let values = || self.sweep.iter().flat_map(|trial| folds(trial).iter().copied());
         let finite = || values().filter(|kl| kl.is_finite());
         let (least, greatest) = finite().fold((f64::INFINITY, 0.0f64), |(a, b), kl| (kl.min(a), kl.max(b)));
         // On a linear axis the smallest divergences, which decide, could not be distinguished.
@@ -136,38 +162,33 @@ impl Training {
         let mut plot = Plot::new(x, y, 280);
         plot.rows(&y.ticks(5));
         plot.labels(&x.ticks(12));
-        if let Some(candidate) = self.chosen_candidate() {
-            let size = candidate.max_samples as f64;
+        if let Some(trial) = self.chosen_trial() {
+            let size = trial.max_samples as f64;
             plot.rule_x(size, "mark");
-            let text = format!("{} rows · {}", count(candidate.max_samples), number(candidate.mean_kl()));
+            let text = format!("{} rows · {}", count(trial.max_samples), number(mean(trial)));
             let share = x.position(size).unwrap_or(0.0);
             plot.text_at(share, -10.0, Anchor::within(share), "strong", &text);
         }
         let means: Vec<[f64; 2]> =
-            self.sweep.iter().map(|candidate| [candidate.max_samples as f64, candidate.mean_kl()]).collect();
+            self.sweep.iter().map(|trial| [trial.max_samples as f64, mean(trial)]).collect();
         plot.line(&[means], "curve");
-        for (i, candidate) in self.sweep.iter().enumerate() {
-            let (size, rows) = (candidate.max_samples as f64, count(candidate.max_samples));
-            for (fold, kl) in candidate.kl.iter().enumerate() {
+        for (i, trial) in self.sweep.iter().enumerate() {
+            let (size, rows) = (trial.max_samples as f64, count(trial.max_samples));
+            for (fold, kl) in folds(trial).iter().enumerate() {
                 plot.dot(size, *kl, 3.0, "fold", &format!("{rows} rows, fold {}: {}", fold + 1, nats(*kl)));
             }
             let radius = if i == self.chosen { 6.0 } else { 4.0 };
-            let title = format!("{rows} rows, mean: {}", nats(candidate.mean_kl()));
-            plot.dot(size, candidate.mean_kl(), radius, "mean", &title);
+            plot.dot(size, mean(trial), radius, "mean", &format!("{rows} rows, mean: {}", nats(mean(trial))));
         }
         let figure = plot.finish("", "KL divergence over rows per tree");
         let scales = if y.is_log() { " Both scales are logarithmic." } else { "" };
-        let undrawn = values().filter(|kl| !kl.is_finite()).count();
-        let undrawn = match undrawn {
+        let undrawn = match values().filter(|kl| !kl.is_finite()).count() {
             0 => String::new(),
             n => format!(" Not drawn: {} that are not finite.", count(n)),
         };
         page::section(
-            "Rows per tree",
-            &format!(
-                "KL divergence, in nats, between the decisions of held-out and of fitted rows, for each size; 0 is no \
-                 difference. Small dots are folds, the line is their mean.{scales}{undrawn}"
-            ),
+            title,
+            &format!("{lead} Small dots are folds, the line is their mean.{scales}{undrawn}"),
             &format!(
                 "<figure class=\"sized\">\n{figure}</figure>\n<span class=\"under\">rows per tree (max_samples)</span>\n"
             ),
@@ -413,25 +434,29 @@ impl Training {
     }
 
     fn sweep_table(&self) -> String {
-        let n_folds = self.sweep.iter().map(|candidate| candidate.kl.len()).max().unwrap_or(0);
+        let n_folds = self.sweep.iter().map(|trial| trial.kl.len()).max().unwrap_or(0);
         let folds: String = (1..=n_folds).map(|fold| format!("<th class=\"n\">fold {fold}</th>")).collect();
         let mut rows = String::new();
-        for (i, candidate) in self.sweep.iter().enumerate() {
+        for (i, trial) in self.sweep.iter().enumerate() {
             let class = if i == self.chosen { " class=\"chosen\"" } else { "" };
             let kl: String =
-                candidate.kl.iter().map(|kl| format!("<td class=\"n\">{}</td>", nats(*kl))).collect();
+                trial.kl.iter().map(|kl| format!("<td class=\"n\">{}</td>", nats(*kl))).collect();
             rows += &format!(
-                "<tr{class}><td class=\"n\">{}</td><td class=\"n\">{}</td>{kl}</tr>\n",
-                count(candidate.max_samples),
-                nats(candidate.mean_kl())
+                "<tr{class}><td class=\"n\">{}</td><td class=\"n\">{} ± {}</td><td class=\"n\">{}</td>{kl}</tr>\n",
+                count(trial.max_samples),
+                nats(trial.mean_quantile_kl()),
+                nats(trial.quantile_kl_error()),
+                nats(trial.mean_kl())
             );
         }
         page::section(
             "The sweep in numbers",
-            "KL divergence in nats; the chosen size is highlighted.",
+            "KL divergence in nats, over bins at quantiles with its standard error, and over equal bins with its folds; \
+             the chosen size is highlighted.",
             &format!(
                 "<div class=\"wide\">\n<table class=\"sweep\">\n<thead><tr><th class=\"n\">rows per tree</th>\
-                 <th class=\"n\">mean</th>{folds}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n"
+                 <th class=\"n\">quantile bins</th><th class=\"n\">equal bins</th>{folds}</tr></thead>\n\
+                 <tbody>\n{rows}</tbody>\n</table>\n</div>\n"
             ),
         )
     }

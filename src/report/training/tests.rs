@@ -19,8 +19,9 @@ fn realistic(promotion: PromotionDecision) -> Training {
     let sizes = [8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 23_040];
     let sweep = sizes.iter().enumerate().map(|(i, max_samples)| {
         let mean = 0.021 + 0.012 * (i as f64 - 5.0).powi(2) * if i < 5 { 0.9 } else { 0.35 };
-        let kl = (0..5).map(|fold| mean * (0.7 + 0.6 * noise(100 * i + fold))).collect();
-        Candidate { max_samples: *max_samples, kl }
+        let kl: Vec<f64> = (0..5).map(|fold| mean * (0.7 + 0.6 * noise(100 * i + fold))).collect();
+        let quantile_kl = kl.iter().map(|kl| 0.4 * kl).collect();
+        Trial { max_samples: *max_samples, kl, quantile_kl }
     });
     let folds = (0..5).map(|fold| {
         let bins = |centre: f64, width: f64, salt: usize| -> Vec<f64> {
@@ -127,7 +128,7 @@ fn bare() -> Training {
         group: None,
         facts: Vec::new(),
         promotion: PromotionDecision::Saved,
-        sweep: vec![Candidate { max_samples: 256, kl: vec![0.0] }],
+        sweep: vec![Trial { max_samples: 256, kl: vec![0.0], quantile_kl: vec![0.0] }],
         chosen: 0,
         folds: Vec::new(),
         timeline: Timeline::default(),
@@ -196,8 +197,8 @@ fn a_page_is_well_formed_small_and_reproducible() {
 #[test]
 fn the_summary_names_the_chosen_size_and_its_rank() {
     let mut training = bare();
-    let size = |max_samples, kl: [f64; 2]| Candidate { max_samples, kl: kl.to_vec() };
-    training.sweep = vec![size(64, [0.05, 0.07]), size(256, [0.02, 0.022]), size(1024, [0.03, 0.04])];
+    let size = |max_samples, kl: [f64; 2]| Trial { max_samples, kl: Vec::new(), quantile_kl: kl.to_vec() };
+    training.sweep = vec![size(64, [0.05, 0.07]), size(256, [0.02, 0.024]), size(1024, [0.03, 0.04])];
     training.chosen = 1;
     let summary = |training: &Training| {
         let html = training.html();
@@ -205,14 +206,13 @@ fn the_summary_names_the_chosen_size_and_its_rank() {
         after.split("</p>").next().expect("splits give at least one part").to_string()
     };
     assert!(summary(&training).contains("Trees of 256 rows"));
-    assert!(summary(&training).contains("by 0.021 nats, the least of 3 sizes."));
+    assert!(summary(&training).contains("by 0.022 nats, the least of 3 sizes."));
     training.chosen = 0;
-    assert!(
-        summary(&training).contains("by 0.06 nats, where the least of 3 sizes is 0.021, with trees of 256.")
-    );
+    let rank = "by 0.06 nats, where the least of 3 sizes is 0.022 ± 0.002, with trees of 256.";
+    assert!(summary(&training).contains(rank), "{}", summary(&training));
     training.sweep.truncate(1);
     assert!(summary(&training).contains("the only size that was tried."));
-    training.sweep[0].kl[0] = f64::INFINITY;
+    training.sweep[0].quantile_kl[0] = f64::INFINITY;
     assert!(summary(&training).contains("is not finite"));
 
     let mut bins = vec![0.0; 200];
@@ -246,7 +246,7 @@ fn a_page_with_little_or_no_content_is_well_formed() {
     let mut training = bare();
     training.sweep.clear();
     check(&training.html());
-    training.sweep = vec![Candidate { max_samples: 0, kl: Vec::new() }];
+    training.sweep = vec![Trial::default()];
     training.promotion = PromotionDecision::Gated(Vec::new());
     training.folds = vec![FoldHistograms { kl: 0.0, train: vec![0.0; 200], test: Vec::new() }];
     check(&training.html());
@@ -273,6 +273,7 @@ fn non_finite_and_huge_values_break_no_plot() {
     let strange = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, f64::MAX, f64::MIN, -1.0, 1e-300];
     for (i, value) in strange.into_iter().enumerate() {
         training.sweep[i].kl[i % 5] = value;
+        training.sweep[i].quantile_kl[i % 5] = value;
         training.timeline.score[10 * i] = value;
         training.timeline.features[i][20 * i] = [value as f32, f32::NAN];
         training.features[i].least = value as f32;
@@ -286,8 +287,9 @@ fn non_finite_and_huge_values_break_no_plot() {
     check(&training.html());
     training.timeline.times_ms = vec![i64::MAX; 3];
     check(&training.html());
-    for candidate in &mut training.sweep {
-        candidate.kl.fill(f64::NAN);
+    for trial in &mut training.sweep {
+        trial.kl.fill(f64::NAN);
+        trial.quantile_kl.fill(f64::NAN);
     }
     training.timeline.score.fill(f64::NAN);
     check(&training.html());
