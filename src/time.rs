@@ -8,6 +8,10 @@ pub const HOUR_MS: i64 = 3_600_000;
 /// Milliseconds in a day.
 pub const DAY_MS: i64 = 24 * HOUR_MS;
 
+/// Most that the clock of a sender is taken to be ahead of this one. A timestamp beyond it is no measure of the time that
+/// has passed.
+pub const CLOCK_SKEW_MS: i64 = 10_000;
+
 /// A duration in milliseconds, capped at `i64::MAX`.
 pub fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)

@@ -155,7 +155,7 @@ pub fn replay_with_retraining(
     let mut feature_changes = FeatureChanges::new(retraining.detector, window, detector.interval_ms());
     let mut assessed_to_ms = i64::MIN;
     loop {
-        let change_ms = feature_changes.next_change(&schema.features, start_ms);
+        let change_ms = feature_changes.next_change(&schema, start_ms);
         let names = columns::default_names(&schema);
         let to_ms = change_ms.map_or(i64::MAX, |change_ms| change_ms - 1);
         replay.replay_rows(&schema, names, &mut detector, (assessed_to_ms, to_ms));

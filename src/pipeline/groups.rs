@@ -143,10 +143,10 @@ impl Groups {
     }
 
     /// Groups of the same detector with the features of this one, and models of their own.
-    pub fn pool(&self, id: u32) -> Option<Pool> {
+    pub fn pool(&self, id: u32, now_ms: i64) -> Option<Pool> {
         let group = self.all.get(&id)?;
         let index = self.config.detectors.iter().position(|d| Arc::ptr_eq(d, &group.detector))?;
-        let features = group.active_features();
+        let features = group.active_features(now_ms);
         // Training sorts them, and a large fleet is looked through for every group that is new.
         let has_same_features = |schema: &&Schema| schema.features.iter().eq(features.iter().copied());
         let others = self.by_labels[index].values().filter_map(|id| self.all.get(id));
@@ -297,11 +297,11 @@ impl Groups {
 
     /// Evicts groups and columns without a sample for the length of their window. Returns the evicted groups, and
     /// true if the index must be cleared.
-    pub fn evict(&mut self, now: Instant) -> (Vec<Group>, bool) {
+    pub fn evict(&mut self, now: Instant, now_ms: i64) -> (Vec<Group>, bool) {
         let affected: Vec<u32> = self
             .all
             .iter()
-            .filter(|(_, g)| g.is_expired(now) || g.has_many_empty_columns())
+            .filter(|(_, g)| g.is_expired(now) || g.has_many_empty_columns(now_ms))
             .map(|(id, _)| *id)
             .collect();
         let changed = !affected.is_empty() && std::mem::take(&mut self.over_limit);
@@ -316,7 +316,7 @@ impl Groups {
                 info!(component = "series", detector = group.detector.name, group = %group.labels, "group gone");
                 evicted.push(group);
             } else {
-                let group = group.without_empty_columns();
+                let group = group.without_empty_columns(now_ms);
                 let labels = group.labels.clone();
                 let id = self.insert(group);
                 self.by_labels[index.expect("found above")].insert(labels, id);

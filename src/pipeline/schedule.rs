@@ -53,25 +53,19 @@ impl TrainingSchedule {
         self.known_columns
     }
 
-    /// The reason to train now, if any. `changed` returns true if features appeared or vanished. It is called
-    /// now and then, and only for a group with a model.
-    pub fn due(
-        &mut self,
-        has_model: bool,
-        changed: impl FnOnce() -> bool,
-        now: Instant,
-    ) -> Option<TrainingReason> {
-        let is_due = self.due.is_some_and(|due| now >= due);
-        match (self.is_training, has_model) {
-            (true, _) => None,
-            (false, false) => is_due.then_some(TrainingReason::First),
-            (false, true) if is_due => Some(TrainingReason::Scheduled),
-            (false, true) if now < self.schema_check_due => None,
-            (false, true) => {
-                self.schema_check_due = now + SCHEMA_CHECK_INTERVAL;
-                changed().then_some(TrainingReason::Schema)
-            }
+    /// The reason to train now, if the time has come.
+    pub fn due(&self, has_model: bool, now: Instant) -> Option<TrainingReason> {
+        let reason = if has_model { TrainingReason::Scheduled } else { TrainingReason::First };
+        (!self.is_training && self.due.is_some_and(|due| now >= due)).then_some(reason)
+    }
+
+    /// True if it is time to check for features that appeared or vanished. The next check is due after a pause.
+    pub fn take_schema_check(&mut self, now: Instant) -> bool {
+        let is_due = !self.is_training && now >= self.schema_check_due;
+        if is_due {
+            self.schema_check_due = now + SCHEMA_CHECK_INTERVAL;
         }
+        is_due
     }
 
     /// True if there are columns that the last training did not consider, and no training is running.

@@ -61,9 +61,50 @@ pub fn has_enough_history(observed_ms: i64, have_ms: i64, min_history: Duration)
     observed_ms as f64 >= JOIN_TOLERANCE * required_ms.max(time::millis(min_history)) as f64
 }
 
-/// True if a feature with this newest sample is still present in a window that ends at `newest_ms`.
-pub fn is_alive(newest: Option<Sample>, newest_ms: i64, grace: Duration) -> bool {
-    newest.is_some_and(|sample| !sample.is_stale() && sample.timestamp_ms >= newest_ms - time::millis(grace))
+/// True if a feature with this newest sample up to the row at `row_ms` is present at that row.
+pub fn is_alive(newest: Option<Sample>, row_ms: i64, grace: Duration) -> bool {
+    let alive_from_ms = row_ms.saturating_sub(time::millis(grace));
+    newest.is_some_and(|sample| !sample.is_stale() && sample.timestamp_ms >= alive_from_ms)
+}
+
+/// The presence of features at a row that receives no more samples. At a row that is still arriving, a feature whose
+/// samples come last looks like one that is gone, if the rows before are older than the grace period.
+#[derive(Clone, Copy)]
+pub struct Presence<'a> {
+    window: &'a Window,
+    row_ms: i64,
+    grace: Duration,
+}
+
+impl<'a> Presence<'a> {
+    /// The presence at the newest row up to `to_ms`; `None` if there is none.
+    pub fn at_newest_row(window: &'a Window, to_ms: i64, grace: Duration) -> Option<Self> {
+        let row_ms = window.newest_row_ms(to_ms)?;
+        Some(Self { window, row_ms, grace })
+    }
+
+    /// Timestamp of the row.
+    pub fn row_ms(&self) -> i64 {
+        self.row_ms
+    }
+
+    /// True if the feature with this newest sample is present at the row.
+    pub fn is_present(&self, column: Column, newest: Option<Sample>) -> bool {
+        let is_later = newest.is_some_and(|sample| sample.timestamp_ms > self.row_ms);
+        let alive_from_ms = self.row_ms.saturating_sub(time::millis(self.grace));
+        let newest = match is_later {
+            true => self.window.newest_sample(column, alive_from_ms - 1, self.row_ms),
+            false => newest,
+        };
+        is_alive(newest, self.row_ms, self.grace)
+    }
+
+    /// True if the feature with this newest sample is not present at the row and has not returned since.
+    pub fn is_gone(&self, column: Column, newest: Option<Sample>) -> bool {
+        let has_returned =
+            newest.is_some_and(|sample| sample.timestamp_ms > self.row_ms && !sample.is_stale());
+        !has_returned && !self.is_present(column, newest)
+    }
 }
 
 /// The earliest time since which a feature was present for at least half of the time. Some minutes of a week ago do not

@@ -329,8 +329,9 @@ impl GroupFit {
     fn run(&self) -> Result<(Trained, RegistrationDraft), NotTrained> {
         let detector = &self.job.detector;
         let window = build::join(&self.history, &self.job.window, time::millis(detector.training.history));
+        let TrainingJob { scored_to_ms, closed_to_ms, .. } = *self.job;
         let training_set =
-            TrainingSet::from_window(detector, &window, &self.exclusions, self.job.scored_to_ms)?;
+            TrainingSet::from_open_window(detector, &window, &self.exclusions, scored_to_ms, closed_to_ms)?;
         let have_ms = training_set.observed_ms;
         if self.is_history_lost(have_ms) {
             return Err(NotTrained::HistoryLost { have_ms });

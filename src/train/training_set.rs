@@ -1,6 +1,6 @@
 //! The rows that a model is fitted on: which features, and which of their rows.
 
-use super::coverage::{self, Coverage, coverage_ms, has_enough_history, is_alive};
+use super::coverage::{self, Coverage, Presence, coverage_ms, has_enough_history};
 use super::exclusion::Exclusion;
 use crate::detector::Detector;
 use crate::features::{Row, RowReader, Schema};
@@ -74,14 +74,29 @@ impl TrainingSet {
         exclusions: &[Exclusion],
         to_ms: i64,
     ) -> Result<Self, TrainingSetError> {
+        Self::from_open_window(detector, window, exclusions, to_ms, i64::MAX)
+    }
+
+    /// Like [`from_window`](Self::from_window), for a window whose rows after `closed_to_ms` are still arriving.
+    ///
+    /// # Errors
+    /// [`TrainingSetError`] if no row qualifies.
+    pub fn from_open_window(
+        detector: &Detector,
+        window: &Window,
+        exclusions: &[Exclusion],
+        to_ms: i64,
+        closed_to_ms: i64,
+    ) -> Result<Self, TrainingSetError> {
         let min_history = detector.training.min_history;
-        let newest_ms = window.newest_ms().unwrap_or(i64::MIN);
+        let presence = Presence::at_newest_row(window, closed_to_ms, detector.grace);
+        let is_gone = |column, newest| presence.is_none_or(|presence| presence.is_gone(column, newest));
         let with_coverage = |(labels, column, _): (&Labels, Column, _)| {
             (labels.clone(), column, coverage_ms(window, column, detector.transform))
         };
         let mut features: Vec<(Labels, Column, i64)> = window
             .features()
-            .filter(|(_, _, newest_sample)| is_alive(*newest_sample, newest_ms, detector.grace))
+            .filter(|(_, column, newest)| !is_gone(*column, *newest))
             .map(with_coverage)
             .collect();
         let no_coverage_ms = -detector.transform.warm_up_ms();

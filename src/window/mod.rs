@@ -221,6 +221,16 @@ impl Window {
         self.slices(after_ms, to_ms).flat_map(|(rows, range)| rows.timestamps()[range].iter().copied())
     }
 
+    /// Timestamp of the newest row up to `to_ms`.
+    pub fn newest_row_ms(&self, to_ms: i64) -> Option<i64> {
+        let newest = |rows: &dyn RowSource| {
+            let timestamps = rows.timestamps();
+            timestamps[..timestamps.partition_point(|time| *time <= to_ms)].last().copied()
+        };
+        let sealed = || self.chunks.iter().rev().find_map(|chunk| newest(chunk));
+        newest(&self.open).or_else(sealed).filter(|newest_ms| *newest_ms > self.start_ms())
+    }
+
     /// Appends the samples of a feature in `(after_ms, to_ms]`, ascending, including staleness markers.
     pub fn samples(&self, column: Column, after_ms: i64, to_ms: i64, out: &mut Vec<Sample>) {
         for (rows, range) in self.slices(after_ms, to_ms) {

@@ -149,7 +149,7 @@ impl Engine {
                 }
                 EngineCommand::HasFeature { group, feature, reply } => {
                     let group = self.groups.get(group);
-                    let _ = reply.send(group.is_some_and(|g| g.active_features().contains(&feature)));
+                    let _ = reply.send(group.is_some_and(|g| g.active_features(now_ms()).contains(&feature)));
                 }
                 EngineCommand::Snapshot { after, reply } => {
                     let _ = reply.send(self.next_snapshot(after));
@@ -245,7 +245,7 @@ impl Engine {
         for (id, group) in self.groups.iter_mut() {
             let detector = group.detector.clone();
             let mut on_event = event_recorder(&self.metrics, &self.remote_write_metrics, &detector.name);
-            if group.close_rows(now, &mut on_event) {
+            if group.close_rows(now, now_ms, &mut on_event) {
                 // Later rows may have waited for a closed one.
                 if group.score_touched(now, &mut on_event) {
                     self.metrics.set_newest_scored(group);
@@ -257,14 +257,14 @@ impl Engine {
                 self.metrics.set_group(group, now);
             }
         }
-        self.trainings.request(&mut self.groups, now);
+        self.trainings.request(&mut self.groups, now, now_ms);
         if now.duration_since(self.evicted_at) >= EVICT_INTERVAL {
             self.evicted_at = now;
             self.warn_about_replicas();
             self.groups.iter().for_each(|group| self.metrics.set_drift(group));
             let cells = self.groups.iter().map(|group| group.window().n_bytes()).sum::<usize>();
             self.metrics.set_window_bytes(cells + self.groups.n_label_bytes());
-            let (evicted, reindex) = self.groups.evict(now);
+            let (evicted, reindex) = self.groups.evict(now, now_ms);
             let kept: Vec<_> = (0..self.endpoints.len()).map(Some).collect();
             evicted.iter().for_each(|group| self.retire(group, &kept, now_ms));
             if reindex {

@@ -110,7 +110,7 @@ impl Engine {
         let Some(group) = self.groups.get_mut(id) else { return DeployOutcome::Gone };
         let detector = group.detector.clone();
         if let Some(DeployedModel { model, name, version }) = &deployed {
-            if let Some(missing) = group.missing_feature(&model.schema).cloned() {
+            if let Some(missing) = group.missing_feature(&model.schema, now_ms()).cloned() {
                 let feature = model.schema.transform.expression(&missing);
                 warn!(component = "models", detector = detector.name, group = %group.labels, model = name, version, feature, "model rejected: the group does not have all of its features");
                 self.metrics.count_rejected_model(&detector.name);
@@ -172,14 +172,14 @@ impl TrainingQueue {
 
     /// Fills the queue of the trainer with the groups that are due, after the last one queued, so that all groups are
     /// served in turn.
-    pub(super) fn request(&mut self, groups: &mut Groups, now: Instant) {
+    pub(super) fn request(&mut self, groups: &mut Groups, now: Instant, now_ms: i64) {
         for id in groups.ids_after(self.last_group) {
             let Ok(permit) = self.jobs.try_reserve() else { return };
             let Some(group) = groups.get_mut(id) else { continue };
-            let due = group.training_due(now);
+            let due = group.training_due(now, now_ms);
             // With new features the group may match others, and a pooled model can score it at once.
             let wants_pool = group.is_new() && (due.is_some() || group.has_new_columns());
-            let pool = if wants_pool { groups.pool(id) } else { None };
+            let pool = if wants_pool { groups.pool(id, now_ms) } else { None };
             let Some(group) = groups.get_mut(id) else { continue };
             let Some(reason) = due.or(pool.as_ref().map(|_| TrainingReason::First)) else { continue };
             if reason != TrainingReason::First {
@@ -194,6 +194,7 @@ impl TrainingQueue {
                 checkpoint: group.checkpoint().cloned(),
                 trained_history_ms: group.trained_history_ms(),
                 scored_to_ms: group.scored_to_ms(),
+                closed_to_ms: group.judged_at_ms(now_ms),
                 pool,
                 reason,
                 window: group.start_training(reason, now),

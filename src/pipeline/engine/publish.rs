@@ -11,9 +11,6 @@ use std::ops::Bound;
 use std::sync::Arc;
 use tokio::sync::Notify;
 
-/// Scores wait until their timestamp is at most this far ahead of the local clock: a Prometheus before 2.54 that
-/// stores a sample from the future rejects all others.
-const PUBLISH_AHEAD_MS: i64 = 10_000;
 /// Scores written later than this after their timestamp count as backfilled: the look-back of Prometheus, within
 /// which an alert sees them.
 const BACKFILLED_AFTER_MS: i64 = 300_000;
@@ -32,7 +29,8 @@ impl Engine {
     /// The next batch of an endpoint.
     pub fn next_batch(&mut self, endpoint: usize, max_samples: usize, now_ms: i64) -> Option<Batch> {
         let state = self.endpoints.get_mut(endpoint)?;
-        let to_ms = now_ms + PUBLISH_AHEAD_MS;
+        // Later scores wait: a Prometheus before 2.54 that stores a sample from the future rejects all others.
+        let to_ms = now_ms + time::CLOCK_SKEW_MS;
         let mut batch = Batch::default();
         // In a batch of their own: another group may write one of these series.
         let to_series = |(labels, timestamp_ms): &(Labels, i64)| TimeSeries {

@@ -86,6 +86,11 @@ impl GapGuard {
         joins
     }
 
+    /// The interval between rows, if it is known.
+    pub fn interval_ms(&self) -> Option<i64> {
+        self.intervals.interval_ms()
+    }
+
     /// True if two senders seem to send these rows.
     pub fn is_interleaved(&self) -> bool {
         self.intervals.is_interleaved()

@@ -25,7 +25,7 @@ use crate::remote_read::server::Query;
 use crate::remote_write::{Batch, CursorPosition, TimeSeries};
 use crate::time;
 use crate::train::WarmStart;
-use crate::train::coverage;
+use crate::train::coverage::Presence;
 use crate::window::{Column, ModelRole, PushOutcome, Window};
 use event::GroupEvent;
 use gap_guard::GapGuard;
@@ -189,19 +189,19 @@ impl Group {
         self.models.drift()
     }
 
-    /// Features with a recent sample.
-    pub fn active_features(&self) -> BTreeSet<&Labels> {
-        let newest_ms = self.window.newest_ms().unwrap_or(i64::MIN);
-        self.window
-            .features()
-            .filter(|(_, _, newest)| coverage::is_alive(*newest, newest_ms, self.detector.grace))
-            .map(|(labels, _, _)| labels)
-            .collect()
+    /// Features that are present at the newest closed row or have returned since. Without a closed row, those at the
+    /// newest row.
+    pub fn active_features(&self, now_ms: i64) -> BTreeSet<&Labels> {
+        let newest = || Presence::at_newest_row(&self.window, i64::MAX, self.detector.grace);
+        let presence = self.presence(now_ms).or_else(newest);
+        let is_gone = |column, newest| presence.is_none_or(|presence| presence.is_gone(column, newest));
+        let active = self.window.features().filter(|(_, column, newest)| !is_gone(*column, *newest));
+        active.map(|(labels, _, _)| labels).collect()
     }
 
-    /// The first feature of a schema without a recent sample here.
-    pub fn missing_feature<'s>(&self, schema: &'s Schema) -> Option<&'s Labels> {
-        let active = self.active_features();
+    /// The first feature of a schema that is not [active](Self::active_features) here.
+    pub fn missing_feature<'s>(&self, schema: &'s Schema, now_ms: i64) -> Option<&'s Labels> {
+        let active = self.active_features(now_ms);
         schema.features.iter().find(|feature| !active.contains(feature))
     }
 
@@ -210,25 +210,26 @@ impl Group {
         now.duration_since(self.last_received) > self.detector.window.max(self.detector.grace)
     }
 
-    /// True if the window holds many columns without a sample.
-    pub fn has_many_empty_columns(&self) -> bool {
-        self.n_empty_columns() > MAX_EMPTY_COLUMNS
+    /// True if many columns have no sample in the window that ends at the newest closed row. The window itself ends at a
+    /// row that may still be arriving.
+    pub fn has_many_empty_columns(&self, now_ms: i64) -> bool {
+        let start_ms = self.closed_window_start_ms(now_ms);
+        self.window.features().filter(|(_, _, newest)| is_empty_after(*newest, start_ms)).count()
+            > MAX_EMPTY_COLUMNS
     }
 
-    fn n_empty_columns(&self) -> usize {
-        self.window.features().filter(|(_, _, newest)| self.has_left_window(*newest)).count()
-    }
-
-    fn has_left_window(&self, newest: Option<Sample>) -> bool {
-        newest.is_none_or(|sample| sample.timestamp_ms <= self.window.start_ms())
+    fn closed_window_start_ms(&self, now_ms: i64) -> i64 {
+        let closed_ms = self.presence(now_ms).map_or(i64::MIN, |presence| presence.row_ms());
+        closed_ms.saturating_sub(self.window.length_ms())
     }
 
     /// The same group without these columns. The numbers of the other columns change.
-    pub fn without_empty_columns(mut self) -> Self {
+    pub fn without_empty_columns(mut self, now_ms: i64) -> Self {
+        let start_ms = self.closed_window_start_ms(now_ms);
         let active: Vec<Labels> = self
             .window
             .features()
-            .filter(|(_, _, newest)| !self.has_left_window(*newest))
+            .filter(|(_, _, newest)| !is_empty_after(*newest, start_ms))
             .map(|(labels, _, _)| labels.clone())
             .collect();
         self.window = self.window.with_features(&active);
@@ -463,4 +464,9 @@ impl Group {
     pub fn window(&self) -> &Window {
         &self.window
     }
+}
+
+/// True if a column with this newest sample has none after `start_ms`.
+fn is_empty_after(newest: Option<Sample>, start_ms: i64) -> bool {
+    newest.is_none_or(|sample| sample.timestamp_ms <= start_ms)
 }

@@ -107,10 +107,10 @@ impl RowTracker {
         self.open.range(key.saturating_add(1)..).next().map(|(key, _)| *key)
     }
 
-    /// The rows that are open for longer than the grace period.
-    pub fn overdue(&self, grace: Duration, now: Instant) -> Vec<i64> {
-        let overdue = self.open.iter().filter(|(_, row)| now.duration_since(row.since) >= grace);
-        overdue.map(|(key, _)| *key).collect()
+    /// The rows up to `to_ms` that are open for longer than the grace period.
+    pub fn overdue(&self, grace: Duration, to_ms: i64, now: Instant) -> Vec<i64> {
+        let is_overdue = |row: &OpenRow| row.timestamp_ms <= to_ms && now.duration_since(row.since) >= grace;
+        self.open.iter().filter(|(_, row)| is_overdue(row)).map(|(key, _)| *key).collect()
     }
 
     /// Makes the rows with samples up to this time open since `since` at the latest.

@@ -6,6 +6,7 @@ use super::event::{GroupEvent, RowState};
 use crate::features::Row;
 use crate::features::counter::CounterEvent;
 use crate::pipeline::serving::Contribution;
+use crate::time;
 use crate::window::{ModelRole, Score};
 use std::time::Instant;
 
@@ -152,13 +153,17 @@ impl Group {
     }
 
     /// Closes the rows whose grace period is over. Returns true if there were any.
-    pub fn close_rows(&mut self, now: Instant, on_event: &mut impl FnMut(GroupEvent)) -> bool {
+    pub fn close_rows(&mut self, now: Instant, now_ms: i64, on_event: &mut impl FnMut(GroupEvent)) -> bool {
         if self.gaps.is_holding() {
             return false;
         }
-        let newest = self.window.newest_ms().map(|newest_ms| self.models.row_key(newest_ms));
+        // The grace period of a row ahead of the clock begins when the clock reaches it: the rows before it are yet to
+        // come.
+        let latest_ms = now_ms.saturating_add(time::CLOCK_SKEW_MS);
+        let overdue_to_ms = latest_ms.saturating_sub(time::millis(self.detector.grace));
+        let newest = self.window.newest_row_ms(latest_ms).map(|newest_ms| self.models.row_key(newest_ms));
         let mut any = false;
-        for key in self.rows.overdue(self.detector.grace, now) {
+        for key in self.rows.overdue(self.detector.grace, overdue_to_ms, now) {
             // The stream ended within this row: a gap fill brings the rest once the stream resumes.
             if newest == Some(key) && self.is_partial(key) {
                 continue;

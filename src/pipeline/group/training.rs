@@ -7,9 +7,9 @@ use crate::models::{Model, ModelCard};
 use crate::prom::Labels;
 use crate::time;
 use crate::train::TrainingReason;
-use crate::train::coverage;
-use crate::window::Window;
+use crate::train::coverage::{self, Presence};
 use crate::window::grid::Grid;
+use crate::window::{Column, Window};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -38,7 +38,7 @@ impl Group {
     }
 
     /// The reason to train now, if any.
-    pub fn training_due(&mut self, now: Instant) -> Option<TrainingReason> {
+    pub fn training_due(&mut self, now: Instant, now_ms: i64) -> Option<TrainingReason> {
         // A silent group keeps its model: there is nothing new to train on.
         if self.window.newest_ms().is_none()
             || now.duration_since(self.last_received) > 2 * self.detector.grace
@@ -46,14 +46,10 @@ impl Group {
             return None;
         }
         let has_model = self.models.has_permanent_champion();
-        let Self { schedule, models, window, detector, .. } = self;
-        let known_columns = schedule.known_columns();
-        let changed = || {
-            models
-                .champion()
-                .is_some_and(|serving| schema_changed(serving.model(), window, detector, known_columns))
-        };
-        schedule.due(has_model, changed, now)
+        self.schedule.due(has_model, now).or_else(|| {
+            let is_check_due = has_model && self.schedule.take_schema_check(now);
+            (is_check_due && self.has_schema_changed(now_ms)).then_some(TrainingReason::Schema)
+        })
     }
 
     /// Marks the group as being trained, and returns its window.
@@ -100,14 +96,73 @@ impl Group {
 
     /// Every row up to here is scored or given up; the maximum without a model.
     pub fn scored_to_ms(&self) -> i64 {
-        let Some(serving) = self.models.champion() else { return i64::MAX };
-        let grid = serving.schema().grid;
+        if self.models.champion().is_some() { self.closed_to_ms() } else { i64::MAX }
+    }
+
+    /// Every row up to here is closed.
+    fn closed_to_ms(&self) -> i64 {
+        let grid = self.models.schema().map_or(Grid::Exact, |schema| schema.grid);
         // Earlier rows are late: they only wait to be counted.
-        let done_ms = serving.processed_to_ms.max(self.newest_scored_ms().unwrap_or(i64::MIN));
+        let processed_to_ms = self.models.champion().map(|serving| serving.processed_to_ms);
+        let done_ms = processed_to_ms.max(self.newest_scored_ms()).unwrap_or(i64::MIN);
         match self.rows.first_open_after(done_ms) {
             Some(key) => grid.bounds(key).0,
             None => self.window.newest_ms().map_or(done_ms, |newest_ms| grid.bounds(newest_ms).1),
         }
+    }
+
+    /// The presence of the features at the newest closed row. A row ahead of the clock does not count. `None` if no row
+    /// is closed yet.
+    pub(super) fn presence(&self, now_ms: i64) -> Option<Presence<'_>> {
+        let to_ms = self.closed_to_ms().min(now_ms.saturating_add(time::CLOCK_SKEW_MS));
+        // Two rows, as in a backtest.
+        let two_rows = Duration::from_millis(2 * self.gaps.interval_ms().unwrap_or(0).unsigned_abs());
+        Presence::at_newest_row(&self.window, to_ms, self.detector.grace.max(two_rows))
+    }
+
+    /// Timestamp of the row at which a training judges the features; the maximum if no row is closed yet.
+    pub fn judged_at_ms(&self, now_ms: i64) -> i64 {
+        self.presence(now_ms).map_or(i64::MAX, |presence| presence.row_ms())
+    }
+
+    /// True if a feature of the model is gone for good, or if a new one has come to stay. A model that is not the group's
+    /// own is kept until it lacks a feature. Nothing is judged while a gap is filled.
+    fn has_schema_changed(&self, now_ms: i64) -> bool {
+        if self.gaps.is_holding() {
+            return false;
+        }
+        let (Some(serving), Some(presence)) = (self.models.champion(), self.presence(now_ms)) else {
+            return false;
+        };
+        let model = serving.model();
+        let of_model: HashSet<&Labels> = model.schema.features.iter().collect();
+        let (mut any_present, mut n_known, mut has_new_feature) = (false, 0, false);
+        for (i, (labels, column, newest)) in self.window.features().enumerate() {
+            any_present |= presence.is_present(column, newest);
+            if presence.is_gone(column, newest) {
+                continue;
+            }
+            if of_model.contains(labels) {
+                n_known += 1;
+            } else if model.card.group.is_some() {
+                has_new_feature |= i >= self.schedule.known_columns() || self.may_join(model, column);
+            }
+        }
+        any_present && (has_new_feature || n_known < of_model.len())
+    }
+
+    /// True if a feature that the model lacks has enough history to join it.
+    fn may_join(&self, model: &Model, column: Column) -> bool {
+        let Detector { grace, training, transform, .. } = &*self.detector;
+        // A feature that was present at that training was too young for it; one that has returned may be old.
+        let was_present = |to_ms: i64| {
+            let sample = self.window.newest_sample(column, to_ms - time::millis(*grace), to_ms);
+            sample.is_some_and(|sample| !sample.is_stale())
+        };
+        let trained = model.card.training_range.as_ref().filter(|history| was_present(history.to_ms));
+        let have_ms = trained.map_or(0, |history| history.observed_ms);
+        let observed_ms = coverage::coverage_ms(&self.window, column, *transform);
+        coverage::has_enough_history(observed_ms, have_ms, training.min_history)
     }
 
     /// Training made a model that did not pass the promotion gate.
@@ -131,35 +186,4 @@ impl Group {
             self.schedule.schedule_renewal(&self.detector, &serving.model().card, age, now);
         }
     }
-}
-
-/// True if a feature of the model is gone for good, or if a new one has come to stay. A model that is not the group's
-/// own is kept until it lacks a feature.
-fn schema_changed(model: &Model, window: &Window, detector: &Detector, known_columns: usize) -> bool {
-    let Some(newest_ms) = window.newest_ms() else { return false };
-    let of_model: HashSet<&Labels> = model.schema.features.iter().collect();
-    let is_own = model.card.group.is_some();
-    let grace_ms = time::millis(detector.grace);
-    let trained = model.card.training_range.as_ref().map(|history| (history.to_ms, history.observed_ms));
-    let (mut n_active, mut n_known, mut has_new_feature) = (0, 0, false);
-    for (i, (labels, column, newest)) in window.features().enumerate() {
-        if !coverage::is_alive(newest, newest_ms, detector.grace) {
-            continue;
-        }
-        n_active += 1;
-        if of_model.contains(labels) {
-            n_known += 1;
-        } else if is_own {
-            // A feature that was present at that training was too young for it; one that has returned may be old.
-            let was_present = |(to_ms, _): &(i64, i64)| {
-                let sample = window.newest_sample(column, to_ms - grace_ms, *to_ms);
-                sample.is_some_and(|sample| !sample.is_stale())
-            };
-            let have_ms = trained.filter(was_present).map_or(0, |(_, have_ms)| have_ms);
-            let observed_ms = coverage::coverage_ms(window, column, detector.transform);
-            has_new_feature |= i >= known_columns
-                || coverage::has_enough_history(observed_ms, have_ms, detector.training.min_history);
-        }
-    }
-    n_active > 0 && (has_new_feature || n_known < of_model.len())
 }

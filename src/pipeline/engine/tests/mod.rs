@@ -22,6 +22,7 @@ use std::num::NonZeroUsize;
 mod gaps;
 mod order;
 mod pool;
+mod presence;
 mod publish;
 mod reload;
 mod rows;

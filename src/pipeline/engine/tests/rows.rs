@@ -148,7 +148,7 @@ fn watched_series_are_counted_until_their_group_is_evicted() {
         &mut |_| {},
     );
     assert_eq!(bench.groups()[0].1.n_columns(), 2);
-    let (evicted, _) = bench.engine.groups.evict(Instant::now() + Duration::from_secs(86_400));
+    let (evicted, _) = bench.engine.groups.evict(Instant::now() + Duration::from_secs(86_400), now_ms());
     assert_eq!(evicted.len(), 1);
     scrape(&mut bench, 1);
     assert_eq!(bench.groups().len(), 1, "it may come back");

@@ -7,17 +7,17 @@ fn training_is_requested_at_once_later_again_and_when_features_change() {
     let mut bench = serving();
     let now = Instant::now();
     assert!(bench.jobs.try_recv().is_err());
-    // lo goes for good: after the grace time the schema is not the window's any more
+    // lo goes for good: the rows are closed without it.
     for i in 1..5 {
         bench.send(vec![rx("eth0", &[(START_MS + i * 15_000, i as f64)])]);
     }
-    bench.tick(now + Duration::from_secs(1));
+    bench.tick(now + Duration::from_secs(31));
     let job = bench.jobs.try_recv().expect("a training");
     assert_eq!(job.reason, TrainingReason::Schema);
-    bench.tick(now + Duration::from_secs(2));
+    bench.tick(now + Duration::from_secs(32));
     assert!(bench.jobs.try_recv().is_err(), "one at a time");
     bench.engine.handle_training_outcome(job.group, TrainingOutcome::TooShort { have_ms: 0 }, now);
-    bench.tick(now + Duration::from_secs(40));
+    bench.tick(now + Duration::from_secs(55));
     assert!(bench.jobs.try_recv().is_ok(), "the model still lacks a feature");
 }
 
@@ -38,6 +38,7 @@ fn a_young_feature_causes_one_training_only() {
             bench.engine.ingest(ProtocolVersion::V1, &body, at, START_MS * 2).expect("valid");
         }
         bench.tick(at);
+        bench.tick(at + Duration::from_secs(31));
     };
     scrape(&mut bench, &["eth0", "lo"], 0..60, now);
     let features = two_features().schema.features.clone();
