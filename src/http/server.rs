@@ -9,7 +9,7 @@ use super::access::{AccessControl, DenyReason};
 use super::connections::{ConnectionSlot, EvictionQueue, RequestGuard, TrackedBody};
 use super::response::Response;
 use super::write_timeout::WriteTimeout;
-use crate::telemetry::{LogThrottle, OneLabel};
+use crate::telemetry::{LogThrottle, OneLabel, register};
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -64,41 +64,34 @@ pub struct Metrics {
 impl Metrics {
     /// Registers the metrics.
     pub fn new(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
-        registry.register("http_connections", "Open connections", metrics.connections.clone());
-        registry.register(
-            "http_connections_evicted",
-            "Connections closed to make room for new ones, while idle, sending a request too slowly or not reading the response",
-            metrics.evicted.clone(),
-        );
-        registry.register(
-            "http_requests_malformed",
-            "Requests with an invalid request line or header, or a head above the size limit",
-            metrics.malformed.clone(),
-        );
-        registry.register(
-            "http_accept_failures",
-            "Failures to accept a connection, for example because of too many open files",
-            metrics.accept_failures.clone(),
-        );
-        registry.register(
-            "http_tls_handshake_failures",
-            "Failed TLS handshakes",
-            metrics.handshake_failures.clone(),
-        );
-        registry.register(
-            "http_panics",
-            "Connections closed by a panic in promforest",
-            metrics.panics.clone(),
-        );
+        let metrics = Self {
+            connections: register(registry, "http_connections", "Open connections"),
+            evicted: register(
+                registry,
+                "http_connections_evicted",
+                "Connections closed to make room for new ones, while idle, sending a request too slowly or not reading the response",
+            ),
+            malformed: register(
+                registry,
+                "http_requests_malformed",
+                "Requests with an invalid request line or header, or a head above the size limit",
+            ),
+            accept_failures: register(
+                registry,
+                "http_accept_failures",
+                "Failures to accept a connection, for example because of too many open files",
+            ),
+            handshake_failures: register(registry, "http_tls_handshake_failures", "Failed TLS handshakes"),
+            panics: register(registry, "http_panics", "Connections closed by a panic in promforest"),
+            denied: register(
+                registry,
+                "http_requests_denied",
+                "Requests denied by the web configuration, by reason",
+            ),
+        };
         for reason in [DenyReason::Unauthorized, DenyReason::RateLimited, DenyReason::Busy] {
             let _ = metrics.denied.get_or_create(&[("reason", reason.as_str().into())]);
         }
-        registry.register(
-            "http_requests_denied",
-            "Requests denied by the web configuration, by reason",
-            metrics.denied.clone(),
-        );
         metrics
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{AcceptedCounts, Error};
 use crate::prom::wire::{ProtocolVersion, RejectReason, Rejections, RequestCounts};
-use crate::telemetry::{LogThrottle, OneLabel};
+use crate::telemetry::{LogThrottle, OneLabel, register};
 use hyper::StatusCode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -88,57 +88,46 @@ pub struct Metrics {
 impl Metrics {
     /// Registers the metrics.
     pub fn new(registry: &mut Registry) -> Self {
-        let (dropped, rejected) = (OneLabel::<Counter>::default(), OneLabel::<Counter>::default());
-        let metrics = Self {
-            requests: Family::default(),
-            samples: Counter::default(),
-            histograms: Counter::default(),
-            late: Counter::default(),
+        let dropped: OneLabel<Counter> =
+            register(registry, "ingest_samples_dropped", "Samples received and not used, by reason");
+        let rejected: OneLabel<Counter> = register(
+            registry,
+            "ingest_rejected",
+            "Samples, histograms, exemplars, metadata and series rejected with 400 while the rest of their request was accepted, by reason",
+        );
+        Self {
+            requests: register(
+                registry,
+                "ingest_requests",
+                "Remote write requests, by status code, reason and version of the message",
+            ),
+            samples: register(registry, "ingest_samples", "Samples received, two for each native histogram"),
+            histograms: register(
+                registry,
+                "ingest_histograms",
+                "Native histograms received: each becomes two samples, its count and its sum",
+            ),
+            late: register(
+                registry,
+                "ingest_samples_late",
+                "Samples used that arrived after newer samples of their group",
+            ),
             dropped: DropReason::ALL
                 .map(|reason| dropped.get_or_create(&[("reason", reason.label().into())]).clone()),
             rejected: RejectReason::ALL
                 .map(|reason| rejected.get_or_create(&[("reason", reason.label().into())]).clone()),
-            ignored: OneLabel::default(),
-            in_flight: Gauge::default(),
+            ignored: register(
+                registry,
+                "ingest_ignored",
+                "Exemplars and metadata entries, which are not used, and series of the other remote-write version, by kind",
+            ),
+            in_flight: register(
+                registry,
+                "ingest_in_flight_bytes",
+                "Bytes of request bodies being received or waiting to be processed",
+            ),
             log_throttles: Arc::default(),
-        };
-        registry.register(
-            "ingest_requests",
-            "Remote write requests, by status code, reason and version of the message",
-            metrics.requests.clone(),
-        );
-        registry.register(
-            "ingest_samples",
-            "Samples received, two for each native histogram",
-            metrics.samples.clone(),
-        );
-        registry.register(
-            "ingest_histograms",
-            "Native histograms received: each becomes two samples, its count and its sum",
-            metrics.histograms.clone(),
-        );
-        registry.register(
-            "ingest_samples_late",
-            "Samples used that arrived after newer samples of their group",
-            metrics.late.clone(),
-        );
-        registry.register(
-            "ingest_in_flight_bytes",
-            "Bytes of request bodies being received or waiting to be processed",
-            metrics.in_flight.clone(),
-        );
-        registry.register("ingest_samples_dropped", "Samples received and not used, by reason", dropped);
-        registry.register(
-            "ingest_rejected",
-            "Samples, histograms, exemplars, metadata and series rejected with 400 while the rest of their request was accepted, by reason",
-            rejected,
-        );
-        registry.register(
-            "ingest_ignored",
-            "Exemplars and metadata entries, which are not used, and series of the other remote-write version, by kind",
-            metrics.ignored.clone(),
-        );
-        metrics
+        }
     }
 
     /// Counts a response, and logs its error at most once per reason and [`LOG_INTERVAL`].

@@ -11,6 +11,7 @@
 
 use crate::detector::Detector;
 use crate::prom::{Labels, Sample};
+use crate::telemetry::register;
 use crate::time;
 use crate::window::{Column, Window};
 use prometheus_client::metrics::counter::Counter;
@@ -103,39 +104,33 @@ impl Metrics {
     /// Registers the metrics.
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
-            detected: Family::default(),
-            fills: Family::default(),
-            timeouts: Family::default(),
-            samples: Family::default(),
-            pending: Gauge::default(),
-            audited: Family::default(),
+            detected: register(
+                registry,
+                "gaps_detected",
+                "Rows that arrived more than 1.5 intervals after the previous one",
+            ),
+            fills: register(registry, "gap_fills", "Gap fills by remote read, by outcome"),
+            timeouts: register(
+                registry,
+                "gap_fill_timeouts",
+                "Groups that resumed scoring before the gap fill was complete",
+            ),
+            samples: register(
+                registry,
+                "gap_fill_samples",
+                "Samples from remote read that remote write had not delivered",
+            ),
+            pending: register(
+                registry,
+                "gap_fill_pending_groups",
+                "Groups whose scoring waits for a gap fill",
+            ),
+            audited: register(
+                registry,
+                "audit_series",
+                "Series whose samples were counted here and in Prometheus, by result: equal, missing here, surplus here, or failed",
+            ),
         };
-        registry.register(
-            "gaps_detected",
-            "Rows that arrived more than 1.5 intervals after the previous one",
-            metrics.detected.clone(),
-        );
-        registry.register("gap_fills", "Gap fills by remote read, by outcome", metrics.fills.clone());
-        registry.register(
-            "gap_fill_timeouts",
-            "Groups that resumed scoring before the gap fill was complete",
-            metrics.timeouts.clone(),
-        );
-        registry.register(
-            "gap_fill_samples",
-            "Samples from remote read that remote write had not delivered",
-            metrics.samples.clone(),
-        );
-        registry.register(
-            "gap_fill_pending_groups",
-            "Groups whose scoring waits for a gap fill",
-            metrics.pending.clone(),
-        );
-        registry.register(
-            "audit_series",
-            "Series whose samples were counted here and in Prometheus, by result: equal, missing here, surplus here, or failed",
-            metrics.audited.clone(),
-        );
         for result in ["equal", "missing", "surplus", "failed"] {
             drop(metrics.audited.get_or_create(&[("result", result)]));
         }

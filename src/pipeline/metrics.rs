@@ -3,11 +3,12 @@
 use super::group::Group;
 use super::groups::metric_labels;
 use crate::models::{DeployedModel, registry};
+use crate::telemetry::register;
 use crate::window::ModelRole;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::{Metric, Registry};
+use prometheus_client::registry::Registry;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
@@ -285,13 +286,6 @@ impl Metrics {
     pub fn set_pending_groups(&self, groups: usize) {
         self.pending.set(groups as i64);
     }
-}
-
-/// Registers a metric and returns it.
-fn register<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
-    let metric = M::default();
-    registry.register(name, help, metric.clone());
-    metric
 }
 
 fn pair(detector: &str, name: &'static str, value: &'static str) -> Pair {

@@ -4,6 +4,7 @@ use super::engine::EngineHandle;
 use super::options::{LoadedConfig, Options};
 use super::senders::Senders;
 use super::supervisor::Supervisor;
+use crate::telemetry::register;
 use crate::train::Backends;
 use crate::{remote_read, remote_write};
 use prometheus_client::metrics::gauge::Gauge;
@@ -23,18 +24,18 @@ pub struct Metrics {
 impl Metrics {
     /// Registers the metrics.
     pub fn new(registry: &mut Registry) -> Self {
-        let metrics = Self { successful: Gauge::default(), timestamp: Gauge::default() };
-        registry.register(
-            "config_last_reload_successful",
-            "Whether the last attempt to load the configuration succeeded",
-            metrics.successful.clone(),
-        );
-        registry.register(
-            "config_last_reload_success_timestamp_seconds",
-            "Time of the last successful load of the configuration",
-            metrics.timestamp.clone(),
-        );
-        metrics
+        Self {
+            successful: register(
+                registry,
+                "config_last_reload_successful",
+                "Whether the last attempt to load the configuration succeeded",
+            ),
+            timestamp: register(
+                registry,
+                "config_last_reload_success_timestamp_seconds",
+                "Time of the last successful load of the configuration",
+            ),
+        }
     }
 
     /// Records that a configuration is in force from now on.

@@ -14,7 +14,7 @@ pub mod xor;
 
 use crate::http::Url;
 use crate::http::config::ClientConfig;
-use crate::telemetry::OneLabel;
+use crate::telemetry::{OneLabel, register};
 use crate::yaml::Section;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
@@ -65,20 +65,20 @@ pub struct Metrics {
 impl Metrics {
     /// Registers the metrics.
     pub fn new(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
-        registry.register(
-            "remote_read_slices",
-            "Time slices requested by outcome; a split slice is requested again as halves, one with \
-             unknown_encoding as samples",
-            metrics.slices.clone(),
-        );
-        registry.register("remote_read_samples", "Samples read by remote read", metrics.samples.clone());
-        registry.register(
-            "remote_read_skipped",
-            "Skipped chunks or samples of native histograms, and skipped invalid series, by reason",
-            metrics.skipped.clone(),
-        );
-        metrics
+        Self {
+            slices: register(
+                registry,
+                "remote_read_slices",
+                "Time slices requested by outcome; a split slice is requested again as halves, one with \
+                 unknown_encoding as samples",
+            ),
+            samples: register(registry, "remote_read_samples", "Samples read by remote read"),
+            skipped: register(
+                registry,
+                "remote_read_skipped",
+                "Skipped chunks or samples of native histograms, and skipped invalid series, by reason",
+            ),
+        }
     }
 
     fn count_slice(&self, outcome: &'static str) {

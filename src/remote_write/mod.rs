@@ -11,6 +11,7 @@ pub mod sender;
 use crate::http::Url;
 use crate::http::config::ClientConfig;
 use crate::prom::duration;
+use crate::telemetry::register;
 use crate::yaml::{Node, Section};
 use message::{MAX_SAMPLES_PER_ROW, ProtobufMessage};
 use prometheus_client::metrics::counter::Counter;
@@ -194,37 +195,28 @@ impl Metrics {
     /// Registers the metrics.
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
-            written: Counter::default(),
-            failed: Family::default(),
-            retries: Counter::default(),
-            fallbacks: Counter::default(),
-            conflicting: Counter::default(),
+            written: register(registry, "remote_write_samples", "Samples that the endpoints acknowledged"),
+            failed: register(
+                registry,
+                "remote_write_samples_failed",
+                "Samples that were not written, by reason",
+            ),
+            retries: register(registry, "remote_write_retries", "Repeated requests"),
+            fallbacks: register(
+                registry,
+                "remote_write_fallbacks",
+                "Changes of an endpoint from remote write 2.0, which it does not support, to 1.0",
+            ),
+            conflicting: register(
+                registry,
+                "remote_write_samples_conflicting",
+                "Samples rejected because their series has other ones: a second writer",
+            ),
             latency: Histogram::new(exponential_buckets(0.005, 2.0, 14)),
         };
         for reason in FailureReason::ALL {
             drop(metrics.failed.get_or_create(&reason.label()));
         }
-        registry.register(
-            "remote_write_samples",
-            "Samples that the endpoints acknowledged",
-            metrics.written.clone(),
-        );
-        registry.register(
-            "remote_write_samples_failed",
-            "Samples that were not written, by reason",
-            metrics.failed.clone(),
-        );
-        registry.register("remote_write_retries", "Repeated requests", metrics.retries.clone());
-        registry.register(
-            "remote_write_fallbacks",
-            "Changes of an endpoint from remote write 2.0, which it does not support, to 1.0",
-            metrics.fallbacks.clone(),
-        );
-        registry.register(
-            "remote_write_samples_conflicting",
-            "Samples rejected because their series has other ones: a second writer",
-            metrics.conflicting.clone(),
-        );
         registry.register(
             "score_latency_seconds",
             "Time from the arrival of a row's last sample to the acknowledgement of its scores",

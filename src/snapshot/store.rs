@@ -7,6 +7,7 @@ use super::format::{Error, decode};
 use crate::fs::{sync_directory, write_atomically};
 use crate::models::artifact;
 use crate::prom::Labels;
+use crate::telemetry::register;
 use crate::time::now_ms;
 use crate::window::Window;
 use prometheus_client::metrics::counter::Counter;
@@ -44,12 +45,28 @@ impl Metrics {
     /// Registers the metrics.
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
-            failures: Family::default(),
-            groups: Family::default(),
-            written: Counter::default(),
-            last_success: Gauge::default(),
-            duration: Gauge::default(),
-            size: Gauge::default(),
+            failures: register(
+                registry,
+                "snapshot_failures",
+                "Failed reads and writes of snapshots; scoring continues without them",
+            ),
+            groups: register(
+                registry,
+                "snapshot_groups",
+                "Snapshots found at startup by outcome; corrupt ones are renamed, incompatible ones belong to another configuration",
+            ),
+            written: register(registry, "snapshot_written", "Group snapshots written"),
+            last_success: register(
+                registry,
+                "snapshot_last_success_timestamp_seconds",
+                "Time at which every changed group was last on disk; 0 before the first time",
+            ),
+            duration: register(
+                registry,
+                "snapshot_duration_seconds",
+                "Duration of the last snapshot of all groups",
+            ),
+            size: register(registry, "snapshot_size_bytes", "Size of all snapshot files"),
         };
         for operation in ["read", "write"] {
             drop(metrics.failures.get_or_create(&[("operation", operation)]));
@@ -57,28 +74,6 @@ impl Metrics {
         for outcome in ["restored", "incompatible", "corrupt"] {
             drop(metrics.groups.get_or_create(&[("outcome", outcome)]));
         }
-        registry.register(
-            "snapshot_failures",
-            "Failed reads and writes of snapshots; scoring continues without them",
-            metrics.failures.clone(),
-        );
-        registry.register(
-            "snapshot_groups",
-            "Snapshots found at startup by outcome; corrupt ones are renamed, incompatible ones belong to another configuration",
-            metrics.groups.clone(),
-        );
-        registry.register("snapshot_written", "Group snapshots written", metrics.written.clone());
-        registry.register(
-            "snapshot_last_success_timestamp_seconds",
-            "Time at which every changed group was last on disk; 0 before the first time",
-            metrics.last_success.clone(),
-        );
-        registry.register(
-            "snapshot_duration_seconds",
-            "Duration of the last snapshot of all groups",
-            metrics.duration.clone(),
-        );
-        registry.register("snapshot_size_bytes", "Size of all snapshot files", metrics.size.clone());
         metrics
     }
 

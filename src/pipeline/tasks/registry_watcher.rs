@@ -13,6 +13,7 @@ use crate::models::{DeployedModel, Model};
 use crate::pipeline::engine::WeakEngineHandle;
 use crate::pipeline::group::deployment::{DeployOutcome, DeployedVersion, Deployment};
 use crate::prom::Labels;
+use crate::telemetry::register;
 use crate::train::{Backends, CircuitBreaker, GroupReader, catch_up};
 use crate::window::ModelRole;
 use prometheus_client::metrics::counter::Counter;
@@ -38,18 +39,18 @@ pub struct Metrics {
 impl Metrics {
     /// Registers the metrics.
     pub fn new(registry: &mut prometheus_client::registry::Registry) -> Self {
-        let metrics = Self { up: Gauge::default(), failures: Counter::default() };
-        registry.register(
-            "model_registry_up",
-            "Whether the last poll of the model registry succeeded",
-            metrics.up.clone(),
-        );
-        registry.register(
-            "model_registry_failures",
-            "Failed polls of the model registry, and models and versions that a poll could not read",
-            metrics.failures.clone(),
-        );
-        metrics
+        Self {
+            up: register(
+                registry,
+                "model_registry_up",
+                "Whether the last poll of the model registry succeeded",
+            ),
+            failures: register(
+                registry,
+                "model_registry_failures",
+                "Failed polls of the model registry, and models and versions that a poll could not read",
+            ),
+        }
     }
 }
 

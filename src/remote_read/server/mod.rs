@@ -17,7 +17,7 @@ use crate::http::request_body::{BodyReceiver, ReceivedBody};
 use crate::http::response::Response;
 use crate::http::server::RequestBody;
 use crate::prom::wire::snappy;
-use crate::telemetry::OneLabel;
+use crate::telemetry::{OneLabel, register};
 use error::{BODY_LIMIT, BODY_LIMITS, RESPONSE_TIMEOUT};
 use hyper::StatusCode;
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
@@ -165,33 +165,24 @@ pub struct Metrics {
 impl Metrics {
     /// Registers the metrics.
     pub fn new(registry: &mut Registry) -> Self {
-        let metrics = Self {
-            requests: OneLabel::default(),
-            samples: Counter::default(),
-            in_flight: Gauge::default(),
-            truncated: Counter::default(),
-        };
-        registry.register(
-            "remote_read_server_requests",
-            "Remote read requests by status code",
-            metrics.requests.clone(),
-        );
-        registry.register(
-            "remote_read_server_samples",
-            "Samples in complete responses",
-            metrics.samples.clone(),
-        );
-        registry.register(
-            "remote_read_server_requests_in_flight",
-            "Remote read requests in progress",
-            metrics.in_flight.clone(),
-        );
-        registry.register(
-            "remote_read_server_responses_truncated",
-            "Responses that ended early because the client disconnected or read too slowly",
-            metrics.truncated.clone(),
-        );
-        metrics
+        Self {
+            requests: register(
+                registry,
+                "remote_read_server_requests",
+                "Remote read requests by status code",
+            ),
+            samples: register(registry, "remote_read_server_samples", "Samples in complete responses"),
+            in_flight: register(
+                registry,
+                "remote_read_server_requests_in_flight",
+                "Remote read requests in progress",
+            ),
+            truncated: register(
+                registry,
+                "remote_read_server_responses_truncated",
+                "Responses that ended early because the client disconnected or read too slowly",
+            ),
+        }
     }
 }
 
