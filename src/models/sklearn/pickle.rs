@@ -8,6 +8,8 @@
 //! Every opcode creates at most one value and takes time in proportion to the values that it pops, so the limit on
 //! opcodes bounds time and memory.
 
+mod opcode;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -15,6 +17,7 @@ use std::rc::Rc;
 use super::array::{self, Array, ArrayBytes, Dtype, Field, Scalar, ScalarKind};
 use super::value::{Class, Id, Value, Values};
 use super::{Error, shorten};
+use opcode::{Opcode, Width};
 
 /// Most instructions of a file. A tree takes about 200, so this is a forest of 20 000 trees.
 const MAX_STEPS: usize = 1 << 22;
@@ -44,7 +47,7 @@ struct Unpickler<'a> {
     stack: Vec<Id>,
     /// Heights of the stack at which an open collection begins.
     marks: Vec<usize>,
-    memo: BTreeMap<u32, Id>,
+    memo: BTreeMap<u64, Id>,
     /// Bytes converted from texts so far.
     unpacked: usize,
 }
@@ -52,152 +55,85 @@ struct Unpickler<'a> {
 impl<'a> Unpickler<'a> {
     fn run(mut self) -> Result<(Values<'a>, Id), Error> {
         for _ in 0..MAX_STEPS {
-            let [opcode] = self.read_chunk()?;
-            // The names of the instructions are those of Python's pickletools.
-            match opcode {
-                // PROTO
-                0x80 => {
-                    let [protocol] = self.read_chunk()?;
-                    if !(2..=5).contains(&protocol) {
-                        return Err(self.pickle_error(format!("protocol is {protocol}, must be 2 to 5")));
-                    }
-                }
-                // FRAME
-                0x95 => {
-                    let length = u64::from_le_bytes(self.read_chunk()?);
-                    let remaining = self.bytes.len() - self.at;
-                    if usize::try_from(length).is_ok_and(|length| length <= remaining) {
-                        continue;
-                    }
-                    return Err(self.pickle_error(format!("frame has {length} bytes, {remaining} are left")));
-                }
-                // MEMOIZE, BINPUT, LONG_BINPUT, BINGET, LONG_BINGET
-                0x94 => {
-                    // Each entry takes an instruction, and the limit on instructions is far below the largest number.
-                    let number = self.memo.len() as u32;
-                    self.memo.insert(number, self.top()?);
-                }
-                b'q' => {
-                    let [number] = self.read_chunk()?;
-                    self.memo.insert(number.into(), self.top()?);
-                }
-                b'r' => {
-                    let number = u32::from_le_bytes(self.read_chunk()?);
-                    self.memo.insert(number, self.top()?);
-                }
-                b'h' => {
-                    let [number] = self.read_chunk()?;
-                    self.push_memoized(number.into())?;
-                }
-                b'j' => {
-                    let number = u32::from_le_bytes(self.read_chunk()?);
-                    self.push_memoized(number)?;
-                }
-                // NONE, NEWTRUE, NEWFALSE
-                b'N' => self.push(Value::None),
-                0x88 => self.push(Value::Bool(true)),
-                0x89 => self.push(Value::Bool(false)),
-                // BININT1, BININT2, BININT, LONG1, BINFLOAT
-                b'K' => {
-                    let [number] = self.read_chunk()?;
-                    self.push(Value::Int(number.into()));
-                }
-                b'M' => {
-                    let number = u16::from_le_bytes(self.read_chunk()?);
-                    self.push(Value::Int(number.into()));
-                }
-                b'J' => {
-                    let number = i32::from_le_bytes(self.read_chunk()?);
-                    self.push(Value::Int(number.into()));
-                }
-                0x8a => {
-                    let number = self.read_long()?;
-                    self.push(Value::Int(number));
-                }
-                b'G' => {
-                    let number = f64::from_be_bytes(self.read_chunk()?);
-                    self.push(Value::Float(number));
-                }
-                // SHORT_BINUNICODE, BINUNICODE
-                0x8c => {
-                    let [length] = self.read_chunk()?;
-                    self.push_text(length.into())?;
-                }
-                b'X' => {
-                    let length = u32::from_le_bytes(self.read_chunk()?);
-                    self.push_text(length)?;
-                }
-                // SHORT_BINBYTES, BINBYTES, BYTEARRAY8
-                b'C' => {
-                    let [length] = self.read_chunk()?;
-                    self.push_bytes(length.into())?;
-                }
-                b'B' => {
-                    let length = u32::from_le_bytes(self.read_chunk()?);
-                    self.push_bytes(length.into())?;
-                }
-                0x96 => {
-                    let length = u64::from_le_bytes(self.read_chunk()?);
-                    self.push_bytes(length)?;
-                }
-                // EMPTY_TUPLE, EMPTY_LIST, EMPTY_DICT
-                b')' | b']' => self.push(Value::List(Vec::new())),
-                b'}' => self.push(Value::Dict(BTreeMap::new())),
-                // TUPLE1, TUPLE2, TUPLE3
-                0x85..=0x87 => {
-                    let mut items = Vec::new();
-                    for _ in 0x85..=opcode {
-                        items.push(self.pop()?);
-                    }
-                    items.reverse();
-                    self.push(Value::List(items));
-                }
-                // MARK, TUPLE
-                b'(' => self.marks.push(self.stack.len()),
-                b't' => {
-                    let items = self.pop_to_mark()?;
-                    self.push(Value::List(items));
-                }
-                // APPEND, APPENDS
-                b'a' => {
-                    let item = self.pop()?;
-                    self.append(vec![item])?;
-                }
-                b'e' => {
-                    let items = self.pop_to_mark()?;
-                    self.append(items)?;
-                }
-                // SETITEM, SETITEMS
-                b's' => {
-                    let value = self.pop()?;
-                    let key = self.pop()?;
-                    self.set_items(&[key, value])?;
-                }
-                b'u' => {
-                    let items = self.pop_to_mark()?;
-                    self.set_items(&items)?;
-                }
-                // GLOBAL, STACK_GLOBAL, NEWOBJ, REDUCE, BUILD
-                b'c' => {
-                    let (module, name) = (self.read_line()?, self.read_line()?);
-                    self.push(Value::Class(find_class(module, name)?));
-                }
-                0x93 => self.stack_global()?,
-                0x81 => self.new_object()?,
-                b'R' => self.reduce()?,
-                b'b' => self.build()?,
-                // STOP
-                b'.' => {
-                    let root = self.pop()?;
-                    return match self.bytes.len() - self.at {
-                        0 => Ok((self.values, root)),
-                        remaining => Err(self.pickle_error(format!("{remaining} bytes follow the end"))),
-                    };
-                }
-                opcode => return Err(Error::Opcode { opcode, at: self.at - 1 }),
+            let [byte] = self.read_chunk()?;
+            if byte == opcode::STOP {
+                return self.finish();
             }
+            let opcode = Opcode::parse(byte).ok_or(Error::Opcode { opcode: byte, at: self.at - 1 })?;
+            self.execute(opcode)?;
         }
         Err(self.pickle_error(format!("more than {MAX_STEPS} instructions")))
+    }
+
+    fn finish(mut self) -> Result<(Values<'a>, Id), Error> {
+        let root = self.pop()?;
+        match self.bytes.len() - self.at {
+            0 => Ok((self.values, root)),
+            remaining => Err(self.pickle_error(format!("{remaining} bytes follow the end"))),
+        }
+    }
+
+    fn execute(&mut self, opcode: Opcode) -> Result<(), Error> {
+        match opcode {
+            Opcode::Protocol => self.check_protocol()?,
+            Opcode::Frame => self.check_frame()?,
+            Opcode::Memoize => self.memoize(self.memo.len() as u64)?,
+            Opcode::Put(width) => self.read_unsigned(width).and_then(|number| self.memoize(number))?,
+            Opcode::Get(width) => self.read_unsigned(width).and_then(|number| self.push_memoized(number))?,
+            Opcode::None => self.push(Value::None),
+            Opcode::Bool(value) => self.push(Value::Bool(value)),
+            Opcode::Unsigned(width) => {
+                let number = self.read_unsigned(width)?;
+                self.push(Value::Int(number.cast_signed()));
+            }
+            Opcode::Signed => {
+                let number = i32::from_le_bytes(self.read_chunk()?);
+                self.push(Value::Int(number.into()));
+            }
+            Opcode::Long => {
+                let number = self.read_long()?;
+                self.push(Value::Int(number));
+            }
+            Opcode::Float => {
+                let number = f64::from_be_bytes(self.read_chunk()?);
+                self.push(Value::Float(number));
+            }
+            Opcode::Text(width) => self.push_text(width)?,
+            Opcode::Bytes(width) => self.push_bytes(width)?,
+            Opcode::List(n_items) => self.push_list(n_items)?,
+            Opcode::Dict => self.push(Value::Dict(BTreeMap::new())),
+            Opcode::Mark => self.marks.push(self.stack.len()),
+            Opcode::ListFromMark => {
+                let items = self.pop_to_mark()?;
+                self.push(Value::List(items));
+            }
+            Opcode::Append => {
+                let item = self.pop()?;
+                self.append(vec![item])?;
+            }
+            Opcode::AppendFromMark => {
+                let items = self.pop_to_mark()?;
+                self.append(items)?;
+            }
+            Opcode::SetItem => {
+                let value = self.pop()?;
+                let key = self.pop()?;
+                self.set_items(&[key, value])?;
+            }
+            Opcode::SetItemsFromMark => {
+                let items = self.pop_to_mark()?;
+                self.set_items(&items)?;
+            }
+            Opcode::Global => {
+                let (module, name) = (self.read_line()?, self.read_line()?);
+                self.push(Value::Class(find_class(module, name)?));
+            }
+            Opcode::StackGlobal => self.stack_global()?,
+            Opcode::NewObject => self.new_object()?,
+            Opcode::Reduce => self.reduce()?,
+            Opcode::Build => self.build()?,
+        }
+        Ok(())
     }
 
     fn pickle_error(&self, reason: String) -> Error {
@@ -244,11 +180,42 @@ impl<'a> Unpickler<'a> {
         Ok(self.stack.split_off(mark))
     }
 
-    fn push_memoized(&mut self, number: u32) -> Result<(), Error> {
+    fn check_protocol(&mut self) -> Result<(), Error> {
+        let [protocol] = self.read_chunk()?;
+        match protocol {
+            2..=5 => Ok(()),
+            _ => Err(self.pickle_error(format!("protocol is {protocol}, must be 2 to 5"))),
+        }
+    }
+
+    fn check_frame(&mut self) -> Result<(), Error> {
+        let length = u64::from_le_bytes(self.read_chunk()?);
+        let remaining = self.bytes.len() - self.at;
+        if usize::try_from(length).is_ok_and(|length| length <= remaining) {
+            return Ok(());
+        }
+        Err(self.pickle_error(format!("frame has {length} bytes, {remaining} are left")))
+    }
+
+    fn memoize(&mut self, number: u64) -> Result<(), Error> {
+        self.memo.insert(number, self.top()?);
+        Ok(())
+    }
+
+    fn push_memoized(&mut self, number: u64) -> Result<(), Error> {
         let id =
             *self.memo.get(&number).ok_or_else(|| self.pickle_error(format!("memo {number} is not set")))?;
         self.stack.push(id);
         Ok(())
+    }
+
+    fn read_unsigned(&mut self, width: Width) -> Result<u64, Error> {
+        Ok(match width {
+            Width::One => u8::from_le_bytes(self.read_chunk()?).into(),
+            Width::Two => u16::from_le_bytes(self.read_chunk()?).into(),
+            Width::Four => u32::from_le_bytes(self.read_chunk()?).into(),
+            Width::Eight => u64::from_le_bytes(self.read_chunk()?),
+        })
     }
 
     fn read_long(&mut self) -> Result<i64, Error> {
@@ -263,16 +230,25 @@ impl<'a> Unpickler<'a> {
         Ok(i64::from_le_bytes(whole))
     }
 
-    fn push_text(&mut self, length: u32) -> Result<(), Error> {
+    fn push_text(&mut self, width: Width) -> Result<(), Error> {
+        let length = self.read_unsigned(width)?;
         let bytes = self.take(length)?;
         let text = str::from_utf8(bytes).map_err(|error| self.pickle_error(format!("text: {error}")))?;
         self.push(Value::Text(Cow::Borrowed(text)));
         Ok(())
     }
 
-    fn push_bytes(&mut self, length: u64) -> Result<(), Error> {
+    fn push_bytes(&mut self, width: Width) -> Result<(), Error> {
+        let length = self.read_unsigned(width)?;
         let bytes = self.take(length)?;
         self.push(Value::Bytes(ArrayBytes::File(bytes)));
+        Ok(())
+    }
+
+    fn push_list(&mut self, n_items: usize) -> Result<(), Error> {
+        let mut items = (0..n_items).map(|_| self.pop()).collect::<Result<Vec<Id>, Error>>()?;
+        items.reverse();
+        self.push(Value::List(items));
         Ok(())
     }
 
