@@ -64,12 +64,12 @@ impl DenyReason {
     /// The response.
     pub fn into_response(self) -> Response {
         let (status, text) = match self {
-            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "authentication required\n"),
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "authentication required"),
             // Not 429, as in the toolkit: Prometheus drops requests answered 429.
-            Self::RateLimited => (StatusCode::SERVICE_UNAVAILABLE, "more requests than rate_limit allows\n"),
-            Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "too many password checks in progress\n"),
+            Self::RateLimited => (StatusCode::SERVICE_UNAVAILABLE, "more requests than rate_limit allows"),
+            Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "too many password checks in progress"),
         };
-        let mut response = response::with_status(status, text);
+        let mut response = response::text(status, text);
         match self {
             Self::Unauthorized => {
                 response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Basic"))
@@ -272,6 +272,14 @@ async fn read_files(paths: &[PathBuf]) -> Vec<Option<Vec<u8>>> {
 mod tests {
     use super::*;
     use std::num::NonZeroU32;
+
+    #[test]
+    fn denials_are_plain_text() {
+        for reason in [DenyReason::Unauthorized, DenyReason::RateLimited, DenyReason::Busy] {
+            let headers = reason.into_response().headers().clone();
+            assert_eq!(headers[hyper::header::CONTENT_TYPE], "text/plain; charset=utf-8");
+        }
+    }
 
     #[test]
     fn a_bucket_fills_up_again() {

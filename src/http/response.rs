@@ -7,16 +7,10 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 /// The response of a route.
 pub type Response = hyper::Response<Body>;
 
-/// A response with a body and without headers.
-pub fn with_status(status: StatusCode, body: impl Into<Body>) -> Response {
-    let mut response = Response::new(body.into());
-    *response.status_mut() = status;
-    response
-}
-
 /// A response with one text, which ends with a line feed, as `text/plain`.
 pub fn text(status: StatusCode, text: &str) -> Response {
-    let mut response = with_status(status, format!("{text}\n"));
+    let mut response = Response::new(format!("{text}\n").into());
+    *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
 }

@@ -107,7 +107,7 @@ pub fn build_client(config: &TlsConfig, material: &TlsMaterial) -> Result<Client
         .map_err(Error::Versions)?;
     let roots = material.ca.as_deref().map_or_else(|| Ok(PLATFORM_ROOTS.clone()), |pem| roots("ca", pem))?;
     let builder = if config.insecure_skip_verify {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(NoVerification(crypto)))
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(NoVerification { crypto }))
     } else {
         builder.with_root_certificates(roots)
     };
