@@ -10,8 +10,8 @@ pub use body::{WriteBody, body_receiver};
 pub use metrics::{DropReason, Metrics};
 
 use crate::http::request_body::ReceiveError;
-use crate::http::response::{Response, with_status};
-use crate::prom::wire::{Malformed, ProtocolVersion, Rejections, snappy};
+use crate::http::response::{self, Response};
+use crate::prom::wire::{Malformed, ProtocolVersion, Rejections, RequestPart, snappy};
 use hyper::StatusCode;
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, RETRY_AFTER};
 use std::time::Duration;
@@ -106,10 +106,10 @@ impl Error {
             Self::Interrupted(_) => "interrupted",
             Self::Snappy(snappy::Error::TooLarge { .. }) => "message_limit",
             Self::Snappy(_) => "snappy",
-            Self::Malformed(Malformed::TooMany { what, .. }) => match *what {
-                "series" => "series_limit",
-                "samples" => "samples_limit",
-                _ => "symbols_limit",
+            Self::Malformed(Malformed::TooMany { what, .. }) => match what {
+                RequestPart::Series => "series_limit",
+                RequestPart::Samples => "samples_limit",
+                RequestPart::Symbols => "symbols_limit",
             },
             Self::Malformed(_) => "malformed",
             Self::PartialWrite { .. } => "partial_write",
@@ -152,7 +152,7 @@ pub fn response(version: Option<ProtocolVersion>, result: &Result<AcceptedCounts
     let mut response = Response::default();
     *response.status_mut() = StatusCode::NO_CONTENT;
     if let Err(error) = result {
-        response = with_status(error.status(), error.line() + "\n");
+        response = response::text(error.status(), &error.line());
         if response.status() == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(RETRY_AFTER, RETRY_AFTER_SECONDS.into());
         }
@@ -246,6 +246,13 @@ mod tests {
         ] {
             assert_eq!(content_type(&headers(CONTENT_TYPE, text)).ok(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn errors_are_plain_text() {
+        let response = response(None, &Err(Error::TooLarge));
+        assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE);
+        assert_eq!(response.headers()[CONTENT_TYPE], "text/plain; charset=utf-8");
     }
 
     #[test]

@@ -1,5 +1,27 @@
 //! Protobuf's encoding, to the extent that remote write uses it.
 
+/// A part of a request whose number is limited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestPart {
+    /// Series.
+    Series,
+    /// Samples of all series.
+    Samples,
+    /// Symbols of version 2.0.
+    Symbols,
+}
+
+impl RequestPart {
+    /// The name in messages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Series => "series",
+            Self::Samples => "samples",
+            Self::Symbols => "symbols",
+        }
+    }
+}
+
 /// The error for bytes that are not a valid message.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub enum Malformed {
@@ -26,10 +48,10 @@ pub enum Malformed {
     #[error("the first symbol is not the empty one")]
     FirstSymbolNotEmpty,
     /// The request exceeds a limit.
-    #[error("the request has more than {limit} {what}")]
+    #[error("the request has more than {limit} {}", what.as_str())]
     TooMany {
         /// The kind of parts.
-        what: &'static str,
+        what: RequestPart,
         /// The limit.
         limit: usize,
     },

@@ -2,7 +2,7 @@
 
 use super::histogram::{self, NativeHistogram};
 use super::labels::Symbol;
-use super::protobuf::{FIXED64, FieldReader, Malformed, VARINT};
+use super::protobuf::{FIXED64, FieldReader, Malformed, RequestPart, VARINT};
 use super::rejections::{RejectReason, Rejections, RequestCounts};
 use crate::prom::Sample;
 
@@ -93,7 +93,7 @@ impl<'a> RequestParser<'a> {
     pub fn begin_series(&mut self) -> Result<PartialSeries, Malformed> {
         self.counts.series += 1;
         if self.counts.series > MAX_SERIES {
-            return Err(Malformed::TooMany { what: "series", limit: MAX_SERIES });
+            return Err(Malformed::TooMany { what: RequestPart::Series, limit: MAX_SERIES });
         }
         self.scratch.histograms.clear();
         let first_sample = self.scratch.samples.len();
@@ -132,7 +132,7 @@ impl<'a> RequestParser<'a> {
     pub fn check_sample_limit(&self, n_new: usize) -> Result<(), Malformed> {
         let RequestCounts { samples, exemplars, histograms, .. } = self.counts;
         if samples + exemplars + 2 * histograms + n_new > MAX_SAMPLES {
-            return Err(Malformed::TooMany { what: "samples", limit: MAX_SAMPLES });
+            return Err(Malformed::TooMany { what: RequestPart::Samples, limit: MAX_SAMPLES });
         }
         Ok(())
     }

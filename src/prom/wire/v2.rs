@@ -8,7 +8,7 @@ use super::labels::{
     EXEMPLAR_OWNER, InvalidSeries, MAX_LABELS, SERIES_OWNER, Symbol, SymbolTable, parse_label_name,
     parse_label_value,
 };
-use super::protobuf::{FieldReader, LENGTH_DELIMITED, Malformed, VARINT};
+use super::protobuf::{FieldReader, LENGTH_DELIMITED, Malformed, RequestPart, VARINT};
 use super::rejections::RejectReason;
 use super::request::RequestParser;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
@@ -32,7 +32,7 @@ pub fn parse_request(parser: &mut RequestParser<'_>) -> Result<(), Malformed> {
                 let symbol = request.read_bytes()?;
                 let end = message.len() - request.remaining();
                 if parser.scratch.symbols.len() == MAX_SYMBOLS {
-                    return Err(Malformed::TooMany { what: "symbols", limit: MAX_SYMBOLS });
+                    return Err(Malformed::TooMany { what: RequestPart::Symbols, limit: MAX_SYMBOLS });
                 }
                 let hash = xxh3_128_with_seed(symbol, parser.seed);
                 parser.scratch.symbols.push(Symbol {
