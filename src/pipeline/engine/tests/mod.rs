@@ -221,7 +221,7 @@ fn drain(bench: &mut Bench, endpoint: usize) -> Vec<String> {
     lines
 }
 
-fn send_stale_markers(bench: &mut Bench, i: i64) {
+pub(in crate::pipeline) fn send_stale_markers(bench: &mut Bench, i: i64) {
     let at_ms = START_MS + i * 15_000;
     for device in ["eth0", "lo"] {
         bench.send(vec![rx(device, &[(at_ms, f64::from_bits(STALE_BITS))])]);

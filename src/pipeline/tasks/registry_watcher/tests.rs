@@ -3,9 +3,9 @@ use crate::config::Config;
 use crate::models::registry::directory::Directory;
 use crate::models::registry::{NewVersion, Registry};
 use crate::models::{ModelCard, artifact};
-use crate::pipeline::engine::tests::{Bench, START_MS, model, series};
+use crate::pipeline::engine::tests::{Bench, START_MS, model, send_stale_markers, series};
 use crate::pipeline::engine::{self, EngineHandle};
-use crate::prom::{METRIC_NAME, STALE_BITS, Sample};
+use crate::prom::{METRIC_NAME, Sample};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
@@ -42,6 +42,11 @@ fn two_features() -> Arc<Model> {
 
 impl Fixture {
     fn new() -> Self {
+        Self::after(|_| {})
+    }
+
+    /// The fixture after some more samples.
+    fn after(send: impl FnOnce(&mut Bench)) -> Self {
         let mut bench = Bench::new("");
         for instance in ["a", "b"] {
             for device in ["eth0", "lo"] {
@@ -52,6 +57,7 @@ impl Fixture {
         }
         let serving = two_features();
         bench.install(&BTreeMap::from(["a", "b"].map(|instance| (group(instance), serving.clone()))));
+        send(&mut bench);
         let config = bench.config();
         let (engine, commands) = engine::channel();
         std::thread::spawn(move || bench.engine.run(commands));
@@ -147,10 +153,7 @@ async fn a_damaged_list_of_versions_keeps_no_other_group_from_its_version() {
 
 #[tokio::test]
 async fn a_promotion_while_the_target_is_down_is_followed_when_it_returns() {
-    let mut fixture = Fixture::new();
-    for device in ["eth0", "lo"] {
-        fixture.send(device, START_MS + 30_000, f64::from_bits(STALE_BITS)).await;
-    }
+    let mut fixture = Fixture::after(|bench| send_stale_markers(bench, 2));
     let version = fixture.promote("a").await;
     for _ in 0..2 {
         assert!(fixture.poll().await.is_empty());
