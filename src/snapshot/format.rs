@@ -9,8 +9,8 @@ use crate::error::InvalidPart;
 use crate::models::artifact::{self, ipc};
 use crate::prom::Labels;
 use crate::window::Window;
-use crate::window::arrow::SCORE_COLUMNS;
-use arrow_array::{Array, ArrayRef, Float64Array, Int64Array, RecordBatch};
+use crate::window::arrow::{ArrowCells, SCORE_COLUMNS};
+use arrow_array::{Array, ArrayRef, Float64Array, RecordBatch};
 use arrow_ipc::writer::FileWriter;
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,8 @@ use std::sync::Arc;
 pub(super) const MAGIC: &str = "promforest snapshot";
 /// Number of the format. [`decode`] rejects any other.
 pub(super) const FORMAT: u32 = 2;
+/// Largest file: a thousand features over the rows of a day take half of it.
+pub(super) const MAX_FILE_BYTES: u64 = 256 << 20;
 
 /// A file that is not a valid snapshot.
 #[derive(Debug, thiserror::Error)]
@@ -50,27 +52,127 @@ pub enum Error {
 struct Header {
     window_ms: i64,
     features: Vec<Labels>,
+    #[serde(default)]
+    layout: Layout,
     state: GroupState,
 }
 
+/// The table of the window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Layout {
+    /// A line a row, with a column for each feature.
+    #[default]
+    Rows,
+    /// A line a present cell: smaller where most cells are absent, as in a group of several targets.
+    Cells,
+}
+
+impl Layout {
+    /// The smaller one for a window, and its bytes.
+    fn choose(window: &Window) -> (Self, usize) {
+        let (rows, cells) = window.arrow_bytes();
+        if rows <= cells { (Self::Rows, rows) } else { (Self::Cells, cells) }
+    }
+
+    fn schema(self, features: &[Labels]) -> SchemaRef {
+        let timestamp = Field::new("timestamp", DataType::Int64, false);
+        let fields: Vec<Field> = match self {
+            Self::Rows => {
+                let features = features.iter().map(Labels::to_string);
+                let names = SCORE_COLUMNS.iter().map(ToString::to_string).chain(features);
+                let columns = names.map(|name| Field::new(name, DataType::Float64, true));
+                [timestamp].into_iter().chain(columns).collect()
+            }
+            Self::Cells => {
+                let column = Field::new("column", DataType::UInt16, false);
+                vec![column, timestamp, Field::new("value", DataType::Float64, false)]
+            }
+        };
+        Arc::new(Schema::new(fields))
+    }
+
+    fn write(self, window: &Window) -> Vec<ArrayRef> {
+        match self {
+            Self::Rows => {
+                let (timestamps, columns) = window.to_arrow();
+                let columns = columns.into_iter().map(|column| Arc::new(column) as ArrayRef);
+                [Arc::new(timestamps) as ArrayRef].into_iter().chain(columns).collect()
+            }
+            Self::Cells => {
+                let ArrowCells { columns, timestamps, values } = window.to_cells();
+                vec![Arc::new(columns), Arc::new(timestamps), Arc::new(values)]
+            }
+        }
+    }
+
+    fn read(self, window_ms: i64, features: &[Labels], arrow: &[u8]) -> Result<Window, Error> {
+        let batch = ipc::decode(arrow, &self.schema(features)).map_err(Error::Arrow)?;
+        let [first, rest @ ..] = batch.columns() else { return Err(wrong_type()) };
+        match (self, rest) {
+            (Self::Rows, columns) => {
+                let columns = columns.iter().map(downcast::<Float64Array>).collect::<Result<Vec<_>, _>>()?;
+                Ok(Window::from_arrow(window_ms, features, &downcast(first)?, &columns)?)
+            }
+            (Self::Cells, [timestamps, values]) => {
+                let (columns, timestamps) = (downcast(first)?, downcast(timestamps)?);
+                let cells = ArrowCells { columns, timestamps, values: downcast(values)? };
+                Ok(Window::from_cells(window_ms, features, &cells)?)
+            }
+            _ => Err(wrong_type()),
+        }
+    }
+}
+
+fn downcast<A: Array + Clone + 'static>(column: &ArrayRef) -> Result<A, Error> {
+    column.as_any().downcast_ref::<A>().cloned().ok_or_else(wrong_type)
+}
+
+fn wrong_type() -> Error {
+    Error::Arrow("a column is of another type".into())
+}
+
+/// A snapshot that is not written, because it could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("the snapshot has {bytes} bytes, above the limit of {limit}")]
+pub struct TooLarge {
+    /// Bytes of the file, or of its window alone.
+    bytes: usize,
+    /// The limit.
+    limit: u64,
+}
+
 /// Encodes a file.
-pub fn encode(state: GroupState, window: &Window) -> Vec<u8> {
+///
+/// # Errors
+/// [`TooLarge`].
+pub fn encode(state: GroupState, window: &Window) -> Result<Vec<u8>, TooLarge> {
+    encode_within(state, window, MAX_FILE_BYTES)
+}
+
+/// Encodes a file of at most `limit` bytes.
+pub(super) fn encode_within(state: GroupState, window: &Window, limit: u64) -> Result<Vec<u8>, TooLarge> {
+    let within_limit = |bytes: usize| match bytes as u64 <= limit {
+        true => Ok(()),
+        false => Err(TooLarge { bytes, limit }),
+    };
     let features: Vec<Labels> = window.features().map(|(labels, ..)| labels.clone()).collect();
-    let (timestamps, columns) = window.to_arrow();
-    let schema = schema_for(&features);
-    let arrays = [Arc::new(timestamps) as ArrayRef].into_iter();
-    let arrays = arrays.chain(columns.into_iter().map(|column| Arc::new(column) as ArrayRef)).collect();
-    let header = Header { window_ms: window.length_ms(), features, state };
+    let (layout, bytes) = Layout::choose(window);
+    within_limit(bytes)?;
+    let schema = layout.schema(&features);
+    let batch =
+        RecordBatch::try_new(schema.clone(), layout.write(window)).expect("columns of the schema's types");
+    let header = Header { window_ms: window.length_ms(), features, layout, state };
     let mut content = serde_json::to_vec(&header).expect("numbers, text and maps with text for keys");
     content.push(b'\n');
-    let batch = RecordBatch::try_new(schema.clone(), arrays).expect("columns of the schema's types");
     let mut writer = FileWriter::try_new(&mut content, &schema).expect("writing to a vector cannot fail");
     writer.write(&batch).expect("writing to a vector cannot fail");
     writer.finish().expect("writing to a vector cannot fail");
     drop(writer);
     let mut bytes = format!("{MAGIC} {FORMAT} {}\n", artifact::sha256_hex(&content)).into_bytes();
     bytes.append(&mut content);
-    bytes
+    within_limit(bytes.len())?;
+    Ok(bytes)
 }
 
 /// Decodes a file.
@@ -89,32 +191,16 @@ pub fn decode(bytes: &[u8]) -> Result<(GroupState, Window), Error> {
         return Err(Error::Checksum);
     }
     let (header, arrow) = split_line(content).ok_or(Error::Checksum)?;
-    let Header { window_ms, features, state } = serde_json::from_slice(header)?;
+    let Header { window_ms, features, layout, state } = serde_json::from_slice(header)?;
     // A forged file can have a valid checksum.
     if !(1..=i64::MAX / 4).contains(&window_ms) {
         return Err(Error::Arrow(format!("its length is {window_ms} ms")));
     }
-    let batch = ipc::decode(arrow, &schema_for(&features)).map_err(Error::Arrow)?;
-    let wrong_type = || Error::Arrow("a column is of another type".into());
-    let mut columns = batch.columns().iter();
-    let timestamps = columns.next().and_then(|column| column.as_any().downcast_ref::<Int64Array>());
-    let timestamps = timestamps.ok_or_else(wrong_type)?;
-    let to_floats = |column: &ArrayRef| column.as_any().downcast_ref::<Float64Array>().cloned();
-    let columns: Option<Vec<Float64Array>> = columns.map(to_floats).collect();
-    let window = Window::from_arrow(window_ms, &features, timestamps, &columns.ok_or_else(wrong_type)?)?;
-    Ok((state, window))
+    Ok((state, layout.read(window_ms, &features, arrow)?))
 }
 
 /// Splits at the first line feed; `None` without one.
 pub(super) fn split_line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = bytes.iter().position(|byte| *byte == b'\n')?;
     Some((&bytes[..end], &bytes[end + 1..]))
-}
-
-fn schema_for(features: &[Labels]) -> SchemaRef {
-    let names = SCORE_COLUMNS.iter().map(ToString::to_string).chain(features.iter().map(Labels::to_string));
-    let columns = names.map(|name| Field::new(name, DataType::Float64, true));
-    let fields: Vec<Field> =
-        [Field::new("timestamp", DataType::Int64, false)].into_iter().chain(columns).collect();
-    Arc::new(Schema::new(fields))
 }

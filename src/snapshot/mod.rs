@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
-pub use format::{Error, decode, encode};
+pub use format::{Error, TooLarge, decode, encode};
 pub use store::{Metrics, SnapshotStore};
 
 /// The state of a group, except for its window.

@@ -3,7 +3,7 @@
 //! A file is written atomically, and a corrupt one is renamed instead of removed, so that it can be examined.
 
 use super::GroupState;
-use super::format::{Error, decode};
+use super::format::{Error, MAX_FILE_BYTES, TooLarge, decode};
 use crate::fs::{sync_directory, write_atomically};
 use crate::models::artifact;
 use crate::prom::Labels;
@@ -27,8 +27,6 @@ use tracing::{info, warn};
 const EXTENSION: &str = "snapshot";
 /// Extension of renamed corrupt snapshots.
 const CORRUPT_EXTENSION: &str = "corrupt";
-/// Largest file that is read: twice the size for a thousand features over the rows of a day.
-const MAX_FILE_BYTES: u64 = 256 << 20;
 
 /// Metrics of snapshots.
 #[derive(Clone, Debug)]
@@ -192,6 +190,12 @@ impl SnapshotStore {
             Err(_) => self.metrics.count_failure("write"),
         }
         result
+    }
+
+    /// Counts a snapshot that is too large to be read again. The group starts from the history.
+    pub fn skip(&self, name: &str, error: &TooLarge) {
+        self.metrics.count_failure("write");
+        warn!(component = "snapshot", file = name, err = %error, "snapshot is not written");
     }
 
     /// Ends a round of writes: removes the files that are not in `names` and syncs the directory.

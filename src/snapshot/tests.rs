@@ -1,4 +1,4 @@
-use super::format::{FORMAT, MAGIC, split_line};
+use super::format::{FORMAT, MAGIC, encode_within, split_line};
 use super::*;
 use crate::prom::Sample;
 use crate::window::{IncidentState, ModelRole, Score, Window};
@@ -65,17 +65,56 @@ fn cells(window: &Window) -> Vec<(Vec<i64>, Vec<Option<u64>>)> {
 #[test]
 fn f45_a_snapshot_is_read_as_it_was_written() {
     let (state, window) = snapshot();
-    let bytes = encode(state.clone(), &window);
+    let bytes = encode(state.clone(), &window).expect("small");
     let (restored, restored_window) = decode(&bytes).expect("an encoded snapshot");
     assert_eq!(restored, state);
     assert_eq!(cells(&restored_window), cells(&window));
     assert_eq!(restored_window.length_ms(), window.length_ms());
 }
 
+/// A group of a hundred targets: each has timestamps of its own, so most cells of a table of rows are absent.
+fn window_of_many_targets() -> Window {
+    let mut window = Window::new(7_200_000);
+    for target in 0..100 {
+        let instance = format!("host{target:02}");
+        for name in ["rx", "tx"] {
+            let feature = labels(&[("__name__", name), ("instance", &instance)]);
+            let column = window.get_or_add_column(&feature).expect("fewer columns than the limit");
+            for scrape in 0..200 {
+                let timestamp_ms = scrape * 15_000 + target * 137;
+                window.push(column, Sample { timestamp_ms, value: scrape as f64 });
+            }
+        }
+    }
+    window
+}
+
+#[test]
+fn f45_a_group_of_many_targets_has_a_snapshot_of_its_cells() {
+    let (state, window) = (snapshot().0, window_of_many_targets());
+    let bytes = encode(state.clone(), &window).expect("small");
+    let n_cells = 100 * 2 * 200;
+    assert!(bytes.len() < n_cells * 20, "{} bytes for {n_cells} cells", bytes.len());
+    let (restored, restored_window) = decode(&bytes).expect("an encoded snapshot");
+    assert_eq!(restored, state);
+    assert!(cells(&restored_window) == cells(&window));
+}
+
+/// A file above the limit could not be read at the start.
+#[test]
+fn a_snapshot_above_the_limit_is_not_written() {
+    let (state, window) = snapshot();
+    let size = encode(state.clone(), &window).expect("small").len() as u64;
+    assert!(encode_within(state.clone(), &window, size).is_ok());
+    let error = encode_within(state.clone(), &window, size - 1).expect_err("too large").to_string();
+    assert_eq!(error, format!("the snapshot has {size} bytes, above the limit of {}", size - 1));
+    assert!(encode_within(state, &window, 100).is_err());
+}
+
 #[test]
 fn f22_corruption_is_detected() {
     let (state, window) = snapshot();
-    let bytes = encode(state, &window);
+    let bytes = encode(state, &window).expect("small");
     let error = |bytes: &[u8]| decode(bytes).map(|_| ()).expect_err("no snapshot").to_string();
     let magic = "the first line is not \"promforest snapshot\", a format and a checksum";
     assert_eq!(error(b""), magic);
@@ -105,9 +144,15 @@ proptest! {
 
     /// No forged snapshot causes a panic.
     #[test]
-    fn f22_forged_snapshots_do_not_panic(edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
-        let (state, window) = snapshot();
-        let bytes = encode(state, &window);
+    fn f22_forged_snapshots_do_not_panic(
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        is_sparse in any::<bool>(),
+    ) {
+        let (state, mut window) = snapshot();
+        if is_sparse {
+            window = window_of_many_targets();
+        }
+        let bytes = encode(state, &window).expect("small");
         let (_, content) = split_line(&bytes).expect("a line");
         let (head, arrow) = split_line(content).expect("another line");
         let mut arrow = arrow.to_vec();
@@ -140,7 +185,7 @@ fn f22_corrupt_snapshots_are_renamed_and_the_others_are_read() {
     let (mut store, registry) = store(dir.path());
     assert!(store.load().is_empty(), "no directory yet");
     let (state, window) = snapshot();
-    let good = encode(state.clone(), &window);
+    let good = encode(state.clone(), &window).expect("small");
     let name = SnapshotStore::file_name("net", &state.group);
     store.write(&name, &good).expect("the directory is ours");
     let bad: [(&str, &[u8]); 4] = [

@@ -4,7 +4,8 @@
 //! models. Rows are keyed by their exact timestamp, so that any order, split and repetition of the same samples gives
 //! the same window. The reader decides which rows belong to one scrape ([`grid::Grid`]).
 //!
-//! Old rows are sealed into immutable Arrow chunks, which a copy of the window for training shares. The newest rows
+//! A column takes memory for its own cells only, so a group of several targets, each with timestamps of its own, takes
+//! no more than its samples. Old rows are sealed into immutable Arrow buffers, which a copy of the window for training shares. The newest rows
 //! stay open for late samples. A sample that is older than these thaws its chunk, which stays thawed until the open
 //! rows are sealed: late samples come in numbers, series by series of a remote read response.
 //!
@@ -20,6 +21,7 @@ mod view;
 
 use crate::prom::{Labels, Sample};
 use chunk::{Chunk, OpenChunk, RowSource, in_range};
+use column::FIRST_FEATURE;
 use score::scores;
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -66,7 +68,7 @@ impl Window {
         self.length_ms
     }
 
-    /// Bytes of the cells, shared chunks included.
+    /// Bytes of the rows, shared chunks included.
     pub fn n_bytes(&self) -> usize {
         self.chunks.iter().map(Chunk::n_bytes).sum::<usize>() + self.open.n_bytes()
     }
@@ -152,11 +154,20 @@ impl Window {
         outcome
     }
 
+    /// The present cells of all columns, scores included.
+    fn n_cells(&self) -> usize {
+        let n_columns = FIRST_FEATURE + self.features.len();
+        let in_slice = |(rows, range): (&dyn RowSource, Range<usize>)| -> usize {
+            (0..n_columns).map(|column| rows.n_cells(column, range.clone())).sum()
+        };
+        self.slices(i64::MIN, i64::MAX).map(in_slice).sum()
+    }
+
     fn set(&mut self, column: usize, timestamp_ms: i64, value: f64) -> PushOutcome {
         let position = self.chunks.partition_point(|chunk| chunk.last_ms() < timestamp_ms);
         if position == self.chunks.len() {
             let outcome = self.open.set(column, timestamp_ms, value);
-            if let Some(full) = self.open.seal_when_full() {
+            if let Some(full) = self.open.split_when_full() {
                 self.chunks.iter_mut().for_each(Chunk::seal);
                 self.chunks.push_back(full.into());
             }
@@ -169,7 +180,7 @@ impl Window {
         }
         let chunk = self.chunks[position].thaw();
         let outcome = chunk.set(column, timestamp_ms, value);
-        if let Some(first) = chunk.seal_when_full() {
+        if let Some(first) = chunk.split_when_full() {
             self.chunks.insert(position, first.into());
         }
         outcome
@@ -210,7 +221,7 @@ impl Window {
             let (scores, incident_columns) = role.score_columns();
             scores.into_iter().chain(incident_columns.into_iter().flatten())
         });
-        let columns = scores.chain(features.iter().map(|feature| feature.index())).collect();
+        let columns = scores.chain(features.iter().map(|feature| feature.index()));
         let rows = in_range([&self.open as &dyn RowSource].into_iter(), after_ms, to_ms).next();
         let rows = rows.map_or(0..0, |(_, rows)| rows);
         View::new(chunks.cloned().collect(), self.open.slice(rows, columns), after_ms, to_ms)

@@ -93,6 +93,45 @@ fn memory_is_bounded_by_the_length() {
     assert!(window.chunks.len() <= 600 / chunk::CHUNK_ROWS + 1);
 }
 
+/// Each of a hundred targets has timestamps of its own, which are rows without a cell of the others.
+#[test]
+fn the_memory_of_a_group_of_many_targets_is_that_of_its_samples() {
+    const SCRAPES: i64 = 1440;
+    let fill = |n_targets: usize| {
+        let mut window = Window::new(SCRAPES * 15_000);
+        let columns: Vec<Column> =
+            (0..200).map(|i| window.get_or_add_column(&feature(i)).expect("few")).collect();
+        for scrape in 0..SCRAPES {
+            for (i, column) in columns.iter().enumerate() {
+                let phase = (i % n_targets) as i64 * 150;
+                window.push(*column, sample(i, scrape * 15_000 + phase));
+            }
+        }
+        window.n_bytes() / columns.len()
+    };
+    let (of_one, of_many) = (fill(1), fill(100));
+    assert!(of_one < 13 << 10, "{of_one} bytes a series");
+    assert!(of_many < 2 * of_one, "{of_many} bytes a series, {of_one} in a group of one target");
+}
+
+/// Whoever sends samples chooses their timestamps: a row takes memory for its own cells only.
+#[test]
+fn a_row_costs_its_cells_and_not_all_columns() {
+    let mut window = Window::new(i64::MAX / 4);
+    for i in 0..1000 {
+        let column = window.get_or_add_column(&feature(i)).expect("few");
+        window.push(column, sample(i, 0));
+    }
+    let before = window.n_bytes();
+    let column = window.find_column(&feature(999)).expect("known");
+    // In descending order, so that each row is inserted before the others, in sealed rows too.
+    for i in (1..100_000).rev() {
+        window.push(column, sample(999, i * 7));
+    }
+    let grown = window.n_bytes() - before;
+    assert!(grown < 100_000 * 48, "{grown} bytes for 100,000 samples");
+}
+
 #[test]
 fn a_copy_shares_the_sealed_chunks() {
     let cells: Vec<_> = (0..1000).map(|i| (0, i * 1000)).collect();
@@ -209,6 +248,12 @@ proptest! {
         let (timestamps, columns) = window.to_arrow();
         let mut again = Window::from_arrow(500_000, &features, &timestamps, &columns).expect("columns of a window");
         prop_assert_eq!(again.newest_ms(), window.newest_ms());
+        let of_cells = Window::from_cells(500_000, &features, &window.to_cells()).expect("cells of a window");
+        prop_assert_eq!(of_cells.newest_ms(), window.newest_ms());
+        prop_assert_eq!(content(&of_cells), content(&window));
+        prop_assert!(of_cells.scores(ModelRole::Champion, i64::MIN, i64::MAX).map(|(time, _)| time).eq(
+            window.scores(ModelRole::Champion, i64::MIN, i64::MAX).map(|(time, _)| time)
+        ));
         for (i, time) in &later {
             for window in [&mut window, &mut again] {
                 let column = window.get_or_add_column(&feature(*i)).expect("fewer columns than the limit");
@@ -245,4 +290,11 @@ fn invalid_columns_are_rejected() {
     );
     assert_eq!(error_of(&both, &vec![2, 1].into(), 8), "timestamp of a row is 1, must be after 2");
     assert_eq!(error_of(&both, &vec![1].into(), 8), "length of a column is 2, must be 1");
+    let error_of_cells = |columns: Vec<u16>, timestamps: Vec<i64>| {
+        let values = vec![0.0; columns.len()].into();
+        let cells = arrow::ArrowCells { columns: columns.into(), timestamps: timestamps.into(), values };
+        Window::from_cells(10_000, &both, &cells).expect_err("no window").to_string()
+    };
+    assert_eq!(error_of_cells(vec![8], vec![1]), "column of a cell is 8, must be below 8");
+    assert_eq!(error_of_cells(vec![6, 6], vec![1, 1]), "timestamp of a cell is 1, must be after 1");
 }

@@ -1,6 +1,6 @@
 //! A snapshot of a window for other threads, which stays unchanged while the window does not.
 
-use super::chunk::{Chunk, ChunkSlice, RowSource, in_range};
+use super::chunk::{Chunk, OpenChunk, RowSource, in_range};
 use super::column::{Column, FIRST_FEATURE};
 use super::score::{ModelRole, Score, scores};
 use crate::prom::Sample;
@@ -12,13 +12,13 @@ use std::ops::Range;
 #[derive(Debug)]
 pub struct View {
     chunks: Vec<Chunk>,
-    open: ChunkSlice,
+    open: OpenChunk,
     after_ms: i64,
     to_ms: i64,
 }
 
 impl View {
-    pub(super) fn new(chunks: Vec<Chunk>, open: ChunkSlice, after_ms: i64, to_ms: i64) -> Self {
+    pub(super) fn new(chunks: Vec<Chunk>, open: OpenChunk, after_ms: i64, to_ms: i64) -> Self {
         Self { chunks, open, after_ms, to_ms }
     }
 
@@ -35,7 +35,7 @@ impl View {
     /// Drops the open rows of other features.
     pub fn retain_features(&mut self, features: &BTreeSet<Column>) {
         let kept: Vec<usize> = features.iter().map(|feature| feature.index()).collect();
-        self.open.retain(|column| column < FIRST_FEATURE || kept.binary_search(&column).is_ok());
+        self.open.retain_columns(|column| column < FIRST_FEATURE || kept.binary_search(&column).is_ok());
     }
 
     /// Appends the samples of a feature, ascending, including staleness markers.

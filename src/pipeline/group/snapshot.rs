@@ -33,7 +33,10 @@ pub struct GroupSnapshot {
 
 impl GroupSnapshot {
     /// The bytes of the file.
-    pub fn encode(self) -> Vec<u8> {
+    ///
+    /// # Errors
+    /// [`TooLarge`](snapshot::TooLarge).
+    pub fn encode(self) -> Result<Vec<u8>, snapshot::TooLarge> {
         let checkpoint = |pending: Option<PendingCheckpoint>| pending.and_then(|draft| draft.to_checkpoint());
         let (champion, challenger) = (checkpoint(self.champion), checkpoint(self.challenger));
         snapshot::encode(GroupState { champion, challenger, ..self.state }, &self.window)

@@ -49,7 +49,13 @@ async fn write_round(engine: &WeakEngineHandle, mut store: SnapshotStore) -> Opt
         names.insert(name.clone());
         let Some(snapshot) = snapshot else { continue };
         let write = move || {
-            let result = store.write(&name, &snapshot.encode());
+            let result = match snapshot.encode() {
+                Ok(bytes) => store.write(&name, &bytes),
+                Err(error) => {
+                    store.skip(&name, &error);
+                    Ok(())
+                }
+            };
             (store, result)
         };
         let result = match tokio::task::spawn_blocking(write).await {

@@ -99,7 +99,7 @@ fn outcome(bench: &mut Bench) -> (Content, Vec<remote_write::TimeSeries>) {
 fn snapshot_of(bench: &mut Bench) -> (GroupState, Window) {
     let step = bench.engine.next_snapshot(None).expect("a group");
     assert!(bench.engine.next_snapshot(Some(step.id)).is_none(), "the only one");
-    let bytes = GroupSnapshot::encode(*step.snapshot.expect("it has changed"));
+    let bytes = GroupSnapshot::encode(*step.snapshot.expect("it has changed")).expect("small");
     snapshot::decode(&bytes).expect("its own bytes")
 }
 

@@ -131,7 +131,7 @@ fn after_a_restart_a_group_has_a_pooled_model_as_soon_as_possible() {
     let before = scores(&mut bench, "c");
     let mut snapshots = Vec::new();
     while let Some(step) = bench.engine.next_snapshot(snapshots.last().map(|(id, _)| *id)) {
-        let bytes = GroupSnapshot::encode(*step.snapshot.expect("it has changed"));
+        let bytes = GroupSnapshot::encode(*step.snapshot.expect("it has changed")).expect("small");
         snapshots.push((step.id, snapshot::decode(&bytes).expect("its own bytes")));
     }
     let snapshots: Vec<_> = snapshots.into_iter().map(|(_, snapshot)| snapshot).collect();

@@ -1,0 +1,165 @@
+//! Read access to the rows of a chunk, and the three ways in which a column stores its cells.
+
+use crate::prom::Sample;
+use std::ops::Range;
+
+/// The present cells of one column of a chunk, in the order of the rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Cells<'a> {
+    keys: Keys<'a>,
+    values: &'a [f64],
+}
+
+/// The rows of the cells.
+#[derive(Clone, Copy, Debug)]
+enum Keys<'a> {
+    /// The first rows of the chunk, without a gap.
+    FirstRows,
+    /// Rows by index.
+    Rows(&'a [u16]),
+    /// Rows by timestamp: unlike an index, it stays the same when a row is inserted.
+    Times(&'a [i64]),
+}
+
+impl<'a> Cells<'a> {
+    /// Cells of the first rows.
+    pub fn of_first_rows(values: &'a [f64]) -> Self {
+        Self { keys: Keys::FirstRows, values }
+    }
+
+    /// Cells of the rows with these indices.
+    pub fn of_rows(rows: &'a [u16], values: &'a [f64]) -> Self {
+        Self { keys: Keys::Rows(rows), values }
+    }
+
+    /// Cells of the rows with these timestamps.
+    pub fn of_times(times: &'a [i64], values: &'a [f64]) -> Self {
+        Self { keys: Keys::Times(times), values }
+    }
+
+    /// The values.
+    pub fn values(&self) -> &'a [f64] {
+        self.values
+    }
+
+    /// The indices of the rows.
+    pub fn rows(&self, timestamps: &[i64]) -> impl Iterator<Item = usize> {
+        let row = move |position: usize| match self.keys {
+            Keys::FirstRows => position,
+            Keys::Rows(rows) => usize::from(rows[position]),
+            Keys::Times(times) => timestamps.partition_point(|time| *time < times[position]),
+        };
+        (0..self.values.len()).map(row)
+    }
+
+    /// The timestamps of the cells; none for those of the first rows.
+    pub fn times(&self, timestamps: &[i64]) -> Vec<i64> {
+        match self.keys {
+            Keys::FirstRows => Vec::new(),
+            Keys::Rows(rows) => rows.iter().map(|row| timestamps[usize::from(*row)]).collect(),
+            Keys::Times(times) => times.to_vec(),
+        }
+    }
+
+    /// Positions of the cells that are in these rows.
+    pub fn positions(&self, timestamps: &[i64], rows: Range<usize>) -> Range<usize> {
+        let len = self.values.len();
+        match self.keys {
+            Keys::FirstRows => rows.start.min(len)..rows.end.min(len),
+            Keys::Rows(keys) => {
+                let before = |end: usize| keys.partition_point(|row| usize::from(*row) < end);
+                before(rows.start)..before(rows.end)
+            }
+            Keys::Times(keys) => {
+                let before = |row: usize| match timestamps.get(row) {
+                    Some(time) => keys.partition_point(|key| key < time),
+                    None => len,
+                };
+                before(rows.start)..before(rows.end)
+            }
+        }
+    }
+
+    /// The sample at a position.
+    fn sample(&self, timestamps: &[i64], position: usize) -> Sample {
+        let timestamp_ms = match self.keys {
+            Keys::FirstRows => timestamps[position],
+            Keys::Rows(rows) => timestamps[usize::from(rows[position])],
+            Keys::Times(times) => times[position],
+        };
+        Sample { timestamp_ms, value: self.values[position] }
+    }
+
+    fn append_samples(&self, timestamps: &[i64], positions: Range<usize>, out: &mut Vec<Sample>) {
+        let times = match self.keys {
+            Keys::FirstRows => &timestamps[positions.clone()],
+            Keys::Times(times) => &times[positions.clone()],
+            Keys::Rows(_) => {
+                out.extend(positions.map(|position| self.sample(timestamps, position)));
+                return;
+            }
+        };
+        let samples = times.iter().zip(&self.values[positions]);
+        out.extend(samples.map(|(time, value)| Sample { timestamp_ms: *time, value: *value }));
+    }
+
+    fn value(&self, timestamps: &[i64], row: usize) -> Option<f64> {
+        let position = match self.keys {
+            Keys::FirstRows => row,
+            Keys::Rows(rows) => rows.binary_search(&u16::try_from(row).ok()?).ok()?,
+            Keys::Times(times) => times.binary_search(timestamps.get(row)?).ok()?,
+        };
+        self.values.get(position).copied()
+    }
+}
+
+/// Read access to the rows of a chunk, open or sealed.
+pub trait RowSource {
+    /// Ascending, without repetition.
+    fn timestamps(&self) -> &[i64];
+
+    /// The cells of a column; none for a column that the chunk lacks.
+    fn cells(&self, column: usize) -> Cells<'_>;
+
+    /// The value of a cell; `None` if absent. `row` is an index in this chunk.
+    fn value(&self, column: usize, row: usize) -> Option<f64> {
+        self.cells(column).value(self.timestamps(), row)
+    }
+
+    /// Number of cells in these rows.
+    fn n_cells(&self, column: usize, rows: Range<usize>) -> usize {
+        self.cells(column).positions(self.timestamps(), rows).len()
+    }
+
+    fn samples(&self, column: usize, rows: Range<usize>, out: &mut Vec<Sample>) {
+        let (timestamps, cells) = (self.timestamps(), self.cells(column));
+        cells.append_samples(timestamps, cells.positions(timestamps, rows), out);
+    }
+
+    fn newest_sample(&self, column: usize, rows: Range<usize>) -> Option<Sample> {
+        let (timestamps, cells) = (self.timestamps(), self.cells(column));
+        let newest = cells.positions(timestamps, rows).next_back()?;
+        Some(cells.sample(timestamps, newest))
+    }
+
+    fn cell(&self, column: usize, timestamp_ms: i64) -> Option<f64> {
+        let row = self.timestamps().binary_search(&timestamp_ms).ok()?;
+        self.value(column, row)
+    }
+}
+
+/// The chunks, in ascending order, that have rows in `(after_ms, to_ms]`, with the range of these rows in each.
+pub fn in_range<'a>(
+    chunks: impl Iterator<Item = &'a dyn RowSource>,
+    after_ms: i64,
+    to_ms: i64,
+) -> impl Iterator<Item = (&'a dyn RowSource, Range<usize>)> {
+    chunks
+        .map(move |rows| {
+            let timestamps = rows.timestamps();
+            let start = timestamps.partition_point(|t| *t <= after_ms);
+            let end = timestamps.partition_point(|t| *t <= to_ms);
+            (rows, start..end.max(start))
+        })
+        .take_while(move |(rows, _)| rows.timestamps().first().is_some_and(|first| *first <= to_ms))
+}
