@@ -58,7 +58,7 @@ impl Config {
         };
         let remote_read = match top.get("remote_read") {
             Some(list) => read_sections(&list).map(remote_read::Config::read).collect(),
-            None => vec![remote_read::Config::default()],
+            None => default_remote_read(&remote_write),
         };
         let registry = top
             .get("registry")
@@ -72,6 +72,17 @@ impl Config {
         top.deny_unknown();
         Self { remote_write, remote_read, registry, detectors: detectors.into_iter().map(Arc::new).collect() }
     }
+}
+
+/// The Prometheus on this machine if scores are written to it, with the client of that block: an address that nobody
+/// configured is not asked otherwise.
+fn default_remote_read(remote_write: &[remote_write::Config]) -> Vec<remote_read::Config> {
+    let default = remote_read::Config::default();
+    let sibling = remote_write.iter().find(|endpoint| endpoint.url.is_sibling(&default.url));
+    sibling
+        .map(|endpoint| remote_read::Config { http: endpoint.http.clone(), ..default })
+        .into_iter()
+        .collect()
 }
 
 fn read_scrape_interval(mut global: Section<'_, '_>) -> Duration {

@@ -215,3 +215,24 @@ fn every_value_arrives_where_it_belongs() {
     assert_eq!(Ok(isolation_forest_params(&limits.detectors[0]).max_samples), MaxSamples::count(1));
     assert_eq!(Ok(isolation_forest_params(&limits.detectors[0]).max_features), MaxFeatures::count(1));
 }
+
+/// An address that nobody configured is asked only where scores are written to.
+#[test]
+fn history_is_read_where_scores_are_written() {
+    use promforest::config::Config;
+    let urls = |text: &str| {
+        let config = Config::parse(text).expect("valid");
+        config.remote_read.iter().map(|read| read.url.to_string()).collect::<Vec<_>>()
+    };
+    let local = ["http://localhost:9090/api/v1/read"];
+    assert_eq!(urls(""), local);
+    assert_eq!(urls("remote_write: [{url: 'http://localhost:9090/api/v1/write'}]"), local);
+    assert!(urls("remote_write: [{url: 'http://mimir/api/v1/push'}]").is_empty());
+    assert!(urls("remote_write: []").is_empty());
+    let both = "remote_write: [{url: 'http://mimir/api/v1/push'}]\nremote_read: [{url: 'http://other/read'}]";
+    assert_eq!(urls(both), ["http://other/read"]);
+    let with_password = "remote_write: [{url: 'http://localhost:9090/api/v1/write', \
+                         basic_auth: {username: scores, password: secret}}]";
+    let config = Config::parse(with_password).expect("valid");
+    assert_eq!(config.remote_read[0].http, config.remote_write[0].http);
+}

@@ -112,6 +112,8 @@ struct HistoryCoverage {
     n_groups: usize,
     /// Longest history of a group that has too little.
     longest_ms: i64,
+    /// True if the whole history of a group is excluded.
+    is_excluded: bool,
 }
 
 /// A counter of samples on standard error.
@@ -200,6 +202,9 @@ impl<'a> HistoryReader<'a> {
     ) -> Result<Self, BoxError> {
         let bar = ProgressBar::new_spinner().with_message("looking for groups");
         bar.enable_steady_tick(Duration::from_millis(100));
+        if config.remote_read.is_empty() {
+            return Err("there is no history: remote_read has no endpoint".into());
+        }
         let clients = config
             .remote_read
             .iter()
@@ -212,7 +217,7 @@ impl<'a> HistoryReader<'a> {
             train_to_ms: history_range.train_to_ms,
             clients,
             groups: VecDeque::new(),
-            coverage: HistoryCoverage { n_groups: 0, longest_ms: i64::MIN },
+            coverage: HistoryCoverage { n_groups: 0, longest_ms: i64::MIN, is_excluded: false },
             progress: ReadProgress { bar, n_samples: 0 },
         };
         for detector in select_detectors(config, args.detector.as_deref())? {
@@ -299,6 +304,10 @@ impl<'a> HistoryReader<'a> {
                 Ok(None)
             }
             Err(TrainingSetError::NeverComplete { .. }) => Ok(None),
+            Err(TrainingSetError::AllExcluded { .. }) => {
+                self.coverage.is_excluded = true;
+                Ok(None)
+            }
         }
     }
 
@@ -309,6 +318,7 @@ impl<'a> HistoryReader<'a> {
         match (self.coverage.n_groups, group) {
             (0, _) => "the history has no series that a detector selects".into(),
             (_, Some(group)) => format!("the history has no samples of {group}, the group of the model"),
+            (_, None) if self.coverage.is_excluded => "all of the history is excluded from training".into(),
             (_, None) => format!(
                 "no group has enough history: the longest has {}, training.min_history requires more",
                 duration::Display(longest)
@@ -413,8 +423,7 @@ fn training_set_message(error: &TrainingSetError) -> String {
             let have = Duration::from_millis(u64::try_from(*have_ms).unwrap_or(0));
             format!("the file covers {}, training.min_history requires more", duration::Display(have))
         }
-        TrainingSetError::NeverComplete { .. } => {
-            "no row has a finite value in every column and is not excluded".into()
-        }
+        TrainingSetError::NeverComplete { .. } => "no row has a finite value in every column".into(),
+        TrainingSetError::AllExcluded { n_rows } => format!("all {n_rows} rows are excluded"),
     }
 }

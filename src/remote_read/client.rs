@@ -19,7 +19,7 @@ use hyper::Method;
 use hyper::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue};
 use prost::Message;
 use std::sync::atomic::{AtomicBool, Ordering};
-use tracing::warn;
+use tracing::{info, warn};
 
 /// Length of the first slice.
 const MAX_SLICE_MS: i64 = DAY_MS;
@@ -38,6 +38,8 @@ pub struct ReadClient {
     pub(super) metrics: Metrics,
     /// The endpoint's chunks have an unknown encoding: only samples are requested.
     has_unknown_encoding: AtomicBool,
+    /// The last read failed: the failures of a run are logged once.
+    is_failing: AtomicBool,
 }
 
 impl ReadClient {
@@ -46,8 +48,13 @@ impl ReadClient {
     /// # Errors
     /// As [`Client::new`].
     pub fn new(config: &Config, metrics: &Metrics) -> Result<Self, client::Error> {
-        let (client, has_unknown_encoding) = (Client::new(&config.http)?, AtomicBool::new(false));
-        Ok(Self { config: config.clone(), client, metrics: metrics.clone(), has_unknown_encoding })
+        Ok(Self {
+            config: config.clone(),
+            client: Client::new(&config.http)?,
+            metrics: metrics.clone(),
+            has_unknown_encoding: AtomicBool::default(),
+            is_failing: AtomicBool::default(),
+        })
     }
 
     /// Reads the series of a group that match a selector, over `(after_ms, to_ms]`. Calls `on_slice` once for each
@@ -57,6 +64,27 @@ impl ReadClient {
     /// [`Error`] of the first slice that fails. `on_slice` is not called for that slice; the slices before it are
     /// complete.
     pub async fn read(
+        &self,
+        selector: &Selector,
+        group: &[Matcher],
+        range: (i64, i64),
+        on_slice: impl FnMut(Vec<SeriesSamples>),
+    ) -> Result<(), Error> {
+        let result = self.read_slices(selector, group, range, on_slice).await;
+        let was_failing = self.is_failing.swap(result.is_err(), Ordering::Relaxed);
+        match &result {
+            Err(error) if !was_failing => {
+                warn!(component = "remote_read", url = %self.config.url, err = crate::error::chain(error), "remote read failed; further failures are not logged until it succeeds");
+            }
+            Ok(()) if was_failing => {
+                info!(component = "remote_read", url = %self.config.url, "remote read works again");
+            }
+            _ => {}
+        }
+        result
+    }
+
+    async fn read_slices(
         &self,
         selector: &Selector,
         group: &[Matcher],

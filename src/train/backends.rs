@@ -9,10 +9,12 @@ use crate::prom::Labels;
 use crate::remote_read::{ReadClient, SeriesSamples};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tracing::warn;
 
 /// Time without requests after a remote-read endpoint or a registry did not answer.
 const COOLDOWN: Duration = Duration::from_secs(60);
+
+/// The failure of a read that the cooldown prevents.
+pub(super) const IN_COOLDOWN: &str = "the remote-read endpoint is in cooldown";
 
 /// The detectors and the remote endpoints of a configuration.
 pub struct Backends {
@@ -45,8 +47,10 @@ impl CircuitBreaker {
     }
 
     /// Starts the cooldown of a remote-read endpoint.
-    fn open_client(&mut self, url: &Url, now: Instant) {
-        self.clients.push((url.clone(), now + COOLDOWN));
+    pub(super) fn open_client(&mut self, url: &Url, now: Instant) {
+        if !self.is_client_open(url) {
+            self.clients.push((url.clone(), now + COOLDOWN));
+        }
     }
 
     /// True during the cooldown of a remote-read endpoint.
@@ -93,19 +97,16 @@ impl GroupReader<'_> {
         for client in &self.backends.read_clients {
             let url = &client.config.url;
             if self.circuit_breaker.is_client_open(url) {
-                history.failure = Some("the remote-read endpoint is in cooldown".to_string());
+                history.failure = Some(IN_COOLDOWN.to_string());
                 continue;
             }
             let on_series = |series| history.series.extend(series);
             if let Err(error) =
                 history::read_samples(client, self.detector, &matchers, range, on_series).await
+                && error.is_recoverable()
             {
-                let reason = chain(&error);
-                warn!(component = "remote_read", url = %url, group = %self.labels, err = reason, "no history by remote read");
-                if error.is_recoverable() {
-                    self.circuit_breaker.open_client(url, Instant::now());
-                    history.failure = Some(reason);
-                }
+                self.circuit_breaker.open_client(url, Instant::now());
+                history.failure = Some(chain(&error));
             }
         }
         for (labels, _) in &mut history.series {

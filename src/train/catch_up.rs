@@ -1,6 +1,6 @@
 //! Brings a model up to date: a detector with state must assess all rows since its training.
 
-use super::backends::GroupReader;
+use super::backends::{GroupHistory, GroupReader};
 use super::training_set::for_each_full_row;
 use crate::detect::OnlineDetector;
 use crate::models::Model;
@@ -25,17 +25,29 @@ pub fn advance(
     detection
 }
 
-/// The state of the model after the rows of a group up to `to_ms`, as far as remote read returns them: a promoted model
-/// continues as if it had served since its training. `None` for a model without state.
-pub async fn read_and_advance(
-    reader: &mut GroupReader<'_>,
-    model: &Model,
-    to_ms: i64,
-) -> Option<Box<OnlineDetector>> {
-    let history_ms = time::millis(reader.detector.training.history);
-    let since_ms = model.fitted.newest_ms()?.max(to_ms.saturating_sub(history_ms));
-    reader.circuit_breaker.reset_expired(Instant::now());
-    let history = reader.read((since_ms - model.schema.transform.lookback_ms(), to_ms)).await;
-    let detection = Box::new(model.fitted.as_online()?.clone());
-    Some(advance(detection, model, &history.series, to_ms))
+/// The history of a group since the training of a model.
+pub struct CatchUp {
+    /// The state of the model after the rows up to the requested time; `None` for a model without state.
+    pub detection: Option<Box<OnlineDetector>>,
+    /// The samples since the training of the model and within the window, with features as labels.
+    pub series: Vec<SeriesSamples>,
+    /// False if an endpoint that may have more did not answer.
+    pub is_complete: bool,
+}
+
+impl CatchUp {
+    /// Reads the history of a group up to `to_ms`, as far as remote read returns it: a promoted model continues as if it
+    /// had served since its training.
+    pub async fn read(reader: &mut GroupReader<'_>, model: &Model, to_ms: i64) -> Self {
+        let detector = reader.detector;
+        let window_start_ms = to_ms.saturating_sub(time::millis(detector.window));
+        let history_start_ms = to_ms.saturating_sub(time::millis(detector.training.history));
+        let since_ms = model.fitted.newest_ms().unwrap_or(window_start_ms).max(history_start_ms);
+        let from_ms = (since_ms - model.schema.transform.lookback_ms()).min(window_start_ms);
+        reader.circuit_breaker.reset_expired(Instant::now());
+        let GroupHistory { series, failure } = reader.read((from_ms, to_ms)).await;
+        let start = model.fitted.as_online().cloned().map(Box::new);
+        let detection = start.map(|detection| advance(detection, model, &series, to_ms));
+        Self { detection, series, is_complete: failure.is_none() }
+    }
 }

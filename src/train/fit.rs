@@ -118,7 +118,7 @@ impl<'a> ModelFitter<'a> {
                 to_ms: training_set.to_ms,
                 observed_ms: training_set.observed_ms,
                 n_rows: training_set.len(),
-                n_excluded: training_set.excluded.iter().map(|(_, n_rows)| n_rows).sum(),
+                n_excluded: training_set.n_excluded(),
             }),
             validation: sweep.map(|sweep| sweep.validation.clone()),
             baseline: Some(decisions.iter().collect::<DecisionHistogram>()),

@@ -256,7 +256,7 @@ fn exclusions_extend_by_the_range_of_rates() {
     let everything = Exclusion { from_ms: 0, to_ms: i64::MAX, reason: String::new() };
     assert_eq!(
         TrainingSet::from_window(&detector, &window, &[everything], i64::MAX),
-        Err(TrainingSetError::NeverComplete { n_features: 1 })
+        Err(TrainingSetError::AllExcluded { n_rows: all.len() })
     );
 }
 

@@ -3,7 +3,7 @@
 //! A group without a model takes over the model that the registry has for it, and a model is fitted only if there is none.
 //! The group then has the same model after a restart, also after a manual promotion.
 
-use super::backends::{Backends, CircuitBreaker, GroupReader};
+use super::backends::{Backends, CircuitBreaker, GroupHistory, GroupReader, IN_COOLDOWN};
 use super::exclusion::Exclusion;
 use super::fit::{ModelFitter, Trained};
 use super::history;
@@ -18,15 +18,12 @@ use crate::models::registry;
 use crate::remote_read::SeriesSamples;
 use crate::report::training::PromotionDecision;
 use crate::time;
-use crate::window::build;
+use crate::window::{Window, build};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
-
-/// Time that a group with a checkpoint waits for the history since then. Without the history its state is lost.
-const HISTORY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Time that a group without a model waits for the registry before it is trained.
 const REGISTRY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -78,16 +75,22 @@ impl<'a> TrainingRun<'a> {
         if let Some(outcome) = self.reuse().await {
             return Ok(outcome);
         }
-        let history = Arc::new(self.gather_history().await?);
+        let range = self.history_range();
+        let GroupHistory { series, failure } = self.reader().read(range).await;
         let exclusions = self.gather_exclusions().await?;
-        match self.fit(&history, exclusions).await? {
-            Ok((trained, draft)) => self.register(trained, draft, &history).await,
-            Err(NotTrained::TooShort { have_ms }) => self.fit_pool(have_ms, &history).await,
-            Err(NotTrained::HistoryLost { have_ms }) => Ok(TrainingOutcome::HistoryLost { have_ms }),
-            Err(NotTrained::NeverComplete { n_features }) => {
+        let history = Arc::new(series);
+        match (self.fit(&history, exclusions, failure.is_some()).await?, failure) {
+            (Ok((trained, draft)), _) => self.register(trained, draft, &history).await,
+            (Err(NotTrained::TooShort { have_ms }), _) => self.fit_pool(have_ms, &history).await,
+            (Err(NotTrained::HistoryLost { .. }), Some(error)) => Err(format!("no history: {error}")),
+            (Err(NotTrained::HistoryLost { have_ms }), None) => Ok(TrainingOutcome::HistoryLost { have_ms }),
+            (Err(NotTrained::NeverComplete { n_features }), _) => {
                 Err(format!("no row of the history has full-range values of all {n_features} features"))
             }
-            Err(NotTrained::Forest(error)) => Err(chain(&error)),
+            (Err(NotTrained::AllExcluded { n_rows }), _) => Err(format!(
+                "alerts of exclude_alerts leave too few rows of the history: {n_rows} are excluded"
+            )),
+            (Err(NotTrained::Forest(error)), _) => Err(chain(&error)),
         }
     }
 
@@ -157,42 +160,41 @@ impl<'a> TrainingRun<'a> {
 
     async fn take_over(&mut self, deployed: DeployedModel) -> TrainingOutcome {
         let (job, now_ms) = (Arc::clone(&self.job), self.now_ms);
-        let may_wait = job.checkpoint.is_some() && job.first_sample_at.elapsed() < HISTORY_TIMEOUT;
-        let mut reader = self.reader();
+        let checkpoint = job.checkpoint.as_ref();
         let warm_start =
-            WarmStart::of_registered_model(&mut reader, &deployed, job.checkpoint.as_ref(), may_wait, now_ms);
-        match warm_start.await {
-            None => TrainingOutcome::WaitingForFeatures,
-            Some(warm_start) => {
-                TrainingOutcome::Model { deployed, is_new: false, warm_start, seconds: self.seconds() }
-            }
-        }
-    }
-
-    /// Reads the samples of the group, with features as labels.
-    async fn gather_history(&mut self) -> Result<Vec<SeriesSamples>, String> {
-        let range = self.history_range();
-        let history = self.reader().read(range).await;
-        match history.failure {
-            // A Prometheus that restarts must not replace a model of days by one of the live window's hours.
-            Some(error) if self.job.reason != TrainingReason::First => Err(format!("no history: {error}")),
-            _ => Ok(history.series),
-        }
+            WarmStart::of_registered_model(&mut self.reader(), &deployed, checkpoint, now_ms).await;
+        TrainingOutcome::Model { deployed, is_new: false, warm_start, seconds: self.seconds() }
     }
 
     /// Reads the times to exclude. A first model is fitted without them if an endpoint does not answer: a model of a
     /// history with incidents is better than none.
-    async fn gather_exclusions(&self) -> Result<Vec<Exclusion>, String> {
+    async fn gather_exclusions(&mut self) -> Result<Vec<Exclusion>, String> {
         let TrainingJob { detector, labels, reason, .. } = &*self.job;
-        let range = self.history_range();
-        let is_first = *reason == TrainingReason::First;
+        let alerts = &detector.training.exclude_alerts;
         let mut exclusions = Vec::new();
+        if alerts.is_empty() {
+            return Ok(exclusions);
+        }
         for client in &self.backends.read_clients {
-            let alerts = &detector.training.exclude_alerts;
-            match history::read_firing_alerts(client, alerts, labels, range).await {
-                Ok(firing) => exclusions.extend(firing),
-                Err(_) if is_first => {}
-                Err(error) => return Err(format!("alerts unknown: {}", chain(&error))),
+            let url = &client.config.url;
+            let failure = if self.circuit_breaker.is_client_open(url) {
+                IN_COOLDOWN.to_string()
+            } else {
+                match history::read_firing_alerts(client, alerts, labels, self.history_range()).await {
+                    Ok(firing) => {
+                        exclusions.extend(firing);
+                        continue;
+                    }
+                    // The endpoint has no remote read.
+                    Err(error) if !error.is_recoverable() => continue,
+                    Err(error) => {
+                        self.circuit_breaker.open_client(url, Instant::now());
+                        chain(&error)
+                    }
+                }
+            };
+            if *reason != TrainingReason::First {
+                return Err(format!("alerts unknown: {failure}"));
             }
         }
         Ok(exclusions)
@@ -203,11 +205,13 @@ impl<'a> TrainingRun<'a> {
         &self,
         history: &Arc<Vec<SeriesSamples>>,
         exclusions: Vec<Exclusion>,
+        is_history_partial: bool,
     ) -> Result<Result<(Trained, RegistrationDraft), NotTrained>, String> {
         let group_fit = GroupFit {
             job: Arc::clone(&self.job),
             history: Arc::clone(history),
             exclusions,
+            is_history_partial,
             name: self.group_model.clone(),
             alias: self.backends.registry_config.alias.clone(),
             now_ms: self.now_ms,
@@ -226,7 +230,7 @@ impl<'a> TrainingRun<'a> {
         };
         let pooled = run_blocking(train_pool).await?.map_err(|error| chain(&error))?;
         let Some(pooled) = pooled else { return Ok(TrainingOutcome::TooShort { have_ms }) };
-        let warm_start = WarmStart::of_new_model(&self.reader(), history, now_ms).await;
+        let warm_start = WarmStart::of_new_model(&mut self.reader(), history, now_ms).await;
         let name = self.detector_model.clone();
         let deployed = DeployedModel { model: Arc::new(pooled), name, version: None };
         Ok(TrainingOutcome::Pooled { have_ms, deployed, warm_start, seconds: self.seconds() })
@@ -261,7 +265,7 @@ impl<'a> TrainingRun<'a> {
         };
         let now_ms = self.now_ms;
         let warm_start = match reason {
-            TrainingReason::First => WarmStart::of_new_model(&self.reader(), history, now_ms).await,
+            TrainingReason::First => WarmStart::of_new_model(&mut self.reader(), history, now_ms).await,
             TrainingReason::Scheduled | TrainingReason::Schema => WarmStart::default(),
         };
         let deployed = DeployedModel { model: Arc::new(trained.model), name, version };
@@ -302,6 +306,7 @@ enum RegistryLookup {
 enum NotTrained {
     TooShort { have_ms: i64 },
     NeverComplete { n_features: usize },
+    AllExcluded { n_rows: usize },
     HistoryLost { have_ms: i64 },
     Forest(forest::Error),
 }
@@ -311,6 +316,7 @@ impl From<TrainingSetError> for NotTrained {
         match error {
             TrainingSetError::TooShort { have_ms } => Self::TooShort { have_ms },
             TrainingSetError::NeverComplete { n_features } => Self::NeverComplete { n_features },
+            TrainingSetError::AllExcluded { n_rows } => Self::AllExcluded { n_rows },
         }
     }
 }
@@ -320,26 +326,49 @@ struct GroupFit {
     job: Arc<TrainingJob>,
     history: Arc<Vec<SeriesSamples>>,
     exclusions: Vec<Exclusion>,
+    /// True if an endpoint that may have more history did not answer.
+    is_history_partial: bool,
     name: String,
     alias: String,
     now_ms: i64,
 }
 
 impl GroupFit {
+    /// Fits a model. A group that needs one gets a model of excluded rows if there are too few others.
     fn run(&self) -> Result<(Trained, RegistrationDraft), NotTrained> {
+        let TrainingJob { detector, labels, window, .. } = &*self.job;
+        let window = build::join(&self.history, window, time::millis(detector.training.history));
+        match self.fit(&window, &self.exclusions) {
+            Err(NotTrained::AllExcluded { n_rows }) if !self.is_scheduled() => {
+                warn!(component = "train", detector = detector.name, group = %labels, excluded = n_rows, "alerts of exclude_alerts leave too few rows of the history: the model is trained on all of them");
+                self.fit(&window, &[])
+            }
+            result => result,
+        }
+    }
+
+    fn fit(
+        &self,
+        window: &Window,
+        exclusions: &[Exclusion],
+    ) -> Result<(Trained, RegistrationDraft), NotTrained> {
         let detector = &self.job.detector;
-        let window = build::join(&self.history, &self.job.window, time::millis(detector.training.history));
         let TrainingJob { scored_to_ms, closed_to_ms, .. } = *self.job;
         let training_set =
-            TrainingSet::from_open_window(detector, &window, &self.exclusions, scored_to_ms, closed_to_ms)?;
+            TrainingSet::from_open_window(detector, window, exclusions, scored_to_ms, closed_to_ms)?;
         let have_ms = training_set.observed_ms;
         if self.is_history_lost(have_ms) {
             return Err(NotTrained::HistoryLost { have_ms });
         }
         let fitter = ModelFitter::for_detector(detector, Some(self.job.labels.clone()), self.now_ms);
         let trained = match fitter.fit(&training_set) {
-            // Derived features have a longer warm-up than rates.
-            Err(forest::Error::Empty { .. }) => return Err(NotTrained::TooShort { have_ms }),
+            Err(forest::Error::Empty { .. }) => {
+                return Err(match training_set.n_excluded() {
+                    // Derived features have a longer warm-up than rates.
+                    0 => NotTrained::TooShort { have_ms },
+                    n_rows => NotTrained::AllExcluded { n_rows },
+                });
+            }
             trained => trained.map_err(NotTrained::Forest)?,
         };
         // The gate applies to renewed models only: any other replaces a missing or an unusable model.
@@ -348,10 +377,11 @@ impl GroupFit {
         Ok((trained, draft))
     }
 
-    /// True if a scheduled training has less than half of the history of the current model: a Prometheus that lost its
-    /// storage has hours instead of days.
+    /// True if a training has less than half of the history of the current model, although it may wait: a Prometheus
+    /// that lost its storage, or does not answer, has hours instead of days.
     fn is_history_lost(&self, have_ms: i64) -> bool {
-        self.is_scheduled() && self.job.trained_history_ms.is_some_and(|trained_ms| 2 * have_ms < trained_ms)
+        let may_wait = self.is_scheduled() || self.is_history_partial;
+        may_wait && self.job.trained_history_ms.is_some_and(|trained_ms| 2 * have_ms < trained_ms)
     }
 
     fn is_scheduled(&self) -> bool {

@@ -36,10 +36,15 @@ pub enum TrainingSetError {
         /// Longest [`coverage_ms`] of a feature.
         have_ms: i64,
     },
-    /// The features have enough history, but no row has all of them, or all rows are excluded.
+    /// The features have enough history, but no row has all of them.
     NeverComplete {
         /// Number of features.
         n_features: usize,
+    },
+    /// Every complete row is excluded.
+    AllExcluded {
+        /// Number of rows.
+        n_rows: usize,
     },
 }
 
@@ -52,6 +57,11 @@ impl TrainingSet {
     /// True without rows.
     pub fn is_empty(&self) -> bool {
         self.timestamps.is_empty()
+    }
+
+    /// Number of excluded rows.
+    pub fn n_excluded(&self) -> usize {
+        self.excluded.iter().map(|(_, n_rows)| n_rows).sum()
     }
 
     /// The values as the input of a forest.
@@ -136,7 +146,8 @@ impl TrainingSet {
     /// `columns` shape `[n_features, n_rows]`.
     ///
     /// # Errors
-    /// [`TrainingSetError::NeverComplete`] if every row lacks a value or is excluded.
+    /// [`TrainingSetError::NeverComplete`] if every row lacks a value, [`TrainingSetError::AllExcluded`] if the others
+    /// are excluded.
     pub fn from_values(
         schema: Schema,
         timestamps: &[i64],
@@ -163,7 +174,11 @@ impl TrainingSet {
     }
 
     fn non_empty(self, n_features: usize) -> Result<Self, TrainingSetError> {
-        if self.is_empty() { Err(TrainingSetError::NeverComplete { n_features }) } else { Ok(self) }
+        match self.n_excluded() {
+            _ if !self.is_empty() => Ok(self),
+            0 => Err(TrainingSetError::NeverComplete { n_features }),
+            n_rows => Err(TrainingSetError::AllExcluded { n_rows }),
+        }
     }
 }
 

@@ -4,12 +4,14 @@ use super::backends::GroupReader;
 use super::{catch_up, history};
 use crate::detect::OnlineDetector;
 use crate::detector::Detector;
-use crate::error::chain;
 use crate::models::DeployedModel;
 use crate::remote_read::SeriesSamples;
 use crate::snapshot::ModelCheckpoint;
 use crate::time;
-use tracing::debug;
+use std::time::{Duration, Instant};
+
+/// Time that an endpoint may take to return the newest score. A model does not wait longer for its service.
+const WATERMARK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// State from before this process, for a model that starts to serve.
 #[derive(Default)]
@@ -20,12 +22,14 @@ pub struct WarmStart {
     pub watermark: WriteWatermark,
     /// State of the model after the rows since its training, from remote read or a snapshot.
     pub detection: Option<Box<OnlineDetector>>,
+    /// True if a remote-read endpoint that may have more did not answer.
+    pub is_incomplete: bool,
 }
 
 impl WarmStart {
     /// The state for a model that never served. `history` is that of its training.
     pub(super) async fn of_new_model(
-        reader: &GroupReader<'_>,
+        reader: &mut GroupReader<'_>,
         history: &[SeriesSamples],
         now_ms: i64,
     ) -> Self {
@@ -33,25 +37,23 @@ impl WarmStart {
         let earliest_ms = first_scorable_ms(detector, detector.transform.lookback_ms(), now_ms);
         let watermark = WriteWatermark::read(reader, earliest_ms, now_ms).await;
         let recent = samples_after(history, window_start_ms(detector, now_ms));
-        Self { recent, watermark: watermark.unwrap_or_default(), detection: None }
+        Self { recent, watermark: watermark.unwrap_or_default(), ..Self::default() }
     }
 
     /// The state for a registered model: it resumes from the checkpoint if that is of this model, and otherwise assesses
-    /// the rows since its training. With `may_wait`, returns `None` if an endpoint does not answer.
+    /// the rows since its training, as far as the endpoints return them.
     pub(super) async fn of_registered_model(
         reader: &mut GroupReader<'_>,
         deployed: &DeployedModel,
         checkpoint: Option<&ModelCheckpoint>,
-        may_wait: bool,
         now_ms: i64,
-    ) -> Option<Self> {
+    ) -> Self {
         let (detector, model) = (reader.detector, &deployed.model);
         let lookback_ms = model.schema.transform.lookback_ms();
         let earliest_ms = first_scorable_ms(detector, lookback_ms, now_ms);
-        let watermark = match WriteWatermark::read(reader, earliest_ms, now_ms).await {
-            None if may_wait => return None,
-            watermark => watermark.unwrap_or_default(),
-        };
+        let watermark = WriteWatermark::read(reader, earliest_ms, now_ms).await;
+        let is_watermark_known = watermark.is_some();
+        let watermark = watermark.unwrap_or_default();
         let resumed = checkpoint
             .and_then(|checkpoint| Some((checkpoint.processed_to_ms, checkpoint.resume(deployed)?)));
         // The group scores the rows that are not written yet, but none that are older than its window.
@@ -67,16 +69,18 @@ impl WarmStart {
         // With a checkpoint, the snapshot has restored the window; otherwise the window must be filled.
         let from_ms = if resumed.is_some() { since_ms } else { since_ms.min(start_ms) };
         let history = reader.read((from_ms, now_ms)).await;
-        if may_wait && history.failure.is_some() {
-            return None;
-        }
         let start = match resumed {
             Some((_, detection)) => detection,
             None => model.fitted.as_online().cloned().map(Box::new),
         };
         let detection =
             start.map(|detection| catch_up::advance(detection, model, &history.series, replay_to_ms));
-        Some(Self { recent: samples_after(&history.series, start_ms), watermark, detection })
+        Self {
+            recent: samples_after(&history.series, start_ms),
+            watermark,
+            detection,
+            is_incomplete: !is_watermark_known || history.failure.is_some(),
+        }
     }
 }
 
@@ -97,8 +101,8 @@ impl WriteWatermark {
     }
 
     /// Reads the newest scores of a group. Returns `None` if no endpoint has any and one that may have some does not
-    /// answer.
-    async fn read(reader: &GroupReader<'_>, earliest_ms: i64, now_ms: i64) -> Option<Self> {
+    /// answer in time; such an endpoint is then in cooldown.
+    async fn read(reader: &mut GroupReader<'_>, earliest_ms: i64, now_ms: i64) -> Option<Self> {
         let GroupReader { backends, circuit_breaker, detector, labels } = reader;
         let range = (now_ms - time::millis(detector.training.history), now_ms);
         let mut watermark = Self { to_ms: None, by_endpoint: vec![None; backends.endpoints.len()] };
@@ -109,17 +113,19 @@ impl WriteWatermark {
                 is_known = false;
                 continue;
             }
-            match history::read_newest_score(client, detector, labels, range).await {
-                Ok(newest_ms) => {
+            let newest_score = history::read_newest_score(client, detector, labels, range);
+            match tokio::time::timeout(WATERMARK_TIMEOUT, newest_score).await {
+                Ok(Ok(newest_ms)) => {
                     let to_ms = newest_ms.map(|newest_ms| newest_ms.max(earliest_ms));
                     watermark.to_ms = watermark.to_ms.max(to_ms);
                     let endpoints = backends.endpoints.iter().zip(&mut watermark.by_endpoint);
                     let siblings = endpoints.filter(|(endpoint, _)| endpoint.is_sibling(url));
                     siblings.for_each(|(_, written_to_ms)| *written_to_ms = to_ms);
                 }
-                Err(error) => {
-                    debug!(component = "remote_read", url = %url, err = chain(&error), "newest score unknown");
-                    is_known &= !error.is_recoverable();
+                Ok(Err(error)) if !error.is_recoverable() => {}
+                _ => {
+                    circuit_breaker.open_client(url, Instant::now());
+                    is_known = false;
                 }
             }
         }

@@ -5,7 +5,6 @@
 //! alive by waiting for work.
 
 use crate::config::Config;
-use crate::detect::OnlineDetector;
 use crate::detector::Detector;
 use crate::ingest::{self, AcceptedCounts, WriteBody};
 use crate::models::DeployedModel;
@@ -16,7 +15,7 @@ use crate::prom::Labels;
 use crate::remote_read::SeriesSamples;
 use crate::remote_read::server::{self, Query, Queryable, WorkPermit};
 use crate::remote_write::{Batch, BatchSource, CursorPosition};
-use crate::train::TrainingOutcome;
+use crate::train::{TrainingOutcome, WarmStart};
 use crate::window::ModelRole;
 use std::sync::Arc;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -45,7 +44,7 @@ pub(super) enum EngineCommand {
         group: u32,
         role: ModelRole,
         deployed: Option<DeployedModel>,
-        detection: Option<Box<OnlineDetector>>,
+        warm_start: WarmStart,
         reply: oneshot::Sender<DeployOutcome>,
     },
     /// Checks whether a group has a recent sample of a feature.
@@ -195,16 +194,15 @@ impl WeakEngineHandle {
         self.call(EngineCommand::ListDeployments).await
     }
 
-    /// Deploys a model of the registry; no model removes a challenger. `detection` is the state of the model after
-    /// the rows since its training.
+    /// Deploys a model of the registry; no model removes a challenger.
     pub async fn deploy(
         &self,
         group: u32,
         role: ModelRole,
         deployed: Option<DeployedModel>,
-        detection: Option<Box<OnlineDetector>>,
+        warm_start: WarmStart,
     ) -> Option<DeployOutcome> {
-        self.call(|reply| EngineCommand::Deploy { group, role, deployed, detection, reply }).await
+        self.call(|reply| EngineCommand::Deploy { group, role, deployed, warm_start, reply }).await
     }
 
     /// True if the group exists and has a recent sample of the feature.

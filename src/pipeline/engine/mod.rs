@@ -27,6 +27,7 @@ use crate::remote_read::server::Query;
 use crate::remote_write::{self, FailureReason};
 use crate::series::SeriesIndex;
 use crate::snapshot::GroupState;
+use crate::telemetry::LogThrottle;
 use crate::time::now_ms;
 use crate::train::TrainingJob;
 use crate::window::Window;
@@ -46,6 +47,9 @@ const SELECT_BUDGET: Duration = Duration::from_millis(2);
 const EVICT_INTERVAL: Duration = Duration::from_secs(60);
 /// Conflicting samples within [`EVICT_INTERVAL`] that cause a warning.
 const CONFLICTS_TO_WARN: usize = 10;
+
+/// Interval of the log lines on failed trainings.
+const FAILED_TRAININGS_LOG_INTERVAL: Duration = Duration::from_secs(600);
 
 /// The readiness of the sidecar, and the progress of each detector.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,6 +76,8 @@ pub struct Engine {
     evicted_at: Instant,
     /// Samples that conflict with stored ones, since the last eviction.
     conflicts: usize,
+    /// Failed trainings: an endpoint that fails affects every group.
+    failed_trainings: LogThrottle,
 }
 
 /// Dependencies of the engine.
@@ -113,6 +119,7 @@ impl Engine {
             remote_write_metrics: deps.remote_write_metrics,
             evicted_at: Instant::now(),
             conflicts: 0,
+            failed_trainings: LogThrottle::new(FAILED_TRAININGS_LOG_INTERVAL),
         }
     }
 
@@ -144,8 +151,8 @@ impl Engine {
                 EngineCommand::ListDeployments(reply) => {
                     let _ = reply.send(self.list_deployments());
                 }
-                EngineCommand::Deploy { group, role, deployed, detection, reply } => {
-                    let _ = reply.send(self.deploy(group, role, deployed, detection, now));
+                EngineCommand::Deploy { group, role, deployed, warm_start, reply } => {
+                    let _ = reply.send(self.deploy(group, role, deployed, warm_start, now));
                 }
                 EngineCommand::HasFeature { group, feature, reply } => {
                     let group = self.groups.get(group);

@@ -2,7 +2,6 @@
 
 use super::publish::notify;
 use super::{Engine, Readiness, event_recorder};
-use crate::detect::OnlineDetector;
 use crate::detector::Detector;
 use crate::models::DeployedModel;
 use crate::pipeline::group::deployment::DeployOutcome;
@@ -11,6 +10,7 @@ use crate::prom::duration;
 use crate::time::now_ms;
 use crate::train::{TrainingJob, TrainingOutcome, TrainingReason, WarmStart};
 use crate::window::ModelRole;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -47,7 +47,9 @@ impl Engine {
                 group.history_lost(now);
             }
             TrainingOutcome::Failed(reason) => {
-                warn!(component = "train", detector = group.detector.name, group = %group.labels, err = reason, "training failed, trying again in a minute");
+                if let Some(count) = self.failed_trainings.add(1) {
+                    warn!(component = "train", detector = group.detector.name, group = %group.labels, err = reason, count, "training failed, trying again in a minute");
+                }
                 group.training_failed(now);
             }
         }
@@ -91,9 +93,12 @@ impl Engine {
             Some(have_ms) => group.too_short(have_ms, now),
             None => group.training_succeeded(age, now),
         }
+        drop(on_event);
         // Restored scores are held back until the model arrives with the watermark of the endpoints.
         notify(&mut self.endpoints, id);
         self.metrics.set_models(group, &alias);
+        // A gap that a restart left is filled.
+        self.score_groups(&BTreeSet::from([id]), now);
     }
 
     /// Deploys a model of the registry. A model with features that the group lacks is rejected: none of its rows
@@ -103,7 +108,7 @@ impl Engine {
         id: u32,
         role: ModelRole,
         deployed: Option<DeployedModel>,
-        detection: Option<Box<OnlineDetector>>,
+        warm_start: WarmStart,
         now: Instant,
     ) -> DeployOutcome {
         let alias = self.groups.config().registry.alias.clone();
@@ -125,18 +130,13 @@ impl Engine {
         match (role, deployed) {
             (ModelRole::Champion, Some(deployed)) => {
                 let mut on_event = event_recorder(&self.metrics, &self.remote_write_metrics, &detector.name);
-                if group.install(
-                    deployed,
-                    WarmStart { detection, ..WarmStart::default() },
-                    now,
-                    &mut on_event,
-                ) {
+                if group.install(deployed, warm_start, now, &mut on_event) {
                     self.metrics.set_newest_scored(group);
                     notify(&mut self.endpoints, id);
                 }
             }
             (ModelRole::Champion, None) => {}
-            (ModelRole::Challenger, deployed) => group.set_challenger(deployed, detection),
+            (ModelRole::Challenger, deployed) => group.set_challenger(deployed, warm_start.detection),
         }
         self.metrics.set_models(group, &alias);
         DeployOutcome::Taken

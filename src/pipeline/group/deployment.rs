@@ -36,6 +36,8 @@ pub struct Deployment {
     pub challenger: Option<DeployedVersion>,
     /// Timestamp of the newest scored row.
     pub newest_scored_ms: Option<i64>,
+    /// True if the champion serves without history that remote read may have.
+    pub lacks_history: bool,
 }
 
 impl Group {
@@ -50,6 +52,7 @@ impl Group {
             champion: version(ModelRole::Champion),
             challenger: version(ModelRole::Challenger),
             newest_scored_ms: self.newest_scored_ms(),
+            lacks_history: self.lacks_history,
         }
     }
 }

@@ -41,7 +41,7 @@ impl GapGuard {
     }
 
     /// Starts a hold: samples after the newest row are missing, and the newest row may be incomplete.
-    fn start_hold(&mut self, newest_ms: i64, now: Instant) {
+    pub fn start_hold(&mut self, newest_ms: i64, now: Instant) {
         let after_ms = newest_ms - self.intervals.interval_ms().unwrap_or(0);
         self.hold = Some(GapHold { after_ms, since: now, until: now + HOLD_TIMEOUT });
     }

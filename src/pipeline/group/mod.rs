@@ -61,6 +61,10 @@ pub struct Group {
     snapshot_dirty: bool,
     first_sample_at: Instant,
     last_received: Instant,
+    /// Timestamp of the newest sample of the snapshot that the group was restored from.
+    restored_to_ms: Option<i64>,
+    /// True if the champion began to serve without history that remote read may have.
+    lacks_history: bool,
     schedule: TrainingSchedule,
 }
 
@@ -81,6 +85,8 @@ impl Group {
             snapshot_dirty: false,
             first_sample_at: now,
             last_received: now,
+            restored_to_ms: None,
+            lacks_history: false,
         }
     }
 
@@ -260,11 +266,12 @@ impl Group {
         now: Instant,
         on_event: &mut impl FnMut(GroupEvent),
     ) -> bool {
-        let WarmStart { recent, watermark, detection } = warm_start;
+        let WarmStart { recent, watermark, detection, is_incomplete } = warm_start;
         self.metrics_dirty = true;
         self.snapshot_dirty = true;
+        self.lacks_history = is_incomplete;
         // A model that a person chose serves for a full interval, however old it is.
-        if !deployed.is_pooled() {
+        if !deployed.is_pooled() && !self.models.serves(&deployed) {
             self.schedule.schedule_renewal(&self.detector, &deployed.model.card, Duration::ZERO, now);
         }
         let is_first = self.models.champion().is_none();
@@ -283,6 +290,7 @@ impl Group {
         self.rows.rekey(|timestamp_ms| self.models.row_key(timestamp_ms));
         if is_first {
             self.measure_interval();
+            self.hold_after_restart(is_incomplete, now);
         }
         let scored = self.score_touched(now, on_event);
         if is_first {
@@ -316,6 +324,16 @@ impl Group {
             {
                 self.rows.open(sample.timestamp_ms, sample.timestamp_ms, now);
             }
+        }
+    }
+
+    /// Holds the scoring if samples may be missing between the snapshot and the first sample after it.
+    fn hold_after_restart(&mut self, is_incomplete: bool, now: Instant) {
+        let gap_start_ms = self.restored_to_ms.filter(|_| is_incomplete);
+        if let Some(restored_to_ms) = gap_start_ms
+            && self.window.newest_ms() > gap_start_ms
+        {
+            self.gaps.start_hold(restored_to_ms, now);
         }
     }
 

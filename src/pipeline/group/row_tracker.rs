@@ -27,6 +27,9 @@ pub struct RowTracker {
     /// Timestamps of samples that arrived after newer ones.
     late_samples: BTreeSet<i64>,
     n_missing_features: usize,
+    /// First and last timestamp of the rows that were closed before a model served. A model that comes later may score
+    /// them, and each is counted once.
+    closed_without_model: Option<(i64, i64)>,
 }
 
 impl RowTracker {
@@ -95,6 +98,18 @@ impl RowTracker {
     /// Closes a row. `None` if it was not open.
     pub fn close(&mut self, key: i64) -> Option<OpenRow> {
         self.open.remove(&key)
+    }
+
+    /// Records the end of a row without a model.
+    pub fn record_without_model(&mut self, timestamp_ms: i64) {
+        let (first_ms, last_ms) = self.closed_without_model.unwrap_or((timestamp_ms, timestamp_ms));
+        self.closed_without_model = Some((first_ms.min(timestamp_ms), last_ms.max(timestamp_ms)));
+    }
+
+    /// True if the row of this timestamp was closed before a model served.
+    pub fn was_without_model(&self, timestamp_ms: i64) -> bool {
+        self.closed_without_model
+            .is_some_and(|(first_ms, last_ms)| (first_ms..=last_ms).contains(&timestamp_ms))
     }
 
     /// True if the row is open.

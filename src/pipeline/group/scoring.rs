@@ -18,6 +18,8 @@ struct ScoredRow {
     contributions: Vec<Contribution>,
     counter_events: Vec<CounterEvent>,
     is_finite: bool,
+    /// True if the row was counted when it was closed.
+    is_counted: bool,
 }
 
 /// The progress of a model that scores rows in order.
@@ -50,7 +52,7 @@ impl Group {
         let mut counter_events = Vec::new();
         let row = serving.read_row(&self.window, key, |event| counter_events.push(event));
         let Row::Complete { timestamp_ms, .. } = row else { return false };
-        self.rows.close(key);
+        let is_counted = self.rows.close(key).is_none() && self.rows.was_without_model(timestamp_ms);
         let old = self.window.score(ModelRole::Champion, timestamp_ms);
         let is_final = timestamp_ms <= serving.frozen_to_ms || self.publication.was_written(timestamp_ms);
         if old.is_some() && is_final {
@@ -61,7 +63,8 @@ impl Group {
             return false;
         }
         let is_finite = serving.is_row_finite();
-        let row = ScoredRow { timestamp_ms, old, score, contributions, counter_events, is_finite };
+        let row =
+            ScoredRow { timestamp_ms, old, score, contributions, counter_events, is_finite, is_counted };
         self.store_score(row, now, on_event);
         true
     }
@@ -96,7 +99,7 @@ impl Group {
             Row::Complete { timestamp_ms, is_full_range: true } => {
                 serving.processed_to_ms = key;
                 let scored = serving.score(timestamp_ms);
-                self.rows.close(key);
+                let is_counted = self.rows.close(key).is_none() && self.rows.was_without_model(timestamp_ms);
                 let Some((score, contributions)) = scored else { return RowProgress::Passed };
                 let old = self.window.score(ModelRole::Champion, timestamp_ms);
                 // Scores of earlier models stay, even if only an endpoint has them. The row still advances the state
@@ -106,7 +109,15 @@ impl Group {
                     return RowProgress::Passed;
                 }
                 let is_finite = serving.is_row_finite();
-                let row = ScoredRow { timestamp_ms, old, score, contributions, counter_events, is_finite };
+                let row = ScoredRow {
+                    timestamp_ms,
+                    old,
+                    score,
+                    contributions,
+                    counter_events,
+                    is_finite,
+                    is_counted,
+                };
                 self.store_score(row, now, on_event);
                 return RowProgress::Scored;
             }
@@ -128,11 +139,14 @@ impl Group {
 
     /// Stores the score of a row and emits its events.
     fn store_score(&mut self, row: ScoredRow, now: Instant, on_event: &mut impl FnMut(GroupEvent)) {
-        let ScoredRow { timestamp_ms, old, score, contributions, counter_events, is_finite } = row;
+        let ScoredRow { timestamp_ms, old, score, contributions, counter_events, is_finite, is_counted } =
+            row;
         self.snapshot_dirty = true;
         self.window.set_score(ModelRole::Champion, timestamp_ms, score);
         if old.is_none() && !self.publication.was_written(timestamp_ms) {
-            on_event(GroupEvent::Row(RowState::Complete));
+            if !is_counted {
+                on_event(GroupEvent::Row(RowState::Complete));
+            }
             counter_events.into_iter().for_each(|event| on_event(GroupEvent::Counter(event)));
             if !is_finite {
                 on_event(GroupEvent::NotFinite);
@@ -177,6 +191,7 @@ impl Group {
     fn close_row(&mut self, key: i64, now: Instant, on_event: &mut impl FnMut(GroupEvent)) {
         let Some(open_row) = self.rows.close(key) else { return };
         let Some(serving) = self.models.champion_mut() else {
+            self.rows.record_without_model(open_row.timestamp_ms);
             return on_event(GroupEvent::Row(RowState::NoModel));
         };
         let row = serving.read_row(&self.window, key, |_| {});

@@ -109,6 +109,15 @@ impl ServingSlots {
         });
     }
 
+    /// True if this version is the champion.
+    pub fn serves(&self, deployed: &DeployedModel) -> bool {
+        let is_same = |serving: &ServingModel| {
+            deployed.version.is_some()
+                && (&serving.deployed.name, serving.deployed.version) == (&deployed.name, deployed.version)
+        };
+        self.champion.as_ref().is_some_and(is_same)
+    }
+
     /// Sets or removes the challenger.
     pub fn set_challenger(
         &mut self,

@@ -90,6 +90,7 @@ impl Group {
         let mut restored = Self::new(detector, group, 0, now);
         restored.window = window;
         restored.window.set_length(time::millis(restored.detector.window));
+        restored.restored_to_ms = restored.window.newest_ms();
         let cursors = urls.iter().map(|url| cursors.get(url).copied());
         restored.publication = Publication::restore(newest_scored_ms, cursors, state.stale_ms, now);
         let decode = |(then, contributions): (i64, Vec<_>)| {

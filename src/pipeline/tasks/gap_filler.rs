@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 /// Time range of one read, in milliseconds.
 const SLICE_MS: i64 = 300_000;
@@ -102,10 +102,7 @@ impl GapFiller {
                         debug!(component = "remote_read", url = %source.config.url, err = crate::error::chain(&error), "remote read did not answer, retrying");
                         tokio::time::sleep(RETRY_DELAY).await;
                     }
-                    Err(error) => {
-                        warn!(component = "remote_read", url = %source.config.url, err = crate::error::chain(&error), "gap fill failed");
-                        return None;
-                    }
+                    Err(_) => return None,
                 }
             }
         }
@@ -159,7 +156,7 @@ fn matchers(detector: &Detector, groups: &[Labels]) -> Vec<Matcher> {
 }
 
 /// Cuts series into chunks for one command each. A series stays whole.
-fn split_series(series: Vec<SeriesSamples>) -> Vec<Vec<SeriesSamples>> {
+pub fn split_series(series: Vec<SeriesSamples>) -> Vec<Vec<SeriesSamples>> {
     let mut chunks: Vec<Vec<SeriesSamples>> = Vec::new();
     let mut remaining = 0_usize;
     for (labels, samples) in series {

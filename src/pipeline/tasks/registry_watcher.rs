@@ -7,14 +7,17 @@
 //! target is down, is offered again when the group has the feature. A version that cannot be read is tried again at
 //! the next poll, and does not keep the others from their groups.
 
+use super::gap_filler::split_series;
 use crate::detector::Detector;
 use crate::models::registry::{self, AliasListing, CHALLENGER};
 use crate::models::{DeployedModel, Model};
 use crate::pipeline::engine::WeakEngineHandle;
 use crate::pipeline::group::deployment::{DeployOutcome, DeployedVersion, Deployment};
 use crate::prom::Labels;
+use crate::remote_read::SeriesSamples;
 use crate::telemetry::register;
-use crate::train::{Backends, CircuitBreaker, GroupReader, catch_up};
+use crate::train::catch_up::CatchUp;
+use crate::train::{Backends, CircuitBreaker, GroupReader, WarmStart};
 use crate::window::ModelRole;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -200,10 +203,20 @@ impl RegistryWatcher {
         let Some(desired) = slot.desired(backends, &poll.listing) else {
             self.offered.remove(&slot.key());
             if role == ModelRole::Challenger && slot.current().is_some() {
-                return Ok(self.engine.deploy(deployment.group, role, None, None).await.map(drop));
+                return Ok(self
+                    .engine
+                    .deploy(deployment.group, role, None, WarmStart::default())
+                    .await
+                    .map(drop));
             }
             return Ok(Some(()));
         };
+        if slot.lacks_history(&desired)
+            && let LoadedVersion::Model(model) = poll.load(backends, slot, &desired).await?
+            && self.join_history(backends, slot, &desired, model).await.is_none()
+        {
+            return Ok(None);
+        }
         let Some(is_settled) = self.is_settled(slot, &desired).await else { return Ok(None) };
         let missing = if is_settled {
             let offer = self.offered.remove(&slot.key()).filter(|offer| offer.version == desired);
@@ -251,19 +264,56 @@ impl RegistryWatcher {
         (name, version): &RegisteredVersion,
         model: Arc<Model>,
     ) -> Option<DeployOutcome> {
-        let Slot { detector, deployment, role } = slot;
+        let Slot { deployment, role, .. } = slot;
         // The group itself scores the rows after its newest scored one.
-        let detection = match deployment.newest_scored_ms {
+        let warm_start = match deployment.newest_scored_ms {
             Some(to_ms) => {
-                let circuit_breaker = &mut self.circuit_breaker;
-                let mut reader =
-                    GroupReader { backends, circuit_breaker, detector, labels: &deployment.labels };
-                catch_up::read_and_advance(&mut reader, &model, to_ms).await
+                let CatchUp { detection, is_complete, .. } =
+                    self.read_history(backends, slot, &model, to_ms).await;
+                WarmStart { detection, is_incomplete: !is_complete, ..WarmStart::default() }
             }
-            None => None,
+            None => WarmStart::default(),
         };
         let deployed = DeployedModel { model, name: name.clone(), version: Some(*version) };
-        self.engine.deploy(deployment.group, role, Some(deployed), detection).await
+        self.engine.deploy(deployment.group, role, Some(deployed), warm_start).await
+    }
+
+    /// Joins the history that remote read did not return when the champion began to serve: its samples, and the state of
+    /// the model after them. `None` when the engine is gone.
+    async fn join_history(
+        &mut self,
+        backends: &Backends,
+        slot: Slot<'_>,
+        (name, version): &RegisteredVersion,
+        model: Arc<Model>,
+    ) -> Option<()> {
+        let Slot { detector, deployment, role } = slot;
+        let Some(to_ms) = deployment.newest_scored_ms else { return Some(()) };
+        let CatchUp { detection, series, is_complete } =
+            self.read_history(backends, slot, &model, to_ms).await;
+        if !is_complete {
+            return Some(());
+        }
+        let with_group = |(feature, samples): SeriesSamples| (feature.union(&deployment.labels), samples);
+        for chunk in split_series(series.into_iter().map(with_group).collect()) {
+            self.engine.backfill(detector.clone(), chunk).await?;
+        }
+        let deployed = DeployedModel { model, name: name.clone(), version: Some(*version) };
+        let warm_start = WarmStart { detection, ..WarmStart::default() };
+        self.engine.deploy(deployment.group, role, Some(deployed), warm_start).await.map(drop)
+    }
+
+    async fn read_history(
+        &mut self,
+        backends: &Backends,
+        slot: Slot<'_>,
+        model: &Model,
+        to_ms: i64,
+    ) -> CatchUp {
+        let Slot { detector, deployment, .. } = slot;
+        let circuit_breaker = &mut self.circuit_breaker;
+        let mut reader = GroupReader { backends, circuit_breaker, detector, labels: &deployment.labels };
+        CatchUp::read(&mut reader, model, to_ms).await
     }
 }
 
@@ -315,7 +365,7 @@ impl Poll {
 /// The place of a model in a group.
 #[derive(Clone, Copy)]
 struct Slot<'a> {
-    detector: &'a Detector,
+    detector: &'a Arc<Detector>,
     deployment: &'a Deployment,
     role: ModelRole,
 }
@@ -363,6 +413,11 @@ impl Slot<'_> {
             warn!(component = "models", detector = detector.name, group = %deployment.labels, model = name, version, "model rejected: it is another group's, or the window is too short for it");
         }
         is_compatible
+    }
+
+    /// True if this version serves without history that remote read may have.
+    fn lacks_history(self, desired: &RegisteredVersion) -> bool {
+        self.role == ModelRole::Champion && self.deployment.lacks_history && self.has(desired)
     }
 
     fn has(self, (name, version): &RegisteredVersion) -> bool {

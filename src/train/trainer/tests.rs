@@ -4,9 +4,11 @@ use crate::features::Schema;
 use crate::models::registry::Registry;
 use crate::models::registry::directory::Directory;
 use crate::prom::{Labels, METRIC_NAME, Sample};
+use crate::remote_read::{self, ReadClient};
 use crate::train::pool::Pool;
 use crate::window::Window;
 use crate::window::grid::Grid;
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 use tempfile::TempDir;
 
@@ -161,4 +163,89 @@ async fn a_registry_that_hung_is_not_asked_during_the_cooldown() {
     };
     assert_eq!(reason, "the registry is in cooldown");
     assert!(started.elapsed() < REGISTRY_TIMEOUT, "{:?}", started.elapsed());
+}
+
+/// An endpoint that answers every request with this status.
+fn endpoint(status: &'static str) -> ReadClient {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}/api/v1/read", listener.local_addr().expect("it is bound"));
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a connection");
+            let mut head = [0; 4096];
+            let _ = stream.read(&mut head);
+            let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    let config = remote_read::Config { url: url.parse().expect("a URL"), ..remote_read::Config::default() };
+    ReadClient::new(&config, &remote_read::Metrics::default()).expect("a client")
+}
+
+/// The window has as much history as the model was trained on.
+#[tokio::test]
+async fn a_model_is_renewed_although_remote_read_fails() {
+    for (status, alerts, is_renewed) in [
+        ("503 Service Unavailable", &[][..], true),
+        ("400 Bad Request", &[], true),
+        ("400 Bad Request", &["Down"], true),
+        // What the alerts exclude is not learned by mistake.
+        ("503 Service Unavailable", &["Down"], false),
+    ] {
+        let folder = TempDir::new().expect("a temporary folder");
+        let mut backends = test_backends(Registry::Directory(Directory::new(folder.path().into(), 30)));
+        backends.read_clients = vec![endpoint(status)];
+        let detector = Arc::make_mut(&mut backends.detectors[0]);
+        detector.training.exclude_alerts = alerts.iter().map(|alert| (*alert).to_string()).collect();
+        let scheduled = |trained_history_ms| TrainingJob {
+            reason: TrainingReason::Scheduled,
+            trained_history_ms: Some(trained_history_ms),
+            ..test_job(&backends, &["eth0"])
+        };
+        let outcome = execute(scheduled(3_600_000), &backends, &mut CircuitBreaker::default()).await;
+        let is_model = matches!(outcome, Ok(TrainingOutcome::Model { .. }));
+        assert_eq!(is_model, is_renewed, "{status} {alerts:?}: {:?}", outcome.err());
+        let outcome = execute(scheduled(5 * 86_400_000), &backends, &mut CircuitBreaker::default()).await;
+        assert!(!matches!(outcome, Ok(TrainingOutcome::Model { .. })), "{status}: of days by one of hours");
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_in_cooldown_is_not_asked_for_alerts() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let mut backends = test_backends(Registry::Directory(Directory::new(folder.path().into(), 30)));
+    backends.read_clients = vec![endpoint("503 Service Unavailable")];
+    Arc::make_mut(&mut backends.detectors[0]).training.exclude_alerts = vec!["Down".into()];
+    let mut circuit_breaker = CircuitBreaker::default();
+    circuit_breaker.open_client(&backends.read_clients[0].config.url, Instant::now());
+    let scheduled = TrainingJob { reason: TrainingReason::Scheduled, ..test_job(&backends, &["eth0"]) };
+    let error = execute(scheduled, &backends, &mut circuit_breaker).await.err().expect("alerts are unknown");
+    assert_eq!(error, "alerts unknown: the remote-read endpoint is in cooldown");
+}
+
+/// The alerts fired during all of the history, or during all but a few rows.
+#[tokio::test]
+async fn a_group_without_a_model_gets_one_of_excluded_rows() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let backends = test_backends(Registry::Directory(Directory::new(folder.path().into(), 30)));
+    for from_ms in [0, time::now_ms() - 3_420_000] {
+        let fit = |reason| {
+            let job = TrainingJob { reason, ..test_job(&backends, &["eth0"]) };
+            let exclusion = Exclusion { from_ms, to_ms: i64::MAX, reason: "Down fired".into() };
+            let group_fit = GroupFit {
+                job: Arc::new(job),
+                history: Arc::default(),
+                exclusions: vec![exclusion],
+                is_history_partial: false,
+                name: "net".into(),
+                alias: "champion".into(),
+                now_ms: time::now_ms(),
+            };
+            group_fit.run()
+        };
+        assert!(fit(TrainingReason::First).is_ok());
+        assert!(fit(TrainingReason::Schema).is_ok());
+        let scheduled = fit(TrainingReason::Scheduled);
+        assert!(matches!(scheduled, Err(NotTrained::AllExcluded { n_rows: 200.. })));
+    }
 }

@@ -12,6 +12,7 @@ use promforest::prom::proto::{Label, Sample, TimeSeries, WriteRequest};
 use promforest::prom::wire::{ProtocolVersion, snappy};
 use promforest::prom::{METRIC_NAME, STALE_BITS};
 use promforest::time::now_ms;
+use promforest::train::WarmStart;
 use promforest::window::ModelRole;
 use promforest::{ingest, remote_write};
 use prost::Message as _;
@@ -62,7 +63,7 @@ pub fn receiver(data: &[u8]) {
     }
     for (role, model) in [ModelRole::Champion, ModelRole::Challenger].into_iter().zip(&*MODELS) {
         let deployed = DeployedModel { model: Arc::new(model.clone()), name: "net".into(), version: Some(1) };
-        engine.deploy(0, role, Some(deployed), None, Instant::now());
+        engine.deploy(0, role, Some(deployed), WarmStart::default(), Instant::now());
     }
     engine.tick(Instant::now(), now_ms());
     let batch = engine.next_batch(0, 100, now_ms());

@@ -142,7 +142,7 @@ fn finish_training(
             .zip(written.min_ms())
             .map(|(detection, to_ms)| catch_up::advance(detection, model, &history, to_ms)),
     };
-    let warm_start = WarmStart { recent: history, watermark: written, detection };
+    let warm_start = WarmStart { recent: history, watermark: written, detection, is_incomplete: false };
     let training_outcome =
         TrainingOutcome::Model { deployed: deployed(model), is_new: false, warm_start, seconds: 0.0 };
     bench.engine.handle_training_outcome(job.group, training_outcome, Instant::now());
@@ -256,6 +256,62 @@ fn rows_that_were_written_before_are_not_scored_again() {
     assert_eq!(scored(&mut bench), [256, 257, 258, 259, 260, 261]);
 }
 
+/// Remote read does not answer at a restart, and then it does or it does not.
+#[test]
+fn a_model_without_the_history_of_a_restart_serves_at_once() {
+    let model = sequential_model();
+    let expected = outcome(&mut running(&model, 340));
+    for is_filled in [true, false] {
+        let now = Instant::now();
+        let snapshot = snapshot_of(&mut running(&model, 250));
+        let mut bench = Bench::new("");
+        bench.engine.restore(vec![snapshot], now, |_| {});
+        push(&mut bench, 260..262);
+        bench.tick(now);
+        let job = bench.jobs.try_recv().expect("its model is asked for");
+        let detection = job.checkpoint.and_then(|checkpoint| checkpoint.resume(&deployed(&model))).flatten();
+        let warm_start = WarmStart { detection, is_incomplete: true, ..WarmStart::default() };
+        let outcome_of_training =
+            TrainingOutcome::Model { deployed: deployed(&model), is_new: false, warm_start, seconds: 0.0 };
+        bench.engine.handle_training_outcome(job.group, outcome_of_training, now);
+        assert!(bench.engine.list_deployments()[0].lacks_history);
+        bench.engine.tick(now, time(262));
+        let Ok(BackfillRequest::Fill { detector, range, .. }) = bench.backfill_requests.try_recv() else {
+            panic!("not asked")
+        };
+        assert!(range.0 < time(250) && range.1 >= time(261));
+        if is_filled {
+            bench.engine.apply_backfill(&detector, &in_prometheus(248..262), now);
+        }
+        bench.engine.finish_gap_fill(is_filled, now);
+        push(&mut bench, 262..340);
+        bench.tick(now + Duration::from_secs(60));
+        assert_eq!(outcome(&mut bench) == expected, is_filled);
+        // The rates of the first rows after a gap lack a part of their range.
+        let n_scored = bench.metric(r#"rows_total{detector="node_network",state="complete"}"#);
+        assert_eq!(n_scored, if is_filled { 90 } else { 76 });
+    }
+}
+
+/// A model comes after the grace period of rows that it scores.
+#[test]
+fn a_row_that_was_closed_without_a_model_is_counted_once() {
+    let now = Instant::now();
+    let mut bench = Bench::new("");
+    push(&mut bench, 190..230);
+    bench.tick(now + Duration::from_secs(3600));
+    let count = |bench: &Bench, state: &str| {
+        bench.metric(&format!(r#"rows_total{{detector="node_network",state="{state}"}}"#))
+    };
+    assert_eq!(count(&bench, "no_model"), 40);
+    let labels = bench.groups()[0].1.labels.clone();
+    bench.install(&BTreeMap::from([(labels, sequential_model())]));
+    push(&mut bench, 230..235);
+    let n_scored = bench.groups()[0].1.window().scores(ModelRole::Champion, i64::MIN, i64::MAX).count();
+    assert_eq!(n_scored, 35, "the rows after its training");
+    assert_eq!((count(&bench, "no_model"), count(&bench, "complete")), (40, 5));
+}
+
 /// The registry's look at the past takes a moment, in which rows come.
 #[test]
 fn a_challenger_observes_every_row() {
@@ -269,7 +325,13 @@ fn a_challenger_observes_every_row() {
         .map(Box::new)
         .map(|detection| catch_up::advance(detection, &model, &history, time(255)));
     let (id, _) = bench.groups().remove(0);
-    bench.engine.deploy(id, ModelRole::Challenger, Some(deployed(&model)), detection, Instant::now());
+    bench.engine.deploy(
+        id,
+        ModelRole::Challenger,
+        Some(deployed(&model)),
+        WarmStart { detection, ..WarmStart::default() },
+        Instant::now(),
+    );
     push(&mut bench, 260..320);
     let (_, group) = bench.groups().remove(0);
     let [champion, challenger] = [ModelRole::Champion, ModelRole::Challenger].map(|role| {

@@ -118,7 +118,7 @@ fn f24_a_model_of_other_features_is_rejected_and_the_old_one_stays() {
     let other = model(vec![feature("node_load1"), feature("node_load5")], 60_000);
     let (id, _) = bench.groups().remove(0);
     for role in [ModelRole::Champion, ModelRole::Challenger] {
-        bench.engine.deploy(id, role, Some(deployed(&other)), None, Instant::now());
+        bench.engine.deploy(id, role, Some(deployed(&other)), WarmStart::default(), Instant::now());
     }
     let n_features = bench.groups()[0]
         .1

@@ -1,13 +1,18 @@
 use super::*;
 use crate::config::Config;
+use crate::http::Url;
 use crate::models::registry::directory::Directory;
 use crate::models::registry::{NewVersion, Registry};
 use crate::models::{ModelCard, artifact};
 use crate::pipeline::engine::tests::{Bench, START_MS, model, send_stale_markers, series};
 use crate::pipeline::engine::{self, EngineHandle};
-use crate::prom::{METRIC_NAME, Sample};
+use crate::prom::wire::snappy;
+use crate::prom::{METRIC_NAME, Sample, proto};
+use crate::remote_read::{self, ReadClient};
+use prost::Message as _;
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 use tempfile::TempDir;
 
@@ -183,4 +188,65 @@ async fn an_offer_that_a_reload_overtakes_is_made_again() {
     assert_eq!(fixture.served("a").await, None, "the group has another id now");
     fixture.poll().await;
     assert_eq!(fixture.served("a").await, Some(version));
+}
+
+/// A Prometheus whose remote read fails once, and then has these samples of each feature of group a.
+fn prometheus(times_ms: std::ops::Range<i64>) -> Url {
+    let series = ["eth0", "lo"].map(|device| {
+        let labels = feature(device).union(&group("a"));
+        let label = |(name, value): (&str, &str)| proto::Label { name: name.into(), value: value.into() };
+        let sample = |i| proto::Sample { timestamp: START_MS + i * 15_000, value: i as f64 };
+        proto::TimeSeries {
+            labels: labels.iter().map(label).collect(),
+            samples: times_ms.clone().map(sample).collect(),
+            ..Default::default()
+        }
+    });
+    let result = proto::QueryResult { timeseries: series.into() };
+    let body = snappy::compress(&proto::ReadResponse { results: vec![result] }.encode_to_vec());
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}/api/v1/read", listener.local_addr().expect("it is bound"));
+    std::thread::spawn(move || {
+        for (i, stream) in listener.incoming().enumerate() {
+            let mut stream = stream.expect("a connection");
+            let _ = stream.read(&mut [0; 4096]);
+            let (status, body) = if i == 0 { ("503 Not Ready", &[][..]) } else { ("200 OK", &body[..]) };
+            let head = format!(
+                "HTTP/1.1 {status}\r\nContent-Type: application/x-protobuf\r\nContent-Length: {}\r\n\
+                 Connection: close\r\n\r\n",
+                body.len()
+            );
+            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
+        }
+    });
+    url.parse().expect("a URL")
+}
+
+#[tokio::test]
+async fn history_that_comes_later_joins_later() {
+    let mut fixture = Fixture::new();
+    let version = fixture.promote("a").await;
+    let url = prometheus(-3..1);
+    let config = remote_read::Config { url, ..remote_read::Config::default() };
+    let client = ReadClient::new(&config, &remote_read::Metrics::default()).expect("a client");
+    let Backends { detectors, registry, registry_config, .. } = &*fixture.backends;
+    fixture.backends = Arc::new(Backends {
+        detectors: detectors.clone(),
+        read_clients: vec![client],
+        endpoints: Vec::new(),
+        registry: registry.clone(),
+        registry_config: registry_config.clone(),
+    });
+    fixture.poll().await;
+    assert_eq!(fixture.served("a").await, Some(version), "it serves without its history");
+    assert!(fixture.deployments().await[0].lacks_history);
+    fixture.poll().await;
+    assert!(fixture.deployments().await[0].lacks_history, "the endpoint is in cooldown");
+    fixture.watcher.circuit_breaker = CircuitBreaker::default();
+    fixture.poll().await;
+    let deployment = fixture.deployments().await.remove(0);
+    assert_eq!((deployment.lacks_history, fixture.served("a").await), (false, Some(version)));
+    // The samples of the gap are in the window now, and are not stored again.
+    fixture.send("lo", START_MS - 15_000, 1.0).await;
+    assert_eq!(fixture.deployments().await[0].newest_scored_ms, Some(START_MS + 15_000));
 }
