@@ -245,6 +245,36 @@ fn a_vanished_interface_raises_no_alert_and_hides_none() {
     assert!(added.ends_with(&format!(" UTC, added: {lo}")), "{added}");
 }
 
+/// The kind and the sweep of the configuration are not ignored.
+#[test]
+fn the_model_is_the_detectors_or_an_error() {
+    let dir = tempfile::tempdir().expect("a folder");
+    write_tables(dir.path(), |_, _| false);
+    let configure = |training: &str, model: &str| {
+        let config = CONFIG
+            .replace("{min_history: 1h}", &format!("{{min_history: 1h{training}}}, model: {{{model}}}"));
+        fs::write(dir.path().join("promforest.yml"), config).expect("written");
+    };
+    let scores_of = |training: &str, model: &str| {
+        configure(training, model);
+        backtest_events(dir.path(), "range.csv", &["--output", "scores.csv"]);
+        scores(&dir.path().join("scores.csv"))
+    };
+    let swept = scores_of(", sweep: [8]", "");
+    assert_eq!(swept, scores_of("", "max_samples: 8"));
+    assert_ne!(swept, scores_of("", ""));
+
+    configure("", "kind: isolation_forest");
+    let args = ["--config.file", "promforest.yml", "--history", "history.csv", "--input", "range.csv"];
+    let output = backtest(dir.path(), &args);
+    assert_eq!((output.status, &*output.stdout), (1, ""));
+    assert_eq!(
+        output.stderr,
+        "promforest: detector net trains an isolation_forest: it has no incidents; \
+         `promforest models score` replays its scores\n"
+    );
+}
+
 /// The incident stays one, and the assessments before the removal stay the same.
 #[test]
 fn retraining_does_not_change_earlier_scores() {

@@ -8,10 +8,10 @@ use crate::detect::{self, Assessment, DeviationReason, OnlineDetector, TrainingM
 use crate::detector::Detector;
 use crate::features::Schema;
 use crate::forest::{self, ExtendedParams};
-use crate::models::columns;
+use crate::models::{ModelParams, columns};
 use crate::prom::{Labels, duration};
 use crate::time::{DAY_MS, format_minute};
-use crate::train::{Exclusion, TrainingSet, training_set};
+use crate::train::{Exclusion, ModelFitter, TrainingSet, training_set};
 use crate::window::{Window, build};
 use feature_changes::FeatureChanges;
 pub use report::build_report;
@@ -109,9 +109,22 @@ impl Retraining<'_> {
     /// # Errors
     /// [`forest::Error`] for too few rows.
     pub fn fit(&self, rows: &TrainingSet) -> Result<OnlineDetector, forest::Error> {
-        let fitted =
-            TrainingMatrix::new(&rows.timestamps, &rows.table()?)?.fit(&self.params, self.threads)?;
-        Ok(OnlineDetector::from_training(fitted).0.with_alerts(&self.alerts, &rows.schema.features))
+        let detector = if self.detector.training.sweep.is_empty() {
+            let matrix = TrainingMatrix::new(&rows.timestamps, &rows.table()?)?;
+            OnlineDetector::from_training(matrix.fit(&self.params, self.threads)?).0
+        } else {
+            self.fit_best_size(rows)?
+        };
+        Ok(detector.with_alerts(&self.alerts, &rows.schema.features))
+    }
+
+    /// Fits the size of `training.sweep` that a training of the sidecar would choose.
+    fn fit_best_size(&self, rows: &TrainingSet) -> Result<OnlineDetector, forest::Error> {
+        let params = ModelParams::Extended(self.params.clone());
+        let for_detector = ModelFitter::for_detector(self.detector, None, rows.to_ms);
+        let fitter = ModelFitter { params: &params, threads: self.threads, ..for_detector };
+        let fitted = fitter.fit(rows)?.model.fitted;
+        Ok(fitted.as_online().expect("an extended forest scores rows in order").clone())
     }
 
     /// A detector that is fitted to the data up to `now_ms`; `None` if that is too little.

@@ -5,9 +5,10 @@ use super::{RegistryArgs, model_location, plural, print, select_detectors};
 use crate::backtest::{self, BacktestResult, ReplayRange, Retraining};
 use crate::config::Config;
 use crate::detect::{self, AlertBudget, OnlineDetector};
+use crate::detector::Detector;
 use crate::error::BoxError;
 use crate::features::{Schema, Transform};
-use crate::forest;
+use crate::forest::{self, ExtendedParams};
 use crate::models::{Model, columns};
 use crate::table::DataTable;
 use crate::time;
@@ -266,10 +267,9 @@ fn replay(
     if n_features > MAX_FEATURES {
         return Err(format!("{n_features} columns, a group has at most {MAX_FEATURES}").into());
     }
-    let params = detector.model.as_extended().cloned().unwrap_or_default();
     let retraining = Retraining {
         detector,
-        params,
+        params: extended_params(detector, replay_model)?,
         alerts: detect::Config { budget, ..detector.alerts.clone() },
         exclusions: training_input.exclusions.clone(),
         threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
@@ -315,6 +315,23 @@ fn replay(
     };
     bar.finish_and_clear();
     Ok(result)
+}
+
+/// The parameters of a detector to train; any with a model that is given.
+fn extended_params(
+    detector: &Detector,
+    replay_model: Option<&ReplayModel>,
+) -> Result<ExtendedParams, BoxError> {
+    match detector.model.as_extended() {
+        Some(params) => Ok(params.clone()),
+        None if replay_model.is_some() => Ok(ExtendedParams::default()),
+        None => Err(format!(
+            "detector {} trains an {}: it has no incidents; `promforest models score` replays its scores",
+            detector.name,
+            detector.model.kind()
+        )
+        .into()),
+    }
 }
 
 fn too_few_rows(n_training_rows: usize) -> BoxError {
