@@ -9,7 +9,7 @@ use std::net::TcpListener;
 use std::process::Output;
 use std::thread;
 use std::time::{Duration, Instant};
-use support::mlflow::{Mlflow, MlflowKind, PASSWORD, USERNAME};
+use support::mlflow::{Mlflow, MlflowKind, PASSWORD, USERNAME, registry_section};
 use support::prometheus::list;
 use support::stack::{
     Collectors, JOB_NODE, MODEL_TIMEOUT, RANGE_MS, RemoteWriteReceiver, SHORT_TIMEOUT, Stack, StackApi,
@@ -35,11 +35,6 @@ const ACCEPT_ALL: &str = "max_kl: 1000";
 
 fn detector(gate: &str) -> String {
     DETECTOR.replace("GATE", gate)
-}
-
-/// The section of an MLflow server, with more of its settings.
-fn mlflow_section(url: &str, more: &str) -> String {
-    format!("registry: {{poll_interval: 1s, mlflow: {{tracking_uri: '{url}'{more}}}}}")
 }
 
 /// Prometheus 3 with node_exporter, whose samples the sidecar gets once it runs.
@@ -76,12 +71,6 @@ fn train(stack: &Stack, file: &str, more: &[&str]) -> Value {
 
 fn version(outcome: &Value) -> String {
     outcome["version"].as_u64().unwrap_or_else(|| panic!("not registered: {outcome}")).to_string()
-}
-
-/// The version that an alias has put into service, as `/metrics` says.
-fn check_serving(at: &StackApi, alias: &str, version: &str) -> Result<(), String> {
-    let labels = [("alias", alias), ("version", version)];
-    at.metric("promforest_model_info", &labels).map(drop)
 }
 
 /// Trainings of the sidecar with this outcome.
@@ -193,7 +182,7 @@ fn f23_models_are_kept_in_mlflow() {
         wait_for_history(&mut stack, 30);
         (mlflow.join().expect("MLflow starts"), stack)
     });
-    let section = mlflow_section(&mlflow.url(), "");
+    let section = registry_section(&mlflow.url(), "");
     stack.configure_file("train.yml", &section, &detector(ACCEPT_ALL));
     // What the sidecar itself trains stays out of service: the versions are those of the command line.
     stack.configure_file("promforest.yml", &section, &detector(REJECT_ALL));
@@ -204,19 +193,19 @@ fn f23_models_are_kept_in_mlflow() {
     check_registered(&inspect(&mlflow), &outcome);
 
     stack.start_promforest();
-    stack.wait("the champion is in service", MODEL_TIMEOUT, |at| check_serving(at, "champion", &first));
+    stack.wait("the champion is in service", MODEL_TIMEOUT, |at| at.check_serving("champion", &first));
     assert_eq!((training_runs(&stack.api, "loaded"), training_runs(&stack.api, "trained")), (1.0, 0.0));
     stack.wait("the first scores", SHORT_TIMEOUT, |at| at.scores().map(drop));
 
     let second = version(&train(&stack, "train.yml", &["--sweep", "20", "--alias", "candidate"]));
     assert_ne!(first, second);
     stack.wait_for_score_at(now_ms() + 2_000);
-    check_serving(&stack.api, "champion", &first).expect("another alias changes nothing");
+    stack.api.check_serving("champion", &first).expect("another alias changes nothing");
 
     let move_alias_and_check = |stack: &mut Stack, version: &str| {
         mlflow.python(MOVE_ALIAS, &[&name, "champion", version]);
         let began = Instant::now();
-        stack.wait("the alias is followed", SHORT_TIMEOUT, |at| check_serving(at, "champion", version));
+        stack.wait("the alias is followed", SHORT_TIMEOUT, |at| at.check_serving("champion", version));
         println!("champion is version {version} after {:?}", began.elapsed());
         check_scores_continue(stack);
         check_nothing_written_twice(stack);
@@ -272,7 +261,7 @@ fn check_challenger(stack: &mut Stack, mlflow: &Mlflow, name: &str, version: &st
     let selector = r#"node_network_anomaly{model="challenger"}"#;
     assert!(stack.api.stored(selector).is_err(), "nobody has asked for it");
     mlflow.python(MOVE_ALIAS, &[name, "challenger", version]);
-    stack.wait("the challenger is at work", SHORT_TIMEOUT, |at| check_serving(at, "challenger", version));
+    stack.wait("the challenger is at work", SHORT_TIMEOUT, |at| at.check_serving("challenger", version));
     let since_ms = now_ms() + 1_000;
     stack.wait_for_score_at(since_ms + 3_000);
     // They travel with the champion's.
@@ -287,11 +276,9 @@ fn check_challenger(stack: &mut Stack, mlflow: &Mlflow, name: &str, version: &st
     assert!(scores.starts_with(&challenger), "{scores:?}, {challenger:?}");
 
     mlflow.python(MOVE_ALIAS, &[name, "challenger", ""]);
-    stack.wait("the challenger is gone", SHORT_TIMEOUT, |at| {
-        match check_serving(at, "challenger", version) {
-            Ok(()) => Err("it is there".into()),
-            Err(_) => Ok(()),
-        }
+    stack.wait("the challenger is gone", SHORT_TIMEOUT, |at| match at.check_serving("challenger", version) {
+        Ok(()) => Err("it is there".into()),
+        Err(_) => Ok(()),
     });
     let gone_ms = now_ms() + 500;
     stack.wait_for_score_at(gone_ms + 3_000);
@@ -316,11 +303,11 @@ fn check_registry_outage(stack: &mut Stack, mlflow: &mut Mlflow, version: &str) 
     stack.wait("a training fails", MODEL_TIMEOUT, |at| {
         if training_runs(at, "failed") > failed { Ok(()) } else { Err("it does not".into()) }
     });
-    check_serving(&stack.api, "champion", version).expect("what serves goes on");
+    stack.api.check_serving("champion", version).expect("what serves goes on");
     check_scores_continue(stack);
     mlflow.restart();
     wait_for_registry_up(stack, 1.0);
-    check_serving(&stack.api, "champion", version).expect("what serves goes on");
+    stack.api.check_serving("champion", version).expect("what serves goes on");
     check_scores_continue(stack);
 }
 
@@ -329,12 +316,12 @@ fn f23_models_are_kept_in_a_directory() {
     let mut stack = stack_with_prometheus();
     stack.configure(&detector(REJECT_ALL));
     stack.start_promforest();
-    stack.wait("the first model", MODEL_TIMEOUT, |at| check_serving(at, "champion", "1"));
+    stack.wait("the first model", MODEL_TIMEOUT, |at| at.check_serving("champion", "1"));
     assert_eq!((training_runs(&stack.api, "loaded"), training_runs(&stack.api, "trained")), (0.0, 1.0));
     stack.wait("a model is gated", MODEL_TIMEOUT, |at| {
         if training_runs(at, "gated") >= 1.0 { Ok(()) } else { Err("no model is gated".into()) }
     });
-    check_serving(&stack.api, "champion", "1").expect("what serves goes on");
+    stack.api.check_serving("champion", "1").expect("what serves goes on");
     let gate_reason = "the KL divergence of held-out rows is ";
     let log = stack.promforest.as_ref().expect("it runs").log();
     assert!(log.contains(gate_reason), "{log}");
@@ -360,14 +347,14 @@ fn check_gated_on_the_command_line(stack: &Stack, gate_reason: &str) {
     let reason = stdout.iter().find_map(|line| line.strip_prefix("not promoted: "));
     assert!(reason.is_some_and(|reason| reason.starts_with(gate_reason)), "{stdout:?}");
     assert!(!stdout.iter().any(|line| line.starts_with("promoted")), "{stdout:?}");
-    check_serving(&stack.api, "champion", "1").expect("what serves goes on");
+    stack.api.check_serving("champion", "1").expect("what serves goes on");
 }
 
 /// After a pause it goes on with the model that it had, and the pause has scores.
 fn check_restart(stack: &mut Stack) {
     thread::sleep(Duration::from_secs(3));
     stack.start_promforest();
-    stack.wait("the model is back", SHORT_TIMEOUT, |at| check_serving(at, "champion", "1"));
+    stack.wait("the model is back", SHORT_TIMEOUT, |at| at.check_serving("champion", "1"));
     assert_eq!((training_runs(&stack.api, "loaded"), training_runs(&stack.api, "trained")), (1.0, 0.0));
     check_scores_continue(stack);
 }
@@ -376,12 +363,12 @@ fn check_restart(stack: &mut Stack) {
 fn check_start_with_a_hanging_registry(stack: &mut Stack) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
     let url = format!("http://{}", listener.local_addr().expect("it is bound"));
-    stack.configure_file("promforest.yml", &mlflow_section(&url, ""), &detector(ACCEPT_ALL));
+    stack.configure_file("promforest.yml", &registry_section(&url, ""), &detector(ACCEPT_ALL));
     // The system takes connections for it; nobody reads them.
     stack.start_promforest();
     let began = Instant::now();
     stack.wait("a model that is not registered", Duration::from_secs(25), |at| {
-        check_serving(at, "champion", "")
+        at.check_serving("champion", "")
     });
     println!("beside a registry that hangs, a model after {:?}", began.elapsed());
     assert_eq!((training_runs(&stack.api, "loaded"), training_runs(&stack.api, "trained")), (0.0, 1.0));
@@ -400,14 +387,14 @@ fn older_and_authenticated_servers_accept_models() {
     });
     let account = |password: &str| format!(", basic_auth: {{username: {USERNAME}, password: {password}}}");
     for (mlflow, more) in [(&old, String::new()), (&guarded, account(PASSWORD))] {
-        stack.configure_file("train.yml", &mlflow_section(&mlflow.url(), &more), &detector(ACCEPT_ALL));
+        stack.configure_file("train.yml", &registry_section(&mlflow.url(), &more), &detector(ACCEPT_ALL));
         let outcome = train(&stack, "train.yml", &["--sweep", "5,50,256"]);
         assert_eq!(outcome["promoted"], "champion");
         check_registered(&inspect(mlflow), &outcome);
     }
     stack.configure_file(
         "wrong.yml",
-        &mlflow_section(&guarded.url(), &account("guess")),
+        &registry_section(&guarded.url(), &account("guess")),
         &detector(ACCEPT_ALL),
     );
     let Output { status, stdout, stderr } = stack.command(&["train", "--config.file", "wrong.yml"]);

@@ -257,6 +257,11 @@ impl Stores {
     }
 }
 
+/// The section `registry` for an MLflow server, with more of its settings.
+pub fn registry_section(url: &str, more: &str) -> String {
+    format!("registry: {{poll_interval: 1s, mlflow: {{tracking_uri: '{url}'{more}}}}}")
+}
+
 /// The Python that tests run: `PROMFOREST_PYTHON`.
 pub fn python() -> PathBuf {
     program("PROMFOREST_PYTHON", &[])

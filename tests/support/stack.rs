@@ -72,6 +72,11 @@ impl StackApi {
         }
     }
 
+    /// Fails unless `/metrics` names this version as that of the alias.
+    pub fn check_serving(&self, alias: &str, version: &str) -> Result<(), String> {
+        self.metric("promforest_model_info", &[("alias", alias), ("version", version)]).map(drop)
+    }
+
     /// The scores of the model in service.
     pub fn scores(&self) -> Result<Series, String> {
         self.stored(r#"anomaly_score{detector="node_network", model=""}"#)

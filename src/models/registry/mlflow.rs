@@ -230,13 +230,31 @@ impl Mlflow {
     /// # Errors
     /// [`Error`].
     pub async fn promote(&self, model: &str, alias: &str, version: u64) -> Result<(), Error> {
-        self.set_alias(model, alias, version).await?;
         // A challenger has not served yet.
         if alias == CHALLENGER {
-            return Ok(());
+            return self.set_alias(model, alias, version).await;
         }
+        let now_ms = time::now_ms();
+        let aliases = self.aliases_of([model]).await?;
+        let previous = aliases.get(model).and_then(|aliases| aliases.get(alias)).copied();
+        if let Some(previous) = previous.filter(|previous| *previous != version) {
+            self.record_promotion(model, previous, now_ms - 1).await?;
+        }
+        self.set_alias(model, alias, version).await?;
         self.set_tag(model, version, ROLLED_BACK, "false").await?;
-        self.set_tag(model, version, PROMOTED, &time::now_ms().to_string()).await
+        self.set_tag(model, version, PROMOTED, &now_ms.to_string()).await
+    }
+
+    /// Marks a version as promoted that another client has promoted: a rollback returns to it.
+    async fn record_promotion(&self, model: &str, version: u64, promoted_ms: i64) -> Result<(), Error> {
+        let query = [("name", model), ("version", &version.to_string())];
+        let response = self.get("model-versions/get", &query).await?;
+        match parse_version(&response["model_version"]) {
+            Some(ModelVersion { promoted_ms: None, .. }) => {
+                self.set_tag(model, version, PROMOTED, &promoted_ms.to_string()).await
+            }
+            _ => Ok(()),
+        }
     }
 
     /// See [`Registry::roll_back`](super::Registry::roll_back).
