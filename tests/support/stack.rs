@@ -424,8 +424,9 @@ impl Stack {
     pub fn check_scores(&self, range_ms: i64) -> Series {
         let stored =
             |selector| self.api.stored(selector).unwrap_or_else(|err| panic!("{}: {err}", self.version));
-        let decisions = stored(r#"node_network_anomaly{model=""}"#);
+        // A row that is stored between two queries is in the later answer.
         let scores = stored(r#"anomaly_score{detector="node_network", model=""}"#);
+        let decisions = stored(r#"node_network_anomaly{model=""}"#);
         let scrapes = stored(r#"node_network_receive_bytes_total{device="lo"}"#).timestamps();
         let (first, last) = (scores.samples[0].0, scores.samples[scores.samples.len() - 1].0);
         let scored: Vec<i64> = (0..scrapes.len())

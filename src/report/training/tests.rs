@@ -14,81 +14,94 @@ fn noise(seed: usize) -> f64 {
     ((x ^ (x >> 31)) >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// Five days of a server: a daily rhythm, an incident, a deployment and a gap.
-fn realistic(promotion: PromotionDecision) -> Training {
-    let sizes = [8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 23_040];
-    let sweep = sizes.iter().enumerate().map(|(i, max_samples)| {
-        let mean = 0.021 + 0.012 * (i as f64 - 5.0).powi(2) * if i < 5 { 0.9 } else { 0.35 };
-        let kl: Vec<f64> = (0..5).map(|fold| mean * (0.7 + 0.6 * noise(100 * i + fold))).collect();
-        let quantile_kl = kl.iter().map(|kl| 0.4 * kl).collect();
-        Trial { max_samples: *max_samples, kl, quantile_kl }
-    });
-    let folds = (0..5).map(|fold| {
-        let bins = |centre: f64, width: f64, salt: usize| -> Vec<f64> {
-            let height = |bin: usize| {
-                let at = (bin as f64 + 0.5) / 100.0 - 1.0;
-                let skew = if at < centre { 2.2 } else { 0.6 };
-                let bell = (-((at - centre) / (width * skew)).powi(2) / 2.0).exp();
-                if bell < 0.004 { 0.0 } else { 14.0 * bell * (0.9 + 0.2 * noise(salt + bin)) }
-            };
-            (0..200).map(height).collect()
-        };
-        let shift = 0.008 * noise(fold);
-        FoldHistograms {
-            kl: 0.015 + 0.014 * noise(fold + 40),
-            train: bins(0.105, 0.028, 1000 * fold),
-            test: bins(0.1 - shift, 0.03, 1000 * fold + 500),
-        }
-    });
-    let kept: Vec<usize> = (0..N_POINTS).filter(|i| !(610..640).contains(i)).collect();
-    let hour = |i: usize| i as f64 / 12.0;
-    let rhythm = |i: usize| 0.5 - 0.5 * (std::f64::consts::TAU * (hour(i) - 3.0) / 24.0).cos();
-    let score = |i: &usize| {
-        let burst = if (300..318).contains(i) || (1000..1004).contains(i) { 0.5 } else { 0.0 };
-        0.72 + 0.1 * rhythm(*i) + 0.14 * noise(*i).powi(3) + burst * noise(i + 7).sqrt()
+/// The points of the timeline: five days with a gap.
+fn points() -> impl Iterator<Item = usize> {
+    (0..N_POINTS).filter(|i| !(610..640).contains(i))
+}
+
+/// A daily rhythm in [0, 1], lowest at three o'clock.
+fn rhythm(point: usize) -> f64 {
+    let hour = point as f64 / 12.0;
+    0.5 - 0.5 * (std::f64::consts::TAU * (hour - 3.0) / 24.0).cos()
+}
+
+fn trial(index: usize, max_samples: usize) -> Trial {
+    let mean = 0.021 + 0.012 * (index as f64 - 5.0).powi(2) * if index < 5 { 0.9 } else { 0.35 };
+    let kl: Vec<f64> = (0..5).map(|fold| mean * (0.7 + 0.6 * noise(100 * index + fold))).collect();
+    let quantile_kl = kl.iter().map(|kl| 0.4 * kl).collect();
+    Trial { max_samples, kl, quantile_kl }
+}
+
+/// A skewed bell as 200 densities.
+fn bell(centre: f64, width: f64, salt: usize) -> Vec<f64> {
+    let height = |bin: usize| {
+        let at = (bin as f64 + 0.5) / 100.0 - 1.0;
+        let skew = if at < centre { 2.2 } else { 0.6 };
+        let bell = (-((at - centre) / (width * skew)).powi(2) / 2.0).exp();
+        if bell < 0.004 { 0.0 } else { 14.0 * bell * (0.9 + 0.2 * noise(salt + bin)) }
     };
+    (0..200).map(height).collect()
+}
+
+fn fold_histograms(fold: usize) -> FoldHistograms {
+    let shift = 0.008 * noise(fold);
+    FoldHistograms {
+        kl: 0.015 + 0.014 * noise(fold + 40),
+        train: bell(0.105, 0.028, 1000 * fold),
+        test: bell(0.1 - shift, 0.03, 1000 * fold + 500),
+    }
+}
+
+/// The score of a point, with an incident and a deployment.
+fn score(point: usize) -> f64 {
+    let burst = if (300..318).contains(&point) || (1000..1004).contains(&point) { 0.5 } else { 0.0 };
+    0.72 + 0.1 * rhythm(point) + 0.14 * noise(point).powi(3) + burst * noise(point + 7).sqrt()
+}
+
+fn feature_names() -> Vec<String> {
+    let kinds = ["receive_bytes", "transmit_bytes", "receive_packets", "transmit_packets"];
     let devices = ["eth0", "eth1", "lo", "docker0", "bond0"];
-    let names: Vec<String> = ["receive_bytes", "transmit_bytes", "receive_packets", "transmit_packets"]
-        .iter()
-        .flat_map(|kind| {
-            devices.map(|device| format!("rate(node_network_{kind}_total{{device=\"{device}\"}}[1m])"))
-        })
-        .collect();
-    let size = |j: usize| [2.4e8, 8.1e6, 1200.0, 0.35, 5.2e4][j % 5] * [1.0, 0.6, 0.001, 0.0007][j / 5];
-    let series = |j: usize| -> Vec<[f32; 2]> {
-        let value = |i: &usize| {
-            if j == 12 {
-                return [0.0, 0.0];
-            }
-            let base = [0.15, 0.6, 0.92][j % 3] + [0.85, 0.4, 0.08][j % 3] * rhythm(*i + 40 * j);
-            let burst = if (300..318).contains(i) && j < 10 { 1.4 } else { 0.0 };
-            let at = |salt: usize| base * (0.9 + 0.2 * noise(i * 31 + j * 7919 + salt)) + burst;
-            let (a, b) = (at(0), at(1));
-            [(size(j) * a.min(b)) as f32, (size(j) * a.max(b)) as f32]
-        };
-        kept.iter().map(value).collect()
+    let name =
+        |kind: &str, device: &str| format!("rate(node_network_{kind}_total{{device=\"{device}\"}}[1m])");
+    kinds.iter().flat_map(|kind| devices.map(|device| name(kind, device))).collect()
+}
+
+/// Minimum and maximum of a feature at each point; one feature is constant.
+fn feature_series(j: usize) -> Vec<[f32; 2]> {
+    let size = [2.4e8, 8.1e6, 1200.0, 0.35, 5.2e4][j % 5] * [1.0, 0.6, 0.001, 0.0007][j / 5];
+    let value = |i: usize| {
+        if j == 12 {
+            return [0.0, 0.0];
+        }
+        let base = [0.15, 0.6, 0.92][j % 3] + [0.85, 0.4, 0.08][j % 3] * rhythm(i + 40 * j);
+        let burst = if (300..318).contains(&i) && j < 10 { 1.4 } else { 0.0 };
+        let at = |salt: usize| base * (0.9 + 0.2 * noise(i * 31 + j * 7919 + salt)) + burst;
+        let (a, b) = (at(0), at(1));
+        [(size * a.min(b)) as f32, (size * a.max(b)) as f32]
     };
-    let features: Vec<Vec<[f32; 2]>> = (0..names.len()).map(series).collect();
-    let ranges: Vec<FeatureSummary> = names
-        .iter()
-        .zip(&features)
-        .map(|(name, series)| {
-            let mut all: Vec<f32> = series.iter().flatten().copied().collect();
-            all.sort_by(f32::total_cmp);
-            FeatureSummary {
-                name: name.clone(),
-                least: all[0],
-                median: all[all.len() / 2],
-                greatest: all[all.len() - 1],
-            }
-        })
-        .collect();
-    let excluded = |from: usize, to: usize, reason: &str, n_rows| ExcludedRange {
+    points().map(value).collect()
+}
+
+fn feature_summary(name: String, series: &[[f32; 2]]) -> FeatureSummary {
+    let mut all: Vec<f32> = series.iter().flatten().copied().collect();
+    all.sort_by(f32::total_cmp);
+    FeatureSummary { name, least: all[0], median: all[all.len() / 2], greatest: all[all.len() - 1] }
+}
+
+fn excluded(from: usize, to: usize, reason: &str, n_rows: usize) -> ExcludedRange {
+    ExcludedRange {
         from_ms: BEGIN_MS + from as i64 * STEP_MS,
         to_ms: BEGIN_MS + to as i64 * STEP_MS - 1,
         reason: reason.into(),
         n_rows,
-    };
+    }
+}
+
+/// Five days of a server: a daily rhythm, an incident, a deployment and a gap.
+fn realistic(promotion: PromotionDecision) -> Training {
+    let sizes = [8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 23_040];
+    let names = feature_names();
+    let features: Vec<Vec<[f32; 2]>> = (0..names.len()).map(feature_series).collect();
     let facts = [
         ("Kind", "isolation_forest"),
         ("Trees", "100"),
@@ -104,20 +117,24 @@ fn realistic(promotion: PromotionDecision) -> Training {
         group: Some(r#"{instance="db-7.example.org:9100", job="node"}"#.into()),
         facts: facts.map(|(name, value)| (name.to_string(), value.to_string())).into(),
         promotion,
-        sweep: sweep.collect(),
+        sweep: sizes.into_iter().enumerate().map(|(i, max_samples)| trial(i, max_samples)).collect(),
         chosen: 5,
-        folds: folds.collect(),
+        folds: (0..5).map(fold_histograms).collect(),
+        features: names
+            .into_iter()
+            .zip(&features)
+            .map(|(name, series)| feature_summary(name, series))
+            .collect(),
         timeline: Timeline {
-            times_ms: kept.iter().map(|i| BEGIN_MS + *i as i64 * STEP_MS).collect(),
+            times_ms: points().map(|point| BEGIN_MS + point as i64 * STEP_MS).collect(),
             step_ms: STEP_MS,
-            score: kept.iter().map(score).collect(),
+            score: points().map(score).collect(),
             features,
             excluded: vec![
                 excluded(300, 318, "alert DiskFull", 360),
                 excluded(870, 960, "moved to the new rack, traffic over the backup line", 1800),
             ],
         },
-        features: ranges,
     }
 }
 
