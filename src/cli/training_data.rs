@@ -286,7 +286,8 @@ impl<'a> HistoryReader<'a> {
         };
         match training_set {
             Ok(rows) => {
-                let name = group_model_name(&self.config.registry.model_name(&detector.name), &group);
+                let model = self.config.registry.model_name(&detector.name);
+                let name = group_model_name(&model, &detector.by, &group);
                 Ok(Some(TrainingInput {
                     detector,
                     group: Some(group),

@@ -5,6 +5,7 @@ use crate::config::Config;
 use crate::detector::Detector;
 use crate::features::Schema;
 use crate::prom::{Labels, METRIC_NAME};
+use crate::remote_write::cursor_keys;
 use crate::remote_write::message::OUTPUT_METADATA;
 use crate::series::{ColumnRef, IgnoreReason};
 use crate::snapshot::GroupState;
@@ -156,9 +157,9 @@ impl Groups {
         Some(Pool { schema, windows: similar.into_iter().map(|(group, _)| group.window().clone()).collect() })
     }
 
-    /// URLs of the endpoints.
-    pub fn urls(&self) -> Vec<String> {
-        self.config.remote_write.iter().map(|endpoint| endpoint.url.to_string()).collect()
+    /// Keys of the endpoints' cursors.
+    pub fn cursor_keys(&self) -> Vec<String> {
+        cursor_keys(&self.config.remote_write)
     }
 
     /// Restores the group of a snapshot. False if its detector is not configured, the group exists, or a limit is
@@ -175,7 +176,7 @@ impl Groups {
         }
         let labels = state.group.clone();
         let detector = self.config.detectors[index].clone();
-        let group = Group::restore(detector, state, window, &self.urls(), now);
+        let group = Group::restore(detector, state, window, &self.cursor_keys(), now);
         let id = self.insert(group);
         self.by_labels[index].insert(labels, id);
         true
@@ -325,11 +326,11 @@ impl Groups {
         (evicted, changed)
     }
 
-    /// For each endpoint of another configuration, the index of the same endpoint in this one. Endpoints with equal
-    /// URLs are the same.
+    /// For each endpoint of another configuration, the index of the same endpoint in this one: that with the same key.
     pub fn kept_endpoints(&self, config: &Config) -> Vec<Option<usize>> {
-        let old = &self.config.remote_write;
-        config.remote_write.iter().map(|new| old.iter().position(|old| old.url == new.url)).collect()
+        let old = self.cursor_keys();
+        let new = cursor_keys(&config.remote_write);
+        new.iter().map(|new| old.iter().position(|old| old == new)).collect()
     }
 
     /// Applies another configuration, with these endpoints kept. A group stays if a detector of the configuration

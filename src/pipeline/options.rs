@@ -59,7 +59,7 @@ impl Options {
         let backends = Backends {
             detectors: config.detectors.clone(),
             read_clients: read_clients.collect::<Result<_, _>>()?,
-            endpoints: config.remote_write.iter().map(|endpoint| endpoint.url.clone()).collect(),
+            endpoints: config.remote_write.clone(),
             registry,
             registry_config: config.registry.clone(),
         };

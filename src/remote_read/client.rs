@@ -96,6 +96,8 @@ impl ReadClient {
         let mut start_ms = after_ms + 1;
         while start_ms <= to_ms {
             let end_ms = to_ms.min(start_ms + slice_ms - 1);
+            // The last slice may be shorter than the others.
+            let length_ms = end_ms - start_ms + 1;
             let matchers = matchers.clone();
             let query = Query { start_timestamp_ms: start_ms, end_timestamp_ms: end_ms, matchers };
             match self.read_slice(query).await {
@@ -107,14 +109,13 @@ impl ReadClient {
                     (start_ms, timeouts) = (end_ms + 1, 0);
                     continue;
                 }
-                Err(error) if slice_ms <= MIN_SLICE_MS => return Err(self.count_failed(error)),
+                Err(error) if length_ms <= MIN_SLICE_MS => return Err(self.count_failed(error)),
                 Err(error) if error.is_too_large() => {}
                 Err(error) if error.is_timeout() && timeouts < MAX_TIMEOUTS => timeouts += 1,
                 Err(error) => return Err(self.count_failed(error)),
             }
             self.metrics.count_slice("split");
-            // The last slice may be shorter than the others.
-            slice_ms = slice_ms.min(end_ms - start_ms + 1) / 2;
+            slice_ms = length_ms / 2;
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ pub mod sender;
 
 use crate::http::Url;
 use crate::http::config::ClientConfig;
+use crate::models::artifact::sha256_hex;
 use crate::prom::duration;
 use crate::telemetry::register;
 use crate::yaml::{Node, Section};
@@ -66,7 +67,33 @@ impl Default for Config {
     }
 }
 
+/// A key for the cursor of each endpoint: its URL, and its headers, which tell tenants apart. Further endpoints with
+/// the same ones are numbered.
+pub fn cursor_keys(endpoints: &[Config]) -> Vec<String> {
+    let mut keys: Vec<String> = Vec::new();
+    for endpoint in endpoints {
+        let key = endpoint.cursor_key();
+        let numbered = (2..).map(|number| format!("{key} {number}"));
+        let free = [key.clone()].into_iter().chain(numbered).find(|key| !keys.contains(key));
+        keys.extend(free);
+    }
+    keys
+}
+
 impl Config {
+    /// The URL, and a digest of the headers, whose values may be secret.
+    fn cursor_key(&self) -> String {
+        let headers = self.http.headers.iter();
+        let mut lines: Vec<Vec<u8>> = headers
+            .map(|(name, value)| [name.as_str().as_bytes(), b":", value.as_bytes(), b"\n"].concat())
+            .collect();
+        lines.sort_unstable();
+        match lines.is_empty() {
+            true => self.url.to_string(),
+            false => format!("{} {}", self.url, &sha256_hex(&lines.concat())[..16]),
+        }
+    }
+
     /// Reads a block of the configuration file.
     pub fn read(mut section: Section<'_, '_>) -> Self {
         let default = Self::default();

@@ -38,7 +38,8 @@ pub struct GroupState {
     pub challenger: Option<ModelCheckpoint>,
     /// Timestamp of the newest scored row.
     pub newest_scored_ms: Option<i64>,
-    /// Timestamp of the newest row that is sent or given up, by the URL of the endpoint.
+    /// Timestamp of the newest row that is sent or given up, by the [key](crate::remote_write::cursor_keys) of the
+    /// endpoint.
     pub cursors: BTreeMap<String, i64>,
     /// Contributions to the incidents, by timestamp ascending.
     pub contributions: Vec<(i64, Vec<SavedContribution>)>,

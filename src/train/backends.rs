@@ -7,6 +7,7 @@ use crate::http::Url;
 use crate::models::registry::{self, Registry};
 use crate::prom::Labels;
 use crate::remote_read::{ReadClient, SeriesSamples};
+use crate::remote_write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,8 +23,8 @@ pub struct Backends {
     pub detectors: Vec<Arc<Detector>>,
     /// Clients of the remote-read endpoints.
     pub read_clients: Vec<ReadClient>,
-    /// URLs of the remote-write endpoints.
-    pub endpoints: Vec<Url>,
+    /// The remote-write endpoints.
+    pub endpoints: Vec<remote_write::Config>,
     /// The model registry.
     pub registry: Registry,
     /// Configuration of the registry.

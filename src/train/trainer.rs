@@ -62,7 +62,7 @@ impl<'a> TrainingRun<'a> {
         let started = Instant::now();
         circuit_breaker.reset_expired(started);
         let detector_model = backends.registry_config.model_name(&job.detector.name);
-        let group_model = registry::group_model_name(&detector_model, &job.labels);
+        let group_model = registry::group_model_name(&detector_model, &job.detector.by, &job.labels);
         let (job, now_ms) = (Arc::new(job), time::now_ms());
         Self { job, backends, circuit_breaker, started, now_ms, detector_model, group_model }
     }

@@ -119,7 +119,10 @@ impl WriteWatermark {
                     let to_ms = newest_ms.map(|newest_ms| newest_ms.max(earliest_ms));
                     watermark.to_ms = watermark.to_ms.max(to_ms);
                     let endpoints = backends.endpoints.iter().zip(&mut watermark.by_endpoint);
-                    let siblings = endpoints.filter(|(endpoint, _)| endpoint.is_sibling(url));
+                    // Headers tell the tenants of one server apart.
+                    let siblings = endpoints.filter(|(endpoint, _)| {
+                        endpoint.url.is_sibling(url) && endpoint.http.headers == client.config.http.headers
+                    });
                     siblings.for_each(|(_, written_to_ms)| *written_to_ms = to_ms);
                 }
                 Ok(Err(error)) if !error.is_recoverable() => {}

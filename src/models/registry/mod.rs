@@ -102,10 +102,10 @@ impl Config {
 }
 
 /// The registered name of a group's model: the detector's name and the group's label values. A hash keeps names
-/// distinct if the values contain characters that a name cannot have.
-pub fn group_model_name(model: &str, group: &Labels) -> String {
+/// distinct if a label of `by` is not among the values, or if they contain characters that a name cannot have.
+pub fn group_model_name(model: &str, by: &[String], group: &Labels) -> String {
     let mut name = model.to_string();
-    let mut exact = true;
+    let mut exact = by.iter().all(|name| name != METRIC_NAME && !group.get(name).is_empty());
     for (_, value) in group.iter().filter(|(name, _)| *name != METRIC_NAME) {
         name.push('.');
         for c in value.chars() {
@@ -441,13 +441,23 @@ mod tests {
 
     #[test]
     fn names_of_groups_are_distinct() {
-        let labels = |instance: &str| Labels::new([("job", "node"), ("instance", instance)]).expect("valid");
-        assert_eq!(group_model_name("net", &labels("web1")), "net.web1.node");
-        let port = group_model_name("net", &labels("web1:9100"));
+        let by = |names: &[&str]| -> Vec<String> { names.iter().map(ToString::to_string).collect() };
+        let name_of = |names: &[&str], labels: &[(&str, &str)]| {
+            group_model_name("net", &by(names), &Labels::new(labels.iter().copied()).expect("valid"))
+        };
+        let of_instance =
+            |instance: &str| name_of(&["job", "instance"], &[("job", "node"), ("instance", instance)]);
+        assert_eq!(of_instance("web1"), "net.web1.node");
+        let port = of_instance("web1:9100");
         assert!(port.starts_with("net.web1_9100.node-"), "{port}");
-        assert_ne!(port, group_model_name("net", &labels("web1_9100")));
-        assert_ne!(port, group_model_name("net", &labels("web1;9100")));
-        assert!(group_model_name("net", &labels(&"ü".repeat(500))).len() < 255);
+        assert_ne!(port, of_instance("web1_9100"));
+        assert_ne!(port, of_instance("web1;9100"));
+        assert!(of_instance(&"ü".repeat(500)).len() < 255);
+        // Of targets that lack a label of `by`, or differ in one that the name leaves out.
+        let one_label = |name: &str| name_of(&["job", "instance"], &[(name, "a")]);
+        assert_ne!(one_label("job"), one_label("instance"));
+        let of_metric = |metric: &str| name_of(&["__name__", "job"], &[(METRIC_NAME, metric), ("job", "a")]);
+        assert_ne!(of_metric("rx"), of_metric("tx"));
     }
 
     #[test]

@@ -220,9 +220,9 @@ impl Engine {
     }
 
     fn next_snapshot(&mut self, after: Option<u32>) -> Option<SnapshotStep> {
-        let urls = self.groups.urls();
+        let cursor_keys = self.groups.cursor_keys();
         let (id, group) = self.groups.next_mut(after)?;
-        Some(group.take_snapshot(id, &urls))
+        Some(group.take_snapshot(id, &cursor_keys))
     }
 
     /// Ids and labels of all groups.

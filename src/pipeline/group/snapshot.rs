@@ -74,7 +74,7 @@ impl Group {
         detector: Arc<Detector>,
         state: GroupState,
         window: Window,
-        urls: &[String],
+        cursor_keys: &[String],
         now: Instant,
     ) -> Self {
         let GroupState {
@@ -91,7 +91,7 @@ impl Group {
         restored.window = window;
         restored.window.set_length(time::millis(restored.detector.window));
         restored.restored_to_ms = restored.window.newest_ms();
-        let cursors = urls.iter().map(|url| cursors.get(url).copied());
+        let cursors = cursor_keys.iter().map(|key| cursors.get(key).copied());
         restored.publication = Publication::restore(newest_scored_ms, cursors, state.stale_ms, now);
         let decode = |(then, contributions): (i64, Vec<_>)| {
             (then, contributions.into_iter().filter_map(Contribution::from_saved).collect())
@@ -106,8 +106,8 @@ impl Group {
         restored
     }
 
-    /// One step of a round of snapshots, with the state if it has changed. The cursors belong to these endpoints.
-    pub fn take_snapshot(&mut self, id: u32, urls: &[String]) -> SnapshotStep {
+    /// One step of a round of snapshots, with the state if it has changed. The cursors have these keys.
+    pub fn take_snapshot(&mut self, id: u32, cursor_keys: &[String]) -> SnapshotStep {
         let name = SnapshotStore::file_name(&self.detector.name, &self.labels);
         if !std::mem::take(&mut self.snapshot_dirty) {
             return SnapshotStep { id, name, snapshot: None };
@@ -122,7 +122,7 @@ impl Group {
             champion,
             challenger,
             newest_scored_ms,
-            cursors: urls.iter().cloned().zip(self.publication.done_ms()).collect(),
+            cursors: cursor_keys.iter().cloned().zip(self.publication.done_ms()).collect(),
             contributions: self
                 .incidents
                 .contributions()

@@ -394,3 +394,28 @@ async fn a_refused_connection_is_an_error() {
     let text = crate::error::chain(&result.expect_err("no listener"));
     assert!(text.contains(&address.to_string()) && text.contains("refused"), "{text}");
 }
+
+/// A server that returns too much of any slice gets a bounded number of requests, also for a range of a millisecond.
+#[tokio::test]
+async fn a_slice_is_never_empty() {
+    for (range, n_requests) in [((0, 1), 1), ((0, 60_000), 1), ((0, 60_001), 2), ((0, 200_000), 3)] {
+        let fake = FakeReadServer::start(|_| error_reply(400, "exceeded sample limit (1)")).await;
+        let (slices_read, result) = fake.read(range).await;
+        assert!(result.expect_err("too large").is_too_large());
+        assert!(slices_read.is_empty());
+        assert_eq!(fake.ranges().len(), n_requests, "{range:?}");
+        assert!(fake.ranges().iter().all(|(start, end)| start <= end));
+    }
+    // The server recovers after it rejected the last, short slice.
+    let n_answered = std::sync::atomic::AtomicUsize::new(0);
+    let fake = FakeReadServer::start(move |query| {
+        match n_answered.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+            1 => error_reply(400, "exceeded sample limit (1)"),
+            _ => one_sample_a_minute(query),
+        }
+    })
+    .await;
+    let (_, result) = fake.read((0, DAY_MS + 1)).await;
+    assert!(result.expect_err("a slice of a millisecond is not halved").is_too_large());
+    assert_eq!(fake.ranges().len(), 2);
+}

@@ -72,3 +72,30 @@ fn an_endpoint_that_stays_keeps_its_cursor_over_a_reload() {
     );
     assert!(bench.engine.next_batch(1, 100, START_MS * 2).is_some());
 }
+
+/// Tenants of one server have the same URL and different headers.
+#[test]
+fn endpoints_with_one_url_have_cursors_of_their_own() {
+    let tenants = |names: &[&str]| {
+        let url = "http://localhost:9090/api/v1/write";
+        let blocks =
+            names.iter().map(|name| format!("{{url: '{url}', headers: {{X-Scope-OrgID: '{name}'}}}}"));
+        let text = format!("remote_write: [{}]", blocks.collect::<Vec<_>>().join(", "));
+        Arc::new(Config::parse(&text).expect("valid"))
+    };
+    let mut bench = serving();
+    bench.reload(tenants(&["a", "b"]), vec![Arc::default(), Arc::default()]);
+    scrape(&mut bench, 1);
+    let batch = bench.engine.next_batch(0, 100, START_MS * 2).expect("a score");
+    bench.engine.advance(0, &batch.positions, START_MS * 2);
+    assert!(bench.engine.next_batch(0, 100, START_MS * 2).is_none());
+    bench.reload(tenants(&["b", "a"]), vec![Arc::default(), Arc::default()]);
+    assert!(bench.engine.next_batch(1, 100, START_MS * 2).is_none(), "a has it");
+    assert!(bench.engine.next_batch(0, 100, START_MS * 2).is_some(), "b does not");
+
+    let keys = remote_write::cursor_keys(&tenants(&["a", "b", "a"]).remote_write);
+    assert!(keys[0] != keys[1] && keys[2] == format!("{} 2", keys[0]), "{keys:?}");
+    assert!(
+        keys.iter().all(|key| !key.contains("a\n") && key.starts_with("http://localhost:9090/api/v1/write "))
+    );
+}
