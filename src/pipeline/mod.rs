@@ -35,6 +35,7 @@ use reload::Reloader;
 use senders::Senders;
 use signals::{SignalAction, Signals};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use supervisor::Supervisor;
@@ -97,12 +98,15 @@ pub enum Error {
     /// A task panicked; its message is on standard error.
     #[error("{0} ended unexpectedly")]
     TaskPanicked(&'static str),
+    /// The scoring thread handles no command.
+    #[error("the scoring thread is stuck")]
+    EngineStuck,
 }
 
 /// Runs the sidecar until a signal ends it.
 ///
 /// # Errors
-/// [`Error`] when it cannot start, or when a task panics.
+/// [`Error`] when it cannot start, when a task panics, or when the scoring thread is stuck.
 pub async fn run(options: Options) -> Result<(), Error> {
     Sidecar::build(options).await?.serve().await
 }
@@ -194,13 +198,16 @@ impl Sidecar {
             self;
         let (stop, stop_rx) = watch::channel(false);
         let server = Server { access: access.clone(), metrics: server_metrics };
+        let progress = routes.engine.progress();
         let route = move |request| routes::handle_request(routes.clone(), request);
         let server = supervisor.spawn("the listener", server.serve(listener, route, stop_rx));
         let web_config_watcher =
             supervisor.spawn("the web configuration watcher", async move { access.watch_files().await });
+        let mut stuck = pin!(progress.wait_until_stuck());
         loop {
             tokio::select! {
                 task = supervisor.wait_for_panic() => return Err(Error::TaskPanicked(task)),
+                () = &mut stuck => return Err(Error::EngineStuck),
                 action = signals.next_action() => match action {
                     SignalAction::Reload => {
                         // A signal to shut down does not wait for a reload.

@@ -14,6 +14,7 @@ use hyper::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use prometheus_client::registry::Registry;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::watch;
 
 /// State that the routes share.
@@ -62,11 +63,13 @@ pub async fn handle_request(state: AppState, request: Request<RequestBody>) -> R
         (&Method::GET | &Method::HEAD, "/-/ready") => {
             let readiness = state.readiness.borrow().clone();
             let missing_senders = state.reloader.missing_senders().map(String::from);
-            let is_ready = readiness.ready && missing_senders.is_none();
+            let overdue = state.engine.progress().overdue_message(Instant::now());
+            let is_ready = readiness.ready && missing_senders.is_none() && overdue.is_none();
             let code = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
             let lines: Vec<String> = [readiness.text]
                 .into_iter()
                 .chain(missing_senders)
+                .chain(overdue)
                 .chain(state.snapshot_store.failure_message())
                 .collect();
             response::text(code, &lines.join("\n"))

@@ -4,6 +4,7 @@
 //! hold a [`WeakEngineHandle`]: the engine ends when the last [`EngineHandle`] is dropped, and no task keeps it
 //! alive by waiting for work.
 
+use super::progress::EngineProgress;
 use crate::config::Config;
 use crate::detector::Detector;
 use crate::ingest::{self, AcceptedCounts, WriteBody};
@@ -18,6 +19,7 @@ use crate::remote_write::{Batch, BatchSource, CursorPosition};
 use crate::train::{TrainingOutcome, WarmStart};
 use crate::window::ModelRole;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 /// Commands that may wait for the engine. A write request beyond this is answered with 503.
@@ -79,28 +81,39 @@ impl<T> QueryReply<T> {
 }
 
 /// The engine's end of the command queue.
-pub struct CommandReceiver(mpsc::Receiver<EngineCommand>);
+pub struct CommandReceiver {
+    commands: mpsc::Receiver<EngineCommand>,
+    pub(super) progress: Arc<EngineProgress>,
+}
 
 impl CommandReceiver {
     /// The next command; none when all handles are dropped.
     pub(super) fn blocking_recv(&mut self) -> Option<EngineCommand> {
-        self.0.blocking_recv()
+        self.progress.record_command();
+        self.commands.blocking_recv()
     }
 }
 
 /// The command queue of an engine.
 pub fn channel() -> (EngineHandle, CommandReceiver) {
     let (commands, receiver) = mpsc::channel(COMMAND_QUEUE);
-    (EngineHandle { commands }, CommandReceiver(receiver))
+    let progress = Arc::new(EngineProgress::new(Instant::now()));
+    (EngineHandle { commands, progress: progress.clone() }, CommandReceiver { commands: receiver, progress })
 }
 
 /// A handle that keeps the engine alive.
 #[derive(Clone)]
 pub struct EngineHandle {
     commands: mpsc::Sender<EngineCommand>,
+    progress: Arc<EngineProgress>,
 }
 
 impl EngineHandle {
+    /// The progress of the engine.
+    pub fn progress(&self) -> Arc<EngineProgress> {
+        self.progress.clone()
+    }
+
     /// A handle that does not keep the engine alive.
     pub fn downgrade(&self) -> WeakEngineHandle {
         WeakEngineHandle { commands: self.commands.downgrade() }

@@ -8,6 +8,7 @@ mod gap_fill;
 mod handle;
 mod ingest;
 mod models;
+mod progress;
 mod publish;
 
 pub use handle::{CommandReceiver, EndpointBatches, EngineHandle, WeakEngineHandle, channel};
@@ -168,7 +169,10 @@ impl Engine {
                 }
                 EngineCommand::Backfill { detector, series } => self.apply_backfill(&detector, &series, now),
                 EngineCommand::BackfillDone { is_complete } => self.finish_gap_fill(is_complete, now),
-                EngineCommand::Tick => self.tick(now, now_ms()),
+                EngineCommand::Tick => {
+                    self.tick(now, now_ms());
+                    commands.progress.record_tick(now);
+                }
                 EngineCommand::Reload { config, wakeups, done } => {
                     self.reload(config, wakeups, now, now_ms());
                     let _ = done.send(());
