@@ -1,5 +1,4 @@
-//! `promforest backtest`: from a table and from a real Prometheus, the same scores; what is wrong is refused in
-//! a line.
+//! `promforest backtest`: a table and a real Prometheus give the same scores, and each error is one line.
 
 mod support;
 
@@ -18,8 +17,7 @@ fn backtest(dir: &Path, args: &[&str]) -> CommandOutput {
     run_in(dir, &[&["backtest"], args].concat())
 }
 
-/// What is transferred in a minute: a rhythm of six hours, and from `incident` on a hundred times more for an
-/// hour.
+/// Bytes of a minute: a wave of six hours, and for an hour from `incident` on a hundred times as many.
 fn increase(minute: i64, incident: i64, device: usize) -> f64 {
     let wave = 1000.0 + 500.0 * (minute as f64 / 360.0 * std::f64::consts::TAU).sin();
     let jitter = (minute * 7919 % 101) as f64 * (1 + device) as f64;
@@ -210,7 +208,7 @@ fn write_tables(dir: &Path, is_missing: impl Fn(usize, i64) -> bool) {
     fs::write(dir.join("promforest.yml"), CONFIG).expect("written");
 }
 
-/// What a backtest of these tables prints, in the order of time.
+/// The events that a backtest of these tables prints, ascending.
 fn backtest_events(dir: &Path, input: &str, files: &[&str]) -> Vec<String> {
     let args = ["--config.file", "promforest.yml", "--history", "history.csv", "--input", input];
     let output = backtest(dir, &[&args[..], files].concat());
@@ -294,7 +292,7 @@ fn retraining_does_not_change_earlier_scores() {
     assert!(removed.contains("removed: ") && removed.contains("device=\"eth0\""), "{removed}");
 }
 
-/// One that is new joins within the range, and what it did is drawn beside rows that did not have it.
+/// A new interface joins the model within the range, and the plot has its values and rows without it.
 #[test]
 fn a_new_interface_is_watched_and_plotted() {
     let dir = tempfile::tempdir().expect("a folder");

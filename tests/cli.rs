@@ -1,4 +1,4 @@
-//! The command line: usage, exit codes, and `promforest match` against a page that is served here.
+//! The command line: usage, exit codes, and `promforest match` against a page that this test serves.
 
 mod support;
 

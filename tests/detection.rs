@@ -1,5 +1,5 @@
-//! The default model beside real Prometheus servers: what it wrote live is what a backtest says of the same rows, also
-//! across a restart, and an incident comes with its threshold and its causes.
+//! The default model beside real Prometheus servers: live scores equal those of a backtest of the same rows, also across
+//! a restart, and an incident has its threshold and contributions.
 
 mod support;
 
@@ -67,7 +67,7 @@ fn live_scores_equal_a_backtest() {
     });
 }
 
-/// When a version was made.
+/// Creation time of a version.
 fn created_ms(model: &Value) -> i64 {
     let created: jiff::Timestamp = model["created"].as_str().expect("a time").parse().expect("a time");
     created.as_millisecond()

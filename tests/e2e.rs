@@ -28,7 +28,7 @@ const MAX_LAG_MS: i64 = 7_000;
 
 // ------------------------------------------------------------------------------------------ traffic
 
-/// Takes datagrams over lo and never looks at them.
+/// Receives datagrams over lo and does not read them.
 struct Sink {
     from: UdpSocket,
     to: UdpSocket,
@@ -42,7 +42,7 @@ impl Sink {
         Self { from: open(), to: open() }
     }
 
-    /// Sends whole datagrams of at most so many bytes and tells how many these were.
+    /// Sends whole datagrams of at most this many bytes in total, and returns the number of bytes.
     fn send(&self, bytes: f64) -> f64 {
         let to = self.to.local_addr().expect("a bound socket has an address");
         let datagrams = (bytes / Self::DATAGRAM as f64) as usize;
@@ -53,9 +53,8 @@ impl Sink {
     }
 }
 
-/// The ordinary traffic of a machine: always some, and twice in the first minute much for a moment. A forest
-/// that has seen that knows how far away much is; the servers of other scenarios, which share lo with this
-/// one, are noise to it.
+/// The ordinary traffic of a machine: constant, with two bursts in the first minute. A forest that is trained on the
+/// bursts takes the traffic of the other scenarios on lo for noise.
 struct Traffic {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -88,7 +87,7 @@ impl Traffic {
         Self { stop, thread: Some(thread) }
     }
 
-    /// More than there ever was.
+    /// More traffic than before.
     fn send_burst() {
         Sink::new().send(3.0 * Self::BURST_BYTES);
     }
@@ -106,9 +105,9 @@ impl Drop for Traffic {
 
 // ---------------------------------------------------------------------------------------- scenarios
 
-/// A scrape each second, a rate over a minute, a minute of history, and Prometheus' own batches. Of the
-/// default detector's interfaces only lo: of the others nobody here knows what is calm. A second detector
-/// with a shorter range tells bursts: over a minute, each would be history for a minute.
+/// A scrape each second, a rate over a minute, a minute of history, and Prometheus' own batches. Only lo of the default
+/// detector's interfaces: the traffic of the others is not under control. A second detector has a shorter range for
+/// bursts, which a rate over a minute would show for a minute.
 #[test]
 fn a_burst_of_traffic_is_detected() {
     const DETECTORS: &str = r#"
@@ -166,7 +165,7 @@ fn check_match_reads_prometheus(stack: &Stack) {
     assert!(columns.len() >= 4 && columns.iter().any(|column| column == lo), "{columns:?}");
 }
 
-/// `/-/ready` is 503 and tells how far it is, then 200.
+/// `/-/ready` is 503 with the progress, then 200.
 fn wait_until_ready(stack: &mut Stack, limit: Duration) {
     let mut progress: Vec<u32> = Vec::new();
     stack.wait("promforest is ready", limit, |at| {
@@ -186,13 +185,13 @@ fn wait_until_ready(stack: &mut Stack, limit: Duration) {
         }
         Err(text)
     });
-    // It is estimated between two looks at the history.
+    // The progress is estimated between two reads of the history.
     let is_monotonic = progress.windows(2).all(|pair| pair[1] + 3 >= pair[0]);
     progress.dedup();
     assert!(progress.len() > 10 && is_monotonic, "{}: progress {progress:?}", stack.version);
 }
 
-/// For a while, every look finds a score that is hardly older than Prometheus' batches make it.
+/// For a while, the newest score is at all times about as young as Prometheus' batches allow.
 fn check_scores_are_fresh(stack: &mut Stack, period: Duration) {
     let until = Instant::now() + period;
     let mut lags = Vec::new();
@@ -231,7 +230,7 @@ fn check_burst_is_detected(stack: &mut Stack, burst_ms: i64) {
     });
 }
 
-/// What promforest writes comes back by remote write, and what it says of itself too.
+/// Prometheus sends the written scores and the metrics of promforest back by remote write.
 fn check_own_output_is_ignored(stack: &Stack) {
     let own = stack.metric("promforest_ingest_samples_dropped_total", &[("reason", "own_output")]);
     let written = stack.metric("promforest_remote_write_samples_total", &[]);
@@ -261,13 +260,13 @@ fn check_rules_are_healthy(stack: &mut Stack) {
     assert!(n_rules > 0, "{}: no rules", stack.version);
 }
 
-/// What a dashboard shows only later: a challenger when somebody names one, drift after 240 rows, incidents of a model
-/// that knows some.
+/// Queries of the dashboard without data so far: a challenger needs an alias, drift 240 rows, and contributions an
+/// incident.
 const QUERIES_WITHOUT_DATA: [&str; 4] =
     ["model=\"challenger\"", "promforest_model_drift_kl", "anomaly_contribution", "promforest_alerts_"];
 
-/// Every query of the dashboard answers, and with data, but for what comes later and for annotations:
-/// those need an alert.
+/// Every query of the dashboard returns data, except those of [`QUERIES_WITHOUT_DATA`] and annotations, which need an
+/// alert.
 fn check_dashboard_has_data(stack: &Stack) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/grafana/dashboards/promforest.json");
     let dashboard = fs::read_to_string(&path).unwrap_or_else(|err| panic!("{}: {err}", path.display()));

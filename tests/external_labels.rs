@@ -1,5 +1,5 @@
-//! External labels of Prometheus: it stores none, remote write adds them to every series, and remote read to what it
-//! answers. So a series has the same labels live and in history, and whoever wants scores of a cluster names it in `by`.
+//! External labels of Prometheus: it stores none, and adds them to every series of remote write and to every response of
+//! remote read. A series has the same labels live and in history, and a group per cluster has `cluster` in `by`.
 
 mod support;
 
@@ -13,7 +13,7 @@ use support::stack::{
 };
 use support::{each_version, now_ms};
 
-/// How much [`NODE_NETWORK_EXTENDED`] has to know for a first model.
+/// Length of the history that [`NODE_NETWORK_EXTENDED`] needs for a first model.
 const MIN_HISTORY: Duration = Duration::from_secs(60);
 
 #[test]
@@ -61,7 +61,7 @@ fn external_labels_are_the_same_live_and_in_history() {
             stored.iter().flat_map(|series| &series.samples).filter(|(at_ms, _)| *at_ms > killed_ms - 2_000);
         let (before, since) =
             (stored.iter().map(|series| series.samples.len()).sum::<usize>(), since.count());
-        // What ends is written too, and not shown.
+        // Staleness markers are written too, and a query does not return them.
         assert!(
             written <= (since + 30) as f64 && since + 60 < before,
             "{version}: {written} written, {since} since the end of {before}"
@@ -90,8 +90,8 @@ fn external_labels_are_the_same_live_and_in_history() {
     });
 }
 
-/// One promforest beside two servers, told apart by an external label: what neither had sent when both died is asked
-/// for at once, and of external labels remote read knows no comparison but `=`.
+/// Two servers that differ by an external label send to one promforest. Both are killed with unsent samples, which one
+/// gap fill reads; remote read compares external labels by `=` only.
 #[test]
 fn f14_gaps_of_groups_with_different_external_labels_are_filled() {
     each_version(|version| {

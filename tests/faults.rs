@@ -1,4 +1,4 @@
-//! Every bad input and every fault has its tests: the table in `tests/faults.md` is complete, and true.
+//! Every bad input and every fault has a test: the table in `tests/faults.md` is complete and names existing tests.
 
 use std::fs;
 use std::path::Path;

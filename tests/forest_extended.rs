@@ -1,4 +1,4 @@
-//! An extended isolation forest scores here as in plain numpy (`tests/data/forest/README.md`).
+//! An extended isolation forest has the scores of its implementation in numpy (`tests/data/forest/README.md`).
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! The fuzz targets over their seeds, and over damaged ones: quick, and without a fuzzer. `tests/fuzz/run.sh` goes on from
-//! the same seeds for as long as one likes.
+//! The fuzz targets on their seeds and on damaged seeds, without a fuzzer. `tests/fuzz/run.sh` fuzzes from the same
+//! seeds without a limit of time.
 
 #[path = "fuzz/src/lib.rs"]
 mod targets;
@@ -38,7 +38,7 @@ fn seeds_and_damaged_seeds_pass_every_target() {
     }
 }
 
-/// What once broke a promise: `tests/data/fuzz/TARGET/NAME`.
+/// Inputs that once failed: `tests/data/fuzz/TARGET/NAME`.
 #[test]
 fn fixed_findings_stay_fixed() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/fuzz");

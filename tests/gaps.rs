@@ -1,5 +1,5 @@
-//! What was not sent, or not written, when a program dies: real servers are killed, snapshots are lost and damaged,
-//! and in the end every score that is stored is the one that a backtest of the same rows gives, and none is missing.
+//! Samples that were not sent, and scores that were not written, when a process was killed. Real servers are killed, and
+//! snapshots are lost and damaged. Every stored score equals that of a backtest of the same rows, and none is missing.
 
 mod support;
 
@@ -26,7 +26,7 @@ fn snapshot_file(stack: &Stack) -> PathBuf {
     files.remove(0)
 }
 
-/// How many snapshots were found at the start and came to this.
+/// Number of snapshots at the start with this outcome.
 fn snapshots_with_outcome(stack: &Stack, outcome: &str) -> f64 {
     stack.metric("promforest_snapshot_groups_total", &[("outcome", outcome)])
 }
@@ -51,7 +51,7 @@ fn f1_to_f7_f14_f16_f22_f45_every_row_is_scored_whatever_process_is_killed() {
         stack.wait("the first scores", Duration::from_secs(90) + MODEL_TIMEOUT, |at| at.scores().map(drop));
         let began_ms = now_ms();
 
-        // What Prometheus had not sent when it died, it does not send: it is read.
+        // Prometheus does not send the samples that were unsent when it was killed: remote read has them.
         stack.wait_for_score_at(began_ms + 3_000);
         // Some scrapes after a batch.
         thread::sleep(Duration::from_secs(3));

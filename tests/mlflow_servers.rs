@@ -1,4 +1,4 @@
-//! The MLflow servers that other tests rely on: their stores hold what clients send, and they come back after a kill.
+//! The MLflow servers that other tests rely on: they store the data of clients, and keep it over a kill.
 
 mod support;
 

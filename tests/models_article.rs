@@ -26,7 +26,7 @@ const RANGE_MS: i64 = 60_000;
 /// Scrapes before the training: the range, and 45 rows.
 const HISTORY: usize = 105;
 
-/// What the sidecar trains itself does not pass.
+/// The detector. No model that the sidecar trains passes the gate.
 const DETECTOR: &str = r#"
   - name: node_network
     match: ['{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total"}']

@@ -1,4 +1,4 @@
-//! Forests saved by scikit-learn score here as they do there, and what is no forest is refused
+//! Forests that scikit-learn saved have its scores, and other files are rejected
 //! (`tests/data/models/sklearn-isolation-forest/README.md`).
 
 use std::error::Error as _;

@@ -1,4 +1,4 @@
-//! Isolation forests in ONNX: what skl2onnx wrote is read, and onnxruntime scores what we write as we do.
+//! Isolation forests in ONNX: graphs of skl2onnx are read, and onnxruntime has the same scores for exported graphs.
 //!
 //! The forests in `tests/data/models` are scikit-learn 1.9.1's, converted by skl2onnx 1.20.0; beside each
 //! lie its scores of `input.parquet`, by scikit-learn and by onnxruntime 1.31.1 (in floats).

@@ -1,4 +1,4 @@
-//! The folder of a model scores in MLflow's Python as it does here.
+//! MLflow's Python has the same scores for the folder of a model.
 
 use promforest::detect::OnlineDetector;
 use promforest::features::{Schema, Transform};
@@ -74,7 +74,7 @@ fn model(fitted: FittedModel) -> Model {
     Model { schema, fitted, card: ModelCard::default() }
 }
 
-/// What Python says of the rows: one list of numbers for each.
+/// The outputs of the model in Python: one list of numbers for each row.
 fn scores(folder: &Path, rows: &[Vec<f32>], with_times: bool) -> Vec<Vec<f64>> {
     let python = std::env::var_os("PROMFOREST_PYTHON").expect(
         "PROMFOREST_PYTHON names the Python of a virtual environment with mlflow, numpy, pandas and pyarrow",
@@ -109,7 +109,7 @@ fn scores(folder: &Path, rows: &[Vec<f32>], with_times: bool) -> Vec<Vec<f64>> {
     lines.map(|line| line.split(',').map(|cell| cell.parse().expect("a number")).collect()).collect()
 }
 
-/// When a row was: six minutes after the one before, but for two days and ten hours that nobody saw.
+/// Time of a row: six minutes after the previous one, with one gap of two days and ten hours.
 fn time(number: usize) -> i64 {
     let unseen = if number < N_ROWS + DAY / 2 { 0 } else { 58 * 10 };
     1_700_000_000_000 + (number + unseen) as i64 * 360_000

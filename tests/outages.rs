@@ -1,4 +1,4 @@
-//! What happens to Prometheus happens to its data: it comes back with an empty database, or with another configuration.
+//! Prometheus restarts with an empty database, or with another configuration.
 
 mod support;
 
@@ -7,8 +7,7 @@ use std::time::Duration;
 use support::stack::{RANGE_MS, RemoteWriteReceiver, SHORT_TIMEOUT, Stack};
 use support::{each_version, now_ms};
 
-/// Nothing is known of the past any more, and that is no reason to forget: the model stays, and no later one learns from
-/// less.
+/// The history is lost: the model stays in service, and no model is trained on a shorter history.
 #[test]
 fn f15_an_empty_database_keeps_the_model_and_the_window() {
     each_version(|version| {
@@ -39,7 +38,7 @@ fn f15_an_empty_database_keeps_the_model_and_the_window() {
     });
 }
 
-/// Another queue begins where the one before has ended, or a little before or after: every scrape still has its score.
+/// The queue of the new configuration begins a little before or after the end of the old one: every scrape has its score.
 #[test]
 fn f16_another_configuration_of_prometheus_leaves_no_gap() {
     each_version(|version| {

@@ -1,5 +1,5 @@
-//! A target that is new, beside others of its kind with models of their own: it is scored by what they have taught until
-//! it has its own model, and a restart in between loses no row of it.
+//! A new target beside others of its kind that have models: a pooled model scores it until it has a model of its own, and
+//! a restart in between loses no row.
 
 mod support;
 
@@ -15,7 +15,7 @@ use support::stack::{
 };
 use support::{each_version, now_ms};
 
-/// How much [`NODE_NETWORK_EXTENDED`] has to know for a first model.
+/// Length of the history that [`NODE_NETWORK_EXTENDED`] needs for a first model.
 const MIN_HISTORY: Duration = Duration::from_secs(60);
 const OLD: [&str; 3] = ["web1", "web2", "web3"];
 const NEW: &str = "web4";
@@ -28,7 +28,7 @@ fn noise(number: u64) -> f64 {
     ((x ^ (x >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-/// What a host says of its network at a time: ordinary traffic, of each host another amount and another noise.
+/// The page of a host at a time: ordinary traffic, with an amount and a noise of its own.
 fn metrics_page(host: &str, now_ms: i64) -> String {
     let number = u64::from(host.as_bytes()[host.len() - 1]);
     let mut page = String::new();
@@ -46,7 +46,7 @@ fn metrics_page(host: &str, now_ms: i64) -> String {
     page
 }
 
-/// Every host at a path of its own. It ends with the test's process.
+/// Serves every host at a path of its own, until the end of the process.
 fn hosts() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
     let port = listener.local_addr().expect("a bound socket has an address").port();
@@ -57,7 +57,7 @@ fn hosts() -> u16 {
             let head = String::from_utf8_lossy(&head[..length]).into_owned();
             let path = head.split(' ').nth(1).unwrap_or_default();
             let page = metrics_page(path.trim_start_matches('/'), now_ms());
-            // Who hangs up asks again.
+            // A client that closed the connection requests again.
             let _ = write!(
                 stream,
                 "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: text/plain; version=0.0.4\r\n\
@@ -77,7 +77,7 @@ fn write_targets(stack: &Stack, port: u16, hosts: &[&str]) {
         )
     };
     let folder = stack.dir.path();
-    // At once: Prometheus looks whenever the file changes.
+    // By a rename: Prometheus reads the file at each change.
     fs::write(folder.join("targets.new"), hosts.iter().map(target).collect::<String>())
         .expect("the directory is ours");
     fs::rename(folder.join("targets.new"), folder.join("targets.yml")).expect("the same directory");
@@ -121,7 +121,7 @@ fn a_new_target_is_scored_from_its_first_row_and_over_a_restart() {
         };
         stack.wait("a model of the others", SHORT_TIMEOUT, info("pooled"));
         wait_until_scored(&mut stack, now_ms() + 5_000);
-        // In order, and suddenly.
+        // By SIGTERM, and by SIGKILL.
         stack.promforest.take().expect("it runs").terminate(SHORT_TIMEOUT);
         thread::sleep(Duration::from_secs(3));
         stack.start_promforest();
@@ -142,7 +142,7 @@ fn a_new_target_is_scored_from_its_first_row_and_over_a_restart() {
         let scores = get("anomaly_score");
         let times: Vec<i64> = scores.iter().map(|(timestamp_ms, _)| *timestamp_ms).collect();
         let last_ms = times[times.len() - 1];
-        // Rates reach back.
+        // Rates use samples of the range before.
         let first_ms = scrapes[0];
         let rows: Vec<i64> =
             scrapes.into_iter().filter(|time| (first_ms + RANGE_MS..=last_ms).contains(time)).collect();

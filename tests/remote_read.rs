@@ -1,5 +1,5 @@
-//! Remote read as its clients meet it: bad requests, clients that do not read, and real Prometheus servers, old and
-//! current, whose PromQL then finds the window and the scores, also those that nobody could write back.
+//! The remote read server with bad requests, clients that do not read, and real Prometheus servers, old and current. Their
+//! PromQL finds the window and the scores, also scores that could not be written.
 
 mod support;
 
@@ -22,7 +22,7 @@ use support::stack::{
 };
 use support::{Process, each_version, free_port, http, now_ms, wait};
 
-/// For what a busy machine takes its time for.
+/// Long enough for every step on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(120);
 const MIB: usize = 1 << 20;
 
@@ -33,7 +33,7 @@ detectors:
   - {name: net, match: ['{job="node"}'], by: [instance], transform: value}
 "#;
 
-/// The program with a window that nothing else fills.
+/// The program with a window that only the test fills.
 struct Program {
     process: Process,
     address: String,
@@ -118,13 +118,13 @@ impl Program {
     }
 }
 
-/// Posts a body and hands out the connection, of which nothing is read yet. Version 1.0: nothing comes chunked.
+/// Posts a body and returns the connection before the response is read. HTTP/1.0 has no chunked responses.
 fn begin_request(address: &str, path: &str, body: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(address).expect("it listens");
     stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
     let length = body.len();
     let head = format!("POST /api/v1/{path} HTTP/1.0\r\nHost: test\r\nContent-Length: {length}\r\n\r\n");
-    // A server that has heard enough may close before it has read everything.
+    // The server may close the connection before it has read the body.
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
     stream
 }
@@ -149,7 +149,7 @@ fn matcher(kind: i32, name: &str, value: &str) -> LabelMatcher {
     LabelMatcher { r#type: kind, name: name.into(), value: value.into() }
 }
 
-/// All of time.
+/// The range of all timestamps.
 fn query(matchers: Vec<LabelMatcher>) -> Query {
     Query { start_timestamp_ms: 0, end_timestamp_ms: i64::MAX, matchers }
 }
@@ -260,13 +260,13 @@ fn b76_b77_clients_that_do_not_read_take_no_memory_and_no_slot_for_ever() {
     let begun = stalled.iter_mut().map(status_line).filter(|line| line == b"HTTP/1.0 200").count();
     assert_eq!(begun, 10);
     program.wait_for_metric("promforest_remote_read_server_requests_in_flight", 10.0);
-    // An eleventh waits for its turn, and is told to come again when there is none.
+    // The eleventh request waits for a permit, and receives 503.
     let mut eleventh = begin_request(&program.address, "read", &body);
     let status = status_line(&mut eleventh);
     assert!([b"HTTP/1.0 503", b"HTTP/1.0 200"].contains(&&status), "{status:?}");
     let grown = program.resident_bytes().saturating_sub(before);
     assert!(grown < 64 * MIB, "{} MiB for answers of {} MiB", grown / MIB, 10 * 1000 * 1400 * 18 / MIB);
-    // Who hangs up is not worked for any more.
+    // A request ends with its connection.
     drop((stalled, eleventh));
     program.wait_for_metric("promforest_remote_read_server_requests_in_flight", 0.0);
     assert!(program.metric("promforest_remote_read_server_responses_truncated_total", &[]) >= 10.0);
@@ -275,7 +275,7 @@ fn b76_b77_clients_that_do_not_read_take_no_memory_and_no_slot_for_ever() {
     assert_eq!((series.len(), series.values().map(Vec::len).sum::<usize>()), (1000, 1_400_000));
 }
 
-/// Clients that send a head and no body take no turn.
+/// Clients that send a head and no body take no permit.
 #[test]
 fn heads_without_bodies_block_no_reader() {
     let mut program = Program::start();
@@ -295,7 +295,7 @@ fn heads_without_bodies_block_no_reader() {
     drop(stalled);
 }
 
-/// Patterns that take seconds, by intent, on the labels of a group are nothing that a sample waits for.
+/// Patterns that take seconds to match the labels of a group delay no sample.
 #[test]
 fn samples_do_not_wait_for_patterns() {
     const SERIES: usize = 1000;
@@ -344,7 +344,7 @@ fn samples_do_not_wait_for_patterns() {
     assert!(amid >= 5, "{amid} of {} writes in the middle of {took:?}", written.len());
 }
 
-/// What promforest itself says of a metric in a range.
+/// The samples of a metric in a range, by remote read of promforest.
 fn promforest_samples(
     at: &StackApi,
     name: &str,
@@ -361,7 +361,7 @@ fn prometheus_reads_scores_that_were_never_written() {
     each_version(|version| {
         let mut stack = Stack::new(version, Collectors::Network, &JOB_NODE);
         stack.add_remote_read(", filter_external_labels: false");
-        // It does not take scores, and is not sent any.
+        // Prometheus accepts no scores, and none are sent.
         stack.start_prometheus(RemoteWriteReceiver::Disabled);
         let config = stack.configure(NODE_NETWORK);
         let write = config.lines().find(|line| line.starts_with("remote_write")).expect("a section");

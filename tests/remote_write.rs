@@ -40,7 +40,7 @@ fn b82_remote_write_2_0_falls_back_to_1_0() {
     });
 }
 
-/// What a query shows now; after a staleness marker nothing, without one the last sample for five minutes.
+/// Number of series that a query returns now: none after a staleness marker, and the last sample for five minutes otherwise.
 fn n_visible_series(at: &StackApi) -> Result<usize, String> {
     at.prometheus
         .query(r#"{__name__=~"anomaly_score|node_network_anomaly", job="node"}"#)
@@ -61,7 +61,7 @@ fn f26_series_end_with_their_target_or_detector_and_not_with_the_process() {
         let mut stack = Stack::new(version, Collectors::Network, &Scraping { jobs, ..JOB_NODE });
         let there = format!("- targets: ['127.0.0.1:{}']\n", stack.exporter_port);
         let write_targets = |folder: &Path, targets: &str| {
-            // At once: Prometheus looks whenever the file changes.
+            // By a rename: Prometheus reads the file at each change.
             fs::write(folder.join("targets.new"), targets).expect("the directory is ours");
             fs::rename(folder.join("targets.new"), folder.join("targets.yml")).expect("the same directory");
         };

@@ -1,5 +1,5 @@
 //! Real servers as senders: an old Prometheus in version 1.0 of remote write, and a current one in both, with exemplars and
-//! native histograms. Every request has to be accepted, and nobody may complain.
+//! native histograms. Every request is accepted, and no log has a warning.
 
 mod support;
 
@@ -33,7 +33,7 @@ fn exporter() -> u16 {
     thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
             let mut head = [0; 4096];
-            // Who hangs up asks again.
+            // A client that closed the connection requests again.
             let _ = stream.read(&mut head);
             let _ = write!(
                 stream,

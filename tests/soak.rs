@@ -1,5 +1,5 @@
-//! Hosts that come and go, senders that start anew and repeat themselves, targets that answer 503 for a while: memory stays
-//! where it is, and what was scored is written or counted.
+//! Hosts are replaced, senders restart and repeat requests, endpoints answer 503 for a while: memory stays bounded, and
+//! every score is written or counted.
 //!
 //! Nothing waits for real scrapes: a second here is a scrape interval there, and a host lives for a minute or two.
 //! `cargo test --test soak` takes a minute; `PROMFOREST_SOAK_MINUTES=60` takes longer.
@@ -43,7 +43,7 @@ const DETECTORS: &str = r#"
     model: {kind: isolation_forest, n_estimators: 20}
 "#;
 
-/// A target of remote write that takes everything, or answers 503.
+/// A remote write endpoint that accepts everything, or answers 503.
 struct FakeEndpoint {
     port: u16,
     unavailable: Arc<AtomicBool>,
@@ -64,7 +64,7 @@ impl FakeEndpoint {
             scores: scores.clone(),
             stale_markers: stale_markers.clone(),
         };
-        // It ends with the process.
+        // The thread ends with the process.
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (unavailable, scores, stale_markers) =
@@ -144,7 +144,7 @@ fn deliver(address: &str, timeseries: &[TimeSeries]) -> u64 {
     panic!("{address} takes nothing")
 }
 
-/// What promforest says of itself.
+/// The metrics of promforest.
 struct MetricsPage(String);
 
 impl MetricsPage {

@@ -1,7 +1,6 @@
-//! Programs killed at random moments, and nothing lost: for minutes promforest and Prometheus are killed, stopped and
-//! continued, and what promforest keeps between two lives is damaged or deleted. Then, sample for sample: what was scored
-//! and stored is what a recomputation from Prometheus' own samples says, what is not stored is in a counter, and the window
-//! holds what Prometheus has.
+//! For minutes, promforest and Prometheus are killed, stopped and continued at random moments, and promforest's files are
+//! damaged or deleted. Then every stored score equals a recomputation from Prometheus' own samples, every other row is in a
+//! counter, and the window equals the samples of Prometheus.
 //!
 //! `cargo test --test torture` takes two minutes; `PROMFOREST_TORTURE_MINUTES=30` takes longer, and
 //! `PROMFOREST_TORTURE_SEED` repeats the choices of another run (the seed is printed).
@@ -22,7 +21,7 @@ use std::time::{Duration, Instant};
 use support::stack::{Collectors, JOB_NODE, MODEL_TIMEOUT, RemoteWriteReceiver, SHORT_TIMEOUT, Stack};
 use support::{Process, each_version, http, now_ms};
 
-/// Keeps all rows of the longest run, and judges every row alone, so that any of them can be recomputed by itself.
+/// The window holds the longest run, and the model scores each row alone, so that every score can be recomputed.
 const DETECTOR: &str = r#"
   - name: node_network
     match: ['{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total", device="lo"}']
@@ -32,7 +31,7 @@ const DETECTOR: &str = r#"
     training: {history: 3h, min_history: 10s, interval: 3h}
     model: {kind: isolation_forest}
 "#;
-/// No version is pruned: the one that made a score is needed to check it.
+/// No version is pruned: the check of a score needs its version.
 const REGISTRY: &str = "registry: {path: models, keep_versions: 1000}";
 const INPUT: &str = r#"{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total", device="lo"}"#;
 const SCORES: &str = r#"{__name__="anomaly_score", detector="node_network", model=""}"#;
@@ -84,7 +83,7 @@ fn f1_f2_f3_f4_f5_f6_f7_f14_f22_f28_f45_random_faults_lose_nothing() {
             inject_fault(&mut stack, &mut random, &mut totals);
         }
         stack.wait_for_score_at(now_ms());
-        // Holes are looked for, found and filled.
+        // Gaps are found and filled.
         thread::sleep(SETTLE);
         let settled_ms = now_ms() - 5_000;
         stack.wait_for_score_at(settled_ms);
@@ -93,7 +92,7 @@ fn f1_f2_f3_f4_f5_f6_f7_f14_f22_f28_f45_random_faults_lose_nothing() {
     });
 }
 
-/// Longer than the pause after which a filling that failed is tried again.
+/// Longer than the pause before a failed gap fill is repeated.
 const SETTLE: Duration = Duration::from_secs(25);
 
 /// One thing that should never happen.
@@ -180,7 +179,7 @@ fn damage(stack: &Stack, random: &mut Random) {
     }
 }
 
-/// The files under a folder, but for the registry: a model that is lost is not computed again to the same bits.
+/// The files under a folder without the registry: a lost model is not trained again to the same bits.
 fn files_outside_registry(folder: &PathBuf) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let mut files = Vec::new();
@@ -195,17 +194,15 @@ fn files_outside_registry(folder: &PathBuf) -> Vec<PathBuf> {
     files
 }
 
-// ------------------------------------------------------------------------------------- the books
-
-/// What promforest has counted over all its lives, by the series of its counters. What it counts between the last look
-/// and a kill is not known: a loss there would be one that no counter shows.
+/// Totals of promforest's counters over all its processes, by series. Counts between the last read and a kill are
+/// unknown: a loss in that time is in no counter.
 #[derive(Default)]
 struct CounterTotals {
-    /// Of lives that are over.
+    /// Of ended processes.
     ended_processes: BTreeMap<String, f64>,
-    /// Of the life that goes on.
+    /// Of the running process.
     current_process: BTreeMap<String, f64>,
-    /// What was counted before the comparison began.
+    /// Counts before the comparison began.
     baseline: BTreeMap<String, f64>,
 }
 
@@ -244,8 +241,6 @@ impl CounterTotals {
         sum(&self.ended_processes) + sum(&self.current_process) - sum(&self.baseline)
     }
 }
-
-// -------------------------------------------------------------------------------- the comparison
 
 fn compare_with_recomputation(stack: &Stack, totals: &CounterTotals, (from_ms, to_ms): (i64, i64)) {
     let version = stack.version;
@@ -299,7 +294,7 @@ fn compare_with_recomputation(stack: &Stack, totals: &CounterTotals, (from_ms, t
     compare_window(stack, &input, to_ms);
 }
 
-/// The window's samples, as promforest tells them, are Prometheus' own, bit for bit, and none is missing.
+/// Checks that remote read of promforest returns the samples of Prometheus, bit for bit, and all of them.
 fn compare_window(stack: &Stack, input: &[(Labels, Vec<Sample>)], to_ms: i64) {
     let version = stack.version;
     let cells = |series: &[(Labels, Vec<Sample>)]| -> BTreeMap<(i64, Labels), u64> {
@@ -373,7 +368,7 @@ fn recomputed(
     scores
 }
 
-/// What a server has of a selector's series, by remote read.
+/// The samples of a selector's series on a server, by remote read.
 fn remote_read(address: &str, selector: &str, start_ms: i64, end_ms: i64) -> Vec<(Labels, Vec<Sample>)> {
     let selector = Selector::parse(selector).expect("a selector");
     let query = proto::Query {

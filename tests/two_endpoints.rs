@@ -1,5 +1,5 @@
-//! Scores that go to two servers, one of which is away: what it missed it gets when it is back, whatever became of
-//! promforest meanwhile.
+//! Scores for two servers, one of which is down: it receives the missing scores when it is up again, also if promforest
+//! was restarted meanwhile.
 
 mod support;
 
@@ -48,7 +48,7 @@ fn f8_one_of_two_endpoints_catches_up_after_an_outage() {
         stack.wait("the first scores", MODEL_TIMEOUT, |at| at.scores().map(drop));
         both_catch_up(&mut stack, &mut second);
 
-        // An end in order, and what it had not: a snapshot tells.
+        // After SIGTERM, the snapshot has the missing scores.
         second.prometheus.take().expect("it runs").kill();
         thread::sleep(OUTAGE);
         stack.promforest.take().expect("it runs").terminate(SHORT_TIMEOUT);
@@ -58,7 +58,7 @@ fn f8_one_of_two_endpoints_catches_up_after_an_outage() {
         let [theirs, ours] = both_catch_up(&mut stack, &mut second);
         assert_eq!(theirs, ours, "{version}\n{}", stack.promforest_tail());
 
-        // A sudden one: the snapshot is older than the end.
+        // After SIGKILL, the snapshot is older than the end.
         second.prometheus.take().expect("it runs").kill();
         thread::sleep(OUTAGE);
         stack.kill_promforest();
@@ -68,7 +68,7 @@ fn f8_one_of_two_endpoints_catches_up_after_an_outage() {
         let [theirs, ours] = both_catch_up(&mut stack, &mut second);
         stack.assert_same_times(&times(&theirs), &times(&ours), "scores of the second and of the first");
 
-        // Without a snapshot: what it has it tells itself, where it is read.
+        // Without a snapshot, remote read of the server has its newest score.
         second.prometheus.take().expect("it runs").kill();
         thread::sleep(OUTAGE);
         stack.kill_promforest();

@@ -1,7 +1,7 @@
-//! The sender as the public compliance suite for remote write senders wants to see it: a program that scrapes a
-//! page each second and writes what is on it, by remote write 2.0.
+//! The sender as the public compliance suite for remote write senders runs it: a program that scrapes a page each
+//! second and writes its samples by remote write 2.0.
 //!
-//! What is scraped goes through promforest's real sender; only the windows are replaced, by a queue of scrapes.
+//! The samples pass through promforest's real sender; a queue of scrapes replaces the windows.
 //! `tests/compliance/sender.sh` runs the suite with it.
 
 use promforest::http::Url;
@@ -18,7 +18,7 @@ use tokio::sync::{Notify, watch};
 
 const SCRAPE_INTERVAL: Duration = Duration::from_secs(1);
 const PAGE_LIMIT: usize = 16 << 20;
-/// How long the sender may take for what is left; the suite waits for it.
+/// Longest time for the remaining samples at the end; the suite waits for it.
 const DRAIN: Duration = Duration::from_secs(1);
 
 /// Scrapes that are not acknowledged, and how many of them were handed out.
@@ -120,7 +120,7 @@ fn sample(line: &str) -> Option<Line> {
     Some(Line { labels, value, timestamp_ms: fields.next().and_then(|text| text.parse().ok()) })
 }
 
-/// What a scrape of Prometheus' would store: the page with the target's labels, and whether it was there.
+/// The series that a scrape of Prometheus would store: those of the page with the target's labels, and `up`.
 fn series(page: Option<&str>, instance: &str, now_ms: i64) -> BTreeMap<Labels, Sample> {
     let up = Line {
         labels: vec![(METRIC_NAME.to_string(), "up".to_string())],

@@ -217,7 +217,7 @@ async fn f42_access_control_follows_the_files() {
     assert_eq!(status(&sidecar, "old.pem", "secret").await, Some(200));
     sidecar.write_file("web.yml", "tls_server_config: {cert_file: cert.pem\n");
     sidecar.wait_for_log("not valid YAML");
-    // What would open the door.
+    // A file without access control.
     sidecar.write_file("web.yml", "");
     sidecar.wait_for_log("tls_server_config cannot be added or removed by a reload");
     sidecar.write_file("key.pem", &first.key);

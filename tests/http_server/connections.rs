@@ -55,7 +55,7 @@ fn b50_idle_connections_are_bounded_and_do_not_block_writes() {
         for i in 0..n_idle_connections() {
             idle.push(sidecar.connect());
             if i % 1000 == 999 {
-                // Whoever comes has its place at once.
+                // A new connection is served at once.
                 let code =
                     sidecar.write_series(vec![series("a", 0, &[(now_ms(), i as f64)])]).expect("an answer");
                 assert_eq!(code, 204);
@@ -95,7 +95,7 @@ fn b50_unfinished_requests_are_evicted() {
         let written = sidecar.write_series(vec![series("a", 0, &[(now_ms() + i, 1.0)])]);
         assert_eq!(written.expect("an answer"), 204);
     }
-    // Who is told that it was too slow had kept its place to the end.
+    // A connection that receives the timeout was not evicted before.
     let is_closed = |stream: &mut TcpStream| {
         stream.set_nonblocking(true).expect("a socket");
         matches!(stream.read(&mut [0; 1]), Ok(0))
@@ -154,7 +154,7 @@ fn b50_f29_prometheus_writes_beside_slow_and_greedy_clients() {
         let overloaded = http::metric(&page, "promforest_ingest_requests_total", &[("reason", "overloaded")]);
         assert_eq!(overloaded, None, "{version}");
         prometheus.assert_running();
-        // What it could not send it says with every try.
+        // Prometheus logs each failure to send.
         assert!(!prometheus.log().contains("non-recoverable"), "{version}: {}", prometheus.tail());
     });
 }

@@ -81,7 +81,7 @@ fn f28_a_broken_pipe_is_survived() {
         .stderr(Stdio::piped())
         .spawn()
         .expect("it starts");
-    // Nobody reads what it logs.
+    // The log is not read.
     drop(child.stderr.take());
     let until = Instant::now() + TIMEOUT;
     while http::get(&address, "/-/healthy").is_err() {
@@ -98,7 +98,7 @@ fn f28_a_broken_pipe_is_survived() {
     child.wait().expect("it ends");
 }
 
-/// It stands still for longer than Prometheus waits for an answer; then everything is there once.
+/// A pause of the process that is longer than the timeout of Prometheus leaves no row out and scores none twice.
 #[test]
 fn f28_after_a_pause_every_row_is_scored_once() {
     each_version(|version| {

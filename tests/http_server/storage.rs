@@ -21,7 +21,7 @@ fn f21_a_storage_folder_is_made_or_refused_in_one_line() {
     for (storage, reason) in [
         (folder.path().join("file"), "File exists (os error 17)"),
         (folder.path().join("file/below"), "Not a directory (os error 20)"),
-        // Nobody can write there, not even root.
+        // Not writable, also for root.
         ("/proc/sys/promforest".into(), "No such file or directory (os error 2)"),
         ("/proc/self".into(), "No such file or directory (os error 2)"),
     ] {

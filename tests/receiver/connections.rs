@@ -74,7 +74,7 @@ fn b50_a_slow_body_and_a_slow_head() {
         let head = format!("{}\r\nHost: test\r\n\r\n", post_head(&[], body.len()));
         stream.write_all(head.as_bytes()).expect("sent");
         let mut sender = stream.try_clone().expect("a socket");
-        // It ends when the other side has closed the connection.
+        // The thread ends when the receiver has closed the connection.
         thread::spawn(move || {
             for byte in body {
                 thread::sleep(Duration::from_secs(1));
@@ -87,7 +87,7 @@ fn b50_a_slow_body_and_a_slow_head() {
     };
     let mut slow_head = receiver.connect();
     slow_head.write_all(b"POST /api/v1/write HTTP/1.1\r\nHost: te").expect("sent");
-    // Whoever is slow holds up nobody else.
+    // Slow clients do not delay others.
     assert_eq!(receiver.write(&ValidSeries::new(2).series()).status, 204);
 
     let mut slow_body = slow_body;
@@ -132,7 +132,7 @@ fn malformed_heads_are_counted() {
     ];
     for head in &heads {
         let mut stream = receiver.connect();
-        // It may be closed before it is sent.
+        // The receiver may close the connection before all is sent.
         let _ = stream.write_all(head.as_bytes());
         let _ = stream.read_to_end(&mut Vec::new());
     }
@@ -276,7 +276,7 @@ fn f29_stalled_large_bodies_do_not_block_small_ones() {
     wait_until(&receiver, "it is there but for a byte", |counts| in_flight_bytes(counts) == LIMIT);
     // A second one finds no room, and gives back what it had.
     let mut second = begin_upload(&receiver, &large, b"");
-    // It may be closed before it is sent.
+    // The receiver may close the connection before all is sent.
     let _ = second.write_all(&almost_whole_body);
     wait_until(&receiver, "the second is refused", |counts| {
         counts.responses_for(503, "overloaded", "1.0") == 1.0 && in_flight_bytes(counts) == LIMIT

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use tempfile::TempDir;
 
-/// Who signs certificates.
+/// A certificate authority.
 pub struct Authority {
     /// Its certificate, as PEM.
     pub pem: String,
@@ -47,7 +47,7 @@ impl Authority {
         Identity { cert, key: key.serialize_pem() }
     }
 
-    /// What trusts it.
+    /// Trust in this authority.
     pub fn roots(&self) -> Arc<RootCertStore> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).expect("PEM")).expect("an authority");

@@ -1,5 +1,4 @@
-//! MLflow servers as they run in earnest: a database in PostgreSQL, artifacts in S3, and both behind the
-//! server's own API.
+//! MLflow servers as in production: a database in PostgreSQL, artifacts in S3, and both behind the API of the server.
 
 use super::{HELP, Process, free_port, http, program, wait};
 use std::env;
@@ -21,8 +20,7 @@ pub const PASSWORD: &str = "promforest-promforest";
 /// Both keys of the S3 server, which refuses what is not signed with them.
 const S3_KEY: &str = "promforest";
 const BUCKET: &str = "mlflow";
-/// What MLflow's Python, server and client, does not do in tests: call home, run jobs, print what nobody asked for, try
-/// for minutes.
+/// Settings of MLflow's server and client in tests: no telemetry, no jobs, no links in the output, few retries.
 const MLFLOW_ENV: [(&str, &str); 6] = [
     ("MLFLOW_DISABLE_TELEMETRY", "true"),
     ("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false"),
@@ -56,7 +54,7 @@ pub struct Mlflow {
     dir: PathBuf,
 }
 
-/// Where a server keeps what it has.
+/// A server's database and artifact store.
 #[derive(Debug)]
 struct Stores {
     postgres: Process,
@@ -109,7 +107,7 @@ impl Mlflow {
         let Some(server) = self.server.take() else { return };
         let id = server.id();
         let group = format!("-{id}");
-        // It may have ended by itself.
+        // The process may have ended by itself.
         let _ =
             Command::new("sh").args(["-c", "kill -s KILL -- \"$0\"", &group]).stderr(Stdio::null()).status();
         drop(server);
@@ -199,7 +197,7 @@ impl Drop for Mlflow {
     fn drop(&mut self) {
         self.kill();
         self.cleanup.dismiss();
-        // It asks them to end, so that PostgreSQL gives its shared memory back.
+        // The cleanup process terminates them, so that PostgreSQL frees its shared memory.
         let stores = self.stores.iter_mut().flat_map(|stores| [&mut stores.s3, &mut stores.postgres]);
         stores.for_each(Process::wait_for_end);
         self.cleanup.wait_for_end();

@@ -33,7 +33,7 @@ impl Sidecar {
         Self::start_with_command(&[PROGRAM], files)
     }
 
-    /// Does so with a command line that the arguments are appended to.
+    /// Starts it by a command, to which the arguments are appended.
     pub fn start_with_command(command: &[&str], files: &[(&str, &str)]) -> Self {
         let folder = client::folder(files);
         if !files.iter().any(|(name, _)| *name == "promforest.yml") {

@@ -43,7 +43,7 @@ pub const RANGE_MS: i64 = 10_000;
 /// Score, decision and threshold of a row.
 pub type ScoreRow = [f64; 3];
 
-/// Where the servers of one scenario listen.
+/// The addresses of the servers of one scenario.
 #[derive(Clone)]
 pub struct StackApi {
     pub prometheus: PrometheusApi,
@@ -96,21 +96,21 @@ pub struct Stack {
     pub dir: TempDir,
 }
 
-/// Does Prometheus take remote write?
+/// Whether Prometheus accepts remote write.
 #[derive(Clone, Copy, PartialEq)]
 pub enum RemoteWriteReceiver {
     Enabled,
     Disabled,
 }
 
-/// How much of a machine node_exporter shows.
+/// The collectors of node_exporter.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Collectors {
     All,
     Network,
 }
 
-/// What differs between the scenarios' Prometheus configurations.
+/// The parts of Prometheus' configuration that differ between scenarios.
 pub struct Scraping<'a> {
     /// The `scrape_configs` of node_exporter; `TARGET` is replaced by its address.
     pub jobs: &'a str,
@@ -238,7 +238,7 @@ impl Stack {
         self.configure_file("promforest.yml", "", detectors)
     }
 
-    /// Does it in a file of this name, with more sections.
+    /// Writes a configuration with more sections to a file of this name, and returns it.
     pub fn configure_file(&self, file: &str, sections: &str, detectors: &str) -> String {
         let url = format!("http://127.0.0.1:{}/api/v1", self.prometheus_port);
         let config = format!(
@@ -259,7 +259,7 @@ impl Stack {
         command.output().unwrap_or_else(|err| panic!("promforest does not start: {err}"))
     }
 
-    /// Does it with the sidecar's configuration; fails when it fails, and returns what it prints.
+    /// Runs a command with the sidecar's configuration and returns its output. Fails if the command fails.
     pub fn run(&self, args: &[&str]) -> String {
         let output = self.command(&[args, &["--config.file", "promforest.yml"]].concat());
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -287,7 +287,7 @@ impl Stack {
         self.load(model).card.training_range.expect("it was trained").to_ms
     }
 
-    /// What a backtest says of each row since the newest training row of a version.
+    /// The rows of a backtest since the newest training row of a version.
     pub fn backtest(&self, model: &Value) -> BTreeMap<i64, ScoreRow> {
         let name = version_name(model);
         let FittedModel::Extended(detection) = self.load(model).fitted else {

@@ -1,9 +1,9 @@
-//! What is fuzzed: every decoder of bytes from outside, and what must hold of its answer.
+//! The fuzz targets: every decoder of bytes from outside, and the properties of its results.
 //!
-//! A target takes any bytes, and panics when a promise is broken: where another decoder of the same bytes exists (prost,
-//! the snap crate), both say the same; what is accepted can be used. The same functions run under libFuzzer
-//! (`tests/fuzz/run.sh`), and over their seeds in `cargo test` (`tests/fuzz.rs`), so that a target that no longer
-//! compiles or finds its seeds is seen at once. Seeds are made from the captures in `tests/data`, and kept nowhere else.
+//! A target takes any bytes, and panics if a property does not hold: another decoder of the same bytes (prost, the snap
+//! crate) has the same result, and an accepted value can be used. The same functions run under libFuzzer
+//! (`tests/fuzz/run.sh`), and on their seeds in `cargo test` (`tests/fuzz.rs`), which detects a target that does not
+//! compile or has no seeds. The seeds are made from the captures in `tests/data`.
 
 mod models;
 mod receiver;
@@ -48,7 +48,7 @@ pub const TARGETS: &[Target] = &[
 /// Runs a target by its name.
 ///
 /// # Panics
-/// When a promise is broken, or there is no such target.
+/// If a property does not hold, or there is no such target.
 pub fn run(name: &str, data: &[u8]) {
     let target = TARGETS.iter().find(|target| target.name == name);
     (target.unwrap_or_else(|| panic!("no target {name}")).run)(data);

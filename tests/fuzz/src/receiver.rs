@@ -54,7 +54,7 @@ pub fn receiver(data: &[u8]) {
     while let Some((length, after)) = rest.split_first_chunk() {
         let length = usize::from(u16::from_le_bytes(*length)).min(after.len());
         let (message, after) = after.split_at(length);
-        // What one version does not know, the other may.
+        // A message may be valid in the other version.
         let body = snappy::compress(message);
         for version in [ProtocolVersion::V1, ProtocolVersion::V2] {
             let _ = engine.ingest(version, &body, Instant::now(), NOW_MS);
@@ -68,7 +68,7 @@ pub fn receiver(data: &[u8]) {
     engine.tick(Instant::now(), now_ms());
     let batch = engine.next_batch(0, 100, now_ms());
     let _ = engine.list_deployments();
-    // What leaves is what a receiver would take.
+    // A receiver accepts the requests that are written.
     for series in batch.into_iter().flat_map(|batch| batch.series) {
         assert!(!series.labels.metric_name().is_empty());
         assert!(series.samples.is_sorted_by(|a, b| a.timestamp_ms < b.timestamp_ms), "{}", series.labels);

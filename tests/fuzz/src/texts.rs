@@ -1,4 +1,4 @@
-//! What people write: configuration and selectors.
+//! Texts of users: configuration and selectors.
 
 use promforest::config::Config;
 use promforest::http::web_config::WebConfig;

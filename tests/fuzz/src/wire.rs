@@ -52,7 +52,7 @@ fn read(version: ProtocolVersion, data: &[u8], oracle: &impl Debug) -> Option<(R
     }
 }
 
-/// What prost reads in a message, we read too.
+/// The parser accepts the messages that prost accepts.
 pub fn write_v1(data: &[u8]) {
     let Ok(oracle) = proto::WriteRequest::decode(data) else {
         let _ = ParsedRequest::parse(ProtocolVersion::V1, data, 0, 0, &mut Scratch::default());
