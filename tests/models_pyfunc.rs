@@ -1,6 +1,6 @@
 //! MLflow's Python has the same scores for the folder of a model.
 
-use promforest::detect::OnlineDetector;
+use promforest::detect::{AlertState, OnlineDetector};
 use promforest::features::{Schema, Transform};
 use promforest::forest::{ExtendedParams, ForestParams, Table};
 use promforest::models::{FittedModel, Model, ModelCard, artifact, score};
@@ -10,8 +10,8 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::Command;
 
-/// Six days: a peak at the same time on four of them is a recurring peak.
-const N_ROWS: usize = 6 * DAY;
+/// Three weekends, and more than four days: a peak at the same time on four of them is a recurring peak.
+const N_ROWS: usize = 20 * DAY;
 const DAY: usize = 240;
 const N_FEATURES: usize = 5;
 /// Largest difference of two scores: libraries' exponentials and logarithms round differently.
@@ -25,11 +25,16 @@ fn noise(k: usize) -> f32 {
     ((z ^ (z >> 31)) >> 40) as f32 / 16_777_216.0
 }
 
-/// Three that move together on scales of their own, one for itself that jumps once a day, one constant; column-major.
+/// Three that move together on scales of their own, the second less on weekends, one for itself that jumps once a day, one
+/// constant; column-major.
 fn values() -> Vec<f32> {
     let common = |row: usize| noise(row) * noise(7_919 * row + 1);
     let value = |feature: usize, row: usize| match feature {
-        0..3 => [1.0, 3e-4, 2e9][feature] * (common(row) + 0.1 * noise(1_000 * feature + row)),
+        0..3 => {
+            let is_quiet = feature == 1 && (time(row) / 86_400_000 + 3) % 7 >= 5;
+            let scale = [1.0, 3e-4, 2e9][feature] * if is_quiet { 0.1 } else { 1.0 };
+            scale * (common(row) + 0.1 * noise(1_000 * feature + row))
+        }
         3 if row % DAY == 20 => 1e4,
         3 => 50.0 - 100.0 * noise(90_000 + row),
         _ => 4.2,
@@ -129,6 +134,7 @@ fn expected(fitted: &FittedModel, rows: &[Vec<f32>]) -> Vec<[f64; 5]> {
         FittedModel::Extended(detection) => {
             let mut detector = detection.clone();
             let score_row = |(number, row): (usize, &Vec<f32>)| {
+                detector = detector.clone().with_alert_state(AlertState::default());
                 let assessment = detector.assess(time(N_ROWS + number), row).expect("in order");
                 let decision = assessment.decision;
                 [decision - 0.5, decision, predict(decision), decision, assessment.score]
@@ -174,5 +180,10 @@ fn an_extended_isolation_forest_scores_alike() {
     let fit = |table: &Table| {
         OnlineDetector::fit(&times, table, &ExtendedParams::default(), 1.0, NonZeroUsize::MIN).expect("fits")
     };
-    check_python_agrees(|table| FittedModel::Extended(Box::new(fit(table))));
+    check_python_agrees(|table| {
+        let detector = fit(table);
+        let state = serde_json::to_value(detector.state()).expect("numbers and text");
+        assert_eq!(state["profiles"][1]["is_weekly"], true, "the test covers the weekly profile");
+        FittedModel::Extended(Box::new(detector))
+    });
 }

@@ -64,14 +64,15 @@ impl<'a> FeatureChanges<'a> {
         }
     }
 
-    /// The next time after `after_ms` at which one of the schema's features is removed, or another has enough history to
-    /// be added. The time is the end of a row: before that, features of other targets seem to be missing.
-    pub fn next_change(&mut self, schema: &Schema, after_ms: i64) -> Option<i64> {
+    /// The next time after `after_ms` and before `until_ms` at which one of the schema's features is removed, or another
+    /// has enough history to be added. The time is the end of a row: before that, features of other targets seem to be
+    /// missing.
+    pub fn next_change(&mut self, schema: &Schema, after_ms: i64, until_ms: i64) -> Option<i64> {
         for feature in &mut self.features {
             feature.is_in_schema = schema.features.contains(feature.labels);
         }
         let not_before_ms = after_ms.max(self.changed_ms.saturating_add(MIN_PAUSE_MS));
-        while let Some(timestamp_ms) = self.timestamps.next() {
+        while let Some(timestamp_ms) = self.timestamps.next_if(|timestamp_ms| *timestamp_ms < until_ms) {
             self.advance_to(timestamp_ms);
             let (_, row_end_ms) = schema.grid.bounds(timestamp_ms);
             let is_row_end = self.timestamps.peek().is_none_or(|next_ms| *next_ms > row_end_ms);
@@ -148,7 +149,7 @@ mod tests {
         let grid = Grid::Slots { interval_ms: STEP_MS, slot_start_ms: 0 };
         let schema = Schema { features: vec![feature("a"), feature("b")], transform: Transform::Value, grid };
         let mut changes = FeatureChanges::new(&detector, &window, STEP_MS);
-        std::iter::from_fn(|| changes.next_change(&schema, i64::MIN)).collect()
+        std::iter::from_fn(|| changes.next_change(&schema, i64::MIN, i64::MAX)).collect()
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::features::Schema;
 use crate::forest::{self, ExtendedParams};
 use crate::models::{ModelParams, columns};
 use crate::prom::{Labels, duration};
-use crate::time::{DAY_MS, format_minute};
+use crate::time::{self, DAY_MS, format_minute};
 use crate::train::{Exclusion, ModelFitter, TrainingSet, training_set};
 use crate::window::{Window, build};
 use feature_changes::FeatureChanges;
@@ -46,6 +46,10 @@ pub struct Retraining<'a> {
     pub alerts: detect::Config,
     /// Ranges excluded from training.
     pub exclusions: Vec<Exclusion>,
+    /// True for the samples of series, false for a table of values with a fixed schema.
+    pub is_raw: bool,
+    /// True to fit a new model after each interval of `training.interval`, as the sidecar does.
+    pub is_renewing: bool,
     /// Threads that fit trees.
     pub threads: NonZeroUsize,
 }
@@ -64,6 +68,8 @@ pub struct BacktestResult {
     pub assessments: Vec<Option<Assessment>>,
     /// Changes of the features, ascending.
     pub changes: Vec<SchemaChange>,
+    /// Number of models that were fitted in the range because of their age.
+    pub n_renewals: usize,
 }
 
 /// A change of the features that led to a new model.
@@ -127,57 +133,83 @@ impl Retraining<'_> {
         Ok(fitted.as_online().expect("an extended forest scores rows in order").clone())
     }
 
-    /// A detector that is fitted to the data up to `now_ms`; `None` if that is too little.
-    fn fit_at(&self, window: &Window, now_ms: i64, scored_to_ms: i64) -> Option<(Schema, OnlineDetector)> {
-        let rows = TrainingSet::from_window(
-            self.detector,
-            &build::truncated(window, now_ms, i64::MAX / 4),
-            &self.exclusions,
-            scored_to_ms,
-        )
-        .ok()?;
+    /// A model that is fitted to the history before `now_ms`; `None` if that is too little.
+    fn fit_at(
+        &self,
+        schema: &Schema,
+        window: &Window,
+        now_ms: i64,
+        scored_to_ms: i64,
+    ) -> Option<ReplayModel> {
+        let history_ms = time::millis(self.detector.training.history);
+        let window = build::truncated(window, now_ms, history_ms);
+        let rows = match self.is_raw {
+            true => TrainingSet::from_window(self.detector, &window, &self.exclusions, scored_to_ms),
+            false => TrainingSet::from_schema(schema.clone(), &window, &self.exclusions, scored_to_ms),
+        };
+        let rows = rows.ok()?;
         let detector = self.fit(&rows).ok()?;
-        Some((rows.schema, detector))
+        Some(ReplayModel { schema: rows.schema, names: None, detector, observed_ms: rows.observed_ms })
+    }
+
+    /// Time of the renewal of a model that was fitted at a time, in milliseconds.
+    fn renewal_ms(&self, fitted_ms: i64, observed_ms: i64) -> i64 {
+        match self.is_renewing {
+            true => fitted_ms + time::millis(self.detector.training.retrain_interval(observed_ms)),
+            false => i64::MAX,
+        }
     }
 }
 
-/// Replays a range with a detector whose newest row is before it. `names` are those of the schema's features; `on_row` is
-/// called for each row.
-pub fn replay(
-    range: ReplayRange<'_>,
-    schema: &Schema,
-    names: Vec<String>,
-    mut detector: OnlineDetector,
-    on_row: &mut dyn FnMut(),
-) -> BacktestResult {
-    let mut replay = Replay::new(range, schema, on_row);
-    replay.replay_rows(schema, names, &mut detector, (i64::MIN, i64::MAX));
+/// A model at the beginning of a replay.
+pub struct ReplayModel {
+    /// Its features.
+    pub schema: Schema,
+    /// Their names, if they differ from the default.
+    pub names: Option<Vec<String>>,
+    /// The detector, whose newest row is before the range.
+    pub detector: OnlineDetector,
+    /// Length of the history that it was fitted to, in milliseconds, without gaps.
+    pub observed_ms: i64,
+}
+
+/// Replays a range with one model. `on_row` is called for each row.
+pub fn replay(range: ReplayRange<'_>, mut model: ReplayModel, on_row: &mut dyn FnMut()) -> BacktestResult {
+    let mut replay = Replay::new(range, &model.schema, on_row);
+    replay.replay_rows(&mut model, (i64::MIN, i64::MAX));
     replay.result
 }
 
-/// Replays a range, and fits a new model whenever features are removed or added permanently, as the sidecar does. The new
-/// model is fitted to all data up to the change. Periodic retraining is not replayed.
+/// Replays a range, and fits a new model after each interval and whenever features are removed or added permanently, as
+/// the sidecar does. The alert state goes over to the new model.
 pub fn replay_with_retraining(
     range: ReplayRange<'_>,
     retraining: &Retraining<'_>,
-    (mut schema, mut detector): (Schema, OnlineDetector),
+    mut model: ReplayModel,
     on_row: &mut dyn FnMut(),
 ) -> BacktestResult {
     let (window, start_ms) = (range.window, range.start_ms);
-    let mut replay = Replay::new(range, &schema, on_row);
-    let mut feature_changes = FeatureChanges::new(retraining.detector, window, detector.interval_ms());
-    let mut assessed_to_ms = i64::MIN;
+    let end_ms = window.newest_ms().unwrap_or(start_ms);
+    let mut replay = Replay::new(range, &model.schema, on_row);
+    let mut feature_changes = FeatureChanges::new(retraining.detector, window, model.detector.interval_ms());
+    let (mut assessed_to_ms, mut fitted_ms) = (i64::MIN, start_ms);
     loop {
-        let change_ms = feature_changes.next_change(&schema, start_ms);
-        let names = columns::default_names(&schema);
-        let to_ms = change_ms.map_or(i64::MAX, |change_ms| change_ms - 1);
-        replay.replay_rows(&schema, names, &mut detector, (assessed_to_ms, to_ms));
-        let Some(change_ms) = change_ms else { return replay.result };
-        assessed_to_ms = detector.newest_ms().unwrap_or(i64::MIN);
-        if let Some((new_schema, new_detector)) = retraining.fit_at(window, change_ms, assessed_to_ms) {
-            replay.result.changes.push(SchemaChange::between(change_ms, &schema, &new_schema));
-            detector = new_detector.inherit_incident(&detector);
-            schema = new_schema;
+        let renewal_ms = retraining.renewal_ms(fitted_ms, model.observed_ms);
+        let change_ms = match retraining.is_raw {
+            true => feature_changes.next_change(&model.schema, start_ms, renewal_ms),
+            false => None,
+        };
+        fitted_ms = change_ms.unwrap_or(renewal_ms);
+        replay.replay_rows(&mut model, (assessed_to_ms, fitted_ms.saturating_sub(1)));
+        if fitted_ms > end_ms {
+            return replay.result;
+        }
+        assessed_to_ms = model.detector.newest_ms().unwrap_or(i64::MIN);
+        if let Some(fitted) = retraining.fit_at(&model.schema, window, fitted_ms, assessed_to_ms) {
+            replay.record_new_model(fitted_ms, &model.schema, &fitted.schema);
+            let detector = fitted.detector.with_alert_state(model.detector.alert_state().clone());
+            let names = model.names.filter(|_| fitted.schema == model.schema);
+            model = ReplayModel { detector, names, ..fitted };
         }
     }
 }
@@ -227,20 +259,25 @@ impl<'a> Replay<'a> {
                 labels,
                 assessments,
                 changes: Vec::new(),
+                n_renewals: 0,
             },
             on_row,
         }
     }
 
+    fn record_new_model(&mut self, timestamp_ms: i64, before: &Schema, after: &Schema) {
+        if before.features == after.features {
+            self.result.n_renewals += 1;
+        } else {
+            self.result.changes.push(SchemaChange::between(timestamp_ms, before, after));
+        }
+    }
+
     /// Assesses the rows after the detector's newest one, up to `to_ms`. Stores the assessments of rows that are in the
     /// range and after `assessed_to_ms`: those of an earlier detector stay.
-    fn replay_rows(
-        &mut self,
-        schema: &Schema,
-        names: Vec<String>,
-        detector: &mut OnlineDetector,
-        (assessed_to_ms, to_ms): (i64, i64),
-    ) {
+    fn replay_rows(&mut self, model: &mut ReplayModel, (assessed_to_ms, to_ms): (i64, i64)) {
+        let ReplayModel { schema, detector, .. } = model;
+        let names = model.names.clone().unwrap_or_else(|| columns::default_names(schema));
         let BacktestResult { features, timestamps, assessments, .. } = &mut self.result;
         let positions: Vec<usize> = names
             .into_iter()

@@ -2,7 +2,7 @@
 
 use super::training_data::{self, HistoryRange, TrainingDataArgs, TrainingInput, TrainingInputs};
 use super::{RegistryArgs, model_location, plural, print, select_detectors};
-use crate::backtest::{self, BacktestResult, ReplayRange, Retraining};
+use crate::backtest::{self, BacktestResult, ReplayModel, ReplayRange, Retraining};
 use crate::config::Config;
 use crate::detect::{self, AlertBudget, OnlineDetector};
 use crate::detector::Detector;
@@ -43,6 +43,9 @@ pub struct BacktestArgs {
     /// or NAME
     #[arg(long, value_name = "MODEL", conflicts_with_all = ["exclude", "exclude_alert"])]
     model: Option<String>,
+    /// Replay the first model to the end instead of fitting a new one after each training.interval
+    #[arg(long, conflicts_with = "model")]
+    no_renewal: bool,
     /// Alert budget of the threshold, as in 1/day or 1/week; without it, the detector's
     #[arg(long, value_name = "BUDGET")]
     budget: Option<AlertBudget>,
@@ -54,8 +57,8 @@ pub struct BacktestArgs {
     report: Option<PathBuf>,
 }
 
-/// A model to replay.
-struct ReplayModel {
+/// A model that is given.
+struct GivenModel {
     model: Model,
     online_detector: OnlineDetector,
 }
@@ -83,7 +86,13 @@ pub async fn run(args: BacktestArgs) -> Result<(), BoxError> {
         let table_labels = std::mem::take(&mut table_labels);
         let budget =
             args.budget.map_or(training_input.detector.alerts.budget, |AlertBudget(per_day)| per_day);
-        let result = replay(&training_input, table_labels, start_ms, replay_model.as_ref(), budget)?;
+        let replay = BacktestRun {
+            args: &args,
+            training_input: &training_input,
+            given: replay_model.as_ref(),
+            budget,
+        };
+        let result = replay.run(table_labels, start_ms)?;
         if let Some(path) = &args.output {
             backtest::write(path, &result)?;
         }
@@ -98,7 +107,7 @@ pub async fn run(args: BacktestArgs) -> Result<(), BoxError> {
     Ok(())
 }
 
-async fn load_replay_model(registry: &RegistryArgs, name: &str) -> Result<ReplayModel, BoxError> {
+async fn load_replay_model(registry: &RegistryArgs, name: &str) -> Result<GivenModel, BoxError> {
     let (location, model) = model_location::load_model(registry, name).await?;
     let Some(online_detector) = model.fitted.as_online().cloned() else {
         let kind = model.fitted.kind();
@@ -107,7 +116,7 @@ async fn load_replay_model(registry: &RegistryArgs, name: &str) -> Result<Replay
         )
         .into());
     };
-    Ok(ReplayModel { model, online_detector })
+    Ok(GivenModel { model, online_detector })
 }
 
 /// Timestamps and labels of a replayed table.
@@ -125,7 +134,7 @@ type ReplayInputs<'a> = (TrainingInputs<'a>, TableLabels, i64);
 async fn inputs_from_history<'a>(
     args: &'a BacktestArgs,
     config: &'a Config,
-    replay_model: Option<&'a ReplayModel>,
+    replay_model: Option<&'a GivenModel>,
 ) -> Result<ReplayInputs<'a>, BoxError> {
     let start_ms = args.start.ok_or("--start or --input is needed")?.as_millisecond();
     let to_ms = args.end.map_or_else(time::now_ms, Timestamp::as_millisecond);
@@ -133,7 +142,7 @@ async fn inputs_from_history<'a>(
         return Err("the range ends before it begins: --start must be before --end".into());
     }
     let mut history_range = HistoryRange { from_ms: None, train_to_ms: start_ms - 1, to_ms };
-    if let Some(ReplayModel { model, online_detector }) = replay_model {
+    if let Some(GivenModel { model, online_detector }) = replay_model {
         let trained_ms = online_detector.newest_ms().unwrap_or(start_ms);
         if start_ms <= trained_ms {
             let trained = time::format_timestamp(trained_ms);
@@ -155,7 +164,7 @@ fn inputs_from_tables<'a>(
     config: &'a Config,
     input: &Path,
     history: Option<&Path>,
-    replay_model: Option<&ReplayModel>,
+    replay_model: Option<&GivenModel>,
 ) -> Result<ReplayInputs<'a>, BoxError> {
     let mut replay_table = DataTable::read(input)?;
     let times = replay_table.unique_timestamps(input)?.to_vec();
@@ -215,7 +224,7 @@ fn concatenate(
 fn input_for_model(
     args: &TrainingDataArgs,
     config: &Config,
-    ReplayModel { model, online_detector }: &ReplayModel,
+    GivenModel { model, online_detector }: &GivenModel,
     path: &Path,
     table: DataTable,
 ) -> Result<TrainingInput, BoxError> {
@@ -255,76 +264,78 @@ fn input_for_model(
     })
 }
 
-fn replay(
-    training_input: &TrainingInput,
-    table_labels: TableLabels,
-    start_ms: i64,
-    replay_model: Option<&ReplayModel>,
+/// The backtest of one group or file.
+struct BacktestRun<'a> {
+    args: &'a BacktestArgs,
+    training_input: &'a TrainingInput,
+    given: Option<&'a GivenModel>,
+    /// Alerts per day.
     budget: f64,
-) -> Result<BacktestResult, BoxError> {
-    let TrainingInput { detector, rows, window, .. } = training_input;
-    let n_features = rows.schema.features.len();
-    if n_features > MAX_FEATURES {
-        return Err(format!("{n_features} columns, a group has at most {MAX_FEATURES}").into());
-    }
-    let retraining = Retraining {
-        detector,
-        params: extended_params(detector, replay_model)?,
-        alerts: detect::Config { budget, ..detector.alerts.clone() },
-        exclusions: training_input.exclusions.clone(),
-        threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
-    };
-    let online_detector = match replay_model {
-        Some(replay_model) => replay_model
-            .online_detector
-            .clone()
-            .with_alerts(&retraining.alerts, &replay_model.model.schema.features),
-        None => retraining.fit(rows).map_err(|error| match error {
-            forest::Error::Empty { .. } => too_few_rows(rows.len()),
-            error => error.into(),
-        })?,
-    };
-    let n_rows = window.timestamps(start_ms - 1, i64::MAX).count();
-    let bar = ProgressBar::new(n_rows as u64).with_message(training_input.name.clone());
-    bar.set_style(ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} rows, {eta} left")?);
-    let mut done = || bar.inc(1);
-    let range = ReplayRange {
-        window,
-        group: training_input.group.clone().unwrap_or_default(),
-        start_ms,
-        timestamps: table_labels.timestamps,
-        labels: table_labels.labels,
-    };
-    let result = match replay_model {
-        None if training_input.is_raw => backtest::replay_with_retraining(
-            range,
-            &retraining,
-            (rows.schema.clone(), online_detector),
-            &mut done,
-        ),
-        _ => {
-            let names =
-                training_input.columns.clone().unwrap_or_else(|| columns::default_names(&rows.schema));
-            // The columns hold transformed values.
-            let schema = match training_input.is_raw {
-                true => rows.schema.clone(),
-                false => Schema { transform: Transform::Value, grid: Grid::Exact, ..rows.schema.clone() },
-            };
-            backtest::replay(range, &schema, names, online_detector, &mut done)
+}
+
+impl BacktestRun<'_> {
+    fn run(&self, table_labels: TableLabels, start_ms: i64) -> Result<BacktestResult, BoxError> {
+        let TrainingInput { detector, rows, window, .. } = self.training_input;
+        let n_features = rows.schema.features.len();
+        if n_features > MAX_FEATURES {
+            return Err(format!("{n_features} columns, a group has at most {MAX_FEATURES}").into());
         }
-    };
-    bar.finish_and_clear();
-    Ok(result)
+        let retraining = Retraining {
+            detector,
+            params: extended_params(detector, self.given)?,
+            alerts: detect::Config { budget: self.budget, ..detector.alerts.clone() },
+            exclusions: self.training_input.exclusions.clone(),
+            is_raw: self.training_input.is_raw,
+            is_renewing: !self.args.no_renewal,
+            threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+        };
+        let model = self.first_model(&retraining)?;
+        let n_rows = window.timestamps(start_ms - 1, i64::MAX).count();
+        let bar = ProgressBar::new(n_rows as u64).with_message(self.training_input.name.clone());
+        bar.set_style(ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} rows, {eta} left")?);
+        let mut done = || bar.inc(1);
+        let range = ReplayRange {
+            window,
+            group: self.training_input.group.clone().unwrap_or_default(),
+            start_ms,
+            timestamps: table_labels.timestamps,
+            labels: table_labels.labels,
+        };
+        let result = match self.given {
+            Some(_) => backtest::replay(range, model, &mut done),
+            None => backtest::replay_with_retraining(range, &retraining, model, &mut done),
+        };
+        bar.finish_and_clear();
+        Ok(result)
+    }
+
+    /// The given model, or one that is fitted to the rows before the range.
+    fn first_model(&self, retraining: &Retraining) -> Result<ReplayModel, BoxError> {
+        let TrainingInput { rows, columns, is_raw, .. } = self.training_input;
+        let detector = match self.given {
+            Some(given) => {
+                given.online_detector.clone().with_alerts(&retraining.alerts, &given.model.schema.features)
+            }
+            None => retraining.fit(rows).map_err(|error| match error {
+                forest::Error::Empty { .. } => too_few_rows(rows.len()),
+                error => error.into(),
+            })?,
+        };
+        // The columns of a table hold transformed values.
+        let schema = match is_raw {
+            true => rows.schema.clone(),
+            false => Schema { transform: Transform::Value, grid: Grid::Exact, ..rows.schema.clone() },
+        };
+        let names = columns.clone().or_else(|| Some(columns::default_names(&rows.schema)));
+        Ok(ReplayModel { schema, names, detector, observed_ms: rows.observed_ms })
+    }
 }
 
 /// The parameters of a detector to train; any with a model that is given.
-fn extended_params(
-    detector: &Detector,
-    replay_model: Option<&ReplayModel>,
-) -> Result<ExtendedParams, BoxError> {
+fn extended_params(detector: &Detector, given: Option<&GivenModel>) -> Result<ExtendedParams, BoxError> {
     match detector.model.as_extended() {
         Some(params) => Ok(params.clone()),
-        None if replay_model.is_some() => Ok(ExtendedParams::default()),
+        None if given.is_some() => Ok(ExtendedParams::default()),
         None => Err(format!(
             "detector {} trains an {}: it has no incidents; `promforest models score` replays its scores",
             detector.name,

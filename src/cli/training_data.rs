@@ -281,7 +281,7 @@ impl<'a> HistoryReader<'a> {
         let window = build::from_series(series.iter(), range.1 - range.0);
         drop(series);
         let training_set = match self.model {
-            Some(model) => TrainingSet::from_schema(model.schema.clone(), &window),
+            Some(model) => TrainingSet::from_schema(model.schema.clone(), &window, &[], i64::MAX),
             None => read_training_set(&detector, &window, &exclusions, self.train_to_ms),
         };
         match training_set {

@@ -7,8 +7,10 @@ use std::str::FromStr;
 
 /// Default budget in alerts per day.
 pub const DEFAULT_BUDGET: f64 = 1.0;
-/// Maximum budget in alerts per day.
-const MAX_BUDGET: f64 = 100.0;
+/// Bounds of the budget in alerts per day. Below the least, the fortnight that the threshold remembers holds one incident;
+/// above the greatest, an alert an hour, a day does not have enough hours to estimate the threshold.
+const MIN_BUDGET: f64 = 0.1;
+const MAX_BUDGET: f64 = 24.0;
 
 /// The section `alerts` of a detector.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,7 +80,7 @@ pub enum InvalidBudget {
     #[error("{0:?} is not a budget of alerts: write it as 1/day, 1/week or 1/hour")]
     Unknown(String),
     /// Out of bounds.
-    #[error("a budget of {0} alerts per day is not above 0 and at most {MAX_BUDGET}")]
+    #[error("a budget of {0} alerts per day is not from {MIN_BUDGET} to {MAX_BUDGET}")]
     Bounds(f64),
 }
 
@@ -95,7 +97,7 @@ impl FromStr for AlertBudget {
             "hour" | "h" => number * 24.0,
             _ => return Err(unknown()),
         };
-        if per_day > 0.0 && per_day <= MAX_BUDGET {
+        if (MIN_BUDGET..=MAX_BUDGET).contains(&per_day) {
             Ok(Self(per_day))
         } else {
             Err(InvalidBudget::Bounds(per_day))
@@ -117,7 +119,9 @@ mod tests {
         for text in ["", "one/day", "1/month", "1/day/day"] {
             assert_eq!(text.parse::<AlertBudget>(), Err(InvalidBudget::Unknown(text.into())));
         }
-        for (text, per_day) in [("0/day", 0.0), ("-1/day", -1.0), ("101/day", 101.0), ("5/hour", 120.0)] {
+        for (text, per_day) in
+            [("0/day", 0.0), ("-1/day", -1.0), ("0.09", 0.09), ("25/day", 25.0), ("5/hour", 120.0)]
+        {
             assert_eq!(text.parse::<AlertBudget>(), Err(InvalidBudget::Bounds(per_day)), "{text}");
         }
         assert!("NaN/day".parse::<AlertBudget>().is_err());

@@ -3,6 +3,7 @@
 
 use super::recurring::{RecurringPeaks, TRACKED_PER_FEATURE};
 use super::seasonal::SeasonalProfile;
+use crate::features::scale::saturate;
 use crate::time::median_interval_ms;
 use std::collections::VecDeque;
 
@@ -89,6 +90,12 @@ impl DerivedFeatures {
         &self.profiles
     }
 
+    /// Sets the profiles that are used on the day of a timestamp, shape `[n_features]`.
+    pub fn set_weekly(&mut self, timestamp_ms: i64, weekly: &[bool]) {
+        let profiles = self.profiles.iter_mut().zip(weekly);
+        profiles.for_each(|(profile, is_weekly)| profile.set_weekly(timestamp_ms, *is_weekly));
+    }
+
     /// The recurring peaks.
     pub fn recurring(&self) -> &RecurringPeaks {
         &self.recurring
@@ -151,16 +158,17 @@ impl DerivedFeatures {
             if value.is_finite() {
                 profile.add(timestamp_ms, *value);
             }
-            let difference = lagged.map_or(f32::NAN, |(_, lagged_values)| value - lagged_values[feature]);
+            let lagged_value = lagged.map_or(f64::NAN, |(_, values)| f64::from(values[feature]));
+            let difference = f64::from(*value) - lagged_value;
             let deviation = if has_enough_rows {
                 let mean =
                     self.rows.iter().map(|(_, row)| f64::from(row[feature])).sum::<f64>() / n_rows as f64;
                 let square = |row: &[f32]| (f64::from(row[feature]) - mean).powi(2);
-                (self.rows.iter().map(|(_, row)| square(row)).sum::<f64>() / n_rows as f64).sqrt() as f32
+                (self.rows.iter().map(|(_, row)| square(row)).sum::<f64>() / n_rows as f64).sqrt()
             } else {
-                f32::NAN
+                f64::NAN
             };
-            columns.extend([residual as f32, difference, deviation]);
+            columns.extend([residual, difference, deviation].map(saturate));
         }
         let tracked = columns.iter().enumerate().filter(|(column, _)| column % DERIVED_PER_FEATURE != 0);
         self.recurring.add(timestamp_ms, tracked.map(|(_, value)| *value));

@@ -1,89 +1,198 @@
-//! Incidents: an incident begins with an alarm that lasts or that exceeds the threshold clearly, and ends when the
-//! deviation is over.
+//! Incidents: an incident opens with an alarm that lasts or that exceeds the threshold clearly, and ends when the
+//! deviation is over, or when it has lasted so long that it is a new level.
 //!
-//! A lasting deviation raises the threshold above itself within hours. An incident is therefore compared with the
-//! threshold of its beginning, and stays open as long as the deviation lasts.
+//! ```text
+//! calm ── score >= threshold ──> open ── deviation over ──> calm
+//!                                 └── 3 hours ──> accepted ── score >= threshold + level ──> open
+//!                                                    └── deviation over ──> calm
+//! ```
+//!
+//! A person who was told of a deviation for three hours knows it. The level is then accepted: no incident, until the
+//! score exceeds the level by a threshold, which is reported as a new incident.
 
+use crate::stats::quantile;
+use crate::time::HOUR_MS;
 use serde::{Deserialize, Serialize};
 
 /// Duration of alarms that confirms an incident, for rows at shorter intervals: of thousands of rows a day, one or two
 /// exceed any threshold by chance.
 const MIN_ALARM_MS: i64 = 30_000;
-/// Ratio of raw score to threshold that confirms an incident with one row.
+/// Ratio of score to threshold that confirms an incident with one row.
 const IMMEDIATE_RATIO: f64 = 1.15;
-/// An incident lasts while the raw score is at least this share of the threshold of its beginning.
-const HYSTERESIS: f64 = 0.8;
+/// An incident lasts while the raw score is at least this share of the level that it opened at. The share rises with
+/// the hours to 1, so that a deviation near the level ends.
+const HYSTERESIS: f64 = 0.9;
+const HYSTERESIS_PER_HOUR: f64 = 0.2;
 /// An incident ends when the score has been below that share for this long, or for `PAUSE_ROWS` rows if that is longer.
 const PAUSE_MS: i64 = 10 * 60_000;
-const PAUSE_ROWS: i64 = 3;
+const PAUSE_ROWS: i64 = 2;
+/// Time after which a deviation is accepted as a level.
+const ACCEPT_MS: i64 = 3 * HOUR_MS;
+/// End of that time that the level is measured in.
+const LEVEL_MS: i64 = ACCEPT_MS / 2;
+/// Quantile of the scores of each minute that is the level.
+const LEVEL_QUANTILE: f64 = 0.9;
+const MINUTE_MS: i64 = 60_000;
 
-/// Tracks the incident of one group.
-#[derive(Clone, Debug, PartialEq)]
-pub struct IncidentTracker {
-    interval_ms: i64,
-    open: Option<OpenIncident>,
+/// The result of one row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct IncidentUpdate {
+    /// True if the row is part of an incident.
+    pub is_incident: bool,
+    /// True if the row opens it.
+    pub has_opened: bool,
+    /// Level that is accepted at this row, in units of the raw score; 0 for none.
+    pub accepted_level: f64,
 }
 
-/// Alarms that have not ended; an incident once confirmed.
+/// Tracks the incident of one group.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IncidentTracker {
+    /// Timestamp of the newest row.
+    newest_ms: Option<i64>,
+    /// Alarms that are not confirmed yet.
+    alarm: Option<Alarm>,
+    open: Option<OpenIncident>,
+    accepted: Option<AcceptedLevel>,
+}
+
+/// Rows above the threshold.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct OpenIncident {
-    /// The lowest threshold that was crossed.
-    threshold: f64,
-    /// Timestamp of the first alarm.
+struct Alarm {
+    /// Timestamps of the first and of the last alarm.
     since_ms: i64,
-    /// Timestamp of the last row above the threshold, or, once confirmed, above the hysteresis.
     last_ms: i64,
-    /// True for an incident, false for alarms that have not lasted long enough.
-    is_confirmed: bool,
+    /// The lowest threshold that was crossed.
+    level: f64,
+}
+
+/// A confirmed incident.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OpenIncident {
+    /// `last_ms` is the last row of the deviation.
+    alarm: Alarm,
+    /// Number and maximum score of the minutes in which the level is measured.
+    minutes: Vec<(i64, f64)>,
+}
+
+/// A deviation that has become a level.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AcceptedLevel {
+    /// The score that counts as usual.
+    score: f64,
+    /// The level that its incident opened at.
+    level: f64,
+    /// Timestamp of the last row of the deviation.
+    last_ms: i64,
 }
 
 impl IncidentTracker {
-    /// A tracker without an incident, for rows at this interval.
-    pub fn new(interval_ms: i64) -> Self {
-        Self { interval_ms, open: None }
+    /// Timestamp of the newest row.
+    pub fn newest_ms(&self) -> Option<i64> {
+        self.newest_ms
     }
 
-    /// The alarms that have not ended.
-    pub fn open_incident(&self) -> Option<OpenIncident> {
-        self.open
+    /// The state as the result of a row that does not change it.
+    pub fn unchanged(&self) -> IncidentUpdate {
+        let (is_incident, accepted_level) = (self.open.is_some(), self.accepted_level());
+        IncidentUpdate { is_incident, has_opened: false, accepted_level }
     }
 
-    /// Replaces the open incident.
-    pub fn with_open_incident(self, open: Option<OpenIncident>) -> Self {
-        Self { open, ..self }
+    /// The level that is accepted as usual, in units of the raw score; 0 for none. It is added to the threshold.
+    fn accepted_level(&self) -> f64 {
+        self.accepted.map_or(0.0, |accepted| accepted.score)
     }
 
-    /// Updates with the next row. Returns true if the row is part of an incident.
-    pub fn update(&mut self, timestamp_ms: i64, raw: f64, threshold: f64) -> bool {
-        // An incident inherited from another model may be newer than this model's rows: it stays as it is.
-        if let Some(open) = self.open.filter(|open| open.last_ms >= timestamp_ms) {
-            return open.is_confirmed;
+    /// Updates with the raw and the smoothed score of the next row and the threshold without accepted levels. `interval_ms`
+    /// is the interval of rows. An incident does not go on over a gap between rows.
+    pub fn update(
+        &mut self,
+        timestamp_ms: i64,
+        (raw, smoothed): (f64, f64),
+        threshold: f64,
+        interval_ms: i64,
+    ) -> IncidentUpdate {
+        let pause_ms = PAUSE_MS.max(PAUSE_ROWS * interval_ms);
+        let is_over = |last_ms: i64| timestamp_ms - last_ms > pause_ms;
+        self.follow_level(timestamp_ms, raw, is_over);
+        let accepted_level = self.accepted_level();
+        let threshold = threshold + accepted_level;
+        let newest_ms = self.newest_ms.replace(timestamp_ms);
+        if newest_ms.is_some_and(is_over) {
+            self.open = None;
         }
-        let min_pause_ms = PAUSE_ROWS * self.interval_ms;
-        let ongoing = self.open.filter(|open| {
-            timestamp_ms - open.last_ms
-                <= if open.is_confirmed { PAUSE_MS.max(min_pause_ms) } else { min_pause_ms }
-        });
-        self.open = match ongoing {
-            _ if raw >= threshold => {
-                let since_ms = ongoing.map_or(timestamp_ms, |open| open.since_ms);
-                let is_lasting = self.interval_ms >= MIN_ALARM_MS || timestamp_ms - since_ms >= MIN_ALARM_MS;
-                Some(OpenIncident {
-                    threshold: ongoing.map_or(threshold, |open| open.threshold.min(threshold)),
-                    since_ms,
-                    last_ms: timestamp_ms,
-                    is_confirmed: ongoing.is_some_and(|open| open.is_confirmed)
-                        || is_lasting
-                        || raw >= IMMEDIATE_RATIO * threshold,
-                })
+        let was_open = self.open.is_some();
+        if was_open {
+            self.follow(timestamp_ms, (raw, smoothed), threshold);
+            self.open.take_if(|open| is_over(open.alarm.last_ms));
+        } else {
+            self.watch(timestamp_ms, smoothed, threshold, interval_ms);
+        }
+        let is_incident = self.open.is_some();
+        IncidentUpdate { is_incident, has_opened: is_incident && !was_open, accepted_level }
+    }
+
+    /// Ends the accepted level when the deviation is over.
+    fn follow_level(&mut self, timestamp_ms: i64, raw: f64, is_over: impl Fn(i64) -> bool) {
+        if let Some(accepted) = &mut self.accepted {
+            if raw >= HYSTERESIS * accepted.level && !is_over(accepted.last_ms) {
+                accepted.last_ms = timestamp_ms;
+            } else if is_over(accepted.last_ms) {
+                self.accepted = None;
             }
-            Some(open) if open.is_confirmed && raw >= HYSTERESIS * open.threshold => {
-                Some(OpenIncident { last_ms: timestamp_ms, ..open })
-            }
-            ongoing => ongoing.filter(|open| open.is_confirmed),
+        }
+    }
+
+    /// Collects alarms, and opens an incident once they are confirmed.
+    fn watch(&mut self, timestamp_ms: i64, smoothed: f64, threshold: f64, interval_ms: i64) {
+        let ongoing =
+            self.alarm.take().filter(|alarm| timestamp_ms - alarm.last_ms <= PAUSE_ROWS * interval_ms);
+        if smoothed < threshold {
+            self.alarm = ongoing;
+            return;
+        }
+        let alarm = Alarm {
+            since_ms: ongoing.map_or(timestamp_ms, |alarm| alarm.since_ms),
+            last_ms: timestamp_ms,
+            level: ongoing.map_or(threshold, |alarm| alarm.level.min(threshold)),
         };
-        self.open.is_some_and(|open| open.is_confirmed)
+        let is_lasting = interval_ms >= MIN_ALARM_MS || timestamp_ms - alarm.since_ms >= MIN_ALARM_MS;
+        if is_lasting || smoothed >= IMMEDIATE_RATIO * threshold {
+            self.open = Some(OpenIncident { alarm, minutes: Vec::new() });
+        } else {
+            self.alarm = Some(alarm);
+        }
+    }
+
+    /// Follows the open incident, and accepts its level when it has lasted long enough.
+    fn follow(&mut self, timestamp_ms: i64, (raw, smoothed): (f64, f64), threshold: f64) {
+        let Some(OpenIncident { alarm, minutes }) = &mut self.open else { return };
+        let open_ms = timestamp_ms - alarm.since_ms;
+        let hysteresis = (HYSTERESIS + HYSTERESIS_PER_HOUR * open_ms as f64 / HOUR_MS as f64).min(1.0);
+        if smoothed >= threshold {
+            alarm.last_ms = timestamp_ms;
+            alarm.level = alarm.level.min(threshold);
+        } else if raw >= hysteresis * alarm.level {
+            alarm.last_ms = timestamp_ms;
+        }
+        if open_ms < ACCEPT_MS - LEVEL_MS {
+            return;
+        }
+        let minute = timestamp_ms.div_euclid(MINUTE_MS);
+        match minutes.last_mut().filter(|(newest, _)| *newest == minute) {
+            Some((_, max)) => *max = max.max(smoothed),
+            None => minutes.push((minute, smoothed)),
+        }
+        if open_ms >= ACCEPT_MS {
+            let mut scores: Vec<f64> = minutes.iter().map(|(_, score)| *score).collect();
+            let score = quantile(&mut scores, LEVEL_QUANTILE).max(0.0);
+            self.accepted = Some(AcceptedLevel { score, level: alarm.level, last_ms: alarm.last_ms });
+            self.open = None;
+        }
     }
 }
 
@@ -91,45 +200,89 @@ impl IncidentTracker {
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_incident_lasts_from_the_alarm_to_the_end_of_the_deviation() {
-        let mut tracker = IncidentTracker::new(60_000);
-        let mut at = |minute: i64, raw, threshold| tracker.update(minute * 60_000, raw, threshold);
-        assert!(!at(0, 1.9, 2.0));
-        assert!(at(1, 2.0, 2.0), "a score equal to the threshold is an alarm");
-        assert!(at(2, 1.7, 2.0), "hysteresis");
-        assert!(at(3, 0.5, 2.0), "a short pause");
-        assert!(at(60, 5.0, 2.0));
-        assert!(at(61, 5.0, 9.0), "the threshold has risen above the score");
-        assert!(at(71, 0.1, 9.0));
-        assert!(!at(72, 0.1, 9.0));
-        assert!(!at(73, 5.0, 9.0), "the next incident has to cross the new threshold");
+    const MINUTE: i64 = MINUTE_MS;
+
+    /// Tracks scores that need no smoothing.
+    struct Bench(IncidentTracker, i64);
+
+    impl Bench {
+        fn new(interval_ms: i64) -> Self {
+            Self(IncidentTracker::default(), interval_ms)
+        }
+
+        fn at(&mut self, timestamp_ms: i64, score: f64, threshold: f64) -> bool {
+            self.0.update(timestamp_ms, (score, score), threshold, self.1).is_incident
+        }
     }
 
     #[test]
-    fn rows_from_before_an_open_incident_do_not_change_it() {
-        let mut tracker = IncidentTracker::new(60_000);
-        assert!(tracker.update(30 * 60_000, 9.0, 1.0));
-        let mut successor = IncidentTracker::new(60_000).with_open_incident(tracker.open_incident());
-        for minute in 0..10 {
-            assert!(successor.update(minute * 60_000, 5.0, 1.0));
-        }
-        assert!(successor.update(31 * 60_000, 0.1, 1.0) && successor.update(40 * 60_000, 0.1, 1.0));
-        assert!(!successor.update(41 * 60_000, 0.1, 1.0));
+    fn an_incident_lasts_from_the_alarm_to_the_end_of_the_deviation() {
+        let mut bench = Bench::new(MINUTE);
+        let mut at = |minute: i64, score, threshold| bench.at(minute * MINUTE, score, threshold);
+        assert!(!at(0, 1.9, 2.0));
+        assert!(at(1, 2.0, 2.0), "a score equal to the threshold is an alarm");
+        assert!(at(2, 1.85, 2.0), "hysteresis");
+        assert!(at(3, 0.5, 2.0), "a short pause");
+        assert!(at(10, 5.0, 2.0));
+        assert!(at(11, 5.0, 9.0), "the threshold has risen above the score");
+        assert!(at(21, 0.1, 9.0));
+        assert!(!at(22, 0.1, 9.0));
+        assert!(!at(23, 5.0, 9.0), "the next incident has to cross the new threshold");
     }
 
     #[test]
     fn alarms_of_seconds_have_to_last_or_to_exceed_the_threshold_clearly() {
         let incidents = |rows: &[f64]| {
-            let mut tracker = IncidentTracker::new(15_000);
-            let row = |(i, raw): (usize, &f64)| tracker.update(i as i64 * 15_000, *raw, 1.0);
+            let mut bench = Bench::new(15_000);
+            let row = |(i, score): (usize, &f64)| bench.at(i as i64 * 15_000, *score, 1.0);
             rows.iter().enumerate().map(row).collect::<Vec<_>>()
         };
-        assert_eq!(incidents(&[1.05, 1.05, 0.9, 1.05, 1.05]), [false; 5], "chance");
+        assert_eq!(incidents(&[1.05, 1.05, 0.9, 0.9, 0.9, 1.05, 1.05]), [false; 7], "chance");
         assert_eq!(incidents(&[1.05, 1.05, 1.05, 0.9]), [false, false, true, true], "30 s");
         assert_eq!(incidents(&[0.9, 1.2, 0.9]), [false, true, true], "above the immediate ratio");
-        let mut tracker = IncidentTracker::new(15_000);
-        let after_a_gap = [0, 600_000].map(|t| tracker.update(t, 1.05, 1.0));
+        let mut bench = Bench::new(15_000);
+        let after_a_gap = [0, 600_000].map(|t| bench.at(t, 1.05, 1.0));
         assert_eq!(after_a_gap, [false; 2], "the rows between are unknown");
+    }
+
+    #[test]
+    fn a_lasting_level_is_accepted_and_a_higher_one_is_a_new_incident() {
+        let mut bench = Bench::new(MINUTE);
+        let mut minute = 0;
+        let mut run = |bench: &mut Bench, minutes: i64, score: f64| -> i64 {
+            (0..minutes)
+                .map(|_| {
+                    minute += 1;
+                    i64::from(bench.at(minute * MINUTE, score, 1.0))
+                })
+                .sum()
+        };
+        assert_eq!(run(&mut bench, 60, 0.2), 0);
+        assert_eq!(run(&mut bench, 24 * 60, 3.0), 180, "three hours");
+        assert_eq!(bench.0.unchanged().accepted_level, 3.0);
+        assert_eq!(run(&mut bench, 60, 3.9), 0, "within a threshold of the level");
+        assert_eq!(run(&mut bench, 20, 4.5), 20, "above it");
+        assert_eq!(run(&mut bench, 60, 3.0), 10, "back to the level");
+        assert_eq!(bench.0.unchanged().accepted_level, 3.0);
+        assert_eq!(run(&mut bench, 60, 0.2), 0);
+        assert_eq!(bench.0.unchanged().accepted_level, 0.0, "the deviation is over");
+        assert_eq!(run(&mut bench, 5, 3.0), 5, "and would be reported again");
+    }
+
+    #[test]
+    fn a_deviation_that_ends_in_a_gap_is_over() {
+        let mut bench = Bench::new(MINUTE);
+        assert!(bench.at(0, 3.0, 1.0));
+        let update = bench.0.update(60 * MINUTE, (3.0, 3.0), 1.0, MINUTE);
+        assert!(update.has_opened, "a new incident: the rows between are unknown");
+    }
+
+    #[test]
+    fn the_state_is_bounded_at_any_interval() {
+        let mut bench = Bench::new(100);
+        for row in 0..(4 * HOUR_MS / 100) {
+            bench.at(row * 100, 3.0, 1.0);
+            assert!(bench.0.open.as_ref().is_none_or(|open| open.minutes.len() <= 91));
+        }
     }
 }

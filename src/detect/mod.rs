@@ -1,26 +1,31 @@
 //! Detection: turns the rows of a group into scores, incidents and explanations.
 //!
 //! ```text
-//! values ─ derived features (seasonal residual, difference, deviation) ─ scorer (forest, tail) ─ threshold ─ incident
+//! values ─ derived features (seasonal residual, difference, deviation) ─ scorer (forest, tail) ─ smoother
+//!        ─ threshold of the model × width for little history × feedback of the group ─ incident
 //! ```
 //!
 //! A forest on plain values detects little more than the daily rhythm. Here each value is first compared with the usual
 //! value of its time of day, with the value a minute before and with the variation of the last minutes. The forest
-//! scores these derived features jointly, and the threshold keeps the number of alerts to a budget per day.
+//! scores these derived features jointly. The threshold is estimated from past scores, and the feedback of incidents on
+//! it keeps their number to a budget per day.
 //!
 //! Detection uses only the past, keeps a bounded state per feature, and is a function of the rows alone: the same rows
 //! give the same bits in training, in a backtest and live.
 
+mod alerting;
 mod config;
 mod derived;
 mod deviation;
 mod encoder;
+mod feedback;
 mod filter;
 mod fit;
 mod incident;
 mod recurring;
 mod scorer;
 mod seasonal;
+mod smoother;
 mod state;
 mod threshold;
 
@@ -29,14 +34,16 @@ use crate::features::scale::SIGMA_QUANTILE_IN_SIGMAS;
 use crate::forest::{self, ExtendedParams, Table};
 use crate::prom::Labels;
 use crate::window::{IncidentState, Score};
+pub use alerting::AlertState;
+use alerting::RowAlertInput;
 pub use config::{AlertBudget, Config, DEFAULT_BUDGET};
 use derived::{DERIVED_PER_FEATURE, DerivedFeatures};
 pub use deviation::{Deviation, DeviationReason};
 use filter::DeviationFilter;
 pub use filter::{Direction, MinDeviation};
 pub use fit::{FittedScorer, TrainingMatrix};
-use incident::IncidentTracker;
 pub use scorer::{ScoreScale, Scorer, ScorerParts};
+use smoother::ScoreSmoother;
 pub use state::{Checkpoint, SavedState};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -45,10 +52,14 @@ use threshold::PotThreshold;
 /// The result for one row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Assessment {
-    /// Calibrated score: at least 0; 1 is the alert threshold.
+    /// Calibrated score, at least 0. Its unit is the alert threshold with the correction of about the last week.
     pub score: f64,
-    /// The alert threshold in units of the raw score.
+    /// The score at which an incident opens. It is 1 in calm times, and higher after incidents.
     pub threshold: f64,
+    /// The score that is accepted as usual after a deviation of hours; 0 for none.
+    pub accepted_level: f64,
+    /// The logarithm of the factor by which recent incidents raise the threshold.
+    pub budget_correction: f64,
     /// The forest's decision in [-0.5, 0.5]; negative is anomalous.
     pub decision: f64,
     /// True if the row is part of an incident.
@@ -91,8 +102,9 @@ impl Assessment {
 pub struct OnlineDetector {
     scorer: Arc<Scorer>,
     derived: DerivedFeatures,
+    smoother: ScoreSmoother,
     threshold: PotThreshold,
-    incident_tracker: IncidentTracker,
+    alerts: AlertState,
     /// One filter per feature; empty if no deviation is filtered.
     filters: Vec<DeviationFilter>,
 }
@@ -123,18 +135,25 @@ impl OnlineDetector {
     /// the row scored it.
     pub fn from_training(fitted: FittedScorer) -> (Self, Vec<(i64, Score)>) {
         let FittedScorer { scorer, derived, scores } = fitted;
+        let interval_ms = derived.lookback().interval_ms();
+        let mut smoother = ScoreSmoother::new(interval_ms, 0.0);
         let mut threshold = PotThreshold::new(DEFAULT_BUDGET);
-        let incident_tracker = IncidentTracker::new(derived.lookback().interval_ms());
-        let mut training_incidents = incident_tracker.clone();
+        let mut training_alerts = AlertState::default();
         let mut calibrate = |(timestamp_ms, raw, decision): (i64, f64, f64)| {
+            let smoothed = smoother.smooth(raw);
             let value = threshold.value_at(timestamp_ms);
-            threshold.add(timestamp_ms, raw);
-            let is_incident = training_incidents.update(timestamp_ms, raw, value);
-            let incident_state = Some(IncidentState { threshold: value, is_incident });
-            (timestamp_ms, Score { decision, score: raw.max(0.0) / value, incident_state })
+            threshold.add(timestamp_ms, smoothed, false);
+            let input = RowAlertInput { timestamp_ms, raw, smoothed, threshold: value };
+            let alert = training_alerts.update(input, DEFAULT_BUDGET, interval_ms);
+            let incident_state = Some(IncidentState {
+                threshold: alert.threshold / alert.unit,
+                is_incident: alert.is_incident,
+            });
+            (timestamp_ms, Score { decision, score: smoothed / alert.unit, incident_state })
         };
         let scores = scores.into_iter().map(&mut calibrate).collect();
-        (Self { scorer: Arc::new(scorer), derived, threshold, incident_tracker, filters: Vec::new() }, scores)
+        let (scorer, alerts, filters) = (Arc::new(scorer), AlertState::default(), Vec::new());
+        (Self { scorer, derived, smoother, threshold, alerts, filters }, scores)
     }
 
     /// The fitted scorer.
@@ -148,22 +167,22 @@ impl OnlineDetector {
         newest.iter().enumerate().map(|(feature, value)| self.scorer.typical_range(feature, *value)).collect()
     }
 
-    /// The state after the newest row, without an open incident.
+    /// The state after the newest row, without the alert state of the group.
     pub fn state(&self) -> SavedState {
-        SavedState::from_parts(&self.derived, &self.threshold)
+        SavedState::from_parts(&self.derived, self.smoother, &self.threshold)
     }
 
-    /// A detector that continues from a saved state, with the default budget and no open incident.
+    /// A detector that continues from a saved state, with the default budget and without incidents.
     ///
     /// # Errors
     /// [`InvalidPart`] if the state is damaged or has another number of features than the scorer.
     pub fn restore(scorer: Scorer, state: SavedState) -> Result<Self, InvalidPart> {
-        Self::from_checkpoint(Arc::new(scorer), Checkpoint { state, open_incident: None })
+        Self::from_checkpoint(Arc::new(scorer), Checkpoint { state, alerts: AlertState::default() })
     }
 
     /// The complete state after the newest row.
     pub fn checkpoint(&self) -> Checkpoint {
-        Checkpoint { state: self.state(), open_incident: self.incident_tracker.open_incident() }
+        Checkpoint { state: self.state(), alerts: self.alerts.clone() }
     }
 
     /// The detector with the same scorer that continues from a checkpoint, with the default budget.
@@ -176,16 +195,15 @@ impl OnlineDetector {
 
     fn from_checkpoint(
         scorer: Arc<Scorer>,
-        Checkpoint { state, open_incident }: Checkpoint,
+        Checkpoint { state, alerts }: Checkpoint,
     ) -> Result<Self, InvalidPart> {
         let (expected, found) = (scorer.n_features(), state.n_features());
         if found != expected {
             return Err(InvalidPart::new("number of features", found, expected));
         }
-        let (derived, threshold) = state.restore(DEFAULT_BUDGET)?;
-        let incident_tracker =
-            IncidentTracker::new(derived.lookback().interval_ms()).with_open_incident(open_incident);
-        Ok(Self { scorer, derived, threshold, incident_tracker, filters: Vec::new() })
+        alerts.check()?;
+        let (derived, smoother, threshold) = state.restore(DEFAULT_BUDGET)?;
+        Ok(Self { scorer, derived, smoother, threshold, alerts, filters: Vec::new() })
     }
 
     /// A detector for another group, before its first row: the same scorer, and the threshold multiplied by `factor`.
@@ -194,8 +212,9 @@ impl OnlineDetector {
         Self {
             scorer: self.scorer.clone(),
             derived: DerivedFeatures::new(self.n_features(), lookback),
+            smoother: ScoreSmoother::new(lookback.interval_ms(), 0.0),
             threshold: self.threshold.clone().scaled(factor),
-            incident_tracker: IncidentTracker::new(lookback.interval_ms()),
+            alerts: AlertState::default(),
             filters: self.filters.clone(),
         }
     }
@@ -210,12 +229,14 @@ impl OnlineDetector {
         Self { filters: config.deviation_filters(features), ..self.with_budget(config.budget) }
     }
 
-    /// Takes over the open incident of the detector that served before, unless this one has its own. The deviation goes
-    /// on, and the raw scores of all models are on one scale.
-    pub fn inherit_incident(self, predecessor: &Self) -> Self {
-        let open_incident =
-            self.incident_tracker.open_incident().or(predecessor.incident_tracker.open_incident());
-        Self { incident_tracker: self.incident_tracker.with_open_incident(open_incident), ..self }
+    /// Replaces the alert state by that of the group.
+    pub fn with_alert_state(self, alerts: AlertState) -> Self {
+        Self { alerts, ..self }
+    }
+
+    /// The alert state after the newest row.
+    pub fn alert_state(&self) -> &AlertState {
+        &self.alerts
     }
 
     /// Number of features.
@@ -260,15 +281,24 @@ impl OnlineDetector {
         let masked: Vec<usize> = (0..self.filters.len()).collect();
         let baselines = self.derived.recurring().baseline();
         let row_score = self.scorer.score(values, &columns, baselines, &masked);
-        let threshold = self.threshold.value_at(timestamp_ms);
-        self.threshold.add(timestamp_ms, row_score.raw);
+        let smoothed = self.smoother.smooth(row_score.raw);
+        let input = RowAlertInput {
+            timestamp_ms,
+            raw: row_score.raw,
+            smoothed,
+            threshold: self.threshold.value_at(timestamp_ms),
+        };
+        let alert = self.alerts.update(input, self.budget(), self.interval_ms());
+        self.threshold.add(timestamp_ms, smoothed - alert.accepted_level, true);
         let expected_range =
             |(feature, expected): (usize, &f64)| self.scorer.expected_range(feature, *expected);
         Some(Assessment {
-            score: row_score.raw.max(0.0) / threshold,
-            threshold,
+            score: smoothed / alert.unit,
+            threshold: alert.threshold / alert.unit,
+            accepted_level: alert.accepted_level / alert.unit,
+            budget_correction: self.alerts.feedback().correction(),
             decision: row_score.decision,
-            incident: self.incident_tracker.update(timestamp_ms, row_score.raw, threshold),
+            incident: alert.is_incident,
             expected_range: expected.iter().enumerate().map(expected_range).collect(),
             deviations: row_score.deviations,
             values: values.to_vec(),

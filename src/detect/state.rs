@@ -1,9 +1,10 @@
 //! The saved state of a detector between two rows: a process continues from it where another process ended.
 
+use super::alerting::AlertState;
 use super::derived::{DerivedFeatures, Lookback};
-use super::incident::OpenIncident;
 use super::recurring::RecurringPeaks;
 use super::seasonal::{SavedProfile, SeasonalProfile};
+use super::smoother::ScoreSmoother;
 use super::threshold::{HourlyMax, PotThreshold};
 use crate::error::InvalidPart;
 use serde::{Deserialize, Serialize};
@@ -11,22 +12,25 @@ use serde::{Deserialize, Serialize};
 /// Maximum number of rows in a file: far more than any derived feature looks back over.
 const MAX_ROWS: usize = 100_000;
 
-/// The state in a model's folder. It holds no open incident: an incident is part of a [`Checkpoint`] only.
+/// The state in a model's folder. The alert state of the group is part of a [`Checkpoint`] only.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SavedState {
     interval_ms: i64,
     /// One profile per feature.
     profiles: Vec<SavedProfile>,
-    /// See [`RecurringPeaks::peaks`]. Empty in files that are older than recurring peaks.
-    #[serde(default)]
+    /// See [`RecurringPeaks::peaks`].
     peaks: Vec<u16>,
     /// Timestamp and values of the rows that derived features look back to; `None` for a feature that had not begun.
     rows: Vec<(i64, Vec<Option<f32>>)>,
-    /// Number, maximum raw score and capped score of each completed hour, see [`HourlyMax`].
+    /// Weighted mean of the raw scores, see [`ScoreSmoother::mean`].
+    mean_score: f64,
+    /// Number, maximum and capped maximum of each completed hour, see [`HourlyMax`].
     hours: Vec<(i64, f64, f64)>,
-    /// Number and maximum raw score of the current hour.
-    current: Option<(i64, f64)>,
+    /// The same of the current hour.
+    current: Option<(i64, f64, f64)>,
+    /// Number of rows, those of training included.
+    n_rows: u64,
 }
 
 /// The complete state of a detector: one that continues from it gives the same bits.
@@ -34,19 +38,26 @@ pub struct SavedState {
 #[serde(deny_unknown_fields)]
 pub struct Checkpoint {
     pub(super) state: SavedState,
-    pub(super) open_incident: Option<OpenIncident>,
+    pub(super) alerts: AlertState,
 }
 
 impl SavedState {
-    pub(super) fn from_parts(derived: &DerivedFeatures, threshold: &PotThreshold) -> Self {
+    pub(super) fn from_parts(
+        derived: &DerivedFeatures,
+        smoother: ScoreSmoother,
+        threshold: &PotThreshold,
+    ) -> Self {
         let (hours, current) = threshold.hours();
+        let saved = |hour: &HourlyMax| (hour.hour, hour.max, hour.capped);
         Self {
             interval_ms: derived.lookback().interval_ms(),
             profiles: derived.profiles().iter().map(SeasonalProfile::state).collect(),
             peaks: derived.recurring().peaks().to_vec(),
             rows: derived.rows().map(|(timestamp_ms, values)| (*timestamp_ms, nan_to_none(values))).collect(),
-            hours: hours.map(|hour| (hour.hour, hour.raw, hour.capped)).collect(),
-            current,
+            mean_score: smoother.mean(),
+            hours: hours.map(saved).collect(),
+            current: current.as_ref().map(saved),
+            n_rows: threshold.n_rows(),
         }
     }
 
@@ -55,21 +66,23 @@ impl SavedState {
         self.profiles.len()
     }
 
-    pub(super) fn restore(self, budget: f64) -> Result<(DerivedFeatures, PotThreshold), InvalidPart> {
+    pub(super) fn restore(
+        self,
+        budget: f64,
+    ) -> Result<(DerivedFeatures, ScoreSmoother, PotThreshold), InvalidPart> {
         self.check_rows()?;
         self.check_hours()?;
-        let Self { interval_ms, profiles, peaks, rows, hours, current } = self;
+        let Self { interval_ms, profiles, peaks, rows, mean_score, hours, current, n_rows } = self;
         let newest_ms = rows.last().map(|(timestamp_ms, _)| *timestamp_ms);
-        let recurring = match peaks.is_empty() {
-            true => RecurringPeaks::new(profiles.len()),
-            false => RecurringPeaks::restore(profiles.len(), newest_ms, peaks)?,
-        };
+        let recurring = RecurringPeaks::restore(profiles.len(), newest_ms, peaks)?;
         let profiles = profiles.into_iter().map(|profile| SeasonalProfile::restore(interval_ms, profile));
         let profiles = profiles.collect::<Result<_, _>>()?;
         let rows = rows.into_iter().map(|(timestamp_ms, row)| (timestamp_ms, none_to_nan(row))).collect();
         let derived = DerivedFeatures::restore(Lookback::new(interval_ms), profiles, recurring, rows);
-        let hours = hours.into_iter().map(|(hour, raw, capped)| HourlyMax { hour, raw, capped });
-        Ok((derived, PotThreshold::restore(budget, hours.collect(), current)))
+        let hourly_max = |(hour, max, capped)| HourlyMax { hour, max, capped };
+        let (hours, current) = (hours.into_iter().map(hourly_max).collect(), current.map(hourly_max));
+        let threshold = PotThreshold::restore(budget, hours, current, n_rows);
+        Ok((derived, ScoreSmoother::new(interval_ms, mean_score), threshold))
     }
 
     fn check_rows(&self) -> Result<(), InvalidPart> {
@@ -91,12 +104,14 @@ impl SavedState {
     }
 
     fn check_hours(&self) -> Result<(), InvalidPart> {
-        let current = self.current.map(|(hour, raw)| (hour, raw, raw));
-        let hours: Vec<(i64, f64, f64)> = self.hours.iter().copied().chain(current).collect();
+        if !(0.0..=f64::MAX).contains(&self.mean_score) {
+            return Err(InvalidPart::new("mean score", self.mean_score, "finite, at least 0"));
+        }
+        let hours: Vec<(i64, f64, f64)> = self.hours.iter().copied().chain(self.current).collect();
         check_ascending("number of an hour", hours.iter().map(|(hour, ..)| *hour).collect())?;
-        match hours.iter().find(|(_, raw, capped)| !(raw.is_finite() && capped.is_finite())) {
-            Some((_, raw, capped)) => {
-                Err(InvalidPart::new("score of an hour", format_args!("{raw}, {capped}"), "finite"))
+        match hours.iter().find(|(_, max, capped)| !(max.is_finite() && capped.is_finite())) {
+            Some((_, max, capped)) => {
+                Err(InvalidPart::new("score of an hour", format_args!("{max}, {capped}"), "finite"))
             }
             None => Ok(()),
         }

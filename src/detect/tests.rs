@@ -155,7 +155,7 @@ fn an_hour_of_history_is_enough_for_a_model() {
     let mut detector = fit(0..60, &ExtendedParams::default(), THREADS);
     let calm = highest_score(&mut detector, 60..90, |_| {});
     assert!(calm.expected_range[IN].iter().all(|value| value.is_nan()), "no completed day");
-    let assessment = highest_score(&mut detector, 90..95, |values| values[IN] *= 10.0);
+    let assessment = highest_score(&mut detector, 90..95, |values| values[IN] *= 40.0);
     assert!(assessment.incident && assessment.score > 2.0 * calm.score, "{calm:?} {assessment:?}");
 }
 

@@ -32,7 +32,7 @@ impl Default for TrainingConfig {
     fn default() -> Self {
         let hours = |n: u64| Duration::from_secs(n * 3600);
         Self {
-            history: hours(5 * 24),
+            history: hours(14 * 24),
             min_history: hours(1),
             interval: hours(24),
             sweep: Vec::new(),

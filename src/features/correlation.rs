@@ -11,7 +11,7 @@
 //! regression per metric (equal results for more work).
 
 use super::Error;
-use super::scale::{RobustScale, check_values};
+use super::scale::{RobustScale, check_values, saturate};
 use crate::error::InvalidPart;
 
 /// Ridge term on the diagonal of the correlation matrix. It bounds the inverse if metrics are copies of each other, or
@@ -166,8 +166,7 @@ impl Correlation {
         };
         let w: Vec<f64> = values.iter().zip(&self.means).zip(&self.deviations).map(standardise).collect();
         let rows = self.inverse.chunks_exact(n_metrics).zip(&self.deviations).enumerate();
-        let clamp_to_f32 = |residual: f64| residual.clamp(f32::MIN.into(), f32::MAX.into()) as f32;
-        rows.map(|(metric, (row, deviation))| clamp_to_f32(dot(row, &w) / row[metric] * deviation)).collect()
+        rows.map(|(metric, (row, deviation))| saturate(dot(row, &w) / row[metric] * deviation)).collect()
     }
 }
 

@@ -84,10 +84,15 @@ impl RobustScale {
         self.sigma
     }
 
-    /// The distance of a value from the center in sigmas. The scale is linear and unbounded. NaN stays NaN.
+    /// The distance of a value from the center in sigmas. The scale is linear up to the range of `f32`. NaN stays NaN.
     pub fn apply(&self, value: f32) -> f32 {
-        ((f64::from(value) - self.center) / self.sigma) as f32
+        saturate((f64::from(value) - self.center) / self.sigma)
     }
+}
+
+/// The nearest finite `f32`; NaN for NaN. A distance between extreme values exceeds the range of `f32`.
+pub fn saturate(value: f64) -> f32 {
+    (value as f32).clamp(f32::MIN, f32::MAX)
 }
 
 /// Checks that a training column has values, and that all are finite.

@@ -36,11 +36,13 @@ impl RunningModel {
         self.state = self.state.take().map(|state| Box::new(state.with_alerts(alerts, features)));
     }
 
-    /// Continues the incident of the model that served before.
+    /// Continues the alert state of the model that served before.
     #[must_use]
-    pub fn inherit_incident(self, previous: &Self) -> Self {
+    pub fn inherit_alerts(self, previous: &Self) -> Self {
         let state = match (self.state, &previous.state) {
-            (Some(state), Some(previous)) => Some(Box::new(state.inherit_incident(previous))),
+            (Some(state), Some(previous)) => {
+                Some(Box::new(state.with_alert_state(previous.alert_state().clone())))
+            }
             (state, _) => state,
         };
         Self { state, ..self }

@@ -63,9 +63,9 @@ impl ServingModel {
         }
     }
 
-    /// Continues the incident of the previous model.
-    pub fn inherit_incident(self, previous: &Self) -> Self {
-        Self { running: self.running.inherit_incident(&previous.running), ..self }
+    /// Continues the alert state of the previous model.
+    pub fn inherit_alerts(self, previous: &Self) -> Self {
+        Self { running: self.running.inherit_alerts(&previous.running), ..self }
     }
 
     /// The model.

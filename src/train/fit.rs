@@ -117,7 +117,7 @@ impl<'a> ModelFitter<'a> {
                 from_ms: training_set.timestamps[0],
                 to_ms: training_set.to_ms,
                 observed_ms: training_set.observed_ms,
-                n_rows: training_set.len(),
+                n_rows: scores.len(),
                 n_excluded: training_set.n_excluded(),
             }),
             validation: sweep.map(|sweep| sweep.validation.clone()),

@@ -132,13 +132,20 @@ impl TrainingSet {
         training_set.non_empty(n_features)
     }
 
-    /// Gathers all full-range rows of a schema.
+    /// Gathers the full-range rows of a schema up to `to_ms`.
     ///
     /// # Errors
     /// [`TrainingSetError::NeverComplete`] if there is none.
-    pub fn from_schema(schema: Schema, window: &Window) -> Result<Self, TrainingSetError> {
+    pub fn from_schema(
+        schema: Schema,
+        window: &Window,
+        exclusions: &[Exclusion],
+        to_ms: i64,
+    ) -> Result<Self, TrainingSetError> {
         let n_features = schema.features.len();
-        let gatherer = RowGatherer { window, exclusions: &[], observed_ms: 0, to_ms: i64::MAX };
+        let covered = schema.features.iter().filter_map(|feature| window.find_column(feature));
+        let observed_ms = covered.map(|column| coverage_ms(window, column, schema.transform)).max();
+        let gatherer = RowGatherer { window, exclusions, observed_ms: observed_ms.unwrap_or(0), to_ms };
         gatherer.gather_complete(schema).non_empty(n_features)
     }
 

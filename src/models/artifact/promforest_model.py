@@ -10,8 +10,8 @@ has a column timestamp in milliseconds too. The result has, for every row:
 score_samples, decision_function, predict
     as scikit-learn's IsolationForest names them; decision_function < 0 and predict -1 are anomalous
 decision, score
-    as promforest publishes them; score 1 is the threshold. Outside the range of training, the score of an isolation
-    forest increases with the distance from the range
+    as promforest publishes them for a group without incidents; score 1 is the threshold. Outside the range of training,
+    the score of an isolation forest increases with the distance from the range
 """
 
 import json
@@ -153,8 +153,8 @@ class IsolationForest:
 
 
 class ExtendedIsolationForest:
-    """Oblique splits (Hariri, Carrasco Kind and Brunner 2019) of derived features, combined with a tail score, and the
-    threshold for one alert per day.
+    """Oblique splits (Hariri, Carrasco Kind and Brunner 2019) of derived features, combined with a tail score, smoothed, and
+    the threshold for one alert per day.
 
     Values are rounded to 32 bits where promforest rounds them, and sums are in its order: a value on the other side of
     a split would reach another leaf.
@@ -209,9 +209,13 @@ class ExtendedIsolationForest:
             parts = [-score_samples, top.sum(axis=1) / max(top.shape[1], 1)]
         raw = 0.5 * sum((part - median) / unit for part, (median, unit) in zip(parts, self.score_scales))
         score = np.empty(len(rows))
+        interval, mean = float(self.state["interval_ms"]), self.state["mean_score"]
+        weight = 1.0 - 0.65 ** (interval / max(interval, 60_000.0))
         for number, time in enumerate(times):
-            score[number] = max(raw[number], 0.0) / threshold.value_at(int(time))
-            threshold.add(int(time), raw[number])
+            mean += weight * (max(raw[number], 0.0) - mean)
+            smoothed = max(raw[number], 1.2 * mean)
+            score[number] = smoothed / threshold.value_at(int(time))
+            threshold.add(int(time), smoothed)
         return score_samples, score
 
     def score_samples(self, rows, standardized):
@@ -254,28 +258,38 @@ class ExtendedIsolationForest:
         mixed = np.zeros_like(w)
         for feature in range(len(inverse)):
             mixed += inverse[:, feature] * w[:, [feature]]
-        greatest = float(np.finfo(np.float32).max)
-        return np.clip(mixed / np.diag(inverse) * deviations, -greatest, greatest).astype(np.float32)
+        return saturate(mixed / np.diag(inverse) * deviations)
+
+
+def saturate(values):
+    """The nearest finite 32-bit floats; NaN stays NaN."""
+    greatest = np.finfo(np.float32).max
+    return np.clip(values, -float(greatest), float(greatest)).astype(np.float32)
 
 
 def standardize(rows, scales):
-    return ((rows.astype(np.float64) - scales[:, 0]) / scales[:, 1]).astype(np.float32)
+    return saturate((rows.astype(np.float64) - scales[:, 0]) / scales[:, 1])
 
 
 class DerivedFeatures:
     """Seasonal profiles, recurring peaks, and the rows of the last minutes."""
 
     DAY, BUCKETS, ALPHA, MAX_DISTANCE = 86_400_000, 96, 0.3, 9.0
+    ERROR_FADE, WEEKLY_ADVANTAGE = 0.95, 0.9
     QUARTER, KEPT_BUCKETS = DAY // BUCKETS, 4 * 96 + 2
 
     def __init__(self, state):
         self.interval = state["interval_ms"]
         self.lag = max(self.interval, 60_000)
         profiles = state["profiles"]
-        self.means = np.array([profile["means"] for profile in profiles], dtype=np.float64)
-        self.sums = np.array([profile["sums"] for profile in profiles], dtype=np.float64)
-        self.counts = np.array([profile["counts"] for profile in profiles], dtype=np.int64)
-        self.distance = np.array([profile["distance"] for profile in profiles])
+        self.means, self.weekday_means, self.weekend_offsets, self.sums, self.errors, self.distance = (
+            np.array([profile[name] for profile in profiles], dtype=np.float64)
+            for name in ["means", "weekday_means", "weekend_offsets", "sums", "errors", "distance"]
+        )
+        self.counts, self.n_weekend_days = (
+            np.array([profile[name] for profile in profiles], dtype=np.int64) for name in ["counts", "n_weekend_days"]
+        )
+        self.is_weekly = np.array([profile["is_weekly"] for profile in profiles], dtype=bool)
         self.today = max((profile["today"] for profile in profiles), default=0)
         self.rows = [(time, np.array(row, dtype=np.float32)) for time, row in state["rows"]]
         # Peaks of quarters of an hour are the upper halves of 32-bit floats.
@@ -294,14 +308,16 @@ class DerivedFeatures:
         near = [old for then, old in self.rows if then <= time - self.lag + self.interval // 2]
         near_times = [then for then, _ in self.rows if then <= time - self.lag + self.interval // 2]
         unknown = np.full(len(row), np.nan)
-        difference = row - near[-1] if near and near_times[-1] >= time - 3 * self.lag else unknown
+        row64 = row.astype(np.float64)
+        difference = row64 - near[-1] if near and near_times[-1] >= time - 3 * self.lag else unknown
         deviation = unknown
         if len(self.rows) >= max(span // self.interval // 2, 2):
             recent = np.array([old for _, old in self.rows], dtype=np.float64)
             total = np.cumsum(recent, axis=0)[-1]
             square = (recent - total / len(recent)) ** 2
             deviation = np.sqrt(np.cumsum(square, axis=0)[-1] / len(recent))
-        columns = np.stack([residual, difference, deviation], axis=1).astype(np.float32).ravel()
+        columns = saturate(np.stack([residual, difference, deviation], axis=1))
+        difference, deviation, columns = columns[:, 1], columns[:, 2], columns.ravel()
         quarter = time // self.QUARTER
         if self.quarter is None or quarter > self.quarter:
             if self.quarter is not None:
@@ -315,7 +331,7 @@ class DerivedFeatures:
             self.quarter = quarter
             self.update_baselines()
         now = self.peaks[:, :, quarter % self.KEPT_BUCKETS]
-        bits = np.nan_to_num(np.abs(np.stack([difference, deviation], axis=1)).astype(np.float32), posinf=np.inf)
+        bits = np.nan_to_num(np.abs(np.stack([difference, deviation], axis=1)))
         shortened = np.minimum(-(-bits.view(np.uint32).astype(np.int64) // 65536), 0x7F7F).astype(np.uint32)
         self.peaks[:, :, quarter % self.KEPT_BUCKETS] = np.maximum(now, shortened)
         return columns, self.baselines
@@ -338,18 +354,53 @@ class DerivedFeatures:
         return np.where(lowest > np.float32(3.0) * median, lowest, np.float32(0.0))
 
     def expected(self, time):
-        day = time // self.DAY
-        if day > self.today:
-            self.today = day
-            new = self.sums / np.maximum(self.counts, 1)
-            merged = np.where(np.isnan(self.means), new, self.means + self.ALPHA * (new - self.means))
-            self.means = np.where(self.counts > 0, merged, self.means)
-            self.sums, self.counts = np.zeros_like(self.sums), np.zeros_like(self.counts)
+        self.advance_to(time // self.DAY)
         width = self.DAY // self.BUCKETS
-        place = time % self.DAY - width // 2
-        before, share = place // width % self.BUCKETS, place % width / width
-        low, high = self.means[:, before], self.means[:, (before + 1) % self.BUCKETS]
+        place = time - width // 2
+        before, share = place // width, place % width / width
+        low, high = self.mean_at(before), self.mean_at(before + 1)
         return low + (high - low) * share
+
+    def mean_at(self, bucket):
+        """The means of a bucket, counted from the epoch."""
+        day, bucket = bucket // self.BUCKETS, bucket % self.BUCKETS
+        weekly = self.weekly_means(day)[:, bucket]
+        return np.where(self.is_weekly & ~np.isnan(weekly), weekly, self.means[:, bucket])
+
+    def weekly_means(self, day):
+        return self.weekday_means + (self.weekend_offsets if self.is_weekend(day) else 0.0)
+
+    @staticmethod
+    def is_weekend(day):
+        return (day + 3) % 7 >= 5
+
+    def advance_to(self, day):
+        if day <= self.today:
+            return
+        completed, self.today = self.today, day
+        is_weekend = self.is_weekend(completed)
+        if is_weekend:
+            self.n_weekend_days += ~np.isnan(self.weekday_means).all(axis=1)
+        known = self.counts > 0
+        mean = np.where(known, self.sums / np.maximum(self.counts, 1), np.nan)
+        expected = np.stack([self.means, self.weekly_means(completed)])
+        errors = np.abs(mean - expected)
+        compared = known & ~np.isnan(expected).any(axis=0)
+        n_errors = compared.sum(axis=1)
+        # Sums in the order of the buckets.
+        total = np.cumsum(np.where(compared, errors, 0.0), axis=2)[:, :, -1].T
+        mean_errors = total / np.maximum(n_errors, 1)[:, np.newaxis]
+        has_errors = n_errors > 0
+        self.errors[has_errors] = (self.ERROR_FADE * self.errors + mean_errors)[has_errors]
+        is_better = self.errors[:, 1] < self.WEEKLY_ADVANTAGE * self.errors[:, 0]
+        self.is_weekly = np.where(has_errors, is_better, self.is_weekly)
+        self.means = approach(self.means, mean, self.ALPHA)
+        if not is_weekend:
+            self.weekday_means = approach(self.weekday_means, mean, self.ALPHA)
+        else:
+            weight = np.maximum(self.ALPHA, 1.0 / np.maximum(self.n_weekend_days, 1))[:, np.newaxis]
+            self.weekend_offsets = approach(self.weekend_offsets, mean - self.weekday_means, weight)
+        self.sums, self.counts = np.zeros_like(self.sums), np.zeros_like(self.counts)
 
     def add(self, time, row):
         expected = self.expected(time)
@@ -366,43 +417,53 @@ class DerivedFeatures:
         self.counts[:, bucket] += 1
 
 
+def approach(means, new, weight):
+    """Moves means towards new values where there are any; NaN takes the value."""
+    moved = np.where(np.isnan(means), new, means + weight * (new - means))
+    return np.where(np.isnan(new), means, moved)
+
+
 class PotThreshold:
     """The threshold for one alert per day."""
 
-    HOUR, KEPT_HOURS, PEAKS_PER_DAY, CAP_FACTOR, BURST_RANK, MIN_THRESHOLD = 3_600_000, 336, 4.0, 1.1, 4, 1.0
+    HOUR, KEPT_HOURS, PEAKS_PER_DAY, CAP_FACTOR, MIN_THRESHOLD = 3_600_000, 336, 2.0, 1.1, 0.7
 
     def __init__(self, state):
         self.hours = [tuple(hour) for hour in state["hours"]]
         self.current = tuple(state["current"]) if state["current"] else None
-        self.one_per_day, self.value = np.inf, self.MIN_THRESHOLD
-        if self.current:
-            self.refit(self.current[0])
+        self.n_rows = state["n_rows"]
+        self.refit()
 
     def value_at(self, time):
         hour = time // self.HOUR
         if self.current and self.current[0] < hour:
-            number, raw = self.current
+            self.hours.append(self.current)
             self.current = None
-            self.hours.append((number, raw, min(raw, self.CAP_FACTOR * self.one_per_day)))
             self.hours = [known for known in self.hours if known[0] >= hour - self.KEPT_HOURS]
-            self.refit(hour)
-        return self.value
+            self.refit()
+        return self.width() * self.value
 
-    def add(self, time, raw):
-        self.current = (time // self.HOUR, max(raw, self.current[1]) if self.current else raw)
+    def add(self, time, score):
+        self.n_rows += 1
+        capped = min(score, self.CAP_FACTOR * (self.value if self.one_per_day is None else self.one_per_day))
+        hour, most, most_capped = self.current or (time // self.HOUR, -np.inf, -np.inf)
+        self.current = (max(hour, time // self.HOUR), max(most, score), max(most_capped, capped))
 
-    def refit(self, hour):
+    def width(self):
+        """The factor for little history."""
+        rows, hours = float(max(self.n_rows, 1)), float(len(self.hours))
+        return 1.0 + 400.0 / (rows * (1.0 + rows / 600.0)) + 6.0 / (1.0 + hours) * max(1.0 - hours / 120.0, 0.0)
+
+    def refit(self):
         days = len(self.hours) / 24.0
-        raws = [-np.inf] + [raw for _, raw, _ in self.hours] + [-np.inf]
-        peaks = [h for n, h in enumerate(self.hours, 1) if raws[n] > raws[n - 1] and raws[n] >= raws[n + 1]]
+        most = [-np.inf] + [most for _, most, _ in self.hours] + [-np.inf]
+        peaks = [h for n, h in enumerate(self.hours, 1) if most[n] > most[n - 1] and most[n] >= most[n + 1]]
         capped = sorted((peak for _, _, peak in peaks), reverse=True)
         # Rounds half up, as promforest does.
         tail = min(int(np.floor(self.PEAKS_PER_DAY * days + 0.5)), max(len(capped) - 1, 0))
-        one_per_day, for_budget = np.inf, capped[0] if capped else self.MIN_THRESHOLD
+        value = capped[0] if capped else self.MIN_THRESHOLD
         if tail:
             excess = sum(capped[:tail]) / tail - capped[tail]
-            one_per_day = for_budget = capped[tail] + excess * np.log(tail / days)
-        self.one_per_day = one_per_day if days >= 1.0 else np.inf
-        recent = sorted((raw for number, raw, _ in peaks if number >= hour - 24), reverse=True)
-        bound = 1.0001 * recent[self.BURST_RANK - 1] if len(recent) >= self.BURST_RANK else self.MIN_THRESHOLD
-        self.value = max(for_budget, bound, self.MIN_THRESHOLD)
+            value = capped[tail] + excess * np.log(tail / days)
+        self.one_per_day = value if days >= 1.0 and tail else None
+        self.value = max(value, self.MIN_THRESHOLD)

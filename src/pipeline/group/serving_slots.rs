@@ -104,7 +104,7 @@ impl ServingSlots {
         self.checkpoints[0] = None;
         let serving = ServingModel::new(deployed, window, frozen_to_ms, detection, alerts);
         self.champion = Some(match &self.champion {
-            Some(previous) => serving.inherit_incident(previous),
+            Some(previous) => serving.inherit_alerts(previous),
             None => serving,
         });
     }

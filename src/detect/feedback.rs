@@ -1,0 +1,185 @@
+//! Feedback of incidents on the alert threshold: keeps the number of incidents to the budget, whatever the scores do.
+//!
+//! The correction c multiplies the threshold by e^c. Each incident raises it by one step, and each hour lowers it by the
+//! budget's share of a step. While c is above 0, incidents = budget × days + change of c / step. c does not fall below 0:
+//! a quiet group does not become more sensitive than its threshold.
+
+use crate::error::InvalidPart;
+use crate::time::HOUR_MS;
+use serde::{Deserialize, Serialize};
+
+/// Step of the correction for a budget of one a day; it is divided by the square root of the budget.
+const STEP: f64 = 0.15;
+/// Greatest correction: the threshold rises to 4.5 times its value at most.
+const MAX_CORRECTION: f64 = 1.5;
+/// Incidents within this time after a step belong to its episode, and make no further step.
+const EPISODE_MS: i64 = 4 * HOUR_MS;
+/// Hours that a gap between rows counts at most.
+const MAX_GAP_HOURS: i64 = 24;
+/// Hours in which the slow mean of the correction follows it: a week.
+const SLOW_HOURS: f64 = 168.0;
+
+/// The correction of a group's alert threshold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BudgetFeedback {
+    /// The correction, in [0, 1.5].
+    correction: f64,
+    /// Mean of the correction over about a week.
+    slow_correction: f64,
+    /// Hours since the epoch at the newest row.
+    hour: Option<i64>,
+    /// Timestamp of the newest incident that made a step.
+    stepped_ms: Option<i64>,
+}
+
+impl BudgetFeedback {
+    /// The correction after these incidents, given by the ascending timestamps of their first rows.
+    pub fn replay(starts_ms: impl IntoIterator<Item = i64>, budget: f64) -> Self {
+        let mut feedback = Self::default();
+        for start_ms in starts_ms {
+            feedback.advance_to(start_ms, budget);
+            feedback.count_incident(start_ms, budget);
+        }
+        feedback
+    }
+
+    /// Lowers the correction by the hours that have passed, for a budget in incidents per day.
+    pub fn advance_to(&mut self, timestamp_ms: i64, budget: f64) {
+        let hour = timestamp_ms.div_euclid(HOUR_MS);
+        let passed = hour.saturating_sub(self.hour.unwrap_or(hour));
+        if passed < 0 {
+            return;
+        }
+        self.hour = Some(hour);
+        let hourly = step(budget) * budget / 24.0;
+        for _ in 0..passed.min(MAX_GAP_HOURS) {
+            self.correction = (self.correction - hourly).max(0.0);
+            self.slow_correction +=
+                (self.correction - self.slow_correction) * (1.0 - (-1.0 / SLOW_HOURS).exp());
+        }
+    }
+
+    /// Raises the correction for an incident, unless it belongs to the episode of the last step.
+    pub fn count_incident(&mut self, timestamp_ms: i64, budget: f64) {
+        if self.stepped_ms.is_none_or(|stepped_ms| timestamp_ms - stepped_ms >= EPISODE_MS) {
+            self.correction = (self.correction + step(budget)).min(MAX_CORRECTION);
+            self.stepped_ms = Some(timestamp_ms);
+        }
+    }
+
+    /// The correction c, in [0, 1.5].
+    pub fn correction(&self) -> f64 {
+        self.correction
+    }
+
+    /// The factor of the threshold: e^c.
+    pub fn factor(&self) -> f64 {
+        self.correction.exp()
+    }
+
+    /// The factor of the published score's unit: the same of the slow mean.
+    pub fn slow_factor(&self) -> f64 {
+        self.slow_correction.exp()
+    }
+
+    /// Checks saved numbers.
+    ///
+    /// # Errors
+    /// [`InvalidPart`] for a correction out of its range.
+    pub fn check(&self) -> Result<(), InvalidPart> {
+        match [self.correction, self.slow_correction]
+            .into_iter()
+            .find(|c| !(0.0..=MAX_CORRECTION).contains(c))
+        {
+            Some(c) => Err(InvalidPart::new("budget correction", c, format_args!("0 to {MAX_CORRECTION}"))),
+            None => Ok(()),
+        }
+    }
+}
+
+fn step(budget: f64) -> f64 {
+    STEP / budget.sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::DAY_MS;
+
+    /// Incidents that open whenever a score of `e^x`, x uniform in [0, 2), exceeds the corrected threshold; a row an hour.
+    fn incidents_per_day(budget: f64) -> f64 {
+        let (mut feedback, mut state, mut n) = (BudgetFeedback::default(), 1u64, 0);
+        let days = 400;
+        for hour in 0..days * 24 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let score = (2.0 * (state >> 11) as f64 / (1u64 << 53) as f64).exp();
+            feedback.advance_to(hour * HOUR_MS, budget);
+            if hour % 4 == 0 && score >= 1.5 * feedback.factor() {
+                feedback.count_incident(hour * HOUR_MS, budget);
+                n += 1;
+            }
+        }
+        f64::from(n) / days as f64
+    }
+
+    #[test]
+    fn scores_of_any_size_give_as_many_incidents_as_the_budget() {
+        for budget in [1.0, 2.0, 3.0] {
+            let found = incidents_per_day(budget);
+            assert!((found / budget - 1.0).abs() < 0.05, "{budget}: {found}");
+        }
+    }
+
+    #[test]
+    fn a_quiet_group_does_not_become_more_sensitive() {
+        let mut feedback = BudgetFeedback::default();
+        (0..500).for_each(|hour| feedback.advance_to(hour * HOUR_MS, 1.0));
+        assert_eq!((feedback.factor(), feedback.slow_factor()), (1.0, 1.0));
+    }
+
+    #[test]
+    fn an_incident_is_forgotten_after_the_time_that_the_budget_allows_it() {
+        let mut feedback = BudgetFeedback::default();
+        feedback.advance_to(0, 0.5);
+        feedback.count_incident(0, 0.5);
+        feedback.count_incident(3 * HOUR_MS, 0.5);
+        assert_eq!(feedback.correction(), 0.15 / 0.5f64.sqrt(), "one episode");
+        for hour in 1..48 {
+            feedback.advance_to(hour * HOUR_MS, 0.5);
+        }
+        assert!(feedback.correction() > 1e-3);
+        feedback.advance_to(49 * HOUR_MS, 0.5);
+        assert_eq!(feedback.correction(), 0.0);
+    }
+
+    #[test]
+    fn a_gap_counts_a_day_at_most_and_older_rows_count_nothing() {
+        let step = |hours: i64| {
+            let mut feedback = BudgetFeedback::default();
+            feedback.advance_to(0, 1.0);
+            (0..5).for_each(|incident| feedback.count_incident(incident * EPISODE_MS, 1.0));
+            feedback.advance_to(hours * HOUR_MS, 1.0);
+            feedback
+        };
+        assert_eq!(step(24).correction(), step(1000).correction());
+        let mut late = step(24);
+        late.advance_to(0, 1.0);
+        assert_eq!(late, step(24));
+    }
+
+    #[test]
+    fn replayed_incidents_give_the_same_correction() {
+        let starts = [0, DAY_MS, DAY_MS + HOUR_MS, 3 * DAY_MS];
+        let mut feedback = BudgetFeedback::default();
+        for hour in 0..=72 {
+            feedback.advance_to(hour * HOUR_MS, 1.0);
+            starts.iter().filter(|start| **start == hour * HOUR_MS).for_each(|start| {
+                feedback.count_incident(*start, 1.0);
+            });
+        }
+        let replayed = BudgetFeedback::replay(starts, 1.0);
+        assert!((replayed.correction() - feedback.correction()).abs() < 0.15, "gaps of a day at most count");
+        assert!(replayed.check().is_ok());
+    }
+}
