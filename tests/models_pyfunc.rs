@@ -134,7 +134,7 @@ fn expected(fitted: &FittedModel, rows: &[Vec<f32>]) -> Vec<[f64; 5]> {
         FittedModel::Extended(detection) => {
             let mut detector = detection.clone();
             let score_row = |(number, row): (usize, &Vec<f32>)| {
-                detector = detector.clone().with_alert_state(AlertState::default());
+                *detector = detector.clone().with_alert_state(AlertState::default());
                 let assessment = detector.assess(time(N_ROWS + number), row).expect("in order");
                 let decision = assessment.decision;
                 [decision - 0.5, decision, predict(decision), decision, assessment.score]
