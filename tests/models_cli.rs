@@ -319,6 +319,15 @@ fn registry_aliases_are_moved_by_hand() {
     assert!(run_failing(&["rollback", "network"]).contains("no version to roll back to"));
     let table = run_ok(&["list"]);
     assert_eq!(table.lines().count(), 3, "{table}");
+    assert!(table.contains("champion (pinned)"), "{table}");
+    let pinned = || json(&["list"])[0]["pinned"].clone();
+    assert_eq!(pinned(), serde_json::json!(["champion"]));
+    assert_eq!(run_ok(&["unpin", "network"]), "network: champion 1 is not pinned\n");
+    assert_eq!(pinned(), serde_json::json!([]));
+    assert_eq!(run_ok(&["promote", "network", "2", "--alias", "challenger"]), "network: challenger 2\n");
+    assert_eq!(run_ok(&["pin", "network"]), "network: champion 1 is pinned\n");
+    assert_eq!(pinned(), serde_json::json!(["champion"]));
+    assert_eq!(run_failing(&["pin", "net"]), "model net has no alias champion");
     assert!(table.contains("rolled back  imported from scikit-learn 1.9.1, cloudpickle"), "{table}");
 
     let valid = |name: &str| {

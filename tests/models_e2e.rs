@@ -214,6 +214,7 @@ fn f23_models_are_kept_in_mlflow() {
     // Rollback.
     move_alias_and_check(&mut stack, &first);
     check_challenger(&mut stack, &mlflow, &name, &second);
+    check_rollback_stays(&mut stack, &first);
     check_registry_outage(&mut stack, &mut mlflow, &first);
 }
 
@@ -285,6 +286,19 @@ fn check_challenger(stack: &mut Stack, mlflow: &Mlflow, name: &str, version: &st
     let newest_ms = timestamps(stack, selector).last().copied().expect("it was there");
     assert!(newest_ms <= gone_ms, "the challenger goes on for {} ms", newest_ms - gone_ms);
     check_scores_continue(stack);
+}
+
+/// The alias was moved back: trainings register as challenger.
+fn check_rollback_stays(stack: &mut Stack, version: &str) {
+    stack.wait("the rollback pins", SHORT_TIMEOUT, |at| match at.metric("promforest_model_pinned", &[])? {
+        1.0 => Ok(()),
+        pinned => Err(format!("promforest_model_pinned is {pinned}")),
+    });
+    for _ in 0..3 {
+        let outcome = train(stack, "train.yml", &["--sweep", "20"]);
+        assert_eq!(outcome["pinned"].to_string(), version, "{outcome}");
+    }
+    stack.api.check_serving("champion", version).expect("the rollback stays");
 }
 
 /// A registry that dies takes nothing along.

@@ -30,6 +30,14 @@ for score in forest.score_samples(rows):
     print(f"{score:.17g}")
 "#;
 
+/// Moves the alias as the pages of MLflow do.
+const MOVE_ALIAS: &str = r#"
+import sys
+import mlflow
+
+mlflow.MlflowClient().set_registered_model_alias("net", "champion", sys.argv[1])
+"#;
+
 #[test]
 fn a_python_clients_model_is_served_and_imported() {
     let mlflow = Mlflow::start(MlflowKind::V3);
@@ -83,6 +91,20 @@ fn a_python_clients_model_is_served_and_imported() {
     };
     assert_eq!(aliases(), [json!([]), json!(["champion"])]);
     check("net@champion");
+    let pinned = || -> Vec<Value> {
+        let list: Vec<Value> = serde_json::from_str(&models(&["list", "--output", "json"])).expect("JSON");
+        list.into_iter().map(|mut version| version["pinned"].take()).collect()
+    };
+    let (free, first_pinned) = ([json!([]), json!([])], [json!(["champion"]), json!([])]);
+    assert_eq!(pinned(), free);
+    mlflow.python(MOVE_ALIAS, &["1"]);
+    assert_eq!(pinned(), first_pinned, "a move back by MLflow's client");
+    models(&["unpin", "net"]);
+    assert_eq!(pinned(), free);
+    models(&["pin", "net"]);
+    assert_eq!(pinned(), first_pinned);
+    models(&["promote", "net", "2"]);
+    assert_eq!(pinned(), free, "a promotion releases");
     assert_eq!(models(&["unalias", "net"]), "net: champion 2 -> none\n");
     assert_eq!(aliases(), [json!([]), json!([])]);
 }

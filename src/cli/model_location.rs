@@ -76,10 +76,10 @@ pub async fn resolve_version(
     let Some(aliases) = aliases.get(name) else {
         return Err(format!("{name} is neither a folder nor a model of the registry").into());
     };
-    let version = aliases.get(alias);
+    let version = aliases.version(alias);
     let version =
         version.ok_or_else(|| registry::Error::NoAlias { model: name.into(), alias: alias.into() })?;
-    Ok((name.into(), *version, Some(alias.into())))
+    Ok((name.into(), version, Some(alias.into())))
 }
 
 /// The names of the model's columns in a table: the model's own names, or others of the same features.

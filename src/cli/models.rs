@@ -8,13 +8,12 @@ use crate::error::BoxError;
 use crate::forest::Table;
 use crate::models::artifact::{self, Files};
 use crate::models::import::{self, ColumnMapping};
-use crate::models::registry::{ModelVersion, NewVersion, Registry};
+use crate::models::registry::{ModelAliases, ModelVersion, NewVersion, Registry};
 use crate::models::{Model, columns, onnx};
 use crate::table::DataTable;
 use crate::time;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
-use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -26,10 +25,14 @@ pub enum ModelsCommand {
     Show(ShowArgs),
     /// Load a model and score its golden rows
     Verify(VerifyArgs),
-    /// Point an alias to a version, which the sidecar then serves
+    /// Point an alias to a version, which the sidecar then serves; an older version than before is pinned
     Promote(PromoteArgs),
-    /// Point an alias back to the version that it pointed to before
+    /// Point an alias back to the version that it pointed to before, and pin that version
     Rollback(AliasArgs),
+    /// Keep the version of an alias in service: trainings register as challenger until a version is promoted
+    Pin(AliasArgs),
+    /// Release the version of an alias: trainings promote again
+    Unpin(AliasArgs),
     /// Remove an alias: a group's own model serves instead of one that served every group
     Unalias(AliasArgs),
     /// Import a model of scikit-learn, MLflow or ONNX without running its code
@@ -158,6 +161,8 @@ pub async fn run(command: ModelsCommand) -> Result<(), BoxError> {
         ModelsCommand::Verify(args) => verify(args).await,
         ModelsCommand::Promote(args) => promote(args).await,
         ModelsCommand::Rollback(args) => roll_back(args).await,
+        ModelsCommand::Pin(args) => pin(args).await,
+        ModelsCommand::Unpin(args) => unpin(args).await,
         ModelsCommand::Unalias(args) => unalias(args).await,
         ModelsCommand::Import(args) => import(args).await,
         ModelsCommand::Export(args) => export(args).await,
@@ -171,6 +176,8 @@ struct ListedVersion {
     model: String,
     version: u64,
     aliases: Vec<String>,
+    /// The aliases whose version is pinned here.
+    pinned: Vec<String>,
     created: String,
     promoted: Option<String>,
     rolled_back: bool,
@@ -178,13 +185,15 @@ struct ListedVersion {
 }
 
 impl ListedVersion {
-    fn new(model: &str, version: ModelVersion, aliases: &BTreeMap<String, u64>) -> Self {
+    fn new(model: &str, version: ModelVersion, aliases: &ModelAliases) -> Self {
         let points_here =
             |(alias, number): (&String, &u64)| (*number == version.number).then(|| alias.clone());
+        let here: Vec<String> = aliases.versions.iter().filter_map(points_here).collect();
         Self {
             model: model.into(),
             version: version.number,
-            aliases: aliases.iter().filter_map(points_here).collect(),
+            pinned: here.iter().filter(|alias| aliases.pinned_version(alias).is_some()).cloned().collect(),
+            aliases: here,
             created: time::format_timestamp(version.created_ms),
             promoted: version.promoted_ms.map(time::format_timestamp),
             rolled_back: version.rolled_back,
@@ -194,10 +203,15 @@ impl ListedVersion {
 
     fn cells(&self) -> [String; 6] {
         let promoted = self.promoted.clone().unwrap_or_else(|| "-".into());
+        let alias = |alias: &String| match self.pinned.contains(alias) {
+            true => format!("{alias} (pinned)"),
+            false => alias.clone(),
+        };
+        let aliases: Vec<String> = self.aliases.iter().map(alias).collect();
         [
             self.model.clone(),
             self.version.to_string(),
-            if self.aliases.is_empty() { "-".into() } else { self.aliases.join(",") },
+            if aliases.is_empty() { "-".into() } else { aliases.join(",") },
             self.created.clone(),
             if self.rolled_back { format!("{promoted}, rolled back") } else { promoted },
             // Notes from MLflow's pages may have several lines.
@@ -337,6 +351,22 @@ async fn roll_back(args: AliasArgs) -> Result<(), BoxError> {
     let alias = args.alias.as_ref().unwrap_or(&config.registry.alias);
     let (from, to) = registry.roll_back(&args.name, alias).await?;
     println!("{}: {alias} {from} -> {to}", args.name);
+    Ok(())
+}
+
+async fn pin(args: AliasArgs) -> Result<(), BoxError> {
+    let config = args.registry.config()?;
+    let alias = args.alias.as_ref().unwrap_or(&config.registry.alias);
+    let version = args.registry.open(&config)?.pin(&args.name, alias).await?;
+    println!("{}: {alias} {version} is pinned", args.name);
+    Ok(())
+}
+
+async fn unpin(args: AliasArgs) -> Result<(), BoxError> {
+    let config = args.registry.config()?;
+    let alias = args.alias.as_ref().unwrap_or(&config.registry.alias);
+    let version = args.registry.open(&config)?.unpin(&args.name, alias).await?;
+    println!("{}: {alias} {version} is not pinned", args.name);
     Ok(())
 }
 

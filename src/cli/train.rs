@@ -11,7 +11,7 @@ use crate::report::training::PromotionDecision;
 use crate::table::DataTable;
 use crate::time;
 use crate::train::cross_validation::DEFAULT_SIZES;
-use crate::train::register;
+use crate::train::register::{self, PromotionTarget};
 use crate::train::{ModelFitter, Trained};
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
@@ -64,6 +64,8 @@ struct TrainResult {
     group: Option<String>,
     promoted: Option<String>,
     gated: Vec<String>,
+    /// The pinned version that serves on, if the model became the challenger.
+    pinned: Option<u64>,
     max_samples: String,
     n_features: usize,
     n_rows: usize,
@@ -150,20 +152,28 @@ async fn fit_and_register(
     bar.finish_and_clear();
 
     let alias = promotion_alias(args, config);
-    let draft = register::prepare(name, alias, Some(&detector.training.gate), &trained, rows);
-    let version = match (registry, &args.model) {
+    let pinned = match (registry, alias) {
+        (Some(registry), Some(alias)) => registry.pinned_version(name, alias).await?,
+        _ => None,
+    };
+    let target = alias.map(|alias| PromotionTarget { alias, pinned, exemption: None });
+    let draft = register::prepare(name, target, Some(&detector.training.gate), &trained, rows);
+    let (version, promotion) = match (registry, &args.model) {
         (_, Some(folder)) => {
             artifact::save(&artifact::to_files(&trained.model), folder)?;
-            None
+            (None, draft.promotion)
         }
-        (Some(registry), None) => Some(register::register(registry, name, &trained, &draft).await?),
-        (None, None) => None,
+        (Some(registry), None) => {
+            let (version, promotion) = register::register(registry, name, &trained, &draft).await?;
+            (Some(version), promotion)
+        }
+        (None, None) => (None, draft.promotion),
     };
     if let Some(path) = &args.report {
         std::fs::write(path, draft.report)
             .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
     }
-    Ok(to_result(training_input, &trained, version, draft.promotion))
+    Ok(to_result(training_input, &trained, version, promotion))
 }
 
 /// The alias to promote to. A model of a table would serve every group instead of the group's own model, so that it
@@ -181,10 +191,11 @@ fn to_result(
 ) -> TrainResult {
     let validation = trained.sweep.as_ref().map(|sweep| &sweep.validation);
     let card = &trained.model.card;
-    let (promoted, gated) = match promotion {
-        PromotionDecision::Promoted(alias) => (Some(alias), Vec::new()),
-        PromotionDecision::Gated(reasons) => (None, reasons),
-        PromotionDecision::Saved => (None, Vec::new()),
+    let (promoted, gated, pinned) = match promotion {
+        PromotionDecision::Promoted(alias) => (Some(alias), Vec::new(), None),
+        PromotionDecision::Gated(reasons) => (None, reasons, None),
+        PromotionDecision::Challenger { pinned, .. } => (None, Vec::new(), Some(pinned)),
+        PromotionDecision::Saved => (None, Vec::new(), None),
     };
     let max_samples = card.params.iter().find(|(name, _)| name == "max_samples");
     let n_rows = training_input.rows.len();
@@ -195,6 +206,7 @@ fn to_result(
         group: training_input.group.as_ref().map(ToString::to_string),
         promoted,
         gated,
+        pinned,
         max_samples: max_samples.map(|(_, value)| value.clone()).unwrap_or_default(),
         n_features: trained.model.schema.features.len(),
         n_rows,
@@ -223,9 +235,12 @@ fn format_result(args: &TrainArgs, result: &TrainResult) -> String {
         (Some(folder), _) => lines.push(format!("written to {}", folder.display())),
         (None, Some(version)) => {
             lines.push(format!("registered as version {version}"));
-            if result.promoted.is_none() && result.gated.is_empty() {
-                let command = args.registry.promote_command(&result.model, version);
-                lines.push(format!("put it into service for every group: {command}"));
+            let command = || args.registry.promote_command(&result.model, version);
+            if let Some(pinned) = result.pinned {
+                let reason = format!("version {pinned} is pinned, so that this one is the challenger");
+                lines.push(format!("not promoted: {reason}; put it into service: {}", command()));
+            } else if result.promoted.is_none() && result.gated.is_empty() {
+                lines.push(format!("put it into service for every group: {}", command()));
             }
         }
         (None, None) => {}

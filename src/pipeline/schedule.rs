@@ -29,6 +29,8 @@ pub struct TrainingSchedule {
     /// the machine training.
     schema_pause: Duration,
     schema_trained_at: Option<Instant>,
+    /// True if the last model stayed out of service: the features that it has are no reason to train again.
+    is_model_held: bool,
     history_ms: i64,
     history_measured_at: Instant,
 }
@@ -43,6 +45,7 @@ impl TrainingSchedule {
             schema_check_due: now,
             schema_pause: MIN_SCHEMA_PAUSE,
             schema_trained_at: None,
+            is_model_held: false,
             history_ms: -detector.transform.warm_up_ms(),
             history_measured_at: now,
         }
@@ -51,6 +54,18 @@ impl TrainingSchedule {
     /// Number of columns at the last training.
     pub fn known_columns(&self) -> usize {
         self.known_columns
+    }
+
+    /// Schedules the renewal of a model that stays out of service.
+    pub fn hold(&mut self, detector: &Detector, card: &ModelCard, now: Instant) {
+        self.schedule_renewal(detector, card, Duration::ZERO, now);
+        self.is_training = false;
+        self.is_model_held = true;
+    }
+
+    /// True if the last model stayed out of service.
+    pub fn is_model_held(&self) -> bool {
+        self.is_model_held
     }
 
     /// The reason to train now, if the time has come.
@@ -75,7 +90,7 @@ impl TrainingSchedule {
 
     /// Starts a training on this number of columns.
     pub fn start(&mut self, reason: TrainingReason, n_columns: usize, now: Instant) {
-        if reason == TrainingReason::Schema {
+        if matches!(reason, TrainingReason::NewFeature | TrainingReason::LostFeature) {
             let is_stable =
                 self.schema_trained_at.is_none_or(|then| now.duration_since(then) > 2 * MAX_SCHEMA_PAUSE);
             let pause = if is_stable { MIN_SCHEMA_PAUSE } else { self.schema_pause };
@@ -120,15 +135,16 @@ impl TrainingSchedule {
         self.due = Some(now + RETRY_PAUSE);
     }
 
-    /// Postpones the next training by a full interval.
+    /// Postpones the next training by a full interval: the model stays.
     pub fn postpone(&mut self, detector: &Detector, now: Instant) {
         self.is_training = false;
+        self.is_model_held = true;
         self.due = Some(now + detector.training.interval);
     }
 
-    /// Schedules the renewal of the group's own model of this age, whether it serves or not. A model that is not the
-    /// group's own is not renewed.
+    /// Schedules the renewal of the group's own model of this age. A model that is not the group's own is not renewed.
     pub fn schedule_renewal(&mut self, detector: &Detector, card: &ModelCard, age: Duration, now: Instant) {
+        self.is_model_held = false;
         self.due = match (&card.group, &card.training_range) {
             (Some(_), Some(history)) => {
                 Some(now + detector.training.retrain_interval(history.observed_ms).saturating_sub(age))

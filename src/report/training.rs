@@ -33,6 +33,13 @@ pub enum PromotionDecision {
     Promoted(String),
     /// The promotion gate rejected the registered model, for these reasons.
     Gated(Vec<String>),
+    /// The model is the challenger, because the version of this alias is pinned.
+    Challenger {
+        /// The alias.
+        alias: String,
+        /// The pinned version.
+        pinned: u64,
+    },
     /// No promotion was requested.
     Saved,
 }

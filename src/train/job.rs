@@ -17,17 +17,25 @@ pub enum TrainingReason {
     First,
     /// The time until the next training is over.
     Scheduled,
-    /// A feature appeared or disappeared for good.
-    Schema,
+    /// A feature appeared for good. The model still scores the others.
+    NewFeature,
+    /// A feature of the model disappeared for good. The model scores no more rows.
+    LostFeature,
 }
 
 impl TrainingReason {
+    /// True if the model of the group can serve on, so that another one has to pass the promotion gate.
+    pub fn keeps_model(self) -> bool {
+        matches!(self, Self::Scheduled | Self::NewFeature)
+    }
+
     /// Value for logs and labels.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::First => "first",
             Self::Scheduled => "scheduled",
-            Self::Schema => "schema",
+            Self::NewFeature => "new_feature",
+            Self::LostFeature => "lost_feature",
         }
     }
 }
@@ -82,6 +90,17 @@ pub enum TrainingOutcome {
         card: Box<ModelCard>,
         /// The bounds that it exceeds.
         reasons: Vec<String>,
+    },
+    /// A registered model that passed the gate and became the challenger, because the champion is pinned.
+    Challenger {
+        /// Its registered name.
+        name: String,
+        /// Its version.
+        version: u64,
+        /// Its card.
+        card: Box<ModelCard>,
+        /// The pinned version.
+        pinned: u64,
     },
     /// The registry has a model, and the group lacks some of its features yet.
     WaitingForFeatures,

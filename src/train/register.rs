@@ -8,6 +8,17 @@ use crate::detector::PromotionGate;
 use crate::models::registry::{self, NewVersion, Registry};
 use crate::report::training::PromotionDecision;
 
+/// The alias that a model should have.
+#[derive(Clone, Copy, Debug)]
+pub struct PromotionTarget<'a> {
+    /// The alias.
+    pub alias: &'a str,
+    /// The version that it points to, if that is pinned.
+    pub pinned: Option<u64>,
+    /// The reason why the model serves in spite of gate and pin, if it does: the version before cannot serve.
+    pub exemption: Option<&'static str>,
+}
+
 /// The report, the note and the promotion decision of a model to register.
 #[derive(Clone, Debug)]
 pub struct RegistrationDraft {
@@ -16,29 +27,36 @@ pub struct RegistrationDraft {
     /// Report of the training, as HTML.
     pub report: String,
     note: String,
+    is_exempt: bool,
 }
 
 /// Checks a model against the gate and renders its report. Without a gate, the model passes: a group without a model
-/// accepts any. Without an alias, a model that passes is not promoted. Takes some tenths of a second for days of rows.
+/// accepts any. Without a target, a model that passes is not promoted. Takes some tenths of a second for days of rows.
 pub fn prepare(
     name: &str,
-    alias: Option<&str>,
+    target: Option<PromotionTarget<'_>>,
     gate: Option<&PromotionGate>,
     trained: &Trained,
     training_set: &TrainingSet,
 ) -> RegistrationDraft {
+    let exemption = target.and_then(|target| target.exemption);
+    let gate = gate.filter(|_| exemption.is_none());
     let reasons = gate.map(|gate| check_gate(gate, trained)).unwrap_or_default();
-    let promotion = match alias {
+    let promotion = match target {
         _ if !reasons.is_empty() => PromotionDecision::Gated(reasons),
-        Some(alias) => PromotionDecision::Promoted(alias.into()),
+        Some(PromotionTarget { alias, pinned: Some(pinned), exemption: None }) => {
+            PromotionDecision::Challenger { alias: alias.into(), pinned }
+        }
+        Some(PromotionTarget { alias, .. }) => PromotionDecision::Promoted(alias.into()),
         None => PromotionDecision::Saved,
     };
     let report = report::build_report(name, trained, training_set, promotion.clone()).html();
-    let note = note(trained, &promotion);
-    RegistrationDraft { promotion, report, note }
+    let note = note(trained, &promotion, exemption);
+    RegistrationDraft { promotion, report, note, is_exempt: exemption.is_some() }
 }
 
-/// Registers a model, and promotes it if it passed the gate. Returns its version.
+/// Registers a model, and promotes it if it passed the gate. If its alias is pinned by then, it becomes the challenger.
+/// Returns its version and the final decision.
 ///
 /// # Errors
 /// Those of the registry.
@@ -47,13 +65,23 @@ pub async fn register(
     name: &str,
     trained: &Trained,
     draft: &RegistrationDraft,
-) -> Result<u64, registry::Error> {
+) -> Result<(u64, PromotionDecision), registry::Error> {
     let version = NewVersion { model: &trained.model, report: Some(&draft.report), note: draft.note.clone() };
     let version = registry.register(name, &version).await?;
-    if let PromotionDecision::Promoted(alias) = &draft.promotion {
-        registry.promote(name, alias, version).await?;
-    }
-    Ok(version)
+    let promotion = match &draft.promotion {
+        PromotionDecision::Promoted(alias) if draft.is_exempt => {
+            registry.replace_unusable(name, alias, version).await?;
+            draft.promotion.clone()
+        }
+        PromotionDecision::Promoted(alias) | PromotionDecision::Challenger { alias, .. } => {
+            match registry.promote_trained(name, alias, version).await? {
+                None => PromotionDecision::Promoted(alias.clone()),
+                Some(pinned) => PromotionDecision::Challenger { alias: alias.clone(), pinned },
+            }
+        }
+        decision @ (PromotionDecision::Gated(_) | PromotionDecision::Saved) => decision.clone(),
+    };
+    Ok((version, promotion))
 }
 
 /// The bounds that a model exceeds, as sentences. A model without cross-validation passes: it had too few rows for one.
@@ -63,7 +91,7 @@ pub fn check_gate(gate: &PromotionGate, trained: &Trained) -> Vec<String> {
     gate.check(validation.best(), &validation.held_out, n_rows)
 }
 
-fn note(trained: &Trained, promotion: &PromotionDecision) -> String {
+fn note(trained: &Trained, promotion: &PromotionDecision, exemption: Option<&str>) -> String {
     let card = &trained.model.card;
     let rows = card.training_range.as_ref().map_or(0, |history| history.n_rows);
     let kind = trained.model.fitted.kind();
@@ -71,9 +99,13 @@ fn note(trained: &Trained, promotion: &PromotionDecision) -> String {
         Some(validation) => format!(", KL divergence {:.4}", validation.best().mean_kl()),
         None => String::new(),
     };
-    let not_promoted = match promotion {
-        PromotionDecision::Gated(reasons) => format!("; not promoted: {}", reasons.join("; ")),
+    let decision = match (promotion, exemption) {
+        (PromotionDecision::Gated(reasons), _) => format!("; not promoted: {}", reasons.join("; ")),
+        (PromotionDecision::Challenger { alias, pinned }, _) => {
+            format!("; challenger: {alias} is pinned to version {pinned}")
+        }
+        (_, Some(exemption)) => format!("; promoted without a check: {exemption}"),
         _ => String::new(),
     };
-    format!("{kind} on {rows} rows{kl}{not_promoted}")
+    format!("{kind} on {rows} rows{kl}{decision}")
 }

@@ -129,7 +129,7 @@ fn a_feature_that_began_later_does_not_shorten_the_history_of_others() {
     assert!(new[unknown..].iter().all(|value| value.is_finite()));
 
     let trained = fit(&detector, &rows, 2);
-    let report = register::prepare("net", Some("champion"), None, &trained, &rows).report;
+    let report = register::prepare("net", None, None, &trained, &rows).report;
     assert!(
         report.contains("device=&quot;new&quot;") || report.contains("device=\"new\""),
         "the report shows the new feature"

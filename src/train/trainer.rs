@@ -8,7 +8,7 @@ use super::exclusion::Exclusion;
 use super::fit::{ModelFitter, Trained};
 use super::history;
 use super::job::{TrainingJob, TrainingOutcome, TrainingReason};
-use super::register::{self, RegistrationDraft};
+use super::register::{self, PromotionTarget, RegistrationDraft};
 use super::training_set::{TrainingSet, TrainingSetError};
 use super::warm_start::WarmStart;
 use crate::error::chain;
@@ -55,6 +55,8 @@ struct TrainingRun<'a> {
     detector_model: String,
     /// Registered name of the models of the group.
     group_model: String,
+    /// The reason why the model serves in spite of gate and pin, if it does.
+    exemption: Option<&'static str>,
 }
 
 impl<'a> TrainingRun<'a> {
@@ -63,8 +65,11 @@ impl<'a> TrainingRun<'a> {
         circuit_breaker.reset_expired(started);
         let detector_model = backends.registry_config.model_name(&job.detector.name);
         let group_model = registry::group_model_name(&detector_model, &job.detector.by, &job.labels);
+        // Without the feature the previous model scores nothing, and any other is better.
+        let exemption = (job.reason == TrainingReason::LostFeature)
+            .then_some("the group lacks a feature of the version before");
         let (job, now_ms) = (Arc::new(job), time::now_ms());
-        Self { job, backends, circuit_breaker, started, now_ms, detector_model, group_model }
+        Self { job, backends, circuit_breaker, started, now_ms, detector_model, group_model, exemption }
     }
 
     /// Reuses a registered model, or gathers history, fits a model and registers it.
@@ -107,7 +112,11 @@ impl<'a> TrainingRun<'a> {
             {
                 Some(TrainingOutcome::WaitingForFeatures)
             }
-            RegistryLookup::MissingFeatures | RegistryLookup::NotFound => None,
+            RegistryLookup::MissingFeatures => {
+                self.exemption = Some("the group lacks a feature of the version before");
+                None
+            }
+            RegistryLookup::NotFound => None,
         }
     }
 
@@ -200,6 +209,16 @@ impl<'a> TrainingRun<'a> {
         Ok(exclusions)
     }
 
+    /// The pinned version of the alias, if any. The registration reads it again.
+    async fn pinned_version(&self) -> Option<u64> {
+        let Backends { registry, registry_config, .. } = self.backends;
+        if self.circuit_breaker.is_registry_open() {
+            return None;
+        }
+        let pinned = registry.pinned_version(&self.group_model, &registry_config.alias);
+        tokio::time::timeout(REGISTRY_TIMEOUT, pinned).await.ok()?.ok()?
+    }
+
     /// Fits a model on the history and the live window, on a thread of its own.
     async fn fit(
         &self,
@@ -214,6 +233,8 @@ impl<'a> TrainingRun<'a> {
             is_history_partial,
             name: self.group_model.clone(),
             alias: self.backends.registry_config.alias.clone(),
+            pinned: self.pinned_version().await,
+            exemption: self.exemption,
             now_ms: self.now_ms,
         };
         run_blocking(move || group_fit.run()).await
@@ -251,14 +272,21 @@ impl<'a> TrainingRun<'a> {
             let registered = register::register(&self.backends.registry, &name, &trained, &draft).await;
             registered.map_err(|error| chain(&error))
         };
-        let version = match (registered, draft.promotion) {
-            (Ok(version), PromotionDecision::Gated(reasons)) => {
+        let version = match registered {
+            Ok((version, PromotionDecision::Gated(reasons))) => {
                 let card = Box::new(trained.model.card);
                 return Ok(TrainingOutcome::Gated { name, version, card, reasons });
             }
-            (Ok(version), _) => Some(version),
-            (Err(error), _) if reason == TrainingReason::Scheduled => return Err(error),
-            (Err(error), _) => {
+            // A group without a model uses the challenger until the pinned version can be read.
+            Ok((version, PromotionDecision::Challenger { pinned, .. }))
+                if reason != TrainingReason::First =>
+            {
+                let card = Box::new(trained.model.card);
+                return Ok(TrainingOutcome::Challenger { name, version, card, pinned });
+            }
+            Ok((version, _)) => Some(version),
+            Err(error) if reason.keeps_model() => return Err(error),
+            Err(error) => {
                 warn!(component = "models", model = name, err = error, "model not registered");
                 None
             }
@@ -266,7 +294,7 @@ impl<'a> TrainingRun<'a> {
         let now_ms = self.now_ms;
         let warm_start = match reason {
             TrainingReason::First => WarmStart::of_new_model(&mut self.reader(), history, now_ms).await,
-            TrainingReason::Scheduled | TrainingReason::Schema => WarmStart::default(),
+            _ => WarmStart::default(),
         };
         let deployed = DeployedModel { model: Arc::new(trained.model), name, version };
         Ok(TrainingOutcome::Model { deployed, is_new: true, warm_start, seconds: self.seconds() })
@@ -330,6 +358,8 @@ struct GroupFit {
     is_history_partial: bool,
     name: String,
     alias: String,
+    pinned: Option<u64>,
+    exemption: Option<&'static str>,
     now_ms: i64,
 }
 
@@ -339,7 +369,7 @@ impl GroupFit {
         let TrainingJob { detector, labels, window, .. } = &*self.job;
         let window = build::join(&self.history, window, time::millis(detector.training.history));
         match self.fit(&window, &self.exclusions) {
-            Err(NotTrained::AllExcluded { n_rows }) if !self.is_scheduled() => {
+            Err(NotTrained::AllExcluded { n_rows }) if !self.job.reason.keeps_model() => {
                 warn!(component = "train", detector = detector.name, group = %labels, excluded = n_rows, "alerts of exclude_alerts leave too few rows of the history: the model is trained on all of them");
                 self.fit(&window, &[])
             }
@@ -371,21 +401,18 @@ impl GroupFit {
             }
             trained => trained.map_err(NotTrained::Forest)?,
         };
-        // The gate applies to renewed models only: any other replaces a missing or an unusable model.
-        let gate = self.is_scheduled().then_some(&detector.training.gate);
-        let draft = register::prepare(&self.name, Some(&self.alias), gate, &trained, &training_set);
+        // Any other model replaces a missing or an unusable one.
+        let gate = self.job.reason.keeps_model().then_some(&detector.training.gate);
+        let target = PromotionTarget { alias: &self.alias, pinned: self.pinned, exemption: self.exemption };
+        let draft = register::prepare(&self.name, Some(target), gate, &trained, &training_set);
         Ok((trained, draft))
     }
 
     /// True if a training has less than half of the history of the current model, although it may wait: a Prometheus
     /// that lost its storage, or does not answer, has hours instead of days.
     fn is_history_lost(&self, have_ms: i64) -> bool {
-        let may_wait = self.is_scheduled() || self.is_history_partial;
+        let may_wait = self.job.reason.keeps_model() || self.is_history_partial;
         may_wait && self.job.trained_history_ms.is_some_and(|trained_ms| 2 * have_ms < trained_ms)
-    }
-
-    fn is_scheduled(&self) -> bool {
-        self.job.reason == TrainingReason::Scheduled
     }
 }
 

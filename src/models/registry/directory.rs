@@ -11,7 +11,9 @@
 //! writers, also of several processes. A writer that dies may leave a version that `registry.json` does not list; the
 //! next writer removes it.
 
-use super::{AliasListing, Aliases, CHALLENGER, Error, ModelVersion, NewVersion, validate_name};
+use super::{
+    AliasListing, Aliases, CHALLENGER, Error, ModelAliases, ModelVersion, NewVersion, validate_name,
+};
 use crate::fs::{sync_directory, write_atomically};
 use crate::models::artifact::{self, Files};
 use crate::time;
@@ -39,6 +41,9 @@ struct RegistryFile {
     /// The number of the next version. Numbers are not reused.
     next: u64,
     aliases: BTreeMap<String, u64>,
+    /// See [`ModelAliases::pinned_below`].
+    #[serde(default)]
+    pinned_below: BTreeMap<String, u64>,
     versions: BTreeMap<u64, VersionRecord>,
 }
 
@@ -53,7 +58,37 @@ struct VersionRecord {
 
 impl Default for RegistryFile {
     fn default() -> Self {
-        Self { next: 1, aliases: BTreeMap::new(), versions: BTreeMap::new() }
+        Self { next: 1, aliases: BTreeMap::new(), pinned_below: BTreeMap::new(), versions: BTreeMap::new() }
+    }
+}
+
+impl RegistryFile {
+    fn model_aliases(&self) -> ModelAliases {
+        ModelAliases { versions: self.aliases.clone(), pinned_below: self.pinned_below.clone() }
+    }
+
+    fn version_mut(&mut self, model: &str, version: u64) -> Result<&mut VersionRecord, Error> {
+        self.versions.get_mut(&version).ok_or_else(|| Error::NoVersion { model: model.into(), version })
+    }
+
+    /// Points an alias to a version. A challenger has no pin.
+    fn move_alias(&mut self, alias: &str, version: u64) {
+        if alias != CHALLENGER {
+            let limit = self.model_aliases().pinned_below_after_move(alias, version);
+            self.pinned_below.insert(alias.into(), limit);
+        }
+        self.aliases.insert(alias.into(), version);
+    }
+
+    fn promote(&mut self, model: &str, alias: &str, version: u64) -> Result<(), Error> {
+        let record = self.version_mut(model, version)?;
+        // A challenger has not served yet.
+        if alias != CHALLENGER {
+            record.promoted_ms = Some(time::now_ms());
+            record.rolled_back = false;
+        }
+        self.move_alias(alias, version);
+        Ok(())
     }
 }
 
@@ -89,7 +124,7 @@ impl Directory {
             let model = entry.map_err(io_error("read", &self.root))?.file_name();
             let Some(model) = model.to_str().filter(|model| model.starts_with(prefix)) else { continue };
             match self.read_state(&self.root.join(model)) {
-                Ok(Some(state)) => drop(listing.aliases.insert(model.into(), state.aliases)),
+                Ok(Some(state)) => drop(listing.aliases.insert(model.into(), state.model_aliases())),
                 Ok(None) => {}
                 Err(error) => drop(listing.unreadable.insert(model.into(), error)),
             }
@@ -102,7 +137,7 @@ impl Directory {
         let mut aliases = Aliases::new();
         for model in models {
             if let Some(state) = self.read_state(&self.folder(model)?)? {
-                aliases.insert(model.into(), state.aliases);
+                aliases.insert(model.into(), state.model_aliases());
             }
         }
         Ok(aliases)
@@ -154,15 +189,28 @@ impl Directory {
     pub fn promote(&self, model: &str, alias: &str, version: u64) -> Result<(), Error> {
         let alias = validate_name(alias)?;
         self.check_registered(model, version)?;
+        self.update_locked(model, |_, state| state.promote(model, &alias, version))
+    }
+
+    /// See [`Registry::promote_trained`](super::Registry::promote_trained).
+    pub fn promote_trained(&self, model: &str, alias: &str, version: u64) -> Result<Option<u64>, Error> {
+        let alias = validate_name(alias)?;
+        self.check_registered(model, version)?;
         self.update_locked(model, |_, state| {
-            let record = state.versions.get_mut(&version);
-            let record = record.ok_or_else(|| Error::NoVersion { model: model.into(), version })?;
-            // A challenger has not served yet.
-            if alias != CHALLENGER {
-                record.promoted_ms = Some(time::now_ms());
-                record.rolled_back = false;
+            let aliases = state.model_aliases();
+            let pinned = aliases.pinned_version(&alias);
+            state.promote(model, if pinned.is_some() { CHALLENGER } else { &alias }, version)?;
+            if aliases.has_promoted_challenger(&alias) && pinned.is_none() {
+                state.aliases.remove(CHALLENGER);
             }
-            state.aliases.insert(alias, version);
+            Ok(pinned)
+        })
+    }
+
+    /// Replaces the limit of the pins of an alias; see [`ModelAliases::pinned_below`].
+    pub fn set_pinned_below(&self, model: &str, alias: &str, limit: u64) -> Result<(), Error> {
+        self.update_locked(model, |_, state| {
+            state.pinned_below.insert(alias.into(), limit);
             Ok(())
         })
     }
@@ -171,13 +219,11 @@ impl Directory {
     pub fn roll_back(&self, model: &str, alias: &str, from: u64, to: u64) -> Result<(), Error> {
         self.check_registered(model, to)?;
         self.update_locked(model, |_, state| {
-            if !state.versions.contains_key(&to) {
-                return Err(Error::NoVersion { model: model.into(), version: to });
-            }
+            state.version_mut(model, to)?;
             if let Some(bad) = state.versions.get_mut(&from) {
                 bad.rolled_back = true;
             }
-            state.aliases.insert(alias.into(), to);
+            state.move_alias(alias, to);
             Ok(())
         })
     }

@@ -13,7 +13,7 @@ mod error;
 pub use config::Config;
 pub use error::Error;
 
-use super::{Aliases, CHALLENGER, ModelVersion, NewVersion};
+use super::{Aliases, CHALLENGER, ModelAliases, ModelVersion, NewVersion};
 use crate::http::client::{self, Client, Request};
 use crate::http::config::ClientConfig;
 use crate::http::{Url, percent_encode};
@@ -42,6 +42,8 @@ const BATCH_SIZE: usize = 100;
 const PROMOTED: &str = "promforest.promoted_at";
 const ROLLED_BACK: &str = "promforest.rolled_back";
 const NOTE: &str = "promforest.note";
+/// Prefix of the tags of a registered model that hold [`ModelAliases::pinned_below`], one for each alias.
+const PINNED_BELOW: &str = "promforest.pinned_below.";
 
 /// An MLflow server.
 pub struct Mlflow {
@@ -89,16 +91,27 @@ impl Mlflow {
         Ok(all)
     }
 
+    async fn model_aliases(&self, model: &str) -> Result<ModelAliases, Error> {
+        Ok(self.aliases_of([model]).await?.remove(model).unwrap_or_default())
+    }
+
     async fn find_aliases(&self, filter: &str) -> Result<Aliases, Error> {
         let models = self.list_all("registered-models/search", "registered_models", filter).await?;
         let mut all = Aliases::new();
         for model in models {
-            let name = text_field(&model, "name");
-            let aliases = model["aliases"].as_array().into_iter().flatten();
+            let items = |field: &str| model[field].as_array().into_iter().flatten();
             let alias = |alias: &Value| {
                 Some((text_field(alias, "alias"), text_field(alias, "version").parse().ok()?))
             };
-            all.insert(name, aliases.filter_map(alias).collect());
+            let limit = |tag: &Value| {
+                let alias = text_field(tag, "key").strip_prefix(PINNED_BELOW)?.to_string();
+                Some((alias, text_field(tag, "value").parse().ok()?))
+            };
+            let aliases = ModelAliases {
+                versions: items("aliases").filter_map(alias).collect(),
+                pinned_below: items("tags").filter_map(limit).collect(),
+            };
+            all.insert(text_field(&model, "name"), aliases);
         }
         Ok(all)
     }
@@ -235,12 +248,11 @@ impl Mlflow {
             return self.set_alias(model, alias, version).await;
         }
         let now_ms = time::now_ms();
-        let aliases = self.aliases_of([model]).await?;
-        let previous = aliases.get(model).and_then(|aliases| aliases.get(alias)).copied();
-        if let Some(previous) = previous.filter(|previous| *previous != version) {
+        let aliases = self.model_aliases(model).await?;
+        if let Some(previous) = aliases.version(alias).filter(|previous| *previous != version) {
             self.record_promotion(model, previous, now_ms - 1).await?;
         }
-        self.set_alias(model, alias, version).await?;
+        self.move_alias(model, &aliases, alias, version).await?;
         self.set_tag(model, version, ROLLED_BACK, "false").await?;
         self.set_tag(model, version, PROMOTED, &now_ms.to_string()).await
     }
@@ -257,12 +269,60 @@ impl Mlflow {
         }
     }
 
+    /// See [`Registry::promote_trained`](super::Registry::promote_trained).
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn promote_trained(
+        &self,
+        model: &str,
+        alias: &str,
+        version: u64,
+    ) -> Result<Option<u64>, Error> {
+        let aliases = self.model_aliases(model).await?;
+        let pinned = aliases.pinned_version(alias);
+        self.promote(model, if pinned.is_some() { CHALLENGER } else { alias }, version).await?;
+        if aliases.has_promoted_challenger(alias) && pinned.is_none() {
+            self.remove_alias(model, CHALLENGER).await?;
+        }
+        Ok(pinned)
+    }
+
+    /// Replaces the limit of the pins of an alias; see [`ModelAliases::pinned_below`].
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn set_pinned_below(&self, model: &str, alias: &str, limit: u64) -> Result<(), Error> {
+        let body =
+            json!({"name": model, "key": format!("{PINNED_BELOW}{alias}"), "value": limit.to_string()});
+        self.post("registered-models/set-tag", body).await.map(drop)
+    }
+
+    /// Points an alias to a version. Of the two calls, an interruption after the first leaves the pin of a version as it
+    /// is.
+    async fn move_alias(
+        &self,
+        model: &str,
+        aliases: &ModelAliases,
+        alias: &str,
+        version: u64,
+    ) -> Result<(), Error> {
+        let limit = aliases.pinned_below_after_move(alias, version);
+        if limit > version {
+            self.set_pinned_below(model, alias, limit).await?;
+            return self.set_alias(model, alias, version).await;
+        }
+        self.set_alias(model, alias, version).await?;
+        self.set_pinned_below(model, alias, limit).await
+    }
+
     /// See [`Registry::roll_back`](super::Registry::roll_back).
     ///
     /// # Errors
     /// [`Error`].
     pub async fn roll_back(&self, model: &str, alias: &str, from: u64, to: u64) -> Result<(), Error> {
-        self.set_alias(model, alias, to).await?;
+        let aliases = self.model_aliases(model).await?;
+        self.move_alias(model, &aliases, alias, to).await?;
         self.set_tag(model, from, ROLLED_BACK, "true").await
     }
 

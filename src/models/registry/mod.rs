@@ -6,6 +6,7 @@
 //!
 //! There are two stores: a [directory](directory::Directory), the default, and an [MLflow](mlflow::Mlflow) server.
 
+mod aliases;
 pub mod directory;
 pub mod mlflow;
 
@@ -15,6 +16,7 @@ use super::import::{self, ColumnMapping};
 use crate::features::rate::RateSemantics;
 use crate::prom::{Labels, METRIC_NAME};
 use crate::yaml::{Node, Section};
+pub use aliases::{Aliases, ModelAliases, version_for_group};
 use directory::Directory;
 use mlflow::Mlflow;
 use std::collections::BTreeMap;
@@ -121,19 +123,6 @@ pub fn group_model_name(model: &str, by: &[String], group: &Labels) -> String {
         name.push_str(&format!("-{:06x}", hash & 0xff_ffff));
     }
     name
-}
-
-/// The version of an alias for a group. A model under the detector's own name serves every group and takes precedence
-/// over the group's model.
-pub fn version_for_group(
-    aliases: &Aliases,
-    model: &str,
-    group_model: &str,
-    alias: &str,
-) -> Option<(String, u64)> {
-    [model, group_model]
-        .into_iter()
-        .find_map(|name| Some((name.to_string(), *aliases.get(name)?.get(alias)?)))
 }
 
 /// Longest name of a model without its hash: a file name has at most 255 bytes.
@@ -252,9 +241,6 @@ pub struct NewVersion<'a> {
     /// A note of one line.
     pub note: String,
 }
-
-/// Aliases of every model, and the versions that they point to.
-pub type Aliases = BTreeMap<String, BTreeMap<String, u64>>;
 
 /// The models of a listing.
 #[derive(Debug, Default)]
@@ -378,8 +364,90 @@ impl Registry {
         }
     }
 
-    /// Points an alias back to its previous version and marks the current one as rolled back. Returns the former and
-    /// the new version.
+    /// Points an alias to the version of a training. If the version that it points to is pinned, the new one becomes the
+    /// challenger instead, and the pinned version is returned. A challenger that has become the champion is no longer
+    /// one after that.
+    ///
+    /// # Errors
+    /// As [`promote`](Self::promote).
+    pub async fn promote_trained(
+        &self,
+        model: &str,
+        alias: &str,
+        version: u64,
+    ) -> Result<Option<u64>, Error> {
+        match self {
+            Self::Directory(directory) => directory.promote_trained(model, alias, version),
+            Self::Mlflow(mlflow) => Ok(mlflow.promote_trained(model, alias, version).await?),
+        }
+    }
+
+    /// Points an alias to a version in place of one that cannot serve. A pin goes over to the new version.
+    ///
+    /// # Errors
+    /// As [`promote`](Self::promote).
+    pub async fn replace_unusable(&self, model: &str, alias: &str, version: u64) -> Result<(), Error> {
+        let pinned = self.pinned_version(model, alias).await?;
+        self.promote(model, alias, version).await?;
+        if pinned.is_some() {
+            self.pin(model, alias).await?;
+        }
+        Ok(())
+    }
+
+    /// The version of an alias, if it is pinned.
+    ///
+    /// # Errors
+    /// [`Error`] if the store fails.
+    pub async fn pinned_version(&self, model: &str, alias: &str) -> Result<Option<u64>, Error> {
+        let aliases = self.aliases_of([model]).await?;
+        Ok(aliases.get(model).and_then(|aliases| aliases.pinned_version(alias)))
+    }
+
+    /// Pins the version of an alias, and returns it.
+    ///
+    /// # Errors
+    /// [`Error::NoAlias`], or the error of the store.
+    pub async fn pin(&self, model: &str, alias: &str) -> Result<u64, Error> {
+        let version = self.aliased_version(model, alias).await?;
+        self.set_pinned_below(model, alias, version + 1).await?;
+        Ok(version)
+    }
+
+    /// Releases the version of an alias, and returns it. Trainings made the newer versions up to the challenger, which
+    /// loses that alias.
+    ///
+    /// # Errors
+    /// [`Error::NoAlias`], or the error of the store.
+    pub async fn unpin(&self, model: &str, alias: &str) -> Result<u64, Error> {
+        let aliases = self.aliases_of([model]).await?.remove(model).unwrap_or_default();
+        let no_alias = || Error::NoAlias { model: model.into(), alias: alias.into() };
+        let version = aliases.version(alias).ok_or_else(no_alias)?;
+        let has_newer = aliases.version(CHALLENGER).is_some_and(|challenger| challenger > version);
+        if has_newer && aliases.pinned_version(alias).is_some() {
+            self.remove_alias(model, CHALLENGER).await?;
+        }
+        self.set_pinned_below(model, alias, version).await?;
+        Ok(version)
+    }
+
+    /// Records the newest version that an alias has pointed to; see [`ModelAliases::unrecorded_version`].
+    ///
+    /// # Errors
+    /// [`Error`] if the store fails.
+    pub async fn record_version(&self, model: &str, alias: &str, version: u64) -> Result<(), Error> {
+        self.set_pinned_below(model, alias, version).await
+    }
+
+    async fn set_pinned_below(&self, model: &str, alias: &str, limit: u64) -> Result<(), Error> {
+        match self {
+            Self::Directory(directory) => directory.set_pinned_below(model, alias, limit),
+            Self::Mlflow(mlflow) => Ok(mlflow.set_pinned_below(model, alias, limit).await?),
+        }
+    }
+
+    /// Points an alias back to its previous version and marks the current one as rolled back. The previous version is
+    /// pinned. Returns the former and the new version.
     ///
     /// # Errors
     /// [`Error::NoPreviousVersion`], [`Error::NoAlias`], or the error of the store.
@@ -409,7 +477,7 @@ impl Registry {
 
     async fn aliased_version(&self, model: &str, alias: &str) -> Result<u64, Error> {
         let aliases = self.aliases_of([model]).await?;
-        let version = aliases.get(model).and_then(|aliases| aliases.get(alias)).copied();
+        let version = aliases.get(model).and_then(|aliases| aliases.version(alias));
         version.ok_or_else(|| Error::NoAlias { model: model.into(), alias: alias.into() })
     }
 }

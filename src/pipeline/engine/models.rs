@@ -37,7 +37,11 @@ impl Engine {
             TrainingOutcome::Gated { name, version, card, reasons } => {
                 let reasons = reasons.join("; ");
                 warn!(component = "train", detector = group.detector.name, group = %group.labels, model = name, version, reason = reasons, "model stays out of service");
-                group.training_gated(&card, now);
+                group.training_held(&card, now);
+            }
+            TrainingOutcome::Challenger { name, version, card, pinned } => {
+                info!(component = "train", detector = group.detector.name, group = %group.labels, model = name, version, pinned, "model registered as challenger: the champion is pinned");
+                group.training_held(&card, now);
             }
             TrainingOutcome::WaitingForFeatures => group.wait_for_features(now),
             TrainingOutcome::TooShort { have_ms } => group.too_short(have_ms, now),
@@ -149,6 +153,7 @@ fn outcome_label(outcome: &TrainingOutcome) -> Option<&'static str> {
         TrainingOutcome::Model { is_new: true, .. } => "trained",
         TrainingOutcome::Model { is_new: false, .. } => "loaded",
         TrainingOutcome::Gated { .. } => "gated",
+        TrainingOutcome::Challenger { .. } => "challenger",
         TrainingOutcome::WaitingForFeatures => return None,
         TrainingOutcome::TooShort { .. } => "too_short",
         TrainingOutcome::Pooled { .. } => "pooled",

@@ -48,7 +48,7 @@ impl Group {
         let has_model = self.models.has_permanent_champion();
         self.schedule.due(has_model, now).or_else(|| {
             let is_check_due = has_model && self.schedule.take_schema_check(now);
-            (is_check_due && self.has_schema_changed(now_ms)).then_some(TrainingReason::Schema)
+            if is_check_due { self.schema_change(now_ms) } else { None }
         })
     }
 
@@ -125,16 +125,13 @@ impl Group {
         self.presence(now_ms).map_or(i64::MAX, |presence| presence.row_ms())
     }
 
-    /// True if a feature of the model is gone for good, or if a new one has come to stay. A model that is not the group's
-    /// own is kept until it lacks a feature. Nothing is judged while a gap is filled.
-    fn has_schema_changed(&self, now_ms: i64) -> bool {
+    /// The reason to train again because a feature of the model is gone for good, or a new one has come to stay. A model
+    /// that is not the group's own is kept until it lacks a feature. Nothing is judged while a gap is filled.
+    fn schema_change(&self, now_ms: i64) -> Option<TrainingReason> {
         if self.gaps.is_holding() {
-            return false;
+            return None;
         }
-        let (Some(serving), Some(presence)) = (self.models.champion(), self.presence(now_ms)) else {
-            return false;
-        };
-        let model = serving.model();
+        let (model, presence) = (self.models.champion()?.model(), self.presence(now_ms)?);
         let of_model: HashSet<&Labels> = model.schema.features.iter().collect();
         let (mut any_present, mut n_known, mut has_new_feature) = (false, 0, false);
         for (i, (labels, column, newest)) in self.window.features().enumerate() {
@@ -145,10 +142,15 @@ impl Group {
             if of_model.contains(labels) {
                 n_known += 1;
             } else if model.card.group.is_some() {
-                has_new_feature |= i >= self.schedule.known_columns() || self.may_join(model, column);
+                let is_new = i >= self.schedule.known_columns();
+                has_new_feature |= is_new || !self.schedule.is_model_held() && self.may_join(model, column);
             }
         }
-        any_present && (has_new_feature || n_known < of_model.len())
+        match n_known < of_model.len() {
+            _ if !any_present => None,
+            true => Some(TrainingReason::LostFeature),
+            false => has_new_feature.then_some(TrainingReason::NewFeature),
+        }
     }
 
     /// True if a feature that the model lacks has enough history to join it.
@@ -165,10 +167,9 @@ impl Group {
         coverage::has_enough_history(observed_ms, have_ms, training.min_history)
     }
 
-    /// Training made a model that did not pass the promotion gate.
-    pub fn training_gated(&mut self, card: &ModelCard, now: Instant) {
-        self.schedule.end_training();
-        self.schedule.schedule_renewal(&self.detector, card, Duration::ZERO, now);
+    /// Training made a model that stays out of service, because of the promotion gate or of a pin.
+    pub fn training_held(&mut self, card: &ModelCard, now: Instant) {
+        self.schedule.hold(&self.detector, card, now);
     }
 
     /// Share of the history that a first model needs, in [0, 1]; 1 with a permanent model.

@@ -13,6 +13,7 @@ use crate::models::registry::{self, AliasListing, CHALLENGER};
 use crate::models::{DeployedModel, Model};
 use crate::pipeline::engine::WeakEngineHandle;
 use crate::pipeline::group::deployment::{DeployOutcome, DeployedVersion, Deployment};
+use crate::pipeline::groups::metric_labels;
 use crate::prom::Labels;
 use crate::remote_read::SeriesSamples;
 use crate::telemetry::register;
@@ -20,6 +21,7 @@ use crate::train::catch_up::CatchUp;
 use crate::train::{Backends, CircuitBreaker, GroupReader, WarmStart};
 use crate::window::ModelRole;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -29,6 +31,9 @@ use tracing::{info, warn};
 /// Registered name and version of a model.
 type RegisteredVersion = (String, u64);
 
+/// Labels of a group's metrics.
+type GroupLabels = Vec<(String, String)>;
+
 /// Detector, group labels and role.
 type SlotKey = (String, Labels, ModelRole);
 
@@ -37,12 +42,18 @@ type SlotKey = (String, Labels, ModelRole);
 pub struct Metrics {
     up: Gauge,
     failures: Counter,
+    pinned: Family<GroupLabels, Gauge>,
 }
 
 impl Metrics {
     /// Registers the metrics.
     pub fn new(registry: &mut prometheus_client::registry::Registry) -> Self {
         Self {
+            pinned: register(
+                registry,
+                "model_pinned",
+                "Whether the champion is pinned: trainings then register as challenger",
+            ),
             up: register(
                 registry,
                 "model_registry_up",
@@ -91,6 +102,10 @@ pub struct RegistryWatcher {
     /// The last offer to each slot.
     offered: HashMap<SlotKey, Offer>,
     circuit_breaker: CircuitBreaker,
+    /// Groups with the metric of a pin.
+    pinned_series: HashSet<GroupLabels>,
+    /// The newest version of each model that the watcher tried to record.
+    recorded: HashMap<String, u64>,
     was_up: bool,
     /// Texts of the errors of the last poll: an error is logged when it appears.
     failures: BTreeSet<String>,
@@ -105,6 +120,8 @@ impl RegistryWatcher {
             metrics,
             offered: HashMap::new(),
             circuit_breaker: CircuitBreaker::default(),
+            pinned_series: HashSet::new(),
+            recorded: HashMap::new(),
             was_up: true,
             failures: BTreeSet::new(),
         }
@@ -173,6 +190,9 @@ impl RegistryWatcher {
         let present: HashSet<(&str, &Labels)> =
             deployments.iter().map(|deployment| (deployment.detector.as_str(), &deployment.labels)).collect();
         self.offered.retain(|(detector, labels, _), _| present.contains(&(detector.as_str(), labels)));
+        let champions = champion_slots(backends, &deployments);
+        self.show_pins(backends, &poll.listing, &champions);
+        self.record_versions(backends, &poll.listing, &champions).await;
         for deployment in &deployments {
             let detector = backends.detectors.iter().find(|detector| detector.name == deployment.detector);
             // A group without a model asks the registry itself, before it is trained.
@@ -186,6 +206,48 @@ impl RegistryWatcher {
         }
         poll.failures.extend(poll.listing.unreadable.into_values());
         Ok(Some(poll.failures))
+    }
+
+    /// Sets the metric of the pins.
+    fn show_pins(&mut self, backends: &Backends, listing: &AliasListing, champions: &[Slot<'_>]) {
+        let mut series = HashSet::new();
+        for slot in champions {
+            let Some((name, _)) = slot.desired(backends, listing) else { continue };
+            let pinned = listing
+                .aliases
+                .get(&name)
+                .and_then(|model| model.pinned_version(&backends.registry_config.alias));
+            let labels = metric_labels(&slot.detector.name, &slot.deployment.labels);
+            self.metrics.pinned.get_or_create(&labels).set(i64::from(pinned.is_some()));
+            series.insert(labels);
+        }
+        for gone in self.pinned_series.difference(&series) {
+            self.metrics.pinned.remove(gone);
+        }
+        self.pinned_series = series;
+    }
+
+    /// Records versions that another program promoted, so that a later move of their alias back is a rollback.
+    async fn record_versions(&mut self, backends: &Backends, listing: &AliasListing, champions: &[Slot<'_>]) {
+        let alias = &backends.registry_config.alias;
+        for slot in champions {
+            let Some((name, _)) = slot.desired(backends, listing) else { continue };
+            let version = listing.aliases.get(&name).and_then(|model| model.unrecorded_version(alias));
+            let Some(version) = version.filter(|version| self.recorded.get(&name) != Some(version)) else {
+                continue;
+            };
+            if let Err(error) = backends.registry.record_version(&name, alias, version).await {
+                let err = crate::error::chain(&error);
+                warn!(
+                    component = "models",
+                    model = name,
+                    version,
+                    err,
+                    "the version in service cannot be recorded: a rollback by another program would not be recognised"
+                );
+            }
+            self.recorded.insert(name, version);
+        }
     }
 
     /// Offers a slot the version that its alias points to, unless the slot has it or has settled the same offer.
@@ -362,6 +424,16 @@ impl Poll {
     }
 }
 
+/// The champions of the groups that have one.
+fn champion_slots<'a>(backends: &'a Backends, deployments: &'a [Deployment]) -> Vec<Slot<'a>> {
+    let slot = |deployment: &'a Deployment| {
+        let detector = backends.detectors.iter().find(|detector| detector.name == deployment.detector)?;
+        deployment.champion.as_ref()?;
+        Some(Slot { detector, deployment, role: ModelRole::Champion })
+    };
+    deployments.iter().filter_map(slot).collect()
+}
+
 /// The place of a model in a group.
 #[derive(Clone, Copy)]
 struct Slot<'a> {
@@ -395,14 +467,16 @@ impl Slot<'_> {
         self.model_names(backends).iter().any(|name| listing.unreadable.contains_key(name))
     }
 
-    /// The version that the alias of the slot points to.
+    /// The version that the alias of the slot points to. A champion is not its own challenger.
     fn desired(self, backends: &Backends, listing: &AliasListing) -> Option<RegisteredVersion> {
-        let alias = match self.role {
-            ModelRole::Champion => backends.registry_config.alias.as_str(),
-            ModelRole::Challenger => CHALLENGER,
-        };
         let [model, group_model] = self.model_names(backends);
-        registry::version_for_group(&listing.aliases, &model, &group_model, alias)
+        let version =
+            |alias: &str| registry::version_for_group(&listing.aliases, &model, &group_model, alias);
+        let champion = version(&backends.registry_config.alias);
+        match self.role {
+            ModelRole::Champion => champion,
+            ModelRole::Challenger => version(CHALLENGER).filter(|version| champion.as_ref() != Some(version)),
+        }
     }
 
     /// True if a model can serve the group. A rejection is logged.

@@ -78,6 +78,11 @@ impl Training {
                     "<div class=\"promotion gated\"><span class=\"badge\">✕ Not promoted</span>{list}</div>\n"
                 )
             }
+            PromotionDecision::Challenger { alias, pinned } => format!(
+                "<div class=\"promotion\"><span class=\"badge\">Challenger</span><ul><li>{} is pinned to version \
+                 {pinned}</li></ul></div>\n",
+                escape(alias)
+            ),
             PromotionDecision::Saved => {
                 "<div class=\"promotion\"><span class=\"badge\">Saved, not in service</span></div>\n".into()
             }

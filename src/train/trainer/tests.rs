@@ -1,6 +1,7 @@
 use super::*;
 use crate::config::Config;
 use crate::features::Schema;
+use crate::features::rate::RateSemantics;
 use crate::models::registry::Registry;
 use crate::models::registry::directory::Directory;
 use crate::prom::{Labels, METRIC_NAME, Sample};
@@ -136,7 +137,7 @@ async fn f15_a_model_of_days_is_not_replaced_by_one_of_hours() {
     assert!(matches!(lost, TrainingOutcome::HistoryLost { have_ms: 3_500_000..=3_600_000 }));
     assert!(matches!(run(scheduled(Some(3_600_000))).await, TrainingOutcome::Model { .. }));
     // After a change of the schema, no row is scored without a new model.
-    let schema = TrainingJob { reason: TrainingReason::Schema, ..scheduled(Some(5 * 86_400_000)) };
+    let schema = TrainingJob { reason: TrainingReason::LostFeature, ..scheduled(Some(5 * 86_400_000)) };
     assert!(matches!(run(schema).await, TrainingOutcome::Model { .. }));
 }
 
@@ -239,13 +240,85 @@ async fn a_group_without_a_model_gets_one_of_excluded_rows() {
                 is_history_partial: false,
                 name: "net".into(),
                 alias: "champion".into(),
+                pinned: None,
+                exemption: None,
                 now_ms: time::now_ms(),
             };
             group_fit.run()
         };
         assert!(fit(TrainingReason::First).is_ok());
-        assert!(fit(TrainingReason::Schema).is_ok());
-        let scheduled = fit(TrainingReason::Scheduled);
-        assert!(matches!(scheduled, Err(NotTrained::AllExcluded { n_rows: 200.. })));
+        assert!(fit(TrainingReason::LostFeature).is_ok());
+        for reason in [TrainingReason::Scheduled, TrainingReason::NewFeature] {
+            assert!(matches!(fit(reason), Err(NotTrained::AllExcluded { n_rows: 200.. })));
+        }
     }
+}
+
+#[tokio::test]
+async fn a_rollback_survives_trainings_and_a_restart() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let open = || test_backends(Registry::Directory(Directory::new(folder.path().into(), 30)));
+    let backends = open();
+    let name = registry::group_model_name("net", &["job".into()], &test_job(&backends, &[]).labels);
+    let run = async |backends: &Backends, reason, devices: &[&str]| {
+        let job = TrainingJob { reason, ..test_job(backends, devices) };
+        execute(job, backends, &mut CircuitBreaker::default()).await.expect("the training succeeds")
+    };
+    let champion = async || {
+        let aliases = backends.registry.aliases_of([name.as_str()]).await.expect("read");
+        aliases[&name].version("champion")
+    };
+    run(&backends, TrainingReason::First, &["eth0"]).await;
+    run(&backends, TrainingReason::Scheduled, &["eth0"]).await;
+    assert_eq!(backends.registry.roll_back(&name, "champion").await.expect("two versions"), (2, 1));
+    for expected in 3..=5 {
+        let outcome = run(&backends, TrainingReason::Scheduled, &["eth0"]).await;
+        let TrainingOutcome::Challenger { version, pinned: 1, .. } = outcome else { panic!("it is pinned") };
+        assert_eq!((version, champion().await), (expected, Some(1)));
+    }
+
+    let restarted = open();
+    let loaded = run(&restarted, TrainingReason::First, &["eth0"]).await;
+    let TrainingOutcome::Model { deployed, is_new: false, .. } = loaded else { panic!("it is registered") };
+    assert_eq!(deployed.version, Some(1));
+    let outcome = run(&restarted, TrainingReason::NewFeature, &["eth0", "lo"]).await;
+    assert!(matches!(outcome, TrainingOutcome::Challenger { version: 6, pinned: 1, .. }), "it serves on");
+    let challenger = restarted.registry.load(&name, 6, RateSemantics::V3).await.expect("a model");
+    assert_eq!(challenger.schema.features.len(), 2);
+
+    // Without a feature of its own, the pinned version scores nothing.
+    let outcome = run(&restarted, TrainingReason::LostFeature, &["lo"]).await;
+    assert!(matches!(outcome, TrainingOutcome::Model { is_new: true, .. }));
+    assert_eq!(champion().await, Some(7));
+    let note = restarted.registry.versions(&name).await.expect("read").pop().expect("the newest").note;
+    assert!(
+        note.ends_with("promoted without a check: the group lacks a feature of the version before"),
+        "{note}"
+    );
+    let outcome = run(&restarted, TrainingReason::Scheduled, &["lo"]).await;
+    assert!(
+        matches!(outcome, TrainingOutcome::Challenger { version: 8, pinned: 7, .. }),
+        "the pin goes over"
+    );
+    backends.registry.promote(&name, "champion", 8).await.expect("promoted");
+    run(&restarted, TrainingReason::Scheduled, &["lo"]).await;
+    assert_eq!(champion().await, Some(9), "a person promoted");
+}
+
+/// The gate checks a model with a new feature, because the model without it can serve on.
+#[tokio::test]
+async fn a_model_with_a_new_feature_passes_through_the_gate() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let mut backends = test_backends(Registry::Directory(Directory::new(folder.path().into(), 30)));
+    let detector = Arc::make_mut(&mut backends.detectors[0]);
+    detector.training.gate.max_kl = Some(0.0);
+    let run = async |reason| {
+        let job = TrainingJob { reason, ..test_job(&backends, &["eth0"]) };
+        execute(job, &backends, &mut CircuitBreaker::default()).await.expect("the training succeeds")
+    };
+    assert!(matches!(run(TrainingReason::First).await, TrainingOutcome::Model { .. }));
+    for reason in [TrainingReason::Scheduled, TrainingReason::NewFeature] {
+        assert!(matches!(run(reason).await, TrainingOutcome::Gated { .. }), "{reason:?}");
+    }
+    assert!(matches!(run(TrainingReason::LostFeature).await, TrainingOutcome::Model { .. }));
 }

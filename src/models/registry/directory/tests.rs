@@ -29,8 +29,11 @@ async fn versions_aliases_and_rollback() {
         registry.promote("net", CHAMPION, expected).await.expect("promoted");
     }
     register(&directory, "network");
-    assert_eq!(registry.aliases("net").await.expect("read")["net"][CHAMPION], 3);
-    assert_eq!(registry.aliases_of(["net", "net.group"]).await.expect("read")["net"][CHAMPION], 3);
+    assert_eq!(registry.aliases("net").await.expect("read")["net"].version(CHAMPION), Some(3));
+    assert_eq!(
+        registry.aliases_of(["net", "net.group"]).await.expect("read")["net"].version(CHAMPION),
+        Some(3)
+    );
     assert!(registry.aliases_of(["ne", "net.group"]).await.expect("read").is_empty());
     assert_eq!(registry.load("net", 3, RateSemantics::V3).await.expect("a model"), model());
     registry.promote("net", CHALLENGER, 2).await.expect("beside it");
@@ -42,7 +45,7 @@ async fn versions_aliases_and_rollback() {
     assert_eq!(none, "model network has no alias champion");
     assert_eq!(registry.remove_alias("net", CHALLENGER).await.expect("removed"), 2);
     let aliases = registry.aliases_of(["net"]).await.expect("read");
-    assert_eq!(aliases["net"], BTreeMap::from([(CHAMPION.to_string(), 1)]));
+    assert_eq!(aliases["net"].versions, BTreeMap::from([(CHAMPION.to_string(), 1)]));
     let none = registry.remove_alias("other", CHAMPION).await.expect_err("no model").to_string();
     assert_eq!(none, "model other has no alias champion");
     assert!(!directory.root().join("other").exists(), "the call creates no folder");
@@ -50,6 +53,56 @@ async fn versions_aliases_and_rollback() {
     assert_eq!(missing, "model net has no version 9");
     let page = fs::read_to_string(directory.root().join("net/2/report.html")).expect("the report");
     assert_eq!(page, "<html>");
+}
+
+#[tokio::test]
+async fn a_rollback_stays_until_a_person_promotes() {
+    let (_folder, directory) = registry(9);
+    let open = || Registry::Directory(Directory::new(directory.root().into(), 9));
+    let train = async || {
+        let version = register(&directory, "net");
+        let pinned = open().promote_trained("net", CHAMPION, version).await.expect("registered");
+        let aliases = open().aliases_of(["net"]).await.expect("read").remove("net").expect("the model");
+        (version, pinned, aliases.version(CHAMPION), aliases.version(CHALLENGER))
+    };
+    assert_eq!(train().await, (1, None, Some(1), None));
+    assert_eq!(train().await, (2, None, Some(2), None));
+    open().roll_back("net", CHAMPION).await.expect("back");
+    for version in 3..=5 {
+        assert_eq!(train().await, (version, Some(1), Some(1), Some(version)));
+    }
+    open().promote("net", CHAMPION, 5).await.expect("promoted");
+    assert_eq!(train().await, (6, None, Some(6), None), "a champion is no challenger");
+
+    open().promote("net", CHAMPION, 2).await.expect("promoted");
+    assert_eq!(
+        train().await,
+        (7, Some(2), Some(2), Some(7)),
+        "a promotion of an older version is a rollback"
+    );
+    assert_eq!(open().unpin("net", CHAMPION).await.expect("released"), 2);
+    assert_eq!(train().await, (8, None, Some(8), None));
+
+    assert_eq!(open().pin("net", CHAMPION).await.expect("pinned"), 8);
+    assert_eq!(train().await, (9, Some(8), Some(8), Some(9)));
+    open().replace_unusable("net", CHAMPION, 9).await.expect("promoted");
+    assert_eq!(train().await, (10, Some(9), Some(9), Some(10)), "the pin goes over to the new version");
+    assert!(open().pin("other", CHAMPION).await.is_err(), "it has no alias");
+}
+
+#[tokio::test]
+async fn an_alias_that_another_program_moves_back_is_pinned() {
+    let (_folder, directory) = registry(9);
+    let registry = Registry::Directory(directory.clone());
+    for version in 1..=2 {
+        register(&directory, "net");
+        registry.promote("net", CHAMPION, version).await.expect("promoted");
+    }
+    let state = directory.root().join("net/registry.json");
+    let text = fs::read_to_string(&state).expect("written");
+    fs::write(&state, text.replace("\"champion\": 2\n  },\n  \"pinned", "\"champion\": 1\n  },\n  \"pinned"))
+        .expect("written");
+    assert_eq!(registry.pinned_version("net", CHAMPION).await.expect("read"), Some(1));
 }
 
 #[test]

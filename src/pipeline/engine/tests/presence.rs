@@ -92,7 +92,7 @@ fn a_feature_that_is_gone_is_missed_at_a_closed_row() {
         write(&mut bench, &["eth0"], now_ms, 1.0, now, now_ms);
         bench.engine.tick(now, now_ms);
     }
-    assert_eq!(bench.jobs.try_recv().expect("a training").reason, TrainingReason::Schema);
+    assert_eq!(bench.jobs.try_recv().expect("a training").reason, TrainingReason::LostFeature);
 }
 
 #[test]

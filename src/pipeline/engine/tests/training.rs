@@ -13,7 +13,7 @@ fn training_is_requested_at_once_later_again_and_when_features_change() {
     }
     bench.tick(now + Duration::from_secs(31));
     let job = bench.jobs.try_recv().expect("a training");
-    assert_eq!(job.reason, TrainingReason::Schema);
+    assert_eq!(job.reason, TrainingReason::LostFeature);
     bench.tick(now + Duration::from_secs(32));
     assert!(bench.jobs.try_recv().is_err(), "one at a time");
     bench.engine.handle_training_outcome(job.group, TrainingOutcome::TooShort { have_ms: 0 }, now);
@@ -72,14 +72,20 @@ fn a_young_feature_causes_one_training_only() {
     assert_eq!(finish_training(&mut bench, &features, 59), TrainingReason::First);
     // A third one comes. History is looked at, and the model is made without it: it is of minutes.
     scrape(&mut bench, &["eth0", "lo", "wg0"], 60..64, at(10));
-    assert_eq!(finish_training(&mut bench, &features, 63), TrainingReason::Schema);
+    assert_eq!(finish_training(&mut bench, &features, 63), TrainingReason::NewFeature);
     scrape(&mut bench, &["eth0", "lo", "wg0"], 64..200, at(700));
     assert!(bench.jobs.try_recv().is_err(), "half an hour of it does not outweigh days");
     // lo goes, and comes back.
     scrape(&mut bench, &["eth0", "wg0"], 200..210, at(1400));
-    assert_eq!(finish_training(&mut bench, &features[..1], 209), TrainingReason::Schema);
+    assert_eq!(finish_training(&mut bench, &features[..1], 209), TrainingReason::LostFeature);
     scrape(&mut bench, &["eth0", "lo", "wg0"], 210..212, at(2800));
-    assert_eq!(finish_training(&mut bench, &features, 211), TrainingReason::Schema);
+    let job = bench.jobs.try_recv().expect("a training");
+    assert_eq!(job.reason, TrainingReason::NewFeature);
+    let card = Box::new(model_of_days(&features, 211).card.clone());
+    let held = TrainingOutcome::Challenger { name: "net".into(), version: 2, card, pinned: 1 };
+    bench.engine.handle_training_outcome(job.group, held, now);
+    scrape(&mut bench, &["eth0", "lo", "wg0"], 212..214, at(4200));
+    assert!(bench.jobs.try_recv().is_err(), "the model with the feature is held");
 }
 
 /// Remote read knows a scrape as soon as it is stored; remote write brings it some seconds later.

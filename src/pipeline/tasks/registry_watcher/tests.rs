@@ -141,6 +141,48 @@ async fn a_version_that_cannot_be_read_keeps_no_other_group_from_its_version() {
     assert_eq!(fixture.served("a").await, Some(of_a), "it is tried again");
 }
 
+/// Another program moves the alias in the list of versions.
+async fn move_champion(fixture: &Fixture, from: u64, to: u64) {
+    let list = fixture.models("a").join("registry.json");
+    let mut content: serde_json::Value =
+        serde_json::from_slice(&fs::read(&list).expect("a list")).expect("JSON");
+    assert_eq!(content["aliases"]["champion"], from);
+    content["aliases"]["champion"] = to.into();
+    fs::write(&list, content.to_string()).expect("written");
+}
+
+#[tokio::test]
+async fn a_version_that_another_program_moves_back_to_is_pinned() {
+    let mut fixture = Fixture::new();
+    let first = fixture.promote("a").await;
+    let model = two_features();
+    let version = NewVersion { model: &model, report: None, note: String::new() };
+    let second = fixture.backends.registry.register(&name("a"), &version).await.expect("registered");
+    let pinned = |fixture: &Fixture| {
+        fixture.watcher.metrics.pinned.get_or_create(&metric_labels("node_network", &group("a"))).get()
+    };
+    move_champion(&fixture, first, second).await;
+    assert!(fixture.poll().await.is_empty());
+    assert_eq!((fixture.served("a").await, pinned(&fixture)), (Some(second), 0));
+    move_champion(&fixture, second, first).await;
+    assert!(fixture.poll().await.is_empty());
+    assert_eq!((fixture.served("a").await, pinned(&fixture)), (Some(first), 1));
+    fixture.backends.registry.unpin(&name("a"), "champion").await.expect("released");
+    assert!(fixture.poll().await.is_empty());
+    assert_eq!(pinned(&fixture), 0);
+}
+
+#[tokio::test]
+async fn a_champion_is_not_scored_as_its_own_challenger() {
+    let mut fixture = Fixture::new();
+    let version = fixture.promote("a").await;
+    fixture.backends.registry.promote(&name("a"), CHALLENGER, version).await.expect("promoted");
+    fixture.poll().await;
+    let deployments = fixture.deployments().await;
+    let deployment = deployments.into_iter().find(|deployment| deployment.labels == group("a"));
+    assert_eq!(deployment.expect("a group").challenger, None);
+}
+
 #[tokio::test]
 async fn a_damaged_list_of_versions_keeps_no_other_group_from_its_version() {
     let mut fixture = Fixture::new();
