@@ -63,7 +63,11 @@ fn scores(path: &Path) -> Vec<(i64, String, String)> {
         (column_index("timestamp"), column_index("score"), column_index("complete"));
     let row = |line: &str| {
         let cells: Vec<&str> = line.split(',').collect();
-        (cells[time].parse().expect("ms"), cells[score].to_string(), cells[complete].to_string())
+        (
+            cells[time].parse().expect("the cell has milliseconds"),
+            cells[score].to_string(),
+            cells[complete].to_string(),
+        )
     };
     text.lines().skip(1).map(row).collect()
 }
@@ -328,7 +332,7 @@ fn the_anomalies_of_a_real_server_are_found_and_explained() {
     let n_false_incidents = (0..rows.len()).filter(is_false_incident).count();
     assert!(n_false_incidents <= 22, "{n_false_incidents} in 15 days, for a budget of one a day");
 
-    let causes = fs::read_to_string(file("causes.csv")).expect("it is there");
+    let causes = fs::read_to_string(file("causes.csv")).expect("the file exists");
     let (mut found, mut explained) = (0, 0);
     for line in causes.lines().skip(1) {
         let cells: Vec<&str> = line.split(',').collect();

@@ -148,7 +148,7 @@ fn paths_begin_at_the_folder_of_the_file() {
     assert_eq!(config.remote_write[0].http.tls.ca, Some(SecretSource::File(folder.join("tls/ca.pem"))));
     let basic = Auth::Basic { username: secret.clone(), password: secret.clone() };
     assert_eq!(config.remote_write[1].http.auth, basic);
-    assert_eq!(secret.read().expect("it is there"), "hunter2");
+    assert_eq!(secret.read().expect("the file exists"), "hunter2");
     let Auth::OAuth2(oauth2) = &config.remote_write[3].http.auth else { panic!("oauth2") };
     assert_eq!(
         (&oauth2.client_secret, &*oauth2.scopes),

@@ -54,7 +54,7 @@ fn live_scores_equal_a_backtest() {
             false => Err("none yet".into()),
         });
         thread::sleep(Duration::from_secs(12));
-        stack.promforest.take().expect("it runs").terminate(SHORT_TIMEOUT);
+        stack.promforest.take().expect("the program runs").terminate(SHORT_TIMEOUT);
         stack.start_promforest();
         stack.wait("the model of before serves", SHORT_TIMEOUT, |at| {
             let loaded = at.metric("promforest_training_runs_total", &[("outcome", "loaded")])?;
@@ -62,7 +62,7 @@ fn live_scores_equal_a_backtest() {
         });
         let restarted_ms = now_ms();
         stack.wait_for_score_at(restarted_ms + 5_000);
-        stack.promforest.take().expect("it runs").terminate(SHORT_TIMEOUT);
+        stack.promforest.take().expect("the program runs").terminate(SHORT_TIMEOUT);
         compare_with_backtest(&stack, restarted_ms);
     });
 }
@@ -121,7 +121,7 @@ fn a_promoted_version_continues_as_if_it_had_served_throughout() {
         stack.wait("the second beside it", SHORT_TIMEOUT, serves("2", "challenger"));
         stack.wait_for_score_at(now_ms() + 8_000);
         let rows_by_state = stack.rows_by_state();
-        stack.promforest.take().expect("it runs").terminate(SHORT_TIMEOUT);
+        stack.promforest.take().expect("the program runs").terminate(SHORT_TIMEOUT);
         check_service_of_first(&stack, promoted_ms, &rows_by_state);
         check_challenger(&stack, &rows_by_state);
     });

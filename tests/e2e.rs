@@ -331,7 +331,7 @@ fn f27_a_restart_of_promforest_leaves_no_gap() {
         let mut stack = Stack::with_scores(version);
         stack.wait_for_score_at(now_ms() + 2_000);
 
-        let status = stack.promforest.take().expect("it runs").terminate(Duration::from_secs(12));
+        let status = stack.promforest.take().expect("the program runs").terminate(Duration::from_secs(12));
         assert_eq!(status.code(), Some(0), "{version}: the end by SIGTERM");
         thread::sleep(Duration::from_secs(4));
         stack.start_promforest();
@@ -434,7 +434,8 @@ fn f25_f28_a_reload_keeps_what_did_not_change() {
         let rows_without_model_before = rows_without_model(&stack);
 
         let broken = stack.configure(&NODE_NETWORK.replace("transform:", "tranform:"));
-        let line = 1 + broken.lines().position(|line| line.contains("tranform")).expect("it is in there");
+        let line =
+            1 + broken.lines().position(|line| line.contains("tranform")).expect("the file has the typo");
         let answer = http::post(&stack.api.promforest, "/-/reload").expect("promforest answers");
         assert_eq!(answer.status, 500, "{version}: {}", answer.body);
         assert!(answer.body.contains(&format!("promforest.yml:{line}: ")), "{version}: {}", answer.body);
@@ -446,7 +447,7 @@ fn f25_f28_a_reload_keeps_what_did_not_change() {
         let second =
             NODE_NETWORK.replace("node_network\n", "packets\n").replace("(bytes|packets)", "packets");
         stack.configure(&format!("{NODE_NETWORK}{second}"));
-        stack.promforest.as_ref().expect("it runs").signal("HUP");
+        stack.promforest.as_ref().expect("the program runs").signal("HUP");
         stack.wait("SIGHUP loads the file", SHORT_TIMEOUT, |at| successful(at, 1.0));
         stack.wait("the new detector is at work", SHORT_TIMEOUT, |at| {
             let progress = [("detector", "packets")];
@@ -454,7 +455,7 @@ fn f25_f28_a_reload_keeps_what_did_not_change() {
         });
 
         stack.configure(&NODE_NETWORK.replace("rate(10s)", "rate(soon)"));
-        stack.promforest.as_ref().expect("it runs").signal("HUP");
+        stack.promforest.as_ref().expect("the program runs").signal("HUP");
         stack.wait("the failure shows", SHORT_TIMEOUT, |at| successful(at, 0.0));
         let good = stack.configure(NODE_NETWORK);
         let answer = http::post(&stack.api.promforest, "/-/reload").expect("promforest answers");
@@ -515,7 +516,7 @@ fn targets_share_a_group() {
         });
         stack.wait_for_score_at(now_ms() + 2_000);
 
-        let scores = stack.api.scores().expect("it was there before");
+        let scores = stack.api.scores().expect("the series is stored");
         let labels: Vec<(&str, &str)> = scores.labels.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
         let expected = [("__name__", "anomaly_score"), ("detector", "node_network"), ("job", "fleet")];
         assert_eq!(labels, expected, "{version}");

@@ -43,13 +43,13 @@ fn external_labels_are_the_same_live_and_in_history() {
         stack.wait_for_score_at(began_ms + 3_000);
 
         // A restart goes on after the newest score that is stored, with a snapshot or without.
-        stack.promforest.take().expect("it runs").terminate(SHORT_TIMEOUT);
+        stack.promforest.take().expect("the program runs").terminate(SHORT_TIMEOUT);
         thread::sleep(Duration::from_secs(3));
         stack.start_promforest();
         stack.wait_for_score_at(now_ms() + 2_000);
         stack.kill_promforest();
         fs::remove_dir_all(stack.dir.path().join("promforest-data/snapshots"))
-            .expect("the directory is ours");
+            .expect("the folder is writable");
         let killed_ms = now_ms();
         thread::sleep(Duration::from_secs(3));
         stack.start_promforest();
@@ -77,8 +77,10 @@ fn external_labels_are_the_same_live_and_in_history() {
         stack.start_prometheus(RemoteWriteReceiver::Disabled);
         stack.wait_for_score_at(now_ms() + 2_000);
         let labels = |detector: &str| {
-            let mut series =
-                stack.api.stored(&format!(r#"anomaly_score{{detector="{detector}"}}"#)).expect("one");
+            let mut series = stack
+                .api
+                .stored(&format!(r#"anomaly_score{{detector="{detector}"}}"#))
+                .expect("one series is stored");
             series
                 .labels
                 .retain(|name, _| !["__name__", "detector", "instance", "job"].contains(&name.as_str()));
@@ -103,14 +105,14 @@ fn f14_gaps_of_groups_with_different_external_labels_are_filled() {
         let file = other.dir.path().join("prometheus.yml");
         let config = fs::read_to_string(&file).expect("it was written");
         fs::write(file, config.replace(&other.api.promforest, &stack.api.promforest))
-            .expect("the directory is ours");
+            .expect("the folder is writable");
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
         other.start_prometheus(RemoteWriteReceiver::Disabled);
         let detector = NODE_NETWORK.replace("transform", "by: [cluster, job, instance]\n    transform");
         let read = |stack: &Stack| format!("{{url: 'http://{}/api/v1/read'}}", stack.api.prometheus.0);
         let config =
             stack.configure(&detector).replace(&read(&stack), &format!("{}, {}", read(&stack), read(&other)));
-        fs::write(stack.config_file(), config).expect("the directory is ours");
+        fs::write(stack.config_file(), config).expect("the folder is writable");
         stack.start_promforest();
         let scores = |stack: &Stack, cluster: &str| {
             stack.api.stored(&format!(r#"anomaly_score{{cluster="{cluster}"}}"#))
@@ -141,7 +143,7 @@ fn f14_gaps_of_groups_with_different_external_labels_are_filled() {
                 if (2_000.0..4_000.0).contains(&unsent_ms) { Ok(()) } else { Err(format!("{unsent_ms} ms")) }
             });
             let prometheus = if cluster == "a" { &mut stack.prometheus } else { &mut other.prometheus };
-            prometheus.take().expect("it runs").kill();
+            prometheus.take().expect("the program runs").kill();
         }
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
         other.start_prometheus(RemoteWriteReceiver::Disabled);
@@ -149,7 +151,7 @@ fn f14_gaps_of_groups_with_different_external_labels_are_filled() {
         let filled = stack.metric("promforest_gap_fill_samples_total", &[]);
         assert!(filled > 0.0, "{version}: nothing was filled\n{}", stack.promforest_tail());
         for (cluster, scraping) in [("a", &stack), ("b", &other)] {
-            let scores = scores(&stack, cluster).expect("as before").timestamps();
+            let scores = scores(&stack, cluster).expect("the series is stored").timestamps();
             let scrapes =
                 scraping.api.stored(r#"node_network_receive_bytes_total{device="lo"}"#).expect("stored");
             let scrapes = scrapes.timestamps();

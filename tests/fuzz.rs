@@ -72,9 +72,9 @@ fn write_seeds() {
     let corpus = env::var_os("PROMFOREST_FUZZ_CORPUS").expect("PROMFOREST_FUZZ_CORPUS names a folder");
     for target in TARGETS {
         let folder = Path::new(&corpus).join(target.name);
-        fs::create_dir_all(&folder).expect("the folder can be written");
+        fs::create_dir_all(&folder).expect("the folder is writable");
         for (number, seed) in (target.seeds)().into_iter().enumerate() {
-            fs::write(folder.join(format!("seed-{number}")), seed).expect("the folder can be written");
+            fs::write(folder.join(format!("seed-{number}")), seed).expect("the folder is writable");
         }
     }
 }

@@ -36,7 +36,7 @@ fn gap_fill_samples(stack: &Stack) -> f64 {
 }
 
 fn kill_prometheus(stack: &mut Stack) {
-    stack.prometheus.take().expect("it runs").kill();
+    stack.prometheus.take().expect("the program runs").kill();
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn f1_to_f7_f14_f16_f22_f45_every_row_is_scored_whatever_process_is_killed() {
         assert!(gap_fill_samples(&stack) > 0.0, "{version}: nothing was filled\n{}", stack.promforest_tail());
 
         // A snapshot of the end, and one that is older than the end.
-        stack.promforest.take().expect("it runs").terminate(SHORT_TIMEOUT);
+        stack.promforest.take().expect("the program runs").terminate(SHORT_TIMEOUT);
         snapshot_file(&stack);
         thread::sleep(Duration::from_secs(3));
         stack.start_promforest();
@@ -92,7 +92,7 @@ fn f1_to_f7_f14_f16_f22_f45_every_row_is_scored_whatever_process_is_killed() {
         let mut bytes = fs::read(&path).expect("the snapshot");
         let middle = bytes.len() / 2;
         bytes[middle] ^= 4;
-        fs::write(&path, &bytes).expect("the directory is ours");
+        fs::write(&path, &bytes).expect("the folder is writable");
         stack.start_promforest();
         assert_eq!(
             (snapshots_with_outcome(&stack, "corrupt"), snapshots_with_outcome(&stack, "restored")),
@@ -105,8 +105,8 @@ fn f1_to_f7_f14_f16_f22_f45_every_row_is_scored_whatever_process_is_killed() {
         stack.wait_for_score_at(now_ms() + 3_000);
 
         // Without any snapshot.
-        stack.promforest.take().expect("it runs").terminate(SHORT_TIMEOUT);
-        fs::remove_dir_all(snapshot_dir(&stack)).expect("the directory is ours");
+        stack.promforest.take().expect("the program runs").terminate(SHORT_TIMEOUT);
+        fs::remove_dir_all(snapshot_dir(&stack)).expect("the folder is writable");
         stack.start_promforest();
         stack.wait_for_score_at(now_ms() + 3_000);
         let compared = stack.check_backtests("node_network", began_ms);
@@ -120,8 +120,8 @@ fn f15_f20_f21_an_empty_prometheus_and_an_unwritable_snapshot_folder() {
     each_version(|version| {
         let mut stack = Stack::new(version, Collectors::Network, &JOB_NODE);
         // A file in its place: a folder without permissions does not keep root out.
-        fs::create_dir_all(stack.dir.path().join("promforest-data")).expect("the directory is ours");
-        fs::write(snapshot_dir(&stack), "").expect("the directory is ours");
+        fs::create_dir_all(stack.dir.path().join("promforest-data")).expect("the folder is writable");
+        fs::write(snapshot_dir(&stack), "").expect("the folder is writable");
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
         stack.configure(NODE_NETWORK);
         stack.start_promforest();
@@ -130,7 +130,7 @@ fn f15_f20_f21_an_empty_prometheus_and_an_unwritable_snapshot_folder() {
         let before = stack.check_scores(RANGE_MS).samples.len();
 
         kill_prometheus(&mut stack);
-        fs::remove_dir_all(stack.dir.path().join("data")).expect("the directory is ours");
+        fs::remove_dir_all(stack.dir.path().join("data")).expect("the folder is writable");
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
         stack.wait_for_score_at(now_ms() + 4_000);
         // The first row that is sent after it has rates that reach into the window of before.
@@ -140,9 +140,9 @@ fn f15_f20_f21_an_empty_prometheus_and_an_unwritable_snapshot_folder() {
             before > 0 && scores.samples[0].0 - scrapes.samples[0].0 <= 3_000,
             "{version}: it begins at once"
         );
-        assert_eq!(stack.api.ready().expect("it answers").0, 200, "{version}");
+        assert_eq!(stack.api.ready().expect("the server answers").0, 200, "{version}");
 
-        let mut promforest = stack.promforest.take().expect("it runs");
+        let mut promforest = stack.promforest.take().expect("the program runs");
         let log = promforest.log_file();
         let status = promforest.terminate(SHORT_TIMEOUT);
         assert_eq!(status.code(), Some(0), "{version}");

@@ -57,7 +57,7 @@ fn modules() -> BTreeMap<ModulePath, Module> {
             if !name.ends_with(".rs") || ["tests.rs", "lib.rs", "main.rs"].contains(&&*name) {
                 continue;
             }
-            let file = path.strip_prefix(&root).expect("below src").display().to_string();
+            let file = path.strip_prefix(&root).expect("the file is below src").display().to_string();
             let stem = file.trim_end_matches(".rs").trim_end_matches("/mod");
             let module: ModulePath = stem.split('/').map(ToString::to_string).collect();
             let (paths, imports) = read(&module, &fs::read_to_string(&path).expect("text"));

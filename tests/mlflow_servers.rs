@@ -60,7 +60,7 @@ print(cursor.fetchall(), end="")
 #[test]
 fn a_version_2_server_keeps_its_data_over_a_kill() {
     let mut mlflow = Mlflow::start(MlflowKind::V2);
-    assert!(http::get(&mlflow.address(), "/version").expect("it answers").body.starts_with("2."));
+    assert!(http::get(&mlflow.address(), "/version").expect("the server answers").body.starts_with("2."));
     mlflow.python(REGISTER, &["kept", "two trees"]);
     mlflow.kill();
     http::get(&mlflow.address(), "/health").expect_err("it is gone");
@@ -72,7 +72,7 @@ fn a_version_2_server_keeps_its_data_over_a_kill() {
 fn a_server_with_accounts_rejects_anonymous_requests() {
     let mlflow = Mlflow::start(MlflowKind::V3WithAccounts);
     let search = "/api/2.0/mlflow/registered-models/search";
-    assert_eq!(http::get(&mlflow.address(), search).expect("it answers").status, 401);
+    assert_eq!(http::get(&mlflow.address(), search).expect("the server answers").status, 401);
     mlflow.python(REGISTER, &["guarded", "three trees"]);
     assert_eq!(mlflow.python(READ_BACK, &["guarded"]), "1 three trees");
 }

@@ -194,5 +194,5 @@ fn a_registered_scikit_learn_forest_is_served_and_rolled_back() {
     let set_alias = r#"mlflow.MlflowClient().set_registered_model_alias("network", "champion", "2")"#;
     mlflow.python(&format!("import mlflow\n{set_alias}"), &[]);
     check_served(&mut stack, &mlflow, "2");
-    stack.promforest.take().expect("it runs").terminate(SHORT_TIMEOUT);
+    stack.promforest.take().expect("the program runs").terminate(SHORT_TIMEOUT);
 }

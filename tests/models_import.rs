@@ -187,7 +187,7 @@ fn arrays_survive_the_round_trip() {
     for Case { name, model: ImportedForest { forest, .. }, .. } in cases() {
         let trees: Vec<Tree> = forest
             .trees()
-            .map(|tree| Tree::from_arrays(&tree, forest.n_features()).expect("our own tree"))
+            .map(|tree| Tree::from_arrays(&tree, forest.n_features()).expect("a fitted tree is valid"))
             .collect();
         let again = Forest::new(&trees, forest.max_samples(), forest.offset()).expect("a forest");
         assert_eq!(again, forest, "{name}");
@@ -397,9 +397,9 @@ fn zip(files: &[(&str, &[u8])]) -> Vec<u8> {
     for (name, content) in files {
         let options = SimpleFileOptions::default().compression_method(CompressionMethod::Deflated);
         zip.start_file(*name, options).expect("a name");
-        zip.write_all(content).expect("memory");
+        zip.write_all(content).expect("writing to memory succeeds");
     }
-    zip.finish().expect("memory").into_inner()
+    zip.finish().expect("writing to memory succeeds").into_inner()
 }
 
 #[test]

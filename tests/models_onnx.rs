@@ -187,13 +187,14 @@ fn check_with_onnxruntime(forest: &Forest, rows: &DoubleTable) -> String {
         let row = to_f32(row);
         let decision = forest.decision(&row);
         let predict = if decision < 0.0 { -1 } else { 1 };
-        writeln!(csv, "{},{decision},{predict}", forest.score_samples(&row)).expect("text takes all");
+        writeln!(csv, "{},{decision},{predict}", forest.score_samples(&row))
+            .expect("a string takes any text");
     }
     fs::write(&expected, csv).expect("writable");
 
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/onnx_agrees.py");
     let output =
-        Command::new(python).arg(script).args([model, input, expected]).output().expect("the Python runs");
+        Command::new(python).arg(script).args([model, input, expected]).output().expect("Python runs");
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{printed}{}", String::from_utf8_lossy(&output.stderr));
     print!("{printed}");

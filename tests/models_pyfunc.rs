@@ -135,7 +135,7 @@ fn expected(fitted: &FittedModel, rows: &[Vec<f32>]) -> Vec<[f64; 5]> {
             let mut detector = detection.clone();
             let score_row = |(number, row): (usize, &Vec<f32>)| {
                 *detector = detector.clone().with_alert_state(AlertState::default());
-                let assessment = detector.assess(time(N_ROWS + number), row).expect("in order");
+                let assessment = detector.assess(time(N_ROWS + number), row).expect("rows ascend");
                 let decision = assessment.decision;
                 [decision - 0.5, decision, predict(decision), decision, assessment.score]
             };
@@ -170,7 +170,9 @@ fn check_python_agrees(fit: impl Fn(&Table) -> FittedModel) {
 
 #[test]
 fn an_isolation_forest_scores_alike() {
-    let fit = |table: &Table| ForestParams::default().fit(table, NonZeroUsize::MIN).expect("fits");
+    let fit = |table: &Table| {
+        ForestParams::default().fit(table, NonZeroUsize::MIN).expect("the parameters fit the table")
+    };
     check_python_agrees(|table| FittedModel::IsolationForest(fit(table)));
 }
 
@@ -178,7 +180,8 @@ fn an_isolation_forest_scores_alike() {
 fn an_extended_isolation_forest_scores_alike() {
     let times: Vec<i64> = (0..N_ROWS).map(time).collect();
     let fit = |table: &Table| {
-        OnlineDetector::fit(&times, table, &ExtendedParams::default(), 1.0, NonZeroUsize::MIN).expect("fits")
+        OnlineDetector::fit(&times, table, &ExtendedParams::default(), 1.0, NonZeroUsize::MIN)
+            .expect("the parameters fit the table")
     };
     check_python_agrees(|table| {
         let detector = fit(table);

@@ -18,7 +18,7 @@ fn f15_an_empty_database_keeps_the_model_and_the_window() {
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
         let back_ms = now_ms();
         stack.wait_for_score_at(back_ms + 2_000);
-        let scores = stack.api.scores().expect("it was there before");
+        let scores = stack.api.scores().expect("the series is stored");
         assert!(
             scores.samples[0].0 >= back_ms - RANGE_MS,
             "{version}: the database was not empty: {scores:?}"
@@ -48,8 +48,8 @@ fn f16_another_configuration_of_prometheus_leaves_no_gap() {
         for deadline in ["2s", "1500ms", "1s"] {
             let other =
                 config.replace("batch_send_deadline: 1s", &format!("batch_send_deadline: {deadline}"));
-            fs::write(&path, other).expect("the directory is ours");
-            stack.prometheus.as_ref().expect("it runs").signal("HUP");
+            fs::write(&path, other).expect("the folder is writable");
+            stack.prometheus.as_ref().expect("the program runs").signal("HUP");
             let now = now_ms();
             stack.wait_for_score_at(now + 4_000);
         }

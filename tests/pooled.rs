@@ -79,7 +79,7 @@ fn write_targets(stack: &Stack, port: u16, hosts: &[&str]) {
     let folder = stack.dir.path();
     // By a rename: Prometheus reads the file at each change.
     fs::write(folder.join("targets.new"), hosts.iter().map(target).collect::<String>())
-        .expect("the directory is ours");
+        .expect("the folder is writable");
     fs::rename(folder.join("targets.new"), folder.join("targets.yml")).expect("the same directory");
 }
 
@@ -122,7 +122,7 @@ fn a_new_target_is_scored_from_its_first_row_and_over_a_restart() {
         stack.wait("a model of the others", SHORT_TIMEOUT, info("pooled"));
         wait_until_scored(&mut stack, now_ms() + 5_000);
         // By SIGTERM, and by SIGKILL.
-        stack.promforest.take().expect("it runs").terminate(SHORT_TIMEOUT);
+        stack.promforest.take().expect("the program runs").terminate(SHORT_TIMEOUT);
         thread::sleep(Duration::from_secs(3));
         stack.start_promforest();
         wait_until_scored(&mut stack, now_ms() + 2_000);

@@ -112,7 +112,8 @@ impl Program {
 
     /// Memory that is resident now, in bytes.
     fn resident_bytes(&self) -> usize {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("it runs");
+        let status =
+            fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("the program runs");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux");
         line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1024
     }
@@ -120,7 +121,7 @@ impl Program {
 
 /// Posts a body and returns the connection before the response is read. HTTP/1.0 has no chunked responses.
 fn begin_request(address: &str, path: &str, body: &[u8]) -> TcpStream {
-    let mut stream = TcpStream::connect(address).expect("it listens");
+    let mut stream = TcpStream::connect(address).expect("the program listens");
     stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
     let length = body.len();
     let head = format!("POST /api/v1/{path} HTTP/1.0\r\nHost: test\r\nContent-Length: {length}\r\n\r\n");
@@ -282,10 +283,10 @@ fn heads_without_bodies_block_no_reader() {
     program.fill(1, 10);
     let stalled: Vec<TcpStream> = (0..30)
         .map(|_| {
-            let mut stream = TcpStream::connect(&program.address).expect("it listens");
+            let mut stream = TcpStream::connect(&program.address).expect("the program listens");
             stream
                 .write_all(b"POST /api/v1/read HTTP/1.0\r\nHost: test\r\nContent-Length: 100\r\n\r\n")
-                .expect("it reads");
+                .expect("the client reads the response");
             stream
         })
         .collect();
@@ -366,7 +367,7 @@ fn prometheus_reads_scores_that_were_never_written() {
         let config = stack.configure(NODE_NETWORK);
         let write = config.lines().find(|line| line.starts_with("remote_write")).expect("a section");
         let config = config.replace(write, "remote_write: []");
-        fs::write(stack.config_file(), config).expect("the directory is ours");
+        fs::write(stack.config_file(), config).expect("the folder is writable");
         stack.start_promforest();
         stack.wait("scores by remote read", MODEL_TIMEOUT + SHORT_TIMEOUT, |at| {
             match at.scores()?.samples.len() {
@@ -380,7 +381,7 @@ fn prometheus_reads_scores_that_were_never_written() {
             let read_samples = promforest_samples(&stack.api, name, first_ms, last_ms);
             assert_eq!(read_samples.into_values().collect::<Vec<_>>(), [seen.samples], "{version}: {name}");
         }
-        let labels = &stack.api.scores().expect("as before").labels;
+        let labels = &stack.api.scores().expect("the series is stored").labels;
         assert_eq!(labels["detector"], "node_network", "{version}: {labels:?}");
         // A function of PromQL, over time.
         let worst = stack.api.prometheus.query(r#"max_over_time(anomaly_score{job="node"}[10m]) >= 0"#);

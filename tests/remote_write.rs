@@ -21,7 +21,7 @@ fn b82_remote_write_2_0_falls_back_to_1_0() {
         let with_message =
             config.replace("/write'", "/write', protobuf_message: io.prometheus.write.v2.Request");
         assert_ne!(config, with_message);
-        fs::write(stack.config_file(), with_message).expect("the directory is ours");
+        fs::write(stack.config_file(), with_message).expect("the folder is writable");
         stack.start_promforest();
         stack.wait("the first scores", MODEL_TIMEOUT, |at| at.scores().map(drop));
         stack.wait_for_score_at(now_ms() + 3_000);
@@ -62,7 +62,7 @@ fn f26_series_end_with_their_target_or_detector_and_not_with_the_process() {
         let there = format!("- targets: ['127.0.0.1:{}']\n", stack.exporter_port);
         let write_targets = |folder: &Path, targets: &str| {
             // By a rename: Prometheus reads the file at each change.
-            fs::write(folder.join("targets.new"), targets).expect("the directory is ours");
+            fs::write(folder.join("targets.new"), targets).expect("the folder is writable");
             fs::rename(folder.join("targets.new"), folder.join("targets.yml")).expect("the same directory");
         };
         write_targets(stack.dir.path(), &there);
@@ -72,7 +72,7 @@ fn f26_series_end_with_their_target_or_detector_and_not_with_the_process() {
         wait_until_visible(&mut stack, "the first scores", 2);
 
         // A restart is no end.
-        let status = stack.promforest.take().expect("it runs").terminate(Duration::from_secs(12));
+        let status = stack.promforest.take().expect("the program runs").terminate(Duration::from_secs(12));
         assert_eq!(status.code(), Some(0), "{version}");
         assert_eq!(n_visible_series(&stack.api), Ok(2), "{version}: after SIGTERM");
         stack.start_promforest();

@@ -50,7 +50,7 @@ fn exporter() -> u16 {
 fn check_accepts(version: PrometheusVersion, message: &str, expected: &str) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let (prometheus_port, promforest_port) = (free_port(), free_port());
-    fs::write(dir.path().join("promforest.yml"), DETECTORS).expect("the directory is ours");
+    fs::write(dir.path().join("promforest.yml"), DETECTORS).expect("the folder is writable");
     let (scrape, flag) = match version {
         // Its own histograms are classic ones.
         PrometheusVersion::V2 => ("", "--enable-feature=exemplar-storage"),
@@ -70,7 +70,7 @@ fn check_accepts(version: PrometheusVersion, message: &str, expected: &str) {
         if scrape.is_empty() { "" } else { ", " },
         exporter(),
     );
-    fs::write(dir.path().join("prometheus.yml"), config).expect("the directory is ours");
+    fs::write(dir.path().join("prometheus.yml"), config).expect("the folder is writable");
 
     let listen = |port: u16| format!("--web.listen-address=127.0.0.1:{port}");
     let args = ["--config.file=promforest.yml".into(), listen(promforest_port)];

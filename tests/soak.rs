@@ -163,8 +163,8 @@ impl MetricsPage {
 
 #[test]
 fn f8_f18_f31_memory_is_flat_under_churn() {
-    let minutes: f64 =
-        std::env::var("PROMFOREST_SOAK_MINUTES").map_or(1.0, |text| text.parse().expect("minutes"));
+    let minutes: f64 = std::env::var("PROMFOREST_SOAK_MINUTES")
+        .map_or(1.0, |text| text.parse().expect("the variable has minutes"));
     let endpoint = FakeEndpoint::start();
     let dir = TempDir::with_prefix("promforest-soak-").expect("a temporary directory");
     let config = format!(
@@ -174,7 +174,7 @@ fn f8_f18_f31_memory_is_flat_under_churn() {
          detectors:{DETECTORS}",
         endpoint.port
     );
-    std::fs::write(dir.path().join("promforest.yml"), config).expect("the directory is ours");
+    std::fs::write(dir.path().join("promforest.yml"), config).expect("the folder is writable");
     let address = format!("127.0.0.1:{}", free_port());
     let args = ["--config.file=promforest.yml".into(), format!("--web.listen-address={address}")];
     let program = Path::new(env!("CARGO_BIN_EXE_promforest"));

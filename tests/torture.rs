@@ -115,20 +115,20 @@ fn inject_fault(stack: &mut Stack, random: &mut Random, totals: &mut CounterTota
         3 => {
             report("promforest ends, and starts again");
             totals.read(stack);
-            stack.promforest.take().expect("it runs").terminate(SHORT_TIMEOUT);
+            stack.promforest.take().expect("the program runs").terminate(SHORT_TIMEOUT);
             totals.end_process();
             stack.start_promforest();
         }
         4 => {
             report("Prometheus is killed");
-            stack.prometheus.take().expect("it runs").kill();
+            stack.prometheus.take().expect("the program runs").kill();
             thread::sleep(random.millis(4_000));
             stack.start_prometheus(RemoteWriteReceiver::Enabled);
         }
         5 => {
             report("both are killed");
             kill_promforest(stack, totals);
-            stack.prometheus.take().expect("it runs").kill();
+            stack.prometheus.take().expect("the program runs").kill();
             thread::sleep(random.millis(2_000));
             stack.start_prometheus(RemoteWriteReceiver::Enabled);
             stack.start_promforest();
@@ -151,7 +151,7 @@ fn kill_promforest(stack: &mut Stack, totals: &mut CounterTotals) {
 }
 
 fn pause(process: Option<&Process>, random: &mut Random) {
-    let process = process.expect("it runs");
+    let process = process.expect("the program runs");
     process.signal("STOP");
     thread::sleep(Duration::from_secs(1) + random.millis(8_000));
     process.signal("CONT");
@@ -163,7 +163,7 @@ fn damage(stack: &Stack, random: &mut Random) {
         let mut bytes = fs::read(&path).expect("a file of promforest's");
         let what = random.below(4);
         match what {
-            0 => fs::remove_file(&path).expect("the folder is ours"),
+            0 => fs::remove_file(&path).expect("the folder is writable"),
             1 => bytes.clear(),
             2 => bytes.truncate(bytes.len() / 2),
             _ if bytes.is_empty() => {}
@@ -174,7 +174,7 @@ fn damage(stack: &Stack, random: &mut Random) {
         }
         println!("{}: damage {what} to {}", stack.version, path.display());
         if what > 0 {
-            fs::write(&path, bytes).expect("the folder is ours");
+            fs::write(&path, bytes).expect("the folder is writable");
         }
     }
 }

@@ -19,7 +19,7 @@ fn both_catch_up(stack: &mut Stack, second: &mut Stack) -> [Vec<(i64, f64)>; 2] 
     let until_ms = now_ms();
     [second, stack].map(|stack| {
         stack.wait_for_score_at(until_ms);
-        let mut samples = stack.api.scores().expect("as before").samples;
+        let mut samples = stack.api.scores().expect("the series is stored").samples;
         samples.retain(|(timestamp_ms, _)| *timestamp_ms <= until_ms);
         samples
     })
@@ -43,15 +43,15 @@ fn f8_one_of_two_endpoints_catches_up_after_an_outage() {
             config.replace(&format!("/{what}'}}]"), &more)
         };
         let config = with_second_endpoint(&stack.configure(NODE_NETWORK), "write");
-        fs::write(stack.config_file(), &config).expect("the directory is ours");
+        fs::write(stack.config_file(), &config).expect("the folder is writable");
         stack.start_promforest();
         stack.wait("the first scores", MODEL_TIMEOUT, |at| at.scores().map(drop));
         both_catch_up(&mut stack, &mut second);
 
         // After SIGTERM, the snapshot has the missing scores.
-        second.prometheus.take().expect("it runs").kill();
+        second.prometheus.take().expect("the program runs").kill();
         thread::sleep(OUTAGE);
-        stack.promforest.take().expect("it runs").terminate(SHORT_TIMEOUT);
+        stack.promforest.take().expect("the program runs").terminate(SHORT_TIMEOUT);
         stack.start_promforest();
         stack.wait_for_score_at(now_ms());
         second.start_prometheus(RemoteWriteReceiver::Enabled);
@@ -59,7 +59,7 @@ fn f8_one_of_two_endpoints_catches_up_after_an_outage() {
         assert_eq!(theirs, ours, "{version}\n{}", stack.promforest_tail());
 
         // After SIGKILL, the snapshot is older than the end.
-        second.prometheus.take().expect("it runs").kill();
+        second.prometheus.take().expect("the program runs").kill();
         thread::sleep(OUTAGE);
         stack.kill_promforest();
         stack.start_promforest();
@@ -69,12 +69,13 @@ fn f8_one_of_two_endpoints_catches_up_after_an_outage() {
         stack.assert_same_times(&times(&theirs), &times(&ours), "scores of the second and of the first");
 
         // Without a snapshot, remote read of the server has its newest score.
-        second.prometheus.take().expect("it runs").kill();
+        second.prometheus.take().expect("the program runs").kill();
         thread::sleep(OUTAGE);
         stack.kill_promforest();
         fs::remove_dir_all(stack.dir.path().join("promforest-data/snapshots"))
-            .expect("the directory is ours");
-        fs::write(stack.config_file(), with_second_endpoint(&config, "read")).expect("the directory is ours");
+            .expect("the folder is writable");
+        fs::write(stack.config_file(), with_second_endpoint(&config, "read"))
+            .expect("the folder is writable");
         second.start_prometheus(RemoteWriteReceiver::Enabled);
         stack.start_promforest();
         let [theirs, ours] = both_catch_up(&mut stack, &mut second);

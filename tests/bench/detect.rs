@@ -33,7 +33,7 @@ fn new_row(row: usize) -> Vec<f32> {
 #[divan::bench]
 fn row(bencher: Bencher) {
     let values = values();
-    let table = Table::new(&values, ROWS, FEATURES).expect("its shape");
+    let table = Table::new(&values, ROWS, FEATURES).expect("the table has this shape");
     let times: Vec<i64> = (0..ROWS as i64).map(|row| row * STEP_MS).collect();
     let params = ExtendedParams::default();
     let mut detector =
@@ -48,7 +48,7 @@ fn row(bencher: Bencher) {
 #[divan::bench]
 fn row_of_an_isolation_forest(bencher: Bencher) {
     let values = values();
-    let table = Table::new(&values, ROWS, FEATURES).expect("its shape");
+    let table = Table::new(&values, ROWS, FEATURES).expect("the table has this shape");
     let forest = ForestParams::default().fit(&table, NonZeroUsize::MIN).expect("it fits");
     let mut next = ROWS;
     bencher.counter(ItemsCount::new(1_usize)).bench_local(|| {

@@ -35,7 +35,8 @@ fn sample(row: i64, feature: usize) -> Sample {
 
 fn filled() -> Window {
     let mut window = Window::new(ROWS * STEP_MS);
-    let columns: Vec<Column> = features().iter().map(|f| window.get_or_add_column(f).expect("few")).collect();
+    let columns: Vec<Column> =
+        features().iter().map(|f| window.get_or_add_column(f).expect("the window has few columns")).collect();
     for row in 0..ROWS {
         for (i, column) in columns.iter().enumerate() {
             window.push(*column, sample(row, i));
@@ -48,7 +49,8 @@ fn filled() -> Window {
 #[divan::bench]
 fn push_row(bencher: Bencher) {
     let mut window = filled();
-    let columns: Vec<Column> = features().iter().map(|f| window.get_or_add_column(f).expect("few")).collect();
+    let columns: Vec<Column> =
+        features().iter().map(|f| window.get_or_add_column(f).expect("the window has few columns")).collect();
     let mut row = ROWS;
     bencher.counter(ItemsCount::new(FEATURES)).bench_local(move || {
         for (i, column) in columns.iter().enumerate() {
@@ -66,7 +68,7 @@ fn fill_by_series(bencher: Bencher, n_series: usize) {
     bencher.counter(ItemsCount::new(n_series * ROWS as usize)).bench_local(|| {
         let mut window = Window::new(ROWS * STEP_MS);
         for (i, labels) in labels.iter().enumerate() {
-            let column = window.get_or_add_column(labels).expect("few");
+            let column = window.get_or_add_column(labels).expect("the window has few columns");
             for row in 0..ROWS {
                 black_box(window.push(column, sample(row, i)));
             }

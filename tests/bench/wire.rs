@@ -96,8 +96,10 @@ fn bench_read(bencher: Bencher, version: ProtocolVersion, body: Vec<u8>) {
             let entry_id = entry_id.unwrap_or_else(|| {
                 let labels = series.labels().expect("valid");
                 if selector.matches(&labels) {
-                    let column =
-                        ColumnRef { group: 0, column: window.get_or_add_column(&labels).expect("few") };
+                    let column = ColumnRef {
+                        group: 0,
+                        column: window.get_or_add_column(&labels).expect("the window has few columns"),
+                    };
                     index.insert(*hash, IndexEntry::Watched(&[column]))
                 } else {
                     index.insert(*hash, IndexEntry::Ignored(IgnoreReason::Unwatched))

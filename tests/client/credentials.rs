@@ -27,7 +27,7 @@ async fn credentials_and_headers_are_sent_with_every_request() {
     );
     assert_eq!((seen[0].header("x-scope-orgid"), seen[1].header("x-scope-orgid")), (Some("42"), None));
 
-    fs::remove_file(folder.path().join("token")).expect("it is there");
+    fs::remove_file(folder.path().join("token")).expect("the file exists");
     let message = get_error(&bearer, &server.http()).await;
     assert!(message.starts_with("cannot read ") && message.contains("token: No such file"), "{message}");
     fs::write(folder.path().join("token"), "two\nlines").expect("writable");

@@ -233,10 +233,13 @@ async fn start_tunnel_proxy(to: Result<SocketAddr, &'static str>) -> (SocketAddr
             log.lock().expect("no panic").push(String::from_utf8(head).expect("text"));
             match to {
                 Err(status) => {
-                    client.write_all(format!("HTTP/1.1 {status}\r\n\r\n").as_bytes()).await.expect("open");
+                    client
+                        .write_all(format!("HTTP/1.1 {status}\r\n\r\n").as_bytes())
+                        .await
+                        .expect("the connection is open");
                 }
                 Ok(to) => {
-                    client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.expect("open");
+                    client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.expect("the connection is open");
                     let mut server = TcpStream::connect(to).await.expect("the server");
                     tokio::spawn(async move {
                         let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;

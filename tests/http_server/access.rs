@@ -52,7 +52,7 @@ fn web_configurations_are_checked_with_every_error() {
                 .args(["--web.listen-address=127.0.0.1:0", "--web.config.file"])
                 .arg(&file)
                 .output()
-                .expect("it runs");
+                .expect("the program runs");
             assert_eq!(output.status.code(), Some(1), "{name}");
             assert!(
                 String::from_utf8_lossy(&output.stderr).starts_with(&format!("promforest: {name} has ")),
@@ -122,7 +122,10 @@ async fn a_certificate_and_a_password_are_required_for_every_path() {
         assert!(unencrypted.is_err(), "{path}: unencrypted");
     }
     let authorized = sidecar.client(&format!("{trusted_tls}\n{BASIC_AUTH}"));
-    let page = authorized.get(&sidecar.url("https", "/metrics"), TIMEOUT, 1 << 20).await.expect("let in");
+    let page = authorized
+        .get(&sidecar.url("https", "/metrics"), TIMEOUT, 1 << 20)
+        .await
+        .expect("the request is admitted");
     assert_eq!(page.status, 200);
     assert_eq!(page.headers["x-frame-options"], "deny");
     let page = String::from_utf8(page.body.to_vec()).expect("text");
@@ -224,7 +227,7 @@ async fn f42_access_control_follows_the_files() {
     sidecar.write_file("web.yml", tls);
     sidecar.wait_for_log("basic_auth_users cannot be added or removed by a reload");
     assert_eq!(status(&sidecar, "old.pem", "wrong").await, Some(401));
-    let (_, page) = scrape(&sidecar, "old.pem", "secret").await.expect("the old one stays");
+    let (_, page) = scrape(&sidecar, "old.pem", "secret").await.expect("the old file stays in force");
     let metric = |page: &str, name| http::metric(page, name, &[]);
     assert_eq!(metric(&page, "promforest_web_config_last_reload_successful"), Some(0.0));
     assert!(metric(&page, "promforest_web_config_reload_failures_total") >= Some(4.0));
@@ -235,7 +238,7 @@ async fn f42_access_control_follows_the_files() {
     sidecar.wait_for_log("web configuration loaded");
     assert_eq!(status(&sidecar, "new.pem", "secret").await, Some(401), "the old password is none any more");
     assert_eq!(status(&sidecar, "old.pem", "another").await, None, "the old authority's certificate is gone");
-    let (status, page) = scrape(&sidecar, "new.pem", "another").await.expect("the new one");
+    let (status, page) = scrape(&sidecar, "new.pem", "another").await.expect("the new file is in force");
     assert_eq!(status, 200);
     assert_eq!(metric(&page, "promforest_web_config_last_reload_successful"), Some(1.0));
     sidecar.process.assert_running();

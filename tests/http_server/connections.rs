@@ -42,7 +42,7 @@ fn b50_idle_connections_are_bounded_and_do_not_block_writes() {
                         assert_eq!(code, 200);
                         sent.fetch_add(1, Ordering::Relaxed);
                         // The rest of the answer.
-                        let _ = stream.read(&mut [0; 1024]).expect("the rest");
+                        let _ = stream.read(&mut [0; 1024]).expect("the rest of the response");
                     }
                     Err(_) => {
                         evicted.fetch_add(1, Ordering::Relaxed);

@@ -80,7 +80,7 @@ fn f28_a_broken_pipe_is_survived() {
         .current_dir(folder.path())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("it starts");
+        .expect("the program starts");
     // The log is not read.
     drop(child.stderr.take());
     let until = Instant::now() + TIMEOUT;
@@ -94,8 +94,8 @@ fn f28_a_broken_pipe_is_survived() {
         assert_eq!(post(&address, &body(vec![series("a", 0, &[(now_ms(), 1.0)])])).expect("an answer"), 204);
     }
     assert!(child.try_wait().expect("a child").is_none(), "it goes on");
-    child.kill().expect("it runs");
-    child.wait().expect("it ends");
+    child.kill().expect("the program runs");
+    child.wait().expect("the program ends");
 }
 
 /// A pause of the process that is longer than the timeout of Prometheus leaves no row out and scores none twice.
@@ -109,7 +109,7 @@ fn f28_after_a_pause_every_row_is_scored_once() {
         stack.start_promforest();
         stack.wait("the first scores", Duration::from_secs(90), |at| at.scores().map(drop));
         stack.wait_for_score_at(now_ms() + 2_000);
-        let promforest = stack.promforest.as_ref().expect("it runs");
+        let promforest = stack.promforest.as_ref().expect("the program runs");
         promforest.signal("STOP");
         thread::sleep(Duration::from_secs(12));
         promforest.signal("CONT");

@@ -16,7 +16,7 @@ fn f21_a_storage_folder_is_made_or_refused_in_one_line() {
         let mut command = Command::new(PROGRAM);
         command.args(["--web.listen-address=127.0.0.1:0", "--storage.path"]).arg(storage);
         command.current_dir(folder.path()).stdout(Stdio::null()).stderr(Stdio::piped());
-        command.spawn().expect("it starts")
+        command.spawn().expect("the program starts")
     };
     for (storage, reason) in [
         (folder.path().join("file"), "File exists (os error 17)"),
@@ -25,7 +25,7 @@ fn f21_a_storage_folder_is_made_or_refused_in_one_line() {
         ("/proc/sys/promforest".into(), "No such file or directory (os error 2)"),
         ("/proc/self".into(), "No such file or directory (os error 2)"),
     ] {
-        let output = start(&storage).wait_with_output().expect("it ends");
+        let output = start(&storage).wait_with_output().expect("the program ends");
         assert_eq!(output.status.code(), Some(1), "{}", storage.display());
         let mut expected = String::new();
         writeln!(expected, "promforest: cannot use the storage directory {}: {reason}", storage.display())
@@ -39,6 +39,6 @@ fn f21_a_storage_folder_is_made_or_refused_in_one_line() {
         assert!(Instant::now() < until && child.try_wait().expect("a child").is_none(), "it is not made");
         thread::sleep(Duration::from_millis(20));
     }
-    child.kill().expect("it runs");
-    child.wait().expect("it ends");
+    child.kill().expect("the program runs");
+    child.wait().expect("the program ends");
 }

@@ -197,7 +197,7 @@ fn begin_upload(receiver: &Receiver, extra: &str, sent: &[u8]) -> TcpStream {
     let head = "POST /api/v1/write HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n";
     stream.write_all(format!("{head}{extra}\r\n\r\n").as_bytes()).expect("sent");
     assert_eq!(Response::read(&mut stream).status, 100, "{extra}");
-    stream.write_all(sent).expect("it is read");
+    stream.write_all(sent).expect("the receiver reads the bytes");
     stream
 }
 
@@ -240,7 +240,8 @@ fn overload_is_503_and_never_429() {
                 };
                 assert_eq!(answer.status, 503);
                 assert_eq!(answer.only_line(), "overloaded: too many bytes in flight; try again");
-                let retry_after_seconds: u16 = answer.headers["retry-after"].parse().expect("seconds");
+                let retry_after_seconds: u16 =
+                    answer.headers["retry-after"].parse().expect("the header has seconds");
                 assert!((1..=5).contains(&retry_after_seconds), "{retry_after_seconds}");
             });
         }
@@ -284,7 +285,7 @@ fn f29_stalled_large_bodies_do_not_block_small_ones() {
     assert_eq!(receiver.write(&ValidSeries::new(2).series()).status, 204);
     assert_eq!(in_flight_bytes(&receiver.counts()), LIMIT);
     // Nothing is wrong with the first.
-    first.write_all(b"\xff").expect("it is read");
+    first.write_all(b"\xff").expect("the receiver reads the bytes");
     assert_eq!(Response::read(&mut first).status, 400);
     wait_until(&receiver, "all is given back", |counts| in_flight_bytes(counts) == 0);
     drop(announced);

@@ -153,7 +153,7 @@ fn f25_an_address_in_use_is_one_clear_line() {
         let second = Command::new(env!("CARGO_BIN_EXE_promforest"))
             .args(["--web.listen-address", &address])
             .output()
-            .expect("it runs");
+            .expect("the program runs");
         assert_eq!(second.status.code(), Some(1));
         let text = String::from_utf8(second.stderr).expect("UTF-8");
         assert_eq!(
@@ -171,7 +171,7 @@ fn an_invalid_address_is_one_clear_line() {
         let output = Command::new(env!("CARGO_BIN_EXE_promforest"))
             .args(["--web.listen-address", address])
             .output()
-            .expect("it runs");
+            .expect("the program runs");
         assert_eq!(output.status.code(), Some(1));
         let text = String::from_utf8(output.stderr).expect("UTF-8");
         assert!(text.starts_with(&format!("promforest: cannot listen on {address}: ")), "{text}");

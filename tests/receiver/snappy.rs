@@ -125,6 +125,6 @@ fn b17_bodies_above_the_limit() {
     let mut stream = receiver.connect();
     let head = format!("{}\r\nHost: test\r\n\r\n", post_head(&[], LIMIT));
     stream.write_all(head.as_bytes()).expect("sent");
-    stream.write_all(&vec![0xff; LIMIT]).expect("it is read");
+    stream.write_all(&vec![0xff; LIMIT]).expect("the receiver reads the bytes");
     assert_eq!(Response::read(&mut stream).status, 400);
 }

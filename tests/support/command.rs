@@ -22,7 +22,7 @@ pub fn run(args: &[&str]) -> CommandOutput {
 
 /// Runs it in a folder.
 pub fn run_in(folder: &Path, args: &[&str]) -> CommandOutput {
-    let output = Command::new(PROGRAM).args(args).current_dir(folder).output().expect("it runs");
+    let output = Command::new(PROGRAM).args(args).current_dir(folder).output().expect("the program runs");
     let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
     CommandOutput {
         status: output.status.code().expect("no signal ends it"),

@@ -68,7 +68,7 @@ impl Mlflow {
     pub fn start(kind: MlflowKind) -> Self {
         let dir = TempDir::with_prefix("promforest-mlflow-").expect("a temporary folder can be made").keep();
         // PostgreSQL may run as another user.
-        fs::set_permissions(&dir, Permissions::from_mode(0o711)).expect("the folder is ours");
+        fs::set_permissions(&dir, Permissions::from_mode(0o711)).expect("the folder is writable");
         let mut cleanup = CleanupProcess::start(&dir);
         let stores = (kind != MlflowKind::V2).then(|| Stores::start(&dir, &mut cleanup));
         let mut mlflow = Self { kind, port: free_port(), server: None, stores, cleanup, dir };
@@ -152,7 +152,7 @@ impl Mlflow {
                  mlflow.server.auth:authenticate_request_basic_auth\n",
                 self.dir.join("accounts.db").display(),
             );
-            fs::write(&accounts, text).expect("the folder can be written");
+            fs::write(&accounts, text).expect("the folder is writable");
             command.args(["--app-name", "basic-auth"]).env("MLFLOW_AUTH_CONFIG_PATH", accounts);
             command.env("MLFLOW_FLASK_SERVER_SECRET_KEY", PASSWORD);
         }
@@ -207,8 +207,8 @@ impl Drop for Mlflow {
 impl Stores {
     fn start(dir: &Path, cleanup: &mut CleanupProcess) -> Self {
         let data = dir.join("postgres");
-        fs::create_dir(&data).expect("the folder can be written");
-        let user = (data.metadata().expect("it was just made").uid() == 0).then(|| {
+        fs::create_dir(&data).expect("the folder is writable");
+        let user = (data.metadata().expect("the folder was created").uid() == 0).then(|| {
             let (uid, gid) = postgres_user();
             std::os::unix::fs::chown(&data, Some(uid), Some(gid)).expect("root may give a folder away");
             (uid, gid)
@@ -239,7 +239,7 @@ impl Stores {
         let mut command = Command::new(program("S3S_FS", &["s3s-fs"]));
         command.args(["--host", "127.0.0.1", "--port", &s3_port.to_string()]);
         command.args(["--access-key", S3_KEY, "--secret-key", S3_KEY]).arg(dir.join("s3")).process_group(0);
-        fs::create_dir_all(dir.join("s3").join(BUCKET)).expect("the folder can be written"); // a bucket
+        fs::create_dir_all(dir.join("s3").join(BUCKET)).expect("the folder is writable"); // a bucket
         let mut s3 = Process::spawn("s3", command, dir);
         cleanup.watch(s3.id());
 

@@ -204,7 +204,7 @@ impl Process {
     }
 
     fn status_bytes(&self, key: &str) -> usize {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).expect("it runs");
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).expect("the program runs");
         let value = status.lines().find_map(|line| line.strip_prefix(key)).expect("Linux");
         value.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1024
     }

@@ -78,7 +78,7 @@ impl Sidecar {
 
     /// A connection to it.
     pub fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.address()).expect("it listens");
+        let stream = TcpStream::connect(self.address()).expect("the program listens");
         stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
         stream.set_nodelay(true).expect("a socket");
         stream

@@ -130,7 +130,7 @@ pub const JOB_NODE: Scraping<'_> = Scraping {
 impl Stack {
     /// Ends promforest as a power cut would.
     pub fn kill_promforest(&mut self) {
-        self.promforest.take().expect("it runs").kill();
+        self.promforest.take().expect("the program runs").kill();
     }
 
     /// Starts node_exporter and writes Prometheus' configuration.
@@ -168,7 +168,7 @@ impl Stack {
             rules.display(),
             scraping.queue,
         );
-        fs::write(dir.path().join("prometheus.yml"), config).expect("the directory is ours");
+        fs::write(dir.path().join("prometheus.yml"), config).expect("the folder is writable");
         let api = StackApi {
             prometheus: PrometheusApi(format!("127.0.0.1:{prometheus_port}")),
             promforest: format!("127.0.0.1:{promforest_port}"),
@@ -202,7 +202,7 @@ impl Stack {
         let config = fs::read_to_string(&file).expect("it was written");
         let url = format!("http://{}/api/v1/read", self.api.promforest);
         let block = format!("remote_read: [{{url: '{url}', read_recent: true{more}}}]\n");
-        fs::write(file, config + &block).expect("the directory is ours");
+        fs::write(file, config + &block).expect("the folder is writable");
     }
 
     /// Starts Prometheus and waits until it is ready.
@@ -225,7 +225,7 @@ impl Stack {
 
     /// By SIGTERM, as a service manager does.
     pub fn stop_prometheus(&mut self) {
-        self.prometheus.take().expect("it runs").terminate(SHORT_TIMEOUT);
+        self.prometheus.take().expect("the program runs").terminate(SHORT_TIMEOUT);
     }
 
     /// promforest's configuration.
@@ -248,7 +248,7 @@ impl Stack {
              {sections}\n\
              detectors:{detectors}"
         );
-        fs::write(self.dir.path().join(file), &config).expect("the directory is ours");
+        fs::write(self.dir.path().join(file), &config).expect("the folder is writable");
         config
     }
 

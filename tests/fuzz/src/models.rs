@@ -28,9 +28,12 @@ pub static MODELS: LazyLock<[Model; 2]> = LazyLock::new(|| {
     let plain = ForestParams { n_estimators, ..Default::default() };
     let extended = ExtendedParams { n_estimators, ..Default::default() };
     let times: Vec<i64> = (0..ROWS as i64).map(|i| 1_699_000_000_000 + i * 720_000).collect();
-    let detection = OnlineDetector::fit(&times, &table, &extended, 1.0, NonZeroUsize::MIN).expect("fits");
+    let detection = OnlineDetector::fit(&times, &table, &extended, 1.0, NonZeroUsize::MIN)
+        .expect("the parameters fit the table");
     [
-        FittedModel::IsolationForest(plain.fit(&table, NonZeroUsize::MIN).expect("fits")),
+        FittedModel::IsolationForest(
+            plain.fit(&table, NonZeroUsize::MIN).expect("the parameters fit the table"),
+        ),
         FittedModel::Extended(Box::new(detection)),
     ]
     .map(model)
@@ -73,7 +76,8 @@ pub fn folder(data: &[u8]) {
             }
         }
     }
-    artifact::read_model(&artifact::to_files(&model)).expect("what was read can be written and read again");
+    artifact::read_model(&artifact::to_files(&model))
+        .expect("an accepted model can be written and read again");
 }
 
 /// The score of a row lies in scikit-learn's range.
@@ -161,7 +165,7 @@ fn skops_with(replaced: &str, bytes: &[u8]) -> Vec<u8> {
     let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
     let stored = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
     for (name, original) in &*SKOPS {
-        zip.start_file(name.as_str(), stored).expect("a name that was one before");
+        zip.start_file(name.as_str(), stored).expect("the name is valid");
         zip.write_all(if name == replaced { bytes } else { original }).expect("a vector takes any bytes");
     }
     zip.finish().expect("a vector takes any bytes").into_inner()

@@ -21,9 +21,9 @@ pub fn web_config(data: &[u8]) {
     static NUMBER: AtomicUsize = AtomicUsize::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let path = env::temp_dir().join(format!("promforest-fuzz-{}-{number}.yml", process::id()));
-    fs::write(&path, data).expect("the folder can be written");
+    fs::write(&path, data).expect("the folder is writable");
     let read = WebConfig::load(&path);
-    fs::remove_file(&path).expect("it was just written");
+    fs::remove_file(&path).expect("the file was written");
     match read {
         Ok(_) => assert!(str::from_utf8(data).is_ok()),
         Err(FileError::Io { source, .. }) => assert!(str::from_utf8(data).is_err(), "{source}"),
@@ -41,7 +41,7 @@ pub fn selector(data: &[u8]) {
     let Ok(text) = str::from_utf8(text) else { return };
     let cut = (0..=usize::from(*cut).min(text.len())).rev().find(|at| text.is_char_boundary(*at));
     let (value, text) = text.split_at(cut.expect("0 is a boundary"));
-    let labels = Labels::new([(METRIC_NAME, "up"), ("a", value)]).expect("two names");
+    let labels = Labels::new([(METRIC_NAME, "up"), ("a", value)]).expect("the label names differ");
     if let Ok(selector) = Selector::parse(text) {
         let _ = selector.matches(&labels);
         // Prometheus gets the same matchers.
