@@ -2,11 +2,12 @@
 
 use super::{OutputFormat, load_config, parse_label};
 use crate::config::Config;
+use crate::detector::FeatureIdentity;
 use crate::error::BoxError;
 use crate::features::Transform;
 use crate::http::Url;
 use crate::http::client::Client;
-use crate::prom::{Labels, exposition};
+use crate::prom::{Labels, Sample, exposition};
 use crate::time::now_ms;
 use bytes::Bytes;
 use clap::Args;
@@ -66,17 +67,22 @@ pub async fn run(args: MatchArgs) -> Result<(), BoxError> {
         .map(|detector| {
             let selected: Vec<&Labels> =
                 series.iter().filter(|labels| detector.matchers.iter().any(|s| s.matches(labels))).collect();
-            let mut groups: BTreeMap<Labels, Vec<Labels>> = BTreeMap::new();
+            let mut groups: BTreeMap<Labels, Vec<(Labels, Vec<Sample>)>> = BTreeMap::new();
+            let at_one_time = Sample { timestamp_ms: 0, value: 0.0 };
             for labels in &selected {
-                let (group, feature) = labels.split(&detector.by);
-                groups.entry(group).or_default().push(feature);
+                let group = labels.split(&detector.by).0;
+                groups.entry(group).or_default().push(((*labels).clone(), vec![at_one_time]));
             }
+            let features = |mut series: Vec<(Labels, Vec<Sample>)>| {
+                FeatureIdentity::default().rename(detector, &mut series);
+                series.into_iter().map(|(feature, _)| feature).collect()
+            };
             MatchedDetector {
                 detector: detector.name.clone(),
                 selected: selected.len(),
                 groups: groups
                     .into_iter()
-                    .map(|(labels, features)| matched_group(&labels, features, detector.transform))
+                    .map(|(labels, series)| matched_group(&labels, features(series), detector.transform))
                     .collect(),
             }
         })

@@ -2,7 +2,7 @@
 
 use super::{parse_label, select_detectors};
 use crate::config::Config;
-use crate::detector::Detector;
+use crate::detector::{Detector, FeatureIdentity};
 use crate::error::BoxError;
 use crate::features::{Schema, Transform};
 use crate::models::registry::group_model_name;
@@ -271,13 +271,15 @@ impl<'a> HistoryReader<'a> {
             history::read_samples(client, &detector, &matchers, range, |slice| {
                 for (labels, samples) in slice {
                     *n_samples += samples.len();
-                    series.push((labels.split(&detector.by).1, samples));
+                    series.push((labels, samples));
                 }
                 bar.set_message(format!("reading history: {n_samples} samples"));
             })
             .await?;
             exclusions.extend(history::read_firing_alerts(client, &alerts, &group, range).await?);
         }
+        let of_model = self.model.iter().flat_map(|model| &model.schema.features);
+        FeatureIdentity::of_features(&detector, of_model).rename(&detector, &mut series);
         let window = build::from_series(series.iter(), range.1 - range.0);
         drop(series);
         let training_set = match self.model {

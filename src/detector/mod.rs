@@ -3,6 +3,7 @@
 //! A detector is a block of the configuration file. It stands in a room of its own because training, backtests and the
 //! pipeline all read it, while `config` only lists the blocks.
 
+mod identity;
 mod promotion_gate;
 mod training;
 
@@ -10,15 +11,19 @@ use crate::detect;
 use crate::features::Transform;
 use crate::features::rate::RateSemantics;
 use crate::models::ModelParams;
-use crate::prom::{Selector, duration};
+use crate::prom::{METRIC_NAME, Selector, duration};
 use crate::time;
 use crate::yaml::{Node, Section};
+pub use identity::FeatureIdentity;
 pub use promotion_gate::PromotionGate;
 use std::time::Duration;
 pub use training::TrainingConfig;
 
 /// Labels that the output series carry themselves.
 const OUTPUT_LABELS: [&str; 5] = ["__name__", "detector", "model", "metric", "reason"];
+/// Labels of a scrape's origin, which change when a pod or a Prometheus is replaced.
+const IGNORED_LABELS: [&str; 7] =
+    ["container", "endpoint", "namespace", "pod", "prometheus", "prometheus_replica", "service"];
 
 /// A block of the configuration's list `detectors`.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,6 +34,8 @@ pub struct Detector {
     pub matchers: Vec<Selector>,
     /// Names of the labels whose values identify a group.
     pub by: Vec<String>,
+    /// Names of the labels that do not identify a feature, unless they tell apart series that exist at the same time.
+    pub ignore: Vec<String>,
     /// Conversion of samples to values.
     pub transform: Transform,
     /// Length of the history of raw samples in memory.
@@ -61,6 +68,8 @@ impl Detector {
         let name = section.require("name").and_then(|node| read_name(&node));
         let matchers = section.require("match").map(|list| read_matchers(&list));
         let by = section.get("by").map(|list| read_group_labels(&list));
+        let ignore =
+            section.get("ignore").map(|list| read_ignored_labels(&list, by.as_ref().unwrap_or(&default.by)));
         let semantics = section.get("rate_semantics").and_then(|node| node.parse(str::parse));
         let semantics = semantics.unwrap_or(RateSemantics::V3);
         let transform =
@@ -74,6 +83,7 @@ impl Detector {
             name: name.unwrap_or_default(),
             matchers: matchers.unwrap_or_default(),
             by: by.unwrap_or(default.by),
+            ignore: ignore.unwrap_or(default.ignore),
             transform: transform.unwrap_or(default.transform),
             window,
             grace,
@@ -91,6 +101,7 @@ impl Detector {
             name: String::new(),
             matchers: Vec::new(),
             by: vec!["job".into(), "instance".into()],
+            ignore: IGNORED_LABELS.map(String::from).into(),
             transform: Transform::Rate { range_ms: 60_000, semantics: RateSemantics::V3 },
             window: Duration::from_secs(6 * 3600),
             // Parts of a scrape may arrive 5 s apart (Prometheus' batch deadline), and 5 s later after a retry.
@@ -117,12 +128,18 @@ impl Detector {
         }
     }
 
-    /// Text that identifies the contents of a window except for the detector's name: selectors, group labels and
-    /// transform. Snapshots store it.
+    /// Text that identifies the contents of a window except for the detector's name: selectors, group labels, ignored
+    /// labels and transform. Snapshots store it.
     pub fn selection_key(&self) -> String {
         let matchers: Vec<String> = self.matchers.iter().map(ToString::to_string).collect();
         let semantics = self.transform.rate_semantics().map_or("", |semantics| semantics.as_str());
-        format!("{} by {} as {} {semantics}", matchers.join(" or "), self.by.join(", "), self.transform)
+        let (matchers, by, ignore) = (matchers.join(" or "), self.by.join(", "), self.ignore.join(", "));
+        format!("{matchers} by {by} ignoring {ignore} as {} {semantics}", self.transform)
+    }
+
+    /// True for a label that does not identify a feature.
+    pub fn is_ignored(&self, label: &str) -> bool {
+        self.ignore.iter().any(|name| name == label)
     }
 
     /// True if both detectors select the same series and convert them alike, so that one can use the window of the
@@ -168,6 +185,25 @@ fn read_group_labels(list: &Node<'_, '_>) -> Vec<String> {
         by.push(label);
     }
     by
+}
+
+fn read_ignored_labels(list: &Node<'_, '_>, by: &[String]) -> Vec<String> {
+    let mut ignore = Vec::new();
+    for item in list.items().unwrap_or_default() {
+        let Some(label) = item.text() else { continue };
+        if !is_name(&label) {
+            item.error(format!("{label:?} is not a label name: use letters, digits and _"));
+        }
+        if label == METRIC_NAME {
+            item.error(format!("{label:?} tells features apart: it cannot be ignored"));
+        } else if by.contains(&label) {
+            item.error(format!("{label:?} is in `by`: a label of groups cannot be ignored"));
+        } else if ignore.contains(&label) {
+            item.error(format!("{label:?} occurs twice"));
+        }
+        ignore.push(label);
+    }
+    ignore
 }
 
 fn is_name(text: &str) -> bool {

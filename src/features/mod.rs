@@ -187,6 +187,12 @@ impl RowReader {
         self.columns.iter().flatten().filter_map(newest).any(|sample| sample.is_stale())
     }
 
+    /// True if the newest sample of a feature in `(after_ms, to_ms]` is a value.
+    pub fn has_value_since(&self, window: &Window, after_ms: i64, to_ms: i64) -> bool {
+        let newest = |column: &Column| window.newest_sample(*column, after_ms, to_ms);
+        self.columns.iter().flatten().filter_map(newest).any(|sample| !sample.is_stale())
+    }
+
     /// Reads the row that contains `timestamp_ms`. Clears `out` and fills it with the values of the features, as the
     /// `f32` that the forest compares: one per feature if the row is complete.
     ///

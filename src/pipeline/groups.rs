@@ -1,8 +1,9 @@
 //! The groups of all detectors, and the assignment of series to their columns.
 
 use super::group::Group;
+use super::group::series_origins::Lookup;
 use crate::config::Config;
-use crate::detector::Detector;
+use crate::detector::{Detector, FeatureIdentity};
 use crate::features::Schema;
 use crate::prom::{Labels, METRIC_NAME};
 use crate::remote_write::cursor_keys;
@@ -187,11 +188,16 @@ impl Groups {
         self.all.contains_key(&id)
     }
 
-    /// The columns of a series, created where they are new.
+    /// The columns of a series with a sample at `at_ms`, created where they are new.
     ///
     /// # Errors
     /// The reason for which the series is ignored.
-    pub fn resolve(&mut self, labels: &Labels, now: Instant) -> Result<Vec<ColumnRef>, IgnoreReason> {
+    pub fn resolve(
+        &mut self,
+        labels: &Labels,
+        at_ms: Option<i64>,
+        now: Instant,
+    ) -> Result<Vec<ColumnRef>, IgnoreReason> {
         if self.is_own_output(labels) {
             return Err(IgnoreReason::OwnOutput);
         }
@@ -201,7 +207,7 @@ impl Groups {
         let watching: Vec<usize> =
             detectors.filter(|(_, detector)| is_watching(detector)).map(|(i, _)| i).collect();
         let columns: Vec<ColumnRef> =
-            watching.iter().filter_map(|index| self.resolve_column(*index, labels, now)).collect();
+            watching.iter().filter_map(|index| self.resolve_column(*index, labels, at_ms, now)).collect();
         let is_over_limit = columns.len() < watching.len();
         if is_over_limit {
             self.warn_about_limit(labels);
@@ -224,17 +230,33 @@ impl Groups {
         let is_watched = !self.is_own_output(labels)
             && detector.matchers.iter().any(|selector| selector.matches(labels))
             && self.by_labels[index].contains_key(&labels.split(&detector.by).0);
-        is_watched.then(|| self.resolve_column(index, labels, now)).flatten()
+        is_watched.then(|| self.resolve_column(index, labels, None, now)).flatten()
     }
 
     /// The column of a series in the groups of one detector, created if it is new. `None` above a limit.
-    fn resolve_column(&mut self, detector_index: usize, labels: &Labels, now: Instant) -> Option<ColumnRef> {
-        let (by, feature) = labels.split(&self.config.detectors[detector_index].by);
+    fn resolve_column(
+        &mut self,
+        detector_index: usize,
+        labels: &Labels,
+        at_ms: Option<i64>,
+        now: Instant,
+    ) -> Option<ColumnRef> {
+        let detector = self.config.detectors[detector_index].clone();
+        let (by, series) = labels.split(&detector.by);
         let existing = self.by_labels[detector_index].get(&by).copied();
-        if let Some(group) = existing
-            && let Some(column) = self.all[&group].window().find_column(&feature)
-        {
-            return Some(ColumnRef { group, column });
+        let mut feature = FeatureIdentity::default().split(&detector, &series).0;
+        if let Some(id) = existing {
+            let group = self.all.get_mut(&id)?;
+            match group.find_column(&series, at_ms) {
+                Lookup::Found(column) => return Some(ColumnRef { group: id, column }),
+                Lookup::Taken => {
+                    self.usage = self.usage.minus(usage_of(group));
+                    group.restore_ignored_labels(series.metric_name());
+                    self.usage = self.usage.plus(usage_of(group));
+                }
+                Lookup::New => {}
+            }
+            feature = group.feature(&series);
         }
         if labels.n_text_bytes() > MAX_SERIES_LABEL_BYTES {
             return None;
@@ -246,7 +268,7 @@ impl Groups {
             return None;
         }
         let id = existing.unwrap_or_else(|| self.create(detector_index, by, now));
-        let column = self.all.get_mut(&id)?.column(&feature)?;
+        let column = self.all.get_mut(&id)?.add_column(&series, at_ms)?;
         self.usage = self.usage.plus(of_column);
         Some(ColumnRef { group: id, column })
     }

@@ -41,6 +41,7 @@ pub struct Metrics {
     model_drift: Family<GroupLabels, Seconds>,
     alerts_expected: Family<GroupLabels, Seconds>,
     alerts_observed: Family<GroupLabels, Gauge>,
+    label_changes: Family<[(&'static str, String); 3], Counter>,
     models_rejected: Family<[(&'static str, String); 1], Counter>,
     backfilled: Family<[(&'static str, String); 1], Counter>,
     interleaved: Gauge,
@@ -106,6 +107,11 @@ impl Metrics {
                 "alerts_observed_last_day",
                 "Incidents that opened within the last day",
             ),
+            label_changes: register(
+                registry,
+                "feature_label_changes",
+                "Features of which a label of `ignore` changed, by outcome: continued by another series, or told apart",
+            ),
             models_rejected: register(
                 registry,
                 "models_rejected",
@@ -157,6 +163,16 @@ impl Metrics {
         if let Some(newest_ms) = group.newest_scored_ms() {
             self.newest_scored.get_or_create(&labels(group)).set(newest_ms as f64 / 1000.0);
         }
+    }
+
+    /// Counts features of which an ignored label changed.
+    pub fn count_label_changes(&self, detector: &str, label: &str, outcome: &'static str, features: usize) {
+        let labels = [
+            ("detector", detector.to_string()),
+            ("label", label.to_string()),
+            ("outcome", outcome.to_string()),
+        ];
+        self.label_changes.get_or_create(&labels).inc_by(features as u64);
     }
 
     /// Counts a model that a group rejected.

@@ -7,8 +7,10 @@ use crate::models::{DeployedModel, Model, RunningModel};
 use crate::prom::{Labels, METRIC_NAME};
 use crate::remote_write::message::MAX_CONTRIBUTIONS;
 use crate::snapshot::PendingCheckpoint;
+use crate::time;
 use crate::window::{Score, Window};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// A feature's part in an incident.
 #[derive(Clone, Debug, PartialEq)]
@@ -116,6 +118,11 @@ impl ServingModel {
     /// True if the row that contains `timestamp_ms` has a staleness marker.
     pub fn has_staleness_marker(&self, window: &Window, timestamp_ms: i64) -> bool {
         self.reader.has_staleness_marker(self.schema(), window, timestamp_ms)
+    }
+
+    /// True if a feature has a value within the grace period before `timestamp_ms`.
+    pub fn is_fed(&self, window: &Window, timestamp_ms: i64, grace: Duration) -> bool {
+        self.reader.has_value_since(window, timestamp_ms.saturating_sub(time::millis(grace)), timestamp_ms)
     }
 
     /// True if every value of the row that was read last is finite.

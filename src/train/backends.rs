@@ -1,7 +1,7 @@
 //! The remote endpoints of a configuration, and access to the history of a group through them.
 
 use super::history;
-use crate::detector::Detector;
+use crate::detector::{Detector, FeatureIdentity};
 use crate::error::chain;
 use crate::http::Url;
 use crate::models::registry::{self, Registry};
@@ -80,6 +80,8 @@ pub struct GroupReader<'a> {
     pub detector: &'a Detector,
     /// Labels of the group.
     pub labels: &'a Labels,
+    /// The identity of its features.
+    pub identity: FeatureIdentity,
 }
 
 /// The history of a group, as far as the endpoints returned it.
@@ -110,9 +112,7 @@ impl GroupReader<'_> {
                 history.failure = Some(chain(&error));
             }
         }
-        for (labels, _) in &mut history.series {
-            *labels = labels.split(&self.detector.by).1;
-        }
+        self.identity.clone().rename(self.detector, &mut history.series);
         history
     }
 }

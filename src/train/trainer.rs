@@ -11,6 +11,7 @@ use super::job::{TrainingJob, TrainingOutcome, TrainingReason};
 use super::register::{self, PromotionTarget, RegistrationDraft};
 use super::training_set::{TrainingSet, TrainingSetError};
 use super::warm_start::WarmStart;
+use crate::detector::FeatureIdentity;
 use crate::error::chain;
 use crate::forest;
 use crate::models::DeployedModel;
@@ -306,6 +307,10 @@ impl<'a> TrainingRun<'a> {
             circuit_breaker: self.circuit_breaker,
             detector: &self.job.detector,
             labels: &self.job.labels,
+            identity: FeatureIdentity::of_features(
+                &self.job.detector,
+                self.job.window.features().map(|(labels, ..)| labels),
+            ),
         }
     }
 

@@ -103,7 +103,7 @@ impl WriteWatermark {
     /// Reads the newest scores of a group. Returns `None` if no endpoint has any and one that may have some does not
     /// answer in time; such an endpoint is then in cooldown.
     async fn read(reader: &mut GroupReader<'_>, earliest_ms: i64, now_ms: i64) -> Option<Self> {
-        let GroupReader { backends, circuit_breaker, detector, labels } = reader;
+        let GroupReader { backends, circuit_breaker, detector, labels, .. } = reader;
         let range = (now_ms - time::millis(detector.training.history), now_ms);
         let mut watermark = Self { to_ms: None, by_endpoint: vec![None; backends.endpoints.len()] };
         let mut is_known = true;

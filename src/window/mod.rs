@@ -93,6 +93,20 @@ impl Window {
         Some(column)
     }
 
+    /// Renames a feature, unless there is one of the new name.
+    pub fn rename_feature(&mut self, column: Column, labels: Labels) {
+        if !self.columns.contains_key(&labels) {
+            self.columns.insert(labels.clone(), column);
+            let feature = &mut self.features[column.0 as usize];
+            self.columns.remove(&std::mem::replace(&mut feature.labels, labels));
+        }
+    }
+
+    /// The newest sample of a feature.
+    pub fn newest_of(&self, column: Column) -> Option<Sample> {
+        self.features[column.0 as usize].newest
+    }
+
     /// The column of a feature, if there is one.
     pub fn find_column(&self, feature: &Labels) -> Option<Column> {
         self.columns.get(feature).copied()

@@ -108,7 +108,10 @@ fn resolve_series(
         return entry_id;
     }
     let resolved = match series.labels() {
-        Ok(labels) => groups.resolve(&labels, now),
+        Ok(labels) => {
+            let newest = series.samples.iter().map(|sample| sample.timestamp_ms).max();
+            groups.resolve(&labels, newest, now)
+        }
         Err(_) => Err(IgnoreReason::InvalidLabels),
     };
     let entry = match &resolved {

@@ -40,7 +40,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, watch};
-use tracing::warn;
+use tracing::{info, warn};
 
 /// Time budget of one page of a selection.
 const SELECT_BUDGET: Duration = Duration::from_millis(2);
@@ -266,6 +266,11 @@ impl Engine {
             }
             if group.take_metrics_dirty() {
                 self.metrics.set_group(group, now);
+            }
+            for ((label, change), features) in group.take_label_changes() {
+                let outcome = change.as_str();
+                info!(component = "series", detector = detector.name, group = %group.labels, label, features, outcome, "an ignored label changed");
+                self.metrics.count_label_changes(&detector.name, &label, outcome, features);
             }
         }
         self.trainings.request(&mut self.groups, now, now_ms);

@@ -253,6 +253,8 @@ struct DetectorProgress<'a> {
     n_models: usize,
     /// Models that are pooled.
     n_pooled: usize,
+    /// Groups of which the last row had none of the model's features.
+    n_unfed: usize,
     /// The largest share of the history that a first model needs, in `[0, 1]`.
     progress: f64,
 }
@@ -265,6 +267,7 @@ impl<'a> DetectorProgress<'a> {
             detector,
             n_groups: groups().count(),
             n_models: models().count(),
+            n_unfed: groups().filter(|group| group.is_unfed()).count(),
             n_pooled: models().filter(|deployed| deployed.is_pooled()).count(),
             progress: groups().map(|group| group.progress(now)).fold(0.0, f64::max),
         }
@@ -286,7 +289,7 @@ impl<'a> DetectorProgress<'a> {
 
 impl fmt::Display for DetectorProgress<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { n_groups, n_models, n_pooled, .. } = self;
+        let Self { n_groups, n_models, n_pooled, n_unfed, .. } = self;
         write!(f, "{}: ", self.detector.name)?;
         match (n_groups, n_models) {
             (0, _) => write!(f, "no samples yet"),
@@ -294,10 +297,16 @@ impl fmt::Display for DetectorProgress<'_> {
                 let percent = self.progress * 100.0;
                 write!(f, "{percent:.0} % of the {} of history that a first model needs", self.min_history())
             }
-            _ if *n_pooled > 0 => {
-                write!(f, "{n_models} of {n_groups} groups have a model, {n_pooled} of them a pooled one")
+            _ => {
+                write!(f, "{n_models} of {n_groups} groups have a model")?;
+                if *n_pooled > 0 {
+                    write!(f, ", {n_pooled} of them a pooled one")?;
+                }
+                if *n_unfed > 0 {
+                    write!(f, ", {n_unfed} of them receive none of its features")?;
+                }
+                Ok(())
             }
-            _ => write!(f, "{n_models} of {n_groups} groups have a model"),
         }
     }
 }

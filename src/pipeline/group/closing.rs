@@ -21,6 +21,8 @@ pub struct RowFacts {
     pub n_features: usize,
     /// True if the row has a staleness marker.
     pub has_staleness_marker: bool,
+    /// True if no feature of the model had a sample for the grace period.
+    pub is_model_unfed: bool,
     /// True if the model scores rows in order.
     pub is_sequential: bool,
     /// True if the model has neither scored nor skipped the row.
@@ -36,6 +38,7 @@ pub fn classify(row: &Row, facts: RowFacts) -> RowEnd {
     match row {
         Row::Missing(missing) if missing.len() < facts.n_features => RowEnd::Closed(RowState::Incomplete),
         Row::Missing(_) if facts.has_staleness_marker => RowEnd::Closed(RowState::Stale),
+        Row::Missing(_) if facts.is_model_unfed => RowEnd::Closed(RowState::Incomplete),
         Row::Missing(_) => RowEnd::None,
         Row::TooFewSamples(_) => RowEnd::Closed(RowState::TooShort),
         Row::Complete { .. } if !facts.is_sequential => RowEnd::None,
@@ -61,6 +64,7 @@ mod tests {
             (&Row::Missing(vec![1]), stale, RowEnd::Closed(RowState::Incomplete)),
             (&all_missing, stale, RowEnd::Closed(RowState::Stale)),
             (&all_missing, two, RowEnd::None),
+            (&all_missing, RowFacts { is_model_unfed: true, ..two }, RowEnd::Closed(RowState::Incomplete)),
             (&Row::TooFewSamples(vec![0]), two, RowEnd::Closed(RowState::TooShort)),
             (&complete, two, RowEnd::None),
             (&complete, RowFacts { is_next: true, ..in_order }, RowEnd::Waiting),

@@ -7,6 +7,7 @@ mod incident_log;
 mod publication;
 mod row_tracker;
 mod scoring;
+pub mod series_origins;
 mod serving_slots;
 pub mod deployment;
 pub mod snapshot;
@@ -32,8 +33,9 @@ use gap_guard::GapGuard;
 use incident_log::IncidentLog;
 use publication::{OutputSource, Publication};
 use row_tracker::RowTracker;
+use series_origins::{LabelChange, Lookup, SeriesOrigins};
 use serving_slots::ServingSlots;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -52,6 +54,7 @@ pub struct Group {
     window: Window,
     models: ServingSlots,
     rows: RowTracker,
+    origins: SeriesOrigins,
     incidents: IncidentLog,
     publication: Publication,
     gaps: GapGuard,
@@ -78,6 +81,7 @@ impl Group {
             labels,
             models: ServingSlots::default(),
             rows: RowTracker::default(),
+            origins: SeriesOrigins::default(),
             incidents: IncidentLog::default(),
             publication: Publication::new(n_endpoints),
             gaps: GapGuard::default(),
@@ -122,14 +126,45 @@ impl Group {
         self.first_sample_at
     }
 
-    /// The column of a feature; `None` if the group has too many.
-    pub fn column(&mut self, feature: &Labels) -> Option<Column> {
-        let known = self.window.find_column(feature);
-        let column = self.window.get_or_add_column(feature)?;
-        if known.is_none() {
-            self.models.rebind(&self.window);
+    /// Looks up the column of a series without the labels of the group. `at_ms` is the time of its sample; `None` for past
+    /// samples.
+    pub fn find_column(&mut self, series: &Labels, at_ms: Option<i64>) -> Lookup {
+        self.origins.find(&self.detector, &self.window, series, at_ms)
+    }
+
+    /// Gives the features of a metric the ignored labels of their series, unless a model goes on with the features that
+    /// it knows.
+    pub fn restore_ignored_labels(&mut self, metric: &str) {
+        if self.models.champion().is_some() {
+            return;
         }
+        let of_metric = self.window.features().filter(|(labels, ..)| labels.metric_name() == metric);
+        let renamed = of_metric
+            .filter_map(|(labels, column, _)| Some((column, labels.union(self.origins.ignored(column)?))));
+        for (column, labels) in renamed.collect::<Vec<_>>() {
+            self.window.rename_feature(column, labels);
+        }
+    }
+
+    /// The feature of a series without the labels of the group.
+    pub fn feature(&self, series: &Labels) -> Labels {
+        self.origins.feature(&self.detector, series)
+    }
+
+    /// Adds a column for a series; `None` if the group has too many.
+    pub fn add_column(&mut self, series: &Labels, at_ms: Option<i64>) -> Option<Column> {
+        let feature = self.feature(series);
+        let column = self.window.get_or_add_column(&feature)?;
+        if feature != *series {
+            self.origins.record(column, series.split(&self.detector.ignore).0, at_ms);
+        }
+        self.models.rebind(&self.window);
         Some(column)
+    }
+
+    /// The ignored labels that changed since the last call, with the number of features.
+    pub fn take_label_changes(&mut self) -> BTreeMap<(String, LabelChange), usize> {
+        self.origins.take_changes()
     }
 
     /// Number of columns of the window.
@@ -178,6 +213,11 @@ impl Group {
     /// Number of features that the last row lacked.
     pub fn n_missing_features(&self) -> usize {
         self.rows.n_missing_features()
+    }
+
+    /// True if the last row had none of the model's features.
+    pub fn is_unfed(&self) -> bool {
+        self.models.schema().is_some_and(|schema| schema.features.len() == self.rows.n_missing_features())
     }
 
     /// Timestamp of the newest scored row.
@@ -239,6 +279,7 @@ impl Group {
             .map(|(labels, _, _)| labels.clone())
             .collect();
         self.window = self.window.with_features(&active);
+        self.origins.forget_columns();
         self.models.rebind(&self.window);
         self.schedule.reset_columns(self.n_columns());
         self

@@ -198,6 +198,7 @@ impl Group {
         let mut facts = RowFacts {
             n_features: serving.schema().features.len(),
             has_staleness_marker: serving.has_staleness_marker(&self.window, key),
+            is_model_unfed: !serving.is_fed(&self.window, key, self.detector.grace),
             is_sequential: serving.is_sequential(),
             is_next: key > serving.processed_to_ms,
             ..RowFacts::default()

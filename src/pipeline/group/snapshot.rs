@@ -1,6 +1,6 @@
 //! Saves the state of a group for a snapshot, and restores a group from one.
 
-use super::{Group, IncidentLog, Publication, RowTracker, ServingSlots};
+use super::{Group, IncidentLog, Publication, RowTracker, SeriesOrigins, ServingSlots};
 use crate::detector::Detector;
 use crate::pipeline::serving::Contribution;
 use crate::snapshot::{self, GroupState, ModelCheckpoint, PendingCheckpoint, SnapshotStore};
@@ -88,6 +88,7 @@ impl Group {
             ..
         } = state;
         let mut restored = Self::new(detector, group, 0, now);
+        restored.origins = SeriesOrigins::of_window(&restored.detector, &window);
         restored.window = window;
         restored.window.set_length(time::millis(restored.detector.window));
         restored.restored_to_ms = restored.window.newest_ms();

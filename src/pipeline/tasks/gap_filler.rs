@@ -116,8 +116,14 @@ impl GapFiller {
             let series_matchers: Vec<Matcher> =
                 labels.iter().map(|(name, value)| Matcher::equal(name, value)).collect();
             let count = |read: Vec<SeriesSamples>| -> usize {
-                let same = read.into_iter().filter(|(read_labels, _)| *read_labels == labels);
-                same.map(|(_, samples)| samples.len()).max().unwrap_or(0)
+                // Several series may have fed one feature, one after the other.
+                let is_same = |read_labels: &Labels| {
+                    *read_labels == labels || read_labels.split(&detector.ignore).1 == labels
+                };
+                let same = read.into_iter().filter(|(read_labels, _)| is_same(read_labels));
+                let times: BTreeSet<i64> =
+                    same.flat_map(|(_, samples)| samples).map(|sample| sample.timestamp_ms).collect();
+                times.len()
             };
             let read =
                 tokio::time::timeout(HOLD_TIMEOUT, self.read(&detector, &series_matchers, range)).await;

@@ -8,7 +8,7 @@
 //! the next poll, and does not keep the others from their groups.
 
 use super::gap_filler::split_series;
-use crate::detector::Detector;
+use crate::detector::{Detector, FeatureIdentity};
 use crate::models::registry::{self, AliasListing, CHALLENGER};
 use crate::models::{DeployedModel, Model};
 use crate::pipeline::engine::WeakEngineHandle;
@@ -374,7 +374,9 @@ impl RegistryWatcher {
     ) -> CatchUp {
         let Slot { detector, deployment, .. } = slot;
         let circuit_breaker = &mut self.circuit_breaker;
-        let mut reader = GroupReader { backends, circuit_breaker, detector, labels: &deployment.labels };
+        let identity = FeatureIdentity::of_features(detector, model.schema.features.iter());
+        let labels = &deployment.labels;
+        let mut reader = GroupReader { backends, circuit_breaker, detector, labels, identity };
         CatchUp::read(&mut reader, model, to_ms).await
     }
 }

@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
 mod gaps;
+mod labels;
 mod order;
 mod pool;
 mod presence;

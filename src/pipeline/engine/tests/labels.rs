@@ -1,0 +1,77 @@
+//! Labels outside of `by` that change, and labels that tell series apart.
+
+use super::*;
+
+/// A scrape of both devices by the exporter in this pod, with one more label.
+fn scrape_of(bench: &mut Bench, (name, value): (&str, &str), i: i64) {
+    let metric = (METRIC_NAME, "node_network_receive_bytes_total");
+    let of_device = |device| {
+        let labels = [metric, ("device", device), ("instance", "a"), ("job", "node"), (name, value)];
+        series(&labels, &[(START_MS + i * 15_000, i as f64 * 100.0)])
+    };
+    bench.send(vec![of_device("eth0"), of_device("lo")]);
+}
+
+fn serving_pod() -> Bench {
+    let mut bench = Bench::new("");
+    scrape_of(&mut bench, ("pod", "x"), 0);
+    let labels = bench.groups()[0].1.labels.clone();
+    bench.install(&BTreeMap::from([(labels, two_features())]));
+    (1..=8).for_each(|i| scrape_of(&mut bench, ("pod", "x"), i));
+    bench
+}
+
+fn n_scored(bench: &mut Bench) -> usize {
+    bench.groups()[0].1.window().scores(ModelRole::Champion, i64::MIN, i64::MAX).count()
+}
+
+const CHANGES: &str = r#"feature_label_changes_total{detector="node_network",label="pod",outcome="#;
+
+#[test]
+fn a_replaced_pod_goes_on_with_the_features_and_the_model() {
+    let mut bench = serving_pod();
+    let before = n_scored(&mut bench);
+    for i in 9..=12 {
+        scrape_of(&mut bench, ("pod", "y"), i);
+        bench.tick(Instant::now());
+    }
+    assert_eq!(n_scored(&mut bench), before + 4);
+    assert_eq!(bench.groups()[0].1.n_columns(), 2);
+    assert!(bench.jobs.try_recv().is_err(), "the features are the same");
+    assert_eq!(bench.metric(&format!("{CHANGES}\"continued\"}}")), 2);
+}
+
+#[test]
+fn pods_that_exist_at_the_same_time_are_told_apart() {
+    let mut bench = Bench::new("");
+    for i in 0..3 {
+        for pod in ["x", "y", "z"] {
+            scrape_of(&mut bench, ("pod", pod), i);
+        }
+    }
+    bench.tick(Instant::now());
+    let (_, group) = bench.groups().remove(0);
+    let features: Vec<String> = group.window().features().map(|(labels, ..)| labels.to_string()).collect();
+    let feature = |pod, device| format!("node_network_receive_bytes_total{{device={device:?}, pod={pod:?}}}");
+    assert_eq!(features.len(), 6, "{features:?}");
+    for pod in ["x", "y", "z"] {
+        assert!(features.contains(&feature(pod, "eth0")) && features.contains(&feature(pod, "lo")));
+    }
+    assert_eq!(bench.metric(&format!("{CHANGES}\"told_apart\"}}")), 1);
+    let dropped = |reason| format!("ingest_samples_dropped_total{{reason={reason:?}}}");
+    assert_eq!(bench.metric(&dropped("conflict")), 0, "no series writes over another");
+}
+
+#[test]
+fn a_model_without_its_features_is_shown() {
+    let mut bench = serving();
+    (1..=8).for_each(|i| scrape(&mut bench, i));
+    (9..=14).for_each(|i| scrape_of(&mut bench, ("rack", "r1"), i));
+    bench.tick(Instant::now() + Duration::from_secs(60));
+    let group = r#"detector="node_network",instance="a",job="node""#;
+    assert_eq!(bench.metric(&format!("missing_features{{{group}}}")), 2);
+    let incomplete = bench.metric(r#"rows_total{detector="node_network",state="incomplete"}"#);
+    assert_eq!(incomplete, 5, "the first row is within the grace period");
+    let text = bench.engine.readiness.sender.borrow().text.clone();
+    assert_eq!(text, "node_network: 1 of 1 groups have a model, 1 of them receive none of its features");
+}
