@@ -189,9 +189,9 @@ fn labels_are_compared_and_rows_with_gaps_are_reported() {
         assert!(page.contains(text), "{text}");
     }
 
-    let small_budget = backtest(dir.path(), &[&args[..], &["--budget", "0.05"]].concat());
+    let small_budget = backtest(dir.path(), &[&args[..], &["--budget", "0.1"]].concat());
     assert_eq!(small_budget.status, 0);
-    assert!(small_budget.stdout.contains("for a budget of 0.05 a day"), "{}", small_budget.stdout);
+    assert!(small_budget.stdout.contains("for a budget of 0.1 a day"), "{}", small_budget.stdout);
 }
 
 /// Writes the counters as `history.csv` and `range.csv`, and the configuration; those that are away at a minute are empty.
@@ -380,7 +380,7 @@ fn errors_are_one_line() {
         (&["--output", "x"][..], "--start"),
         (
             &["--start", "2026-01-01T00:00:00Z", "--budget", "0"],
-            "a budget of 0 alerts per day is not above 0 and at most 100",
+            "a budget of 0 alerts per day is not from 0.1 to 24",
         ),
     ] {
         let output = backtest(dir.path(), args);
