@@ -38,7 +38,7 @@ impl Lookback {
     }
 
     /// A minute, or one interval if that is longer. A difference over 15 s would be noise.
-    fn lag_ms(&self) -> i64 {
+    pub fn lag_ms(&self) -> i64 {
         self.interval_ms.max(LAG_MS)
     }
 

@@ -25,6 +25,13 @@ const MIN_ROWS_PER_RESIDUAL: usize = 10;
 /// Maximum number of varying features: each has its derived features and a correlation residual in the forest's input.
 const MAX_VARYING: usize = MAX_FEATURES / (DERIVED_PER_FEATURE + 1);
 
+/// The time from the first row until a scorer can be fitted to rows at this interval, in milliseconds: differences look
+/// back over their lag, and training needs some.
+pub fn warm_up_ms(interval_ms: i64) -> i64 {
+    let lookback = Lookback::new(interval_ms);
+    lookback.lag_ms() + (MIN_KNOWN_ROWS[1] as i64 - 1) * lookback.interval_ms()
+}
+
 /// The result of training.
 pub struct FittedScorer {
     /// The scorer.

@@ -41,7 +41,7 @@ use derived::{DERIVED_PER_FEATURE, DerivedFeatures};
 pub use deviation::{Deviation, DeviationReason};
 use filter::DeviationFilter;
 pub use filter::{Direction, MinDeviation};
-pub use fit::{FittedScorer, TrainingMatrix};
+pub use fit::{FittedScorer, TrainingMatrix, warm_up_ms};
 pub use scorer::{ScoreScale, Scorer, ScorerParts};
 use smoother::ScoreSmoother;
 pub use state::{Checkpoint, SavedState};

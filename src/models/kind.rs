@@ -1,6 +1,6 @@
 //! The kinds of forest: their names, parameters and fitted models.
 
-use crate::detect::{Checkpoint, OnlineDetector};
+use crate::detect::{self, Checkpoint, OnlineDetector};
 use crate::forest::{self, ExtendedParams, Forest, ForestParams, MaxSamples, Table};
 use crate::window::Score;
 use std::fmt;
@@ -70,6 +70,14 @@ impl ModelParams {
         match kind {
             ModelKind::IsolationForest => Self::IsolationForest(ForestParams::default()),
             ModelKind::ExtendedIsolationForest => Self::Extended(ExtendedParams::default()),
+        }
+    }
+
+    /// The time from the first row until a model can be fitted to rows at this interval, in milliseconds.
+    pub fn warm_up_ms(&self, interval_ms: i64) -> i64 {
+        match self {
+            Self::IsolationForest(_) => 0,
+            Self::Extended(_) => detect::warm_up_ms(interval_ms),
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::detector::Detector;
 use crate::models::ModelCard;
 use crate::time;
-use crate::train::TrainingReason;
+use crate::train::{ShortHistory, TrainingReason};
 use std::time::{Duration, Instant};
 
 /// Pause between two checks for features that appeared or vanished.
@@ -15,6 +15,9 @@ const MAX_SCHEMA_PAUSE: Duration = Duration::from_secs(600);
 const SHORT_RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Pause after a failed training, and the longest one while history grows.
 const RETRY_PAUSE: Duration = Duration::from_secs(60);
+
+/// Shortest time that a champion serves before its renewal, unless its interval is shorter.
+const START_PAUSE: Duration = Duration::from_secs(600);
 
 /// See the [module](self).
 pub struct TrainingSchedule {
@@ -31,7 +34,8 @@ pub struct TrainingSchedule {
     schema_trained_at: Option<Instant>,
     /// True if the last model stayed out of service: the features that it has are no reason to train again.
     is_model_held: bool,
-    history_ms: i64,
+    /// Length of the history at the last training, and the length that a first model needs.
+    history: ShortHistory,
     history_measured_at: Instant,
 }
 
@@ -46,7 +50,10 @@ impl TrainingSchedule {
             schema_pause: MIN_SCHEMA_PAUSE,
             schema_trained_at: None,
             is_model_held: false,
-            history_ms: -detector.transform.warm_up_ms(),
+            history: ShortHistory {
+                have_ms: -detector.transform.warm_up_ms(),
+                required_ms: time::millis(detector.training.min_history),
+            },
             history_measured_at: now,
         }
     }
@@ -120,12 +127,12 @@ impl TrainingSchedule {
     }
 
     /// Training found too little history.
-    pub fn record_too_short(&mut self, detector: &Detector, history_ms: i64, now: Instant) {
+    pub fn record_too_short(&mut self, history: ShortHistory, now: Instant) {
         self.is_training = false;
-        self.history_ms = history_ms;
+        self.history = history;
         self.history_measured_at = now;
-        let missing = time::millis(detector.training.min_history) - history_ms;
-        let missing = Duration::from_millis(u64::try_from(missing).unwrap_or(0));
+        let missing_ms = history.required_ms - history.have_ms;
+        let missing = Duration::from_millis(u64::try_from(missing_ms).unwrap_or(0));
         self.due = Some(now + missing.clamp(Duration::from_secs(1), RETRY_PAUSE));
     }
 
@@ -140,6 +147,19 @@ impl TrainingSchedule {
         self.is_training = false;
         self.is_model_held = true;
         self.due = Some(now + detector.training.interval);
+    }
+
+    /// Schedules the renewal of the champion of this age, which begins to serve. A restart is no reason to train: a model
+    /// that is due serves for a while first.
+    pub fn schedule_after_start(
+        &mut self,
+        detector: &Detector,
+        card: &ModelCard,
+        age: Duration,
+        now: Instant,
+    ) {
+        self.schedule_renewal(detector, card, Duration::ZERO, now);
+        self.due = self.due.map(|due| (due - age.min(due - now)).max(due.min(now + START_PAUSE)));
     }
 
     /// Schedules the renewal of the group's own model of this age. A model that is not the group's own is not renewed.
@@ -158,14 +178,49 @@ impl TrainingSchedule {
         self.due = self.due.map(|due| due.min(now));
     }
 
+    /// Length of the history that a first model needs.
+    pub fn required_history(&self) -> Duration {
+        Duration::from_millis(u64::try_from(self.history.required_ms).unwrap_or(0))
+    }
+
     /// Share of the history that a first model needs, in [0, 1). The warm-up of the transform counts as part of it,
     /// since it has to pass too.
     pub fn progress(&self, detector: &Detector, last_received: Instant, now: Instant) -> f64 {
         let received_ms =
             time::millis(now.min(last_received).saturating_duration_since(self.history_measured_at));
         let warm_up_ms = detector.transform.warm_up_ms();
-        let history_ms = self.history_ms + received_ms + warm_up_ms;
-        let minimum_ms = time::millis(detector.training.min_history) + warm_up_ms;
+        let history_ms = self.history.have_ms + received_ms + warm_up_ms;
+        let minimum_ms = self.history.required_ms + warm_up_ms;
         (history_ms as f64 / minimum_ms as f64).clamp(0.0, 0.99)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::TrainingRange;
+    use crate::prom::Labels;
+
+    #[test]
+    fn a_restart_is_no_reason_to_train() {
+        let detector = Detector::node_network(Duration::from_secs(15));
+        let now = Instant::now();
+        let due_seconds = |observed_ms: i64, age_seconds: u64| {
+            let training_range =
+                TrainingRange { from_ms: 0, to_ms: observed_ms, observed_ms, n_rows: 100, n_excluded: 0 };
+            let card = ModelCard {
+                group: Some(Labels::default()),
+                training_range: Some(training_range),
+                ..ModelCard::default()
+            };
+            let mut schedule = TrainingSchedule::new(&detector, now);
+            schedule.schedule_after_start(&detector, &card, Duration::from_secs(age_seconds), now);
+            schedule.due.map(|due| due.duration_since(now).as_secs())
+        };
+        let five_days_ms = 5 * 24 * 3_600_000;
+        assert_eq!(due_seconds(five_days_ms, 0), Some(24 * 3600));
+        assert_eq!(due_seconds(five_days_ms, 23 * 3600), Some(3600));
+        assert_eq!(due_seconds(five_days_ms, 30 * 24 * 3600), Some(600), "it was due long ago");
+        assert_eq!(due_seconds(8 * 60_000, 3600), Some(120), "a young model serves for its whole interval");
     }
 }

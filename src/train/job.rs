@@ -67,6 +67,15 @@ pub struct TrainingJob {
     pub pool: Option<Pool>,
 }
 
+/// A history that is too short for a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShortHistory {
+    /// Its length in milliseconds.
+    pub have_ms: i64,
+    /// The length that a first model needs, in milliseconds.
+    pub required_ms: i64,
+}
+
 /// The outcome of a training.
 pub enum TrainingOutcome {
     /// A model to put into service.
@@ -80,12 +89,12 @@ pub enum TrainingOutcome {
         /// Duration of the training.
         seconds: f64,
     },
-    /// A registered model that the promotion gate rejected.
+    /// A model that the promotion gate rejected.
     Gated {
         /// Its registered name.
         name: String,
-        /// Its version.
-        version: u64,
+        /// Its version; `None` if it is not registered, since a rejected version of this interval is.
+        version: Option<u64>,
         /// Its card.
         card: Box<ModelCard>,
         /// The bounds that it exceeds.
@@ -105,14 +114,11 @@ pub enum TrainingOutcome {
     /// The registry has a model, and the group lacks some of its features yet.
     WaitingForFeatures,
     /// The group has too little history.
-    TooShort {
-        /// Length of the history in milliseconds.
-        have_ms: i64,
-    },
+    TooShort(ShortHistory),
     /// The group has too little history. A pooled model serves until it has enough.
     Pooled {
-        /// Length of the history in milliseconds.
-        have_ms: i64,
+        /// The history of the group.
+        history: ShortHistory,
         /// The pooled model.
         deployed: DeployedModel,
         /// State from before this process.

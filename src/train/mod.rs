@@ -23,7 +23,7 @@ pub mod trainer;
 pub use backends::{Backends, CircuitBreaker, GroupReader};
 pub use exclusion::Exclusion;
 pub use fit::{ModelFitter, ModelScope, Trained};
-pub use job::{TrainingJob, TrainingOutcome, TrainingReason};
+pub use job::{ShortHistory, TrainingJob, TrainingOutcome, TrainingReason};
 pub use training_set::{TrainingSet, TrainingSetError};
 pub use warm_start::{WarmStart, WriteWatermark};
 

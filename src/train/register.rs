@@ -5,8 +5,11 @@ use super::fit::{Sweep, Trained};
 use super::report;
 use super::training_set::TrainingSet;
 use crate::detector::PromotionGate;
-use crate::models::registry::{self, NewVersion, Registry};
+use crate::models::registry::{self, ModelVersion, NewVersion, Registry};
 use crate::report::training::PromotionDecision;
+
+/// Beginning of the reasons for which the gate rejected a version, in its note.
+const NOT_PROMOTED: &str = "; not promoted: ";
 
 /// The alias that a model should have.
 #[derive(Clone, Copy, Debug)]
@@ -91,6 +94,11 @@ pub fn check_gate(gate: &PromotionGate, trained: &Trained) -> Vec<String> {
     gate.check(validation.best(), &validation.held_out, n_rows)
 }
 
+/// True if the gate rejected this version when it was registered, and nobody has promoted it since.
+pub fn is_gated(version: &ModelVersion) -> bool {
+    version.promoted_ms.is_none() && version.note.contains(NOT_PROMOTED)
+}
+
 fn note(trained: &Trained, promotion: &PromotionDecision, exemption: Option<&str>) -> String {
     let card = &trained.model.card;
     let rows = card.training_range.as_ref().map_or(0, |history| history.n_rows);
@@ -100,7 +108,7 @@ fn note(trained: &Trained, promotion: &PromotionDecision, exemption: Option<&str
         None => String::new(),
     };
     let decision = match (promotion, exemption) {
-        (PromotionDecision::Gated(reasons), _) => format!("; not promoted: {}", reasons.join("; ")),
+        (PromotionDecision::Gated(reasons), _) => format!("{NOT_PROMOTED}{}", reasons.join("; ")),
         (PromotionDecision::Challenger { alias, pinned }, _) => {
             format!("; challenger: {alias} is pinned to version {pinned}")
         }

@@ -7,7 +7,7 @@ use super::backends::{Backends, CircuitBreaker, GroupHistory, GroupReader, IN_CO
 use super::exclusion::Exclusion;
 use super::fit::{ModelFitter, Trained};
 use super::history;
-use super::job::{TrainingJob, TrainingOutcome, TrainingReason};
+use super::job::{ShortHistory, TrainingJob, TrainingOutcome, TrainingReason};
 use super::register::{self, PromotionTarget, RegistrationDraft};
 use super::training_set::{TrainingSet, TrainingSetError};
 use super::warm_start::WarmStart;
@@ -87,7 +87,7 @@ impl<'a> TrainingRun<'a> {
         let history = Arc::new(series);
         match (self.fit(&history, exclusions, failure.is_some()).await?, failure) {
             (Ok((trained, draft)), _) => self.register(trained, draft, &history).await,
-            (Err(NotTrained::TooShort { have_ms }), _) => self.fit_pool(have_ms, &history).await,
+            (Err(NotTrained::TooShort(short)), _) => self.fit_pool(short, &history).await,
             (Err(NotTrained::HistoryLost { .. }), Some(error)) => Err(format!("no history: {error}")),
             (Err(NotTrained::HistoryLost { have_ms }), None) => Ok(TrainingOutcome::HistoryLost { have_ms }),
             (Err(NotTrained::NeverComplete { n_features }), _) => {
@@ -241,9 +241,13 @@ impl<'a> TrainingRun<'a> {
         run_blocking(move || group_fit.run()).await
     }
 
-    /// Fits a model on the history of other groups, for a group whose history of `have_ms` milliseconds is too short. The
-    /// model is not registered.
-    async fn fit_pool(&mut self, have_ms: i64, history: &[SeriesSamples]) -> Result<TrainingOutcome, String> {
+    /// Fits a model on the history of other groups, for a group whose own history is too short. The model is not
+    /// registered.
+    async fn fit_pool(
+        &mut self,
+        short: ShortHistory,
+        history: &[SeriesSamples],
+    ) -> Result<TrainingOutcome, String> {
         let (job, now_ms) = (Arc::clone(&self.job), self.now_ms);
         let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let train_pool = move || match &job.pool {
@@ -251,11 +255,11 @@ impl<'a> TrainingRun<'a> {
             None => Ok(None),
         };
         let pooled = run_blocking(train_pool).await?.map_err(|error| chain(&error))?;
-        let Some(pooled) = pooled else { return Ok(TrainingOutcome::TooShort { have_ms }) };
+        let Some(pooled) = pooled else { return Ok(TrainingOutcome::TooShort(short)) };
         let warm_start = WarmStart::of_new_model(&mut self.reader(), history, now_ms).await;
         let name = self.detector_model.clone();
         let deployed = DeployedModel { model: Arc::new(pooled), name, version: None };
-        Ok(TrainingOutcome::Pooled { have_ms, deployed, warm_start, seconds: self.seconds() })
+        Ok(TrainingOutcome::Pooled { history: short, deployed, warm_start, seconds: self.seconds() })
     }
 
     /// Registers a model, and promotes it if it passes the gate. A model that cannot be registered serves all the same,
@@ -269,6 +273,11 @@ impl<'a> TrainingRun<'a> {
         let (reason, name) = (self.job.reason, self.group_model.clone());
         let registered = if self.circuit_breaker.is_registry_open() {
             Err("the registry is in cooldown".to_string())
+        } else if let PromotionDecision::Gated(reasons) = &draft.promotion
+            && self.has_recent_gated_version(&name).await
+        {
+            let (card, reasons) = (Box::new(trained.model.card), reasons.clone());
+            return Ok(TrainingOutcome::Gated { name, version: None, card, reasons });
         } else {
             let registered = register::register(&self.backends.registry, &name, &trained, &draft).await;
             registered.map_err(|error| chain(&error))
@@ -276,7 +285,7 @@ impl<'a> TrainingRun<'a> {
         let version = match registered {
             Ok((version, PromotionDecision::Gated(reasons))) => {
                 let card = Box::new(trained.model.card);
-                return Ok(TrainingOutcome::Gated { name, version, card, reasons });
+                return Ok(TrainingOutcome::Gated { name, version: Some(version), card, reasons });
             }
             // A group without a model uses the challenger until the pinned version can be read.
             Ok((version, PromotionDecision::Challenger { pinned, .. }))
@@ -299,6 +308,14 @@ impl<'a> TrainingRun<'a> {
         };
         let deployed = DeployedModel { model: Arc::new(trained.model), name, version };
         Ok(TrainingOutcome::Model { deployed, is_new: true, warm_start, seconds: self.seconds() })
+    }
+
+    /// True if the newest version of a model was rejected by the gate within the last training interval: young models are
+    /// trained every few minutes, and a version of each would displace those that served.
+    async fn has_recent_gated_version(&self, name: &str) -> bool {
+        let since_ms = self.now_ms - time::millis(self.job.detector.training.interval);
+        let versions = self.backends.registry.versions(name).await.unwrap_or_default();
+        versions.last().is_some_and(|newest| register::is_gated(newest) && newest.created_ms > since_ms)
     }
 
     fn reader(&mut self) -> GroupReader<'_> {
@@ -337,21 +354,11 @@ enum RegistryLookup {
 
 /// The reason why no model was fitted.
 enum NotTrained {
-    TooShort { have_ms: i64 },
+    TooShort(ShortHistory),
     NeverComplete { n_features: usize },
     AllExcluded { n_rows: usize },
     HistoryLost { have_ms: i64 },
     Forest(forest::Error),
-}
-
-impl From<TrainingSetError> for NotTrained {
-    fn from(error: TrainingSetError) -> Self {
-        match error {
-            TrainingSetError::TooShort { have_ms } => Self::TooShort { have_ms },
-            TrainingSetError::NeverComplete { n_features } => Self::NeverComplete { n_features },
-            TrainingSetError::AllExcluded { n_rows } => Self::AllExcluded { n_rows },
-        }
-    }
 }
 
 /// Inputs of a group's fit.
@@ -390,7 +397,8 @@ impl GroupFit {
         let detector = &self.job.detector;
         let TrainingJob { scored_to_ms, closed_to_ms, .. } = *self.job;
         let training_set =
-            TrainingSet::from_open_window(detector, window, exclusions, scored_to_ms, closed_to_ms)?;
+            TrainingSet::from_open_window(detector, window, exclusions, scored_to_ms, closed_to_ms)
+                .map_err(|error| self.not_trained(window, error))?;
         let have_ms = training_set.observed_ms;
         if self.is_history_lost(have_ms) {
             return Err(NotTrained::HistoryLost { have_ms });
@@ -400,7 +408,7 @@ impl GroupFit {
             Err(forest::Error::Empty { .. }) => {
                 return Err(match training_set.n_excluded() {
                     // Derived features have a longer warm-up than rates.
-                    0 => NotTrained::TooShort { have_ms },
+                    0 => NotTrained::TooShort(self.short_history(window, have_ms)),
                     n_rows => NotTrained::AllExcluded { n_rows },
                 });
             }
@@ -411,6 +419,24 @@ impl GroupFit {
         let target = PromotionTarget { alias: &self.alias, pinned: self.pinned, exemption: self.exemption };
         let draft = register::prepare(&self.name, Some(target), gate, &trained, &training_set);
         Ok((trained, draft))
+    }
+
+    fn not_trained(&self, window: &Window, error: TrainingSetError) -> NotTrained {
+        match error {
+            TrainingSetError::TooShort { have_ms } => {
+                NotTrained::TooShort(self.short_history(window, have_ms))
+            }
+            TrainingSetError::NeverComplete { n_features } => NotTrained::NeverComplete { n_features },
+            TrainingSetError::AllExcluded { n_rows } => NotTrained::AllExcluded { n_rows },
+        }
+    }
+
+    /// A history of `have_ms` milliseconds, beside that which a first model needs at the interval of the window's rows.
+    fn short_history(&self, window: &Window, have_ms: i64) -> ShortHistory {
+        let detector = &self.job.detector;
+        let interval_ms = time::median_interval_ms(window.timestamps(i64::MIN, i64::MAX));
+        let warm_up_ms = interval_ms.map_or(0, |interval_ms| detector.model.warm_up_ms(interval_ms));
+        ShortHistory { have_ms, required_ms: time::millis(detector.training.min_history).max(warm_up_ms) }
     }
 
     /// True if a training has less than half of the history of the current model, although it may wait: a Prometheus

@@ -8,7 +8,7 @@ use crate::pipeline::group::deployment::DeployOutcome;
 use crate::pipeline::groups::Groups;
 use crate::prom::duration;
 use crate::time::now_ms;
-use crate::train::{TrainingJob, TrainingOutcome, TrainingReason, WarmStart};
+use crate::train::{ShortHistory, TrainingJob, TrainingOutcome, TrainingReason, WarmStart};
 use crate::window::ModelRole;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -31,8 +31,8 @@ impl Engine {
             TrainingOutcome::Model { deployed, warm_start, seconds, .. } => {
                 self.install_trained(id, deployed, warm_start, None, seconds, now)
             }
-            TrainingOutcome::Pooled { have_ms, deployed, warm_start, seconds } => {
-                self.install_trained(id, deployed, warm_start, Some(have_ms), seconds, now)
+            TrainingOutcome::Pooled { history, deployed, warm_start, seconds } => {
+                self.install_trained(id, deployed, warm_start, Some(history), seconds, now)
             }
             TrainingOutcome::Gated { name, version, card, reasons } => {
                 let reasons = reasons.join("; ");
@@ -44,7 +44,7 @@ impl Engine {
                 group.training_held(&card, now);
             }
             TrainingOutcome::WaitingForFeatures => group.wait_for_features(now),
-            TrainingOutcome::TooShort { have_ms } => group.too_short(have_ms, now),
+            TrainingOutcome::TooShort(history) => group.too_short(history, now),
             TrainingOutcome::HistoryLost { have_ms } => {
                 let have = Duration::from_millis(u64::try_from(have_ms).unwrap_or(0));
                 warn!(component = "train", detector = group.detector.name, group = %group.labels, seconds = have.as_secs(), "most of the history that the model was trained on is gone: the model stays in service");
@@ -60,20 +60,20 @@ impl Engine {
         self.readiness.update(&self.groups, now);
     }
 
-    /// Installs the model of a training. `pooled_history_ms` is the history of a group that gets a model of other groups.
+    /// Installs the model of a training. `pooled_history` is the history of a group that gets a model of other groups.
     fn install_trained(
         &mut self,
         id: u32,
         deployed: DeployedModel,
         warm_start: WarmStart,
-        pooled_history_ms: Option<i64>,
+        pooled_history: Option<ShortHistory>,
         seconds: f64,
         now: Instant,
     ) {
         let alias = self.groups.config().registry.alias.clone();
         let Some(group) = self.groups.get_mut(id) else { return };
         let detector = group.detector.clone();
-        let state = match pooled_history_ms {
+        let state = match pooled_history {
             Some(_) => "a model of other groups serves until there is enough history for one of its own",
             None => "model in service",
         };
@@ -93,8 +93,8 @@ impl Engine {
         if group.install(deployed, warm_start, now, &mut on_event) {
             self.metrics.set_newest_scored(group);
         }
-        match pooled_history_ms {
-            Some(have_ms) => group.too_short(have_ms, now),
+        match pooled_history {
+            Some(history) => group.too_short(history, now),
             None => group.training_succeeded(age, now),
         }
         drop(on_event);
@@ -155,7 +155,7 @@ fn outcome_label(outcome: &TrainingOutcome) -> Option<&'static str> {
         TrainingOutcome::Gated { .. } => "gated",
         TrainingOutcome::Challenger { .. } => "challenger",
         TrainingOutcome::WaitingForFeatures => return None,
-        TrainingOutcome::TooShort { .. } => "too_short",
+        TrainingOutcome::TooShort(_) => "too_short",
         TrainingOutcome::Pooled { .. } => "pooled",
         TrainingOutcome::HistoryLost { .. } => "history_lost",
         TrainingOutcome::Failed(_) => "failed",
@@ -257,19 +257,25 @@ struct DetectorProgress<'a> {
     n_unfed: usize,
     /// The largest share of the history that a first model needs, in `[0, 1]`.
     progress: f64,
+    /// The history that the first model of that group needs.
+    required: Duration,
 }
 
 impl<'a> DetectorProgress<'a> {
     fn new(detector: &'a Arc<Detector>, groups: &Groups, now: Instant) -> Self {
         let groups = || groups.iter().filter(|group| Arc::ptr_eq(&group.detector, detector));
         let models = || groups().filter_map(|group| group.deployed(ModelRole::Champion));
+        let progress = groups().map(|group| (group.progress(now), group.required_history()));
+        let (progress, required) =
+            progress.max_by(|(a, _), (b, _)| a.total_cmp(b)).unwrap_or((0.0, detector.training.min_history));
         Self {
             detector,
             n_groups: groups().count(),
             n_models: models().count(),
             n_unfed: groups().filter(|group| group.is_unfed()).count(),
             n_pooled: models().filter(|deployed| deployed.is_pooled()).count(),
-            progress: groups().map(|group| group.progress(now)).fold(0.0, f64::max),
+            progress,
+            required,
         }
     }
 
@@ -278,12 +284,12 @@ impl<'a> DetectorProgress<'a> {
         self.n_groups > self.n_models - self.n_pooled
     }
 
-    fn min_history(&self) -> duration::Display {
-        duration::Display(self.detector.training.min_history)
+    fn required(&self) -> duration::Display {
+        duration::Display(self.required)
     }
 
     fn log(&self) {
-        info!(component = "train", detector = self.detector.name, groups = self.n_groups, models = self.n_models, pooled = self.n_pooled, progress = format!("{:.0}%", self.progress * 100.0), minimum = %self.min_history(), "collecting history");
+        info!(component = "train", detector = self.detector.name, groups = self.n_groups, models = self.n_models, pooled = self.n_pooled, progress = format!("{:.0}%", self.progress * 100.0), required = %self.required(), "collecting history");
     }
 }
 
@@ -295,7 +301,7 @@ impl fmt::Display for DetectorProgress<'_> {
             (0, _) => write!(f, "no samples yet"),
             (_, 0) => {
                 let percent = self.progress * 100.0;
-                write!(f, "{percent:.0} % of the {} of history that a first model needs", self.min_history())
+                write!(f, "{percent:.0} % of the {} of history that a first model needs", self.required())
             }
             _ => {
                 write!(f, "{n_models} of {n_groups} groups have a model")?;

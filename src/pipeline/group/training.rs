@@ -6,8 +6,8 @@ use crate::features::Schema;
 use crate::models::{Model, ModelCard};
 use crate::prom::Labels;
 use crate::time;
-use crate::train::TrainingReason;
 use crate::train::coverage::{self, Presence};
+use crate::train::{ShortHistory, TrainingReason};
 use crate::window::grid::Grid;
 use crate::window::{Column, Window};
 use std::collections::HashSet;
@@ -71,8 +71,8 @@ impl Group {
 
     /// Training found too little history. A group that was scored before and has no model had a pooled one;
     /// the next one is available once the groups of the pool have their models.
-    pub fn too_short(&mut self, have_ms: i64, now: Instant) {
-        self.schedule.record_too_short(&self.detector, have_ms, now);
+    pub fn too_short(&mut self, history: ShortHistory, now: Instant) {
+        self.schedule.record_too_short(history, now);
         let was_scored = self.models.champion().is_none() && self.newest_scored_ms().is_some();
         if was_scored && now.duration_since(self.first_sample_at) < POOL_WAIT {
             self.schedule.retry_soon(now);
@@ -172,6 +172,11 @@ impl Group {
         self.schedule.hold(&self.detector, card, now);
     }
 
+    /// Length of the history that a first model needs.
+    pub fn required_history(&self) -> Duration {
+        self.schedule.required_history()
+    }
+
     /// Share of the history that a first model needs, in [0, 1]; 1 with a permanent model.
     pub fn progress(&self, now: Instant) -> f64 {
         if self.models.has_permanent_champion() {
@@ -184,7 +189,7 @@ impl Group {
     pub fn training_succeeded(&mut self, age: Duration, now: Instant) {
         self.schedule.end_training();
         if let Some(serving) = self.models.champion() {
-            self.schedule.schedule_renewal(&self.detector, &serving.model().card, age, now);
+            self.schedule.schedule_after_start(&self.detector, &serving.model().card, age, now);
         }
     }
 }

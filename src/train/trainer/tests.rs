@@ -105,12 +105,18 @@ async fn a_pooled_model_serves_until_there_is_history() {
     let pool = |windows| Some(Pool { schema: schema.clone(), windows });
     let short =
         |pool| TrainingJob { window: window_of(&["eth0"], 8), pool, ..test_job(&backends, &["eth0"]) };
-    assert!(matches!(run(short(None)).await, TrainingOutcome::TooShort { have_ms: 60_000 }));
+    assert!(matches!(
+        run(short(None)).await,
+        TrainingOutcome::TooShort(ShortHistory { have_ms: 60_000, required_ms: 600_000 })
+    ));
     let too_few = pool(vec![window_of(&["eth0"], 8)]);
-    assert!(matches!(run(short(too_few)).await, TrainingOutcome::TooShort { .. }));
+    assert!(matches!(run(short(too_few)).await, TrainingOutcome::TooShort(_)));
     let others = || pool(vec![window(&["eth0"]), window(&["eth0"])]);
     let outcome = run(short(others())).await;
-    let TrainingOutcome::Pooled { have_ms: 60_000, deployed, .. } = outcome else { panic!("a pooled model") };
+    let TrainingOutcome::Pooled { history: ShortHistory { have_ms: 60_000, .. }, deployed, .. } = outcome
+    else {
+        panic!("a pooled model")
+    };
     assert!(deployed.is_pooled());
     assert_eq!((deployed.name.as_str(), deployed.version), ("net", None));
     // A group with enough history does not use the pool.
@@ -321,4 +327,47 @@ async fn a_model_with_a_new_feature_passes_through_the_gate() {
         assert!(matches!(run(reason).await, TrainingOutcome::Gated { .. }), "{reason:?}");
     }
     assert!(matches!(run(TrainingReason::LostFeature).await, TrainingOutcome::Model { .. }));
+}
+
+/// Half a minute is enough by the configuration, and differences look back over a minute.
+#[tokio::test]
+async fn a_history_is_too_short_until_a_model_can_be_fitted() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let mut backends = test_backends(Registry::Directory(Directory::new(folder.path().into(), 30)));
+    Arc::make_mut(&mut backends.detectors[0]).training.min_history = Duration::from_secs(30);
+    let run = async |steps| {
+        let job = TrainingJob { window: window_of(&["eth0"], steps), ..test_job(&backends, &["eth0"]) };
+        execute(job, &backends, &mut CircuitBreaker::default()).await.expect("no failure")
+    };
+    // Rates of one minute, a lag of one minute, and eight rows.
+    let required_ms = 60_000 + 7 * STEP_MS;
+    let TrainingOutcome::TooShort(short) = run(8).await else { panic!("too short") };
+    assert_eq!(short, ShortHistory { have_ms: 60_000, required_ms });
+    let n_steps = 4 + required_ms / STEP_MS;
+    let TrainingOutcome::TooShort(short) = run(n_steps - 1).await else { panic!("too short") };
+    assert_eq!((short.have_ms, short.required_ms), (required_ms - STEP_MS, required_ms));
+    assert!(matches!(run(n_steps).await, TrainingOutcome::Model { .. }));
+}
+
+/// A young model is trained every few minutes.
+#[tokio::test]
+async fn a_rejected_model_is_registered_once_per_interval() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let mut backends = test_backends(Registry::Directory(Directory::new(folder.path().into(), 30)));
+    Arc::make_mut(&mut backends.detectors[0]).training.gate.max_kl = Some(1e-9);
+    let run = async |reason| {
+        let job = TrainingJob { reason, ..test_job(&backends, &["eth0"]) };
+        execute(job, &backends, &mut CircuitBreaker::default()).await.expect("no failure")
+    };
+    let first = run(TrainingReason::LostFeature).await;
+    assert!(matches!(first, TrainingOutcome::Model { deployed: DeployedModel { version: Some(1), .. }, .. }));
+    let gated_version = async || match run(TrainingReason::Scheduled).await {
+        TrainingOutcome::Gated { version, .. } => version,
+        _ => panic!("the gate rejects every model"),
+    };
+    assert_eq!((gated_version().await, gated_version().await, gated_version().await), (Some(2), None, None));
+    Arc::make_mut(&mut backends.detectors[0]).training.interval = Duration::ZERO;
+    let job = TrainingJob { reason: TrainingReason::Scheduled, ..test_job(&backends, &["eth0"]) };
+    let next = execute(job, &backends, &mut CircuitBreaker::default()).await.expect("no failure");
+    assert!(matches!(next, TrainingOutcome::Gated { version: Some(3), .. }));
 }

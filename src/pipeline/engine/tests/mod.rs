@@ -10,7 +10,7 @@ use crate::prom::proto::{Label, Sample as ProtoSample, TimeSeries, WriteRequest}
 use crate::prom::wire::{ProtocolVersion, snappy};
 use crate::prom::{Labels, METRIC_NAME, STALE_BITS, Sample};
 use crate::remote_write::{Batch, CursorPosition};
-use crate::train::{TrainingOutcome, TrainingReason, WarmStart};
+use crate::train::{ShortHistory, TrainingOutcome, TrainingReason, WarmStart};
 use crate::window::ModelRole;
 use crate::window::grid::Grid;
 use prometheus_client::registry::Registry;

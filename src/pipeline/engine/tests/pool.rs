@@ -35,7 +35,9 @@ fn pooled(job: &TrainingJob, have_ms: i64) -> TrainingOutcome {
     let model = pool.train(&job.detector, START_MS, NonZeroUsize::MIN).expect("the parameters suit");
     let model = Arc::new(model.expect("enough history"));
     let deployed = DeployedModel { model, name: "net".into(), version: None };
-    TrainingOutcome::Pooled { have_ms, deployed, warm_start: WarmStart::default(), seconds: 1.0 }
+    let required_ms = crate::time::millis(job.detector.training.min_history);
+    let history = ShortHistory { have_ms, required_ms };
+    TrainingOutcome::Pooled { history, deployed, warm_start: WarmStart::default(), seconds: 1.0 }
 }
 
 /// A bench whose hosts have models of their own of two devices each.
@@ -71,7 +73,11 @@ fn a_new_group_is_scored_from_its_first_row_until_it_has_its_own_model() {
     bench.tick(now);
     let job = bench.jobs.try_recv().expect("a first training");
     assert!(job.pool.is_none(), "it is not like them yet");
-    bench.engine.handle_training_outcome(job.group, TrainingOutcome::TooShort { have_ms: 0 }, now);
+    bench.engine.handle_training_outcome(
+        job.group,
+        TrainingOutcome::TooShort(ShortHistory { have_ms: 0, required_ms: 3_600_000 }),
+        now,
+    );
     scrape(&mut bench, "c", &["lo"], 200);
     scrape(&mut bench, "c", &["eth0", "lo"], 201);
     bench.tick(now + Duration::from_millis(500));
@@ -143,7 +149,11 @@ fn after_a_restart_a_group_has_a_pooled_model_as_soon_as_possible() {
     let mut jobs: Vec<TrainingJob> = std::iter::from_fn(|| bench.jobs.try_recv().ok()).collect();
     jobs.sort_by_key(|job| job.labels.get("instance") != "c");
     assert!(jobs.len() == 4 && jobs[0].pool.is_none());
-    bench.engine.handle_training_outcome(jobs[0].group, TrainingOutcome::TooShort { have_ms: 0 }, now);
+    bench.engine.handle_training_outcome(
+        jobs[0].group,
+        TrainingOutcome::TooShort(ShortHistory { have_ms: 0, required_ms: 3_600_000 }),
+        now,
+    );
     jobs[1..]
         .iter()
         .for_each(|job| bench.engine.handle_training_outcome(job.group, trained_on_own_history(job, 1), now));

@@ -16,7 +16,11 @@ fn training_is_requested_at_once_later_again_and_when_features_change() {
     assert_eq!(job.reason, TrainingReason::LostFeature);
     bench.tick(now + Duration::from_secs(32));
     assert!(bench.jobs.try_recv().is_err(), "one at a time");
-    bench.engine.handle_training_outcome(job.group, TrainingOutcome::TooShort { have_ms: 0 }, now);
+    bench.engine.handle_training_outcome(
+        job.group,
+        TrainingOutcome::TooShort(ShortHistory { have_ms: 0, required_ms: 3_600_000 }),
+        now,
+    );
     bench.tick(now + Duration::from_secs(55));
     assert!(bench.jobs.try_recv().is_ok(), "the model still lacks a feature");
 }
@@ -146,7 +150,7 @@ fn a_group_in_training_is_trained_after_a_reload_too() {
     bench.reload(Arc::new(Config::default()), vec![Arc::default()]);
     bench.engine.handle_training_outcome(
         before.group,
-        TrainingOutcome::TooShort { have_ms: 0 },
+        TrainingOutcome::TooShort(ShortHistory { have_ms: 0, required_ms: 3_600_000 }),
         Instant::now(),
     );
     bench.tick(Instant::now() + Duration::from_secs(1));
