@@ -226,7 +226,15 @@ fn check_registered(found: &Value, outcome: &Value) {
     for param in ["max_samples", "n_estimators", "training_from", "training_to"] {
         assert!(found["params"][param].is_string(), "no parameter {param}: {found}");
     }
-    for metric in ["kl_divergence", "kl_divergence_mean", "alert_rate", "n_rows", "n_features"] {
+    for metric in [
+        "kl_divergence",
+        "kl_divergence_mean",
+        "sweep_kl_divergence",
+        "quantile_kl_divergence_mean",
+        "alert_rate",
+        "n_rows",
+        "n_features",
+    ] {
         assert!(found["metrics"][metric].is_number(), "no metric {metric}: {found}");
     }
     assert_eq!(found["tags"]["promforest.detector"], "node_network");

@@ -8,16 +8,17 @@
 //! too.
 
 mod config;
+mod metrics;
 mod error;
 
 pub use config::Config;
 pub use error::Error;
+use metrics::{kl_metrics, sweep_metrics};
 
 use super::{Aliases, CHALLENGER, ModelAliases, ModelVersion, NewVersion};
 use crate::http::client::{self, Client, Request};
 use crate::http::config::ClientConfig;
 use crate::http::{Url, percent_encode};
-use crate::models::Trial;
 use crate::models::artifact::{self, Files};
 use crate::time;
 use bytes::Bytes;
@@ -552,31 +553,6 @@ fn parse_version(item: &Value) -> Option<ModelVersion> {
         rolled_back: tag(ROLLED_BACK) == Some("true"),
         note: tag(NOTE).map_or_else(|| text_field(item, "description"), str::to_string),
     })
-}
-
-/// The divergences of a size: those of the folds with the fold as the step, and their means.
-fn kl_metrics(trial: &Trial) -> Vec<(String, f64, usize)> {
-    let folds = |name: &'static str, values: &[f64]| {
-        values
-            .iter()
-            .copied()
-            .enumerate()
-            .map(move |(fold, kl)| (name.to_string(), kl, fold))
-            .collect::<Vec<_>>()
-    };
-    let mut metrics = folds("kl_divergence", &trial.kl);
-    metrics.extend(folds("quantile_kl_divergence", &trial.quantile_kl));
-    metrics.push(("kl_divergence_mean".into(), trial.mean_kl(), 0));
-    metrics.push(("quantile_kl_divergence_mean".into(), trial.mean_quantile_kl(), 0));
-    metrics
-}
-
-/// The mean divergences of a size with the size as the step, which MLflow draws as a curve over the sizes.
-fn sweep_metrics(trial: &Trial) -> [(String, f64, usize); 2] {
-    [
-        ("sweep_kl_divergence".into(), trial.mean_kl(), trial.max_samples),
-        ("sweep_quantile_kl_divergence".into(), trial.mean_quantile_kl(), trial.max_samples),
-    ]
 }
 
 fn key_value<K: AsRef<str>>((key, value): &(K, String)) -> Value {
