@@ -426,6 +426,16 @@ fn invalid_archives_are_refused() {
     let blanks = vec![b' '; 40 << 20];
     let bomb = read_error(&zip(&[("schema.json", &blanks)]));
     assert!(bomb.starts_with("skops: schema.json: inflates to more than "), "{bomb}");
+    // Beside a file that cannot be packed, a schema may be packed better.
+    let noise: Vec<u8> =
+        (0..40_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13 ^ i.wrapping_mul(i)) as u8).collect();
+    let padded = |schema: &str| read_error(&zip(&[("schema.json", schema.as_bytes()), ("noise", &noise)]));
+    for item in [r#"{"a":0}"#, "{}", "[0]", r#"{"\\\"":{"{":0}}"#] {
+        let bomb = padded(&format!("[{}]", vec![item; 100_000].join(",")));
+        assert!(bomb.starts_with("skops: schema.json: takes "), "{bomb}");
+    }
+    let text = padded(&format!(r#"{{"__loader__": "{}"}}"#, r#"{\"[,:"#.repeat(100_000)));
+    assert!(text.starts_with("the object is of class "), "{text}");
     let array = br#"{"__loader__": "NdArrayNode", "type": "numpy", "file": "a.npy"}"#;
     let bomb = read_error(&zip(&[("schema.json", array), ("a.npy", &blanks)]));
     assert!(bomb.starts_with("skops: a.npy: inflates to more than "), "{bomb}");

@@ -128,7 +128,7 @@ impl DerivedRows {
         let weekly: Vec<bool> = (0..n_features)
             .map(|feature| {
                 let mut profile = SeasonalProfile::new(lookback.interval_ms());
-                let values = timestamps.iter().zip(table.column(feature));
+                let values = timestamps.iter().zip(table.column_slice(feature));
                 values
                     .filter(|(_, value)| value.is_finite())
                     .for_each(|(time, value)| profile.add(*time, *value));
@@ -334,7 +334,7 @@ impl TrainingRows {
 /// The table, column-major, with the values of each feature repeated in the rows before its first value.
 fn impute_before_start(table: &Table) -> Vec<f32> {
     let impute_column = |feature| {
-        let column = table.column(feature);
+        let column = table.column_slice(feature);
         let begin = column.iter().take_while(|value| value.is_nan()).count();
         let (before, later) = column.split_at(begin);
         let donor = if later.is_empty() { before } else { later };

@@ -150,7 +150,7 @@ impl ExtendedForest {
         let mut row = vec![0.0; self.n_features];
         for (number, score) in out.iter_mut().enumerate() {
             for (feature, value) in row.iter_mut().enumerate() {
-                *value = to_finite(table.column(feature)[number]);
+                *value = to_finite(table.column(feature).get(number));
             }
             *score = self.score_finite(&row);
         }

@@ -54,7 +54,7 @@ impl ForestParams {
             forest.set_offset(quantile(&mut scores, share.get()))?;
         }
         let range = |feature| {
-            let column = table.column(feature).iter().copied();
+            let column = table.column(feature).iter();
             let ends = [f32::INFINITY, f32::NEG_INFINITY];
             column.fold(ends, |[least, greatest], value| [least.min(value), greatest.max(value)])
         };
@@ -182,7 +182,7 @@ impl<'p> TreeGrower<'p> {
         let column = self.plan.table.column(feature);
         let (mut min, mut max) = (f32::INFINITY, f32::NEG_INFINITY);
         for (value, &row) in self.values.iter_mut().zip(self.rows.ids(rows)) {
-            *value = column[row as usize];
+            *value = column.get(row as usize);
             min = if *value < min { *value } else { min };
             max = if *value > max { *value } else { max };
         }

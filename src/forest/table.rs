@@ -1,6 +1,7 @@
 //! A borrowed, column-major table of rows.
 
 use super::Error;
+use std::ops::Range;
 
 /// A borrowed table of `f32` values, shape `[n_rows, n_features]`, column-major: all rows of the first
 /// feature, then all rows of the second. Growing a tree reads one column at a time.
@@ -11,8 +12,57 @@ use super::Error;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Table<'a> {
     values: &'a [f32],
-    n_rows: usize,
+    /// Rows of a column of `values`.
+    stride: usize,
+    rows: RowRange,
     n_features: usize,
+}
+
+/// Rows of a column: a range, or a range without a block.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct RowRange {
+    first: usize,
+    len: usize,
+    /// Rows before the block that is left out.
+    n_before: usize,
+    n_left_out: usize,
+}
+
+impl RowRange {
+    fn new(rows: Range<usize>) -> Self {
+        Self { first: rows.start, len: rows.len(), n_before: rows.len(), n_left_out: 0 }
+    }
+
+    #[inline(always)]
+    fn position(&self, row: usize) -> usize {
+        self.first + row + if row < self.n_before { 0 } else { self.n_left_out }
+    }
+}
+
+/// The values of one feature of a [`Table`], by row.
+#[derive(Clone, Copy, Debug)]
+pub struct Column<'a> {
+    values: &'a [f32],
+    rows: RowRange,
+}
+
+impl<'a> Column<'a> {
+    /// The value of a row.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    #[inline(always)]
+    pub fn get(&self, row: usize) -> f32 {
+        self.values[self.rows.position(row)]
+    }
+
+    /// The values, in the order of the rows.
+    pub fn iter(&self) -> impl Iterator<Item = f32> + use<'a> {
+        let RowRange { first, len, n_before, n_left_out } = self.rows;
+        let before = &self.values[first..][..n_before];
+        let after = &self.values[first + n_before + n_left_out..][..len - n_before];
+        before.iter().chain(after).copied()
+    }
 }
 
 impl<'a> Table<'a> {
@@ -22,15 +72,35 @@ impl<'a> Table<'a> {
     /// [`Error::Shape`] unless there are exactly `n_rows * n_features` values.
     pub fn new(values: &'a [f32], n_rows: usize, n_features: usize) -> Result<Self, Error> {
         if n_rows.checked_mul(n_features) == Some(values.len()) {
-            Ok(Self { values, n_rows, n_features })
+            Ok(Self { values, stride: n_rows, rows: RowRange::new(0..n_rows), n_features })
         } else {
             Err(Error::Shape { n_values: values.len(), n_rows, n_features })
         }
     }
 
+    /// The table of some rows, with the same memory.
+    ///
+    /// # Panics
+    /// If the table has fewer rows, or leaves rows out.
+    pub fn with_rows(&self, rows: Range<usize>) -> Self {
+        assert!(self.rows.n_left_out == 0 && rows.end <= self.n_rows(), "a range of all rows");
+        let first = self.rows.first;
+        Self { rows: RowRange::new(first + rows.start..first + rows.end), ..*self }
+    }
+
+    /// The table without some rows, with the same memory.
+    ///
+    /// # Panics
+    /// If the table has fewer rows, or leaves rows out.
+    pub fn without_rows(&self, rows: Range<usize>) -> Self {
+        assert!(self.rows.n_left_out == 0 && rows.end <= self.n_rows(), "a range of all rows");
+        let (len, n_left_out) = (self.n_rows() - rows.len(), rows.len());
+        Self { rows: RowRange { len, n_before: rows.start, n_left_out, ..self.rows }, ..*self }
+    }
+
     /// Number of rows.
     pub fn n_rows(&self) -> usize {
-        self.n_rows
+        self.rows.len
     }
 
     /// Number of columns.
@@ -38,12 +108,21 @@ impl<'a> Table<'a> {
         self.n_features
     }
 
-    /// All rows of one feature, shape `[n_rows]`.
+    /// The values of one feature by row.
     ///
     /// # Panics
     /// If there is no such feature.
-    pub fn column(&self, feature: usize) -> &'a [f32] {
-        &self.values[feature * self.n_rows..][..self.n_rows]
+    pub fn column(&self, feature: usize) -> Column<'a> {
+        Column { values: &self.values[feature * self.stride..][..self.stride], rows: self.rows }
+    }
+
+    /// All rows of one feature, shape `[n_rows]`.
+    ///
+    /// # Panics
+    /// If there is no such feature, or the table leaves rows out.
+    pub fn column_slice(&self, feature: usize) -> &'a [f32] {
+        assert!(self.rows.n_left_out == 0, "the rows of a slice are adjacent");
+        &self.values[feature * self.stride..][..self.stride][self.rows.first..][..self.rows.len]
     }
 
     /// Copies row `row` into `out`, shape `[n_features]`.
@@ -53,7 +132,7 @@ impl<'a> Table<'a> {
     pub fn copy_row(&self, row: usize, out: &mut [f32]) {
         assert_eq!(out.len(), self.n_features, "a row has as many values as the table has features");
         for (feature, value) in out.iter_mut().enumerate() {
-            *value = self.column(feature)[row];
+            *value = self.column(feature).get(row);
         }
     }
 
@@ -67,7 +146,7 @@ impl<'a> Table<'a> {
             // Without an early exit, the compiler tests several values at once.
             if !column.iter().fold(true, |ok, value| ok & value.is_finite()) {
                 let row = column.iter().take_while(|value| value.is_finite()).count();
-                return Err(Error::NotFinite { value: column[row], row, feature });
+                return Err(Error::NotFinite { value: column.get(row), row, feature });
             }
         }
         Ok(())
@@ -81,10 +160,34 @@ mod tests {
     #[test]
     fn columns_and_rows() {
         let table = Table::new(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3, 2).expect("six values");
-        assert_eq!(table.column(1), [4.0, 5.0, 6.0]);
+        assert_eq!(table.column_slice(1), [4.0, 5.0, 6.0]);
         let mut row = [0.0; 2];
         table.copy_row(2, &mut row);
         assert_eq!(row, [3.0, 6.0]);
+    }
+
+    #[test]
+    fn a_view_of_some_rows_shares_the_values() {
+        let values: Vec<f32> = (0..20).map(|i| i as f32).collect();
+        let table = Table::new(&values, 10, 2).expect("twenty values");
+        let of = |table: &Table, feature: usize| -> Vec<f32> {
+            let column = table.column(feature);
+            let values: Vec<f32> = column.iter().collect();
+            assert!((0..table.n_rows()).map(|row| column.get(row)).eq(values.iter().copied()));
+            values
+        };
+        let without = |rows: Range<usize>| of(&table.without_rows(rows), 1);
+        assert_eq!(without(0..7), [17.0, 18.0, 19.0]);
+        assert_eq!(without(2..9), [10.0, 11.0, 19.0]);
+        assert_eq!(without(3..10), [10.0, 11.0, 12.0]);
+        assert_eq!(without(4..4).len(), 10);
+        let some = table.with_rows(3..6);
+        assert_eq!(of(&some, 0), [3.0, 4.0, 5.0]);
+        assert_eq!(some.column_slice(1), [13.0, 14.0, 15.0]);
+        assert_eq!(of(&some.without_rows(1..2), 1), [13.0, 15.0]);
+        let mut row = [0.0; 2];
+        table.without_rows(2..9).copy_row(2, &mut row);
+        assert_eq!(row, [9.0, 19.0]);
     }
 
     #[test]

@@ -128,13 +128,12 @@ impl<'a> CrossValidator<'a> {
             (0..n_tasks).map(|_| OnceLock::new()).collect();
         let (n_taken, n_finished) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let run_tasks = || {
-            let mut buffers = FoldBuffers::new(self.table);
             loop {
                 // Large trees first: the last tasks are then short, and all threads finish at about the same time.
                 let task = n_tasks.checked_sub(1 + n_taken.fetch_add(1, Ordering::Relaxed));
                 let Some(task) = task else { return };
                 let (size, fold) = (sizes[task / n_folds], &self.folds[task % n_folds]);
-                let result = buffers.validate(self.params, fold, size);
+                let result = fold.validate(self.table, self.params, size);
                 results[task].set(result).expect("each task is taken once");
                 on_fold(1 + n_finished.fetch_add(1, Ordering::Relaxed), n_tasks);
             }
@@ -179,36 +178,11 @@ fn split_folds(table: &Table) -> Result<Vec<FoldSplit>, Error> {
     Ok(folds)
 }
 
-/// Buffers for the two parts of a table.
-struct FoldBuffers<'a> {
-    table: &'a Table<'a>,
-    values: [Vec<f32>; 2],
-}
-
-impl<'a> FoldBuffers<'a> {
-    fn new(table: &'a Table<'a>) -> Self {
-        Self { table, values: Default::default() }
-    }
-
-    /// Fits a forest on the training rows of a fold. Returns its decisions on the training rows and on the test rows.
-    fn validate(
-        &mut self,
-        params: &ModelParams,
-        fold: &FoldSplit,
-        size: usize,
-    ) -> Result<FoldDecisions, Error> {
-        let [train, test] = &mut self.values;
-        train.clear();
-        test.clear();
-        for feature in 0..self.table.n_features() {
-            let column = self.table.column(feature);
-            train.extend_from_slice(&column[..fold.test.start]);
-            train.extend_from_slice(&column[fold.test.end..]);
-            test.extend_from_slice(&column[fold.test.clone()]);
-        }
-        let n_features = self.table.n_features();
-        let train = Table::new(train, fold.n_rows - fold.test.len(), n_features)?;
-        let test = Table::new(test, fold.test.len(), n_features)?;
+impl FoldSplit {
+    /// Fits a forest on the training rows of the fold. Returns its decisions on the training rows and on the test rows.
+    /// Both tables are views: a copy for each thread would take several times the memory of the table.
+    fn validate(&self, table: &Table, params: &ModelParams, size: usize) -> Result<FoldDecisions, Error> {
+        let (train, test) = (table.without_rows(self.test.clone()), table.with_rows(self.test.clone()));
         let params = params.with_max_samples(MaxSamples::count(size)?);
         let [train, test] = params.fit_and_decide(&train, [&train, &test])?;
         Ok(FoldDecisions::new(&train, &test))

@@ -102,7 +102,7 @@ impl<'t> ExtendedTreeGrower<'t> {
         for &(column, coefficient) in &self.terms {
             let column = self.table.column(usize::from(column));
             for (value, &row) in self.values.iter_mut().zip(ids) {
-                *value += f64::from(coefficient) * f64::from(column[row as usize]);
+                *value += f64::from(coefficient) * f64::from(column.get(row as usize));
             }
         }
         let ends = (f64::INFINITY, f64::NEG_INFINITY);

@@ -108,7 +108,7 @@ fn trees_are_as_described() {
             for row in std::mem::take(&mut rows[node]) {
                 let terms = node * 5..(node + 1) * 5;
                 let mixture = terms.fold(0.0, |sum, term| {
-                    let value = table.column(tree.columns[term] as usize)[row];
+                    let value = table.column(tree.columns[term] as usize).get(row);
                     sum + tree.coefficients[term] * f64::from(value)
                 });
                 (low, high) = (low.min(mixture), high.max(mixture));

@@ -20,6 +20,12 @@ const MAX_RATIO: usize = 128;
 /// Largest `schema.json`, in bytes. A tree takes 16 KB, so this is a forest of 2000 trees.
 const MAX_SCHEMA: usize = 32 << 20;
 
+/// Largest ratio of the memory of a parsed schema to its text. Those of forests have 7.
+const MAX_SCHEMA_RATIO: usize = 16;
+
+/// Most memory of a parsed schema, in bytes: that of [`MAX_SCHEMA`].
+const MAX_SCHEMA_MEMORY: usize = 256 << 20;
+
 const SCHEMA: &str = "schema.json";
 
 /// Reads a file. Returns its values and the root among them.
@@ -34,6 +40,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<(Values<'static>, Id), Error> {
         by_id: HashMap::new(),
     };
     let schema = reader.inflate(SCHEMA, MAX_SCHEMA)?;
+    check_memory(&schema)?;
     // serde_json rejects more than 128 levels, which bounds the recursion below.
     let schema: Json = serde_json::from_slice(&schema).map_err(Error::Schema)?;
     let root = reader.read_node(&schema)?;
@@ -134,6 +141,39 @@ impl SkopsReader<'_> {
         self.arrays.insert(file.to_string(), id);
         Ok(id)
     }
+}
+
+/// Checks the memory that a JSON text takes once it is parsed: the smallest object takes a hundred times its text.
+fn check_memory(text: &[u8]) -> Result<(), Error> {
+    /// A node of the map, with room for eleven fields.
+    const OBJECT: usize = 640;
+    /// A list, with room for four values.
+    const LIST: usize = 128;
+    /// A value in a list that has grown to twice its length, or in a full node of a map.
+    const VALUE: usize = 64;
+    /// The allocation of a text.
+    const TEXT: usize = 32;
+    let (mut n_bytes, mut is_text, mut is_escaped) = (text.len(), false, false);
+    for byte in text {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = is_text,
+            b'"' => {
+                is_text = !is_text;
+                n_bytes += TEXT / 2;
+            }
+            _ if is_text => {}
+            b'{' => n_bytes += OBJECT,
+            b'[' => n_bytes += LIST,
+            b',' | b':' => n_bytes += VALUE,
+            _ => {}
+        }
+    }
+    let limit = MAX_SCHEMA_MEMORY.min(MAX_SCHEMA_RATIO * text.len().max(64 << 10));
+    if n_bytes > limit {
+        return Err(schema_error(format!("takes {n_bytes} bytes of memory, must be at most {limit}")));
+    }
+    Ok(())
 }
 
 /// A value written as JSON within a JSON text.
