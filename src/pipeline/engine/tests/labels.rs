@@ -1,6 +1,9 @@
 //! Labels outside of `by` that change, and labels that tell series apart.
 
 use super::*;
+use crate::detect::DeviationReason;
+use crate::pipeline::output_series::OutputSeries;
+use crate::pipeline::serving::Contribution;
 
 /// A scrape of both devices by the exporter in this pod, with one more label.
 fn scrape_of(bench: &mut Bench, (name, value): (&str, &str), i: i64) {
@@ -74,4 +77,28 @@ fn a_model_without_its_features_is_shown() {
     assert_eq!(incomplete, 5, "the first row is within the grace period");
     let text = bench.engine.readiness.sender.borrow().text.clone();
     assert_eq!(text, "node_network: 1 of 1 groups have a model, 1 of them receive none of its features");
+}
+
+/// An external label of Prometheus is on every output of a group, or on none.
+#[test]
+fn a_label_of_by_is_on_every_output_and_one_of_ignore_on_none() {
+    for (key, expected) in [("by: [cluster, job, instance]", "west"), ("ignore: [cluster]", "")] {
+        let config = format!("detectors: [{{name: net, match: [node_network_receive_bytes_total], {key}}}]");
+        let mut bench = Bench::new(&config);
+        scrape_of(&mut bench, ("cluster", "west"), 0);
+        let groups = bench.groups();
+        let group = &groups[0].1;
+        let contribution = Contribution {
+            feature: group.window().features().next().expect("two features").0.clone(),
+            reason: DeviationReason::Jumped,
+            share: 1.0,
+            expected_range: [1.0; 3],
+        };
+        let outputs = OutputSeries::of_role(ModelRole::Champion).into_iter();
+        let contributions = OutputSeries::of_contribution(&contribution, "net", &group.labels);
+        for output in outputs.chain(contributions.map(|(output, _)| output)) {
+            let labels = output.labels(&group.detector, &group.labels);
+            assert_eq!(labels.get("cluster"), expected, "{key}: {labels}");
+        }
+    }
 }
