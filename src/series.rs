@@ -54,6 +54,8 @@ pub struct ColumnRef {
     pub group: u32,
     /// The column in its window.
     pub column: Column,
+    /// The numbering of the columns that the column belongs to.
+    pub numbering: u32,
 }
 
 /// Splits the hash of a label set into the key in the table, 64 bits, and a fingerprint of 32 bits that detects
@@ -219,6 +221,7 @@ mod tests {
             let target = ColumnRef {
                 group: i,
                 column: window.get_or_add_column(&labels).expect("fewer columns than the limit"),
+                numbering: 0,
             };
             let targets = [target];
             let even = i % 2 == 0;
@@ -266,6 +269,7 @@ mod tests {
             ColumnRef {
                 group: i,
                 column: window.get_or_add_column(&labels).expect("fewer columns than the limit"),
+                numbering: 0,
             }
         };
         let mut index = SeriesIndex::with_generation(2);

@@ -12,10 +12,10 @@ use crate::series::{ColumnRef, IgnoreReason};
 use crate::snapshot::GroupState;
 use crate::train::pool::{MAX_GROUPS, Pool};
 use crate::window::{MAX_FEATURES, Window};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
 /// Watched series in all groups: 10,000 hosts of 20. At six hours of 15 s each takes 12 KiB.
@@ -43,6 +43,8 @@ pub struct Groups {
     next_id: u32,
     usage: Usage,
     over_limit: bool,
+    /// Groups with many empty columns.
+    with_empty_columns: VecDeque<u32>,
 }
 
 /// What outsiders can make the groups hold, by their choice of series.
@@ -94,6 +96,7 @@ impl Groups {
             next_id: 0,
             usage: Usage::default(),
             over_limit: false,
+            with_empty_columns: VecDeque::new(),
         }
     }
 
@@ -183,9 +186,9 @@ impl Groups {
         true
     }
 
-    /// True if the group exists.
-    pub fn contains(&self, id: u32) -> bool {
-        self.all.contains_key(&id)
+    /// True if the column exists.
+    pub fn contains(&self, column_ref: &ColumnRef) -> bool {
+        self.all.get(&column_ref.group).is_some_and(|group| group.is_current(column_ref))
     }
 
     /// The columns of a series with a sample at `at_ms`, created where they are new.
@@ -248,7 +251,7 @@ impl Groups {
         if let Some(id) = existing {
             let group = self.all.get_mut(&id)?;
             match group.find_column(&series, at_ms) {
-                Lookup::Found(column) => return Some(ColumnRef { group: id, column }),
+                Lookup::Found(column) => return Some(group.column_ref(id, column)),
                 Lookup::Taken => {
                     self.usage = self.usage.minus(usage_of(group));
                     group.restore_ignored_labels(series.metric_name());
@@ -268,9 +271,10 @@ impl Groups {
             return None;
         }
         let id = existing.unwrap_or_else(|| self.create(detector_index, by, now));
-        let column = self.all.get_mut(&id)?.add_column(&series, at_ms)?;
+        let group = self.all.get_mut(&id)?;
+        let column = group.add_column(&series, at_ms)?;
         self.usage = self.usage.plus(of_column);
-        Some(ColumnRef { group: id, column })
+        Some(group.column_ref(id, column))
     }
 
     fn warn_about_limit(&mut self, labels: &Labels) {
@@ -318,34 +322,38 @@ impl Groups {
         id
     }
 
-    /// Evicts groups and columns without a sample for the length of their window. Returns the evicted groups, and
-    /// true if the index must be cleared.
+    /// Evicts groups without a sample for the length of their window, and finds those with many empty columns. Returns the
+    /// evicted groups, and true if the index must be cleared.
     pub fn evict(&mut self, now: Instant, now_ms: i64) -> (Vec<Group>, bool) {
-        let affected: Vec<u32> = self
-            .all
-            .iter()
-            .filter(|(_, g)| g.is_expired(now) || g.has_many_empty_columns(now_ms))
-            .map(|(id, _)| *id)
-            .collect();
-        let changed = !affected.is_empty() && std::mem::take(&mut self.over_limit);
         let mut evicted = Vec::new();
-        for id in affected {
-            let group = self.all.remove(&id).expect("listed just now");
+        for (_, group) in self.all.extract_if(.., |_, group| group.is_expired(now)) {
             self.usage = self.usage.minus(usage_of(&group));
             let index = self.config.detectors.iter().position(|d| Arc::ptr_eq(d, &group.detector));
-            let Some(by_labels) = index.map(|index| &mut self.by_labels[index]) else { continue };
-            by_labels.remove(&group.labels);
-            if group.is_expired(now) {
-                info!(component = "series", detector = group.detector.name, group = %group.labels, "group gone");
-                evicted.push(group);
-            } else {
-                let group = group.without_empty_columns(now_ms);
-                let labels = group.labels.clone();
-                let id = self.insert(group);
-                self.by_labels[index.expect("found above")].insert(labels, id);
+            if let Some(index) = index {
+                self.by_labels[index].remove(&group.labels);
+            }
+            info!(component = "series", detector = group.detector.name, group = %group.labels, "group gone");
+            evicted.push(group);
+        }
+        let with_empty_columns = self.all.iter().filter(|(_, group)| group.has_many_empty_columns(now_ms));
+        self.with_empty_columns = with_empty_columns.map(|(id, _)| *id).collect();
+        let has_room = !evicted.is_empty() || !self.with_empty_columns.is_empty();
+        (evicted, has_room && std::mem::take(&mut self.over_limit))
+    }
+
+    /// Removes the empty columns of the groups that the last eviction found, one after the other until the time budget is
+    /// used up: a window is copied for it.
+    pub fn remove_empty_columns(&mut self, budget: Duration, now_ms: i64) {
+        let started = Instant::now();
+        while let Some(id) = self.with_empty_columns.pop_front() {
+            let Some(group) = self.all.get_mut(&id) else { continue };
+            self.usage = self.usage.minus(usage_of(group));
+            group.remove_empty_columns(now_ms);
+            self.usage = self.usage.plus(usage_of(group));
+            if started.elapsed() >= budget {
+                break;
             }
         }
-        (evicted, changed)
     }
 
     /// For each endpoint of another configuration, the index of the same endpoint in this one: that with the same key.

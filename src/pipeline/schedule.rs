@@ -122,7 +122,6 @@ impl TrainingSchedule {
 
     /// Replaces the number of columns after a change of the window.
     pub fn reset_columns(&mut self, n_columns: usize) {
-        self.is_training = false;
         self.known_columns = n_columns;
     }
 

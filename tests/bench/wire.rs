@@ -98,6 +98,7 @@ fn bench_read(bencher: Bencher, version: ProtocolVersion, body: Vec<u8>) {
                 if selector.matches(&labels) {
                     let column = ColumnRef {
                         group: 0,
+                        numbering: 0,
                         column: window.get_or_add_column(&labels).expect("the window has few columns"),
                     };
                     index.insert(*hash, IndexEntry::Watched(&[column]))

@@ -101,8 +101,8 @@ fn resolve_series(
 ) -> EntryId {
     let is_current = |entry_id: &EntryId| match index.entry(*entry_id) {
         IndexEntry::Ignored(_) => true,
-        // A group that is evicted and created again has another id.
-        IndexEntry::Watched(columns) => columns.iter().all(|column_ref| groups.contains(column_ref.group)),
+        // A group that is evicted and created again has another id, and columns get other numbers.
+        IndexEntry::Watched(columns) => columns.iter().all(|column_ref| groups.contains(column_ref)),
     };
     if let Some(entry_id) = cached_id.filter(is_current) {
         return entry_id;

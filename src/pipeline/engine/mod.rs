@@ -44,6 +44,8 @@ use tracing::{info, warn};
 
 /// Time budget of one page of a selection.
 const SELECT_BUDGET: Duration = Duration::from_millis(2);
+/// Time of a tick for the removal of empty columns.
+const COMPACT_BUDGET: Duration = Duration::from_millis(20);
 /// Interval of the eviction of groups and columns.
 const EVICT_INTERVAL: Duration = Duration::from_secs(60);
 /// Conflicting samples within [`EVICT_INTERVAL`] that cause a warning.
@@ -287,6 +289,7 @@ impl Engine {
                 self.index.clear();
             }
         }
+        self.groups.remove_empty_columns(COMPACT_BUDGET, now_ms);
         self.metrics.set_series(self.index.len());
         for state in &self.endpoints {
             if !state.pending.is_empty() || state.stale_markers.has_unwritten() {

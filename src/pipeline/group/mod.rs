@@ -24,6 +24,7 @@ use crate::prom::{Labels, Sample};
 use crate::remote_read::SeriesSamples;
 use crate::remote_read::server::Query;
 use crate::remote_write::{Batch, CursorPosition, TimeSeries};
+use crate::series::ColumnRef;
 use crate::time;
 use crate::train::WarmStart;
 use crate::train::coverage::Presence;
@@ -52,6 +53,8 @@ pub struct Group {
     /// The values of the `by` labels.
     pub labels: Labels,
     window: Window,
+    /// Changes when columns get other numbers.
+    numbering: u32,
     models: ServingSlots,
     rows: RowTracker,
     origins: SeriesOrigins,
@@ -77,6 +80,7 @@ impl Group {
         Self {
             schedule: TrainingSchedule::new(&detector, now),
             window: Window::new(time::millis(detector.window)),
+            numbering: 0,
             detector,
             labels,
             models: ServingSlots::default(),
@@ -269,8 +273,8 @@ impl Group {
         closed_ms.saturating_sub(self.window.length_ms())
     }
 
-    /// The same group without these columns. The numbers of the other columns change.
-    pub fn without_empty_columns(mut self, now_ms: i64) -> Self {
+    /// Removes these columns. The numbers of the other columns change.
+    pub fn remove_empty_columns(&mut self, now_ms: i64) {
         let start_ms = self.closed_window_start_ms(now_ms);
         let active: Vec<Labels> = self
             .window
@@ -279,10 +283,20 @@ impl Group {
             .map(|(labels, _, _)| labels.clone())
             .collect();
         self.window = self.window.with_features(&active);
+        self.numbering += 1;
         self.origins.forget_columns();
         self.models.rebind(&self.window);
         self.schedule.reset_columns(self.n_columns());
-        self
+    }
+
+    /// A reference to a column, under the id of this group.
+    pub fn column_ref(&self, group: u32, column: Column) -> ColumnRef {
+        ColumnRef { group, column, numbering: self.numbering }
+    }
+
+    /// True if the reference is of the current numbering.
+    pub fn is_current(&self, column_ref: &ColumnRef) -> bool {
+        column_ref.numbering == self.numbering
     }
 
     /// Sets or removes the challenger.

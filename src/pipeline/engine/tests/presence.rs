@@ -30,7 +30,10 @@ fn scored(bench: &mut Bench) -> Vec<i64> {
 
 #[test]
 fn a_scrape_in_two_requests_after_a_pause_removes_no_feature() {
-    let mut bench = serving();
+    let mut bench = Bench::new("remote_read: []");
+    scrape(&mut bench, 0);
+    let labels = bench.groups()[0].1.labels.clone();
+    bench.install(&BTreeMap::from([(labels, two_features())]));
     let start = Instant::now();
     run(&mut bench, start, 1..=8);
     let (now, now_ms) = at(start, 16);
@@ -147,4 +150,34 @@ fn columns_are_kept_while_the_row_that_outdates_them_arrives() {
     bench.engine.tick(later + Duration::from_secs(100), later_ms + 100_000);
     bench.engine.tick(later + Duration::from_secs(200), later_ms + 200_000);
     assert_eq!(bench.groups()[0].1.n_columns(), 8);
+}
+
+#[test]
+fn a_group_keeps_its_id_and_its_unwritten_rows_when_columns_are_removed() {
+    let mut bench = serving();
+    let start = Instant::now();
+    let devices: Vec<String> = (0..70).map(|i| format!("ens{i}")).collect();
+    let (now, now_ms) = at(start, 0);
+    for device in devices.iter().map(String::as_str) {
+        write(&mut bench, &[device], now_ms - 3_600_000, 1.0, now, now_ms);
+    }
+    run(&mut bench, start, 1..=8);
+    bench.tick(start + Duration::from_secs(200));
+    while bench.jobs.try_recv().is_ok() {}
+    let id = bench.groups()[0].0;
+    let batch = bench.engine.next_batch(0, 100_000, START_MS * 2).expect("rows");
+    let (later, later_ms) = at(start, 4 * 60 * 6);
+    write(&mut bench, &["eth0", "lo"], later_ms, 1e6, later, later_ms);
+    write(&mut bench, &["eth0", "lo"], later_ms + 15_000, 1e6, later, later_ms + 15_000);
+    // The hold for the gap ends.
+    bench.engine.tick(later + Duration::from_secs(20), later_ms + 20_000);
+    let (id_after, group) = bench.groups().remove(0);
+    assert_eq!((id_after, group.n_columns()), (id, 2));
+    let before = group.publication().n_pending_samples();
+    bench.engine.advance(0, &batch.positions, later_ms);
+    let after = bench.groups()[0].1.publication().n_pending_samples();
+    assert!(after < before, "{after} of {before}");
+    write(&mut bench, &["eth0", "lo"], later_ms + 30_000, 2e6, later, later_ms + 30_000);
+    assert_eq!(bench.groups()[0].1.n_columns(), 2, "samples find their columns by their new numbers");
+    assert_eq!(*scored(&mut bench).last().expect("rows"), 4 * 60 * 6 + 2);
 }
