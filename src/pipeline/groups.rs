@@ -326,7 +326,9 @@ impl Groups {
     /// evicted groups, and true if the index must be cleared.
     pub fn evict(&mut self, now: Instant, now_ms: i64) -> (Vec<Group>, bool) {
         let mut evicted = Vec::new();
-        for (_, group) in self.all.extract_if(.., |_, group| group.is_expired(now)) {
+        let expired: Vec<u32> =
+            self.all.iter().filter(|(_, group)| group.is_expired(now)).map(|(id, _)| *id).collect();
+        for group in expired.iter().filter_map(|id| self.all.remove(id)) {
             self.usage = self.usage.minus(usage_of(&group));
             let index = self.config.detectors.iter().position(|d| Arc::ptr_eq(d, &group.detector));
             if let Some(index) = index {
