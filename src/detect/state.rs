@@ -41,6 +41,13 @@ pub struct Checkpoint {
     pub(super) alerts: AlertState,
 }
 
+impl Checkpoint {
+    /// The alert state of the group.
+    pub fn alert_state(&self) -> &AlertState {
+        &self.alerts
+    }
+}
+
 impl SavedState {
     pub(super) fn from_parts(
         derived: &DerivedFeatures,

@@ -5,7 +5,7 @@
 
 use super::kind::{FittedModel, score};
 use super::model::Model;
-use crate::detect::{self, Assessment, OnlineDetector};
+use crate::detect::{self, AlertState, Assessment, OnlineDetector};
 use crate::window::{IncidentState, Score};
 use std::sync::Arc;
 
@@ -36,16 +36,10 @@ impl RunningModel {
         self.state = self.state.take().map(|state| Box::new(state.with_alerts(alerts, features)));
     }
 
-    /// Continues the alert state of the model that served before.
+    /// Continues the alert state of the group. A model without state ignores it.
     #[must_use]
-    pub fn inherit_alerts(self, previous: &Self) -> Self {
-        let state = match (self.state, &previous.state) {
-            (Some(state), Some(previous)) => {
-                Some(Box::new(state.with_alert_state(previous.alert_state().clone())))
-            }
-            (state, _) => state,
-        };
-        Self { state, ..self }
+    pub fn with_alert_state(self, alerts: AlertState) -> Self {
+        Self { state: self.state.map(|state| Box::new(state.with_alert_state(alerts))), ..self }
     }
 
     /// The model.

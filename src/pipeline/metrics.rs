@@ -39,8 +39,9 @@ pub struct Metrics {
     model_rows: Family<GroupLabels, Gauge>,
     model_features: Family<GroupLabels, Gauge>,
     model_drift: Family<GroupLabels, Seconds>,
-    alerts_expected: Family<GroupLabels, Seconds>,
-    alerts_observed: Family<GroupLabels, Gauge>,
+    budget_expected: Family<GroupLabels, Seconds>,
+    budget_observed: Family<GroupLabels, Seconds>,
+    budget_correction: Family<GroupLabels, Seconds>,
     label_changes: Family<[(&'static str, String); 3], Counter>,
     models_rejected: Family<[(&'static str, String); 1], Counter>,
     backfilled: Family<[(&'static str, String); 1], Counter>,
@@ -97,15 +98,20 @@ impl Metrics {
                 "model_drift_kl",
                 "KL divergence between the decisions of the last day and of training, in nats",
             ),
-            alerts_expected: register(
+            budget_expected: register(
                 registry,
-                "alerts_expected_per_day",
-                "Alerts per day that the threshold allows",
+                "alert_budget_expected_per_day",
+                "Most incidents per day on average: the budget of alerts",
             ),
-            alerts_observed: register(
+            budget_observed: register(
                 registry,
-                "alerts_observed_last_day",
-                "Incidents that opened within the last day",
+                "alert_budget_observed_per_day",
+                "Incidents per day that opened within the last seven days",
+            ),
+            budget_correction: register(
+                registry,
+                "alert_budget_correction",
+                "Logarithm of the factor by which recent incidents raise the threshold, from 0 to 1.5",
             ),
             label_changes: register(
                 registry,
@@ -242,10 +248,11 @@ impl Metrics {
         let labels = labels(group);
         self.progress.get_or_create(&labels).set(group.progress(now));
         self.missing.get_or_create(&labels).set(group.n_missing_features() as i64);
-        match group.incidents_last_day() {
-            Some(incidents) => {
-                self.alerts_expected.get_or_create(&labels).set(group.detector.alerts.budget);
-                self.alerts_observed.get_or_create(&labels).set(incidents as i64);
+        match group.budget_correction() {
+            Some(correction) => {
+                self.budget_expected.get_or_create(&labels).set(group.detector.alerts.budget);
+                self.budget_observed.get_or_create(&labels).set(group.incidents_per_day());
+                self.budget_correction.get_or_create(&labels).set(correction);
             }
             None => self.remove_alerts(&labels),
         }
@@ -274,8 +281,9 @@ impl Metrics {
     }
 
     fn remove_alerts(&self, labels: &GroupLabels) {
-        self.alerts_expected.remove(labels);
-        self.alerts_observed.remove(labels);
+        self.budget_expected.remove(labels);
+        self.budget_observed.remove(labels);
+        self.budget_correction.remove(labels);
     }
 
     /// Counts rows whose scores were written late.

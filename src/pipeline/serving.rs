@@ -1,6 +1,6 @@
 //! A model that scores the window of a group.
 
-use crate::detect::{self, DeviationReason, OnlineDetector};
+use crate::detect::{self, AlertState, DeviationReason, OnlineDetector};
 use crate::features::counter::CounterEvent;
 use crate::features::{Row, RowReader, Schema};
 use crate::models::{DeployedModel, Model, RunningModel};
@@ -65,9 +65,14 @@ impl ServingModel {
         }
     }
 
-    /// Continues the alert state of the previous model.
-    pub fn inherit_alerts(self, previous: &Self) -> Self {
-        Self { running: self.running.inherit_alerts(&previous.running), ..self }
+    /// Continues the alert state of the group.
+    pub fn with_alert_state(self, alerts: AlertState) -> Self {
+        Self { running: self.running.with_alert_state(alerts), ..self }
+    }
+
+    /// The alert state of the group; `None` for a model that scores each row alone.
+    pub fn alert_state(&self) -> Option<&AlertState> {
+        self.running.state().map(OnlineDetector::alert_state)
     }
 
     /// The model.

@@ -11,7 +11,7 @@
 mod format;
 mod store;
 
-use crate::detect::{Checkpoint, OnlineDetector};
+use crate::detect::{AlertState, Checkpoint, OnlineDetector};
 use crate::models::DeployedModel;
 use crate::models::artifact;
 use crate::prom::Labels;
@@ -43,7 +43,7 @@ pub struct GroupState {
     pub cursors: BTreeMap<String, i64>,
     /// Contributions to the incidents, by timestamp ascending.
     pub contributions: Vec<(i64, Vec<SavedContribution>)>,
-    /// Timestamps at which the incidents of the last day started.
+    /// Timestamps at which the incidents of the last week started.
     pub incident_starts_ms: Vec<i64>,
     /// True if the newest row belongs to an incident.
     pub is_incident: bool,
@@ -109,13 +109,22 @@ impl PendingCheckpoint {
 }
 
 impl ModelCheckpoint {
+    /// The alert state of the group, which another model continues too; `None` for a model that scores each row alone.
+    pub fn alert_state(&self) -> Option<&AlertState> {
+        self.checkpoint.as_ref().map(Checkpoint::alert_state)
+    }
+
     /// The state of this model, if the checkpoint belongs to it; the inner `None` is that of a model that scores each
     /// row alone.
     pub fn resume(&self, deployed: &DeployedModel) -> Option<Option<Box<OnlineDetector>>> {
-        let is_same = self.name == deployed.name
+        self.is_of(deployed).then(|| deployed.model.fitted.resume(self.checkpoint.as_ref())).flatten()
+    }
+
+    /// True if the checkpoint is of this model.
+    pub fn is_of(&self, deployed: &DeployedModel) -> bool {
+        self.name == deployed.name
             && deployed.version == Some(self.version)
-            && self.digest == artifact::digest(&deployed.model);
-        is_same.then(|| deployed.model.fitted.resume(self.checkpoint.as_ref())).flatten()
+            && self.digest == artifact::digest(&deployed.model)
     }
 }
 

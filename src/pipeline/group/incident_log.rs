@@ -1,17 +1,22 @@
-//! The incidents of a group within its window: their contributions, and the openings of the last day.
+//! The incidents of a group within its window: their contributions, and the openings of the last week.
 
 use crate::pipeline::serving::Contribution;
-use crate::time::DAY_MS;
+use crate::time::{DAY_MS, HOUR_MS};
 use std::collections::VecDeque;
+
+/// Days that openings are kept for.
+const KEPT_DAYS: i64 = 7;
 
 /// See the [module](self).
 #[derive(Default)]
 pub struct IncidentLog {
     /// Contributions by timestamp, ascending; an empty entry at the row after an incident.
     contributions: VecDeque<(i64, Vec<Contribution>)>,
-    /// Timestamps at which the incidents of the last day opened.
+    /// Timestamps at which the incidents of the last week opened.
     starts: VecDeque<i64>,
     is_open: bool,
+    /// Hours since the epoch at the newest row.
+    hour: Option<i64>,
 }
 
 impl IncidentLog {
@@ -21,11 +26,11 @@ impl IncidentLog {
         starts: VecDeque<i64>,
         is_open: bool,
     ) -> Self {
-        Self { contributions, starts, is_open }
+        Self { contributions, starts, is_open, hour: None }
     }
 
-    /// Records a scored row, and forgets contributions before the window. True if the number of incidents of the
-    /// last day may have changed.
+    /// Records a scored row, and forgets contributions before the window. True if an incident opened or the hour has
+    /// changed: the alert budget changes then.
     pub fn record(
         &mut self,
         timestamp_ms: i64,
@@ -41,11 +46,11 @@ impl IncidentLog {
         {
             self.contributions.push_back((timestamp_ms, contributions));
         }
-        let mut has_changed = false;
-        while self.starts.front().is_some_and(|then| *then <= timestamp_ms - DAY_MS) {
+        while self.starts.front().is_some_and(|then| *then <= timestamp_ms - KEPT_DAYS * DAY_MS) {
             self.starts.pop_front();
-            has_changed = true;
         }
+        let hour = timestamp_ms.div_euclid(HOUR_MS);
+        let mut has_changed = self.hour.replace(hour) != Some(hour);
         if is_incident && !std::mem::replace(&mut self.is_open, is_incident) {
             self.starts.push_back(timestamp_ms);
             has_changed = true;
@@ -74,7 +79,12 @@ impl IncidentLog {
         self.contributions.back().map(|(newest_ms, _)| *newest_ms)
     }
 
-    /// Timestamps at which the incidents of the last day opened.
+    /// Incidents per day that opened within the last week.
+    pub fn per_day(&self) -> f64 {
+        self.starts.len() as f64 / KEPT_DAYS as f64
+    }
+
+    /// Timestamps at which the incidents of the last week opened.
     pub fn starts(&self) -> &VecDeque<i64> {
         &self.starts
     }

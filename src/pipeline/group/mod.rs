@@ -204,9 +204,14 @@ impl Group {
         rows.touch(models.row_key(timestamp_ms), timestamp_ms, is_scored, now);
     }
 
-    /// Incidents within the last day; `None` for a model without incidents.
-    pub fn incidents_last_day(&self) -> Option<usize> {
-        self.models.is_sequential().then_some(self.incidents.starts().len())
+    /// The correction of the threshold by recent incidents; `None` for a model without incidents.
+    pub fn budget_correction(&self) -> Option<f64> {
+        self.models.champion()?.alert_state().map(|alerts| alerts.feedback().correction())
+    }
+
+    /// Incidents per day that opened within the last week.
+    pub fn incidents_per_day(&self) -> f64 {
+        self.incidents.per_day()
     }
 
     /// True if anything that `/metrics` shows has changed since the last call. Progress always has.

@@ -91,7 +91,8 @@ impl ServingSlots {
         self.all_mut().for_each(|serving| serving.set_alerts(alerts));
     }
 
-    /// Makes a model the champion. It continues the incident of the previous one.
+    /// Makes a model the champion. It continues the alert state of the group: that of the previous champion, of the
+    /// earlier process, or else its own after the rows that it was brought up to date with.
     pub fn install(
         &mut self,
         deployed: DeployedModel,
@@ -101,10 +102,15 @@ impl ServingSlots {
         alerts: &detect::Config,
     ) {
         self.drift = DriftMonitor::default();
-        self.checkpoints[0] = None;
+        let is_resumed = self.checkpoints[0].as_ref().is_some_and(|checkpoint| checkpoint.is_of(&deployed));
+        let checkpoint = self.checkpoints[0].take().filter(|_| !is_resumed);
         let serving = ServingModel::new(deployed, window, frozen_to_ms, detection, alerts);
-        self.champion = Some(match &self.champion {
-            Some(previous) => serving.inherit_alerts(previous),
+        let inherited = match &self.champion {
+            Some(previous) => previous.alert_state().cloned(),
+            None => checkpoint.and_then(|checkpoint| checkpoint.alert_state().cloned()),
+        };
+        self.champion = Some(match inherited {
+            Some(alerts) => serving.with_alert_state(alerts),
             None => serving,
         });
     }
