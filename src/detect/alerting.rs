@@ -42,9 +42,9 @@ pub struct RowAlert {
 }
 
 impl AlertState {
-    /// The state without an incident, after incidents with these ascending start times.
-    pub fn after_incidents(starts_ms: impl IntoIterator<Item = i64>, budget: f64) -> Self {
-        Self { feedback: BudgetFeedback::replay(starts_ms, budget), ..Self::default() }
+    /// Replaces the feedback by that of the published incidents, given by the ascending timestamps of their first rows.
+    pub fn with_published_incidents(self, starts_ms: &[i64], to_ms: i64, budget: f64) -> Self {
+        Self { feedback: BudgetFeedback::replay(starts_ms, to_ms, budget), ..self }
     }
 
     /// Updates with the next row of a group with a budget in incidents per day and rows at an interval. A row that is not

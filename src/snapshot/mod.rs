@@ -117,14 +117,13 @@ impl ModelCheckpoint {
     /// The state of this model, if the checkpoint belongs to it; the inner `None` is that of a model that scores each
     /// row alone.
     pub fn resume(&self, deployed: &DeployedModel) -> Option<Option<Box<OnlineDetector>>> {
-        self.is_of(deployed).then(|| deployed.model.fitted.resume(self.checkpoint.as_ref())).flatten()
+        let is_same = self.is_of(deployed) && self.digest == artifact::digest(&deployed.model);
+        is_same.then(|| deployed.model.fitted.resume(self.checkpoint.as_ref())).flatten()
     }
 
-    /// True if the checkpoint is of this model.
+    /// True if the checkpoint is of this version.
     pub fn is_of(&self, deployed: &DeployedModel) -> bool {
-        self.name == deployed.name
-            && deployed.version == Some(self.version)
-            && self.digest == artifact::digest(&deployed.model)
+        self.name == deployed.name && deployed.version == Some(self.version)
     }
 }
 

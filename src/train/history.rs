@@ -1,4 +1,4 @@
-//! Reads what training needs from Prometheus: past samples, fired alerts, written scores.
+//! Reads what training needs from Prometheus: past samples, fired alerts, written scores and incidents.
 
 use super::coverage::spans;
 use super::exclusion::Exclusion;
@@ -66,6 +66,32 @@ pub async fn read_firing_alerts(
         .await?;
     exclusions.sort_by_key(|exclusion| (exclusion.from_ms, exclusion.to_ms));
     Ok(exclusions)
+}
+
+/// The timestamps of the first rows of the incidents that a group has in Prometheus, ascending.
+///
+/// # Errors
+/// Those of the client.
+pub async fn read_incident_starts(
+    client: &ReadClient,
+    detector: &Detector,
+    group: &Labels,
+    range: (i64, i64),
+) -> Result<Vec<i64>, Error> {
+    let selector = Selector::parse("anomaly_incident").expect("a valid selector");
+    let outputs = GroupOutputs { detector, group };
+    let mut matchers = outputs.matchers();
+    matchers.push(Matcher::equal("detector", &detector.name));
+    let mut times: Vec<i64> = Vec::new();
+    client
+        .read(&selector, &matchers, range, |series| {
+            let samples =
+                series.iter().filter(|(labels, _)| outputs.contains(labels)).flat_map(|(_, samples)| samples);
+            times.extend(samples.filter(|sample| sample.value == 1.0).map(|sample| sample.timestamp_ms));
+        })
+        .await?;
+    times.sort_unstable();
+    Ok(spans(&times).map(|(first_ms, _)| first_ms).collect())
 }
 
 /// Timestamp in milliseconds of the newest decision of a group in Prometheus; `None` without decisions.

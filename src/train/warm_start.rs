@@ -20,6 +20,8 @@ pub struct WarmStart {
     pub recent: Vec<SeriesSamples>,
     /// The scores that are written.
     pub watermark: WriteWatermark,
+    /// The timestamps of the first rows of published incidents, ascending; `None` if they are not known.
+    pub incident_starts: Option<Vec<i64>>,
     /// State of the model after the rows since its training, from remote read or a snapshot.
     pub detection: Option<Box<OnlineDetector>>,
     /// True if a remote-read endpoint that may have more did not answer.
@@ -37,7 +39,8 @@ impl WarmStart {
         let earliest_ms = first_scorable_ms(detector, detector.transform.lookback_ms(), now_ms);
         let watermark = WriteWatermark::read(reader, earliest_ms, now_ms).await;
         let recent = samples_after(history, window_start_ms(detector, now_ms));
-        Self { recent, watermark: watermark.unwrap_or_default(), ..Self::default() }
+        let incident_starts = read_incident_starts(reader, now_ms).await;
+        Self { recent, watermark: watermark.unwrap_or_default(), incident_starts, ..Self::default() }
     }
 
     /// The state for a registered model: it resumes from the checkpoint if that is of this model, and otherwise assesses
@@ -69,6 +72,10 @@ impl WarmStart {
         // With a checkpoint, the snapshot has restored the window; otherwise the window must be filled.
         let from_ms = if resumed.is_some() { since_ms } else { since_ms.min(start_ms) };
         let history = reader.read((from_ms, now_ms)).await;
+        let incident_starts = match checkpoint {
+            Some(_) => None,
+            None => read_incident_starts(reader, now_ms).await,
+        };
         let start = match resumed {
             Some((_, detection)) => detection,
             None => model.fitted.as_online().cloned().map(Box::new),
@@ -78,6 +85,7 @@ impl WarmStart {
         Self {
             recent: samples_after(&history.series, start_ms),
             watermark,
+            incident_starts,
             detection,
             is_incomplete: !is_watermark_known || history.failure.is_some(),
         }
@@ -134,6 +142,22 @@ impl WriteWatermark {
         }
         (is_known || watermark.to_ms.is_some()).then_some(watermark)
     }
+}
+
+/// The starts of the published incidents of a group; `None` if no endpoint has any, or none answers in time.
+async fn read_incident_starts(reader: &GroupReader<'_>, now_ms: i64) -> Option<Vec<i64>> {
+    let GroupReader { backends, circuit_breaker, detector, labels } = reader;
+    let range = (now_ms - time::millis(detector.training.history), now_ms);
+    let clients = backends.read_clients.iter();
+    let mut starts = Vec::new();
+    for client in clients.filter(|client| !circuit_breaker.is_client_open(&client.config.url)) {
+        let read = history::read_incident_starts(client, detector, labels, range);
+        if let Ok(Ok(found)) = tokio::time::timeout(WATERMARK_TIMEOUT, read).await {
+            // Of several endpoints that hold the incidents, the fullest counts.
+            starts = if found.len() > starts.len() { found } else { starts };
+        }
+    }
+    (!starts.is_empty()).then_some(starts)
 }
 
 /// Time after which samples are within the window.

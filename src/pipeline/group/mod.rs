@@ -326,7 +326,7 @@ impl Group {
         now: Instant,
         on_event: &mut impl FnMut(GroupEvent),
     ) -> bool {
-        let WarmStart { recent, watermark, detection, is_incomplete } = warm_start;
+        let WarmStart { recent, watermark, incident_starts, detection, is_incomplete } = warm_start;
         self.metrics_dirty = true;
         self.snapshot_dirty = true;
         self.lacks_history = is_incomplete;
@@ -346,6 +346,10 @@ impl Group {
         }
         let frozen_to_ms = newest_scored_ms.or(watermark.min_ms()).unwrap_or(i64::MIN);
         self.models.install(deployed, &self.window, frozen_to_ms, detection, &self.detector.alerts);
+        if let Some(starts_ms) = incident_starts.filter(|_| is_first) {
+            let to_ms = self.window.newest_ms().unwrap_or(frozen_to_ms);
+            self.models.set_published_incidents(&starts_ms, to_ms, self.detector.alerts.budget);
+        }
         // The model's grid defines the keys of rows.
         self.rows.rekey(|timestamp_ms| self.models.row_key(timestamp_ms));
         if is_first {

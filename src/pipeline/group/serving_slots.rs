@@ -124,6 +124,16 @@ impl ServingSlots {
         self.champion.as_ref().is_some_and(is_same)
     }
 
+    /// Replaces the feedback on the champion's threshold by that of published incidents.
+    pub fn set_published_incidents(&mut self, starts_ms: &[i64], to_ms: i64, budget: f64) {
+        self.champion = self.champion.take().map(|serving| match serving.alert_state().cloned() {
+            Some(alerts) => {
+                serving.with_alert_state(alerts.with_published_incidents(starts_ms, to_ms, budget))
+            }
+            None => serving,
+        });
+    }
+
     /// Sets or removes the challenger.
     pub fn set_challenger(
         &mut self,

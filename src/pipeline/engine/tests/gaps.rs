@@ -142,7 +142,7 @@ fn finish_training(
             .zip(written.min_ms())
             .map(|(detection, to_ms)| catch_up::advance(detection, model, &history, to_ms)),
     };
-    let warm_start = WarmStart { recent: history, watermark: written, detection, is_incomplete: false };
+    let warm_start = WarmStart { recent: history, watermark: written, detection, ..WarmStart::default() };
     let training_outcome =
         TrainingOutcome::Model { deployed: deployed(model), is_new: false, warm_start, seconds: 0.0 };
     bench.engine.handle_training_outcome(job.group, training_outcome, Instant::now());
