@@ -152,11 +152,24 @@ fn masked_deviations_raise_no_alert() {
 
 #[test]
 fn an_hour_of_history_is_enough_for_a_model() {
-    let mut detector = fit(0..60, &ExtendedParams::default(), THREADS);
-    let calm = highest_score(&mut detector, 60..90, |_| {});
-    assert!(calm.expected_range[IN].iter().all(|value| value.is_nan()), "no completed day");
-    let assessment = highest_score(&mut detector, 90..95, |values| values[IN] *= 40.0);
-    assert!(assessment.incident && assessment.score > 2.0 * calm.score, "{calm:?} {assessment:?}");
+    let at = |step: i64| step * 15_000;
+    let timestamps: Vec<i64> = (0..240).map(at).collect();
+    let rows: Vec<Vec<f32>> = (0..240).map(row).collect();
+    let values: Vec<f32> = (0..4).flat_map(|feature| rows.iter().map(move |row| row[feature])).collect();
+    let table = Table::new(&values, rows.len(), 4).expect("a valid shape");
+    let mut detector = OnlineDetector::fit(&timestamps, &table, &ExtendedParams::default(), 1.0, THREADS)
+        .expect("the rows are valid");
+    for step in 240..320 {
+        let assessment = detector.assess(at(step), &row(step)).expect("the next row");
+        assert!(!assessment.incident && assessment.score < 0.8, "{assessment:?}");
+        assert!(assessment.expected_range[IN].iter().all(|value| value.is_nan()), "no completed day");
+    }
+    let burst = (320..323).map(|step| {
+        let mut values = row(step);
+        values[..2].iter_mut().for_each(|value| *value *= 15.0);
+        detector.assess(at(step), &values).expect("the next row").incident
+    });
+    assert!(burst.collect::<Vec<bool>>().contains(&true), "15 times the traffic within 30 s");
 }
 
 #[test]

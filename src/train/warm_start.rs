@@ -146,7 +146,7 @@ impl WriteWatermark {
 
 /// The starts of the published incidents of a group; `None` if no endpoint has any, or none answers in time.
 async fn read_incident_starts(reader: &GroupReader<'_>, now_ms: i64) -> Option<Vec<i64>> {
-    let GroupReader { backends, circuit_breaker, detector, labels } = reader;
+    let GroupReader { backends, circuit_breaker, detector, labels, .. } = reader;
     let range = (now_ms - time::millis(detector.training.history), now_ms);
     let clients = backends.read_clients.iter();
     let mut starts = Vec::new();
