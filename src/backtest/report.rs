@@ -18,12 +18,7 @@ pub fn build_report(source: &str, budget: f64, result: &BacktestResult) -> Backt
     let labelled = result.labels.iter().flat_map(|labels| runs(labels));
     Backtest {
         source: source.into(),
-        facts: vec![
-            ("rows".into(), result.timestamps.len().to_string()),
-            ("scored".into(), result.n_scored().to_string()),
-            ("metrics".into(), result.features.len().to_string()),
-            ("days".into(), format!("{:.1}", result.days())),
-        ],
+        facts: facts(result),
         step_ms: median_interval_ms(times_ms.iter().copied()).unwrap_or(1),
         score: stretches.values(|assessment| assessment.score),
         threshold: stretches.values(|assessment| assessment.threshold),
@@ -40,6 +35,24 @@ pub fn build_report(source: &str, budget: f64, result: &BacktestResult) -> Backt
         changes: result.changes.iter().map(|change| (change.timestamp_ms, change.describe())).collect(),
         times_ms,
     }
+}
+
+/// Names and values of what is known of the range and its models.
+fn facts(result: &BacktestResult) -> Vec<(String, String)> {
+    let scored = || result.assessments.iter().flatten();
+    let n_accepted = scored().filter(|assessment| assessment.accepted_level > 0.0).count();
+    let correction = scored().map(|assessment| assessment.budget_correction).fold(0.0, f64::max);
+    [
+        ("rows", result.timestamps.len().to_string()),
+        ("scored", result.n_scored().to_string()),
+        ("metrics", result.features.len().to_string()),
+        ("days", format!("{:.1}", result.days())),
+        ("models", (1 + result.n_renewals + result.changes.len()).to_string()),
+        ("greatest budget correction", format!("{correction:.2}")),
+        ("rows at an accepted level", n_accepted.to_string()),
+    ]
+    .map(|(name, value)| (name.into(), value))
+    .into()
 }
 
 /// Consecutive rows that share one point of a plot.

@@ -78,7 +78,8 @@ impl AlertState {
     /// # Errors
     /// [`InvalidPart`] for numbers out of their ranges.
     pub fn check(&self) -> Result<(), InvalidPart> {
-        self.feedback.check()
+        self.feedback.check()?;
+        self.incident_tracker.check()
     }
 }
 

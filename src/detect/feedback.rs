@@ -1,8 +1,8 @@
 //! Feedback of incidents on the alert threshold: keeps the number of incidents to the budget, whatever the scores do.
 //!
 //! The correction c multiplies the threshold by e^c. Each incident raises it by one step, and each hour lowers it by the
-//! budget's share of a step. While c is above 0, incidents = budget × days + change of c / step. c does not fall below 0:
-//! a quiet group does not become more sensitive than its threshold.
+//! budget's share of a step. While c is between its bounds, incidents = budget × days + change of c / step. c does not fall
+//! below 0: a quiet group does not become more sensitive than its threshold.
 
 use crate::error::InvalidPart;
 use crate::time::{DAY_MS, HOUR_MS};
@@ -12,12 +12,15 @@ use serde::{Deserialize, Serialize};
 const STEP: f64 = 0.15;
 /// Greatest correction: the threshold rises to 4.5 times its value at most.
 const MAX_CORRECTION: f64 = 1.5;
-/// Incidents within this time after a step belong to its episode, and make no further step.
+/// Incidents within this time after a step belong to its episode, and make no further step; less for budgets of more
+/// than three episodes a day.
 const EPISODE_MS: i64 = 4 * HOUR_MS;
 /// Hours that a gap between rows counts at most.
 const MAX_GAP_HOURS: i64 = 24;
 /// Hours in which the slow mean of the correction follows it: a week.
 const SLOW_HOURS: f64 = 168.0;
+/// Greatest hour of a saved state.
+const MAX_HOUR: i64 = i64::MAX / HOUR_MS / 4;
 
 /// The correction of a group's alert threshold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -66,7 +69,10 @@ impl BudgetFeedback {
 
     /// Raises the correction for an incident, unless it belongs to the episode of the last step.
     pub fn count_incident(&mut self, timestamp_ms: i64, budget: f64) {
-        if self.stepped_ms.is_none_or(|stepped_ms| timestamp_ms - stepped_ms >= EPISODE_MS) {
+        if self
+            .stepped_ms
+            .is_none_or(|stepped_ms| timestamp_ms.saturating_sub(stepped_ms) >= episode_ms(budget))
+        {
             self.correction = (self.correction + step(budget)).min(MAX_CORRECTION);
             self.stepped_ms = Some(timestamp_ms);
         }
@@ -92,6 +98,13 @@ impl BudgetFeedback {
     /// # Errors
     /// [`InvalidPart`] for a correction out of its range.
     pub fn check(&self) -> Result<(), InvalidPart> {
+        if let Some(hour) = self.hour.filter(|hour| !(0..=MAX_HOUR).contains(hour)) {
+            return Err(InvalidPart::new(
+                "hour of the budget correction",
+                hour,
+                format_args!("in 0..={MAX_HOUR}"),
+            ));
+        }
         match [self.correction, self.slow_correction]
             .into_iter()
             .find(|c| !(0.0..=MAX_CORRECTION).contains(c))
@@ -100,6 +113,10 @@ impl BudgetFeedback {
             None => Ok(()),
         }
     }
+}
+
+fn episode_ms(budget: f64) -> i64 {
+    EPISODE_MS.min((DAY_MS as f64 / (2.0 * budget)) as i64)
 }
 
 fn step(budget: f64) -> f64 {

@@ -10,6 +10,7 @@
 //! A person who was told of a deviation for three hours knows it. The level is then accepted: no incident, until the
 //! score exceeds the level by a threshold, which is reported as a new incident.
 
+use crate::error::InvalidPart;
 use crate::stats::quantile;
 use crate::time::HOUR_MS;
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,8 @@ const LEVEL_MS: i64 = ACCEPT_MS / 2;
 /// Quantile of the scores of each minute that is the level.
 const LEVEL_QUANTILE: f64 = 0.9;
 const MINUTE_MS: i64 = 60_000;
+/// Greatest timestamp of a saved state: differences of timestamps do not overflow.
+const MAX_TIME_MS: i64 = i64::MAX / 4;
 
 /// The result of one row.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -94,6 +97,32 @@ impl IncidentTracker {
     /// Timestamp of the newest row.
     pub fn newest_ms(&self) -> Option<i64> {
         self.newest_ms
+    }
+
+    /// Checks saved times and levels.
+    ///
+    /// # Errors
+    /// [`InvalidPart`] for a time that is not in the range of timestamps, or a level that is not finite or below 0.
+    pub fn check(&self) -> Result<(), InvalidPart> {
+        let alarms = self.alarm.iter().chain(self.open.as_ref().map(|open| &open.alarm));
+        let (mut times, mut levels): (Vec<i64>, Vec<f64>) =
+            (self.newest_ms.into_iter().collect(), Vec::new());
+        for alarm in alarms {
+            times.extend([alarm.since_ms, alarm.last_ms]);
+            levels.push(alarm.level);
+        }
+        if let Some(accepted) = self.accepted {
+            times.push(accepted.last_ms);
+            levels.extend([accepted.score, accepted.level]);
+        }
+        levels.extend(self.open.iter().flat_map(|open| &open.minutes).map(|(_, score)| *score));
+        if let Some(time) = times.into_iter().find(|time| !(0..=MAX_TIME_MS).contains(time)) {
+            return Err(InvalidPart::new("time of an incident", time, format_args!("in 0..={MAX_TIME_MS}")));
+        }
+        match levels.into_iter().find(|level| !(level.is_finite() && *level >= 0.0)) {
+            Some(level) => Err(InvalidPart::new("level of an incident", level, "finite, at least 0")),
+            None => Ok(()),
+        }
     }
 
     /// The state as the result of a row that does not change it.
@@ -190,7 +219,9 @@ impl IncidentTracker {
         if open_ms >= ACCEPT_MS {
             let mut scores: Vec<f64> = minutes.iter().map(|(_, score)| *score).collect();
             let score = quantile(&mut scores, LEVEL_QUANTILE).max(0.0);
-            self.accepted = Some(AcceptedLevel { score, level: alarm.level, last_ms: alarm.last_ms });
+            // The deviation is over when the first of its levels is.
+            let level = self.accepted.map_or(alarm.level, |before| before.level.min(alarm.level));
+            self.accepted = Some(AcceptedLevel { score, level, last_ms: alarm.last_ms });
             self.open = None;
         }
     }

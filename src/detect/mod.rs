@@ -54,7 +54,8 @@ use threshold::PotThreshold;
 pub struct Assessment {
     /// Calibrated score, at least 0. Its unit is the alert threshold with the correction of about the last week.
     pub score: f64,
-    /// The score at which an incident opens. It is 1 in calm times, and higher after incidents.
+    /// The score at which an incident opens: about 1 in calm times, more after incidents, less in quiet days after a week
+    /// of incidents.
     pub threshold: f64,
     /// The score that is accepted as usual after a deviation of hours; 0 for none.
     pub accepted_level: f64,
@@ -136,11 +137,11 @@ impl OnlineDetector {
     pub fn from_training(fitted: FittedScorer) -> (Self, Vec<(i64, Score)>) {
         let FittedScorer { scorer, derived, scores } = fitted;
         let interval_ms = derived.lookback().interval_ms();
-        let mut smoother = ScoreSmoother::new(interval_ms, 0.0);
+        let mut smoother = ScoreSmoother::new(interval_ms);
         let mut threshold = PotThreshold::new(DEFAULT_BUDGET);
         let mut training_alerts = AlertState::default();
         let mut calibrate = |(timestamp_ms, raw, decision): (i64, f64, f64)| {
-            let smoothed = smoother.smooth(raw);
+            let smoothed = smoother.smooth(timestamp_ms, raw);
             let value = threshold.value_at(timestamp_ms);
             threshold.add(timestamp_ms, smoothed, false);
             let input = RowAlertInput { timestamp_ms, raw, smoothed, threshold: value };
@@ -212,7 +213,7 @@ impl OnlineDetector {
         Self {
             scorer: self.scorer.clone(),
             derived: DerivedFeatures::new(self.n_features(), lookback),
-            smoother: ScoreSmoother::new(lookback.interval_ms(), 0.0),
+            smoother: ScoreSmoother::new(lookback.interval_ms()),
             threshold: self.threshold.clone().scaled(factor),
             alerts: AlertState::default(),
             filters: self.filters.clone(),
@@ -281,7 +282,7 @@ impl OnlineDetector {
         let masked: Vec<usize> = (0..self.filters.len()).collect();
         let baselines = self.derived.recurring().baseline();
         let row_score = self.scorer.score(values, &columns, baselines, &masked);
-        let smoothed = self.smoother.smooth(row_score.raw);
+        let smoothed = self.smoother.smooth(timestamp_ms, row_score.raw);
         let input = RowAlertInput {
             timestamp_ms,
             raw: row_score.raw,
@@ -289,7 +290,7 @@ impl OnlineDetector {
             threshold: self.threshold.value_at(timestamp_ms),
         };
         let alert = self.alerts.update(input, self.budget(), self.interval_ms());
-        self.threshold.add(timestamp_ms, smoothed - alert.accepted_level, true);
+        self.threshold.add(timestamp_ms, (smoothed - alert.accepted_level).max(0.0), true);
         let expected_range =
             |(feature, expected): (usize, &f64)| self.scorer.expected_range(feature, *expected);
         Some(Assessment {

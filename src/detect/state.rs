@@ -7,10 +7,13 @@ use super::seasonal::{SavedProfile, SeasonalProfile};
 use super::smoother::ScoreSmoother;
 use super::threshold::{HourlyMax, PotThreshold};
 use crate::error::InvalidPart;
+use crate::time::DAY_MS;
 use serde::{Deserialize, Serialize};
 
 /// Maximum number of rows in a file: far more than any derived feature looks back over.
 const MAX_ROWS: usize = 100_000;
+/// Maximum interval of rows: about a year.
+const MAX_INTERVAL_MS: i64 = 366 * DAY_MS;
 
 /// The state in a model's folder. The alert state of the group is part of a [`Checkpoint`] only.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -89,13 +92,17 @@ impl SavedState {
         let hourly_max = |(hour, max, capped)| HourlyMax { hour, max, capped };
         let (hours, current) = (hours.into_iter().map(hourly_max).collect(), current.map(hourly_max));
         let threshold = PotThreshold::restore(budget, hours, current, n_rows);
-        Ok((derived, ScoreSmoother::new(interval_ms, mean_score), threshold))
+        Ok((derived, ScoreSmoother::restore(interval_ms, mean_score, newest_ms), threshold))
     }
 
     fn check_rows(&self) -> Result<(), InvalidPart> {
         let Self { interval_ms, rows, .. } = self;
-        if *interval_ms < 1 {
-            return Err(InvalidPart::new("interval_ms", interval_ms, "at least 1"));
+        if !(1..=MAX_INTERVAL_MS).contains(interval_ms) {
+            return Err(InvalidPart::new(
+                "interval_ms",
+                interval_ms,
+                format_args!("in 1..={MAX_INTERVAL_MS}"),
+            ));
         }
         if rows.len() > MAX_ROWS {
             return Err(InvalidPart::new("number of rows", rows.len(), format_args!("at most {MAX_ROWS}")));

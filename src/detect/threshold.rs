@@ -28,6 +28,8 @@ const WIDTH_SQUARE_ROWS: f64 = 600.0;
 /// The hours' part of the width, and the hours at which it ends.
 const WIDTH_HOURS: f64 = 6.0;
 const WIDTH_END_HOURS: f64 = 120.0;
+/// Maximum width: above it, a model of minutes would miss fifteenfold traffic.
+const MAX_WIDTH: f64 = 8.0;
 
 /// The maximum score of one hour.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -138,7 +140,7 @@ impl PotThreshold {
         let (n_rows, hours) = (self.n_rows.max(1) as f64, self.hours.len() as f64);
         let for_rows = WIDTH_ROWS / (n_rows * (1.0 + n_rows / WIDTH_SQUARE_ROWS));
         let for_hours = WIDTH_HOURS / (1.0 + hours) * (1.0 - hours / WIDTH_END_HOURS).max(0.0);
-        1.0 + for_rows + for_hours
+        (1.0 + for_rows + for_hours).min(MAX_WIDTH)
     }
 
     /// The local maxima: hours above the one before and not below the one after.
@@ -268,7 +270,7 @@ mod tests {
             threshold.value_at(hours * HOUR_MS) / MIN_THRESHOLD
         };
         assert!((5.0..6.0).contains(&after(1, 240)), "{}", after(1, 240));
-        assert!((30.0..40.0).contains(&after(1, 12)), "{}", after(1, 12));
+        assert_eq!(after(1, 12), MAX_WIDTH);
         assert!((1.1..1.3).contains(&after(24, 240)), "{}", after(24, 240));
         assert!((1.0..1.001).contains(&after(130, 240)), "{}", after(130, 240));
     }

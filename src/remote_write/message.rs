@@ -30,7 +30,7 @@ pub const MAX_SAMPLES_PER_ROW: usize =
 /// Names and help of the output series whose names do not depend on the configuration.
 pub const OUTPUT_METADATA: [(&str, &str); 7] = [
     ("anomaly_score", "Anomaly score of a row; 1 is the alert threshold"),
-    ("anomaly_threshold", "Score at which an incident opens"),
+    ("anomaly_threshold", "Anomaly score at which an incident opens"),
     ("anomaly_incident", "1 during an incident, otherwise 0"),
     ("anomaly_contribution", "Share of a feature in an incident"),
     ("anomaly_expected", "Expected value of a feature at this time, during an incident"),

@@ -20,9 +20,9 @@ pub struct Backtest {
     pub times_ms: Vec<i64>,
     /// Length of a stretch in milliseconds.
     pub step_ms: i64,
-    /// Highest score of each stretch; 1 is the threshold, NaN a stretch without a score.
+    /// Highest score of each stretch; NaN for a stretch without a score.
     pub score: Vec<f64>,
-    /// Threshold of each stretch in units of the raw score.
+    /// Score at which an incident opens, at the highest score of each stretch.
     pub threshold: Vec<f64>,
     /// First and last millisecond of each labelled anomaly.
     pub labelled: Vec<(i64, i64)>,
@@ -152,7 +152,7 @@ impl Backtest {
         let finite = threshold.iter().copied().filter(|value| value.is_finite());
         let mut plot = axis.plot_with_ends(Scale::linear(finite.chain([0.0])), 60, number);
         axis.line(&mut plot, threshold, "curve");
-        out += &named_figure("threshold, in units of the raw score", plot);
+        out += &named_figure("score at which an incident opens", plot);
 
         let lead = format!(
             "{}; below it, the metrics with the largest contributions to the incidents, at that moment.",

@@ -109,9 +109,10 @@ impl PendingCheckpoint {
 }
 
 impl ModelCheckpoint {
-    /// The alert state of the group, which another model continues too; `None` for a model that scores each row alone.
-    pub fn alert_state(&self) -> Option<&AlertState> {
-        self.checkpoint.as_ref().map(Checkpoint::alert_state)
+    /// The alert state of the group, which another model continues too; `None` for a model that scores each row alone, and
+    /// for a damaged state.
+    pub fn alert_state(&self) -> Option<AlertState> {
+        self.checkpoint.as_ref().map(Checkpoint::alert_state).filter(|alerts| alerts.check().is_ok()).cloned()
     }
 
     /// The state of this model, if the checkpoint belongs to it; the inner `None` is that of a model that scores each

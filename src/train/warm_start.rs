@@ -78,7 +78,14 @@ impl WarmStart {
         };
         let start = match resumed {
             Some((_, detection)) => detection,
-            None => model.fitted.as_online().cloned().map(Box::new),
+            None => model.fitted.as_online().cloned().map(|fitted| {
+                // The alert state belongs to the group, whatever model it was saved with.
+                let alerts = checkpoint.and_then(ModelCheckpoint::alert_state);
+                Box::new(match alerts {
+                    Some(alerts) => fitted.with_alert_state(alerts),
+                    None => fitted,
+                })
+            }),
         };
         let detection =
             start.map(|detection| catch_up::advance(detection, model, &history.series, replay_to_ms));
@@ -145,16 +152,21 @@ impl WriteWatermark {
 }
 
 /// The starts of the published incidents of a group; `None` if no endpoint has any, or none answers in time.
-async fn read_incident_starts(reader: &GroupReader<'_>, now_ms: i64) -> Option<Vec<i64>> {
+async fn read_incident_starts(reader: &mut GroupReader<'_>, now_ms: i64) -> Option<Vec<i64>> {
     let GroupReader { backends, circuit_breaker, detector, labels, .. } = reader;
     let range = (now_ms - time::millis(detector.training.history), now_ms);
-    let clients = backends.read_clients.iter();
     let mut starts = Vec::new();
-    for client in clients.filter(|client| !circuit_breaker.is_client_open(&client.config.url)) {
+    for client in &backends.read_clients {
+        let url = &client.config.url;
+        if circuit_breaker.is_client_open(url) {
+            continue;
+        }
         let read = history::read_incident_starts(client, detector, labels, range);
-        if let Ok(Ok(found)) = tokio::time::timeout(WATERMARK_TIMEOUT, read).await {
+        match tokio::time::timeout(WATERMARK_TIMEOUT, read).await {
             // Of several endpoints that hold the incidents, the fullest counts.
-            starts = if found.len() > starts.len() { found } else { starts };
+            Ok(Ok(found)) => starts = if found.len() > starts.len() { found } else { starts },
+            Ok(Err(_)) => {}
+            Err(_) => circuit_breaker.open_client(url, Instant::now()),
         }
     }
     (!starts.is_empty()).then_some(starts)

@@ -40,8 +40,21 @@ pub const NODE_NETWORK_EXTENDED: &str = r#"
 /// The transform's range.
 pub const RANGE_MS: i64 = 10_000;
 
-/// Score, decision and threshold of a row.
-pub type ScoreRow = [f64; 3];
+/// Score and decision of a row. The decision depends on all rows of minutes before it. The unit of a score is state of the
+/// group: incidents move it by less than 1 % within hours.
+#[derive(Clone, Copy, Debug)]
+pub struct ScoreRow {
+    score: f64,
+    decision: f64,
+}
+
+/// Equal decisions, to the bit, and scores that only their units tell apart.
+impl PartialEq for ScoreRow {
+    fn eq(&self, other: &Self) -> bool {
+        self.decision.to_bits() == other.decision.to_bits()
+            && (self.score - other.score).abs() <= 0.01 * self.score.max(other.score)
+    }
+}
 
 /// The addresses of the servers of one scenario.
 #[derive(Clone)]
@@ -305,12 +318,12 @@ impl Stack {
                 .position(|column| *column == name)
                 .unwrap_or_else(|| panic!("no {name}: {header:?}"))
         };
-        let columns = ["timestamp", "score", "decision", "threshold"].map(column_index);
+        let columns = ["timestamp", "score", "decision"].map(column_index);
         let row = |line: &str| {
             let cells: Vec<&str> = line.split(',').collect();
-            let [time, score, decision, threshold] = columns.map(|column| cells[column]);
+            let [time, score, decision] = columns.map(|column| cells[column]);
             let number = |cell: &str| cell.parse::<f64>().ok();
-            Some((time.parse().ok()?, [number(score)?, number(decision)?, number(threshold)?]))
+            Some((time.parse().ok()?, ScoreRow { score: number(score)?, decision: number(decision)? }))
         };
         lines.filter_map(row).collect()
     }
@@ -318,22 +331,17 @@ impl Stack {
     /// The same of each row, as live wrote it for the one group of a detector; `labels` select the model.
     pub fn live_scores(&self, detector: &str, labels: &str) -> BTreeMap<i64, ScoreRow> {
         let detector_labels = format!(r#"{{detector="{detector}", {labels}}}"#);
-        let [scores, decisions, thresholds] = [
-            format!("anomaly_score{detector_labels}"),
-            format!("{detector}_anomaly{{{labels}}}"),
-            format!("anomaly_threshold{detector_labels}"),
-        ]
-        .map(|selector| {
-            self.api.stored(&selector).unwrap_or_else(|err| panic!("{}: {err}", self.version)).samples
-        });
+        let [scores, decisions] =
+            [format!("anomaly_score{detector_labels}"), format!("{detector}_anomaly{{{labels}}}")].map(
+                |selector| {
+                    self.api.stored(&selector).unwrap_or_else(|err| panic!("{}: {err}", self.version)).samples
+                },
+            );
         // A newer row may have been stored between two looks.
-        let decisions_and_thresholds = decisions.into_iter().zip(thresholds);
-        let rows = scores.into_iter().zip(decisions_and_thresholds).map(
-            |((at_ms, score), (decision, threshold))| {
-                assert_eq!((decision.0, threshold.0), (at_ms, at_ms), "{}: rows differ", self.version);
-                (at_ms, [score, decision.1, threshold.1])
-            },
-        );
+        let rows = scores.into_iter().zip(decisions).map(|((at_ms, score), (decision_ms, decision))| {
+            assert_eq!(decision_ms, at_ms, "{}: rows differ", self.version);
+            (at_ms, ScoreRow { score, decision })
+        });
         rows.collect()
     }
 

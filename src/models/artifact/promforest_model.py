@@ -212,6 +212,9 @@ class ExtendedIsolationForest:
         interval, mean = float(self.state["interval_ms"]), self.state["mean_score"]
         weight = 1.0 - 0.65 ** (interval / max(interval, 60_000.0))
         for number, time in enumerate(times):
+            missing = 0 if newest is None else (int(time) - newest + int(interval) // 2) // int(interval) - 1
+            newest = int(time)
+            mean *= (1.0 - weight) ** max(missing, 0)
             mean += weight * (max(raw[number], 0.0) - mean)
             smoothed = max(raw[number], 1.2 * mean)
             score[number] = smoothed / threshold.value_at(int(time))
@@ -426,7 +429,7 @@ def approach(means, new, weight):
 class PotThreshold:
     """The threshold for one alert per day."""
 
-    HOUR, KEPT_HOURS, PEAKS_PER_DAY, CAP_FACTOR, MIN_THRESHOLD = 3_600_000, 336, 2.0, 1.1, 0.7
+    HOUR, KEPT_HOURS, PEAKS_PER_DAY, CAP_FACTOR, MIN_THRESHOLD, MAX_WIDTH = 3_600_000, 336, 2.0, 1.1, 0.7, 8.0
 
     def __init__(self, state):
         self.hours = [tuple(hour) for hour in state["hours"]]
@@ -452,7 +455,8 @@ class PotThreshold:
     def width(self):
         """The factor for little history."""
         rows, hours = float(max(self.n_rows, 1)), float(len(self.hours))
-        return 1.0 + 400.0 / (rows * (1.0 + rows / 600.0)) + 6.0 / (1.0 + hours) * max(1.0 - hours / 120.0, 0.0)
+        for_rows = 400.0 / (rows * (1.0 + rows / 600.0))
+        return min(1.0 + for_rows + 6.0 / (1.0 + hours) * max(1.0 - hours / 120.0, 0.0), self.MAX_WIDTH)
 
     def refit(self):
         days = len(self.hours) / 24.0
@@ -463,7 +467,7 @@ class PotThreshold:
         tail = min(int(np.floor(self.PEAKS_PER_DAY * days + 0.5)), max(len(capped) - 1, 0))
         value = capped[0] if capped else self.MIN_THRESHOLD
         if tail:
-            excess = sum(capped[:tail]) / tail - capped[tail]
+            excess = np.cumsum(capped[:tail])[-1] / tail - capped[tail]
             value = capped[tail] + excess * np.log(tail / days)
         self.one_per_day = value if days >= 1.0 and tail else None
         self.value = max(value, self.MIN_THRESHOLD)

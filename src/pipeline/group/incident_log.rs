@@ -51,12 +51,19 @@ impl IncidentLog {
         }
         let hour = timestamp_ms.div_euclid(HOUR_MS);
         let mut has_changed = self.hour.replace(hour) != Some(hour);
-        if is_incident && !std::mem::replace(&mut self.is_open, is_incident) {
+        if is_incident && !self.is_open {
             self.starts.push_back(timestamp_ms);
             has_changed = true;
         }
         self.is_open = is_incident;
         has_changed
+    }
+
+    /// Takes over the openings that Prometheus holds, ascending, if none is known.
+    pub fn restore_starts(&mut self, starts_ms: Vec<i64>) {
+        if self.starts.is_empty() {
+            self.starts = starts_ms.into();
+        }
     }
 
     /// All entries, by timestamp ascending.

@@ -349,6 +349,7 @@ impl Group {
         if let Some(starts_ms) = incident_starts.filter(|_| is_first) {
             let to_ms = self.window.newest_ms().unwrap_or(frozen_to_ms);
             self.models.set_published_incidents(&starts_ms, to_ms, self.detector.alerts.budget);
+            self.incidents.restore_starts(starts_ms);
         }
         // The model's grid defines the keys of rows.
         self.rows.rekey(|timestamp_ms| self.models.row_key(timestamp_ms));

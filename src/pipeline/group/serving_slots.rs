@@ -107,7 +107,7 @@ impl ServingSlots {
         let serving = ServingModel::new(deployed, window, frozen_to_ms, detection, alerts);
         let inherited = match &self.champion {
             Some(previous) => previous.alert_state().cloned(),
-            None => checkpoint.and_then(|checkpoint| checkpoint.alert_state().cloned()),
+            None => checkpoint.and_then(|checkpoint| checkpoint.alert_state()),
         };
         self.champion = Some(match inherited {
             Some(alerts) => serving.with_alert_state(alerts),
