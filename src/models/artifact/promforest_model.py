@@ -429,7 +429,7 @@ def approach(means, new, weight):
 class PotThreshold:
     """The threshold for one alert per day."""
 
-    HOUR, KEPT_HOURS, PEAKS_PER_DAY, CAP_FACTOR, MIN_THRESHOLD, MAX_WIDTH = 3_600_000, 336, 2.0, 1.1, 0.7, 8.0
+    HOUR, KEPT_HOURS, PEAKS_PER_DAY, CAP_FACTOR, MIN_THRESHOLD, MAX_WIDTH = 3_600_000, 336, 2.0, 1.1, 0.7, 5.0
 
     def __init__(self, state):
         self.hours = [tuple(hour) for hour in state["hours"]]
