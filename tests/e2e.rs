@@ -262,8 +262,13 @@ fn check_rules_are_healthy(stack: &mut Stack) {
 
 /// Queries of the dashboard without data so far: a challenger needs an alias, drift 240 rows, and contributions an
 /// incident.
-const QUERIES_WITHOUT_DATA: [&str; 4] =
-    ["model=\"challenger\"", "promforest_model_drift_kl", "anomaly_contribution", "promforest_alerts_"];
+const QUERIES_WITHOUT_DATA: [&str; 5] = [
+    "model=\"challenger\"",
+    "promforest_model_drift_kl",
+    "anomaly_contribution",
+    "anomaly_threshold{",
+    "promforest_alert_budget_",
+];
 
 /// Every query of the dashboard returns data, except those of [`QUERIES_WITHOUT_DATA`] and annotations, which need an
 /// alert.
