@@ -224,7 +224,7 @@ fn metadata_of_an_extended_forest_is_checked() {
 fn an_impossible_state_is_refused() {
     type Edit = fn(&mut serde_json::Value);
     let cases: [(Edit, &str); 11] = [
-        (|state| state["interval_ms"] = 0.into(), "interval_ms is 0, must be at least 1"),
+        (|state| state["interval_ms"] = 0.into(), "interval_ms is 0, must be in 1..=31622400000"),
         (|state| state["profiles"] = serde_json::json!([]), "number of features is 0, must be 2"),
         (|state| state["profiles"][0]["means"] = serde_json::json!([1]), "means is 1 long, must be 96 long"),
         (|state| state["profiles"][1]["counts"] = serde_json::json!([]), "counts is 0 long, must be 96 long"),
