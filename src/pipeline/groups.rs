@@ -47,7 +47,7 @@ pub struct Groups {
     with_empty_columns: VecDeque<u32>,
 }
 
-/// What outsiders can make the groups hold, by their choice of series.
+/// The number of groups and series, and the size of their labels: senders of samples choose them.
 #[derive(Clone, Copy, Debug, Default)]
 struct Usage {
     groups: usize,

@@ -114,7 +114,7 @@ fn the_memory_of_a_group_of_many_targets_is_that_of_its_samples() {
     assert!(of_many < 2 * of_one, "{of_many} bytes a series, {of_one} in a group of one target");
 }
 
-/// Whoever sends samples chooses their timestamps: a row takes memory for its own cells only.
+/// A row takes memory for its own cells only: senders of samples choose the timestamps.
 #[test]
 fn a_row_costs_its_cells_and_not_all_columns() {
     let mut window = Window::new(i64::MAX / 4);

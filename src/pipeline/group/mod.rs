@@ -359,12 +359,8 @@ impl Group {
         }
         let scored = self.score_touched(now, on_event);
         if is_first {
-            self.publication.resume_cursors(OutputSource {
-                detector: &self.detector,
-                group: &self.labels,
-                window: &self.window,
-                incidents: &self.incidents,
-            });
+            let (publication, source) = self.publication_and_source();
+            publication.resume_cursors(source);
         }
         scored
     }
@@ -419,18 +415,8 @@ impl Group {
         max_samples: usize,
         batch: &mut Batch,
     ) -> usize {
-        let slice = self.publication.next_slice(
-            OutputSource {
-                detector: &self.detector,
-                group: &self.labels,
-                window: &self.window,
-                incidents: &self.incidents,
-            },
-            endpoint,
-            to_ms,
-            max_samples,
-        );
-        let Some(slice) = slice else { return 0 };
+        let (publication, source) = self.publication_and_source();
+        let Some(slice) = publication.next_slice(source, endpoint, to_ms, max_samples) else { return 0 };
         if slice.series.is_empty() {
             self.advance(endpoint, slice.newest_ms);
             return 0;
@@ -447,15 +433,14 @@ impl Group {
 
     /// Number of samples that have left the window before this endpoint got them, since the last call.
     pub fn take_left_window(&mut self, endpoint: usize) -> usize {
-        self.publication.take_left_window(
-            OutputSource {
-                detector: &self.detector,
-                group: &self.labels,
-                window: &self.window,
-                incidents: &self.incidents,
-            },
-            endpoint,
-        )
+        let (publication, source) = self.publication_and_source();
+        publication.take_left_window(source, endpoint)
+    }
+
+    /// The publication, and the data that its outputs are computed from.
+    fn publication_and_source(&mut self) -> (&mut Publication, OutputSource<'_>) {
+        let Self { publication, detector, labels: group, window, incidents, .. } = self;
+        (publication, OutputSource { detector, group, window, incidents })
     }
 
     /// Advances a cursor.

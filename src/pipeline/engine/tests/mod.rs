@@ -191,7 +191,12 @@ fn scrape(bench: &mut Bench, i: i64) {
 
 /// A bench whose one group has the model of two features, after one scrape.
 fn serving() -> Bench {
-    let mut bench = Bench::new("");
+    serving_with("")
+}
+
+/// The same with a configuration.
+fn serving_with(config: &str) -> Bench {
+    let mut bench = Bench::new(config);
     scrape(&mut bench, 0);
     let model = two_features();
     let labels = bench.groups()[0].1.labels.clone();

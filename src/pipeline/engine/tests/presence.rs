@@ -28,14 +28,17 @@ fn scored(bench: &mut Bench) -> Vec<i64> {
     scores.map(|(timestamp_ms, _)| (timestamp_ms - START_MS) / 15_000).collect()
 }
 
-#[test]
-fn a_scrape_in_two_requests_after_a_pause_removes_no_feature() {
-    let mut bench = Bench::new("remote_read: []");
-    scrape(&mut bench, 0);
-    let labels = bench.groups()[0].1.labels.clone();
-    bench.install(&BTreeMap::from([(labels, two_features())]));
+/// A group with a model, after eight scrapes since a time.
+fn after_eight_scrapes(config: &str) -> (Bench, Instant) {
+    let mut bench = serving_with(config);
     let start = Instant::now();
     run(&mut bench, start, 1..=8);
+    (bench, start)
+}
+
+#[test]
+fn a_scrape_in_two_requests_after_a_pause_removes_no_feature() {
+    let (mut bench, start) = after_eight_scrapes("remote_read: []");
     let (now, now_ms) = at(start, 16);
     write(&mut bench, &["eth0"], now_ms, 6000.0, now, now_ms);
     for seconds in 0..10 {
@@ -100,12 +103,7 @@ fn a_feature_that_is_gone_is_missed_at_a_closed_row() {
 
 #[test]
 fn nothing_is_judged_while_a_gap_is_filled() {
-    let mut bench = Bench::new("remote_read: [{url: 'http://localhost:1'}]");
-    scrape(&mut bench, 0);
-    let labels = bench.groups()[0].1.labels.clone();
-    bench.install(&BTreeMap::from([(labels, two_features())]));
-    let start = Instant::now();
-    run(&mut bench, start, 1..=8);
+    let (mut bench, start) = after_eight_scrapes("remote_read: [{url: 'http://localhost:1'}]");
     let (now, now_ms) = at(start, 16);
     write(&mut bench, &["eth0"], now_ms, 1.0, now, now_ms);
     assert!(bench.groups()[0].1.gaps().is_holding());

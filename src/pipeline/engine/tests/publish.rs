@@ -186,7 +186,7 @@ fn remote_read_returns_the_series_that_are_published() {
     assert_eq!((raw[0].0.to_string().as_str(), raw[0].1.len()), (expected, 30));
 }
 
-/// What a selection copies is counted, so that concurrent readers of many series cannot take all memory.
+/// The copies of a selection are counted, so that concurrent readers of many series cannot take all memory.
 #[tokio::test]
 async fn the_memory_of_a_selection_belongs_to_its_request() {
     const LIMIT: usize = 128 << 20;
