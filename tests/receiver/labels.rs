@@ -77,9 +77,13 @@ fn labels_at_their_limits_are_accepted() {
     let many: Vec<u8> = (0..61).flat_map(|i| label(format!("l{i:02}").as_bytes(), b"x")).collect();
     let most = raw_series(&[watched("most"), many, sample(1.0, now_ms())]);
     assert_eq!(write_accepted(&receiver, "64 labels", &most).0, 1.0);
-    let longest = label(&b"n".repeat(1024), &b"v".repeat(16384));
+    let longest = label(&b"n".repeat(1024), &b"v".repeat(15_000));
     let longest = raw_series(&[watched("longest"), longest, sample(1.0, now_ms())]);
-    assert_eq!(write_accepted(&receiver, "longest name and value", &longest).0, 1.0);
+    assert_eq!(write_accepted(&receiver, "longest name, 16 KiB of labels", &longest).0, 1.0);
+    // The label is valid; a series of more than 16 KiB of labels is not kept.
+    let long = label(b"n", &b"v".repeat(16_384));
+    let long = raw_series(&[watched("long"), long, sample(1.0, now_ms())]);
+    assert_eq!(write_accepted(&receiver, "more than 16 KiB of labels", &long).0, 0.0);
 }
 
 #[test]
