@@ -339,9 +339,10 @@ impl Group {
         if is_first {
             self.receive_history(recent, now);
             self.publication.start_after(&watermark);
+            // Remote write delivers rows of history again, as duplicates, which touch no row.
             let scored_ms = [watermark.min_ms(), newest_scored_ms].into_iter().flatten().min();
-            if let Some(scored_ms) = scored_ms {
-                self.rows.touch_all(self.window.timestamps(scored_ms, i64::MAX));
+            if let Some(first_ms) = scored_ms.or(self.rows.first_open_after(i64::MIN)) {
+                self.rows.touch_all(self.window.timestamps(first_ms, i64::MAX));
             }
         }
         let frozen_to_ms = newest_scored_ms.or(watermark.min_ms()).unwrap_or(i64::MIN);
