@@ -1,5 +1,8 @@
 //! Sends batches to one endpoint, one request at a time.
 //!
+//! A score is sent at once unless a request is under way; scores that arrive meanwhile share the next one.
+//! Prometheus instead waits for others before each request, which delays every score by the whole wait.
+//!
 //! Sequential requests keep the order within each series; the alternative, Prometheus' shards, would need a partition
 //! by series for it. Until the configuration is reloaded, the sender remembers that the endpoint does not support
 //! remote write 2.0, the largest request that it accepts, and that another writer has the same series.
@@ -65,6 +68,8 @@ struct SendLoop<W> {
     sender: Sender<W>,
     message: ProtobufMessage,
     max_samples: usize,
+    /// Start of the last batch.
+    batch_started_at: Option<Instant>,
     metadata_sent_at: Option<Instant>,
     rejected: LogThrottle,
     too_old: LogThrottle,
@@ -83,6 +88,7 @@ impl<W: BatchSource> Sender<W> {
             message: self.config.protobuf_message,
             max_samples: self.config.max_samples_per_send,
             sender: self,
+            batch_started_at: None,
             metadata_sent_at: None,
             rejected: LogThrottle::new(LOG_INTERVAL),
             too_old: LogThrottle::new(LOG_INTERVAL),
@@ -98,25 +104,33 @@ impl<W: BatchSource> Sender<W> {
 impl<W: BatchSource> SendLoop<W> {
     async fn run(mut self) {
         loop {
-            let sender = &mut self.sender;
-            let closed = async { sender.closing.wait_for(|closing| *closing).await.map(drop).ok() };
-            let closing = tokio::select! {
-                _ = closed => true,
-                () = sender.wake.notified() => false,
-            };
-            if !closing {
-                let closed = sender.closing.wait_for(|closing| *closing);
-                // A timeout and an end both lead to the next batch.
-                let _ = tokio::time::timeout(sender.config.batch_send_deadline, closed).await;
-            }
+            let is_closing = self.wait_for_samples().await;
             while let Some(batch) = self.sender.source.next_batch(self.max_samples).await {
+                self.batch_started_at = Some(Instant::now());
                 self.send_batch(batch).await;
                 self.pause_after_rejection().await;
             }
-            if closing {
+            if is_closing {
                 return;
             }
         }
+    }
+
+    /// Waits until there is something to send, and until the last batch is [`Config::batch_send_deadline`] old.
+    /// Returns true at a shutdown.
+    async fn wait_for_samples(&mut self) -> bool {
+        let Sender { closing, wake, config, .. } = &mut self.sender;
+        tokio::select! {
+            _ = closing.wait_for(|closing| *closing) => return true,
+            () = wake.notified() => {}
+        }
+        let age = self.batch_started_at.map_or(Duration::MAX, |started_at| started_at.elapsed());
+        let wait = config.batch_send_deadline.saturating_sub(age);
+        if !wait.is_zero() {
+            // A timeout and an end both lead to the next batch.
+            let _ = tokio::time::timeout(wait, closing.wait_for(|closing| *closing)).await;
+        }
+        false
     }
 
     async fn send_batch(&mut self, batch: Batch) {

@@ -99,20 +99,41 @@ async fn nothing_is_sent_before_the_wake_up_and_closing_flushes() {
 }
 
 #[tokio::test]
-async fn scores_within_the_deadline_share_a_request() {
+async fn a_score_is_sent_at_once_and_those_within_the_deadline_share_a_request() {
     let fake = FakeReceiver::start(|_, _| reply(204)).await;
     let rows = rows(1, 1, |_, _| 0.0);
-    let config = Config { batch_send_deadline: Duration::from_millis(400), ..config(fake.url.clone()) };
+    let deadline = Duration::from_secs(3600);
+    let config = Config { batch_send_deadline: deadline, ..config(fake.url.clone()) };
     let mut sender = RunningSender::start(&rows, config);
+    sender.wake.notify_one();
+    wait_until("the first is written", || rows.state().advances.len() == 1).await;
+    // The sender asks once more before it waits.
+    wait_until("there are no others", || rows.state().n_empty == 1).await;
     for i in 1..=5 {
+        rows.push(f64::from(i));
         sender.wake.notify_one();
-        let timestamp_ms = rows.state().rows.last().expect("at least one row").0 + 1000;
-        rows.state().rows.push((timestamp_ms, vec![f64::from(i)]));
         tokio::task::yield_now().await;
     }
-    wait_until("they are written", || fake.written().len() == 6).await;
-    assert_eq!(fake.requests().len(), 1);
     sender.finish().await;
+    let sizes: Vec<usize> = fake.requests().iter().map(ReceivedRequest::n_samples).collect();
+    assert_eq!(sizes, [1, 5]);
+}
+
+#[tokio::test]
+async fn a_deadline_of_zero_sends_each_score_at_once() {
+    let fake = FakeReceiver::start(|_, _| reply(204)).await;
+    let rows = rows(1, 1, |_, _| 0.0);
+    let mut sender = RunningSender::start(
+        &rows,
+        Config { batch_send_deadline: Duration::ZERO, ..config(fake.url.clone()) },
+    );
+    for n_sent in 1..=5 {
+        sender.wake.notify_one();
+        wait_until("it is written", || rows.state().advances.len() == n_sent).await;
+        rows.push(1.0);
+    }
+    sender.finish().await;
+    assert_eq!(fake.requests().len(), 6);
 }
 
 #[tokio::test]

@@ -172,6 +172,8 @@ struct FakeSourceState {
     cursor_ms: i64,
     /// All positions of the cursor.
     advances: Vec<i64>,
+    /// Requests for a batch when there was none.
+    n_empty: usize,
 }
 
 impl FakeBatchSource {
@@ -192,6 +194,13 @@ impl FakeBatchSource {
         self.0.lock().expect("no panic")
     }
 
+    /// Adds a row of one series, a second after the last.
+    fn push(&self, value: f64) {
+        let mut state = self.state();
+        let timestamp_ms = state.rows.last().expect("at least one row").0 + 1000;
+        state.rows.push((timestamp_ms, vec![value]));
+    }
+
     /// All samples, in order of time.
     fn all(&self) -> Vec<(String, i64, f64)> {
         let state = self.state();
@@ -205,14 +214,18 @@ impl FakeBatchSource {
 
 impl BatchSource for FakeBatchSource {
     async fn next_batch(&self, max_samples: usize) -> Option<Batch> {
-        let state = self.state();
+        let mut state = self.state();
         let unsent: Vec<_> = state
             .rows
             .iter()
             .filter(|(timestamp_ms, _)| *timestamp_ms > state.cursor_ms)
             .take(max_samples / state.series.len())
+            .cloned()
             .collect();
-        let timestamp_ms = unsent.last()?.0;
+        let Some(&(timestamp_ms, _)) = unsent.last() else {
+            state.n_empty += 1;
+            return None;
+        };
         let series = state.series.iter().enumerate().map(|(i, labels)| TimeSeries {
             labels: labels.clone(),
             samples: unsent
