@@ -3,10 +3,11 @@
 use super::page;
 use super::plot::Plot;
 use super::scale::Scale;
-use super::text::{count, escape, format_datetime, number, number_within, percent};
+use super::text::{count, format_datetime, number, number_within, percent};
 use super::time_axis::{ShadedRange, TimeAxis, named_figure, needs_log_scale};
 use crate::prom::duration;
 use crate::time::DAY_MS;
+use maud::{Markup, html};
 use std::time::Duration;
 
 /// The content of the report.
@@ -67,28 +68,25 @@ pub struct FeaturePlot {
 impl Backtest {
     /// The report as one HTML document. Equal content gives equal bytes.
     pub fn html(&self) -> String {
-        let body = [
-            self.head(),
-            self.over_time(),
-            self.alerts_per_day(),
-            self.incident_table(),
-            self.change_table(),
-        ]
-        .concat();
+        let body = html! {
+            (self.head())
+            (self.over_time())
+            (self.alerts_per_day())
+            (self.incident_table())
+            (self.change_table())
+        };
         page::page(&format!("{} · backtest", self.source), &body)
     }
 
-    fn head(&self) -> String {
-        let mut out = format!(
-            "<header>\n<p class=\"kicker\">Backtest</p>\n<h1>{}</h1>\n<p class=\"summary\">{}</p>\n",
-            escape(&self.source),
-            self.summary()
-        );
-        out += "<dl class=\"facts\">\n";
-        for (name, value) in &self.facts {
-            out += &format!("<div><dt>{}</dt><dd>{}</dd></div>\n", escape(name), escape(value));
+    fn head(&self) -> Markup {
+        html! {
+            header {
+                p.kicker { "Backtest" }
+                h1 { (self.source) }
+                p.summary { (self.summary()) }
+                (page::facts(&self.facts))
+            }
         }
-        out + "</dl>\n</header>\n"
     }
 
     fn summary(&self) -> String {
@@ -122,7 +120,7 @@ impl Backtest {
         }
     }
 
-    fn over_time(&self) -> String {
+    fn over_time(&self) -> Markup {
         let Self { times_ms, step_ms, score, threshold, .. } = self;
         let shaded = self.incidents.iter().map(|incident| {
             // An incident of one row is shaded over one stretch, to be visible.
@@ -135,7 +133,7 @@ impl Backtest {
             }
         });
         let Some(axis) = TimeAxis::new(times_ms, *step_ms, shaded.collect()) else {
-            return page::section("Scores over time", "No row was scored.", "");
+            return page::section("Scores over time", "No row was scored.", &html! {});
         };
         let y = if needs_log_scale(score) {
             Scale::log(score.iter().copied().filter(|score| *score > 0.01).chain([1.0])).padded(0.1)
@@ -144,35 +142,33 @@ impl Backtest {
         };
         let mut plot = axis.score_plot(score, y);
         plot.note(axis.scale().high(), 1.0, 6.0, "halo", "threshold");
-        let mut out = axis.score_figure(plot);
-        out += &self.label_strip(axis.scale());
-        for feature in &self.features {
-            out += &feature.figure(&axis);
-        }
-        let finite = threshold.iter().copied().filter(|value| value.is_finite());
-        let mut plot = axis.plot_with_ends(Scale::linear(finite.chain([0.0])), 60, number);
-        axis.line(&mut plot, threshold, "curve");
-        out += &named_figure("score at which an incident opens", plot);
-
         let lead = format!(
             "{}; below it, the metrics with the largest contributions to the incidents, at that moment.",
             axis.describe()
         );
-        let labelled = match self.labelled.is_empty() {
-            true => "",
-            false => "<span class=\"labelled\">labelled as anomalous</span>",
+        let plots = html! {
+            (axis.score_figure(plot))
+            (self.label_strip(axis.scale()))
+            @for feature in &self.features { (feature.figure(&axis)) }
+            (threshold_figure(&axis, threshold))
         };
-        let legend = format!(
-            "<div class=\"legend\"><span class=\"incident\">incident</span>{labelled}\
-             <span class=\"expected\">usual at that time</span></div>\n"
-        );
-        axis.section("Scores and contributions", &lead, &legend, &out)
+        axis.section("Scores and contributions", &lead, &self.legend(), &plots)
+    }
+
+    fn legend(&self) -> Markup {
+        html! {
+            div.legend {
+                span.incident { "incident" }
+                @if !self.labelled.is_empty() { span.labelled { "labelled as anomalous" } }
+                span.expected { "usual at that time" }
+            }
+        }
     }
 
     /// A strip below the scores that marks the labelled anomalies.
-    fn label_strip(&self, x: Scale) -> String {
+    fn label_strip(&self, x: Scale) -> Markup {
         if self.labelled.is_empty() {
-            return String::new();
+            return html! {};
         }
         let mut strip = Plot::new(x, Scale::linear([0.0, 1.0]), 10);
         for (from_ms, to_ms) in &self.labelled {
@@ -182,9 +178,9 @@ impl Backtest {
         strip.finish("", "Labelled anomalies")
     }
 
-    fn alerts_per_day(&self) -> String {
+    fn alerts_per_day(&self) -> Markup {
         let (Some((first, _)), Some((last, _))) = (self.alerts.first(), self.alerts.last()) else {
-            return String::new();
+            return html! {};
         };
         let x = Scale::linear([*first as f64, *last as f64 + DAY_MS as f64]);
         let heights: Vec<f64> = self.alerts.iter().map(|(_, alerts)| *alerts as f64).collect();
@@ -202,49 +198,49 @@ impl Backtest {
             count(heights.len()),
             percent(n_without as f64 / heights.len() as f64)
         );
-        let svg = plot.finish("", "Incidents per day");
-        page::section("Alerts per day", &lead, &format!("<figure>\n{svg}</figure>\n"))
+        let figure = html! { figure { (plot.finish("", "Incidents per day")) } };
+        page::section("Alerts per day", lead, &figure)
     }
 
-    fn incident_table(&self) -> String {
+    fn incident_table(&self) -> Markup {
         if self.incidents.is_empty() {
-            return page::section("Incidents", "None.", "");
+            return page::section("Incidents", "None.", &html! {});
         }
-        let mut rows = String::new();
-        for incident in &self.incidents {
-            let labelled = match incident.is_labelled {
-                None => "",
-                Some(true) => "yes",
-                Some(false) => "<span class=\"dim\">no</span>",
-            };
-            rows += &format!(
-                "<tr><td>{}</td><td>{}</td><td class=\"n\">{}</td><td>{}</td><td>{labelled}</td></tr>\n",
-                format_datetime(incident.from_ms),
-                incident.length(),
-                number(incident.peak),
-                escape(&incident.describe_contributions())
-            );
-        }
-        let body = format!(
-            "<div class=\"wide\">\n<table>\n<thead><tr><th>from, UTC</th><th>for</th><th class=\"n\">peak score</th>\
-             <th>because</th><th>{}</th></tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n",
-            if self.labelled.is_empty() { "" } else { "labelled" }
-        );
+        let body = html! {
+            div.wide {
+                table {
+                    thead {
+                        tr {
+                            th { "from, UTC" }
+                            th { "for" }
+                            th.n { "peak score" }
+                            th { "because" }
+                            th { @if !self.labelled.is_empty() { "labelled" } }
+                        }
+                    }
+                    tbody { @for incident in &self.incidents { (incident.row()) } }
+                }
+            }
+        };
         page::section("Incidents", "Each with the metrics that deviated most at the peak.", &body)
     }
 
-    fn change_table(&self) -> String {
+    fn change_table(&self) -> Markup {
         if self.changes.is_empty() {
-            return String::new();
+            return html! {};
         }
-        let row = |(timestamp_ms, change): &(i64, String)| {
-            format!("<tr><td>{}</td><td>{}</td></tr>\n", format_datetime(*timestamp_ms), escape(change))
+        let body = html! {
+            div.wide {
+                table {
+                    thead { tr { th { "from, UTC" } th { "metrics" } } }
+                    tbody {
+                        @for (timestamp_ms, change) in &self.changes {
+                            tr { td { (format_datetime(*timestamp_ms)) } td { (change) } }
+                        }
+                    }
+                }
+            }
         };
-        let rows: String = self.changes.iter().map(row).collect();
-        let body = format!(
-            "<div class=\"wide\">\n<table>\n<thead><tr><th>from, UTC</th><th>metrics</th></tr></thead>\n\
-             <tbody>\n{rows}</tbody>\n</table>\n</div>\n"
-        );
         page::section(
             "Features added or removed",
             "A new model was fitted to the remaining and the new features.",
@@ -253,7 +249,34 @@ impl Backtest {
     }
 }
 
+/// The plot of the score at which an incident opens.
+fn threshold_figure(axis: &TimeAxis<'_>, threshold: &[f64]) -> Markup {
+    let finite = threshold.iter().copied().filter(|value| value.is_finite());
+    let mut plot = axis.plot_with_ends(Scale::linear(finite.chain([0.0])), 60, number);
+    axis.line(&mut plot, threshold, "curve");
+    named_figure("score at which an incident opens", plot)
+}
+
 impl IncidentEntry {
+    /// The row of the table of incidents.
+    fn row(&self) -> Markup {
+        html! {
+            tr {
+                td { (format_datetime(self.from_ms)) }
+                td { (self.length()) }
+                td.n { (number(self.peak)) }
+                td { (self.describe_contributions()) }
+                td {
+                    @match self.is_labelled {
+                        None => {}
+                        Some(true) => { "yes" }
+                        Some(false) => { span.dim { "no" } }
+                    }
+                }
+            }
+        }
+    }
+
     fn length(&self) -> String {
         match self.to_ms.saturating_sub(self.from_ms) {
             0 => "one row".into(),
@@ -278,7 +301,7 @@ impl IncidentEntry {
 }
 
 impl FeaturePlot {
-    fn figure(&self, axis: &TimeAxis<'_>) -> String {
+    fn figure(&self, axis: &TimeAxis<'_>) -> Markup {
         let ends = self.expected_range.iter().flatten().chain(&self.values).copied();
         let y = Scale::linear(ends).padded(0.03);
         let range = y.high() - y.low();

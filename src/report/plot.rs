@@ -8,7 +8,7 @@
 //! Colours come from the style sheet, by class. Values that are not finite are not drawn.
 
 use super::scale::{Scale, Tick};
-use super::text::escape;
+use maud::{Markup, PreEscaped, Render};
 
 /// Columns of the grid under a plot.
 pub const GRID_WIDTH: f64 = 10_000.0;
@@ -214,10 +214,10 @@ impl Plot {
 
     /// The finished plot; `label` is its text for screen readers. The y scale is in data attributes, for the script that
     /// shows values.
-    pub fn finish(self, class: &str, label: &str) -> String {
+    pub fn finish(self, class: &str, label: &str) -> Markup {
         let Self { y, height, below, data, above, .. } = self;
         let log = if y.is_log() { " data-log=\"1\"" } else { "" };
-        format!(
+        let svg = format!(
             "<svg class=\"plot {class}\" height=\"{height}\" role=\"img\" aria-label=\"{}\" \
              data-low=\"{:e}\" data-high=\"{:e}\"{log}>{below}\
              <svg class=\"data\" viewBox=\"0 0 {GRID_WIDTH} {GRID_HEIGHT}\" preserveAspectRatio=\"none\" \
@@ -225,8 +225,14 @@ impl Plot {
             escape(label),
             y.low(),
             y.high(),
-        )
+        );
+        PreEscaped(svg)
     }
+}
+
+/// The text, escaped for an element or a quoted attribute.
+fn escape(text: &str) -> String {
+    text.render().into_string()
 }
 
 /// The commands of a path on the grid: the first point of a run, then steps from point to point.
@@ -312,7 +318,7 @@ mod tests {
         let mut plot = Plot::new(Scale::linear([0.0, 1.0]), Scale::linear([0.0, 1.0]), 10);
         plot.line(&[vec![[0.0, 0.0], [0.5, 1.0], [0.6, f64::NAN], [0.75, 0.5], [1.0, 0.25]]], "l");
         plot.band(&[vec![[0.0, 0.0, 1.0], [1.0, 0.5, 0.5]]], "b");
-        let svg = plot.finish("", "label");
+        let svg = plot.finish("", "label").into_string();
         assert!(svg.contains(r#"<path class="l" d="M0 1000l5000 -1000M7500 500l2500 250"/>"#), "{svg}");
         assert!(svg.contains(r#"<path class="b" d="M0 0l10000 500l0 0l-10000 500z"/>"#), "{svg}");
     }

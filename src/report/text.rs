@@ -1,22 +1,6 @@
-//! Numbers, times and text for display, escaped for HTML.
+//! Numbers, times and text for display.
 
 use crate::time::DAY_MS;
-
-/// Escapes any text for HTML, between tags or in a quoted attribute.
-pub fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            c => out.push(c),
-        }
-    }
-    out
-}
 
 /// The text, cut to `n_chars` with an ellipsis.
 pub fn shorten(text: &str, n_chars: usize) -> String {
@@ -196,8 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_escaped() {
-        assert_eq!(escape(r#"<b a="1" c='2'>&"#), "&lt;b a=&quot;1&quot; c=&#39;2&#39;&gt;&amp;");
+    fn long_text_is_cut() {
         assert_eq!(shorten("größer als", 4), "größ…");
         assert_eq!(shorten("kurz", 4), "kurz");
     }

@@ -6,8 +6,9 @@
 use super::page;
 use super::plot::{Anchor, Plot, runs};
 use super::scale::{Scale, Tick};
-use super::text::{escape, format_datetime};
+use super::text::format_datetime;
 use crate::prom::duration;
+use maud::{Markup, html};
 use std::time::Duration;
 
 /// Pixels from the top to the label of the upper end of an axis.
@@ -46,12 +47,21 @@ impl<'a> TimeAxis<'a> {
         self.x
     }
 
-    /// The axis itself as HTML, with the place for the time under the pointer.
-    pub fn html(&self) -> String {
+    /// The axis itself, with the place for the time under the pointer.
+    fn html(&self) -> Markup {
+        html! { div.axis { (self.ruler()) output {} } }
+    }
+
+    /// The axis once more, below many plots.
+    pub fn repeated(&self) -> Markup {
+        html! { div.axis.last { (self.ruler()) } }
+    }
+
+    fn ruler(&self) -> Markup {
         let mut axis = Plot::new(self.x, Scale::linear([0.0, 1.0]), 1);
         axis.rule_y(0.0, "base");
         axis.labels(&self.ticks);
-        format!("<div class=\"axis\">{}<output></output></div>\n", axis.finish("", "Time, UTC"))
+        axis.finish("", "Time, UTC")
     }
 
     /// A plot with the shaded ranges and the vertical rules of the ticks.
@@ -84,13 +94,15 @@ impl<'a> TimeAxis<'a> {
         plot
     }
 
-    /// A score plot as HTML, with the axis below.
-    pub fn score_figure(&self, plot: Plot) -> String {
-        let svg = plot.finish("", "Scores over time");
-        format!(
-            "<figure class=\"score-plot\">\n<figcaption><span>score</span><output></output></figcaption>\n{svg}</figure>\n{}",
-            self.html()
-        )
+    /// A score plot with the axis below.
+    pub fn score_figure(&self, plot: Plot) -> Markup {
+        html! {
+            figure.score-plot {
+                figcaption { span { "score" } output {} }
+                (plot.finish("", "Scores over time"))
+            }
+            (self.html())
+        }
     }
 
     /// Draws one value per stretch.
@@ -117,10 +129,11 @@ impl<'a> TimeAxis<'a> {
     }
 
     /// A section of the page with the plots in `body`.
-    pub fn section(&self, heading: &str, lead: &str, legend: &str, body: &str) -> String {
-        let (from, to) = (self.x.low(), self.x.high());
-        let sheet =
-            format!("{legend}<div class=\"timeline\" data-from=\"{from}\" data-to=\"{to}\">\n{body}</div>\n");
+    pub fn section(&self, heading: &str, lead: &str, legend: &Markup, body: &Markup) -> Markup {
+        let sheet = html! {
+            (legend)
+            div.timeline data-from=(self.x.low()) data-to=(self.x.high()) { (body) }
+        };
         page::section(heading, lead, &sheet)
     }
 }
@@ -130,11 +143,12 @@ pub fn needs_log_scale(score: &[f64]) -> bool {
     score.iter().any(|score| score.is_finite() && *score > MAX_LINEAR_SCORE)
 }
 
-/// A plot as HTML with its name above.
-pub fn named_figure(name: &str, plot: Plot) -> String {
-    let svg = plot.finish("", name);
-    let name = escape(name);
-    format!(
-        "<figure>\n<figcaption><span class=\"name\" title=\"{name}\">{name}</span><output></output></figcaption>\n{svg}</figure>\n"
-    )
+/// A plot with its name above.
+pub fn named_figure(name: &str, plot: Plot) -> Markup {
+    html! {
+        figure {
+            figcaption { span.name title=(name) { (name) } output {} }
+            (plot.finish("", name))
+        }
+    }
 }

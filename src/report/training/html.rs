@@ -5,8 +5,9 @@ use crate::models::Trial;
 use crate::report::page;
 use crate::report::plot::{Anchor, Plot};
 use crate::report::scale::Scale;
-use crate::report::text::{count, escape, format_datetime, nats, number, number_within, percent, shorten};
+use crate::report::text::{count, format_datetime, nats, number, number_within, percent, shorten};
 use crate::report::time_axis::{ShadedRange, TimeAxis, named_figure, needs_log_scale};
+use maud::{Markup, html};
 
 /// Maximum number of features drawn over time: enough for a server.
 const MAX_DRAWN: usize = 24;
@@ -44,14 +45,16 @@ const EQUAL_BINS: Divergence = Divergence {
 impl Training {
     /// The report as one HTML document. Equal content gives equal bytes.
     pub fn html(&self) -> String {
-        let mut body = self.head();
-        body += &self.sizes(&QUANTILE_BINS);
-        body += &self.sizes(&EQUAL_BINS);
-        body += &self.decisions();
-        body += &self.over_time();
-        body += &self.feature_table();
-        body += &self.exclusions();
-        body += &self.sweep_table();
+        let body = html! {
+            (self.head())
+            (self.sizes(&QUANTILE_BINS))
+            (self.sizes(&EQUAL_BINS))
+            (self.decisions())
+            (self.over_time())
+            (self.feature_table())
+            (self.exclusions())
+            (self.sweep_table())
+        };
         page::page(&format!("{} · training", self.model), &body)
     }
 
@@ -59,43 +62,17 @@ impl Training {
         self.sweep.get(self.chosen)
     }
 
-    fn head(&self) -> String {
-        let mut out =
-            format!("<header>\n<p class=\"kicker\">Training</p>\n<h1>{}</h1>\n", escape(&self.model));
-        if let Some(group) = &self.group {
-            out += &format!("<code class=\"group\">{}</code>\n", escape(group));
+    fn head(&self) -> Markup {
+        html! {
+            header {
+                p.kicker { "Training" }
+                h1 { (self.model) }
+                @if let Some(group) = &self.group { code.group { (group) } }
+                (self.promotion.html())
+                p.summary { (self.summary()) }
+                @if !self.facts.is_empty() { (page::facts(&self.facts)) }
+            }
         }
-        out += &match &self.promotion {
-            PromotionDecision::Promoted(alias) => format!(
-                "<div class=\"promotion promoted\"><span class=\"badge\">✓ Promoted to {}</span></div>\n",
-                escape(alias)
-            ),
-            PromotionDecision::Gated(reasons) => {
-                let reasons: String =
-                    reasons.iter().map(|reason| format!("<li>{}</li>", escape(reason))).collect();
-                let list = if reasons.is_empty() { reasons } else { format!("<ul>{reasons}</ul>") };
-                format!(
-                    "<div class=\"promotion gated\"><span class=\"badge\">✕ Not promoted</span>{list}</div>\n"
-                )
-            }
-            PromotionDecision::Challenger { alias, pinned } => format!(
-                "<div class=\"promotion\"><span class=\"badge\">Challenger</span><ul><li>{} is pinned to version \
-                 {pinned}</li></ul></div>\n",
-                escape(alias)
-            ),
-            PromotionDecision::Saved => {
-                "<div class=\"promotion\"><span class=\"badge\">Saved, not in service</span></div>\n".into()
-            }
-        };
-        out += &format!("<p class=\"summary\">{}</p>\n", self.summary());
-        if !self.facts.is_empty() {
-            out += "<dl class=\"facts\">\n";
-            for (name, value) in &self.facts {
-                out += &format!("<div><dt>{}</dt><dd>{}</dd></div>\n", escape(name), escape(value));
-            }
-            out += "</dl>\n";
-        }
-        out + "</header>\n"
     }
 
     /// The chosen size and the results of cross-validation, in sentences.
@@ -148,10 +125,10 @@ impl Training {
     }
 
     /// The plot of a divergence over rows per tree; empty for a single size.
-    fn sizes(&self, divergence: &Divergence) -> String {
+    fn sizes(&self, divergence: &Divergence) -> Markup {
         let Divergence { title, lead, folds, mean } = divergence;
         if self.sweep.len() < 2 {
-            return String::new();
+            return html! {};
         }
         let sizes = self.sweep.iter().map(|trial| trial.max_samples as f64);
         let x = Scale::log(sizes).padded(0.03);
@@ -185,59 +162,45 @@ impl Training {
             let radius = if i == self.chosen { 6.0 } else { 4.0 };
             plot.dot(size, mean(trial), radius, "mean", &format!("{rows} rows, mean: {}", nats(mean(trial))));
         }
-        let figure = plot.finish("", "KL divergence over rows per tree");
         let scales = if y.is_log() { " Both scales are logarithmic." } else { "" };
         let undrawn = match values().filter(|kl| !kl.is_finite()).count() {
             0 => String::new(),
             n => format!(" Not drawn: {} that are not finite.", count(n)),
         };
-        page::section(
-            title,
-            &format!("{lead} Small dots are folds, the line is their mean.{scales}{undrawn}"),
-            &format!(
-                "<figure class=\"sized\">\n{figure}</figure>\n<span class=\"under\">rows per tree (max_samples)</span>\n"
-            ),
-        )
+        let body = html! {
+            figure.sized { (plot.finish("", "KL divergence over rows per tree")) }
+            span.under { "rows per tree (max_samples)" }
+        };
+        let lead = format!("{lead} Small dots are folds, the line is their mean.{scales}{undrawn}");
+        page::section(title, lead, &body)
     }
 
     /// Histograms of the decisions, fold by fold.
-    fn decisions(&self) -> String {
+    fn decisions(&self) -> Markup {
         let heights = || self.folds.iter().flat_map(|fold| fold.train.iter().chain(&fold.test).copied());
-        let Some((first, last)) = self.occupied() else { return String::new() };
-        let edge = |bin: usize| bin as f64 / BINS_PER_SIDE - 1.0;
+        let Some((first, last)) = self.occupied() else { return html! {} };
         // One empty bin at either end; 0 is always visible.
-        let x = Scale::linear([edge(first.min(99)) - 0.01, edge((last + 1).max(101)) + 0.01]);
+        let x = Scale::linear([bin_edge(first.min(99)) - 0.01, bin_edge((last + 1).max(101)) + 0.01]);
         let y = Scale::linear(heights().chain([0.0]));
-        let mut figures = String::new();
-        for (i, fold) in self.folds.iter().enumerate() {
-            let mut plot = Plot::new(x, y, 130);
-            plot.shade(x.low(), 0.0, "side", "decision below 0: anomalous");
-            plot.rule_y(y.low(), "base");
-            plot.rule_x(0.0, "base");
-            plot.labels(&x.ticks(4));
-            for (bins, class) in [(&fold.train, "train"), (&fold.test, "test")] {
-                let bins = bins.get(first..=last.min(bins.len().saturating_sub(1))).unwrap_or_default();
-                plot.steps(edge(first), 1.0 / BINS_PER_SIDE, bins, class);
+        let body = html! {
+            div.legend {
+                span.train { "fitted (train)" }
+                span.test { "held out (test)" }
             }
-            // Only if the text fits.
-            if let Some(share) = x.position(0.0).filter(|share| *share > 0.4) {
-                plot.text_at(share, 10.0, Anchor::End, "end", "anomalous");
+            div.folds {
+                @for (i, fold) in self.folds.iter().enumerate() {
+                    figure {
+                        figcaption { "Fold " (i + 1) span { "KL " (nats(fold.kl)) } }
+                        (fold.plot((x, y), (first, last)).finish("", &format!("Decisions of fold {}", i + 1)))
+                    }
+                }
             }
-            let svg = plot.finish("", &format!("Decisions of fold {}", i + 1));
-            figures += &format!(
-                "<figure>\n<figcaption>Fold {}<span>KL {}</span></figcaption>\n{svg}</figure>\n",
-                i + 1,
-                nats(fold.kl)
-            );
-        }
+        };
         page::section(
             "Decisions of fitted and held-out rows",
             "Each fold is held out once. If the two histograms agree, the forest scores new rows like those of training; a \
              row left of 0 is anomalous.",
-            &format!(
-                "<div class=\"legend\"><span class=\"train\">fitted (train)</span>\
-                 <span class=\"test\">held out (test)</span></div>\n<div class=\"folds\">\n{figures}</div>\n"
-            ),
+            &body,
         )
     }
 
@@ -252,10 +215,10 @@ impl Training {
     }
 
     /// Scores and features on one time axis.
-    fn over_time(&self) -> String {
+    fn over_time(&self) -> Markup {
         let Timeline { times_ms, step_ms, score, features, excluded } = &self.timeline;
         let Some(axis) = TimeAxis::new(times_ms, *step_ms, self.shaded_ranges()) else {
-            return String::new();
+            return html! {};
         };
         let y = if needs_log_scale(score) {
             Scale::log(score.iter().copied().chain([1.0])).padded(0.1)
@@ -271,25 +234,6 @@ impl Training {
         }
         plot.note(axis.scale().high(), 1.0, 6.0, "halo", "threshold");
         self.label_exclusions(&mut plot, axis.scale());
-        let mut out = axis.score_figure(plot);
-
-        let drawn = self.features_to_draw(features.len());
-        if !drawn.is_empty() {
-            out += &format!("<p class=\"between\">{}</p>\n", self.describe_drawn(drawn.len()));
-        }
-        for i in &drawn {
-            let values = &features[*i];
-            let y = Scale::linear(values.iter().flatten().map(|value| f64::from(*value)));
-            let range = y.high() - y.low();
-            let mut plot = axis.plot_with_ends(y, 46, |end| number_within(end, range / 5.0));
-            axis.band(&mut plot, values, "band");
-            out += &named_figure(&self.features[*i].name, plot);
-        }
-        if drawn.len() > 4 {
-            let last = axis.html().replace(" class=\"axis\"", " class=\"axis last\"");
-            out += &last.replace("<output></output>", "");
-        }
-
         let above = score.iter().filter(|score| **score > 1.0).count();
         let lead = format!(
             "{}; {} of {} exceed the threshold of 1.{}",
@@ -298,7 +242,14 @@ impl Training {
             count(score.len()),
             if excluded.is_empty() { "" } else { " Shaded ranges were left out of training." },
         );
-        axis.section("Scores and features over time", &lead, "", &out)
+        let drawn = self.features_to_draw(features.len());
+        let plots = html! {
+            (axis.score_figure(plot))
+            @if !drawn.is_empty() { p.between { (self.describe_drawn(drawn.len())) } }
+            @for i in &drawn { (feature_figure(&axis, &self.features[*i].name, &features[*i])) }
+            @if drawn.len() > 4 { (axis.repeated()) }
+        };
+        axis.section("Scores and features over time", &lead, &html! {}, &plots)
     }
 
     /// The excluded ranges that overlap with the timeline.
@@ -381,89 +332,181 @@ impl Training {
         }
     }
 
-    fn feature_table(&self) -> String {
+    fn feature_table(&self) -> Markup {
         if self.features.is_empty() {
-            return String::new();
+            return html! {};
         }
-        let mut rows = String::new();
-        for feature in &self.features {
-            rows += &feature.row();
-        }
-        let constant = self.features.iter().filter(|feature| feature.is_constant()).count();
-        let constant = match constant {
+        let constant = match self.features.iter().filter(|feature| feature.is_constant()).count() {
             0 => String::new(),
             1 => " One was constant: it affects scores only when it changes.".into(),
             n => format!(" {} were constant: they affect scores only when they change.", count(n)),
         };
-        let mut table = format!(
-            "<table class=\"features\">\n<thead><tr><th>feature</th><th class=\"n\">least</th><th class=\"n\">median</th>\
-             <th class=\"n\">greatest</th><th class=\"extent\">range</th></tr></thead>\n\
-             <tbody>\n{rows}</tbody>\n</table>\n"
-        );
-        if self.features.len() > MAX_ROWS_SHOWN {
-            let n = count(self.features.len());
-            table = format!("<details>\n<summary>Show all {n} features</summary>\n{table}</details>\n");
-        }
+        let table = html! {
+            table.features {
+                thead {
+                    tr {
+                        th { "feature" }
+                        th.n { "least" }
+                        th.n { "median" }
+                        th.n { "greatest" }
+                        th.extent { "range" }
+                    }
+                }
+                tbody { @for feature in &self.features { (feature.row()) } }
+            }
+        };
+        let body = html! {
+            @if self.features.len() > MAX_ROWS_SHOWN {
+                details {
+                    summary { "Show all " (count(self.features.len())) " features" }
+                    (table)
+                }
+            } @else {
+                (table)
+            }
+        };
         let lead = format!(
             "Values over the training rows. Each bar reaches from the minimum to the maximum, on its own scale that \
              includes 0; its mark is the median.{constant}"
         );
-        page::section("Ranges of the features", &lead, &table)
+        page::section("Ranges of the features", lead, &body)
     }
 
-    fn exclusions(&self) -> String {
+    fn exclusions(&self) -> Markup {
         let excluded = &self.timeline.excluded;
         if excluded.is_empty() {
-            return page::section("Left out of training", "Nothing.", "");
+            return page::section("Left out of training", "Nothing.", &html! {});
         }
-        let mut rows = String::new();
-        for (i, ExcludedRange { from_ms, to_ms, reason, n_rows }) in excluded.iter().enumerate() {
-            rows += &format!(
-                "<tr><td class=\"dim\">{}</td><td>{}</td><td>{}</td><td class=\"until\">{}</td><td class=\"n\">{}</td></tr>\n",
-                i + 1,
-                escape(reason),
-                format_datetime(*from_ms),
-                format_datetime(to_ms.saturating_add(1)),
-                count(*n_rows)
-            );
-        }
+        let body = html! {
+            div.wide {
+                table.excluded-table {
+                    thead {
+                        tr {
+                            th {}
+                            th { "reason" }
+                            th { "from, UTC" }
+                            th.until { "to" }
+                            th.n { "rows" }
+                        }
+                    }
+                    tbody { @for (i, range) in excluded.iter().enumerate() { (range.row(i + 1)) } }
+                }
+            }
+        };
         let total = excluded.iter().fold(0usize, |sum, stretch| sum.saturating_add(stretch.n_rows));
-        page::section(
-            "Left out of training",
-            &format!("{} rows in all.", count(total)),
-            &format!(
-                "<div class=\"wide\">\n<table class=\"excluded-table\">\n<thead><tr><th></th><th>reason</th><th>from, UTC</th>\
-                 <th class=\"until\">to</th><th class=\"n\">rows</th></tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n"
-            ),
-        )
+        page::section("Left out of training", format!("{} rows in all.", count(total)), &body)
     }
 
-    fn sweep_table(&self) -> String {
+    fn sweep_table(&self) -> Markup {
         let n_folds = self.sweep.iter().map(|trial| trial.kl.len()).max().unwrap_or(0);
-        let folds: String = (1..=n_folds).map(|fold| format!("<th class=\"n\">fold {fold}</th>")).collect();
-        let mut rows = String::new();
-        for (i, trial) in self.sweep.iter().enumerate() {
-            let class = if i == self.chosen { " class=\"chosen\"" } else { "" };
-            let kl: String =
-                trial.kl.iter().map(|kl| format!("<td class=\"n\">{}</td>", nats(*kl))).collect();
-            rows += &format!(
-                "<tr{class}><td class=\"n\">{}</td><td class=\"n\">{} ± {}</td><td class=\"n\">{}</td>{kl}</tr>\n",
-                count(trial.max_samples),
-                nats(trial.mean_quantile_kl()),
-                nats(trial.quantile_kl_error()),
-                nats(trial.mean_kl())
-            );
-        }
+        let body = html! {
+            div.wide {
+                table.sweep {
+                    thead {
+                        tr {
+                            th.n { "rows per tree" }
+                            th.n { "quantile bins" }
+                            th.n { "equal bins" }
+                            @for fold in 1..=n_folds { th.n { "fold " (fold) } }
+                        }
+                    }
+                    tbody {
+                        @for (i, trial) in self.sweep.iter().enumerate() { (trial_row(trial, i == self.chosen)) }
+                    }
+                }
+            }
+        };
         page::section(
             "The sweep in numbers",
             "KL divergence in nats, over bins at quantiles with its standard error, and over equal bins with its folds; \
              the chosen size is highlighted.",
-            &format!(
-                "<div class=\"wide\">\n<table class=\"sweep\">\n<thead><tr><th class=\"n\">rows per tree</th>\
-                 <th class=\"n\">quantile bins</th><th class=\"n\">equal bins</th>{folds}</tr></thead>\n\
-                 <tbody>\n{rows}</tbody>\n</table>\n</div>\n"
-            ),
+            &body,
         )
+    }
+}
+
+/// The row of the table of the sweep.
+fn trial_row(trial: &Trial, is_chosen: bool) -> Markup {
+    html! {
+        tr.chosen[is_chosen] {
+            td.n { (count(trial.max_samples)) }
+            td.n { (nats(trial.mean_quantile_kl())) " ± " (nats(trial.quantile_kl_error())) }
+            td.n { (nats(trial.mean_kl())) }
+            @for kl in &trial.kl { td.n { (nats(*kl)) } }
+        }
+    }
+}
+
+/// The plot of a feature: minimum and maximum of each stretch.
+fn feature_figure(axis: &TimeAxis<'_>, name: &str, values: &[[f32; 2]]) -> Markup {
+    let y = Scale::linear(values.iter().flatten().map(|value| f64::from(*value)));
+    let range = y.high() - y.low();
+    let mut plot = axis.plot_with_ends(y, 46, |end| number_within(end, range / 5.0));
+    axis.band(&mut plot, values, "band");
+    named_figure(name, plot)
+}
+
+/// Lower edge of a bin of decisions.
+fn bin_edge(bin: usize) -> f64 {
+    bin as f64 / BINS_PER_SIDE - 1.0
+}
+
+impl PromotionDecision {
+    fn html(&self) -> Markup {
+        let (class, badge) = match self {
+            Self::Promoted(alias) => ("promotion promoted", format!("✓ Promoted to {alias}")),
+            Self::Gated(_) => ("promotion gated", "✕ Not promoted".into()),
+            Self::Challenger { .. } => ("promotion", "Challenger".into()),
+            Self::Saved => ("promotion", "Saved, not in service".into()),
+        };
+        let reasons = match self {
+            Self::Gated(reasons) => reasons.clone(),
+            Self::Challenger { alias, pinned } => vec![format!("{alias} is pinned to version {pinned}")],
+            Self::Promoted(_) | Self::Saved => Vec::new(),
+        };
+        html! {
+            div class=(class) {
+                span.badge { (badge) }
+                @if !reasons.is_empty() {
+                    ul { @for reason in &reasons { li { (reason) } } }
+                }
+            }
+        }
+    }
+}
+
+impl FoldHistograms {
+    /// The histograms of the bins from the first to the last.
+    fn plot(&self, (x, y): (Scale, Scale), (first, last): (usize, usize)) -> Plot {
+        let mut plot = Plot::new(x, y, 130);
+        plot.shade(x.low(), 0.0, "side", "decision below 0: anomalous");
+        plot.rule_y(y.low(), "base");
+        plot.rule_x(0.0, "base");
+        plot.labels(&x.ticks(4));
+        for (bins, class) in [(&self.train, "train"), (&self.test, "test")] {
+            let bins = bins.get(first..=last.min(bins.len().saturating_sub(1))).unwrap_or_default();
+            plot.steps(bin_edge(first), 1.0 / BINS_PER_SIDE, bins, class);
+        }
+        // Only if the text fits.
+        if let Some(share) = x.position(0.0).filter(|share| *share > 0.4) {
+            plot.text_at(share, 10.0, Anchor::End, "end", "anomalous");
+        }
+        plot
+    }
+}
+
+impl ExcludedRange {
+    /// The row of the table of excluded ranges.
+    fn row(&self, number: usize) -> Markup {
+        html! {
+            tr {
+                td.dim { (number) }
+                td { (self.reason) }
+                td { (format_datetime(self.from_ms)) }
+                td.until { (format_datetime(self.to_ms.saturating_add(1))) }
+                td.n { (count(self.n_rows)) }
+            }
+        }
     }
 }
 
@@ -480,30 +523,37 @@ impl FeatureSummary {
     }
 
     /// The row of the feature table.
-    fn row(&self) -> String {
+    fn row(&self) -> Markup {
         let [least, median, greatest] = [self.least, self.median, self.greatest].map(f64::from);
         let range = greatest - least;
-        let cell = |name: &str, value: f64| {
-            format!("<td class=\"n\" data-what=\"{name}\">{}</td>", number_within(value, range))
-        };
-        let extent = if self.is_constant() {
-            "<span class=\"dim\">constant</span>".into()
-        } else {
-            let scale = Scale::linear([0.0, least, greatest]);
-            let place = |value| 100.0 * scale.position(value).unwrap_or(0.0);
-            let (left, width) = (place(least), place(greatest) - place(least));
-            format!(
-                "<span class=\"track\"><i style=\"left:{left:.1}%;width:{width:.1}%\"></i><b style=\"left:{:.1}%\"></b></span>",
-                place(median)
-            )
-        };
-        format!(
-            "<tr><td class=\"name\">{}</td>{}{}{}<td class=\"extent\">{extent}</td></tr>\n",
-            escape(&self.name),
-            cell("least", least),
-            cell("median", median),
-            cell("greatest", greatest)
-        )
+        html! {
+            tr {
+                td.name { (self.name) }
+                @for (name, value) in [("least", least), ("median", median), ("greatest", greatest)] {
+                    td.n data-what=(name) { (number_within(value, range)) }
+                }
+                td.extent {
+                    @if self.is_constant() {
+                        span.dim { "constant" }
+                    } @else {
+                        (extent_bar(least, median, greatest))
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A bar from the minimum to the maximum on a scale that includes 0, with a mark at the median.
+fn extent_bar(least: f64, median: f64, greatest: f64) -> Markup {
+    let scale = Scale::linear([0.0, least, greatest]);
+    let place = |value| 100.0 * scale.position(value).unwrap_or(0.0);
+    let (left, width) = (place(least), place(greatest) - place(least));
+    html! {
+        span.track {
+            i style=(format!("left:{left:.1}%;width:{width:.1}%")) {}
+            b style=(format!("left:{:.1}%", place(median))) {}
+        }
     }
 }
 
