@@ -3,12 +3,9 @@
 
 mod support;
 
-use std::fmt::Write as _;
-use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpListener};
 use std::thread;
 use std::time::Duration;
+use support::hosts::{Hosts, JOB_OF_FILE};
 use support::stack::{
     Collectors, JOB_NODE, MODEL_TIMEOUT, NODE_NETWORK_EXTENDED, RANGE_MS, RemoteWriteReceiver, SHORT_TIMEOUT,
     Scraping, Stack, StackApi,
@@ -19,69 +16,6 @@ use support::{each_version, now_ms};
 const MIN_HISTORY: Duration = Duration::from_secs(60);
 const OLD: [&str; 3] = ["web1", "web2", "web3"];
 const NEW: &str = "web4";
-
-/// A number in [0, 1) for each number (splitmix64, finalizer).
-fn noise(number: u64) -> f64 {
-    let mut x = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((x ^ (x >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
-}
-
-/// The page of a host at a time: ordinary traffic, with an amount and a noise of its own.
-fn metrics_page(host: &str, now_ms: i64) -> String {
-    let number = u64::from(host.as_bytes()[host.len() - 1]);
-    let mut page = String::new();
-    for (i, direction) in [(0, "receive"), (1, "transmit")] {
-        for (j, (unit, scale)) in [(0, ("bytes", 1e6)), (1, ("packets", 1e3))] {
-            // Packets are of all sizes.
-            let seed = (number << 40) + (i << 36) + (j << 34) + now_ms.unsigned_abs() / 1000;
-            let seconds = now_ms as f64 / 1000.0 % 1e6;
-            let load = 0.8 + 0.1 * (number % 5) as f64;
-            let total = scale * (load * seconds + 0.4 * noise(seed));
-            writeln!(page, "node_network_{direction}_{unit}_total{{device=\"lo\"}} {total}")
-                .expect("a string");
-        }
-    }
-    page
-}
-
-/// Serves every host at a path of its own, until the end of the process.
-fn hosts() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
-    let port = listener.local_addr().expect("a bound socket has an address").port();
-    thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            let mut head = [0; 4096];
-            let length = stream.read(&mut head).unwrap_or(0);
-            let head = String::from_utf8_lossy(&head[..length]).into_owned();
-            let path = head.split(' ').nth(1).unwrap_or_default();
-            let page = metrics_page(path.trim_start_matches('/'), now_ms());
-            // A client that closed the connection requests again.
-            let _ = write!(
-                stream,
-                "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: text/plain; version=0.0.4\r\n\
-                 Content-Length: {}\r\n\r\n{page}",
-                page.len()
-            );
-        }
-    });
-    port
-}
-
-/// Lets Prometheus scrape these hosts.
-fn write_targets(stack: &Stack, port: u16, hosts: &[&str]) {
-    let target = |host: &&str| {
-        format!(
-            "- {{targets: ['127.0.0.1:{port}'], labels: {{instance: {host}, __metrics_path__: /{host}}}}}\n"
-        )
-    };
-    let folder = stack.dir.path();
-    // By a rename: Prometheus reads the file at each change.
-    fs::write(folder.join("targets.new"), hosts.iter().map(target).collect::<String>())
-        .expect("the folder is writable");
-    fs::rename(folder.join("targets.new"), folder.join("targets.yml")).expect("the same directory");
-}
 
 fn new_host_samples(at: &StackApi, name: &str) -> Result<Vec<(i64, f64)>, String> {
     Ok(at.stored(&format!(r#"{name}{{instance="{NEW}"}}"#))?.samples)
@@ -99,11 +33,10 @@ fn wait_until_scored(stack: &mut Stack, to_ms: i64) {
 
 #[test]
 fn a_new_target_is_scored_from_its_first_row_and_over_a_restart() {
-    let port = hosts();
+    let hosts = Hosts::start();
     each_version(|version| {
-        let jobs = "  - {job_name: node, file_sd_configs: [{files: [targets.yml]}]}";
-        let mut stack = Stack::new(version, Collectors::Network, &Scraping { jobs, ..JOB_NODE });
-        write_targets(&stack, port, &OLD);
+        let mut stack = Stack::new(version, Collectors::Network, &Scraping { jobs: JOB_OF_FILE, ..JOB_NODE });
+        hosts.write_targets(&stack, &OLD);
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
         stack.configure(NODE_NETWORK_EXTENDED);
         thread::sleep(MIN_HISTORY);
@@ -113,7 +46,7 @@ fn a_new_target_is_scored_from_its_first_row_and_over_a_restart() {
             (_, text) => Err(text),
         });
 
-        write_targets(&stack, port, &[&OLD[..], &[NEW]].concat());
+        hosts.write_targets(&stack, &[&OLD[..], &[NEW]].concat());
         let info = |alias: &'static str| {
             move |at: &StackApi| {
                 at.metric("promforest_model_info", &[("instance", NEW), ("alias", alias)]).map(drop)

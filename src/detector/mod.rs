@@ -34,6 +34,8 @@ pub struct Detector {
     pub matchers: Vec<Selector>,
     /// Names of the labels whose values identify a group.
     pub by: Vec<String>,
+    /// Names of the labels of `by` that identify a job of groups: all but the last, unless configured.
+    pub job_by: Vec<String>,
     /// Names of the labels that do not identify a feature, unless they tell apart series that exist at the same time.
     pub ignore: Vec<String>,
     /// Conversion of samples to values.
@@ -68,8 +70,10 @@ impl Detector {
         let name = section.require("name").and_then(|node| read_name(&node));
         let matchers = section.require("match").map(|list| read_matchers(&list));
         let by = section.get("by").map(|list| read_group_labels(&list));
-        let ignore =
-            section.get("ignore").map(|list| read_ignored_labels(&list, by.as_ref().unwrap_or(&default.by)));
+        let by = by.unwrap_or(default.by);
+        let job_by = section.get("job_by").map(|list| read_job_labels(&list, &by));
+        let job_by = job_by.unwrap_or_else(|| by.iter().take(by.len().saturating_sub(1)).cloned().collect());
+        let ignore = section.get("ignore").map(|list| read_ignored_labels(&list, &by));
         let semantics = section.get("rate_semantics").and_then(|node| node.parse(str::parse));
         let semantics = semantics.unwrap_or(RateSemantics::V3);
         let transform =
@@ -82,7 +86,8 @@ impl Detector {
         let detector = Self {
             name: name.unwrap_or_default(),
             matchers: matchers.unwrap_or_default(),
-            by: by.unwrap_or(default.by),
+            by,
+            job_by,
             ignore: ignore.unwrap_or(default.ignore),
             transform: transform.unwrap_or(default.transform),
             window,
@@ -101,6 +106,7 @@ impl Detector {
             name: String::new(),
             matchers: Vec::new(),
             by: vec!["job".into(), "instance".into()],
+            job_by: vec!["job".into()],
             ignore: IGNORED_LABELS.map(String::from).into(),
             transform: Transform::Rate { range_ms: 60_000, semantics: RateSemantics::V3 },
             window: Duration::from_secs(6 * 3600),
@@ -185,6 +191,18 @@ fn read_group_labels(list: &Node<'_, '_>) -> Vec<String> {
         by.push(label);
     }
     by
+}
+
+fn read_job_labels(list: &Node<'_, '_>, by: &[String]) -> Vec<String> {
+    let mut job_by = Vec::new();
+    for item in list.items().unwrap_or_default() {
+        let Some(label) = item.text() else { continue };
+        if !by.contains(&label) {
+            item.error(format!("{label:?} is not in `by`: a job is identified by labels of its groups"));
+        }
+        job_by.push(label);
+    }
+    job_by
 }
 
 fn read_ignored_labels(list: &Node<'_, '_>, by: &[String]) -> Vec<String> {

@@ -128,6 +128,11 @@ impl ModelParams {
         self.as_extended().is_some()
     }
 
+    /// True if a model of this kind opens incidents.
+    pub fn opens_incidents(&self) -> bool {
+        self.as_extended().is_some()
+    }
+
     /// The parameters, if they are of an extended forest.
     pub fn as_extended(&self) -> Option<&ExtendedParams> {
         match self {

@@ -120,6 +120,11 @@ impl Groups {
         self.all.get(&id)
     }
 
+    /// A value that changes with the set of groups: numbers are not reused.
+    pub fn set_id(&self) -> (u32, usize) {
+        (self.next_id, self.all.len())
+    }
+
     /// Every group with its number.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut Group)> {
         self.all.iter_mut().map(|(id, group)| (*id, group))

@@ -11,7 +11,7 @@ use crate::models::registry;
 use crate::prom::{Labels, METRIC_NAME, Sample};
 use crate::remote_write::message::CHAMPION_SERIES;
 use crate::window::{ModelRole, Score};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// A series of a group.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,6 +81,12 @@ impl OutputSeries {
             Self::Contribution(labels) => labels.clone(),
         }
     }
+}
+
+/// The labels of the incident of the job that a group belongs to.
+pub fn job_incident_labels(detector: &Detector, group: &Labels) -> Labels {
+    let job = group.split(&detector.job_by).0;
+    job.with("detector", &detector.name).with(METRIC_NAME, "anomaly_job_incident")
 }
 
 /// The outputs of rows, by timestamp; no outputs for a row where everything ended.
@@ -226,6 +232,53 @@ impl PendingStaleMarkers {
     }
 }
 
+/// Samples of series that belong to no group, for one endpoint, oldest first.
+#[derive(Debug, Default)]
+pub struct PendingSamples {
+    samples: VecDeque<(Labels, Sample)>,
+    /// Samples at the front that were handed out.
+    n_dispatched: usize,
+}
+
+impl PendingSamples {
+    /// Most samples that wait: the oldest make room.
+    const MAX_SAMPLES: usize = 20_000;
+
+    /// Adds samples of a series. Returns the number of samples that made room.
+    pub fn extend(&mut self, labels: &Labels, samples: &[Sample]) -> usize {
+        self.samples.extend(samples.iter().map(|sample| (labels.clone(), *sample)));
+        let n_excess = self.samples.len().saturating_sub(Self::MAX_SAMPLES);
+        self.samples.drain(..n_excess);
+        self.n_dispatched = self.n_dispatched.saturating_sub(n_excess);
+        n_excess
+    }
+
+    /// True if no sample waits.
+    pub fn is_empty(&self) -> bool {
+        self.samples.is_empty()
+    }
+
+    /// The oldest samples, by series. Returns the same until they are acknowledged.
+    pub fn next_samples(&mut self, max_samples: usize) -> BTreeMap<Labels, Vec<Sample>> {
+        self.n_dispatched = max_samples.min(self.samples.len());
+        let mut series: BTreeMap<Labels, Vec<Sample>> = BTreeMap::new();
+        for (labels, sample) in self.samples.iter().take(self.n_dispatched) {
+            series.entry(labels.clone()).or_default().push(*sample);
+        }
+        series
+    }
+
+    /// Acknowledges the samples that were handed out.
+    pub fn advance(&mut self) {
+        self.samples.drain(..std::mem::take(&mut self.n_dispatched));
+    }
+
+    /// The samples for another sender to the same endpoint.
+    pub fn take_over(&mut self) -> Self {
+        Self { samples: std::mem::take(&mut self.samples), n_dispatched: 0 }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -278,6 +331,22 @@ mod tests {
         cursor.advance(3);
         assert!(cursor.next_samples(&OutputRows::from([(4, row(&[]))])).is_empty(), "no end twice");
         assert_eq!(cursor.pending_samples, 3);
+    }
+
+    #[test]
+    fn pending_samples_are_bounded_and_leave_once_they_are_acknowledged() {
+        let labels = Labels::new([(METRIC_NAME, "a")]).expect("valid");
+        let samples: Vec<Sample> = (0..5).map(|i| Sample { timestamp_ms: i, value: 0.0 }).collect();
+        let mut pending = PendingSamples::default();
+        assert_eq!(pending.extend(&labels, &samples), 0);
+        let first = pending.next_samples(3);
+        assert_eq!(first[&labels], samples[..3]);
+        assert_eq!(pending.next_samples(3), first, "until they are dealt with, the same");
+        pending.advance();
+        assert_eq!(pending.next_samples(9)[&labels], samples[3..]);
+        assert_eq!(pending.extend(&labels, &vec![samples[0]; PendingSamples::MAX_SAMPLES - 1]), 1);
+        pending.advance();
+        assert_eq!(pending.samples.len(), PendingSamples::MAX_SAMPLES - 1, "one of the two made room");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod command;
+pub mod hosts;
 pub mod http;
 pub mod mlflow;
 pub mod prometheus;

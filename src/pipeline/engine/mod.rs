@@ -7,6 +7,7 @@
 mod gap_fill;
 mod handle;
 mod ingest;
+mod jobs;
 mod models;
 mod progress;
 mod publish;
@@ -34,6 +35,7 @@ use crate::train::TrainingJob;
 use crate::window::Window;
 use handle::EngineCommand;
 use ingest::Decoder;
+use jobs::JobIncidents;
 use models::{ReadinessReporter, TrainingQueue};
 use publish::{EndpointState, endpoint_states, notify};
 use std::collections::BTreeSet;
@@ -71,6 +73,7 @@ pub struct Engine {
     endpoints: Vec<EndpointState>,
     trainings: TrainingQueue,
     gaps: GapTracker,
+    jobs: JobIncidents,
     gap_metrics: gaps::Metrics,
     readiness: ReadinessReporter,
     metrics: Metrics,
@@ -115,6 +118,7 @@ impl Engine {
             endpoints: endpoint_states(deps.wakeups),
             trainings: TrainingQueue::new(deps.training_jobs),
             gaps: GapTracker::new(deps.backfill_requests, Instant::now()),
+            jobs: JobIncidents::default(),
             gap_metrics: deps.gap_metrics,
             readiness: ReadinessReporter::new(deps.readiness),
             metrics: deps.metrics,
@@ -291,11 +295,9 @@ impl Engine {
         }
         self.groups.remove_empty_columns(COMPACT_BUDGET, now_ms);
         self.metrics.set_series(self.index.len());
-        for state in &self.endpoints {
-            if !state.pending.is_empty() || state.stale_markers.has_unwritten() {
-                state.wake.notify_one();
-            }
-        }
+        let job_samples = self.jobs.advance(&self.groups, now_ms);
+        self.publish_jobs(&job_samples, now_ms);
+        self.endpoints.iter().filter(|state| state.has_unwritten()).for_each(|state| state.wake.notify_one());
         self.metrics.set_pending_groups(self.endpoints.iter().map(|state| state.pending.len()).sum());
         self.readiness.update(&self.groups, now);
     }
@@ -328,7 +330,9 @@ impl Engine {
             .count_failed(FailureReason::Abandoned, before.saturating_sub(after + of_retired));
         let mut old = std::mem::replace(&mut self.endpoints, endpoint_states(wakeups));
         for (state, kept) in self.endpoints.iter_mut().zip(&kept) {
-            state.stale_markers = kept.map(|kept| old[kept].stale_markers.take_over()).unwrap_or_default();
+            let Some(old) = kept.map(|kept| &mut old[kept]) else { continue };
+            state.stale_markers = old.stale_markers.take_over();
+            state.job_samples = old.job_samples.take_over();
         }
         retired.iter().for_each(|group| self.retire(group, &kept, now_ms));
         self.index.clear();

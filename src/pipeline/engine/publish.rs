@@ -1,8 +1,9 @@
 //! Batches of scores for the remote-write endpoints, and their cursors.
 
 use super::Engine;
+use super::jobs::JobSamples;
 use crate::pipeline::group::Group;
-use crate::pipeline::output_series::PendingStaleMarkers;
+use crate::pipeline::output_series::{PendingSamples, PendingStaleMarkers};
 use crate::prom::{Labels, Sample};
 use crate::remote_write::{self, Batch, CursorPosition, FailureReason, TimeSeries};
 use crate::time;
@@ -23,9 +24,31 @@ pub(super) struct EndpointState {
     pub(super) last_group: u32,
     /// Staleness markers of groups that are gone.
     pub(super) stale_markers: PendingStaleMarkers,
+    /// Samples of the jobs.
+    pub(super) job_samples: PendingSamples,
+}
+
+impl EndpointState {
+    /// True if the endpoint lacks anything that is there to be written.
+    pub(super) fn has_unwritten(&self) -> bool {
+        !self.pending.is_empty() || self.stale_markers.has_unwritten() || !self.job_samples.is_empty()
+    }
 }
 
 impl Engine {
+    /// Hands the samples of the jobs to every endpoint.
+    pub(super) fn publish_jobs(&mut self, samples: &JobSamples, now_ms: i64) {
+        for state in &mut self.endpoints {
+            for (labels, last_ms) in &samples.ended {
+                state.stale_markers.add([labels.clone()].into_iter(), *last_ms, now_ms);
+            }
+            for (labels, new) in &samples.series {
+                let n_failed = state.job_samples.extend(labels, new);
+                self.remote_write_metrics.count_failed(FailureReason::LeftWindow, n_failed);
+            }
+        }
+    }
+
     /// The next batch of an endpoint.
     pub fn next_batch(&mut self, endpoint: usize, max_samples: usize, now_ms: i64) -> Option<Batch> {
         let state = self.endpoints.get_mut(endpoint)?;
@@ -41,7 +64,10 @@ impl Engine {
         if !batch.series.is_empty() {
             return Some(batch);
         }
-        let mut remaining = max_samples;
+        // The groups keep half of the batch.
+        let job_samples = state.job_samples.next_samples(max_samples / 2);
+        let mut remaining = max_samples - job_samples.values().map(Vec::len).sum::<usize>();
+        batch.series.extend(job_samples.into_iter().map(|(labels, samples)| TimeSeries { labels, samples }));
         let after = state.pending.range((Bound::Excluded(state.last_group), Bound::Unbounded));
         let order: Vec<u32> = after.chain(state.pending.range(..=state.last_group)).copied().collect();
         for id in order {
@@ -69,7 +95,7 @@ impl Engine {
             self.remote_write_metrics.count_failed(FailureReason::OutOfOrder, before - series.samples.len());
         }
         batch.series.retain(|series| !series.samples.is_empty());
-        (!batch.positions.is_empty()).then_some(batch)
+        (!batch.positions.is_empty() || !batch.series.is_empty()).then_some(batch)
     }
 
     /// Moves the cursors of an endpoint.
@@ -79,6 +105,7 @@ impl Engine {
         let oldest_ms = now_ms - time::millis(limit.unwrap_or_default());
         let Some(state) = self.endpoints.get_mut(endpoint) else { return };
         state.stale_markers.advance();
+        state.job_samples.advance();
         for position in positions {
             let published = self.groups.get_mut(position.group).is_none_or(|group| {
                 let to_ms = now_ms - BACKFILLED_AFTER_MS;
@@ -119,6 +146,7 @@ pub(super) fn endpoint_states(wakeups: Vec<Arc<Notify>>) -> Vec<EndpointState> {
         wake,
         last_group: u32::MAX,
         stale_markers: PendingStaleMarkers::default(),
+        job_samples: PendingSamples::default(),
     };
     wakeups.into_iter().map(state).collect()
 }

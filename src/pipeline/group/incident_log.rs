@@ -96,6 +96,16 @@ impl IncidentLog {
         &self.starts
     }
 
+    /// Start of the newest incident in `(after_ms, to_ms]`.
+    pub fn start_within(&self, after_ms: i64, to_ms: i64) -> Option<i64> {
+        self.starts
+            .iter()
+            .rev()
+            .copied()
+            .find(|start_ms| *start_ms <= to_ms)
+            .filter(|start_ms| *start_ms > after_ms)
+    }
+
     /// True while an incident is open.
     pub fn is_open(&self) -> bool {
         self.is_open

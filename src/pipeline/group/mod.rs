@@ -214,6 +214,20 @@ impl Group {
         self.incidents.per_day()
     }
 
+    /// The newest incident that opened after `after_ms`, at a time: its start, and true if it is still open then.
+    pub fn incident_at(&self, at_ms: i64, after_ms: i64) -> Option<(i64, bool)> {
+        let start_ms = self.incidents.start_within(after_ms, at_ms)?;
+        let newest = self.window.scores(ModelRole::Champion, start_ms - 1, at_ms).last();
+        let is_open =
+            newest.and_then(|(_, score)| score.incident_state).is_some_and(|state| state.is_incident);
+        Some((start_ms, is_open))
+    }
+
+    /// True if a row in `(after_ms, to_ms]` has a score.
+    pub fn is_scored_within(&self, after_ms: i64, to_ms: i64) -> bool {
+        self.window.scores(ModelRole::Champion, after_ms, to_ms).next().is_some()
+    }
+
     /// True if anything that `/metrics` shows has changed since the last call. Progress always has.
     pub fn take_metrics_dirty(&mut self) -> bool {
         std::mem::take(&mut self.metrics_dirty) || !self.models.has_permanent_champion()

@@ -10,6 +10,7 @@ use crate::prom::proto::{Label, Sample as ProtoSample, TimeSeries, WriteRequest}
 use crate::prom::wire::{ProtocolVersion, snappy};
 use crate::prom::{Labels, METRIC_NAME, STALE_BITS, Sample};
 use crate::remote_write::{Batch, CursorPosition};
+use crate::time::HOUR_MS;
 use crate::train::{ShortHistory, TrainingOutcome, TrainingReason, WarmStart};
 use crate::window::ModelRole;
 use crate::window::grid::Grid;
@@ -20,6 +21,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
 mod gaps;
+mod jobs;
 mod labels;
 mod order;
 mod pool;
