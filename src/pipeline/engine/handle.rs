@@ -20,6 +20,7 @@ use crate::train::{TrainingOutcome, WarmStart};
 use crate::window::ModelRole;
 use std::sync::Arc;
 use std::time::Instant;
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 /// Commands that may wait for the engine. A write request beyond this is answered with 503.
@@ -80,6 +81,9 @@ impl<T> QueryReply<T> {
     }
 }
 
+/// All handles of the engine are dropped.
+pub(super) struct Disconnected;
+
 /// The engine's end of the command queue.
 pub struct CommandReceiver {
     commands: mpsc::Receiver<EngineCommand>,
@@ -87,10 +91,17 @@ pub struct CommandReceiver {
 }
 
 impl CommandReceiver {
-    /// The next command; none when all handles are dropped.
-    pub(super) fn blocking_recv(&mut self) -> Option<EngineCommand> {
+    /// Waits for the next command, or only looks for one if there is other work. An error when all handles are dropped.
+    pub(super) fn next(&mut self, has_other_work: bool) -> Result<Option<EngineCommand>, Disconnected> {
         self.progress.record_command();
-        self.commands.blocking_recv()
+        if !has_other_work {
+            return self.commands.blocking_recv().map(Some).ok_or(Disconnected);
+        }
+        match self.commands.try_recv() {
+            Ok(command) => Ok(Some(command)),
+            Err(TryRecvError::Empty) => Ok(None),
+            Err(TryRecvError::Disconnected) => Err(Disconnected),
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! command are complete when the next one starts. The engine never waits: network requests and fits run elsewhere and
 //! return as commands.
 
+mod backlog;
 mod gap_fill;
 mod handle;
 mod ingest;
@@ -18,6 +19,7 @@ use super::gaps::{self, BackfillRequest, GapTracker};
 use super::group::Group;
 use super::group::deployment::Deployment;
 use super::group::event::GroupEvent;
+use super::group::scoring::WorkBudget;
 use super::group::snapshot::SnapshotStep;
 use super::groups::Groups;
 use super::metrics::Metrics;
@@ -33,10 +35,12 @@ use crate::telemetry::LogThrottle;
 use crate::time::now_ms;
 use crate::train::TrainingJob;
 use crate::window::Window;
+use backlog::Backlog;
 use handle::EngineCommand;
 use ingest::Decoder;
 use jobs::JobIncidents;
 use models::{ReadinessReporter, TrainingQueue};
+use progress::EngineProgress;
 use publish::{EndpointState, endpoint_states, notify};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -72,6 +76,7 @@ pub struct Engine {
     decoder: Decoder,
     endpoints: Vec<EndpointState>,
     trainings: TrainingQueue,
+    backlog: Backlog,
     gaps: GapTracker,
     jobs: JobIncidents,
     gap_metrics: gaps::Metrics,
@@ -117,6 +122,7 @@ impl Engine {
             decoder: Decoder::default(),
             endpoints: endpoint_states(deps.wakeups),
             trainings: TrainingQueue::new(deps.training_jobs),
+            backlog: Backlog::default(),
             gaps: GapTracker::new(deps.backfill_requests, Instant::now()),
             jobs: JobIncidents::default(),
             gap_metrics: deps.gap_metrics,
@@ -130,59 +136,65 @@ impl Engine {
         }
     }
 
-    /// Runs until all handles are dropped.
+    /// Runs until all handles are dropped. Rows that a command left are continued after each further command, and
+    /// while there is none.
     pub fn run(mut self, mut commands: CommandReceiver) {
-        while let Some(command) = commands.blocking_recv() {
-            let now = Instant::now();
-            match command {
-                EngineCommand::Write(request, reply) => {
-                    let result = self.ingest(request.version, &request.body.bytes, now, now_ms());
-                    // The sender may have hung up.
-                    let _ = reply.send(result);
+        while let Ok(command) = commands.next(!self.backlog.is_empty()) {
+            if let Some(command) = command {
+                self.handle(command, &commands.progress);
+            }
+            self.advance_backlog(Instant::now(), now_ms());
+        }
+    }
+
+    fn handle(&mut self, command: EngineCommand, progress: &EngineProgress) {
+        let now = Instant::now();
+        match command {
+            EngineCommand::Write(request, reply) => {
+                let result = self.ingest(request.version, &request.body.bytes, now, now_ms());
+                // The sender may have hung up.
+                let _ = reply.send(result);
+            }
+            EngineCommand::NextBatch { endpoint, max_samples, reply } => {
+                let _ = reply.send(self.next_batch(endpoint, max_samples, now_ms()));
+            }
+            EngineCommand::Advance { endpoint, positions } => self.advance(endpoint, &positions, now_ms()),
+            EngineCommand::TrainingDone { group, outcome } => {
+                self.handle_training_outcome(group, outcome, now)
+            }
+            EngineCommand::ListGroups(reply) => {
+                reply.send_result(|| self.group_labels());
+            }
+            EngineCommand::Select { query, groups, offset, reply } => {
+                reply.send_result(|| self.select(&query, &groups, offset));
+            }
+            EngineCommand::ListDeployments(reply) => {
+                let _ = reply.send(self.list_deployments());
+            }
+            EngineCommand::Deploy { group, role, deployed, warm_start, reply } => {
+                let _ = reply.send(self.deploy(group, role, deployed, warm_start, now));
+            }
+            EngineCommand::HasFeature { group, feature, reply } => {
+                let group = self.groups.get(group);
+                let _ = reply.send(group.is_some_and(|g| g.active_features(now_ms()).contains(&feature)));
+            }
+            EngineCommand::Snapshot { after, reply } => {
+                let _ = reply.send(self.next_snapshot(after));
+            }
+            EngineCommand::SnapshotFailed(id) => {
+                if let Some(group) = self.groups.get_mut(id) {
+                    group.snapshot_failed();
                 }
-                EngineCommand::NextBatch { endpoint, max_samples, reply } => {
-                    let _ = reply.send(self.next_batch(endpoint, max_samples, now_ms()));
-                }
-                EngineCommand::Advance { endpoint, positions } => {
-                    self.advance(endpoint, &positions, now_ms())
-                }
-                EngineCommand::TrainingDone { group, outcome } => {
-                    self.handle_training_outcome(group, outcome, now)
-                }
-                EngineCommand::ListGroups(reply) => {
-                    reply.send_result(|| self.group_labels());
-                }
-                EngineCommand::Select { query, groups, offset, reply } => {
-                    reply.send_result(|| self.select(&query, &groups, offset));
-                }
-                EngineCommand::ListDeployments(reply) => {
-                    let _ = reply.send(self.list_deployments());
-                }
-                EngineCommand::Deploy { group, role, deployed, warm_start, reply } => {
-                    let _ = reply.send(self.deploy(group, role, deployed, warm_start, now));
-                }
-                EngineCommand::HasFeature { group, feature, reply } => {
-                    let group = self.groups.get(group);
-                    let _ = reply.send(group.is_some_and(|g| g.active_features(now_ms()).contains(&feature)));
-                }
-                EngineCommand::Snapshot { after, reply } => {
-                    let _ = reply.send(self.next_snapshot(after));
-                }
-                EngineCommand::SnapshotFailed(id) => {
-                    if let Some(group) = self.groups.get_mut(id) {
-                        group.snapshot_failed();
-                    }
-                }
-                EngineCommand::Backfill { detector, series } => self.apply_backfill(&detector, &series, now),
-                EngineCommand::BackfillDone { is_complete } => self.finish_gap_fill(is_complete, now),
-                EngineCommand::Tick => {
-                    self.tick(now, now_ms());
-                    commands.progress.record_tick(now);
-                }
-                EngineCommand::Reload { config, wakeups, done } => {
-                    self.reload(config, wakeups, now, now_ms());
-                    let _ = done.send(());
-                }
+            }
+            EngineCommand::Backfill { detector, series } => self.apply_backfill(&detector, &series, now),
+            EngineCommand::BackfillDone { is_complete } => self.finish_gap_fill(is_complete, now),
+            EngineCommand::Tick => {
+                self.tick(now, now_ms());
+                progress.record_tick(now);
+            }
+            EngineCommand::Reload { config, wakeups, done } => {
+                self.reload(config, wakeups, now, now_ms());
+                let _ = done.send(());
             }
         }
     }
@@ -191,6 +203,7 @@ impl Engine {
     fn score_groups(&mut self, touched: &BTreeSet<u32>, now: Instant) {
         // Without remote read a gap cannot be filled, so there is no hold.
         let has_remote_read = !self.groups.config().remote_read.is_empty();
+        let mut budget = WorkBudget::default();
         for &id in touched {
             let Some(group) = self.groups.get_mut(id) else { continue };
             let detector = group.detector.clone();
@@ -202,11 +215,43 @@ impl Engine {
                     group.release_hold(now);
                 }
             }
-            let mut on_event = event_recorder(&self.metrics, &self.remote_write_metrics, &detector.name);
-            if group.score_touched(now, &mut on_event) {
-                self.metrics.set_newest_scored(group);
-                notify(&mut self.endpoints, id);
-            }
+            self.score_rows(id, &mut budget, now);
+        }
+    }
+
+    /// Closes and scores rows of the next group that has some left.
+    fn advance_backlog(&mut self, now: Instant, now_ms: i64) {
+        if let Some(id) = self.backlog.pop() {
+            let mut budget = WorkBudget::default();
+            self.close_rows(id, &mut budget, now, now_ms);
+            self.score_rows(id, &mut budget, now);
+        }
+    }
+
+    /// Closes the overdue rows of a group. True if there were any.
+    fn close_rows(&mut self, id: u32, budget: &mut WorkBudget, now: Instant, now_ms: i64) -> bool {
+        let Some(group) = self.groups.get_mut(id) else { return false };
+        let detector = group.detector.clone();
+        let mut on_event = event_recorder(&self.metrics, &self.remote_write_metrics, &detector.name);
+        let advance = group.close_rows(budget, now, now_ms, &mut on_event);
+        self.backlog.record(id, advance);
+        // A stale row is published without a score.
+        if advance.has_changed {
+            notify(&mut self.endpoints, id);
+        }
+        advance.has_changed
+    }
+
+    /// Scores the touched rows of a group.
+    fn score_rows(&mut self, id: u32, budget: &mut WorkBudget, now: Instant) {
+        let Some(group) = self.groups.get_mut(id) else { return };
+        let detector = group.detector.clone();
+        let mut on_event = event_recorder(&self.metrics, &self.remote_write_metrics, &detector.name);
+        let advance = group.score_touched(budget, now, &mut on_event);
+        self.backlog.record(id, advance);
+        if advance.has_changed {
+            self.metrics.set_newest_scored(group);
+            notify(&mut self.endpoints, id);
         }
     }
 
@@ -259,17 +304,15 @@ impl Engine {
     /// The periodic work.
     pub fn tick(&mut self, now: Instant, now_ms: i64) {
         self.check_gaps(now, now_ms);
-        for (id, group) in self.groups.iter_mut() {
-            let detector = group.detector.clone();
-            let mut on_event = event_recorder(&self.metrics, &self.remote_write_metrics, &detector.name);
-            if group.close_rows(now, now_ms, &mut on_event) {
-                // Later rows may have waited for a closed one.
-                if group.score_touched(now, &mut on_event) {
-                    self.metrics.set_newest_scored(group);
-                }
-                // A stale row is published without a score.
-                notify(&mut self.endpoints, id);
+        let mut budget = WorkBudget::default();
+        for id in self.groups.ids_after(u32::MAX) {
+            // Later rows may have waited for a closed one.
+            if self.close_rows(id, &mut budget, now, now_ms) {
+                self.score_rows(id, &mut budget, now);
             }
+        }
+        for (_, group) in self.groups.iter_mut() {
+            let detector = &group.detector.clone();
             if group.take_metrics_dirty() {
                 self.metrics.set_group(group, now);
             }

@@ -90,7 +90,9 @@ impl Engine {
         );
         let age = deployed.model.card.age(now_ms());
         let mut on_event = event_recorder(&self.metrics, &self.remote_write_metrics, &detector.name);
-        if group.install(deployed, warm_start, now, &mut on_event) {
+        let advance = group.install(deployed, warm_start, now, &mut on_event);
+        self.backlog.record(id, advance);
+        if advance.has_changed {
             self.metrics.set_newest_scored(group);
         }
         match pooled_history {
@@ -134,7 +136,9 @@ impl Engine {
         match (role, deployed) {
             (ModelRole::Champion, Some(deployed)) => {
                 let mut on_event = event_recorder(&self.metrics, &self.remote_write_metrics, &detector.name);
-                if group.install(deployed, warm_start, now, &mut on_event) {
+                let advance = group.install(deployed, warm_start, now, &mut on_event);
+                self.backlog.record(id, advance);
+                if advance.has_changed {
                     self.metrics.set_newest_scored(group);
                     notify(&mut self.endpoints, id);
                 }

@@ -6,7 +6,7 @@ pub mod gap_guard;
 mod incident_log;
 mod publication;
 mod row_tracker;
-mod scoring;
+pub mod scoring;
 pub mod series_origins;
 mod serving_slots;
 pub mod deployment;
@@ -34,6 +34,7 @@ use gap_guard::GapGuard;
 use incident_log::IncidentLog;
 use publication::{OutputSource, Publication};
 use row_tracker::RowTracker;
+use scoring::{Advance, RowScoring, WorkBudget};
 use series_origins::{LabelChange, Lookup, SeriesOrigins};
 use serving_slots::ServingSlots;
 use std::collections::{BTreeMap, BTreeSet};
@@ -71,6 +72,8 @@ pub struct Group {
     restored_to_ms: Option<i64>,
     /// True if the champion began to serve without history that remote read may have.
     lacks_history: bool,
+    /// True until the rows that wait for a first model are scored: its cursors are set then.
+    cursors_wait: bool,
     schedule: TrainingSchedule,
 }
 
@@ -95,6 +98,7 @@ impl Group {
             last_received: now,
             restored_to_ms: None,
             lacks_history: false,
+            cursors_wait: false,
         }
     }
 
@@ -338,8 +342,8 @@ impl Group {
         deployed: DeployedModel,
         warm_start: WarmStart,
         now: Instant,
-        on_event: &mut impl FnMut(GroupEvent),
-    ) -> bool {
+        on_event: impl FnMut(GroupEvent),
+    ) -> Advance {
         let WarmStart { recent, watermark, incident_starts, detection, is_incomplete } = warm_start;
         self.metrics_dirty = true;
         self.snapshot_dirty = true;
@@ -372,12 +376,72 @@ impl Group {
             self.measure_interval();
             self.hold_after_restart(is_incomplete, now);
         }
-        let scored = self.score_touched(now, on_event);
-        if is_first {
+        self.cursors_wait |= is_first;
+        self.score_touched(&mut WorkBudget::default(), now, on_event)
+    }
+
+    /// Scores the rows that have new samples since the last call.
+    pub fn score_touched(
+        &mut self,
+        budget: &mut WorkBudget,
+        now: Instant,
+        on_event: impl FnMut(GroupEvent),
+    ) -> Advance {
+        let mut advance = Advance { has_changed: false, is_finished: true };
+        if !self.gaps.is_holding() {
+            advance = self.row_scoring(now, on_event).score_touched(budget);
+        }
+        if self.cursors_wait && advance.is_finished {
+            self.cursors_wait = false;
             let (publication, source) = self.publication_and_source();
             publication.resume_cursors(source);
         }
-        scored
+        advance
+    }
+
+    /// Closes the rows whose grace period is over.
+    pub fn close_rows(
+        &mut self,
+        budget: &mut WorkBudget,
+        now: Instant,
+        now_ms: i64,
+        on_event: impl FnMut(GroupEvent),
+    ) -> Advance {
+        if self.gaps.is_holding() {
+            return Advance { has_changed: false, is_finished: true };
+        }
+        // The grace period of a row ahead of the clock begins when the clock reaches it: the rows before it are yet to
+        // come.
+        let latest_ms = now_ms.saturating_add(time::CLOCK_SKEW_MS);
+        let to_ms = latest_ms.saturating_sub(time::millis(self.detector.grace));
+        let newest_ms = self.window.newest_row_ms(latest_ms);
+        self.row_scoring(now, on_event).close_overdue(to_ms, newest_ms, budget)
+    }
+
+    fn row_scoring<F: FnMut(GroupEvent)>(&mut self, now: Instant, on_event: F) -> RowScoring<'_, F> {
+        let Self {
+            detector,
+            window,
+            models,
+            rows,
+            incidents,
+            publication,
+            metrics_dirty,
+            snapshot_dirty,
+            ..
+        } = self;
+        RowScoring {
+            grace: detector.grace,
+            window,
+            models,
+            rows,
+            incidents,
+            publication,
+            metrics_dirty,
+            snapshot_dirty,
+            now,
+            on_event,
+        }
     }
 
     /// Stores the samples of remote read. Rows that remote write has not begun are opened.
@@ -430,6 +494,9 @@ impl Group {
         max_samples: usize,
         batch: &mut Batch,
     ) -> usize {
+        if self.cursors_wait {
+            return 0;
+        }
         let (publication, source) = self.publication_and_source();
         let Some(slice) = publication.next_slice(source, endpoint, to_ms, max_samples) else { return 0 };
         if slice.series.is_empty() {

@@ -151,7 +151,9 @@ impl Publication {
 
     /// Forgets the stale rows up to this time.
     pub fn drop_stale_until(&mut self, timestamp_ms: i64) {
-        self.stale_rows.retain(|then, _| *then > timestamp_ms);
+        while self.stale_rows.first_entry().is_some_and(|row| *row.key() <= timestamp_ms) {
+            self.stale_rows.pop_first();
+        }
     }
 
     /// The next rows of an endpoint and the staleness markers of series that end, at most `max_samples` samples and

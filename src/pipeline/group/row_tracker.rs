@@ -26,6 +26,8 @@ pub struct RowTracker {
     touched: BTreeSet<i64>,
     /// Timestamps of samples that arrived after newer ones.
     late_samples: BTreeSet<i64>,
+    /// Rows up to this key are scored, or have no sample of the model, since the last scan in order.
+    scanned_to: Option<i64>,
     n_missing_features: usize,
     /// First and last timestamp of the rows that were closed before a model served. A model that comes later may score
     /// them, and each is counted once.
@@ -62,18 +64,29 @@ impl RowTracker {
         let late_samples = std::mem::take(&mut self.late_samples);
         if let Some(schema) = schema {
             let lookback_ms = schema.transform.lookback_ms();
+            let mut covered_to_ms = i64::MIN;
             for timestamp_ms in late_samples {
-                let later = window.timestamps(timestamp_ms, timestamp_ms + lookback_ms);
+                let after_ms = covered_to_ms.max(timestamp_ms);
+                covered_to_ms = timestamp_ms.saturating_add(lookback_ms);
+                let later = window.timestamps(after_ms, covered_to_ms);
                 touched.extend(later.map(|later_ms| schema.grid.bounds(later_ms).1));
             }
         }
         touched
     }
 
-    /// Forgets the touched rows and late samples.
-    pub fn clear_touched(&mut self) {
-        self.touched.clear();
+    /// Begins a scan of the rows in order, and returns the key up to which there is nothing new since the last scan.
+    pub fn start_scan(&mut self) -> i64 {
+        let first_touched = std::mem::take(&mut self.touched).pop_first();
         self.late_samples.clear();
+        let untouched_to = first_touched.map_or(i64::MAX, |key| key.saturating_sub(1));
+        self.scanned_to = self.scanned_to.map(|key| key.min(untouched_to));
+        self.scanned_to.unwrap_or(i64::MIN)
+    }
+
+    /// Records that the scan has passed this row.
+    pub fn scan_to(&mut self, key: i64) {
+        self.scanned_to = Some(key);
     }
 
     /// Keys all rows anew, and touches the open ones.
@@ -83,6 +96,7 @@ impl RowTracker {
         }
         self.touched = std::mem::take(&mut self.touched).into_iter().map(key).collect();
         self.touched.extend(self.open.keys());
+        self.scanned_to = None;
     }
 
     /// Opens a row unless it is open.
@@ -122,10 +136,11 @@ impl RowTracker {
         self.open.range(key.saturating_add(1)..).next().map(|(key, _)| *key)
     }
 
-    /// The rows up to `to_ms` that are open for longer than the grace period.
-    pub fn overdue(&self, grace: Duration, to_ms: i64, now: Instant) -> Vec<i64> {
+    /// The first rows up to `to_ms` that are open for longer than the grace period.
+    pub fn overdue(&self, grace: Duration, to_ms: i64, now: Instant, max_rows: usize) -> Vec<i64> {
         let is_overdue = |row: &OpenRow| row.timestamp_ms <= to_ms && now.duration_since(row.since) >= grace;
-        self.open.iter().filter(|(_, row)| is_overdue(row)).map(|(key, _)| *key).collect()
+        let overdue = self.open.iter().filter(|(_, row)| is_overdue(row));
+        overdue.map(|(key, _)| *key).take(max_rows).collect()
     }
 
     /// Makes the rows with samples up to this time open since `since` at the latest.

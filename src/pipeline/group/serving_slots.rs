@@ -56,6 +56,11 @@ impl ServingSlots {
         self.champion.as_ref().map(ServingModel::schema)
     }
 
+    /// Number of features of the champion; 0 without one.
+    pub fn n_features(&self) -> usize {
+        self.schema().map_or(0, |schema| schema.features.len())
+    }
+
     /// True if the champion scores rows in order.
     pub fn is_sequential(&self) -> bool {
         self.champion.as_ref().is_some_and(ServingModel::is_sequential)

@@ -23,14 +23,18 @@ use std::num::NonZeroUsize;
 mod gaps;
 mod jobs;
 mod labels;
+mod models;
 mod order;
 mod pool;
 mod presence;
 mod publish;
 mod reload;
+mod restart;
 mod rows;
+mod sequential;
 mod stale;
 mod training;
+mod work;
 
 pub(in crate::pipeline) const START_MS: i64 = 1_700_000_000_000;
 

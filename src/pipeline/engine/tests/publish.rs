@@ -1,5 +1,6 @@
 //! Batches of scores: their size, their order and their cursors.
 
+use super::sequential::*;
 use super::*;
 use crate::pipeline::select::GroupMatches;
 use crate::remote_read::server::{self, Queryable, WorkPermits};
@@ -214,4 +215,21 @@ async fn the_memory_of_a_selection_belongs_to_its_request() {
     assert_eq!(handle.select(query(), &permit).await.expect("there is room").len(), 100);
     drop(handle);
     engine.join().expect("no panic");
+}
+
+/// Rows that waited for an endpoint are written with their own time, and counted if that is long ago.
+#[test]
+fn f9_rows_that_are_written_late_are_counted() {
+    let mut bench = running(&sequential_model(), 300);
+    let batch = bench.engine.next_batch(0, 100_000, START_MS * 2).expect("all of them");
+    let rows = batch.series[0].samples.len() as i64;
+    assert_eq!(batch.series[0].samples[0].timestamp_ms, time(300 - rows));
+    // 50 minutes are 200 rows, five minutes are 20: those between were written late.
+    bench.engine.advance(0, &batch.positions, time(300 + 180));
+    let late = bench.metric(r#"backfilled_rows_total{detector="node_network"}"#) as i64;
+    assert_eq!(late, 299 - (300 + 180 - 200));
+    push(&mut bench, 300..301);
+    let batch = bench.engine.next_batch(0, 100_000, START_MS * 2).expect("the next");
+    bench.engine.advance(0, &batch.positions, time(301));
+    assert_eq!(bench.metric(r#"backfilled_rows_total{detector="node_network"}"#) as i64, late, "in time");
 }
