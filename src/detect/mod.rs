@@ -28,6 +28,7 @@ mod seasonal;
 mod smoother;
 mod state;
 mod threshold;
+mod training_rows;
 
 use crate::error::InvalidPart;
 use crate::features::scale::SIGMA_QUANTILE_IN_SIGMAS;
@@ -41,7 +42,7 @@ use derived::{DERIVED_PER_FEATURE, DerivedFeatures};
 pub use deviation::{Deviation, DeviationReason};
 use filter::DeviationFilter;
 pub use filter::{Direction, MinDeviation};
-pub use fit::{FittedScorer, TrainingMatrix, warm_up_ms};
+pub use fit::{FittedScorer, MAX_TRAINING_VALUES, TrainingMatrix, warm_up_ms};
 pub use scorer::{ScoreScale, Scorer, ScorerParts};
 use smoother::ScoreSmoother;
 pub use state::{Checkpoint, SavedState};

@@ -1,6 +1,6 @@
 //! Seasonal profiles: the expected value of a feature by time of day, and on weekends.
 //!
-//! A feature has two profiles. The daily one knows no days of the week. The weekly one knows weekdays, and what differs
+//! A feature has two profiles. The daily one ignores the day of the week. The weekly one knows weekdays, and what differs
 //! from them on Saturday and Sunday; it takes two weekends to learn. The one that has predicted the better is used.
 //! Days are those of UTC. A profile for each day of the week was never the better one.
 //!

@@ -312,3 +312,17 @@ fn a_feature_that_begins_late_is_learned_beside_the_others() {
     let never = fit_late(n_rows).expect_err("no values").to_string();
     assert!(never.contains("NaN, must be finite"), "{never}");
 }
+
+#[test]
+fn a_training_table_has_a_limited_number_of_values() {
+    let n_rows = MAX_TRAINING_VALUES / 100 + 1;
+    let values = vec![0.0; n_rows * 100];
+    let timestamps: Vec<i64> = (0..n_rows as i64).collect();
+    let table = Table::new(&values, n_rows, 100).expect("its shape");
+    let error = TrainingMatrix::new(&timestamps, &table).err().expect("too many");
+    assert_eq!(
+        error.to_string(),
+        "number of training values gives 20000100 on a table of 200001 rows and 100 features, must be at most \
+         20000000: a shorter history or fewer features"
+    );
+}

@@ -6,6 +6,7 @@
 
 use super::Error;
 use crate::error::InvalidPart;
+use crate::forest::Column;
 use crate::stats::quantile;
 
 /// The share of distances that count as usual.
@@ -26,10 +27,10 @@ const MIN_SIGMA_SHARE: f64 = 0.01;
 ///
 /// # Errors
 /// [`Error::NoValues`] without values, [`Error::NotFinite`] for NaN and infinities.
-pub fn min_sigma(metric: &[f32]) -> Result<f64, Error> {
-    check_values(metric)?;
+pub fn min_sigma(metric: Column<'_>) -> Result<f64, Error> {
+    check_values(metric.iter())?;
     let ends = (f32::INFINITY, f32::NEG_INFINITY);
-    let (least, greatest) = metric.iter().fold(ends, |(low, high), &v| (low.min(v), high.max(v)));
+    let (least, greatest) = metric.iter().fold(ends, |(low, high), v| (low.min(v), high.max(v)));
     let range = f64::from(greatest) - f64::from(least);
     Ok(MIN_SIGMA_SHARE * if range > 0.0 { range } else { f64::from(greatest).abs().max(1.0) })
 }
@@ -48,7 +49,7 @@ impl RobustScale {
     /// # Errors
     /// [`Error::NoValues`], [`Error::NotFinite`], and [`Error::InvalidPart`] unless `min_sigma` is finite and above 0.
     pub fn fit(column: &[f32], min_sigma: f64) -> Result<Self, Error> {
-        check_values(column)?;
+        check_values(column.iter().copied())?;
         let mut values: Vec<f64> = column.iter().map(|value| f64::from(*value)).collect();
         let center = quantile(&mut values, 0.5);
         for value in &mut values {
@@ -96,12 +97,13 @@ pub fn saturate(value: f64) -> f32 {
 }
 
 /// Checks that a training column has values, and that all are finite.
-pub(super) fn check_values(column: &[f32]) -> Result<(), Error> {
-    if column.is_empty() {
+pub(super) fn check_values(column: impl Iterator<Item = f32>) -> Result<(), Error> {
+    let mut values = column.enumerate().peekable();
+    if values.peek().is_none() {
         return Err(Error::NoValues);
     }
-    match column.iter().position(|value| !value.is_finite()) {
-        Some(row) => Err(Error::NotFinite { row, value: column[row] }),
+    match values.find(|(_, value)| !value.is_finite()) {
+        Some((row, value)) => Err(Error::NotFinite { row, value }),
         None => Ok(()),
     }
 }
@@ -147,10 +149,10 @@ mod tests {
 
     #[test]
     fn the_floor_is_the_metrics_own() {
-        assert_eq!(min_sigma(&[3.0, 5.0, 4.0]), Ok(0.02));
-        assert_eq!(min_sigma(&[-500.0, -500.0]), Ok(5.0));
-        assert_eq!(min_sigma(&[0.0]), Ok(0.01));
-        assert_eq!(min_sigma(&[f32::MIN, f32::MAX]), Ok(0.01 * 2.0 * f64::from(f32::MAX)));
+        assert_eq!(min_sigma(Column::from(&[3.0, 5.0, 4.0][..])), Ok(0.02));
+        assert_eq!(min_sigma(Column::from(&[-500.0, -500.0][..])), Ok(5.0));
+        assert_eq!(min_sigma(Column::from(&[0.0][..])), Ok(0.01));
+        assert_eq!(min_sigma(Column::from(&[f32::MIN, f32::MAX][..])), Ok(0.01 * 2.0 * f64::from(f32::MAX)));
         // A column of zeros with one step.
         let mut column = [0.0; 1_000];
         column[7] = 1.0;
@@ -170,6 +172,6 @@ mod tests {
                 format!("sigma is {sigma}, must be finite and above 0")
             );
         }
-        assert!(min_sigma(&[]).is_err());
+        assert!(min_sigma(Column::from(&[][..])).is_err());
     }
 }

@@ -49,7 +49,7 @@ pub use extended::{ExtendedForest, ExtendedParams, ExtendedTree, ExtendedTreeArr
 pub use limits::{MAX_DEPTH, MAX_FEATURES, MAX_NODES, MAX_SAMPLES};
 pub use params::{Contamination, ContaminationShare, ForestParams, MaxFeatures, MaxSamples, Share};
 pub use standard::Forest;
-pub use table::Table;
+pub use table::{Column, Table};
 pub use tree::{Tree, TreeArrays};
 
 /// Errors of building a forest. Scoring has none.

@@ -46,7 +46,23 @@ pub struct Column<'a> {
     rows: RowRange,
 }
 
+impl<'a> From<&'a [f32]> for Column<'a> {
+    fn from(values: &'a [f32]) -> Self {
+        Self { values, rows: RowRange::new(0..values.len()) }
+    }
+}
+
 impl<'a> Column<'a> {
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.rows.len
+    }
+
+    /// True without rows.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// The value of a row.
     ///
     /// # Panics
@@ -58,10 +74,16 @@ impl<'a> Column<'a> {
 
     /// The values, in the order of the rows.
     pub fn iter(&self) -> impl Iterator<Item = f32> + use<'a> {
+        let [before, after] = self.parts();
+        before.iter().chain(after).copied()
+    }
+
+    /// The values before and after the rows that are left out.
+    pub fn parts(&self) -> [&'a [f32]; 2] {
         let RowRange { first, len, n_before, n_left_out } = self.rows;
         let before = &self.values[first..][..n_before];
         let after = &self.values[first + n_before + n_left_out..][..len - n_before];
-        before.iter().chain(after).copied()
+        [before, after]
     }
 }
 

@@ -10,24 +10,28 @@ use super::history;
 use super::job::{ShortHistory, TrainingJob, TrainingOutcome, TrainingReason};
 use super::register::{self, PromotionTarget, RegistrationDraft};
 use super::training_set::{TrainingSet, TrainingSetError};
-use super::warm_start::WarmStart;
+use super::warm_start::{self, WarmStart};
+use crate::detect::MAX_TRAINING_VALUES;
 use crate::detector::FeatureIdentity;
 use crate::error::chain;
 use crate::forest;
 use crate::models::DeployedModel;
 use crate::models::registry;
+use crate::prom::{Labels, duration};
 use crate::remote_read::SeriesSamples;
 use crate::report::training::PromotionDecision;
 use crate::time;
-use crate::window::{Window, build};
+use crate::window::{Column, Window, build};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 /// Time that a group without a model waits for the registry before it is trained.
 const REGISTRY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Samples of a feature from which its interval is known.
+const MIN_SAMPLES_OF_INTERVAL: usize = 10;
 
 /// Trains the groups of `jobs` until the channel closes. Each outcome goes to `on_outcome`, with the group's number.
 pub async fn run<F: Future<Output = ()>>(
@@ -52,6 +56,8 @@ struct TrainingRun<'a> {
     circuit_breaker: &'a mut CircuitBreaker,
     started: Instant,
     now_ms: i64,
+    /// Length of the history that is read.
+    history_ms: i64,
     /// Registered name of the models of the detector.
     detector_model: String,
     /// Registered name of the models of the group.
@@ -69,8 +75,19 @@ impl<'a> TrainingRun<'a> {
         // Without the feature the previous model scores nothing, and any other is better.
         let exemption = (job.reason == TrainingReason::LostFeature)
             .then_some("the group lacks a feature of the version before");
+        let history_ms = time::millis(job.detector.training.history);
         let (job, now_ms) = (Arc::new(job), time::now_ms());
-        Self { job, backends, circuit_breaker, started, now_ms, detector_model, group_model, exemption }
+        Self {
+            job,
+            backends,
+            circuit_breaker,
+            started,
+            now_ms,
+            history_ms,
+            detector_model,
+            group_model,
+            exemption,
+        }
     }
 
     /// Reuses a registered model, or gathers history, fits a model and registers it.
@@ -81,13 +98,14 @@ impl<'a> TrainingRun<'a> {
         if let Some(outcome) = self.reuse().await {
             return Ok(outcome);
         }
+        self.shorten_history()?;
         let range = self.history_range();
         let GroupHistory { series, failure } = self.reader().read(range).await;
         let exclusions = self.gather_exclusions().await?;
-        let history = Arc::new(series);
-        match (self.fit(&history, exclusions, failure.is_some()).await?, failure) {
-            (Ok((trained, draft)), _) => self.register(trained, draft, &history).await,
-            (Err(NotTrained::TooShort(short)), _) => self.fit_pool(short, &history).await,
+        let recent = warm_start::recent_samples(&self.job.detector, &series, self.now_ms);
+        match (self.fit(series, exclusions, failure.is_some()).await?, failure) {
+            (Ok((trained, draft)), _) => self.register(trained, draft, recent).await,
+            (Err(NotTrained::TooShort(short)), _) => self.fit_pool(short, recent).await,
             (Err(NotTrained::HistoryLost { .. }), Some(error)) => Err(format!("no history: {error}")),
             (Err(NotTrained::HistoryLost { have_ms }), None) => Ok(TrainingOutcome::HistoryLost { have_ms }),
             (Err(NotTrained::NeverComplete { n_features }), _) => {
@@ -223,13 +241,13 @@ impl<'a> TrainingRun<'a> {
     /// Fits a model on the history and the live window, on a thread of its own.
     async fn fit(
         &self,
-        history: &Arc<Vec<SeriesSamples>>,
+        history: Vec<SeriesSamples>,
         exclusions: Vec<Exclusion>,
         is_history_partial: bool,
     ) -> Result<Result<(Trained, RegistrationDraft), NotTrained>, String> {
         let group_fit = GroupFit {
             job: Arc::clone(&self.job),
-            history: Arc::clone(history),
+            history_ms: self.history_ms,
             exclusions,
             is_history_partial,
             name: self.group_model.clone(),
@@ -238,7 +256,7 @@ impl<'a> TrainingRun<'a> {
             exemption: self.exemption,
             now_ms: self.now_ms,
         };
-        run_blocking(move || group_fit.run()).await
+        run_blocking(move || group_fit.run(history)).await
     }
 
     /// Fits a model on the history of other groups, for a group whose own history is too short. The model is not
@@ -246,7 +264,7 @@ impl<'a> TrainingRun<'a> {
     async fn fit_pool(
         &mut self,
         short: ShortHistory,
-        history: &[SeriesSamples],
+        recent: Vec<SeriesSamples>,
     ) -> Result<TrainingOutcome, String> {
         let (job, now_ms) = (Arc::clone(&self.job), self.now_ms);
         let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
@@ -256,7 +274,7 @@ impl<'a> TrainingRun<'a> {
         };
         let pooled = run_blocking(train_pool).await?.map_err(|error| chain(&error))?;
         let Some(pooled) = pooled else { return Ok(TrainingOutcome::TooShort(short)) };
-        let warm_start = WarmStart::of_new_model(&mut self.reader(), history, now_ms).await;
+        let warm_start = WarmStart::of_new_model(&mut self.reader(), recent, now_ms).await;
         let name = self.detector_model.clone();
         let deployed = DeployedModel { model: Arc::new(pooled), name, version: None };
         Ok(TrainingOutcome::Pooled { history: short, deployed, warm_start, seconds: self.seconds() })
@@ -268,7 +286,7 @@ impl<'a> TrainingRun<'a> {
         &mut self,
         trained: Trained,
         draft: RegistrationDraft,
-        history: &[SeriesSamples],
+        recent: Vec<SeriesSamples>,
     ) -> Result<TrainingOutcome, String> {
         let (reason, name) = (self.job.reason, self.group_model.clone());
         let registered = if self.circuit_breaker.is_registry_open() {
@@ -303,7 +321,7 @@ impl<'a> TrainingRun<'a> {
         };
         let now_ms = self.now_ms;
         let warm_start = match reason {
-            TrainingReason::First => WarmStart::of_new_model(&mut self.reader(), history, now_ms).await,
+            TrainingReason::First => WarmStart::of_new_model(&mut self.reader(), recent, now_ms).await,
             _ => WarmStart::default(),
         };
         let deployed = DeployedModel { model: Arc::new(trained.model), name, version };
@@ -332,12 +350,52 @@ impl<'a> TrainingRun<'a> {
     }
 
     fn history_range(&self) -> (i64, i64) {
-        (self.now_ms - time::millis(self.job.detector.training.history), self.now_ms)
+        (self.now_ms - self.history_ms, self.now_ms)
+    }
+
+    /// Shortens the history of a group with many features to the rows that a model can be fitted on.
+    ///
+    /// # Errors
+    /// A text, if that is less than a model needs.
+    fn shorten_history(&mut self) -> Result<(), String> {
+        let TrainingJob { detector, labels, window, .. } = &*self.job;
+        let n_features = window.features().count();
+        let max_ms = max_history_ms(window);
+        if max_ms >= self.history_ms {
+            return Ok(());
+        }
+        self.history_ms = max_ms;
+        let history = duration::Display(Duration::from_millis(max_ms.unsigned_abs()));
+        let limit = MAX_TRAINING_VALUES;
+        let min_history = detector.training.min_history;
+        if max_ms < time::millis(min_history) {
+            let required = duration::Display(min_history);
+            return Err(format!(
+                "{n_features} features fit into {limit} training values for {history}, training.min_history is {required}"
+            ));
+        }
+        info!(component = "train", detector = detector.name, group = %labels, features = n_features, %history, limit, "a shorter history is read: the values of one training are limited");
+        Ok(())
     }
 
     fn seconds(&self) -> f64 {
         self.started.elapsed().as_secs_f64()
     }
+}
+
+/// The longest history of which the rows of all features are within [`MAX_TRAINING_VALUES`], at the interval of the most
+/// frequent feature. The maximum while no interval is known.
+fn max_history_ms(window: &Window) -> i64 {
+    let mut samples = Vec::new();
+    let interval_ms = |(_, column, _): (&Labels, Column, _)| {
+        samples.clear();
+        window.samples(column, i64::MIN, i64::MAX, &mut samples);
+        let times = samples.iter().map(|sample| sample.timestamp_ms);
+        time::median_interval_ms(times).filter(|_| samples.len() >= MIN_SAMPLES_OF_INTERVAL)
+    };
+    let interval_ms = window.features().filter_map(interval_ms).min().unwrap_or(i64::MAX);
+    let max_rows = MAX_TRAINING_VALUES / window.features().count().max(1);
+    interval_ms.saturating_mul(i64::try_from(max_rows).unwrap_or(i64::MAX))
 }
 
 async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
@@ -364,7 +422,8 @@ enum NotTrained {
 /// Inputs of a group's fit.
 struct GroupFit {
     job: Arc<TrainingJob>,
-    history: Arc<Vec<SeriesSamples>>,
+    /// Length of the history.
+    history_ms: i64,
     exclusions: Vec<Exclusion>,
     /// True if an endpoint that may have more history did not answer.
     is_history_partial: bool,
@@ -377,9 +436,11 @@ struct GroupFit {
 
 impl GroupFit {
     /// Fits a model. A group that needs one gets a model of excluded rows if there are too few others.
-    fn run(&self) -> Result<(Trained, RegistrationDraft), NotTrained> {
+    fn run(&self, history: Vec<SeriesSamples>) -> Result<(Trained, RegistrationDraft), NotTrained> {
         let TrainingJob { detector, labels, window, .. } = &*self.job;
-        let window = build::join(&self.history, window, time::millis(detector.training.history));
+        let window = build::join(&history, window, self.history_ms);
+        // The window holds it, and the fit needs the memory.
+        drop(history);
         match self.fit(&window, &self.exclusions) {
             Err(NotTrained::AllExcluded { n_rows }) if !self.job.reason.keeps_model() => {
                 warn!(component = "train", detector = detector.name, group = %labels, excluded = n_rows, "alerts of exclude_alerts leave too few rows of the history: the model is trained on all of them");
@@ -443,7 +504,8 @@ impl GroupFit {
     /// that lost its storage, or does not answer, has hours instead of days.
     fn is_history_lost(&self, have_ms: i64) -> bool {
         let may_wait = self.job.reason.keeps_model() || self.is_history_partial;
-        may_wait && self.job.trained_history_ms.is_some_and(|trained_ms| 2 * have_ms < trained_ms)
+        let is_lost = |trained_ms: i64| 2 * have_ms < trained_ms.min(self.history_ms);
+        may_wait && self.job.trained_history_ms.is_some_and(is_lost)
     }
 }
 

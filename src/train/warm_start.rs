@@ -29,16 +29,15 @@ pub struct WarmStart {
 }
 
 impl WarmStart {
-    /// The state for a model that never served. `history` is that of its training.
+    /// The state for a model that never served, with the [recent samples](recent_samples) of its training.
     pub(super) async fn of_new_model(
         reader: &mut GroupReader<'_>,
-        history: &[SeriesSamples],
+        recent: Vec<SeriesSamples>,
         now_ms: i64,
     ) -> Self {
         let detector = reader.detector;
         let earliest_ms = first_scorable_ms(detector, detector.transform.lookback_ms(), now_ms);
         let watermark = WriteWatermark::read(reader, earliest_ms, now_ms).await;
-        let recent = samples_after(history, window_start_ms(detector, now_ms));
         let incident_starts = read_incident_starts(reader, now_ms).await;
         Self { recent, watermark: watermark.unwrap_or_default(), incident_starts, ..Self::default() }
     }
@@ -170,6 +169,15 @@ async fn read_incident_starts(reader: &mut GroupReader<'_>, now_ms: i64) -> Opti
         }
     }
     (!starts.is_empty()).then_some(starts)
+}
+
+/// The samples of a history that are within the window.
+pub(super) fn recent_samples(
+    detector: &Detector,
+    history: &[SeriesSamples],
+    now_ms: i64,
+) -> Vec<SeriesSamples> {
+    samples_after(history, window_start_ms(detector, now_ms))
 }
 
 /// Time after which samples are within the window.

@@ -241,7 +241,7 @@ async fn a_group_without_a_model_gets_one_of_excluded_rows() {
             let exclusion = Exclusion { from_ms, to_ms: i64::MAX, reason: "Down fired".into() };
             let group_fit = GroupFit {
                 job: Arc::new(job),
-                history: Arc::default(),
+                history_ms: time::millis(backends.detectors[0].training.history),
                 exclusions: vec![exclusion],
                 is_history_partial: false,
                 name: "net".into(),
@@ -250,7 +250,7 @@ async fn a_group_without_a_model_gets_one_of_excluded_rows() {
                 exemption: None,
                 now_ms: time::now_ms(),
             };
-            group_fit.run()
+            group_fit.run(Vec::new())
         };
         assert!(fit(TrainingReason::First).is_ok());
         assert!(fit(TrainingReason::LostFeature).is_ok());
@@ -370,4 +370,29 @@ async fn a_rejected_model_is_registered_once_per_interval() {
     let job = TrainingJob { reason: TrainingReason::Scheduled, ..test_job(&backends, &["eth0"]) };
     let next = execute(job, &backends, &mut CircuitBreaker::default()).await.expect("no failure");
     assert!(matches!(next, TrainingOutcome::Gated { version: Some(3), .. }));
+}
+
+#[tokio::test]
+async fn a_group_of_many_features_reads_a_shorter_history() {
+    let devices: Vec<String> = (0..1_000).map(|i| format!("eth{i}")).collect();
+    let devices: Vec<&str> = devices.iter().map(String::as_str).collect();
+    let folder = TempDir::new().expect("a temporary folder");
+    let backends = test_backends(Registry::Directory(Directory::new(folder.path().into(), 30)));
+    let mut circuit_breaker = CircuitBreaker::default();
+    let history_of = |window: Window, min_history: Duration, circuit_breaker: &mut CircuitBreaker| {
+        let mut job = TrainingJob { window, ..test_job(&backends, &["lo"]) };
+        Arc::make_mut(&mut job.detector).training.min_history = min_history;
+        let mut run = TrainingRun::new(job, &backends, circuit_breaker);
+        run.shorten_history().map(|()| run.history_ms)
+    };
+    let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+    let few = history_of(window(&["eth0", "lo"]), minutes(10), &mut circuit_breaker);
+    assert_eq!(few, Ok(time::millis(backends.detectors[0].training.history)));
+    let many = history_of(window_of(&devices, 20), minutes(10), &mut circuit_breaker);
+    assert_eq!(many, Ok(20_000 * STEP_MS));
+    let error = history_of(window_of(&devices, 20), minutes(6_000), &mut circuit_breaker);
+    assert_eq!(
+        error.expect_err("too short"),
+        "1000 features fit into 20000000 training values for 3d11h20m, training.min_history is 4d4h"
+    );
 }
