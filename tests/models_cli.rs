@@ -14,14 +14,14 @@ const TOLERANCE: f64 = 2.3e-16;
 /// A graph computes in `f32`.
 const ONNX_TOLERANCE: f64 = 1.1e-7;
 
-/// What a command prints that must do its work.
+/// Output of a command that must succeed.
 fn run_ok(args: &[&str]) -> String {
     let output = run(&[&["models"], args].concat());
     assert_eq!((output.status, &*output.stderr), (0, ""), "{args:?}");
     output.stdout
 }
 
-/// What a command complains of that must fail: one line, and nothing else.
+/// Error of a command that must fail: one line, and nothing else.
 fn run_failing(args: &[&str]) -> String {
     let output = run(&[&["models"], args].concat());
     assert_eq!((output.status, &*output.stdout), (1, ""), "{args:?}");

@@ -100,7 +100,7 @@ fn check_nothing_written_twice(stack: &mut Stack) {
 
 // ------------------------------------------------------------------------------- MLflow's own client
 
-/// What a registered model with the alias champion consists of, as JSON; and that MLflow's own way of
+/// The parts of a registered model with the alias champion, as JSON; and that MLflow's own way of
 /// loading it scores its golden rows as promforest does.
 const INSPECT: &str = r#"
 import json

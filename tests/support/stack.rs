@@ -109,7 +109,7 @@ pub struct Stack {
     pub dir: TempDir,
 }
 
-/// Whether Prometheus accepts remote write.
+/// True if Prometheus accepts remote write.
 #[derive(Clone, Copy, PartialEq)]
 pub enum RemoteWriteReceiver {
     Enabled,
