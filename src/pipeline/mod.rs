@@ -18,6 +18,7 @@ mod signals;
 mod supervisor;
 mod tasks;
 
+use crate::budget::ByteBudget;
 use crate::config::{self, Config};
 use crate::http::Url;
 use crate::http::access::{self, AccessControl};
@@ -170,6 +171,7 @@ impl Sidecar {
             supervisor: supervisor.clone(),
         });
         let routes = routes::AppState {
+            metrics_pages: ByteBudget::default(),
             engine,
             receiver: ingest::body_receiver(),
             remote_read_server: remote_read::server::RemoteReadServer::new(metrics.remote_read_server),

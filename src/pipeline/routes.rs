@@ -2,6 +2,7 @@
 
 use super::engine::{EngineHandle, Readiness};
 use super::reload::Reloader;
+use crate::budget::{BudgetLease, ByteBudget};
 use crate::http::request_body::BodyReceiver;
 use crate::http::response::{self, Response};
 use crate::http::server::RequestBody;
@@ -10,12 +11,16 @@ use crate::prom::wire::ProtocolVersion;
 use crate::remote_read::server::RemoteReadServer;
 use crate::snapshot::SnapshotStore;
 use crate::telemetry::PageFormat;
+use bytes::Bytes;
 use hyper::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use prometheus_client::registry::Registry;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::watch;
+
+/// Most bytes of all pages of `/metrics` that are being sent: a client may read slowly, and a page of many groups is large.
+const MAX_METRICS_PAGES_BYTES: usize = 64 << 20;
 
 /// State that the routes share.
 #[derive(Clone)]
@@ -28,6 +33,8 @@ pub struct AppState {
     pub remote_read_server: RemoteReadServer,
     /// Metrics of `/metrics`.
     pub metrics_registry: Arc<Registry>,
+    /// Bytes of the pages of `/metrics` that are being sent.
+    pub metrics_pages: ByteBudget,
     /// Metrics of write requests.
     pub ingest_metrics: Metrics,
     /// State of `/-/ready`.
@@ -55,7 +62,7 @@ pub async fn handle_request(state: AppState, request: Request<RequestBody>) -> R
         (&Method::POST, "/api/v1/read") => state.remote_read_server.handle(body, &state.engine).await,
         (&Method::GET | &Method::HEAD, "/metrics") => {
             state.ingest_metrics.set_in_flight(state.receiver.in_flight());
-            metrics_page(&state.metrics_registry, &head.headers)
+            metrics_page(&state.metrics_registry, &state.metrics_pages, &head.headers)
         }
         (&Method::GET | &Method::HEAD, "/-/healthy") => {
             response::text(StatusCode::OK, "promforest is healthy")
@@ -116,13 +123,30 @@ fn method_not_allowed(methods: &'static str) -> Response {
     response
 }
 
-fn metrics_page(registry: &Registry, headers: &HeaderMap) -> Response {
+/// A page of `/metrics` that is being sent.
+struct MetricsPage {
+    text: String,
+    _lease: BudgetLease,
+}
+
+impl AsRef<[u8]> for MetricsPage {
+    fn as_ref(&self) -> &[u8] {
+        self.text.as_bytes()
+    }
+}
+
+fn metrics_page(registry: &Registry, pages: &ByteBudget, headers: &HeaderMap) -> Response {
     let accept: Vec<&str> = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
     let format = PageFormat::negotiate(&accept.join(","));
-    let Ok(page) = format.encode(registry) else {
+    let Ok(text) = format.encode(registry) else {
         return response::text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be encoded");
     };
-    let mut response = Response::new(page.into());
+    let mut lease = pages.lease();
+    // One page is sent, however large it is.
+    if lease.resize(text.len(), MAX_METRICS_PAGES_BYTES.max(text.len())).is_err() {
+        return response::text(StatusCode::SERVICE_UNAVAILABLE, "too many pages of metrics are being sent");
+    }
+    let mut response = Response::new(Bytes::from_owner(MetricsPage { text, _lease: lease }).into());
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
     response
 }
@@ -140,4 +164,25 @@ fn landing_page() -> Response {
     let mut response = Response::new(page.into());
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::register;
+    use prometheus_client::metrics::gauge::Gauge;
+
+    #[test]
+    fn pages_of_metrics_share_a_limit_until_they_are_sent() {
+        let mut registry = Registry::default();
+        let _: Gauge = register(&mut registry, "gauge", &"x".repeat(MAX_METRICS_PAGES_BYTES));
+        let (pages, headers) = (ByteBudget::default(), HeaderMap::new());
+        let page = metrics_page(&registry, &pages, &headers);
+        assert_eq!(page.status(), StatusCode::OK, "one page is sent, however large it is");
+        assert!(pages.in_use() > MAX_METRICS_PAGES_BYTES);
+        assert_eq!(metrics_page(&registry, &pages, &headers).status(), StatusCode::SERVICE_UNAVAILABLE);
+        drop(page);
+        assert_eq!(pages.in_use(), 0);
+        assert_eq!(metrics_page(&registry, &pages, &headers).status(), StatusCode::OK);
+    }
 }
