@@ -10,13 +10,15 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// In place of the alias of a model that was trained on other groups.
 const POOLED: &str = "pooled";
+/// Names of changed labels that are counted apart.
+const MAX_CHANGED_LABELS: usize = 64;
 
 type Seconds = Gauge<f64, AtomicU64>;
 type GroupLabels = Vec<(String, String)>;
@@ -42,6 +44,8 @@ pub struct Metrics {
     budget_expected: Family<GroupLabels, Seconds>,
     budget_observed: Family<GroupLabels, Seconds>,
     budget_correction: Family<GroupLabels, Seconds>,
+    /// Names of labels that changed.
+    changed_labels: BTreeSet<String>,
     label_changes: Family<[(&'static str, String); 3], Counter>,
     models_rejected: Family<[(&'static str, String); 1], Counter>,
     backfilled: Family<[(&'static str, String); 1], Counter>,
@@ -113,10 +117,11 @@ impl Metrics {
                 "alert_budget_correction",
                 "Logarithm of the factor by which recent incidents raise the threshold, from 0 to 1.5",
             ),
+            changed_labels: BTreeSet::new(),
             label_changes: register(
                 registry,
                 "feature_label_changes",
-                "Features of which a label of `ignore` changed, by outcome: continued by another series, or told apart",
+                "Features of which a label outside of `by` changed, by outcome: continued by another series, or told apart",
             ),
             models_rejected: register(
                 registry,
@@ -171,8 +176,19 @@ impl Metrics {
         }
     }
 
-    /// Counts features of which an ignored label changed.
-    pub fn count_label_changes(&self, detector: &str, label: &str, outcome: &'static str, features: usize) {
+    /// Counts features of which a label changed. Senders choose the names of labels: beyond a number of names, others
+    /// share the empty one.
+    pub fn count_label_changes(
+        &mut self,
+        detector: &str,
+        label: &str,
+        outcome: &'static str,
+        features: usize,
+    ) {
+        let has_room = self.changed_labels.len() < MAX_CHANGED_LABELS;
+        let is_counted = self.changed_labels.contains(label) || has_room;
+        let label = if is_counted { label } else { "" };
+        self.changed_labels.insert(label.to_string());
         let labels = [
             ("detector", detector.to_string()),
             ("label", label.to_string()),

@@ -9,6 +9,7 @@ use crate::remote_write::message::MAX_CONTRIBUTIONS;
 use crate::snapshot::PendingCheckpoint;
 use crate::time;
 use crate::window::{Score, Window};
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ pub struct Contribution {
 pub struct ServingModel {
     /// The model.
     pub deployed: DeployedModel,
+    /// The schema of the model, with the features as the group has them.
+    schema: Schema,
     reader: RowReader,
     /// Values of the row that was read last.
     values: Vec<f32>,
@@ -51,11 +54,13 @@ impl ServingModel {
         alerts: &detect::Config,
     ) -> Self {
         let running = RunningModel::start(deployed.model.clone(), caught_up, alerts);
-        let reader = RowReader::new(&deployed.model.schema, window);
+        let schema = deployed.model.schema.clone();
+        let reader = RowReader::new(&schema, window);
         let processed_to_ms = running.newest_ms().unwrap_or(i64::MIN);
         let frozen_to_ms = frozen_to_ms.max(processed_to_ms);
         Self {
             deployed,
+            schema,
             reader,
             values: Vec::new(),
             frozen_to_ms,
@@ -80,9 +85,19 @@ impl ServingModel {
         &self.deployed.model
     }
 
-    /// The schema of the model.
+    /// The schema of the model, with the features as the group has them.
     pub fn schema(&self) -> &Schema {
-        &self.deployed.model.schema
+        &self.schema
+    }
+
+    /// Renames features whose series have other labels now.
+    pub fn rename_features(&mut self, renamed: &BTreeMap<Labels, Labels>, window: &Window) {
+        for feature in &mut self.schema.features {
+            if let Some(new) = renamed.get(feature) {
+                *feature = new.clone();
+            }
+        }
+        self.rebind(window);
     }
 
     /// The checkpoint for a snapshot, after rows up to this time.
@@ -107,7 +122,7 @@ impl ServingModel {
 
     /// Binds the model to the changed columns of the window.
     pub fn rebind(&mut self, window: &Window) {
-        self.reader = RowReader::new(&self.deployed.model.schema, window);
+        self.reader = RowReader::new(&self.schema, window);
     }
 
     /// Reads the row that contains `timestamp_ms`. Calls `on_event` for each counter event of it.
@@ -117,7 +132,7 @@ impl ServingModel {
         timestamp_ms: i64,
         on_event: impl FnMut(CounterEvent),
     ) -> Row {
-        self.reader.read_row(&self.deployed.model.schema, window, timestamp_ms, &mut self.values, on_event)
+        self.reader.read_row(&self.schema, window, timestamp_ms, &mut self.values, on_event)
     }
 
     /// True if the row that contains `timestamp_ms` has a staleness marker.
@@ -142,7 +157,7 @@ impl ServingModel {
         let Some(assessment) = assessment.filter(|assessment| assessment.incident) else {
             return Some((score, Vec::new()));
         };
-        let features = &self.deployed.model.schema.features;
+        let features = &self.schema.features;
         let contribution = |(index, reason, share): (usize, DeviationReason, f64)| Contribution {
             feature: features[index].clone(),
             reason,

@@ -81,9 +81,6 @@ impl<T> QueryReply<T> {
     }
 }
 
-/// All handles of the engine are dropped.
-pub(super) struct Disconnected;
-
 /// The engine's end of the command queue.
 pub struct CommandReceiver {
     commands: mpsc::Receiver<EngineCommand>,
@@ -91,16 +88,15 @@ pub struct CommandReceiver {
 }
 
 impl CommandReceiver {
-    /// Waits for the next command, or only looks for one if there is other work. An error when all handles are dropped.
-    pub(super) fn next(&mut self, has_other_work: bool) -> Result<Option<EngineCommand>, Disconnected> {
+    /// Waits for the next command, or only looks for one if there is other work.
+    ///
+    /// # Errors
+    /// [`TryRecvError::Empty`] if there is no command yet, [`TryRecvError::Disconnected`] when all handles are dropped.
+    pub(super) fn next(&mut self, has_other_work: bool) -> Result<EngineCommand, TryRecvError> {
         self.progress.record_command();
-        if !has_other_work {
-            return self.commands.blocking_recv().map(Some).ok_or(Disconnected);
-        }
-        match self.commands.try_recv() {
-            Ok(command) => Ok(Some(command)),
-            Err(TryRecvError::Empty) => Ok(None),
-            Err(TryRecvError::Disconnected) => Err(Disconnected),
+        match has_other_work {
+            true => self.commands.try_recv(),
+            false => self.commands.blocking_recv().ok_or(TryRecvError::Disconnected),
         }
     }
 }

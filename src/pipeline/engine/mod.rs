@@ -45,6 +45,7 @@ use publish::{EndpointState, endpoint_states, notify};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{Notify, mpsc, watch};
 use tracing::{info, warn};
 
@@ -139,9 +140,11 @@ impl Engine {
     /// Runs until all handles are dropped. Rows that a command left are continued after each further command, and
     /// while there is none.
     pub fn run(mut self, mut commands: CommandReceiver) {
-        while let Ok(command) = commands.next(!self.backlog.is_empty()) {
-            if let Some(command) = command {
-                self.handle(command, &commands.progress);
+        loop {
+            match commands.next(!self.backlog.is_empty()) {
+                Ok(command) => self.handle(command, &commands.progress),
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Disconnected) => return,
             }
             self.advance_backlog(Instant::now(), now_ms());
         }
@@ -318,7 +321,7 @@ impl Engine {
             }
             for ((label, change), features) in group.take_label_changes() {
                 let outcome = change.as_str();
-                info!(component = "series", detector = detector.name, group = %group.labels, label, features, outcome, "an ignored label changed");
+                info!(component = "series", detector = detector.name, group = %group.labels, label, features, outcome, "a label of the group's series changed");
                 self.metrics.count_label_changes(&detector.name, &label, outcome, features);
             }
         }

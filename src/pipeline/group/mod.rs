@@ -2,6 +2,7 @@
 
 pub mod event;
 mod closing;
+mod continuation;
 pub mod gap_guard;
 mod incident_log;
 mod publication;
@@ -170,7 +171,7 @@ impl Group {
         Some(column)
     }
 
-    /// The ignored labels that changed since the last call, with the number of features.
+    /// The labels that changed since the last call, with the number of features.
     pub fn take_label_changes(&mut self) -> BTreeMap<(String, LabelChange), usize> {
         self.origins.take_changes()
     }
@@ -424,6 +425,7 @@ impl Group {
             window,
             models,
             rows,
+            origins,
             incidents,
             publication,
             metrics_dirty,
@@ -435,6 +437,7 @@ impl Group {
             window,
             models,
             rows,
+            origins,
             incidents,
             publication,
             metrics_dirty,

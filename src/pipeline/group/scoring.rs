@@ -4,10 +4,12 @@
 //! rows of one command; the group keeps the others for the next one.
 
 use super::closing::{RowEnd, RowFacts, classify};
+use super::continuation::{Continuation, MAX_CANDIDATES};
 use super::event::{GroupEvent, RowState};
 use super::incident_log::IncidentLog;
 use super::publication::Publication;
 use super::row_tracker::RowTracker;
+use super::series_origins::SeriesOrigins;
 use super::serving_slots::ServingSlots;
 use crate::features::Row;
 use crate::features::counter::CounterEvent;
@@ -41,13 +43,17 @@ impl WorkBudget {
     /// Takes the cost of a row with this many features. False if nothing is left; the last row may exceed the budget.
     fn take_row(&mut self, n_features: usize) -> bool {
         let is_left = !self.is_spent();
-        self.values = self.values.saturating_sub(n_features + ROW_COST);
+        self.take(n_features + ROW_COST);
         is_left
     }
 
     /// Number of rows with this many features that the budget suffices for.
     fn n_rows(self, n_features: usize) -> usize {
         self.values.div_ceil(n_features + ROW_COST)
+    }
+
+    fn take(&mut self, values: usize) {
+        self.values = self.values.saturating_sub(values);
     }
 }
 
@@ -90,6 +96,8 @@ pub struct RowScoring<'a, F> {
     pub models: &'a mut ServingSlots,
     /// The rows that are not final.
     pub rows: &'a mut RowTracker,
+    /// The series of the features.
+    pub origins: &'a mut SeriesOrigins,
     /// The incidents.
     pub incidents: &'a mut IncidentLog,
     /// The rows that endpoints have.
@@ -278,13 +286,13 @@ impl<F: FnMut(GroupEvent)> RowScoring<'_, F> {
             if newest == Some(key) && self.is_partial(key) {
                 continue;
             }
-            has_changed |= self.close_row(key);
+            has_changed |= self.close_row(key, budget);
         }
         Advance { has_changed, is_finished: true }
     }
 
     /// Closes a row. False if it waits for an earlier row.
-    fn close_row(&mut self, key: i64) -> bool {
+    fn close_row(&mut self, key: i64, budget: &mut WorkBudget) -> bool {
         let Some(open_row) = self.rows.close(key) else { return false };
         let Some(serving) = self.models.champion_mut() else {
             self.rows.record_without_model(open_row.timestamp_ms);
@@ -292,6 +300,13 @@ impl<F: FnMut(GroupEvent)> RowScoring<'_, F> {
             return true;
         };
         let row = serving.read_row(self.window, key, |_| {});
+        if let Row::Missing(missing) = &row
+            && self.continue_features(key, missing, budget)
+        {
+            self.rows.reopen(key, open_row);
+            return true;
+        }
+        let Some(serving) = self.models.champion() else { return false };
         let facts = row_facts(&row, key, serving, self.window, self.publication, self.grace);
         let bounds = serving.schema().grid.bounds(key);
         let state = match classify(&row, facts) {
@@ -310,6 +325,31 @@ impl<F: FnMut(GroupEvent)> RowScoring<'_, F> {
             _ => {}
         }
         (self.on_event)(GroupEvent::Row(state));
+        true
+    }
+
+    /// Lets the model go on with the features of a row that are missing, if series with other labels continue them. True
+    /// if they do: the row and those after it are scored.
+    fn continue_features(&mut self, key: i64, missing: &[usize], budget: &mut WorkBudget) -> bool {
+        let Some(serving) = self.models.champion() else { return false };
+        let schema = serving.schema();
+        let bounds = schema.grid.bounds(key);
+        if self.window.features().count() <= schema.features.len() {
+            return false;
+        }
+        budget.take(missing.len() * MAX_CANDIDATES);
+        let Some(continuation) = Continuation::find(schema, self.window, bounds, missing, self.grace) else {
+            return false;
+        };
+        for (column, sample) in continuation.lookback {
+            self.window.push(column, sample);
+        }
+        self.models.rename_features(&continuation.renamed, self.window);
+        let rows = self.window.timestamps(bounds.0, i64::MAX).map(|then| self.models.row_key(then));
+        self.rows.touch_all(rows);
+        let n_features = continuation.renamed.len();
+        continuation.label_names.iter().for_each(|name| self.origins.count_continued(name, n_features));
+        *self.snapshot_dirty = true;
         true
     }
 

@@ -5,7 +5,7 @@ use crate::prom::Labels;
 use crate::window::{Column, Window};
 use std::collections::BTreeMap;
 
-/// The change of an ignored label.
+/// The change of a label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LabelChange {
     /// Another series goes on with the feature.
@@ -30,7 +30,7 @@ pub struct SeriesOrigins {
     identity: FeatureIdentity,
     /// Ignored labels of the series of each column, as far as they are known.
     ignored: BTreeMap<Column, Labels>,
-    /// Number of features of which an ignored label changed, since the last [`take_changes`](Self::take_changes).
+    /// Number of features of which a label changed, since the last [`take_changes`](Self::take_changes).
     changes: BTreeMap<(String, LabelChange), usize>,
 }
 
@@ -101,6 +101,11 @@ impl SeriesOrigins {
     /// Forgets the columns, whose numbers change.
     pub fn forget_columns(&mut self) {
         self.ignored.clear();
+    }
+
+    /// Counts features that other series continue although a label changed.
+    pub fn count_continued(&mut self, label: &str, n_features: usize) {
+        *self.changes.entry((label.to_string(), LabelChange::Continued)).or_default() += n_features;
     }
 
     /// The changed labels since the last call, with the number of features.

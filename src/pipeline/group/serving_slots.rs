@@ -5,8 +5,10 @@ use crate::features::Schema;
 use crate::models::DeployedModel;
 use crate::pipeline::drift::DriftMonitor;
 use crate::pipeline::serving::ServingModel;
+use crate::prom::Labels;
 use crate::snapshot::{ModelCheckpoint, PendingCheckpoint};
 use crate::window::{ModelRole, Score, Window};
+use std::collections::BTreeMap;
 
 /// See the [module](self).
 #[derive(Default)]
@@ -74,6 +76,11 @@ impl ServingSlots {
     /// True if a champion serves, or did before this process.
     pub fn had_champion(&self) -> bool {
         self.champion.is_some() || self.checkpoints[0].is_some()
+    }
+
+    /// Renames features whose series have other labels now.
+    pub fn rename_features(&mut self, renamed: &BTreeMap<Labels, Labels>, window: &Window) {
+        self.all_mut().for_each(|serving| serving.rename_features(renamed, window));
     }
 
     /// True if a window of this length holds the samples that every model reads.

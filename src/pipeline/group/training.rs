@@ -20,9 +20,9 @@ impl Group {
     /// The schema of the group's own champion, if other groups can be fitted on it: with the current transform, and
     /// with a row at each timestamp. Slots of several targets differ between groups.
     pub fn own_schema(&self) -> Option<&Schema> {
-        let model = self.models.champion()?.model();
-        let is_own = model.card.group.as_ref() == Some(&self.labels);
-        let schema = &model.schema;
+        let serving = self.models.champion()?;
+        let is_own = serving.model().card.group.as_ref() == Some(&self.labels);
+        let schema = serving.schema();
         let is_usable = schema.grid == Grid::Exact && schema.transform == self.detector.transform;
         (is_own && is_usable).then_some(schema)
     }
@@ -131,8 +131,9 @@ impl Group {
         if self.gaps.is_holding() {
             return None;
         }
-        let (model, presence) = (self.models.champion()?.model(), self.presence(now_ms)?);
-        let of_model: HashSet<&Labels> = model.schema.features.iter().collect();
+        let (serving, presence) = (self.models.champion()?, self.presence(now_ms)?);
+        let model = serving.model();
+        let of_model: HashSet<&Labels> = serving.schema().features.iter().collect();
         let (mut any_present, mut n_known, mut has_new_feature) = (false, 0, false);
         for (i, (labels, column, newest)) in self.window.features().enumerate() {
             any_present |= presence.is_present(column, newest);
