@@ -5,6 +5,7 @@ use crate::models::registry;
 pub use crate::yaml::FileError as Error;
 use crate::yaml::{self, Node, Section};
 use crate::{remote_read, remote_write};
+use saphyr::{LoadableYamlNode, Scalar, Yaml, YamlEmitter};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,6 +42,15 @@ impl Config {
         yaml::load(path, Self::read)
     }
 
+    /// Reads a file, and returns it as YAML without its comments and secrets too.
+    ///
+    /// # Errors
+    /// [`Error`] with all errors of the file.
+    pub fn load_to_show(path: &Path) -> Result<(Self, String), Error> {
+        let (config, text) = yaml::load_with_text(path, Self::read)?;
+        Ok((config, redact(&text)))
+    }
+
     /// Reads the text of a file. Relative paths in it start at the working directory.
     ///
     /// # Errors
@@ -71,6 +81,47 @@ impl Config {
         check_shared_model(&top, &registry, detectors.len());
         top.deny_unknown();
         Self { remote_write, remote_read, registry, detectors: detectors.into_iter().map(Arc::new).collect() }
+    }
+}
+
+/// Keys whose values are secret, with everything below them.
+const SECRET_KEYS: [&str; 8] = [
+    "password",
+    "credentials",
+    "client_secret",
+    "bearer_token",
+    "key",
+    "headers",
+    "proxy_connect_header",
+    "endpoint_params",
+];
+
+/// The YAML of a valid file with `<secret>` in place of its secrets.
+fn redact(text: &str) -> String {
+    let mut documents = Yaml::load_from_str(text).unwrap_or_default();
+    let Some(document) = documents.first_mut() else { return String::new() };
+    redact_node(document, false);
+    let mut out = String::new();
+    match YamlEmitter::new(&mut out).dump(document) {
+        Ok(()) => out.trim_start_matches("---").trim_start().to_string(),
+        Err(_) => String::new(),
+    }
+}
+
+fn redact_node(node: &mut Yaml<'_>, is_secret: bool) {
+    match node {
+        Yaml::Mapping(mapping) => {
+            for (key, value) in mapping.iter_mut() {
+                let is_secret_key = key.as_str().is_some_and(|key| SECRET_KEYS.contains(&key));
+                redact_node(value, is_secret || is_secret_key);
+            }
+        }
+        Yaml::Sequence(items) => items.iter_mut().for_each(|item| redact_node(item, is_secret)),
+        // The password of a proxy stands in its URL.
+        node if is_secret || node.as_str().is_some_and(|text| text.contains("://") && text.contains('@')) => {
+            *node = Yaml::Value(Scalar::String("<secret>".into()));
+        }
+        _ => {}
     }
 }
 
@@ -122,5 +173,30 @@ fn check_shared_model(top: &Section<'_, '_>, registry: &registry::Config, n_dete
         top.error(format!(
             "registry.mlflow.model: {n_detectors} detectors would share the model {model}; without the key each has its own name"
         ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shown_file_has_no_secrets() {
+        let text = r#"
+remote_write:
+  - url: http://host/write # a comment
+    basic_auth: {username: me, password: hunter2}
+    headers: {X-Token: hunter2}
+    proxy_url: http://me:hunter2@proxy/
+    oauth2: {client_id: id, client_secret: hunter2, token_url: "http://host/token", endpoint_params: {a: hunter2}}
+    tls_config: {key: hunter2, key_file: key.pem}
+remote_read: [{url: "http://host/read", authorization: {credentials: hunter2}}]
+"#;
+        let shown = redact(text);
+        assert!(!shown.contains("hunter2") && !shown.contains('#'), "{shown}");
+        assert_eq!(shown.matches("<secret>").count(), 7, "{shown}");
+        for kept in ["username: me", "http://host/write", "client_id: id", "key_file: key.pem"] {
+            assert!(shown.contains(kept), "{kept}: {shown}");
+        }
     }
 }

@@ -10,6 +10,7 @@
 //!          remote read (history, gaps) ─────┘      ▼             │
 //!                                  features ─► train ─► models (registry, import)
 //!                                                 └─► backtest, report
+//!   window, incidents, counts ─► status (web pages, JSON)
 //! ```
 //!
 //! A sample arrives as bytes, becomes a cell in a row, the row gets a score, and the score leaves as a sample.
@@ -40,6 +41,7 @@ pub mod table;
 pub mod report;
 pub mod train;
 pub mod backtest;
+pub mod status;
 pub mod config;
 pub mod pipeline;
 pub mod cli;

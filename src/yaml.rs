@@ -59,10 +59,24 @@ fn format_errors(path: &str, errors: &[Error]) -> String {
 /// # Errors
 /// [`FileError`] with all errors of the file.
 pub fn load<T>(path: &Path, read: impl FnOnce(Section<'_, '_>) -> T) -> Result<T, FileError> {
+    load_with_text(path, read).map(|(value, _)| value)
+}
+
+/// Reads a file as [`load`] does, and returns its text too.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_with_text<T>(
+    path: &Path,
+    read: impl FnOnce(Section<'_, '_>) -> T,
+) -> Result<(T, String), FileError> {
     let name = || path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|source| FileError::Io { path: name(), source })?;
     let folder = path.parent().unwrap_or(Path::new(""));
-    self::read(&text, folder, read).map_err(|errors| FileError::Invalid { path: name(), errors })
+    match self::read(&text, folder, read) {
+        Ok(value) => Ok((value, text)),
+        Err(errors) => Err(FileError::Invalid { path: name(), errors }),
+    }
 }
 
 /// Reads a document: calls `read` with its top level, and returns the result if there are no errors. Relative paths in

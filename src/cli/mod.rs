@@ -20,6 +20,7 @@ use backtest::BacktestArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use match_series::MatchArgs;
 use models::ModelsCommand;
+use std::fmt;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -95,6 +96,23 @@ struct RunArgs {
     /// Format of the log, on standard error
     #[arg(long = "log.format", value_name = "FORMAT", default_value = "logfmt")]
     log_format: LogFormat,
+}
+
+impl RunArgs {
+    /// Names and values of the flags.
+    fn flags(&self) -> Vec<(&'static str, String)> {
+        let path = |file: &Option<PathBuf>| file.as_deref().unwrap_or(Path::new("")).display().to_string();
+        let name = |value: &dyn fmt::Debug| format!("{value:?}").to_lowercase();
+        vec![
+            ("config.file", path(&self.config_file)),
+            ("log.format", name(&self.log_format)),
+            ("log.level", name(&self.log_level)),
+            ("storage.path", self.storage_path.display().to_string()),
+            ("web.config.file", path(&self.web_config_file)),
+            ("web.enable-lifecycle", self.enable_lifecycle.to_string()),
+            ("web.listen-address", self.listen_address.clone()),
+        ]
+    }
 }
 
 /// The registry of a command: the registry that the sidecar uses with the same flags.
@@ -200,6 +218,7 @@ fn block_on<T>(future: impl Future<Output = Result<T, BoxError>>) -> Result<T, B
 fn run(args: RunArgs) -> Result<(), BoxError> {
     telemetry::init_logs(args.log_level, args.log_format);
     let options = Options {
+        flags: args.flags(),
         config_file: args.config_file,
         listen_address: args.listen_address,
         web_config_file: args.web_config_file,

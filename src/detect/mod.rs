@@ -241,6 +241,18 @@ impl OnlineDetector {
         &self.alerts
     }
 
+    /// Lower bound, expected value and upper bound of these features at ascending times, `[n_times][n_features]`, by
+    /// the profile after the newest row; NaN before a first day.
+    pub fn expected_ranges(&self, times_ms: &[i64], features: &[usize]) -> Vec<Vec<[f64; 3]>> {
+        let mut derived = self.derived.clone();
+        let at = |timestamp_ms: &i64| {
+            let expected = derived.expected(*timestamp_ms);
+            let range = |feature: &usize| self.scorer.expected_range(*feature, expected[*feature]);
+            features.iter().map(range).collect()
+        };
+        times_ms.iter().map(at).collect()
+    }
+
     /// Number of features.
     pub fn n_features(&self) -> usize {
         self.derived.n_features()

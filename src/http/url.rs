@@ -54,6 +54,27 @@ pub fn percent_encode(text: &str) -> String {
     text.bytes().map(encode).collect()
 }
 
+/// The pairs of a query, `a=b&c=d`, decoded; a part without `=` is a name. Bytes that are not UTF-8 become U+FFFD.
+pub fn parse_query(query: &str) -> Vec<(String, String)> {
+    let parts = query.split('&').filter(|part| !part.is_empty());
+    let pairs = parts.map(|part| part.split_once('=').unwrap_or((part, "")));
+    pairs.map(|(name, value)| (percent_decode(name), percent_decode(value))).collect()
+}
+
+/// Decodes `%41` and, as in a form, `+`; other text stays as it is.
+fn percent_decode(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        let digits = after.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
+        let decoded =
+            digits.filter(|_| *first == b'%').and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        rest = if decoded.is_some() { &after[2..] } else { after };
+        bytes.push(decoded.unwrap_or(if *first == b'+' { b' ' } else { *first }));
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 /// A text that may be a URL, without what may be credentials: everything before its last `@`, up to a scheme.
 fn redact(text: &str) -> String {
     let Some((credentials, host)) = text.rsplit_once('@') else { return text.into() };
@@ -161,6 +182,18 @@ mod tests {
             "http://host/prometheus/api/v1/series?match%5B%5D=%7Ba%3D~%22b%20c%7C%C3%A9%22%7D&start=1";
         let joined = base.with_path_and_query("/api/v1/series", &query).expect("short enough");
         assert_eq!(joined.to_string(), expected);
+    }
+
+    #[test]
+    fn a_query_is_decoded_and_a_damaged_one_stays_text() {
+        let pair = |name: &str, value: &str| (name.to_string(), value.to_string());
+        let text = "a b/é%&=+";
+        let query = format!("job={}&&empty&x=1+2", percent_encode(text));
+        assert_eq!(parse_query(&query), [pair("job", text), pair("empty", ""), pair("x", "1 2")]);
+        assert_eq!(
+            parse_query("a=%4&b=%zz&c=%ff&%"),
+            [pair("a", "%4"), pair("b", "%zz"), pair("c", "\u{fffd}"), pair("%", "")]
+        );
     }
 
     #[test]

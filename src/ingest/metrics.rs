@@ -197,6 +197,13 @@ impl Metrics {
         self.dropped[reason as usize].inc_by(samples as u64);
     }
 
+    /// Samples received, and samples not used by reason.
+    pub fn counts(&self) -> (u64, Vec<(&'static str, u64)>) {
+        let dropped =
+            DropReason::ALL.iter().map(|reason| (reason.label(), self.dropped[*reason as usize].get()));
+        (self.samples.get(), dropped.collect())
+    }
+
     /// Sets the bytes of bodies in flight.
     pub fn set_in_flight(&self, bytes: usize) {
         self.in_flight.set(bytes as i64);

@@ -125,6 +125,12 @@ impl Groups {
         (self.next_id, self.all.len())
     }
 
+    /// The group of a detector with these labels.
+    pub fn find(&self, detector: &str, labels: &Labels) -> Option<&Group> {
+        let index = self.config.detectors.iter().position(|known| known.name == detector)?;
+        self.all.get(self.by_labels[index].get(labels)?)
+    }
+
     /// Every group with its number.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut Group)> {
         self.all.iter_mut().map(|(id, group)| (*id, group))

@@ -1,7 +1,9 @@
 //! Metrics of rows, groups and models.
 
 use super::group::Group;
+use super::group::event::RowState;
 use super::groups::metric_labels;
+use crate::detector::Detector;
 use crate::models::{DeployedModel, registry};
 use crate::telemetry::register;
 use crate::window::ModelRole;
@@ -157,6 +159,18 @@ impl Metrics {
     /// Counts a row.
     pub fn count_row(&self, detector: &str, state: &'static str) {
         self.rows.get_or_create(&pair(detector, "state", state)).inc();
+    }
+
+    /// Rows of these detectors by state.
+    pub fn row_counts(&self, detectors: &[Arc<Detector>]) -> Vec<(&'static str, u64)> {
+        let count = |detector: &Arc<Detector>, state| {
+            self.rows.get(&pair(&detector.name, "state", state)).map_or(0, |counter| counter.get())
+        };
+        let of_state = |state: RowState| {
+            let state = state.as_str();
+            (state, detectors.iter().map(|detector| count(detector, state)).sum())
+        };
+        RowState::ALL.map(of_state).into()
     }
 
     /// Counts a correction of a counter.

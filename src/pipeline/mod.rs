@@ -8,6 +8,7 @@ mod groups;
 pub mod metrics;
 mod options;
 mod output_series;
+mod pages;
 mod reload;
 mod routes;
 pub mod schedule;
@@ -30,6 +31,7 @@ use crate::{ingest, remote_read, remote_write};
 use engine::{CommandReceiver, Engine, EngineDeps, Readiness};
 use options::LoadedConfig;
 pub use options::Options;
+use pages::{CountSources, Pages};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use reload::Reloader;
@@ -130,7 +132,8 @@ impl Sidecar {
         let access = Arc::new(AccessControl::open(options.web_config_file.clone())?);
         let supervisor = Supervisor::default();
         let (registry, metrics) = SidecarMetrics::register(&access);
-        let LoadedConfig { config, endpoints, backends } = options.load(&metrics.remote_read)?;
+        let LoadedConfig { config, shown_config, endpoints, backends } =
+            options.load(&metrics.remote_read)?;
         let listener = options.bind().await?;
         options.prepare_storage()?;
         let signals = Signals::install()?;
@@ -165,11 +168,18 @@ impl Sidecar {
             engine: engine.clone(),
             backends,
             senders: Mutex::new(Some(senders)),
-            remote_write_metrics: metrics.remote_write,
+            shown_config: std::sync::Mutex::new(shown_config),
+            remote_write_metrics: metrics.remote_write.clone(),
             remote_read_metrics: metrics.remote_read,
             metrics: metrics.reload,
             supervisor: supervisor.clone(),
         });
+        let counts = CountSources {
+            ingest: metrics.ingest.clone(),
+            engine: metrics.engine,
+            remote_write: metrics.remote_write,
+        };
+        let pages = Pages::new(engine.clone(), counts, readiness_rx.clone(), reloader.clone());
         let routes = routes::AppState {
             metrics_pages: ByteBudget::default(),
             engine,
@@ -181,6 +191,7 @@ impl Sidecar {
             snapshot_store: store,
             reloader: reloader.clone(),
             enable_lifecycle,
+            pages: Arc::new(pages),
         };
         Ok(Self {
             access,

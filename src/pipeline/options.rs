@@ -25,12 +25,16 @@ pub struct Options {
     pub enable_lifecycle: bool,
     /// The directory of snapshots, and of models with a relative path.
     pub storage_path: PathBuf,
+    /// Names and values of all flags, for display.
+    pub flags: Vec<(&'static str, String)>,
 }
 
 /// A configuration, and a client for each address in it.
 pub struct LoadedConfig {
     /// The configuration.
     pub config: Arc<Config>,
+    /// The file as YAML, without its secrets; empty without a file.
+    pub shown_config: String,
     /// A client for each remote-write endpoint.
     pub endpoints: Vec<Client>,
     /// The clients that training and gap filling use.
@@ -43,7 +47,10 @@ impl Options {
     /// # Errors
     /// [`Error::Config`], [`Error::Client`] or [`Error::Registry`].
     pub fn load(&self, metrics: &remote_read::Metrics) -> Result<LoadedConfig, Error> {
-        let config = self.config_file.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
+        let (config, shown_config) = match &self.config_file {
+            Some(file) => Config::load_to_show(file)?,
+            None => (Config::default(), String::new()),
+        };
         let client_error = |url: &Url| {
             let url = url.clone();
             move |source| Error::Client { url, source }
@@ -67,6 +74,7 @@ impl Options {
             endpoints: endpoints.collect::<Result<_, _>>()?,
             backends: Arc::new(backends),
             config: Arc::new(config),
+            shown_config,
         })
     }
 

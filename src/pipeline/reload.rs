@@ -9,8 +9,8 @@ use crate::train::Backends;
 use crate::{remote_read, remote_write};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::{Mutex, watch};
 use tracing::{error, info};
@@ -55,6 +55,8 @@ pub struct Reloader {
     pub backends: watch::Sender<Arc<Backends>>,
     /// The senders of the configuration in force; none after the shutdown.
     pub senders: Mutex<Option<Senders>>,
+    /// The configuration in force, as it may be shown.
+    pub shown_config: std::sync::Mutex<String>,
     /// Metrics of the senders.
     pub remote_write_metrics: remote_write::Metrics,
     /// Metrics of the read clients.
@@ -77,6 +79,11 @@ impl Reloader {
         task.await.unwrap_or_else(|error| Err(error.to_string()))
     }
 
+    /// The configuration in force as YAML, without its secrets; empty without a file.
+    pub fn shown_config(&self) -> String {
+        self.shown_config.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The reason why scores are not written, if senders are missing.
     pub fn missing_senders(&self) -> Option<&'static str> {
         match self.senders.try_lock() {
@@ -92,7 +99,7 @@ impl Reloader {
     /// The error with its causes, as text.
     pub async fn reload(&self) -> Result<(), String> {
         let mut senders = self.senders.lock().await;
-        let LoadedConfig { config, endpoints, backends } =
+        let LoadedConfig { config, shown_config, endpoints, backends } =
             self.options.load(&self.remote_read_metrics).map_err(|error| {
                 self.metrics.successful.set(0);
                 let text = crate::error::chain(&error);
@@ -115,6 +122,7 @@ impl Reloader {
         if self.engine.reload(config, wakeups).await.is_none() {
             return Err("shutting down".into());
         }
+        *self.shown_config.lock().unwrap_or_else(PoisonError::into_inner) = shown_config;
         self.metrics.record_success();
         info!(component = "config", "configuration loaded");
         Ok(())

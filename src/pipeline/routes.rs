@@ -1,6 +1,7 @@
 //! The HTTP API: one function answers each request.
 
 use super::engine::{EngineHandle, Readiness};
+use super::pages::{self, Pages};
 use super::reload::Reloader;
 use crate::budget::{BudgetLease, ByteBudget};
 use crate::http::request_body::BodyReceiver;
@@ -45,6 +46,8 @@ pub struct AppState {
     pub reloader: Arc<Reloader>,
     /// True if `/-/reload` is enabled.
     pub enable_lifecycle: bool,
+    /// The web pages.
+    pub pages: Arc<Pages>,
 }
 
 /// Answers one request.
@@ -91,7 +94,7 @@ pub async fn handle_request(state: AppState, request: Request<RequestBody>) -> R
                 response::text(StatusCode::INTERNAL_SERVER_ERROR, &format!("failed to reload: {error}"))
             }
         },
-        (&Method::GET | &Method::HEAD, "/") => landing_page(),
+        (&Method::GET | &Method::HEAD, path) if pages::is_page(path) => state.pages.handle(&head.uri).await,
         (_, "/api/v1/write") => {
             let response = method_not_allowed("POST");
             state.ingest_metrics.count_method_not_allowed();
@@ -103,7 +106,8 @@ pub async fn handle_request(state: AppState, request: Request<RequestBody>) -> R
             response
         }
         (_, "/-/reload") => method_not_allowed("POST, PUT"),
-        (_, "/" | "/metrics" | "/-/healthy" | "/-/ready") => method_not_allowed("GET, HEAD"),
+        (_, "/metrics" | "/-/healthy" | "/-/ready") => method_not_allowed("GET, HEAD"),
+        (_, path) if pages::is_page(path) => method_not_allowed("GET, HEAD"),
         _ => response::text(StatusCode::NOT_FOUND, "not found"),
     }
 }
@@ -148,21 +152,6 @@ fn metrics_page(registry: &Registry, pages: &ByteBudget, headers: &HeaderMap) ->
     }
     let mut response = Response::new(Bytes::from_owner(MetricsPage { text, _lease: lease }).into());
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
-    response
-}
-
-fn landing_page() -> Response {
-    let page = concat!(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>promforest</title>",
-        "<h1>promforest ",
-        env!("CARGO_PKG_VERSION"),
-        "</h1><p>Anomaly detection beside Prometheus.</p><ul>",
-        "<li><a href=\"metrics\">metrics</a></li>",
-        "<li><a href=\"-/ready\">ready</a></li>",
-        "<li><a href=\"-/healthy\">healthy</a></li></ul></html>\n",
-    );
-    let mut response = Response::new(page.into());
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
     response
 }
 

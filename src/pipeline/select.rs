@@ -300,7 +300,7 @@ mod tests {
 
     fn contribution(device: &str, share: f64, expected_range: [f64; 3]) -> Contribution {
         let feature = labels(&[(METRIC_NAME, "rx"), ("device", device)]);
-        Contribution { feature, reason: DeviationReason::Jumped, share, expected_range }
+        Contribution { feature, reason: DeviationReason::Jumped, share, value: 1.0, expected_range }
     }
 
     /// Rows at 1 to 6 seconds with a score, but for the fourth, which is stale; an incident from 2 to 3; a challenger

@@ -22,6 +22,8 @@ pub struct Contribution {
     pub reason: DeviationReason,
     /// The share of all deviation, in [0, 1].
     pub share: f64,
+    /// The value of the feature; NaN if it is not known.
+    pub value: f64,
     /// Lower bound, expected value and upper bound; NaN before the first day.
     pub expected_range: [f64; 3],
 }
@@ -73,6 +75,11 @@ impl ServingModel {
     /// Continues the alert state of the group.
     pub fn with_alert_state(self, alerts: AlertState) -> Self {
         Self { running: self.running.with_alert_state(alerts), ..self }
+    }
+
+    /// The state after the newest row; `None` for a model that scores each row alone.
+    pub fn detector(&self) -> Option<&OnlineDetector> {
+        self.running.state()
     }
 
     /// The alert state of the group; `None` for a model that scores each row alone.
@@ -162,6 +169,7 @@ impl ServingModel {
             feature: features[index].clone(),
             reason,
             share,
+            value: f64::from(assessment.values[index]),
             expected_range: assessment.expected_range[index],
         };
         let contributions = assessment.contributions(MAX_CONTRIBUTIONS).map(contribution).collect();

@@ -19,9 +19,14 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use message::TimeSeries;
+
+/// Latencies that the 99th percentile is taken of.
+const MAX_LATENCIES: usize = 1000;
 
 /// A `remote_write` block. Names are Prometheus'; a default that differs from Prometheus' has its reason beside it.
 #[derive(Clone, Debug, PartialEq)]
@@ -220,6 +225,7 @@ pub struct Metrics {
     fallbacks: Counter,
     conflicting: Counter,
     latency: Histogram,
+    latest_latencies: Arc<Mutex<VecDeque<f64>>>,
 }
 
 impl Metrics {
@@ -244,6 +250,7 @@ impl Metrics {
                 "Samples rejected because their series has other ones: a second writer",
             ),
             latency: Histogram::new(exponential_buckets(0.001, 2.0, 17)),
+            latest_latencies: Arc::default(),
         };
         for reason in FailureReason::ALL {
             drop(metrics.failed.get_or_create(&reason.label()));
@@ -259,5 +266,36 @@ impl Metrics {
     /// Counts samples that will not be written.
     pub fn count_failed(&self, reason: FailureReason, samples: usize) {
         self.failed.get_or_create(&reason.label()).inc_by(samples as u64);
+    }
+
+    /// Records the time from the arrival of a row's last sample to the acknowledgement of its scores.
+    fn observe_latency(&self, latency: Duration) {
+        let seconds = latency.as_secs_f64();
+        self.latency.observe(seconds);
+        let mut latest = self.latest_latencies.lock().unwrap_or_else(PoisonError::into_inner);
+        if latest.len() == MAX_LATENCIES {
+            latest.pop_front();
+        }
+        latest.push_back(seconds);
+    }
+
+    /// The 99th percentile of the latest latencies in seconds; `None` before the first acknowledgement.
+    pub fn latency_p99(&self) -> Option<f64> {
+        let latest = self.latest_latencies.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut latencies: Vec<f64> = latest.iter().copied().collect();
+        drop(latest);
+        latencies.sort_by(f64::total_cmp);
+        latencies
+            .get((latencies.len().saturating_mul(99) / 100).min(latencies.len().saturating_sub(1)))
+            .copied()
+    }
+
+    /// Samples that the endpoints acknowledged, and samples that were not written by reason.
+    pub fn counts(&self) -> (u64, Vec<(&'static str, u64)>) {
+        let failed = FailureReason::ALL.iter().map(|reason| {
+            let label = reason.label();
+            (label[0].1, self.failed.get(&label).map_or(0, |counter| counter.get()))
+        });
+        (self.written.get(), failed.collect())
     }
 }

@@ -184,7 +184,7 @@ impl<W: BatchSource> SendLoop<W> {
         self.count_conflicting(n_conflicting);
         let now = Instant::now();
         for position in &batch.positions {
-            self.sender.metrics.latency.observe(now.duration_since(position.received_at).as_secs_f64());
+            self.sender.metrics.observe_latency(now.duration_since(position.received_at));
         }
         self.sender.source.advance(batch.positions).await;
     }

@@ -72,7 +72,7 @@ impl Backtest {
             (self.head())
             (self.over_time())
             (self.alerts_per_day())
-            (self.incident_table())
+            (self.incident_table("Each with the metrics that deviated most at the peak."))
             (self.change_table())
         };
         page::page(&format!("{} · backtest", self.source), &body)
@@ -120,11 +120,12 @@ impl Backtest {
         }
     }
 
-    fn over_time(&self) -> Markup {
+    /// The section of the scores and features over time.
+    pub fn over_time(&self) -> Markup {
         let Self { times_ms, step_ms, score, threshold, .. } = self;
         let shaded = self.incidents.iter().map(|incident| {
-            // An incident of one row is shaded over one stretch, to be visible.
-            let to_ms = incident.to_ms.max(incident.from_ms.saturating_add(*step_ms)) as f64;
+            // As its last point does, an incident lasts to the end of its stretch.
+            let to_ms = incident.to_ms.saturating_add(*step_ms) as f64;
             ShadedRange {
                 from_ms: incident.from_ms as f64,
                 to_ms,
@@ -202,7 +203,8 @@ impl Backtest {
         page::section("Alerts per day", lead, &figure)
     }
 
-    fn incident_table(&self) -> Markup {
+    /// The section of the incidents.
+    pub fn incident_table(&self, lead: &str) -> Markup {
         if self.incidents.is_empty() {
             return page::section("Incidents", "None.", &html! {});
         }
@@ -222,7 +224,7 @@ impl Backtest {
                 }
             }
         };
-        page::section("Incidents", "Each with the metrics that deviated most at the peak.", &body)
+        page::section("Incidents", lead, &body)
     }
 
     fn change_table(&self) -> Markup {

@@ -4,9 +4,9 @@
 //! width, follow the reader's light or dark scheme, and keep their text readable on a phone.
 
 pub mod backtest;
-mod page;
+pub mod page;
 mod plot;
-mod scale;
-mod text;
+pub mod scale;
+pub mod text;
 mod time_axis;
 pub mod training;

@@ -75,6 +75,9 @@ pub struct SavedContribution {
     pub reason: String,
     /// Share of the total deviation, in `[0, 1]`.
     pub share: f64,
+    /// The value of the feature.
+    #[serde(default)]
+    pub value: Option<f64>,
     /// Lower bound, expected value and upper bound at this time; `None` before the first full day.
     pub expected_range: [Option<f64>; 3],
 }

@@ -31,6 +31,7 @@ fn snapshot() -> (GroupState, Window) {
         feature: labels(&[("__name__", "rx")]),
         reason: "jumped".into(),
         share: 0.1 + 0.2,
+        value: Some(7.25),
         expected_range: [None, Some(1.0 / 3.0), Some(f64::MAX)],
     };
     let state = GroupState {

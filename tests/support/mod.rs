@@ -79,6 +79,11 @@ pub fn node_exporter() -> PathBuf {
     program("NODE_EXPORTER", &["prometheus-node-exporter", "node_exporter"])
 }
 
+/// The browser: `CHROMIUM`, or else the one in `PATH`.
+pub fn chromium() -> PathBuf {
+    program("CHROMIUM", &["chromium"])
+}
+
 fn program(variable: &str, names: &[&str]) -> PathBuf {
     if let Some(path) = env::var_os(variable).filter(|path| !path.is_empty()) {
         let path = PathBuf::from(path);

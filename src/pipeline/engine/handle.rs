@@ -5,6 +5,7 @@
 //! alive by waiting for work.
 
 use super::progress::EngineProgress;
+use super::status::SummaryPage;
 use crate::config::Config;
 use crate::detector::Detector;
 use crate::ingest::{self, AcceptedCounts, WriteBody};
@@ -16,6 +17,7 @@ use crate::prom::Labels;
 use crate::remote_read::SeriesSamples;
 use crate::remote_read::server::{self, Query, Queryable, WorkPermit};
 use crate::remote_write::{Batch, BatchSource, CursorPosition};
+use crate::status::group::{GroupDetail, GroupSummary};
 use crate::train::{TrainingOutcome, WarmStart};
 use crate::window::ModelRole;
 use std::sync::Arc;
@@ -40,6 +42,10 @@ pub(super) enum EngineCommand {
     ListGroups(QueryReply<Vec<(u32, Labels)>>),
     /// Selects series of these groups, from the offset on; the query has no regular expressions.
     Select { query: Arc<Query>, groups: Arc<[u32]>, offset: usize, reply: QueryReply<SelectionPage> },
+    /// Summarizes the groups from this id on.
+    Summaries { from: u32, reply: oneshot::Sender<SummaryPage> },
+    /// Fetches a group with its window and models.
+    GroupDetail { detector: String, labels: Labels, reply: oneshot::Sender<Option<Box<GroupDetail>>> },
     /// Lists the models of all groups.
     ListDeployments(oneshot::Sender<Vec<Deployment>>),
     /// Deploys a model of the registry, or removes a challenger.
@@ -143,6 +149,26 @@ impl EngineHandle {
         let (done, applied) = oneshot::channel();
         self.commands.send(EngineCommand::Reload { config, wakeups, done }).await.ok()?;
         applied.await.ok()
+    }
+
+    /// Summaries of all groups; `None` if the engine is gone.
+    pub async fn summaries(&self) -> Option<Vec<GroupSummary>> {
+        let (mut groups, mut next) = (Vec::new(), Some(0));
+        while let Some(from) = next {
+            let (reply, response) = oneshot::channel();
+            self.commands.send(EngineCommand::Summaries { from, reply }).await.ok()?;
+            let page = response.await.ok()?;
+            groups.extend(page.groups);
+            next = page.next;
+        }
+        Some(groups)
+    }
+
+    /// A group with its window and models; `None` if there is no such group.
+    pub async fn group_detail(&self, detector: String, labels: Labels) -> Option<Box<GroupDetail>> {
+        let (reply, response) = oneshot::channel();
+        self.commands.send(EngineCommand::GroupDetail { detector, labels, reply }).await.ok()?;
+        response.await.ok()?
     }
 
     async fn query<T>(

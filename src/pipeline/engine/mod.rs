@@ -12,6 +12,7 @@ mod jobs;
 mod models;
 mod progress;
 mod publish;
+mod status;
 
 pub use handle::{CommandReceiver, EndpointBatches, EngineHandle, WeakEngineHandle, channel};
 
@@ -170,6 +171,12 @@ impl Engine {
             }
             EngineCommand::Select { query, groups, offset, reply } => {
                 reply.send_result(|| self.select(&query, &groups, offset));
+            }
+            EngineCommand::Summaries { from, reply } => {
+                let _ = reply.send(self.summaries(from, now, now_ms()));
+            }
+            EngineCommand::GroupDetail { detector, labels, reply } => {
+                let _ = reply.send(self.group_detail(&detector, &labels, now, now_ms()));
             }
             EngineCommand::ListDeployments(reply) => {
                 let _ = reply.send(self.list_deployments());

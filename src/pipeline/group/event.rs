@@ -21,6 +21,10 @@ pub enum RowState {
 }
 
 impl RowState {
+    /// All states.
+    pub const ALL: [Self; 6] =
+        [Self::Complete, Self::Incomplete, Self::TooShort, Self::Stale, Self::NoModel, Self::Late];
+
     /// The value of the label `state`.
     pub fn as_str(self) -> &'static str {
         match self {

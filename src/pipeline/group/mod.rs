@@ -12,6 +12,7 @@ pub mod series_origins;
 mod serving_slots;
 pub mod deployment;
 pub mod snapshot;
+mod status;
 mod training;
 
 use super::gaps::{self, AuditedSeries};

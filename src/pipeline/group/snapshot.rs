@@ -50,18 +50,20 @@ impl Contribution {
             feature: self.feature.clone(),
             reason: self.reason.as_str().into(),
             share: self.share,
+            value: Some(self.value).filter(|value| value.is_finite()),
             expected_range: self.expected_range.map(|value| Some(value).filter(|value| value.is_finite())),
         }
     }
 
     /// Reads the form in a snapshot; none for an unknown reason.
     pub fn from_saved(saved: snapshot::SavedContribution) -> Option<Self> {
-        let snapshot::SavedContribution { feature, reason, share, expected_range } = saved;
+        let snapshot::SavedContribution { feature, reason, share, value, expected_range } = saved;
         let reason = crate::detect::DeviationReason::parse(&reason)?;
         Some(Self {
             feature,
             reason,
             share,
+            value: value.unwrap_or(f64::NAN),
             expected_range: expected_range.map(|value| value.unwrap_or(f64::NAN)),
         })
     }

@@ -159,6 +159,7 @@ fn a_label_of_by_is_on_every_output_and_one_of_ignore_on_none() {
             feature: group.window().features().next().expect("two features").0.clone(),
             reason: DeviationReason::Jumped,
             share: 1.0,
+            value: 1.0,
             expected_range: [1.0; 3],
         };
         let outputs = OutputSeries::of_role(ModelRole::Champion).into_iter();

@@ -33,6 +33,7 @@ mod restart;
 mod rows;
 mod sequential;
 mod stale;
+mod status;
 mod training;
 mod work;
 

@@ -1,0 +1,197 @@
+//! The state of a group for its web pages.
+
+use super::Group;
+use super::incident_log::IncidentLog;
+use crate::detect::DeviationReason;
+use crate::features::Schema;
+use crate::pipeline::serving::{Contribution, ServingModel};
+use crate::prom::{Labels, METRIC_NAME};
+use crate::status::group::{
+    DeviatingFeature, GroupDetail, GroupSummary, NotScored, OpenIncident, PastIncident, RECENT_MS, Scoring,
+};
+use crate::time::DAY_MS;
+use crate::window::{ModelRole, Score};
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// Features that an incident of the past is described by.
+const MAX_FEATURES: usize = 3;
+
+impl Group {
+    /// The group in one line.
+    pub fn summary(&self, now: Instant, now_ms: i64) -> GroupSummary {
+        let scoring = match self.worst_recent_score(now_ms) {
+            Some(score) => Scoring::Scored { worst: score.score, threshold: threshold(&score) },
+            None => Scoring::NotScored(self.not_scored(now, now_ms)),
+        };
+        // An incident of a group that is not scored has no state: it may have ended.
+        let incident = self.open_incident().filter(|_| matches!(scoring, Scoring::Scored { .. }));
+        let starts = self.incidents.starts();
+        let n_older = starts.partition_point(|start_ms| *start_ms <= now_ms - DAY_MS);
+        GroupSummary {
+            detector: self.detector.name.clone(),
+            labels: self.labels.clone(),
+            scoring,
+            newest_scored_ms: self.newest_scored_ms(),
+            model: self
+                .deployed(ModelRole::Champion)
+                .map(|deployed| (deployed.name.clone(), deployed.version)),
+            incident,
+            incidents_last_day: starts.len() - n_older,
+            incidents_per_day: self.incidents_per_day(),
+            budget: self.detector.alerts.budget,
+        }
+    }
+
+    /// The group with its window and models. The champion has the given alias.
+    pub fn detail(&self, alias: &str, now: Instant, now_ms: i64) -> GroupDetail {
+        GroupDetail {
+            summary: self.summary(now, now_ms),
+            window: self.window.clone(),
+            champion: self.deployed(ModelRole::Champion).cloned(),
+            schema: self.models.schema().cloned(),
+            detector: self.models.champion().and_then(ServingModel::detector).cloned(),
+            challenger: self.deployed(ModelRole::Challenger).cloned(),
+            incidents: past_incidents(&self.incidents),
+            alias: alias.into(),
+        }
+    }
+
+    /// The highest score within [`RECENT_MS`], or within two intervals of the rows.
+    fn worst_recent_score(&self, now_ms: i64) -> Option<Score> {
+        let scores = self.window.scores(ModelRole::Champion, now_ms - self.recent_ms(), i64::MAX);
+        scores.map(|(_, score)| score).max_by(|a, b| a.score.total_cmp(&b.score))
+    }
+
+    fn recent_ms(&self) -> i64 {
+        RECENT_MS.max(2 * self.gaps.interval_ms().unwrap_or(0))
+    }
+
+    /// The reason why no row was scored recently.
+    fn not_scored(&self, now: Instant, now_ms: i64) -> NotScored {
+        let newest_ms =
+            self.window.features().filter_map(|(.., newest)| newest).map(|sample| sample.timestamp_ms);
+        let silent_ms = newest_ms.max().map_or(0, |newest_ms| now_ms - newest_ms);
+        let Some(schema) = self.models.schema() else {
+            return match self.is_new() {
+                true => {
+                    NotScored::Learning { progress: self.progress(now), required: self.required_history() }
+                }
+                false => NotScored::Loading,
+            };
+        };
+        if self.gaps.is_holding() {
+            return NotScored::FillingGap;
+        }
+        if silent_ms > self.recent_ms() {
+            return NotScored::TargetDown { silent_ms };
+        }
+        self.missing_in_rows(schema, now_ms).unwrap_or(NotScored::NoCompleteRow)
+    }
+
+    /// The missing feature, or the label that changed instead.
+    fn missing_in_rows(&self, schema: &Schema, now_ms: i64) -> Option<NotScored> {
+        let missing = self.missing_feature(schema, now_ms)?;
+        let feature = schema.transform.expression(missing);
+        Some(match self.changed_label(schema, missing, now_ms) {
+            Some((label, to)) => {
+                let from = missing.get(&label).to_string();
+                NotScored::LabelChanged { feature, label, from, to }
+            }
+            None => NotScored::FeatureMissing { feature, n_missing: self.n_missing_features().max(1) },
+        })
+    }
+
+    /// The label that tells a missing feature from one that the model does not know, with its new value.
+    fn changed_label(&self, schema: &Schema, missing: &Labels, now_ms: i64) -> Option<(String, String)> {
+        let active = self.active_features(now_ms);
+        let mut unknown = active.into_iter().filter(|feature| !schema.features.contains(feature));
+        unknown.find_map(|feature| only_difference(missing, feature))
+    }
+
+    fn open_incident(&self) -> Option<OpenIncident> {
+        let since_ms = *self.incidents.starts().back().filter(|_| self.incidents.is_open())?;
+        let scores = self.window.scores(ModelRole::Champion, since_ms - 1, i64::MAX);
+        let (mut newest, mut peak) = (None, 0.0_f64);
+        for (_, score) in scores {
+            peak = peak.max(score.score);
+            newest = Some(score);
+        }
+        let newest = newest?;
+        let mut entries = self.incidents.contributions_between(since_ms, i64::MAX);
+        let latest = entries.by_ref().filter(|(_, contributions)| !contributions.is_empty()).last();
+        let features = latest.iter().flat_map(|(_, contributions)| contributions);
+        Some(OpenIncident {
+            since_ms,
+            score: newest.score,
+            threshold: threshold(&newest),
+            peak,
+            features: features.map(|contribution| self.deviating_feature(contribution)).collect(),
+        })
+    }
+
+    fn deviating_feature(&self, contribution: &Contribution) -> DeviatingFeature {
+        let Contribution { feature, reason, share, value, expected_range } = contribution;
+        DeviatingFeature {
+            name: self.detector.transform.expression(feature),
+            reason: *reason,
+            share: *share,
+            value: *value,
+            expected_range: *expected_range,
+        }
+    }
+}
+
+/// The score at which an incident opens; 1 for a model without incidents.
+fn threshold(score: &Score) -> f64 {
+    score.incident_state.map_or(1.0, |state| state.threshold)
+}
+
+/// The only label with different values in two features of one metric, with its value in the second one.
+fn only_difference(a: &Labels, b: &Labels) -> Option<(String, String)> {
+    let names = a.iter().chain(b.iter()).map(|(name, _)| name);
+    let mut differing = names.filter(|name| a.get(name) != b.get(name));
+    let label = differing.next().filter(|label| *label != METRIC_NAME)?;
+    // A label of both features comes twice.
+    differing.all(|name| name == label).then(|| (label.to_string(), b.get(label).to_string()))
+}
+
+/// The incidents of the window with their contributions added up.
+fn past_incidents(log: &IncidentLog) -> Vec<PastIncident> {
+    let mut incidents = Vec::new();
+    let mut sums: Vec<(&Labels, DeviationReason, f64)> = Vec::new();
+    let mut range: Option<(i64, i64)> = None;
+    // An empty entry ends an incident; the open one has none yet.
+    let entries = log.contributions().iter().map(|(then, contributions)| (*then, &contributions[..]));
+    for (timestamp_ms, contributions) in entries.chain([(i64::MAX, &[][..])]) {
+        for Contribution { feature, reason, share, .. } in contributions {
+            match sums.iter_mut().find(|(known, with, _)| *known == feature && with == reason) {
+                Some((.., sum)) => *sum += share,
+                None => sums.push((feature, *reason, *share)),
+            }
+        }
+        if !contributions.is_empty() {
+            range = Some((range.map_or(timestamp_ms, |(from_ms, _)| from_ms), timestamp_ms));
+        } else if let Some((from_ms, to_ms)) = range.take() {
+            incidents.push(PastIncident { from_ms, to_ms, contributions: strongest(&sums) });
+            sums.clear();
+        }
+    }
+    incidents
+}
+
+/// The features with the largest sums, each with the kind of deviation that adds most to its sum.
+fn strongest(sums: &[(&Labels, DeviationReason, f64)]) -> Vec<(Labels, DeviationReason, f64)> {
+    let mut by_feature: BTreeMap<&Labels, (DeviationReason, f64, f64)> = BTreeMap::new();
+    for (feature, reason, sum) in sums {
+        let (main, largest, total) = by_feature.entry(feature).or_insert((*reason, *sum, 0.0));
+        if sum > largest {
+            (*main, *largest) = (*reason, *sum);
+        }
+        *total += sum;
+    }
+    let mut features: Vec<_> = by_feature.into_iter().collect();
+    features.sort_by(|(_, a), (_, b)| b.2.total_cmp(&a.2));
+    let features = features.into_iter().take(MAX_FEATURES);
+    features.map(|(feature, (reason, _, total))| (feature.clone(), reason, total)).collect()
+}

@@ -1,0 +1,247 @@
+//! The web pages, and the same as JSON.
+//!
+//! All groups are summarized at most once in [`FLEET_MAX_AGE`], in slices of the engine's time, and pages are written
+//! on at most [`MAX_WRITERS`] threads: readers cost a score a few milliseconds at most, however many they are.
+
+use super::engine::{EngineHandle, Readiness};
+use super::metrics::Metrics;
+use super::options::Options;
+use super::reload::Reloader;
+use crate::http::parse_query;
+use crate::http::response::Response;
+use crate::models::registry;
+use crate::prom::Labels;
+use crate::status::data_path::DataPath;
+use crate::status::fleet::{Fleet, FleetQuery};
+use crate::status::group_page::shell_quoted;
+use crate::status::overview::Overview;
+use crate::status::server::{self, Sidecar};
+use crate::status::{SCRIPT, json, style_sheet};
+use crate::time::now_ms;
+use crate::{ingest, remote_write};
+use hyper::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue, REFERRER_POLICY,
+    X_CONTENT_TYPE_OPTIONS,
+};
+use hyper::{StatusCode, Uri};
+use serde_json::json as value;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{Mutex, Semaphore, watch};
+
+/// Age up to which the summaries of the groups are used again.
+const FLEET_MAX_AGE: Duration = Duration::from_secs(1);
+
+/// Pages that are written at the same time.
+const MAX_WRITERS: usize = 2;
+
+/// The policy of the pages: nothing from another origin, no inline script or style, no frame around them.
+const POLICY: &str = "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
+
+const HTML: &str = "text/html; charset=utf-8";
+const JSON: &str = "application/json";
+
+/// See the [module](self).
+pub struct Pages {
+    engine: EngineHandle,
+    counts: CountSources,
+    readiness: watch::Receiver<Readiness>,
+    reloader: Arc<Reloader>,
+    started_ms: i64,
+    fleet: Mutex<Option<(Instant, Arc<Fleet>)>>,
+    writers: Semaphore,
+}
+
+/// The metrics that the data path is counted from.
+pub struct CountSources {
+    /// Samples received.
+    pub ingest: ingest::Metrics,
+    /// Rows.
+    pub engine: Metrics,
+    /// Samples written.
+    pub remote_write: remote_write::Metrics,
+}
+
+/// A page or a document, before its headers.
+struct Page {
+    status: StatusCode,
+    content_type: &'static str,
+    text: String,
+}
+
+impl Page {
+    fn html(text: String) -> Self {
+        Self { status: StatusCode::OK, content_type: HTML, text }
+    }
+
+    fn json(data: &serde_json::Value) -> Self {
+        Self { status: StatusCode::OK, content_type: JSON, text: json::success(data) }
+    }
+
+    fn into_response(self) -> Response {
+        let mut response = Response::new(self.text.into());
+        *response.status_mut() = self.status;
+        let headers: [(HeaderName, &'static str); 5] = [
+            (CONTENT_TYPE, self.content_type),
+            (CONTENT_SECURITY_POLICY, POLICY),
+            (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+            (REFERRER_POLICY, "no-referrer"),
+            (CACHE_CONTROL, "no-cache"),
+        ];
+        for (name, value) in headers {
+            response.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
+        response
+    }
+}
+
+/// True if the path is one of the pages.
+pub fn is_page(path: &str) -> bool {
+    const PATHS: [&str; 12] = [
+        "/",
+        "/static/style.css",
+        "/static/page.js",
+        "/status",
+        "/config",
+        "/flags",
+        "/api/v1/groups",
+        "/api/v1/incidents",
+        "/api/v1/status/runtimeinfo",
+        "/api/v1/status/buildinfo",
+        "/api/v1/status/config",
+        "/api/v1/status/flags",
+    ];
+    PATHS.contains(&path) || path.starts_with("/groups/")
+}
+
+impl Pages {
+    /// The pages of an engine.
+    pub fn new(
+        engine: EngineHandle,
+        counts: CountSources,
+        readiness: watch::Receiver<Readiness>,
+        reloader: Arc<Reloader>,
+    ) -> Self {
+        let (fleet, writers) = (Mutex::default(), Semaphore::new(MAX_WRITERS));
+        Self { engine, counts, readiness, reloader, started_ms: now_ms(), fleet, writers }
+    }
+
+    /// Answers a request for one of the [pages](is_page).
+    pub async fn handle(self: &Arc<Self>, uri: &Uri) -> Response {
+        let Ok(_permit) = self.writers.acquire().await else { return shutting_down().into_response() };
+        let params = parse_query(uri.query().unwrap_or_default());
+        let page = match uri.path() {
+            "/static/style.css" => Some(file("text/css; charset=utf-8", style_sheet())),
+            "/static/page.js" => Some(file("text/javascript; charset=utf-8", SCRIPT)),
+            "/config" => Some(Page::html(server::config_page(&self.reloader.shown_config()))),
+            "/flags" => Some(Page::html(server::flags_page(&self.reloader.options.flags))),
+            "/api/v1/status/config" => Some(Page::json(&value!({"yaml": self.reloader.shown_config()}))),
+            "/api/v1/status/flags" => Some(Page::json(&self.flags())),
+            "/api/v1/status/buildinfo" => Some(Page::json(&value!({"version": env!("CARGO_PKG_VERSION")}))),
+            path => match path.strip_prefix("/groups/") {
+                Some(detector) => self.group_page(detector, params).await,
+                None => self.fleet_page(path.to_string(), params).await,
+            },
+        };
+        page.unwrap_or_else(shutting_down).into_response()
+    }
+
+    fn flags(&self) -> serde_json::Value {
+        let flags = self.reloader.options.flags.iter();
+        flags.map(|(name, flag)| ((*name).to_string(), value!(flag))).collect()
+    }
+
+    /// A page about all groups. `None` at a shutdown.
+    async fn fleet_page(self: &Arc<Self>, path: String, params: Vec<(String, String)>) -> Option<Page> {
+        let (fleet, pages) = (self.fleet().await?, self.clone());
+        let write = move || {
+            let query = FleetQuery::from_params(&params);
+            let (sidecar, data_path) = (pages.sidecar(), pages.data_path());
+            match path.as_str() {
+                "/api/v1/groups" => Page::json(&json::groups(&fleet.page(&query))),
+                "/api/v1/incidents" => Page::json(&json::incidents(&fleet)),
+                "/api/v1/status/runtimeinfo" => Page::json(&json::sidecar(&sidecar, &fleet, &data_path)),
+                "/status" => Page::html(server::status_page(&sidecar, &fleet, &data_path, now_ms())),
+                _ => {
+                    let (fleet, sidecar, data_path) = (&*fleet, &sidecar, &data_path);
+                    let overview = Overview { fleet, sidecar, data_path, query: &query, now_ms: now_ms() };
+                    Page::html(overview.html())
+                }
+            }
+        };
+        tokio::task::spawn_blocking(write).await.ok()
+    }
+
+    /// The page of the group with these labels. `None` at a shutdown.
+    async fn group_page(&self, detector: &str, labels: Vec<(String, String)>) -> Option<Page> {
+        let detector = parse_query(detector).into_iter().next().map(|(name, _)| name).unwrap_or_default();
+        let detail = match Labels::new(labels) {
+            Ok(labels) => self.engine.group_detail(detector, labels).await,
+            Err(_) => None,
+        };
+        let Some(detail) = detail else {
+            let message = "There is no such group: its target is gone for longer than the window, or the configuration has changed.";
+            let text = server::message_page("No such group", message, "../");
+            return Some(Page { status: StatusCode::NOT_FOUND, content_type: HTML, text });
+        };
+        let flags = self.registry_flags();
+        let write = move || Page::html(detail.html(&flags, now_ms()));
+        tokio::task::spawn_blocking(write).await.ok()
+    }
+
+    /// The flags by which a command finds the registry of this process.
+    fn registry_flags(&self) -> String {
+        let Options { config_file, storage_path, .. } = &self.reloader.options;
+        let flag =
+            |name: &str, path: &Path| format!("--{name} {} ", shell_quoted(&path.display().to_string()));
+        let config = config_file.as_deref().map(|file| flag("config.file", file));
+        config.unwrap_or_default() + &flag("storage.path", storage_path)
+    }
+
+    /// The summaries of all groups. `None` if the engine is gone.
+    async fn fleet(&self) -> Option<Arc<Fleet>> {
+        let mut latest = self.fleet.lock().await;
+        if let Some((at, fleet)) = &*latest
+            && at.elapsed() < FLEET_MAX_AGE
+        {
+            return Some(fleet.clone());
+        }
+        let groups = self.engine.summaries().await?;
+        let fleet = Arc::new(tokio::task::spawn_blocking(move || Fleet::new(groups)).await.ok()?);
+        *latest = Some((Instant::now(), fleet.clone()));
+        Some(fleet)
+    }
+
+    fn sidecar(&self) -> Sidecar {
+        let readiness = self.readiness.borrow().clone();
+        let backends = self.reloader.backends.borrow().clone();
+        let storage = &self.reloader.options.storage_path;
+        Sidecar {
+            version: env!("CARGO_PKG_VERSION"),
+            started_ms: self.started_ms,
+            is_ready: readiness.ready,
+            readiness: readiness.text.lines().map(String::from).collect(),
+            p99_seconds: self.counts.remote_write.latency_p99(),
+            registry: match &backends.registry_config.store {
+                registry::Store::Directory(path) => storage.join(path).display().to_string(),
+                registry::Store::Mlflow(mlflow) => mlflow.tracking_uri.to_string(),
+            },
+            endpoints: backends.endpoints.iter().map(|endpoint| endpoint.url.to_string()).collect(),
+        }
+    }
+
+    fn data_path(&self) -> DataPath {
+        let rows = self.counts.engine.row_counts(&self.reloader.backends.borrow().detectors);
+        DataPath::new(self.counts.ingest.counts(), rows, self.counts.remote_write.counts())
+    }
+}
+
+fn file(content_type: &'static str, text: &str) -> Page {
+    Page { status: StatusCode::OK, content_type, text: text.into() }
+}
+
+fn shutting_down() -> Page {
+    let text = server::message_page("Shutting down", "The sidecar is about to end.", "");
+    Page { status: StatusCode::SERVICE_UNAVAILABLE, content_type: HTML, text }
+}

@@ -1,0 +1,235 @@
+//! The state of a group, as the engine hands it out.
+
+use super::words::format_age;
+use crate::detect::{DeviationReason, OnlineDetector};
+use crate::features::Schema;
+use crate::http::percent_encode;
+use crate::models::DeployedModel;
+use crate::prom::{Labels, METRIC_NAME, duration};
+use crate::window::Window;
+use std::fmt;
+use std::time::Duration;
+
+/// Length of the range in milliseconds that the highest score of a group is taken from.
+pub const RECENT_MS: i64 = 300_000;
+
+/// A group in one line.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GroupSummary {
+    /// Name of the detector.
+    pub detector: String,
+    /// Labels of the group.
+    pub labels: Labels,
+    /// Whether the group is scored.
+    pub scoring: Scoring,
+    /// Timestamp of the newest scored row.
+    pub newest_scored_ms: Option<i64>,
+    /// Name of the champion, and its version in the registry.
+    pub model: Option<(String, Option<u64>)>,
+    /// The open incident.
+    pub incident: Option<OpenIncident>,
+    /// Incidents that opened within the last 24 hours.
+    pub incidents_last_day: usize,
+    /// Incidents per day that opened within the last week.
+    pub incidents_per_day: f64,
+    /// Budget in alerts per day.
+    pub budget: f64,
+}
+
+/// Whether a group is scored.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Scoring {
+    /// The row with the highest score within [`RECENT_MS`].
+    Scored {
+        /// Its score.
+        worst: f64,
+        /// The score at which an incident opened there.
+        threshold: f64,
+    },
+    /// No row was scored within [`RECENT_MS`].
+    NotScored(NotScored),
+}
+
+/// The reason why a group is not scored.
+#[derive(Clone, Debug, PartialEq)]
+pub enum NotScored {
+    /// There is too little history for a first model.
+    Learning {
+        /// Share of the history that a first model needs, in [0, 1].
+        progress: f64,
+        /// That history.
+        required: Duration,
+    },
+    /// The registry has the model of an earlier process, which does not serve yet.
+    Loading,
+    /// No sample has arrived for a while.
+    TargetDown {
+        /// Age of the newest sample, in milliseconds.
+        silent_ms: i64,
+    },
+    /// A label that identifies a feature has another value.
+    LabelChanged {
+        /// The feature of the model.
+        feature: String,
+        /// Name of the label.
+        label: String,
+        /// Its value in the model's feature.
+        from: String,
+        /// Its value now.
+        to: String,
+    },
+    /// The rows lack features of the model.
+    FeatureMissing {
+        /// The first of them.
+        feature: String,
+        /// Their number.
+        n_missing: usize,
+    },
+    /// Scoring waits until a gap is filled.
+    FillingGap,
+    /// No row was complete.
+    NoCompleteRow,
+}
+
+impl NotScored {
+    /// The reason as an identifier.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Learning { .. } => "learning",
+            Self::Loading => "loading",
+            Self::TargetDown { .. } => "target_down",
+            Self::LabelChanged { .. } => "label_changed",
+            Self::FeatureMissing { .. } => "feature_missing",
+            Self::FillingGap => "filling_gap",
+            Self::NoCompleteRow => "no_complete_row",
+        }
+    }
+
+    /// The reason in a few words, equal for groups of the same kind.
+    pub fn phrase(&self) -> String {
+        match self {
+            Self::Learning { progress, .. } => format!("learning {:.0}\u{202f}%", 100.0 * progress),
+            Self::Loading => "model not loaded yet".into(),
+            Self::TargetDown { .. } => "target down".into(),
+            Self::LabelChanged { label, .. } => format!("label {label} changed"),
+            Self::FeatureMissing { .. } => "feature missing".into(),
+            Self::FillingGap => "filling a gap".into(),
+            Self::NoCompleteRow => "no complete row".into(),
+        }
+    }
+}
+
+impl fmt::Display for NotScored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Learning { required, .. } => {
+                let required = duration::Display(*required);
+                write!(f, "{} of the {required} of history that a first model needs", self.phrase())
+            }
+            Self::TargetDown { silent_ms } => {
+                write!(f, "target down: no sample for {}", format_age(*silent_ms))
+            }
+            Self::LabelChanged { feature, label, from, to } => {
+                write!(
+                    f,
+                    "label {label} changed from {from:?} to {to:?}: {feature} has ended; add {label} to ignore, or wait for the next training"
+                )
+            }
+            Self::FeatureMissing { feature, n_missing: 0 | 1 } => write!(f, "feature missing: {feature}"),
+            Self::FeatureMissing { feature, n_missing } => {
+                write!(f, "{n_missing} features missing, such as {feature}")
+            }
+            Self::Loading => f.write_str("the model is not loaded from the registry yet"),
+            Self::FillingGap => f.write_str("scoring waits until remote read has filled a gap"),
+            Self::NoCompleteRow => f.write_str("no row was complete within the last five minutes"),
+        }
+    }
+}
+
+/// An incident that has not ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OpenIncident {
+    /// Timestamp of its first row.
+    pub since_ms: i64,
+    /// Score of the newest row.
+    pub score: f64,
+    /// Score at which an incident opens now.
+    pub threshold: f64,
+    /// Highest score.
+    pub peak: f64,
+    /// The features that deviate most, in descending order.
+    pub features: Vec<DeviatingFeature>,
+}
+
+/// A feature that deviates.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeviatingFeature {
+    /// Its expression.
+    pub name: String,
+    /// The kind of deviation.
+    pub reason: DeviationReason,
+    /// Share of the total deviation, in [0, 1].
+    pub share: f64,
+    /// Value at the newest row of the incident; NaN if it is not known.
+    pub value: f64,
+    /// Lower bound, expected value and upper bound; NaN before a first day.
+    pub expected_range: [f64; 3],
+}
+
+/// An incident within the window.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PastIncident {
+    /// Timestamp of its first row.
+    pub from_ms: i64,
+    /// Timestamp of its last row.
+    pub to_ms: i64,
+    /// Features, the kind of deviation and the sum of their shares, in descending order.
+    pub contributions: Vec<(Labels, DeviationReason, f64)>,
+}
+
+/// A group with its window and models.
+pub struct GroupDetail {
+    /// The summary.
+    pub summary: GroupSummary,
+    /// Samples and scores.
+    pub window: Window,
+    /// The champion.
+    pub champion: Option<DeployedModel>,
+    /// The schema of the champion, with the features as the group has them.
+    pub schema: Option<Schema>,
+    /// The champion's state after the newest row; `None` for a model without state.
+    pub detector: Option<OnlineDetector>,
+    /// The challenger.
+    pub challenger: Option<DeployedModel>,
+    /// The incidents that began in the window, ascending.
+    pub incidents: Vec<PastIncident>,
+    /// The alias of the champion.
+    pub alias: String,
+}
+
+impl GroupSummary {
+    /// The path of the group's page, relative to the root of the pages.
+    pub fn path(&self) -> String {
+        let labels = self.labels.iter();
+        let pairs = labels.map(|(name, value)| format!("{}={}", percent_encode(name), percent_encode(value)));
+        format!("groups/{}?{}", percent_encode(&self.detector), pairs.collect::<Vec<_>>().join("&"))
+    }
+
+    /// The instance, and the values of the other labels; all values if there is no instance.
+    pub fn short_name(&self) -> (String, String) {
+        let values = |skipped: &str| {
+            let labels = self.labels.iter().filter(|(name, _)| ![METRIC_NAME, skipped].contains(name));
+            labels.map(|(_, value)| value).collect::<Vec<_>>().join(" ")
+        };
+        match self.labels.get("instance") {
+            "" if self.labels.iter().next().is_none() => ("all series".into(), String::new()),
+            "" => (values(""), String::new()),
+            instance => (instance.into(), values("instance")),
+        }
+    }
+
+    /// True if a row was scored recently.
+    pub fn is_scored(&self) -> bool {
+        matches!(self.scoring, Scoring::Scored { .. })
+    }
+}
