@@ -42,6 +42,21 @@ pub fn format_timestamp(timestamp_ms: i64) -> String {
         .map_or_else(|_| timestamp_ms.to_string(), |time| format!("{time:.3}"))
 }
 
+/// Reads a time: RFC 3339, or seconds since 1970.
+///
+/// # Errors
+/// A text that names what was read.
+pub fn parse(text: &str) -> Result<i64, String> {
+    if let Ok(time) = text.parse::<Timestamp>() {
+        return Ok(time.as_millisecond());
+    }
+    let seconds = text.parse::<f64>().ok().filter(|seconds| (0.0..1e11).contains(seconds));
+    let seconds = seconds.ok_or_else(|| {
+        format!("{text:?} is no time: write it as 2026-01-31T12:00:00Z or in seconds since 1970")
+    })?;
+    Ok((seconds * 1000.0).round() as i64)
+}
+
 /// Formats a timestamp to the minute: `2026-01-31 12:00 UTC`.
 pub fn format_minute(timestamp_ms: i64) -> String {
     let text = format_timestamp(timestamp_ms);
@@ -58,6 +73,16 @@ mod tests {
         assert_eq!(median_interval_ms([0, 10, 30]), Some(20), "the upper one of two");
         assert_eq!(median_interval_ms([7]), None);
         assert_eq!(median_interval_ms([]), None);
+    }
+
+    #[test]
+    fn times_are_rfc_3339_or_seconds() {
+        for text in ["2026-01-31T12:00:00Z", "2026-01-31T13:00:00+01:00", "1769860800", "1769860800.000"] {
+            assert_eq!(parse(text), Ok(1_769_860_800_000), "{text}");
+        }
+        for text in ["", "noon", "-1", "NaN", "1e300"] {
+            assert!(parse(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -48,7 +48,7 @@ fn ten_hosts_with_one_cause_are_one_alert() {
             0.0 => Ok(()),
             value => Err(value.to_string()),
         });
-        hosts.set_factor(30.0);
+        hosts.set_factor(&HOSTS, 30.0);
         let burst_ms = now_ms();
         stack.wait("an incident of the job", Duration::from_secs(120), |at| match job_incident(at)? {
             1.0 => Ok(()),

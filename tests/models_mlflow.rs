@@ -108,3 +108,38 @@ fn a_python_clients_model_is_served_and_imported() {
     assert_eq!(models(&["unalias", "net"]), "net: champion 2 -> none\n");
     assert_eq!(aliases(), [json!([]), json!([])]);
 }
+
+#[test]
+fn a_maintenance_is_kept_in_the_experiment() {
+    for kind in [MlflowKind::V2, MlflowKind::V3] {
+        let mlflow = Mlflow::start(kind);
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = folder.path().join("promforest.yml");
+        let text = format!("registry: {{mlflow: {{tracking_uri: '{}'}}}}\n", mlflow.url());
+        fs::write(&config, text).expect("writable");
+        let run = |args: &[&str]| {
+            let output = Command::new(env!("CARGO_BIN_EXE_promforest"))
+                .arg("maintenance")
+                .args(args)
+                .arg("--config.file")
+                .arg(&config)
+                .output()
+                .expect("the program runs");
+            let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+            (output.status.success(), text(output.stdout), text(output.stderr))
+        };
+        assert_eq!(run(&["list"]), (true, String::new(), String::new()), "before there is an experiment");
+        let start = ["start", r#"{job="node"}"#, "--start", "2026-01-31T12:00:00Z", "--for", "2h"];
+        let line = "{job=\"node\"}, from 2026-01-31T12:00:00.000Z to 2026-01-31T14:00:00.000Z: move\n";
+        assert_eq!(run(&[&start[..], &["--comment", "move"]].concat()).1, line);
+        assert!(run(&["start", r#"{job="web"}"#]).0);
+        let (_, listed, _) = run(&["list"]);
+        assert!(listed.starts_with(line) && listed.ends_with("until it is ended, active\n"), "{listed}");
+        assert_eq!(run(&["end", r#"{job="web"}"#]).1, "{job=\"web\"}: ended\n");
+        assert_eq!(
+            run(&["end", r#"{job="web"}"#]),
+            (false, String::new(), "promforest: there is no maintenance of {job=\"web\"} to end\n".into())
+        );
+        assert_eq!(run(&["list"]).1.lines().count(), 2);
+    }
+}

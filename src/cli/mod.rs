@@ -1,6 +1,8 @@
 //! The command line: commands, shared arguments and exit codes.
 
 mod backtest;
+mod feedback;
+mod maintenance;
 mod match_series;
 mod model_location;
 mod models;
@@ -18,6 +20,8 @@ use crate::pipeline::{self, Options};
 use crate::telemetry::{self, LogFormat, LogLevel};
 use backtest::BacktestArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use feedback::FeedbackArgs;
+use maintenance::MaintenanceCommand;
 use match_series::MatchArgs;
 use models::ModelsCommand;
 use std::fmt;
@@ -54,6 +58,11 @@ enum CliCommand {
     Train(TrainArgs),
     /// Replay past samples and report the incidents that would have been detected
     Backtest(BacktestArgs),
+    /// Tell a running sidecar that an incident was real, or a false alarm
+    Feedback(FeedbackArgs),
+    /// Start, end and list times in which no incident opens and nothing is learned
+    #[command(subcommand)]
+    Maintenance(MaintenanceCommand),
     /// List, promote, import, export and score models
     #[command(subcommand)]
     Models(ModelsCommand),
@@ -87,6 +96,9 @@ struct RunArgs {
     /// Enables reloads of the configuration by POST /-/reload; SIGHUP always reloads it
     #[arg(long = "web.enable-lifecycle")]
     enable_lifecycle: bool,
+    /// Enables feedback on incidents and maintenance by POST /api/v1/feedback and /api/v1/maintenance
+    #[arg(long = "web.enable-admin-api")]
+    enable_admin_api: bool,
     /// Folder for models and snapshots
     #[arg(long = "storage.path", value_name = "FOLDER", default_value = STORAGE)]
     storage_path: PathBuf,
@@ -187,6 +199,8 @@ pub fn main() -> ExitCode {
         Some(CliCommand::Match(args)) => block_on(match_series::run(args)),
         Some(CliCommand::Train(args)) => block_on(train::run(args)),
         Some(CliCommand::Backtest(args)) => block_on(backtest::run(args)),
+        Some(CliCommand::Feedback(args)) => block_on(feedback::run(args)),
+        Some(CliCommand::Maintenance(command)) => block_on(maintenance::run(command)),
         Some(CliCommand::Models(command)) => block_on(models::run(command)),
     };
     match result {
@@ -223,6 +237,7 @@ fn run(args: RunArgs) -> Result<(), BoxError> {
         listen_address: args.listen_address,
         web_config_file: args.web_config_file,
         enable_lifecycle: args.enable_lifecycle,
+        enable_admin_api: args.enable_admin_api,
         storage_path: args.storage_path,
     };
     block_on(async { Ok(pipeline::run(options).await?) })

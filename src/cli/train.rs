@@ -94,7 +94,8 @@ pub async fn run(args: TrainArgs) -> Result<(), BoxError> {
             let to_ms = args.end.map_or_else(time::now_ms, Timestamp::as_millisecond);
             let from_ms = args.start.map(Timestamp::as_millisecond);
             let history_range = HistoryRange { from_ms, train_to_ms: to_ms, to_ms };
-            TrainingInputs::from_history(&args.training_data, &config, history_range, None).await?
+            let registry = args.registry.open(&config)?;
+            TrainingInputs::from_history(&args.training_data, &config, &registry, history_range, None).await?
         }
     };
     if args.model.is_some() || args.report.is_some() {

@@ -5,15 +5,16 @@ use crate::config::Config;
 use crate::detector::{Detector, FeatureIdentity};
 use crate::error::BoxError;
 use crate::features::{Schema, Transform};
-use crate::models::registry::group_model_name;
+use crate::models::registry::periods::Period;
+use crate::models::registry::{Registry, group_model_name};
 use crate::models::{Model, columns};
 use crate::prom::matcher::Matcher;
 use crate::prom::{Labels, METRIC_NAME, Sample, duration};
 use crate::remote_read::{self, ReadClient, SeriesSamples};
 use crate::table::DataTable;
 use crate::time;
-use crate::train::history;
 use crate::train::{Exclusion, TrainingSet, TrainingSetError};
+use crate::train::{exclusion, history};
 use crate::window::Window;
 use crate::window::build;
 use crate::window::grid::Grid;
@@ -101,6 +102,8 @@ struct HistoryReader<'a> {
     model: Option<&'a Model>,
     train_to_ms: i64,
     clients: Vec<ReadClient>,
+    /// Maintenance, and feedback on incidents.
+    periods: Vec<Period>,
     groups: VecDeque<HistoryGroup>,
     coverage: HistoryCoverage,
     progress: ReadProgress,
@@ -139,10 +142,12 @@ impl<'a> TrainingInputs<'a> {
     pub async fn from_history(
         args: &'a TrainingDataArgs,
         config: &'a Config,
+        registry: &Registry,
         history_range: HistoryRange,
         model: Option<&'a Model>,
     ) -> Result<Self, BoxError> {
-        let history = HistoryReader::new(args, config, history_range, model).await?;
+        let periods = registry.periods().await?;
+        let history = HistoryReader::new(args, config, periods, history_range, model).await?;
         Ok(Self { ready: None, n_inputs: 0, history: Some(history) })
     }
 
@@ -197,6 +202,7 @@ impl<'a> HistoryReader<'a> {
     async fn new(
         args: &'a TrainingDataArgs,
         config: &'a Config,
+        periods: Vec<Period>,
         history_range: HistoryRange,
         model: Option<&'a Model>,
     ) -> Result<Self, BoxError> {
@@ -216,6 +222,7 @@ impl<'a> HistoryReader<'a> {
             model,
             train_to_ms: history_range.train_to_ms,
             clients,
+            periods,
             groups: VecDeque::new(),
             coverage: HistoryCoverage { n_groups: 0, longest_ms: i64::MIN, is_excluded: false },
             progress: ReadProgress { bar, n_samples: 0 },
@@ -265,7 +272,7 @@ impl<'a> HistoryReader<'a> {
         let matchers = history::group_matchers(&detector, &group);
         let alerts: Vec<String> =
             self.args.exclude_alert.iter().chain(&detector.training.exclude_alerts).cloned().collect();
-        let (mut series, mut exclusions) = (Vec::new(), self.args.exclude.clone());
+        let (mut series, mut firing) = (Vec::new(), Vec::new());
         let ReadProgress { bar, n_samples } = &mut self.progress;
         for client in &self.clients {
             history::read_samples(client, &detector, &matchers, range, |slice| {
@@ -276,8 +283,10 @@ impl<'a> HistoryReader<'a> {
                 bar.set_message(format!("reading history: {n_samples} samples"));
             })
             .await?;
-            exclusions.extend(history::read_firing_alerts(client, &alerts, &group, range).await?);
+            firing.extend(history::read_firing_alerts_of(client, &alerts, &group, range).await?);
         }
+        let mut exclusions = self.args.exclude.clone();
+        exclusions.extend(exclusion::of_group(&self.periods, firing, &detector.name, &group));
         let of_model = self.model.iter().flat_map(|model| &model.schema.features);
         FeatureIdentity::of_features(&detector, of_model).rename(&detector, &mut series);
         let window = build::from_series(series.iter(), range.1 - range.0);

@@ -2,7 +2,7 @@
 //!
 //! It belongs to the group, not to a model: a model that replaces another one inherits it.
 
-use super::feedback::BudgetFeedback;
+use super::feedback::{BudgetFeedback, PastIncident};
 use super::incident::{IncidentTracker, IncidentUpdate};
 use crate::error::InvalidPart;
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,8 @@ pub struct RowAlertInput {
     pub smoothed: f64,
     /// The threshold of the model, without the correction of the group.
     pub threshold: f64,
+    /// True if no incident may be open at the row.
+    pub is_suspended: bool,
 }
 
 /// The result of one row, in units of the raw score.
@@ -42,15 +44,25 @@ pub struct RowAlert {
 }
 
 impl AlertState {
-    /// Replaces the feedback by that of the published incidents, given by the ascending timestamps of their first rows.
-    pub fn with_published_incidents(self, starts_ms: &[i64], to_ms: i64, budget: f64) -> Self {
-        Self { feedback: BudgetFeedback::replay(starts_ms, to_ms, budget), ..self }
+    /// Replaces the feedback by that of the published incidents, ascending.
+    pub fn set_published_incidents(&mut self, incidents: &[PastIncident], to_ms: i64, budget: f64) {
+        self.feedback = BudgetFeedback::replay(incidents, to_ms, budget);
+    }
+
+    /// Applies feedback of a person: the incidents of the group were counted as `before`, and count as `after`.
+    pub fn revise(&mut self, before: &[PastIncident], after: &[PastIncident], to_ms: i64, budget: f64) {
+        self.feedback.revise(before, after, to_ms, budget);
+    }
+
+    /// Ends the open incident: its greatest score counts as usual until the deviation is over.
+    pub fn accept_open_incident(&mut self) {
+        self.incident_tracker.accept_open();
     }
 
     /// Updates with the next row of a group with a budget in incidents per day and rows at an interval. A row that is not
     /// newer than the newest one changes nothing: a state that a model inherits may be newer than the model's rows.
     pub fn update(&mut self, row: RowAlertInput, budget: f64, interval_ms: i64) -> RowAlert {
-        let RowAlertInput { timestamp_ms, raw, smoothed, threshold } = row;
+        let RowAlertInput { timestamp_ms, raw, smoothed, threshold, is_suspended } = row;
         let Self { feedback, incident_tracker } = self;
         let is_newer = incident_tracker.newest_ms().is_none_or(|newest_ms| timestamp_ms > newest_ms);
         if is_newer {
@@ -58,6 +70,7 @@ impl AlertState {
         }
         let (corrected, unit) = (threshold * feedback.factor(), threshold * feedback.slow_factor());
         let update = match is_newer {
+            true if is_suspended => incident_tracker.suspend(timestamp_ms),
             true => incident_tracker.update(timestamp_ms, (raw, smoothed), corrected, interval_ms),
             false => incident_tracker.unchanged(),
         };
@@ -89,7 +102,7 @@ mod tests {
     use crate::time::HOUR_MS;
 
     fn input(timestamp_ms: i64, score: f64) -> RowAlertInput {
-        RowAlertInput { timestamp_ms, raw: score, smoothed: score, threshold: 1.0 }
+        RowAlertInput { timestamp_ms, raw: score, smoothed: score, threshold: 1.0, is_suspended: false }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use crate::error::InvalidPart;
 use crate::time::{DAY_MS, HOUR_MS};
 use serde::{Deserialize, Serialize};
+use std::str::FromStr;
 
 /// Step of the correction for a budget of one a day; it is divided by the square root of the budget.
 const STEP: f64 = 0.15;
@@ -36,19 +37,86 @@ pub struct BudgetFeedback {
     stepped_ms: Option<i64>,
 }
 
+/// What a person has said of an incident.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IncidentFeedback {
+    /// It was real: it does not count against the budget.
+    Real,
+    /// It was a false alarm: it counts twice.
+    False,
+}
+
+impl FromStr for IncidentFeedback {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "real" => Ok(Self::Real),
+            "false" => Ok(Self::False),
+            _ => Err(format!("{text:?} is not one of real, false")),
+        }
+    }
+}
+
+/// An incident of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PastIncident {
+    /// Timestamp of its first row.
+    pub start_ms: i64,
+    /// Timestamp of its last row so far.
+    pub last_ms: i64,
+    /// What a person has said of it, and the time from which it counts.
+    pub feedback: Option<(IncidentFeedback, i64)>,
+}
+
+impl PastIncident {
+    /// An incident without feedback.
+    pub fn new(start_ms: i64, last_ms: i64) -> Self {
+        Self { start_ms, last_ms, feedback: None }
+    }
+
+    /// True if the incident counts against the budget.
+    pub fn is_counted(&self) -> bool {
+        !matches!(self.feedback, Some((IncidentFeedback::Real, _)))
+    }
+
+    /// The time from which a false alarm counts a second time.
+    fn false_ms(&self) -> Option<i64> {
+        self.feedback.and_then(|(feedback, at_ms)| (feedback == IncidentFeedback::False).then_some(at_ms))
+    }
+}
+
 impl BudgetFeedback {
-    /// The correction at a time after these incidents, given by the ascending timestamps of their first rows.
-    pub fn replay(starts_ms: &[i64], to_ms: i64, budget: f64) -> Self {
+    /// The correction at a time after these incidents.
+    pub fn replay(incidents: &[PastIncident], to_ms: i64, budget: f64) -> Self {
+        let counted = incidents.iter().filter(|incident| incident.is_counted());
+        let starts = counted.map(|incident| (incident.start_ms, false));
+        let further = incidents.iter().filter_map(PastIncident::false_ms).map(|at_ms| (at_ms, true));
+        let mut steps: Vec<(i64, bool)> = starts.chain(further).collect();
+        steps.sort_unstable();
         let mut feedback = Self::default();
-        for (start_ms, until_ms) in starts_ms.iter().zip(starts_ms.iter().skip(1).chain([&to_ms])) {
-            feedback.advance_to(*start_ms, budget);
-            feedback.count_incident(*start_ms, budget);
+        let ends = steps.iter().map(|(at_ms, _)| *at_ms).skip(1).chain([to_ms]);
+        for ((at_ms, is_further), until_ms) in steps.iter().zip(ends) {
+            feedback.advance_to(*at_ms, budget);
+            match is_further {
+                true => feedback.raise(budget),
+                false => feedback.count_incident(*at_ms, budget),
+            }
             // The rows between incidents are no gap.
-            let days = (*start_ms..*until_ms).step_by(DAY_MS as usize).skip(1);
+            let days = (*at_ms..until_ms).step_by(DAY_MS as usize).skip(1);
             days.for_each(|day_ms| feedback.advance_to(day_ms, budget));
         }
         feedback.advance_to(to_ms, budget);
         feedback
+    }
+
+    /// Changes the correction by what these incidents make of it since they count differently.
+    pub fn revise(&mut self, before: &[PastIncident], after: &[PastIncident], to_ms: i64, budget: f64) {
+        let correction = |incidents| Self::replay(incidents, to_ms, budget).correction;
+        let change = correction(after) - correction(before);
+        self.correction = (self.correction + change).clamp(0.0, MAX_CORRECTION);
     }
 
     /// Lowers the correction by the hours that have passed, for a budget in incidents per day.
@@ -73,9 +141,13 @@ impl BudgetFeedback {
             .stepped_ms
             .is_none_or(|stepped_ms| timestamp_ms.saturating_sub(stepped_ms) >= episode_ms(budget))
         {
-            self.correction = (self.correction + step(budget)).min(MAX_CORRECTION);
+            self.raise(budget);
             self.stepped_ms = Some(timestamp_ms);
         }
+    }
+
+    fn raise(&mut self, budget: f64) {
+        self.correction = (self.correction + step(budget)).min(MAX_CORRECTION);
     }
 
     /// The correction c, in [0, 1.5].
@@ -198,8 +270,39 @@ mod tests {
                 feedback.count_incident(*start, 0.5);
             });
         }
-        let replayed = BudgetFeedback::replay(&starts, 80 * HOUR_MS, 0.5);
+        let incidents = starts.map(|start_ms| PastIncident::new(start_ms, start_ms));
+        let replayed = BudgetFeedback::replay(&incidents, 80 * HOUR_MS, 0.5);
         assert_eq!(replayed, feedback);
         assert!(replayed.correction() > 0.0 && replayed.check().is_ok());
+    }
+
+    #[test]
+    fn a_real_incident_takes_its_step_back_and_a_false_one_adds_another() {
+        let at_ms = 2 * HOUR_MS;
+        let without = [PastIncident::new(0, HOUR_MS)];
+        let with = |feedback| [PastIncident { feedback: Some((feedback, at_ms)), ..without[0] }];
+        let (real, wrong) = (with(IncidentFeedback::Real), with(IncidentFeedback::False));
+        let mut feedback = BudgetFeedback::replay(&without, at_ms, 1.0);
+        let counted = feedback.correction();
+        assert!((counted - 0.15 * 22.0 / 24.0).abs() < 1e-12, "{counted}");
+        let mut revise = |before: &[PastIncident], after: &[PastIncident]| {
+            feedback.revise(before, after, at_ms, 1.0);
+            feedback.correction()
+        };
+        assert!(revise(&without, &real).abs() < 1e-12);
+        assert!(revise(&real, &real).abs() < 1e-12, "once");
+        assert!((revise(&real, &wrong) - counted - 0.15).abs() < 1e-12, "from one to the other");
+        assert!((revise(&wrong, &without) - counted).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_real_incident_takes_no_more_than_what_is_left_of_its_step() {
+        let incidents = [PastIncident::new(0, 0), PastIncident::new(30 * HOUR_MS, 30 * HOUR_MS)];
+        let to_ms = 31 * HOUR_MS;
+        let mut feedback = BudgetFeedback::replay(&incidents, to_ms, 1.0);
+        let before = feedback.correction();
+        let real = PastIncident { feedback: Some((IncidentFeedback::Real, to_ms)), ..incidents[0] };
+        feedback.revise(&incidents, &[real, incidents[1]], to_ms, 1.0);
+        assert_eq!(feedback.correction(), before, "the first one is forgotten");
     }
 }

@@ -79,6 +79,9 @@ struct OpenIncident {
     alarm: Alarm,
     /// Number and maximum score of the minutes in which the level is measured.
     minutes: Vec<(i64, f64)>,
+    /// The greatest score.
+    #[serde(default)]
+    peak: f64,
 }
 
 /// A deviation that has become a level.
@@ -116,6 +119,7 @@ impl IncidentTracker {
             levels.extend([accepted.score, accepted.level]);
         }
         levels.extend(self.open.iter().flat_map(|open| &open.minutes).map(|(_, score)| *score));
+        levels.extend(self.open.iter().map(|open| open.peak));
         if let Some(time) = times.into_iter().find(|time| !(0..=MAX_TIME_MS).contains(time)) {
             return Err(InvalidPart::new("time of an incident", time, format_args!("in 0..={MAX_TIME_MS}")));
         }
@@ -129,6 +133,27 @@ impl IncidentTracker {
     pub fn unchanged(&self) -> IncidentUpdate {
         let (is_incident, accepted_level) = (self.open.is_some(), self.accepted_level());
         IncidentUpdate { is_incident, has_opened: false, accepted_level }
+    }
+
+    /// Passes a row of a time in which no incident is open.
+    pub fn suspend(&mut self, timestamp_ms: i64) -> IncidentUpdate {
+        self.newest_ms = Some(timestamp_ms);
+        (self.alarm, self.open) = (None, None);
+        self.unchanged()
+    }
+
+    /// Ends the open incident: its greatest score counts as usual until the deviation is over.
+    pub fn accept_open(&mut self) {
+        if let Some(OpenIncident { alarm, peak, .. }) = self.open.take() {
+            self.accept(alarm, peak);
+        }
+    }
+
+    fn accept(&mut self, alarm: Alarm, score: f64) {
+        // The deviation is over when the first of its levels is.
+        let level = self.accepted.map_or(alarm.level, |before| before.level.min(alarm.level));
+        self.accepted = Some(AcceptedLevel { score: score.max(0.0), level, last_ms: alarm.last_ms });
+        self.open = None;
     }
 
     /// The level that is accepted as usual, in units of the raw score; 0 for none. It is added to the threshold.
@@ -191,7 +216,7 @@ impl IncidentTracker {
         };
         let is_lasting = interval_ms >= MIN_ALARM_MS || timestamp_ms - alarm.since_ms >= MIN_ALARM_MS;
         if is_lasting || smoothed >= IMMEDIATE_RATIO * threshold {
-            self.open = Some(OpenIncident { alarm, minutes: Vec::new() });
+            self.open = Some(OpenIncident { alarm, minutes: Vec::new(), peak: smoothed });
         } else {
             self.alarm = Some(alarm);
         }
@@ -199,7 +224,8 @@ impl IncidentTracker {
 
     /// Follows the open incident, and accepts its level when it has lasted long enough.
     fn follow(&mut self, timestamp_ms: i64, (raw, smoothed): (f64, f64), threshold: f64) {
-        let Some(OpenIncident { alarm, minutes }) = &mut self.open else { return };
+        let Some(OpenIncident { alarm, minutes, peak }) = &mut self.open else { return };
+        *peak = peak.max(smoothed);
         let open_ms = timestamp_ms - alarm.since_ms;
         let hysteresis = (HYSTERESIS + HYSTERESIS_PER_HOUR * open_ms as f64 / HOUR_MS as f64).min(1.0);
         if smoothed >= threshold {
@@ -218,11 +244,8 @@ impl IncidentTracker {
         }
         if open_ms >= ACCEPT_MS {
             let mut scores: Vec<f64> = minutes.iter().map(|(_, score)| *score).collect();
-            let score = quantile(&mut scores, LEVEL_QUANTILE).max(0.0);
-            // The deviation is over when the first of its levels is.
-            let level = self.accepted.map_or(alarm.level, |before| before.level.min(alarm.level));
-            self.accepted = Some(AcceptedLevel { score, level, last_ms: alarm.last_ms });
-            self.open = None;
+            let alarm = *alarm;
+            self.accept(alarm, quantile(&mut scores, LEVEL_QUANTILE));
         }
     }
 }
@@ -298,6 +321,30 @@ mod tests {
         assert_eq!(run(&mut bench, 60, 0.2), 0);
         assert_eq!(bench.0.unchanged().accepted_level, 0.0, "the deviation is over");
         assert_eq!(run(&mut bench, 5, 3.0), 5, "and would be reported again");
+    }
+
+    #[test]
+    fn an_incident_that_is_accepted_by_a_person_ends_and_goes_on_as_a_level() {
+        let mut bench = Bench::new(MINUTE);
+        assert!(bench.at(MINUTE, 3.0, 1.0) && bench.at(2 * MINUTE, 2.0, 1.0));
+        bench.0.accept_open();
+        assert!(!bench.at(3 * MINUTE, 3.5, 1.0), "within a threshold of the greatest score");
+        assert!(bench.at(4 * MINUTE, 4.1, 1.0), "beyond it");
+        bench.0.accept_open();
+        assert!((5..20).all(|minute| !bench.at(minute * MINUTE, 0.1, 1.0)));
+        assert_eq!(bench.0.unchanged().accepted_level, 0.0, "the deviation is over");
+        let before = bench.0.clone();
+        bench.0.accept_open();
+        assert_eq!(bench.0, before, "nothing is open");
+    }
+
+    #[test]
+    fn no_incident_is_open_in_a_suspended_time() {
+        let mut bench = Bench::new(MINUTE);
+        assert!(bench.at(MINUTE, 3.0, 1.0));
+        assert!(!bench.0.suspend(2 * MINUTE).is_incident);
+        assert_eq!(bench.0.newest_ms(), Some(2 * MINUTE));
+        assert!(bench.at(3 * MINUTE, 3.0, 1.0), "and opens after it");
     }
 
     #[test]

@@ -40,6 +40,7 @@ use alerting::RowAlertInput;
 pub use config::{AlertBudget, Config, DEFAULT_BUDGET};
 use derived::{DERIVED_PER_FEATURE, DerivedFeatures};
 pub use deviation::{Deviation, DeviationReason};
+pub use feedback::{IncidentFeedback, PastIncident};
 use filter::DeviationFilter;
 pub use filter::{Direction, MinDeviation};
 pub use fit::{FittedScorer, MAX_TRAINING_VALUES, TrainingMatrix, warm_up_ms};
@@ -47,8 +48,12 @@ pub use scorer::{ScoreScale, Scorer, ScorerParts};
 use smoother::ScoreSmoother;
 pub use state::{Checkpoint, SavedState};
 use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use threshold::PotThreshold;
+
+/// Times, in milliseconds, in which no incident is open and no threshold is learned.
+pub type SuspendedTimes = Arc<[RangeInclusive<i64>]>;
 
 /// The result for one row.
 #[derive(Clone, Debug, PartialEq)]
@@ -109,6 +114,7 @@ pub struct OnlineDetector {
     alerts: AlertState,
     /// One filter per feature; empty if no deviation is filtered.
     filters: Vec<DeviationFilter>,
+    suspended: SuspendedTimes,
 }
 
 impl OnlineDetector {
@@ -145,7 +151,7 @@ impl OnlineDetector {
             let smoothed = smoother.smooth(timestamp_ms, raw);
             let value = threshold.value_at(timestamp_ms);
             threshold.add(timestamp_ms, smoothed, false);
-            let input = RowAlertInput { timestamp_ms, raw, smoothed, threshold: value };
+            let input = RowAlertInput { timestamp_ms, raw, smoothed, threshold: value, is_suspended: false };
             let alert = training_alerts.update(input, DEFAULT_BUDGET, interval_ms);
             let incident_state = Some(IncidentState {
                 threshold: alert.threshold / alert.unit,
@@ -155,7 +161,8 @@ impl OnlineDetector {
         };
         let scores = scores.into_iter().map(&mut calibrate).collect();
         let (scorer, alerts, filters) = (Arc::new(scorer), AlertState::default(), Vec::new());
-        (Self { scorer, derived, smoother, threshold, alerts, filters }, scores)
+        let suspended = SuspendedTimes::default();
+        (Self { scorer, derived, smoother, threshold, alerts, filters, suspended }, scores)
     }
 
     /// The fitted scorer.
@@ -205,7 +212,8 @@ impl OnlineDetector {
         }
         alerts.check()?;
         let (derived, smoother, threshold) = state.restore(DEFAULT_BUDGET)?;
-        Ok(Self { scorer, derived, smoother, threshold, alerts, filters: Vec::new() })
+        let (filters, suspended) = (Vec::new(), SuspendedTimes::default());
+        Ok(Self { scorer, derived, smoother, threshold, alerts, filters, suspended })
     }
 
     /// A detector for another group, before its first row: the same scorer, and the threshold multiplied by `factor`.
@@ -218,7 +226,13 @@ impl OnlineDetector {
             threshold: self.threshold.clone().scaled(factor),
             alerts: AlertState::default(),
             filters: self.filters.clone(),
+            suspended: SuspendedTimes::default(),
         }
+    }
+
+    /// Replaces the times in which no incident is open.
+    pub fn set_suspended(&mut self, suspended: SuspendedTimes) {
+        self.suspended = suspended;
     }
 
     /// Replaces the budget of alerts per day, above 0.
@@ -234,6 +248,11 @@ impl OnlineDetector {
     /// Replaces the alert state by that of the group.
     pub fn with_alert_state(self, alerts: AlertState) -> Self {
         Self { alerts, ..self }
+    }
+
+    /// Changes the alert state by feedback of a person.
+    pub fn alert_state_mut(&mut self) -> &mut AlertState {
+        &mut self.alerts
     }
 
     /// The alert state after the newest row.
@@ -301,9 +320,12 @@ impl OnlineDetector {
             raw: row_score.raw,
             smoothed,
             threshold: self.threshold.value_at(timestamp_ms),
+            is_suspended: self.suspended.iter().any(|range| range.contains(&timestamp_ms)),
         };
         let alert = self.alerts.update(input, self.budget(), self.interval_ms());
-        self.threshold.add(timestamp_ms, (smoothed - alert.accepted_level).max(0.0), true);
+        if !input.is_suspended {
+            self.threshold.add(timestamp_ms, (smoothed - alert.accepted_level).max(0.0), true);
+        }
         let expected_range =
             |(feature, expected): (usize, &f64)| self.scorer.expected_range(feature, *expected);
         Some(Assessment {

@@ -201,6 +201,22 @@ fn the_same_rows_give_the_same_bits_on_any_number_of_threads() {
 }
 
 #[test]
+fn a_maintenance_has_scores_and_neither_an_incident_nor_a_threshold_of_its_own() {
+    let burst = |values: &mut [f32]| values[IN] *= 20.0;
+    let minutes = 5 * DAY + 100..5 * DAY + 160;
+    let mut open = fitted(5);
+    assert!(highest_score(&mut open, minutes.clone(), burst).incident);
+    let mut suspended = fitted(5);
+    suspended.set_suspended([minutes.start * MINUTE_MS..=(minutes.end - 1) * MINUTE_MS].into());
+    let during = highest_score(&mut suspended, minutes.clone(), burst);
+    assert!(!during.incident && during.score > during.threshold, "{} {}", during.score, during.threshold);
+    let hours = |detector: &OnlineDetector| detector.threshold.hours().1;
+    assert_ne!(hours(&open), hours(&suspended));
+    let after = highest_score(&mut suspended, minutes.end..minutes.end + 5, burst);
+    assert!(after.incident, "the maintenance is over");
+}
+
+#[test]
 fn an_incident_of_a_week_does_not_change_the_past() {
     // An assessment depends on past rows only.
     let mut detector = fitted(3);

@@ -42,6 +42,11 @@ impl RunningModel {
         Self { state: self.state.map(|state| Box::new(state.with_alert_state(alerts))), ..self }
     }
 
+    /// The state, to change it between rows; `None` for a model without state.
+    pub fn state_mut(&mut self) -> Option<&mut OnlineDetector> {
+        self.state.as_deref_mut()
+    }
+
     /// The model.
     pub fn model(&self) -> &Arc<Model> {
         &self.model

@@ -2,6 +2,7 @@
 
 use super::group::Group;
 use super::group::series_origins::Lookup;
+use super::maintenance::MaintenancePlan;
 use crate::config::Config;
 use crate::detector::{Detector, FeatureIdentity};
 use crate::features::Schema;
@@ -43,6 +44,7 @@ pub struct Groups {
     next_id: u32,
     usage: Usage,
     over_limit: bool,
+    maintenance: MaintenancePlan,
     /// Groups with many empty columns.
     with_empty_columns: VecDeque<u32>,
 }
@@ -96,6 +98,7 @@ impl Groups {
             next_id: 0,
             usage: Usage::default(),
             over_limit: false,
+            maintenance: MaintenancePlan::default(),
             with_empty_columns: VecDeque::new(),
         }
     }
@@ -195,6 +198,17 @@ impl Groups {
         let id = self.insert(group);
         self.by_labels[index].insert(labels, id);
         true
+    }
+
+    /// Puts a maintenance plan in force.
+    pub fn set_maintenance(&mut self, plan: MaintenancePlan) {
+        if plan == self.maintenance {
+            return;
+        }
+        for group in self.all.values_mut() {
+            group.set_suspended(plan.suspended_times(&group.detector, &group.labels));
+        }
+        self.maintenance = plan;
     }
 
     /// True if the column exists.
@@ -325,7 +339,8 @@ impl Groups {
     }
 
     /// Ids are never reused, so that a stored id cannot refer to another group.
-    fn insert(&mut self, group: Group) -> u32 {
+    fn insert(&mut self, mut group: Group) -> u32 {
+        group.set_suspended(self.maintenance.suspended_times(&group.detector, &group.labels));
         let id = self.next_id;
         self.next_id += 1;
         self.usage = self.usage.plus(usage_of(&group));
@@ -386,7 +401,8 @@ impl Groups {
         now_ms: i64,
     ) -> Vec<Group> {
         let mut retired = Vec::new();
-        let mut next = Self { next_id: self.next_id, ..Self::new(config) };
+        let maintenance = std::mem::take(&mut self.maintenance);
+        let mut next = Self { next_id: self.next_id, maintenance, ..Self::new(config) };
         for (_, mut group) in std::mem::take(&mut self.all) {
             let index = next.config.detectors.iter().position(|new| group.reconfigure(new, now, now_ms));
             let Some(index) = index else {

@@ -48,6 +48,7 @@ pub struct Metrics {
     budget_correction: Family<GroupLabels, Seconds>,
     /// Names of labels that changed.
     changed_labels: BTreeSet<String>,
+    maintenance: Family<GroupLabels, Gauge>,
     label_changes: Family<[(&'static str, String); 3], Counter>,
     models_rejected: Family<[(&'static str, String); 1], Counter>,
     backfilled: Family<[(&'static str, String); 1], Counter>,
@@ -112,7 +113,7 @@ impl Metrics {
             budget_observed: register(
                 registry,
                 "alert_budget_observed_per_day",
-                "Incidents per day that opened within the last seven days",
+                "Incidents per day of the last seven days, without those that are marked as real",
             ),
             budget_correction: register(
                 registry,
@@ -120,6 +121,11 @@ impl Metrics {
                 "Logarithm of the factor by which recent incidents raise the threshold, from 0 to 1.5",
             ),
             changed_labels: BTreeSet::new(),
+            maintenance: register(
+                registry,
+                "maintenance_active",
+                "Whether a maintenance is active, or an alert of exclude_alerts fires: no incident opens",
+            ),
             label_changes: register(
                 registry,
                 "feature_label_changes",
@@ -278,6 +284,7 @@ impl Metrics {
         let labels = labels(group);
         self.progress.get_or_create(&labels).set(group.progress(now));
         self.missing.get_or_create(&labels).set(group.n_missing_features() as i64);
+        self.maintenance.get_or_create(&labels).set(i64::from(group.is_in_maintenance()));
         match group.budget_correction() {
             Some(correction) => {
                 self.budget_expected.get_or_create(&labels).set(group.detector.alerts.budget);
@@ -300,6 +307,7 @@ impl Metrics {
         let labels = labels(group);
         self.progress.remove(&labels);
         self.missing.remove(&labels);
+        self.maintenance.remove(&labels);
         self.newest_scored.remove(&labels);
         self.model_timestamp.remove(&labels);
         self.model_created.remove(&labels);

@@ -1,10 +1,12 @@
 //! The sidecar: builds the rooms, connects them, and runs them until a signal ends the process.
 
+mod admin;
 mod drift;
 pub mod engine;
 pub mod gaps;
 mod group;
 mod groups;
+mod maintenance;
 pub mod metrics;
 mod options;
 mod output_series;
@@ -28,6 +30,7 @@ use crate::http::server::{self, Server};
 use crate::snapshot::{self, SnapshotStore};
 use crate::telemetry::ProcessCollector;
 use crate::{ingest, remote_read, remote_write};
+use admin::AdminApi;
 use engine::{CommandReceiver, Engine, EngineDeps, Readiness};
 use options::LoadedConfig;
 pub use options::Options;
@@ -159,6 +162,9 @@ impl Sidecar {
         scoring.restore(store.load(), Instant::now(), |outcome| metrics.snapshot.count_group(outcome));
         start_engine(scoring, commands, &supervisor)?;
         let tasks = Tasks::spawn(requests, &engine, &backends_rx, &store, &metrics, &supervisor);
+        let admin = options
+            .enable_admin_api
+            .then(|| AdminApi::new(engine.clone(), backends_rx, tasks.maintenance_changed.clone()));
 
         metrics.reload.record_success();
         log_start(&listener, &config)?;
@@ -192,6 +198,7 @@ impl Sidecar {
             reloader: reloader.clone(),
             enable_lifecycle,
             pages: Arc::new(pages),
+            admin,
         };
         Ok(Self {
             access,

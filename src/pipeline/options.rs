@@ -23,6 +23,8 @@ pub struct Options {
     pub web_config_file: Option<PathBuf>,
     /// True if `POST /-/reload` reloads the configuration.
     pub enable_lifecycle: bool,
+    /// True if `POST /api/v1/feedback` and `POST /api/v1/maintenance` are answered.
+    pub enable_admin_api: bool,
     /// The directory of snapshots, and of models with a relative path.
     pub storage_path: PathBuf,
     /// Names and values of all flags, for display.

@@ -1,5 +1,6 @@
 //! The HTTP API: one function answers each request.
 
+use super::admin::AdminApi;
 use super::engine::{EngineHandle, Readiness};
 use super::pages::{self, Pages};
 use super::reload::Reloader;
@@ -22,6 +23,9 @@ use tokio::sync::watch;
 
 /// Most bytes of all pages of `/metrics` that are being sent: a client may read slowly, and a page of many groups is large.
 const MAX_METRICS_PAGES_BYTES: usize = 64 << 20;
+/// The paths of the admin API.
+const FEEDBACK: &str = "/api/v1/feedback";
+const MAINTENANCE: &str = "/api/v1/maintenance";
 
 /// State that the routes share.
 #[derive(Clone)]
@@ -48,6 +52,8 @@ pub struct AppState {
     pub enable_lifecycle: bool,
     /// The web pages.
     pub pages: Arc<Pages>,
+    /// Answers feedback and maintenance, if enabled.
+    pub admin: Option<AdminApi>,
 }
 
 /// Answers one request.
@@ -95,6 +101,14 @@ pub async fn handle_request(state: AppState, request: Request<RequestBody>) -> R
             }
         },
         (&Method::GET | &Method::HEAD, path) if pages::is_page(path) => state.pages.handle(&head.uri).await,
+        (&Method::POST, path @ (FEEDBACK | MAINTENANCE)) => match &state.admin {
+            None => response::text(
+                StatusCode::FORBIDDEN,
+                "the admin API is not enabled: start with --web.enable-admin-api",
+            ),
+            Some(admin) if path == FEEDBACK => admin.feedback(&head.headers, body).await,
+            Some(admin) => admin.maintenance(&head.headers, body).await,
+        },
         (_, "/api/v1/write") => {
             let response = method_not_allowed("POST");
             state.ingest_metrics.count_method_not_allowed();
@@ -105,6 +119,7 @@ pub async fn handle_request(state: AppState, request: Request<RequestBody>) -> R
             state.remote_read_server.count_response(response.status());
             response
         }
+        (_, FEEDBACK | MAINTENANCE) => method_not_allowed("POST"),
         (_, "/-/reload") => method_not_allowed("POST, PUT"),
         (_, "/metrics" | "/-/healthy" | "/-/ready") => method_not_allowed("GET, HEAD"),
         (_, path) if pages::is_page(path) => method_not_allowed("GET, HEAD"),

@@ -1,6 +1,6 @@
 //! A model that scores the window of a group.
 
-use crate::detect::{self, AlertState, DeviationReason, OnlineDetector};
+use crate::detect::{self, AlertState, DeviationReason, OnlineDetector, SuspendedTimes};
 use crate::features::counter::CounterEvent;
 use crate::features::{Row, RowReader, Schema};
 use crate::models::{DeployedModel, Model, RunningModel};
@@ -85,6 +85,18 @@ impl ServingModel {
     /// The alert state of the group; `None` for a model that scores each row alone.
     pub fn alert_state(&self) -> Option<&AlertState> {
         self.running.state().map(OnlineDetector::alert_state)
+    }
+
+    /// The alert state, to apply feedback of a person.
+    pub fn alert_state_mut(&mut self) -> Option<&mut AlertState> {
+        self.running.state_mut().map(OnlineDetector::alert_state_mut)
+    }
+
+    /// Replaces the times in which no incident is open.
+    pub fn set_suspended(&mut self, suspended: &SuspendedTimes) {
+        if let Some(state) = self.running.state_mut() {
+            state.set_suspended(suspended.clone());
+        }
     }
 
     /// The model.

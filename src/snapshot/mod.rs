@@ -11,7 +11,7 @@
 mod format;
 mod store;
 
-use crate::detect::{AlertState, Checkpoint, OnlineDetector};
+use crate::detect::{AlertState, Checkpoint, OnlineDetector, PastIncident};
 use crate::models::DeployedModel;
 use crate::models::artifact;
 use crate::prom::Labels;
@@ -43,8 +43,8 @@ pub struct GroupState {
     pub cursors: BTreeMap<String, i64>,
     /// Contributions to the incidents, by timestamp ascending.
     pub contributions: Vec<(i64, Vec<SavedContribution>)>,
-    /// Timestamps at which the incidents of the last week started.
-    pub incident_starts_ms: Vec<i64>,
+    /// The incidents of the last week.
+    pub incidents: Vec<PastIncident>,
     /// True if the newest row belongs to an incident.
     pub is_incident: bool,
     /// Timestamps of rows that ended all series, as far as an endpoint lacks the staleness markers.

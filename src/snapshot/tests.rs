@@ -49,7 +49,7 @@ fn snapshot() -> (GroupState, Window) {
         newest_scored_ms: Some(4_000_000),
         cursors: BTreeMap::from([("http://localhost/".into(), i64::MIN)]),
         contributions: vec![(4_000_000, vec![contribution]), (4_015_000, Vec::new())],
-        incident_starts_ms: vec![4_000_000],
+        incidents: vec![PastIncident::new(4_000_000, 4_500_000)],
         is_incident: true,
         stale_ms: vec![4_500_000],
     };

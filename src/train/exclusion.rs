@@ -1,5 +1,9 @@
-//! Times that are excluded from training: named by the user, and fired alerts. The detector's own incidents are not
-//! excluded: what lasts is learned, and the alert threshold limits what a single incident contributes.
+//! Times that are excluded from training: named by the user, maintenance, real incidents, and fired alerts. The detector's
+//! other incidents are not excluded: what lasts is learned, and the alert threshold limits what a single incident
+//! contributes.
+
+use crate::models::registry::periods::{Period, PeriodKind};
+use crate::prom::Labels;
 
 /// A time that is excluded from training.
 #[derive(Clone, Debug, PartialEq)]
@@ -10,4 +14,74 @@ pub struct Exclusion {
     pub to_ms: i64,
     /// The user's text, or the name of the alert that fired.
     pub reason: String,
+}
+
+/// The exclusions of a group: its maintenance and its real incidents, and the times of alerts outside of its false alarms.
+pub fn of_group(
+    periods: &[Period],
+    alerts: Vec<Exclusion>,
+    detector: &str,
+    group: &Labels,
+) -> Vec<Exclusion> {
+    let (false_alarms, excluded): (Vec<&Period>, Vec<&Period>) = periods
+        .iter()
+        .filter(|period| period.concerns(detector, group))
+        .partition(|period| period.kind == PeriodKind::False);
+    let without_false = |alert: Exclusion| {
+        false_alarms.iter().fold(vec![alert], |parts, period| {
+            parts.into_iter().flat_map(|part| part.without(period.from_ms, period.end_ms())).collect()
+        })
+    };
+    let mut exclusions: Vec<Exclusion> = alerts.into_iter().flat_map(without_false).collect();
+    exclusions.extend(excluded.into_iter().map(|period| Exclusion {
+        from_ms: period.from_ms,
+        to_ms: period.end_ms(),
+        reason: match (period.kind, period.comment.as_str()) {
+            (PeriodKind::Maintenance, "") => "maintenance".into(),
+            (PeriodKind::Maintenance, comment) => format!("maintenance: {comment}"),
+            _ => "a real incident".into(),
+        },
+    }));
+    exclusions.sort_by_key(|exclusion| (exclusion.from_ms, exclusion.to_ms));
+    exclusions
+}
+
+impl Exclusion {
+    /// The parts of it outside of this time.
+    fn without(self, from_ms: i64, to_ms: i64) -> impl Iterator<Item = Self> {
+        let before = Self { to_ms: self.to_ms.min(from_ms.saturating_sub(1)), ..self.clone() };
+        let after = Self { from_ms: self.from_ms.max(to_ms.saturating_add(1)), ..self };
+        [before, after].into_iter().filter(|part| part.from_ms <= part.to_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_excludes_its_maintenance_its_real_incidents_and_alerts_that_were_not_false() {
+        let period = |kind, groups: &str, from_ms, to_ms| Period {
+            kind,
+            detector: Some("net".into()),
+            groups: groups.parse().expect("a selector"),
+            from_ms,
+            to_ms,
+            comment: String::new(),
+        };
+        let periods = [
+            period(PeriodKind::Maintenance, r#"{job="node"}"#, 500, None),
+            period(PeriodKind::Real, r#"{instance="a", job="node"}"#, 10, Some(20)),
+            period(PeriodKind::Real, r#"{instance="b", job="node"}"#, 30, Some(40)),
+            period(PeriodKind::False, r#"{instance="a", job="node"}"#, 110, Some(120)),
+        ];
+        let alert = Exclusion { from_ms: 100, to_ms: 130, reason: "Down fired".into() };
+        let group = Labels::new([("job", "node"), ("instance", "a")]).expect("valid");
+        let ranges = |detector: &str| -> Vec<(i64, i64)> {
+            let exclusions = of_group(&periods, vec![alert.clone()], detector, &group);
+            exclusions.iter().map(|exclusion| (exclusion.from_ms, exclusion.to_ms)).collect()
+        };
+        assert_eq!(ranges("net"), [(10, 20), (100, 109), (121, 130), (500, i64::MAX)]);
+        assert_eq!(ranges("disk"), [(100, 130)]);
+    }
 }

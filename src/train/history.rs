@@ -2,6 +2,7 @@
 
 use super::coverage::spans;
 use super::exclusion::Exclusion;
+use crate::detect::PastIncident;
 use crate::detector::Detector;
 use crate::prom::labels::METRIC_NAME;
 use crate::prom::matcher::Matcher;
@@ -30,54 +31,84 @@ pub async fn read_samples(
     Ok(())
 }
 
-/// The times in which these alerts fired, ascending. An alert counts if it has no label with another value than the group:
-/// an alert on another instance does not concern it.
+/// A time in which an alert fired.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FiringAlert {
+    /// Labels of the alert.
+    pub labels: Labels,
+    /// First millisecond.
+    pub from_ms: i64,
+    /// Last millisecond.
+    pub to_ms: i64,
+}
+
+impl FiringAlert {
+    /// True if the alert has no label with another value than the group: an alert on another instance does not concern it.
+    pub fn concerns(&self, group: &Labels) -> bool {
+        group.iter().all(|(name, value)| ["", value].contains(&self.labels.get(name)))
+    }
+}
+
+/// The times in which these alerts fired and concern a group, ascending.
+///
+/// # Errors
+/// Those of the client.
+pub async fn read_firing_alerts_of(
+    client: &ReadClient,
+    alerts: &[String],
+    group: &Labels,
+    range: (i64, i64),
+) -> Result<Vec<Exclusion>, Error> {
+    let exclusion = |alert: FiringAlert| Exclusion {
+        from_ms: alert.from_ms,
+        to_ms: alert.to_ms,
+        reason: format!("{} fired", alert.labels.get("alertname")),
+    };
+    let firing = read_firing_alerts(client, alerts, range).await?.into_iter();
+    let mut exclusions: Vec<Exclusion> =
+        firing.filter(|alert| alert.concerns(group)).map(exclusion).collect();
+    exclusions.sort_by_key(|exclusion| (exclusion.from_ms, exclusion.to_ms));
+    Ok(exclusions)
+}
+
+/// The times in which these alerts fired.
 ///
 /// # Errors
 /// Those of the client.
 pub async fn read_firing_alerts(
     client: &ReadClient,
     alerts: &[String],
-    group: &Labels,
     range: (i64, i64),
-) -> Result<Vec<Exclusion>, Error> {
-    let mut exclusions = Vec::new();
+) -> Result<Vec<FiringAlert>, Error> {
+    let mut firing = Vec::new();
     if alerts.is_empty() {
-        return Ok(exclusions);
+        return Ok(firing);
     }
     let selector = Selector::parse(r#"ALERTS{alertstate="firing"}"#).expect("a valid selector");
-    let is_relevant = |labels: &Labels| {
-        alerts.iter().any(|name| name == labels.get("alertname"))
-            && group.iter().all(|(name, value)| ["", value].contains(&labels.get(name)))
-    };
+    let is_relevant = |labels: &Labels| alerts.iter().any(|name| name == labels.get("alertname"));
     client
         .read(&selector, &[], range, |series| {
             for (labels, samples) in series.iter().filter(|(labels, _)| is_relevant(labels)) {
-                let reason = format!("{} fired", labels.get("alertname"));
                 let fresh = samples.iter().filter(|sample| !sample.is_stale());
                 let times: Vec<i64> = fresh.map(|sample| sample.timestamp_ms).collect();
-                exclusions.extend(spans(&times).map(|(from_ms, to_ms)| Exclusion {
-                    from_ms,
-                    to_ms,
-                    reason: reason.clone(),
-                }));
+                let alert = |(from_ms, to_ms)| FiringAlert { labels: labels.clone(), from_ms, to_ms };
+                firing.extend(spans(&times).map(alert));
             }
         })
         .await?;
-    exclusions.sort_by_key(|exclusion| (exclusion.from_ms, exclusion.to_ms));
-    Ok(exclusions)
+    Ok(firing)
 }
 
-/// The timestamps of the first rows of the incidents that a group has in Prometheus, ascending.
+/// The incidents that a group has in Prometheus, ascending.
 ///
 /// # Errors
 /// Those of the client.
-pub async fn read_incident_starts(
+pub async fn read_incidents(
     client: &ReadClient,
     detector: &Detector,
     group: &Labels,
     range: (i64, i64),
-) -> Result<Vec<i64>, Error> {
+) -> Result<Vec<PastIncident>, Error> {
     let selector = Selector::parse("anomaly_incident").expect("a valid selector");
     let outputs = GroupOutputs { detector, group };
     let mut matchers = outputs.matchers();
@@ -91,7 +122,7 @@ pub async fn read_incident_starts(
         })
         .await?;
     times.sort_unstable();
-    Ok(spans(&times).map(|(first_ms, _)| first_ms).collect())
+    Ok(spans(&times).map(|(first_ms, last_ms)| PastIncident::new(first_ms, last_ms)).collect())
 }
 
 /// Timestamp in milliseconds of the newest decision of a group in Prometheus; `None` without decisions.

@@ -4,7 +4,7 @@
 //! The group then has the same model after a restart, also after a manual promotion.
 
 use super::backends::{Backends, CircuitBreaker, GroupHistory, GroupReader, IN_COOLDOWN};
-use super::exclusion::Exclusion;
+use super::exclusion::{self, Exclusion};
 use super::fit::{ModelFitter, Trained};
 use super::history;
 use super::job::{ShortHistory, TrainingJob, TrainingOutcome, TrainingReason};
@@ -17,6 +17,7 @@ use crate::error::chain;
 use crate::forest;
 use crate::models::DeployedModel;
 use crate::models::registry;
+use crate::models::registry::periods::Period;
 use crate::prom::{Labels, duration};
 use crate::remote_read::SeriesSamples;
 use crate::report::training::PromotionDecision;
@@ -32,6 +33,8 @@ use tracing::{debug, info, warn};
 const REGISTRY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Samples of a feature from which its interval is known.
 const MIN_SAMPLES_OF_INTERVAL: usize = 10;
+/// The failure of a call that the cooldown prevents.
+const REGISTRY_IN_COOLDOWN: &str = "the registry is in cooldown";
 
 /// Trains the groups of `jobs` until the channel closes. Each outcome goes to `on_outcome`, with the group's number.
 pub async fn run<F: Future<Output = ()>>(
@@ -112,7 +115,7 @@ impl<'a> TrainingRun<'a> {
                 Err(format!("no row of the history has full-range values of all {n_features} features"))
             }
             (Err(NotTrained::AllExcluded { n_rows }), _) => Err(format!(
-                "alerts of exclude_alerts leave too few rows of the history: {n_rows} are excluded"
+                "alerts of exclude_alerts, maintenance and real incidents leave too few rows of the history: {n_rows} are excluded"
             )),
             (Err(NotTrained::Forest(error)), _) => Err(chain(&error)),
         }
@@ -194,9 +197,44 @@ impl<'a> TrainingRun<'a> {
         TrainingOutcome::Model { deployed, is_new: false, warm_start, seconds: self.seconds() }
     }
 
-    /// Reads the times to exclude. A first model is fitted without them if an endpoint does not answer: a model of a
-    /// history with incidents is better than none.
+    /// Reads the times to exclude.
     async fn gather_exclusions(&mut self) -> Result<Vec<Exclusion>, String> {
+        let alerts = self.read_alerts().await?;
+        let periods = self.read_periods().await?;
+        let TrainingJob { detector, labels, .. } = &*self.job;
+        Ok(exclusion::of_group(&periods, alerts, &detector.name, labels))
+    }
+
+    /// Reads maintenance and feedback. A first model is fitted without them if the registry does not answer.
+    async fn read_periods(&mut self) -> Result<Vec<Period>, String> {
+        if self.circuit_breaker.is_registry_open() {
+            return self.without_periods(REGISTRY_IN_COOLDOWN.into());
+        }
+        match tokio::time::timeout(REGISTRY_TIMEOUT, self.backends.registry.periods()).await {
+            Ok(Ok(periods)) => Ok(periods),
+            Ok(Err(error)) => {
+                self.without_periods(format!("maintenance and feedback unknown: {}", chain(&error)))
+            }
+            Err(_) => {
+                self.circuit_breaker.open_registry(Instant::now());
+                self.without_periods(format!(
+                    "maintenance and feedback unknown: no answer within {REGISTRY_TIMEOUT:?}"
+                ))
+            }
+        }
+    }
+
+    fn without_periods(&self, error: String) -> Result<Vec<Period>, String> {
+        if self.job.reason != TrainingReason::First {
+            return Err(error);
+        }
+        warn!(component = "train", group = %self.job.labels, err = error, "the model is trained without them");
+        Ok(Vec::new())
+    }
+
+    /// Reads the times of alerts. A first model is fitted without them if an endpoint does not answer: a model of a
+    /// history with incidents is better than none.
+    async fn read_alerts(&mut self) -> Result<Vec<Exclusion>, String> {
         let TrainingJob { detector, labels, reason, .. } = &*self.job;
         let alerts = &detector.training.exclude_alerts;
         let mut exclusions = Vec::new();
@@ -208,7 +246,7 @@ impl<'a> TrainingRun<'a> {
             let failure = if self.circuit_breaker.is_client_open(url) {
                 IN_COOLDOWN.to_string()
             } else {
-                match history::read_firing_alerts(client, alerts, labels, self.history_range()).await {
+                match history::read_firing_alerts_of(client, alerts, labels, self.history_range()).await {
                     Ok(firing) => {
                         exclusions.extend(firing);
                         continue;
@@ -290,7 +328,7 @@ impl<'a> TrainingRun<'a> {
     ) -> Result<TrainingOutcome, String> {
         let (reason, name) = (self.job.reason, self.group_model.clone());
         let registered = if self.circuit_breaker.is_registry_open() {
-            Err("the registry is in cooldown".to_string())
+            Err(REGISTRY_IN_COOLDOWN.to_string())
         } else if let PromotionDecision::Gated(reasons) = &draft.promotion
             && self.has_recent_gated_version(&name).await
         {
@@ -443,7 +481,7 @@ impl GroupFit {
         drop(history);
         match self.fit(&window, &self.exclusions) {
             Err(NotTrained::AllExcluded { n_rows }) if !self.job.reason.keeps_model() => {
-                warn!(component = "train", detector = detector.name, group = %labels, excluded = n_rows, "alerts of exclude_alerts leave too few rows of the history: the model is trained on all of them");
+                warn!(component = "train", detector = detector.name, group = %labels, excluded = n_rows, "alerts of exclude_alerts, maintenance and real incidents leave too few rows of the history: the model is trained on all of them");
                 self.fit(&window, &[])
             }
             result => result,

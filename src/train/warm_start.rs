@@ -2,7 +2,7 @@
 
 use super::backends::GroupReader;
 use super::{catch_up, history};
-use crate::detect::OnlineDetector;
+use crate::detect::{OnlineDetector, PastIncident};
 use crate::detector::Detector;
 use crate::models::DeployedModel;
 use crate::remote_read::SeriesSamples;
@@ -20,8 +20,8 @@ pub struct WarmStart {
     pub recent: Vec<SeriesSamples>,
     /// The scores that are written.
     pub watermark: WriteWatermark,
-    /// The timestamps of the first rows of published incidents, ascending; `None` if they are not known.
-    pub incident_starts: Option<Vec<i64>>,
+    /// The published incidents, ascending; `None` if they are not known.
+    pub incidents: Option<Vec<PastIncident>>,
     /// State of the model after the rows since its training, from remote read or a snapshot.
     pub detection: Option<Box<OnlineDetector>>,
     /// True if a remote-read endpoint that may have more did not answer.
@@ -38,8 +38,8 @@ impl WarmStart {
         let detector = reader.detector;
         let earliest_ms = first_scorable_ms(detector, detector.transform.lookback_ms(), now_ms);
         let watermark = WriteWatermark::read(reader, earliest_ms, now_ms).await;
-        let incident_starts = read_incident_starts(reader, now_ms).await;
-        Self { recent, watermark: watermark.unwrap_or_default(), incident_starts, ..Self::default() }
+        let incidents = read_incidents(reader, now_ms).await;
+        Self { recent, watermark: watermark.unwrap_or_default(), incidents, ..Self::default() }
     }
 
     /// The state for a registered model: it resumes from the checkpoint if that is of this model, and otherwise assesses
@@ -71,9 +71,9 @@ impl WarmStart {
         // With a checkpoint, the snapshot has restored the window; otherwise the window must be filled.
         let from_ms = if resumed.is_some() { since_ms } else { since_ms.min(start_ms) };
         let history = reader.read((from_ms, now_ms)).await;
-        let incident_starts = match checkpoint {
+        let incidents = match checkpoint {
             Some(_) => None,
-            None => read_incident_starts(reader, now_ms).await,
+            None => read_incidents(reader, now_ms).await,
         };
         let start = match resumed {
             Some((_, detection)) => detection,
@@ -91,7 +91,7 @@ impl WarmStart {
         Self {
             recent: samples_after(&history.series, start_ms),
             watermark,
-            incident_starts,
+            incidents,
             detection,
             is_incomplete: !is_watermark_known || history.failure.is_some(),
         }
@@ -150,25 +150,25 @@ impl WriteWatermark {
     }
 }
 
-/// The starts of the published incidents of a group; `None` if no endpoint has any, or none answers in time.
-async fn read_incident_starts(reader: &mut GroupReader<'_>, now_ms: i64) -> Option<Vec<i64>> {
+/// The published incidents of a group; `None` if no endpoint has any, or none answers in time.
+async fn read_incidents(reader: &mut GroupReader<'_>, now_ms: i64) -> Option<Vec<PastIncident>> {
     let GroupReader { backends, circuit_breaker, detector, labels, .. } = reader;
     let range = (now_ms - time::millis(detector.training.history), now_ms);
-    let mut starts = Vec::new();
+    let mut incidents = Vec::new();
     for client in &backends.read_clients {
         let url = &client.config.url;
         if circuit_breaker.is_client_open(url) {
             continue;
         }
-        let read = history::read_incident_starts(client, detector, labels, range);
+        let read = history::read_incidents(client, detector, labels, range);
         match tokio::time::timeout(WATERMARK_TIMEOUT, read).await {
             // Of several endpoints that hold the incidents, the fullest counts.
-            Ok(Ok(found)) => starts = if found.len() > starts.len() { found } else { starts },
+            Ok(Ok(found)) => incidents = if found.len() > incidents.len() { found } else { incidents },
             Ok(Err(_)) => {}
             Err(_) => circuit_breaker.open_client(url, Instant::now()),
         }
     }
-    (!starts.is_empty()).then_some(starts)
+    (!incidents.is_empty()).then_some(incidents)
 }
 
 /// The samples of a history that are within the window.

@@ -2,6 +2,7 @@
 
 use super::now_ms;
 use super::stack::Stack;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -12,8 +13,8 @@ use std::thread;
 /// The `scrape_configs` of [`Hosts::write_targets`].
 pub const JOB_OF_FILE: &str = "  - {job_name: node, file_sd_configs: [{files: [targets.yml]}]}";
 
-/// A time in milliseconds, and the factor of the traffic from then on.
-type Factors = Arc<Mutex<Vec<(i64, f64)>>>;
+/// For each host, times in milliseconds and the factors of the traffic from then on.
+type Factors = Arc<Mutex<BTreeMap<String, Vec<(i64, f64)>>>>;
 
 /// Serves every host at a path of its own, until the end of the process.
 pub struct Hosts {
@@ -33,9 +34,9 @@ impl Hosts {
                 let mut head = [0; 4096];
                 let length = stream.read(&mut head).unwrap_or(0);
                 let head = String::from_utf8_lossy(&head[..length]).into_owned();
-                let path = head.split(' ').nth(1).unwrap_or_default();
-                let factors = served.lock().expect("no thread panics with it").clone();
-                let page = metrics_page(path.trim_start_matches('/'), now_ms(), &factors);
+                let host = head.split(' ').nth(1).unwrap_or_default().trim_start_matches('/');
+                let factors = served.lock().expect("no thread panics with it").get(host).cloned();
+                let page = metrics_page(host, now_ms(), &factors.unwrap_or_default());
                 // A client that closed the connection requests again.
                 let _ = write!(
                     stream,
@@ -48,9 +49,12 @@ impl Hosts {
         Self { port, factors }
     }
 
-    /// Multiplies the traffic of all hosts from now on.
-    pub fn set_factor(&self, factor: f64) {
-        self.factors.lock().expect("no thread panics with it").push((now_ms(), factor));
+    /// Multiplies the traffic of these hosts from now on.
+    pub fn set_factor(&self, hosts: &[&str], factor: f64) {
+        let mut factors = self.factors.lock().expect("no thread panics with it");
+        for host in hosts {
+            factors.entry((*host).to_string()).or_default().push((now_ms(), factor));
+        }
     }
 
     /// Lets Prometheus scrape these hosts.

@@ -72,6 +72,13 @@ pub fn post(address: &str, path: &str) -> io::Result<Response> {
     exchange(address, "POST", path)
 }
 
+/// Posts JSON to a path.
+pub fn post_json(address: &str, path: &str, body: &str) -> io::Result<Response> {
+    let (head, body) = send(address, "POST", path, "Content-Type: application/json\r\n", body.as_bytes())?;
+    let status = status(&head).unwrap_or_default();
+    Ok(Response { status, headers: headers(&head), body: String::from_utf8_lossy(&body).into() })
+}
+
 /// Posts a message of remote write or read, compressed, and returns the status and the body.
 pub fn post_message(address: &str, path: &str, message: &[u8]) -> io::Result<(u16, Vec<u8>)> {
     let headers = "Content-Type: application/x-protobuf\r\nContent-Encoding: snappy\r\n";

@@ -392,6 +392,7 @@ impl Stack {
         let args = [
             "--config.file=promforest.yml".into(),
             "--web.enable-lifecycle".into(),
+            "--web.enable-admin-api".into(),
             format!("--web.listen-address=127.0.0.1:{}", self.promforest_port),
         ];
         let program = Path::new(env!("CARGO_BIN_EXE_promforest"));

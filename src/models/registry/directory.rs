@@ -5,18 +5,21 @@
 //!   node_network.web1/
 //!     registry.json      aliases and versions
 //!     1/ 2/ 3/           a model's folder each; never changed
+//!   periods.json         maintenance, and feedback on incidents
 //! ```
 //!
 //! Renames publish versions and `registry.json`, so readers need no lock. A lock on a file beside it serialises
 //! writers, also of several processes. A writer that dies may leave a version that `registry.json` does not list; the
 //! next writer removes it.
 
+use super::periods::Period;
 use super::{
     AliasListing, Aliases, CHALLENGER, Error, ModelAliases, ModelVersion, NewVersion, validate_name,
 };
 use crate::fs::{sync_directory, write_atomically};
 use crate::models::artifact::{self, Files};
 use crate::time;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -24,6 +27,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 const STATE: &str = "registry.json";
+const PERIODS: &str = "periods.json";
 const LOCK: &str = ".lock";
 const REPORT: &str = "report.html";
 
@@ -245,17 +249,21 @@ impl Directory {
     }
 
     fn read_state(&self, folder: &Path) -> Result<Option<RegistryFile>, Error> {
-        let path = folder.join(STATE);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            // A file among the folders, or a folder without a version.
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                return Ok(None);
-            }
-            Err(source) => return Err(io_error("read", &path)(source)),
-        };
-        let corrupt = |source| Error::Corrupt { path: path.display().to_string(), source };
-        serde_json::from_slice(&bytes).map(Some).map_err(corrupt)
+        read_json(&folder.join(STATE))
+    }
+
+    /// See [`Registry::periods`](super::Registry::periods).
+    pub fn periods(&self) -> Result<Vec<Period>, Error> {
+        Ok(read_json(&self.root.join(PERIODS))?.unwrap_or_default())
+    }
+
+    /// Changes the periods under their lock.
+    pub fn update_periods<T>(&self, update: impl FnOnce(&mut Vec<Period>) -> T) -> Result<T, Error> {
+        let _lock = lock_folder(&self.root)?;
+        let mut periods = self.periods()?;
+        let result = update(&mut periods);
+        write_json(&self.root, PERIODS, &periods)?;
+        Ok(result)
     }
 
     /// Changes a model's state under its lock.
@@ -265,23 +273,12 @@ impl Directory {
         update: impl FnOnce(&Path, &mut RegistryFile) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let folder = self.folder(model)?;
-        fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
-        let lock = folder.join(LOCK);
-        let lock_file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock)
-            .map_err(io_error("open", &lock))?;
-        lock_file.lock().map_err(io_error("lock", &lock))?;
+        let _lock = lock_folder(&folder)?;
         let mut state = self.read_state(&folder)?.unwrap_or_default();
         remove_orphans(&folder, &state)?;
         let result = update(&folder, &mut state)?;
         let pruned = self.prune(&mut state);
-        let path = folder.join(STATE);
-        write_atomically(&path, &serde_json::to_vec_pretty(&state).expect("numbers and text"))
-            .and_then(|()| sync_directory(&folder))
-            .map_err(io_error("write", &path))?;
+        write_json(&folder, STATE, &state)?;
         for number in pruned {
             let old = folder.join(number.to_string());
             fs::remove_dir_all(&old).map_err(io_error("remove", &old))?;
@@ -299,6 +296,37 @@ impl Directory {
         }
         pruned
     }
+}
+
+/// Locks a folder, which is created if it does not exist, until the file is dropped.
+fn lock_folder(folder: &Path) -> Result<File, Error> {
+    fs::create_dir_all(folder).map_err(io_error("create", folder))?;
+    let path = folder.join(LOCK);
+    let options = File::options().create(true).truncate(false).write(true).clone();
+    let file = options.open(&path).map_err(io_error("open", &path))?;
+    file.lock().map_err(io_error("lock", &path))?;
+    Ok(file)
+}
+
+/// Reads a file; `None` if it does not exist.
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        // A file among the folders, or a folder without a version.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        Err(source) => return Err(io_error("read", path)(source)),
+    };
+    let corrupt = |source| Error::Corrupt { path: path.display().to_string(), source };
+    serde_json::from_slice(&bytes).map(Some).map_err(corrupt)
+}
+
+fn write_json(folder: &Path, name: &str, content: &impl Serialize) -> Result<(), Error> {
+    let path = folder.join(name);
+    write_atomically(&path, &serde_json::to_vec_pretty(content).expect("numbers and text"))
+        .and_then(|()| sync_directory(folder))
+        .map_err(io_error("write", &path))
 }
 
 /// Removes the versions and temporary folders of writers that died.

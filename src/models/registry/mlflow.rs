@@ -10,6 +10,7 @@
 mod config;
 mod metrics;
 mod error;
+mod periods;
 
 pub use config::Config;
 pub use error::Error;

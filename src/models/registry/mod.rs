@@ -9,6 +9,7 @@
 mod aliases;
 pub mod directory;
 pub mod mlflow;
+pub mod periods;
 
 use super::Model;
 use super::artifact::{self, Files};
@@ -19,6 +20,7 @@ use crate::yaml::{Node, Section};
 pub use aliases::{Aliases, ModelAliases, version_for_group};
 use directory::Directory;
 use mlflow::Mlflow;
+use periods::{GroupSelector, Period};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -307,6 +309,45 @@ impl Registry {
         match self {
             Self::Directory(directory) => directory.aliases_of(models),
             Self::Mlflow(mlflow) => Ok(mlflow.aliases_of(models).await?),
+        }
+    }
+
+    /// The recorded periods.
+    ///
+    /// # Errors
+    /// [`Error`] if the store fails.
+    pub async fn periods(&self) -> Result<Vec<Period>, Error> {
+        match self {
+            Self::Directory(directory) => directory.periods(),
+            Self::Mlflow(mlflow) => Ok(mlflow.periods().await?),
+        }
+    }
+
+    /// Records a period, in place of one that it replaces.
+    ///
+    /// # Errors
+    /// [`Error`] if the store fails.
+    pub async fn record_period(&self, period: Period) -> Result<(), Error> {
+        self.update_periods(|periods| periods::record(periods, period)).await
+    }
+
+    /// Ends the maintenance of these groups that is active or yet to come. Returns the number of periods.
+    ///
+    /// # Errors
+    /// [`Error`] if the store fails.
+    pub async fn end_maintenance(
+        &self,
+        detector: Option<&str>,
+        groups: &GroupSelector,
+        at_ms: i64,
+    ) -> Result<usize, Error> {
+        self.update_periods(|periods| periods::end_maintenance(periods, detector, groups, at_ms)).await
+    }
+
+    async fn update_periods<T>(&self, update: impl FnOnce(&mut Vec<Period>) -> T) -> Result<T, Error> {
+        match self {
+            Self::Directory(directory) => directory.update_periods(update),
+            Self::Mlflow(mlflow) => Ok(mlflow.update_periods(update).await?),
         }
     }
 

@@ -4,14 +4,18 @@
 //! hold a [`WeakEngineHandle`]: the engine ends when the last [`EngineHandle`] is dropped, and no task keeps it
 //! alive by waiting for work.
 
+use super::feedback::{FeedbackError, GroupIncident};
 use super::progress::EngineProgress;
 use super::status::SummaryPage;
 use crate::config::Config;
+use crate::detect::IncidentFeedback;
 use crate::detector::Detector;
 use crate::ingest::{self, AcceptedCounts, WriteBody};
 use crate::models::DeployedModel;
+use crate::models::registry::periods::GroupSelector;
 use crate::pipeline::group::deployment::{DeployOutcome, Deployment};
 use crate::pipeline::group::snapshot::SnapshotStep;
+use crate::pipeline::maintenance::MaintenancePlan;
 use crate::pipeline::select::{self, GroupMatches, SelectedSeries, SelectionPage};
 use crate::prom::Labels;
 use crate::remote_read::SeriesSamples;
@@ -56,6 +60,22 @@ pub(super) enum EngineCommand {
         warm_start: WarmStart,
         reply: oneshot::Sender<DeployOutcome>,
     },
+    /// Finds the incident at a time of the one group that a selector matches.
+    FindIncident {
+        detector: Option<String>,
+        groups: GroupSelector,
+        at_ms: i64,
+        reply: oneshot::Sender<Result<GroupIncident, FeedbackError>>,
+    },
+    /// Applies feedback on an incident.
+    ApplyFeedback {
+        group: u32,
+        start_ms: i64,
+        feedback: IncidentFeedback,
+        reply: oneshot::Sender<Option<f64>>,
+    },
+    /// Puts a maintenance plan in force.
+    SetMaintenance(MaintenancePlan),
     /// Checks whether a group has a recent sample of a feature.
     HasFeature { group: u32, feature: Labels, reply: oneshot::Sender<bool> },
     /// Fetches the first group after this id for a snapshot; none after the last.
@@ -171,6 +191,27 @@ impl EngineHandle {
         response.await.ok()?
     }
 
+    /// The incident at a time of the one group that a selector matches. `None` if the engine is gone.
+    pub async fn find_incident(
+        &self,
+        detector: Option<String>,
+        groups: GroupSelector,
+        at_ms: i64,
+    ) -> Option<Result<GroupIncident, FeedbackError>> {
+        self.downgrade().call(|reply| EngineCommand::FindIncident { detector, groups, at_ms, reply }).await
+    }
+
+    /// Applies feedback on an incident, and returns the correction of the budget after it; the inner `None` without such
+    /// an incident. `None` if the engine is gone.
+    pub async fn apply_feedback(
+        &self,
+        group: u32,
+        start_ms: i64,
+        feedback: IncidentFeedback,
+    ) -> Option<Option<f64>> {
+        self.downgrade().call(|reply| EngineCommand::ApplyFeedback { group, start_ms, feedback, reply }).await
+    }
+
     async fn query<T>(
         &self,
         permit: &WorkPermit,
@@ -274,6 +315,11 @@ impl WeakEngineHandle {
     /// Ends a gap fill.
     pub async fn backfill_done(&self, is_complete: bool) -> Option<()> {
         self.send(EngineCommand::BackfillDone { is_complete }).await
+    }
+
+    /// Puts a maintenance plan in force.
+    pub async fn set_maintenance(&self, plan: MaintenancePlan) -> Option<()> {
+        self.send(EngineCommand::SetMaintenance(plan)).await
     }
 
     /// Runs the periodic work. An engine whose queue is full skips it.

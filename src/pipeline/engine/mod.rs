@@ -5,6 +5,7 @@
 //! return as commands.
 
 mod backlog;
+pub mod feedback;
 mod gap_fill;
 mod handle;
 mod ingest;
@@ -184,6 +185,13 @@ impl Engine {
             EngineCommand::Deploy { group, role, deployed, warm_start, reply } => {
                 let _ = reply.send(self.deploy(group, role, deployed, warm_start, now));
             }
+            EngineCommand::FindIncident { detector, groups, at_ms, reply } => {
+                let _ = reply.send(self.find_incident(detector.as_deref(), &groups, at_ms));
+            }
+            EngineCommand::ApplyFeedback { group, start_ms, feedback, reply } => {
+                let _ = reply.send(self.apply_feedback(group, start_ms, feedback));
+            }
+            EngineCommand::SetMaintenance(plan) => self.set_maintenance(plan),
             EngineCommand::HasFeature { group, feature, reply } => {
                 let group = self.groups.get(group);
                 let _ = reply.send(group.is_some_and(|g| g.active_features(now_ms()).contains(&feature)));
@@ -323,6 +331,7 @@ impl Engine {
         }
         for (_, group) in self.groups.iter_mut() {
             let detector = &group.detector.clone();
+            group.update_maintenance(now_ms);
             if group.take_metrics_dirty() {
                 self.metrics.set_group(group, now);
             }

@@ -1,5 +1,6 @@
 //! The incidents of a group within its window: their contributions, and the openings of the last week.
 
+use crate::detect::{IncidentFeedback, PastIncident};
 use crate::pipeline::serving::Contribution;
 use crate::time::{DAY_MS, HOUR_MS};
 use std::collections::VecDeque;
@@ -12,8 +13,8 @@ const KEPT_DAYS: i64 = 7;
 pub struct IncidentLog {
     /// Contributions by timestamp, ascending; an empty entry at the row after an incident.
     contributions: VecDeque<(i64, Vec<Contribution>)>,
-    /// Timestamps at which the incidents of the last week opened.
-    starts: VecDeque<i64>,
+    /// The incidents of the last week, ascending.
+    incidents: VecDeque<PastIncident>,
     is_open: bool,
     /// Hours since the epoch at the newest row.
     hour: Option<i64>,
@@ -23,10 +24,10 @@ impl IncidentLog {
     /// The log of a snapshot.
     pub fn restore(
         contributions: VecDeque<(i64, Vec<Contribution>)>,
-        starts: VecDeque<i64>,
+        incidents: VecDeque<PastIncident>,
         is_open: bool,
     ) -> Self {
-        Self { contributions, starts, is_open, hour: None }
+        Self { contributions, incidents, is_open, hour: None }
     }
 
     /// Records a scored row, and forgets contributions before the window. True if an incident opened or the hour has
@@ -46,24 +47,60 @@ impl IncidentLog {
         {
             self.contributions.push_back((timestamp_ms, contributions));
         }
-        while self.starts.front().is_some_and(|then| *then <= timestamp_ms - KEPT_DAYS * DAY_MS) {
-            self.starts.pop_front();
+        let kept_after_ms = timestamp_ms - KEPT_DAYS * DAY_MS;
+        while self.incidents.front().is_some_and(|incident| incident.start_ms <= kept_after_ms) {
+            self.incidents.pop_front();
         }
         let hour = timestamp_ms.div_euclid(HOUR_MS);
         let mut has_changed = self.hour.replace(hour) != Some(hour);
         if is_incident && !self.is_open {
-            self.starts.push_back(timestamp_ms);
+            self.incidents.push_back(PastIncident::new(timestamp_ms, timestamp_ms));
             has_changed = true;
+        } else if is_incident && let Some(open) = self.incidents.back_mut() {
+            open.last_ms = open.last_ms.max(timestamp_ms);
         }
         self.is_open = is_incident;
         has_changed
     }
 
-    /// Takes over the openings that Prometheus holds, ascending, if none is known.
-    pub fn restore_starts(&mut self, starts_ms: Vec<i64>) {
-        if self.starts.is_empty() {
-            self.starts = starts_ms.into();
+    /// Takes over the incidents that Prometheus holds, ascending, if none is known.
+    pub fn restore_incidents(&mut self, incidents: Vec<PastIncident>) {
+        if self.incidents.is_empty() {
+            self.incidents = incidents.into();
         }
+    }
+
+    /// The incident that contains a time.
+    ///
+    /// # Errors
+    /// The nearest incident, if any.
+    pub fn find(&self, at_ms: i64) -> Result<PastIncident, Option<PastIncident>> {
+        let distance_ms = |incident: &&PastIncident| {
+            incident.start_ms.saturating_sub(at_ms).max(at_ms.saturating_sub(incident.last_ms)).max(0)
+        };
+        let nearest = self.incidents.iter().min_by_key(distance_ms).copied();
+        nearest.filter(|incident| distance_ms(&incident) == 0).ok_or(nearest)
+    }
+
+    /// Sets the feedback on the incident that started at a time, unless it has the same already. Returns the incidents
+    /// before and after it.
+    pub fn set_feedback(
+        &mut self,
+        start_ms: i64,
+        feedback: IncidentFeedback,
+        now_ms: i64,
+    ) -> Option<[Vec<PastIncident>; 2]> {
+        let before: Vec<PastIncident> = self.incidents.iter().copied().collect();
+        let incident = self.incidents.iter_mut().find(|incident| incident.start_ms == start_ms)?;
+        if incident.feedback.is_none_or(|(given, _)| given != feedback) {
+            incident.feedback = Some((feedback, now_ms));
+        }
+        Some([before, self.incidents.iter().copied().collect()])
+    }
+
+    /// True if the incident that started at this time is open.
+    pub fn is_open_since(&self, start_ms: i64) -> bool {
+        self.is_open && self.incidents.back().is_some_and(|incident| incident.start_ms == start_ms)
     }
 
     /// All entries, by timestamp ascending.
@@ -86,24 +123,20 @@ impl IncidentLog {
         self.contributions.back().map(|(newest_ms, _)| *newest_ms)
     }
 
-    /// Incidents per day that opened within the last week.
+    /// Incidents per day of the last week that count against the budget.
     pub fn per_day(&self) -> f64 {
-        self.starts.len() as f64 / KEPT_DAYS as f64
+        self.incidents.iter().filter(|incident| incident.is_counted()).count() as f64 / KEPT_DAYS as f64
     }
 
-    /// Timestamps at which the incidents of the last week opened.
-    pub fn starts(&self) -> &VecDeque<i64> {
-        &self.starts
+    /// The incidents of the last week, ascending.
+    pub fn incidents(&self) -> &VecDeque<PastIncident> {
+        &self.incidents
     }
 
     /// Start of the newest incident in `(after_ms, to_ms]`.
     pub fn start_within(&self, after_ms: i64, to_ms: i64) -> Option<i64> {
-        self.starts
-            .iter()
-            .rev()
-            .copied()
-            .find(|start_ms| *start_ms <= to_ms)
-            .filter(|start_ms| *start_ms > after_ms)
+        let mut newest_first = self.incidents.iter().rev().map(|incident| incident.start_ms);
+        newest_first.find(|start_ms| *start_ms <= to_ms).filter(|start_ms| *start_ms > after_ms)
     }
 
     /// True while an incident is open.

@@ -3,6 +3,7 @@
 pub mod event;
 mod closing;
 mod continuation;
+mod feedback;
 pub mod gap_guard;
 mod incident_log;
 mod publication;
@@ -18,7 +19,7 @@ mod training;
 use super::gaps::{self, AuditedSeries};
 use super::schedule::TrainingSchedule;
 use super::select::{GroupMatches, GroupQuery};
-use crate::detect::OnlineDetector;
+use crate::detect::{OnlineDetector, SuspendedTimes};
 use crate::detector::Detector;
 use crate::features::Schema;
 use crate::models::DeployedModel;
@@ -64,6 +65,9 @@ pub struct Group {
     incidents: IncidentLog,
     publication: Publication,
     gaps: GapGuard,
+    /// Times of maintenance.
+    suspended: SuspendedTimes,
+    is_in_maintenance: bool,
     /// True if anything that `/metrics` shows of the group has changed.
     metrics_dirty: bool,
     /// True if anything has changed since the last snapshot.
@@ -94,6 +98,8 @@ impl Group {
             incidents: IncidentLog::default(),
             publication: Publication::new(n_endpoints),
             gaps: GapGuard::default(),
+            suspended: SuspendedTimes::default(),
+            is_in_maintenance: false,
             metrics_dirty: true,
             snapshot_dirty: false,
             first_sample_at: now,
@@ -210,25 +216,6 @@ impl Group {
         rows.touch(models.row_key(timestamp_ms), timestamp_ms, is_scored, now);
     }
 
-    /// The correction of the threshold by recent incidents; `None` for a model without incidents.
-    pub fn budget_correction(&self) -> Option<f64> {
-        self.models.champion()?.alert_state().map(|alerts| alerts.feedback().correction())
-    }
-
-    /// Incidents per day that opened within the last week.
-    pub fn incidents_per_day(&self) -> f64 {
-        self.incidents.per_day()
-    }
-
-    /// The newest incident that opened after `after_ms`, at a time: its start, and true if it is still open then.
-    pub fn incident_at(&self, at_ms: i64, after_ms: i64) -> Option<(i64, bool)> {
-        let start_ms = self.incidents.start_within(after_ms, at_ms)?;
-        let newest = self.window.scores(ModelRole::Champion, start_ms - 1, at_ms).last();
-        let is_open =
-            newest.and_then(|(_, score)| score.incident_state).is_some_and(|state| state.is_incident);
-        Some((start_ms, is_open))
-    }
-
     /// True if a row in `(after_ms, to_ms]` has a score.
     pub fn is_scored_within(&self, after_ms: i64, to_ms: i64) -> bool {
         self.window.scores(ModelRole::Champion, after_ms, to_ms).next().is_some()
@@ -333,6 +320,7 @@ impl Group {
         self.metrics_dirty = true;
         self.snapshot_dirty = true;
         self.models.set_challenger(deployed, &self.window, detection, &self.detector.alerts);
+        self.models.set_suspended(&self.suspended);
     }
 
     /// Makes a model the champion, and scores the rows that wait with it.
@@ -346,7 +334,7 @@ impl Group {
         now: Instant,
         on_event: impl FnMut(GroupEvent),
     ) -> Advance {
-        let WarmStart { recent, watermark, incident_starts, detection, is_incomplete } = warm_start;
+        let WarmStart { recent, watermark, incidents, detection, is_incomplete } = warm_start;
         self.metrics_dirty = true;
         self.snapshot_dirty = true;
         self.lacks_history = is_incomplete;
@@ -367,11 +355,14 @@ impl Group {
         }
         let frozen_to_ms = newest_scored_ms.or(watermark.min_ms()).unwrap_or(i64::MIN);
         self.models.install(deployed, &self.window, frozen_to_ms, detection, &self.detector.alerts);
-        if let Some(starts_ms) = incident_starts.filter(|_| is_first) {
+        if let Some(incidents) = incidents.filter(|_| is_first) {
             let to_ms = self.window.newest_ms().unwrap_or(frozen_to_ms);
-            self.models.set_published_incidents(&starts_ms, to_ms, self.detector.alerts.budget);
-            self.incidents.restore_starts(starts_ms);
+            if let Some(alerts) = self.models.alert_state_mut() {
+                alerts.set_published_incidents(&incidents, to_ms, self.detector.alerts.budget);
+            }
+            self.incidents.restore_incidents(incidents);
         }
+        self.models.set_suspended(&self.suspended);
         // The model's grid defines the keys of rows.
         self.rows.rekey(|timestamp_ms| self.models.row_key(timestamp_ms));
         if is_first {

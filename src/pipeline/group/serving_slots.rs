@@ -1,6 +1,6 @@
 //! The models of a group: the champion, the challenger, and their states at the end of the earlier process.
 
-use crate::detect::{self, OnlineDetector};
+use crate::detect::{self, AlertState, OnlineDetector, SuspendedTimes};
 use crate::features::Schema;
 use crate::models::DeployedModel;
 use crate::pipeline::drift::DriftMonitor;
@@ -136,14 +136,14 @@ impl ServingSlots {
         self.champion.as_ref().is_some_and(is_same)
     }
 
-    /// Replaces the feedback on the champion's threshold by that of published incidents.
-    pub fn set_published_incidents(&mut self, starts_ms: &[i64], to_ms: i64, budget: f64) {
-        self.champion = self.champion.take().map(|serving| match serving.alert_state().cloned() {
-            Some(alerts) => {
-                serving.with_alert_state(alerts.with_published_incidents(starts_ms, to_ms, budget))
-            }
-            None => serving,
-        });
+    /// The alert state of the champion, to change it; `None` for a model that scores each row alone.
+    pub fn alert_state_mut(&mut self) -> Option<&mut AlertState> {
+        self.champion.as_mut()?.alert_state_mut()
+    }
+
+    /// Replaces the times in which no incident is open.
+    pub fn set_suspended(&mut self, suspended: &SuspendedTimes) {
+        self.all_mut().for_each(|serving| serving.set_suspended(suspended));
     }
 
     /// Sets or removes the challenger.

@@ -86,7 +86,7 @@ impl Group {
             newest_scored_ms,
             cursors,
             contributions,
-            incident_starts_ms: incidents,
+            incidents,
             ..
         } = state;
         let mut restored = Self::new(detector, group, 0, now);
@@ -134,7 +134,7 @@ impl Group {
                     (*then, contributions.iter().map(Contribution::to_saved).collect())
                 })
                 .collect(),
-            incident_starts_ms: self.incidents.starts().iter().copied().collect(),
+            incidents: self.incidents.incidents().iter().copied().collect(),
             is_incident: self.incidents.is_open(),
             stale_ms: self.publication.stale_rows().collect(),
         };

@@ -26,8 +26,8 @@ impl Group {
         };
         // An incident of a group that is not scored has no state: it may have ended.
         let incident = self.open_incident().filter(|_| matches!(scoring, Scoring::Scored { .. }));
-        let starts = self.incidents.starts();
-        let n_older = starts.partition_point(|start_ms| *start_ms <= now_ms - DAY_MS);
+        let incidents = self.incidents.incidents();
+        let n_older = incidents.partition_point(|incident| incident.start_ms <= now_ms - DAY_MS);
         GroupSummary {
             detector: self.detector.name.clone(),
             labels: self.labels.clone(),
@@ -37,7 +37,7 @@ impl Group {
                 .deployed(ModelRole::Champion)
                 .map(|deployed| (deployed.name.clone(), deployed.version)),
             incident,
-            incidents_last_day: starts.len() - n_older,
+            incidents_last_day: incidents.len() - n_older,
             incidents_per_day: self.incidents_per_day(),
             budget: self.detector.alerts.budget,
         }
@@ -110,7 +110,7 @@ impl Group {
     }
 
     fn open_incident(&self) -> Option<OpenIncident> {
-        let since_ms = *self.incidents.starts().back().filter(|_| self.incidents.is_open())?;
+        let since_ms = self.incidents.incidents().back().filter(|_| self.incidents.is_open())?.start_ms;
         let scores = self.window.scores(ModelRole::Champion, since_ms - 1, i64::MAX);
         let (mut newest, mut peak) = (None, 0.0_f64);
         for (_, score) in scores {

@@ -3,6 +3,7 @@
 //! Each holds a weak handle, so that no task keeps the engine alive.
 
 pub mod gap_filler;
+pub mod maintenance_watcher;
 pub mod registry_watcher;
 pub mod snapshotter;
 
@@ -15,7 +16,7 @@ use crate::train::{Backends, TrainingJob, trainer};
 use registry_watcher::RegistryWatcher;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 
 /// Trainings that may wait. When the queue is full, the engine asks again at its next tick.
@@ -54,9 +55,12 @@ pub struct Tasks {
     trainer: JoinHandle<()>,
     gap_filler: JoinHandle<()>,
     registry_watcher: JoinHandle<()>,
+    maintenance_watcher: JoinHandle<()>,
     clock: JoinHandle<()>,
     snapshotter: JoinHandle<()>,
     last_snapshots: watch::Sender<bool>,
+    /// Wakes the watcher of maintenance.
+    pub maintenance_changed: Arc<Notify>,
 }
 
 impl Tasks {
@@ -82,15 +86,20 @@ impl Tasks {
             gap_filler::run(requests.backfill_requests, weak(), backends.clone(), metrics.gaps.clone());
         let registry_watcher =
             RegistryWatcher::new(weak(), backends.clone(), metrics.registry_watcher.clone());
+        let maintenance_changed = Arc::new(Notify::new());
+        let maintenance_watcher =
+            maintenance_watcher::run(weak(), backends.clone(), maintenance_changed.clone());
         let (last_snapshots, last_snapshots_rx) = watch::channel(false);
         let snapshotter = snapshotter::run(weak(), store.clone(), last_snapshots_rx);
         Self {
             trainer: supervisor.spawn("training", trainer),
             gap_filler: supervisor.spawn("the gap filler", gap_filler),
             registry_watcher: supervisor.spawn("the model registry watcher", registry_watcher.run()),
+            maintenance_watcher: supervisor.spawn("the maintenance watcher", maintenance_watcher),
             clock: supervisor.spawn("the clock", run_clock(weak())),
             snapshotter: supervisor.spawn("the snapshotter", snapshotter),
             last_snapshots,
+            maintenance_changed,
         }
     }
 
@@ -98,6 +107,7 @@ impl Tasks {
     pub fn stop_writers(&self) {
         self.trainer.abort();
         self.registry_watcher.abort();
+        self.maintenance_watcher.abort();
         self.gap_filler.abort();
     }
 

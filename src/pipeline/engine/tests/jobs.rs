@@ -1,6 +1,7 @@
 //! The incident of a job: its samples and their order.
 
 use super::*;
+use crate::detect::PastIncident;
 use crate::snapshot::GroupState;
 use crate::window::{IncidentState, Score};
 
@@ -24,6 +25,7 @@ fn restored(bench: &Bench, instance: &str, incident_from: Option<i64>) -> (Group
             Score { decision: 0.1, score: 0.5, incident_state },
         );
     }
+    let past_incident = |from| PastIncident::new(START_MS + from * MINUTE, START_MS + (from + 29) * MINUTE);
     let state = GroupState {
         detector: detector.name.clone(),
         selection_key: detector.selection_key(),
@@ -33,7 +35,7 @@ fn restored(bench: &Bench, instance: &str, incident_from: Option<i64>) -> (Group
         newest_scored_ms: Some(START_MS + 59 * MINUTE),
         cursors: bench.engine.groups.cursor_keys().into_iter().map(|key| (key, START_MS + HOUR_MS)).collect(),
         contributions: Vec::new(),
-        incident_starts_ms: incident_from.map(|from| START_MS + from * MINUTE).into_iter().collect(),
+        incidents: incident_from.into_iter().map(past_incident).collect(),
         is_incident: false,
         stale_ms: Vec::new(),
     };
@@ -41,7 +43,7 @@ fn restored(bench: &Bench, instance: &str, incident_from: Option<i64>) -> (Group
 }
 
 /// A bench with four groups, of which these have an incident from a minute on.
-fn four_groups(incidents: [Option<i64>; 4]) -> Bench {
+pub(super) fn four_groups(incidents: [Option<i64>; 4]) -> Bench {
     let mut bench = Bench::new("");
     let groups = ["a", "b", "c", "d"].into_iter().zip(incidents);
     let snapshots = groups.map(|(instance, from)| restored(&bench, instance, from)).collect();

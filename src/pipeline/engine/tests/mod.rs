@@ -20,6 +20,7 @@ use prost::Message;
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
+mod feedback;
 mod gaps;
 mod jobs;
 mod labels;

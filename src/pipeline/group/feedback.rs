@@ -1,0 +1,70 @@
+//! The alerts of a group: the budget, feedback on its incidents, and maintenance.
+
+use super::Group;
+use crate::detect::{IncidentFeedback, PastIncident, SuspendedTimes};
+use crate::window::ModelRole;
+
+impl Group {
+    /// The correction of the threshold by recent incidents; `None` for a model without incidents.
+    pub fn budget_correction(&self) -> Option<f64> {
+        self.models.champion()?.alert_state().map(|alerts| alerts.feedback().correction())
+    }
+
+    /// Incidents per day of the last week that count against the budget.
+    pub fn incidents_per_day(&self) -> f64 {
+        self.incidents.per_day()
+    }
+
+    /// Replaces the times of maintenance.
+    pub fn set_suspended(&mut self, suspended: SuspendedTimes) {
+        self.suspended = suspended;
+        self.models.set_suspended(&self.suspended);
+    }
+
+    /// Follows the clock into and out of a maintenance.
+    pub fn update_maintenance(&mut self, now_ms: i64) {
+        let is_in_maintenance = self.suspended.iter().any(|range| range.contains(&now_ms));
+        self.metrics_dirty |=
+            is_in_maintenance != std::mem::replace(&mut self.is_in_maintenance, is_in_maintenance);
+    }
+
+    /// True during a maintenance.
+    pub fn is_in_maintenance(&self) -> bool {
+        self.is_in_maintenance
+    }
+
+    /// The incident that contains a time, and true if it is open.
+    ///
+    /// # Errors
+    /// The nearest incident, if any.
+    pub fn find_incident(&self, at_ms: i64) -> Result<(PastIncident, bool), Option<PastIncident>> {
+        let incident = self.incidents.find(at_ms)?;
+        Ok((incident, self.incidents.is_open_since(incident.start_ms)))
+    }
+
+    /// Applies feedback on the incident that started at a time; the same feedback again changes nothing. Returns the
+    /// correction after it, or `None` without such an incident or a model in service.
+    pub fn apply_feedback(&mut self, start_ms: i64, feedback: IncidentFeedback) -> Option<f64> {
+        let now_ms = self.newest_scored_ms()?;
+        self.models.champion()?.alert_state()?;
+        let [before, after] = self.incidents.set_feedback(start_ms, feedback, now_ms)?;
+        let is_open = self.incidents.is_open_since(start_ms);
+        let alerts = self.models.alert_state_mut()?;
+        alerts.revise(&before, &after, now_ms, self.detector.alerts.budget);
+        if is_open && feedback == IncidentFeedback::False {
+            alerts.accept_open_incident();
+        }
+        self.metrics_dirty = true;
+        self.snapshot_dirty = true;
+        self.budget_correction()
+    }
+
+    /// The newest incident that opened after `after_ms`, at a time: its start, and true if it is still open then.
+    pub fn incident_at(&self, at_ms: i64, after_ms: i64) -> Option<(i64, bool)> {
+        let start_ms = self.incidents.start_within(after_ms, at_ms)?;
+        let newest = self.window.scores(ModelRole::Champion, start_ms - 1, at_ms).last();
+        let is_open =
+            newest.and_then(|(_, score)| score.incident_state).is_some_and(|state| state.is_incident);
+        Some((start_ms, is_open))
+    }
+}

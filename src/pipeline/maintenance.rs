@@ -1,0 +1,32 @@
+//! The maintenance in force: the times that people named, and those in which an alert of `exclude_alerts` fires.
+
+use crate::detect::SuspendedTimes;
+use crate::detector::Detector;
+use crate::models::registry::periods::{Period, PeriodKind};
+use crate::prom::Labels;
+use crate::train::history::FiringAlert;
+use std::ops::RangeInclusive;
+
+/// See the [module](self).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MaintenancePlan {
+    /// The periods of the registry.
+    pub periods: Vec<Period>,
+    /// Alerts that fire, each with the name of the detector that excludes it.
+    pub alerts: Vec<(String, FiringAlert)>,
+}
+
+impl MaintenancePlan {
+    /// The times of a group.
+    pub fn suspended_times(&self, detector: &Detector, group: &Labels) -> SuspendedTimes {
+        let is_maintenance = |period: &&Period| {
+            period.kind == PeriodKind::Maintenance && period.concerns(&detector.name, group)
+        };
+        let periods = self.periods.iter().filter(is_maintenance);
+        let periods = periods.map(|period| period.from_ms..=period.end_ms());
+        let alerts =
+            self.alerts.iter().filter(|(name, alert)| *name == detector.name && alert.concerns(group));
+        let alerts = alerts.map(|(_, alert)| alert.from_ms..=alert.to_ms);
+        periods.chain(alerts).collect::<Vec<RangeInclusive<i64>>>().into()
+    }
+}
