@@ -17,6 +17,7 @@
 //! `config` composes the rooms' configurations, `pipeline` connects the rooms, and `cli` runs them. Each room imports
 //! only rooms that are declared before it.
 
+pub mod build_info;
 pub mod error;
 pub mod time;
 pub mod fs;

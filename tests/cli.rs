@@ -57,7 +57,25 @@ fn run_match(address: &str, detectors: &str, more: &[&str]) -> Value {
 fn help_and_version() {
     let version = run(&["--version"]);
     assert_eq!(version.status, 0);
-    assert_eq!(version.stdout, format!("promforest {}\n", env!("CARGO_PKG_VERSION")));
+    let expected = format!("promforest {} (revision ", env!("CARGO_PKG_VERSION"));
+    assert!(
+        version.stdout.starts_with(&expected) && version.stdout.contains(", rust 1."),
+        "{}",
+        version.stdout
+    );
+    for (args, words) in [
+        (["completions", "bash"], ["complete -F _promforest", "--web.listen-address"]),
+        (["completions", "zsh"], ["#compdef promforest", "--config.file"]),
+    ] {
+        let output = run(&args);
+        assert_eq!((output.status, &*output.stderr), (0, ""), "{args:?}");
+        assert!(words.iter().all(|word| output.stdout.contains(word)), "{}", output.stdout);
+    }
+    let manual = run(&["man"]);
+    assert!(
+        manual.stdout.contains(".TH promforest 1") && manual.stdout.contains("storage.path"),
+        "{manual:?}"
+    );
     for args in [&["--help"][..], &["-h"], &["help"]] {
         let help = run(args);
         assert_eq!((help.status, &*help.stderr), (0, ""), "{args:?}");

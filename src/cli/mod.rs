@@ -2,6 +2,7 @@
 
 mod backtest;
 mod feedback;
+mod generate;
 mod maintenance;
 mod match_series;
 mod model_location;
@@ -10,6 +11,7 @@ mod sweep;
 mod train;
 mod training_data;
 
+use crate::build_info;
 use crate::config::Config;
 use crate::detector::Detector;
 use crate::error::BoxError;
@@ -20,6 +22,7 @@ use crate::pipeline::{self, Options};
 use crate::telemetry::{self, LogFormat, LogLevel};
 use backtest::BacktestArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use feedback::FeedbackArgs;
 use maintenance::MaintenanceCommand;
 use match_series::MatchArgs;
@@ -37,7 +40,7 @@ const STORAGE: &str = "promforest-data";
 /// Anomaly detection beside Prometheus: samples in by remote write, an isolation forest in memory,
 /// anomaly series out by remote write.
 #[derive(Debug, Parser)]
-#[command(name = "promforest", version, args_conflicts_with_subcommands = true)]
+#[command(name = "promforest", version = build_info::LINE, args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(subcommand)]
     command: Option<CliCommand>,
@@ -66,6 +69,13 @@ enum CliCommand {
     /// List, promote, import, export and score models
     #[command(subcommand)]
     Models(ModelsCommand),
+    /// Print the completions of a shell, to be sourced by it
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page, in roff
+    Man,
 }
 
 #[derive(Debug, Subcommand)]
@@ -121,6 +131,7 @@ impl RunArgs {
             ("log.level", name(&self.log_level)),
             ("storage.path", self.storage_path.display().to_string()),
             ("web.config.file", path(&self.web_config_file)),
+            ("web.enable-admin-api", self.enable_admin_api.to_string()),
             ("web.enable-lifecycle", self.enable_lifecycle.to_string()),
             ("web.listen-address", self.listen_address.clone()),
         ]
@@ -202,6 +213,8 @@ pub fn main() -> ExitCode {
         Some(CliCommand::Feedback(args)) => block_on(feedback::run(args)),
         Some(CliCommand::Maintenance(command)) => block_on(maintenance::run(command)),
         Some(CliCommand::Models(command)) => block_on(models::run(command)),
+        Some(CliCommand::Completions { shell }) => generate::print_completions(shell),
+        Some(CliCommand::Man) => generate::print_manual(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

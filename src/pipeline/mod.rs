@@ -22,6 +22,7 @@ mod supervisor;
 mod tasks;
 
 use crate::budget::ByteBudget;
+use crate::build_info::{REVISION, RUST_VERSION, VERSION};
 use crate::config::{self, Config};
 use crate::http::Url;
 use crate::http::access::{self, AccessControl};
@@ -277,7 +278,7 @@ fn log_start(listener: &TcpListener, config: &Config) -> Result<(), Error> {
     let address =
         listener.local_addr().map_err(|source| Error::System { what: "read the own address", source })?;
     let detectors: Vec<&str> = config.detectors.iter().map(|detector| detector.name.as_str()).collect();
-    info!(version = env!("CARGO_PKG_VERSION"), address = %address, detectors = detectors.join(","), "listening");
+    info!(version = VERSION, revision = REVISION, address = %address, detectors = detectors.join(","), "listening");
     Ok(())
 }
 
@@ -300,7 +301,8 @@ impl SidecarMetrics {
         let mut registry = Registry::default();
         ProcessCollector::register(&mut registry);
         let own = registry.sub_registry_with_prefix("promforest");
-        own.register("build", "Version of the program", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        let build = [("version", VERSION), ("revision", REVISION), ("rustversion", RUST_VERSION)];
+        own.register("build", "Version, revision and compiler of the program", Info::new(build));
         let reload = reload::Metrics::new(own);
         access.register(own);
         let metrics = Self {

@@ -1,12 +1,13 @@
 //! The web pages, and the same as JSON.
 //!
-//! All groups are summarized at most once in [`FLEET_MAX_AGE`], in slices of the engine's time, and pages are written
+//! All groups are summarized at most once in [`FLEET_MAX_AGE`], and for a tenth of the time at most, in slices of the engine's time, and pages are written
 //! on at most [`MAX_WRITERS`] threads: readers cost a score a few milliseconds at most, however many they are.
 
 use super::engine::{EngineHandle, Readiness};
 use super::metrics::Metrics;
 use super::options::Options;
 use super::reload::Reloader;
+use crate::build_info::{self, REVISION, RUST_VERSION, VERSION};
 use crate::http::parse_query;
 use crate::http::response::Response;
 use crate::models::registry;
@@ -33,6 +34,9 @@ use tokio::sync::{Mutex, Semaphore, watch};
 /// Age up to which the summaries of the groups are used again.
 const FLEET_MAX_AGE: Duration = Duration::from_secs(1);
 
+/// The same, in multiples of the time that it took to summarize the groups.
+const FLEET_MAX_AGE_RATIO: u32 = 10;
+
 /// Pages that are written at the same time.
 const MAX_WRITERS: usize = 2;
 
@@ -49,6 +53,7 @@ pub struct Pages {
     readiness: watch::Receiver<Readiness>,
     reloader: Arc<Reloader>,
     started_ms: i64,
+    /// The latest summaries, and the time until which they are used.
     fleet: Mutex<Option<(Instant, Arc<Fleet>)>>,
     writers: Semaphore,
 }
@@ -138,7 +143,9 @@ impl Pages {
             "/flags" => Some(Page::html(server::flags_page(&self.reloader.options.flags))),
             "/api/v1/status/config" => Some(Page::json(&value!({"yaml": self.reloader.shown_config()}))),
             "/api/v1/status/flags" => Some(Page::json(&self.flags())),
-            "/api/v1/status/buildinfo" => Some(Page::json(&value!({"version": env!("CARGO_PKG_VERSION")}))),
+            "/api/v1/status/buildinfo" => Some(Page::json(
+                &value!({"version": VERSION, "revision": REVISION, "rustVersion": RUST_VERSION}),
+            )),
             path => match path.strip_prefix("/groups/") {
                 Some(detector) => self.group_page(detector, params).await,
                 None => self.fleet_page(path.to_string(), params).await,
@@ -202,14 +209,16 @@ impl Pages {
     /// The summaries of all groups. `None` if the engine is gone.
     async fn fleet(&self) -> Option<Arc<Fleet>> {
         let mut latest = self.fleet.lock().await;
-        if let Some((at, fleet)) = &*latest
-            && at.elapsed() < FLEET_MAX_AGE
+        if let Some((until, fleet)) = &*latest
+            && Instant::now() < *until
         {
             return Some(fleet.clone());
         }
+        let began = Instant::now();
         let groups = self.engine.summaries().await?;
         let fleet = Arc::new(tokio::task::spawn_blocking(move || Fleet::new(groups)).await.ok()?);
-        *latest = Some((Instant::now(), fleet.clone()));
+        let max_age = FLEET_MAX_AGE.max(FLEET_MAX_AGE_RATIO * began.elapsed());
+        *latest = Some((Instant::now() + max_age, fleet.clone()));
         Some(fleet)
     }
 
@@ -218,7 +227,7 @@ impl Pages {
         let backends = self.reloader.backends.borrow().clone();
         let storage = &self.reloader.options.storage_path;
         Sidecar {
-            version: env!("CARGO_PKG_VERSION"),
+            version: build_info::LINE,
             started_ms: self.started_ms,
             is_ready: readiness.ready,
             readiness: readiness.text.lines().map(String::from).collect(),

@@ -108,6 +108,10 @@ fn every_metric_parses_and_has_help() {
     ] {
         assert!(own_metrics.contains(&name), "{name} is missing: {own_metrics:?}");
     }
+    let build = page.body.lines().find(|line| line.starts_with("promforest_build_info{")).expect("the build");
+    for label in ["version=\"", "revision=\"", "rustversion=\"1."] {
+        assert!(build.contains(label), "{label}: {build}");
+    }
     assert!(page.body.contains("process_resident_memory_bytes "));
     assert!(receiver.counts().value("samples_dropped_total{reason=\"invalid_timestamp\"}") >= 1.0);
 }
