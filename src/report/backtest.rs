@@ -282,7 +282,12 @@ impl IncidentEntry {
     fn length(&self) -> String {
         match self.to_ms.saturating_sub(self.from_ms) {
             0 => "one row".into(),
-            length_ms => duration::Display(Duration::from_millis(length_ms.unsigned_abs())).to_string(),
+            length_ms => {
+                let length = Duration::from_millis(length_ms.unsigned_abs());
+                // Scrapes are milliseconds off their interval.
+                let rounded = if length < Duration::from_secs(1) { length } else { round_to_second(length) };
+                duration::Display(rounded).to_string()
+            }
         }
     }
 
@@ -300,6 +305,10 @@ impl IncidentEntry {
             self.describe_contributions()
         )
     }
+}
+
+fn round_to_second(length: Duration) -> Duration {
+    Duration::from_secs(length.saturating_add(Duration::from_millis(500)).as_secs())
 }
 
 impl FeaturePlot {
@@ -364,6 +373,15 @@ mod tests {
         }
         assert!(!html.contains("NaN") && !html.contains("<group>"));
         assert_eq!(html, backtest().html());
+    }
+
+    #[test]
+    fn the_length_of_an_incident_is_in_seconds() {
+        let [incident] = &backtest().incidents[..] else { panic!("one incident") };
+        let length = |length_ms: i64| {
+            IncidentEntry { to_ms: incident.from_ms + length_ms, ..incident.clone() }.length()
+        };
+        assert_eq!([0, 250, 1_860_008, 89_990].map(length), ["one row", "250ms", "31m", "1m30s"]);
     }
 
     #[test]
