@@ -191,6 +191,25 @@ mod extended {
             .bench_local(|| rows.iter().map(|row| forest.score_samples(black_box(row))).sum::<f64>());
     }
 
+    /// One row of each of many forests, which do not fit in the cache together.
+    #[divan::bench(sample_count = 20)]
+    fn one_row_cold(bencher: Bencher) {
+        const N_FORESTS: usize = 300;
+        let columns = columns();
+        let fit = |seed: usize| {
+            let params = ExtendedParams { random_state: seed as u64, ..Default::default() };
+            params.fit(&table(&columns), NonZeroUsize::MIN).expect("finite data")
+        };
+        let forests: Vec<ExtendedForest> = (0..N_FORESTS).map(fit).collect();
+        let rows = warm_rows(&columns);
+        // In an order that no prefetcher follows.
+        let visits: Vec<_> =
+            (0..N_FORESTS).map(|i| (&forests[i * 181 % N_FORESTS], &rows[i % WARM_ROWS])).collect();
+        bencher.counter(ItemsCount::new(N_FORESTS)).bench_local(|| {
+            visits.iter().map(|(forest, row)| forest.score_samples(black_box(*row))).sum::<f64>()
+        });
+    }
+
     #[divan::bench]
     fn one_row_reference(bencher: Bencher) {
         let columns = columns();

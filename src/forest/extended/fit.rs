@@ -47,7 +47,7 @@ struct ExtendedTreeGrower<'t> {
 
 /// A node that has a place in the tree and is not yet split.
 struct PendingExtendedNode {
-    /// Index in the tree.
+    /// Place in the tree.
     at: usize,
     /// Its range of [`ExtendedTreeGrower::rows`].
     rows: Range<usize>,
@@ -80,7 +80,7 @@ impl<'t> ExtendedTreeGrower<'t> {
                 continue;
             };
             let [left, right] = self.rows.split(&rows, &self.values, plane.cut);
-            let [to_left, to_right] = tree.set_split(at, plane, self.terms.iter().copied());
+            let [to_left, to_right] = tree.set_split(at, plane, &self.terms);
             self.stack.push(PendingExtendedNode { at: to_right, rows: right, depth: depth + 1 });
             self.stack.push(PendingExtendedNode { at: to_left, rows: left, depth: depth + 1 });
         }

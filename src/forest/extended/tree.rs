@@ -1,9 +1,7 @@
-//! One tree with oblique splits: one array of nodes, and two arrays of the terms of all splits.
-
-use std::ops::Range;
+//! One tree with oblique splits: one record a split, which holds its terms.
 
 use super::super::Error;
-use super::super::depth::{Leaf, average_path_length};
+use super::super::depth::Leaf;
 use super::super::limits::{MAX_FEATURES, check_n_features};
 use super::super::tree_check::{CheckedNode, TreeStructure};
 
@@ -37,35 +35,101 @@ pub struct ExtendedTreeArrays {
 /// and no finite row gives a NaN on the way.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ExtendedTree {
-    pub(super) nodes: Vec<ExtendedNode>,
-    /// Column of each term; the terms of a split are adjacent.
-    columns: Vec<u16>,
-    /// Weight of each term.
-    coefficients: Vec<f32>,
+    pub(super) root: NodeRef,
+    /// The root first, then the left subtree, then the right one.
+    pub(super) splits: Vec<Split>,
+    /// The terms of each split after its first [`TERMS`], by [`TERMS`].
+    pub(super) further_terms: Vec<Terms>,
+    pub(super) leaves: Vec<Leaf>,
     /// Terms of a split.
-    width: usize,
-    /// Edges from the root to the deepest leaf.
-    pub(super) depth: u32,
+    pub(super) width: usize,
     pub(super) n_features: usize,
+}
+
+/// Terms side by side: the default number of a split, which makes a record of two lines of the cache.
+pub(super) const TERMS: usize = 16;
+
+/// Weights and columns of some terms. A split with fewer terms has weights of 0 at the end, which change no sum.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Terms {
+    pub coefficients: [f32; TERMS],
+    pub columns: [u16; TERMS],
 }
 
 const _: () = assert!(MAX_FEATURES <= 1 << u16::BITS, "a column has 16 bits");
 
+/// All that a step down the tree reads, in one aligned record.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum ExtendedNode {
-    /// Rows with a projection of at most `cut` go to node `left`, others to node `left + 1`.
-    Split {
-        left: u32,
-        /// Index of the split's terms, in units of `width`.
-        terms: u32,
-        cut: f64,
-        low: f64,
-        high: f64,
-    },
-    Leaf {
-        path_length: f64,
-        n_samples: u64,
-    },
+#[repr(align(128))]
+pub(super) struct Split {
+    pub terms: Terms,
+    pub plane: SplitPlane,
+    /// The node for rows with a projection of at most the cut, and the node for the others.
+    pub children: [NodeRef; 2],
+}
+
+const _: () = assert!(size_of::<Split>() == 128, "a record has no padding");
+
+/// The index of a split or, with the highest bit set, of a leaf.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct NodeRef(u32);
+
+/// Most splits and most leaves with an index.
+pub(super) const MAX_INDEX: usize = (NodeRef::LEAF - 1) as usize;
+
+impl NodeRef {
+    const LEAF: u32 = 1 << 31;
+
+    pub fn split(index: usize) -> Self {
+        debug_assert!(index <= MAX_INDEX);
+        Self(index as u32)
+    }
+
+    pub fn leaf(index: usize) -> Self {
+        debug_assert!(index <= MAX_INDEX);
+        Self(index as u32 | Self::LEAF)
+    }
+
+    #[inline(always)]
+    pub fn is_split(self) -> bool {
+        self.0 < Self::LEAF
+    }
+
+    /// The index among the nodes of its kind.
+    #[inline(always)]
+    pub fn index(self) -> usize {
+        (self.0 & !Self::LEAF) as usize
+    }
+}
+
+impl Terms {
+    /// At most [`TERMS`] pairs of a column and its weight.
+    fn new(pairs: &[(u16, f32)]) -> Self {
+        let mut terms = Self::default();
+        for (to, &(column, coefficient)) in pairs.iter().enumerate() {
+            (terms.columns[to], terms.coefficients[to]) = (column, coefficient);
+        }
+        terms
+    }
+
+    /// The sums and, added in their order, the terms of a row of finite values. The sums side by side hide the latency
+    /// of the additions.
+    #[inline(always)]
+    pub fn add_to<const N: usize, const G: usize>(
+        mut sums: [f64; G],
+        terms: [&Self; G],
+        row: &[f64; N],
+    ) -> [f64; G] {
+        const { assert!(N.is_power_of_two()) };
+        for i in 0..TERMS {
+            for (sum, terms) in sums.iter_mut().zip(terms) {
+                // A column is below the width of the row; the compiler sees only the mask.
+                let value = row[usize::from(terms.columns[i]) & (N - 1)];
+                *sum += f64::from(terms.coefficients[i]) * value;
+            }
+        }
+        sums
+    }
 }
 
 /// A cut and the range that it was drawn from: `low <= cut <= high`, `low < high`, all finite.
@@ -106,69 +170,78 @@ impl ExtendedTree {
             };
             let plane = arrays.check_plane(node)?;
             let terms = arrays.check_terms(node, n_features)?;
-            let [to_left, to_right] = builder.set_split(at, plane, terms);
+            let [to_left, to_right] = builder.set_split(at, plane, &terms);
             stack.extend([(right, to_right), (left, to_left)]);
         }
         Ok(builder.finish())
     }
-
-    /// The inverse of [`from_arrays`](Self::from_arrays), in the order of the nodes.
-    pub(super) fn to_arrays(&self) -> ExtendedTreeArrays {
-        let (n_nodes, width) = (self.nodes.len(), self.width);
-        let mut arrays = ExtendedTreeArrays {
-            left_child: vec![-1; n_nodes],
-            right_child: vec![-1; n_nodes],
-            n_node_samples: vec![0; n_nodes],
-            width,
-            columns: vec![0; n_nodes * width],
-            coefficients: vec![0.0; n_nodes * width],
-            cut: vec![0.0; n_nodes],
-            low: vec![0.0; n_nodes],
-            high: vec![0.0; n_nodes],
-        };
-        // In reverse order, so that the counts of the children precede those of a split.
-        for (at, &node) in self.nodes.iter().enumerate().rev() {
-            let (left, terms) = match node {
-                ExtendedNode::Leaf { n_samples, .. } => {
-                    arrays.n_node_samples[at] = n_samples as i64;
-                    continue;
-                }
-                ExtendedNode::Split { left, terms, cut, low, high } => {
-                    (arrays.cut[at], arrays.low[at], arrays.high[at]) = (cut, low, high);
-                    (left as usize, self.terms(terms))
-                }
-            };
-            arrays.left_child[at] = left as i64;
-            arrays.right_child[at] = left as i64 + 1;
-            arrays.n_node_samples[at] = arrays.n_node_samples[left] + arrays.n_node_samples[left + 1];
-            let to = at * width..(at + 1) * width;
-            for (to, &column) in arrays.columns[to.clone()].iter_mut().zip(&self.columns[terms.clone()]) {
-                *to = u32::from(column);
-            }
-            for (to, &coefficient) in arrays.coefficients[to].iter_mut().zip(&self.coefficients[terms]) {
-                *to = f64::from(coefficient);
-            }
-        }
-        arrays
-    }
-
-    /// The projection of a row of finite values on the terms of a split.
-    #[inline(always)]
-    pub(super) fn project(&self, terms: u32, row: &[f64]) -> f64 {
-        let terms = self.terms(terms);
-        let terms = self.columns[terms.clone()].iter().zip(&self.coefficients[terms]);
-        terms
-            .fold(0.0, |sum, (&column, &coefficient)| sum + f64::from(coefficient) * row[usize::from(column)])
-    }
-
-    #[inline(always)]
-    fn terms(&self, number: u32) -> Range<usize> {
-        let start = number as usize * self.width;
-        start..start + self.width
-    }
 }
 
 impl ExtendedTreeArrays {
+    /// The arrays of the tree below `root`, the inverse of [`ExtendedTree::from_arrays`]. `further_terms` has
+    /// `width.div_ceil(TERMS) - 1` entries a split.
+    pub(super) fn new(
+        root: NodeRef,
+        splits: &[Split],
+        further_terms: &[Terms],
+        leaves: &[Leaf],
+        width: usize,
+    ) -> Self {
+        let mut arrays = Self { width, ..Self::default() };
+        arrays.push_node();
+        let n_further = further_terms.len() / splits.len().max(1);
+        let mut stack = vec![(root, 0)];
+        while let Some((node, at)) = stack.pop() {
+            if !node.is_split() {
+                arrays.n_node_samples[at] = leaves[node.index()].n_samples as i64;
+                continue;
+            }
+            let Split { terms, plane, children } = &splits[node.index()];
+            let further_terms = &further_terms[node.index() * n_further..][..n_further];
+            arrays.set_split(at, *plane, std::iter::once(terms).chain(further_terms));
+            let left = arrays.push_node();
+            let right = arrays.push_node();
+            (arrays.left_child[at], arrays.right_child[at]) = (left as i64, right as i64);
+            stack.extend([(children[1], right), (children[0], left)]);
+        }
+        arrays.count_samples_of_splits();
+        arrays
+    }
+
+    /// Adds a leaf without samples, and returns its index.
+    fn push_node(&mut self) -> usize {
+        let at = self.left_child.len();
+        for array in [&mut self.left_child, &mut self.right_child] {
+            array.push(-1);
+        }
+        self.n_node_samples.push(0);
+        self.columns.resize(self.columns.len() + self.width, 0);
+        self.coefficients.resize(self.coefficients.len() + self.width, 0.0);
+        for array in [&mut self.cut, &mut self.low, &mut self.high] {
+            array.push(0.0);
+        }
+        at
+    }
+
+    fn set_split<'a>(&mut self, at: usize, plane: SplitPlane, terms: impl Iterator<Item = &'a Terms>) {
+        (self.cut[at], self.low[at], self.high[at]) = (plane.cut, plane.low, plane.high);
+        let terms = terms.flat_map(|terms| terms.columns.iter().zip(&terms.coefficients));
+        for (to, (&column, &coefficient)) in (at * self.width..(at + 1) * self.width).zip(terms) {
+            self.columns[to] = u32::from(column);
+            self.coefficients[to] = f64::from(coefficient);
+        }
+    }
+
+    /// In reverse order, so that the counts of the children precede those of a split.
+    fn count_samples_of_splits(&mut self) {
+        for at in (0..self.left_child.len()).rev() {
+            let children = [self.left_child[at], self.right_child[at]];
+            let counts =
+                children.map(|child| usize::try_from(child).map_or(0, |child| self.n_node_samples[child]));
+            self.n_node_samples[at] += counts[0] + counts[1];
+        }
+    }
+
     fn check_structure(&self) -> Result<Vec<CheckedNode>, Error> {
         let Self { left_child, right_child, n_node_samples, .. } = self;
         TreeStructure { left_child, right_child, n_node_samples }.check(&[
@@ -219,53 +292,47 @@ impl ExtendedTreeArrays {
 pub(super) struct ExtendedTreeBuilder(ExtendedTree);
 
 impl ExtendedTreeBuilder {
-    /// Index of the root, which every tree has.
+    /// Place of the root. The places of the children of split `n` are `2 n + 1` and `2 n + 2`.
     pub const ROOT: usize = 0;
 
     pub fn new(n_features: usize, width: usize, n_nodes: usize) -> Self {
-        let mut nodes = Vec::with_capacity(n_nodes);
-        nodes.push(UNSET);
-        let n_terms = n_nodes / 2 * width;
-        let (columns, coefficients) = (Vec::with_capacity(n_terms), Vec::with_capacity(n_terms));
-        Self(ExtendedTree { nodes, columns, coefficients, width, depth: 0, n_features })
+        let n_splits = n_nodes / 2;
+        Self(ExtendedTree {
+            root: NodeRef::leaf(0),
+            splits: Vec::with_capacity(n_splits),
+            further_terms: Vec::with_capacity(n_splits * (width.div_ceil(TERMS) - 1)),
+            leaves: Vec::with_capacity(n_splits + 1),
+            width,
+            n_features,
+        })
     }
 
-    pub fn set_leaf(&mut self, at: usize, Leaf { depth, n_samples }: Leaf) {
-        let path_length = f64::from(depth) + average_path_length(n_samples);
-        self.0.nodes[at] = ExtendedNode::Leaf { path_length, n_samples };
-        self.0.depth = self.0.depth.max(depth);
+    pub fn set_leaf(&mut self, place: usize, leaf: Leaf) {
+        *self.node_mut(place) = NodeRef::leaf(self.0.leaves.len());
+        self.0.leaves.push(leaf);
     }
 
-    /// Sets a split with its `width` terms and adds two children, which the caller sets later. Returns left and right
-    /// child.
-    pub fn set_split(
-        &mut self,
-        at: usize,
-        SplitPlane { cut, low, high }: SplitPlane,
-        terms: impl IntoIterator<Item = (u16, f32)>,
-    ) -> [usize; 2] {
-        let tree = &mut self.0;
-        let number = tree.columns.len() / tree.width;
-        for (column, coefficient) in terms {
-            tree.columns.push(column);
-            tree.coefficients.push(coefficient);
+    /// Sets a split with its `width` terms. Returns the places of its left and its right child, which the caller sets
+    /// later.
+    pub fn set_split(&mut self, place: usize, plane: SplitPlane, terms: &[(u16, f32)]) -> [usize; 2] {
+        debug_assert_eq!(terms.len(), self.0.width);
+        let number = self.0.splits.len();
+        *self.node_mut(place) = NodeRef::split(number);
+        let (first, further) = terms.split_at(terms.len().min(TERMS));
+        let children = [NodeRef::leaf(0); 2];
+        self.0.splits.push(Split { terms: Terms::new(first), plane, children });
+        self.0.further_terms.extend(further.chunks(TERMS).map(Terms::new));
+        [2 * number + 1, 2 * number + 2]
+    }
+
+    fn node_mut(&mut self, place: usize) -> &mut NodeRef {
+        match place.checked_sub(1) {
+            None => &mut self.0.root,
+            Some(place) => &mut self.0.splits[place / 2].children[place % 2],
         }
-        debug_assert_eq!(tree.columns.len(), (number + 1) * tree.width);
-        let left = tree.nodes.len();
-        // Neither number exceeds MAX_NODES.
-        tree.nodes[at] = ExtendedNode::Split { left: left as u32, terms: number as u32, cut, low, high };
-        tree.nodes.extend([UNSET; 2]);
-        [left, left + 1]
     }
 
-    pub fn finish(mut self) -> ExtendedTree {
-        // Most trees have fewer nodes than the capacity.
-        self.0.nodes.shrink_to_fit();
-        self.0.columns.shrink_to_fit();
-        self.0.coefficients.shrink_to_fit();
+    pub fn finish(self) -> ExtendedTree {
         self.0
     }
 }
-
-/// A node that is added and not yet set.
-const UNSET: ExtendedNode = ExtendedNode::Leaf { path_length: 0.0, n_samples: 0 };

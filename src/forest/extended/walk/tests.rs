@@ -1,0 +1,62 @@
+use super::super::super::rng::Rng;
+use super::super::super::{MaxSamples, Table};
+use super::super::tree::{TERMS, Terms};
+use super::super::{ExtendedForest, ExtendedParams};
+use super::*;
+use std::num::NonZeroUsize;
+
+/// A forest of a table of normal values, and rows from its centre to far outside.
+fn forest_and_rows(n_trees: usize, n_features: usize, ndim: usize) -> (ExtendedForest, Vec<Vec<f64>>) {
+    let mut rng = Rng::new((n_trees * n_features) as u64, 0);
+    let values: Vec<f32> = (0..300 * n_features).map(|_| rng.next_normals()[0]).collect();
+    let table = Table::new(&values, 300, n_features).expect("a table");
+    let count = |n| NonZeroUsize::new(n).expect("above 0");
+    let max_samples = MaxSamples::count(200).expect("a count");
+    let params =
+        ExtendedParams { n_estimators: count(n_trees), ndim: count(ndim), max_samples, random_state: 5 };
+    let forest = params.fit(&table, NonZeroUsize::MIN).expect("a forest");
+    let row = |i: usize| {
+        let scale = [0.1, 1.0, 5.0, 1e3, f64::from(f32::MAX) / 4.0][i % 5];
+        (0..n_features).map(|_| scale * f64::from(rng.next_normals()[0].clamp(-4.0, 4.0))).collect()
+    };
+    let rows = (0..20).map(row).collect();
+    (forest, rows)
+}
+
+/// One tree after another, one step after another.
+fn one_at_a_time(nodes: &SplitsByLevel, row: &[f64]) -> f64 {
+    let project = |sum: f64, terms: &Terms| {
+        let add = |sum, i: usize| {
+            let value = row.get(usize::from(terms.columns[i])).unwrap_or(&0.0);
+            sum + f64::from(terms.coefficients[i]) * value
+        };
+        (0..TERMS).fold(sum, add)
+    };
+    let mut sum = 0.0;
+    for &root in &nodes.roots {
+        let (mut walk, mut level) = (Walk::new(root), 0.0);
+        while walk.at.is_split() {
+            level += 1.0;
+            let value = project(0.0, &nodes.split(walk.at).terms);
+            let value = nodes.further_terms(walk.at).iter().fold(value, project);
+            walk.step(nodes, value, level);
+        }
+        sum += walk.path_length(&nodes.path_lengths);
+    }
+    sum
+}
+
+/// With fewer and more trees than lanes, and splits of less and more terms than a record.
+#[test]
+fn walks_side_by_side_give_the_bits_of_single_walks() {
+    for (n_trees, n_features, ndim) in
+        [(1, 1, 1), (7, 3, 16), (50, 80, 16), (65, 20, 5), (130, 40, 20), (9, 300, 33)]
+    {
+        let (forest, rows) = forest_and_rows(n_trees, n_features, ndim);
+        for row in rows {
+            let side_by_side = path_length(&forest.nodes, row.iter().copied());
+            let expected = one_at_a_time(&forest.nodes, &row);
+            assert_eq!(side_by_side.to_bits(), expected.to_bits(), "{n_trees} trees of {n_features} columns");
+        }
+    }
+}
