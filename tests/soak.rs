@@ -161,12 +161,8 @@ impl MetricsPage {
     }
 }
 
-#[test]
-fn f8_f18_f31_memory_is_flat_under_churn() {
-    let minutes: f64 = std::env::var("PROMFOREST_SOAK_MINUTES")
-        .map_or(1.0, |text| text.parse().expect("the variable has minutes"));
-    let endpoint = FakeEndpoint::start();
-    let dir = TempDir::with_prefix("promforest-soak-").expect("a temporary directory");
+/// A process that writes to this endpoint, and its address.
+fn start(endpoint: &FakeEndpoint, dir: &Path) -> (Process, String) {
     let config = format!(
         "global: {{scrape_interval: 1s}}\n\
          remote_write: [{{url: 'http://127.0.0.1:{}/api/v1/write'}}]\n\
@@ -174,13 +170,45 @@ fn f8_f18_f31_memory_is_flat_under_churn() {
          detectors:{DETECTORS}",
         endpoint.port
     );
-    std::fs::write(dir.path().join("promforest.yml"), config).expect("the folder is writable");
+    std::fs::write(dir.join("promforest.yml"), config).expect("the folder is writable");
     let address = format!("127.0.0.1:{}", free_port());
     let args = ["--config.file=promforest.yml".into(), format!("--web.listen-address={address}")];
     let program = Path::new(env!("CARGO_BIN_EXE_promforest"));
-    let mut promforest = Process::start("promforest", program, &args, dir.path());
+    let mut promforest = Process::start("promforest", program, &args, dir);
     let healthy = || http::get(&address, "/-/healthy").map_err(|err| err.to_string());
     wait("promforest is healthy", Duration::from_secs(30), &mut [&mut promforest], healthy);
+    (promforest, address)
+}
+
+/// Everything that was sent is counted, and every score is written or counted as lost.
+fn check_counts(page: &MetricsPage, endpoint: &FakeEndpoint, sent: u64, rows: &[f64], promforest: &Process) {
+    assert_eq!(page.value("promforest_ingest_samples_total", &[]), sent as f64, "samples received and sent");
+    let [scores, stale_markers] =
+        [&endpoint.scores, &endpoint.stale_markers].map(|count| count.load(Ordering::Relaxed) as f64);
+    let written = page.value("promforest_remote_write_samples_total", &[]);
+    assert_eq!(written, scores + stale_markers, "samples written and received");
+    let failed = page.value("promforest_remote_write_samples_failed_total", &[]);
+    let samples_of_rows = |state| 2.0 * page.value("promforest_rows_total", &[("state", state)]);
+    let increases = rows.windows(2).skip(1).all(|between| between[0] < between[1]);
+    assert!(increases, "rows scored, every {PART} s: {rows:?}\n{}", promforest.tail());
+    let scored = samples_of_rows("complete");
+    assert!(scored > 0.0, "nothing was scored\n{}", promforest.tail());
+    assert_eq!(scored, scores + failed, "samples scored, and written ({scores}) or lost ({failed})");
+    // A host that was never scored has no end.
+    assert!(
+        stale_markers <= samples_of_rows("stale"),
+        "{stale_markers} series ended, of {} of rows",
+        samples_of_rows("stale")
+    );
+}
+
+#[test]
+fn f8_f18_f31_memory_is_flat_under_churn() {
+    let minutes: f64 = std::env::var("PROMFOREST_SOAK_MINUTES")
+        .map_or(1.0, |text| text.parse().expect("the variable has minutes"));
+    let endpoint = FakeEndpoint::start();
+    let dir = TempDir::with_prefix("promforest-soak-").expect("a temporary directory");
+    let (mut promforest, address) = start(&endpoint, dir.path());
 
     let began = Instant::now();
     let length = Duration::from_secs_f64(minutes * 60.0);
@@ -244,24 +272,7 @@ fn f8_f18_f31_memory_is_flat_under_churn() {
     thread::sleep(Duration::from_secs(5));
     let page = MetricsPage::read(&address);
 
-    assert_eq!(page.value("promforest_ingest_samples_total", &[]), sent as f64, "samples received and sent");
-    let [scores, stale_markers] =
-        [&endpoint.scores, &endpoint.stale_markers].map(|count| count.load(Ordering::Relaxed) as f64);
-    let written = page.value("promforest_remote_write_samples_total", &[]);
-    assert_eq!(written, scores + stale_markers, "samples written and received");
-    let failed = page.value("promforest_remote_write_samples_failed_total", &[]);
-    let samples_of_rows = |state| 2.0 * page.value("promforest_rows_total", &[("state", state)]);
-    let increases = rows.windows(2).skip(1).all(|between| between[0] < between[1]);
-    assert!(increases, "rows scored, every {PART} s: {rows:?}\n{}", promforest.tail());
-    let scored = samples_of_rows("complete");
-    assert!(scored > 0.0, "nothing was scored\n{}", promforest.tail());
-    assert_eq!(scored, scores + failed, "samples scored, and written ({scores}) or lost ({failed})");
-    // A host that was never scored has no end.
-    assert!(
-        stale_markers <= samples_of_rows("stale"),
-        "{stale_markers} series ended, of {} of rows",
-        samples_of_rows("stale")
-    );
+    check_counts(&page, &endpoint, sent, &rows, &promforest);
 
     // Everything that a host leaves behind goes within a window and a look around, a minute and a half.
     let (early, late) = resident.split_at(resident.len() / 2);

@@ -79,7 +79,7 @@ impl Publication {
         let n_endpoints = self.cursors.len();
         for (endpoint, cursor) in self.cursors.iter_mut().enumerate() {
             // A row that an endpoint lacks is lost there, even if a snapshot says otherwise. Of several endpoints,
-            // the snapshot knows more about one that is not read than the others do.
+            // the snapshot has a newer state of one that is not read than the others do.
             let endpoint_ms = watermark.by_endpoint.get(endpoint).copied().flatten();
             let snapshot_ms = (n_endpoints > 1 && cursor.done_ms > i64::MIN).then_some(cursor.done_ms);
             if let Some(done_ms) = endpoint_ms.or(snapshot_ms).or(watermark.to_ms) {

@@ -53,6 +53,11 @@ impl RowTracker {
         self.touched.extend(keys);
     }
 
+    /// Puts back touched rows that were not scored.
+    pub fn put_back(&mut self, mut touched: BTreeSet<i64>) {
+        self.touched.append(&mut touched);
+    }
+
     /// Records a sample that arrived after newer ones.
     pub fn mark_late(&mut self, timestamp_ms: i64) {
         self.late_samples.insert(timestamp_ms);

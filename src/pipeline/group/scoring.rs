@@ -129,7 +129,7 @@ impl<F: FnMut(GroupEvent)> RowScoring<'_, F> {
             has_changed |= self.score_row(key);
         }
         let is_finished = touched.is_empty();
-        self.rows.touch_all(touched);
+        self.rows.put_back(touched);
         Advance { has_changed, is_finished }
     }
 

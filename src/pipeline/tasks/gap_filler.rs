@@ -148,7 +148,7 @@ impl GapFiller {
     }
 }
 
-/// Selects at least these groups. Remote read knows external labels only in `=` comparisons, so with several values
+/// Selects at least these groups. Remote read matches external labels by `=` only, so with several values
 /// series without the label pass too.
 fn matchers(detector: &Detector, groups: &[Labels]) -> Vec<Matcher> {
     let of_label = |name: &String| {

@@ -1,7 +1,7 @@
 //! Rows that can still change.
 //!
 //! A column takes memory for its own cells only. In a group of several targets each timestamp is a row of a few
-//! columns, and whoever sends samples chooses their timestamps: with a cell for each row and column, a sample would
+//! columns, and senders choose the timestamps: with a cell for each row and column, a sample would
 //! cost as many cells as the group has columns.
 
 use super::cells::{Cells, RowSource};

@@ -60,7 +60,7 @@ fn a_challenger_observes_every_row() {
     );
 }
 
-/// The model that the group would be trained anew to, while remote read knows the scrapes up to `known`.
+/// The model that the group would be trained anew to, while remote read returns the scrapes before this one.
 fn renewed(bench: &mut Bench, scrapes_to: i64) -> Arc<Model> {
     let group = bench.groups().remove(0).1;
     let (detector, scored_to_ms) = (group.detector.clone(), group.scored_to_ms());

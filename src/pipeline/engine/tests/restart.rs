@@ -28,7 +28,7 @@ fn f3_f4_f7_f45_a_restart_from_a_snapshot_equals_a_process_that_never_stopped() 
     }
 }
 
-/// Targets that were not equally far when the process ended: each goes on where it was.
+/// Endpoints that were not equally far when the process ended: each goes on where it was.
 #[test]
 fn f8_an_endpoint_that_lags_behind_gets_the_samples_that_it_missed() {
     let two = "remote_write: [{url: 'http://a/api/v1/write'}, {url: 'http://b/api/v1/write'}]";
@@ -65,7 +65,7 @@ fn f8_an_endpoint_that_lags_behind_gets_the_samples_that_it_missed() {
             "{endpoint_times:?}"
         );
     }
-    // Without a snapshot, who is not read is taken to be where the others are.
+    // Without a snapshot, an endpoint that is not read is taken to be where the others are.
     for (endpoint_times, expected) in [([Some(255), Some(230)], [256, 231]), ([Some(255), None], [256, 256])]
     {
         let by_target = endpoint_times.map(|scrape| scrape.map(time)).to_vec();
