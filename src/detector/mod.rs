@@ -21,9 +21,23 @@ pub use training::TrainingConfig;
 
 /// Labels that the output series carry themselves.
 const OUTPUT_LABELS: [&str; 5] = ["__name__", "detector", "model", "metric", "reason"];
-/// Labels of a scrape's origin, which change when a pod or a Prometheus is replaced.
-const IGNORED_LABELS: [&str; 7] =
-    ["container", "endpoint", "namespace", "pod", "prometheus", "prometheus_replica", "service"];
+/// Labels of a scrape's origin, which change when a pod is replaced, and usual external labels of a Prometheus, which all
+/// series have.
+const IGNORED_LABELS: [&str; 13] = [
+    "cluster",
+    "container",
+    "datacenter",
+    "endpoint",
+    "environment",
+    "monitor",
+    "namespace",
+    "pod",
+    "prometheus",
+    "prometheus_replica",
+    "region",
+    "replica",
+    "service",
+];
 
 /// A block of the configuration's list `detectors`.
 #[derive(Clone, Debug, PartialEq)]

@@ -3,7 +3,7 @@
 use super::sequential::*;
 use super::*;
 use crate::detect::DeviationReason;
-use crate::pipeline::output_series::OutputSeries;
+use crate::pipeline::output_series::{OutputSeries, job_incident_labels};
 use crate::pipeline::serving::Contribution;
 
 /// A scrape of both devices by the exporter in this pod, with one more label.
@@ -149,7 +149,9 @@ fn series_that_exist_at_the_same_time_continue_no_features() {
 /// An external label of Prometheus is on every output of a group, or on none.
 #[test]
 fn a_label_of_by_is_on_every_output_and_one_of_ignore_on_none() {
-    for (key, expected) in [("by: [cluster, job, instance]", "west"), ("ignore: [cluster]", "")] {
+    for (key, expected) in
+        [("by: [cluster, job, instance]", "west"), ("ignore: [cluster]", ""), ("by: [job, instance]", "")]
+    {
         let config = format!("detectors: [{{name: net, match: [node_network_receive_bytes_total], {key}}}]");
         let mut bench = Bench::new(&config);
         scrape_of(&mut bench, ("cluster", "west"), 0);
@@ -162,11 +164,14 @@ fn a_label_of_by_is_on_every_output_and_one_of_ignore_on_none() {
             value: 1.0,
             expected_range: [1.0; 3],
         };
-        let outputs = OutputSeries::of_role(ModelRole::Champion).into_iter();
+        let outputs =
+            [ModelRole::Champion, ModelRole::Challenger].into_iter().flat_map(OutputSeries::of_role);
         let contributions = OutputSeries::of_contribution(&contribution, "net", &group.labels);
         for output in outputs.chain(contributions.map(|(output, _)| output)) {
             let labels = output.labels(&group.detector, &group.labels);
             assert_eq!(labels.get("cluster"), expected, "{key}: {labels}");
         }
+        let job = job_incident_labels(&group.detector, &group.labels);
+        assert_eq!(job.get("cluster"), expected, "{key}: {job}");
     }
 }
