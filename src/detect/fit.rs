@@ -14,8 +14,8 @@ use super::training_rows::{BlockScore, MIN_KNOWN_ROWS, TrainingRows, input_table
 use crate::forest::{self, ExtendedParams, Table};
 use std::num::NonZeroUsize;
 
-/// Most values of a training table, rows times features: 600 features at 15 s for five days and a half. Each takes up to
-/// 60 bytes while a scorer is fitted.
+/// Most values of a training table, rows times features: 600 features at 15 s for five days and a half. Each takes about
+/// 70 bytes while a scorer is fitted.
 pub const MAX_TRAINING_VALUES: usize = 20_000_000;
 
 /// The time from the first row until a scorer can be fitted to rows at this interval, in milliseconds: differences look
