@@ -26,6 +26,8 @@ pub struct GroupSummary {
     pub newest_scored_ms: Option<i64>,
     /// Name of the champion, and its version in the registry.
     pub model: Option<(String, Option<u64>)>,
+    /// True during maintenance: no incident opens.
+    pub is_in_maintenance: bool,
     /// The open incident.
     pub incident: Option<OpenIncident>,
     /// Incidents that opened within the last 24 hours.

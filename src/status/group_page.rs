@@ -1,7 +1,7 @@
 //! The page of a group: its score over the window, its incidents, and its models.
 
 use super::frame::Frame;
-use super::group::{GroupDetail, PastIncident, Scoring};
+use super::group::{GroupDetail, OpenIncident, PastIncident, Scoring};
 use super::overview::deviating_features;
 use super::words::format_age;
 use crate::features::{Row, RowReader, Schema};
@@ -10,7 +10,7 @@ use crate::prom::{Labels, METRIC_NAME};
 use crate::report::backtest::{Backtest, FeaturePlot, IncidentEntry};
 use crate::report::page::{facts, section};
 use crate::report::text::{count, format_datetime, number, percent};
-use crate::time::median_interval_ms;
+use crate::time::{format_timestamp, median_interval_ms};
 use crate::window::{ModelRole, Score};
 use maud::{Markup, html};
 
@@ -74,7 +74,23 @@ impl GroupDetail {
             number(incident.peak),
             number(incident.threshold)
         );
-        section("Open incident", lead, &deviating_features(&incident.features))
+        let body = html! {
+            (deviating_features(&incident.features))
+            p.then { "To tell promforest what it was, if it runs with " code { "--web.enable-admin-api" } ":" }
+            pre.command {
+                code {
+                    "# not learned, and free of the budget\n" (self.feedback_command(incident, "real"))
+                    "\n# ends, counts twice, and is learned\n" (self.feedback_command(incident, "false"))
+                }
+            }
+        };
+        section("Open incident", lead, &body)
+    }
+
+    fn feedback_command(&self, incident: &OpenIncident, feedback: &str) -> String {
+        let (detector, labels) = (&self.summary.detector, self.summary.labels.to_string());
+        let (group, at) = (shell_quoted(&labels), format_timestamp(incident.since_ms));
+        format!("promforest feedback --detector {detector} --group {group} --at {at} {feedback}")
     }
 
     /// The scores and features over the window, with its incidents.
@@ -185,7 +201,7 @@ impl GroupDetail {
                         Some(..=1) => {}
                         Some(version) => {
                             p { "To put the version before " (version) " back into service, and keep it there:" }
-                            pre { code { (self.rollback_command(champion, registry_flags)) } }
+                            pre.command { code { (self.rollback_command(champion, registry_flags)) } }
                         }
                     }
                 }

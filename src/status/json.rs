@@ -83,6 +83,7 @@ pub fn summary(group: &GroupSummary) -> Value {
         "newestScore": group.newest_scored_ms.map(format_timestamp),
         "model": group.model.as_ref().map(|(name, _)| name),
         "version": group.model.as_ref().and_then(|(_, version)| *version),
+        "maintenance": group.is_in_maintenance,
         "incident": group.incident.as_ref().map(incident),
         "incidentsLastDay": group.incidents_last_day,
         "incidentsPerDay": group.incidents_per_day,

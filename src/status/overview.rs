@@ -252,6 +252,7 @@ fn legend() -> Markup {
         div.legend.levels {
             @for (level, text) in LEVELS { span class=(level) { (text) } }
             span.unscored { "not scored" }
+            span.maintenance { "in maintenance: no incident opens" }
         }
     }
 }
@@ -277,11 +278,12 @@ fn cell(group: &GroupSummary) -> Markup {
         }
         Scoring::NotScored(reason) => ("unscored", reason.phrase(), format!("not scored: {reason}")),
     };
-    let title = format!("{} {}: {described}", group.detector, group.labels);
+    let maintenance = if group.is_in_maintenance { ", in maintenance" } else { "" };
+    let title = format!("{} {}: {described}{maintenance}", group.detector, group.labels);
     html! {
-        a.cell.(class).open[group.incident.is_some()] href=(group.path()) title=(title) aria-label=(title) {
+        a.cell.(class).open[group.incident.is_some()].maintenance[group.is_in_maintenance] href=(group.path()) title=(title) aria-label=(title) {
             span.target { (name) }
-            span.rest { (rest) }
+            span.rest { (rest) @if group.is_in_maintenance { " in maintenance" } }
             span.worst { (value) }
         }
     }

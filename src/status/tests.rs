@@ -25,6 +25,7 @@ fn group(instance: &str) -> GroupSummary {
         scoring: Scoring::Scored { worst: 0.42, threshold: 1.0 },
         newest_scored_ms: Some(NOW_MS - 8_000),
         model: Some(("node_network.node".into(), Some(3))),
+        is_in_maintenance: false,
         incident: None,
         incidents_last_day: 0,
         incidents_per_day: 0.0,
@@ -137,6 +138,14 @@ fn a_group_that_is_not_scored_has_a_reason() {
         let page = overview(vec![not_scored("a:9100", reason)], &FleetQuery::default());
         assert!(page.contains(expected) && page.contains("cell unscored"), "{expected}: {page}");
     }
+}
+
+#[test]
+fn maintenance_is_shown() {
+    let group = GroupSummary { is_in_maintenance: true, ..group("a:9100") };
+    assert_eq!(json::summary(&group)["maintenance"], true);
+    let page = overview(vec![group], &FleetQuery::default());
+    assert!(page.contains("highest score 0.42, in maintenance"), "{page}");
 }
 
 #[test]
@@ -259,6 +268,7 @@ fn the_page_of_a_group_has_its_scores_and_incidents() {
         "db:9100",
         "An incident opens at 1.05".to_lowercase().as_str(),
         "Open incident",
+        r#"promforest feedback --detector node_network --group '{instance=&quot;db:9100&quot;, job=&quot;node&quot;}' --at 2026-11-15T23:56:40.000Z real"#,
         "40k to 80k",
         "15 Nov 2026 23:25 4m45s 2 rx{device=&quot;eth0&quot;} jumped",
         "No model yet.",

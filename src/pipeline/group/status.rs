@@ -36,6 +36,7 @@ impl Group {
             model: self
                 .deployed(ModelRole::Champion)
                 .map(|deployed| (deployed.name.clone(), deployed.version)),
+            is_in_maintenance: self.is_in_maintenance(),
             incident,
             incidents_last_day: incidents.len() - n_older,
             incidents_per_day: self.incidents_per_day(),
