@@ -4,7 +4,7 @@ mod feature_changes;
 mod report;
 mod table;
 
-use crate::detect::{self, Assessment, DeviationReason, OnlineDetector, TrainingMatrix};
+use crate::detect::{self, Assessment, DeviationReason, OnlineDetector, SuspendedTimes, TrainingMatrix};
 use crate::detector::Detector;
 use crate::features::Schema;
 use crate::forest::{self, ExtendedParams};
@@ -46,6 +46,8 @@ pub struct Retraining<'a> {
     pub alerts: detect::Config,
     /// Ranges excluded from training.
     pub exclusions: Vec<Exclusion>,
+    /// The times of maintenance.
+    pub suspended: SuspendedTimes,
     /// True for the samples of series, false for a table of values with a fixed schema.
     pub is_raw: bool,
     /// True to fit a new model after each interval of `training.interval`, as the sidecar does.
@@ -121,7 +123,14 @@ impl Retraining<'_> {
         } else {
             self.fit_best_size(rows)?
         };
-        Ok(detector.with_alerts(&self.alerts, &rows.schema.features))
+        Ok(self.with_alerts(detector, &rows.schema.features))
+    }
+
+    /// The detector with the budget, the filters and the maintenance of the replay.
+    pub fn with_alerts(&self, detector: OnlineDetector, features: &[Labels]) -> OnlineDetector {
+        let mut detector = detector.with_alerts(&self.alerts, features);
+        detector.set_suspended(self.suspended.clone());
+        detector
     }
 
     /// Fits the size of `training.sweep` that a training of the sidecar would choose.

@@ -4,7 +4,7 @@ use super::training_data::{self, HistoryRange, TrainingDataArgs, TrainingInput, 
 use super::{RegistryArgs, model_location, plural, print, select_detectors};
 use crate::backtest::{self, BacktestResult, ReplayModel, ReplayRange, Retraining};
 use crate::config::Config;
-use crate::detect::{self, AlertBudget, OnlineDetector};
+use crate::detect::{self, AlertBudget, OnlineDetector, SuspendedTimes};
 use crate::detector::Detector;
 use crate::error::BoxError;
 use crate::features::{Schema, Transform};
@@ -260,6 +260,7 @@ fn input_for_model(
         window,
         is_raw: false,
         exclusions: Vec::new(),
+        suspended: SuspendedTimes::default(),
         columns,
         n_table_rows: Some(times.len()),
     })
@@ -286,6 +287,7 @@ impl BacktestRun<'_> {
             params: extended_params(detector, self.given)?,
             alerts: detect::Config { budget: self.budget, ..detector.alerts.clone() },
             exclusions: self.training_input.exclusions.clone(),
+            suspended: self.training_input.suspended.clone(),
             is_raw: self.training_input.is_raw,
             is_renewing: !self.args.no_renewal,
             threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
@@ -315,7 +317,7 @@ impl BacktestRun<'_> {
         let TrainingInput { rows, columns, is_raw, .. } = self.training_input;
         let detector = match self.given {
             Some(given) => {
-                given.online_detector.clone().with_alerts(&retraining.alerts, &given.model.schema.features)
+                retraining.with_alerts(given.online_detector.clone(), &given.model.schema.features)
             }
             None => retraining.fit(rows).map_err(|error| match error {
                 forest::Error::Empty { .. } => too_few_rows(rows.len()),

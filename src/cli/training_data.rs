@@ -2,10 +2,11 @@
 
 use super::{parse_label, select_detectors};
 use crate::config::Config;
+use crate::detect::SuspendedTimes;
 use crate::detector::{Detector, FeatureIdentity};
 use crate::error::BoxError;
 use crate::features::{Schema, Transform};
-use crate::models::registry::periods::Period;
+use crate::models::registry::periods::{self, Period};
 use crate::models::registry::{Registry, group_model_name};
 use crate::models::{Model, columns};
 use crate::prom::matcher::Matcher;
@@ -79,6 +80,8 @@ pub struct TrainingInput {
     pub is_raw: bool,
     /// The ranges excluded from training.
     pub exclusions: Vec<Exclusion>,
+    /// The times of maintenance.
+    pub suspended: SuspendedTimes,
     /// The file's names of the columns, if they differ from the default names.
     pub columns: Option<Vec<String>>,
     /// Number of rows of the file up to the end of training; `None` for a group.
@@ -287,6 +290,7 @@ impl<'a> HistoryReader<'a> {
         }
         let mut exclusions = self.args.exclude.clone();
         exclusions.extend(exclusion::of_group(&self.periods, firing, &detector.name, &group));
+        let suspended = periods::maintenance_of(&self.periods, &detector.name, &group).collect();
         let of_model = self.model.iter().flat_map(|model| &model.schema.features);
         FeatureIdentity::of_features(&detector, of_model).rename(&detector, &mut series);
         let window = build::from_series(series.iter(), range.1 - range.0);
@@ -307,6 +311,7 @@ impl<'a> HistoryReader<'a> {
                     window,
                     is_raw: true,
                     exclusions,
+                    suspended,
                     columns: None,
                     n_table_rows: None,
                 }))
@@ -381,7 +386,19 @@ pub fn read_table(
     };
     let rows = rows.map_err(|error| training_set_message(&error))?;
     let n_table_rows = Some(timestamps.iter().filter(|time| **time <= train_to_ms).count());
-    Ok(TrainingInput { detector, group: None, name, rows, window, is_raw, exclusions, columns, n_table_rows })
+    let suspended = SuspendedTimes::default();
+    Ok(TrainingInput {
+        detector,
+        group: None,
+        name,
+        rows,
+        window,
+        is_raw,
+        exclusions,
+        suspended,
+        columns,
+        n_table_rows,
+    })
 }
 
 /// A window of the columns of a table, without empty cells.

@@ -2,7 +2,7 @@
 
 use crate::detect::SuspendedTimes;
 use crate::detector::Detector;
-use crate::models::registry::periods::{Period, PeriodKind};
+use crate::models::registry::periods::{self, Period};
 use crate::prom::Labels;
 use crate::train::history::FiringAlert;
 use std::ops::RangeInclusive;
@@ -19,11 +19,7 @@ pub struct MaintenancePlan {
 impl MaintenancePlan {
     /// The times of a group.
     pub fn suspended_times(&self, detector: &Detector, group: &Labels) -> SuspendedTimes {
-        let is_maintenance = |period: &&Period| {
-            period.kind == PeriodKind::Maintenance && period.concerns(&detector.name, group)
-        };
-        let periods = self.periods.iter().filter(is_maintenance);
-        let periods = periods.map(|period| period.from_ms..=period.end_ms());
+        let periods = periods::maintenance_of(&self.periods, &detector.name, group);
         let alerts =
             self.alerts.iter().filter(|(name, alert)| *name == detector.name && alert.concerns(group));
         let alerts = alerts.map(|(_, alert)| alert.from_ms..=alert.to_ms);

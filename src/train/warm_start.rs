@@ -5,6 +5,7 @@ use super::{catch_up, history};
 use crate::detect::{OnlineDetector, PastIncident};
 use crate::detector::Detector;
 use crate::models::DeployedModel;
+use crate::models::registry::periods;
 use crate::remote_read::SeriesSamples;
 use crate::snapshot::ModelCheckpoint;
 use crate::time;
@@ -166,6 +167,16 @@ async fn read_incidents(reader: &mut GroupReader<'_>, now_ms: i64) -> Option<Vec
             Ok(Ok(found)) => incidents = if found.len() > incidents.len() { found } else { incidents },
             Ok(Err(_)) => {}
             Err(_) => circuit_breaker.open_client(url, Instant::now()),
+        }
+    }
+    if !incidents.is_empty() && !circuit_breaker.is_registry_open() {
+        match tokio::time::timeout(WATERMARK_TIMEOUT, backends.registry.periods()).await {
+            Ok(Ok(recorded)) => {
+                periods::restore_feedback(&mut incidents, &recorded, &detector.name, labels);
+            }
+            // The training reads them too, and reports the failure.
+            Ok(Err(_)) => {}
+            Err(_) => circuit_breaker.open_registry(Instant::now()),
         }
     }
     (!incidents.is_empty()).then_some(incidents)

@@ -3,11 +3,12 @@
 //! The registry keeps them, because the sidecar and `promforest train` read it, on any machine, and because a snapshot may
 //! be deleted at any time.
 
-use crate::detect::IncidentFeedback;
+use crate::detect::{IncidentFeedback, PastIncident};
 use crate::error::InvalidPart;
 use crate::prom::{Labels, Selector, matcher};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 /// Most periods of a registry: the one that ended first makes room.
@@ -154,6 +155,31 @@ impl Period {
     }
 }
 
+/// The times of maintenance of a group.
+pub fn maintenance_of<'a>(
+    periods: &'a [Period],
+    detector: &'a str,
+    group: &'a Labels,
+) -> impl Iterator<Item = RangeInclusive<i64>> + 'a {
+    let is_maintenance = |period: &&Period| period.kind == PeriodKind::Maintenance;
+    let of_group = periods.iter().filter(is_maintenance).filter(|period| period.concerns(detector, group));
+    of_group.map(|period| period.from_ms..=period.end_ms())
+}
+
+/// Gives the incidents of a group the feedback that is recorded for them.
+pub fn restore_feedback(incidents: &mut [PastIncident], periods: &[Period], detector: &str, group: &Labels) {
+    for period in periods.iter().filter(|period| period.concerns(detector, group)) {
+        let feedback = match period.kind {
+            PeriodKind::Maintenance => continue,
+            PeriodKind::Real => IncidentFeedback::Real,
+            PeriodKind::False => IncidentFeedback::False,
+        };
+        if let Some(incident) = incidents.iter_mut().find(|incident| incident.start_ms == period.from_ms) {
+            incident.feedback = Some((feedback, period.end_ms()));
+        }
+    }
+}
+
 /// Adds a period, in place of one that it replaces. Positions of the others stay.
 pub fn record(periods: &mut Vec<Period>, period: Period) {
     let replaced = periods.iter().position(|old| old.is_replaced_by(&period));
@@ -230,6 +256,20 @@ mod tests {
         assert_eq!(end_maintenance(&mut periods, None, &groups, 20), 2);
         assert_eq!(periods.iter().map(|period| period.to_ms).collect::<Vec<_>>(), [Some(20), None, Some(50)]);
         assert_eq!(end_maintenance(&mut periods, None, &groups, 60), 0);
+    }
+
+    #[test]
+    fn incidents_get_their_feedback_back() {
+        let group = Labels::new([("instance", "a")]).expect("valid");
+        let periods = [
+            period(PeriodKind::Maintenance, "{}", 10, Some(15)),
+            period(PeriodKind::False, r#"{instance="a"}"#, 30, Some(35)),
+            period(PeriodKind::Real, r#"{instance="b"}"#, 10, Some(15)),
+        ];
+        let mut incidents = [PastIncident::new(10, 15), PastIncident::new(30, 40)];
+        restore_feedback(&mut incidents, &periods, "net", &group);
+        assert_eq!(incidents.map(|incident| incident.feedback), [None, Some((IncidentFeedback::False, 35))]);
+        assert_eq!(maintenance_of(&periods, "net", &group).collect::<Vec<_>>(), [10..=15]);
     }
 
     #[test]
