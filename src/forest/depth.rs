@@ -1,5 +1,7 @@
 //! Path lengths of leaves, and the score of a sum of path lengths.
 
+use std::collections::HashMap;
+
 /// Euler's constant γ, as numpy's `euler_gamma`.
 const EULER_GAMMA: f64 = 0.577_215_664_901_532_9;
 
@@ -10,6 +12,41 @@ pub(super) struct Leaf {
     pub depth: u32,
     /// Training rows that ended there.
     pub n_samples: u64,
+}
+
+/// Indices of leaves, in the order of their first use.
+///
+/// Nearly all leaves of a forest are shallow and small. Theirs are in a table: a hash map that withstands chosen keys is
+/// slower.
+pub(super) struct LeafIndices {
+    /// By depth and count, both below [`Self::SMALL`]; `u32::MAX` for none.
+    small: Vec<u32>,
+    others: HashMap<Leaf, u32>,
+    len: usize,
+}
+
+impl LeafIndices {
+    const SMALL: usize = 64;
+
+    pub fn new() -> Self {
+        Self { small: vec![u32::MAX; Self::SMALL * Self::SMALL], others: HashMap::new(), len: 0 }
+    }
+
+    /// The index of a leaf, and true if it is new.
+    pub fn insert(&mut self, leaf: Leaf) -> (usize, bool) {
+        let (depth, n_samples) = (leaf.depth as usize, leaf.n_samples as usize);
+        let index = match depth < Self::SMALL && n_samples < Self::SMALL {
+            true => &mut self.small[depth * Self::SMALL + n_samples],
+            false => self.others.entry(leaf).or_insert(u32::MAX),
+        };
+        let is_new = *index == u32::MAX;
+        if is_new {
+            // A forest has fewer nodes.
+            *index = self.len as u32;
+            self.len += 1;
+        }
+        (*index as usize, is_new)
+    }
 }
 
 /// Average path length `c(n)`: mean depth, in edges, at which an unsuccessful search ends in a binary
@@ -40,6 +77,16 @@ pub(super) fn score_from_path_lengths(path_length_sum: f64, normalizer: f64) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn leaves_have_indices_in_the_order_of_their_first_use() {
+        let mut indices = LeafIndices::new();
+        let leaves = [(3, 1), (0, 64), (3, 2), (3, 1), (64, 1), (0, 64), (0, 1 << 40), (63, 63)];
+        let inserted = leaves.map(|(depth, n_samples)| indices.insert(Leaf { depth, n_samples }));
+        let expected =
+            [(0, true), (1, true), (2, true), (0, false), (3, true), (1, false), (4, true), (5, true)];
+        assert_eq!(inserted, expected);
+    }
 
     #[test]
     fn small_counts_are_exact() {

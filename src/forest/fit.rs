@@ -13,6 +13,7 @@ use std::ops::Range;
 use super::depth::Leaf;
 use super::rng::Rng;
 use super::sampling::{RowSampler, Sampling, check_within};
+use super::table::range;
 use super::threads::map_on_threads;
 use super::tree::{MissingDirection, TreeBuilder, round_down};
 use super::{Contamination, Error, Forest, ForestParams, Table, Tree};
@@ -53,12 +54,7 @@ impl ForestParams {
             .concat();
             forest.set_offset(quantile(&mut scores, share.get()))?;
         }
-        let range = |feature| {
-            let column = table.column(feature).iter();
-            let ends = [f32::INFINITY, f32::NEG_INFINITY];
-            column.fold(ends, |[least, greatest], value| [least.min(value), greatest.max(value)])
-        };
-        forest.with_ranges((0..table.n_features()).map(range).collect())
+        forest.with_ranges((0..table.n_features()).map(|feature| table.column(feature).range()).collect())
     }
 }
 
@@ -179,13 +175,12 @@ impl<'p> TreeGrower<'p> {
 
     /// Copies a feature's values in the node to `values`. Returns the least and the greatest value.
     fn load_values(&mut self, feature: usize, rows: &Range<usize>) -> (f32, f32) {
-        let column = self.plan.table.column(feature);
-        let (mut min, mut max) = (f32::INFINITY, f32::NEG_INFINITY);
+        let [before, after] = self.plan.table.column(feature).parts();
         for (value, &row) in self.values.iter_mut().zip(self.rows.ids(rows)) {
-            *value = column.get(row as usize);
-            min = if *value < min { *value } else { min };
-            max = if *value > max { *value } else { max };
+            let row = row as usize;
+            *value = before.get(row).copied().unwrap_or_else(|| after[row - before.len()]);
         }
+        let [min, max] = range(&self.values[..rows.len()]);
         (min, max)
     }
 }

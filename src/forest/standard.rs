@@ -10,10 +10,7 @@
 //! Not taken, because no faster: blocks of rows through one group of trees at a time, and several rows side by side
 //! down one tree.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-
-use super::depth::{Leaf, score_from_path_lengths};
+use super::depth::{Leaf, LeafIndices, score_from_path_lengths};
 use super::tree::{self, MAX_LEAVES, TreeNode};
 use super::{Error, Table, Tree, TreeArrays, average_path_length};
 
@@ -84,7 +81,7 @@ impl Forest {
         };
         forest.set_offset(offset)?;
 
-        let mut leaf_indices = HashMap::new();
+        let mut leaf_indices = LeafIndices::new();
         for trees in trees.chunks(LANES) {
             let mut group = LaneGroup { n_trees: trees.len(), starts: [forest.nodes.len(); LANES], depth: 0 };
             for (tree, start) in trees.iter().zip(&mut group.starts) {
@@ -103,7 +100,7 @@ impl Forest {
     }
 
     /// Appends a tree. Its leaves get indices of the whole forest.
-    fn append_tree(&mut self, tree: &Tree, leaf_indices: &mut HashMap<Leaf, usize>) -> Result<(), Error> {
+    fn append_tree(&mut self, tree: &Tree, leaf_indices: &mut LeafIndices) -> Result<(), Error> {
         self.starts.push(self.nodes.len());
         for &node in &tree.nodes {
             if !node.is_leaf() {
@@ -111,18 +108,15 @@ impl Forest {
                 continue;
             }
             let leaf = tree.leaves[node.leaf_index()];
-            let leaf_index = match leaf_indices.entry(leaf) {
-                Entry::Occupied(existing) => *existing.get(),
-                Entry::Vacant(new) => {
-                    if self.leaves.len() == MAX_LEAVES {
-                        let limit = format!("at most {MAX_LEAVES}");
-                        return Err(Error::forest("number of different leaves", MAX_LEAVES + 1, limit));
-                    }
-                    self.leaves.push(leaf);
-                    self.path_lengths.push(path_length(leaf));
-                    *new.insert(self.leaves.len() - 1)
+            let (leaf_index, is_new) = leaf_indices.insert(leaf);
+            if is_new {
+                if leaf_index == MAX_LEAVES {
+                    let limit = format!("at most {MAX_LEAVES}");
+                    return Err(Error::forest("number of different leaves", MAX_LEAVES + 1, limit));
                 }
-            };
+                self.leaves.push(leaf);
+                self.path_lengths.push(path_length(leaf));
+            }
             self.nodes.push(node.with_leaf_index(leaf_index));
         }
         Ok(())

@@ -78,6 +78,12 @@ impl<'a> Column<'a> {
         before.iter().chain(after).copied()
     }
 
+    /// The least and the greatest value; infinities for a column without values.
+    pub fn range(&self) -> [f32; 2] {
+        let [[least, greatest], other] = self.parts().map(range);
+        [least.min(other[0]), greatest.max(other[1])]
+    }
+
     /// The values before and after the rows that are left out.
     pub fn parts(&self) -> [&'a [f32]; 2] {
         let RowRange { first, len, n_before, n_left_out } = self.rows;
@@ -85,6 +91,25 @@ impl<'a> Column<'a> {
         let after = &self.values[first + n_before + n_left_out..][..len - n_before];
         [before, after]
     }
+}
+
+/// The least and the greatest of finite values; infinities without values. Several values side by side: one after
+/// another, each would wait for the comparison before.
+pub(super) fn range(values: &[f32]) -> [f32; 2] {
+    const LANES: usize = 16;
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    let (mut least, mut greatest) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
+    let mut add = |lane: usize, value: f32| {
+        least[lane] = if value < least[lane] { value } else { least[lane] };
+        greatest[lane] = if value > greatest[lane] { value } else { greatest[lane] };
+    };
+    for chunk in chunks {
+        for (lane, value) in chunk.iter().enumerate() {
+            add(lane, *value);
+        }
+    }
+    rest.iter().for_each(|value| add(0, *value));
+    [least.into_iter().fold(f32::INFINITY, f32::min), greatest.into_iter().fold(f32::NEG_INFINITY, f32::max)]
 }
 
 impl<'a> Table<'a> {
@@ -210,6 +235,19 @@ mod tests {
         let mut row = [0.0; 2];
         table.without_rows(2..9).copy_row(2, &mut row);
         assert_eq!(row, [9.0, 19.0]);
+    }
+
+    #[test]
+    fn ranges_are_of_all_rows_that_are_not_left_out() {
+        let values: Vec<f32> = (0..100).map(|i| ((i * 37) % 101) as f32 - 50.0).collect();
+        let table = Table::new(&values, 100, 1).expect("a hundred values");
+        for rows in [0..0, 0..1, 0..99, 3..40, 50..100] {
+            let column = table.without_rows(rows).column(0);
+            let ends = [f32::INFINITY, f32::NEG_INFINITY];
+            let expected = column.iter().fold(ends, |[least, greatest], v| [least.min(v), greatest.max(v)]);
+            assert_eq!(column.range(), expected);
+        }
+        assert_eq!(range(&[]), [f32::INFINITY, f32::NEG_INFINITY]);
     }
 
     #[test]

@@ -4,9 +4,8 @@
 //! record of a split is two lines of the cache.
 
 use super::super::Error;
-use super::super::depth::{Leaf, average_path_length};
+use super::super::depth::{Leaf, LeafIndices, average_path_length};
 use super::tree::{ExtendedTree, ExtendedTreeArrays, MAX_INDEX, NodeRef, Split, TERMS, Terms};
-use std::collections::HashMap;
 
 /// See the [module](self).
 #[derive(Clone, Debug, PartialEq)]
@@ -54,7 +53,7 @@ impl SplitsByLevel {
     }
 
     fn append(&mut self, trees: &[ExtendedTree]) {
-        let mut leaf_indices = HashMap::new();
+        let mut leaf_indices = LeafIndices::new();
         // The nodes of one level, with their trees. A split is placed when its level is, so the level below follows.
         let mut level = Vec::new();
         let mut place = |nodes: &mut Self, below: &mut Vec<_>, first: usize, tree: usize, node: NodeRef| {
@@ -63,8 +62,12 @@ impl SplitsByLevel {
                 return NodeRef::split(first + below.len() - 1);
             }
             let leaf = trees[tree].leaves[node.index()];
-            let index = leaf_indices.entry(leaf).or_insert_with(|| nodes.push_leaf(leaf));
-            NodeRef::leaf(*index)
+            let (index, is_new) = leaf_indices.insert(leaf);
+            if is_new {
+                nodes.leaves.push(leaf);
+                nodes.path_lengths.push(f64::from(leaf.depth) + average_path_length(leaf.n_samples));
+            }
+            NodeRef::leaf(index)
         };
         for (tree, ExtendedTree { root, .. }) in trees.iter().enumerate() {
             let root = place(self, &mut level, 0, tree, *root);
@@ -83,12 +86,6 @@ impl SplitsByLevel {
             }
             level = below;
         }
-    }
-
-    fn push_leaf(&mut self, leaf: Leaf) -> usize {
-        self.leaves.push(leaf);
-        self.path_lengths.push(f64::from(leaf.depth) + average_path_length(leaf.n_samples));
-        self.leaves.len() - 1
     }
 
     /// The trees as arrays.
