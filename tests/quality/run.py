@@ -2,13 +2,15 @@
 """Measures detection as people see it, on servers and services with labels, and on synthetic hosts.
 
     tests/quality/run.py FOLDER... [--evaluator PROGRAM] [--promforest BINARY] [--part PART...] [--output FILE]
+    tests/quality/run.py --part small [--promforest BINARY]
 
 FOLDER     folder with <entity>_train.parquet and <entity>_test.parquet (column label: 1 = anomalous), and, for causes,
            <entity>_causes.csv (start, end: rows of the test file; metrics: the causes)
 PROGRAM    called as `PROGRAM --aggregate SCORES FOLDER`, prints JSON with vus_pr of each dataset
 
-Parts: budgets (0.5, 1 and 2 a day, with and without renewal), stresses, first-day, weeks, width. Every number is a mean over
-the entities of a dataset:
+Parts: budgets (0.5, 1 and 2 a day, with and without renewal), stresses, first-day, weeks, width. The part small needs no
+folder, takes a minute or two with a debug build, and fails if a number is out of its bounds. Every number is a mean over the
+entities of a dataset:
 
 incidents    incidents a day, and those without a labelled row
 recall       share of the labelled events that overlap with an incident
@@ -38,6 +40,13 @@ import scenarios
 PARTS = ["budgets", "stresses", "first-day", "weeks", "width"]
 HEADS = ["incidents", "false", "recall", "calm", "longest", "cause", "VUS-PR"]
 FRESH = ["--no-renewal"]
+# Scenario of the part small: least recall, and the most that incidents a day and calm may be.
+SMALL = {
+    "weekend 0.2": (1.0, 1.2, 0.02),
+    "office hours": (1.0, 1.2, 0.02),
+    "100 columns": (np.nan, 0.0, 0.0),
+    "400 columns": (np.nan, 0.0, 0.0),
+}
 
 
 def runs(mask):
@@ -183,6 +192,27 @@ class Bench:
         return summarize(self.map(work, itertools.product([20, 60, 100, 200, 400], [1, 2])))
 
 
+    def small(self, name):
+        """What people see of a scenario."""
+        if name in scenarios.WEEKS:
+            history, test = scenarios.week(1, **scenarios.WEEKS[name], interval=300, replay_days=7)
+            return judge(self.backtest(history, test, []), test["label"])
+        history, test = scenarios.wide(1, int(name.split()[0]))
+        return judge(self.backtest(history, test, FRESH), test["label"])
+
+
+def out_of_bounds(found):
+    """The lines that name the numbers of the part small that are out of their bounds."""
+    for name, (recall, incidents, calm) in SMALL.items():
+        for head, value, is_within in [
+            ("recall", recall, found[name]["recall"] >= recall or np.isnan(recall)),
+            ("incidents", incidents, found[name]["incidents"] <= incidents),
+            ("calm", calm, found[name]["calm"] <= calm),
+        ]:
+            if not is_within:
+                yield f"{name}: {head} {found[name][head]:.3f}, the bound is {value}"
+
+
 def summarize(rows):
     """Means by name; the greatest of the longest."""
     by_name = {}
@@ -223,7 +253,7 @@ def main():
     parser.add_argument("folders", type=Path, nargs="*")
     parser.add_argument("--evaluator", type=Path)
     parser.add_argument("--promforest", type=Path, default=Path("target/release/promforest"))
-    parser.add_argument("--part", choices=PARTS, nargs="+", default=PARTS)
+    parser.add_argument("--part", choices=[*PARTS, "small"], nargs="+", default=PARTS)
     parser.add_argument("--output", type=Path, help="file for the tables too")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -232,6 +262,11 @@ def main():
         for title, summary in tables(Bench(args, Path(temporary)), args.part):
             texts.append(format_table(title, summary))
             print(texts[-1], flush=True)
+        if "small" in args.part:
+            bench = Bench(args, Path(temporary))
+            found = dict(zip(SMALL, bench.map(bench.small, SMALL)))
+            print(format_table("small", found))
+            sys.exit("\n".join(out_of_bounds(found)) or 0)
     if args.output:
         args.output.write_text("\n".join(texts) + "\n", encoding="utf-8")
 

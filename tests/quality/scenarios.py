@@ -1,6 +1,6 @@
 """Synthetic hosts and stresses for run.py.
 
-A host has twenty rates, one row a minute: bytes and packets, in and out, of five interfaces, with a daily rhythm, noise that
+A host has twenty rates, by default one row a minute: bytes and packets, in and out, of five interfaces, with a daily rhythm, noise that
 grows with the load, and a nightly backup. On some day of the replay an interface sends at its noon rate for twenty minutes at
 3 a.m., an exfiltration, which is the only labelled event.
 """
@@ -12,7 +12,7 @@ MINUTE, DAY = 60, 86_400
 START = 1_772_409_600  # 2026-03-02, a Monday, in UTC
 LOADS = {"eth0": 4e6, "eth1": 1.5e6, "eth2": 3e5, "wg0": 6e4, "lo": 8e5}
 SHARES = {"receive_bytes": 1.0, "transmit_bytes": 0.4, "receive_packets": 1 / 900, "transmit_packets": 1 / 1100}
-TRAINING_DAYS, DAYS = 14, 28
+TRAINING_DAYS, REPLAY_DAYS = 14, 14
 
 # Name: factor of weekends, office hours only, hours from UTC, days of the replay without wg0.
 WEEKS = {
@@ -29,10 +29,12 @@ WEEKS = {
 }
 
 
-def week(seed, weekend=1.0, is_office=False, zone=0.0, has_backup=True, absence=None):
+def week(
+    seed, weekend=1.0, is_office=False, zone=0.0, has_backup=True, absence=None, interval=MINUTE, replay_days=REPLAY_DAYS
+):
     """History and input of a host, with the column label in the input."""
     rng = np.random.default_rng(seed)
-    times = START + np.arange(0, DAYS * DAY, MINUTE)
+    times = START + np.arange(0, (TRAINING_DAYS + replay_days) * DAY, interval)
     local = times + zone * 3600
     hour, weekday = local % DAY / 3600, local // DAY % 7
     is_weekend = (weekday == 2) | (weekday == 3)  # Day 0 of the epoch was a Thursday.
@@ -41,7 +43,7 @@ def week(seed, weekend=1.0, is_office=False, zone=0.0, has_backup=True, absence=
         rhythm = np.where((hour >= 8) & (hour < 18), 1.0, 0.05)
     smooth = np.convolve(rng.normal(size=len(times) + 9), np.ones(10) / np.sqrt(10), "valid")
     common = rhythm * np.where(is_weekend, weekend, 1.0) * np.exp(0.12 * smooth)
-    exfiltration = START + 24 * DAY + 3 * 3600 - zone * 3600
+    exfiltration = START + (TRAINING_DAYS + replay_days * 5 // 7) * DAY + 3 * 3600 - zone * 3600
     label = (times >= exfiltration) & (times < exfiltration + 20 * MINUTE)
     backup = has_backup * ((hour >= 2) & (hour < 2.5)) * 6e6
     columns = {}
