@@ -74,6 +74,9 @@ impl AlertState {
             true => incident_tracker.update(timestamp_ms, (raw, smoothed), corrected, interval_ms),
             false => incident_tracker.unchanged(),
         };
+        if let Some(excess) = update.excess {
+            feedback.count_excess(excess);
+        }
         if update.has_opened {
             feedback.count_incident(timestamp_ms, budget);
         }

@@ -3,6 +3,9 @@
 //! The correction c multiplies the threshold by e^c. Each incident raises it by one step, and each hour lowers it by the
 //! budget's share of a step. While c is between its bounds, incidents = budget × days + change of c / step. c does not fall
 //! below 0: a quiet group does not become more sensitive than its threshold.
+//!
+//! The budget is a ceiling, and scores of noise alone would fill it. Incidents that hardly exceed the threshold raise a
+//! noise floor, which the correction does not fall below; incidents that exceed it clearly lower the floor again.
 
 use crate::error::InvalidPart;
 use crate::time::{DAY_MS, HOUR_MS};
@@ -13,6 +16,12 @@ use std::str::FromStr;
 const STEP: f64 = 0.15;
 /// Greatest correction: the threshold rises to 4.5 times its value at most.
 const MAX_CORRECTION: f64 = 1.5;
+/// An incident whose excess, the logarithm of the ratio of its greatest score to the threshold, is less than this raises the
+/// noise floor, by this share of the difference; one with more lowers it by at most as much.
+const CLEAR_EXCESS: f64 = 0.2;
+const NOISE_GAIN: f64 = 0.3;
+/// Greatest noise floor. For the tail of noise, incidents at this correction are about a quarter of those at 0.
+const MAX_NOISE_FLOOR: f64 = 0.25;
 /// Incidents within this time after a step belong to its episode, and make no further step; less for budgets of more
 /// than three episodes a day.
 const EPISODE_MS: i64 = 4 * HOUR_MS;
@@ -27,8 +36,11 @@ const MAX_HOUR: i64 = i64::MAX / HOUR_MS / 4;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BudgetFeedback {
-    /// The correction, in [0, 1.5].
+    /// The correction without the noise floor, in [0, 1.5].
     correction: f64,
+    /// The least correction, in [0, 0.25].
+    #[serde(default)]
+    noise_floor: f64,
     /// Mean of the correction over about a week.
     slow_correction: f64,
     /// Hours since the epoch at the newest row.
@@ -131,7 +143,7 @@ impl BudgetFeedback {
         for _ in 0..passed.min(MAX_GAP_HOURS) {
             self.correction = (self.correction - hourly).max(0.0);
             self.slow_correction +=
-                (self.correction - self.slow_correction) * (1.0 - (-1.0 / SLOW_HOURS).exp());
+                (self.correction() - self.slow_correction) * (1.0 - (-1.0 / SLOW_HOURS).exp());
         }
     }
 
@@ -150,14 +162,20 @@ impl BudgetFeedback {
         self.correction = (self.correction + step(budget)).min(MAX_CORRECTION);
     }
 
+    /// Moves the noise floor at the end of an incident.
+    pub fn count_excess(&mut self, excess: f64) {
+        let change = NOISE_GAIN * (CLEAR_EXCESS - excess.min(2.0 * CLEAR_EXCESS));
+        self.noise_floor = (self.noise_floor + change).clamp(0.0, MAX_NOISE_FLOOR);
+    }
+
     /// The correction c, in [0, 1.5].
     pub fn correction(&self) -> f64 {
-        self.correction
+        self.correction.max(self.noise_floor)
     }
 
     /// The factor of the threshold: e^c.
     pub fn factor(&self) -> f64 {
-        self.correction.exp()
+        self.correction().exp()
     }
 
     /// The factor of the published score's unit: the same of the slow mean.
@@ -177,13 +195,13 @@ impl BudgetFeedback {
                 format_args!("in 0..={MAX_HOUR}"),
             ));
         }
-        match [self.correction, self.slow_correction]
-            .into_iter()
-            .find(|c| !(0.0..=MAX_CORRECTION).contains(c))
-        {
-            Some(c) => Err(InvalidPart::new("budget correction", c, format_args!("0 to {MAX_CORRECTION}"))),
-            None => Ok(()),
-        }
+        let check = |name, value: f64, max: f64| match (0.0..=max).contains(&value) {
+            true => Ok(()),
+            false => Err(InvalidPart::new(name, value, format_args!("0 to {max}"))),
+        };
+        check("budget correction", self.correction, MAX_CORRECTION)?;
+        check("mean budget correction", self.slow_correction, MAX_CORRECTION)?;
+        check("noise floor of the budget correction", self.noise_floor, MAX_NOISE_FLOOR)
     }
 }
 
@@ -228,6 +246,22 @@ mod tests {
         let mut feedback = BudgetFeedback::default();
         (0..500).for_each(|hour| feedback.advance_to(hour * HOUR_MS, 1.0));
         assert_eq!((feedback.factor(), feedback.slow_factor()), (1.0, 1.0));
+    }
+
+    #[test]
+    fn incidents_that_hardly_exceed_the_threshold_raise_the_least_correction() {
+        let mut feedback = BudgetFeedback::default();
+        (0..3).for_each(|_| feedback.count_excess(0.1));
+        assert!((feedback.correction() - 0.09).abs() < 1e-12);
+        (0..9).for_each(|_| feedback.count_excess(0.0));
+        assert!(feedback.correction() == 0.25 && feedback.check().is_ok());
+        feedback.count_excess(f64::INFINITY);
+        assert!(
+            (feedback.correction() - 0.19).abs() < 1e-12,
+            "a clear incident lowers it as much as noise raises it"
+        );
+        feedback.count_incident(0, 0.5);
+        assert_eq!(feedback.correction(), step(0.5), "the greater of the two");
     }
 
     #[test]

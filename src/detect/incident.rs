@@ -46,6 +46,8 @@ pub struct IncidentUpdate {
     pub has_opened: bool,
     /// Level that is accepted at this row, in units of the raw score; 0 for none.
     pub accepted_level: f64,
+    /// At the end of an incident, the logarithm of the ratio of its greatest score to the threshold that it crossed.
+    pub excess: Option<f64>,
 }
 
 /// Tracks the incident of one group.
@@ -82,6 +84,12 @@ struct OpenIncident {
     /// The greatest score.
     #[serde(default)]
     peak: f64,
+}
+
+impl OpenIncident {
+    fn excess(&self) -> f64 {
+        (self.peak / self.alarm.level).max(1.0).ln()
+    }
 }
 
 /// A deviation that has become a level.
@@ -132,7 +140,7 @@ impl IncidentTracker {
     /// The state as the result of a row that does not change it.
     pub fn unchanged(&self) -> IncidentUpdate {
         let (is_incident, accepted_level) = (self.open.is_some(), self.accepted_level());
-        IncidentUpdate { is_incident, has_opened: false, accepted_level }
+        IncidentUpdate { is_incident, has_opened: false, accepted_level, excess: None }
     }
 
     /// Passes a row of a time in which no incident is open.
@@ -175,6 +183,7 @@ impl IncidentTracker {
         self.follow_level(timestamp_ms, raw, is_over);
         let accepted_level = self.accepted_level();
         let threshold = threshold + accepted_level;
+        let excess = self.open.as_ref().map(OpenIncident::excess);
         let newest_ms = self.newest_ms.replace(timestamp_ms);
         if newest_ms.is_some_and(is_over) {
             self.open = None;
@@ -187,7 +196,8 @@ impl IncidentTracker {
             self.watch(timestamp_ms, smoothed, threshold, interval_ms);
         }
         let is_incident = self.open.is_some();
-        IncidentUpdate { is_incident, has_opened: is_incident && !was_open, accepted_level }
+        let excess = excess.filter(|_| !(was_open && is_incident));
+        IncidentUpdate { is_incident, has_opened: is_incident && !was_open, accepted_level, excess }
     }
 
     /// Ends the accepted level when the deviation is over.
@@ -345,6 +355,20 @@ mod tests {
         assert!(!bench.0.suspend(2 * MINUTE).is_incident);
         assert_eq!(bench.0.newest_ms(), Some(2 * MINUTE));
         assert!(bench.at(3 * MINUTE, 3.0, 1.0), "and opens after it");
+    }
+
+    #[test]
+    fn the_end_of_an_incident_tells_how_far_it_went() {
+        let mut tracker = IncidentTracker::default();
+        let mut excess_at =
+            |minute: i64, score| tracker.update(minute * MINUTE, (score, score), 2.0, MINUTE).excess;
+        assert_eq!((0..12).find_map(|minute| excess_at(minute, if minute == 1 { 3.0 } else { 0.0 })), None);
+        assert_eq!(excess_at(12, 0.0), Some(1.5f64.ln()));
+        assert_eq!(excess_at(13, 0.0), None, "once");
+        assert_eq!(excess_at(14, 2.5), None);
+        assert_eq!(excess_at(60, 2.2), Some(1.25f64.ln()), "in a gap, and the next one opens");
+        assert_eq!((61..60 + 3 * 60).find_map(|minute| excess_at(minute, 2.2)), None);
+        assert_eq!(excess_at(60 + 3 * 60, 2.2), Some(1.1f64.ln()), "accepted");
     }
 
     #[test]
