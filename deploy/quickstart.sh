@@ -321,7 +321,7 @@ build() {
 }
 
 wait_for_scores() {
-    heading "Waiting for the first scores (the first model needs 1 minute of history, and 1 minute for the rates to settle)"
+    heading "Waiting for the first scores (2 to 3 minutes: rates settle, then a minute of history for the first model)"
     local until=$((SECONDS + scores_within)) progress
     while [ -z "$(query 'anomaly_score{job="node"} and on (job, instance) node_network_anomaly')" ]; do
         check_alive
@@ -351,6 +351,7 @@ where_to_look() {
     local burst="$0 burst"
     [ "$prometheus_port" = 9090 ] || burst="PROMETHEUS_PORT=$prometheus_port $burst"
     heading "Where to look"
+    note "promforest's own page                          $promforest_url/"
     note "anomaly_score          1 is the threshold      $(graph anomaly_score)"
     note "node_network_anomaly   negative is an anomaly  $(graph node_network_anomaly)"
     note "the traffic behind it                          $(graph 'rate(node_network_receive_bytes_total%5B1m%5D)')"
