@@ -1,6 +1,7 @@
 //! Sends batches to one endpoint, one request at a time.
 //!
-//! A score is sent at once unless a request is under way; scores that arrive meanwhile share the next one.
+//! A score is sent at once unless a request is under way or the deadline after its start has not passed; scores that
+//! arrive meanwhile share the next one. A backlog is sent without a pause.
 //! Prometheus instead waits for others before each request, which delays every score by the whole wait.
 //!
 //! Sequential requests keep the order within each series; the alternative, Prometheus' shards, would need a partition
@@ -106,9 +107,13 @@ impl<W: BatchSource> SendLoop<W> {
         loop {
             let is_closing = self.wait_for_samples().await;
             while let Some(batch) = self.sender.source.next_batch(self.max_samples).await {
+                let is_backlog = n_samples(&batch.series) > self.max_samples / 2;
                 self.batch_started_at = Some(Instant::now());
                 self.send_batch(batch).await;
                 self.pause_after_rejection().await;
+                if !is_backlog {
+                    self.wait_for_deadline().await;
+                }
             }
             if is_closing {
                 return;
@@ -116,21 +121,26 @@ impl<W: BatchSource> SendLoop<W> {
         }
     }
 
-    /// Waits until there is something to send, and until the last batch is [`Config::batch_send_deadline`] old.
-    /// Returns true at a shutdown.
+    /// Waits until there is something to send. Returns true at a shutdown.
     async fn wait_for_samples(&mut self) -> bool {
-        let Sender { closing, wake, config, .. } = &mut self.sender;
+        let Sender { closing, wake, .. } = &mut self.sender;
         tokio::select! {
             _ = closing.wait_for(|closing| *closing) => return true,
             () = wake.notified() => {}
         }
+        self.wait_for_deadline().await;
+        false
+    }
+
+    /// Waits until the last batch is [`Config::batch_send_deadline`] old, or until a shutdown.
+    async fn wait_for_deadline(&mut self) {
+        let Sender { closing, config, .. } = &mut self.sender;
         let age = self.batch_started_at.map_or(Duration::MAX, |started_at| started_at.elapsed());
         let wait = config.batch_send_deadline.saturating_sub(age);
         if !wait.is_zero() {
             // A timeout and an end both lead to the next batch.
             let _ = tokio::time::timeout(wait, closing.wait_for(|closing| *closing)).await;
         }
-        false
     }
 
     async fn send_batch(&mut self, batch: Batch) {

@@ -172,8 +172,6 @@ struct FakeSourceState {
     cursor_ms: i64,
     /// All positions of the cursor.
     advances: Vec<i64>,
-    /// Requests for a batch when there was none.
-    n_empty: usize,
 }
 
 impl FakeBatchSource {
@@ -214,7 +212,7 @@ impl FakeBatchSource {
 
 impl BatchSource for FakeBatchSource {
     async fn next_batch(&self, max_samples: usize) -> Option<Batch> {
-        let mut state = self.state();
+        let state = self.state();
         let unsent: Vec<_> = state
             .rows
             .iter()
@@ -222,10 +220,7 @@ impl BatchSource for FakeBatchSource {
             .take(max_samples / state.series.len())
             .cloned()
             .collect();
-        let Some(&(timestamp_ms, _)) = unsent.last() else {
-            state.n_empty += 1;
-            return None;
-        };
+        let &(timestamp_ms, _) = unsent.last()?;
         let series = state.series.iter().enumerate().map(|(i, labels)| TimeSeries {
             labels: labels.clone(),
             samples: unsent
