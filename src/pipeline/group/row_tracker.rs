@@ -5,6 +5,7 @@
 
 use crate::features::Schema;
 use crate::window::Window;
+use crate::window::grid::Grid;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -80,11 +81,11 @@ impl RowTracker {
         touched
     }
 
-    /// Begins a scan of the rows in order, and returns the key up to which there is nothing new since the last scan.
-    pub fn start_scan(&mut self) -> i64 {
+    /// Begins a scan of the rows in order, and returns the time up to which there is nothing new since the last scan.
+    pub fn start_scan(&mut self, grid: Grid) -> i64 {
         let first_touched = std::mem::take(&mut self.touched).pop_first();
         self.late_samples.clear();
-        let untouched_to = first_touched.map_or(i64::MAX, |key| key.saturating_sub(1));
+        let untouched_to = first_touched.map_or(i64::MAX, |key| grid.bounds(key).0);
         self.scanned_to = self.scanned_to.map(|key| key.min(untouched_to));
         self.scanned_to.unwrap_or(i64::MIN)
     }

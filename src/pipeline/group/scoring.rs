@@ -14,6 +14,7 @@ use super::serving_slots::ServingSlots;
 use crate::features::Row;
 use crate::features::counter::CounterEvent;
 use crate::pipeline::serving::{Contribution, ServingModel};
+use crate::window::grid::Grid;
 use crate::window::{ModelRole, Score, Window};
 use std::time::{Duration, Instant};
 
@@ -164,9 +165,10 @@ impl<F: FnMut(GroupEvent)> RowScoring<'_, F> {
     /// Scores the rows after the newest scored one in order, up to the first that still waits for samples.
     fn score_in_order(&mut self, budget: &mut WorkBudget) -> Advance {
         let mut advance = Advance { has_changed: false, is_finished: true };
-        let scanned_to_ms = self.rows.start_scan();
+        let grid = self.models.schema().map_or(Grid::Exact, |schema| schema.grid);
+        let scanned_to_ms = self.rows.start_scan(grid);
         let Some(serving) = self.models.champion() else { return advance };
-        let (grid, n_features) = (serving.schema().grid, serving.schema().features.len());
+        let n_features = serving.schema().features.len();
         let after_ms = serving.processed_to_ms.max(scanned_to_ms);
         let n_times = budget.n_rows(n_features) + 1;
         let times: Vec<i64> = self.window.timestamps(after_ms, i64::MAX).take(n_times).collect();
