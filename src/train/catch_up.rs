@@ -2,20 +2,23 @@
 
 use super::backends::{GroupHistory, GroupReader};
 use super::training_set::for_each_full_row;
-use crate::detect::OnlineDetector;
+use crate::detect::{self, OnlineDetector};
 use crate::models::Model;
 use crate::remote_read::SeriesSamples;
 use crate::time;
 use crate::window::build;
 use std::time::Instant;
 
-/// The detection after the rows of `history` up to `to_ms`. The series have features as labels.
+/// The detection after the rows of `history` up to `to_ms`, with the alerts of a detector. The series have features as
+/// labels.
 pub fn advance(
-    mut detection: Box<OnlineDetector>,
+    detection: Box<OnlineDetector>,
     model: &Model,
+    alerts: &detect::Config,
     history: &[SeriesSamples],
     to_ms: i64,
 ) -> Box<OnlineDetector> {
+    let mut detection = Box::new(detection.with_alerts(alerts, &model.schema.features));
     let newest_ms = detection.newest_ms().unwrap_or(i64::MIN);
     let window = build::from_series(history.iter(), i64::MAX / 2);
     for_each_full_row(&model.schema, &window, newest_ms, to_ms, |timestamp_ms, values| {
@@ -47,7 +50,7 @@ impl CatchUp {
         reader.circuit_breaker.reset_expired(Instant::now());
         let GroupHistory { series, failure } = reader.read((from_ms, to_ms)).await;
         let start = model.fitted.as_online().cloned().map(Box::new);
-        let detection = start.map(|detection| advance(detection, model, &series, to_ms));
+        let detection = start.map(|detection| advance(detection, model, &detector.alerts, &series, to_ms));
         Self { detection, series, is_complete: failure.is_none() }
     }
 }

@@ -87,8 +87,9 @@ impl WarmStart {
                 })
             }),
         };
-        let detection =
-            start.map(|detection| catch_up::advance(detection, model, &history.series, replay_to_ms));
+        let advance =
+            |detection| catch_up::advance(detection, model, &detector.alerts, &history.series, replay_to_ms);
+        let detection = start.map(advance);
         Self {
             recent: samples_after(&history.series, start_ms),
             watermark,

@@ -21,7 +21,7 @@ use super::gaps::{self, BackfillRequest, GapTracker};
 use super::group::Group;
 use super::group::deployment::Deployment;
 use super::group::event::GroupEvent;
-use super::group::scoring::WorkBudget;
+use super::group::scoring::{Advance, WorkBudget};
 use super::group::snapshot::SnapshotStep;
 use super::groups::Groups;
 use super::metrics::Metrics;
@@ -399,6 +399,10 @@ impl Engine {
         retired.iter().for_each(|group| self.retire(group, &kept, now_ms));
         self.index.clear();
         let ids: Vec<u32> = self.groups.iter_mut().map(|(id, _)| id).collect();
+        // The groups have new numbers.
+        self.backlog = Backlog::default();
+        let unfinished = Advance { has_changed: false, is_finished: false };
+        ids.iter().for_each(|id| self.backlog.record(*id, unfinished));
         for state in &mut self.endpoints {
             state.pending.extend(&ids);
             state.wake.notify_one();

@@ -319,8 +319,8 @@ impl Group {
     ) {
         self.metrics_dirty = true;
         self.snapshot_dirty = true;
-        self.models.set_challenger(deployed, &self.window, detection, &self.detector.alerts);
-        self.models.set_suspended(&self.suspended);
+        let alerts = &self.detector.alerts;
+        self.models.set_challenger(deployed, &self.window, detection, alerts, &self.suspended);
     }
 
     /// Makes a model the champion, and scores the rows that wait with it.

@@ -153,12 +153,15 @@ impl ServingSlots {
         window: &Window,
         detection: Option<Box<OnlineDetector>>,
         alerts: &detect::Config,
+        suspended: &SuspendedTimes,
     ) {
         let checkpoint = self.checkpoints[1].take();
         self.challenger = deployed.map(|deployed| {
             let resume = |checkpoint: ModelCheckpoint| checkpoint.resume(&deployed).flatten();
             let detection = detection.or_else(|| checkpoint.and_then(resume));
-            ServingModel::new(deployed, window, i64::MIN, detection, alerts)
+            let mut challenger = ServingModel::new(deployed, window, i64::MIN, detection, alerts);
+            challenger.set_suspended(suspended);
+            challenger
         });
         // The challenger also processes the rows that arrived while its history was read.
         let sequential = self.challenger.as_mut().filter(|challenger| challenger.is_sequential());

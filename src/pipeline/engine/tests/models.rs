@@ -37,7 +37,7 @@ fn a_challenger_observes_every_row() {
         .as_online()
         .cloned()
         .map(Box::new)
-        .map(|detection| catch_up::advance(detection, &model, &history, time(255)));
+        .map(|detection| catch_up::advance(detection, &model, &Default::default(), &history, time(255)));
     let (id, _) = bench.groups().remove(0);
     bench.engine.deploy(
         id,

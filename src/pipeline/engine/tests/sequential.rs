@@ -131,13 +131,11 @@ pub(super) fn finish_training(
         .collect();
     let detection = match job.checkpoint {
         Some(mark) => mark.resume(&deployed(model)).expect("the same model"),
-        None => model
-            .fitted
-            .as_online()
-            .cloned()
-            .map(Box::new)
-            .zip(written.min_ms())
-            .map(|(detection, to_ms)| catch_up::advance(detection, model, &history, to_ms)),
+        None => {
+            model.fitted.as_online().cloned().map(Box::new).zip(written.min_ms()).map(|(detection, to_ms)| {
+                catch_up::advance(detection, model, &job.detector.alerts, &history, to_ms)
+            })
+        }
     };
     let warm_start = WarmStart { recent: history, watermark: written, detection, ..WarmStart::default() };
     let training_outcome =

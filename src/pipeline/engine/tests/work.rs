@@ -81,3 +81,28 @@ fn many_rows_of_other_features_hold_up_no_later_row() {
     finish(&mut bench, now);
     assert!(n_scored(&mut bench) > 0);
 }
+
+/// The first sample of a slot may be one that the model does not know.
+#[test]
+fn a_sample_of_another_feature_first_in_a_slot_hides_no_row() {
+    let mut model = Model::clone(&sequential_model());
+    let slot_start_ms = (START_MS - 5_000).rem_euclid(STEP_MS);
+    model.schema.grid = Grid::Slots { interval_ms: STEP_MS, slot_start_ms };
+    let mut bench = running(&Arc::new(model), 200);
+    for i in 200..260 {
+        bench.send(vec![rx("eth9", &[(time(i) - 3_000, 1.0)])]);
+        push(&mut bench, [i]);
+    }
+    assert_eq!(n_scored(&mut bench), 60);
+}
+
+#[test]
+fn rows_that_wait_for_their_turn_are_scored_after_a_reload() {
+    let mut bench = running(&sequential_model(), 200);
+    bench.send(vec![samples(0, 0..N_ROWS), samples(1, 0..N_ROWS)]);
+    assert!(n_scored(&mut bench) < 500);
+    let config = bench.config();
+    bench.reload(config, vec![Arc::default()]);
+    finish(&mut bench, Instant::now());
+    assert!(n_scored(&mut bench) > N_ROWS as usize - 100, "{}", n_scored(&mut bench));
+}
