@@ -39,19 +39,26 @@ pub struct RowAlert {
     pub unit: f64,
     /// True if the row is part of an incident.
     pub is_incident: bool,
+    /// True if the row opens the incident.
+    pub has_opened: bool,
     /// The accepted level; 0 for none.
     pub accepted_level: f64,
 }
 
 impl AlertState {
-    /// Replaces the feedback by that of the published incidents, ascending.
+    /// Replaces the feedback by that of the published incidents, ascending. Their scores are unknown: the noise floor stays.
     pub fn set_published_incidents(&mut self, incidents: &[PastIncident], to_ms: i64, budget: f64) {
-        self.feedback = BudgetFeedback::replay(incidents, to_ms, budget);
+        self.feedback = self.feedback.replay(incidents, to_ms, budget);
     }
 
     /// Applies feedback of a person: the incidents of the group were counted as `before`, and count as `after`.
     pub fn revise(&mut self, before: &[PastIncident], after: &[PastIncident], to_ms: i64, budget: f64) {
         self.feedback.revise(before, after, to_ms, budget);
+    }
+
+    /// True if an incident is open.
+    pub fn is_incident_open(&self) -> bool {
+        self.incident_tracker.unchanged().is_incident
     }
 
     /// Ends the open incident: its greatest score counts as usual until the deviation is over.
@@ -80,8 +87,8 @@ impl AlertState {
         if update.has_opened {
             feedback.count_incident(timestamp_ms, budget);
         }
-        let IncidentUpdate { is_incident, accepted_level, .. } = update;
-        RowAlert { threshold: corrected + accepted_level, unit, is_incident, accepted_level }
+        let IncidentUpdate { is_incident, has_opened, accepted_level, .. } = update;
+        RowAlert { threshold: corrected + accepted_level, unit, is_incident, has_opened, accepted_level }
     }
 
     /// The feedback.
@@ -117,6 +124,17 @@ mod tests {
         assert_eq!((next.threshold, next.unit), (0.15f64.exp(), 1.0));
         let later = state.update(input(2 * HOUR_MS, 0.0), 1.0, 60_000);
         assert!(later.threshold < next.threshold && later.unit > 1.0 && later.unit < 1.01, "{later:?}");
+    }
+
+    #[test]
+    fn published_incidents_leave_the_noise_floor() {
+        let mut state = AlertState::default();
+        state.update(input(0, 1.0), 1.0, 60_000);
+        state.update(input(HOUR_MS, 0.0), 1.0, 60_000);
+        let floor = state.feedback().correction();
+        assert!(!state.is_incident_open() && floor > 0.0);
+        state.set_published_incidents(&[PastIncident::new(0, 0)], 100 * HOUR_MS, 1.0);
+        assert!((state.feedback().correction() - 0.06).abs() < 1e-12, "{:?}", state.feedback());
     }
 
     #[test]

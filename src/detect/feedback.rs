@@ -96,19 +96,22 @@ impl PastIncident {
 
     /// The time from which a false alarm counts a second time.
     fn false_ms(&self) -> Option<i64> {
-        self.feedback.and_then(|(feedback, at_ms)| (feedback == IncidentFeedback::False).then_some(at_ms))
+        let (feedback, at_ms) = self.feedback?;
+        (feedback == IncidentFeedback::False).then_some(at_ms.max(self.start_ms))
     }
 }
 
 impl BudgetFeedback {
-    /// The correction at a time after these incidents.
-    pub fn replay(incidents: &[PastIncident], to_ms: i64, budget: f64) -> Self {
+    /// The correction at a time after these incidents, above the same noise floor.
+    pub fn replay(self, incidents: &[PastIncident], to_ms: i64, budget: f64) -> Self {
         let counted = incidents.iter().filter(|incident| incident.is_counted());
         let starts = counted.map(|incident| (incident.start_ms, false));
         let further = incidents.iter().filter_map(PastIncident::false_ms).map(|at_ms| (at_ms, true));
-        let mut steps: Vec<(i64, bool)> = starts.chain(further).collect();
+        // Feedback counts at once, whatever time is recorded for it.
+        let steps = starts.chain(further).map(|(at_ms, is_further)| (at_ms.min(to_ms), is_further));
+        let mut steps: Vec<(i64, bool)> = steps.collect();
         steps.sort_unstable();
-        let mut feedback = Self::default();
+        let mut feedback = Self { noise_floor: self.noise_floor, ..Self::default() };
         let ends = steps.iter().map(|(at_ms, _)| *at_ms).skip(1).chain([to_ms]);
         for ((at_ms, is_further), until_ms) in steps.iter().zip(ends) {
             feedback.advance_to(*at_ms, budget);
@@ -126,9 +129,9 @@ impl BudgetFeedback {
 
     /// Changes the correction by what these incidents make of it since they count differently.
     pub fn revise(&mut self, before: &[PastIncident], after: &[PastIncident], to_ms: i64, budget: f64) {
-        let correction = |incidents| Self::replay(incidents, to_ms, budget).correction;
-        let change = correction(after) - correction(before);
-        self.correction = (self.correction + change).clamp(0.0, MAX_CORRECTION);
+        let [before, after] = [before, after].map(|incidents| self.replay(incidents, to_ms, budget));
+        self.correction = (self.correction + after.correction - before.correction).clamp(0.0, MAX_CORRECTION);
+        self.stepped_ms = after.stepped_ms;
     }
 
     /// Lowers the correction by the hours that have passed, for a budget in incidents per day.
@@ -305,7 +308,7 @@ mod tests {
             });
         }
         let incidents = starts.map(|start_ms| PastIncident::new(start_ms, start_ms));
-        let replayed = BudgetFeedback::replay(&incidents, 80 * HOUR_MS, 0.5);
+        let replayed = BudgetFeedback::default().replay(&incidents, 80 * HOUR_MS, 0.5);
         assert_eq!(replayed, feedback);
         assert!(replayed.correction() > 0.0 && replayed.check().is_ok());
     }
@@ -316,7 +319,7 @@ mod tests {
         let without = [PastIncident::new(0, HOUR_MS)];
         let with = |feedback| [PastIncident { feedback: Some((feedback, at_ms)), ..without[0] }];
         let (real, wrong) = (with(IncidentFeedback::Real), with(IncidentFeedback::False));
-        let mut feedback = BudgetFeedback::replay(&without, at_ms, 1.0);
+        let mut feedback = BudgetFeedback::default().replay(&without, at_ms, 1.0);
         let counted = feedback.correction();
         assert!((counted - 0.15 * 22.0 / 24.0).abs() < 1e-12, "{counted}");
         let mut revise = |before: &[PastIncident], after: &[PastIncident]| {
@@ -330,10 +333,35 @@ mod tests {
     }
 
     #[test]
+    fn a_real_incident_begins_no_episode() {
+        let incidents = [PastIncident::new(0, HOUR_MS)];
+        let real = [PastIncident { feedback: Some((IncidentFeedback::Real, HOUR_MS)), ..incidents[0] }];
+        let mut feedback = BudgetFeedback::default().replay(&incidents, HOUR_MS, 1.0);
+        feedback.revise(&incidents, &real, HOUR_MS, 1.0);
+        feedback.count_incident(2 * HOUR_MS, 1.0);
+        assert!((feedback.correction() - 0.15).abs() < 1e-12, "the next incident makes a step");
+    }
+
+    #[test]
+    fn feedback_of_any_time_counts_by_now() {
+        let to_ms = 400 * DAY_MS;
+        let replayed = |at_ms| {
+            let feedback = Some((IncidentFeedback::False, at_ms));
+            BudgetFeedback::default().replay(
+                &[PastIncident { feedback, ..PastIncident::new(to_ms, to_ms) }],
+                to_ms,
+                1.0,
+            )
+        };
+        assert_eq!(replayed(i64::MAX), replayed(to_ms));
+        assert_eq!(replayed(i64::MIN), replayed(to_ms));
+    }
+
+    #[test]
     fn a_real_incident_takes_no_more_than_what_is_left_of_its_step() {
         let incidents = [PastIncident::new(0, 0), PastIncident::new(30 * HOUR_MS, 30 * HOUR_MS)];
         let to_ms = 31 * HOUR_MS;
-        let mut feedback = BudgetFeedback::replay(&incidents, to_ms, 1.0);
+        let mut feedback = BudgetFeedback::default().replay(&incidents, to_ms, 1.0);
         let before = feedback.correction();
         let real = PastIncident { feedback: Some((IncidentFeedback::Real, to_ms)), ..incidents[0] };
         feedback.revise(&incidents, &[real, incidents[1]], to_ms, 1.0);

@@ -71,6 +71,8 @@ pub struct Assessment {
     pub decision: f64,
     /// True if the row is part of an incident.
     pub incident: bool,
+    /// True if the row opens the incident.
+    pub has_opened: bool,
     /// The strongest deviation of each feature, in descending order.
     pub deviations: Vec<Deviation>,
     /// The values of the row, `[n_features]`.
@@ -335,6 +337,7 @@ impl OnlineDetector {
             budget_correction: self.alerts.feedback().correction(),
             decision: row_score.decision,
             incident: alert.is_incident,
+            has_opened: alert.has_opened,
             expected_range: expected.iter().enumerate().map(expected_range).collect(),
             deviations: row_score.deviations,
             values: values.to_vec(),

@@ -254,7 +254,15 @@ impl Directory {
 
     /// See [`Registry::periods`](super::Registry::periods).
     pub fn periods(&self) -> Result<Vec<Period>, Error> {
-        Ok(read_json(&self.root.join(PERIODS))?.unwrap_or_default())
+        let path = self.root.join(PERIODS);
+        let periods: Vec<Period> = read_json(&path)?.unwrap_or_default();
+        match periods.iter().find_map(|period| period.check().err()) {
+            Some(invalid) => {
+                let source = serde::de::Error::custom(invalid);
+                Err(Error::Corrupt { path: path.display().to_string(), source })
+            }
+            None => Ok(periods),
+        }
     }
 
     /// Changes the periods under their lock.

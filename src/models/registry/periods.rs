@@ -129,7 +129,7 @@ impl Period {
         (self.from_ms..=self.end_ms()).contains(&at_ms)
     }
 
-    /// Checks the range and the lengths of the texts.
+    /// Checks the kind, the range and the lengths of the texts.
     ///
     /// # Errors
     /// [`InvalidPart`].
@@ -139,11 +139,13 @@ impl Period {
         if let Some((part, text)) = texts.into_iter().find(|(_, text)| text.len() > MAX_TEXT_BYTES) {
             return Err(InvalidPart::new(part, text.len(), limit));
         }
-        match self.to_ms.filter(|to_ms| *to_ms < self.from_ms) {
-            Some(to_ms) => {
-                Err(InvalidPart::new("end of a period", to_ms, format_args!("at least {}", self.from_ms)))
-            }
-            None => Ok(()),
+        let invalid_end = |end: &dyn fmt::Display| {
+            Err(InvalidPart::new("end of a period", end, format_args!("at least {}", self.from_ms)))
+        };
+        match self.to_ms {
+            Some(to_ms) if to_ms < self.from_ms => invalid_end(&to_ms),
+            None if self.kind != PeriodKind::Maintenance => invalid_end(&"null"),
+            _ => Ok(()),
         }
     }
 
@@ -277,6 +279,9 @@ mod tests {
         let valid = period(PeriodKind::Real, "{}", 5, Some(5));
         assert!(valid.check().is_ok());
         assert!(Period { to_ms: Some(4), ..valid.clone() }.check().is_err());
+        let unending = Period { to_ms: None, ..valid.clone() };
+        assert!(unending.check().is_err(), "an incident has an end");
+        assert!(Period { kind: PeriodKind::Maintenance, ..unending }.check().is_ok());
         assert!(Period { comment: "x".repeat(1001), ..valid }.check().is_err());
     }
 }

@@ -50,7 +50,8 @@ impl Mlflow {
     }
 
     fn parse_period(&self, tag: &Value) -> Result<Period, Error> {
-        let invalid = |_| self.missing_field("experiments/get-by-name", "a valid period");
-        serde_json::from_str(&text_field(tag, "value")).map_err(invalid)
+        let period: Option<Period> = serde_json::from_str(&text_field(tag, "value")).ok();
+        let valid = period.filter(|period| period.check().is_ok());
+        valid.ok_or_else(|| self.missing_field("experiments/get-by-name", "a valid period"))
     }
 }
