@@ -28,6 +28,27 @@ pub struct Contribution {
     pub expected_range: [f64; 3],
 }
 
+/// The incident that a row is part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowIncident {
+    /// None.
+    None,
+    /// A new one: another one that was open has ended.
+    Opens,
+    /// The one of the row before, or one that opened before the rows that are known.
+    Continues,
+}
+
+/// The result of one row.
+pub struct RowResult {
+    /// The score.
+    pub score: Score,
+    /// The incident that the row is part of.
+    pub incident: RowIncident,
+    /// The contributions to the incident.
+    pub contributions: Vec<Contribution>,
+}
+
 /// See the [module](self).
 pub struct ServingModel {
     /// The model.
@@ -169,12 +190,12 @@ impl ServingModel {
         self.values.iter().all(|value| value.is_finite())
     }
 
-    /// Scores the complete row that was read last, and returns the contributions of an incident. `None` for a row that
-    /// is not after the previous one, if the model scores rows in order.
-    pub fn score(&mut self, timestamp_ms: i64) -> Option<(Score, Vec<Contribution>)> {
+    /// Scores the complete row that was read last. `None` for a row that is not after the previous one, if the model
+    /// scores rows in order.
+    pub fn score(&mut self, timestamp_ms: i64) -> Option<RowResult> {
         let (score, assessment) = self.running.score(timestamp_ms, &self.values)?;
         let Some(assessment) = assessment.filter(|assessment| assessment.incident) else {
-            return Some((score, Vec::new()));
+            return Some(RowResult { score, incident: RowIncident::None, contributions: Vec::new() });
         };
         let features = &self.schema.features;
         let contribution = |(index, reason, share): (usize, DeviationReason, f64)| Contribution {
@@ -185,7 +206,8 @@ impl ServingModel {
             expected_range: assessment.expected_range[index],
         };
         let contributions = assessment.contributions(MAX_CONTRIBUTIONS).map(contribution).collect();
-        Some((score, contributions))
+        let incident = if assessment.has_opened { RowIncident::Opens } else { RowIncident::Continues };
+        Some(RowResult { score, incident, contributions })
     }
 
     /// The score of a row, if the row is complete.
@@ -194,7 +216,7 @@ impl ServingModel {
             Row::Complete { is_full_range, .. } => is_full_range || !self.is_sequential(),
             Row::Missing(_) | Row::TooFewSamples(_) => false,
         };
-        is_usable.then(|| self.score(timestamp_ms)).flatten().map(|(score, _)| score)
+        is_usable.then(|| self.score(timestamp_ms)).flatten().map(|result| result.score)
     }
 }
 

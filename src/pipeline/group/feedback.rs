@@ -53,6 +53,7 @@ impl Group {
         alerts.revise(&before, &after, now_ms, self.detector.alerts.budget);
         if is_open && feedback == IncidentFeedback::False {
             alerts.accept_open_incident();
+            self.incidents.end_open();
         }
         self.metrics_dirty = true;
         self.snapshot_dirty = true;

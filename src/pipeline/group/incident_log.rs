@@ -1,7 +1,7 @@
 //! The incidents of a group within its window: their contributions, and the openings of the last week.
 
 use crate::detect::{IncidentFeedback, PastIncident};
-use crate::pipeline::serving::Contribution;
+use crate::pipeline::serving::{Contribution, RowIncident};
 use crate::time::{DAY_MS, HOUR_MS};
 use std::collections::VecDeque;
 
@@ -35,7 +35,7 @@ impl IncidentLog {
     pub fn record(
         &mut self,
         timestamp_ms: i64,
-        is_incident: bool,
+        incident: RowIncident,
         contributions: Vec<Contribution>,
         window_start_ms: i64,
     ) -> bool {
@@ -53,30 +53,41 @@ impl IncidentLog {
         }
         let hour = timestamp_ms.div_euclid(HOUR_MS);
         let mut has_changed = self.hour.replace(hour) != Some(hour);
-        if is_incident && !self.is_open {
+        let is_incident = incident != RowIncident::None;
+        let open = self.incidents.back_mut().filter(|_| self.is_open && incident == RowIncident::Continues);
+        if let Some(open) = open {
+            open.last_ms = open.last_ms.max(timestamp_ms);
+        } else if is_incident {
             self.incidents.push_back(PastIncident::new(timestamp_ms, timestamp_ms));
             has_changed = true;
-        } else if is_incident && let Some(open) = self.incidents.back_mut() {
-            open.last_ms = open.last_ms.max(timestamp_ms);
         }
         self.is_open = is_incident;
         has_changed
     }
 
-    /// Takes over the incidents that Prometheus holds, ascending, if none is known.
-    pub fn restore_incidents(&mut self, incidents: Vec<PastIncident>) {
+    /// Takes over the incidents that Prometheus holds, ascending, if none is known. The last one is open if it reaches
+    /// `open_since_ms`.
+    pub fn restore_incidents(&mut self, incidents: Vec<PastIncident>, open_since_ms: Option<i64>) {
         if self.incidents.is_empty() {
+            let last = incidents.last();
+            self.is_open = last.is_some_and(|last| open_since_ms.is_some_and(|ms| last.last_ms >= ms));
             self.incidents = incidents.into();
         }
     }
 
-    /// The incident that contains a time.
+    /// Ends the open incident: the next row of one belongs to a new incident.
+    pub fn end_open(&mut self) {
+        self.is_open = false;
+    }
+
+    /// The incident that contains a time; the open one has no end yet.
     ///
     /// # Errors
     /// The nearest incident, if any.
     pub fn find(&self, at_ms: i64) -> Result<PastIncident, Option<PastIncident>> {
         let distance_ms = |incident: &&PastIncident| {
-            incident.start_ms.saturating_sub(at_ms).max(at_ms.saturating_sub(incident.last_ms)).max(0)
+            let end_ms = if self.is_open_since(incident.start_ms) { i64::MAX } else { incident.last_ms };
+            incident.start_ms.saturating_sub(at_ms).max(at_ms.saturating_sub(end_ms)).max(0)
         };
         let nearest = self.incidents.iter().min_by_key(distance_ms).copied();
         nearest.filter(|incident| distance_ms(&incident) == 0).ok_or(nearest)
@@ -142,5 +153,54 @@ impl IncidentLog {
     /// True while an incident is open.
     pub fn is_open(&self) -> bool {
         self.is_open
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A log after rows from time 1 on; each has this part in an incident.
+    fn log_of(rows: &[RowIncident]) -> IncidentLog {
+        let mut log = IncidentLog::default();
+        for (timestamp_ms, incident) in (1..).zip(rows) {
+            log.record(timestamp_ms, *incident, Vec::new(), 0);
+        }
+        log
+    }
+
+    fn spans(log: &IncidentLog) -> Vec<(i64, i64)> {
+        log.incidents().iter().map(|incident| (incident.start_ms, incident.last_ms)).collect()
+    }
+
+    #[test]
+    fn an_incident_that_opens_while_another_one_is_open_is_a_new_one() {
+        use RowIncident::{Continues, None, Opens};
+        let log = log_of(&[Opens, Continues, Opens, Continues, None, Opens]);
+        assert_eq!(spans(&log), [(1, 2), (3, 4), (6, 6)]);
+        assert_eq!(spans(&log_of(&[Continues, Continues])), [(1, 2)], "it opened before the known rows");
+    }
+
+    #[test]
+    fn a_published_incident_goes_on_if_it_reaches_the_watermark() {
+        for (open_since_ms, expected) in
+            [(Some(9), vec![(5, 20)]), (Some(10), vec![(5, 9), (20, 20)]), (None, vec![(5, 9), (20, 20)])]
+        {
+            let mut log = IncidentLog::default();
+            log.restore_incidents(vec![PastIncident::new(5, 9)], open_since_ms);
+            log.record(20, RowIncident::Continues, Vec::new(), 0);
+            assert_eq!(spans(&log), expected, "{open_since_ms:?}");
+        }
+    }
+
+    #[test]
+    fn an_open_incident_has_no_end_until_it_is_ended() {
+        let mut log = log_of(&[RowIncident::Opens]);
+        assert_eq!(log.find(500), Ok(PastIncident::new(1, 1)));
+        log.end_open();
+        assert_eq!(log.find(500), Err(Some(PastIncident::new(1, 1))));
+        log.record(2, RowIncident::Opens, Vec::new(), 0);
+        assert_eq!(spans(&log), [(1, 1), (2, 2)]);
+        assert!(log.is_open_since(2) && !log.is_open_since(1));
     }
 }

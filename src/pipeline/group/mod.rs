@@ -357,10 +357,12 @@ impl Group {
         self.models.install(deployed, &self.window, frozen_to_ms, detection, &self.detector.alerts);
         if let Some(incidents) = incidents.filter(|_| is_first) {
             let to_ms = self.window.newest_ms().unwrap_or(frozen_to_ms);
+            let mut is_open = false;
             if let Some(alerts) = self.models.alert_state_mut() {
                 alerts.set_published_incidents(&incidents, to_ms, self.detector.alerts.budget);
+                is_open = alerts.is_incident_open();
             }
-            self.incidents.restore_incidents(incidents);
+            self.incidents.restore_incidents(incidents, watermark.min_ms().filter(|_| is_open));
         }
         self.models.set_suspended(&self.suspended);
         // The model's grid defines the keys of rows.

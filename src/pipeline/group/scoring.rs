@@ -13,7 +13,7 @@ use super::series_origins::SeriesOrigins;
 use super::serving_slots::ServingSlots;
 use crate::features::Row;
 use crate::features::counter::CounterEvent;
-use crate::pipeline::serving::{Contribution, ServingModel};
+use crate::pipeline::serving::{RowResult, ServingModel};
 use crate::window::grid::Grid;
 use crate::window::{ModelRole, Score, Window};
 use std::time::{Duration, Instant};
@@ -71,8 +71,7 @@ pub struct Advance {
 struct ScoredRow {
     timestamp_ms: i64,
     old: Option<Score>,
-    score: Score,
-    contributions: Vec<Contribution>,
+    result: RowResult,
     counter_events: Vec<CounterEvent>,
     is_finite: bool,
     /// True if the row was counted when it was closed.
@@ -145,20 +144,12 @@ impl<F: FnMut(GroupEvent)> RowScoring<'_, F> {
         if old.is_some() && is_final {
             return false;
         }
-        let Some((score, contributions)) = serving.score(timestamp_ms) else { return false };
-        if old == Some(score) {
+        let Some(result) = serving.score(timestamp_ms) else { return false };
+        if old == Some(result.score) {
             return false;
         }
         let is_finite = serving.is_row_finite();
-        self.store_score(ScoredRow {
-            timestamp_ms,
-            old,
-            score,
-            contributions,
-            counter_events,
-            is_finite,
-            is_counted,
-        });
+        self.store_score(ScoredRow { timestamp_ms, old, result, counter_events, is_finite, is_counted });
         true
     }
 
@@ -222,7 +213,7 @@ impl<F: FnMut(GroupEvent)> RowScoring<'_, F> {
         serving.processed_to_ms = key;
         let scored = serving.score(timestamp_ms);
         let is_counted = self.rows.close(key).is_none() && self.rows.was_without_model(timestamp_ms);
-        let Some((score, contributions)) = scored else { return RowProgress::Passed };
+        let Some(result) = scored else { return RowProgress::Passed };
         let old = self.window.score(ModelRole::Champion, timestamp_ms);
         // Scores of earlier models stay, even if only an endpoint has them. The row still advances the state of the
         // detection.
@@ -231,22 +222,14 @@ impl<F: FnMut(GroupEvent)> RowScoring<'_, F> {
             return RowProgress::Passed;
         }
         let is_finite = serving.is_row_finite();
-        self.store_score(ScoredRow {
-            timestamp_ms,
-            old,
-            score,
-            contributions,
-            counter_events,
-            is_finite,
-            is_counted,
-        });
+        self.store_score(ScoredRow { timestamp_ms, old, result, counter_events, is_finite, is_counted });
         RowProgress::Scored
     }
 
     /// Stores the score of a row and emits its events.
     fn store_score(&mut self, row: ScoredRow) {
-        let ScoredRow { timestamp_ms, old, score, contributions, counter_events, is_finite, is_counted } =
-            row;
+        let ScoredRow { timestamp_ms, old, result, counter_events, is_finite, is_counted } = row;
+        let RowResult { score, incident, contributions } = result;
         *self.snapshot_dirty = true;
         self.window.set_score(ModelRole::Champion, timestamp_ms, score);
         if old.is_none() && !self.publication.was_written(timestamp_ms) {
@@ -266,8 +249,7 @@ impl<F: FnMut(GroupEvent)> RowScoring<'_, F> {
         });
         let start_ms = self.window.start_ms();
         self.publication.drop_stale_until(start_ms);
-        let is_incident = score.incident_state.is_some_and(|state| state.is_incident);
-        *self.metrics_dirty |= self.incidents.record(timestamp_ms, is_incident, contributions, start_ms);
+        *self.metrics_dirty |= self.incidents.record(timestamp_ms, incident, contributions, start_ms);
         if let Some(score) = self.models.challenger_score(self.window, timestamp_ms) {
             self.window.set_score(ModelRole::Challenger, timestamp_ms, score);
         }
