@@ -22,7 +22,8 @@ for (const timeline of document.querySelectorAll('.timeline')) {
     const value = y => si((v => log ? Math.exp(v) : v)(scale[1] + (scale[0] - scale[1]) * y / 1000));
     let read;
     return { out: figure.querySelector('output'), value, at: x => {
-      read ??= runs(figure.querySelector('.data path'));
+      const path = figure.querySelector('.data path');
+      read ??= path ? runs(path) : [];
       const run = read.find(run => run[0][0] <= x && x <= run.at(-1)[0]);
       return run?.findLast(point => point[0] <= x);
     } };
