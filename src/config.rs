@@ -1,6 +1,7 @@
 //! The configuration file: composes the sections of all rooms and checks what must fit across them.
 
 use crate::detector::Detector;
+use crate::http::hide_query_values;
 use crate::models::registry;
 pub use crate::yaml::FileError as Error;
 use crate::yaml::{self, Node, Section};
@@ -117,11 +118,22 @@ fn redact_node(node: &mut Yaml<'_>, is_secret: bool) {
             }
         }
         Yaml::Sequence(items) => items.iter_mut().for_each(|item| redact_node(item, is_secret)),
-        // The password of a proxy stands in its URL.
-        node if is_secret || node.as_str().is_some_and(|text| text.contains("://") && text.contains('@')) => {
-            *node = Yaml::Value(Scalar::String("<secret>".into()));
+        node => {
+            let shown = if is_secret { Some("<secret>".into()) } else { node.as_str().and_then(shown_url) };
+            if let Some(text) = shown {
+                *node = Yaml::Value(Scalar::String(text.into()));
+            }
         }
-        _ => {}
+    }
+}
+
+/// A URL without its secrets; `None` for another text.
+fn shown_url(text: &str) -> Option<String> {
+    match text.contains("://") {
+        // The password of a proxy stands in its URL.
+        true if text.contains('@') => Some("<secret>".into()),
+        true => Some(hide_query_values(text)),
+        false => None,
     }
 }
 
@@ -190,12 +202,12 @@ remote_write:
     proxy_url: http://me:hunter2@proxy/
     oauth2: {client_id: id, client_secret: hunter2, token_url: "http://host/token", endpoint_params: {a: hunter2}}
     tls_config: {key: hunter2, key_file: key.pem}
-remote_read: [{url: "http://host/read", authorization: {credentials: hunter2}}]
+remote_read: [{url: "http://host/read?db=hunter2&p=hunter2", authorization: {credentials: hunter2}}]
 "#;
         let shown = redact(text);
         assert!(!shown.contains("hunter2") && !shown.contains('#'), "{shown}");
-        assert_eq!(shown.matches("<secret>").count(), 7, "{shown}");
-        for kept in ["username: me", "http://host/write", "client_id: id", "key_file: key.pem"] {
+        assert_eq!(shown.matches("<secret>").count(), 9, "{shown}");
+        for kept in ["username: me", "http://host/write", "client_id: id", "key_file: key.pem", "read?db="] {
             assert!(shown.contains(kept), "{kept}: {shown}");
         }
     }

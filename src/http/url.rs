@@ -75,6 +75,24 @@ fn percent_decode(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+/// A URL with `<secret>` in place of the values of its query; another text as it is.
+pub fn hide_query_values(text: &str) -> String {
+    let is_url = |base: &str| base.split_once("://").is_some_and(|(scheme, _)| is_scheme(scheme));
+    let Some((base, query)) = text.split_once('?').filter(|(base, _)| is_url(base)) else {
+        return text.into();
+    };
+    let hide = |part: &str| match part.split_once('=') {
+        Some((name, _)) => format!("{name}=<secret>"),
+        None if part.is_empty() => String::new(),
+        None => "<secret>".into(),
+    };
+    format!("{base}?{}", query.split('&').map(hide).collect::<Vec<_>>().join("&"))
+}
+
+fn is_scheme(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_alphanumeric())
+}
+
 /// A text that may be a URL, without what may be credentials: everything before its last `@`, up to a scheme.
 fn redact(text: &str) -> String {
     let Some((credentials, host)) = text.rsplit_once('@') else { return text.into() };
@@ -86,6 +104,11 @@ impl Url {
     /// Host and port, as in Prometheus' `instance` label.
     pub fn authority(&self) -> String {
         self.0.authority().map(ToString::to_string).unwrap_or_default()
+    }
+
+    /// The URL for display, without the values of its query.
+    pub fn redacted(&self) -> String {
+        hide_query_values(&self.to_string())
     }
 
     /// True if both URLs are in one folder of one server, as Prometheus' `/api/v1/write` and `/api/v1/read` are.
@@ -128,7 +151,6 @@ impl Url {
     pub(super) fn join(&self, location: &str) -> Result<Self, InvalidUrl> {
         let scheme = self.0.scheme_str().unwrap_or_default();
         let authority = self.authority();
-        let is_scheme = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric());
         if location.split_once("://").is_some_and(|(scheme, _)| is_scheme(scheme)) {
             location.parse()
         } else if location.starts_with("//") {
@@ -172,6 +194,20 @@ mod tests {
         }
         assert_eq!(error("ftp://me:hunter2@host/"), "credentials in a URL are not supported: use basic_auth");
         assert_eq!(error("http://me:x@ho st/"), "\"http://<secret>@ho st/\" is not a URL");
+    }
+
+    #[test]
+    fn a_shown_url_has_no_values_of_its_query() {
+        for (text, shown) in [
+            ("http://host/write?u=me&p=hunter2", "http://host/write?u=<secret>&p=<secret>"),
+            ("https://host/?hunter2", "https://host/?<secret>"),
+            ("http://host/write", "http://host/write"),
+            ("http://host/?a=hun?ter=2&", "http://host/?a=<secret>&"),
+        ] {
+            assert_eq!(url(text).redacted(), shown);
+        }
+        let selector = r#"{page="http://host/?a=b"}"#;
+        assert_eq!(hide_query_values(selector), selector);
     }
 
     #[test]
