@@ -116,7 +116,7 @@ impl AdminApi {
         let at_ms = parse_time(&request.at)?;
         let found = self.engine.find_incident(detector, group, at_ms).await.ok_or_else(shutting_down)?;
         let found = found.map_err(|error| (feedback_status(&error), error.to_string()))?;
-        let GroupIncident { group, detector, labels, incident, is_open } = found;
+        let GroupIncident { group, detector, labels, by, incident, is_open } = found;
         let end_ms = match (is_open, feedback) {
             (true, IncidentFeedback::Real) => incident.start_ms + MAX_INCIDENT_MS,
             _ => incident.last_ms,
@@ -125,7 +125,7 @@ impl AdminApi {
         self.record(Period {
             kind: feedback.into(),
             detector: Some(detector.clone()),
-            groups: GroupSelector::of_group(&labels).map_err(|error| bad_request(&error))?,
+            groups: GroupSelector::of_group(&labels, &by).map_err(|error| bad_request(&error))?,
             from_ms: incident.start_ms,
             to_ms: Some(end_ms),
             comment: String::new(),

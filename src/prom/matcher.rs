@@ -101,6 +101,18 @@ impl Selector {
     /// # Errors
     /// [`Error`] if the text is not a selector, a pattern does not compile, or every series would match.
     pub fn parse(text: &str) -> Result<Self, Error> {
+        let selector = Self::parse_any(text)?;
+        if selector.matchers.iter().all(|matcher| matcher.matches("")) {
+            return Err(Error::MatchesAll { text: selector.text });
+        }
+        Ok(selector)
+    }
+
+    /// Parses a selector that may match everything: one of groups, not of series.
+    ///
+    /// # Errors
+    /// [`Error`] if the text is not a selector or a pattern does not compile.
+    pub fn parse_any(text: &str) -> Result<Self, Error> {
         SelectorParser { text, rest: text }.parse_selector()
     }
 
@@ -220,6 +232,18 @@ fn to_promql(matchers: &[proto::LabelMatcher]) -> String {
     format!("{{{}{more}}}", shown.join(", "))
 }
 
+/// The text of the matcher `name="value"`; names beyond ASCII identifiers are quoted.
+pub fn format_equal(name: &str, value: &str) -> String {
+    let quote = |text: &str| {
+        let escaped = text.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n");
+        format!("\"{escaped}\"")
+    };
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let is_identifier = name.chars().all(is_plain) && !name.starts_with(|c: char| c.is_ascii_digit());
+    let name = if is_identifier { name.into() } else { quote(name) };
+    format!("{name}={}", quote(value))
+}
+
 struct SelectorParser<'a> {
     text: &'a str,
     rest: &'a str,
@@ -243,11 +267,7 @@ impl SelectorParser<'_> {
         if matchers.is_empty() {
             return Err(self.syntax_error("a metric name or \"{\""));
         }
-        let text = self.text.trim().to_string();
-        if matchers.iter().all(|matcher| matcher.matches("")) {
-            return Err(Error::MatchesAll { text });
-        }
-        Ok(Selector { text, matchers })
+        Ok(Selector { text: self.text.trim().to_string(), matchers })
     }
 
     fn parse_matchers(&mut self, matchers: &mut Vec<Matcher>) -> Result<(), Error> {
@@ -374,6 +394,14 @@ impl SelectorParser<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_formatted_matcher_is_read_back() {
+        for (name, value) in [("job", ""), ("host.name", "a\"b\\c\nd\u{200b}"), ("1st", "é"), ("a\"", "'")] {
+            let selector = Selector::parse_any(&format!("{{{}}}", format_equal(name, value))).expect(name);
+            assert_eq!(selector.to_labels(), Labels::new([(name, value)]).ok(), "{selector}");
+        }
+    }
 
     fn labels(pairs: &[(&str, &str)]) -> Labels {
         Labels::new(pairs.iter().copied()).expect("valid")

@@ -7,6 +7,7 @@ use crate::detect::{IncidentFeedback, PastIncident};
 use crate::error::InvalidPart;
 use crate::prom::{Labels, Selector, matcher};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
@@ -43,12 +44,19 @@ impl From<IncidentFeedback> for PeriodKind {
 pub struct GroupSelector(Option<Selector>);
 
 impl GroupSelector {
-    /// The selector of one group.
+    /// The selector of one group among those by these labels, some of which it may lack.
     ///
     /// # Errors
     /// [`matcher::Error`] if the labels are no selector.
-    pub fn of_group(group: &Labels) -> Result<Self, matcher::Error> {
-        group.to_string().parse()
+    pub fn of_group(group: &Labels, by: &[String]) -> Result<Self, matcher::Error> {
+        Self::text_of_group(group, by).parse()
+    }
+
+    /// The text of [`of_group`](Self::of_group). A label that the group lacks has the empty value.
+    pub fn text_of_group(group: &Labels, by: &[String]) -> String {
+        let names: BTreeSet<&str> = by.iter().map(String::as_str).collect();
+        let matchers = names.into_iter().map(|name| matcher::format_equal(name, group.get(name)));
+        format!("{{{}}}", matchers.collect::<Vec<_>>().join(", "))
     }
 
     /// True if the labels satisfy every matcher.
@@ -62,7 +70,7 @@ impl FromStr for GroupSelector {
 
     fn from_str(text: &str) -> Result<Self, matcher::Error> {
         let is_all = matches!(text.trim(), "" | "{}");
-        if is_all { Ok(Self(None)) } else { Selector::parse(text).map(|selector| Self(Some(selector))) }
+        if is_all { Ok(Self(None)) } else { Selector::parse_any(text).map(|selector| Self(Some(selector))) }
     }
 }
 
@@ -225,8 +233,16 @@ mod tests {
             let maintenance = period(PeriodKind::Maintenance, groups, 0, None);
             assert_eq!(maintenance.concerns("net", &group), expected, "{groups}");
         }
-        let of_group = GroupSelector::of_group(&group).expect("a selector");
-        assert!(of_group.matches(&group) && !of_group.matches(&group.with("instance", "b")));
+        let by = ["job", "instance"].map(String::from);
+        let of_group = |group: &Labels| GroupSelector::of_group(group, &by).expect("a selector");
+        assert!(of_group(&group).matches(&group));
+        assert!(!of_group(&group).matches(&group.with("instance", "b")));
+        let without_job = group.with("job", "");
+        assert_eq!(of_group(&without_job).to_string(), r#"{instance="a", job=""}"#);
+        assert!(of_group(&without_job).matches(&without_job) && !of_group(&without_job).matches(&group));
+        let without_labels = Labels::default();
+        assert!(of_group(&without_labels).matches(&without_labels));
+        assert!(!of_group(&without_labels).matches(&group));
         let other = Period { detector: Some("disk".into()), ..period(PeriodKind::Real, "{}", 0, None) };
         assert!(!other.concerns("net", &group));
     }

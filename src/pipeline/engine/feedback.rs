@@ -17,6 +17,8 @@ pub struct GroupIncident {
     pub detector: String,
     /// Labels of the group.
     pub labels: Labels,
+    /// Names of the labels that groups of the detector have.
+    pub by: Vec<String>,
     /// The incident.
     pub incident: PastIncident,
     /// True if it is open.
@@ -97,7 +99,8 @@ impl Engine {
         let (incident, is_open) = group
             .find_incident(at_ms)
             .map_err(|nearest| FeedbackError::NoIncident { group: labels.clone(), at_ms, nearest })?;
-        Ok(GroupIncident { group: id, detector, labels, incident, is_open })
+        let by = group.detector.by.clone();
+        Ok(GroupIncident { group: id, detector, labels, by, incident, is_open })
     }
 
     /// Applies feedback. Returns the correction of the budget after it; `None` without such an incident.
