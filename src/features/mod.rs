@@ -16,6 +16,7 @@ use crate::window::grid::Grid;
 use crate::window::{Column, Window};
 use counter::CounterEvent;
 use rate::RateSemantics;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -146,6 +147,13 @@ pub struct Schema {
     pub transform: Transform,
     /// The assignment of samples to rows.
     pub grid: Grid,
+}
+
+impl Schema {
+    /// The first feature that is not among the active ones.
+    pub fn first_missing(&self, active: &BTreeSet<&Labels>) -> Option<&Labels> {
+        self.features.iter().find(|feature| !active.contains(feature))
+    }
 }
 
 /// The state of one row.

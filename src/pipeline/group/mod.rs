@@ -263,8 +263,7 @@ impl Group {
 
     /// The first feature of a schema that is not [active](Self::active_features) here.
     pub fn missing_feature<'s>(&self, schema: &'s Schema, now_ms: i64) -> Option<&'s Labels> {
-        let active = self.active_features(now_ms);
-        schema.features.iter().find(|feature| !active.contains(feature))
+        schema.first_missing(&self.active_features(now_ms))
     }
 
     /// True if no sample has arrived for the length of the window.

@@ -11,7 +11,7 @@ use crate::status::group::{
 };
 use crate::time::DAY_MS;
 use crate::window::{ModelRole, Score};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 /// Features that an incident of the past is described by.
@@ -92,22 +92,16 @@ impl Group {
 
     /// The missing feature, or the label that changed instead.
     fn missing_in_rows(&self, schema: &Schema, now_ms: i64) -> Option<NotScored> {
-        let missing = self.missing_feature(schema, now_ms)?;
+        let active = self.active_features(now_ms);
+        let missing = schema.first_missing(&active)?;
         let feature = schema.transform.expression(missing);
-        Some(match self.changed_label(schema, missing, now_ms) {
+        Some(match changed_label(schema, missing, &active) {
             Some((label, to)) => {
                 let from = missing.get(&label).to_string();
                 NotScored::LabelChanged { feature, label, from, to }
             }
             None => NotScored::FeatureMissing { feature, n_missing: self.n_missing_features().max(1) },
         })
-    }
-
-    /// The label that tells a missing feature from one that the model does not know, with its new value.
-    fn changed_label(&self, schema: &Schema, missing: &Labels, now_ms: i64) -> Option<(String, String)> {
-        let active = self.active_features(now_ms);
-        let mut unknown = active.into_iter().filter(|feature| !schema.features.contains(feature));
-        unknown.find_map(|feature| only_difference(missing, feature))
     }
 
     fn open_incident(&self) -> Option<OpenIncident> {
@@ -141,6 +135,12 @@ impl Group {
             expected_range: *expected_range,
         }
     }
+}
+
+/// The label that tells a missing feature from an active one that the model does not know, with its new value.
+fn changed_label(schema: &Schema, missing: &Labels, active: &BTreeSet<&Labels>) -> Option<(String, String)> {
+    let known: BTreeSet<&Labels> = schema.features.iter().collect();
+    active.difference(&known).find_map(|feature| only_difference(missing, feature))
 }
 
 /// The score at which an incident opens; 1 for a model without incidents.
