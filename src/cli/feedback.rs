@@ -6,6 +6,7 @@ use crate::error::BoxError;
 use crate::http::Url;
 use crate::http::client::{Client, Request};
 use crate::models::registry::periods::GroupSelector;
+use crate::pipeline::DEFAULT_URL;
 use crate::time;
 use bytes::Bytes;
 use clap::Args;
@@ -22,7 +23,7 @@ const ANSWER_LIMIT: usize = 1 << 20;
 #[derive(Debug, Args)]
 pub struct FeedbackArgs {
     /// URL of the sidecar, which runs with --web.enable-admin-api
-    #[arg(long, value_name = "URL", default_value = "http://localhost:9599")]
+    #[arg(long, value_name = "URL", default_value = DEFAULT_URL)]
     url: Url,
     /// The detector; without it, any
     #[arg(long, value_name = "NAME")]

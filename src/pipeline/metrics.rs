@@ -3,7 +3,6 @@
 use super::group::Group;
 use super::group::event::RowState;
 use super::groups::metric_labels;
-use crate::detector::Detector;
 use crate::models::{DeployedModel, registry};
 use crate::telemetry::register;
 use crate::window::ModelRole;
@@ -30,6 +29,8 @@ type Pair = [(&'static str, Cow<'static, str>); 2];
 #[derive(Clone)]
 pub struct Metrics {
     rows: Family<Pair, Counter>,
+    /// Rows of all detectors by state, those of removed detectors included.
+    row_totals: [Counter; RowState::ALL.len()],
     corrections: Family<Pair, Counter>,
     trainings: Family<Pair, Counter>,
     newest_scored: Family<GroupLabels, Seconds>,
@@ -67,6 +68,7 @@ impl Metrics {
                 "rows",
                 "Rows by final state; not_finite rows are also counted as complete",
             ),
+            row_totals: Default::default(),
             corrections: register(
                 registry,
                 "counter_corrections",
@@ -163,20 +165,19 @@ impl Metrics {
     }
 
     /// Counts a row.
-    pub fn count_row(&self, detector: &str, state: &'static str) {
-        self.rows.get_or_create(&pair(detector, "state", state)).inc();
+    pub fn count_row(&self, detector: &str, state: RowState) {
+        self.rows.get_or_create(&pair(detector, "state", state.as_str())).inc();
+        self.row_totals[state as usize].inc();
     }
 
-    /// Rows of these detectors by state.
-    pub fn row_counts(&self, detectors: &[Arc<Detector>]) -> Vec<(&'static str, u64)> {
-        let count = |detector: &Arc<Detector>, state| {
-            self.rows.get(&pair(&detector.name, "state", state)).map_or(0, |counter| counter.get())
-        };
-        let of_state = |state: RowState| {
-            let state = state.as_str();
-            (state, detectors.iter().map(|detector| count(detector, state)).sum())
-        };
-        RowState::ALL.map(of_state).into()
+    /// Counts a complete row with a value that is NaN or infinite.
+    pub fn count_not_finite(&self, detector: &str) {
+        self.rows.get_or_create(&pair(detector, "state", "not_finite")).inc();
+    }
+
+    /// Rows since the start by state.
+    pub fn row_counts(&self) -> Vec<(&'static str, u64)> {
+        RowState::ALL.map(|state| (state.as_str(), self.row_totals[state as usize].get())).into()
     }
 
     /// Counts a correction of a counter.

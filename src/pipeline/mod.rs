@@ -11,6 +11,7 @@ pub mod metrics;
 mod options;
 mod output_series;
 mod pages;
+mod readiness;
 mod reload;
 mod routes;
 pub mod schedule;
@@ -21,12 +22,12 @@ mod signals;
 mod supervisor;
 mod tasks;
 
-use crate::budget::ByteBudget;
 use crate::build_info::{REVISION, RUST_VERSION, VERSION};
 use crate::config::{self, Config};
 use crate::http::Url;
 use crate::http::access::{self, AccessControl};
 use crate::http::client;
+use crate::http::response::PagesBeingSent;
 use crate::http::server::{self, Server};
 use crate::snapshot::{self, SnapshotStore};
 use crate::telemetry::ProcessCollector;
@@ -34,13 +35,15 @@ use crate::{ingest, remote_read, remote_write};
 use admin::AdminApi;
 use engine::{CommandReceiver, Engine, EngineDeps, Readiness};
 use options::LoadedConfig;
-pub use options::Options;
+pub use options::{DEFAULT_URL, Options};
 use pages::{CountSources, Pages};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
+use readiness::ReadinessProbe;
 use reload::Reloader;
 use senders::Senders;
 use signals::{SignalAction, Signals};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
@@ -168,7 +171,10 @@ impl Sidecar {
             .then(|| AdminApi::new(engine.clone(), backends_rx, tasks.maintenance_changed.clone()));
 
         metrics.reload.record_success();
-        log_start(&listener, &config)?;
+        let address =
+            listener.local_addr().map_err(|source| Error::System { what: "read the own address", source })?;
+        log_start(address, &config);
+        let url = options::own_url(address, access.policy().acceptor().is_some());
         let enable_lifecycle = options.enable_lifecycle;
         let reloader = Arc::new(Reloader {
             options,
@@ -186,16 +192,17 @@ impl Sidecar {
             engine: metrics.engine,
             remote_write: metrics.remote_write,
         };
-        let pages = Pages::new(engine.clone(), counts, readiness_rx.clone(), reloader.clone());
+        let readiness =
+            ReadinessProbe { detectors: readiness_rx, reloader: reloader.clone(), snapshot_store: store };
+        let pages = Pages::new(counts, readiness.clone(), reloader.clone(), url);
         let routes = routes::AppState {
-            metrics_pages: ByteBudget::default(),
+            metrics_pages: PagesBeingSent::default(),
             engine,
             receiver: ingest::body_receiver(),
             remote_read_server: remote_read::server::RemoteReadServer::new(metrics.remote_read_server),
             metrics_registry: Arc::new(registry),
             ingest_metrics: metrics.ingest,
-            readiness: readiness_rx,
-            snapshot_store: store,
+            readiness,
             reloader: reloader.clone(),
             enable_lifecycle,
             pages: Arc::new(pages),
@@ -274,12 +281,9 @@ fn start_engine(engine: Engine, commands: CommandReceiver, supervisor: &Supervis
     thread.map(drop).map_err(|source| Error::System { what: "start the scoring thread", source })
 }
 
-fn log_start(listener: &TcpListener, config: &Config) -> Result<(), Error> {
-    let address =
-        listener.local_addr().map_err(|source| Error::System { what: "read the own address", source })?;
+fn log_start(address: SocketAddr, config: &Config) {
     let detectors: Vec<&str> = config.detectors.iter().map(|detector| detector.name.as_str()).collect();
     info!(version = VERSION, revision = REVISION, address = %address, detectors = detectors.join(","), "listening");
-    Ok(())
 }
 
 /// The metrics of all rooms.

@@ -12,6 +12,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 
+/// The URL of a sidecar without options, for commands on the same machine.
+pub const DEFAULT_URL: &str = "http://localhost:9599";
+
+/// The URL of a process that listens at this address, for commands on the same machine.
+pub fn own_url(address: SocketAddr, is_encrypted: bool) -> String {
+    let scheme = if is_encrypted { "https" } else { "http" };
+    match address.ip().is_unspecified() {
+        true => format!("{scheme}://localhost:{}", address.port()),
+        false => format!("{scheme}://{address}"),
+    }
+}
+
 /// Options of the command line.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -111,5 +123,18 @@ impl Options {
             // The machine has no IPv6.
             Err(_) => TcpListener::bind(SocketAddr::from(([0_u8; 4], port))).await.map_err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_url_is_the_default_without_options() {
+        let url = |address: &str, is_encrypted| own_url(address.parse().expect("an address"), is_encrypted);
+        assert_eq!([url("[::]:9599", false), url("0.0.0.0:9599", false)], [DEFAULT_URL; 2]);
+        assert_eq!(url("127.0.0.1:9700", false), "http://127.0.0.1:9700");
+        assert_eq!(url("[::1]:9599", true), "https://[::1]:9599");
     }
 }

@@ -1,20 +1,22 @@
 //! The web pages, and the same as JSON.
 //!
 //! All groups are summarized at most once in [`FLEET_MAX_AGE`], and for a tenth of the time at most, in slices of the engine's time, and pages are written
-//! on at most [`MAX_WRITERS`] threads: readers cost a score a few milliseconds at most, however many they are.
+//! on at most [`MAX_WRITERS`] threads: readers cost a score a few milliseconds at most, however many they are. A page is
+//! written to its end and holds its turn until then, since a client that hangs up ends neither a command of the engine
+//! nor work on a blocking thread.
 
-use super::engine::{EngineHandle, Readiness};
 use super::metrics::Metrics;
-use super::options::Options;
+use super::options::{DEFAULT_URL, Options};
+use super::readiness::ReadinessProbe;
 use super::reload::Reloader;
 use crate::build_info::{self, REVISION, RUST_VERSION, VERSION};
 use crate::http::parse_query;
-use crate::http::response::Response;
+use crate::http::response::{PagesBeingSent, Response};
 use crate::models::registry;
 use crate::prom::Labels;
 use crate::status::data_path::DataPath;
 use crate::status::fleet::{Fleet, FleetQuery};
-use crate::status::group_page::shell_quoted;
+use crate::status::group_page::{CommandFlags, shell_quoted};
 use crate::status::overview::Overview;
 use crate::status::server::{self, Sidecar};
 use crate::status::{SCRIPT, json, style_sheet};
@@ -29,7 +31,7 @@ use serde_json::json as value;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::sync::{Mutex, Semaphore};
 
 /// Age up to which the summaries of the groups are used again.
 const FLEET_MAX_AGE: Duration = Duration::from_secs(1);
@@ -48,14 +50,39 @@ const JSON: &str = "application/json";
 
 /// See the [module](self).
 pub struct Pages {
-    engine: EngineHandle,
     counts: CountSources,
-    readiness: watch::Receiver<Readiness>,
+    readiness: ReadinessProbe,
     reloader: Arc<Reloader>,
+    /// The URL of this process on its own machine.
+    url: String,
     started_ms: i64,
     /// The latest summaries, and the time until which they are used.
     fleet: Mutex<Option<(Instant, Arc<Fleet>)>>,
-    writers: Semaphore,
+    writers: Writers,
+    being_sent: PagesBeingSent,
+}
+
+/// The turns of pages that are written at the same time.
+#[derive(Clone)]
+struct Writers(Arc<Semaphore>);
+
+impl Default for Writers {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MAX_WRITERS)))
+    }
+}
+
+impl Writers {
+    /// Waits for a turn, and does the work in a task of its own, which holds the turn until it ends. `None` at a
+    /// shutdown.
+    async fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Option<T> {
+        let permit = self.0.clone().acquire_owned().await.ok()?;
+        let task = async move {
+            let _permit = permit;
+            work.await
+        };
+        tokio::spawn(task).await.ok()
+    }
 }
 
 /// The metrics that the data path is counted from.
@@ -84,8 +111,11 @@ impl Page {
         Self { status: StatusCode::OK, content_type: JSON, text: json::success(data) }
     }
 
-    fn into_response(self) -> Response {
-        let mut response = Response::new(self.text.into());
+    fn into_response(self, being_sent: &PagesBeingSent) -> Response {
+        let mut response = being_sent.respond(self.text);
+        if response.status() != StatusCode::OK {
+            return response;
+        }
         *response.status_mut() = self.status;
         let headers: [(HeaderName, &'static str); 5] = [
             (CONTENT_TYPE, self.content_type),
@@ -121,22 +151,32 @@ pub fn is_page(path: &str) -> bool {
 }
 
 impl Pages {
-    /// The pages of an engine.
+    /// The pages of the process with this URL.
     pub fn new(
-        engine: EngineHandle,
         counts: CountSources,
-        readiness: watch::Receiver<Readiness>,
+        readiness: ReadinessProbe,
         reloader: Arc<Reloader>,
+        url: String,
     ) -> Self {
-        let (fleet, writers) = (Mutex::default(), Semaphore::new(MAX_WRITERS));
-        Self { engine, counts, readiness, reloader, started_ms: now_ms(), fleet, writers }
+        let (fleet, writers, being_sent) = (Mutex::default(), Writers::default(), PagesBeingSent::default());
+        Self { counts, readiness, reloader, url, started_ms: now_ms(), fleet, writers, being_sent }
     }
 
     /// Answers a request for one of the [pages](is_page).
-    pub async fn handle(self: &Arc<Self>, uri: &Uri) -> Response {
-        let Ok(_permit) = self.writers.acquire().await else { return shutting_down().into_response() };
+    pub async fn handle(self: &Arc<Self>, uri: Uri) -> Response {
+        let pages = self.clone();
+        let write = async move {
+            let page = pages.page(&uri).await.unwrap_or_else(shutting_down);
+            page.into_response(&pages.being_sent)
+        };
+        let response = self.writers.run(write).await;
+        response.unwrap_or_else(|| shutting_down().into_response(&self.being_sent))
+    }
+
+    /// One of the pages. `None` at a shutdown.
+    async fn page(self: &Arc<Self>, uri: &Uri) -> Option<Page> {
         let params = parse_query(uri.query().unwrap_or_default());
-        let page = match uri.path() {
+        match uri.path() {
             "/static/style.css" => Some(file("text/css; charset=utf-8", style_sheet())),
             "/static/page.js" => Some(file("text/javascript; charset=utf-8", SCRIPT)),
             "/config" => Some(Page::html(server::config_page(&self.reloader.shown_config()))),
@@ -150,8 +190,7 @@ impl Pages {
                 Some(detector) => self.group_page(detector, params).await,
                 None => self.fleet_page(path.to_string(), params).await,
             },
-        };
-        page.unwrap_or_else(shutting_down).into_response()
+        }
     }
 
     fn flags(&self) -> serde_json::Value {
@@ -184,7 +223,7 @@ impl Pages {
     async fn group_page(&self, detector: &str, labels: Vec<(String, String)>) -> Option<Page> {
         let detector = parse_query(detector).into_iter().next().map(|(name, _)| name).unwrap_or_default();
         let detail = match Labels::new(labels) {
-            Ok(labels) => self.engine.group_detail(detector, labels).await,
+            Ok(labels) => self.reloader.engine.group_detail(detector, labels).await,
             Err(_) => None,
         };
         let Some(detail) = detail else {
@@ -192,18 +231,21 @@ impl Pages {
             let text = server::message_page("No such group", message, "../");
             return Some(Page { status: StatusCode::NOT_FOUND, content_type: HTML, text });
         };
-        let flags = self.registry_flags();
+        let flags = self.command_flags();
         let write = move || Page::html(detail.html(&flags, now_ms()));
         tokio::task::spawn_blocking(write).await.ok()
     }
 
-    /// The flags by which a command finds the registry of this process.
-    fn registry_flags(&self) -> String {
+    /// The flags by which commands find this process and its registry.
+    fn command_flags(&self) -> CommandFlags {
         let Options { config_file, storage_path, .. } = &self.reloader.options;
         let flag =
             |name: &str, path: &Path| format!("--{name} {} ", shell_quoted(&path.display().to_string()));
         let config = config_file.as_deref().map(|file| flag("config.file", file));
-        config.unwrap_or_default() + &flag("storage.path", storage_path)
+        let registry = config.unwrap_or_default() + &flag("storage.path", storage_path);
+        let is_default = self.url == DEFAULT_URL;
+        let url = if is_default { String::new() } else { format!("--url {} ", shell_quoted(&self.url)) };
+        CommandFlags { registry, url }
     }
 
     /// The summaries of all groups. `None` if the engine is gone.
@@ -215,7 +257,7 @@ impl Pages {
             return Some(fleet.clone());
         }
         let began = Instant::now();
-        let groups = self.engine.summaries().await?;
+        let groups = self.reloader.engine.summaries().await?;
         let fleet = Arc::new(tokio::task::spawn_blocking(move || Fleet::new(groups)).await.ok()?);
         let max_age = FLEET_MAX_AGE.max(FLEET_MAX_AGE_RATIO * began.elapsed());
         *latest = Some((Instant::now() + max_age, fleet.clone()));
@@ -223,7 +265,7 @@ impl Pages {
     }
 
     fn sidecar(&self) -> Sidecar {
-        let readiness = self.readiness.borrow().clone();
+        let readiness = self.readiness.current();
         let backends = self.reloader.backends.borrow().clone();
         let storage = &self.reloader.options.storage_path;
         Sidecar {
@@ -234,15 +276,15 @@ impl Pages {
             p99_seconds: self.counts.remote_write.latency_p99(),
             registry: match &backends.registry_config.store {
                 registry::Store::Directory(path) => storage.join(path).display().to_string(),
-                registry::Store::Mlflow(mlflow) => mlflow.tracking_uri.to_string(),
+                registry::Store::Mlflow(mlflow) => mlflow.tracking_uri.redacted(),
             },
-            endpoints: backends.endpoints.iter().map(|endpoint| endpoint.url.to_string()).collect(),
+            endpoints: backends.endpoints.iter().map(|endpoint| endpoint.url.redacted()).collect(),
         }
     }
 
     fn data_path(&self) -> DataPath {
-        let rows = self.counts.engine.row_counts(&self.reloader.backends.borrow().detectors);
-        DataPath::new(self.counts.ingest.counts(), rows, self.counts.remote_write.counts())
+        let CountSources { ingest, engine, remote_write } = &self.counts;
+        DataPath::new(ingest.counts(), engine.row_counts(), remote_write.counts())
     }
 }
 
@@ -253,4 +295,29 @@ fn file(content_type: &'static str, text: &str) -> Page {
 fn shutting_down() -> Page {
     let text = server::message_page("Shutting down", "The sidecar is about to end.", "");
     Page { status: StatusCode::SERVICE_UNAVAILABLE, content_type: HTML, text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::oneshot;
+
+    #[tokio::test]
+    async fn a_page_holds_its_turn_until_it_is_written_also_without_the_client() {
+        let writers = Writers::default();
+        let (started, wait_for_start) = oneshot::channel();
+        let (finish, wait_for_finish) = oneshot::channel::<()>();
+        let work = async move {
+            let _ = started.send(());
+            let _ = wait_for_finish.await;
+        };
+        let turns = writers.clone();
+        let request = tokio::spawn(async move { turns.run(work).await });
+        wait_for_start.await.expect("the work starts");
+        request.abort();
+        assert!(request.await.expect_err("aborted").is_cancelled());
+        assert_eq!(writers.0.available_permits(), MAX_WRITERS - 1);
+        drop(finish);
+        assert!(writers.0.acquire_many(MAX_WRITERS as u32).await.is_ok());
+    }
 }

@@ -25,7 +25,8 @@ pub struct Stage {
 }
 
 impl DataPath {
-    /// The path of samples received, of rows by state, and of samples written. Reasons without a count are left out.
+    /// The path of samples received, of rows by state, and of samples written or failed. Reasons without a count are left
+    /// out.
     pub fn new(
         (received, dropped): (u64, Vec<(&'static str, u64)>),
         rows: Vec<(&'static str, u64)>,
@@ -49,7 +50,8 @@ impl DataPath {
                 stage("received", "samples", received, unwatched),
                 stage("watched", "samples", watched, unused),
                 stage("rows", "rows", n_rows, unscored),
-                stage("scored", "rows", scored, failed),
+                stage("scored", "rows", scored, Vec::new()),
+                stage("output", "samples", written + total(&failed), failed),
                 stage("acknowledged", "samples", written, Vec::new()),
             ],
         }

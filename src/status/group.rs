@@ -6,12 +6,16 @@ use crate::features::Schema;
 use crate::http::percent_encode;
 use crate::models::DeployedModel;
 use crate::prom::{Labels, METRIC_NAME, duration};
+use crate::report::text::shorten;
 use crate::window::Window;
 use std::fmt;
 use std::time::Duration;
 
 /// Length of the range in milliseconds that the highest score of a group is taken from.
 pub const RECENT_MS: i64 = 300_000;
+
+/// Characters of a name that are shown.
+const MAX_NAME_CHARS: usize = 120;
 
 /// A group in one line.
 #[derive(Clone, Debug, PartialEq)]
@@ -207,6 +211,8 @@ pub struct GroupDetail {
     pub incidents: Vec<PastIncident>,
     /// The alias of the champion.
     pub alias: String,
+    /// Names of the labels whose values identify a group.
+    pub by: Vec<String>,
 }
 
 impl GroupSummary {
@@ -217,16 +223,16 @@ impl GroupSummary {
         format!("groups/{}?{}", percent_encode(&self.detector), pairs.collect::<Vec<_>>().join("&"))
     }
 
-    /// The instance, and the values of the other labels; all values if there is no instance.
+    /// The instance, and the values of the other labels; all values if there is no instance. Long ones are cut.
     pub fn short_name(&self) -> (String, String) {
         let values = |skipped: &str| {
             let labels = self.labels.iter().filter(|(name, _)| ![METRIC_NAME, skipped].contains(name));
-            labels.map(|(_, value)| value).collect::<Vec<_>>().join(" ")
+            shorten(&labels.map(|(_, value)| value).collect::<Vec<_>>().join(" "), MAX_NAME_CHARS)
         };
         match self.labels.get("instance") {
             "" if self.labels.iter().next().is_none() => ("all series".into(), String::new()),
             "" => (values(""), String::new()),
-            instance => (instance.into(), values("instance")),
+            instance => (shorten(instance, MAX_NAME_CHARS), values("instance")),
         }
     }
 

@@ -5,6 +5,7 @@ use super::group::{GroupDetail, OpenIncident, PastIncident, Scoring};
 use super::overview::deviating_features;
 use super::words::format_age;
 use crate::features::{Row, RowReader, Schema};
+use crate::models::registry::periods::GroupSelector;
 use crate::models::{CrossValidation, DeployedModel};
 use crate::prom::{Labels, METRIC_NAME};
 use crate::report::backtest::{Backtest, FeaturePlot, IncidentEntry};
@@ -23,16 +24,25 @@ const MAX_DRAWN: usize = 6;
 /// Incidents in the table, the latest ones.
 const MAX_LISTED: usize = 100;
 
+/// Flags of the commands on a page; each is empty or ends with a space.
+#[derive(Clone, Debug, Default)]
+pub struct CommandFlags {
+    /// Those that select the registry.
+    pub registry: String,
+    /// `--url`, unless the sidecar has the default one.
+    pub url: String,
+}
+
 impl GroupDetail {
-    /// The document. Commands get the flags that select the registry.
-    pub fn html(&self, registry_flags: &str, now_ms: i64) -> String {
+    /// The document.
+    pub fn html(&self, flags: &CommandFlags, now_ms: i64) -> String {
         let timeline = self.timeline();
         let body = html! {
             (self.head(now_ms))
-            (self.open_incident())
+            (self.open_incident(&flags.url))
             (timeline.over_time())
             (timeline.incident_table("Those of the window, the latest first, with the features that deviated most over all rows."))
-            (self.models(registry_flags, now_ms))
+            (self.models(&flags.registry, now_ms))
         };
         let (name, _) = self.summary.short_name();
         Frame { title: &name, root: "../", is_refreshed: false }.document(&body)
@@ -65,7 +75,7 @@ impl GroupDetail {
         }
     }
 
-    fn open_incident(&self) -> Markup {
+    fn open_incident(&self, url_flag: &str) -> Markup {
         let Some(incident) = &self.summary.incident else { return html! {} };
         let lead = format!(
             "Since {} UTC, score {}, peak {}, threshold {}.",
@@ -79,18 +89,19 @@ impl GroupDetail {
             p.then { "To tell promforest what it was, if it runs with " code { "--web.enable-admin-api" } ":" }
             pre.command {
                 code {
-                    "# not learned, and free of the budget\n" (self.feedback_command(incident, "real"))
-                    "\n# ends, counts twice, and is learned\n" (self.feedback_command(incident, "false"))
+                    "# not learned, and free of the budget\n" (self.feedback_command(url_flag, incident, "real"))
+                    "\n# ends, counts twice, and is learned\n" (self.feedback_command(url_flag, incident, "false"))
                 }
             }
         };
         section("Open incident", lead, &body)
     }
 
-    fn feedback_command(&self, incident: &OpenIncident, feedback: &str) -> String {
-        let (detector, labels) = (&self.summary.detector, self.summary.labels.to_string());
-        let (group, at) = (shell_quoted(&labels), format_timestamp(incident.since_ms));
-        format!("promforest feedback --detector {detector} --group {group} --at {at} {feedback}")
+    fn feedback_command(&self, url_flag: &str, incident: &OpenIncident, feedback: &str) -> String {
+        let detector = &self.summary.detector;
+        let group = shell_quoted(&GroupSelector::text_of_group(&self.summary.labels, &self.by));
+        let at = format_timestamp(incident.since_ms);
+        format!("promforest feedback {url_flag}--detector {detector} --group {group} --at {at} {feedback}")
     }
 
     /// The scores and features over the window, with its incidents.

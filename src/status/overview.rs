@@ -9,7 +9,7 @@ use super::words::{format_age, format_band, format_latency, plural};
 use crate::http::percent_encode;
 use crate::report::page::section;
 use crate::report::scale::Scale;
-use crate::report::text::{count, format_datetime, number, percent};
+use crate::report::text::{count, format_datetime, number, percent, shorten};
 use maud::{Markup, html};
 use std::collections::BTreeMap;
 
@@ -18,6 +18,9 @@ const MAX_INCIDENTS: usize = 50;
 
 /// Groups up to which a cell shows the name of its group.
 const MAX_NAMED_CELLS: usize = 60;
+
+/// Characters of labels and of a reason that are shown for one of many groups.
+const MAX_TEXT_CHARS: usize = 300;
 
 /// Groups that are listed for one reason.
 const MAX_LISTED_PER_REASON: usize = 12;
@@ -278,8 +281,10 @@ fn cell(group: &GroupSummary) -> Markup {
         }
         Scoring::NotScored(reason) => ("unscored", reason.phrase(), format!("not scored: {reason}")),
     };
+    let [value, described] = [value, described].map(|text| shorten(&text, MAX_TEXT_CHARS));
     let maintenance = if group.is_in_maintenance { ", in maintenance" } else { "" };
-    let title = format!("{} {}: {described}{maintenance}", group.detector, group.labels);
+    let labels = shorten(&group.labels.to_string(), MAX_TEXT_CHARS);
+    let title = format!("{} {labels}: {described}{maintenance}", group.detector);
     html! {
         a.cell.(class).open[group.incident.is_some()].maintenance[group.is_in_maintenance] href=(group.path()) title=(title) aria-label=(title) {
             span.target { (name) }
@@ -294,7 +299,10 @@ fn not_scored(page: &FleetPage<'_>) -> Markup {
     let mut reasons: BTreeMap<&str, Vec<(&GroupSummary, String)>> = BTreeMap::new();
     for group in &page.groups {
         if let Scoring::NotScored(reason) = &group.scoring {
-            reasons.entry(reason.as_str()).or_default().push((group, reason.to_string()));
+            reasons
+                .entry(reason.as_str())
+                .or_default()
+                .push((group, shorten(&reason.to_string(), MAX_TEXT_CHARS)));
         }
     }
     html! {

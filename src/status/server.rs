@@ -15,7 +15,7 @@ pub struct Sidecar {
     pub version: &'static str,
     /// Time of the start, in milliseconds since the epoch.
     pub started_ms: i64,
-    /// True if every detector has a model in service.
+    /// True if `/-/ready` answers 200.
     pub is_ready: bool,
     /// The lines of `/-/ready`.
     pub readiness: Vec<String>,

@@ -3,6 +3,7 @@ use super::fleet::{Fleet, FleetQuery, PAGE_SIZE};
 use super::group::{
     DeviatingFeature, GroupDetail, GroupSummary, NotScored, OpenIncident, PastIncident, Scoring,
 };
+use super::group_page::CommandFlags;
 use super::overview::Overview;
 use super::server::Sidecar;
 use super::{json, server, style_sheet};
@@ -141,6 +142,27 @@ fn a_group_that_is_not_scored_has_a_reason() {
 }
 
 #[test]
+fn long_names_are_cut_where_there_are_many() {
+    let long = "x".repeat(5_000);
+    let missing = NotScored::FeatureMissing { feature: long.clone(), n_missing: 1 };
+    let page = overview(vec![group(&long), not_scored(&long, missing)], &FleetQuery::default());
+    let in_links = page.matches(&format!("instance={long}&amp;job=node\"")).count();
+    assert_eq!((in_links, page.matches(&long).count()), (3, 3), "a link needs the whole name");
+}
+
+#[test]
+fn a_feedback_command_names_the_sidecar_and_one_group() {
+    let summary = GroupSummary {
+        labels: Labels::new([("instance", "db:9100")]).expect("valid labels"),
+        ..in_incident("db:9100")
+    };
+    let flags = CommandFlags { url: "--url http://127.0.0.1:9700 ".into(), ..CommandFlags::default() };
+    let text = text(&detail(summary).html(&flags, NOW_MS));
+    let command = "promforest feedback --url http://127.0.0.1:9700 --detector node_network --group '{instance=&quot;db:9100&quot;, job=&quot;&quot;}'";
+    assert!(text.contains(command), "{text}");
+}
+
+#[test]
 fn maintenance_is_shown() {
     let group = GroupSummary { is_in_maintenance: true, ..group("a:9100") };
     assert_eq!(json::summary(&group)["maintenance"], true);
@@ -177,7 +199,7 @@ fn text_from_outside_never_becomes_a_tag() {
     let found = overview(vec![evil.clone(), not_scored(EVIL, missing)], &query);
     let pages = [
         found,
-        detail(evil).html("", NOW_MS),
+        detail(evil).html(&CommandFlags::default(), NOW_MS),
         server::config_page(EVIL),
         server::message_page(EVIL, EVIL, ""),
     ];
@@ -203,8 +225,17 @@ fn pages_need_nothing_that_the_policy_forbids() {
 fn the_data_path_adds_up() {
     let path = data_path();
     let stages: Vec<_> = path.stages.iter().map(|stage| (stage.name, stage.count)).collect();
-    let expected = [("received", 1000), ("watched", 100), ("rows", 23), ("scored", 20), ("acknowledged", 80)];
+    let expected = [
+        ("received", 1000),
+        ("watched", 100),
+        ("rows", 23),
+        ("scored", 20),
+        ("output", 85),
+        ("acknowledged", 80),
+    ];
     assert_eq!(stages, expected);
+    let failed = path.stages.iter().find(|stage| stage.dropped.contains(&("too_old", 5)));
+    assert_eq!(failed.map(|stage| stage.unit), Some("samples"));
     let text = text(&path.section().into_string());
     for reason in ["900 unwatched", "4 duplicate", "3 incomplete", "5 too old"] {
         assert!(text.contains(reason), "{reason}: {text}");
@@ -256,12 +287,13 @@ fn detail(summary: GroupSummary) -> GroupDetail {
         challenger: None,
         incidents: vec![PastIncident { from_ms, to_ms: from_ms + 19 * 15_000, contributions }],
         alias: "champion".into(),
+        by: ["job", "instance"].map(String::from).into(),
     }
 }
 
 #[test]
 fn the_page_of_a_group_has_its_scores_and_incidents() {
-    let html = detail(in_incident("db:9100")).html("", NOW_MS);
+    let html = detail(in_incident("db:9100")).html(&CommandFlags::default(), NOW_MS);
     let text = text(&html);
     for expected in [
         "Group of node_network",
@@ -282,5 +314,5 @@ fn the_page_of_a_group_has_its_scores_and_incidents() {
     assert!(html.contains("href=\"../static/style.css\""));
     let unscored = detail(not_scored("a", NotScored::FillingGap));
     let empty = GroupDetail { window: Window::new(1000), incidents: Vec::new(), ..unscored };
-    assert!(empty.html("", NOW_MS).contains("No row was scored."));
+    assert!(empty.html(&CommandFlags::default(), NOW_MS).contains("No row was scored."));
 }

@@ -421,8 +421,8 @@ fn event_recorder<'a>(
     detector: &'a str,
 ) -> impl FnMut(GroupEvent) + 'a {
     move |event| match event {
-        GroupEvent::Row(state) => metrics.count_row(detector, state.as_str()),
-        GroupEvent::NotFinite => metrics.count_row(detector, "not_finite"),
+        GroupEvent::Row(state) => metrics.count_row(detector, state),
+        GroupEvent::NotFinite => metrics.count_not_finite(detector),
         GroupEvent::Counter(event) => metrics.count_correction(detector, event.as_str()),
         GroupEvent::SamplesFailed(reason, samples) => remote_write.count_failed(reason, samples),
     }

@@ -55,6 +55,7 @@ impl Group {
             challenger: self.deployed(ModelRole::Challenger).cloned(),
             incidents: past_incidents(&self.incidents),
             alias: alias.into(),
+            by: self.detector.by.clone(),
         }
     }
 

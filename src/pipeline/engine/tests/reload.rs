@@ -14,8 +14,11 @@ fn a_reload_keeps_what_did_not_change() {
     scrape(&mut bench, 2);
     assert_eq!(bench.content().len(), before.len() + 3, "two samples and a score");
     let other = Arc::new(Config::parse(more).expect("valid"));
+    let rows = bench.engine.metrics.row_counts();
+    assert!(rows.iter().any(|(_, count)| *count > 0), "{rows:?}");
     bench.reload(other, vec![Arc::default()]);
     assert!(bench.content().is_empty());
+    assert_eq!(bench.engine.metrics.row_counts(), rows, "rows of removed detectors stay counted");
 }
 
 /// A reload that changes nothing of the window keeps it and the model, in another order and among other detectors.
