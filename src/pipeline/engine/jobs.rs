@@ -27,7 +27,7 @@ const SAMPLE_MS: i64 = 60_000;
 const REPLAYED_MS: i64 = 4 * HOUR_MS;
 
 /// The newest incident of a group at a time.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct GroupIncident {
     start_ms: i64,
     is_open: bool,
@@ -66,6 +66,10 @@ struct Job {
     grace_ms: i64,
     incident: JobIncident,
     evaluated_ms: Option<i64>,
+    /// The incidents of the groups at that time, as they were known then.
+    seen: Vec<GroupIncident>,
+    /// True if rows before that time were scored after it.
+    is_outdated: bool,
     /// The newest sample.
     published: Option<(i64, bool)>,
 }
@@ -79,8 +83,15 @@ impl Job {
             return Vec::new();
         };
         let mut samples = Vec::new();
+        if to_ms > evaluated_ms {
+            self.is_outdated |= self.incidents_at(groups, evaluated_ms) != self.seen;
+        }
         for at_ms in (evaluated_ms + GRID_MS..=to_ms).step_by(GRID_MS as usize) {
-            self.evaluate(groups, at_ms);
+            // Late rows have changed the past: the state is computed again, once a minute at most.
+            match self.is_outdated && at_ms % SAMPLE_MS == 0 {
+                true => self.replay(groups, at_ms),
+                false => self.evaluate(groups, at_ms),
+            }
             let is_open = self.incident.opened_ms.is_some();
             if at_ms % SAMPLE_MS == 0 || self.published.is_none_or(|(_, before)| before != is_open) {
                 self.published = Some((at_ms, is_open));
@@ -90,8 +101,9 @@ impl Job {
         samples
     }
 
-    /// Computes the state from the incidents of the last hours, after a start.
+    /// Computes the state from the incidents of the last hours.
     fn replay(&mut self, groups: &Groups, to_ms: i64) {
+        (self.incident, self.is_outdated) = (JobIncident::default(), false);
         let first_ms = to_ms - REPLAYED_MS;
         let has_incident =
             |id: &&u32| groups.get(**id).is_some_and(|group| group.incident_at(to_ms, first_ms).is_some());
@@ -100,18 +112,22 @@ impl Job {
             times.for_each(|at_ms| self.evaluate(groups, at_ms));
         }
         self.evaluated_ms = Some(to_ms);
+        self.seen = self.incidents_at(groups, to_ms);
+    }
+
+    fn incidents_at(&self, groups: &Groups, at_ms: i64) -> Vec<GroupIncident> {
+        let of_job = self.group_ids.iter().filter_map(|id| groups.get(*id));
+        let incidents = of_job.filter_map(|group| group.incident_at(at_ms, at_ms - REPLAYED_MS));
+        incidents.map(|(start_ms, is_open)| GroupIncident { start_ms, is_open }).collect()
     }
 
     fn evaluate(&mut self, groups: &Groups, at_ms: i64) {
         self.evaluated_ms = Some(at_ms);
         let of_job = || self.group_ids.iter().filter_map(|id| groups.get(*id));
-        let incident = |(start_ms, is_open)| GroupIncident { start_ms, is_open };
-        let incidents: Vec<GroupIncident> = of_job()
-            .filter_map(|group| group.incident_at(at_ms, at_ms - REPLAYED_MS))
-            .map(incident)
-            .collect();
+        let incidents = self.incidents_at(groups, at_ms);
         let n_scored = || of_job().filter(|group| group.is_scored_within(at_ms - TOGETHER_MS, at_ms)).count();
         self.incident.update(at_ms, &incidents, n_scored);
+        self.seen = incidents;
     }
 }
 
@@ -161,7 +177,8 @@ impl JobIncidents {
         self.jobs.retain(|_, job| job.group_ids.len() >= MIN_GROUPS);
         for (labels, job) in &mut self.jobs {
             let Some(old) = old.remove(labels) else { continue };
-            (job.incident, job.evaluated_ms, job.published) = (old.incident, old.evaluated_ms, old.published);
+            let group_ids = std::mem::take(&mut job.group_ids);
+            *job = Job { group_ids, grace_ms: job.grace_ms, ..old };
         }
         let last_ms = |(labels, job): (Labels, Job)| Some((labels, job.published?.0));
         samples.ended.extend(old.into_iter().filter_map(last_ms));

@@ -60,12 +60,15 @@ impl Group {
         self.budget_correction()
     }
 
-    /// The newest incident that opened after `after_ms`, at a time: its start, and true if it is still open then.
+    /// The newest incident that opened after `after_ms`, at a time: its start, and true if it is still open then. It is
+    /// open until the next scored row.
     pub fn incident_at(&self, at_ms: i64, after_ms: i64) -> Option<(i64, bool)> {
-        let start_ms = self.incidents.start_within(after_ms, at_ms)?;
-        let newest = self.window.scores(ModelRole::Champion, start_ms - 1, at_ms).last();
-        let is_open =
-            newest.and_then(|(_, score)| score.incident_state).is_some_and(|state| state.is_incident);
+        let PastIncident { start_ms, last_ms, .. } = self.incidents.newest_within(after_ms, at_ms)?;
+        // Scores from before the window, or of an earlier process, are not known.
+        let is_followed = || {
+            self.window.score(ModelRole::Champion, last_ms).is_none() || self.is_scored_within(last_ms, at_ms)
+        };
+        let is_open = at_ms <= last_ms || self.incidents.is_open_since(start_ms) || !is_followed();
         Some((start_ms, is_open))
     }
 }

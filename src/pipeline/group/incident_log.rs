@@ -144,10 +144,11 @@ impl IncidentLog {
         &self.incidents
     }
 
-    /// Start of the newest incident in `(after_ms, to_ms]`.
-    pub fn start_within(&self, after_ms: i64, to_ms: i64) -> Option<i64> {
-        let mut newest_first = self.incidents.iter().rev().map(|incident| incident.start_ms);
-        newest_first.find(|start_ms| *start_ms <= to_ms).filter(|start_ms| *start_ms > after_ms)
+    /// The newest incident that opened in `(after_ms, to_ms]`.
+    pub fn newest_within(&self, after_ms: i64, to_ms: i64) -> Option<PastIncident> {
+        let n = self.incidents.partition_point(|incident| incident.start_ms <= to_ms);
+        let newest = self.incidents.get(n.checked_sub(1)?).copied();
+        newest.filter(|incident| incident.start_ms > after_ms)
     }
 
     /// True while an incident is open.

@@ -101,3 +101,28 @@ fn a_job_of_two_groups_has_no_series_and_one_that_shrinks_ends() {
     assert!(samples[0].1.is_nan(), "a staleness marker: {samples:?}");
     assert!(job_samples(&mut bench, 21..24).is_empty());
 }
+
+#[test]
+fn an_incident_that_a_late_row_opened_counts_for_the_job() {
+    let mut bench = four_groups([Some(10), Some(12), None, None]);
+    assert!(job_samples(&mut bench, 30..33).iter().all(|(_, value)| *value == 0.0));
+    let late = restored(&bench, "e", Some(20));
+    bench.engine.restore(vec![late], Instant::now(), |_| {});
+    let samples = job_samples(&mut bench, 34..39);
+    assert_eq!(samples.last().map(|(_, value)| *value), Some(1.0), "since minute 20: {samples:?}");
+}
+
+#[test]
+fn an_incident_from_before_the_window_was_open_until_its_last_row() {
+    let mut bench = Bench::new("");
+    let (state, mut window) = restored(&bench, "a", Some(10));
+    let column = window.features().map(|(_, column, _)| column).next().expect("a column");
+    window.push(column, Sample { timestamp_ms: window.start_ms() + 2 * window.length_ms(), value: 0.0 });
+    bench.engine.restore(vec![(state, window)], Instant::now(), |_| {});
+    let (_, group) = bench.groups().remove(0);
+    let at = |minute: i64| {
+        let found = group.incident_at(START_MS + minute * MINUTE, i64::MIN);
+        found.map(|(start_ms, is_open)| ((start_ms - START_MS) / MINUTE, is_open))
+    };
+    assert_eq!([9, 20, 39, 40].map(at), [None, Some((10, true)), Some((10, true)), Some((10, false))]);
+}
