@@ -5,7 +5,7 @@ use super::{catch_up, history};
 use crate::detect::{OnlineDetector, PastIncident};
 use crate::detector::Detector;
 use crate::models::DeployedModel;
-use crate::models::registry::periods;
+use crate::models::registry::periods::{self, Period, PeriodKind};
 use crate::remote_read::SeriesSamples;
 use crate::snapshot::ModelCheckpoint;
 use crate::time;
@@ -23,6 +23,8 @@ pub struct WarmStart {
     pub watermark: WriteWatermark,
     /// The published incidents, ascending; `None` if they are not known.
     pub incidents: Option<Vec<PastIncident>>,
+    /// The feedback that is recorded, for incidents that a snapshot has restored.
+    pub feedback: Vec<Period>,
     /// State of the model after the rows since its training, from remote read or a snapshot.
     pub detection: Option<Box<OnlineDetector>>,
     /// True if a remote-read endpoint that may have more did not answer.
@@ -72,9 +74,9 @@ impl WarmStart {
         // With a checkpoint, the snapshot has restored the window; otherwise the window must be filled.
         let from_ms = if resumed.is_some() { since_ms } else { since_ms.min(start_ms) };
         let history = reader.read((from_ms, now_ms)).await;
-        let incidents = match checkpoint {
-            Some(_) => None,
-            None => read_incidents(reader, now_ms).await,
+        let (incidents, feedback) = match checkpoint {
+            Some(_) => (None, read_feedback(reader).await),
+            None => (read_incidents(reader, now_ms).await, Vec::new()),
         };
         let start = match resumed {
             Some((_, detection)) => detection,
@@ -94,6 +96,7 @@ impl WarmStart {
             recent: samples_after(&history.series, start_ms),
             watermark,
             incidents,
+            feedback,
             detection,
             is_incomplete: !is_watermark_known || history.failure.is_some(),
         }
@@ -170,17 +173,31 @@ async fn read_incidents(reader: &mut GroupReader<'_>, now_ms: i64) -> Option<Vec
             Err(_) => circuit_breaker.open_client(url, Instant::now()),
         }
     }
-    if !incidents.is_empty() && !circuit_breaker.is_registry_open() {
-        match tokio::time::timeout(WATERMARK_TIMEOUT, backends.registry.periods()).await {
-            Ok(Ok(recorded)) => {
-                periods::restore_feedback(&mut incidents, &recorded, &detector.name, labels);
-            }
-            // The training reads them too, and reports the failure.
-            Ok(Err(_)) => {}
-            Err(_) => circuit_breaker.open_registry(Instant::now()),
+    if incidents.is_empty() {
+        return None;
+    }
+    let feedback = read_feedback(reader).await;
+    periods::restore_feedback(&mut incidents, &feedback, &reader.detector.name, reader.labels);
+    Some(incidents)
+}
+
+/// The recorded feedback on incidents of a group; none if the registry does not answer in time.
+async fn read_feedback(reader: &mut GroupReader<'_>) -> Vec<Period> {
+    let GroupReader { backends, circuit_breaker, detector, labels, .. } = reader;
+    if circuit_breaker.is_registry_open() {
+        return Vec::new();
+    }
+    let is_feedback =
+        |period: &Period| period.kind != PeriodKind::Maintenance && period.concerns(&detector.name, labels);
+    match tokio::time::timeout(WATERMARK_TIMEOUT, backends.registry.periods()).await {
+        Ok(Ok(recorded)) => recorded.into_iter().filter(is_feedback).collect(),
+        // The training reads them too, and reports the failure.
+        Ok(Err(_)) => Vec::new(),
+        Err(_) => {
+            circuit_breaker.open_registry(Instant::now());
+            Vec::new()
         }
     }
-    (!incidents.is_empty()).then_some(incidents)
 }
 
 /// The samples of a history that are within the window.

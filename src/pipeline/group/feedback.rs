@@ -2,6 +2,7 @@
 
 use super::Group;
 use crate::detect::{IncidentFeedback, PastIncident, SuspendedTimes};
+use crate::models::registry::periods::{self, Period};
 use crate::window::ModelRole;
 
 impl Group {
@@ -58,6 +59,36 @@ impl Group {
         self.metrics_dirty = true;
         self.snapshot_dirty = true;
         self.budget_correction()
+    }
+
+    /// Takes over the published incidents. The last one is open if it reaches the newest written score and the champion's
+    /// state has an open one.
+    pub(super) fn restore_incidents(
+        &mut self,
+        incidents: Vec<PastIncident>,
+        frozen_to_ms: i64,
+        written_to_ms: Option<i64>,
+    ) {
+        let to_ms = self.window.newest_ms().unwrap_or(frozen_to_ms);
+        let mut is_open = false;
+        if let Some(alerts) = self.models.alert_state_mut() {
+            alerts.set_published_incidents(&incidents, to_ms, self.detector.alerts.budget);
+            is_open = alerts.is_incident_open();
+        }
+        self.incidents.restore_incidents(incidents, written_to_ms.filter(|_| is_open));
+    }
+
+    /// Applies the feedback that was recorded after the snapshot.
+    pub(super) fn restore_feedback(&mut self, recorded: &[Period]) {
+        let kind = |incident: &PastIncident| incident.feedback.map(|(feedback, _)| feedback);
+        let before: Vec<PastIncident> = self.incidents.incidents().iter().copied().collect();
+        let mut after = before.clone();
+        periods::restore_feedback(&mut after, recorded, &self.detector.name, &self.labels);
+        for (before, after) in before.iter().zip(&after) {
+            if let Some(feedback) = kind(after).filter(|feedback| kind(before) != Some(*feedback)) {
+                self.apply_feedback(after.start_ms, feedback);
+            }
+        }
     }
 
     /// The newest incident that opened after `after_ms`, at a time: its start, and true if it is still open then. It is

@@ -333,7 +333,7 @@ impl Group {
         now: Instant,
         on_event: impl FnMut(GroupEvent),
     ) -> Advance {
-        let WarmStart { recent, watermark, incidents, detection, is_incomplete } = warm_start;
+        let WarmStart { recent, watermark, incidents, feedback, detection, is_incomplete } = warm_start;
         self.metrics_dirty = true;
         self.snapshot_dirty = true;
         self.lacks_history = is_incomplete;
@@ -354,14 +354,11 @@ impl Group {
         }
         let frozen_to_ms = newest_scored_ms.or(watermark.min_ms()).unwrap_or(i64::MIN);
         self.models.install(deployed, &self.window, frozen_to_ms, detection, &self.detector.alerts);
-        if let Some(incidents) = incidents.filter(|_| is_first) {
-            let to_ms = self.window.newest_ms().unwrap_or(frozen_to_ms);
-            let mut is_open = false;
-            if let Some(alerts) = self.models.alert_state_mut() {
-                alerts.set_published_incidents(&incidents, to_ms, self.detector.alerts.budget);
-                is_open = alerts.is_incident_open();
+        if is_first {
+            if let Some(incidents) = incidents {
+                self.restore_incidents(incidents, frozen_to_ms, watermark.min_ms());
             }
-            self.incidents.restore_incidents(incidents, watermark.min_ms().filter(|_| is_open));
+            self.restore_feedback(&feedback);
         }
         self.models.set_suspended(&self.suspended);
         // The model's grid defines the keys of rows.

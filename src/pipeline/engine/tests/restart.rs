@@ -2,6 +2,7 @@
 
 use super::sequential::*;
 use super::*;
+use crate::models::registry::periods::Period;
 use crate::train::WriteWatermark;
 
 #[test]
@@ -230,4 +231,32 @@ fn an_unchanged_group_is_not_written_again() {
     assert!(bench.engine.next_snapshot(None).expect("a group").snapshot.is_some(), "the disk was full");
     push(&mut bench, 210..211);
     assert!(bench.engine.next_snapshot(None).expect("a group").snapshot.is_some());
+}
+
+#[test]
+fn feedback_that_a_snapshot_lacks_is_applied_once() {
+    let model = sequential_model();
+    let mut bench = running(&model, 400);
+    let snapshot = snapshot_of(&mut bench);
+    let incident = *snapshot.0.incidents.last().expect("an incident");
+    let feedback = crate::detect::IncidentFeedback::False;
+    let expected = bench.groups().remove(0).1.apply_feedback(incident.start_ms, feedback);
+    let recorded = Period {
+        kind: feedback.into(),
+        detector: None,
+        groups: "{}".parse().expect("a selector"),
+        from_ms: incident.start_ms,
+        to_ms: Some(incident.last_ms),
+        comment: String::new(),
+    };
+    for snapshot in [snapshot, snapshot_of(&mut bench)] {
+        let checkpoint = snapshot.0.champion.clone().expect("a model");
+        let mut bench = Bench::new("");
+        bench.engine.restore(vec![snapshot], Instant::now(), |_| {});
+        let detection = checkpoint.resume(&deployed(&model)).flatten();
+        let warm_start = WarmStart { detection, feedback: vec![recorded.clone()], ..WarmStart::default() };
+        let (_, group) = bench.groups().remove(0);
+        group.install(deployed(&model), warm_start, Instant::now(), &mut |_| {});
+        assert_eq!(group.budget_correction(), expected);
+    }
 }
