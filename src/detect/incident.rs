@@ -1,4 +1,4 @@
-//! Incidents: an incident opens with an alarm that lasts or that exceeds the threshold clearly, and ends when the
+//! Incidents: an incident opens with scores above the threshold that last or exceed it clearly, and ends when the
 //! deviation is over, or when it has lasted so long that it is a new level.
 //!
 //! ```text
@@ -15,9 +15,9 @@ use crate::stats::quantile;
 use crate::time::HOUR_MS;
 use serde::{Deserialize, Serialize};
 
-/// Duration of alarms that confirms an incident, for rows at shorter intervals: of thousands of rows a day, one or two
+/// Duration of exceedances that confirms an incident, for rows at shorter intervals: of thousands of rows a day, one or two
 /// exceed any threshold by chance.
-const MIN_ALARM_MS: i64 = 30_000;
+const MIN_DURATION_MS: i64 = 30_000;
 /// Ratio of score to threshold that confirms an incident with one row.
 const IMMEDIATE_RATIO: f64 = 1.15;
 /// An incident lasts while the raw score is at least this share of the level that it opened at. The share rises with
@@ -56,8 +56,8 @@ pub struct IncidentUpdate {
 pub struct IncidentTracker {
     /// Timestamp of the newest row.
     newest_ms: Option<i64>,
-    /// Alarms that are not confirmed yet.
-    alarm: Option<Alarm>,
+    /// Exceedances that are not confirmed yet.
+    exceedance: Option<Exceedance>,
     open: Option<OpenIncident>,
     accepted: Option<AcceptedLevel>,
 }
@@ -65,8 +65,8 @@ pub struct IncidentTracker {
 /// Rows above the threshold.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Alarm {
-    /// Timestamps of the first and of the last alarm.
+struct Exceedance {
+    /// Timestamps of the first and of the last exceedance.
     since_ms: i64,
     last_ms: i64,
     /// The lowest threshold that was crossed.
@@ -78,7 +78,7 @@ struct Alarm {
 #[serde(deny_unknown_fields)]
 struct OpenIncident {
     /// `last_ms` is the last row of the deviation.
-    alarm: Alarm,
+    exceedance: Exceedance,
     /// Number and maximum score of the minutes in which the level is measured.
     minutes: Vec<(i64, f64)>,
     /// The greatest score.
@@ -88,7 +88,7 @@ struct OpenIncident {
 
 impl OpenIncident {
     fn excess(&self) -> f64 {
-        (self.peak / self.alarm.level).max(1.0).ln()
+        (self.peak / self.exceedance.level).max(1.0).ln()
     }
 }
 
@@ -115,12 +115,12 @@ impl IncidentTracker {
     /// # Errors
     /// [`InvalidPart`] for a time that is not in the range of timestamps, or a level that is not finite or below 0.
     pub fn check(&self) -> Result<(), InvalidPart> {
-        let alarms = self.alarm.iter().chain(self.open.as_ref().map(|open| &open.alarm));
+        let exceedances = self.exceedance.iter().chain(self.open.as_ref().map(|open| &open.exceedance));
         let (mut times, mut levels): (Vec<i64>, Vec<f64>) =
             (self.newest_ms.into_iter().collect(), Vec::new());
-        for alarm in alarms {
-            times.extend([alarm.since_ms, alarm.last_ms]);
-            levels.push(alarm.level);
+        for exceedance in exceedances {
+            times.extend([exceedance.since_ms, exceedance.last_ms]);
+            levels.push(exceedance.level);
         }
         if let Some(accepted) = self.accepted {
             times.push(accepted.last_ms);
@@ -146,21 +146,21 @@ impl IncidentTracker {
     /// Passes a row of a time in which no incident is open.
     pub fn suspend(&mut self, timestamp_ms: i64) -> IncidentUpdate {
         self.newest_ms = Some(timestamp_ms);
-        (self.alarm, self.open) = (None, None);
+        (self.exceedance, self.open) = (None, None);
         self.unchanged()
     }
 
     /// Ends the open incident: its greatest score counts as usual until the deviation is over.
     pub fn accept_open(&mut self) {
-        if let Some(OpenIncident { alarm, peak, .. }) = self.open.take() {
-            self.accept(alarm, peak);
+        if let Some(OpenIncident { exceedance, peak, .. }) = self.open.take() {
+            self.accept(exceedance, peak);
         }
     }
 
-    fn accept(&mut self, alarm: Alarm, score: f64) {
+    fn accept(&mut self, exceedance: Exceedance, score: f64) {
         // The deviation is over when the first of its levels is.
-        let level = self.accepted.map_or(alarm.level, |before| before.level.min(alarm.level));
-        self.accepted = Some(AcceptedLevel { score: score.max(0.0), level, last_ms: alarm.last_ms });
+        let level = self.accepted.map_or(exceedance.level, |before| before.level.min(exceedance.level));
+        self.accepted = Some(AcceptedLevel { score: score.max(0.0), level, last_ms: exceedance.last_ms });
         self.open = None;
     }
 
@@ -180,7 +180,7 @@ impl IncidentTracker {
     ) -> IncidentUpdate {
         let pause_ms = PAUSE_MS.max(PAUSE_ROWS * interval_ms);
         let is_over = |last_ms: i64| timestamp_ms - last_ms > pause_ms;
-        self.follow_level(timestamp_ms, raw, is_over);
+        self.update_level(timestamp_ms, raw, is_over);
         let accepted_level = self.accepted_level();
         let threshold = threshold + accepted_level;
         let excess = self.open.as_ref().map(OpenIncident::excess);
@@ -190,8 +190,8 @@ impl IncidentTracker {
         }
         let was_open = self.open.is_some();
         if was_open {
-            self.follow(timestamp_ms, (raw, smoothed), threshold);
-            self.open.take_if(|open| is_over(open.alarm.last_ms));
+            self.update_open(timestamp_ms, (raw, smoothed), threshold);
+            self.open.take_if(|open| is_over(open.exceedance.last_ms));
         } else {
             self.watch(timestamp_ms, smoothed, threshold, interval_ms);
         }
@@ -201,7 +201,7 @@ impl IncidentTracker {
     }
 
     /// Ends the accepted level when the deviation is over.
-    fn follow_level(&mut self, timestamp_ms: i64, raw: f64, is_over: impl Fn(i64) -> bool) {
+    fn update_level(&mut self, timestamp_ms: i64, raw: f64, is_over: impl Fn(i64) -> bool) {
         if let Some(accepted) = &mut self.accepted {
             if raw >= HYSTERESIS * accepted.level && !is_over(accepted.last_ms) {
                 accepted.last_ms = timestamp_ms;
@@ -211,38 +211,41 @@ impl IncidentTracker {
         }
     }
 
-    /// Collects alarms, and opens an incident once they are confirmed.
+    /// Collects exceedances, and opens an incident once they are confirmed.
     fn watch(&mut self, timestamp_ms: i64, smoothed: f64, threshold: f64, interval_ms: i64) {
-        let ongoing =
-            self.alarm.take().filter(|alarm| timestamp_ms - alarm.last_ms <= PAUSE_ROWS * interval_ms);
+        let ongoing = self
+            .exceedance
+            .take()
+            .filter(|exceedance| timestamp_ms - exceedance.last_ms <= PAUSE_ROWS * interval_ms);
         if smoothed < threshold {
-            self.alarm = ongoing;
+            self.exceedance = ongoing;
             return;
         }
-        let alarm = Alarm {
-            since_ms: ongoing.map_or(timestamp_ms, |alarm| alarm.since_ms),
+        let exceedance = Exceedance {
+            since_ms: ongoing.map_or(timestamp_ms, |exceedance| exceedance.since_ms),
             last_ms: timestamp_ms,
-            level: ongoing.map_or(threshold, |alarm| alarm.level.min(threshold)),
+            level: ongoing.map_or(threshold, |exceedance| exceedance.level.min(threshold)),
         };
-        let is_lasting = interval_ms >= MIN_ALARM_MS || timestamp_ms - alarm.since_ms >= MIN_ALARM_MS;
+        let is_lasting =
+            interval_ms >= MIN_DURATION_MS || timestamp_ms - exceedance.since_ms >= MIN_DURATION_MS;
         if is_lasting || smoothed >= IMMEDIATE_RATIO * threshold {
-            self.open = Some(OpenIncident { alarm, minutes: Vec::new(), peak: smoothed });
+            self.open = Some(OpenIncident { exceedance, minutes: Vec::new(), peak: smoothed });
         } else {
-            self.alarm = Some(alarm);
+            self.exceedance = Some(exceedance);
         }
     }
 
     /// Follows the open incident, and accepts its level when it has lasted long enough.
-    fn follow(&mut self, timestamp_ms: i64, (raw, smoothed): (f64, f64), threshold: f64) {
-        let Some(OpenIncident { alarm, minutes, peak }) = &mut self.open else { return };
+    fn update_open(&mut self, timestamp_ms: i64, (raw, smoothed): (f64, f64), threshold: f64) {
+        let Some(OpenIncident { exceedance, minutes, peak }) = &mut self.open else { return };
         *peak = peak.max(smoothed);
-        let open_ms = timestamp_ms - alarm.since_ms;
+        let open_ms = timestamp_ms - exceedance.since_ms;
         let hysteresis = (HYSTERESIS + HYSTERESIS_PER_HOUR * open_ms as f64 / HOUR_MS as f64).min(1.0);
         if smoothed >= threshold {
-            alarm.last_ms = timestamp_ms;
-            alarm.level = alarm.level.min(threshold);
-        } else if raw >= hysteresis * alarm.level {
-            alarm.last_ms = timestamp_ms;
+            exceedance.last_ms = timestamp_ms;
+            exceedance.level = exceedance.level.min(threshold);
+        } else if raw >= hysteresis * exceedance.level {
+            exceedance.last_ms = timestamp_ms;
         }
         if open_ms < ACCEPT_MS - LEVEL_MS {
             return;
@@ -254,8 +257,8 @@ impl IncidentTracker {
         }
         if open_ms >= ACCEPT_MS {
             let mut scores: Vec<f64> = minutes.iter().map(|(_, score)| *score).collect();
-            let alarm = *alarm;
-            self.accept(alarm, quantile(&mut scores, LEVEL_QUANTILE));
+            let exceedance = *exceedance;
+            self.accept(exceedance, quantile(&mut scores, LEVEL_QUANTILE));
         }
     }
 }
@@ -284,7 +287,7 @@ mod tests {
         let mut bench = Bench::new(MINUTE);
         let mut at = |minute: i64, score, threshold| bench.at(minute * MINUTE, score, threshold);
         assert!(!at(0, 1.9, 2.0));
-        assert!(at(1, 2.0, 2.0), "a score equal to the threshold is an alarm");
+        assert!(at(1, 2.0, 2.0), "a score equal to the threshold is an exceedance");
         assert!(at(2, 1.85, 2.0), "hysteresis");
         assert!(at(3, 0.5, 2.0), "a short pause");
         assert!(at(10, 5.0, 2.0));

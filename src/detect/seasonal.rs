@@ -215,7 +215,7 @@ impl SeasonalProfile {
             return;
         }
         let completed = std::mem::replace(&mut self.today, day);
-        self.n_weekend_days += u32::from(is_weekend(completed) && self.knows_weekdays());
+        self.n_weekend_days += u32::from(is_weekend(completed) && self.has_weekdays());
         let (mut errors, mut n_errors) = ([0.0; 2], 0);
         for bucket in 0..BUCKETS {
             let count = std::mem::take(&mut self.counts[bucket]);
@@ -244,7 +244,7 @@ impl SeasonalProfile {
     }
 
     /// True after a first weekday: the weekly profile has a prediction.
-    fn knows_weekdays(&self) -> bool {
+    fn has_weekdays(&self) -> bool {
         self.weekday_means.iter().any(|mean| !mean.is_nan())
     }
 

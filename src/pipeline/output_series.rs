@@ -36,12 +36,12 @@ impl OutputSeries {
 
     /// The outputs of a score.
     pub fn of_score(role: ModelRole, score: &Score) -> impl Iterator<Item = (Self, f64)> {
-        let alarm = score.incident_state.map(|alarm| {
-            [(Self::Threshold, alarm.threshold), (Self::Incident, f64::from(u8::from(alarm.is_incident)))]
+        let state = score.incident_state.map(|state| {
+            [(Self::Threshold, state.threshold), (Self::Incident, f64::from(u8::from(state.is_incident)))]
         });
         [(Self::Decision(role), score.decision), (Self::Score(role), score.score)]
             .into_iter()
-            .chain(alarm.into_iter().flatten())
+            .chain(state.into_iter().flatten())
     }
 
     /// The outputs of a contribution.

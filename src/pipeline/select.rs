@@ -294,8 +294,8 @@ mod tests {
     }
 
     fn score(decision: f64, is_incident: bool) -> Score {
-        let alarm = IncidentState { threshold: 0.25, is_incident };
-        Score { decision, score: 2.0 * decision, incident_state: Some(alarm) }
+        let state = IncidentState { threshold: 0.25, is_incident };
+        Score { decision, score: 2.0 * decision, incident_state: Some(state) }
     }
 
     fn contribution(device: &str, share: f64, expected_range: [f64; 3]) -> Contribution {
