@@ -11,7 +11,7 @@ use support::stack::{
     Collectors, JOB_NODE, MODEL_TIMEOUT, NODE_NETWORK_EXTENDED, RemoteWriteReceiver, SHORT_TIMEOUT, Scraping,
     Stack, StackApi,
 };
-use support::{each_version, now_ms};
+use support::{PrometheusVersion, each_version, now_ms};
 
 /// Traffic on lo that no minute before had.
 fn send_burst() {
@@ -45,6 +45,7 @@ fn live_scores_equal_a_backtest() {
                 .fold(0.0, f64::max);
             if share > 0.2 { Ok(()) } else { Err(format!("the greatest share is {share}")) }
         });
+        check_values(&stack);
         // A young model is renewed every quarter of its history. The next one has about half a minute, a third of it
         // before a restart.
         let trained = |at: &StackApi| at.metric("promforest_training_runs_total", &[("outcome", "trained")]);
@@ -65,6 +66,23 @@ fn live_scores_equal_a_backtest() {
         stack.promforest.take().expect("the program runs").terminate(SHORT_TIMEOUT);
         compare_with_backtest(&stack, restarted_ms);
     });
+}
+
+/// The values of the features behind the incident are their rates, as Prometheus computes them: version 2 includes one
+/// sample more at the edge of the range.
+fn check_values(stack: &Stack) {
+    let query = |expression: &str| {
+        stack.api.prometheus.query(expression).unwrap_or_else(|err| panic!("{}: {err}", stack.version))
+    };
+    let values = query(r#"anomaly_value{detector="node_network", device="lo"}[10m]"#);
+    assert!(!values.is_empty(), "{}: no value", stack.version);
+    for series in values.iter().filter(|_| stack.version == PrometheusVersion::V3) {
+        for (timestamp_ms, value) in &series.samples {
+            let (metric, at) = (&series.labels["metric"], *timestamp_ms as f64 / 1000.0);
+            let rate = query(&format!(r#"rate({metric}{{job="node", device="lo"}}[10s] @ {at:.3})"#));
+            assert_eq!(rate[0].samples[0].1 as f32, *value as f32, "{metric} at {timestamp_ms}");
+        }
+    }
 }
 
 /// Creation time of a version.

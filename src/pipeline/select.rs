@@ -151,7 +151,7 @@ fn distinct_contributions(contributions: &[(i64, Vec<Contribution>)]) -> Vec<Con
             .iter()
             .any(|known| known.reason == contribution.reason && known.feature == contribution.feature)
         {
-            distinct.push(Contribution { expected_range: [0.0; 3], ..contribution.clone() });
+            distinct.push(Contribution { value: 0.0, expected_range: [0.0; 3], ..contribution.clone() });
         }
     }
     distinct
@@ -298,9 +298,9 @@ mod tests {
         Score { decision, score: 2.0 * decision, incident_state: Some(state) }
     }
 
-    fn contribution(device: &str, share: f64, expected_range: [f64; 3]) -> Contribution {
+    fn contribution(device: &str, share: f64, value: f64, expected_range: [f64; 3]) -> Contribution {
         let feature = labels(&[(METRIC_NAME, "rx"), ("device", device)]);
-        Contribution { feature, reason: DeviationReason::Jumped, share, value: 1.0, expected_range }
+        Contribution { feature, reason: DeviationReason::Jumped, share, value, expected_range }
     }
 
     /// Rows at 1 to 6 seconds with a score, but for the fourth, which is stale; an incident from 2 to 3; a challenger
@@ -320,10 +320,13 @@ mod tests {
                 window.set_score(ModelRole::Challenger, timestamp_ms, challenger_score);
             }
         }
-        contributions.push_back((2000, vec![contribution("eth0", 0.75, [f64::NAN; 3])]));
+        contributions.push_back((2000, vec![contribution("eth0", 0.75, f64::NAN, [f64::NAN; 3])]));
         contributions.push_back((
             3000,
-            vec![contribution("eth0", 0.5, [1.0, 2.0, 3.0]), contribution("lo", 0.25, [f64::NAN; 3])],
+            vec![
+                contribution("eth0", 0.5, 7.0, [1.0, 2.0, 3.0]),
+                contribution("lo", 0.25, 7.0, [f64::NAN; 3]),
+            ],
         ));
         contributions.push_back((5000, Vec::new()));
         let selector = Selector::parse(selector).expect("a selector");
@@ -381,6 +384,8 @@ mod tests {
                 format!("anomaly_score{{{of}{group}, model=\"challenger\"}} 1:0.25 2:0.25 3:x"),
                 format!("anomaly_score{{{of}{group}}} 1:1 2:1 3:1 4:x 5:1 6:1"),
                 format!("anomaly_threshold{{{of}{group}}} 1:0.25 2:0.25 3:0.25 4:x 5:0.25 6:0.25"),
+                format!(r#"anomaly_value{{{of}device="eth0", {group}, metric="rx"}} 3:7 4:x"#),
+                format!(r#"anomaly_value{{{of}device="lo", {group}, metric="rx"}} 3:7 4:x"#),
                 format!("net_anomaly{{{group}, model=\"challenger\"}} 1:0.125 2:0.125 3:x"),
                 format!("net_anomaly{{{group}}} 1:0.5 2:0.5 3:0.5 4:x 5:0.5 6:0.5"),
                 format!(r#"rx{{device="eth0", {group}}} 1:1 2:2 3:3 5:5 6:6"#),

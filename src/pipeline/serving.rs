@@ -221,7 +221,7 @@ impl ServingModel {
 }
 
 impl Contribution {
-    /// The output series of the contribution with their values: share, value range.
+    /// The output series of the contribution with their values: share, value, expected range.
     pub fn series(&self, detector: &str, group: &Labels) -> impl Iterator<Item = (Labels, f64)> {
         let reserved = ["detector", "metric", "reason"];
         let mut labels = group.with("detector", detector).with("metric", self.feature.metric_name());
@@ -232,9 +232,15 @@ impl Contribution {
             };
         }
         let share = labels.with(METRIC_NAME, "anomaly_contribution").with("reason", self.reason.as_str());
-        let bounds = ["anomaly_expected_lower", "anomaly_expected", "anomaly_expected_upper"];
-        let expected = bounds.into_iter().zip(self.expected_range).filter(|(_, value)| !value.is_nan());
-        let expected = expected.map(move |(name, value)| (labels.with(METRIC_NAME, name), value));
-        std::iter::once((share, self.share)).chain(expected)
+        let [lower, expected, upper] = self.expected_range;
+        let band = [
+            ("anomaly_value", self.value),
+            ("anomaly_expected_lower", lower),
+            ("anomaly_expected", expected),
+            ("anomaly_expected_upper", upper),
+        ];
+        let known = band.into_iter().filter(|(_, value)| !value.is_nan());
+        let known = known.map(move |(name, value)| (labels.with(METRIC_NAME, name), value));
+        std::iter::once((share, self.share)).chain(known)
     }
 }

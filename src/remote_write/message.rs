@@ -2,7 +2,7 @@
 //!
 //! A message of 2.0 has each text once, and the type and help of each series; its responses count the written
 //! samples. Every endpoint supports 1.0, which is the default, as Prometheus'. Messages of 1.0 include type and help
-//! once a minute, as Prometheus sends them; the alternative, separate requests, has no benefit for eight names.
+//! once a minute, as Prometheus sends them; the alternative, separate requests, has no benefit for nine names.
 
 use crate::prom::wire::snappy;
 use crate::prom::{Labels, METRIC_NAME, Sample, proto};
@@ -18,8 +18,8 @@ const GAUGE: i32 = 2;
 pub const CHAMPION_SERIES: usize = 4;
 /// Series of a challenger: decision and score.
 const CHALLENGER_SERIES: usize = 2;
-/// Series of a contribution: share, expected value and its bounds.
-const CONTRIBUTION_SERIES: usize = 4;
+/// Series of a contribution: share, value, expected value and its bounds.
+const CONTRIBUTION_SERIES: usize = 5;
 /// Most contributions of an incident that are written.
 pub const MAX_CONTRIBUTIONS: usize = 3;
 /// Most samples of one row: those of both models, and a value or a staleness marker for each series of its contributions
@@ -28,12 +28,13 @@ pub const MAX_SAMPLES_PER_ROW: usize =
     CHAMPION_SERIES + CHALLENGER_SERIES + 2 * MAX_CONTRIBUTIONS * CONTRIBUTION_SERIES;
 
 /// Names and help of the output series whose names do not depend on the configuration.
-pub const OUTPUT_METADATA: [(&str, &str); 8] = [
+pub const OUTPUT_METADATA: [(&str, &str); 9] = [
     ("anomaly_score", "Anomaly score of a row; 1 is the alert threshold"),
     ("anomaly_threshold", "Anomaly score at which an incident opens"),
     ("anomaly_incident", "1 during an incident, otherwise 0"),
     ("anomaly_job_incident", "1 while many groups of a job share an incident, otherwise 0"),
     ("anomaly_contribution", "Share of a feature in an incident"),
+    ("anomaly_value", "Observed value of a feature in its own units, during an incident"),
     ("anomaly_expected", "Expected value of a feature at this time, during an incident"),
     ("anomaly_expected_lower", "Lower bound of the values expected at this time, during an incident"),
     ("anomaly_expected_upper", "Upper bound of the values expected at this time, during an incident"),
