@@ -358,7 +358,7 @@ where_to_look() {
     note "alerts                                         $prometheus_url/alerts"
     note "promforest's metrics                           $promforest_url/metrics"
     note "configuration, data, logs                      $dir"
-    note "Grafana: import deploy/grafana/dashboards/promforest.json, with $prometheus_url as its data source"
+    note "Grafana: import deploy/grafana/dashboards/*.json, with $prometheus_url as its data source"
     heading "Make an anomaly, in another terminal"
     note "$burst"
     heading "The score, every 5 s. Ctrl-C stops everything"

@@ -3,14 +3,20 @@
 
 What would make Grafana show a wrong or an empty dashboard without a word: ids or names that repeat, panels that overlap or
 are too wide, variables that are used before they exist, panels without a query or with another data source than the
-chosen one. Whether the queries answer is another test's business.
+chosen one. The rules of Grafana's dashboard-linter that apply here: a unit and a description for each panel, matchers of job and
+instance in each selector whose metric has these labels, and ranges of rates from $__rate_interval or fixed. Whether the queries
+answer is another test's business.
 """
 
 import json
 import re
 import sys
 
-BUILT_IN = {"__interval", "__interval_ms", "__rate_interval", "__range", "__range_s", "__from", "__to"}
+BUILT_IN = {"__interval", "__interval_ms", "__rate_interval", "__range", "__range_s", "__from", "__to", "__data", "__field", "__value"}
+SELECTOR = re.compile(r"([a-zA-Z_:][\w:]*)?\{([^{}]*(?:\$\{[^{}]*\}[^{}]*)*)\}")
+RATE = re.compile(r"\b(?:rate|irate|increase)\(\w+(?:\{[^{}]*\})?\[([^\]]+)\]")
+WITHOUT_INSTANCE = {"anomaly_job_incident"}
+WITHOUT_JOB_AND_INSTANCE = {"promforest_rows_total", "promforest_training_runs_total"}
 VARIABLE = re.compile(r"\$(?:\{(\w+)(?::\w+)?\}|(\w+))")
 
 
@@ -25,6 +31,22 @@ def overlap(a, b):
         and a["y"] < b["y"] + b["h"]
         and b["y"] < a["y"] + a["h"]
     )
+
+
+def problems_of_query(expression):
+    """Yields what the rules of dashboard-linter say about a query."""
+    for metric, matchers in SELECTOR.findall(expression):
+        wanted = {"job", "instance"}
+        if metric in WITHOUT_INSTANCE:
+            wanted = {"job"}
+        elif metric in WITHOUT_JOB_AND_INSTANCE:
+            wanted = set()
+        for label in sorted(wanted):
+            if not re.search(rf'\b{label}=~"\$\w+"', matchers):
+                yield f"{metric or 'a selector'} has no matcher of {label}"
+    for interval in RATE.findall(expression):
+        if interval != "$__rate_interval" and not re.fullmatch(r"\d+[smhd]", interval):
+            yield f"a rate over [{interval}]"
 
 
 def problems(board):
@@ -48,7 +70,7 @@ def problems(board):
                 yield f"variable {name!r}: its data source is not $datasource"
             if variable.get("definition") != query:
                 yield f"variable {name!r}: definition and query differ"
-            for other in sorted(variables_in(query) - known):
+            for other in sorted(variables_in(query) - known - BUILT_IN):
                 yield f"variable {name!r} uses ${other}, which is not defined before it"
         known.add(name)
     if not board["templating"]["list"] or board["templating"]["list"][0]["type"] != "datasource":
@@ -83,6 +105,8 @@ def problems(board):
             yield f"{name}: its data source is not $datasource"
         if not panel.get("description"):
             yield f"{name}: no description"
+        if not panel.get("fieldConfig", {}).get("defaults", {}).get("unit"):
+            yield f"{name}: no unit"
         targets = panel.get("targets", [])
         if not targets:
             yield f"{name}: no query"
@@ -93,6 +117,8 @@ def problems(board):
                 yield f"{name}: query {target['refId']} is empty"
             for other in sorted(variables_in(target.get("expr", "")) - known):
                 yield f"{name}: query {target['refId']} uses ${other}, which is not defined"
+            for problem in problems_of_query(target.get("expr", "")):
+                yield f"{name}: query {target['refId']}: {problem}"
             if target.get("datasource", {}).get("uid", "${datasource}") != "${datasource}":
                 yield f"{name}: query {target['refId']} has a data source of its own"
 
