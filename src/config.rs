@@ -1,11 +1,11 @@
 //! The configuration file: composes the sections of all rooms and checks what must fit across them.
 
 use crate::detector::Detector;
-use crate::http::hide_query_values;
-use crate::models::registry;
+use crate::http::{self, hide_query_values};
+use crate::models::{self, registry};
 pub use crate::yaml::FileError as Error;
-use crate::yaml::{self, Node, Section};
-use crate::{remote_read, remote_write};
+use crate::yaml::{self, Key, KeyTable, Node, Section};
+use crate::{detect, detector, remote_read, remote_write};
 use saphyr::{LoadableYamlNode, Scalar, Yaml, YamlEmitter};
 use std::path::Path;
 use std::sync::Arc;
@@ -13,6 +13,55 @@ use std::time::Duration;
 
 /// Scrape interval of common Prometheus configurations. It only sets the default of `grace`.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(15);
+
+const KEY_TABLES: [KeyTable; 2] = [
+    KeyTable::new(
+        &[""],
+        &[
+            Key::optional("global", "Settings for the whole file"),
+            Key::computed(
+                "remote_write",
+                "Prometheus at `localhost:9090`",
+                "Endpoints that receive the scores; `[]` for none",
+            ),
+            Key::computed(
+                "remote_read",
+                "Prometheus at `localhost:9090` if scores are written there, else `[]`",
+                "Endpoints that serve history; `[]` for none: models are then trained on the window alone, as are those \
+                 of native histograms, of which remote read returns no count and sum",
+            ),
+            Key::optional("registry", "Storage of models"),
+            Key::computed(
+                "detectors",
+                "`node_network`, as in the file above",
+                "Detectors, with distinct names",
+            ),
+        ],
+    ),
+    KeyTable::new(
+        &["global"],
+        &[Key::with_default(
+            "scrape_interval",
+            "15s",
+            "Only sets the default of `grace`; the interval of rows is read off the samples",
+        )],
+    ),
+];
+
+/// The keys of the file, section by section.
+pub fn key_tables() -> Vec<KeyTable> {
+    [
+        &KEY_TABLES[..],
+        &remote_write::KEY_TABLES,
+        &remote_read::KEY_TABLES,
+        &http::config::KEY_TABLES,
+        &registry::KEY_TABLES,
+        &detector::KEY_TABLES,
+        &detect::KEY_TABLES,
+        &models::KEY_TABLES,
+    ]
+    .concat()
+}
 
 /// The whole configuration. A section that the file omits has its default.
 #[derive(Clone, Debug, PartialEq)]

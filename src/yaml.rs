@@ -4,7 +4,10 @@
 //! other key is an error. Not taken: structures derived with serde, which stop at the first error; a user needs all
 //! errors of a file at once.
 
+mod key;
+
 use crate::prom::duration;
+pub use key::{DefaultValue, Key, KeyTable};
 use saphyr::{LoadableYamlNode, MarkedYaml, Scalar, YamlData};
 use std::cell::RefCell;
 use std::fmt;

@@ -21,7 +21,7 @@ use support::stack::{
     Collectors, JOB_NODE, MODEL_TIMEOUT, NODE_NETWORK, RANGE_MS, RemoteWriteReceiver, SHORT_TIMEOUT,
     Scraping, Stack, StackApi,
 };
-use support::{command, each_version, http, in_parallel, now_ms};
+use support::{command, each_version, http, in_parallel, now_ms, reference};
 
 /// Prometheus' own batch deadline by default, and 2 s.
 const MAX_LAG_MS: i64 = 7_000;
@@ -236,6 +236,7 @@ fn check_own_output_is_ignored(stack: &Stack) {
     let written = stack.metric("promforest_remote_write_samples_total", &[]);
     assert!(own > written / 2.0 && written > 40.0, "{}: {written} written, {own} came back", stack.version);
     let page = http::get(&stack.api.promforest, "/metrics").expect("promforest answers").body;
+    reference::check_metrics(&page);
     let groups: Vec<&str> =
         page.lines().filter(|line| line.starts_with("promforest_training_progress_ratio{")).collect();
     assert_eq!(groups.len(), 2, "{}: a group of each detector, not {groups:?}", stack.version);

@@ -1,6 +1,7 @@
 //! The command line: commands, shared arguments and exit codes.
 
 mod backtest;
+mod docs;
 mod feedback;
 mod generate;
 mod maintenance;
@@ -76,16 +77,21 @@ enum CliCommand {
     },
     /// Print the manual page, in roff
     Man,
+    /// Print a generated page of the reference, as Markdown
+    Docs {
+        /// The page
+        page: docs::Page,
+    },
 }
 
 #[derive(Debug, Subcommand)]
 enum Check {
-    /// A configuration file
+    /// Check a configuration file
     Config {
         /// The file
         file: PathBuf,
     },
-    /// A file for --web.config.file: encryption, users, headers
+    /// Check a file for --web.config.file: encryption, users, headers
     WebConfig {
         /// The file
         file: PathBuf,
@@ -215,6 +221,7 @@ pub fn main() -> ExitCode {
         Some(CliCommand::Models(command)) => block_on(models::run(command)),
         Some(CliCommand::Completions { shell }) => generate::print_completions(shell),
         Some(CliCommand::Man) => generate::print_manual(),
+        Some(CliCommand::Docs { page }) => docs::run(page),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

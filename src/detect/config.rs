@@ -2,7 +2,7 @@
 
 use super::filter::{DeviationFilter, Direction, MinDeviation};
 use crate::prom::{Labels, Selector};
-use crate::yaml::{Node, Section};
+use crate::yaml::{Key, KeyTable, Node, Section};
 use std::str::FromStr;
 
 /// Default budget in alerts per day.
@@ -11,6 +11,38 @@ pub const DEFAULT_BUDGET: f64 = 1.0;
 /// above the greatest, an alert an hour, a day does not have enough hours to estimate the threshold.
 const MIN_BUDGET: f64 = 0.1;
 const MAX_BUDGET: f64 = 24.0;
+
+/// The keys of the section.
+pub const KEY_TABLES: [KeyTable; 2] = [
+    KeyTable::new(
+        &["detectors[].alerts"],
+        &[
+            Key::with_default(
+                "budget",
+                "1/day",
+                "Most incidents on average, per `day`, `week` or `hour`: from 0.1 to 24 a day",
+            ),
+            Key::with_default(
+                "direction",
+                "both",
+                "`up`: only values above the expected ones count; `down`: only values below them",
+            ),
+            Key::with_default("min_deviation", "[]", "Minimum sizes of deviations, see below"),
+        ],
+    ),
+    KeyTable::new(
+        &["detectors[].alerts.min_deviation[]"],
+        &[
+            Key::required("match", "up", "Selector of features; the first entry that matches applies"),
+            Key::optional(
+                "absolute",
+                "Smaller deviations do not count, in the unit of the feature, such as bytes per second. With \
+                 `relative`, both must be exceeded; one of the two is required",
+            ),
+            Key::optional("relative", "Smaller deviations do not count, as a share of the expected value"),
+        ],
+    ),
+];
 
 /// The section `alerts` of a detector.
 #[derive(Clone, Debug, PartialEq)]

@@ -37,7 +37,7 @@ use crate::prom::Labels;
 use crate::window::{IncidentState, Score};
 pub use alerting::AlertState;
 use alerting::RowAlertInput;
-pub use config::{AlertBudget, Config, DEFAULT_BUDGET};
+pub use config::{AlertBudget, Config, DEFAULT_BUDGET, KEY_TABLES};
 use derived::{DERIVED_PER_FEATURE, DerivedFeatures};
 pub use deviation::{Deviation, DeviationReason};
 pub use feedback::{IncidentFeedback, PastIncident};

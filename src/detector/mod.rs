@@ -13,7 +13,7 @@ use crate::features::rate::RateSemantics;
 use crate::models::ModelParams;
 use crate::prom::{METRIC_NAME, Selector, duration};
 use crate::time;
-use crate::yaml::{Node, Section};
+use crate::yaml::{Key, KeyTable, Node, Section};
 pub use identity::FeatureIdentity;
 pub use promotion_gate::PromotionGate;
 use std::time::Duration;
@@ -37,6 +37,57 @@ const IGNORED_LABELS: [&str; 13] = [
     "region",
     "replica",
     "service",
+];
+
+/// The keys of a block, without those of `alerts` and `model`.
+pub const KEY_TABLES: [KeyTable; 3] = [
+    KeyTable::new(
+        &["detectors[]"],
+        &[
+            Key::required("name", "node_network", "Name of the detector, and prefix of its decision series"),
+            Key::required("match", "[up]", "PromQL selectors; a series is watched if one of them matches"),
+            Key::with_default(
+                "by",
+                "[job, instance]",
+                "Labels whose values identify a group: one stream of rows, one model",
+            ),
+            Key::computed(
+                "job_by",
+                "`by` without its last label",
+                "Labels of `by` that identify a job: when many of its groups open an incident together, \
+                 `anomaly_job_incident` is 1",
+            ),
+            Key::with_default(
+                "ignore",
+                "[cluster, container, datacenter, endpoint, environment, monitor, namespace, pod, prometheus, \
+                 prometheus_replica, region, replica, service]",
+                "Labels that do not identify a feature: a pod that replaces another goes on with its features. Series of \
+                 one metric that exist at the same time and differ in such a label only stay features of their own",
+            ),
+            Key::with_default("transform", "rate(1m)", "`rate(RANGE)` for counters, `value` for gauges"),
+            Key::with_default(
+                "rate_semantics",
+                "v3",
+                "Rates at the edges of their range: `v3` as Prometheus 3, `v2` as Prometheus 2",
+            ),
+            Key::with_default(
+                "window",
+                "6h",
+                "Length of the history of raw samples in memory, at least `training.min_history` and more than twice the \
+                 range of `transform`",
+            ),
+            Key::computed(
+                "grace",
+                "two scrape intervals, at least `15s`",
+                "Time that a row waits for its last sample, and that a feature may be absent",
+            ),
+            Key::optional("training", "History, schedule and promotion gate, see below"),
+            Key::optional("alerts", "Budget and filters, see below"),
+            Key::optional("model", "Kind and parameters of the model, see below"),
+        ],
+    ),
+    KeyTable::new(&["detectors[].training"], &training::KEYS),
+    KeyTable::new(&["detectors[].training.gate"], &promotion_gate::KEYS),
 ];
 
 /// A block of the configuration's list `detectors`.

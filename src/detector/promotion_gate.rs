@@ -5,7 +5,7 @@
 //! model that memorised its rows would pass a test on its own rows.
 
 use crate::models::{HeldOut, Trial};
-use crate::yaml::Section;
+use crate::yaml::{Key, Section};
 
 /// Fewest rows for the default bounds: fewer differ by chance.
 const MIN_ROWS: usize = 500;
@@ -17,6 +17,23 @@ const MAX_STANDARD_ALERT_RATE: f64 = 0.3;
 /// rows, in at most 3 incidents a day.
 const MAX_ALERT_RATE: f64 = 0.05;
 const MAX_INCIDENTS_PER_DAY: f64 = 6.0;
+
+/// The keys of the section.
+pub const KEYS: [Key; 3] = [
+    Key::computed(
+        "max_alert_rate",
+        "`0.05`, for `isolation_forest` `0.3`",
+        "Greatest share of held-out rows with a score above 1, from 0 to 1. The default applies to models of 500 rows \
+         and more, a configured bound to all models",
+    ),
+    Key::computed(
+        "max_incidents_per_day",
+        "`6`",
+        "Most incidents per day on held-out rows, where less than a day counts as one. The default applies to models of \
+         500 rows and more, a configured bound to all models",
+    ),
+    Key::optional("max_kl", "Greatest KL divergence of held-out rows from the training rows, in nats"),
+];
 
 /// Bounds that a renewed model must meet. Configured bounds apply to every model, defaults to models of at least 500
 /// rows. A forest whose decisions are constant exceeds them all.

@@ -2,7 +2,7 @@
 
 use super::PromotionGate;
 use crate::prom::duration;
-use crate::yaml::{Node, Section};
+use crate::yaml::{Key, Node, Section};
 use std::time::Duration;
 
 /// Growth of the history at which a model is trained again, as a share: the first model is trained on one hour and
@@ -10,6 +10,38 @@ use std::time::Duration;
 const GROWTH: f64 = 0.25;
 /// Shortest time between two trainings.
 const MIN_RETRAIN_INTERVAL: Duration = Duration::from_secs(15);
+
+/// The keys of the section.
+pub const KEYS: [Key; 6] = [
+    Key::with_default("history", "14d", "Length of the history to train on, at least `min_history`"),
+    Key::with_default(
+        "min_history",
+        "1h",
+        "Length of the history that a first model needs, after the first range of its rates. The kind \
+         `extended_isolation_forest` needs a minute and seven scrapes at least; `/-/ready` names the greater one",
+    ),
+    Key::with_default(
+        "interval",
+        "1d",
+        "Longest time between two trainings. A young model is renewed whenever its history has grown by a quarter",
+    ),
+    Key::with_default(
+        "sweep",
+        "[]",
+        "Values of `max_samples` to choose from at every training. If empty, `model.max_samples` is used, and \
+         `promforest train` tries 13 sizes from 5 to 5000",
+    ),
+    Key::with_default(
+        "exclude_alerts",
+        "[]",
+        "Names of alerts. The time in which one of them fired, with the labels of the group or without `instance`, is \
+         excluded from training, unless too few rows are left for a first model; no incident opens while one fires",
+    ),
+    Key::optional(
+        "gate",
+        "Promotion gate: bounds that a renewed model must meet on held-out rows, see below",
+    ),
+];
 
 /// Schedule and inputs of training.
 #[derive(Clone, Debug, PartialEq)]

@@ -6,9 +6,88 @@
 use super::secret::{Secret, SecretSource};
 use super::tls::TlsConfig;
 use super::url::Url;
-use crate::yaml::{Node, Section};
+use crate::yaml::{Key, KeyTable, Node, Section};
 use hyper::Uri;
 use hyper::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+
+const PROXY_URL: Key = Key::optional("proxy_url", "URL of a proxy, `http://` or `https://`");
+const NO_PROXY: Key = Key::optional("no_proxy", "Hosts that bypass `proxy_url`, separated by commas");
+const PROXY_FROM_ENVIRONMENT: Key = Key::with_default(
+    "proxy_from_environment",
+    "false",
+    "Whether `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` apply, instead of `proxy_url`",
+);
+const PROXY_CONNECT_HEADER: Key = Key::optional(
+    "proxy_connect_header",
+    "Headers of CONNECT requests to the proxy: a mapping from names to lists of values",
+);
+const TLS_CONFIG: Key = Key::optional("tls_config", "Trusted authorities and the own certificate, see below");
+
+/// The keys of the HTTP client, in every block that has them.
+pub const KEY_TABLES: [KeyTable; 5] = [
+    KeyTable::new(
+        &["remote_write[]", "remote_read[]", "registry.mlflow"],
+        &[
+            Key::optional("basic_auth", "User name and password. At most one kind of credentials is allowed"),
+            Key::optional("authorization", "A fixed token"),
+            Key::optional("oauth2", "A token that is fetched and renewed: OAuth 2.0's client credentials"),
+            TLS_CONFIG,
+            PROXY_URL,
+            NO_PROXY,
+            PROXY_FROM_ENVIRONMENT,
+            PROXY_CONNECT_HEADER,
+            Key::with_default("follow_redirects", "true", "Whether redirects are followed"),
+            Key::optional(
+                "headers",
+                "Headers of every request: a mapping from names to values. Headers of the protocol are errors",
+            ),
+        ],
+    ),
+    KeyTable::new(
+        &["remote_write[].basic_auth", "remote_read[].basic_auth", "registry.mlflow.basic_auth"],
+        &[
+            Key::optional("username", "User name"),
+            Key::optional("username_file", "File with the user name"),
+            Key::optional("password", "Password"),
+            Key::optional("password_file", "File with the password"),
+        ],
+    ),
+    KeyTable::new(
+        &["remote_write[].authorization", "remote_read[].authorization", "registry.mlflow.authorization"],
+        &[
+            Key::with_default("type", "Bearer", "Authentication scheme"),
+            Key::optional("credentials", "Token; this key or `credentials_file` is required"),
+            Key::optional("credentials_file", "File with the token"),
+        ],
+    ),
+    KeyTable::new(
+        &["remote_write[].oauth2", "remote_read[].oauth2", "registry.mlflow.oauth2"],
+        &[
+            Key::required("client_id", "promforest", "Identifier of the client"),
+            Key::optional("client_secret", "Password of the client"),
+            Key::optional("client_secret_file", "File with the password of the client"),
+            Key::with_default("scopes", "[]", "Scopes requested for the token"),
+            Key::required("token_url", "http://localhost/token", "URL of the token endpoint"),
+            Key::optional("endpoint_params", "Further parameters of the token request"),
+            TLS_CONFIG,
+            PROXY_URL,
+            NO_PROXY,
+            PROXY_FROM_ENVIRONMENT,
+            PROXY_CONNECT_HEADER,
+        ],
+    ),
+    KeyTable::new(
+        &[
+            "remote_write[].tls_config",
+            "remote_write[].oauth2.tls_config",
+            "remote_read[].tls_config",
+            "remote_read[].oauth2.tls_config",
+            "registry.mlflow.tls_config",
+            "registry.mlflow.oauth2.tls_config",
+        ],
+        &super::tls::CLIENT_KEYS,
+    ),
+];
 
 /// Connection and credentials of one endpoint.
 #[derive(Clone, Debug, PartialEq)]

@@ -2,11 +2,63 @@
 
 use super::kind::{ModelKind, ModelParams};
 use crate::forest::{Contamination, ExtendedParams, ForestParams, MaxFeatures, MaxSamples};
-use crate::yaml::{Node, Section};
+use crate::yaml::{Key, KeyTable, Node, Section};
 use std::num::NonZeroUsize;
 
 /// Most trees of a forest, against typing errors. A hundred trees suffice.
 const MAX_ESTIMATORS: usize = 10_000;
+
+/// The keys of the section.
+pub const KEY_TABLES: [KeyTable; 3] = [
+    KeyTable::new(
+        &["detectors[].model"],
+        &[
+            Key::with_default(
+                "kind",
+                "extended_isolation_forest",
+                "An extended isolation forest over derived features, with a budget of alerts; or `isolation_forest`: \
+                 scikit-learn's, on the values alone",
+            ),
+            Key::computed(
+                "n_estimators",
+                "`50`, for `isolation_forest` `100`",
+                "Number of trees, at most 10000",
+            ),
+            Key::with_default(
+                "max_samples",
+                "auto",
+                "Rows per tree: a count, or a share such as `0.5`. `auto` is 256, or all rows if there are fewer",
+            ),
+            Key::with_default(
+                "random_state",
+                "0",
+                "Seed. Equal seeds and histories give equal forests, bit for bit",
+            ),
+        ],
+    ),
+    KeyTable::new(
+        &["detectors[].model"],
+        &[Key::with_default("ndim", "16", "Number of columns that a split plane combines")],
+    )
+    .with_condition("kind: extended_isolation_forest"),
+    KeyTable::new(
+        &["detectors[].model"],
+        &[
+            Key::with_default(
+                "contamination",
+                "auto",
+                "Share of anomalies in the training rows, up to 0.5; `auto` is scikit-learn's fixed offset",
+            ),
+            Key::with_default(
+                "max_features",
+                "1.0",
+                "Features per tree: a count, or a share such as `0.5`. As in scikit-learn, `1.0` is all and `1` is one",
+            ),
+            Key::with_default("bootstrap", "false", "Whether the rows of a tree are drawn with replacement"),
+        ],
+    )
+    .with_condition("kind: isolation_forest"),
+];
 
 impl ModelParams {
     /// Reads the section of the configuration file.

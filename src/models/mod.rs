@@ -21,6 +21,7 @@ mod running;
 pub mod sklearn;
 mod validation;
 
+pub use config::KEY_TABLES;
 pub use fit::PreparedRows;
 pub use imported::ImportedForest;
 pub use kind::{EXTENDED_OFFSET, FittedModel, ModelKind, ModelParams, score};

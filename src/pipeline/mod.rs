@@ -286,6 +286,11 @@ fn log_start(address: SocketAddr, config: &Config) {
     info!(version = VERSION, revision = REVISION, address = %address, detectors = detectors.join(","), "listening");
 }
 
+/// The metrics of a sidecar that has not started, for the reference.
+pub fn metrics_registry() -> Registry {
+    SidecarMetrics::register(&AccessControl::default()).0
+}
+
 /// The metrics of all rooms.
 struct SidecarMetrics {
     reload: reload::Metrics,

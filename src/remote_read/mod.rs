@@ -15,7 +15,7 @@ pub mod xor;
 use crate::http::Url;
 use crate::http::config::ClientConfig;
 use crate::telemetry::{OneLabel, register};
-use crate::yaml::Section;
+use crate::yaml::{Key, KeyTable, Section};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use std::time::Duration;
@@ -34,6 +34,15 @@ pub struct Config {
     /// Longest duration of one request.
     pub remote_timeout: Duration,
 }
+
+/// The keys of a `remote_read` block, without those of the HTTP client.
+pub const KEY_TABLES: [KeyTable; 1] = [KeyTable::new(
+    &["remote_read[]"],
+    &[
+        Key::required("url", "http://localhost:9090/api/v1/read", "URL of the endpoint"),
+        Key::with_default("remote_timeout", "1m", "Longest duration of one request"),
+    ],
+)];
 
 impl Default for Config {
     fn default() -> Self {

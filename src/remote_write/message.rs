@@ -40,11 +40,13 @@ pub const OUTPUT_METADATA: [(&str, &str); 9] = [
     ("anomaly_expected_upper", "Upper bound of the values expected at this time, during an incident"),
 ];
 
+/// Help of the series of decisions, whose names begin with the name of a detector.
+pub const DECISION_HELP: &str = "Decision of a detector's model in [-1, 1]; negative is an anomaly";
+
 /// The help of an output series; `None` for the names of others.
 fn metric_help(metric: &str) -> Option<&'static str> {
-    let decision = "Decision of a detector's model in [-1, 1]; negative is an anomaly";
     let known = OUTPUT_METADATA.iter().find(|(name, _)| *name == metric).map(|(_, help)| *help);
-    known.or_else(|| metric.ends_with("_anomaly").then_some(decision))
+    known.or_else(|| metric.ends_with("_anomaly").then_some(DECISION_HELP))
 }
 
 /// One series of a request. The samples ascend and are not empty.

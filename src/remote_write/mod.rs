@@ -13,7 +13,7 @@ use crate::http::config::ClientConfig;
 use crate::models::artifact::sha256_hex;
 use crate::prom::duration;
 use crate::telemetry::register;
-use crate::yaml::{Node, Section};
+use crate::yaml::{Key, KeyTable, Node, Section};
 use message::{MAX_SAMPLES_PER_ROW, ProtobufMessage};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -72,6 +72,59 @@ impl Default for Config {
         }
     }
 }
+
+/// The keys of a `remote_write` block, without those of the HTTP client.
+pub const KEY_TABLES: [KeyTable; 2] = [
+    KeyTable::new(
+        &["remote_write[]"],
+        &[
+            Key::required(
+                "url",
+                "http://localhost:9090/api/v1/write",
+                "URL of the endpoint. Each endpoint has a cursor of its own, identified by its URL and `headers`",
+            ),
+            Key::with_default("remote_timeout", "30s", "Longest duration of one request"),
+            Key::with_default(
+                "protobuf_message",
+                "prometheus.WriteRequest",
+                "Message of the requests, or `io.prometheus.write.v2.Request`: remote write 2.0. An endpoint that does \
+                 not support 2.0 gets 1.0",
+            ),
+            Key::optional("queue_config", "Size and timing of the requests, see below"),
+        ],
+    ),
+    KeyTable::new(
+        &["remote_write[].queue_config"],
+        &[
+            Key::with_default(
+                "max_samples_per_send",
+                "2000",
+                "Most samples of one request, at least the most samples of one row: four, two more of a challenger, and \
+                 those of an incident's contributions",
+            ),
+            Key::with_default(
+                "batch_send_deadline",
+                "5ms",
+                "Least time between two requests: a score after a pause is sent at once, scores that follow within this \
+                 time share a request. With `0s` none waits",
+            ),
+            Key::with_default(
+                "min_backoff",
+                "30ms",
+                "First pause before a request is repeated. The pause doubles up to `max_backoff`; `Retry-After` is \
+                 honoured",
+            ),
+            Key::with_default("max_backoff", "5s", "Longest pause before a request is repeated"),
+            Key::with_default("retry_on_http_429", "true", "Whether a request that got 429 is repeated"),
+            Key::with_default(
+                "sample_age_limit",
+                "50m",
+                "Older scores are dropped and counted: without `out_of_order_time_window`, Prometheus rejects samples \
+                 that are an hour older than its newest one",
+            ),
+        ],
+    ),
+];
 
 /// A key for the cursor of each endpoint: its URL, and its headers, which tell tenants apart. Further endpoints with
 /// the same ones are numbered.

@@ -2,7 +2,7 @@
 
 use crate::encode::{field, series};
 use crate::support::http::Response;
-use crate::support::{PrometheusVersion, now_ms};
+use crate::support::{PrometheusVersion, now_ms, reference};
 use crate::{Receiver, TIMEOUT, ValidSeries, post_head};
 use promforest::prom::wire::snappy;
 use std::io::Write;
@@ -83,6 +83,7 @@ fn every_metric_parses_and_has_help() {
         assert!(!matches!(LineInfo::parse(line), LineInfo::Ignored | LineInfo::Empty), "{line}");
     }
     check_with_promtool(&page.body);
+    reference::check_metrics(&page.body);
     let scrape = Scrape::parse(page.body.lines().map(|line| Ok(line.to_string()))).expect("a page");
     let own_metrics: Vec<&str> = scrape
         .samples

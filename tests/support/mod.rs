@@ -9,6 +9,7 @@ pub mod hosts;
 pub mod http;
 pub mod mlflow;
 pub mod prometheus;
+pub mod reference;
 pub mod remote_write;
 pub mod sidecar;
 pub mod stack;

@@ -3,12 +3,30 @@
 use super::insecure::NoVerification;
 use super::{Error, TlsVersion, identity, roots, versions};
 use crate::http::secret::{ReadFileError, SecretSource};
-use crate::yaml::{Node, Section};
+use crate::yaml::{Key, Node, Section};
 use rustls::crypto::ring;
 use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, CertificateError, ClientConfig, InvalidMessage, RootCertStore};
 use std::io;
 use std::sync::{Arc, LazyLock};
+
+/// The keys of `tls_config`.
+pub const CLIENT_KEYS: [Key; 10] = [
+    Key::optional("ca", "PEM certificates of the trusted authorities; without them, those of the platform"),
+    Key::optional("ca_file", "File with the trusted authorities"),
+    Key::optional("cert", "Own certificate chain, as PEM; together with `key`"),
+    Key::optional("cert_file", "File with the own certificate chain"),
+    Key::optional("key", "Private key of the own certificate, as PEM"),
+    Key::optional("key_file", "File with the private key"),
+    Key::optional("server_name", "Name that the server's certificate must have, instead of the URL's host"),
+    Key::with_default("min_version", "TLS12", "Lowest version of TLS, `TLS12` or `TLS13`"),
+    Key::optional("max_version", "Highest version of TLS"),
+    Key::with_default(
+        "insecure_skip_verify",
+        "false",
+        "Whether the certificate of the server is accepted without verification",
+    ),
+];
 
 /// `tls_config`: trusted authorities and the own certificate. All keys are optional.
 #[derive(Clone, Debug, Default, PartialEq)]

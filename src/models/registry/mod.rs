@@ -16,7 +16,7 @@ use super::artifact::{self, Files};
 use super::import::{self, ColumnMapping};
 use crate::features::rate::RateSemantics;
 use crate::prom::{Labels, METRIC_NAME};
-use crate::yaml::{Node, Section};
+use crate::yaml::{Key, KeyTable, Node, Section};
 pub use aliases::{Aliases, ModelAliases, version_for_group};
 use directory::Directory;
 use mlflow::Mlflow;
@@ -45,6 +45,41 @@ pub struct Config {
     /// directory: MLflow has its own retention.
     pub keep_versions: usize,
 }
+
+/// The keys of the section, without those of the HTTP client.
+pub const KEY_TABLES: [KeyTable; 2] = [
+    KeyTable::new(
+        &["registry"],
+        &[
+            Key::with_default(
+                "path",
+                "models",
+                "Directory of the models; a relative path is inside of `--storage.path`",
+            ),
+            Key::optional("mlflow", "An MLflow server instead of `path`, see below"),
+            Key::with_default("alias", "champion", "Alias of the version in service"),
+            Key::with_default("poll_interval", "30s", "Interval between two reads of the aliases"),
+            Key::with_default(
+                "keep_versions",
+                "30",
+                "Number of versions without an alias that a directory keeps of each model",
+            ),
+        ],
+    ),
+    KeyTable::new(
+        &["registry.mlflow"],
+        &[
+            Key::required("tracking_uri", "http://localhost:5000", "URL of the MLflow server"),
+            Key::with_default("experiment", "promforest", "Experiment of the runs"),
+            Key::computed(
+                "model",
+                "name of the detector",
+                "Registered model, and prefix of the names of groups. With several detectors it is an error",
+            ),
+            Key::optional("alias", "The same as `registry.alias`, which takes precedence"),
+        ],
+    ),
+];
 
 /// The store of a registry.
 #[derive(Clone, Debug, PartialEq)]
