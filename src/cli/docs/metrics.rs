@@ -17,9 +17,8 @@ This page is generated: `promforest docs metrics`.
 
 const OUTPUT_INTRODUCTION: &str = "## Output series
 
-Written by remote write, all of them gauges without a unit, except values and ranges, which have the unit of their feature.
-[Behaviour](behaviour.md#output-series) has when they are written. A challenger's score and decision have the label
-`model=\"challenger\"` too.
+Written by remote write, all of them gauges without a unit, except values and ranges, which have the unit of their feature. A
+challenger's score and decision have the label `model=\"challenger\"` too.
 
 ";
 
