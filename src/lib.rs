@@ -45,4 +45,5 @@ pub mod backtest;
 pub mod status;
 pub mod config;
 pub mod pipeline;
+pub mod doctor;
 pub mod cli;

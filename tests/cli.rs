@@ -87,6 +87,7 @@ fn help_and_version() {
     for (args, word) in [
         (["run", "--help"], "--log.format"),
         (["check", "--help"], "config"),
+        (["doctor", "--help"], "--no-write"),
         (["match", "--help"], "http://localhost:9100/metrics"),
     ] {
         let help = run(&args);

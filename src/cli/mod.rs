@@ -2,6 +2,7 @@
 
 mod backtest;
 mod docs;
+mod doctor;
 mod feedback;
 mod generate;
 mod maintenance;
@@ -24,6 +25,7 @@ use crate::telemetry::{self, LogFormat, LogLevel};
 use backtest::BacktestArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use doctor::DoctorArgs;
 use feedback::FeedbackArgs;
 use maintenance::MaintenanceCommand;
 use match_series::MatchArgs;
@@ -56,6 +58,8 @@ enum CliCommand {
     /// Check a file and print every error with its line
     #[command(subcommand)]
     Check(Check),
+    /// Check the whole set-up: configuration, Prometheus and running sidecar, with a remedy for each finding
+    Doctor(DoctorArgs),
     /// Show the series of an exporter's page that the detectors would select
     Match(MatchArgs),
     /// Choose, fit and register models on the history of Prometheus or on a table
@@ -205,7 +209,7 @@ fn parse_label(text: &str) -> Result<(String, String), String> {
 }
 
 /// Runs the command line. Exit codes: 0 for success, 1 for a failure (the reason is on standard error), 2 for wrong
-/// usage.
+/// usage. `doctor` has its own.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
@@ -213,6 +217,7 @@ pub fn main() -> ExitCode {
         Some(CliCommand::Run(args)) => run(args),
         Some(CliCommand::Check(Check::Config { file })) => check_config(&file),
         Some(CliCommand::Check(Check::WebConfig { file })) => check_web_config(&file),
+        Some(CliCommand::Doctor(args)) => return doctor::run(args),
         Some(CliCommand::Match(args)) => block_on(match_series::run(args)),
         Some(CliCommand::Train(args)) => block_on(train::run(args)),
         Some(CliCommand::Backtest(args)) => block_on(backtest::run(args)),

@@ -129,7 +129,8 @@ impl Url {
             query.iter().map(|(name, value)| format!("{}={}", percent_encode(name), percent_encode(value)));
         let query: Vec<String> = query.collect();
         let own = self.0.path().trim_end_matches('/');
-        format!("{scheme}://{}{own}{path}?{}", self.authority(), query.join("&")).parse()
+        let mark = if query.is_empty() { "" } else { "?" };
+        format!("{scheme}://{}{own}{path}{mark}{}", self.authority(), query.join("&")).parse()
     }
 
     /// The URL as hyper's type.

@@ -1,4 +1,4 @@
-//! Reader of Prometheus' text format 0.0.4 and of OpenMetrics, as far as the names of series.
+//! Reader of Prometheus' text format 0.0.4 and of OpenMetrics: series and their values.
 //!
 //! Every line of an exporter's page that is neither blank nor a comment is one series; a line that cannot be read is an
 //! error that names it. The crate `prometheus-parse` was the alternative: it splits labels at every comma and equals
@@ -40,6 +40,14 @@ enum Reason {
 /// # Errors
 /// [`Error`] for the first line that cannot be read.
 pub fn parse_series(page: &str, target: &[(String, String)]) -> Result<Vec<Labels>, Error> {
+    Ok(parse_values(page, target)?.into_iter().map(|(labels, _)| labels).collect())
+}
+
+/// Every series of a page as [`parse_series`] reads it, with its value.
+///
+/// # Errors
+/// As [`parse_series`].
+pub fn parse_values(page: &str, target: &[(String, String)]) -> Result<Vec<(Labels, f64)>, Error> {
     let lines = page.lines().enumerate().map(|(i, line)| (i + 1, line.trim()));
     let series = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
     let parse = |(number, line): (usize, &str)| {
@@ -52,7 +60,7 @@ pub fn parse_series(page: &str, target: &[(String, String)]) -> Result<Vec<Label
     series.map(parse).collect()
 }
 
-fn parse_line(line: &str, target: &[(String, String)]) -> Result<Labels, Reason> {
+fn parse_line(line: &str, target: &[(String, String)]) -> Result<(Labels, f64), Reason> {
     let (name, rest) =
         line.split_at(line.find(|c: char| c == '{' || c.is_whitespace()).unwrap_or(line.len()));
     let mut name = (!name.is_empty()).then(|| name.to_string());
@@ -69,13 +77,13 @@ fn parse_line(line: &str, target: &[(String, String)]) -> Result<Labels, Reason>
         }
     }
     let name = name.ok_or(Reason::Missing("the metric name"))?;
-    check_sample(sample)?;
+    let value = parse_value(sample)?;
     let is_of_target = |name: &str| target.iter().any(|(other, _)| other == name);
     let own = own
         .into_iter()
         .map(|(name, value)| (if is_of_target(&name) { format!("exported_{name}") } else { name }, value));
     let name = (METRIC_NAME.to_string(), name);
-    Ok(Labels::new([name].into_iter().chain(own).chain(target.iter().cloned()))?)
+    Ok((Labels::new([name].into_iter().chain(own).chain(target.iter().cloned()))?, value))
 }
 
 /// Labels of a line, where a quoted text without a value is the metric name, and the text after them.
@@ -137,19 +145,16 @@ fn unquote(text: &str) -> Result<(String, &str), Reason> {
     Err(Reason::Missing("the closing quote"))
 }
 
-/// Checks the value, the optional timestamp and, in OpenMetrics, the optional exemplar after `#`.
-fn check_sample(text: &str) -> Result<(), Reason> {
+/// Reads the value; checks the optional timestamp and, in OpenMetrics, the optional exemplar after `#`.
+fn parse_value(text: &str) -> Result<f64, Reason> {
     let mut fields = text.split_whitespace();
-    let value = fields.next().ok_or(Reason::Missing("the value"))?;
-    let is_number = |text: &str| text.parse::<f64>().is_ok();
-    if !is_number(value) {
-        return Err(Reason::Value(value.into()));
-    }
+    let field = fields.next().ok_or(Reason::Missing("the value"))?;
+    let value = field.parse::<f64>().map_err(|_| Reason::Value(field.into()))?;
     match fields.next() {
-        Some(timestamp) if !timestamp.starts_with('#') && !is_number(timestamp) => {
+        Some(timestamp) if !timestamp.starts_with('#') && timestamp.parse::<f64>().is_err() => {
             Err(Reason::Timestamp(timestamp.into()))
         }
-        _ => Ok(()),
+        _ => Ok(value),
     }
 }
 

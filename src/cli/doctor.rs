@@ -1,0 +1,49 @@
+//! `promforest doctor`: checks the configuration, the Prometheus servers that it names, and the running sidecar.
+
+use super::{OutputFormat, block_on, load_config, print};
+use crate::doctor::{self, TrialWrite};
+use crate::error::BoxError;
+use crate::http::Url;
+use crate::pipeline::DEFAULT_URL;
+use clap::Args;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Configuration file; without one, node_network against http://localhost:9090
+    #[arg(long = "config.file", value_name = "FILE")]
+    config_file: Option<PathBuf>,
+    /// URL of the running sidecar
+    #[arg(long, value_name = "URL", default_value = DEFAULT_URL)]
+    url: Url,
+    /// Writes no sample; without it, one of the series promforest_doctor_write to each remote_write endpoint
+    #[arg(long)]
+    no_write: bool,
+    /// Output format
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    output: OutputFormat,
+}
+
+/// Exit codes: 0 if nothing is wrong, 1 for warnings or errors, 2 if the checks could not be run.
+pub fn run(args: DoctorArgs) -> ExitCode {
+    match block_on(examine(args)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("promforest: {}", crate::error::chain(&*error));
+            ExitCode::from(2)
+        }
+    }
+}
+
+async fn examine(args: DoctorArgs) -> Result<bool, BoxError> {
+    let config = load_config(args.config_file.as_deref())?;
+    let trial_write = if args.no_write { TrialWrite::Forbidden } else { TrialWrite::Allowed };
+    let report = doctor::examine(&config, &args.url, trial_write).await;
+    print(&match args.output {
+        OutputFormat::Text => report.to_text(),
+        OutputFormat::Json => report.to_json(),
+    })?;
+    Ok(report.is_well())
+}

@@ -1,0 +1,94 @@
+//! Memory, disk and limits against the number of groups.
+
+use crate::config::Config;
+use crate::detector::Detector;
+use crate::doctor::facts::{Facts, Selected, Server, Sidecar};
+use crate::doctor::finding::Finding;
+use crate::doctor::known::Known;
+use std::time::Duration;
+
+/// Bytes of a sample in the window: 12 KiB for the 1,440 samples of six hours at 15 s.
+const SAMPLE_BYTES: f64 = 12.0 * 1024.0 / 1440.0;
+/// Interval of scrapes where it is not known.
+const DEFAULT_INTERVAL: Duration = Duration::from_secs(15);
+/// Share of the machine's memory that the sidecar may take before it is a finding.
+const MAX_MEMORY_SHARE: f64 = 0.5;
+
+/// The findings of the sidecar's size.
+pub fn all(config: &Config, facts: &Facts) -> Vec<Finding> {
+    let Ok(sidecar) = &facts.sidecar else { return Vec::new() };
+    vec![limits(sidecar), memory(config, facts, sidecar), disk(sidecar)]
+}
+
+fn limits(sidecar: &Sidecar) -> Finding {
+    const CHECK: &str = "limits";
+    let dropped = sidecar.metric("promforest_ingest_samples_dropped_total", ("reason", "series_limit"));
+    if dropped == 0.0 {
+        return Finding::ok(CHECK, format!("{} groups are within the limits", sidecar.n_groups));
+    }
+    Finding::error(
+        CHECK,
+        format!("{dropped} samples were dropped: their series or groups are beyond the limits"),
+        "select fewer series by `match`, or distribute the detectors over several sidecars",
+    )
+}
+
+fn memory(config: &Config, facts: &Facts, sidecar: &Sidecar) -> Finding {
+    const CHECK: &str = "memory";
+    let expected = facts.servers.iter().map(|server| expected_bytes(config, server)).fold(0.0, f64::max);
+    let resident = sidecar.metric("process_resident_memory_bytes", ("", ""));
+    let sizes = format!(
+        "{} groups; {} resident, and {} for full windows",
+        sidecar.n_groups,
+        format_bytes(resident),
+        format_bytes(expected)
+    );
+    let Some(memory) = facts.memory_bytes else { return Finding::ok(CHECK, sizes) };
+    if resident.max(expected) <= MAX_MEMORY_SHARE * memory {
+        return Finding::ok(CHECK, format!("{sizes}, of {}", format_bytes(memory)));
+    }
+    Finding::warning(
+        CHECK,
+        format!("{sizes}, of {}: more than half", format_bytes(memory)),
+        "shorten `window`, select fewer series by `match`, or add memory",
+    )
+}
+
+/// Bytes of the windows of all detectors once they are full.
+fn expected_bytes(config: &Config, server: &Server) -> f64 {
+    let of_detector = |(detector, selected): (&Detector, &Known<Selected>)| {
+        let series = selected.as_ref().map_or(&[][..], |selected| &selected.recent);
+        let interval = |job: &str| server.config.as_ref().ok().and_then(|config| config.interval(job));
+        let samples = series.iter().map(|labels| {
+            let interval = interval(labels.get("job")).unwrap_or(DEFAULT_INTERVAL);
+            detector.window.as_secs_f64() / interval.as_secs_f64().max(0.001)
+        });
+        samples.sum::<f64>() * SAMPLE_BYTES
+    };
+    config.detectors.iter().map(|detector| &**detector).zip(&server.selected).map(of_detector).sum()
+}
+
+fn disk(sidecar: &Sidecar) -> Finding {
+    const CHECK: &str = "disk";
+    let failures = sidecar.metric("promforest_snapshot_failures_total", ("operation", "write"));
+    let size = format_bytes(sidecar.metric("promforest_snapshot_size_bytes", ("", "")));
+    if failures == 0.0 {
+        return Finding::ok(CHECK, format!("snapshots of {} groups take {size}", sidecar.n_groups));
+    }
+    Finding::error(
+        CHECK,
+        format!("{failures} snapshots could not be written; those on disk take {size}"),
+        "free space in --storage.path, and let promforest write there",
+    )
+}
+
+/// A size with a binary unit.
+fn format_bytes(bytes: f64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let (mut size, mut unit) = (bytes, 0);
+    while size >= 1024.0 && unit + 1 < units.len() {
+        size /= 1024.0;
+        unit += 1;
+    }
+    format!("{size:.0} {}", units[unit])
+}

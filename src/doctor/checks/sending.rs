@@ -1,0 +1,206 @@
+//! Samples reach the sidecar: the `remote_write` of Prometheus, and what arrived.
+
+use crate::config::Config;
+use crate::doctor::facts::{Facts, Server, Sidecar};
+use crate::doctor::finding::Finding;
+use crate::doctor::prometheus_config::{Destination, PrometheusConfig};
+use crate::doctor::relabel::relabel;
+use crate::prom::duration;
+use std::time::Duration;
+
+/// Age of the newest score above which the stream counts as interrupted: more than the default of `grace`.
+const MAX_SILENCE_MS: i64 = 90_000;
+/// Share of the scrape interval that samples may wait for their batch, as a divisor.
+const DEADLINE_DIVISOR: u32 = 5;
+/// A deadline that is never too long.
+const SHORT_DEADLINE: Duration = Duration::from_secs(1);
+
+/// The findings of what one server sends.
+pub fn all(config: &Config, facts: &Facts, server: &Server) -> Vec<Finding> {
+    let prometheus = match &server.config {
+        Ok(config) => config,
+        Err(reason) => return vec![Finding::not_checked("sender", reason)],
+    };
+    let Some(destination) = prometheus.destination_of(&facts.sidecar_url) else {
+        return vec![without_sender(facts, server)];
+    };
+    let sends = format!("{} sends to {}", server.url, destination.url);
+    vec![
+        Finding::ok("sender", sends),
+        relabeling(config, server, prometheus, destination),
+        deadline(server, prometheus, destination),
+    ]
+}
+
+/// The finding of a server without a matching `remote_write`.
+fn without_sender(facts: &Facts, server: &Server) -> Finding {
+    const CHECK: &str = "sender";
+    let received = facts.sidecar.as_ref().ok().map(received);
+    if received.is_some_and(|samples| samples > 0.0) {
+        return Finding::ok(CHECK, format!("{} does not send; another does", server.url));
+    }
+    let url = facts.sidecar_url.trim_end_matches('/');
+    Finding::error(
+        CHECK,
+        format!("{} has no remote_write to {url}", server.url),
+        format!("add remote_write: [{{url: {url}/api/v1/write}}] to prometheus.yml"),
+    )
+}
+
+fn relabeling(
+    config: &Config,
+    server: &Server,
+    prometheus: &PrometheusConfig,
+    destination: &Destination,
+) -> Finding {
+    const CHECK: &str = "write-relabel";
+    let rules = match &destination.relabeling {
+        Ok(rules) => rules,
+        Err(reason) => return Finding::not_checked(CHECK, reason),
+    };
+    let (mut n_series, mut n_lost, mut example) = (0, 0, None);
+    for (detector, selected) in config.detectors.iter().zip(&server.selected) {
+        for series in selected.iter().flat_map(|selected| &selected.recent) {
+            n_series += 1;
+            let sent = relabel(rules, series, &prometheus.external_labels);
+            let is_watched =
+                sent.is_some_and(|labels| detector.matchers.iter().any(|matcher| matcher.matches(&labels)));
+            if !is_watched {
+                n_lost += 1;
+                example.get_or_insert(series);
+            }
+        }
+    }
+    match example {
+        Some(series) => Finding::error(
+            CHECK,
+            format!("write_relabel_configs drop {n_lost} of {n_series} watched series, such as {series}"),
+            "keep these series in write_relabel_configs of the remote_write to promforest",
+        ),
+        None => Finding::ok(CHECK, format!("all {n_series} watched series are sent")),
+    }
+}
+
+fn deadline(server: &Server, prometheus: &PrometheusConfig, destination: &Destination) -> Finding {
+    const CHECK: &str = "batch-deadline";
+    let shown = duration::Display(destination.deadline);
+    let Some(interval) = shortest_interval(server, prometheus) else {
+        return Finding::not_checked(CHECK, "the interval of the watched series is not known");
+    };
+    let longest = (interval / DEADLINE_DIVISOR).max(SHORT_DEADLINE);
+    let interval = duration::Display(interval);
+    if destination.deadline <= longest {
+        return Finding::ok(CHECK, format!("samples wait at most {shown}, with scrapes every {interval}"));
+    }
+    Finding::warning(
+        CHECK,
+        format!("samples wait up to {shown} for their batch, with scrapes every {interval}"),
+        "set queue_config: {batch_send_deadline: 1s} in the remote_write to promforest",
+    )
+}
+
+/// The shortest scrape interval of the watched jobs.
+fn shortest_interval(server: &Server, prometheus: &PrometheusConfig) -> Option<Duration> {
+    let series = server.selected.iter().flatten().flat_map(|selected| &selected.recent);
+    series.filter_map(|labels| prometheus.interval(labels.get("job"))).min()
+}
+
+/// The findings of what arrives at the sidecar.
+pub fn arrival(facts: &Facts) -> Vec<Finding> {
+    let sidecar = match &facts.sidecar {
+        Ok(sidecar) => sidecar,
+        Err(reason) => return vec![unreachable(facts, reason)],
+    };
+    let version = format!("{} runs promforest {}", facts.sidecar_url, sidecar.version);
+    vec![
+        Finding::ok("sidecar", version),
+        samples(sidecar),
+        scores(facts.now_ms, sidecar),
+        replicas(sidecar),
+        second_writer(sidecar),
+    ]
+}
+
+fn unreachable(facts: &Facts, reason: &str) -> Finding {
+    let url = &facts.sidecar_url;
+    if reason.contains(" 429 ") {
+        return Finding::error(
+            "rate-limit",
+            format!("{url}: {reason}"),
+            "raise the limit of the proxy before promforest, and set retry_on_http_429: true in Prometheus' remote_write",
+        );
+    }
+    if reason.contains(" 401 ") {
+        return Finding::not_checked("sidecar", format!("{url} asks for a password: {reason}"));
+    }
+    let remedy = "start promforest, or name its address by --url";
+    Finding::error("sidecar", format!("{url} does not answer: {reason}"), remedy)
+}
+
+/// Samples that the sidecar received since its start.
+fn received(sidecar: &Sidecar) -> f64 {
+    sidecar.metric("promforest_ingest_samples_total", ("", ""))
+}
+
+fn samples(sidecar: &Sidecar) -> Finding {
+    const CHECK: &str = "samples";
+    let received = received(sidecar);
+    if received == 0.0 {
+        let remedy = "add promforest to remote_write of Prometheus, and see its log for failed requests";
+        return Finding::error(CHECK, "no sample has arrived since the start of promforest", remedy);
+    }
+    let dropped = |reason| sidecar.metric("promforest_ingest_samples_dropped_total", ("reason", reason));
+    let unwatched = dropped("unwatched") + dropped("own_output");
+    if unwatched >= received {
+        let remedy =
+            "compare `match` of the detectors with the series that Prometheus sends: promforest match";
+        return Finding::error(CHECK, format!("none of {received} samples belongs to a detector"), remedy);
+    }
+    Finding::ok(CHECK, format!("{received} samples have arrived, of which {unwatched} are not watched"))
+}
+
+fn scores(now_ms: i64, sidecar: &Sidecar) -> Finding {
+    const CHECK: &str = "scores";
+    if sidecar.n_groups == 0 {
+        return Finding::not_checked(CHECK, "there are no groups");
+    }
+    let Some(newest_ms) = sidecar.newest_score_ms else {
+        let reasons = sidecar.readiness.join("; ");
+        let remedy = "wait until training.min_history is reached, or configure remote_read";
+        return Finding::warning(CHECK, format!("no row has a score yet: {reasons}"), remedy);
+    };
+    let now_ms = now_ms + sidecar.clock_ahead_ms.unwrap_or(0);
+    let age_ms = (now_ms - newest_ms).max(0);
+    if age_ms > MAX_SILENCE_MS {
+        let remedy =
+            "see whether Prometheus still sends (prometheus_remote_storage_samples_pending) and its log";
+        return Finding::error(CHECK, format!("no row was scored for {} s", age_ms / 1000), remedy);
+    }
+    Finding::ok(CHECK, format!("the newest score is {} s old", age_ms / 1000))
+}
+
+fn replicas(sidecar: &Sidecar) -> Finding {
+    const CHECK: &str = "replicas";
+    let groups = sidecar.metric("promforest_interleaved_groups", ("", ""));
+    if groups == 0.0 {
+        return Finding::ok(CHECK, "each target is sent by one Prometheus");
+    }
+    Finding::error(
+        CHECK,
+        format!("rows of {groups} groups alternate, as from two replicas of Prometheus"),
+        "let one replica send, or add the label of the replica to `by`",
+    )
+}
+
+fn second_writer(sidecar: &Sidecar) -> Finding {
+    const CHECK: &str = "second-writer";
+    let samples = sidecar.metric("promforest_remote_write_samples_conflicting_total", ("", ""));
+    if samples == 0.0 {
+        return Finding::ok(CHECK, "no other program writes the same anomaly series");
+    }
+    Finding::error(
+        CHECK,
+        format!("{samples} scores were refused because the endpoint has others of the same series"),
+        "stop the other promforest with these detectors, or give one of them another name",
+    )
+}
