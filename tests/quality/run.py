@@ -2,6 +2,7 @@
 """Measures detection as people see it, on servers and services with labels, and on synthetic hosts.
 
     tests/quality/run.py FOLDER... [--evaluator PROGRAM] [--promforest BINARY] [--part PART...] [--output FILE]
+    tests/quality/run.py --part netlab --netlab FOLDER [--promforest BINARY]
     tests/quality/run.py --part small [--promforest BINARY]
 
 FOLDER     folder with <entity>_train.parquet and <entity>_test.parquet (column label: 1 = anomalous), and, for causes,
@@ -9,8 +10,9 @@ FOLDER     folder with <entity>_train.parquet and <entity>_test.parquet (column 
 PROGRAM    called as `PROGRAM --aggregate SCORES FOLDER`, prints JSON with vus_pr of each dataset
 
 Parts: budgets (0.5, 1 and 2 a day, with and without renewal), stresses, first-day, weeks, width. The part small needs no
-folder, takes a minute or two with a debug build, and fails if a number is out of its bounds. Every number is a mean over the
-entities of a dataset:
+folder, takes a minute or two with a debug build, and fails if a number is out of its bounds. The part netlab judges a
+recording of netlab/lab.py by kind of fault, beside scikit-learn and three sigma. Every number is a mean over the entities of
+a dataset:
 
 incidents    incidents a day, and those without a labelled row
 recall       share of the labelled events that overlap with an incident
@@ -36,6 +38,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import scenarios
+from netlab import judge as netlab
 
 PARTS = ["budgets", "stresses", "first-day", "weeks", "width"]
 HEADS = ["incidents", "false", "recall", "calm", "longest", "cause", "VUS-PR"]
@@ -192,6 +195,13 @@ class Bench:
         return summarize(self.map(work, itertools.product([20, 60, 100, 200, 400], [1, 2])))
 
 
+    def netlab(self, budget):
+        """The recorded network, by kind of fault."""
+        config = self.folder / "netlab.yml"
+        config.write_text(netlab.CONFIG, encoding="utf-8")
+        options = ["--config.file", config, "--budget", f"{budget}/day"]
+        return netlab.detect(netlab.Recording.read(self.args.netlab), lambda history, test: self.backtest(history, test, options))
+
     def small(self, name):
         """What people see of a scenario."""
         if name in scenarios.WEEKS:
@@ -232,7 +242,16 @@ def format_table(title, summary):
 
 
 def tables(bench, parts):
-    """Titles and summaries, one after another."""
+    """The tables of the parts, one after another."""
+    for title, summary in measures(bench, parts):
+        yield format_table(title, summary)
+    if "netlab" in parts:
+        for budget in [1, 0.5, 2]:
+            yield netlab.table(f"netlab, budget {budget} a day, renewed daily", bench.netlab(budget))
+
+
+def measures(bench, parts):
+    """Titles and summaries."""
     if "budgets" in parts:
         for budget, renewal in itertools.product([1, 0.5, 2], [FRESH, []]):
             title = f"budget {budget} a day, {'one model' if renewal else 'renewed daily'}"
@@ -253,15 +272,18 @@ def main():
     parser.add_argument("folders", type=Path, nargs="*")
     parser.add_argument("--evaluator", type=Path)
     parser.add_argument("--promforest", type=Path, default=Path("target/release/promforest"))
-    parser.add_argument("--part", choices=[*PARTS, "small"], nargs="+", default=PARTS)
+    parser.add_argument("--part", choices=[*PARTS, "netlab", "small"], nargs="+", default=PARTS)
+    parser.add_argument("--netlab", type=Path, help="folder of a recording of netlab/lab.py")
     parser.add_argument("--output", type=Path, help="file for the tables too")
     args = parser.parse_args()
+    if "netlab" in args.part and not args.netlab:
+        parser.error("the part netlab needs --netlab FOLDER")
     with tempfile.TemporaryDirectory() as temporary:
         texts = [f"{datetime.date.today()}, {subprocess.check_output([args.promforest, '--version'], text=True).strip()}"]
         print(texts[0])
-        for title, summary in tables(Bench(args, Path(temporary)), args.part):
-            texts.append(format_table(title, summary))
-            print(texts[-1], flush=True)
+        for text in tables(Bench(args, Path(temporary)), args.part):
+            texts.append(text)
+            print(text, flush=True)
         if "small" in args.part:
             bench = Bench(args, Path(temporary))
             found = dict(zip(SMALL, bench.map(bench.small, SMALL)))
