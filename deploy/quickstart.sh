@@ -269,7 +269,7 @@ remote_write:
     remote_timeout: 10s
     write_relabel_configs:
       - source_labels: [__name__]
-        regex: node_network_anomaly|anomaly_(score|threshold|incident|contribution)|promforest_.+
+        regex: .+_anomaly|anomaly_(score|threshold|incident|job_incident|contribution|value|expected|expected_lower|expected_upper)|promforest_.+
         action: drop
     queue_config:
       batch_send_deadline: 1s

@@ -16,7 +16,6 @@ BUILT_IN = {"__interval", "__interval_ms", "__rate_interval", "__range", "__rang
 SELECTOR = re.compile(r"([a-zA-Z_:][\w:]*)?\{([^{}]*(?:\$\{[^{}]*\}[^{}]*)*)\}")
 RATE = re.compile(r"\b(?:rate|irate|increase)\(\w+(?:\{[^{}]*\})?\[([^\]]+)\]")
 WITHOUT_INSTANCE = {"anomaly_job_incident"}
-WITHOUT_JOB_AND_INSTANCE = {"promforest_rows_total", "promforest_training_runs_total"}
 VARIABLE = re.compile(r"\$(?:\{(\w+)(?::\w+)?\}|(\w+))")
 
 
@@ -36,11 +35,7 @@ def overlap(a, b):
 def problems_of_query(expression):
     """Yields what the rules of dashboard-linter say about a query."""
     for metric, matchers in SELECTOR.findall(expression):
-        wanted = {"job", "instance"}
-        if metric in WITHOUT_INSTANCE:
-            wanted = {"job"}
-        elif metric in WITHOUT_JOB_AND_INSTANCE:
-            wanted = set()
+        wanted = {"job"} if metric in WITHOUT_INSTANCE else {"job", "instance"}
         for label in sorted(wanted):
             if not re.search(rf'\b{label}=~"\$\w+"', matchers):
                 yield f"{metric or 'a selector'} has no matcher of {label}"
