@@ -116,13 +116,17 @@ fn documented_configurations_are_valid() {
     assert_eq!(stderr, "", "deploy/promforest.yml");
     assert_eq!(status, Some(0), "{stdout}");
 
-    let readme = fs::read_to_string(Path::new(ROOT).join("README.md")).expect("README.md");
-    let blocks = readme.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let reference = fs::read_dir(Path::new(ROOT).join("deploy/reference")).expect("a folder");
+    let pages =
+        reference.map(|entry| entry.expect("an entry").path()).chain([Path::new(ROOT).join("README.md")]);
+    let texts: Vec<String> = pages.map(|page| fs::read_to_string(page).expect("a page")).collect();
+    let blocks = texts.iter().flat_map(|text| text.split("```yaml\n").skip(1));
+    let blocks = blocks.filter_map(|rest| rest.split("```").next());
     let configurations: Vec<&str> = blocks.filter(|block| block.contains("detectors:")).collect();
-    assert!(!configurations.is_empty(), "README.md shows a configuration");
+    assert!(!configurations.is_empty(), "a page shows a configuration");
     let folder = tempfile::tempdir().expect("a folder");
     for block in configurations {
-        let file = folder.path().join("readme.yml");
+        let file = folder.path().join("page.yml");
         fs::write(&file, block).expect("writable");
         let (status, _, stderr) = check_config(&file);
         assert_eq!((status, &*stderr), (Some(0), ""), "{block}");

@@ -21,7 +21,7 @@ fn external_labels_are_the_same_live_and_in_history() {
     each_version(|version| {
         let scraping = Scraping { external_labels: "cluster: a, replica: r1", ..JOB_NODE };
         let mut stack = Stack::new(version, Collectors::Network, &scraping);
-        // As the README says.
+        // As deploy/reference/behaviour.md says.
         stack.add_remote_read(", required_matchers: {detector: node_network}, filter_external_labels: false");
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
         thread::sleep(MIN_HISTORY + Duration::from_secs(15));

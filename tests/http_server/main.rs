@@ -21,7 +21,7 @@ use support::{Process, PrometheusVersion};
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// Long enough for every step, on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// Of the program, as README.md has it.
+/// Of the program, as deploy/reference/operations.md has it.
 const MAX_CONNECTIONS: f64 = 512.0;
 
 fn get_healthy(stream: &mut TcpStream) -> u16 {

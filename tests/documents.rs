@@ -1,0 +1,66 @@
+//! Links between the documents lead somewhere, and the first page stays short.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+/// Folders with documents; build output and dependencies are not among them.
+const FOLDERS: [&str; 7] =
+    ["", ".github", "deploy", "deploy/mlflow", "deploy/reference", "tests", "tests/quality/netlab"];
+const MAX_README_WORDS: usize = 900;
+
+fn documents() -> Vec<PathBuf> {
+    let folders = FOLDERS.iter().map(|folder| Path::new(ROOT).join(folder));
+    let entries = folders.flat_map(|folder| fs::read_dir(folder).expect("a folder of documents"));
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    paths.filter(|path| path.extension().is_some_and(|extension| extension == "md")).collect()
+}
+
+/// The anchor that a heading gets: lower case, hyphens for spaces, and no punctuation.
+fn anchor(heading: &str) -> String {
+    let text = heading.trim_start_matches('#').trim().to_lowercase();
+    text.chars()
+        .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'))
+        .map(|c| if c == ' ' { '-' } else { c })
+        .collect()
+}
+
+/// The targets of Markdown links in a page, without those to other servers.
+fn links(page: &str) -> impl Iterator<Item = &str> {
+    let targets = page.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    targets.filter(|target| !target.contains("://"))
+}
+
+fn has_anchor(page: &Path, name: &str) -> bool {
+    let text = fs::read_to_string(page).expect("a page");
+    text.lines().filter(|line| line.starts_with('#')).any(|heading| anchor(heading) == name)
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let mut n_links = 0;
+    let mut wrong = Vec::new();
+    for document in documents() {
+        let page = fs::read_to_string(&document).expect("a page");
+        for link in links(&page) {
+            n_links += 1;
+            let (path, name) = link.split_once('#').unwrap_or((link, ""));
+            let target = match path {
+                "" => document.clone(),
+                path => document.parent().expect("a folder").join(path),
+            };
+            if !target.exists() || !(name.is_empty() || has_anchor(&target, name)) {
+                wrong.push(format!("{}: {link}", document.display()));
+            }
+        }
+    }
+    assert!(n_links > 30, "{n_links} links");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_readme_is_short() {
+    let readme = fs::read_to_string(Path::new(ROOT).join("README.md")).expect("README.md");
+    let n_words = readme.split_whitespace().count();
+    assert!(n_words <= MAX_README_WORDS, "README.md has {n_words} words, the limit is {MAX_README_WORDS}");
+}
