@@ -1,7 +1,7 @@
 //! The configuration file: composes the sections of all rooms and checks what must fit across them.
 
 use crate::detector::Detector;
-use crate::http::{self, hide_query_values};
+use crate::http::{self, Url, hide_query_values};
 use crate::models::{self, registry};
 pub use crate::yaml::FileError as Error;
 use crate::yaml::{self, Key, KeyTable, Node, Section};
@@ -31,6 +31,11 @@ const KEY_TABLES: [KeyTable; 2] = [
                  of native histograms, of which remote read returns no count and sum",
             ),
             Key::optional("registry", "Storage of models"),
+            Key::optional(
+                "grafana_url",
+                "URL of a dashboard of one group, such as `http://grafana:3000/d/promforest-group`, that the web pages \
+                 link to with `var-detector`, a variable for each label of the group, `from` and `to`",
+            ),
             Key::computed(
                 "detectors",
                 "`node_network`, as in the file above",
@@ -72,6 +77,8 @@ pub struct Config {
     pub remote_read: Vec<remote_read::Config>,
     /// Storage of models.
     pub registry: registry::Config,
+    /// A dashboard of one group.
+    pub grafana_url: Option<Url>,
     /// Detectors, with distinct names.
     pub detectors: Vec<Arc<Detector>>,
 }
@@ -128,9 +135,11 @@ impl Config {
             Some(list) => read_detectors(&list, scrape_interval),
             None => vec![Detector::node_network(scrape_interval)],
         };
+        let grafana_url = top.get("grafana_url").and_then(|node| node.parse(str::parse));
         check_shared_model(&top, &registry, detectors.len());
         top.deny_unknown();
-        Self { remote_write, remote_read, registry, detectors: detectors.into_iter().map(Arc::new).collect() }
+        let detectors = detectors.into_iter().map(Arc::new).collect();
+        Self { remote_write, remote_read, registry, grafana_url, detectors }
     }
 }
 

@@ -3,10 +3,10 @@
 
 mod support;
 
+use promforest::http::{parse_query, percent_encode};
 use promforest::report::text::number;
 use serde_json::Value;
 use std::fmt::Write as _;
-use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::thread;
 use std::time::Duration;
+use std::{env, fs};
 use support::{Process, PrometheusVersion, chromium, free_port, http, now_ms, wait};
 
 const STEP_MS: i64 = 15_000;
@@ -77,8 +78,22 @@ impl Counters {
     }
 }
 
-/// The document that the browser shows. Fails if the page breaks its own policy.
-fn browse(url: &str, dir: &Path) -> String {
+/// Takes pictures of a page into the folder `PAGES_SCREENSHOTS`, if it is set: at both widths, in light and dark.
+fn take_pictures(url: &str, name: &str, dir: &Path) {
+    let Some(folder) = env::var_os("PAGES_SCREENSHOTS") else { return };
+    for (width, scheme, number) in
+        [(700, "light", 1), (1400, "light", 1), (700, "dark", 0), (1400, "dark", 0)]
+    {
+        let file = Path::new(&folder).join(format!("{name}-{width}-{scheme}.png"));
+        let mut browser = browser(dir);
+        browser.arg(format!("--blink-settings=preferredColorScheme={number}"));
+        browser.arg(format!("--window-size={width},1800")).arg("--hide-scrollbars");
+        browser.arg(format!("--screenshot={}", file.display())).arg(url);
+        assert!(browser.output().expect("chromium runs").status.success(), "{}", file.display());
+    }
+}
+
+fn browser(dir: &Path) -> Command {
     let mut browser = Command::new(chromium());
     browser.args([
         "--headless",
@@ -88,7 +103,12 @@ fn browse(url: &str, dir: &Path) -> String {
         "--enable-logging=stderr",
     ]);
     browser.arg(format!("--user-data-dir={}", dir.join("chromium").display()));
-    let output = browser.args(["--dump-dom", url]).output().expect("chromium runs");
+    browser
+}
+
+/// The document that the browser shows. Fails if the page breaks its own policy.
+fn browse(url: &str, dir: &Path) -> String {
+    let output = browser(dir).args(["--dump-dom", url]).output().expect("chromium runs");
     let log = String::from_utf8_lossy(&output.stderr);
     assert!(!log.contains("Refused to") && !log.contains("Content Security Policy"), "{log}");
     String::from_utf8(output.stdout).expect("UTF-8")
@@ -136,7 +156,11 @@ fn in_a_burst_the_browser_shows_host_device_value_and_band() {
         format!("--web.listen-address={prometheus_address}"),
     ];
     let mut prometheus = Process::start("prometheus", &program, &args, path);
-    let args = ["--config.file=promforest.yml".into(), format!("--web.listen-address={promforest_address}")];
+    let args = [
+        "--config.file=promforest.yml".into(),
+        format!("--web.listen-address={promforest_address}"),
+        "--web.enable-admin-api".into(),
+    ];
     let mut promforest = Process::start("promforest", Path::new(support::PROGRAM), &args, path);
     let mut processes = [&mut prometheus, &mut promforest];
 
@@ -146,6 +170,7 @@ fn in_a_burst_the_browser_shows_host_device_value_and_band() {
     });
     let url = format!("http://{promforest_address}/");
     assert!(browse(&url, path).contains("1</b> of 1 group scored"));
+    take_pictures(&url, "calm", path);
 
     counters.burst_ms.store(now_ms(), Ordering::Relaxed);
     let burst = |incidents: &Value| {
@@ -184,8 +209,59 @@ fn in_a_burst_the_browser_shows_host_device_value_and_band() {
     for text in ["Open incident", "device=\"eth0\"", "class=\"expected\"", "<h2>Models</h2>"] {
         assert!(group_page.contains(text), "{text}: {group_page}");
     }
+    take_pictures(&url, "incident", path);
+    take_pictures(&format!("{url}{group}"), "group", path);
+    check_feedback(&promforest_address, &group_page, group, path);
     let shown = http::get(&promforest_address, "/config").expect("a page").body;
     assert!(shown.contains("username: me") && !shown.contains("hunter2"), "{shown}");
     let flags = api(&promforest_address, "/api/v1/status/flags").expect("flags");
     assert_eq!(flags["config.file"], "promforest.yml");
+}
+
+/// The fields of the first form for feedback on a page, and a kind of feedback.
+fn form(page: &str, feedback: &str) -> String {
+    let form = &page[page.find("<form class=\"feedback\"").expect("a form")..];
+    let field = |name: &str| {
+        let (_, rest) = form.split_once(&format!("name=\"{name}\" value=\"")).expect("a field");
+        let value = rest.split('"').next().unwrap_or_default().replace("&quot;", "\"").replace("&amp;", "&");
+        format!("{name}={}", percent_encode(&value))
+    };
+    format!("{}&{}&{}&feedback={feedback}", field("detector"), field("group"), field("at"))
+}
+
+/// The buttons work for the page itself, and for no page of another site.
+fn check_feedback(address: &str, page: &str, group: &str, dir: &Path) {
+    let real = form(page, "real");
+    for headers in
+        ["", "Origin: http://evil.example\r\n", "Origin: null\r\n", "Sec-Fetch-Site: cross-site\r\n"]
+    {
+        let answer = http::post_form(address, "/feedback", headers, &real).expect("an answer");
+        assert_eq!(answer.status, 403, "{headers}: {}", answer.body);
+    }
+    let (fields, target) = (real.replace("&feedback=real", ""), format!("http://{address}/feedback"));
+    let inputs = fields.split('&').filter_map(|field| field.split_once('=')).map(|(name, value)| {
+        let value = parse_query(&format!("v={value}")).remove(0).1.replace('"', "&quot;");
+        format!("<input name=\"{name}\" value=\"{value}\">")
+    });
+    let inputs: String = inputs.collect();
+    let other_site = dir.join("other.html");
+    let form =
+        format!("<form method=post action=\"{target}\">{inputs}<input name=feedback value=real></form>");
+    fs::write(&other_site, format!("{form}<script>document.forms[0].submit()</script>")).expect("written");
+    let shown = browse(&format!("file://{}", other_site.display()), dir);
+    assert!(shown.contains("No feedback was recorded"), "{shown}");
+
+    let answer = |feedback: &str| {
+        let own = format!("Origin: http://{address}\r\n");
+        let form = self::form(page, feedback);
+        http::post_form(address, "/feedback", &own, &form).expect("an answer")
+    };
+    let answered = answer("real");
+    assert_eq!((answered.status, &*answered.headers["location"]), (303, &*format!("{group}#incidents")));
+    assert_eq!(api(address, "/api/v1/incidents").expect("incidents")["incidents"][0]["feedback"], "real");
+    assert!(browse(&format!("http://{address}/{group}"), dir).contains("<b>real</b>"));
+    assert_eq!(answer("false").status, 303);
+    assert_eq!(answer("neither").status, 400);
+    assert_eq!(http::post_form(address, "/feedback", "", "").expect("an answer").status, 403);
+    assert!(browse(&format!("http://{address}/{group}"), dir).contains("<b>false alarm</b>"));
 }

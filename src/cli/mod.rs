@@ -17,6 +17,7 @@ use crate::build_info;
 use crate::config::Config;
 use crate::detector::Detector;
 use crate::error::BoxError;
+use crate::http::Url;
 use crate::http::tls::ClientAuth;
 use crate::http::web_config::WebConfig;
 use crate::models::registry::Registry;
@@ -113,6 +114,9 @@ struct RunArgs {
     /// File for TLS and basic auth at that address (Prometheus' format)
     #[arg(long = "web.config.file", value_name = "FILE")]
     web_config_file: Option<PathBuf>,
+    /// Address of the pages for other machines, as behind a proxy that removes its path
+    #[arg(long = "web.external-url", value_name = "URL")]
+    external_url: Option<Url>,
     /// Enables reloads of the configuration by POST /-/reload; SIGHUP always reloads it
     #[arg(long = "web.enable-lifecycle")]
     enable_lifecycle: bool,
@@ -143,6 +147,7 @@ impl RunArgs {
             ("web.config.file", path(&self.web_config_file)),
             ("web.enable-admin-api", self.enable_admin_api.to_string()),
             ("web.enable-lifecycle", self.enable_lifecycle.to_string()),
+            ("web.external-url", self.external_url.as_ref().map(ToString::to_string).unwrap_or_default()),
             ("web.listen-address", self.listen_address.clone()),
         ]
     }
@@ -261,6 +266,7 @@ fn run(args: RunArgs) -> Result<(), BoxError> {
         config_file: args.config_file,
         listen_address: args.listen_address,
         web_config_file: args.web_config_file,
+        external_url: args.external_url,
         enable_lifecycle: args.enable_lifecycle,
         enable_admin_api: args.enable_admin_api,
         storage_path: args.storage_path,

@@ -14,6 +14,7 @@ pub mod response;
 mod basic_auth;
 pub mod web_config;
 pub mod access;
+pub mod same_origin;
 mod connections;
 mod write_timeout;
 pub mod server;

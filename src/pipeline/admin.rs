@@ -1,7 +1,8 @@
 //! The API that changes what is learned and reported: feedback on incidents, and maintenance.
 //!
 //! Both are kept in the registry before the engine acts on them, so that a request that was answered is not forgotten.
-//! A request has to be JSON: a page of another site in a browser cannot send that without being allowed to.
+//! A request has to be JSON: a page of another site in a browser cannot send that without being allowed to. The form of the
+//! web pages is told from one of another site by its origin.
 
 use super::engine::EngineHandle;
 use super::engine::feedback::{FeedbackError, GroupIncident};
@@ -9,10 +10,15 @@ use crate::detect::IncidentFeedback;
 use crate::error::chain;
 use crate::http::request_body::{BodyLimits, BodyReceiver, ReceiveError};
 use crate::http::response::{self, Response};
+use crate::http::same_origin::is_same_origin;
 use crate::http::server::RequestBody;
+use crate::http::{Url, parse_query};
 use crate::models::registry::periods::{GroupSelector, Period, PeriodKind};
+use crate::prom::Labels;
+use crate::status::group::group_path;
 use crate::time::{self, HOUR_MS, now_ms};
 use crate::train::Backends;
+use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{CONTENT_TYPE, HeaderMap};
 use serde::de::DeserializeOwned;
@@ -45,7 +51,9 @@ pub struct AdminApi {
 }
 
 /// The reason for an answer without success.
-type Refusal = (StatusCode, String);
+pub type Refusal = (StatusCode, String);
+
+const FORM: &str = "application/x-www-form-urlencoded";
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -65,6 +73,8 @@ struct FeedbackAnswer {
     end: String,
     feedback: IncidentFeedback,
     budget_correction: f64,
+    #[serde(skip)]
+    labels: Labels,
 }
 
 #[derive(Debug, Deserialize)]
@@ -86,6 +96,30 @@ enum MaintenanceAction {
     End,
 }
 
+impl FeedbackRequest {
+    /// Reads the fields of a form.
+    fn from_form(text: &str) -> Result<Self, Refusal> {
+        let mut fields = parse_query(text);
+        let mut field = |name: &str| {
+            let position = fields.iter().position(|(other, _)| other == name);
+            let missing = || (StatusCode::BAD_REQUEST, format!("{name} is missing"));
+            position.map(|position| fields.swap_remove(position).1).ok_or_else(missing)
+        };
+        let bad_request = |text: String| (StatusCode::BAD_REQUEST, text);
+        Ok(Self {
+            detector: Some(field("detector")?),
+            group: field("group")?.parse().map_err(|error| bad_request(chain(&error)))?,
+            at: field("at")?,
+            feedback: field("feedback")?.parse().map_err(bad_request)?,
+        })
+    }
+}
+
+/// The answer without `--web.enable-admin-api`.
+pub fn not_enabled() -> Refusal {
+    (StatusCode::FORBIDDEN, "the admin API is not enabled: start with --web.enable-admin-api".into())
+}
+
 impl AdminApi {
     /// The API of an engine and the registry of its configuration.
     pub fn new(
@@ -98,7 +132,27 @@ impl AdminApi {
 
     /// Answers `POST /api/v1/feedback`.
     pub async fn feedback(&self, headers: &HeaderMap, body: RequestBody) -> Response {
-        answer(self.apply_feedback(headers, body).await)
+        answer(self.feedback_as_json(headers, body).await)
+    }
+
+    /// Answers the form of a page with the path of the group's page.
+    ///
+    /// # Errors
+    /// The status and the text of the answer.
+    pub async fn feedback_form(
+        &self,
+        headers: &HeaderMap,
+        body: RequestBody,
+        external_url: Option<&Url>,
+    ) -> Result<String, Refusal> {
+        if !is_same_origin(headers, external_url) {
+            let text = "the form is not one of these pages; behind a proxy, start with --web.external-url";
+            return Err((StatusCode::FORBIDDEN, text.into()));
+        }
+        let body = self.receive(headers, body, FORM).await?;
+        let request = FeedbackRequest::from_form(&String::from_utf8_lossy(&body))?;
+        let answer = self.apply_feedback(request).await?;
+        Ok(group_path(&answer.detector, &answer.labels))
     }
 
     /// Answers `POST /api/v1/maintenance`.
@@ -106,12 +160,15 @@ impl AdminApi {
         answer(self.change_maintenance(headers, body).await)
     }
 
-    async fn apply_feedback(
+    async fn feedback_as_json(
         &self,
         headers: &HeaderMap,
         body: RequestBody,
     ) -> Result<FeedbackAnswer, Refusal> {
-        let request: FeedbackRequest = self.receive(headers, body).await?;
+        self.apply_feedback(self.receive_json(headers, body).await?).await
+    }
+
+    async fn apply_feedback(&self, request: FeedbackRequest) -> Result<FeedbackAnswer, Refusal> {
         let FeedbackRequest { detector, group, feedback, .. } = request;
         let at_ms = parse_time(&request.at)?;
         let found = self.engine.find_incident(detector, group, at_ms).await.ok_or_else(shutting_down)?;
@@ -141,6 +198,7 @@ impl AdminApi {
             end: time::format_timestamp(incident.last_ms),
             feedback,
             budget_correction,
+            labels,
         })
     }
 
@@ -149,7 +207,7 @@ impl AdminApi {
         headers: &HeaderMap,
         body: RequestBody,
     ) -> Result<Vec<Period>, Refusal> {
-        let request: MaintenanceRequest = self.receive(headers, body).await?;
+        let request: MaintenanceRequest = self.receive_json(headers, body).await?;
         let MaintenanceRequest { action, detector, groups, start, end, comment } = request;
         let (start_ms, end_ms) =
             (start.as_deref().map(parse_time).transpose()?, end.as_deref().map(parse_time).transpose()?);
@@ -186,16 +244,27 @@ impl AdminApi {
         self.registry().registry.record_period(period).await.map_err(|error| unavailable(&error))
     }
 
-    /// Reads a request.
-    async fn receive<T: DeserializeOwned>(
+    /// Reads a request in JSON.
+    async fn receive_json<T: DeserializeOwned>(
         &self,
         headers: &HeaderMap,
         body: RequestBody,
     ) -> Result<T, Refusal> {
+        let body = self.receive(headers, body, "application/json").await?;
+        serde_json::from_slice(&body).map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))
+    }
+
+    /// Reads a body of a media type.
+    async fn receive(
+        &self,
+        headers: &HeaderMap,
+        body: RequestBody,
+        media_type: &str,
+    ) -> Result<Bytes, Refusal> {
         let content_type =
             headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        if content_type.split(';').next().map(str::trim) != Some("application/json") {
-            let text = format!("Content-Type is {content_type:?}, must be application/json");
+        if content_type.split(';').next().map(str::trim) != Some(media_type) {
+            let text = format!("Content-Type is {content_type:?}, must be {media_type}");
             return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, text));
         }
         let body = self.receiver.receive(body).await.map_err(|error| match error {
@@ -207,7 +276,7 @@ impl AdminApi {
             }
             ReceiveError::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "too many requests".into()),
         })?;
-        serde_json::from_slice(&body.bytes).map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))
+        Ok(body.bytes)
     }
 }
 

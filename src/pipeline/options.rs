@@ -37,18 +37,29 @@ pub struct Options {
     pub enable_lifecycle: bool,
     /// True if `POST /api/v1/feedback` and `POST /api/v1/maintenance` are answered.
     pub enable_admin_api: bool,
+    /// The address of the pages for other machines, as behind a proxy.
+    pub external_url: Option<Url>,
     /// The directory of snapshots, and of models with a relative path.
     pub storage_path: PathBuf,
     /// Names and values of all flags, for display.
     pub flags: Vec<(&'static str, String)>,
 }
 
+/// The parts of a configuration that the pages use.
+#[derive(Clone, Debug)]
+pub struct ShownConfig {
+    /// The file as YAML, without its secrets; empty without a file.
+    pub yaml: String,
+    /// A dashboard of one group.
+    pub grafana_url: Option<Url>,
+}
+
 /// A configuration, and a client for each address in it.
 pub struct LoadedConfig {
     /// The configuration.
     pub config: Arc<Config>,
-    /// The file as YAML, without its secrets; empty without a file.
-    pub shown_config: String,
+    /// The parts that the pages use.
+    pub shown_config: ShownConfig,
     /// A client for each remote-write endpoint.
     pub endpoints: Vec<Client>,
     /// The clients that training and gap filling use.
@@ -61,7 +72,7 @@ impl Options {
     /// # Errors
     /// [`Error::Config`], [`Error::Client`] or [`Error::Registry`].
     pub fn load(&self, metrics: &remote_read::Metrics) -> Result<LoadedConfig, Error> {
-        let (config, shown_config) = match &self.config_file {
+        let (config, yaml) = match &self.config_file {
             Some(file) => Config::load_to_show(file)?,
             None => (Config::default(), String::new()),
         };
@@ -87,8 +98,8 @@ impl Options {
         Ok(LoadedConfig {
             endpoints: endpoints.collect::<Result<_, _>>()?,
             backends: Arc::new(backends),
+            shown_config: ShownConfig { yaml, grafana_url: config.grafana_url.clone() },
             config: Arc::new(config),
-            shown_config,
         })
     }
 

@@ -5,26 +5,28 @@
 //! written to its end and holds its turn until then, since a client that hangs up ends neither a command of the engine
 //! nor work on a blocking thread.
 
+use super::admin::AdminApi;
 use super::metrics::Metrics;
-use super::options::{DEFAULT_URL, Options};
+use super::options::{DEFAULT_URL, Options, ShownConfig};
 use super::readiness::ReadinessProbe;
 use super::reload::Reloader;
 use crate::build_info::{self, REVISION, RUST_VERSION, VERSION};
 use crate::http::parse_query;
 use crate::http::response::{PagesBeingSent, Response};
+use crate::http::server::RequestBody;
 use crate::models::registry;
 use crate::prom::Labels;
 use crate::status::data_path::DataPath;
 use crate::status::fleet::{Fleet, FleetQuery};
-use crate::status::group_page::{CommandFlags, shell_quoted};
+use crate::status::group_page::{CommandFlags, PageContext, shell_quoted};
 use crate::status::overview::Overview;
 use crate::status::server::{self, Sidecar};
 use crate::status::{SCRIPT, json, style_sheet};
 use crate::time::now_ms;
 use crate::{ingest, remote_write};
 use hyper::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue, REFERRER_POLICY,
-    X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION,
+    REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{StatusCode, Uri};
 use serde_json::json as value;
@@ -121,7 +123,8 @@ impl Page {
             (CONTENT_TYPE, self.content_type),
             (CONTENT_SECURITY_POLICY, POLICY),
             (X_CONTENT_TYPE_OPTIONS, "nosniff"),
-            (REFERRER_POLICY, "no-referrer"),
+            // With no-referrer, a form of the page would not have its origin.
+            (REFERRER_POLICY, "same-origin"),
             (CACHE_CONTROL, "no-cache"),
         ];
         for (name, value) in headers {
@@ -179,9 +182,9 @@ impl Pages {
         match uri.path() {
             "/static/style.css" => Some(file("text/css; charset=utf-8", style_sheet())),
             "/static/page.js" => Some(file("text/javascript; charset=utf-8", SCRIPT)),
-            "/config" => Some(Page::html(server::config_page(&self.reloader.shown_config()))),
+            "/config" => Some(Page::html(server::config_page(&self.reloader.shown_config().yaml))),
             "/flags" => Some(Page::html(server::flags_page(&self.reloader.options.flags))),
-            "/api/v1/status/config" => Some(Page::json(&value!({"yaml": self.reloader.shown_config()}))),
+            "/api/v1/status/config" => Some(Page::json(&value!({"yaml": self.reloader.shown_config().yaml}))),
             "/api/v1/status/flags" => Some(Page::json(&self.flags())),
             "/api/v1/status/buildinfo" => Some(Page::json(
                 &value!({"version": VERSION, "revision": REVISION, "rustVersion": RUST_VERSION}),
@@ -204,6 +207,7 @@ impl Pages {
         let write = move || {
             let query = FleetQuery::from_params(&params);
             let (sidecar, data_path) = (pages.sidecar(), pages.data_path());
+            let ShownConfig { grafana_url, .. } = pages.reloader.shown_config();
             match path.as_str() {
                 "/api/v1/groups" => Page::json(&json::groups(&fleet.page(&query))),
                 "/api/v1/incidents" => Page::json(&json::incidents(&fleet)),
@@ -211,7 +215,9 @@ impl Pages {
                 "/status" => Page::html(server::status_page(&sidecar, &fleet, &data_path, now_ms())),
                 _ => {
                     let (fleet, sidecar, data_path) = (&*fleet, &sidecar, &data_path);
-                    let overview = Overview { fleet, sidecar, data_path, query: &query, now_ms: now_ms() };
+                    let (grafana_url, now_ms) = (grafana_url.as_ref(), now_ms());
+                    let query = &query;
+                    let overview = Overview { fleet, sidecar, data_path, query, grafana_url, now_ms };
                     Page::html(overview.html())
                 }
             }
@@ -231,9 +237,43 @@ impl Pages {
             let text = server::message_page("No such group", message, "../");
             return Some(Page { status: StatusCode::NOT_FOUND, content_type: HTML, text });
         };
-        let flags = self.command_flags();
-        let write = move || Page::html(detail.html(&flags, now_ms()));
+        let context = PageContext {
+            commands: self.command_flags(),
+            grafana_url: self.reloader.shown_config().grafana_url,
+            has_admin_api: self.reloader.options.enable_admin_api,
+        };
+        let write = move || Page::html(detail.html(&context, now_ms()));
         tokio::task::spawn_blocking(write).await.ok()
+    }
+
+    /// Answers the form of a group's page: goes back to the page, or says why not.
+    pub async fn feedback(
+        &self,
+        admin: Option<&AdminApi>,
+        headers: &HeaderMap,
+        body: RequestBody,
+    ) -> Response {
+        let external_url = self.reloader.options.external_url.as_ref();
+        let result = match admin {
+            Some(admin) => admin.feedback_form(headers, body, external_url).await,
+            None => Err(super::admin::not_enabled()),
+        };
+        let location = result.and_then(|path| {
+            let location = HeaderValue::try_from(format!("{path}#incidents"));
+            location.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+        });
+        match location {
+            Ok(location) => {
+                let mut response = Page { status: StatusCode::SEE_OTHER, ..Page::html(String::new()) }
+                    .into_response(&self.being_sent);
+                response.headers_mut().insert(LOCATION, location);
+                response
+            }
+            Err((status, message)) => {
+                let text = server::message_page("No feedback was recorded", &message, "");
+                Page { status, content_type: HTML, text }.into_response(&self.being_sent)
+            }
+        }
     }
 
     /// The flags by which commands find this process and its registry.
@@ -279,6 +319,7 @@ impl Pages {
                 registry::Store::Mlflow(mlflow) => mlflow.tracking_uri.redacted(),
             },
             endpoints: backends.endpoints.iter().map(|endpoint| endpoint.url.redacted()).collect(),
+            external_url: self.reloader.options.external_url.as_ref().map(ToString::to_string),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Reloads of the configuration, one at a time.
 
 use super::engine::EngineHandle;
-use super::options::{LoadedConfig, Options};
+use super::options::{LoadedConfig, Options, ShownConfig};
 use super::senders::Senders;
 use super::supervisor::Supervisor;
 use crate::telemetry::register;
@@ -55,8 +55,8 @@ pub struct Reloader {
     pub backends: watch::Sender<Arc<Backends>>,
     /// The senders of the configuration in force; none after the shutdown.
     pub senders: Mutex<Option<Senders>>,
-    /// The configuration in force, as it may be shown.
-    pub shown_config: std::sync::Mutex<String>,
+    /// The configuration in force, as the pages use it.
+    pub shown_config: std::sync::Mutex<ShownConfig>,
     /// Metrics of the senders.
     pub remote_write_metrics: remote_write::Metrics,
     /// Metrics of the read clients.
@@ -79,8 +79,8 @@ impl Reloader {
         task.await.unwrap_or_else(|error| Err(error.to_string()))
     }
 
-    /// The configuration in force as YAML, without its secrets; empty without a file.
-    pub fn shown_config(&self) -> String {
+    /// The configuration in force, as the pages use it.
+    pub fn shown_config(&self) -> ShownConfig {
         self.shown_config.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

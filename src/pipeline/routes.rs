@@ -1,6 +1,6 @@
 //! The HTTP API: one function answers each request.
 
-use super::admin::AdminApi;
+use super::admin::{self, AdminApi};
 use super::engine::EngineHandle;
 use super::pages::{self, Pages};
 use super::readiness::ReadinessProbe;
@@ -20,6 +20,8 @@ use std::sync::Arc;
 /// The paths of the admin API.
 const FEEDBACK: &str = "/api/v1/feedback";
 const MAINTENANCE: &str = "/api/v1/maintenance";
+/// The target of the forms on the pages.
+const FEEDBACK_FORM: &str = "/feedback";
 
 /// State that the routes share.
 #[derive(Clone)]
@@ -85,13 +87,16 @@ pub async fn handle_request(state: AppState, request: Request<RequestBody>) -> R
         },
         (&Method::GET | &Method::HEAD, path) if pages::is_page(path) => state.pages.handle(head.uri).await,
         (&Method::POST, path @ (FEEDBACK | MAINTENANCE)) => match &state.admin {
-            None => response::text(
-                StatusCode::FORBIDDEN,
-                "the admin API is not enabled: start with --web.enable-admin-api",
-            ),
+            None => {
+                let (status, text) = admin::not_enabled();
+                response::text(status, &text)
+            }
             Some(admin) if path == FEEDBACK => admin.feedback(&head.headers, body).await,
             Some(admin) => admin.maintenance(&head.headers, body).await,
         },
+        (&Method::POST, FEEDBACK_FORM) => {
+            state.pages.feedback(state.admin.as_ref(), &head.headers, body).await
+        }
         (_, "/api/v1/write") => {
             let response = method_not_allowed("POST");
             state.ingest_metrics.count_method_not_allowed();
@@ -102,7 +107,7 @@ pub async fn handle_request(state: AppState, request: Request<RequestBody>) -> R
             state.remote_read_server.count_response(response.status());
             response
         }
-        (_, FEEDBACK | MAINTENANCE) => method_not_allowed("POST"),
+        (_, FEEDBACK | MAINTENANCE | FEEDBACK_FORM) => method_not_allowed("POST"),
         (_, "/-/reload") => method_not_allowed("POST, PUT"),
         (_, "/metrics" | "/-/healthy" | "/-/ready") => method_not_allowed("GET, HEAD"),
         (_, path) if pages::is_page(path) => method_not_allowed("GET, HEAD"),

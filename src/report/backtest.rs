@@ -204,7 +204,7 @@ impl Backtest {
     }
 
     /// The section of the incidents.
-    pub fn incident_table(&self, lead: &str) -> Markup {
+    fn incident_table(&self, lead: &str) -> Markup {
         if self.incidents.is_empty() {
             return page::section("Incidents", "None.", &html! {});
         }
@@ -279,7 +279,8 @@ impl IncidentEntry {
         }
     }
 
-    fn length(&self) -> String {
+    /// The time from the first to the last row.
+    pub fn length(&self) -> String {
         match self.to_ms.saturating_sub(self.from_ms) {
             0 => "one row".into(),
             length_ms => {
@@ -291,7 +292,8 @@ impl IncidentEntry {
         }
     }
 
-    fn describe_contributions(&self) -> String {
+    /// The features with the kinds of their deviations.
+    pub fn describe_contributions(&self) -> String {
         let describe = |(feature, reason, _): &(String, &str, f64)| format!("{feature} {reason}");
         self.contributions.iter().map(describe).collect::<Vec<_>>().join(", ")
     }

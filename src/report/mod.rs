@@ -5,8 +5,8 @@
 
 pub mod backtest;
 pub mod page;
-mod plot;
+pub(crate) mod plot;
 pub mod scale;
 pub mod text;
-mod time_axis;
+pub(crate) mod time_axis;
 pub mod training;

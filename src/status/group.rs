@@ -1,18 +1,27 @@
 //! The state of a group, as the engine hands it out.
 
 use super::words::format_age;
-use crate::detect::{DeviationReason, OnlineDetector};
+use crate::detect::{self, DeviationReason, IncidentFeedback, OnlineDetector};
 use crate::features::Schema;
 use crate::http::percent_encode;
 use crate::models::DeployedModel;
 use crate::prom::{Labels, METRIC_NAME, duration};
 use crate::report::text::shorten;
-use crate::window::Window;
+use crate::window::{Score, Window};
 use std::fmt;
 use std::time::Duration;
 
 /// Length of the range in milliseconds that the highest score of a group is taken from.
 pub const RECENT_MS: i64 = 300_000;
+
+/// Incidents of a day that a summary holds.
+pub const MAX_PER_DAY: usize = 100;
+
+/// Length of the time before an open incident that its picture shows.
+pub const BEFORE_MS: i64 = 1_800_000;
+
+/// Scores in the picture of an open incident.
+pub const MAX_SCORES: usize = 120;
 
 /// Characters of a name that are shown.
 const MAX_NAME_CHARS: usize = 120;
@@ -36,6 +45,9 @@ pub struct GroupSummary {
     pub incident: Option<OpenIncident>,
     /// Incidents that opened within the last 24 hours.
     pub incidents_last_day: usize,
+    /// First and last millisecond of each incident of the last 24 hours, ascending, [`MAX_PER_DAY`] at most; an open one
+    /// lasts until now.
+    pub last_day: Vec<(i64, i64)>,
     /// Incidents per day that opened within the last week.
     pub incidents_per_day: f64,
     /// Budget in alerts per day.
@@ -163,6 +175,10 @@ pub struct OpenIncident {
     pub threshold: f64,
     /// Highest score.
     pub peak: f64,
+    /// What a person has said of it.
+    pub feedback: Option<IncidentFeedback>,
+    /// Timestamps and scores from [`BEFORE_MS`] before it on, ascending, [`MAX_SCORES`] at most.
+    pub scores: Vec<(i64, f64)>,
     /// The features that deviate most, in descending order.
     pub features: Vec<DeviatingFeature>,
 }
@@ -209,18 +225,35 @@ pub struct GroupDetail {
     pub challenger: Option<DeployedModel>,
     /// The incidents that began in the window, ascending.
     pub incidents: Vec<PastIncident>,
+    /// The incidents of the last week, ascending.
+    pub last_week: Vec<detect::PastIncident>,
     /// The alias of the champion.
     pub alias: String,
     /// Names of the labels whose values identify a group.
     pub by: Vec<String>,
 }
 
+/// The path of the page of a group, relative to the root of the pages.
+pub fn group_path(detector: &str, labels: &Labels) -> String {
+    let pairs =
+        labels.iter().map(|(name, value)| format!("{}={}", percent_encode(name), percent_encode(value)));
+    format!("groups/{}?{}", percent_encode(detector), pairs.collect::<Vec<_>>().join("&"))
+}
+
+/// The rows in at most `n` stretches of equal length, each by its highest score.
+pub fn highest_of_stretches(rows: &[(i64, Score)], n: usize) -> Vec<(i64, Score)> {
+    rows.chunks(rows.len().div_ceil(n).max(1)).filter_map(highest).collect()
+}
+
+/// The row with the highest score.
+pub fn highest(rows: &[(i64, Score)]) -> Option<(i64, Score)> {
+    rows.iter().max_by(|(_, a), (_, b)| a.score.total_cmp(&b.score)).copied()
+}
+
 impl GroupSummary {
     /// The path of the group's page, relative to the root of the pages.
     pub fn path(&self) -> String {
-        let labels = self.labels.iter();
-        let pairs = labels.map(|(name, value)| format!("{}={}", percent_encode(name), percent_encode(value)));
-        format!("groups/{}?{}", percent_encode(&self.detector), pairs.collect::<Vec<_>>().join("&"))
+        group_path(&self.detector, &self.labels)
     }
 
     /// The instance, and the values of the other labels; all values if there is no instance. Long ones are cut.

@@ -1,10 +1,12 @@
 //! The page of a group: its score over the window, its incidents, and its models.
 
 use super::frame::Frame;
-use super::group::{GroupDetail, OpenIncident, PastIncident, Scoring};
+use super::grafana;
+use super::group::{GroupDetail, OpenIncident, PastIncident, Scoring, highest, highest_of_stretches};
 use super::overview::deviating_features;
 use super::words::format_age;
 use crate::features::{Row, RowReader, Schema};
+use crate::http::Url;
 use crate::models::registry::periods::GroupSelector;
 use crate::models::{CrossValidation, DeployedModel};
 use crate::prom::{Labels, METRIC_NAME};
@@ -21,9 +23,6 @@ const MAX_POINTS: usize = 720;
 /// Features that are drawn.
 const MAX_DRAWN: usize = 6;
 
-/// Incidents in the table, the latest ones.
-const MAX_LISTED: usize = 100;
-
 /// Flags of the commands on a page; each is empty or ends with a space.
 #[derive(Clone, Debug, Default)]
 pub struct CommandFlags {
@@ -33,22 +32,33 @@ pub struct CommandFlags {
     pub url: String,
 }
 
+/// The sidecar around the page of a group.
+#[derive(Clone, Debug, Default)]
+pub struct PageContext {
+    /// Flags of the commands.
+    pub commands: CommandFlags,
+    /// A dashboard of one group.
+    pub grafana_url: Option<Url>,
+    /// True if forms give feedback.
+    pub has_admin_api: bool,
+}
+
 impl GroupDetail {
     /// The document.
-    pub fn html(&self, flags: &CommandFlags, now_ms: i64) -> String {
+    pub fn html(&self, context: &PageContext, now_ms: i64) -> String {
         let timeline = self.timeline();
         let body = html! {
-            (self.head(now_ms))
-            (self.open_incident(&flags.url))
+            (self.head(context.grafana_url.as_ref(), now_ms))
+            (self.open_incident(context))
             (timeline.over_time())
-            (timeline.incident_table("Those of the window, the latest first, with the features that deviated most over all rows."))
-            (self.models(&flags.registry, now_ms))
+            (self.incident_section(&timeline.incidents, context.has_admin_api))
+            (self.models(&context.commands.registry, now_ms))
         };
         let (name, _) = self.summary.short_name();
         Frame { title: &name, root: "../", is_refreshed: false }.document(&body)
     }
 
-    fn head(&self, now_ms: i64) -> Markup {
+    fn head(&self, grafana_url: Option<&Url>, now_ms: i64) -> Markup {
         let (name, _) = self.summary.short_name();
         let labels = self.summary.labels.iter().filter(|(name, _)| *name != METRIC_NAME);
         let labels = labels.map(|(name, value)| (name.to_string(), value.to_string()));
@@ -58,6 +68,9 @@ impl GroupDetail {
                 p.kicker { "Group of " (self.summary.detector) }
                 h1 { (name) }
                 p.summary { (self.describe(now_ms)) }
+                @if let Some(url) = grafana_url {
+                    p.links { a href=(grafana::link(url, &self.summary, now_ms - self.window.length_ms(), "now")) { "In Grafana" } }
+                }
                 (facts(&[detector].into_iter().chain(labels).collect::<Vec<_>>()))
             }
         }
@@ -75,7 +88,7 @@ impl GroupDetail {
         }
     }
 
-    fn open_incident(&self, url_flag: &str) -> Markup {
+    fn open_incident(&self, context: &PageContext) -> Markup {
         let Some(incident) = &self.summary.incident else { return html! {} };
         let lead = format!(
             "Since {} UTC, score {}, peak {}, threshold {}.",
@@ -86,12 +99,18 @@ impl GroupDetail {
         );
         let body = html! {
             (deviating_features(&incident.features))
-            p.then { "To tell promforest what it was, if it runs with " code { "--web.enable-admin-api" } ":" }
-            pre.command {
-                code {
-                    "# not learned, and free of the budget\n" (self.feedback_command(url_flag, incident, "real"))
-                    "\n# ends, counts twice, and is learned\n" (self.feedback_command(url_flag, incident, "false"))
-                }
+            @if context.has_admin_api {
+                p.then { "Fine: it ends, counts twice, and is learned. Real: it is not learned, and free of the budget." }
+                (self.feedback_form(incident.since_ms))
+            } @else {
+                p.then { "To tell promforest what it was, start it with " code { "--web.enable-admin-api" } ", which adds two buttons here, and these commands:" }
+            }
+            details open[!context.has_admin_api] {
+                summary { "As a command" }
+                p { "It was real: not learned, and free of the budget." }
+                pre.command { code { (self.feedback_command(&context.commands.url, incident, "real")) } }
+                p { "It was fine: it ends, counts twice, and is learned." }
+                pre.command { code { (self.feedback_command(&context.commands.url, incident, "false")) } }
             }
         };
         section("Open incident", lead, &body)
@@ -107,9 +126,10 @@ impl GroupDetail {
     /// The scores and features over the window, with its incidents.
     fn timeline(&self) -> Backtest {
         let scores: Vec<(i64, Score)> = self.window.scores(ModelRole::Champion, i64::MIN, i64::MAX).collect();
-        let chunks: Vec<&[(i64, Score)]> = scores.chunks(scores.len().div_ceil(MAX_POINTS).max(1)).collect();
-        let worst: Vec<(i64, Score)> = chunks.iter().filter_map(|chunk| highest(chunk)).collect();
-        let times_ms: Vec<i64> = chunks.iter().filter_map(|chunk| Some(chunk.first()?.0)).collect();
+        let worst = highest_of_stretches(&scores, MAX_POINTS);
+        let stretch = scores.len().div_ceil(MAX_POINTS).max(1);
+        let times_ms: Vec<i64> =
+            scores.iter().step_by(stretch).map(|(timestamp_ms, _)| *timestamp_ms).collect();
         let incidents = self.incident_entries(&scores);
         Backtest {
             source: self.summary.detector.clone(),
@@ -145,7 +165,6 @@ impl GroupDetail {
         };
         let mut entries: Vec<IncidentEntry> = incidents.filter_map(entry).collect();
         entries.reverse();
-        entries.truncate(MAX_LISTED);
         entries
     }
 
@@ -243,10 +262,6 @@ pub fn shell_quoted(text: &str) -> String {
         true => text.into(),
         false => format!("'{}'", text.replace('\'', r"'\''")),
     }
-}
-
-fn highest(rows: &[(i64, Score)]) -> Option<(i64, Score)> {
-    rows.iter().max_by(|(_, a), (_, b)| a.score.total_cmp(&b.score)).copied()
 }
 
 fn threshold(score: &Score) -> f64 {

@@ -62,6 +62,7 @@ pub fn sidecar(sidecar: &Sidecar, fleet: &Fleet, data_path: &DataPath) -> Value 
         "scoreLatencyP99Seconds": sidecar.p99_seconds,
         "modelRegistry": sidecar.registry,
         "endpoints": sidecar.endpoints,
+        "externalUrl": sidecar.external_url,
         "dataPath": stages.collect::<Vec<_>>(),
     })
 }
@@ -101,6 +102,7 @@ fn incident(incident: &OpenIncident) -> Value {
         "score": incident.score,
         "threshold": incident.threshold,
         "peak": incident.peak,
+        "feedback": incident.feedback,
         "features": incident.features.iter().map(feature).collect::<Vec<_>>(),
     })
 }

@@ -6,11 +6,14 @@
 
 pub mod data_path;
 pub mod fleet;
+mod grafana;
 mod frame;
 pub mod group;
 pub mod group_page;
+mod incidents;
 pub mod json;
 pub mod overview;
+mod ribbon;
 pub mod server;
 mod words;
 

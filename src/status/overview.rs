@@ -3,10 +3,12 @@
 use super::data_path::DataPath;
 use super::fleet::{Fleet, FleetPage, FleetQuery};
 use super::frame::Frame;
-use super::group::{DeviatingFeature, GroupSummary, OpenIncident, Scoring};
+use super::grafana;
+use super::group::{BEFORE_MS, DeviatingFeature, GroupSummary, OpenIncident, Scoring};
+use super::ribbon::ribbon;
 use super::server::Sidecar;
 use super::words::{format_age, format_band, format_latency, plural};
-use crate::http::percent_encode;
+use crate::http::{Url, percent_encode};
 use crate::report::page::section;
 use crate::report::scale::Scale;
 use crate::report::text::{count, format_datetime, number, percent, shorten};
@@ -35,6 +37,8 @@ pub struct Overview<'a> {
     pub data_path: &'a DataPath,
     /// The search and the page of the fleet.
     pub query: &'a FleetQuery,
+    /// A dashboard of one group.
+    pub grafana_url: Option<&'a Url>,
     /// The current time.
     pub now_ms: i64,
 }
@@ -45,6 +49,7 @@ impl Overview<'_> {
         let body = html! {
             (self.head())
             (self.incidents())
+            (ribbon(self.fleet, self.now_ms))
             (self.fleet_section())
             (self.alerts())
             (self.data_path.section())
@@ -103,11 +108,20 @@ impl Overview<'_> {
         let (name, rest) = group.short_name();
         html! {
             article.incident-card {
-                h3 { a href=(group.path()) { (name) } " " small { (rest) " · " (group.detector) } }
-                p.dim {
-                    "since " (format_datetime(incident.since_ms / 1000 * 1000)) " UTC ("
-                    (format_age(self.now_ms - incident.since_ms)) "), score "
-                    b { (number(incident.score)) } ", peak " (number(incident.peak)) ", threshold " (number(incident.threshold))
+                div.incident-head {
+                    div {
+                        h3 { a href=(group.path()) { (name) } " " small { (rest) " · " (group.detector) } }
+                        p.dim {
+                            "since " (format_datetime(incident.since_ms / 1000 * 1000)) " UTC ("
+                            (format_age(self.now_ms - incident.since_ms)) "), score "
+                            b { (number(incident.score)) } ", peak " (number(incident.peak)) ", threshold " (number(incident.threshold))
+                            @if incident.feedback.is_some() { ", said to be real" }
+                        }
+                        @if let Some(url) = self.grafana_url {
+                            p.links { a href=(grafana::link(url, group, incident.since_ms - BEFORE_MS, "now")) { "In Grafana" } }
+                        }
+                    }
+                    (incident.picture())
                 }
                 (deviating_features(&incident.features))
             }

@@ -25,6 +25,8 @@ pub struct Sidecar {
     pub registry: String,
     /// The addresses that scores are written to.
     pub endpoints: Vec<String>,
+    /// The address of the pages for other machines, if it is configured.
+    pub external_url: Option<String>,
 }
 
 /// The page `/status`.

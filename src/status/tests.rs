@@ -3,11 +3,11 @@ use super::fleet::{Fleet, FleetQuery, PAGE_SIZE};
 use super::group::{
     DeviatingFeature, GroupDetail, GroupSummary, NotScored, OpenIncident, PastIncident, Scoring,
 };
-use super::group_page::CommandFlags;
+use super::group_page::{CommandFlags, PageContext};
 use super::overview::Overview;
 use super::server::Sidecar;
 use super::{json, server, style_sheet};
-use crate::detect::DeviationReason;
+use crate::detect::{self, DeviationReason, IncidentFeedback};
 use crate::prom::Labels;
 use crate::window::{IncidentState, ModelRole, Score, Window};
 use std::time::Duration;
@@ -29,6 +29,7 @@ fn group(instance: &str) -> GroupSummary {
         is_in_maintenance: false,
         incident: None,
         incidents_last_day: 0,
+        last_day: Vec::new(),
         incidents_per_day: 0.0,
         budget: 1.0,
     }
@@ -47,10 +48,18 @@ fn in_incident(instance: &str) -> GroupSummary {
         score: 3.21,
         threshold: 1.05,
         peak: 4.5,
+        feedback: None,
+        scores: (0..20).map(|row| (NOW_MS - 300_000 + row * 15_000, 0.3 * row as f64)).collect(),
         features: vec![feature],
     };
     let scoring = Scoring::Scored { worst: 4.5, threshold: 1.05 };
-    GroupSummary { scoring, incident: Some(incident), incidents_last_day: 2, ..group(instance) }
+    GroupSummary {
+        scoring,
+        incident: Some(incident),
+        incidents_last_day: 2,
+        last_day: vec![(NOW_MS - 200_000, NOW_MS)],
+        ..group(instance)
+    }
 }
 
 fn not_scored(instance: &str, reason: NotScored) -> GroupSummary {
@@ -66,6 +75,7 @@ fn sidecar() -> Sidecar {
         p99_seconds: Some(0.042),
         registry: "data/models".into(),
         endpoints: vec!["http://prometheus:9090/api/v1/write".into()],
+        external_url: None,
     }
 }
 
@@ -79,7 +89,16 @@ fn data_path() -> DataPath {
 
 fn overview(groups: Vec<GroupSummary>, query: &FleetQuery) -> String {
     let (fleet, sidecar, data_path) = (Fleet::new(groups), sidecar(), data_path());
-    Overview { fleet: &fleet, sidecar: &sidecar, data_path: &data_path, query, now_ms: NOW_MS }.html()
+    let grafana_url = "https://grafana.example/d/one?orgId=1".parse().expect("a URL");
+    Overview {
+        fleet: &fleet,
+        sidecar: &sidecar,
+        data_path: &data_path,
+        query,
+        grafana_url: Some(&grafana_url),
+        now_ms: NOW_MS,
+    }
+    .html()
 }
 
 /// The text between tags, with single spaces.
@@ -109,6 +128,62 @@ fn the_first_page_states_the_incident_and_the_state_of_the_fleet() {
     let calm = overview(vec![group("a:9100")], &FleetQuery::default());
     assert!(calm.contains("<h1>No open incident</h1>") && !calm.contains("incident-card"));
     assert!(overview(Vec::new(), &FleetQuery::default()).contains("<h1>No samples yet</h1>"));
+}
+
+#[test]
+fn an_incident_has_a_picture_and_a_link_to_grafana() {
+    let page = overview(vec![in_incident("db:9100")], &FleetQuery::default());
+    let link = "https://grafana.example/d/one?orgId=1&amp;var-detector=node_network&amp;var-instance=db%3A9100&amp;var-job=node&amp;from=1794785200000&amp;to=now";
+    assert!(page.contains(link), "{page}");
+    assert!(page.contains("class=\"limit\"") && page.contains("class=\"curve\""), "score and threshold");
+}
+
+#[test]
+fn the_ribbon_has_the_incidents_of_the_last_24_hours() {
+    let hour_ms = 3_600_000;
+    let with = |instance: &str, last_day: Vec<(i64, i64)>| GroupSummary { last_day, ..group(instance) };
+    let mut groups = vec![
+        with("a:9100", vec![(NOW_MS - 25 * hour_ms, NOW_MS - 23 * hour_ms), (NOW_MS - hour_ms, NOW_MS)]),
+        with("b:9100", vec![(NOW_MS - hour_ms, NOW_MS - hour_ms / 2)]),
+        group("calm:9100"),
+    ];
+    let page = overview(groups.clone(), &FleetQuery::default());
+    let ribbon =
+        &page[page.find("Last 24 hours").expect("a ribbon")..page.find("<h2>Fleet").expect("a fleet")];
+    let text = text(ribbon);
+    for expected in ["3 incidents in 2 groups", "at most 2 at once", "2 incidents", "1 incident"] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+    assert!(!ribbon.contains("calm") && ribbon.matches("class=\"past-incident\"").count() == 3, "{ribbon}");
+    assert!(ribbon.find("a:9100") < ribbon.find("b:9100"), "the longest first");
+    groups = (0..40).map(|i| with(&format!("{i}:9100"), vec![(NOW_MS - hour_ms, NOW_MS)])).collect();
+    assert!(overview(groups, &FleetQuery::default()).contains("And 28 more groups."), "bounded");
+    assert!(overview(vec![group("calm:9100")], &FleetQuery::default()).contains("No incident."));
+}
+
+#[test]
+fn buttons_are_shown_with_the_admin_api_only() {
+    let mut detail = detail(in_incident("db:9100"));
+    let without = detail.html(&PageContext::default(), NOW_MS);
+    assert!(!without.contains("<form") && without.contains("--web.enable-admin-api"));
+    let context = PageContext { has_admin_api: true, ..PageContext::default() };
+    let html = detail.html(&context, NOW_MS);
+    assert_eq!(
+        html.matches("<form class=\"feedback\" method=\"post\" action=\"../feedback\">").count(),
+        2,
+        "{html}"
+    );
+    for expected in [
+        r#"name="detector" value="node_network""#,
+        r#"name="group" value="{instance=&quot;db:9100&quot;, job=&quot;node&quot;}""#,
+        r#"name="at" value="2026-11-15T23:56:40.000Z""#,
+        r#"name="feedback" value="false">This was fine"#,
+        r#"name="feedback" value="real">This was real"#,
+    ] {
+        assert!(html.contains(expected), "{expected}: {html}");
+    }
+    detail.last_week[0].feedback = Some((IncidentFeedback::False, NOW_MS));
+    assert!(detail.html(&context, NOW_MS).contains("<b>false alarm</b>"));
 }
 
 #[test]
@@ -156,8 +231,9 @@ fn a_feedback_command_names_the_sidecar_and_one_group() {
         labels: Labels::new([("instance", "db:9100")]).expect("valid labels"),
         ..in_incident("db:9100")
     };
-    let flags = CommandFlags { url: "--url http://127.0.0.1:9700 ".into(), ..CommandFlags::default() };
-    let text = text(&detail(summary).html(&flags, NOW_MS));
+    let commands = CommandFlags { url: "--url http://127.0.0.1:9700 ".into(), ..CommandFlags::default() };
+    let context = PageContext { commands, ..PageContext::default() };
+    let text = text(&detail(summary).html(&context, NOW_MS));
     let command = "promforest feedback --url http://127.0.0.1:9700 --detector node_network --group '{instance=&quot;db:9100&quot;, job=&quot;&quot;}'";
     assert!(text.contains(command), "{text}");
 }
@@ -199,7 +275,7 @@ fn text_from_outside_never_becomes_a_tag() {
     let found = overview(vec![evil.clone(), not_scored(EVIL, missing)], &query);
     let pages = [
         found,
-        detail(evil).html(&CommandFlags::default(), NOW_MS),
+        detail(evil).html(&PageContext::default(), NOW_MS),
         server::config_page(EVIL),
         server::message_page(EVIL, EVIL, ""),
     ];
@@ -215,7 +291,7 @@ fn text_from_outside_never_becomes_a_tag() {
 #[test]
 fn pages_need_nothing_that_the_policy_forbids() {
     let page = overview(vec![in_incident("a:9100")], &FleetQuery::default());
-    for forbidden in ["<style", " style=\"", "src=\"http", "href=\"http", "onclick"] {
+    for forbidden in ["<style", " style=\"", "src=\"http", "rel=\"stylesheet\" href=\"http", "onclick"] {
         assert!(!page.contains(forbidden), "{forbidden}");
     }
     assert!(!style_sheet().contains("url(http") && !style_sheet().contains("@import"));
@@ -286,6 +362,7 @@ fn detail(summary: GroupSummary) -> GroupDetail {
         detector: None,
         challenger: None,
         incidents: vec![PastIncident { from_ms, to_ms: from_ms + 19 * 15_000, contributions }],
+        last_week: vec![detect::PastIncident::new(from_ms, from_ms + 19 * 15_000)],
         alias: "champion".into(),
         by: ["job", "instance"].map(String::from).into(),
     }
@@ -293,7 +370,7 @@ fn detail(summary: GroupSummary) -> GroupDetail {
 
 #[test]
 fn the_page_of_a_group_has_its_scores_and_incidents() {
-    let html = detail(in_incident("db:9100")).html(&CommandFlags::default(), NOW_MS);
+    let html = detail(in_incident("db:9100")).html(&PageContext::default(), NOW_MS);
     let text = text(&html);
     for expected in [
         "Group of node_network",
@@ -313,6 +390,7 @@ fn the_page_of_a_group_has_its_scores_and_incidents() {
     );
     assert!(html.contains("href=\"../static/style.css\""));
     let unscored = detail(not_scored("a", NotScored::FillingGap));
-    let empty = GroupDetail { window: Window::new(1000), incidents: Vec::new(), ..unscored };
-    assert!(empty.html(&CommandFlags::default(), NOW_MS).contains("No row was scored."));
+    let empty =
+        GroupDetail { window: Window::new(1000), incidents: Vec::new(), last_week: Vec::new(), ..unscored };
+    assert!(empty.html(&PageContext::default(), NOW_MS).contains("No row was scored."));
 }

@@ -79,6 +79,14 @@ pub fn post_json(address: &str, path: &str, body: &str) -> io::Result<Response> 
     Ok(Response { status, headers: headers(&head), body: String::from_utf8_lossy(&body).into() })
 }
 
+/// Posts a form to a path, with further headers that each end with a line feed.
+pub fn post_form(address: &str, path: &str, headers: &str, form: &str) -> io::Result<Response> {
+    let headers = format!("Content-Type: application/x-www-form-urlencoded\r\n{headers}");
+    let (head, body) = send(address, "POST", path, &headers, form.as_bytes())?;
+    let status = status(&head).unwrap_or_default();
+    Ok(Response { status, headers: self::headers(&head), body: String::from_utf8_lossy(&body).into() })
+}
+
 /// Posts a message of remote write or read, compressed, and returns the status and the body.
 pub fn post_message(address: &str, path: &str, message: &[u8]) -> io::Result<(u16, Vec<u8>)> {
     let headers = "Content-Type: application/x-protobuf\r\nContent-Encoding: snappy\r\n";

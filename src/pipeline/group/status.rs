@@ -7,7 +7,8 @@ use crate::features::Schema;
 use crate::pipeline::serving::{Contribution, ServingModel};
 use crate::prom::{Labels, METRIC_NAME};
 use crate::status::group::{
-    DeviatingFeature, GroupDetail, GroupSummary, NotScored, OpenIncident, PastIncident, RECENT_MS, Scoring,
+    BEFORE_MS, DeviatingFeature, GroupDetail, GroupSummary, MAX_PER_DAY, MAX_SCORES, NotScored, OpenIncident,
+    PastIncident, RECENT_MS, Scoring, highest_of_stretches,
 };
 use crate::time::DAY_MS;
 use crate::window::{ModelRole, Score};
@@ -39,6 +40,7 @@ impl Group {
             is_in_maintenance: self.is_in_maintenance(),
             incident,
             incidents_last_day: incidents.len() - n_older,
+            last_day: self.incidents_of_last_day(now_ms),
             incidents_per_day: self.incidents_per_day(),
             budget: self.detector.alerts.budget,
         }
@@ -54,9 +56,23 @@ impl Group {
             detector: self.models.champion().and_then(ServingModel::detector).cloned(),
             challenger: self.deployed(ModelRole::Challenger).cloned(),
             incidents: past_incidents(&self.incidents),
+            last_week: self.incidents.incidents().iter().copied().collect(),
             alias: alias.into(),
             by: self.detector.by.clone(),
         }
+    }
+
+    /// First and last millisecond of the latest incidents of the last 24 hours, ascending.
+    fn incidents_of_last_day(&self, now_ms: i64) -> Vec<(i64, i64)> {
+        let latest = self.incidents.incidents().iter().rev();
+        let of_day = latest.map(|incident| match self.incidents.is_open_since(incident.start_ms) {
+            true => (incident.start_ms, now_ms.max(incident.last_ms)),
+            false => (incident.start_ms, incident.last_ms),
+        });
+        let mut of_day: Vec<(i64, i64)> =
+            of_day.take_while(|(_, last_ms)| *last_ms > now_ms - DAY_MS).take(MAX_PER_DAY).collect();
+        of_day.reverse();
+        of_day
     }
 
     /// The highest score within [`RECENT_MS`], or within two intervals of the rows.
@@ -106,14 +122,13 @@ impl Group {
     }
 
     fn open_incident(&self) -> Option<OpenIncident> {
-        let since_ms = self.incidents.incidents().back().filter(|_| self.incidents.is_open())?.start_ms;
-        let scores = self.window.scores(ModelRole::Champion, since_ms - 1, i64::MAX);
-        let (mut newest, mut peak) = (None, 0.0_f64);
-        for (_, score) in scores {
-            peak = peak.max(score.score);
-            newest = Some(score);
-        }
-        let newest = newest?;
+        let open = self.incidents.incidents().back().filter(|_| self.incidents.is_open())?;
+        let since_ms = open.start_ms;
+        let scores: Vec<(i64, Score)> =
+            self.window.scores(ModelRole::Champion, since_ms - BEFORE_MS, i64::MAX).collect();
+        let in_incident = &scores[scores.partition_point(|(then, _)| *then < since_ms)..];
+        let (_, newest) = *in_incident.last()?;
+        let shown = highest_of_stretches(&scores, MAX_SCORES);
         let mut entries = self.incidents.contributions_between(since_ms, i64::MAX);
         let latest = entries.by_ref().filter(|(_, contributions)| !contributions.is_empty()).last();
         let features = latest.iter().flat_map(|(_, contributions)| contributions);
@@ -121,7 +136,9 @@ impl Group {
             since_ms,
             score: newest.score,
             threshold: threshold(&newest),
-            peak,
+            peak: in_incident.iter().map(|(_, score)| score.score).fold(0.0, f64::max),
+            feedback: open.feedback.map(|(feedback, _)| feedback),
+            scores: shown.into_iter().map(|(then, score)| (then, score.score)).collect(),
             features: features.map(|contribution| self.deviating_feature(contribution)).collect(),
         })
     }

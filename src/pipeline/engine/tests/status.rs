@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::status::group::{GroupSummary, NotScored, RECENT_MS, Scoring};
-use crate::status::group_page::CommandFlags;
+use crate::status::group_page::{CommandFlags, PageContext};
 
 fn at_ms(i: i64) -> i64 {
     START_MS + i * 15_000
@@ -96,8 +96,8 @@ fn a_group_is_found_by_its_detector_and_labels() {
         bench.engine.group_detail(detector, labels, Instant::now(), at_ms(8))
     };
     let found = detail("node_network", &labels).expect("the group");
-    let flags = CommandFlags { registry: "--storage.path data ".into(), ..CommandFlags::default() };
-    let html = found.html(&flags, at_ms(8));
+    let commands = CommandFlags { registry: "--storage.path data ".into(), ..CommandFlags::default() };
+    let html = found.html(&PageContext { commands, ..PageContext::default() }, at_ms(8));
     for text in [
         "device=&quot;eth0&quot;",
         "promforest models rollback --storage.path data net --alias champion",
