@@ -4,7 +4,7 @@ use crate::detector::Detector;
 use crate::http::{self, Url, hide_query_values};
 use crate::models::{self, registry};
 pub use crate::yaml::FileError as Error;
-use crate::yaml::{self, Key, KeyTable, Node, Section};
+use crate::yaml::{self, Document, Key, KeyTable, Node, Section};
 use crate::{detect, detector, remote_read, remote_write};
 use saphyr::{LoadableYamlNode, Scalar, Yaml, YamlEmitter};
 use std::path::Path;
@@ -99,13 +99,13 @@ impl Config {
         yaml::load(path, Self::read)
     }
 
-    /// Reads a file, and returns it as YAML without its comments and secrets too.
+    /// Reads a file, and returns it as YAML without its comments and secrets too, with its warnings.
     ///
     /// # Errors
     /// [`Error`] with all errors of the file.
-    pub fn load_to_show(path: &Path) -> Result<(Self, String), Error> {
-        let (config, text) = yaml::load_with_text(path, Self::read)?;
-        Ok((config, redact(&text)))
+    pub fn load_to_show(path: &Path) -> Result<Document<Self>, Error> {
+        let document = yaml::load_document(path, Self::read)?;
+        Ok(Document { text: redact(&document.text), ..document })
     }
 
     /// Reads the text of a file. Relative paths in it start at the working directory.

@@ -15,12 +15,15 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-/// One error in a file.
+/// Least similarity of an unknown key and the one that it was probably meant to be, in [0, 1] (Jaro-Winkler).
+const MIN_SIMILARITY: f64 = 0.85;
+
+/// One error in a file, or one warning.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Error {
     /// Line, from 1.
     pub line: usize,
-    /// Error text with the key, the value and the limit.
+    /// Text with the key, the value and the limit.
     pub message: String,
 }
 
@@ -62,23 +65,34 @@ fn format_errors(path: &str, errors: &[Error]) -> String {
 /// # Errors
 /// [`FileError`] with all errors of the file.
 pub fn load<T>(path: &Path, read: impl FnOnce(Section<'_, '_>) -> T) -> Result<T, FileError> {
-    load_with_text(path, read).map(|(value, _)| value)
+    load_document(path, read).map(|document| document.value)
 }
 
-/// Reads a file as [`load`] does, and returns its text too.
+/// A file that has been read.
+#[derive(Clone, Debug)]
+pub struct Document<T> {
+    /// What was read from it.
+    pub value: T,
+    /// Its text.
+    pub text: String,
+    /// Keys that have no effect, by line.
+    pub warnings: Vec<Error>,
+}
+
+/// Reads a file as [`load`] does, and returns its text and its warnings too.
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_with_text<T>(
+pub fn load_document<T>(
     path: &Path,
     read: impl FnOnce(Section<'_, '_>) -> T,
-) -> Result<(T, String), FileError> {
+) -> Result<Document<T>, FileError> {
     let name = || path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|source| FileError::Io { path: name(), source })?;
     let folder = path.parent().unwrap_or(Path::new(""));
-    match self::read(&text, folder, read) {
-        Ok(value) => Ok((value, text)),
-        Err(errors) => Err(FileError::Invalid { path: name(), errors }),
+    match read_with_warnings(&text, folder, |root| root.section().map(read)) {
+        Ok((Some(value), warnings)) => Ok(Document { value, text, warnings }),
+        Ok((None, errors)) | Err(errors) => Err(FileError::Invalid { path: name(), errors }),
     }
 }
 
@@ -96,21 +110,33 @@ pub fn read<T>(text: &str, folder: &Path, read: impl FnOnce(Section<'_, '_>) -> 
 /// # Errors
 /// As [`read`].
 pub fn read_any<T>(text: &str, folder: &Path, read: impl FnOnce(Node<'_, '_>) -> T) -> Result<T, Vec<Error>> {
+    read_with_warnings(text, folder, read).map(|(value, _)| value)
+}
+
+/// Reads a document, and returns its warnings too.
+fn read_with_warnings<T>(
+    text: &str,
+    folder: &Path,
+    read: impl FnOnce(Node<'_, '_>) -> T,
+) -> Result<(T, Vec<Error>), Vec<Error>> {
     let documents = MarkedYaml::load_from_str(text).map_err(|error| {
         vec![Error { line: error.marker().line(), message: format!("not valid YAML: {}", error.info()) }]
     })?;
-    let errors = RefCell::new(Vec::new());
+    let (errors, warnings) = (RefCell::default(), RefCell::default());
     let empty = MarkedYaml::from(YamlData::Value(Scalar::Null));
     let node = documents.first().unwrap_or(&empty);
-    let root = Node { node, path: String::new(), folder, errors: &errors };
+    let root = Node { node, path: String::new(), folder, errors: &errors, warnings: &warnings };
     if let Some(second) = documents.get(1) {
         let message = "a second YAML document starts here; only one is allowed".to_string();
         errors.borrow_mut().push(Error { line: second.span.start.line(), message });
     }
     let value = read(root);
-    let mut errors = errors.into_inner();
-    errors.sort_by_key(|error| error.line);
-    if errors.is_empty() { Ok(value) } else { Err(errors) }
+    let [errors, warnings] = [errors, warnings].map(|found: RefCell<Vec<Error>>| {
+        let mut found = found.into_inner();
+        found.sort_by_key(|error| error.line);
+        found
+    });
+    if errors.is_empty() { Ok((value, warnings)) } else { Err(errors) }
 }
 
 /// A value of the file, with its position.
@@ -120,21 +146,26 @@ pub struct Node<'n, 'y> {
     path: String,
     folder: &'n Path,
     errors: &'n RefCell<Vec<Error>>,
+    warnings: &'n RefCell<Vec<Error>>,
 }
 
 impl<'n, 'y> Node<'n, 'y> {
     /// Records an error at this value.
     pub fn error(&self, reason: impl fmt::Display) {
+        self.errors.borrow_mut().push(self.finding(reason));
+    }
+
+    fn finding(&self, reason: impl fmt::Display) -> Error {
         let message =
             if self.path.is_empty() { reason.to_string() } else { format!("{}: {reason}", self.path) };
-        self.errors.borrow_mut().push(Error { line: self.node.span.start.line(), message });
+        Error { line: self.node.span.start.line(), message }
     }
 
     /// This value as a mapping; an empty one for a null. Records an error for other values.
     pub fn section(self) -> Option<Section<'n, 'y>> {
         match &self.node.data {
             YamlData::Mapping(_) | YamlData::Value(Scalar::Null) => {
-                Some(Section { node: self, known_keys: Vec::new() })
+                Some(Section { node: self, known_keys: Vec::new(), other_keys: Vec::new() })
             }
             _ => {
                 self.error(format!("expected a mapping, found {}", self.kind()));
@@ -257,12 +288,18 @@ impl<'n, 'y> Node<'n, 'y> {
 pub struct Section<'n, 'y> {
     node: Node<'n, 'y>,
     known_keys: Vec<&'static str>,
+    /// Keys of Prometheus without a meaning here.
+    other_keys: Vec<&'static str>,
 }
 
 impl<'n, 'y> Section<'n, 'y> {
     /// The value of a key; `None` if the key is absent or null.
     pub fn get(&mut self, key: &'static str) -> Option<Node<'n, 'y>> {
         self.known_keys.push(key);
+        self.find(key)
+    }
+
+    fn find(&self, key: &'static str) -> Option<Node<'n, 'y>> {
         let YamlData::Mapping(mapping) = &self.node.node.data else { return None };
         let value = mapping.iter().find(|(name, _)| is_key(name, key)).map(|(_, value)| value)?;
         if matches!(value.data, YamlData::Value(Scalar::Null)) {
@@ -271,6 +308,26 @@ impl<'n, 'y> Section<'n, 'y> {
         let path = &self.node.path;
         let path = if path.is_empty() { key.to_string() } else { format!("{path}.{key}") };
         Some(Node { node: value, path, ..self.node })
+    }
+
+    /// Records a warning for each of these keys that the section has: Prometheus has them, and here they change nothing.
+    pub fn ignore(&mut self, keys: &[&'static str], reason: &str) {
+        for node in self.find_other(keys) {
+            node.warnings.borrow_mut().push(node.finding(format!("has no effect: {reason}")));
+        }
+    }
+
+    /// Records an error for each of these keys that the section has: Prometheus has them, and without them the section
+    /// would mean something else.
+    pub fn reject(&mut self, keys: &[&'static str], reason: &str) {
+        for node in self.find_other(keys) {
+            node.error(reason);
+        }
+    }
+
+    fn find_other(&mut self, keys: &[&'static str]) -> Vec<Node<'n, 'y>> {
+        self.other_keys.extend(keys);
+        keys.iter().filter_map(|key| self.find(key)).collect()
     }
 
     /// The value of a required key. Records an error if it is absent or null.
@@ -331,16 +388,23 @@ impl<'n, 'y> Section<'n, 'y> {
     pub fn deny_unknown(self) {
         let YamlData::Mapping(mapping) = &self.node.node.data else { return };
         for (name, _) in mapping.iter() {
-            if !self.known_keys.iter().any(|key| is_key(name, key)) {
+            if !self.known_keys.iter().chain(&self.other_keys).any(|key| is_key(name, key)) {
                 let unknown = Node { node: name, path: self.node.path.clone(), ..self.node };
-                unknown.error(format!(
-                    "unknown key {:?}; known here: {}",
-                    unknown.describe(),
-                    self.known_keys.join(", ")
-                ));
+                let text = unknown.describe();
+                let nearest = nearest(&text, self.known_keys.iter().chain(&self.other_keys));
+                let hint = nearest.map_or(";".into(), |key| format!(", did you mean {key}?"));
+                unknown
+                    .error(format!("unknown key {text:?}{hint} known here: {}", self.known_keys.join(", ")));
             }
         }
     }
+}
+
+/// The name that a text was probably meant to be.
+fn nearest<'k>(text: &str, names: impl IntoIterator<Item = &'k &'static str>) -> Option<&'static str> {
+    let similar = names.into_iter().map(|name| (strsim::jaro_winkler(text, name), *name));
+    let similar = similar.filter(|(similarity, _)| *similarity >= MIN_SIMILARITY);
+    similar.max_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, name)| name)
 }
 
 fn is_key(node: &MarkedYaml<'_>, key: &str) -> bool {

@@ -263,3 +263,36 @@ fn match_fails_with_one_line() {
         "promforest: cannot read the configuration file absent.yml: No such file or directory (os error 2)\n"
     );
 }
+
+#[test]
+fn a_misspelt_flag_names_the_nearest_one() {
+    let output = run(&["--web.listen-adress=:1"]);
+    assert_eq!(output.status, 2);
+    assert!(output.stderr.contains("'--web.listen-address'"), "{}", output.stderr);
+}
+
+#[test]
+fn feedback_sends_the_credentials_of_the_file() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a connection");
+        let mut request = Vec::new();
+        let mut bytes = [0; 4096];
+        // The body is the end: it has the word of the feedback.
+        while !String::from_utf8_lossy(&request).contains("\"real\"") {
+            let n = stream.read(&mut bytes).expect("the request");
+            request.extend_from_slice(&bytes[..n]);
+        }
+        stream.write_all(&response("200 OK", b"done")).expect("the client reads");
+        String::from_utf8_lossy(&request).to_lowercase()
+    });
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("http.yml");
+    fs::write(&file, "basic_auth: {username: me, password: secret}\n").expect("writable");
+    let file = file.to_str().expect("UTF-8");
+    let output = run(&["feedback", "--url", &url, "--http.config.file", file, "--at", "1769860800", "real"]);
+    assert_eq!((output.status, &*output.stdout, &*output.stderr), (0, "done", ""));
+    let request = server.join().expect("a request");
+    assert!(request.contains("authorization: basic bwu6c2vjcmv0"), "{request}");
+}

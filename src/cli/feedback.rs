@@ -1,10 +1,10 @@
 //! `promforest feedback`: tells a running sidecar what an incident was.
 
-use super::print;
+use super::{http_client, print};
 use crate::detect::IncidentFeedback;
 use crate::error::BoxError;
 use crate::http::Url;
-use crate::http::client::{Client, Request};
+use crate::http::client::Request;
 use crate::models::registry::periods::GroupSelector;
 use crate::pipeline::DEFAULT_URL;
 use crate::time;
@@ -13,6 +13,7 @@ use clap::Args;
 use hyper::Method;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use serde_json::json;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Longest wait for the answer.
@@ -25,6 +26,9 @@ pub struct FeedbackArgs {
     /// URL of the sidecar, which runs with --web.enable-admin-api
     #[arg(long, value_name = "URL", default_value = DEFAULT_URL)]
     url: Url,
+    /// File with the credentials, TLS and proxy of the request (promtool's format)
+    #[arg(long = "http.config.file", value_name = "FILE")]
+    http_config_file: Option<PathBuf>,
     /// The detector; without it, any
     #[arg(long, value_name = "NAME")]
     detector: Option<String>,
@@ -40,7 +44,7 @@ pub struct FeedbackArgs {
 }
 
 pub async fn run(args: FeedbackArgs) -> Result<(), BoxError> {
-    let FeedbackArgs { url, detector, group, at, feedback } = args;
+    let FeedbackArgs { url, http_config_file, detector, group, at, feedback } = args;
     let body = json!({
         "detector": detector, "group": group, "at": time::format_timestamp(at), "feedback": feedback,
     });
@@ -52,7 +56,7 @@ pub async fn run(args: FeedbackArgs) -> Result<(), BoxError> {
         timeout: TIMEOUT,
         limit: ANSWER_LIMIT,
     };
-    let response = Client::default().request(request).await?;
+    let response = http_client(http_config_file.as_deref())?.request(request).await?;
     if !response.status.is_success() {
         return Err(format!("{url} answered {}: {}", response.status, response.reason()).into());
     }

@@ -18,11 +18,14 @@ use crate::config::Config;
 use crate::detector::Detector;
 use crate::error::BoxError;
 use crate::http::Url;
+use crate::http::client::Client;
+use crate::http::config::ClientConfig;
 use crate::http::tls::ClientAuth;
 use crate::http::web_config::WebConfig;
 use crate::models::registry::Registry;
 use crate::pipeline::{self, Options};
 use crate::telemetry::{self, LogFormat, LogLevel};
+use crate::yaml::{self, Document};
 use backtest::BacktestArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -188,6 +191,17 @@ fn load_config(file: Option<&Path>) -> Result<Config, BoxError> {
     Ok(file.map_or_else(|| Ok(Config::default()), Config::load)?)
 }
 
+/// The client of a command; without a file, one without credentials.
+fn http_client(config_file: Option<&Path>) -> Result<Client, BoxError> {
+    let Some(file) = config_file else { return Ok(Client::default()) };
+    let config = yaml::load(file, |mut section| {
+        let config = ClientConfig::read(&mut section);
+        section.deny_unknown();
+        config
+    })?;
+    Ok(Client::new(&config)?)
+}
+
 /// The detector of this name; without one, all of them.
 fn select_detectors(config: &Config, name: Option<&str>) -> Result<Vec<Arc<Detector>>, BoxError> {
     let Some(name) = name else { return Ok(config.detectors.clone()) };
@@ -275,8 +289,11 @@ fn run(args: RunArgs) -> Result<(), BoxError> {
 }
 
 fn check_config(file: &Path) -> Result<(), BoxError> {
-    let config = Config::load(file)?;
-    println!("{} is valid: {}", file.display(), summary(&config));
+    let Document { value, warnings, .. } = Config::load_to_show(file)?;
+    println!("{} is valid: {}", file.display(), summary(&value));
+    for warning in warnings {
+        println!("{}:{}: warning: {}", file.display(), warning.line, warning.message);
+    }
     Ok(())
 }
 

@@ -211,6 +211,10 @@ impl ClientConfig {
         let proxy = ProxyConfig::read(section);
         let follow_redirects = section.flag("follow_redirects", default.follow_redirects);
         let headers = section.get("headers").and_then(|node| headers(&node)).unwrap_or_default();
+        section.ignore(&["enable_http2"], "requests are HTTP/1.1");
+        section.reject(&["http_headers"], "write headers, a mapping from names to values, instead");
+        section.reject(&["bearer_token"], "write authorization: {credentials: TOKEN} instead");
+        section.reject(&["bearer_token_file"], "write authorization: {credentials_file: FILE} instead");
         Self { auth, tls, proxy, follow_redirects, headers }
     }
 }

@@ -7,10 +7,12 @@ use crate::http::client::Client;
 use crate::models::registry::Registry;
 use crate::remote_read::{self, ReadClient};
 use crate::train::Backends;
+use crate::yaml::Document;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::net::TcpListener;
+use tracing::warn;
 
 /// The URL of a sidecar without options, for commands on the same machine.
 pub const DEFAULT_URL: &str = "http://localhost:9599";
@@ -73,7 +75,13 @@ impl Options {
     /// [`Error::Config`], [`Error::Client`] or [`Error::Registry`].
     pub fn load(&self, metrics: &remote_read::Metrics) -> Result<LoadedConfig, Error> {
         let (config, yaml) = match &self.config_file {
-            Some(file) => Config::load_to_show(file)?,
+            Some(file) => {
+                let Document { value, text, warnings } = Config::load_to_show(file)?;
+                for warning in warnings {
+                    warn!(component = "config", file = %file.display(), line = warning.line, "{}", warning.message);
+                }
+                (value, text)
+            }
             None => (Config::default(), String::new()),
         };
         let client_error = |url: &Url| {

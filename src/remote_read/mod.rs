@@ -58,6 +58,15 @@ impl Config {
         let url = section.require("url").and_then(|node| node.parse(str::parse));
         let remote_timeout = section.duration("remote_timeout", default.remote_timeout);
         let http = ClientConfig::read(&mut section);
+        section.ignore(&["name"], "it names a client in Prometheus' metrics");
+        section.ignore(&["read_recent"], "history of any age is read");
+        section.ignore(&["filter_external_labels"], "requests have no external labels");
+        section.ignore(&["chunked_read_limit"], "the limit of a frame is fixed");
+        section.reject(&["required_matchers"], "every endpoint is asked for all series: remove it");
+        section.reject(
+            &["google_iam"],
+            "this kind of authentication is not supported: read through a proxy that adds it",
+        );
         section.deny_unknown();
         Self { url: url.unwrap_or(default.url), http, remote_timeout }
     }

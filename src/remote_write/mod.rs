@@ -162,6 +162,7 @@ impl Config {
         let remote_timeout = section.duration("remote_timeout", default.remote_timeout);
         let queue = section.get("queue_config").and_then(Node::section);
         let http = ClientConfig::read(&mut section);
+        read_other_keys(&mut section);
         section.deny_unknown();
         let protobuf_message = message.unwrap_or(default.protobuf_message);
         let config = Self { url, http, protobuf_message, remote_timeout, ..default };
@@ -185,6 +186,10 @@ impl Config {
             sample_age_limit: queue.duration("sample_age_limit", self.sample_age_limit),
             ..self
         };
+        queue.ignore(
+            &["capacity", "min_shards", "max_shards"],
+            "scores wait in the window, and one request at a time is sent",
+        );
         if config.max_backoff < config.min_backoff {
             queue.error(format!(
                 "max_backoff: {} is below min_backoff ({})",
@@ -195,6 +200,22 @@ impl Config {
         queue.deny_unknown();
         config
     }
+}
+
+/// Reads the keys of Prometheus that this block has no setting for.
+fn read_other_keys(section: &mut Section<'_, '_>) {
+    section.ignore(&["name"], "it names a queue in Prometheus' metrics");
+    section.ignore(&["send_exemplars", "send_native_histograms"], "scores are plain samples");
+    section.ignore(&["round_robin_dns"], "there is one connection at a time");
+    section.ignore(&["metadata_config"], "metadata is sent with the scores");
+    section.reject(
+        &["write_relabel_configs"],
+        "scores are not relabelled: remove it, and relabel them where they are received",
+    );
+    section.reject(
+        &["sigv4", "azuread", "google_iam"],
+        "this kind of authentication is not supported: send through a proxy that adds it",
+    );
 }
 
 /// Samples beyond the cursor, up to the size of one request.

@@ -116,9 +116,9 @@ impl Overview<'_> {
                             (format_age(self.now_ms - incident.since_ms)) "), score "
                             b { (number(incident.score)) } ", peak " (number(incident.peak)) ", threshold " (number(incident.threshold))
                             @if incident.feedback.is_some() { ", said to be real" }
-                        }
-                        @if let Some(url) = self.grafana_url {
-                            p.links { a href=(grafana::link(url, group, incident.since_ms - BEFORE_MS, "now")) { "In Grafana" } }
+                            @if let Some(url) = self.grafana_url {
+                                " · " a href=(grafana::link(url, group, incident.since_ms - BEFORE_MS, "now")) { "In Grafana" }
+                            }
                         }
                     }
                     (incident.picture())
