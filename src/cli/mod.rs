@@ -114,6 +114,9 @@ struct RunArgs {
     /// Address to listen on for remote write and the web pages
     #[arg(long = "web.listen-address", value_name = "ADDRESS", default_value = ":9599")]
     listen_address: String,
+    /// Listens on the socket that systemd has opened (socket activation), instead of the address
+    #[arg(long = "web.systemd-socket")]
+    systemd_socket: bool,
     /// File for TLS and basic auth at that address (Prometheus' format)
     #[arg(long = "web.config.file", value_name = "FILE")]
     web_config_file: Option<PathBuf>,
@@ -152,6 +155,7 @@ impl RunArgs {
             ("web.enable-lifecycle", self.enable_lifecycle.to_string()),
             ("web.external-url", self.external_url.as_ref().map(ToString::to_string).unwrap_or_default()),
             ("web.listen-address", self.listen_address.clone()),
+            ("web.systemd-socket", self.systemd_socket.to_string()),
         ]
     }
 }
@@ -279,6 +283,7 @@ fn run(args: RunArgs) -> Result<(), BoxError> {
         flags: args.flags(),
         config_file: args.config_file,
         listen_address: args.listen_address,
+        systemd_socket: args.systemd_socket,
         web_config_file: args.web_config_file,
         external_url: args.external_url,
         enable_lifecycle: args.enable_lifecycle,

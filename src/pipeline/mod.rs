@@ -20,6 +20,7 @@ mod senders;
 mod serving;
 mod signals;
 mod supervisor;
+mod systemd;
 mod tasks;
 
 use crate::build_info::{REVISION, RUST_VERSION, VERSION};
@@ -41,6 +42,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use readiness::ReadinessProbe;
 use reload::Reloader;
+use sd_notify::NotifyState;
 use senders::Senders;
 use signals::{SignalAction, Signals};
 use std::net::SocketAddr;
@@ -233,6 +235,8 @@ impl Sidecar {
         let web_config_watcher =
             supervisor.spawn("the web configuration watcher", async move { access.watch_files().await });
         let mut stuck = pin!(progress.wait_until_stuck());
+        systemd::notify(NotifyState::Ready);
+        let watchdog = supervisor.spawn("the watchdog", systemd::report_to_watchdog());
         loop {
             tokio::select! {
                 task = supervisor.wait_for_panic() => return Err(Error::TaskPanicked(task)),
@@ -250,6 +254,8 @@ impl Sidecar {
                 },
             }
         }
+        systemd::notify(NotifyState::Stopping);
+        watchdog.abort();
         stop.send_replace(true);
         web_config_watcher.abort();
         tokio::select! {

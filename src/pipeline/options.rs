@@ -1,6 +1,6 @@
 //! The command-line options, and the configuration with a client for each address in it.
 
-use super::Error;
+use super::{Error, systemd};
 use crate::config::Config;
 use crate::http::Url;
 use crate::http::client::Client;
@@ -33,6 +33,8 @@ pub struct Options {
     pub config_file: Option<PathBuf>,
     /// The address to listen on.
     pub listen_address: String,
+    /// True if the service manager has opened the socket, instead of the address.
+    pub systemd_socket: bool,
     /// TLS and authentication of the address; without a file, access is open.
     pub web_config_file: Option<PathBuf>,
     /// True if `POST /-/reload` reloads the configuration.
@@ -125,11 +127,15 @@ impl Options {
         result.map_err(|source| Error::Storage { path: path.clone(), source })
     }
 
-    /// Binds the listen address. `:9599` stands for every address of the machine, as in Prometheus.
+    /// The socket of the service manager, or the listen address. `:9599` stands for every address of the machine, as in Prometheus.
     ///
     /// # Errors
     /// [`Error::Listen`].
     pub async fn bind(&self) -> Result<TcpListener, Error> {
+        if self.systemd_socket {
+            let address = "the socket of the service manager".into();
+            return systemd::listener().map_err(|source| Error::Listen { address, source });
+        }
         let address = &self.listen_address;
         let error = |source| Error::Listen { address: address.clone(), source };
         let Some(port) = address.strip_prefix(':') else {

@@ -1,7 +1,9 @@
-//! Logs as logfmt or JSON, on standard error.
+//! Logs as logfmt or JSON, on standard error. A line of logfmt in the journal has a priority, and neither time nor level: the
+//! journal keeps them.
 
 use clap::ValueEnum;
-use std::fmt;
+use std::os::unix::fs::MetadataExt;
+use std::{env, fmt, fs};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
@@ -44,12 +46,31 @@ pub fn init_logs(level: LogLevel, format: LogFormat) {
         .with_max_level(level)
         .log_internal_errors(false);
     match format {
-        LogFormat::Logfmt => builder.event_format(Logfmt).init(),
+        LogFormat::Logfmt => builder.event_format(Logfmt { is_journal: is_journal() }).init(),
         LogFormat::Json => builder.json().flatten_event(true).with_target(false).init(),
     }
 }
 
-struct Logfmt;
+/// True if standard error is the journal's, as systemd says.
+fn is_journal() -> bool {
+    let Ok(stream) = env::var("JOURNAL_STREAM") else { return false };
+    let stderr = fs::metadata("/proc/self/fd/2");
+    stderr.is_ok_and(|stderr| stream == format!("{}:{}", stderr.dev(), stderr.ino()))
+}
+
+/// The priority of a level in the journal, as in syslog (RFC 5424).
+fn priority(level: tracing::Level) -> u8 {
+    match level {
+        tracing::Level::ERROR => 3,
+        tracing::Level::WARN => 4,
+        tracing::Level::INFO => 6,
+        _ => 7,
+    }
+}
+
+struct Logfmt {
+    is_journal: bool,
+}
 
 impl<S, N> FormatEvent<S, N> for Logfmt
 where
@@ -57,12 +78,16 @@ where
     N: for<'w> FormatFields<'w> + 'static,
 {
     fn format_event(&self, _: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        out.write_str("time=")?;
-        SystemTime.format_time(&mut out)?;
-        write!(out, " level={}", event.metadata().level())?;
+        if self.is_journal {
+            write!(out, "<{}>", priority(*event.metadata().level()))?;
+        } else {
+            out.write_str("time=")?;
+            SystemTime.format_time(&mut out)?;
+            write!(out, " level={} ", event.metadata().level())?;
+        }
         let mut fields = LogfmtFields::default();
         event.record(&mut fields);
-        write!(out, " msg={}", Quoted(&fields.message))?;
+        write!(out, "msg={}", Quoted(&fields.message))?;
         writeln!(out, "{}", fields.others)
     }
 }
