@@ -26,9 +26,8 @@ fn feedback_text(feedback: IncidentFeedback) -> &'static str {
 impl OpenIncident {
     /// The scores before and in the incident, with the threshold.
     pub fn picture(&self) -> Markup {
-        let (Some((first_ms, _)), Some((last_ms, _))) = (self.scores.first(), self.scores.last()) else {
-            return html! {};
-        };
+        // One score is no line.
+        let [(first_ms, _), .., (last_ms, _)] = &self.scores[..] else { return html! {} };
         let scores: Vec<f64> = self.scores.iter().map(|(_, score)| *score).collect();
         let positive = scores.iter().copied().filter(|score| *score > 0.01).chain([self.threshold]);
         let y = match needs_log_scale(&scores) {

@@ -136,6 +136,11 @@ fn an_incident_has_a_picture_and_a_link_to_grafana() {
     let link = "https://grafana.example/d/one?orgId=1&amp;var-detector=node_network&amp;var-instance=db%3A9100&amp;var-job=node&amp;from=1794785200000&amp;to=now";
     assert!(page.contains(link), "{page}");
     assert!(page.contains("class=\"limit\"") && page.contains("class=\"curve\""), "score and threshold");
+    let mut begun = in_incident("db:9100");
+    if let Some(incident) = &mut begun.incident {
+        incident.scores.truncate(1);
+    }
+    assert!(!overview(vec![begun], &FleetQuery::default()).contains("picture"), "one score is no line");
 }
 
 #[test]
