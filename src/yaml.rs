@@ -71,7 +71,7 @@ pub fn load<T>(path: &Path, read: impl FnOnce(Section<'_, '_>) -> T) -> Result<T
 /// A file that has been read.
 #[derive(Clone, Debug)]
 pub struct Document<T> {
-    /// What was read from it.
+    /// The value that was read from it.
     pub value: T,
     /// Its text.
     pub text: String,

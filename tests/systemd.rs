@@ -1,4 +1,4 @@
-//! What a service manager relies on: notifications, an inherited socket, and the journal's lines.
+//! The contract with a service manager: notifications, an inherited socket, and the journal's lines.
 
 mod support;
 

@@ -49,7 +49,7 @@ pub struct BudgetFeedback {
     stepped_ms: Option<i64>,
 }
 
-/// What a person has said of an incident.
+/// The feedback of a person on an incident.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IncidentFeedback {
@@ -79,7 +79,7 @@ pub struct PastIncident {
     pub start_ms: i64,
     /// Timestamp of its last row so far.
     pub last_ms: i64,
-    /// What a person has said of it, and the time from which it counts.
+    /// The feedback on it, and the time from which it counts.
     pub feedback: Option<(IncidentFeedback, i64)>,
 }
 

@@ -95,7 +95,7 @@ pub struct Server {
     pub promforest_jobs: Known<Vec<String>>,
     /// True if the sample of the trial write was read back; `None` if none was written.
     pub read_back: Option<Known<bool>>,
-    /// What each detector of the configuration selects.
+    /// The series of each detector of the configuration.
     pub selected: Vec<Known<Selected>>,
 }
 

@@ -40,7 +40,7 @@ pub struct Finding {
     pub status: Status,
     /// The observation.
     pub message: String,
-    /// What ends a warning or an error.
+    /// The action that ends a warning or an error.
     pub remedy: Option<String>,
 }
 

@@ -1,6 +1,7 @@
 //! The metric name that is nearest to the one of a selector.
 
 use crate::prom::Selector;
+use strsim::levenshtein;
 
 /// Most distance of a name that is proposed, as a share of the longer one's length.
 const MAX_DISTANCE: f64 = 0.5;
@@ -8,7 +9,7 @@ const MAX_DISTANCE: f64 = 0.5;
 /// The name with the fewest differences from the metric name, or its pattern, of a selector.
 pub fn nearest<'n>(selector: &Selector, names: &'n [String]) -> Option<&'n str> {
     let wanted = plain_name(&selector.to_string());
-    let share = |name: &str| distance(&wanted, name) as f64 / wanted.len().max(name.len()).max(1) as f64;
+    let share = |name: &str| levenshtein(&wanted, name) as f64 / wanted.len().max(name.len()).max(1) as f64;
     let candidates = names.iter().map(|name| (share(name), name.as_str()));
     let best = candidates.min_by(|a, b| a.0.total_cmp(&b.0))?;
     (best.0 <= MAX_DISTANCE).then_some(best.1)
@@ -33,20 +34,6 @@ fn plain_name(text: &str) -> String {
     plain
 }
 
-/// Number of characters to insert, remove or replace (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, to) in b.chars().enumerate() {
-            let replaced = diagonal + usize::from(from != to);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row.last().copied().unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,6 +47,6 @@ mod tests {
         assert_eq!(of(r#"{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total"}"#), network);
         assert_eq!(of(r#"http_request_total{code="200"}"#), Some("http_requests_total"));
         assert_eq!(of("zzzzzzzzzzzz"), None);
-        assert_eq!(distance("kitten", "sitting"), 3);
+        assert_eq!(levenshtein("kitten", "sitting"), 3);
     }
 }

@@ -175,7 +175,7 @@ pub struct OpenIncident {
     pub threshold: f64,
     /// Highest score.
     pub peak: f64,
-    /// What a person has said of it.
+    /// The feedback on it.
     pub feedback: Option<IncidentFeedback>,
     /// Timestamps and scores from [`BEFORE_MS`] before it on, ascending, [`MAX_SCORES`] at most.
     pub scores: Vec<(i64, f64)>,

@@ -1,4 +1,4 @@
-//! What each detector selects: series, labels, history and scrape interval.
+//! The series that each detector selects: their labels, history and scrape interval.
 
 use crate::config::Config;
 use crate::detector::Detector;
