@@ -5,7 +5,7 @@ use crate::http::{self, Url, hide_query_values};
 use crate::models::{self, registry};
 pub use crate::yaml::FileError as Error;
 use crate::yaml::{self, Document, Key, KeyTable, Node, Section};
-use crate::{detect, detector, remote_read, remote_write};
+use crate::{detect, detector, history, remote_write};
 use saphyr::{LoadableYamlNode, Scalar, Yaml, YamlEmitter};
 use std::path::Path;
 use std::sync::Arc;
@@ -26,9 +26,15 @@ const KEY_TABLES: [KeyTable; 2] = [
             ),
             Key::computed(
                 "remote_read",
-                "Prometheus at `localhost:9090` if scores are written there, else `[]`",
-                "Endpoints that serve history; `[]` for none: models are then trained on the window alone, as are those \
-                 of native histograms, of which remote read returns no count and sum",
+                "Prometheus at `localhost:9090` if scores are written there and there is no `history`, else `[]`",
+                "Endpoints that serve history by remote read; `[]` for none. Without any source of history models are \
+                 trained on the window alone, as are those of native histograms, of which no source returns count and sum",
+            ),
+            Key::with_default(
+                "history",
+                "[]",
+                "Servers that serve history without remote read. All sources are asked, these in their order, and then \
+                 those of `remote_read`; of two samples of one time the first counts",
             ),
             Key::optional("registry", "Storage of models"),
             Key::optional(
@@ -58,7 +64,7 @@ pub fn key_tables() -> Vec<KeyTable> {
     [
         &KEY_TABLES[..],
         &remote_write::KEY_TABLES,
-        &remote_read::KEY_TABLES,
+        &history::KEY_TABLES,
         &http::config::KEY_TABLES,
         &registry::KEY_TABLES,
         &detector::KEY_TABLES,
@@ -73,8 +79,8 @@ pub fn key_tables() -> Vec<KeyTable> {
 pub struct Config {
     /// Endpoints that receive the scores.
     pub remote_write: Vec<remote_write::Config>,
-    /// Endpoints that serve history.
-    pub remote_read: Vec<remote_read::Config>,
+    /// The sources of history: those of `history`, then those of `remote_read`.
+    pub history: Vec<history::Config>,
     /// Storage of models.
     pub registry: registry::Config,
     /// A dashboard of one group.
@@ -123,10 +129,15 @@ impl Config {
             Some(list) => read_sections(&list).map(remote_write::Config::read).collect(),
             None => vec![remote_write::Config::default()],
         };
-        let remote_read = match top.get("remote_read") {
-            Some(list) => read_sections(&list).map(remote_read::Config::read).collect(),
-            None => default_remote_read(&remote_write),
+        let mut history: Vec<history::Config> = match top.get("history") {
+            Some(list) => read_sections(&list).map(history::Config::read).collect(),
+            None => Vec::new(),
         };
+        match top.get("remote_read") {
+            Some(list) => history.extend(read_sections(&list).map(history::Config::read_remote_read)),
+            None if history.is_empty() => history = default_remote_read(&remote_write),
+            None => {}
+        }
         let registry = top
             .get("registry")
             .and_then(Node::section)
@@ -139,7 +150,7 @@ impl Config {
         check_shared_model(&top, &registry, detectors.len());
         top.deny_unknown();
         let detectors = detectors.into_iter().map(Arc::new).collect();
-        Self { remote_write, remote_read, registry, grafana_url, detectors }
+        Self { remote_write, history, registry, grafana_url, detectors }
     }
 }
 
@@ -197,13 +208,10 @@ fn shown_url(text: &str) -> Option<String> {
 
 /// The Prometheus on this machine if scores are written to it, with the client of that block: an address that nobody
 /// configured is not asked otherwise.
-fn default_remote_read(remote_write: &[remote_write::Config]) -> Vec<remote_read::Config> {
-    let default = remote_read::Config::default();
+fn default_remote_read(remote_write: &[remote_write::Config]) -> Vec<history::Config> {
+    let default = history::Config::default();
     let sibling = remote_write.iter().find(|endpoint| endpoint.url.is_sibling(&default.url));
-    sibling
-        .map(|endpoint| remote_read::Config { http: endpoint.http.clone(), ..default })
-        .into_iter()
-        .collect()
+    sibling.map(|endpoint| history::Config { http: endpoint.http.clone(), ..default }).into_iter().collect()
 }
 
 fn read_scrape_interval(mut global: Section<'_, '_>) -> Duration {

@@ -7,7 +7,7 @@
 //!   prom (decode) ─► series (index) ─► window (cells, rows) ─► detect (score) ─► remote write
 //!                                       ▲   ▲      │             ▲
 //!          snapshot (after a restart) ──┘   │      │             │
-//!          remote read (history, gaps) ─────┘      ▼             │
+//!          history (training, gaps) ────────┘      ▼             │
 //!                                  features ─► train ─► models (registry, import)
 //!                                                 └─► backtest, report
 //!   window, incidents, counts ─► status (web pages, JSON)
@@ -37,6 +37,7 @@ pub mod models;
 pub mod detector;
 pub mod remote_write;
 pub mod remote_read;
+pub mod history;
 pub mod snapshot;
 pub mod table;
 pub mod report;

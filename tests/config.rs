@@ -112,9 +112,11 @@ fn the_sidecar_refuses_to_start_with_a_bad_file() {
 
 #[test]
 fn documented_configurations_are_valid() {
-    let (status, stdout, stderr) = check_config(&Path::new(ROOT).join("deploy/promforest.yml"));
-    assert_eq!(stderr, "", "deploy/promforest.yml");
-    assert_eq!(status, Some(0), "{stdout}");
+    for file in ["deploy/promforest.yml", "deploy/examples/victoriametrics/promforest.yml"] {
+        let (status, stdout, stderr) = check_config(&Path::new(ROOT).join(file));
+        assert_eq!(stderr, "", "{file}");
+        assert_eq!(status, Some(0), "{stdout}");
+    }
 
     let reference = fs::read_dir(Path::new(ROOT).join("deploy/reference")).expect("a folder");
     let pages =
@@ -179,8 +181,8 @@ fn every_value_arrives_where_it_belongs() {
     assert!(!write.retry_on_http_429);
     assert_eq!(write.sample_age_limit, seconds(90 * 60));
     assert_eq!(config.remote_write[1].remote_timeout, seconds(30));
-    assert_eq!(config.remote_read[0].url.to_string(), "http://prometheus-a:9090/api/v1/read");
-    assert_eq!(config.remote_read[0].remote_timeout, seconds(120));
+    assert_eq!(config.history[0].url.to_string(), "http://prometheus-a:9090/api/v1/read");
+    assert_eq!(config.history[0].remote_timeout, seconds(120));
 
     let [disk, memory, load] = &*config.detectors else { panic!("three detectors") };
     assert_eq!((&*disk.name, &*memory.name), ("disk", "memory"));
@@ -226,7 +228,7 @@ fn history_is_read_where_scores_are_written() {
     use promforest::config::Config;
     let urls = |text: &str| {
         let config = Config::parse(text).expect("valid");
-        config.remote_read.iter().map(|read| read.url.to_string()).collect::<Vec<_>>()
+        config.history.iter().map(|read| read.url.to_string()).collect::<Vec<_>>()
     };
     let local = ["http://localhost:9090/api/v1/read"];
     assert_eq!(urls(""), local);
@@ -235,8 +237,12 @@ fn history_is_read_where_scores_are_written() {
     assert!(urls("remote_write: []").is_empty());
     let both = "remote_write: [{url: 'http://mimir/api/v1/push'}]\nremote_read: [{url: 'http://other/read'}]";
     assert_eq!(urls(both), ["http://other/read"]);
+    let without = "history: [{url: 'http://vm:8428', api: export}]\n";
+    assert_eq!(urls(without), ["http://vm:8428/"], "the local Prometheus is not asked beside it");
+    let mixed = format!("remote_read: [{{url: 'http://other/read'}}]\n{without}");
+    assert_eq!(urls(&mixed), ["http://vm:8428/", "http://other/read"]);
     let with_password = "remote_write: [{url: 'http://localhost:9090/api/v1/write', \
                          basic_auth: {username: scores, password: secret}}]";
     let config = Config::parse(with_password).expect("valid");
-    assert_eq!(config.remote_read[0].http, config.remote_write[0].http);
+    assert_eq!(config.history[0].http, config.remote_write[0].http);
 }

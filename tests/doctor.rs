@@ -196,7 +196,7 @@ fn servers_that_refuse_or_do_not_run_are_found(stack: &mut Stack) {
     stack.stop_prometheus();
     let (code, findings) = examine(stack, "promforest.yml", &[]);
     assert_eq!(code, 1, "{}", stack.version);
-    for check in ["remote-write", "remote-read", "prometheus"] {
+    for check in ["remote-write", "history-source", "prometheus"] {
         assert_finding(&findings, check, "error", "start the server");
     }
 }

@@ -37,7 +37,7 @@ fn external_labels_are_the_same_live_and_in_history() {
         let one_each = "node_network: 1 of 1 groups have a model\nclustered: 1 of 1 groups have a model";
         assert_eq!(groups, one_each, "{version}");
         // Four series of a group, and two groups: what remote write brings late is no matter.
-        let read = stack.metric("promforest_remote_read_samples_total", &[]);
+        let read = stack.metric("promforest_history_samples_total", &[]);
         assert!(read >= (2 * 4 * MIN_HISTORY.as_secs()) as f64, "{version}: only {read} samples of history");
         let began_ms = now_ms();
         stack.wait_for_score_at(began_ms + 3_000);

@@ -324,7 +324,7 @@ fn summary(config: &Config) -> String {
         plural(names.len(), "detector"),
         names.join(", "),
         plural(config.remote_write.len(), "remote write endpoint"),
-        plural(config.remote_read.len(), "remote read source"),
+        plural(config.history.len(), "history source"),
     )
 }
 

@@ -6,12 +6,12 @@ use crate::detect::SuspendedTimes;
 use crate::detector::{Detector, FeatureIdentity};
 use crate::error::BoxError;
 use crate::features::{Schema, Transform};
+use crate::history::{HistoryClient, Metrics as HistoryMetrics, SeriesSamples};
 use crate::models::registry::periods::{self, Period};
 use crate::models::registry::{Registry, group_model_name};
 use crate::models::{Model, columns};
 use crate::prom::matcher::Matcher;
 use crate::prom::{Labels, METRIC_NAME, Sample, duration};
-use crate::remote_read::{self, ReadClient, SeriesSamples};
 use crate::table::DataTable;
 use crate::time;
 use crate::train::{Exclusion, TrainingSet, TrainingSetError};
@@ -104,7 +104,7 @@ struct HistoryReader<'a> {
     config: &'a Config,
     model: Option<&'a Model>,
     train_to_ms: i64,
-    clients: Vec<ReadClient>,
+    clients: Vec<HistoryClient>,
     /// Maintenance, and feedback on incidents.
     periods: Vec<Period>,
     groups: VecDeque<HistoryGroup>,
@@ -157,7 +157,7 @@ impl<'a> TrainingInputs<'a> {
     /// The next input.
     ///
     /// # Errors
-    /// Those of remote read, and an error if there is no input at all.
+    /// Those of the sources, and an error if there is no input at all.
     pub async fn next(&mut self) -> Result<Option<TrainingInput>, BoxError> {
         if let Some(training_input) = self.ready.take() {
             self.n_inputs = 1;
@@ -211,13 +211,13 @@ impl<'a> HistoryReader<'a> {
     ) -> Result<Self, BoxError> {
         let bar = ProgressBar::new_spinner().with_message("looking for groups");
         bar.enable_steady_tick(Duration::from_millis(100));
-        if config.remote_read.is_empty() {
-            return Err("there is no history: remote_read has no endpoint".into());
+        if config.history.is_empty() {
+            return Err("there is no history: neither history nor remote_read has an endpoint".into());
         }
         let clients = config
-            .remote_read
+            .history
             .iter()
-            .map(|remote_read| ReadClient::new(remote_read, &remote_read::Metrics::default()))
+            .map(|source| HistoryClient::new(source, &HistoryMetrics::default()))
             .collect::<Result<Vec<_>, _>>()?;
         let mut reader = Self {
             args,

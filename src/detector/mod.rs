@@ -187,7 +187,7 @@ impl Detector {
         let window = duration::Display(self.window);
         if self.window < self.training.min_history {
             section.error(format!(
-                "window: {window} is shorter than training.min_history ({}): without remote read no model can be trained",
+                "window: {window} is shorter than training.min_history ({}): without a source of history no model can be trained",
                 duration::Display(self.training.min_history),
             ));
         }

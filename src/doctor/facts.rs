@@ -16,7 +16,7 @@ pub struct Facts {
     pub sidecar: Known<Sidecar>,
     /// The `remote_write` endpoints, in the order of the configuration.
     pub written: Vec<EndpointAnswer>,
-    /// The `remote_read` endpoints, in the order of the configuration.
+    /// The sources of history, in the order of the configuration.
     pub read: Vec<EndpointAnswer>,
     /// The servers with an HTTP API behind these endpoints, each once.
     pub servers: Vec<Server>,

@@ -10,11 +10,11 @@ use super::rules;
 use crate::config::Config;
 use crate::detector::Detector;
 use crate::error::chain;
+use crate::history::{self, Api as HistoryApi, HistoryClient};
 use crate::http::Url;
 use crate::http::client::{BufferedResponse, Client};
 use crate::http::config::ClientConfig;
 use crate::prom::{Labels, METRIC_NAME, Sample, Selector, exposition};
-use crate::remote_read::{self, ReadClient};
 use crate::remote_write::TimeSeries;
 use crate::remote_write::message::Metadata;
 use crate::time::{self, DAY_MS, now_ms};
@@ -34,8 +34,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Most bytes of an answer.
 const LIMIT: usize = 64 << 20;
 /// Attempts to read the sample of the trial write back: some servers show it a moment later.
-const READ_BACK_ATTEMPTS: usize = 5;
-/// Pause between two attempts.
+const READ_BACK_ATTEMPTS: usize = 15;
+/// Pause between two attempts. VictoriaMetrics shows a sample after two seconds.
 const READ_BACK_PAUSE: Duration = Duration::from_millis(300);
 /// Age of samples of series that count as present; PromQL's.
 const RECENT_MS: i64 = 300_000;
@@ -57,7 +57,7 @@ pub async fn gather(config: &Config, sidecar: &Url, trial_write: TrialWrite) -> 
     for endpoint in &config.remote_write {
         written.push(write_trial(endpoint, sample.as_ref()).await);
     }
-    for endpoint in &config.remote_read {
+    for endpoint in &config.history {
         read.push(read_trial(endpoint, now_ms).await);
     }
     let mut servers = Vec::new();
@@ -79,9 +79,9 @@ fn trial_series(now_ms: i64) -> TimeSeries {
     TimeSeries { labels, samples: vec![Sample { timestamp_ms: now_ms, value: trial_value(now_ms) }] }
 }
 
-/// The value of the trial's sample, by which it is recognised.
+/// The value of the trial's sample, by which it is recognised: a whole number, as VictoriaMetrics rounds others.
 fn trial_value(now_ms: i64) -> f64 {
-    now_ms as f64 / 1000.0
+    now_ms as f64
 }
 
 async fn write_trial(endpoint: &remote_write::Config, series: Option<&TimeSeries>) -> EndpointAnswer {
@@ -111,32 +111,37 @@ fn answer(response: Result<BufferedResponse, http::client::Error>) -> Result<Ans
     }
 }
 
-/// Reads the last minute of the trial's series.
-async fn read_trial(endpoint: &remote_read::Config, now_ms: i64) -> EndpointAnswer {
-    let url = endpoint.url.redacted();
-    let config =
-        remote_read::Config { remote_timeout: endpoint.remote_timeout.min(TIMEOUT), ..endpoint.clone() };
-    let selector = Selector::parse(TRIAL_METRIC).expect("a selector");
-    let result = match ReadClient::new(&config, &remote_read::Metrics::default()) {
-        Ok(client) => client
-            .read(&selector, &[], (now_ms - 60_000, now_ms + 1), |_| {})
-            .await
-            .map_err(|error| chain(&error)),
-        Err(error) => Err(chain(&error)),
-    };
-    let answer = match result {
-        Ok(()) => Ok(Answer { status: 200, reason: String::new() }),
+/// Whether a source of history answers.
+async fn read_trial(source: &history::Config, now_ms: i64) -> EndpointAnswer {
+    let answer = match read_trial_values(source, now_ms).await {
+        Ok(_) => Ok(Answer { status: 200, reason: String::new() }),
         Err(reason) => Err(NoAnswer::Failed(reason)),
     };
-    EndpointAnswer { url, answer }
+    EndpointAnswer { url: source.url.redacted(), answer }
+}
+
+/// The values of the last minute of the trial's series.
+async fn read_trial_values(source: &history::Config, now_ms: i64) -> Known<Vec<f64>> {
+    let config = history::Config { remote_timeout: source.remote_timeout.min(TIMEOUT), ..source.clone() };
+    let selector = Selector::parse(TRIAL_METRIC).expect("a selector");
+    let client = HistoryClient::new(&config, &history::Metrics::default()).map_err(|error| chain(&error))?;
+    let mut values = Vec::new();
+    let on_slice = |series: Vec<history::SeriesSamples>| {
+        values.extend(series.iter().flat_map(|(_, samples)| samples).map(|sample| sample.value));
+    };
+    client
+        .read(&selector, &[], (now_ms - 60_000, now_ms + 1), on_slice)
+        .await
+        .map_err(|error| chain(&error))?;
+    Ok(values)
 }
 
 /// The addresses of the HTTP APIs behind the endpoints, with the clients of these.
 fn bases(config: &Config) -> Vec<(Url, &ClientConfig)> {
-    let written = config.remote_write.iter().map(|endpoint| (&endpoint.url, &endpoint.http));
-    let read = config.remote_read.iter().map(|endpoint| (&endpoint.url, &endpoint.http));
+    let written = config.remote_write.iter().map(|endpoint| (base_of(&endpoint.url), &endpoint.http));
+    let read = config.history.iter().map(|source| (history_base(source), &source.http));
     let mut bases: Vec<(Url, &ClientConfig)> = Vec::new();
-    for (base, http) in written.chain(read).filter_map(|(url, http)| Some((base_of(url)?, http))) {
+    for (base, http) in written.chain(read).filter_map(|(base, http)| Some((base?, http))) {
         if !bases.iter().any(|(other, _)| *other == base) {
             bases.push((base, http));
         }
@@ -150,6 +155,14 @@ fn base_of(endpoint: &Url) -> Option<Url> {
     let path = text.split('?').next().unwrap_or_default();
     let base = ["/api/v1/write", "/api/v1/read"].iter().find_map(|end| path.strip_suffix(end))?;
     base.parse().ok()
+}
+
+/// The address of the HTTP API of a source of history.
+fn history_base(source: &history::Config) -> Option<Url> {
+    match source.api {
+        HistoryApi::RemoteRead => base_of(&source.url),
+        HistoryApi::Export | HistoryApi::Query => source.url.to_string().trim_end_matches('/').parse().ok(),
+    }
 }
 
 /// The HTTP API of a server.
@@ -210,12 +223,13 @@ impl<'c> Api<'c> {
             self.data::<Value>("/api/v1/status/config", &[]),
             self.data("/api/v1/rules", &alerts),
             self.query("count by (job) (promforest_build_info)".into()),
-            self.read_back(now_ms, is_written),
+            self.read_back(config, now_ms, is_written),
         );
         let clock_ahead_ms = build.as_ref().ok().and_then(clock_ahead_ms);
         let parse_config = |data: Value| match data["yaml"].as_str() {
+            // VictoriaMetrics has an empty one.
+            Some("") | None => Err("/api/v1/status/config: no configuration".into()),
             Some(text) => PrometheusConfig::parse(text),
-            None => Err("/api/v1/status/config: no configuration".into()),
         };
         let of_job = |sample: VectorSample| sample.metric.get("job").cloned().unwrap_or_default();
         let mut selected = Vec::new();
@@ -234,22 +248,28 @@ impl<'c> Api<'c> {
         }
     }
 
-    /// True if the trial's sample is found; `None` if none was written.
-    async fn read_back(&self, now_ms: i64, is_written: bool) -> Option<Known<bool>> {
+    /// True if the trial's sample is found; `None` if none was written. A source of history of this server is asked, as
+    /// an instant query of VictoriaMetrics does not return the last 30 seconds.
+    async fn read_back(&self, config: &Config, now_ms: i64, is_written: bool) -> Option<Known<bool>> {
         if !is_written {
             return None;
         }
+        let is_of_server = |source: &&history::Config| history_base(source).as_ref() == Some(self.base);
+        let source = config.history.iter().find(is_of_server);
         for attempt in 0..READ_BACK_ATTEMPTS {
             if attempt > 0 {
                 tokio::time::sleep(READ_BACK_PAUSE).await;
             }
-            let found = match self.query(TRIAL_METRIC.into()).await {
-                Ok(found) => found,
-                Err(reason) => return Some(Err(reason)),
+            let found = match source {
+                Some(source) => read_trial_values(source, now_ms).await,
+                None => self.query(TRIAL_METRIC.into()).await.map(|found| {
+                    found.iter().filter_map(|sample| sample.value.1.parse().ok()).collect::<Vec<f64>>()
+                }),
             };
-            let is_it = |sample: &VectorSample| sample.value.1.parse() == Ok(trial_value(now_ms));
-            if found.iter().any(is_it) {
-                return Some(Ok(true));
+            match found {
+                Ok(values) if values.contains(&trial_value(now_ms)) => return Some(Ok(true)),
+                Ok(_) => {}
+                Err(reason) => return Some(Err(reason)),
             }
         }
         Some(Ok(false))

@@ -6,18 +6,13 @@
 
 use super::collector::{ResponseCollector, SeriesSamples};
 use super::error::Error;
-use super::frames::{ChunkedReader, SAMPLES_CONTENT_TYPE, STREAMED_CONTENT_TYPE};
-use super::{Config, Metrics};
-use crate::http::client::{self, Client, Request, ResponseStream};
+use super::request::{Endpoint, Slice};
+use super::{Api, Config, Metrics, export, query, remote_read};
+use crate::http::client::{self, Client};
 use crate::prom::Selector;
 use crate::prom::matcher::Matcher;
-use crate::prom::proto::{LabelMatcher, Query, ReadRequest, ResponseType};
-use crate::prom::wire::snappy;
+use crate::prom::proto::ResponseType;
 use crate::time::DAY_MS;
-use bytes::Bytes;
-use hyper::Method;
-use hyper::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue};
-use prost::Message;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tracing::{info, warn};
 
@@ -27,22 +22,20 @@ const MAX_SLICE_MS: i64 = DAY_MS;
 const MIN_SLICE_MS: i64 = 60_000;
 /// Consecutive timeouts after which a slice is no longer halved. The limit bounds the time that a hanging server costs.
 const MAX_TIMEOUTS: usize = 2;
-/// Bytes of a SAMPLES response, as received and decompressed. A slice above the limit is halved.
-pub(super) const RESPONSE_LIMIT: usize = 32 << 20;
 
-/// A client for one remote-read endpoint.
-pub struct ReadClient {
+/// A client for one source of history.
+pub struct HistoryClient {
     /// The block that configures it.
     pub config: Config,
     client: Client,
     pub(super) metrics: Metrics,
-    /// The endpoint's chunks have an unknown encoding: only samples are requested.
+    /// The chunks of the remote-read endpoint have an unknown encoding: only samples are requested.
     has_unknown_encoding: AtomicBool,
     /// The last read failed: the failures of a run are logged once.
     is_failing: AtomicBool,
 }
 
-impl ReadClient {
+impl HistoryClient {
     /// A client that has not connected yet.
     ///
     /// # Errors
@@ -74,10 +67,10 @@ impl ReadClient {
         let was_failing = self.is_failing.swap(result.is_err(), Ordering::Relaxed);
         match &result {
             Err(error) if !was_failing => {
-                warn!(component = "remote_read", url = %self.config.url, err = crate::error::chain(error), "remote read failed; further failures are not logged until it succeeds");
+                warn!(component = "history", url = %self.config.url, err = crate::error::chain(error), "history cannot be read; further failures are not logged until it can");
             }
             Ok(()) if was_failing => {
-                info!(component = "remote_read", url = %self.config.url, "remote read works again");
+                info!(component = "history", url = %self.config.url, "history can be read again");
             }
             _ => {}
         }
@@ -91,22 +84,19 @@ impl ReadClient {
         (after_ms, to_ms): (i64, i64),
         mut on_slice: impl FnMut(Vec<SeriesSamples>),
     ) -> Result<(), Error> {
-        let matchers: Vec<_> = selector.to_proto().chain(group.iter().map(LabelMatcher::from)).collect();
         let (mut slice_ms, mut timeouts) = (MAX_SLICE_MS, 0);
         let mut start_ms = after_ms + 1;
         while start_ms <= to_ms {
-            let end_ms = to_ms.min(start_ms + slice_ms - 1);
             // The last slice may be shorter than the others.
-            let length_ms = end_ms - start_ms + 1;
-            let matchers = matchers.clone();
-            let query = Query { start_timestamp_ms: start_ms, end_timestamp_ms: end_ms, matchers };
-            match self.read_slice(query).await {
+            let slice = Slice { selector, group, start_ms, end_ms: to_ms.min(start_ms + slice_ms - 1) };
+            let length_ms = slice.length_ms();
+            match self.read_slice(&slice).await {
                 Ok(series) => {
                     self.metrics.count_slice("read");
                     let samples: usize = series.iter().map(|(_, samples)| samples.len()).sum();
                     self.metrics.samples.inc_by(samples as u64);
                     on_slice(series);
-                    (start_ms, timeouts) = (end_ms + 1, 0);
+                    (start_ms, timeouts) = (slice.end_ms + 1, 0);
                     continue;
                 }
                 Err(error) if length_ms <= MIN_SLICE_MS => return Err(self.count_failed(error)),
@@ -125,94 +115,37 @@ impl ReadClient {
         error
     }
 
-    async fn read_slice(&self, query: Query) -> Result<Vec<SeriesSamples>, Error> {
+    async fn read_slice(&self, slice: &Slice<'_>) -> Result<Vec<SeriesSamples>, Error> {
         if self.has_unknown_encoding.load(Ordering::Relaxed) {
-            return self.fetch(query, &[ResponseType::Samples]).await;
+            return self.fetch(slice, &[ResponseType::Samples]).await;
         }
-        let response_types = [ResponseType::StreamedXorChunks, ResponseType::Samples];
-        match self.fetch(query.clone(), &response_types).await {
+        match self.fetch(slice, &[ResponseType::StreamedXorChunks, ResponseType::Samples]).await {
             Err(Error::Encoding { encoding }) => {
                 self.metrics.count_slice("unknown_encoding");
                 if !self.has_unknown_encoding.swap(true, Ordering::Relaxed) {
-                    warn!(component = "remote_read", url = %self.config.url, encoding, "unknown chunk encoding, requesting samples instead");
+                    warn!(component = "history", url = %self.config.url, encoding, "unknown chunk encoding, requesting samples instead");
                 }
-                self.fetch(query, &[ResponseType::Samples]).await
+                self.fetch(slice, &[ResponseType::Samples]).await
             }
             result => result,
         }
     }
 
+    /// Reads a slice; the response types are those of remote read.
     async fn fetch(
         &self,
-        query: Query,
+        slice: &Slice<'_>,
         response_types: &[ResponseType],
     ) -> Result<Vec<SeriesSamples>, Error> {
-        let mut collector = ResponseCollector::new(query.start_timestamp_ms, query.end_timestamp_ms);
-        let received = self.receive(query, response_types, &mut collector).await;
+        let Config { api, url, remote_timeout, .. } = &self.config;
+        let endpoint = Endpoint { client: &self.client, url, timeout: *remote_timeout };
+        let mut collector = ResponseCollector::new(slice.start_ms, slice.end_ms);
+        let received = match api {
+            Api::RemoteRead => remote_read::receive(&endpoint, slice, response_types, &mut collector).await,
+            Api::Export => export::receive(&endpoint, slice, &mut collector).await,
+            Api::Query => query::receive(&endpoint, slice, &mut collector).await,
+        };
         self.metrics.count_skipped(collector.skipped());
         received.map(|()| collector.finish())
-    }
-
-    async fn receive(
-        &self,
-        query: Query,
-        response_types: &[ResponseType],
-        collector: &mut ResponseCollector,
-    ) -> Result<(), Error> {
-        let mut stream = self.send_request(query, response_types).await?;
-        if !stream.status.is_success() {
-            let response = stream.collect(RESPONSE_LIMIT).await?;
-            let (url, status, reason) = (self.config.url.clone(), response.status, response.reason());
-            return Err(Error::UnexpectedStatus { url, status, reason });
-        }
-        let content_type = stream.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let content_type = content_type.unwrap_or_default();
-        if content_type.starts_with(STREAMED_CONTENT_TYPE) {
-            if !stream.is_delimited() {
-                return Err(Error::MissingLength { url: self.config.url.clone() });
-            }
-            let mut reader = ChunkedReader::default();
-            while let Some(bytes) = stream.next().await? {
-                reader.push(&bytes);
-                while let Some(message) = reader.pop()? {
-                    collector.push_frame(&message)?;
-                }
-            }
-            reader.finish()?;
-        } else if content_type.starts_with(SAMPLES_CONTENT_TYPE) {
-            let response = stream.collect(RESPONSE_LIMIT).await?;
-            let mut buffer = Vec::new();
-            let message = snappy::decompress(&response.body, RESPONSE_LIMIT, &mut buffer)?;
-            collector.push_response(message)?;
-        } else {
-            let content_type = content_type.into();
-            return Err(Error::ContentType { url: self.config.url.clone(), content_type });
-        }
-        Ok(())
-    }
-
-    async fn send_request(
-        &self,
-        query: Query,
-        response_types: &[ResponseType],
-    ) -> Result<ResponseStream, client::Error> {
-        let accepted_response_types =
-            response_types.iter().map(|response_type| i32::from(*response_type)).collect();
-        let request = ReadRequest { queries: vec![query], accepted_response_types };
-        let headers = [
-            (CONTENT_TYPE, HeaderValue::from_static(SAMPLES_CONTENT_TYPE)),
-            (CONTENT_ENCODING, HeaderValue::from_static("snappy")),
-            (ACCEPT_ENCODING, HeaderValue::from_static("snappy")),
-            (HeaderName::from_static("x-prometheus-remote-read-version"), HeaderValue::from_static("0.1.0")),
-        ];
-        let request = Request {
-            method: Method::POST,
-            url: self.config.url.clone(),
-            headers: headers.into_iter().collect(),
-            body: Bytes::from(snappy::compress(&request.encode_to_vec())),
-            timeout: self.config.remote_timeout,
-            limit: RESPONSE_LIMIT,
-        };
-        self.client.open(request).await
     }
 }

@@ -4,12 +4,12 @@
 //! samples are clipped and sorted, and the first of two samples with the same timestamp is kept.
 
 use super::error::Error;
-use super::xor;
 use crate::prom::wire::read_response::{self, WireChunk};
 use crate::prom::wire::{
-    InvalidSeries, MAX_SERIES, ParsedRequest, ProtocolVersion, RejectReason, SampleKind, Scratch,
+    InvalidSeries, MAX_SERIES, ParsedRequest, ProtocolVersion, RejectReason, SampleKind, Scratch, parse_pairs,
 };
 use crate::prom::{Labels, Sample};
+use crate::remote_read::xor;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
@@ -124,6 +124,27 @@ impl ResponseCollector {
             self.clip(index, n_before)?;
         }
         Ok(())
+    }
+
+    /// Adds samples of a series, in any order.
+    ///
+    /// # Errors
+    /// [`Error`] if the labels are invalid, or a limit is exceeded.
+    pub fn push_samples(
+        &mut self,
+        labels: impl IntoIterator<Item = (String, String)>,
+        samples: impl IntoIterator<Item = Sample>,
+    ) -> Result<(), Error> {
+        let Some(index) = self.series_index(parse_pairs(labels))? else { return Ok(()) };
+        let series = &mut self.series[index].1;
+        let n_before = series.len();
+        series.extend(samples);
+        self.clip(index, n_before)
+    }
+
+    /// Counts samples of native histograms, which are not used.
+    pub fn count_histograms(&mut self, n_samples: usize) {
+        self.skipped.histograms += n_samples;
     }
 
     /// The index of the series with these labels; `None` if the series is skipped.

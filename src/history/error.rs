@@ -1,38 +1,41 @@
 //! The errors of the client: whether a later or a shorter request may succeed depends on the variant.
 
-use super::frames::{self, SAMPLES_CONTENT_TYPE, STREAMED_CONTENT_TYPE};
-use super::xor;
-use crate::http::{Url, client};
+use crate::http::{InvalidUrl, Url, client};
 use crate::prom::wire::{InvalidSeries, Malformed, snappy};
+use crate::remote_read::{frames, xor};
+use hyper::StatusCode;
+use std::time::Duration;
 
-/// A remote read that failed.
+/// A read that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The request failed, or the response did not arrive in full.
-    #[error("remote read failed")]
+    #[error("history cannot be read")]
     Http(#[from] client::Error),
     /// The server does not serve the query.
-    #[error("remote read: {url} answered {status}: {reason}")]
+    #[error("history: {url} answered {status}: {reason}")]
     UnexpectedStatus {
         /// URL of the server.
         url: Url,
         /// Status of the response.
-        status: hyper::StatusCode,
-        /// First line of the response's body.
+        status: StatusCode,
+        /// The server's description of the error, one line.
         reason: String,
+        /// The pause that the response requests.
+        retry_after: Option<Duration>,
     },
     /// The response has none of the requested content types.
-    #[error(
-        "remote read: {url} answered with content type {content_type:?}, not {SAMPLES_CONTENT_TYPE} or {STREAMED_CONTENT_TYPE}"
-    )]
+    #[error("history: {url} answered with content type {content_type:?}, not {expected}")]
     ContentType {
         /// URL of the server.
         url: Url,
         /// Content type of the response.
         content_type: String,
+        /// The content types that the API has.
+        expected: &'static str,
     },
     /// The stream could be truncated unnoticed.
-    #[error("remote read: the stream of {url} has no declared end: neither Content-Length nor chunked")]
+    #[error("history: the stream of {url} has no declared end: neither Content-Length nor chunked")]
     MissingLength {
         /// URL of the server.
         url: Url,
@@ -68,7 +71,7 @@ pub enum Error {
         query_index: i64,
     },
     /// The response exceeds the limits of a slice.
-    #[error("remote read: the response has more than {limit} {what}")]
+    #[error("history: the response has more than {limit} {what}")]
     TooMany {
         /// The unit of the limit.
         what: &'static str,
@@ -76,25 +79,69 @@ pub enum Error {
         limit: usize,
     },
     /// A series has no valid label set.
-    #[error("remote read: an invalid series")]
+    #[error("history: an invalid series")]
     Labels(#[from] InvalidSeries),
+    /// The URL of the request is too long.
+    #[error("history: the request has no URL")]
+    Url(#[from] InvalidUrl),
+    /// The response is not the JSON of the API.
+    #[error("history: the response is not the JSON of the API")]
+    Json(#[from] serde_json::Error),
+    /// The result of the query is not a list of series with samples.
+    #[error("history: the result of the query is a {result_type}, not a matrix")]
+    ResultType {
+        /// Type of the result.
+        result_type: String,
+    },
+    /// A line has values without timestamps, or the reverse.
+    #[error("history: a line has {values} values, {timestamps} timestamps")]
+    Unequal {
+        /// Number of values.
+        values: usize,
+        /// Number of timestamps.
+        timestamps: usize,
+    },
+    /// The last line has no end.
+    #[error("history: the response ends inside a line, after {length} bytes of it")]
+    TruncatedLine {
+        /// Received bytes of the line.
+        length: usize,
+    },
 }
 
 impl Error {
-    /// True if the same request may succeed later. A server without remote read always fails.
+    /// True if the same request may succeed later. A server without the API always fails.
     pub fn is_recoverable(&self) -> bool {
         match self {
-            Self::Http(_) | Self::Frames(_) => true,
+            Self::Http(_) | Self::Frames(_) | Self::TruncatedLine { .. } => true,
             Self::UnexpectedStatus { status, .. } => {
-                status.is_server_error() && *status != hyper::StatusCode::NOT_IMPLEMENTED
+                *status == StatusCode::TOO_MANY_REQUESTS
+                    || status.is_server_error() && *status != StatusCode::NOT_IMPLEMENTED
             }
             _ => false,
         }
     }
 
+    /// The pause that the server asks for before the same request.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::UnexpectedStatus { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
     /// True if the response did not arrive in time.
     pub(super) fn is_timeout(&self) -> bool {
-        matches!(self, Self::Http(client::Error::Timeout { .. }))
+        match self {
+            Self::Http(client::Error::Timeout { .. }) => true,
+            // The words of Prometheus and of VictoriaMetrics for a query that took too long.
+            Self::UnexpectedStatus { status, reason, .. } => {
+                *status == StatusCode::GATEWAY_TIMEOUT
+                    || *status == StatusCode::SERVICE_UNAVAILABLE
+                        && ["timed out", "timeout"].iter().any(|word| reason.contains(word))
+            }
+            _ => false,
+        }
     }
 
     /// True if a shorter slice may succeed.
@@ -105,7 +152,9 @@ impl Error {
             | Self::Protobuf(Malformed::TooMany { .. })
             | Self::TooMany { .. } => true,
             Self::UnexpectedStatus { status, reason, .. } => {
-                status.as_u16() == 400 && reason.contains("limit")
+                // 422 is PromQL's status for a query above a limit.
+                matches!(status.as_u16(), 400 | 413 | 422)
+                    && ["limit", "too many", "exceed"].iter().any(|word| reason.contains(word))
             }
             _ => false,
         }

@@ -26,7 +26,7 @@ const TLS_CONFIG: Key = Key::optional("tls_config", "Trusted authorities and the
 /// The keys of the HTTP client, in every block that has them.
 pub const KEY_TABLES: [KeyTable; 5] = [
     KeyTable::new(
-        &["remote_write[]", "remote_read[]", "registry.mlflow"],
+        &["remote_write[]", "remote_read[]", "history[]", "registry.mlflow"],
         &[
             Key::optional("basic_auth", "User name and password. At most one kind of credentials is allowed"),
             Key::optional("authorization", "A fixed token"),
@@ -44,7 +44,12 @@ pub const KEY_TABLES: [KeyTable; 5] = [
         ],
     ),
     KeyTable::new(
-        &["remote_write[].basic_auth", "remote_read[].basic_auth", "registry.mlflow.basic_auth"],
+        &[
+            "remote_write[].basic_auth",
+            "remote_read[].basic_auth",
+            "history[].basic_auth",
+            "registry.mlflow.basic_auth",
+        ],
         &[
             Key::optional("username", "User name"),
             Key::optional("username_file", "File with the user name"),
@@ -53,7 +58,12 @@ pub const KEY_TABLES: [KeyTable; 5] = [
         ],
     ),
     KeyTable::new(
-        &["remote_write[].authorization", "remote_read[].authorization", "registry.mlflow.authorization"],
+        &[
+            "remote_write[].authorization",
+            "remote_read[].authorization",
+            "history[].authorization",
+            "registry.mlflow.authorization",
+        ],
         &[
             Key::with_default("type", "Bearer", "Authentication scheme"),
             Key::optional("credentials", "Token; this key or `credentials_file` is required"),
@@ -61,7 +71,7 @@ pub const KEY_TABLES: [KeyTable; 5] = [
         ],
     ),
     KeyTable::new(
-        &["remote_write[].oauth2", "remote_read[].oauth2", "registry.mlflow.oauth2"],
+        &["remote_write[].oauth2", "remote_read[].oauth2", "history[].oauth2", "registry.mlflow.oauth2"],
         &[
             Key::required("client_id", "promforest", "Identifier of the client"),
             Key::optional("client_secret", "Password of the client"),
@@ -82,6 +92,8 @@ pub const KEY_TABLES: [KeyTable; 5] = [
             "remote_write[].oauth2.tls_config",
             "remote_read[].tls_config",
             "remote_read[].oauth2.tls_config",
+            "history[].tls_config",
+            "history[].oauth2.tls_config",
             "registry.mlflow.tls_config",
             "registry.mlflow.oauth2.tls_config",
         ],

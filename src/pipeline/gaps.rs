@@ -2,7 +2,7 @@
 //!
 //! After its own restart Prometheus does not send samples that it scraped before (prometheus/prometheus#8809), and it
 //! never sends a sample that it stored late. A group whose next row arrives too late therefore holds its scoring until
-//! remote read has been asked for the missing samples; then its rows are scored in their order. All groups of a
+//! the history has been asked for the missing samples; then its rows are scored in their order. All groups of a
 //! detector share a request, and one request is under way at a time. An audit finds gaps that this misses: it counts
 //! some series here and in Prometheus.
 //!
@@ -109,7 +109,7 @@ impl Metrics {
                 "gaps_detected",
                 "Rows that arrived more than 1.5 intervals after the previous one",
             ),
-            fills: register(registry, "gap_fills", "Gap fills by remote read, by outcome"),
+            fills: register(registry, "gap_fills", "Gap fills from history, by outcome"),
             timeouts: register(
                 registry,
                 "gap_fill_timeouts",
@@ -118,7 +118,7 @@ impl Metrics {
             samples: register(
                 registry,
                 "gap_fill_samples",
-                "Samples from remote read that remote write had not delivered",
+                "Samples from history that remote write had not delivered",
             ),
             pending: register(
                 registry,
@@ -276,7 +276,7 @@ impl GapTracker {
         metrics.count_fill(detector, outcome);
         let (after_ms, to_ms) = pending.range;
         info!(
-            component = "remote_read",
+            component = "history",
             detector,
             groups = pending.groups.len(),
             seconds = (to_ms - after_ms) / 1000,

@@ -32,7 +32,7 @@ use crate::http::response::PagesBeingSent;
 use crate::http::server::{self, Server};
 use crate::snapshot::{self, SnapshotStore};
 use crate::telemetry::ProcessCollector;
-use crate::{ingest, remote_read, remote_write};
+use crate::{history, ingest, remote_read, remote_write};
 use admin::AdminApi;
 use engine::{CommandReceiver, Engine, EngineDeps, Readiness};
 use options::LoadedConfig;
@@ -141,8 +141,7 @@ impl Sidecar {
         let access = Arc::new(AccessControl::open(options.web_config_file.clone())?);
         let supervisor = Supervisor::default();
         let (registry, metrics) = SidecarMetrics::register(&access);
-        let LoadedConfig { config, shown_config, endpoints, backends } =
-            options.load(&metrics.remote_read)?;
+        let LoadedConfig { config, shown_config, endpoints, backends } = options.load(&metrics.history)?;
         let listener = options.bind().await?;
         options.prepare_storage()?;
         let signals = Signals::install()?;
@@ -186,7 +185,7 @@ impl Sidecar {
             senders: Mutex::new(Some(senders)),
             shown_config: std::sync::Mutex::new(shown_config),
             remote_write_metrics: metrics.remote_write.clone(),
-            remote_read_metrics: metrics.remote_read,
+            history_metrics: metrics.history,
             metrics: metrics.reload,
             supervisor: supervisor.clone(),
         });
@@ -303,7 +302,7 @@ struct SidecarMetrics {
     reload: reload::Metrics,
     server: server::Metrics,
     remote_write: remote_write::Metrics,
-    remote_read: remote_read::Metrics,
+    history: history::Metrics,
     remote_read_server: remote_read::server::Metrics,
     ingest: ingest::Metrics,
     engine: metrics::Metrics,
@@ -325,7 +324,7 @@ impl SidecarMetrics {
             reload,
             server: server::Metrics::new(own),
             remote_write: remote_write::Metrics::new(own),
-            remote_read: remote_read::Metrics::new(own),
+            history: history::Metrics::new(own),
             ingest: ingest::Metrics::new(own),
             engine: metrics::Metrics::new(own),
             registry_watcher: registry_watcher::Metrics::new(own),

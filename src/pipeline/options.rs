@@ -2,10 +2,10 @@
 
 use super::{Error, systemd};
 use crate::config::Config;
+use crate::history::{self, HistoryClient};
 use crate::http::Url;
 use crate::http::client::Client;
 use crate::models::registry::Registry;
-use crate::remote_read::{self, ReadClient};
 use crate::train::Backends;
 use crate::yaml::Document;
 use std::net::SocketAddr;
@@ -75,7 +75,7 @@ impl Options {
     ///
     /// # Errors
     /// [`Error::Config`], [`Error::Client`] or [`Error::Registry`].
-    pub fn load(&self, metrics: &remote_read::Metrics) -> Result<LoadedConfig, Error> {
+    pub fn load(&self, metrics: &history::Metrics) -> Result<LoadedConfig, Error> {
         let (config, yaml) = match &self.config_file {
             Some(file) => {
                 let Document { value, text, warnings } = Config::load_to_show(file)?;
@@ -93,14 +93,14 @@ impl Options {
         let endpoints = config.remote_write.iter();
         let endpoints =
             endpoints.map(|endpoint| Client::new(&endpoint.http).map_err(client_error(&endpoint.url)));
-        let read_clients = config.remote_read.iter();
-        let read_clients =
-            read_clients.map(|read| ReadClient::new(read, metrics).map_err(client_error(&read.url)));
+        let history_clients = config.history.iter();
+        let history_clients =
+            history_clients.map(|read| HistoryClient::new(read, metrics).map_err(client_error(&read.url)));
         let registry = Registry::open(&config.registry, &self.storage_path)
             .map_err(|source| Error::Registry { source })?;
         let backends = Backends {
             detectors: config.detectors.clone(),
-            read_clients: read_clients.collect::<Result<_, _>>()?,
+            history_clients: history_clients.collect::<Result<_, _>>()?,
             endpoints: config.remote_write.clone(),
             registry,
             registry_config: config.registry.clone(),

@@ -6,7 +6,7 @@ use super::senders::Senders;
 use super::supervisor::Supervisor;
 use crate::telemetry::register;
 use crate::train::Backends;
-use crate::{remote_read, remote_write};
+use crate::{history, remote_write};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use std::sync::atomic::AtomicU64;
@@ -60,7 +60,7 @@ pub struct Reloader {
     /// Metrics of the senders.
     pub remote_write_metrics: remote_write::Metrics,
     /// Metrics of the read clients.
-    pub remote_read_metrics: remote_read::Metrics,
+    pub history_metrics: history::Metrics,
     /// Metrics of reloads.
     pub metrics: Metrics,
     /// Supervises the senders.
@@ -100,7 +100,7 @@ impl Reloader {
     pub async fn reload(&self) -> Result<(), String> {
         let mut senders = self.senders.lock().await;
         let LoadedConfig { config, shown_config, endpoints, backends } =
-            self.options.load(&self.remote_read_metrics).map_err(|error| {
+            self.options.load(&self.history_metrics).map_err(|error| {
                 self.metrics.successful.set(0);
                 let text = crate::error::chain(&error);
                 error!(

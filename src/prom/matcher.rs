@@ -177,6 +177,11 @@ impl Selector {
         Labels::new(self.matchers.iter().map(equal_pair).collect::<Option<Vec<_>>>()?).ok()
     }
 
+    /// The matchers; the metric name is one of `__name__`.
+    pub fn matchers(&self) -> &[Matcher] {
+        &self.matchers
+    }
+
     /// The matchers as messages of remote read.
     pub fn to_proto(&self) -> impl Iterator<Item = proto::LabelMatcher> {
         self.matchers.iter().map(proto::LabelMatcher::from)
@@ -193,6 +198,19 @@ impl PartialEq for Selector {
 impl fmt::Display for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
+    }
+}
+
+/// Formats as in PromQL: `name="value"`.
+impl fmt::Display for Matcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let operator = match self.match_type {
+            MatchType::Equal => "=",
+            MatchType::NotEqual => "!=",
+            MatchType::Regex(_) => "=~",
+            MatchType::NotRegex(_) => "!~",
+        };
+        f.write_str(&format_matcher(&self.name, operator, &self.value))
     }
 }
 
@@ -234,14 +252,19 @@ fn to_promql(matchers: &[proto::LabelMatcher]) -> String {
 
 /// The text of the matcher `name="value"`; names beyond ASCII identifiers are quoted.
 pub fn format_equal(name: &str, value: &str) -> String {
+    format_matcher(name, "=", value)
+}
+
+fn format_matcher(name: &str, operator: &str, value: &str) -> String {
     let quote = |text: &str| {
         let escaped = text.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n");
         format!("\"{escaped}\"")
     };
     let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    let is_identifier = name.chars().all(is_plain) && !name.starts_with(|c: char| c.is_ascii_digit());
+    let is_identifier =
+        name.chars().all(is_plain) && !name.starts_with(|c: char| c.is_ascii_digit()) && !name.is_empty();
     let name = if is_identifier { name.into() } else { quote(name) };
-    format!("{name}={}", quote(value))
+    format!("{name}{operator}{}", quote(value))
 }
 
 struct SelectorParser<'a> {

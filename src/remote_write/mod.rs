@@ -5,7 +5,7 @@
 //! each batch.
 
 pub mod message;
-mod response;
+pub mod response;
 pub mod sender;
 
 use crate::http::Url;

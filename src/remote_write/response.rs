@@ -54,7 +54,7 @@ impl RecoverableError {
 
 /// Parses a `Retry-After`: seconds or a date (RFC 9110, section 10.2.3). `None` if it is invalid, zero or in the
 /// past: a zero pause would repeat every failed request at once.
-pub(super) fn parse_retry_after(text: &str, now_ms: i64) -> Option<Duration> {
+pub fn parse_retry_after(text: &str, now_ms: i64) -> Option<Duration> {
     let text = text.trim();
     let pause = match text.parse() {
         Ok(seconds) => Duration::from_secs(seconds),

@@ -1,7 +1,7 @@
 //! Snapshots: the state of each group on disk, so that a restart continues where the process ended.
 //!
 //! Prometheus has every sample, and the state can be computed from them again. A snapshot makes a start faster, and
-//! replaces the history where there is no remote read; its deletion is harmless at any time. The alternative, a log of
+//! replaces the history where no source has any; its deletion is harmless at any time. The alternative, a log of
 //! every request before its acknowledgement, would duplicate Prometheus' data at a cost for each sample, and would lack
 //! the samples that were never sent.
 //!

@@ -158,7 +158,7 @@ impl fmt::Display for NotScored {
                 write!(f, "{n_missing} features missing, such as {feature}")
             }
             Self::Loading => f.write_str("the model is not loaded from the registry yet"),
-            Self::FillingGap => f.write_str("scoring waits until remote read has filled a gap"),
+            Self::FillingGap => f.write_str("scoring waits until history has filled a gap"),
             Self::NoCompleteRow => f.write_str("no row was complete within the last five minutes"),
         }
     }

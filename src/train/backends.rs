@@ -3,26 +3,26 @@
 use super::history;
 use crate::detector::{Detector, FeatureIdentity};
 use crate::error::chain;
+use crate::history::{HistoryClient, SeriesSamples};
 use crate::http::Url;
 use crate::models::registry::{self, Registry};
 use crate::prom::Labels;
-use crate::remote_read::{ReadClient, SeriesSamples};
 use crate::remote_write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Time without requests after a remote-read endpoint or a registry did not answer.
+/// Time without requests after a source of history or a registry did not answer.
 const COOLDOWN: Duration = Duration::from_secs(60);
 
 /// The failure of a read that the cooldown prevents.
-pub(super) const IN_COOLDOWN: &str = "the remote-read endpoint is in cooldown";
+pub(super) const IN_COOLDOWN: &str = "the source of history is in cooldown";
 
 /// The detectors and the remote endpoints of a configuration.
 pub struct Backends {
     /// The detectors.
     pub detectors: Vec<Arc<Detector>>,
-    /// Clients of the remote-read endpoints.
-    pub read_clients: Vec<ReadClient>,
+    /// Clients of the sources of history, in the order in which they are asked.
+    pub history_clients: Vec<HistoryClient>,
     /// The remote-write endpoints.
     pub endpoints: Vec<remote_write::Config>,
     /// The model registry.
@@ -34,7 +34,7 @@ pub struct Backends {
 /// The endpoints in cooldown. One endpoint that hangs would otherwise delay the trainings of all groups.
 #[derive(Default)]
 pub struct CircuitBreaker {
-    /// Remote-read endpoints, each with the end of its cooldown.
+    /// Sources of history, each with the end of its cooldown.
     clients: Vec<(Url, Instant)>,
     /// End of the registry's cooldown.
     registry: Option<Instant>,
@@ -47,14 +47,14 @@ impl CircuitBreaker {
         self.registry = self.registry.filter(|until| now < *until);
     }
 
-    /// Starts the cooldown of a remote-read endpoint.
+    /// Starts the cooldown of a source of history.
     pub(super) fn open_client(&mut self, url: &Url, now: Instant) {
         if !self.is_client_open(url) {
             self.clients.push((url.clone(), now + COOLDOWN));
         }
     }
 
-    /// True during the cooldown of a remote-read endpoint.
+    /// True during the cooldown of a source of history.
     pub(super) fn is_client_open(&self, url: &Url) -> bool {
         self.clients.iter().any(|(open_url, _)| open_url == url)
     }
@@ -70,7 +70,7 @@ impl CircuitBreaker {
     }
 }
 
-/// Reads the history of a group from all remote-read endpoints that are not in cooldown.
+/// Reads the history of a group from all sources that are not in cooldown.
 pub struct GroupReader<'a> {
     /// The endpoints.
     pub backends: &'a Backends,
@@ -88,7 +88,7 @@ pub struct GroupReader<'a> {
 pub(super) struct GroupHistory {
     /// Samples, with features as labels.
     pub series: Vec<SeriesSamples>,
-    /// Error text of the last endpoint that failed. Endpoints without remote read do not count.
+    /// Error text of the last endpoint that failed. Endpoints without the API do not count.
     pub failure: Option<String>,
 }
 
@@ -97,7 +97,7 @@ impl GroupReader<'_> {
     pub(super) async fn read(&mut self, range: (i64, i64)) -> GroupHistory {
         let matchers = history::group_matchers(self.detector, self.labels);
         let mut history = GroupHistory { series: Vec::new(), failure: None };
-        for client in &self.backends.read_clients {
+        for client in &self.backends.history_clients {
             let url = &client.config.url;
             if self.circuit_breaker.is_client_open(url) {
                 history.failure = Some(IN_COOLDOWN.to_string());

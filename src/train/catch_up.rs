@@ -3,8 +3,8 @@
 use super::backends::{GroupHistory, GroupReader};
 use super::training_set::for_each_full_row;
 use crate::detect::{self, OnlineDetector};
+use crate::history::SeriesSamples;
 use crate::models::Model;
-use crate::remote_read::SeriesSamples;
 use crate::time;
 use crate::window::build;
 use std::time::Instant;
@@ -39,7 +39,7 @@ pub struct CatchUp {
 }
 
 impl CatchUp {
-    /// Reads the history of a group up to `to_ms`, as far as remote read returns it: a promoted model continues as if it
+    /// Reads the history of a group up to `to_ms`, as far as the sources return it: a promoted model continues as if it
     /// had served since its training.
     pub async fn read(reader: &mut GroupReader<'_>, model: &Model, to_ms: i64) -> Self {
         let detector = reader.detector;

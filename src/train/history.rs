@@ -4,10 +4,10 @@ use super::coverage::spans;
 use super::exclusion::Exclusion;
 use crate::detect::PastIncident;
 use crate::detector::Detector;
+use crate::history::{Error, HistoryClient, SeriesSamples};
 use crate::prom::labels::METRIC_NAME;
 use crate::prom::matcher::Matcher;
 use crate::prom::{Labels, Selector};
-use crate::remote_read::{Error, ReadClient, SeriesSamples};
 
 /// The matchers that select the series of a group.
 pub fn group_matchers(detector: &Detector, labels: &Labels) -> Vec<Matcher> {
@@ -19,7 +19,7 @@ pub fn group_matchers(detector: &Detector, labels: &Labels) -> Vec<Matcher> {
 /// # Errors
 /// Those of the client.
 pub async fn read_samples(
-    client: &ReadClient,
+    client: &HistoryClient,
     detector: &Detector,
     group: &[Matcher],
     range: (i64, i64),
@@ -54,7 +54,7 @@ impl FiringAlert {
 /// # Errors
 /// Those of the client.
 pub async fn read_firing_alerts_of(
-    client: &ReadClient,
+    client: &HistoryClient,
     alerts: &[String],
     group: &Labels,
     range: (i64, i64),
@@ -76,7 +76,7 @@ pub async fn read_firing_alerts_of(
 /// # Errors
 /// Those of the client.
 pub async fn read_firing_alerts(
-    client: &ReadClient,
+    client: &HistoryClient,
     alerts: &[String],
     range: (i64, i64),
 ) -> Result<Vec<FiringAlert>, Error> {
@@ -104,7 +104,7 @@ pub async fn read_firing_alerts(
 /// # Errors
 /// Those of the client.
 pub async fn read_incidents(
-    client: &ReadClient,
+    client: &HistoryClient,
     detector: &Detector,
     group: &Labels,
     range: (i64, i64),
@@ -130,7 +130,7 @@ pub async fn read_incidents(
 /// # Errors
 /// Those of the client.
 pub async fn read_newest_score(
-    client: &ReadClient,
+    client: &HistoryClient,
     detector: &Detector,
     group: &Labels,
     range: (i64, i64),

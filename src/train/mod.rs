@@ -1,7 +1,7 @@
 //! Training: reads history, fits a model on it, and registers the model.
 //!
-//! The history is the union of remote read and the live window, so that a sidecar beside an old Prometheus has its first
-//! model within seconds. Without remote read, or beside a new Prometheus, the live window suffices once it is long enough.
+//! The history is the union of its sources and the live window, so that a sidecar beside an old Prometheus has its first
+//! model within seconds. Without a source, or beside a new Prometheus, the live window suffices once it is long enough.
 //! Training reads rows by the code that also serves them, so that the two cannot differ.
 
 pub mod coverage;

@@ -1,9 +1,9 @@
 use super::*;
 use crate::config::Config;
 use crate::detector::Detector;
+use crate::history::SeriesSamples;
 use crate::models::{FittedModel, Model, TrainingRange};
 use crate::prom::{Labels, METRIC_NAME, Sample};
-use crate::remote_read::SeriesSamples;
 use crate::window::{PushOutcome, Window, build};
 use std::num::NonZeroUsize;
 use std::sync::Arc;

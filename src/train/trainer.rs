@@ -15,11 +15,11 @@ use crate::detect::MAX_TRAINING_VALUES;
 use crate::detector::FeatureIdentity;
 use crate::error::chain;
 use crate::forest;
+use crate::history::SeriesSamples;
 use crate::models::DeployedModel;
 use crate::models::registry;
 use crate::models::registry::periods::Period;
 use crate::prom::{Labels, duration};
-use crate::remote_read::SeriesSamples;
 use crate::report::training::PromotionDecision;
 use crate::time;
 use crate::window::{Column, Window, build};
@@ -241,7 +241,7 @@ impl<'a> TrainingRun<'a> {
         if alerts.is_empty() {
             return Ok(exclusions);
         }
-        for client in &self.backends.read_clients {
+        for client in &self.backends.history_clients {
             let url = &client.config.url;
             let failure = if self.circuit_breaker.is_client_open(url) {
                 IN_COOLDOWN.to_string()
@@ -251,7 +251,7 @@ impl<'a> TrainingRun<'a> {
                         exclusions.extend(firing);
                         continue;
                     }
-                    // The endpoint has no remote read.
+                    // The endpoint does not have the API.
                     Err(error) if !error.is_recoverable() => continue,
                     Err(error) => {
                         self.circuit_breaker.open_client(url, Instant::now());

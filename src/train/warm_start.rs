@@ -4,9 +4,9 @@ use super::backends::GroupReader;
 use super::{catch_up, history};
 use crate::detect::{OnlineDetector, PastIncident};
 use crate::detector::Detector;
+use crate::history::SeriesSamples;
 use crate::models::DeployedModel;
 use crate::models::registry::periods::{self, Period, PeriodKind};
-use crate::remote_read::SeriesSamples;
 use crate::snapshot::ModelCheckpoint;
 use crate::time;
 use std::time::{Duration, Instant};
@@ -25,9 +25,9 @@ pub struct WarmStart {
     pub incidents: Option<Vec<PastIncident>>,
     /// The feedback that is recorded, for incidents that a snapshot has restored.
     pub feedback: Vec<Period>,
-    /// State of the model after the rows since its training, from remote read or a snapshot.
+    /// State of the model after the rows since its training, from history or a snapshot.
     pub detection: Option<Box<OnlineDetector>>,
-    /// True if a remote-read endpoint that may have more did not answer.
+    /// True if a source of history that may have more did not answer.
     pub is_incomplete: bool,
 }
 
@@ -107,9 +107,9 @@ impl WarmStart {
 /// so the timestamps are not below the first row that the window can score.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct WriteWatermark {
-    /// The newest score of all remote-read endpoints.
+    /// The newest score of all sources of history.
     pub to_ms: Option<i64>,
-    /// The newest score of each remote-write endpoint, if one of the remote-read endpoints is its sibling.
+    /// The newest score of each remote-write endpoint, if one of the sources of history serves it.
     pub by_endpoint: Vec<Option<i64>>,
 }
 
@@ -126,7 +126,7 @@ impl WriteWatermark {
         let range = (now_ms - time::millis(detector.training.history), now_ms);
         let mut watermark = Self { to_ms: None, by_endpoint: vec![None; backends.endpoints.len()] };
         let mut is_known = true;
-        for client in &backends.read_clients {
+        for client in &backends.history_clients {
             let url = &client.config.url;
             if circuit_breaker.is_client_open(url) {
                 is_known = false;
@@ -138,10 +138,8 @@ impl WriteWatermark {
                     let to_ms = newest_ms.map(|newest_ms| newest_ms.max(earliest_ms));
                     watermark.to_ms = watermark.to_ms.max(to_ms);
                     let endpoints = backends.endpoints.iter().zip(&mut watermark.by_endpoint);
-                    // Headers tell the tenants of one server apart.
-                    let siblings = endpoints.filter(|(endpoint, _)| {
-                        endpoint.url.is_sibling(url) && endpoint.http.headers == client.config.http.headers
-                    });
+                    let siblings =
+                        endpoints.filter(|(endpoint, _)| client.config.serves(&endpoint.url, &endpoint.http));
                     siblings.for_each(|(_, written_to_ms)| *written_to_ms = to_ms);
                 }
                 Ok(Err(error)) if !error.is_recoverable() => {}
@@ -160,7 +158,7 @@ async fn read_incidents(reader: &mut GroupReader<'_>, now_ms: i64) -> Option<Vec
     let GroupReader { backends, circuit_breaker, detector, labels, .. } = reader;
     let range = (now_ms - time::millis(detector.training.history), now_ms);
     let mut incidents = Vec::new();
-    for client in &backends.read_clients {
+    for client in &backends.history_clients {
         let url = &client.config.url;
         if circuit_breaker.is_client_open(url) {
             continue;

@@ -123,7 +123,7 @@ fn history(detector: &Detector, selected: &Selected) -> Finding {
     Finding::warning(
         CHECK,
         format!("{name}: there is less than a day of history, so times of day are not known"),
-        "wait: thresholds are higher until then; or name a server with more history in remote_read",
+        "wait: thresholds are higher until then; or name a server with more history in remote_read or history",
     )
 }
 

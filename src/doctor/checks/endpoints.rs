@@ -17,8 +17,12 @@ pub fn all(facts: &Facts) -> Vec<Finding> {
     findings.extend(facts.written.iter().filter_map(rate_limit));
     findings.extend(facts.read.iter().map(read));
     if facts.read.is_empty() {
-        let remedy = "add remote_read: without it a model learns only from what arrives";
-        findings.push(Finding::warning("remote-read", "the configuration has no source of history", remedy));
+        let remedy = "add remote_read or history: without either a model learns only from what arrives";
+        findings.push(Finding::warning(
+            "history-source",
+            "the configuration has no source of history",
+            remedy,
+        ));
     }
     findings
 }
@@ -65,7 +69,7 @@ fn rate_limit(endpoint: &EndpointAnswer) -> Option<Finding> {
 }
 
 fn read(endpoint: &EndpointAnswer) -> Finding {
-    const CHECK: &str = "remote-read";
+    const CHECK: &str = "history-source";
     match &endpoint.answer {
         Err(NoAnswer::Failed(reason)) => unreachable(CHECK, reason),
         _ => Finding::ok(CHECK, format!("{} serves history", endpoint.url)),

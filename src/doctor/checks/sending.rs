@@ -166,7 +166,7 @@ fn scores(now_ms: i64, sidecar: &Sidecar) -> Finding {
     }
     let Some(newest_ms) = sidecar.newest_score_ms else {
         let reasons = sidecar.readiness.join("; ");
-        let remedy = "wait until training.min_history is reached, or configure remote_read";
+        let remedy = "wait until training.min_history is reached, or configure remote_read or history";
         return Finding::warning(CHECK, format!("no row has a score yet: {reasons}"), remedy);
     };
     let now_ms = now_ms + sidecar.clock_ahead_ms.unwrap_or(0);

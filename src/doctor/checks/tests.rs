@@ -137,13 +137,13 @@ fn endpoints_that_refuse_or_fail_are_found() {
     let fail = |facts: &mut Facts| facts.written[0].answer = Err(NoAnswer::Failed("refused".into()));
     assert_found("remote-write", Status::Error, ["refused", "start"], fail);
     let fail = |facts: &mut Facts| facts.read[0].answer = Err(NoAnswer::Failed("refused".into()));
-    assert_found("remote-read", Status::Error, ["refused", "start"], fail);
+    assert_found("history-source", Status::Error, ["refused", "start"], fail);
     let forbid = |facts: &mut Facts| facts.written[0].answer = Err(NoAnswer::NotAsked);
     assert_found("remote-write", Status::NotChecked, ["--no-write", ""], forbid);
     assert_found("remote-write", Status::Warning, ["no endpoint", "remote_write"], |facts| {
         facts.written.clear()
     });
-    assert_found("remote-read", Status::Warning, ["no source", "remote_read"], |facts| facts.read.clear());
+    assert_found("history-source", Status::Warning, ["no source", "remote_read"], |facts| facts.read.clear());
     assert_found("read-back", Status::Error, ["does not show", "tenant"], |facts| {
         server(facts).read_back = Some(Ok(false));
     });

@@ -1,14 +1,12 @@
 //! Captured responses of Prometheus, and a server with scripted responses.
 
 mod captures;
+mod json;
 mod requests;
 mod streams;
 
-use super::client::RESPONSE_LIMIT;
 use super::collector::ResponseCollector;
-use super::frames::tests::frame;
-use super::frames::{ChunkedReader, SAMPLES_CONTENT_TYPE, STREAMED_CONTENT_TYPE};
-use super::xor::tests::reference_encode;
+use super::request::RESPONSE_LIMIT;
 use super::*;
 use crate::http::body::Body;
 use crate::http::client;
@@ -18,6 +16,9 @@ use crate::prom::matcher::Matcher;
 use crate::prom::proto::{self, Query, QueryResult, ReadRequest, ReadResponse};
 use crate::prom::wire::snappy;
 use crate::prom::{Labels, Sample, Selector};
+use crate::remote_read::frames::tests::frame;
+use crate::remote_read::frames::{ChunkedReader, SAMPLES_CONTENT_TYPE, STREAMED_CONTENT_TYPE};
+use crate::remote_read::xor::{self, tests::reference_encode};
 use crate::time::DAY_MS;
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -97,10 +98,7 @@ fn b64_b65_rejects_invalid_responses() {
             ReadResponse { results: vec![QueryResult::default(), QueryResult::default()] },
             "remote read: 2 results for one query",
         ),
-        (
-            ReadResponse { results: vec![twice] },
-            "remote read: an invalid series: label name \"a\" is not unique",
-        ),
+        (ReadResponse { results: vec![twice] }, "history: an invalid series: label name \"a\" is not unique"),
     ] {
         let error = decode(&response.encode_to_vec(), 0, 1).expect_err(message);
         assert_eq!(crate::error::chain(&error), message);

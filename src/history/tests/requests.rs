@@ -4,7 +4,7 @@ use super::*;
 
 /// A remote-read server and the requests that it received.
 struct FakeReadServer {
-    client: ReadClient,
+    client: HistoryClient,
     requests: Arc<Mutex<Vec<ReadRequest>>>,
     _stop: watch::Sender<bool>,
 }
@@ -48,7 +48,7 @@ impl FakeReadServer {
         tokio::spawn(Server::default().serve(listener, route, stopped));
         let url = format!("http://{address}/api/v1/read").parse().expect("a URL");
         let config = Config { url, remote_timeout, ..Config::default() };
-        let client = ReadClient::new(&config, &Metrics::default()).expect("a client");
+        let client = HistoryClient::new(&config, &Metrics::default()).expect("a client");
         Self { client, requests, _stop: stop }
     }
 
@@ -69,7 +69,7 @@ impl FakeReadServer {
 }
 
 /// The number of slices with this outcome.
-fn slice_count(client: &ReadClient, outcome: &'static str) -> u64 {
+fn slice_count(client: &HistoryClient, outcome: &'static str) -> u64 {
     client.metrics.slices.get_or_create(&[("outcome", outcome.into())]).get()
 }
 
@@ -171,10 +171,8 @@ async fn gives_up_halving_at_a_minute() {
     let fake = FakeReadServer::start(|_| error_reply(400, "exceeded sample limit (5)")).await;
     let (slices, result) = fake.read((0, DAY_MS)).await;
     let error = result.expect_err("never short enough");
-    let expected = format!(
-        "remote read: {} answered 400 Bad Request: exceeded sample limit (5)",
-        fake.client.config.url
-    );
+    let expected =
+        format!("history: {} answered 400 Bad Request: exceeded sample limit (5)", fake.client.config.url);
     assert_eq!(error.to_string(), expected);
     assert!(slices.is_empty());
     let shortest =
@@ -204,11 +202,11 @@ async fn b53_b64_any_other_failure_ends_the_read_at_once() {
     let cases: [(Script, &str); 6] = [
         (
             |_| error_reply(500, "error parsing regexp\nand more"),
-            "remote read: URL answered 500 Internal Server Error: error parsing regexp",
+            "history: URL answered 500 Internal Server Error: error parsing regexp",
         ),
         (
             |_| error_reply(400, "unknown matcher type"),
-            "remote read: URL answered 400 Bad Request: unknown matcher type",
+            "history: URL answered 400 Bad Request: unknown matcher type",
         ),
         (
             |_| reply(STREAMED_CONTENT_TYPE, "timeout"),
@@ -216,7 +214,7 @@ async fn b53_b64_any_other_failure_ends_the_read_at_once() {
         ),
         (
             |_| reply("text/html", "<html>"),
-            "remote read: URL answered with content type \"text/html\", not application/x-protobuf or",
+            "history: URL answered with content type \"text/html\", not application/x-protobuf or",
         ),
         (
             |_| reply("application/x-protobuf", "not snappy"),
@@ -306,7 +304,7 @@ async fn a_stream_without_a_length_is_rejected() {
         connection.write_all(head.as_bytes()).await.expect("the client reads");
     });
     let config = Config { url: url.parse().expect("a URL"), ..Config::default() };
-    let client = ReadClient::new(&config, &Metrics::default()).expect("a client");
+    let client = HistoryClient::new(&config, &Metrics::default()).expect("a client");
     let selector = Selector::parse("up").expect("a selector");
     let result = client.read(&selector, &[], (0, DAY_MS), |_| ()).await;
     assert!(matches!(result, Err(Error::MissingLength { .. })), "{result:?}");
@@ -389,7 +387,7 @@ async fn a_refused_connection_is_an_error() {
     let url = format!("http://{address}/api/v1/read").parse().expect("a URL");
     let selector = Selector::parse("up").expect("a selector");
     let config = Config { url, ..Config::default() };
-    let client = ReadClient::new(&config, &Metrics::default()).expect("a client");
+    let client = HistoryClient::new(&config, &Metrics::default()).expect("a client");
     let result = client.read(&selector, &[], (0, DAY_MS), |_| ()).await;
     let text = crate::error::chain(&result.expect_err("no listener"));
     assert!(text.contains(&address.to_string()) && text.contains("refused"), "{text}");

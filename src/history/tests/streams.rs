@@ -73,7 +73,7 @@ fn b62_b65_a_bad_chunk_or_label_set_is_an_error() {
     let series = proto::ChunkedSeries { labels, chunks: Vec::new() };
     let message = proto::ChunkedReadResponse { chunked_series: vec![series], query_index: 0 };
     let error = decode_stream(&frame(&message.encode_to_vec()), 0, 10).expect_err("a twice");
-    assert_eq!(crate::error::chain(&error), "remote read: an invalid series: label name \"a\" is not unique");
+    assert_eq!(crate::error::chain(&error), "history: an invalid series: label name \"a\" is not unique");
 }
 
 #[test]

@@ -1,10 +1,10 @@
-//! Gap fills: the groups on hold, the requests to remote read, and their results.
+//! Gap fills: the groups on hold, the requests for samples, and their results.
 
 use super::Engine;
 use crate::detector::Detector;
+use crate::history::SeriesSamples;
 use crate::pipeline::gaps::{self, Gap};
 use crate::prom::Sample;
-use crate::remote_read;
 use crate::series::ColumnRef;
 use crate::time::now_ms;
 use crate::window::PushOutcome;
@@ -55,12 +55,12 @@ impl Engine {
         self.score_groups(&skipped, now);
     }
 
-    /// Pushes samples that remote read returned. The answer may contain series of groups that were not asked for: a
+    /// Pushes samples of the history. The answer may contain series of groups that were not asked for: a
     /// group that does not exist is not created.
     pub(super) fn apply_backfill(
         &mut self,
         detector: &Arc<Detector>,
-        series: &[remote_read::SeriesSamples],
+        series: &[SeriesSamples],
         now: Instant,
     ) {
         let mut cells: Vec<(ColumnRef, Sample)> = Vec::new();
@@ -108,7 +108,7 @@ impl Engine {
             n_held += usize::from(group.gaps().after_ms().is_some());
             if group.gaps().is_expired(now) {
                 self.gap_metrics.count_timeout(&group.detector.name);
-                warn!(component = "remote_read", detector = group.detector.name, group = %group.labels, "scoring resumes although samples are missing: remote read did not answer in time");
+                warn!(component = "history", detector = group.detector.name, group = %group.labels, "scoring resumes although samples are missing: no source of history answered in time");
                 group.release_hold(now);
                 released.insert(id);
             }
@@ -117,7 +117,7 @@ impl Engine {
         self.score_groups(&released, now);
         self.request_gap_fills(now, now_ms);
         if let Some(first_series) = self.gaps.audit_due(now)
-            && !self.groups.config().remote_read.is_empty()
+            && !self.groups.config().history.is_empty()
         {
             let ids: Vec<u32> = self.groups.iter_mut().map(|(id, _)| id).collect();
             let n_groups = ids.len() as u64;

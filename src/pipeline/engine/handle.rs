@@ -10,6 +10,7 @@ use super::status::SummaryPage;
 use crate::config::Config;
 use crate::detect::IncidentFeedback;
 use crate::detector::Detector;
+use crate::history::SeriesSamples;
 use crate::ingest::{self, AcceptedCounts, WriteBody};
 use crate::models::DeployedModel;
 use crate::models::registry::periods::GroupSelector;
@@ -18,7 +19,6 @@ use crate::pipeline::group::snapshot::SnapshotStep;
 use crate::pipeline::maintenance::MaintenancePlan;
 use crate::pipeline::select::{self, GroupMatches, SelectedSeries, SelectionPage};
 use crate::prom::Labels;
-use crate::remote_read::SeriesSamples;
 use crate::remote_read::server::{self, Query, Queryable, WorkPermit};
 use crate::remote_write::{Batch, BatchSource, CursorPosition};
 use crate::status::group::{GroupDetail, GroupSummary};
@@ -82,7 +82,7 @@ pub(super) enum EngineCommand {
     Snapshot { after: Option<u32>, reply: oneshot::Sender<Option<SnapshotStep>> },
     /// Reports that the snapshot of this group was not written.
     SnapshotFailed(u32),
-    /// Hands over samples that remote read returned; the series have all of their labels.
+    /// Hands over samples of the history; the series have all of their labels.
     Backfill { detector: Arc<Detector>, series: Vec<SeriesSamples> },
     /// Ends a gap fill.
     BackfillDone { is_complete: bool },
@@ -307,7 +307,7 @@ impl WeakEngineHandle {
         self.send(EngineCommand::SnapshotFailed(group)).await
     }
 
-    /// Hands over samples that remote read returned; the series have all of their labels.
+    /// Hands over samples of the history; the series have all of their labels.
     pub async fn backfill(&self, detector: Arc<Detector>, series: Vec<SeriesSamples>) -> Option<()> {
         self.send(EngineCommand::Backfill { detector, series }).await
     }

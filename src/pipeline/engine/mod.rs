@@ -219,15 +219,15 @@ impl Engine {
 
     /// Scores the touched rows of these groups, unless a gap precedes them.
     fn score_groups(&mut self, touched: &BTreeSet<u32>, now: Instant) {
-        // Without remote read a gap cannot be filled, so there is no hold.
-        let has_remote_read = !self.groups.config().remote_read.is_empty();
+        // Without a source of history a gap cannot be filled, so there is no hold.
+        let has_history = !self.groups.config().history.is_empty();
         let mut budget = WorkBudget::default();
         for &id in touched {
             let Some(group) = self.groups.get_mut(id) else { continue };
             let detector = group.detector.clone();
             if group.gaps().after_ms().is_some() && !self.gaps.contains(id) {
                 self.gap_metrics.count_gap(&detector.name);
-                if has_remote_read {
+                if has_history {
                     self.gaps.enqueue(id);
                 } else {
                     group.release_hold(now);

@@ -36,7 +36,7 @@ pub struct Deployment {
     pub challenger: Option<DeployedVersion>,
     /// Timestamp of the newest scored row.
     pub newest_scored_ms: Option<i64>,
-    /// True if the champion serves without history that remote read may have.
+    /// True if the champion serves without history that a source may have.
     pub lacks_history: bool,
 }
 

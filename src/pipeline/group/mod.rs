@@ -22,9 +22,9 @@ use super::select::{GroupMatches, GroupQuery};
 use crate::detect::{OnlineDetector, SuspendedTimes};
 use crate::detector::Detector;
 use crate::features::Schema;
+use crate::history::SeriesSamples;
 use crate::models::DeployedModel;
 use crate::prom::{Labels, Sample};
-use crate::remote_read::SeriesSamples;
 use crate::remote_read::server::Query;
 use crate::remote_write::{Batch, CursorPosition, TimeSeries};
 use crate::series::ColumnRef;
@@ -76,7 +76,7 @@ pub struct Group {
     last_received: Instant,
     /// Timestamp of the newest sample of the snapshot that the group was restored from.
     restored_to_ms: Option<i64>,
-    /// True if the champion began to serve without history that remote read may have.
+    /// True if the champion began to serve without history that a source may have.
     lacks_history: bool,
     /// True until the rows that wait for a first model are scored: its cursors are set then.
     cursors_wait: bool,
@@ -324,7 +324,7 @@ impl Group {
 
     /// Makes a model the champion, and scores the rows that wait with it.
     ///
-    /// A first model comes with the history of remote read: the samples that rates look back to, and the newest score
+    /// A first model comes with its history: the samples that rates look back to, and the newest score
     /// that is already written. After a restart the rows since then are scored and written, so that no gap is left.
     pub fn install(
         &mut self,
@@ -437,7 +437,7 @@ impl Group {
         }
     }
 
-    /// Stores the samples of remote read. Rows that remote write has not begun are opened.
+    /// Stores the samples of the history. Rows that remote write has not begun are opened.
     fn receive_history(&mut self, recent: Vec<SeriesSamples>, now: Instant) {
         let mut recent: Vec<(Column, Sample)> = recent
             .into_iter()

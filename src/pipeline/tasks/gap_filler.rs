@@ -1,15 +1,15 @@
-//! Reads missing samples by remote read: the requests of the gap tracker.
+//! Reads missing samples from the history: the requests of the gap tracker.
 //!
 //! A range is read in slices, and a slice reaches the engine in chunks, so that neither an answer nor a command holds
 //! a whole gap.
 
 use crate::detector::Detector;
+use crate::history::SeriesSamples;
 use crate::pipeline::engine::WeakEngineHandle;
 use crate::pipeline::gaps::{AuditedSeries, BackfillRequest, Metrics};
 use crate::pipeline::group::gap_guard::{HOLD_TIMEOUT, MAX_HOLD};
 use crate::prom::Labels;
 use crate::prom::matcher::Matcher;
-use crate::remote_read::SeriesSamples;
 use crate::train::{Backends, history};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -87,7 +87,7 @@ impl GapFiller {
     ) -> Option<Vec<SeriesSamples>> {
         let backends = self.backends.borrow().clone();
         let mut all = Vec::new();
-        for source in &backends.read_clients {
+        for source in &backends.history_clients {
             loop {
                 let mut read = Vec::new();
                 match history::read_samples(source, detector, matchers, range, |series| read.extend(series))
@@ -99,8 +99,8 @@ impl GapFiller {
                     }
                     // The caller has a timeout.
                     Err(error) if error.is_recoverable() => {
-                        debug!(component = "remote_read", url = %source.config.url, err = crate::error::chain(&error), "remote read did not answer, retrying");
-                        tokio::time::sleep(RETRY_DELAY).await;
+                        debug!(component = "history", url = %source.config.url, err = crate::error::chain(&error), "the source of history did not answer, retrying");
+                        tokio::time::sleep(error.retry_after().unwrap_or(RETRY_DELAY)).await;
                     }
                     Err(_) => return None,
                 }
@@ -135,7 +135,7 @@ impl GapFiller {
             };
             self.metrics.count_audit(result);
             if result == "missing" {
-                info!(component = "remote_read", detector = detector.name, group = %group, series = %feature, "samples are missing, reading them");
+                info!(component = "history", detector = detector.name, group = %group, series = %feature, "samples are missing, reading them");
                 let group_matchers = history::group_matchers(&detector, &group);
                 let read =
                     tokio::time::timeout(HOLD_TIMEOUT, self.read(&detector, &group_matchers, range)).await;

@@ -2,10 +2,10 @@
 //! the engine.
 
 use crate::error::chain;
+use crate::history::Config as HistoryConfig;
 use crate::models::registry::periods::Period;
 use crate::pipeline::engine::WeakEngineHandle;
 use crate::pipeline::maintenance::MaintenancePlan;
-use crate::remote_read;
 use crate::time::{self, now_ms};
 use crate::train::Backends;
 use crate::train::history::{self, FiringAlert};
@@ -24,7 +24,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// The alerts that an endpoint returned last.
 struct AlertSource {
     detector: String,
-    endpoint: remote_read::Config,
+    endpoint: HistoryConfig,
     alerts: Vec<FiringAlert>,
 }
 
@@ -84,7 +84,7 @@ async fn read_alerts(backends: &Backends, mut before: Vec<AlertSource>) -> Vec<A
     let mut sources = Vec::new();
     for detector in backends.detectors.iter().filter(|detector| !detector.training.exclude_alerts.is_empty())
     {
-        for client in &backends.read_clients {
+        for client in &backends.history_clients {
             let range = (now_ms - ALERT_LOOKBACK_MS, now_ms);
             let read = history::read_firing_alerts(client, &detector.training.exclude_alerts, range);
             let answer = tokio::time::timeout(READ_TIMEOUT, read).await;

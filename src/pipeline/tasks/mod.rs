@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 
 /// Trainings that may wait. When the queue is full, the engine asks again at its next tick.
 const TRAINING_QUEUE: usize = 64;
-/// Requests to remote read that may wait: one of a gap, one of an audit.
+/// Requests for history that may wait: one of a gap, one of an audit.
 const BACKFILL_QUEUE: usize = 2;
 /// Interval of the engine's clock.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);

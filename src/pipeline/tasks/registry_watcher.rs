@@ -9,13 +9,13 @@
 
 use super::gap_filler::split_series;
 use crate::detector::{Detector, FeatureIdentity};
+use crate::history::SeriesSamples;
 use crate::models::registry::{self, AliasListing, CHALLENGER};
 use crate::models::{DeployedModel, Model};
 use crate::pipeline::engine::WeakEngineHandle;
 use crate::pipeline::group::deployment::{DeployOutcome, DeployedVersion, Deployment};
 use crate::pipeline::groups::metric_labels;
 use crate::prom::Labels;
-use crate::remote_read::SeriesSamples;
 use crate::telemetry::register;
 use crate::train::catch_up::CatchUp;
 use crate::train::{Backends, CircuitBreaker, GroupReader, WarmStart};
@@ -340,7 +340,7 @@ impl RegistryWatcher {
         self.engine.deploy(deployment.group, role, Some(deployed), warm_start).await
     }
 
-    /// Joins the history that remote read did not return when the champion began to serve: its samples, and the state of
+    /// Joins the history that no source returned when the champion began to serve: its samples, and the state of
     /// the model after them. `None` when the engine is gone.
     async fn join_history(
         &mut self,
@@ -491,7 +491,7 @@ impl Slot<'_> {
         is_compatible
     }
 
-    /// True if this version serves without history that remote read may have.
+    /// True if this version serves without history that a source may have.
     fn lacks_history(self, desired: &RegisteredVersion) -> bool {
         self.role == ModelRole::Champion && self.deployment.lacks_history && self.has(desired)
     }

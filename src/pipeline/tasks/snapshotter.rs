@@ -26,7 +26,7 @@ pub async fn run(engine: WeakEngineHandle, mut store: SnapshotStore, mut closing
         let round = write_round(&engine, store);
         let done = match is_last {
             true => tokio::time::timeout(LAST_ROUND_TIMEOUT, round).await.unwrap_or_else(|_| {
-                warn!(component = "snapshot", limit = ?LAST_ROUND_TIMEOUT, "the last round of snapshots took too long: remote read fills in the rest at the next start");
+                warn!(component = "snapshot", limit = ?LAST_ROUND_TIMEOUT, "the last round of snapshots took too long: the history fills in the rest at the next start");
                 None
             }),
             false => round.await,

@@ -93,6 +93,26 @@ impl<'a> SymbolTable<'a> {
     }
 }
 
+/// A label set with a metric name from pairs of text in any order, with the limits of labels on the wire.
+///
+/// # Errors
+/// [`InvalidSeries`] if the pairs are not a valid label set with a metric name, or exceed a limit.
+pub fn parse_pairs(pairs: impl IntoIterator<Item = (String, String)>) -> Result<Labels, InvalidSeries> {
+    let pairs: Vec<(String, String)> = pairs.into_iter().collect();
+    if pairs.len() > MAX_LABELS {
+        return Err(InvalidSeries::TooManyLabels { whose: SERIES_OWNER, count: pairs.len() });
+    }
+    for (name, value) in &pairs {
+        parse_label_name(name.as_bytes())?;
+        parse_label_value(value.as_bytes())?;
+    }
+    let labels = Labels::new(pairs)?;
+    match labels.metric_name() {
+        "" => Err(InvalidSeries::NoMetricName(labels)),
+        _ => Ok(labels),
+    }
+}
+
 pub fn parse_label_name(bytes: &[u8]) -> Result<&str, InvalidSeries> {
     parse_text("label name", bytes, MAX_NAME_BYTES)
 }

@@ -23,7 +23,7 @@ mod v1;
 mod v2;
 
 pub use histogram::InvalidNativeHistogram;
-pub use labels::{InvalidSeries, MAX_LABELS, MAX_NAME_BYTES, MAX_VALUE_BYTES};
+pub use labels::{InvalidSeries, MAX_LABELS, MAX_NAME_BYTES, MAX_VALUE_BYTES, parse_pairs};
 pub use protobuf::{Malformed, RequestPart};
 pub use rejections::{RejectReason, Rejections, RequestCounts};
 pub use request::{MAX_SAMPLES, MAX_SERIES, SampleKind, Scratch, shrink_if_large};

@@ -209,4 +209,4 @@ fn read_varint(bytes: &mut &[u8]) -> Result<Option<u64>, Error> {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

@@ -2,10 +2,10 @@ use super::*;
 use crate::config::Config;
 use crate::features::Schema;
 use crate::features::rate::RateSemantics;
+use crate::history::{self, HistoryClient};
 use crate::models::registry::Registry;
 use crate::models::registry::directory::Directory;
 use crate::prom::{Labels, METRIC_NAME, Sample};
-use crate::remote_read::{self, ReadClient};
 use crate::train::pool::Pool;
 use crate::window::Window;
 use crate::window::grid::Grid;
@@ -58,7 +58,7 @@ fn test_backends(registry: Registry) -> Backends {
     let text = "detectors: [{name: net, match: [rx], by: [job], training: {min_history: 10m}}]";
     let config = Config::parse(text).expect("a valid configuration");
     let (detectors, registry_config) = (config.detectors, config.registry);
-    Backends { detectors, read_clients: Vec::new(), endpoints: Vec::new(), registry, registry_config }
+    Backends { detectors, history_clients: Vec::new(), endpoints: Vec::new(), registry, registry_config }
 }
 
 async fn execute(
@@ -173,7 +173,7 @@ async fn a_registry_that_hung_is_not_asked_during_the_cooldown() {
 }
 
 /// An endpoint that answers every request with this status.
-fn endpoint(status: &'static str) -> ReadClient {
+fn endpoint(status: &'static str) -> HistoryClient {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("http://{}/api/v1/read", listener.local_addr().expect("it is bound"));
     std::thread::spawn(move || {
@@ -185,8 +185,8 @@ fn endpoint(status: &'static str) -> ReadClient {
             let _ = stream.write_all(answer.as_bytes());
         }
     });
-    let config = remote_read::Config { url: url.parse().expect("a URL"), ..remote_read::Config::default() };
-    ReadClient::new(&config, &remote_read::Metrics::default()).expect("a client")
+    let config = history::Config { url: url.parse().expect("a URL"), ..history::Config::default() };
+    HistoryClient::new(&config, &history::Metrics::default()).expect("a client")
 }
 
 /// The window has as much history as the model was trained on.
@@ -201,7 +201,7 @@ async fn a_model_is_renewed_although_remote_read_fails() {
     ] {
         let folder = TempDir::new().expect("a temporary folder");
         let mut backends = test_backends(Registry::Directory(Directory::new(folder.path().into(), 30)));
-        backends.read_clients = vec![endpoint(status)];
+        backends.history_clients = vec![endpoint(status)];
         let detector = Arc::make_mut(&mut backends.detectors[0]);
         detector.training.exclude_alerts = alerts.iter().map(|alert| (*alert).to_string()).collect();
         let scheduled = |trained_history_ms| TrainingJob {
@@ -221,13 +221,13 @@ async fn a_model_is_renewed_although_remote_read_fails() {
 async fn an_endpoint_in_cooldown_is_not_asked_for_alerts() {
     let folder = TempDir::new().expect("a temporary folder");
     let mut backends = test_backends(Registry::Directory(Directory::new(folder.path().into(), 30)));
-    backends.read_clients = vec![endpoint("503 Service Unavailable")];
+    backends.history_clients = vec![endpoint("503 Service Unavailable")];
     Arc::make_mut(&mut backends.detectors[0]).training.exclude_alerts = vec!["Down".into()];
     let mut circuit_breaker = CircuitBreaker::default();
-    circuit_breaker.open_client(&backends.read_clients[0].config.url, Instant::now());
+    circuit_breaker.open_client(&backends.history_clients[0].config.url, Instant::now());
     let scheduled = TrainingJob { reason: TrainingReason::Scheduled, ..test_job(&backends, &["eth0"]) };
     let error = execute(scheduled, &backends, &mut circuit_breaker).await.err().expect("alerts are unknown");
-    assert_eq!(error, "alerts unknown: the remote-read endpoint is in cooldown");
+    assert_eq!(error, "alerts unknown: the source of history is in cooldown");
 }
 
 /// The alerts fired during all of the history, or during all but a few rows.

@@ -1,12 +1,12 @@
 //! The bytes of remote write and remote read.
 
+use promforest::history::collector::ResponseCollector;
 use promforest::prom::proto::{self, v2};
 use promforest::prom::wire::{
     InvalidSeries, MAX_LABELS, MAX_NAME_BYTES, MAX_VALUE_BYTES, Malformed, ParsedRequest, ProtocolVersion,
     RequestCounts, SampleKind, Scratch, snappy as block,
 };
 use promforest::prom::{Labels, Sample};
-use promforest::remote_read::collector::ResponseCollector;
 use promforest::remote_read::frames::ChunkedReader;
 use promforest::remote_read::server::{Error as RequestError, RemoteReadRequest, ResponseFormat};
 use promforest::remote_read::xor;

@@ -2,9 +2,9 @@
 
 use super::sequential::*;
 use super::*;
+use crate::history::SeriesSamples;
 use crate::pipeline::gaps;
 use crate::pipeline::group::gap_guard::HOLD_TIMEOUT;
-use crate::remote_read::SeriesSamples;
 
 /// The scrapes of the hole are read, and everything comes out as if they had been sent; also the scrape of which
 /// only a part was sent, and where a single one is missing.

@@ -2,7 +2,7 @@
 
 use super::sequential::*;
 use super::*;
-use crate::remote_read::SeriesSamples;
+use crate::history::SeriesSamples;
 use crate::time;
 use crate::train::{ModelFitter, TrainingSet, catch_up, training_set};
 use crate::window::build;

@@ -3,8 +3,8 @@
 use super::*;
 use crate::detect::OnlineDetector;
 use crate::forest::ExtendedParams;
+use crate::history::SeriesSamples;
 use crate::pipeline::group::snapshot::GroupSnapshot;
-use crate::remote_read::SeriesSamples;
 use crate::snapshot;
 use crate::train::{WriteWatermark, catch_up, training_set};
 use crate::window::build;

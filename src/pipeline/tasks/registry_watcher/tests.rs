@@ -1,5 +1,6 @@
 use super::*;
 use crate::config::Config;
+use crate::history::{self, HistoryClient};
 use crate::http::Url;
 use crate::models::registry::directory::Directory;
 use crate::models::registry::{NewVersion, Registry};
@@ -8,7 +9,6 @@ use crate::pipeline::engine::tests::{Bench, START_MS, model, send_stale_markers,
 use crate::pipeline::engine::{self, EngineHandle};
 use crate::prom::wire::snappy;
 use crate::prom::{METRIC_NAME, Sample, proto};
-use crate::remote_read::{self, ReadClient};
 use prost::Message as _;
 use std::collections::BTreeMap;
 use std::fs;
@@ -69,7 +69,7 @@ impl Fixture {
         let folder = TempDir::new().expect("a temporary folder");
         let backends = Arc::new(Backends {
             detectors: config.detectors.clone(),
-            read_clients: Vec::new(),
+            history_clients: Vec::new(),
             endpoints: Vec::new(),
             registry: Registry::Directory(Directory::new(folder.path().into(), 30)),
             registry_config: config.registry.clone(),
@@ -269,12 +269,12 @@ async fn history_that_comes_later_joins_later() {
     let mut fixture = Fixture::new();
     let version = fixture.promote("a").await;
     let url = prometheus(-3..1);
-    let config = remote_read::Config { url, ..remote_read::Config::default() };
-    let client = ReadClient::new(&config, &remote_read::Metrics::default()).expect("a client");
+    let config = history::Config { url, ..history::Config::default() };
+    let client = HistoryClient::new(&config, &history::Metrics::default()).expect("a client");
     let Backends { detectors, registry, registry_config, .. } = &*fixture.backends;
     fixture.backends = Arc::new(Backends {
         detectors: detectors.clone(),
-        read_clients: vec![client],
+        history_clients: vec![client],
         endpoints: Vec::new(),
         registry: registry.clone(),
         registry_config: registry_config.clone(),
