@@ -3,6 +3,7 @@
 #
 #   PROMETHEUS_2, PROMTOOL_2   Debian's package
 #   PROMETHEUS_3, PROMTOOL_3   built from the Go modules pinned in tests/components/
+#   VICTORIAMETRICS, VMAGENT   built from the Go modules pinned in tests/components/victoriametrics/
 #   NODE_EXPORTER              Debian's package
 #   POSTGRES_BIN               the folder of initdb and postgres; Debian's package
 #   CHROMIUM                   Debian's package
@@ -76,16 +77,17 @@ pinned_version() {
     echo "${BASH_REMATCH[1]}.$((10#${BASH_REMATCH[2]})).${BASH_REMATCH[3]}"
 }
 
+# The Go that a go.mod wants, for building a program.
 check_go() {
     local wanted have
-    wanted=$(sed -n 's/^go //p' "$here/components/go.mod")
+    wanted=$(sed -n 's/^go //p' "$2")
     command -v go >/dev/null ||
-        die "no 'go' in PATH; building Prometheus $1 needs Go $wanted or newer (Debian's package is older)"
+        die "no 'go' in PATH; building $1 needs Go $wanted or newer (Debian's package is older)"
     have=$(cd / && go env GOVERSION)
     have=${have#go}
     if [ "$(printf '%s\n' "$wanted" "$have" | sort -V | head -n 1)" != "$wanted" ] &&
         [ "$(cd / && go env GOTOOLCHAIN)" = local ]; then
-        die "Go is $have; building Prometheus $1 needs $wanted or newer"
+        die "Go is $have; building $1 needs $wanted or newer"
     fi
 }
 
@@ -98,7 +100,7 @@ build_prometheus() {
         log "Prometheus $version, in the cache"
         return
     fi
-    check_go "$version"
+    check_go "Prometheus $version" "$here/components/go.mod"
     log "building Prometheus $version; some minutes, once"
     mkdir -p "$into"
     for program in prometheus promtool; do
@@ -109,6 +111,28 @@ build_prometheus() {
         mv "$into/$program.new" "$into/$program"
     done
     "$into/prometheus" --version 2>&1 | grep -q "version $version" || die "$into/prometheus does not report version $version"
+    printf '%s\n' "$pins" >"$into/pins"
+}
+
+# Without cgo, for which a C compiler would be needed.
+build_victoriametrics() {
+    local folder=$here/components/victoriametrics version=$1 into=$2 pins program
+    pins=$(cat "$folder/go.mod" "$folder/go.sum" | sha256sum)
+    if [ -x "$into/victoria-metrics" ] && [ -x "$into/vmagent" ] && [ "$(cat "$into/pins" 2>/dev/null)" = "$pins" ]; then
+        log "VictoriaMetrics $version, in the cache"
+        return
+    fi
+    check_go "VictoriaMetrics $version" "$folder/go.mod"
+    log "building VictoriaMetrics $version; some minutes, once"
+    mkdir -p "$into"
+    for program in victoria-metrics vmagent; do
+        (cd "$folder" && CGO_ENABLED=0 go build -mod=readonly -trimpath \
+            -ldflags "-s -w -X github.com/VictoriaMetrics/VictoriaMetrics/lib/buildinfo.Version=$program-$version" \
+            -o "$into/$program.new" "github.com/VictoriaMetrics/VictoriaMetrics/app/$program") >&2 ||
+            die "$program $version did not build"
+        mv "$into/$program.new" "$into/$program"
+        "$into/$program" -version 2>&1 | grep -q "$version" || die "$into/$program does not report version $version"
+    done
     printf '%s\n' "$pins" >"$into/pins"
 }
 
@@ -159,6 +183,9 @@ debian_components
 version=$(pinned_version)
 prometheus_3=$cache/prometheus-$version
 build_prometheus "$version" "$prometheus_3"
+victoriametrics_version=$(sed -n 's/^require .*VictoriaMetrics \(v.*\)$/\1/p' "$here/components/victoriametrics/go.mod")
+victoriametrics=$cache/victoriametrics-${victoriametrics_version#v}
+build_victoriametrics "$victoriametrics_version" "$victoriametrics"
 s3s_version=0.14.1 # 0.17 wants a newer Rust than 1.95
 s3s_fs=$cache/s3s-fs-$s3s_version
 build_s3s_fs "$s3s_version" "$s3s_fs"
@@ -170,6 +197,8 @@ python_environment "$cache/python-mlflow2" requirements-mlflow2.txt
     printf 'export PROMTOOL_2=%q\n' /usr/bin/promtool
     printf 'export PROMETHEUS_3=%q\n' "$prometheus_3/prometheus"
     printf 'export PROMTOOL_3=%q\n' "$prometheus_3/promtool"
+    printf 'export VICTORIAMETRICS=%q\n' "$victoriametrics/victoria-metrics"
+    printf 'export VMAGENT=%q\n' "$victoriametrics/vmagent"
     printf 'export NODE_EXPORTER=%q\n' /usr/bin/prometheus-node-exporter
     printf 'export POSTGRES_BIN=%q\n' "$(postgres_bin)"
     printf 'export CHROMIUM=%q\n' /usr/bin/chromium

@@ -13,6 +13,7 @@ pub mod reference;
 pub mod remote_write;
 pub mod sidecar;
 pub mod stack;
+pub mod victoriametrics;
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -78,6 +79,16 @@ const HELP: &str = "tests/components.sh installs the missing programs: eval \"$(
 /// node_exporter: `NODE_EXPORTER`, or else the one in `PATH`.
 pub fn node_exporter() -> PathBuf {
     program("NODE_EXPORTER", &["prometheus-node-exporter", "node_exporter"])
+}
+
+/// VictoriaMetrics: `VICTORIAMETRICS`, or else the one in `PATH`.
+pub fn victoria_metrics() -> PathBuf {
+    program("VICTORIAMETRICS", &["victoria-metrics", "victoria-metrics-prod"])
+}
+
+/// vmagent: `VMAGENT`, or else the one in `PATH`.
+pub fn vmagent() -> PathBuf {
+    program("VMAGENT", &["vmagent", "vmagent-prod"])
 }
 
 /// The browser: `CHROMIUM`, or else the one in `PATH`.

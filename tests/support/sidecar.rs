@@ -25,6 +25,7 @@ pub struct Sidecar {
     pub port: u16,
     /// Its working folder.
     pub folder: TempDir,
+    args: Vec<String>,
 }
 
 impl Sidecar {
@@ -53,7 +54,23 @@ impl Sidecar {
             let log = fs::read_to_string(&log).map_err(|error| error.to_string())?;
             if log.contains("msg=listening") { Ok(()) } else { Err(log) }
         });
-        Self { process, port, folder }
+        Self { process, port, folder, args }
+    }
+
+    /// Ends it as a power cut would.
+    pub fn kill(&mut self) {
+        self.process.signal("KILL");
+        self.process.wait_for_exit(TIMEOUT);
+    }
+
+    /// Starts it again, with the same folder and port.
+    pub fn restart(&mut self) {
+        self.process = Process::start("promforest", Path::new(PROGRAM), &self.args, self.folder.path());
+        let address = self.address();
+        wait("promforest is healthy", TIMEOUT, &mut [&mut self.process], || {
+            let answer = http::get(&address, "/-/healthy").map_err(|error| error.to_string())?;
+            if answer.status == 200 { Ok(()) } else { Err(answer.body) }
+        });
     }
 
     /// Its host and port.
