@@ -5,8 +5,16 @@ use std::path::{Path, PathBuf};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// Folders with documents; build output and dependencies are not among them.
-const FOLDERS: [&str; 7] =
-    ["", ".github", "deploy", "deploy/mlflow", "deploy/reference", "tests", "tests/quality/netlab"];
+const FOLDERS: [&str; 8] = [
+    "",
+    ".github",
+    "deploy",
+    "deploy/examples/victoriametrics",
+    "deploy/mlflow",
+    "deploy/reference",
+    "tests",
+    "tests/quality/netlab",
+];
 const MAX_README_WORDS: usize = 900;
 
 fn documents() -> Vec<PathBuf> {
