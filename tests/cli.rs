@@ -296,3 +296,42 @@ fn feedback_sends_the_credentials_of_the_file() {
     let request = server.join().expect("a request");
     assert!(request.contains("authorization: basic bwu6c2vjcmv0"), "{request}");
 }
+
+#[test]
+fn probes_print_the_answer_and_fail_for_another_status_than_200() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let missing = "net: 0 of 2 groups have a model";
+    for (probe, status, body, code, stderr) in [
+        ("healthy", "200 OK", "promforest is healthy\n", 0, ""),
+        (
+            "ready",
+            "503 Service Unavailable",
+            missing,
+            1,
+            "promforest: URL answered 503 Service Unavailable\n",
+        ),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let url = format!("http://{}/", listener.local_addr().expect("bound"));
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a connection");
+            let mut request = Vec::new();
+            let mut byte = [0];
+            while !request.ends_with(b"\r\n\r\n") {
+                stream.read_exact(&mut byte).expect("the request");
+                request.push(byte[0]);
+            }
+            stream.write_all(&response(status, body.as_bytes())).expect("the client reads");
+            String::from_utf8_lossy(&request).to_lowercase()
+        });
+        let file = folder.path().join("http.yml");
+        fs::write(&file, "basic_auth: {username: me, password: secret}\n").expect("writable");
+        let file = file.to_str().expect("UTF-8");
+        let output = run(&["check", probe, "--url", &url, "--http.config.file", file]);
+        assert_eq!((output.status, &*output.stderr.replace(&url, "URL")), (code, stderr));
+        assert_eq!(output.stdout, format!("{}\n", body.trim_end()));
+        let request = server.join().expect("a request");
+        assert!(request.starts_with(&format!("get /-/{probe} http/1.1\r\n")), "{request}");
+        assert!(request.contains("authorization: basic bwu6c2vjcmv0"), "{request}");
+    }
+}

@@ -4,6 +4,7 @@
 #   PROMETHEUS_2, PROMTOOL_2   Debian's package
 #   PROMETHEUS_3, PROMTOOL_3   built from the Go modules pinned in tests/components/
 #   VICTORIAMETRICS, VMAGENT   built from the Go modules pinned in tests/components/victoriametrics/
+#   NFPM                       built from the Go module pinned in deploy/packages/
 #   NODE_EXPORTER              Debian's package
 #   POSTGRES_BIN               the folder of initdb and postgres; Debian's package
 #   CHROMIUM                   Debian's package
@@ -136,6 +137,21 @@ build_victoriametrics() {
     printf '%s\n' "$pins" >"$into/pins"
 }
 
+build_nfpm() {
+    local into=$1 packages=$here/../deploy/packages pins
+    pins=$(cat "$packages/go.mod" "$packages/go.sum" | sha256sum)
+    if [ -x "$into/nfpm" ] && [ "$(cat "$into/pins" 2>/dev/null)" = "$pins" ]; then
+        log "nfpm, in the cache"
+        return
+    fi
+    check_go nfpm "$packages/go.mod"
+    log "building nfpm; a minute, once"
+    mkdir -p "$into"
+    (cd "$packages" && CGO_ENABLED=0 go build -mod=readonly -trimpath -ldflags "-s -w" \
+        -o "$into/nfpm" github.com/goreleaser/nfpm/v2/cmd/nfpm) >&2 || die "nfpm did not build"
+    printf '%s\n' "$pins" >"$into/pins"
+}
+
 # A virtual environment of exactly what a requirements file pins.
 python_environment() {
     local into=$1 requirements=$here/components/$2 pins
@@ -186,6 +202,8 @@ build_prometheus "$version" "$prometheus_3"
 victoriametrics_version=$(sed -n 's/^require .*VictoriaMetrics \(v.*\)$/\1/p' "$here/components/victoriametrics/go.mod")
 victoriametrics=$cache/victoriametrics-${victoriametrics_version#v}
 build_victoriametrics "$victoriametrics_version" "$victoriametrics"
+nfpm=$cache/nfpm
+build_nfpm "$nfpm"
 s3s_version=0.14.1 # 0.17 wants a newer Rust than 1.95
 s3s_fs=$cache/s3s-fs-$s3s_version
 build_s3s_fs "$s3s_version" "$s3s_fs"
@@ -199,6 +217,7 @@ python_environment "$cache/python-mlflow2" requirements-mlflow2.txt
     printf 'export PROMTOOL_3=%q\n' "$prometheus_3/promtool"
     printf 'export VICTORIAMETRICS=%q\n' "$victoriametrics/victoria-metrics"
     printf 'export VMAGENT=%q\n' "$victoriametrics/vmagent"
+    printf 'export NFPM=%q\n' "$nfpm/nfpm"
     printf 'export NODE_EXPORTER=%q\n' /usr/bin/prometheus-node-exporter
     printf 'export POSTGRES_BIN=%q\n' "$(postgres_bin)"
     printf 'export CHROMIUM=%q\n' /usr/bin/chromium

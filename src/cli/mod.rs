@@ -9,6 +9,7 @@ mod maintenance;
 mod match_series;
 mod model_location;
 mod models;
+mod probe;
 mod sweep;
 mod train;
 mod training_data;
@@ -34,6 +35,7 @@ use feedback::FeedbackArgs;
 use maintenance::MaintenanceCommand;
 use match_series::MatchArgs;
 use models::ModelsCommand;
+use probe::ProbeArgs;
 use std::fmt;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -59,7 +61,7 @@ struct Cli {
 enum CliCommand {
     /// Run the sidecar (the same as no command)
     Run(RunArgs),
-    /// Check a file and print every error with its line
+    /// Check a file and print every error with its line, or ask a running sidecar for its state
     #[command(subcommand)]
     Check(Check),
     /// Check the whole set-up: configuration, Prometheus and running sidecar, with a remedy for each finding
@@ -104,6 +106,10 @@ enum Check {
         /// The file
         file: PathBuf,
     },
+    /// Check that a running sidecar is alive
+    Healthy(ProbeArgs),
+    /// Check that a running sidecar has a model for every group, and print what is missing
+    Ready(ProbeArgs),
 }
 
 #[derive(Debug, Args)]
@@ -240,6 +246,8 @@ pub fn main() -> ExitCode {
         Some(CliCommand::Run(args)) => run(args),
         Some(CliCommand::Check(Check::Config { file })) => check_config(&file),
         Some(CliCommand::Check(Check::WebConfig { file })) => check_web_config(&file),
+        Some(CliCommand::Check(Check::Healthy(args))) => block_on(probe::run(args, "/-/healthy")),
+        Some(CliCommand::Check(Check::Ready(args))) => block_on(probe::run(args, "/-/ready")),
         Some(CliCommand::Doctor(args)) => return doctor::run(args),
         Some(CliCommand::Match(args)) => block_on(match_series::run(args)),
         Some(CliCommand::Train(args)) => block_on(train::run(args)),

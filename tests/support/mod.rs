@@ -91,6 +91,11 @@ pub fn vmagent() -> PathBuf {
     program("VMAGENT", &["vmagent", "vmagent-prod"])
 }
 
+/// The maker of packages: `NFPM`, or else the one in `PATH`.
+pub fn nfpm() -> PathBuf {
+    program("NFPM", &["nfpm"])
+}
+
 /// The browser: `CHROMIUM`, or else the one in `PATH`.
 pub fn chromium() -> PathBuf {
     program("CHROMIUM", &["chromium"])
