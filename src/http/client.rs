@@ -6,7 +6,7 @@
 use super::config::{Auth, ClientConfig};
 use super::oauth2::TokenCache;
 use super::transport::{IncomingResponse, MAX_REDIRECTS, Transport};
-use super::url::Url;
+use super::url::{Url, hide_values_after_mark};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
@@ -130,7 +130,7 @@ impl Client {
         let location = String::from_utf8_lossy(location.as_bytes());
         let url = request.url.clone();
         if request.method != Method::GET && !matches!(response.status().as_u16(), 307 | 308) {
-            let (method, location) = (request.method.clone(), location.into_owned());
+            let (method, location) = (request.method.clone(), hide_values_after_mark(&location));
             return Err(Error::RedirectRefused { url, method, status: response.status(), location });
         }
         url.join(&location).map(Some).map_err(|source| Error::InvalidLocation { url, source })

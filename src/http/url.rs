@@ -5,8 +5,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// An `http://` or `https://` URL with a host and without credentials. Clones share it.
-#[derive(Clone, Debug, PartialEq)]
+/// An `http://` or `https://` URL with a host and without credentials. Clones share it. It prints without the values of its
+/// query, which may be tokens: [`Url::expose`] has them.
+#[derive(Clone, PartialEq)]
 pub struct Url(Arc<Uri>);
 
 /// A text that is not a [`Url`].
@@ -15,7 +16,7 @@ pub enum InvalidUrl {
     /// The text is not a URL.
     #[error("{text:?} is not a URL")]
     Syntax {
-        /// The text without credentials.
+        /// The text without credentials and values of a query.
         text: String,
         /// The parser's reason.
         source: hyper::http::uri::InvalidUri,
@@ -77,10 +78,16 @@ fn percent_decode(text: &str) -> String {
 
 /// A URL with `<secret>` in place of the values of its query; another text as it is.
 pub fn hide_query_values(text: &str) -> String {
-    let is_url = |base: &str| base.split_once("://").is_some_and(|(scheme, _)| is_scheme(scheme));
-    let Some((base, query)) = text.split_once('?').filter(|(base, _)| is_url(base)) else {
-        return text.into();
-    };
+    let base = text.split('?').next().unwrap_or_default();
+    match base.split_once("://").is_some_and(|(scheme, _)| is_scheme(scheme)) {
+        true => hide_values_after_mark(text),
+        false => text.into(),
+    }
+}
+
+/// A URL, absolute or relative, with `<secret>` in place of the values after its `?`.
+pub(super) fn hide_values_after_mark(text: &str) -> String {
+    let Some((base, query)) = text.split_once('?') else { return text.into() };
     let hide = |part: &str| match part.split_once('=') {
         Some((name, _)) => format!("{name}=<secret>"),
         None if part.is_empty() => String::new(),
@@ -93,11 +100,12 @@ fn is_scheme(text: &str) -> bool {
     text.bytes().all(|b| b.is_ascii_alphanumeric())
 }
 
-/// A text that may be a URL, without what may be credentials: everything before its last `@`, up to a scheme.
+/// A text that may be a URL, without what may be credentials: everything before its last `@`, up to a scheme, and the
+/// values of a query.
 fn redact(text: &str) -> String {
-    let Some((credentials, host)) = text.rsplit_once('@') else { return text.into() };
+    let Some((credentials, host)) = text.rsplit_once('@') else { return hide_values_after_mark(text) };
     let scheme = credentials.find("://").map_or("", |end| &credentials[..end + 3]);
-    format!("{scheme}<secret>@{host}")
+    format!("{scheme}<secret>@{}", hide_values_after_mark(host))
 }
 
 impl Url {
@@ -106,9 +114,14 @@ impl Url {
         self.0.authority().map(ToString::to_string).unwrap_or_default()
     }
 
-    /// The URL for display, without the values of its query.
-    pub fn redacted(&self) -> String {
-        hide_query_values(&self.to_string())
+    /// The URL with the values of its query, for requests and links.
+    pub fn expose(&self) -> String {
+        self.0.to_string()
+    }
+
+    /// The query without its `?`, which may hold secrets.
+    pub fn query(&self) -> Option<&str> {
+        self.0.query()
     }
 
     /// True if both URLs are in one folder of one server, as Prometheus' `/api/v1/write` and `/api/v1/read` are.
@@ -167,7 +180,13 @@ impl Url {
 
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        f.write_str(&hide_values_after_mark(&self.expose()))
+    }
+}
+
+impl fmt::Debug for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.to_string())
     }
 }
 
@@ -181,7 +200,7 @@ mod tests {
 
     #[test]
     fn only_supported_urls_parse() {
-        assert_eq!(url("https://host:8443/a?b=c").to_string(), "https://host:8443/a?b=c");
+        assert_eq!(url("https://host:8443/a?b=c").expose(), "https://host:8443/a?b=c");
         let error = |text: &str| text.parse::<Url>().expect_err("no URL").to_string();
         assert_eq!(error("ftp://host/"), "\"ftp://host/\" is not an http:// or https:// URL with a host");
         for text in [
@@ -189,6 +208,9 @@ mod tests {
             "ftp://me:hunter2@host/",
             "me:hunter2@host/a b",
             "http://me:hun/ter2@ho st/",
+            "ftp://host/?token=hunter2",
+            "http://ho st/?token=hunter2",
+            "host/?hunter2 ",
         ] {
             let error = error(text);
             assert!(!error.contains("hun") && !error.contains("ter2"), "{error}");
@@ -205,7 +227,8 @@ mod tests {
             ("http://host/write", "http://host/write"),
             ("http://host/?a=hun?ter=2&", "http://host/?a=<secret>&"),
         ] {
-            assert_eq!(url(text).redacted(), shown);
+            assert_eq!(url(text).to_string(), shown);
+            assert_eq!(format!("{:?}", url(text)), format!("{shown:?}"));
         }
         let selector = r#"{page="http://host/?a=b"}"#;
         assert_eq!(hide_query_values(selector), selector);
@@ -218,7 +241,7 @@ mod tests {
         let expected =
             "http://host/prometheus/api/v1/series?match%5B%5D=%7Ba%3D~%22b%20c%7C%C3%A9%22%7D&start=1";
         let joined = base.with_path_and_query("/api/v1/series", &query).expect("short enough");
-        assert_eq!(joined.to_string(), expected);
+        assert_eq!(joined.expose(), expected);
     }
 
     #[test]

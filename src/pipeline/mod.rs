@@ -176,7 +176,7 @@ impl Sidecar {
             listener.local_addr().map_err(|source| Error::System { what: "read the own address", source })?;
         log_start(address, &config);
         let own_url = || options::own_url(address, access.policy().acceptor().is_some());
-        let url = options.external_url.as_ref().map_or_else(own_url, ToString::to_string);
+        let url = options.external_url.as_ref().map_or_else(own_url, Url::expose);
         let enable_lifecycle = options.enable_lifecycle;
         let reloader = Arc::new(Reloader {
             options,

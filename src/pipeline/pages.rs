@@ -316,9 +316,9 @@ impl Pages {
             p99_seconds: self.counts.remote_write.latency_p99(),
             registry: match &backends.registry_config.store {
                 registry::Store::Directory(path) => storage.join(path).display().to_string(),
-                registry::Store::Mlflow(mlflow) => mlflow.tracking_uri.redacted(),
+                registry::Store::Mlflow(mlflow) => mlflow.tracking_uri.to_string(),
             },
-            endpoints: backends.endpoints.iter().map(|endpoint| endpoint.url.redacted()).collect(),
+            endpoints: backends.endpoints.iter().map(|endpoint| endpoint.url.to_string()).collect(),
             external_url: self.reloader.options.external_url.as_ref().map(ToString::to_string),
         }
     }

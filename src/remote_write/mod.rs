@@ -140,13 +140,14 @@ pub fn cursor_keys(endpoints: &[Config]) -> Vec<String> {
 }
 
 impl Config {
-    /// The URL, and a digest of the headers, whose values may be secret.
+    /// The URL, and a digest of its query and of the headers, whose values may be secret.
     fn cursor_key(&self) -> String {
         let headers = self.http.headers.iter();
         let mut lines: Vec<Vec<u8>> = headers
             .map(|(name, value)| [name.as_str().as_bytes(), b":", value.as_bytes(), b"\n"].concat())
             .collect();
         lines.sort_unstable();
+        lines.extend(self.url.query().map(|query| [b"?", query.as_bytes()].concat()));
         match lines.is_empty() {
             true => self.url.to_string(),
             false => format!("{} {}", self.url, &sha256_hex(&lines.concat())[..16]),

@@ -61,7 +61,7 @@ impl Mlflow {
     /// The client's configuration is invalid.
     pub fn new(config: &Config) -> Result<Self, client::Error> {
         Ok(Self {
-            base: config.tracking_uri.to_string().trim_end_matches('/').into(),
+            base: config.tracking_uri.expose().trim_end_matches('/').into(),
             experiment: config.experiment.clone(),
             client: Client::new(&ClientConfig {
                 auth: config::resolve_auth(&config.client),
