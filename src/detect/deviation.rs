@@ -14,7 +14,7 @@ pub struct Deviation {
 }
 
 /// The way in which a value is unusual.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DeviationReason {
     /// The seasonal residual deviates: the level is unusual for this time of day.
     UnusualForThisHour,

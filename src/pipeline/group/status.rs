@@ -178,16 +178,13 @@ fn only_difference(a: &Labels, b: &Labels) -> Option<(String, String)> {
 /// The incidents of the window with their contributions added up.
 fn past_incidents(log: &IncidentLog) -> Vec<PastIncident> {
     let mut incidents = Vec::new();
-    let mut sums: Vec<(&Labels, DeviationReason, f64)> = Vec::new();
+    let mut sums: BTreeMap<(&Labels, DeviationReason), f64> = BTreeMap::new();
     let mut range: Option<(i64, i64)> = None;
     // An empty entry ends an incident; the open one has none yet.
     let entries = log.contributions().iter().map(|(then, contributions)| (*then, &contributions[..]));
     for (timestamp_ms, contributions) in entries.chain([(i64::MAX, &[][..])]) {
         for Contribution { feature, reason, share, .. } in contributions {
-            match sums.iter_mut().find(|(known, with, _)| *known == feature && with == reason) {
-                Some((.., sum)) => *sum += share,
-                None => sums.push((feature, *reason, *share)),
-            }
+            *sums.entry((feature, *reason)).or_default() += share;
         }
         if !contributions.is_empty() {
             range = Some((range.map_or(timestamp_ms, |(from_ms, _)| from_ms), timestamp_ms));
@@ -200,9 +197,9 @@ fn past_incidents(log: &IncidentLog) -> Vec<PastIncident> {
 }
 
 /// The features with the largest sums, each with the kind of deviation that adds most to its sum.
-fn strongest(sums: &[(&Labels, DeviationReason, f64)]) -> Vec<(Labels, DeviationReason, f64)> {
+fn strongest(sums: &BTreeMap<(&Labels, DeviationReason), f64>) -> Vec<(Labels, DeviationReason, f64)> {
     let mut by_feature: BTreeMap<&Labels, (DeviationReason, f64, f64)> = BTreeMap::new();
-    for (feature, reason, sum) in sums {
+    for ((feature, reason), sum) in sums {
         let (main, largest, total) = by_feature.entry(feature).or_insert((*reason, *sum, 0.0));
         if sum > largest {
             (*main, *largest) = (*reason, *sum);
