@@ -184,7 +184,8 @@ fn labels_are_compared_and_rows_with_gaps_are_reported() {
     assert!(fs::read(path("scores.parquet")).expect("written").starts_with(b"PAR1"));
 
     let page = fs::read_to_string(path("report.html")).expect("written");
-    for text in ["1 of 1 labelled anomalies have an incident", "load unusual for this hour", "Alerts per day"]
+    for text in
+        ["Labelled anomalies with an incident: 1 of 1", "load unusual for this hour", "Alerts per day"]
     {
         assert!(page.contains(text), "{text}");
     }

@@ -3,6 +3,7 @@
 use super::{BacktestResult, Incident, runs};
 use crate::detect::Assessment;
 use crate::report::backtest::{Backtest, FeaturePlot, IncidentEntry};
+use crate::report::zone::Zone;
 use crate::time::{DAY_MS, median_interval_ms};
 
 /// Maximum number of points in a plot over time.
@@ -10,8 +11,8 @@ const MAX_POINTS: usize = 1440;
 /// Maximum number of plotted features.
 const MAX_DRAWN: usize = 8;
 
-/// The report of a backtest, for a budget in alerts per day.
-pub fn build_report(source: &str, budget: f64, result: &BacktestResult) -> Backtest {
+/// The report of a backtest, for a budget in alerts per day, with times in the zone.
+pub fn build_report(source: &str, budget: f64, result: &BacktestResult, zone: Zone) -> Backtest {
     let incidents = result.incidents();
     let stretches = Stretches::new(result);
     let times_ms = stretches.times_ms();
@@ -29,11 +30,12 @@ pub fn build_report(source: &str, budget: f64, result: &BacktestResult) -> Backt
             .into_iter()
             .map(|feature| stretches.plot(feature))
             .collect(),
-        alerts: alerts_per_day(result, &incidents),
+        alerts: alerts_per_day(result, &incidents, &zone),
         budget,
         incidents: incidents.iter().map(|incident| entry(result, incident)).collect(),
         changes: result.changes.iter().map(|change| (change.timestamp_ms, change.describe())).collect(),
         times_ms,
+        zone,
     }
 }
 
@@ -113,8 +115,8 @@ fn features_to_draw(n_features: usize, incidents: &[Incident]) -> Vec<usize> {
 }
 
 /// Beginning of each day, and the number of incidents that began on it.
-fn alerts_per_day(result: &BacktestResult, incidents: &[Incident]) -> Vec<(i64, usize)> {
-    let day = |time_ms: i64| time_ms.div_euclid(DAY_MS);
+fn alerts_per_day(result: &BacktestResult, incidents: &[Incident], zone: &Zone) -> Vec<(i64, usize)> {
+    let day = |time_ms: i64| zone.local_ms(time_ms).div_euclid(DAY_MS);
     let days = match (result.timestamps.first(), result.timestamps.last()) {
         (Some(first), Some(last)) => day(*first)..day(*last) + 1,
         _ => 0..0,

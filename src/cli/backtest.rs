@@ -1,7 +1,7 @@
 //! `promforest backtest`: scores past rows with the models of their time and reports the incidents.
 
 use super::training_data::{self, HistoryRange, TrainingDataArgs, TrainingInput, TrainingInputs};
-use super::{RegistryArgs, model_location, plural, print, select_detectors};
+use super::{RegistryArgs, model_location, print, select_detectors};
 use crate::backtest::{self, BacktestResult, ReplayModel, ReplayRange, Retraining};
 use crate::config::Config;
 use crate::detect::{self, AlertBudget, OnlineDetector, SuspendedTimes};
@@ -10,6 +10,8 @@ use crate::error::BoxError;
 use crate::features::{Schema, Transform};
 use crate::forest::{self, ExtendedParams};
 use crate::models::{Model, columns};
+use crate::report::text::plain_plural;
+use crate::report::zone::Zone;
 use crate::table::DataTable;
 use crate::time;
 use crate::train::training_set::TrainingSet;
@@ -65,6 +67,7 @@ struct GivenModel {
 
 pub async fn run(args: BacktestArgs) -> Result<(), BoxError> {
     let config = args.registry.config()?;
+    let zone = args.report.as_ref().map_or_else(|| Ok(Zone::default()), |_| Zone::from_environment())?;
     let replay_model = match &args.model {
         Some(name) => Some(load_replay_model(&args.registry, name).await?),
         None => None,
@@ -98,7 +101,7 @@ pub async fn run(args: BacktestArgs) -> Result<(), BoxError> {
         }
         let source = describe_source(&args, &training_input);
         if let Some(path) = &args.report {
-            let page = backtest::build_report(&source, budget, &result).html();
+            let page = backtest::build_report(&source, budget, &result, zone.clone()).html();
             std::fs::write(path, page)
                 .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
         }
@@ -369,7 +372,7 @@ fn format_result(args: &BacktestArgs, source: &str, budget: f64, result: &Backte
         format!("{source}: {n_scored} of {n_rows} rows scored, {days:.1} days"),
         format!(
             "  {}, {:.2} a day, for a budget of {budget} a day",
-            plural(incidents.len(), "incident"),
+            plain_plural(incidents.len(), "incident"),
             incidents.len() as f64 / days.max(f64::MIN_POSITIVE),
         ),
     ];
@@ -378,7 +381,7 @@ fn format_result(args: &BacktestArgs, source: &str, budget: f64, result: &Backte
             "  {} of {} labelled anomalies found, {} outside of them",
             recall.n_detected,
             recall.n_events,
-            plural(recall.n_outside, "incident")
+            plain_plural(recall.n_outside, "incident")
         ));
     }
     lines.extend(result.events().into_iter().map(|event| format!("  {event}")));

@@ -25,6 +25,7 @@ use crate::http::tls::ClientAuth;
 use crate::http::web_config::WebConfig;
 use crate::models::registry::Registry;
 use crate::pipeline::{self, Options};
+use crate::report::text::plain_plural;
 use crate::telemetry::{self, LogFormat, LogLevel};
 use crate::yaml::{self, Document};
 use backtest::BacktestArgs;
@@ -321,7 +322,7 @@ fn check_web_config(file: &Path) -> Result<(), BoxError> {
         }
         Some(ClientAuth::Verified { is_mandatory: true, .. }) => "TLS, client certificates verified",
     };
-    println!("{} is valid: {tls}, {}", file.display(), plural(config.users.len(), "user"));
+    println!("{} is valid: {tls}, {}", file.display(), plain_plural(config.users.len(), "user"));
     Ok(())
 }
 
@@ -329,14 +330,9 @@ fn summary(config: &Config) -> String {
     let names: Vec<&str> = config.detectors.iter().map(|detector| detector.name.as_str()).collect();
     format!(
         "{} ({}), {}, {}",
-        plural(names.len(), "detector"),
+        plain_plural(names.len(), "detector"),
         names.join(", "),
-        plural(config.remote_write.len(), "remote write endpoint"),
-        plural(config.history.len(), "history source"),
+        plain_plural(config.remote_write.len(), "remote write endpoint"),
+        plain_plural(config.history.len(), "history source"),
     )
-}
-
-/// `1 row`, `2 rows`.
-fn plural(n: usize, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }

@@ -8,6 +8,7 @@ use crate::error::BoxError;
 use crate::models::registry::Registry;
 use crate::models::{HeldOut, ModelKind, ModelParams, artifact};
 use crate::report::training::PromotionDecision;
+use crate::report::zone::Zone;
 use crate::table::DataTable;
 use crate::time;
 use crate::train::cross_validation::DEFAULT_SIZES;
@@ -79,6 +80,7 @@ struct TrainResult {
 
 pub async fn run(args: TrainArgs) -> Result<(), BoxError> {
     let config = args.registry.config()?;
+    let zone = Zone::from_environment()?;
     let mut training_inputs = match &args.input {
         Some(path) => {
             let training_input = training_data::read_table(
@@ -107,7 +109,7 @@ pub async fn run(args: TrainArgs) -> Result<(), BoxError> {
     };
     let mut results = Vec::new();
     while let Some(training_input) = training_inputs.next().await? {
-        let result = fit_and_register(&args, &config, registry.as_ref(), &training_input).await?;
+        let result = fit_and_register(&args, &config, &zone, registry.as_ref(), &training_input).await?;
         if args.output == OutputFormat::Text {
             print(&format_result(&args, &result))?;
         }
@@ -122,6 +124,7 @@ pub async fn run(args: TrainArgs) -> Result<(), BoxError> {
 async fn fit_and_register(
     args: &TrainArgs,
     config: &Config,
+    zone: &Zone,
     registry: Option<&Registry>,
     training_input: &TrainingInput,
 ) -> Result<TrainResult, BoxError> {
@@ -158,7 +161,7 @@ async fn fit_and_register(
         _ => None,
     };
     let target = alias.map(|alias| PromotionTarget { alias, pinned, exemption: None });
-    let draft = register::prepare(name, target, Some(&detector.training.gate), &trained, rows);
+    let draft = register::prepare(name, target, Some(&detector.training.gate), &trained, rows, zone);
     let (version, promotion) = match (registry, &args.model) {
         (_, Some(folder)) => {
             artifact::save(&artifact::to_files(&trained.model), folder)?;

@@ -6,6 +6,7 @@ use crate::history::{self, HistoryClient};
 use crate::http::Url;
 use crate::http::client::Client;
 use crate::models::registry::Registry;
+use crate::report::zone::Zone;
 use crate::train::Backends;
 use crate::yaml::Document;
 use std::net::SocketAddr;
@@ -104,6 +105,10 @@ impl Options {
             endpoints: config.remote_write.clone(),
             registry,
             registry_config: config.registry.clone(),
+            report_zone: Zone::from_environment().unwrap_or_else(|error| {
+                warn!(component = "train", err = %error, "reports show times in UTC");
+                Zone::default()
+            }),
         };
         Ok(LoadedConfig {
             endpoints: endpoints.collect::<Result<_, _>>()?,

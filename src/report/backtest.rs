@@ -3,8 +3,9 @@
 use super::page;
 use super::plot::Plot;
 use super::scale::Scale;
-use super::text::{count, format_datetime, number, number_within, percent};
+use super::text::{count, number, number_within, percent, plural};
 use super::time_axis::{ShadedRange, TimeAxis, named_figure, needs_log_scale};
+use super::zone::Zone;
 use crate::prom::duration;
 use crate::time::DAY_MS;
 use maud::{Markup, html};
@@ -15,6 +16,8 @@ use std::time::Duration;
 pub struct Backtest {
     /// Name of the group or the file.
     pub source: String,
+    /// The zone of all times.
+    pub zone: Zone,
     /// Names and values in the head.
     pub facts: Vec<(String, String)>,
     /// Beginning of each stretch in milliseconds since the epoch, ascending, with gaps.
@@ -31,7 +34,7 @@ pub struct Backtest {
     pub incidents: Vec<IncidentEntry>,
     /// The features with the largest contributions.
     pub features: Vec<FeaturePlot>,
-    /// Beginning of each day in UTC, and the number of incidents that began on it.
+    /// Beginning of each day of the zone, see [`Zone::local_ms`], and the number of incidents that began on it.
     pub alerts: Vec<(i64, usize)>,
     /// Budget in alerts per day.
     pub budget: f64,
@@ -92,10 +95,9 @@ impl Backtest {
     fn summary(&self) -> String {
         let days = self.days();
         let mut out = format!(
-            "{} {} in {} days, {} per day, for a budget of {} per day.",
-            count(self.incidents.len()),
-            if self.incidents.len() == 1 { "incident" } else { "incidents" },
-            number(days),
+            "{} in {}, {} per day, for a budget of {} per day.",
+            plural(self.incidents.len(), "incident"),
+            if number(days) == "1" { "1 day".into() } else { format!("{} days", number(days)) },
             number(self.incidents.len() as f64 / days.max(1.0 / 24.0)),
             number(self.budget)
         );
@@ -103,11 +105,14 @@ impl Backtest {
             let is_detected = |(from, to): &&(i64, i64)| {
                 self.incidents.iter().any(|incident| incident.from_ms <= *to && *from <= incident.to_ms)
             };
+            let n_detected = self.labelled.iter().filter(is_detected).count();
+            let is_outside = |incident: &&IncidentEntry| incident.is_labelled == Some(false);
+            let n_outside = self.incidents.iter().filter(is_outside).count();
             out += &format!(
-                " {} of {} labelled anomalies have an incident; {} incidents lie outside of them.",
-                count(self.labelled.iter().filter(is_detected).count()),
+                " Labelled anomalies with an incident: {} of {}; incidents outside of them: {}.",
+                count(n_detected),
                 count(self.labelled.len()),
-                count(self.incidents.iter().filter(|incident| incident.is_labelled == Some(false)).count())
+                count(n_outside)
             );
         }
         out
@@ -130,10 +135,10 @@ impl Backtest {
                 from_ms: incident.from_ms as f64,
                 to_ms,
                 class: "incident",
-                title: incident.describe(),
+                title: incident.describe(&self.zone),
             }
         });
-        let Some(axis) = TimeAxis::new(times_ms, *step_ms, shaded.collect()) else {
+        let Some(axis) = TimeAxis::new(times_ms, *step_ms, &self.zone, shaded.collect()) else {
             return page::section("Scores over time", "No row was scored.", &html! {});
         };
         let y = if needs_log_scale(score) {
@@ -188,13 +193,14 @@ impl Backtest {
         let y = Scale::linear(heights.iter().copied().chain([0.0, self.budget, 1.0])).rounded(4);
         let mut plot = Plot::new(x, y, 120);
         plot.rows(&y.ticks(4));
-        plot.labels(&x.time_ticks(9));
+        // The values are local already.
+        plot.labels(&x.time_ticks(9, &Zone::default()));
         plot.rule_y(self.budget, "limit");
         plot.steps(x.low(), DAY_MS as f64, &heights, "train");
         plot.note(x.high(), self.budget, 6.0, "halo", "budget");
         let n_without = heights.iter().filter(|alerts| **alerts == 0.0).count();
         let lead = format!(
-            "Incidents by the day of their beginning; {} of {} days had none ({}).",
+            "Incidents by the day of their beginning. Days without one: {} of {} ({}).",
             count(n_without),
             count(heights.len()),
             percent(n_without as f64 / heights.len() as f64)
@@ -213,14 +219,14 @@ impl Backtest {
                 table {
                     thead {
                         tr {
-                            th { "from, UTC" }
+                            th { "from, " (self.zone.name()) }
                             th { "for" }
                             th.n { "peak score" }
                             th { "because" }
                             th { @if !self.labelled.is_empty() { "labelled" } }
                         }
                     }
-                    tbody { @for incident in &self.incidents { (incident.row()) } }
+                    tbody { @for incident in &self.incidents { (incident.row(&self.zone)) } }
                 }
             }
         };
@@ -234,10 +240,10 @@ impl Backtest {
         let body = html! {
             div.wide {
                 table {
-                    thead { tr { th { "from, UTC" } th { "metrics" } } }
+                    thead { tr { th { "from, " (self.zone.name()) } th { "metrics" } } }
                     tbody {
                         @for (timestamp_ms, change) in &self.changes {
-                            tr { td { (format_datetime(*timestamp_ms)) } td { (change) } }
+                            tr { td { (self.zone.format_datetime(*timestamp_ms)) } td { (change) } }
                         }
                     }
                 }
@@ -261,10 +267,10 @@ fn threshold_figure(axis: &TimeAxis<'_>, threshold: &[f64]) -> Markup {
 
 impl IncidentEntry {
     /// The row of the table of incidents.
-    fn row(&self) -> Markup {
+    fn row(&self, zone: &Zone) -> Markup {
         html! {
             tr {
-                td { (format_datetime(self.from_ms)) }
+                td { (zone.format_datetime(self.from_ms)) }
                 td { (self.length()) }
                 td.n { (number(self.peak)) }
                 td { (self.describe_contributions()) }
@@ -298,10 +304,10 @@ impl IncidentEntry {
         self.contributions.iter().map(describe).collect::<Vec<_>>().join(", ")
     }
 
-    fn describe(&self) -> String {
+    fn describe(&self, zone: &Zone) -> String {
         format!(
             "{}, {}, score {}: {}",
-            format_datetime(self.from_ms),
+            zone.format_datetime(self.from_ms),
             self.length(),
             number(self.peak),
             self.describe_contributions()
@@ -334,6 +340,7 @@ mod tests {
         let values: Vec<f64> = (0..100).map(|i| if i == 50 { f64::NAN } else { f64::from(i % 10) }).collect();
         Backtest {
             source: "a <group>".into(),
+            zone: Zone::default(),
             facts: vec![("rows".into(), "100".into())],
             step_ms: 600_000,
             score: values.iter().map(|value| value / 5.0).collect(),
@@ -363,7 +370,7 @@ mod tests {
         let html = backtest().html();
         for text in [
             "a &lt;group&gt;",
-            "1 of 1 labelled anomalies have an incident",
+            "Labelled anomalies with an incident: 1 of 1",
             "rx &amp; tx jumped",
             "one row",
             "class=\"incident\"",
@@ -375,6 +382,23 @@ mod tests {
         }
         assert!(!html.contains("NaN") && !html.contains("<group>"));
         assert_eq!(html, backtest().html());
+    }
+
+    #[test]
+    fn times_are_those_of_the_zone() {
+        let zone = Zone::parse("Asia/Kolkata").expect("a zone");
+        let html = Backtest { zone, ..backtest() }.html();
+        // 01:40 UTC.
+        for text in [
+            "1 Jan 1970 07:10",
+            "from, Asia/Kolkata",
+            "Time, Asia/Kolkata",
+            "05:30 to 1 Jan 1970 22:10, Asia",
+        ] {
+            assert!(html.contains(text), "{text}");
+        }
+        assert!(!html.contains("UTC"));
+        assert!(backtest().html().contains("1 Jan 1970 01:40") && backtest().html().contains("from, UTC"));
     }
 
     #[test]

@@ -10,3 +10,4 @@ pub mod scale;
 pub mod text;
 pub(crate) mod time_axis;
 pub mod training;
+pub mod zone;

@@ -1,6 +1,7 @@
 //! Axes of plots: positions of values, and round ticks.
 
 use super::text::{self, Date};
+use super::zone::Zone;
 use crate::time::DAY_MS;
 
 /// An axis: maps values to positions. Both ends are finite and distinct.
@@ -145,9 +146,9 @@ impl Scale {
             .collect()
     }
 
-    /// At most `n` calendar times on an axis of milliseconds since the epoch, in UTC. A label is the part that changes at
-    /// its tick: time of day, day, month or year.
-    pub fn time_ticks(&self, n: usize) -> Vec<Tick> {
+    /// At most `n` calendar times of the zone on an axis of milliseconds since the epoch. A label is the part that changes
+    /// at its tick: time of day, day, month or year.
+    pub fn time_ticks(&self, n: usize, zone: &Zone) -> Vec<Tick> {
         const STEPS_MS: [i64; 15] = [
             1_000,
             5_000,
@@ -166,7 +167,8 @@ impl Scale {
             14 * DAY_MS,
         ];
         // `as` saturates, so no time is out of range.
-        let (from, to) = (self.low.ceil() as i64, self.high.floor() as i64);
+        let (first_ms, last_ms) = (self.low.ceil() as i64, self.high.floor() as i64);
+        let (from, to) = (zone.local_ms(first_ms), zone.local_ms(last_ms));
         let length = to.saturating_sub(from).max(1);
         let times: Vec<i64> = match STEPS_MS.into_iter().find(|step| length / step < n as i64) {
             Some(step) => {
@@ -203,7 +205,8 @@ impl Scale {
                     format!("{} {}", date.day, date.month_name())
                 };
                 before = Some(date);
-                Tick { value: time_ms as f64, label, is_optional: i % 2 == 1 }
+                let value = zone.from_local_ms(time_ms).clamp(first_ms, last_ms) as f64;
+                Tick { value, label, is_optional: i % 2 == 1 }
             })
             .collect()
     }
@@ -255,7 +258,11 @@ mod tests {
 
     #[test]
     fn time_ticks_follow_the_calendar() {
-        let ticks = |from: i64, to: i64| labels(Scale::linear([from as f64, to as f64]).time_ticks(9));
+        let in_zone = |from: i64, to: i64, zone: &str| {
+            let zone = Zone::parse(zone).expect("a zone");
+            Scale::linear([from as f64, to as f64]).time_ticks(9, &zone)
+        };
+        let ticks = |from: i64, to: i64| labels(in_zone(from, to, "UTC"));
         let monday = 1_794_787_200_000;
         assert_eq!(ticks(monday, monday + 3_600_000).first().map(String::as_str), Some("16 Nov"));
         assert_eq!(ticks(monday + 1, monday + 3_600_000), ["00:15", "00:30", "00:45", "01:00"]);
@@ -263,6 +270,13 @@ mod tests {
         assert_eq!(ticks(monday, monday + 5 * DAY_MS).len(), 6);
         assert_eq!(ticks(monday + 1, monday + 30 * DAY_MS), ["23 Nov", "30 Nov", "7 Dec", "14 Dec"]);
         assert_eq!(ticks(monday, monday + 200 * DAY_MS), ["Dec", "2027", "Feb", "Mar", "Apr", "May", "Jun"]);
+        let in_berlin = in_zone(monday, monday + DAY_MS, "Europe/Berlin");
+        assert_eq!(
+            in_berlin[0].value,
+            (monday + 2 * 3_600_000) as f64,
+            "03:00 is a quarter of eight of the day"
+        );
+        assert_eq!(labels(in_berlin)[..3], ["03:00", "06:00", "09:00"]);
         for (from, to) in [(0, 1), (i64::MIN, i64::MAX), (0, i64::MAX / 1000), (i64::MAX - 5, i64::MAX)] {
             assert!(ticks(from, to).len() <= 9);
         }

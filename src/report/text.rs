@@ -68,6 +68,20 @@ pub fn count(n: usize) -> String {
     out
 }
 
+/// `1 incident`, `2 incidents`.
+pub fn plural(n: usize, word: &str) -> String {
+    format!("{} {word}{}", count(n), plural_ending(n))
+}
+
+/// The same without spaces between thousands, for text that programs may read.
+pub fn plain_plural(n: usize, word: &str) -> String {
+    format!("{n} {word}{}", plural_ending(n))
+}
+
+fn plural_ending(n: usize) -> &'static str {
+    if n == 1 { "" } else { "s" }
+}
+
 const MONTHS: [&str; 12] =
     ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
@@ -155,6 +169,15 @@ mod tests {
         assert_eq!([count(0), count(999), count(28_800)], ["0", "999", "28\u{202f}800"]);
         assert_eq!([nats(0.02), nats(f64::INFINITY), nats(-0.5)], ["0.0200", "∞", "−0.5000"]);
         assert_eq!(percent(0.0125), "1.25\u{202f}%");
+    }
+
+    #[test]
+    fn one_thing_is_singular() {
+        assert_eq!(
+            [0, 1, 2, 1200].map(|n| plural(n, "row")),
+            ["0 rows", "1 row", "2 rows", "1\u{202f}200 rows"]
+        );
+        assert_eq!([1, 1200].map(|n| plain_plural(n, "row")), ["1 row", "1200 rows"]);
     }
 
     #[test]

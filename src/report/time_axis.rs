@@ -6,7 +6,7 @@
 use super::page;
 use super::plot::{Anchor, Plot, runs};
 use super::scale::{Scale, Tick};
-use super::text::format_datetime;
+use super::zone::Zone;
 use crate::prom::duration;
 use maud::{Markup, html};
 use std::time::Duration;
@@ -29,17 +29,18 @@ pub struct ShadedRange {
 pub struct TimeAxis<'a> {
     times_ms: &'a [i64],
     step_ms: i64,
+    zone: &'a Zone,
     x: Scale,
     ticks: Vec<Tick>,
     shaded: Vec<ShadedRange>,
 }
 
 impl<'a> TimeAxis<'a> {
-    /// An axis over stretches that begin at ascending times; `None` without one.
-    pub fn new(times_ms: &'a [i64], step_ms: i64, shaded: Vec<ShadedRange>) -> Option<Self> {
+    /// An axis in this zone over stretches that begin at ascending times; `None` without one.
+    pub fn new(times_ms: &'a [i64], step_ms: i64, zone: &'a Zone, shaded: Vec<ShadedRange>) -> Option<Self> {
         let (first, last) = (times_ms.first()?, times_ms.last()?);
         let x = Scale::linear([*first as f64, last.saturating_add(step_ms) as f64]);
-        Some(Self { times_ms, step_ms, x, ticks: x.time_ticks(9), shaded })
+        Some(Self { times_ms, step_ms, zone, x, ticks: x.time_ticks(9, zone), shaded })
     }
 
     /// The scale of the axis.
@@ -61,7 +62,7 @@ impl<'a> TimeAxis<'a> {
         let mut axis = Plot::new(self.x, Scale::linear([0.0, 1.0]), 1);
         axis.rule_y(0.0, "base");
         axis.labels(&self.ticks);
-        axis.finish("", "Time, UTC")
+        axis.finish("", &format!("Time, {}", self.zone.name()))
     }
 
     /// A plot with the shaded ranges and the vertical rules of the ticks.
@@ -121,9 +122,10 @@ impl<'a> TimeAxis<'a> {
         let stretch = Duration::from_millis(self.step_ms.unsigned_abs());
         let (first, last) = (self.times_ms.first(), self.times_ms.last());
         format!(
-            "{} to {} UTC. Each point is the highest score within {}",
-            format_datetime(first.copied().unwrap_or_default()),
-            format_datetime(last.copied().unwrap_or_default().saturating_add(self.step_ms)),
+            "{} to {}, {}. Each point is the highest score within {}",
+            self.zone.format_datetime(first.copied().unwrap_or_default()),
+            self.zone.format_datetime(last.copied().unwrap_or_default().saturating_add(self.step_ms)),
+            self.zone.name(),
             duration::Display(stretch)
         )
     }

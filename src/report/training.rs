@@ -1,6 +1,7 @@
 //! The report of a training: the sweep over sample sizes, the decisions of cross-validation, scores over time, and the
 //! training data.
 
+use super::zone::Zone;
 use crate::models::Trial;
 
 /// The content of the report.
@@ -10,6 +11,8 @@ pub struct Training {
     pub model: String,
     /// The group, as `{job="node", instance="a:9100"}`; `None` for the rows of a file.
     pub group: Option<String>,
+    /// The zone of all times.
+    pub zone: Zone,
     /// Names and values in the head: kind, parameters, rows, range of time, seed.
     pub facts: Vec<(String, String)>,
     /// The promotion decision, with its reasons.

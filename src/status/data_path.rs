@@ -16,7 +16,7 @@ pub struct DataPath {
 pub struct Stage {
     /// Its name.
     pub name: &'static str,
-    /// The unit of its counts.
+    /// The unit of its counts, in the plural.
     pub unit: &'static str,
     /// Number that reached the stage.
     pub count: u64,
@@ -69,11 +69,15 @@ impl DataPath {
 }
 
 impl Stage {
+    fn counted_unit(&self) -> &'static str {
+        if self.count == 1 { self.unit.trim_end_matches('s') } else { self.unit }
+    }
+
     fn item(&self) -> Markup {
         html! {
             li {
                 h3 { (self.name) }
-                p.count { b { (number(self.count as f64)) } " " (self.unit) }
+                p.count { b { (number(self.count as f64)) } " " (self.counted_unit()) }
                 ul {
                     @for (reason, count) in &self.dropped {
                         li { (number(*count as f64)) " " (reason.replace('_', " ")) }

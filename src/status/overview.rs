@@ -7,11 +7,11 @@ use super::grafana;
 use super::group::{BEFORE_MS, DeviatingFeature, GroupSummary, OpenIncident, Scoring};
 use super::ribbon::ribbon;
 use super::server::Sidecar;
-use super::words::{format_age, format_band, format_latency, plural};
+use super::words::{format_age, format_band, format_latency};
 use crate::http::{Url, percent_encode};
 use crate::report::page::section;
 use crate::report::scale::Scale;
-use crate::report::text::{count, format_datetime, number, percent, shorten};
+use crate::report::text::{count, format_datetime, number, percent, plural, shorten};
 use maud::{Markup, html};
 use std::collections::BTreeMap;
 

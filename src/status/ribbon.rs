@@ -2,11 +2,12 @@
 
 use super::fleet::Fleet;
 use super::group::GroupSummary;
-use super::words::{format_age, plural};
+use super::words::format_age;
 use crate::report::page::section;
 use crate::report::plot::Plot;
 use crate::report::scale::Scale;
-use crate::report::text::{count, format_datetime};
+use crate::report::text::{count, format_datetime, plural};
+use crate::report::zone::Zone;
 use crate::time::DAY_MS;
 use maud::{Markup, html};
 
@@ -52,7 +53,7 @@ pub fn ribbon(fleet: &Fleet, now_ms: i64) -> Markup {
             (axis(day))
         }
         @if groups.len() > MAX_STRIPS {
-            p.dim { "And " (count(groups.len() - MAX_STRIPS)) " more groups." }
+            p.dim { "And " (plural(groups.len() - MAX_STRIPS, "more group")) "." }
         }
     };
     section("Last 24 hours", lead, &body)
@@ -101,14 +102,14 @@ fn strip(group: &GroupSummary, incidents: &[Range], day: Range) -> Markup {
 fn axis((from_ms, to_ms): Range) -> Markup {
     let x = Scale::linear([from_ms as f64, to_ms as f64]);
     let mut plot = Plot::new(x, Scale::linear([0.0, 1.0]), 1);
-    plot.labels(&x.time_ticks(7));
+    plot.labels(&x.time_ticks(7, &Zone::default()));
     html! { span {} (plot.finish("hours", "Time, UTC")) span {} }
 }
 
 fn time_plot((from_ms, to_ms): Range, y: Scale, height: u32) -> Plot {
     let x = Scale::linear([from_ms as f64, to_ms as f64]);
     let mut plot = Plot::new(x, y, height);
-    plot.columns(&x.time_ticks(7));
+    plot.columns(&x.time_ticks(7, &Zone::default()));
     plot.rule_y(y.low(), "grid");
     plot
 }

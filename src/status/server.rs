@@ -3,9 +3,9 @@
 use super::data_path::DataPath;
 use super::fleet::Fleet;
 use super::frame::Frame;
-use super::words::{format_age, plural};
+use super::words::format_age;
 use crate::report::page;
-use crate::report::text::format_datetime;
+use crate::report::text::{format_datetime, plural};
 use maud::html;
 
 /// Facts about the sidecar.

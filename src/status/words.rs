@@ -32,11 +32,6 @@ pub fn format_band([lower, _, upper]: [f64; 3]) -> String {
     }
 }
 
-/// `1 incident`, `2 incidents`.
-pub fn plural(n: usize, word: &str) -> String {
-    format!("{} {word}{}", crate::report::text::count(n), if n == 1 { "" } else { "s" })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

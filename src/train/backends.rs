@@ -8,6 +8,7 @@ use crate::http::Url;
 use crate::models::registry::{self, Registry};
 use crate::prom::Labels;
 use crate::remote_write;
+use crate::report::zone::Zone;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,8 @@ pub struct Backends {
     pub registry: Registry,
     /// Configuration of the registry.
     pub registry_config: registry::Config,
+    /// The zone of times in reports.
+    pub report_zone: Zone,
 }
 
 /// The endpoints in cooldown. One endpoint that hangs would otherwise delay the trainings of all groups.

@@ -7,6 +7,7 @@ use super::training_set::TrainingSet;
 use crate::detector::PromotionGate;
 use crate::models::registry::{self, ModelVersion, NewVersion, Registry};
 use crate::report::training::PromotionDecision;
+use crate::report::zone::Zone;
 
 /// Beginning of the reasons for which the gate rejected a version, in its note.
 const NOT_PROMOTED: &str = "; not promoted: ";
@@ -33,7 +34,7 @@ pub struct RegistrationDraft {
     is_exempt: bool,
 }
 
-/// Checks a model against the gate and renders its report. Without a gate, the model passes: a group without a model
+/// Checks a model against the gate and renders its report with times in the zone. Without a gate, the model passes: a group without a model
 /// accepts any. Without a target, a model that passes is not promoted. Takes some tenths of a second for days of rows.
 pub fn prepare(
     name: &str,
@@ -41,6 +42,7 @@ pub fn prepare(
     gate: Option<&PromotionGate>,
     trained: &Trained,
     training_set: &TrainingSet,
+    zone: &Zone,
 ) -> RegistrationDraft {
     let exemption = target.and_then(|target| target.exemption);
     let gate = gate.filter(|_| exemption.is_none());
@@ -53,7 +55,7 @@ pub fn prepare(
         Some(PromotionTarget { alias, .. }) => PromotionDecision::Promoted(alias.into()),
         None => PromotionDecision::Saved,
     };
-    let report = report::build_report(name, trained, training_set, promotion.clone()).html();
+    let report = report::build_report(name, trained, training_set, promotion.clone(), zone).html();
     let note = note(trained, &promotion, exemption);
     RegistrationDraft { promotion, report, note, is_exempt: exemption.is_some() }
 }

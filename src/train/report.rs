@@ -7,17 +7,21 @@ use crate::models::{HeldOut, columns};
 use crate::report::training::{
     ExcludedRange, FeatureSummary, FoldHistograms, PromotionDecision, Timeline, Training,
 };
-use crate::time::{format_minute, median_interval_ms};
+use crate::report::zone::Zone;
+use crate::time::median_interval_ms;
 
+/// Milliseconds in a minute.
+const MINUTE_MS: i64 = 60_000;
 /// Most points of a plot over time.
 const MAX_POINTS: usize = 1440;
 
-/// Gathers the contents of the report. `name` is the registered name of the model.
+/// Gathers the contents of the report, with times in the zone. `name` is the registered name of the model.
 pub fn build_report(
     name: &str,
     trained: &Trained,
     training_set: &TrainingSet,
     promotion: PromotionDecision,
+    zone: &Zone,
 ) -> Training {
     let model = &trained.model;
     let fold = |FoldDecisions { train, test, .. }: &FoldDecisions| FoldHistograms {
@@ -28,7 +32,8 @@ pub fn build_report(
     Training {
         model: name.into(),
         group: model.card.group.as_ref().map(ToString::to_string),
-        facts: facts(trained, training_set),
+        facts: facts(trained, training_set, zone),
+        zone: zone.clone(),
         promotion,
         sweep: trained.sweep.iter().flat_map(|sweep| sweep.validation.trials.clone()).collect(),
         chosen: trained.sweep.as_ref().map_or(0, |sweep| sweep.validation.chosen),
@@ -38,15 +43,16 @@ pub fn build_report(
     }
 }
 
-fn facts(trained: &Trained, training_set: &TrainingSet) -> Vec<(String, String)> {
+fn facts(trained: &Trained, training_set: &TrainingSet, zone: &Zone) -> Vec<(String, String)> {
     let card = &trained.model.card;
     let mut facts = card.params.clone();
     let mut add = |name: &str, value: String| facts.push((name.into(), value));
     add("features", training_set.schema.features.len().to_string());
     add("rows", training_set.len().to_string());
     if let Some(history) = &card.training_range {
-        add("from", format_minute(history.from_ms));
-        add("to", format_minute(history.to_ms));
+        let minute = |time_ms: i64| zone.format_datetime(time_ms.div_euclid(MINUTE_MS) * MINUTE_MS);
+        add(&format!("from, {}", zone.name()), minute(history.from_ms));
+        add(&format!("to, {}", zone.name()), minute(history.to_ms));
         add("excluded rows", history.n_excluded.to_string());
     }
     if let Some(HeldOut { alert_rate, incidents_per_day, .. }) = card.validation.as_ref().map(|v| v.held_out)

@@ -4,6 +4,7 @@ use crate::detector::Detector;
 use crate::history::SeriesSamples;
 use crate::models::{FittedModel, Model, TrainingRange};
 use crate::prom::{Labels, METRIC_NAME, Sample};
+use crate::report::zone::Zone;
 use crate::window::{PushOutcome, Window, build};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -133,7 +134,7 @@ fn a_feature_that_began_later_does_not_shorten_the_history_of_others() {
     assert!(new[unknown..].iter().all(|value| value.is_finite()));
 
     let trained = fit(&detector, &rows, 2);
-    let report = register::prepare("net", None, None, &trained, &rows).report;
+    let report = register::prepare("net", None, None, &trained, &rows, &Zone::default()).report;
     assert!(
         report.contains("device=&quot;new&quot;") || report.contains("device=\"new\""),
         "the report shows the new feature"

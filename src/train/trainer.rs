@@ -21,6 +21,7 @@ use crate::models::registry;
 use crate::models::registry::periods::Period;
 use crate::prom::{Labels, duration};
 use crate::report::training::PromotionDecision;
+use crate::report::zone::Zone;
 use crate::time;
 use crate::window::{Column, Window, build};
 use std::num::NonZeroUsize;
@@ -292,6 +293,7 @@ impl<'a> TrainingRun<'a> {
             alias: self.backends.registry_config.alias.clone(),
             pinned: self.pinned_version().await,
             exemption: self.exemption,
+            zone: self.backends.report_zone.clone(),
             now_ms: self.now_ms,
         };
         run_blocking(move || group_fit.run(history)).await
@@ -469,6 +471,8 @@ struct GroupFit {
     alias: String,
     pinned: Option<u64>,
     exemption: Option<&'static str>,
+    /// The zone of times in the report.
+    zone: Zone,
     now_ms: i64,
 }
 
@@ -516,7 +520,7 @@ impl GroupFit {
         // Any other model replaces a missing or an unusable one.
         let gate = self.job.reason.keeps_model().then_some(&detector.training.gate);
         let target = PromotionTarget { alias: &self.alias, pinned: self.pinned, exemption: self.exemption };
-        let draft = register::prepare(&self.name, Some(target), gate, &trained, &training_set);
+        let draft = register::prepare(&self.name, Some(target), gate, &trained, &training_set, &self.zone);
         Ok((trained, draft))
     }
 

@@ -5,8 +5,9 @@ use crate::models::Trial;
 use crate::report::page;
 use crate::report::plot::{Anchor, Plot};
 use crate::report::scale::Scale;
-use crate::report::text::{count, format_datetime, nats, number, number_within, percent, shorten};
+use crate::report::text::{count, nats, number, number_within, percent, plural, shorten};
 use crate::report::time_axis::{ShadedRange, TimeAxis, named_figure, needs_log_scale};
+use crate::report::zone::Zone;
 use maud::{Markup, html};
 
 /// Maximum number of features drawn over time: enough for a server.
@@ -217,7 +218,7 @@ impl Training {
     /// Scores and features on one time axis.
     fn over_time(&self) -> Markup {
         let Timeline { times_ms, step_ms, score, features, excluded } = &self.timeline;
-        let Some(axis) = TimeAxis::new(times_ms, *step_ms, self.shaded_ranges()) else {
+        let Some(axis) = TimeAxis::new(times_ms, *step_ms, &self.zone, self.shaded_ranges()) else {
             return html! {};
         };
         let y = if needs_log_scale(score) {
@@ -228,7 +229,7 @@ impl Training {
         let mut plot = axis.score_plot(score, y);
         if let Some((time_ms, peak)) = self.peak() {
             let class = if peak > 1.0 { "peak" } else { "below-threshold" };
-            let title = format!("{} on {}", number(peak), format_datetime(time_ms as i64));
+            let title = format!("{} on {}", number(peak), self.zone.format_datetime(time_ms as i64));
             plot.dot(time_ms, peak, 3.5, class, &title);
             plot.note(time_ms, peak, 8.0, "strong halo", &number(peak));
         }
@@ -384,17 +385,17 @@ impl Training {
                         tr {
                             th {}
                             th { "reason" }
-                            th { "from, UTC" }
+                            th { "from, " (self.zone.name()) }
                             th.until { "to" }
                             th.n { "rows" }
                         }
                     }
-                    tbody { @for (i, range) in excluded.iter().enumerate() { (range.row(i + 1)) } }
+                    tbody { @for (i, range) in excluded.iter().enumerate() { (range.row(i + 1, &self.zone)) } }
                 }
             }
         };
         let total = excluded.iter().fold(0usize, |sum, stretch| sum.saturating_add(stretch.n_rows));
-        page::section("Left out of training", format!("{} rows in all.", count(total)), &body)
+        page::section("Left out of training", format!("{} in all.", plural(total, "row")), &body)
     }
 
     fn sweep_table(&self) -> Markup {
@@ -497,13 +498,13 @@ impl FoldHistograms {
 
 impl ExcludedRange {
     /// The row of the table of excluded ranges.
-    fn row(&self, number: usize) -> Markup {
+    fn row(&self, number: usize, zone: &Zone) -> Markup {
         html! {
             tr {
                 td.dim { (number) }
                 td { (self.reason) }
-                td { (format_datetime(self.from_ms)) }
-                td.until { (format_datetime(self.to_ms.saturating_add(1))) }
+                td { (zone.format_datetime(self.from_ms)) }
+                td.until { (zone.format_datetime(self.to_ms.saturating_add(1))) }
                 td.n { (count(self.n_rows)) }
             }
         }

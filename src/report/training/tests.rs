@@ -114,6 +114,7 @@ fn realistic(promotion: PromotionDecision) -> Training {
     ];
     Training {
         model: "node_network".into(),
+        zone: Zone::default(),
         group: Some(r#"{instance="db-7.example.org:9100", job="node"}"#.into()),
         facts: facts.map(|(name, value)| (name.to_string(), value.to_string())).into(),
         promotion,
@@ -142,6 +143,7 @@ fn realistic(promotion: PromotionDecision) -> Training {
 fn bare() -> Training {
     Training {
         model: "m".into(),
+        zone: Zone::default(),
         group: None,
         facts: Vec::new(),
         promotion: PromotionDecision::Saved,

@@ -6,6 +6,7 @@ use crate::history::{self, HistoryClient};
 use crate::models::registry::Registry;
 use crate::models::registry::directory::Directory;
 use crate::prom::{Labels, METRIC_NAME, Sample};
+use crate::report::zone::Zone;
 use crate::train::pool::Pool;
 use crate::window::Window;
 use crate::window::grid::Grid;
@@ -58,7 +59,14 @@ fn test_backends(registry: Registry) -> Backends {
     let text = "detectors: [{name: net, match: [rx], by: [job], training: {min_history: 10m}}]";
     let config = Config::parse(text).expect("a valid configuration");
     let (detectors, registry_config) = (config.detectors, config.registry);
-    Backends { detectors, history_clients: Vec::new(), endpoints: Vec::new(), registry, registry_config }
+    Backends {
+        detectors,
+        history_clients: Vec::new(),
+        endpoints: Vec::new(),
+        registry,
+        registry_config,
+        report_zone: Zone::default(),
+    }
 }
 
 async fn execute(
@@ -248,6 +256,7 @@ async fn a_group_without_a_model_gets_one_of_excluded_rows() {
                 alias: "champion".into(),
                 pinned: None,
                 exemption: None,
+                zone: Zone::default(),
                 now_ms: time::now_ms(),
             };
             group_fit.run(Vec::new())

@@ -9,6 +9,7 @@ use crate::pipeline::engine::tests::{Bench, START_MS, model, send_stale_markers,
 use crate::pipeline::engine::{self, EngineHandle};
 use crate::prom::wire::snappy;
 use crate::prom::{METRIC_NAME, Sample, proto};
+use crate::report::zone::Zone;
 use prost::Message as _;
 use std::collections::BTreeMap;
 use std::fs;
@@ -73,6 +74,7 @@ impl Fixture {
             endpoints: Vec::new(),
             registry: Registry::Directory(Directory::new(folder.path().into(), 30)),
             registry_config: config.registry.clone(),
+            report_zone: Zone::default(),
         });
         let (_, backends_rx) = watch::channel(backends.clone());
         let metrics = Metrics::new(&mut prometheus_client::registry::Registry::default());
@@ -278,6 +280,7 @@ async fn history_that_comes_later_joins_later() {
         endpoints: Vec::new(),
         registry: registry.clone(),
         registry_config: registry_config.clone(),
+        report_zone: Zone::default(),
     });
     fixture.poll().await;
     assert_eq!(fixture.served("a").await, Some(version), "it serves without its history");
