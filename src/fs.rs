@@ -1,4 +1,4 @@
-//! Writes files so that a crash leaves the old or the new content, never a part.
+//! Writes files so that a crash leaves the old or the new content, never a part; and reads the free space.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -34,4 +34,13 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// Those of the operating system.
 pub fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
+}
+
+/// Bytes that a process without privileges can still write to the file system of a path.
+///
+/// # Errors
+/// Those of the operating system.
+pub fn free_bytes(path: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(path)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }

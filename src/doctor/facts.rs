@@ -5,6 +5,10 @@ use super::prometheus_config::PrometheusConfig;
 use super::rules::AlertRule;
 use crate::prom::Labels;
 
+/// Time after the start of the sidecar in which nothing may have arrived, and nobody may have scraped it: Prometheus
+/// sends and scrapes at intervals of a minute at most, as a rule.
+pub const START_UP_MS: i64 = 120_000;
+
 /// The facts of a set-up.
 #[derive(Clone, Debug)]
 pub struct Facts {
@@ -69,6 +73,17 @@ pub struct Sidecar {
 }
 
 impl Sidecar {
+    /// True if it started within [`START_UP_MS`].
+    pub fn is_starting(&self, now_ms: i64) -> bool {
+        self.started_ms().is_some_and(|started_ms| now_ms - started_ms < START_UP_MS)
+    }
+
+    /// Time of its start; `None` if it does not say.
+    pub fn started_ms(&self) -> Option<i64> {
+        let seconds = self.metric("process_start_time_seconds", ("", ""));
+        (seconds > 0.0).then(|| (seconds * 1000.0) as i64 - self.clock_ahead_ms.unwrap_or(0))
+    }
+
     /// The sum of a metric's series that have this label; an empty name selects all.
     pub fn metric(&self, metric: &str, (name, value): (&str, &str)) -> f64 {
         let selected = self.metrics.iter().filter(|(labels, _)| {
@@ -117,6 +132,8 @@ pub struct Selected {
     pub last_day: Vec<Labels>,
     /// True if one had a sample a day ago.
     pub has_day_of_history: bool,
+    /// Time of the oldest sample of the last day, to a quarter of an hour, if there is no older one.
+    pub history_since_ms: Option<i64>,
     /// The metric names that the server has, if the detector selects nothing.
     pub metric_names: Vec<String>,
 }

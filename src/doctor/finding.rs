@@ -1,5 +1,6 @@
 //! The findings of the checks, and their report.
 
+use crate::report::text::plain_plural;
 use serde::Serialize;
 use serde_json::json;
 use std::fmt::Write as _;
@@ -10,6 +11,8 @@ use std::fmt::Write as _;
 pub enum Status {
     /// Nothing is wrong.
     Ok,
+    /// Nothing is wrong, and time alone is missing.
+    Waiting,
     /// It works, and worse than it could.
     Warning,
     /// It does not work.
@@ -19,11 +22,12 @@ pub enum Status {
 }
 
 impl Status {
-    const ALL: [Self; 4] = [Self::Ok, Self::Warning, Self::Error, Self::NotChecked];
+    const ALL: [Self; 5] = [Self::Ok, Self::Waiting, Self::Warning, Self::Error, Self::NotChecked];
 
     fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
+            Self::Waiting => "waiting",
             Self::Warning => "warning",
             Self::Error => "error",
             Self::NotChecked => "not checked",
@@ -48,6 +52,11 @@ impl Finding {
     /// Nothing is wrong.
     pub fn ok(check: &'static str, message: impl Into<String>) -> Self {
         Self { check, status: Status::Ok, message: message.into(), remedy: None }
+    }
+
+    /// A state that ends by itself; the message says when.
+    pub fn waiting(check: &'static str, message: impl Into<String>) -> Self {
+        Self { check, status: Status::Waiting, message: message.into(), remedy: None }
     }
 
     /// A warning with its remedy.
@@ -91,9 +100,12 @@ impl Report {
             let remedy = remedy.as_ref().map_or_else(String::new, |remedy| format!("; remedy: {remedy}"));
             let _ = writeln!(text, "{:<11}  {check:<width$}  {message}{remedy}", status.as_str());
         }
-        let counts: Vec<String> =
-            Status::ALL.iter().map(|status| format!("{} {}", self.count(*status), status.as_str())).collect();
-        let _ = writeln!(text, "\n{} checks: {}", self.findings.len(), counts.join(", "));
+        let counted = |status: &Status| match (self.count(*status), status) {
+            (n, Status::Warning | Status::Error) => plain_plural(n, status.as_str()),
+            (n, _) => format!("{n} {}", status.as_str()),
+        };
+        let counts: Vec<String> = Status::ALL.iter().map(counted).collect();
+        let _ = writeln!(text, "\n{}: {}", plain_plural(self.findings.len(), "check"), counts.join(", "));
         text
     }
 
@@ -116,25 +128,31 @@ mod tests {
         let report = Report {
             findings: vec![
                 Finding::ok("clock", "equal"),
+                Finding::waiting("history", "a day of it at noon"),
                 Finding::error("rules", "none is loaded", "load them"),
                 Finding::not_checked("sender", "no answer"),
             ],
         };
         let text = "\
-ok           clock   equal
-error        rules   none is loaded; remedy: load them
-not checked  sender  no answer
+ok           clock    equal
+waiting      history  a day of it at noon
+error        rules    none is loaded; remedy: load them
+not checked  sender   no answer
 
-3 checks: 1 ok, 0 warning, 1 error, 1 not checked
+4 checks: 1 ok, 1 waiting, 0 warnings, 1 error, 1 not checked
 ";
         assert_eq!(report.to_text(), text);
         let parsed: serde_json::Value = serde_json::from_str(&report.to_json()).expect("JSON");
-        assert_eq!(parsed["counts"], json!({"ok": 1, "warning": 0, "error": 1, "not_checked": 1}));
         assert_eq!(
-            parsed["findings"][1],
+            parsed["counts"],
+            json!({"ok": 1, "waiting": 1, "warning": 0, "error": 1, "not_checked": 1})
+        );
+        assert_eq!(
+            parsed["findings"][2],
             json!({"check": "rules", "status": "error", "message": "none is loaded", "remedy": "load them"})
         );
         assert!(!report.is_well());
-        assert!(Report { findings: vec![Finding::not_checked("sender", "no answer")] }.is_well());
+        let undone = [Finding::not_checked("sender", "no answer"), Finding::waiting("history", "until noon")];
+        assert!(Report { findings: undone.into() }.is_well());
     }
 }

@@ -37,6 +37,8 @@ const LIMIT: usize = 64 << 20;
 const READ_BACK_ATTEMPTS: usize = 15;
 /// Pause between two attempts. VictoriaMetrics shows a sample after two seconds.
 const READ_BACK_PAUSE: Duration = Duration::from_millis(300);
+/// Steps in which the beginning of the history is looked for.
+const HISTORY_STEP_SECONDS: u32 = 900;
 /// Age of samples of series that count as present; PromQL's.
 const RECENT_MS: i64 = 300_000;
 
@@ -70,7 +72,7 @@ pub async fn gather(config: &Config, sidecar: &Url, trial_write: TrialWrite) -> 
     }
     let sidecar_facts = gather_sidecar(sidecar).await;
     let memory_bytes = is_local(sidecar).then(machine_memory).flatten();
-    let sidecar_url = sidecar.redacted();
+    let sidecar_url = sidecar.to_string();
     Facts { now_ms, sidecar_url, sidecar: sidecar_facts, written, read, servers, memory_bytes }
 }
 
@@ -85,7 +87,7 @@ fn trial_value(now_ms: i64) -> f64 {
 }
 
 async fn write_trial(endpoint: &remote_write::Config, series: Option<&TimeSeries>) -> EndpointAnswer {
-    let url = endpoint.url.redacted();
+    let url = endpoint.url.to_string();
     let Some(series) = series else { return EndpointAnswer { url, answer: Err(NoAnswer::NotAsked) } };
     let message = endpoint.protobuf_message;
     let headers = [
@@ -151,7 +153,7 @@ fn bases(config: &Config) -> Vec<(Url, &ClientConfig)> {
 
 /// The address whose `/api/v1/write` or `/api/v1/read` this is.
 fn base_of(endpoint: &Url) -> Option<Url> {
-    let text = endpoint.to_string();
+    let text = endpoint.expose();
     let path = text.split('?').next().unwrap_or_default();
     let base = ["/api/v1/write", "/api/v1/read"].iter().find_map(|end| path.strip_suffix(end))?;
     base.parse().ok()
@@ -182,6 +184,17 @@ struct Envelope {
 #[derive(Deserialize)]
 struct Vector {
     result: Vec<VectorSample>,
+}
+
+/// The result of a range query.
+#[derive(Deserialize)]
+struct Matrix {
+    result: Vec<MatrixSeries>,
+}
+
+#[derive(Deserialize)]
+struct MatrixSeries {
+    values: Vec<(f64, String)>,
 }
 
 #[derive(Deserialize)]
@@ -237,7 +250,7 @@ impl<'c> Api<'c> {
             selected.push(self.selected(detector, now_ms).await);
         }
         Server {
-            url: self.base.redacted(),
+            url: self.base.to_string(),
             version: build.and_then(|response| version(&response)),
             clock_ahead_ms,
             config: yaml.and_then(parse_config),
@@ -289,7 +302,25 @@ impl<'c> Api<'c> {
             false => Vec::new(),
         };
         let has_day_of_history = !history?.is_empty();
-        Ok(Selected { recent, last_day: last_day?, has_day_of_history, metric_names })
+        let history_since_ms = match has_day_of_history || recent.is_empty() {
+            true => None,
+            // A back end may lack range queries.
+            false => self.oldest_of_day(&selectors, now_ms).await.ok().flatten(),
+        };
+        Ok(Selected { recent, last_day: last_day?, has_day_of_history, history_since_ms, metric_names })
+    }
+
+    /// The first time of the last day, in steps of a quarter of an hour, at which one of these selectors has a sample.
+    async fn oldest_of_day(&self, selectors: &[String], now_ms: i64) -> Known<Option<i64>> {
+        let query = [
+            ("query", format!("count({})", selectors.join(" or "))),
+            ("start", ((now_ms - DAY_MS) / 1000).to_string()),
+            ("end", (now_ms / 1000).to_string()),
+            ("step", HISTORY_STEP_SECONDS.to_string()),
+        ];
+        let matrix: Matrix = self.data("/api/v1/query_range", &query).await?;
+        let first = matrix.result.iter().filter_map(|series| series.values.first());
+        Ok(first.map(|(seconds, _)| (seconds * 1000.0) as i64).min())
     }
 
     /// The series of these selectors that have a sample since a time.
@@ -362,7 +393,7 @@ mod tests {
 
     #[test]
     fn the_api_of_an_endpoint_is_beside_it() {
-        let base = |text: &str| base_of(&text.parse().expect("a URL")).map(|url| url.to_string());
+        let base = |text: &str| base_of(&text.parse().expect("a URL")).map(|url| url.expose());
         assert_eq!(base("http://a:9090/api/v1/write").as_deref(), Some("http://a:9090/"));
         assert_eq!(base("http://a/prom/api/v1/read?tenant=x").as_deref(), Some("http://a/prom"));
         assert_eq!(base("http://a/api/v1/push"), None);

@@ -4,7 +4,7 @@
 
 use super::GroupState;
 use super::format::{Error, MAX_FILE_BYTES, TooLarge, decode};
-use crate::fs::{sync_directory, write_atomically};
+use crate::fs::{free_bytes, sync_directory, write_atomically};
 use crate::models::artifact;
 use crate::prom::Labels;
 use crate::telemetry::register;
@@ -37,6 +37,7 @@ pub struct Metrics {
     last_success: Gauge<f64, AtomicU64>,
     duration: Gauge<f64, AtomicU64>,
     size: Gauge,
+    free: Gauge<f64, AtomicU64>,
 }
 
 impl Metrics {
@@ -65,7 +66,13 @@ impl Metrics {
                 "Duration of the last snapshot of all groups",
             ),
             size: register(registry, "snapshot_size_bytes", "Size of all snapshot files"),
+            free: register(
+                registry,
+                "storage_free_bytes",
+                "Free space in --storage.path after the start and after each snapshot of all groups; NaN if it is not known",
+            ),
         };
+        metrics.free.set(f64::NAN);
         for operation in ["read", "write"] {
             drop(metrics.failures.get_or_create(&[("operation", operation)]));
         }
@@ -112,6 +119,7 @@ impl SnapshotStore {
 
     /// Reads all snapshots. Corrupt ones are renamed and skipped.
     pub fn load(&self) -> Vec<(GroupState, Window)> {
+        self.measure_free();
         let paths = match self.list() {
             Ok(paths) => paths,
             Err(source) => {
@@ -136,6 +144,12 @@ impl SnapshotStore {
             }
         }
         loaded
+    }
+
+    fn measure_free(&self) {
+        // The directory itself may not exist yet.
+        let free = self.path.parent().and_then(|storage| free_bytes(storage).ok());
+        self.metrics.free.set(free.map_or(f64::NAN, |bytes| bytes as f64));
     }
 
     fn quarantine(&self, path: &Path, error: &Error) {
@@ -205,6 +219,7 @@ impl SnapshotStore {
             None => self.remove_stale(names).inspect_err(|_| self.metrics.count_failure("write")),
         };
         self.metrics.duration.set(duration.as_secs_f64());
+        self.measure_free();
         match result {
             Ok(size) => {
                 self.metrics.size.set(i64::try_from(size).unwrap_or(i64::MAX));

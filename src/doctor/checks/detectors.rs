@@ -2,13 +2,14 @@
 
 use crate::config::Config;
 use crate::detector::Detector;
-use crate::doctor::facts::{Selected, Server};
+use crate::doctor::facts::{Facts, Selected, Server};
 use crate::doctor::finding::Finding;
 use crate::doctor::known::Known;
 use crate::doctor::names;
 use crate::doctor::prometheus_config::PrometheusConfig;
 use crate::features::Transform;
 use crate::prom::{Labels, METRIC_NAME, duration};
+use crate::time::{DAY_MS, format_minute};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -16,12 +17,17 @@ use std::time::Duration;
 const MAX_TURNOVER: usize = 2;
 
 /// The findings of every detector on one server.
-pub fn all(config: &Config, server: &Server) -> Vec<Finding> {
+pub fn all(config: &Config, facts: &Facts, server: &Server) -> Vec<Finding> {
     let detectors = config.detectors.iter().zip(&server.selected);
-    detectors.flat_map(|(detector, selected)| of_detector(detector, selected, server)).collect()
+    detectors.flat_map(|(detector, selected)| of_detector(detector, selected, server, facts.now_ms)).collect()
 }
 
-fn of_detector(detector: &Detector, selected: &Known<Selected>, server: &Server) -> Vec<Finding> {
+fn of_detector(
+    detector: &Detector,
+    selected: &Known<Selected>,
+    server: &Server,
+    now_ms: i64,
+) -> Vec<Finding> {
     let name = &detector.name;
     let selected = match selected {
         Ok(selected) => selected,
@@ -33,7 +39,7 @@ fn of_detector(detector: &Detector, selected: &Known<Selected>, server: &Server)
     let n_series = selected.recent.len();
     let mut findings = vec![Finding::ok("watched-series", format!("{name} watches {n_series} series"))];
     findings.push(unstable_labels(detector, selected));
-    findings.push(history(detector, selected));
+    findings.push(history(detector, selected, now_ms));
     match &server.config {
         Ok(config) => findings
             .extend([group_labels(detector, selected, config), rate_range(detector, selected, config)]),
@@ -114,16 +120,20 @@ fn group_labels(detector: &Detector, selected: &Selected, config: &PrometheusCon
     }
 }
 
-fn history(detector: &Detector, selected: &Selected) -> Finding {
+/// A day of history is a matter of time, unless the server keeps less.
+fn history(detector: &Detector, selected: &Selected, now_ms: i64) -> Finding {
     const CHECK: &str = "history";
     let name = &detector.name;
     if selected.has_day_of_history {
         return Finding::ok(CHECK, format!("{name}: there is a day of history"));
     }
-    Finding::warning(
+    let complete_ms = selected.history_since_ms.unwrap_or(now_ms) + DAY_MS;
+    Finding::waiting(
         CHECK,
-        format!("{name}: there is less than a day of history, so times of day are not known"),
-        "wait: thresholds are higher until then; or name a server with more history in remote_read or history",
+        format!(
+            "{name}: a day of history is complete at {}; until then times of day are not known, and thresholds are higher",
+            format_minute(complete_ms)
+        ),
     )
 }
 

@@ -22,14 +22,14 @@ pub fn all(config: &Config, facts: &Facts) -> Vec<Finding> {
         }
         findings.extend(servers::all(facts, server));
         findings.extend(sending::all(config, facts, server));
-        findings.extend(detectors::all(config, server));
+        findings.extend(detectors::all(config, facts, server));
     }
     if facts.servers.is_empty() {
         let reason =
             "no endpoint ends in /api/v1/write or /api/v1/read, so no HTTP API of Prometheus is known";
         findings.push(Finding::not_checked("prometheus", reason));
     }
-    findings.extend(sending::arrival(facts));
+    findings.extend(sending::arrival(config, facts));
     findings.extend(capacity::all(config, facts));
     findings
 }

@@ -1,11 +1,16 @@
 //! Samples reach the sidecar: the `remote_write` of Prometheus, and what arrived.
 
 use crate::config::Config;
-use crate::doctor::facts::{Facts, Server, Sidecar};
+use crate::detector::Detector;
+use crate::doctor::facts::{Facts, START_UP_MS, Server, Sidecar};
 use crate::doctor::finding::Finding;
 use crate::doctor::prometheus_config::{Destination, PrometheusConfig};
 use crate::doctor::relabel::relabel;
+use crate::http::hide_query_values;
 use crate::prom::duration;
+use crate::report::text::plain_plural;
+use crate::time::{self, format_minute};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Age of the newest score above which the stream counts as interrupted: more than the default of `grace`.
@@ -24,7 +29,7 @@ pub fn all(config: &Config, facts: &Facts, server: &Server) -> Vec<Finding> {
     let Some(destination) = prometheus.destination_of(&facts.sidecar_url) else {
         return vec![without_sender(facts, server)];
     };
-    let sends = format!("{} sends to {}", server.url, destination.url);
+    let sends = format!("{} sends to {}", server.url, hide_query_values(&destination.url));
     vec![
         Finding::ok("sender", sends),
         relabeling(config, server, prometheus, destination),
@@ -106,7 +111,7 @@ fn shortest_interval(server: &Server, prometheus: &PrometheusConfig) -> Option<D
 }
 
 /// The findings of what arrives at the sidecar.
-pub fn arrival(facts: &Facts) -> Vec<Finding> {
+pub fn arrival(config: &Config, facts: &Facts) -> Vec<Finding> {
     let sidecar = match &facts.sidecar {
         Ok(sidecar) => sidecar,
         Err(reason) => return vec![unreachable(facts, reason)],
@@ -114,8 +119,8 @@ pub fn arrival(facts: &Facts) -> Vec<Finding> {
     let version = format!("{} runs promforest {}", facts.sidecar_url, sidecar.version);
     vec![
         Finding::ok("sidecar", version),
-        samples(sidecar),
-        scores(facts.now_ms, sidecar),
+        samples(facts.now_ms, sidecar),
+        scores(config, facts.now_ms, sidecar),
         replicas(sidecar),
         second_writer(sidecar),
     ]
@@ -142,9 +147,20 @@ fn received(sidecar: &Sidecar) -> f64 {
     sidecar.metric("promforest_ingest_samples_total", ("", ""))
 }
 
-fn samples(sidecar: &Sidecar) -> Finding {
+fn samples(now_ms: i64, sidecar: &Sidecar) -> Finding {
     const CHECK: &str = "samples";
     let received = received(sidecar);
+    if let Some(started_ms) = sidecar.started_ms().filter(|_| received == 0.0 && sidecar.is_starting(now_ms))
+    {
+        let age = (now_ms - started_ms).max(0) / 1000;
+        return Finding::waiting(
+            CHECK,
+            format!(
+                "no sample has arrived in the {age} s since the start of promforest; this is an error after {} s",
+                START_UP_MS / 1000
+            ),
+        );
+    }
     if received == 0.0 {
         let remedy = "add promforest to remote_write of Prometheus, and see its log for failed requests";
         return Finding::error(CHECK, "no sample has arrived since the start of promforest", remedy);
@@ -154,19 +170,27 @@ fn samples(sidecar: &Sidecar) -> Finding {
     if unwatched >= received {
         let remedy =
             "compare `match` of the detectors with the series that Prometheus sends: promforest match";
-        return Finding::error(CHECK, format!("none of {received} samples belongs to a detector"), remedy);
+        return Finding::error(
+            CHECK,
+            format!("of {}, none belongs to a detector", counted(received, "sample")),
+            remedy,
+        );
     }
-    Finding::ok(CHECK, format!("{received} samples have arrived, of which {unwatched} are not watched"))
+    Finding::ok(CHECK, format!("samples that have arrived: {received}, not watched: {unwatched}"))
 }
 
-fn scores(now_ms: i64, sidecar: &Sidecar) -> Finding {
+fn scores(config: &Config, now_ms: i64, sidecar: &Sidecar) -> Finding {
     const CHECK: &str = "scores";
     if sidecar.n_groups == 0 {
         return Finding::not_checked(CHECK, "there are no groups");
     }
     let Some(newest_ms) = sidecar.newest_score_ms else {
         let reasons = sidecar.readiness.join("; ");
-        let remedy = "wait until training.min_history is reached, or configure remote_read or history";
+        if let Some(until_ms) = first_model_ms(config, now_ms, sidecar) {
+            let message = format!("the first scores come about {}: {reasons}", format_minute(until_ms));
+            return Finding::waiting(CHECK, message);
+        }
+        let remedy = "see the log of promforest for failed trainings; the history for a first model is there";
         return Finding::warning(CHECK, format!("no row has a score yet: {reasons}"), remedy);
     };
     let now_ms = now_ms + sidecar.clock_ahead_ms.unwrap_or(0);
@@ -179,6 +203,26 @@ fn scores(now_ms: i64, sidecar: &Sidecar) -> Finding {
     Finding::ok(CHECK, format!("the newest score is {} s old", age_ms / 1000))
 }
 
+/// The time at which the first detector has the history for a model; `None` if one has it already.
+fn first_model_ms(config: &Config, now_ms: i64, sidecar: &Sidecar) -> Option<i64> {
+    let missing_ms = |detector: &Arc<Detector>| {
+        let label = ("detector", detector.name.as_str());
+        let of_detector = sidecar.metrics.iter().filter(|(labels, _)| {
+            labels.metric_name() == "promforest_training_progress_ratio" && labels.get(label.0) == label.1
+        });
+        let progress = of_detector.map(|(_, ratio)| *ratio).max_by(f64::total_cmp)?;
+        let min_history_ms = time::millis(detector.training.min_history) as f64;
+        Some(((1.0 - progress.clamp(0.0, 1.0)) * min_history_ms) as i64)
+    };
+    let missing_ms = config.detectors.iter().filter_map(missing_ms).min()?;
+    (missing_ms > 0).then_some(now_ms + missing_ms)
+}
+
+/// `1 sample`, `2 samples`, for a count of a metric.
+fn counted(count: f64, word: &str) -> String {
+    plain_plural(count as usize, word)
+}
+
 fn replicas(sidecar: &Sidecar) -> Finding {
     const CHECK: &str = "replicas";
     let groups = sidecar.metric("promforest_interleaved_groups", ("", ""));
@@ -187,7 +231,7 @@ fn replicas(sidecar: &Sidecar) -> Finding {
     }
     Finding::error(
         CHECK,
-        format!("rows of {groups} groups alternate, as from two replicas of Prometheus"),
+        format!("rows of {} alternate, as from two replicas of Prometheus", counted(groups, "group")),
         "let one replica send, or add the label of the replica to `by`",
     )
 }
@@ -200,7 +244,7 @@ fn second_writer(sidecar: &Sidecar) -> Finding {
     }
     Finding::error(
         CHECK,
-        format!("{samples} scores were refused because the endpoint has others of the same series"),
+        format!("refused, because the endpoint has others of the same series: {}", counted(samples, "score")),
         "stop the other promforest with these detectors, or give one of them another name",
     )
 }

@@ -17,7 +17,7 @@ pub fn all(facts: &Facts, server: &Server) -> Vec<Finding> {
     findings.push(clock(facts, server));
     findings.push(out_of_order(server));
     findings.push(alert_rules(server));
-    findings.push(scrape(server));
+    findings.push(scrape(facts, server));
     findings
 }
 
@@ -118,12 +118,17 @@ fn differences(missing: &[&AlertRule], changed: &[&AlertRule]) -> String {
     list("missing", missing) + &list("different", changed)
 }
 
-fn scrape(server: &Server) -> Finding {
+fn scrape(facts: &Facts, server: &Server) -> Finding {
     const CHECK: &str = "scrape";
     let (jobs, config) = match (&server.promforest_jobs, &server.config) {
         (Ok(jobs), Ok(config)) => (jobs, config),
         (Err(reason), _) | (_, Err(reason)) => return Finding::not_checked(CHECK, reason),
     };
+    let is_starting = facts.sidecar.as_ref().is_ok_and(|sidecar| sidecar.is_starting(facts.now_ms));
+    if jobs.is_empty() && is_starting {
+        let message = format!("{} has not scraped promforest in the minutes since its start", server.url);
+        return Finding::waiting(CHECK, message);
+    }
     if jobs.is_empty() {
         return Finding::warning(
             CHECK,

@@ -9,6 +9,7 @@ use crate::doctor::rules;
 use crate::prom::{Labels, METRIC_NAME};
 
 const NOW_MS: i64 = 1_800_000_000_000;
+const PROGRESS: &str = "promforest_training_progress_ratio";
 const PROMETHEUS: &str = "
 global: {scrape_interval: 15s}
 storage: {tsdb: {out_of_order_time_window: 30m}}
@@ -46,6 +47,7 @@ fn well() -> Facts {
         recent: vec![series("x")],
         last_day: vec![series("x")],
         has_day_of_history: true,
+        history_since_ms: None,
         metric_names: Vec::new(),
     };
     let server = Server {
@@ -61,7 +63,7 @@ fn well() -> Facts {
     let sidecar = Sidecar {
         version: "0.1.0".into(),
         newest_score_ms: Some(NOW_MS - 5_000),
-        readiness: vec!["net: 0 of 1 groups have a model".into()],
+        readiness: vec!["net: 40 % of the 1h of history that a first model needs".into()],
         n_groups: 1,
         metrics: vec![metric("promforest_ingest_samples_total", None, 100.0)],
         clock_ahead_ms: Some(0),
@@ -199,7 +201,7 @@ fn faults_of_the_stream_are_found() {
     assert_found("samples", Status::Error, ["no sample has arrived", "remote_write"], |facts| {
         sidecar(facts).metrics.clear();
     });
-    assert_found("samples", Status::Error, ["none of 100", "promforest match"], |facts| {
+    assert_found("samples", Status::Error, ["of 100 samples, none", "promforest match"], |facts| {
         let unwatched = ("reason", "unwatched");
         sidecar(facts).metrics.push(metric(
             "promforest_ingest_samples_dropped_total",
@@ -210,8 +212,9 @@ fn faults_of_the_stream_are_found() {
     assert_found("scores", Status::Error, ["no row was scored for 91 s", "Prometheus"], |facts| {
         sidecar(facts).newest_score_ms = Some(NOW_MS - 91_000);
     });
-    assert_found("scores", Status::Warning, ["0 of 1 groups", "min_history"], |facts| {
+    assert_found("scores", Status::Warning, ["no row has a score yet", "failed trainings"], |facts| {
         sidecar(facts).newest_score_ms = None;
+        sidecar(facts).metrics.push(metric(PROGRESS, Some(("detector", "net")), 1.0));
     });
     assert_found("replicas", Status::Error, ["alternate", "replica"], |facts| {
         sidecar(facts).metrics.push(metric("promforest_interleaved_groups", None, 1.0));
@@ -254,9 +257,6 @@ fn faults_of_what_a_detector_selects_are_found() {
     assert_found("group-labels", Status::Warning, ["external label tier", "add `tier` to `by`"], |facts| {
         set_prometheus(facts, "scrape_interval: 15s", "scrape_interval: 15s, external_labels: {tier: a}");
     });
-    assert_found("history", Status::Warning, ["less than a day", "wait"], |facts| {
-        selected(facts).has_day_of_history = false;
-    });
     assert_found("rate-range", Status::Error, ["every 31s", "rate(2m4s)"], |facts| {
         set_prometheus(facts, "{job_name: node}", "{job_name: node, scrape_interval: 31s}");
     });
@@ -269,7 +269,49 @@ fn faults_of_what_a_detector_selects_are_found() {
 }
 
 #[test]
+fn what_needs_time_alone_says_until_when() {
+    assert_found("history", Status::Waiting, ["complete at 2027-01-16 07:00 UTC", ""], |facts| {
+        selected(facts).has_day_of_history = false;
+        selected(facts).history_since_ms = Some(NOW_MS - 3_600_000);
+    });
+    // 60 % of an hour.
+    assert_found("scores", Status::Waiting, ["come about 2027-01-15 08:36 UTC", ""], |facts| {
+        sidecar(facts).newest_score_ms = None;
+        sidecar(facts).metrics.push(metric(PROGRESS, Some(("detector", "net")), 0.4));
+    });
+    let started = |seconds: f64| metric("process_start_time_seconds", None, NOW_MS as f64 / 1000.0 - seconds);
+    for (age, status) in [(119.0, Status::Waiting), (121.0, Status::Error)] {
+        assert_found("samples", status, ["no sample has arrived", ""], |facts| {
+            sidecar(facts).metrics = vec![started(age)];
+        });
+    }
+    for (age, status) in [(119.0, Status::Waiting), (121.0, Status::Warning)] {
+        assert_found("scrape", status, ["promforest", ""], |facts| {
+            server(facts).promforest_jobs = Ok(Vec::new());
+            sidecar(facts).metrics.push(started(age));
+        });
+    }
+}
+
+#[test]
+fn one_thing_is_singular() {
+    let findings = all(&default_config(), &well());
+    let text: Vec<&str> = findings.iter().map(|finding| finding.message.as_str()).collect();
+    for plural in ["1 groups", "1 samples", "1 snapshots", "1 scores"] {
+        assert!(!text.join("\n").contains(plural), "{plural}: {text:?}");
+    }
+}
+
+#[test]
 fn limits_of_size_are_found() {
+    // 32 versions of one model are 32 MB.
+    for (free, status) in [(31e6, Status::Warning), (33e6, Status::Ok), (f64::NAN, Status::Ok)] {
+        let message =
+            if free.is_nan() { "not known" } else { "are free, and models and snapshots take up to 31 MiB" };
+        assert_found("disk", status, [message, ""], |facts| {
+            sidecar(facts).metrics.push(metric("promforest_storage_free_bytes", None, free));
+        });
+    }
     assert_found("memory", Status::Warning, ["more than half", "window"], |facts| {
         facts.memory_bytes = Some(1000.0);
     });
