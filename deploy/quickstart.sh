@@ -4,10 +4,14 @@
 #
 #   deploy/quickstart.sh                  install what is missing (Debian), build, run
 #   deploy/quickstart.sh burst [SECONDS]  in another terminal: traffic on lo that does not look like before
+#   PROMFOREST_DEMO=1 deploy/quickstart.sh
+#                                         simulated hosts with a past of a week, and an incident every five minutes,
+#                                         instead of this machine
 #
 # Environment:
 #   PROMETHEUS_PORT=9090  NODE_EXPORTER_PORT=9100  PROMFOREST_PORT=9599
 #   KEEP_DATA=1           keep the temporary directory (configuration, data, logs)
+#   DEMO_DAYS=7           days of the simulated past, 3 at least
 #   PROMETHEUS_BIN, NODE_EXPORTER_BIN, PROMFOREST_BIN   use these programs; nothing is installed or built for them
 set -euo pipefail
 
@@ -18,6 +22,11 @@ promforest_port=${PROMFOREST_PORT:-9599}
 prometheus_url=http://127.0.0.1:$prometheus_port
 promforest_url=http://127.0.0.1:$promforest_port
 scores_within=600 # seconds from the start of promforest; about 3 minutes is usual
+demo=${PROMFOREST_DEMO:-0}
+# shellcheck disable=SC2034 # for demo.sh
+demo_days=${DEMO_DAYS:-7}
+demo_hosts=(web-1 web-2 db-1 cache-1 mail-1)
+replayed_hours=24 # of the simulated past, that promforest scores after its start
 
 # ---------------------------------------------------------------- words
 
@@ -134,15 +143,25 @@ find_programs() {
         [ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates) # for cargo's downloads
     fi
     [ -n "${PROMETHEUS_BIN:-}" ] || command -v prometheus >/dev/null || missing+=(prometheus)
-    [ -n "${NODE_EXPORTER_BIN:-}" ] || command -v prometheus-node-exporter >/dev/null ||
-        command -v node_exporter >/dev/null || missing+=(prometheus-node-exporter)
+    if [ "$demo" = 1 ]; then
+        command -v perl >/dev/null || missing+=(perl)
+    else
+        [ -n "${NODE_EXPORTER_BIN:-}" ] || command -v prometheus-node-exporter >/dev/null ||
+            command -v node_exporter >/dev/null || missing+=(prometheus-node-exporter)
+    fi
     [ ${#missing[@]} -eq 0 ] || install_packages "${missing[@]}"
 
     prometheus=${PROMETHEUS_BIN:-$(command -v prometheus)}
-    node_exporter=${NODE_EXPORTER_BIN:-$(command -v prometheus-node-exporter || command -v node_exporter)}
     promforest=${PROMFOREST_BIN:-}
-    local program
-    for program in prometheus node_exporter promforest; do
+    local program programs=(prometheus promforest)
+    if [ "$demo" = 1 ]; then
+        promtool=$(dirname "$(realpath "$prometheus")")/promtool
+        [ -x "$promtool" ] || promtool=$(command -v promtool) || die "promtool is neither beside $prometheus nor in PATH"
+    else
+        node_exporter=${NODE_EXPORTER_BIN:-$(command -v prometheus-node-exporter || command -v node_exporter)}
+        programs+=(node_exporter)
+    fi
+    for program in "${programs[@]}"; do
         [ -n "${!program}" ] || continue
         if ! [ -f "${!program}" ] || ! [ -x "${!program}" ]; then die "${!program} is not a program"; fi
         printf -v "$program" %s "$(realpath "${!program}")"
@@ -231,7 +250,7 @@ cleanup() {
     tick_end
     [ ${#running[@]} -eq 0 ] || heading "Stopping"
     local name
-    for name in build promforest prometheus node_exporter; do stop "$name"; done
+    for name in build train promforest prometheus import node_exporter hosts; do stop "$name"; done
     if [ -n "$dir" ]; then
         if [ "${KEEP_DATA:-}" = 1 ]; then
             note "kept: $dir"
@@ -248,18 +267,30 @@ write_config() {
     mkdir -p "$dir/logs" "$dir/prometheus" "$dir/promforest"
     cp "$repo/deploy/prometheus/promforest.rules.yml" "$dir/"
 
+    local interval=5s late=30m age=50m window=6h training='{history: 5d, min_history: 1m, interval: 15m}'
+    local targets="{targets: ['127.0.0.1:$node_exporter_port']}"
+    if [ "$demo" = 1 ]; then
+        interval=15s
+        # The scores of the replayed hours are written late.
+        late=$((replayed_hours + 1))h age=$((replayed_hours + 1))h window=${replayed_hours}h training='{history: 7d}' targets=''
+        local host
+        for host in "${demo_hosts[@]}"; do
+            targets+="{targets: ['127.0.0.1:$node_exporter_port'], labels: {instance: $host, __metrics_path__: /$host}}, "
+        done
+    fi
+
     # deploy/prometheus/prometheus.yml with these ports, and a scrape every 5 s so that there is something to see soon.
     cat >"$dir/prometheus.yml" <<YAML
 global:
-  scrape_interval: 5s
-  evaluation_interval: 5s
+  scrape_interval: $interval
+  evaluation_interval: $interval
 storage:
   tsdb:
-    out_of_order_time_window: 30m
+    out_of_order_time_window: $late
 rule_files: [promforest.rules.yml]
 scrape_configs:
   - job_name: node
-    static_configs: [{targets: ['127.0.0.1:$node_exporter_port']}]
+    static_configs: [$targets]
   - job_name: promforest
     honor_labels: true
     static_configs: [{targets: ['127.0.0.1:$promforest_port']}]
@@ -284,12 +315,13 @@ remote_write:
 YAML
 
     # deploy/promforest.yml with these ports, and a first model after 1 minute of history instead of an hour. Such a
-    # model has seen little, so it is renewed every quarter of an hour.
+    # model has seen little, so it is renewed every quarter of an hour. Of simulated hosts there is a week of history.
     cat >"$dir/promforest.yml" <<YAML
 global:
-  scrape_interval: 5s
+  scrape_interval: $interval
 remote_write:
   - url: $prometheus_url/api/v1/write
+    queue_config: {sample_age_limit: $age}
 remote_read:
   - url: $prometheus_url/api/v1/read
 detectors:
@@ -298,8 +330,8 @@ detectors:
       - '{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total", device!~"veth.*|cali.*|tap.*"}'
     by: [job, instance]
     transform: rate(1m)
-    window: 6h
-    training: {history: 5d, min_history: 1m, interval: 15m}
+    window: $window
+    training: $training
 YAML
 }
 
@@ -383,6 +415,24 @@ watch_score() {
     done
 }
 
+start_prometheus() {
+    check_free PROMETHEUS_PORT "$prometheus_port"
+    start prometheus "$prometheus" --config.file="$dir/prometheus.yml" --storage.tsdb.path="$dir/prometheus" \
+        --web.listen-address="127.0.0.1:$prometheus_port" --web.enable-remote-write-receiver \
+        --storage.remote.flush-deadline=1s # promforest stops first: do not wait for it at the end
+    wait_ready prometheus "$prometheus_port" "$prometheus_url/-/ready"
+}
+
+start_promforest() {
+    heading "Starting promforest"
+    check_free PROMFOREST_PORT "$promforest_port"
+    cd "$dir/promforest"
+    start promforest "$promforest" --config.file="$dir/promforest.yml" --storage.path="$dir/promforest" \
+        --web.listen-address="127.0.0.1:$promforest_port"
+    wait_ready promforest "$promforest_port" "$promforest_url/-/healthy"
+    note "promforest listens on port $promforest_port"
+}
+
 up() {
     check_ports
     find_cargo
@@ -396,27 +446,15 @@ up() {
 
     heading "Starting node_exporter and Prometheus in $dir"
     check_free NODE_EXPORTER_PORT "$node_exporter_port"
-    check_free PROMETHEUS_PORT "$prometheus_port"
     # Debian's node_exporter leaves lo out unless told otherwise.
     start node_exporter "$node_exporter" --web.listen-address="127.0.0.1:$node_exporter_port" \
         --collector.netdev.device-exclude='^$'
-    start prometheus "$prometheus" --config.file="$dir/prometheus.yml" --storage.tsdb.path="$dir/prometheus" \
-        --web.listen-address="127.0.0.1:$prometheus_port" --web.enable-remote-write-receiver \
-        --storage.remote.flush-deadline=1s # promforest stops first: do not wait for it at the end
+    start_prometheus
     wait_ready node_exporter "$node_exporter_port" "http://127.0.0.1:$node_exporter_port/"
-    wait_ready prometheus "$prometheus_port" "$prometheus_url/-/ready"
     note "Prometheus on port $prometheus_port scrapes node_exporter on port $node_exporter_port every 5 s"
 
     build
-
-    heading "Starting promforest"
-    check_free PROMFOREST_PORT "$promforest_port"
-    cd "$dir/promforest"
-    start promforest "$promforest" --config.file="$dir/promforest.yml" --storage.path="$dir/promforest" \
-        --web.listen-address="127.0.0.1:$promforest_port"
-    wait_ready promforest "$promforest_port" "$promforest_url/-/healthy"
-    note "promforest listens on port $promforest_port"
-
+    start_promforest
     wait_for_scores
     where_to_look
     watch_score
@@ -475,7 +513,15 @@ burst() {
 }
 
 case ${1:-up} in
-    up) up ;;
+    up)
+        if [ "$demo" = 1 ]; then
+            # shellcheck source-path=SCRIPTDIR source=demo/demo.sh
+            . "$repo/deploy/demo/demo.sh"
+            demo
+        else
+            up
+        fi
+        ;;
     burst) burst "${2:-}" ;;
     -h | --help | help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" ;;
     *) die "unknown command '$1'" "deploy/quickstart.sh --help" ;;

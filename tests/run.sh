@@ -69,7 +69,7 @@ printf '%s\n' "$components"
 eval "$components"
 
 begin "Shell scripts"
-scripts=(deploy/quickstart.sh deploy/release.sh deploy/packages/*.sh deploy/mlflow/serve.sh tests/components.sh tests/compliance/receiver.sh tests/fuzz/run.sh tests/run.sh .ci/run)
+scripts=(deploy/quickstart.sh deploy/demo/demo.sh deploy/release.sh deploy/packages/*.sh deploy/mlflow/serve.sh tests/components.sh tests/compliance/receiver.sh tests/fuzz/run.sh tests/run.sh .ci/run)
 if command -v shellcheck >/dev/null; then
     shellcheck "${scripts[@]}"
 else
