@@ -119,7 +119,7 @@ async fn read_trial(source: &history::Config, now_ms: i64) -> EndpointAnswer {
         Ok(_) => Ok(Answer { status: 200, reason: String::new() }),
         Err(reason) => Err(NoAnswer::Failed(reason)),
     };
-    EndpointAnswer { url: source.url.redacted(), answer }
+    EndpointAnswer { url: source.url.to_string(), answer }
 }
 
 /// The values of the last minute of the trial's series.
