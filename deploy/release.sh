@@ -86,8 +86,10 @@ case $(readelf -h "$binary" | sed -n 's/^ *Machine: *//p') in
     AArch64) ARCH=arm64 ;;
     *) die "$binary is for a machine that has no package: amd64 and arm64 are known" ;;
 esac
-GLIBC=$(glibc_version "$binary")
-export VERSION ARCH GLIBC
+glibc=$(glibc_version "$binary")
+# A program that is linked to nothing depends on nothing; nfpm leaves empty names out.
+export VERSION ARCH DEB_GLIBC=${glibc:+libc6 (>= $glibc)} DEB_LIBGCC=${glibc:+libgcc-s1}
+export RPM_GLIBC=${glibc:+glibc >= $glibc} RPM_LIBGCC=${glibc:+libgcc}
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
