@@ -5,6 +5,7 @@
 #   PROMETHEUS_3, PROMTOOL_3   built from the Go modules pinned in tests/components/
 #   VICTORIAMETRICS, VMAGENT   built from the Go modules pinned in tests/components/victoriametrics/
 #   NFPM                       built from the Go module pinned in deploy/packages/
+#   JSONNET                    built from the same modules
 #   NODE_EXPORTER              Debian's package
 #   POSTGRES_BIN               the folder of initdb and postgres; Debian's package
 #   CHROMIUM                   Debian's package
@@ -152,6 +153,21 @@ build_nfpm() {
     printf '%s\n' "$pins" >"$into/pins"
 }
 
+build_jsonnet() {
+    local version=$1 into=$2
+    if "$into/jsonnet" --version 2>/dev/null | grep -qF "$version"; then
+        log "jsonnet $version, in the cache"
+        return
+    fi
+    check_go "jsonnet $version" "$here/components/go.mod"
+    log "building jsonnet $version"
+    mkdir -p "$into"
+    (cd "$here/components" && CGO_ENABLED=0 go build -mod=readonly -trimpath -ldflags "-s -w" \
+        -o "$into/jsonnet.new" github.com/google/go-jsonnet/cmd/jsonnet) >&2 || die "jsonnet $version did not build"
+    mv "$into/jsonnet.new" "$into/jsonnet"
+    "$into/jsonnet" --version | grep -qF "$version" || die "$into/jsonnet does not report version $version"
+}
+
 # A virtual environment of exactly what a requirements file pins.
 python_environment() {
     local into=$1 requirements=$here/components/$2 pins
@@ -204,6 +220,9 @@ victoriametrics=$cache/victoriametrics-${victoriametrics_version#v}
 build_victoriametrics "$victoriametrics_version" "$victoriametrics"
 nfpm=$cache/nfpm
 build_nfpm "$nfpm"
+jsonnet_version=$(sed -n 's/^.*google\/go-jsonnet \(v[^ ]*\).*$/\1/p' "$here/components/go.mod")
+jsonnet=$cache/jsonnet-$jsonnet_version
+build_jsonnet "$jsonnet_version" "$jsonnet"
 s3s_version=0.14.1 # 0.17 wants a newer Rust than 1.95
 s3s_fs=$cache/s3s-fs-$s3s_version
 build_s3s_fs "$s3s_version" "$s3s_fs"
@@ -218,6 +237,7 @@ python_environment "$cache/python-mlflow2" requirements-mlflow2.txt
     printf 'export VICTORIAMETRICS=%q\n' "$victoriametrics/victoria-metrics"
     printf 'export VMAGENT=%q\n' "$victoriametrics/vmagent"
     printf 'export NFPM=%q\n' "$nfpm/nfpm"
+    printf 'export JSONNET=%q\n' "$jsonnet/jsonnet"
     printf 'export NODE_EXPORTER=%q\n' /usr/bin/prometheus-node-exporter
     printf 'export POSTGRES_BIN=%q\n' "$(postgres_bin)"
     printf 'export CHROMIUM=%q\n' /usr/bin/chromium

@@ -1,15 +1,16 @@
-//! Links between the documents lead somewhere, and the first page stays short.
+//! Links between the documents lead somewhere, each alert has its runbook, and the first page stays short.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// Folders with documents; build output and dependencies are not among them.
-const FOLDERS: [&str; 8] = [
+const FOLDERS: [&str; 9] = [
     "",
     ".github",
     "deploy",
     "deploy/examples/victoriametrics",
+    "deploy/mixin",
     "deploy/mlflow",
     "deploy/reference",
     "tests",
@@ -66,9 +67,44 @@ fn links_lead_somewhere() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+fn read(path: &str) -> String {
+    fs::read_to_string(Path::new(ROOT).join(path)).unwrap_or_else(|err| panic!("{path}: {err}"))
+}
+
+/// Each alert has a heading in the runbook that its `runbook_url` names, with the same four points; no heading is left over.
+#[test]
+fn each_alert_has_its_runbook() {
+    const RUNBOOK: &str = "deploy/reference/alerts.md";
+    const INSTALLED: &str = "/usr/share/doc/promforest/alerts.md";
+    const POINTS: [&str; 4] = ["Means", "Look at", "Do", "Silence"];
+    let rules = read("deploy/prometheus/promforest.rules.yml");
+    let values = |key: &str| {
+        let lines =
+            rules.lines().filter_map(|line| line.trim_start().trim_start_matches("- ").strip_prefix(key));
+        lines.map(str::to_string).collect::<Vec<_>>()
+    };
+    let alerts = values("alert: ");
+    assert!(alerts.len() > 10, "{alerts:?}");
+    let urls = alerts.iter().map(|alert| format!("file://{INSTALLED}#{}", alert.to_lowercase()));
+    assert_eq!(values("runbook_url: "), urls.collect::<Vec<_>>(), "one for each alert, in their order");
+
+    let page = read(RUNBOOK);
+    let mut sections: Vec<&str> = page.split("\n## ").skip(1).collect();
+    let last = sections.pop().expect("sections");
+    assert!(last.starts_with("How a deviation becomes an incident\n"), "{last}");
+    let headings: Vec<&str> = sections.iter().filter_map(|section| section.lines().next()).collect();
+    assert_eq!(headings, alerts, "the headings of {RUNBOOK}");
+    for section in sections {
+        let points = section.lines().filter_map(|line| line.strip_prefix("- **")?.split_once(":**"));
+        assert_eq!(points.map(|(point, _)| point).collect::<Vec<_>>(), POINTS, "{section}");
+    }
+    let install = format!("{RUNBOOK} {INSTALLED}");
+    assert!(read("deploy/README.md").contains(&install), "deploy/README.md does not install {install}");
+}
+
 #[test]
 fn the_readme_is_short() {
-    let readme = fs::read_to_string(Path::new(ROOT).join("README.md")).expect("README.md");
+    let readme = read("README.md");
     let n_words = readme.split_whitespace().count();
     assert!(n_words <= MAX_README_WORDS, "README.md has {n_words} words, the limit is {MAX_README_WORDS}");
 }

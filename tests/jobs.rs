@@ -55,17 +55,17 @@ fn ten_hosts_with_one_cause_are_one_alert() {
             value => Err(value.to_string()),
         });
         stack.wait("an alert for the job", SHORT_TIMEOUT, |at| {
-            firing(at, "JobTrafficAnomaly", burst_ms)?.first().map(drop).ok_or_else(|| "not yet".into())
+            firing(at, "AnomalyJobIncident", burst_ms)?.first().map(drop).ok_or_else(|| "not yet".into())
         });
         // Longer than the alert of a host waits.
         stack.wait("a minute more", Duration::from_secs(120), |at| {
-            let times = firing(at, "JobTrafficAnomaly", burst_ms)?;
+            let times = firing(at, "AnomalyJobIncident", burst_ms)?;
             let fired_ms = times.iter().max().zip(times.iter().min()).map_or(0, |(last, first)| last - first);
             if fired_ms >= 75_000 { Ok(()) } else { Err(format!("it has fired for {fired_ms} ms")) }
         });
         let open = stack.api.prometheus.query("count(anomaly_incident == 1)").expect("an answer");
         println!("{version}: hosts in an incident: {open:?}");
-        let of_hosts = firing(&stack.api, "TrafficAnomaly", burst_ms + 5_000).expect("an answer");
+        let of_hosts = firing(&stack.api, "AnomalyIncident", burst_ms + 5_000).expect("an answer");
         assert!(of_hosts.is_empty(), "{version}: alerts of hosts at {of_hosts:?}, {burst_ms}");
         stack.check_nothing_lost();
     });

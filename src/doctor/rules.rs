@@ -89,7 +89,7 @@ mod tests {
     fn the_shipped_rules_can_be_read() {
         let rules = shipped();
         assert!(rules.len() >= 5, "{rules:?}");
-        assert!(rules.iter().any(|rule| rule.name == "TrafficAnomaly" && !rule.expression.is_empty()));
+        assert!(rules.iter().any(|rule| rule.name == "AnomalyIncident" && !rule.expression.is_empty()));
         assert!(rules.iter().all(|rule| !rule.expression.contains([' ', '\n', '#'])), "{rules:?}");
     }
 

@@ -1,4 +1,4 @@
-// The pinned modules that components.sh builds the current Prometheus from. It is built with the tag
+// The pinned modules that components.sh builds the current Prometheus and jsonnet from. Prometheus is built with the tag
 // remove_all_sd, so what only the service discoveries need is left out here. A new version:
 //   go get github.com/prometheus/prometheus@VERSION && go list -mod=mod -deps -tags remove_all_sd,netgo tool
 module components
@@ -6,11 +6,15 @@ module components
 go 1.26.7
 
 tool (
+	github.com/google/go-jsonnet/cmd/jsonnet
 	github.com/prometheus/prometheus/cmd/prometheus
 	github.com/prometheus/prometheus/cmd/promtool
 )
 
-require github.com/prometheus/prometheus v0.316.0
+require (
+	github.com/google/go-jsonnet v0.22.0
+	github.com/prometheus/prometheus v0.316.0
+)
 
 require (
 	cloud.google.com/go/auth v0.24.1-0.20261001053825-dbc26066f70a // indirect
@@ -49,6 +53,7 @@ require (
 	github.com/edsrzf/mmap-go v1.2.1-0.20241212181136-fad1cd13edbd // indirect
 	github.com/emicklei/go-restful/v3 v3.13.0 // indirect
 	github.com/facette/natsort v0.0.0-20181210072756-2cd4dd1e2dcb // indirect
+	github.com/fatih/color v1.19.0 // indirect
 	github.com/felixge/fgprof v0.9.5 // indirect
 	github.com/felixge/httpsnoop v1.1.0 // indirect
 	github.com/fsnotify/fsnotify v1.10.1 // indirect
@@ -98,6 +103,8 @@ require (
 	github.com/knadh/koanf/providers/confmap v1.0.1 // indirect
 	github.com/knadh/koanf/v2 v2.3.8 // indirect
 	github.com/kylelemons/godebug v1.1.0 // indirect
+	github.com/mattn/go-colorable v0.1.16 // indirect
+	github.com/mattn/go-isatty v0.0.24 // indirect
 	github.com/mdlayher/socket v0.6.0 // indirect
 	github.com/mdlayher/vsock v1.3.0 // indirect
 	github.com/mitchellh/copystructure v1.2.0 // indirect

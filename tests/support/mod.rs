@@ -63,6 +63,15 @@ impl PrometheusVersion {
         );
         program
     }
+
+    /// promtool of this version: `PROMTOOL_2` or `PROMTOOL_3`, or else `promtool` in `PATH`.
+    pub fn promtool(self) -> PathBuf {
+        let variable = match self {
+            Self::V2 => "PROMTOOL_2",
+            Self::V3 => "PROMTOOL_3",
+        };
+        program(variable, &["promtool"])
+    }
 }
 
 impl fmt::Display for PrometheusVersion {
@@ -94,6 +103,11 @@ pub fn vmagent() -> PathBuf {
 /// The maker of packages: `NFPM`, or else the one in `PATH`.
 pub fn nfpm() -> PathBuf {
     program("NFPM", &["nfpm"])
+}
+
+/// jsonnet: `JSONNET`, or else the one in `PATH`.
+pub fn jsonnet() -> PathBuf {
+    program("JSONNET", &["jsonnet"])
 }
 
 /// The browser: `CHROMIUM`, or else the one in `PATH`.

@@ -171,13 +171,13 @@ fn clocks_windows_rules_and_scrapes_are_found() {
     assert_found("rules", Status::Warning, ["none", "rule_files"], |facts| {
         server(facts).rules = Ok(Vec::new())
     });
-    assert_found("rules", Status::Warning, ["missing: TrafficAnomaly", "reload"], |facts| {
+    assert_found("rules", Status::Warning, ["missing: AnomalyIncident", "reload"], |facts| {
         let loaded = server(facts).rules.as_mut().expect("known");
-        loaded.retain(|rule| rule.name != "TrafficAnomaly");
+        loaded.retain(|rule| rule.name != "AnomalyIncident");
     });
-    assert_found("rules", Status::Warning, ["different: TrafficAnomaly", "reload"], |facts| {
+    assert_found("rules", Status::Warning, ["different: AnomalyIncident", "reload"], |facts| {
         let loaded = server(facts).rules.as_mut().expect("known");
-        let rule = loaded.iter_mut().find(|rule| rule.name == "TrafficAnomaly").expect("shipped");
+        let rule = loaded.iter_mut().find(|rule| rule.name == "AnomalyIncident").expect("shipped");
         rule.expression.push_str("or0");
     });
     assert_found("scrape", Status::Warning, ["does not scrape", "scrape_configs"], |facts| {
