@@ -1,7 +1,9 @@
 //! The reference of the configuration and of the metrics agrees with the program.
 
 use promforest::config::{Config, key_tables};
+use promforest::remote_write::message::OUTPUT_METADATA;
 use promforest::yaml::{DefaultValue, KeyTable};
+use regex::Regex;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -96,4 +98,42 @@ fn the_generated_pages_are_current() {
             "line {line:?}: promforest docs {page} > deploy/reference/{page}.md brings the page up to date"
         );
     }
+}
+
+/// The regular expression of the rule that keeps promforest's own series from being sent back to it.
+fn drop_pattern(path: &str) -> String {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect("a file");
+    let rules = text.split_once("write_relabel_configs:").expect("a drop rule").1;
+    let pattern = rules.lines().find_map(|line| line.trim_start().strip_prefix("regex: "));
+    pattern.unwrap_or_else(|| panic!("{path}: no regex")).to_string()
+}
+
+#[test]
+fn the_drop_rule_names_every_output() {
+    let pattern = drop_pattern("deploy/prometheus/prometheus.yml");
+    assert_eq!(drop_pattern("deploy/quickstart.sh"), pattern, "the quickstart");
+    let anchored = Regex::new(&format!("^(?:{pattern})$")).expect("a regular expression");
+    let is_sent = |name: &str| !anchored.is_match(name);
+    for name in
+        OUTPUT_METADATA.map(|(name, _)| name).into_iter().chain(["node_network_anomaly", "disk_anomaly"])
+    {
+        assert!(!is_sent(name), "{name} is sent back");
+    }
+    let metrics =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/reference/metrics.md"));
+    let metrics = metrics.expect("the generated page");
+    let own: Vec<&str> = metrics.split('`').filter(|name| name.starts_with("promforest_")).collect();
+    assert!(own.len() > 50, "{own:?}");
+    assert_eq!(own.into_iter().find(|name| is_sent(name)), None, "is sent back");
+    for name in ["node_network_receive_bytes_total", "up", "anomaly_tickets_total", "my_anomaly_score"] {
+        assert!(is_sent(name), "{name} is dropped");
+    }
+    let (_, list) = pattern.split_once("anomaly_(").expect("a list of outputs");
+    let listed = list.split_once(')').expect("the end of the list").0.split('|');
+    let listed: BTreeSet<String> = listed.map(|name| format!("anomaly_{name}")).collect();
+    assert_eq!(
+        listed,
+        OUTPUT_METADATA.map(|(name, _)| name.to_string()).into(),
+        "nothing is listed in excess"
+    );
 }
