@@ -32,6 +32,8 @@ const LOGGED_SERIES_CHARS: usize = 200;
 /// Groups of all detectors: each has a window, metrics and a model of its own, however few its series are.
 const MAX_TOTAL_GROUPS: usize = 20_000;
 
+/// Labels that a scrape adds where the scraped metric lacks them.
+const TARGET_LABELS: [&str; 2] = ["job", "instance"];
 /// Beginning of the names of the process' own metrics.
 pub const METRIC_PREFIX: &str = "promforest_";
 
@@ -425,10 +427,30 @@ fn usage_of(group: &Group) -> Usage {
     Usage::of_group(&group.labels, group.window().features().map(|(labels, ..)| labels.n_bytes()))
 }
 
-/// The labels of a group's own metrics: `detector`, then the group's.
+/// The labels of a group's own metrics: `detector`, then the group's, then empty ones of the target that a group lacks.
+/// A scrape with `honor_labels` adds promforest's own target otherwise, and the metrics match no output series.
 pub fn metric_labels(detector: &str, labels: &Labels) -> Vec<(String, String)> {
-    let own = [("detector".to_string(), detector.to_string())];
-    let group =
-        labels.iter().filter(|(name, _)| *name != METRIC_NAME).map(|(n, v)| (n.to_string(), v.to_string()));
-    own.into_iter().chain(group).collect()
+    let group = labels.iter().filter(|(name, _)| *name != METRIC_NAME);
+    let absent = TARGET_LABELS.into_iter().filter(|name| labels.get(name).is_empty()).map(|name| (name, ""));
+    let all = [("detector", detector)].into_iter().chain(group).chain(absent);
+    all.map(|(name, value)| (name.to_string(), value.to_string())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_of_a_group_have_empty_labels_of_a_target_that_it_lacks() {
+        let of = |labels: &[(&str, &str)]| {
+            let labels = metric_labels("d", &Labels::new(labels.iter().copied()).expect("valid"));
+            labels.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(of(&[("instance", "a"), ("job", "node")]), "detector=d instance=a job=node");
+        assert_eq!(
+            of(&[("namespace", "web"), ("pod", "a")]),
+            "detector=d namespace=web pod=a job= instance="
+        );
+        assert_eq!(of(&[("job", "node"), ("rack", "1")]), "detector=d job=node rack=1 instance=");
+    }
 }

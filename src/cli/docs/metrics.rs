@@ -25,7 +25,7 @@ challenger's score and decision have the label `model=\"challenger\"` too.
 const METRICS_INTRODUCTION: &str = "## Metrics
 
 Served at `/metrics`, in the text format or, if accepted, as OpenMetrics. Metrics of a group have the label `detector` and the
-labels of `by`, so the scrape needs `honor_labels: true`.
+labels of `by`, so the scrape needs `honor_labels: true`; `job` and `instance` are empty where `by` lacks them.
 
 ";
 
