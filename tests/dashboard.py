@@ -3,9 +3,13 @@
 
 What would make Grafana show a wrong or an empty dashboard without a word: ids or names that repeat, panels that overlap or
 are too wide, variables that are used before they exist, panels without a query or with another data source than the
-chosen one. The rules of Grafana's dashboard-linter that apply here: a unit and a description for each panel, matchers of job and
-instance in each selector whose metric has these labels, and ranges of rates from $__rate_interval or fixed. Whether the queries
-answer is another test's business.
+chosen one, legends that are sorted by what they do not show.
+
+The rules of Grafana's dashboard-linter, https://github.com/grafana/dashboard-linter: data source, job and instance as variables
+that are read again when the time changes, not editable, title, description, unit and query of each panel, matchers of job and
+instance in each selector, counters only inside rate, irate or increase, and rates over $__rate_interval. Two differ. The linter
+wants ".+" for all jobs and instances, which hides groups without these labels: variables of groups have ".*". A series without one of
+the labels needs no matcher of it. Whether the queries answer is another test's business.
 """
 
 import json
@@ -14,9 +18,18 @@ import sys
 
 BUILT_IN = {"__interval", "__interval_ms", "__rate_interval", "__range", "__range_s", "__from", "__to", "__data", "__field", "__value"}
 SELECTOR = re.compile(r"([a-zA-Z_:][\w:]*)?\{([^{}]*(?:\$\{[^{}]*\}[^{}]*)*)\}")
-RATE = re.compile(r"\b(?:rate|irate|increase)\(\w+(?:\{[^{}]*\})?\[([^\]]+)\]")
+RATE = re.compile(r"\b(rate|irate|increase)\(\w+(?:\{[^{}]*\})?\[([^\]]+)\]")
+COUNTER = re.compile(r"(\b(?:rate|irate|increase)\()?\b([a-zA-Z_:][\w:]*_total)\b(?:\{[^{}]*\})?(\[)?")
 WITHOUT_INSTANCE = {"anomaly_job_incident"}
 VARIABLE = re.compile(r"\$(?:\{(\w+)(?::\w+)?\}|(\w+))")
+VARIABLE_QUERY = re.compile(r"(?:label_names|label_values|metrics|query_result)\(.+\)")
+# What is no metric in a query: labels of an aggregation or a matching, then words and names of functions.
+LABELS = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^()]*\)")
+NAME = re.compile(r"[a-zA-Z_:][\w:]*")
+WORDS = {"and", "or", "unless", "bool", "offset", "start", "end", "inf", "nan"}
+# The units of Grafana that are in use; a name that it does not know is shown as a suffix.
+UNITS = {"none", "short", "percent", "percentunit", "bytes", "s", "ms", "cps", "ops", "reqps", "dateTimeAsIso", "bool"}
+LEGEND_COLUMNS = {"max": "Max", "min": "Min", "mean": "Mean", "lastNotNull": "Last *", "sum": "Total"}
 
 
 def variables_in(text):
@@ -32,6 +45,17 @@ def overlap(a, b):
     )
 
 
+def bare_metrics(expression):
+    """Yields the metrics of a query that have no braces."""
+    code = re.sub(r'"(?:\\.|[^"\\])*"', '""', expression)
+    code = LABELS.sub(" ", SELECTOR.sub(" ", code))
+    code = re.sub(r"\[[^\]]*\]|\$\{?\w+\}?|\b\d[\w.]*", " ", code)
+    for name in NAME.finditer(code):
+        is_call = code[name.end() :].lstrip().startswith("(") or name.group() in ("by", "on")
+        if not is_call and name.group().lower() not in WORDS:
+            yield name.group()
+
+
 def problems_of_query(expression):
     """Yields what the rules of dashboard-linter say about a query."""
     for metric, matchers in SELECTOR.findall(expression):
@@ -39,9 +63,57 @@ def problems_of_query(expression):
         for label in sorted(wanted):
             if not re.search(rf'\b{label}=~"\$\w+"', matchers):
                 yield f"{metric or 'a selector'} has no matcher of {label}"
-    for interval in RATE.findall(expression):
-        if interval != "$__rate_interval" and not re.fullmatch(r"\d+[smhd]", interval):
-            yield f"a rate over [{interval}]"
+    for metric in bare_metrics(expression):
+        yield f"{metric} has no matchers"
+    for call, interval in RATE.findall(expression):
+        is_fixed = call == "increase" and re.fullmatch(r"\d+[smhd]", interval)
+        if interval != "$__rate_interval" and not is_fixed:
+            yield f"{call} over [{interval}]"
+    for call, metric, bracket in COUNTER.findall(expression):
+        if not (call and bracket):
+            yield f"the counter {metric} outside of rate, irate and increase"
+
+
+def problems_of_variable(variable):
+    """Yields what the rules of dashboard-linter say about a variable."""
+    name = variable["name"]
+    if variable["type"] == "datasource":
+        if (name, variable.get("label"), variable["query"]) != ("datasource", "Data source", "prometheus"):
+            yield "the data source is not called datasource, 'Data source'"
+    elif variable["type"] == "query":
+        query = variable["query"]["query"]
+        if variable.get("refresh") != 2:
+            yield f"variable {name!r} is not read again when the time changes"
+        if not VARIABLE_QUERY.fullmatch(query) or query.count("(") != query.count(")"):
+            yield f"variable {name!r}: {query!r} is no query of a variable"
+    if name in ("job", "instance"):
+        if variable["type"] != "query" or not variable.get("multi"):
+            yield f"variable {name!r} is no query with several values"
+        if variable.get("label") != name.capitalize():
+            yield f"variable {name!r} has not the label {name.capitalize()!r}"
+    if variable.get("includeAll") and re.search("job$|instance$", name):
+        wanted = ".+" if "promforest_build_info" in query else ".*"
+        if variable.get("allValue") != wanted:
+            yield f"variable {name!r}: all is not {wanted!r}"
+
+
+def problems_of_options(panel):
+    """Yields what is wrong with the options of a panel."""
+    defaults = panel.get("fieldConfig", {}).get("defaults", {})
+    if not defaults.get("unit"):
+        yield "no unit"
+    for override in panel.get("fieldConfig", {}).get("overrides", []):
+        for each in override["properties"]:
+            if each["id"] == "unit" and each["value"] not in UNITS:
+                yield f"the unit {each['value']!r}"
+    if defaults.get("unit") and defaults["unit"] not in UNITS:
+        yield f"the unit {defaults['unit']!r}"
+    legend = panel.get("options", {}).get("legend", {})
+    columns = {LEGEND_COLUMNS.get(calc) for calc in legend.get("calcs", [])}
+    if legend.get("sortBy") and legend["sortBy"] not in columns:
+        yield f"its legend is sorted by {legend['sortBy']!r}, which it does not show"
+    if panel["type"] in ("bargauge", "gauge") and not ("min" in defaults and "max" in defaults):
+        yield "bars without min and max, whose lengths mean nothing"
 
 
 def problems(board):
@@ -52,12 +124,18 @@ def problems(board):
             return
     if "id" in board and board["id"] is not None:
         yield "an 'id' belongs to one Grafana server: leave it out"
+    if board.get("editable") is not False:
+        yield "it is editable"
+    names = {variable["name"] for variable in board["templating"]["list"]}
+    for name in sorted({"datasource", "job", "instance"} - names):
+        yield f"no variable {name!r}"
 
     known = set()
     for variable in board["templating"]["list"]:
         name = variable["name"]
         if name in known:
             yield f"a second variable {name!r}"
+        yield from problems_of_variable(variable)
         query = variable.get("query", "")
         if variable["type"] == "query":
             query = query["query"]
@@ -75,6 +153,8 @@ def problems(board):
     for annotation in board.get("annotations", {}).get("list", []):
         for other in sorted(variables_in(annotation.get("expr", "")) - known):
             yield f"annotation {annotation['name']!r} uses ${other}, which is not defined"
+        for problem in problems_of_query(annotation.get("expr", "")):
+            yield f"annotation {annotation['name']!r}: {problem}"
 
     ids, titles, places = set(), set(), []
     for panel in board["panels"]:
@@ -100,8 +180,8 @@ def problems(board):
             yield f"{name}: its data source is not $datasource"
         if not panel.get("description"):
             yield f"{name}: no description"
-        if not panel.get("fieldConfig", {}).get("defaults", {}).get("unit"):
-            yield f"{name}: no unit"
+        for problem in problems_of_options(panel):
+            yield f"{name}: {problem}"
         targets = panel.get("targets", [])
         if not targets:
             yield f"{name}: no query"
