@@ -23,12 +23,6 @@ fn render(args: &[&str]) -> String {
     text(output.stdout)
 }
 
-/// The rules and the dashboards of a mixin as JSON.
-fn render_mixin(expression: &str) -> Value {
-    let shown = format!("local mixin = {expression}; [mixin.prometheusAlerts, mixin.grafanaDashboards]");
-    serde_json::from_str(&render(&["-e", &shown])).expect("JSON")
-}
-
 #[test]
 fn the_rules_are_those_of_the_mixin() {
     let shipped = fs::read_to_string(root().join(RULES)).expect("the rules");
@@ -50,8 +44,9 @@ fn the_dashboards_are_those_of_the_mixin() {
         shipped.insert(name, serde_json::from_str(&board).expect("JSON"));
     }
     assert_eq!(shipped.len(), 3);
-    let rendered = render_mixin("import 'deploy/mixin/mixin.libsonnet'");
-    assert_eq!(rendered[1], Value::Object(shipped));
+    let rendered = render(&["-e", "(import 'deploy/mixin/mixin.libsonnet').grafanaDashboards"]);
+    let rendered: Value = serde_json::from_str(&rendered).expect("JSON");
+    assert_eq!(rendered, Value::Object(shipped));
 }
 
 #[test]
@@ -82,13 +77,23 @@ fn each_key_of_the_configuration_has_an_effect() {
 
     let mixin =
         |entries: &str| format!("(import 'deploy/mixin/mixin.libsonnet') + {{_config+:: {{{entries}}}}}");
-    let default = render_mixin(&mixin(""));
-    for (name, value) in overrides {
-        assert_ne!(render_mixin(&mixin(&format!("{name}: {value}"))), default, "{name} has no effect");
-    }
+    let shown = |entries: &str| {
+        format!("(local mixin = {}; [mixin.prometheusAlerts, mixin.grafanaDashboards])", mixin(entries))
+    };
+    let changed = overrides.map(|(name, value)| {
+        format!("{{name: '{name}', is_same: {} == default}}", shown(&format!("{name}: {value}")))
+    });
+    let without_effect = format!(
+        "local default = {}; [each.name for each in [{}] if each.is_same]",
+        shown(""),
+        changed.join(", ")
+    );
+    let without_effect: Vec<String> =
+        serde_json::from_str(&render(&["-e", &without_effect])).expect("a list");
+    assert_eq!(without_effect, [] as [&str; 0]);
 
     let all = overrides.map(|(name, value)| format!("{name}: {value}")).join(", ");
-    let text = render_mixin(&mixin(&all)).to_string();
+    let text = render(&["-e", &shown(&all)]);
     for old in
         ["promforest-fleet", "promforest-group", "promforest-self", "job=\\\"promforest\\\"", "file://"]
     {
