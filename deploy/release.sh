@@ -58,7 +58,8 @@ export SOURCE_DATE_EPOCH
 
 # The folders of the source and of the dependencies are replaced in what the compilers write, of Rust and of C.
 build() {
-    local cargo_home=${CARGO_HOME:-$HOME/.cargo} target_dir=${CARGO_TARGET_DIR:-$repo/target}
+    local cargo_home=${CARGO_HOME:-$HOME/.cargo} target_dir
+    target_dir=$(realpath -m "${CARGO_TARGET_DIR:-$repo/target}")
     command -v cargo >/dev/null || PATH=$PATH:$cargo_home/bin
     command -v cargo >/dev/null || die "cargo is not in PATH: install Rust (https://rustup.rs), or use --binary"
     (cd "$repo" &&
