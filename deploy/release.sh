@@ -105,7 +105,7 @@ objcopy --strip-all "$binary" "$stage/promforest"
 
 # Only files of the repository: a folder may have others beside them, such as passwords.
 git -C "$repo" ls-files -z -- LICENSE README.md deploy ':!deploy/Dockerfile*' ':!deploy/compose.yaml' \
-    ':!deploy/packages' ':!deploy/quickstart.sh' ':!deploy/release.sh' |
+    ':!deploy/demo' ':!deploy/packages' ':!deploy/quickstart.sh' ':!deploy/release.sh' |
     tar -C "$repo" --null --files-from=- -cf - | tar -C "$stage" -xf -
 "$binary" completions bash >"$stage/completions/promforest.bash"
 "$binary" completions fish >"$stage/completions/promforest.fish"
