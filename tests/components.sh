@@ -6,6 +6,7 @@
 #   VICTORIAMETRICS, VMAGENT   built from the Go modules pinned in tests/components/victoriametrics/
 #   NFPM                       built from the Go module pinned in deploy/packages/
 #   JSONNET                    built from the same modules
+#   MANIFESTS                  built from tests/components/kubernetes/: Helm's, kustomize's and Kubernetes' packages
 #   NODE_EXPORTER              Debian's package
 #   POSTGRES_BIN               the folder of initdb and postgres; Debian's package
 #   CHROMIUM                   Debian's package
@@ -168,6 +169,22 @@ build_jsonnet() {
     "$into/jsonnet" --version | grep -qF "$version" || die "$into/jsonnet does not report version $version"
 }
 
+build_manifests() {
+    local into=$1 pins
+    pins=$(cat "$here"/components/kubernetes/{go.mod,go.sum,*.go} | sha256sum)
+    if [ -x "$into/manifests" ] && [ "$(cat "$into/pins" 2>/dev/null)" = "$pins" ]; then
+        log "manifests, in the cache"
+        return
+    fi
+    check_go manifests "$here/components/kubernetes/go.mod"
+    log "building manifests; a minute or two, once"
+    mkdir -p "$into"
+    (cd "$here/components/kubernetes" && CGO_ENABLED=0 go build -mod=readonly -trimpath -ldflags "-s -w" \
+        -o "$into/manifests.new" .) >&2 || die "manifests did not build"
+    mv "$into/manifests.new" "$into/manifests"
+    printf '%s\n' "$pins" >"$into/pins"
+}
+
 # A virtual environment of exactly what a requirements file pins.
 python_environment() {
     local into=$1 requirements=$here/components/$2 pins
@@ -223,6 +240,8 @@ build_nfpm "$nfpm"
 jsonnet_version=$(sed -n 's/^.*google\/go-jsonnet \(v[^ ]*\).*$/\1/p' "$here/components/go.mod")
 jsonnet=$cache/jsonnet-$jsonnet_version
 build_jsonnet "$jsonnet_version" "$jsonnet"
+manifests=$cache/manifests
+build_manifests "$manifests"
 s3s_version=0.14.1 # 0.17 wants a newer Rust than 1.95
 s3s_fs=$cache/s3s-fs-$s3s_version
 build_s3s_fs "$s3s_version" "$s3s_fs"
@@ -238,6 +257,7 @@ python_environment "$cache/python-mlflow2" requirements-mlflow2.txt
     printf 'export VMAGENT=%q\n' "$victoriametrics/vmagent"
     printf 'export NFPM=%q\n' "$nfpm/nfpm"
     printf 'export JSONNET=%q\n' "$jsonnet/jsonnet"
+    printf 'export MANIFESTS=%q\n' "$manifests/manifests"
     printf 'export NODE_EXPORTER=%q\n' /usr/bin/prometheus-node-exporter
     printf 'export POSTGRES_BIN=%q\n' "$(postgres_bin)"
     printf 'export CHROMIUM=%q\n' /usr/bin/chromium

@@ -5,11 +5,19 @@ use std::path::{Path, PathBuf};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// Folders with documents; build output and dependencies are not among them.
-const FOLDERS: [&str; 9] = [
+const FOLDERS: [&str; 17] = [
     "",
     ".github",
     "deploy",
+    "deploy/examples",
+    "deploy/examples/agent",
+    "deploy/examples/grafana-cloud",
+    "deploy/examples/kube-prometheus-stack",
+    "deploy/examples/mimir",
+    "deploy/examples/prometheus",
+    "deploy/examples/thanos",
     "deploy/examples/victoriametrics",
+    "deploy/kubernetes",
     "deploy/mixin",
     "deploy/mlflow",
     "deploy/reference",

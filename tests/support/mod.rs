@@ -110,6 +110,11 @@ pub fn jsonnet() -> PathBuf {
     program("JSONNET", &["jsonnet"])
 }
 
+/// The program of `tests/components/kubernetes`: `MANIFESTS`, or else the one in `PATH`.
+pub fn manifests() -> PathBuf {
+    program("MANIFESTS", &["manifests"])
+}
+
 /// The browser: `CHROMIUM`, or else the one in `PATH`.
 pub fn chromium() -> PathBuf {
     program("CHROMIUM", &["chromium"])
