@@ -46,7 +46,7 @@ pub struct Retraining<'a> {
     pub alerts: detect::Config,
     /// Ranges excluded from training.
     pub exclusions: Vec<Exclusion>,
-    /// The times of maintenance.
+    /// The times of maintenance and of firing alerts.
     pub suspended: SuspendedTimes,
     /// True for the samples of series, false for a table of values with a fixed schema.
     pub is_raw: bool,

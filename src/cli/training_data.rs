@@ -6,8 +6,8 @@ use crate::detect::SuspendedTimes;
 use crate::detector::{Detector, FeatureIdentity};
 use crate::error::BoxError;
 use crate::features::{Schema, Transform};
-use crate::history::{HistoryClient, Metrics as HistoryMetrics, SeriesSamples};
-use crate::models::registry::periods::{self, Period};
+use crate::history::{HistoryClient, Metrics as HistoryMetrics, Pace, SeriesSamples};
+use crate::models::registry::periods::Period;
 use crate::models::registry::{Registry, group_model_name};
 use crate::models::{Model, columns};
 use crate::prom::matcher::Matcher;
@@ -39,7 +39,8 @@ pub struct TrainingDataArgs {
     /// Range to exclude from training, as in 2026-01-31T12:00:00Z..2026-01-31T13:00:00Z; may be repeated
     #[arg(long, value_name = "START..END", value_parser = parse_exclusion)]
     exclude: Vec<Exclusion>,
-    /// Alert whose firing times are excluded from training; may be repeated
+    /// Alert to treat as one of training.exclude_alerts: its firing times are excluded from training, and a backtest
+    /// opens no incident in them; may be repeated
     #[arg(long, value_name = "ALERT")]
     exclude_alert: Vec<String>,
 }
@@ -80,7 +81,7 @@ pub struct TrainingInput {
     pub is_raw: bool,
     /// The ranges excluded from training.
     pub exclusions: Vec<Exclusion>,
-    /// The times of maintenance.
+    /// The times of maintenance and of firing alerts.
     pub suspended: SuspendedTimes,
     /// The file's names of the columns, if they differ from the default names.
     pub columns: Option<Vec<String>>,
@@ -243,7 +244,7 @@ impl<'a> HistoryReader<'a> {
             let matchers: Vec<_> = group_labels.map(|(name, value)| Matcher::equal(name, value)).collect();
             let mut groups = BTreeSet::new();
             for client in &reader.clients {
-                history::read_samples(client, &detector, &matchers, range, |series| {
+                history::read_samples(client, &detector, &matchers, range, Pace::Immediate, |series| {
                     groups.extend(series.iter().map(|(labels, _)| labels.split(&detector.by).0));
                 })
                 .await?;
@@ -278,7 +279,7 @@ impl<'a> HistoryReader<'a> {
         let (mut series, mut firing) = (Vec::new(), Vec::new());
         let ReadProgress { bar, n_samples } = &mut self.progress;
         for client in &self.clients {
-            history::read_samples(client, &detector, &matchers, range, |slice| {
+            history::read_samples(client, &detector, &matchers, range, Pace::Immediate, |slice| {
                 for (labels, samples) in slice {
                     *n_samples += samples.len();
                     series.push((labels, samples));
@@ -286,11 +287,11 @@ impl<'a> HistoryReader<'a> {
                 bar.set_message(format!("reading history: {n_samples} samples"));
             })
             .await?;
-            firing.extend(history::read_firing_alerts_of(client, &alerts, &group, range).await?);
+            firing.extend(history::read_firing_alerts(client, &alerts, range).await?);
         }
         let mut exclusions = self.args.exclude.clone();
-        exclusions.extend(exclusion::of_group(&self.periods, firing, &detector.name, &group));
-        let suspended = periods::maintenance_of(&self.periods, &detector.name, &group).collect();
+        exclusions.extend(exclusion::of_group(&self.periods, &firing, &detector.name, &group));
+        let suspended = exclusion::suspended_times(&self.periods, firing.iter(), &detector.name, &group);
         let of_model = self.model.iter().flat_map(|model| &model.schema.features);
         FeatureIdentity::of_features(&detector, of_model).rename(&detector, &mut series);
         let window = build::from_series(series.iter(), range.1 - range.0);

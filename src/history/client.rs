@@ -14,6 +14,9 @@ use crate::prom::matcher::Matcher;
 use crate::prom::proto::ResponseType;
 use crate::time::DAY_MS;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 /// Length of the first slice.
@@ -22,6 +25,32 @@ const MAX_SLICE_MS: i64 = DAY_MS;
 const MIN_SLICE_MS: i64 = 60_000;
 /// Consecutive timeouts after which a slice is no longer halved. The limit bounds the time that a hanging server costs.
 const MAX_TIMEOUTS: usize = 2;
+/// Longest pause after a slice that is read at a pace.
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+
+/// The share of time that reads of history may take of a source. Reads at a pace of `Half` and `Quarter` share one
+/// turn: only one of their requests runs at a time, and each is followed by a pause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// Without pauses, for what is small or cannot wait.
+    Immediate,
+    /// The pauses are as long as the requests: a group waits for its model.
+    Half,
+    /// The pauses are three times as long as the requests: a model serves meanwhile.
+    Quarter,
+}
+
+impl Pace {
+    /// The pause after a request.
+    fn pause_after(self, took: Duration) -> Duration {
+        let factor = match self {
+            Self::Immediate => 0,
+            Self::Half => 1,
+            Self::Quarter => 3,
+        };
+        (took * factor).min(MAX_PAUSE)
+    }
+}
 
 /// A client for one source of history.
 pub struct HistoryClient {
@@ -33,6 +62,8 @@ pub struct HistoryClient {
     has_unknown_encoding: AtomicBool,
     /// The last read failed: the failures of a run are logged once.
     is_failing: AtomicBool,
+    /// The turn of reads at a pace, with the end of the pause.
+    turn: Mutex<Instant>,
 }
 
 impl HistoryClient {
@@ -47,6 +78,7 @@ impl HistoryClient {
             metrics: metrics.clone(),
             has_unknown_encoding: AtomicBool::default(),
             is_failing: AtomicBool::default(),
+            turn: Mutex::new(Instant::now()),
         })
     }
 
@@ -63,7 +95,22 @@ impl HistoryClient {
         range: (i64, i64),
         on_slice: impl FnMut(Vec<SeriesSamples>),
     ) -> Result<(), Error> {
-        let result = self.read_slices(selector, group, range, on_slice).await;
+        self.read_at_pace(Pace::Immediate, selector, group, range, on_slice).await
+    }
+
+    /// [`read`](Self::read) at a pace.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read).
+    pub async fn read_at_pace(
+        &self,
+        pace: Pace,
+        selector: &Selector,
+        group: &[Matcher],
+        range: (i64, i64),
+        on_slice: impl FnMut(Vec<SeriesSamples>),
+    ) -> Result<(), Error> {
+        let result = self.read_slices(pace, selector, group, range, on_slice).await;
         let was_failing = self.is_failing.swap(result.is_err(), Ordering::Relaxed);
         match &result {
             Err(error) if !was_failing => {
@@ -79,6 +126,7 @@ impl HistoryClient {
 
     async fn read_slices(
         &self,
+        pace: Pace,
         selector: &Selector,
         group: &[Matcher],
         (after_ms, to_ms): (i64, i64),
@@ -90,7 +138,11 @@ impl HistoryClient {
             // The last slice may be shorter than the others.
             let slice = Slice { selector, group, start_ms, end_ms: to_ms.min(start_ms + slice_ms - 1) };
             let length_ms = slice.length_ms();
-            match self.read_slice(&slice).await {
+            let read = match pace {
+                Pace::Immediate => self.read_slice(&slice).await,
+                Pace::Half | Pace::Quarter => self.read_in_turn(pace, &slice).await,
+            };
+            match read {
                 Ok(series) => {
                     self.metrics.count_slice("read");
                     let samples: usize = series.iter().map(|(_, samples)| samples.len()).sum();
@@ -113,6 +165,18 @@ impl HistoryClient {
     fn count_failed(&self, error: Error) -> Error {
         self.metrics.count_slice("failed");
         error
+    }
+
+    /// Reads a slice when no other read at a pace runs and the pause is over.
+    async fn read_in_turn(&self, pace: Pace, slice: &Slice<'_>) -> Result<Vec<SeriesSamples>, Error> {
+        let mut resumes_at = self.turn.lock().await;
+        tokio::time::sleep_until(*resumes_at).await;
+        let started = Instant::now();
+        let series = self.read_slice(slice).await;
+        let took = started.elapsed();
+        self.metrics.seconds.inc_by(took.as_secs_f64());
+        *resumes_at = Instant::now() + pace.pause_after(took);
+        series
     }
 
     async fn read_slice(&self, slice: &Slice<'_>) -> Result<Vec<SeriesSamples>, Error> {
@@ -147,5 +211,17 @@ impl HistoryClient {
         };
         self.metrics.count_skipped(collector.skipped());
         received.map(|()| collector.finish())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_is_a_multiple_of_the_request_with_a_bound() {
+        let seconds = |pace: Pace, took| pace.pause_after(Duration::from_secs(took)).as_secs();
+        assert_eq!([Pace::Immediate, Pace::Half, Pace::Quarter].map(|pace| seconds(pace, 2)), [0, 2, 6]);
+        assert_eq!(seconds(Pace::Quarter, 60), 30);
     }
 }

@@ -18,9 +18,10 @@ use crate::telemetry::{OneLabel, register};
 use crate::yaml::{Key, KeyTable, Section};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-pub use client::HistoryClient;
+pub use client::{HistoryClient, Pace};
 pub use collector::SeriesSamples;
 pub use error::Error;
 
@@ -156,6 +157,7 @@ impl Config {
 pub struct Metrics {
     slices: OneLabel<Counter>,
     samples: Counter,
+    seconds: Counter<f64, AtomicU64>,
     skipped: OneLabel<Counter>,
 }
 
@@ -170,6 +172,11 @@ impl Metrics {
                  halves, one with unknown_encoding as samples",
             ),
             samples: register(registry, "history_samples", "Samples read from the sources of history"),
+            seconds: register(
+                registry,
+                "history_seconds",
+                "Time in which requests for the history of trainings ran, one at a time for each source",
+            ),
             skipped: register(
                 registry,
                 "history_skipped",

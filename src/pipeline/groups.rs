@@ -2,7 +2,7 @@
 
 use super::group::Group;
 use super::group::series_origins::Lookup;
-use super::maintenance::MaintenancePlan;
+use super::maintenance::{MaintenancePlan, PastAlerts};
 use crate::config::Config;
 use crate::detector::{Detector, FeatureIdentity};
 use crate::features::Schema;
@@ -11,6 +11,7 @@ use crate::remote_write::cursor_keys;
 use crate::remote_write::message::OUTPUT_METADATA;
 use crate::series::{ColumnRef, IgnoreReason};
 use crate::snapshot::GroupState;
+use crate::train::history::FiringAlert;
 use crate::train::pool::{MAX_GROUPS, Pool};
 use crate::window::{MAX_FEATURES, Window};
 use std::collections::{BTreeMap, VecDeque};
@@ -47,6 +48,7 @@ pub struct Groups {
     usage: Usage,
     over_limit: bool,
     maintenance: MaintenancePlan,
+    past_alerts: PastAlerts,
     /// Groups with many empty columns.
     with_empty_columns: VecDeque<u32>,
 }
@@ -101,6 +103,7 @@ impl Groups {
             usage: Usage::default(),
             over_limit: false,
             maintenance: MaintenancePlan::default(),
+            past_alerts: PastAlerts::default(),
             with_empty_columns: VecDeque::new(),
         }
     }
@@ -204,13 +207,28 @@ impl Groups {
 
     /// Puts a maintenance plan in force.
     pub fn set_maintenance(&mut self, plan: MaintenancePlan) {
-        if plan == self.maintenance {
-            return;
+        if plan != self.maintenance {
+            self.maintenance = plan;
+            self.suspend_all();
         }
-        for group in self.all.values_mut() {
-            group.set_suspended(plan.suspended_times(&group.detector, &group.labels));
+    }
+
+    /// Adds times in which alerts of a detector's `exclude_alerts` fired: rows of those times may be yet to come.
+    pub fn record_alerts(&mut self, detector: &str, alerts: Vec<FiringAlert>, now_ms: i64) {
+        let mut past_alerts = self.past_alerts.clone();
+        alerts.into_iter().for_each(|alert| past_alerts.add(detector, alert));
+        past_alerts.forget_old(&self.config.detectors, now_ms);
+        if past_alerts != self.past_alerts {
+            self.past_alerts = past_alerts;
+            self.suspend_all();
         }
-        self.maintenance = plan;
+    }
+
+    fn suspend_all(&mut self) {
+        let Self { all, maintenance, past_alerts, .. } = self;
+        for group in all.values_mut() {
+            group.set_suspended(maintenance.suspended_times(past_alerts, &group.detector, &group.labels));
+        }
     }
 
     /// True if the column exists.
@@ -342,7 +360,8 @@ impl Groups {
 
     /// Ids are never reused, so that a stored id cannot refer to another group.
     fn insert(&mut self, mut group: Group) -> u32 {
-        group.set_suspended(self.maintenance.suspended_times(&group.detector, &group.labels));
+        let Self { maintenance, past_alerts, .. } = self;
+        group.set_suspended(maintenance.suspended_times(past_alerts, &group.detector, &group.labels));
         let id = self.next_id;
         self.next_id += 1;
         self.usage = self.usage.plus(usage_of(&group));
@@ -404,7 +423,8 @@ impl Groups {
     ) -> Vec<Group> {
         let mut retired = Vec::new();
         let maintenance = std::mem::take(&mut self.maintenance);
-        let mut next = Self { next_id: self.next_id, maintenance, ..Self::new(config) };
+        let past_alerts = std::mem::take(&mut self.past_alerts);
+        let mut next = Self { next_id: self.next_id, maintenance, past_alerts, ..Self::new(config) };
         for (_, mut group) in std::mem::take(&mut self.all) {
             let index = next.config.detectors.iter().position(|new| group.reconfigure(new, now, now_ms));
             let Some(index) = index else {

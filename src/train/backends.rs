@@ -1,10 +1,11 @@
 //! The remote endpoints of a configuration, and access to the history of a group through them.
 
-use super::history;
+use super::history::{self, FiringAlert};
 use crate::detector::{Detector, FeatureIdentity};
 use crate::error::chain;
-use crate::history::{HistoryClient, SeriesSamples};
+use crate::history::{Error, HistoryClient, Pace, SeriesSamples};
 use crate::http::Url;
+use crate::models::registry::periods::Period;
 use crate::models::registry::{self, Registry};
 use crate::prom::Labels;
 use crate::remote_write;
@@ -15,8 +16,11 @@ use std::time::{Duration, Instant};
 /// Time without requests after a source of history or a registry did not answer.
 const COOLDOWN: Duration = Duration::from_secs(60);
 
+/// Time that the registry may take to return maintenance and feedback to a model that is to serve.
+const PERIODS_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The failure of a read that the cooldown prevents.
-pub(super) const IN_COOLDOWN: &str = "the source of history is in cooldown";
+const IN_COOLDOWN: &str = "the source of history is in cooldown";
 
 /// The detectors and the remote endpoints of a configuration.
 pub struct Backends {
@@ -85,6 +89,8 @@ pub struct GroupReader<'a> {
     pub labels: &'a Labels,
     /// The identity of its features.
     pub identity: FeatureIdentity,
+    /// The pace of reading samples.
+    pub pace: Pace,
 }
 
 /// The history of a group, as far as the endpoints returned it.
@@ -101,21 +107,65 @@ impl GroupReader<'_> {
         let matchers = history::group_matchers(self.detector, self.labels);
         let mut history = GroupHistory { series: Vec::new(), failure: None };
         for client in &self.backends.history_clients {
-            let url = &client.config.url;
-            if self.circuit_breaker.is_client_open(url) {
+            if self.is_in_cooldown(client) {
                 history.failure = Some(IN_COOLDOWN.to_string());
                 continue;
             }
             let on_series = |series| history.series.extend(series);
-            if let Err(error) =
-                history::read_samples(client, self.detector, &matchers, range, on_series).await
-                && error.is_recoverable()
-            {
-                self.circuit_breaker.open_client(url, Instant::now());
-                history.failure = Some(chain(&error));
+            let read =
+                history::read_samples(client, self.detector, &matchers, range, self.pace, on_series).await;
+            if let Err(error) = read {
+                history.failure = self.failure_of(client, &error).or(history.failure);
             }
         }
         self.identity.clone().rename(self.detector, &mut history.series);
         history
+    }
+
+    /// Reads the times in which alerts of `exclude_alerts` fired. The second value is the error text of the last endpoint
+    /// that failed.
+    pub(super) async fn read_alerts(&mut self, range: (i64, i64)) -> (Vec<FiringAlert>, Option<String>) {
+        let names = &self.detector.training.exclude_alerts;
+        let (mut alerts, mut failure) = (Vec::new(), None);
+        for client in self.backends.history_clients.iter().filter(|_| !names.is_empty()) {
+            if self.is_in_cooldown(client) {
+                failure = Some(IN_COOLDOWN.to_string());
+                continue;
+            }
+            match history::read_firing_alerts(client, names, range).await {
+                Ok(found) => alerts.extend(found),
+                Err(error) => failure = self.failure_of(client, &error).or(failure),
+            }
+        }
+        (alerts, failure)
+    }
+
+    fn is_in_cooldown(&self, client: &HistoryClient) -> bool {
+        self.circuit_breaker.is_client_open(&client.config.url)
+    }
+
+    /// Starts the cooldown of an endpoint that failed, and returns the error text. `None` for one without the API.
+    fn failure_of(&mut self, client: &HistoryClient, error: &Error) -> Option<String> {
+        if !error.is_recoverable() {
+            return None;
+        }
+        self.circuit_breaker.open_client(&client.config.url, Instant::now());
+        Some(chain(error))
+    }
+
+    /// Reads maintenance and feedback; none if the registry does not answer in time.
+    pub(super) async fn read_periods(&mut self) -> Vec<Period> {
+        if self.circuit_breaker.is_registry_open() {
+            return Vec::new();
+        }
+        match tokio::time::timeout(PERIODS_TIMEOUT, self.backends.registry.periods()).await {
+            Ok(Ok(periods)) => periods,
+            // The training reads them too, and reports the failure.
+            Ok(Err(_)) => Vec::new(),
+            Err(_) => {
+                self.circuit_breaker.open_registry(Instant::now());
+                Vec::new()
+            }
+        }
     }
 }

@@ -1,8 +1,10 @@
 //! Brings a model up to date: a detector with state must assess all rows since its training.
 
 use super::backends::{GroupHistory, GroupReader};
+use super::exclusion;
+use super::history::ALERT_LOOKBACK_MS;
 use super::training_set::for_each_full_row;
-use crate::detect::{self, OnlineDetector};
+use crate::detect::{self, OnlineDetector, SuspendedTimes};
 use crate::history::SeriesSamples;
 use crate::models::Model;
 use crate::time;
@@ -10,15 +12,17 @@ use crate::window::build;
 use std::time::Instant;
 
 /// The detection after the rows of `history` up to `to_ms`, with the alerts of a detector. The series have features as
-/// labels.
+/// labels. No incident opens in the suspended times.
 pub fn advance(
     detection: Box<OnlineDetector>,
     model: &Model,
     alerts: &detect::Config,
+    suspended: SuspendedTimes,
     history: &[SeriesSamples],
     to_ms: i64,
 ) -> Box<OnlineDetector> {
     let mut detection = Box::new(detection.with_alerts(alerts, &model.schema.features));
+    detection.set_suspended(suspended);
     let newest_ms = detection.newest_ms().unwrap_or(i64::MIN);
     let window = build::from_series(history.iter(), i64::MAX / 2);
     for_each_full_row(&model.schema, &window, newest_ms, to_ms, |timestamp_ms, values| {
@@ -49,8 +53,11 @@ impl CatchUp {
         let from_ms = (since_ms - model.schema.transform.lookback_ms()).min(window_start_ms);
         reader.circuit_breaker.reset_expired(Instant::now());
         let GroupHistory { series, failure } = reader.read((from_ms, to_ms)).await;
+        let (alerts, _) = reader.read_alerts((from_ms - ALERT_LOOKBACK_MS, to_ms)).await;
+        let periods = reader.read_periods().await;
+        let suspended = exclusion::suspended_times(&periods, alerts.iter(), &detector.name, reader.labels);
         let start = model.fitted.as_online().cloned().map(Box::new);
-        let detection = start.map(|detection| advance(detection, model, &detector.alerts, &series, to_ms));
+        let detection = start.map(|start| advance(start, model, &detector.alerts, suspended, &series, to_ms));
         Self { detection, series, is_complete: failure.is_none() }
     }
 }

@@ -7,7 +7,7 @@ use crate::window::{Column, Window};
 use std::time::Duration;
 
 /// Most that a gap adds to the coverage. It is Prometheus' look-back of instant queries.
-const LOOK_BACK_MS: i64 = 300_000;
+pub(super) const LOOK_BACK_MS: i64 = 300_000;
 
 /// Share of the required history at which a feature joins a model. The features of one scrape arrive in several
 /// requests, and the last ones lack a scrape when the first ones are complete.

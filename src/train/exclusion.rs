@@ -2,7 +2,9 @@
 //! other incidents are not excluded: what lasts is learned, and the alert threshold limits what a single incident
 //! contributes.
 
-use crate::models::registry::periods::{Period, PeriodKind};
+use super::history::FiringAlert;
+use crate::detect::SuspendedTimes;
+use crate::models::registry::periods::{self, Period, PeriodKind};
 use crate::prom::Labels;
 
 /// A time that is excluded from training.
@@ -19,10 +21,16 @@ pub struct Exclusion {
 /// The exclusions of a group: its maintenance and its real incidents, and the times of alerts outside of its false alarms.
 pub fn of_group(
     periods: &[Period],
-    alerts: Vec<Exclusion>,
+    alerts: &[FiringAlert],
     detector: &str,
     group: &Labels,
 ) -> Vec<Exclusion> {
+    let of_alert = |alert: &FiringAlert| Exclusion {
+        from_ms: alert.from_ms,
+        to_ms: alert.to_ms,
+        reason: format!("{} fired", alert.labels.get("alertname")),
+    };
+    let alerts = alerts.iter().filter(|alert| alert.concerns(group)).map(of_alert);
     let (false_alarms, excluded): (Vec<&Period>, Vec<&Period>) = periods
         .iter()
         .filter(|period| period.concerns(detector, group))
@@ -32,7 +40,7 @@ pub fn of_group(
             parts.into_iter().flat_map(|part| part.without(period.from_ms, period.end_ms())).collect()
         })
     };
-    let mut exclusions: Vec<Exclusion> = alerts.into_iter().flat_map(without_false).collect();
+    let mut exclusions: Vec<Exclusion> = alerts.flat_map(without_false).collect();
     exclusions.extend(excluded.into_iter().map(|period| Exclusion {
         from_ms: period.from_ms,
         to_ms: period.end_ms(),
@@ -44,6 +52,17 @@ pub fn of_group(
     }));
     exclusions.sort_by_key(|exclusion| (exclusion.from_ms, exclusion.to_ms));
     exclusions
+}
+
+/// The times in which no incident of a group opens: its maintenance, and the times of these alerts.
+pub fn suspended_times<'a>(
+    periods: &[Period],
+    alerts: impl Iterator<Item = &'a FiringAlert>,
+    detector: &str,
+    group: &Labels,
+) -> SuspendedTimes {
+    let alerts = alerts.filter(|alert| alert.concerns(group)).map(|alert| alert.from_ms..=alert.to_ms);
+    periods::maintenance_of(periods, detector, group).chain(alerts).collect()
 }
 
 impl Exclusion {
@@ -75,13 +94,25 @@ mod tests {
             period(PeriodKind::Real, r#"{instance="b", job="node"}"#, 30, Some(40)),
             period(PeriodKind::False, r#"{instance="a", job="node"}"#, 110, Some(120)),
         ];
-        let alert = Exclusion { from_ms: 100, to_ms: 130, reason: "Down fired".into() };
+        let alert = |instance| FiringAlert {
+            labels: Labels::new([("alertname", "Down"), ("instance", instance)]).expect("valid"),
+            from_ms: 100,
+            to_ms: 130,
+            is_firing: false,
+        };
+        let alerts = [alert("a"), alert("b")];
         let group = Labels::new([("job", "node"), ("instance", "a")]).expect("valid");
         let ranges = |detector: &str| -> Vec<(i64, i64)> {
-            let exclusions = of_group(&periods, vec![alert.clone()], detector, &group);
+            let exclusions = of_group(&periods, &alerts, detector, &group);
             exclusions.iter().map(|exclusion| (exclusion.from_ms, exclusion.to_ms)).collect()
         };
         assert_eq!(ranges("net"), [(10, 20), (100, 109), (121, 130), (500, i64::MAX)]);
         assert_eq!(ranges("disk"), [(100, 130)]);
+        let suspended = suspended_times(&periods, alerts.iter(), "net", &group);
+        assert_eq!(
+            *suspended,
+            [500..=i64::MAX, 100..=130],
+            "an incident that was real does not suspend others"
+        );
     }
 }

@@ -1,13 +1,13 @@
 //! Reads what training needs from Prometheus: past samples, fired alerts, written scores and incidents.
 
-use super::coverage::spans;
-use super::exclusion::Exclusion;
+use super::coverage::{LOOK_BACK_MS, spans};
 use crate::detect::PastIncident;
 use crate::detector::Detector;
-use crate::history::{Error, HistoryClient, SeriesSamples};
+use crate::history::{Error, HistoryClient, Pace, SeriesSamples};
 use crate::prom::labels::METRIC_NAME;
 use crate::prom::matcher::Matcher;
-use crate::prom::{Labels, Selector};
+use crate::prom::{Labels, Sample, Selector};
+use std::collections::BTreeMap;
 
 /// The matchers that select the series of a group.
 pub fn group_matchers(detector: &Detector, labels: &Labels) -> Vec<Matcher> {
@@ -23,13 +23,20 @@ pub async fn read_samples(
     detector: &Detector,
     group: &[Matcher],
     range: (i64, i64),
+    pace: Pace,
     mut on_series: impl FnMut(Vec<SeriesSamples>),
 ) -> Result<(), Error> {
     for selector in &detector.matchers {
-        client.read(selector, group, range, &mut on_series).await?;
+        client.read_at_pace(pace, selector, group, range, &mut on_series).await?;
     }
     Ok(())
 }
+
+/// Time before a range in which a sample of an alert that fires at its beginning is looked for: the look-back of Prometheus.
+pub const ALERT_LOOKBACK_MS: i64 = LOOK_BACK_MS;
+
+/// Age of the newest sample of an alert that still fires: rules are evaluated every minute by default.
+const MAX_ALERT_AGE_MS: i64 = 90_000;
 
 /// A time in which an alert fired.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,35 +47,37 @@ pub struct FiringAlert {
     pub from_ms: i64,
     /// Last millisecond.
     pub to_ms: i64,
+    /// True if it fires on at the end of the range that was read.
+    pub is_firing: bool,
 }
 
 impl FiringAlert {
+    /// The times in which the alert of these samples fired, in a range that ends at `end_ms`. An alert fires until its
+    /// staleness marker; without one, until its last sample.
+    fn from_samples<'a>(
+        labels: &'a Labels,
+        samples: &'a [Sample],
+        end_ms: i64,
+    ) -> impl Iterator<Item = Self> + use<'a> {
+        let is_same = |a: &Sample, b: &Sample| {
+            !a.is_stale() && (b.is_stale() || b.timestamp_ms - a.timestamp_ms <= LOOK_BACK_MS)
+        };
+        samples.chunk_by(is_same).filter(|run| !run[0].is_stale()).map(move |run| {
+            let last = run[run.len() - 1];
+            let is_firing = !last.is_stale() && last.timestamp_ms >= end_ms - MAX_ALERT_AGE_MS;
+            let to_ms = match (last.is_stale(), is_firing) {
+                (true, _) => last.timestamp_ms - 1,
+                (false, true) => end_ms,
+                (false, false) => last.timestamp_ms,
+            };
+            Self { labels: labels.clone(), from_ms: run[0].timestamp_ms, to_ms, is_firing }
+        })
+    }
+
     /// True if the alert has no label with another value than the group: an alert on another instance does not concern it.
     pub fn concerns(&self, group: &Labels) -> bool {
         group.iter().all(|(name, value)| ["", value].contains(&self.labels.get(name)))
     }
-}
-
-/// The times in which these alerts fired and concern a group, ascending.
-///
-/// # Errors
-/// Those of the client.
-pub async fn read_firing_alerts_of(
-    client: &HistoryClient,
-    alerts: &[String],
-    group: &Labels,
-    range: (i64, i64),
-) -> Result<Vec<Exclusion>, Error> {
-    let exclusion = |alert: FiringAlert| Exclusion {
-        from_ms: alert.from_ms,
-        to_ms: alert.to_ms,
-        reason: format!("{} fired", alert.labels.get("alertname")),
-    };
-    let firing = read_firing_alerts(client, alerts, range).await?.into_iter();
-    let mut exclusions: Vec<Exclusion> =
-        firing.filter(|alert| alert.concerns(group)).map(exclusion).collect();
-    exclusions.sort_by_key(|exclusion| (exclusion.from_ms, exclusion.to_ms));
-    Ok(exclusions)
 }
 
 /// The times in which these alerts fired.
@@ -80,23 +89,23 @@ pub async fn read_firing_alerts(
     alerts: &[String],
     range: (i64, i64),
 ) -> Result<Vec<FiringAlert>, Error> {
-    let mut firing = Vec::new();
     if alerts.is_empty() {
-        return Ok(firing);
+        return Ok(Vec::new());
     }
     let selector = Selector::parse(r#"ALERTS{alertstate="firing"}"#).expect("a valid selector");
-    let is_relevant = |labels: &Labels| alerts.iter().any(|name| name == labels.get("alertname"));
+    let is_named = Matcher::one_of("alertname", alerts.iter().map(String::as_str));
+    // An alert may be in several slices of the range.
+    let mut samples_of: BTreeMap<Labels, Vec<Sample>> = BTreeMap::new();
     client
-        .read(&selector, &[], range, |series| {
-            for (labels, samples) in series.iter().filter(|(labels, _)| is_relevant(labels)) {
-                let fresh = samples.iter().filter(|sample| !sample.is_stale());
-                let times: Vec<i64> = fresh.map(|sample| sample.timestamp_ms).collect();
-                let alert = |(from_ms, to_ms)| FiringAlert { labels: labels.clone(), from_ms, to_ms };
-                firing.extend(spans(&times).map(alert));
+        .read(&selector, &[is_named], range, |series| {
+            for (labels, samples) in series {
+                samples_of.entry(labels).or_default().extend(samples);
             }
         })
         .await?;
-    Ok(firing)
+    let firing =
+        samples_of.iter().flat_map(|(labels, samples)| FiringAlert::from_samples(labels, samples, range.1));
+    Ok(firing.collect())
 }
 
 /// The incidents that a group has in Prometheus, ascending.
@@ -172,5 +181,33 @@ impl GroupOutputs<'_> {
     /// True for the labels of one of these series.
     fn contains(&self, labels: &Labels) -> bool {
         self.detector.by.iter().all(|name| labels.get(name) == self.group.get(name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alert_fires_until_its_staleness_marker() {
+        let labels = Labels::default();
+        let firing = |samples: &[(i64, bool)], end_ms| -> Vec<(i64, i64, bool)> {
+            let sample = |(minute, is_stale): &(i64, bool)| match is_stale {
+                true => Sample::stale(minute * 60_000),
+                false => Sample { timestamp_ms: minute * 60_000, value: 1.0 },
+            };
+            let samples: Vec<Sample> = samples.iter().map(sample).collect();
+            let alerts = FiringAlert::from_samples(&labels, &samples, end_ms);
+            alerts.map(|alert| (alert.from_ms, alert.to_ms, alert.is_firing)).collect()
+        };
+        let hour_ms = 3_600_000;
+        assert_eq!(firing(&[(1, false), (2, false), (3, true)], hour_ms), [(60_000, 179_999, false)]);
+        assert_eq!(firing(&[(1, false), (2, false)], hour_ms), [(60_000, 120_000, false)], "a crash");
+        assert_eq!(firing(&[(1, false), (2, false)], 200_000), [(60_000, 200_000, true)], "it fires on");
+        assert_eq!(firing(&[(1, false), (2, true)], 150_000), [(60_000, 119_999, false)], "it is over");
+        let twice = [(1, false), (2, true), (3, false), (8, false), (20, false)];
+        let times = [(60_000, 119_999, false), (180_000, 480_000, false), (1_200_000, 1_200_000, false)];
+        assert_eq!(firing(&twice, hour_ms), times);
+        assert_eq!(firing(&[(1, true), (2, true)], hour_ms), []);
     }
 }

@@ -3,10 +3,10 @@
 //! A group without a model takes over the model that the registry has for it, and a model is fitted only if there is none.
 //! The group then has the same model after a restart, also after a manual promotion.
 
-use super::backends::{Backends, CircuitBreaker, GroupHistory, GroupReader, IN_COOLDOWN};
+use super::backends::{Backends, CircuitBreaker, GroupHistory, GroupReader};
 use super::exclusion::{self, Exclusion};
 use super::fit::{ModelFitter, Trained};
-use super::history;
+use super::history::FiringAlert;
 use super::job::{ShortHistory, TrainingJob, TrainingOutcome, TrainingReason};
 use super::register::{self, PromotionTarget, RegistrationDraft};
 use super::training_set::{TrainingSet, TrainingSetError};
@@ -15,7 +15,7 @@ use crate::detect::MAX_TRAINING_VALUES;
 use crate::detector::FeatureIdentity;
 use crate::error::chain;
 use crate::forest;
-use crate::history::SeriesSamples;
+use crate::history::{Pace, SeriesSamples};
 use crate::models::DeployedModel;
 use crate::models::registry;
 use crate::models::registry::periods::Period;
@@ -203,7 +203,7 @@ impl<'a> TrainingRun<'a> {
         let alerts = self.read_alerts().await?;
         let periods = self.read_periods().await?;
         let TrainingJob { detector, labels, .. } = &*self.job;
-        Ok(exclusion::of_group(&periods, alerts, &detector.name, labels))
+        Ok(exclusion::of_group(&periods, &alerts, &detector.name, labels))
     }
 
     /// Reads maintenance and feedback. A first model is fitted without them if the registry does not answer.
@@ -235,36 +235,13 @@ impl<'a> TrainingRun<'a> {
 
     /// Reads the times of alerts. A first model is fitted without them if an endpoint does not answer: a model of a
     /// history with incidents is better than none.
-    async fn read_alerts(&mut self) -> Result<Vec<Exclusion>, String> {
-        let TrainingJob { detector, labels, reason, .. } = &*self.job;
-        let alerts = &detector.training.exclude_alerts;
-        let mut exclusions = Vec::new();
-        if alerts.is_empty() {
-            return Ok(exclusions);
+    async fn read_alerts(&mut self) -> Result<Vec<FiringAlert>, String> {
+        let range = self.history_range();
+        let (alerts, failure) = self.reader().read_alerts(range).await;
+        match failure.filter(|_| self.job.reason != TrainingReason::First) {
+            Some(failure) => Err(format!("alerts unknown: {failure}")),
+            None => Ok(alerts),
         }
-        for client in &self.backends.history_clients {
-            let url = &client.config.url;
-            let failure = if self.circuit_breaker.is_client_open(url) {
-                IN_COOLDOWN.to_string()
-            } else {
-                match history::read_firing_alerts_of(client, alerts, labels, self.history_range()).await {
-                    Ok(firing) => {
-                        exclusions.extend(firing);
-                        continue;
-                    }
-                    // The endpoint does not have the API.
-                    Err(error) if !error.is_recoverable() => continue,
-                    Err(error) => {
-                        self.circuit_breaker.open_client(url, Instant::now());
-                        chain(&error)
-                    }
-                }
-            };
-            if *reason != TrainingReason::First {
-                return Err(format!("alerts unknown: {failure}"));
-            }
-        }
-        Ok(exclusions)
     }
 
     /// The pinned version of the alias, if any. The registration reads it again.
@@ -378,6 +355,7 @@ impl<'a> TrainingRun<'a> {
 
     fn reader(&mut self) -> GroupReader<'_> {
         GroupReader {
+            pace: if self.job.reason == TrainingReason::First { Pace::Half } else { Pace::Quarter },
             backends: self.backends,
             circuit_breaker: self.circuit_breaker,
             detector: &self.job.detector,

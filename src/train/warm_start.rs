@@ -1,7 +1,8 @@
 //! The state of a group from before this process: recent samples, written scores, the state of its model.
 
 use super::backends::GroupReader;
-use super::{catch_up, history};
+use super::history::{ALERT_LOOKBACK_MS, FiringAlert};
+use super::{catch_up, exclusion, history};
 use crate::detect::{OnlineDetector, PastIncident};
 use crate::detector::Detector;
 use crate::history::SeriesSamples;
@@ -25,6 +26,8 @@ pub struct WarmStart {
     pub incidents: Option<Vec<PastIncident>>,
     /// The feedback that is recorded, for incidents that a snapshot has restored.
     pub feedback: Vec<Period>,
+    /// The times in which alerts of `exclude_alerts` fired since the training of the model.
+    pub alerts: Vec<FiringAlert>,
     /// State of the model after the rows since its training, from history or a snapshot.
     pub detection: Option<Box<OnlineDetector>>,
     /// True if a source of history that may have more did not answer.
@@ -41,7 +44,8 @@ impl WarmStart {
         let detector = reader.detector;
         let earliest_ms = first_scorable_ms(detector, detector.transform.lookback_ms(), now_ms);
         let watermark = WriteWatermark::read(reader, earliest_ms, now_ms).await;
-        let incidents = read_incidents(reader, now_ms).await;
+        let periods = reader.read_periods().await;
+        let incidents = read_incidents(reader, &periods, now_ms).await;
         Self { recent, watermark: watermark.unwrap_or_default(), incidents, ..Self::default() }
     }
 
@@ -74,9 +78,12 @@ impl WarmStart {
         // With a checkpoint, the snapshot has restored the window; otherwise the window must be filled.
         let from_ms = if resumed.is_some() { since_ms } else { since_ms.min(start_ms) };
         let history = reader.read((from_ms, now_ms)).await;
+        let (alerts, _) = reader.read_alerts((from_ms - ALERT_LOOKBACK_MS, now_ms)).await;
+        let periods = reader.read_periods().await;
+        let suspended = exclusion::suspended_times(&periods, alerts.iter(), &detector.name, reader.labels);
         let (incidents, feedback) = match checkpoint {
-            Some(_) => (None, read_feedback(reader).await),
-            None => (read_incidents(reader, now_ms).await, Vec::new()),
+            Some(_) => (None, feedback_of(&periods, reader)),
+            None => (read_incidents(reader, &periods, now_ms).await, Vec::new()),
         };
         let start = match resumed {
             Some((_, detection)) => detection,
@@ -89,14 +96,17 @@ impl WarmStart {
                 })
             }),
         };
-        let advance =
-            |detection| catch_up::advance(detection, model, &detector.alerts, &history.series, replay_to_ms);
+        let advance = |detection| {
+            let config = &detector.alerts;
+            catch_up::advance(detection, model, config, suspended, &history.series, replay_to_ms)
+        };
         let detection = start.map(advance);
         Self {
             recent: samples_after(&history.series, start_ms),
             watermark,
             incidents,
             feedback,
+            alerts,
             detection,
             is_incomplete: !is_watermark_known || history.failure.is_some(),
         }
@@ -154,7 +164,11 @@ impl WriteWatermark {
 }
 
 /// The published incidents of a group; `None` if no endpoint has any, or none answers in time.
-async fn read_incidents(reader: &mut GroupReader<'_>, now_ms: i64) -> Option<Vec<PastIncident>> {
+async fn read_incidents(
+    reader: &mut GroupReader<'_>,
+    periods: &[Period],
+    now_ms: i64,
+) -> Option<Vec<PastIncident>> {
     let GroupReader { backends, circuit_breaker, detector, labels, .. } = reader;
     let range = (now_ms - time::millis(detector.training.history), now_ms);
     let mut incidents = Vec::new();
@@ -174,28 +188,16 @@ async fn read_incidents(reader: &mut GroupReader<'_>, now_ms: i64) -> Option<Vec
     if incidents.is_empty() {
         return None;
     }
-    let feedback = read_feedback(reader).await;
-    periods::restore_feedback(&mut incidents, &feedback, &reader.detector.name, reader.labels);
+    periods::restore_feedback(&mut incidents, periods, &reader.detector.name, reader.labels);
     Some(incidents)
 }
 
-/// The recorded feedback on incidents of a group; none if the registry does not answer in time.
-async fn read_feedback(reader: &mut GroupReader<'_>) -> Vec<Period> {
-    let GroupReader { backends, circuit_breaker, detector, labels, .. } = reader;
-    if circuit_breaker.is_registry_open() {
-        return Vec::new();
-    }
-    let is_feedback =
-        |period: &Period| period.kind != PeriodKind::Maintenance && period.concerns(&detector.name, labels);
-    match tokio::time::timeout(WATERMARK_TIMEOUT, backends.registry.periods()).await {
-        Ok(Ok(recorded)) => recorded.into_iter().filter(is_feedback).collect(),
-        // The training reads them too, and reports the failure.
-        Ok(Err(_)) => Vec::new(),
-        Err(_) => {
-            circuit_breaker.open_registry(Instant::now());
-            Vec::new()
-        }
-    }
+/// The recorded feedback on incidents of a group.
+fn feedback_of(periods: &[Period], reader: &GroupReader<'_>) -> Vec<Period> {
+    let is_feedback = |period: &&Period| {
+        period.kind != PeriodKind::Maintenance && period.concerns(&reader.detector.name, reader.labels)
+    };
+    periods.iter().filter(is_feedback).cloned().collect()
 }
 
 /// The samples of a history that are within the window.

@@ -1,6 +1,7 @@
 //! The client against a server with scripted responses.
 
 use super::*;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A remote-read server and the requests that it received.
 struct FakeReadServer {
@@ -416,4 +417,32 @@ async fn a_slice_is_never_empty() {
     let (_, result) = fake.read((0, DAY_MS + 1)).await;
     assert!(result.expect_err("a slice of a millisecond is not halved").is_too_large());
     assert_eq!(fake.ranges().len(), 2);
+}
+
+/// The histories of two groups: one request at a time, while small reads do not wait.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn reads_at_a_pace_take_turns() {
+    let most_at_once = async |pace| {
+        let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let most_seen = most.clone();
+        let fake = FakeReadServer::start(move |query| {
+            most.fetch_max(1 + running.fetch_add(1, Ordering::SeqCst), Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(20));
+            running.fetch_sub(1, Ordering::SeqCst);
+            one_sample_a_minute(query)
+        })
+        .await;
+        let selector = Selector::parse("up").expect("a selector");
+        let read = async || {
+            let read = fake.client.read_at_pace(pace, &selector, &[], (0, 10 * DAY_MS), |_| {});
+            read.await.expect("a response");
+        };
+        tokio::join!(read(), read());
+        let seconds = fake.client.metrics.seconds.get();
+        assert_eq!(seconds > 20.0 * 0.02, pace != Pace::Immediate, "{pace:?}: {seconds}");
+        most_seen.load(Ordering::SeqCst)
+    };
+    assert_eq!(most_at_once(Pace::Quarter).await, 1);
+    assert_eq!(most_at_once(Pace::Half).await, 1);
+    assert_eq!(most_at_once(Pace::Immediate).await, 2);
 }

@@ -22,6 +22,7 @@ use crate::prom::Labels;
 use crate::remote_read::server::{self, Query, Queryable, WorkPermit};
 use crate::remote_write::{Batch, BatchSource, CursorPosition};
 use crate::status::group::{GroupDetail, GroupSummary};
+use crate::train::history::FiringAlert;
 use crate::train::{TrainingOutcome, WarmStart};
 use crate::window::ModelRole;
 use std::sync::Arc;
@@ -76,6 +77,8 @@ pub(super) enum EngineCommand {
     },
     /// Puts a maintenance plan in force.
     SetMaintenance(MaintenancePlan),
+    /// Adds times in which alerts of a detector's `exclude_alerts` fired.
+    RecordAlerts { detector: String, alerts: Vec<FiringAlert> },
     /// Checks whether a group has a recent sample of a feature.
     HasFeature { group: u32, feature: Labels, reply: oneshot::Sender<bool> },
     /// Fetches the first group after this id for a snapshot; none after the last.
@@ -320,6 +323,11 @@ impl WeakEngineHandle {
     /// Puts a maintenance plan in force.
     pub async fn set_maintenance(&self, plan: MaintenancePlan) -> Option<()> {
         self.send(EngineCommand::SetMaintenance(plan)).await
+    }
+
+    /// Adds times in which alerts of a detector's `exclude_alerts` fired.
+    pub async fn record_alerts(&self, detector: String, alerts: Vec<FiringAlert>) -> Option<()> {
+        self.send(EngineCommand::RecordAlerts { detector, alerts }).await
     }
 
     /// Runs the periodic work. An engine whose queue is full skips it.

@@ -192,6 +192,9 @@ impl Engine {
                 let _ = reply.send(self.apply_feedback(group, start_ms, feedback));
             }
             EngineCommand::SetMaintenance(plan) => self.set_maintenance(plan),
+            EngineCommand::RecordAlerts { detector, alerts } => {
+                self.groups.record_alerts(&detector, alerts, now_ms());
+            }
             EngineCommand::HasFeature { group, feature, reply } => {
                 let group = self.groups.get(group);
                 let _ = reply.send(group.is_some_and(|g| g.active_features(now_ms()).contains(&feature)));

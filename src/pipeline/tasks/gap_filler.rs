@@ -4,13 +4,14 @@
 //! a whole gap.
 
 use crate::detector::Detector;
-use crate::history::SeriesSamples;
+use crate::history::{Pace, SeriesSamples};
 use crate::pipeline::engine::WeakEngineHandle;
 use crate::pipeline::gaps::{AuditedSeries, BackfillRequest, Metrics};
 use crate::pipeline::group::gap_guard::{HOLD_TIMEOUT, MAX_HOLD};
 use crate::prom::Labels;
 use crate::prom::matcher::Matcher;
-use crate::train::{Backends, history};
+use crate::train::Backends;
+use crate::train::history::{self, ALERT_LOOKBACK_MS, FiringAlert};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -61,6 +62,11 @@ impl GapFiller {
         let batches: Vec<Vec<Matcher>> =
             groups.chunks(GROUPS_PER_READ).map(|batch| matchers(detector, batch)).collect();
         let (mut after_ms, to_ms) = range;
+        let alerts = tokio::time::timeout(HOLD_TIMEOUT, self.read_alerts(detector, range)).await;
+        let Ok(alerts) = alerts else { return false };
+        if !alerts.is_empty() && self.engine.record_alerts(detector.name.clone(), alerts).await.is_none() {
+            return false;
+        }
         while after_ms < to_ms {
             let slice = (after_ms, to_ms.min(after_ms + SLICE_MS));
             for batch in &batches {
@@ -78,6 +84,29 @@ impl GapFiller {
         true
     }
 
+    /// The alerts of `exclude_alerts` that fired in a range, at the sources of history. The rows of the range
+    /// are scored after it.
+    async fn read_alerts(&self, detector: &Detector, (after_ms, to_ms): (i64, i64)) -> Vec<FiringAlert> {
+        let (names, range) = (&detector.training.exclude_alerts, (after_ms - ALERT_LOOKBACK_MS, to_ms));
+        let backends = self.backends.borrow().clone();
+        let mut alerts = Vec::new();
+        for source in &backends.history_clients {
+            loop {
+                match history::read_firing_alerts(source, names, range).await {
+                    Ok(found) => alerts.extend(found),
+                    // The caller has a timeout.
+                    Err(error) if error.is_recoverable() => {
+                        tokio::time::sleep(RETRY_DELAY).await;
+                        continue;
+                    }
+                    Err(_) => {}
+                }
+                break;
+            }
+        }
+        alerts
+    }
+
     /// The samples of a slice from all sources; none if a source fails for good.
     async fn read(
         &self,
@@ -90,8 +119,10 @@ impl GapFiller {
         for source in &backends.history_clients {
             loop {
                 let mut read = Vec::new();
-                match history::read_samples(source, detector, matchers, range, |series| read.extend(series))
-                    .await
+                match history::read_samples(source, detector, matchers, range, Pace::Immediate, |series| {
+                    read.extend(series)
+                })
+                .await
                 {
                     Ok(()) => {
                         all.append(&mut read);

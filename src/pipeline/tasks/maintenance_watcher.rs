@@ -1,31 +1,60 @@
 //! Reads maintenance from the registry, and the alerts of `exclude_alerts` that fire from Prometheus, and hands both to
 //! the engine.
 
+use crate::detector::Detector;
 use crate::error::chain;
-use crate::history::Config as HistoryConfig;
+use crate::history::{Config as HistoryConfig, HistoryClient};
 use crate::models::registry::periods::Period;
 use crate::pipeline::engine::WeakEngineHandle;
 use crate::pipeline::maintenance::MaintenancePlan;
 use crate::time::{self, now_ms};
 use crate::train::Backends;
-use crate::train::history::{self, FiringAlert};
+use crate::train::history::{self, ALERT_LOOKBACK_MS, FiringAlert};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tracing::warn;
 
-/// History in which a firing alert is looked for: the look-back of Prometheus.
-const ALERT_LOOKBACK_MS: i64 = 300_000;
-/// Age of the newest sample of an alert that still fires: rules are evaluated every minute by default.
-const MAX_ALERT_AGE_MS: i64 = 90_000;
 /// Longest wait for an answer.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The alerts that an endpoint returned last.
+/// The alerts of a detector at an endpoint.
 struct AlertSource {
     detector: String,
     endpoint: HistoryConfig,
+    /// The alerts of the last answer. Those that fired then fire until the poll after the next.
     alerts: Vec<FiringAlert>,
+    /// End of the range of the last answer; `None` without one.
+    read_to_ms: Option<i64>,
+}
+
+impl AlertSource {
+    /// Reads the alerts since the last answer; at first those that rows of the window can meet. Returns what the endpoint
+    /// has.
+    async fn read(
+        &mut self,
+        client: &HistoryClient,
+        detector: &Detector,
+        poll_interval: Duration,
+    ) -> Vec<FiringAlert> {
+        let now_ms = now_ms();
+        let window_start_ms = now_ms - time::millis(detector.window);
+        let since_ms = self.read_to_ms.map_or(window_start_ms, |read_to_ms| read_to_ms.max(window_start_ms));
+        let range = (since_ms - ALERT_LOOKBACK_MS, now_ms);
+        let read = history::read_firing_alerts(client, &detector.training.exclude_alerts, range);
+        match tokio::time::timeout(READ_TIMEOUT, read).await {
+            Ok(Ok(found)) => {
+                let until_ms = now_ms + 2 * time::millis(poll_interval);
+                self.alerts = extend_firing(found.clone(), until_ms);
+                self.read_to_ms = Some(now_ms);
+                found
+            }
+            _ => {
+                self.alerts.retain(|alert| alert.to_ms >= now_ms - ALERT_LOOKBACK_MS);
+                Vec::new()
+            }
+        }
+    }
 }
 
 /// Polls until the engine is gone; at once when `changed` is notified.
@@ -54,7 +83,8 @@ pub async fn run(
         if engine.set_maintenance(plan.clone()).await.is_none() {
             return;
         }
-        sources = read_alerts(&current, sources).await;
+        let Some(read) = read_alerts(&engine, &current, sources).await else { return };
+        sources = read;
         let named = |source: &AlertSource| {
             let name = source.detector.clone();
             source.alerts.clone().into_iter().map(move |alert| (name.clone(), alert))
@@ -77,40 +107,40 @@ async fn read_periods(backends: &Backends) -> Result<Vec<Period>, String> {
     }
 }
 
-/// The alerts that fire now at each endpoint.
-async fn read_alerts(backends: &Backends, mut before: Vec<AlertSource>) -> Vec<AlertSource> {
-    let now_ms = now_ms();
-    let until_ms = now_ms + 2 * time::millis(backends.registry_config.poll_interval);
+/// Reads the alerts of each detector at each endpoint, and records them. `None` if the engine is gone.
+async fn read_alerts(
+    engine: &WeakEngineHandle,
+    backends: &Backends,
+    mut before: Vec<AlertSource>,
+) -> Option<Vec<AlertSource>> {
     let mut sources = Vec::new();
     for detector in backends.detectors.iter().filter(|detector| !detector.training.exclude_alerts.is_empty())
     {
         for client in &backends.history_clients {
-            let range = (now_ms - ALERT_LOOKBACK_MS, now_ms);
-            let read = history::read_firing_alerts(client, &detector.training.exclude_alerts, range);
-            let answer = tokio::time::timeout(READ_TIMEOUT, read).await;
-            let is_same = |old: &AlertSource| old.detector == detector.name && old.endpoint == client.config;
-            let old = before.iter().position(is_same).map(|i| before.swap_remove(i).alerts);
-            let alerts = match answer {
-                Ok(Ok(alerts)) => extend_firing(alerts, now_ms, until_ms),
-                _ => drop_expired(old.unwrap_or_default(), now_ms),
+            let (name, endpoint) = (&detector.name, &client.config);
+            let is_same = |source: &AlertSource| source.detector == *name && source.endpoint == *endpoint;
+            let mut source = match before.iter().position(is_same) {
+                Some(position) => before.swap_remove(position),
+                None => AlertSource {
+                    detector: name.clone(),
+                    endpoint: endpoint.clone(),
+                    alerts: Vec::new(),
+                    read_to_ms: None,
+                },
             };
-            let (detector, endpoint) = (detector.name.clone(), client.config.clone());
-            sources.push(AlertSource { detector, endpoint, alerts });
+            let found = source.read(client, detector, backends.registry_config.poll_interval).await;
+            if !found.is_empty() {
+                engine.record_alerts(name.clone(), found).await?;
+            }
+            sources.push(source);
         }
     }
-    sources
+    Some(sources)
 }
 
-/// Extends the alerts that still fire until the poll after the next.
-fn extend_firing(mut alerts: Vec<FiringAlert>, now_ms: i64, until_ms: i64) -> Vec<FiringAlert> {
-    let still_firing = alerts.iter_mut().filter(|alert| alert.to_ms >= now_ms - MAX_ALERT_AGE_MS);
-    still_firing.for_each(|alert| alert.to_ms = until_ms);
-    alerts
-}
-
-/// The alerts of an earlier answer that an answer may still have.
-fn drop_expired(mut alerts: Vec<FiringAlert>, now_ms: i64) -> Vec<FiringAlert> {
-    alerts.retain(|alert| alert.to_ms >= now_ms - ALERT_LOOKBACK_MS);
+/// Extends the alerts that fire on.
+fn extend_firing(mut alerts: Vec<FiringAlert>, until_ms: i64) -> Vec<FiringAlert> {
+    alerts.iter_mut().filter(|alert| alert.is_firing).for_each(|alert| alert.to_ms = until_ms);
     alerts
 }
 
@@ -120,14 +150,10 @@ mod tests {
     use crate::prom::Labels;
 
     #[test]
-    fn alerts_fire_on_without_an_answer_until_they_expire() {
-        let alert = |to_ms| FiringAlert { labels: Labels::default(), from_ms: 0, to_ms };
-        let ends = |alerts: &[FiringAlert]| alerts.iter().map(|alert| alert.to_ms).collect::<Vec<_>>();
-        let now_ms = 1_000_000;
-        let answer = extend_firing(vec![alert(800_000), alert(now_ms - 1000)], now_ms, now_ms + 60_000);
-        assert_eq!(ends(&answer), [800_000, now_ms + 60_000]);
-        assert_eq!(ends(&drop_expired(answer.clone(), now_ms + 30_000)), [800_000, now_ms + 60_000]);
-        assert_eq!(ends(&drop_expired(answer.clone(), now_ms + 200_000)), [now_ms + 60_000]);
-        assert!(drop_expired(answer, now_ms + 400_000).is_empty());
+    fn alerts_that_fire_on_fire_until_the_poll_after_the_next() {
+        let alert =
+            |to_ms, is_firing| FiringAlert { labels: Labels::default(), from_ms: 0, to_ms, is_firing };
+        let extended = extend_firing(vec![alert(800, false), alert(1_000, true)], 1_060);
+        assert_eq!(extended.iter().map(|alert| alert.to_ms).collect::<Vec<_>>(), [800, 1_060]);
     }
 }

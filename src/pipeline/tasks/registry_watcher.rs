@@ -9,7 +9,7 @@
 
 use super::gap_filler::split_series;
 use crate::detector::{Detector, FeatureIdentity};
-use crate::history::SeriesSamples;
+use crate::history::{Pace, SeriesSamples};
 use crate::models::registry::{self, AliasListing, CHALLENGER};
 use crate::models::{DeployedModel, Model};
 use crate::pipeline::engine::WeakEngineHandle;
@@ -376,7 +376,8 @@ impl RegistryWatcher {
         let circuit_breaker = &mut self.circuit_breaker;
         let identity = FeatureIdentity::of_features(detector, model.schema.features.iter());
         let labels = &deployment.labels;
-        let mut reader = GroupReader { backends, circuit_breaker, detector, labels, identity };
+        let pace = Pace::Quarter;
+        let mut reader = GroupReader { backends, circuit_breaker, detector, labels, identity, pace };
         CatchUp::read(&mut reader, model, to_ms).await
     }
 }

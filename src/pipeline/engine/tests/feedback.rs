@@ -64,7 +64,7 @@ fn a_maintenance_concerns_the_groups_that_it_matches_also_later_ones() {
         comment: String::new(),
     };
     let labels = Labels::new([("alertname", "Down"), ("instance", "d")]).expect("valid");
-    let alert = FiringAlert { labels, from_ms: START_MS, to_ms: START_MS + MINUTE };
+    let alert = FiringAlert { labels, from_ms: START_MS, to_ms: START_MS + MINUTE, is_firing: false };
     bench.engine.set_maintenance(MaintenancePlan {
         periods: vec![
             maintenance(r#"{instance=~"a|e"}"#, START_MS, None),

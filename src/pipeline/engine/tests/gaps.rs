@@ -5,6 +5,9 @@ use super::*;
 use crate::history::SeriesSamples;
 use crate::pipeline::gaps;
 use crate::pipeline::group::gap_guard::HOLD_TIMEOUT;
+use crate::pipeline::maintenance::MaintenancePlan;
+use crate::train::catch_up;
+use crate::train::history::FiringAlert;
 
 /// The scrapes of the hole are read, and everything comes out as if they had been sent; also the scrape of which
 /// only a part was sent, and where a single one is missing.
@@ -45,6 +48,58 @@ fn f14_f16_a_gap_in_the_stream_is_filled() {
         assert_eq!(bench.metric(r#"gaps_detected_total{detector="node_network"}"#), 1);
         assert!(bench.backfill_requests.try_recv().is_err(), "once");
     }
+}
+
+/// The alert was over before its rows came, and the watcher has forgotten it.
+#[test]
+fn the_rows_of_a_gap_open_no_incident_in_the_time_of_an_alert() {
+    let model = sequential_model();
+    let incidents = |alert_instance: Option<&str>| {
+        let now = Instant::now();
+        let mut bench = running(&model, 298);
+        push(&mut bench, [320]);
+        bench.engine.tick(now, time(320) + 1000);
+        let Ok(BackfillRequest::Fill { detector, .. }) = bench.backfill_requests.try_recv() else {
+            panic!("not asked")
+        };
+        let alerts = alert_instance.map(|instance| FiringAlert {
+            labels: Labels::new([("alertname", "Planned"), ("instance", instance)]).expect("valid"),
+            from_ms: time(299),
+            to_ms: time(320),
+            is_firing: false,
+        });
+        let groups = &mut bench.engine.groups;
+        groups.record_alerts(&detector.name, alerts.into_iter().collect(), time(320));
+        groups.set_maintenance(MaintenancePlan::default());
+        bench.engine.apply_backfill(&detector, &in_prometheus(298..320), now);
+        bench.engine.finish_gap_fill(true, now);
+        bench.tick(now);
+        assert_eq!(bench.groups()[0].1.newest_scored_ms(), Some(time(320)));
+        let (_, group) = bench.groups().remove(0);
+        group
+            .window()
+            .scores(ModelRole::Champion, time(297), i64::MAX)
+            .filter(|(_, score)| score.incident_state.is_some_and(|state| state.is_incident))
+            .count()
+    };
+    assert!(incidents(None) > 0, "the burst is one");
+    assert!(incidents(Some("b")) > 0, "the alert of another host");
+    assert_eq!(incidents(Some("a")), 0);
+}
+
+/// A model that takes over is brought up to date with rows of the past.
+#[test]
+fn rows_of_the_past_open_no_incident_in_a_suspended_time() {
+    let model = sequential_model();
+    let history: Vec<SeriesSamples> = in_prometheus(190..303).into_iter().map(without_group_labels).collect();
+    let is_open_after = |suspended: &[std::ops::RangeInclusive<i64>]| {
+        let start = Box::new(model.fitted.as_online().expect("it scores in order").clone());
+        let alerts = &Default::default();
+        let detection = catch_up::advance(start, &model, alerts, suspended.into(), &history, time(302));
+        detection.alert_state().is_incident_open()
+    };
+    assert!(is_open_after(&[]), "a burst");
+    assert!(!is_open_after(&[time(300)..=time(310)]));
 }
 
 #[test]

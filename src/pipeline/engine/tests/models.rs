@@ -32,12 +32,10 @@ fn a_challenger_observes_every_row() {
     let model = sequential_model();
     let mut bench = running(&model, 260);
     let history: Vec<SeriesSamples> = in_prometheus(0..256).into_iter().map(without_group_labels).collect();
-    let detection = model
-        .fitted
-        .as_online()
-        .cloned()
-        .map(Box::new)
-        .map(|detection| catch_up::advance(detection, &model, &Default::default(), &history, time(255)));
+    let detection =
+        model.fitted.as_online().cloned().map(Box::new).map(|start| {
+            catch_up::advance(start, &model, &Default::default(), [].into(), &history, time(255))
+        });
     let (id, _) = bench.groups().remove(0);
     bench.engine.deploy(
         id,

@@ -1,7 +1,7 @@
 //! A group of two counters whose model scores rows in order, with time as an argument.
 
 use super::*;
-use crate::detect::OnlineDetector;
+use crate::detect::{OnlineDetector, SuspendedTimes};
 use crate::forest::ExtendedParams;
 use crate::history::SeriesSamples;
 use crate::pipeline::group::snapshot::GroupSnapshot;
@@ -133,7 +133,8 @@ pub(super) fn finish_training(
         Some(mark) => mark.resume(&deployed(model)).expect("the same model"),
         None => {
             model.fitted.as_online().cloned().map(Box::new).zip(written.min_ms()).map(|(detection, to_ms)| {
-                catch_up::advance(detection, model, &job.detector.alerts, &history, to_ms)
+                let alerts = &job.detector.alerts;
+                catch_up::advance(detection, model, alerts, SuspendedTimes::default(), &history, to_ms)
             })
         }
     };
