@@ -23,7 +23,8 @@ pub const KEYS: [Key; 6] = [
     Key::with_default(
         "interval",
         "1d",
-        "Longest time between two trainings. A young model is renewed whenever its history has grown by a quarter",
+        "Longest time between two trainings; from one hour on, each group has times of its own. A young model is renewed \
+         whenever its history has grown by a quarter",
     ),
     Key::with_default(
         "sweep",

@@ -3,6 +3,7 @@
 use super::*;
 use crate::http::parse_query;
 use crate::http::server::RequestBody;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A form, by name.
 type Form = BTreeMap<String, String>;
@@ -95,6 +96,32 @@ async fn a_query_asks_for_a_range_selector_of_the_length_of_the_slice() {
     assert_eq!(series[0].1, [Sample { timestamp_ms: 1000, value: 1.5 }]);
     assert_eq!(fake.fields("query"), [format!("{MATCHERS}[86400000ms]"), format!("{MATCHERS}[3660008ms]")]);
     assert_eq!(fake.fields("time"), ["86400.999", "90061.007"]);
+}
+
+/// As with remote read: the histories of two groups are read one request at a time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_at_a_pace_take_turns_with_each_api() {
+    type Script = fn() -> Reply;
+    let cases: [(Api, Script); 2] =
+        [(Api::Export, || exported(LINE)), (Api::Query, || reply(200, "application/json", MATRIX))];
+    for (api, script) in cases {
+        let running = AtomicUsize::new(0);
+        let fake = FakeApi::start(api, move |_| {
+            assert_eq!(running.fetch_add(1, Ordering::SeqCst), 0, "{api:?}: a second request at once");
+            std::thread::sleep(Duration::from_millis(20));
+            running.fetch_sub(1, Ordering::SeqCst);
+            script()
+        })
+        .await;
+        let selector = Selector::parse("a").expect("a selector");
+        let read = async || {
+            let read = fake.client.read_at_pace(Pace::Half, &selector, &[], (0, 3 * DAY_MS), |_| {});
+            read.await.expect("a response");
+        };
+        tokio::join!(read(), read());
+        let seconds = fake.client.metrics.seconds.get();
+        assert!(seconds > 6.0 * 0.02, "{api:?}: {seconds}");
+    }
 }
 
 #[tokio::test]

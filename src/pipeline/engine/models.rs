@@ -17,12 +17,15 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
+/// Renewals that wait or run. A group without a model waits for no more of them: they can wait, their models serve.
+const MAX_RENEWALS: usize = 2;
 /// Interval of the log lines on the progress towards a first model.
 const PROGRESS_LOG_INTERVAL: Duration = Duration::from_secs(30);
 
 impl Engine {
     /// Applies the outcome of a training.
     pub(super) fn handle_training_outcome(&mut self, id: u32, outcome: TrainingOutcome, now: Instant) {
+        self.trainings.renewals.remove(&id);
         let Some(group) = self.groups.get_mut(id) else { return };
         if let Some(label) = outcome_label(&outcome) {
             self.metrics.count_training(&group.detector.name, label);
@@ -37,18 +40,18 @@ impl Engine {
             TrainingOutcome::Gated { name, version, card, reasons } => {
                 let reasons = reasons.join("; ");
                 warn!(component = "train", detector = group.detector.name, group = %group.labels, model = name, version, reason = reasons, "model stays out of service");
-                group.training_held(&card, now);
+                group.training_held(&card, now, now_ms());
             }
             TrainingOutcome::Challenger { name, version, card, pinned } => {
                 info!(component = "train", detector = group.detector.name, group = %group.labels, model = name, version, pinned, "model registered as challenger: the champion is pinned");
-                group.training_held(&card, now);
+                group.training_held(&card, now, now_ms());
             }
             TrainingOutcome::WaitingForFeatures => group.wait_for_features(now),
             TrainingOutcome::TooShort(history) => group.too_short(history, now),
             TrainingOutcome::HistoryLost { have_ms } => {
                 let have = Duration::from_millis(u64::try_from(have_ms).unwrap_or(0));
                 warn!(component = "train", detector = group.detector.name, group = %group.labels, seconds = have.as_secs(), "most of the history that the model was trained on is gone: the model stays in service");
-                group.history_lost(now);
+                group.history_lost(now, now_ms());
             }
             TrainingOutcome::Failed(reason) => {
                 if let Some(count) = self.failed_trainings.add(1) {
@@ -65,14 +68,15 @@ impl Engine {
         &mut self,
         id: u32,
         deployed: DeployedModel,
-        warm_start: WarmStart,
+        mut warm_start: WarmStart,
         pooled_history: Option<ShortHistory>,
         seconds: f64,
         now: Instant,
     ) {
         let alias = self.groups.config().registry.alias.clone();
+        let Some(detector) = self.groups.get(id).map(|group| group.detector.clone()) else { return };
+        self.groups.record_alerts(&detector.name, std::mem::take(&mut warm_start.alerts), now_ms());
         let Some(group) = self.groups.get_mut(id) else { return };
-        let detector = group.detector.clone();
         let state = match pooled_history {
             Some(_) => "a model of other groups serves until there is enough history for one of its own",
             None => "model in service",
@@ -88,7 +92,6 @@ impl Engine {
             duration_seconds = seconds,
             "{state}"
         );
-        let age = deployed.model.card.age(now_ms());
         let mut on_event = event_recorder(&self.metrics, &self.remote_write_metrics, &detector.name);
         let advance = group.install(deployed, warm_start, now, &mut on_event);
         self.backlog.record(id, advance);
@@ -97,7 +100,7 @@ impl Engine {
         }
         match pooled_history {
             Some(history) => group.too_short(history, now),
-            None => group.training_succeeded(age, now),
+            None => group.training_succeeded(now, now_ms()),
         }
         drop(on_event);
         // Restored scores are held back until the model arrives with the watermark of the endpoints.
@@ -171,12 +174,14 @@ pub(super) struct TrainingQueue {
     jobs: mpsc::Sender<TrainingJob>,
     /// Group of the last request.
     last_group: u32,
+    /// The groups whose renewal waits or runs.
+    renewals: BTreeSet<u32>,
 }
 
 impl TrainingQueue {
     /// A queue to the trainer.
     pub(super) fn new(jobs: mpsc::Sender<TrainingJob>) -> Self {
-        Self { jobs, last_group: u32::MAX }
+        Self { jobs, last_group: u32::MAX, renewals: BTreeSet::new() }
     }
 
     /// Fills the queue of the trainer with the groups that are due, after the last one queued, so that all groups are
@@ -185,12 +190,18 @@ impl TrainingQueue {
         for id in groups.ids_after(self.last_group) {
             let Ok(permit) = self.jobs.try_reserve() else { return };
             let Some(group) = groups.get_mut(id) else { continue };
+            if group.is_renewal_due(now) && self.renewals.len() >= MAX_RENEWALS {
+                continue;
+            }
             let due = group.training_due(now, now_ms);
             // With new features the group may match others, and a pooled model can score it at once.
             let wants_pool = group.is_new() && (due.is_some() || group.has_new_columns());
             let pool = if wants_pool { groups.pool(id, now_ms) } else { None };
             let Some(group) = groups.get_mut(id) else { continue };
             let Some(reason) = due.or(pool.as_ref().map(|_| TrainingReason::First)) else { continue };
+            if reason == TrainingReason::Scheduled {
+                self.renewals.insert(id);
+            }
             if reason != TrainingReason::First {
                 let reason = reason.as_str();
                 info!(component = "train", detector = group.detector.name, group = %group.labels, reason, "training again");

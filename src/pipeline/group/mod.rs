@@ -42,7 +42,7 @@ use series_origins::{LabelChange, Lookup, SeriesOrigins};
 use serving_slots::ServingSlots;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Columns without a sample in the window that a group keeps at most.
 const MAX_EMPTY_COLUMNS: usize = 64;
@@ -87,7 +87,7 @@ impl Group {
     /// A group without samples, with cursors for this many endpoints.
     pub fn new(detector: Arc<Detector>, labels: Labels, n_endpoints: usize, now: Instant) -> Self {
         Self {
-            schedule: TrainingSchedule::new(&detector, now),
+            schedule: TrainingSchedule::new(&detector, &labels, now),
             window: Window::new(time::millis(detector.window)),
             numbering: 0,
             detector,
@@ -128,8 +128,7 @@ impl Group {
             && !serving.deployed.is_pooled()
             && old.training != detector.training
         {
-            let card = &serving.model().card;
-            self.schedule.schedule_renewal(detector, card, card.age(now_ms), now);
+            self.schedule.schedule_renewal(detector, &serving.model().card, now, now_ms);
         }
         if old.model != detector.model {
             self.schedule.bring_forward(now);
@@ -333,13 +332,12 @@ impl Group {
         now: Instant,
         on_event: impl FnMut(GroupEvent),
     ) -> Advance {
-        let WarmStart { recent, watermark, incidents, feedback, detection, is_incomplete } = warm_start;
+        let WarmStart { recent, watermark, incidents, feedback, detection, is_incomplete, .. } = warm_start;
         self.metrics_dirty = true;
         self.snapshot_dirty = true;
         self.lacks_history = is_incomplete;
-        // A model that a person chose serves for a full interval, however old it is.
         if !deployed.is_pooled() && !self.models.serves(&deployed) {
-            self.schedule.schedule_renewal(&self.detector, &deployed.model.card, Duration::ZERO, now);
+            self.schedule.schedule_after_choice(&self.detector, &deployed.model.card, now);
         }
         let is_first = self.models.champion().is_none();
         let newest_scored_ms = self.newest_scored_ms();

@@ -37,6 +37,11 @@ impl Group {
         self.schedule.has_new_columns(self.n_columns())
     }
 
+    /// True if the time of the group's renewal has come.
+    pub fn is_renewal_due(&self, now: Instant) -> bool {
+        self.schedule.due(self.models.has_permanent_champion(), now) == Some(TrainingReason::Scheduled)
+    }
+
     /// The reason to train now, if any.
     pub fn training_due(&mut self, now: Instant, now_ms: i64) -> Option<TrainingReason> {
         // A silent group keeps its model: there is nothing new to train on.
@@ -85,8 +90,8 @@ impl Group {
     }
 
     /// Training found that most of the history is gone.
-    pub fn history_lost(&mut self, now: Instant) {
-        self.schedule.postpone(&self.detector, now);
+    pub fn history_lost(&mut self, now: Instant, now_ms: i64) {
+        self.schedule.postpone(&self.detector, now, now_ms);
     }
 
     /// Length of the history that the champion was trained on.
@@ -169,8 +174,8 @@ impl Group {
     }
 
     /// Training made a model that stays out of service, because of the promotion gate or of a pin.
-    pub fn training_held(&mut self, card: &ModelCard, now: Instant) {
-        self.schedule.hold(&self.detector, card, now);
+    pub fn training_held(&mut self, card: &ModelCard, now: Instant, now_ms: i64) {
+        self.schedule.hold(&self.detector, card, now, now_ms);
     }
 
     /// Length of the history that a first model needs.
@@ -186,11 +191,11 @@ impl Group {
         self.schedule.progress(&self.detector, self.last_received, now)
     }
 
-    /// Training made the champion of this age, or found it in the registry.
-    pub fn training_succeeded(&mut self, age: Duration, now: Instant) {
+    /// Training made the champion, or found it in the registry.
+    pub fn training_succeeded(&mut self, now: Instant, now_ms: i64) {
         self.schedule.end_training();
         if let Some(serving) = self.models.champion() {
-            self.schedule.schedule_after_start(&self.detector, &serving.model().card, age, now);
+            self.schedule.schedule_after_start(&self.detector, &serving.model().card, now, now_ms);
         }
     }
 }

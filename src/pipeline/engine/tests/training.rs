@@ -30,7 +30,8 @@ fn training_is_requested_at_once_later_again_and_when_features_change() {
 #[test]
 fn a_young_feature_causes_one_training_only() {
     let mut bench = Bench::new(
-        "detectors: [{name: net, match: [node_network_receive_bytes_total], training: {min_history: 10m}}]",
+        "detectors: [{name: net, match: [node_network_receive_bytes_total], \
+         training: {min_history: 10m, interval: 30d}}]",
     );
     let time = |i: i64| START_MS + i * 15_000;
     let now = Instant::now();
