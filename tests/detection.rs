@@ -6,20 +6,41 @@ mod support;
 use serde_json::Value;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::stack::{
     Collectors, JOB_NODE, MODEL_TIMEOUT, NODE_NETWORK_EXTENDED, RemoteWriteReceiver, SHORT_TIMEOUT, Scraping,
     Stack, StackApi,
 };
 use support::{PrometheusVersion, each_version, now_ms};
 
-/// Traffic on lo that no minute before had.
-fn send_burst() {
-    let open = || UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
-    let (from, to) = (open(), open());
-    let to = to.local_addr().expect("a bound socket has an address");
-    for _ in 0..100_000 {
-        from.send_to(&[0; 4096], to).expect("lo takes a datagram");
+/// Bursts of traffic on lo, each twice the one before. A young model is renewed within half a minute and learns what raised
+/// no incident: bursts of one size, or without a pause, would be usual soon.
+struct Bursts {
+    n_datagrams: u32,
+    next: Instant,
+}
+
+impl Bursts {
+    /// Time in which a burst leaves the rates, and is scored and written.
+    const PAUSE: Duration = Duration::from_secs(20);
+
+    fn new() -> Self {
+        Self { n_datagrams: 100_000, next: Instant::now() }
+    }
+
+    /// Sends the next burst, if the pause after the one before is over.
+    fn send_if_due(&mut self) {
+        if Instant::now() < self.next {
+            return;
+        }
+        let open = || UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
+        let (from, to) = (open(), open());
+        let to = to.local_addr().expect("a bound socket has an address");
+        for _ in 0..self.n_datagrams {
+            from.send_to(&[0; 4096], to).expect("lo takes a datagram");
+        }
+        self.n_datagrams *= 2;
+        self.next = Instant::now() + Self::PAUSE;
     }
 }
 
@@ -31,9 +52,10 @@ fn live_scores_equal_a_backtest() {
         stack.configure(NODE_NETWORK_EXTENDED);
         stack.start_promforest();
         stack.wait("the first scores", Duration::from_secs(90) + MODEL_TIMEOUT, |at| at.scores().map(drop));
+        let mut bursts = Bursts::new();
         stack.wait("an incident and what is behind it", Duration::from_secs(120), |at| {
-            // Until somebody notices: other traffic on lo may have been in the training.
-            send_burst();
+            // Other traffic on lo may have been in the training.
+            bursts.send_if_due();
             let open = at.stored(r#"anomaly_incident{detector="node_network"}"#)?;
             open.samples.iter().find(|sample| sample.1 == 1.0).ok_or("no incident yet")?;
             let contributions =
