@@ -88,6 +88,40 @@ fn round_trip(saved: &Model) {
     assert_eq!(left.len(), 1, "no draft stays behind: {left:?}");
 }
 
+/// A model of rows each 5 minutes up to 02:25 of the last day, with a job from 02:00 to 02:20 each night.
+fn nightly_model(days: usize) -> Model {
+    const ROWS_PER_DAY: usize = 288;
+    let n_rows = days * ROWS_PER_DAY + 30;
+    let value_at = |cell: usize| {
+        let load = if (24..28).contains(&(cell % n_rows % ROWS_PER_DAY)) { 5000.0 } else { 100.0 };
+        load + ((cell * 7919) % 1009) as f32 / 100.0
+    };
+    let values: Vec<f32> = (0..2 * n_rows).map(value_at).collect();
+    let table = Table::new(&values, n_rows, 2).expect("as many values as cells");
+    let times: Vec<i64> = (0..n_rows as i64).map(|row| 1_699_056_000_000 + row * 300_000).collect();
+    let params =
+        ExtendedParams { n_estimators: NonZeroUsize::new(7).expect("above 0"), ..Default::default() };
+    let detector = OnlineDetector::fit(&times, &table, &params, 1.0, NonZeroUsize::MIN).expect("fits");
+    Model {
+        fitted: FittedModel::Extended(Box::new(detector)),
+        ..sample_model_of(ModelKind::ExtendedIsolationForest)
+    }
+}
+
+#[test]
+fn golden_rows_of_a_group_with_a_nightly_job_score_the_same() {
+    for days in [3, 6] {
+        round_trip(&nightly_model(days));
+    }
+    // The golden rows depend on the recurring peaks, of which four days are needed.
+    let mut files = to_files(&nightly_model(6));
+    let mut state: serde_json::Value = serde_json::from_slice(&files[STATE]).expect("JSON");
+    state["peaks"].as_array_mut().expect("a list").fill(0.into());
+    files.insert(STATE.into(), state.to_string().into_bytes());
+    let Err(error) = read_model(&with_checksums(files)) else { panic!("other scores without the peaks") };
+    assert!(error.to_string().starts_with("golden.arrow: row "), "{error}");
+}
+
 #[test]
 fn names_of_imported_columns_stay() {
     let mut imported = sample_model();
