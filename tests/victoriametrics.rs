@@ -183,7 +183,7 @@ fn two_days_of_history_train_a_model_of_the_hour_and_no_row_is_lost() {
     let end_ms = now_ms() / INTERVAL_MS * INTERVAL_MS;
     let past: Vec<i64> = (end_ms - 49 * DAY_MS / 24..=end_ms).step_by(INTERVAL_MS as usize).collect();
     past.chunks(2000).for_each(|times| post(&vm.address, host(times.iter().copied())));
-    let _ = wait("the past is stored", TIMEOUT, &mut [], || {
+    wait("the past is stored", TIMEOUT, &mut [], || {
         let stored = vm.export("rx_total", (0, now_ms())).values().map(Vec::len).sum::<usize>();
         if stored == past.len() { Ok(()) } else { Err(format!("{stored} samples")) }
     });
