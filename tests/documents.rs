@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// Folders with documents; build output and dependencies are not among them.
-const FOLDERS: [&str; 17] = [
+const FOLDERS: [&str; 18] = [
     "",
     ".github",
     "deploy",
@@ -22,6 +22,7 @@ const FOLDERS: [&str; 17] = [
     "deploy/mlflow",
     "deploy/reference",
     "tests",
+    "tests/data/netlab",
     "tests/quality/netlab",
 ];
 const MAX_README_WORDS: usize = 900;

@@ -2,17 +2,17 @@
 """Measures detection as people see it, on servers and services with labels, and on synthetic hosts.
 
     tests/quality/run.py FOLDER... [--evaluator PROGRAM] [--promforest BINARY] [--part PART...] [--output FILE]
-    tests/quality/run.py --part netlab --netlab FOLDER [--promforest BINARY]
+    tests/quality/run.py --part netlab [--netlab FOLDER] [--promforest BINARY]
     tests/quality/run.py --part small [--promforest BINARY]
 
 FOLDER     folder with <entity>_train.parquet and <entity>_test.parquet (column label: 1 = anomalous), and, for causes,
            <entity>_causes.csv (start, end: rows of the test file; metrics: the causes)
 PROGRAM    called as `PROGRAM --aggregate SCORES FOLDER`, prints JSON with vus_pr of each dataset
 
-Parts: budgets (0.5, 1 and 2 a day, with and without renewal), stresses, first-day, weeks, width. The part small needs no
-folder, takes a minute or two with a debug build, and fails if a number is out of its bounds. The part netlab judges a
-recording of netlab/lab.py by kind of fault, beside scikit-learn and three sigma. Every number is a mean over the entities of
-a dataset:
+Parts: budgets (0.5, 1 and 2 a day, with and without renewal), stresses, first-day, weeks, width, netlab. The part small needs
+no folder, takes a minute or two with a debug build, and fails if a number is out of its bounds. The part netlab judges a
+recording of netlab/lab.py, by default that of tests/data/netlab, by kind of fault, beside scikit-learn and three sigma. Every
+number is a mean over the entities of a dataset:
 
 incidents    incidents a day, and those without a labelled row
 recall       share of the labelled events that overlap with an incident
@@ -40,9 +40,10 @@ import pandas as pd
 import scenarios
 from netlab import judge as netlab
 
-PARTS = ["budgets", "stresses", "first-day", "weeks", "width"]
+PARTS = ["budgets", "stresses", "first-day", "weeks", "width", "netlab"]
 HEADS = ["incidents", "false", "recall", "calm", "longest", "cause", "VUS-PR"]
 FRESH = ["--no-renewal"]
+NETLAB = Path(__file__).resolve().parents[1] / "data" / "netlab"
 # Scenario of the part small: least recall, and the most that incidents a day and calm may be.
 SMALL = {
     "weekend 0.2": (1.0, 1.0, 0.02),
@@ -272,12 +273,10 @@ def main():
     parser.add_argument("folders", type=Path, nargs="*")
     parser.add_argument("--evaluator", type=Path)
     parser.add_argument("--promforest", type=Path, default=Path("target/release/promforest"))
-    parser.add_argument("--part", choices=[*PARTS, "netlab", "small"], nargs="+", default=PARTS)
-    parser.add_argument("--netlab", type=Path, help="folder of a recording of netlab/lab.py")
+    parser.add_argument("--part", choices=[*PARTS, "small"], nargs="+", default=PARTS)
+    parser.add_argument("--netlab", type=Path, default=NETLAB, help="folder of a recording of netlab/lab.py")
     parser.add_argument("--output", type=Path, help="file for the tables too")
     args = parser.parse_args()
-    if "netlab" in args.part and not args.netlab:
-        parser.error("the part netlab needs --netlab FOLDER")
     with tempfile.TemporaryDirectory() as temporary:
         texts = [f"{datetime.date.today()}, {subprocess.check_output([args.promforest, '--version'], text=True).strip()}"]
         print(texts[0])

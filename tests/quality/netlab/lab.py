@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Records a network of three hosts with real traffic, real faults and real labels.
 
-    tests/quality/netlab/lab.py record FOLDER [--seed 1] [--ordinary-days 9] [--faulty-days 8] [--day-seconds 144]
+    tests/quality/netlab/lab.py record FOLDER [--seed 1] [--ordinary-days 9] [--faulty-days 20] [--day-seconds 120]
     tests/quality/netlab/lab.py live
 
 Each host is a network namespace with five devices, its own node_exporter, and a container behind a bridge; one Prometheus
@@ -329,8 +329,8 @@ def main():
     recording.add_argument("folder", type=Path)
     recording.add_argument("--seed", type=int, default=1)
     recording.add_argument("--ordinary-days", type=int, default=9)
-    recording.add_argument("--faulty-days", type=int, default=8)
-    recording.add_argument("--day-seconds", type=float, default=144)
+    recording.add_argument("--faulty-days", type=int, default=20)
+    recording.add_argument("--day-seconds", type=float, default=120)
     recording.set_defaults(run=record)
     commands.add_parser("live", help=live.__doc__).set_defaults(run=live)
     args = parser.parse_args()

@@ -94,7 +94,7 @@ fn a_new_group_is_scored_from_its_first_row_until_it_has_its_own_model() {
     let pooled_scores = scores(&mut bench, "c");
     let times: Vec<i64> = pooled_scores.iter().map(|(timestamp_ms, _)| *timestamp_ms).collect();
     assert_eq!(times, [200, 201, 202].map(|i| START_MS + i * 15_000));
-    let info = r#"model_info{detector="net",instance="c",model="net",version="",alias="pooled""#;
+    let info = r#"model_info{detector="net",instance="c",job="",model="net",version="",alias="pooled""#;
     let page = |bench: &Bench| {
         let mut page = String::new();
         prometheus_client::encoding::text::encode(&mut page, &bench.registry).expect("encodes");
