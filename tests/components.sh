@@ -3,10 +3,10 @@
 #
 #   PROMETHEUS_2, PROMTOOL_2   Debian's package
 #   PROMETHEUS_3, PROMTOOL_3   built from the Go modules pinned in tests/components/
-#   VICTORIAMETRICS, VMAGENT   built from the Go modules pinned in tests/components/victoriametrics/
-#   NFPM                       built from the Go module pinned in deploy/packages/
-#   JSONNET                    built from the same modules
-#   MANIFESTS                  built from tests/components/kubernetes/: Helm's, kustomize's and Kubernetes' packages
+#   JSONNET                    likewise
+#   VICTORIAMETRICS, VMAGENT   from tests/components/victoriametrics/
+#   MANIFESTS                  from tests/components/kubernetes/: Helm's, kustomize's and Kubernetes' packages
+#   NFPM                       from deploy/packages/
 #   NODE_EXPORTER              Debian's package
 #   POSTGRES_BIN               the folder of initdb and postgres; Debian's package
 #   CHROMIUM                   Debian's package
@@ -94,94 +94,27 @@ check_go() {
     fi
 }
 
-# Without service discovery (static_configs and file_sd_configs stay) and without the web UI, which is not
-# in the Go module: half the build time, and no test needs either.
-build_prometheus() {
-    local version=$1 into=$2 pins program
-    pins=$(cat "$here/components/go.mod" "$here/components/go.sum" | sha256sum)
-    if [ -x "$into/prometheus" ] && [ -x "$into/promtool" ] && [ "$(cat "$into/pins" 2>/dev/null)" = "$pins" ]; then
-        log "Prometheus $version, in the cache"
+# Programs of a folder with a go.mod, without cgo, for which a C compiler would be needed; built again when the folder changed.
+#   build_go NAME FOLDER INTO TAGS LDFLAGS PROGRAM=PACKAGE...    PROGRAM in LDFLAGS and PACKAGE is replaced
+build_go() {
+    local name=$1 folder=$2 into=$3 tags=$4 ldflags=$5 pins program package is_there=yes
+    shift 5
+    pins=$(cd "$folder" && shopt -s nullglob && cat go.mod go.sum ./*.go | sha256sum)
+    for program in "${@%%=*}"; do [ -x "$into/$program" ] || is_there=no; done
+    if [ $is_there = yes ] && [ "$(cat "$into/pins" 2>/dev/null)" = "$pins" ]; then
+        log "$name, in the cache"
         return
     fi
-    check_go "Prometheus $version" "$here/components/go.mod"
-    log "building Prometheus $version; some minutes, once"
+    check_go "$name" "$folder/go.mod"
+    log "building $name; some minutes, once"
     mkdir -p "$into"
-    for program in prometheus promtool; do
-        (cd "$here/components" && CGO_ENABLED=0 go build -mod=readonly -trimpath -tags remove_all_sd,netgo \
-            -ldflags "-s -w -X github.com/prometheus/common/version.Version=$version" \
-            -o "$into/$program.new" "github.com/prometheus/prometheus/cmd/$program") >&2 ||
-            die "$program $version did not build"
+    for program in "$@"; do
+        package=${program#*=} program=${program%%=*}
+        (cd "$folder" && CGO_ENABLED=0 go build -mod=readonly -trimpath -tags "$tags" \
+            -ldflags "-s -w ${ldflags//PROGRAM/$program}" -o "$into/$program.new" "${package//PROGRAM/$program}") >&2 ||
+            die "$program did not build"
         mv "$into/$program.new" "$into/$program"
     done
-    "$into/prometheus" --version 2>&1 | grep -q "version $version" || die "$into/prometheus does not report version $version"
-    printf '%s\n' "$pins" >"$into/pins"
-}
-
-# Without cgo, for which a C compiler would be needed.
-build_victoriametrics() {
-    local folder=$here/components/victoriametrics version=$1 into=$2 pins program
-    pins=$(cat "$folder/go.mod" "$folder/go.sum" | sha256sum)
-    if [ -x "$into/victoria-metrics" ] && [ -x "$into/vmagent" ] && [ "$(cat "$into/pins" 2>/dev/null)" = "$pins" ]; then
-        log "VictoriaMetrics $version, in the cache"
-        return
-    fi
-    check_go "VictoriaMetrics $version" "$folder/go.mod"
-    log "building VictoriaMetrics $version; some minutes, once"
-    mkdir -p "$into"
-    for program in victoria-metrics vmagent; do
-        (cd "$folder" && CGO_ENABLED=0 go build -mod=readonly -trimpath \
-            -ldflags "-s -w -X github.com/VictoriaMetrics/VictoriaMetrics/lib/buildinfo.Version=$program-$version" \
-            -o "$into/$program.new" "github.com/VictoriaMetrics/VictoriaMetrics/app/$program") >&2 ||
-            die "$program $version did not build"
-        mv "$into/$program.new" "$into/$program"
-        "$into/$program" -version 2>&1 | grep -q "$version" || die "$into/$program does not report version $version"
-    done
-    printf '%s\n' "$pins" >"$into/pins"
-}
-
-build_nfpm() {
-    local into=$1 packages=$here/../deploy/packages pins
-    pins=$(cat "$packages/go.mod" "$packages/go.sum" | sha256sum)
-    if [ -x "$into/nfpm" ] && [ "$(cat "$into/pins" 2>/dev/null)" = "$pins" ]; then
-        log "nfpm, in the cache"
-        return
-    fi
-    check_go nfpm "$packages/go.mod"
-    log "building nfpm; a minute, once"
-    mkdir -p "$into"
-    (cd "$packages" && CGO_ENABLED=0 go build -mod=readonly -trimpath -ldflags "-s -w" \
-        -o "$into/nfpm" github.com/goreleaser/nfpm/v2/cmd/nfpm) >&2 || die "nfpm did not build"
-    printf '%s\n' "$pins" >"$into/pins"
-}
-
-build_jsonnet() {
-    local version=$1 into=$2
-    if "$into/jsonnet" --version 2>/dev/null | grep -qF "$version"; then
-        log "jsonnet $version, in the cache"
-        return
-    fi
-    check_go "jsonnet $version" "$here/components/go.mod"
-    log "building jsonnet $version"
-    mkdir -p "$into"
-    (cd "$here/components" && CGO_ENABLED=0 go build -mod=readonly -trimpath -ldflags "-s -w" \
-        -o "$into/jsonnet.new" github.com/google/go-jsonnet/cmd/jsonnet) >&2 || die "jsonnet $version did not build"
-    mv "$into/jsonnet.new" "$into/jsonnet"
-    "$into/jsonnet" --version | grep -qF "$version" || die "$into/jsonnet does not report version $version"
-}
-
-build_manifests() {
-    local into=$1 pins
-    pins=$(cat "$here"/components/kubernetes/{go.mod,go.sum,*.go} | sha256sum)
-    if [ -x "$into/manifests" ] && [ "$(cat "$into/pins" 2>/dev/null)" = "$pins" ]; then
-        log "manifests, in the cache"
-        return
-    fi
-    check_go manifests "$here/components/kubernetes/go.mod"
-    log "building manifests; a minute or two, once"
-    mkdir -p "$into"
-    (cd "$here/components/kubernetes" && CGO_ENABLED=0 go build -mod=readonly -trimpath -ldflags "-s -w" \
-        -o "$into/manifests.new" .) >&2 || die "manifests did not build"
-    mv "$into/manifests.new" "$into/manifests"
     printf '%s\n' "$pins" >"$into/pins"
 }
 
@@ -231,17 +164,19 @@ flock 9 # two runs at once: the second finds the first one's work
 debian_components
 version=$(pinned_version)
 prometheus_3=$cache/prometheus-$version
-build_prometheus "$version" "$prometheus_3"
-victoriametrics_version=$(sed -n 's/^require .*VictoriaMetrics \(v.*\)$/\1/p' "$here/components/victoriametrics/go.mod")
-victoriametrics=$cache/victoriametrics-${victoriametrics_version#v}
-build_victoriametrics "$victoriametrics_version" "$victoriametrics"
-nfpm=$cache/nfpm
-build_nfpm "$nfpm"
-jsonnet_version=$(sed -n 's/^.*google\/go-jsonnet \(v[^ ]*\).*$/\1/p' "$here/components/go.mod")
-jsonnet=$cache/jsonnet-$jsonnet_version
-build_jsonnet "$jsonnet_version" "$jsonnet"
-manifests=$cache/manifests
-build_manifests "$manifests"
+# Without service discovery (static_configs and file_sd_configs stay) and without the web UI, which is not in the Go module:
+# half the build time, and no test needs either.
+build_go "Prometheus $version" "$here/components" "$prometheus_3" remove_all_sd,netgo \
+    "-X github.com/prometheus/common/version.Version=$version" \
+    {prometheus,promtool}=github.com/prometheus/prometheus/cmd/PROGRAM
+build_go jsonnet "$here/components" "$cache/jsonnet" '' '' jsonnet=github.com/google/go-jsonnet/cmd/jsonnet
+version=$(sed -n 's/^require .*VictoriaMetrics \(v.*\)$/\1/p' "$here/components/victoriametrics/go.mod")
+victoriametrics=$cache/victoriametrics-${version#v}
+build_go "VictoriaMetrics $version" "$here/components/victoriametrics" "$victoriametrics" '' \
+    "-X github.com/VictoriaMetrics/VictoriaMetrics/lib/buildinfo.Version=PROGRAM-$version" \
+    {victoria-metrics,vmagent}=github.com/VictoriaMetrics/VictoriaMetrics/app/PROGRAM
+build_go nfpm "$here/../deploy/packages" "$cache/nfpm" '' '' nfpm=github.com/goreleaser/nfpm/v2/cmd/nfpm
+build_go manifests "$here/components/kubernetes" "$cache/manifests" '' '' manifests=.
 s3s_version=0.14.1 # 0.17 wants a newer Rust than 1.95
 s3s_fs=$cache/s3s-fs-$s3s_version
 build_s3s_fs "$s3s_version" "$s3s_fs"
@@ -255,9 +190,9 @@ python_environment "$cache/python-mlflow2" requirements-mlflow2.txt
     printf 'export PROMTOOL_3=%q\n' "$prometheus_3/promtool"
     printf 'export VICTORIAMETRICS=%q\n' "$victoriametrics/victoria-metrics"
     printf 'export VMAGENT=%q\n' "$victoriametrics/vmagent"
-    printf 'export NFPM=%q\n' "$nfpm/nfpm"
-    printf 'export JSONNET=%q\n' "$jsonnet/jsonnet"
-    printf 'export MANIFESTS=%q\n' "$manifests/manifests"
+    printf 'export NFPM=%q\n' "$cache/nfpm/nfpm"
+    printf 'export JSONNET=%q\n' "$cache/jsonnet/jsonnet"
+    printf 'export MANIFESTS=%q\n' "$cache/manifests/manifests"
     printf 'export NODE_EXPORTER=%q\n' /usr/bin/prometheus-node-exporter
     printf 'export POSTGRES_BIN=%q\n' "$(postgres_bin)"
     printf 'export CHROMIUM=%q\n' /usr/bin/chromium
