@@ -65,7 +65,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(Path::new(ROOT).join(path)).unwrap_or_else(|err| panic!("{path}: {err}"))
 }
 
-/// What `promforest check config` says of the configuration of a ConfigMap, with credentials in a folder of the test.
+/// `promforest check config` on the configuration of a ConfigMap, with credentials in a folder of the test.
 fn check_config(config_map: &Value) -> support::command::CommandOutput {
     let folder = tempfile::tempdir().expect("a folder");
     let credentials = folder.path().display().to_string();

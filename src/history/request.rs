@@ -1,8 +1,8 @@
-//! What is asked of a source, and the responses that are errors whatever the API.
+//! The request to a source, and the responses that are errors whatever the API.
 
 use super::error::Error;
 use crate::http::client::{self, BufferedResponse, Client, Request, ResponseStream};
-use crate::http::{Url, percent_encode};
+use crate::http::{Url, encode_query};
 use crate::prom::Selector;
 use crate::prom::matcher::Matcher;
 use crate::remote_write::response::parse_retry_after;
@@ -62,14 +62,10 @@ pub struct Endpoint<'a> {
 impl Endpoint<'_> {
     /// Posts a form to a path below the URL. A form has no limit of its length, as a URL has.
     pub async fn post_form(&self, path: &str, form: &[(&str, String)]) -> Result<ResponseStream, Error> {
-        let pairs: Vec<String> = form
-            .iter()
-            .map(|(name, value)| format!("{}={}", percent_encode(name), percent_encode(value)))
-            .collect();
         let url = self.url.with_path_and_query(path, &[])?;
         let content_type = HeaderValue::from_static("application/x-www-form-urlencoded");
         let headers = [(CONTENT_TYPE, content_type)].into_iter().collect();
-        let body = Bytes::from(pairs.join("&"));
+        let body = Bytes::from(encode_query(form.iter().map(|(name, value)| (*name, value.as_str()))));
         Ok(self
             .send(Request {
                 method: Method::POST,

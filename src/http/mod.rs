@@ -20,4 +20,4 @@ mod write_timeout;
 pub mod server;
 
 pub use secret::{ReadFileError, Secret, SecretSource};
-pub use url::{InvalidUrl, Url, hide_query_values, parse_query, percent_encode};
+pub use url::{InvalidUrl, Url, encode_query, hide_query_values, parse_query, percent_encode};

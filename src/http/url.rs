@@ -55,6 +55,12 @@ pub fn percent_encode(text: &str) -> String {
     text.bytes().map(encode).collect()
 }
 
+/// The query of these pairs, `a=b&c=d`, percent-encoded; a body of the type `application/x-www-form-urlencoded` too.
+pub fn encode_query<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
+    let encode = |(name, value)| format!("{}={}", percent_encode(name), percent_encode(value));
+    pairs.into_iter().map(encode).collect::<Vec<String>>().join("&")
+}
+
 /// The pairs of a query, `a=b&c=d`, decoded; a part without `=` is a name. Bytes that are not UTF-8 become U+FFFD.
 pub fn parse_query(query: &str) -> Vec<(String, String)> {
     let parts = query.split('&').filter(|part| !part.is_empty());
@@ -138,12 +144,10 @@ impl Url {
     /// [`InvalidUrl::Syntax`] if the URL becomes too long.
     pub fn with_path_and_query(&self, path: &str, query: &[(&str, String)]) -> Result<Self, InvalidUrl> {
         let scheme = self.0.scheme_str().unwrap_or_default();
-        let query =
-            query.iter().map(|(name, value)| format!("{}={}", percent_encode(name), percent_encode(value)));
-        let query: Vec<String> = query.collect();
+        let query = encode_query(query.iter().map(|(name, value)| (*name, value.as_str())));
         let own = self.0.path().trim_end_matches('/');
         let mark = if query.is_empty() { "" } else { "?" };
-        format!("{scheme}://{}{own}{path}{mark}{}", self.authority(), query.join("&")).parse()
+        format!("{scheme}://{}{own}{path}{mark}{query}", self.authority()).parse()
     }
 
     /// The URL as hyper's type.

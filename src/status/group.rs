@@ -3,7 +3,7 @@
 use super::words::format_age;
 use crate::detect::{self, DeviationReason, IncidentFeedback, OnlineDetector};
 use crate::features::Schema;
-use crate::http::percent_encode;
+use crate::http::{encode_query, percent_encode};
 use crate::models::DeployedModel;
 use crate::prom::{Labels, METRIC_NAME, duration};
 use crate::report::text::shorten;
@@ -235,9 +235,7 @@ pub struct GroupDetail {
 
 /// The path of the page of a group, relative to the root of the pages.
 pub fn group_path(detector: &str, labels: &Labels) -> String {
-    let pairs =
-        labels.iter().map(|(name, value)| format!("{}={}", percent_encode(name), percent_encode(value)));
-    format!("groups/{}?{}", percent_encode(detector), pairs.collect::<Vec<_>>().join("&"))
+    format!("groups/{}?{}", percent_encode(detector), encode_query(labels.iter()))
 }
 
 /// The rows in at most `n` stretches of equal length, each by its highest score.

@@ -206,9 +206,9 @@ fn scores(config: &Config, now_ms: i64, sidecar: &Sidecar) -> Finding {
 /// The time at which the first detector has the history for a model; `None` if one has it already.
 fn first_model_ms(config: &Config, now_ms: i64, sidecar: &Sidecar) -> Option<i64> {
     let missing_ms = |detector: &Arc<Detector>| {
-        let label = ("detector", detector.name.as_str());
         let of_detector = sidecar.metrics.iter().filter(|(labels, _)| {
-            labels.metric_name() == "promforest_training_progress_ratio" && labels.get(label.0) == label.1
+            labels.metric_name() == "promforest_training_progress_ratio"
+                && labels.get("detector") == detector.name
         });
         let progress = of_detector.map(|(_, ratio)| *ratio).max_by(f64::total_cmp)?;
         let min_history_ms = time::millis(detector.training.min_history) as f64;

@@ -19,7 +19,7 @@ use metrics::{kl_metrics, sweep_metrics};
 use super::{Aliases, CHALLENGER, ModelAliases, ModelVersion, NewVersion};
 use crate::http::client::{self, Client, Request};
 use crate::http::config::ClientConfig;
-use crate::http::{Url, percent_encode};
+use crate::http::{Url, encode_query, percent_encode};
 use crate::models::artifact::{self, Files};
 use crate::time;
 use bytes::Bytes;
@@ -457,10 +457,8 @@ impl Mlflow {
     // Calls
 
     async fn get(&self, call: &str, query: &[(&str, &str)]) -> Result<Value, Error> {
-        let query: Vec<String> =
-            query.iter().map(|(key, value)| format!("{key}={}", percent_encode(value))).collect();
-        self.call(Method::GET, &format!("{}/api/2.0/mlflow/{call}?{}", self.base, query.join("&")), None)
-            .await
+        let query = encode_query(query.iter().copied());
+        self.call(Method::GET, &format!("{}/api/2.0/mlflow/{call}?{query}", self.base), None).await
     }
 
     async fn post(&self, call: &str, body: Value) -> Result<Value, Error> {
