@@ -433,7 +433,8 @@ start_promforest() {
     note "promforest listens on port $promforest_port"
 }
 
-up() {
+# Checks what is needed before anything starts, and sees to the end of all that does.
+prepare() {
     check_ports
     find_cargo
     find_programs
@@ -443,6 +444,10 @@ up() {
     trap 'exit 129' HUP
     dir=$(mktemp -d "${TMPDIR:-/tmp}/promforest-quickstart.XXXXXX")
     write_config
+}
+
+up() {
+    prepare
 
     heading "Starting node_exporter and Prometheus in $dir"
     check_free NODE_EXPORTER_PORT "$node_exporter_port"

@@ -8,15 +8,7 @@ demo() {
     if ! [[ $demo_days =~ ^[1-9][0-9]?$ ]] || [ "$demo_days" -lt 3 ]; then
         die "DEMO_DAYS=$demo_days is not a number of days from 3 to 99"
     fi
-    check_ports
-    find_cargo
-    find_programs
-    trap cleanup EXIT
-    trap 'exit 130' INT
-    trap 'exit 143' TERM
-    trap 'exit 129' HUP
-    dir=$(mktemp -d "${TMPDIR:-/tmp}/promforest-quickstart.XXXXXX")
-    write_config
+    prepare
     heading "The page of promforest, in two minutes: $promforest_url/"
     build
 
