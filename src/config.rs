@@ -51,11 +51,24 @@ const KEY_TABLES: [KeyTable; 2] = [
     ),
     KeyTable::new(
         &["global"],
-        &[Key::with_default(
-            "scrape_interval",
-            "15s",
-            "Only sets the default of `grace`; the interval of rows is read off the samples",
-        )],
+        &[
+            Key::with_default(
+                "scrape_interval",
+                "15s",
+                "Only sets the default of `grace`; the interval of rows is read off the samples",
+            ),
+            Key::with_default(
+                "series_limit",
+                "200000",
+                "Watched series of all groups; samples of further ones are dropped and counted as `series_limit`. Each takes \
+                 12 KiB for six hours at 15 s",
+            ),
+            Key::with_default(
+                "group_limit",
+                "20000",
+                "Groups of all detectors; samples of further ones are dropped and counted as `series_limit`",
+            ),
+        ],
     ),
 ];
 
@@ -74,9 +87,51 @@ pub fn key_tables() -> Vec<KeyTable> {
     .concat()
 }
 
+/// Limits on what senders make the sidecar keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Watched series of all groups: 10,000 hosts of 20 by default. At six hours of 15 s each takes 12 KiB.
+    pub series: usize,
+    /// Groups of all detectors: each has a window, metrics and a model of its own, however few its series are.
+    pub groups: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { series: 200_000, groups: 20_000 }
+    }
+}
+
+/// The section `global`.
+struct Global {
+    scrape_interval: Duration,
+    limits: Limits,
+}
+
+impl Default for Global {
+    fn default() -> Self {
+        Self { scrape_interval: DEFAULT_INTERVAL, limits: Limits::default() }
+    }
+}
+
+impl Global {
+    fn read(mut section: Section<'_, '_>) -> Self {
+        let default = Limits::default();
+        let scrape_interval = section.duration("scrape_interval", DEFAULT_INTERVAL);
+        let limits = Limits {
+            series: section.count("series_limit", default.series, 1),
+            groups: section.count("group_limit", default.groups, 1),
+        };
+        section.deny_unknown();
+        Self { scrape_interval, limits }
+    }
+}
+
 /// The whole configuration. A section that the file omits has its default.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// Limits on series and groups.
+    pub limits: Limits,
     /// Endpoints that receive the scores.
     pub remote_write: Vec<remote_write::Config>,
     /// The sources of history: those of `history`, then those of `remote_read`.
@@ -123,8 +178,8 @@ impl Config {
     }
 
     fn read(mut top: Section<'_, '_>) -> Self {
-        let scrape_interval =
-            top.get("global").and_then(Node::section).map_or(DEFAULT_INTERVAL, read_scrape_interval);
+        let global = top.get("global").and_then(Node::section);
+        let Global { scrape_interval, limits } = global.map(Global::read).unwrap_or_default();
         let remote_write = match top.get("remote_write") {
             Some(list) => read_sections(&list).map(remote_write::Config::read).collect(),
             None => vec![remote_write::Config::default()],
@@ -150,7 +205,7 @@ impl Config {
         check_shared_model(&top, &registry, detectors.len());
         top.deny_unknown();
         let detectors = detectors.into_iter().map(Arc::new).collect();
-        Self { remote_write, history, registry, grafana_url, detectors }
+        Self { limits, remote_write, history, registry, grafana_url, detectors }
     }
 }
 
@@ -212,12 +267,6 @@ fn default_remote_read(remote_write: &[remote_write::Config]) -> Vec<history::Co
     let default = history::Config::default();
     let sibling = remote_write.iter().find(|endpoint| endpoint.url.is_sibling(&default.url));
     sibling.map(|endpoint| history::Config { http: endpoint.http.clone(), ..default }).into_iter().collect()
-}
-
-fn read_scrape_interval(mut global: Section<'_, '_>) -> Duration {
-    let interval = global.duration("scrape_interval", DEFAULT_INTERVAL);
-    global.deny_unknown();
-    interval
 }
 
 fn read_sections<'n, 'y>(list: &Node<'n, 'y>) -> impl Iterator<Item = Section<'n, 'y>> {

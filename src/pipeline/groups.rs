@@ -3,7 +3,7 @@
 use super::group::Group;
 use super::group::series_origins::Lookup;
 use super::maintenance::{MaintenancePlan, PastAlerts};
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::detector::{Detector, FeatureIdentity};
 use crate::features::Schema;
 use crate::prom::{Labels, METRIC_NAME};
@@ -20,18 +20,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
-/// Watched series in all groups: 10,000 hosts of 20. At six hours of 15 s each takes 12 KiB.
-pub const MAX_WATCHED_SERIES: usize = 200_000;
 /// Most bytes of the names and values of a watched series' labels.
 const MAX_SERIES_LABEL_BYTES: usize = 16 << 10;
-/// Most bytes of all labels that watched series keep in memory: 1,300 a series.
-const MAX_LABEL_BYTES: usize = 256 << 20;
+/// Most bytes of all labels that watched series keep in memory, for each series of the limit.
+const LABEL_BYTES_PER_SERIES: usize = 1_342;
+/// Bytes that all labels may take however low the limit of series is.
+const MIN_LABEL_BYTES_LIMIT: usize = 256 << 20;
 /// Copies of a group's labels, most of them as keys of its metrics.
 const GROUP_LABEL_COPIES: usize = 16;
 /// Most characters of a series in a log line.
 const LOGGED_SERIES_CHARS: usize = 200;
-/// Groups of all detectors: each has a window, metrics and a model of its own, however few its series are.
-const MAX_TOTAL_GROUPS: usize = 20_000;
 
 /// Labels that a scrape adds where the scraped metric lacks them.
 const TARGET_LABELS: [&str; 2] = ["job", "instance"];
@@ -84,11 +82,16 @@ impl Usage {
         }
     }
 
-    fn is_within_limits(self) -> bool {
-        self.groups <= MAX_TOTAL_GROUPS
-            && self.series <= MAX_WATCHED_SERIES
-            && self.label_bytes <= MAX_LABEL_BYTES
+    fn is_within(self, limits: Limits) -> bool {
+        self.groups <= limits.groups
+            && self.series <= limits.series
+            && self.label_bytes <= label_bytes_limit(limits)
     }
+}
+
+/// Most bytes of all labels.
+fn label_bytes_limit(limits: Limits) -> usize {
+    limits.series.saturating_mul(LABEL_BYTES_PER_SERIES).max(MIN_LABEL_BYTES_LIMIT)
 }
 
 impl Groups {
@@ -194,7 +197,7 @@ impl Groups {
         let Some(index) = self.config.detectors.iter().position(is_same_detector) else { return false };
         let features = window.features().map(|(labels, ..)| labels.n_bytes());
         let usage = self.usage.plus(Usage::of_group(&state.group, features));
-        if self.by_labels[index].contains_key(&state.group) || !usage.is_within_limits() {
+        if self.by_labels[index].contains_key(&state.group) || !usage.is_within(self.config.limits) {
             return false;
         }
         let labels = state.group.clone();
@@ -312,7 +315,7 @@ impl Groups {
         let of_group =
             if existing.is_none() { Usage::of_group(&by, [].into_iter()) } else { Usage::default() };
         let of_column = Usage { groups: 0, series: 1, label_bytes: feature.n_bytes() };
-        if !self.usage.plus(of_group).plus(of_column).is_within_limits() {
+        if !self.usage.plus(of_group).plus(of_column).is_within(self.config.limits) {
             return None;
         }
         let id = existing.unwrap_or_else(|| self.create(detector_index, by, now));
@@ -323,17 +326,18 @@ impl Groups {
     }
 
     fn warn_about_limit(&mut self, labels: &Labels) {
+        let limits = self.config.limits;
         if !std::mem::replace(&mut self.over_limit, true) {
             warn!(
                 component = "series",
                 series = format!("{:.LOGGED_SERIES_CHARS$}", labels.to_string()),
                 series_label_bytes_limit = MAX_SERIES_LABEL_BYTES,
                 watched_series = self.usage.series,
-                limit = MAX_WATCHED_SERIES,
+                limit = limits.series,
                 groups = self.usage.groups,
-                groups_limit = MAX_TOTAL_GROUPS,
+                groups_limit = limits.groups,
                 label_bytes = self.usage.label_bytes,
-                label_bytes_limit = MAX_LABEL_BYTES,
+                label_bytes_limit = label_bytes_limit(limits),
                 group_limit = MAX_FEATURES,
                 "watched series exceed a limit, new ones are ignored"
             );

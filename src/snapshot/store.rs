@@ -47,7 +47,7 @@ impl Metrics {
             failures: register(
                 registry,
                 "snapshot_failures",
-                "Failed reads and writes of snapshots; scoring continues without them",
+                "Failed reads and writes of snapshots, and groups that the last round at a shutdown did not reach, by operation; scoring continues without them",
             ),
             groups: register(
                 registry,
@@ -73,7 +73,7 @@ impl Metrics {
             ),
         };
         metrics.free.set(f64::NAN);
-        for operation in ["read", "write"] {
+        for operation in ["read", "write", "shutdown"] {
             drop(metrics.failures.get_or_create(&[("operation", operation)]));
         }
         for outcome in ["restored", "incompatible", "corrupt"] {
@@ -204,6 +204,11 @@ impl SnapshotStore {
             Err(_) => self.metrics.count_failure("write"),
         }
         result
+    }
+
+    /// Counts groups that the round at a shutdown did not reach.
+    pub fn count_unreached(&self, groups: usize) {
+        self.metrics.failures.get_or_create(&[("operation", "shutdown")]).inc_by(groups as u64);
     }
 
     /// Counts a snapshot that is too large to be read again. The group starts from the history.

@@ -16,7 +16,7 @@ const DEFAULT_INTERVAL: Duration = Duration::from_secs(15);
 /// Bytes of a model's folder: 0.8 MB for the four features of a network interface.
 const MODEL_BYTES: f64 = 1e6;
 /// Versions that the registry keeps beside those of `keep_versions`: champion and challenger.
-const VERSIONS_WITH_ALIAS: usize = 2;
+const VERSIONS_WITH_ALIAS: f64 = 2.0;
 /// Share of the machine's memory that the sidecar may take before it is a finding.
 const MAX_MEMORY_SHARE: f64 = 0.5;
 
@@ -38,7 +38,7 @@ fn limits(sidecar: &Sidecar) -> Finding {
             "dropped, because their series or groups are beyond the limits: {}",
             plain_plural(dropped as usize, "sample")
         ),
-        "select fewer series by `match`, or distribute the detectors over several sidecars",
+        "select fewer series by `match`, raise `global.series_limit` or `global.group_limit`, or run several sidecars",
     )
 }
 
@@ -84,11 +84,14 @@ fn groups(sidecar: &Sidecar) -> String {
 /// Bytes that the models and snapshots of all groups take once each group has all versions that the registry keeps. A
 /// snapshot is written beside the one that it replaces.
 fn expected_disk_bytes(config: &Config, sidecar: &Sidecar, snapshot_bytes: f64) -> f64 {
-    let n_versions = match config.registry.store {
-        registry::Store::Directory(_) => config.registry.keep_versions + VERSIONS_WITH_ALIAS,
-        registry::Store::Mlflow(_) => 0,
+    let keep = config.registry.keep;
+    let bytes_per_group = match config.registry.store {
+        registry::Store::Directory(_) => {
+            (keep.versions as f64 * MODEL_BYTES).min(keep.bytes as f64) + VERSIONS_WITH_ALIAS * MODEL_BYTES
+        }
+        registry::Store::Mlflow(_) => 0.0,
     };
-    2.0 * snapshot_bytes + sidecar.n_groups as f64 * n_versions as f64 * MODEL_BYTES
+    2.0 * snapshot_bytes + sidecar.n_groups as f64 * bytes_per_group
 }
 
 fn disk(config: &Config, sidecar: &Sidecar) -> Finding {

@@ -21,7 +21,7 @@ use crate::models::artifact::{self, Files};
 use crate::time;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -35,7 +35,22 @@ const REPORT: &str = "report.html";
 #[derive(Clone, Debug)]
 pub struct Directory {
     root: PathBuf,
-    keep_versions: usize,
+    keep: Retention,
+}
+
+/// The versions without an alias that are kept of each model: the newest ones within both bounds, and at least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// Number of versions.
+    pub versions: usize,
+    /// Size of the versions.
+    pub bytes: usize,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { versions: 30, bytes: 500_000_000 }
+    }
 }
 
 /// `registry.json` of one model.
@@ -102,9 +117,9 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error 
 }
 
 impl Directory {
-    /// A registry in `root` that keeps `keep_versions` versions without an alias per model.
-    pub fn new(root: PathBuf, keep_versions: usize) -> Self {
-        Self { root, keep_versions }
+    /// A registry in `root` that keeps these versions.
+    pub fn new(root: PathBuf, keep: Retention) -> Self {
+        Self { root, keep }
     }
 
     /// The directory.
@@ -116,24 +131,42 @@ impl Directory {
         Ok(self.root.join(validate_name(model)?))
     }
 
-    /// See [`Registry::list_aliases`](super::Registry::list_aliases).
-    pub fn list_aliases(&self, prefix: &str) -> Result<AliasListing, Error> {
-        let entries = match fs::read_dir(&self.root) {
-            Ok(entries) => entries,
-            Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(AliasListing::default()),
-            Err(source) => return Err(io_error("read", &self.root)(source)),
-        };
-        let mut listing = AliasListing::default();
-        for entry in entries {
+    /// See [`Registry::aliases`](super::Registry::aliases).
+    pub fn aliases(&self, prefix: &str) -> Result<Aliases, Error> {
+        let mut aliases = Aliases::new();
+        for entry in self.entries()?.into_iter().flatten() {
             let model = entry.map_err(io_error("read", &self.root))?.file_name();
             let Some(model) = model.to_str().filter(|model| model.starts_with(prefix)) else { continue };
-            match self.read_state(&self.root.join(model)) {
-                Ok(Some(state)) => drop(listing.aliases.insert(model.into(), state.model_aliases())),
+            if let Some(state) = self.read_state(&self.root.join(model))? {
+                aliases.insert(model.into(), state.model_aliases());
+            }
+        }
+        Ok(aliases)
+    }
+
+    /// See [`Registry::list_aliases`](super::Registry::list_aliases).
+    pub fn list_aliases(&self, models: &BTreeSet<String>) -> Result<AliasListing, Error> {
+        let mut listing = AliasListing::default();
+        if self.entries()?.is_none() {
+            return Ok(listing);
+        }
+        for model in models {
+            match self.folder(model).and_then(|folder| self.read_state(&folder)) {
+                Ok(Some(state)) => drop(listing.aliases.insert(model.clone(), state.model_aliases())),
                 Ok(None) => {}
-                Err(error) => drop(listing.unreadable.insert(model.into(), error)),
+                Err(error) => drop(listing.unreadable.insert(model.clone(), error)),
             }
         }
         Ok(listing)
+    }
+
+    /// The entries of the directory; `None` if there is none yet.
+    fn entries(&self) -> Result<Option<fs::ReadDir>, Error> {
+        match fs::read_dir(&self.root) {
+            Ok(entries) => Ok(Some(entries)),
+            Err(missing) if missing.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(io_error("read", &self.root)(source)),
+        }
     }
 
     /// See [`Registry::aliases_of`](super::Registry::aliases_of).
@@ -285,7 +318,7 @@ impl Directory {
         let mut state = self.read_state(&folder)?.unwrap_or_default();
         remove_orphans(&folder, &state)?;
         let result = update(&folder, &mut state)?;
-        let pruned = self.prune(&mut state);
+        let pruned = self.prune(&folder, &mut state)?;
         write_json(&folder, STATE, &state)?;
         for number in pruned {
             let old = folder.join(number.to_string());
@@ -295,15 +328,33 @@ impl Directory {
     }
 
     /// Removes the oldest versions without an alias from the state.
-    fn prune(&self, state: &mut RegistryFile) -> Vec<u64> {
+    fn prune(&self, folder: &Path, state: &mut RegistryFile) -> Result<Vec<u64>, Error> {
         let is_unreferenced = |number: &&u64| !state.aliases.values().any(|version| version == *number);
-        let unreferenced: Vec<u64> = state.versions.keys().filter(is_unreferenced).copied().collect();
-        let pruned = unreferenced[..unreferenced.len().saturating_sub(self.keep_versions)].to_vec();
+        let newest_first = state.versions.keys().rev().filter(is_unreferenced).copied();
+        let (mut pruned, mut bytes) = (Vec::new(), 0);
+        for (i, number) in newest_first.enumerate() {
+            bytes += folder_bytes(&folder.join(number.to_string()))?;
+            let is_within = i < self.keep.versions && bytes <= self.keep.bytes as u64;
+            if i > 0 && !is_within {
+                pruned.push(number);
+            }
+        }
         for number in &pruned {
             state.versions.remove(number);
         }
-        pruned
+        Ok(pruned)
     }
+}
+
+/// Size of the files directly in a folder; 0 if there is no such folder.
+fn folder_bytes(folder: &Path) -> Result<u64, Error> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(source) => return Err(io_error("read", folder)(source)),
+    };
+    let sizes = entries.map(|entry| Ok(entry?.metadata()?.len()));
+    sizes.sum::<io::Result<u64>>().map_err(io_error("read", folder))
 }
 
 /// Locks a folder, which is created if it does not exist, until the file is dropped.

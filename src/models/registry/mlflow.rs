@@ -7,6 +7,7 @@
 //! Models are logged as files of a run, which MLflow 2 and 3 support. Models that a version 3 client logged can be read
 //! too.
 
+mod aliases;
 mod config;
 mod metrics;
 mod error;
@@ -16,7 +17,7 @@ pub use config::Config;
 pub use error::Error;
 use metrics::{kl_metrics, sweep_metrics};
 
-use super::{Aliases, CHALLENGER, ModelAliases, ModelVersion, NewVersion};
+use super::{CHALLENGER, ModelAliases, ModelVersion, NewVersion};
 use crate::http::client::{self, Client, Request};
 use crate::http::config::ClientConfig;
 use crate::http::{Url, encode_query, percent_encode};
@@ -26,6 +27,7 @@ use bytes::Bytes;
 use hyper::Method;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use serde_json::{Value, json};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 /// Timeout of one call. Uploads of some megabytes through a proxy take seconds.
@@ -52,6 +54,8 @@ pub struct Mlflow {
     base: String,
     experiment: String,
     client: Client,
+    /// True for a server that cannot search for a list of names: version 2.
+    lacks_name_lists: AtomicBool,
 }
 
 impl Mlflow {
@@ -67,55 +71,8 @@ impl Mlflow {
                 auth: config::resolve_auth(&config.client),
                 ..config.client.clone()
             })?,
+            lacks_name_lists: AtomicBool::new(false),
         })
-    }
-
-    /// See [`Registry::aliases`](super::Registry::aliases).
-    ///
-    /// # Errors
-    /// [`Error`].
-    pub async fn aliases(&self, prefix: &str) -> Result<Aliases, Error> {
-        // The underscore matches any character there; the filter drops the other names.
-        let mut aliases = self.find_aliases(&format!("name LIKE '{}%'", prefix.replace('\'', ""))).await?;
-        aliases.retain(|name, _| name.starts_with(prefix));
-        Ok(aliases)
-    }
-
-    /// See [`Registry::aliases_of`](super::Registry::aliases_of).
-    ///
-    /// # Errors
-    /// [`Error`].
-    pub async fn aliases_of<const N: usize>(&self, models: [&str; N]) -> Result<Aliases, Error> {
-        let mut all = Aliases::new();
-        for model in models {
-            all.extend(self.find_aliases(&format!("name = '{}'", model.replace('\'', ""))).await?);
-        }
-        Ok(all)
-    }
-
-    async fn model_aliases(&self, model: &str) -> Result<ModelAliases, Error> {
-        Ok(self.aliases_of([model]).await?.remove(model).unwrap_or_default())
-    }
-
-    async fn find_aliases(&self, filter: &str) -> Result<Aliases, Error> {
-        let models = self.list_all("registered-models/search", "registered_models", filter).await?;
-        let mut all = Aliases::new();
-        for model in models {
-            let items = |field: &str| model[field].as_array().into_iter().flatten();
-            let alias = |alias: &Value| {
-                Some((text_field(alias, "alias"), text_field(alias, "version").parse().ok()?))
-            };
-            let limit = |tag: &Value| {
-                let alias = text_field(tag, "key").strip_prefix(PINNED_BELOW)?.to_string();
-                Some((alias, text_field(tag, "value").parse().ok()?))
-            };
-            let aliases = ModelAliases {
-                versions: items("aliases").filter_map(alias).collect(),
-                pinned_below: items("tags").filter_map(limit).collect(),
-            };
-            all.insert(text_field(&model, "name"), aliases);
-        }
-        Ok(all)
     }
 
     /// See [`Registry::versions`](super::Registry::versions).

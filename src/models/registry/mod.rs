@@ -18,10 +18,10 @@ use crate::features::rate::RateSemantics;
 use crate::prom::{Labels, METRIC_NAME};
 use crate::yaml::{Key, KeyTable, Node, Section};
 pub use aliases::{Aliases, ModelAliases, version_for_group};
-use directory::Directory;
+use directory::{Directory, Retention};
 use mlflow::Mlflow;
 use periods::{GroupSelector, Period};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,9 +41,9 @@ pub struct Config {
     pub alias: String,
     /// Interval between two reads of the aliases.
     pub poll_interval: Duration,
-    /// Number of versions without an alias that are kept per model; older versions are deleted. Only for a
-    /// directory: MLflow has its own retention.
-    pub keep_versions: usize,
+    /// Versions without an alias that are kept per model; older ones are deleted. Only for a directory: MLflow has its
+    /// own retention.
+    pub keep: Retention,
 }
 
 /// The keys of the section, without those of the HTTP client.
@@ -63,6 +63,11 @@ pub const KEY_TABLES: [KeyTable; 2] = [
                 "keep_versions",
                 "30",
                 "Number of versions without an alias that a directory keeps of each model",
+            ),
+            Key::with_default(
+                "keep_bytes",
+                "500000000",
+                "Size of those versions together; the newest one is kept whatever its size",
             ),
         ],
     ),
@@ -96,7 +101,7 @@ impl Default for Config {
             store: Store::Directory("models".into()),
             alias: CHAMPION.into(),
             poll_interval: Duration::from_secs(30),
-            keep_versions: 30,
+            keep: Retention::default(),
         }
     }
 }
@@ -125,7 +130,10 @@ impl Config {
                 .or(alias)
                 .unwrap_or(default.alias),
             poll_interval: section.duration("poll_interval", default.poll_interval),
-            keep_versions: section.count("keep_versions", default.keep_versions, 1),
+            keep: Retention {
+                versions: section.count("keep_versions", default.keep.versions, 1),
+                bytes: section.count("keep_bytes", default.keep.bytes, 1),
+            },
         };
         section.deny_unknown();
         config
@@ -304,9 +312,7 @@ impl Registry {
     /// The client's configuration is invalid.
     pub fn open(config: &Config, storage: &Path) -> Result<Self, crate::http::client::Error> {
         Ok(match &config.store {
-            Store::Directory(path) => {
-                Self::Directory(Directory::new(storage.join(path), config.keep_versions))
-            }
+            Store::Directory(path) => Self::Directory(Directory::new(storage.join(path), config.keep)),
             Store::Mlflow(mlflow) => Self::Mlflow(Arc::new(Mlflow::new(mlflow)?)),
         })
     }
@@ -316,22 +322,22 @@ impl Registry {
     /// # Errors
     /// [`Error`] if the store fails, or if a model of it cannot be read.
     pub async fn aliases(&self, prefix: &str) -> Result<Aliases, Error> {
-        let AliasListing { aliases, unreadable } = self.list_aliases(prefix).await?;
-        match unreadable.into_values().next() {
-            None => Ok(aliases),
-            Some(error) => Err(error),
+        match self {
+            Self::Directory(directory) => directory.aliases(prefix),
+            Self::Mlflow(mlflow) => Ok(mlflow.aliases(prefix).await?),
         }
     }
 
-    /// The aliases of the models whose names have this prefix, apart from the models that cannot be read.
+    /// The aliases of these models, apart from the models that cannot be read. The models of other groups are not read:
+    /// many sidecars may share a registry.
     ///
     /// # Errors
     /// [`Error`] if the store fails.
-    pub async fn list_aliases(&self, prefix: &str) -> Result<AliasListing, Error> {
+    pub async fn list_aliases(&self, models: &BTreeSet<String>) -> Result<AliasListing, Error> {
         match self {
-            Self::Directory(directory) => directory.list_aliases(prefix),
+            Self::Directory(directory) => directory.list_aliases(models),
             Self::Mlflow(mlflow) => {
-                Ok(AliasListing { aliases: mlflow.aliases(prefix).await?, unreadable: BTreeMap::new() })
+                Ok(AliasListing { aliases: mlflow.list_aliases(models).await?, unreadable: BTreeMap::new() })
             }
         }
     }

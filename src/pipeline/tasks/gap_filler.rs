@@ -20,8 +20,10 @@ use tracing::{debug, info};
 
 /// Time range of one read, in milliseconds.
 const SLICE_MS: i64 = 300_000;
-/// Groups that one read names. The matchers of a thousand groups would be a body of a hundred kilobytes.
+/// Groups that one read names at most, and bytes of their labels: servers bound the length of a query, as VictoriaMetrics
+/// by 16 KiB.
 const GROUPS_PER_READ: usize = 500;
+const LABEL_BYTES_PER_READ: usize = 8 << 10;
 /// Samples in one command: the engine serves other requests between two commands.
 const MAX_SAMPLES_PER_COMMAND: usize = 20_000;
 /// Pause before a source that did not answer is read again.
@@ -60,7 +62,7 @@ impl GapFiller {
     async fn fill(&self, detector: &Arc<Detector>, groups: &[Labels], range: (i64, i64)) -> bool {
         let started = Instant::now();
         let batches: Vec<Vec<Matcher>> =
-            groups.chunks(GROUPS_PER_READ).map(|batch| matchers(detector, batch)).collect();
+            batches(groups).into_iter().map(|batch| matchers(detector, batch)).collect();
         let (mut after_ms, to_ms) = range;
         let alerts = tokio::time::timeout(HOLD_TIMEOUT, self.read_alerts(detector, range)).await;
         let Ok(alerts) = alerts else { return false };
@@ -179,6 +181,21 @@ impl GapFiller {
     }
 }
 
+/// Splits groups into those of one read each.
+fn batches(groups: &[Labels]) -> Vec<&[Labels]> {
+    let (mut batches, mut first, mut n_bytes) = (Vec::new(), 0, 0);
+    for (i, group) in groups.iter().enumerate() {
+        let n_group_bytes = group.n_text_bytes();
+        if i > first && (i - first == GROUPS_PER_READ || n_bytes + n_group_bytes > LABEL_BYTES_PER_READ) {
+            batches.push(&groups[first..i]);
+            (first, n_bytes) = (i, 0);
+        }
+        n_bytes += n_group_bytes;
+    }
+    batches.push(&groups[first..]);
+    batches
+}
+
 /// Selects at least these groups. Remote read matches external labels by `=` only, so with several values
 /// series without the label pass too.
 fn matchers(detector: &Detector, groups: &[Labels]) -> Vec<Matcher> {
@@ -205,4 +222,28 @@ pub fn split_series(series: Vec<SeriesSamples>) -> Vec<Vec<SeriesSamples>> {
         chunks.last_mut().expect("pushed before").push((labels, samples));
     }
     chunks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_group_is_named_in_a_read_of_bounded_length() {
+        let group = |i: usize, n_bytes: usize| {
+            let instance = format!("{i:0n_bytes$}");
+            Labels::new([("instance", instance.as_str()), ("job", "n")]).expect("valid")
+        };
+        let lengths = |groups: &[Labels]| {
+            let batches = batches(groups);
+            assert!(batches.concat().iter().eq(groups), "each once, in order");
+            batches.iter().map(|batch| batch.len()).collect::<Vec<_>>()
+        };
+        // "instance" and "job" with their values: 12 bytes and the instance.
+        let of = |n_groups, n_bytes| (0..n_groups).map(|i| group(i, n_bytes)).collect::<Vec<_>>();
+        assert_eq!(lengths(&of(1200, 4)), [500, 500, 200]);
+        assert_eq!(lengths(&of(10, 2036)), [4, 4, 2]);
+        assert_eq!(lengths(&of(3, 9000)), [1, 1, 1]);
+        assert_eq!(lengths(&of(1, 4)), [1]);
+    }
 }

@@ -1,6 +1,6 @@
 //! Deploys the model versions that the aliases of the registry point to.
 //!
-//! One request reads the aliases of a model; only versions that a group does not have are loaded. A version that a
+//! A poll reads the aliases of the models of own groups, however many sidecars share the registry; only versions that a group does not have are loaded. A version that a
 //! group took or rejected for good is not offered again until its alias moves or the group has yet another model.
 //! Otherwise a version that the group rejected would be loaded at every poll, and a model that the sidecar trained
 //! while the registry was down would be replaced by its predecessor. A version that lacks a feature now, because its
@@ -184,13 +184,13 @@ impl RegistryWatcher {
     /// # Errors
     /// [`registry::Error`] if the registry does not answer.
     async fn poll(&mut self, backends: &Backends) -> Result<Option<Vec<registry::Error>>, registry::Error> {
-        let mut poll = Poll::new(backends).await?;
         let Some(deployments) = self.engine.list_deployments().await else { return Ok(None) };
         // The offers of groups that are gone are forgotten.
         let present: HashSet<(&str, &Labels)> =
             deployments.iter().map(|deployment| (deployment.detector.as_str(), &deployment.labels)).collect();
         self.offered.retain(|(detector, labels, _), _| present.contains(&(detector.as_str(), labels)));
         let champions = champion_slots(backends, &deployments);
+        let mut poll = Poll::new(backends, &champions).await?;
         self.show_pins(backends, &poll.listing, &champions);
         self.record_versions(backends, &poll.listing, &champions).await;
         for deployment in &deployments {
@@ -383,16 +383,12 @@ impl RegistryWatcher {
 }
 
 impl Poll {
-    /// Reads the aliases of the detectors' models.
-    async fn new(backends: &Backends) -> Result<Self, registry::Error> {
+    /// Reads the aliases of the models of the detectors and of these groups.
+    async fn new(backends: &Backends, champions: &[Slot<'_>]) -> Result<Self, registry::Error> {
         let name = |detector: &Arc<Detector>| backends.registry_config.model_name(&detector.name);
-        let names: HashSet<String> = backends.detectors.iter().map(name).collect();
-        let mut listing = AliasListing::default();
-        for name in names {
-            let AliasListing { aliases, unreadable } = backends.registry.list_aliases(&name).await?;
-            listing.aliases.extend(aliases);
-            listing.unreadable.extend(unreadable);
-        }
+        let of_detectors = backends.detectors.iter().map(name);
+        let of_groups = champions.iter().flat_map(|slot| slot.model_names(backends));
+        let listing = backends.registry.list_aliases(&of_detectors.chain(of_groups).collect()).await?;
         Ok(Self { listing, loaded: HashMap::new(), failures: Vec::new() })
     }
 

@@ -1,9 +1,11 @@
 //! Writes snapshots of all groups every five minutes, and at the shutdown.
 //!
 //! The engine hands out one group after another, so that no reply takes longer than the copy of the newest rows of one
-//! window. The encoding and the writing happen here.
+//! window. The encoding and the writing happen here. The round at the shutdown ends in time: the groups that it does not
+//! reach keep their previous file.
 
 use crate::pipeline::engine::WeakEngineHandle;
+use crate::pipeline::group::deployment::Deployment;
 use crate::pipeline::group::snapshot::SnapshotStep;
 use crate::snapshot::{SnapshotStore, TooLarge};
 use std::collections::HashSet;
@@ -15,18 +17,23 @@ use tracing::{error, warn};
 
 /// Pause between two rounds. A start reads five minutes of samples in no time, and the disk is spared.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(300);
-/// Time that the last round may take. Groups that it does not reach keep their previous file.
-const LAST_ROUND_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time in which the last round begins to write a snapshot.
+const LAST_ROUND_BUDGET: Duration = Duration::from_secs(10);
+/// Time after which the last round is given up: a write hangs.
+const LAST_ROUND_TIMEOUT: Duration = Duration::from_secs(15);
+/// Groups that a log line names.
+const MAX_LOGGED_GROUPS: usize = 20;
 
 /// Writes a round every five minutes until the engine is gone, and a last one when `closing` turns true.
 pub async fn run(engine: WeakEngineHandle, mut store: SnapshotStore, mut closing: watch::Receiver<bool>) {
     loop {
         let close = closing.wait_for(|closing| *closing);
         let is_last = tokio::time::timeout(SNAPSHOT_INTERVAL, close).await.is_ok();
-        let round = write_round(&engine, store);
+        let until = is_last.then(|| Instant::now() + LAST_ROUND_BUDGET);
+        let round = write_round(&engine, store, until);
         let done = match is_last {
             true => tokio::time::timeout(LAST_ROUND_TIMEOUT, round).await.unwrap_or_else(|_| {
-                warn!(component = "snapshot", limit = ?LAST_ROUND_TIMEOUT, "the last round of snapshots took too long: the history fills in the rest at the next start");
+                warn!(component = "snapshot", limit = ?LAST_ROUND_TIMEOUT, "the last round of snapshots hangs and is given up: the history fills in the rest at the next start");
                 None
             }),
             false => round.await,
@@ -38,13 +45,21 @@ pub async fn run(engine: WeakEngineHandle, mut store: SnapshotStore, mut closing
     }
 }
 
-/// One round over all groups. `None` when the engine is gone.
-async fn write_round(engine: &WeakEngineHandle, mut store: SnapshotStore) -> Option<SnapshotStore> {
+/// One round over all groups, as far as it gets until a time. `None` when the engine is gone.
+async fn write_round(
+    engine: &WeakEngineHandle,
+    mut store: SnapshotStore,
+    until: Option<Instant>,
+) -> Option<SnapshotStore> {
     let started = Instant::now();
     let mut names = HashSet::new();
     let (mut failed, mut panicked): (Option<io::Error>, Option<io::Error>) = (None, None);
     let mut after = None;
     while failed.is_none() {
+        if until.is_some_and(|until| Instant::now() >= until) {
+            names.extend(leave_rest(&engine.list_deployments().await?, after, &store));
+            break;
+        }
         let Some(SnapshotStep { id, name, snapshot }) = engine.next_snapshot(after).await? else { break };
         after = Some(id);
         names.insert(name.clone());
@@ -65,6 +80,19 @@ async fn write_round(engine: &WeakEngineHandle, mut store: SnapshotStore) -> Opt
         finished
     };
     Some(tokio::task::spawn_blocking(finish).await.unwrap_or(store))
+}
+
+/// Counts and logs the groups after this one, and returns the names of their files.
+fn leave_rest(deployments: &[Deployment], after: Option<u32>, store: &SnapshotStore) -> Vec<String> {
+    let rest: Vec<&Deployment> =
+        deployments.iter().filter(|deployment| after.is_none_or(|after| deployment.group > after)).collect();
+    let text = |deployment: &&Deployment| format!("{} {}", deployment.detector, deployment.labels);
+    let groups: Vec<String> = rest.iter().take(MAX_LOGGED_GROUPS).map(text).collect();
+    store.count_unreached(rest.len());
+    if !rest.is_empty() {
+        warn!(component = "snapshot", limit = ?LAST_ROUND_BUDGET, count = rest.len(), groups = groups.join("; "), "the last round of snapshots did not reach every group: the history fills in the rest at the next start");
+    }
+    rest.iter().map(|deployment| SnapshotStore::file_name(&deployment.detector, &deployment.labels)).collect()
 }
 
 /// Encodes and writes one snapshot on a thread of its own. A panic there fails this snapshot only.
@@ -92,6 +120,9 @@ async fn write(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::engine;
+    use crate::pipeline::engine::tests::{Bench, START_MS, series};
+    use crate::prom::{Labels, METRIC_NAME};
     use crate::snapshot::Metrics;
     use prometheus_client::registry::Registry;
 
@@ -104,5 +135,36 @@ mod tests {
         let second = write(&mut store, "b.snapshot".into(), || Ok(b"content".to_vec())).await;
         assert!(second.expect("no panic").is_ok());
         assert_eq!(std::fs::read(folder.path().join("b.snapshot")).expect("a file"), b"content");
+    }
+
+    #[tokio::test]
+    async fn a_round_that_ends_in_time_leaves_the_files_of_the_rest() {
+        let mut bench = Bench::new("");
+        let scrape = |bench: &mut Bench, at_ms: i64| {
+            for instance in ["a", "b", "c"] {
+                let name = (METRIC_NAME, "node_network_receive_bytes_total");
+                let labels = [name, ("device", "lo"), ("instance", instance), ("job", "node")];
+                bench.send(vec![series(&labels, &[(at_ms, 1.0)])]);
+            }
+        };
+        scrape(&mut bench, START_MS);
+        let (engine, commands) = engine::channel();
+        let running = std::thread::spawn(move || bench.engine.run(commands));
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut registry = Registry::default();
+        let store = SnapshotStore::new(folder.path().into(), Metrics::new(&mut registry));
+        let files = || std::fs::read_dir(folder.path()).expect("a folder").count();
+        let weak = engine.downgrade();
+        let store = write_round(&weak, store, None).await.expect("the engine runs");
+        assert_eq!(files(), 3);
+        let gone = folder.path().join(SnapshotStore::file_name("gone", &Labels::default()));
+        std::fs::write(&gone, "").expect("written");
+        write_round(&weak, store, Some(Instant::now())).await.expect("the engine runs");
+        assert_eq!((files(), gone.exists()), (3, false), "only the files of groups stay");
+        let mut page = String::new();
+        prometheus_client::encoding::text::encode(&mut page, &registry).expect("encodes");
+        assert!(page.contains("snapshot_failures_total{operation=\"shutdown\"} 3"), "{page}");
+        drop(engine);
+        running.join().expect("the engine ends");
     }
 }

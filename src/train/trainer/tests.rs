@@ -4,7 +4,7 @@ use crate::features::Schema;
 use crate::features::rate::RateSemantics;
 use crate::history::{self, HistoryClient};
 use crate::models::registry::Registry;
-use crate::models::registry::directory::Directory;
+use crate::models::registry::directory::{Directory, Retention};
 use crate::prom::{Labels, METRIC_NAME, Sample};
 use crate::report::zone::Zone;
 use crate::train::pool::Pool;
@@ -80,7 +80,8 @@ async fn execute(
 #[tokio::test]
 async fn the_model_of_the_registry_waits_for_its_features() {
     let folder = TempDir::new().expect("a temporary folder");
-    let backends = test_backends(Registry::Directory(Directory::new(folder.path().into(), 30)));
+    let backends =
+        test_backends(Registry::Directory(Directory::new(folder.path().into(), Retention::default())));
     let run = async |job| {
         execute(job, &backends, &mut CircuitBreaker::default()).await.expect("the training succeeds")
     };
@@ -104,7 +105,8 @@ async fn the_model_of_the_registry_waits_for_its_features() {
 #[tokio::test]
 async fn a_pooled_model_serves_until_there_is_history() {
     let folder = TempDir::new().expect("a temporary folder");
-    let backends = test_backends(Registry::Directory(Directory::new(folder.path().into(), 30)));
+    let backends =
+        test_backends(Registry::Directory(Directory::new(folder.path().into(), Retention::default())));
     let run = async |job| {
         execute(job, &backends, &mut CircuitBreaker::default()).await.expect("the training succeeds")
     };
@@ -137,7 +139,8 @@ async fn a_pooled_model_serves_until_there_is_history() {
 #[tokio::test]
 async fn f15_a_model_of_days_is_not_replaced_by_one_of_hours() {
     let folder = TempDir::new().expect("a temporary folder");
-    let backends = test_backends(Registry::Directory(Directory::new(folder.path().into(), 30)));
+    let backends =
+        test_backends(Registry::Directory(Directory::new(folder.path().into(), Retention::default())));
     let run = async |job| {
         execute(job, &backends, &mut CircuitBreaker::default()).await.expect("the training succeeds")
     };
@@ -208,7 +211,8 @@ async fn a_model_is_renewed_although_remote_read_fails() {
         ("503 Service Unavailable", &["Down"], false),
     ] {
         let folder = TempDir::new().expect("a temporary folder");
-        let mut backends = test_backends(Registry::Directory(Directory::new(folder.path().into(), 30)));
+        let mut backends =
+            test_backends(Registry::Directory(Directory::new(folder.path().into(), Retention::default())));
         backends.history_clients = vec![endpoint(status)];
         let detector = Arc::make_mut(&mut backends.detectors[0]);
         detector.training.exclude_alerts = alerts.iter().map(|alert| (*alert).to_string()).collect();
@@ -228,7 +232,8 @@ async fn a_model_is_renewed_although_remote_read_fails() {
 #[tokio::test]
 async fn an_endpoint_in_cooldown_is_not_asked_for_alerts() {
     let folder = TempDir::new().expect("a temporary folder");
-    let mut backends = test_backends(Registry::Directory(Directory::new(folder.path().into(), 30)));
+    let mut backends =
+        test_backends(Registry::Directory(Directory::new(folder.path().into(), Retention::default())));
     backends.history_clients = vec![endpoint("503 Service Unavailable")];
     Arc::make_mut(&mut backends.detectors[0]).training.exclude_alerts = vec!["Down".into()];
     let mut circuit_breaker = CircuitBreaker::default();
@@ -242,7 +247,8 @@ async fn an_endpoint_in_cooldown_is_not_asked_for_alerts() {
 #[tokio::test]
 async fn a_group_without_a_model_gets_one_of_excluded_rows() {
     let folder = TempDir::new().expect("a temporary folder");
-    let backends = test_backends(Registry::Directory(Directory::new(folder.path().into(), 30)));
+    let backends =
+        test_backends(Registry::Directory(Directory::new(folder.path().into(), Retention::default())));
     for from_ms in [0, time::now_ms() - 3_420_000] {
         let fit = |reason| {
             let job = TrainingJob { reason, ..test_job(&backends, &["eth0"]) };
@@ -272,7 +278,8 @@ async fn a_group_without_a_model_gets_one_of_excluded_rows() {
 #[tokio::test]
 async fn a_rollback_survives_trainings_and_a_restart() {
     let folder = TempDir::new().expect("a temporary folder");
-    let open = || test_backends(Registry::Directory(Directory::new(folder.path().into(), 30)));
+    let open =
+        || test_backends(Registry::Directory(Directory::new(folder.path().into(), Retention::default())));
     let backends = open();
     let name = registry::group_model_name("net", &["job".into()], &test_job(&backends, &[]).labels);
     let run = async |backends: &Backends, reason, devices: &[&str]| {
@@ -324,7 +331,8 @@ async fn a_rollback_survives_trainings_and_a_restart() {
 #[tokio::test]
 async fn a_model_with_a_new_feature_passes_through_the_gate() {
     let folder = TempDir::new().expect("a temporary folder");
-    let mut backends = test_backends(Registry::Directory(Directory::new(folder.path().into(), 30)));
+    let mut backends =
+        test_backends(Registry::Directory(Directory::new(folder.path().into(), Retention::default())));
     let detector = Arc::make_mut(&mut backends.detectors[0]);
     detector.training.gate.max_kl = Some(0.0);
     let run = async |reason| {
@@ -342,7 +350,8 @@ async fn a_model_with_a_new_feature_passes_through_the_gate() {
 #[tokio::test]
 async fn a_history_is_too_short_until_a_model_can_be_fitted() {
     let folder = TempDir::new().expect("a temporary folder");
-    let mut backends = test_backends(Registry::Directory(Directory::new(folder.path().into(), 30)));
+    let mut backends =
+        test_backends(Registry::Directory(Directory::new(folder.path().into(), Retention::default())));
     Arc::make_mut(&mut backends.detectors[0]).training.min_history = Duration::from_secs(30);
     let run = async |steps| {
         let job = TrainingJob { window: window_of(&["eth0"], steps), ..test_job(&backends, &["eth0"]) };
@@ -362,7 +371,8 @@ async fn a_history_is_too_short_until_a_model_can_be_fitted() {
 #[tokio::test]
 async fn a_rejected_model_is_registered_once_per_interval() {
     let folder = TempDir::new().expect("a temporary folder");
-    let mut backends = test_backends(Registry::Directory(Directory::new(folder.path().into(), 30)));
+    let mut backends =
+        test_backends(Registry::Directory(Directory::new(folder.path().into(), Retention::default())));
     Arc::make_mut(&mut backends.detectors[0]).training.gate.max_kl = Some(1e-9);
     let run = async |reason| {
         let job = TrainingJob { reason, ..test_job(&backends, &["eth0"]) };
@@ -386,7 +396,8 @@ async fn a_group_of_many_features_reads_a_shorter_history() {
     let devices: Vec<String> = (0..1_000).map(|i| format!("eth{i}")).collect();
     let devices: Vec<&str> = devices.iter().map(String::as_str).collect();
     let folder = TempDir::new().expect("a temporary folder");
-    let backends = test_backends(Registry::Directory(Directory::new(folder.path().into(), 30)));
+    let backends =
+        test_backends(Registry::Directory(Directory::new(folder.path().into(), Retention::default())));
     let mut circuit_breaker = CircuitBreaker::default();
     let history_of = |window: Window, min_history: Duration, circuit_breaker: &mut CircuitBreaker| {
         let mut job = TrainingJob { window, ..test_job(&backends, &["lo"]) };

@@ -8,9 +8,17 @@ fn model() -> Model {
 }
 
 fn registry(keep_versions: usize) -> (tempfile::TempDir, Directory) {
+    registry_with(Retention { versions: keep_versions, ..Retention::default() })
+}
+
+fn registry_with(keep: Retention) -> (tempfile::TempDir, Directory) {
     let folder = tempfile::tempdir().expect("a folder");
-    let directory = Directory::new(folder.path().join("models"), keep_versions);
+    let directory = Directory::new(folder.path().join("models"), keep);
     (folder, directory)
+}
+
+fn numbers(directory: &Directory) -> Vec<u64> {
+    directory.versions("net").expect("read").iter().map(|version| version.number).collect()
 }
 
 fn register(directory: &Directory, name: &str) -> u64 {
@@ -58,7 +66,7 @@ async fn versions_aliases_and_rollback() {
 #[tokio::test]
 async fn a_rollback_stays_until_a_person_promotes() {
     let (_folder, directory) = registry(9);
-    let open = || Registry::Directory(Directory::new(directory.root().into(), 9));
+    let open = || Registry::Directory(Directory::new(directory.root().into(), Retention::default()));
     let train = async || {
         let version = register(&directory, "net");
         let pinned = open().promote_trained("net", CHAMPION, version).await.expect("registered");
@@ -131,10 +139,46 @@ fn old_versions_without_an_alias_are_pruned() {
     for _ in 0..4 {
         register(&directory, "net");
     }
-    let numbers: Vec<u64> = directory.versions("net").expect("read").iter().map(|v| v.number).collect();
-    assert_eq!(numbers, [1, 4, 5], "the champion and the newest two");
+    assert_eq!(numbers(&directory), [1, 4, 5], "the champion and the newest two");
     assert!(!directory.root().join("net/2").exists());
     assert!(directory.files("net", 2).is_err());
+}
+
+#[test]
+fn old_versions_are_pruned_by_their_size_too() {
+    let size = |directory: &Directory, version: u64| {
+        folder_bytes(&directory.root().join("net").join(version.to_string())).expect("read") as usize
+    };
+    let (_folder, measured) = registry(9);
+    register(&measured, "net");
+    let bytes = size(&measured, 1);
+    for (limit, kept) in [(3 * bytes, vec![3, 4, 5]), (3 * bytes - 1, vec![4, 5]), (1, vec![5])] {
+        let (_folder, directory) = registry_with(Retention { bytes: limit, ..Retention::default() });
+        (1..=5).for_each(|version| assert_eq!(register(&directory, "net"), version));
+        assert_eq!(numbers(&directory), kept, "{limit} of {bytes} bytes a version");
+        assert_eq!(size(&directory, 1), 0);
+    }
+}
+
+#[tokio::test]
+async fn the_aliases_of_named_models_are_read_alone() {
+    let (_folder, directory) = registry(9);
+    let registry = Registry::Directory(directory.clone());
+    let names = ["net.a", "net.b", "absent"].map(String::from).into();
+    assert!(registry.list_aliases(&names).await.expect("no directory yet").aliases.is_empty());
+    for model in ["net.a", "net.b", "net.other"] {
+        register(&directory, model);
+    }
+    for damaged in ["net.b", "net.other"] {
+        fs::write(directory.root().join(damaged).join("registry.json"), "{").expect("written");
+    }
+    let listing = registry.list_aliases(&names).await.expect("read");
+    assert_eq!(listing.aliases.into_keys().collect::<Vec<_>>(), ["net.a"]);
+    assert_eq!(listing.unreadable.into_keys().collect::<Vec<_>>(), ["net.b"]);
+    assert!(registry.aliases("net").await.is_err(), "it reads them all");
+    fs::remove_dir_all(directory.root()).expect("removed");
+    fs::write(directory.root(), "").expect("written");
+    assert!(registry.list_aliases(&names).await.is_err(), "a file in place of the directory");
 }
 
 #[test]
@@ -145,8 +189,7 @@ fn writers_of_several_threads_are_serialized() {
             scope.spawn(|| (0..5).for_each(|_| assert_ne!(register(&directory, "net"), 0)));
         }
     });
-    let numbers: Vec<u64> = directory.versions("net").expect("read").iter().map(|v| v.number).collect();
-    assert_eq!(numbers, (1..=20).collect::<Vec<u64>>());
+    assert_eq!(numbers(&directory), (1..=20).collect::<Vec<u64>>());
 }
 
 #[test]

@@ -189,6 +189,29 @@ fn f30_groups_are_bounded_and_the_known_ones_go_on() {
     assert_eq!(bench.metric(dropped), 8, "a known group may have more series");
 }
 
+#[test]
+fn f30_the_limits_are_those_of_the_configuration() {
+    let config =
+        |limits: &str| format!("global: {{{limits}}}\ndetectors: [{{name: a, match: [rx], by: [host]}}]");
+    let of = |host: &str, device: &str| {
+        series(&[("__name__", "rx"), ("device", device), ("host", host)], &[(START_MS, 1.0)])
+    };
+    let dropped = r#"ingest_samples_dropped_total{reason="series_limit"}"#;
+    let mut bench = Bench::new(&config("series_limit: 3, group_limit: 2"));
+    bench.send(vec![of("a", "eth0"), of("b", "eth0"), of("c", "eth0")]);
+    assert_eq!((bench.groups().len(), bench.metric(dropped)), (2, 1), "groups");
+    bench.send(vec![of("a", "eth1"), of("a", "eth2")]);
+    assert_eq!(bench.metric(dropped), 2, "series");
+    let raised = Config::parse(&config("series_limit: 5, group_limit: 3")).expect("valid");
+    bench.reload(Arc::new(raised), vec![Arc::default()]);
+    bench.send(vec![of("c", "eth0"), of("a", "eth2"), of("a", "eth3")]);
+    assert_eq!((bench.groups().len(), bench.metric(dropped)), (3, 3));
+    let lowered = Config::parse(&config("series_limit: 1, group_limit: 1")).expect("valid");
+    bench.reload(Arc::new(lowered), vec![Arc::default()]);
+    bench.send(vec![of("c", "eth0"), of("d", "eth0")]);
+    assert_eq!((bench.groups().len(), bench.metric(dropped)), (3, 4), "the known ones go on");
+}
+
 /// Labels are memory that whoever writes can take.
 #[test]
 fn f30_labels_are_bounded_and_counted() {

@@ -2,7 +2,7 @@ use super::*;
 use crate::config::Config;
 use crate::history::{self, HistoryClient};
 use crate::http::Url;
-use crate::models::registry::directory::Directory;
+use crate::models::registry::directory::{Directory, Retention};
 use crate::models::registry::{NewVersion, Registry};
 use crate::models::{ModelCard, artifact};
 use crate::pipeline::engine::tests::{Bench, START_MS, model, send_stale_markers, series};
@@ -72,7 +72,7 @@ impl Fixture {
             detectors: config.detectors.clone(),
             history_clients: Vec::new(),
             endpoints: Vec::new(),
-            registry: Registry::Directory(Directory::new(folder.path().into(), 30)),
+            registry: Registry::Directory(Directory::new(folder.path().into(), Retention::default())),
             registry_config: config.registry.clone(),
             report_zone: Zone::default(),
         });
@@ -225,7 +225,8 @@ async fn an_offer_that_a_reload_overtakes_is_made_again() {
     let config = Config { detectors: fixture.backends.detectors.clone(), ..Config::default() };
     fixture.engine.reload(Arc::new(config), vec![Arc::default()]).await.expect("the engine runs");
     let backends = fixture.backends.clone();
-    let mut poll = Poll::new(&backends).await.expect("the registry answers");
+    let mut poll =
+        Poll::new(&backends, &champion_slots(&backends, &before)).await.expect("the registry answers");
     let detector = &backends.detectors[0];
     let slot = Slot { detector, deployment: &before[0], role: ModelRole::Champion };
     fixture.watcher.reconcile(&backends, &mut poll, slot).await.expect("read").expect("the engine runs");
