@@ -263,14 +263,13 @@ fn check_rules_are_healthy(stack: &mut Stack) {
 
 /// Queries without data by dashboard, panel and refId: models of the kind isolation_forest have no incidents and no budget,
 /// no challenger has an alias, and every group is scored.
-const EMPTY_QUERIES: [(&str, &str, &[&str]); 12] = [
+const EMPTY_QUERIES: [(&str, &str, &[&str]); 11] = [
     ("fleet", "Incidents", &["A", "B"]),
     ("fleet", "Deviating most", &["B", "C"]),
     ("fleet", "Not scored, and why", &["A", "B", "C"]),
     ("fleet", "Incidents of the last seven days against the budget", &["A"]),
     ("fleet", "Metrics behind incidents", &["A"]),
     ("group", "State", &["A"]),
-    ("group", "Deviates most", &["A"]),
     ("group", "Incidents a day", &["A", "B"]),
     ("group", "Score and threshold", &["B", "C"]),
     ("group", "$feature", &["A", "B", "C", "D"]),
