@@ -7,7 +7,7 @@
 #
 # Makes, for Linux on amd64 or arm64:
 #
-#   promforest-VERSION-linux-ARCH.tar.gz   program, configuration, units, rules, dashboards, completions, manual page
+#   promforest-VERSION-linux-ARCH.tar.gz   program, configuration, units, rules, dashboards, completions, manual page, licences
 #   promforest-VERSION-linux-ARCH.debug    debug information of the program, for gdb and perf
 #   promforest_VERSION_ARCH.deb, promforest-VERSION-1.ARCH.rpm
 #   sha256sums
@@ -107,6 +107,10 @@ objcopy --strip-all "$binary" "$stage/promforest"
 git -C "$repo" ls-files -z -- LICENSE README.md deploy ':!deploy/Dockerfile*' ':!deploy/compose.yaml' \
     ':!deploy/demo' ':!deploy/packages' ':!deploy/quickstart.sh' ':!deploy/release.sh' |
     tar -C "$repo" --null --files-from=- -cf - | tar -C "$stage" -xf -
+cp "$repo"/.github/{CONTRIBUTING,SECURITY}.md "$stage/"
+# Links to these two pages lead to where they are here. The sources and the tests are not here: links to them become text.
+find "$stage" -name '*.md' -exec sed -i -e 's,\.github/,,g' -e 's,\[\([^]]*\)](\(\.\./\)*\(src\|tests\)/[^)]*),\1,g' {} +
+"$repo/deploy/packages/third-party.sh" ${target:+"$target"} >"$stage/THIRD-PARTY"
 "$binary" completions bash >"$stage/completions/promforest.bash"
 "$binary" completions fish >"$stage/completions/promforest.fish"
 "$binary" completions zsh >"$stage/completions/_promforest"
@@ -117,7 +121,7 @@ for unit in promforest.service promforest.socket; do
     sed -e '1,/^$/d' -e 's,/usr/local/bin/,/usr/bin/,' "$repo/deploy/systemd/$unit" >"$work/packages/$unit"
 done
 gzip -9n <"$stage/promforest.1" >"$work/packages/promforest.1.gz"
-cp "$repo"/deploy/packages/*.sh "$work/packages/"
+cp "$repo"/deploy/packages/{copyright,postinstall.sh,preremove.sh,postremove.sh} "$work/packages/"
 chmod -R u=rwX,go=rX "$stage" "$work/packages"
 find "$work" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
 

@@ -20,6 +20,9 @@ const FILES: [&str; 7] = [
     "/usr/share/man/man1/promforest.1.gz",
 ];
 const DOCUMENTS: &str = "/usr/share/doc/promforest";
+/// Scripts of both packages: the name in a Debian package, and the file.
+const SCRIPTS: [(&str, &str); 3] =
+    [("postinst", "postinstall.sh"), ("prerm", "preremove.sh"), ("postrm", "postremove.sh")];
 /// Size of the fixed part of a header of an RPM package, and of one of its index entries.
 const RPM_INDEX_BYTES: usize = 16;
 
@@ -99,12 +102,34 @@ fn verify_unit(folder: &Path) {
     assert!(verified.status.success() && warnings.is_empty(), "{warnings}");
 }
 
-/// The paths in an RPM package: a lead of 96 bytes, two headers, and an archive in the format of cpio.
+/// Every link of a page to a file of the archive leads to one.
+fn check_links(folder: &Path) {
+    for name in files_below(folder).iter().filter(|name| name.ends_with(".md")) {
+        let page = folder.join(&name[1..]);
+        let text = fs::read_to_string(&page).expect("a page");
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next());
+        for link in links.filter(|link| !link.is_empty() && !link.contains("://")) {
+            assert!(page.with_file_name(link).exists(), "{name}: {link}");
+        }
+    }
+}
+
+/// A script of the packages.
+fn script(name: &str) -> String {
+    fs::read_to_string(Path::new(ROOT).join("deploy/packages").join(name)).expect("a script")
+}
+
+/// The paths in an RPM package: a lead of 96 bytes, two headers, and an archive in the format of cpio. The headers have
+/// the scripts, and outside of the documents only the program may be executed.
 fn rpm_files(package: &Path, folder: &Path) -> Vec<String> {
     let bytes = fs::read(package).expect("a package");
     let number = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().expect("4 bytes")) as usize;
     let end = |at: usize| at + RPM_INDEX_BYTES * (1 + number(at + 8)) + number(at + 12);
-    let payload = &bytes[end(end(96).next_multiple_of(8))..];
+    let (headers, payload) = bytes.split_at(end(end(96).next_multiple_of(8)));
+    for name in SCRIPTS.map(|(_, name)| name) {
+        let script = script(name);
+        assert!(headers.windows(script.len()).any(|bytes| bytes == script.as_bytes()), "no {name}");
+    }
     let file = folder.join("payload.gz");
     fs::write(&file, payload).expect("writable");
     let archive = output(Command::new("gzip").arg("-dc").arg(file));
@@ -121,7 +146,10 @@ fn rpm_files(package: &Path, folder: &Path) -> Vec<String> {
             return paths;
         }
         if mode & 0o170_000 == 0o100_000 {
-            paths.push(format!("/{}", name.trim_start_matches("./").trim_start_matches('/')));
+            let path = format!("/{}", name.trim_start_matches("./").trim_start_matches('/'));
+            let is_executable = mode & 0o111 != 0;
+            assert!(path.starts_with(DOCUMENTS) || is_executable == (path == FILES[1]), "{path}: {mode:o}");
+            paths.push(path);
         }
         at = (at + 110 + name_size).next_multiple_of(4) + size.next_multiple_of(4);
     }
@@ -155,9 +183,19 @@ fn packages_are_complete_and_the_same_twice() {
     assert_eq!(field("Version").trim(), env!("CARGO_PKG_VERSION"));
     let conffiles = text(Command::new("dpkg-deb").args(["--info"]).arg(file(".deb")).arg("conffiles"));
     assert_eq!(conffiles.trim(), "/etc/promforest/promforest.yml");
+    for (name, path) in SCRIPTS {
+        let packed = text(Command::new("dpkg-deb").arg("--info").arg(file(".deb")).arg(name));
+        assert_eq!(packed, script(path));
+    }
+    let executable = ["etc", "usr", "-type", "f", "-perm", "/111", "-not", "-path", "usr/share/doc/*"];
+    assert_eq!(text(Command::new("find").current_dir(&deb).args(executable)), "usr/bin/promforest\n");
 
     let mut rpm = rpm_files(file(".rpm"), folder.path());
-    rpm.retain(|path| path != "/usr/share/licenses/promforest/LICENSE");
+    for name in ["LICENSE", "THIRD-PARTY"] {
+        let path = format!("/usr/share/licenses/promforest/{name}");
+        assert!(rpm.contains(&path), "{path} is not in {rpm:?}");
+        rpm.retain(|other| *other != path);
+    }
     check_files(&rpm, ["/usr/share/zsh/site-functions/_promforest"]);
 
     let archive = folder.path().join("archive");
@@ -167,5 +205,10 @@ fn packages_are_complete_and_the_same_twice() {
     assert!(text(Command::new(archive.join("promforest")).arg("--version")).starts_with(&version));
     for name in ["LICENSE", "deploy/promforest.yml", "completions/_promforest", "promforest.1"] {
         assert!(archive.join(name).is_file(), "no {name}");
+    }
+    check_links(&archive);
+    let licences = fs::read_to_string(archive.join("THIRD-PARTY")).expect("licences");
+    for part in ["\nserde 1.", "\nring 0.", "Permission is hereby granted", "Apache License"] {
+        assert!(licences.contains(part), "no {part:?} in the licences");
     }
 }
