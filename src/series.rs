@@ -39,12 +39,15 @@ pub enum IgnoreReason {
     OwnOutput,
     /// Its labels are invalid.
     InvalidLabels,
+    /// Its target lies in another shard.
+    WrongShard,
     /// The limit on watched series is reached.
     OverLimit,
 }
 
 impl IgnoreReason {
-    const ALL: [Self; 4] = [Self::Unwatched, Self::OwnOutput, Self::InvalidLabels, Self::OverLimit];
+    const ALL: [Self; 5] =
+        [Self::Unwatched, Self::OwnOutput, Self::InvalidLabels, Self::WrongShard, Self::OverLimit];
 }
 
 /// A column of a group's window.

@@ -11,6 +11,8 @@ use std::process::{Command, Stdio};
 use support::prometheus::{list, text};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+/// The ordinal of a StatefulSet's pod.
+const POD_INDEX_LABEL: &str = "metadata.labels['apps.kubernetes.io/pod-index']";
 const CHART: &str = "deploy/kubernetes/chart";
 /// Values files, each with the name of a release and the number of objects.
 const VALUES: [(&str, &[&str], usize); 5] = [
@@ -102,6 +104,9 @@ fn values_reach_their_objects() {
         list(&container["args"]).last().map(text).as_deref(),
         Some("--web.external-url=https://promforest.example.com/")
     );
+    assert!(list(&container["args"]).contains(&"--shard=$(POD_INDEX)/3".into()), "{container}");
+    let index = &container["env"][0]["valueFrom"]["fieldRef"]["fieldPath"];
+    assert_eq!((&container["env"][0]["name"], index), (&"POD_INDEX".into(), &POD_INDEX_LABEL.into()));
     assert_eq!(list(&pod["volumes"])[1]["secret"]["secretName"], "prometheus-password");
     assert_eq!(find(&everything, "ServiceMonitor/anomalies")["spec"]["endpoints"][0]["interval"], "15s");
     assert_eq!(find(&everything, "ServiceMonitor/anomalies")["metadata"]["labels"]["team"], "infrastructure");

@@ -66,7 +66,8 @@
         )
       ||| % { incident: of('anomaly_incident'), score: of('anomaly_score', 'model=""') }
       + std.join('', [
-        'unless ignoring (%s) (anomaly_job_incident == 1)\n' % std.join(', ', labels)
+        // Of several sidecars, each writes the incident of a job with its shard.
+        'unless ignoring (%s) (anomaly_job_incident == 1)\n' % std.join(', ', labels + ['shard'])
         for labels in config.groupLabels
       ]),
       {
@@ -96,7 +97,7 @@
     alert(
       'AnomalyJobIncident',
       'warning',
-      of('anomaly_job_incident') + ' == 1',
+      'max without (shard) (' + of('anomaly_job_incident') + ') == 1',
       {
         summary: 'Anomaly in many groups: ' + subject,
         description: |||

@@ -25,6 +25,7 @@ use crate::http::tls::ClientAuth;
 use crate::http::web_config::WebConfig;
 use crate::models::registry::Registry;
 use crate::pipeline::{self, Options};
+use crate::prom::shard::Shard;
 use crate::report::text::plain_plural;
 use crate::telemetry::{self, LogFormat, LogLevel};
 use crate::yaml::{self, Document};
@@ -136,6 +137,10 @@ struct RunArgs {
     /// Enables feedback on incidents and maintenance by POST /api/v1/feedback and /api/v1/maintenance
     #[arg(long = "web.enable-admin-api")]
     enable_admin_api: bool,
+    /// Watch only a part of the targets, as in 0/3: those whose hash of job and instance, as in Prometheus' hashmod
+    /// modulo COUNT, is INDEX
+    #[arg(long, value_name = "INDEX/COUNT")]
+    shard: Option<Shard>,
     /// Folder for models and snapshots
     #[arg(long = "storage.path", value_name = "FOLDER", default_value = STORAGE)]
     storage_path: PathBuf,
@@ -156,6 +161,7 @@ impl RunArgs {
             ("config.file", path(&self.config_file)),
             ("log.format", name(&self.log_format)),
             ("log.level", name(&self.log_level)),
+            ("shard", self.shard.map(|shard| shard.to_string()).unwrap_or_default()),
             ("storage.path", self.storage_path.display().to_string()),
             ("web.config.file", path(&self.web_config_file)),
             ("web.enable-admin-api", self.enable_admin_api.to_string()),
@@ -295,6 +301,7 @@ fn run(args: RunArgs) -> Result<(), BoxError> {
         systemd_socket: args.systemd_socket,
         web_config_file: args.web_config_file,
         external_url: args.external_url,
+        shard: args.shard,
         enable_lifecycle: args.enable_lifecycle,
         enable_admin_api: args.enable_admin_api,
         storage_path: args.storage_path,

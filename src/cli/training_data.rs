@@ -3,7 +3,7 @@
 use super::{parse_label, select_detectors};
 use crate::config::Config;
 use crate::detect::SuspendedTimes;
-use crate::detector::{Detector, FeatureIdentity};
+use crate::detector::{Detector, FeatureIdentity, check_sharding};
 use crate::error::BoxError;
 use crate::features::{Schema, Transform};
 use crate::history::{HistoryClient, Metrics as HistoryMetrics, Pace, SeriesSamples};
@@ -11,6 +11,7 @@ use crate::models::registry::periods::Period;
 use crate::models::registry::{Registry, group_model_name};
 use crate::models::{Model, columns};
 use crate::prom::matcher::Matcher;
+use crate::prom::shard::Shard;
 use crate::prom::{Labels, METRIC_NAME, Sample, duration};
 use crate::table::DataTable;
 use crate::time;
@@ -36,6 +37,10 @@ pub struct TrainingDataArgs {
     /// Only the groups with these labels, as in job=node,instance=web1:9100
     #[arg(long, value_name = "LABELS", value_delimiter = ',', value_parser = parse_label)]
     pub group: Vec<(String, String)>,
+    /// Only the groups of a part of the targets, as in 0/3 or $JOB_COMPLETION_INDEX/3: those whose hash of job and
+    /// instance, as in Prometheus' hashmod modulo COUNT, is INDEX
+    #[arg(long, value_name = "INDEX/COUNT")]
+    shard: Option<Shard>,
     /// Range to exclude from training, as in 2026-01-31T12:00:00Z..2026-01-31T13:00:00Z; may be repeated
     #[arg(long, value_name = "START..END", value_parser = parse_exclusion)]
     exclude: Vec<Exclusion>,
@@ -117,6 +122,8 @@ struct HistoryReader<'a> {
 struct HistoryCoverage {
     /// Groups with samples.
     n_groups: usize,
+    /// Groups of other shards.
+    n_other_shards: usize,
     /// Longest history of a group that has too little.
     longest_ms: i64,
     /// True if the whole history of a group is excluded.
@@ -170,6 +177,8 @@ impl<'a> TrainingInputs<'a> {
                 self.n_inputs += 1;
                 Ok(Some(training_input))
             }
+            // Of few groups, a shard may have none.
+            None if history.is_empty_shard() => Ok(None),
             None if self.n_inputs == 0 => Err(history.no_data_message().into()),
             None => Ok(None),
         }
@@ -228,10 +237,19 @@ impl<'a> HistoryReader<'a> {
             clients,
             periods,
             groups: VecDeque::new(),
-            coverage: HistoryCoverage { n_groups: 0, longest_ms: i64::MIN, is_excluded: false },
+            coverage: HistoryCoverage {
+                n_groups: 0,
+                n_other_shards: 0,
+                longest_ms: i64::MIN,
+                is_excluded: false,
+            },
             progress: ReadProgress { bar, n_samples: 0 },
         };
-        for detector in select_detectors(config, args.detector.as_deref())? {
+        let detectors = select_detectors(config, args.detector.as_deref())?;
+        if args.shard.is_some() {
+            check_sharding(&detectors)?;
+        }
+        for detector in detectors {
             let history_ms = time::millis(detector.training.history);
             let range = (
                 history_range.from_ms.unwrap_or(history_range.train_to_ms - history_ms),
@@ -250,7 +268,10 @@ impl<'a> HistoryReader<'a> {
                 .await?;
             }
             groups.retain(|group| args.group.iter().all(|(name, value)| group.get(name) == value));
+            let n_found = groups.len();
+            groups.retain(|group| args.shard.is_none_or(|shard| shard.contains(group)));
             reader.coverage.n_groups += groups.len();
+            reader.coverage.n_other_shards += n_found - groups.len();
             if let Some(group) = model.and_then(|model| model.card.group.as_ref()) {
                 groups.retain(|found| found == group);
             }
@@ -327,6 +348,11 @@ impl<'a> HistoryReader<'a> {
                 Ok(None)
             }
         }
+    }
+
+    /// True if all groups lie in other shards.
+    fn is_empty_shard(&self) -> bool {
+        self.coverage.n_groups == 0 && self.coverage.n_other_shards > 0
     }
 
     /// The reason why there is no input.

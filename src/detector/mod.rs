@@ -5,6 +5,7 @@
 
 mod identity;
 mod promotion_gate;
+mod sharding;
 mod training;
 
 use crate::detect;
@@ -16,6 +17,7 @@ use crate::time;
 use crate::yaml::{Key, KeyTable, Node, Section};
 pub use identity::FeatureIdentity;
 pub use promotion_gate::PromotionGate;
+pub use sharding::{DividedGroups, SHARD_LABEL, check_sharding};
 use std::time::Duration;
 pub use training::TrainingConfig;
 

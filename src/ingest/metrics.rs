@@ -29,6 +29,8 @@ pub enum DropReason {
     InvalidHistogram,
     /// The timestamp is before the year 2000 or too far in the future.
     InvalidTimestamp,
+    /// The target of the series lies in another shard.
+    WrongShard,
     /// The limit of watched series is reached.
     SeriesLimit,
     /// The window has the same sample.
@@ -40,12 +42,13 @@ pub enum DropReason {
 }
 
 impl DropReason {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Unwatched,
         Self::OwnOutput,
         Self::InvalidLabels,
         Self::InvalidHistogram,
         Self::InvalidTimestamp,
+        Self::WrongShard,
         Self::SeriesLimit,
         Self::Duplicate,
         Self::Conflict,
@@ -59,6 +62,7 @@ impl DropReason {
             Self::InvalidLabels => "invalid_labels",
             Self::InvalidHistogram => "invalid_histogram",
             Self::InvalidTimestamp => "invalid_timestamp",
+            Self::WrongShard => "wrong_shard",
             Self::SeriesLimit => "series_limit",
             Self::Duplicate => "duplicate",
             Self::Conflict => "conflict",

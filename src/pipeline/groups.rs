@@ -6,6 +6,7 @@ use super::maintenance::{MaintenancePlan, PastAlerts};
 use crate::config::{Config, Limits};
 use crate::detector::{Detector, FeatureIdentity};
 use crate::features::Schema;
+use crate::prom::shard::Shard;
 use crate::prom::{Labels, METRIC_NAME};
 use crate::remote_write::cursor_keys;
 use crate::remote_write::message::OUTPUT_METADATA;
@@ -39,6 +40,7 @@ pub const METRIC_PREFIX: &str = "promforest_";
 /// The groups of every detector.
 pub struct Groups {
     config: Arc<Config>,
+    shard: Option<Shard>,
     all: BTreeMap<u32, Group>,
     /// For each detector of the configuration, its groups in the order of their labels.
     by_labels: Vec<BTreeMap<Labels, u32>>,
@@ -95,11 +97,12 @@ fn label_bytes_limit(limits: Limits) -> usize {
 }
 
 impl Groups {
-    /// No groups.
-    pub fn new(config: Arc<Config>) -> Self {
+    /// No groups. With a shard, only groups of its targets can be made.
+    pub fn new(config: Arc<Config>, shard: Option<Shard>) -> Self {
         let by_labels = vec![BTreeMap::new(); config.detectors.len()];
         Self {
             config,
+            shard,
             all: BTreeMap::new(),
             by_labels,
             next_id: 0,
@@ -114,6 +117,16 @@ impl Groups {
     /// The configuration in force.
     pub fn config(&self) -> &Arc<Config> {
         &self.config
+    }
+
+    /// The shard of the targets, if there are several.
+    pub fn shard(&self) -> Option<Shard> {
+        self.shard
+    }
+
+    /// True if the target of a series or of a group lies in the shard.
+    fn is_in_shard(&self, labels: &Labels) -> bool {
+        self.shard.is_none_or(|shard| shard.contains(labels))
     }
 
     /// Bytes of all labels.
@@ -188,8 +201,8 @@ impl Groups {
         cursor_keys(&self.config.remote_write)
     }
 
-    /// Restores the group of a snapshot. False if its detector is not configured, the group exists, or a limit is
-    /// exceeded.
+    /// Restores the group of a snapshot. False if its detector is not configured, the group exists or lies in another
+    /// shard, or a limit is exceeded.
     pub fn restore(&mut self, state: GroupState, window: Window, now: Instant) -> bool {
         let is_same_detector = |detector: &Arc<Detector>| {
             detector.name == state.detector && detector.selection_key() == state.selection_key
@@ -197,7 +210,8 @@ impl Groups {
         let Some(index) = self.config.detectors.iter().position(is_same_detector) else { return false };
         let features = window.features().map(|(labels, ..)| labels.n_bytes());
         let usage = self.usage.plus(Usage::of_group(&state.group, features));
-        if self.by_labels[index].contains_key(&state.group) || !usage.is_within(self.config.limits) {
+        let is_known = self.by_labels[index].contains_key(&state.group);
+        if is_known || !self.is_in_shard(&state.group) || !usage.is_within(self.config.limits) {
             return false;
         }
         let labels = state.group.clone();
@@ -257,6 +271,9 @@ impl Groups {
         let detectors = self.config.detectors.iter().enumerate();
         let watching: Vec<usize> =
             detectors.filter(|(_, detector)| is_watching(detector)).map(|(i, _)| i).collect();
+        if !watching.is_empty() && !self.is_in_shard(labels) {
+            return Err(IgnoreReason::WrongShard);
+        }
         let columns: Vec<ColumnRef> =
             watching.iter().filter_map(|index| self.resolve_column(*index, labels, at_ms, now)).collect();
         let is_over_limit = columns.len() < watching.len();
@@ -428,7 +445,8 @@ impl Groups {
         let mut retired = Vec::new();
         let maintenance = std::mem::take(&mut self.maintenance);
         let past_alerts = std::mem::take(&mut self.past_alerts);
-        let mut next = Self { next_id: self.next_id, maintenance, past_alerts, ..Self::new(config) };
+        let mut next =
+            Self { next_id: self.next_id, maintenance, past_alerts, ..Self::new(config, self.shard) };
         for (_, mut group) in std::mem::take(&mut self.all) {
             let index = next.config.detectors.iter().position(|new| group.reconfigure(new, now, now_ms));
             let Some(index) = index else {

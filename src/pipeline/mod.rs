@@ -25,6 +25,7 @@ mod tasks;
 
 use crate::build_info::{REVISION, RUST_VERSION, VERSION};
 use crate::config::{self, Config};
+use crate::detector::DividedGroups;
 use crate::http::Url;
 use crate::http::access::{self, AccessControl};
 use crate::http::client;
@@ -66,6 +67,9 @@ pub enum Error {
     /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] config::Error),
+    /// A group would lie in several shards.
+    #[error(transparent)]
+    DividedGroups(#[from] DividedGroups),
     /// A client cannot be built: a file that the configuration names has changed since it was read.
     #[error("no client for {url}")]
     Client {
@@ -153,6 +157,7 @@ impl Sidecar {
         let senders = Senders::start(&config, endpoints, &engine, &metrics.remote_write, &supervisor);
         let mut scoring = Engine::new(EngineDeps {
             config: config.clone(),
+            shard: options.shard,
             wakeups: senders.wakeups.clone(),
             training_jobs: queues.training_jobs,
             backfill_requests: queues.backfill_requests,

@@ -2,10 +2,12 @@
 
 use super::{Error, systemd};
 use crate::config::Config;
+use crate::detector::check_sharding;
 use crate::history::{self, HistoryClient};
 use crate::http::Url;
 use crate::http::client::Client;
 use crate::models::registry::Registry;
+use crate::prom::shard::Shard;
 use crate::report::zone::Zone;
 use crate::train::Backends;
 use crate::yaml::Document;
@@ -44,6 +46,8 @@ pub struct Options {
     pub enable_admin_api: bool,
     /// The address of the pages for other machines, as behind a proxy.
     pub external_url: Option<Url>,
+    /// The part of the targets whose groups are watched; without it, all.
+    pub shard: Option<Shard>,
     /// The directory of snapshots, and of models with a relative path.
     pub storage_path: PathBuf,
     /// Names and values of all flags, for display.
@@ -75,7 +79,7 @@ impl Options {
     /// Reads the configuration file and builds the clients.
     ///
     /// # Errors
-    /// [`Error::Config`], [`Error::Client`] or [`Error::Registry`].
+    /// [`Error::Config`], [`Error::DividedGroups`], [`Error::Client`] or [`Error::Registry`].
     pub fn load(&self, metrics: &history::Metrics) -> Result<LoadedConfig, Error> {
         let (config, yaml) = match &self.config_file {
             Some(file) => {
@@ -87,6 +91,9 @@ impl Options {
             }
             None => (Config::default(), String::new()),
         };
+        if self.shard.is_some() {
+            check_sharding(&config.detectors)?;
+        }
         let client_error = |url: &Url| {
             let url = url.clone();
             move |source| Error::Client { url, source }

@@ -6,8 +6,9 @@
 //! The alternative, a marker from each place that removes something, misses the next such place.
 
 use super::serving::Contribution;
-use crate::detector::Detector;
+use crate::detector::{Detector, SHARD_LABEL};
 use crate::models::registry;
+use crate::prom::shard::Shard;
 use crate::prom::{Labels, METRIC_NAME, Sample};
 use crate::remote_write::message::CHAMPION_SERIES;
 use crate::window::{ModelRole, Score};
@@ -83,10 +84,11 @@ impl OutputSeries {
     }
 }
 
-/// The labels of the incident of the job that a group belongs to.
-pub fn job_incident_labels(detector: &Detector, group: &Labels) -> Labels {
+/// The labels of the incident of the job that a group belongs to. The shards of a job judge their groups apart.
+pub fn job_incident_labels(detector: &Detector, group: &Labels, shard: Option<Shard>) -> Labels {
     let job = group.split(&detector.job_by).0;
-    job.with("detector", &detector.name).with(METRIC_NAME, "anomaly_job_incident")
+    let labels = job.with("detector", &detector.name).with(METRIC_NAME, "anomaly_job_incident");
+    shard.map_or(labels.clone(), |shard| labels.with(SHARD_LABEL, &shard.index().to_string()))
 }
 
 /// The outputs of rows, by timestamp; no outputs for a row where everything ended.

@@ -310,6 +310,7 @@ impl Pages {
         let storage = &self.reloader.options.storage_path;
         Sidecar {
             version: build_info::LINE,
+            shard: self.reloader.options.shard.map(|shard| shard.to_string()),
             started_ms: self.started_ms,
             is_ready: readiness.ready,
             readiness: readiness.text.lines().map(String::from).collect(),

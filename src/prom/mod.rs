@@ -5,6 +5,7 @@ pub mod exposition;
 pub mod labels;
 pub mod matcher;
 mod regex;
+pub mod shard;
 pub mod wire;
 
 /// Messages generated from `proto/`: promforest sends them, and the tests compare [`wire`] with them.

@@ -52,6 +52,7 @@ pub fn sidecar(sidecar: &Sidecar, fleet: &Fleet, data_path: &DataPath) -> Value 
     });
     json!({
         "version": sidecar.version,
+        "shard": sidecar.shard,
         "startTime": format_timestamp(sidecar.started_ms),
         "ready": sidecar.is_ready,
         "readiness": sidecar.readiness,

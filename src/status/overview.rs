@@ -74,6 +74,7 @@ impl Overview<'_> {
                 h1 { (self.headline()) }
                 p.state {
                     span { b { (count(self.fleet.n_scored())) } " of " (plural(self.fleet.groups().len(), "group")) " scored" }
+                    @if let Some(shard) = &self.sidecar.shard { span { "shard " b { (shard) } " of the targets" } }
                     @if let Some(newest_ms) = newest {
                         span { "newest score " b { (format_age(self.now_ms - newest_ms)) } " old" }
                     }

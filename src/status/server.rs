@@ -13,6 +13,8 @@ use maud::html;
 pub struct Sidecar {
     /// Version of the program.
     pub version: &'static str,
+    /// The part of the targets whose groups are watched, as `0/3`; without it, all.
+    pub shard: Option<String>,
     /// Time of the start, in milliseconds since the epoch.
     pub started_ms: i64,
     /// True if `/-/ready` answers 200.
@@ -35,6 +37,7 @@ pub fn status_page(sidecar: &Sidecar, fleet: &Fleet, data_path: &DataPath, now_m
         ("version", sidecar.version.to_string()),
         ("running for", format_age(now_ms - sidecar.started_ms)),
         ("started, UTC", format_datetime(sidecar.started_ms / 1000 * 1000)),
+        ("shard of the targets", sidecar.shard.clone().unwrap_or_else(|| "all".into())),
         ("groups", plural(fleet.groups().len(), "group")),
         ("model registry", sidecar.registry.clone()),
         ("scores go to", sidecar.endpoints.join(", ")),

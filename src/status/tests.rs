@@ -69,6 +69,7 @@ fn not_scored(instance: &str, reason: NotScored) -> GroupSummary {
 fn sidecar() -> Sidecar {
     Sidecar {
         version: "0.1.0",
+        shard: None,
         started_ms: NOW_MS - 7_519_000,
         is_ready: true,
         readiness: vec!["node_network: 1 of 1 groups have a model".into()],

@@ -86,13 +86,14 @@ fn write_flags(out: &mut String, command: &Command) -> fmt::Result {
         "## Flags\n\nFlags of `promforest` and `promforest run`. They apply until the process ends.\n"
     )?;
     let flags = command.get_arguments().filter_map(|arg| Some((arg.get_long()?, arg)));
+    let flags = flags.filter(|(name, _)| !["help", "version"].contains(name));
     let row = |(name, arg): (&str, &Arg)| {
         let defaults: Vec<String> =
             arg.get_default_values().iter().map(|value| format!("`{}`", value.to_string_lossy())).collect();
         let default = if arg.get_action().takes_values() { defaults.join(", ") } else { String::new() };
         [format!("`--{name}`"), default, help(arg.get_help())]
     };
-    write_table(out, ["flag", "default", "meaning"], flags.filter(|(name, _)| name.contains('.')).map(row))
+    write_table(out, ["flag", "default", "meaning"], flags.map(row))
 }
 
 fn write_commands(out: &mut String, command: &Command) -> fmt::Result {

@@ -268,6 +268,7 @@ impl From<IgnoreReason> for DropReason {
             IgnoreReason::Unwatched => Self::Unwatched,
             IgnoreReason::OwnOutput => Self::OwnOutput,
             IgnoreReason::InvalidLabels => Self::InvalidLabels,
+            IgnoreReason::WrongShard => Self::WrongShard,
             IgnoreReason::OverLimit => Self::SeriesLimit,
         }
     }

@@ -169,7 +169,7 @@ impl JobIncidents {
     fn gather(&mut self, groups: &Groups, samples: &mut JobSamples) {
         let mut old = std::mem::take(&mut self.jobs);
         for (id, group) in groups.iter_from(0).filter(|(_, group)| group.detector.model.opens_incidents()) {
-            let labels = output_series::job_incident_labels(&group.detector, &group.labels);
+            let labels = output_series::job_incident_labels(&group.detector, &group.labels, groups.shard());
             let job = self.jobs.entry(labels).or_default();
             job.group_ids.push(id);
             job.grace_ms = time::millis(group.detector.grace);

@@ -29,6 +29,7 @@ use super::select::SelectionPage;
 use crate::config::Config;
 use crate::ingest::Metrics as IngestMetrics;
 use crate::prom::Labels;
+use crate::prom::shard::Shard;
 use crate::remote_read::server::Query;
 use crate::remote_write::{self, FailureReason};
 use crate::series::SeriesIndex;
@@ -98,6 +99,8 @@ pub struct Engine {
 pub struct EngineDeps {
     /// The configuration.
     pub config: Arc<Config>,
+    /// The targets whose groups exist; without a shard, all.
+    pub shard: Option<Shard>,
     /// One wakeup per endpoint.
     pub wakeups: Vec<Arc<Notify>>,
     /// Queue of the trainer.
@@ -120,7 +123,7 @@ impl Engine {
     /// An engine without samples.
     pub fn new(deps: EngineDeps) -> Self {
         Self {
-            groups: Groups::new(deps.config),
+            groups: Groups::new(deps.config, deps.shard),
             index: SeriesIndex::default(),
             decoder: Decoder::default(),
             endpoints: endpoint_states(deps.wakeups),

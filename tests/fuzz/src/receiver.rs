@@ -42,6 +42,7 @@ pub fn receiver(data: &[u8]) {
     let mut engine = Engine::new(EngineDeps {
         wakeups: PARSED.remote_write.iter().map(|_| Arc::default()).collect(),
         config: PARSED.clone(),
+        shard: None,
         training_jobs,
         backfill_requests,
         readiness,

@@ -171,7 +171,7 @@ fn a_label_of_by_is_on_every_output_and_one_of_ignore_on_none() {
             let labels = output.labels(&group.detector, &group.labels);
             assert_eq!(labels.get("cluster"), expected, "{key}: {labels}");
         }
-        let job = job_incident_labels(&group.detector, &group.labels);
+        let job = job_incident_labels(&group.detector, &group.labels, None);
         assert_eq!(job.get("cluster"), expected, "{key}: {job}");
     }
 }

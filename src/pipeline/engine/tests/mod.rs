@@ -33,6 +33,7 @@ mod reload;
 mod restart;
 mod rows;
 mod sequential;
+mod shards;
 mod stale;
 mod status;
 mod training;
@@ -52,6 +53,10 @@ pub(in crate::pipeline) struct Bench {
 
 impl Bench {
     pub(in crate::pipeline) fn new(config: &str) -> Self {
+        Self::of_shard(config, None)
+    }
+
+    fn of_shard(config: &str, shard: Option<Shard>) -> Self {
         let config = Arc::new(Config::parse(config).expect("a valid configuration"));
         let mut registry = Registry::default();
         let (trainer, jobs) = mpsc::channel(8);
@@ -60,6 +65,7 @@ impl Bench {
         let engine = Engine::new(EngineDeps {
             wakeups: config.remote_write.iter().map(|_| Arc::default()).collect(),
             config,
+            shard,
             training_jobs: trainer,
             backfill_requests: requests_tx,
             readiness,
