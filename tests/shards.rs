@@ -8,13 +8,14 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 use support::hosts::{Hosts, JOB_OF_FILE};
 use support::prometheus::{list, text};
 use support::stack::{
     Collectors, JOB_NODE, MODEL_TIMEOUT, NODE_NETWORK, RANGE_MS, RemoteWriteReceiver, SHORT_TIMEOUT,
     Scraping, Stack,
 };
-use support::{PROGRAM, Process, each_version, free_port, http, now_ms, wait};
+use support::{PROGRAM, Process, PrometheusVersion, each_version, free_port, http, now_ms, wait};
 
 /// Each of two and of three shards has some of them.
 const HOSTS: [&str; 9] = ["host0", "host1", "host2", "host3", "host4", "host5", "host6", "host7", "host8"];
@@ -66,8 +67,11 @@ impl Sidecar {
 
     /// The hosts whose groups it has.
     fn hosts(&self) -> BTreeSet<String> {
-        let groups = self.data("/api/v1/groups");
-        list(&groups["groups"]).iter().map(|group| text(&group["labels"]["instance"])).collect()
+        let page = |number: u64| self.data(&format!("/api/v1/groups?page={number}"));
+        let n_pages = page(1)["pages"].as_u64().expect("a number");
+        let pages: Vec<Value> = (1..=n_pages.max(1)).map(page).collect();
+        let groups = pages.iter().flat_map(|page| list(&page["groups"]));
+        groups.map(|group| text(&group["labels"]["instance"])).collect()
     }
 
     fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
@@ -79,7 +83,8 @@ impl Sidecar {
 struct Fleet {
     stack: Stack,
     sidecars: Vec<Sidecar>,
-    _hosts: Hosts,
+    hosts: Vec<String>,
+    _exporters: Hosts,
 }
 
 /// Who divides the samples.
@@ -92,19 +97,24 @@ enum DividedBy {
 }
 
 impl Fleet {
-    fn start(version: support::PrometheusVersion, n_sidecars: usize, divided_by: DividedBy) -> Self {
-        let hosts = Hosts::start();
+    fn start(version: PrometheusVersion, n_sidecars: usize, divided_by: DividedBy) -> Self {
+        Self::of_hosts(version, n_sidecars, divided_by, HOSTS.map(String::from).into(), NODE_NETWORK)
+    }
+
+    fn of_hosts(
+        version: PrometheusVersion,
+        n_sidecars: usize,
+        divided_by: DividedBy,
+        hosts: Vec<String>,
+        detectors: &str,
+    ) -> Self {
+        let exporters = Hosts::start();
         let stack = Stack::new(version, Collectors::Network, &Scraping { jobs: JOB_OF_FILE, ..JOB_NODE });
-        hosts.write_targets(&stack, &HOSTS);
-        stack.configure_file(
-            "promforest.yml",
-            &format!(
-                "registry: {{path: '{}', poll_interval: 1s}}",
-                stack.dir.path().join("models").display()
-            ),
-            NODE_NETWORK,
-        );
-        let mut fleet = Self { stack, sidecars: Vec::new(), _hosts: hosts };
+        exporters.write_targets(&stack, &hosts.iter().map(String::as_str).collect::<Vec<_>>());
+        let models = stack.dir.path().join("models");
+        let registry = format!("registry: {{path: '{}', poll_interval: 1s}}", models.display());
+        stack.configure_file("promforest.yml", &registry, detectors);
+        let mut fleet = Self { stack, sidecars: Vec::new(), hosts, _exporters: exporters };
         let ports: Vec<u16> = (0..n_sidecars).map(|_| free_port()).collect();
         fleet.write_prometheus_config(&ports, divided_by);
         fleet.stack.start_prometheus(RemoteWriteReceiver::Enabled);
@@ -149,13 +159,15 @@ impl Fleet {
 
     /// Waits until every host has a score of a scrape at or after this time.
     fn wait_for_scores_at(&mut self, at_ms: i64) {
-        self.stack.wait("every host is scored", MODEL_TIMEOUT + SHORT_TIMEOUT, |at| {
+        let hosts = &self.hosts;
+        self.stack.wait("every host is scored", Duration::from_secs(300), |at| {
             let scores = at.prometheus.query("anomaly_score[10m]")?;
             let newest = |host: &str| {
                 let of_host = scores.iter().filter(|series| series.labels["instance"] == host);
                 of_host.filter_map(|series| Some(series.samples.last()?.0)).max().unwrap_or(0)
             };
-            let late: Vec<&str> = HOSTS.into_iter().filter(|host| newest(host) < at_ms).collect();
+            let late: Vec<&str> =
+                hosts.iter().map(String::as_str).filter(|host| newest(host) < at_ms).collect();
             if late.is_empty() { Ok(()) } else { Err(format!("no score of {late:?}")) }
         });
     }
@@ -165,8 +177,8 @@ impl Fleet {
         for sidecar in &self.sidecars {
             let name = format!("{}/{}", sidecar.number, self.sidecars.len());
             let shard: Shard = name.parse().expect("a shard");
-            let own = HOSTS.iter().filter(|host| shard.contains(&target("node", host)));
-            let own: BTreeSet<String> = own.map(ToString::to_string).collect();
+            let own = self.hosts.iter().filter(|host| shard.contains(&target("node", host)));
+            let own: BTreeSet<String> = own.cloned().collect();
             assert!(!own.is_empty(), "{name}: hosts for every shard");
             assert_eq!(sidecar.hosts(), own, "{}: {name}\n{}", self.stack.version, sidecar.process.tail());
             let shown = sidecar.data("/api/v1/status/runtimeinfo")["shard"].take();
@@ -189,7 +201,7 @@ impl Fleet {
         };
         let scores = query(r#"anomaly_score{detector="node_network"}[10m]"#);
         let scrapes = query(r#"node_network_receive_bytes_total{job="node"}[10m]"#);
-        assert_eq!(scores.len(), HOSTS.len());
+        assert_eq!(scores.len(), self.hosts.len());
         for (host, scores) in scores {
             let [scores] = &scores[..] else { panic!("{host} has {} series of scores", scores.len()) };
             let (first_ms, last_ms) = (scores[0], scores[scores.len() - 1]);
@@ -297,5 +309,43 @@ fn shards_divide_what_prometheus_does_not() {
         for sidecar in &fleet.sidecars {
             assert!(wrong_shard(sidecar) > 0.0, "{}", sidecar.number);
         }
+    });
+}
+
+/// Their names are too long for one request for what Prometheus had not sent, and it has the samples of all.
+#[test]
+fn a_gap_of_many_groups_makes_no_group_of_another_shard() {
+    const FEW_TREES: &str = r#"
+  - name: node_network
+    match: ['{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total", device="lo"}']
+    transform: rate(10s)
+    window: 10m
+    grace: 5s
+    training: {history: 1h, min_history: 10s, interval: 1h}
+    model: {kind: isolation_forest, n_estimators: 5}
+"#;
+    each_version(|version| {
+        let hosts = (0..130).map(|i| format!("{:x>150}", format!("host{i}"))).collect();
+        let mut fleet = Fleet::of_hosts(version, 2, DividedBy::Prometheus, hosts, FEW_TREES);
+        fleet.wait_for_scores_at(now_ms());
+        fleet.check_groups();
+        fleet.stack.prometheus.take().expect("it runs").kill();
+        fleet.stack.start_prometheus(RemoteWriteReceiver::Enabled);
+        let Fleet { stack, sidecars, .. } = &mut fleet;
+        stack.wait("the gaps are filled", MODEL_TIMEOUT, |_| {
+            let fills = |sidecar: &Sidecar| {
+                let of = |name| sidecar.metric(name, &[]);
+                (
+                    of("promforest_gap_fills_total"),
+                    of("promforest_gap_fill_samples_total"),
+                    of("promforest_gap_fill_pending_groups"),
+                )
+            };
+            let all: Vec<_> = sidecars.iter().map(fills).collect();
+            let is_filled =
+                |&(fills, samples, pending): &(f64, f64, f64)| fills > 0.0 && samples > 0.0 && pending == 0.0;
+            if all.iter().all(is_filled) { Ok(()) } else { Err(format!("{all:?}")) }
+        });
+        fleet.check_groups();
     });
 }
