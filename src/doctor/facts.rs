@@ -4,6 +4,7 @@ use super::known::Known;
 use super::prometheus_config::PrometheusConfig;
 use super::rules::AlertRule;
 use crate::prom::Labels;
+use crate::prom::shard::Shard;
 
 /// Time after the start of the sidecar in which nothing may have arrived, and nobody may have scraped it: Prometheus
 /// sends and scrapes at intervals of a minute at most, as a rule.
@@ -60,6 +61,8 @@ pub enum NoAnswer {
 pub struct Sidecar {
     /// Its version.
     pub version: String,
+    /// The part of the targets that it takes; without it, all.
+    pub shard: Option<Shard>,
     /// Timestamp of the newest score.
     pub newest_score_ms: Option<i64>,
     /// Lines of its readiness.

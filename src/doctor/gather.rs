@@ -353,6 +353,7 @@ fn clock_ahead_ms(response: &BufferedResponse) -> Option<i64> {
 #[serde(rename_all = "camelCase")]
 struct RuntimeInfo {
     version: String,
+    shard: Option<String>,
     newest_score: Option<String>,
     readiness: Vec<String>,
     groups: usize,
@@ -365,8 +366,10 @@ async fn gather_sidecar(url: &Url) -> Known<Sidecar> {
     let (page, info) = (page?, info?);
     let text = std::str::from_utf8(&page.body).map_err(|error| error.to_string())?;
     let newest = info.newest_score.as_deref().map(time::parse).transpose()?;
+    let shard = info.shard.as_deref().map(str::parse).transpose();
     Ok(Sidecar {
         version: info.version,
+        shard: shard.map_err(|error| chain(&error))?,
         newest_score_ms: newest,
         readiness: info.readiness,
         n_groups: info.groups,

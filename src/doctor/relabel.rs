@@ -2,9 +2,11 @@
 
 use super::known::Known;
 use crate::prom::Labels;
+use crate::prom::shard::hashmod;
 use crate::yaml::{Node, Section};
 use regex::{Regex, RegexBuilder};
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 
 /// Most bytes of a compiled pattern.
 const SIZE_LIMIT: usize = 1 << 20;
@@ -18,16 +20,18 @@ pub struct RelabelRule {
     regex: Regex,
     target_label: String,
     replacement: String,
+    modulus: NonZeroU64,
     action: Action,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Action {
     Replace,
     Keep,
     Drop,
     KeepEqual,
     DropEqual,
+    HashMod,
     LabelMap,
     LabelDrop,
     LabelKeep,
@@ -46,6 +50,7 @@ impl RelabelRule {
         let pattern = text("regex").unwrap_or_else(|| "(.*)".into());
         let (separator, target_label) = (text("separator"), text("target_label"));
         let replacement = text("replacement");
+        let modulus = text("modulus").and_then(|text| text.parse().ok());
         let source = section.get("source_labels").and_then(|list| list.items()).unwrap_or_default();
         let anchored = RegexBuilder::new(&format!("^(?s:{pattern})$")).size_limit(SIZE_LIMIT).build();
         let regex = anchored
@@ -56,8 +61,14 @@ impl RelabelRule {
             regex,
             target_label: target_label.unwrap_or_default(),
             replacement: replacement.unwrap_or_else(|| "$1".into()),
+            modulus: modulus.unwrap_or(NonZeroU64::MIN),
             action: Action::parse(action.as_deref().unwrap_or("replace"))?,
         })
+    }
+
+    /// True if the rule divides series among several receivers.
+    pub fn is_hashmod(&self) -> bool {
+        self.action == Action::HashMod
     }
 
     /// Applies the rule. False if the series is dropped.
@@ -70,6 +81,10 @@ impl RelabelRule {
             Action::Drop => return !self.regex.is_match(&value),
             Action::KeepEqual => return of(&self.target_label) == value,
             Action::DropEqual => return of(&self.target_label) != value,
+            Action::HashMod => {
+                let shard = hashmod(&value, self.modulus.get()).to_string();
+                labels.insert(self.target_label.clone(), shard);
+            }
             Action::Replace => self.replace(&value, labels),
             Action::LabelDrop => labels.retain(|name, _| !self.regex.is_match(name)),
             Action::LabelKeep => labels.retain(|name, _| self.regex.is_match(name)),
@@ -111,6 +126,7 @@ impl Action {
             "drop" => Self::Drop,
             "keepequal" => Self::KeepEqual,
             "dropequal" => Self::DropEqual,
+            "hashmod" => Self::HashMod,
             "labelmap" => Self::LabelMap,
             "labeldrop" => Self::LabelDrop,
             "labelkeep" => Self::LabelKeep,
@@ -165,6 +181,10 @@ mod tests {
                 Some(r#"rx{cluster="a", device="e0x", job="node"}"#),
             ),
             (
+                "[{source_labels: [job, instance], modulus: 3, target_label: shard, action: hashmod}]",
+                Some(r#"rx{cluster="a", device="eth0", job="node", shard="1"}"#),
+            ),
+            (
                 "[{source_labels: [job], target_label: job, action: uppercase}]",
                 Some(r#"rx{cluster="a", device="eth0", job="NODE"}"#),
             ),
@@ -175,7 +195,7 @@ mod tests {
 
     #[test]
     fn an_unknown_action_is_named() {
-        let error = Action::parse("hashmod").expect_err("unknown");
-        assert_eq!(error, "the action hashmod of write_relabel_configs is not evaluated");
+        let error = Action::parse("shuffle").expect_err("unknown");
+        assert_eq!(error, "the action shuffle of write_relabel_configs is not evaluated");
     }
 }

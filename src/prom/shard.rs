@@ -53,10 +53,11 @@ impl Shard {
     }
 }
 
-/// The number that Prometheus' `hashmod` has for a text: the last eight bytes of its MD5 digest, big endian, modulo `modulus`.
+/// The number that Prometheus' `hashmod` has for a text: the last eight bytes of its MD5 digest, big endian, modulo `modulus`,
+/// which is above 0.
 ///
 /// Source: Prometheus, `model/relabel`, `HashMod`.
-fn hashmod(text: &str, modulus: u64) -> u64 {
+pub fn hashmod(text: &str, modulus: u64) -> u64 {
     let digest: [u8; 16] = Md5::digest(text).into();
     u64::from_be_bytes(*digest.last_chunk().expect("16 bytes")) % modulus
 }

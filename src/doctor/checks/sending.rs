@@ -5,9 +5,9 @@ use crate::detector::Detector;
 use crate::doctor::facts::{Facts, START_UP_MS, Server, Sidecar};
 use crate::doctor::finding::Finding;
 use crate::doctor::prometheus_config::{Destination, PrometheusConfig};
-use crate::doctor::relabel::relabel;
+use crate::doctor::relabel::{RelabelRule, relabel};
 use crate::http::hide_query_values;
-use crate::prom::duration;
+use crate::prom::{Labels, duration};
 use crate::report::text::plain_plural;
 use crate::time::{self, format_minute};
 use std::sync::Arc;
@@ -32,7 +32,7 @@ pub fn all(config: &Config, facts: &Facts, server: &Server) -> Vec<Finding> {
     let sends = format!("{} sends to {}", server.url, hide_query_values(&destination.url));
     vec![
         Finding::ok("sender", sends),
-        relabeling(config, server, prometheus, destination),
+        relabeling(config, facts, server, prometheus, destination),
         deadline(server, prometheus, destination),
     ]
 }
@@ -52,8 +52,10 @@ fn without_sender(facts: &Facts, server: &Server) -> Finding {
     )
 }
 
+/// The finding of the series that relabeling drops or renames, among those of the sidecar's shard.
 fn relabeling(
     config: &Config,
+    facts: &Facts,
     server: &Server,
     prometheus: &PrometheusConfig,
     destination: &Destination,
@@ -63,9 +65,16 @@ fn relabeling(
         Ok(rules) => rules,
         Err(reason) => return Finding::not_checked(CHECK, reason),
     };
+    let shard = facts.sidecar.as_ref().ok().and_then(|sidecar| sidecar.shard);
+    if shard.is_none() && rules.iter().any(RelabelRule::is_hashmod) {
+        let reason =
+            "hashmod divides the series among receivers, and the sidecar has no --shard to compare it with";
+        return Finding::not_checked(CHECK, reason);
+    }
+    let is_own = |series: &&Labels| shard.is_none_or(|shard| shard.contains(series));
     let (mut n_series, mut n_lost, mut example) = (0, 0, None);
     for (detector, selected) in config.detectors.iter().zip(&server.selected) {
-        for series in selected.iter().flat_map(|selected| &selected.recent) {
+        for series in selected.iter().flat_map(|selected| &selected.recent).filter(is_own) {
             n_series += 1;
             let sent = relabel(rules, series, &prometheus.external_labels);
             let is_watched =
@@ -76,13 +85,16 @@ fn relabeling(
             }
         }
     }
+    let of_shard = shard.map(|shard| format!(" of shard {shard}")).unwrap_or_default();
     match example {
         Some(series) => Finding::error(
             CHECK,
-            format!("write_relabel_configs drop {n_lost} of {n_series} watched series, such as {series}"),
+            format!(
+                "write_relabel_configs drop {n_lost} of {n_series} watched series{of_shard}, such as {series}"
+            ),
             "keep these series in write_relabel_configs of the remote_write to promforest",
         ),
-        None => Finding::ok(CHECK, format!("all {n_series} watched series are sent")),
+        None => Finding::ok(CHECK, format!("all {n_series} watched series{of_shard} are sent")),
     }
 }
 
@@ -176,7 +188,24 @@ fn samples(now_ms: i64, sidecar: &Sidecar) -> Finding {
             remedy,
         );
     }
-    Finding::ok(CHECK, format!("samples that have arrived: {received}, not watched: {unwatched}"))
+    let Some(shard) = sidecar.shard else {
+        return Finding::ok(
+            CHECK,
+            format!("samples that have arrived: {received}, not watched: {unwatched}"),
+        );
+    };
+    let of_others = dropped("wrong_shard");
+    if unwatched + of_others >= received {
+        return Finding::error(
+            CHECK,
+            format!("of {}, none belongs to a target of shard {shard}", counted(received, "sample")),
+            "compare --shard with modulus and regex of write_relabel_configs: the index is the remainder",
+        );
+    }
+    let message = format!(
+        "samples that have arrived: {received}, not watched: {unwatched}, of targets outside of shard {shard}: {of_others}"
+    );
+    Finding::ok(CHECK, message)
 }
 
 fn scores(config: &Config, now_ms: i64, sidecar: &Sidecar) -> Finding {

@@ -62,6 +62,7 @@ fn well() -> Facts {
     };
     let sidecar = Sidecar {
         version: "0.1.0".into(),
+        shard: None,
         newest_score_ms: Some(NOW_MS - 5_000),
         readiness: vec!["net: 40 % of the 1h of history that a first model needs".into()],
         n_groups: 1,
@@ -126,6 +127,51 @@ fn a_set_up_without_faults_has_no_findings() {
     let wrong: Vec<&Finding> = findings.iter().filter(|finding| finding.status != Status::Ok).collect();
     assert!(wrong.is_empty(), "{wrong:?}");
     assert!(findings.len() >= 20, "{findings:?}");
+}
+
+/// `node;a` modulo 2 is 1.
+const DIVIDED: &str = "write_relabel_configs: [{source_labels: [job, instance], modulus: 2, target_label: __tmp, action: hashmod}, \
+                       {source_labels: [__tmp], regex: '1', action: keep}], queue_config";
+
+#[test]
+fn a_sender_that_divides_unlike_the_shards_is_found() {
+    let divided = |facts: &mut Facts, shard: Option<&str>| {
+        set_prometheus(facts, "queue_config", DIVIDED);
+        sidecar(facts).shard = shard.map(|shard| shard.parse().expect("a shard"));
+    };
+    let relabeling = |shard: Option<&str>| {
+        let mut facts = well();
+        divided(&mut facts, shard);
+        let found = finding(&default_config(), &facts, "write-relabel");
+        (found.status, found.message)
+    };
+    assert_eq!(relabeling(Some("1/2")), (Status::Ok, "all 1 watched series of shard 1/2 are sent".into()));
+    assert_eq!(relabeling(Some("0/2")), (Status::Ok, "all 0 watched series of shard 0/2 are sent".into()));
+    assert_eq!(relabeling(None).0, Status::NotChecked);
+    let other = DIVIDED.replace("'1'", "'0'");
+    assert_found(
+        "write-relabel",
+        Status::Error,
+        ["drop 1 of 1 watched series of shard 1/2", "keep"],
+        |facts| {
+            set_prometheus(facts, "queue_config", &other);
+            sidecar(facts).shard = Some("1/2".parse().expect("a shard"));
+        },
+    );
+    assert_found(
+        "samples",
+        Status::Error,
+        ["of 100 samples, none belongs to a target of shard 0/2", "--shard"],
+        |facts| {
+            sidecar(facts).shard = Some("0/2".parse().expect("a shard"));
+            let of_others = ("reason", "wrong_shard");
+            sidecar(facts).metrics.push(metric(
+                "promforest_ingest_samples_dropped_total",
+                Some(of_others),
+                100.0,
+            ));
+        },
+    );
 }
 
 #[test]
