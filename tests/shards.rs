@@ -286,6 +286,11 @@ fn two_shards_become_three_and_no_row_is_lost() {
             let (sidecars, stack) = (&mut fleet.sidecars, &fleet.stack);
             sidecars[number].restart(stack, format!("{number}/3"));
         }
+        let Fleet { stack, sidecars, .. } = &mut fleet;
+        stack.wait("samples of other shards are counted", SHORT_TIMEOUT, |_| {
+            let dropped: Vec<f64> = sidecars.iter().map(wrong_shard).collect();
+            if dropped.iter().all(|samples| *samples > 0.0) { Ok(()) } else { Err(format!("{dropped:?}")) }
+        });
         let third = Sidecar::start(&fleet.stack, 2, free_port(), Some("2/3".into()));
         fleet.sidecars.push(third);
         let ports: Vec<u16> = fleet.sidecars.iter().map(|sidecar| sidecar.port).collect();
