@@ -2,10 +2,14 @@
 
 mod support;
 
+use promforest::config::Config;
+use promforest::models::registry::{Aliases, Registry};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
-use support::mlflow::{Mlflow, MlflowKind};
+use support::mlflow::{Mlflow, MlflowKind, registry_section};
 
 /// Fits, logs, registers and promotes a forest as a data scientist does; prints the run and its scores.
 const TRAIN: &str = r#"
@@ -141,5 +145,46 @@ fn a_maintenance_is_kept_in_the_experiment() {
             (false, String::new(), "promforest: there is no maintenance of {job=\"web\"} to end\n".into())
         );
         assert_eq!(run(&["list"]).1.lines().count(), 2);
+    }
+}
+
+/// Registers these models, each with one version; the last one has the alias.
+const REGISTER: &str = r#"
+import sys
+import mlflow
+
+client = mlflow.MlflowClient()
+run = client.create_run(client.create_experiment("fleet"))
+for name in sys.argv[1:]:
+    client.create_registered_model(name)
+client.create_model_version(name, run.info.artifact_uri + "/model", run.info.run_id)
+client.set_registered_model_alias(name, "champion", "1")
+"#;
+
+/// Version 2 cannot search for a list of names.
+#[test]
+fn the_aliases_of_own_groups_are_read_from_a_shared_server() {
+    for kind in [MlflowKind::V2, MlflowKind::V3] {
+        let mlflow = Mlflow::start(kind);
+        // More names than one request holds.
+        let name = |host: usize| format!("node_network.host{host}-{}", "x".repeat(100));
+        let registered: Vec<String> = (0..60).map(name).collect();
+        mlflow.python(REGISTER, &registered.iter().map(String::as_str).collect::<Vec<_>>());
+        let config = Config::parse(&registry_section(&mlflow.url(), "")).expect("valid");
+        let registry = Registry::open(&config.registry, Path::new("")).expect("a client");
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let read = |models: BTreeSet<String>| -> Aliases {
+            let listing = runtime.block_on(registry.list_aliases(&models)).expect("the server answers");
+            assert!(listing.unreadable.is_empty());
+            listing.aliases
+        };
+        for _ in 0..2 {
+            let own: BTreeSet<String> =
+                (10..70).map(name).chain(["node_network".into(), "other".into()]).collect();
+            let aliases = read(own);
+            assert!(aliases.keys().eq(registered[10..].iter().collect::<BTreeSet<_>>()), "{aliases:?}");
+            assert_eq!(aliases[&registered[59]].version("champion"), Some(1));
+        }
+        assert!(read(BTreeSet::new()).is_empty());
     }
 }
