@@ -5,7 +5,7 @@
 #   deploy/quickstart.sh                  install what is missing (Debian), build, run
 #   deploy/quickstart.sh burst [SECONDS]  in another terminal: traffic on lo that does not look like before
 #   PROMFOREST_DEMO=1 deploy/quickstart.sh
-#                                         simulated hosts with a past of a week, and an incident every five minutes,
+#                                         simulated hosts with a past of a week, and an incident every quarter of an hour,
 #                                         instead of this machine
 #
 # Environment:

@@ -17,7 +17,7 @@ use Time::HiRes qw(time);
 my ($port, $file, $days, $replayed_hours) = @ARGV;
 my $interval = 15;           # seconds between two samples
 my $step = 5;                # seconds of a constant rate: at each time of a sample, a minute has as many of them
-my $live_pause = 300;        # seconds from the beginning of a live incident to that of the next one
+my $live_pause = 900;        # seconds from the beginning of a live incident to that of the next one; each is open for half an hour
 my $live_length = 105;       # seconds of a live incident
 my $first_live = 120;        # seconds from the first scrape to the first live incident
 my $pi = atan2(0, -1);
