@@ -5,7 +5,7 @@ use crate::http::{self, Url, hide_query_values};
 use crate::models::{self, registry};
 pub use crate::yaml::FileError as Error;
 use crate::yaml::{self, Document, Key, KeyTable, Node, Section};
-use crate::{detect, detector, history, remote_write};
+use crate::{detect, detector, history, kafka, remote_write};
 use saphyr::{LoadableYamlNode, Scalar, Yaml, YamlEmitter};
 use std::path::Path;
 use std::sync::Arc;
@@ -35,6 +35,10 @@ const KEY_TABLES: [KeyTable; 2] = [
                 "[]",
                 "Servers that serve history without remote read. All sources are asked, these in their order, and then \
                  those of `remote_read`; of two samples of one time the first counts",
+            ),
+            Key::optional(
+                "kafka",
+                "A Kafka topic that samples are read from, beside those that are sent by HTTP",
             ),
             Key::optional("registry", "Storage of models"),
             Key::optional(
@@ -79,6 +83,7 @@ pub fn key_tables() -> Vec<KeyTable> {
         &remote_write::KEY_TABLES,
         &history::KEY_TABLES,
         &http::config::KEY_TABLES,
+        &kafka::config::KEY_TABLES,
         &registry::KEY_TABLES,
         &detector::KEY_TABLES,
         &detect::KEY_TABLES,
@@ -136,6 +141,8 @@ pub struct Config {
     pub remote_write: Vec<remote_write::Config>,
     /// The sources of history: those of `history`, then those of `remote_read`.
     pub history: Vec<history::Config>,
+    /// The Kafka topic that samples are read from.
+    pub kafka: Option<kafka::Config>,
     /// Storage of models.
     pub registry: registry::Config,
     /// A dashboard of one group.
@@ -193,6 +200,7 @@ impl Config {
             None if history.is_empty() => history = default_remote_read(&remote_write),
             None => {}
         }
+        let kafka = top.get("kafka").and_then(Node::section).map(kafka::Config::read);
         let registry = top
             .get("registry")
             .and_then(Node::section)
@@ -203,9 +211,12 @@ impl Config {
         };
         let grafana_url = top.get("grafana_url").and_then(|node| node.parse(str::parse));
         check_shared_model(&top, &registry, detectors.len());
+        if let Some(kafka) = &kafka {
+            check_partitions(&top, kafka, &detectors);
+        }
         top.deny_unknown();
         let detectors = detectors.into_iter().map(Arc::new).collect();
-        Self { limits, remote_write, history, registry, grafana_url, detectors }
+        Self { limits, remote_write, history, kafka, registry, grafana_url, detectors }
     }
 }
 
@@ -303,9 +314,28 @@ fn check_shared_model(top: &Section<'_, '_>, registry: &registry::Config, n_dete
     }
 }
 
+/// A detector that does not group by a label of the partitions would have groups in several of them.
+fn check_partitions(top: &Section<'_, '_>, kafka: &kafka::Config, detectors: &[Detector]) {
+    for detector in detectors {
+        if let Some(label) = kafka.by.iter().find(|label| !detector.by.contains(label)) {
+            top.error(format!(
+                "kafka.by: {label} is not in `by` of detector {:?}: a group of it would be in several partitions",
+                detector.name
+            ));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(not(feature = "kafka"))]
+    #[test]
+    fn a_program_without_kafka_says_so() {
+        let errors = Config::parse("kafka: {brokers: [a], topic: b}").expect_err("not built");
+        assert_eq!(errors[0].message, format!("kafka: {}", kafka::config::NOT_BUILT));
+    }
 
     #[test]
     fn a_shown_file_has_no_secrets() {

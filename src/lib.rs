@@ -29,6 +29,7 @@ pub mod forest;
 pub mod yaml;
 pub mod http;
 pub mod ingest;
+pub mod kafka;
 pub mod window;
 pub mod series;
 pub mod features;

@@ -13,6 +13,8 @@
 #   PROMFOREST_PYTHON          Python with MLflow 3, scikit-learn and what else tests/components/requirements.txt pins
 #   PROMFOREST_PYTHON_MLFLOW2  Python with a server of MLflow 2 (requirements-mlflow2.txt)
 #   S3S_FS                     an S3 server on a folder; built by cargo install
+#   KAFKA_LIBS                 the folder of Kafka's jars; copied by Maven (tests/components/kafka/)
+#   JAVA                       Debian's package
 #
 #   eval "$(tests/components.sh)"
 #
@@ -64,6 +66,8 @@ debian_components() {
     [ -x /usr/bin/chromium ] || missing+=(chromium fonts-dejavu-core)
     command -v python3 >/dev/null || missing+=(python3)
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+    command -v java >/dev/null || missing+=(default-jre-headless)
+    command -v mvn >/dev/null || missing+=(maven)
     [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}"
     postgres_bin >/dev/null || die "no initdb and postgres in /usr/lib/postgresql/*/bin"
     local version
@@ -157,6 +161,25 @@ build_s3s_fs() {
     "$into/bin/s3s-fs" --version | grep -qF "$version" || die "$into/bin/s3s-fs does not report version $version"
 }
 
+# The jars of a pom.xml, each with the checksum of libs.sha256.
+kafka_broker() {
+    local into=$1 pins
+    pins=$(cat "$here"/components/kafka/{pom.xml,libs.sha256} | sha256sum)
+    if [ "$(cat "$into/pins" 2>/dev/null)" = "$pins" ]; then
+        log "Kafka, in the cache"
+        return
+    fi
+    log "copying Kafka; 44 MB, once"
+    rm -rf "$into"
+    mkdir -p "$into"
+    mvn -q -B -C -f "$here/components/kafka/pom.xml" \
+        org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies \
+        -DincludeScope=runtime "-DoutputDirectory=$into/libs" >&2 || die "Maven could not copy Kafka"
+    (cd "$into/libs" && sha256sum --quiet -c "$here/components/kafka/libs.sha256") >&2 ||
+        die "a jar of Kafka has another checksum"
+    printf '%s\n' "$pins" >"$into/pins"
+}
+
 mkdir -p "$cache"
 exec 9>"$cache/lock"
 flock 9 # two runs at once: the second finds the first one's work
@@ -180,6 +203,7 @@ build_go manifests "$here/components/kubernetes" "$cache/manifests" '' '' manife
 s3s_version=0.14.1 # 0.17 wants a newer Rust than 1.95
 s3s_fs=$cache/s3s-fs-$s3s_version
 build_s3s_fs "$s3s_version" "$s3s_fs"
+kafka_broker "$cache/kafka"
 python_environment "$cache/python" requirements.txt
 python_environment "$cache/python-mlflow2" requirements-mlflow2.txt
 
@@ -199,6 +223,8 @@ python_environment "$cache/python-mlflow2" requirements-mlflow2.txt
     printf 'export PROMFOREST_PYTHON=%q\n' "$cache/python/bin/python"
     printf 'export PROMFOREST_PYTHON_MLFLOW2=%q\n' "$cache/python-mlflow2/bin/python"
     printf 'export S3S_FS=%q\n' "$s3s_fs/bin/s3s-fs"
+    printf 'export KAFKA_LIBS=%q\n' "$cache/kafka/libs"
+    printf 'export JAVA=%q\n' "$(command -v java)"
 } >"$cache/components.env.new"
 mv "$cache/components.env.new" "$cache/components.env"
 cat "$cache/components.env"

@@ -10,6 +10,7 @@ mod match_series;
 mod model_location;
 mod models;
 mod probe;
+mod route;
 mod sweep;
 mod train;
 mod training_data;
@@ -38,6 +39,7 @@ use maintenance::MaintenanceCommand;
 use match_series::MatchArgs;
 use models::ModelsCommand;
 use probe::ProbeArgs;
+use route::RouteArgs;
 use std::fmt;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -63,6 +65,8 @@ struct Cli {
 enum CliCommand {
     /// Run the sidecar (the same as no command)
     Run(RunArgs),
+    /// Take remote write and put it into a Kafka topic, the series of a target into one partition
+    Route(RouteArgs),
     /// Check a file and print every error with its line, or ask a running sidecar for its state
     #[command(subcommand)]
     Check(Check),
@@ -144,6 +148,9 @@ struct RunArgs {
     /// Folder for models and snapshots
     #[arg(long = "storage.path", value_name = "FOLDER", default_value = STORAGE)]
     storage_path: PathBuf,
+    /// Name of this member of the Kafka consumer group, as the name of the pod
+    #[arg(long = "kafka.group-instance-id", value_name = "NAME")]
+    kafka_group_instance_id: Option<String>,
     /// Lowest severity of logged messages
     #[arg(long = "log.level", value_name = "LEVEL", default_value = "info")]
     log_level: LogLevel,
@@ -159,6 +166,7 @@ impl RunArgs {
         let name = |value: &dyn fmt::Debug| format!("{value:?}").to_lowercase();
         vec![
             ("config.file", path(&self.config_file)),
+            ("kafka.group-instance-id", self.kafka_group_instance_id.clone().unwrap_or_default()),
             ("log.format", name(&self.log_format)),
             ("log.level", name(&self.log_level)),
             ("shard", self.shard.map(|shard| shard.to_string()).unwrap_or_default()),
@@ -251,6 +259,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         None => run(cli.run),
         Some(CliCommand::Run(args)) => run(args),
+        Some(CliCommand::Route(args)) => route::run(args),
         Some(CliCommand::Check(Check::Config { file })) => check_config(&file),
         Some(CliCommand::Check(Check::WebConfig { file })) => check_web_config(&file),
         Some(CliCommand::Check(Check::Healthy(args))) => block_on(probe::run(args, "/-/healthy")),
@@ -305,6 +314,7 @@ fn run(args: RunArgs) -> Result<(), BoxError> {
         enable_lifecycle: args.enable_lifecycle,
         enable_admin_api: args.enable_admin_api,
         storage_path: args.storage_path,
+        kafka_group_instance_id: args.kafka_group_instance_id,
     };
     block_on(async { Ok(pipeline::run(options).await?) })
 }

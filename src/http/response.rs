@@ -2,9 +2,11 @@
 
 use super::body::Body;
 use crate::budget::{BudgetLease, ByteBudget};
+use crate::telemetry::PageFormat;
 use bytes::Bytes;
 use hyper::StatusCode;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue};
+use prometheus_client::registry::Registry;
 
 /// Most bytes of the pages of one kind that are being sent: a client may read slowly, and a page of many groups is large.
 const MAX_BYTES_BEING_SENT: usize = 64 << 20;
@@ -17,6 +19,13 @@ pub fn text(status: StatusCode, text: &str) -> Response {
     let mut response = Response::new(format!("{text}\n").into());
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
+/// The response to a request with another method than these.
+pub fn method_not_allowed(methods: &'static str) -> Response {
+    let mut response = text(StatusCode::METHOD_NOT_ALLOWED, &format!("allowed here: {methods}"));
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
     response
 }
 
@@ -33,6 +42,21 @@ impl PagesBeingSent {
             return self::text(StatusCode::SERVICE_UNAVAILABLE, "too many pages are being sent");
         }
         Response::new(Bytes::from_owner(PageBeingSent { text, _lease: lease }).into())
+    }
+
+    /// The page of `/metrics`, in the format that the headers of the request accept.
+    pub fn respond_with_metrics(&self, registry: &Registry, headers: &HeaderMap) -> Response {
+        let accept: Vec<&str> =
+            headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
+        let format = PageFormat::negotiate(&accept.join(","));
+        let Ok(text) = format.encode(registry) else {
+            return self::text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be encoded");
+        };
+        let mut response = self.respond(text);
+        if response.status() == StatusCode::OK {
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
+        }
+        response
     }
 }
 

@@ -6,6 +6,7 @@ pub mod engine;
 pub mod gaps;
 mod group;
 mod groups;
+mod ledger;
 mod maintenance;
 pub mod metrics;
 mod options;
@@ -13,6 +14,8 @@ mod output_series;
 mod pages;
 mod readiness;
 mod reload;
+#[cfg(feature = "kafka")]
+pub mod route;
 mod routes;
 pub mod schedule;
 mod select;
@@ -31,11 +34,12 @@ use crate::http::access::{self, AccessControl};
 use crate::http::client;
 use crate::http::response::PagesBeingSent;
 use crate::http::server::{self, Server};
+use crate::kafka::{Source, SourceOptions};
 use crate::snapshot::{self, SnapshotStore};
 use crate::telemetry::ProcessCollector;
-use crate::{history, ingest, remote_read, remote_write};
+use crate::{history, ingest, kafka, remote_read, remote_write};
 use admin::AdminApi;
-use engine::{CommandReceiver, Engine, EngineDeps, Readiness};
+use engine::{CommandReceiver, Engine, EngineDeps, EngineHandle, Readiness};
 use options::LoadedConfig;
 pub use options::{DEFAULT_URL, Options};
 use pages::{CountSources, Pages};
@@ -111,6 +115,12 @@ pub enum Error {
         /// The error.
         source: std::io::Error,
     },
+    /// The configuration has no topic.
+    #[error("the configuration has no section `kafka`")]
+    NoTopic,
+    /// The client of Kafka rejects its settings.
+    #[error("no client for Kafka: {0}")]
+    Kafka(String),
     /// A task panicked; its message is on standard error.
     #[error("{0} ended unexpectedly")]
     TaskPanicked(&'static str),
@@ -136,6 +146,7 @@ struct Sidecar {
     server_metrics: server::Metrics,
     routes: routes::AppState,
     reloader: Arc<Reloader>,
+    source: Option<Source>,
     tasks: Tasks,
 }
 
@@ -176,6 +187,7 @@ impl Sidecar {
             .enable_admin_api
             .then(|| AdminApi::new(engine.clone(), backends_rx, tasks.maintenance_changed.clone()));
 
+        let source = start_source(&config, &engine, &metrics, &supervisor)?;
         metrics.reload.record_success();
         let address =
             listener.local_addr().map_err(|source| Error::System { what: "read the own address", source })?;
@@ -186,6 +198,7 @@ impl Sidecar {
         let reloader = Arc::new(Reloader {
             options,
             engine: engine.clone(),
+            kafka: config.kafka.clone(),
             backends,
             senders: Mutex::new(Some(senders)),
             shown_config: std::sync::Mutex::new(shown_config),
@@ -199,8 +212,12 @@ impl Sidecar {
             engine: metrics.engine,
             remote_write: metrics.remote_write,
         };
-        let readiness =
-            ReadinessProbe { detectors: readiness_rx, reloader: reloader.clone(), snapshot_store: store };
+        let readiness = ReadinessProbe {
+            detectors: readiness_rx,
+            reloader: reloader.clone(),
+            source_failure: source.as_ref().map(Source::failure),
+            snapshot_store: store,
+        };
         let pages = Pages::new(counts, readiness.clone(), reloader.clone(), url);
         let routes = routes::AppState {
             metrics_pages: PagesBeingSent::default(),
@@ -223,14 +240,15 @@ impl Sidecar {
             server_metrics: metrics.server,
             routes,
             reloader,
+            source,
             tasks,
         })
     }
 
     /// Accepts requests until a signal ends the process, then shuts down in order. A second signal ends it at once.
     async fn serve(self) -> Result<(), Error> {
-        let Self { access, supervisor, mut signals, listener, server_metrics, routes, reloader, tasks } =
-            self;
+        let Self { access, supervisor, mut signals, listener, server_metrics, routes, reloader, .. } = self;
+        let (source, tasks) = (self.source, self.tasks);
         let (stop, stop_rx) = watch::channel(false);
         let server = Server { access: access.clone(), metrics: server_metrics };
         let progress = routes.engine.progress();
@@ -263,15 +281,19 @@ impl Sidecar {
         stop.send_replace(true);
         web_config_watcher.abort();
         tokio::select! {
-            () = shut_down(server, tasks, &reloader) => info!("stopped"),
+            () = shut_down(server, source, tasks, &reloader) => info!("stopped"),
             () = signals.wait_for_shutdown() => warn!("second signal: ending at once"),
         }
         Ok(())
     }
 }
 
-/// Ends the listener, then the writers, then the senders, and writes the last snapshots once the cursors stand still.
-async fn shut_down(mut server: JoinHandle<()>, tasks: Tasks, reloader: &Reloader) {
+/// Ends the listener and the source, then the writers, then the senders, commits what they have written, and writes the last
+/// snapshots once the cursors stand still.
+async fn shut_down(mut server: JoinHandle<()>, source: Option<Source>, tasks: Tasks, reloader: &Reloader) {
+    if let Some(source) = &source {
+        source.hold();
+    }
     if tokio::time::timeout(DRAIN_TIMEOUT, &mut server).await.is_err() {
         warn!(component = "http", "connections closed that did not end in time");
         server.abort();
@@ -280,7 +302,25 @@ async fn shut_down(mut server: JoinHandle<()>, tasks: Tasks, reloader: &Reloader
     if let Some(senders) = reloader.senders.lock().await.take() {
         senders.drain().await;
     }
+    if let Some(source) = source {
+        source.close().await;
+    }
     tasks.finish().await;
+}
+
+/// Starts to read the topic of the configuration, if it has one.
+fn start_source(
+    config: &Config,
+    engine: &EngineHandle,
+    metrics: &SidecarMetrics,
+    supervisor: &Supervisor,
+) -> Result<Option<Source>, Error> {
+    let Some(kafka) = &config.kafka else { return Ok(None) };
+    let longest = config.detectors.iter().map(|detector| detector.window).max();
+    let rewind = kafka.rewind.or(longest).unwrap_or_default();
+    let options = SourceOptions { config: kafka.clone(), rewind, metrics: metrics.kafka.clone() };
+    let started = Source::start(options, engine.downgrade(), supervisor.guard("the Kafka source"));
+    started.map(Some).map_err(|source| Error::System { what: "start the Kafka source", source })
 }
 
 fn start_engine(engine: Engine, commands: CommandReceiver, supervisor: &Supervisor) -> Result<(), Error> {
@@ -302,6 +342,11 @@ pub fn metrics_registry() -> Registry {
     SidecarMetrics::register(&AccessControl::default()).0
 }
 
+fn register_build(registry: &mut Registry) {
+    let build = [("version", VERSION), ("revision", REVISION), ("rustversion", RUST_VERSION)];
+    registry.register("build", "Version, revision and compiler of the program", Info::new(build));
+}
+
 /// The metrics of all rooms.
 struct SidecarMetrics {
     reload: reload::Metrics,
@@ -310,6 +355,7 @@ struct SidecarMetrics {
     history: history::Metrics,
     remote_read_server: remote_read::server::Metrics,
     ingest: ingest::Metrics,
+    kafka: kafka::Metrics,
     engine: metrics::Metrics,
     registry_watcher: registry_watcher::Metrics,
     snapshot: snapshot::Metrics,
@@ -321,8 +367,7 @@ impl SidecarMetrics {
         let mut registry = Registry::default();
         ProcessCollector::register(&mut registry);
         let own = registry.sub_registry_with_prefix("promforest");
-        let build = [("version", VERSION), ("revision", REVISION), ("rustversion", RUST_VERSION)];
-        own.register("build", "Version, revision and compiler of the program", Info::new(build));
+        register_build(own);
         let reload = reload::Metrics::new(own);
         access.register(own);
         let metrics = Self {
@@ -331,6 +376,7 @@ impl SidecarMetrics {
             remote_write: remote_write::Metrics::new(own),
             history: history::Metrics::new(own),
             ingest: ingest::Metrics::new(own),
+            kafka: kafka::Metrics::new(own),
             engine: metrics::Metrics::new(own),
             registry_watcher: registry_watcher::Metrics::new(own),
             snapshot: snapshot::Metrics::new(own),

@@ -50,6 +50,8 @@ pub struct Options {
     pub shard: Option<Shard>,
     /// The directory of snapshots, and of models with a relative path.
     pub storage_path: PathBuf,
+    /// The name in the consumer group, in place of the configuration's.
+    pub kafka_group_instance_id: Option<String>,
     /// Names and values of all flags, for display.
     pub flags: Vec<(&'static str, String)>,
 }
@@ -81,7 +83,7 @@ impl Options {
     /// # Errors
     /// [`Error::Config`], [`Error::DividedGroups`], [`Error::Client`] or [`Error::Registry`].
     pub fn load(&self, metrics: &history::Metrics) -> Result<LoadedConfig, Error> {
-        let (config, yaml) = match &self.config_file {
+        let (mut config, yaml) = match &self.config_file {
             Some(file) => {
                 let Document { value, text, warnings } = Config::load_to_show(file)?;
                 for warning in warnings {
@@ -93,6 +95,9 @@ impl Options {
         };
         if self.shard.is_some() {
             check_sharding(&config.detectors)?;
+        }
+        if let (Some(kafka), Some(id)) = (&mut config.kafka, &self.kafka_group_instance_id) {
+            kafka.group_instance_id = Some(id.clone());
         }
         let client_error = |url: &Url| {
             let url = url.clone();
@@ -139,7 +144,7 @@ impl Options {
         result.map_err(|source| Error::Storage { path: path.clone(), source })
     }
 
-    /// The socket of the service manager, or the listen address. `:9599` stands for every address of the machine, as in Prometheus.
+    /// The socket of the service manager, or the listen address.
     ///
     /// # Errors
     /// [`Error::Listen`].
@@ -148,18 +153,24 @@ impl Options {
             let address = "the socket of the service manager".into();
             return systemd::listener().map_err(|source| Error::Listen { address, source });
         }
-        let address = &self.listen_address;
-        let error = |source| Error::Listen { address: address.clone(), source };
-        let Some(port) = address.strip_prefix(':') else {
-            return TcpListener::bind(address).await.map_err(error);
-        };
-        let port =
-            port.parse().map_err(|e| error(std::io::Error::new(std::io::ErrorKind::InvalidInput, e)))?;
-        match TcpListener::bind(SocketAddr::from(([0_u16; 8], port))).await {
-            Ok(listener) => Ok(listener),
-            // The machine has no IPv6.
-            Err(_) => TcpListener::bind(SocketAddr::from(([0_u8; 4], port))).await.map_err(error),
-        }
+        bind(&self.listen_address).await
+    }
+}
+
+/// A listener at this address. `:9599` stands for every address of the machine, as in Prometheus.
+///
+/// # Errors
+/// [`Error::Listen`].
+pub async fn bind(address: &str) -> Result<TcpListener, Error> {
+    let error = |source| Error::Listen { address: address.into(), source };
+    let Some(port) = address.strip_prefix(':') else {
+        return TcpListener::bind(address).await.map_err(error);
+    };
+    let port = port.parse().map_err(|e| error(std::io::Error::new(std::io::ErrorKind::InvalidInput, e)))?;
+    match TcpListener::bind(SocketAddr::from(([0_u16; 8], port))).await {
+        Ok(listener) => Ok(listener),
+        // The machine has no IPv6.
+        Err(_) => TcpListener::bind(SocketAddr::from(([0_u8; 4], port))).await.map_err(error),
     }
 }
 

@@ -14,6 +14,8 @@ pub struct ReadinessProbe {
     pub detectors: watch::Receiver<Readiness>,
     /// Knows the senders and the engine.
     pub reloader: Arc<Reloader>,
+    /// The reason why the topic is not read, while there is one.
+    pub source_failure: Option<watch::Receiver<Option<String>>>,
     /// The snapshots.
     pub snapshot_store: SnapshotStore,
 }
@@ -24,13 +26,15 @@ impl ReadinessProbe {
         let detectors = self.detectors.borrow().clone();
         let missing_senders = self.reloader.missing_senders().map(String::from);
         let overdue = self.reloader.engine.progress().overdue_message(Instant::now());
-        detectors.with([missing_senders, overdue], self.snapshot_store.failure_message())
+        let source = self.source_failure.as_ref().and_then(|failure| failure.borrow().clone());
+        let source = source.map(|failure| format!("kafka: {failure}"));
+        detectors.with([missing_senders, overdue, source], self.snapshot_store.failure_message())
     }
 }
 
 impl Readiness {
     /// This readiness with a line for each reason against it, and with a warning, which leaves it as it is.
-    fn with(self, reasons: [Option<String>; 2], warning: Option<String>) -> Self {
+    fn with(self, reasons: [Option<String>; 3], warning: Option<String>) -> Self {
         let ready = self.ready && reasons.iter().all(Option::is_none);
         let lines: Vec<String> =
             [self.text].into_iter().chain(reasons.into_iter().flatten()).chain(warning).collect();
@@ -45,18 +49,18 @@ mod tests {
     #[test]
     fn a_stuck_engine_and_missing_senders_are_not_ready_and_failed_snapshots_are() {
         let detectors = Readiness { ready: true, text: "net: 1 of 1 groups have a model".into() };
-        let with = |reasons: [Option<&str>; 2], warning: Option<&str>| {
+        let with = |reasons: [Option<&str>; 3], warning: Option<&str>| {
             let text = |text: Option<&str>| text.map(String::from);
             detectors.clone().with(reasons.map(text), text(warning))
         };
-        assert_eq!(with([None; 2], None), detectors);
-        let not_ready = with([None, Some("scoring: no progress for 16 s")], None);
+        assert_eq!(with([None; 3], None), detectors);
+        let not_ready = with([None, Some("scoring: no progress for 16 s"), None], None);
         assert_eq!(
             (not_ready.ready, &*not_ready.text),
             (false, "net: 1 of 1 groups have a model\nscoring: no progress for 16 s")
         );
-        assert!(!with([Some("remote write: stopped"), None], None).ready);
-        let warned = with([None; 2], Some("snapshots cannot be written"));
+        assert!(!with([Some("remote write: stopped"), None, None], None).ready);
+        let warned = with([None; 3], Some("snapshots cannot be written"));
         assert!(warned.ready && warned.text.ends_with("\nsnapshots cannot be written"), "{warned:?}");
     }
 }

@@ -6,7 +6,7 @@ use super::senders::Senders;
 use super::supervisor::Supervisor;
 use crate::telemetry::register;
 use crate::train::Backends;
-use crate::{history, remote_write};
+use crate::{history, kafka, remote_write};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use std::sync::atomic::AtomicU64;
@@ -51,6 +51,8 @@ pub struct Reloader {
     pub options: Options,
     /// The engine.
     pub engine: EngineHandle,
+    /// The topic that is read.
+    pub kafka: Option<kafka::Config>,
     /// The clients of training, gap filling and the registry watcher.
     pub backends: watch::Sender<Arc<Backends>>,
     /// The senders of the configuration in force; none after the shutdown.
@@ -99,17 +101,19 @@ impl Reloader {
     /// The error with its causes, as text.
     pub async fn reload(&self) -> Result<(), String> {
         let mut senders = self.senders.lock().await;
-        let LoadedConfig { config, shown_config, endpoints, backends } =
-            self.options.load(&self.history_metrics).map_err(|error| {
-                self.metrics.successful.set(0);
-                let text = crate::error::chain(&error);
-                error!(
-                    component = "config",
-                    err = text,
-                    "reload failed, the previous configuration stays in force"
-                );
-                text
-            })?;
+        let loaded = self.options.load(&self.history_metrics).map_err(|error| crate::error::chain(&error));
+        let loaded = loaded.and_then(|loaded| match loaded.config.kafka == self.kafka {
+            true => Ok(loaded),
+            false => Err("a change of `kafka` needs a restart".into()),
+        });
+        let LoadedConfig { config, shown_config, endpoints, backends } = loaded.inspect_err(|text| {
+            self.metrics.successful.set(0);
+            error!(
+                component = "config",
+                err = text,
+                "reload failed, the previous configuration stays in force"
+            );
+        })?;
         // A request that was cut off would be sent twice.
         if let Some(old) = senders.take() {
             old.drain().await;

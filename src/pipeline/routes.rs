@@ -6,13 +6,11 @@ use super::pages::{self, Pages};
 use super::readiness::ReadinessProbe;
 use super::reload::Reloader;
 use crate::http::request_body::BodyReceiver;
-use crate::http::response::{self, PagesBeingSent, Response};
+use crate::http::response::{self, PagesBeingSent, Response, method_not_allowed};
 use crate::http::server::RequestBody;
 use crate::ingest::{self, AcceptedCounts, Metrics, WriteBody};
 use crate::prom::wire::ProtocolVersion;
 use crate::remote_read::server::RemoteReadServer;
-use crate::telemetry::PageFormat;
-use hyper::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use prometheus_client::registry::Registry;
 use std::sync::Arc;
@@ -65,7 +63,7 @@ pub async fn handle_request(state: AppState, request: Request<RequestBody>) -> R
         (&Method::POST, "/api/v1/read") => state.remote_read_server.handle(body, &state.engine).await,
         (&Method::GET | &Method::HEAD, "/metrics") => {
             state.ingest_metrics.set_in_flight(state.receiver.in_flight());
-            metrics_page(&state.metrics_registry, &state.metrics_pages, &head.headers)
+            state.metrics_pages.respond_with_metrics(&state.metrics_registry, &head.headers)
         }
         (&Method::GET | &Method::HEAD, "/-/healthy") => {
             response::text(StatusCode::OK, "promforest is healthy")
@@ -122,23 +120,4 @@ async fn write(
 ) -> Result<AcceptedCounts, ingest::Error> {
     let body = state.receiver.receive(body).await?;
     state.engine.write(WriteBody { body, version }).await
-}
-
-fn method_not_allowed(methods: &'static str) -> Response {
-    let mut response = response::text(StatusCode::METHOD_NOT_ALLOWED, &format!("allowed here: {methods}"));
-    response.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
-    response
-}
-
-fn metrics_page(registry: &Registry, pages: &PagesBeingSent, headers: &HeaderMap) -> Response {
-    let accept: Vec<&str> = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
-    let format = PageFormat::negotiate(&accept.join(","));
-    let Ok(text) = format.encode(registry) else {
-        return response::text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be encoded");
-    };
-    let mut response = pages.respond(text);
-    if response.status() == StatusCode::OK {
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
-    }
-    response
 }

@@ -50,6 +50,19 @@ pub struct GroupState {
     /// Timestamps of rows that ended all series, as far as an endpoint lacks the staleness markers.
     #[serde(default)]
     pub stale_ms: Vec<i64>,
+    /// The partition that the group's samples come from, if they come from a log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<LogPosition>,
+}
+
+/// A position in a partition: the window has the samples of every record before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogPosition {
+    /// The partition.
+    pub partition: i32,
+    /// Offset of the next record.
+    pub offset: i64,
 }
 
 /// The state of a model and its progress through the rows.

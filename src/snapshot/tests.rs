@@ -35,6 +35,7 @@ fn snapshot() -> (GroupState, Window) {
         expected_range: [None, Some(1.0 / 3.0), Some(f64::MAX)],
     };
     let state = GroupState {
+        log: None,
         detector: "net".into(),
         selection_key: "rate(1m)".into(),
         group: labels(&[("job", "node")]),

@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-const TIMEOUT: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A response with a text for a body.
 #[derive(Debug)]
@@ -83,6 +83,13 @@ pub fn post_json(address: &str, path: &str, body: &str) -> io::Result<Response> 
 pub fn post_form(address: &str, path: &str, headers: &str, form: &str) -> io::Result<Response> {
     let headers = format!("Content-Type: application/x-www-form-urlencoded\r\n{headers}");
     let (head, body) = send(address, "POST", path, &headers, form.as_bytes())?;
+    let status = status(&head).unwrap_or_default();
+    Ok(Response { status, headers: self::headers(&head), body: String::from_utf8_lossy(&body).into() })
+}
+
+/// Posts a body to a path, with further headers that each end with a line feed.
+pub fn post_body(address: &str, path: &str, headers: &str, body: &[u8]) -> io::Result<Response> {
+    let (head, body) = send(address, "POST", path, headers, body)?;
     let status = status(&head).unwrap_or_default();
     Ok(Response { status, headers: self::headers(&head), body: String::from_utf8_lossy(&body).into() })
 }

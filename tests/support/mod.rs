@@ -7,6 +7,8 @@ pub mod client;
 pub mod command;
 pub mod hosts;
 pub mod http;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod mlflow;
 pub mod prometheus;
 pub mod reference;
@@ -118,6 +120,18 @@ pub fn manifests() -> PathBuf {
 /// The browser: `CHROMIUM`, or else the one in `PATH`.
 pub fn chromium() -> PathBuf {
     program("CHROMIUM", &["chromium"])
+}
+
+/// The Java runtime: `JAVA`, or else the one in `PATH`.
+pub fn java() -> PathBuf {
+    program("JAVA", &["java"])
+}
+
+/// The folder of Kafka's jars: `KAFKA_LIBS`.
+pub fn kafka_libs() -> PathBuf {
+    let libs = env::var_os("KAFKA_LIBS").map(PathBuf::from).unwrap_or_default();
+    assert!(libs.is_dir(), "KAFKA_LIBS={} is no folder\n{HELP}", libs.display());
+    libs
 }
 
 fn program(variable: &str, names: &[&str]) -> PathBuf {

@@ -33,7 +33,7 @@ labels of `by`, so the scrape needs `honor_labels: true`; `job` and `instance` a
 const GROUP: &str = "`detector`, labels of `by`";
 
 /// Labels of the metrics that have some, without the prefix of their names.
-const LABELS: [(&str, &str); 38] = [
+const LABELS: [(&str, &str); 41] = [
     ("build_info", "`version`, `revision`, `rustversion`"),
     ("http_requests_denied_total", "`reason`"),
     ("remote_write_samples_failed_total", "`reason`"),
@@ -45,6 +45,9 @@ const LABELS: [(&str, &str); 38] = [
     ("ingest_rejected_total", "`reason`"),
     ("ingest_requests_total", "`code`, `reason`, `version`"),
     ("ingest_ignored_total", "`kind`"),
+    ("kafka_lag_records", "`partition`"),
+    ("kafka_commits_total", "`outcome`"),
+    ("kafka_rebalances_total", "`kind`"),
     ("rows_total", "`detector`, `state`"),
     ("counter_corrections_total", "`detector`, `reason`"),
     ("training_runs_total", "`detector`, `outcome`"),

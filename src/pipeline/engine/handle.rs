@@ -12,6 +12,7 @@ use crate::detect::IncidentFeedback;
 use crate::detector::Detector;
 use crate::history::SeriesSamples;
 use crate::ingest::{self, AcceptedCounts, WriteBody};
+use crate::kafka::{Intake, Progress, Record, RecordOutcome};
 use crate::models::DeployedModel;
 use crate::models::registry::periods::GroupSelector;
 use crate::pipeline::group::deployment::{DeployOutcome, Deployment};
@@ -37,6 +38,15 @@ const COMMAND_QUEUE: usize = 1024;
 pub(super) enum EngineCommand {
     /// Takes in the body of a write request.
     Write(WriteBody, oneshot::Sender<Result<AcceptedCounts, ingest::Error>>),
+    /// Takes in a record of a log.
+    Record(Record, oneshot::Sender<RecordOutcome>),
+    /// Asks how far the rows of the records are written.
+    RecordProgress(oneshot::Sender<Progress>),
+    /// Adds a partition, whose records before an offset are written; replies with the offset before which the windows have
+    /// every record, if they have any.
+    AssignPartition { partition: i32, committed: Option<i64>, reply: oneshot::Sender<Option<i64>> },
+    /// Removes a partition.
+    RevokePartition(i32),
     /// Fetches the next batch of an endpoint.
     NextBatch { endpoint: usize, max_samples: usize, reply: oneshot::Sender<Option<Batch>> },
     /// Moves the cursors of an endpoint.
@@ -334,6 +344,36 @@ impl WeakEngineHandle {
     pub fn tick(&self) -> Option<()> {
         let _ = self.commands.upgrade()?.try_send(EngineCommand::Tick);
         Some(())
+    }
+}
+
+impl WeakEngineHandle {
+    fn send_blocking(&self, command: EngineCommand) -> Option<()> {
+        self.commands.upgrade()?.blocking_send(command).ok()
+    }
+
+    fn call_blocking<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> EngineCommand) -> Option<T> {
+        let (reply, response) = oneshot::channel();
+        self.send_blocking(command(reply))?;
+        response.blocking_recv().ok()
+    }
+}
+
+impl Intake for WeakEngineHandle {
+    fn push(&self, record: Record) -> Option<RecordOutcome> {
+        self.call_blocking(|reply| EngineCommand::Record(record, reply))
+    }
+
+    fn progress(&self) -> Option<Progress> {
+        self.call_blocking(EngineCommand::RecordProgress)
+    }
+
+    fn assign(&self, partition: i32, committed: Option<i64>) -> Option<Option<i64>> {
+        self.call_blocking(|reply| EngineCommand::AssignPartition { partition, committed, reply })
+    }
+
+    fn revoke(&self, partition: i32) -> Option<()> {
+        self.send_blocking(EngineCommand::RevokePartition(partition))
     }
 }
 

@@ -5,7 +5,9 @@
 
 use super::Engine;
 use crate::ingest::{self, AcceptedCounts, DropReason, Metrics as IngestMetrics};
+use crate::kafka::Compression;
 use crate::pipeline::groups::Groups;
+use crate::pipeline::ledger::NewestRows;
 use crate::prom::Sample;
 use crate::prom::wire::{
     self, ParsedRequest, ProtocolVersion, RejectReason, Rejections, SampleKind, WireSeries, snappy,
@@ -33,6 +35,20 @@ impl Engine {
         now: Instant,
         now_ms: i64,
     ) -> Result<AcceptedCounts, ingest::Error> {
+        let report = self.push_request(version, (Compression::Snappy, body), None, now, now_ms)?;
+        self.score_groups(&report.touched, now);
+        report.finish()
+    }
+
+    /// Decodes a write request and pushes its samples. Adds the newest row of each group to `rows`.
+    pub(super) fn push_request(
+        &mut self,
+        version: ProtocolVersion,
+        body: (Compression, &[u8]),
+        mut rows: Option<&mut NewestRows>,
+        now: Instant,
+        now_ms: i64,
+    ) -> Result<WriteReport, ingest::Error> {
         let latest_ms = now_ms + MAX_AHEAD_MS;
         let (request, entry_ids) = self.decoder.decode(version, body, latest_ms, &mut self.index)?;
         let mut report = WriteReport::new(&request);
@@ -44,22 +60,31 @@ impl Engine {
             let entry_id = resolve_series(&series, *hash, *cached_id, &mut self.groups, &mut self.index, now);
             let entry = self.index.entry(entry_id);
             let mut n_in_range = 0;
+            let mut newest_ms = i64::MIN;
             for sample in series.samples {
                 if !(OLDEST_MS..=latest_ms).contains(&sample.timestamp_ms) {
                     report.reject_timestamp(&series, sample.timestamp_ms, now_ms);
                     continue;
                 }
                 n_in_range += 1;
+                newest_ms = newest_ms.max(sample.timestamp_ms);
                 if let IndexEntry::Watched(columns) = entry {
                     push_sample(*sample, columns, &mut self.groups, &mut report, now);
+                }
+            }
+            if let (Some(rows), IndexEntry::Watched(columns)) = (&mut rows, entry)
+                && n_in_range > 0
+            {
+                for column_ref in columns {
+                    let row = rows.entry(column_ref.group).or_insert(newest_ms);
+                    *row = newest_ms.max(*row);
                 }
             }
             report.count_series(&series, entry, n_in_range);
         }
         report.record(&request, &self.ingest_metrics);
         self.conflicts += report.n_conflicts;
-        self.score_groups(&report.touched, now);
-        report.finish()
+        Ok(report)
     }
 }
 
@@ -75,15 +100,19 @@ pub(super) struct Decoder {
 impl Decoder {
     /// Decompresses and parses a request, and looks up its series: one index entry for each of
     /// [`ParsedRequest::series`].
-    fn decode(
-        &mut self,
+    fn decode<'d>(
+        &'d mut self,
         version: ProtocolVersion,
-        body: &[u8],
+        (compression, body): (Compression, &'d [u8]),
         latest_ms: i64,
         index: &mut SeriesIndex,
-    ) -> Result<(ParsedRequest<'_>, &[Option<EntryId>]), ingest::Error> {
+    ) -> Result<(ParsedRequest<'d>, &'d [Option<EntryId>]), ingest::Error> {
         wire::shrink_if_large(&mut self.buffer);
-        let message = snappy::decompress(body, ingest::BODY_LIMIT, &mut self.buffer)?;
+        let message = match compression {
+            Compression::Snappy => snappy::decompress(body, ingest::BODY_LIMIT, &mut self.buffer)?,
+            Compression::None if body.len() > ingest::BODY_LIMIT => return Err(ingest::Error::TooLarge),
+            Compression::None => body,
+        };
         let request = ParsedRequest::parse(version, message, index.seed(), latest_ms, &mut self.scratch)?;
         index.lookup(request.hashes(), &mut self.entry_ids);
         Ok((request, &self.entry_ids))
@@ -154,7 +183,7 @@ fn push_sample(
 }
 
 /// The outcome of a write request, for its response and its metrics.
-struct WriteReport {
+pub(super) struct WriteReport {
     /// Counts of the response.
     accepted: AcceptedCounts,
     rejections: Rejections,
@@ -164,7 +193,7 @@ struct WriteReport {
     /// Samples that conflict with stored ones.
     n_conflicts: usize,
     /// Ids of the groups that stored samples.
-    touched: BTreeSet<u32>,
+    pub(super) touched: BTreeSet<u32>,
 }
 
 impl WriteReport {
@@ -237,7 +266,7 @@ impl WriteReport {
     }
 
     /// The response.
-    fn finish(self) -> Result<AcceptedCounts, ingest::Error> {
+    pub(super) fn finish(self) -> Result<AcceptedCounts, ingest::Error> {
         match self.rejections.is_empty() {
             true => Ok(self.accepted),
             false => Err(ingest::Error::PartialWrite { rejections: self.rejections, stats: self.accepted }),

@@ -11,6 +11,7 @@ mod handle;
 mod ingest;
 mod jobs;
 mod models;
+mod partitions;
 mod progress;
 mod publish;
 mod status;
@@ -43,6 +44,7 @@ use handle::EngineCommand;
 use ingest::Decoder;
 use jobs::JobIncidents;
 use models::{ReadinessReporter, TrainingQueue};
+use partitions::Partitions;
 use progress::EngineProgress;
 use publish::{EndpointState, endpoint_states, notify};
 use std::collections::BTreeSet;
@@ -83,6 +85,7 @@ pub struct Engine {
     backlog: Backlog,
     gaps: GapTracker,
     jobs: JobIncidents,
+    partitions: Partitions,
     gap_metrics: gaps::Metrics,
     readiness: ReadinessReporter,
     metrics: Metrics,
@@ -131,6 +134,7 @@ impl Engine {
             backlog: Backlog::default(),
             gaps: GapTracker::new(deps.backfill_requests, Instant::now()),
             jobs: JobIncidents::default(),
+            partitions: Partitions::default(),
             gap_metrics: deps.gap_metrics,
             readiness: ReadinessReporter::new(deps.readiness),
             metrics: deps.metrics,
@@ -163,6 +167,16 @@ impl Engine {
                 // The sender may have hung up.
                 let _ = reply.send(result);
             }
+            EngineCommand::Record(record, reply) => {
+                let _ = reply.send(self.ingest_record(&record, now, now_ms()));
+            }
+            EngineCommand::RecordProgress(reply) => {
+                let _ = reply.send(self.record_progress(now));
+            }
+            EngineCommand::AssignPartition { partition, committed, reply } => {
+                let _ = reply.send(self.assign_partition(partition, committed, now));
+            }
+            EngineCommand::RevokePartition(partition) => self.revoke_partition(partition, now),
             EngineCommand::NextBatch { endpoint, max_samples, reply } => {
                 let _ = reply.send(self.next_batch(endpoint, max_samples, now_ms()));
             }
@@ -288,9 +302,14 @@ impl Engine {
         on_outcome: impl Fn(&'static str),
     ) {
         for (state, window) in snapshots {
+            let log = state.log;
             let is_restored = self.groups.restore(state, window, now);
             on_outcome(if is_restored { "restored" } else { "incompatible" });
+            if let Some(position) = log.filter(|_| is_restored) {
+                self.partitions.restore(position);
+            }
         }
+        self.rest_restored(now);
     }
 
     /// The models of all groups.
@@ -301,7 +320,8 @@ impl Engine {
     fn next_snapshot(&mut self, after: Option<u32>) -> Option<SnapshotStep> {
         let cursor_keys = self.groups.cursor_keys();
         let (id, group) = self.groups.next_mut(after)?;
-        Some(group.take_snapshot(id, &cursor_keys))
+        let log = group.partition().and_then(|partition| self.partitions.position(partition));
+        Some(group.take_snapshot(id, &cursor_keys, log))
     }
 
     /// Ids and labels of all groups.
@@ -356,7 +376,16 @@ impl Engine {
             self.metrics.set_window_bytes(cells + self.groups.n_label_bytes());
             let (evicted, reindex) = self.groups.evict(now, now_ms);
             let kept: Vec<_> = (0..self.endpoints.len()).map(Some).collect();
-            evicted.iter().for_each(|group| self.retire(group, &kept, now_ms));
+            for group in &evicted {
+                match group.partition().filter(|_| group.is_resting()) {
+                    // Another member writes its series.
+                    Some(partition) => {
+                        self.partitions.forget(partition);
+                        self.metrics.remove_group(group);
+                    }
+                    None => self.retire(group, &kept, now_ms),
+                }
+            }
             if reindex {
                 self.index.clear();
             }
@@ -407,6 +436,7 @@ impl Engine {
         let ids: Vec<u32> = self.groups.iter_mut().map(|(id, _)| id).collect();
         // The groups have new numbers.
         self.backlog = Backlog::default();
+        self.partitions.renumber(&self.groups);
         let unfinished = Advance { has_changed: false, is_finished: false };
         ids.iter().for_each(|id| self.backlog.record(*id, unfinished));
         for state in &mut self.endpoints {

@@ -27,6 +27,9 @@ impl Engine {
     pub(super) fn handle_training_outcome(&mut self, id: u32, outcome: TrainingOutcome, now: Instant) {
         self.trainings.renewals.remove(&id);
         let Some(group) = self.groups.get_mut(id) else { return };
+        let is_undecided =
+            matches!(outcome, TrainingOutcome::WaitingForFeatures | TrainingOutcome::Failed(_));
+        group.set_model_decided(!is_undecided);
         if let Some(label) = outcome_label(&outcome) {
             self.metrics.count_training(&group.detector.name, label);
         }
@@ -190,6 +193,9 @@ impl TrainingQueue {
         for id in groups.ids_after(self.last_group) {
             let Ok(permit) = self.jobs.try_reserve() else { return };
             let Some(group) = groups.get_mut(id) else { continue };
+            if group.is_resting() {
+                continue;
+            }
             if group.is_renewal_due(now) && self.renewals.len() >= MAX_RENEWALS {
                 continue;
             }

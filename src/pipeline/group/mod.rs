@@ -6,6 +6,7 @@ mod continuation;
 mod feedback;
 pub mod gap_guard;
 mod incident_log;
+pub mod log;
 mod publication;
 mod row_tracker;
 pub mod scoring;
@@ -80,6 +81,12 @@ pub struct Group {
     lacks_history: bool,
     /// True until the rows that wait for a first model are scored: its cursors are set then.
     cursors_wait: bool,
+    /// The partition that the samples come from.
+    partition: Option<i32>,
+    /// End of the time that the group stays without its partition.
+    rests_until: Option<Instant>,
+    /// True once it is known whether there is a model.
+    is_model_decided: bool,
     schedule: TrainingSchedule,
 }
 
@@ -107,6 +114,9 @@ impl Group {
             restored_to_ms: None,
             lacks_history: false,
             cursors_wait: false,
+            partition: None,
+            rests_until: None,
+            is_model_decided: false,
         }
     }
 
@@ -265,9 +275,10 @@ impl Group {
         schema.first_missing(&self.active_features(now_ms))
     }
 
-    /// True if no sample has arrived for the length of the window.
+    /// True if no sample has arrived for the length of the window, or another member has the partition.
     pub fn is_expired(&self, now: Instant) -> bool {
-        now.duration_since(self.last_received) > self.detector.window.max(self.detector.grace)
+        self.rests_until.is_some_and(|until| now >= until)
+            || now.duration_since(self.last_received) > self.detector.window.max(self.detector.grace)
     }
 
     /// True if many columns have no sample in the window that ends at the newest closed row. The window itself ends at a
@@ -485,7 +496,7 @@ impl Group {
         max_samples: usize,
         batch: &mut Batch,
     ) -> usize {
-        if self.cursors_wait {
+        if self.cursors_wait || self.is_resting() {
             return 0;
         }
         let (publication, source) = self.publication_and_source();

@@ -102,6 +102,24 @@ impl Publication {
         }
     }
 
+    /// Records that every endpoint has the rows up to here, from an earlier process or another one.
+    pub fn mark_written(&mut self, timestamp_ms: i64) {
+        self.written_to_ms = self.written_to_ms.max(timestamp_ms);
+        for cursor in self.cursors.iter_mut().filter(|cursor| cursor.done_ms < timestamp_ms) {
+            *cursor = Cursor::after(timestamp_ms);
+        }
+    }
+
+    /// True if every endpoint has the scores and the staleness markers up to here.
+    pub fn is_published_until(&self, window: &Window, timestamp_ms: i64) -> bool {
+        self.cursors.iter().all(|cursor| {
+            let first_ms = cursor.done_ms.saturating_add(1);
+            cursor.done_ms >= timestamp_ms
+                || window.scores(ModelRole::Champion, cursor.done_ms, timestamp_ms).next().is_none()
+                    && self.stale_rows.range(first_ms..=timestamp_ms).next().is_none()
+        })
+    }
+
     /// True if an earlier process scored and wrote this row.
     pub fn was_written(&self, timestamp_ms: i64) -> bool {
         timestamp_ms <= self.written_to_ms

@@ -137,6 +137,11 @@ impl RowTracker {
         self.open.contains_key(&key)
     }
 
+    /// The open rows up to this key.
+    pub fn open_until(&self, key: i64) -> impl Iterator<Item = &OpenRow> {
+        self.open.range(..=key).map(|(_, row)| row)
+    }
+
     /// The first open row with a key above this one.
     pub fn first_open_after(&self, key: i64) -> Option<i64> {
         self.open.range(key.saturating_add(1)..).next().map(|(key, _)| *key)

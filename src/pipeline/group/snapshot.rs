@@ -3,7 +3,7 @@
 use super::{Group, IncidentLog, Publication, RowTracker, SeriesOrigins, ServingSlots};
 use crate::detector::Detector;
 use crate::pipeline::serving::Contribution;
-use crate::snapshot::{self, GroupState, ModelCheckpoint, PendingCheckpoint, SnapshotStore};
+use crate::snapshot::{self, GroupState, LogPosition, ModelCheckpoint, PendingCheckpoint, SnapshotStore};
 use crate::time;
 use crate::window::{ModelRole, Window};
 use std::sync::Arc;
@@ -96,6 +96,7 @@ impl Group {
         restored.restored_to_ms = restored.window.newest_ms();
         let cursors = cursor_keys.iter().map(|key| cursors.get(key).copied());
         restored.publication = Publication::restore(newest_scored_ms, cursors, state.stale_ms, now);
+        restored.partition = state.log.map(|log| log.partition);
         let decode = |(then, contributions): (i64, Vec<_>)| {
             (then, contributions.into_iter().filter_map(Contribution::from_saved).collect())
         };
@@ -109,8 +110,14 @@ impl Group {
         restored
     }
 
-    /// One step of a round of snapshots, with the state if it has changed. The cursors have these keys.
-    pub fn take_snapshot(&mut self, id: u32, cursor_keys: &[String]) -> SnapshotStep {
+    /// One step of a round of snapshots, with the state if it has changed. The cursors have these keys, and the samples are
+    /// those of a log up to this position.
+    pub fn take_snapshot(
+        &mut self,
+        id: u32,
+        cursor_keys: &[String],
+        log: Option<LogPosition>,
+    ) -> SnapshotStep {
         let name = SnapshotStore::file_name(&self.detector.name, &self.labels);
         if !std::mem::take(&mut self.snapshot_dirty) {
             return SnapshotStep { id, name, snapshot: None };
@@ -137,6 +144,7 @@ impl Group {
             incidents: self.incidents.incidents().iter().copied().collect(),
             is_incident: self.incidents.is_open(),
             stale_ms: self.publication.stale_rows().collect(),
+            log,
         };
         let snapshot = GroupSnapshot {
             state,

@@ -38,6 +38,7 @@ fn restored(bench: &Bench, instance: &str, incident_from: Option<i64>) -> (Group
         incidents: incident_from.into_iter().map(past_incident).collect(),
         is_incident: false,
         stale_ms: Vec::new(),
+        log: None,
     };
     (state, window)
 }

@@ -26,6 +26,8 @@ mod jobs;
 mod labels;
 mod models;
 mod order;
+#[cfg(feature = "kafka")]
+mod partitions;
 mod pool;
 mod presence;
 mod publish;

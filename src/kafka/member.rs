@@ -1,0 +1,376 @@
+//! A member of the consumer group: its partitions, their starts and their commits.
+//!
+//! The callbacks run on the thread that polls, so they may wait.
+
+use super::client;
+use super::intake::{Intake, Position};
+use super::options::{Phase, SourceOptions};
+use super::start::{Start, StartFacts};
+use crate::telemetry::LogThrottle;
+use crate::time::{millis, now_ms};
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{ClientContext, Offset, Statistics, TopicPartitionList};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+/// Longest wait for an answer of a broker.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause before a broker that did not answer is asked again.
+const RETRY_DELAY: Duration = Duration::from_millis(500);
+/// Time that the rows of a partition may take to be written when the partition goes.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// Pause between two looks at the progress.
+pub const PROGRESS_INTERVAL: Duration = Duration::from_millis(5);
+/// Interval of log lines for one reason.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// A partition of this member.
+#[derive(Clone, Copy, Debug)]
+struct Partition {
+    /// The offset after the last record that was taken in.
+    position: i64,
+    /// Records before this offset are written.
+    written_to: i64,
+    /// The offset that was committed last.
+    committed: i64,
+}
+
+/// What changes while the member runs.
+struct State {
+    partitions: BTreeMap<i32, Partition>,
+    /// The number of partitions of the topic.
+    n_partitions: Option<usize>,
+    errors: LogThrottle,
+    poison: LogThrottle,
+}
+
+/// See the [module](self).
+pub struct Member<'a, I> {
+    /// The topic.
+    pub options: &'a SourceOptions,
+    /// The owner of the windows.
+    pub intake: &'a I,
+    phase: &'a watch::Receiver<Phase>,
+    failure: &'a watch::Sender<Option<String>>,
+    state: Mutex<State>,
+}
+
+impl<'a, I: Intake + Sync> Member<'a, I> {
+    /// A member without partitions.
+    pub fn new(
+        options: &'a SourceOptions,
+        intake: &'a I,
+        phase: &'a watch::Receiver<Phase>,
+        failure: &'a watch::Sender<Option<String>>,
+    ) -> Self {
+        let throttle = || LogThrottle::new(LOG_INTERVAL);
+        let partitions = BTreeMap::new();
+        let state = State { partitions, n_partitions: None, errors: throttle(), poison: throttle() };
+        Self { options, intake, phase, failure, state: Mutex::new(state) }
+    }
+
+    /// The phase of the shutdown.
+    pub fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The offset before which the records of a partition are written, if the partition is this member's.
+    pub fn written_to(&self, partition: i32) -> Option<i64> {
+        self.state().partitions.get(&partition).map(|partition| partition.written_to)
+    }
+
+    /// Records that a record was taken in.
+    pub fn advance(&self, partition: i32, position: i64) {
+        if let Some(partition) = self.state().partitions.get_mut(&partition) {
+            partition.position = position;
+        }
+        self.options.metrics.records.inc();
+    }
+
+    /// Counts a record that is no valid write request.
+    pub fn count_poison(&self, partition: i32, offset: i64, err: &str) {
+        self.options.metrics.poison.inc();
+        if let Some(count) = self.state().poison.add(1) {
+            warn!(
+                component = "kafka",
+                topic = self.options.config.topic,
+                partition,
+                offset,
+                err,
+                count,
+                "record skipped, or the invalid part of it"
+            );
+        }
+    }
+
+    /// Counts an error of the client.
+    pub fn count_error(&self, err: &KafkaError) {
+        self.options.metrics.count_error();
+        if let Some(count) = self.state().errors.add(1) {
+            warn!(component = "kafka", err = %err, count, "no answer of Kafka, trying again");
+        }
+    }
+
+    /// True if the partition of every record is chosen among the partitions that the topic has. Another number moves the
+    /// groups to other partitions, whose owners do not have their windows.
+    pub fn check_n_partitions(&self, n_partitions: usize) -> bool {
+        let expected = *self.state().n_partitions.get_or_insert(n_partitions);
+        if expected == n_partitions {
+            return true;
+        }
+        let text = format!(
+            "the partitions of topic {} changed between {expected} and {n_partitions}, so targets change their partition: \
+             make a new topic, and let `promforest route` and the sidecars use it",
+            self.options.config.topic
+        );
+        self.failure.send_if_modified(|failure| {
+            let is_new = failure.is_none();
+            if is_new {
+                tracing::error!(component = "kafka", err = text, "no record is read any more");
+                *failure = Some(text);
+            }
+            is_new
+        });
+        false
+    }
+
+    /// True if records are refused.
+    pub fn is_refusing(&self) -> bool {
+        self.failure.borrow().is_some()
+    }
+
+    /// Commits the positions before which all rows are written, and waits for the answer. `None` if the intake is gone.
+    pub fn commit(&self, consumer: &BaseConsumer<Self>) -> Option<()> {
+        let mut settled = self.intake.progress()?.settled;
+        settled.retain(|id, Position { offset, .. }| {
+            let mut state = self.state();
+            let partition = state.partitions.get_mut(id).filter(|known| known.committed < *offset);
+            partition.map(|partition| partition.committed = *offset).is_some()
+        });
+        self.commit_positions(consumer, settled);
+        Some(())
+    }
+
+    fn commit_positions(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        positions: impl IntoIterator<Item = (i32, Position)>,
+    ) {
+        let mut list = TopicPartitionList::new();
+        for (id, Position { offset, produced_ms }) in positions {
+            let mut element = list.add_partition(&self.options.config.topic, id);
+            // The offset is not negative.
+            let _ = element.set_offset(Offset::Offset(offset));
+            element.set_metadata(produced_ms.to_string());
+        }
+        if list.count() == 0 {
+            return;
+        }
+        // An asynchronous commit reports no failure.
+        let result = consumer.commit(&list, CommitMode::Sync);
+        self.options.metrics.count_commit(result.is_ok());
+        let Err(error) = result else { return };
+        self.count_error(&error);
+        for element in list.elements() {
+            // The next commit names the partition again.
+            if let Some(partition) = self.state().partitions.get_mut(&element.partition()) {
+                partition.committed = i64::MIN;
+            }
+        }
+    }
+
+    /// Reads on at the first record of each partition whose next one is gone.
+    pub fn skip_lost_records(&self, consumer: &BaseConsumer<Self>) -> KafkaResult<()> {
+        let topic = &self.options.config.topic;
+        let positions: Vec<(i32, i64)> =
+            self.state().partitions.iter().map(|(id, partition)| (*id, partition.position)).collect();
+        for (id, position) in positions {
+            let (low, _) = consumer.fetch_watermarks(topic, id, BROKER_TIMEOUT)?;
+            if position < low {
+                self.count_lost(id, position, low);
+                if let Some(partition) = self.state().partitions.get_mut(&id) {
+                    partition.position = low;
+                }
+                consumer.seek(topic, id, Offset::Offset(low), BROKER_TIMEOUT)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn count_lost(&self, partition: i32, from: i64, to: i64) {
+        let records = to - from;
+        self.options.metrics.lost.inc_by(records.unsigned_abs());
+        warn!(
+            component = "kafka",
+            topic = self.options.config.topic,
+            partition,
+            from,
+            to,
+            records,
+            "retention removed records before they were read: the sources of history fill the gap"
+        );
+    }
+
+    /// Starts to read partitions that this member gets.
+    fn assign(&self, consumer: &BaseConsumer<Self>, ids: &[i32]) {
+        // A change of other members' partitions names none.
+        let starts = loop {
+            if ids.is_empty() {
+                break Vec::new();
+            }
+            match self.find_starts(consumer, ids) {
+                Ok(starts) => break starts,
+                Err(_) if self.phase() != Phase::Running => break Vec::new(),
+                Err(error) => self.count_error(&error),
+            }
+            thread::sleep(RETRY_DELAY);
+        };
+        let topic = &self.options.config.topic;
+        let (mut list, mut first) = (TopicPartitionList::new(), Vec::new());
+        for (id, Start { from, committed, n_lost, is_first }) in starts {
+            if is_first {
+                first.push((id, Position { offset: from, produced_ms: now_ms() }));
+            }
+            if n_lost > 0 {
+                self.count_lost(id, committed - n_lost, committed);
+            }
+            info!(component = "kafka", topic, partition = id, from, committed, "partition assigned");
+            let partition = Partition { position: from, written_to: committed, committed };
+            self.state().partitions.insert(id, partition);
+            // The offset is not negative.
+            let _ = list.add_partition_offset(topic, id, Offset::Offset(from));
+        }
+        self.options.metrics.count_rebalance("assigned");
+        if let Err(error) = consumer.incremental_assign(&list) {
+            self.count_error(&error);
+        }
+        self.commit_positions(consumer, first);
+    }
+
+    /// Asks the brokers and the intake for the facts of each partition.
+    fn find_starts(&self, consumer: &BaseConsumer<Self>, ids: &[i32]) -> KafkaResult<Vec<(i32, Start)>> {
+        let topic = &self.options.config.topic;
+        let metadata = consumer.fetch_metadata(Some(topic), BROKER_TIMEOUT)?;
+        self.check_n_partitions(metadata.topics().first().map_or(0, |topic| topic.partitions().len()));
+        let mut list = TopicPartitionList::new();
+        for id in ids {
+            list.add_partition(topic, *id);
+        }
+        let committed = consumer.committed_offsets(list, BROKER_TIMEOUT)?;
+        let mut times = TopicPartitionList::new();
+        for element in committed.elements() {
+            element.error()?;
+            let written_ms: i64 = element.metadata().parse().unwrap_or_else(|_| now_ms());
+            let from_ms = written_ms.saturating_sub(millis(self.options.rewind)).max(0);
+            times.add_partition_offset(topic, element.partition(), Offset::Offset(from_ms))?;
+        }
+        let rewound = consumer.offsets_for_times(times, BROKER_TIMEOUT)?;
+        let offset_in = |list: &TopicPartitionList, id| match list.find_partition(topic, id)?.offset() {
+            Offset::Offset(offset) => Some(offset),
+            _ => None,
+        };
+        let mut starts = Vec::new();
+        for id in ids {
+            let (low, high) = consumer.fetch_watermarks(topic, *id, BROKER_TIMEOUT)?;
+            let (committed, rewound) = (offset_in(&committed, *id), offset_in(&rewound, *id));
+            let Some(held) = self.intake.assign(*id, committed) else { break };
+            let facts = StartFacts { low, high, committed, held, rewound };
+            starts.push((*id, facts.start()));
+        }
+        Ok(starts)
+    }
+
+    /// Writes what is scored, commits, and stops to read partitions that go to another member. Partitions that are lost
+    /// may have another owner already.
+    fn revoke(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
+        let is_lost = consumer.assignment_lost();
+        let ids: Vec<i32> = list.elements().iter().map(|element| element.partition()).collect();
+        if !is_lost {
+            if self.phase() == Phase::Running {
+                self.wait_until_settled(&ids);
+            }
+            self.commit(consumer);
+        }
+        for id in ids {
+            info!(
+                component = "kafka",
+                topic = self.options.config.topic,
+                partition = id,
+                is_lost,
+                "partition revoked"
+            );
+            self.intake.revoke(id);
+            self.state().partitions.remove(&id);
+            self.options.metrics.remove_lag(id);
+        }
+        self.options.metrics.count_rebalance(if is_lost { "lost" } else { "revoked" });
+        if let Err(error) = consumer.incremental_unassign(list) {
+            self.count_error(&error);
+        }
+    }
+
+    /// Waits until the rows of these partitions are written, at most [`FLUSH_TIMEOUT`].
+    fn wait_until_settled(&self, ids: &[i32]) {
+        let until = Instant::now() + FLUSH_TIMEOUT;
+        while Instant::now() < until {
+            let Some(progress) = self.intake.progress() else { return };
+            let is_settled = |id: &i32| {
+                let position = self.state().partitions.get(id).map_or(0, |partition| partition.position);
+                progress.settled.get(id).is_none_or(|settled| settled.offset >= position)
+            };
+            if ids.iter().all(is_settled) {
+                return;
+            }
+            thread::sleep(PROGRESS_INTERVAL);
+        }
+    }
+}
+
+impl<I: Intake + Sync> ClientContext for Member<'_, I> {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        client::log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, _reason: &str) {
+        self.count_error(&error);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        let Some(topic) = statistics.topics.get(&self.options.config.topic) else { return };
+        for (id, partition) in &self.state().partitions {
+            if let Some(high) =
+                topic.partitions.get(id).map(|known| known.hi_offset).filter(|high| *high >= 0)
+            {
+                self.options.metrics.set_lag(*id, (high - partition.position).max(0));
+            }
+        }
+    }
+}
+
+impl<I: Intake + Sync> ConsumerContext for Member<'_, I> {
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        change: RDKafkaRespErr,
+        list: &mut TopicPartitionList,
+    ) {
+        if change == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            let ids: Vec<i32> = list.elements().iter().map(|element| element.partition()).collect();
+            self.assign(consumer, &ids);
+        } else {
+            self.revoke(consumer, list);
+        }
+        self.options.metrics.partitions.set(self.state().partitions.len() as i64);
+    }
+}

@@ -1,0 +1,58 @@
+//! The partition that a group's samples come from, and the end of each row.
+
+use super::Group;
+use std::time::{Duration, Instant};
+
+/// Longest time that a row, or a group without a model, keeps the records of its partition from being committed.
+pub const MAX_WAIT: Duration = Duration::from_secs(300);
+
+impl Group {
+    /// The partition.
+    pub fn partition(&self) -> Option<i32> {
+        self.partition
+    }
+
+    /// Records that the samples come from this partition, or from none.
+    pub fn set_partition(&mut self, partition: Option<i32>) {
+        self.partition = partition;
+    }
+
+    /// Stays until then without its partition. Nothing is written meanwhile: another member may write the same series.
+    pub fn rest(&mut self, until: Instant) {
+        self.rests_until = Some(until);
+    }
+
+    /// Goes on with its partition.
+    pub fn wake(&mut self) {
+        self.rests_until = None;
+    }
+
+    /// True without its partition.
+    pub fn is_resting(&self) -> bool {
+        self.rests_until.is_some()
+    }
+
+    /// Records that every row up to here was written before this process, or by another one.
+    pub fn mark_written(&mut self, timestamp_ms: i64) {
+        self.publication.mark_written(timestamp_ms);
+        // The series of the row are open.
+        self.cursors_wait = true;
+    }
+
+    /// Records whether it is known that there is a model, or none.
+    pub fn set_model_decided(&mut self, is_decided: bool) {
+        self.is_model_decided |= is_decided;
+    }
+
+    /// True if every row up to here is written to every endpoint or given up.
+    pub fn is_settled(&self, timestamp_ms: i64, now: Instant) -> bool {
+        let is_recent = |since: Instant| now.duration_since(since) < MAX_WAIT;
+        let waits_for_model =
+            self.models.champion().is_none() && !self.is_model_decided && is_recent(self.first_sample_at);
+        let key = self.models.row_key(timestamp_ms);
+        !waits_for_model
+            && !self.cursors_wait
+            && !self.rows.open_until(key).any(|row| is_recent(row.since))
+            && self.publication.is_published_until(&self.window, timestamp_ms)
+    }
+}
