@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// Folders with documents; build output and dependencies are not among them.
-const FOLDERS: [&str; 18] = [
+const FOLDERS: [&str; 19] = [
     "",
     ".github",
     "deploy",
     "deploy/examples",
     "deploy/examples/agent",
     "deploy/examples/grafana-cloud",
+    "deploy/examples/kafka",
     "deploy/examples/kube-prometheus-stack",
     "deploy/examples/mimir",
     "deploy/examples/prometheus",

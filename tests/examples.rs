@@ -10,6 +10,8 @@ use support::PrometheusVersion;
 const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/examples");
 /// Files of credentials that the examples name and the user makes.
 const CREDENTIALS: [(&str, &str); 1] = [("grafana-cloud", "token")];
+/// A program without the feature does not read it.
+const KAFKA: &str = "kafka";
 /// `tests/kubernetes.rs` checks it.
 const KUBERNETES: &str = "kube-prometheus-stack";
 
@@ -62,6 +64,9 @@ fn each_example_has_its_steps() {
 #[test]
 fn the_configurations_load() {
     for folder in examples().iter().filter(|folder| name(folder) != KUBERNETES) {
+        if name(folder) == KAFKA && !cfg!(feature = "kafka") {
+            continue;
+        }
         let copied = copy(folder);
         let checked = support::command::run_in(copied.path(), &["check", "config", "promforest.yml"]);
         assert_eq!((checked.status, &*checked.stderr), (0, ""), "{}", folder.display());

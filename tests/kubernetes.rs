@@ -358,3 +358,24 @@ fn the_notes_name_each_address() {
     let rendered = render("promforest", &[]);
     assert!(rendered.contains("- url: http://promforest.monitoring.svc:9599/api/v1/write"), "{rendered}");
 }
+
+/// Each pod is a member of the consumer group by its own name.
+#[cfg(feature = "kafka")]
+#[test]
+fn the_pods_of_the_kafka_example_are_members_by_their_names() {
+    let rendered = render("promforest", &["deploy/examples/kafka/kubernetes.yaml"]);
+    manifests(&["check", "-"], &rendered).expect("valid objects");
+    let objects = objects(&rendered);
+    let set = find(&objects, "StatefulSet/promforest");
+    assert_eq!(set["spec"]["podManagementPolicy"], "Parallel");
+    let container = &set["spec"]["template"]["spec"]["containers"][0];
+    let arguments = list(&container["args"]);
+    assert!(
+        arguments.iter().any(|argument| argument == "--kafka.group-instance-id=$(POD_NAME)"),
+        "{arguments:?}"
+    );
+    let field = &container["env"][0]["valueFrom"]["fieldRef"]["fieldPath"];
+    assert_eq!((&container["env"][0]["name"], field), (&"POD_NAME".into(), &"metadata.name".into()));
+    let checked = check_config(find(&objects, "ConfigMap/promforest"));
+    assert_eq!((checked.status, &*checked.stderr), (0, ""), "{}", checked.stdout);
+}

@@ -128,6 +128,8 @@ impl Config {
             rewind: section.get("rewind").and_then(|node| read_rewind(&node)),
             linger: section.duration("linger", Duration::from_secs(300)),
         };
+        section
+            .reject(&["tls_config", "sasl"], "connections to Kafka are without encryption and credentials");
         if !cfg!(feature = "kafka") {
             section.error(NOT_BUILT);
         }

@@ -119,9 +119,10 @@ impl Groups {
         &self.config
     }
 
-    /// The shard of the targets, if there are several.
-    pub fn shard(&self) -> Option<Shard> {
-        self.shard
+    /// The name of this process among those that share the targets, if there are several.
+    pub fn part(&self) -> Option<String> {
+        let member = self.config.kafka.as_ref().and_then(|kafka| kafka.group_instance_id.clone());
+        self.shard.map(|shard| shard.index().to_string()).or(member)
     }
 
     /// True if the target of a series or of a group lies in the shard.

@@ -8,7 +8,6 @@
 use super::serving::Contribution;
 use crate::detector::{Detector, SHARD_LABEL};
 use crate::models::registry;
-use crate::prom::shard::Shard;
 use crate::prom::{Labels, METRIC_NAME, Sample};
 use crate::remote_write::message::CHAMPION_SERIES;
 use crate::window::{ModelRole, Score};
@@ -84,11 +83,12 @@ impl OutputSeries {
     }
 }
 
-/// The labels of the incident of the job that a group belongs to. The shards of a job judge their groups apart.
-pub fn job_incident_labels(detector: &Detector, group: &Labels, shard: Option<Shard>) -> Labels {
+/// The labels of the incident of the job that a group belongs to. The processes that share a job judge their groups apart;
+/// `part` is the name of this one.
+pub fn job_incident_labels(detector: &Detector, group: &Labels, part: Option<&str>) -> Labels {
     let job = group.split(&detector.job_by).0;
     let labels = job.with("detector", &detector.name).with(METRIC_NAME, "anomaly_job_incident");
-    shard.map_or(labels.clone(), |shard| labels.with(SHARD_LABEL, &shard.index().to_string()))
+    part.map_or(labels.clone(), |part| labels.with(SHARD_LABEL, part))
 }
 
 /// The outputs of rows, by timestamp; no outputs for a row where everything ended.

@@ -103,7 +103,9 @@ pub fn write(out: &mut String) -> fmt::Result {
 fn output_labels(name: &str) -> &'static str {
     match name {
         "<detector>_anomaly" => "labels of `by`",
-        "anomaly_job_incident" => "`detector`, labels of `job_by`; `shard` with `--shard`",
+        "anomaly_job_incident" => {
+            "`detector`, labels of `job_by`; `shard` with `--shard`, or with `kafka.group_instance_id`"
+        }
         "anomaly_contribution" => {
             "`detector`, labels of `by`, `metric`, the feature's labels, `reason`: `unusual_for_this_hour`, `jumped`, \
              `unsteady`"

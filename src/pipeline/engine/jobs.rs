@@ -168,8 +168,9 @@ impl JobIncidents {
     /// Makes the jobs of the groups. A job of too few groups has no series.
     fn gather(&mut self, groups: &Groups, samples: &mut JobSamples) {
         let mut old = std::mem::take(&mut self.jobs);
+        let part = groups.part();
         for (id, group) in groups.iter_from(0).filter(|(_, group)| group.detector.model.opens_incidents()) {
-            let labels = output_series::job_incident_labels(&group.detector, &group.labels, groups.shard());
+            let labels = output_series::job_incident_labels(&group.detector, &group.labels, part.as_deref());
             let job = self.jobs.entry(labels).or_default();
             job.group_ids.push(id);
             job.grace_ms = time::millis(group.detector.grace);

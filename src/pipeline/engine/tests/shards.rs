@@ -81,14 +81,15 @@ fn a_snapshot_of_a_group_of_another_shard_is_not_restored() {
 fn the_incident_of_a_job_names_the_shard() {
     let mut bench = Bench::of_shard("", shard("1/2"));
     send_all(&mut bench);
+    let bench_part = bench.engine.groups.part();
     let groups = bench.groups();
     let group = &groups[0].1;
-    let labels = |shard| {
-        crate::pipeline::output_series::job_incident_labels(&group.detector, &group.labels, shard).to_string()
+    let labels = |part| {
+        crate::pipeline::output_series::job_incident_labels(&group.detector, &group.labels, part).to_string()
     };
     assert_eq!(labels(None), r#"anomaly_job_incident{detector="node_network", job="node"}"#);
     assert_eq!(
-        labels(shard("1/2")),
+        labels(bench_part.as_deref()),
         r#"anomaly_job_incident{detector="node_network", job="node", shard="1"}"#
     );
 }
