@@ -8,7 +8,7 @@
 
 use super::derived::{DERIVED_PER_FEATURE, DerivedFeatures, Lookback};
 use super::encoder::RowEncoder;
-use super::scorer::{ScoreScale, Scorer};
+use super::scorer::{MIN_FOREST_UNIT, MIN_TAIL_UNIT, ScoreScale, Scorer};
 use super::seasonal::SeasonalProfile;
 use super::training_rows::{BlockScore, MIN_KNOWN_ROWS, TrainingRows, input_table};
 use crate::forest::{self, ExtendedParams, Table};
@@ -87,9 +87,10 @@ impl TrainingMatrix {
         let forest = self.table()?.map(|table| params.fit(&table, threads)).transpose()?;
         let Self { derived, rows, encoder, .. } = self;
         let scores = rows.out_of_sample_scores(encoder, params, threads)?;
-        let scale =
-            |part: fn(&BlockScore) -> f64| ScoreScale::fit(&scores.iter().map(part).collect::<Vec<f64>>());
-        let (forest_scale, tail_scale) = (scale(|row| row.anomaly_score), scale(|row| row.tail_score));
+        let forest_scores = scores.iter().map(|row| row.anomaly_score).collect();
+        let forest_scale = ScoreScale::fit(forest_scores, MIN_FOREST_UNIT);
+        // Of the rows themselves: of few rows, the greatest one would else give the unit by the scales of smaller ones.
+        let tail_scale = ScoreScale::fit(rows.tail_scores(encoder), MIN_TAIL_UNIT);
         let scorer = Scorer::fitted(encoder.clone(), forest, forest_scale, tail_scale);
         let combine = |(timestamp_ms, row): (&i64, &BlockScore)| {
             (*timestamp_ms, scorer.combine(row.anomaly_score, row.tail_score), 0.5 - row.anomaly_score)

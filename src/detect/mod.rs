@@ -22,6 +22,7 @@ mod feedback;
 mod filter;
 mod fit;
 mod incident;
+mod min_sigma;
 mod recurring;
 mod scorer;
 mod seasonal;

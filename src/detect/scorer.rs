@@ -18,8 +18,11 @@ use serde::{Deserialize, Serialize};
 
 /// Features in the tail score.
 const TOP_FEATURES: usize = 2;
-/// Minimum distance of the median and the 99 % quantile of a score: in a group without variation all scores are equal.
-const MIN_UNIT: f64 = 0.02;
+/// Minimum distance of the median and the 99 % quantile of a forest score: in a group without variation all scores are
+/// equal, and little history has few different ones.
+pub(super) const MIN_FOREST_UNIT: f64 = 0.1;
+/// The same of a tail score: that of a row whose features are all at their own 99 % quantile is 1.27.
+pub(super) const MIN_TAIL_UNIT: f64 = 1.0;
 
 /// The distribution of a score in training.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,10 +34,10 @@ pub struct ScoreScale {
 }
 
 impl ScoreScale {
-    pub(super) fn fit(scores: &[f64]) -> Self {
-        let mut scores = scores.to_vec();
+    /// The scale of training scores, shape `[n_rows]`, with a unit of at least `min_unit`, above 0.
+    pub(super) fn fit(mut scores: Vec<f64>, min_unit: f64) -> Self {
         let median = quantile(&mut scores, 0.5);
-        Self { median, unit: (quantile(&mut scores, 0.99) - median).max(MIN_UNIT) }
+        Self { median, unit: (quantile(&mut scores, 0.99) - median).max(min_unit) }
     }
 
     /// 0 for the median of training, 1 for its 99 % quantile.

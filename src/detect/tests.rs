@@ -111,6 +111,51 @@ fn a_feature_constant_in_training_is_detected_when_it_moves() {
     assert_eq!(assessment.contributions(1).next().map(|(feature, ..)| feature), Some(ERRORS));
 }
 
+/// The most that a score is above its threshold in twelve rows with a change, after three minutes of a host at 5 s. In
+/// four rows of the last minute, its traffic is `odd` times the usual.
+fn first_minutes_score(odd: f32, change: impl Fn(usize, &mut [f32])) -> f64 {
+    let feature = |feature: usize| move |second: usize| row(second as i64)[3] * [100.0, 20.0, 1.0][feature];
+    let n_rows = 36;
+    let trained = |number: usize| {
+        move |row: usize| feature(number)(row) * if (31..35).contains(&row) { odd } else { 1.0 }
+    };
+    let timestamps: Vec<i64> = (0..n_rows as i64).map(|row| row * 5_000).collect();
+    let idle = |_: usize| 0.0;
+    let values = (0..3).flat_map(|number| (0..n_rows).map(trained(number))).chain((0..n_rows).map(idle));
+    let values: Vec<f32> = values.collect();
+    let table = Table::new(&values, n_rows, 4).expect("a valid shape");
+    let fit = OnlineDetector::fit(&timestamps, &table, &ExtendedParams::default(), DEFAULT_BUDGET, THREADS);
+    let mut detector = fit.expect("the rows are valid");
+    let scores = (0..12).map(|number| {
+        let now = n_rows + number;
+        let mut values = [feature(0)(now), feature(1)(now), feature(2)(now), 0.0];
+        change(number, &mut values);
+        let assessment = detector.assess(now as i64 * 5_000, &values).expect("the next row");
+        assessment.score / assessment.threshold
+    });
+    scores.fold(0.0, f64::max)
+}
+
+#[test]
+fn in_the_first_minutes_only_what_is_many_times_the_usual_is_an_incident() {
+    // A rate over a minute rises for a minute.
+    let times = |factor: f32| {
+        move |number: usize, values: &mut [f32]| {
+            let factor = 1.0 + (factor - 1.0) * (number + 1) as f32 / 12.0;
+            values[..2].iter_mut().for_each(|value| *value *= factor);
+        }
+    };
+    let awakes = |_: usize, values: &mut [f32]| values[3] = 13.0;
+    let [thrice, awake, burst] = [
+        first_minutes_score(1.0, times(3.0)),
+        first_minutes_score(1.0, awakes),
+        first_minutes_score(1.0, times(15.0)),
+    ];
+    assert!(thrice < 1.0 && awake < 0.5 && burst > 1.1, "{thrice} {awake} {burst}");
+    let [usual, burst] = [first_minutes_score(34.0, times(34.0)), first_minutes_score(34.0, times(3000.0))];
+    assert!(usual < 1.0 && burst > 1.0, "after 20 s of 34 times the usual: {usual} {burst}");
+}
+
 #[test]
 fn masked_deviations_raise_no_alert() {
     let alerts = |text: &str| {

@@ -29,7 +29,7 @@ const WIDTH_SQUARE_ROWS: f64 = 600.0;
 const WIDTH_HOURS: f64 = 6.0;
 const WIDTH_END_HOURS: f64 = 120.0;
 /// Maximum width: above it, a model of minutes would miss fifteenfold traffic.
-const MAX_WIDTH: f64 = 5.0;
+const MAX_WIDTH: f64 = 3.0;
 
 /// The maximum score of one hour.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -4,10 +4,12 @@
 
 use super::derived::DERIVED_PER_FEATURE;
 use super::encoder::{RowEncoder, derived_columns};
+use super::min_sigma::min_sigma;
 use super::scorer::{score_samples, tail_score};
 use crate::features::correlation::{Correlation, Residuals};
-use crate::features::scale::{self, RobustScale};
+use crate::features::scale::RobustScale;
 use crate::forest::{self, Column, ExtendedForest, ExtendedParams, MAX_FEATURES, Table};
+use crate::time::HOUR_MS;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 
@@ -44,6 +46,13 @@ pub(super) struct BlockScore {
 impl TrainingRows {
     pub fn len(&self) -> usize {
         self.timestamps.len()
+    }
+
+    /// The time from the first row to the last one.
+    fn hours(&self) -> f64 {
+        let span_ms =
+            self.timestamps.last().zip(self.timestamps.first()).map_or(0, |(last, first)| last - first);
+        span_ms as f64 / HOUR_MS as f64
     }
 
     /// All rows.
@@ -137,13 +146,23 @@ impl TrainingRows {
         Ok(scores)
     }
 
+    /// The tail score of each row, by the scales of all rows.
+    pub fn tail_scores(&self, encoder: &RowEncoder) -> Vec<f64> {
+        (0..self.len())
+            .map(|row| self.tail_score(row, &encoder.standardize(self.derived_of(row)), encoder))
+            .collect()
+    }
+
+    fn tail_score(&self, row: usize, standardized: &[f32], encoder: &RowEncoder) -> f64 {
+        tail_score(&encoder.strongest_deviations(standardized, self.baselines_of(row)))
+    }
+
     fn score(&self, row: usize, encoder: &RowEncoder, forest: Option<&ExtendedForest>) -> BlockScore {
         let mut values = vec![0.0; self.n_features];
         self.copy_values(row, &mut values);
         let standardized = encoder.standardize(self.derived_of(row));
         let anomaly_score = -score_samples(forest, &encoder.forest_input(&values, &standardized));
-        let deviations = encoder.strongest_deviations(&standardized, self.baselines_of(row));
-        BlockScore { anomaly_score, tail_score: tail_score(&deviations) }
+        BlockScore { anomaly_score, tail_score: self.tail_score(row, &standardized, encoder) }
     }
 }
 
@@ -203,41 +222,45 @@ impl<'a> RowsView<'a> {
     /// Fits scales and correlation.
     pub fn fit_encoder(&self) -> Result<RowEncoder, forest::Error> {
         let (n_rows, n_features) = (self.len(), self.rows.n_features);
+        let hours = self.rows.hours();
+        let min_sigmas: Vec<Option<f64>> =
+            (0..n_features).map(|feature| min_sigma(self.values.column(feature), hours)).collect();
         let is_constant = |values: Column<'_>| values.iter().all(|value| value == values.get(0));
-        let varying: Vec<usize> =
-            (0..n_features).filter(|feature| !is_constant(self.values.column(*feature))).collect();
+        let varying: Vec<usize> = (0..n_features)
+            .filter(|feature| min_sigmas[*feature].is_some() && !is_constant(self.values.column(*feature)))
+            .collect();
         if varying.len() > MAX_VARYING {
             let (name, value) = ("number of features that vary", varying.len());
             let limit = format!("at most {MAX_VARYING}");
             return Err(forest::Error::Unsuitable { name, value, n_rows, n_features, limit });
         }
-        let floors: Vec<f64> = (0..n_features)
-            .map(|feature| scale::min_sigma(self.values.column(feature)).expect("checked to be finite"))
-            .collect();
         let width = n_features * DERIVED_PER_FEATURE;
-        let scales: Vec<Option<RobustScale>> = (0..width)
-            .map(|column| {
-                let known: Vec<f32> = self.derived(column).filter(|value| value.is_finite()).collect();
-                let is_enough = known.len() >= MIN_KNOWN_ROWS[column % DERIVED_PER_FEATURE];
-                RobustScale::fit(&known, floors[column / DERIVED_PER_FEATURE]).ok().filter(|_| is_enough)
-            })
-            .collect();
-        if scales.iter().all(Option::is_none) {
+        let known = (0..width).map(|column| {
+            let known = self.derived(column).filter(|value| value.is_finite()).collect::<Vec<f32>>();
+            (known.len() >= MIN_KNOWN_ROWS[column % DERIVED_PER_FEATURE]).then_some(known)
+        });
+        let known: Vec<Option<Vec<f32>>> = known.collect();
+        if known.iter().all(Option::is_none) {
             return Err(forest::Error::Empty { n_rows: 0, n_features: width });
         }
-        let residuals = self.fit_residuals(&varying, &floors);
+        let scale = |(column, known): (usize, Option<Vec<f32>>)| {
+            let min_sigma = min_sigmas[column / DERIVED_PER_FEATURE]?;
+            Some(RobustScale::fit(&known?, min_sigma).expect("finite values"))
+        };
+        let scales = known.into_iter().enumerate().map(scale).collect();
+        let residuals = self.fit_residuals(&varying, &min_sigmas);
         Ok(RowEncoder::new(scales, varying, residuals))
     }
 
     /// The correlation residuals of the varying features; `None` for too few rows or features.
-    fn fit_residuals(&self, varying: &[usize], floors: &[f64]) -> Option<Residuals> {
+    fn fit_residuals(&self, varying: &[usize], min_sigmas: &[Option<f64>]) -> Option<Residuals> {
         if self.len() < MIN_ROWS_PER_RESIDUAL * varying.len() {
             return None;
         }
         let columns: Vec<Column<'_>> = varying.iter().map(|feature| self.values.column(*feature)).collect();
-        let floors: Vec<f64> = varying.iter().map(|feature| floors[*feature]).collect();
-        let correlation = Correlation::fit(&columns, &floors).expect("finite values in few columns")?;
-        Some(Residuals::fit(correlation, &columns, &floors))
+        let min_sigmas: Vec<f64> = varying.iter().filter_map(|feature| min_sigmas[*feature]).collect();
+        let correlation = Correlation::fit(&columns, &min_sigmas).expect("finite values in few columns")?;
+        Some(Residuals::fit(correlation, &columns, &min_sigmas))
     }
 }
 
@@ -305,7 +328,7 @@ mod tests {
         let cell = |salt: usize| move |i: usize| ((i * 37 + salt * 11) % 101) as f32 / (salt + 1) as f32;
         let fill = |width: usize| (0..n_rows * width).map(cell(width)).collect::<Vec<f32>>();
         TrainingRows {
-            timestamps: (0..n_rows as i64).collect(),
+            timestamps: (0..n_rows as i64).map(|row| row * 120_000).collect(),
             n_features: 3,
             values: fill(3),
             columns: fill(3 * DERIVED_PER_FEATURE),
