@@ -21,7 +21,7 @@ use crate::status::fleet::{Fleet, FleetQuery};
 use crate::status::group_page::{CommandFlags, PageContext, shell_quoted};
 use crate::status::overview::Overview;
 use crate::status::server::{self, Sidecar};
-use crate::status::{SCRIPT, json, style_sheet};
+use crate::status::{ICON, SCRIPT, json, style_sheet};
 use crate::time::now_ms;
 use crate::{ingest, remote_write};
 use hyper::header::{
@@ -136,10 +136,11 @@ impl Page {
 
 /// True if the path is one of the pages.
 pub fn is_page(path: &str) -> bool {
-    const PATHS: [&str; 12] = [
+    const PATHS: [&str; 13] = [
         "/",
         "/static/style.css",
         "/static/page.js",
+        "/static/icon.svg",
         "/status",
         "/config",
         "/flags",
@@ -182,6 +183,7 @@ impl Pages {
         match uri.path() {
             "/static/style.css" => Some(file("text/css; charset=utf-8", style_sheet())),
             "/static/page.js" => Some(file("text/javascript; charset=utf-8", SCRIPT)),
+            "/static/icon.svg" => Some(file("image/svg+xml", ICON)),
             "/config" => Some(Page::html(server::config_page(&self.reloader.shown_config().yaml))),
             "/flags" => Some(Page::html(server::flags_page(&self.reloader.options.flags))),
             "/api/v1/status/config" => Some(Page::json(&value!({"yaml": self.reloader.shown_config().yaml}))),

@@ -322,7 +322,11 @@ fn round_to_second(length: Duration) -> Duration {
 impl FeaturePlot {
     fn figure(&self, axis: &TimeAxis<'_>) -> Markup {
         let ends = self.expected_range.iter().flatten().chain(&self.values).copied();
-        let y = Scale::linear(ends).padded(0.03);
+        let mut y = Scale::linear(ends).padded(0.03);
+        if !self.values.iter().any(|value| *value < 0.0) {
+            // The expected range has the same width on both sides, also of a rate near 0.
+            y = y.beginning_at(0.0);
+        }
         let range = y.high() - y.low();
         let mut plot = axis.plot_with_ends(y, 90, |end| number_within(end, range / 5.0));
         axis.line(&mut plot, &self.values, "value");

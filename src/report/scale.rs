@@ -70,6 +70,11 @@ impl Scale {
         }
     }
 
+    /// Begins an axis at `low` if it begins below and ends above.
+    pub fn beginning_at(self, low: f64) -> Self {
+        if self.high > low { Self { low: self.low.max(low), ..self } } else { self }
+    }
+
     /// Extends a linear axis to round values, of which it has about `n`.
     pub fn rounded(self, n: usize) -> Self {
         match self.kind {
@@ -280,6 +285,17 @@ mod tests {
         for (from, to) in [(0, 1), (i64::MIN, i64::MAX), (0, i64::MAX / 1000), (i64::MAX - 5, i64::MAX)] {
             assert!(ticks(from, to).len() <= 9);
         }
+    }
+
+    #[test]
+    fn an_axis_of_values_that_are_not_negative_begins_at_0() {
+        let ends = |values: [f64; 2]| {
+            let scale = Scale::linear(values).padded(0.1).beginning_at(0.0);
+            (scale.low(), scale.high())
+        };
+        assert_eq!(ends([-50.0, 100.0]), (0.0, 115.0));
+        assert_eq!(ends([50.0, 150.0]), (40.0, 160.0));
+        assert_eq!(ends([-20.0, -10.0]), (-21.0, -9.0));
     }
 
     #[test]

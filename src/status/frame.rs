@@ -5,6 +5,9 @@ use maud::{DOCTYPE, Markup, html};
 /// The script of the pages: values under the pointer.
 pub const SCRIPT: &str = include_str!("../report/page.js");
 
+/// The icon of the pages.
+pub const ICON: &str = include_str!("icon.svg");
+
 /// The style sheet of the pages: that of the reports, and its own rules.
 pub fn style_sheet() -> &'static str {
     concat!(include_str!("../report/page.css"), include_str!("style.css"))
@@ -36,6 +39,7 @@ impl Frame<'_> {
                     meta name="color-scheme" content="light dark";
                     @if self.is_refreshed { meta http-equiv="refresh" content=(REFRESH_SECONDS); }
                     title { (self.title) " · promforest" }
+                    link rel="icon" href={ (root) "static/icon.svg" };
                     link rel="stylesheet" href={ (root) "static/style.css" };
                     script src={ (root) "static/page.js" } defer {}
                 }

@@ -43,8 +43,6 @@ pub struct GroupSummary {
     pub is_in_maintenance: bool,
     /// The open incident.
     pub incident: Option<OpenIncident>,
-    /// Incidents that opened within the last 24 hours.
-    pub incidents_last_day: usize,
     /// First and last millisecond of each incident of the last 24 hours, ascending, [`MAX_PER_DAY`] at most; an open one
     /// lasts until now.
     pub last_day: Vec<(i64, i64)>,

@@ -87,7 +87,7 @@ pub fn summary(group: &GroupSummary) -> Value {
         "version": group.model.as_ref().and_then(|(_, version)| *version),
         "maintenance": group.is_in_maintenance,
         "incident": group.incident.as_ref().map(incident),
-        "incidentsLastDay": group.incidents_last_day,
+        "incidentsLastDay": group.last_day.len(),
         "incidentsPerDay": group.incidents_per_day,
         "budgetPerDay": group.budget,
     })

@@ -17,7 +17,7 @@ mod ribbon;
 pub mod server;
 mod words;
 
-pub use frame::{SCRIPT, style_sheet};
+pub use frame::{ICON, SCRIPT, style_sheet};
 
 #[cfg(test)]
 mod tests;

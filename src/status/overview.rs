@@ -205,7 +205,7 @@ impl Overview<'_> {
 fn alert_row(detector: &str, groups: &[&GroupSummary]) -> Markup {
     let observed: f64 = groups.iter().map(|group| group.incidents_per_day).sum();
     let budget: f64 = groups.iter().map(|group| group.budget).sum();
-    let last_day: usize = groups.iter().map(|group| group.incidents_last_day).sum();
+    let last_day: usize = groups.iter().map(|group| group.last_day.len()).sum();
     html! {
         tr {
             td.name.detector { (detector) }

@@ -28,7 +28,6 @@ fn group(instance: &str) -> GroupSummary {
         model: Some(("node_network.node".into(), Some(3))),
         is_in_maintenance: false,
         incident: None,
-        incidents_last_day: 0,
         last_day: Vec::new(),
         incidents_per_day: 0.0,
         budget: 1.0,
@@ -56,7 +55,6 @@ fn in_incident(instance: &str) -> GroupSummary {
     GroupSummary {
         scoring,
         incident: Some(incident),
-        incidents_last_day: 2,
         last_day: vec![(NOW_MS - 200_000, NOW_MS)],
         ..group(instance)
     }

@@ -49,7 +49,6 @@ fn groups() -> Vec<GroupSummary> {
         model: Some((format!("node_network.host-{i}"), Some(3))),
         is_in_maintenance: false,
         incident: i.is_multiple_of(10).then(incident),
-        incidents_last_day: 2,
         last_day: vec![(NOW_MS - 7_200_000, NOW_MS - 3_600_000), (NOW_MS - 600_000, NOW_MS)],
         incidents_per_day: 0.5,
         budget: 1.0,

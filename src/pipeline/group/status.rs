@@ -27,8 +27,6 @@ impl Group {
         };
         // An incident of a group that is not scored has no state: it may have ended.
         let incident = self.open_incident().filter(|_| matches!(scoring, Scoring::Scored { .. }));
-        let incidents = self.incidents.incidents();
-        let n_older = incidents.partition_point(|incident| incident.start_ms <= now_ms - DAY_MS);
         GroupSummary {
             detector: self.detector.name.clone(),
             labels: self.labels.clone(),
@@ -39,7 +37,6 @@ impl Group {
                 .map(|deployed| (deployed.name.clone(), deployed.version)),
             is_in_maintenance: self.is_in_maintenance(),
             incident,
-            incidents_last_day: incidents.len() - n_older,
             last_day: self.incidents_of_last_day(now_ms),
             incidents_per_day: self.incidents_per_day(),
             budget: self.detector.alerts.budget,
