@@ -19,6 +19,8 @@ use tracing::error;
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 /// Interval of commits.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
+/// Time without a poll after which a member counts as stuck, in milliseconds; Kafka's default.
+const MAX_POLL_INTERVAL_MS: u128 = 300_000;
 /// Pause before a consumer that failed is replaced.
 const REPLACE_DELAY: Duration = Duration::from_secs(10);
 /// Time that rows may wait for their scores before the partitions are paused: a paused client reads ahead no more.
@@ -116,6 +118,8 @@ fn connect<'a, I: Intake + Sync>(
         .set("group.id", &config.group_id)
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("session.timeout.ms", session_ms.to_string())
+        // Not below the session's.
+        .set("max.poll.interval.ms", session_ms.max(MAX_POLL_INTERVAL_MS).to_string())
         .set("heartbeat.interval.ms", (session_ms / 10).max(100).to_string())
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")

@@ -196,8 +196,9 @@ impl<'a, I: Intake + Sync> Member<'a, I> {
         let positions: Vec<(i32, i64)> =
             self.state().partitions.iter().map(|(id, partition)| (*id, partition.position)).collect();
         for (id, position) in positions {
-            let (low, _) = consumer.fetch_watermarks(topic, id, BROKER_TIMEOUT)?;
-            if position < low {
+            let (low, high) = consumer.fetch_watermarks(topic, id, BROKER_TIMEOUT)?;
+            // An offset beyond the end belongs to an earlier topic of this name.
+            if !(low..=high).contains(&position) {
                 self.count_lost(id, position, low);
                 if let Some(partition) = self.state().partitions.get_mut(&id) {
                     partition.position = low;
@@ -209,7 +210,7 @@ impl<'a, I: Intake + Sync> Member<'a, I> {
     }
 
     fn count_lost(&self, partition: i32, from: i64, to: i64) {
-        let records = to - from;
+        let records = (to - from).max(0);
         self.options.metrics.lost.inc_by(records.unsigned_abs());
         warn!(
             component = "kafka",

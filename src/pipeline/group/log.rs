@@ -32,6 +32,12 @@ impl Group {
         self.rests_until.is_some()
     }
 
+    /// True if no sample has arrived for the length of the window, or another member has the partition.
+    pub fn is_expired(&self, now: Instant) -> bool {
+        self.rests_until.is_some_and(|until| now >= until)
+            || now.duration_since(self.last_received) > self.detector.window.max(self.detector.grace)
+    }
+
     /// Records that every row up to here was written before this process, or by another one.
     pub fn mark_written(&mut self, timestamp_ms: i64) {
         self.publication.mark_written(timestamp_ms);

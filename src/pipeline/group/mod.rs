@@ -275,12 +275,6 @@ impl Group {
         schema.first_missing(&self.active_features(now_ms))
     }
 
-    /// True if no sample has arrived for the length of the window, or another member has the partition.
-    pub fn is_expired(&self, now: Instant) -> bool {
-        self.rests_until.is_some_and(|until| now >= until)
-            || now.duration_since(self.last_received) > self.detector.window.max(self.detector.grace)
-    }
-
     /// True if many columns have no sample in the window that ends at the newest closed row. The window itself ends at a
     /// row that may still be arriving.
     pub fn has_many_empty_columns(&self, now_ms: i64) -> bool {
