@@ -67,7 +67,7 @@
       ||| % { incident: of('anomaly_incident'), score: of('anomaly_score', 'model=""') }
       + std.join('', [
         // Of several sidecars, each writes the incident of a job with its shard.
-        'unless ignoring (%s) (anomaly_job_incident == 1)\n' % std.join(', ', labels + ['shard'])
+        'unless ignoring (%s) (anomaly_job_incident == 1)\n' % std.join(', ', labels + ['promforest_shard'])
         for labels in config.groupLabels
       ]),
       {
@@ -97,7 +97,7 @@
     alert(
       'AnomalyJobIncident',
       'warning',
-      'max without (shard) (' + of('anomaly_job_incident') + ') == 1',
+      'max without (promforest_shard) (' + of('anomaly_job_incident') + ') == 1',
       {
         summary: 'Anomaly in many groups: ' + subject,
         description: |||

@@ -12,6 +12,7 @@ use super::scorer::{MIN_FOREST_UNIT, MIN_TAIL_UNIT, ScoreScale, Scorer};
 use super::seasonal::SeasonalProfile;
 use super::training_rows::{BlockScore, MIN_KNOWN_ROWS, TrainingRows, input_table};
 use crate::forest::{self, ExtendedParams, Table};
+use crate::time::HOUR_MS;
 use std::num::NonZeroUsize;
 
 /// Most values of a training table, rows times features: 600 features at 15 s for five days and a half. Each takes about
@@ -63,8 +64,9 @@ impl TrainingMatrix {
         let values = impute_before_start(table);
         Table::new(&values, n_rows, n_features)?.check_finite()?;
         let DerivedRows { derived, columns, baselines } = DerivedRows::new(timestamps, table);
+        let hours = (n_rows as i64 * derived.lookback().interval_ms()) as f64 / HOUR_MS as f64;
         let timestamps = timestamps.to_vec();
-        let mut rows = TrainingRows { timestamps, n_features, values, columns, baselines };
+        let mut rows = TrainingRows { timestamps, hours, n_features, values, columns, baselines };
         let encoder = rows.all().fit_encoder()?;
         rows.complete(&encoder);
         let forest_input = rows.all().forest_input(&encoder);

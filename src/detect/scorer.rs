@@ -29,7 +29,7 @@ pub(super) const MIN_TAIL_UNIT: f64 = 1.0;
 #[serde(deny_unknown_fields)]
 pub struct ScoreScale {
     median: f64,
-    /// Distance of the 99 % quantile from the median.
+    /// Distance of the 99 % quantile from the median, or the least unit.
     unit: f64,
 }
 
@@ -40,7 +40,7 @@ impl ScoreScale {
         Self { median, unit: (quantile(&mut scores, 0.99) - median).max(min_unit) }
     }
 
-    /// 0 for the median of training, 1 for its 99 % quantile.
+    /// 0 for the median of training, 1 for its 99 % quantile, unless that is nearer than the least unit.
     fn apply(self, score: f64) -> f64 {
         (score - self.median) / self.unit
     }

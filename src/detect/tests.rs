@@ -112,14 +112,15 @@ fn a_feature_constant_in_training_is_detected_when_it_moves() {
 }
 
 /// The most that a score is above its threshold in twelve rows with a change, after three minutes of a host at 5 s. In
-/// four rows of the last minute, its traffic is `odd` times the usual.
-fn first_minutes_score(odd: f32, change: impl Fn(usize, &mut [f32])) -> f64 {
+/// four rows of the last minute, its traffic is `odd` times the usual, and the first three rows are earlier by a gap.
+fn first_minutes_score(odd: f32, gap_ms: i64, change: impl Fn(usize, &mut [f32])) -> f64 {
     let feature = |feature: usize| move |second: usize| row(second as i64)[3] * [100.0, 20.0, 1.0][feature];
     let n_rows = 36;
     let trained = |number: usize| {
         move |row: usize| feature(number)(row) * if (31..35).contains(&row) { odd } else { 1.0 }
     };
-    let timestamps: Vec<i64> = (0..n_rows as i64).map(|row| row * 5_000).collect();
+    let timestamps = (0..n_rows as i64).map(|row| if row < 3 { row * 5_000 - gap_ms } else { row * 5_000 });
+    let timestamps: Vec<i64> = timestamps.collect();
     let idle = |_: usize| 0.0;
     let values = (0..3).flat_map(|number| (0..n_rows).map(trained(number))).chain((0..n_rows).map(idle));
     let values: Vec<f32> = values.collect();
@@ -147,12 +148,15 @@ fn in_the_first_minutes_only_what_is_many_times_the_usual_is_an_incident() {
     };
     let awakes = |_: usize, values: &mut [f32]| values[3] = 13.0;
     let [thrice, awake, burst] = [
-        first_minutes_score(1.0, times(3.0)),
-        first_minutes_score(1.0, awakes),
-        first_minutes_score(1.0, times(15.0)),
+        first_minutes_score(1.0, 0, times(3.0)),
+        first_minutes_score(1.0, 0, awakes),
+        first_minutes_score(1.0, 0, times(15.0)),
     ];
+    let after_gap = first_minutes_score(1.0, DAY * MINUTE_MS, times(3.0));
+    assert!(after_gap < 1.0, "the host was off for a day: {after_gap}");
     assert!(thrice < 1.0 && awake < 0.5 && burst > 1.1, "{thrice} {awake} {burst}");
-    let [usual, burst] = [first_minutes_score(34.0, times(34.0)), first_minutes_score(34.0, times(3000.0))];
+    let [usual, burst] =
+        [first_minutes_score(34.0, 0, times(34.0)), first_minutes_score(34.0, 0, times(3000.0))];
     assert!(usual < 1.0 && burst > 1.0, "after 20 s of 34 times the usual: {usual} {burst}");
 }
 

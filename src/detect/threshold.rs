@@ -19,8 +19,8 @@ const KEPT_HOURS: i64 = 336;
 const PEAKS_PER_DAY: f64 = 2.0;
 /// Limit of an hour's contribution, as a multiple of the threshold of its time.
 const CAP_FACTOR: f64 = 1.1;
-/// Minimum of the estimate: a little less than the raw score of a row whose forest score and tail score are both at the
-/// 99 % quantile of training.
+/// Minimum of the estimate: a little less than the raw score of a row whose forest score and tail score are both a unit
+/// above the median of training.
 const MIN_THRESHOLD: f64 = 0.7;
 /// Rows at which their part of the width is about 1, and at which it begins to fall with their square.
 const WIDTH_ROWS: f64 = 400.0;

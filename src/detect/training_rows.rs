@@ -9,7 +9,6 @@ use super::scorer::{score_samples, tail_score};
 use crate::features::correlation::{Correlation, Residuals};
 use crate::features::scale::RobustScale;
 use crate::forest::{self, Column, ExtendedForest, ExtendedParams, MAX_FEATURES, Table};
-use crate::time::HOUR_MS;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 
@@ -28,6 +27,8 @@ const MAX_VARYING: usize = MAX_FEATURES / (DERIVED_PER_FEATURE + 1);
 pub(super) struct TrainingRows {
     /// Shape `[n_rows]`.
     pub timestamps: Vec<i64>,
+    /// The hours of training, without gaps.
+    pub hours: f64,
     pub n_features: usize,
     /// Shape `[n_rows, n_features]`, column-major.
     pub values: Vec<f32>,
@@ -46,13 +47,6 @@ pub(super) struct BlockScore {
 impl TrainingRows {
     pub fn len(&self) -> usize {
         self.timestamps.len()
-    }
-
-    /// The time from the first row to the last one.
-    fn hours(&self) -> f64 {
-        let span_ms =
-            self.timestamps.last().zip(self.timestamps.first()).map_or(0, |(last, first)| last - first);
-        span_ms as f64 / HOUR_MS as f64
     }
 
     /// All rows.
@@ -222,9 +216,8 @@ impl<'a> RowsView<'a> {
     /// Fits scales and correlation.
     pub fn fit_encoder(&self) -> Result<RowEncoder, forest::Error> {
         let (n_rows, n_features) = (self.len(), self.rows.n_features);
-        let hours = self.rows.hours();
         let min_sigmas: Vec<Option<f64>> =
-            (0..n_features).map(|feature| min_sigma(self.values.column(feature), hours)).collect();
+            (0..n_features).map(|feature| min_sigma(self.values.column(feature), self.rows.hours)).collect();
         let is_constant = |values: Column<'_>| values.iter().all(|value| value == values.get(0));
         let varying: Vec<usize> = (0..n_features)
             .filter(|feature| min_sigmas[*feature].is_some() && !is_constant(self.values.column(*feature)))
@@ -328,7 +321,8 @@ mod tests {
         let cell = |salt: usize| move |i: usize| ((i * 37 + salt * 11) % 101) as f32 / (salt + 1) as f32;
         let fill = |width: usize| (0..n_rows * width).map(cell(width)).collect::<Vec<f32>>();
         TrainingRows {
-            timestamps: (0..n_rows as i64).map(|row| row * 120_000).collect(),
+            timestamps: (0..n_rows as i64).collect(),
+            hours: 3.0,
             n_features: 3,
             values: fill(3),
             columns: fill(3 * DERIVED_PER_FEATURE),

@@ -5,7 +5,7 @@ use crate::prom::shard::SHARD_LABELS;
 use std::sync::Arc;
 
 /// The label of a job's incident that names the shard.
-pub const SHARD_LABEL: &str = "shard";
+pub const SHARD_LABEL: &str = "promforest_shard";
 
 /// The labels of a detector's groups do not suit shards.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -65,8 +65,8 @@ mod tests {
              instance, a group would lie in several shards"
         );
         assert_eq!(
-            check(&["job", "instance", "shard"]).expect_err("reserved"),
-            "detector node_network: `by` has the label shard, which --shard writes"
+            check(&["job", "instance", "promforest_shard"]).expect_err("reserved"),
+            "detector node_network: `by` has the label promforest_shard, which --shard writes"
         );
     }
 }

@@ -80,13 +80,15 @@ impl PrometheusConfig {
         self.jobs.iter().find(|other| other.name == job).map(|job| job.interval)
     }
 
-    /// The destination with the address of the sidecar; else the one with its port, which has another name for the host.
-    pub fn destination_of(&self, sidecar: &str) -> Option<&Destination> {
+    /// The destination with the address of the sidecar; else those with its port, which may have another name for the host.
+    pub fn destinations_of(&self, sidecar: &str) -> Vec<&Destination> {
         let (host, same_host) = (authority(sidecar), |url: &str| authority(url) == authority(sidecar));
         let port = |authority: &str| authority.rsplit_once(':').map(|(_, port)| port.to_string());
         let same_port = |url: &str| port(&host).is_some() && port(&authority(url)) == port(&host);
-        let find = |is_same: &dyn Fn(&str) -> bool| self.destinations.iter().find(|to| is_same(&to.url));
-        find(&same_host).or_else(|| find(&same_port))
+        match self.destinations.iter().find(|to| same_host(&to.url)) {
+            Some(destination) => vec![destination],
+            None => self.destinations.iter().filter(|to| same_port(&to.url)).collect(),
+        }
     }
 }
 
@@ -158,9 +160,13 @@ mod tests {
         assert_eq!(config.interval("node"), Some(Duration::from_secs(15)));
         assert!(config.jobs[1].honor_labels && !config.jobs[0].honor_labels);
         assert_eq!(config.destinations[0].deadline, DEFAULT_DEADLINE);
-        let found = config.destination_of("http://localhost:9599").expect("the same port");
-        assert_eq!(found.deadline, Duration::from_secs(1));
-        assert!(config.destination_of("http://localhost:9598").is_none());
+        let found = config.destinations_of("http://localhost:9599");
+        assert_eq!(found.iter().map(|to| to.deadline).collect::<Vec<_>>(), [Duration::from_secs(1)]);
+        assert!(config.destinations_of("http://localhost:9598").is_empty());
+        let two = "remote_write: [{url: 'http://a:9599/api/v1/write'}, {url: 'http://b:9599/api/v1/write'}]";
+        let two = PrometheusConfig::parse(two).expect("valid");
+        assert_eq!(two.destinations_of("http://localhost:9599").len(), 2);
+        assert_eq!(two.destinations_of("http://b:9599")[0].url, "http://b:9599/api/v1/write");
         assert!(PrometheusConfig::parse("").expect("nothing is set").destinations.is_empty());
         assert!(PrometheusConfig::parse("[").is_err());
     }

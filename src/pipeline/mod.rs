@@ -74,6 +74,11 @@ pub enum Error {
     /// A group would lie in several shards.
     #[error(transparent)]
     DividedGroups(#[from] DividedGroups),
+    /// Two divisions at once.
+    #[error(
+        "--shard with a `kafka` block: the partitions of the topic divide the targets already, and otherwise; leave one out"
+    )]
+    ShardOfKafka,
     /// A client cannot be built: a file that the configuration names has changed since it was read.
     #[error("no client for {url}")]
     Client {

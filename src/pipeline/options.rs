@@ -81,7 +81,7 @@ impl Options {
     /// Reads the configuration file and builds the clients.
     ///
     /// # Errors
-    /// [`Error::Config`], [`Error::DividedGroups`], [`Error::Client`] or [`Error::Registry`].
+    /// [`Error::Config`], [`Error::DividedGroups`], [`Error::ShardOfKafka`], [`Error::Client`] or [`Error::Registry`].
     pub fn load(&self, metrics: &history::Metrics) -> Result<LoadedConfig, Error> {
         let (mut config, yaml) = match &self.config_file {
             Some(file) => {
@@ -95,6 +95,9 @@ impl Options {
         };
         if self.shard.is_some() {
             check_sharding(&config.detectors)?;
+            if config.kafka.is_some() {
+                return Err(Error::ShardOfKafka);
+            }
         }
         if let (Some(kafka), Some(id)) = (&mut config.kafka, &self.kafka_group_instance_id) {
             kafka.group_instance_id = Some(id.clone());

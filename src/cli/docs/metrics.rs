@@ -104,7 +104,7 @@ fn output_labels(name: &str) -> &'static str {
     match name {
         "<detector>_anomaly" => "labels of `by`",
         "anomaly_job_incident" => {
-            "`detector`, labels of `job_by`; `shard` with `--shard`, or with `kafka.group_instance_id`"
+            "`detector`, labels of `job_by`; `promforest_shard` with `--shard`, or with `kafka.group_instance_id`"
         }
         "anomaly_contribution" => {
             "`detector`, labels of `by`, `metric`, the feature's labels, `reason`: `unusual_for_this_hour`, `jumped`, \

@@ -26,8 +26,16 @@ pub fn all(config: &Config, facts: &Facts, server: &Server) -> Vec<Finding> {
         Ok(config) => config,
         Err(reason) => return vec![Finding::not_checked("sender", reason)],
     };
-    let Some(destination) = prometheus.destination_of(&facts.sidecar_url) else {
-        return vec![without_sender(facts, server)];
+    let destination = match *prometheus.destinations_of(&facts.sidecar_url) {
+        [] => return vec![without_sender(facts, server)],
+        [destination] => destination,
+        [..] => {
+            let reason = format!(
+                "{} sends to several addresses with the port of {}: name the sidecar as it does, by --url",
+                server.url, facts.sidecar_url
+            );
+            return vec![Finding::not_checked("sender", reason)];
+        }
     };
     let sends = format!("{} sends to {}", server.url, hide_query_values(&destination.url));
     vec![

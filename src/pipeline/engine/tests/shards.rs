@@ -90,6 +90,6 @@ fn the_incident_of_a_job_names_the_shard() {
     assert_eq!(labels(None), r#"anomaly_job_incident{detector="node_network", job="node"}"#);
     assert_eq!(
         labels(bench_part.as_deref()),
-        r#"anomaly_job_incident{detector="node_network", job="node", shard="1"}"#
+        r#"anomaly_job_incident{detector="node_network", job="node", promforest_shard="1"}"#
     );
 }
