@@ -10,7 +10,7 @@
 //!          history (training, gaps) ────────┘      ▼             │
 //!                                  features ─► train ─► models (registry, import)
 //!                                                 └─► backtest, report
-//!   window, incidents, counts ─► status (web pages, JSON)
+//!   window, incidents, counts ─► status (web pages, JSON), notebooks (tables)
 //! ```
 //!
 //! A sample arrives as bytes, becomes a cell in a row, the row gets a score, and the score leaves as a sample.
@@ -45,6 +45,7 @@ pub mod report;
 pub mod train;
 pub mod backtest;
 pub mod status;
+pub mod notebooks;
 pub mod config;
 pub mod pipeline;
 pub mod doctor;

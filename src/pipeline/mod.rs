@@ -35,9 +35,11 @@ use crate::http::client;
 use crate::http::response::PagesBeingSent;
 use crate::http::server::{self, Server};
 use crate::kafka::{Source, SourceOptions};
+use crate::notebooks::NotebookServer;
+use crate::remote_read::server::RemoteReadServer;
 use crate::snapshot::{self, SnapshotStore};
 use crate::telemetry::ProcessCollector;
-use crate::{history, ingest, kafka, remote_read, remote_write};
+use crate::{history, ingest, kafka, notebooks, remote_read, remote_write};
 use admin::AdminApi;
 use engine::{CommandReceiver, Engine, EngineDeps, EngineHandle, Readiness};
 use options::LoadedConfig;
@@ -224,11 +226,14 @@ impl Sidecar {
             snapshot_store: store,
         };
         let pages = Pages::new(counts, readiness.clone(), reloader.clone(), url);
+        let remote_read_server = RemoteReadServer::new(metrics.remote_read_server);
+        let notebook_server = NotebookServer::new(remote_read_server.permits(), metrics.notebooks);
         let routes = routes::AppState {
             metrics_pages: PagesBeingSent::default(),
             engine,
             receiver: ingest::body_receiver(),
-            remote_read_server: remote_read::server::RemoteReadServer::new(metrics.remote_read_server),
+            remote_read_server,
+            notebook_server,
             metrics_registry: Arc::new(registry),
             ingest_metrics: metrics.ingest,
             readiness,
@@ -359,6 +364,7 @@ struct SidecarMetrics {
     remote_write: remote_write::Metrics,
     history: history::Metrics,
     remote_read_server: remote_read::server::Metrics,
+    notebooks: notebooks::Metrics,
     ingest: ingest::Metrics,
     kafka: kafka::Metrics,
     engine: metrics::Metrics,
@@ -387,6 +393,7 @@ impl SidecarMetrics {
             snapshot: snapshot::Metrics::new(own),
             gaps: gaps::Metrics::new(own),
             remote_read_server: remote_read::server::Metrics::new(own),
+            notebooks: notebooks::Metrics::new(own),
         };
         (registry, metrics)
     }

@@ -9,12 +9,16 @@ use crate::http::request_body::BodyReceiver;
 use crate::http::response::{self, PagesBeingSent, Response, method_not_allowed};
 use crate::http::server::RequestBody;
 use crate::ingest::{self, AcceptedCounts, Metrics, WriteBody};
+use crate::notebooks::{NotebookServer, Table};
 use crate::prom::wire::ProtocolVersion;
 use crate::remote_read::server::RemoteReadServer;
 use hyper::{Method, Request, StatusCode};
 use prometheus_client::registry::Registry;
 use std::sync::Arc;
 
+/// The paths of tables.
+const WINDOW: &str = "/api/v1/window";
+const SCORES: &str = "/api/v1/scores";
 /// The paths of the admin API.
 const FEEDBACK: &str = "/api/v1/feedback";
 const MAINTENANCE: &str = "/api/v1/maintenance";
@@ -30,6 +34,8 @@ pub struct AppState {
     pub receiver: BodyReceiver,
     /// Answers remote read.
     pub remote_read_server: RemoteReadServer,
+    /// Answers tables.
+    pub notebook_server: NotebookServer,
     /// Metrics of `/metrics`.
     pub metrics_registry: Arc<Registry>,
     /// The pages of `/metrics` that are being sent.
@@ -61,6 +67,11 @@ pub async fn handle_request(state: AppState, request: Request<RequestBody>) -> R
             ingest::response(version, &result)
         }
         (&Method::POST, "/api/v1/read") => state.remote_read_server.handle(body, &state.engine).await,
+        (&Method::GET, path @ (WINDOW | SCORES)) => {
+            let table = if path == WINDOW { Table::Window } else { Table::Scores };
+            let query = head.uri.query().unwrap_or_default();
+            state.notebook_server.handle(table, query, &head.headers, &state.engine).await
+        }
         (&Method::GET | &Method::HEAD, "/metrics") => {
             state.ingest_metrics.set_in_flight(state.receiver.in_flight());
             state.metrics_pages.respond_with_metrics(&state.metrics_registry, &head.headers)
@@ -103,6 +114,11 @@ pub async fn handle_request(state: AppState, request: Request<RequestBody>) -> R
         (_, "/api/v1/read") => {
             let response = method_not_allowed("POST");
             state.remote_read_server.count_response(response.status());
+            response
+        }
+        (_, WINDOW | SCORES) => {
+            let response = method_not_allowed("GET");
+            state.notebook_server.count_response(response.status());
             response
         }
         (_, FEEDBACK | MAINTENANCE | FEEDBACK_FORM) => method_not_allowed("POST"),

@@ -20,11 +20,10 @@ use std::sync::Arc;
 /// Labels that outputs have in addition to those of their group.
 const RESERVED_LABELS: [&str; 4] = ["detector", "metric", "model", "reason"];
 
-/// Series of some groups that a query may select.
-#[derive(Default)]
-pub struct SelectionPage {
+/// What a query selects of some groups.
+pub struct SelectionPage<T> {
     /// The matches of each group.
-    pub matches: Vec<GroupMatches>,
+    pub matches: Vec<T>,
     /// Number of groups that were processed, unless all were.
     pub next: Option<usize>,
 }

@@ -38,6 +38,21 @@ impl View {
         self.open.retain_columns(|column| column < FIRST_FEATURE || kept.binary_search(&column).is_ok());
     }
 
+    /// Number of samples of a feature.
+    pub fn n_samples(&self, column: Column) -> usize {
+        self.n_cells(column.index())
+    }
+
+    /// Number of rows with a score.
+    pub fn n_scores(&self, role: ModelRole) -> usize {
+        let ([decision, _], _) = role.score_columns();
+        self.n_cells(decision)
+    }
+
+    fn n_cells(&self, column: usize) -> usize {
+        self.slices().map(|(rows, range)| rows.n_cells(column, range)).sum()
+    }
+
     /// Appends the samples of a feature, ascending, including staleness markers.
     pub fn samples(&self, column: Column, out: &mut Vec<Sample>) {
         for (rows, range) in self.slices() {

@@ -67,6 +67,19 @@ pub fn get(address: &str, path: &str) -> io::Result<Response> {
     exchange(address, "GET", path)
 }
 
+/// Gets a page with further headers that each end with a line feed.
+pub fn get_with(address: &str, path: &str, headers: &str) -> io::Result<Response> {
+    let (head, body) = send(address, "GET", path, headers, &[])?;
+    let status = status(&head).unwrap_or_default();
+    Ok(Response { status, headers: self::headers(&head), body: String::from_utf8_lossy(&body).into() })
+}
+
+/// Gets bytes, with the status.
+pub fn get_bytes(address: &str, path: &str) -> io::Result<(u16, Vec<u8>)> {
+    let (head, body) = send(address, "GET", path, "", &[])?;
+    Ok((status(&head).unwrap_or_default(), body))
+}
+
 /// Posts nothing to a path.
 pub fn post(address: &str, path: &str) -> io::Result<Response> {
     exchange(address, "POST", path)

@@ -33,7 +33,7 @@ labels of `by`, so the scrape needs `honor_labels: true`; `job` and `instance` a
 const GROUP: &str = "`detector`, labels of `by`";
 
 /// Labels of the metrics that have some, without the prefix of their names.
-const LABELS: [(&str, &str); 41] = [
+const LABELS: [(&str, &str); 42] = [
     ("build_info", "`version`, `revision`, `rustversion`"),
     ("http_requests_denied_total", "`reason`"),
     ("remote_write_samples_failed_total", "`reason`"),
@@ -41,6 +41,7 @@ const LABELS: [(&str, &str); 41] = [
     ("history_slices_total", "`outcome`"),
     ("history_skipped_total", "`reason`"),
     ("remote_read_server_requests_total", "`code`"),
+    ("notebook_requests_total", "`code`"),
     ("ingest_samples_dropped_total", "`reason`"),
     ("ingest_rejected_total", "`reason`"),
     ("ingest_requests_total", "`code`, `reason`, `version`"),

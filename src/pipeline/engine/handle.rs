@@ -15,6 +15,7 @@ use crate::ingest::{self, AcceptedCounts, WriteBody};
 use crate::kafka::{Intake, Progress, Record, RecordOutcome};
 use crate::models::DeployedModel;
 use crate::models::registry::periods::GroupSelector;
+use crate::notebooks::{GroupPart, GroupSource, TableQuery};
 use crate::pipeline::group::deployment::{DeployOutcome, Deployment};
 use crate::pipeline::group::snapshot::SnapshotStep;
 use crate::pipeline::maintenance::MaintenancePlan;
@@ -53,10 +54,22 @@ pub(super) enum EngineCommand {
     Advance { endpoint: usize, positions: Vec<CursorPosition> },
     /// Reports the result of a training.
     TrainingDone { group: u32, outcome: TrainingOutcome },
-    /// Lists the ids and labels of all groups.
-    ListGroups(QueryReply<Vec<(u32, Labels)>>),
+    /// Lists all groups: id, detector and labels.
+    ListGroups(QueryReply<Vec<(u32, Arc<Detector>, Labels)>>),
     /// Selects series of these groups, from the offset on; the query has no regular expressions.
-    Select { query: Arc<Query>, groups: Arc<[u32]>, offset: usize, reply: QueryReply<SelectionPage> },
+    Select {
+        query: Arc<Query>,
+        groups: Arc<[u32]>,
+        offset: usize,
+        reply: QueryReply<SelectionPage<GroupMatches>>,
+    },
+    /// Fetches the parts of a table that these groups have, from the offset on.
+    TableParts {
+        query: Arc<TableQuery>,
+        groups: Arc<[u32]>,
+        offset: usize,
+        reply: QueryReply<SelectionPage<GroupPart>>,
+    },
     /// Summarizes the groups from this id on.
     Summaries { from: u32, reply: oneshot::Sender<SummaryPage> },
     /// Fetches a group with its window and models.
@@ -236,6 +249,20 @@ impl EngineHandle {
         self.commands.send(command(reply)).await.map_err(|_| shutting_down())?;
         response.await.map_err(|_| shutting_down())
     }
+
+    /// The ids of the groups with this detector and labels.
+    async fn group_ids(
+        &self,
+        permit: &WorkPermit,
+        is_selected: impl Fn(&Detector, &Labels) -> bool + Send + 'static,
+    ) -> Result<Arc<[u32]>, server::Error> {
+        let groups = self.query(permit, EngineCommand::ListGroups).await?;
+        let select = move || {
+            let groups = groups.into_iter().filter(|(_, detector, labels)| is_selected(detector, labels));
+            groups.map(|(id, ..)| id).collect()
+        };
+        permit.run_blocking(select).await
+    }
 }
 
 impl Queryable for EngineHandle {
@@ -244,12 +271,8 @@ impl Queryable for EngineHandle {
     async fn select(&self, query: Query, permit: &WorkPermit) -> Result<Vec<SelectedSeries>, server::Error> {
         let prefilter = Arc::new(Query { selector: query.selector.without_regexes(), ..query });
         let patterns = Arc::new(query.selector);
-        let (groups, selector) = (self.query(permit, EngineCommand::ListGroups).await?, patterns.clone());
-        let select_groups = move || -> Arc<[u32]> {
-            let groups = groups.into_iter().filter(|(_, labels)| select::may_match(labels, &selector));
-            groups.map(|(id, _)| id).collect()
-        };
-        let groups = permit.run_blocking(select_groups).await?;
+        let selector = patterns.clone();
+        let groups = self.group_ids(permit, move |_, labels| select::may_match(labels, &selector)).await?;
         let (mut series, mut next) = (Vec::new(), Some(0));
         while let Some(offset) = next {
             let (query, groups, selector) = (prefilter.clone(), groups.clone(), patterns.clone());
@@ -264,6 +287,29 @@ impl Queryable for EngineHandle {
             next = next_offset;
         }
         Ok(series)
+    }
+}
+
+impl GroupSource for EngineHandle {
+    async fn groups(
+        &self,
+        query: Arc<TableQuery>,
+        permit: &WorkPermit,
+    ) -> Result<Vec<GroupPart>, server::Error> {
+        let of_table = query.clone();
+        let is_selected =
+            move |detector: &Detector, labels: &Labels| of_table.selects(&detector.name, labels);
+        let groups = self.group_ids(permit, is_selected).await?;
+        let (mut parts, mut next) = (Vec::new(), Some(0));
+        while let Some(offset) = next {
+            let (query, groups) = (query.clone(), groups.clone());
+            let fetch = |reply| EngineCommand::TableParts { query, groups, offset, reply };
+            let SelectionPage { matches, next: next_offset } = self.query(permit, fetch).await?;
+            permit.reserve(matches.iter().map(GroupPart::n_bytes).sum())?;
+            parts.extend(matches);
+            next = next_offset;
+        }
+        Ok(parts)
     }
 }
 

@@ -28,10 +28,10 @@ use super::groups::Groups;
 use super::metrics::Metrics;
 use super::select::SelectionPage;
 use crate::config::Config;
+use crate::detector::Detector;
 use crate::ingest::Metrics as IngestMetrics;
 use crate::prom::Labels;
 use crate::prom::shard::Shard;
-use crate::remote_read::server::Query;
 use crate::remote_write::{self, FailureReason};
 use crate::series::SeriesIndex;
 use crate::snapshot::GroupState;
@@ -185,10 +185,15 @@ impl Engine {
                 self.handle_training_outcome(group, outcome, now)
             }
             EngineCommand::ListGroups(reply) => {
-                reply.send_result(|| self.group_labels());
+                reply.send_result(|| self.list_groups());
             }
             EngineCommand::Select { query, groups, offset, reply } => {
-                reply.send_result(|| self.select(&query, &groups, offset));
+                let select = |group: &Group, matches: &mut _| group.select(&query, matches);
+                reply.send_result(|| self.select(&groups, offset, select));
+            }
+            EngineCommand::TableParts { query, groups, offset, reply } => {
+                let select = |group: &Group, parts: &mut Vec<_>| parts.push(group.table_part(&query));
+                reply.send_result(|| self.select(&groups, offset, select));
             }
             EngineCommand::Summaries { from, reply } => {
                 let _ = reply.send(self.summaries(from, now, now_ms()));
@@ -324,22 +329,28 @@ impl Engine {
         Some(group.take_snapshot(id, &cursor_keys, log))
     }
 
-    /// Ids and labels of all groups.
-    fn group_labels(&self) -> Vec<(u32, Labels)> {
-        self.groups.iter_from(0).map(|(id, group)| (id, group.labels.clone())).collect()
+    /// Id, detector and labels of all groups.
+    fn list_groups(&self) -> Vec<(u32, Arc<Detector>, Labels)> {
+        let groups = self.groups.iter_from(0);
+        groups.map(|(id, group)| (id, group.detector.clone(), group.labels.clone())).collect()
     }
 
-    /// Selects series until the time budget is used up.
-    fn select(&self, query: &Query, groups: &[u32], offset: usize) -> SelectionPage {
+    /// Collects what `select` adds of these groups, from the offset on, until the time budget is used up.
+    fn select<T>(
+        &self,
+        groups: &[u32],
+        offset: usize,
+        select: impl Fn(&Group, &mut Vec<T>),
+    ) -> SelectionPage<T> {
         let started = Instant::now();
-        let mut selected = SelectionPage::default();
+        let mut selected = SelectionPage { matches: Vec::new(), next: None };
         for (i, id) in groups.iter().enumerate().skip(offset) {
             if started.elapsed() >= SELECT_BUDGET {
                 selected.next = Some(i);
                 break;
             }
             if let Some(group) = self.groups.get(*id) {
-                group.select(query, &mut selected.matches);
+                select(group, &mut selected.matches);
             }
         }
         selected

@@ -10,6 +10,7 @@ pub mod log;
 mod publication;
 mod row_tracker;
 pub mod scoring;
+mod selection;
 pub mod series_origins;
 mod serving_slots;
 pub mod deployment;
@@ -19,14 +20,12 @@ mod training;
 
 use super::gaps::{self, AuditedSeries};
 use super::schedule::TrainingSchedule;
-use super::select::{GroupMatches, GroupQuery};
 use crate::detect::{OnlineDetector, SuspendedTimes};
 use crate::detector::Detector;
 use crate::features::Schema;
 use crate::history::SeriesSamples;
 use crate::models::DeployedModel;
 use crate::prom::{Labels, Sample};
-use crate::remote_read::server::Query;
 use crate::remote_write::{Batch, CursorPosition, TimeSeries};
 use crate::series::ColumnRef;
 use crate::time;
@@ -591,19 +590,6 @@ impl Group {
             range,
             n_samples: gaps::count_samples(&self.window, column, range),
         })
-    }
-
-    /// Adds the series that a query selects.
-    pub fn select(&self, query: &Query, matches: &mut Vec<GroupMatches>) {
-        let group_query = GroupQuery {
-            query,
-            detector: &self.detector,
-            group: &self.labels,
-            window: &self.window,
-            contributions: self.incidents.contributions(),
-            stale_rows: self.publication.stale_rows().collect(),
-        };
-        group_query.collect_matches(matches);
     }
 
     /// The samples and scores.

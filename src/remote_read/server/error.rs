@@ -26,7 +26,7 @@ pub(super) const MEMORY_LIMIT: usize = 128 << 20;
 pub(super) const MAX_CONCURRENT_REQUESTS: usize = 10;
 /// Longest time to select the series, and again to send the response; Prometheus' limit for a query
 /// (`query.timeout`).
-pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(120);
+pub const RESPONSE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Value of `Retry-After` in responses with status 503, in seconds.
 const RETRY_AFTER_SECONDS: u16 = 5;
 
@@ -88,7 +88,7 @@ pub enum Error {
 }
 
 /// The last line of a regular expression's error, which spans several lines.
-fn regex_reason(error: &matcher::Error) -> String {
+pub fn regex_reason(error: &matcher::Error) -> String {
     let source = std::error::Error::source(error).map(ToString::to_string);
     let last = source.as_deref().and_then(|text| text.lines().last());
     last.map(|line| format!(": {}", line.trim().trim_start_matches("error: "))).unwrap_or_default()
@@ -121,7 +121,7 @@ impl Error {
     }
 
     /// The response, with the error on one line.
-    pub(super) fn to_response(&self) -> Response {
+    pub fn to_response(&self) -> Response {
         let mut response = text(self.status(), &self.to_string().replace('\n', " "));
         if response.status() == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(RETRY_AFTER, RETRY_AFTER_SECONDS.into());

@@ -18,7 +18,7 @@ use crate::http::response::Response;
 use crate::http::server::RequestBody;
 use crate::prom::wire::snappy;
 use crate::telemetry::{OneLabel, register};
-use error::{BODY_LIMIT, BODY_LIMITS, RESPONSE_TIMEOUT};
+use error::{BODY_LIMIT, BODY_LIMITS};
 use hyper::StatusCode;
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
 use prometheus_client::metrics::counter::Counter;
@@ -29,13 +29,15 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-pub use error::Error;
+pub use error::{Error, RESPONSE_TIMEOUT, regex_reason};
 pub use permit::{WorkPermit, WorkPermits};
-pub use request::{Query, RemoteReadRequest, ResponseFormat};
+pub use request::{
+    MAX_QUERIES, MAX_REGEX_MATCHERS, Query, REGEX_BYTES, RemoteReadRequest, ResponseFormat, check_limit,
+};
 pub use source::{Queryable, ReadableSeries};
 
 /// Samples of a response; Prometheus' own limit (`storage.remote.read-sample-limit`).
-const MAX_SAMPLES: usize = 50_000_000;
+pub const MAX_SAMPLES: usize = 50_000_000;
 
 /// The server; clones share its limits and metrics.
 #[derive(Clone)]
@@ -53,6 +55,11 @@ impl RemoteReadServer {
         let receiver = BodyReceiver::new(BODY_LIMITS);
         let permits = WorkPermits::new(metrics.in_flight.clone());
         Self { receiver, permits, metrics, max_samples: MAX_SAMPLES, query_timeout: RESPONSE_TIMEOUT }
+    }
+
+    /// The turns of its requests, for other readers of the windows.
+    pub fn permits(&self) -> WorkPermits {
+        self.permits.clone()
     }
 
     /// Handles one request.
@@ -175,7 +182,7 @@ impl Metrics {
             in_flight: register(
                 registry,
                 "remote_read_server_requests_in_flight",
-                "Remote read requests in progress",
+                "Requests for remote read and for tables in progress",
             ),
             truncated: register(
                 registry,

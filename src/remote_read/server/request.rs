@@ -8,13 +8,13 @@ use crate::prom::wire::protobuf::{FieldReader, LENGTH_DELIMITED, VARINT};
 use prost::Message;
 
 /// Queries of a request: Prometheus sends one.
-const MAX_QUERIES: usize = 16;
+pub const MAX_QUERIES: usize = 16;
 /// Matchers of a request.
 const MAX_MATCHERS: usize = 256;
 /// Regular expressions of a request.
-const MAX_REGEX_MATCHERS: usize = 32;
+pub const MAX_REGEX_MATCHERS: usize = 32;
 /// Memory of a compiled regular expression with its caches, at most.
-const REGEX_BYTES: usize = 3 << 20;
+pub const REGEX_BYTES: usize = 3 << 20;
 /// Response types that a client may accept.
 const MAX_RESPONSE_TYPES: usize = 16;
 
@@ -133,6 +133,10 @@ fn choose_format(accepted: Vec<i32>) -> Result<ResponseFormat, Error> {
     }
 }
 
-fn check_limit(what: &'static str, count: usize, limit: usize) -> Result<(), Error> {
+/// Compares a count with its limit.
+///
+/// # Errors
+/// [`Error::Limit`].
+pub fn check_limit(what: &'static str, count: usize, limit: usize) -> Result<(), Error> {
     if count > limit { Err(Error::Limit { what, limit }) } else { Ok(()) }
 }

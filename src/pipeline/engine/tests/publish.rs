@@ -3,7 +3,7 @@
 use super::sequential::*;
 use super::*;
 use crate::pipeline::select::GroupMatches;
-use crate::remote_read::server::{self, Queryable, WorkPermits};
+use crate::remote_read::server::{self, Query, Queryable, WorkPermits};
 
 #[test]
 fn a_row_is_scored_with_its_last_sample_and_published_once() {
@@ -160,8 +160,9 @@ fn remote_read_returns_the_series_that_are_published() {
     let select = |selector: &str| {
         let selector = crate::prom::Selector::parse(selector).expect("a selector");
         let query = Query { start_ms: 0, end_ms: i64::MAX, selector: selector.without_regexes() };
-        let (groups, _): (Vec<u32>, Vec<Labels>) = bench.engine.group_labels().into_iter().unzip();
-        let selected = bench.engine.select(&query, &groups, 0);
+        let groups: Vec<u32> = bench.engine.list_groups().into_iter().map(|(id, ..)| id).collect();
+        let select = |group: &Group, matches: &mut Vec<GroupMatches>| group.select(&query, matches);
+        let selected = bench.engine.select(&groups, 0, select);
         assert_eq!(selected.next, None);
         let mut series_read: Vec<(Labels, Vec<Sample>)> = Vec::new();
         for series in selected
