@@ -42,23 +42,24 @@ pub const KEY_TABLES: [KeyTable; 1] = [KeyTable::new(
         Key::with_default(
             "format",
             "prometheus.WriteRequest",
-            "Message of the values, or `io.prometheus.write.v2.Request`",
+            "Message of the values, or `io.prometheus.write.v2.Request`. `promforest route` writes the default",
         ),
         Key::with_default(
             "compression",
             "none",
-            "Compression of the values: `none`, or `snappy` as in remote write",
+            "Compression of the values: `none`, as of `promforest route`, or `snappy`, as of remote write",
         ),
         Key::with_default(
             "session_timeout",
             "30s",
-            "Time after which the partitions of a member that is away are given to others, at least 1s",
+            "Time after which the partitions of a member that is away are given to others, at least 1s. Brokers take 6s to 30m, \
+             unless they are configured otherwise",
         ),
         Key::with_default(
             "rewind",
             "window",
             "Time before the committed offset that is read again to fill the windows of groups that are not in memory: \
-             `window`, the longest of the detectors, or a duration",
+             `window`, the longest of the detectors when the process starts, or a duration",
         ),
         Key::with_default(
             "linger",

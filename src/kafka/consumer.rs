@@ -126,7 +126,8 @@ fn connect<'a, I: Intake + Sync>(
         .set("auto.offset.reset", "error")
         // Records that are read ahead, of all partitions.
         .set("queued.max.messages.kbytes", "32768")
-        .set("fetch.max.bytes", "33554432")
+        // A batch may be hundreds of times as large without its compression.
+        .set("fetch.max.bytes", "4194304")
         .set("statistics.interval.ms", "5000");
     if let Some(id) = &config.group_instance_id {
         client.set("group.instance.id", id);
@@ -214,9 +215,7 @@ fn handle_error<I: Intake + Sync>(
     match error {
         KafkaError::MessageConsumptionFatal(_) => return Err(End::Client(error)),
         KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset) => {
-            if let Err(error) = member.skip_lost_records(consumer) {
-                member.count_error(&error);
-            }
+            member.restart_lost_partitions(consumer);
         }
         _ => member.count_error(&error),
     }

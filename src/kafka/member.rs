@@ -11,7 +11,7 @@ use crate::time::{millis, now_ms};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::types::RDKafkaRespErr;
+use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 use rdkafka::{ClientContext, Offset, Statistics, TopicPartitionList};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -190,23 +190,24 @@ impl<'a, I: Intake + Sync> Member<'a, I> {
         }
     }
 
-    /// Reads on at the first record of each partition whose next one is gone.
-    pub fn skip_lost_records(&self, consumer: &BaseConsumer<Self>) -> KafkaResult<()> {
+    /// Starts the partitions anew whose next record is gone: the client does not go on with them by itself.
+    pub fn restart_lost_partitions(&self, consumer: &BaseConsumer<Self>) {
         let topic = &self.options.config.topic;
         let positions: Vec<(i32, i64)> =
             self.state().partitions.iter().map(|(id, partition)| (*id, partition.position)).collect();
         for (id, position) in positions {
-            let (low, high) = consumer.fetch_watermarks(topic, id, BROKER_TIMEOUT)?;
-            // An offset beyond the end belongs to an earlier topic of this name.
-            if !(low..=high).contains(&position) {
-                self.count_lost(id, position, low);
-                if let Some(partition) = self.state().partitions.get_mut(&id) {
-                    partition.position = low;
+            match consumer.fetch_watermarks(topic, id, BROKER_TIMEOUT) {
+                // An offset beyond the end belongs to an earlier topic of this name.
+                Ok((low, high)) if !(low..=high).contains(&position) => {
+                    let mut list = TopicPartitionList::new();
+                    list.add_partition(topic, id);
+                    self.revoke(consumer, &list);
+                    self.assign(consumer, &[id]);
                 }
-                consumer.seek(topic, id, Offset::Offset(low), BROKER_TIMEOUT)?;
+                Ok(_) => {}
+                Err(error) => self.count_error(&error),
             }
         }
-        Ok(())
     }
 
     fn count_lost(&self, partition: i32, from: i64, to: i64) {
@@ -263,7 +264,12 @@ impl<'a, I: Intake + Sync> Member<'a, I> {
     fn find_starts(&self, consumer: &BaseConsumer<Self>, ids: &[i32]) -> KafkaResult<Vec<(i32, Start)>> {
         let topic = &self.options.config.topic;
         let metadata = consumer.fetch_metadata(Some(topic), BROKER_TIMEOUT)?;
-        self.check_n_partitions(metadata.topics().first().map_or(0, |topic| topic.partitions().len()));
+        let metadata =
+            metadata.topics().first().ok_or(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopic))?;
+        if let Some(code) = metadata.error() {
+            return Err(KafkaError::MetadataFetch(code.into()));
+        }
+        self.check_n_partitions(metadata.partitions().len());
         let mut list = TopicPartitionList::new();
         for id in ids {
             list.add_partition(topic, *id);

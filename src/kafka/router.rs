@@ -103,8 +103,10 @@ impl Router {
     ) -> KafkaResult<Self> {
         let producer = client::client_config(&config)
             .set("acks", "all")
-            // Retries keep the order.
-            .set("enable.idempotence", "true")
+            // Retries keep the order. An idempotent producer would too, and ends for good when brokers lose records.
+            .set("max.in.flight.requests.per.connection", "1")
+            // A topic that a producer makes has one partition.
+            .set("allow.auto.create.topics", "false")
             .set("compression.type", "lz4")
             .set("linger.ms", "5")
             .set("message.timeout.ms", "10000")

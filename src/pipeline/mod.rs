@@ -81,6 +81,13 @@ pub enum Error {
         "--shard with a `kafka` block: the partitions of the topic divide the targets already, and otherwise; leave one out"
     )]
     ShardOfKafka,
+    /// The router's records are of one kind.
+    #[cfg(feature = "kafka")]
+    #[error(
+        "promforest route writes prometheus.WriteRequest without compression: leave `format` and `compression` out of `kafka`, \
+         or let what they describe fill the topic"
+    )]
+    RouteFormat,
     /// A client cannot be built: a file that the configuration names has changed since it was read.
     #[error("no client for {url}")]
     Client {

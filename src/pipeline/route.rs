@@ -9,6 +9,7 @@ use crate::ingest;
 use crate::kafka;
 use crate::kafka::router::{self, Router};
 use crate::pipeline::signals::Signals;
+use crate::prom::wire::ProtocolVersion;
 use crate::telemetry::ProcessCollector;
 use prometheus_client::registry::Registry;
 use std::path::PathBuf;
@@ -34,6 +35,9 @@ pub struct RouteOptions {
 pub async fn run(options: RouteOptions) -> Result<(), Error> {
     let access = Arc::new(AccessControl::open(options.web_config_file.clone())?);
     let config: kafka::Config = Config::load(&options.config_file)?.kafka.ok_or(Error::NoTopic)?;
+    if config.format != ProtocolVersion::V1 || config.compression != kafka::Compression::None {
+        return Err(Error::RouteFormat);
+    }
     let mut registry = Registry::default();
     ProcessCollector::register(&mut registry);
     let own = registry.sub_registry_with_prefix("promforest");

@@ -41,6 +41,17 @@ fn a_broker_that_was_away_and_a_log_that_was_trimmed_lose_no_score() {
     cluster.wait_for_scores(&mut [&mut member]);
     cluster.check_no_conflict(&member);
 
+    // Retention passes a member that stands still.
+    cluster.wait_for_commits(&mut member);
+    member.process.signal("STOP");
+    cluster.send_rows(5);
+    cluster.broker.trim(TOPIC, N_PARTITIONS);
+    member.process.signal("CONT");
+    member.wait_for_metric("promforest_kafka_lost_records_total", |lost| lost > n_lost);
+    cluster.send_rows(10);
+    cluster.wait_for_scores(&mut [&mut member]);
+    cluster.check_no_conflict(&member);
+
     // Other partitions would move the hosts away from their windows.
     cluster.wait_for_commits(&mut member);
     member.process.terminate(TIMEOUT);

@@ -63,12 +63,14 @@ impl Engine {
             self.score_groups(&touched, now);
             report.finish().map(drop)
         });
+        let touched: Vec<u32> = rows.keys().copied().collect();
         let end = Position { offset: record.offset + 1, produced_ms: record.produced_ms };
         if !record.is_committed {
             self.partitions.assigned.entry(record.partition).or_default().record(end, rows);
         }
         self.partitions.read_to.insert(record.partition, end.offset);
-        RecordOutcome { result, is_behind: !self.backlog.is_empty() }
+        let is_late = |id: &u32| self.groups.get(*id).is_some_and(|group| group.is_late(now));
+        RecordOutcome { result, is_behind: !self.backlog.is_empty() || touched.iter().any(is_late) }
     }
 
     /// The positions before which every row is written or given up.
@@ -79,7 +81,10 @@ impl Engine {
         let ledgers = self.partitions.assigned.iter_mut();
         let settled =
             ledgers.filter_map(|(partition, ledger)| Some((*partition, ledger.settle(is_settled)?)));
-        Progress { settled: settled.collect(), is_behind: !self.backlog.is_empty() }
+        let settled = settled.collect();
+        let of_log = self.groups.iter_from(0).filter(|(_, group)| group.partition().is_some());
+        let is_late = of_log.into_iter().any(|(_, group)| group.is_late(now));
+        Progress { settled, is_behind: !self.backlog.is_empty() || is_late }
     }
 
     /// Adds a partition, whose groups go on. Returns the offset before which their windows have every record. If all of

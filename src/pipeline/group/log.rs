@@ -50,6 +50,14 @@ impl Group {
         self.is_model_decided |= is_decided;
     }
 
+    /// True if a row that is half a window old is not settled: more rows would push it out of the window.
+    pub fn is_late(&self, now: Instant) -> bool {
+        let half_ms = self.window.length_ms() / 2;
+        let old_ms =
+            self.window.newest_ms().and_then(|newest_ms| self.window.newest_row_ms(newest_ms - half_ms));
+        !self.is_resting() && old_ms.is_some_and(|old_ms| !self.is_settled(old_ms, now))
+    }
+
     /// True if every row up to here is written to every endpoint or given up.
     pub fn is_settled(&self, timestamp_ms: i64, now: Instant) -> bool {
         let is_recent = |since: Instant| now.duration_since(since) < MAX_WAIT;
