@@ -24,8 +24,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tracing::info;
 
-/// Pause of a group after a gap fill without samples: irregular rows are not gaps.
+/// Pause of a group after gap fills without samples: irregular rows are not gaps.
 const COOLDOWN: Duration = Duration::from_secs(60);
+/// Gap fills without samples, each within [`COOLDOWN`] of the one before, that lead to the pause. After one alone, a
+/// second restart of Prometheus within the pause would lose rows.
+const EMPTY_FILLS: u32 = 3;
 /// Interval of the audits.
 pub const AUDIT_INTERVAL: Duration = Duration::from_secs(600);
 /// Time range of an audit.
@@ -175,10 +178,16 @@ pub struct GapTracker {
     /// Groups on hold without a request.
     waiting: BTreeSet<u32>,
     pending: Option<PendingBackfill>,
-    cooldowns: HashMap<u32, Instant>,
+    empty_fills: HashMap<u32, EmptyFills>,
     audited_at: Instant,
     /// Index of the next series to audit.
     next_series: u64,
+}
+
+/// The gap fills of a group without samples since one with samples.
+struct EmptyFills {
+    count: u32,
+    last: Instant,
 }
 
 /// A gap that some groups of a detector share.
@@ -209,7 +218,7 @@ impl GapTracker {
             requests,
             waiting: BTreeSet::new(),
             pending: None,
-            cooldowns: HashMap::new(),
+            empty_fills: HashMap::new(),
             audited_at: now,
             next_series: 0,
         }
@@ -233,7 +242,8 @@ impl GapTracker {
 
     /// True if the group is in its cooldown.
     pub fn is_cooling_down(&self, group: u32, now: Instant) -> bool {
-        self.cooldowns.get(&group).is_some_and(|until| now < *until)
+        let is_cooling = |fills: &EmptyFills| fills.count >= EMPTY_FILLS && now < fills.last + COOLDOWN;
+        self.empty_fills.get(&group).is_some_and(is_cooling)
     }
 
     /// Requests a gap fill. If the request queue is full, the groups wait on.
@@ -269,9 +279,15 @@ impl GapTracker {
             (true, 0) => FillOutcome::Empty,
             (true, _) => FillOutcome::Filled,
         };
-        if outcome == FillOutcome::Empty {
-            self.cooldowns.retain(|_, until| now < *until);
-            self.cooldowns.extend(pending.groups.iter().map(|group| (*group, now + COOLDOWN)));
+        self.empty_fills.retain(|_, fills| now < fills.last + COOLDOWN);
+        for group in &pending.groups {
+            match outcome {
+                FillOutcome::Empty => {
+                    let fills = self.empty_fills.entry(*group).or_insert(EmptyFills { count: 0, last: now });
+                    *fills = EmptyFills { count: fills.count + 1, last: now };
+                }
+                _ => drop(self.empty_fills.remove(group)),
+            }
         }
         metrics.count_fill(detector, outcome);
         let (after_ms, to_ms) = pending.range;
