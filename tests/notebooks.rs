@@ -72,7 +72,7 @@ fn fill(sidecar: &Sidecar) -> i64 {
     start_ms
 }
 
-/// What the three libraries read from a table: the types of its columns, and its rows.
+/// A table as the three libraries read it: the types of its columns, and its rows.
 fn read_table(address: &str, path: &str) -> (Value, Vec<Value>) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/notebooks_agree.py");
     let url = format!("http://{address}/api/v1/{path}");

@@ -87,7 +87,7 @@ struct Fleet {
     _exporters: Hosts,
 }
 
-/// Who divides the samples.
+/// The program that divides the samples.
 #[derive(Clone, Copy, PartialEq)]
 enum DividedBy {
     /// Prometheus, by `hashmod`.
@@ -320,18 +320,11 @@ fn shards_divide_what_prometheus_does_not() {
 /// Their names are too long for one request for what Prometheus had not sent, and it has the samples of all.
 #[test]
 fn a_gap_of_many_groups_makes_no_group_of_another_shard() {
-    const FEW_TREES: &str = r#"
-  - name: node_network
-    match: ['{__name__=~"node_network_(receive|transmit)_(bytes|packets)_total", device="lo"}']
-    transform: rate(10s)
-    window: 10m
-    grace: 5s
-    training: {history: 1h, min_history: 10s, interval: 1h}
-    model: {kind: isolation_forest, n_estimators: 5}
-"#;
+    let few_trees = NODE_NETWORK.replace("isolation_forest}", "isolation_forest, n_estimators: 5}");
+    assert_ne!(few_trees, NODE_NETWORK);
     each_version(|version| {
         let hosts = (0..130).map(|i| format!("{:x>150}", format!("host{i}"))).collect();
-        let mut fleet = Fleet::of_hosts(version, 2, DividedBy::Prometheus, hosts, FEW_TREES);
+        let mut fleet = Fleet::of_hosts(version, 2, DividedBy::Prometheus, hosts, &few_trees);
         fleet.wait_for_scores_at(now_ms());
         fleet.check_groups();
         fleet.stack.prometheus.take().expect("it runs").kill();

@@ -228,19 +228,20 @@ impl<'a> RowsView<'a> {
             return Err(forest::Error::Unsuitable { name, value, n_rows, n_features, limit });
         }
         let width = n_features * DERIVED_PER_FEATURE;
-        let known = (0..width).map(|column| {
-            let known = self.derived(column).filter(|value| value.is_finite()).collect::<Vec<f32>>();
-            (known.len() >= MIN_KNOWN_ROWS[column % DERIVED_PER_FEATURE]).then_some(known)
-        });
-        let known: Vec<Option<Vec<f32>>> = known.collect();
-        if known.iter().all(Option::is_none) {
+        let mut is_any_known = false;
+        let scale = |column| {
+            let known: Vec<f32> = self.derived(column).filter(|value| value.is_finite()).collect();
+            if known.len() < MIN_KNOWN_ROWS[column % DERIVED_PER_FEATURE] {
+                return None;
+            }
+            is_any_known = true;
+            let min_sigma = min_sigmas[column / DERIVED_PER_FEATURE]?;
+            Some(RobustScale::fit(&known, min_sigma).expect("finite values"))
+        };
+        let scales = (0..width).map(scale).collect();
+        if !is_any_known {
             return Err(forest::Error::Empty { n_rows: 0, n_features: width });
         }
-        let scale = |(column, known): (usize, Option<Vec<f32>>)| {
-            let min_sigma = min_sigmas[column / DERIVED_PER_FEATURE]?;
-            Some(RobustScale::fit(&known?, min_sigma).expect("finite values"))
-        };
-        let scales = known.into_iter().enumerate().map(scale).collect();
         let residuals = self.fit_residuals(&varying, &min_sigmas);
         Ok(RowEncoder::new(scales, varying, residuals))
     }

@@ -28,8 +28,8 @@ const PAUSE_AFTER: Duration = Duration::from_secs(1);
 
 /// The reason for which a consumer ends before the phase says so.
 enum End {
-    /// The intake is gone.
-    Gone,
+    /// The intake has ended.
+    IntakeEnded,
     /// The client failed for good.
     Client(KafkaError),
 }
@@ -49,7 +49,7 @@ pub fn read(
 ) {
     while *phase.borrow() != Phase::Closed {
         let text = match read_as(Member::new(options, intake, phase, failure), options) {
-            Ok(()) | Err(End::Gone) => return,
+            Ok(()) | Err(End::IntakeEnded) => return,
             Err(End::Client(error)) => error.to_string(),
         };
         error!(component = "kafka", err = text, "the consumer failed, another one is started");
@@ -74,7 +74,7 @@ fn read_as<I: Intake + Sync>(member: Member<'_, I>, options: &SourceOptions) -> 
         drop::<SyncSender<()>>(running);
         result?;
         // The rows that were in the windows are written by now.
-        member.commit(&consumer).ok_or(End::Gone)
+        member.commit(&consumer).ok_or(End::IntakeEnded)
     })
 }
 
@@ -164,7 +164,7 @@ fn push<I: Intake + Sync>(member: &Member<'_, I>, message: &BorrowedMessage<'_>)
         value: message.payload().unwrap_or_default().to_vec(),
         is_committed: offset < written_to,
     };
-    let outcome = member.intake.push(record).ok_or(End::Gone)?;
+    let outcome = member.intake.push(record).ok_or(End::IntakeEnded)?;
     member.advance(partition, offset + 1);
     if let Err(error) = outcome.result {
         member.count_poison(partition, offset, &error.to_string());
@@ -183,7 +183,7 @@ fn wait_for_scores<I: Intake + Sync>(consumer: &BaseConsumer<Member<'_, I>>) -> 
     let member = consumer.context();
     let started = Instant::now();
     let mut paused = None;
-    while member.intake.progress().ok_or(End::Gone)?.is_behind && member.phase() == Phase::Running {
+    while member.intake.progress().ok_or(End::IntakeEnded)?.is_behind && member.phase() == Phase::Running {
         if paused.is_none() && started.elapsed() >= PAUSE_AFTER {
             let assignment = consumer.assignment()?;
             consumer.pause(&assignment)?;

@@ -1,4 +1,4 @@
-//! What the source hands over: records, and the partitions that come and go.
+//! The records that the source hands over, and the partitions that come and go.
 
 use super::Compression;
 use crate::ingest;

@@ -42,7 +42,7 @@ struct Partition {
     committed: i64,
 }
 
-/// What changes while the member runs.
+/// The part of a member that changes while it runs.
 struct State {
     partitions: BTreeMap<i32, Partition>,
     /// The number of partitions of the topic.

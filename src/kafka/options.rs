@@ -1,4 +1,4 @@
-//! What the thread that reads the topic is told.
+//! The dependencies of the thread that reads the topic, and the phases in which it reads.
 
 use super::{Config, Metrics};
 use std::time::Duration;

@@ -27,7 +27,7 @@ pub enum Error {
     Time {
         /// The parameter.
         name: &'static str,
-        /// What was read.
+        /// The error of its text.
         reason: String,
     },
     /// The range ends before it starts.

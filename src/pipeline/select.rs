@@ -20,7 +20,7 @@ use std::sync::Arc;
 /// Labels that outputs have in addition to those of their group.
 const RESERVED_LABELS: [&str; 4] = ["detector", "metric", "model", "reason"];
 
-/// What a query selects of some groups.
+/// The parts of some groups that a query selects.
 pub struct SelectionPage<T> {
     /// The matches of each group.
     pub matches: Vec<T>,

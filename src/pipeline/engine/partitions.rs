@@ -4,7 +4,7 @@
 //! mostly gets it back, and goes on where it was.
 
 use super::publish::notify;
-use super::{Engine, Groups};
+use super::{Engine, Group, Groups};
 use crate::kafka::intake::{Position, Progress, Record, RecordOutcome};
 use crate::pipeline::ledger::{Ledger, NewestRows};
 use crate::snapshot::LogPosition;
@@ -63,14 +63,13 @@ impl Engine {
             self.score_groups(&touched, now);
             report.finish().map(drop)
         });
-        let touched: Vec<u32> = rows.keys().copied().collect();
         let end = Position { offset: record.offset + 1, produced_ms: record.produced_ms };
+        let is_late = rows.keys().any(|id| self.groups.get(*id).is_some_and(|group| group.is_late(now)));
         if !record.is_committed {
             self.partitions.assigned.entry(record.partition).or_default().record(end, rows);
         }
         self.partitions.read_to.insert(record.partition, end.offset);
-        let is_late = |id: &u32| self.groups.get(*id).is_some_and(|group| group.is_late(now));
-        RecordOutcome { result, is_behind: !self.backlog.is_empty() || touched.iter().any(is_late) }
+        RecordOutcome { result, is_behind: !self.backlog.is_empty() || is_late }
     }
 
     /// The positions before which every row is written or given up.
@@ -82,9 +81,8 @@ impl Engine {
         let settled =
             ledgers.filter_map(|(partition, ledger)| Some((*partition, ledger.settle(is_settled)?)));
         let settled = settled.collect();
-        let of_log = self.groups.iter_from(0).filter(|(_, group)| group.partition().is_some());
-        let is_late = of_log.into_iter().any(|(_, group)| group.is_late(now));
-        Progress { settled, is_behind: !self.backlog.is_empty() || is_late }
+        let is_late = |(_, group): (u32, &Group)| group.partition().is_some() && group.is_late(now);
+        Progress { settled, is_behind: !self.backlog.is_empty() || groups.iter_from(0).any(is_late) }
     }
 
     /// Adds a partition, whose groups go on. Returns the offset before which their windows have every record. If all of

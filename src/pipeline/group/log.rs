@@ -6,35 +6,46 @@ use std::time::{Duration, Instant};
 /// Longest time that a row, or a group without a model, keeps the records of its partition from being committed.
 pub const MAX_WAIT: Duration = Duration::from_secs(300);
 
+/// The state of a group whose samples come from a log.
+#[derive(Default)]
+pub(super) struct LogState {
+    /// The partition.
+    partition: Option<i32>,
+    /// End of the time that the group stays without its partition.
+    rests_until: Option<Instant>,
+    /// True once it is known whether there is a model.
+    is_model_decided: bool,
+}
+
 impl Group {
     /// The partition.
     pub fn partition(&self) -> Option<i32> {
-        self.partition
+        self.log.partition
     }
 
     /// Records that the samples come from this partition, or from none.
     pub fn set_partition(&mut self, partition: Option<i32>) {
-        self.partition = partition;
+        self.log.partition = partition;
     }
 
     /// Stays until then without its partition. Nothing is written meanwhile: another member may write the same series.
     pub fn rest(&mut self, until: Instant) {
-        self.rests_until = Some(until);
+        self.log.rests_until = Some(until);
     }
 
     /// Goes on with its partition.
     pub fn wake(&mut self) {
-        self.rests_until = None;
+        self.log.rests_until = None;
     }
 
     /// True without its partition.
     pub fn is_resting(&self) -> bool {
-        self.rests_until.is_some()
+        self.log.rests_until.is_some()
     }
 
     /// True if no sample has arrived for the length of the window, or another member has the partition.
     pub fn is_expired(&self, now: Instant) -> bool {
-        self.rests_until.is_some_and(|until| now >= until)
+        self.log.rests_until.is_some_and(|until| now >= until)
             || now.duration_since(self.last_received) > self.detector.window.max(self.detector.grace)
     }
 
@@ -47,7 +58,7 @@ impl Group {
 
     /// Records whether it is known that there is a model, or none.
     pub fn set_model_decided(&mut self, is_decided: bool) {
-        self.is_model_decided |= is_decided;
+        self.log.is_model_decided |= is_decided;
     }
 
     /// True if a row that is half a window old is not settled: more rows would push it out of the window.
@@ -62,7 +73,7 @@ impl Group {
     pub fn is_settled(&self, timestamp_ms: i64, now: Instant) -> bool {
         let is_recent = |since: Instant| now.duration_since(since) < MAX_WAIT;
         let waits_for_model =
-            self.models.champion().is_none() && !self.is_model_decided && is_recent(self.first_sample_at);
+            self.models.champion().is_none() && !self.log.is_model_decided && is_recent(self.first_sample_at);
         let key = self.models.row_key(timestamp_ms);
         !waits_for_model
             && !self.cursors_wait

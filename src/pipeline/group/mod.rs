@@ -80,12 +80,7 @@ pub struct Group {
     lacks_history: bool,
     /// True until the rows that wait for a first model are scored: its cursors are set then.
     cursors_wait: bool,
-    /// The partition that the samples come from.
-    partition: Option<i32>,
-    /// End of the time that the group stays without its partition.
-    rests_until: Option<Instant>,
-    /// True once it is known whether there is a model.
-    is_model_decided: bool,
+    log: log::LogState,
     schedule: TrainingSchedule,
 }
 
@@ -113,9 +108,7 @@ impl Group {
             restored_to_ms: None,
             lacks_history: false,
             cursors_wait: false,
-            partition: None,
-            rests_until: None,
-            is_model_decided: false,
+            log: log::LogState::default(),
         }
     }
 

@@ -96,7 +96,7 @@ impl Group {
         restored.restored_to_ms = restored.window.newest_ms();
         let cursors = cursor_keys.iter().map(|key| cursors.get(key).copied());
         restored.publication = Publication::restore(newest_scored_ms, cursors, state.stale_ms, now);
-        restored.partition = state.log.map(|log| log.partition);
+        restored.set_partition(state.log.map(|log| log.partition));
         let decode = |(then, contributions): (i64, Vec<_>)| {
             (then, contributions.into_iter().filter_map(Contribution::from_saved).collect())
         };
