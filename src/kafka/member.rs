@@ -275,6 +275,9 @@ impl<'a, I: Intake + Sync> Member<'a, I> {
             list.add_partition(topic, *id);
         }
         let committed = consumer.committed_offsets(list, BROKER_TIMEOUT)?;
+        // Before the offsets by time: a record that arrives meanwhile must not lie before a start at the end.
+        let watermarks = ids.iter().map(|id| consumer.fetch_watermarks(topic, *id, BROKER_TIMEOUT));
+        let watermarks: Vec<(i64, i64)> = watermarks.collect::<KafkaResult<_>>()?;
         let mut times = TopicPartitionList::new();
         for element in committed.elements() {
             element.error()?;
@@ -288,8 +291,7 @@ impl<'a, I: Intake + Sync> Member<'a, I> {
             _ => None,
         };
         let mut starts = Vec::new();
-        for id in ids {
-            let (low, high) = consumer.fetch_watermarks(topic, *id, BROKER_TIMEOUT)?;
+        for (id, (low, high)) in ids.iter().zip(watermarks) {
             let (committed, rewound) = (offset_in(&committed, *id), offset_in(&rewound, *id));
             let Some(held) = self.intake.assign(*id, committed) else { break };
             let facts = StartFacts { low, high, committed, held, rewound };
