@@ -11,9 +11,9 @@ use promforest::prom::proto::{Label, Sample as WireSample, TimeSeries};
 use promforest::prom::{Labels, STALE_BITS, Sample};
 use promforest::time::DAY_MS;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::thread;
 use std::time::Duration;
+use support::prometheus::start_receiver;
 use support::sidecar::Sidecar;
 use support::victoriametrics::{VictoriaMetrics, read_history};
 use support::{Process, PrometheusVersion, free_port, http, now_ms, remote_write, wait};
@@ -26,24 +26,6 @@ const INTERVAL_MS: i64 = 10_000;
 fn post(address: &str, series: Vec<TimeSeries>) {
     let status = remote_write::post(address, &remote_write::body(series)).expect("a response");
     assert!((200..300).contains(&status), "{address} answered {status}");
-}
-
-fn start_prometheus(version: PrometheusVersion, folder: &Path) -> (Process, String) {
-    let address = format!("127.0.0.1:{}", free_port());
-    let file = folder.join("prometheus.yml");
-    std::fs::write(&file, "scrape_configs: []\n").expect("writable");
-    let args = [
-        format!("--config.file={}", file.display()),
-        format!("--storage.tsdb.path={}", folder.join(format!("{version}")).display()),
-        format!("--web.listen-address={address}"),
-        "--web.enable-remote-write-receiver".into(),
-    ];
-    let mut process = Process::start("prometheus", &version.prometheus(), &args, folder);
-    wait("Prometheus is ready", TIMEOUT, &mut [&mut process], || {
-        let answer = http::get(&address, "/-/ready").map_err(|err| err.to_string())?;
-        if answer.status == 200 { Ok(()) } else { Err(answer.body) }
-    });
-    (process, address)
 }
 
 /// Series with values and labels that a text could damage, and one that ends and begins again. VictoriaMetrics keeps decimals
@@ -83,7 +65,7 @@ fn without(
 fn every_source_returns_the_same_samples() {
     let folder = tempfile::tempdir().expect("a folder");
     let vm = VictoriaMetrics::start(folder.path());
-    let servers = PrometheusVersion::ALL.map(|version| start_prometheus(version, folder.path()));
+    let servers = PrometheusVersion::ALL.map(|version| start_receiver(version, folder.path()));
     let (from_ms, to_ms) = (now_ms() - 3_100_000, now_ms());
     let sent = awkward_series(from_ms);
     let n_samples: usize = sent.iter().map(|series| series.samples.len()).sum();

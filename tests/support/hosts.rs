@@ -2,6 +2,7 @@
 
 use super::now_ms;
 use super::stack::Stack;
+use promforest::prom::proto::{Label, Sample, TimeSeries};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
@@ -12,6 +13,9 @@ use std::thread;
 
 /// The `scrape_configs` of [`Hosts::write_targets`].
 pub const JOB_OF_FILE: &str = "  - {job_name: node, file_sd_configs: [{files: [targets.yml]}]}";
+
+/// The labels on the pages.
+const METRIC_LABELS: &str = "{device=\"lo\"}";
 
 /// For each host, times in milliseconds and the factors of the traffic from then on.
 type Factors = Arc<Mutex<BTreeMap<String, Vec<(i64, f64)>>>>;
@@ -47,6 +51,32 @@ impl Hosts {
             }
         });
         Self { port, factors }
+    }
+
+    /// Host and port of the server.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The series of a host with these labels, as scrapes at these times would return them.
+    pub fn series(host: &str, labels: &[(&str, &str)], times: &[i64]) -> Vec<TimeSeries> {
+        let mut series: BTreeMap<String, Vec<Sample>> = BTreeMap::new();
+        for timestamp in times {
+            for line in metrics_page(host, *timestamp, &[]).lines() {
+                let Some((name, value)) = line.split_once(METRIC_LABELS) else { continue };
+                let value = value.trim().parse().expect("a value");
+                series.entry(name.into()).or_default().push(Sample { timestamp: *timestamp, value });
+            }
+        }
+        let with_labels = |(name, samples): (String, Vec<Sample>)| {
+            let own = [("__name__", &*name), ("device", "lo")];
+            let labels = own.iter().chain(labels);
+            let mut labels: Vec<Label> =
+                labels.map(|(name, value)| Label { name: (*name).into(), value: (*value).into() }).collect();
+            labels.sort_by(|a, b| a.name.cmp(&b.name));
+            TimeSeries { labels, samples, ..Default::default() }
+        };
+        series.into_iter().map(with_labels).collect()
     }
 
     /// Multiplies the traffic of these hosts from now on.
@@ -96,8 +126,8 @@ fn metrics_page(host: &str, now_ms: i64, factors: &[(i64, f64)]) -> String {
             let seed = (number << 40) + (i << 36) + (j << 34) + now_ms.unsigned_abs() / 1000;
             let load = 0.8 + 0.1 * (number % 5) as f64;
             let total = scale * (load * seconds + 0.4 * noise(seed));
-            writeln!(page, "node_network_{direction}_{unit}_total{{device=\"lo\"}} {total}")
-                .expect("a string");
+            let name = format!("node_network_{direction}_{unit}_total");
+            writeln!(page, "# TYPE {name} counter\n{name}{METRIC_LABELS} {total}").expect("a string");
         }
     }
     page

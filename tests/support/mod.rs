@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod command;
+pub mod example;
 pub mod hosts;
 pub mod http;
 #[cfg(feature = "kafka")]

@@ -1,8 +1,28 @@
 //! Prometheus' HTTP API.
 
-use super::http;
+use super::example::wait_for_ok;
+use super::{Process, PrometheusVersion, free_port, http};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+/// A server of a version that scrapes nothing and accepts remote write, with its files in a folder.
+pub fn start_receiver(version: PrometheusVersion, folder: &Path) -> (Process, String) {
+    let address = format!("127.0.0.1:{}", free_port());
+    let name = format!("receiver-{}", address.replace(':', "-"));
+    let config = folder.join(format!("{name}.yml"));
+    fs::write(&config, "storage: {tsdb: {out_of_order_time_window: 30m}}\n").expect("writable");
+    let args = [
+        format!("--config.file={}", config.display()),
+        format!("--storage.tsdb.path={}", folder.join(&name).display()),
+        format!("--web.listen-address={address}"),
+        "--web.enable-remote-write-receiver".into(),
+    ];
+    let mut process = Process::start(&name, &version.prometheus(), &args, folder);
+    wait_for_ok(&mut process, &address, "/-/ready");
+    (process, address)
+}
 
 /// One series of an answer.
 #[derive(Clone, Debug)]

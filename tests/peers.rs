@@ -1,0 +1,100 @@
+//! Other programs than one Prometheus as senders and receivers, each with the files of its example: scores arrive soon, from
+//! a model of the history that the receiver has, and every scrape has its score.
+
+mod support;
+
+use std::collections::BTreeMap;
+use support::example::{Example, TIMEOUT};
+use support::prometheus::{PrometheusApi, Series, start_receiver};
+use support::{Process, PrometheusVersion, each_version, now_ms, wait};
+
+/// Rows that are scored while both programs run.
+const N_ROWS: usize = 2;
+/// Samples of an hour.
+const MIN_HISTORY_SAMPLES: f64 = 4.0 * 240.0;
+
+/// The samples of a selector since a time. A query covers more than the test takes.
+fn stored_since(api: &PrometheusApi, selector: &str, since_ms: i64) -> Result<Series, String> {
+    let mut series = api.query(&format!("{selector}[10m]"))?;
+    if series.len() != 1 {
+        return Err(format!("{} series for {selector}", series.len()));
+    }
+    let mut series = series.remove(0);
+    series.samples.retain(|(timestamp_ms, _)| *timestamp_ms >= since_ms);
+    Ok(series)
+}
+
+/// Waits until rows since a time have scores, each scrape from the first score to the last. Returns the labels of the scores.
+fn check_scores(
+    example: &Example,
+    processes: &mut [&mut Process],
+    api: &PrometheusApi,
+    since_ms: i64,
+) -> BTreeMap<String, String> {
+    let stored = |selector| stored_since(api, selector, since_ms);
+    let scores = wait("rows have scores", TIMEOUT, processes, || {
+        let scores = stored("anomaly_score")?;
+        let times = scores.timestamps();
+        let (Some(first_ms), Some(last_ms)) = (times.first(), times.last()) else {
+            return Err("no score".into());
+        };
+        // A sender may write a scrape to the receiver after promforest writes its score.
+        let mut scrapes = stored("node_network_receive_bytes_total")?.timestamps();
+        scrapes.retain(|timestamp_ms| (first_ms..=last_ms).contains(&timestamp_ms));
+        if times.len() >= N_ROWS && times == scrapes {
+            Ok(scores)
+        } else {
+            Err(format!("{times:?}, scrapes {scrapes:?}"))
+        }
+    });
+    let read = example.metric("promforest_history_samples_total", &[]);
+    assert!(read >= MIN_HISTORY_SAMPLES, "{read} samples of history\n{}", processes[0].tail());
+    scores.labels
+}
+
+/// No score was given up, no request of the sender was refused.
+fn check_nothing_lost(example: &Example, promforest: &Process) {
+    let failed = example.metric("promforest_remote_write_samples_failed_total", &[]);
+    assert_eq!(failed, 0.0, "{}", promforest.tail());
+    let requests = |labels: &[(&str, &str)]| example.metric("promforest_ingest_requests_total", labels);
+    assert_eq!(requests(&[]), requests(&[("code", "204")]), "{}", promforest.tail());
+}
+
+fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect()
+}
+
+/// An agent answers no query: history comes from the server that it writes to.
+#[test]
+fn prometheus_in_agent_mode() {
+    each_version(|version| {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (mut central, address) = start_receiver(version, folder.path());
+        let example = Example::new("agent", &[("central:9090", &address)]);
+        example.write_history(&address, "/api/v1/write", "", &[("cluster", "eu")]);
+        let api = PrometheusApi(address);
+        let flag = match version {
+            PrometheusVersion::V2 => "--enable-feature=agent",
+            PrometheusVersion::V3 => "--agent",
+        };
+        let began_ms = now_ms();
+        let listen = format!("--web.listen-address=127.0.0.1:{}", support::free_port());
+        let mut agent =
+            example.start("agent", &version.prometheus(), &[flag, "--config.file=prometheus.yml", &listen]);
+        let mut promforest = example.start_promforest();
+        let found = check_scores(&example, &mut [&mut promforest, &mut agent, &mut central], &api, began_ms);
+        let instance = example.hosts.address();
+        let expected = [
+            ("__name__", "anomaly_score"),
+            ("cluster", "eu"),
+            ("detector", "node_network"),
+            ("instance", &instance),
+            ("job", "node"),
+        ];
+        assert_eq!(found, labels(&expected), "{version}");
+        check_nothing_lost(&example, &promforest);
+        // The agent's own metrics go the same way.
+        let own = api.query(r#"promforest_rows_total{state="complete", cluster="eu"}"#).expect("an answer");
+        assert!(!own.is_empty(), "{version}: {}", agent.tail());
+    });
+}
