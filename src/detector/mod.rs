@@ -23,9 +23,9 @@ pub use training::TrainingConfig;
 
 /// Labels that the output series carry themselves.
 const OUTPUT_LABELS: [&str; 5] = ["__name__", "detector", "model", "metric", "reason"];
-/// Labels of a scrape's origin, which change when a pod is replaced, and usual external labels of a Prometheus, which all
-/// series have.
-const IGNORED_LABELS: [&str; 13] = [
+/// Labels of a scrape's origin, which change when a pod is replaced, usual external labels of a Prometheus, which all
+/// series have, and those of the scraping component of an OpenTelemetry collector, which name its version.
+const IGNORED_LABELS: [&str; 16] = [
     "cluster",
     "container",
     "datacenter",
@@ -33,6 +33,9 @@ const IGNORED_LABELS: [&str; 13] = [
     "environment",
     "monitor",
     "namespace",
+    "otel_scope_name",
+    "otel_scope_schema_url",
+    "otel_scope_version",
     "pod",
     "prometheus",
     "prometheus_replica",
@@ -61,8 +64,8 @@ pub const KEY_TABLES: [KeyTable; 3] = [
             ),
             Key::with_default(
                 "ignore",
-                "[cluster, container, datacenter, endpoint, environment, monitor, namespace, pod, prometheus, \
-                 prometheus_replica, region, replica, service]",
+                "[cluster, container, datacenter, endpoint, environment, monitor, namespace, otel_scope_name, \
+                 otel_scope_schema_url, otel_scope_version, pod, prometheus, prometheus_replica, region, replica, service]",
                 "Labels that do not identify a feature: a pod that replaces another goes on with its features. Series of \
                  one metric that exist at the same time and differ in such a label only stay features of their own",
             ),
