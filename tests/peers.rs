@@ -5,6 +5,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use support::example::{Example, TIMEOUT};
+use support::mimir;
 use support::prometheus::{PrometheusApi, Series, start_receiver};
 use support::{Process, PrometheusVersion, each_version, now_ms, wait};
 
@@ -13,15 +14,14 @@ const N_ROWS: usize = 2;
 /// Samples of an hour.
 const MIN_HISTORY_SAMPLES: f64 = 4.0 * 240.0;
 
-/// The samples of a selector since a time. A query covers more than the test takes.
+/// The only series of a selector with samples since a time, and these samples. A query covers more than the test takes.
 fn stored_since(api: &PrometheusApi, selector: &str, since_ms: i64) -> Result<Series, String> {
-    let mut series = api.query(&format!("{selector}[10m]"))?;
-    if series.len() != 1 {
-        return Err(format!("{} series for {selector}", series.len()));
+    let mut found = api.query(&format!("{selector}[10m]"))?;
+    for series in &mut found {
+        series.samples.retain(|(timestamp_ms, _)| *timestamp_ms >= since_ms);
     }
-    let mut series = series.remove(0);
-    series.samples.retain(|(timestamp_ms, _)| *timestamp_ms >= since_ms);
-    Ok(series)
+    found.retain(|series| !series.samples.is_empty());
+    if found.len() == 1 { Ok(found.remove(0)) } else { Err(format!("{} series for {selector}", found.len())) }
 }
 
 /// Waits until rows since a time have scores, each scrape from the first score to the last. Returns the labels of the scores.
@@ -97,4 +97,73 @@ fn prometheus_in_agent_mode() {
         let own = api.query(r#"promforest_rows_total{state="complete", cluster="eu"}"#).expect("an answer");
         assert!(!own.is_empty(), "{version}: {}", agent.tail());
     });
+}
+
+/// Mimir's answers to the first write requests of promforest, and to all with the series of incidents.
+fn answer_as_mimir(n_writes: usize, names: &[String]) -> Option<mimir::Answer> {
+    match n_writes {
+        0 => Some((
+            429,
+            "Retry-After: 1\r\n",
+            "the request has been rejected because the tenant exceeded the ingestion rate limit, set to 10000 items/s with \
+             a maximum allowed burst of 200000. This limit is applied on the total number of samples, exemplars and \
+             metadata received across all distributors (err-mimir-tenant-max-ingestion-rate). To adjust the related \
+             per-tenant limits, configure -distributor.ingestion-rate-limit and -distributor.ingestion-burst-size, or \
+             contact your service administrator.",
+        )),
+        1 => Some((
+            429,
+            "",
+            "the request has been rejected because the tenant exceeded the request rate limit, set to 10 requests/s across \
+             all distributors with a maximum allowed burst of 20 (err-mimir-tenant-max-request-rate). To adjust the \
+             related per-tenant limits, configure -distributor.request-rate-limit and \
+             -distributor.request-burst-size, or contact your service administrator.",
+        )),
+        2 => Some((
+            500,
+            "Retry-After: 1\r\n",
+            "exceeded configured distributor remote timeout: failed pushing to ingester mimir-ingester-0: context \
+             deadline exceeded",
+        )),
+        _ if names.iter().any(|name| name == "anomaly_incident") => Some((
+            400,
+            "",
+            "received a series whose number of labels exceeds the limit (actual: 4, limit: 3) series: 'anomaly_incident' \
+             (err-mimir-max-label-names-per-series). To adjust the related per-tenant limit, configure \
+             -validation.max-label-names-per-series, or contact your service administrator.",
+        )),
+        _ => None,
+    }
+}
+
+/// Mimir limits rates and samples: nothing is lost by the former, and by the latter only the samples that it refuses, whose
+/// reason is in the log.
+#[test]
+fn answers_of_mimir() {
+    let version = PrometheusVersion::V3;
+    let folder = tempfile::tempdir().expect("a folder");
+    let (mut store, address) = start_receiver(version, folder.path());
+    let mimir = mimir::start(address.clone(), answer_as_mimir);
+    let example = Example::new("mimir", &[("mimir:8080", &mimir)]);
+    let tenant = format!("X-Scope-OrgID: {}\r\n", mimir::TENANT);
+    example.write_history(&mimir, "/api/v1/push", &tenant, &[]);
+    let api = PrometheusApi(address);
+    let began_ms = now_ms();
+    let listen = format!("--web.listen-address=127.0.0.1:{}", support::free_port());
+    let args = ["--config.file=prometheus.yml", "--storage.tsdb.path=data", &listen];
+    let mut prometheus = example.start("prometheus", &version.prometheus(), &args);
+    let mut promforest = example.start_promforest();
+    check_scores(&example, &mut [&mut promforest, &mut prometheus, &mut store], &api, began_ms);
+    assert_eq!(example.metric("promforest_remote_write_retries_total", &[]), 3.0, "{}", promforest.tail());
+    let failed =
+        |labels: &[(&str, &str)]| example.metric("promforest_remote_write_samples_failed_total", labels);
+    assert!(failed(&[("reason", "rejected")]) >= N_ROWS as f64, "{}", promforest.tail());
+    assert_eq!(failed(&[("reason", "rejected")]), failed(&[]), "{}", promforest.tail());
+    let log = promforest.log();
+    for id in ["tenant-max-ingestion-rate", "tenant-max-request-rate", "max-label-names-per-series"] {
+        assert!(log.contains(&format!("(err-mimir-{id})")), "no {id} in {log}");
+    }
+    assert!(log.contains("distributor remote timeout"), "{log}");
+    let stored = |name: &str| api.query(&format!("{name}[10m]")).expect("an answer").len();
+    assert_eq!((stored("anomaly_incident"), stored("anomaly_threshold")), (0, 1));
 }

@@ -204,4 +204,79 @@ mod tests {
             assert_eq!(pause(useless), None, "{useless}");
         }
     }
+
+    /// Answers of Mimir, Cortex and Thanos. The identifier of an error stands in the log.
+    #[test]
+    fn answers_of_other_receivers() {
+        const CONFLICT: (bool, bool) = (false, true);
+        const REJECTED: (bool, bool) = (false, false);
+        const RECOVERABLE: (bool, bool) = (true, false);
+        let mimir = |text: &str, id: &str| {
+            format!(
+                "failed pushing to ingester mimir-ingester-0: user=infrastructure: {text} (err-mimir-{id}). See above."
+            )
+        };
+        let newer = "the sample has been rejected because another sample with";
+        for (status, text, expected) in [
+            (
+                400,
+                mimir(
+                    &format!(
+                        "{newer} a more recent timestamp has already been ingested and out-of-order samples are not allowed"
+                    ),
+                    "sample-out-of-order",
+                ),
+                CONFLICT,
+            ),
+            (
+                400,
+                mimir(
+                    &format!("{newer} the same timestamp, but a different value, has already been ingested"),
+                    "sample-duplicate-timestamp",
+                ),
+                CONFLICT,
+            ),
+            (400, mimir("per-user series limit of 150000 exceeded", "max-series-per-user"), REJECTED),
+            (
+                400,
+                mimir("received a series whose label value length exceeds the limit", "label-value-too-long"),
+                REJECTED,
+            ),
+            (
+                429,
+                mimir(
+                    "the request has been rejected because the tenant exceeded the request rate limit",
+                    "tenant-max-request-rate",
+                ),
+                RECOVERABLE,
+            ),
+            // Mimir's status for the same, if it is configured so.
+            (
+                529,
+                mimir("the tenant exceeded the ingestion rate limit", "tenant-max-ingestion-rate"),
+                RECOVERABLE,
+            ),
+            (
+                400,
+                "per-user series limit of 100 exceeded, please contact administrator to raise it".into(),
+                REJECTED,
+            ),
+            (
+                409,
+                "store locally for endpoint 127.0.0.1:10901: add 1 samples: out of order sample".into(),
+                CONFLICT,
+            ),
+        ] {
+            let status = StatusCode::from_u16(status).expect("a status");
+            let response =
+                BufferedResponse { status, headers: HeaderMap::new(), body: format!("{text}\n").into() };
+            assert_eq!(response.reason(), text);
+            let is_conflict = is_conflict(status, &response.body);
+            let result = classify_response(response, ProtobufMessage::V1, 5, true);
+            let is_recoverable = matches!(result, SendResult::Recoverable(_));
+            assert_eq!((is_recoverable, is_conflict), expected, "{text}");
+            assert!(is_recoverable || matches!(result, SendResult::Rejected(_, 0)), "{text}");
+            assert_eq!(is_data_error(status), !is_recoverable, "{text}");
+        }
+    }
 }

@@ -57,7 +57,8 @@ fn status(head: &str) -> Option<u16> {
     head.split(' ').nth(1)?.parse().ok()
 }
 
-fn headers(head: &str) -> BTreeMap<String, String> {
+/// The headers of a request or response, by their names in lower case.
+pub fn headers(head: &str) -> BTreeMap<String, String> {
     let pairs = head.lines().skip(1).filter_map(|line| line.split_once(": "));
     pairs.map(|(name, value)| (name.to_ascii_lowercase(), value.to_string())).collect()
 }

@@ -10,6 +10,7 @@ pub mod hosts;
 pub mod http;
 #[cfg(feature = "kafka")]
 pub mod kafka;
+pub mod mimir;
 pub mod mlflow;
 pub mod prometheus;
 pub mod reference;
