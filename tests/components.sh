@@ -5,6 +5,7 @@
 #   PROMETHEUS_3, PROMTOOL_3   built from the Go modules pinned in tests/components/
 #   JSONNET                    likewise
 #   VICTORIAMETRICS, VMAGENT   from tests/components/victoriametrics/
+#   OTELCOL                    from tests/components/otelcol/: a collector that scrapes and writes
 #   MANIFESTS                  from tests/components/kubernetes/: Helm's, kustomize's and Kubernetes' packages
 #   NFPM                       from deploy/packages/
 #   NODE_EXPORTER              Debian's package
@@ -198,6 +199,7 @@ victoriametrics=$cache/victoriametrics-${version#v}
 build_go "VictoriaMetrics $version" "$here/components/victoriametrics" "$victoriametrics" '' \
     "-X github.com/VictoriaMetrics/VictoriaMetrics/lib/buildinfo.Version=PROGRAM-$version" \
     {victoria-metrics,vmagent}=github.com/VictoriaMetrics/VictoriaMetrics/app/PROGRAM
+build_go otelcol "$here/components/otelcol" "$cache/otelcol" remove_all_sd,netgo '' otelcol=.
 build_go nfpm "$here/../deploy/packages" "$cache/nfpm" '' '' nfpm=github.com/goreleaser/nfpm/v2/cmd/nfpm
 build_go manifests "$here/components/kubernetes" "$cache/manifests" '' '' manifests=.
 s3s_version=0.14.1 # 0.17 wants a newer Rust than 1.95
@@ -214,6 +216,7 @@ python_environment "$cache/python-mlflow2" requirements-mlflow2.txt
     printf 'export PROMTOOL_3=%q\n' "$prometheus_3/promtool"
     printf 'export VICTORIAMETRICS=%q\n' "$victoriametrics/victoria-metrics"
     printf 'export VMAGENT=%q\n' "$victoriametrics/vmagent"
+    printf 'export OTELCOL=%q\n' "$cache/otelcol/otelcol"
     printf 'export NFPM=%q\n' "$cache/nfpm/nfpm"
     printf 'export JSONNET=%q\n' "$cache/jsonnet/jsonnet"
     printf 'export MANIFESTS=%q\n' "$cache/manifests/manifests"

@@ -4,6 +4,7 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::fs;
 use support::example::{Example, TIMEOUT};
 use support::mimir;
 use support::prometheus::{PrometheusApi, Series, start_receiver};
@@ -97,6 +98,51 @@ fn prometheus_in_agent_mode() {
         let own = api.query(r#"promforest_rows_total{state="complete", cluster="eu"}"#).expect("an answer");
         assert!(!own.is_empty(), "{version}: {}", agent.tail());
     });
+}
+
+/// Samples pass through the collector's own model of data, which adds labels with the version of its receiver: a new version
+/// changes no feature.
+#[test]
+fn an_opentelemetry_collector() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (mut prometheus, address) = start_receiver(PrometheusVersion::V3, folder.path());
+    let example = Example::new("otel-collector", &[("localhost:9090", &address)]);
+    let older = [
+        (
+            "otel_scope_name",
+            "github.com/open-telemetry/opentelemetry-collector-contrib/receiver/prometheusreceiver",
+        ),
+        ("otel_scope_version", "0.100.0"),
+    ];
+    example.write_history(&address, "/api/v1/write", "", &older);
+    let api = PrometheusApi(address);
+    let began_ms = now_ms();
+    // Its own metrics have a fixed port.
+    fs::write(example.folder.path().join("more.yml"), "service: {telemetry: {metrics: {level: none}}}\n")
+        .expect("writable");
+    let args = ["--config=otelcol.yml", "--config=more.yml"];
+    let mut collector = example.start("otelcol", &support::otelcol(), &args);
+    let mut promforest = example.start_promforest();
+    let processes = &mut [&mut promforest, &mut collector, &mut prometheus];
+    let found = check_scores(&example, processes, &api, began_ms);
+    let instance = example.hosts.address();
+    let expected = [
+        ("__name__", "anomaly_score"),
+        ("detector", "node_network"),
+        ("instance", &instance),
+        ("job", "node"),
+    ];
+    assert_eq!(found, labels(&expected));
+    check_nothing_lost(&example, &promforest);
+    let stored = stored_since(&api, "node_network_receive_bytes_total", began_ms).expect("stored");
+    assert_ne!(stored.labels["otel_scope_version"], "0.100.0");
+    assert!(stored.labels["otel_scope_name"].ends_with("prometheusreceiver"), "{:?}", stored.labels);
+    let own = r#"promforest_missing_features{job="node"}"#;
+    let own = wait("promforest's own metrics are stored", TIMEOUT, &mut [&mut collector], || {
+        let series = api.query(own)?;
+        if series.len() == 1 { Ok(series[0].labels.clone()) } else { Err(format!("{series:?}")) }
+    });
+    assert_eq!(own["instance"], instance);
 }
 
 /// Mimir's answers to the first write requests of promforest, and to all with the series of incidents.

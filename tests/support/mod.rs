@@ -104,6 +104,11 @@ pub fn vmagent() -> PathBuf {
     program("VMAGENT", &["vmagent", "vmagent-prod"])
 }
 
+/// The collector of `tests/components/otelcol`: `OTELCOL`, or else the one in `PATH`.
+pub fn otelcol() -> PathBuf {
+    program("OTELCOL", &["otelcol", "otelcol-contrib"])
+}
+
 /// The maker of packages: `NFPM`, or else the one in `PATH`.
 pub fn nfpm() -> PathBuf {
     program("NFPM", &["nfpm"])
