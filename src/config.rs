@@ -65,7 +65,7 @@ const KEY_TABLES: [KeyTable; 2] = [
                 "series_limit",
                 "200000",
                 "Watched series of all groups; samples of further ones are dropped and counted as `series_limit`. Each takes \
-                 12 KiB for six hours at 15 s",
+                 up to 12 KiB for six hours at 15 s",
             ),
             Key::with_default(
                 "group_limit",
@@ -95,7 +95,7 @@ pub fn key_tables() -> Vec<KeyTable> {
 /// Limits on what senders make the sidecar keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Watched series of all groups: 10,000 hosts of 20 by default. At six hours of 15 s each takes 12 KiB.
+    /// Watched series of all groups: 10,000 hosts of 20 by default. At six hours of 15 s each takes up to 12 KiB.
     pub series: usize,
     /// Groups of all detectors: each has a window, metrics and a model of its own, however few its series are.
     pub groups: usize,

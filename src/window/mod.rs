@@ -1,13 +1,14 @@
-//! The sliding window of a group: its raw samples, row by row, in Arrow columns.
+//! The sliding window of a group: its raw samples, row by row, in columns.
 //!
 //! A row holds the samples of one timestamp. Each feature has one column; six more columns hold the scores of the two
 //! models. Rows are keyed by their exact timestamp, so that any order, split and repetition of the same samples gives
 //! the same window. The reader decides which rows belong to one scrape ([`grid::Grid`]).
 //!
 //! A column takes memory for its own cells only, so a group of several targets, each with timestamps of its own, takes
-//! no more than its samples. Old rows are sealed into immutable Arrow buffers, which a copy of the window for training shares. The newest rows
-//! stay open for late samples. A sample that is older than these thaws its chunk, which stays thawed until the open
-//! rows are sealed: late samples come in numbers, series by series of a remote read response.
+//! no more than its samples. Old rows are sealed into immutable chunks, in half of the memory or less, which a copy of the
+//! window for training shares. The newest rows stay open for late samples. A sample that is older than these thaws its
+//! chunk, which stays thawed until the open rows are sealed: late samples come in numbers, series by series of a remote
+//! read response.
 //!
 //! Not taken: all rows in one ring. Copies could not share memory, and a late row would move all later ones.
 

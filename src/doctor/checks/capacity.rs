@@ -9,7 +9,7 @@ use crate::models::registry;
 use crate::report::text::plain_plural;
 use std::time::Duration;
 
-/// Bytes of a sample in the window: 12 KiB for the 1,440 samples of six hours at 15 s.
+/// Most bytes of a sample in the window: 12 KiB for the 1,440 samples of six hours at 15 s.
 const SAMPLE_BYTES: f64 = 12.0 * 1024.0 / 1440.0;
 /// Interval of scrapes where it is not known.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(15);

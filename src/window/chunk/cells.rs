@@ -1,5 +1,6 @@
-//! Read access to the rows of a chunk, and the three ways in which a column stores its cells.
+//! Read access to the rows of a chunk, and the ways in which a column stores the rows and the values of its cells.
 
+use super::packed::PackedValues;
 use crate::prom::Sample;
 use std::ops::Range;
 
@@ -7,7 +8,41 @@ use std::ops::Range;
 #[derive(Clone, Copy, Debug)]
 pub struct Cells<'a> {
     keys: Keys<'a>,
-    values: &'a [f64],
+    values: Values<'a>,
+}
+
+/// The values of the cells.
+#[derive(Clone, Copy, Debug)]
+pub enum Values<'a> {
+    /// Of an open chunk.
+    Plain(&'a [f64]),
+    /// Of a sealed chunk.
+    Packed(PackedValues<'a>),
+}
+
+impl Values<'_> {
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Plain(values) => values.len(),
+            Self::Packed(values) => values.len(),
+        }
+    }
+
+    fn get(&self, position: usize) -> Option<f64> {
+        match self {
+            Self::Plain(values) => values.get(position).copied(),
+            Self::Packed(values) => (position < values.len()).then(|| values.get(position)),
+        }
+    }
+
+    /// A copy.
+    pub fn to_vec(self) -> Vec<f64> {
+        match self {
+            Self::Plain(values) => values.to_vec(),
+            Self::Packed(values) => (0..values.len()).map(|position| values.get(position)).collect(),
+        }
+    }
 }
 
 /// The rows of the cells.
@@ -22,23 +57,26 @@ enum Keys<'a> {
 }
 
 impl<'a> Cells<'a> {
+    /// No cells.
+    pub const NONE: Self = Self { keys: Keys::FirstRows, values: Values::Plain(&[]) };
+
     /// Cells of the first rows.
-    pub fn of_first_rows(values: &'a [f64]) -> Self {
+    pub fn of_first_rows(values: Values<'a>) -> Self {
         Self { keys: Keys::FirstRows, values }
     }
 
     /// Cells of the rows with these indices.
-    pub fn of_rows(rows: &'a [u16], values: &'a [f64]) -> Self {
+    pub fn of_rows(rows: &'a [u16], values: Values<'a>) -> Self {
         Self { keys: Keys::Rows(rows), values }
     }
 
     /// Cells of the rows with these timestamps.
-    pub fn of_times(times: &'a [i64], values: &'a [f64]) -> Self {
+    pub fn of_times(times: &'a [i64], values: Values<'a>) -> Self {
         Self { keys: Keys::Times(times), values }
     }
 
     /// The values.
-    pub fn values(&self) -> &'a [f64] {
+    pub fn values(&self) -> Values<'a> {
         self.values
     }
 
@@ -80,27 +118,47 @@ impl<'a> Cells<'a> {
         }
     }
 
-    /// The sample at a position.
-    fn sample(&self, timestamps: &[i64], position: usize) -> Sample {
+    /// The sample at a position; `None` from the number of cells on.
+    fn sample(&self, timestamps: &[i64], position: usize) -> Option<Sample> {
+        let value = self.values.get(position)?;
         let timestamp_ms = match self.keys {
             Keys::FirstRows => timestamps[position],
             Keys::Rows(rows) => timestamps[usize::from(rows[position])],
             Keys::Times(times) => times[position],
         };
-        Sample { timestamp_ms, value: self.values[position] }
+        Some(Sample { timestamp_ms, value })
     }
 
     fn append_samples(&self, timestamps: &[i64], positions: Range<usize>, out: &mut Vec<Sample>) {
+        match self.values {
+            Values::Plain(values) => {
+                self.append(timestamps, positions.clone(), values[positions].iter().copied(), out);
+            }
+            Values::Packed(values) => {
+                let unpacked = positions.clone().map(|position| values.get(position));
+                self.append(timestamps, positions, unpacked, out);
+            }
+        }
+    }
+
+    fn append(
+        &self,
+        timestamps: &[i64],
+        positions: Range<usize>,
+        values: impl Iterator<Item = f64>,
+        out: &mut Vec<Sample>,
+    ) {
+        let sample = |(timestamp_ms, value)| Sample { timestamp_ms, value };
         let times = match self.keys {
-            Keys::FirstRows => &timestamps[positions.clone()],
-            Keys::Times(times) => &times[positions.clone()],
-            Keys::Rows(_) => {
-                out.extend(positions.map(|position| self.sample(timestamps, position)));
+            Keys::FirstRows => &timestamps[positions],
+            Keys::Times(times) => &times[positions],
+            Keys::Rows(rows) => {
+                let times = rows[positions].iter().map(|row| timestamps[usize::from(*row)]);
+                out.extend(times.zip(values).map(sample));
                 return;
             }
         };
-        let samples = times.iter().zip(&self.values[positions]);
-        out.extend(samples.map(|(time, value)| Sample { timestamp_ms: *time, value: *value }));
+        out.extend(times.iter().copied().zip(values).map(sample));
     }
 
     fn value(&self, timestamps: &[i64], row: usize) -> Option<f64> {
@@ -109,7 +167,7 @@ impl<'a> Cells<'a> {
             Keys::Rows(rows) => rows.binary_search(&u16::try_from(row).ok()?).ok()?,
             Keys::Times(times) => times.binary_search(timestamps.get(row)?).ok()?,
         };
-        self.values.get(position).copied()
+        self.values.get(position)
     }
 }
 
@@ -139,7 +197,7 @@ pub trait RowSource {
     fn newest_sample(&self, column: usize, rows: Range<usize>) -> Option<Sample> {
         let (timestamps, cells) = (self.timestamps(), self.cells(column));
         let newest = cells.positions(timestamps, rows).next_back()?;
-        Some(cells.sample(timestamps, newest))
+        cells.sample(timestamps, newest)
     }
 
     fn cell(&self, column: usize, timestamp_ms: i64) -> Option<f64> {

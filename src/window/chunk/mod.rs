@@ -1,7 +1,8 @@
-//! A run of rows: open (vectors) or sealed (immutable Arrow buffers).
+//! A run of rows: open (vectors) or sealed (packed).
 
 mod cells;
 mod open;
+mod packed;
 mod sealed;
 mod slots;
 

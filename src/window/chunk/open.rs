@@ -4,7 +4,7 @@
 //! columns, and senders choose the timestamps: with a cell for each row and column, a sample would
 //! cost as many cells as the group has columns.
 
-use super::cells::{Cells, RowSource};
+use super::cells::{Cells, RowSource, Values};
 use super::slots::ColumnSlots;
 use std::ops::Range;
 
@@ -38,8 +38,8 @@ struct OpenColumn {
 impl OpenColumn {
     fn cells(&self) -> Cells<'_> {
         match self.times.is_empty() {
-            true => Cells::of_first_rows(&self.values),
-            false => Cells::of_times(&self.times, &self.values),
+            true => Cells::of_first_rows(Values::Plain(&self.values)),
+            false => Cells::of_times(&self.times, Values::Plain(&self.values)),
         }
     }
 
@@ -123,7 +123,7 @@ impl RowSource for OpenChunk {
     }
 
     fn cells(&self, column: usize) -> Cells<'_> {
-        self.slots.get(column).map_or(Cells::of_first_rows(&[]), |slot| self.columns[slot].cells())
+        self.slots.get(column).map_or(Cells::NONE, |slot| self.columns[slot].cells())
     }
 }
 
@@ -152,9 +152,9 @@ impl OpenChunk {
         chunk
     }
 
-    /// The columns that have cells.
-    pub fn columns(&self) -> impl Iterator<Item = usize> {
-        self.slots.iter().map(|(column, _)| column)
+    /// The columns that have cells, and their values.
+    pub fn values(&self) -> impl Iterator<Item = (usize, &[f64])> {
+        self.slots.iter().map(|(column, slot)| (column, &self.columns[slot].values[..]))
     }
 
     /// Bytes in use.

@@ -1,25 +1,25 @@
-//! Rows that do not change, in Arrow buffers: the values of all columns one after the other, and the rows of those
-//! columns that lack some.
+//! Rows that do not change: the packed values of all columns one after the other, and the rows of those columns that
+//! lack some.
 
-use super::cells::{Cells, RowSource};
+use super::cells::{Cells, RowSource, Values};
 use super::open::OpenChunk;
+use super::packed::{PackedValues, Packer, Packing};
 use super::slots::ColumnSlots;
-use arrow_buffer::ScalarBuffer;
 
-/// Rows in immutable buffers.
+/// Rows that do not change.
 #[derive(Debug)]
 pub struct SealedChunk {
-    timestamps: ScalarBuffer<i64>,
+    timestamps: Box<[i64]>,
     slots: ColumnSlots,
-    columns: Vec<SealedColumn>,
-    rows: ScalarBuffer<u16>,
-    values: ScalarBuffer<f64>,
+    columns: Box<[SealedColumn]>,
+    rows: Box<[u16]>,
+    values: Box<[u8]>,
 }
 
 /// The place of a column's cells.
 #[derive(Clone, Copy, Debug)]
 struct SealedColumn {
-    first_value: u32,
+    packing: Packing,
     /// Of a column with fewer cells than the chunk has rows.
     first_row: u32,
     n_cells: u32,
@@ -31,10 +31,10 @@ impl RowSource for SealedChunk {
     }
 
     fn cells(&self, column: usize) -> Cells<'_> {
-        let Some(slot) = self.slots.get(column) else { return Cells::of_first_rows(&[]) };
-        let SealedColumn { first_value, first_row, n_cells } = self.columns[slot];
-        let (first_value, first_row, n_cells) = (first_value as usize, first_row as usize, n_cells as usize);
-        let values = &self.values[first_value..first_value + n_cells];
+        let Some(slot) = self.slots.get(column) else { return Cells::NONE };
+        let SealedColumn { packing, first_row, n_cells } = self.columns[slot];
+        let (first_row, n_cells) = (first_row as usize, n_cells as usize);
+        let values = Values::Packed(PackedValues::new(packing, &self.values, n_cells));
         match n_cells == self.timestamps.len() {
             true => Cells::of_first_rows(values),
             false => Cells::of_rows(&self.rows[first_row..first_row + n_cells], values),
@@ -46,36 +46,37 @@ impl From<OpenChunk> for SealedChunk {
     fn from(open: OpenChunk) -> Self {
         let timestamps = open.timestamps();
         let (mut slots, mut columns) = (ColumnSlots::default(), Vec::new());
-        let (mut rows, mut values) = (Vec::new(), Vec::new());
-        for column in open.columns() {
-            let cells = open.cells(column);
-            let n_cells = cells.values().len();
+        let (mut rows, mut packer) = (Vec::new(), Packer::default());
+        for (column, values) in open.values() {
             slots.insert(column, columns.len());
             columns.push(SealedColumn {
-                first_value: values.len() as u32,
+                packing: packer.pack(values),
                 first_row: rows.len() as u32,
-                n_cells: n_cells as u32,
+                n_cells: values.len() as u32,
             });
-            values.extend_from_slice(cells.values());
-            if n_cells < timestamps.len() {
-                rows.extend(cells.rows(timestamps).map(|row| row as u16));
+            if values.len() < timestamps.len() {
+                rows.extend(open.cells(column).rows(timestamps).map(|row| row as u16));
             }
         }
-        rows.shrink_to_fit();
-        values.shrink_to_fit();
-        columns.shrink_to_fit();
-        let timestamps = timestamps.to_vec().into();
-        Self { timestamps, slots, columns, rows: rows.into(), values: values.into() }
+        Self {
+            timestamps: timestamps.into(),
+            slots,
+            columns: columns.into(),
+            rows: rows.into(),
+            values: packer.finish(),
+        }
     }
 }
 
 impl SealedChunk {
     /// Bytes in use.
     pub fn n_bytes(&self) -> usize {
-        let buffers = [self.timestamps.inner(), self.rows.inner(), self.values.inner()];
-        self.slots.n_bytes()
-            + size_of_val(&self.columns[..])
-            + buffers.map(|buffer| buffer.capacity()).iter().sum::<usize>()
+        let Self { timestamps, slots, columns, rows, values } = self;
+        size_of_val(&timestamps[..])
+            + slots.n_bytes()
+            + size_of_val(&columns[..])
+            + size_of_val(&rows[..])
+            + size_of_val(&values[..])
     }
 
     /// A mutable copy.
