@@ -3,9 +3,10 @@
 use crate::detector::Detector;
 use crate::http::{self, Url, hide_query_values};
 use crate::models::{self, registry};
+use crate::tenant::Tenant;
 pub use crate::yaml::FileError as Error;
 use crate::yaml::{self, Document, Key, KeyTable, Node, Section};
-use crate::{detect, detector, history, kafka, remote_write};
+use crate::{detect, detector, history, kafka, remote_write, tenant};
 use saphyr::{LoadableYamlNode, Scalar, Yaml, YamlEmitter};
 use std::path::Path;
 use std::sync::Arc;
@@ -39,6 +40,10 @@ const KEY_TABLES: [KeyTable; 2] = [
             Key::optional(
                 "kafka",
                 "A Kafka topic that samples are read from, beside those that are sent by HTTP",
+            ),
+            Key::optional(
+                "tenants",
+                "Tenants that share the sidecar and see nothing of each other; a change of `header` or `label` needs a restart",
             ),
             Key::optional("registry", "Storage of models"),
             Key::optional(
@@ -84,6 +89,7 @@ pub fn key_tables() -> Vec<KeyTable> {
         &history::KEY_TABLES,
         &http::config::KEY_TABLES,
         &kafka::config::KEY_TABLES,
+        &tenant::KEY_TABLES,
         &registry::KEY_TABLES,
         &detector::KEY_TABLES,
         &detect::KEY_TABLES,
@@ -143,6 +149,8 @@ pub struct Config {
     pub history: Vec<history::Config>,
     /// The Kafka topic that samples are read from.
     pub kafka: Option<kafka::Config>,
+    /// The tenants that share the sidecar, if there are any.
+    pub tenants: Option<Arc<tenant::Config>>,
     /// Storage of models.
     pub registry: registry::Config,
     /// A dashboard of one group.
@@ -184,10 +192,42 @@ impl Config {
         yaml::read(text, Path::new(""), Self::read)
     }
 
+    /// The configuration that a sidecar of this tenant alone would have: its endpoints have the tenant's header, and the
+    /// detectors do not know the label.
+    pub fn of_tenant(&self, tenant: &Tenant) -> Self {
+        let mut config = self.clone();
+        let Some(tenants) = config.tenants.take() else { return config };
+        for endpoint in &mut config.remote_write {
+            tenants.set_header(tenant, &mut endpoint.http.headers);
+            endpoint.tenants = None;
+        }
+        for source in &mut config.history {
+            tenants.set_header(tenant, &mut source.http.headers);
+            source.tenants = None;
+        }
+        let of_tenant = |detector: &Arc<Detector>| detector.of_tenant(tenant).map(Arc::new);
+        config.detectors = config.detectors.iter().filter_map(of_tenant).collect();
+        config
+    }
+
+    /// Checks that a command which reads the back ends names a tenant if the configuration has some.
+    ///
+    /// # Errors
+    /// The reason, as text.
+    pub fn check_tenant(&self, tenant: Option<&Tenant>) -> Result<(), String> {
+        match (&self.tenants, tenant) {
+            (Some(_), None) => Err("the configuration has tenants: choose one by --tenant".into()),
+            (None, Some(tenant)) => {
+                Err(format!("--tenant={tenant}: the configuration has no section tenants"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn read(mut top: Section<'_, '_>) -> Self {
         let global = top.get("global").and_then(Node::section);
         let Global { scrape_interval, limits } = global.map(Global::read).unwrap_or_default();
-        let remote_write = match top.get("remote_write") {
+        let mut remote_write = match top.get("remote_write") {
             Some(list) => read_sections(&list).map(remote_write::Config::read).collect(),
             None => vec![remote_write::Config::default()],
         };
@@ -205,18 +245,24 @@ impl Config {
             .get("registry")
             .and_then(Node::section)
             .map_or_else(registry::Config::default, registry::Config::read);
-        let detectors = match top.get("detectors") {
+        let tenants = top.get("tenants").and_then(Node::section);
+        let tenants =
+            tenants.map(|section| tenant::Config::read(section, limits.series, limits.groups)).map(Arc::new);
+        let mut detectors = match top.get("detectors") {
             Some(list) => read_detectors(&list, scrape_interval),
             None => vec![Detector::node_network(scrape_interval)],
         };
         let grafana_url = top.get("grafana_url").and_then(|node| node.parse(str::parse));
         check_shared_model(&top, &registry, detectors.len());
+        if let Some(tenants) = &tenants {
+            divide_by_tenant(&top, tenants, &mut detectors, &mut remote_write, &mut history);
+        }
         if let Some(kafka) = &kafka {
             check_partitions(&top, kafka, &detectors);
         }
         top.deny_unknown();
         let detectors = detectors.into_iter().map(Arc::new).collect();
-        Self { limits, remote_write, history, kafka, registry, grafana_url, detectors }
+        Self { limits, remote_write, history, kafka, tenants, registry, grafana_url, detectors }
     }
 }
 
@@ -311,6 +357,33 @@ fn check_shared_model(top: &Section<'_, '_>, registry: &registry::Config, n_dete
         top.error(format!(
             "registry.mlflow.model: {n_detectors} detectors would share the model {model}; without the key each has its own name"
         ));
+    }
+}
+
+/// Divides the groups of all detectors, and the requests to all endpoints, by tenant.
+fn divide_by_tenant(
+    top: &Section<'_, '_>,
+    tenants: &Arc<tenant::Config>,
+    detectors: &mut [Detector],
+    remote_write: &mut [remote_write::Config],
+    history: &mut [history::Config],
+) {
+    for detector in detectors {
+        if let Err(reason) = detector.divide_by_tenant(&tenants.label) {
+            top.error(format!("tenants.label: {reason}"));
+        }
+    }
+    let written =
+        remote_write.iter_mut().map(|endpoint| (&endpoint.url, &endpoint.http, &mut endpoint.tenants));
+    let read = history.iter_mut().map(|source| (&source.url, &source.http, &mut source.tenants));
+    for (url, http, of_endpoint) in written.chain(read) {
+        if http.headers.contains_key(&tenants.header) {
+            top.error(format!(
+                "tenants.header: {} is in `headers` of {url}: `tenants` sets it",
+                tenants.header
+            ));
+        }
+        *of_endpoint = Some(tenants.clone());
     }
 }
 

@@ -28,6 +28,7 @@ pub mod prom;
 pub mod forest;
 pub mod yaml;
 pub mod http;
+pub mod tenant;
 pub mod ingest;
 pub mod kafka;
 pub mod window;

@@ -11,12 +11,14 @@
 
 mod entry_table;
 
+use crate::tenant::Tenant;
 use crate::window::Column;
 use entry_table::{EntryTable, TableSlot};
 
 pub use entry_table::EntryId;
 
 use std::hash::{BuildHasher, RandomState};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Series of one generation, at 16 bytes each plus free slots. The index keeps two generations.
 pub const GENERATION_SIZE: usize = 1 << 20;
@@ -31,7 +33,7 @@ pub enum IndexEntry<'a> {
 }
 
 /// The reason for which the samples of a series are dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum IgnoreReason {
     /// No detector selects it.
     Unwatched,
@@ -43,11 +45,25 @@ pub enum IgnoreReason {
     WrongShard,
     /// The limit on watched series is reached.
     OverLimit,
+    /// Its tenant's limit on watched series or groups is reached.
+    OverTenantLimit,
+    /// The limit on tenants is reached.
+    TooManyTenants,
+    /// It has no valid tenant.
+    NoTenant,
 }
 
 impl IgnoreReason {
-    const ALL: [Self; 5] =
-        [Self::Unwatched, Self::OwnOutput, Self::InvalidLabels, Self::WrongShard, Self::OverLimit];
+    const ALL: [Self; 8] = [
+        Self::Unwatched,
+        Self::OwnOutput,
+        Self::InvalidLabels,
+        Self::WrongShard,
+        Self::OverLimit,
+        Self::OverTenantLimit,
+        Self::TooManyTenants,
+        Self::NoTenant,
+    ];
 }
 
 /// A column of a group's window.
@@ -106,9 +122,9 @@ impl SeriesIndex {
         }
     }
 
-    /// The seed for hashes of labels.
-    pub fn seed(&self) -> u64 {
-        self.seed
+    /// The seed for hashes of labels. Each tenant has its own: equal labels of two are two series.
+    pub fn seed(&self, tenant: Option<&Tenant>) -> u64 {
+        tenant.map_or(self.seed, |tenant| xxh3_64_with_seed(tenant.as_str().as_bytes(), self.seed))
     }
 
     /// Looks up the ids of series; `None` for a series that must be resolved and [inserted](Self::insert). Ids stay
@@ -202,7 +218,7 @@ mod tests {
     use xxhash_rust::xxh3::xxh3_128_with_seed;
 
     fn hash(index: &SeriesIndex, i: u32) -> u128 {
-        xxh3_128_with_seed(&i.to_le_bytes(), index.seed())
+        xxh3_128_with_seed(&i.to_le_bytes(), index.seed(None))
     }
 
     fn lookup(index: &mut SeriesIndex, hash: u128) -> Option<IndexEntry<'_>> {

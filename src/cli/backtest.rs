@@ -36,7 +36,7 @@ pub struct BacktestArgs {
     #[arg(long, value_name = "TIME")]
     end: Option<Timestamp>,
     /// Replay a table instead: Parquet or CSV, a column timestamp in ms and one column per feature
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["start", "end", "group", "shard", "exclude_alert"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["start", "end", "tenant", "group", "shard", "exclude_alert"])]
     input: Option<PathBuf>,
     /// Table of the rows before it, with the same columns: the rows to train on, or to bring a model up to date
     #[arg(long, value_name = "FILE", requires = "input")]

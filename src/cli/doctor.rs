@@ -5,6 +5,7 @@ use crate::doctor::{self, TrialWrite};
 use crate::error::BoxError;
 use crate::http::Url;
 use crate::pipeline::DEFAULT_URL;
+use crate::tenant::Tenant;
 use clap::Args;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,6 +15,9 @@ pub struct DoctorArgs {
     /// Configuration file; without one, node_network against http://localhost:9090
     #[arg(long = "config.file", value_name = "FILE")]
     config_file: Option<PathBuf>,
+    /// The tenant whose back ends are checked; needed if the configuration has `tenants`
+    #[arg(long, value_name = "ID")]
+    tenant: Option<Tenant>,
     /// URL of the running sidecar
     #[arg(long, value_name = "URL", default_value = DEFAULT_URL)]
     url: Url,
@@ -39,6 +43,8 @@ pub fn run(args: DoctorArgs) -> ExitCode {
 
 async fn examine(args: DoctorArgs) -> Result<bool, BoxError> {
     let config = load_config(args.config_file.as_deref())?;
+    config.check_tenant(args.tenant.as_ref())?;
+    let config = args.tenant.as_ref().map_or_else(|| config.clone(), |tenant| config.of_tenant(tenant));
     let trial_write = if args.no_write { TrialWrite::Forbidden } else { TrialWrite::Allowed };
     let report = doctor::examine(&config, &args.url, trial_write).await;
     print(&match args.output {

@@ -34,7 +34,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "TIME")]
     end: Option<Timestamp>,
     /// Train on a table instead: Parquet or CSV, a column timestamp in ms and one column per feature
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["start", "end", "group", "shard", "exclude_alert"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["start", "end", "tenant", "group", "shard", "exclude_alert"])]
     input: Option<PathBuf>,
     /// Candidate numbers of rows per tree [default: training.sweep of the detector, or if that is empty
     /// 5,10,50,100,1000,1500,2000,2500,3000,3500,4000,4500,5000]

@@ -14,6 +14,7 @@ use crate::prom::matcher::Matcher;
 use crate::prom::shard::Shard;
 use crate::prom::{Labels, METRIC_NAME, Sample, duration};
 use crate::table::DataTable;
+use crate::tenant::Tenant;
 use crate::time;
 use crate::train::{Exclusion, TrainingSet, TrainingSetError};
 use crate::train::{exclusion, history};
@@ -34,6 +35,9 @@ pub struct TrainingDataArgs {
     /// Only this detector; without it, all
     #[arg(long, value_name = "NAME")]
     pub detector: Option<String>,
+    /// The tenant whose history is read; needed if the configuration has `tenants`
+    #[arg(long, value_name = "ID")]
+    tenant: Option<Tenant>,
     /// Only the groups with these labels, as in job=node,instance=web1:9100
     #[arg(long, value_name = "LABELS", value_delimiter = ',', value_parser = parse_label)]
     pub group: Vec<(String, String)>,
@@ -224,6 +228,7 @@ impl<'a> HistoryReader<'a> {
         if config.history.is_empty() {
             return Err("there is no history: neither history nor remote_read has an endpoint".into());
         }
+        config.check_tenant(args.tenant.as_ref())?;
         let clients = config
             .history
             .iter()
@@ -262,7 +267,8 @@ impl<'a> HistoryReader<'a> {
             let matchers: Vec<_> = group_labels.map(|(name, value)| Matcher::equal(name, value)).collect();
             let mut groups = BTreeSet::new();
             for client in &reader.clients {
-                history::read_samples(client, &detector, &matchers, range, Pace::Immediate, |series| {
+                let of_tenant = (args.tenant.as_ref(), &matchers[..]);
+                history::read_samples(client, &detector, of_tenant, range, Pace::Immediate, |series| {
                     groups.extend(series.iter().map(|(labels, _)| labels.split(&detector.by).0));
                 })
                 .await?;
@@ -295,12 +301,14 @@ impl<'a> HistoryReader<'a> {
     async fn read_group(&mut self, group: HistoryGroup) -> Result<Option<TrainingInput>, BoxError> {
         let HistoryGroup { detector, labels: group, range } = group;
         let matchers = history::group_matchers(&detector, &group);
+        let tenant = self.args.tenant.as_ref();
         let alerts: Vec<String> =
             self.args.exclude_alert.iter().chain(&detector.training.exclude_alerts).cloned().collect();
         let (mut series, mut firing) = (Vec::new(), Vec::new());
         let ReadProgress { bar, n_samples } = &mut self.progress;
         for client in &self.clients {
-            history::read_samples(client, &detector, &matchers, range, Pace::Immediate, |slice| {
+            let of_group = (tenant, &matchers[..]);
+            history::read_samples(client, &detector, of_group, range, Pace::Immediate, |slice| {
                 for (labels, samples) in slice {
                     *n_samples += samples.len();
                     series.push((labels, samples));
@@ -308,7 +316,7 @@ impl<'a> HistoryReader<'a> {
                 bar.set_message(format!("reading history: {n_samples} samples"));
             })
             .await?;
-            firing.extend(history::read_firing_alerts(client, &alerts, range).await?);
+            firing.extend(history::read_firing_alerts(client, tenant, &alerts, range).await?);
         }
         let mut exclusions = self.args.exclude.clone();
         exclusions.extend(exclusion::of_group(&self.periods, &firing, &detector.name, &group));

@@ -12,7 +12,9 @@ use crate::detect;
 use crate::features::Transform;
 use crate::features::rate::RateSemantics;
 use crate::models::ModelParams;
-use crate::prom::{METRIC_NAME, Selector, duration};
+use crate::prom::matcher::Matcher;
+use crate::prom::{Labels, METRIC_NAME, Selector, duration};
+use crate::tenant::{Tenant, TenantLabel};
 use crate::time;
 use crate::yaml::{Key, KeyTable, Node, Section};
 pub use identity::FeatureIdentity;
@@ -108,6 +110,8 @@ pub struct Detector {
     pub job_by: Vec<String>,
     /// Names of the labels that do not identify a feature, unless they tell apart series that exist at the same time.
     pub ignore: Vec<String>,
+    /// The label of `by` that has the tenant; `None` without tenants.
+    pub tenant_label: Option<TenantLabel>,
     /// Conversion of samples to values.
     pub transform: Transform,
     /// Length of the history of raw samples in memory.
@@ -159,6 +163,7 @@ impl Detector {
             by,
             job_by,
             ignore: ignore.unwrap_or(default.ignore),
+            tenant_label: None,
             transform: transform.unwrap_or(default.transform),
             window,
             grace,
@@ -178,6 +183,7 @@ impl Detector {
             by: vec!["job".into(), "instance".into()],
             job_by: vec!["job".into()],
             ignore: IGNORED_LABELS.map(String::from).into(),
+            tenant_label: None,
             transform: Transform::Rate { range_ms: 60_000, semantics: RateSemantics::V3 },
             window: Duration::from_secs(6 * 3600),
             // Parts of a scrape may arrive 5 s apart (Prometheus' batch deadline), and 5 s later after a retry.
@@ -202,6 +208,55 @@ impl Detector {
                 self.transform
             ));
         }
+    }
+
+    /// Puts the tenant's label in front of `by` and `job_by`.
+    ///
+    /// # Errors
+    /// The reason why the label does not suit the detector.
+    pub fn divide_by_tenant(&mut self, label: &TenantLabel) -> Result<(), String> {
+        let Self { name, .. } = self;
+        let label_name = label.name();
+        if OUTPUT_LABELS.contains(&label_name) || label_name == SHARD_LABEL {
+            return Err(format!("{label_name:?} is reserved: the output series have a label of this name"));
+        }
+        if self.by.iter().any(|by| by == label_name) {
+            return Err(format!("{label_name:?} is in `by` of detector {name:?}: `tenants` adds it"));
+        }
+        let is_of_tenant = |matcher: &&Matcher| matcher.name() == label_name;
+        let selects_all = |selector: &&Selector| {
+            selector.matchers().iter().filter(|m| !is_of_tenant(m)).all(|matcher| matcher.matches(""))
+        };
+        if let Some(selector) = self.matchers.iter().find(selects_all) {
+            return Err(format!("{selector} of detector {name:?} selects all series of a tenant"));
+        }
+        self.by.insert(0, label_name.into());
+        self.job_by.insert(0, label_name.into());
+        self.ignore.retain(|ignored| ignored != label_name);
+        self.tenant_label = Some(label.clone());
+        Ok(())
+    }
+
+    /// The detector as the back end of a tenant knows it, without the label; `None` if it selects nothing of the tenant.
+    pub fn of_tenant(&self, tenant: &Tenant) -> Option<Self> {
+        let label = self.tenant_label.as_ref()?;
+        let outward = |selector: &Selector| {
+            Selector::of_matchers(label.outward_matchers(selector.matchers().iter(), tenant)?)
+        };
+        let matchers: Vec<Selector> = self.matchers.iter().filter_map(outward).collect();
+        let others = |names: &[String]| names.iter().filter(|name| *name != label.name()).cloned().collect();
+        let (by, job_by) = (others(&self.by), others(&self.job_by));
+        (!matchers.is_empty()).then(|| Self { matchers, by, job_by, tenant_label: None, ..self.clone() })
+    }
+
+    /// The tenant of a group or a series; `None` without tenants.
+    pub fn tenant_of(&self, labels: &Labels) -> Option<Tenant> {
+        self.tenant_label.as_ref()?.tenant_of(labels)
+    }
+
+    /// The labels of a group as its tenant knows them.
+    pub fn outward_labels(&self, group: &Labels) -> Labels {
+        self.tenant_label.as_ref().map_or_else(|| group.clone(), |label| label.remove(group))
     }
 
     /// Text that identifies the contents of a window except for the detector's name: selectors, group labels, ignored

@@ -132,7 +132,7 @@ async fn read_trial_values(source: &history::Config, now_ms: i64) -> Known<Vec<f
         values.extend(series.iter().flat_map(|(_, samples)| samples).map(|sample| sample.value));
     };
     client
-        .read(&selector, &[], (now_ms - 60_000, now_ms + 1), on_slice)
+        .read(None, &selector, &[], (now_ms - 60_000, now_ms + 1), on_slice)
         .await
         .map_err(|error| chain(&error))?;
     Ok(values)

@@ -12,6 +12,7 @@ use crate::http::client::{self, Client};
 use crate::prom::Selector;
 use crate::prom::matcher::Matcher;
 use crate::prom::proto::ResponseType;
+use crate::tenant::Tenant;
 use crate::time::DAY_MS;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -85,17 +86,21 @@ impl HistoryClient {
     /// Reads the series of a group that match a selector, over `(after_ms, to_ms]`. Calls `on_slice` once for each
     /// complete slice, in order of time; a series may be in several slices. At most one slice is in memory.
     ///
+    /// If the requests are divided by tenant, only the series of this tenant are asked for: the request has the tenant's
+    /// header and no matcher on its label, and the series that are read have the label.
+    ///
     /// # Errors
     /// [`Error`] of the first slice that fails. `on_slice` is not called for that slice; the slices before it are
     /// complete.
     pub async fn read(
         &self,
+        tenant: Option<&Tenant>,
         selector: &Selector,
         group: &[Matcher],
         range: (i64, i64),
         on_slice: impl FnMut(Vec<SeriesSamples>),
     ) -> Result<(), Error> {
-        self.read_at_pace(Pace::Immediate, selector, group, range, on_slice).await
+        self.read_at_pace(Pace::Immediate, tenant, selector, group, range, on_slice).await
     }
 
     /// [`read`](Self::read) at a pace.
@@ -105,12 +110,29 @@ impl HistoryClient {
     pub async fn read_at_pace(
         &self,
         pace: Pace,
+        tenant: Option<&Tenant>,
         selector: &Selector,
         group: &[Matcher],
         range: (i64, i64),
-        on_slice: impl FnMut(Vec<SeriesSamples>),
+        mut on_slice: impl FnMut(Vec<SeriesSamples>),
     ) -> Result<(), Error> {
-        let result = self.read_slices(pace, selector, group, range, on_slice).await;
+        let matchers = selector.matchers().iter().chain(group);
+        let result = match (&self.config.tenants, tenant) {
+            (None, _) => {
+                let matchers: Vec<Matcher> = matchers.cloned().collect();
+                self.read_slices(pace, None, &matchers, range, on_slice).await
+            }
+            (Some(tenants), Some(tenant)) => {
+                let label = &tenants.label;
+                let Some(matchers) = label.outward_matchers(matchers, tenant) else { return Ok(()) };
+                let with_tenant = |series: Vec<SeriesSamples>| {
+                    let add = |(labels, samples)| (label.add(&labels, tenant), samples);
+                    on_slice(series.into_iter().map(add).collect());
+                };
+                self.read_slices(pace, Some(tenant), &matchers, range, with_tenant).await
+            }
+            (Some(_), None) => return Err(Error::NoTenant),
+        };
         let was_failing = self.is_failing.swap(result.is_err(), Ordering::Relaxed);
         match &result {
             Err(error) if !was_failing => {
@@ -127,8 +149,8 @@ impl HistoryClient {
     async fn read_slices(
         &self,
         pace: Pace,
-        selector: &Selector,
-        group: &[Matcher],
+        tenant: Option<&Tenant>,
+        matchers: &[Matcher],
         (after_ms, to_ms): (i64, i64),
         mut on_slice: impl FnMut(Vec<SeriesSamples>),
     ) -> Result<(), Error> {
@@ -136,7 +158,8 @@ impl HistoryClient {
         let mut start_ms = after_ms + 1;
         while start_ms <= to_ms {
             // The last slice may be shorter than the others.
-            let slice = Slice { selector, group, start_ms, end_ms: to_ms.min(start_ms + slice_ms - 1) };
+            let end_ms = to_ms.min(start_ms + slice_ms - 1);
+            let slice = Slice { tenant, matchers, start_ms, end_ms };
             let length_ms = slice.length_ms();
             let read = match pace {
                 Pace::Immediate => self.read_slice(&slice).await,
@@ -201,8 +224,9 @@ impl HistoryClient {
         slice: &Slice<'_>,
         response_types: &[ResponseType],
     ) -> Result<Vec<SeriesSamples>, Error> {
-        let Config { api, url, remote_timeout, .. } = &self.config;
-        let endpoint = Endpoint { client: &self.client, url, timeout: *remote_timeout };
+        let Config { api, url, remote_timeout, tenants, .. } = &self.config;
+        let tenant = tenants.as_deref().zip(slice.tenant);
+        let endpoint = Endpoint { client: &self.client, url, timeout: *remote_timeout, tenant };
         let mut collector = ResponseCollector::new(slice.start_ms, slice.end_ms);
         let received = match api {
             Api::RemoteRead => remote_read::receive(&endpoint, slice, response_types, &mut collector).await,

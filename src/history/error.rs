@@ -9,6 +9,9 @@ use std::time::Duration;
 /// A read that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The requests are divided by tenant, and this one has none.
+    #[error("history: the request names no tenant")]
+    NoTenant,
     /// The request failed, or the response did not arrive in full.
     #[error("history cannot be read")]
     Http(#[from] client::Error),
@@ -120,6 +123,12 @@ impl Error {
             }
             _ => false,
         }
+    }
+
+    /// True if the source fails whatever the tenant of the request: it cannot be reached. Limits and timeouts are a
+    /// tenant's own.
+    pub fn is_of_source(&self) -> bool {
+        matches!(self, Self::Http(error) if !matches!(error, client::Error::Timeout { .. }))
     }
 
     /// The pause that the server asks for before the same request.

@@ -15,9 +15,11 @@ mod request;
 use crate::http::Url;
 use crate::http::config::ClientConfig;
 use crate::telemetry::{OneLabel, register};
+use crate::tenant;
 use crate::yaml::{Key, KeyTable, Section};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -65,6 +67,8 @@ pub struct Config {
     pub http: ClientConfig,
     /// Longest duration of one request.
     pub remote_timeout: Duration,
+    /// The tenants that the requests are divided by, if there are any.
+    pub tenants: Option<Arc<tenant::Config>>,
 }
 
 const REMOTE_TIMEOUT: Key = Key::with_default("remote_timeout", "1m", "Longest duration of one request");
@@ -98,7 +102,7 @@ impl Default for Config {
     fn default() -> Self {
         let url = "http://localhost:9090/api/v1/read".parse().expect("a URL");
         let remote_timeout = Duration::from_secs(60);
-        Self { api: Api::RemoteRead, url, http: ClientConfig::default(), remote_timeout }
+        Self { api: Api::RemoteRead, url, http: ClientConfig::default(), remote_timeout, tenants: None }
     }
 }
 
@@ -117,7 +121,13 @@ impl Config {
         let remote_timeout = section.duration("remote_timeout", default.remote_timeout);
         let http = ClientConfig::read(&mut section);
         section.deny_unknown();
-        Self { api: api.unwrap_or_default(), url: url.unwrap_or(default.url), http, remote_timeout }
+        Self {
+            api: api.unwrap_or_default(),
+            url: url.unwrap_or(default.url),
+            http,
+            remote_timeout,
+            ..default
+        }
     }
 
     /// Reads a `remote_read` block of the configuration file.
@@ -136,7 +146,7 @@ impl Config {
             "this kind of authentication is not supported: read through a proxy that adds it",
         );
         section.deny_unknown();
-        Self { api: Api::RemoteRead, url: url.unwrap_or(default.url), http, remote_timeout }
+        Self { api: Api::RemoteRead, url: url.unwrap_or(default.url), http, remote_timeout, ..default }
     }
 
     /// True if the source serves what this remote-write endpoint stores: both are in one folder of one server. Headers

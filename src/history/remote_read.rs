@@ -56,7 +56,7 @@ fn request(endpoint: &Endpoint<'_>, slice: &Slice<'_>, response_types: &[Respons
     let query = Query {
         start_timestamp_ms: slice.start_ms,
         end_timestamp_ms: slice.end_ms,
-        matchers: slice.selector.to_proto().chain(slice.group.iter().map(LabelMatcher::from)).collect(),
+        matchers: slice.matchers.iter().map(LabelMatcher::from).collect(),
     };
     let accepted_response_types =
         response_types.iter().map(|response_type| i32::from(*response_type)).collect();

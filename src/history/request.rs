@@ -3,9 +3,9 @@
 use super::error::Error;
 use crate::http::client::{self, BufferedResponse, Client, Request, ResponseStream};
 use crate::http::{Url, encode_query};
-use crate::prom::Selector;
 use crate::prom::matcher::Matcher;
 use crate::remote_write::response::parse_retry_after;
+use crate::tenant::{self, Tenant};
 use crate::time;
 use bytes::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
@@ -16,12 +16,12 @@ use std::time::Duration;
 /// Bytes of a response that is held as a whole, as received and decompressed. A slice above the limit is halved.
 pub const RESPONSE_LIMIT: usize = 32 << 20;
 
-/// One slice of time of the series of a group that match a selector.
+/// One slice of time of the series that some matchers select.
 pub struct Slice<'a> {
-    /// Selects series.
-    pub selector: &'a Selector,
-    /// Further matchers, which select groups.
-    pub group: &'a [Matcher],
+    /// The tenant of the series, if the requests are divided by tenant.
+    pub tenant: Option<&'a Tenant>,
+    /// Select the series.
+    pub matchers: &'a [Matcher],
     /// First millisecond.
     pub start_ms: i64,
     /// Last millisecond.
@@ -36,8 +36,7 @@ impl Slice<'_> {
 
     /// All matchers as a selector in PromQL's syntax.
     pub fn promql(&self) -> String {
-        let matchers = self.selector.matchers().iter().chain(self.group);
-        let texts: Vec<String> = matchers.map(ToString::to_string).collect();
+        let texts: Vec<String> = self.matchers.iter().map(ToString::to_string).collect();
         format!("{{{}}}", texts.join(","))
     }
 }
@@ -57,6 +56,8 @@ pub struct Endpoint<'a> {
     pub url: &'a Url,
     /// Longest duration of the request.
     pub timeout: Duration,
+    /// The tenant that the request names.
+    pub tenant: Option<(&'a tenant::Config, &'a Tenant)>,
 }
 
 impl Endpoint<'_> {
@@ -79,7 +80,10 @@ impl Endpoint<'_> {
     }
 
     /// Sends a request.
-    pub async fn send(&self, request: Request) -> Result<ResponseStream, client::Error> {
+    pub async fn send(&self, mut request: Request) -> Result<ResponseStream, client::Error> {
+        if let Some((tenants, tenant)) = self.tenant {
+            tenants.set_header(tenant, &mut request.headers);
+        }
         self.client.open(request).await
     }
 

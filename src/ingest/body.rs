@@ -3,6 +3,7 @@
 use super::{BODY_LIMIT, READ_TIMEOUT};
 use crate::http::request_body::{BodyLimits, BodyReceiver, ReceivedBody};
 use crate::prom::wire::ProtocolVersion;
+use crate::tenant::Tenant;
 
 /// Limits of the bodies of write requests. Prometheus sends some hundred kilobytes.
 const LIMITS: BodyLimits = BodyLimits {
@@ -20,6 +21,8 @@ pub struct WriteBody {
     pub body: ReceivedBody,
     /// The version that the headers name; from [`negotiate`](super::negotiate).
     pub version: ProtocolVersion,
+    /// The tenant that the headers name; `None` without tenants.
+    pub tenant: Option<Tenant>,
 }
 
 /// A receiver of the bodies of write requests.

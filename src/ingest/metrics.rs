@@ -3,6 +3,7 @@
 use super::{AcceptedCounts, Error};
 use crate::prom::wire::{ProtocolVersion, RejectReason, Rejections, RequestCounts};
 use crate::telemetry::{LogThrottle, OneLabel, register};
+use crate::tenant::Tenant;
 use hyper::StatusCode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -33,6 +34,12 @@ pub enum DropReason {
     WrongShard,
     /// The limit of watched series is reached.
     SeriesLimit,
+    /// The tenant's limit of watched series or groups is reached.
+    TenantSeriesLimit,
+    /// The limit of tenants is reached.
+    TenantLimit,
+    /// The series has no valid tenant.
+    NoTenant,
     /// The window has the same sample.
     Duplicate,
     /// The window has another value with the same timestamp, which stays.
@@ -42,7 +49,7 @@ pub enum DropReason {
 }
 
 impl DropReason {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 13] = [
         Self::Unwatched,
         Self::OwnOutput,
         Self::InvalidLabels,
@@ -50,6 +57,9 @@ impl DropReason {
         Self::InvalidTimestamp,
         Self::WrongShard,
         Self::SeriesLimit,
+        Self::TenantSeriesLimit,
+        Self::TenantLimit,
+        Self::NoTenant,
         Self::Duplicate,
         Self::Conflict,
         Self::TooOld,
@@ -64,6 +74,9 @@ impl DropReason {
             Self::InvalidTimestamp => "invalid_timestamp",
             Self::WrongShard => "wrong_shard",
             Self::SeriesLimit => "series_limit",
+            Self::TenantSeriesLimit => "tenant_series_limit",
+            Self::TenantLimit => "tenant_limit",
+            Self::NoTenant => "no_tenant",
             Self::Duplicate => "duplicate",
             Self::Conflict => "conflict",
             Self::TooOld => "too_old",
@@ -83,6 +96,7 @@ pub struct Metrics {
     histograms: Counter,
     late: Counter,
     dropped: [Counter; DropReason::ALL.len()],
+    over_tenant_limit: OneLabel<Counter>,
     rejected: [Counter; RejectReason::ALL.len()],
     ignored: OneLabel<Counter>,
     in_flight: Gauge,
@@ -120,6 +134,11 @@ impl Metrics {
                 .map(|reason| dropped.get_or_create(&[("reason", reason.label().into())]).clone()),
             rejected: RejectReason::ALL
                 .map(|reason| rejected.get_or_create(&[("reason", reason.label().into())]).clone()),
+            over_tenant_limit: register(
+                registry,
+                "tenant_samples_dropped",
+                "Samples received and not used because of a limit of their tenant, by tenant: part of ingest_samples_dropped",
+            ),
             ignored: register(
                 registry,
                 "ingest_ignored",
@@ -199,6 +218,17 @@ impl Metrics {
     /// Counts unused samples.
     pub fn count_dropped(&self, reason: DropReason, samples: usize) {
         self.dropped[reason as usize].inc_by(samples as u64);
+    }
+
+    /// Counts unused samples of a tenant with groups that is at its limit: there are as many label values as such tenants.
+    pub fn count_over_tenant_limit(&self, tenant: &Tenant, samples: usize) {
+        let label = [("tenant", tenant.to_string().into())];
+        self.over_tenant_limit.get_or_create(&label).inc_by(samples as u64);
+    }
+
+    /// Forgets a tenant that has no groups any more.
+    pub fn forget_tenant(&self, tenant: &Tenant) {
+        self.over_tenant_limit.remove(&[("tenant", tenant.to_string().into())]);
     }
 
     /// Samples received, and samples not used by reason.

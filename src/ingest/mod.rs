@@ -12,6 +12,7 @@ pub use metrics::{DropReason, Metrics};
 use crate::http::request_body::ReceiveError;
 use crate::http::response::{self, Response};
 use crate::prom::wire::{Malformed, ProtocolVersion, Rejections, RequestPart, snappy};
+use crate::tenant;
 use hyper::StatusCode;
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, RETRY_AFTER};
 use std::time::Duration;
@@ -43,6 +44,9 @@ pub enum Error {
     /// The content encoding is not snappy.
     #[error("content encoding {0:?} is not supported: send snappy, in its block format")]
     ContentEncoding(String),
+    /// The request does not name its tenant.
+    #[error(transparent)]
+    Tenant(#[from] tenant::RequestError),
     /// The body has more than [`BODY_LIMIT`] bytes.
     #[error("the body is larger than the limit of {BODY_LIMIT} bytes")]
     TooLarge,
@@ -88,9 +92,11 @@ impl Error {
         match self {
             Self::ContentType(_) | Self::ContentEncoding(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Interrupted(_) | Self::Snappy(_) | Self::Malformed(_) | Self::PartialWrite { .. } => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::Tenant(_)
+            | Self::Interrupted(_)
+            | Self::Snappy(_)
+            | Self::Malformed(_)
+            | Self::PartialWrite { .. } => StatusCode::BAD_REQUEST,
             // Not 408: senders drop requests answered 408.
             Self::ReadTimeout | Self::Overloaded(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -101,6 +107,7 @@ impl Error {
         match self {
             Self::ContentType(_) => "content_type",
             Self::ContentEncoding(_) => "content_encoding",
+            Self::Tenant(_) => "tenant",
             Self::TooLarge => "body_limit",
             Self::ReadTimeout => "read_timeout",
             Self::Interrupted(_) => "interrupted",

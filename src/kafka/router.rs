@@ -10,8 +10,11 @@ use crate::http::request_body::{BodyReceiver, ReceivedBody};
 use crate::http::response::{self, PagesBeingSent, Response, method_not_allowed};
 use crate::http::server::RequestBody;
 use crate::ingest::{self, AcceptedCounts, Error};
+use crate::prom::Labels;
 use crate::prom::wire::{ParsedRequest, ProtocolVersion, Scratch, snappy};
 use crate::telemetry::{LogThrottle, OneLabel, register};
+use crate::tenant::{self, Tenant};
+use hyper::header::HeaderMap;
 use hyper::{Method, Request, StatusCode};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
@@ -79,6 +82,8 @@ impl ClientContext for Context {
 /// See the [module](self).
 pub struct Router {
     config: Config,
+    /// The tenants that requests name, if there are any.
+    tenants: Option<Arc<tenant::Config>>,
     producer: FutureProducer<Context>,
     /// Known once a broker has answered. It stays the same, as the partition of a target does.
     n_partitions: OnceLock<usize>,
@@ -97,6 +102,7 @@ impl Router {
     /// [`KafkaError`] for settings that the client rejects.
     pub fn new(
         config: Config,
+        tenants: Option<Arc<tenant::Config>>,
         metrics: Metrics,
         ingest_metrics: ingest::Metrics,
         registry: Registry,
@@ -114,6 +120,7 @@ impl Router {
             .create_with_context(Context { errors: Mutex::new(LogThrottle::new(LOG_INTERVAL)) })?;
         Ok(Self {
             config,
+            tenants,
             producer,
             n_partitions: OnceLock::new(),
             receiver: ingest::body_receiver(),
@@ -155,7 +162,7 @@ impl Router {
         match (&head.method, head.uri.path()) {
             (&Method::POST, "/api/v1/write") => {
                 let (version, result) = match ingest::negotiate(&head.headers) {
-                    Ok(version) => (Some(version), self.clone().write(version, body).await),
+                    Ok(version) => (Some(version), self.clone().write(version, &head.headers, body).await),
                     Err(error) => (None, Err(error)),
                 };
                 self.ingest_metrics.count_answered(version, &result);
@@ -187,14 +194,18 @@ impl Router {
     async fn write(
         self: Arc<Self>,
         version: ProtocolVersion,
+        headers: &HeaderMap,
         body: RequestBody,
     ) -> Result<AcceptedCounts, Error> {
+        let tenant = self.tenants.as_ref().map(|tenants| tenants.of_request(headers)).transpose()?;
         let body = self.receiver.receive(body).await?;
         let n_partitions = *self.n_partitions.get().ok_or(Error::Overloaded("Kafka does not answer"))?;
         // The semaphore is never closed.
         let permit = self.decoding.acquire().await;
         let router = self.clone();
-        let split = tokio::task::spawn_blocking(move || router.split(version, &body, n_partitions)).await;
+        let split =
+            tokio::task::spawn_blocking(move || router.split(version, tenant.as_ref(), &body, n_partitions))
+                .await;
         let split = split.map_err(|_| Error::Overloaded("a request cannot be decoded"))??;
         let delivered = self.deliver(split.records, n_partitions);
         drop(permit);
@@ -209,6 +220,7 @@ impl Router {
     fn split(
         &self,
         version: ProtocolVersion,
+        tenant: Option<&Tenant>,
         body: &ReceivedBody,
         n_partitions: usize,
     ) -> Result<Split, Error> {
@@ -217,7 +229,12 @@ impl Router {
         let mut scratch = Scratch::default();
         // The sidecars know the limit of timestamps; the seed is for their index.
         let request = ParsedRequest::parse(version, message, 0, i64::MAX, &mut scratch)?;
-        let split = Split::new(&request, &self.config.by, n_partitions).map_err(|_| Error::TooLarge)?;
+        let label = |labels: Labels| match (&self.tenants, tenant) {
+            (Some(tenants), Some(tenant)) => tenants.label.add(&labels, tenant),
+            _ => labels,
+        };
+        let split = Split::new(&request, label, &self.config.by, n_partitions);
+        let split = split.map_err(|_| Error::TooLarge)?;
         let n_samples: usize = request.series().map(|series| series.samples.len()).sum();
         self.ingest_metrics.count_received(
             &request.counts,

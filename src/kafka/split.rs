@@ -45,11 +45,16 @@ pub fn partition(labels: &Labels, by: &[String], n_partitions: usize) -> i32 {
 }
 
 impl Split {
-    /// Splits a request.
+    /// Splits a request. The records have the labels that `label` makes of those of the request.
     ///
     /// # Errors
     /// [`TooLarge`].
-    pub fn new(request: &ParsedRequest<'_>, by: &[String], n_partitions: usize) -> Result<Self, TooLarge> {
+    pub fn new(
+        request: &ParsedRequest<'_>,
+        label: impl Fn(Labels) -> Labels,
+        by: &[String],
+        n_partitions: usize,
+    ) -> Result<Self, TooLarge> {
         let mut split = Self {
             records: Vec::new(),
             accepted: AcceptedCounts::default(),
@@ -59,7 +64,7 @@ impl Split {
         let mut n_bytes = 0;
         for series in request.series() {
             let labels = match series.labels() {
-                Ok(labels) => labels,
+                Ok(labels) => label(labels),
                 Err(error) => {
                     let count =
                         if series.kind == SampleKind::HistogramSum { 0 } else { series.samples.len() };
@@ -156,7 +161,7 @@ mod tests {
         let message = WriteRequest { timeseries, ..Default::default() }.encode_to_vec();
         let mut scratch = Scratch::default();
         let request = ParsedRequest::parse(ProtocolVersion::V1, &message, 0, i64::MAX, &mut scratch);
-        Split::new(&request.expect("valid"), &by(), n_partitions)
+        Split::new(&request.expect("valid"), |labels| labels, &by(), n_partitions)
     }
 
     fn series(labels: &[(&str, &str)], samples: &[(i64, f64)]) -> TimeSeries {
@@ -198,6 +203,18 @@ mod tests {
         );
         assert_ne!(of(&[("instance", "a:2"), ("job", "node")]), of(&target));
         assert_ne!(of(&[("instance", "node"), ("job", "a:1")]), of(&target));
+    }
+
+    #[test]
+    fn records_have_the_labels_that_are_given() {
+        let sent = series(&[("__name__", "rx"), ("job", "node"), ("tenant", "b")], &[(1, 1.0)]);
+        let message = WriteRequest { timeseries: vec![sent], ..Default::default() }.encode_to_vec();
+        let mut scratch = Scratch::default();
+        let request = ParsedRequest::parse(ProtocolVersion::V1, &message, 0, i64::MAX, &mut scratch);
+        let label = |labels: Labels| labels.with("tenant", "a");
+        let split = Split::new(&request.expect("valid"), label, &by(), 1).expect("small");
+        let record = WriteRequest::decode(&split.records[0].1[..]).expect("valid").timeseries;
+        assert_eq!(record, [series(&[("__name__", "rx"), ("job", "node"), ("tenant", "a")], &[(1, 1.0)])]);
     }
 
     #[test]

@@ -12,6 +12,7 @@
 use crate::detector::Detector;
 use crate::prom::{Labels, Sample};
 use crate::telemetry::register;
+use crate::tenant::Tenant;
 use crate::time;
 use crate::window::{Column, Window};
 use prometheus_client::metrics::counter::Counter;
@@ -42,6 +43,8 @@ pub enum BackfillRequest {
     Fill {
         /// The detector.
         detector: Arc<Detector>,
+        /// The tenant of the groups; `None` without tenants.
+        tenant: Option<Tenant>,
         /// Labels of the groups.
         groups: Vec<Labels>,
         /// The time range in milliseconds.
@@ -190,10 +193,12 @@ struct EmptyFills {
     last: Instant,
 }
 
-/// A gap that some groups of a detector share.
+/// A gap that some groups of a detector share; with tenants, those of one.
 pub struct Gap {
     /// The detector.
     pub detector: Arc<Detector>,
+    /// The tenant of the groups; `None` without tenants.
+    pub tenant: Option<Tenant>,
     /// Ids and labels of the groups.
     pub groups: Vec<(u32, Labels)>,
     /// The time range `(after, to]` in milliseconds.
@@ -240,6 +245,11 @@ impl GapTracker {
         if self.pending.is_some() { BTreeSet::new() } else { std::mem::take(&mut self.waiting) }
     }
 
+    /// The groups that wait while a gap fill is under way.
+    pub fn delayed(&self) -> impl Iterator<Item = u32> {
+        self.waiting.iter().copied().filter(|_| self.pending.is_some())
+    }
+
     /// True if the group is in its cooldown.
     pub fn is_cooling_down(&self, group: u32, now: Instant) -> bool {
         let is_cooling = |fills: &EmptyFills| fills.count >= EMPTY_FILLS && now < fills.last + COOLDOWN;
@@ -248,9 +258,9 @@ impl GapTracker {
 
     /// Requests a gap fill. If the request queue is full, the groups wait on.
     pub fn request(&mut self, gap: Gap) {
-        let Gap { detector, groups, range } = gap;
+        let Gap { detector, tenant, groups, range } = gap;
         let (ids, labels): (Vec<u32>, Vec<Labels>) = groups.into_iter().unzip();
-        let request = BackfillRequest::Fill { detector: detector.clone(), groups: labels, range };
+        let request = BackfillRequest::Fill { detector: detector.clone(), tenant, groups: labels, range };
         if self.requests.try_send(request).is_ok() {
             self.pending = Some(PendingBackfill { detector, groups: ids, range, samples: 0 });
         } else {

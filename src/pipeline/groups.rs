@@ -3,7 +3,8 @@
 use super::group::Group;
 use super::group::series_origins::Lookup;
 use super::maintenance::{MaintenancePlan, PastAlerts};
-use crate::config::{Config, Limits};
+use super::usage::{self, Usage, UsageByTenant};
+use crate::config::Config;
 use crate::detector::{Detector, FeatureIdentity};
 use crate::features::Schema;
 use crate::prom::shard::Shard;
@@ -12,10 +13,11 @@ use crate::remote_write::cursor_keys;
 use crate::remote_write::message::OUTPUT_METADATA;
 use crate::series::{ColumnRef, IgnoreReason};
 use crate::snapshot::GroupState;
+use crate::tenant::Tenant;
 use crate::train::history::FiringAlert;
 use crate::train::pool::{MAX_GROUPS, Pool};
 use crate::window::{MAX_FEATURES, Window};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,12 +25,6 @@ use tracing::{info, warn};
 
 /// Most bytes of the names and values of a watched series' labels.
 const MAX_SERIES_LABEL_BYTES: usize = 16 << 10;
-/// Most bytes of all labels that watched series keep in memory, for each series of the limit.
-const LABEL_BYTES_PER_SERIES: usize = 1_342;
-/// Bytes that all labels may take however low the limit of series is.
-const MIN_LABEL_BYTES_LIMIT: usize = 256 << 20;
-/// Copies of a group's labels, most of them as keys of its metrics.
-const GROUP_LABEL_COPIES: usize = 16;
 /// Most characters of a series in a log line.
 const LOGGED_SERIES_CHARS: usize = 200;
 
@@ -45,55 +41,13 @@ pub struct Groups {
     /// For each detector of the configuration, its groups in the order of their labels.
     by_labels: Vec<BTreeMap<Labels, u32>>,
     next_id: u32,
-    usage: Usage,
-    over_limit: bool,
+    usage: UsageByTenant,
+    /// The limits that were reached since there was room, with the tenant of one that is a tenant's.
+    over_limit: HashSet<(IgnoreReason, Option<Tenant>)>,
     maintenance: MaintenancePlan,
     past_alerts: PastAlerts,
     /// Groups with many empty columns.
     with_empty_columns: VecDeque<u32>,
-}
-
-/// The number of groups and series, and the size of their labels: senders of samples choose them.
-#[derive(Clone, Copy, Debug, Default)]
-struct Usage {
-    groups: usize,
-    series: usize,
-    label_bytes: usize,
-}
-
-impl Usage {
-    /// The part of one group.
-    fn of_group(labels: &Labels, features: impl Iterator<Item = usize>) -> Self {
-        let of_group = Self { groups: 1, series: 0, label_bytes: GROUP_LABEL_COPIES * labels.n_bytes() };
-        features.fold(of_group, |sum, bytes| sum.plus(Self { groups: 0, series: 1, label_bytes: bytes }))
-    }
-
-    fn plus(self, other: Self) -> Self {
-        Self {
-            groups: self.groups + other.groups,
-            series: self.series + other.series,
-            label_bytes: self.label_bytes + other.label_bytes,
-        }
-    }
-
-    fn minus(self, other: Self) -> Self {
-        Self {
-            groups: self.groups - other.groups,
-            series: self.series - other.series,
-            label_bytes: self.label_bytes - other.label_bytes,
-        }
-    }
-
-    fn is_within(self, limits: Limits) -> bool {
-        self.groups <= limits.groups
-            && self.series <= limits.series
-            && self.label_bytes <= label_bytes_limit(limits)
-    }
-}
-
-/// Most bytes of all labels.
-fn label_bytes_limit(limits: Limits) -> usize {
-    limits.series.saturating_mul(LABEL_BYTES_PER_SERIES).max(MIN_LABEL_BYTES_LIMIT)
 }
 
 impl Groups {
@@ -106,8 +60,8 @@ impl Groups {
             all: BTreeMap::new(),
             by_labels,
             next_id: 0,
-            usage: Usage::default(),
-            over_limit: false,
+            usage: UsageByTenant::default(),
+            over_limit: HashSet::new(),
             maintenance: MaintenancePlan::default(),
             past_alerts: PastAlerts::default(),
             with_empty_columns: VecDeque::new(),
@@ -132,7 +86,7 @@ impl Groups {
 
     /// Bytes of all labels.
     pub fn n_label_bytes(&self) -> usize {
-        self.usage.label_bytes
+        self.usage.total().label_bytes
     }
 
     /// A group by its number.
@@ -191,6 +145,7 @@ impl Groups {
         // Training sorts them, and a large fleet is looked through for every group that is new.
         let has_same_features = |schema: &&Schema| schema.features.iter().eq(features.iter().copied());
         let others = self.by_labels[index].values().filter_map(|id| self.all.get(id));
+        let others = others.filter(|other| other.tenant() == group.tenant());
         let similar = others.filter_map(|other| Some((other, other.own_schema().filter(has_same_features)?)));
         let similar: Vec<(&Group, &Schema)> = similar.take(MAX_GROUPS).collect();
         let schema = similar.first()?.1.clone();
@@ -210,9 +165,10 @@ impl Groups {
         };
         let Some(index) = self.config.detectors.iter().position(is_same_detector) else { return false };
         let features = window.features().map(|(labels, ..)| labels.n_bytes());
-        let usage = self.usage.plus(Usage::of_group(&state.group, features));
+        let usage = Usage::of_group(&state.group, features);
         let is_known = self.by_labels[index].contains_key(&state.group);
-        if is_known || !self.is_in_shard(&state.group) || !usage.is_within(self.config.limits) {
+        let has_room = self.usage.check(&self.config, &state.group, usage).is_ok();
+        if is_known || !self.is_in_shard(&state.group) || !has_room {
             return false;
         }
         let labels = state.group.clone();
@@ -267,6 +223,9 @@ impl Groups {
         if self.is_own_output(labels) {
             return Err(IgnoreReason::OwnOutput);
         }
+        if self.config.tenants.is_some() && self.tenant_of(labels).is_none() {
+            return Err(IgnoreReason::NoTenant);
+        }
         let is_watching =
             |detector: &Detector| detector.matchers.iter().any(|selector| selector.matches(labels));
         let detectors = self.config.detectors.iter().enumerate();
@@ -275,17 +234,45 @@ impl Groups {
         if !watching.is_empty() && !self.is_in_shard(labels) {
             return Err(IgnoreReason::WrongShard);
         }
-        let columns: Vec<ColumnRef> =
-            watching.iter().filter_map(|index| self.resolve_column(*index, labels, at_ms, now)).collect();
-        let is_over_limit = columns.len() < watching.len();
-        if is_over_limit {
-            self.warn_about_limit(labels);
+        let (mut columns, mut reason) = (Vec::new(), IgnoreReason::Unwatched);
+        for index in watching {
+            match self.resolve_column(index, labels, at_ms, now) {
+                Ok(column) => columns.push(column),
+                Err(over_limit) => {
+                    self.warn_about_limit(over_limit, labels);
+                    reason = over_limit;
+                }
+            }
         }
-        match columns.is_empty() {
-            false => Ok(columns),
-            true if is_over_limit => Err(IgnoreReason::OverLimit),
-            true => Err(IgnoreReason::Unwatched),
+        if columns.is_empty() { Err(reason) } else { Ok(columns) }
+    }
+
+    /// The labels of a series of a request, with its tenant.
+    pub fn with_tenant(&self, labels: Labels, tenant: Option<&Tenant>) -> Labels {
+        match (&self.config.tenants, tenant) {
+            (Some(tenants), Some(tenant)) => tenants.label.add(&labels, tenant),
+            _ => labels,
         }
+    }
+
+    /// The tenant of a series or a group; `None` without tenants.
+    pub fn tenant_of(&self, labels: &Labels) -> Option<Tenant> {
+        self.config.tenants.as_ref()?.label.tenant_of(labels)
+    }
+
+    /// The tenants with groups.
+    pub fn tenants(&self) -> impl Iterator<Item = &Tenant> {
+        self.usage.tenants()
+    }
+
+    /// Changes a group, and what it uses.
+    fn change_group(&mut self, id: u32, change: impl FnOnce(&mut Group)) {
+        let Some(group) = self.all.get_mut(&id) else { return };
+        let before = usage_of(group);
+        change(group);
+        let (tenant, after) = (group.tenant().cloned(), usage_of(group));
+        self.usage.add(tenant.as_ref(), after);
+        self.usage.remove(tenant.as_ref(), before);
     }
 
     /// The column of a series in an existing group of a detector. The column is created if it is new.
@@ -299,66 +286,93 @@ impl Groups {
         let is_watched = !self.is_own_output(labels)
             && detector.matchers.iter().any(|selector| selector.matches(labels))
             && self.by_labels[index].contains_key(&labels.split(&detector.by).0);
-        is_watched.then(|| self.resolve_column(index, labels, None, now)).flatten()
+        is_watched.then(|| self.resolve_column(index, labels, None, now).ok()).flatten()
     }
 
-    /// The column of a series in the groups of one detector, created if it is new. `None` above a limit.
+    /// The column of a series in the groups of one detector, created if it is new.
+    ///
+    /// # Errors
+    /// The limit that is reached.
     fn resolve_column(
         &mut self,
         detector_index: usize,
         labels: &Labels,
         at_ms: Option<i64>,
         now: Instant,
-    ) -> Option<ColumnRef> {
+    ) -> Result<ColumnRef, IgnoreReason> {
         let detector = self.config.detectors[detector_index].clone();
         let (by, series) = labels.split(&detector.by);
         let existing = self.by_labels[detector_index].get(&by).copied();
         let mut feature = FeatureIdentity::default().split(&detector, &series).0;
         if let Some(id) = existing {
-            let group = self.all.get_mut(&id)?;
+            let group = self.all.get_mut(&id).ok_or(IgnoreReason::OverLimit)?;
             match group.find_column(&series, at_ms) {
-                Lookup::Found(column) => return Some(group.column_ref(id, column)),
+                Lookup::Found(column) => return Ok(group.column_ref(id, column)),
                 Lookup::Taken => {
-                    self.usage = self.usage.minus(usage_of(group));
-                    group.restore_ignored_labels(series.metric_name());
-                    self.usage = self.usage.plus(usage_of(group));
+                    self.change_group(id, |group| group.restore_ignored_labels(series.metric_name()));
                 }
                 Lookup::New => {}
             }
-            feature = group.feature(&series);
+            feature = self.all.get(&id).ok_or(IgnoreReason::OverLimit)?.feature(&series);
         }
         if labels.n_text_bytes() > MAX_SERIES_LABEL_BYTES {
-            return None;
+            return Err(IgnoreReason::OverLimit);
         }
         let of_group =
             if existing.is_none() { Usage::of_group(&by, [].into_iter()) } else { Usage::default() };
         let of_column = Usage { groups: 0, series: 1, label_bytes: feature.n_bytes() };
-        if !self.usage.plus(of_group).plus(of_column).is_within(self.config.limits) {
-            return None;
-        }
+        self.usage.check(&self.config, &by, of_group.plus(of_column))?;
         let id = existing.unwrap_or_else(|| self.create(detector_index, by, now));
-        let group = self.all.get_mut(&id)?;
-        let column = group.add_column(&series, at_ms)?;
-        self.usage = self.usage.plus(of_column);
-        Some(group.column_ref(id, column))
+        let group = self.all.get_mut(&id).ok_or(IgnoreReason::OverLimit)?;
+        let column = group.add_column(&series, at_ms).ok_or(IgnoreReason::OverLimit)?;
+        self.usage.add(group.tenant(), of_column);
+        Ok(group.column_ref(id, column))
     }
 
-    fn warn_about_limit(&mut self, labels: &Labels) {
+    /// Warns once about a limit until there is room again; about those of a tenant, once for each tenant that has groups.
+    fn warn_about_limit(&mut self, reason: IgnoreReason, labels: &Labels) {
         let limits = self.config.limits;
-        if !std::mem::replace(&mut self.over_limit, true) {
-            warn!(
+        let tenant = self.tenant_of(labels).filter(|_| reason == IgnoreReason::OverTenantLimit);
+        if !self.over_limit.insert((reason, tenant.clone())) {
+            return;
+        }
+        let series = format!("{:.LOGGED_SERIES_CHARS$}", labels.to_string());
+        let Usage { series: watched_series, groups, label_bytes } = match &tenant {
+            Some(tenant) => self.usage.of_tenant(tenant),
+            None => self.usage.total(),
+        };
+        match (&self.config.tenants, reason) {
+            (Some(tenants), IgnoreReason::TooManyTenants) => warn!(
                 component = "series",
-                series = format!("{:.LOGGED_SERIES_CHARS$}", labels.to_string()),
+                series,
+                limit = tenants.tenant_limit,
+                "tenants exceed tenants.tenant_limit, new ones are ignored"
+            ),
+            (Some(tenants), IgnoreReason::OverTenantLimit) => warn!(
+                component = "series",
+                series,
+                tenant = tenant.as_ref().map(Tenant::as_str),
+                watched_series,
+                limit = tenants.series_limit,
+                groups,
+                groups_limit = tenants.group_limit,
+                label_bytes,
+                label_bytes_limit = usage::label_bytes_limit_of_tenant(tenants, limits),
+                "watched series of a tenant exceed one of its limits, new ones are ignored"
+            ),
+            _ => warn!(
+                component = "series",
+                series,
                 series_label_bytes_limit = MAX_SERIES_LABEL_BYTES,
-                watched_series = self.usage.series,
+                watched_series,
                 limit = limits.series,
-                groups = self.usage.groups,
+                groups,
                 groups_limit = limits.groups,
-                label_bytes = self.usage.label_bytes,
-                label_bytes_limit = label_bytes_limit(limits),
+                label_bytes,
+                label_bytes_limit = usage::label_bytes_limit(limits),
                 group_limit = MAX_FEATURES,
                 "watched series exceed a limit, new ones are ignored"
-            );
+            ),
         }
     }
 
@@ -386,7 +400,7 @@ impl Groups {
         group.set_suspended(maintenance.suspended_times(past_alerts, &group.detector, &group.labels));
         let id = self.next_id;
         self.next_id += 1;
-        self.usage = self.usage.plus(usage_of(&group));
+        self.usage.add(group.tenant(), usage_of(&group));
         self.all.insert(id, group);
         id
     }
@@ -397,8 +411,9 @@ impl Groups {
         let mut evicted = Vec::new();
         let expired: Vec<u32> =
             self.all.iter().filter(|(_, group)| group.is_expired(now)).map(|(id, _)| *id).collect();
-        for group in expired.iter().filter_map(|id| self.all.remove(id)) {
-            self.usage = self.usage.minus(usage_of(&group));
+        for id in expired {
+            let Some(group) = self.all.remove(&id) else { continue };
+            self.usage.remove(group.tenant(), usage_of(&group));
             let index = self.config.detectors.iter().position(|d| Arc::ptr_eq(d, &group.detector));
             if let Some(index) = index {
                 self.by_labels[index].remove(&group.labels);
@@ -409,7 +424,7 @@ impl Groups {
         let with_empty_columns = self.all.iter().filter(|(_, group)| group.has_many_empty_columns(now_ms));
         self.with_empty_columns = with_empty_columns.map(|(id, _)| *id).collect();
         let has_room = !evicted.is_empty() || !self.with_empty_columns.is_empty();
-        (evicted, has_room && std::mem::take(&mut self.over_limit))
+        (evicted, has_room && !std::mem::take(&mut self.over_limit).is_empty())
     }
 
     /// Removes the empty columns of the groups that the last eviction found, one after the other until the time budget is
@@ -417,10 +432,7 @@ impl Groups {
     pub fn remove_empty_columns(&mut self, budget: Duration, now_ms: i64) {
         let started = Instant::now();
         while let Some(id) = self.with_empty_columns.pop_front() {
-            let Some(group) = self.all.get_mut(&id) else { continue };
-            self.usage = self.usage.minus(usage_of(group));
-            group.remove_empty_columns(now_ms);
-            self.usage = self.usage.plus(usage_of(group));
+            self.change_group(id, |group| group.remove_empty_columns(now_ms));
             if started.elapsed() >= budget {
                 break;
             }

@@ -25,6 +25,7 @@ mod signals;
 mod supervisor;
 mod systemd;
 mod tasks;
+mod usage;
 
 use crate::build_info::{REVISION, RUST_VERSION, VERSION};
 use crate::config::{self, Config};
@@ -213,6 +214,7 @@ impl Sidecar {
             options,
             engine: engine.clone(),
             kafka: config.kafka.clone(),
+            tenants: config.tenants.clone(),
             backends,
             senders: Mutex::new(Some(senders)),
             shown_config: std::sync::Mutex::new(shown_config),
@@ -238,6 +240,7 @@ impl Sidecar {
         let routes = routes::AppState {
             metrics_pages: PagesBeingSent::default(),
             engine,
+            tenants: config.tenants.clone(),
             receiver: ingest::body_receiver(),
             remote_read_server,
             notebook_server,

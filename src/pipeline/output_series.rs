@@ -203,10 +203,20 @@ impl PendingStaleMarkers {
         self.markers.values().any(|marker| !marker.is_written)
     }
 
+    /// True if no marker is retained.
+    pub fn is_empty(&self) -> bool {
+        self.markers.is_empty()
+    }
+
+    /// Forgets the written markers that are older than the retention.
+    pub fn forget_old(&mut self, now_ms: i64) {
+        self.markers
+            .retain(|_, marker| !marker.is_written || marker.timestamp_ms > now_ms - Self::RETENTION_MS);
+    }
+
     /// The markers to write, none after `to_ms`.
     pub fn next_markers(&mut self, to_ms: i64, max_samples: usize) -> &[(Labels, i64)] {
-        self.markers
-            .retain(|_, marker| !marker.is_written || marker.timestamp_ms > to_ms - Self::RETENTION_MS);
+        self.forget_old(to_ms);
         let due =
             self.markers.iter().filter(|(_, marker)| !marker.is_written && marker.timestamp_ms <= to_ms);
         let due = due.map(|(labels, marker)| (labels.clone(), marker.timestamp_ms));

@@ -4,9 +4,10 @@ use super::engine::EngineHandle;
 use super::options::{LoadedConfig, Options, ShownConfig};
 use super::senders::Senders;
 use super::supervisor::Supervisor;
+use crate::config::Config;
 use crate::telemetry::register;
 use crate::train::Backends;
-use crate::{history, kafka, remote_write};
+use crate::{history, kafka, remote_write, tenant};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use std::sync::atomic::AtomicU64;
@@ -53,6 +54,8 @@ pub struct Reloader {
     pub engine: EngineHandle,
     /// The topic that is read.
     pub kafka: Option<kafka::Config>,
+    /// The tenants that requests are divided by; their limits may change.
+    pub tenants: Option<Arc<tenant::Config>>,
     /// The clients of training, gap filling and the registry watcher.
     pub backends: watch::Sender<Arc<Backends>>,
     /// The senders of the configuration in force; none after the shutdown.
@@ -95,6 +98,19 @@ impl Reloader {
         }
     }
 
+    /// A section that has changed and cannot while the process runs.
+    fn fixed_section(&self, config: &Config) -> Option<&'static str> {
+        let is_same_tenants = match (&config.tenants, &self.tenants) {
+            (Some(new), Some(old)) => new.is_same_identity(old),
+            (new, old) => new.is_none() && old.is_none(),
+        };
+        match (config.kafka == self.kafka, is_same_tenants) {
+            (false, _) => Some("`kafka`"),
+            (_, false) => Some("`tenants`, but for its limits,"),
+            _ => None,
+        }
+    }
+
     /// Reads the configuration file again and puts it in force. An invalid file changes nothing.
     ///
     /// # Errors
@@ -102,9 +118,9 @@ impl Reloader {
     pub async fn reload(&self) -> Result<(), String> {
         let mut senders = self.senders.lock().await;
         let loaded = self.options.load(&self.history_metrics).map_err(|error| crate::error::chain(&error));
-        let loaded = loaded.and_then(|loaded| match loaded.config.kafka == self.kafka {
-            true => Ok(loaded),
-            false => Err("a change of `kafka` needs a restart".into()),
+        let loaded = loaded.and_then(|loaded| match self.fixed_section(&loaded.config) {
+            None => Ok(loaded),
+            Some(section) => Err(format!("a change of {section} needs a restart")),
         });
         let LoadedConfig { config, shown_config, endpoints, backends } = loaded.inspect_err(|text| {
             self.metrics.successful.set(0);

@@ -34,7 +34,8 @@ pub struct RouteOptions {
 /// [`Error`] when it cannot start.
 pub async fn run(options: RouteOptions) -> Result<(), Error> {
     let access = Arc::new(AccessControl::open(options.web_config_file.clone())?);
-    let config: kafka::Config = Config::load(&options.config_file)?.kafka.ok_or(Error::NoTopic)?;
+    let Config { kafka, tenants, .. } = Config::load(&options.config_file)?;
+    let config: kafka::Config = kafka.ok_or(Error::NoTopic)?;
     if config.format != ProtocolVersion::V1 || config.compression != kafka::Compression::None {
         return Err(Error::RouteFormat);
     }
@@ -46,7 +47,7 @@ pub async fn run(options: RouteOptions) -> Result<(), Error> {
     let server_metrics = server::Metrics::new(own);
     let (metrics, ingest_metrics) = (router::Metrics::new(own), ingest::Metrics::new(own));
     let topic = config.topic.clone();
-    let router = Router::new(config, metrics, ingest_metrics, registry);
+    let router = Router::new(config, tenants, metrics, ingest_metrics, registry);
     let router = Arc::new(router.map_err(|error| Error::Kafka(error.to_string()))?);
     let listener = bind(&options.listen_address).await?;
     let mut signals = Signals::install()?;

@@ -1,7 +1,7 @@
 //! The HTTP API: one function answers each request.
 
 use super::admin::{self, AdminApi};
-use super::engine::EngineHandle;
+use super::engine::{EngineHandle, TenantView};
 use super::pages::{self, Pages};
 use super::readiness::ReadinessProbe;
 use super::reload::Reloader;
@@ -12,6 +12,8 @@ use crate::ingest::{self, AcceptedCounts, Metrics, WriteBody};
 use crate::notebooks::{NotebookServer, Table};
 use crate::prom::wire::ProtocolVersion;
 use crate::remote_read::server::RemoteReadServer;
+use crate::tenant::{self, Tenant};
+use hyper::header::HeaderMap;
 use hyper::{Method, Request, StatusCode};
 use prometheus_client::registry::Registry;
 use std::sync::Arc;
@@ -30,6 +32,8 @@ const FEEDBACK_FORM: &str = "/feedback";
 pub struct AppState {
     /// The engine.
     pub engine: EngineHandle,
+    /// The tenants that the requests name, if there are any.
+    pub tenants: Option<Arc<tenant::Config>>,
     /// Receives the bodies of write requests within bounds.
     pub receiver: BodyReceiver,
     /// Answers remote read.
@@ -60,17 +64,31 @@ pub async fn handle_request(state: AppState, request: Request<RequestBody>) -> R
     match (&head.method, head.uri.path()) {
         (&Method::POST, "/api/v1/write") => {
             let (version, result) = match ingest::negotiate(&head.headers) {
-                Ok(version) => (Some(version), write(&state, version, body).await),
+                Ok(version) => (Some(version), write(&state, version, &head.headers, body).await),
                 Err(error) => (None, Err(error)),
             };
             state.ingest_metrics.count_answered(version, &result);
             ingest::response(version, &result)
         }
-        (&Method::POST, "/api/v1/read") => state.remote_read_server.handle(body, &state.engine).await,
+        (&Method::POST, "/api/v1/read") => match view(&state, &head.headers) {
+            Ok(view) => state.remote_read_server.handle(body, &view).await,
+            Err(error) => {
+                let response = response::text(StatusCode::BAD_REQUEST, &error.to_string());
+                state.remote_read_server.count_response(response.status());
+                response
+            }
+        },
         (&Method::GET, path @ (WINDOW | SCORES)) => {
             let table = if path == WINDOW { Table::Window } else { Table::Scores };
             let query = head.uri.query().unwrap_or_default();
-            state.notebook_server.handle(table, query, &head.headers, &state.engine).await
+            match view(&state, &head.headers) {
+                Ok(view) => state.notebook_server.handle(table, query, &head.headers, &view).await,
+                Err(error) => {
+                    let response = response::text(StatusCode::BAD_REQUEST, &error.to_string());
+                    state.notebook_server.count_response(response.status());
+                    response
+                }
+            }
         }
         (&Method::GET | &Method::HEAD, "/metrics") => {
             state.ingest_metrics.set_in_flight(state.receiver.in_flight());
@@ -129,11 +147,23 @@ pub async fn handle_request(state: AppState, request: Request<RequestBody>) -> R
     }
 }
 
+/// The tenant that a request names; `None` without tenants.
+fn tenant_of(state: &AppState, headers: &HeaderMap) -> Result<Option<Tenant>, tenant::RequestError> {
+    state.tenants.as_ref().map(|tenants| tenants.of_request(headers)).transpose()
+}
+
+/// What the tenant of a request may read.
+fn view(state: &AppState, headers: &HeaderMap) -> Result<TenantView, tenant::RequestError> {
+    Ok(TenantView { engine: state.engine.clone(), tenant: tenant_of(state, headers)? })
+}
+
 async fn write(
     state: &AppState,
     version: ProtocolVersion,
+    headers: &HeaderMap,
     body: RequestBody,
 ) -> Result<AcceptedCounts, ingest::Error> {
+    let tenant = tenant_of(state, headers)?;
     let body = state.receiver.receive(body).await?;
-    state.engine.write(WriteBody { body, version }).await
+    state.engine.write(WriteBody { body, version, tenant }).await
 }

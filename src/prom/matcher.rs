@@ -85,7 +85,13 @@ impl Matcher {
         Self { name: name.into(), value, match_type }
     }
 
-    fn matches(&self, value: &str) -> bool {
+    /// The name of the label.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// True if the value satisfies the comparison.
+    pub fn matches(&self, value: &str) -> bool {
         match &self.match_type {
             MatchType::Equal => value == self.value,
             MatchType::NotEqual => value != self.value,
@@ -148,6 +154,13 @@ impl Selector {
         Ok(Self { text: promql, matchers })
     }
 
+    /// The selector of these matchers; `None` if it would match every series.
+    pub fn of_matchers(matchers: Vec<Matcher>) -> Option<Self> {
+        let selects_all = matchers.iter().all(|matcher| matcher.matches(""));
+        let texts: Vec<String> = matchers.iter().map(ToString::to_string).collect();
+        (!selects_all).then(|| Self { text: format!("{{{}}}", texts.join(",")), matchers })
+    }
+
     /// True if the selector selects the series with these labels.
     pub fn matches(&self, labels: &Labels) -> bool {
         self.matchers.iter().all(|matcher| matcher.matches(labels.get(&matcher.name)))
@@ -180,11 +193,6 @@ impl Selector {
     /// The matchers; the metric name is one of `__name__`.
     pub fn matchers(&self) -> &[Matcher] {
         &self.matchers
-    }
-
-    /// The matchers as messages of remote read.
-    pub fn to_proto(&self) -> impl Iterator<Item = proto::LabelMatcher> {
-        self.matchers.iter().map(proto::LabelMatcher::from)
     }
 }
 
@@ -480,7 +488,8 @@ mod tests {
     #[test]
     fn selectors_survive_the_round_trip_through_protobuf() {
         let parsed = Selector::parse(r#"{__name__=~"up|down", a!="1", b!~"2.*", c="3"}"#).expect("parses");
-        let converted = Selector::from_proto(parsed.to_proto().collect()).expect("valid");
+        let converted = Selector::from_proto(parsed.matchers.iter().map(proto::LabelMatcher::from).collect())
+            .expect("valid");
         for (pairs, expected) in [
             (vec![("__name__", "up"), ("c", "3")], true),
             (vec![("__name__", "up"), ("c", "3"), ("b", "21")], false),

@@ -13,6 +13,7 @@ use crate::http::config::ClientConfig;
 use crate::models::artifact::sha256_hex;
 use crate::prom::duration;
 use crate::telemetry::register;
+use crate::tenant;
 use crate::yaml::{Key, KeyTable, Node, Section};
 use message::{MAX_SAMPLES_PER_ROW, ProtobufMessage};
 use prometheus_client::metrics::counter::Counter;
@@ -54,6 +55,8 @@ pub struct Config {
     /// Age at which scores are counted as failed and no longer sent. Prometheus has no limit by default, but rejects
     /// samples that are an hour older than its newest.
     pub sample_age_limit: Duration,
+    /// The tenants that the requests are divided by, if there are any.
+    pub tenants: Option<Arc<tenant::Config>>,
 }
 
 impl Default for Config {
@@ -69,6 +72,7 @@ impl Default for Config {
             max_backoff: Duration::from_secs(5),
             retry_on_http_429: true,
             sample_age_limit: Duration::from_secs(50 * 60),
+            tenants: None,
         }
     }
 }

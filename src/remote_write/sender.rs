@@ -5,7 +5,7 @@
 //! Prometheus instead waits for others before each request, which delays every score by the whole wait.
 //!
 //! Sequential requests keep the order within each series; the alternative, Prometheus' shards, would need a partition
-//! by series for it. Until the configuration is reloaded, the sender remembers that the endpoint does not support
+//! by series for it. With tenants there is a sender for each, so that one whose requests fail delays no other. Until the configuration is reloaded, the sender remembers that the endpoint does not support
 //! remote write 2.0, the largest request that it accepts, and that another writer has the same series.
 
 use super::message::{Metadata, ProtobufMessage, TimeSeries};
@@ -13,6 +13,7 @@ use super::response::{RecoverableError, SendResult, classify_response, is_confli
 use super::{Batch, BatchSource, Config, FailureReason, Metrics};
 use crate::http::client::{BufferedResponse, Client, Request};
 use crate::telemetry::LogThrottle;
+use crate::tenant::Tenant;
 use crate::time;
 use bytes::Bytes;
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
@@ -47,6 +48,8 @@ pub struct Sender<W> {
     pub source: W,
     /// The `remote_write` block of the endpoint.
     pub config: Config,
+    /// The tenant of the batches; `None` without tenants.
+    pub tenant: Option<Tenant>,
     /// The HTTP client.
     pub client: Client,
     /// The metrics.
@@ -121,6 +124,10 @@ impl<W: BatchSource> SendLoop<W> {
         }
     }
 
+    fn tenant(&self) -> Option<&str> {
+        self.sender.tenant.as_ref().map(Tenant::as_str)
+    }
+
     /// Waits until there is something to send. Returns true at a shutdown.
     async fn wait_for_samples(&mut self) -> bool {
         let Sender { closing, wake, .. } = &mut self.sender;
@@ -181,7 +188,7 @@ impl<W: BatchSource> SendLoop<W> {
                     }
                     self.sender.metrics.count_failed(FailureReason::Rejected, n_rejected);
                     if let Some(count) = self.rejected.add(n_rejected) {
-                        warn!(component = "remote_write", url = %self.sender.config.url, status = status.as_u16(), reason, summary, count, "samples rejected");
+                        warn!(component = "remote_write", url = %self.sender.config.url, tenant = self.tenant(), status = status.as_u16(), reason, summary, count, "samples rejected");
                     }
                 }
             }
@@ -230,7 +237,7 @@ impl<W: BatchSource> SendLoop<W> {
         let reduced = (samples / 2).max(super::message::MAX_SAMPLES_PER_ROW);
         if reduced < self.max_samples {
             self.max_samples = reduced;
-            info!(component = "remote_write", url = %self.sender.config.url, max_samples_per_send = reduced, "the endpoint rejects larger requests");
+            info!(component = "remote_write", url = %self.sender.config.url, tenant = self.tenant(), max_samples_per_send = reduced, "the endpoint rejects larger requests");
         }
     }
 
@@ -246,7 +253,7 @@ impl<W: BatchSource> SendLoop<W> {
         if self.n_conflicting_batches >= MIN_CONFLICTING_BATCHES
             && let Some(count) = self.second_writer.add(samples)
         {
-            warn!(component = "remote_write", url = %self.sender.config.url, count, "second writer: the endpoint has other samples of the same series; check for another promforest with these detectors");
+            warn!(component = "remote_write", url = %self.sender.config.url, tenant = self.tenant(), count, "second writer: the endpoint has other samples of the same series; check for another promforest with these detectors");
         }
     }
 
@@ -264,13 +271,13 @@ impl<W: BatchSource> SendLoop<W> {
             match self.send_request(body.clone(), count, attempt).await {
                 SendResult::Accepted(n_written) => {
                     if attempt > 0 {
-                        info!(component = "remote_write", url = %url, attempts = attempt + 1, "remote write works again");
+                        info!(component = "remote_write", url = %url, tenant = self.tenant(), attempts = attempt + 1, "remote write works again");
                     }
                     self.sender.metrics.written.inc_by(n_written as u64);
                     if n_written < count {
                         self.sender.metrics.count_failed(FailureReason::Unconfirmed, count - n_written);
                         if let Some(count) = self.unconfirmed.add(count - n_written) {
-                            warn!(component = "remote_write", url = %self.sender.config.url, count, "the endpoint counts fewer samples than it was sent");
+                            warn!(component = "remote_write", url = %self.sender.config.url, tenant = self.tenant(), count, "the endpoint counts fewer samples than it was sent");
                         }
                     }
                     return Ok(());
@@ -280,7 +287,7 @@ impl<W: BatchSource> SendLoop<W> {
                     return Err(RejectedPart { response, n_written, part });
                 }
                 SendResult::UnsupportedMessage(status) => {
-                    warn!(component = "remote_write", url = %url, status = status.as_u16(), "the endpoint does not support remote write 2.0, using 1.0");
+                    warn!(component = "remote_write", url = %url, tenant = self.tenant(), status = status.as_u16(), "the endpoint does not support remote write 2.0, using 1.0");
                     self.sender.metrics.fallbacks.inc();
                     self.message = ProtobufMessage::V1;
                     body = self.encode(&part);
@@ -288,7 +295,7 @@ impl<W: BatchSource> SendLoop<W> {
                 SendResult::Recoverable(error) => {
                     // The first failure and each doubling are logged: a long outage takes few lines.
                     if attempt == 0 || attempt.is_power_of_two() {
-                        warn!(component = "remote_write", url = %url, attempts = attempt + 1, summary = describe(&part), err = error.describe(), "remote write failed, retrying");
+                        warn!(component = "remote_write", url = %url, tenant = self.tenant(), attempts = attempt + 1, summary = describe(&part), err = error.describe(), "remote write failed, retrying");
                     }
                     attempt += 1;
                     self.sender.metrics.retries.inc();
@@ -326,6 +333,9 @@ impl<W: BatchSource> SendLoop<W> {
         if attempt > 0 {
             headers.insert(HeaderName::from_static("retry-attempt"), attempt.into());
         }
+        if let (Some(tenants), Some(tenant)) = (&self.sender.config.tenants, &self.sender.tenant) {
+            tenants.set_header(tenant, &mut headers);
+        }
         let (url, timeout) = (url.clone(), *timeout);
         let request = Request { method: Method::POST, url, headers, body, timeout, limit: RESPONSE_LIMIT };
         // A success counts by its status and headers, however much text follows.
@@ -352,7 +362,7 @@ impl<W: BatchSource> SendLoop<W> {
             part.retain(|series| !series.samples.is_empty());
             self.sender.metrics.count_failed(FailureReason::TooOld, n_too_old);
             if let Some(count) = self.too_old.add(n_too_old) {
-                warn!(component = "remote_write", url = %self.sender.config.url, summary, count, "samples dropped: older than sample_age_limit");
+                warn!(component = "remote_write", url = %self.sender.config.url, tenant = self.tenant(), summary, count, "samples dropped: older than sample_age_limit");
             }
         }
         part

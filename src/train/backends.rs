@@ -10,6 +10,7 @@ use crate::models::registry::{self, Registry};
 use crate::prom::Labels;
 use crate::remote_write;
 use crate::report::zone::Zone;
+use crate::tenant::Tenant;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -41,8 +42,8 @@ pub struct Backends {
 /// The endpoints in cooldown. One endpoint that hangs would otherwise delay the trainings of all groups.
 #[derive(Default)]
 pub struct CircuitBreaker {
-    /// Sources of history, each with the end of its cooldown.
-    clients: Vec<(Url, Instant)>,
+    /// Sources of history, each with the tenant that it fails for, unless it fails for all, and the end of its cooldown.
+    clients: Vec<(Url, Option<Tenant>, Instant)>,
     /// End of the registry's cooldown.
     registry: Option<Instant>,
 }
@@ -50,20 +51,21 @@ pub struct CircuitBreaker {
 impl CircuitBreaker {
     /// Ends the cooldowns that are over.
     pub(super) fn reset_expired(&mut self, now: Instant) {
-        self.clients.retain(|(_, until)| now < *until);
+        self.clients.retain(|(_, _, until)| now < *until);
         self.registry = self.registry.filter(|until| now < *until);
     }
 
-    /// Starts the cooldown of a source of history.
-    pub(super) fn open_client(&mut self, url: &Url, now: Instant) {
-        if !self.is_client_open(url) {
-            self.clients.push((url.clone(), now + COOLDOWN));
+    /// Starts the cooldown of a source of history for a tenant; without one, for all.
+    pub(super) fn open_client(&mut self, url: &Url, tenant: Option<&Tenant>, now: Instant) {
+        if !self.is_client_open(url, tenant) {
+            self.clients.push((url.clone(), tenant.cloned(), now + COOLDOWN));
         }
     }
 
-    /// True during the cooldown of a source of history.
-    pub(super) fn is_client_open(&self, url: &Url) -> bool {
-        self.clients.iter().any(|(open_url, _)| open_url == url)
+    /// True during the cooldown of a source of history for a tenant.
+    pub(super) fn is_client_open(&self, url: &Url, tenant: Option<&Tenant>) -> bool {
+        let is_meant = |open: &Option<Tenant>| open.is_none() || open.as_ref() == tenant;
+        self.clients.iter().any(|(open_url, open, _)| open_url == url && is_meant(open))
     }
 
     /// Starts the cooldown of the registry.
@@ -105,6 +107,7 @@ impl GroupReader<'_> {
     /// Reads the samples of the group.
     pub(super) async fn read(&mut self, range: (i64, i64)) -> GroupHistory {
         let matchers = history::group_matchers(self.detector, self.labels);
+        let tenant = self.tenant();
         let mut history = GroupHistory { series: Vec::new(), failure: None };
         for client in &self.backends.history_clients {
             if self.is_in_cooldown(client) {
@@ -112,9 +115,9 @@ impl GroupReader<'_> {
                 continue;
             }
             let on_series = |series| history.series.extend(series);
-            let read =
-                history::read_samples(client, self.detector, &matchers, range, self.pace, on_series).await;
-            if let Err(error) = read {
+            let group = (tenant.as_ref(), &matchers[..]);
+            let read = history::read_samples(client, self.detector, group, range, self.pace, on_series);
+            if let Err(error) = read.await {
                 history.failure = self.failure_of(client, &error).or(history.failure);
             }
         }
@@ -132,7 +135,7 @@ impl GroupReader<'_> {
                 failure = Some(IN_COOLDOWN.to_string());
                 continue;
             }
-            match history::read_firing_alerts(client, names, range).await {
+            match history::read_firing_alerts(client, self.tenant().as_ref(), names, range).await {
                 Ok(found) => alerts.extend(found),
                 Err(error) => failure = self.failure_of(client, &error).or(failure),
             }
@@ -140,8 +143,19 @@ impl GroupReader<'_> {
         (alerts, failure)
     }
 
-    fn is_in_cooldown(&self, client: &HistoryClient) -> bool {
-        self.circuit_breaker.is_client_open(&client.config.url)
+    fn tenant(&self) -> Option<Tenant> {
+        self.detector.tenant_of(self.labels)
+    }
+
+    pub(super) fn is_in_cooldown(&self, client: &HistoryClient) -> bool {
+        self.circuit_breaker.is_client_open(&client.config.url, self.tenant().as_ref())
+    }
+
+    /// Starts the cooldown of a source that failed, for all tenants or that of the group; without an error, it did not
+    /// answer in time.
+    pub(super) fn open_client(&mut self, client: &HistoryClient, error: Option<&Error>) {
+        let tenant = self.tenant().filter(|_| !error.is_some_and(Error::is_of_source));
+        self.circuit_breaker.open_client(&client.config.url, tenant.as_ref(), Instant::now());
     }
 
     /// Starts the cooldown of an endpoint that failed, and returns the error text. `None` for one without the API.
@@ -149,7 +163,7 @@ impl GroupReader<'_> {
         if !error.is_recoverable() {
             return None;
         }
-        self.circuit_breaker.open_client(&client.config.url, Instant::now());
+        self.open_client(client, Some(error));
         Some(chain(error))
     }
 

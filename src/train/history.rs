@@ -7,6 +7,7 @@ use crate::history::{Error, HistoryClient, Pace, SeriesSamples};
 use crate::prom::labels::METRIC_NAME;
 use crate::prom::matcher::Matcher;
 use crate::prom::{Labels, Sample, Selector};
+use crate::tenant::Tenant;
 use std::collections::BTreeMap;
 
 /// The matchers that select the series of a group.
@@ -14,20 +15,21 @@ pub fn group_matchers(detector: &Detector, labels: &Labels) -> Vec<Matcher> {
     detector.by.iter().map(|name| Matcher::equal(name, labels.get(name))).collect()
 }
 
-/// Reads all series of a detector. `group` holds the matchers of one group; without matchers, all groups are read.
+/// Reads all series of a detector and a tenant, if there are tenants. The matchers are those of one group; without
+/// matchers, all groups are read.
 ///
 /// # Errors
 /// Those of the client.
 pub async fn read_samples(
     client: &HistoryClient,
     detector: &Detector,
-    group: &[Matcher],
+    (tenant, group): (Option<&Tenant>, &[Matcher]),
     range: (i64, i64),
     pace: Pace,
     mut on_series: impl FnMut(Vec<SeriesSamples>),
 ) -> Result<(), Error> {
     for selector in &detector.matchers {
-        client.read_at_pace(pace, selector, group, range, &mut on_series).await?;
+        client.read_at_pace(pace, tenant, selector, group, range, &mut on_series).await?;
     }
     Ok(())
 }
@@ -80,12 +82,13 @@ impl FiringAlert {
     }
 }
 
-/// The times in which these alerts fired.
+/// The times in which these alerts fired; with tenants, those of one.
 ///
 /// # Errors
 /// Those of the client.
 pub async fn read_firing_alerts(
     client: &HistoryClient,
+    tenant: Option<&Tenant>,
     alerts: &[String],
     range: (i64, i64),
 ) -> Result<Vec<FiringAlert>, Error> {
@@ -97,7 +100,7 @@ pub async fn read_firing_alerts(
     // An alert may be in several slices of the range.
     let mut samples_of: BTreeMap<Labels, Vec<Sample>> = BTreeMap::new();
     client
-        .read(&selector, &[is_named], range, |series| {
+        .read(tenant, &selector, &[is_named], range, |series| {
             for (labels, samples) in series {
                 samples_of.entry(labels).or_default().extend(samples);
             }
@@ -124,7 +127,7 @@ pub async fn read_incidents(
     matchers.push(Matcher::equal("detector", &detector.name));
     let mut times: Vec<i64> = Vec::new();
     client
-        .read(&selector, &matchers, range, |series| {
+        .read(detector.tenant_of(group).as_ref(), &selector, &matchers, range, |series| {
             let samples =
                 series.iter().filter(|(labels, _)| outputs.contains(labels)).flat_map(|(_, samples)| samples);
             times.extend(samples.filter(|sample| sample.value == 1.0).map(|sample| sample.timestamp_ms));
@@ -149,7 +152,7 @@ pub async fn read_newest_score(
     let outputs = GroupOutputs { detector, group };
     let mut newest_ms = None;
     client
-        .read(&selector, &outputs.matchers(), range, |series| {
+        .read(detector.tenant_of(group).as_ref(), &selector, &outputs.matchers(), range, |series| {
             let decisions = series
                 .iter()
                 .filter(|(labels, _)| labels.get(METRIC_NAME) == name && outputs.contains(labels));

@@ -10,7 +10,7 @@ use crate::models::DeployedModel;
 use crate::models::registry::periods::{self, Period, PeriodKind};
 use crate::snapshot::ModelCheckpoint;
 use crate::time;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Time that an endpoint may take to return the newest score. A model does not wait longer for its service.
 const WATERMARK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -132,13 +132,12 @@ impl WriteWatermark {
     /// Reads the newest scores of a group. Returns `None` if no endpoint has any and one that may have some does not
     /// answer in time; such an endpoint is then in cooldown.
     async fn read(reader: &mut GroupReader<'_>, earliest_ms: i64, now_ms: i64) -> Option<Self> {
-        let GroupReader { backends, circuit_breaker, detector, labels, .. } = reader;
+        let GroupReader { backends, detector, labels, .. } = *reader;
         let range = (now_ms - time::millis(detector.training.history), now_ms);
         let mut watermark = Self { to_ms: None, by_endpoint: vec![None; backends.endpoints.len()] };
         let mut is_known = true;
         for client in &backends.history_clients {
-            let url = &client.config.url;
-            if circuit_breaker.is_client_open(url) {
+            if reader.is_in_cooldown(client) {
                 is_known = false;
                 continue;
             }
@@ -153,8 +152,8 @@ impl WriteWatermark {
                     siblings.for_each(|(_, written_to_ms)| *written_to_ms = to_ms);
                 }
                 Ok(Err(error)) if !error.is_recoverable() => {}
-                _ => {
-                    circuit_breaker.open_client(url, Instant::now());
+                failed => {
+                    reader.open_client(client, failed.ok().and_then(Result::err).as_ref());
                     is_known = false;
                 }
             }
@@ -169,12 +168,11 @@ async fn read_incidents(
     periods: &[Period],
     now_ms: i64,
 ) -> Option<Vec<PastIncident>> {
-    let GroupReader { backends, circuit_breaker, detector, labels, .. } = reader;
+    let GroupReader { backends, detector, labels, .. } = *reader;
     let range = (now_ms - time::millis(detector.training.history), now_ms);
     let mut incidents = Vec::new();
     for client in &backends.history_clients {
-        let url = &client.config.url;
-        if circuit_breaker.is_client_open(url) {
+        if reader.is_in_cooldown(client) {
             continue;
         }
         let read = history::read_incidents(client, detector, labels, range);
@@ -182,7 +180,7 @@ async fn read_incidents(
             // Of several endpoints that hold the incidents, the fullest counts.
             Ok(Ok(found)) => incidents = if found.len() > incidents.len() { found } else { incidents },
             Ok(Err(_)) => {}
-            Err(_) => circuit_breaker.open_client(url, Instant::now()),
+            Err(_) => reader.open_client(client, None),
         }
     }
     if incidents.is_empty() {

@@ -88,7 +88,7 @@ fn bench_read(bencher: Bencher, version: ProtocolVersion, body: Vec<u8>) {
     let mut entry_ids = Vec::new();
     bencher.counter(ItemsCount::new(SAMPLES)).bench_local(move || {
         let message = snappy::decompress(&body, 32 << 20, &mut buffer).expect("snappy");
-        let request = ParsedRequest::parse(version, message, index.seed(), i64::MAX, &mut scratch)
+        let request = ParsedRequest::parse(version, message, index.seed(None), i64::MAX, &mut scratch)
             .expect("well formed");
         index.lookup(request.hashes(), &mut entry_ids);
         let mut watched = 0;

@@ -50,7 +50,7 @@ impl FakeApi {
         let group =
             [Matcher::equal("job", "back\\slash \"quote\"\nline"), Matcher::one_of("instance", ["a.b", ""])];
         let mut series = Vec::new();
-        let result = self.client.read(&selector, &group, range, |slice| series.extend(slice)).await;
+        let result = self.client.read(None, &selector, &group, range, |slice| series.extend(slice)).await;
         (series, result)
     }
 
@@ -115,7 +115,7 @@ async fn reads_at_a_pace_take_turns_with_each_api() {
         .await;
         let selector = Selector::parse("a").expect("a selector");
         let read = async || {
-            let read = fake.client.read_at_pace(Pace::Half, &selector, &[], (0, 3 * DAY_MS), |_| {});
+            let read = fake.client.read_at_pace(Pace::Half, None, &selector, &[], (0, 3 * DAY_MS), |_| {});
             read.await.expect("a response");
         };
         tokio::join!(read(), read());

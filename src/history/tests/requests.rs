@@ -58,7 +58,7 @@ impl FakeReadServer {
         let selector = Selector::parse("up").expect("a selector");
         let group = [Matcher::equal("job", "node")];
         let mut slices = Vec::new();
-        let result = self.client.read(&selector, &group, range, |slice| slices.push(slice)).await;
+        let result = self.client.read(None, &selector, &group, range, |slice| slices.push(slice)).await;
         (slices, result)
     }
 
@@ -116,7 +116,10 @@ async fn sends_the_same_requests_as_prometheus() {
             let fake = FakeReadServer::start(move |_| reply(content_type, response.clone())).await;
             let mut series = Vec::new();
             let range = (start_ms - 1, end_ms);
-            fake.client.read(&selector, &[], range, |slice| series.extend(slice)).await.expect("a response");
+            fake.client
+                .read(None, &selector, &[], range, |slice| series.extend(slice))
+                .await
+                .expect("a response");
             assert_eq!(*fake.requests.lock().expect("no panic"), std::slice::from_ref(&request));
             compare(&series, &format!("{name}.expected.csv"));
         }
@@ -307,7 +310,7 @@ async fn a_stream_without_a_length_is_rejected() {
     let config = Config { url: url.parse().expect("a URL"), ..Config::default() };
     let client = HistoryClient::new(&config, &Metrics::default()).expect("a client");
     let selector = Selector::parse("up").expect("a selector");
-    let result = client.read(&selector, &[], (0, DAY_MS), |_| ()).await;
+    let result = client.read(None, &selector, &[], (0, DAY_MS), |_| ()).await;
     assert!(matches!(result, Err(Error::MissingLength { .. })), "{result:?}");
 }
 
@@ -389,7 +392,7 @@ async fn a_refused_connection_is_an_error() {
     let selector = Selector::parse("up").expect("a selector");
     let config = Config { url, ..Config::default() };
     let client = HistoryClient::new(&config, &Metrics::default()).expect("a client");
-    let result = client.read(&selector, &[], (0, DAY_MS), |_| ()).await;
+    let result = client.read(None, &selector, &[], (0, DAY_MS), |_| ()).await;
     let text = crate::error::chain(&result.expect_err("no listener"));
     assert!(text.contains(&address.to_string()) && text.contains("refused"), "{text}");
 }
@@ -434,7 +437,7 @@ async fn reads_at_a_pace_take_turns() {
         .await;
         let selector = Selector::parse("up").expect("a selector");
         let read = async || {
-            let read = fake.client.read_at_pace(pace, &selector, &[], (0, 10 * DAY_MS), |_| {});
+            let read = fake.client.read_at_pace(pace, None, &selector, &[], (0, 10 * DAY_MS), |_| {});
             read.await.expect("a response");
         };
         tokio::join!(read(), read());
@@ -445,4 +448,58 @@ async fn reads_at_a_pace_take_turns() {
     assert_eq!(most_at_once(Pace::Quarter).await, 1);
     assert_eq!(most_at_once(Pace::Half).await, 1);
     assert_eq!(most_at_once(Pace::Immediate).await, 2);
+}
+
+/// The header is the tenant's, no matcher names the label, and what is read has it, whatever the server returns.
+#[tokio::test]
+async fn a_request_names_its_tenant_and_what_is_read_has_its_label() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("http://{}/api/v1/read", listener.local_addr().expect("bound"));
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let log = asked.clone();
+    let route = move |request: hyper::Request<crate::http::server::RequestBody>| {
+        let log = log.clone();
+        async move {
+            let (head, body) = request.into_parts();
+            let tenant = head.headers["x-scope-orgid"].to_str().expect("ASCII").to_string();
+            let body = body.collect().await.expect("a whole body").to_bytes();
+            let mut request = ReadRequest::decode(&*decompressed(&body)).expect("a ReadRequest");
+            let matchers = request.queries.remove(0).matchers.into_iter();
+            log.lock()
+                .expect("no panic")
+                .push((tenant, matchers.map(|m| (m.name, m.value)).collect::<Vec<_>>()));
+            let label = |name: &str, value: &str| proto::Label { name: name.into(), value: value.into() };
+            let timeseries = proto::TimeSeries {
+                labels: vec![label("__name__", "up"), label("job", "node"), label("tenant", "b")],
+                samples: vec![proto::Sample { timestamp: 5, value: 1.0 }],
+                ..Default::default()
+            };
+            let results = vec![QueryResult { timeseries: vec![timeseries] }];
+            reply(SAMPLES_CONTENT_TYPE, snappy::compress(&ReadResponse { results }.encode_to_vec()))
+        }
+    };
+    let (_stop, stopped) = watch::channel(false);
+    tokio::spawn(Server::default().serve(listener, route, stopped));
+    let text = format!("{{tenants: {{}}, remote_read: [{{url: '{url}'}}]}}");
+    let config = crate::config::Config::parse(&text).expect("valid").history.remove(0);
+    let client = HistoryClient::new(&config, &Metrics::default()).expect("a client");
+    let a = "a".parse().expect("an ID");
+    let read = async |tenant, selector: &str, group: &[Matcher]| {
+        let selector = Selector::parse(selector).expect("a selector");
+        let mut read = Vec::new();
+        let result = client.read(tenant, &selector, group, (0, 10), |slice| read.extend(slice)).await;
+        (read.iter().map(|(labels, _)| labels.to_string()).collect::<Vec<_>>(), result)
+    };
+    let of_group = [Matcher::equal("job", "node"), Matcher::one_of("tenant", ["a", ""])];
+    let (series, result) = read(Some(&a), r#"up{tenant=~"a|b"}"#, &of_group).await;
+    result.expect("a response");
+    assert_eq!(series, [r#"up{job="node", tenant="a"}"#]);
+    let pair = |name: &str, value: &str| (name.to_string(), value.to_string());
+    let expected = [("a".to_string(), vec![pair("__name__", "up"), pair("job", "node")])];
+    assert_eq!(*asked.lock().expect("no panic"), expected);
+    // Neither of these is sent.
+    let (series, result) = read(Some(&a), r#"up{tenant="b"}"#, &[]).await;
+    assert!(series.is_empty() && result.is_ok());
+    assert!(matches!(read(None, "up", &[]).await.1, Err(Error::NoTenant)));
+    assert_eq!(asked.lock().expect("no panic").len(), 1);
 }

@@ -14,7 +14,7 @@ use std::time::Instant;
 use tracing::warn;
 
 impl Engine {
-    /// Requests the missing samples of the waiting groups of one detector.
+    /// Requests the missing samples of the waiting groups of one detector and one tenant.
     fn request_gap_fills(&mut self, now: Instant, now_ms: i64) {
         let mut waiting = self.gaps.take_waiting();
         let mut skipped = BTreeSet::new();
@@ -31,12 +31,13 @@ impl Engine {
             }
             let to_ms = group.window().newest_ms().unwrap_or(i64::MIN).max(now_ms);
             let after_ms = after_ms.max(group.window().start_ms());
+            let tenant = group.tenant().cloned();
             match &mut gap {
                 None => {
                     let groups = vec![(id, group.labels.clone())];
-                    gap = Some(Gap { detector, groups, range: (after_ms, to_ms) });
+                    gap = Some(Gap { detector, tenant, groups, range: (after_ms, to_ms) });
                 }
-                Some(gap) if Arc::ptr_eq(&gap.detector, &detector) => {
+                Some(gap) if Arc::ptr_eq(&gap.detector, &detector) && gap.tenant == tenant => {
                     gap.groups.push((id, group.labels.clone()));
                     gap.range = (gap.range.0.min(after_ms), gap.range.1.max(to_ms));
                 }
@@ -46,7 +47,9 @@ impl Engine {
         if let Some(mut gap) = gap {
             // Groups that lost the same stream and have no newer sample yet share the request.
             for (id, group) in self.groups.iter_mut() {
-                if Arc::ptr_eq(&group.detector, &gap.detector) && group.join_gap(gap.range.0, now, now_ms) {
+                let is_alike =
+                    Arc::ptr_eq(&group.detector, &gap.detector) && group.tenant() == gap.tenant.as_ref();
+                if is_alike && group.join_gap(gap.range.0, now, now_ms) {
                     gap.groups.push((id, group.labels.clone()));
                 }
             }
@@ -104,6 +107,12 @@ impl Engine {
     pub(super) fn check_gaps(&mut self, now: Instant, now_ms: i64) {
         let mut released = BTreeSet::new();
         let mut n_held = 0;
+        // The gap of a tenant waits while the back end of another does not answer.
+        for id in self.gaps.delayed().filter(|_| self.groups.config().tenants.is_some()).collect::<Vec<_>>() {
+            if let Some(group) = self.groups.get_mut(id) {
+                group.extend_hold(now);
+            }
+        }
         for (id, group) in self.groups.iter_mut() {
             n_held += usize::from(group.gaps().after_ms().is_some());
             if group.gaps().is_expired(now) {

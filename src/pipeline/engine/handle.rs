@@ -24,6 +24,7 @@ use crate::prom::Labels;
 use crate::remote_read::server::{self, Query, Queryable, WorkPermit};
 use crate::remote_write::{Batch, BatchSource, CursorPosition};
 use crate::status::group::{GroupDetail, GroupSummary};
+use crate::tenant::Tenant;
 use crate::train::history::FiringAlert;
 use crate::train::{TrainingOutcome, WarmStart};
 use crate::window::ModelRole;
@@ -49,9 +50,18 @@ pub(super) enum EngineCommand {
     /// Removes a partition.
     RevokePartition(i32),
     /// Fetches the next batch of an endpoint.
-    NextBatch { endpoint: usize, max_samples: usize, reply: oneshot::Sender<Option<Batch>> },
+    NextBatch {
+        endpoint: usize,
+        tenant: Option<Tenant>,
+        max_samples: usize,
+        reply: oneshot::Sender<Option<Batch>>,
+    },
     /// Moves the cursors of an endpoint.
-    Advance { endpoint: usize, positions: Vec<CursorPosition> },
+    Advance { endpoint: usize, tenant: Option<Tenant>, positions: Vec<CursorPosition> },
+    /// Lists the tenants that an endpoint has had samples of, each with whether it lacks some.
+    TenantsOfEndpoint { endpoint: usize, reply: oneshot::Sender<Vec<(Tenant, bool)>> },
+    /// Lists the tenants with groups.
+    Tenants(oneshot::Sender<Vec<Tenant>>),
     /// Reports the result of a training.
     TrainingDone { group: u32, outcome: TrainingOutcome },
     /// Lists all groups: id, detector and labels.
@@ -249,14 +259,29 @@ impl EngineHandle {
         self.commands.send(command(reply)).await.map_err(|_| shutting_down())?;
         response.await.map_err(|_| shutting_down())
     }
+}
 
+/// The groups of one tenant, or all without tenants, with the labels that the tenant knows.
+#[derive(Clone)]
+pub struct TenantView {
+    /// The engine.
+    pub engine: EngineHandle,
+    /// The tenant; `None` without tenants.
+    pub tenant: Option<Tenant>,
+}
+
+impl TenantView {
     /// The ids of the groups with this detector and labels.
     async fn group_ids(
         &self,
         permit: &WorkPermit,
         is_selected: impl Fn(&Detector, &Labels) -> bool + Send + 'static,
     ) -> Result<Arc<[u32]>, server::Error> {
-        let groups = self.query(permit, EngineCommand::ListGroups).await?;
+        let groups = self.engine.query(permit, EngineCommand::ListGroups).await?;
+        let tenant = self.tenant.clone();
+        let is_selected = move |detector: &Detector, labels: &Labels| {
+            detector.tenant_of(labels) == tenant && is_selected(detector, &detector.outward_labels(labels))
+        };
         let select = move || {
             let groups = groups.into_iter().filter(|(_, detector, labels)| is_selected(detector, labels));
             groups.map(|(id, ..)| id).collect()
@@ -265,7 +290,7 @@ impl EngineHandle {
     }
 }
 
-impl Queryable for EngineHandle {
+impl Queryable for TenantView {
     type Series = SelectedSeries;
 
     async fn select(&self, query: Query, permit: &WorkPermit) -> Result<Vec<SelectedSeries>, server::Error> {
@@ -277,7 +302,7 @@ impl Queryable for EngineHandle {
         while let Some(offset) = next {
             let (query, groups, selector) = (prefilter.clone(), groups.clone(), patterns.clone());
             let select = |reply| EngineCommand::Select { query, groups, offset, reply };
-            let SelectionPage { matches, next: next_offset } = self.query(permit, select).await?;
+            let SelectionPage { matches, next: next_offset } = self.engine.query(permit, select).await?;
             let filter = move || -> Vec<GroupMatches> {
                 matches.into_iter().filter_map(|matches| matches.filter(&selector)).collect()
             };
@@ -290,7 +315,7 @@ impl Queryable for EngineHandle {
     }
 }
 
-impl GroupSource for EngineHandle {
+impl GroupSource for TenantView {
     async fn groups(
         &self,
         query: Arc<TableQuery>,
@@ -304,7 +329,7 @@ impl GroupSource for EngineHandle {
         while let Some(offset) = next {
             let (query, groups) = (query.clone(), groups.clone());
             let fetch = |reply| EngineCommand::TableParts { query, groups, offset, reply };
-            let SelectionPage { matches, next: next_offset } = self.query(permit, fetch).await?;
+            let SelectionPage { matches, next: next_offset } = self.engine.query(permit, fetch).await?;
             permit.reserve(matches.iter().map(GroupPart::n_bytes).sum())?;
             parts.extend(matches);
             next = next_offset;
@@ -376,6 +401,16 @@ impl WeakEngineHandle {
         self.send(EngineCommand::BackfillDone { is_complete }).await
     }
 
+    /// The tenants with groups.
+    pub async fn tenants(&self) -> Option<Vec<Tenant>> {
+        self.call(EngineCommand::Tenants).await
+    }
+
+    /// The tenants that an endpoint has had samples of, each with whether it lacks some.
+    pub async fn tenants_of_endpoint(&self, endpoint: usize) -> Option<Vec<(Tenant, bool)>> {
+        self.call(|reply| EngineCommand::TenantsOfEndpoint { endpoint, reply }).await
+    }
+
     /// Puts a maintenance plan in force.
     pub async fn set_maintenance(&self, plan: MaintenancePlan) -> Option<()> {
         self.send(EngineCommand::SetMaintenance(plan)).await
@@ -423,22 +458,25 @@ impl Intake for WeakEngineHandle {
     }
 }
 
-/// The scores for one endpoint.
+/// The scores for one endpoint, those of one tenant if there are tenants.
 pub struct EndpointBatches {
     /// The engine.
     pub engine: WeakEngineHandle,
     /// Index of the endpoint in the configuration.
     pub endpoint: usize,
+    /// The tenant.
+    pub tenant: Option<Tenant>,
 }
 
 impl BatchSource for EndpointBatches {
     async fn next_batch(&self, max_samples: usize) -> Option<Batch> {
-        let endpoint = self.endpoint;
-        self.engine.call(|reply| EngineCommand::NextBatch { endpoint, max_samples, reply }).await?
+        let (endpoint, tenant) = (self.endpoint, self.tenant.clone());
+        self.engine.call(|reply| EngineCommand::NextBatch { endpoint, tenant, max_samples, reply }).await?
     }
 
     async fn advance(&self, positions: Vec<CursorPosition>) {
+        let (endpoint, tenant) = (self.endpoint, self.tenant.clone());
         // Without an engine there is no cursor to move.
-        let _ = self.engine.send(EngineCommand::Advance { endpoint: self.endpoint, positions }).await;
+        let _ = self.engine.send(EngineCommand::Advance { endpoint, tenant, positions }).await;
     }
 }

@@ -13,6 +13,7 @@ use crate::prom::wire::{
     self, ParsedRequest, ProtocolVersion, RejectReason, Rejections, SampleKind, WireSeries, snappy,
 };
 use crate::series::{ColumnRef, EntryId, IgnoreReason, IndexEntry, SeriesIndex};
+use crate::tenant::Tenant;
 use crate::window::PushOutcome;
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -31,33 +32,39 @@ impl Engine {
     pub fn ingest(
         &mut self,
         version: ProtocolVersion,
+        tenant: Option<&Tenant>,
         body: &[u8],
         now: Instant,
         now_ms: i64,
     ) -> Result<AcceptedCounts, ingest::Error> {
-        let report = self.push_request(version, (Compression::Snappy, body), None, now, now_ms)?;
+        let body = (Compression::Snappy, body);
+        let report = self.push_request(version, tenant, body, None, now, now_ms)?;
         self.score_groups(&report.touched, now);
         report.finish()
     }
 
-    /// Decodes a write request and pushes its samples. Adds the newest row of each group to `rows`.
+    /// Decodes a write request and pushes its samples. Adds the newest row of each group to `rows`. The series of a record
+    /// have their tenant, those of another request get it.
     pub(super) fn push_request(
         &mut self,
         version: ProtocolVersion,
+        tenant: Option<&Tenant>,
         body: (Compression, &[u8]),
         mut rows: Option<&mut NewestRows>,
         now: Instant,
         now_ms: i64,
     ) -> Result<WriteReport, ingest::Error> {
         let latest_ms = now_ms + MAX_AHEAD_MS;
-        let (request, entry_ids) = self.decoder.decode(version, body, latest_ms, &mut self.index)?;
+        let seed = self.index.seed(tenant);
+        let (request, entry_ids) = self.decoder.decode(version, body, seed, latest_ms, &mut self.index)?;
         let mut report = WriteReport::new(&request);
         for ((series, hash), cached_id) in request.series().zip(request.hashes()).zip(entry_ids) {
             if series.samples.is_empty() {
                 report.count_exemplars(&series);
                 continue;
             }
-            let entry_id = resolve_series(&series, *hash, *cached_id, &mut self.groups, &mut self.index, now);
+            let labelled = LabelledSeries { series: &series, tenant };
+            let entry_id = labelled.resolve(*hash, *cached_id, &mut self.groups, &mut self.index, now);
             let entry = self.index.entry(entry_id);
             let mut n_in_range = 0;
             let mut newest_ms = i64::MIN;
@@ -81,6 +88,12 @@ impl Engine {
                 }
             }
             report.count_series(&series, entry, n_in_range);
+            if entry == IndexEntry::Ignored(IgnoreReason::OverTenantLimit)
+                && let Some(tenant) = labelled.tenant(&self.groups)
+            {
+                self.ingest_metrics.count_over_tenant_limit(&tenant, n_in_range);
+                self.limited_tenants.insert(tenant);
+            }
         }
         report.record(&request, &self.ingest_metrics);
         self.conflicts += report.n_conflicts;
@@ -104,6 +117,7 @@ impl Decoder {
         &'d mut self,
         version: ProtocolVersion,
         (compression, body): (Compression, &'d [u8]),
+        seed: u64,
         latest_ms: i64,
         index: &mut SeriesIndex,
     ) -> Result<(ParsedRequest<'d>, &'d [Option<EntryId>]), ingest::Error> {
@@ -113,41 +127,55 @@ impl Decoder {
             Compression::None if body.len() > ingest::BODY_LIMIT => return Err(ingest::Error::TooLarge),
             Compression::None => body,
         };
-        let request = ParsedRequest::parse(version, message, index.seed(), latest_ms, &mut self.scratch)?;
+        let request = ParsedRequest::parse(version, message, seed, latest_ms, &mut self.scratch)?;
         index.lookup(request.hashes(), &mut self.entry_ids);
         Ok((request, &self.entry_ids))
     }
 }
 
-/// The index entry of a series. Decodes the labels and inserts the entry if the series is new or its group is gone.
-fn resolve_series(
-    series: &WireSeries<'_>,
-    hash: u128,
-    cached_id: Option<EntryId>,
-    groups: &mut Groups,
-    index: &mut SeriesIndex,
-    now: Instant,
-) -> EntryId {
-    let is_current = |entry_id: &EntryId| match index.entry(*entry_id) {
-        IndexEntry::Ignored(_) => true,
-        // A group that is evicted and created again has another id, and columns get other numbers.
-        IndexEntry::Watched(columns) => columns.iter().all(|column_ref| groups.contains(column_ref)),
-    };
-    if let Some(entry_id) = cached_id.filter(is_current) {
-        return entry_id;
-    }
-    let resolved = match series.labels() {
-        Ok(labels) => {
-            let newest = series.samples.iter().map(|sample| sample.timestamp_ms).max();
-            groups.resolve(&labels, newest, now)
+/// A series, and the tenant of its request.
+#[derive(Clone, Copy)]
+struct LabelledSeries<'a> {
+    series: &'a WireSeries<'a>,
+    tenant: Option<&'a Tenant>,
+}
+
+impl LabelledSeries<'_> {
+    /// The index entry of the series. Decodes the labels and inserts the entry if the series is new or its group is gone.
+    fn resolve(
+        self,
+        hash: u128,
+        cached_id: Option<EntryId>,
+        groups: &mut Groups,
+        index: &mut SeriesIndex,
+        now: Instant,
+    ) -> EntryId {
+        let is_current = |entry_id: &EntryId| match index.entry(*entry_id) {
+            IndexEntry::Ignored(_) => true,
+            // A group that is evicted and created again has another id, and columns get other numbers.
+            IndexEntry::Watched(columns) => columns.iter().all(|column_ref| groups.contains(column_ref)),
+        };
+        if let Some(entry_id) = cached_id.filter(is_current) {
+            return entry_id;
         }
-        Err(_) => Err(IgnoreReason::InvalidLabels),
-    };
-    let entry = match &resolved {
-        Ok(columns) => IndexEntry::Watched(columns),
-        Err(reason) => IndexEntry::Ignored(*reason),
-    };
-    index.insert(hash, entry)
+        let resolved = match self.series.labels() {
+            Ok(labels) => {
+                let newest = self.series.samples.iter().map(|sample| sample.timestamp_ms).max();
+                groups.resolve(&groups.with_tenant(labels, self.tenant), newest, now)
+            }
+            Err(_) => Err(IgnoreReason::InvalidLabels),
+        };
+        let entry = match &resolved {
+            Ok(columns) => IndexEntry::Watched(columns),
+            Err(reason) => IndexEntry::Ignored(*reason),
+        };
+        index.insert(hash, entry)
+    }
+
+    /// The tenant of the series; that of a record is in its labels.
+    fn tenant(self, groups: &Groups) -> Option<Tenant> {
+        self.tenant.cloned().or_else(|| groups.tenant_of(&self.series.labels().ok()?))
+    }
 }
 
 /// Pushes a sample into the columns of its series. The sample counts as used if at least one column stores it.
@@ -299,6 +327,9 @@ impl From<IgnoreReason> for DropReason {
             IgnoreReason::InvalidLabels => Self::InvalidLabels,
             IgnoreReason::WrongShard => Self::WrongShard,
             IgnoreReason::OverLimit => Self::SeriesLimit,
+            IgnoreReason::OverTenantLimit => Self::TenantSeriesLimit,
+            IgnoreReason::TooManyTenants => Self::TenantLimit,
+            IgnoreReason::NoTenant => Self::NoTenant,
         }
     }
 }

@@ -16,7 +16,7 @@ mod progress;
 mod publish;
 mod status;
 
-pub use handle::{CommandReceiver, EndpointBatches, EngineHandle, WeakEngineHandle, channel};
+pub use handle::{CommandReceiver, EndpointBatches, EngineHandle, TenantView, WeakEngineHandle, channel};
 
 use super::gaps::{self, BackfillRequest, GapTracker};
 use super::group::Group;
@@ -29,13 +29,14 @@ use super::metrics::Metrics;
 use super::select::SelectionPage;
 use crate::config::Config;
 use crate::detector::Detector;
-use crate::ingest::Metrics as IngestMetrics;
+use crate::ingest::{Metrics as IngestMetrics, WriteBody};
 use crate::prom::Labels;
 use crate::prom::shard::Shard;
 use crate::remote_write::{self, FailureReason};
 use crate::series::SeriesIndex;
 use crate::snapshot::GroupState;
 use crate::telemetry::LogThrottle;
+use crate::tenant::Tenant;
 use crate::time::now_ms;
 use crate::train::TrainingJob;
 use crate::window::Window;
@@ -94,6 +95,8 @@ pub struct Engine {
     evicted_at: Instant,
     /// Samples that conflict with stored ones, since the last eviction.
     conflicts: usize,
+    /// Tenants that have been at one of their limits, while they have groups.
+    limited_tenants: BTreeSet<Tenant>,
     /// Failed trainings: an endpoint that fails affects every group.
     failed_trainings: LogThrottle,
 }
@@ -142,6 +145,7 @@ impl Engine {
             remote_write_metrics: deps.remote_write_metrics,
             evicted_at: Instant::now(),
             conflicts: 0,
+            limited_tenants: BTreeSet::new(),
             failed_trainings: LogThrottle::new(FAILED_TRAININGS_LOG_INTERVAL),
         }
     }
@@ -163,7 +167,8 @@ impl Engine {
         let now = Instant::now();
         match command {
             EngineCommand::Write(request, reply) => {
-                let result = self.ingest(request.version, &request.body.bytes, now, now_ms());
+                let WriteBody { body, version, tenant } = request;
+                let result = self.ingest(version, tenant.as_ref(), &body.bytes, now, now_ms());
                 // The sender may have hung up.
                 let _ = reply.send(result);
             }
@@ -177,10 +182,18 @@ impl Engine {
                 let _ = reply.send(self.assign_partition(partition, committed, now));
             }
             EngineCommand::RevokePartition(partition) => self.revoke_partition(partition, now),
-            EngineCommand::NextBatch { endpoint, max_samples, reply } => {
-                let _ = reply.send(self.next_batch(endpoint, max_samples, now_ms()));
+            EngineCommand::NextBatch { endpoint, tenant, max_samples, reply } => {
+                let _ = reply.send(self.next_batch(endpoint, tenant.as_ref(), max_samples, now_ms()));
             }
-            EngineCommand::Advance { endpoint, positions } => self.advance(endpoint, &positions, now_ms()),
+            EngineCommand::Advance { endpoint, tenant, positions } => {
+                self.advance(endpoint, tenant.as_ref(), &positions, now_ms());
+            }
+            EngineCommand::TenantsOfEndpoint { endpoint, reply } => {
+                let _ = reply.send(self.tenants_of_endpoint(endpoint));
+            }
+            EngineCommand::Tenants(reply) => {
+                let _ = reply.send(self.groups.tenants().cloned().collect());
+            }
             EngineCommand::TrainingDone { group, outcome } => {
                 self.handle_training_outcome(group, outcome, now)
             }
@@ -280,7 +293,7 @@ impl Engine {
         self.backlog.record(id, advance);
         // A stale row is published without a score.
         if advance.has_changed {
-            notify(&mut self.endpoints, id);
+            notify(&mut self.endpoints, group.tenant(), id);
         }
         advance.has_changed
     }
@@ -294,7 +307,7 @@ impl Engine {
         self.backlog.record(id, advance);
         if advance.has_changed {
             self.metrics.set_newest_scored(group);
-            notify(&mut self.endpoints, id);
+            notify(&mut self.endpoints, group.tenant(), id);
         }
     }
 
@@ -400,14 +413,29 @@ impl Engine {
             if reindex {
                 self.index.clear();
             }
+            self.forget_tenants(now_ms);
         }
         self.groups.remove_empty_columns(COMPACT_BUDGET, now_ms);
         self.metrics.set_series(self.index.len());
         let job_samples = self.jobs.advance(&self.groups, now_ms);
         self.publish_jobs(&job_samples, now_ms);
         self.endpoints.iter().filter(|state| state.has_unwritten()).for_each(|state| state.wake.notify_one());
-        self.metrics.set_pending_groups(self.endpoints.iter().map(|state| state.pending.len()).sum());
+        self.metrics.set_pending_groups(self.endpoints.iter().map(EndpointState::n_pending_groups).sum());
         self.readiness.update(&self.groups, now);
+    }
+
+    /// Forgets the tenants that have no groups any more.
+    fn forget_tenants(&mut self, now_ms: i64) {
+        let Self { endpoints, groups, limited_tenants, ingest_metrics, .. } = self;
+        endpoints.iter_mut().for_each(|state| state.forget_tenants(groups, now_ms));
+        let present: BTreeSet<&Tenant> = groups.tenants().collect();
+        limited_tenants.retain(|tenant| {
+            let is_present = present.contains(tenant);
+            if !is_present {
+                ingest_metrics.forget_tenant(tenant);
+            }
+            is_present
+        });
     }
 
     /// Warns if two senders send the same series: rows alternate between two phases, or samples conflict.
@@ -438,9 +466,9 @@ impl Engine {
             .count_failed(FailureReason::Abandoned, before.saturating_sub(after + of_retired));
         let mut old = std::mem::replace(&mut self.endpoints, endpoint_states(wakeups));
         for (state, kept) in self.endpoints.iter_mut().zip(&kept) {
-            let Some(old) = kept.map(|kept| &mut old[kept]) else { continue };
-            state.stale_markers = old.stale_markers.take_over();
-            state.job_samples = old.job_samples.take_over();
+            if let Some(kept) = kept {
+                state.take_over(&mut old[*kept]);
+            }
         }
         retired.iter().for_each(|group| self.retire(group, &kept, now_ms));
         self.index.clear();
@@ -450,10 +478,10 @@ impl Engine {
         self.partitions.renumber(&self.groups);
         let unfinished = Advance { has_changed: false, is_finished: false };
         ids.iter().for_each(|id| self.backlog.record(*id, unfinished));
-        for state in &mut self.endpoints {
-            state.pending.extend(&ids);
-            state.wake.notify_one();
+        for (id, group) in self.groups.iter_from(0) {
+            notify(&mut self.endpoints, group.tenant(), id);
         }
+        self.endpoints.iter().for_each(|state| state.wake.notify_one());
     }
 }
 

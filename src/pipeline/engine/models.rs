@@ -107,7 +107,7 @@ impl Engine {
         }
         drop(on_event);
         // Restored scores are held back until the model arrives with the watermark of the endpoints.
-        notify(&mut self.endpoints, id);
+        notify(&mut self.endpoints, group.tenant(), id);
         self.metrics.set_models(group, &alias);
         // A gap that a restart left is filled.
         self.score_groups(&BTreeSet::from([id]), now);
@@ -146,7 +146,7 @@ impl Engine {
                 self.backlog.record(id, advance);
                 if advance.has_changed {
                     self.metrics.set_newest_scored(group);
-                    notify(&mut self.endpoints, id);
+                    notify(&mut self.endpoints, group.tenant(), id);
                 }
             }
             (ModelRole::Champion, None) => {}

@@ -49,7 +49,7 @@ impl Engine {
     pub(super) fn ingest_record(&mut self, record: &Record, now: Instant, now_ms: i64) -> RecordOutcome {
         let mut rows = NewestRows::new();
         let body = (record.compression, &record.value[..]);
-        let pushed = self.push_request(record.format, body, Some(&mut rows), now, now_ms);
+        let pushed = self.push_request(record.format, None, body, Some(&mut rows), now, now_ms);
         for (id, newest_ms) in &rows {
             let Some(group) = self.groups.get_mut(*id) else { continue };
             group.set_partition(Some(record.partition));
@@ -102,7 +102,7 @@ impl Engine {
             if let Some(newest_ms) = group.window().newest_ms().filter(|_| is_written) {
                 group.mark_written(newest_ms);
             }
-            notify(&mut self.endpoints, id);
+            notify(&mut self.endpoints, group.tenant(), id);
             woken.insert(id);
         }
         self.score_groups(&woken, now);

@@ -3,11 +3,13 @@
 use super::Engine;
 use super::jobs::JobSamples;
 use crate::pipeline::group::Group;
+use crate::pipeline::groups::Groups;
 use crate::pipeline::output_series::{PendingSamples, PendingStaleMarkers};
 use crate::prom::{Labels, Sample};
 use crate::remote_write::{self, Batch, CursorPosition, FailureReason, TimeSeries};
+use crate::tenant::Tenant;
 use crate::time;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 use tokio::sync::Notify;
@@ -17,41 +19,117 @@ use tokio::sync::Notify;
 const BACKFILLED_AFTER_MS: i64 = 300_000;
 /// The state of one remote-write endpoint.
 pub(super) struct EndpointState {
-    /// Groups with scores that the endpoint lacks.
-    pub(super) pending: BTreeSet<u32>,
     pub(super) wake: Arc<Notify>,
+    /// By tenant, as a request has the samples of one; without tenants, a single one.
+    unwritten: BTreeMap<Option<Tenant>, Unwritten>,
+}
+
+/// The samples of a tenant that an endpoint lacks.
+#[derive(Default)]
+struct Unwritten {
+    /// Groups with scores.
+    groups: BTreeSet<u32>,
     /// Last group of the last batch; the next batch starts after it, so that all groups are served in turn.
-    pub(super) last_group: u32,
+    last_group: Option<u32>,
     /// Staleness markers of groups that are gone.
-    pub(super) stale_markers: PendingStaleMarkers,
+    stale_markers: PendingStaleMarkers,
     /// Samples of the jobs.
-    pub(super) job_samples: PendingSamples,
+    job_samples: PendingSamples,
+}
+
+impl Unwritten {
+    /// True if there is anything to be written.
+    fn has_any(&self) -> bool {
+        !self.groups.is_empty() || self.stale_markers.has_unwritten() || !self.job_samples.is_empty()
+    }
+
+    /// The groups with scores, those after the last one first.
+    fn groups_in_turn(&self) -> Vec<u32> {
+        let last = self.last_group.unwrap_or(u32::MAX);
+        let after = self.groups.range((Bound::Excluded(last), Bound::Unbounded));
+        after.chain(self.groups.range(..=last)).copied().collect()
+    }
 }
 
 impl EndpointState {
     /// True if the endpoint lacks anything that is there to be written.
     pub(super) fn has_unwritten(&self) -> bool {
-        !self.pending.is_empty() || self.stale_markers.has_unwritten() || !self.job_samples.is_empty()
+        self.unwritten.values().any(Unwritten::has_any)
+    }
+
+    /// Number of groups with scores that the endpoint lacks.
+    pub(super) fn n_pending_groups(&self) -> usize {
+        self.unwritten.values().map(|unwritten| unwritten.groups.len()).sum()
+    }
+
+    /// The tenants that the endpoint has had samples of, each with whether it lacks some.
+    pub(super) fn tenants(&self) -> Vec<(Tenant, bool)> {
+        let of_tenants = self.unwritten.iter();
+        of_tenants.filter_map(|(tenant, unwritten)| Some((tenant.clone()?, unwritten.has_any()))).collect()
+    }
+
+    /// Takes over what another sender to the same endpoint has not written of groups that are gone.
+    pub(super) fn take_over(&mut self, old: &mut Self) {
+        for (tenant, old) in &mut old.unwritten {
+            let unwritten = self.unwritten.entry(tenant.clone()).or_default();
+            unwritten.stale_markers = old.stale_markers.take_over();
+            unwritten.job_samples = old.job_samples.take_over();
+        }
+    }
+
+    /// Forgets tenants without groups once all is written and their series cannot begin anew before their end.
+    pub(super) fn forget_tenants(&mut self, groups: &Groups, now_ms: i64) {
+        let present: BTreeSet<&Tenant> = groups.tenants().collect();
+        self.unwritten.retain(|tenant, unwritten| {
+            unwritten.stale_markers.forget_old(now_ms);
+            tenant.as_ref().is_none_or(|tenant| present.contains(tenant))
+                || unwritten.has_any()
+                || !unwritten.stale_markers.is_empty()
+        });
+    }
+
+    fn add_group(&mut self, tenant: Option<&Tenant>, id: u32) {
+        self.unwritten.entry(tenant.cloned()).or_default().groups.insert(id);
+        self.wake.notify_one();
     }
 }
 
 impl Engine {
     /// Hands the samples of the jobs to every endpoint.
     pub(super) fn publish_jobs(&mut self, samples: &JobSamples, now_ms: i64) {
+        let tenants = self.groups.config().tenants.clone();
+        let outward = |labels: &Labels| match &tenants {
+            Some(tenants) => (tenants.label.tenant_of(labels), tenants.label.remove(labels)),
+            None => (None, labels.clone()),
+        };
         for state in &mut self.endpoints {
             for (labels, last_ms) in &samples.ended {
-                state.stale_markers.add([labels.clone()].into_iter(), *last_ms, now_ms);
+                let (tenant, labels) = outward(labels);
+                let unwritten = state.unwritten.entry(tenant).or_default();
+                unwritten.stale_markers.add([labels].into_iter(), *last_ms, now_ms);
             }
             for (labels, new) in &samples.series {
-                let n_failed = state.job_samples.extend(labels, new);
+                let (tenant, labels) = outward(labels);
+                let n_failed = state.unwritten.entry(tenant).or_default().job_samples.extend(&labels, new);
                 self.remote_write_metrics.count_failed(FailureReason::LeftWindow, n_failed);
             }
         }
     }
 
-    /// The next batch of an endpoint.
-    pub fn next_batch(&mut self, endpoint: usize, max_samples: usize, now_ms: i64) -> Option<Batch> {
-        let state = self.endpoints.get_mut(endpoint)?;
+    /// The tenants that an endpoint has had samples of, each with whether it lacks some.
+    pub(super) fn tenants_of_endpoint(&self, endpoint: usize) -> Vec<(Tenant, bool)> {
+        self.endpoints.get(endpoint).map(EndpointState::tenants).unwrap_or_default()
+    }
+
+    /// The next batch of an endpoint: samples of one tenant, if there are tenants.
+    pub fn next_batch(
+        &mut self,
+        endpoint: usize,
+        tenant: Option<&Tenant>,
+        max_samples: usize,
+        now_ms: i64,
+    ) -> Option<Batch> {
+        let state = self.endpoints.get_mut(endpoint)?.unwritten.get_mut(&tenant.cloned())?;
         // Later scores wait: a Prometheus before 2.54 that stores a sample from the future rejects all others.
         let to_ms = now_ms + time::CLOCK_SKEW_MS;
         let mut batch = Batch::default();
@@ -68,14 +146,12 @@ impl Engine {
         let job_samples = state.job_samples.next_samples(max_samples / 2);
         let mut remaining = max_samples - job_samples.values().map(Vec::len).sum::<usize>();
         batch.series.extend(job_samples.into_iter().map(|(labels, samples)| TimeSeries { labels, samples }));
-        let after = state.pending.range((Bound::Excluded(state.last_group), Bound::Unbounded));
-        let order: Vec<u32> = after.chain(state.pending.range(..=state.last_group)).copied().collect();
-        for id in order {
+        for id in state.groups_in_turn() {
             if remaining < remote_write::message::MAX_SAMPLES_PER_ROW {
                 break;
             }
             let Some(group) = self.groups.get_mut(id) else {
-                state.pending.remove(&id);
+                state.groups.remove(&id);
                 continue;
             };
             self.remote_write_metrics
@@ -83,10 +159,10 @@ impl Engine {
             let n_samples = group.collect_unpublished(id, endpoint, to_ms, remaining, &mut batch);
             remaining -= n_samples;
             if n_samples == 0 && group.publication().is_published(endpoint) {
-                state.pending.remove(&id);
+                state.groups.remove(&id);
                 continue;
             }
-            state.last_group = id;
+            state.last_group = Some(id);
         }
         for series in &mut batch.series {
             let Some(end_ms) = state.stale_markers.marker_ms(&series.labels) else { continue };
@@ -99,11 +175,18 @@ impl Engine {
     }
 
     /// Moves the cursors of an endpoint.
-    pub(super) fn advance(&mut self, endpoint: usize, positions: &[CursorPosition], now_ms: i64) {
+    pub(super) fn advance(
+        &mut self,
+        endpoint: usize,
+        tenant: Option<&Tenant>,
+        positions: &[CursorPosition],
+        now_ms: i64,
+    ) {
         // Older rows were given up, not written.
         let limit = self.groups.config().remote_write.get(endpoint).map(|endpoint| endpoint.sample_age_limit);
         let oldest_ms = now_ms - time::millis(limit.unwrap_or_default());
         let Some(state) = self.endpoints.get_mut(endpoint) else { return };
+        let Some(state) = state.unwritten.get_mut(&tenant.cloned()) else { return };
         state.stale_markers.advance();
         state.job_samples.advance();
         for position in positions {
@@ -121,7 +204,7 @@ impl Engine {
                 group.publication().is_published(endpoint)
             });
             if published {
-                state.pending.remove(&position.group);
+                state.groups.remove(&position.group);
             }
         }
     }
@@ -132,7 +215,8 @@ impl Engine {
         for (state, kept) in self.endpoints.iter_mut().zip(kept) {
             let Some(kept) = kept else { continue };
             let (series, last_ms) = group.unterminated_series(*kept);
-            state.stale_markers.add(series, last_ms, now_ms);
+            let unwritten = state.unwritten.entry(group.tenant().cloned()).or_default();
+            unwritten.stale_markers.add(series, last_ms, now_ms);
         }
         self.remote_write_metrics
             .count_failed(FailureReason::Abandoned, group.publication().n_pending_samples());
@@ -141,20 +225,10 @@ impl Engine {
 }
 
 pub(super) fn endpoint_states(wakeups: Vec<Arc<Notify>>) -> Vec<EndpointState> {
-    let state = |wake| EndpointState {
-        pending: BTreeSet::new(),
-        wake,
-        last_group: u32::MAX,
-        stale_markers: PendingStaleMarkers::default(),
-        job_samples: PendingSamples::default(),
-    };
-    wakeups.into_iter().map(state).collect()
+    wakeups.into_iter().map(|wake| EndpointState { wake, unwritten: BTreeMap::new() }).collect()
 }
 
-/// Marks a group as pending for all endpoints and wakes their senders.
-pub(super) fn notify(endpoints: &mut [EndpointState], id: u32) {
-    for endpoint in endpoints {
-        endpoint.pending.insert(id);
-        endpoint.wake.notify_one();
-    }
+/// Marks a group of a tenant as pending for all endpoints and wakes their senders.
+pub(super) fn notify(endpoints: &mut [EndpointState], tenant: Option<&Tenant>, id: u32) {
+    endpoints.iter_mut().for_each(|endpoint| endpoint.add_group(tenant, id));
 }

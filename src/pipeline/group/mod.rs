@@ -28,6 +28,7 @@ use crate::models::DeployedModel;
 use crate::prom::{Labels, Sample};
 use crate::remote_write::{Batch, CursorPosition, TimeSeries};
 use crate::series::ColumnRef;
+use crate::tenant::Tenant;
 use crate::time;
 use crate::train::WarmStart;
 use crate::train::coverage::Presence;
@@ -56,6 +57,9 @@ pub struct Group {
     pub detector: Arc<Detector>,
     /// The values of the `by` labels.
     pub labels: Labels,
+    tenant: Option<Tenant>,
+    /// The labels as the tenant knows them: those of the outputs.
+    outward_labels: Labels,
     window: Window,
     /// Changes when columns get other numbers.
     numbering: u32,
@@ -91,6 +95,8 @@ impl Group {
             schedule: TrainingSchedule::new(&detector, &labels, now),
             window: Window::new(time::millis(detector.window)),
             numbering: 0,
+            tenant: detector.tenant_of(&labels),
+            outward_labels: detector.outward_labels(&labels),
             detector,
             labels,
             models: ServingSlots::default(),
@@ -136,6 +142,11 @@ impl Group {
             self.schedule.bring_forward(now);
         }
         true
+    }
+
+    /// The tenant; `None` without tenants.
+    pub fn tenant(&self) -> Option<&Tenant> {
+        self.tenant.as_ref()
     }
 
     /// Arrival of the first sample.
@@ -493,7 +504,7 @@ impl Group {
         }
         let n_samples = slice.series.values().map(Vec::len).sum();
         batch.series.extend(slice.series.into_iter().map(|(output, samples)| TimeSeries {
-            labels: output.labels(&self.detector, &self.labels),
+            labels: output.labels(&self.detector, &self.outward_labels),
             samples,
         }));
         let (timestamp_ms, received_at) = (slice.newest_ms, slice.received_at);
@@ -509,7 +520,7 @@ impl Group {
 
     /// The publication, and the data that its outputs are computed from.
     fn publication_and_source(&mut self) -> (&mut Publication, OutputSource<'_>) {
-        let Self { publication, detector, labels: group, window, incidents, .. } = self;
+        let Self { publication, detector, outward_labels: group, window, incidents, .. } = self;
         (publication, OutputSource { detector, group, window, incidents })
     }
 
@@ -531,7 +542,7 @@ impl Group {
     /// The series that are open at an endpoint when the group goes, and the time of its last row.
     pub fn unterminated_series(&self, endpoint: usize) -> (impl Iterator<Item = Labels>, i64) {
         let (outputs, last_ms) = self.publication.unterminated(endpoint);
-        (outputs.map(|output| output.labels(&self.detector, &self.labels)), last_ms)
+        (outputs.map(|output| output.labels(&self.detector, &self.outward_labels)), last_ms)
     }
 
     /// Resets the cursors to the oldest score.

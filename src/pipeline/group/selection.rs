@@ -11,7 +11,7 @@ impl Group {
         let group_query = GroupQuery {
             query,
             detector: &self.detector,
-            group: &self.labels,
+            group: &self.outward_labels,
             window: &self.window,
             contributions: self.incidents.contributions(),
             stale_rows: self.publication.stale_rows().collect(),
@@ -21,6 +21,6 @@ impl Group {
 
     /// The part of a table that this group has.
     pub fn table_part(&self, query: &TableQuery) -> GroupPart {
-        GroupPart::new(query, &self.detector.name, &self.labels, &self.window)
+        GroupPart::new(query, &self.detector.name, &self.outward_labels, &self.window)
     }
 }

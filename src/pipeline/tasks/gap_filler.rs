@@ -10,6 +10,7 @@ use crate::pipeline::gaps::{AuditedSeries, BackfillRequest, Metrics};
 use crate::pipeline::group::gap_guard::{HOLD_TIMEOUT, MAX_HOLD};
 use crate::prom::Labels;
 use crate::prom::matcher::Matcher;
+use crate::tenant::Tenant;
 use crate::train::Backends;
 use crate::train::history::{self, ALERT_LOOKBACK_MS, FiringAlert};
 use std::collections::BTreeSet;
@@ -39,8 +40,8 @@ pub async fn run(
     let gap_filler = GapFiller { engine, backends, metrics };
     while let Some(request) = requests.recv().await {
         let sent = match request {
-            BackfillRequest::Fill { detector, groups, range } => {
-                let is_complete = gap_filler.fill(&detector, &groups, range).await;
+            BackfillRequest::Fill { detector, tenant, groups, range } => {
+                let is_complete = gap_filler.fill(&detector, tenant.as_ref(), &groups, range).await;
                 gap_filler.engine.backfill_done(is_complete).await
             }
             BackfillRequest::Audit(series) => gap_filler.audit(series).await,
@@ -59,12 +60,18 @@ struct GapFiller {
 
 impl GapFiller {
     /// Reads a range slice by slice, and a slice in batches of groups. False if a part is missing.
-    async fn fill(&self, detector: &Arc<Detector>, groups: &[Labels], range: (i64, i64)) -> bool {
+    async fn fill(
+        &self,
+        detector: &Arc<Detector>,
+        tenant: Option<&Tenant>,
+        groups: &[Labels],
+        range: (i64, i64),
+    ) -> bool {
         let started = Instant::now();
         let batches: Vec<Vec<Matcher>> =
             batches(groups).into_iter().map(|batch| matchers(detector, batch)).collect();
         let (mut after_ms, to_ms) = range;
-        let alerts = tokio::time::timeout(HOLD_TIMEOUT, self.read_alerts(detector, range)).await;
+        let alerts = tokio::time::timeout(HOLD_TIMEOUT, self.read_alerts(detector, tenant, range)).await;
         let Ok(alerts) = alerts else { return false };
         if !alerts.is_empty() && self.engine.record_alerts(detector.name.clone(), alerts).await.is_none() {
             return false;
@@ -73,7 +80,7 @@ impl GapFiller {
             let slice = (after_ms, to_ms.min(after_ms + SLICE_MS));
             for batch in &batches {
                 let time_left = MAX_HOLD.saturating_sub(started.elapsed()).min(HOLD_TIMEOUT);
-                let read = tokio::time::timeout(time_left, self.read(detector, batch, slice)).await;
+                let read = tokio::time::timeout(time_left, self.read(detector, tenant, batch, slice)).await;
                 let Ok(Some(series)) = read else { return false };
                 for chunk in split_series(series) {
                     if self.engine.backfill(detector.clone(), chunk).await.is_none() {
@@ -88,13 +95,18 @@ impl GapFiller {
 
     /// The alerts of `exclude_alerts` that fired in a range, at the sources of history. The rows of the range
     /// are scored after it.
-    async fn read_alerts(&self, detector: &Detector, (after_ms, to_ms): (i64, i64)) -> Vec<FiringAlert> {
+    async fn read_alerts(
+        &self,
+        detector: &Detector,
+        tenant: Option<&Tenant>,
+        (after_ms, to_ms): (i64, i64),
+    ) -> Vec<FiringAlert> {
         let (names, range) = (&detector.training.exclude_alerts, (after_ms - ALERT_LOOKBACK_MS, to_ms));
         let backends = self.backends.borrow().clone();
         let mut alerts = Vec::new();
         for source in &backends.history_clients {
             loop {
-                match history::read_firing_alerts(source, names, range).await {
+                match history::read_firing_alerts(source, tenant, names, range).await {
                     Ok(found) => alerts.extend(found),
                     // The caller has a timeout.
                     Err(error) if error.is_recoverable() => {
@@ -113,6 +125,7 @@ impl GapFiller {
     async fn read(
         &self,
         detector: &Detector,
+        tenant: Option<&Tenant>,
         matchers: &[Matcher],
         range: (i64, i64),
     ) -> Option<Vec<SeriesSamples>> {
@@ -121,11 +134,16 @@ impl GapFiller {
         for source in &backends.history_clients {
             loop {
                 let mut read = Vec::new();
-                match history::read_samples(source, detector, matchers, range, Pace::Immediate, |series| {
-                    read.extend(series)
-                })
-                .await
-                {
+                let on_series = |series| read.extend(series);
+                let reading = history::read_samples(
+                    source,
+                    detector,
+                    (tenant, matchers),
+                    range,
+                    Pace::Immediate,
+                    on_series,
+                );
+                match reading.await {
                     Ok(()) => {
                         all.append(&mut read);
                         break;
@@ -145,7 +163,8 @@ impl GapFiller {
     /// Counts series, and reads the groups of those that lack samples. `None` if the engine is gone.
     async fn audit(&self, series: Vec<AuditedSeries>) -> Option<()> {
         for AuditedSeries { detector, group, feature, range, n_samples } in series {
-            let labels = feature.union(&group);
+            let (labels, tenant) = (feature.union(&group), detector.tenant_of(&group));
+            let tenant = tenant.as_ref();
             let series_matchers: Vec<Matcher> =
                 labels.iter().map(|(name, value)| Matcher::equal(name, value)).collect();
             let count = |read: Vec<SeriesSamples>| -> usize {
@@ -159,7 +178,8 @@ impl GapFiller {
                 times.len()
             };
             let read =
-                tokio::time::timeout(HOLD_TIMEOUT, self.read(&detector, &series_matchers, range)).await;
+                tokio::time::timeout(HOLD_TIMEOUT, self.read(&detector, tenant, &series_matchers, range))
+                    .await;
             let result = match read.ok().flatten().map(count) {
                 None => "failed",
                 Some(n_stored) if n_stored > n_samples => "missing",
@@ -171,7 +191,8 @@ impl GapFiller {
                 info!(component = "history", detector = detector.name, group = %group, series = %feature, "samples are missing, reading them");
                 let group_matchers = history::group_matchers(&detector, &group);
                 let read =
-                    tokio::time::timeout(HOLD_TIMEOUT, self.read(&detector, &group_matchers, range)).await;
+                    tokio::time::timeout(HOLD_TIMEOUT, self.read(&detector, tenant, &group_matchers, range))
+                        .await;
                 for chunk in split_series(read.ok().flatten().unwrap_or_default()) {
                     self.engine.backfill(detector.clone(), chunk).await?;
                 }

@@ -7,6 +7,7 @@ use crate::history::{Config as HistoryConfig, HistoryClient};
 use crate::models::registry::periods::Period;
 use crate::pipeline::engine::WeakEngineHandle;
 use crate::pipeline::maintenance::MaintenancePlan;
+use crate::tenant::Tenant;
 use crate::time::{self, now_ms};
 use crate::train::Backends;
 use crate::train::history::{self, ALERT_LOOKBACK_MS, FiringAlert};
@@ -18,9 +19,10 @@ use tracing::warn;
 /// Longest wait for an answer.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The alerts of a detector at an endpoint.
+/// The alerts of a detector at an endpoint, and of one tenant if there are tenants.
 struct AlertSource {
     detector: String,
+    tenant: Option<Tenant>,
     endpoint: HistoryConfig,
     /// The alerts of the last answer. Those that fired then fire until the poll after the next.
     alerts: Vec<FiringAlert>,
@@ -41,7 +43,12 @@ impl AlertSource {
         let window_start_ms = now_ms - time::millis(detector.window);
         let since_ms = self.read_to_ms.map_or(window_start_ms, |read_to_ms| read_to_ms.max(window_start_ms));
         let range = (since_ms - ALERT_LOOKBACK_MS, now_ms);
-        let read = history::read_firing_alerts(client, &detector.training.exclude_alerts, range);
+        let read = history::read_firing_alerts(
+            client,
+            self.tenant.as_ref(),
+            &detector.training.exclude_alerts,
+            range,
+        );
         match tokio::time::timeout(READ_TIMEOUT, read).await {
             Ok(Ok(found)) => {
                 let until_ms = now_ms + 2 * time::millis(poll_interval);
@@ -113,26 +120,35 @@ async fn read_alerts(
     backends: &Backends,
     mut before: Vec<AlertSource>,
 ) -> Option<Vec<AlertSource>> {
+    let of_detector = |detector: &&Arc<Detector>| !detector.training.exclude_alerts.is_empty();
     let mut sources = Vec::new();
-    for detector in backends.detectors.iter().filter(|detector| !detector.training.exclude_alerts.is_empty())
-    {
+    for detector in backends.detectors.iter().filter(of_detector) {
+        let tenants = match detector.tenant_label {
+            Some(_) => engine.tenants().await?.into_iter().map(Some).collect(),
+            None => vec![None],
+        };
         for client in &backends.history_clients {
-            let (name, endpoint) = (&detector.name, &client.config);
-            let is_same = |source: &AlertSource| source.detector == *name && source.endpoint == *endpoint;
-            let mut source = match before.iter().position(is_same) {
-                Some(position) => before.swap_remove(position),
-                None => AlertSource {
-                    detector: name.clone(),
-                    endpoint: endpoint.clone(),
-                    alerts: Vec::new(),
-                    read_to_ms: None,
-                },
-            };
-            let found = source.read(client, detector, backends.registry_config.poll_interval).await;
-            if !found.is_empty() {
-                engine.record_alerts(name.clone(), found).await?;
+            for tenant in &tenants {
+                let (name, endpoint) = (&detector.name, &client.config);
+                let is_same = |source: &AlertSource| {
+                    (&source.detector, &source.tenant, &source.endpoint) == (name, tenant, endpoint)
+                };
+                let mut source = match before.iter().position(is_same) {
+                    Some(position) => before.swap_remove(position),
+                    None => AlertSource {
+                        detector: name.clone(),
+                        tenant: tenant.clone(),
+                        endpoint: endpoint.clone(),
+                        alerts: Vec::new(),
+                        read_to_ms: None,
+                    },
+                };
+                let found = source.read(client, detector, backends.registry_config.poll_interval).await;
+                if !found.is_empty() {
+                    engine.record_alerts(name.clone(), found).await?;
+                }
+                sources.push(source);
             }
-            sources.push(source);
         }
     }
     Some(sources)

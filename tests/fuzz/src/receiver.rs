@@ -58,7 +58,7 @@ pub fn receiver(data: &[u8]) {
         // A message may be valid in the other version.
         let body = snappy::compress(message);
         for version in [ProtocolVersion::V1, ProtocolVersion::V2] {
-            let _ = engine.ingest(version, &body, Instant::now(), NOW_MS);
+            let _ = engine.ingest(version, None, &body, Instant::now(), NOW_MS);
         }
         rest = after;
     }
@@ -67,7 +67,7 @@ pub fn receiver(data: &[u8]) {
         engine.deploy(0, role, Some(deployed), WarmStart::default(), Instant::now());
     }
     engine.tick(Instant::now(), now_ms());
-    let batch = engine.next_batch(0, 100, now_ms());
+    let batch = engine.next_batch(0, None, 100, now_ms());
     let _ = engine.list_deployments();
     // A receiver accepts the requests that are written.
     for series in batch.into_iter().flat_map(|batch| batch.series) {

@@ -185,7 +185,7 @@ pub fn read_request(data: &[u8]) {
     for (query, expected) in request.queries.into_iter().zip(oracle.queries) {
         let range = (expected.start_timestamp_ms, expected.end_timestamp_ms);
         assert_eq!((query.start_ms, query.end_ms), range);
-        assert!(query.selector.to_proto().eq(expected.matchers));
+        assert!(query.selector.matchers().iter().map(proto::LabelMatcher::from).eq(expected.matchers));
     }
 }
 

@@ -25,7 +25,8 @@ fn f14_f16_a_gap_in_the_stream_is_filled() {
         }
         push(&mut bench, [to]);
         bench.engine.tick(now, time(to) + 1000);
-        let Ok(BackfillRequest::Fill { detector, groups, range }) = bench.backfill_requests.try_recv() else {
+        let Ok(BackfillRequest::Fill { detector, groups, range, .. }) = bench.backfill_requests.try_recv()
+        else {
             panic!("{from}: not asked")
         };
         assert_eq!(groups.len(), 1);
@@ -198,7 +199,7 @@ fn groups_with_the_same_gap_share_one_request() {
     }
     send(&mut bench, "a", 30..31, 0);
     bench.engine.tick(now, time(30));
-    let Ok(BackfillRequest::Fill { detector, groups, range }) = bench.backfill_requests.try_recv() else {
+    let Ok(BackfillRequest::Fill { detector, groups, range, .. }) = bench.backfill_requests.try_recv() else {
         panic!("not asked")
     };
     let hosts: Vec<&str> = groups.iter().map(|group| group.get("instance")).collect();

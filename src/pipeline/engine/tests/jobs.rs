@@ -58,12 +58,12 @@ fn job_samples(bench: &mut Bench, minutes: std::ops::Range<i64>) -> Vec<(f64, f6
     for second in minutes.start * 60..minutes.end * 60 {
         let now_ms = START_MS + second * 1000;
         bench.engine.tick(Instant::now(), now_ms);
-        while let Some(batch) = bench.engine.next_batch(0, 100, now_ms) {
+        while let Some(batch) = bench.engine.next_batch(0, None, 100, now_ms) {
             for series in batch.series.iter().filter(|series| series.labels.to_string() == JOB) {
                 let minute = |sample: &Sample| (sample.timestamp_ms - START_MS) as f64 / MINUTE as f64;
                 samples.extend(series.samples.iter().map(|sample| (minute(sample), sample.value)));
             }
-            bench.engine.advance(0, &batch.positions, now_ms);
+            bench.engine.advance(0, None, &batch.positions, now_ms);
         }
     }
     samples

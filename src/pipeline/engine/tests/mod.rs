@@ -38,6 +38,7 @@ mod sequential;
 mod shards;
 mod stale;
 mod status;
+mod tenants;
 mod training;
 mod work;
 
@@ -90,7 +91,7 @@ impl Bench {
 
     fn write(&mut self, body: &[u8]) -> Result<AcceptedCounts, ingest::Error> {
         // Samples after twice the time of the captures are rejected.
-        self.engine.ingest(ProtocolVersion::V1, body, Instant::now(), START_MS * 2)
+        self.engine.ingest(ProtocolVersion::V1, None, body, Instant::now(), START_MS * 2)
     }
 
     pub(in crate::pipeline) fn send(&mut self, series: Vec<TimeSeries>) {
@@ -236,9 +237,9 @@ fn describe(batch: &Batch) -> Vec<String> {
 /// Everything that is there to be written, dealt with.
 fn drain(bench: &mut Bench, endpoint: usize) -> Vec<String> {
     let mut lines = Vec::new();
-    while let Some(batch) = bench.engine.next_batch(endpoint, 100, START_MS * 2) {
+    while let Some(batch) = bench.engine.next_batch(endpoint, None, 100, START_MS * 2) {
         lines.extend(describe(&batch));
-        bench.engine.advance(endpoint, &batch.positions, START_MS);
+        bench.engine.advance(endpoint, None, &batch.positions, START_MS);
     }
     lines
 }

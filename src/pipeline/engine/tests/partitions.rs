@@ -50,7 +50,7 @@ fn running(config: &str, model: &Arc<Model>, to: i64, committed: i64) -> Bench {
 
 /// The first and the last scrape of the next batch.
 fn next_batch(bench: &mut Bench) -> Option<(i64, i64)> {
-    let batch = bench.engine.next_batch(0, 10_000, START_MS * 2)?;
+    let batch = bench.engine.next_batch(0, None, 10_000, START_MS * 2)?;
     let samples = &batch.series.iter().find(|series| series.samples.len() > 1)?.samples;
     let scrape = |sample: &Sample| (sample.timestamp_ms - START_MS) / STEP_MS;
     Some((scrape(samples.first()?), scrape(samples.last()?)))
@@ -60,13 +60,13 @@ fn next_batch(bench: &mut Bench) -> Option<(i64, i64)> {
 fn a_record_is_settled_once_every_endpoint_has_its_rows() {
     let mut bench = running(TWO_ENDPOINTS, &sequential_model(), 260, 0);
     assert_eq!(settled(&mut bench), None);
-    bench.engine.advance(0, &[sequential::position(259)], time(260));
+    bench.engine.advance(0, None, &[sequential::position(259)], time(260));
     assert_eq!(settled(&mut bench), None, "the second endpoint lacks them");
     push(&mut bench, [260], 0);
-    bench.engine.advance(1, &[sequential::position(259)], time(260));
+    bench.engine.advance(1, None, &[sequential::position(259)], time(260));
     assert_eq!(settled(&mut bench), Some(260));
     for endpoint in [0, 1] {
-        bench.engine.advance(endpoint, &[sequential::position(260)], time(260));
+        bench.engine.advance(endpoint, None, &[sequential::position(260)], time(260));
     }
     assert_eq!(settled(&mut bench), Some(261));
 }
@@ -83,7 +83,7 @@ fn a_row_that_waits_for_samples_and_a_group_that_waits_for_a_model_hold_the_comm
     assert_eq!(later.settled.get(&3).map(|position| position.offset), Some(200), "none has come");
 
     let mut bench = running("", &model, 260, 0);
-    bench.engine.advance(0, &[sequential::position(259)], time(260));
+    bench.engine.advance(0, None, &[sequential::position(259)], time(260));
     assert_eq!(settled(&mut bench), Some(260));
     let half = Record {
         partition: 3,
@@ -144,12 +144,12 @@ fn a_group_rests_without_its_partition_and_goes_without_an_end() {
     assert_eq!(settled(&mut bench), None);
     assert_eq!(bench.engine.assign_partition(3, Some(100), now), Some(260));
     assert_eq!(next_batch(&mut bench).map(|(_, last)| last), Some(259), "it goes on");
-    bench.engine.advance(0, &[sequential::position(255)], time(260));
+    bench.engine.advance(0, None, &[sequential::position(255)], time(260));
 
     bench.engine.revoke_partition(3, now);
     bench.tick(now + Duration::from_secs(300));
     assert!(bench.groups().is_empty());
-    let rest = bench.engine.next_batch(0, 100, START_MS * 2);
+    let rest = bench.engine.next_batch(0, None, 100, START_MS * 2);
     assert!(rest.is_none(), "no series ends: {rest:?}");
     assert_eq!(bench.metric(r#"remote_write_samples_failed_total{reason="abandoned"}"#), 0);
     assert_eq!(bench.engine.assign_partition(3, Some(100), now), None, "the windows are gone");
@@ -162,6 +162,6 @@ fn a_reload_keeps_the_records_that_wait() {
     assert_eq!(settled(&mut bench), None);
     let id = bench.groups()[0].0;
     let position = CursorPosition { group: id, ..sequential::position(259) };
-    bench.engine.advance(0, &[position], time(260));
+    bench.engine.advance(0, None, &[position], time(260));
     assert_eq!(settled(&mut bench), Some(260));
 }

@@ -10,7 +10,7 @@ fn at(start: Instant, i: i64) -> (Instant, i64) {
 
 fn write(bench: &mut Bench, devices: &[&str], timestamp_ms: i64, value: f64, now: Instant, now_ms: i64) {
     let body = compress(devices.iter().map(|device| rx(device, &[(timestamp_ms, value)])).collect());
-    bench.engine.ingest(ProtocolVersion::V1, &body, now, now_ms).expect("accepted");
+    bench.engine.ingest(ProtocolVersion::V1, None, &body, now, now_ms).expect("accepted");
 }
 
 /// Scrapes of both devices, each followed by a tick.
@@ -163,7 +163,7 @@ fn a_group_keeps_its_id_and_its_unwritten_rows_when_columns_are_removed() {
     bench.tick(start + Duration::from_secs(200));
     while bench.jobs.try_recv().is_ok() {}
     let id = bench.groups()[0].0;
-    let batch = bench.engine.next_batch(0, 100_000, START_MS * 2).expect("rows");
+    let batch = bench.engine.next_batch(0, None, 100_000, START_MS * 2).expect("rows");
     let (later, later_ms) = at(start, 4 * 60 * 6);
     write(&mut bench, &["eth0", "lo"], later_ms, 1e6, later, later_ms);
     write(&mut bench, &["eth0", "lo"], later_ms + 15_000, 1e6, later, later_ms + 15_000);
@@ -172,7 +172,7 @@ fn a_group_keeps_its_id_and_its_unwritten_rows_when_columns_are_removed() {
     let (id_after, group) = bench.groups().remove(0);
     assert_eq!((id_after, group.n_columns()), (id, 2));
     let before = group.publication().n_pending_samples();
-    bench.engine.advance(0, &batch.positions, later_ms);
+    bench.engine.advance(0, None, &batch.positions, later_ms);
     let after = bench.groups()[0].1.publication().n_pending_samples();
     assert!(after < before, "{after} of {before}");
     write(&mut bench, &["eth0", "lo"], later_ms + 30_000, 2e6, later, later_ms + 30_000);

@@ -9,7 +9,7 @@ use crate::remote_read::server::{self, Query, Queryable, WorkPermits};
 fn a_row_is_scored_with_its_last_sample_and_published_once() {
     let mut bench = serving();
     scrape(&mut bench, 1);
-    let batch = bench.engine.next_batch(0, 100, START_MS * 2).expect("a row is scored");
+    let batch = bench.engine.next_batch(0, None, 100, START_MS * 2).expect("a row is scored");
     let written: Vec<String> = batch.series.iter().map(|series| series.labels.to_string()).collect();
     assert_eq!(
         written,
@@ -22,11 +22,14 @@ fn a_row_is_scored_with_its_last_sample_and_published_once() {
     assert_eq!(decision.samples[0].timestamp_ms, START_MS + 15_000);
     assert_eq!(score.samples[0].value > 1.0, decision.samples[0].value < 0.0);
     // until the cursor moves the same batch comes again
-    assert_eq!(bench.engine.next_batch(0, 100, START_MS * 2).expect("not advanced").series, batch.series);
-    bench.engine.advance(0, &batch.positions, START_MS);
-    assert!(bench.engine.next_batch(0, 100, START_MS * 2).is_none());
+    assert_eq!(
+        bench.engine.next_batch(0, None, 100, START_MS * 2).expect("not advanced").series,
+        batch.series
+    );
+    bench.engine.advance(0, None, &batch.positions, START_MS);
+    assert!(bench.engine.next_batch(0, None, 100, START_MS * 2).is_none());
     scrape(&mut bench, 2);
-    let next = bench.engine.next_batch(0, 100, START_MS * 2).expect("the next row");
+    let next = bench.engine.next_batch(0, None, 100, START_MS * 2).expect("the next row");
     assert_eq!(next.series[0].samples.len(), 1);
     assert_eq!(next.series[0].samples[0].timestamp_ms, START_MS + 30_000);
 }
@@ -49,12 +52,12 @@ fn batches_keep_their_size_and_rotate_over_the_groups() {
     }
     let mut rows = 0;
     let mut groups = Vec::new();
-    while let Some(batch) = bench.engine.next_batch(0, SIZE, START_MS * 2) {
+    while let Some(batch) = bench.engine.next_batch(0, None, SIZE, START_MS * 2) {
         let samples: usize = batch.series.iter().map(|series| series.samples.len()).sum();
         assert!(samples <= SIZE, "{samples} samples");
         rows += samples / 2;
         groups.extend(batch.positions.iter().map(|position| position.group));
-        bench.engine.advance(0, &batch.positions, START_MS);
+        bench.engine.advance(0, None, &batch.positions, START_MS);
     }
     assert_eq!(rows, 117, "39 rows of three groups have a rate");
     assert_eq!(groups[..3], [0, 1, 2]);
@@ -70,10 +73,10 @@ fn batches_keep_their_size_after_a_challenger_has_left() {
     scrape(&mut bench, 7);
     let mut sizes = Vec::new();
     while let Some(batch) =
-        bench.engine.next_batch(0, 2 * remote_write::message::MAX_SAMPLES_PER_ROW, START_MS * 2)
+        bench.engine.next_batch(0, None, 2 * remote_write::message::MAX_SAMPLES_PER_ROW, START_MS * 2)
     {
         sizes.push(batch.series.iter().map(|series| series.samples.len()).sum::<usize>());
-        bench.engine.advance(0, &batch.positions, START_MS);
+        bench.engine.advance(0, None, &batch.positions, START_MS);
     }
     assert_eq!(sizes, [8, 8, 8, 4], "at last two scores, and the ends of the challenger's series");
 }
@@ -82,8 +85,8 @@ fn batches_keep_their_size_after_a_challenger_has_left() {
 fn f19_scores_from_the_future_wait() {
     let mut bench = serving();
     scrape(&mut bench, 1);
-    assert!(bench.engine.next_batch(0, 100, START_MS).is_none());
-    assert!(bench.engine.next_batch(0, 100, START_MS + 15_000).is_some());
+    assert!(bench.engine.next_batch(0, None, 100, START_MS).is_none());
+    assert!(bench.engine.next_batch(0, None, 100, START_MS + 15_000).is_some());
 }
 
 #[test]
@@ -92,10 +95,10 @@ fn a_late_score_is_counted_and_not_sent() {
     scrape(&mut bench, 1);
     bench.send(vec![rx("eth0", &[(START_MS + 30_000, 1.0)])]);
     scrape(&mut bench, 3);
-    let batch = bench.engine.next_batch(0, 100, START_MS * 2).expect("two rows");
-    bench.engine.advance(0, &batch.positions, START_MS);
+    let batch = bench.engine.next_batch(0, None, 100, START_MS * 2).expect("two rows");
+    bench.engine.advance(0, None, &batch.positions, START_MS);
     bench.send(vec![rx("lo", &[(START_MS + 30_000, 2.0)])]);
-    assert!(bench.engine.next_batch(0, 100, START_MS * 2).is_none());
+    assert!(bench.engine.next_batch(0, None, 100, START_MS * 2).is_none());
     assert_eq!(bench.metric(r#"remote_write_samples_failed_total{reason="out_of_order"}"#), 2);
     assert_eq!(
         bench.metric(r#"remote_write_samples_failed_total{reason="revised"}"#),
@@ -134,9 +137,9 @@ detectors:
     bench.install(&BTreeMap::from([(labels, two_features())]));
     (1..=80).for_each(|i| scrape(&mut bench, i));
     let mut written = 0;
-    while let Some(batch) = bench.engine.next_batch(0, 100, START_MS * 2) {
+    while let Some(batch) = bench.engine.next_batch(0, None, 100, START_MS * 2) {
         written += batch.series.iter().map(|series| series.samples.len() as u64).sum::<u64>();
-        bench.engine.advance(0, &batch.positions, START_MS);
+        bench.engine.advance(0, None, &batch.positions, START_MS);
     }
     let left_window = bench.metric(r#"remote_write_samples_failed_total{reason="left_window"}"#);
     assert!(left_window > 0 && written > 0, "{written} written, {left_window} left the window");
@@ -153,7 +156,7 @@ fn remote_read_returns_the_series_that_are_published() {
     let (_, group) = bench.groups().remove(0);
     group.set_challenger(Some(deployed(&two_features())), None);
     (1..30).for_each(|i| scrape(&mut bench, i));
-    let batch = bench.engine.next_batch(0, 10_000, START_MS * 2).expect("scores");
+    let batch = bench.engine.next_batch(0, None, 10_000, START_MS * 2).expect("scores");
     let mut published: Vec<(Labels, Vec<Sample>)> =
         batch.series.into_iter().map(|series| (series.labels, series.samples)).collect();
     published.sort_by(|a, b| a.0.cmp(&b.0));
@@ -199,7 +202,8 @@ async fn the_memory_of_a_selection_belongs_to_its_request() {
         series(&labels, &[(START_MS, i as f64)])
     };
     bench.send((0..100).map(feature).collect());
-    let (handle, commands) = channel();
+    let (engine, commands) = channel();
+    let view = TenantView { engine, tenant: None };
     let engine = std::thread::spawn(move || bench.engine.run(commands));
     let permits = WorkPermits::new(prometheus_client::metrics::gauge::Gauge::default());
     let query = || Query {
@@ -210,11 +214,11 @@ async fn the_memory_of_a_selection_belongs_to_its_request() {
     let other = permits.acquire().await.expect("a free turn");
     other.reserve(LIMIT - 4096).expect("there is room");
     let permit = permits.acquire().await.expect("a free turn");
-    let selected = handle.select(query(), &permit).await;
+    let selected = view.select(query(), &permit).await;
     assert!(matches!(selected, Err(server::Error::OutOfMemory)));
     drop(other);
-    assert_eq!(handle.select(query(), &permit).await.expect("there is room").len(), 100);
-    drop(handle);
+    assert_eq!(view.select(query(), &permit).await.expect("there is room").len(), 100);
+    drop(view);
     engine.join().expect("no panic");
 }
 
@@ -222,15 +226,15 @@ async fn the_memory_of_a_selection_belongs_to_its_request() {
 #[test]
 fn f9_rows_that_are_written_late_are_counted() {
     let mut bench = running(&sequential_model(), 300);
-    let batch = bench.engine.next_batch(0, 100_000, START_MS * 2).expect("all of them");
+    let batch = bench.engine.next_batch(0, None, 100_000, START_MS * 2).expect("all of them");
     let rows = batch.series[0].samples.len() as i64;
     assert_eq!(batch.series[0].samples[0].timestamp_ms, time(300 - rows));
     // 50 minutes are 200 rows, five minutes are 20: those between were written late.
-    bench.engine.advance(0, &batch.positions, time(300 + 180));
+    bench.engine.advance(0, None, &batch.positions, time(300 + 180));
     let late = bench.metric(r#"backfilled_rows_total{detector="node_network"}"#) as i64;
     assert_eq!(late, 299 - (300 + 180 - 200));
     push(&mut bench, 300..301);
-    let batch = bench.engine.next_batch(0, 100_000, START_MS * 2).expect("the next");
-    bench.engine.advance(0, &batch.positions, time(301));
+    let batch = bench.engine.next_batch(0, None, 100_000, START_MS * 2).expect("the next");
+    bench.engine.advance(0, None, &batch.positions, time(301));
     assert_eq!(bench.metric(r#"backfilled_rows_total{detector="node_network"}"#) as i64, late, "in time");
 }

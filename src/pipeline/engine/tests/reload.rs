@@ -70,10 +70,10 @@ fn an_endpoint_that_stays_keeps_its_cursor_over_a_reload() {
     let other = "remote_write: [{url: 'http://other/'}, {url: 'http://localhost:9090/api/v1/write', remote_timeout: 5s}]";
     bench.reload(Arc::new(Config::parse(other).expect("valid")), vec![Arc::default(), Arc::default()]);
     assert!(
-        bench.engine.next_batch(0, 100, START_MS * 2).is_none(),
+        bench.engine.next_batch(0, None, 100, START_MS * 2).is_none(),
         "a new target begins with the next score"
     );
-    assert!(bench.engine.next_batch(1, 100, START_MS * 2).is_some());
+    assert!(bench.engine.next_batch(1, None, 100, START_MS * 2).is_some());
 }
 
 /// Tenants of one server have the same URL and different headers.
@@ -89,12 +89,12 @@ fn endpoints_with_one_url_have_cursors_of_their_own() {
     let mut bench = serving();
     bench.reload(tenants(&["a", "b"]), vec![Arc::default(), Arc::default()]);
     scrape(&mut bench, 1);
-    let batch = bench.engine.next_batch(0, 100, START_MS * 2).expect("a score");
-    bench.engine.advance(0, &batch.positions, START_MS * 2);
-    assert!(bench.engine.next_batch(0, 100, START_MS * 2).is_none());
+    let batch = bench.engine.next_batch(0, None, 100, START_MS * 2).expect("a score");
+    bench.engine.advance(0, None, &batch.positions, START_MS * 2);
+    assert!(bench.engine.next_batch(0, None, 100, START_MS * 2).is_none());
     bench.reload(tenants(&["b", "a"]), vec![Arc::default(), Arc::default()]);
-    assert!(bench.engine.next_batch(1, 100, START_MS * 2).is_none(), "a has it");
-    assert!(bench.engine.next_batch(0, 100, START_MS * 2).is_some(), "b does not");
+    assert!(bench.engine.next_batch(1, None, 100, START_MS * 2).is_none(), "a has it");
+    assert!(bench.engine.next_batch(0, None, 100, START_MS * 2).is_some(), "b does not");
 
     let keys = remote_write::cursor_keys(&tenants(&["a", "b", "a"]).remote_write);
     assert!(keys[0] != keys[1] && keys[2] == format!("{} 2", keys[0]), "{keys:?}");

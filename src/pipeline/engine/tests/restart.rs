@@ -16,7 +16,7 @@ fn f3_f4_f7_f45_a_restart_from_a_snapshot_equals_a_process_that_never_stopped() 
     {
         let snapshot = snapshot_of(&mut running(&model, at));
         let mut bench = restarted(snapshot, &model, at..killed, Some(written));
-        let rest = bench.engine.next_batch(0, 10_000, START_MS * 2);
+        let rest = bench.engine.next_batch(0, None, 10_000, START_MS * 2);
         if killed - 1 > written {
             let first = rest.expect("rows are not written yet").series[0].samples[0].timestamp_ms;
             assert_eq!(first, time(written + 1), "{at}");
@@ -35,7 +35,7 @@ fn f8_an_endpoint_that_lags_behind_gets_the_samples_that_it_missed() {
     let two = "remote_write: [{url: 'http://a/api/v1/write'}, {url: 'http://b/api/v1/write'}]";
     let model = sequential_model();
     let first = |bench: &mut Bench, endpoint: usize| {
-        let batch = bench.engine.next_batch(endpoint, 10_000, START_MS * 2);
+        let batch = bench.engine.next_batch(endpoint, None, 10_000, START_MS * 2);
         batch.map(|batch| (batch.series[0].samples[0].timestamp_ms - START_MS) / STEP_MS)
     };
     let mut bench = Bench::new(two);
@@ -43,8 +43,8 @@ fn f8_an_endpoint_that_lags_behind_gets_the_samples_that_it_missed() {
     let labels = bench.groups()[0].1.labels.clone();
     bench.install(&BTreeMap::from([(labels, model.clone())]));
     push(&mut bench, 200..260);
-    bench.engine.advance(0, &[position(255)], time(260));
-    bench.engine.advance(1, &[position(230)], time(260));
+    bench.engine.advance(0, None, &[position(255)], time(260));
+    bench.engine.advance(1, None, &[position(230)], time(260));
     let snapshot = snapshot_of(&mut bench);
     for (endpoint_times, expected) in [
         // The first is read, and had more than the snapshot says, or less.
@@ -215,7 +215,7 @@ fn f26_a_stale_marker_that_was_not_written_is_in_the_snapshot() {
     }
     bench.tick(Instant::now() + Duration::from_secs(60));
     let mut again = restarted(snapshot_of(&mut bench), &model, 0..260, Some(259));
-    let batch = again.engine.next_batch(0, 100, START_MS * 2).expect("the ends");
+    let batch = again.engine.next_batch(0, None, 100, START_MS * 2).expect("the ends");
     let markers = batch.series.iter().flat_map(|series| &series.samples);
     assert!(markers.clone().all(|sample| sample.is_stale() && sample.timestamp_ms == time(260)));
     assert_eq!(markers.count(), 4, "decision, score, threshold and incident");

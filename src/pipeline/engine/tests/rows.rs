@@ -80,7 +80,7 @@ fn invalid_series_and_times_are_rejected_and_the_others_used() {
     let ahead = compress(vec![rx("eth0", &[(START_MS + 600_001, 1.0)])]);
     let error = bench
         .engine
-        .ingest(ProtocolVersion::V1, &ahead, Instant::now(), START_MS)
+        .ingest(ProtocolVersion::V1, None, &ahead, Instant::now(), START_MS)
         .expect_err("from the future");
     assert!(error.to_string().contains("600 s ahead of this clock, above the limit of 600 s"), "{error}");
     for (reason, count) in [("invalid_labels", 2), ("invalid_timestamp", 3), ("duplicate", 2)] {
@@ -112,14 +112,19 @@ fn f19_a_clock_that_is_set_changes_no_row_and_no_score() {
         let ahead_ms = [0, -HOUR_MS, HOUR_MS, 0][i as usize % 4];
         for device in ["eth0", "lo"] {
             let body = compress(vec![rx(device, &[(timestamp_ms, i as f64 * 100.0)])]);
-            let result =
-                bench.engine.ingest(ProtocolVersion::V1, &body, Instant::now(), timestamp_ms + ahead_ms);
+            let result = bench.engine.ingest(
+                ProtocolVersion::V1,
+                None,
+                &body,
+                Instant::now(),
+                timestamp_ms + ahead_ms,
+            );
             if ahead_ms < 0 {
                 assert!(matches!(result, Err(ingest::Error::PartialWrite { .. })), "{i}: {result:?}");
                 // The sender's next try, or another sender's, once the clock is right.
                 bench
                     .engine
-                    .ingest(ProtocolVersion::V1, &body, Instant::now(), timestamp_ms)
+                    .ingest(ProtocolVersion::V1, None, &body, Instant::now(), timestamp_ms)
                     .expect("accepted");
             } else {
                 result.expect("accepted");
@@ -128,8 +133,8 @@ fn f19_a_clock_that_is_set_changes_no_row_and_no_score() {
     }
     assert_eq!(bench.content(), undisturbed.content());
     // Nothing is written ahead of the clock, and nothing is forgotten for that.
-    assert!(bench.engine.next_batch(0, 100, START_MS - HOUR_MS).is_none());
-    let batch = bench.engine.next_batch(0, 100, START_MS + HOUR_MS).expect("it waited");
+    assert!(bench.engine.next_batch(0, None, 100, START_MS - HOUR_MS).is_none());
+    let batch = bench.engine.next_batch(0, None, 100, START_MS + HOUR_MS).expect("it waited");
     assert_eq!(batch.series[0].samples.len(), 6);
 }
 

@@ -31,18 +31,18 @@ fn f26_a_group_that_goes_ends_its_series_after_their_last_sample() {
         2,
         "the row after it"
     );
-    let batch = bench.engine.next_batch(0, 100, now_ms()).expect("ends");
+    let batch = bench.engine.next_batch(0, None, 100, now_ms()).expect("ends");
     assert_eq!((batch.series.len(), batch.positions.len()), (2, 0));
     for remote_write::TimeSeries { labels, samples } in &batch.series {
         let [sample] = samples[..] else { panic!("{labels}: {samples:?}") };
         assert!(sample.is_stale() && (before_ms..=now_ms()).contains(&sample.timestamp_ms), "{labels}");
     }
     // A sender that was cut off is asked again, over another reload too.
-    assert_eq!(bench.engine.next_batch(0, 100, now_ms()).expect("not dealt with").series, batch.series);
+    assert_eq!(bench.engine.next_batch(0, None, 100, now_ms()).expect("not dealt with").series, batch.series);
     bench.reload(other, vec![Arc::default()]);
-    assert_eq!(bench.engine.next_batch(0, 100, now_ms()).expect("not dealt with").series, batch.series);
-    bench.engine.advance(0, &[], START_MS);
-    assert!(bench.engine.next_batch(0, 100, now_ms()).is_none(), "no end twice");
+    assert_eq!(bench.engine.next_batch(0, None, 100, now_ms()).expect("not dealt with").series, batch.series);
+    bench.engine.advance(0, None, &[], START_MS);
+    assert!(bench.engine.next_batch(0, None, 100, now_ms()).is_none(), "no end twice");
 
     // Who writes these series anew begins after their ends.
     bench.reload(Arc::new(Config::default()), vec![Arc::default()]);
@@ -52,9 +52,9 @@ fn f26_a_group_that_goes_ends_its_series_after_their_last_sample() {
     bench.install(&BTreeMap::from([(labels, two_features())]));
     [now - 10, now + 2, now + 3].into_iter().for_each(|i| scrape(&mut bench, i));
     let mut lines = Vec::new();
-    while let Some(batch) = bench.engine.next_batch(0, 100, now_ms() + 60_000) {
+    while let Some(batch) = bench.engine.next_batch(0, None, 100, now_ms() + 60_000) {
         lines.extend(describe(&batch));
-        bench.engine.advance(0, &batch.positions, START_MS);
+        bench.engine.advance(0, None, &batch.positions, START_MS);
     }
     assert_eq!(lines.len(), 2, "{lines:?}");
     assert!(lines.iter().all(|line| line.split(' ').count() == 2), "one sample each: {lines:?}");
@@ -68,7 +68,7 @@ fn f26_a_group_that_is_silent_for_long_goes_with_an_end() {
     drain(&mut bench, 0);
     bench.tick(Instant::now() + Duration::from_secs(86_400));
     assert!(bench.groups().is_empty());
-    let batch = bench.engine.next_batch(0, 100, now_ms()).expect("ends");
+    let batch = bench.engine.next_batch(0, None, 100, now_ms()).expect("ends");
     assert_eq!(batch.series.len(), 2);
     assert!(batch.series.iter().all(|series| series.samples[0].is_stale()));
 }

@@ -40,7 +40,7 @@ fn a_young_feature_causes_one_training_only() {
     let scrape = |bench: &mut Bench, devices: &[&str], steps: std::ops::Range<i64>, at: Instant| {
         for i in steps {
             let body = compress(devices.iter().map(|device| rx(device, &[(time(i), i as f64)])).collect());
-            bench.engine.ingest(ProtocolVersion::V1, &body, at, START_MS * 2).expect("valid");
+            bench.engine.ingest(ProtocolVersion::V1, None, &body, at, START_MS * 2).expect("valid");
         }
         bench.tick(at);
         bench.tick(at + Duration::from_secs(31));
@@ -143,7 +143,7 @@ fn f24_a_model_of_other_features_is_rejected_and_the_old_one_stays() {
     assert!(bench.groups()[0].1.deployed(ModelRole::Challenger).is_none());
     assert_eq!(bench.metric("models_rejected_total{detector=\"node_network\"}"), 2);
     scrape(&mut bench, 2);
-    assert!(bench.engine.next_batch(0, 100, START_MS * 2).is_some(), "scores go on");
+    assert!(bench.engine.next_batch(0, None, 100, START_MS * 2).is_some(), "scores go on");
 }
 
 #[test]

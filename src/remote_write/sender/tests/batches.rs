@@ -155,6 +155,7 @@ async fn a_closed_batch_source_does_not_delay_shutdown() {
     let fake = FakeReceiver::start(|_, _| reply(204)).await;
     let (closing, closed) = watch::channel(false);
     let sender = Sender {
+        tenant: None,
         source: ClosedSource,
         config: config(fake.url.clone()),
         client: Client::default(),

@@ -277,6 +277,7 @@ impl RunningSender {
         let wake = Arc::new(Notify::new());
         let (closing, closed) = watch::channel(false);
         let sender = Sender {
+            tenant: None,
             source: rows.clone(),
             config,
             client,
