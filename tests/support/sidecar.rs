@@ -31,16 +31,24 @@ pub struct Sidecar {
 impl Sidecar {
     /// Starts it with [`CONFIG`]; with a `web.yml` among the files, behind that.
     pub fn start(files: &[(&str, &str)]) -> Self {
-        Self::start_with_command(&[PROGRAM], files)
+        Self::start_at(free_port(), files)
+    }
+
+    /// Starts it at a port.
+    pub fn start_at(port: u16, files: &[(&str, &str)]) -> Self {
+        Self::start_by(&[PROGRAM], port, files)
     }
 
     /// Starts it by a command, to which the arguments are appended.
     pub fn start_with_command(command: &[&str], files: &[(&str, &str)]) -> Self {
+        Self::start_by(command, free_port(), files)
+    }
+
+    fn start_by(command: &[&str], port: u16, files: &[(&str, &str)]) -> Self {
         let folder = client::folder(files);
         if !files.iter().any(|(name, _)| *name == "promforest.yml") {
             fs::write(folder.path().join("promforest.yml"), CONFIG).expect("writable");
         }
-        let port = free_port();
         let mut args: Vec<String> = command[1..].iter().map(ToString::to_string).collect();
         args.push("--config.file=promforest.yml".into());
         args.push("--web.enable-lifecycle".into());

@@ -52,15 +52,27 @@ pub fn read_history(
     range: (i64, i64),
 ) -> BTreeMap<Labels, Vec<Sample>> {
     let config = Config { api, url: url.parse().expect("a URL"), ..Config::default() };
-    let client = HistoryClient::new(&config, &Metrics::default()).expect("a client");
+    read_source(&config, selector, group, range)
+}
+
+/// The samples of a configured source in a range.
+pub fn read_source(
+    config: &Config,
+    selector: &str,
+    group: &[Matcher],
+    range: (i64, i64),
+) -> BTreeMap<Labels, Vec<Sample>> {
+    let client = HistoryClient::new(config, &Metrics::default()).expect("a client");
     let selector = Selector::parse(selector).expect("a selector");
     let mut series: BTreeMap<Labels, Vec<Sample>> = BTreeMap::new();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let read = client.read(&selector, group, range, |slice| {
+    let read = client.read(None, &selector, group, range, |slice| {
         for (labels, samples) in slice {
             series.entry(labels).or_default().extend(samples);
         }
     });
-    runtime.block_on(read).unwrap_or_else(|error| panic!("{url}: {}", promforest::error::chain(&error)));
+    runtime
+        .block_on(read)
+        .unwrap_or_else(|error| panic!("{}: {}", config.url, promforest::error::chain(&error)));
     series
 }
