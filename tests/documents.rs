@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// Folders with documents; build output and dependencies are not among them.
-const FOLDERS: [&str; 20] = [
+const FOLDERS: [&str; 21] = [
     "",
     ".github",
     "deploy",
@@ -15,6 +15,7 @@ const FOLDERS: [&str; 20] = [
     "deploy/examples/kafka",
     "deploy/examples/kube-prometheus-stack",
     "deploy/examples/mimir",
+    "deploy/examples/mimir-tenants",
     "deploy/examples/otel-collector",
     "deploy/examples/prometheus",
     "deploy/examples/thanos",
