@@ -5,9 +5,10 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use support::example::{Example, TIMEOUT};
+use support::example::{Example, TIMEOUT, wait_for_ok};
 use support::mimir;
-use support::prometheus::{PrometheusApi, Series, start_receiver};
+use support::prometheus::{PrometheusApi, Series, start_receiver, storage_path};
+use support::victoriametrics::VictoriaMetrics;
 use support::{Process, PrometheusVersion, each_version, now_ms, wait};
 
 /// Rows that are scored while both programs run.
@@ -63,6 +64,32 @@ fn check_nothing_lost(example: &Example, promforest: &Process) {
 
 fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect()
+}
+
+/// One server scrapes, sends, stores and answers.
+#[test]
+fn one_prometheus() {
+    each_version(|version| {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (mut prometheus, address) = start_receiver(version, folder.path());
+        let deploy = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/");
+        let example = Example::new("prometheus", &[("localhost:9090", &address), ("../../", deploy)]);
+        example.write_history(&address, "/api/v1/write", "", &[]);
+        // It goes on with the storage, and with the example's configuration.
+        prometheus.terminate(TIMEOUT);
+        let api = PrometheusApi(address.clone());
+        let began_ms = now_ms();
+        let storage = format!("--storage.tsdb.path={}", storage_path(folder.path(), &address).display());
+        let listen = format!("--web.listen-address={address}");
+        let args = ["--config.file=prometheus.yml", "--web.enable-remote-write-receiver", &storage, &listen];
+        let mut prometheus = example.start("prometheus", &version.prometheus(), &args);
+        wait_for_ok(&mut prometheus, &address, "/-/ready");
+        let mut promforest = example.start_promforest();
+        check_scores(&example, &mut [&mut promforest, &mut prometheus], &api, began_ms);
+        check_nothing_lost(&example, &promforest);
+        let rules = api.data("rules").expect("an answer")["groups"].to_string();
+        assert!(rules.contains("AnomalyIncident"), "{version}: {rules}");
+    });
 }
 
 /// An agent answers no query: history comes from the server that it writes to.
@@ -143,6 +170,34 @@ fn an_opentelemetry_collector() {
         if series.len() == 1 { Ok(series[0].labels.clone()) } else { Err(format!("{series:?}")) }
     });
     assert_eq!(own["instance"], instance);
+}
+
+/// History is VictoriaMetrics' export.
+#[test]
+fn victoriametrics_and_vmagent() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut store = VictoriaMetrics::start(folder.path());
+    let example = Example::new("victoriametrics", &[("localhost:8428", &store.address)]);
+    example.write_history(&store.address, "/api/v1/write", "", &[]);
+    let api = PrometheusApi(store.address.clone());
+    let began_ms = now_ms();
+    let write_to = |address: &str| format!("-remoteWrite.url=http://{address}/api/v1/write");
+    let (to_store, to_promforest) = (write_to(&store.address), write_to(&example.promforest));
+    let listen = format!("-httpListenAddr=127.0.0.1:{}", support::free_port());
+    let args = [
+        "-promscrape.config=vmagent.yml",
+        "-remoteWrite.flushInterval=1s",
+        "-remoteWrite.tmpDataPath=vmagent",
+        &to_store,
+        &to_promforest,
+        &listen,
+    ];
+    let mut vmagent = example.start("vmagent", &support::vmagent(), &args);
+    let mut promforest = example.start_promforest();
+    let processes = &mut [&mut promforest, &mut vmagent, &mut store.process];
+    check_scores(&example, processes, &api, began_ms);
+    let failed = example.metric("promforest_remote_write_samples_failed_total", &[]);
+    assert_eq!(failed, 0.0, "{}", promforest.tail());
 }
 
 /// Mimir's answers to the first write requests of promforest, and to all with the series of incidents.

@@ -5,20 +5,21 @@ use super::{Process, PrometheusVersion, free_port, http};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A server of a version that scrapes nothing and accepts remote write, with its files in a folder.
 pub fn start_receiver(version: PrometheusVersion, folder: &Path) -> (Process, String) {
     let address = format!("127.0.0.1:{}", free_port());
-    let name = format!("receiver-{}", address.replace(':', "-"));
-    let config = folder.join(format!("{name}.yml"));
+    let storage = storage_path(folder, &address);
+    let config = storage.with_extension("yml");
     fs::write(&config, "storage: {tsdb: {out_of_order_time_window: 30m}}\n").expect("writable");
     let args = [
         format!("--config.file={}", config.display()),
-        format!("--storage.tsdb.path={}", folder.join(&name).display()),
+        format!("--storage.tsdb.path={}", storage.display()),
         format!("--web.listen-address={address}"),
         "--web.enable-remote-write-receiver".into(),
     ];
+    let name = format!("receiver-{address}");
     let mut process = Process::start(&name, &version.prometheus(), &args, folder);
     wait_for_ok(&mut process, &address, "/-/ready");
     (process, address)
@@ -38,6 +39,11 @@ impl Series {
     pub fn timestamps(&self) -> Vec<i64> {
         self.samples.iter().map(|(timestamp_ms, _)| *timestamp_ms).collect()
     }
+}
+
+/// The storage of such a server.
+pub fn storage_path(folder: &Path, address: &str) -> PathBuf {
+    folder.join(address.replace([':', '.'], "-"))
 }
 
 /// A server's API at `HOST:PORT`.
