@@ -56,11 +56,12 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts all but the members.
-    pub fn start() -> Self {
+    /// Starts all but the members. The broker compresses the batches of the router anew, unless it is to keep the
+    /// `producer`'s.
+    pub fn start(compression: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let broker = Broker::start(folder.path());
-        broker.create_topic(TOPIC, N_PARTITIONS);
+        broker.create_topic(TOPIC, N_PARTITIONS, compression);
         let models = train(folder.path());
         let (prometheus, prometheus_address) = start_prometheus(folder.path());
         let config = format!("remote_write: []\nremote_read: []\n{}", detectors(&models));

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 #[test]
 fn a_broker_that_was_away_and_a_log_that_was_trimmed_lose_no_score() {
-    let mut cluster = Cluster::start();
+    let mut cluster = Cluster::start("snappy");
     cluster.store_samples();
     let mut member = cluster.start_member("pf-0");
     cluster.send_rows(30);

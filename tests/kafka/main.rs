@@ -13,7 +13,7 @@ use cluster::{Cluster, N_PARTITIONS};
 /// A sidecar that is killed, and one that is ended, go on with the records after the last commit.
 #[test]
 fn scores_equal_those_by_http_over_restarts() {
-    let mut cluster = Cluster::start();
+    let mut cluster = Cluster::start("gzip");
     let mut sidecar = cluster.start_member("pf-0");
     cluster.send_rows(60);
     cluster.wait_for_scores(&mut [&mut sidecar]);

@@ -30,7 +30,7 @@ fn send_rows_until_assigned(cluster: &mut Cluster, members: &[&Sidecar], wanted:
 
 #[test]
 fn members_join_under_load_and_take_over_from_those_that_are_gone() {
-    let mut cluster = Cluster::start();
+    let mut cluster = Cluster::start("zstd");
     let mut first = cluster.start_member("pf-0");
     cluster.send_rows(30);
     cluster.wait_for_scores(&mut [&mut first]);
@@ -74,7 +74,7 @@ fn no_row_is_lost_while_members_are_killed_at_random() {
     const N_ROWS: u32 = 400;
     let minutes = env::var("PROMFOREST_KAFKA_MINUTES").map_or(1, |text| text.parse().expect("a number"));
     let pause = Duration::from_secs(60 * minutes) / N_ROWS;
-    let mut cluster = Cluster::start();
+    let mut cluster = Cluster::start("producer");
     let mut members: Vec<Sidecar> = (0..3).map(|i| cluster.start_member(&format!("pf-{i}"))).collect();
     // The row at which a member that is away comes back.
     let mut away: [Option<u32>; 3] = [None; 3];

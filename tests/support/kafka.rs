@@ -103,9 +103,10 @@ impl Broker {
         self.client().create().expect("a client")
     }
 
-    /// Makes a topic.
-    pub fn create_topic(&self, name: &str, n_partitions: i32) {
-        let topic = NewTopic::new(name, n_partitions, TopicReplication::Fixed(1));
+    /// Makes a topic, whose batches the broker compresses in this way.
+    pub fn create_topic(&self, name: &str, n_partitions: i32, compression: &str) {
+        let topic = NewTopic::new(name, n_partitions, TopicReplication::Fixed(1))
+            .set("compression.type", compression);
         let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
         let created = run(self.admin().create_topics(&[topic], &options)).expect("an answer");
         assert!(created.iter().all(Result::is_ok), "{created:?}");
