@@ -14,6 +14,8 @@ use crate::prom::matcher::Matcher;
 use crate::prom::proto::ResponseType;
 use crate::tenant::Tenant;
 use crate::time::DAY_MS;
+use std::collections::BTreeSet;
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -61,8 +63,8 @@ pub struct HistoryClient {
     pub(super) metrics: Metrics,
     /// The chunks of the remote-read endpoint have an unknown encoding: only samples are requested.
     has_unknown_encoding: AtomicBool,
-    /// The last read failed: the failures of a run are logged once.
-    is_failing: AtomicBool,
+    /// The tenants whose last read failed; without tenants, `None`. The failures of a run are logged once.
+    failing: std::sync::Mutex<BTreeSet<Option<Tenant>>>,
     /// The turn of reads at a pace, with the end of the pause.
     turn: Mutex<Instant>,
 }
@@ -78,7 +80,7 @@ impl HistoryClient {
             client: Client::new(&config.http)?,
             metrics: metrics.clone(),
             has_unknown_encoding: AtomicBool::default(),
-            is_failing: AtomicBool::default(),
+            failing: std::sync::Mutex::default(),
             turn: Mutex::new(Instant::now()),
         })
     }
@@ -133,17 +135,29 @@ impl HistoryClient {
             }
             (Some(_), None) => return Err(Error::NoTenant),
         };
-        let was_failing = self.is_failing.swap(result.is_err(), Ordering::Relaxed);
-        match &result {
-            Err(error) if !was_failing => {
-                warn!(component = "history", url = %self.config.url, err = crate::error::chain(error), "history cannot be read; further failures are not logged until it can");
+        if self.changes_outcome(tenant, result.is_err()) {
+            let (url, tenant) = (&self.config.url, tenant.map(Tenant::as_str));
+            match &result {
+                Err(error) => {
+                    warn!(component = "history", url = %url, tenant, err = crate::error::chain(error), "history cannot be read; further failures are not logged until it can");
+                }
+                Ok(()) => info!(component = "history", url = %url, tenant, "history can be read again"),
             }
-            Ok(()) if was_failing => {
-                info!(component = "history", url = %self.config.url, "history can be read again");
-            }
-            _ => {}
         }
         result
+    }
+
+    /// True if the last read of the tenant had another outcome.
+    fn changes_outcome(&self, tenant: Option<&Tenant>, is_failure: bool) -> bool {
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        if !is_failure {
+            return failing.remove(&tenant.cloned());
+        }
+        // Those that are gone make room.
+        if self.config.tenants.as_ref().is_some_and(|tenants| failing.len() > tenants.tenant_limit) {
+            failing.clear();
+        }
+        failing.insert(tenant.cloned())
     }
 
     async fn read_slices(
@@ -241,6 +255,21 @@ impl HistoryClient {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_failures_of_a_tenant_are_told_once_whatever_the_others_do() {
+        let config = crate::config::Config::parse("tenants: {tenant_limit: 2}").expect("valid");
+        let client = HistoryClient::new(&config.history[0], &Metrics::default()).expect("a client");
+        let [a, b, c, d] = ["a", "b", "c", "d"].map(|id| id.parse::<Tenant>().expect("an ID"));
+        let told = |tenant: &Tenant, is_failure| client.changes_outcome(Some(tenant), is_failure);
+        assert!(!told(&b, false) && told(&a, true), "it failed for the first time");
+        assert!(!told(&b, false) && !told(&a, true), "the other goes on");
+        assert!(told(&a, false) && !told(&a, false));
+        for tenant in [&a, &b, &c, &d] {
+            assert!(told(tenant, true));
+        }
+        assert_eq!(client.failing.lock().expect("no panic").len(), 1, "the memory is bounded");
+    }
 
     #[test]
     fn a_pause_is_a_multiple_of_the_request_with_a_bound() {

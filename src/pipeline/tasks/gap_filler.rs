@@ -162,9 +162,15 @@ impl GapFiller {
 
     /// Counts series, and reads the groups of those that lack samples. `None` if the engine is gone.
     async fn audit(&self, series: Vec<AuditedSeries>) -> Option<()> {
+        let mut failed: BTreeSet<Tenant> = BTreeSet::new();
         for AuditedSeries { detector, group, feature, range, n_samples } in series {
             let (labels, tenant) = (feature.union(&group), detector.tenant_of(&group));
             let tenant = tenant.as_ref();
+            // The gap fills of other tenants wait meanwhile.
+            if tenant.is_some_and(|tenant| failed.contains(tenant)) {
+                self.metrics.count_audit("failed");
+                continue;
+            }
             let series_matchers: Vec<Matcher> =
                 labels.iter().map(|(name, value)| Matcher::equal(name, value)).collect();
             let count = |read: Vec<SeriesSamples>| -> usize {
@@ -187,6 +193,7 @@ impl GapFiller {
                 Some(_) => "equal",
             };
             self.metrics.count_audit(result);
+            failed.extend(tenant.filter(|_| result == "failed").cloned());
             if result == "missing" {
                 info!(component = "history", detector = detector.name, group = %group, series = %feature, "samples are missing, reading them");
                 let group_matchers = history::group_matchers(&detector, &group);
