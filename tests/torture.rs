@@ -374,7 +374,7 @@ fn remote_read(address: &str, selector: &str, start_ms: i64, end_ms: i64) -> Vec
     let query = proto::Query {
         start_timestamp_ms: start_ms,
         end_timestamp_ms: end_ms,
-        matchers: selector.to_proto().collect(),
+        matchers: selector.matchers().iter().map(proto::LabelMatcher::from).collect(),
     };
     let request = proto::ReadRequest { queries: vec![query], ..Default::default() };
     let body = snappy::compress(&request.encode_to_vec());

@@ -183,6 +183,7 @@ async fn main() {
             batch_send_deadline: Duration::from_secs(5),
             ..Config::default()
         },
+        tenant: None,
         client: Client::default(),
         metrics: Metrics::new(&mut prometheus_client::registry::Registry::default()),
         wake: wake.clone(),
