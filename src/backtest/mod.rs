@@ -5,7 +5,7 @@ mod report;
 mod table;
 
 use crate::detect::{self, Assessment, DeviationReason, OnlineDetector, SuspendedTimes, TrainingMatrix};
-use crate::detector::Detector;
+use crate::detector::{self, Detector};
 use crate::features::Schema;
 use crate::forest::{self, ExtendedParams};
 use crate::models::{ModelParams, columns};
@@ -210,6 +210,9 @@ pub fn replay_with_retraining(
         };
         fitted_ms = change_ms.unwrap_or(renewal_ms);
         replay.replay_rows(&mut model, (assessed_to_ms, fitted_ms.saturating_sub(1)));
+        if change_ms.is_none() {
+            fitted_ms = replay.wait_for_judgement(&mut model, assessed_to_ms, renewal_ms);
+        }
         if fitted_ms > end_ms {
             return replay.result;
         }
@@ -280,6 +283,29 @@ impl<'a> Replay<'a> {
         } else {
             self.result.changes.push(SchemaChange::between(timestamp_ms, before, after));
         }
+    }
+
+    /// Replays row by row while a renewal that is due waits for a deviation to be judged. Returns its time.
+    fn wait_for_judgement(&mut self, model: &mut ReplayModel, assessed_to_ms: i64, due_ms: i64) -> i64 {
+        let mut at_ms = due_ms;
+        let waits = |at_ms: i64, share| {
+            detector::renewal_waits(Duration::from_millis((at_ms - due_ms).unsigned_abs()), share)
+        };
+        while waits(at_ms, self.newest_share(model)) {
+            let Some(next_ms) = self.window.timestamps(at_ms - 1, i64::MAX).next() else { return i64::MAX };
+            let row_ms = model.schema.grid.bounds(next_ms).1;
+            self.replay_rows(model, (assessed_to_ms, row_ms));
+            at_ms = row_ms.saturating_add(1);
+        }
+        at_ms
+    }
+
+    /// The score of the newest assessed row as a share of its threshold; 0 without one.
+    fn newest_share(&self, model: &ReplayModel) -> f64 {
+        let newest_ms = model.detector.newest_ms().unwrap_or(i64::MIN);
+        let newest = self.result.timestamps.partition_point(|time| *time <= newest_ms).checked_sub(1);
+        let assessment = newest.and_then(|row| self.result.assessments[row].as_ref());
+        assessment.map_or(0.0, |assessment| assessment.score / assessment.threshold)
     }
 
     /// Assesses the rows after the detector's newest one, up to `to_ms`. Stores the assessments of rows that are in the

@@ -10,6 +10,10 @@ use std::time::Duration;
 const GROWTH: f64 = 0.25;
 /// Shortest time between two trainings.
 const MIN_RETRAIN_INTERVAL: Duration = Duration::from_secs(15);
+/// Score of the newest row, as a share of the threshold, at which a renewal waits.
+const WAITING_SHARE: f64 = 0.5;
+/// Longest time that it waits: a deviation that lasts has opened an incident by then.
+const MAX_WAIT: Duration = Duration::from_secs(60);
 
 /// The keys of the section.
 pub const KEYS: [Key; 6] = [
@@ -105,6 +109,12 @@ impl TrainingConfig {
     }
 }
 
+/// True if a renewal that has been due for this long waits, given the score of the newest row as a share of its threshold.
+/// A young model is renewed every few rows: it would learn the beginning of a deviation, and take the rest for usual.
+pub fn renewal_waits(overdue: Duration, score_share: f64) -> bool {
+    overdue < MAX_WAIT && score_share >= WAITING_SHARE
+}
+
 fn read_sizes(list: &Node<'_, '_>) -> Vec<usize> {
     let size = |node: &Node<'_, '_>| {
         let size: usize = node.value("a whole number")?;
@@ -131,5 +141,14 @@ mod tests {
             let retrain_interval = config.retrain_interval(observed_minutes * 60_000);
             assert_eq!(duration::Display(retrain_interval).to_string(), interval);
         }
+    }
+
+    #[test]
+    fn a_renewal_waits_for_a_deviation_and_not_for_ever() {
+        let waits = |seconds, share| renewal_waits(Duration::from_secs(seconds), share);
+        assert_eq!(
+            [waits(0, 0.49), waits(0, 0.5), waits(59, 9.0), waits(60, 9.0)],
+            [false, true, true, false]
+        );
     }
 }

@@ -124,10 +124,11 @@ impl TrainingSchedule {
         self.is_model_held
     }
 
-    /// The reason to train now, if the time has come.
-    pub fn due(&self, has_model: bool, now: Instant) -> Option<TrainingReason> {
+    /// The reason to train now and the time since it is one, if the time has come.
+    pub fn due(&self, has_model: bool, now: Instant) -> Option<(TrainingReason, Duration)> {
         let reason = if has_model { TrainingReason::Scheduled } else { TrainingReason::First };
-        (!self.is_training && self.due.is_some_and(|due| now >= due)).then_some(reason)
+        let due = self.due.filter(|due| !self.is_training && now >= *due)?;
+        Some((reason, now - due))
     }
 
     /// True if it is time to check for features that appeared or vanished. The next check is due after a pause.

@@ -1,7 +1,7 @@
 //! Training of a group: its time, its input and its result.
 
 use super::Group;
-use crate::detector::Detector;
+use crate::detector::{self, Detector};
 use crate::features::Schema;
 use crate::models::{Model, ModelCard};
 use crate::prom::Labels;
@@ -9,7 +9,7 @@ use crate::time;
 use crate::train::coverage::{self, Presence};
 use crate::train::{ShortHistory, TrainingReason};
 use crate::window::grid::Grid;
-use crate::window::{Column, Window};
+use crate::window::{Column, ModelRole, Window};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,22 @@ impl Group {
 
     /// True if the time of the group's renewal has come.
     pub fn is_renewal_due(&self, now: Instant) -> bool {
-        self.schedule.due(self.models.has_permanent_champion(), now) == Some(TrainingReason::Scheduled)
+        self.reason_by_time(now) == Some(TrainingReason::Scheduled)
+    }
+
+    /// The reason to train now, if the time has come and the renewal does not wait for a deviation to be judged.
+    fn reason_by_time(&self, now: Instant) -> Option<TrainingReason> {
+        let (reason, overdue) = self.schedule.due(self.models.has_permanent_champion(), now)?;
+        let waits = reason == TrainingReason::Scheduled
+            && detector::renewal_waits(overdue, self.newest_score_share());
+        (!waits).then_some(reason)
+    }
+
+    /// The score of the newest scored row as a share of its threshold; 0 without one that can open an incident.
+    fn newest_score_share(&self) -> f64 {
+        let newest_ms = self.newest_scored_ms();
+        let newest = newest_ms.and_then(|newest_ms| self.window.score(ModelRole::Champion, newest_ms));
+        newest.and_then(|score| Some(score.score / score.incident_state?.threshold)).unwrap_or(0.0)
     }
 
     /// The reason to train now, if any.
@@ -50,9 +65,8 @@ impl Group {
         {
             return None;
         }
-        let has_model = self.models.has_permanent_champion();
-        self.schedule.due(has_model, now).or_else(|| {
-            let is_check_due = has_model && self.schedule.take_schema_check(now);
+        self.reason_by_time(now).or_else(|| {
+            let is_check_due = self.models.has_permanent_champion() && self.schedule.take_schema_check(now);
             if is_check_due { self.schema_change(now_ms) } else { None }
         })
     }

@@ -1,6 +1,8 @@
 //! Requests for trainings, and models that come into service.
 
+use super::sequential::{finish_training, push, sequential_model, time};
 use super::*;
+use crate::train::WriteWatermark;
 
 #[test]
 fn training_is_requested_at_once_later_again_and_when_features_change() {
@@ -91,6 +93,31 @@ fn a_young_feature_causes_one_training_only() {
     bench.engine.handle_training_outcome(job.group, held, now);
     scrape(&mut bench, &["eth0", "lo", "wg0"], 212..214, at(4200));
     assert!(bench.jobs.try_recv().is_err(), "the model with the feature is held");
+}
+
+/// A model of minutes is renewed every few rows, and the row in which traffic rises is one of them.
+#[test]
+fn a_renewal_waits_until_a_deviation_is_judged() {
+    let trained =
+        TrainingRange { from_ms: 0, to_ms: time(200), observed_ms: 60_000, n_rows: 200, n_excluded: 0 };
+    let of_minutes = Model::clone(&sequential_model());
+    let card = ModelCard { training_range: Some(trained), created_ms: now_ms(), ..of_minutes.card.clone() };
+    let model = Arc::new(Model { card, ..of_minutes });
+    let requests_after = |scrapes: i64| {
+        let mut bench = Bench::new(
+            "detectors: [{name: net, match: [node_network_receive_bytes_total], by: [instance, job], grace: 2m}]",
+        );
+        push(&mut bench, 190..200);
+        finish_training(&mut bench, &model, 0..200, WriteWatermark::default());
+        push(&mut bench, 200..scrapes);
+        let now = Instant::now();
+        [14, 16, 74, 76].map(|seconds| {
+            bench.tick(now + Duration::from_secs(seconds));
+            bench.jobs.try_recv().is_ok()
+        })
+    };
+    assert_eq!(requests_after(300), [false, true, false, false], "calm");
+    assert_eq!(requests_after(302), [false, false, false, true], "a burst");
 }
 
 /// Remote read knows a scrape as soon as it is stored; remote write brings it later, at times in another order.
