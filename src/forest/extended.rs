@@ -17,12 +17,14 @@
 //! one tree after another, and a quarter for a forest in the main memory, as it is for a row a minute of each of a
 //! thousand hosts.
 //!
-//! **Coefficients are `f32` values**, precise enough for a random number, and half the memory. Sums are `f64`.
+//! **Coefficients are `f32` values** in files, and multiples of 1/32 where they are drawn ([`terms`]): precise enough for a
+//! random direction, and less memory. Sums are `f64`.
 //!
 //! Not taken: several partial sums per split. Every reader of a model would have to repeat that order of additions.
 
 mod fit;
 mod layout;
+mod terms;
 mod tree;
 mod walk;
 

@@ -8,6 +8,7 @@ use super::super::rng::Rng;
 use super::super::sampling::{RowSampler, Sampling};
 use super::super::threads::map_on_threads;
 use super::super::{Error, Table};
+use super::terms::to_coefficient;
 use super::tree::{ExtendedTreeBuilder, SplitPlane};
 use super::{ExtendedForest, ExtendedParams, ExtendedTree};
 
@@ -91,8 +92,8 @@ impl<'t> ExtendedTreeGrower<'t> {
     /// node. Returns `None` if the projection does not vary there. Fills `terms` and `values`.
     fn draw_split(&mut self, rng: &mut Rng, rows: &Range<usize>) -> Option<SplitPlane> {
         for pair in self.terms.chunks_mut(2) {
-            for (term, coefficient) in pair.iter_mut().zip(rng.next_normals()) {
-                *term = (rng.next_below(self.table.n_features()) as u16, coefficient);
+            for (term, draw) in pair.iter_mut().zip(rng.next_normals()) {
+                *term = (rng.next_below(self.table.n_features()) as u16, to_coefficient(draw));
             }
         }
         // Terms are added in the order of the walk, so the range holds the exact projections of these rows.

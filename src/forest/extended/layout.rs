@@ -1,19 +1,21 @@
 //! The nodes of a forest in the order of the walks: the splits of all trees, level by level.
 //!
 //! A row walks down all trees at once, see [`walk`](super::walk). The first levels of all trees are adjacent, and the
-//! record of a split is two lines of the cache.
+//! record of a split is one line of the cache, or two for terms of any weight.
 
 use super::super::Error;
 use super::super::depth::{Leaf, LeafIndices, average_path_length};
-use super::tree::{ExtendedTree, ExtendedTreeArrays, MAX_INDEX, NodeRef, Split, TERMS, Terms};
+use super::terms::{FullTerms, ShortTerms, TERMS};
+use super::tree::{ExtendedTree, ExtendedTreeArrays, MAX_INDEX, NodeRef, Split};
+use std::borrow::Cow;
 
 /// See the [module](self).
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct SplitsByLevel {
     pub roots: Vec<NodeRef>,
-    pub splits: Vec<Split>,
+    pub splits: Splits,
     /// The terms of each split after its first [`TERMS`], by [`TERMS`].
-    further_terms: Vec<Terms>,
+    further_terms: Vec<FullTerms>,
     /// Entries of `further_terms` of a split.
     pub n_further: usize,
     /// Terms of a split.
@@ -22,6 +24,39 @@ pub(super) struct SplitsByLevel {
     leaves: Vec<Leaf>,
     /// Path length of each of `leaves`.
     pub path_lengths: Vec<f64>,
+}
+
+/// The splits, all in one form.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Splits {
+    Short(Vec<Split<ShortTerms>>),
+    Full(Vec<Split<FullTerms>>),
+}
+
+impl Splits {
+    /// The splits in the shorter form, if all have it.
+    fn new(splits: Vec<Split<FullTerms>>) -> Self {
+        let to_short = |&Split { terms, plane, children }: &Split<FullTerms>| {
+            Some(Split { terms: ShortTerms::from_full(&terms)?, plane, children })
+        };
+        match splits.iter().map(to_short).collect() {
+            Some(short) => Self::Short(short),
+            None => Self::Full(splits),
+        }
+    }
+
+    /// The splits in the longer form.
+    pub fn to_full(&self) -> Cow<'_, [Split<FullTerms>]> {
+        let to_full = |&Split { terms, plane, children }: &Split<ShortTerms>| Split {
+            terms: terms.to_full(),
+            plane,
+            children,
+        };
+        match self {
+            Self::Short(splits) => splits.iter().map(to_full).collect(),
+            Self::Full(splits) => splits.into(),
+        }
+    }
 }
 
 impl SplitsByLevel {
@@ -39,20 +74,22 @@ impl SplitsByLevel {
         let n_further = width.div_ceil(TERMS) - 1;
         let mut nodes = Self {
             roots: Vec::with_capacity(trees.len()),
-            splits: Vec::with_capacity(n_splits),
+            splits: Splits::Full(Vec::new()),
             further_terms: Vec::with_capacity(n_splits * n_further),
             n_further,
             width,
             leaves: Vec::new(),
             path_lengths: Vec::new(),
         };
-        nodes.append(trees);
+        let mut splits = Vec::with_capacity(n_splits);
+        nodes.append(trees, &mut splits);
+        nodes.splits = Splits::new(splits);
         nodes.leaves.shrink_to_fit();
         nodes.path_lengths.shrink_to_fit();
         Ok(nodes)
     }
 
-    fn append(&mut self, trees: &[ExtendedTree]) {
+    fn append(&mut self, trees: &[ExtendedTree], splits: &mut Vec<Split<FullTerms>>) {
         let mut leaf_indices = LeafIndices::new();
         // The nodes of one level, with their trees. A split is placed when its level is, so the level below follows.
         let mut level = Vec::new();
@@ -74,13 +111,13 @@ impl SplitsByLevel {
             self.roots.push(root);
         }
         while !level.is_empty() {
-            let first_below = self.splits.len() + level.len();
+            let first_below = splits.len() + level.len();
             let mut below = Vec::with_capacity(2 * level.len());
             for (tree, at) in level {
                 let mut split = trees[tree].splits[at];
                 split.children =
                     split.children.map(|child| place(self, &mut below, first_below, tree, child));
-                self.splits.push(split);
+                splits.push(split);
                 let further = &trees[tree].further_terms[at * self.n_further..][..self.n_further];
                 self.further_terms.extend_from_slice(further);
             }
@@ -90,19 +127,15 @@ impl SplitsByLevel {
 
     /// The trees as arrays.
     pub fn trees(&self) -> impl ExactSizeIterator<Item = ExtendedTreeArrays> {
-        self.roots.iter().map(|&root| {
-            ExtendedTreeArrays::new(root, &self.splits, &self.further_terms, &self.leaves, self.width)
+        let splits = self.splits.to_full();
+        self.roots.iter().map(move |&root| {
+            ExtendedTreeArrays::new(root, &splits, &self.further_terms, &self.leaves, self.width)
         })
-    }
-
-    #[inline(always)]
-    pub fn split(&self, at: NodeRef) -> &Split {
-        &self.splits[at.index()]
     }
 
     /// The terms of each split after its first [`TERMS`], by [`TERMS`]: the terms of a split, in order.
     #[inline(always)]
-    pub fn further_terms(&self, at: NodeRef) -> &[Terms] {
+    pub fn further_terms(&self, at: NodeRef) -> &[FullTerms] {
         &self.further_terms[at.index() * self.n_further..][..self.n_further]
     }
 }

@@ -64,7 +64,7 @@ fn scores_fall_with_distance_equally_in_all_directions() {
         forest.score_samples(&[4.0 * angle.cos(), 4.0 * angle.sin(), 0.0, 0.0])
     });
     let (low, high) = around.fold((0.0f64, -1.0f64), |(low, high), s| (low.min(s), high.max(s)));
-    assert!(high - low < 0.25 * (usual - high), "{low} to {high}, usual is {usual}");
+    assert!(high - low < 0.3 * (usual - high), "{low} to {high}, usual is {usual}");
 }
 
 #[test]

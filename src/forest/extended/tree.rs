@@ -4,6 +4,7 @@ use super::super::Error;
 use super::super::depth::Leaf;
 use super::super::limits::{MAX_FEATURES, check_n_features};
 use super::super::tree_check::{CheckedNode, TreeStructure};
+use super::terms::{FullTerms, ShortTerms, TERMS};
 
 /// A tree as plain data, for files: one entry per node in every array, the root first, a leaf's children −1.
 /// [`ExtendedTree::from_arrays`] checks it. The projection of node `n` is the sum over `k` in
@@ -37,38 +38,29 @@ pub struct ExtendedTreeArrays {
 pub struct ExtendedTree {
     pub(super) root: NodeRef,
     /// The root first, then the left subtree, then the right one.
-    pub(super) splits: Vec<Split>,
+    pub(super) splits: Vec<Split<FullTerms>>,
     /// The terms of each split after its first [`TERMS`], by [`TERMS`].
-    pub(super) further_terms: Vec<Terms>,
+    pub(super) further_terms: Vec<FullTerms>,
     pub(super) leaves: Vec<Leaf>,
     /// Terms of a split.
     pub(super) width: usize,
     pub(super) n_features: usize,
 }
 
-/// Terms side by side: the default number of a split, which makes a record of two lines of the cache.
-pub(super) const TERMS: usize = 16;
-
-/// Weights and columns of some terms. A split with fewer terms has weights of 0 at the end, which change no sum.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Terms {
-    pub coefficients: [f32; TERMS],
-    pub columns: [u16; TERMS],
-}
-
 const _: () = assert!(MAX_FEATURES <= 1 << u16::BITS, "a column has 16 bits");
 
 /// All that a step down the tree reads, in one aligned record.
 #[derive(Clone, Copy, Debug, PartialEq)]
-#[repr(align(128))]
-pub(super) struct Split {
-    pub terms: Terms,
+#[repr(align(64))]
+pub(super) struct Split<T> {
+    pub terms: T,
     pub plane: SplitPlane,
     /// The node for rows with a projection of at most the cut, and the node for the others.
     pub children: [NodeRef; 2],
 }
 
-const _: () = assert!(size_of::<Split>() == 128, "a record has no padding");
+const _: () =
+    assert!(size_of::<Split<FullTerms>>() == 128 && size_of::<Split<ShortTerms>>() == 64, "no padding");
 
 /// The index of a split or, with the highest bit set, of a leaf.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -99,36 +91,6 @@ impl NodeRef {
     #[inline(always)]
     pub fn index(self) -> usize {
         (self.0 & !Self::LEAF) as usize
-    }
-}
-
-impl Terms {
-    /// At most [`TERMS`] pairs of a column and its weight.
-    fn new(pairs: &[(u16, f32)]) -> Self {
-        let mut terms = Self::default();
-        for (to, &(column, coefficient)) in pairs.iter().enumerate() {
-            (terms.columns[to], terms.coefficients[to]) = (column, coefficient);
-        }
-        terms
-    }
-
-    /// The sums and, added in their order, the terms of a row of finite values. The sums side by side hide the latency
-    /// of the additions.
-    #[inline(always)]
-    pub fn add_to<const N: usize, const G: usize>(
-        mut sums: [f64; G],
-        terms: [&Self; G],
-        row: &[f64; N],
-    ) -> [f64; G] {
-        const { assert!(N.is_power_of_two()) };
-        for i in 0..TERMS {
-            for (sum, terms) in sums.iter_mut().zip(terms) {
-                // A column is below the width of the row; the compiler sees only the mask.
-                let value = row[usize::from(terms.columns[i]) & (N - 1)];
-                *sum += f64::from(terms.coefficients[i]) * value;
-            }
-        }
-        sums
     }
 }
 
@@ -182,8 +144,8 @@ impl ExtendedTreeArrays {
     /// `width.div_ceil(TERMS) - 1` entries a split.
     pub(super) fn new(
         root: NodeRef,
-        splits: &[Split],
-        further_terms: &[Terms],
+        splits: &[Split<FullTerms>],
+        further_terms: &[FullTerms],
         leaves: &[Leaf],
         width: usize,
     ) -> Self {
@@ -223,7 +185,7 @@ impl ExtendedTreeArrays {
         at
     }
 
-    fn set_split<'a>(&mut self, at: usize, plane: SplitPlane, terms: impl Iterator<Item = &'a Terms>) {
+    fn set_split<'a>(&mut self, at: usize, plane: SplitPlane, terms: impl Iterator<Item = &'a FullTerms>) {
         (self.cut[at], self.low[at], self.high[at]) = (plane.cut, plane.low, plane.high);
         let terms = terms.flat_map(|terms| terms.columns.iter().zip(&terms.coefficients));
         for (to, (&column, &coefficient)) in (at * self.width..(at + 1) * self.width).zip(terms) {
@@ -320,8 +282,8 @@ impl ExtendedTreeBuilder {
         *self.node_mut(place) = NodeRef::split(number);
         let (first, further) = terms.split_at(terms.len().min(TERMS));
         let children = [NodeRef::leaf(0); 2];
-        self.0.splits.push(Split { terms: Terms::new(first), plane, children });
-        self.0.further_terms.extend(further.chunks(TERMS).map(Terms::new));
+        self.0.splits.push(Split { terms: FullTerms::new(first), plane, children });
+        self.0.further_terms.extend(further.chunks(TERMS).map(FullTerms::new));
         [2 * number + 1, 2 * number + 2]
     }
 

@@ -10,8 +10,9 @@
 mod prefetch;
 
 use super::super::MAX_FEATURES;
-use super::layout::SplitsByLevel;
-use super::tree::{NodeRef, SplitPlane, Terms};
+use super::layout::{Splits, SplitsByLevel};
+use super::terms::Terms;
+use super::tree::{NodeRef, Split, SplitPlane};
 use prefetch::prefetch;
 
 /// Walks side by side: the default number of trees, with room for some more.
@@ -23,15 +24,31 @@ const NARROW: usize = 256;
 
 /// The sum over the trees of the path lengths of a row of finite values.
 pub(super) fn path_length(nodes: &SplitsByLevel, row: impl ExactSizeIterator<Item = f64>) -> f64 {
+    match &nodes.splits {
+        Splits::Short(splits) => path_length_by(nodes, splits, row),
+        Splits::Full(splits) => path_length_by(nodes, splits, row),
+    }
+}
+
+/// [`path_length`] by splits of one form.
+fn path_length_by<T: Terms>(
+    nodes: &SplitsByLevel,
+    splits: &[Split<T>],
+    row: impl ExactSizeIterator<Item = f64>,
+) -> f64 {
     match row.len() {
-        ..=NARROW => path_length_of_width::<NARROW>(nodes, row),
-        _ => path_length_of_width::<MAX_FEATURES>(nodes, row),
+        ..=NARROW => path_length_of_width::<T, NARROW>(nodes, splits, row),
+        _ => path_length_of_width::<T, MAX_FEATURES>(nodes, splits, row),
     }
 }
 
 /// [`path_length`] of at most `N` values. Not inlined, so that only wide rows have a large frame.
 #[inline(never)]
-fn path_length_of_width<const N: usize>(nodes: &SplitsByLevel, values: impl Iterator<Item = f64>) -> f64 {
+fn path_length_of_width<T: Terms, const N: usize>(
+    nodes: &SplitsByLevel,
+    splits: &[Split<T>],
+    values: impl Iterator<Item = f64>,
+) -> f64 {
     let mut row = [0.0; N];
     for (to, value) in row.iter_mut().zip(values) {
         *to = value;
@@ -41,9 +58,9 @@ fn path_length_of_width<const N: usize>(nodes: &SplitsByLevel, values: impl Iter
         let mut walks = [Walk::new(NodeRef::leaf(0)); LANES];
         for (walk, &root) in walks.iter_mut().zip(roots) {
             *walk = Walk::new(root);
-            request(nodes, root);
+            request(splits, root);
         }
-        walk_down(nodes, &mut walks, &row);
+        walk_down(nodes, splits, &mut walks, &row);
         for walk in &walks[..roots.len()] {
             sum += walk.path_length(&nodes.path_lengths);
         }
@@ -52,7 +69,12 @@ fn path_length_of_width<const N: usize>(nodes: &SplitsByLevel, values: impl Iter
 }
 
 /// Takes all walks to their leaves.
-fn walk_down<const N: usize>(nodes: &SplitsByLevel, walks: &mut [Walk; LANES], row: &[f64; N]) {
+fn walk_down<T: Terms, const N: usize>(
+    nodes: &SplitsByLevel,
+    splits: &[Split<T>],
+    walks: &mut [Walk; LANES],
+    row: &[f64; N],
+) {
     // The lanes whose walks are at a split, in order.
     let mut lanes: [usize; LANES] = std::array::from_fn(|lane| lane);
     let mut n_lanes = keep_splits(&mut lanes, LANES, walks);
@@ -62,10 +84,10 @@ fn walk_down<const N: usize>(nodes: &SplitsByLevel, walks: &mut [Walk; LANES], r
         for group in lanes[..n_lanes].chunks(GROUP) {
             // Walks that lack in the last group repeat its first.
             let at = std::array::from_fn(|i| walks[group.get(i).unwrap_or(&group[0]) % LANES].at);
-            for (&lane, value) in group.iter().zip(project(nodes, at, row)) {
+            for (&lane, value) in group.iter().zip(project(nodes, splits, at, row)) {
                 let walk = &mut walks[lane % LANES];
-                walk.step(nodes, value, level);
-                request(nodes, walk.at);
+                walk.step(&splits[walk.at.index()], value, level);
+                request(splits, walk.at);
             }
         }
         n_lanes = keep_splits(&mut lanes, n_lanes, walks);
@@ -86,8 +108,13 @@ fn keep_splits(lanes: &mut [usize; LANES], n_lanes: usize, walks: &[Walk; LANES]
 
 /// The projections of a row on some splits.
 #[inline(always)]
-fn project<const N: usize>(nodes: &SplitsByLevel, at: [NodeRef; GROUP], row: &[f64; N]) -> [f64; GROUP] {
-    let mut sums = Terms::add_to([0.0; GROUP], at.map(|at| &nodes.split(at).terms), row);
+fn project<T: Terms, const N: usize>(
+    nodes: &SplitsByLevel,
+    splits: &[Split<T>],
+    at: [NodeRef; GROUP],
+    row: &[f64; N],
+) -> [f64; GROUP] {
+    let mut sums = Terms::add_to([0.0; GROUP], at.map(|at| &splits[at.index()].terms), row);
     for i in 0..nodes.n_further {
         sums = Terms::add_to(sums, at.map(|at| &nodes.further_terms(at)[i]), row);
     }
@@ -97,8 +124,8 @@ fn project<const N: usize>(nodes: &SplitsByLevel, at: [NodeRef; GROUP], row: &[f
 /// Requests the record of a split. For a leaf the record of the first split, which was used before: a branch would be
 /// mispredicted.
 #[inline(always)]
-fn request(nodes: &SplitsByLevel, at: NodeRef) {
-    prefetch(&nodes.splits, at.index() * usize::from(at.is_split()));
+fn request<T: Terms>(splits: &[Split<T>], at: NodeRef) {
+    prefetch(splits, at.index() * usize::from(at.is_split()));
 }
 
 /// The walk of a row down a tree.
@@ -116,10 +143,10 @@ impl Walk {
         Self { at: root, partial_path_length: 0.0, reach_probability: 1.0 }
     }
 
-    /// Steps from a split, at which the row projects on `value`, down to `level`, counted in edges from the root.
+    /// Steps from the split that it is at, and on which the row projects to `value`, down to `level`, counted in edges
+    /// from the root.
     #[inline(always)]
-    fn step(&mut self, nodes: &SplitsByLevel, value: f64, level: f64) {
-        let split = nodes.split(self.at);
+    fn step<T>(&mut self, split: &Split<T>, value: f64, level: f64) {
         let SplitPlane { cut, low, high } = split.plane;
         let distance_outside = (low - value).max(value - high).max(0.0);
         let exit_probability = distance_outside / (high - low + distance_outside);

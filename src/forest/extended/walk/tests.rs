@@ -1,7 +1,7 @@
 use super::super::super::rng::Rng;
 use super::super::super::{MaxSamples, Table};
-use super::super::tree::{TERMS, Terms};
-use super::super::{ExtendedForest, ExtendedParams};
+use super::super::terms::{FullTerms, TERMS};
+use super::super::{ExtendedForest, ExtendedParams, ExtendedTree, ExtendedTreeArrays};
 use super::*;
 use std::num::NonZeroUsize;
 
@@ -23,39 +23,53 @@ fn forest_and_rows(n_trees: usize, n_features: usize, ndim: usize) -> (ExtendedF
     (forest, rows)
 }
 
+/// The same forest with weights that have no short form.
+fn with_other_weights(forest: &ExtendedForest) -> ExtendedForest {
+    let tree = |mut arrays: ExtendedTreeArrays| {
+        arrays.coefficients.iter_mut().for_each(|weight| *weight = f64::from(*weight as f32 * 1.1));
+        ExtendedTree::from_arrays(&arrays, forest.n_features()).expect("a tree")
+    };
+    ExtendedForest::new(forest.trees().map(tree).collect(), forest.max_samples()).expect("a forest")
+}
+
 /// One tree after another, one step after another.
 fn one_at_a_time(nodes: &SplitsByLevel, row: &[f64]) -> f64 {
-    let project = |sum: f64, terms: &Terms| {
+    let project = |sum: f64, terms: &FullTerms| {
         let add = |sum, i: usize| {
             let value = row.get(usize::from(terms.columns[i])).unwrap_or(&0.0);
             sum + f64::from(terms.coefficients[i]) * value
         };
         (0..TERMS).fold(sum, add)
     };
+    let splits = nodes.splits.to_full();
     let mut sum = 0.0;
     for &root in &nodes.roots {
         let (mut walk, mut level) = (Walk::new(root), 0.0);
         while walk.at.is_split() {
             level += 1.0;
-            let value = project(0.0, &nodes.split(walk.at).terms);
+            let split = &splits[walk.at.index()];
+            let value = project(0.0, &split.terms);
             let value = nodes.further_terms(walk.at).iter().fold(value, project);
-            walk.step(nodes, value, level);
+            walk.step(split, value, level);
         }
         sum += walk.path_length(&nodes.path_lengths);
     }
     sum
 }
 
-/// With fewer and more trees than lanes, and splits of less and more terms than a record.
+/// With fewer and more trees than lanes, splits of less and more terms than a record, and records of both forms.
 #[test]
 fn walks_side_by_side_give_the_bits_of_single_walks() {
     for (n_trees, n_features, ndim) in
         [(1, 1, 1), (7, 3, 16), (50, 80, 16), (65, 20, 5), (130, 40, 20), (9, 300, 33)]
     {
         let (forest, rows) = forest_and_rows(n_trees, n_features, ndim);
-        for row in rows {
+        let other = with_other_weights(&forest);
+        assert_eq!(matches!(forest.nodes.splits, Splits::Short(_)), n_features <= 256);
+        assert!(matches!(other.nodes.splits, Splits::Full(_)));
+        for (row, forest) in rows.iter().flat_map(|row| [(row, &forest), (row, &other)]) {
             let side_by_side = path_length(&forest.nodes, row.iter().copied());
-            let expected = one_at_a_time(&forest.nodes, &row);
+            let expected = one_at_a_time(&forest.nodes, row);
             assert_eq!(side_by_side.to_bits(), expected.to_bits(), "{n_trees} trees of {n_features} columns");
         }
     }
