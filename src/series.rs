@@ -77,6 +77,30 @@ pub struct ColumnRef {
     pub numbering: u32,
 }
 
+/// The columns of a watched series. One detector selects nearly all, and its column is stored in place.
+enum Columns {
+    One(ColumnRef),
+    Several(Box<[ColumnRef]>),
+}
+
+impl From<&[ColumnRef]> for Columns {
+    fn from(columns: &[ColumnRef]) -> Self {
+        match columns {
+            [column] => Self::One(*column),
+            columns => Self::Several(columns.into()),
+        }
+    }
+}
+
+impl Columns {
+    fn as_slice(&self) -> &[ColumnRef] {
+        match self {
+            Self::One(column) => std::slice::from_ref(column),
+            Self::Several(columns) => columns,
+        }
+    }
+}
+
 /// Splits the hash of a label set into the key in the table, 64 bits, and a fingerprint of 32 bits that detects
 /// collisions of keys.
 fn split_hash(hash: u128) -> (u64, u32) {
@@ -93,7 +117,7 @@ pub struct SeriesIndex {
     /// First slots of the series of a request.
     slots: Vec<TableSlot>,
     generation_size: usize,
-    watched: Vec<Box<[ColumnRef]>>,
+    watched: Vec<Columns>,
     /// Free indices of `watched`.
     free: Vec<u32>,
     /// Indices of `watched` without an entry, whose ids the caller may still hold. They are free at the next lookup.
@@ -155,7 +179,7 @@ impl SeriesIndex {
     pub fn entry(&self, id: EntryId) -> IndexEntry<'_> {
         match IgnoreReason::ALL.get(id.0 as usize) {
             Some(reason) => IndexEntry::Ignored(*reason),
-            None => IndexEntry::Watched(&self.watched[(id.0 - FIRST_WATCHED_ID) as usize]),
+            None => IndexEntry::Watched(self.watched[(id.0 - FIRST_WATCHED_ID) as usize].as_slice()),
         }
     }
 
@@ -176,7 +200,7 @@ impl SeriesIndex {
         id
     }
 
-    fn store_columns(&mut self, columns: Box<[ColumnRef]>) -> EntryId {
+    fn store_columns(&mut self, columns: Columns) -> EntryId {
         let index = match self.free.pop() {
             Some(index) => {
                 self.watched[index as usize] = columns;

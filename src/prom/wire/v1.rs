@@ -2,8 +2,14 @@
 
 use super::labels::{InvalidSeries, MAX_LABELS, SERIES_OWNER, parse_label_name, parse_label_value};
 use super::protobuf::{FieldReader, LENGTH_DELIMITED, Malformed, VARINT};
-use super::request::RequestParser;
+use super::request::{RequestParser, parse_usual_sample};
+use crate::prom::Sample;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
+
+/// Key of a label in a `TimeSeries`.
+const LABEL_KEY: u8 = 1 << 3 | LENGTH_DELIMITED;
+/// Key and length of a sample of the usual form.
+const SAMPLE_FIELD: &[u8; 2] = &[2 << 3 | LENGTH_DELIMITED, 16];
 
 pub fn parse_request(parser: &mut RequestParser<'_>) -> Result<(), Malformed> {
     let message = parser.message;
@@ -37,6 +43,15 @@ pub fn parse_request(parser: &mut RequestParser<'_>) -> Result<(), Malformed> {
 #[inline]
 fn parse_series(parser: &mut RequestParser<'_>, message: &[u8], end: usize) -> Result<(), Malformed> {
     let mut current = parser.begin_series()?;
+    if let Some((label_fields, sample)) = split_usual_series(message) {
+        parser.check_sample_limit(1)?;
+        parser.counts.samples += 1;
+        parser.scratch.samples.push(sample);
+        let start = end - message.len();
+        current.labels = (start, start + label_fields.len());
+        parser.end_series(current, xxh3_128_with_seed(label_fields, parser.seed));
+        return Ok(());
+    }
     let mut fields = FieldReader::new(message);
     while !fields.is_empty() {
         let start = end - fields.remaining();
@@ -76,6 +91,22 @@ fn parse_series(parser: &mut RequestParser<'_>, message: &[u8], end: usize) -> R
     let hash = xxh3_128_with_seed(&source[current.labels.0..current.labels.1], parser.seed);
     parser.end_series(current, hash);
     Ok(())
+}
+
+/// The label fields and the sample of a `TimeSeries` as nearly all are: at most [`MAX_LABELS`] labels below 128 bytes, then
+/// one sample of the [usual form](parse_usual_sample).
+#[inline]
+fn split_usual_series(message: &[u8]) -> Option<(&[u8], Sample)> {
+    let (message, sample) = message.split_last_chunk()?;
+    let (label_fields, SAMPLE_FIELD) = message.split_last_chunk()? else { return None };
+    let mut rest = label_fields;
+    let mut n_labels = 0;
+    while let [LABEL_KEY, length @ ..0x80, label @ ..] = rest {
+        rest = label.get(usize::from(*length)..)?;
+        n_labels += 1;
+    }
+    let is_usual = rest.is_empty() && n_labels <= MAX_LABELS;
+    is_usual.then(|| parse_usual_sample(sample)).flatten().map(|sample| (label_fields, sample))
 }
 
 /// The timestamp of an `Exemplar`; its other fields are not used.

@@ -129,7 +129,9 @@ fn any_histogram() -> impl Strategy<Value = proto::Histogram> {
 }
 
 fn any_sample() -> impl Strategy<Value = (f64, i64)> {
-    (any::<u64>(), any::<i64>()).prop_map(|(bits, timestamp)| (f64::from_bits(bits), timestamp))
+    // Around the bounds of a varint of six bytes, as the times of today have.
+    let timestamp = prop_oneof![any::<i64>(), (1_i64 << 34)..(1 << 43)];
+    (any::<u64>(), timestamp).prop_map(|(bits, timestamp)| (f64::from_bits(bits), timestamp))
 }
 
 fn any_v1() -> impl Strategy<Value = proto::WriteRequest> {
