@@ -2,7 +2,7 @@
 
 use super::group::Group;
 use super::group::series_origins::Lookup;
-use super::maintenance::{MaintenancePlan, PastAlerts};
+use super::maintenance::{MAX_ALERT_TIMES, MaintenancePlan, PastAlerts};
 use super::usage::{self, Usage, UsageByTenant};
 use crate::config::Config;
 use crate::detector::{Detector, FeatureIdentity};
@@ -13,6 +13,7 @@ use crate::remote_write::cursor_keys;
 use crate::remote_write::message::OUTPUT_METADATA;
 use crate::series::{ColumnRef, IgnoreReason};
 use crate::snapshot::GroupState;
+use crate::telemetry::LogThrottle;
 use crate::tenant::Tenant;
 use crate::train::history::FiringAlert;
 use crate::train::pool::{MAX_GROUPS, Pool};
@@ -27,6 +28,9 @@ use tracing::{info, warn};
 const MAX_SERIES_LABEL_BYTES: usize = 16 << 10;
 /// Most characters of a series in a log line.
 const LOGGED_SERIES_CHARS: usize = 200;
+
+/// Time between log lines about alerts that are left out.
+const LEFT_OUT_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// Labels that a scrape adds where the scraped metric lacks them.
 const TARGET_LABELS: [&str; 2] = ["job", "instance"];
@@ -46,6 +50,7 @@ pub struct Groups {
     over_limit: HashSet<(IgnoreReason, Option<Tenant>)>,
     maintenance: MaintenancePlan,
     past_alerts: PastAlerts,
+    left_out_alerts: LogThrottle,
     /// Groups with many empty columns.
     with_empty_columns: VecDeque<u32>,
 }
@@ -64,6 +69,7 @@ impl Groups {
             over_limit: HashSet::new(),
             maintenance: MaintenancePlan::default(),
             past_alerts: PastAlerts::default(),
+            left_out_alerts: LogThrottle::new(LEFT_OUT_INTERVAL),
             with_empty_columns: VecDeque::new(),
         }
     }
@@ -183,25 +189,38 @@ impl Groups {
     pub fn set_maintenance(&mut self, plan: MaintenancePlan) {
         if plan != self.maintenance {
             self.maintenance = plan;
-            self.suspend_all();
+            let Self { all, maintenance, past_alerts, .. } = self;
+            all.values_mut().for_each(|group| suspend(group, maintenance, past_alerts));
         }
     }
 
-    /// Adds times in which alerts of a detector's `exclude_alerts` fired: rows of those times may be yet to come.
-    pub fn record_alerts(&mut self, detector: &str, alerts: Vec<FiringAlert>, now_ms: i64) {
-        let mut past_alerts = self.past_alerts.clone();
-        alerts.into_iter().for_each(|alert| past_alerts.add(detector, alert));
-        past_alerts.forget_old(&self.config.detectors, now_ms);
-        if past_alerts != self.past_alerts {
-            self.past_alerts = past_alerts;
-            self.suspend_all();
+    /// Adds times in which alerts of a detector's `exclude_alerts` fired: rows of those times may be yet to come. With
+    /// tenants, the alerts are those of one.
+    pub fn record_alerts(&mut self, detector: &str, tenant: Option<&Tenant>, alerts: Vec<FiringAlert>) {
+        let Some(index) = self.config.detectors.iter().position(|known| known.name == detector) else {
+            return;
+        };
+        let added = self.past_alerts.add((detector.to_string(), tenant.cloned()), alerts);
+        let left_out = Some(added.left_out).filter(|left_out| *left_out > 0);
+        if let Some(count) = left_out.and_then(|left_out| self.left_out_alerts.add(left_out)) {
+            let (tenant, limit) = (tenant.map(Tenant::as_str), MAX_ALERT_TIMES);
+            warn!(
+                component = "maintenance",
+                detector,
+                tenant,
+                count,
+                limit,
+                "the alerts of exclude_alerts exceed the limit, some suspend no incidents"
+            );
         }
-    }
-
-    fn suspend_all(&mut self) {
-        let Self { all, maintenance, past_alerts, .. } = self;
-        for group in all.values_mut() {
-            group.set_suspended(maintenance.suspended_times(past_alerts, &group.detector, &group.labels));
+        if !added.has_changed {
+            return;
+        }
+        let Self { all, by_labels, maintenance, past_alerts, .. } = self;
+        for id in by_labels[index].values() {
+            if let Some(group) = all.get_mut(id).filter(|group| group.tenant() == tenant) {
+                suspend(group, maintenance, past_alerts);
+            }
         }
     }
 
@@ -396,8 +415,7 @@ impl Groups {
 
     /// Ids are never reused, so that a stored id cannot refer to another group.
     fn insert(&mut self, mut group: Group) -> u32 {
-        let Self { maintenance, past_alerts, .. } = self;
-        group.set_suspended(maintenance.suspended_times(past_alerts, &group.detector, &group.labels));
+        suspend(&mut group, &self.maintenance, &self.past_alerts);
         let id = self.next_id;
         self.next_id += 1;
         self.usage.add(group.tenant(), usage_of(&group));
@@ -405,9 +423,10 @@ impl Groups {
         id
     }
 
-    /// Evicts groups without a sample for the length of their window, and finds those with many empty columns. Returns the
-    /// evicted groups, and true if the index must be cleared.
+    /// Evicts groups without a sample for the length of their window, forgets alerts that are as old, and finds groups with
+    /// many empty columns. Returns the evicted groups, and true if the index must be cleared.
     pub fn evict(&mut self, now: Instant, now_ms: i64) -> (Vec<Group>, bool) {
+        self.past_alerts.forget_old(&self.config.detectors, now_ms);
         let mut evicted = Vec::new();
         let expired: Vec<u32> =
             self.all.iter().filter(|(_, group)| group.is_expired(now)).map(|(id, _)| *id).collect();
@@ -476,6 +495,10 @@ impl Groups {
         *self = next;
         retired
     }
+}
+
+fn suspend(group: &mut Group, maintenance: &MaintenancePlan, past: &PastAlerts) {
+    group.set_suspended(maintenance.suspended_times(past, &group.detector, group.tenant(), &group.labels));
 }
 
 fn usage_of(group: &Group) -> Usage {

@@ -111,7 +111,7 @@ pub(super) enum EngineCommand {
     /// Puts a maintenance plan in force.
     SetMaintenance(MaintenancePlan),
     /// Adds times in which alerts of a detector's `exclude_alerts` fired.
-    RecordAlerts { detector: String, alerts: Vec<FiringAlert> },
+    RecordAlerts { detector: String, tenant: Option<Tenant>, alerts: Vec<FiringAlert> },
     /// Checks whether a group has a recent sample of a feature.
     HasFeature { group: u32, feature: Labels, reply: oneshot::Sender<bool> },
     /// Fetches the first group after this id for a snapshot; none after the last.
@@ -416,9 +416,14 @@ impl WeakEngineHandle {
         self.send(EngineCommand::SetMaintenance(plan)).await
     }
 
-    /// Adds times in which alerts of a detector's `exclude_alerts` fired.
-    pub async fn record_alerts(&self, detector: String, alerts: Vec<FiringAlert>) -> Option<()> {
-        self.send(EngineCommand::RecordAlerts { detector, alerts }).await
+    /// Adds times in which alerts of a detector's `exclude_alerts` fired; with tenants, those of one.
+    pub async fn record_alerts(
+        &self,
+        detector: String,
+        tenant: Option<Tenant>,
+        alerts: Vec<FiringAlert>,
+    ) -> Option<()> {
+        self.send(EngineCommand::RecordAlerts { detector, tenant, alerts }).await
     }
 
     /// Runs the periodic work. An engine whose queue is full skips it.

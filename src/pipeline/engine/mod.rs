@@ -227,8 +227,8 @@ impl Engine {
                 let _ = reply.send(self.apply_feedback(group, start_ms, feedback));
             }
             EngineCommand::SetMaintenance(plan) => self.set_maintenance(plan),
-            EngineCommand::RecordAlerts { detector, alerts } => {
-                self.groups.record_alerts(&detector, alerts, now_ms());
+            EngineCommand::RecordAlerts { detector, tenant, alerts } => {
+                self.groups.record_alerts(&detector, tenant.as_ref(), alerts);
             }
             EngineCommand::HasFeature { group, feature, reply } => {
                 let group = self.groups.get(group);

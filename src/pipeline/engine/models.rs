@@ -77,8 +77,9 @@ impl Engine {
         now: Instant,
     ) {
         let alias = self.groups.config().registry.alias.clone();
-        let Some(detector) = self.groups.get(id).map(|group| group.detector.clone()) else { return };
-        self.groups.record_alerts(&detector.name, std::mem::take(&mut warm_start.alerts), now_ms());
+        let Some(group) = self.groups.get(id) else { return };
+        let (detector, tenant) = (group.detector.clone(), group.tenant().cloned());
+        self.groups.record_alerts(&detector.name, tenant.as_ref(), std::mem::take(&mut warm_start.alerts));
         let Some(group) = self.groups.get_mut(id) else { return };
         let state = match pooled_history {
             Some(_) => "a model of other groups serves until there is enough history for one of its own",

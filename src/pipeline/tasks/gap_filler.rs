@@ -73,7 +73,8 @@ impl GapFiller {
         let (mut after_ms, to_ms) = range;
         let alerts = tokio::time::timeout(HOLD_TIMEOUT, self.read_alerts(detector, tenant, range)).await;
         let Ok(alerts) = alerts else { return false };
-        if !alerts.is_empty() && self.engine.record_alerts(detector.name.clone(), alerts).await.is_none() {
+        let (name, tenant_of_alerts) = (detector.name.clone(), tenant.cloned());
+        if !alerts.is_empty() && self.engine.record_alerts(name, tenant_of_alerts, alerts).await.is_none() {
             return false;
         }
         while after_ms < to_ms {

@@ -6,11 +6,12 @@ use crate::error::chain;
 use crate::history::{Config as HistoryConfig, HistoryClient};
 use crate::models::registry::periods::Period;
 use crate::pipeline::engine::WeakEngineHandle;
-use crate::pipeline::maintenance::MaintenancePlan;
+use crate::pipeline::maintenance::{AlertKey, MAX_ALERT_TIMES, MaintenancePlan};
 use crate::tenant::Tenant;
 use crate::time::{self, now_ms};
 use crate::train::Backends;
 use crate::train::history::{self, ALERT_LOOKBACK_MS, FiringAlert};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -24,7 +25,7 @@ struct AlertSource {
     detector: String,
     tenant: Option<Tenant>,
     endpoint: HistoryConfig,
-    /// The alerts of the last answer. Those that fired then fire until the poll after the next.
+    /// The alerts that fired at the last answer. They fire until the poll after the next; those that were over are recorded.
     alerts: Vec<FiringAlert>,
     /// End of the range of the last answer; `None` without one.
     read_to_ms: Option<i64>,
@@ -52,7 +53,7 @@ impl AlertSource {
         match tokio::time::timeout(READ_TIMEOUT, read).await {
             Ok(Ok(found)) => {
                 let until_ms = now_ms + 2 * time::millis(poll_interval);
-                self.alerts = extend_firing(found.clone(), until_ms);
+                self.alerts = extend_firing(&found, until_ms);
                 self.read_to_ms = Some(now_ms);
                 found
             }
@@ -92,11 +93,12 @@ pub async fn run(
         }
         let Some(read) = read_alerts(&engine, &current, sources).await else { return };
         sources = read;
-        let named = |source: &AlertSource| {
-            let name = source.detector.clone();
-            source.alerts.clone().into_iter().map(move |alert| (name.clone(), alert))
-        };
-        let alerts = sources.iter().flat_map(named).collect();
+        let mut alerts: BTreeMap<AlertKey, Vec<FiringAlert>> = BTreeMap::new();
+        for source in &sources {
+            let of_key = alerts.entry((source.detector.clone(), source.tenant.clone())).or_default();
+            let n_free = MAX_ALERT_TIMES.saturating_sub(of_key.len());
+            of_key.extend(source.alerts.iter().take(n_free).cloned());
+        }
         if std::mem::replace(&mut plan.alerts, alerts) != plan.alerts
             && engine.set_maintenance(plan.clone()).await.is_none()
         {
@@ -145,7 +147,7 @@ async fn read_alerts(
                 };
                 let found = source.read(client, detector, backends.registry_config.poll_interval).await;
                 if !found.is_empty() {
-                    engine.record_alerts(name.clone(), found).await?;
+                    engine.record_alerts(name.clone(), tenant.clone(), found).await?;
                 }
                 sources.push(source);
             }
@@ -154,10 +156,10 @@ async fn read_alerts(
     Some(sources)
 }
 
-/// Extends the alerts that fire on.
-fn extend_firing(mut alerts: Vec<FiringAlert>, until_ms: i64) -> Vec<FiringAlert> {
-    alerts.iter_mut().filter(|alert| alert.is_firing).for_each(|alert| alert.to_ms = until_ms);
-    alerts
+/// The alerts that fire on, until `until_ms`.
+fn extend_firing(alerts: &[FiringAlert], until_ms: i64) -> Vec<FiringAlert> {
+    let firing = alerts.iter().filter(|alert| alert.is_firing);
+    firing.map(|alert| FiringAlert { to_ms: until_ms, ..alert.clone() }).collect()
 }
 
 #[cfg(test)]
@@ -169,7 +171,7 @@ mod tests {
     fn alerts_that_fire_on_fire_until_the_poll_after_the_next() {
         let alert =
             |to_ms, is_firing| FiringAlert { labels: Labels::default(), from_ms: 0, to_ms, is_firing };
-        let extended = extend_firing(vec![alert(800, false), alert(1_000, true)], 1_060);
-        assert_eq!(extended.iter().map(|alert| alert.to_ms).collect::<Vec<_>>(), [800, 1_060]);
+        let extended = extend_firing(&[alert(800, false), alert(1_000, true)], 1_060);
+        assert_eq!(extended.iter().map(|alert| alert.to_ms).collect::<Vec<_>>(), [1_060]);
     }
 }

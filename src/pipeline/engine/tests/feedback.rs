@@ -71,7 +71,7 @@ fn a_maintenance_concerns_the_groups_that_it_matches_also_later_ones() {
             maintenance(r#"{instance="b"}"#, START_MS, Some(START_MS + MINUTE)),
             Period { kind: PeriodKind::Real, ..maintenance("{}", START_MS, None) },
         ],
-        alerts: vec![("node_network".into(), alert)],
+        alerts: [(("node_network".into(), None), vec![alert])].into(),
     });
     let rx = |instance: &str| {
         let name = (METRIC_NAME, "node_network_receive_bytes_total");

@@ -70,7 +70,7 @@ fn the_rows_of_a_gap_open_no_incident_in_the_time_of_an_alert() {
             is_firing: false,
         });
         let groups = &mut bench.engine.groups;
-        groups.record_alerts(&detector.name, alerts.into_iter().collect(), time(320));
+        groups.record_alerts(&detector.name, None, alerts.into_iter().collect());
         groups.set_maintenance(MaintenancePlan::default());
         bench.engine.apply_backfill(&detector, &in_prometheus(298..320), now);
         bench.engine.finish_gap_fill(true, now);
