@@ -270,6 +270,7 @@ impl<'a> HistoryReader<'a> {
                 let of_tenant = (args.tenant.as_ref(), &matchers[..]);
                 history::read_samples(client, &detector, of_tenant, range, Pace::Immediate, |series| {
                     groups.extend(series.iter().map(|(labels, _)| labels.split(&detector.by).0));
+                    Ok(())
                 })
                 .await?;
             }
@@ -314,6 +315,7 @@ impl<'a> HistoryReader<'a> {
                     series.push((labels, samples));
                 }
                 bar.set_message(format!("reading history: {n_samples} samples"));
+                Ok(())
             })
             .await?;
             firing.extend(history::read_firing_alerts(client, tenant, &alerts, range).await?);

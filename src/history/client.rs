@@ -100,15 +100,19 @@ impl HistoryClient {
         selector: &Selector,
         group: &[Matcher],
         range: (i64, i64),
-        on_slice: impl FnMut(Vec<SeriesSamples>),
+        mut on_slice: impl FnMut(Vec<SeriesSamples>),
     ) -> Result<(), Error> {
+        let on_slice = |series| {
+            on_slice(series);
+            Ok(())
+        };
         self.read_at_pace(Pace::Immediate, tenant, selector, group, range, on_slice).await
     }
 
-    /// [`read`](Self::read) at a pace.
+    /// [`read`](Self::read) at a pace. An error of `on_slice` ends the read.
     ///
     /// # Errors
-    /// Those of [`read`](Self::read).
+    /// Those of [`read`](Self::read), and that of `on_slice`.
     pub async fn read_at_pace(
         &self,
         pace: Pace,
@@ -116,7 +120,7 @@ impl HistoryClient {
         selector: &Selector,
         group: &[Matcher],
         range: (i64, i64),
-        mut on_slice: impl FnMut(Vec<SeriesSamples>),
+        mut on_slice: impl FnMut(Vec<SeriesSamples>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let matchers = selector.matchers().iter().chain(group);
         let result = match (&self.config.tenants, tenant) {
@@ -129,7 +133,7 @@ impl HistoryClient {
                 let Some(matchers) = label.outward_matchers(matchers, tenant) else { return Ok(()) };
                 let with_tenant = |series: Vec<SeriesSamples>| {
                     let add = |(labels, samples)| (label.add(&labels, tenant), samples);
-                    on_slice(series.into_iter().map(add).collect());
+                    on_slice(series.into_iter().map(add).collect())
                 };
                 self.read_slices(pace, Some(tenant), &matchers, range, with_tenant).await
             }
@@ -166,7 +170,7 @@ impl HistoryClient {
         tenant: Option<&Tenant>,
         matchers: &[Matcher],
         (after_ms, to_ms): (i64, i64),
-        mut on_slice: impl FnMut(Vec<SeriesSamples>),
+        mut on_slice: impl FnMut(Vec<SeriesSamples>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let (mut slice_ms, mut timeouts) = (MAX_SLICE_MS, 0);
         let mut start_ms = after_ms + 1;
@@ -184,7 +188,7 @@ impl HistoryClient {
                     self.metrics.count_slice("read");
                     let samples: usize = series.iter().map(|(_, samples)| samples.len()).sum();
                     self.metrics.samples.inc_by(samples as u64);
-                    on_slice(series);
+                    on_slice(series)?;
                     (start_ms, timeouts) = (slice.end_ms + 1, 0);
                     continue;
                 }

@@ -81,6 +81,14 @@ pub enum Error {
         /// The limit.
         limit: usize,
     },
+    /// The slices of one read have more samples than its caller takes.
+    #[error("history: the read has {samples} samples so far, above the limit of {limit}")]
+    ReadTooLarge {
+        /// Samples of the slices up to here.
+        samples: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// A series has no valid label set.
     #[error("history: an invalid series")]
     Labels(#[from] InvalidSeries),

@@ -1,6 +1,6 @@
 //! The remote endpoints of a configuration, and access to the history of a group through them.
 
-use super::history::{self, FiringAlert};
+use super::history::{self, FiringAlert, ReadSize};
 use crate::detector::{Detector, FeatureIdentity};
 use crate::error::chain;
 use crate::history::{Error, HistoryClient, Pace, SeriesSamples};
@@ -104,21 +104,30 @@ pub(super) struct GroupHistory {
 }
 
 impl GroupReader<'_> {
-    /// Reads the samples of the group.
+    /// Reads the samples of the group. A history above the limit of a read is a failure without samples.
     pub(super) async fn read(&mut self, range: (i64, i64)) -> GroupHistory {
         let matchers = history::group_matchers(self.detector, self.labels);
         let tenant = self.tenant();
         let mut history = GroupHistory { series: Vec::new(), failure: None };
+        let mut size = ReadSize::default();
         for client in &self.backends.history_clients {
             if self.is_in_cooldown(client) {
                 history.failure = Some(IN_COOLDOWN.to_string());
                 continue;
             }
-            let on_series = |series| history.series.extend(series);
+            let on_series = |series: Vec<SeriesSamples>| {
+                size.add(&series)?;
+                history.series.extend(series);
+                Ok(())
+            };
             let group = (tenant.as_ref(), &matchers[..]);
             let read = history::read_samples(client, self.detector, group, range, self.pace, on_series);
             if let Err(error) = read.await {
                 history.failure = self.failure_of(client, &error).or(history.failure);
+                if matches!(error, Error::ReadTooLarge { .. }) {
+                    history.series = Vec::new();
+                    break;
+                }
             }
         }
         self.identity.clone().rename(self.detector, &mut history.series);
@@ -160,11 +169,12 @@ impl GroupReader<'_> {
 
     /// Starts the cooldown of an endpoint that failed, and returns the error text. `None` for one without the API.
     fn failure_of(&mut self, client: &HistoryClient, error: &Error) -> Option<String> {
-        if !error.is_recoverable() {
-            return None;
+        let is_too_large = matches!(error, Error::ReadTooLarge { .. });
+        // Without tenants, a group whose history is too large would stop the trainings of all.
+        if error.is_recoverable() || is_too_large && self.tenant().is_some() {
+            self.open_client(client, Some(error));
         }
-        self.open_client(client, Some(error));
-        Some(chain(error))
+        (error.is_recoverable() || is_too_large).then(|| chain(error))
     }
 
     /// Reads maintenance and feedback; none if the registry does not answer in time.

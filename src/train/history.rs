@@ -1,7 +1,7 @@
 //! Reads what training needs from Prometheus: past samples, fired alerts, written scores and incidents.
 
 use super::coverage::{LOOK_BACK_MS, spans};
-use crate::detect::PastIncident;
+use crate::detect::{MAX_TRAINING_VALUES, PastIncident};
 use crate::detector::Detector;
 use crate::history::{Error, HistoryClient, Pace, SeriesSamples};
 use crate::prom::labels::METRIC_NAME;
@@ -9,6 +9,30 @@ use crate::prom::matcher::Matcher;
 use crate::prom::{Labels, Sample, Selector};
 use crate::tenant::Tenant;
 use std::collections::BTreeMap;
+
+/// Most samples of one read into memory: those of a training with the most values, of counters and of series that are gone,
+/// at two sources.
+const READ_SAMPLE_LIMIT: usize = 4 * MAX_TRAINING_VALUES;
+
+/// The samples of a read so far.
+#[derive(Default)]
+pub struct ReadSize {
+    samples: usize,
+}
+
+impl ReadSize {
+    /// Adds the samples of a slice.
+    ///
+    /// # Errors
+    /// [`Error::ReadTooLarge`] above the limit of a read.
+    pub fn add(&mut self, series: &[SeriesSamples]) -> Result<(), Error> {
+        self.samples += series.iter().map(|(_, samples)| samples.len()).sum::<usize>();
+        match self.samples {
+            ..=READ_SAMPLE_LIMIT => Ok(()),
+            samples => Err(Error::ReadTooLarge { samples, limit: READ_SAMPLE_LIMIT }),
+        }
+    }
+}
 
 /// The matchers that select the series of a group.
 pub fn group_matchers(detector: &Detector, labels: &Labels) -> Vec<Matcher> {
@@ -26,7 +50,7 @@ pub async fn read_samples(
     (tenant, group): (Option<&Tenant>, &[Matcher]),
     range: (i64, i64),
     pace: Pace,
-    mut on_series: impl FnMut(Vec<SeriesSamples>),
+    mut on_series: impl FnMut(Vec<SeriesSamples>) -> Result<(), Error>,
 ) -> Result<(), Error> {
     for selector in &detector.matchers {
         client.read_at_pace(pace, tenant, selector, group, range, &mut on_series).await?;
@@ -99,13 +123,15 @@ pub async fn read_firing_alerts(
     let is_named = Matcher::one_of("alertname", alerts.iter().map(String::as_str));
     // An alert may be in several slices of the range.
     let mut samples_of: BTreeMap<Labels, Vec<Sample>> = BTreeMap::new();
-    client
-        .read(tenant, &selector, &[is_named], range, |series| {
-            for (labels, samples) in series {
-                samples_of.entry(labels).or_default().extend(samples);
-            }
-        })
-        .await?;
+    let mut size = ReadSize::default();
+    let on_slice = |series: Vec<SeriesSamples>| {
+        size.add(&series)?;
+        for (labels, samples) in series {
+            samples_of.entry(labels).or_default().extend(samples);
+        }
+        Ok(())
+    };
+    client.read_at_pace(Pace::Immediate, tenant, &selector, &[is_named], range, on_slice).await?;
     let firing =
         samples_of.iter().flat_map(|(labels, samples)| FiringAlert::from_samples(labels, samples, range.1));
     Ok(firing.collect())
@@ -190,6 +216,16 @@ impl GroupOutputs<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_read_has_a_limit_over_all_its_slices() {
+        let slice = |n| vec![(Labels::default(), vec![Sample::stale(0); n])];
+        let mut size = ReadSize { samples: READ_SAMPLE_LIMIT - 5 };
+        assert!(size.add(&slice(3)).is_ok() && size.add(&slice(2)).is_ok());
+        let error = size.add(&slice(1)).expect_err("one too many");
+        let text = "history: the read has 80000001 samples so far, above the limit of 80000000";
+        assert_eq!(error.to_string(), text);
+    }
 
     #[test]
     fn an_alert_fires_until_its_staleness_marker() {

@@ -115,7 +115,8 @@ async fn reads_at_a_pace_take_turns_with_each_api() {
         .await;
         let selector = Selector::parse("a").expect("a selector");
         let read = async || {
-            let read = fake.client.read_at_pace(Pace::Half, None, &selector, &[], (0, 3 * DAY_MS), |_| {});
+            let read =
+                fake.client.read_at_pace(Pace::Half, None, &selector, &[], (0, 3 * DAY_MS), |_| Ok(()));
             read.await.expect("a response");
         };
         tokio::join!(read(), read());

@@ -437,7 +437,7 @@ async fn reads_at_a_pace_take_turns() {
         .await;
         let selector = Selector::parse("up").expect("a selector");
         let read = async || {
-            let read = fake.client.read_at_pace(pace, None, &selector, &[], (0, 10 * DAY_MS), |_| {});
+            let read = fake.client.read_at_pace(pace, None, &selector, &[], (0, 10 * DAY_MS), |_| Ok(()));
             read.await.expect("a response");
         };
         tokio::join!(read(), read());

@@ -135,7 +135,10 @@ impl GapFiller {
         for source in &backends.history_clients {
             loop {
                 let mut read = Vec::new();
-                let on_series = |series| read.extend(series);
+                let on_series = |series| {
+                    read.extend(series);
+                    Ok(())
+                };
                 let reading = history::read_samples(
                     source,
                     detector,
