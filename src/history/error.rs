@@ -133,10 +133,16 @@ impl Error {
         }
     }
 
-    /// True if the source fails whatever the tenant of the request: it cannot be reached. Limits and timeouts are a
-    /// tenant's own.
+    /// True if the source fails whatever the tenant of the request: it cannot be reached. Timeouts and answers, also those
+    /// that are too large or break off, are a tenant's own.
     pub fn is_of_source(&self) -> bool {
-        matches!(self, Self::Http(error) if !matches!(error, client::Error::Timeout { .. }))
+        use client::Error::{Body, InvalidLocation, RedirectRefused, Timeout, TooLarge, TooManyRedirects};
+        match self {
+            Self::Http(Timeout { .. } | TooLarge { .. } | Body { .. }) => false,
+            Self::Http(RedirectRefused { .. } | InvalidLocation { .. } | TooManyRedirects { .. }) => false,
+            Self::Http(_) => true,
+            _ => false,
+        }
     }
 
     /// The pause that the server asks for before the same request.
@@ -175,5 +181,25 @@ impl Error {
             }
             _ => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_to_one_tenant_is_no_failure_of_the_source() {
+        let url: Url = "http://a/api/v1/read".parse().expect("a URL");
+        let timeout = Duration::from_secs(1);
+        assert!(Error::Http(client::Error::Token { url: url.clone(), reason: "503".into() }).is_of_source());
+        for error in [
+            client::Error::Timeout { url: url.clone(), timeout },
+            client::Error::TooLarge { url: url.clone(), limit: 1 },
+            client::Error::TooManyRedirects { url: url.clone() },
+        ] {
+            assert!(!Error::Http(error).is_of_source());
+        }
+        assert!(!Error::MissingLength { url }.is_of_source());
     }
 }
