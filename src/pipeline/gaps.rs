@@ -19,7 +19,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -181,6 +181,8 @@ pub struct GapTracker {
     /// Groups on hold without a request.
     waiting: BTreeSet<u32>,
     pending: Option<PendingBackfill>,
+    /// The turn of the last request.
+    last_turn: Option<FillTurn>,
     empty_fills: HashMap<u32, EmptyFills>,
     audited_at: Instant,
     /// Index of the next series to audit.
@@ -192,6 +194,9 @@ struct EmptyFills {
     count: u32,
     last: Instant,
 }
+
+/// The name of a detector, and the tenant if there are tenants.
+pub type FillTurn = (String, Option<Tenant>);
 
 /// A gap that some groups of a detector share; with tenants, those of one.
 pub struct Gap {
@@ -223,6 +228,7 @@ impl GapTracker {
             requests,
             waiting: BTreeSet::new(),
             pending: None,
+            last_turn: None,
             empty_fills: HashMap::new(),
             audited_at: now,
             next_series: 0,
@@ -256,12 +262,20 @@ impl GapTracker {
         self.empty_fills.get(&group).is_some_and(is_cooling)
     }
 
+    /// The turn after the last request's, of these.
+    pub fn next_turn(&self, gaps: &BTreeMap<FillTurn, Gap>) -> Option<FillTurn> {
+        let is_after = |turn: &&FillTurn| self.last_turn.as_ref().is_none_or(|last| *turn > last);
+        gaps.keys().find(is_after).or(gaps.keys().next()).cloned()
+    }
+
     /// Requests a gap fill. If the request queue is full, the groups wait on.
     pub fn request(&mut self, gap: Gap) {
         let Gap { detector, tenant, groups, range } = gap;
+        let turn = (detector.name.clone(), tenant.clone());
         let (ids, labels): (Vec<u32>, Vec<Labels>) = groups.into_iter().unzip();
         let request = BackfillRequest::Fill { detector: detector.clone(), tenant, groups: labels, range };
         if self.requests.try_send(request).is_ok() {
+            self.last_turn = Some(turn);
             self.pending = Some(PendingBackfill { detector, groups: ids, range, samples: 0 });
         } else {
             self.waiting.extend(ids);
@@ -348,4 +362,32 @@ pub fn count_samples(window: &Window, column: Column, (after_ms, to_ms): (i64, i
 pub fn audit_range(newest_ms: i64, start_ms: i64, grace: Duration) -> (i64, i64) {
     let to_ms = newest_ms - time::millis(grace);
     ((to_ms - AUDIT_RANGE_MS).max(start_ms), to_ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The gaps of `a` are there each time.
+    #[test]
+    fn gaps_of_detectors_and_tenants_take_turns() {
+        let (requests, mut requested) = mpsc::channel(1);
+        let mut gaps = GapTracker::new(requests, Instant::now());
+        let detector = Arc::new(Detector::node_network(Duration::from_secs(15)));
+        let gap = |id: &str| {
+            let tenant: Option<Tenant> = Some(id.parse().expect("an ID"));
+            let gap =
+                Gap { detector: detector.clone(), tenant: tenant.clone(), groups: vec![], range: (0, 1) };
+            ((detector.name.clone(), tenant), gap)
+        };
+        for (waiting, next) in [("abc", "a"), ("abc", "b"), ("ac", "c"), ("ac", "a"), ("a", "a")] {
+            let mut waiting: BTreeMap<FillTurn, Gap> =
+                waiting.split("").filter(|id| !id.is_empty()).map(gap).collect();
+            let turn = gaps.next_turn(&waiting).expect("some wait");
+            gaps.request(waiting.remove(&turn).expect("it waits"));
+            assert!(requested.try_recv().is_ok());
+            assert_eq!(turn.1.as_ref().map(Tenant::as_str), Some(next));
+        }
+        assert_eq!(gaps.next_turn(&BTreeMap::new()), None);
+    }
 }

@@ -3,23 +3,23 @@
 use super::Engine;
 use crate::detector::Detector;
 use crate::history::SeriesSamples;
-use crate::pipeline::gaps::{self, Gap};
+use crate::pipeline::gaps::{self, FillTurn, Gap};
 use crate::prom::Sample;
 use crate::series::ColumnRef;
 use crate::time::now_ms;
 use crate::window::PushOutcome;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 use tracing::warn;
 
 impl Engine {
-    /// Requests the missing samples of the waiting groups of one detector and one tenant.
+    /// Requests the missing samples of the waiting groups of one detector and one tenant. They take turns, so that the
+    /// fills of one that fail do not stop the others'.
     fn request_gap_fills(&mut self, now: Instant, now_ms: i64) {
-        let mut waiting = self.gaps.take_waiting();
         let mut skipped = BTreeSet::new();
-        let mut gap: Option<Gap> = None;
-        while let Some(id) = waiting.pop_first() {
+        let mut gaps: BTreeMap<FillTurn, Gap> = BTreeMap::new();
+        for id in self.gaps.take_waiting() {
             let Some(group) = self.groups.get_mut(id) else { continue };
             let Some(after_ms) = group.gaps().after_ms() else { continue };
             let detector = group.detector.clone();
@@ -32,17 +32,18 @@ impl Engine {
             let to_ms = group.window().newest_ms().unwrap_or(i64::MIN).max(now_ms);
             let after_ms = after_ms.max(group.window().start_ms());
             let tenant = group.tenant().cloned();
-            match &mut gap {
-                None => {
-                    let groups = vec![(id, group.labels.clone())];
-                    gap = Some(Gap { detector, tenant, groups, range: (after_ms, to_ms) });
-                }
-                Some(gap) if Arc::ptr_eq(&gap.detector, &detector) && gap.tenant == tenant => {
-                    gap.groups.push((id, group.labels.clone()));
-                    gap.range = (gap.range.0.min(after_ms), gap.range.1.max(to_ms));
-                }
-                Some(_) => self.gaps.enqueue(id),
-            }
+            let gap = gaps.entry((detector.name.clone(), tenant.clone())).or_insert_with(|| Gap {
+                detector,
+                tenant,
+                groups: Vec::new(),
+                range: (after_ms, to_ms),
+            });
+            gap.groups.push((id, group.labels.clone()));
+            gap.range = (gap.range.0.min(after_ms), gap.range.1.max(to_ms));
+        }
+        let gap = self.gaps.next_turn(&gaps).and_then(|turn| gaps.remove(&turn));
+        for (id, _) in gaps.into_values().flat_map(|gap| gap.groups) {
+            self.gaps.enqueue(id);
         }
         if let Some(mut gap) = gap {
             // Groups that lost the same stream and have no newer sample yet share the request.
