@@ -13,7 +13,7 @@ use crate::train::Backends;
 use crate::train::history::{self, ALERT_LOOKBACK_MS, FiringAlert};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tracing::warn;
 
@@ -29,17 +29,20 @@ struct AlertSource {
     alerts: Vec<FiringAlert>,
     /// End of the range of the last answer; `None` without one.
     read_to_ms: Option<i64>,
+    /// Time of the last request; `None` before the first.
+    asked_at: Option<Instant>,
 }
 
 impl AlertSource {
     /// Reads the alerts since the last answer; at first those that rows of the window can meet. Returns what the endpoint
-    /// has.
+    /// has; `None` if it does not answer in time.
     async fn read(
         &mut self,
         client: &HistoryClient,
         detector: &Detector,
         poll_interval: Duration,
-    ) -> Vec<FiringAlert> {
+    ) -> Option<Vec<FiringAlert>> {
+        self.asked_at = Some(Instant::now());
         let now_ms = now_ms();
         let window_start_ms = now_ms - time::millis(detector.window);
         let since_ms = self.read_to_ms.map_or(window_start_ms, |read_to_ms| read_to_ms.max(window_start_ms));
@@ -50,16 +53,17 @@ impl AlertSource {
             &detector.training.exclude_alerts,
             range,
         );
-        match tokio::time::timeout(READ_TIMEOUT, read).await {
+        let read = tokio::time::timeout(READ_TIMEOUT, read).await;
+        match read {
             Ok(Ok(found)) => {
                 let until_ms = now_ms + 2 * time::millis(poll_interval);
                 self.alerts = extend_firing(&found, until_ms);
                 self.read_to_ms = Some(now_ms);
-                found
+                Some(found)
             }
             _ => {
                 self.alerts.retain(|alert| alert.to_ms >= now_ms - ALERT_LOOKBACK_MS);
-                Vec::new()
+                read.is_ok().then(Vec::new)
             }
         }
     }
@@ -117,6 +121,9 @@ async fn read_periods(backends: &Backends) -> Result<Vec<Period>, String> {
 }
 
 /// Reads the alerts of each detector at each endpoint, and records them. `None` if the engine is gone.
+///
+/// After a timeout the endpoint is not asked for the detector's other tenants, which come first in the next round: tenants
+/// whose back end hangs would otherwise delay the registry's maintenance by a timeout each.
 async fn read_alerts(
     engine: &WeakEngineHandle,
     backends: &Backends,
@@ -130,30 +137,46 @@ async fn read_alerts(
             None => vec![None],
         };
         for client in &backends.history_clients {
-            for tenant in &tenants {
-                let (name, endpoint) = (&detector.name, &client.config);
-                let is_same = |source: &AlertSource| {
-                    (&source.detector, &source.tenant, &source.endpoint) == (name, tenant, endpoint)
-                };
-                let mut source = match before.iter().position(is_same) {
-                    Some(position) => before.swap_remove(position),
-                    None => AlertSource {
-                        detector: name.clone(),
-                        tenant: tenant.clone(),
-                        endpoint: endpoint.clone(),
-                        alerts: Vec::new(),
-                        read_to_ms: None,
-                    },
-                };
-                let found = source.read(client, detector, backends.registry_config.poll_interval).await;
+            let mut of_client = take_sources(&mut before, &detector.name, &tenants, &client.config);
+            for source in &mut of_client {
+                let poll_interval = backends.registry_config.poll_interval;
+                let Some(found) = source.read(client, detector, poll_interval).await else { break };
                 if !found.is_empty() {
-                    engine.record_alerts(name.clone(), tenant.clone(), found).await?;
+                    engine.record_alerts(source.detector.clone(), source.tenant.clone(), found).await?;
                 }
-                sources.push(source);
             }
+            sources.append(&mut of_client);
         }
     }
     Some(sources)
+}
+
+/// The sources of a detector at an endpoint, that of each tenant, those first that have waited longest.
+fn take_sources(
+    before: &mut Vec<AlertSource>,
+    detector: &str,
+    tenants: &[Option<Tenant>],
+    endpoint: &HistoryConfig,
+) -> Vec<AlertSource> {
+    let take_source = |tenant: &Option<Tenant>| {
+        let is_same = |source: &AlertSource| {
+            (source.detector.as_str(), &source.tenant, &source.endpoint) == (detector, tenant, endpoint)
+        };
+        match before.iter().position(is_same) {
+            Some(position) => before.swap_remove(position),
+            None => AlertSource {
+                detector: detector.to_string(),
+                tenant: tenant.clone(),
+                endpoint: endpoint.clone(),
+                alerts: Vec::new(),
+                read_to_ms: None,
+                asked_at: None,
+            },
+        }
+    };
+    let mut sources: Vec<AlertSource> = tenants.iter().map(take_source).collect();
+    sources.sort_by_key(|source| source.asked_at);
+    sources
 }
 
 /// The alerts that fire on, until `until_ms`.
@@ -166,6 +189,21 @@ fn extend_firing(alerts: &[FiringAlert], until_ms: i64) -> Vec<FiringAlert> {
 mod tests {
     use super::*;
     use crate::prom::Labels;
+
+    /// The first round ended after a timeout of `b`.
+    #[test]
+    fn tenants_that_have_waited_longest_are_asked_first() {
+        let tenants = ["a", "b", "c", "d"].map(|id| Some(id.parse::<Tenant>().expect("an ID")));
+        let endpoint = HistoryConfig::default();
+        let mut before = take_sources(&mut Vec::new(), "net", &tenants[..3], &endpoint);
+        let now = Instant::now();
+        before[0].asked_at = Some(now);
+        before[1].asked_at = Some(now + Duration::from_secs(1));
+        let order = take_sources(&mut before, "net", &tenants, &endpoint);
+        let ids: Vec<&str> = order.iter().flat_map(|source| &source.tenant).map(Tenant::as_str).collect();
+        assert_eq!(ids, ["c", "d", "a", "b"]);
+        assert!(before.is_empty());
+    }
 
     #[test]
     fn alerts_that_fire_on_fire_until_the_poll_after_the_next() {
