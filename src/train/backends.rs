@@ -17,6 +17,10 @@ use std::time::{Duration, Instant};
 /// Time without requests after a source of history or a registry did not answer.
 const COOLDOWN: Duration = Duration::from_secs(60);
 
+/// Length of the cooldown of a tenant as a multiple of the time that its read took: the reads of a tenant whose back end hangs
+/// take a tenth of the time of the trainings at most.
+const TENANT_COOLDOWN_FACTOR: u32 = 9;
+
 /// Time that the registry may take to return maintenance and feedback to a model that is to serve.
 const PERIODS_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -55,10 +59,12 @@ impl CircuitBreaker {
         self.registry = self.registry.filter(|until| now < *until);
     }
 
-    /// Starts the cooldown of a source of history for a tenant; without one, for all.
-    pub(super) fn open_client(&mut self, url: &Url, tenant: Option<&Tenant>, now: Instant) {
+    /// Starts the cooldown of a source of history for a tenant; without one, for all. `took` is the time of the read that
+    /// failed.
+    pub(super) fn open_client(&mut self, url: &Url, tenant: Option<&Tenant>, now: Instant, took: Duration) {
+        let cooldown = tenant.map_or(COOLDOWN, |_| COOLDOWN.max(took * TENANT_COOLDOWN_FACTOR));
         if !self.is_client_open(url, tenant) {
-            self.clients.push((url.clone(), tenant.cloned(), now + COOLDOWN));
+            self.clients.push((url.clone(), tenant.cloned(), now + cooldown));
         }
     }
 
@@ -121,9 +127,10 @@ impl GroupReader<'_> {
                 Ok(())
             };
             let group = (tenant.as_ref(), &matchers[..]);
+            let started = Instant::now();
             let read = history::read_samples(client, self.detector, group, range, self.pace, on_series);
             if let Err(error) = read.await {
-                history.failure = self.failure_of(client, &error).or(history.failure);
+                history.failure = self.failure_of(client, &error, started).or(history.failure);
                 if matches!(error, Error::ReadTooLarge { .. }) {
                     history.series = Vec::new();
                     break;
@@ -144,9 +151,10 @@ impl GroupReader<'_> {
                 failure = Some(IN_COOLDOWN.to_string());
                 continue;
             }
+            let started = Instant::now();
             match history::read_firing_alerts(client, self.tenant().as_ref(), names, range).await {
                 Ok(found) => alerts.extend(found),
-                Err(error) => failure = self.failure_of(client, &error).or(failure),
+                Err(error) => failure = self.failure_of(client, &error, started).or(failure),
             }
         }
         (alerts, failure)
@@ -160,19 +168,20 @@ impl GroupReader<'_> {
         self.circuit_breaker.is_client_open(&client.config.url, self.tenant().as_ref())
     }
 
-    /// Starts the cooldown of a source that failed, for all tenants or that of the group; without an error, it did not
-    /// answer in time.
-    pub(super) fn open_client(&mut self, client: &HistoryClient, error: Option<&Error>) {
+    /// Starts the cooldown of a source that failed in a read since `started`, for all tenants or that of the group; without
+    /// an error, it did not answer in time.
+    pub(super) fn open_client(&mut self, client: &HistoryClient, error: Option<&Error>, started: Instant) {
         let tenant = self.tenant().filter(|_| !error.is_some_and(Error::is_of_source));
-        self.circuit_breaker.open_client(&client.config.url, tenant.as_ref(), Instant::now());
+        let (now, took) = (Instant::now(), started.elapsed());
+        self.circuit_breaker.open_client(&client.config.url, tenant.as_ref(), now, took);
     }
 
     /// Starts the cooldown of an endpoint that failed, and returns the error text. `None` for one without the API.
-    fn failure_of(&mut self, client: &HistoryClient, error: &Error) -> Option<String> {
+    fn failure_of(&mut self, client: &HistoryClient, error: &Error, started: Instant) -> Option<String> {
         let is_too_large = matches!(error, Error::ReadTooLarge { .. });
         // Without tenants, a group whose history is too large would stop the trainings of all.
         if error.is_recoverable() || is_too_large && self.tenant().is_some() {
-            self.open_client(client, Some(error));
+            self.open_client(client, Some(error), started);
         }
         (error.is_recoverable() || is_too_large).then(|| chain(error))
     }

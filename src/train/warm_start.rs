@@ -10,7 +10,7 @@ use crate::models::DeployedModel;
 use crate::models::registry::periods::{self, Period, PeriodKind};
 use crate::snapshot::ModelCheckpoint;
 use crate::time;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Time that an endpoint may take to return the newest score. A model does not wait longer for its service.
 const WATERMARK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -141,6 +141,7 @@ impl WriteWatermark {
                 is_known = false;
                 continue;
             }
+            let started = Instant::now();
             let newest_score = history::read_newest_score(client, detector, labels, range);
             match tokio::time::timeout(WATERMARK_TIMEOUT, newest_score).await {
                 Ok(Ok(newest_ms)) => {
@@ -153,7 +154,7 @@ impl WriteWatermark {
                 }
                 Ok(Err(error)) if !error.is_recoverable() => {}
                 failed => {
-                    reader.open_client(client, failed.ok().and_then(Result::err).as_ref());
+                    reader.open_client(client, failed.ok().and_then(Result::err).as_ref(), started);
                     is_known = false;
                 }
             }
@@ -175,12 +176,13 @@ async fn read_incidents(
         if reader.is_in_cooldown(client) {
             continue;
         }
+        let started = Instant::now();
         let read = history::read_incidents(client, detector, labels, range);
         match tokio::time::timeout(WATERMARK_TIMEOUT, read).await {
             // Of several endpoints that hold the incidents, the fullest counts.
             Ok(Ok(found)) => incidents = if found.len() > incidents.len() { found } else { incidents },
             Ok(Err(_)) => {}
-            Err(_) => reader.open_client(client, None),
+            Err(_) => reader.open_client(client, None, started),
         }
     }
     if incidents.is_empty() {

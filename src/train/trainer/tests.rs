@@ -237,7 +237,12 @@ async fn an_endpoint_in_cooldown_is_not_asked_for_alerts() {
     backends.history_clients = vec![endpoint("503 Service Unavailable")];
     Arc::make_mut(&mut backends.detectors[0]).training.exclude_alerts = vec!["Down".into()];
     let mut circuit_breaker = CircuitBreaker::default();
-    circuit_breaker.open_client(&backends.history_clients[0].config.url, None, Instant::now());
+    circuit_breaker.open_client(
+        &backends.history_clients[0].config.url,
+        None,
+        Instant::now(),
+        Duration::ZERO,
+    );
     let scheduled = TrainingJob { reason: TrainingReason::Scheduled, ..test_job(&backends, &["eth0"]) };
     let error = execute(scheduled, &backends, &mut circuit_breaker).await.err().expect("alerts are unknown");
     assert_eq!(error, "alerts unknown: the source of history is in cooldown");
@@ -250,11 +255,15 @@ fn the_cooldown_of_a_tenant_is_its_own() {
     let [a, b] = ["a", "b"].map(|id| id.parse().expect("an ID"));
     let mut circuit_breaker = CircuitBreaker::default();
     let now = Instant::now();
-    circuit_breaker.open_client(&url, Some(&a), now);
+    circuit_breaker.open_client(&url, Some(&a), now, Duration::from_secs(20));
     let is_open = |breaker: &CircuitBreaker| [&a, &b].map(|id| breaker.is_client_open(&url, Some(id)));
     assert_eq!(is_open(&circuit_breaker), [true, false]);
-    circuit_breaker.open_client(&url, None, now);
+    circuit_breaker.open_client(&url, None, now, Duration::from_secs(20));
     assert_eq!(is_open(&circuit_breaker), [true, true]);
+    circuit_breaker.reset_expired(now + Duration::from_secs(60));
+    assert_eq!(is_open(&circuit_breaker), [true, false], "nine times as long as the read took");
+    circuit_breaker.reset_expired(now + Duration::from_secs(180));
+    assert_eq!(is_open(&circuit_breaker), [false, false]);
 }
 
 /// The alerts fired during all of the history, or during all but a few rows.
