@@ -177,6 +177,7 @@ impl Cursor {
 #[derive(Debug, Default)]
 pub struct PendingStaleMarkers {
     markers: BTreeMap<Labels, StaleMarker>,
+    n_unwritten: usize,
     /// Markers that were handed out.
     dispatched: Vec<(Labels, i64)>,
 }
@@ -195,12 +196,15 @@ impl PendingStaleMarkers {
     /// Ends these series of a group now, or after their last sample.
     pub fn add(&mut self, series: impl Iterator<Item = Labels>, last_ms: i64, now_ms: i64) {
         let timestamp_ms = now_ms.max(last_ms.saturating_add(1));
-        self.markers.extend(series.map(|labels| (labels, StaleMarker { timestamp_ms, is_written: false })));
+        for labels in series {
+            let before = self.markers.insert(labels, StaleMarker { timestamp_ms, is_written: false });
+            self.n_unwritten += usize::from(before.is_none_or(|marker| marker.is_written));
+        }
     }
 
     /// True if there is a marker to write.
     pub fn has_unwritten(&self) -> bool {
-        self.markers.values().any(|marker| !marker.is_written)
+        self.n_unwritten > 0
     }
 
     /// True if no marker is retained.
@@ -227,8 +231,10 @@ impl PendingStaleMarkers {
     /// Acknowledges the markers that were handed out.
     pub fn advance(&mut self) {
         for (labels, timestamp_ms) in self.dispatched.drain(..) {
-            if let Some(marker) = self.markers.get_mut(&labels) {
-                marker.is_written |= marker.timestamp_ms == timestamp_ms;
+            let marker = self.markers.get_mut(&labels).filter(|marker| !marker.is_written);
+            if let Some(marker) = marker.filter(|marker| marker.timestamp_ms == timestamp_ms) {
+                marker.is_written = true;
+                self.n_unwritten -= 1;
             }
         }
     }
@@ -240,7 +246,7 @@ impl PendingStaleMarkers {
 
     /// The markers for another sender to the same endpoint.
     pub fn take_over(&mut self) -> Self {
-        Self { markers: std::mem::take(&mut self.markers), dispatched: Vec::new() }
+        Self { dispatched: Vec::new(), ..std::mem::take(self) }
     }
 }
 
@@ -366,6 +372,7 @@ mod tests {
         let labels = |name| Labels::new([(METRIC_NAME, name)]).expect("valid");
         let mut markers = PendingStaleMarkers::default();
         markers.add([labels("a"), labels("b")].into_iter(), 5_000, 1_000);
+        markers.add([labels("a")].into_iter(), 5_000, 1_000);
         markers.add([labels("c")].into_iter(), 500, 1_000);
         assert_eq!(markers.next_markers(1_000, 10), [(labels("c"), 1_000)], "the others lie in the future");
         markers.advance();

@@ -102,15 +102,18 @@ impl Engine {
             Some(tenants) => (tenants.label.tenant_of(labels), tenants.label.remove(labels)),
             None => (None, labels.clone()),
         };
-        for state in &mut self.endpoints {
-            for (labels, last_ms) in &samples.ended {
-                let (tenant, labels) = outward(labels);
-                let unwritten = state.unwritten.entry(tenant).or_default();
-                unwritten.stale_markers.add([labels].into_iter(), *last_ms, now_ms);
+        for (labels, last_ms) in &samples.ended {
+            let (tenant, labels) = outward(labels);
+            for state in &mut self.endpoints {
+                let unwritten = state.unwritten.entry(tenant.clone()).or_default();
+                unwritten.stale_markers.add([labels.clone()].into_iter(), *last_ms, now_ms);
             }
-            for (labels, new) in &samples.series {
-                let (tenant, labels) = outward(labels);
-                let n_failed = state.unwritten.entry(tenant).or_default().job_samples.extend(&labels, new);
+        }
+        for (labels, new) in &samples.series {
+            let (tenant, labels) = outward(labels);
+            for state in &mut self.endpoints {
+                let unwritten = state.unwritten.entry(tenant.clone()).or_default();
+                let n_failed = unwritten.job_samples.extend(&labels, new);
                 self.remote_write_metrics.count_failed(FailureReason::LeftWindow, n_failed);
             }
         }
