@@ -20,14 +20,26 @@ const ID_PUNCTUATION: &str = "!-_.*'()";
 /// IDs that Mimir reserves.
 const RESERVED_IDS: [&str; 3] = [".", "..", "__mimir_cluster"];
 /// Headers of the protocol or the connection, which name no tenant.
-const RESERVED_HEADERS: [&str; 8] = [
+const RESERVED_HEADERS: [&str; 20] = [
+    "accept",
+    "accept-encoding",
     "connection",
     "content-encoding",
     "content-length",
     "content-type",
+    "cookie",
+    "expect",
     "host",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "retry-attempt",
+    "te",
+    "trailer",
     "transfer-encoding",
+    "upgrade",
     "user-agent",
+    "x-prometheus-remote-read-version",
     "x-prometheus-remote-write-version",
 ];
 /// The default of `tenant_limit`.
@@ -386,6 +398,11 @@ mod tests {
             (
                 "{header: Content-Type}",
                 "header: \"Content-Type\" belongs to the protocol: it names no tenant",
+            ),
+            ("{header: Cookie}", "header: \"Cookie\" belongs to the protocol: it names no tenant"),
+            (
+                "{header: X-Prometheus-Remote-Read-Version}",
+                "header: \"X-Prometheus-Remote-Read-Version\" belongs to the protocol: it names no tenant",
             ),
             ("{label: ''}", "label: \"\" is not a label name: use letters, digits and _"),
             ("{label: org-id}", "label: \"org-id\" is not a label name: use letters, digits and _"),
