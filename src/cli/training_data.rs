@@ -334,7 +334,7 @@ impl<'a> HistoryReader<'a> {
         match training_set {
             Ok(rows) => {
                 let model = self.config.registry.model_name(&detector.name);
-                let name = group_model_name(&model, &detector.by, &group);
+                let name = group_model_name(&model, &detector.by, tenant, &group);
                 Ok(Some(TrainingInput {
                     detector,
                     group: Some(group),

@@ -75,7 +75,9 @@ impl<'a> TrainingRun<'a> {
         let started = Instant::now();
         circuit_breaker.reset_expired(started);
         let detector_model = backends.registry_config.model_name(&job.detector.name);
-        let group_model = registry::group_model_name(&detector_model, &job.detector.by, &job.labels);
+        let tenant = job.detector.tenant_of(&job.labels);
+        let group_model =
+            registry::group_model_name(&detector_model, &job.detector.by, tenant.as_ref(), &job.labels);
         // Without the feature the previous model scores nothing, and any other is better.
         let exemption = (job.reason == TrainingReason::LostFeature)
             .then_some("the group lacks a feature of the version before");

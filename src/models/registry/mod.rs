@@ -12,10 +12,11 @@ pub mod mlflow;
 pub mod periods;
 
 use super::Model;
-use super::artifact::{self, Files};
+use super::artifact::{self, Files, sha256_hex};
 use super::import::{self, ColumnMapping};
 use crate::features::rate::RateSemantics;
 use crate::prom::{Labels, METRIC_NAME};
+use crate::tenant::Tenant;
 use crate::yaml::{Key, KeyTable, Node, Section};
 pub use aliases::{Aliases, ModelAliases, version_for_group};
 use directory::{Directory, Retention};
@@ -149,8 +150,9 @@ impl Config {
 }
 
 /// The registered name of a group's model: the detector's name and the group's label values. A hash keeps names
-/// distinct if a label of `by` is not among the values, or if they contain characters that a name cannot have.
-pub fn group_model_name(model: &str, by: &[String], group: &Labels) -> String {
+/// distinct if a label of `by` is not among the values, or if they contain characters that a name cannot have. The names of
+/// groups of tenants always have a longer one: a tenant chooses its labels, and must not hit the name of another's model.
+pub fn group_model_name(model: &str, by: &[String], tenant: Option<&Tenant>, group: &Labels) -> String {
     let mut name = model.to_string();
     let mut exact = by.iter().all(|name| name != METRIC_NAME && !group.get(name).is_empty());
     for (_, value) in group.iter().filter(|(name, _)| *name != METRIC_NAME) {
@@ -162,7 +164,11 @@ pub fn group_model_name(model: &str, by: &[String], group: &Labels) -> String {
         }
     }
     exact &= name.len() <= MAX_NAME_LENGTH;
-    if !exact {
+    if tenant.is_some() {
+        name = name.chars().take(MAX_NAME_LENGTH).collect();
+        let digest = sha256_hex(group.to_string().as_bytes());
+        name.push_str(&format!("-{}", &digest[..TENANT_HASH_LENGTH]));
+    } else if !exact {
         name = name.chars().take(MAX_NAME_LENGTH).collect();
         let hash = xxh3_64(group.to_string().as_bytes());
         name.push_str(&format!("-{:06x}", hash & 0xff_ffff));
@@ -172,6 +178,8 @@ pub fn group_model_name(model: &str, by: &[String], group: &Labels) -> String {
 
 /// Longest name of a model without its hash: a file name has at most 255 bytes.
 const MAX_NAME_LENGTH: usize = 200;
+/// Hexadecimal digits of the SHA-256 in the name of a model of a tenant's group.
+const TENANT_HASH_LENGTH: usize = 32;
 
 /// Reasons why a call to a registry fails.
 #[derive(Debug, thiserror::Error)]

@@ -4,7 +4,7 @@ use super::*;
 fn names_of_groups_are_distinct() {
     let by = |names: &[&str]| -> Vec<String> { names.iter().map(ToString::to_string).collect() };
     let name_of = |names: &[&str], labels: &[(&str, &str)]| {
-        group_model_name("net", &by(names), &Labels::new(labels.iter().copied()).expect("valid"))
+        group_model_name("net", &by(names), None, &Labels::new(labels.iter().copied()).expect("valid"))
     };
     let of_instance =
         |instance: &str| name_of(&["job", "instance"], &[("job", "node"), ("instance", instance)]);
@@ -19,6 +19,29 @@ fn names_of_groups_are_distinct() {
     assert_ne!(one_label("job"), one_label("instance"));
     let of_metric = |metric: &str| name_of(&["__name__", "job"], &[(METRIC_NAME, metric), ("job", "a")]);
     assert_ne!(of_metric("rx"), of_metric("tx"));
+}
+
+/// A name without a hash may end like one with it.
+#[test]
+fn a_tenant_cannot_choose_the_name_of_a_model_of_another() {
+    let of_job = |tenant: Option<&str>, job: &str| {
+        let labels = [("job", job)].into_iter().chain(tenant.map(|id| ("tenant", id)));
+        let by = ["tenant".to_string(), "job".to_string()];
+        let by = if tenant.is_some() { &by[..] } else { &by[1..] };
+        let tenant = tenant.map(|id| id.parse().expect("an ID"));
+        group_model_name("net", by, tenant.as_ref(), &Labels::new(labels).expect("valid"))
+    };
+    let hashed = of_job(None, "a:b");
+    let job = hashed.strip_prefix("net.").expect("a prefix");
+    assert_eq!(of_job(None, job), hashed, "one operator chooses all of them");
+    let hashed = of_job(Some("t"), "a");
+    assert!(hashed.starts_with("net.a.t-"), "{hashed}");
+    assert_ne!(of_job(Some("t-0"), "a"), of_job(Some("t"), "a"));
+    assert_eq!(hashed.len(), "net.a.t-".len() + TENANT_HASH_LENGTH);
+    assert!(
+        of_job(Some(&"t".repeat(150)), &"j".repeat(300)).len() <= MAX_NAME_LENGTH + 1 + TENANT_HASH_LENGTH
+    );
+    assert_ne!(of_job(Some("t"), &"j".repeat(300)), of_job(Some("u"), &"j".repeat(300)));
 }
 
 #[test]

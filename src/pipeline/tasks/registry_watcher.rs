@@ -457,7 +457,9 @@ impl Slot<'_> {
     /// The names of the detector's models and of the group's.
     fn model_names(self, backends: &Backends) -> [String; 2] {
         let model = backends.registry_config.model_name(&self.detector.name);
-        let group_model = registry::group_model_name(&model, &self.detector.by, &self.deployment.labels);
+        let (detector, labels) = (&self.detector, &self.deployment.labels);
+        let tenant = detector.tenant_of(labels);
+        let group_model = registry::group_model_name(&model, &detector.by, tenant.as_ref(), labels);
         [model, group_model]
     }
 

@@ -304,7 +304,7 @@ async fn a_rollback_survives_trainings_and_a_restart() {
     let open =
         || test_backends(Registry::Directory(Directory::new(folder.path().into(), Retention::default())));
     let backends = open();
-    let name = registry::group_model_name("net", &["job".into()], &test_job(&backends, &[]).labels);
+    let name = registry::group_model_name("net", &["job".into()], None, &test_job(&backends, &[]).labels);
     let run = async |backends: &Backends, reason, devices: &[&str]| {
         let job = TrainingJob { reason, ..test_job(backends, devices) };
         execute(job, backends, &mut CircuitBreaker::default()).await.expect("the training succeeds")

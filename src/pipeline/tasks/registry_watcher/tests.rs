@@ -37,7 +37,7 @@ fn feature(device: &str) -> Labels {
 
 /// The name of the registered models of a group.
 fn name(instance: &str) -> String {
-    registry::group_model_name("node_network", &["instance".into()], &group(instance))
+    registry::group_model_name("node_network", &["instance".into()], None, &group(instance))
 }
 
 /// A model of two features for every group.
