@@ -9,6 +9,8 @@
 //! the window row by row. Counters of a network interface are no smaller in it (4.0 and 2.8 bytes a value for
 //! bytes and packets, 3.6 and 2.5 in this form).
 
+use arrow_buffer::Buffer;
+
 /// Bits that one load holds, after an offset of up to seven bits in its first byte.
 const MAX_WIDTH: u32 = u64::BITS - 7;
 /// Bytes after the last column, so that a load at its last bit is in range.
@@ -95,8 +97,10 @@ impl Packer {
     }
 
     /// The bytes of all columns.
-    pub fn finish(mut self) -> Box<[u8]> {
+    pub fn finish(mut self) -> Buffer {
+        self.bytes.reserve_exact(PADDING);
         self.bytes.extend([0; PADDING]);
+        self.bytes.shrink_to_fit();
         self.bytes.into()
     }
 }

@@ -1,10 +1,11 @@
-//! Rows that do not change: the packed values of all columns one after the other, and the rows of those columns that
-//! lack some.
+//! Rows that do not change: the packed values of all columns one after the other in an Arrow buffer, and the rows of those
+//! columns that lack some.
 
 use super::cells::{Cells, RowSource, Values};
 use super::open::OpenChunk;
 use super::packed::{PackedValues, Packer, Packing};
 use super::slots::ColumnSlots;
+use arrow_buffer::Buffer;
 
 /// Rows that do not change.
 #[derive(Debug)]
@@ -13,7 +14,7 @@ pub struct SealedChunk {
     slots: ColumnSlots,
     columns: Box<[SealedColumn]>,
     rows: Box<[u16]>,
-    values: Box<[u8]>,
+    values: Buffer,
 }
 
 /// The place of a column's cells.
@@ -76,7 +77,7 @@ impl SealedChunk {
             + slots.n_bytes()
             + size_of_val(&columns[..])
             + size_of_val(&rows[..])
-            + size_of_val(&values[..])
+            + values.capacity()
     }
 
     /// A mutable copy.
