@@ -2,6 +2,7 @@
 
 use super::derived::DERIVED_PER_FEATURE;
 use super::deviation::{Deviation, DeviationReason};
+use super::usual_minimum::drop_sigmas;
 use crate::features::correlation::Residuals;
 use crate::features::scale::{RobustScale, SIGMA_QUANTILE_IN_SIGMAS};
 
@@ -20,15 +21,22 @@ pub(super) struct RowEncoder {
     pub varying: Vec<usize>,
     /// The correlation residuals of the varying features.
     pub residuals: Option<Residuals>,
+    /// The usual minimum of each feature, `None` where a drop is usual; empty where none is known.
+    pub minima: Vec<Option<f64>>,
     /// The derived features of the forest's input: those of varying features that have a scale.
     forest_columns: Vec<usize>,
 }
 
 impl RowEncoder {
-    pub fn new(scales: Vec<Option<RobustScale>>, varying: Vec<usize>, residuals: Option<Residuals>) -> Self {
+    pub fn new(
+        scales: Vec<Option<RobustScale>>,
+        varying: Vec<usize>,
+        residuals: Option<Residuals>,
+        minima: Vec<Option<f64>>,
+    ) -> Self {
         let columns = varying.iter().flat_map(|feature| derived_columns(*feature));
         let forest_columns = columns.filter(|column| scales[*column].is_some()).collect();
-        Self { scales, varying, residuals, forest_columns }
+        Self { scales, varying, residuals, minima, forest_columns }
     }
 
     /// Number of features.
@@ -86,6 +94,14 @@ impl RowEncoder {
             deviations.reduce(|a, b| if b.sigmas > a.sigmas { b } else { a }).expect("three per feature")
         };
         standardized.chunks_exact(DERIVED_PER_FEATURE).enumerate().map(strongest_of_feature).collect()
+    }
+
+    /// Raises the deviations of features that have dropped below their usual minimum, `[n_features]` each.
+    pub fn raise_drops(&self, deviations: &mut [Deviation], values: &[f32]) {
+        for ((deviation, value), minimum) in deviations.iter_mut().zip(values).zip(&self.minima) {
+            let drop = minimum.map_or(0.0, |minimum| drop_sigmas(*value, minimum));
+            deviation.sigmas = deviation.sigmas.max(drop);
+        }
     }
 
     /// Limits a deviation that recurs daily to `RECURRING_SIGMAS`.

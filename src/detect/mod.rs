@@ -30,6 +30,7 @@ mod smoother;
 mod state;
 mod threshold;
 mod training_rows;
+mod usual_minimum;
 
 use crate::error::InvalidPart;
 use crate::features::scale::SIGMA_QUANTILE_IN_SIGMAS;

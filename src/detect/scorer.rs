@@ -65,6 +65,9 @@ pub struct ScorerParts {
     pub varying: Vec<usize>,
     /// The correlation residuals of the varying features; `None` for fewer than two.
     pub residuals: Option<Residuals>,
+    /// The usual minimum of each feature, above 0, shape `[n_features]`; `None` where
+    /// a drop is usual. Empty where none is known.
+    pub minima: Vec<Option<f64>>,
     /// `None` if no feature varied.
     pub forest: Option<ExtendedForest>,
     /// Distribution of the forest score in training.
@@ -94,7 +97,7 @@ impl ScorerParts {
 
     /// Checks the parts against each other, without the forest.
     fn check(&self) -> Result<(), features::Error> {
-        let Self { scales, varying, residuals, forest_scale, tail_scale, .. } = self;
+        let Self { scales, varying, residuals, minima, forest_scale, tail_scale, .. } = self;
         if scales.is_empty() || scales.len() % DERIVED_PER_FEATURE != 0 {
             let limit = format!("a multiple of {DERIVED_PER_FEATURE}");
             return Err(invalid("number of scales", scales.len(), limit));
@@ -117,6 +120,18 @@ impl ScorerParts {
                 }
             }
         }
+        if !minima.is_empty() && minima.len() != n_features {
+            return Err(invalid(
+                "number of minima",
+                minima.len(),
+                format!("{n_features}, the number of features"),
+            ));
+        }
+        if let Some(minimum) =
+            minima.iter().flatten().find(|minimum| !(minimum.is_finite() && **minimum > 0.0))
+        {
+            return Err(invalid("minimum of a feature", minimum, "finite and above 0".into()));
+        }
         for ScoreScale { median, unit } in [forest_scale, tail_scale] {
             if !(median.is_finite() && unit.is_finite() && *unit > 0.0) {
                 let value = format!("{median}, {unit}");
@@ -138,8 +153,8 @@ impl Scorer {
     /// [`features::Error::InvalidPart`] if the parts do not fit each other.
     pub fn new(parts: ScorerParts) -> Result<Self, features::Error> {
         parts.check()?;
-        let ScorerParts { scales, varying, residuals, forest, forest_scale, tail_scale } = parts;
-        let encoder = RowEncoder::new(scales, varying, residuals);
+        let ScorerParts { scales, varying, residuals, minima, forest, forest_scale, tail_scale } = parts;
+        let encoder = RowEncoder::new(scales, varying, residuals, minima);
         let (width, n_inputs) = (forest.as_ref().map_or(0, ExtendedForest::n_features), encoder.n_inputs());
         if width != n_inputs {
             let limit = format!("{n_inputs}, the number of columns and residuals");
@@ -161,8 +176,8 @@ impl Scorer {
     /// The parts, for files.
     pub fn parts(&self) -> ScorerParts {
         let Self { encoder, forest, forest_scale, tail_scale } = self.clone();
-        let RowEncoder { scales, varying, residuals, .. } = encoder;
-        ScorerParts { scales, varying, residuals, forest, forest_scale, tail_scale }
+        let RowEncoder { scales, varying, residuals, minima, .. } = encoder;
+        ScorerParts { scales, varying, residuals, minima, forest, forest_scale, tail_scale }
     }
 
     /// Number of features.
@@ -182,6 +197,9 @@ impl Scorer {
         self.encoder.mask_residuals(&mut forest_input, masked);
         let score_samples = score_samples(self.forest.as_ref(), &forest_input);
         let mut deviations = self.encoder.strongest_deviations(&standardized, baselines);
+        if masked.is_empty() {
+            self.encoder.raise_drops(&mut deviations, values);
+        }
         let raw = self.combine(-score_samples, tail_score(&deviations));
         deviations.sort_by(|a, b| b.sigmas.total_cmp(&a.sigmas));
         RowScore { raw, decision: 0.5 + score_samples, deviations }

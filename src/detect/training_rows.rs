@@ -6,6 +6,7 @@ use super::derived::DERIVED_PER_FEATURE;
 use super::encoder::{RowEncoder, derived_columns};
 use super::min_sigma::min_sigma;
 use super::scorer::{score_samples, tail_score};
+use super::usual_minimum::usual_minimum;
 use crate::features::correlation::{Correlation, Residuals};
 use crate::features::scale::RobustScale;
 use crate::forest::{self, Column, ExtendedForest, ExtendedParams, MAX_FEATURES, Table};
@@ -148,7 +149,11 @@ impl TrainingRows {
     }
 
     fn tail_score(&self, row: usize, standardized: &[f32], encoder: &RowEncoder) -> f64 {
-        tail_score(&encoder.strongest_deviations(standardized, self.baselines_of(row)))
+        let mut deviations = encoder.strongest_deviations(standardized, self.baselines_of(row));
+        let mut values = vec![0.0; self.n_features];
+        self.copy_values(row, &mut values);
+        encoder.raise_drops(&mut deviations, &values);
+        tail_score(&deviations)
     }
 
     fn score(&self, row: usize, encoder: &RowEncoder, forest: Option<&ExtendedForest>) -> BlockScore {
@@ -243,7 +248,12 @@ impl<'a> RowsView<'a> {
             return Err(forest::Error::Empty { n_rows: 0, n_features: width });
         }
         let residuals = self.fit_residuals(&varying, &min_sigmas);
-        Ok(RowEncoder::new(scales, varying, residuals))
+        let minimum_of = |feature| {
+            let is_varying = varying.binary_search(&feature).is_ok();
+            if is_varying { usual_minimum(self.values.column(feature), self.rows.hours) } else { None }
+        };
+        let minima = (0..n_features).map(minimum_of).collect();
+        Ok(RowEncoder::new(scales, varying, residuals, minima))
     }
 
     /// The correlation residuals of the varying features; `None` for too few rows or features.

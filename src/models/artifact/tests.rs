@@ -205,7 +205,7 @@ fn unknown_values_in_model_json_are_refused() {
 #[test]
 fn metadata_of_an_extended_forest_is_checked() {
     type Edit = fn(&mut serde_json::Value);
-    let cases: [(Edit, &str); 19] = [
+    let cases: [(Edit, &str); 21] = [
         (|forest| forest["offset"] = (-0.4).into(), "offset is -0.4, must be -0.5"),
         (|forest| forest["n_features"] = 3.into(), "the forest has 3 features, the schema has 2"),
         (|forest| forest["width"] = 0.into(), "width is 0, must be in 1..=4096"),
@@ -224,6 +224,7 @@ fn metadata_of_an_extended_forest_is_checked() {
             |forest| {
                 let scales = forest["scales"].as_array_mut().expect("a list");
                 scales.extend_from_within(..3);
+                forest["minima"] = serde_json::json!([]);
             },
             "the scales are those of 3 metrics, must be 2",
         ),
@@ -238,6 +239,11 @@ fn metadata_of_an_extended_forest_is_checked() {
         (|forest| forest["residuals"]["inverse"][1] = 7.into(), "value of the inverse is "),
         (|forest| forest["residuals"]["deviations"][0] = 0.into(), "deviation is 0, must be above 0"),
         (|forest| forest["forest_scale"]["unit"] = 0.into(), "must be finite, its unit above 0"),
+        (|forest| forest["minima"] = serde_json::json!([null]), "number of minima is 1, must be 2"),
+        (
+            |forest| forest["minima"] = serde_json::json!([null, 0]),
+            "minimum of a feature is 0, must be finite and above 0",
+        ),
         (|forest| forest["tail_scale"]["median"] = serde_json::Value::Null, "invalid type: null"),
         // The trees mix values of which two are gone.
         (|forest| forest["residuals"] = serde_json::Value::Null, "column is "),

@@ -36,6 +36,9 @@ pub struct ExtendedMetadata {
     /// The features that varied in training.
     varying: Vec<usize>,
     residuals: Option<ResidualsJson>,
+    /// The usual minimum of each feature, null where a drop is usual; empty where none is known.
+    #[serde(default)]
+    minima: Vec<Option<f64>>,
     forest_scale: ScoreScale,
     tail_scale: ScoreScale,
 }
@@ -54,7 +57,7 @@ struct ResidualsJson {
 
 impl ExtendedMetadata {
     pub fn new(detector: &OnlineDetector) -> Self {
-        let ScorerParts { scales, varying, residuals, forest, forest_scale, tail_scale } =
+        let ScorerParts { scales, varying, residuals, minima, forest, forest_scale, tail_scale } =
             detector.scorer().parts();
         let pair = |scale: &RobustScale| [scale.center(), scale.sigma()];
         let residuals = residuals.map(|Residuals { correlation, scales }| ResidualsJson {
@@ -72,6 +75,7 @@ impl ExtendedMetadata {
             scales: scales.iter().map(|scale| scale.as_ref().map(pair)).collect(),
             varying,
             residuals,
+            minima,
             forest_scale,
             tail_scale,
         }
@@ -93,6 +97,7 @@ impl ExtendedMetadata {
                 .collect::<Result<_, _>>()?,
             varying: self.varying,
             residuals: residuals.transpose()?,
+            minima: self.minima,
             forest: None,
             forest_scale: self.forest_scale,
             tail_scale: self.tail_scale,
