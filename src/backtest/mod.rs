@@ -205,7 +205,7 @@ pub fn replay_with_retraining(
     loop {
         let renewal_ms = retraining.renewal_ms(fitted_ms, model.observed_ms);
         let change_ms = match retraining.is_raw {
-            true => feature_changes.next_change(&model.schema, start_ms, renewal_ms),
+            true => feature_changes.next_change(&model.schema, fitted_ms, renewal_ms),
             false => None,
         };
         fitted_ms = change_ms.unwrap_or(renewal_ms);
