@@ -72,7 +72,9 @@ fn live_scores_equal_a_backtest() {
         // before a restart.
         let trained = |at: &StackApi| at.metric("promforest_training_runs_total", &[("outcome", "trained")]);
         let trained_before = trained(&stack.api).expect("a training");
-        stack.wait("a renewed model", MODEL_TIMEOUT, |at| match trained(at)? > trained_before {
+        // A renewal waits for a minute at most while the score is high.
+        let timeout = MODEL_TIMEOUT + Duration::from_secs(60);
+        stack.wait("a renewed model", timeout, |at| match trained(at)? > trained_before {
             true => Ok(()),
             false => Err("none yet".into()),
         });
