@@ -148,13 +148,13 @@ impl Retraining<'_> {
         schema: &Schema,
         window: &Window,
         now_ms: i64,
-        scored_to_ms: i64,
+        learned_to_ms: i64,
     ) -> Option<ReplayModel> {
         let history_ms = time::millis(self.detector.training.history);
         let window = build::truncated(window, now_ms, history_ms);
         let rows = match self.is_raw {
-            true => TrainingSet::from_window(self.detector, &window, &self.exclusions, scored_to_ms),
-            false => TrainingSet::from_schema(schema.clone(), &window, &self.exclusions, scored_to_ms),
+            true => TrainingSet::from_window(self.detector, &window, &self.exclusions, learned_to_ms),
+            false => TrainingSet::from_schema(schema.clone(), &window, &self.exclusions, learned_to_ms),
         };
         let rows = rows.ok()?;
         let detector = self.fit(&rows).ok()?;
@@ -217,7 +217,11 @@ pub fn replay_with_retraining(
             return replay.result;
         }
         assessed_to_ms = model.detector.newest_ms().unwrap_or(i64::MIN);
-        if let Some(fitted) = retraining.fit_at(&model.schema, window, fitted_ms, assessed_to_ms) {
+        let learned_to_ms = match change_ms {
+            Some(_) => assessed_to_ms,
+            None => detector::learned_to_ms(assessed_to_ms, replay.newest_share(&model)),
+        };
+        if let Some(fitted) = retraining.fit_at(&model.schema, window, fitted_ms, learned_to_ms) {
             replay.record_new_model(fitted_ms, &model.schema, &fitted.schema);
             let detector = fitted.detector.with_alert_state(model.detector.alert_state().clone());
             let names = model.names.filter(|_| fitted.schema == model.schema);

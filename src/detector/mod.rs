@@ -21,7 +21,7 @@ pub use identity::FeatureIdentity;
 pub use promotion_gate::PromotionGate;
 pub use sharding::{DividedGroups, SHARD_LABEL, check_sharding};
 use std::time::Duration;
-pub use training::{TrainingConfig, renewal_waits};
+pub use training::{TrainingConfig, learned_to_ms, renewal_waits};
 
 /// Labels that the output series carry themselves.
 const OUTPUT_LABELS: [&str; 5] = ["__name__", "detector", "model", "metric", "reason"];

@@ -2,6 +2,7 @@
 
 use super::PromotionGate;
 use crate::prom::duration;
+use crate::time;
 use crate::yaml::{Key, Node, Section};
 use std::time::Duration;
 
@@ -115,6 +116,15 @@ pub fn renewal_waits(overdue: Duration, score_share: f64) -> bool {
     overdue < MAX_WAIT && score_share >= WAITING_SHARE
 }
 
+/// Timestamp of the last row that a renewal learns, given that of the last scored row: not the last minute of a deviation
+/// in progress. A renewal that no longer waits may come in the middle of a burst.
+pub fn learned_to_ms(scored_to_ms: i64, score_share: f64) -> i64 {
+    match score_share >= WAITING_SHARE {
+        true => scored_to_ms.saturating_sub(time::millis(MAX_WAIT)),
+        false => scored_to_ms,
+    }
+}
+
 fn read_sizes(list: &Node<'_, '_>) -> Vec<usize> {
     let size = |node: &Node<'_, '_>| {
         let size: usize = node.value("a whole number")?;
@@ -150,5 +160,6 @@ mod tests {
             [waits(0, 0.49), waits(0, 0.5), waits(59, 9.0), waits(60, 9.0)],
             [false, true, true, false]
         );
+        assert_eq!([learned_to_ms(90_000, 0.49), learned_to_ms(90_000, 0.5)], [90_000, 30_000]);
     }
 }

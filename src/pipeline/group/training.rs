@@ -118,6 +118,16 @@ impl Group {
         if self.models.champion().is_some() { self.closed_to_ms() } else { i64::MAX }
     }
 
+    /// Timestamp of the last row that a training may learn.
+    pub fn learned_to_ms(&self, reason: TrainingReason) -> i64 {
+        match reason {
+            TrainingReason::Scheduled => {
+                detector::learned_to_ms(self.scored_to_ms(), self.newest_score_share())
+            }
+            _ => self.scored_to_ms(),
+        }
+    }
+
     /// Every row up to here is closed.
     fn closed_to_ms(&self) -> i64 {
         let grid = self.models.schema().map_or(Grid::Exact, |schema| schema.grid);
