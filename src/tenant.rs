@@ -1,8 +1,8 @@
 //! Tenants: senders and back ends that share a sidecar and see nothing of each other.
 //!
 //! The header of a request names its tenant. Inside, the tenant is a label of every series, which is part of `by` of every
-//! detector: so groups, models and incidents are a tenant's own without further rules. Outside, the label does not exist:
-//! requests are divided by tenant, and each has the header. The label is added and removed here only, and so is the header
+//! detector: so groups, models and incidents are a tenant's own without further rules. Senders and back ends do not see the
+//! label: requests are divided by tenant, and each has the header. The label is added and removed here only, and so is the header
 //! read and set.
 
 use crate::prom::Labels;

@@ -310,7 +310,7 @@ fn check_stored(a: &Server, b: &Server) {
     assert!(labels(&of_a).is_superset(&["anomaly_score".into(), "net_anomaly".into()].into()));
 }
 
-/// What a tenant reads from the sidecar are the scrapes of its server, to the bit, and no others.
+/// A tenant reads the scrapes of its server from the sidecar, to the bit, and no others.
 fn check_windows(a: &Server, b: &Server, sidecar: &Sidecar) {
     const SELECTOR: &str = r#"node_network_receive_bytes_total{job="node",instance="host"}"#;
     for (id, server) in TENANTS.iter().zip([a, b]) {
@@ -331,7 +331,7 @@ fn check_windows(a: &Server, b: &Server, sidecar: &Sidecar) {
     }
 }
 
-/// What left the sidecar: requests of one tenant each, none of which names the label.
+/// Each request that left the sidecar is of one tenant, and none names the label.
 fn check_passed(proxy: &TenantProxy) {
     let passed = proxy.passed.lock().expect("no panic");
     let mut kinds = BTreeSet::new();

@@ -143,16 +143,17 @@ impl TrainingRows {
 
     /// The tail score of each row, by the scales of all rows.
     pub fn tail_scores(&self, encoder: &RowEncoder) -> Vec<f64> {
-        (0..self.len())
-            .map(|row| self.tail_score(row, &encoder.standardize(self.derived_of(row)), encoder))
-            .collect()
+        let mut values = vec![0.0; self.n_features];
+        let of_row = |row| {
+            self.copy_values(row, &mut values);
+            self.tail_score(row, &values, &encoder.standardize(self.derived_of(row)), encoder)
+        };
+        (0..self.len()).map(of_row).collect()
     }
 
-    fn tail_score(&self, row: usize, standardized: &[f32], encoder: &RowEncoder) -> f64 {
+    fn tail_score(&self, row: usize, values: &[f32], standardized: &[f32], encoder: &RowEncoder) -> f64 {
         let mut deviations = encoder.strongest_deviations(standardized, self.baselines_of(row));
-        let mut values = vec![0.0; self.n_features];
-        self.copy_values(row, &mut values);
-        encoder.raise_drops(&mut deviations, &values);
+        encoder.raise_drops(&mut deviations, values);
         tail_score(&deviations)
     }
 
@@ -161,7 +162,7 @@ impl TrainingRows {
         self.copy_values(row, &mut values);
         let standardized = encoder.standardize(self.derived_of(row));
         let anomaly_score = -score_samples(forest, &encoder.forest_input(&values, &standardized));
-        BlockScore { anomaly_score, tail_score: self.tail_score(row, &standardized, encoder) }
+        BlockScore { anomaly_score, tail_score: self.tail_score(row, &values, &standardized, encoder) }
     }
 }
 

@@ -36,7 +36,7 @@ pub struct PastAlerts(BTreeMap<AlertKey, TimesByLabels>);
 /// The times of alerts by their labels.
 type TimesByLabels = BTreeMap<Labels, Vec<FiringAlert>>;
 
-/// What adding alerts did.
+/// The result of adding alerts.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Added {
     /// The times are others than before.

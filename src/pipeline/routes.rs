@@ -152,7 +152,7 @@ fn tenant_of(state: &AppState, headers: &HeaderMap) -> Result<Option<Tenant>, te
     state.tenants.as_ref().map(|tenants| tenants.of_request(headers)).transpose()
 }
 
-/// What the tenant of a request may read.
+/// The groups that the tenant of a request may read.
 fn view(state: &AppState, headers: &HeaderMap) -> Result<TenantView, tenant::RequestError> {
     Ok(TenantView { engine: state.engine.clone(), tenant: tenant_of(state, headers)? })
 }

@@ -1,4 +1,4 @@
-//! What senders make the sidecar keep, and its limits: those of all, and those of one tenant.
+//! The series, groups and labels that senders make the sidecar keep, and their limits: of all tenants, and of one.
 
 use crate::config::{Config, Limits};
 use crate::prom::Labels;
@@ -66,7 +66,7 @@ pub fn label_bytes_limit_of_tenant(tenants: &tenant::Config, limits: Limits) -> 
     ((label_bytes_limit(limits) as f64 * share) as usize).max(MIN_TENANT_LABEL_BYTES_LIMIT)
 }
 
-/// What all groups use, and those of each tenant.
+/// The usage of all groups, and of those of each tenant.
 #[derive(Debug, Default)]
 pub struct UsageByTenant {
     total: Usage,
@@ -75,12 +75,12 @@ pub struct UsageByTenant {
 }
 
 impl UsageByTenant {
-    /// What all groups use.
+    /// The usage of all groups.
     pub fn total(&self) -> Usage {
         self.total
     }
 
-    /// What the groups of a tenant use.
+    /// The usage of the groups of a tenant.
     pub fn of_tenant(&self, tenant: &Tenant) -> Usage {
         self.by_tenant.get(tenant).copied().unwrap_or_default()
     }

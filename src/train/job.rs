@@ -59,8 +59,8 @@ pub struct TrainingJob {
     /// Length of the history that the current model was trained on, in milliseconds.
     pub trained_history_ms: Option<i64>,
     /// Timestamp of the last row to train on. Remote read can return later rows before remote write delivers them; a model
-    /// that was trained on them could not assess them.
-    pub scored_to_ms: i64,
+    /// that was trained on them could not assess them. A renewal leaves out the last minute of a deviation in progress.
+    pub learned_to_ms: i64,
     /// Every row up to here has received all of its samples: the features are those that are present there.
     pub closed_to_ms: i64,
     /// Other groups to train on while the group has too little history and no model.

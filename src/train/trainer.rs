@@ -478,9 +478,9 @@ impl GroupFit {
         exclusions: &[Exclusion],
     ) -> Result<(Trained, RegistrationDraft), NotTrained> {
         let detector = &self.job.detector;
-        let TrainingJob { scored_to_ms, closed_to_ms, .. } = *self.job;
+        let TrainingJob { learned_to_ms, closed_to_ms, .. } = *self.job;
         let training_set =
-            TrainingSet::from_open_window(detector, window, exclusions, scored_to_ms, closed_to_ms)
+            TrainingSet::from_open_window(detector, window, exclusions, learned_to_ms, closed_to_ms)
                 .map_err(|error| self.not_trained(window, error))?;
         let have_ms = training_set.observed_ms;
         if self.is_history_lost(have_ms) {

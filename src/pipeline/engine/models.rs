@@ -220,7 +220,7 @@ impl TrainingQueue {
                 first_sample_at: group.first_sample_at(),
                 checkpoint: group.checkpoint().cloned(),
                 trained_history_ms: group.trained_history_ms(),
-                scored_to_ms: group.learned_to_ms(reason),
+                learned_to_ms: group.learned_to_ms(reason),
                 closed_to_ms: group.judged_at_ms(now_ms),
                 pool,
                 reason,

@@ -31,7 +31,6 @@ use crate::series::ColumnRef;
 use crate::tenant::Tenant;
 use crate::time;
 use crate::train::WarmStart;
-use crate::train::coverage::Presence;
 use crate::window::{Column, ModelRole, PushOutcome, Window};
 use event::GroupEvent;
 use gap_guard::GapGuard;
@@ -41,7 +40,7 @@ use row_tracker::RowTracker;
 use scoring::{Advance, RowScoring, WorkBudget};
 use series_origins::{LabelChange, Lookup, SeriesOrigins};
 use serving_slots::ServingSlots;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -261,16 +260,6 @@ impl Group {
     /// KL divergence of the last day's decisions from those of training, if both are known.
     pub fn drift(&self) -> Option<f64> {
         self.models.drift()
-    }
-
-    /// Features that are present at the newest closed row or have returned since. Without a closed row, those at the
-    /// newest row.
-    pub fn active_features(&self, now_ms: i64) -> BTreeSet<&Labels> {
-        let newest = || Presence::at_newest_row(&self.window, i64::MAX, self.detector.grace);
-        let presence = self.presence(now_ms).or_else(newest);
-        let is_gone = |column, newest| presence.is_none_or(|presence| presence.is_gone(column, newest));
-        let active = self.window.features().filter(|(_, column, newest)| !is_gone(*column, *newest));
-        active.map(|(labels, _, _)| labels).collect()
     }
 
     /// The first feature of a schema that is not [active](Self::active_features) here.

@@ -10,7 +10,7 @@ use crate::train::coverage::{self, Presence};
 use crate::train::{ShortHistory, TrainingReason};
 use crate::window::grid::Grid;
 use crate::window::{Column, ModelRole, Window};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 
 /// Time after a start during which models of other groups are expected.
@@ -147,6 +147,16 @@ impl Group {
         // Two rows, as in a backtest.
         let two_rows = Duration::from_millis(2 * self.gaps.interval_ms().unwrap_or(0).unsigned_abs());
         Presence::at_newest_row(&self.window, to_ms, self.detector.grace.max(two_rows))
+    }
+
+    /// Features that are present at the newest closed row or have returned since. Without a closed row, those at the
+    /// newest row.
+    pub fn active_features(&self, now_ms: i64) -> BTreeSet<&Labels> {
+        let newest = || Presence::at_newest_row(&self.window, i64::MAX, self.detector.grace);
+        let presence = self.presence(now_ms).or_else(newest);
+        let is_gone = |column, newest| presence.is_none_or(|presence| presence.is_gone(column, newest));
+        let active = self.window.features().filter(|(_, column, newest)| !is_gone(*column, *newest));
+        active.map(|(labels, _, _)| labels).collect()
     }
 
     /// Timestamp of the row at which a training judges the features; the maximum if no row is closed yet.

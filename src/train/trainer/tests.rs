@@ -48,7 +48,7 @@ fn test_job(backends: &Backends, devices: &[&str]) -> TrainingJob {
         first_sample_at: Instant::now(),
         checkpoint: None,
         trained_history_ms: None,
-        scored_to_ms: i64::MAX,
+        learned_to_ms: i64::MAX,
         closed_to_ms: i64::MAX,
         reason: TrainingReason::First,
         pool: None,

@@ -22,7 +22,7 @@ fn scrape(bench: &mut Bench, host: &str, devices: &[&str], i: i64) {
 
 fn trained_on_own_history(job: &TrainingJob, version: u64) -> TrainingOutcome {
     let rows =
-        TrainingSet::from_window(&job.detector, &job.window, &[], job.scored_to_ms).expect("enough history");
+        TrainingSet::from_window(&job.detector, &job.window, &[], job.learned_to_ms).expect("enough history");
     let fitter = ModelFitter::for_detector(&job.detector, Some(job.labels.clone()), now_ms());
     let model = Arc::new(fitter.fit(&rows).expect("the parameters suit").model);
     let name = format!("net.{}", job.labels.get("instance"));

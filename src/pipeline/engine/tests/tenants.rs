@@ -38,7 +38,7 @@ fn send(bench: &mut Bench, id: &str, host: &str, at: i64, value: f64) {
 }
 
 fn trained(job: &TrainingJob) -> TrainingOutcome {
-    let rows = TrainingSet::from_window(&job.detector, &job.window, &[], job.scored_to_ms).expect("enough");
+    let rows = TrainingSet::from_window(&job.detector, &job.window, &[], job.learned_to_ms).expect("enough");
     let fitter = ModelFitter::for_detector(&job.detector, Some(job.labels.clone()), now_ms());
     let model = Arc::new(fitter.fit(&rows).expect("the parameters suit").model);
     let deployed = DeployedModel { model, name: job.labels.to_string(), version: Some(1) };
@@ -62,7 +62,7 @@ fn serving(ids: &[&str]) -> Bench {
     bench
 }
 
-/// What an endpoint is sent of a tenant.
+/// The series that an endpoint is sent of a tenant, each with its number of samples.
 fn written(bench: &mut Bench, id: &str) -> Vec<(String, usize)> {
     let mut lines = Vec::new();
     while let Some(batch) = bench.engine.next_batch(0, Some(&tenant(id)), 100, START_MS * 2) {

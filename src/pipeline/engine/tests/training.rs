@@ -113,7 +113,7 @@ fn a_renewal_waits_until_a_deviation_is_judged() {
         let now = Instant::now();
         [14, 16, 74, 76].map(|seconds| {
             bench.tick(now + Duration::from_secs(seconds));
-            bench.jobs.try_recv().ok().map(|job| job.scored_to_ms)
+            bench.jobs.try_recv().ok().map(|job| job.learned_to_ms)
         })
     };
     assert_eq!(requests_after(300), [None, Some(time(299)), None, None], "calm");
