@@ -163,8 +163,8 @@ pub enum Row {
     Complete {
         /// Timestamp of the row's newest sample, in milliseconds since the epoch.
         timestamp_ms: i64,
-        /// True if the samples of every feature cover the full range. Otherwise the rates are extrapolated from a part
-        /// of the range: unbiased, with a larger variance.
+        /// True if the samples of every feature cover the full range. Otherwise the rates are those of a part of the
+        /// range, and after a gap they are too low.
         is_full_range: bool,
     },
     /// These features (indices in the schema) have no sample in the row.
@@ -231,8 +231,8 @@ impl RowReader {
         let Self { columns, scratch } = self;
         for (i, column) in columns.iter().flatten().enumerate() {
             match compute_value(scratch, schema, window, *column, (after_ms, row_ms), &mut on_event) {
-                Some((value, has_earlier_sample)) => {
-                    is_full_range &= has_earlier_sample;
+                Some((value, covers_range)) => {
+                    is_full_range &= covers_range;
                     out.push(value as f32);
                 }
                 None => missing.push(i),
@@ -246,7 +246,8 @@ impl RowReader {
     }
 }
 
-/// The value of one feature of the row in `(after_ms, row_ms]`, and true if there are samples before its range.
+/// The value of one feature of the row in `(after_ms, row_ms]`, and true if its samples cover its range and
+/// began before it.
 fn compute_value(
     scratch: &mut Vec<Sample>,
     schema: &Schema,
@@ -268,7 +269,8 @@ fn compute_value(
     });
     let range_after_ms = semantics.after_ms(row_ms, range_ms);
     let start = scratch.partition_point(|sample| sample.timestamp_ms <= range_after_ms);
-    rate::rate(&scratch[start..], row_ms, range_ms, semantics).map(|rate| (rate, start > 0))
+    let rate = rate::rate(&scratch[start..], row_ms, range_ms, semantics)?;
+    Some((rate.per_second, rate.reaches_start && start > 0))
 }
 
 #[cfg(test)]
@@ -329,6 +331,21 @@ mod tests {
             assert_eq!(values.len(), 2);
         }
         assert_eq!(read(&window, Grid::Exact, 31_000).0, Row::Missing(vec![1]));
+    }
+
+    #[test]
+    fn a_row_after_a_gap_covers_no_full_range() {
+        let times = (0..20).chain(22..40).chain(44..60).chain(61..70);
+        let samples: Vec<(i64, f64)> = times.map(|i| (i * 15_000, i as f64 * 1500.0)).collect();
+        let window = window(&[("eth0", &samples), ("lo", &samples)]);
+        let is_low = |timestamp_ms: &i64| read(&window, Grid::Exact, *timestamp_ms).1 != [100.0; 2];
+        let covers = |timestamp_ms: &i64| {
+            matches!(read(&window, Grid::Exact, *timestamp_ms).0, Row::Complete { is_full_range: true, .. })
+        };
+        let after_start = || samples[4..].iter().map(|(timestamp_ms, _)| timestamp_ms);
+        let not_covered: Vec<i64> = after_start().filter(|at| !covers(at)).map(|at| at / 15_000).collect();
+        assert_eq!(not_covered, [23, 24, 44, 45, 46, 63]);
+        assert!(after_start().filter(|at| is_low(at)).all(|at| !covers(at)));
     }
 
     #[test]

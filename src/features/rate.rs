@@ -49,9 +49,19 @@ impl RateSemantics {
     }
 }
 
-/// `rate(x[range_ms])` at `time_ms`, per second, over the samples of the range: ascending, without staleness markers.
-/// `None` for fewer than two samples.
-pub fn rate(samples: &[Sample], time_ms: i64, range_ms: i64, semantics: RateSemantics) -> Option<f64> {
+/// The result of [`rate`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rate {
+    /// Increase per second.
+    pub per_second: f64,
+    /// True if the first sample is so near to the start of the range that the increase is extrapolated to the start.
+    /// Otherwise, after a gap, PromQL adds half an interval only, and the rate is too low.
+    pub reaches_start: bool,
+}
+
+/// `rate(x[range_ms])` at `time_ms` over the samples of the range: ascending, without staleness markers. `None` for
+/// fewer than two samples.
+pub fn rate(samples: &[Sample], time_ms: i64, range_ms: i64, semantics: RateSemantics) -> Option<Rate> {
     let [first, .., last] = samples else { return None };
     let mut increase = last.value - first.value;
     for pair in samples.windows(2) {
@@ -66,6 +76,7 @@ pub fn rate(samples: &[Sample], time_ms: i64, range_ms: i64, semantics: RateSema
     let sampled = seconds(last.timestamp_ms - first.timestamp_ms);
     let average = sampled / (samples.len() - 1) as f64;
     let threshold = average * 1.1;
+    let reaches_start = to_start < threshold;
     let to_zero =
         if increase > 0.0 && first.value >= 0.0 { sampled * (first.value / increase) } else { f64::INFINITY };
     match semantics {
@@ -91,7 +102,7 @@ pub fn rate(samples: &[Sample], time_ms: i64, range_ms: i64, semantics: RateSema
     }
     let mut factor = if sampled == 0.0 { 1.0 } else { (sampled + to_start + to_end) / sampled };
     factor /= seconds(range_ms);
-    Some(increase * factor)
+    Some(Rate { per_second: increase * factor, reaches_start })
 }
 
 #[cfg(test)]
@@ -186,8 +197,27 @@ mod tests {
                     })
                     .filter(|sample| sample.timestamp_ms > semantics.after_ms(END, 60_000))
                     .collect();
-                assert_eq!(rate(&samples, END, 60_000, semantics), *expected, "{name}, {semantics:?}");
+                let per_second = rate(&samples, END, 60_000, semantics).map(|rate| rate.per_second);
+                assert_eq!(per_second, *expected, "{name}, {semantics:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_rate_after_a_gap_is_too_low_and_says_so() {
+        for (times_s, per_second, reaches_start) in [
+            (&[-45, -30, -15, 0][..], 1.0, true),
+            (&[-30, -15, 0], 0.625, false),
+            (&[-15, 0], 0.375, false),
+            (&[-45, -15, 0], 1.0, true),
+            (&[-45, -30, 0], 1.0, true),
+            (&[-30, 0], 1.0, true),
+        ] {
+            let sample = |s: &i64| Sample { timestamp_ms: END + 1000 * s, value: (100 + s) as f64 };
+            let samples: Vec<Sample> = times_s.iter().map(sample).collect();
+            let rate = rate(&samples, END, 60_000, RateSemantics::V3).expect("two samples");
+            assert!((rate.per_second - per_second).abs() < 1e-9, "{times_s:?}: {rate:?}");
+            assert_eq!(rate.reaches_start, reaches_start, "{times_s:?}");
         }
     }
 }
