@@ -6,6 +6,7 @@
 #   JSONNET                    likewise
 #   VICTORIAMETRICS, VMAGENT   from tests/components/victoriametrics/
 #   OTELCOL                    from tests/components/otelcol/: a collector that scrapes and writes
+#   THANOS                     from tests/components/thanos/
 #   MANIFESTS                  from tests/components/kubernetes/: Helm's, kustomize's and Kubernetes' packages
 #   NFPM                       from deploy/packages/
 #   NODE_EXPORTER              Debian's package
@@ -200,6 +201,7 @@ build_go "VictoriaMetrics $version" "$here/components/victoriametrics" "$victori
     "-X github.com/VictoriaMetrics/VictoriaMetrics/lib/buildinfo.Version=PROGRAM-$version" \
     {victoria-metrics,vmagent}=github.com/VictoriaMetrics/VictoriaMetrics/app/PROGRAM
 build_go otelcol "$here/components/otelcol" "$cache/otelcol" remove_all_sd,netgo '' otelcol=.
+build_go Thanos "$here/components/thanos" "$cache/thanos" slicelabels '' thanos=github.com/thanos-io/thanos/cmd/thanos
 build_go nfpm "$here/../deploy/packages" "$cache/nfpm" '' '' nfpm=github.com/goreleaser/nfpm/v2/cmd/nfpm
 build_go manifests "$here/components/kubernetes" "$cache/manifests" '' '' manifests=.
 s3s_version=0.14.1 # 0.17 wants a newer Rust than 1.95
@@ -217,6 +219,7 @@ python_environment "$cache/python-mlflow2" requirements-mlflow2.txt
     printf 'export VICTORIAMETRICS=%q\n' "$victoriametrics/victoria-metrics"
     printf 'export VMAGENT=%q\n' "$victoriametrics/vmagent"
     printf 'export OTELCOL=%q\n' "$cache/otelcol/otelcol"
+    printf 'export THANOS=%q\n' "$cache/thanos/thanos"
     printf 'export NFPM=%q\n' "$cache/nfpm/nfpm"
     printf 'export JSONNET=%q\n' "$cache/jsonnet/jsonnet"
     printf 'export MANIFESTS=%q\n' "$cache/manifests/manifests"

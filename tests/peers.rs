@@ -200,6 +200,55 @@ fn victoriametrics_and_vmagent() {
     assert_eq!(failed, 0.0, "{}", promforest.tail());
 }
 
+/// Thanos Receive stores, with labels of its own, and Thanos Query answers.
+#[test]
+fn thanos_receive_and_query() {
+    let address = || format!("127.0.0.1:{}", support::free_port());
+    let (receive, receive_http, query, store) = (address(), address(), address(), address());
+    let example =
+        Example::new("thanos", &[("thanos-receive:19291", &receive), ("thanos-query:9090", &query)]);
+    let args = [
+        "receive",
+        "--label=receive_replica=\"0\"",
+        "--tsdb.out-of-order.time-window=30m",
+        "--tsdb.path=receive",
+        &format!("--remote-write.address={receive}"),
+        &format!("--grpc-address={store}"),
+        &format!("--receive.local-endpoint={store}"),
+        &format!("--http-address={receive_http}"),
+    ];
+    let mut receiver = example.start("thanos-receive", &support::thanos(), &args);
+    wait_for_ok(&mut receiver, &receive_http, "/-/ready");
+    let args = [
+        "query",
+        &format!("--endpoint={store}"),
+        &format!("--http-address={query}"),
+        &format!("--grpc-address={}", address()),
+    ];
+    let mut querier = example.start("thanos-query", &support::thanos(), &args);
+    wait_for_ok(&mut querier, &query, "/-/ready");
+    example.write_history(&receive, "/api/v1/receive", "", &[("cluster", "eu"), ("replica", "a")]);
+    let api = PrometheusApi(query);
+    let began_ms = now_ms();
+    let listen = format!("--web.listen-address={}", address());
+    let args = ["--config.file=prometheus.yml", "--storage.tsdb.path=prometheus", &listen];
+    let mut prometheus = example.start("prometheus", &PrometheusVersion::V3.prometheus(), &args);
+    let mut promforest = example.start_promforest();
+    let processes = &mut [&mut promforest, &mut prometheus, &mut receiver, &mut querier];
+    let found = check_scores(&example, processes, &api, began_ms);
+    let instance = example.hosts.address();
+    let expected = [
+        ("__name__", "anomaly_score"),
+        ("detector", "node_network"),
+        ("instance", &instance),
+        ("job", "node"),
+        ("receive_replica", "0"),
+        ("tenant_id", "default-tenant"),
+    ];
+    assert_eq!(found, labels(&expected));
+    check_nothing_lost(&example, &promforest);
+}
+
 /// Mimir's answers to the first write requests of promforest, and to all with the series of incidents.
 fn answer_as_mimir(n_writes: usize, names: &[String]) -> Option<mimir::Answer> {
     match n_writes {

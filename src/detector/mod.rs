@@ -26,8 +26,9 @@ pub use training::{TrainingConfig, learned_to_ms, renewal_waits};
 /// Labels that the output series carry themselves.
 const OUTPUT_LABELS: [&str; 5] = ["__name__", "detector", "model", "metric", "reason"];
 /// Labels of a scrape's origin, which change when a pod is replaced, usual external labels of a Prometheus, which all
-/// series have, and those of the scraping component of an OpenTelemetry collector, which name its version.
-const IGNORED_LABELS: [&str; 16] = [
+/// series have, those of the scraping component of an OpenTelemetry collector, which name its version, and those that Thanos
+/// Receive adds to what it stores.
+const IGNORED_LABELS: [&str; 18] = [
     "cluster",
     "container",
     "datacenter",
@@ -41,9 +42,11 @@ const IGNORED_LABELS: [&str; 16] = [
     "pod",
     "prometheus",
     "prometheus_replica",
+    "receive_replica",
     "region",
     "replica",
     "service",
+    "tenant_id",
 ];
 
 /// The keys of a block, without those of `alerts` and `model`.
@@ -67,7 +70,8 @@ pub const KEY_TABLES: [KeyTable; 3] = [
             Key::with_default(
                 "ignore",
                 "[cluster, container, datacenter, endpoint, environment, monitor, namespace, otel_scope_name, \
-                 otel_scope_schema_url, otel_scope_version, pod, prometheus, prometheus_replica, region, replica, service]",
+                 otel_scope_schema_url, otel_scope_version, pod, prometheus, prometheus_replica, receive_replica, region, \
+                 replica, service, tenant_id]",
                 "Labels that do not identify a feature: a pod that replaces another goes on with its features. Series of \
                  one metric that exist at the same time and differ in such a label only stay features of their own",
             ),

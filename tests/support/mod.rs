@@ -109,6 +109,11 @@ pub fn otelcol() -> PathBuf {
     program("OTELCOL", &["otelcol", "otelcol-contrib"])
 }
 
+/// Thanos: `THANOS`, or else the one in `PATH`.
+pub fn thanos() -> PathBuf {
+    program("THANOS", &["thanos"])
+}
+
 /// The maker of packages: `NFPM`, or else the one in `PATH`.
 pub fn nfpm() -> PathBuf {
     program("NFPM", &["nfpm"])
