@@ -1,5 +1,7 @@
-//! Links between the documents lead somewhere, each alert has its runbook, and the first page stays short.
+//! Links between the documents lead somewhere, each alert has its runbook, the first page stays short, and the image is built
+//! from all that the program includes.
 
+use regex::Regex;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -119,4 +121,37 @@ fn the_readme_is_short() {
     let readme = read("README.md");
     let n_words = readme.split_whitespace().count();
     assert!(n_words <= MAX_README_WORDS, "README.md has {n_words} words, the limit is {MAX_README_WORDS}");
+}
+
+/// Paths below the repository of the files that the sources include.
+fn included_files() -> Vec<PathBuf> {
+    let include = Regex::new(r#"include_(?:str|bytes)!\(\s*"([^"]+)""#).expect("a valid regex");
+    let root = Path::new(ROOT).canonicalize().expect("the repository");
+    let (mut files, mut folders) = (Vec::new(), vec![root.join("src")]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("a folder of src") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).expect("a source");
+                files.extend(include.captures_iter(&text).map(|found| {
+                    let file = folder.join(&found[1]).canonicalize().expect("an included file");
+                    file.strip_prefix(&root).expect("below the repository").to_path_buf()
+                }));
+            }
+        }
+    }
+    files
+}
+
+#[test]
+fn the_image_is_built_with_the_included_files() {
+    let ignored = read("deploy/Dockerfile.dockerignore");
+    let sent: Vec<&Path> = ignored.lines().filter_map(|line| line.strip_prefix('!')).map(Path::new).collect();
+    let files = included_files();
+    assert!(files.iter().any(|file| !file.starts_with("src")), "{files:?}");
+    let missing: Vec<_> =
+        files.iter().filter(|file| !sent.iter().any(|path| file.starts_with(path))).collect();
+    assert!(missing.is_empty(), "deploy/Dockerfile.dockerignore leaves out {missing:?}");
 }
