@@ -3,6 +3,7 @@
 
 mod support;
 
+use regex::Regex;
 use serde_json::Value;
 use std::fs;
 use std::io::Write;
@@ -78,6 +79,27 @@ fn check_config(config_map: &Value) -> support::command::CommandOutput {
     support::command::run_in(folder.path(), &["check", "config", "promforest.yml"])
 }
 
+/// The NetworkPolicy lets out to the ports of the servers and brokers that the configuration names.
+fn check_egress(objects: &[Value]) {
+    let server =
+        Regex::new(r"- url: (https?)://[^:/]+(?::(\d+))?/|- [^:/ ]+:(\d+)\n").expect("a valid regex");
+    let of_kind = |kind| objects.iter().find(|object| object["kind"] == kind);
+    let config = objects.iter().find_map(|object| object["data"]["promforest.yml"].as_str());
+    let (Some(policy), Some(config)) = (of_kind("NetworkPolicy"), config) else { return };
+    let rules = list(&policy["spec"]["egress"]);
+    let allowed: Vec<u64> =
+        rules.iter().flat_map(|rule| list(&rule["ports"])).filter_map(|port| port["port"].as_u64()).collect();
+    let mut n_servers = 0;
+    for found in server.captures_iter(config) {
+        let default =
+            if found.get(1).is_some_and(|scheme| scheme.as_str() == "https") { "443" } else { "80" };
+        let port = found.get(2).or(found.get(3)).map_or(default, |port| port.as_str());
+        assert!(allowed.contains(&port.parse().expect("a port")), "{}: {allowed:?}", &found[0]);
+        n_servers += 1;
+    }
+    assert!(n_servers > 0, "{config}");
+}
+
 #[test]
 fn the_objects_of_the_chart_are_valid() {
     for (release, values, n_objects) in VALUES {
@@ -89,6 +111,7 @@ fn the_objects_of_the_chart_are_valid() {
             let checked = check_config(config_map);
             assert_eq!((checked.status, &*checked.stderr), (0, ""), "{release} {values:?}");
         }
+        check_egress(&objects);
     }
 }
 
@@ -110,6 +133,12 @@ fn values_reach_their_objects() {
     assert_eq!(list(&pod["volumes"])[1]["secret"]["secretName"], "prometheus-password");
     assert_eq!(find(&everything, "ServiceMonitor/anomalies")["spec"]["endpoints"][0]["interval"], "15s");
     assert_eq!(find(&everything, "ServiceMonitor/anomalies")["metadata"]["labels"]["team"], "infrastructure");
+    let rules = find(&everything, "PrometheusRule/anomalies").to_string();
+    assert!(
+        rules.contains("\"runbook_url\":\"https://wiki.example.org/alerts.md#anomalyincident\""),
+        "{rules}"
+    );
+    assert!(!rules.contains("file://"), "{rules}");
     let dashboard = find(&everything, "ConfigMap/anomalies-dashboard-fleet");
     assert_eq!(dashboard["metadata"]["annotations"]["grafana_folder"], "Anomalies");
 
@@ -304,11 +333,36 @@ fn the_kustomization_has_the_objects_of_the_chart() {
     }
 }
 
-#[test]
-fn the_overlay_is_valid_and_changes_what_it_says() {
-    let built = manifests(&["build", "deploy/kubernetes/kustomize/overlays/example"], "").expect("it builds");
+/// The objects of an overlay, which are valid.
+fn overlay(name: &str) -> Vec<Value> {
+    let built = manifests(&["build", &format!("deploy/kubernetes/kustomize/overlays/{name}")], "");
+    let built = built.expect("it builds");
     manifests(&["check", "-"], &built).expect("valid");
     let objects = objects(&built);
+    check_egress(&objects);
+    objects
+}
+
+#[test]
+fn the_overlay_of_kube_prometheus_stack_is_the_base_with_another_image() {
+    let objects = overlay("kube-prometheus-stack");
+    let base = manifests(&["build", "deploy/kubernetes/kustomize/base"], "").expect("it builds");
+    let base = self::objects(&base);
+    assert_eq!(objects.iter().map(id).collect::<Vec<_>>(), base.iter().map(id).collect::<Vec<_>>());
+    for (object, of_base) in objects.iter().zip(&base) {
+        let mut expected = of_base.clone();
+        expected["metadata"]["namespace"] = "monitoring".into();
+        if expected["kind"] == "StatefulSet" {
+            let image = &mut expected["spec"]["template"]["spec"]["containers"][0]["image"];
+            *image = "registry.example.com/promforest:0.1.0".into();
+        }
+        assert_eq!(object, &expected);
+    }
+}
+
+#[test]
+fn the_example_overlay_changes_what_it_says() {
+    let objects = overlay("example");
     let pod = &find(&objects, "StatefulSet/promforest")["spec"]["template"]["spec"];
     assert_eq!(pod["containers"][0]["image"], "registry.example.com/promforest:0.1.0");
     assert_eq!(pod["containers"][0]["resources"]["limits"]["memory"], "4Gi");
@@ -378,4 +432,5 @@ fn the_pods_of_the_kafka_example_are_members_by_their_names() {
     assert_eq!((&container["env"][0]["name"], field), (&"POD_NAME".into(), &"metadata.name".into()));
     let checked = check_config(find(&objects, "ConfigMap/promforest"));
     assert_eq!((checked.status, &*checked.stderr), (0, ""), "{}", checked.stdout);
+    check_egress(&objects);
 }
