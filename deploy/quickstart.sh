@@ -95,11 +95,18 @@ check_free() { # variable port
     fi
 }
 
+is_at_least() { [ "$(printf '%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
+
 find_cargo() {
+    local needed version
     [ -z "${PROMFOREST_BIN:-}" ] || return 0
     command -v cargo >/dev/null || PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
     command -v cargo >/dev/null || die "cargo, Rust's build tool, is not in PATH" \
         "install Rust (https://rustup.rs), or name a built promforest in PROMFOREST_BIN"
+    needed=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' "$repo/Cargo.toml")
+    version=$(cd "$repo" && cargo --version | cut -d ' ' -f 2)
+    is_at_least "$version" "$needed" || die "cargo is version $version; promforest needs $needed or newer" \
+        "rustup update, or name a built promforest in PROMFOREST_BIN"
 }
 
 # Debian's packages would also run Prometheus and node_exporter as services, on the usual ports. That is not wanted here:
@@ -169,8 +176,8 @@ find_programs() {
 
     local version
     version=$("$prometheus" --version 2>&1 | sed -n '1s/^prometheus, version \([0-9]*\.[0-9]*\).*/\1/p')
-    [ "$(printf '%s\n' 2.39 "${version:-0}" | sort -V | head -n 1)" = 2.39 ] ||
-        die "$prometheus is version ${version:-unknown}; promforest needs 2.39 or newer (out_of_order_time_window)" \
+    is_at_least "${version:-0}" 2.42 ||
+        die "$prometheus is version ${version:-unknown}; the rules of promforest need 2.42 or newer (keep_firing_for)" \
             "name a newer one in PROMETHEUS_BIN"
 }
 
@@ -384,7 +391,7 @@ where_to_look() {
     [ "$prometheus_port" = 9090 ] || burst="PROMETHEUS_PORT=$prometheus_port $burst"
     heading "Where to look"
     note "promforest's own page                          $promforest_url/"
-    note "anomaly_score          1 is the threshold      $(graph anomaly_score)"
+    note "anomaly_score          incident from about 1   $(graph anomaly_score)"
     note "node_network_anomaly   negative is an anomaly  $(graph node_network_anomaly)"
     note "the traffic behind it                          $(graph 'rate(node_network_receive_bytes_total%5B1m%5D)')"
     note "alerts                                         $prometheus_url/alerts"
@@ -397,13 +404,14 @@ where_to_look() {
 }
 
 watch_score() {
-    local score decision was=calm now
+    local score threshold decision was=calm now
     while :; do
         check_alive
         score=$(query 'anomaly_score{job="node"}')
+        threshold=$(query 'anomaly_threshold{job="node"}')
         decision=$(query 'node_network_anomaly{job="node"}')
         if [ -n "$score" ]; then
-            now=$(awk "BEGIN {print ($score > 1) ? \"anomaly\" : \"calm\"}")
+            now=$(awk "BEGIN {print ($score >= ${threshold:-1}) ? \"anomaly\" : \"calm\"}")
             if [ "$now" != "$was" ]; then
                 tick_end
                 note "$(date +%T)  $was -> $now (score $(rounded "$score"))"

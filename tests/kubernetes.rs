@@ -83,7 +83,7 @@ fn check_config(config_map: &Value) -> support::command::CommandOutput {
 fn check_egress(objects: &[Value]) {
     let server =
         Regex::new(r"- url: (https?)://[^:/]+(?::(\d+))?/|- [^:/ ]+:(\d+)\n").expect("a valid regex");
-    let of_kind = |kind| objects.iter().find(|object| object["kind"] == kind);
+    let of_kind = |kind: &str| objects.iter().find(|object| object["kind"] == kind);
     let config = objects.iter().find_map(|object| object["data"]["promforest.yml"].as_str());
     let (Some(policy), Some(config)) = (of_kind("NetworkPolicy"), config) else { return };
     let rules = list(&policy["spec"]["egress"]);

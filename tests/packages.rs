@@ -20,6 +20,8 @@ const FILES: [&str; 7] = [
     "/usr/share/man/man1/promforest.1.gz",
 ];
 const DOCUMENTS: &str = "/usr/share/doc/promforest";
+/// The page that the alerts name.
+const RUNBOOK: &str = "alerts.md";
 /// Scripts of both packages: the name in a Debian package, and the file.
 const SCRIPTS: [(&str, &str); 3] =
     [("postinst", "postinstall.sh"), ("prerm", "preremove.sh"), ("postrm", "postremove.sh")];
@@ -54,9 +56,14 @@ fn check_files(paths: &[String], own: [&str; 1]) {
         paths.iter().map(String::as_str).filter(|path| !path.starts_with(DOCUMENTS)).collect();
     found.sort_unstable();
     assert_eq!(found, expected);
-    for name in
-        ["README.md", "deploy/prometheus/promforest.rules.yml", "deploy/grafana/dashboards/fleet.json"]
-    {
+    let runbook = format!("runbook_url: file://{DOCUMENTS}/{RUNBOOK}#");
+    assert!(include_str!("../deploy/prometheus/promforest.rules.yml").contains(&runbook), "{runbook}");
+    for name in [
+        "README.md",
+        RUNBOOK,
+        "deploy/prometheus/promforest.rules.yml",
+        "deploy/grafana/dashboards/fleet.json",
+    ] {
         assert!(paths.contains(&format!("{DOCUMENTS}/{name}")), "{name} is not in {paths:?}");
     }
 }
