@@ -1,28 +1,25 @@
 #!/usr/bin/env python3
-"""Records a network of three hosts with real traffic, real faults and real labels.
+"""A network of three hosts with real traffic, real faults and real labels: recorded, or live.
 
     tests/quality/netlab/lab.py record FOLDER [--seed 1] [--ordinary-days 9] [--faulty-days 20] [--day-seconds 120]
-    tests/quality/netlab/lab.py live
+    tests/quality/netlab/lab.py live URL [--row-seconds 1]
 
 Each host is a network namespace with five devices, its own node_exporter, and a container behind a bridge; one Prometheus
-scrapes them once a lab minute. A lab minute lasts day_seconds / 1440 s: times are stretched to a minute a row and counters
-multiplied by the same factor, so that rates per second stay what they were.
+scrapes them once a lab minute. A recording's minute lasts day_seconds / 1440 s: times are stretched to a minute a row and
+counters multiplied by the same factor, so that rates per second stay what they were.
 
-Needs root (network namespaces), iproute2, PostgreSQL, node_exporter and Prometheus: PROMETHEUS_3, NODE_EXPORTER,
-POSTGRES_BIN as tests/components.sh prints them, and numpy, pyarrow and psycopg2. Everything stays in namespaces of its own
-and ends with the command.
+Needs root or user namespaces, Debian's iproute2, mount and util-linux, PostgreSQL, node_exporter and Prometheus:
+PROMETHEUS_3, NODE_EXPORTER, POSTGRES_BIN as tests/components.sh prints them, and numpy, pyarrow and psycopg2. Processes,
+networks and files are in namespaces of the command, and end with it, however it ends.
 """
 
 import argparse
 import json
 import os
-import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.parse
 import urllib.request
@@ -34,31 +31,49 @@ import plan as plans
 import pyarrow as pa
 import pyarrow.parquet as pq
 from plan import ADDRESS, DEVICES, HOSTS
+from traffic import prefer_lab
 
 HERE = Path(__file__).resolve().parent
-PREFIX = f"lab{os.getpid()}-"
+# A file system of this command alone, with the names of the networks.
+RUN = Path("/run")
+PLAN = RUN / "plan.npy"
+DATABASE = RUN / "postgres"
 NAMESPACES = ["switch", "world", "store", *HOSTS, *(f"{host}-c" for host in HOSTS)]
 METRICS = ["receive_bytes", "transmit_bytes", "receive_packets", "transmit_packets"]
 MIN_ROWS = 0.99  # of the minutes
 EPOCH_MS = 1_772_409_600_000  # Monday, 2026-03-02T00:00:00Z
 
 
-def ip(*words, namespace=None, check=True):
-    inside = ["-n", PREFIX + namespace] if namespace else []
-    subprocess.run(["ip", *inside, *words], check=check, capture_output=not check)
+def isolate():
+    """Starts the command again as the first of processes of its own, with mounts of its own, and returns there."""
+    if os.getpid() == 1:
+        subprocess.run(["mount", "-t", "tmpfs", "lab", RUN], check=True)
+        return
+    for user in ([], ["--user", "--map-root-user"]):
+        unshare = ["unshare", *user, "--mount", "--pid", "--fork", "--kill-child"]
+        probe = subprocess.run([*unshare, "--net", "true"], capture_output=True, text=True)
+        if probe.returncode == 0:
+            os.execvp("unshare", [*unshare, sys.executable, *sys.argv])
+    sys.exit(f"error: no network namespaces here: they need root, or user namespaces for everyone ({probe.stderr.strip()})")
 
 
-def run_inside(namespace, *command, **options):
-    return subprocess.Popen(["ip", "netns", "exec", PREFIX + namespace, *command], start_new_session=True, **options)
+def ip(*words, namespace, check=True):
+    subprocess.run(["ip", "-n", namespace, *words], check=check, capture_output=not check)
+
+
+def inside(namespace, *command):
+    return ["nsenter", f"--net={RUN}/netns/{namespace}", *command]
 
 
 class Network:
-    """Namespaces and their links; removed at the end, and with them what an earlier run has left."""
+    """Namespaces and their links."""
 
-    def __enter__(self):
-        self.remove()
+    def __init__(self):
+        (RUN / "netns").mkdir()
         for namespace in NAMESPACES:
-            ip("netns", "add", PREFIX + namespace)
+            file = RUN / "netns" / namespace
+            file.touch()
+            subprocess.run(["unshare", "--net", "mount", "--bind", "/proc/self/ns/net", file], check=True)
             ip("link", "set", "lo", "up", namespace=namespace)
         for bridge in ("lan0", "lan1"):
             ip("link", "add", bridge, "type", "bridge", namespace="switch")
@@ -72,24 +87,9 @@ class Network:
             ip("link", "set", "docker0", "up", namespace=host)
             ip("addr", "add", self.gateway(host) + "/24", "dev", "docker0", namespace=host)
             self.container_link(host)
-            subprocess.run(
-                ["ip", "netns", "exec", PREFIX + host, "sysctl", "-q", "-w", "net.ipv4.ip_forward=1"], check=True
-            )
+            subprocess.run(inside(host, "sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward"), check=True)
         for namespace in ["world", *HOSTS]:
             self.routes(namespace)
-        return self
-
-    def __exit__(self, *_):
-        self.remove()
-
-    def remove(self):
-        there = subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True).stdout
-        for namespace, pid in re.findall(r"^(lab(\d+)-\S+)", there, re.MULTILINE):
-            if int(pid) == os.getpid() or not Path("/proc", pid).exists():
-                pids = subprocess.run(["ip", "netns", "pids", namespace], check=True, capture_output=True, text=True).stdout
-                for inside in pids.split():
-                    os.kill(int(inside), signal.SIGKILL)
-                ip("netns", "del", namespace)
 
     @staticmethod
     def gateway(host):
@@ -98,7 +98,7 @@ class Network:
     @staticmethod
     def pair(a, a_device, b, b_device):
         """A link without segmentation offload, so that packets are counted as on a wire."""
-        ip("link", "add", a_device, "type", "veth", "peer", "name", b_device, "netns", PREFIX + b, namespace=a)
+        ip("link", "add", a_device, "type", "veth", "peer", "name", b_device, "netns", b, namespace=a)
         for namespace, device in ((a, a_device), (b, b_device)):
             ip("link", "set", "dev", device, "gso_max_segs", "1", "up", namespace=namespace)
 
@@ -138,9 +138,9 @@ class Network:
                 self.container_link(namespace)
             case ["limit", rate]:
                 command = ["qdisc", "replace", "dev", device, "root", "tbf", "rate", f"{rate}bps", "burst", "16kb", "latency", "40ms"]
-                subprocess.run(["tc", "-n", PREFIX + namespace, *command], check=True)
+                subprocess.run(["tc", "-n", namespace, *command], check=True)
             case ["unlimit"]:
-                subprocess.run(["tc", "-n", PREFIX + namespace, "qdisc", "del", "dev", device, "root"], check=True)
+                subprocess.run(["tc", "-n", namespace, "qdisc", "del", "dev", device, "root"], check=True)
 
 
 def node_exporter(host):
@@ -151,8 +151,8 @@ def node_exporter(host):
     program = os.environ["NODE_EXPORTER"]
     flags = ["--web.systemd-socket", "--collector.disable-defaults", "--collector.netdev"]
     flags += ["--collector.netdev.device-exclude=^$", "--log.level=error"]
-    run_inside(
-        host, "sh", "-c", script, "sh", program, *flags,
+    subprocess.Popen(
+        inside(host, "sh", "-c", script, "sh", program, *flags),
         pass_fds=[listener.fileno()], env={**os.environ, "LISTEN_FDS": "1"}, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     return listener.getsockname()[1]
@@ -164,16 +164,22 @@ def free_port():
 
 
 class Prometheus:
-    def __init__(self, folder, ports, interval):
+    """Scrapes the hosts, and sends what it scrapes to a URL, if there is one."""
+
+    def __init__(self, ports, interval, write_to=None):
         self.url = f"http://127.0.0.1:{free_port()}"
         targets = [{"targets": [f"127.0.0.1:{port}"], "labels": {"instance": host}} for host, port in ports.items()]
         scrape = {"job_name": "node", "scrape_interval": f"{round(interval * 1000)}ms", "static_configs": targets}
         scrape["scrape_timeout"] = scrape["scrape_interval"]
-        config = folder / "prometheus.yml"
-        config.write_text(json.dumps({"scrape_configs": [scrape]}), encoding="utf-8")
-        command = [os.environ["PROMETHEUS_3"], f"--config.file={config}", f"--storage.tsdb.path={folder / 'tsdb'}"]
+        queue = {"batch_send_deadline": scrape["scrape_interval"], "max_shards": 1}
+        keep = {"source_labels": ["__name__"], "regex": "node_network_.*", "action": "keep"}
+        write = {"url": write_to, "queue_config": queue, "write_relabel_configs": [keep]}
+        config = RUN / "prometheus.yml"
+        remote_write = [write] if write_to else []
+        config.write_text(json.dumps({"scrape_configs": [scrape], "remote_write": remote_write}), encoding="utf-8")
+        command = [os.environ["PROMETHEUS_3"], f"--config.file={config}", f"--storage.tsdb.path={RUN / 'tsdb'}"]
         command += [f"--web.listen-address={self.url[7:]}", "--log.level=error", "--query.max-samples=100000000"]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def wait(self):
         for _ in range(200):
@@ -194,20 +200,16 @@ class Prometheus:
         return np.array([(float(t), float(v)) for t, v in result[0]["values"]]).T
 
 
-class Postgres:
-    def __init__(self, folder):
-        self.data = folder / "postgres"
-        self.data.mkdir()
-        shutil.chown(folder, "nobody")
-        shutil.chown(self.data, "nobody")
-        tool = lambda name: os.path.join(os.environ["POSTGRES_BIN"], name)
-        as_nobody = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
-        command = [*as_nobody, tool("initdb"), "-D", str(self.data), "-U", "postgres", "-A", "trust", "-N"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        with open(self.data / "pg_hba.conf", "a", encoding="utf-8") as file:
-            file.write("host all all 172.17.0.0/16 trust\n")
-        settings = ["-c", "listen_addresses=*", "-c", "fsync=off", "-c", f"unix_socket_directories={self.data}"]
-        run_inside("db-c", *as_nobody, tool("postgres"), "-D", str(self.data), *settings, stderr=subprocess.DEVNULL)
+def postgres(program, *options):
+    """A command of PostgreSQL, which refuses to run as root: it runs as somebody else, who is root outside."""
+    program = os.path.join(os.environ["POSTGRES_BIN"], program)
+    return ["unshare", "--user", "--map-user=65534", "--map-group=65534", program, "-D", str(DATABASE), *options]
+
+
+def make_database():
+    subprocess.run(postgres("initdb", "-U", "postgres", "-A", "trust", "-N"), check=True, stdout=subprocess.DEVNULL)
+    with open(DATABASE / "pg_hba.conf", "a", encoding="utf-8") as file:
+        file.write("host all all 172.17.0.0/16 trust\n")
 
 
 def perform(network, links, start, row_seconds):
@@ -264,62 +266,58 @@ def save(folder, plan, recorded):
             file.write(json.dumps(row) + "\n")
 
 
-def begin(folder, plan, row_seconds):
+def begin(plan, row_seconds):
     """Starts the programs of every namespace; the time of the first lab minute."""
-    Postgres(folder)
-    np.save(folder / "plan.npy", plan.table)
+    make_database()
+    np.save(PLAN, plan.table)
     start = round(time.time() + 5, 1)
     for namespace in NAMESPACES[1:]:
-        program = [sys.executable, str(HERE / "traffic.py"), str(folder / "plan.npy")]
-        run_inside(namespace, *program, namespace, str(start), str(row_seconds))
+        program = [sys.executable, str(HERE / "traffic.py"), str(PLAN)]
+        subprocess.Popen(inside(namespace, *program, namespace, str(start), str(row_seconds)))
+    prefer_lab()
+    settings = ["-c", "listen_addresses=*", "-c", "fsync=off", "-c", f"unix_socket_directories={DATABASE}"]
+    subprocess.Popen(inside("db-c", *postgres("postgres", *settings)), stderr=subprocess.DEVNULL)
     return start
-
-
-def prefer_lab():
-    """Real-time priority for all that follows: a busy machine would stall the traffic, which is no fault of the plan."""
-    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
 
 
 def record(args):
     plan = plans.make(args.seed, args.ordinary_days, args.faulty_days)
     row_seconds = args.day_seconds / plans.DAY
-    with tempfile.TemporaryDirectory() as temporary, Network() as network:
-        folder = Path(temporary)
-        prometheus = Prometheus(folder, {host: node_exporter(host) for host in HOSTS}, row_seconds)
-        try:
-            prometheus.wait()
-            start = begin(folder, plan, row_seconds)
-            end = (plan.n_minutes, "switch", "lan0", "up")
-            perform(network, [*plan.links, end], start, row_seconds)
-            time.sleep(2 * row_seconds)
-            save(args.folder, plan, tables(prometheus, start, row_seconds, plan.n_minutes))
-        finally:
-            prometheus.process.terminate()
-            prometheus.process.wait()
+    network = Network()
+    start = begin(plan, row_seconds)
+    prometheus = Prometheus({host: node_exporter(host) for host in HOSTS}, row_seconds)
+    prometheus.wait()
+    end = (plan.n_minutes, "switch", "lan0", "up")
+    perform(network, [*plan.links, end], start, row_seconds)
+    time.sleep(2 * row_seconds)
+    save(args.folder, plan, tables(prometheus, start, row_seconds, plan.n_minutes))
 
 
-def live(_):
-    """Ordinary traffic at a second a lab minute, and faults on command: `start KIND` and `stop` on standard input."""
+def live(args):
+    """Ordinary traffic, and faults on command: `start KIND` on standard input answers with its labels, `stop` ends all. What
+    Prometheus scrapes is sent to a URL by remote write."""
     kinds = {fault[0]: fault for fault in plans.FAULTS}
-    with tempfile.TemporaryDirectory() as temporary, Network() as network:
-        folder = Path(temporary)
-        begun = begin(folder, plans.steady(1, 3600), 1.0)
-        print(json.dumps({host: node_exporter(host) for host in HOSTS}), flush=True)
-        plan = plans.Plan(np.load(folder / "plan.npy", mmap_mode="r+"))
-        calm = plan.table.copy()
-        for line in sys.stdin:
-            command, _, kind = line.strip().partition(" ")
-            if command == "start":
-                now = int(time.time() - begun) + 1
-                kinds[kind][3](plan, now, plan.n_minutes, True)
-                links = [link for link in plan.links if link[0] == now]
-            else:
-                plan.table[:] = calm
-                links = [link for link in plan.links if link[0] == plan.n_minutes]
-                plan.links.clear()
-            for _, *link in links:
-                network.act(*link)
-            print(json.dumps(line.strip()), flush=True)
+    network = Network()
+    begun = begin(plans.steady(1, 3600), args.row_seconds)
+    time.sleep(max(0.0, begun + 1 - time.time()))
+    Prometheus({host: node_exporter(host) for host in HOSTS}, args.row_seconds, args.url).wait()
+    plan = plans.Plan(np.load(PLAN, mmap_mode="r+"))
+    calm = plan.table.copy()
+    for line in sys.stdin:
+        command, _, kind = line.strip().partition(" ")
+        labels = []
+        if command == "start":
+            now = int((time.time() - begun) / args.row_seconds) + 1
+            kinds[kind][3](plan, now, plan.n_minutes, True)
+            links = [link for link in plan.links if link[0] == now]
+            labels = [dict(zip(("host", "devices", "metrics"), label)) for label in plans.labels_of(kinds[kind], True)]
+        else:
+            plan.table[:] = calm
+            links = [link for link in plan.links if link[0] == plan.n_minutes]
+            plan.links.clear()
+        for _, *link in links:
+            network.act(*link)
+        print(json.dumps(labels), flush=True)
 
 
 def main():
@@ -332,15 +330,19 @@ def main():
     recording.add_argument("--faulty-days", type=int, default=20)
     recording.add_argument("--day-seconds", type=float, default=120)
     recording.set_defaults(run=record)
-    commands.add_parser("live", help=live.__doc__).set_defaults(run=live)
+    playing = commands.add_parser("live", help=live.__doc__)
+    playing.add_argument("url", help="remote-write endpoint")
+    playing.add_argument("--row-seconds", type=float, default=1.0)
+    playing.set_defaults(run=live)
     args = parser.parse_args()
-    if os.geteuid() != 0:
-        sys.exit("error: the lab needs root: it makes network namespaces")
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
+    programs = [name for name in ("ip", "tc", "mount", "nsenter", "unshare") if not shutil.which(name)]
+    if programs:
+        sys.exit(f"error: not in PATH: {', '.join(programs)} (Debian's packages iproute2, mount and util-linux)")
     missing = [name for name in ("PROMETHEUS_3", "NODE_EXPORTER", "POSTGRES_BIN") if name not in os.environ]
     if missing:
         sys.exit(f"error: not set: {', '.join(missing)} (eval \"$(tests/components.sh)\")")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    prefer_lab()
+    isolate()
     args.run(args)
 
 
