@@ -70,6 +70,8 @@ debian_components() {
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
     command -v java >/dev/null || missing+=(default-jre-headless)
     command -v mvn >/dev/null || missing+=(maven)
+    command -v ip >/dev/null || missing+=(iproute2)
+    command -v mount >/dev/null || missing+=(mount)
     [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}"
     postgres_bin >/dev/null || die "no initdb and postgres in /usr/lib/postgresql/*/bin"
     local version

@@ -7,6 +7,8 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of the head of a request.
+const MAX_HEAD: usize = 16 << 10;
 
 /// A response with a text for a body.
 #[derive(Debug)]
@@ -55,6 +57,22 @@ impl Response {
 
 fn status(head: &str) -> Option<u16> {
     head.split(' ').nth(1)?.parse().ok()
+}
+
+/// Reads one request with a body of known length: its head, and the body.
+pub fn read_request(stream: &mut TcpStream) -> io::Result<(String, Vec<u8>)> {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        stream.read_exact(&mut byte)?;
+        head.push(byte[0]);
+        assert!(head.len() < MAX_HEAD, "a long head");
+    }
+    let head = String::from_utf8(head).expect("ASCII");
+    let length = headers(&head).get("content-length").map_or(0, |length| length.parse().expect("a length"));
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body)?;
+    Ok((head, body))
 }
 
 /// The headers of a request or response, by their names in lower case.

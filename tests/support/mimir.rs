@@ -4,7 +4,7 @@ use super::http;
 use promforest::prom::proto::WriteRequest;
 use promforest::prom::wire::snappy;
 use prost::Message as _;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,8 +12,6 @@ use std::thread;
 
 /// The only tenant.
 pub const TENANT: &str = "infrastructure";
-/// Bytes of the head of a request.
-const MAX_HEAD: usize = 16 << 10;
 
 /// An answer instead of that of Prometheus: status, further headers that each end with a line feed, text.
 pub type Answer = (u16, &'static str, &'static str);
@@ -44,18 +42,8 @@ fn serve(
     n_writes: &AtomicUsize,
     answer: &impl Fn(usize, &[String]) -> Option<Answer>,
 ) -> io::Result<()> {
-    let mut head = Vec::new();
-    let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") {
-        stream.read_exact(&mut byte)?;
-        head.push(byte[0]);
-        assert!(head.len() < MAX_HEAD, "a long head");
-    }
-    let head = String::from_utf8(head).expect("ASCII");
+    let (head, body) = http::read_request(&mut stream)?;
     let headers = http::headers(&head);
-    let length = headers.get("content-length").map_or(0, |length| length.parse().expect("a length"));
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body)?;
     let path = head.split(' ').nth(1).unwrap_or_default();
     let tenant = headers.get("x-scope-orgid").map(String::as_str);
     let target = match path {
