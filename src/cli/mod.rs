@@ -114,7 +114,7 @@ enum Check {
     },
     /// Check that a running sidecar is alive
     Healthy(ProbeArgs),
-    /// Check that a running sidecar has a model for every group, and print what is missing
+    /// Check that each detector of a running sidecar has a model for at least one group, and print what is missing
     Ready(ProbeArgs),
 }
 

@@ -29,8 +29,8 @@ pub const MAX_SAMPLES_PER_ROW: usize =
 
 /// Names and help of the output series whose names do not depend on the configuration.
 pub const OUTPUT_METADATA: [(&str, &str); 9] = [
-    ("anomaly_score", "Anomaly score of a row; 1 is the alert threshold"),
-    ("anomaly_threshold", "Anomaly score at which an incident opens"),
+    ("anomaly_score", "Anomaly score of a row; an incident opens at anomaly_threshold"),
+    ("anomaly_threshold", "Anomaly score at which an incident opens: about 1, more after incidents"),
     ("anomaly_incident", "1 during an incident, otherwise 0"),
     ("anomaly_job_incident", "1 while many groups of a job share an incident, otherwise 0"),
     ("anomaly_contribution", "Share of a feature in an incident"),

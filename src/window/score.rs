@@ -30,7 +30,7 @@ impl ModelRole {
 pub struct Score {
     /// scikit-learn's `decision_function`, in [-1, 1]; negative is anomalous.
     pub decision: f64,
-    /// At least 0; 1 is the alert threshold.
+    /// At least 0; an incident opens at [`IncidentState::threshold`].
     pub score: f64,
     /// The incident state, for models that score rows in sequence.
     pub incident_state: Option<IncidentState>,
@@ -39,7 +39,7 @@ pub struct Score {
 /// The incident state at one row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct IncidentState {
-    /// The threshold that a score of 1 stands for, in raw units.
+    /// The score at which an incident opens, about 1.
     pub threshold: f64,
     /// True during an incident.
     pub is_incident: bool,

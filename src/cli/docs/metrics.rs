@@ -33,7 +33,7 @@ labels of `by`, so the scrape needs `honor_labels: true`; `job` and `instance` a
 const GROUP: &str = "`detector`, labels of `by`";
 
 /// Labels of the metrics that have some, without the prefix of their names.
-const LABELS: [(&str, &str); 42] = [
+const LABELS: [(&str, &str); 43] = [
     ("build_info", "`version`, `revision`, `rustversion`"),
     ("http_requests_denied_total", "`reason`"),
     ("remote_write_samples_failed_total", "`reason`"),
@@ -45,6 +45,7 @@ const LABELS: [(&str, &str); 42] = [
     ("ingest_samples_dropped_total", "`reason`"),
     ("ingest_rejected_total", "`reason`"),
     ("ingest_requests_total", "`code`, `reason`, `version`"),
+    ("tenant_samples_dropped_total", "`tenant`"),
     ("ingest_ignored_total", "`kind`"),
     ("kafka_lag_records", "`partition`"),
     ("kafka_commits_total", "`outcome`"),
@@ -139,6 +140,19 @@ mod tests {
         let page = PageFormat::Text.encode(&pipeline::metrics_registry()).expect("it encodes");
         for (name, _) in LABELS {
             assert!(page.contains(&format!("# TYPE promforest_{name} ")), "{name}");
+        }
+    }
+
+    /// A new registry has a sample of each metric without labels, and of no other.
+    #[test]
+    fn every_metric_of_the_registry_that_has_labels_is_listed() {
+        let page = PageFormat::Text.encode(&pipeline::metrics_registry()).expect("it encodes");
+        let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+        for (name, _) in types {
+            let own = name.strip_prefix("promforest_").unwrap_or(name);
+            let is_listed = LABELS.iter().any(|(metric, _)| *metric == own);
+            let has_sample = page.lines().any(|line| line.starts_with(&format!("{name} ")));
+            assert_ne!(is_listed, has_sample, "{name}");
         }
     }
 }
