@@ -2,7 +2,7 @@
 # Prints the crates that are linked into the program, and the texts of their licences: deploy/packages/third-party.sh [TARGET]
 #
 # Each text is printed once, after the names of the crates whose packages have it. The same Cargo.lock and target of the compiler
-# give the same bytes.
+# give the same bytes. FEATURES in the environment names features of the program.
 set -euo pipefail
 export LC_ALL=C
 
@@ -17,9 +17,10 @@ command -v cargo >/dev/null || die "cargo is not in PATH: install Rust (https://
 target=${1:-$(rustc -vV | sed -n 's/^host: //p')}
 
 # NAME vVERSION|LICENCE, a line each, without macros and what only the build and the tests need.
-crates=$(cargo tree --locked --target "$target" --edges normal,no-proc-macro --prefix none --no-dedupe --format '{p}|{l}' |
+crates=$(cargo tree --locked --features "${FEATURES:-}" --target "$target" --edges normal,no-proc-macro --prefix none \
+    --no-dedupe --format '{p}|{l}' |
     grep -v '^promforest v' | sort -u) || die "cargo tree failed"
-manifests=$(cargo metadata --locked --filter-platform "$target" --format-version 1 |
+manifests=$(cargo metadata --locked --features "${FEATURES:-}" --filter-platform "$target" --format-version 1 |
     grep -o '"manifest_path":"[^"]*"' | cut -d '"' -f 4) || die "cargo metadata failed"
 
 declare -A users=() texts=() # the crates that have a text, and a file with it, by its checksum
