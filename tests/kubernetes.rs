@@ -81,8 +81,8 @@ fn check_config(config_map: &Value) -> support::command::CommandOutput {
 
 /// The NetworkPolicy lets out to the ports of the servers and brokers that the configuration names.
 fn check_egress(objects: &[Value]) {
-    let server =
-        Regex::new(r"- url: (https?)://[^:/]+(?::(\d+))?/|- [^:/ ]+:(\d+)\n").expect("a valid regex");
+    let server = Regex::new(r"(?m)^\s*(?:- )?url: (https?)://[^:/]+(?::(\d+))?/|^\s*- [^:/ ]+:(\d+)$")
+        .expect("a valid regex");
     let of_kind = |kind: &str| objects.iter().find(|object| object["kind"] == kind);
     let config = objects.iter().find_map(|object| object["data"]["promforest.yml"].as_str());
     let (Some(policy), Some(config)) = (of_kind("NetworkPolicy"), config) else { return };
