@@ -156,7 +156,7 @@ async fn inputs_from_history<'a>(
         history_range.from_ms = Some(trained_ms - model.schema.transform.lookback_ms());
     }
     let model = replay_model.map(|replay_model| &replay_model.model);
-    let registry = args.registry.open(config)?;
+    let registry = args.registry.open_or_create(config)?;
     let training_inputs =
         TrainingInputs::from_history(&args.training_data, config, &registry, history_range, model).await?;
     Ok((training_inputs, TableLabels::default(), start_ms))

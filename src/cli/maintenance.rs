@@ -1,7 +1,7 @@
 //! `promforest maintenance`: times in which no incident opens and nothing is learned. A running sidecar follows within
 //! `registry.poll_interval`.
 
-use super::{OutputFormat, RegistryArgs, print};
+use super::{OutputFormat, RegistryArgs, print, select_detectors};
 use crate::error::BoxError;
 use crate::models::registry::periods::{GroupSelector, Period, PeriodKind};
 use crate::prom::duration;
@@ -84,8 +84,11 @@ async fn start(args: StartArgs) -> Result<(), BoxError> {
         comment: args.comment,
     };
     period.check()?;
+    let config = args.registry.config()?;
+    let detectors = select_detectors(&config, period.detector.as_deref())?;
+    period.groups.check_labels(detectors.iter().flat_map(|detector| &detector.by))?;
     let text = describe(&period);
-    args.registry.open(&args.registry.config()?)?.record_period(period).await?;
+    args.registry.open(&config)?.record_period(period).await?;
     Ok(print(&text)?)
 }
 

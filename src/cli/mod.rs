@@ -197,8 +197,22 @@ impl RegistryArgs {
         load_config(self.config_file.as_deref())
     }
 
-    fn open(&self, config: &Config) -> Result<Registry, BoxError> {
+    /// The registry; one in a folder need not exist yet.
+    fn open_or_create(&self, config: &Config) -> Result<Registry, BoxError> {
         Ok(Registry::open(&config.registry, &self.storage_path)?)
+    }
+
+    /// The registry of a sidecar: other flags than the sidecar's would name an empty one.
+    fn open(&self, config: &Config) -> Result<Registry, BoxError> {
+        let registry = self.open_or_create(config)?;
+        if let Registry::Directory(directory) = &registry
+            && !directory.root().exists()
+            && !self.storage_path.exists()
+        {
+            let folder = directory.root().display();
+            return Err(format!("there is no registry in {folder}: give --storage.path and --config.file as the sidecar has them").into());
+        }
+        Ok(registry)
     }
 
     /// The command that promotes a version, for the user.

@@ -396,7 +396,7 @@ async fn import(args: ImportArgs) -> Result<(), BoxError> {
     let name = args.name.clone().unwrap_or_else(|| config.registry.model_name(&detector.name));
     let note = format!("imported from {}", model.card.origin);
     let new_version = NewVersion { model: &model, report: None, note };
-    let version = args.registry.open(&config)?.register(&name, &new_version).await?;
+    let version = args.registry.open_or_create(&config)?.register(&name, &new_version).await?;
     println!("{name} version {version}: {}", summary(&model));
     println!("put it into service: {}", args.registry.promote_command(&name, version));
     Ok(())
@@ -408,7 +408,7 @@ async fn read_source(args: &ImportArgs, config: &Config) -> Result<Files, BoxErr
     if registered.is_none() && run_path.is_none() {
         return Ok(import::read_files(Path::new(&args.source))?);
     }
-    let Registry::Mlflow(mlflow) = args.registry.open(config)? else {
+    let Registry::Mlflow(mlflow) = args.registry.open_or_create(config)? else {
         return Err(
             format!("{} is in MLflow, but the configuration has no registry.mlflow", args.source).into()
         );

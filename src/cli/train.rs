@@ -96,7 +96,7 @@ pub async fn run(args: TrainArgs) -> Result<(), BoxError> {
             let to_ms = args.end.map_or_else(time::now_ms, Timestamp::as_millisecond);
             let from_ms = args.start.map(Timestamp::as_millisecond);
             let history_range = HistoryRange { from_ms, train_to_ms: to_ms, to_ms };
-            let registry = args.registry.open(&config)?;
+            let registry = args.registry.open_or_create(&config)?;
             TrainingInputs::from_history(&args.training_data, &config, &registry, history_range, None).await?
         }
     };
@@ -104,7 +104,7 @@ pub async fn run(args: TrainArgs) -> Result<(), BoxError> {
         training_inputs.require_single("--model and --report", "model").await?;
     }
     let registry = match &args.model {
-        None => Some(args.registry.open(&config)?),
+        None => Some(args.registry.open_or_create(&config)?),
         Some(_) => None,
     };
     let mut results = Vec::new();

@@ -7,6 +7,7 @@
 use super::engine::EngineHandle;
 use super::engine::feedback::{FeedbackError, GroupIncident};
 use crate::detect::IncidentFeedback;
+use crate::detector::Detector;
 use crate::error::chain;
 use crate::http::request_body::{BodyLimits, BodyReceiver, ReceiveError};
 use crate::http::response::{self, Response};
@@ -215,6 +216,10 @@ impl AdminApi {
         let registry = self.registry();
         match action {
             MaintenanceAction::Start => {
+                let is_meant =
+                    |other: &&Arc<Detector>| detector.as_ref().is_none_or(|name| *name == other.name);
+                let by = registry.detectors.iter().filter(is_meant).flat_map(|detector| &detector.by);
+                groups.check_labels(by).map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
                 let kind = PeriodKind::Maintenance;
                 self.record(Period { kind, detector, groups, from_ms, to_ms: end_ms, comment }).await?;
             }

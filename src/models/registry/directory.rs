@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::{self, fs::MetadataExt};
 use std::path::{Path, PathBuf};
 
 const STATE: &str = "registry.json";
@@ -300,10 +301,14 @@ impl Directory {
 
     /// Changes the periods under their lock.
     pub fn update_periods<T>(&self, update: impl FnOnce(&mut Vec<Period>) -> T) -> Result<T, Error> {
+        let owner = Owner::of(&self.root);
         let _lock = lock_folder(&self.root)?;
         let mut periods = self.periods()?;
         let result = update(&mut periods);
         write_json(&self.root, PERIODS, &periods)?;
+        for name in [LOCK, PERIODS] {
+            owner.give(&self.root.join(name))?;
+        }
         Ok(result)
     }
 
@@ -314,6 +319,7 @@ impl Directory {
         update: impl FnOnce(&Path, &mut RegistryFile) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let folder = self.folder(model)?;
+        let owner = Owner::of(&folder);
         let _lock = lock_folder(&folder)?;
         let mut state = self.read_state(&folder)?.unwrap_or_default();
         remove_orphans(&folder, &state)?;
@@ -324,6 +330,7 @@ impl Directory {
             let old = folder.join(number.to_string());
             fs::remove_dir_all(&old).map_err(io_error("remove", &old))?;
         }
+        owner.give(&folder)?;
         Ok(result)
     }
 
@@ -355,6 +362,35 @@ fn folder_bytes(folder: &Path) -> Result<u64, Error> {
     };
     let sizes = entries.map(|entry| Ok(entry?.metadata()?.len()));
     sizes.sum::<io::Result<u64>>().map_err(io_error("read", folder))
+}
+
+/// The user and group of a folder: what root writes there is given to them, so that the user's sidecar can go on with it.
+struct Owner(Option<(u32, u32)>);
+
+impl Owner {
+    /// The owner of a folder, or of the nearest one above it that exists; none if the process is not root's.
+    fn of(folder: &Path) -> Self {
+        let metadata = folder.ancestors().find_map(|folder| folder.metadata().ok());
+        let owner = metadata.map(|metadata| (metadata.uid(), metadata.gid()));
+        Self(owner.filter(|_| rustix::process::geteuid().is_root()))
+    }
+
+    /// Gives a file, or a folder and all that is in it, and the folders above it that are new.
+    fn give(&self, path: &Path) -> Result<(), Error> {
+        let Some((user, group)) = self.0 else { return Ok(()) };
+        let is_other = |path: &&Path| path.metadata().is_ok_and(|metadata| metadata.uid() != user);
+        let change = |path: &Path| {
+            unix::fs::lchown(path, Some(user), Some(group)).map_err(io_error("change the owner of", path))
+        };
+        path.ancestors().take_while(is_other).try_for_each(change)?;
+        if !path.is_dir() {
+            return Ok(());
+        }
+        for entry in fs::read_dir(path).map_err(io_error("read", path))? {
+            self.give(&entry.map_err(io_error("read", path))?.path())?;
+        }
+        Ok(())
+    }
 }
 
 /// Locks a folder, which is created if it does not exist, until the file is dropped.

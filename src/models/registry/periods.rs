@@ -5,7 +5,8 @@
 
 use crate::detect::{IncidentFeedback, PastIncident};
 use crate::error::InvalidPart;
-use crate::prom::{Labels, Selector, matcher};
+use crate::prom::matcher::{self, Matcher};
+use crate::prom::{Labels, Selector};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -63,6 +64,28 @@ impl GroupSelector {
     pub fn matches(&self, group: &Labels) -> bool {
         self.0.as_ref().is_none_or(|selector| selector.matches(group))
     }
+
+    /// Checks a selector that a person wrote against the labels of groups.
+    ///
+    /// # Errors
+    /// [`UnknownLabel`] if it compares another one, or the name of a metric.
+    pub fn check_labels<'a>(&self, by: impl IntoIterator<Item = &'a String>) -> Result<(), UnknownLabel> {
+        let known: BTreeSet<&str> = by.into_iter().map(String::as_str).collect();
+        let mut names = self.0.iter().flat_map(Selector::matchers).map(Matcher::name);
+        names.find(|name| !known.contains(name)).map_or(Ok(()), |name| {
+            let known = known.iter().copied().collect::<Vec<_>>().join(", ");
+            Err(UnknownLabel { selector: self.to_string(), label: name.into(), known })
+        })
+    }
+}
+
+/// The error for a selector with a label that no group has.
+#[derive(Debug, thiserror::Error)]
+#[error("{selector} selects by {label}, which groups do not have: their labels are {known}")]
+pub struct UnknownLabel {
+    selector: String,
+    label: String,
+    known: String,
 }
 
 impl FromStr for GroupSelector {
@@ -245,6 +268,20 @@ mod tests {
         assert!(!of_group(&without_labels).matches(&group));
         let other = Period { detector: Some("disk".into()), ..period(PeriodKind::Real, "{}", 0, None) };
         assert!(!other.concerns("net", &group));
+    }
+
+    #[test]
+    fn a_selector_compares_labels_of_groups() {
+        let by = ["job", "instance"].map(String::from);
+        for (groups, label) in [
+            ("{}", None),
+            (r#"{job="node", instance!="a"}"#, None),
+            (r#"{jab="node"}"#, Some("jab")),
+            ("node", Some("__name__")),
+        ] {
+            let checked = groups.parse::<GroupSelector>().expect("a selector").check_labels(&by);
+            assert_eq!(checked.err().map(|error| error.label).as_deref(), label, "{groups}");
+        }
     }
 
     #[test]

@@ -218,3 +218,24 @@ fn a_corrupt_registry_file_is_an_error_and_is_left_unchanged() {
     assert!(directory.register("net", &new_version).is_err());
     assert_eq!(fs::read_to_string(&state).expect("still there"), "{");
 }
+
+#[test]
+fn what_root_writes_belongs_to_the_owner_of_the_folder() {
+    let (folder, directory) = registry(9);
+    let is_root = rustix::process::geteuid().is_root();
+    let owner = if is_root { 65_534 } else { rustix::process::geteuid().as_raw() };
+    let group = is_root.then_some(owner);
+    unix::fs::chown(folder.path(), Some(owner), group).expect("an owner");
+    register(&directory, "net");
+    directory.update_periods(|_| ()).expect("written");
+    let mut paths = vec![folder.path().to_path_buf()];
+    let mut n_files = 0;
+    while let Some(path) = paths.pop() {
+        let metadata = path.metadata().expect("there");
+        assert_eq!(metadata.uid(), owner, "{}", path.display());
+        n_files += usize::from(metadata.is_file());
+        let entries = fs::read_dir(&path).into_iter().flatten();
+        paths.extend(entries.map(|entry| entry.expect("readable").path()));
+    }
+    assert!(n_files > 5, "{n_files}");
+}
