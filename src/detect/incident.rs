@@ -37,6 +37,11 @@ const MINUTE_MS: i64 = 60_000;
 /// Greatest timestamp of a saved state: differences of timestamps do not overflow.
 const MAX_TIME_MS: i64 = i64::MAX / 4;
 
+/// Longest pause of an incident between rows of this interval, in milliseconds.
+pub fn incident_pause_ms(interval_ms: i64) -> i64 {
+    PAUSE_MS.max(PAUSE_ROWS * interval_ms)
+}
+
 /// The result of one row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct IncidentUpdate {
@@ -143,10 +148,13 @@ impl IncidentTracker {
         IncidentUpdate { is_incident, has_opened: false, accepted_level, excess: None }
     }
 
-    /// Passes a row of a time in which no incident is open.
+    /// Passes a row of a time in which no incident is open. An accepted deviation may go on in it.
     pub fn suspend(&mut self, timestamp_ms: i64) -> IncidentUpdate {
         self.newest_ms = Some(timestamp_ms);
         (self.exceedance, self.open) = (None, None);
+        if let Some(accepted) = &mut self.accepted {
+            accepted.last_ms = timestamp_ms;
+        }
         self.unchanged()
     }
 
@@ -178,7 +186,7 @@ impl IncidentTracker {
         threshold: f64,
         interval_ms: i64,
     ) -> IncidentUpdate {
-        let pause_ms = PAUSE_MS.max(PAUSE_ROWS * interval_ms);
+        let pause_ms = incident_pause_ms(interval_ms);
         let is_over = |last_ms: i64| timestamp_ms - last_ms > pause_ms;
         self.update_level(timestamp_ms, raw, is_over);
         let accepted_level = self.accepted_level();
@@ -200,10 +208,11 @@ impl IncidentTracker {
         IncidentUpdate { is_incident, has_opened: is_incident && !was_open, accepted_level, excess }
     }
 
-    /// Ends the accepted level when the deviation is over.
+    /// Ends the accepted level when the deviation is over. It may have gone on in a gap between rows.
     fn update_level(&mut self, timestamp_ms: i64, raw: f64, is_over: impl Fn(i64) -> bool) {
+        let is_after_gap = self.newest_ms.is_some_and(&is_over);
         if let Some(accepted) = &mut self.accepted {
-            if raw >= HYSTERESIS * accepted.level && !is_over(accepted.last_ms) {
+            if raw >= HYSTERESIS * accepted.level && (is_after_gap || !is_over(accepted.last_ms)) {
                 accepted.last_ms = timestamp_ms;
             } else if is_over(accepted.last_ms) {
                 self.accepted = None;
@@ -334,6 +343,21 @@ mod tests {
         assert_eq!(run(&mut bench, 60, 0.2), 0);
         assert_eq!(bench.0.unchanged().accepted_level, 0.0, "the deviation is over");
         assert_eq!(run(&mut bench, 5, 3.0), 5, "and would be reported again");
+    }
+
+    #[test]
+    fn an_accepted_level_outlasts_a_gap_and_a_maintenance() {
+        let mut bench = Bench::new(MINUTE);
+        assert!(bench.at(MINUTE, 3.0, 1.0));
+        bench.0.accept_open();
+        assert!(!bench.at(2 * MINUTE, 3.0, 1.0));
+        assert!(!bench.at(30 * MINUTE, 3.0, 1.0), "a gap");
+        for minute in 31..60 {
+            bench.0.suspend(minute * MINUTE);
+        }
+        assert!(!bench.at(60 * MINUTE, 3.0, 1.0), "a maintenance");
+        assert!(!bench.at(90 * MINUTE, 0.1, 1.0));
+        assert_eq!(bench.0.unchanged().accepted_level, 0.0, "over after a gap");
     }
 
     #[test]

@@ -46,6 +46,7 @@ pub use feedback::{IncidentFeedback, PastIncident};
 use filter::DeviationFilter;
 pub use filter::{Direction, MinDeviation};
 pub use fit::{FittedScorer, MAX_TRAINING_VALUES, TrainingMatrix, warm_up_ms};
+pub use incident::incident_pause_ms;
 pub use scorer::{ScoreScale, Scorer, ScorerParts};
 use smoother::ScoreSmoother;
 pub use state::{Checkpoint, SavedState};

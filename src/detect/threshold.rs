@@ -167,7 +167,7 @@ impl PotThreshold {
             lowest + excess * (tail as f64 / (rate * days)).ln()
         };
         // A tail estimated from less than a day is too uncertain for a cap.
-        self.one_per_day = (days >= 1.0 && tail > 0).then(|| value_for_rate(1.0));
+        self.one_per_day = (days >= 1.0 && tail > 0).then(|| value_for_rate(1.0).max(MIN_THRESHOLD));
         self.for_budget = value_for_rate(self.budget).max(MIN_THRESHOLD);
     }
 }
@@ -273,6 +273,19 @@ mod tests {
         assert!((after(1, 12) - MAX_WIDTH).abs() < 1e-9, "{}", after(1, 12));
         assert!((1.1..1.3).contains(&after(24, 240)), "{}", after(24, 240));
         assert!((1.0..1.001).contains(&after(130, 240)), "{}", after(130, 240));
+    }
+
+    #[test]
+    fn rare_peaks_do_not_lower_what_later_ones_count() {
+        let (mut threshold, mut noise) = (PotThreshold::new(1.0), noise());
+        for minute in 0..40 * 24 * 60 {
+            let is_peak = [2_000, 6_000, 11_000].contains(&minute);
+            let steady = if minute < 10 * 24 * 60 { 0.0 } else { 0.1 * noise() };
+            threshold.value_at(minute * 60_000);
+            threshold.add(minute * 60_000, if is_peak { 2.0 } else { steady }, false);
+        }
+        let estimate = threshold.one_per_day.expect("days of hours");
+        assert!((MIN_THRESHOLD..2.0).contains(&estimate), "{estimate}");
     }
 
     #[test]

@@ -78,7 +78,9 @@ impl Job {
     /// Evaluates the job at the times of the grid up to now, and returns the samples.
     fn advance(&mut self, groups: &Groups, now_ms: i64) -> Vec<Sample> {
         let to_ms = (now_ms - self.grace_ms).div_euclid(GRID_MS) * GRID_MS;
-        let Some(evaluated_ms) = self.evaluated_ms.filter(|ms| to_ms - ms <= TOGETHER_MS) else {
+        let is_near = |ms: &i64| (-SAMPLE_MS..=TOGETHER_MS).contains(&(to_ms - ms));
+        // The clock may have been set back.
+        let Some(evaluated_ms) = self.evaluated_ms.filter(is_near) else {
             self.replay(groups, to_ms);
             return Vec::new();
         };

@@ -1,7 +1,7 @@
 //! The alerts of a group: the budget, feedback on its incidents, and maintenance.
 
 use super::Group;
-use crate::detect::{IncidentFeedback, PastIncident, SuspendedTimes};
+use crate::detect::{self, IncidentFeedback, PastIncident, SuspendedTimes};
 use crate::models::registry::periods::{self, Period};
 use crate::window::ModelRole;
 
@@ -92,14 +92,16 @@ impl Group {
     }
 
     /// The newest incident that opened after `after_ms`, at a time: its start, and true if it is still open then. It is
-    /// open until the next scored row.
+    /// open until the next scored row, or for the longest pause of an incident where none follows.
     pub fn incident_at(&self, at_ms: i64, after_ms: i64) -> Option<(i64, bool)> {
         let PastIncident { start_ms, last_ms, .. } = self.incidents.newest_within(after_ms, at_ms)?;
         // Scores from before the window, or of an earlier process, are not known.
         let is_followed = || {
             self.window.score(ModelRole::Champion, last_ms).is_none() || self.is_scored_within(last_ms, at_ms)
         };
-        let is_open = at_ms <= last_ms || self.incidents.is_open_since(start_ms) || !is_followed();
+        let pause_ms = detect::incident_pause_ms(self.gaps.interval_ms().unwrap_or(0));
+        let goes_on = || self.incidents.is_open_since(start_ms) || !is_followed();
+        let is_open = at_ms <= last_ms || at_ms - last_ms <= pause_ms && goes_on();
         Some((start_ms, is_open))
     }
 }

@@ -127,3 +127,11 @@ fn an_incident_from_before_the_window_was_open_until_its_last_row() {
     };
     assert_eq!([9, 20, 39, 40].map(at), [None, Some((10, true)), Some((10, true)), Some((10, false))]);
 }
+
+#[test]
+fn groups_that_vanish_in_their_incidents_end_that_of_the_job() {
+    let mut bench = four_groups([Some(30), Some(30), Some(30), None]);
+    let samples = job_samples(&mut bench, 30..80);
+    let last = samples.iter().rfind(|(_, value)| *value == 1.0).map(|(minute, _)| minute.floor());
+    assert_eq!(last, Some(68.0), "ten minutes after their last rows: {samples:?}");
+}
