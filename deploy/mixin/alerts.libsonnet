@@ -201,7 +201,7 @@
           count_over_time(%(score)s[2m])
         )
         and on (job, instance)
-        up == 1
+        (up == 1 and up offset 5m == 1)
       ||| % { score: of('anomaly_score', 'model=""') },
       {
         summary: 'No more scores: ' + subject,
