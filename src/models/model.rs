@@ -2,7 +2,7 @@
 
 use super::kind::FittedModel;
 use super::validation::{CrossValidation, DecisionHistogram};
-use crate::features::Schema;
+use crate::features::{Schema, Transform};
 use crate::prom::Labels;
 use crate::time;
 use std::sync::Arc;
@@ -20,10 +20,12 @@ pub struct Model {
 }
 
 impl Model {
-    /// True if the model serves this group and a window of this length holds the samples of a row.
-    pub fn is_compatible(&self, window: Duration, group: &Labels) -> bool {
-        let group_matches = self.card.group.as_ref().is_none_or(|model_group| model_group == group);
-        group_matches && self.schema.transform.lookback_ms() <= time::millis(window)
+    /// True if the model serves this group and a window of this length holds the samples of a row. A model that was
+    /// trained on a group has the transform of its detector, unless that has changed since.
+    pub fn is_compatible(&self, window: Duration, transform: Transform, group: &Labels) -> bool {
+        let is_meant = |model_group: &Labels| model_group == group && self.schema.transform == transform;
+        self.card.group.as_ref().is_none_or(is_meant)
+            && self.schema.transform.lookback_ms() <= time::millis(window)
     }
 }
 

@@ -157,7 +157,9 @@ impl fmt::Display for NotScored {
             }
             Self::Loading => f.write_str("the model is not loaded from the registry yet"),
             Self::FillingGap => f.write_str("scoring waits until history has filled a gap"),
-            Self::NoCompleteRow => f.write_str("no row was complete within the last five minutes"),
+            Self::NoCompleteRow => f.write_str(
+                "no row was complete within the last five minutes: scrapes are missing, or too far apart for the range of rates",
+            ),
         }
     }
 }

@@ -27,9 +27,9 @@ pub struct Coverage {
 }
 
 impl Coverage {
-    /// Adds the next sample. Staleness markers are ignored.
+    /// Adds the next sample. No row is complete by a value that is not finite, such as a staleness marker.
     pub fn add(&mut self, sample: Sample) {
-        if !sample.is_stale() {
+        if sample.value.is_finite() {
             self.add_time(sample.timestamp_ms);
         }
     }

@@ -16,9 +16,8 @@ use crate::detector::FeatureIdentity;
 use crate::error::chain;
 use crate::forest;
 use crate::history::{Pace, SeriesSamples};
-use crate::models::DeployedModel;
-use crate::models::registry;
 use crate::models::registry::periods::Period;
+use crate::models::{DeployedModel, Model, registry};
 use crate::prom::{Labels, duration};
 use crate::report::training::PromotionDecision;
 use crate::report::zone::Zone;
@@ -161,9 +160,9 @@ impl<'a> TrainingRun<'a> {
             warn!(component = "models", group = %job.labels, err = error, "no model from the registry");
             None
         });
-        let Some(deployed) =
-            deployed.filter(|deployed| deployed.model.is_compatible(job.detector.window, &job.labels))
-        else {
+        let is_compatible =
+            |model: &Model| model.is_compatible(job.detector.window, job.detector.transform, &job.labels);
+        let Some(deployed) = deployed.filter(|deployed| is_compatible(&deployed.model)) else {
             return RegistryLookup::NotFound;
         };
         let features = &deployed.model.schema.features;

@@ -10,6 +10,9 @@ use super::Window;
 use super::column::Column;
 use crate::time::upper_median;
 
+/// Steps of each column, the newest ones, that the interval is inferred from: a changed scrape interval is known soon.
+const NEWEST_STEPS: usize = 64;
+
 /// The assignment of timestamps to rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grid {
@@ -50,8 +53,11 @@ impl Grid {
         let fewest = times.iter().map(Vec::len).min().unwrap_or(0);
         let shared = |time: &&i64| times.iter().all(|other| other.binary_search(time).is_ok());
         let complete = times.first().map_or(0, |first| first.iter().filter(shared).count());
-        let steps: Vec<i64> =
-            times.iter().flat_map(|times| times.windows(2).map(|pair| pair[1] - pair[0])).collect();
+        let newest_steps = |times: &Vec<i64>| {
+            let steps = times.windows(2).rev().take(NEWEST_STEPS).map(|pair| pair[1] - pair[0]);
+            steps.collect::<Vec<i64>>()
+        };
+        let steps: Vec<i64> = times.iter().flat_map(newest_steps).collect();
         if complete * 2 >= fewest || steps.is_empty() {
             return Self::Exact;
         }
@@ -94,6 +100,19 @@ mod tests {
         let grid = Grid::infer(&window, &columns);
         assert_eq!(grid, Grid::Exact);
         assert_eq!(grid.bounds(42), (41, 42));
+    }
+
+    #[test]
+    fn a_changed_interval_is_that_of_the_newest_samples() {
+        let (mut window, columns) = window(&[14_000, 1_000, 500], 15_000, 2_000);
+        for (column, phase) in columns.iter().zip([14_000, 1_000, 500]) {
+            for scrape in 501..600 {
+                let timestamp_ms = 1_700_000_000_000 + scrape * 60_000 + phase;
+                window.push(*column, Sample { timestamp_ms, value: 1.0 });
+            }
+        }
+        let grid = Grid::infer(&window, &columns);
+        assert!(matches!(grid, Grid::Slots { interval_ms: 60_000, .. }), "{grid:?}");
     }
 
     #[test]

@@ -483,9 +483,9 @@ impl Slot<'_> {
     /// True if a model can serve the group. A rejection is logged.
     fn accepts(self, model: &Model, (name, version): &RegisteredVersion) -> bool {
         let Slot { detector, deployment, .. } = self;
-        let is_compatible = model.is_compatible(detector.window, &deployment.labels);
+        let is_compatible = model.is_compatible(detector.window, detector.transform, &deployment.labels);
         if !is_compatible {
-            warn!(component = "models", detector = detector.name, group = %deployment.labels, model = name, version, "model rejected: it is another group's, or the window is too short for it");
+            warn!(component = "models", detector = detector.name, group = %deployment.labels, model = name, version, "model rejected: it is another group's or of another transform, or the window is too short for it");
         }
         is_compatible
     }
