@@ -229,7 +229,11 @@ impl<'n, 'y> Node<'n, 'y> {
         match &self.node.data {
             YamlData::Value(value) if *value != Scalar::Null => Some(self.describe()),
             _ => {
-                self.error(format!("expected a single value, found {}", self.kind()));
+                let hint = match self.node.data {
+                    YamlData::Mapping(_) => ": a text that begins with { needs quotes",
+                    _ => "",
+                };
+                self.error(format!("expected a single value, found {}{hint}", self.kind()));
                 None
             }
         }

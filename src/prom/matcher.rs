@@ -293,7 +293,7 @@ impl SelectorParser<'_> {
         }
         self.skip_whitespace();
         if !self.rest.is_empty() {
-            return Err(self.syntax_error("the end"));
+            return Err(self.syntax_error("the end, as a selector has no functions,"));
         }
         if matchers.is_empty() {
             return Err(self.syntax_error("a metric name or \"{\""));
@@ -515,7 +515,7 @@ mod tests {
             ("up{a}", r#"selector "up{a}": expected one of = != =~ !~ at character 5"#),
             ("up{a=b}", r#"selector "up{a=b}": expected a quoted string at character 6"#),
             ("up{a=\"b", "selector \"up{a=\\\"b\": expected a closing quote at character 8"),
-            ("up x", r#"selector "up x": expected the end at character 4"#),
+            ("up x", r#"selector "up x": expected the end, as a selector has no functions, at character 4"#),
             (
                 r#"{a=~".*"}"#,
                 r#"selector "{a=~\".*\"}" matches every series: at least one matcher must not match the empty value"#,
