@@ -89,6 +89,7 @@ pub fn key_tables() -> Vec<KeyTable> {
         &history::KEY_TABLES,
         &http::config::KEY_TABLES,
         &kafka::config::KEY_TABLES,
+        &kafka::security::KEY_TABLES,
         &tenant::KEY_TABLES,
         &registry::KEY_TABLES,
         &detector::KEY_TABLES,
@@ -421,10 +422,11 @@ remote_write:
     oauth2: {client_id: id, client_secret: hunter2, token_url: "http://host/token", endpoint_params: {a: hunter2}}
     tls_config: {key: hunter2, key_file: key.pem}
 remote_read: [{url: "http://host/read?db=hunter2&p=hunter2", authorization: {credentials: hunter2}}]
+kafka: {sasl: {username: me, password: hunter2}, tls_config: {key: hunter2}}
 "#;
         let shown = redact(text);
         assert!(!shown.contains("hunter2") && !shown.contains('#'), "{shown}");
-        assert_eq!(shown.matches("<secret>").count(), 9, "{shown}");
+        assert_eq!(shown.matches("<secret>").count(), 11, "{shown}");
         for kept in ["username: me", "http://host/write", "client_id: id", "key_file: key.pem", "read?db="] {
             assert!(shown.contains(kept), "{kept}: {shown}");
         }

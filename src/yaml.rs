@@ -155,6 +155,11 @@ impl<'n, 'y> Node<'n, 'y> {
         self.errors.borrow_mut().push(self.finding(reason));
     }
 
+    /// Records a warning at this value.
+    pub fn warn(&self, reason: impl fmt::Display) {
+        self.warnings.borrow_mut().push(self.finding(reason));
+    }
+
     fn finding(&self, reason: impl fmt::Display) -> Error {
         let message =
             if self.path.is_empty() { reason.to_string() } else { format!("{}: {reason}", self.path) };
@@ -317,7 +322,7 @@ impl<'n, 'y> Section<'n, 'y> {
     /// Records a warning for each of these keys that the section has: Prometheus has them, and here they change nothing.
     pub fn ignore(&mut self, keys: &[&'static str], reason: &str) {
         for node in self.find_other(keys) {
-            node.warnings.borrow_mut().push(node.finding(format!("has no effect: {reason}")));
+            node.warn(format!("has no effect: {reason}"));
         }
     }
 

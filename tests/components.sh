@@ -72,6 +72,8 @@ debian_components() {
     command -v mvn >/dev/null || missing+=(maven)
     command -v ip >/dev/null || missing+=(iproute2)
     command -v mount >/dev/null || missing+=(mount)
+    # The feature `kafka` is built with it.
+    pkg-config --exists openssl 2>/dev/null || missing+=(libssl-dev pkg-config)
     [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}"
     postgres_bin >/dev/null || die "no initdb and postgres in /usr/lib/postgresql/*/bin"
     local version

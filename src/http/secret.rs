@@ -82,7 +82,7 @@ impl SecretSource {
     }
 
     /// Reads a text that stands under `key`, or in the file that `file_key` names.
-    pub(super) fn from_section(
+    pub fn from_section(
         section: &mut Section<'_, '_>,
         key: &'static str,
         file_key: &'static str,

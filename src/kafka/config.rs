@@ -1,5 +1,6 @@
 //! The section `kafka` of the configuration file.
 
+use super::security::Security;
 use crate::prom::duration;
 use crate::prom::wire::ProtocolVersion;
 use crate::yaml::{Key, KeyTable, Node, Section};
@@ -23,6 +24,12 @@ pub const KEY_TABLES: [KeyTable; 1] = [KeyTable::new(
             "Host and port of some brokers; the others are learned from them",
         ),
         Key::required("topic", "promforest", "Topic of the records"),
+        Key::optional(
+            "tls_config",
+            "Encryption: trusted authorities and the own certificate, see below. `{}` trusts the platform's authorities; \
+             without the key connections are not encrypted",
+        ),
+        Key::optional("sasl", "Credentials: user name and password, see below"),
         Key::with_default(
             "group_id",
             "promforest",
@@ -76,6 +83,8 @@ pub struct Config {
     pub brokers: Vec<String>,
     /// The topic.
     pub topic: String,
+    /// Encryption and credentials.
+    pub security: Security,
     /// The consumer group.
     pub group_id: String,
     /// The name of this member; a member without a name gets other partitions after a restart.
@@ -114,6 +123,7 @@ impl Config {
         let config = Self {
             brokers,
             topic,
+            security: Security::from_section(&mut section),
             group_id: section.get("group_id").and_then(|node| node.text()).unwrap_or("promforest".into()),
             group_instance_id: section.get("group_instance_id").and_then(|node| node.text()),
             by,
@@ -129,8 +139,6 @@ impl Config {
             rewind: section.get("rewind").and_then(|node| read_rewind(&node)),
             linger: section.duration("linger", Duration::from_secs(300)),
         };
-        section
-            .reject(&["tls_config", "sasl"], "connections to Kafka are without encryption and credentials");
         if !cfg!(feature = "kafka") {
             section.error(NOT_BUILT);
         }

@@ -6,7 +6,7 @@ use super::member::{Member, PROGRESS_INTERVAL};
 use super::options::{Phase, SourceOptions};
 use crate::time::now_ms;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::types::RDKafkaErrorCode;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -30,13 +30,13 @@ const PAUSE_AFTER: Duration = Duration::from_secs(1);
 enum End {
     /// The intake has ended.
     IntakeEnded,
-    /// The client failed for good.
-    Client(KafkaError),
+    /// The client cannot be made, or failed for good.
+    Client(client::Error),
 }
 
 impl From<KafkaError> for End {
     fn from(error: KafkaError) -> Self {
-        Self::Client(error)
+        Self::Client(error.into())
     }
 }
 
@@ -50,7 +50,7 @@ pub fn read(
     while *phase.borrow() != Phase::Closed {
         let text = match read_as(Member::new(options, intake, phase, failure), options) {
             Ok(()) | Err(End::IntakeEnded) => return,
-            Err(End::Client(error)) => error.to_string(),
+            Err(End::Client(error)) => crate::error::chain(&error),
         };
         error!(component = "kafka", err = text, "the consumer failed, another one is started");
         options.metrics.count_error();
@@ -65,7 +65,7 @@ pub fn read(
 
 /// Reads as a member of the group.
 fn read_as<I: Intake + Sync>(member: Member<'_, I>, options: &SourceOptions) -> Result<(), End> {
-    let consumer = connect(member, options)?;
+    let consumer = connect(member, options).map_err(End::Client)?;
     thread::scope(|scope| {
         let (running, ended) = sync_channel(0);
         let member = consumer.context();
@@ -110,10 +110,10 @@ fn commit_regularly<I: Intake + Sync>(consumer: &BaseConsumer<Member<'_, I>>, en
 fn connect<'a, I: Intake + Sync>(
     member: Member<'a, I>,
     options: &SourceOptions,
-) -> KafkaResult<BaseConsumer<Member<'a, I>>> {
+) -> Result<BaseConsumer<Member<'a, I>>, client::Error> {
     let config = &options.config;
     let session_ms = config.session_timeout.as_millis();
-    let mut client = client::client_config(config);
+    let mut client = client::client_config(config)?;
     client
         .set("group.id", &config.group_id)
         .set("partition.assignment.strategy", "cooperative-sticky")
@@ -213,11 +213,12 @@ fn handle_error<I: Intake + Sync>(
 ) -> Result<(), End> {
     let member = consumer.context();
     match error {
-        KafkaError::MessageConsumptionFatal(_) => return Err(End::Client(error)),
+        KafkaError::MessageConsumptionFatal(_) => return Err(error.into()),
         KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset) => {
             member.restart_lost_partitions(consumer);
         }
-        _ => member.count_error(&error),
+        // The context has counted it.
+        _ => {}
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! The callbacks run on the thread that polls, so they may wait.
 
-use super::client;
+use super::client::{ClientLog, LOG_INTERVAL};
 use super::intake::{Intake, Position};
 use super::options::{Phase, SourceOptions};
 use super::start::{Start, StartFacts};
@@ -28,8 +28,6 @@ const RETRY_DELAY: Duration = Duration::from_millis(500);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause between two looks at the progress.
 pub const PROGRESS_INTERVAL: Duration = Duration::from_millis(5);
-/// Interval of log lines for one reason.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A partition of this member.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +45,6 @@ struct State {
     partitions: BTreeMap<i32, Partition>,
     /// The number of partitions of the topic.
     n_partitions: Option<usize>,
-    errors: LogThrottle,
     poison: LogThrottle,
 }
 
@@ -59,6 +56,7 @@ pub struct Member<'a, I> {
     pub intake: &'a I,
     phase: &'a watch::Receiver<Phase>,
     failure: &'a watch::Sender<Option<String>>,
+    log: ClientLog,
     state: Mutex<State>,
 }
 
@@ -70,10 +68,9 @@ impl<'a, I: Intake + Sync> Member<'a, I> {
         phase: &'a watch::Receiver<Phase>,
         failure: &'a watch::Sender<Option<String>>,
     ) -> Self {
-        let throttle = || LogThrottle::new(LOG_INTERVAL);
-        let partitions = BTreeMap::new();
-        let state = State { partitions, n_partitions: None, errors: throttle(), poison: throttle() };
-        Self { options, intake, phase, failure, state: Mutex::new(state) }
+        let poison = LogThrottle::new(LOG_INTERVAL);
+        let state = State { partitions: BTreeMap::new(), n_partitions: None, poison };
+        Self { options, intake, phase, failure, log: ClientLog::default(), state: Mutex::new(state) }
     }
 
     /// The phase of the shutdown.
@@ -115,11 +112,9 @@ impl<'a, I: Intake + Sync> Member<'a, I> {
     }
 
     /// Counts an error of the client.
-    pub fn count_error(&self, err: &KafkaError) {
+    fn count_error(&self, error: &KafkaError, reason: &str) {
         self.options.metrics.count_error();
-        if let Some(count) = self.state().errors.add(1) {
-            warn!(component = "kafka", err = %err, count, "no answer of Kafka, trying again");
-        }
+        self.log.add_error(error, reason);
     }
 
     /// True if the partition of every record is chosen among the partitions that the topic has. Another number moves the
@@ -181,7 +176,7 @@ impl<'a, I: Intake + Sync> Member<'a, I> {
         let result = consumer.commit(&list, CommitMode::Sync);
         self.options.metrics.count_commit(result.is_ok());
         let Err(error) = result else { return };
-        self.count_error(&error);
+        self.count_error(&error, "");
         for element in list.elements() {
             // The next commit names the partition again.
             if let Some(partition) = self.state().partitions.get_mut(&element.partition()) {
@@ -205,7 +200,7 @@ impl<'a, I: Intake + Sync> Member<'a, I> {
                     self.assign(consumer, &[id]);
                 }
                 Ok(_) => {}
-                Err(error) => self.count_error(&error),
+                Err(error) => self.count_error(&error, ""),
             }
         }
     }
@@ -234,7 +229,7 @@ impl<'a, I: Intake + Sync> Member<'a, I> {
             match self.find_starts(consumer, ids) {
                 Ok(starts) => break starts,
                 Err(_) if self.phase() != Phase::Running => break Vec::new(),
-                Err(error) => self.count_error(&error),
+                Err(error) => self.count_error(&error, ""),
             }
             thread::sleep(RETRY_DELAY);
         };
@@ -255,7 +250,7 @@ impl<'a, I: Intake + Sync> Member<'a, I> {
         }
         self.options.metrics.count_rebalance("assigned");
         if let Err(error) = consumer.incremental_assign(&list) {
-            self.count_error(&error);
+            self.count_error(&error, "");
         }
         self.commit_positions(consumer, first);
     }
@@ -325,7 +320,7 @@ impl<'a, I: Intake + Sync> Member<'a, I> {
         }
         self.options.metrics.count_rebalance(if is_lost { "lost" } else { "revoked" });
         if let Err(error) = consumer.incremental_unassign(list) {
-            self.count_error(&error);
+            self.count_error(&error, "");
         }
     }
 
@@ -348,11 +343,11 @@ impl<'a, I: Intake + Sync> Member<'a, I> {
 
 impl<I: Intake + Sync> ClientContext for Member<'_, I> {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        client::log(level, facility, message);
+        self.log.add_line(level, facility, message);
     }
 
-    fn error(&self, error: KafkaError, _reason: &str) {
-        self.count_error(&error);
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.count_error(&error, reason);
     }
 
     fn stats(&self, statistics: Statistics) {

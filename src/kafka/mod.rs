@@ -21,6 +21,7 @@ mod member;
 pub mod options;
 #[cfg(feature = "kafka")]
 pub mod router;
+pub mod security;
 #[cfg(feature = "kafka")]
 mod split;
 pub mod source;
@@ -31,4 +32,5 @@ pub use config::{Compression, Config};
 pub use intake::{Intake, Progress, Record, RecordOutcome};
 pub use metrics::Metrics;
 pub use options::SourceOptions;
+pub use security::Security;
 pub use source::Source;

@@ -4,7 +4,7 @@
 //! sends it again: records may come twice, which changes no score.
 
 use super::Config;
-use super::client::{self, PARTITIONS_HEADER};
+use super::client::{self, ClientLog, PARTITIONS_HEADER};
 use super::split::Split;
 use crate::http::request_body::{BodyReceiver, ReceivedBody};
 use crate::http::response::{self, PagesBeingSent, Response, method_not_allowed};
@@ -12,7 +12,7 @@ use crate::http::server::RequestBody;
 use crate::ingest::{self, AcceptedCounts, Error};
 use crate::prom::Labels;
 use crate::prom::wire::{ParsedRequest, ProtocolVersion, Scratch, snappy};
-use crate::telemetry::{LogThrottle, OneLabel, register};
+use crate::telemetry::{OneLabel, register};
 use crate::tenant::{self, Tenant};
 use hyper::header::HeaderMap;
 use hyper::{Method, Request, StatusCode};
@@ -20,13 +20,13 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::Semaphore;
-use tracing::{info, warn};
+use tracing::info;
 
 /// Requests that are decoded at a time: each takes up to 100 MB.
 const MAX_DECODING: usize = 2;
@@ -34,8 +34,6 @@ const MAX_DECODING: usize = 2;
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause before the brokers are asked again for the topic.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
-/// Interval of log lines for one reason.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Metrics of the router.
 #[derive(Clone)]
@@ -63,19 +61,16 @@ impl Metrics {
 }
 
 /// The log of the client.
-struct Context {
-    errors: Mutex<LogThrottle>,
-}
+#[derive(Default)]
+struct Context(ClientLog);
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        client::log(level, facility, message);
+        self.0.add_line(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        if let Some(count) = self.errors.lock().unwrap_or_else(PoisonError::into_inner).add(1) {
-            warn!(component = "kafka", err = %error, reason, count, "no answer of Kafka, trying again");
-        }
+        self.0.add_error(&error, reason);
     }
 }
 
@@ -99,15 +94,15 @@ impl Router {
     /// A router that has not asked a broker yet; `registry` has its metrics.
     ///
     /// # Errors
-    /// [`KafkaError`] for settings that the client rejects.
+    /// [`client::Error`] for files that cannot be read, and settings that the client rejects.
     pub fn new(
         config: Config,
         tenants: Option<Arc<tenant::Config>>,
         metrics: Metrics,
         ingest_metrics: ingest::Metrics,
         registry: Registry,
-    ) -> KafkaResult<Self> {
-        let producer = client::client_config(&config)
+    ) -> Result<Self, client::Error> {
+        let producer = client::client_config(&config)?
             .set("acks", "all")
             // Retries keep the order. An idempotent producer would too, and ends for good when brokers lose records.
             .set("max.in.flight.requests.per.connection", "1")
@@ -117,7 +112,7 @@ impl Router {
             .set("linger.ms", "5")
             .set("message.timeout.ms", "10000")
             .set("queue.buffering.max.kbytes", "65536")
-            .create_with_context(Context { errors: Mutex::new(LogThrottle::new(LOG_INTERVAL)) })?;
+            .create_with_context(Context::default())?;
         Ok(Self {
             config,
             tenants,
@@ -148,12 +143,12 @@ impl Router {
 
     fn find_partitions(&self) -> Option<usize> {
         let client = self.producer.client();
-        let metadata = client.fetch_metadata(Some(&self.config.topic), BROKER_TIMEOUT);
-        let n_partitions = metadata.ok()?.topics().first()?.partitions().len();
-        if n_partitions == 0 {
-            client.context().error(KafkaError::NoMessageReceived, "the topic does not exist");
+        let metadata = client.fetch_metadata(Some(&self.config.topic), BROKER_TIMEOUT).ok()?;
+        let topic = metadata.topics().first()?;
+        if let Some(code) = topic.error() {
+            client.context().error(KafkaError::MetadataFetch(code.into()), "");
         }
-        Some(n_partitions).filter(|n_partitions| *n_partitions > 0)
+        Some(topic.partitions().len()).filter(|n_partitions| *n_partitions > 0)
     }
 
     /// Answers one request.

@@ -12,7 +12,7 @@ use crate::report::zone::Zone;
 use crate::train::Backends;
 use crate::yaml::Document;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tracing::warn;
@@ -77,6 +77,18 @@ pub struct LoadedConfig {
     pub backends: Arc<Backends>,
 }
 
+/// Reads a configuration file, and returns it as YAML without secrets too. Logs its warnings.
+///
+/// # Errors
+/// [`Error::Config`].
+pub fn load_config(file: &Path) -> Result<(Config, String), Error> {
+    let Document { value, text, warnings } = Config::load_to_show(file)?;
+    for warning in warnings {
+        warn!(component = "config", file = %file.display(), line = warning.line, "{}", warning.message);
+    }
+    Ok((value, text))
+}
+
 impl Options {
     /// Reads the configuration file and builds the clients.
     ///
@@ -84,13 +96,7 @@ impl Options {
     /// [`Error::Config`], [`Error::DividedGroups`], [`Error::ShardOfKafka`], [`Error::Client`] or [`Error::Registry`].
     pub fn load(&self, metrics: &history::Metrics) -> Result<LoadedConfig, Error> {
         let (mut config, yaml) = match &self.config_file {
-            Some(file) => {
-                let Document { value, text, warnings } = Config::load_to_show(file)?;
-                for warning in warnings {
-                    warn!(component = "config", file = %file.display(), line = warning.line, "{}", warning.message);
-                }
-                (value, text)
-            }
+            Some(file) => load_config(file)?,
             None => (Config::default(), String::new()),
         };
         if self.shard.is_some() {

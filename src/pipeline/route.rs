@@ -1,6 +1,6 @@
 //! The process of `promforest route`: a listener, and the router behind it.
 
-use super::options::bind;
+use super::options::{bind, load_config};
 use super::{DRAIN_TIMEOUT, Error, register_build};
 use crate::config::Config;
 use crate::http::access::AccessControl;
@@ -34,7 +34,7 @@ pub struct RouteOptions {
 /// [`Error`] when it cannot start.
 pub async fn run(options: RouteOptions) -> Result<(), Error> {
     let access = Arc::new(AccessControl::open(options.web_config_file.clone())?);
-    let Config { kafka, tenants, .. } = Config::load(&options.config_file)?;
+    let (Config { kafka, tenants, .. }, _) = load_config(&options.config_file)?;
     let config: kafka::Config = kafka.ok_or(Error::NoTopic)?;
     if config.format != ProtocolVersion::V1 || config.compression != kafka::Compression::None {
         return Err(Error::RouteFormat);
@@ -48,7 +48,7 @@ pub async fn run(options: RouteOptions) -> Result<(), Error> {
     let (metrics, ingest_metrics) = (router::Metrics::new(own), ingest::Metrics::new(own));
     let topic = config.topic.clone();
     let router = Router::new(config, tenants, metrics, ingest_metrics, registry);
-    let router = Arc::new(router.map_err(|error| Error::Kafka(error.to_string()))?);
+    let router = Arc::new(router.map_err(|error| Error::Kafka(crate::error::chain(&error)))?);
     let listener = bind(&options.listen_address).await?;
     let mut signals = Signals::install()?;
 

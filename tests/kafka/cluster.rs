@@ -48,6 +48,8 @@ pub struct Cluster {
     _prometheus: Process,
     prometheus_address: String,
     models: String,
+    /// The brokers, the encryption and the credentials of the clients.
+    connection: String,
     /// True if Prometheus stores the rows too.
     stores_samples: bool,
     start_ms: i64,
@@ -61,12 +63,18 @@ impl Cluster {
     pub fn start(compression: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let broker = Broker::start(folder.path());
+        let connection = format!("brokers: ['{}']", broker.address);
+        Self::start_beside(folder, broker, &connection, compression)
+    }
+
+    /// Starts all but the members beside a broker, to which router and members connect in this way.
+    pub fn start_beside(folder: TempDir, broker: Broker, connection: &str, compression: &str) -> Self {
         broker.create_topic(TOPIC, N_PARTITIONS, compression);
         let models = train(folder.path());
         let (prometheus, prometheus_address) = start_prometheus(folder.path());
         let config = format!("remote_write: []\nremote_read: []\n{}", detectors(&models));
         let reference = Sidecar::start(&[("promforest.yml", &config)]);
-        let (router, router_address) = start_router(folder.path(), &broker.address);
+        let (router, router_address) = start_router(folder.path(), connection, "");
         let start_ms = (now_ms() - START_AGE_MS) / INTERVAL_MS * INTERVAL_MS;
         Self {
             broker,
@@ -76,6 +84,7 @@ impl Cluster {
             _prometheus: prometheus,
             prometheus_address,
             models,
+            connection: connection.into(),
             stores_samples: false,
             start_ms,
             n_rows: 0,
@@ -98,10 +107,10 @@ impl Cluster {
         format!(
             "remote_write: [{{url: 'http://{}/api/v1/write', queue_config: {{sample_age_limit: 6h}}}}]\n\
              remote_read: [{history}]\n\
-             kafka: {{brokers: ['{}'], topic: {TOPIC}, group_id: {GROUP}, group_instance_id: {id}, \
+             kafka: {{{}, topic: {TOPIC}, group_id: {GROUP}, group_instance_id: {id}, \
              session_timeout: 5s, rewind: 2h, linger: 1m}}\n{}",
             self.prometheus_address,
-            self.broker.address,
+            self.connection,
             detectors(&self.models)
         )
     }
@@ -235,7 +244,8 @@ fn values(host: i64, row: i64) -> [f64; 2] {
     [burst * (5.0 + noise(97 * host + row)), 40.0 + host as f64 + noise(31 * row + host)]
 }
 
-fn detectors(models: &str) -> String {
+/// A detector whose models are in this folder.
+pub fn detectors(models: &str) -> String {
     format!(
         "registry: {{path: {models}}}\n\
          detectors:\n  - name: net\n    match: [load, temperature]\n    transform: value\n    window: 3h\n    \
@@ -244,7 +254,7 @@ fn detectors(models: &str) -> String {
 }
 
 /// Trains the model of all hosts. Returns the folder of the registry.
-fn train(folder: &Path) -> String {
+pub fn train(folder: &Path) -> String {
     let mut table = "timestamp,load,temperature\n".to_string();
     let start_ms = now_ms() - 86_400_000;
     for row in 0..1000 {
@@ -281,16 +291,21 @@ fn start_prometheus(folder: &Path) -> (Process, String) {
     (process, address)
 }
 
-/// Starts a router. Returns its host and port too.
-pub fn start_router(folder: &Path, broker: &str) -> (Process, String) {
-    let address = format!("127.0.0.1:{}", free_port());
-    let config = format!("kafka: {{brokers: ['{broker}'], topic: {TOPIC}}}\n");
-    fs::write(folder.join("router.yml"), config).expect("writable");
-    let arguments =
-        ["route".into(), "--config.file=router.yml".into(), format!("--web.listen-address={address}")];
-    let mut process = Process::start("router", Path::new(PROGRAM), &arguments, folder);
+/// Starts a router with further sections. Returns its host and port too.
+pub fn start_router(folder: &Path, connection: &str, sections: &str) -> (Process, String) {
+    let (mut process, address) = spawn_router("router", folder, connection, sections);
     wait_until_ready("the router", &address, &mut process);
     (process, address)
+}
+
+/// Starts a router that may never be ready.
+pub fn spawn_router(name: &str, folder: &Path, connection: &str, sections: &str) -> (Process, String) {
+    let address = format!("127.0.0.1:{}", free_port());
+    let config = format!("kafka: {{{connection}, topic: {TOPIC}}}\n{sections}");
+    fs::write(folder.join(format!("{name}.yml")), config).expect("writable");
+    let arguments =
+        ["route".into(), format!("--config.file={name}.yml"), format!("--web.listen-address={address}")];
+    (Process::start(name, Path::new(PROGRAM), &arguments, folder), address)
 }
 
 fn wait_until_ready(what: &str, address: &str, process: &mut Process) {

@@ -4,7 +4,7 @@ use crate::cluster::{Cluster, N_PARTITIONS, TIMEOUT, TOPIC};
 use crate::support::{http, wait};
 use prometheus_client::registry::Registry;
 use promforest::kafka::intake::{Intake, Position, Progress, Record, RecordOutcome};
-use promforest::kafka::{Compression, Config, Metrics, Source, SourceOptions};
+use promforest::kafka::{Compression, Config, Metrics, Security, Source, SourceOptions};
 use promforest::prom::wire::ProtocolVersion;
 use promforest::telemetry::PageFormat;
 use rdkafka::ClientConfig;
@@ -107,6 +107,7 @@ fn a_commit_that_fails_is_repeated() {
     let config = Config {
         brokers: brokers.split(',').map(String::from).collect(),
         topic: TOPIC.into(),
+        security: Security::default(),
         group_id: "sidecars".into(),
         group_instance_id: None,
         by: vec!["job".into()],

@@ -7,6 +7,7 @@ mod cluster;
 mod faults;
 mod members;
 mod router;
+mod security;
 
 use cluster::{Cluster, N_PARTITIONS};
 

@@ -25,7 +25,7 @@ fn a_router_answers_as_the_sidecar_does_and_503_without_a_broker() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut broker = Broker::start(folder.path());
     broker.create_topic(TOPIC, N_PARTITIONS, "producer");
-    let (router, address) = start_router(folder.path(), &broker.address);
+    let (router, address) = start_router(folder.path(), &format!("brokers: ['{}']", broker.address), "");
     let post = |headers: &str, body: &[u8]| {
         http::post_body(&address, "/api/v1/write", headers, body).expect("a response")
     };

@@ -32,16 +32,31 @@ pub struct Broker {
 impl Broker {
     /// Starts a broker with an empty log in a folder.
     pub fn start(folder: &Path) -> Self {
+        Self::start_with(folder, &[], "", &[])
+    }
+
+    /// Starts a broker with further listeners, each a name, a protocol and a port, with their properties, and with arguments
+    /// for the format of its log.
+    pub fn start_with(
+        folder: &Path,
+        listeners: &[(&str, &str, u16)],
+        properties: &str,
+        format: &[&str],
+    ) -> Self {
         let (port, controller_port) = (free_port(), free_port());
         let data = folder.join("kafka-data");
+        let addresses: String =
+            listeners.iter().map(|(name, _, port)| format!(",{name}://127.0.0.1:{port}")).collect();
+        let protocols: String =
+            listeners.iter().map(|(name, protocol, _)| format!(",{name}:{protocol}")).collect();
         let properties = format!(
             "process.roles=broker,controller\n\
              node.id=1\n\
              controller.quorum.voters=1@127.0.0.1:{controller_port}\n\
-             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}\n\
-             advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
+             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}{addresses}\n\
+             advertised.listeners=PLAINTEXT://127.0.0.1:{port}{addresses}\n\
              controller.listener.names=CONTROLLER\n\
-             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
+             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT{protocols}\n\
              inter.broker.listener.name=PLAINTEXT\n\
              log.dirs={}\n\
              offsets.topic.num.partitions=1\n\
@@ -58,14 +73,16 @@ impl Broker {
              num.io.threads=2\n\
              num.recovery.threads.per.data.dir=1\n\
              auto.create.topics.enable=false\n\
-             log.cleaner.dedupe.buffer.size=4194304\n",
+             log.cleaner.dedupe.buffer.size=4194304\n\
+             {properties}",
             data.display()
         );
         fs::write(folder.join("server.properties"), properties).expect("writable");
         let mut broker =
             Self { process: None, address: format!("127.0.0.1:{port}"), folder: folder.to_path_buf() };
-        let format = ["format", "-t", "AAAAAAAAAAAAAAAAAAAAAA", "-c", "server.properties"];
-        let output = broker.java("kafka.tools.StorageTool", &format).output().expect("Java runs");
+        let arguments = ["format", "-t", "AAAAAAAAAAAAAAAAAAAAAA", "-c", "server.properties"];
+        let mut formatting = broker.java("kafka.tools.StorageTool", &[&arguments, format].concat());
+        let output = formatting.output().expect("Java runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         broker.restart();
         broker

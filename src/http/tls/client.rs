@@ -18,15 +18,17 @@ pub const CLIENT_KEYS: [Key; 10] = [
     Key::optional("cert_file", "File with the own certificate chain"),
     Key::optional("key", "Private key of the own certificate, as PEM"),
     Key::optional("key_file", "File with the private key"),
-    Key::optional("server_name", "Name that the server's certificate must have, instead of the URL's host"),
-    Key::with_default("min_version", "TLS12", "Lowest version of TLS, `TLS12` or `TLS13`"),
-    Key::optional("max_version", "Highest version of TLS"),
     Key::with_default(
         "insecure_skip_verify",
         "false",
         "Whether the certificate of the server is accepted without verification",
     ),
+    Key::optional("server_name", "Name that the server's certificate must have, instead of the URL's host"),
+    Key::with_default("min_version", "TLS12", "Lowest version of TLS, `TLS12` or `TLS13`"),
+    Key::optional("max_version", "Highest version of TLS"),
 ];
+/// The keys of [`TlsConfig::read_certificates`].
+pub const CERTIFICATE_KEYS: &[Key] = CLIENT_KEYS.split_at(7).0;
 
 /// `tls_config`: trusted authorities and the own certificate. All keys are optional.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -54,25 +56,47 @@ impl TlsConfig {
     }
 
     fn read(mut section: Section<'_, '_>) -> Self {
+        let certificates = Self::certificates(&mut section);
         let config = Self {
-            ca: SecretSource::from_section(&mut section, "ca", "ca_file"),
-            cert: SecretSource::from_section(&mut section, "cert", "cert_file"),
-            key: SecretSource::from_section(&mut section, "key", "key_file"),
             server_name: section.get("server_name").and_then(|node| server_name(&node)),
             min_version: TlsVersion::from_section(&mut section, "min_version").unwrap_or_default(),
             max_version: TlsVersion::from_section(&mut section, "max_version"),
-            insecure_skip_verify: section.flag("insecure_skip_verify", false),
+            ..certificates
         };
         if config.max_version.is_some_and(|max_version| max_version < config.min_version) {
             section.error("max_version is below min_version");
-        } else if let Ok(material) = TlsMaterial::read(&config)
-            && let Err(error) = build_client(&config, &material)
-        {
-            // `from_section` has reported files that cannot be read.
-            section.error(crate::error::chain(&error));
+        } else {
+            config.check(&section);
         }
         section.deny_unknown();
         config
+    }
+
+    /// Reads a section that has [`CERTIFICATE_KEYS`] alone.
+    pub fn read_certificates(mut section: Section<'_, '_>) -> Self {
+        let config = Self::certificates(&mut section);
+        config.check(&section);
+        section.deny_unknown();
+        config
+    }
+
+    fn certificates(section: &mut Section<'_, '_>) -> Self {
+        Self {
+            ca: SecretSource::from_section(section, "ca", "ca_file"),
+            cert: SecretSource::from_section(section, "cert", "cert_file"),
+            key: SecretSource::from_section(section, "key", "key_file"),
+            insecure_skip_verify: section.flag("insecure_skip_verify", false),
+            ..Self::default()
+        }
+    }
+
+    /// Records an error if the certificates cannot be used. `from_section` has reported files that cannot be read.
+    fn check(&self, section: &Section<'_, '_>) {
+        if let Ok(material) = TlsMaterial::read(self)
+            && let Err(error) = build_client(self, &material)
+        {
+            section.error(crate::error::chain(&error));
+        }
     }
 }
 
@@ -88,9 +112,12 @@ fn server_name(node: &Node<'_, '_>) -> Option<ServerName<'static>> {
 /// The contents of the files of a [`TlsConfig`] at one time.
 #[derive(PartialEq)]
 pub struct TlsMaterial {
-    ca: Option<String>,
-    cert: Option<String>,
-    key: Option<String>,
+    /// The trusted authorities.
+    pub ca: Option<String>,
+    /// The own certificate chain.
+    pub cert: Option<String>,
+    /// The private key.
+    pub key: Option<String>,
 }
 
 impl TlsMaterial {

@@ -4,7 +4,9 @@ mod client;
 mod insecure;
 mod server;
 
-pub use client::{CLIENT_KEYS, TlsConfig, TlsMaterial, advice, build_client, find_rustls_error};
+pub use client::{
+    CERTIFICATE_KEYS, CLIENT_KEYS, TlsConfig, TlsMaterial, advice, build_client, find_rustls_error,
+};
 pub use server::{ClientAuth, TlsServerConfig, build_server};
 
 use super::secret::ReadFileError;
