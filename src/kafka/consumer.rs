@@ -149,11 +149,13 @@ fn take<I: Intake + Sync>(
 fn push<I: Intake + Sync>(member: &Member<'_, I>, message: &BorrowedMessage<'_>) -> Result<bool, End> {
     let (partition, offset) = (message.partition(), message.offset());
     let Some(written_to) = member.written_to(partition) else { return Ok(false) };
-    if n_partitions(message).is_some_and(|n_partitions| !member.check_n_partitions(n_partitions))
-        || member.is_refusing()
-    {
+    let value = message.payload().unwrap_or_default();
+    let header = header(message).map_or(Ok(()), |header| member.check_header(header, partition, value));
+    if member.is_refusing() {
         return Ok(false);
     }
+    // A record that is skipped moves the offset as an empty one does.
+    let value = if header.is_ok() { value } else { &[] };
     let config = &member.options.config;
     let record = Record {
         partition,
@@ -161,21 +163,21 @@ fn push<I: Intake + Sync>(member: &Member<'_, I>, message: &BorrowedMessage<'_>)
         produced_ms: message.timestamp().to_millis().unwrap_or_else(now_ms),
         format: config.format,
         compression: config.compression,
-        value: message.payload().unwrap_or_default().to_vec(),
+        value: value.to_vec(),
         is_committed: offset < written_to,
     };
     let outcome = member.intake.push(record).ok_or(End::IntakeEnded)?;
     member.advance(partition, offset + 1);
-    if let Err(error) = outcome.result {
-        member.count_poison(partition, offset, &error.to_string());
+    if let Err(error) = header.and(outcome.result.map_err(|error| error.to_string())) {
+        member.count_poison(partition, offset, &error);
     }
     Ok(outcome.is_behind)
 }
 
 /// The number of partitions that the partition of a record was chosen among, if its producer says it.
-fn n_partitions(message: &BorrowedMessage<'_>) -> Option<usize> {
+fn header<'m>(message: &'m BorrowedMessage<'_>) -> Option<&'m [u8]> {
     let header = message.headers()?.iter().find(|header| header.key == PARTITIONS_HEADER)?;
-    std::str::from_utf8(header.value?).ok()?.parse().ok()
+    Some(header.value.unwrap_or_default())
 }
 
 /// Waits until all rows are scored. After [`PAUSE_AFTER`] the client goes on without records.

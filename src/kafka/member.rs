@@ -2,9 +2,10 @@
 //!
 //! The callbacks run on the thread that polls, so they may wait.
 
-use super::client::{ClientLog, LOG_INTERVAL};
+use super::client::{ClientLog, LOG_INTERVAL, PARTITIONS_HEADER};
 use super::intake::{Intake, Position};
 use super::options::{Phase, SourceOptions};
+use super::split::is_placed;
 use super::start::{Start, StartFacts};
 use crate::telemetry::LogThrottle;
 use crate::time::{millis, now_ms};
@@ -26,6 +27,8 @@ const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_DELAY: Duration = Duration::from_millis(500);
 /// Time that the rows of a partition may take to be written when the partition goes.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bytes of a header that are read: more than a number has.
+const MAX_HEADER_BYTES: usize = 32;
 /// Pause between two looks at the progress.
 pub const PROGRESS_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -117,12 +120,33 @@ impl<'a, I: Intake + Sync> Member<'a, I> {
         self.log.add_error(error, reason);
     }
 
-    /// True if the partition of every record is chosen among the partitions that the topic has. Another number moves the
-    /// groups to other partitions, whose owners do not have their windows.
-    pub fn check_n_partitions(&self, n_partitions: usize) -> bool {
+    /// Checks the number of partitions that a record names in its header. Another number than the topic's is a change if
+    /// its series are placed by it, and else none of `promforest route`.
+    ///
+    /// # Errors
+    /// The reason why the record is to be skipped.
+    pub fn check_header(&self, header: &[u8], partition: i32, value: &[u8]) -> Result<(), String> {
+        let text = String::from_utf8_lossy(&header[..header.len().min(MAX_HEADER_BYTES)]);
+        let n_partitions = text.parse().map_or(0, |number: u32| number as usize);
+        let expected = self.state().n_partitions;
+        if expected == Some(n_partitions) {
+            return Ok(());
+        }
+        if n_partitions == 0 || !is_placed(value, partition, &self.options.config.by, n_partitions) {
+            return Err(format!(
+                "{text:?} in its header {PARTITIONS_HEADER} is not the number of partitions that its series are divided by"
+            ));
+        }
+        self.check_n_partitions(n_partitions);
+        Ok(())
+    }
+
+    /// Refuses all records if the topic has another number of partitions than before. It moves the groups to other
+    /// partitions, whose owners do not have their windows.
+    fn check_n_partitions(&self, n_partitions: usize) {
         let expected = *self.state().n_partitions.get_or_insert(n_partitions);
         if expected == n_partitions {
-            return true;
+            return;
         }
         let text = format!(
             "the partitions of topic {} changed between {expected} and {n_partitions}, so targets change their partition: \
@@ -137,7 +161,6 @@ impl<'a, I: Intake + Sync> Member<'a, I> {
             }
             is_new
         });
-        false
     }
 
     /// True if records are refused.

@@ -34,7 +34,7 @@ impl Metrics {
             poison: register(
                 registry,
                 "kafka_poison_records",
-                "Records that are no valid write request: the valid part is used, the rest is skipped",
+                "Records that are no valid write request, of which the valid part is used, or whose header is wrong",
             ),
             lost: register(
                 registry,

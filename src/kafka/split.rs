@@ -4,7 +4,7 @@
 //! the bits of the request, and a native histogram is its count and its sum, as everywhere here.
 
 use crate::ingest::AcceptedCounts;
-use crate::prom::wire::{ParsedRequest, RejectReason, Rejections, SampleKind};
+use crate::prom::wire::{ParsedRequest, ProtocolVersion, RejectReason, Rejections, SampleKind, Scratch};
 use crate::prom::{Labels, Sample};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -42,6 +42,16 @@ pub fn partition(labels: &Labels, by: &[String], n_partitions: usize) -> i32 {
     }
     // Kafka numbers partitions with 31 bits.
     (hasher.digest() % n_partitions as u64) as i32
+}
+
+/// True if the record has series, and its partition is that of each of them, of this many.
+pub fn is_placed(record: &[u8], id: i32, by: &[String], n_partitions: usize) -> bool {
+    let mut scratch = Scratch::default();
+    let request = ParsedRequest::parse(ProtocolVersion::V1, record, 0, i64::MAX, &mut scratch);
+    let Ok(request) = request else { return false };
+    let mut series = request.series().peekable();
+    series.peek().is_some()
+        && series.all(|series| series.labels().is_ok_and(|labels| partition(&labels, by, n_partitions) == id))
 }
 
 impl Split {
@@ -148,7 +158,6 @@ fn varint_length(value: u64) -> usize {
 mod tests {
     use super::*;
     use crate::prom::proto::{Label, Sample as WireSample, TimeSeries, WriteRequest};
-    use crate::prom::wire::{ProtocolVersion, Scratch};
     use proptest::prelude::*;
     use prost::Message;
     use std::collections::BTreeMap;
@@ -215,6 +224,20 @@ mod tests {
         let split = Split::new(&request.expect("valid"), label, &by(), 1).expect("small");
         let record = WriteRequest::decode(&split.records[0].1[..]).expect("valid").timeseries;
         assert_eq!(record, [series(&[("__name__", "rx"), ("job", "node"), ("tenant", "a")], &[(1, 1.0)])]);
+    }
+
+    #[test]
+    fn a_record_proves_the_number_of_partitions() {
+        let hosts = ["a:1", "a:2", "a:3"].map(|instance| {
+            series(&[("__name__", "rx"), ("instance", instance), ("job", "node")], &[(1, 1.0)])
+        });
+        for (id, record) in split(hosts.to_vec(), 4).expect("small").records {
+            assert!(is_placed(&record, id, &by(), 4));
+            assert!(!is_placed(&record, (id + 1) % 4, &by(), 4));
+        }
+        let all = WriteRequest { timeseries: hosts.to_vec(), ..Default::default() }.encode_to_vec();
+        assert!((0..4).all(|id| !is_placed(&all, id, &by(), 4)), "targets of several partitions");
+        assert!(!is_placed(b"", 0, &by(), 1) && !is_placed(b"\xff", 0, &by(), 1));
     }
 
     #[test]

@@ -9,7 +9,10 @@ mod members;
 mod router;
 mod security;
 
-use cluster::{Cluster, N_PARTITIONS};
+use cluster::{Cluster, N_PARTITIONS, TOPIC};
+use promforest::prom::proto::WriteRequest;
+use prost::Message;
+use support::{now_ms, remote_write};
 
 /// A sidecar that is killed, and one that is ended, go on with the records after the last commit.
 #[test]
@@ -19,13 +22,22 @@ fn scores_equal_those_by_http_over_restarts() {
     cluster.send_rows(60);
     cluster.wait_for_scores(&mut [&mut sidecar]);
 
-    // Something that is no write request, between two rows.
-    cluster.broker.produce(cluster::TOPIC, 1, b"\xff\xff\xff");
+    // Records of another program, between two rows: no write request, and samples with headers that `promforest route` does
+    // not write.
+    let strays: Vec<_> = (0..8).map(|host| remote_write::series("load", host, &[(now_ms(), 1.0)])).collect();
+    let strays = WriteRequest { timeseries: strays, ..Default::default() }.encode_to_vec();
+    for n_partitions in ["2", "9", "0", "", "many", "99999999999"] {
+        cluster.broker.produce(TOPIC, 1, n_partitions, &strays);
+    }
+    cluster.broker.produce(TOPIC, 1, &N_PARTITIONS.to_string(), b"\xff\xff\xff");
     cluster.send_rows(10);
     cluster.wait_for_scores(&mut [&mut sidecar]);
-    assert_eq!(sidecar.metric("promforest_kafka_poison_records_total"), 1.0);
+    assert_eq!(sidecar.metric("promforest_kafka_poison_records_total"), 7.0);
     let log = sidecar.process.log();
-    assert!(log.contains("partition=1") && log.contains("record skipped"), "{log}");
+    assert!(
+        log.contains("partition=1") && log.contains("record skipped") && log.contains("its header"),
+        "{log}"
+    );
 
     // Without a snapshot the windows are filled from the log; rows arrive meanwhile.
     sidecar.kill();

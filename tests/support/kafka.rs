@@ -6,6 +6,7 @@ use rdkafka::TopicPartitionList;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
 use rdkafka::topic_partition_list::Offset;
 use std::fs;
@@ -145,11 +146,13 @@ impl Broker {
         run(self.admin().delete_records(&offsets, &AdminOptions::new())).expect("an answer");
     }
 
-    /// Writes one record.
-    pub fn produce(&self, topic: &str, partition: i32, value: &[u8]) {
+    /// Writes one record, with this number of partitions in its header.
+    pub fn produce(&self, topic: &str, partition: i32, n_partitions: &str, value: &[u8]) {
         let producer: ThreadedProducer<_> =
             self.client().create_with_context(rdkafka::producer::DefaultProducerContext).expect("a client");
+        let header = Header { key: "partitions", value: Some(n_partitions) };
         let record = BaseRecord::<(), [u8]>::to(topic).partition(partition).payload(value);
+        let record = record.headers(OwnedHeaders::new().insert(header));
         producer.send(record).map_err(|(error, _)| error).expect("there is room");
         producer.flush(TIMEOUT).expect("an acknowledgement");
     }
