@@ -8,6 +8,7 @@ mod faults;
 mod members;
 mod router;
 mod security;
+mod tenants;
 
 use cluster::{Cluster, N_PARTITIONS, TOPIC};
 use promforest::prom::proto::WriteRequest;

@@ -6,7 +6,7 @@ use rdkafka::TopicPartitionList;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
 use rdkafka::topic_partition_list::Offset;
 use std::fs;
@@ -155,6 +155,22 @@ impl Broker {
         let record = record.headers(OwnedHeaders::new().insert(header));
         producer.send(record).map_err(|(error, _)| error).expect("there is room");
         producer.flush(TIMEOUT).expect("an acknowledgement");
+    }
+
+    /// The records of a topic with their partitions.
+    pub fn records(&self, topic: &str, n_partitions: i32) -> Vec<(i32, Vec<u8>)> {
+        let consumer: BaseConsumer = self.client().set("group.id", "records").create().expect("a client");
+        let mut list = TopicPartitionList::new();
+        list.add_partition_range(topic, 0, n_partitions - 1);
+        list.set_all_offsets(Offset::Beginning).expect("offsets");
+        consumer.assign(&list).expect("an assignment");
+        let n_records: i64 =
+            self.watermarks(topic, n_partitions).iter().map(|(first, next)| next - first).sum();
+        let record = |_| {
+            let message = consumer.poll(TIMEOUT).expect("a record in time").expect("no error");
+            (message.partition(), message.payload().unwrap_or_default().to_vec())
+        };
+        (0..n_records).map(record).collect()
     }
 
     /// First and next offset of each partition.
