@@ -51,6 +51,10 @@ pub fn client_config(config: &Config) -> Result<ClientConfig, ReadFileError> {
     client.set("security.protocol", protocol);
     if let Some(tls) = tls {
         let TlsMaterial { ca, cert, key } = TlsMaterial::read(tls)?;
+        if ca.is_none() {
+            // The image has a file of authorities, and not the folder that OpenSSL looks in.
+            client.set("ssl.ca.location", "probe");
+        }
         for (name, pem) in [("ssl.ca.pem", ca), ("ssl.certificate.pem", cert), ("ssl.key.pem", key)] {
             pem.map(|pem| client.set(name, pem));
         }
