@@ -270,7 +270,7 @@ fn compute_value(
     let range_after_ms = semantics.after_ms(row_ms, range_ms);
     let start = scratch.partition_point(|sample| sample.timestamp_ms <= range_after_ms);
     let rate = rate::rate(&scratch[start..], row_ms, range_ms, semantics)?;
-    Some((rate.per_second, rate.reaches_start && start > 0))
+    Some((rate.per_second, rate.covers_range && start > 0))
 }
 
 #[cfg(test)]

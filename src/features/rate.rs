@@ -54,10 +54,14 @@ impl RateSemantics {
 pub struct Rate {
     /// Increase per second.
     pub per_second: f64,
-    /// True if the first sample is so near to the start of the range that the increase is extrapolated to the start.
-    /// Otherwise, after a gap, PromQL adds half an interval only, and the rate is too low.
-    pub reaches_start: bool,
+    /// True if the increase is that of at least three quarters of the range. Up to 1.1 intervals are extrapolated at
+    /// each end; where more is missing, after a gap, PromQL adds half an interval only, and the rate is too low.
+    pub covers_range: bool,
 }
+
+/// Least share of the range. A scrape that is late by a third of its interval leaves as much of `rate(1m)`, and one that is
+/// missed .625.
+const MIN_COVERAGE: f64 = 0.75;
 
 /// `rate(x[range_ms])` at `time_ms` over the samples of the range: ascending, without staleness markers. `None` for
 /// fewer than two samples.
@@ -76,7 +80,8 @@ pub fn rate(samples: &[Sample], time_ms: i64, range_ms: i64, semantics: RateSema
     let sampled = seconds(last.timestamp_ms - first.timestamp_ms);
     let average = sampled / (samples.len() - 1) as f64;
     let threshold = average * 1.1;
-    let reaches_start = to_start < threshold;
+    let extrapolated = |missing: f64| if missing >= threshold { average / 2.0 } else { missing };
+    let covered = sampled + extrapolated(to_start) + extrapolated(to_end);
     let to_zero =
         if increase > 0.0 && first.value >= 0.0 { sampled * (first.value / increase) } else { f64::INFINITY };
     match semantics {
@@ -102,7 +107,8 @@ pub fn rate(samples: &[Sample], time_ms: i64, range_ms: i64, semantics: RateSema
     }
     let mut factor = if sampled == 0.0 { 1.0 } else { (sampled + to_start + to_end) / sampled };
     factor /= seconds(range_ms);
-    Some(Rate { per_second: increase * factor, reaches_start })
+    let covers_range = covered >= MIN_COVERAGE * seconds(range_ms);
+    Some(Rate { per_second: increase * factor, covers_range })
 }
 
 #[cfg(test)]
@@ -205,19 +211,21 @@ mod tests {
 
     #[test]
     fn a_rate_after_a_gap_is_too_low_and_says_so() {
-        for (times_s, per_second, reaches_start) in [
+        for (times_s, per_second, covers_range) in [
             (&[-45, -30, -15, 0][..], 1.0, true),
             (&[-30, -15, 0], 0.625, false),
             (&[-15, 0], 0.375, false),
             (&[-45, -15, 0], 1.0, true),
             (&[-45, -30, 0], 1.0, true),
             (&[-30, 0], 1.0, true),
+            (&[-42, -27, -12], 0.825, true),
+            (&[-40, -25, -10, 0], 7.0 / 9.0, true),
         ] {
             let sample = |s: &i64| Sample { timestamp_ms: END + 1000 * s, value: (100 + s) as f64 };
             let samples: Vec<Sample> = times_s.iter().map(sample).collect();
             let rate = rate(&samples, END, 60_000, RateSemantics::V3).expect("two samples");
             assert!((rate.per_second - per_second).abs() < 1e-9, "{times_s:?}: {rate:?}");
-            assert_eq!(rate.reaches_start, reaches_start, "{times_s:?}");
+            assert_eq!(rate.covers_range, covers_range, "{times_s:?}");
         }
     }
 }
