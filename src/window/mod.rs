@@ -21,7 +21,7 @@ mod score;
 mod view;
 
 use crate::prom::{Labels, Sample};
-use chunk::{Chunk, OpenChunk, RowSource, in_range};
+use chunk::{CHUNK_ROWS, Chunk, OPEN_ROWS, OpenChunk, RowSource, in_range};
 use column::FIRST_FEATURE;
 use score::scores;
 use std::collections::{HashMap, VecDeque};
@@ -182,7 +182,7 @@ impl Window {
         let position = self.chunks.partition_point(|chunk| chunk.last_ms() < timestamp_ms);
         if position == self.chunks.len() {
             let outcome = self.open.set(column, timestamp_ms, value);
-            if let Some(full) = self.open.split_when_full() {
+            if let Some(full) = self.open.split_when_full(OPEN_ROWS) {
                 self.chunks.iter_mut().for_each(Chunk::seal);
                 self.chunks.push_back(full.into());
             }
@@ -195,7 +195,7 @@ impl Window {
         }
         let chunk = self.chunks[position].thaw();
         let outcome = chunk.set(column, timestamp_ms, value);
-        if let Some(first) = chunk.split_when_full() {
+        if let Some(first) = chunk.split_when_full(CHUNK_ROWS) {
             self.chunks.insert(position, first.into());
         }
         outcome

@@ -10,9 +10,7 @@ use sealed::SealedChunk;
 use std::sync::Arc;
 
 pub use cells::{Cells, RowSource, in_range};
-#[cfg(test)]
-pub use open::CHUNK_ROWS;
-pub use open::{OpenChunk, PushOutcome};
+pub use open::{CHUNK_ROWS, OPEN_ROWS, OpenChunk, PushOutcome};
 
 /// Rows before the open ones; never empty. Clones share the rows, which are copied on write.
 #[derive(Clone, Debug)]

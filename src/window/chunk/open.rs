@@ -8,10 +8,12 @@ use super::cells::{Cells, RowSource, Values};
 use super::slots::ColumnSlots;
 use std::ops::Range;
 
-/// Cells of a column in a sealed chunk. An open chunk holds up to twice as many, so that at least this many rows stay
-/// open for late samples: half an hour at an interval of 15 s.
-pub const CHUNK_ROWS: usize = 128;
-/// Rows of an open chunk, at most: those of a hundred targets with [`CHUNK_ROWS`] cells each.
+/// Cells of a column in a sealed chunk.
+pub const CHUNK_ROWS: usize = 96;
+/// Cells of a column that stay open for late samples, at least: eight minutes at an interval of 15 s. With those of the
+/// next sealed chunk they are a power of two, as the capacity of a vector is.
+pub const OPEN_ROWS: usize = 32;
+/// Rows of an open chunk, at most: those of a hundred targets with as many cells each.
 const MAX_CHUNK_ROWS: usize = 1 << 14;
 
 /// The outcome of a push.
@@ -224,16 +226,19 @@ impl OpenChunk {
         *self = Self::of_columns(timestamps, kept);
     }
 
-    /// Splits off the older half of the rows, once a column has twice [`CHUNK_ROWS`] cells.
-    pub fn split_when_full(&mut self) -> Option<Self> {
-        if self.most_cells < 2 * CHUNK_ROWS && self.timestamps.len() < MAX_CHUNK_ROWS {
+    /// Splits off the older rows for a sealed chunk, once a column has cells for it and so many more.
+    pub fn split_when_full(&mut self, n_newer: usize) -> Option<Self> {
+        let full = CHUNK_ROWS + n_newer;
+        if self.most_cells < full && self.timestamps.len() < MAX_CHUNK_ROWS {
             return None;
         }
         let Self { mut timestamps, slots, mut columns, .. } = std::mem::take(self);
-        let half = timestamps.len() / 2;
-        let newer: Vec<_> =
-            slots.iter().map(|(column, slot)| (column, columns[slot].split_off(&timestamps, half))).collect();
-        *self = Self::of_columns(timestamps.split_off(half), newer);
+        let n_older = timestamps.len() * CHUNK_ROWS / full;
+        let newer: Vec<_> = slots
+            .iter()
+            .map(|(column, slot)| (column, columns[slot].split_off(&timestamps, n_older)))
+            .collect();
+        *self = Self::of_columns(timestamps.split_off(n_older), newer);
         let older: Vec<_> =
             slots.iter().map(|(column, slot)| (column, std::mem::take(&mut columns[slot]))).collect();
         Some(Self::of_columns(timestamps, older))
