@@ -29,7 +29,7 @@ const COUNT_OFFSET: f64 = 0.5;
 /// Counts of decisions in [`N_BINS`] bins over [-1, 1], as `numpy.histogram` counts them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<u64>", into = "Vec<u64>")]
-pub struct DecisionHistogram(Vec<u64>);
+pub struct DecisionHistogram(Box<[u32; N_BINS]>);
 
 /// Reasons to reject a list of counts.
 #[derive(Debug, PartialEq, thiserror::Error)]
@@ -53,19 +53,21 @@ impl TryFrom<Vec<u64>> for DecisionHistogram {
         if total.is_none_or(|total| total > u64::from(u32::MAX)) {
             return Err(InvalidDecisionHistogram::Counts);
         }
-        Ok(Self(counts))
+        let mut histogram = Self::default();
+        histogram.0.iter_mut().zip(counts).for_each(|(bin, count)| *bin = count as u32);
+        Ok(histogram)
     }
 }
 
 impl From<DecisionHistogram> for Vec<u64> {
     fn from(histogram: DecisionHistogram) -> Self {
-        histogram.0
+        histogram.0.map(u64::from).into()
     }
 }
 
 impl Default for DecisionHistogram {
     fn default() -> Self {
-        Self(vec![0; N_BINS])
+        Self(Box::new([0; N_BINS]))
     }
 }
 
@@ -96,32 +98,32 @@ impl DecisionHistogram {
 
     /// Adds the counts of another histogram.
     pub fn merge(&mut self, other: &Self) {
-        self.0.iter_mut().zip(&other.0).for_each(|(count, more)| *count += more);
+        self.0.iter_mut().zip(other.0.iter()).for_each(|(count, more)| *count += more);
     }
 
     /// Decisions counted.
     pub fn total(&self) -> u64 {
-        self.0.iter().sum()
+        self.0.iter().copied().map(u64::from).sum()
     }
 
     /// Share of decisions below 0 (anomalous rows), in [0, 1]; 0 without decisions.
     pub fn alert_rate(&self) -> f64 {
-        let anomalous: u64 = self.0[..N_BINS / 2].iter().sum();
+        let anomalous: u64 = self.0[..N_BINS / 2].iter().copied().map(u64::from).sum();
         anomalous as f64 / self.total().max(1) as f64
     }
 
     /// Density in each bin, as `numpy.histogram(..., density=True)`; zeros without decisions.
     pub fn density(&self) -> Vec<f64> {
         let total = self.total().max(1) as f64;
-        let density = |(bin, count): (usize, &u64)| *count as f64 / (edge(bin + 1) - edge(bin)) / total;
+        let density = |(bin, count): (usize, &u32)| f64::from(*count) / (edge(bin + 1) - edge(bin)) / total;
         self.0.iter().enumerate().map(density).collect()
     }
 
     /// Kullback-Leibler divergence of this from `other`, in nats: `scipy.stats.entropy` of the counts, with 1e-6 in place
     /// of each 0 of `other`. 0 if this counted no decision.
     pub fn kl_divergence(&self, other: &Self) -> f64 {
-        let present = |count: &u64| if *count == 0 { EMPTY_COUNT } else { *count as f64 };
-        let train: Vec<f64> = self.0.iter().map(|count| *count as f64).collect();
+        let present = |count: &u32| if *count == 0 { EMPTY_COUNT } else { f64::from(*count) };
+        let train: Vec<f64> = self.0.iter().copied().map(f64::from).collect();
         let test: Vec<f64> = other.0.iter().map(present).collect();
         entropy(&train, &test)
     }
@@ -271,7 +273,7 @@ mod tests {
     }
 
     /// Bins and their counts; the other bins are empty.
-    type Counts = &'static [(usize, u64)];
+    type Counts = &'static [(usize, u32)];
 
     /// A histogram with these counts.
     fn histogram(counts: Counts) -> DecisionHistogram {
