@@ -127,8 +127,8 @@ impl Retraining<'_> {
     }
 
     /// The detector with the budget, the filters and the maintenance of the replay.
-    pub fn with_alerts(&self, detector: OnlineDetector, features: &[Labels]) -> OnlineDetector {
-        let mut detector = detector.with_alerts(&self.alerts, features);
+    pub fn with_alerts(&self, mut detector: OnlineDetector, features: &[Labels]) -> OnlineDetector {
+        detector.set_alerts(&self.alerts, features);
         detector.set_suspended(self.suspended.clone());
         detector
     }

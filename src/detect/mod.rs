@@ -241,13 +241,15 @@ impl OnlineDetector {
     }
 
     /// Replaces the budget of alerts per day, above 0.
-    pub fn with_budget(self, budget: f64) -> Self {
-        Self { threshold: self.threshold.with_budget(budget), ..self }
+    pub fn with_budget(mut self, budget: f64) -> Self {
+        self.threshold.set_budget(budget);
+        self
     }
 
     /// Replaces the budget and the filters, for features with these labels.
-    pub fn with_alerts(self, config: &Config, features: &[Labels]) -> Self {
-        Self { filters: config.deviation_filters(features), ..self.with_budget(config.budget) }
+    pub fn set_alerts(&mut self, config: &Config, features: &[Labels]) {
+        self.filters = config.deviation_filters(features);
+        self.threshold.set_budget(config.budget);
     }
 
     /// Replaces the alert state by that of the group.

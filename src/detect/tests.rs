@@ -171,7 +171,8 @@ fn masked_deviations_raise_no_alert() {
         .to_vec();
     let noon = 5 * DAY + 12 * 60;
     let assess_with = |text: &str, by: f32| {
-        let mut detector = fitted(5).with_alerts(&alerts(text), &features);
+        let mut detector = fitted(5);
+        detector.set_alerts(&alerts(text), &features);
         highest_score(&mut detector, 5 * DAY..noon, |_| {});
         highest_score(&mut detector, noon..noon + 2, |values| values[IN] *= by)
     };

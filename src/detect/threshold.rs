@@ -68,7 +68,9 @@ impl PotThreshold {
     /// A threshold from saved hours: ascending, and before the current one.
     pub fn restore(budget: f64, hours: VecDeque<HourlyMax>, current: Option<HourlyMax>, n_rows: u64) -> Self {
         let (one_per_day, for_budget) = (None, MIN_THRESHOLD);
-        Self { budget, hours, current, n_rows, one_per_day, for_budget }.with_budget(budget)
+        let mut threshold = Self { budget, hours, current, n_rows, one_per_day, for_budget };
+        threshold.refit();
+        threshold
     }
 
     /// The completed hours, and the current hour.
@@ -82,10 +84,9 @@ impl PotThreshold {
     }
 
     /// Replaces the budget.
-    pub fn with_budget(mut self, budget: f64) -> Self {
+    pub fn set_budget(&mut self, budget: f64) {
         self.budget = budget;
         self.refit();
-        self
     }
 
     /// The threshold that the same scores, each multiplied by `factor`, would have given.

@@ -25,6 +25,6 @@ pub use config::KEY_TABLES;
 pub use fit::PreparedRows;
 pub use imported::ImportedForest;
 pub use kind::{EXTENDED_OFFSET, FittedModel, ModelKind, ModelParams, score};
-pub use model::{DeployedModel, Model, ModelCard, TrainingRange};
+pub use model::{DeployedModel, Model, ModelCard, ModelInfo, TrainingRange};
 pub use running::RunningModel;
 pub use validation::{CrossValidation, DecisionHistogram, HeldOut, Trial, quantile_divergence};

@@ -3,7 +3,7 @@
 use super::group::Group;
 use super::group::event::RowState;
 use super::groups::metric_labels;
-use crate::models::{DeployedModel, registry};
+use crate::models::registry;
 use crate::telemetry::register;
 use crate::window::ModelRole;
 use prometheus_client::metrics::counter::Counter;
@@ -230,15 +230,15 @@ impl Metrics {
         for (role, alias) in
             [(ModelRole::Champion, champion_alias), (ModelRole::Challenger, registry::CHALLENGER)]
         {
-            let Some(deployed) = group.deployed(role) else { continue };
+            let Some(model) = group.model_info(role) else { continue };
             let mut info = labels.clone();
-            let version = deployed.version.map(|version| version.to_string()).unwrap_or_default();
+            let version = model.version().map(|version| version.to_string()).unwrap_or_default();
             for (name, value) in [
-                ("model", deployed.name.clone()),
+                ("model", model.name.clone()),
                 ("version", version),
-                ("alias", if deployed.is_pooled() { POOLED } else { alias }.to_string()),
-                ("kind", deployed.model.fitted.kind().to_string()),
-                ("origin", deployed.model.card.origin.clone()),
+                ("alias", if model.is_pooled() { POOLED } else { alias }.to_string()),
+                ("kind", model.kind.to_string()),
+                ("origin", model.card.origin.clone()),
             ] {
                 // A group's own label of that name stays what it is.
                 if !labels.iter().any(|(own, _)| own == name) {
@@ -248,10 +248,10 @@ impl Metrics {
             info_series.push(info);
         }
         self.set_model_info(&labels, info_series);
-        let Some(DeployedModel { model, .. }) = group.deployed(ModelRole::Champion) else { return };
+        let Some(model) = group.model_info(ModelRole::Champion) else { return };
         let seconds = |ms: i64| ms as f64 / 1000.0;
         self.model_created.get_or_create(&labels).set(seconds(model.card.created_ms));
-        self.model_features.get_or_create(&labels).set(model.schema.features.len() as i64);
+        self.model_features.get_or_create(&labels).set(model.n_features as i64);
         self.model_drift.remove(&labels);
         match &model.card.training_range {
             Some(history) => {

@@ -3,14 +3,14 @@
 use crate::detect::{self, AlertState, DeviationReason, OnlineDetector, SuspendedTimes};
 use crate::features::counter::CounterEvent;
 use crate::features::{Row, RowReader, Schema};
-use crate::models::{DeployedModel, Model, RunningModel};
+use crate::models::{DeployedModel, ModelInfo, RunningModel};
 use crate::prom::{Labels, METRIC_NAME};
 use crate::remote_write::message::MAX_CONTRIBUTIONS;
 use crate::snapshot::PendingCheckpoint;
 use crate::time;
 use crate::window::{Score, Window};
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A feature's part in an incident.
@@ -51,8 +51,7 @@ pub struct RowResult {
 
 /// See the [module](self).
 pub struct ServingModel {
-    /// The model.
-    pub deployed: DeployedModel,
+    info: Arc<ModelInfo>,
     /// The schema of the model, with the features as the group has them.
     schema: Schema,
     reader: RowReader,
@@ -63,7 +62,6 @@ pub struct ServingModel {
     /// Rows up to here were skipped, or processed by the model.
     pub processed_to_ms: i64,
     running: RunningModel,
-    digest: Arc<OnceLock<String>>,
 }
 
 impl ServingModel {
@@ -76,21 +74,13 @@ impl ServingModel {
         caught_up: Option<Box<OnlineDetector>>,
         alerts: &detect::Config,
     ) -> Self {
-        let running = RunningModel::start(deployed.model.clone(), caught_up, alerts);
-        let schema = deployed.model.schema.clone();
+        let DeployedModel { model, info } = deployed;
+        let schema = model.schema.clone();
+        let running = RunningModel::start(model, caught_up, alerts);
         let reader = RowReader::new(&schema, window);
         let processed_to_ms = running.newest_ms().unwrap_or(i64::MIN);
         let frozen_to_ms = frozen_to_ms.max(processed_to_ms);
-        Self {
-            deployed,
-            schema,
-            reader,
-            values: Vec::new(),
-            frozen_to_ms,
-            processed_to_ms,
-            running,
-            digest: Arc::default(),
-        }
+        Self { info, schema, reader, values: Vec::new(), frozen_to_ms, processed_to_ms, running }
     }
 
     /// Continues the alert state of the group.
@@ -120,9 +110,9 @@ impl ServingModel {
         }
     }
 
-    /// The model.
-    pub fn model(&self) -> &Arc<Model> {
-        &self.deployed.model
+    /// The facts of the model.
+    pub fn info(&self) -> &Arc<ModelInfo> {
+        &self.info
     }
 
     /// The schema of the model, with the features as the group has them.
@@ -143,8 +133,7 @@ impl ServingModel {
     /// The checkpoint for a snapshot, after rows up to this time.
     pub fn pending_checkpoint(&self, scored_to_ms: i64) -> PendingCheckpoint {
         PendingCheckpoint {
-            deployed: self.deployed.clone(),
-            digest: self.digest.clone(),
+            info: self.info.clone(),
             processed_to_ms: if self.is_sequential() { self.processed_to_ms } else { scored_to_ms },
             detector: self.running.state().cloned(),
         }
@@ -157,7 +146,7 @@ impl ServingModel {
 
     /// Applies another `alerts` section.
     pub fn set_alerts(&mut self, alerts: &detect::Config) {
-        self.running.set_alerts(alerts);
+        self.running.set_alerts(alerts, &self.schema.features);
     }
 
     /// Binds the model to the changed columns of the window.

@@ -12,12 +12,11 @@ mod format;
 mod store;
 
 use crate::detect::{AlertState, Checkpoint, OnlineDetector, PastIncident};
-use crate::models::DeployedModel;
-use crate::models::artifact;
+use crate::models::{DeployedModel, ModelInfo};
 use crate::prom::Labels;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 pub use format::{Error, TooLarge, decode, encode};
 pub use store::{Metrics, SnapshotStore};
@@ -98,9 +97,7 @@ pub struct SavedContribution {
 /// A copy of a serving model's state that is not serialized yet: serialization would block the scoring thread.
 pub struct PendingCheckpoint {
     /// The model.
-    pub deployed: DeployedModel,
-    /// Digest of the model, computed at its first use.
-    pub digest: Arc<OnceLock<String>>,
+    pub info: Arc<ModelInfo>,
     /// Timestamp of the newest row that the model has scored or skipped.
     pub processed_to_ms: i64,
     /// The detector; `None` for a model that scores each row alone.
@@ -111,11 +108,10 @@ impl PendingCheckpoint {
     /// The serializable state; `None` for a model without a version in the registry, which does not outlive the
     /// process.
     pub fn to_checkpoint(&self) -> Option<ModelCheckpoint> {
-        let version = self.deployed.version?;
-        let digest = self.digest.get_or_init(|| artifact::digest(&self.deployed.model)).clone();
+        let (version, digest) = self.info.registered.clone()?;
         let checkpoint = self.detector.as_ref().map(OnlineDetector::checkpoint);
         Some(ModelCheckpoint {
-            name: self.deployed.name.clone(),
+            name: self.info.name.clone(),
             version,
             digest,
             processed_to_ms: self.processed_to_ms,
@@ -134,13 +130,14 @@ impl ModelCheckpoint {
     /// The state of this model, if the checkpoint belongs to it; the inner `None` is that of a model that scores each
     /// row alone.
     pub fn resume(&self, deployed: &DeployedModel) -> Option<Option<Box<OnlineDetector>>> {
-        let is_same = self.is_of(deployed) && self.digest == artifact::digest(&deployed.model);
+        let ModelInfo { name, registered, .. } = &*deployed.info;
+        let is_same = self.name == *name && registered.as_ref() == Some(&(self.version, self.digest.clone()));
         is_same.then(|| deployed.model.fitted.resume(self.checkpoint.as_ref())).flatten()
     }
 
     /// True if the checkpoint is of this version.
-    pub fn is_of(&self, deployed: &DeployedModel) -> bool {
-        self.name == deployed.name && deployed.version == Some(self.version)
+    pub fn is_of(&self, model: &ModelInfo) -> bool {
+        self.name == model.name && model.version() == Some(self.version)
     }
 }
 

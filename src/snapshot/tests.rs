@@ -1,5 +1,6 @@
 use super::format::{FORMAT, MAGIC, encode_within, split_line};
 use super::*;
+use crate::models::artifact;
 use crate::prom::Sample;
 use crate::window::{IncidentState, ModelRole, Score, Window};
 use arrow_array::Float64Array;

@@ -4,11 +4,12 @@ use super::words::format_age;
 use crate::detect::{self, DeviationReason, IncidentFeedback, OnlineDetector};
 use crate::features::Schema;
 use crate::http::{encode_query, percent_encode};
-use crate::models::DeployedModel;
+use crate::models::ModelInfo;
 use crate::prom::{Labels, METRIC_NAME, duration};
 use crate::report::text::shorten;
 use crate::window::{Score, Window};
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Length of the range in milliseconds that the highest score of a group is taken from.
@@ -216,13 +217,13 @@ pub struct GroupDetail {
     /// Samples and scores.
     pub window: Window,
     /// The champion.
-    pub champion: Option<DeployedModel>,
+    pub champion: Option<Arc<ModelInfo>>,
     /// The schema of the champion, with the features as the group has them.
     pub schema: Option<Schema>,
     /// The champion's state after the newest row; `None` for a model without state.
     pub detector: Option<OnlineDetector>,
     /// The challenger.
-    pub challenger: Option<DeployedModel>,
+    pub challenger: Option<Arc<ModelInfo>>,
     /// The incidents that began in the window, ascending.
     pub incidents: Vec<PastIncident>,
     /// The incidents of the last week, ascending.

@@ -8,7 +8,7 @@ use super::words::format_age;
 use crate::features::{Row, RowReader, Schema};
 use crate::http::Url;
 use crate::models::registry::periods::GroupSelector;
-use crate::models::{CrossValidation, DeployedModel};
+use crate::models::{CrossValidation, ModelInfo};
 use crate::prom::{Labels, METRIC_NAME};
 use crate::report::backtest::{Backtest, FeaturePlot, IncidentEntry};
 use crate::report::page::{facts, section};
@@ -226,7 +226,7 @@ impl GroupDetail {
                 None => p { "No model yet." },
                 Some(champion) => {
                     (model_facts("champion", champion, now_ms))
-                    @match champion.version {
+                    @match champion.version() {
                         None => p.dim { "This model has no version: it was trained on other groups, and serves until the group has its own." },
                         Some(..=1) => {}
                         Some(version) => {
@@ -241,7 +241,7 @@ impl GroupDetail {
         section("Models", "The model in service, and the results of its cross-validation.", &body)
     }
 
-    fn rollback_command(&self, champion: &DeployedModel, registry_flags: &str) -> String {
+    fn rollback_command(&self, champion: &ModelInfo, registry_flags: &str) -> String {
         let (name, alias) = (shell_quoted(&champion.name), shell_quoted(&self.alias));
         format!("promforest models rollback {registry_flags}{name} --alias {alias}")
     }
@@ -268,14 +268,14 @@ fn threshold(score: &Score) -> f64 {
     score.incident_state.map_or(1.0, |state| state.threshold)
 }
 
-fn model_facts(role: &str, deployed: &DeployedModel, now_ms: i64) -> Markup {
-    let card = &deployed.model.card;
-    let version = deployed.version.map_or("none".into(), |version| version.to_string());
+fn model_facts(role: &str, model: &ModelInfo, now_ms: i64) -> Markup {
+    let card = &model.card;
+    let version = model.version().map_or("none".into(), |version| version.to_string());
     let mut rows: Vec<(String, String)> = vec![
-        (role.into(), deployed.name.clone()),
+        (role.into(), model.name.clone()),
         ("version".into(), version),
-        ("kind".into(), deployed.model.fitted.kind().to_string()),
-        ("features".into(), count(deployed.model.schema.features.len())),
+        ("kind".into(), model.kind.to_string()),
+        ("features".into(), count(model.n_features)),
         ("created".into(), format!("{} ago", format_age(now_ms - card.created_ms))),
     ];
     if let Some(range) = &card.training_range {

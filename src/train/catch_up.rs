@@ -14,14 +14,14 @@ use std::time::Instant;
 /// The detection after the rows of `history` up to `to_ms`, with the alerts of a detector. The series have features as
 /// labels. No incident opens in the suspended times.
 pub fn advance(
-    detection: Box<OnlineDetector>,
+    mut detection: Box<OnlineDetector>,
     model: &Model,
     alerts: &detect::Config,
     suspended: SuspendedTimes,
     history: &[SeriesSamples],
     to_ms: i64,
 ) -> Box<OnlineDetector> {
-    let mut detection = Box::new(detection.with_alerts(alerts, &model.schema.features));
+    detection.set_alerts(alerts, &model.schema.features);
     detection.set_suspended(suspended);
     let newest_ms = detection.newest_ms().unwrap_or(i64::MIN);
     let window = build::from_series(history.iter(), i64::MAX / 2);

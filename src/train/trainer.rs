@@ -169,7 +169,7 @@ impl<'a> TrainingRun<'a> {
         match features.iter().find(|feature| job.window.find_column(feature).is_none()) {
             None => RegistryLookup::Model(deployed),
             Some(feature) => {
-                let DeployedModel { name, version, .. } = &deployed;
+                let (name, version) = (&deployed.info.name, deployed.info.version());
                 debug!(component = "models", group = %job.labels, model = name, version, feature = %feature, "the group lacks a feature of its registered model");
                 RegistryLookup::MissingFeatures
             }
@@ -188,7 +188,7 @@ impl<'a> TrainingRun<'a> {
         };
         let semantics = self.job.detector.transform.rate_semantics().unwrap_or_default();
         let model = Arc::new(registry.load(&name, version, semantics).await?);
-        Ok(Some(DeployedModel { model, name, version: Some(version) }))
+        Ok(Some(DeployedModel::new(model, name, Some(version))))
     }
 
     async fn take_over(&mut self, deployed: DeployedModel) -> TrainingOutcome {
@@ -294,7 +294,7 @@ impl<'a> TrainingRun<'a> {
         let Some(pooled) = pooled else { return Ok(TrainingOutcome::TooShort(short)) };
         let warm_start = WarmStart::of_new_model(&mut self.reader(), recent, now_ms).await;
         let name = self.detector_model.clone();
-        let deployed = DeployedModel { model: Arc::new(pooled), name, version: None };
+        let deployed = DeployedModel::new(Arc::new(pooled), name, None);
         Ok(TrainingOutcome::Pooled { history: short, deployed, warm_start, seconds: self.seconds() })
     }
 
@@ -342,7 +342,7 @@ impl<'a> TrainingRun<'a> {
             TrainingReason::First => WarmStart::of_new_model(&mut self.reader(), recent, now_ms).await,
             _ => WarmStart::default(),
         };
-        let deployed = DeployedModel { model: Arc::new(trained.model), name, version };
+        let deployed = DeployedModel::new(Arc::new(trained.model), name, version);
         Ok(TrainingOutcome::Model { deployed, is_new: true, warm_start, seconds: self.seconds() })
     }
 

@@ -89,10 +89,10 @@ impl Engine {
             component = "train",
             detector = detector.name,
             group = %group.labels,
-            model = deployed.name,
-            version = deployed.version,
-            features = deployed.model.schema.features.len(),
-            rows = deployed.model.card.training_range.as_ref().map(|history| history.n_rows),
+            model = deployed.info.name,
+            version = deployed.info.version(),
+            features = deployed.info.n_features,
+            rows = deployed.info.card.training_range.as_ref().map(|history| history.n_rows),
             duration_seconds = seconds,
             "{state}"
         );
@@ -127,7 +127,8 @@ impl Engine {
         let alias = self.groups.config().registry.alias.clone();
         let Some(group) = self.groups.get_mut(id) else { return DeployOutcome::Gone };
         let detector = group.detector.clone();
-        if let Some(DeployedModel { model, name, version }) = &deployed {
+        if let Some(DeployedModel { model, info }) = &deployed {
+            let (name, version) = (&info.name, info.version());
             if let Some(missing) = group.missing_feature(&model.schema, now_ms()).cloned() {
                 let feature = model.schema.transform.expression(&missing);
                 warn!(component = "models", detector = detector.name, group = %group.labels, model = name, version, feature, "model rejected: the group does not have all of its features");
@@ -286,7 +287,7 @@ struct DetectorProgress<'a> {
 impl<'a> DetectorProgress<'a> {
     fn new(detector: &'a Arc<Detector>, groups: &Groups, now: Instant) -> Self {
         let groups = || groups.iter().filter(|group| Arc::ptr_eq(&group.detector, detector));
-        let models = || groups().filter_map(|group| group.deployed(ModelRole::Champion));
+        let models = || groups().filter_map(|group| group.model_info(ModelRole::Champion));
         let progress = groups().map(|group| (group.progress(now), group.required_history()));
         let (progress, required) =
             progress.max_by(|(a, _), (b, _)| a.total_cmp(b)).unwrap_or((0.0, detector.training.min_history));
@@ -295,7 +296,7 @@ impl<'a> DetectorProgress<'a> {
             n_groups: groups().count(),
             n_models: models().count(),
             n_unfed: groups().filter(|group| group.is_unfed()).count(),
-            n_pooled: models().filter(|deployed| deployed.is_pooled()).count(),
+            n_pooled: models().filter(|model| model.is_pooled()).count(),
             progress,
             required,
         }

@@ -43,8 +43,8 @@ pub struct Deployment {
 impl Group {
     /// The models of this group. A pooled model does not count: the group still requests its own.
     pub fn deployment(&self, id: u32) -> Deployment {
-        let permanent = |role| self.deployed(role).filter(|deployed| !deployed.is_pooled());
-        let version = |role| permanent(role).map(|deployed| (deployed.name.clone(), deployed.version));
+        let permanent = |role| self.model_info(role).filter(|model| !model.is_pooled());
+        let version = |role| permanent(role).map(|model| (model.name.clone(), model.version()));
         Deployment {
             group: id,
             detector: self.detector.name.clone(),

@@ -20,11 +20,12 @@ mod training;
 
 use super::gaps::{self, AuditedSeries};
 use super::schedule::TrainingSchedule;
+use super::serving::ServingModel;
 use crate::detect::{OnlineDetector, SuspendedTimes};
 use crate::detector::Detector;
 use crate::features::Schema;
 use crate::history::SeriesSamples;
-use crate::models::DeployedModel;
+use crate::models::{DeployedModel, ModelInfo};
 use crate::prom::{Labels, Sample};
 use crate::remote_write::{Batch, CursorPosition, TimeSeries};
 use crate::series::ColumnRef;
@@ -132,10 +133,10 @@ impl Group {
         self.window.set_length(length_ms);
         self.models.set_alerts(&detector.alerts);
         if let Some(serving) = self.models.champion()
-            && !serving.deployed.is_pooled()
+            && !serving.info().is_pooled()
             && old.training != detector.training
         {
-            self.schedule.schedule_renewal(detector, &serving.model().card, now, now_ms);
+            self.schedule.schedule_renewal(detector, &serving.info().card, now, now_ms);
         }
         if old.model != detector.model {
             self.schedule.bring_forward(now);
@@ -252,9 +253,9 @@ impl Group {
         self.publication.newest_scored_ms()
     }
 
-    /// The model in this role.
-    pub fn deployed(&self, role: ModelRole) -> Option<&DeployedModel> {
-        self.models.get(role).map(|serving| &serving.deployed)
+    /// The facts of the model in this role.
+    pub fn model_info(&self, role: ModelRole) -> Option<&Arc<ModelInfo>> {
+        self.models.get(role).map(ServingModel::info)
     }
 
     /// KL divergence of the last day's decisions from those of training, if both are known.
@@ -333,8 +334,8 @@ impl Group {
         self.metrics_dirty = true;
         self.snapshot_dirty = true;
         self.lacks_history = is_incomplete;
-        if !deployed.is_pooled() && !self.models.serves(&deployed) {
-            self.schedule.schedule_after_choice(&self.detector, &deployed.model.card, now);
+        if !deployed.info.is_pooled() && !self.models.serves(&deployed.info) {
+            self.schedule.schedule_after_choice(&self.detector, &deployed.info.card, now);
         }
         let is_first = self.models.champion().is_none();
         let newest_scored_ms = self.newest_scored_ms();

@@ -2,7 +2,7 @@
 
 use crate::detect::{self, AlertState, OnlineDetector, SuspendedTimes};
 use crate::features::Schema;
-use crate::models::DeployedModel;
+use crate::models::{DeployedModel, ModelInfo};
 use crate::pipeline::drift::DriftMonitor;
 use crate::pipeline::serving::ServingModel;
 use crate::prom::Labels;
@@ -70,7 +70,7 @@ impl ServingSlots {
 
     /// True if the champion is more than a pooled model that fills the time until the first own one.
     pub fn has_permanent_champion(&self) -> bool {
-        self.champion.as_ref().is_some_and(|serving| !serving.deployed.is_pooled())
+        self.champion.as_ref().is_some_and(|serving| !serving.info().is_pooled())
     }
 
     /// True if a champion serves, or did before this process.
@@ -114,7 +114,8 @@ impl ServingSlots {
         alerts: &detect::Config,
     ) {
         self.drift = DriftMonitor::default();
-        let is_resumed = self.checkpoints[0].as_ref().is_some_and(|checkpoint| checkpoint.is_of(&deployed));
+        let is_resumed =
+            self.checkpoints[0].as_ref().is_some_and(|checkpoint| checkpoint.is_of(&deployed.info));
         let checkpoint = self.checkpoints[0].take().filter(|_| !is_resumed);
         let serving = ServingModel::new(deployed, window, frozen_to_ms, detection, alerts);
         let inherited = match &self.champion {
@@ -128,12 +129,12 @@ impl ServingSlots {
     }
 
     /// True if this version is the champion.
-    pub fn serves(&self, deployed: &DeployedModel) -> bool {
-        let is_same = |serving: &ServingModel| {
-            deployed.version.is_some()
-                && (&serving.deployed.name, serving.deployed.version) == (&deployed.name, deployed.version)
+    pub fn serves(&self, model: &ModelInfo) -> bool {
+        let is_same = |champion: &ModelInfo| {
+            model.version().is_some()
+                && (&champion.name, champion.version()) == (&model.name, model.version())
         };
-        self.champion.as_ref().is_some_and(is_same)
+        self.champion.as_ref().is_some_and(|champion| is_same(champion.info()))
     }
 
     /// The alert state of the champion, to change it; `None` for a model that scores each row alone.
@@ -185,7 +186,7 @@ impl ServingSlots {
 
     /// KL divergence of the last day's decisions from those of training, if both are known.
     pub fn drift(&self) -> Option<f64> {
-        self.drift.divergence(self.champion.as_ref()?.model().card.baseline.as_ref()?)
+        self.drift.divergence(self.champion.as_ref()?.info().card.baseline.as_ref()?)
     }
 
     /// The state of the champion at the end of the earlier process, until a model serves.

@@ -32,9 +32,7 @@ impl Group {
             labels: self.labels.clone(),
             scoring,
             newest_scored_ms: self.newest_scored_ms(),
-            model: self
-                .deployed(ModelRole::Champion)
-                .map(|deployed| (deployed.name.clone(), deployed.version)),
+            model: self.model_info(ModelRole::Champion).map(|model| (model.name.clone(), model.version())),
             is_in_maintenance: self.is_in_maintenance(),
             incident,
             last_day: self.incidents_of_last_day(now_ms),
@@ -48,10 +46,10 @@ impl Group {
         GroupDetail {
             summary: self.summary(now, now_ms),
             window: self.window.clone(),
-            champion: self.deployed(ModelRole::Champion).cloned(),
+            champion: self.model_info(ModelRole::Champion).cloned(),
             schema: self.models.schema().cloned(),
             detector: self.models.champion().and_then(ServingModel::detector).cloned(),
-            challenger: self.deployed(ModelRole::Challenger).cloned(),
+            challenger: self.model_info(ModelRole::Challenger).cloned(),
             incidents: past_incidents(&self.incidents),
             last_week: self.incidents.incidents().iter().copied().collect(),
             alias: alias.into(),

@@ -3,7 +3,7 @@
 use super::Group;
 use crate::detector::{self, Detector};
 use crate::features::Schema;
-use crate::models::{Model, ModelCard};
+use crate::models::ModelCard;
 use crate::prom::Labels;
 use crate::time;
 use crate::train::coverage::{self, Presence};
@@ -21,7 +21,7 @@ impl Group {
     /// with a row at each timestamp. Slots of several targets differ between groups.
     pub fn own_schema(&self) -> Option<&Schema> {
         let serving = self.models.champion()?;
-        let is_own = serving.model().card.group.as_ref() == Some(&self.labels);
+        let is_own = serving.info().card.group.as_ref() == Some(&self.labels);
         let schema = serving.schema();
         let is_usable = schema.grid == Grid::Exact && schema.transform == self.detector.transform;
         (is_own && is_usable).then_some(schema)
@@ -110,7 +110,7 @@ impl Group {
 
     /// Length of the history that the champion was trained on.
     pub fn trained_history_ms(&self) -> Option<i64> {
-        Some(self.models.champion()?.model().card.training_range.as_ref()?.observed_ms)
+        Some(self.models.champion()?.info().card.training_range.as_ref()?.observed_ms)
     }
 
     /// Every row up to here is scored or given up; the maximum without a model.
@@ -171,7 +171,7 @@ impl Group {
             return None;
         }
         let (serving, presence) = (self.models.champion()?, self.presence(now_ms)?);
-        let model = serving.model();
+        let card = &serving.info().card;
         let of_model: HashSet<&Labels> = serving.schema().features.iter().collect();
         let (mut any_present, mut n_known, mut has_new_feature) = (false, 0, false);
         for (i, (labels, column, newest)) in self.window.features().enumerate() {
@@ -181,9 +181,9 @@ impl Group {
             }
             if of_model.contains(labels) {
                 n_known += 1;
-            } else if model.card.group.is_some() {
+            } else if card.group.is_some() {
                 let is_new = i >= self.schedule.known_columns();
-                has_new_feature |= is_new || !self.schedule.is_model_held() && self.may_join(model, column);
+                has_new_feature |= is_new || !self.schedule.is_model_held() && self.may_join(card, column);
             }
         }
         match n_known < of_model.len() {
@@ -194,14 +194,14 @@ impl Group {
     }
 
     /// True if a feature that the model lacks has enough history to join it.
-    fn may_join(&self, model: &Model, column: Column) -> bool {
+    fn may_join(&self, card: &ModelCard, column: Column) -> bool {
         let Detector { grace, training, transform, .. } = &*self.detector;
         // A feature that was present at that training was too young for it; one that has returned may be old.
         let was_present = |to_ms: i64| {
             let sample = self.window.newest_sample(column, to_ms - time::millis(*grace), to_ms);
             sample.is_some_and(|sample| !sample.is_stale())
         };
-        let trained = model.card.training_range.as_ref().filter(|history| was_present(history.to_ms));
+        let trained = card.training_range.as_ref().filter(|history| was_present(history.to_ms));
         let have_ms = trained.map_or(0, |history| history.observed_ms);
         let observed_ms = coverage::coverage_ms(&self.window, column, *transform);
         coverage::has_enough_history(observed_ms, have_ms, training.min_history)
@@ -229,7 +229,7 @@ impl Group {
     pub fn training_succeeded(&mut self, now: Instant, now_ms: i64) {
         self.schedule.end_training();
         if let Some(serving) = self.models.champion() {
-            self.schedule.schedule_after_start(&self.detector, &serving.model().card, now, now_ms);
+            self.schedule.schedule_after_start(&self.detector, &serving.info().card, now, now_ms);
         }
     }
 }

@@ -88,7 +88,7 @@ struct Poll {
 /// The result of loading a version.
 #[derive(Clone)]
 enum LoadedVersion {
-    Model(Arc<Model>),
+    Model(DeployedModel),
     /// The files are no model that can serve: loading them again has the same result.
     Invalid,
     Unreadable,
@@ -274,8 +274,8 @@ impl RegistryWatcher {
             return Ok(Some(()));
         };
         if slot.lacks_history(&desired)
-            && let LoadedVersion::Model(model) = poll.load(backends, slot, &desired).await?
-            && self.join_history(backends, slot, &desired, model).await.is_none()
+            && let LoadedVersion::Model(deployed) = poll.load(backends, slot, &desired).await?
+            && self.join_history(backends, slot, deployed).await.is_none()
         {
             return Ok(None);
         }
@@ -287,8 +287,8 @@ impl RegistryWatcher {
             match poll.load(backends, slot, &desired).await? {
                 LoadedVersion::Unreadable => return Ok(Some(())),
                 LoadedVersion::Invalid => None,
-                LoadedVersion::Model(model) if !slot.accepts(&model, &desired) => None,
-                LoadedVersion::Model(model) => match self.offer(backends, slot, &desired, model).await {
+                LoadedVersion::Model(deployed) if !slot.accepts(&deployed.model, &desired) => None,
+                LoadedVersion::Model(deployed) => match self.offer(backends, slot, deployed).await {
                     None => return Ok(None),
                     // The next poll offers it to the group's successor.
                     Some(DeployOutcome::Gone) => return Ok(Some(())),
@@ -323,20 +323,18 @@ impl RegistryWatcher {
         &mut self,
         backends: &Backends,
         slot: Slot<'_>,
-        (name, version): &RegisteredVersion,
-        model: Arc<Model>,
+        deployed: DeployedModel,
     ) -> Option<DeployOutcome> {
         let Slot { deployment, role, .. } = slot;
         // The group itself scores the rows after its newest scored one.
         let warm_start = match deployment.newest_scored_ms {
             Some(to_ms) => {
                 let CatchUp { detection, is_complete, .. } =
-                    self.read_history(backends, slot, &model, to_ms).await;
+                    self.read_history(backends, slot, &deployed.model, to_ms).await;
                 WarmStart { detection, is_incomplete: !is_complete, ..WarmStart::default() }
             }
             None => WarmStart::default(),
         };
-        let deployed = DeployedModel { model, name: name.clone(), version: Some(*version) };
         self.engine.deploy(deployment.group, role, Some(deployed), warm_start).await
     }
 
@@ -346,13 +344,12 @@ impl RegistryWatcher {
         &mut self,
         backends: &Backends,
         slot: Slot<'_>,
-        (name, version): &RegisteredVersion,
-        model: Arc<Model>,
+        deployed: DeployedModel,
     ) -> Option<()> {
         let Slot { detector, deployment, role } = slot;
         let Some(to_ms) = deployment.newest_scored_ms else { return Some(()) };
         let CatchUp { detection, series, is_complete } =
-            self.read_history(backends, slot, &model, to_ms).await;
+            self.read_history(backends, slot, &deployed.model, to_ms).await;
         if !is_complete {
             return Some(());
         }
@@ -360,7 +357,6 @@ impl RegistryWatcher {
         for chunk in split_series(series.into_iter().map(with_group).collect()) {
             self.engine.backfill(detector.clone(), chunk).await?;
         }
-        let deployed = DeployedModel { model, name: name.clone(), version: Some(*version) };
         let warm_start = WarmStart { detection, ..WarmStart::default() };
         self.engine.deploy(deployment.group, role, Some(deployed), warm_start).await.map(drop)
     }
@@ -407,7 +403,10 @@ impl Poll {
         }
         let semantics = slot.detector.transform.rate_semantics().unwrap_or_default();
         let loaded = match backends.registry.load(&desired.0, desired.1, semantics).await {
-            Ok(model) => LoadedVersion::Model(Arc::new(model)),
+            Ok(model) => {
+                let (name, version) = desired.clone();
+                LoadedVersion::Model(DeployedModel::new(Arc::new(model), name, Some(version)))
+            }
             Err(error @ registry::Error::Import { .. }) => {
                 warn!(component = "models", err = crate::error::chain(&error), "model rejected");
                 LoadedVersion::Invalid

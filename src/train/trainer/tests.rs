@@ -98,7 +98,7 @@ async fn the_model_of_the_registry_waits_for_its_features() {
     let TrainingOutcome::Model { deployed, is_new: true, .. } = run(waited).await else {
         panic!("a new model")
     };
-    assert_eq!((deployed.model.schema.features.len(), deployed.version), (1, Some(2)));
+    assert_eq!((deployed.info.n_features, deployed.info.version()), (1, Some(2)));
 }
 
 /// Two minutes are too short for a model, so that a pooled model serves. It is not registered.
@@ -127,13 +127,13 @@ async fn a_pooled_model_serves_until_there_is_history() {
     else {
         panic!("a pooled model")
     };
-    assert!(deployed.is_pooled());
-    assert_eq!((deployed.name.as_str(), deployed.version), ("net", None));
+    assert!(deployed.info.is_pooled());
+    assert_eq!((deployed.info.name.as_str(), deployed.info.version()), ("net", None));
     // A group with enough history does not use the pool.
     let own = run(TrainingJob { pool: others(), ..test_job(&backends, &["eth0"]) }).await;
     let TrainingOutcome::Model { deployed, is_new: true, .. } = own else { panic!("a fitted model") };
-    assert_eq!(deployed.version, Some(1));
-    assert!(!deployed.is_pooled());
+    assert_eq!(deployed.info.version(), Some(1));
+    assert!(!deployed.info.is_pooled());
 }
 
 #[tokio::test]
@@ -173,7 +173,7 @@ async fn a_registry_that_hung_is_not_asked_during_the_cooldown() {
     let first = execute(test_job(&backends, &["eth0"]), &backends, &mut circuit_breaker).await;
     assert!(matches!(
         first,
-        Ok(TrainingOutcome::Model { deployed: DeployedModel { version: None, .. }, .. })
+        Ok(TrainingOutcome::Model { deployed, .. }) if deployed.info.version().is_none()
     ));
     let scheduled = TrainingJob { reason: TrainingReason::Scheduled, ..test_job(&backends, &["eth0"]) };
     let Err(reason) = execute(scheduled, &backends, &mut circuit_breaker).await else {
@@ -325,7 +325,7 @@ async fn a_rollback_survives_trainings_and_a_restart() {
     let restarted = open();
     let loaded = run(&restarted, TrainingReason::First, &["eth0"]).await;
     let TrainingOutcome::Model { deployed, is_new: false, .. } = loaded else { panic!("it is registered") };
-    assert_eq!(deployed.version, Some(1));
+    assert_eq!(deployed.info.version(), Some(1));
     let outcome = run(&restarted, TrainingReason::NewFeature, &["eth0", "lo"]).await;
     assert!(matches!(outcome, TrainingOutcome::Challenger { version: 6, pinned: 1, .. }), "it serves on");
     let challenger = restarted.registry.load(&name, 6, RateSemantics::V3).await.expect("a model");
@@ -402,7 +402,7 @@ async fn a_rejected_model_is_registered_once_per_interval() {
         execute(job, &backends, &mut CircuitBreaker::default()).await.expect("no failure")
     };
     let first = run(TrainingReason::LostFeature).await;
-    assert!(matches!(first, TrainingOutcome::Model { deployed: DeployedModel { version: Some(1), .. }, .. }));
+    assert!(matches!(first, TrainingOutcome::Model { deployed, .. } if deployed.info.version() == Some(1)));
     let gated_version = async || match run(TrainingReason::Scheduled).await {
         TrainingOutcome::Gated { version, .. } => version,
         _ => panic!("the gate rejects every model"),

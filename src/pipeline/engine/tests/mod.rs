@@ -109,7 +109,7 @@ impl Bench {
     /// Puts a model into service in every group that has none.
     pub(in crate::pipeline) fn install(&mut self, models: &BTreeMap<Labels, Arc<Model>>) {
         for (_, group) in self.groups() {
-            if group.deployed(ModelRole::Champion).is_none()
+            if group.model_info(ModelRole::Champion).is_none()
                 && let Some(model) = models.get(&group.labels)
             {
                 group.install(deployed(model), WarmStart::default(), Instant::now(), &mut |_| {});
@@ -189,7 +189,11 @@ pub(in crate::pipeline) fn model(features: Vec<Labels>, range_ms: i64) -> Arc<Mo
 }
 
 fn deployed(model: &Arc<Model>) -> DeployedModel {
-    DeployedModel { model: model.clone(), name: "net".into(), version: Some(1) }
+    deployed_as(model, 1)
+}
+
+fn deployed_as(model: &Arc<Model>, version: u64) -> DeployedModel {
+    DeployedModel::new(model.clone(), "net".into(), Some(version))
 }
 
 fn two_features() -> Arc<Model> {

@@ -26,7 +26,7 @@ fn trained_on_own_history(job: &TrainingJob, version: u64) -> TrainingOutcome {
     let fitter = ModelFitter::for_detector(&job.detector, Some(job.labels.clone()), now_ms());
     let model = Arc::new(fitter.fit(&rows).expect("the parameters suit").model);
     let name = format!("net.{}", job.labels.get("instance"));
-    let deployed = DeployedModel { model, name, version: Some(version) };
+    let deployed = DeployedModel::new(model, name, Some(version));
     TrainingOutcome::Model { deployed, is_new: true, warm_start: WarmStart::default(), seconds: 1.0 }
 }
 
@@ -34,7 +34,7 @@ fn pooled(job: &TrainingJob, have_ms: i64) -> TrainingOutcome {
     let pool = job.pool.as_ref().expect("others like it");
     let model = pool.train(&job.detector, START_MS, NonZeroUsize::MIN).expect("the parameters suit");
     let model = Arc::new(model.expect("enough history"));
-    let deployed = DeployedModel { model, name: "net".into(), version: None };
+    let deployed = DeployedModel::new(model, "net".into(), None);
     let required_ms = crate::time::millis(job.detector.training.min_history);
     let history = ShortHistory { have_ms, required_ms };
     TrainingOutcome::Pooled { history, deployed, warm_start: WarmStart::default(), seconds: 1.0 }

@@ -48,7 +48,7 @@ fn f25_a_reload_changes_a_detector_and_keeps_its_window() {
         let text = format!("detectors:\n{}", order.map(|i| parts[i].as_str()).concat());
         bench.reload(Arc::new(Config::parse(&text).expect("valid")), vec![Arc::default()]);
         assert_eq!(bench.content(), before, "{more}");
-        assert!(bench.groups()[0].1.deployed(ModelRole::Champion).is_some(), "{more}");
+        assert!(bench.groups()[0].1.model_info(ModelRole::Champion).is_some(), "{more}");
     }
     let (_, group) = bench.groups().remove(0);
     assert!(matches!(group.detector.model, crate::models::ModelParams::IsolationForest(_)), "it is in force");

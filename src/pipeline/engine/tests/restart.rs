@@ -105,7 +105,7 @@ fn rows_that_were_written_before_are_not_scored_again() {
     };
     assert_eq!(scored(&mut bench), [256, 257, 258, 259]);
     let warm_start = WarmStart::default();
-    let renewed = DeployedModel { version: Some(2), ..deployed(&model) };
+    let renewed = deployed_as(&model, 2);
     let training_outcome =
         TrainingOutcome::Model { deployed: renewed, is_new: true, warm_start, seconds: 0.0 };
     bench.engine.handle_training_outcome(0, training_outcome, Instant::now());
@@ -190,7 +190,7 @@ fn f22_f24_a_snapshot_of_another_model_or_configuration_is_not_resumed() {
         Arc::new(Model { card: ModelCard { created_ms: 1, ..model.card.clone() }, ..Model::clone(&model) });
     assert!(checkpoint.resume(&deployed(&model)).is_some());
     assert!(checkpoint.resume(&deployed(&other)).is_none());
-    assert!(checkpoint.resume(&DeployedModel { version: Some(2), ..deployed(&model) }).is_none());
+    assert!(checkpoint.resume(&deployed_as(&model, 2)).is_none());
     for config in [
         "detectors: [{name: other, match: [up]}]",
         "detectors: [{name: node_network, match: [up]}]",

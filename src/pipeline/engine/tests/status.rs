@@ -90,7 +90,7 @@ fn a_group_is_found_by_its_detector_and_labels() {
     (1..=8).for_each(|i| scrape(&mut bench, i));
     let (_, group) = bench.groups().remove(0);
     let labels = group.labels.clone();
-    let next = DeployedModel { version: Some(2), ..deployed(&two_features()) };
+    let next = deployed_as(&two_features(), 2);
     group.install(next, WarmStart::default(), Instant::now(), &mut |_| {});
     let detail = |detector: &str, labels: &Labels| {
         bench.engine.group_detail(detector, labels, Instant::now(), at_ms(8))

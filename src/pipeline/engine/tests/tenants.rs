@@ -41,7 +41,7 @@ fn trained(job: &TrainingJob) -> TrainingOutcome {
     let rows = TrainingSet::from_window(&job.detector, &job.window, &[], job.learned_to_ms).expect("enough");
     let fitter = ModelFitter::for_detector(&job.detector, Some(job.labels.clone()), now_ms());
     let model = Arc::new(fitter.fit(&rows).expect("the parameters suit").model);
-    let deployed = DeployedModel { model, name: job.labels.to_string(), version: Some(1) };
+    let deployed = DeployedModel::new(model, job.labels.to_string(), Some(1));
     TrainingOutcome::Model { deployed, is_new: true, warm_start: WarmStart::default(), seconds: 1.0 }
 }
 

@@ -162,12 +162,9 @@ fn f24_a_model_of_other_features_is_rejected_and_the_old_one_stays() {
     for role in [ModelRole::Champion, ModelRole::Challenger] {
         bench.engine.deploy(id, role, Some(deployed(&other)), WarmStart::default(), Instant::now());
     }
-    let n_features = bench.groups()[0]
-        .1
-        .deployed(ModelRole::Champion)
-        .map(|deployed| deployed.model.schema.features.len());
+    let n_features = bench.groups()[0].1.model_info(ModelRole::Champion).map(|model| model.n_features);
     assert_eq!((n_features, bench.content()), (Some(2), before));
-    assert!(bench.groups()[0].1.deployed(ModelRole::Challenger).is_none());
+    assert!(bench.groups()[0].1.model_info(ModelRole::Challenger).is_none());
     assert_eq!(bench.metric("models_rejected_total{detector=\"node_network\"}"), 2);
     scrape(&mut bench, 2);
     assert!(bench.engine.next_batch(0, None, 100, START_MS * 2).is_some(), "scores go on");
