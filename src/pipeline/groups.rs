@@ -187,11 +187,11 @@ impl Groups {
 
     /// Puts a maintenance plan in force.
     pub fn set_maintenance(&mut self, plan: MaintenancePlan) {
-        if plan != self.maintenance {
-            self.maintenance = plan;
-            let Self { all, maintenance, past_alerts, .. } = self;
-            all.values_mut().for_each(|group| suspend(group, maintenance, past_alerts));
-        }
+        let before = std::mem::replace(&mut self.maintenance, plan);
+        let Self { all, maintenance, past_alerts, .. } = self;
+        let has_changed = |group: &Group| maintenance.differs_from(&before, &group.detector, group.tenant());
+        let changed = all.values_mut().filter(|group| has_changed(group));
+        changed.for_each(|group| suspend(group, maintenance, past_alerts));
     }
 
     /// Adds times in which alerts of a detector's `exclude_alerts` fired: rows of those times may be yet to come. With

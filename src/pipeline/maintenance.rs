@@ -97,6 +97,12 @@ impl PastAlerts {
 }
 
 impl MaintenancePlan {
+    /// True if groups of this detector and tenant may have other times than in the plan before.
+    pub fn differs_from(&self, before: &Self, detector: &Detector, tenant: Option<&Tenant>) -> bool {
+        let key = (detector.name.clone(), tenant.cloned());
+        self.periods != before.periods || self.alerts.get(&key) != before.alerts.get(&key)
+    }
+
     /// The times of a group.
     pub fn suspended_times(
         &self,
