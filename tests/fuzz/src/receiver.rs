@@ -63,7 +63,7 @@ pub fn receiver(data: &[u8]) {
         rest = after;
     }
     for (role, model) in [ModelRole::Champion, ModelRole::Challenger].into_iter().zip(&*MODELS) {
-        let deployed = DeployedModel { model: Arc::new(model.clone()), name: "net".into(), version: Some(1) };
+        let deployed = DeployedModel::new(Arc::new(model.clone()), "net".into(), Some(1));
         engine.deploy(0, role, Some(deployed), WarmStart::default(), Instant::now());
     }
     engine.tick(Instant::now(), now_ms());
