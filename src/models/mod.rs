@@ -9,6 +9,7 @@
 pub mod artifact;
 pub mod columns;
 mod config;
+mod deployed;
 mod fit;
 pub mod import;
 mod imported;
@@ -22,9 +23,10 @@ pub mod sklearn;
 mod validation;
 
 pub use config::KEY_TABLES;
+pub use deployed::{DeployedModel, ModelInfo};
 pub use fit::PreparedRows;
 pub use imported::ImportedForest;
 pub use kind::{EXTENDED_OFFSET, FittedModel, ModelKind, ModelParams, score};
-pub use model::{DeployedModel, Model, ModelCard, ModelInfo, TrainingRange};
+pub use model::{Model, ModelCard, TrainingRange};
 pub use running::RunningModel;
 pub use validation::{CrossValidation, DecisionHistogram, HeldOut, Trial, quantile_divergence};
