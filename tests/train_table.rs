@@ -91,7 +91,12 @@ fn a_model_of_a_table_can_be_saved_to_a_folder() {
     assert!(output.stdout.contains("written to model\nreport: report.html\n"), "{output:?}");
     let page = fs::read_to_string(dir.join("report.html")).expect("the report was written");
     assert!(page.contains("Saved, not in service"));
-    assert_eq!(aliases(dir), [] as [Value; 0]);
+    let listed = models(dir, &["list"]);
+    assert_eq!(listed.status, 1);
+    assert_eq!(
+        listed.stderr,
+        "promforest: there is no registry in data/models: give --storage.path and --config.file as the sidecar has them\n"
+    );
 }
 
 #[test]
