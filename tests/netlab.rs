@@ -60,7 +60,7 @@ const MAX_DELAY_ROWS: usize = 10;
 /// Most rows of an incident after its fault: it is unsteady for twelve more, and then ten pass.
 const MAX_END_ROWS: usize = 40;
 
-/// What a fault does to a host.
+/// The effect of a fault on a host.
 #[derive(Debug, Deserialize)]
 struct Label {
     host: String,

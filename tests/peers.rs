@@ -67,8 +67,16 @@ fn check_nothing_lost(example: &Example, promforest: &Process) {
     assert_eq!(requests(&[]), requests(&[("code", "204")]), "{}", promforest.tail());
 }
 
-fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-    pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect()
+/// The labels of the exporter's scores, with these besides.
+fn score_labels(example: &Example, more: &[(&str, &str)]) -> BTreeMap<String, String> {
+    let instance = example.hosts.address();
+    let own = [
+        ("__name__", "anomaly_score"),
+        ("detector", "node_network"),
+        ("instance", &instance),
+        ("job", "node"),
+    ];
+    own.iter().chain(more).map(|(name, value)| ((*name).into(), (*value).into())).collect()
 }
 
 /// One server scrapes, sends, stores and answers.
@@ -116,15 +124,7 @@ fn prometheus_in_agent_mode() {
             example.start("agent", &version.prometheus(), &[flag, "--config.file=prometheus.yml", &listen]);
         let mut promforest = example.start_promforest();
         let found = check_scores(&example, &mut [&mut promforest, &mut agent, &mut central], &api, began_ms);
-        let instance = example.hosts.address();
-        let expected = [
-            ("__name__", "anomaly_score"),
-            ("cluster", "eu"),
-            ("detector", "node_network"),
-            ("instance", &instance),
-            ("job", "node"),
-        ];
-        assert_eq!(found, labels(&expected), "{version}");
+        assert_eq!(found, score_labels(&example, &[("cluster", "eu")]), "{version}");
         check_nothing_lost(&example, &promforest);
         // The agent's own metrics go the same way.
         let own = api.query(r#"promforest_rows_total{state="complete", cluster="eu"}"#).expect("an answer");
@@ -157,14 +157,7 @@ fn an_opentelemetry_collector() {
     let mut promforest = example.start_promforest();
     let processes = &mut [&mut promforest, &mut collector, &mut prometheus];
     let found = check_scores(&example, processes, &api, began_ms);
-    let instance = example.hosts.address();
-    let expected = [
-        ("__name__", "anomaly_score"),
-        ("detector", "node_network"),
-        ("instance", &instance),
-        ("job", "node"),
-    ];
-    assert_eq!(found, labels(&expected));
+    assert_eq!(found, score_labels(&example, &[]));
     check_nothing_lost(&example, &promforest);
     let stored = stored_since(&api, "node_network_receive_bytes_total", began_ms).expect("stored");
     assert_ne!(stored.labels["otel_scope_version"], "0.100.0");
@@ -174,7 +167,7 @@ fn an_opentelemetry_collector() {
         let series = api.query(own)?;
         if series.len() == 1 { Ok(series[0].labels.clone()) } else { Err(format!("{series:?}")) }
     });
-    assert_eq!(own["instance"], instance);
+    assert_eq!(own["instance"], example.hosts.address());
 }
 
 /// History is VictoriaMetrics' export.
@@ -241,16 +234,7 @@ fn thanos_receive_and_query() {
     let mut promforest = example.start_promforest();
     let processes = &mut [&mut promforest, &mut prometheus, &mut receiver, &mut querier];
     let found = check_scores(&example, processes, &api, began_ms);
-    let instance = example.hosts.address();
-    let expected = [
-        ("__name__", "anomaly_score"),
-        ("detector", "node_network"),
-        ("instance", &instance),
-        ("job", "node"),
-        ("receive_replica", "0"),
-        ("tenant_id", "default-tenant"),
-    ];
-    assert_eq!(found, labels(&expected));
+    assert_eq!(found, score_labels(&example, &[("receive_replica", "0"), ("tenant_id", "default-tenant")]));
     check_nothing_lost(&example, &promforest);
 }
 
