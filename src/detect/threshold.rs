@@ -109,6 +109,10 @@ impl PotThreshold {
     pub fn value_at(&mut self, timestamp_ms: i64) -> f64 {
         let hour = timestamp_ms.div_euclid(HOUR_MS);
         if let Some(completed) = self.current.take_if(|current| current.hour < hour) {
+            if self.hours.len() == self.hours.capacity() {
+                // A day: doubled, the two weeks would take half as much again.
+                self.hours.reserve_exact(24);
+            }
             self.hours.push_back(completed);
             while self.hours.front().is_some_and(|first| first.hour < hour - KEPT_HOURS) {
                 self.hours.pop_front();

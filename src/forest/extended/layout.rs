@@ -39,10 +39,9 @@ impl Splits {
         let to_short = |&Split { terms, plane, children }: &Split<FullTerms>| {
             Some(Split { terms: ShortTerms::from_full(&terms)?, plane, children })
         };
-        match splits.iter().map(to_short).collect() {
-            Some(short) => Self::Short(short),
-            None => Self::Full(splits),
-        }
+        let mut short = Vec::with_capacity(splits.len());
+        short.extend(splits.iter().map_while(to_short));
+        if short.len() == splits.len() { Self::Short(short) } else { Self::Full(splits) }
     }
 
     /// The splits in the longer form.
