@@ -26,9 +26,6 @@
 //! - *scikit-learn's random numbers* (Mersenne Twister and a 32-bit xorshift, in its order of calls), to grow equal
 //!   trees from an equal seed. They are internals that have changed between its releases; users rely on equal
 //!   *distributions*.
-//! - *Vector instructions.* AVX-512 walks sets of rows about twice as fast on large tables, but needs `unsafe` and a
-//!   second path for other machines. Trees side by side are plain code, and fast enough for a row every few seconds
-//!   (see `standard`).
 
 mod depth;
 mod extended;

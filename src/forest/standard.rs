@@ -5,18 +5,25 @@
 //! as its deepest tree has levels; walks that reach a leaf early stay there.
 //!
 //! Measured (`cargo bench --bench forest`, 20 features, 256 samples, default x86-64 build on a shared EPYC core):
-//! about 1 us per row, a fifth of the reference implementation. A table is scored row by row on the same path.
+//! about 1 us per row, a fifth of the reference implementation. The rows of a table walk in sets (`row_sets`), in a third
+//! of that.
 //!
 //! Not taken, because no faster: blocks of rows through one group of trees at a time, and several rows side by side
 //! down one tree.
 
+mod row_sets;
+
 use super::depth::{Leaf, LeafIndices, score_from_path_lengths};
 use super::tree::{self, MAX_LEAVES, TreeNode};
 use super::{Error, Table, Tree, TreeArrays, average_path_length};
+use row_sets::{BLOCK, Block};
 
 /// Trees side by side: enough to hide the latency of the loads, and a divisor of the default 100 trees, so that no
 /// lane idles. 8 and 16 were slower, 20 was equal.
 const LANES: usize = 10;
+
+/// Rows from which a block is faster than its rows one after another.
+const MIN_BLOCK: usize = 96;
 
 /// A fitted isolation forest, from [`ForestParams::fit`](super::ForestParams::fit) or, for trees grown
 /// elsewhere, from [`Forest::new`].
@@ -256,10 +263,23 @@ impl Forest {
     /// Scores the rows of a table from `first`, as many as `out` has elements.
     pub(super) fn score_rows(&self, table: &Table, first: usize, out: &mut [f64]) {
         assert_eq!(table.n_features(), self.n_features, "a table has as many features as the forest");
+        let mut block = Block::new(table);
         let mut row = vec![0.0; self.n_features];
-        for (number, score) in (first..).zip(out) {
-            table.copy_row(number, &mut row);
-            *score = self.score_samples(&row);
+        for (first, scores) in (first..).step_by(BLOCK).zip(out.chunks_mut(BLOCK)) {
+            let mut score_row = |number: usize, score: &mut f64| {
+                table.copy_row(first + number, &mut row);
+                *score = self.score_samples(&row);
+            };
+            if scores.len() < MIN_BLOCK {
+                scores.iter_mut().enumerate().for_each(|(number, score)| score_row(number, score));
+                continue;
+            }
+            block.load(first, scores.len());
+            let sums = block.path_lengths(self);
+            for (score, sum) in scores.iter_mut().zip(sums.as_flattened()) {
+                *score = score_from_path_lengths(*sum, self.normalizer);
+            }
+            block.rows_with_nan().for_each(|number| score_row(number, &mut scores[number]));
         }
     }
 

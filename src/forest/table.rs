@@ -78,6 +78,22 @@ impl<'a> Column<'a> {
         before.iter().chain(after).copied()
     }
 
+    /// Copies the values of the rows from `first` to `out`.
+    ///
+    /// # Panics
+    /// If there are fewer rows.
+    pub fn copy_rows(&self, first: usize, out: &mut [f32]) {
+        let [before, after] = self.parts();
+        let n_before = before.len().saturating_sub(first).min(out.len());
+        let (out_before, out_after) = out.split_at_mut(n_before);
+        if n_before > 0 {
+            out_before.copy_from_slice(&before[first..][..n_before]);
+        }
+        if !out_after.is_empty() {
+            out_after.copy_from_slice(&after[first + n_before - before.len()..][..out_after.len()]);
+        }
+    }
+
     /// The least and the greatest value; infinities for a column without values.
     pub fn range(&self) -> [f32; 2] {
         let [[least, greatest], other] = self.parts().map(range);
@@ -221,6 +237,12 @@ mod tests {
             let column = table.column(feature);
             let values: Vec<f32> = column.iter().collect();
             assert!((0..table.n_rows()).map(|row| column.get(row)).eq(values.iter().copied()));
+            for first in 0..values.len() {
+                let mut copy = vec![0.0; values.len() - first];
+                column.copy_rows(first, &mut copy);
+                assert_eq!(copy, values[first..]);
+                column.copy_rows(first, &mut copy[..1]);
+            }
             values
         };
         let without = |rows: Range<usize>| of(&table.without_rows(rows), 1);

@@ -102,7 +102,7 @@ impl TreeNode {
     /// As [`next`](Self::next) for a `value` that is not NaN, in less time.
     #[inline(always)]
     pub fn next_not_nan(self, value: f32) -> usize {
-        self.left() + usize::from(value > f32::from_bits(self.threshold_bits))
+        self.left() + usize::from(value > self.threshold())
     }
 
     /// The index of a leaf; meaningless in a split.
@@ -118,11 +118,18 @@ impl TreeNode {
     }
 
     pub fn is_leaf(self) -> bool {
-        f32::from_bits(self.threshold_bits).is_nan()
+        self.threshold().is_nan()
     }
 
+    /// The number that the split compares with; NaN in a leaf.
     #[inline(always)]
-    fn left(self) -> usize {
+    pub fn threshold(self) -> f32 {
+        f32::from_bits(self.threshold_bits)
+    }
+
+    /// Index in the tree of the left child; the right one follows. A leaf returns itself.
+    #[inline(always)]
+    pub fn left(self) -> usize {
         self.packed as usize & (MAX_NODES - 1)
     }
 }
@@ -231,7 +238,7 @@ pub(super) fn to_arrays(nodes: &[TreeNode], leaves: &[Leaf]) -> TreeArrays {
         arrays.left_child[at] = left as i64;
         arrays.right_child[at] = right as i64;
         arrays.feature[at] = node.feature() as i64;
-        arrays.threshold[at] = f64::from(f32::from_bits(node.threshold_bits));
+        arrays.threshold[at] = f64::from(node.threshold());
         arrays.n_node_samples[at] = arrays.n_node_samples[left] + arrays.n_node_samples[right];
         arrays.missing_go_to_left[at] = node.packed & MISSING_RIGHT == 0;
     }

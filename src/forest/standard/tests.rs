@@ -94,6 +94,31 @@ proptest! {
     }
 }
 
+/// Whole blocks, a smaller one and single rows, of a table that leaves rows out; with infinities and NaN.
+#[test]
+fn a_table_has_the_scores_of_its_rows() {
+    const ROWS: usize = 3 * BLOCK + MIN_BLOCK;
+    let mut values: Vec<f32> = (0..3 * ROWS).map(|i| ((i * i) % 1_009) as f32).collect();
+    let table = Table::new(&values, ROWS, 3).expect("a table");
+    let forest =
+        crate::forest::ForestParams::default().fit(&table, std::num::NonZeroUsize::MIN).expect("finite");
+    for (i, value) in
+        [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -f32::NAN].into_iter().cycle().take(200).enumerate()
+    {
+        values[i * 23] = value;
+    }
+    let table = Table::new(&values, ROWS, 3).expect("a table");
+    let mut row = [0.0; 3];
+    for table in [table, table.without_rows(700..702), table.with_rows(5..ROWS - 7)] {
+        let mut scores = vec![0.0; table.n_rows()];
+        forest.score_table(&table, &mut scores);
+        for (number, score) in scores.into_iter().enumerate() {
+            table.copy_row(number, &mut row);
+            assert_eq!(score.to_bits(), forest.score_samples(&row).to_bits(), "row {number}: {row:?}");
+        }
+    }
+}
+
 #[test]
 fn rejects_invalid_forests() {
     let leaf = |n_features| {
