@@ -1,7 +1,7 @@
 //! Fits the standard forest.
 //!
 //! A tree is a function of the table, the parameters, the seed and its own number. Threads share nothing, and the
-//! result does not depend on their number. A tree holds the ids of its rows and reads the columns of the table; only
+//! result does not depend on their number. A tree holds the positions of its rows in the columns of the table; only
 //! the values of one feature in one node are copied.
 //!
 //! Not taken: sorted columns (a tree has few rows), recursion (a stack of four words per pending node is as short),
@@ -13,7 +13,7 @@ use std::ops::Range;
 use super::depth::Leaf;
 use super::rng::Rng;
 use super::sampling::{RowSampler, Sampling, check_within};
-use super::table::range;
+use super::table::{extend_range, extend_range_by_one};
 use super::threads::map_on_threads;
 use super::tree::{MissingDirection, TreeBuilder, round_down};
 use super::{Contamination, Error, Forest, ForestParams, Table, Tree};
@@ -91,7 +91,7 @@ struct TreeGrower<'p> {
 struct PendingNode {
     /// Index in the tree.
     at: usize,
-    /// Its range of [`TreeGrower::rows`].
+    /// Its part of [`TreeGrower::rows`].
     rows: Range<usize>,
     depth: u32,
     /// Number of [`TreeGrower::features`] known to be constant in the node.
@@ -160,7 +160,7 @@ impl<'p> TreeGrower<'p> {
         while node.n_constant < self.features.len() {
             let position = node.n_constant + self.rng.next_below(self.features.len() - node.n_constant);
             let feature = self.features[position];
-            let (min, max) = self.load_values(feature, &node.rows);
+            let [min, max] = self.load_values(feature, &node.rows);
             if max <= min + FEATURE_THRESHOLD {
                 self.features.swap(position, node.n_constant);
                 node.n_constant += 1;
@@ -174,14 +174,20 @@ impl<'p> TreeGrower<'p> {
     }
 
     /// Copies a feature's values in the node to `values`. Returns the least and the greatest value.
-    fn load_values(&mut self, feature: usize, rows: &Range<usize>) -> (f32, f32) {
-        let [before, after] = self.plan.table.column(feature).parts();
-        for (value, &row) in self.values.iter_mut().zip(self.rows.ids(rows)) {
-            let row = row as usize;
-            *value = before.get(row).copied().unwrap_or_else(|| after[row - before.len()]);
+    fn load_values(&mut self, feature: usize, rows: &Range<usize>) -> [f32; 2] {
+        let column = self.plan.table.column(feature).memory();
+        let (position_chunks, positions) = self.rows.positions(rows).as_chunks::<8>();
+        let (chunks, values) = self.values[..rows.len()].as_chunks_mut();
+        let mut range = [f32::INFINITY, f32::NEG_INFINITY];
+        for (values, positions) in chunks.iter_mut().zip(position_chunks) {
+            *values = positions.map(|position| column[position as usize]);
+            extend_range(&mut range, values);
         }
-        let [min, max] = range(&self.values[..rows.len()]);
-        (min, max)
+        for (value, position) in values.iter_mut().zip(positions) {
+            *value = column[*position as usize];
+            extend_range_by_one(&mut range, *value);
+        }
+        range
     }
 }
 

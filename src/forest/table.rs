@@ -20,7 +20,7 @@ pub struct Table<'a> {
 
 /// Rows of a column: a range, or a range without a block.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct RowRange {
+pub(super) struct RowRange {
     first: usize,
     len: usize,
     /// Rows before the block that is left out.
@@ -33,8 +33,14 @@ impl RowRange {
         Self { first: rows.start, len: rows.len(), n_before: rows.len(), n_left_out: 0 }
     }
 
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The index of a row in [`Column::memory`].
     #[inline(always)]
-    fn position(&self, row: usize) -> usize {
+    pub fn position(&self, row: usize) -> usize {
         self.first + row + if row < self.n_before { 0 } else { self.n_left_out }
     }
 }
@@ -70,6 +76,11 @@ impl<'a> Column<'a> {
     #[inline(always)]
     pub fn get(&self, row: usize) -> f32 {
         self.values[self.rows.position(row)]
+    }
+
+    /// All values of the feature in memory, also those of rows that the table leaves out.
+    pub(super) fn memory(&self) -> &'a [f32] {
+        self.values
     }
 
     /// The values, in the order of the rows.
@@ -109,23 +120,39 @@ impl<'a> Column<'a> {
     }
 }
 
-/// The least and the greatest of finite values; infinities without values. Several values side by side: one after
-/// another, each would wait for the comparison before.
+/// The least and the greatest of finite values; infinities without values.
 pub(super) fn range(values: &[f32]) -> [f32; 2] {
-    const LANES: usize = 16;
-    let (chunks, rest) = values.as_chunks::<LANES>();
-    let (mut least, mut greatest) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
-    let mut add = |lane: usize, value: f32| {
-        least[lane] = if value < least[lane] { value } else { least[lane] };
-        greatest[lane] = if value > greatest[lane] { value } else { greatest[lane] };
-    };
-    for chunk in chunks {
-        for (lane, value) in chunk.iter().enumerate() {
-            add(lane, *value);
-        }
-    }
-    rest.iter().for_each(|value| add(0, *value));
-    [least.into_iter().fold(f32::INFINITY, f32::min), greatest.into_iter().fold(f32::NEG_INFINITY, f32::max)]
+    let (chunks, rest) = values.as_chunks();
+    let mut range = [f32::INFINITY, f32::NEG_INFINITY];
+    chunks.iter().for_each(|chunk| extend_range(&mut range, chunk));
+    rest.iter().for_each(|value| extend_range_by_one(&mut range, *value));
+    range
+}
+
+/// Extends least and greatest by eight values. In pairs: one after another, each would wait for the comparison before.
+#[inline(always)]
+pub(super) fn extend_range([least, greatest]: &mut [f32; 2], &[a, b, c, d, e, f, g, h]: &[f32; 8]) {
+    *least = min(min(min(min(a, b), min(c, d)), min(min(e, f), min(g, h))), *least);
+    *greatest = max(max(max(max(a, b), max(c, d)), max(max(e, f), max(g, h))), *greatest);
+}
+
+/// Extends least and greatest by a value.
+#[inline(always)]
+pub(super) fn extend_range_by_one([least, greatest]: &mut [f32; 2], value: f32) {
+    *least = min(value, *least);
+    *greatest = max(value, *greatest);
+}
+
+/// The lesser of two numbers that are not NaN, in one instruction.
+#[inline(always)]
+fn min(a: f32, b: f32) -> f32 {
+    if a < b { a } else { b }
+}
+
+/// The greater of two numbers that are not NaN, in one instruction.
+#[inline(always)]
+fn max(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
 }
 
 impl<'a> Table<'a> {
@@ -159,6 +186,10 @@ impl<'a> Table<'a> {
         assert!(self.rows.n_left_out == 0 && rows.end <= self.n_rows(), "a range of all rows");
         let (len, n_left_out) = (self.n_rows() - rows.len(), rows.len());
         Self { rows: RowRange { len, n_before: rows.start, n_left_out, ..self.rows }, ..*self }
+    }
+
+    pub(super) fn rows(&self) -> RowRange {
+        self.rows
     }
 
     /// Number of rows.

@@ -97,13 +97,13 @@ impl<'t> ExtendedTreeGrower<'t> {
             }
         }
         // Terms are added in the order of the walk, so the range holds the exact projections of these rows.
-        let ids = self.rows.ids(rows);
+        let positions = self.rows.positions(rows);
         self.values.clear();
-        self.values.resize(ids.len(), 0.0);
+        self.values.resize(positions.len(), 0.0);
         for &(column, coefficient) in &self.terms {
-            let column = self.table.column(usize::from(column));
-            for (value, &row) in self.values.iter_mut().zip(ids) {
-                *value += f64::from(coefficient) * f64::from(column.get(row as usize));
+            let column = self.table.column(usize::from(column)).memory();
+            for (value, &position) in self.values.iter_mut().zip(positions) {
+                *value += f64::from(coefficient) * f64::from(column[position as usize]);
             }
         }
         let ends = (f64::INFINITY, f64::NEG_INFINITY);
