@@ -49,9 +49,17 @@ pub struct SeasonalProfile {
     is_weekly: bool,
     /// Days since the epoch.
     today: i64,
-    /// Sum and number of the values in each bucket today.
-    sums: Vec<f64>,
-    counts: Vec<u32>,
+    /// Mean of each bucket today before the current one; NaN without a value.
+    today_means: Vec<f64>,
+    current: BucketSum,
+}
+
+/// Sum and number of the values in the newest bucket that has values.
+#[derive(Clone, Copy, Debug, Default)]
+struct BucketSum {
+    bucket: usize,
+    sum: f64,
+    count: u32,
 }
 
 /// A saved profile.
@@ -68,6 +76,8 @@ pub struct SavedProfile {
     errors: [f64; 2],
     is_weekly: bool,
     today: i64,
+    /// Sum and number of the values in each bucket today. Of a bucket before the newest one, any sum and number with the
+    /// same mean.
     sums: Vec<f64>,
     counts: Vec<u32>,
 }
@@ -82,6 +92,11 @@ impl PartialEq for SeasonalProfile {
 impl SeasonalProfile {
     /// The profile for a file.
     pub fn state(&self) -> SavedProfile {
+        let mut sums = self.today_means.clone();
+        let mut counts: Vec<u32> = sums.iter().map(|mean| u32::from(!mean.is_nan())).collect();
+        sums.iter_mut().filter(|mean| mean.is_nan()).for_each(|mean| *mean = 0.0);
+        let BucketSum { bucket, sum, count } = self.current;
+        (sums[bucket], counts[bucket]) = (sum, count);
         SavedProfile {
             distance: self.distance,
             means: nan_to_none(&self.means),
@@ -91,8 +106,8 @@ impl SeasonalProfile {
             errors: self.errors,
             is_weekly: self.is_weekly,
             today: self.today,
-            sums: self.sums.clone(),
-            counts: self.counts.clone(),
+            sums,
+            counts,
         }
     }
 
@@ -120,6 +135,8 @@ impl SeasonalProfile {
             return Err(InvalidPart::new("number of a profile", number, "finite"));
         }
         let SavedProfile { distance, n_weekend_days, errors, is_weekly, today, sums, counts, .. } = profile;
+        let newest = counts.iter().rposition(|count| *count > 0).unwrap_or(0);
+        let today_means = sums.iter().zip(&counts).map(|(sum, count)| sum / f64::from(*count));
         Ok(Self {
             distance,
             means: none_to_nan(&profile.means),
@@ -129,8 +146,8 @@ impl SeasonalProfile {
             errors,
             is_weekly,
             today,
-            sums,
-            counts,
+            today_means: today_means.collect(),
+            current: BucketSum { bucket: newest, sum: sums[newest], count: counts[newest] },
             ..Self::new(interval_ms)
         })
     }
@@ -147,8 +164,8 @@ impl SeasonalProfile {
             errors: [0.0; 2],
             is_weekly: false,
             today: i64::MIN,
-            sums: vec![0.0; BUCKETS],
-            counts: vec![0; BUCKETS],
+            today_means: vec![f64::NAN; BUCKETS],
+            current: BucketSum::default(),
         }
     }
 
@@ -191,8 +208,19 @@ impl SeasonalProfile {
     pub fn add(&mut self, timestamp_ms: i64, value: f32) {
         let expected = self.expected(timestamp_ms);
         let bucket = (timestamp_ms.rem_euclid(DAY_MS) / BUCKET_MS) as usize;
-        self.sums[bucket] += self.winsorize(expected, f64::from(value));
-        self.counts[bucket] += 1;
+        let value = self.winsorize(expected, f64::from(value));
+        if bucket != self.current.bucket {
+            self.complete_bucket();
+        }
+        let BucketSum { sum, count, .. } = self.current;
+        self.current = BucketSum { bucket, sum: sum + value, count: count + 1 };
+    }
+
+    fn complete_bucket(&mut self) {
+        let BucketSum { bucket, sum, count } = std::mem::take(&mut self.current);
+        if count > 0 {
+            self.today_means[bucket] = sum / f64::from(count);
+        }
     }
 
     /// Limits the residual of a value to `MAX_DISTANCE` times the mean residual. A lasting new level is learned within a
@@ -214,16 +242,15 @@ impl SeasonalProfile {
         if day <= self.today {
             return;
         }
+        self.complete_bucket();
         let completed = std::mem::replace(&mut self.today, day);
         self.n_weekend_days += u32::from(is_weekend(completed) && self.has_weekdays());
         let (mut errors, mut n_errors) = ([0.0; 2], 0);
         for bucket in 0..BUCKETS {
-            let count = std::mem::take(&mut self.counts[bucket]);
-            let sum = std::mem::take(&mut self.sums[bucket]);
-            if count == 0 {
+            let mean = std::mem::replace(&mut self.today_means[bucket], f64::NAN);
+            if !mean.is_finite() {
                 continue;
             }
-            let mean = sum / f64::from(count);
             let expected = [self.means[bucket], self.weekly_mean(completed, bucket)];
             if !expected[0].is_nan() && !expected[1].is_nan() {
                 n_errors += 1;
