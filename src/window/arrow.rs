@@ -30,8 +30,7 @@ impl Window {
     /// [`SCORE_COLUMNS`], then the features in the order of [`features`](Self::features).
     pub fn to_arrow(&self) -> (Int64Array, Vec<Float64Array>) {
         let slices: Vec<_> = self.slices(i64::MIN, i64::MAX).collect();
-        let timestamps =
-            slices.iter().flat_map(|(rows, range)| rows.timestamps()[range.clone()].iter().copied());
+        let timestamps = slices.iter().flat_map(|(rows, range)| rows.timestamps().range(range.clone()));
         let timestamps: Vec<i64> = timestamps.collect();
         let column = |index: usize| {
             let mut values = Vec::with_capacity(timestamps.len());

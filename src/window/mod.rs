@@ -244,14 +244,15 @@ impl Window {
 
     /// Timestamps of the rows in `(after_ms, to_ms]`, ascending.
     pub fn timestamps(&self, after_ms: i64, to_ms: i64) -> impl Iterator<Item = i64> {
-        self.slices(after_ms, to_ms).flat_map(|(rows, range)| rows.timestamps()[range].iter().copied())
+        self.slices(after_ms, to_ms).flat_map(|(rows, range)| rows.timestamps().range(range))
     }
 
     /// Timestamp of the newest row up to `to_ms`.
     pub fn newest_row_ms(&self, to_ms: i64) -> Option<i64> {
         let newest = |rows: &dyn RowSource| {
             let timestamps = rows.timestamps();
-            timestamps[..timestamps.partition_point(|time| *time <= to_ms)].last().copied()
+            let n_rows = timestamps.partition_point(|time| time <= to_ms);
+            n_rows.checked_sub(1).map(|row| timestamps.at(row))
         };
         let sealed = || self.chunks.iter().rev().find_map(|chunk| newest(chunk));
         newest(&self.open).or_else(sealed).filter(|newest_ms| *newest_ms > self.start_ms())

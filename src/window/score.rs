@@ -73,7 +73,7 @@ pub(super) fn scores<'a>(
                 let is_incident = rows.value(is_incident, row)? != 0.0;
                 Some(IncidentState { threshold: rows.value(threshold, row)?, is_incident })
             });
-            Some((rows.timestamps()[row], Score { decision, score, incident_state }))
+            Some((rows.timestamps().at(row), Score { decision, score, incident_state }))
         })
     })
 }

@@ -1,6 +1,7 @@
 //! Read access to the rows of a chunk, and the ways in which a column stores the rows and the values of its cells.
 
 use super::packed::PackedValues;
+use super::timestamps::Timestamps;
 use crate::prom::Sample;
 use std::ops::Range;
 
@@ -81,26 +82,26 @@ impl<'a> Cells<'a> {
     }
 
     /// The indices of the rows.
-    pub fn rows(&self, timestamps: &[i64]) -> impl Iterator<Item = usize> {
+    pub fn rows(&self, timestamps: Timestamps<'_>) -> impl Iterator<Item = usize> {
         let row = move |position: usize| match self.keys {
             Keys::FirstRows => position,
             Keys::Rows(rows) => usize::from(rows[position]),
-            Keys::Times(times) => timestamps.partition_point(|time| *time < times[position]),
+            Keys::Times(times) => timestamps.partition_point(|time| time < times[position]),
         };
         (0..self.values.len()).map(row)
     }
 
     /// The timestamps of the cells; none for those of the first rows.
-    pub fn times(&self, timestamps: &[i64]) -> Vec<i64> {
+    pub fn times(&self, timestamps: Timestamps<'_>) -> Vec<i64> {
         match self.keys {
             Keys::FirstRows => Vec::new(),
-            Keys::Rows(rows) => rows.iter().map(|row| timestamps[usize::from(*row)]).collect(),
+            Keys::Rows(rows) => rows.iter().map(|row| timestamps.at(usize::from(*row))).collect(),
             Keys::Times(times) => times.to_vec(),
         }
     }
 
     /// Positions of the cells that are in these rows.
-    pub fn positions(&self, timestamps: &[i64], rows: Range<usize>) -> Range<usize> {
+    pub fn positions(&self, timestamps: Timestamps<'_>, rows: Range<usize>) -> Range<usize> {
         let len = self.values.len();
         match self.keys {
             Keys::FirstRows => rows.start.min(len)..rows.end.min(len),
@@ -110,7 +111,7 @@ impl<'a> Cells<'a> {
             }
             Keys::Times(keys) => {
                 let before = |row: usize| match timestamps.get(row) {
-                    Some(time) => keys.partition_point(|key| key < time),
+                    Some(time) => keys.partition_point(|key| *key < time),
                     None => len,
                 };
                 before(rows.start)..before(rows.end)
@@ -119,17 +120,17 @@ impl<'a> Cells<'a> {
     }
 
     /// The sample at a position; `None` from the number of cells on.
-    fn sample(&self, timestamps: &[i64], position: usize) -> Option<Sample> {
+    fn sample(&self, timestamps: Timestamps<'_>, position: usize) -> Option<Sample> {
         let value = self.values.get(position)?;
         let timestamp_ms = match self.keys {
-            Keys::FirstRows => timestamps[position],
-            Keys::Rows(rows) => timestamps[usize::from(rows[position])],
+            Keys::FirstRows => timestamps.at(position),
+            Keys::Rows(rows) => timestamps.at(usize::from(rows[position])),
             Keys::Times(times) => times[position],
         };
         Some(Sample { timestamp_ms, value })
     }
 
-    fn append_samples(&self, timestamps: &[i64], positions: Range<usize>, out: &mut Vec<Sample>) {
+    fn append_samples(&self, timestamps: Timestamps<'_>, positions: Range<usize>, out: &mut Vec<Sample>) {
         match self.values {
             Values::Plain(values) => {
                 self.append(timestamps, positions.clone(), values[positions].iter().copied(), out);
@@ -143,29 +144,27 @@ impl<'a> Cells<'a> {
 
     fn append(
         &self,
-        timestamps: &[i64],
+        timestamps: Timestamps<'_>,
         positions: Range<usize>,
         values: impl Iterator<Item = f64>,
         out: &mut Vec<Sample>,
     ) {
         let sample = |(timestamp_ms, value)| Sample { timestamp_ms, value };
-        let times = match self.keys {
-            Keys::FirstRows => &timestamps[positions],
-            Keys::Times(times) => &times[positions],
+        match self.keys {
+            Keys::FirstRows => out.extend(timestamps.range(positions).zip(values).map(sample)),
+            Keys::Times(times) => out.extend(times[positions].iter().copied().zip(values).map(sample)),
             Keys::Rows(rows) => {
-                let times = rows[positions].iter().map(|row| timestamps[usize::from(*row)]);
+                let times = rows[positions].iter().map(|row| timestamps.at(usize::from(*row)));
                 out.extend(times.zip(values).map(sample));
-                return;
             }
-        };
-        out.extend(times.iter().copied().zip(values).map(sample));
+        }
     }
 
-    fn value(&self, timestamps: &[i64], row: usize) -> Option<f64> {
+    fn value(&self, timestamps: Timestamps<'_>, row: usize) -> Option<f64> {
         let position = match self.keys {
             Keys::FirstRows => row,
             Keys::Rows(rows) => rows.binary_search(&u16::try_from(row).ok()?).ok()?,
-            Keys::Times(times) => times.binary_search(timestamps.get(row)?).ok()?,
+            Keys::Times(times) => times.binary_search(&timestamps.get(row)?).ok()?,
         };
         self.values.get(position)
     }
@@ -173,8 +172,8 @@ impl<'a> Cells<'a> {
 
 /// Read access to the rows of a chunk, open or sealed.
 pub trait RowSource {
-    /// Ascending, without repetition.
-    fn timestamps(&self) -> &[i64];
+    /// The timestamps of the rows.
+    fn timestamps(&self) -> Timestamps<'_>;
 
     /// The cells of a column; none for a column that the chunk lacks.
     fn cells(&self, column: usize) -> Cells<'_>;
@@ -201,7 +200,7 @@ pub trait RowSource {
     }
 
     fn cell(&self, column: usize, timestamp_ms: i64) -> Option<f64> {
-        let row = self.timestamps().binary_search(&timestamp_ms).ok()?;
+        let row = self.timestamps().find(timestamp_ms)?;
         self.value(column, row)
     }
 }
@@ -215,9 +214,9 @@ pub fn in_range<'a>(
     chunks
         .map(move |rows| {
             let timestamps = rows.timestamps();
-            let start = timestamps.partition_point(|t| *t <= after_ms);
-            let end = timestamps.partition_point(|t| *t <= to_ms);
+            let start = timestamps.partition_point(|time| time <= after_ms);
+            let end = timestamps.partition_point(|time| time <= to_ms);
             (rows, start..end.max(start))
         })
-        .take_while(move |(rows, _)| rows.timestamps().first().is_some_and(|first| *first <= to_ms))
+        .take_while(move |(rows, _)| rows.timestamps().get(0).is_some_and(|first_ms| first_ms <= to_ms))
 }

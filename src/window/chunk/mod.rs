@@ -5,9 +5,11 @@ mod open;
 mod packed;
 mod sealed;
 mod slots;
+mod timestamps;
 
 use sealed::SealedChunk;
 use std::sync::Arc;
+use timestamps::Timestamps;
 
 pub use cells::{Cells, RowSource, in_range};
 pub use open::{CHUNK_ROWS, OPEN_ROWS, OpenChunk, PushOutcome};
@@ -28,7 +30,7 @@ impl From<OpenChunk> for Chunk {
 }
 
 impl RowSource for Chunk {
-    fn timestamps(&self) -> &[i64] {
+    fn timestamps(&self) -> Timestamps<'_> {
         match self {
             Self::Sealed(rows) => rows.timestamps(),
             Self::Thawed(rows) => rows.timestamps(),
@@ -54,12 +56,15 @@ impl Chunk {
 
     /// Timestamp of the oldest row.
     pub fn first_ms(&self) -> i64 {
-        *self.timestamps().first().expect("a chunk has rows")
+        self.timestamps().get(0).expect("a chunk has rows")
     }
 
     /// Timestamp of the newest row.
     pub fn last_ms(&self) -> i64 {
-        *self.timestamps().last().expect("a chunk has rows")
+        match self {
+            Self::Sealed(rows) => rows.last_ms(),
+            Self::Thawed(rows) => rows.last_ms().expect("a chunk has rows"),
+        }
     }
 
     /// The rows for a change; thaws a sealed chunk.

@@ -6,12 +6,12 @@
 
 use super::cells::{Cells, RowSource, Values};
 use super::slots::ColumnSlots;
+use super::timestamps::Timestamps;
 use std::ops::Range;
 
 /// Cells of a column in a sealed chunk.
-pub const CHUNK_ROWS: usize = 96;
-/// Cells of a column that stay open for late samples, at least: eight minutes at an interval of 15 s. With those of the
-/// next sealed chunk they are a power of two, as the capacity of a vector is.
+pub const CHUNK_ROWS: usize = 64;
+/// Cells of a column that stay open for late samples, at least: eight minutes at an interval of 15 s.
 pub const OPEN_ROWS: usize = 32;
 /// Rows of an open chunk, at most: those of a hundred targets with as many cells each.
 const MAX_CHUNK_ROWS: usize = 1 << 14;
@@ -73,6 +73,10 @@ impl OpenColumn {
                 } else if !self.times.is_empty() {
                     self.times.insert(position, timestamp_ms);
                 }
+                if self.values.len() == self.values.capacity() {
+                    // Doubled, they would have room for a third more than there are at most.
+                    self.values.reserve_exact(self.values.len().clamp(4, OPEN_ROWS));
+                }
                 self.values.insert(position, value);
                 PushOutcome::Stored
             }
@@ -95,14 +99,14 @@ impl OpenColumn {
     }
 
     /// Splits off the cells from a row on.
-    fn split_off(&mut self, timestamps: &[i64], row: usize) -> Self {
+    fn split_off(&mut self, timestamps: Timestamps<'_>, row: usize) -> Self {
         let position = self.cells().positions(timestamps, row..timestamps.len()).start;
         let times = if self.times.is_empty() { Vec::new() } else { self.times.split_off(position) };
         Self { times, values: self.values.split_off(position) }
     }
 
     /// A copy of the cells in some rows.
-    fn slice(&self, timestamps: &[i64], rows: Range<usize>) -> Self {
+    fn slice(&self, timestamps: Timestamps<'_>, rows: Range<usize>) -> Self {
         let positions = self.cells().positions(timestamps, rows);
         let times = self.times.get(positions.clone()).unwrap_or_default().to_vec();
         Self { times, values: self.values[positions].to_vec() }
@@ -120,8 +124,8 @@ pub struct OpenChunk {
 }
 
 impl RowSource for OpenChunk {
-    fn timestamps(&self) -> &[i64] {
-        &self.timestamps
+    fn timestamps(&self) -> Timestamps<'_> {
+        Timestamps::Plain(&self.timestamps)
     }
 
     fn cells(&self, column: usize) -> Cells<'_> {
@@ -133,7 +137,8 @@ impl OpenChunk {
     /// A chunk of rows with ascending timestamps, and the cells of some columns.
     pub fn new<'a>(timestamps: Vec<i64>, columns: impl Iterator<Item = (usize, Cells<'a>)>) -> Self {
         let open = |(column, cells): (usize, Cells)| {
-            (column, OpenColumn { times: cells.times(&timestamps), values: cells.values().to_vec() })
+            let times = cells.times(Timestamps::Plain(&timestamps));
+            (column, OpenColumn { times, values: cells.values().to_vec() })
         };
         let columns: Vec<_> = columns.map(open).collect();
         Self::of_columns(timestamps, columns)
@@ -157,6 +162,11 @@ impl OpenChunk {
     /// The columns that have cells, and their values.
     pub fn values(&self) -> impl Iterator<Item = (usize, &[f64])> {
         self.slots.iter().map(|(column, slot)| (column, &self.columns[slot].values[..]))
+    }
+
+    /// Timestamp of the newest row.
+    pub fn last_ms(&self) -> Option<i64> {
+        self.timestamps.last().copied()
     }
 
     /// Bytes in use.
@@ -213,7 +223,7 @@ impl OpenChunk {
     pub fn slice(&self, rows: Range<usize>, columns: impl Iterator<Item = usize>) -> Self {
         let slice = |column: usize| {
             let slot = self.slots.get(column)?;
-            Some((column, self.columns[slot].slice(&self.timestamps, rows.clone())))
+            Some((column, self.columns[slot].slice(self.timestamps(), rows.clone())))
         };
         Self::of_columns(self.timestamps[rows.clone()].to_vec(), columns.filter_map(slice))
     }
@@ -236,7 +246,7 @@ impl OpenChunk {
         let n_older = timestamps.len() * CHUNK_ROWS / full;
         let newer: Vec<_> = slots
             .iter()
-            .map(|(column, slot)| (column, columns[slot].split_off(&timestamps, n_older)))
+            .map(|(column, slot)| (column, columns[slot].split_off(Timestamps::Plain(&timestamps), n_older)))
             .collect();
         *self = Self::of_columns(timestamps.split_off(n_older), newer);
         let older: Vec<_> =

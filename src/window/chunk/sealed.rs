@@ -5,12 +5,14 @@ use super::cells::{Cells, RowSource, Values};
 use super::open::OpenChunk;
 use super::packed::{PackedValues, Packer, Packing};
 use super::slots::ColumnSlots;
+use super::timestamps::Timestamps;
 use arrow_buffer::Buffer;
 
 /// Rows that do not change.
 #[derive(Debug)]
 pub struct SealedChunk {
-    timestamps: Box<[i64]>,
+    last_ms: i64,
+    timestamps: Packing,
     slots: ColumnSlots,
     columns: Box<[SealedColumn]>,
     rows: Box<[u16]>,
@@ -23,22 +25,21 @@ struct SealedColumn {
     packing: Packing,
     /// Of a column with fewer cells than the chunk has rows.
     first_row: u32,
-    n_cells: u32,
 }
 
 impl RowSource for SealedChunk {
-    fn timestamps(&self) -> &[i64] {
-        &self.timestamps
+    fn timestamps(&self) -> Timestamps<'_> {
+        Timestamps::Packed(PackedValues::new(self.timestamps, &self.values))
     }
 
     fn cells(&self, column: usize) -> Cells<'_> {
         let Some(slot) = self.slots.get(column) else { return Cells::NONE };
-        let SealedColumn { packing, first_row, n_cells } = self.columns[slot];
-        let (first_row, n_cells) = (first_row as usize, n_cells as usize);
-        let values = Values::Packed(PackedValues::new(packing, &self.values, n_cells));
-        match n_cells == self.timestamps.len() {
-            true => Cells::of_first_rows(values),
-            false => Cells::of_rows(&self.rows[first_row..first_row + n_cells], values),
+        let SealedColumn { packing, first_row } = self.columns[slot];
+        let values = PackedValues::new(packing, &self.values);
+        let (first_row, n_cells) = (first_row as usize, values.len());
+        match n_cells == self.timestamps().len() {
+            true => Cells::of_first_rows(Values::Packed(values)),
+            false => Cells::of_rows(&self.rows[first_row..first_row + n_cells], Values::Packed(values)),
         }
     }
 }
@@ -50,17 +51,16 @@ impl From<OpenChunk> for SealedChunk {
         let (mut rows, mut packer) = (Vec::new(), Packer::default());
         for (column, values) in open.values() {
             slots.insert(column, columns.len());
-            columns.push(SealedColumn {
-                packing: packer.pack(values),
-                first_row: rows.len() as u32,
-                n_cells: values.len() as u32,
-            });
+            let packing = packer.pack(values.iter().map(|value| value.to_bits()));
+            columns.push(SealedColumn { packing, first_row: rows.len() as u32 });
             if values.len() < timestamps.len() {
                 rows.extend(open.cells(column).rows(timestamps).map(|row| row as u16));
             }
         }
+        let n_rows = timestamps.len();
         Self {
-            timestamps: timestamps.into(),
+            last_ms: timestamps.at(n_rows - 1),
+            timestamps: packer.pack((0..n_rows).map(|row| timestamps.at(row).cast_unsigned())),
             slots,
             columns: columns.into(),
             rows: rows.into(),
@@ -70,10 +70,15 @@ impl From<OpenChunk> for SealedChunk {
 }
 
 impl SealedChunk {
+    /// Timestamp of the newest row.
+    pub fn last_ms(&self) -> i64 {
+        self.last_ms
+    }
+
     /// Bytes in use.
     pub fn n_bytes(&self) -> usize {
-        let Self { timestamps, slots, columns, rows, values } = self;
-        size_of_val(&timestamps[..])
+        let Self { slots, columns, rows, values, .. } = self;
+        size_of::<Self>()
             + slots.n_bytes()
             + size_of_val(&columns[..])
             + size_of_val(&rows[..])
@@ -83,6 +88,6 @@ impl SealedChunk {
     /// A mutable copy.
     pub fn thaw(&self) -> OpenChunk {
         let columns = self.slots.iter().map(|(column, _)| (column, self.cells(column)));
-        OpenChunk::new(self.timestamps.to_vec(), columns)
+        OpenChunk::new(self.timestamps().to_vec(), columns)
     }
 }
