@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::detector::{Detector, FeatureIdentity};
 use crate::features::Schema;
 use crate::prom::shard::Shard;
-use crate::prom::{Labels, METRIC_NAME};
+use crate::prom::{LabelPool, Labels, METRIC_NAME};
 use crate::remote_write::cursor_keys;
 use crate::remote_write::message::OUTPUT_METADATA;
 use crate::series::{ColumnRef, IgnoreReason};
@@ -41,10 +41,12 @@ pub const METRIC_PREFIX: &str = "promforest_";
 pub struct Groups {
     config: Arc<Config>,
     shard: Option<Shard>,
-    all: BTreeMap<u32, Group>,
+    /// In boxes: half of the places in a tree are free.
+    all: BTreeMap<u32, Box<Group>>,
     /// For each detector of the configuration, its groups in the order of their labels.
     by_labels: Vec<BTreeMap<Labels, u32>>,
     next_id: u32,
+    label_pool: LabelPool,
     usage: UsageByTenant,
     /// The limits that were reached since there was room, with the tenant of one that is a tenant's.
     over_limit: HashSet<(IgnoreReason, Option<Tenant>)>,
@@ -65,6 +67,7 @@ impl Groups {
             all: BTreeMap::new(),
             by_labels,
             next_id: 0,
+            label_pool: LabelPool::default(),
             usage: UsageByTenant::default(),
             over_limit: HashSet::new(),
             maintenance: MaintenancePlan::default(),
@@ -97,12 +100,12 @@ impl Groups {
 
     /// A group by its number.
     pub fn get_mut(&mut self, id: u32) -> Option<&mut Group> {
-        self.all.get_mut(&id)
+        self.all.get_mut(&id).map(Box::as_mut)
     }
 
     /// A group by its number.
     pub fn get(&self, id: u32) -> Option<&Group> {
-        self.all.get(&id)
+        self.all.get(&id).map(Box::as_ref)
     }
 
     /// A value that changes with the set of groups: numbers are not reused.
@@ -113,22 +116,22 @@ impl Groups {
     /// The group of a detector with these labels.
     pub fn find(&self, detector: &str, labels: &Labels) -> Option<&Group> {
         let index = self.config.detectors.iter().position(|known| known.name == detector)?;
-        self.all.get(self.by_labels[index].get(labels)?)
+        self.get(*self.by_labels[index].get(labels)?)
     }
 
     /// Every group with its number.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut Group)> {
-        self.all.iter_mut().map(|(id, group)| (*id, group))
+        self.all.iter_mut().map(|(id, group)| (*id, group.as_mut()))
     }
 
     /// Every group.
     pub fn iter(&self) -> impl Iterator<Item = &Group> {
-        self.all.values()
+        self.all.values().map(Box::as_ref)
     }
 
     /// The groups with this number and higher ones, ascending.
     pub fn iter_from(&self, id: u32) -> impl Iterator<Item = (u32, &Group)> {
-        self.all.range(id..).map(|(id, group)| (*id, group))
+        self.all.range(id..).map(|(id, group)| (*id, group.as_ref()))
     }
 
     /// The numbers of all groups, those after `id` first.
@@ -140,17 +143,17 @@ impl Groups {
     /// The group after this one, or the first one.
     pub fn next_mut(&mut self, after: Option<u32>) -> Option<(u32, &mut Group)> {
         let after = after.map_or(Bound::Unbounded, Bound::Excluded);
-        self.all.range_mut((after, Bound::Unbounded)).next().map(|(id, group)| (*id, group))
+        self.all.range_mut((after, Bound::Unbounded)).next().map(|(id, group)| (*id, group.as_mut()))
     }
 
     /// Groups of the same detector with the features of this one, and models of their own.
     pub fn pool(&self, id: u32, now_ms: i64) -> Option<Pool> {
-        let group = self.all.get(&id)?;
+        let group = self.get(id)?;
         let index = self.config.detectors.iter().position(|d| Arc::ptr_eq(d, &group.detector))?;
         let features = group.active_features(now_ms);
         // Training sorts them, and a large fleet is looked through for every group that is new.
         let has_same_features = |schema: &&Schema| schema.features.iter().eq(features.iter().copied());
-        let others = self.by_labels[index].values().filter_map(|id| self.all.get(id));
+        let others = self.by_labels[index].values().filter_map(|id| self.get(*id));
         let others = others.filter(|other| other.tenant() == group.tenant());
         let similar = others.filter_map(|other| Some((other, other.own_schema().filter(has_same_features)?)));
         let similar: Vec<(&Group, &Schema)> = similar.take(MAX_GROUPS).collect();
@@ -165,7 +168,7 @@ impl Groups {
 
     /// Restores the group of a snapshot. False if its detector is not configured, the group exists or lies in another
     /// shard, or a limit is exceeded.
-    pub fn restore(&mut self, state: GroupState, window: Window, now: Instant) -> bool {
+    pub fn restore(&mut self, state: GroupState, mut window: Window, now: Instant) -> bool {
         let is_same_detector = |detector: &Arc<Detector>| {
             detector.name == state.detector && detector.selection_key() == state.selection_key
         };
@@ -177,6 +180,7 @@ impl Groups {
         if is_known || !self.is_in_shard(&state.group) || !has_room {
             return false;
         }
+        window.share_labels(&mut self.label_pool);
         let labels = state.group.clone();
         let detector = self.config.detectors[index].clone();
         let group = Group::restore(detector, state, window, &self.cursor_keys(), now);
@@ -343,7 +347,7 @@ impl Groups {
         self.usage.check(&self.config, &by, of_group.plus(of_column))?;
         let id = existing.unwrap_or_else(|| self.create(detector_index, by, now));
         let group = self.all.get_mut(&id).ok_or(IgnoreReason::OverLimit)?;
-        let column = group.add_column(&series, at_ms).ok_or(IgnoreReason::OverLimit)?;
+        let column = group.add_column(&series, at_ms, &mut self.label_pool).ok_or(IgnoreReason::OverLimit)?;
         self.usage.add(group.tenant(), of_column);
         Ok(group.column_ref(id, column))
     }
@@ -419,7 +423,7 @@ impl Groups {
         let id = self.next_id;
         self.next_id += 1;
         self.usage.add(group.tenant(), usage_of(&group));
-        self.all.insert(id, group);
+        self.all.insert(id, Box::new(group));
         id
     }
 
@@ -438,8 +442,9 @@ impl Groups {
                 self.by_labels[index].remove(&group.labels);
             }
             info!(component = "series", detector = group.detector.name, group = %group.labels, "group gone");
-            evicted.push(group);
+            evicted.push(*group);
         }
+        self.label_pool.forget_unused();
         let with_empty_columns = self.all.iter().filter(|(_, group)| group.has_many_empty_columns(now_ms));
         self.with_empty_columns = with_empty_columns.map(|(id, _)| *id).collect();
         let has_room = !evicted.is_empty() || !self.with_empty_columns.is_empty();
@@ -477,19 +482,20 @@ impl Groups {
         let mut retired = Vec::new();
         let maintenance = std::mem::take(&mut self.maintenance);
         let past_alerts = std::mem::take(&mut self.past_alerts);
-        let mut next =
-            Self { next_id: self.next_id, maintenance, past_alerts, ..Self::new(config, self.shard) };
+        let label_pool = std::mem::take(&mut self.label_pool);
+        let empty = Self::new(config, self.shard);
+        let mut next = Self { next_id: self.next_id, label_pool, maintenance, past_alerts, ..empty };
         for (_, mut group) in std::mem::take(&mut self.all) {
             let index = next.config.detectors.iter().position(|new| group.reconfigure(new, now, now_ms));
             let Some(index) = index else {
-                retired.push(group);
+                retired.push(*group);
                 continue;
             };
             group.set_endpoints(kept);
             // A training under way would report to the old number.
             group.end_training();
             let labels = group.labels.clone();
-            let id = next.insert(group);
+            let id = next.insert(*group);
             next.by_labels[index].insert(labels, id);
         }
         *self = next;

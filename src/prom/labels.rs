@@ -69,6 +69,11 @@ impl Labels {
         self.0.iter().map(|(name, value)| (&**name, &**value))
     }
 
+    /// True if there are clones.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
     /// Bytes of the set in memory, which its clones share.
     pub fn n_bytes(&self) -> usize {
         self.n_text_bytes() + size_of_val(&*self.0)

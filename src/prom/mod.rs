@@ -2,6 +2,7 @@
 
 pub mod duration;
 pub mod exposition;
+mod label_pool;
 pub mod labels;
 pub mod matcher;
 mod regex;
@@ -30,6 +31,7 @@ pub mod proto {
     pub use prometheus::*;
 }
 
+pub use label_pool::LabelPool;
 pub use labels::{Labels, METRIC_NAME};
 pub use matcher::Selector;
 

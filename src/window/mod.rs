@@ -20,7 +20,7 @@ pub mod grid;
 mod score;
 mod view;
 
-use crate::prom::{Labels, Sample};
+use crate::prom::{LabelPool, Labels, Sample};
 use chunk::{CHUNK_ROWS, Chunk, OPEN_ROWS, OpenChunk, RowSource, in_range};
 use column::FIRST_FEATURE;
 use score::scores;
@@ -101,6 +101,15 @@ impl Window {
             let feature = &mut self.features[column.0 as usize];
             self.columns.remove(&std::mem::replace(&mut feature.labels, labels));
         }
+    }
+
+    /// Shares the memory of the labels with equal ones.
+    pub fn share_labels(&mut self, pool: &mut LabelPool) {
+        for feature in &mut self.features {
+            feature.labels = pool.share(std::mem::take(&mut feature.labels));
+        }
+        let columns = self.features.iter().zip(0..);
+        self.columns = columns.map(|(feature, i)| (feature.labels.clone(), Column(i))).collect();
     }
 
     /// The newest sample of a feature.

@@ -2,6 +2,7 @@
 
 pub mod event;
 mod closing;
+mod columns;
 mod continuation;
 mod feedback;
 pub mod gap_guard;
@@ -39,7 +40,7 @@ use incident_log::IncidentLog;
 use publication::{OutputSource, Publication};
 use row_tracker::RowTracker;
 use scoring::{Advance, RowScoring, WorkBudget};
-use series_origins::{LabelChange, Lookup, SeriesOrigins};
+use series_origins::{LabelChange, SeriesOrigins};
 use serving_slots::ServingSlots;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -152,42 +153,6 @@ impl Group {
     /// Arrival of the first sample.
     pub fn first_sample_at(&self) -> Instant {
         self.first_sample_at
-    }
-
-    /// Looks up the column of a series without the labels of the group. `at_ms` is the time of its sample; `None` for past
-    /// samples.
-    pub fn find_column(&mut self, series: &Labels, at_ms: Option<i64>) -> Lookup {
-        self.origins.find(&self.detector, &self.window, series, at_ms)
-    }
-
-    /// Gives the features of a metric the ignored labels of their series, unless a model goes on with the features that
-    /// it knows.
-    pub fn restore_ignored_labels(&mut self, metric: &str) {
-        if self.models.champion().is_some() {
-            return;
-        }
-        let of_metric = self.window.features().filter(|(labels, ..)| labels.metric_name() == metric);
-        let renamed = of_metric
-            .filter_map(|(labels, column, _)| Some((column, labels.union(self.origins.ignored(column)?))));
-        for (column, labels) in renamed.collect::<Vec<_>>() {
-            self.window.rename_feature(column, labels);
-        }
-    }
-
-    /// The feature of a series without the labels of the group.
-    pub fn feature(&self, series: &Labels) -> Labels {
-        self.origins.feature(&self.detector, series)
-    }
-
-    /// Adds a column for a series; `None` if the group has too many.
-    pub fn add_column(&mut self, series: &Labels, at_ms: Option<i64>) -> Option<Column> {
-        let feature = self.feature(series);
-        let column = self.window.get_or_add_column(&feature)?;
-        if feature != *series {
-            self.origins.record(column, series.split(&self.detector.ignore).0, at_ms);
-        }
-        self.models.rebind(&self.window);
-        Some(column)
     }
 
     /// The labels that changed since the last call, with the number of features.
