@@ -7,8 +7,8 @@ use crate::prom::Sample;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-/// Some columns of a window in a range of time. Shares the chunks with the window and copies the open rows: two
-/// kilobytes per column.
+/// Some columns of a window in a range of time. Shares the chunks with the window and copies the open rows: less than a
+/// kilobyte per column.
 #[derive(Debug)]
 pub struct View {
     chunks: Vec<Chunk>,
