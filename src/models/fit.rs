@@ -2,7 +2,7 @@
 //!
 //! The rows are prepared before the fit, because cross-validation and fit read the same input of the forest.
 
-use super::kind::{FittedModel, ModelParams, score};
+use super::kind::{FittedModel, ModelParams, score_training_rows};
 use crate::detect::{OnlineDetector, TrainingMatrix};
 use crate::forest::{self, ExtendedParams, ForestParams, MaxSamples, Table};
 use crate::window::Score;
@@ -61,12 +61,7 @@ impl PreparedRows<'_> {
             Kind::Standard { params, timestamps, table } => {
                 let max_samples = max_samples.unwrap_or(params.max_samples);
                 let forest = ForestParams { max_samples, ..(*params).clone() }.fit(table, threads)?;
-                let mut row = vec![0.0; table.n_features()];
-                let score_row = |(number, timestamp_ms): (usize, &i64)| {
-                    table.copy_row(number, &mut row);
-                    (*timestamp_ms, score(&forest, &row))
-                };
-                let scores = timestamps.iter().enumerate().map(score_row).collect();
+                let scores = timestamps.iter().copied().zip(score_training_rows(&forest, table)).collect();
                 Ok((FittedModel::IsolationForest(forest), scores))
             }
             Kind::Extended { params, matrix } => {

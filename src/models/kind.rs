@@ -262,18 +262,18 @@ impl FittedModel {
     /// scikit-learn's `score_samples` of every row of a table, in order; shape `[n_rows]`. A sequential model continues
     /// after its training; rows without a timestamp or not after the previous one have no score.
     pub fn score_samples(&self, timestamps: Option<&[i64]>, table: &Table) -> Vec<Option<f64>> {
+        if let Self::IsolationForest(forest) = self {
+            let mut scores = vec![0.0; table.n_rows()];
+            forest.score_table(table, &mut scores);
+            return scores.into_iter().map(Some).collect();
+        }
         let mut row = vec![0.0; table.n_features()];
         let mut detector = self.as_online().cloned();
         let mut timestamps = timestamps.unwrap_or_default().iter();
         let score = |number: usize| {
             table.copy_row(number, &mut row);
-            match (self, &mut detector) {
-                (Self::IsolationForest(forest), _) => Some(forest.score_samples(&row)),
-                (Self::Extended(_), detector) => {
-                    let assessment = detector.as_mut()?.assess(*timestamps.next()?, &row)?;
-                    Some(assessment.decision + EXTENDED_OFFSET)
-                }
-            }
+            let assessment = detector.as_mut()?.assess(*timestamps.next()?, &row)?;
+            Some(assessment.decision + EXTENDED_OFFSET)
         };
         (0..table.n_rows()).map(score).collect()
     }
@@ -296,6 +296,20 @@ impl FittedModel {
 /// # Panics
 /// If the row has another width than the forest.
 pub fn score(forest: &Forest, row: &[f32]) -> Score {
-    let (score_samples, offset) = (forest.score_extrapolated(row), forest.offset());
+    from_score_samples(forest, forest.score_extrapolated(row))
+}
+
+/// Decision and score of each row that a plain forest was fitted on, shape `[n_rows]`: [`score`] of the rows.
+///
+/// # Panics
+/// If the table has another width than the forest.
+pub fn score_training_rows(forest: &Forest, table: &Table) -> Vec<Score> {
+    let mut scores = vec![0.0; table.n_rows()];
+    forest.score_table(table, &mut scores);
+    scores.into_iter().map(|score_samples| from_score_samples(forest, score_samples)).collect()
+}
+
+fn from_score_samples(forest: &Forest, score_samples: f64) -> Score {
+    let offset = forest.offset();
     Score { decision: score_samples - offset, score: score_samples / offset, incident_state: None }
 }
