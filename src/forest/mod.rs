@@ -32,6 +32,7 @@ mod extended;
 mod fit;
 mod limits;
 mod params;
+mod prefetch;
 pub mod reference;
 mod rng;
 mod sampling;

@@ -8,12 +8,17 @@
 //! about 1 us per row, a fifth of the reference implementation. The rows of a table walk in sets (`row_sets`), in a third
 //! of that.
 //!
+//! A live row comes to a forest that was not used for seconds and is in the main memory. Its walks, more of them side by
+//! side, request the next node as soon as it is known: 0.6 of the time then, and 1.2 of it in a warm cache.
+//!
 //! Not taken, because no faster: blocks of rows through one group of trees at a time, and several rows side by side
-//! down one tree.
+//! down one tree. Not taken for a live row: a read of all nodes from front to back, which was slower with trees of 2,000
+//! rows; nodes without leaves, half the bytes, which would take longer in a warm cache.
 
 mod row_sets;
 
 use super::depth::{Leaf, LeafIndices, score_from_path_lengths};
+use super::prefetch::prefetch;
 use super::tree::{self, MAX_LEAVES, TreeNode};
 use super::{Error, Table, Tree, TreeArrays, average_path_length};
 use row_sets::{BLOCK, Block};
@@ -21,6 +26,9 @@ use row_sets::{BLOCK, Block};
 /// Trees side by side: enough to hide the latency of the loads, and a divisor of the default 100 trees, so that no
 /// lane idles. 8 and 16 were slower, 20 was equal.
 const LANES: usize = 10;
+
+/// Trees side by side in a forest that is not in the cache: about as many lines as the processor requests at once.
+const COLD_LANES: usize = 50;
 
 /// Rows from which a block is faster than its rows one after another.
 const MIN_BLOCK: usize = 96;
@@ -35,6 +43,8 @@ pub struct Forest {
     starts: Vec<usize>,
     /// The trees by [`LANES`], in order.
     lane_groups: Vec<LaneGroup>,
+    /// Levels of the deepest tree.
+    depth: u32,
     /// The leaves by the index that a leaf node holds; each pair of depth and count once.
     leaves: Vec<Leaf>,
     /// Path length of each of `leaves`.
@@ -78,6 +88,7 @@ impl Forest {
             nodes: Vec::with_capacity(trees.iter().map(|tree| tree.nodes.len()).sum()),
             starts: Vec::with_capacity(trees.len() + 1),
             lane_groups: Vec::with_capacity(trees.len().div_ceil(LANES)),
+            depth: trees.iter().map(|tree| tree.depth).max().unwrap_or(0),
             leaves: Vec::new(),
             path_lengths: Vec::new(),
             n_features: first.n_features,
@@ -230,25 +241,66 @@ impl Forest {
         let exit_probabilities: Vec<f64> =
             self.ranges.iter().zip(row).map(|(range, value)| exit_probability(*range, *value)).collect();
         if exit_probabilities.iter().all(|exit_probability| *exit_probability == 0.0) {
-            return self.score_samples(row);
+            let sum = if has_nan(row) {
+                self.path_length_from_memory(row, TreeNode::next)
+            } else {
+                self.path_length_from_memory(row, TreeNode::next_not_nan)
+            };
+            return score_from_path_lengths(sum, self.normalizer);
         }
-        let starts = &self.starts[..self.n_estimators()];
-        let sum =
-            starts.iter().map(|start| self.expected_path_length(*start, row, &exit_probabilities)).sum();
-        score_from_path_lengths(sum, self.normalizer)
+        score_from_path_lengths(self.expected_path_length(row, &exit_probabilities), self.normalizer)
     }
 
-    fn expected_path_length(&self, start: usize, row: &[f32], exit_probabilities: &[f64]) -> f64 {
-        let (mut expected, mut reach_probability, mut depth) = (0.0, 1.0, 1.0);
-        let mut node = self.nodes[start];
-        while !node.is_leaf() {
+    #[inline(always)]
+    fn path_length_from_memory(&self, row: &[f32], next: impl Fn(TreeNode, f32) -> usize) -> f64 {
+        let step = |node: TreeNode, _, ()| (next(node, row[node.feature()]), ());
+        self.sum_from_memory((), step, |(), path_length| path_length)
+    }
+
+    /// Sum of the expected path lengths of a row, in the order of the trees.
+    fn expected_path_length(&self, row: &[f32], exit_probabilities: &[f64]) -> f64 {
+        let step = |node: TreeNode, level, (expected, reach_probability)| {
             let feature = node.feature();
-            expected += reach_probability * exit_probabilities[feature] * depth;
-            reach_probability *= 1.0 - exit_probabilities[feature];
-            depth += 1.0;
-            node = self.nodes[start + node.next(row[feature])];
+            let exit_probability = if node.is_leaf() { 0.0 } else { exit_probabilities[feature] };
+            let expected = expected + reach_probability * exit_probability * level;
+            (node.next(row[feature]), (expected, reach_probability * (1.0 - exit_probability)))
+        };
+        self.sum_from_memory((0.0, 1.0), step, |(expected, reach_probability), path_length| {
+            expected + reach_probability * path_length
+        })
+    }
+
+    /// Sum over the trees, in their order, for a forest that is not in the cache: many walks wait for the memory together.
+    ///
+    /// - `state`: of a walk at the root;
+    /// - `step`: from a node, at a level counted from 1, to the next node and state; a leaf returns itself;
+    /// - `path_length`: from the state and the path length of the leaf.
+    #[inline(always)]
+    fn sum_from_memory<S: Copy>(
+        &self,
+        state: S,
+        step: impl Fn(TreeNode, f64, S) -> (usize, S),
+        path_length: impl Fn(S, f64) -> f64,
+    ) -> f64 {
+        let mut sum = 0.0;
+        for starts in self.starts[..self.n_estimators()].chunks(COLD_LANES) {
+            let mut walks = [(0, state); COLD_LANES];
+            for ((at, _), start) in walks.iter_mut().zip(starts) {
+                *at = *start;
+                prefetch(&self.nodes, *at);
+            }
+            for level in 1..=self.depth {
+                for ((at, state), start) in walks.iter_mut().zip(starts) {
+                    let (next, next_state) = step(self.nodes[*at], f64::from(level), *state);
+                    (*at, *state) = (start + next, next_state);
+                    prefetch(&self.nodes, *at);
+                }
+            }
+            for (leaf, state) in &walks[..starts.len()] {
+                sum += path_length(*state, self.path_lengths[self.nodes[*leaf].leaf_index()]);
+            }
         }
-        expected + reach_probability * self.path_lengths[node.leaf_index()]
+        sum
     }
 
     /// [`score_samples`](Self::score_samples) of every row, into `out`, shape `[n_rows]`.

@@ -108,6 +108,25 @@ mod one_row {
     }
 }
 
+/// A live row of each of many forests, which do not fit in the cache together.
+#[divan::bench(args = MAX_SAMPLES, sample_count = 20)]
+fn one_row_cold(bencher: Bencher, max_samples: usize) {
+    const N_FORESTS: usize = 1_000;
+    let values = values();
+    let fit = |seed: usize| {
+        let params = ForestParams { random_state: seed as u64, ..params(max_samples) };
+        params.fit(&table(&values), NonZeroUsize::MIN).expect("finite data")
+    };
+    let forests: Vec<Forest> = (0..N_FORESTS).map(fit).collect();
+    let rows = warm_rows(&values);
+    // In an order that no prefetcher follows.
+    let visits: Vec<_> =
+        (0..N_FORESTS).map(|i| (&forests[i * 181 % N_FORESTS], &rows[i % WARM_ROWS])).collect();
+    bencher.counter(ItemsCount::new(N_FORESTS)).bench_local(|| {
+        visits.iter().map(|(forest, row)| forest.score_extrapolated(black_box(*row))).sum::<f64>()
+    });
+}
+
 /// All rows of the table.
 #[divan::bench_group(sample_count = 10)]
 mod whole_table {

@@ -7,13 +7,11 @@
 //! Not taken: AVX-512, which selects the values of a row by permutations of registers. It was 1.2 times faster, for a
 //! second walk of 250 lines with `unsafe`.
 
-mod prefetch;
-
 use super::super::MAX_FEATURES;
+use super::super::prefetch::prefetch;
 use super::layout::{Splits, SplitsByLevel};
 use super::terms::Terms;
 use super::tree::{NodeRef, Split, SplitPlane};
-use prefetch::prefetch;
 
 /// Walks side by side: the default number of trees, with room for some more.
 const LANES: usize = 64;

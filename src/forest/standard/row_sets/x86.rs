@@ -7,10 +7,11 @@ use std::arch::x86_64::*;
 
 /// Adds the path length of each row in each tree.
 pub fn add_path_lengths(forest: &Forest, block: &Block, sums: &mut Sums) {
-    if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("bmi2") {
-        // SAFETY: the processor has the features of the function; AVX-512 BW includes F.
+    let has_bmi = is_x86_feature_detected!("bmi1") && is_x86_feature_detected!("bmi2");
+    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") && has_bmi {
+        // SAFETY: the processor has the features of the function.
         unsafe { add_with_avx512(forest, block, sums) }
-    } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi2") {
+    } else if is_x86_feature_detected!("avx2") && has_bmi {
         // SAFETY: the processor has the features of the function.
         unsafe { add_with_avx2(forest, block, sums) }
     } else {

@@ -47,7 +47,8 @@ fn all_instructions_give_the_same_bits() {
             let expected = sums_by(&|sums| add(&mut Plain, forest, &block, sums));
             assert_eq!(sums_by(&|sums| add(&mut Sse2, forest, &block, sums)), expected);
             assert_eq!(sums_by(&|sums| add_path_lengths(forest, &block, sums)), expected);
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi2") {
+            let has_bmi = is_x86_feature_detected!("bmi1") && is_x86_feature_detected!("bmi2");
+            if is_x86_feature_detected!("avx2") && has_bmi {
                 // SAFETY: the processor has the features.
                 assert_eq!(sums_by(&|sums| unsafe { add_with_avx2(forest, &block, sums) }), expected);
             }
