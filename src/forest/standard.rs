@@ -6,7 +6,7 @@
 //!
 //! Measured (`cargo bench --bench forest`, 20 features, 256 samples, default x86-64 build on a shared EPYC core):
 //! about 1 us per row, a fifth of the reference implementation. The rows of a table walk in sets (`row_sets`), in a third
-//! of that.
+//! of that with AVX-512.
 //!
 //! A live row comes to a forest that was not used for seconds and is in the main memory. Its walks, more of them side by
 //! side, request the next node as soon as it is known: 0.6 of the time then, and 1.2 of it in a warm cache.
@@ -21,17 +21,15 @@ use super::depth::{Leaf, LeafIndices, score_from_path_lengths};
 use super::prefetch::prefetch;
 use super::tree::{self, MAX_LEAVES, TreeNode};
 use super::{Error, Table, Tree, TreeArrays, average_path_length};
-use row_sets::{BLOCK, Block};
+use row_sets::{BLOCK, Block, min_rows};
 
 /// Trees side by side: enough to hide the latency of the loads, and a divisor of the default 100 trees, so that no
 /// lane idles. 8 and 16 were slower, 20 was equal.
 const LANES: usize = 10;
 
-/// Trees side by side in a forest that is not in the cache: about as many lines as the processor requests at once.
+/// Trees side by side in a forest that is not in the cache: about as many lines as the processor requests at once. A
+/// multiple of [`LANES`].
 const COLD_LANES: usize = 50;
-
-/// Rows from which a block is faster than its rows one after another.
-const MIN_BLOCK: usize = 96;
 
 /// A fitted isolation forest, from [`ForestParams::fit`](super::ForestParams::fit) or, for trees grown
 /// elsewhere, from [`Forest::new`].
@@ -43,8 +41,6 @@ pub struct Forest {
     starts: Vec<usize>,
     /// The trees by [`LANES`], in order.
     lane_groups: Vec<LaneGroup>,
-    /// Levels of the deepest tree.
-    depth: u32,
     /// The leaves by the index that a leaf node holds; each pair of depth and count once.
     leaves: Vec<Leaf>,
     /// Path length of each of `leaves`.
@@ -88,7 +84,6 @@ impl Forest {
             nodes: Vec::with_capacity(trees.iter().map(|tree| tree.nodes.len()).sum()),
             starts: Vec::with_capacity(trees.len() + 1),
             lane_groups: Vec::with_capacity(trees.len().div_ceil(LANES)),
-            depth: trees.iter().map(|tree| tree.depth).max().unwrap_or(0),
             leaves: Vec::new(),
             path_lengths: Vec::new(),
             n_features: first.n_features,
@@ -283,13 +278,15 @@ impl Forest {
         path_length: impl Fn(S, f64) -> f64,
     ) -> f64 {
         let mut sum = 0.0;
-        for starts in self.starts[..self.n_estimators()].chunks(COLD_LANES) {
+        let starts = self.starts[..self.n_estimators()].chunks(COLD_LANES);
+        for (starts, groups) in starts.zip(self.lane_groups.chunks(COLD_LANES / LANES)) {
+            let depth = groups.iter().map(|group| group.depth).max().unwrap_or(0);
             let mut walks = [(0, state); COLD_LANES];
             for ((at, _), start) in walks.iter_mut().zip(starts) {
                 *at = *start;
                 prefetch(&self.nodes, *at);
             }
-            for level in 1..=self.depth {
+            for level in 1..=depth {
                 for ((at, state), start) in walks.iter_mut().zip(starts) {
                     let (next, next_state) = step(self.nodes[*at], f64::from(level), *state);
                     (*at, *state) = (start + next, next_state);
@@ -315,17 +312,17 @@ impl Forest {
     /// Scores the rows of a table from `first`, as many as `out` has elements.
     pub(super) fn score_rows(&self, table: &Table, first: usize, out: &mut [f64]) {
         assert_eq!(table.n_features(), self.n_features, "a table has as many features as the forest");
-        let mut block = Block::new(table);
+        let mut block = (out.len() >= min_rows()).then(|| Block::new(table));
         let mut row = vec![0.0; self.n_features];
         for (first, scores) in (first..).step_by(BLOCK).zip(out.chunks_mut(BLOCK)) {
             let mut score_row = |number: usize, score: &mut f64| {
                 table.copy_row(first + number, &mut row);
                 *score = self.score_samples(&row);
             };
-            if scores.len() < MIN_BLOCK {
+            let Some(block) = block.as_mut().filter(|_| scores.len() >= min_rows()) else {
                 scores.iter_mut().enumerate().for_each(|(number, score)| score_row(number, score));
                 continue;
-            }
+            };
             block.load(first, scores.len());
             let sums = block.path_lengths(self);
             for (score, sum) in scores.iter_mut().zip(sums.as_flattened()) {

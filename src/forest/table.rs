@@ -105,10 +105,10 @@ impl<'a> Column<'a> {
         }
     }
 
-    /// The least and the greatest value; infinities for a column without values.
+    /// The least and the greatest value, zero as `+0`; infinities for a column without values.
     pub fn range(&self) -> [f32; 2] {
         let [[least, greatest], other] = self.parts().map(range);
-        [least.min(other[0]), greatest.max(other[1])]
+        [least.min(other[0]) + 0.0, greatest.max(other[1]) + 0.0]
     }
 
     /// The values before and after the rows that are left out.
@@ -121,7 +121,7 @@ impl<'a> Column<'a> {
 }
 
 /// The least and the greatest of finite values; infinities without values.
-pub(super) fn range(values: &[f32]) -> [f32; 2] {
+fn range(values: &[f32]) -> [f32; 2] {
     let (chunks, rest) = values.as_chunks();
     let mut range = [f32::INFINITY, f32::NEG_INFINITY];
     chunks.iter().for_each(|chunk| extend_range(&mut range, chunk));

@@ -1,4 +1,4 @@
-use super::super::{MAX_FEATURES, MAX_SAMPLES, MaxFeatures, MaxSamples};
+use super::super::{ExtendedParams, MAX_FEATURES, MAX_SAMPLES, MaxFeatures, MaxSamples};
 use super::*;
 
 fn threads(n: usize) -> NonZeroUsize {
@@ -39,6 +39,25 @@ fn scores_are_in_range_and_separate() {
     assert!(scores[17] < -0.75, "{}", scores[17]);
     let others = scores.iter().sum::<f64>() / scores.len() as f64;
     assert!(others > -0.5, "{others}");
+}
+
+/// Folds of a cross-validation are views of a table.
+#[test]
+fn a_view_gives_the_forest_of_a_copy() {
+    let data = values(700, 5, 2);
+    let all = Table::new(&data, 700, 5).expect("a table");
+    for view in [all.without_rows(0..60), all.without_rows(100..333), all.with_rows(40..650)] {
+        let copy: Vec<f32> =
+            (0..5).flat_map(|feature| view.column(feature).iter().collect::<Vec<_>>()).collect();
+        let copy = Table::new(&copy, view.n_rows(), 5).expect("a table");
+        for bootstrap in [false, true] {
+            let params = ForestParams { bootstrap, ..Default::default() };
+            let fit = |table: &Table| params.fit(table, threads(1)).expect("a forest");
+            assert_eq!(fit(&view), fit(&copy));
+        }
+        let fit = |table: &Table| ExtendedParams::default().fit(table, threads(1)).expect("a forest");
+        assert_eq!(fit(&view), fit(&copy));
+    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Partition of rows with AVX-512, which compresses the rows of either side in one instruction. A fit takes two thirds of
-//! the time, or less with large trees.
+//! Partition of rows with AVX-512, which compresses the rows of either side in one instruction. A fit with trees of 256
+//! rows takes 0.86 of the time, one with trees of 2,000 rows 0.7.
 //!
 //! Not taken: gathers of the values of a node, which are no faster than single loads.
 #![allow(unsafe_code)]

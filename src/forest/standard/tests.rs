@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::super::limits::MAX_DEPTH;
 use super::super::reference::ReferenceForest;
 use super::*;
 
@@ -61,18 +62,54 @@ fn build_forest(trees: &[TreeArrays], max_samples: u64) -> Forest {
     Forest::new(&trees, max_samples, -0.5).expect("a forest")
 }
 
+/// `score_extrapolated`, one node after another.
+fn extrapolated_score(trees: &[TreeArrays], ranges: &[[f32; 2]], max_samples: u64, row: &[f32]) -> f64 {
+    let mut sum = 0.0;
+    for tree in trees {
+        let (mut at, mut level, mut expected, mut reach_probability) = (0, 1.0, 0.0, 1.0);
+        while tree.left_child[at] >= 0 {
+            let feature = tree.feature[at] as usize;
+            let value = row[feature];
+            let exit_probability = exit_probability(ranges[feature], value);
+            expected += reach_probability * exit_probability * level;
+            reach_probability *= 1.0 - exit_probability;
+            level += 1.0;
+            let is_left = match value.is_nan() {
+                true => tree.missing_go_to_left[at],
+                false => f64::from(value) <= tree.threshold[at],
+            };
+            at = if is_left { tree.left_child[at] } else { tree.right_child[at] } as usize;
+        }
+        let n_samples = tree.n_node_samples[at].unsigned_abs();
+        sum += expected + reach_probability * (level + average_path_length(n_samples) - 1.0);
+    }
+    score_from_path_lengths(sum, trees.len() as f64 * average_path_length(max_samples))
+}
+
+fn any_ranges() -> impl Strategy<Value = Vec<[f32; 2]>> {
+    prop::collection::vec((-4i16..=0, 0i16..=4), N_FEATURES).prop_map(|ranges| {
+        ranges.into_iter().map(|(least, greatest)| [least.into(), greatest.into()]).collect()
+    })
+}
+
 proptest! {
     /// The fast paths equal the reference forest bit for bit, for any number of trees and rows.
     #[test]
     fn equals_the_reference_forest(
         trees in prop::collection::vec(any_tree(N_FEATURES), 1..3 * LANES.max(COLD_LANES / 2)),
         values in prop::collection::vec(any_value(), N_FEATURES..80),
+        copies in prop_oneof![Just(1usize), 2..40usize],
+        ranges in any_ranges(),
         max_samples in prop_oneof![Just(1u64), 2..300u64],
     ) {
-        let n_rows = values.len() / N_FEATURES;
-        let table = Table::new(&values[..n_rows * N_FEATURES], n_rows, N_FEATURES).expect("a table");
+        let n_distinct = values.len() / N_FEATURES;
+        let n_rows = n_distinct * copies;
+        let columns = values[..n_distinct * N_FEATURES].chunks(n_distinct);
+        let values: Vec<f32> = columns.flat_map(|column| column.repeat(copies)).collect();
+        let table = Table::new(&values, n_rows, N_FEATURES).expect("a table");
         let forest = build_forest(&trees, max_samples);
-        let reference = ReferenceForest::new(trees, max_samples);
+        let extrapolating = forest.clone().with_ranges(ranges.clone()).expect("ranges");
+        let reference = ReferenceForest::new(trees.clone(), max_samples);
         let mut scores = vec![0.0; n_rows];
         forest.score_table(&table, &mut scores);
         let mut row = [0.0; N_FEATURES];
@@ -80,7 +117,12 @@ proptest! {
             table.copy_row(number, &mut row);
             let expected = reference.score_samples(&row);
             prop_assert_eq!(score.to_bits(), expected.to_bits());
+            if number >= n_distinct {
+                continue;
+            }
             prop_assert_eq!(forest.score_samples(&row).to_bits(), expected.to_bits());
+            let extrapolated = extrapolated_score(&trees, &ranges, max_samples, &row);
+            prop_assert_eq!(extrapolating.score_extrapolated(&row).to_bits(), extrapolated.to_bits());
             prop_assert_eq!(forest.score_extrapolated(&row).to_bits(), expected.to_bits());
             prop_assert!((-1.0..0.0).contains(&score));
         }
@@ -98,7 +140,7 @@ proptest! {
 /// Whole blocks, a smaller one and single rows, of a table that leaves rows out; with infinities and NaN.
 #[test]
 fn a_table_has_the_scores_of_its_rows() {
-    const ROWS: usize = 3 * BLOCK + MIN_BLOCK;
+    const ROWS: usize = 3 * BLOCK + 256;
     let mut values: Vec<f32> = (0..3 * ROWS).map(|i| ((i * i) % 1_009) as f32).collect();
     let table = Table::new(&values, ROWS, 3).expect("a table");
     let forest =
@@ -116,6 +158,40 @@ fn a_table_has_the_scores_of_its_rows() {
         for (number, score) in scores.into_iter().enumerate() {
             table.copy_row(number, &mut row);
             assert_eq!(score.to_bits(), forest.score_samples(&row).to_bits(), "row {number}: {row:?}");
+        }
+    }
+}
+
+/// As deep as a tree may be: all levels wait while the rows of the deepest leaf go on.
+#[test]
+fn a_chain_of_splits_has_the_scores_of_the_reference_forest() {
+    let depth = MAX_DEPTH as usize;
+    for is_to_the_left in [false, true] {
+        let mut chain = TreeArrays::default();
+        for node in 0..2 * depth + 1 {
+            let level = node.div_ceil(2);
+            let is_split =
+                if node == 0 { depth > 0 } else { node % 2 == usize::from(is_to_the_left) && level < depth };
+            let first_child = (2 * level + 1) as i64;
+            let step = level as f64;
+            chain.left_child.push(if is_split { first_child } else { -1 });
+            chain.right_child.push(if is_split { first_child + 1 } else { -1 });
+            chain.feature.push(if is_split { (level % N_FEATURES) as i64 } else { -2 });
+            chain.threshold.push(if is_split { if is_to_the_left { -step } else { step } } else { -2.0 });
+            let below = if is_split { depth - level + 1 } else { 1 };
+            chain.n_node_samples.push(if level == depth { 1 } else { below as i64 });
+            chain.missing_go_to_left.push(is_to_the_left);
+        }
+        let forest = build_forest(&vec![chain.clone(); 3], 256);
+        let reference = ReferenceForest::new(vec![chain; 3], 256);
+        let values: Vec<f32> = (0..3 * BLOCK).map(|i| (i * 7 % 139) as f32 - 69.0).collect();
+        let table = Table::new(&values, BLOCK, N_FEATURES).expect("a table");
+        let mut scores = vec![0.0; BLOCK];
+        forest.score_table(&table, &mut scores);
+        let mut row = [0.0; N_FEATURES];
+        for (number, score) in scores.into_iter().enumerate() {
+            table.copy_row(number, &mut row);
+            assert_eq!(score.to_bits(), reference.score_samples(&row).to_bits(), "{row:?}");
         }
     }
 }

@@ -5,13 +5,25 @@ use super::super::Forest;
 use super::{BLOCK, Block, Lanes, N_WORDS, RowSet, Sums, WORD, add_path_lengths as add, add_to_each};
 use std::arch::x86_64::*;
 
+/// See [`min_rows`](super::min_rows).
+pub fn min_rows() -> usize {
+    if has_avx512() { 96 } else { 256 }
+}
+
+fn has_avx512() -> bool {
+    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") && has_bmi()
+}
+
+fn has_bmi() -> bool {
+    is_x86_feature_detected!("bmi1") && is_x86_feature_detected!("bmi2")
+}
+
 /// Adds the path length of each row in each tree.
 pub fn add_path_lengths(forest: &Forest, block: &Block, sums: &mut Sums) {
-    let has_bmi = is_x86_feature_detected!("bmi1") && is_x86_feature_detected!("bmi2");
-    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") && has_bmi {
+    if has_avx512() {
         // SAFETY: the processor has the features of the function.
         unsafe { add_with_avx512(forest, block, sums) }
-    } else if is_x86_feature_detected!("avx2") && has_bmi {
+    } else if is_x86_feature_detected!("avx2") && has_bmi() {
         // SAFETY: the processor has the features of the function.
         unsafe { add_with_avx2(forest, block, sums) }
     } else {
