@@ -135,8 +135,16 @@ impl SeasonalProfile {
             return Err(InvalidPart::new("number of a profile", number, "finite"));
         }
         let SavedProfile { distance, n_weekend_days, errors, is_weekly, today, sums, counts, .. } = profile;
-        let newest = counts.iter().rposition(|count| *count > 0).unwrap_or(0);
-        let today_means = sums.iter().zip(&counts).map(|(sum, count)| sum / f64::from(*count));
+        let newest = counts.iter().rposition(|count| *count > 0);
+        let current = newest.map_or_else(BucketSum::default, |bucket| BucketSum {
+            bucket,
+            sum: sums[bucket],
+            count: counts[bucket],
+        });
+        let today_means = sums
+            .iter()
+            .zip(&counts)
+            .map(|(sum, count)| if *count > 0 { sum / f64::from(*count) } else { f64::NAN });
         Ok(Self {
             distance,
             means: none_to_nan(&profile.means),
@@ -147,7 +155,7 @@ impl SeasonalProfile {
             is_weekly,
             today,
             today_means: today_means.collect(),
-            current: BucketSum { bucket: newest, sum: sums[newest], count: counts[newest] },
+            current,
             ..Self::new(interval_ms)
         })
     }
@@ -387,7 +395,11 @@ mod tests {
         }
         assert!((25.0..35.0).contains(&profile.expected((monday + 5) * DAY_MS + 6 * HOUR_MS)), "Saturday");
         let text = serde_json::to_string(&profile.state()).expect("numbers");
-        let saved = serde_json::from_str(&text).expect("a written profile");
+        let saved: SavedProfile = serde_json::from_str(&text).expect("a written profile");
+        let of_nothing = SavedProfile { counts: vec![0; BUCKETS], ..saved.clone() };
         assert_eq!(SeasonalProfile::restore(60_000, saved), Ok(profile));
+        let restored =
+            SeasonalProfile::restore(60_000, of_nothing).expect("sums without values do not count");
+        assert_eq!(SeasonalProfile::restore(60_000, restored.state()), Ok(restored));
     }
 }
