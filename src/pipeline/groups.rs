@@ -2,6 +2,7 @@
 
 use super::group::Group;
 use super::group::series_origins::Lookup;
+use super::group_table::GroupTable;
 use super::maintenance::{MAX_ALERT_TIMES, MaintenancePlan, PastAlerts};
 use super::usage::{self, Usage, UsageByTenant};
 use crate::config::Config;
@@ -11,7 +12,7 @@ use crate::prom::shard::Shard;
 use crate::prom::{LabelPool, Labels, METRIC_NAME};
 use crate::remote_write::cursor_keys;
 use crate::remote_write::message::OUTPUT_METADATA;
-use crate::series::{ColumnRef, IgnoreReason};
+use crate::series::{ColumnRef, IgnoreReason, IndexEntry};
 use crate::snapshot::GroupState;
 use crate::telemetry::LogThrottle;
 use crate::tenant::Tenant;
@@ -19,7 +20,6 @@ use crate::train::history::FiringAlert;
 use crate::train::pool::{MAX_GROUPS, Pool};
 use crate::window::{MAX_FEATURES, Window};
 use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
@@ -41,8 +41,7 @@ pub const METRIC_PREFIX: &str = "promforest_";
 pub struct Groups {
     config: Arc<Config>,
     shard: Option<Shard>,
-    /// In boxes: half of the places in a tree are free.
-    all: BTreeMap<u32, Box<Group>>,
+    all: GroupTable,
     /// For each detector of the configuration, its groups in the order of their labels.
     by_labels: Vec<BTreeMap<Labels, u32>>,
     next_id: u32,
@@ -64,7 +63,7 @@ impl Groups {
         Self {
             config,
             shard,
-            all: BTreeMap::new(),
+            all: GroupTable::default(),
             by_labels,
             next_id: 0,
             label_pool: LabelPool::default(),
@@ -100,12 +99,12 @@ impl Groups {
 
     /// A group by its number.
     pub fn get_mut(&mut self, id: u32) -> Option<&mut Group> {
-        self.all.get_mut(&id).map(Box::as_mut)
+        self.all.get_mut(id)
     }
 
     /// A group by its number.
     pub fn get(&self, id: u32) -> Option<&Group> {
-        self.all.get(&id).map(Box::as_ref)
+        self.all.get(id)
     }
 
     /// A value that changes with the set of groups: numbers are not reused.
@@ -121,29 +120,31 @@ impl Groups {
 
     /// Every group with its number.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut Group)> {
-        self.all.iter_mut().map(|(id, group)| (*id, group.as_mut()))
+        self.all.iter_mut()
     }
 
     /// Every group.
     pub fn iter(&self) -> impl Iterator<Item = &Group> {
-        self.all.values().map(Box::as_ref)
+        self.all.iter_from(0).map(|(_, group)| group)
     }
 
     /// The groups with this number and higher ones, ascending.
     pub fn iter_from(&self, id: u32) -> impl Iterator<Item = (u32, &Group)> {
-        self.all.range(id..).map(|(id, group)| (*id, group.as_ref()))
+        self.all.iter_from(id)
     }
 
     /// The numbers of all groups, those after `id` first.
     pub fn ids_after(&self, id: u32) -> Vec<u32> {
-        let after = self.all.range((Bound::Excluded(id), Bound::Unbounded));
-        after.chain(self.all.range(..=id)).map(|(id, _)| *id).collect()
+        let mut ids: Vec<u32> = self.all.iter_from(0).map(|(id, _)| id).collect();
+        let n_before = ids.partition_point(|other| *other <= id);
+        ids.rotate_left(n_before);
+        ids
     }
 
     /// The group after this one, or the first one.
     pub fn next_mut(&mut self, after: Option<u32>) -> Option<(u32, &mut Group)> {
-        let after = after.map_or(Bound::Unbounded, Bound::Excluded);
-        self.all.range_mut((after, Bound::Unbounded)).next().map(|(id, group)| (*id, group.as_mut()))
+        let from = after.map_or(Some(0), |after| after.checked_add(1))?;
+        self.all.first_from(from)
     }
 
     /// Groups of the same detector with the features of this one, and models of their own.
@@ -194,7 +195,7 @@ impl Groups {
         let before = std::mem::replace(&mut self.maintenance, plan);
         let Self { all, maintenance, past_alerts, .. } = self;
         let has_changed = |group: &Group| maintenance.differs_from(&before, &group.detector, group.tenant());
-        let changed = all.values_mut().filter(|group| has_changed(group));
+        let changed = all.iter_mut().map(|(_, group)| group).filter(|group| has_changed(group));
         changed.for_each(|group| suspend(group, maintenance, past_alerts));
     }
 
@@ -222,15 +223,25 @@ impl Groups {
         }
         let Self { all, by_labels, maintenance, past_alerts, .. } = self;
         for id in by_labels[index].values() {
-            if let Some(group) = all.get_mut(id).filter(|group| group.tenant() == tenant) {
+            if let Some(group) = all.get_mut(*id).filter(|group| group.tenant() == tenant) {
                 suspend(group, maintenance, past_alerts);
             }
         }
     }
 
+    /// Reads the columns of a series ahead of their samples.
+    pub fn prefetch(&mut self, entry: IndexEntry<'_>) {
+        let IndexEntry::Watched(columns) = entry else { return };
+        for column_ref in columns {
+            if let Some(group) = self.get_mut(column_ref.group) {
+                group.window().prefetch(column_ref.column);
+            }
+        }
+    }
+
     /// True if the column exists.
-    pub fn contains(&self, column_ref: &ColumnRef) -> bool {
-        self.all.get(&column_ref.group).is_some_and(|group| group.is_current(column_ref))
+    pub fn contains(&mut self, column_ref: &ColumnRef) -> bool {
+        self.get_mut(column_ref.group).is_some_and(|group| group.is_current(column_ref))
     }
 
     /// The columns of a series with a sample at `at_ms`, created where they are new.
@@ -290,7 +301,7 @@ impl Groups {
 
     /// Changes a group, and what it uses.
     fn change_group(&mut self, id: u32, change: impl FnOnce(&mut Group)) {
-        let Some(group) = self.all.get_mut(&id) else { return };
+        let Some(group) = self.all.get_mut(id) else { return };
         let before = usage_of(group);
         change(group);
         let (tenant, after) = (group.tenant().cloned(), usage_of(group));
@@ -328,7 +339,7 @@ impl Groups {
         let existing = self.by_labels[detector_index].get(&by).copied();
         let mut feature = FeatureIdentity::default().split(&detector, &series).0;
         if let Some(id) = existing {
-            let group = self.all.get_mut(&id).ok_or(IgnoreReason::OverLimit)?;
+            let group = self.all.get_mut(id).ok_or(IgnoreReason::OverLimit)?;
             match group.find_column(&series, at_ms) {
                 Lookup::Found(column) => return Ok(group.column_ref(id, column)),
                 Lookup::Taken => {
@@ -336,7 +347,7 @@ impl Groups {
                 }
                 Lookup::New => {}
             }
-            feature = self.all.get(&id).ok_or(IgnoreReason::OverLimit)?.feature(&series);
+            feature = self.all.get(id).ok_or(IgnoreReason::OverLimit)?.feature(&series);
         }
         if labels.n_text_bytes() > MAX_SERIES_LABEL_BYTES {
             return Err(IgnoreReason::OverLimit);
@@ -346,7 +357,7 @@ impl Groups {
         let of_column = Usage { groups: 0, series: 1, label_bytes: feature.n_bytes() };
         self.usage.check(&self.config, &by, of_group.plus(of_column))?;
         let id = existing.unwrap_or_else(|| self.create(detector_index, by, now));
-        let group = self.all.get_mut(&id).ok_or(IgnoreReason::OverLimit)?;
+        let group = self.all.get_mut(id).ok_or(IgnoreReason::OverLimit)?;
         let column = group.add_column(&series, at_ms, &mut self.label_pool).ok_or(IgnoreReason::OverLimit)?;
         self.usage.add(group.tenant(), of_column);
         Ok(group.column_ref(id, column))
@@ -423,7 +434,7 @@ impl Groups {
         let id = self.next_id;
         self.next_id += 1;
         self.usage.add(group.tenant(), usage_of(&group));
-        self.all.insert(id, Box::new(group));
+        self.all.push(id, group);
         id
     }
 
@@ -431,22 +442,19 @@ impl Groups {
     /// many empty columns. Returns the evicted groups, and true if the index must be cleared.
     pub fn evict(&mut self, now: Instant, now_ms: i64) -> (Vec<Group>, bool) {
         self.past_alerts.forget_old(&self.config.detectors, now_ms);
-        let mut evicted = Vec::new();
-        let expired: Vec<u32> =
-            self.all.iter().filter(|(_, group)| group.is_expired(now)).map(|(id, _)| *id).collect();
-        for id in expired {
-            let Some(group) = self.all.remove(&id) else { continue };
-            self.usage.remove(group.tenant(), usage_of(&group));
+        let evicted = self.all.remove(|group| group.is_expired(now));
+        for group in &evicted {
+            self.usage.remove(group.tenant(), usage_of(group));
             let index = self.config.detectors.iter().position(|d| Arc::ptr_eq(d, &group.detector));
             if let Some(index) = index {
                 self.by_labels[index].remove(&group.labels);
             }
             info!(component = "series", detector = group.detector.name, group = %group.labels, "group gone");
-            evicted.push(*group);
         }
         self.label_pool.forget_unused();
-        let with_empty_columns = self.all.iter().filter(|(_, group)| group.has_many_empty_columns(now_ms));
-        self.with_empty_columns = with_empty_columns.map(|(id, _)| *id).collect();
+        let with_empty_columns =
+            self.all.iter_from(0).filter(|(_, group)| group.has_many_empty_columns(now_ms));
+        self.with_empty_columns = with_empty_columns.map(|(id, _)| id).collect();
         let has_room = !evicted.is_empty() || !self.with_empty_columns.is_empty();
         (evicted, has_room && !std::mem::take(&mut self.over_limit).is_empty())
     }
@@ -485,17 +493,17 @@ impl Groups {
         let label_pool = std::mem::take(&mut self.label_pool);
         let empty = Self::new(config, self.shard);
         let mut next = Self { next_id: self.next_id, label_pool, maintenance, past_alerts, ..empty };
-        for (_, mut group) in std::mem::take(&mut self.all) {
+        for mut group in std::mem::take(&mut self.all).into_groups() {
             let index = next.config.detectors.iter().position(|new| group.reconfigure(new, now, now_ms));
             let Some(index) = index else {
-                retired.push(*group);
+                retired.push(group);
                 continue;
             };
             group.set_endpoints(kept);
             // A training under way would report to the old number.
             group.end_training();
             let labels = group.labels.clone();
-            let id = next.insert(*group);
+            let id = next.insert(group);
             next.by_labels[index].insert(labels, id);
         }
         *self = next;

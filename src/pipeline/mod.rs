@@ -5,6 +5,7 @@ mod drift;
 pub mod engine;
 pub mod gaps;
 mod group;
+mod group_table;
 mod groups;
 mod ledger;
 mod maintenance;

@@ -25,6 +25,7 @@ use chunk::{CHUNK_ROWS, Chunk, OPEN_ROWS, OpenChunk, RowSource, in_range};
 use column::FIRST_FEATURE;
 use score::scores;
 use std::collections::{HashMap, VecDeque};
+use std::hint::black_box;
 use std::ops::Range;
 
 pub use chunk::PushOutcome;
@@ -178,6 +179,14 @@ impl Window {
         outcome
     }
 
+    /// Reads what a [`push`](Self::push) into a column reads. The waits for memory of many such calls overlap, those of
+    /// pushes do not.
+    pub fn prefetch(&self, column: Column) {
+        black_box((self.open.last_ms(), self.chunks.front().map(Chunk::last_ms)));
+        black_box(self.features.get(column.0 as usize).map(|feature| feature.newest));
+        black_box(self.open.newest_value(column.index()));
+    }
+
     /// The present cells of all columns, scores included.
     fn n_cells(&self) -> usize {
         let n_columns = FIRST_FEATURE + self.features.len();
@@ -188,7 +197,11 @@ impl Window {
     }
 
     fn set(&mut self, column: usize, timestamp_ms: i64, value: f64) -> PushOutcome {
-        let position = self.chunks.partition_point(|chunk| chunk.last_ms() < timestamp_ms);
+        let position = match self.open.first_ms() {
+            // Nearly all samples; chunks are before the open rows.
+            Some(first_ms) if first_ms <= timestamp_ms => self.chunks.len(),
+            _ => self.chunks.partition_point(|chunk| chunk.last_ms() < timestamp_ms),
+        };
         if position == self.chunks.len() {
             let outcome = self.open.set(column, timestamp_ms, value);
             if let Some(full) = self.open.split_when_full(OPEN_ROWS) {

@@ -15,13 +15,14 @@ use crate::prom::wire::{
 use crate::series::{ColumnRef, EntryId, IgnoreReason, IndexEntry, SeriesIndex};
 use crate::tenant::Tenant;
 use crate::window::PushOutcome;
-use std::collections::BTreeSet;
 use std::time::Instant;
 
 /// Samples with an earlier timestamp are rejected: the sender most likely wrote seconds in place of milliseconds.
 const OLDEST_MS: i64 = 946_684_800_000;
 /// Samples further ahead of the local clock are rejected, as in Prometheus.
 const MAX_AHEAD_MS: i64 = 600_000;
+/// Series whose columns are read ahead together: several groups, and less than a processor's cache.
+const PREFETCHED: usize = 256;
 
 impl Engine {
     /// Decodes a compressed write request, pushes its samples and scores the touched rows.
@@ -39,7 +40,7 @@ impl Engine {
     ) -> Result<AcceptedCounts, ingest::Error> {
         let body = (Compression::Snappy, body);
         let report = self.push_request(version, tenant, body, None, now, now_ms)?;
-        self.score_groups(&report.touched, now);
+        self.score_groups(&report.touched.iter().copied().collect(), now);
         report.finish()
     }
 
@@ -58,7 +59,13 @@ impl Engine {
         let seed = self.index.seed(tenant);
         let (request, entry_ids) = self.decoder.decode(version, body, seed, latest_ms, &mut self.index)?;
         let mut report = WriteReport::new(&request);
-        for ((series, hash), cached_id) in request.series().zip(request.hashes()).zip(entry_ids) {
+        for (i, ((series, hash), cached_id)) in
+            request.series().zip(request.hashes()).zip(entry_ids).enumerate()
+        {
+            if i % PREFETCHED == 0 {
+                let known = entry_ids[i..].iter().take(PREFETCHED).flatten();
+                known.for_each(|id| self.groups.prefetch(self.index.entry(*id)));
+            }
             if series.samples.is_empty() {
                 report.count_exemplars(&series);
                 continue;
@@ -192,7 +199,7 @@ fn push_sample(
         let (outcome, late) = group.push(column_ref.column, sample, now);
         match outcome {
             PushOutcome::Stored => {
-                report.touched.insert(column_ref.group);
+                report.touch(column_ref.group);
                 is_used = true;
                 is_late |= late;
             }
@@ -220,8 +227,8 @@ pub(super) struct WriteReport {
     n_late: usize,
     /// Samples that conflict with stored ones.
     n_conflicts: usize,
-    /// Ids of the groups that stored samples.
-    pub(super) touched: BTreeSet<u32>,
+    /// Ids of the groups that stored samples; one again if samples of others were between its own.
+    pub(super) touched: Vec<u32>,
 }
 
 impl WriteReport {
@@ -239,7 +246,14 @@ impl WriteReport {
             n_received: request.rejected_samples + n_invalid_histogram,
             n_late: 0,
             n_conflicts: 0,
-            touched: BTreeSet::new(),
+            touched: Vec::new(),
+        }
+    }
+
+    /// Records that a group stored a sample.
+    fn touch(&mut self, group: u32) {
+        if self.touched.last() != Some(&group) {
+            self.touched.push(group);
         }
     }
 

@@ -164,6 +164,11 @@ impl OpenChunk {
         self.slots.iter().map(|(column, slot)| (column, &self.columns[slot].values[..]))
     }
 
+    /// Timestamp of the oldest row.
+    pub fn first_ms(&self) -> Option<i64> {
+        self.timestamps.first().copied()
+    }
+
     /// Timestamp of the newest row.
     pub fn last_ms(&self) -> Option<i64> {
         self.timestamps.last().copied()
@@ -175,6 +180,11 @@ impl OpenChunk {
             + self.slots.n_bytes()
             + self.columns.capacity() * size_of::<OpenColumn>()
             + self.columns.iter().map(OpenColumn::n_bytes).sum::<usize>()
+    }
+
+    /// The newest cell of a column.
+    pub fn newest_value(&self, column: usize) -> Option<f64> {
+        self.slots.get(column).and_then(|slot| self.columns[slot].values.last().copied())
     }
 
     /// Writes an empty cell. Keeps the value of a full one.
