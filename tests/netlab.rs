@@ -32,7 +32,7 @@ const N_HOSTS: usize = 3;
 const ROUNDS: [&[&str]; 3] = [
     &["burst", "port scan", "backup at the wrong hour"],
     &["broadcast storm"],
-    &["reflection", "exfiltration at noon"],
+    &["load moved", "exfiltration at noon"],
 ];
 /// Interval of rows.
 const ROW_MS: i64 = 200;
