@@ -133,15 +133,7 @@ fn f14_gaps_of_groups_with_different_external_labels_are_filled() {
         // Each dies with scrapes that it has stored and not sent: some seconds after a batch.
         let apis = [stack.api.prometheus.clone(), other.api.prometheus.clone()];
         for (cluster, api) in ["a", "b"].into_iter().zip(apis) {
-            stack.wait("scrapes that are not sent", SHORT_TIMEOUT, |at| {
-                let newest =
-                    api.query(r#"timestamp(node_network_receive_bytes_total{device="lo"}) * 1000"#)?;
-                let newest_ms = newest.first().and_then(|series| series.samples.first()).map_or(0.0, |s| s.1);
-                let scored =
-                    at.metric("promforest_newest_scored_timestamp_seconds", &[("cluster", cluster)])?;
-                let unsent_ms = newest_ms - 1000.0 * scored;
-                if (2_000.0..4_000.0).contains(&unsent_ms) { Ok(()) } else { Err(format!("{unsent_ms} ms")) }
-            });
+            stack.wait_for_unsent_scrapes(&api, &[("cluster", cluster)]);
             let prometheus = if cluster == "a" { &mut stack.prometheus } else { &mut other.prometheus };
             prometheus.take().expect("the program runs").kill();
         }

@@ -416,6 +416,18 @@ impl Stack {
         wait(&what, limit, &mut processes, || poll(&self.api))
     }
 
+    /// Waits until a Prometheus holds some seconds of scrapes of the group with these labels that it has not sent.
+    pub fn wait_for_unsent_scrapes(&mut self, prometheus: &PrometheusApi, group: &[(&str, &str)]) {
+        self.wait("scrapes that are not sent", SHORT_TIMEOUT, |at| {
+            let newest =
+                prometheus.query(r#"timestamp(node_network_receive_bytes_total{device="lo"}) * 1000"#)?;
+            let newest_ms = newest.first().and_then(|series| series.samples.first()).map_or(0.0, |s| s.1);
+            let scored = at.metric("promforest_newest_scored_timestamp_seconds", group)?;
+            let unsent_ms = newest_ms - 1000.0 * scored;
+            if (2_000.0..4_000.0).contains(&unsent_ms) { Ok(()) } else { Err(format!("{unsent_ms} ms")) }
+        });
+    }
+
     /// Waits for the score of a scrape at or after `timestamp_ms`.
     pub fn wait_for_score_at(&mut self, timestamp_ms: i64) {
         self.wait("scores go on", SHORT_TIMEOUT, |at| {
