@@ -131,7 +131,7 @@ fn a_row_costs_its_cells_and_not_all_columns() {
         window.push(column, sample(999, i * 7));
     }
     let grown = window.n_bytes() - before;
-    assert!(grown < 100_000 * 52, "{grown} bytes for 100,000 samples");
+    assert!(grown < 100_000 * 48, "{grown} bytes for 100,000 samples");
 }
 
 #[test]
