@@ -312,14 +312,15 @@ impl Forest {
     /// Scores the rows of a table from `first`, as many as `out` has elements.
     pub(super) fn score_rows(&self, table: &Table, first: usize, out: &mut [f64]) {
         assert_eq!(table.n_features(), self.n_features, "a table has as many features as the forest");
-        let mut block = (out.len() >= min_rows()).then(|| Block::new(table));
+        let min_rows = min_rows();
+        let mut block = (out.len() >= min_rows).then(|| Block::new(table));
         let mut row = vec![0.0; self.n_features];
         for (first, scores) in (first..).step_by(BLOCK).zip(out.chunks_mut(BLOCK)) {
             let mut score_row = |number: usize, score: &mut f64| {
                 table.copy_row(first + number, &mut row);
                 *score = self.score_samples(&row);
             };
-            let Some(block) = block.as_mut().filter(|_| scores.len() >= min_rows()) else {
+            let Some(block) = block.as_mut().filter(|_| scores.len() >= min_rows) else {
                 scores.iter_mut().enumerate().for_each(|(number, score)| score_row(number, score));
                 continue;
             };

@@ -263,9 +263,7 @@ impl FittedModel {
     /// after its training; rows without a timestamp or not after the previous one have no score.
     pub fn score_samples(&self, timestamps: Option<&[i64]>, table: &Table) -> Vec<Option<f64>> {
         if let Self::IsolationForest(forest) = self {
-            let mut scores = vec![0.0; table.n_rows()];
-            forest.score_table(table, &mut scores);
-            return scores.into_iter().map(Some).collect();
+            return score_table(forest, table).map(Some).collect();
         }
         let mut row = vec![0.0; table.n_features()];
         let mut detector = self.as_online().cloned();
@@ -304,9 +302,13 @@ pub fn score(forest: &Forest, row: &[f32]) -> Score {
 /// # Panics
 /// If the table has another width than the forest.
 pub fn score_training_rows(forest: &Forest, table: &Table) -> Vec<Score> {
+    score_table(forest, table).map(|score_samples| from_score_samples(forest, score_samples)).collect()
+}
+
+fn score_table(forest: &Forest, table: &Table) -> impl Iterator<Item = f64> + use<> {
     let mut scores = vec![0.0; table.n_rows()];
     forest.score_table(table, &mut scores);
-    scores.into_iter().map(|score_samples| from_score_samples(forest, score_samples)).collect()
+    scores.into_iter()
 }
 
 fn from_score_samples(forest: &Forest, score_samples: f64) -> Score {
