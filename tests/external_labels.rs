@@ -130,13 +130,13 @@ fn f14_gaps_of_groups_with_different_external_labels_are_filled() {
             });
         };
         wait_for_scores_of_both(&mut stack, now_ms());
-        // Each dies with scrapes that it has stored and not sent: some seconds after a batch.
+        // Each dies with scrapes that it has stored and not sent.
         let apis = [stack.api.prometheus.clone(), other.api.prometheus.clone()];
-        for (cluster, api) in ["a", "b"].into_iter().zip(apis) {
-            stack.wait_for_unsent_scrapes(&api, &[("cluster", cluster)]);
-            let prometheus = if cluster == "a" { &mut stack.prometheus } else { &mut other.prometheus };
-            prometheus.take().expect("the program runs").kill();
-        }
+        stack.with_unsent_scrapes(&[&apis[0], &apis[1]], |stack| {
+            for prometheus in [&mut stack.prometheus, &mut other.prometheus] {
+                prometheus.take().expect("the program runs").kill();
+            }
+        });
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
         other.start_prometheus(RemoteWriteReceiver::Disabled);
         wait_for_scores_of_both(&mut stack, now_ms() + 4_000);

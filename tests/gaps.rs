@@ -54,8 +54,7 @@ fn f1_to_f7_f14_f16_f22_f45_every_row_is_scored_whatever_process_is_killed() {
         // Prometheus does not send the samples that were unsent when it was killed: remote read has them.
         stack.wait_for_score_at(began_ms + 3_000);
         let api = stack.api.prometheus.clone();
-        stack.wait_for_unsent_scrapes(&api, &[]);
-        kill_prometheus(&mut stack);
+        stack.with_unsent_scrapes(&[&api], kill_prometheus);
         stack.start_prometheus(RemoteWriteReceiver::Enabled);
         stack.wait_for_score_at(now_ms() + 4_000);
         assert!(gap_fill_samples(&stack) > 0.0, "{version}: nothing was filled\n{}", stack.promforest_tail());

@@ -1,7 +1,7 @@
 //! Node exporter, Prometheus and promforest beside each other, as most scenarios need them.
 
 use super::prometheus::{PrometheusApi, Series};
-use super::{Process, PrometheusVersion, free_port, http, node_exporter, wait};
+use super::{Process, PrometheusVersion, free_port, http, node_exporter, now_ms, wait};
 use promforest::models::{FittedModel, Model, artifact};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -416,16 +416,26 @@ impl Stack {
         wait(&what, limit, &mut processes, || poll(&self.api))
     }
 
-    /// Waits until a Prometheus holds some seconds of scrapes of the group with these labels that it has not sent.
-    pub fn wait_for_unsent_scrapes(&mut self, prometheus: &PrometheusApi, group: &[(&str, &str)]) {
-        self.wait("scrapes that are not sent", SHORT_TIMEOUT, |at| {
-            let newest =
-                prometheus.query(r#"timestamp(node_network_receive_bytes_total{device="lo"}) * 1000"#)?;
-            let newest_ms = newest.first().and_then(|series| series.samples.first()).map_or(0.0, |s| s.1);
-            let scored = at.metric("promforest_newest_scored_timestamp_seconds", group)?;
-            let unsent_ms = newest_ms - 1000.0 * scored;
-            if (2_000.0..4_000.0).contains(&unsent_ms) { Ok(()) } else { Err(format!("{unsent_ms} ms")) }
+    /// Runs `kill` while each of these servers holds seconds of scrapes that it has stored and not sent. promforest
+    /// stands still for longer than Prometheus' deadline for a batch: one batch is on its way, and later scrapes wait.
+    pub fn with_unsent_scrapes(&mut self, servers: &[&PrometheusApi], kill: impl FnOnce(&mut Self)) {
+        const BATCH_DEADLINE_MS: i64 = 5_000;
+        self.promforest.as_ref().expect("the program runs").signal("STOP");
+        let unsent_from_ms = now_ms() + BATCH_DEADLINE_MS;
+        self.wait("scrapes that are not sent", SHORT_TIMEOUT, |_| {
+            for server in servers {
+                let newest =
+                    server.query(r#"timestamp(node_network_receive_bytes_total{device="lo"}) * 1000"#)?;
+                let newest_ms = newest.first().and_then(|series| series.samples.first()).map_or(0.0, |s| s.1);
+                let unsent_ms = newest_ms - unsent_from_ms as f64;
+                if unsent_ms < 3_000.0 {
+                    return Err(format!("{unsent_ms} ms"));
+                }
+            }
+            Ok(())
         });
+        kill(self);
+        self.promforest.as_ref().expect("the program runs").signal("CONT");
     }
 
     /// Waits for the score of a scrape at or after `timestamp_ms`.
