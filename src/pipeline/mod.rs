@@ -54,6 +54,7 @@ use reload::Reloader;
 use sd_notify::NotifyState;
 use senders::Senders;
 use signals::{SignalAction, Signals};
+use std::fs::File;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::pin;
@@ -131,6 +132,15 @@ pub enum Error {
         /// The error.
         source: std::io::Error,
     },
+    /// Another sidecar uses the storage directory: both would write the same snapshots and models.
+    #[error(
+        "the storage directory {} is in use by another promforest: end that one, or start this one with another --storage.path",
+        path.display()
+    )]
+    StorageInUse {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The configuration has no topic.
     #[error("the configuration has no section `kafka`")]
     NoTopic,
@@ -164,6 +174,8 @@ struct Sidecar {
     reloader: Arc<Reloader>,
     source: Option<Source>,
     tasks: Tasks,
+    /// Held until the last snapshot is written.
+    _storage_lock: File,
 }
 
 impl Sidecar {
@@ -174,7 +186,7 @@ impl Sidecar {
         let (registry, metrics) = SidecarMetrics::register(&access);
         let LoadedConfig { config, shown_config, endpoints, backends } = options.load(&metrics.history)?;
         let listener = options.bind().await?;
-        options.prepare_storage()?;
+        let storage_lock = options.prepare_storage()?;
         let signals = Signals::install()?;
 
         let (engine, commands) = engine::channel();
@@ -263,6 +275,7 @@ impl Sidecar {
             reloader,
             source,
             tasks,
+            _storage_lock: storage_lock,
         })
     }
 

@@ -11,11 +11,15 @@ use crate::prom::shard::Shard;
 use crate::report::zone::Zone;
 use crate::train::Backends;
 use crate::yaml::Document;
+use std::fs::{File, TryLockError};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tracing::warn;
+
+/// The file in the storage directory that a sidecar locks. Those of the registry have another name.
+const STORAGE_LOCK: &str = "sidecar.lock";
 
 /// The URL of a sidecar without options, for commands on the same machine.
 pub const DEFAULT_URL: &str = "http://localhost:9599";
@@ -139,18 +143,30 @@ impl Options {
         })
     }
 
-    /// Creates the storage directory and writes a probe file, so that a directory that cannot be written ends the
-    /// start instead of the first snapshot.
+    /// Creates the storage directory, locks it against other sidecars and writes a probe file, so that a directory that
+    /// cannot be written ends the start instead of the first snapshot. The lock lasts until the file is dropped, or the
+    /// process ends in whatever way. Commands beside the sidecar take no such lock.
     ///
     /// # Errors
-    /// [`Error::Storage`].
-    pub fn prepare_storage(&self) -> Result<(), Error> {
+    /// [`Error::Storage`] or [`Error::StorageInUse`].
+    pub fn prepare_storage(&self) -> Result<File, Error> {
         let path = &self.storage_path;
-        let probe = path.join(format!(".probe-{}", std::process::id()));
-        let result = std::fs::create_dir_all(path)
-            .and_then(|()| std::fs::write(&probe, "promforest\n"))
-            .and_then(|()| std::fs::remove_file(&probe));
-        result.map_err(|source| Error::Storage { path: path.clone(), source })
+        let prepare = || {
+            std::fs::create_dir_all(path)?;
+            let probe = path.join(format!(".probe-{}", std::process::id()));
+            std::fs::write(&probe, "promforest\n")?;
+            std::fs::remove_file(&probe)?;
+            File::options().create(true).truncate(false).write(true).open(path.join(STORAGE_LOCK))
+        };
+        let lock = prepare().map_err(|source| Error::Storage { path: path.clone(), source })?;
+        match lock.try_lock() {
+            Ok(()) => Ok(lock),
+            Err(TryLockError::WouldBlock) => Err(Error::StorageInUse { path: path.clone() }),
+            Err(TryLockError::Error(error)) => {
+                warn!(component = "snapshot", err = %error, "a second promforest in this storage directory would not be noticed");
+                Ok(lock)
+            }
+        }
     }
 
     /// The socket of the service manager, or the listen address.

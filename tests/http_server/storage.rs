@@ -3,6 +3,7 @@
 use crate::TIMEOUT;
 use crate::support::PROGRAM;
 use crate::support::client::folder;
+use crate::support::sidecar::Sidecar;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -41,4 +42,23 @@ fn f21_a_storage_folder_is_made_or_refused_in_one_line() {
     }
     child.kill().expect("the program runs");
     child.wait().expect("the program ends");
+}
+
+/// Another port lets both listen. One that was killed leaves no lock behind.
+#[test]
+fn a_storage_folder_in_use_is_refused_to_a_second_sidecar_only() {
+    let mut sidecar = Sidecar::start(&[]);
+    let folder = sidecar.folder.path().to_path_buf();
+    let run =
+        |args: &[&str]| Command::new(PROGRAM).args(args).current_dir(&folder).output().expect("it runs");
+    let second = run(&["--config.file=promforest.yml", "--web.listen-address=127.0.0.1:0"]);
+    let error = "promforest: the storage directory promforest-data is in use by another promforest: \
+                 end that one, or start this one with another --storage.path\n";
+    assert_eq!((second.status.code(), &*String::from_utf8_lossy(&second.stderr)), (Some(1), error));
+    for beside in [&["models", "list"][..], &["maintenance", "start", "{}"], &["maintenance", "end", "{}"]] {
+        let output = run(&[beside, &["--config.file=promforest.yml"]].concat());
+        assert!(output.status.success(), "{beside:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    sidecar.kill();
+    sidecar.restart();
 }
