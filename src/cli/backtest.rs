@@ -1,11 +1,11 @@
 //! `promforest backtest`: scores past rows with the models of their time and reports the incidents.
 
 use super::training_data::{self, HistoryRange, TrainingDataArgs, TrainingInput, TrainingInputs};
-use super::{RegistryArgs, model_location, print, select_detectors};
+use super::{RegistryArgs, model_location, print};
 use crate::backtest::{self, BacktestResult, ReplayModel, ReplayRange, Retraining};
 use crate::config::Config;
 use crate::detect::{self, AlertBudget, OnlineDetector, SuspendedTimes};
-use crate::detector::Detector;
+use crate::detector::{self, Detector};
 use crate::error::BoxError;
 use crate::features::{Schema, Transform};
 use crate::forest::{self, ExtendedParams};
@@ -250,8 +250,10 @@ fn input_for_model(
     let values: Vec<Vec<f64>> = names.iter().map(column).collect();
     let rows = TrainingSet::from_values(model.schema.clone(), times, &values, &[], i64::MAX)
         .map_err(|_| format!("{}: no row has a finite value in every column", path.display()))?;
-    let detector =
-        select_detectors(config, args.detector.as_deref())?.first().ok_or("there is no detector")?.clone();
+    let detector = detector::select(&config.detectors, args.detector.as_deref())?
+        .first()
+        .ok_or("there is no detector")?
+        .clone();
     let name = config.registry.model_name(&detector.name);
     let window = training_data::table_window(&model.schema.features, times, &values);
     let columns = Some(columns::names(model));

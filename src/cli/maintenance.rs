@@ -1,9 +1,10 @@
 //! `promforest maintenance`: times in which no incident opens and nothing is learned. A running sidecar follows within
 //! `registry.poll_interval`.
 
-use super::{OutputFormat, RegistryArgs, print, select_detectors};
+use super::{OutputFormat, RegistryArgs, print};
+use crate::detector;
 use crate::error::BoxError;
-use crate::models::registry::periods::{GroupSelector, Period, PeriodKind};
+use crate::models::registry::periods::{GroupSelector, Period, PeriodKind, nothing_to_end};
 use crate::prom::duration;
 use crate::time;
 use clap::{Args, Subcommand};
@@ -85,7 +86,7 @@ async fn start(args: StartArgs) -> Result<(), BoxError> {
     };
     period.check()?;
     let config = args.registry.config()?;
-    let detectors = select_detectors(&config, period.detector.as_deref())?;
+    let detectors = detector::select(&config.detectors, period.detector.as_deref())?;
     period.groups.check_labels(detectors.iter().flat_map(|detector| &detector.by))?;
     let text = describe(&period);
     args.registry.open(&config)?.record_period(period).await?;
@@ -95,7 +96,7 @@ async fn start(args: StartArgs) -> Result<(), BoxError> {
 async fn end(args: EndArgs) -> Result<(), BoxError> {
     let registry = args.registry.open(&args.registry.config()?)?;
     match registry.end_maintenance(args.detector.as_deref(), &args.groups, time::now_ms()).await? {
-        0 => Err(format!("there is no maintenance of {} to end", args.groups).into()),
+        0 => Err(nothing_to_end(args.detector.as_deref(), &args.groups).into()),
         _ => Ok(print(&format!("{}: ended\n", args.groups))?),
     }
 }

@@ -17,7 +17,6 @@ mod training_data;
 
 use crate::build_info;
 use crate::config::Config;
-use crate::detector::Detector;
 use crate::error::BoxError;
 use crate::http::Url;
 use crate::http::client::Client;
@@ -44,7 +43,6 @@ use std::fmt;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use train::TrainArgs;
 
 /// Default of `--storage.path`.
@@ -239,16 +237,6 @@ fn http_client(config_file: Option<&Path>) -> Result<Client, BoxError> {
         config
     })?;
     Ok(Client::new(&config)?)
-}
-
-/// The detector of this name; without one, all of them.
-fn select_detectors(config: &Config, name: Option<&str>) -> Result<Vec<Arc<Detector>>, BoxError> {
-    let Some(name) = name else { return Ok(config.detectors.clone()) };
-    let detector = config.detectors.iter().find(|detector| detector.name == name);
-    let names: Vec<&str> = config.detectors.iter().map(|detector| detector.name.as_str()).collect();
-    let detector =
-        detector.ok_or_else(|| format!("no detector is named {name:?}; there are {}", names.join(", ")))?;
-    Ok(vec![detector.clone()])
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -2,8 +2,9 @@
 
 use super::model_location::{ModelLocation, load_model, rate_semantics, resolve_version, select_columns};
 use super::sweep::{SizeResult, format_held_out, format_sweep};
-use super::{OutputFormat, RegistryArgs, print, select_detectors};
+use super::{OutputFormat, RegistryArgs, print};
 use crate::config::Config;
+use crate::detector;
 use crate::error::BoxError;
 use crate::forest::Table;
 use crate::models::artifact::{self, Files};
@@ -381,7 +382,7 @@ async fn unalias(args: AliasArgs) -> Result<(), BoxError> {
 
 async fn import(args: ImportArgs) -> Result<(), BoxError> {
     let config = args.registry.config()?;
-    let detector = select_detectors(&config, args.detector.as_deref())?;
+    let detector = detector::select(&config.detectors, args.detector.as_deref())?;
     let detector = detector.first().ok_or("there is no detector")?;
     let mapping =
         args.mapping.as_deref().map_or_else(|| Ok(ColumnMapping::default()), import::read_mapping)?;

@@ -1,9 +1,9 @@
 //! Training data of commands: the rows of each group in the history, or those of a table.
 
-use super::{parse_label, select_detectors};
+use super::parse_label;
 use crate::config::Config;
 use crate::detect::SuspendedTimes;
-use crate::detector::{Detector, FeatureIdentity, check_sharding};
+use crate::detector::{self, Detector, FeatureIdentity, check_sharding};
 use crate::error::BoxError;
 use crate::features::{Schema, Transform};
 use crate::history::{HistoryClient, Metrics as HistoryMetrics, Pace, SeriesSamples};
@@ -250,7 +250,7 @@ impl<'a> HistoryReader<'a> {
             },
             progress: ReadProgress { bar, n_samples: 0 },
         };
-        let detectors = select_detectors(config, args.detector.as_deref())?;
+        let detectors = detector::select(&config.detectors, args.detector.as_deref())?;
         if args.shard.is_some() {
             check_sharding(&detectors)?;
         }
@@ -406,7 +406,7 @@ pub fn read_table(
     data_table: DataTable,
     train_to_ms: i64,
 ) -> Result<TrainingInput, BoxError> {
-    let detectors = select_detectors(config, args.detector.as_deref())?;
+    let detectors = detector::select(&config.detectors, args.detector.as_deref())?;
     let detector = detectors.first().ok_or("there is no detector")?.clone();
     let timestamps = data_table.unique_timestamps(path)?.to_vec();
     let exclusions = args.exclude.clone();

@@ -5,6 +5,7 @@
 
 mod identity;
 mod promotion_gate;
+mod select;
 mod sharding;
 mod training;
 
@@ -19,6 +20,7 @@ use crate::time;
 use crate::yaml::{Key, KeyTable, Node, Section};
 pub use identity::FeatureIdentity;
 pub use promotion_gate::PromotionGate;
+pub use select::{UnknownDetector, select};
 pub use sharding::{DividedGroups, SHARD_LABEL, check_sharding};
 use std::time::Duration;
 pub use training::{TrainingConfig, learned_to_ms, renewal_waits};

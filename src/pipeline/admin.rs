@@ -7,14 +7,14 @@
 use super::engine::EngineHandle;
 use super::engine::feedback::{FeedbackError, GroupIncident};
 use crate::detect::IncidentFeedback;
-use crate::detector::Detector;
+use crate::detector::{self, Detector};
 use crate::error::chain;
 use crate::http::request_body::{BodyLimits, BodyReceiver, ReceiveError};
 use crate::http::response::{self, Response};
 use crate::http::same_origin::is_same_origin;
 use crate::http::server::RequestBody;
 use crate::http::{Url, parse_query};
-use crate::models::registry::periods::{GroupSelector, Period, PeriodKind};
+use crate::models::registry::periods::{GroupSelector, Period, PeriodKind, nothing_to_end};
 use crate::prom::Labels;
 use crate::status::group::group_path;
 use crate::time::{self, HOUR_MS, now_ms};
@@ -172,6 +172,7 @@ impl AdminApi {
     async fn apply_feedback(&self, request: FeedbackRequest) -> Result<FeedbackAnswer, Refusal> {
         let FeedbackRequest { detector, group, feedback, .. } = request;
         let at_ms = parse_time(&request.at)?;
+        self.select_detectors(detector.as_deref())?;
         let found = self.engine.find_incident(detector, group, at_ms).await.ok_or_else(shutting_down)?;
         let found = found.map_err(|error| (feedback_status(&error), error.to_string()))?;
         let GroupIncident { group, detector, labels, by, incident, is_open } = found;
@@ -216,9 +217,8 @@ impl AdminApi {
         let registry = self.registry();
         match action {
             MaintenanceAction::Start => {
-                let is_meant =
-                    |other: &&Arc<Detector>| detector.as_ref().is_none_or(|name| *name == other.name);
-                let by = registry.detectors.iter().filter(is_meant).flat_map(|detector| &detector.by);
+                let detectors = self.select_detectors(detector.as_deref())?;
+                let by = detectors.iter().flat_map(|detector| &detector.by);
                 groups.check_labels(by).map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
                 let kind = PeriodKind::Maintenance;
                 self.record(Period { kind, detector, groups, from_ms, to_ms: end_ms, comment }).await?;
@@ -227,10 +227,7 @@ impl AdminApi {
                 let at_ms = end_ms.unwrap_or_else(now_ms);
                 let ended = registry.registry.end_maintenance(detector.as_deref(), &groups, at_ms).await;
                 if ended.map_err(|error| unavailable(&error))? == 0 {
-                    return Err((
-                        StatusCode::NOT_FOUND,
-                        format!("there is no maintenance of {groups} to end"),
-                    ));
+                    return Err((StatusCode::NOT_FOUND, nothing_to_end(detector.as_deref(), &groups)));
                 }
             }
         }
@@ -238,6 +235,12 @@ impl AdminApi {
         let mut periods = registry.registry.periods().await.map_err(|error| unavailable(&error))?;
         periods.retain(|period| period.kind == PeriodKind::Maintenance);
         Ok(periods)
+    }
+
+    /// The detector of this name; without one, all of them.
+    fn select_detectors(&self, name: Option<&str>) -> Result<Vec<Arc<Detector>>, Refusal> {
+        let selected = detector::select(&self.registry().detectors, name);
+        selected.map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))
     }
 
     fn registry(&self) -> Arc<Backends> {

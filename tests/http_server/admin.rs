@@ -3,6 +3,8 @@
 use super::support::sidecar::Sidecar;
 use super::support::{PROGRAM, http};
 
+const UNKNOWN_DETECTOR: &str = r#"no detector is named "al"; there are all"#;
+
 #[test]
 fn the_admin_api_has_to_be_enabled() {
     let sidecar = Sidecar::start(&[]);
@@ -39,6 +41,20 @@ fn requests_are_json_and_name_what_exists() {
         ),
         (maintenance, &too_long, 400, "1000 bytes"),
         (maintenance, r#"{"action": "end", "groups": "{job=\"x\"}"}"#, 404, "no maintenance of"),
+        (
+            maintenance,
+            r#"{"action": "end", "groups": "{}", "detector": "al"}"#,
+            404,
+            r#"of {} of detector "al""#,
+        ),
+        (
+            maintenance,
+            r#"{"action": "start", "groups": "{job=\"x\"}", "detector": "al"}"#,
+            400,
+            UNKNOWN_DETECTOR,
+        ),
+        (maintenance, r#"{"action": "start", "groups": "{}", "detector": "al"}"#, 400, UNKNOWN_DETECTOR),
+        (feedback, r#"{"at": "5", "feedback": "real", "detector": "al"}"#, 400, UNKNOWN_DETECTOR),
     ] {
         let answer = http::post_json(&address, path, body).expect("an answer");
         assert_eq!(answer.status, status, "{body:.100}: {}", answer.body);

@@ -73,15 +73,25 @@ impl GroupSelector {
         let known: BTreeSet<&str> = by.into_iter().map(String::as_str).collect();
         let mut names = self.0.iter().flat_map(Selector::matchers).map(Matcher::name);
         names.find(|name| !known.contains(name)).map_or(Ok(()), |name| {
-            let known = known.iter().copied().collect::<Vec<_>>().join(", ");
+            let known: Vec<&str> = known.iter().copied().collect();
+            let known = match known.is_empty() {
+                true => "they have no labels".into(),
+                false => format!("their labels are {}", known.join(", ")),
+            };
             Err(UnknownLabel { selector: self.to_string(), label: name.into(), known })
         })
     }
 }
 
+/// The error for the end of a maintenance that the registry does not have.
+pub fn nothing_to_end(detector: Option<&str>, groups: &GroupSelector) -> String {
+    let of_detector = detector.map_or_else(String::new, |name| format!(" of detector {name:?}"));
+    format!("there is no maintenance of {groups}{of_detector} to end: `promforest maintenance list` has all")
+}
+
 /// The error for a selector with a label that no group has.
 #[derive(Debug, thiserror::Error)]
-#[error("{selector} selects by {label}, which groups do not have: their labels are {known}")]
+#[error("{selector} selects by {label}, which groups do not have: {known}")]
 pub struct UnknownLabel {
     selector: String,
     label: String,
