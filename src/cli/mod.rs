@@ -143,7 +143,7 @@ struct RunArgs {
     /// modulo COUNT, is INDEX
     #[arg(long, value_name = "INDEX/COUNT")]
     shard: Option<Shard>,
-    /// Folder for models and snapshots
+    /// Folder for models and snapshots, of one sidecar alone
     #[arg(long = "storage.path", value_name = "FOLDER", default_value = STORAGE)]
     storage_path: PathBuf,
     /// Name of this member of the Kafka consumer group, as the name of the pod

@@ -4,6 +4,7 @@
 //! pipeline all read it, while `config` only lists the blocks.
 
 mod identity;
+mod metric_names;
 mod promotion_gate;
 mod select;
 mod sharding;
@@ -95,7 +96,10 @@ pub const KEY_TABLES: [KeyTable; 3] = [
                 "Time that a row waits for its last sample, and that a feature may be absent",
             ),
             Key::optional("training", "History, schedule and promotion gate, see below"),
-            Key::optional("alerts", "Budget and filters, see below"),
+            Key::optional(
+                "alerts",
+                "Budget and filters, see below; models of kind `isolation_forest` open no incidents",
+            ),
             Key::optional("model", "Kind and parameters of the model, see below"),
         ],
     ),
@@ -148,36 +152,52 @@ impl Detector {
     pub fn read(mut section: Section<'_, '_>, scrape_interval: Duration) -> Self {
         let default = Self::unnamed(scrape_interval);
         let name = section.require("name").and_then(|node| read_name(&node));
-        let matchers = section.require("match").map(|list| read_matchers(&list));
+        let match_list = section.require("match");
+        let matchers = match_list.as_ref().map(read_matchers).unwrap_or_default();
         let by = section.get("by").map(|list| read_group_labels(&list));
         let by = by.unwrap_or(default.by);
-        let job_by = section.get("job_by").map(|list| read_job_labels(&list, &by));
+        let job_list = section.get("job_by");
+        let job_by = job_list.as_ref().map(|list| read_job_labels(list, &by));
         let job_by = job_by.unwrap_or_else(|| by.iter().take(by.len().saturating_sub(1)).cloned().collect());
         let ignore = section.get("ignore").map(|list| read_ignored_labels(&list, &by));
-        let semantics = section.get("rate_semantics").and_then(|node| node.parse(str::parse));
+        let semantics_node = section.get("rate_semantics");
+        let semantics = semantics_node.as_ref().and_then(|node| node.parse(str::parse));
         let semantics = semantics.unwrap_or(RateSemantics::V3);
+        let transform_node = section.get("transform");
         let transform =
-            section.get("transform").and_then(|node| node.parse(|text| Transform::parse(text, semantics)));
+            transform_node.as_ref().and_then(|node| node.parse(|text| Transform::parse(text, semantics)));
+        let transform = transform.unwrap_or(default.transform);
         let window = section.duration("window", default.window);
         let grace = section.duration("grace", default.grace);
         let training = section.get("training").and_then(Node::section);
-        let alerts = section.get("alerts").and_then(Node::section);
+        let alerts = section.get("alerts");
         let model = section.get("model").and_then(Node::section);
         let detector = Self {
             name: name.unwrap_or_default(),
-            matchers: matchers.unwrap_or_default(),
+            matchers,
             by,
             job_by,
             ignore: ignore.unwrap_or(default.ignore),
             tenant_label: None,
-            transform: transform.unwrap_or(default.transform),
+            transform,
             window,
             grace,
             training: training.map_or(default.training, TrainingConfig::read),
-            alerts: alerts.map_or(default.alerts, detect::Config::read),
+            alerts: alerts.clone().and_then(Node::section).map_or(default.alerts, detect::Config::read),
             model: model.map_or(default.model, ModelParams::read),
         };
         detector.check_window(&section);
+        let doubt = metric_names::doubt(transform, transform_node.is_none(), &detector.matchers);
+        if let Some((node, doubt)) = transform_node.or(match_list).zip(doubt) {
+            node.warn(doubt);
+        }
+        if let Some(node) = semantics_node.filter(|_| transform == Transform::Value) {
+            node.warn("has no effect: `transform` is `value`");
+        }
+        if !detector.model.opens_incidents() {
+            let without_effect = [alerts, job_list].into_iter().flatten();
+            without_effect.for_each(|node| node.warn("has no effect: models of this kind open no incidents"));
+        }
         section.deny_unknown();
         detector
     }

@@ -13,7 +13,7 @@ mod remote_read;
 mod request;
 
 use crate::http::Url;
-use crate::http::config::ClientConfig;
+use crate::http::config::{ClientConfig, read_endpoint};
 use crate::telemetry::{OneLabel, register};
 use crate::tenant;
 use crate::yaml::{Key, KeyTable, Section};
@@ -133,7 +133,7 @@ impl Config {
     /// Reads a `remote_read` block of the configuration file.
     pub fn read_remote_read(mut section: Section<'_, '_>) -> Self {
         let default = Self::default();
-        let url = section.require("url").and_then(|node| node.parse(str::parse));
+        let url = section.require("url").and_then(|node| read_endpoint(&node, "/api/v1/read"));
         let remote_timeout = section.duration("remote_timeout", default.remote_timeout);
         let http = ClientConfig::read(&mut section);
         section.ignore(&["name"], "it names a client in Prometheus' metrics");

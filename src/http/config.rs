@@ -101,6 +101,16 @@ pub const KEY_TABLES: [KeyTable; 5] = [
     ),
 ];
 
+/// Reads the URL of an endpoint. Records a warning for one without a path: a server without one is another API, or a typing
+/// error. `usual_path` is that of Prometheus.
+pub fn read_endpoint(node: &Node<'_, '_>, usual_path: &str) -> Option<Url> {
+    let url: Url = node.parse(str::parse)?;
+    if !url.has_path() {
+        node.warn(format!("{url} has no path; that of Prometheus is {usual_path}"));
+    }
+    Some(url)
+}
+
 /// Connection and credentials of one endpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClientConfig {

@@ -130,6 +130,11 @@ impl Url {
         self.0.query()
     }
 
+    /// True if the URL names more than a server.
+    pub fn has_path(&self) -> bool {
+        self.0.path().len() > 1
+    }
+
     /// True if both URLs are in one folder of one server, as Prometheus' `/api/v1/write` and `/api/v1/read` are.
     pub fn is_sibling(&self, other: &Self) -> bool {
         let folder = |url: &Self| url.0.path().rsplit_once('/').map(|(folder, _)| folder.to_string());

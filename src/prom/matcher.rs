@@ -90,6 +90,11 @@ impl Matcher {
         &self.name
     }
 
+    /// The value of `=`, or the pattern of `=~`.
+    pub fn wanted(&self) -> Option<&str> {
+        matches!(self.match_type, MatchType::Equal | MatchType::Regex(_)).then_some(&*self.value)
+    }
+
     /// True if the value satisfies the comparison.
     pub fn matches(&self, value: &str) -> bool {
         match &self.match_type {

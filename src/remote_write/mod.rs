@@ -9,7 +9,7 @@ pub mod response;
 pub mod sender;
 
 use crate::http::Url;
-use crate::http::config::ClientConfig;
+use crate::http::config::{ClientConfig, read_endpoint};
 use crate::models::artifact::sha256_hex;
 use crate::prom::duration;
 use crate::telemetry::register;
@@ -161,8 +161,8 @@ impl Config {
     /// Reads a block of the configuration file.
     pub fn read(mut section: Section<'_, '_>) -> Self {
         let default = Self::default();
-        let url =
-            section.require("url").and_then(|node| node.parse(str::parse)).unwrap_or(default.url.clone());
+        let url = section.require("url").and_then(|node| read_endpoint(&node, "/api/v1/write"));
+        let url = url.unwrap_or(default.url.clone());
         let message = section.get("protobuf_message").and_then(|node| node.parse(str::parse));
         let remote_timeout = section.duration("remote_timeout", default.remote_timeout);
         let queue = section.get("queue_config").and_then(Node::section);

@@ -11,11 +11,13 @@ const INTRODUCTION: &str = r#"# Configuration
 
 This page is generated: `promforest docs configuration`.
 
-`--config.file=FILE` names the file. `promforest check config FILE` prints every error and every warning with its line. An
-unknown key is an error. A key of Prometheus' `remote_write` or `remote_read` that changes nothing here is a warning, so that a
-block of Prometheus' file can be pasted. Durations are written as in Prometheus: `15s`, `1h30m`, `14d`. Relative paths of other
-files start at the folder of the file; these files must exist when it is read, and are read again at each use.
-[`deploy/promforest.yml`](../promforest.yml) has the defaults with comments. This file is equivalent to no file:
+`--config.file=FILE` names the file. `promforest check config FILE` prints every error and every warning with its line; a start
+and a reload log the warnings. An unknown key is an error. A key of Prometheus' `remote_write` or `remote_read` that changes
+nothing here is a warning, so that a block of Prometheus' file can be pasted. So are a key that another one leaves without
+effect, a `transform` that does not suit the names in `match`, and the URL of an endpoint without a path. Durations are written as
+in Prometheus: `15s`, `1h30m`, `14d`. Relative paths of other files start at the folder of the file; these files must exist when
+it is read, and are read again at each use. [`deploy/promforest.yml`](../promforest.yml) has the defaults with comments. This
+file is equivalent to no file:
 
 ```yaml
 global:
