@@ -96,6 +96,8 @@ fn help_and_version() {
     }
 }
 
+const NO_TIME: &str = "\"noon\" is no time: write it as 2026-01-31T12:00:00Z or in seconds since 1970";
+
 #[test]
 fn wrong_usage_exits_with_2() {
     for (args, text) in [
@@ -112,6 +114,16 @@ fn wrong_usage_exits_with_2() {
         (&["match", "--url", "localhost"], "\"localhost\" is not an http:// or https:// URL with a host"),
         (&["match", "--label", "job"], "write NAME=VALUE"),
         (&["match", "--label", "=node"], "write NAME=VALUE"),
+        (&["backtest", "--start", "noon"], NO_TIME),
+        (&["train", "--start", "noon"], NO_TIME),
+        (&["train", "--end", "noon"], NO_TIME),
+        (&["train", "--exclude", "noon..2026-01-31T13:00:00Z"], NO_TIME),
+        (
+            &["train", "--exclude", "noon"],
+            "\"noon\" is not START..END, as in 2026-01-31T12:00:00Z..2026-01-31T13:00:00Z",
+        ),
+        (&["train", "--exclude", "9..8"], "\"9..8\" ends before it begins"),
+        (&["train", "--group", "job=node"], "expected"),
         (&["match", "--output", "xml"], "[possible values: text, json]"),
         (&["--log.level", "trace"], "[possible values: debug, info, warn, error]"),
         (&["--log.format", "xml"], "[possible values: logfmt, json]"),

@@ -250,21 +250,25 @@ fn check_hashes(fleet: &mut Fleet) {
     }
 }
 
-/// `promforest train --shard`: the shards have every host between them, each once.
+/// `promforest train --shard`: the shards have every host between them, each once. `--group` selects some of them.
 fn check_training(stack: &Stack) {
     stack.configure_file("train.yml", "registry: {path: train-models}", NODE_NETWORK);
-    let train = |shard: &str| -> Vec<String> {
-        let args = ["train", "--config.file=train.yml", "--shard", shard, "--sweep=16", "--output=json"];
-        let output = stack.command(&args);
+    let train_only = |parts: &[&str]| -> Vec<String> {
+        let args = ["train", "--config.file=train.yml", "--sweep=16", "--output=json"];
+        let output = stack.command(&[&args, parts].concat());
         let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{}: {shard}: {errors}", stack.version);
+        assert!(output.status.success(), "{}: {parts:?}: {errors}", stack.version);
         let models: Value = serde_json::from_slice(&output.stdout).expect("JSON");
         list(&models).iter().map(|model| text(&model["model"])).collect()
     };
+    let train = |shard: &str| train_only(&["--shard", shard]);
     let mut trained = [train("0/2"), train("1/2")].concat();
     trained.sort();
     assert_eq!(trained, HOSTS.map(|host| format!("node_network.{host}.node")));
     assert!(train("77/10000").is_empty(), "a shard without a group is no failure");
+    let mut of_groups = train_only(&["--group", r#"{instance=~"host[34]", job="node"}"#]);
+    of_groups.sort();
+    assert_eq!(of_groups, ["node_network.host3.node", "node_network.host4.node"]);
 }
 
 #[test]

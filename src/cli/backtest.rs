@@ -19,7 +19,6 @@ use crate::window::MAX_FEATURES;
 use crate::window::grid::Grid;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use jiff::Timestamp;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
@@ -29,12 +28,13 @@ pub struct BacktestArgs {
     registry: RegistryArgs,
     #[command(flatten)]
     training_data: TrainingDataArgs,
-    /// Beginning of the range, RFC 3339; training uses the rows before it, as far back as training.history
-    #[arg(long, value_name = "TIME", required_unless_present = "input")]
-    start: Option<Timestamp>,
-    /// End of the range, RFC 3339; without it, now
-    #[arg(long, value_name = "TIME")]
-    end: Option<Timestamp>,
+    /// Beginning of the range, as in 2026-01-31T12:00:00Z or in seconds since 1970; training uses the rows before it, as far
+    /// back as training.history
+    #[arg(long, value_name = "TIME", required_unless_present = "input", value_parser = time::parse)]
+    start: Option<i64>,
+    /// End of the range; without it, now
+    #[arg(long, value_name = "TIME", value_parser = time::parse)]
+    end: Option<i64>,
     /// Replay a table instead: Parquet or CSV, a column timestamp in ms and one column per feature
     #[arg(long, value_name = "FILE", conflicts_with_all = ["start", "end", "tenant", "group", "shard", "exclude_alert"])]
     input: Option<PathBuf>,
@@ -139,8 +139,8 @@ async fn inputs_from_history<'a>(
     config: &'a Config,
     replay_model: Option<&'a GivenModel>,
 ) -> Result<ReplayInputs<'a>, BoxError> {
-    let start_ms = args.start.ok_or("--start or --input is needed")?.as_millisecond();
-    let to_ms = args.end.map_or_else(time::now_ms, Timestamp::as_millisecond);
+    let start_ms = args.start.ok_or("--start or --input is needed")?;
+    let to_ms = args.end.unwrap_or_else(time::now_ms);
     if start_ms >= to_ms {
         return Err("the range ends before it begins: --start must be before --end".into());
     }

@@ -17,7 +17,6 @@ use crate::train::{ModelFitter, Trained};
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use indicatif::{ProgressBar, ProgressStyle};
-use jiff::Timestamp;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -27,12 +26,13 @@ pub struct TrainArgs {
     registry: RegistryArgs,
     #[command(flatten)]
     training_data: TrainingDataArgs,
-    /// Beginning of the history, RFC 3339; without it, training.history before the end
-    #[arg(long, value_name = "TIME")]
-    start: Option<Timestamp>,
-    /// End of the history, RFC 3339; without it, now
-    #[arg(long, value_name = "TIME")]
-    end: Option<Timestamp>,
+    /// Beginning of the history, as in 2026-01-31T12:00:00Z or in seconds since 1970; without it, training.history before
+    /// the end
+    #[arg(long, value_name = "TIME", value_parser = time::parse)]
+    start: Option<i64>,
+    /// End of the history; without it, now
+    #[arg(long, value_name = "TIME", value_parser = time::parse)]
+    end: Option<i64>,
     /// Train on a table instead: Parquet or CSV, a column timestamp in ms and one column per feature
     #[arg(long, value_name = "FILE", conflicts_with_all = ["start", "end", "tenant", "group", "shard", "exclude_alert"])]
     input: Option<PathBuf>,
@@ -93,8 +93,8 @@ pub async fn run(args: TrainArgs) -> Result<(), BoxError> {
             TrainingInputs::single(training_input)
         }
         None => {
-            let to_ms = args.end.map_or_else(time::now_ms, Timestamp::as_millisecond);
-            let from_ms = args.start.map(Timestamp::as_millisecond);
+            let to_ms = args.end.unwrap_or_else(time::now_ms);
+            let from_ms = args.start;
             let history_range = HistoryRange { from_ms, train_to_ms: to_ms, to_ms };
             let registry = args.registry.open_or_create(&config)?;
             TrainingInputs::from_history(&args.training_data, &config, &registry, history_range, None).await?

@@ -1,13 +1,12 @@
 //! Training data of commands: the rows of each group in the history, or those of a table.
 
-use super::parse_label;
 use crate::config::Config;
 use crate::detect::SuspendedTimes;
 use crate::detector::{self, Detector, FeatureIdentity, check_sharding};
 use crate::error::BoxError;
 use crate::features::{Schema, Transform};
 use crate::history::{HistoryClient, Metrics as HistoryMetrics, Pace, SeriesSamples};
-use crate::models::registry::periods::Period;
+use crate::models::registry::periods::{GroupSelector, Period};
 use crate::models::registry::{Registry, group_model_name};
 use crate::models::{Model, columns};
 use crate::prom::matcher::Matcher;
@@ -23,7 +22,6 @@ use crate::window::build;
 use crate::window::grid::Grid;
 use clap::Args;
 use indicatif::ProgressBar;
-use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
@@ -38,9 +36,9 @@ pub struct TrainingDataArgs {
     /// The tenant whose history is read; needed if the configuration has `tenants`
     #[arg(long, value_name = "ID")]
     tenant: Option<Tenant>,
-    /// Only the groups with these labels, as in job=node,instance=web1:9100
-    #[arg(long, value_name = "LABELS", value_delimiter = ',', value_parser = parse_label)]
-    pub group: Vec<(String, String)>,
+    /// Only the groups of a selector, such as {job="node"}
+    #[arg(long, value_name = "SELECTOR", default_value = "{}", hide_default_value = true)]
+    group: GroupSelector,
     /// Only the groups of a part of the targets, as in 0/3 or $JOB_COMPLETION_INDEX/3: those whose hash of job and
     /// instance, as in Prometheus' hashmod modulo COUNT, is INDEX
     #[arg(long, value_name = "INDEX/COUNT")]
@@ -67,9 +65,9 @@ pub struct HistoryRange {
 
 /// Reads `START..END`.
 pub fn parse_exclusion(text: &str) -> Result<Exclusion, String> {
-    let (from, to) = text.split_once("..").ok_or_else(|| format!("{text:?} is not START..END"))?;
-    let time = |text: &str| text.parse::<Timestamp>().map_err(|error| format!("{text:?}: {error}"));
-    let (from_ms, to_ms) = (time(from)?.as_millisecond(), time(to)?.as_millisecond());
+    let no_range = || format!("{text:?} is not START..END, as in 2026-01-31T12:00:00Z..2026-01-31T13:00:00Z");
+    let (from, to) = text.split_once("..").ok_or_else(no_range)?;
+    let (from_ms, to_ms) = (time::parse(from)?, time::parse(to)?);
     if from_ms > to_ms {
         return Err(format!("{text:?} ends before it begins"));
     }
@@ -254,6 +252,7 @@ impl<'a> HistoryReader<'a> {
         if args.shard.is_some() {
             check_sharding(&detectors)?;
         }
+        args.group.check_labels(detectors.iter().flat_map(|detector| &detector.by))?;
         for detector in detectors {
             let history_ms = time::millis(detector.training.history);
             let range = (
@@ -263,8 +262,9 @@ impl<'a> HistoryReader<'a> {
             if range.0 >= range.1 {
                 return Err("the history ends before it begins: --start must be before --end".into());
             }
-            let group_labels = args.group.iter().filter(|(name, _)| detector.by.contains(name));
-            let matchers: Vec<_> = group_labels.map(|(name, value)| Matcher::equal(name, value)).collect();
+            let group_matchers = args.group.matchers().iter();
+            let of_groups = |matcher: &&Matcher| detector.by.iter().any(|name| name == matcher.name());
+            let matchers: Vec<Matcher> = group_matchers.filter(of_groups).cloned().collect();
             let mut groups = BTreeSet::new();
             for client in &reader.clients {
                 let of_tenant = (args.tenant.as_ref(), &matchers[..]);
@@ -274,7 +274,7 @@ impl<'a> HistoryReader<'a> {
                 })
                 .await?;
             }
-            groups.retain(|group| args.group.iter().all(|(name, value)| group.get(name) == value));
+            groups.retain(|group| args.group.matches(group));
             let n_found = groups.len();
             groups.retain(|group| args.shard.is_none_or(|shard| shard.contains(group)));
             reader.coverage.n_groups += groups.len();

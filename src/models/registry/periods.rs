@@ -60,6 +60,11 @@ impl GroupSelector {
         format!("{{{}}}", matchers.collect::<Vec<_>>().join(", "))
     }
 
+    /// The matchers; none for all groups.
+    pub fn matchers(&self) -> &[Matcher] {
+        self.0.as_ref().map_or(&[], Selector::matchers)
+    }
+
     /// True if the labels satisfy every matcher.
     pub fn matches(&self, group: &Labels) -> bool {
         self.0.as_ref().is_none_or(|selector| selector.matches(group))
@@ -71,7 +76,7 @@ impl GroupSelector {
     /// [`UnknownLabel`] if it compares another one, or the name of a metric.
     pub fn check_labels<'a>(&self, by: impl IntoIterator<Item = &'a String>) -> Result<(), UnknownLabel> {
         let known: BTreeSet<&str> = by.into_iter().map(String::as_str).collect();
-        let mut names = self.0.iter().flat_map(Selector::matchers).map(Matcher::name);
+        let mut names = self.matchers().iter().map(Matcher::name);
         names.find(|name| !known.contains(name)).map_or(Ok(()), |name| {
             let known: Vec<&str> = known.iter().copied().collect();
             let known = match known.is_empty() {
