@@ -4,13 +4,16 @@
 use super::recurring::{RecurringPeaks, TRACKED_PER_FEATURE};
 use super::seasonal::SeasonalProfile;
 use crate::features::scale::saturate;
-use crate::time::median_interval_ms;
+use crate::time::{DAY_MS, median_interval_ms};
 use std::collections::VecDeque;
 
 /// Lag of a difference, where rows are not further apart.
 const LAG_MS: i64 = 60_000;
 /// Span of a deviation, in lags.
 const SPAN_LAGS: i64 = 12;
+
+/// Intervals that a median is taken of, where there are as many.
+const MIN_INTERVALS: usize = 64;
 
 /// Derived features per feature: seasonal residual, difference, deviation.
 pub const DERIVED_PER_FEATURE: usize = 1 + TRACKED_PER_FEATURE;
@@ -27,9 +30,14 @@ impl Lookback {
         Self { interval_ms: interval_ms.max(1) }
     }
 
-    /// For the median interval of these timestamps, ascending; a minute for fewer than two.
+    /// For the median interval of the last day of these timestamps, ascending, or of the last 64 intervals if they are
+    /// longer; a minute for fewer than two timestamps. Another scrape interval is known after half a day: that of weeks
+    /// would leave rows too few for a deviation for half of the weeks. A disturbed hour is none.
     pub fn from_timestamps(timestamps: &[i64]) -> Self {
-        Self::new(median_interval_ms(timestamps.iter().copied()).unwrap_or(LAG_MS))
+        let before_last_day = |then: &i64| timestamps.last().is_some_and(|last| *then < last - DAY_MS);
+        let first = timestamps.partition_point(before_last_day);
+        let first = first.min(timestamps.len().saturating_sub(MIN_INTERVALS + 1));
+        Self::new(median_interval_ms(timestamps[first..].iter().copied()).unwrap_or(LAG_MS))
     }
 
     /// The interval of rows in milliseconds.
@@ -216,6 +224,28 @@ mod tests {
         }
         let columns = derived.derive(20 * 60_000, &[f32::NAN, f32::INFINITY]);
         assert_eq!([columns[1], columns[2], columns[4], columns[5]], [0.0; 4]);
+    }
+
+    #[test]
+    fn another_interval_of_scrapes_is_known_after_half_a_day() {
+        let lookback = |last_day_share: f64| {
+            let changed_ms = 4 * DAY_MS - (last_day_share * DAY_MS as f64) as i64;
+            let before = (0..changed_ms).step_by(15_000);
+            let after = (changed_ms..4 * DAY_MS).step_by(45_000);
+            Lookback::from_timestamps(&before.chain(after).collect::<Vec<i64>>())
+        };
+        assert_eq!(lookback(0.1).interval_ms(), 15_000, "a disturbance");
+        assert_eq!(lookback(0.8).interval_ms(), 45_000);
+        let last_deviation = |lookback: Lookback| {
+            let mut derived = DerivedFeatures::new(1, lookback);
+            (0..30).map(|i| derived.derive(i * 45_000, &[(i % 2) as f32])).last().expect("rows")[2]
+        };
+        assert!(last_deviation(lookback(0.1)).is_nan());
+        assert_eq!(last_deviation(lookback(0.8)), 0.5);
+        let once_a_day: Vec<i64> = (0..100).map(|day| day * DAY_MS).collect();
+        assert_eq!(Lookback::from_timestamps(&once_a_day).interval_ms(), DAY_MS);
+        let faster_at_last = [once_a_day, (1..8).map(|i| 99 * DAY_MS + i).collect()].concat();
+        assert_eq!(Lookback::from_timestamps(&faster_at_last).interval_ms(), DAY_MS, "a burst of a table");
     }
 
     #[test]
