@@ -57,7 +57,7 @@ impl NotebookServer {
         Self { permits, metrics, max_samples: MAX_SAMPLES }
     }
 
-    /// Handles one request with this query of its URL.
+    /// Handles one request with this query of its URL. The caller [counts](Self::count_response) the response.
     pub async fn handle(
         &self,
         table: Table,
@@ -65,12 +65,10 @@ impl NotebookServer {
         headers: &HeaderMap,
         source: &impl GroupSource,
     ) -> Response {
-        let response = self.respond(table, query, headers, source).await.unwrap_or_else(|error| {
+        self.respond(table, query, headers, source).await.unwrap_or_else(|error| {
             debug!(component = "notebooks", err = %error, "request rejected");
             error.to_response()
-        });
-        self.count_response(response.status());
-        response
+        })
     }
 
     /// Counts a response by its status.

@@ -14,6 +14,7 @@ use crate::prom::wire::ProtocolVersion;
 use crate::remote_read::server::RemoteReadServer;
 use crate::tenant::{self, Tenant};
 use hyper::header::HeaderMap;
+use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode};
 use prometheus_client::registry::Registry;
 use std::sync::Arc;
@@ -58,36 +59,38 @@ pub struct AppState {
     pub admin: Option<AdminApi>,
 }
 
-/// Answers one request.
+/// Answers one request. Reads are counted here, whoever answers them.
 pub async fn handle_request(state: AppState, request: Request<RequestBody>) -> Response {
     let (head, body) = request.into_parts();
+    let response = respond(&state, &head, body).await;
+    match head.uri.path() {
+        "/api/v1/read" => state.remote_read_server.count_response(response.status()),
+        WINDOW | SCORES => state.notebook_server.count_response(response.status()),
+        _ => {}
+    }
+    response
+}
+
+async fn respond(state: &AppState, head: &Parts, body: RequestBody) -> Response {
     match (&head.method, head.uri.path()) {
         (&Method::POST, "/api/v1/write") => {
             let (version, result) = match ingest::negotiate(&head.headers) {
-                Ok(version) => (Some(version), write(&state, version, &head.headers, body).await),
+                Ok(version) => (Some(version), write(state, version, &head.headers, body).await),
                 Err(error) => (None, Err(error)),
             };
             state.ingest_metrics.count_answered(version, &result);
             ingest::response(version, &result)
         }
-        (&Method::POST, "/api/v1/read") => match view(&state, &head.headers) {
+        (&Method::POST, "/api/v1/read") => match view(state, &head.headers) {
             Ok(view) => state.remote_read_server.handle(body, &view).await,
-            Err(error) => {
-                let response = response::text(StatusCode::BAD_REQUEST, &error.to_string());
-                state.remote_read_server.count_response(response.status());
-                response
-            }
+            Err(error) => response::text(StatusCode::BAD_REQUEST, &error.to_string()),
         },
         (&Method::GET, path @ (WINDOW | SCORES)) => {
             let table = if path == WINDOW { Table::Window } else { Table::Scores };
             let query = head.uri.query().unwrap_or_default();
-            match view(&state, &head.headers) {
+            match view(state, &head.headers) {
                 Ok(view) => state.notebook_server.handle(table, query, &head.headers, &view).await,
-                Err(error) => {
-                    let response = response::text(StatusCode::BAD_REQUEST, &error.to_string());
-                    state.notebook_server.count_response(response.status());
-                    response
-                }
+                Err(error) => response::text(StatusCode::BAD_REQUEST, &error.to_string()),
             }
         }
         (&Method::GET | &Method::HEAD, "/metrics") => {
@@ -112,7 +115,9 @@ pub async fn handle_request(state: AppState, request: Request<RequestBody>) -> R
                 response::text(StatusCode::INTERNAL_SERVER_ERROR, &format!("failed to reload: {error}"))
             }
         },
-        (&Method::GET | &Method::HEAD, path) if pages::is_page(path) => state.pages.handle(head.uri).await,
+        (&Method::GET | &Method::HEAD, path) if pages::is_page(path) => {
+            state.pages.handle(head.uri.clone()).await
+        }
         (&Method::POST, path @ (FEEDBACK | MAINTENANCE)) => match &state.admin {
             None => {
                 let (status, text) = admin::not_enabled();
@@ -129,17 +134,8 @@ pub async fn handle_request(state: AppState, request: Request<RequestBody>) -> R
             state.ingest_metrics.count_method_not_allowed();
             response
         }
-        (_, "/api/v1/read") => {
-            let response = method_not_allowed("POST");
-            state.remote_read_server.count_response(response.status());
-            response
-        }
-        (_, WINDOW | SCORES) => {
-            let response = method_not_allowed("GET");
-            state.notebook_server.count_response(response.status());
-            response
-        }
-        (_, FEEDBACK | MAINTENANCE | FEEDBACK_FORM) => method_not_allowed("POST"),
+        (_, WINDOW | SCORES) => method_not_allowed("GET"),
+        (_, "/api/v1/read" | FEEDBACK | MAINTENANCE | FEEDBACK_FORM) => method_not_allowed("POST"),
         (_, "/-/reload") => method_not_allowed("POST, PUT"),
         (_, "/metrics" | "/-/healthy" | "/-/ready") => method_not_allowed("GET, HEAD"),
         (_, path) if pages::is_page(path) => method_not_allowed("GET, HEAD"),

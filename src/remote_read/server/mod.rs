@@ -62,14 +62,12 @@ impl RemoteReadServer {
         self.permits.clone()
     }
 
-    /// Handles one request.
+    /// Handles one request. The caller [counts](Self::count_response) the response.
     pub async fn handle(&self, body: RequestBody, queryable: &impl Queryable) -> Response {
-        let response = self.respond(body, queryable).await.unwrap_or_else(|error| {
+        self.respond(body, queryable).await.unwrap_or_else(|error| {
             debug!(component = "remote_read_server", err = %error, "request rejected");
             error.to_response()
-        });
-        self.count_response(response.status());
-        response
+        })
     }
 
     /// Counts a response by its status.
