@@ -4,6 +4,7 @@
 
 use super::feedback::{BudgetFeedback, PastIncident};
 use super::incident::{IncidentTracker, IncidentUpdate};
+use super::thresholds::{LASTING_BUDGET_SHARE, RowAndLasting};
 use crate::error::InvalidPart;
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +12,16 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AlertState {
+    feedback: BudgetFeedback,
+    incident_tracker: IncidentTracker,
+    /// Of deviations that last.
+    #[serde(default)]
+    lasting: LastingState,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LastingState {
     feedback: BudgetFeedback,
     incident_tracker: IncidentTracker,
 }
@@ -22,27 +33,54 @@ pub struct RowAlertInput {
     pub timestamp_ms: i64,
     /// The raw score.
     pub raw: f64,
-    /// The smoothed score.
-    pub smoothed: f64,
-    /// The threshold of the model, without the correction of the group.
-    pub threshold: f64,
+    /// The smoothed score, and that of what lasts.
+    pub scores: RowAndLasting,
+    /// The thresholds of the model, without the correction of the group.
+    pub thresholds: RowAndLasting,
     /// True if no incident may be open at the row.
     pub is_suspended: bool,
 }
 
-/// The result of one row, in units of the raw score.
+/// The result of one row, in units of the raw score and of the score of what lasts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RowAlert {
-    /// The score at which an incident opens.
-    pub threshold: f64,
+    /// The scores at which an incident opens: one of the two suffices.
+    pub thresholds: RowAndLasting,
     /// The unit of the published score.
     pub unit: f64,
     /// True if the row is part of an incident.
     pub is_incident: bool,
+    /// True if what lasts is an incident.
+    pub is_lasting_incident: bool,
     /// True if the row opens the incident.
     pub has_opened: bool,
-    /// The accepted level; 0 for none.
-    pub accepted_level: f64,
+    /// The accepted levels; 0 for none.
+    pub accepted_levels: RowAndLasting,
+}
+
+impl RowAlert {
+    /// The published threshold.
+    pub fn threshold(&self) -> f64 {
+        self.thresholds.row / self.unit
+    }
+
+    /// The published score. While what lasts is an incident, its share of its threshold counts as much as that of the row.
+    pub fn score(&self, scores: RowAndLasting) -> f64 {
+        self.lasting_score(scores).max(scores.row) / self.unit
+    }
+
+    /// True if what lasts gives the published score.
+    pub fn is_lasting(&self, scores: RowAndLasting) -> bool {
+        self.lasting_score(scores) > scores.row
+    }
+
+    /// The score of what lasts in units of the raw score; 0 if it is no incident.
+    fn lasting_score(&self, scores: RowAndLasting) -> f64 {
+        match self.is_lasting_incident {
+            true => scores.lasting / self.thresholds.lasting * self.thresholds.row,
+            false => 0.0,
+        }
+    }
 }
 
 impl AlertState {
@@ -54,41 +92,71 @@ impl AlertState {
     /// Applies feedback of a person: the incidents of the group were counted as `before`, and count as `after`.
     pub fn revise(&mut self, before: &[PastIncident], after: &[PastIncident], to_ms: i64, budget: f64) {
         self.feedback.revise(before, after, to_ms, budget);
+        self.lasting.feedback.revise(before, after, to_ms, LASTING_BUDGET_SHARE * budget);
     }
 
     /// True if an incident is open.
     pub fn is_incident_open(&self) -> bool {
-        self.incident_tracker.unchanged().is_incident
+        let trackers = [&self.incident_tracker, &self.lasting.incident_tracker];
+        trackers.into_iter().any(|tracker| tracker.unchanged().is_incident)
     }
 
     /// Ends the open incident: its greatest score counts as usual until the deviation is over.
     pub fn accept_open_incident(&mut self) {
         self.incident_tracker.accept_open();
+        self.lasting.incident_tracker.accept_open();
     }
 
     /// Updates with the next row of a group with a budget in incidents per day and rows at an interval. A row that is not
     /// newer than the newest one changes nothing: a state that a model inherits may be newer than the model's rows.
     pub fn update(&mut self, row: RowAlertInput, budget: f64, interval_ms: i64) -> RowAlert {
-        let RowAlertInput { timestamp_ms, raw, smoothed, threshold, is_suspended } = row;
-        let Self { feedback, incident_tracker } = self;
+        let RowAlertInput { timestamp_ms, raw, scores, thresholds, is_suspended } = row;
+        let Self { feedback, incident_tracker, lasting } = self;
+        let lasting_budget = LASTING_BUDGET_SHARE * budget;
         let is_newer = incident_tracker.newest_ms().is_none_or(|newest_ms| timestamp_ms > newest_ms);
         if is_newer {
             feedback.advance_to(timestamp_ms, budget);
+            lasting.feedback.advance_to(timestamp_ms, lasting_budget);
         }
-        let (corrected, unit) = (threshold * feedback.factor(), threshold * feedback.slow_factor());
-        let update = match is_newer {
-            true if is_suspended => incident_tracker.suspend(timestamp_ms),
-            true => incident_tracker.update(timestamp_ms, (raw, smoothed), corrected, interval_ms),
-            false => incident_tracker.unchanged(),
+        let corrected = RowAndLasting {
+            row: thresholds.row * feedback.factor(),
+            lasting: thresholds.lasting * lasting.feedback.factor(),
         };
-        if let Some(excess) = update.excess {
+        let track = |tracker: &mut IncidentTracker, scores, threshold| match is_newer {
+            true if is_suspended => tracker.suspend(timestamp_ms),
+            true => tracker.update(timestamp_ms, scores, threshold, interval_ms),
+            false => tracker.unchanged(),
+        };
+        let of_rows = track(incident_tracker, (raw, scores.row), corrected.row);
+        let of_lasting =
+            track(&mut lasting.incident_tracker, (scores.lasting, scores.lasting), corrected.lasting);
+        if let Some(excess) = of_rows.excess {
             feedback.count_excess(excess);
         }
-        if update.has_opened {
-            feedback.count_incident(timestamp_ms, budget);
+        if let Some(excess) = of_lasting.excess {
+            lasting.feedback.count_excess(excess);
         }
-        let IncidentUpdate { is_incident, has_opened, accepted_level, .. } = update;
-        RowAlert { threshold: corrected + accepted_level, unit, is_incident, has_opened, accepted_level }
+        let goes_on = |update: &IncidentUpdate| update.is_incident && !update.has_opened;
+        let has_opened =
+            !goes_on(&of_rows) && !goes_on(&of_lasting) && (of_rows.has_opened || of_lasting.has_opened);
+        if has_opened && of_rows.has_opened {
+            feedback.count_incident(timestamp_ms, budget);
+        } else if has_opened {
+            lasting.feedback.count_incident(timestamp_ms, lasting_budget);
+        }
+        let accepted_levels =
+            RowAndLasting { row: of_rows.accepted_level, lasting: of_lasting.accepted_level };
+        RowAlert {
+            thresholds: RowAndLasting {
+                row: corrected.row + accepted_levels.row,
+                lasting: corrected.lasting + accepted_levels.lasting,
+            },
+            unit: thresholds.row * feedback.slow_factor(),
+            is_incident: of_rows.is_incident || of_lasting.is_incident,
+            is_lasting_incident: of_lasting.is_incident,
+            has_opened,
+            accepted_levels,
+        }
     }
 
     /// The feedback.
@@ -102,7 +170,9 @@ impl AlertState {
     /// [`InvalidPart`] for numbers out of their ranges.
     pub fn check(&self) -> Result<(), InvalidPart> {
         self.feedback.check()?;
-        self.incident_tracker.check()
+        self.incident_tracker.check()?;
+        self.lasting.feedback.check()?;
+        self.lasting.incident_tracker.check()
     }
 }
 
@@ -112,18 +182,64 @@ mod tests {
     use crate::time::HOUR_MS;
 
     fn input(timestamp_ms: i64, score: f64) -> RowAlertInput {
-        RowAlertInput { timestamp_ms, raw: score, smoothed: score, threshold: 1.0, is_suspended: false }
+        of_both(timestamp_ms, score, 0.0)
+    }
+
+    fn of_both(timestamp_ms: i64, score: f64, lasting: f64) -> RowAlertInput {
+        RowAlertInput {
+            timestamp_ms,
+            raw: score,
+            scores: RowAndLasting { row: score, lasting },
+            thresholds: RowAndLasting { row: 1.0, lasting: 1.0 },
+            is_suspended: false,
+        }
     }
 
     #[test]
     fn an_incident_raises_the_threshold_of_the_next_row_and_the_unit_slowly() {
         let mut state = AlertState::default();
         let first = state.update(input(0, 2.0), 1.0, 60_000);
-        assert_eq!((first.is_incident, first.threshold, first.unit), (true, 1.0, 1.0));
+        assert_eq!((first.is_incident, first.thresholds.row, first.unit), (true, 1.0, 1.0));
         let next = state.update(input(60_000, 0.0), 1.0, 60_000);
-        assert_eq!((next.threshold, next.unit), (0.15f64.exp(), 1.0));
+        assert_eq!((next.thresholds.row, next.unit), (0.15f64.exp(), 1.0));
         let later = state.update(input(2 * HOUR_MS, 0.0), 1.0, 60_000);
-        assert!(later.threshold < next.threshold && later.unit > 1.0 && later.unit < 1.01, "{later:?}");
+        assert!(
+            later.thresholds.row < next.thresholds.row && later.unit > 1.0 && later.unit < 1.01,
+            "{later:?}"
+        );
+    }
+
+    #[test]
+    fn what_lasts_opens_an_incident_and_raises_its_own_threshold() {
+        let mut state = AlertState::default();
+        let calm = state.update(of_both(0, 0.5, 0.9), 1.0, 60_000);
+        assert!(!calm.is_incident && calm.score(RowAndLasting { row: 0.5, lasting: 0.9 }) == 0.5);
+        let opened = state.update(of_both(60_000, 0.5, 1.2), 1.0, 60_000);
+        let scores = RowAndLasting { row: 0.5, lasting: 1.2 };
+        assert!(opened.has_opened && opened.is_lasting(scores) && state.is_incident_open());
+        assert_eq!((opened.score(scores), opened.threshold()), (1.2, 1.0));
+        let next = state.update(of_both(120_000, 2.0, 1.2), 1.0, 60_000);
+        assert!(next.is_incident && !next.has_opened, "a row of the same incident");
+        assert!(!next.is_lasting(RowAndLasting { row: 2.0, lasting: 1.2 }));
+        // A step of a fourth of the budget is twice as large.
+        assert_eq!(next.thresholds, RowAndLasting { row: 1.0, lasting: 0.3f64.exp() });
+        state.accept_open_incident();
+        let accepted = state.update(of_both(180_000, 2.0, 1.2), 1.0, 60_000);
+        assert!(!accepted.is_incident);
+        assert_eq!(accepted.accepted_levels, RowAndLasting { row: 2.0, lasting: 1.2 });
+    }
+
+    #[test]
+    fn an_incident_of_rows_that_lasts_is_one_incident() {
+        let mut state = AlertState::default();
+        let opened = |minute: i64, state: &mut AlertState, row, lasting| {
+            let alert = state.update(of_both(minute * 60_000, row, lasting), 1.0, 60_000);
+            assert!(alert.is_incident, "{minute}");
+            alert.has_opened
+        };
+        assert!(opened(0, &mut state, 2.0, 0.0));
+        assert!(!(1..40).any(|minute| opened(minute, &mut state, if minute < 9 { 2.0 } else { 0.1 }, 1.2)));
+        assert!(state.lasting.feedback.correction() == 0.0 && state.feedback.correction() > 0.0);
     }
 
     #[test]

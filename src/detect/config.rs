@@ -20,7 +20,8 @@ pub const KEY_TABLES: [KeyTable; 2] = [
             Key::with_default(
                 "budget",
                 "1/day",
-                "Most incidents on average, per `day`, `week` or `hour`: from 0.1 to 24 a day",
+                "Most incidents on average, per `day`, `week` or `hour`: from 0.1 to 24 a day. What only lasts may add a \
+                 fourth",
             ),
             Key::with_default(
                 "direction",

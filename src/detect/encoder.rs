@@ -130,6 +130,11 @@ impl RowEncoder {
     }
 }
 
+/// The seasonal residuals of a row of derived features, `[n_features]`.
+pub(super) fn residuals(columns: &[f32]) -> impl Iterator<Item = f32> {
+    columns.iter().copied().step_by(DERIVED_PER_FEATURE)
+}
+
 /// The columns of a feature in a row of derived features.
 pub(super) fn derived_columns(feature: usize) -> std::ops::Range<usize> {
     feature * DERIVED_PER_FEATURE..(feature + 1) * DERIVED_PER_FEATURE

@@ -8,6 +8,7 @@
 
 use super::derived::{DERIVED_PER_FEATURE, DerivedFeatures, Lookback};
 use super::encoder::RowEncoder;
+use super::lasting::LastingDeviations;
 use super::scorer::{MIN_FOREST_UNIT, MIN_TAIL_UNIT, ScoreScale, Scorer};
 use super::seasonal::SeasonalProfile;
 use super::training_rows::{BlockScore, MIN_KNOWN_ROWS, TrainingRows, input_table};
@@ -32,9 +33,18 @@ pub struct FittedScorer {
     pub scorer: Scorer,
     /// The state of the derived features after the last row.
     pub(super) derived: DerivedFeatures,
-    /// Timestamp in milliseconds, raw score and decision of each row that can be scored, ascending. A scorer that was
-    /// not fitted to the row scored it.
-    pub scores: Vec<(i64, f64, f64)>,
+    /// The deviations that last after the last row.
+    pub(super) lasting: LastingDeviations,
+    /// The scores of each row that can be scored, ascending. A scorer that was not fitted to the row scored it.
+    pub(super) scores: Vec<TrainingScore>,
+}
+
+/// The scores of a training row.
+pub(super) struct TrainingScore {
+    pub timestamp_ms: i64,
+    pub raw: f64,
+    pub decision: f64,
+    pub lasting: f64,
 }
 
 /// Training rows in the form of the forest's input, before a forest is fitted.
@@ -88,17 +98,21 @@ impl TrainingMatrix {
     pub fn fit(&self, params: &ExtendedParams, threads: NonZeroUsize) -> Result<FittedScorer, forest::Error> {
         let forest = self.table()?.map(|table| params.fit(&table, threads)).transpose()?;
         let Self { derived, rows, encoder, .. } = self;
-        let scores = rows.out_of_sample_scores(encoder, params, threads)?;
+        let mut lasting = LastingDeviations::new(derived.n_features(), derived.lookback());
+        let scores = rows.out_of_sample_scores(encoder, &mut lasting, params, threads)?;
         let forest_scores = scores.iter().map(|row| row.anomaly_score).collect();
         let forest_scale = ScoreScale::fit(forest_scores, MIN_FOREST_UNIT);
         // Of the rows themselves: of few rows, the greatest one would else give the unit by the scales of smaller ones.
         let tail_scale = ScoreScale::fit(rows.tail_scores(encoder), MIN_TAIL_UNIT);
         let scorer = Scorer::fitted(encoder.clone(), forest, forest_scale, tail_scale);
-        let combine = |(timestamp_ms, row): (&i64, &BlockScore)| {
-            (*timestamp_ms, scorer.combine(row.anomaly_score, row.tail_score), 0.5 - row.anomaly_score)
+        let combine = |(timestamp_ms, row): (&i64, &BlockScore)| TrainingScore {
+            timestamp_ms: *timestamp_ms,
+            raw: scorer.combine(row.anomaly_score, row.tail_score),
+            decision: 0.5 - row.anomaly_score,
+            lasting: row.lasting_score,
         };
         let scores = rows.timestamps.iter().zip(&scores).map(combine).collect();
-        Ok(FittedScorer { scorer, derived: derived.clone(), scores })
+        Ok(FittedScorer { scorer, derived: derived.clone(), lasting, scores })
     }
 }
 

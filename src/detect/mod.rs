@@ -1,8 +1,9 @@
 //! Detection: turns the rows of a group into scores, incidents and explanations.
 //!
 //! ```text
-//! values ─ derived features (seasonal residual, difference, deviation) ─ scorer (forest, tail) ─ smoother
-//!        ─ threshold of the model × width for little history × feedback of the group ─ incident
+//! values ─ derived features (seasonal residual, difference, deviation) ─ scorer (forest, tail) ─ smoother ─┐
+//!                                └─ what lasts of the residuals ──────────────────────────────────────────┤
+//!        ─ thresholds of the model × width for little history × feedback of the group ─ incident
 //! ```
 //!
 //! A forest on plain values detects little more than the daily rhythm. Here each value is first compared with the usual
@@ -22,6 +23,7 @@ mod feedback;
 mod filter;
 mod fit;
 mod incident;
+mod lasting;
 mod min_sigma;
 mod recurring;
 mod scorer;
@@ -29,6 +31,7 @@ mod seasonal;
 mod smoother;
 mod state;
 mod threshold;
+mod thresholds;
 mod training_rows;
 mod usual_minimum;
 
@@ -42,18 +45,21 @@ use alerting::RowAlertInput;
 pub use config::{AlertBudget, Config, DEFAULT_BUDGET, KEY_TABLES};
 use derived::{DERIVED_PER_FEATURE, DerivedFeatures};
 pub use deviation::{Deviation, DeviationReason};
+use encoder::residuals;
 pub use feedback::{IncidentFeedback, PastIncident};
 use filter::DeviationFilter;
 pub use filter::{Direction, MinDeviation};
+use fit::TrainingScore;
 pub use fit::{FittedScorer, MAX_TRAINING_VALUES, TrainingMatrix, warm_up_ms};
 pub use incident::incident_pause_ms;
+use lasting::LastingDeviations;
 pub use scorer::{ScoreScale, Scorer, ScorerParts};
 use smoother::ScoreSmoother;
 pub use state::{Checkpoint, SavedState};
 use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use threshold::PotThreshold;
+use thresholds::{RowAndLasting, Thresholds};
 
 /// Times, in milliseconds, in which no incident is open and no threshold is learned.
 pub type SuspendedTimes = Arc<[RangeInclusive<i64>]>;
@@ -115,7 +121,8 @@ pub struct OnlineDetector {
     scorer: Arc<Scorer>,
     derived: DerivedFeatures,
     smoother: ScoreSmoother,
-    threshold: PotThreshold,
+    lasting: LastingDeviations,
+    thresholds: Thresholds,
     alerts: AlertState,
     /// One filter per feature; empty if no deviation is filtered.
     filters: Vec<DeviationFilter>,
@@ -147,27 +154,25 @@ impl OnlineDetector {
     /// in milliseconds and score of each training row that can be scored, ascending; forests that were not fitted to
     /// the row scored it.
     pub fn from_training(fitted: FittedScorer) -> (Self, Vec<(i64, Score)>) {
-        let FittedScorer { scorer, derived, scores } = fitted;
+        let FittedScorer { scorer, derived, lasting, scores } = fitted;
         let interval_ms = derived.lookback().interval_ms();
         let mut smoother = ScoreSmoother::new(interval_ms);
-        let mut threshold = PotThreshold::new(DEFAULT_BUDGET);
+        let mut thresholds = Thresholds::new(DEFAULT_BUDGET);
         let mut training_alerts = AlertState::default();
-        let mut calibrate = |(timestamp_ms, raw, decision): (i64, f64, f64)| {
-            let smoothed = smoother.smooth(timestamp_ms, raw);
-            let value = threshold.value_at(timestamp_ms);
-            threshold.add(timestamp_ms, smoothed, false);
-            let input = RowAlertInput { timestamp_ms, raw, smoothed, threshold: value, is_suspended: false };
+        let mut calibrate = |TrainingScore { timestamp_ms, raw, decision, lasting }| {
+            let scores = RowAndLasting { row: smoother.smooth(timestamp_ms, raw), lasting };
+            let values = thresholds.values_at(timestamp_ms);
+            thresholds.add(timestamp_ms, scores, false);
+            let input = RowAlertInput { timestamp_ms, raw, scores, thresholds: values, is_suspended: false };
             let alert = training_alerts.update(input, DEFAULT_BUDGET, interval_ms);
-            let incident_state = Some(IncidentState {
-                threshold: alert.threshold / alert.unit,
-                is_incident: alert.is_incident,
-            });
-            (timestamp_ms, Score { decision, score: smoothed / alert.unit, incident_state })
+            let incident_state =
+                Some(IncidentState { threshold: alert.threshold(), is_incident: alert.is_incident });
+            (timestamp_ms, Score { decision, score: alert.score(scores), incident_state })
         };
         let scores = scores.into_iter().map(&mut calibrate).collect();
         let (scorer, alerts, filters) = (Arc::new(scorer), AlertState::default(), Vec::new());
         let suspended = SuspendedTimes::default();
-        (Self { scorer, derived, smoother, threshold, alerts, filters, suspended }, scores)
+        (Self { scorer, derived, smoother, lasting, thresholds, alerts, filters, suspended }, scores)
     }
 
     /// The fitted scorer.
@@ -183,7 +188,7 @@ impl OnlineDetector {
 
     /// The state after the newest row, without the alert state of the group.
     pub fn state(&self) -> SavedState {
-        SavedState::from_parts(&self.derived, self.smoother, &self.threshold)
+        SavedState::from_parts(&self.derived, self.smoother, &self.lasting, &self.thresholds)
     }
 
     /// A detector that continues from a saved state, with the default budget and without incidents.
@@ -216,19 +221,20 @@ impl OnlineDetector {
             return Err(InvalidPart::new("number of features", found, expected));
         }
         alerts.check()?;
-        let (derived, smoother, threshold) = state.restore(DEFAULT_BUDGET)?;
+        let (derived, smoother, lasting, thresholds) = state.restore(DEFAULT_BUDGET)?;
         let (filters, suspended) = (Vec::new(), SuspendedTimes::default());
-        Ok(Self { scorer, derived, smoother, threshold, alerts, filters, suspended })
+        Ok(Self { scorer, derived, smoother, lasting, thresholds, alerts, filters, suspended })
     }
 
-    /// A detector for another group, before its first row: the same scorer, and the threshold multiplied by `factor`.
+    /// A detector for another group, before its first row: the same scorer, and the thresholds multiplied by `factor`.
     pub fn transferred(&self, factor: f64) -> Self {
         let lookback = self.derived.lookback();
         Self {
             scorer: self.scorer.clone(),
             derived: DerivedFeatures::new(self.n_features(), lookback),
             smoother: ScoreSmoother::new(lookback.interval_ms()),
-            threshold: self.threshold.clone().scaled(factor),
+            lasting: LastingDeviations::new(self.n_features(), lookback),
+            thresholds: self.thresholds.clone().scaled(factor),
             alerts: AlertState::default(),
             filters: self.filters.clone(),
             suspended: SuspendedTimes::default(),
@@ -242,14 +248,14 @@ impl OnlineDetector {
 
     /// Replaces the budget of alerts per day, above 0.
     pub fn with_budget(mut self, budget: f64) -> Self {
-        self.threshold.set_budget(budget);
+        self.thresholds.set_budget(budget);
         self
     }
 
     /// Replaces the budget and the filters, for features with these labels.
     pub fn set_alerts(&mut self, config: &Config, features: &[Labels]) {
         self.filters = config.deviation_filters(features);
-        self.threshold.set_budget(config.budget);
+        self.thresholds.set_budget(config.budget);
     }
 
     /// Replaces the alert state by that of the group.
@@ -296,7 +302,7 @@ impl OnlineDetector {
 
     /// The budget in alerts per day.
     pub fn budget(&self) -> f64 {
-        self.threshold.budget()
+        self.thresholds.budget()
     }
 
     /// Assesses the next row, `[n_features]`, and adds it to the state. Returns `None` for a row that is not newer than
@@ -321,30 +327,37 @@ impl OnlineDetector {
         let masked: Vec<usize> = (0..self.filters.len()).collect();
         let baselines = self.derived.recurring().baseline();
         let row_score = self.scorer.score(values, &columns, baselines, &masked);
-        let smoothed = self.smoother.smooth(timestamp_ms, row_score.raw);
+        let scores = RowAndLasting {
+            row: self.smoother.smooth(timestamp_ms, row_score.raw),
+            lasting: self.lasting.add(timestamp_ms, residuals(&row_score.standardized)),
+        };
         let input = RowAlertInput {
             timestamp_ms,
             raw: row_score.raw,
-            smoothed,
-            threshold: self.threshold.value_at(timestamp_ms),
+            scores,
+            thresholds: self.thresholds.values_at(timestamp_ms),
             is_suspended: self.suspended.iter().any(|range| range.contains(&timestamp_ms)),
         };
         let alert = self.alerts.update(input, self.budget(), self.interval_ms());
         if !input.is_suspended {
-            self.threshold.add(timestamp_ms, (smoothed - alert.accepted_level).max(0.0), true);
+            self.thresholds.add(timestamp_ms, scores.above(alert.accepted_levels), true);
         }
         let expected_range =
             |(feature, expected): (usize, &f64)| self.scorer.expected_range(feature, *expected);
         Some(Assessment {
-            score: smoothed / alert.unit,
-            threshold: alert.threshold / alert.unit,
-            accepted_level: alert.accepted_level / alert.unit,
+            score: alert.score(scores),
+            threshold: alert.threshold(),
+            accepted_level: alert.accepted_levels.row / alert.unit,
             budget_correction: self.alerts.feedback().correction(),
             decision: row_score.decision,
             incident: alert.is_incident,
             has_opened: alert.has_opened,
             expected_range: expected.iter().enumerate().map(expected_range).collect(),
-            deviations: row_score.deviations,
+            deviations: if alert.is_lasting(scores) {
+                self.lasting.strongest()
+            } else {
+                row_score.deviations
+            },
             values: values.to_vec(),
         })
     }

@@ -85,6 +85,8 @@ pub struct RowScore {
     pub decision: f64,
     /// The strongest deviation of each feature, in descending order.
     pub deviations: Vec<Deviation>,
+    /// The standardized derived features, shape `[n_features, 3]`.
+    pub standardized: Vec<f32>,
 }
 
 impl ScorerParts {
@@ -202,7 +204,7 @@ impl Scorer {
         }
         let raw = self.combine(-score_samples, tail_score(&deviations));
         deviations.sort_by(|a, b| b.sigmas.total_cmp(&a.sigmas));
-        RowScore { raw, decision: 0.5 + score_samples, deviations }
+        RowScore { raw, decision: 0.5 + score_samples, deviations, standardized }
     }
 
     /// Lower bound, middle and upper bound of a feature around its expected value: the seasonal residuals of 99 % of

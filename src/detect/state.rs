@@ -2,10 +2,12 @@
 
 use super::alerting::AlertState;
 use super::derived::{DerivedFeatures, Lookback};
+use super::lasting::{LastingDeviations, SavedLastingDeviations};
 use super::recurring::RecurringPeaks;
 use super::seasonal::{SavedProfile, SeasonalProfile};
 use super::smoother::ScoreSmoother;
 use super::threshold::{HourlyMax, PotThreshold};
+use super::thresholds::Thresholds;
 use crate::error::InvalidPart;
 use crate::time::DAY_MS;
 use serde::{Deserialize, Serialize};
@@ -28,13 +30,28 @@ pub struct SavedState {
     rows: Vec<(i64, Vec<Option<f32>>)>,
     /// Weighted mean of the raw scores, see [`ScoreSmoother::mean`].
     mean_score: f64,
-    /// Number, maximum and capped maximum of each completed hour, see [`HourlyMax`].
-    hours: Vec<(i64, f64, f64)>,
-    /// The same of the current hour.
-    current: Option<(i64, f64, f64)>,
+    /// The completed hours.
+    hours: Vec<SavedHour>,
+    /// The current hour.
+    current: Option<SavedHour>,
     /// Number of rows, those of training included.
     n_rows: u64,
+    /// `None` from before there was one.
+    #[serde(default)]
+    lasting: Option<SavedLasting>,
 }
+
+/// What lasts, and the hours of its scores.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SavedLasting {
+    deviations: SavedLastingDeviations,
+    hours: Vec<SavedHour>,
+    current: Option<SavedHour>,
+}
+
+/// Number, maximum and capped maximum of an hour, see [`HourlyMax`].
+type SavedHour = (i64, f64, f64);
 
 /// The complete state of a detector: one that continues from it gives the same bits.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -55,19 +72,25 @@ impl SavedState {
     pub(super) fn from_parts(
         derived: &DerivedFeatures,
         smoother: ScoreSmoother,
-        threshold: &PotThreshold,
+        lasting: &LastingDeviations,
+        thresholds: &Thresholds,
     ) -> Self {
-        let (hours, current) = threshold.hours();
-        let saved = |hour: &HourlyMax| (hour.hour, hour.max, hour.capped);
+        let [(hours, current), (lasting_hours, lasting_current)] =
+            [&thresholds.row, &thresholds.lasting].map(saved_hours);
         Self {
             interval_ms: derived.lookback().interval_ms(),
             profiles: derived.profiles().iter().map(SeasonalProfile::state).collect(),
             peaks: derived.recurring().peaks().to_vec(),
             rows: derived.rows().map(|(timestamp_ms, values)| (*timestamp_ms, nan_to_none(values))).collect(),
             mean_score: smoother.mean(),
-            hours: hours.map(saved).collect(),
-            current: current.as_ref().map(saved),
-            n_rows: threshold.n_rows(),
+            hours,
+            current,
+            n_rows: thresholds.row.n_rows(),
+            lasting: Some(SavedLasting {
+                deviations: lasting.state(),
+                hours: lasting_hours,
+                current: lasting_current,
+            }),
         }
     }
 
@@ -79,20 +102,28 @@ impl SavedState {
     pub(super) fn restore(
         self,
         budget: f64,
-    ) -> Result<(DerivedFeatures, ScoreSmoother, PotThreshold), InvalidPart> {
+    ) -> Result<(DerivedFeatures, ScoreSmoother, LastingDeviations, Thresholds), InvalidPart> {
         self.check_rows()?;
         self.check_hours()?;
-        let Self { interval_ms, profiles, peaks, rows, mean_score, hours, current, n_rows } = self;
+        let n_features = self.n_features();
+        let Self { interval_ms, profiles, peaks, rows, mean_score, hours, current, n_rows, lasting } = self;
+        let lookback = Lookback::new(interval_ms);
         let newest_ms = rows.last().map(|(timestamp_ms, _)| *timestamp_ms);
         let recurring = RecurringPeaks::restore(profiles.len(), newest_ms, peaks)?;
         let profiles = profiles.into_iter().map(|profile| SeasonalProfile::restore(interval_ms, profile));
         let profiles = profiles.collect::<Result<_, _>>()?;
         let rows = rows.into_iter().map(|(timestamp_ms, row)| (timestamp_ms, none_to_nan(row))).collect();
-        let derived = DerivedFeatures::restore(Lookback::new(interval_ms), profiles, recurring, rows);
-        let hourly_max = |(hour, max, capped)| HourlyMax { hour, max, capped };
-        let (hours, current) = (hours.into_iter().map(hourly_max).collect(), current.map(hourly_max));
-        let threshold = PotThreshold::restore(budget, hours, current, n_rows);
-        Ok((derived, ScoreSmoother::restore(interval_ms, mean_score, newest_ms), threshold))
+        let derived = DerivedFeatures::restore(lookback, profiles, recurring, rows);
+        let mut thresholds = Thresholds::new(budget);
+        thresholds.row = restored(thresholds.row, hours, current, n_rows);
+        let lasting = match lasting {
+            Some(SavedLasting { deviations, hours, current }) => {
+                thresholds.lasting = restored(thresholds.lasting, hours, current, n_rows);
+                LastingDeviations::restore(n_features, lookback, deviations)?
+            }
+            None => LastingDeviations::new(n_features, lookback),
+        };
+        Ok((derived, ScoreSmoother::restore(interval_ms, mean_score, newest_ms), lasting, thresholds))
     }
 
     fn check_rows(&self) -> Result<(), InvalidPart> {
@@ -121,14 +152,35 @@ impl SavedState {
         if !(0.0..=f64::MAX).contains(&self.mean_score) {
             return Err(InvalidPart::new("mean score", self.mean_score, "finite, at least 0"));
         }
-        let hours: Vec<(i64, f64, f64)> = self.hours.iter().copied().chain(self.current).collect();
-        check_ascending("number of an hour", hours.iter().map(|(hour, ..)| *hour).collect())?;
-        match hours.iter().find(|(_, max, capped)| !(max.is_finite() && capped.is_finite())) {
-            Some((_, max, capped)) => {
-                Err(InvalidPart::new("score of an hour", format_args!("{max}, {capped}"), "finite"))
-            }
-            None => Ok(()),
+        check_hours(&self.hours, self.current)?;
+        self.lasting.as_ref().map_or(Ok(()), |lasting| check_hours(&lasting.hours, lasting.current))
+    }
+}
+
+fn saved_hours(threshold: &PotThreshold) -> (Vec<SavedHour>, Option<SavedHour>) {
+    let (hours, current) = threshold.hours();
+    let saved = |hour: &HourlyMax| (hour.hour, hour.max, hour.capped);
+    (hours.map(saved).collect(), current.as_ref().map(saved))
+}
+
+fn restored(
+    threshold: PotThreshold,
+    hours: Vec<SavedHour>,
+    current: Option<SavedHour>,
+    n_rows: u64,
+) -> PotThreshold {
+    let hourly_max = |(hour, max, capped)| HourlyMax { hour, max, capped };
+    threshold.restored(hours.into_iter().map(hourly_max).collect(), current.map(hourly_max), n_rows)
+}
+
+fn check_hours(hours: &[SavedHour], current: Option<SavedHour>) -> Result<(), InvalidPart> {
+    let hours: Vec<SavedHour> = hours.iter().copied().chain(current).collect();
+    check_ascending("number of an hour", hours.iter().map(|(hour, ..)| *hour).collect())?;
+    match hours.iter().find(|(_, max, capped)| !(max.is_finite() && capped.is_finite())) {
+        Some((_, max, capped)) => {
+            Err(InvalidPart::new("score of an hour", format_args!("{max}, {capped}"), "finite"))
         }
+        None => Ok(()),
     }
 }
 

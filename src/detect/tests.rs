@@ -260,7 +260,7 @@ fn a_maintenance_has_scores_and_neither_an_incident_nor_a_threshold_of_its_own()
     suspended.set_suspended([minutes.start * MINUTE_MS..=(minutes.end - 1) * MINUTE_MS].into());
     let during = highest_score(&mut suspended, minutes.clone(), burst);
     assert!(!during.incident && during.score > during.threshold, "{} {}", during.score, during.threshold);
-    let hours = |detector: &OnlineDetector| detector.threshold.hours().1;
+    let hours = |detector: &OnlineDetector| detector.thresholds.row.hours().1;
     assert_ne!(hours(&open), hours(&suspended));
     let after = highest_score(&mut suspended, minutes.end..minutes.end + 5, burst);
     assert!(after.incident, "the maintenance is over");

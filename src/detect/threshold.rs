@@ -19,9 +19,6 @@ const KEPT_HOURS: i64 = 336;
 const PEAKS_PER_DAY: f64 = 2.0;
 /// Limit of an hour's contribution, as a multiple of the threshold of its time.
 const CAP_FACTOR: f64 = 1.1;
-/// Minimum of the estimate: a little less than the raw score of a row whose forest score and tail score are both a unit
-/// above the median of training.
-const MIN_THRESHOLD: f64 = 0.7;
 /// Rows at which their part of the width is about 1, and at which it begins to fall with their square.
 const WIDTH_ROWS: f64 = 400.0;
 const WIDTH_SQUARE_ROWS: f64 = 600.0;
@@ -47,6 +44,8 @@ pub struct HourlyMax {
 pub struct PotThreshold {
     /// Alerts per day.
     budget: f64,
+    /// The least estimate.
+    minimum: f64,
     /// Completed hours, ascending.
     hours: VecDeque<HourlyMax>,
     /// The current hour.
@@ -60,15 +59,15 @@ pub struct PotThreshold {
 }
 
 impl PotThreshold {
-    /// A threshold without history, for a budget in alerts per day, above 0.
-    pub fn new(budget: f64) -> Self {
-        Self::restore(budget, VecDeque::new(), None, 0)
+    /// A threshold without history, for a budget in alerts per day, above 0, and not below a minimum.
+    pub fn new(budget: f64, minimum: f64) -> Self {
+        let hours = VecDeque::new();
+        Self { budget, minimum, hours, current: None, n_rows: 0, one_per_day: None, for_budget: minimum }
     }
 
-    /// A threshold from saved hours: ascending, and before the current one.
-    pub fn restore(budget: f64, hours: VecDeque<HourlyMax>, current: Option<HourlyMax>, n_rows: u64) -> Self {
-        let (one_per_day, for_budget) = (None, MIN_THRESHOLD);
-        let mut threshold = Self { budget, hours, current, n_rows, one_per_day, for_budget };
+    /// Continues with saved hours: ascending, and before the current one.
+    pub fn restored(self, hours: VecDeque<HourlyMax>, current: Option<HourlyMax>, n_rows: u64) -> Self {
+        let mut threshold = Self { hours, current, n_rows, ..self };
         threshold.refit();
         threshold
     }
@@ -104,7 +103,7 @@ impl PotThreshold {
         self.budget
     }
 
-    /// The threshold at a time, in units of the raw score, at least `MIN_THRESHOLD`. The tail is estimated again once
+    /// The threshold at a time, in units of the raw score, at least the minimum. The tail is estimated again once
     /// per hour. Times must not decrease.
     pub fn value_at(&mut self, timestamp_ms: i64) -> f64 {
         let hour = timestamp_ms.div_euclid(HOUR_MS);
@@ -165,21 +164,23 @@ impl PotThreshold {
         let tail = ((PEAKS_PER_DAY * days).round() as usize).min(peaks.len().saturating_sub(1));
         let value_for_rate = |rate: f64| {
             if tail == 0 {
-                return peaks.first().copied().unwrap_or(MIN_THRESHOLD);
+                return peaks.first().copied().unwrap_or(self.minimum);
             }
             let lowest = peaks[tail];
             let excess = peaks[..tail].iter().sum::<f64>() / tail as f64 - lowest;
             lowest + excess * (tail as f64 / (rate * days)).ln()
         };
         // A tail estimated from less than a day is too uncertain for a cap.
-        self.one_per_day = (days >= 1.0 && tail > 0).then(|| value_for_rate(1.0).max(MIN_THRESHOLD));
-        self.for_budget = value_for_rate(self.budget).max(MIN_THRESHOLD);
+        self.one_per_day = (days >= 1.0 && tail > 0).then(|| value_for_rate(1.0).max(self.minimum));
+        self.for_budget = value_for_rate(self.budget).max(self.minimum);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const MIN_THRESHOLD: f64 = 0.7;
 
     /// Exponentially distributed values: a share of e^-x lies above x.
     fn noise() -> impl FnMut() -> f64 {
@@ -193,7 +194,7 @@ mod tests {
 
     #[test]
     fn scaling_multiplies_the_threshold() {
-        let (mut threshold, mut noise) = (PotThreshold::new(1.0), noise());
+        let (mut threshold, mut noise) = (PotThreshold::new(1.0, MIN_THRESHOLD), noise());
         for minute in 0..3 * 24 * 60 {
             threshold.value_at(minute * 60_000);
             threshold.add(minute * 60_000, 1.0 + noise(), false);
@@ -209,7 +210,7 @@ mod tests {
 
     fn peaks_per_day(budget: f64) -> f64 {
         let (mut threshold, mut noise, mut episodes, mut over_ms) =
-            (PotThreshold::new(budget), noise(), 0, 0);
+            (PotThreshold::new(budget, MIN_THRESHOLD), noise(), 0, 0);
         let days = 60;
         for minute in 0..days * 24 * 60 {
             let t = minute * 60_000;
@@ -233,7 +234,7 @@ mod tests {
 
     #[test]
     fn an_incident_does_not_hide_the_next_one() {
-        let (mut threshold, mut noise) = (PotThreshold::new(1.0), noise());
+        let (mut threshold, mut noise) = (PotThreshold::new(1.0, MIN_THRESHOLD), noise());
         let mut minute = 0;
         let mut run = |threshold: &mut PotThreshold, minutes: i64, extra: f64| {
             for _ in 0..minutes {
@@ -251,7 +252,7 @@ mod tests {
 
     #[test]
     fn an_incident_of_the_first_day_does_not_hide_the_next_one() {
-        let mut threshold = PotThreshold::new(1.0);
+        let mut threshold = PotThreshold::new(1.0, MIN_THRESHOLD);
         for minute in 0..60 {
             threshold.add(minute * 60_000, 1.0, false);
         }
@@ -266,7 +267,7 @@ mod tests {
     #[test]
     fn the_threshold_falls_with_rows_and_hours() {
         let after = |hours: i64, rows_per_hour: i64| {
-            let mut threshold = PotThreshold::new(1.0);
+            let mut threshold = PotThreshold::new(1.0, MIN_THRESHOLD);
             for row in 0..hours * rows_per_hour {
                 let t = row * HOUR_MS / rows_per_hour;
                 threshold.value_at(t);
@@ -282,7 +283,7 @@ mod tests {
 
     #[test]
     fn rare_peaks_do_not_lower_what_later_ones_count() {
-        let (mut threshold, mut noise) = (PotThreshold::new(1.0), noise());
+        let (mut threshold, mut noise) = (PotThreshold::new(1.0, MIN_THRESHOLD), noise());
         for minute in 0..40 * 24 * 60 {
             let is_peak = [2_000, 6_000, 11_000].contains(&minute);
             let steady = if minute < 10 * 24 * 60 { 0.0 } else { 0.1 * noise() };
@@ -295,7 +296,7 @@ mod tests {
 
     #[test]
     fn scores_of_zero_give_the_minimum() {
-        let mut threshold = PotThreshold::new(1.0);
+        let mut threshold = PotThreshold::new(1.0, MIN_THRESHOLD);
         for hour in 0..200 {
             assert!(threshold.value_at(hour * HOUR_MS) >= MIN_THRESHOLD);
             (0..240).for_each(|_| threshold.add(hour * HOUR_MS, 0.0, false));

@@ -3,7 +3,8 @@
 //! The rows of a large group take most of the memory of a training, so the blocks of the out-of-sample scores share them.
 
 use super::derived::DERIVED_PER_FEATURE;
-use super::encoder::{RowEncoder, derived_columns};
+use super::encoder::{RowEncoder, derived_columns, residuals};
+use super::lasting::LastingDeviations;
 use super::min_sigma::min_sigma;
 use super::scorer::{score_samples, tail_score};
 use super::usual_minimum::usual_minimum;
@@ -43,6 +44,7 @@ pub(super) struct TrainingRows {
 pub(super) struct BlockScore {
     pub anomaly_score: f64,
     pub tail_score: f64,
+    pub lasting_score: f64,
 }
 
 impl TrainingRows {
@@ -119,10 +121,12 @@ impl TrainingRows {
         encoder.scales.iter().enumerate().map(is_required).collect()
     }
 
-    /// Scores each row by an encoder and a forest that are fitted to the other blocks.
+    /// Scores each row by an encoder and a forest that are fitted to the other blocks; `lasting` is the state before the
+    /// first row, and after the last one.
     pub fn out_of_sample_scores(
         &self,
         encoder: &RowEncoder,
+        lasting: &mut LastingDeviations,
         params: &ExtendedParams,
         threads: NonZeroUsize,
     ) -> Result<Vec<BlockScore>, forest::Error> {
@@ -136,7 +140,7 @@ impl TrainingRows {
                 .unwrap_or_else(|| encoder.clone());
             let forest =
                 if others.is_empty() { None } else { others.fit_forest(&encoder, params, threads)? };
-            scores.extend(held_out.map(|row| self.score(row, &encoder, forest.as_ref())));
+            scores.extend(held_out.map(|row| self.score(row, &encoder, forest.as_ref(), lasting)));
         }
         Ok(scores)
     }
@@ -157,12 +161,20 @@ impl TrainingRows {
         tail_score(&deviations)
     }
 
-    fn score(&self, row: usize, encoder: &RowEncoder, forest: Option<&ExtendedForest>) -> BlockScore {
+    fn score(
+        &self,
+        row: usize,
+        encoder: &RowEncoder,
+        forest: Option<&ExtendedForest>,
+        lasting: &mut LastingDeviations,
+    ) -> BlockScore {
         let mut values = vec![0.0; self.n_features];
         self.copy_values(row, &mut values);
         let standardized = encoder.standardize(self.derived_of(row));
         let anomaly_score = -score_samples(forest, &encoder.forest_input(&values, &standardized));
-        BlockScore { anomaly_score, tail_score: self.tail_score(row, &values, &standardized, encoder) }
+        let lasting_score = lasting.add(self.timestamps[row], residuals(&standardized));
+        let tail_score = self.tail_score(row, &values, &standardized, encoder);
+        BlockScore { anomaly_score, tail_score, lasting_score }
     }
 }
 
