@@ -24,6 +24,9 @@ pub(super) const MIN_FOREST_UNIT: f64 = 0.1;
 /// The same of a tail score: that of a row whose features are all at their own 99 % quantile is 1.27.
 pub(super) const MIN_TAIL_UNIT: f64 = 1.0;
 
+/// The negative anomaly score of a row on the average path length.
+pub(super) const NEUTRAL_SCORE: f64 = -0.5;
+
 /// The distribution of a score in training.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -225,8 +228,8 @@ impl Scorer {
 }
 
 /// The negative anomaly score, as in scikit-learn; without a forest that of a row on the average path length.
-pub(super) fn score_samples(forest: Option<&ExtendedForest>, input: &[f32]) -> f64 {
-    forest.map_or(-0.5, |forest| forest.score_samples(input))
+fn score_samples(forest: Option<&ExtendedForest>, input: &[f32]) -> f64 {
+    forest.map_or(NEUTRAL_SCORE, |forest| forest.score_samples(input))
 }
 
 /// Mean of ln(1 + sigmas) of the features that deviate most.

@@ -6,7 +6,7 @@ use super::derived::DERIVED_PER_FEATURE;
 use super::encoder::{RowEncoder, derived_columns, residuals};
 use super::lasting::LastingDeviations;
 use super::min_sigma::min_sigma;
-use super::scorer::{score_samples, tail_score};
+use super::scorer::{NEUTRAL_SCORE, tail_score};
 use super::usual_minimum::usual_minimum;
 use crate::features::correlation::{Correlation, Residuals};
 use crate::features::scale::RobustScale;
@@ -59,8 +59,17 @@ impl TrainingRows {
 
     /// The rows outside of a block.
     fn without(&self, block: Range<usize>) -> RowsView<'_> {
-        let table = Table::new(&self.values, self.len(), self.n_features).expect("a value for each cell");
-        RowsView { rows: self, values: table.without_rows(block.clone()), left_out: block }
+        let numbers = [0..block.start, block.end..self.len()];
+        RowsView { rows: self, values: self.table().without_rows(block), numbers }
+    }
+
+    /// The rows of a block.
+    fn within(&self, block: Range<usize>) -> RowsView<'_> {
+        RowsView { rows: self, values: self.table().with_rows(block.clone()), numbers: [block, 0..0] }
+    }
+
+    fn table(&self) -> Table<'_> {
+        Table::new(&self.values, self.len(), self.n_features).expect("a value for each cell")
     }
 
     /// The values of a row, shape `[n_features]`.
@@ -140,7 +149,9 @@ impl TrainingRows {
                 .unwrap_or_else(|| encoder.clone());
             let forest =
                 if others.is_empty() { None } else { others.fit_forest(&encoder, params, threads)? };
-            scores.extend(held_out.map(|row| self.score(row, &encoder, forest.as_ref(), lasting)));
+            let anomaly_scores = self.within(held_out.clone()).anomaly_scores(&encoder, forest.as_ref())?;
+            let rows = held_out.zip(anomaly_scores);
+            scores.extend(rows.map(|(row, anomaly_score)| self.score(row, anomaly_score, &encoder, lasting)));
         }
         Ok(scores)
     }
@@ -161,30 +172,30 @@ impl TrainingRows {
         tail_score(&deviations)
     }
 
+    /// The scores of a row with this anomaly score.
     fn score(
         &self,
         row: usize,
+        anomaly_score: f64,
         encoder: &RowEncoder,
-        forest: Option<&ExtendedForest>,
         lasting: &mut LastingDeviations,
     ) -> BlockScore {
         let mut values = vec![0.0; self.n_features];
         self.copy_values(row, &mut values);
         let standardized = encoder.standardize(self.derived_of(row));
-        let anomaly_score = -score_samples(forest, &encoder.forest_input(&values, &standardized));
         let lasting_score = lasting.add(self.timestamps[row], residuals(&standardized));
         let tail_score = self.tail_score(row, &values, &standardized, encoder);
         BlockScore { anomaly_score, tail_score, lasting_score }
     }
 }
 
-/// Rows without a block.
+/// Some of the rows: those of a block, or all others.
 pub(super) struct RowsView<'a> {
     rows: &'a TrainingRows,
     /// Shape `[n_rows, n_features]`.
     values: Table<'a>,
-    /// Numbers of the rows that are left out.
-    left_out: Range<usize>,
+    /// The numbers of the rows, ascending.
+    numbers: [Range<usize>; 2],
 }
 
 impl<'a> RowsView<'a> {
@@ -198,7 +209,8 @@ impl<'a> RowsView<'a> {
 
     /// The numbers of the rows, ascending.
     fn numbers(&self) -> impl Iterator<Item = usize> + use<> {
-        (0..self.left_out.start).chain(self.left_out.end..self.rows.len())
+        let [first, second] = self.numbers.clone();
+        first.chain(second)
     }
 
     /// The values of a derived feature, shape `[n_rows]`.
@@ -218,6 +230,21 @@ impl<'a> RowsView<'a> {
             cells.zip(input).for_each(|(cell, value)| *cell = value);
         }
         forest_input
+    }
+
+    /// The anomaly score of each row by the forest; without one, that of a row on the average path length.
+    fn anomaly_scores(
+        &self,
+        encoder: &RowEncoder,
+        forest: Option<&ExtendedForest>,
+    ) -> Result<Vec<f64>, forest::Error> {
+        let mut scores = vec![NEUTRAL_SCORE; self.len()];
+        if let Some(forest) = forest {
+            let input = self.forest_input(encoder);
+            forest.score_table(&Table::new(&input, self.len(), encoder.n_inputs())?, &mut scores);
+        }
+        scores.iter_mut().for_each(|score| *score = -*score);
+        Ok(scores)
     }
 
     fn fit_forest(

@@ -128,7 +128,7 @@ fn request<T: Terms>(splits: &[Split<T>], at: NodeRef) {
 
 /// The walk of a row down a tree.
 #[derive(Clone, Copy)]
-struct Walk {
+pub(super) struct Walk {
     at: NodeRef,
     /// Part of the expected path length from the exits so far.
     partial_path_length: f64,
@@ -137,7 +137,7 @@ struct Walk {
 }
 
 impl Walk {
-    fn new(root: NodeRef) -> Self {
+    pub fn new(root: NodeRef) -> Self {
         Self { at: root, partial_path_length: 0.0, reach_probability: 1.0 }
     }
 
@@ -145,17 +145,29 @@ impl Walk {
     /// from the root.
     #[inline(always)]
     fn step<T>(&mut self, split: &Split<T>, value: f64, level: f64) {
-        let SplitPlane { cut, low, high } = split.plane;
+        self.exit(&split.plane, value, level);
+        self.at = split.children[usize::from(value > split.plane.cut)];
+    }
+
+    /// Ends at a split with the probability that a value outside of its range has; changes nothing for a value inside.
+    #[inline(always)]
+    pub fn exit(&mut self, plane: &SplitPlane, value: f64, level: f64) {
+        let SplitPlane { low, high, .. } = *plane;
         let distance_outside = (low - value).max(value - high).max(0.0);
         let exit_probability = distance_outside / (high - low + distance_outside);
         self.partial_path_length += self.reach_probability * exit_probability * level;
         self.reach_probability *= 1.0 - exit_probability;
-        self.at = split.children[usize::from(value > cut)];
     }
 
     /// The path length of a walk that has reached a leaf.
     fn path_length(&self, path_lengths: &[f64]) -> f64 {
-        self.partial_path_length + self.reach_probability * path_lengths[self.at.index()]
+        self.path_length_at(self.at, path_lengths)
+    }
+
+    /// The path length of a walk that ends at this leaf.
+    #[inline(always)]
+    pub fn path_length_at(&self, leaf: NodeRef, path_lengths: &[f64]) -> f64 {
+        self.partial_path_length + self.reach_probability * path_lengths[leaf.index()]
     }
 }
 
