@@ -5,6 +5,7 @@ use super::labels::Symbol;
 use super::protobuf::{FIXED64, FieldReader, Malformed, RequestPart, VARINT};
 use super::rejections::{RejectReason, Rejections, RequestCounts};
 use crate::prom::Sample;
+use std::ops::Range;
 
 /// Most series of a request. Prometheus sends at most `max_samples_per_send`, 2,000 by default.
 pub const MAX_SERIES: usize = 100_000;
@@ -165,6 +166,29 @@ impl<'a> RequestParser<'a> {
         self.rejections.add(RejectReason::Exemplar, 1, || {
             format!("an exemplar has timestamp {timestamp_ms}, later than {latest_ms}")
         });
+    }
+
+    /// Pushes a series of one float sample, whose label fields are this range of the message, with the hash of its labels.
+    #[inline]
+    pub fn push_usual_series(
+        &mut self,
+        label_fields: Range<usize>,
+        sample: Sample,
+        hash: u128,
+    ) -> Result<(), Malformed> {
+        self.check_sample_limit(1)?;
+        self.counts.samples += 1;
+        let first = self.scratch.samples.len() as u32;
+        self.scratch.samples.push(sample);
+        self.scratch.items.push(RequestItem {
+            kind: SampleKind::Float,
+            has_copied_labels: false,
+            labels: (label_fields.start as u32, label_fields.end as u32),
+            samples: (first, first + 1),
+            exemplars: 0,
+        });
+        self.scratch.hashes.push(hash);
+        Ok(())
     }
 
     /// Ends a series: pushes its items, with the hash of its labels.

@@ -44,13 +44,8 @@ pub fn parse_request(parser: &mut RequestParser<'_>) -> Result<(), Malformed> {
 fn parse_series(parser: &mut RequestParser<'_>, message: &[u8], end: usize) -> Result<(), Malformed> {
     let mut current = parser.begin_series()?;
     if let Some((label_fields, sample)) = split_usual_series(message) {
-        parser.check_sample_limit(1)?;
-        parser.counts.samples += 1;
-        parser.scratch.samples.push(sample);
-        let start = end - message.len();
-        current.labels = (start, start + label_fields.len());
-        parser.end_series(current, xxh3_128_with_seed(label_fields, parser.seed));
-        return Ok(());
+        let (start, hash) = (end - message.len(), xxh3_128_with_seed(label_fields, parser.seed));
+        return parser.push_usual_series(start..start + label_fields.len(), sample, hash);
     }
     let mut fields = FieldReader::new(message);
     while !fields.is_empty() {

@@ -10,15 +10,25 @@ use super::labels::{
 };
 use super::protobuf::{FieldReader, LENGTH_DELIMITED, Malformed, RequestPart, VARINT};
 use super::rejections::RejectReason;
-use super::request::RequestParser;
+use super::request::{RequestParser, parse_usual_sample};
+use crate::prom::Sample;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 /// Most symbols of a request.
 pub const MAX_SYMBOLS: usize = 1_000_000;
 
-/// Multiplier of the hash over a series' symbols: 2^128 divided by the golden ratio, made odd. The
-/// hashes of the symbols are uniform already; the multiplier makes their order count.
-const MULTIPLIER: u128 = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
+/// Multipliers of the halves of the hash over a series' symbols: 2^64 divided by the golden ratio, made odd, and any other
+/// odd number. The hashes of the symbols are uniform already; the multipliers make their order count.
+const MULTIPLIERS: [u64; 2] = [0x9e37_79b9_7f4a_7c15, 0xf39c_c060_5ced_c835];
+/// Multiplier of the names of labels, no power of the other: any odd number else.
+const NAME_MULTIPLIER: u128 = 0xc2b2_ae3d_27d4_eb4f_1656_67b1_9e37_79f9;
+
+/// Key of packed label references in a `TimeSeries`.
+const REFERENCES_KEY: u8 = 1 << 3 | LENGTH_DELIMITED;
+/// Key and length of a sample of the usual form.
+const SAMPLE_FIELD: [u8; 2] = [2 << 3 | LENGTH_DELIMITED, 16];
+/// Key of metadata in a `TimeSeries`.
+const METADATA_KEY: u8 = 5 << 3 | LENGTH_DELIMITED;
 
 pub fn parse_request(parser: &mut RequestParser<'_>) -> Result<(), Malformed> {
     let message = parser.message;
@@ -82,6 +92,11 @@ pub fn parse_request(parser: &mut RequestParser<'_>) -> Result<(), Malformed> {
 fn parse_series(parser: &mut RequestParser<'_>, message: &[u8], end: usize) -> Result<(), Malformed> {
     let n_symbols = parser.scratch.symbols.len();
     let mut current = parser.begin_series()?;
+    if let Some(series) = UsualSeries::split(message, &parser.scratch.symbols) {
+        parser.counts.metadata += usize::from(series.has_metadata);
+        let start = end - message.len();
+        return parser.push_usual_series(start..start + series.label_bytes, series.sample, series.hash);
+    }
     let (n_histograms, n_exemplars) = (parser.counts.histograms, parser.counts.exemplars);
     let mut references = LabelReferences::default();
     let mut fields = FieldReader::new(message);
@@ -125,16 +140,74 @@ fn parse_series(parser: &mut RequestParser<'_>, message: &[u8], end: usize) -> R
         return Ok(());
     }
     match references.check(SERIES_OWNER, n_symbols) {
-        Ok(()) => parser.end_series(current, references.hash),
+        Ok(()) => parser.end_series(current, references.hash()),
         Err(invalid) => parser.reject_series(&current, || invalid.to_string()),
     }
     Ok(())
 }
 
+/// A `TimeSeries` as nearly all are: packed references below 2^14 to known symbols of at most [`MAX_LABELS`] labels, one
+/// sample of the [usual form](parse_usual_sample), and metadata of known symbols or none. Any other series is read field by
+/// field.
+struct UsualSeries {
+    /// Length of the field of the references.
+    label_bytes: usize,
+    hash: u128,
+    sample: Sample,
+    has_metadata: bool,
+}
+
+impl UsualSeries {
+    #[inline]
+    fn split(message: &[u8], symbols: &[Symbol]) -> Option<Self> {
+        let [REFERENCES_KEY, length @ ..0x80, rest @ ..] = message else { return None };
+        let (mut packed, rest) = rest.split_at_checked(usize::from(*length))?;
+        let label_bytes = message.len() - rest.len();
+        let (&SAMPLE_FIELD, rest) = rest.split_first_chunk()? else { return None };
+        let (sample, rest) = rest.split_first_chunk()?;
+        let sample = parse_usual_sample(sample)?;
+        let has_metadata = match rest {
+            [] => false,
+            [METADATA_KEY, length @ ..0x80, metadata @ ..]
+                if metadata.len() == usize::from(*length)
+                    && matches!(find_unknown_symbol(metadata, symbols.len()), Ok(None)) =>
+            {
+                true
+            }
+            _ => return None,
+        };
+        let mut references = LabelReferences::default();
+        while !packed.is_empty() {
+            let [name, value] = [next_short_varint(&mut packed)?, next_short_varint(&mut packed)?];
+            references.push_known(symbols.get(name)?);
+            references.push_known(symbols.get(value)?);
+        }
+        let is_usual = references.count <= 2 * MAX_LABELS;
+        is_usual.then(|| Self { label_bytes, hash: references.hash(), sample, has_metadata })
+    }
+}
+
+/// The next varint, if it has one byte or two.
+#[inline(always)]
+fn next_short_varint(bytes: &mut &[u8]) -> Option<usize> {
+    match **bytes {
+        [byte, ref rest @ ..] if byte < 0x80 => {
+            *bytes = rest;
+            Some(byte.into())
+        }
+        [low, high, ref rest @ ..] if high < 0x80 => {
+            *bytes = rest;
+            Some(usize::from(low & 0x7f) | usize::from(high) << 7)
+        }
+        _ => None,
+    }
+}
+
 /// The label references read so far, with their hash.
 #[derive(Default)]
 struct LabelReferences {
-    hash: u128,
+    /// Hashes of the names and of the values: two chains of multiplications, each half as long.
+    hashes: [[u64; 2]; 2],
     count: usize,
     /// The first reference to an unknown symbol.
     first_unknown: Option<u32>,
@@ -162,16 +235,28 @@ impl LabelReferences {
 
     #[inline]
     fn push(&mut self, reference: u32, symbols: &[Symbol]) {
-        self.count += 1;
         match symbols.get(reference as usize) {
-            Some(Symbol { hash: [low, high], .. }) => {
-                let symbol = u128::from(*high) << 64 | u128::from(*low);
-                self.hash = self.hash.wrapping_add(symbol).wrapping_mul(MULTIPLIER);
-            }
+            Some(symbol) => self.push_known(symbol),
             None => {
+                self.count += 1;
                 self.first_unknown.get_or_insert(reference);
             }
         }
+    }
+
+    #[inline(always)]
+    fn push_known(&mut self, symbol: &Symbol) {
+        for ((hash, symbol), multiplier) in
+            self.hashes[self.count % 2].iter_mut().zip(symbol.hash).zip(MULTIPLIERS)
+        {
+            *hash = hash.wrapping_add(symbol).wrapping_mul(multiplier);
+        }
+        self.count += 1;
+    }
+
+    fn hash(&self) -> u128 {
+        let [names, values] = self.hashes.map(|[low, high]| u128::from(high) << 64 | u128::from(low));
+        names.wrapping_mul(NAME_MULTIPLIER).wrapping_add(values)
     }
 
     fn check(&self, whose: &'static str, n_symbols: usize) -> Result<(), InvalidSeries> {

@@ -164,7 +164,8 @@ fn any_v1() -> impl Strategy<Value = proto::WriteRequest> {
 
 fn any_v2() -> impl Strategy<Value = proto::v2::Request> {
     let refs = || prop::collection::vec(prop_oneof![9 => 0..6_u32, 1 => any::<u32>()], 0..7);
-    let sample = (any_sample(), any::<i64>()).prop_map(|((value, timestamp), start_timestamp)| {
+    let start_timestamp = prop_oneof![Just(0), any::<i64>()];
+    let sample = (any_sample(), start_timestamp).prop_map(|((value, timestamp), start_timestamp)| {
         proto::v2::Sample { value, timestamp, start_timestamp }
     });
     let exemplar = (refs(), any_sample()).prop_map(|(labels_refs, (value, timestamp))| proto::v2::Exemplar {

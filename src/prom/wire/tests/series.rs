@@ -33,6 +33,31 @@ fn the_hash_of_a_series_does_not_depend_on_symbol_numbers() {
     }
 }
 
+/// Packed references of one and two bytes are read together with the sample, others field by field.
+#[test]
+fn a_series_is_the_same_in_usual_and_in_other_form() {
+    let texts: Vec<String> = (1..20_000).map(|i| format!("s{i}")).collect();
+    let symbols: Vec<&str> = [""].into_iter().chain(texts.iter().map(String::as_str)).collect();
+    let read = |series: Vec<u8>| {
+        let mut request = v2(&symbols, Vec::new());
+        prost::encoding::bytes::encode(5, &series, &mut request);
+        parse(ProtocolVersion::V2, &request).expect("well formed")
+    };
+    let samples = vec![proto::v2::Sample { value: 1.0, timestamp: 1_700_000_000_000, start_timestamp: 0 }];
+    let metadata = Some(proto::v2::Metadata { r#type: 1, help_ref: 19_999, unit_ref: 0 });
+    let unlabelled = proto::v2::TimeSeries { samples, metadata, ..Default::default() };
+    for refs in [&[1, 2][..], &[127, 128, 7, 300], &[5, 16_383], &[16_384, 5], &[1; 128]] {
+        let packed = proto::v2::TimeSeries { labels_refs: refs.to_vec(), ..unlabelled.clone() };
+        let mut unpacked = Vec::new();
+        refs.iter().for_each(|reference| prost::encoding::uint32::encode(1, reference, &mut unpacked));
+        unlabelled.encode(&mut unpacked).expect("a vector has room");
+        let (packed, unpacked) = (read(packed.encode_to_vec()), read(unpacked));
+        assert_eq!((&packed.hashes, packed.counts), (&unpacked.hashes, unpacked.counts), "{refs:?}");
+        assert_eq!((packed.hashes.len(), packed.rejections.is_empty()), (1, true));
+        assert_eq!(packed.floats(), unpacked.floats());
+    }
+}
+
 #[test]
 fn b25_b26_b27_b29_b30_invalid_series_of_v1_are_named() {
     let label = |name: &[u8], value: &[u8]| {
