@@ -11,7 +11,7 @@ use crate::prom::Labels;
 use crate::remote_write;
 use crate::report::zone::Zone;
 use crate::tenant::Tenant;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Time without requests after a source of history or a registry did not answer.
@@ -43,9 +43,12 @@ pub struct Backends {
     pub report_zone: Zone,
 }
 
-/// The endpoints in cooldown. One endpoint that hangs would otherwise delay the trainings of all groups.
+/// The endpoints in cooldown. One endpoint that hangs would otherwise delay the trainings of all groups. Clones share them.
+#[derive(Clone, Default)]
+pub struct CircuitBreaker(Arc<Mutex<Cooldowns>>);
+
 #[derive(Default)]
-pub struct CircuitBreaker {
+struct Cooldowns {
     /// Sources of history, each with the tenant that it fails for, unless it fails for all, and the end of its cooldown.
     clients: Vec<(Url, Option<Tenant>, Instant)>,
     /// End of the registry's cooldown.
@@ -53,35 +56,40 @@ pub struct CircuitBreaker {
 }
 
 impl CircuitBreaker {
+    fn lock(&self) -> MutexGuard<'_, Cooldowns> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Ends the cooldowns that are over.
-    pub(super) fn reset_expired(&mut self, now: Instant) {
-        self.clients.retain(|(_, _, until)| now < *until);
-        self.registry = self.registry.filter(|until| now < *until);
+    pub(super) fn reset_expired(&self, now: Instant) {
+        let mut cooldowns = self.lock();
+        cooldowns.clients.retain(|(_, _, until)| now < *until);
+        cooldowns.registry = cooldowns.registry.filter(|until| now < *until);
     }
 
     /// Starts the cooldown of a source of history for a tenant; without one, for all. `took` is the time of the read that
     /// failed.
-    pub(super) fn open_client(&mut self, url: &Url, tenant: Option<&Tenant>, now: Instant, took: Duration) {
+    pub(super) fn open_client(&self, url: &Url, tenant: Option<&Tenant>, now: Instant, took: Duration) {
         let cooldown = tenant.map_or(COOLDOWN, |_| COOLDOWN.max(took * TENANT_COOLDOWN_FACTOR));
         if !self.is_client_open(url, tenant) {
-            self.clients.push((url.clone(), tenant.cloned(), now + cooldown));
+            self.lock().clients.push((url.clone(), tenant.cloned(), now + cooldown));
         }
     }
 
     /// True during the cooldown of a source of history for a tenant.
     pub(super) fn is_client_open(&self, url: &Url, tenant: Option<&Tenant>) -> bool {
         let is_meant = |open: &Option<Tenant>| open.is_none() || open.as_ref() == tenant;
-        self.clients.iter().any(|(open_url, open, _)| open_url == url && is_meant(open))
+        self.lock().clients.iter().any(|(open_url, open, _)| open_url == url && is_meant(open))
     }
 
     /// Starts the cooldown of the registry.
-    pub(super) fn open_registry(&mut self, now: Instant) {
-        self.registry = Some(now + COOLDOWN);
+    pub(super) fn open_registry(&self, now: Instant) {
+        self.lock().registry = Some(now + COOLDOWN);
     }
 
     /// True during the cooldown of the registry.
     pub(super) fn is_registry_open(&self) -> bool {
-        self.registry.is_some()
+        self.lock().registry.is_some()
     }
 }
 
@@ -90,7 +98,7 @@ pub struct GroupReader<'a> {
     /// The endpoints.
     pub backends: &'a Backends,
     /// The endpoints in cooldown.
-    pub circuit_breaker: &'a mut CircuitBreaker,
+    pub circuit_breaker: &'a CircuitBreaker,
     /// Detector of the group.
     pub detector: &'a Detector,
     /// Labels of the group.

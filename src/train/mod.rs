@@ -18,6 +18,7 @@ pub mod catch_up;
 mod warm_start;
 pub mod pool;
 mod job;
+mod thread;
 pub mod trainer;
 
 pub use backends::{Backends, CircuitBreaker, GroupReader};

@@ -1,4 +1,7 @@
-//! Trains one group after another: first the network, then the processors.
+//! Trains groups: first the network, then the processors.
+//!
+//! A few groups train at the same time, so that one fits while another waits for the network, and each processor has work
+//! where a fit is not divided among threads. Their values together are limited as those of one training are.
 //!
 //! A group without a model takes over the model that the registry has for it, and a model is fitted only if there is none.
 //! The group then has the same model after a restart, also after a manual promotion.
@@ -9,6 +12,7 @@ use super::fit::{ModelFitter, Trained};
 use super::history::FiringAlert;
 use super::job::{ShortHistory, TrainingJob, TrainingOutcome, TrainingReason};
 use super::register::{self, PromotionTarget, RegistrationDraft};
+use super::thread::run_on_thread;
 use super::training_set::{TrainingSet, TrainingSetError};
 use super::warm_start::{self, WarmStart};
 use crate::detect::MAX_TRAINING_VALUES;
@@ -26,29 +30,61 @@ use crate::window::{Column, Window, build};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Mutex, Semaphore, SemaphorePermit, mpsc, watch};
 use tracing::{debug, info, warn};
 
 /// Time that a group without a model waits for the registry before it is trained.
 const REGISTRY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Most groups that train at the same time. A processor each is enough, and the memory of a training counts.
+const MAX_AT_ONCE: usize = 4;
+/// The unit in which trainings reserve values.
+const VALUES_PER_PERMIT: usize = 1_000;
+/// The interval of rows whose interval is not known.
+const ASSUMED_INTERVAL_MS: i64 = 15_000;
 /// Samples of a feature from which its interval is known.
 const MIN_SAMPLES_OF_INTERVAL: usize = 10;
 /// The failure of a call that the cooldown prevents.
 const REGISTRY_IN_COOLDOWN: &str = "the registry is in cooldown";
 
-/// Trains the groups of `jobs` until the channel closes. Each outcome goes to `on_outcome`, with the group's number.
-pub async fn run<F: Future<Output = ()>>(
-    mut jobs: mpsc::Receiver<TrainingJob>,
+/// Trains the groups of a queue. Clones train groups of one queue at the same time.
+#[derive(Clone)]
+pub struct Trainer {
+    jobs: Arc<Mutex<mpsc::Receiver<TrainingJob>>>,
     backends: watch::Receiver<Arc<Backends>>,
-    mut on_outcome: impl FnMut(u32, TrainingOutcome) -> F,
-) {
-    let mut circuit_breaker = CircuitBreaker::default();
-    while let Some(job) = jobs.recv().await {
-        let backends = backends.borrow().clone();
-        let group = job.group;
-        let run = TrainingRun::new(job, &backends, &mut circuit_breaker);
-        let outcome = run.execute().await.unwrap_or_else(TrainingOutcome::Failed);
-        on_outcome(group, outcome).await;
+    circuit_breaker: CircuitBreaker,
+    /// [`MAX_TRAINING_VALUES`] in [`VALUES_PER_PERMIT`].
+    values: Arc<Semaphore>,
+}
+
+impl Trainer {
+    /// A trainer of these jobs.
+    pub fn new(jobs: mpsc::Receiver<TrainingJob>, backends: watch::Receiver<Arc<Backends>>) -> Self {
+        Self {
+            jobs: Arc::new(Mutex::new(jobs)),
+            backends,
+            circuit_breaker: CircuitBreaker::default(),
+            values: Arc::new(Semaphore::new(MAX_TRAINING_VALUES / VALUES_PER_PERMIT)),
+        }
+    }
+
+    /// Number of groups that train at the same time on this machine: one a processor, and at most [`MAX_AT_ONCE`].
+    pub fn n_at_once() -> usize {
+        std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(MAX_AT_ONCE)
+    }
+
+    /// Trains one group after another until the queue closes. Each outcome goes to `on_outcome`, with the group's number.
+    pub async fn run<F: Future<Output = ()>>(self, mut on_outcome: impl FnMut(u32, TrainingOutcome) -> F) {
+        while let Some(job) = self.next_job().await {
+            let backends = self.backends.borrow().clone();
+            let group = job.group;
+            let run = TrainingRun::new(job, &backends, &self.circuit_breaker, &self.values);
+            let outcome = run.execute().await.unwrap_or_else(TrainingOutcome::Failed);
+            on_outcome(group, outcome).await;
+        }
+    }
+
+    async fn next_job(&self) -> Option<TrainingJob> {
+        self.jobs.lock().await.recv().await
     }
 }
 
@@ -56,7 +92,8 @@ pub async fn run<F: Future<Output = ()>>(
 struct TrainingRun<'a> {
     job: Arc<TrainingJob>,
     backends: &'a Backends,
-    circuit_breaker: &'a mut CircuitBreaker,
+    circuit_breaker: &'a CircuitBreaker,
+    values: &'a Semaphore,
     started: Instant,
     now_ms: i64,
     /// Length of the history that is read.
@@ -70,7 +107,12 @@ struct TrainingRun<'a> {
 }
 
 impl<'a> TrainingRun<'a> {
-    fn new(job: TrainingJob, backends: &'a Backends, circuit_breaker: &'a mut CircuitBreaker) -> Self {
+    fn new(
+        job: TrainingJob,
+        backends: &'a Backends,
+        circuit_breaker: &'a CircuitBreaker,
+        values: &'a Semaphore,
+    ) -> Self {
         let started = Instant::now();
         circuit_breaker.reset_expired(started);
         let detector_model = backends.registry_config.model_name(&job.detector.name);
@@ -86,6 +128,7 @@ impl<'a> TrainingRun<'a> {
             job,
             backends,
             circuit_breaker,
+            values,
             started,
             now_ms,
             history_ms,
@@ -104,6 +147,7 @@ impl<'a> TrainingRun<'a> {
             return Ok(outcome);
         }
         self.shorten_history()?;
+        let _values = self.reserve_values().await;
         let range = self.history_range();
         let GroupHistory { series, failure } = self.reader().read(range).await;
         let exclusions = self.gather_exclusions().await?;
@@ -274,7 +318,7 @@ impl<'a> TrainingRun<'a> {
             zone: self.backends.report_zone.clone(),
             now_ms: self.now_ms,
         };
-        run_blocking(move || group_fit.run(history)).await
+        run_on_thread(move || group_fit.run(history)).await
     }
 
     /// Fits a model on the history of other groups, for a group whose own history is too short. The model is not
@@ -290,7 +334,7 @@ impl<'a> TrainingRun<'a> {
             Some(pool) => pool.train(&job.detector, now_ms, threads),
             None => Ok(None),
         };
-        let pooled = run_blocking(train_pool).await?.map_err(|error| chain(&error))?;
+        let pooled = run_on_thread(train_pool).await?.map_err(|error| chain(&error))?;
         let Some(pooled) = pooled else { return Ok(TrainingOutcome::TooShort(short)) };
         let warm_start = WarmStart::of_new_model(&mut self.reader(), recent, now_ms).await;
         let name = self.detector_model.clone();
@@ -397,14 +441,29 @@ impl<'a> TrainingRun<'a> {
         Ok(())
     }
 
+    /// Waits until the values of this training and of those that run are within the limit of one training.
+    async fn reserve_values(&self) -> Option<SemaphorePermit<'a>> {
+        let window = &self.job.window;
+        let interval_ms = row_interval_ms(window).unwrap_or(ASSUMED_INTERVAL_MS).max(1);
+        let n_rows = usize::try_from(self.history_ms / interval_ms).unwrap_or(0);
+        let n_values = (n_rows * window.features().count()).min(MAX_TRAINING_VALUES);
+        self.values.acquire_many((n_values / VALUES_PER_PERMIT) as u32).await.ok()
+    }
+
     fn seconds(&self) -> f64 {
         self.started.elapsed().as_secs_f64()
     }
 }
 
-/// The longest history of which the rows of all features are within [`MAX_TRAINING_VALUES`], at the interval of the most
-/// frequent feature. The maximum while no interval is known.
+/// The longest history of which the rows of all features are within [`MAX_TRAINING_VALUES`]. The maximum while no interval
+/// is known.
 fn max_history_ms(window: &Window) -> i64 {
+    let max_rows = MAX_TRAINING_VALUES / window.features().count().max(1);
+    row_interval_ms(window).unwrap_or(i64::MAX).saturating_mul(i64::try_from(max_rows).unwrap_or(i64::MAX))
+}
+
+/// The interval of the most frequent feature, if that of any is known.
+fn row_interval_ms(window: &Window) -> Option<i64> {
     let mut samples = Vec::new();
     let interval_ms = |(_, column, _): (&Labels, Column, _)| {
         samples.clear();
@@ -412,13 +471,7 @@ fn max_history_ms(window: &Window) -> i64 {
         let times = samples.iter().map(|sample| sample.timestamp_ms);
         time::median_interval_ms(times).filter(|_| samples.len() >= MIN_SAMPLES_OF_INTERVAL)
     };
-    let interval_ms = window.features().filter_map(interval_ms).min().unwrap_or(i64::MAX);
-    let max_rows = MAX_TRAINING_VALUES / window.features().count().max(1);
-    interval_ms.saturating_mul(i64::try_from(max_rows).unwrap_or(i64::MAX))
-}
-
-async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
-    tokio::task::spawn_blocking(work).await.map_err(|panic| format!("the training thread ended: {panic}"))
+    window.features().filter_map(interval_ms).min()
 }
 
 /// Result of a registry lookup for a group without a model.

@@ -12,7 +12,8 @@ use super::engine::{EngineHandle, WeakEngineHandle};
 use super::gaps::BackfillRequest;
 use super::supervisor::Supervisor;
 use crate::snapshot::SnapshotStore;
-use crate::train::{Backends, TrainingJob, trainer};
+use crate::train::trainer::Trainer;
+use crate::train::{Backends, TrainingJob};
 use registry_watcher::RegistryWatcher;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,7 +53,7 @@ impl Queues {
 
 /// The running tasks.
 pub struct Tasks {
-    trainer: JoinHandle<()>,
+    trainers: Vec<JoinHandle<()>>,
     gap_filler: JoinHandle<()>,
     registry_watcher: JoinHandle<()>,
     maintenance_watcher: JoinHandle<()>,
@@ -74,14 +75,18 @@ impl Tasks {
         supervisor: &Supervisor,
     ) -> Self {
         let weak = || engine.downgrade();
-        let trainer_engine = weak();
-        let trainer = trainer::run(requests.training_jobs, backends.clone(), move |group, outcome| {
-            let engine = trainer_engine.clone();
-            async move {
-                // An engine that is gone needs no model.
-                let _ = engine.training_done(group, outcome).await;
-            }
-        });
+        let trainer = Trainer::new(requests.training_jobs, backends.clone());
+        let spawn_trainer = |_| {
+            let (trainer, engine) = (trainer.clone(), weak());
+            let run = trainer.run(move |group, outcome| {
+                let engine = engine.clone();
+                async move {
+                    // An engine that is gone needs no model.
+                    let _ = engine.training_done(group, outcome).await;
+                }
+            });
+            supervisor.spawn("training", run)
+        };
         let gap_filler =
             gap_filler::run(requests.backfill_requests, weak(), backends.clone(), metrics.gaps.clone());
         let registry_watcher =
@@ -92,7 +97,7 @@ impl Tasks {
         let (last_snapshots, last_snapshots_rx) = watch::channel(false);
         let snapshotter = snapshotter::run(weak(), store.clone(), last_snapshots_rx);
         Self {
-            trainer: supervisor.spawn("training", trainer),
+            trainers: (0..Trainer::n_at_once()).map(spawn_trainer).collect(),
             gap_filler: supervisor.spawn("the gap filler", gap_filler),
             registry_watcher: supervisor.spawn("the model registry watcher", registry_watcher.run()),
             maintenance_watcher: supervisor.spawn("the maintenance watcher", maintenance_watcher),
@@ -105,7 +110,7 @@ impl Tasks {
 
     /// Ends the tasks that change models or samples.
     pub fn stop_writers(&self) {
-        self.trainer.abort();
+        self.trainers.iter().for_each(JoinHandle::abort);
         self.registry_watcher.abort();
         self.maintenance_watcher.abort();
         self.gap_filler.abort();

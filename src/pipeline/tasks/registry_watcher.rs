@@ -369,7 +369,7 @@ impl RegistryWatcher {
         to_ms: i64,
     ) -> CatchUp {
         let Slot { detector, deployment, .. } = slot;
-        let circuit_breaker = &mut self.circuit_breaker;
+        let circuit_breaker = &self.circuit_breaker;
         let identity = FeatureIdentity::of_features(detector, model.schema.features.iter());
         let labels = &deployment.labels;
         let pace = Pace::Quarter;

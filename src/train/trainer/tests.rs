@@ -72,9 +72,9 @@ fn test_backends(registry: Registry) -> Backends {
 async fn execute(
     job: TrainingJob,
     backends: &Backends,
-    circuit_breaker: &mut CircuitBreaker,
+    circuit_breaker: &CircuitBreaker,
 ) -> Result<TrainingOutcome, String> {
-    TrainingRun::new(job, backends, circuit_breaker).execute().await
+    TrainingRun::new(job, backends, circuit_breaker, &Semaphore::new(MAX_TRAINING_VALUES)).execute().await
 }
 
 #[tokio::test]
@@ -82,9 +82,8 @@ async fn the_model_of_the_registry_waits_for_its_features() {
     let folder = TempDir::new().expect("a temporary folder");
     let backends =
         test_backends(Registry::Directory(Directory::new(folder.path().into(), Retention::default())));
-    let run = async |job| {
-        execute(job, &backends, &mut CircuitBreaker::default()).await.expect("the training succeeds")
-    };
+    let run =
+        async |job| execute(job, &backends, &CircuitBreaker::default()).await.expect("the training succeeds");
     let first = run(test_job(&backends, &["eth0", "lo"])).await;
     assert!(matches!(first, TrainingOutcome::Model { is_new: true, .. }));
     assert!(matches!(run(test_job(&backends, &["eth0"])).await, TrainingOutcome::WaitingForFeatures));
@@ -107,9 +106,8 @@ async fn a_pooled_model_serves_until_there_is_history() {
     let folder = TempDir::new().expect("a temporary folder");
     let backends =
         test_backends(Registry::Directory(Directory::new(folder.path().into(), Retention::default())));
-    let run = async |job| {
-        execute(job, &backends, &mut CircuitBreaker::default()).await.expect("the training succeeds")
-    };
+    let run =
+        async |job| execute(job, &backends, &CircuitBreaker::default()).await.expect("the training succeeds");
     let transform = backends.detectors[0].transform;
     let schema = Schema { features: vec![feature("eth0")], transform, grid: Grid::Exact };
     let pool = |windows| Some(Pool { schema: schema.clone(), windows });
@@ -141,9 +139,8 @@ async fn f15_a_model_of_days_is_not_replaced_by_one_of_hours() {
     let folder = TempDir::new().expect("a temporary folder");
     let backends =
         test_backends(Registry::Directory(Directory::new(folder.path().into(), Retention::default())));
-    let run = async |job| {
-        execute(job, &backends, &mut CircuitBreaker::default()).await.expect("the training succeeds")
-    };
+    let run =
+        async |job| execute(job, &backends, &CircuitBreaker::default()).await.expect("the training succeeds");
     let scheduled = |trained_history_ms| TrainingJob {
         reason: TrainingReason::Scheduled,
         trained_history_ms,
@@ -168,15 +165,15 @@ async fn a_registry_that_hung_is_not_asked_during_the_cooldown() {
     let registry = Registry::open(&config.registry, Path::new("")).expect("a client");
     let backends = test_backends(registry);
     let started = Instant::now();
-    let mut circuit_breaker = CircuitBreaker::default();
+    let circuit_breaker = CircuitBreaker::default();
     circuit_breaker.open_registry(started);
-    let first = execute(test_job(&backends, &["eth0"]), &backends, &mut circuit_breaker).await;
+    let first = execute(test_job(&backends, &["eth0"]), &backends, &circuit_breaker).await;
     assert!(matches!(
         first,
         Ok(TrainingOutcome::Model { deployed, .. }) if deployed.info.version().is_none()
     ));
     let scheduled = TrainingJob { reason: TrainingReason::Scheduled, ..test_job(&backends, &["eth0"]) };
-    let Err(reason) = execute(scheduled, &backends, &mut circuit_breaker).await else {
+    let Err(reason) = execute(scheduled, &backends, &circuit_breaker).await else {
         panic!("a model is registered during the cooldown")
     };
     assert_eq!(reason, "the registry is in cooldown");
@@ -221,10 +218,10 @@ async fn a_model_is_renewed_although_remote_read_fails() {
             trained_history_ms: Some(trained_history_ms),
             ..test_job(&backends, &["eth0"])
         };
-        let outcome = execute(scheduled(3_600_000), &backends, &mut CircuitBreaker::default()).await;
+        let outcome = execute(scheduled(3_600_000), &backends, &CircuitBreaker::default()).await;
         let is_model = matches!(outcome, Ok(TrainingOutcome::Model { .. }));
         assert_eq!(is_model, is_renewed, "{status} {alerts:?}: {:?}", outcome.err());
-        let outcome = execute(scheduled(5 * 86_400_000), &backends, &mut CircuitBreaker::default()).await;
+        let outcome = execute(scheduled(5 * 86_400_000), &backends, &CircuitBreaker::default()).await;
         assert!(!matches!(outcome, Ok(TrainingOutcome::Model { .. })), "{status}: of days by one of hours");
     }
 }
@@ -236,7 +233,7 @@ async fn an_endpoint_in_cooldown_is_not_asked_for_alerts() {
         test_backends(Registry::Directory(Directory::new(folder.path().into(), Retention::default())));
     backends.history_clients = vec![endpoint("503 Service Unavailable")];
     Arc::make_mut(&mut backends.detectors[0]).training.exclude_alerts = vec!["Down".into()];
-    let mut circuit_breaker = CircuitBreaker::default();
+    let circuit_breaker = CircuitBreaker::default();
     circuit_breaker.open_client(
         &backends.history_clients[0].config.url,
         None,
@@ -244,7 +241,7 @@ async fn an_endpoint_in_cooldown_is_not_asked_for_alerts() {
         Duration::ZERO,
     );
     let scheduled = TrainingJob { reason: TrainingReason::Scheduled, ..test_job(&backends, &["eth0"]) };
-    let error = execute(scheduled, &backends, &mut circuit_breaker).await.err().expect("alerts are unknown");
+    let error = execute(scheduled, &backends, &circuit_breaker).await.err().expect("alerts are unknown");
     assert_eq!(error, "alerts unknown: the source of history is in cooldown");
 }
 
@@ -253,7 +250,7 @@ async fn an_endpoint_in_cooldown_is_not_asked_for_alerts() {
 fn the_cooldown_of_a_tenant_is_its_own() {
     let url: crate::http::Url = "http://a/api/v1/read".parse().expect("a URL");
     let [a, b] = ["a", "b"].map(|id| id.parse().expect("an ID"));
-    let mut circuit_breaker = CircuitBreaker::default();
+    let circuit_breaker = CircuitBreaker::default();
     let now = Instant::now();
     circuit_breaker.open_client(&url, Some(&a), now, Duration::from_secs(20));
     let is_open = |breaker: &CircuitBreaker| [&a, &b].map(|id| breaker.is_client_open(&url, Some(id)));
@@ -307,7 +304,7 @@ async fn a_rollback_survives_trainings_and_a_restart() {
     let name = registry::group_model_name("net", &["job".into()], None, &test_job(&backends, &[]).labels);
     let run = async |backends: &Backends, reason, devices: &[&str]| {
         let job = TrainingJob { reason, ..test_job(backends, devices) };
-        execute(job, backends, &mut CircuitBreaker::default()).await.expect("the training succeeds")
+        execute(job, backends, &CircuitBreaker::default()).await.expect("the training succeeds")
     };
     let champion = async || {
         let aliases = backends.registry.aliases_of([name.as_str()]).await.expect("read");
@@ -360,7 +357,7 @@ async fn a_model_with_a_new_feature_passes_through_the_gate() {
     detector.training.gate.max_kl = Some(0.0);
     let run = async |reason| {
         let job = TrainingJob { reason, ..test_job(&backends, &["eth0"]) };
-        execute(job, &backends, &mut CircuitBreaker::default()).await.expect("the training succeeds")
+        execute(job, &backends, &CircuitBreaker::default()).await.expect("the training succeeds")
     };
     assert!(matches!(run(TrainingReason::First).await, TrainingOutcome::Model { .. }));
     for reason in [TrainingReason::Scheduled, TrainingReason::NewFeature] {
@@ -378,7 +375,7 @@ async fn a_history_is_too_short_until_a_model_can_be_fitted() {
     Arc::make_mut(&mut backends.detectors[0]).training.min_history = Duration::from_secs(30);
     let run = async |steps| {
         let job = TrainingJob { window: window_of(&["eth0"], steps), ..test_job(&backends, &["eth0"]) };
-        execute(job, &backends, &mut CircuitBreaker::default()).await.expect("no failure")
+        execute(job, &backends, &CircuitBreaker::default()).await.expect("no failure")
     };
     // Rates of one minute, a lag of one minute, and eight rows.
     let required_ms = 60_000 + 7 * STEP_MS;
@@ -399,7 +396,7 @@ async fn a_rejected_model_is_registered_once_per_interval() {
     Arc::make_mut(&mut backends.detectors[0]).training.gate.max_kl = Some(1e-9);
     let run = async |reason| {
         let job = TrainingJob { reason, ..test_job(&backends, &["eth0"]) };
-        execute(job, &backends, &mut CircuitBreaker::default()).await.expect("no failure")
+        execute(job, &backends, &CircuitBreaker::default()).await.expect("no failure")
     };
     let first = run(TrainingReason::LostFeature).await;
     assert!(matches!(first, TrainingOutcome::Model { deployed, .. } if deployed.info.version() == Some(1)));
@@ -410,7 +407,7 @@ async fn a_rejected_model_is_registered_once_per_interval() {
     assert_eq!((gated_version().await, gated_version().await, gated_version().await), (Some(2), None, None));
     Arc::make_mut(&mut backends.detectors[0]).training.interval = Duration::ZERO;
     let job = TrainingJob { reason: TrainingReason::Scheduled, ..test_job(&backends, &["eth0"]) };
-    let next = execute(job, &backends, &mut CircuitBreaker::default()).await.expect("no failure");
+    let next = execute(job, &backends, &CircuitBreaker::default()).await.expect("no failure");
     assert!(matches!(next, TrainingOutcome::Gated { version: Some(3), .. }));
 }
 
@@ -421,21 +418,78 @@ async fn a_group_of_many_features_reads_a_shorter_history() {
     let folder = TempDir::new().expect("a temporary folder");
     let backends =
         test_backends(Registry::Directory(Directory::new(folder.path().into(), Retention::default())));
-    let mut circuit_breaker = CircuitBreaker::default();
-    let history_of = |window: Window, min_history: Duration, circuit_breaker: &mut CircuitBreaker| {
+    let circuit_breaker = CircuitBreaker::default();
+    let history_of = |window: Window, min_history: Duration, circuit_breaker: &CircuitBreaker| {
         let mut job = TrainingJob { window, ..test_job(&backends, &["lo"]) };
         Arc::make_mut(&mut job.detector).training.min_history = min_history;
-        let mut run = TrainingRun::new(job, &backends, circuit_breaker);
+        let values = Semaphore::new(0);
+        let mut run = TrainingRun::new(job, &backends, circuit_breaker, &values);
         run.shorten_history().map(|()| run.history_ms)
     };
     let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
-    let few = history_of(window(&["eth0", "lo"]), minutes(10), &mut circuit_breaker);
+    let few = history_of(window(&["eth0", "lo"]), minutes(10), &circuit_breaker);
     assert_eq!(few, Ok(time::millis(backends.detectors[0].training.history)));
-    let many = history_of(window_of(&devices, 20), minutes(10), &mut circuit_breaker);
+    let many = history_of(window_of(&devices, 20), minutes(10), &circuit_breaker);
     assert_eq!(many, Ok(20_000 * STEP_MS));
-    let error = history_of(window_of(&devices, 20), minutes(6_000), &mut circuit_breaker);
+    let error = history_of(window_of(&devices, 20), minutes(6_000), &circuit_breaker);
     assert_eq!(
         error.expect_err("too short"),
         "1000 features fit into 20000000 training values for 3d11h20m, training.min_history is 4d4h"
     );
+}
+
+/// Trainings side by side have as many values as one may have alone.
+#[tokio::test]
+async fn a_large_training_waits_for_those_that_run() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let backends =
+        test_backends(Registry::Directory(Directory::new(folder.path().into(), Retention::default())));
+    let values = Semaphore::new(MAX_TRAINING_VALUES / VALUES_PER_PERMIT);
+    let circuit_breaker = CircuitBreaker::default();
+    let run_on = |window: Window| {
+        let job = TrainingJob { window, ..test_job(&backends, &["lo"]) };
+        TrainingRun::new(job, &backends, &circuit_breaker, &values)
+    };
+    // 14 days of a row every 15 s, whether the interval is known or not.
+    let (small, young) = (run_on(window(&["eth0", "lo"])), run_on(window_of(&["eth0"], 1)));
+    let small = small.reserve_values().await.expect("the semaphore is open");
+    let young = young.reserve_values().await.expect("the semaphore is open");
+    assert_eq!([small.num_permits(), young.num_permits()], [161, 80]);
+    let devices: Vec<String> = (0..1_000).map(|i| format!("eth{i}")).collect();
+    let devices: Vec<&str> = devices.iter().map(String::as_str).collect();
+    let large = run_on(window_of(&devices, 20));
+    let waits = tokio::time::timeout(Duration::from_millis(20), large.reserve_values()).await.is_err();
+    assert!(waits, "nothing else runs beside it");
+    drop((small, young));
+    assert_eq!(large.reserve_values().await.map(|permit| permit.num_permits()), Some(20_000));
+}
+
+#[tokio::test]
+async fn trainers_of_one_queue_train_each_group_once() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let backends =
+        test_backends(Registry::Directory(Directory::new(folder.path().into(), Retention::default())));
+    let (queue, jobs) = mpsc::channel(4);
+    for group in 0..4 {
+        let labels = Labels::new([("job", format!("node{group}").as_str())]).expect("valid");
+        let job = TrainingJob { group, labels, ..test_job(&backends, &["eth0"]) };
+        queue.try_send(job).expect("room for four");
+    }
+    drop(queue);
+    let trainer = Trainer::new(jobs, watch::channel(Arc::new(backends)).1);
+    let trained = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let run = |trainer: Trainer| {
+        let trained = trained.clone();
+        tokio::spawn(trainer.run(move |group, outcome| {
+            let is_new = matches!(outcome, TrainingOutcome::Model { is_new: true, .. });
+            trained.lock().expect("no panic").push((group, is_new));
+            std::future::ready(())
+        }))
+    };
+    for trainer in [run(trainer.clone()), run(trainer)] {
+        trainer.await.expect("the queue is closed");
+    }
+    let mut trained = trained.lock().expect("no panic").clone();
+    trained.sort_unstable();
+    assert_eq!(trained, [0, 1, 2, 3].map(|group| (group, true)));
 }
