@@ -139,8 +139,8 @@ impl DerivedFeatures {
     pub fn derive(&mut self, timestamp_ms: i64, values: &[f32]) -> Vec<f32> {
         assert_eq!(values.len(), self.profiles.len(), "one value per feature");
         assert!(self.newest_ms().is_none_or(|newest_ms| newest_ms < timestamp_ms), "rows ascend");
-        let previous = self.rows.back().map(|(_, values)| values.clone());
-        let filled = |(feature, value): (usize, &f32)| match &previous {
+        let previous = self.rows.back().map(|(_, values)| values);
+        let filled = |(feature, value): (usize, &f32)| match previous {
             _ if value.is_finite() => *value,
             Some(previous) => previous[feature],
             None => f32::NAN,
@@ -156,11 +156,10 @@ impl DerivedFeatures {
         let latest_lagged_ms = timestamp_ms - lag_ms + self.lookback.interval_ms / 2;
         let lagged = self.rows.iter().rev().find(|(then, _)| *then <= latest_lagged_ms);
         let lagged = lagged.filter(|(then, _)| *then >= timestamp_ms - 3 * lag_ms);
-        let n_rows = self.rows.len();
-        let has_enough_rows = n_rows >= self.lookback.min_rows();
+        let deviations = self.deviations();
 
         let mut columns = Vec::with_capacity(DERIVED_PER_FEATURE * values.len());
-        for (feature, value) in values.iter().enumerate() {
+        for (feature, (value, deviation)) in values.iter().zip(deviations).enumerate() {
             let profile = &mut self.profiles[feature];
             let residual = f64::from(*value) - profile.expected(timestamp_ms);
             if value.is_finite() {
@@ -168,19 +167,33 @@ impl DerivedFeatures {
             }
             let lagged_value = lagged.map_or(f64::NAN, |(_, values)| f64::from(values[feature]));
             let difference = f64::from(*value) - lagged_value;
-            let deviation = if has_enough_rows {
-                let mean =
-                    self.rows.iter().map(|(_, row)| f64::from(row[feature])).sum::<f64>() / n_rows as f64;
-                let square = |row: &[f32]| (f64::from(row[feature]) - mean).powi(2);
-                (self.rows.iter().map(|(_, row)| square(row)).sum::<f64>() / n_rows as f64).sqrt()
-            } else {
-                f64::NAN
-            };
             columns.extend([residual, difference, deviation].map(saturate));
         }
         let tracked = columns.iter().enumerate().filter(|(column, _)| column % DERIVED_PER_FEATURE != 0);
         self.recurring.add(timestamp_ms, tracked.map(|(_, value)| *value));
         columns
+    }
+
+    /// The standard deviation of each feature in the rows, `[n_features]`; NaN if there are too few. Row by row, so that the
+    /// sums of the features do not wait for each other.
+    fn deviations(&self) -> Vec<f64> {
+        let (n_rows, n_features) = (self.rows.len(), self.n_features());
+        if n_rows < self.lookback.min_rows() {
+            return vec![f64::NAN; n_features];
+        }
+        let (mut means, mut squares) = (vec![0.0; n_features], vec![0.0; n_features]);
+        for (_, row) in &self.rows {
+            means.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value));
+        }
+        means.iter_mut().for_each(|mean| *mean /= n_rows as f64);
+        for (_, row) in &self.rows {
+            let values = row.iter().zip(&means);
+            squares.iter_mut().zip(values).for_each(|(sum, (value, mean))| {
+                *sum += (f64::from(*value) - mean).powi(2);
+            });
+        }
+        squares.iter_mut().for_each(|square| *square = (*square / n_rows as f64).sqrt());
+        squares
     }
 
     /// The expected value of each feature at a time, `[n_features]`; NaN before a first day.

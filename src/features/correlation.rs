@@ -168,8 +168,14 @@ impl Correlation {
             if value.is_finite() { (f64::from(value) - mean) / deviation } else { 0.0 }
         };
         let w: Vec<f64> = values.iter().zip(&self.means).zip(&self.deviations).map(standardise).collect();
-        let rows = self.inverse.chunks_exact(n_metrics).zip(&self.deviations).enumerate();
-        rows.map(|(metric, (row, deviation))| saturate(dot(row, &w) / row[metric] * deviation)).collect()
+        // A sum per metric, side by side: the matrix is symmetric, so its rows are its columns.
+        let mut sums = vec![0.0; n_metrics];
+        for (row, w) in self.inverse.chunks_exact(n_metrics).zip(w) {
+            sums.iter_mut().zip(row).for_each(|(sum, q)| *sum += q * w);
+        }
+        let diagonal = self.inverse.iter().step_by(n_metrics + 1);
+        let residuals = sums.iter().zip(diagonal).zip(&self.deviations);
+        residuals.map(|((sum, q), deviation)| saturate(sum / q * deviation)).collect()
     }
 }
 

@@ -13,7 +13,7 @@ use crate::error::InvalidPart;
 use crate::prom::{Labels, Sample, duration};
 use crate::time;
 use crate::window::grid::Grid;
-use crate::window::{Column, Window};
+use crate::window::{Column, Rows, Window};
 use counter::CounterEvent;
 use rate::RateSemantics;
 use std::collections::BTreeSet;
@@ -217,8 +217,9 @@ impl RowReader {
         let (after_ms, to_ms) = schema.grid.bounds(timestamp_ms);
         let mut row_ms = i64::MIN;
         let mut missing = Vec::new();
+        let rows = window.rows(after_ms, to_ms);
         for (i, column) in self.columns.iter().enumerate() {
-            let sample = column.and_then(|column| window.newest_sample(column, after_ms, to_ms));
+            let sample = column.and_then(|column| rows.newest_sample(column));
             match sample.filter(|sample| !sample.is_stale()) {
                 Some(sample) => row_ms = row_ms.max(sample.timestamp_ms),
                 None => missing.push(i),
@@ -229,8 +230,13 @@ impl RowReader {
         }
         let mut is_full_range = true;
         let Self { columns, scratch } = self;
+        let used_after_ms = match schema.transform {
+            Transform::Rate { .. } => row_ms - schema.transform.lookback_ms(),
+            Transform::Value => after_ms,
+        };
+        let rows = window.rows(used_after_ms, row_ms);
         for (i, column) in columns.iter().flatten().enumerate() {
-            match compute_value(scratch, schema, window, *column, (after_ms, row_ms), &mut on_event) {
+            match compute_value(scratch, schema, &rows, *column, (after_ms, row_ms), &mut on_event) {
                 Some((value, covers_range)) => {
                     is_full_range &= covers_range;
                     out.push(value as f32);
@@ -247,20 +253,20 @@ impl RowReader {
 }
 
 /// The value of one feature of the row in `(after_ms, row_ms]`, and true if its samples cover its range and
-/// began before it.
+/// began before it. `rows` are those that the transform uses.
 fn compute_value(
     scratch: &mut Vec<Sample>,
     schema: &Schema,
-    window: &Window,
+    rows: &Rows<'_>,
     column: Column,
     (after_ms, row_ms): (i64, i64),
     on_event: &mut impl FnMut(CounterEvent),
 ) -> Option<(f64, bool)> {
     let Transform::Rate { range_ms, semantics } = schema.transform else {
-        return window.newest_sample(column, after_ms, row_ms).map(|sample| (sample.value, true));
+        return rows.newest_sample(column).map(|sample| (sample.value, true));
     };
     scratch.clear();
-    window.samples(column, row_ms - schema.transform.lookback_ms(), row_ms, scratch);
+    rows.samples(column, scratch);
     scratch.retain(|sample| !sample.is_stale());
     counter::repair(scratch, |at_ms, event| {
         if at_ms > after_ms {

@@ -17,6 +17,7 @@ pub mod build;
 mod chunk;
 mod column;
 pub mod grid;
+mod rows;
 mod score;
 mod view;
 
@@ -30,6 +31,7 @@ use std::ops::Range;
 
 pub use chunk::PushOutcome;
 pub use column::{Column, MAX_FEATURES};
+pub use rows::Rows;
 pub use score::{IncidentState, ModelRole, Score};
 pub use view::View;
 
@@ -278,6 +280,11 @@ impl Window {
         };
         let sealed = || self.chunks.iter().rev().find_map(|chunk| newest(chunk));
         newest(&self.open).or_else(sealed).filter(|newest_ms| *newest_ms > self.start_ms())
+    }
+
+    /// The rows in `(after_ms, to_ms]`.
+    pub fn rows(&self, after_ms: i64, to_ms: i64) -> Rows<'_> {
+        Rows::new(self.slices(after_ms, to_ms))
     }
 
     /// Appends the samples of a feature in `(after_ms, to_ms]`, ascending, including staleness markers.
