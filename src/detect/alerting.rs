@@ -33,8 +33,10 @@ pub struct RowAlertInput {
     pub timestamp_ms: i64,
     /// The raw score.
     pub raw: f64,
-    /// The smoothed score, and that of what lasts.
+    /// The smoothed score, and that of what lasts; 0 where that is unknown.
     pub scores: RowAndLasting,
+    /// False while it is unknown what lasts.
+    pub is_lasting_known: bool,
     /// The thresholds of the model, without the correction of the group.
     pub thresholds: RowAndLasting,
     /// True if no incident may be open at the row.
@@ -92,13 +94,17 @@ impl AlertState {
     /// Applies feedback of a person: the incidents of the group were counted as `before`, and count as `after`.
     pub fn revise(&mut self, before: &[PastIncident], after: &[PastIncident], to_ms: i64, budget: f64) {
         self.feedback.revise(before, after, to_ms, budget);
-        self.lasting.feedback.revise(before, after, to_ms, LASTING_BUDGET_SHARE * budget);
     }
 
     /// True if an incident is open.
     pub fn is_incident_open(&self) -> bool {
         let trackers = [&self.incident_tracker, &self.lasting.incident_tracker];
         trackers.into_iter().any(|tracker| tracker.unchanged().is_incident)
+    }
+
+    /// True if what lasts is accepted as usual.
+    pub fn is_lasting_accepted(&self) -> bool {
+        self.lasting.incident_tracker.unchanged().accepted_level > 0.0
     }
 
     /// Ends the open incident: its greatest score counts as usual until the deviation is over.
@@ -110,7 +116,7 @@ impl AlertState {
     /// Updates with the next row of a group with a budget in incidents per day and rows at an interval. A row that is not
     /// newer than the newest one changes nothing: a state that a model inherits may be newer than the model's rows.
     pub fn update(&mut self, row: RowAlertInput, budget: f64, interval_ms: i64) -> RowAlert {
-        let RowAlertInput { timestamp_ms, raw, scores, thresholds, is_suspended } = row;
+        let RowAlertInput { timestamp_ms, raw, scores, is_lasting_known, thresholds, is_suspended } = row;
         let Self { feedback, incident_tracker, lasting } = self;
         let lasting_budget = LASTING_BUDGET_SHARE * budget;
         let is_newer = incident_tracker.newest_ms().is_none_or(|newest_ms| timestamp_ms > newest_ms);
@@ -127,9 +133,25 @@ impl AlertState {
             true => tracker.update(timestamp_ms, scores, threshold, interval_ms),
             false => tracker.unchanged(),
         };
-        let of_rows = track(incident_tracker, (raw, scores.row), corrected.row);
-        let of_lasting =
-            track(&mut lasting.incident_tracker, (scores.lasting, scores.lasting), corrected.lasting);
+        let mut of_rows = track(incident_tracker, (raw, scores.row), corrected.row);
+        let mut of_lasting = match is_lasting_known || is_suspended {
+            true => track(&mut lasting.incident_tracker, (scores.lasting, scores.lasting), corrected.lasting),
+            false if is_newer => lasting.incident_tracker.skip(timestamp_ms, interval_ms),
+            false => lasting.incident_tracker.unchanged(),
+        };
+        let has_accepted = incident_tracker.has_accepted_since(&of_rows)
+            || lasting.incident_tracker.has_accepted_since(&of_lasting);
+        let is_known_to_last = !of_rows.is_incident && of_rows.accepted_level > 0.0;
+        if has_accepted {
+            // Three hours end an incident, whichever of the two they are of.
+            incident_tracker.accept_open();
+            (of_rows.is_incident, of_rows.has_opened) = (false, false);
+        }
+        if has_accepted || is_known_to_last {
+            // What is accepted as usual lasts as usual.
+            lasting.incident_tracker.accept_open();
+            (of_lasting.is_incident, of_lasting.has_opened) = (false, false);
+        }
         if let Some(excess) = of_rows.excess {
             feedback.count_excess(excess);
         }
@@ -190,6 +212,7 @@ mod tests {
             timestamp_ms,
             raw: score,
             scores: RowAndLasting { row: score, lasting },
+            is_lasting_known: true,
             thresholds: RowAndLasting { row: 1.0, lasting: 1.0 },
             is_suspended: false,
         }
@@ -240,6 +263,43 @@ mod tests {
         assert!(opened(0, &mut state, 2.0, 0.0));
         assert!(!(1..40).any(|minute| opened(minute, &mut state, if minute < 9 { 2.0 } else { 0.1 }, 1.2)));
         assert!(state.lasting.feedback.correction() == 0.0 && state.feedback.correction() > 0.0);
+    }
+
+    #[test]
+    fn a_deviation_that_is_accepted_lasts_without_another_incident() {
+        let mut dismissed = AlertState::default();
+        assert!(dismissed.update(of_both(0, 3.0, 0.0), 1.0, 60_000).has_opened);
+        dismissed.accept_open_incident();
+        for minute in 1..600 {
+            let alert = dismissed.update(of_both(minute * 60_000, 3.0, 2.0), 1.0, 60_000);
+            assert!(!alert.is_incident && !alert.has_opened, "{minute}");
+        }
+        let mut untouched = AlertState::default();
+        let lasting = |minute| if minute < 15 { 0.0 } else { 2.0 };
+        let alerts: Vec<RowAlert> = (0..600)
+            .map(|minute| untouched.update(of_both(minute * 60_000, 3.0, lasting(minute)), 1.0, 60_000))
+            .collect();
+        assert_eq!(alerts.iter().filter(|alert| alert.has_opened).count(), 1);
+        assert_eq!(alerts.iter().filter(|alert| alert.is_incident).count(), 180, "three hours");
+        let beyond = untouched.update(of_both(600 * 60_000, 6.0, 2.0), 1.0, 60_000);
+        assert!(beyond.has_opened, "what goes beyond the level");
+    }
+
+    #[test]
+    fn a_gap_in_what_lasts_ends_neither_its_incident_nor_its_level() {
+        let mut state = AlertState::default();
+        let update = |state: &mut AlertState, minute: i64, is_lasting_known| {
+            let lasting = if is_lasting_known { 2.0 } else { 0.0 };
+            let input = RowAlertInput { is_lasting_known, ..of_both(minute * 60_000, 0.1, lasting) };
+            state.update(input, 1.0, 60_000)
+        };
+        assert!(update(&mut state, 0, true).has_opened);
+        assert!((1..8).all(|minute| update(&mut state, minute, false).is_incident));
+        assert!(!update(&mut state, 8, true).has_opened);
+        state.accept_open_incident();
+        for minute in [9, 60, 61, 70, 75] {
+            assert!(!update(&mut state, minute, minute == 9 || minute == 75).is_incident, "{minute}");
+        }
     }
 
     #[test]

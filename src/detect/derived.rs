@@ -31,8 +31,8 @@ impl Lookback {
     }
 
     /// For the median interval of the last day of these timestamps, ascending, or of the last 64 intervals if they are
-    /// longer; a minute for fewer than two timestamps. Another scrape interval is known after half a day: that of weeks
-    /// would leave rows too few for a deviation for half of the weeks. A disturbed hour is none.
+    /// longer; a minute for fewer than two timestamps. Another scrape interval is known once half of the last day's rows
+    /// have it: that of weeks would leave rows too few for a deviation for half of the weeks. A disturbed hour is none.
     pub fn from_timestamps(timestamps: &[i64]) -> Self {
         let before_last_day = |then: &i64| timestamps.last().is_some_and(|last| *then < last - DAY_MS);
         let first = timestamps.partition_point(before_last_day);

@@ -44,7 +44,7 @@ pub(super) struct TrainingScore {
     pub timestamp_ms: i64,
     pub raw: f64,
     pub decision: f64,
-    pub lasting: f64,
+    pub lasting: Option<f64>,
 }
 
 /// Training rows in the form of the forest's input, before a forest is fitted.

@@ -148,6 +148,23 @@ impl IncidentTracker {
         IncidentUpdate { is_incident, has_opened: false, accepted_level, excess: None }
     }
 
+    /// True if the row of this update was the last of an incident whose level is now accepted.
+    pub fn has_accepted_since(&self, update: &IncidentUpdate) -> bool {
+        self.accepted_level() != update.accepted_level
+    }
+
+    /// Passes a row without a known score: an open incident and an accepted level go on.
+    pub fn skip(&mut self, timestamp_ms: i64, interval_ms: i64) -> IncidentUpdate {
+        let newest_ms = self.newest_ms.replace(timestamp_ms);
+        if newest_ms.is_some_and(|newest_ms| timestamp_ms - newest_ms > incident_pause_ms(interval_ms)) {
+            self.open = None;
+        }
+        if let Some(accepted) = &mut self.accepted {
+            accepted.last_ms = timestamp_ms;
+        }
+        self.unchanged()
+    }
+
     /// Passes a row of a time in which no incident is open. An accepted deviation may go on in it.
     pub fn suspend(&mut self, timestamp_ms: i64) -> IncidentUpdate {
         self.newest_ms = Some(timestamp_ms);

@@ -22,14 +22,15 @@ pub struct LastingDeviations {
     block_ms: i64,
     /// Number of the current block since the epoch; `None` before the first row.
     block: Option<i64>,
-    /// Number of rows in the current block.
+    /// Number of rows in the current block, and in each of the completed ones, oldest first.
     n_rows: u32,
+    completed: [u32; BLOCKS],
     /// Sums of the standardized residuals of the current block, `[n_features]`.
     sums: Box<[f32]>,
     /// Means of the completed blocks, oldest first, `[BLOCKS, n_features]`; 0 for a block without rows.
     means: Box<[f32]>,
-    /// The score of the completed blocks.
-    score: f64,
+    /// The score of the completed blocks; `None` where too few of them have rows.
+    score: Option<f64>,
 }
 
 /// The saved form.
@@ -38,6 +39,7 @@ pub struct LastingDeviations {
 pub struct SavedLastingDeviations {
     block: Option<i64>,
     n_rows: u32,
+    completed: [u32; BLOCKS],
     sums: Vec<f32>,
     means: Vec<f32>,
 }
@@ -49,28 +51,39 @@ impl LastingDeviations {
             block_ms: BLOCK_LAGS * lookback.lag_ms(),
             block: None,
             n_rows: 0,
+            completed: [0; BLOCKS],
             sums: vec![0.0; n_features].into(),
             means: vec![0.0; BLOCKS * n_features].into(),
-            score: 0.0,
+            score: None,
         }
     }
 
     /// The saved form.
     pub fn state(&self) -> SavedLastingDeviations {
-        let Self { block, n_rows, sums, means, .. } = self;
-        SavedLastingDeviations { block: *block, n_rows: *n_rows, sums: sums.to_vec(), means: means.to_vec() }
+        let Self { block, n_rows, completed, sums, means, .. } = self;
+        SavedLastingDeviations {
+            block: *block,
+            n_rows: *n_rows,
+            completed: *completed,
+            sums: sums.to_vec(),
+            means: means.to_vec(),
+        }
     }
 
     /// A state that continues.
     ///
     /// # Errors
-    /// [`InvalidPart`] for another number of features, or numbers that are not finite.
+    /// [`InvalidPart`] for another number of features, numbers that are not finite, or a block out of the range of times.
     pub fn restore(
         n_features: usize,
         lookback: Lookback,
         saved: SavedLastingDeviations,
     ) -> Result<Self, InvalidPart> {
-        let SavedLastingDeviations { block, n_rows, sums, means } = saved;
+        let SavedLastingDeviations { block, n_rows, completed, sums, means } = saved;
+        if let Some(block) = block.filter(|block| !(0..=i64::MAX / 4).contains(block)) {
+            let limit = format_args!("in 0..={}", i64::MAX / 4);
+            return Err(InvalidPart::new("block of lasting deviations", block, limit));
+        }
         for (values, expected) in [(&sums, n_features), (&means, BLOCKS * n_features)] {
             if values.len() != expected {
                 return Err(InvalidPart::new("number of lasting deviations", values.len(), expected));
@@ -80,22 +93,22 @@ impl LastingDeviations {
             }
         }
         let empty = Self::new(n_features, lookback);
-        let mut restored = Self { block, n_rows, sums: sums.into(), means: means.into(), ..empty };
-        restored.score = tail_score(&restored.deviations());
+        let mut restored = Self { block, n_rows, completed, sums: sums.into(), means: means.into(), ..empty };
+        restored.score = restored.score_blocks();
         Ok(restored)
     }
 
     /// Adds the standardized seasonal residuals `[n_features]` of the next row. Returns the tail score of what lasts,
-    /// which changes at the first row after a block.
-    pub fn add(&mut self, timestamp_ms: i64, residuals: impl Iterator<Item = f32>) -> f64 {
+    /// which changes at the first row after a block. It is `None`, unknown, after a gap, until most blocks have rows again.
+    pub fn add(&mut self, timestamp_ms: i64, residuals: impl Iterator<Item = f32>) -> Option<f64> {
         let block = timestamp_ms.div_euclid(self.block_ms);
         let passed = block - self.block.replace(block).unwrap_or(block);
         if passed > 0 {
             self.complete_block();
             (1..passed.min(BLOCKS as i64 + 1)).for_each(|_| self.complete_block());
-            self.score = tail_score(&self.deviations());
+            self.score = self.score_blocks();
         }
-        self.n_rows += 1;
+        self.n_rows = self.n_rows.saturating_add(1);
         for (sum, residual) in self.sums.iter_mut().zip(residuals) {
             *sum += residual.clamp(-MAX_SIGMAS, MAX_SIGMAS);
         }
@@ -110,7 +123,14 @@ impl LastingDeviations {
         for (mean, sum) in newest.iter_mut().zip(&mut self.sums) {
             *mean = std::mem::take(sum) / n_rows;
         }
-        self.n_rows = 0;
+        self.completed.rotate_left(1);
+        self.completed[BLOCKS - 1] = std::mem::take(&mut self.n_rows);
+    }
+
+    fn score_blocks(&self) -> Option<f64> {
+        let n_known = self.completed.iter().filter(|n_rows| **n_rows > 0).count();
+        let is_known = n_known > BLOCKS / 2 && self.completed[BLOCKS - 1] > 0;
+        is_known.then(|| tail_score(&self.deviations()))
     }
 
     /// The [`deviations`](Self::deviations), the greatest first.
@@ -143,11 +163,11 @@ mod tests {
 
     const MINUTE_MS: i64 = 60_000;
 
-    /// The score after each minute of a feature with these residuals.
+    /// The score after each minute of a feature with these residuals, 0 while it is unknown.
     fn scores(residuals: impl Iterator<Item = f32>) -> Vec<f64> {
         let mut lasting = LastingDeviations::new(1, Lookback::new(MINUTE_MS));
         let add = |(minute, residual): (usize, f32)| {
-            lasting.add(minute as i64 * MINUTE_MS, std::iter::once(residual))
+            lasting.add(minute as i64 * MINUTE_MS, std::iter::once(residual)).unwrap_or_default()
         };
         residuals.enumerate().map(add).collect()
     }
@@ -170,12 +190,30 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_counts_as_usual() {
+    fn what_lasts_is_unknown_until_most_blocks_have_rows() {
         let mut lasting = LastingDeviations::new(1, Lookback::new(MINUTE_MS));
         let mut add = |minute: i64| lasting.add(minute * MINUTE_MS, std::iter::once(4.0));
-        assert!((0..20).map(&mut add).last().expect("rows") > 0.0);
-        assert_eq!(add(25), 0.0, "the newest block is without rows");
-        assert!(add(28) > 0.0, "one of five is");
-        assert_eq!(add(1_000_000_000), 0.0, "more of them than the median is over");
+        let scores: Vec<Option<f64>> = (0..40).map(&mut add).collect();
+        assert_eq!(scores.iter().position(Option::is_some), Some(12), "three of five blocks");
+        assert_eq!(add(46), None, "the newest block has no rows");
+        assert_eq!(add(48), Some(5f64.ln()), "one of five has none");
+        let known: Vec<i64> =
+            (1_000_000_000..1_000_000_020).filter(|minute| add(*minute).is_some()).collect();
+        assert_eq!(known.first(), Some(&1_000_000_012), "all are new");
+    }
+
+    #[test]
+    fn a_damaged_state_is_refused() {
+        let mut lasting = LastingDeviations::new(1, Lookback::new(MINUTE_MS));
+        lasting.add(MINUTE_MS, std::iter::once(4.0));
+        let restored = |saved| LastingDeviations::restore(1, Lookback::new(MINUTE_MS), saved);
+        assert_eq!(restored(lasting.state()).as_ref(), Ok(&lasting));
+        for damaged in [
+            SavedLastingDeviations { block: Some(i64::MIN), ..lasting.state() },
+            SavedLastingDeviations { sums: vec![], ..lasting.state() },
+            SavedLastingDeviations { means: vec![f32::NAN; BLOCKS], ..lasting.state() },
+        ] {
+            assert!(restored(damaged).is_err());
+        }
     }
 }

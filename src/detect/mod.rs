@@ -160,10 +160,20 @@ impl OnlineDetector {
         let mut thresholds = Thresholds::new(DEFAULT_BUDGET);
         let mut training_alerts = AlertState::default();
         let mut calibrate = |TrainingScore { timestamp_ms, raw, decision, lasting }| {
-            let scores = RowAndLasting { row: smoother.smooth(timestamp_ms, raw), lasting };
+            let scores = RowAndLasting {
+                row: smoother.smooth(timestamp_ms, raw),
+                lasting: lasting.unwrap_or_default(),
+            };
             let values = thresholds.values_at(timestamp_ms);
             thresholds.add(timestamp_ms, scores, false);
-            let input = RowAlertInput { timestamp_ms, raw, scores, thresholds: values, is_suspended: false };
+            let input = RowAlertInput {
+                timestamp_ms,
+                raw,
+                scores,
+                is_lasting_known: lasting.is_some(),
+                thresholds: values,
+                is_suspended: false,
+            };
             let alert = training_alerts.update(input, DEFAULT_BUDGET, interval_ms);
             let incident_state =
                 Some(IncidentState { threshold: alert.threshold(), is_incident: alert.is_incident });
@@ -327,19 +337,25 @@ impl OnlineDetector {
         let masked: Vec<usize> = (0..self.filters.len()).collect();
         let baselines = self.derived.recurring().baseline();
         let row_score = self.scorer.score(values, &columns, baselines, &masked);
+        let is_suspended = self.suspended.iter().any(|range| range.contains(&timestamp_ms));
+        // What happens in a maintenance lasts after it only if it lasted before.
+        let weight = if is_suspended && !self.alerts.is_lasting_accepted() { 0.0 } else { 1.0 };
+        let residuals = residuals(&row_score.standardized).map(|residual| weight * residual);
+        let lasting = self.lasting.add(timestamp_ms, residuals);
         let scores = RowAndLasting {
             row: self.smoother.smooth(timestamp_ms, row_score.raw),
-            lasting: self.lasting.add(timestamp_ms, residuals(&row_score.standardized)),
+            lasting: lasting.unwrap_or_default(),
         };
         let input = RowAlertInput {
             timestamp_ms,
             raw: row_score.raw,
             scores,
+            is_lasting_known: lasting.is_some(),
             thresholds: self.thresholds.values_at(timestamp_ms),
-            is_suspended: self.suspended.iter().any(|range| range.contains(&timestamp_ms)),
+            is_suspended,
         };
         let alert = self.alerts.update(input, self.budget(), self.interval_ms());
-        if !input.is_suspended {
+        if !is_suspended {
             self.thresholds.add(timestamp_ms, scores.above(alert.accepted_levels), true);
         }
         let expected_range =

@@ -121,7 +121,10 @@ impl SavedState {
                 thresholds.lasting = restored(thresholds.lasting, hours, current, n_rows);
                 LastingDeviations::restore(n_features, lookback, deviations)?
             }
-            None => LastingDeviations::new(n_features, lookback),
+            None => {
+                thresholds.lasting = restored(thresholds.lasting, Vec::new(), None, n_rows);
+                LastingDeviations::new(n_features, lookback)
+            }
         };
         Ok((derived, ScoreSmoother::restore(interval_ms, mean_score, newest_ms), lasting, thresholds))
     }

@@ -44,7 +44,7 @@ pub(super) struct TrainingRows {
 pub(super) struct BlockScore {
     pub anomaly_score: f64,
     pub tail_score: f64,
-    pub lasting_score: f64,
+    pub lasting_score: Option<f64>,
 }
 
 impl TrainingRows {
