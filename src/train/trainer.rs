@@ -39,8 +39,8 @@ const REGISTRY_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_AT_ONCE: usize = 4;
 /// The unit in which trainings reserve values.
 const VALUES_PER_PERMIT: usize = 1_000;
-/// The interval of rows whose interval is not known.
-const ASSUMED_INTERVAL_MS: i64 = 15_000;
+/// The interval of rows whose interval is not known: shorter than most, so that first trainings take what they reserved.
+const ASSUMED_INTERVAL_MS: i64 = 5_000;
 /// Samples of a feature from which its interval is known.
 const MIN_SAMPLES_OF_INTERVAL: usize = 10;
 /// The failure of a call that the cooldown prevents.
