@@ -16,8 +16,9 @@ pub fn doubt(transform: Transform, is_default: bool, selectors: &[Selector]) -> 
     let mut patterns = matchers.filter(|matcher| matcher.name() == METRIC_NAME).filter_map(|m| m.wanted());
     match transform {
         Transform::Value => {
+            let is_counter = |name: &str| name.ends_with("_total");
             let pattern =
-                patterns.find(|pattern| alternatives(pattern).any(|name| name.ends_with("_total")))?;
+                patterns.find(|pattern| is_counter(pattern) || alternatives(pattern).any(is_counter))?;
             Some(format!(
                 "{pattern} is a counter by its name: its value only grows, `rate(1m)` is its change"
             ))
@@ -33,9 +34,10 @@ pub fn doubt(transform: Transform, is_default: bool, selectors: &[Selector]) -> 
     }
 }
 
-/// `a` and `b` of `a|b` and `(a|b)`. Those of other patterns are parts of names.
+/// `a` and `b` of `a|b` and `(a|b)`; none of other patterns with parentheses, where they are parts of names.
 fn alternatives(pattern: &str) -> impl Iterator<Item = &str> {
-    pattern.split('|').map(|name| name.trim_matches(['(', ')']))
+    let inner = pattern.strip_prefix('(').and_then(|inner| inner.strip_suffix(')')).unwrap_or(pattern);
+    inner.split('|').filter(move |_| !inner.contains(['(', ')']))
 }
 
 /// True for the whole name of a metric that does not end as those of counters.
