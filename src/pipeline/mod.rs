@@ -124,10 +124,10 @@ pub enum Error {
     /// The web configuration is invalid.
     #[error(transparent)]
     Access(#[from] access::Error),
-    /// The storage directory cannot be written.
-    #[error("cannot use the storage directory {}", path.display())]
+    /// The storage directory, or a file in it, cannot be written.
+    #[error("cannot use {} for storage", path.display())]
     Storage {
-        /// The directory.
+        /// The directory or file.
         path: PathBuf,
         /// The error.
         source: std::io::Error,

@@ -155,10 +155,12 @@ impl Options {
             std::fs::create_dir_all(path)?;
             let probe = path.join(format!(".probe-{}", std::process::id()));
             std::fs::write(&probe, "promforest\n")?;
-            std::fs::remove_file(&probe)?;
-            File::options().create(true).truncate(false).write(true).open(path.join(STORAGE_LOCK))
+            std::fs::remove_file(&probe)
         };
-        let lock = prepare().map_err(|source| Error::Storage { path: path.clone(), source })?;
+        prepare().map_err(|source| Error::Storage { path: path.clone(), source })?;
+        let lock_path = path.join(STORAGE_LOCK);
+        let lock = File::options().create(true).truncate(false).write(true).open(&lock_path);
+        let lock = lock.map_err(|source| Error::Storage { path: lock_path, source })?;
         match lock.try_lock() {
             Ok(()) => Ok(lock),
             Err(TryLockError::WouldBlock) => Err(Error::StorageInUse { path: path.clone() }),

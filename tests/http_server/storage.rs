@@ -29,7 +29,7 @@ fn f21_a_storage_folder_is_made_or_refused_in_one_line() {
         let output = start(&storage).wait_with_output().expect("the program ends");
         assert_eq!(output.status.code(), Some(1), "{}", storage.display());
         let mut expected = String::new();
-        writeln!(expected, "promforest: cannot use the storage directory {}: {reason}", storage.display())
+        writeln!(expected, "promforest: cannot use {} for storage: {reason}", storage.display())
             .expect("text");
         assert_eq!(String::from_utf8_lossy(&output.stderr), expected);
     }
