@@ -20,7 +20,7 @@ pub const MAX_SYMBOLS: usize = 1_000_000;
 /// Multipliers of the halves of the hash over a series' symbols: 2^64 divided by the golden ratio, made odd, and any other
 /// odd number. The hashes of the symbols are uniform already; the multipliers make their order count.
 const MULTIPLIERS: [u64; 2] = [0x9e37_79b9_7f4a_7c15, 0xf39c_c060_5ced_c835];
-/// Multiplier of the names of labels, no power of the other: any odd number else.
+/// Multiplier of the names of labels, no small power of the other: any odd number else.
 const NAME_MULTIPLIER: u128 = 0xc2b2_ae3d_27d4_eb4f_1656_67b1_9e37_79f9;
 
 /// Key of packed label references in a `TimeSeries`.
