@@ -140,10 +140,8 @@ fn a_maintenance_is_kept_in_the_experiment() {
         let (_, listed, _) = run(&["list"]);
         assert!(listed.starts_with(line) && listed.ends_with("until it is ended, active\n"), "{listed}");
         assert_eq!(run(&["end", r#"{job="web"}"#]).1, "{job=\"web\"}: ended\n");
-        assert_eq!(
-            run(&["end", r#"{job="web"}"#]),
-            (false, String::new(), "promforest: there is no maintenance of {job=\"web\"} to end\n".into())
-        );
+        let nothing = "promforest: there is no maintenance of {job=\"web\"} to end: `promforest maintenance list` has all\n";
+        assert_eq!(run(&["end", r#"{job="web"}"#]), (false, String::new(), nothing.into()));
         assert_eq!(run(&["list"]).1.lines().count(), 2);
     }
 }
