@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn another_interval_of_scrapes_is_known_after_half_a_day() {
+    fn another_interval_of_scrapes_is_known_from_the_rows_of_a_day() {
         let lookback = |last_day_share: f64| {
             let changed_ms = 4 * DAY_MS - (last_day_share * DAY_MS as f64) as i64;
             let before = (0..changed_ms).step_by(15_000);

@@ -140,8 +140,8 @@ impl LastingDeviations {
         deviations
     }
 
-    /// What lasts of each feature, in the order of the features: the median of the blocks' means, and no more than the
-    /// newest one. A deviation that is over, or has changed its side, is 0.
+    /// The lasting deviation of each feature, in their order: the median of the blocks' means, and no more than the newest
+    /// one. A deviation that is over, or has changed its side, is 0.
     pub fn deviations(&self) -> Vec<Deviation> {
         let n_features = self.sums.len();
         let deviation = |feature: usize| {

@@ -36,12 +36,12 @@ pub struct SavedState {
     current: Option<SavedHour>,
     /// Number of rows, those of training included.
     n_rows: u64,
-    /// `None` from before there was one.
+    /// `None` in a state from before there was one.
     #[serde(default)]
     lasting: Option<SavedLasting>,
 }
 
-/// What lasts, and the hours of its scores.
+/// The deviations that last, and the hours of their scores.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SavedLasting {

@@ -7,8 +7,8 @@ use super::threshold::PotThreshold;
 const MIN_THRESHOLD: f64 = 0.7;
 /// Minimum of the threshold of what lasts, the tail score of two sigmas: less is no alarm, however long it lasts.
 const MIN_LASTING_THRESHOLD: f64 = 1.098_612_288_668_109_8;
-/// What lasts has to exceed its estimate by this factor: its score stays the same for minutes, so that a little more than
-/// the greatest of the past is a whole incident.
+/// Factor by which a lasting deviation has to exceed its estimate: its score stays the same for minutes, so that a little
+/// more than the greatest of the past is a whole incident.
 const LASTING_MARGIN: f64 = 1.15;
 /// The budget of what lasts, as a share of that of rows. Most of it is an incident by its rows too.
 pub(super) const LASTING_BUDGET_SHARE: f64 = 0.25;

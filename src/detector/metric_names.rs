@@ -7,7 +7,7 @@
 use crate::features::Transform;
 use crate::prom::{METRIC_NAME, Selector};
 
-/// Ends of the names of counters.
+/// Suffixes of the names of counters.
 const COUNTER_SUFFIXES: [&str; 4] = ["_total", "_count", "_sum", "_bucket"];
 
 /// The reason to doubt a transform; `None` for one that suits the names. `is_default` is true if it is not written out.
