@@ -42,7 +42,7 @@ pub fn build_report(source: &str, budget: f64, result: &BacktestResult, zone: Zo
 /// Names and values of what is known of the range and its models.
 fn facts(result: &BacktestResult) -> Vec<(String, String)> {
     let scored = || result.assessments.iter().flatten();
-    let n_accepted = scored().filter(|assessment| assessment.accepted_level > 0.0).count();
+    let n_accepted = scored().filter(|assessment| assessment.is_level_accepted).count();
     let correction = scored().map(|assessment| assessment.budget_correction).fold(0.0, f64::max);
     [
         ("rows", result.timestamps.len().to_string()),

@@ -1,8 +1,9 @@
 //! The alert state of a group: the open incident, accepted levels, and the feedback that keeps the budget.
 //!
-//! It belongs to the group, not to a model: a model that replaces another one inherits it.
+//! It belongs to the group, not to a model: a model that replaces another one inherits it. The scores of rows and those
+//! of what lasts have each their own, and an incident that both are in is one.
 
-use super::feedback::{BudgetFeedback, PastIncident};
+use super::feedback::{AlertScore, BudgetFeedback, PastIncident};
 use super::incident::{IncidentTracker, IncidentUpdate};
 use super::thresholds::{LASTING_BUDGET_SHARE, RowAndLasting};
 use crate::error::InvalidPart;
@@ -10,20 +11,41 @@ use serde::{Deserialize, Serialize};
 
 /// See the [module](self).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(from = "SavedAlertState", into = "SavedAlertState")]
 pub struct AlertState {
-    feedback: BudgetFeedback,
-    incident_tracker: IncidentTracker,
-    /// Of deviations that last.
-    #[serde(default)]
-    lasting: LastingState,
+    row: ScoreAlerts,
+    lasting: ScoreAlerts,
 }
 
+/// The alerts of one of the two scores.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct LastingState {
+struct ScoreAlerts {
     feedback: BudgetFeedback,
     incident_tracker: IncidentTracker,
+}
+
+/// The saved form: the alerts of rows are flat in it, as in a file from before there were any of what lasts.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SavedAlertState {
+    feedback: BudgetFeedback,
+    incident_tracker: IncidentTracker,
+    #[serde(default)]
+    lasting: ScoreAlerts,
+}
+
+impl From<SavedAlertState> for AlertState {
+    fn from(saved: SavedAlertState) -> Self {
+        let SavedAlertState { feedback, incident_tracker, lasting } = saved;
+        Self { row: ScoreAlerts { feedback, incident_tracker }, lasting }
+    }
+}
+
+impl From<AlertState> for SavedAlertState {
+    fn from(AlertState { row, lasting }: AlertState) -> Self {
+        Self { feedback: row.feedback, incident_tracker: row.incident_tracker, lasting }
+    }
 }
 
 /// The scores of a row.
@@ -33,14 +55,21 @@ pub struct RowAlertInput {
     pub timestamp_ms: i64,
     /// The raw score.
     pub raw: f64,
-    /// The smoothed score, and that of what lasts; 0 where that is unknown.
-    pub scores: RowAndLasting,
-    /// False while it is unknown what lasts.
-    pub is_lasting_known: bool,
+    /// The smoothed score.
+    pub smoothed: f64,
+    /// The score of what lasts; `None` while that is unknown.
+    pub lasting: Option<f64>,
     /// The thresholds of the model, without the correction of the group.
     pub thresholds: RowAndLasting,
     /// True if no incident may be open at the row.
     pub is_suspended: bool,
+}
+
+impl RowAlertInput {
+    /// The smoothed score, and that of what lasts; 0 where that is unknown.
+    pub fn scores(&self) -> RowAndLasting {
+        RowAndLasting { row: self.smoothed, lasting: self.lasting.unwrap_or_default() }
+    }
 }
 
 /// The result of one row, in units of the raw score and of the score of what lasts.
@@ -54,13 +83,18 @@ pub struct RowAlert {
     pub is_incident: bool,
     /// True if what lasts is an incident.
     pub is_lasting_incident: bool,
-    /// True if the row opens the incident.
-    pub has_opened: bool,
+    /// The score that opened an incident at the row.
+    pub opened_by: Option<AlertScore>,
     /// The accepted levels; 0 for none.
     pub accepted_levels: RowAndLasting,
 }
 
 impl RowAlert {
+    /// True if a level is accepted, by either score.
+    pub fn has_accepted_level(&self) -> bool {
+        self.accepted_levels.row > 0.0 || self.accepted_levels.lasting > 0.0
+    }
+
     /// The published threshold.
     pub fn threshold(&self) -> f64 {
         self.thresholds.row / self.unit
@@ -85,21 +119,73 @@ impl RowAlert {
     }
 }
 
-impl AlertState {
-    /// Replaces the feedback by that of the published incidents, ascending. Their scores are unknown: the noise floor stays.
-    pub fn set_published_incidents(&mut self, incidents: &[PastIncident], to_ms: i64, budget: f64) {
-        self.feedback = self.feedback.replay(incidents, to_ms, budget);
+impl ScoreAlerts {
+    /// Passes a row with its raw and its smoothed score, `None` where they are unknown, and the threshold without the
+    /// correction, and counts the excess of an incident that ends. A row that is not newer than the newest one changes
+    /// nothing: a state that a model inherits may be newer than the model's rows. Returns the threshold and the incident.
+    fn update(
+        &mut self,
+        row: &RowAlertInput,
+        scores: Option<(f64, f64)>,
+        threshold: f64,
+        (budget, interval_ms): (f64, i64),
+    ) -> (f64, IncidentUpdate) {
+        let Self { feedback, incident_tracker } = self;
+        let is_newer = incident_tracker.newest_ms().is_none_or(|newest_ms| row.timestamp_ms > newest_ms);
+        if is_newer {
+            feedback.advance_to(row.timestamp_ms, budget);
+        }
+        let threshold = threshold * feedback.factor();
+        let incident = match scores {
+            _ if !is_newer => incident_tracker.unchanged(),
+            _ if row.is_suspended => incident_tracker.suspend(row.timestamp_ms),
+            Some(scores) => incident_tracker.update(row.timestamp_ms, scores, threshold, interval_ms),
+            None => incident_tracker.skip(row.timestamp_ms, interval_ms),
+        };
+        if let Some(excess) = incident.excess {
+            feedback.count_excess(excess);
+        }
+        (threshold + incident.accepted_level, incident)
     }
 
-    /// Applies feedback of a person: the incidents of the group were counted as `before`, and count as `after`.
+    /// True if the row of an update was the last of an incident whose level is now accepted.
+    fn has_accepted_since(&self, update: &IncidentUpdate) -> bool {
+        self.incident_tracker.has_accepted_since(update)
+    }
+
+    /// Ends the incident of an update: its greatest score counts as usual until the deviation is over.
+    fn accept_open(&mut self, update: &mut IncidentUpdate) {
+        self.incident_tracker.accept_open();
+        (update.is_incident, update.has_opened) = (false, false);
+    }
+}
+
+impl AlertState {
+    /// Replaces the feedback by that of the published incidents, ascending. Their scores are unknown: the noise floor stays,
+    /// and which of the two opened them is unknown too: all count for the rows.
+    pub fn set_published_incidents(&mut self, incidents: &[PastIncident], to_ms: i64, budget: f64) {
+        self.row.feedback = self.row.feedback.replay(incidents, to_ms, budget);
+    }
+
+    /// Applies feedback of a person: the incidents of the group were counted as `before`, and count as `after`. The
+    /// correction of the score that opened them changes.
     pub fn revise(&mut self, before: &[PastIncident], after: &[PastIncident], to_ms: i64, budget: f64) {
-        self.feedback.revise(before, after, to_ms, budget);
+        let of_row = (&mut self.row, AlertScore::Row, budget);
+        let of_lasting = (&mut self.lasting, AlertScore::Lasting, LASTING_BUDGET_SHARE * budget);
+        for (alerts, opened_by, budget) in [of_row, of_lasting] {
+            let of_score = |incidents: &[PastIncident]| -> Vec<PastIncident> {
+                incidents.iter().filter(|incident| incident.opened_by == opened_by).copied().collect()
+            };
+            let (before, after) = (of_score(before), of_score(after));
+            if before != after {
+                alerts.feedback.revise(&before, &after, to_ms, budget);
+            }
+        }
     }
 
     /// True if an incident is open.
     pub fn is_incident_open(&self) -> bool {
-        let trackers = [&self.incident_tracker, &self.lasting.incident_tracker];
-        trackers.into_iter().any(|tracker| tracker.unchanged().is_incident)
+        self.trackers().into_iter().any(IncidentTracker::is_open)
     }
 
     /// True if what lasts is accepted as usual.
@@ -109,81 +195,61 @@ impl AlertState {
 
     /// Ends the open incident: its greatest score counts as usual until the deviation is over.
     pub fn accept_open_incident(&mut self) {
-        self.incident_tracker.accept_open();
+        self.row.incident_tracker.accept_open();
         self.lasting.incident_tracker.accept_open();
     }
 
     /// Updates with the next row of a group with a budget in incidents per day and rows at an interval. A row that is not
-    /// newer than the newest one changes nothing: a state that a model inherits may be newer than the model's rows.
+    /// newer than the newest one changes nothing.
     pub fn update(&mut self, row: RowAlertInput, budget: f64, interval_ms: i64) -> RowAlert {
-        let RowAlertInput { timestamp_ms, raw, scores, is_lasting_known, thresholds, is_suspended } = row;
-        let Self { feedback, incident_tracker, lasting } = self;
+        let RowAlertInput { timestamp_ms, raw, smoothed, lasting, thresholds, .. } = row;
         let lasting_budget = LASTING_BUDGET_SHARE * budget;
-        let is_newer = incident_tracker.newest_ms().is_none_or(|newest_ms| timestamp_ms > newest_ms);
-        if is_newer {
-            feedback.advance_to(timestamp_ms, budget);
-            lasting.feedback.advance_to(timestamp_ms, lasting_budget);
-        }
-        let corrected = RowAndLasting {
-            row: thresholds.row * feedback.factor(),
-            lasting: thresholds.lasting * lasting.feedback.factor(),
-        };
-        let track = |tracker: &mut IncidentTracker, scores, threshold| match is_newer {
-            true if is_suspended => tracker.suspend(timestamp_ms),
-            true => tracker.update(timestamp_ms, scores, threshold, interval_ms),
-            false => tracker.unchanged(),
-        };
-        let mut of_rows = track(incident_tracker, (raw, scores.row), corrected.row);
-        let mut of_lasting = match is_lasting_known || is_suspended {
-            true => track(&mut lasting.incident_tracker, (scores.lasting, scores.lasting), corrected.lasting),
-            false if is_newer => lasting.incident_tracker.skip(timestamp_ms, interval_ms),
-            false => lasting.incident_tracker.unchanged(),
-        };
-        let has_accepted = incident_tracker.has_accepted_since(&of_rows)
-            || lasting.incident_tracker.has_accepted_since(&of_lasting);
-        let is_known_to_last = !of_rows.is_incident && of_rows.accepted_level > 0.0;
+        // The incidents of both may meet at one row: then it is the same incident.
+        let was_open =
+            self.trackers().into_iter().any(|tracker| tracker.is_open_until(timestamp_ms, interval_ms));
+        let (row_threshold, mut of_row) =
+            self.row.update(&row, Some((raw, smoothed)), thresholds.row, (budget, interval_ms));
+        let lasting_scores = lasting.map(|score| (score, score));
+        let (lasting_threshold, mut of_lasting) =
+            self.lasting.update(&row, lasting_scores, thresholds.lasting, (lasting_budget, interval_ms));
+        let has_accepted =
+            self.row.has_accepted_since(&of_row) || self.lasting.has_accepted_since(&of_lasting);
+        let is_known_to_last = !of_row.is_incident && of_row.accepted_level > 0.0;
         if has_accepted {
             // Three hours end an incident, whichever of the two they are of.
-            incident_tracker.accept_open();
-            (of_rows.is_incident, of_rows.has_opened) = (false, false);
+            self.row.accept_open(&mut of_row);
         }
         if has_accepted || is_known_to_last {
             // What is accepted as usual lasts as usual.
-            lasting.incident_tracker.accept_open();
-            (of_lasting.is_incident, of_lasting.has_opened) = (false, false);
+            self.lasting.accept_open(&mut of_lasting);
         }
-        if let Some(excess) = of_rows.excess {
-            feedback.count_excess(excess);
+        let opened_by = match was_open {
+            false if of_row.has_opened => Some(AlertScore::Row),
+            false if of_lasting.has_opened => Some(AlertScore::Lasting),
+            _ => None,
+        };
+        match opened_by {
+            Some(AlertScore::Row) => self.row.feedback.count_incident(timestamp_ms, budget),
+            Some(AlertScore::Lasting) => self.lasting.feedback.count_incident(timestamp_ms, lasting_budget),
+            None => {}
         }
-        if let Some(excess) = of_lasting.excess {
-            lasting.feedback.count_excess(excess);
-        }
-        let goes_on = |update: &IncidentUpdate| update.is_incident && !update.has_opened;
-        let has_opened =
-            !goes_on(&of_rows) && !goes_on(&of_lasting) && (of_rows.has_opened || of_lasting.has_opened);
-        if has_opened && of_rows.has_opened {
-            feedback.count_incident(timestamp_ms, budget);
-        } else if has_opened {
-            lasting.feedback.count_incident(timestamp_ms, lasting_budget);
-        }
-        let accepted_levels =
-            RowAndLasting { row: of_rows.accepted_level, lasting: of_lasting.accepted_level };
         RowAlert {
-            thresholds: RowAndLasting {
-                row: corrected.row + accepted_levels.row,
-                lasting: corrected.lasting + accepted_levels.lasting,
-            },
-            unit: thresholds.row * feedback.slow_factor(),
-            is_incident: of_rows.is_incident || of_lasting.is_incident,
+            thresholds: RowAndLasting { row: row_threshold, lasting: lasting_threshold },
+            unit: thresholds.row * self.row.feedback.slow_factor(),
+            is_incident: of_row.is_incident || of_lasting.is_incident,
             is_lasting_incident: of_lasting.is_incident,
-            has_opened,
-            accepted_levels,
+            opened_by,
+            accepted_levels: RowAndLasting { row: of_row.accepted_level, lasting: of_lasting.accepted_level },
         }
     }
 
-    /// The feedback.
-    pub fn feedback(&self) -> &BudgetFeedback {
-        &self.feedback
+    /// The correction of the threshold of one of the scores.
+    pub fn correction(&self, of: AlertScore) -> f64 {
+        let alerts = match of {
+            AlertScore::Row => &self.row,
+            AlertScore::Lasting => &self.lasting,
+        };
+        alerts.feedback.correction()
     }
 
     /// Checks a saved state.
@@ -191,16 +257,21 @@ impl AlertState {
     /// # Errors
     /// [`InvalidPart`] for numbers out of their ranges.
     pub fn check(&self) -> Result<(), InvalidPart> {
-        self.feedback.check()?;
-        self.incident_tracker.check()?;
-        self.lasting.feedback.check()?;
-        self.lasting.incident_tracker.check()
+        [&self.row, &self.lasting].into_iter().try_for_each(|alerts| {
+            alerts.feedback.check()?;
+            alerts.incident_tracker.check()
+        })
+    }
+
+    fn trackers(&self) -> [&IncidentTracker; 2] {
+        [&self.row.incident_tracker, &self.lasting.incident_tracker]
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::detect::IncidentFeedback;
     use crate::time::HOUR_MS;
 
     fn input(timestamp_ms: i64, score: f64) -> RowAlertInput {
@@ -211,8 +282,8 @@ mod tests {
         RowAlertInput {
             timestamp_ms,
             raw: score,
-            scores: RowAndLasting { row: score, lasting },
-            is_lasting_known: true,
+            smoothed: score,
+            lasting: Some(lasting),
             thresholds: RowAndLasting { row: 1.0, lasting: 1.0 },
             is_suspended: false,
         }
@@ -239,10 +310,11 @@ mod tests {
         assert!(!calm.is_incident && calm.score(RowAndLasting { row: 0.5, lasting: 0.9 }) == 0.5);
         let opened = state.update(of_both(60_000, 0.5, 1.2), 1.0, 60_000);
         let scores = RowAndLasting { row: 0.5, lasting: 1.2 };
-        assert!(opened.has_opened && opened.is_lasting(scores) && state.is_incident_open());
+        assert!(opened.is_lasting(scores) && state.is_incident_open());
+        assert_eq!(opened.opened_by, Some(AlertScore::Lasting));
         assert_eq!((opened.score(scores), opened.threshold()), (1.2, 1.0));
         let next = state.update(of_both(120_000, 2.0, 1.2), 1.0, 60_000);
-        assert!(next.is_incident && !next.has_opened, "a row of the same incident");
+        assert!(next.is_incident && next.opened_by.is_none(), "a row of the same incident");
         assert!(!next.is_lasting(RowAndLasting { row: 2.0, lasting: 1.2 }));
         // A step of a fourth of the budget is twice as large.
         assert_eq!(next.thresholds, RowAndLasting { row: 1.0, lasting: 0.3f64.exp() });
@@ -258,44 +330,44 @@ mod tests {
         let opened = |minute: i64, state: &mut AlertState, row, lasting| {
             let alert = state.update(of_both(minute * 60_000, row, lasting), 1.0, 60_000);
             assert!(alert.is_incident, "{minute}");
-            alert.has_opened
+            alert.opened_by.is_some()
         };
         assert!(opened(0, &mut state, 2.0, 0.0));
         assert!(!(1..40).any(|minute| opened(minute, &mut state, if minute < 9 { 2.0 } else { 0.1 }, 1.2)));
-        assert!(state.lasting.feedback.correction() == 0.0 && state.feedback.correction() > 0.0);
+        assert!(state.correction(AlertScore::Lasting) == 0.0 && state.correction(AlertScore::Row) > 0.0);
     }
 
     #[test]
     fn a_deviation_that_is_accepted_lasts_without_another_incident() {
         let mut dismissed = AlertState::default();
-        assert!(dismissed.update(of_both(0, 3.0, 0.0), 1.0, 60_000).has_opened);
+        assert!(dismissed.update(of_both(0, 3.0, 0.0), 1.0, 60_000).is_incident);
         dismissed.accept_open_incident();
         for minute in 1..600 {
             let alert = dismissed.update(of_both(minute * 60_000, 3.0, 2.0), 1.0, 60_000);
-            assert!(!alert.is_incident && !alert.has_opened, "{minute}");
+            assert!(!alert.is_incident && alert.opened_by.is_none(), "{minute}");
         }
         let mut untouched = AlertState::default();
         let lasting = |minute| if minute < 15 { 0.0 } else { 2.0 };
         let alerts: Vec<RowAlert> = (0..600)
             .map(|minute| untouched.update(of_both(minute * 60_000, 3.0, lasting(minute)), 1.0, 60_000))
             .collect();
-        assert_eq!(alerts.iter().filter(|alert| alert.has_opened).count(), 1);
+        assert_eq!(alerts.iter().filter(|alert| alert.opened_by.is_some()).count(), 1);
         assert_eq!(alerts.iter().filter(|alert| alert.is_incident).count(), 180, "three hours");
         let beyond = untouched.update(of_both(600 * 60_000, 6.0, 2.0), 1.0, 60_000);
-        assert!(beyond.has_opened, "what goes beyond the level");
+        assert!(beyond.opened_by.is_some(), "what goes beyond the level");
     }
 
     #[test]
     fn a_gap_in_what_lasts_ends_neither_its_incident_nor_its_level() {
         let mut state = AlertState::default();
-        let update = |state: &mut AlertState, minute: i64, is_lasting_known| {
-            let lasting = if is_lasting_known { 2.0 } else { 0.0 };
-            let input = RowAlertInput { is_lasting_known, ..of_both(minute * 60_000, 0.1, lasting) };
+        let update = |state: &mut AlertState, minute: i64, is_lasting_known: bool| {
+            let lasting = is_lasting_known.then_some(2.0);
+            let input = RowAlertInput { lasting, ..of_both(minute * 60_000, 0.1, 0.0) };
             state.update(input, 1.0, 60_000)
         };
-        assert!(update(&mut state, 0, true).has_opened);
+        assert!(update(&mut state, 0, true).opened_by.is_some());
         assert!((1..8).all(|minute| update(&mut state, minute, false).is_incident));
-        assert!(!update(&mut state, 8, true).has_opened);
+        assert!(update(&mut state, 8, true).opened_by.is_none());
         state.accept_open_incident();
         for minute in [9, 60, 61, 70, 75] {
             assert!(!update(&mut state, minute, minute == 9 || minute == 75).is_incident, "{minute}");
@@ -303,14 +375,60 @@ mod tests {
     }
 
     #[test]
+    fn incidents_that_meet_at_a_row_are_one_and_a_gap_ends_it() {
+        let opened_by = |gap: i64| {
+            let mut state = AlertState::default();
+            let mut at = |minute: i64, row, lasting| {
+                let alert = state.update(of_both(minute * 60_000, row, lasting), 1.0, 60_000);
+                (alert.is_incident, alert.opened_by)
+            };
+            assert_eq!(at(0, 2.0, 0.0), (true, Some(AlertScore::Row)));
+            assert!((1..11).all(|minute| at(minute, 0.1, 0.0) == (true, None)));
+            at(11 + gap, 0.1, 2.0)
+        };
+        assert_eq!(opened_by(0), (true, None), "that of the rows ends where that of what lasts begins");
+        assert_eq!(opened_by(60), (true, Some(AlertScore::Lasting)));
+    }
+
+    #[test]
+    fn feedback_changes_the_correction_of_what_opened_the_incident() {
+        let mut state = AlertState::default();
+        assert_eq!(state.update(of_both(0, 0.5, 2.0), 1.0, 60_000).opened_by, Some(AlertScore::Lasting));
+        let of_both_scores =
+            |state: &AlertState| [AlertScore::Row, AlertScore::Lasting].map(|score| state.correction(score));
+        assert_eq!(of_both_scores(&state), [0.0, 0.3]);
+        let incident = PastIncident { opened_by: AlertScore::Lasting, ..PastIncident::new(0, 60_000) };
+        let judged = |feedback| PastIncident { feedback: Some((feedback, 60_000)), ..incident };
+        let mut false_alarm = state.clone();
+        false_alarm.revise(&[incident], &[judged(IncidentFeedback::False)], 60_000, 1.0);
+        let [row, lasting] = of_both_scores(&false_alarm);
+        assert!(row == 0.0 && (lasting - 0.6).abs() < 1e-12, "{row} {lasting}");
+        state.revise(&[incident], &[judged(IncidentFeedback::Real)], 60_000, 1.0);
+        assert_eq!(of_both_scores(&state), [0.0, 0.0]);
+    }
+
+    #[test]
+    fn a_state_from_before_what_lasts_continues() {
+        let mut state = AlertState::default();
+        state.update(of_both(0, 2.0, 2.0), 1.0, 60_000);
+        let mut saved = serde_json::to_value(&state).expect("JSON");
+        assert_eq!(serde_json::from_value(saved.clone()).ok().as_ref(), Some(&state));
+        saved.as_object_mut().expect("an object").remove("lasting").expect("the part");
+        let old: AlertState = serde_json::from_value(saved.clone()).expect("the form before");
+        assert_eq!(old, AlertState { row: state.row, ..AlertState::default() });
+        saved["unknown"] = 1.into();
+        assert!(serde_json::from_value::<AlertState>(saved).is_err());
+    }
+
+    #[test]
     fn published_incidents_leave_the_noise_floor() {
         let mut state = AlertState::default();
         state.update(input(0, 1.0), 1.0, 60_000);
         state.update(input(HOUR_MS, 0.0), 1.0, 60_000);
-        let floor = state.feedback().correction();
+        let floor = state.correction(AlertScore::Row);
         assert!(!state.is_incident_open() && floor > 0.0);
         state.set_published_incidents(&[PastIncident::new(0, 0)], 100 * HOUR_MS, 1.0);
-        assert!((state.feedback().correction() - 0.06).abs() < 1e-12, "{:?}", state.feedback());
+        assert!((state.correction(AlertScore::Row) - 0.06).abs() < 1e-12, "{state:?}");
     }
 
     #[test]

@@ -71,6 +71,17 @@ impl FromStr for IncidentFeedback {
     }
 }
 
+/// One of the two scores that open incidents, each against a threshold of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AlertScore {
+    /// The score of the row.
+    #[default]
+    Row,
+    /// The score of what lasts.
+    Lasting,
+}
+
 /// An incident of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -81,12 +92,15 @@ pub struct PastIncident {
     pub last_ms: i64,
     /// The feedback on it, and the time from which it counts.
     pub feedback: Option<(IncidentFeedback, i64)>,
+    /// The score that opened it, whose budget it counts against; that of the row where it is unknown.
+    #[serde(default)]
+    pub opened_by: AlertScore,
 }
 
 impl PastIncident {
-    /// An incident without feedback.
+    /// An incident without feedback, of which it is unknown what opened it.
     pub fn new(start_ms: i64, last_ms: i64) -> Self {
-        Self { start_ms, last_ms, feedback: None }
+        Self { start_ms, last_ms, feedback: None, opened_by: AlertScore::default() }
     }
 
     /// True if the incident counts against the budget.

@@ -148,6 +148,20 @@ impl IncidentTracker {
         IncidentUpdate { is_incident, has_opened: false, accepted_level, excess: None }
     }
 
+    /// True if an incident is open.
+    pub fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// True if an incident is open and no gap ends it before a row at this time.
+    pub fn is_open_until(&self, timestamp_ms: i64, interval_ms: i64) -> bool {
+        self.is_open() && !self.is_gap_before(timestamp_ms, interval_ms)
+    }
+
+    fn is_gap_before(&self, timestamp_ms: i64, interval_ms: i64) -> bool {
+        self.newest_ms.is_some_and(|newest_ms| timestamp_ms - newest_ms > incident_pause_ms(interval_ms))
+    }
+
     /// True if the row of this update was the last of an incident whose level is now accepted.
     pub fn has_accepted_since(&self, update: &IncidentUpdate) -> bool {
         self.accepted_level() != update.accepted_level
@@ -155,10 +169,10 @@ impl IncidentTracker {
 
     /// Passes a row without a known score: an open incident and an accepted level go on.
     pub fn skip(&mut self, timestamp_ms: i64, interval_ms: i64) -> IncidentUpdate {
-        let newest_ms = self.newest_ms.replace(timestamp_ms);
-        if newest_ms.is_some_and(|newest_ms| timestamp_ms - newest_ms > incident_pause_ms(interval_ms)) {
+        if self.is_gap_before(timestamp_ms, interval_ms) {
             self.open = None;
         }
+        self.newest_ms = Some(timestamp_ms);
         if let Some(accepted) = &mut self.accepted {
             accepted.last_ms = timestamp_ms;
         }
@@ -209,15 +223,13 @@ impl IncidentTracker {
         let accepted_level = self.accepted_level();
         let threshold = threshold + accepted_level;
         let excess = self.open.as_ref().map(OpenIncident::excess);
-        let newest_ms = self.newest_ms.replace(timestamp_ms);
-        if newest_ms.is_some_and(is_over) {
-            self.open = None;
-        }
-        let was_open = self.open.is_some();
+        let was_open = self.is_open_until(timestamp_ms, interval_ms);
+        self.newest_ms = Some(timestamp_ms);
         if was_open {
             self.update_open(timestamp_ms, (raw, smoothed), threshold);
             self.open.take_if(|open| is_over(open.exceedance.last_ms));
         } else {
+            self.open = None;
             self.watch(timestamp_ms, smoothed, threshold, interval_ms);
         }
         let is_incident = self.open.is_some();

@@ -46,7 +46,7 @@ pub use config::{AlertBudget, Config, DEFAULT_BUDGET, KEY_TABLES};
 use derived::{DERIVED_PER_FEATURE, DerivedFeatures};
 pub use deviation::{Deviation, DeviationReason};
 use encoder::residuals;
-pub use feedback::{IncidentFeedback, PastIncident};
+pub use feedback::{AlertScore, IncidentFeedback, PastIncident};
 use filter::DeviationFilter;
 pub use filter::{Direction, MinDeviation};
 use fit::TrainingScore;
@@ -59,7 +59,7 @@ pub use state::{Checkpoint, SavedState};
 use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use thresholds::{RowAndLasting, Thresholds};
+use thresholds::Thresholds;
 
 /// Times, in milliseconds, in which no incident is open and no threshold is learned.
 pub type SuspendedTimes = Arc<[RangeInclusive<i64>]>;
@@ -72,16 +72,16 @@ pub struct Assessment {
     /// The score at which an incident opens: about 1 in calm times, more after incidents, less in quiet days after a week
     /// of incidents.
     pub threshold: f64,
-    /// The score that is accepted as usual after a deviation of hours; 0 for none.
-    pub accepted_level: f64,
+    /// True if a level is accepted as usual after a deviation of hours, by the score of the row or by that of what lasts.
+    pub is_level_accepted: bool,
     /// The logarithm of the factor by which recent incidents raise the threshold.
     pub budget_correction: f64,
     /// The forest's decision in [-0.5, 0.5]; negative is anomalous.
     pub decision: f64,
     /// True if the row is part of an incident.
     pub incident: bool,
-    /// True if the row opens the incident.
-    pub has_opened: bool,
+    /// The score that opened the incident at the row; `None` for other rows.
+    pub opened_by: Option<AlertScore>,
     /// The strongest deviation of each feature, in descending order.
     pub deviations: Vec<Deviation>,
     /// The values of the row, `[n_features]`.
@@ -160,20 +160,16 @@ impl OnlineDetector {
         let mut thresholds = Thresholds::new(DEFAULT_BUDGET);
         let mut training_alerts = AlertState::default();
         let mut calibrate = |TrainingScore { timestamp_ms, raw, decision, lasting }| {
-            let scores = RowAndLasting {
-                row: smoother.smooth(timestamp_ms, raw),
-                lasting: lasting.unwrap_or_default(),
-            };
-            let values = thresholds.values_at(timestamp_ms);
-            thresholds.add(timestamp_ms, scores, false);
             let input = RowAlertInput {
                 timestamp_ms,
                 raw,
-                scores,
-                is_lasting_known: lasting.is_some(),
-                thresholds: values,
+                smoothed: smoother.smooth(timestamp_ms, raw),
+                lasting,
+                thresholds: thresholds.values_at(timestamp_ms),
                 is_suspended: false,
             };
+            let scores = input.scores();
+            thresholds.add(timestamp_ms, scores, false);
             let alert = training_alerts.update(input, DEFAULT_BUDGET, interval_ms);
             let incident_state =
                 Some(IncidentState { threshold: alert.threshold(), is_incident: alert.is_incident });
@@ -341,19 +337,15 @@ impl OnlineDetector {
         // What happens in a maintenance lasts after it only if it lasted before.
         let weight = if is_suspended && !self.alerts.is_lasting_accepted() { 0.0 } else { 1.0 };
         let residuals = residuals(&row_score.standardized).map(|residual| weight * residual);
-        let lasting = self.lasting.add(timestamp_ms, residuals);
-        let scores = RowAndLasting {
-            row: self.smoother.smooth(timestamp_ms, row_score.raw),
-            lasting: lasting.unwrap_or_default(),
-        };
         let input = RowAlertInput {
             timestamp_ms,
             raw: row_score.raw,
-            scores,
-            is_lasting_known: lasting.is_some(),
+            smoothed: self.smoother.smooth(timestamp_ms, row_score.raw),
+            lasting: self.lasting.add(timestamp_ms, residuals),
             thresholds: self.thresholds.values_at(timestamp_ms),
             is_suspended,
         };
+        let scores = input.scores();
         let alert = self.alerts.update(input, self.budget(), self.interval_ms());
         if !is_suspended {
             self.thresholds.add(timestamp_ms, scores.above(alert.accepted_levels), true);
@@ -363,11 +355,11 @@ impl OnlineDetector {
         Some(Assessment {
             score: alert.score(scores),
             threshold: alert.threshold(),
-            accepted_level: alert.accepted_levels.row / alert.unit,
-            budget_correction: self.alerts.feedback().correction(),
+            is_level_accepted: alert.has_accepted_level(),
+            budget_correction: self.alerts.correction(AlertScore::Row),
             decision: row_score.decision,
             incident: alert.is_incident,
-            has_opened: alert.has_opened,
+            opened_by: alert.opened_by,
             expected_range: expected.iter().enumerate().map(expected_range).collect(),
             deviations: if alert.is_lasting(scores) {
                 self.lasting.strongest()

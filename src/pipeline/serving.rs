@@ -1,6 +1,6 @@
 //! A model that scores the window of a group.
 
-use crate::detect::{self, AlertState, DeviationReason, OnlineDetector, SuspendedTimes};
+use crate::detect::{self, AlertScore, AlertState, DeviationReason, OnlineDetector, SuspendedTimes};
 use crate::features::counter::CounterEvent;
 use crate::features::{Row, RowReader, Schema};
 use crate::models::{DeployedModel, ModelInfo, RunningModel};
@@ -33,8 +33,8 @@ pub struct Contribution {
 pub enum RowIncident {
     /// None.
     None,
-    /// A new one: another one that was open has ended.
-    Opens,
+    /// A new one, that this score opened: another one that was open has ended.
+    Opens(AlertScore),
     /// The one of the row before, or one that opened before the rows that are known.
     Continues,
 }
@@ -195,7 +195,7 @@ impl ServingModel {
             expected_range: assessment.expected_range[index],
         };
         let contributions = assessment.contributions(MAX_CONTRIBUTIONS).map(contribution).collect();
-        let incident = if assessment.has_opened { RowIncident::Opens } else { RowIncident::Continues };
+        let incident = assessment.opened_by.map_or(RowIncident::Continues, RowIncident::Opens);
         Some(RowResult { score, incident, contributions })
     }
 

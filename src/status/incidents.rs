@@ -90,7 +90,7 @@ impl GroupDetail {
         of_window: &[IncidentEntry],
         has_admin_api: bool,
     ) -> Markup {
-        let detect::PastIncident { start_ms, last_ms, feedback } = *incident;
+        let detect::PastIncident { start_ms, last_ms, feedback, .. } = *incident;
         let overlapping =
             || of_window.iter().filter(move |entry| entry.from_ms <= last_ms && start_ms <= entry.to_ms);
         let peak = overlapping().map(|entry| entry.peak).fold(f64::NAN, f64::max);

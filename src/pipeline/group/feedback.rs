@@ -1,14 +1,14 @@
 //! The alerts of a group: the budget, feedback on its incidents, and maintenance.
 
 use super::Group;
-use crate::detect::{self, IncidentFeedback, PastIncident, SuspendedTimes};
+use crate::detect::{self, AlertScore, IncidentFeedback, PastIncident, SuspendedTimes};
 use crate::models::registry::periods::{self, Period};
 use crate::window::ModelRole;
 
 impl Group {
-    /// The correction of the threshold by recent incidents; `None` for a model without incidents.
+    /// The correction of the rows' threshold by recent incidents; `None` for a model without incidents.
     pub fn budget_correction(&self) -> Option<f64> {
-        self.models.champion()?.alert_state().map(|alerts| alerts.feedback().correction())
+        self.models.champion()?.alert_state().map(|alerts| alerts.correction(AlertScore::Row))
     }
 
     /// Incidents per day of the last week that count against the budget.
@@ -44,21 +44,23 @@ impl Group {
     }
 
     /// Applies feedback on the incident that started at a time; the same feedback again changes nothing. Returns the
-    /// correction after it, or `None` without such an incident or a model in service.
+    /// correction of what opened it, or `None` without such an incident or a model in service.
     pub fn apply_feedback(&mut self, start_ms: i64, feedback: IncidentFeedback) -> Option<f64> {
         let now_ms = self.newest_scored_ms()?;
         self.models.champion()?.alert_state()?;
         let [before, after] = self.incidents.set_feedback(start_ms, feedback, now_ms)?;
         let is_open = self.incidents.is_open_since(start_ms);
+        let opened_by = after.iter().find(|incident| incident.start_ms == start_ms)?.opened_by;
         let alerts = self.models.alert_state_mut()?;
         alerts.revise(&before, &after, now_ms, self.detector.alerts.budget);
         if is_open && feedback == IncidentFeedback::False {
             alerts.accept_open_incident();
             self.incidents.end_open();
         }
+        let correction = alerts.correction(opened_by);
         self.metrics_dirty = true;
         self.snapshot_dirty = true;
-        self.budget_correction()
+        Some(correction)
     }
 
     /// Takes over the published incidents. The last one is open if it reaches the newest written score and the champion's

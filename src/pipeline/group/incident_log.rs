@@ -1,6 +1,6 @@
 //! The incidents of a group within its window: their contributions, and the openings of the last week.
 
-use crate::detect::{IncidentFeedback, PastIncident};
+use crate::detect::{AlertScore, IncidentFeedback, PastIncident};
 use crate::pipeline::serving::{Contribution, RowIncident};
 use crate::time::{DAY_MS, HOUR_MS};
 use std::collections::VecDeque;
@@ -54,11 +54,16 @@ impl IncidentLog {
         let hour = timestamp_ms.div_euclid(HOUR_MS);
         let mut has_changed = self.hour.replace(hour) != Some(hour);
         let is_incident = incident != RowIncident::None;
+        let opened_by = match incident {
+            RowIncident::Opens(score) => score,
+            RowIncident::Continues | RowIncident::None => AlertScore::default(),
+        };
         let open = self.incidents.back_mut().filter(|_| self.is_open && incident == RowIncident::Continues);
         if let Some(open) = open {
             open.last_ms = open.last_ms.max(timestamp_ms);
         } else if is_incident {
-            self.incidents.push_back(PastIncident::new(timestamp_ms, timestamp_ms));
+            self.incidents
+                .push_back(PastIncident { opened_by, ..PastIncident::new(timestamp_ms, timestamp_ms) });
             has_changed = true;
         }
         self.is_open = is_incident;
@@ -176,9 +181,13 @@ mod tests {
 
     #[test]
     fn an_incident_that_opens_while_another_one_is_open_is_a_new_one() {
-        use RowIncident::{Continues, None, Opens};
-        let log = log_of(&[Opens, Continues, Opens, Continues, None, Opens]);
+        use RowIncident::{Continues, None};
+        let opens = RowIncident::Opens(AlertScore::Row);
+        let log =
+            log_of(&[opens, Continues, RowIncident::Opens(AlertScore::Lasting), Continues, None, opens]);
         assert_eq!(spans(&log), [(1, 2), (3, 4), (6, 6)]);
+        let opened_by: Vec<AlertScore> = log.incidents().iter().map(|incident| incident.opened_by).collect();
+        assert_eq!(opened_by, [AlertScore::Row, AlertScore::Lasting, AlertScore::Row]);
         assert_eq!(spans(&log_of(&[Continues, Continues])), [(1, 2)], "it opened before the known rows");
     }
 
@@ -196,11 +205,11 @@ mod tests {
 
     #[test]
     fn an_open_incident_has_no_end_until_it_is_ended() {
-        let mut log = log_of(&[RowIncident::Opens]);
+        let mut log = log_of(&[RowIncident::Opens(AlertScore::Row)]);
         assert_eq!(log.find(500), Ok(PastIncident::new(1, 1)));
         log.end_open();
         assert_eq!(log.find(500), Err(Some(PastIncident::new(1, 1))));
-        log.record(2, RowIncident::Opens, Vec::new(), 0);
+        log.record(2, RowIncident::Opens(AlertScore::Row), Vec::new(), 0);
         assert_eq!(spans(&log), [(1, 1), (2, 2)]);
         assert!(log.is_open_since(2) && !log.is_open_since(1));
     }

@@ -2,6 +2,7 @@
 
 use super::sequential::*;
 use super::*;
+use crate::detect::{AlertScore, IncidentFeedback};
 use crate::models::registry::periods::Period;
 use crate::train::WriteWatermark;
 
@@ -233,13 +234,39 @@ fn an_unchanged_group_is_not_written_again() {
     assert!(bench.engine.next_snapshot(None).expect("a group").snapshot.is_some());
 }
 
+/// The correction of the rows and that of the answer, after a false alarm of an incident that this score opened.
+fn corrections_after_a_false_alarm(opened_by: AlertScore) -> [Option<f64>; 2] {
+    let model = sequential_model();
+    let mut snapshot = snapshot_of(&mut running(&model, 400));
+    let checkpoint = snapshot.0.champion.clone().expect("a model");
+    let incident = snapshot.0.incidents.last_mut().expect("an incident");
+    incident.opened_by = opened_by;
+    let start_ms = incident.start_ms;
+    let mut bench = Bench::new("");
+    bench.engine.restore(vec![snapshot], Instant::now(), |_| {});
+    let warm_start =
+        WarmStart { detection: checkpoint.resume(&deployed(&model)).flatten(), ..WarmStart::default() };
+    let (_, group) = bench.groups().remove(0);
+    group.install(deployed(&model), warm_start, Instant::now(), &mut |_| {});
+    let answer = group.apply_feedback(start_ms, IncidentFeedback::False);
+    [group.budget_correction(), answer]
+}
+
+#[test]
+fn a_false_alarm_counts_for_the_score_that_opened_it_also_after_a_restart() {
+    let [row, answer] = corrections_after_a_false_alarm(AlertScore::Row);
+    assert_eq!(row, answer);
+    let [untouched, answer] = corrections_after_a_false_alarm(AlertScore::Lasting);
+    assert!(untouched < row && answer.is_some_and(|step| step > 0.29), "{untouched:?} {row:?} {answer:?}");
+}
+
 #[test]
 fn feedback_that_a_snapshot_lacks_is_applied_once() {
     let model = sequential_model();
     let mut bench = running(&model, 400);
     let snapshot = snapshot_of(&mut bench);
     let incident = *snapshot.0.incidents.last().expect("an incident");
-    let feedback = crate::detect::IncidentFeedback::False;
+    let feedback = IncidentFeedback::False;
     let expected = bench.groups().remove(0).1.apply_feedback(incident.start_ms, feedback);
     let recorded = Period {
         kind: feedback.into(),
