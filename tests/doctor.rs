@@ -86,7 +86,7 @@ fn write_unstable_series(stack: &Stack) {
 }
 
 const WRONG_DETECTORS: &str = r"
-  - {name: unknown, match: [node_network_recieve_bytes_total], by: [job, instance]}
+  - {name: unknown, match: [node_network_recieve_bytes_total], transform: value, by: [job, instance]}
 ";
 const CHURN_DETECTOR: &str = r"
   - {name: churn, match: [churn_total], transform: rate(1s), by: [cluster, job, instance]}
@@ -139,6 +139,7 @@ fn the_configuration_of_detectors_is_compared(stack: &Stack) {
     stack.configure_file("wrong.yml", "", WRONG_DETECTORS);
     let (_, findings) = examine(stack, "wrong.yml", &[]);
     assert_finding(&findings, "watched-series", "error", "node_network_receive_bytes_total");
+    assert_finding(&findings, "configuration", "warning", "change this key");
     write_unstable_series(stack);
     stack.configure_file("churn.yml", "", CHURN_DETECTOR);
     let (_, findings) = examine(stack, "churn.yml", &[]);

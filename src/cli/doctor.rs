@@ -1,11 +1,13 @@
 //! `promforest doctor`: checks the configuration, the Prometheus servers that it names, and the running sidecar.
 
-use super::{OutputFormat, block_on, load_config, print};
+use super::{OutputFormat, block_on, print};
+use crate::config::Config;
 use crate::doctor::{self, TrialWrite};
 use crate::error::BoxError;
 use crate::http::Url;
 use crate::pipeline::DEFAULT_URL;
 use crate::tenant::Tenant;
+use crate::yaml::Document;
 use clap::Args;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -42,11 +44,17 @@ pub fn run(args: DoctorArgs) -> ExitCode {
 }
 
 async fn examine(args: DoctorArgs) -> Result<bool, BoxError> {
-    let config = load_config(args.config_file.as_deref())?;
+    let (config, warnings) = match &args.config_file {
+        Some(file) => {
+            let Document { value, warnings, .. } = Config::load_to_show(file)?;
+            (value, warnings)
+        }
+        None => (Config::default(), Vec::new()),
+    };
     config.check_tenant(args.tenant.as_ref())?;
     let config = args.tenant.as_ref().map_or_else(|| config.clone(), |tenant| config.of_tenant(tenant));
     let trial_write = if args.no_write { TrialWrite::Forbidden } else { TrialWrite::Allowed };
-    let report = doctor::examine(&config, &args.url, trial_write).await;
+    let report = doctor::examine(&config, &warnings, &args.url, trial_write).await;
     print(&match args.output {
         OutputFormat::Text => report.to_text(),
         OutputFormat::Json => report.to_json(),

@@ -15,11 +15,20 @@ mod checks;
 
 use crate::config::Config;
 use crate::http::Url;
+use crate::yaml;
 pub use finding::{Finding, Report, Status};
 pub use gather::TrialWrite;
 
-/// Gathers the facts of a set-up and checks them. `sidecar` is the address of the running sidecar.
-pub async fn examine(config: &Config, sidecar: &Url, trial_write: TrialWrite) -> Report {
+/// Gathers the facts of a set-up and checks them. `warnings` are those of the configuration file, and `sidecar` is the
+/// address of the running sidecar.
+pub async fn examine(
+    config: &Config,
+    warnings: &[yaml::Error],
+    sidecar: &Url,
+    trial_write: TrialWrite,
+) -> Report {
     let facts = gather::gather(config, sidecar, trial_write).await;
-    Report { findings: checks::all(config, &facts) }
+    let mut findings = checks::of_configuration(warnings);
+    findings.extend(checks::all(config, &facts));
+    Report { findings }
 }

@@ -11,8 +11,20 @@ mod tests;
 use super::facts::Facts;
 use super::finding::Finding;
 use crate::config::Config;
+use crate::yaml;
 
-/// The findings of all checks, in the order of the data's way.
+/// The warnings of the configuration file.
+pub fn of_configuration(warnings: &[yaml::Error]) -> Vec<Finding> {
+    const CHECK: &str = "configuration";
+    if warnings.is_empty() {
+        return vec![Finding::ok(CHECK, "the configuration has no warnings")];
+    }
+    let found =
+        |warning: &yaml::Error| Finding::warning(CHECK, warning.to_string(), "change this key, or remove it");
+    warnings.iter().map(found).collect()
+}
+
+/// The findings of all other checks, in the order of the data's way.
 pub fn all(config: &Config, facts: &Facts) -> Vec<Finding> {
     let mut findings = endpoints::all(facts);
     for server in &facts.servers {

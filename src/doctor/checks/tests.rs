@@ -1,12 +1,13 @@
 //! Each finding appears with its fault, and is absent without it.
 
-use super::all;
+use super::{all, of_configuration};
 use crate::config::Config;
 use crate::doctor::facts::{Answer, EndpointAnswer, Facts, NoAnswer, Selected, Server, Sidecar};
 use crate::doctor::finding::{Finding, Status};
 use crate::doctor::prometheus_config::PrometheusConfig;
 use crate::doctor::rules;
 use crate::prom::{Labels, METRIC_NAME};
+use crate::yaml;
 
 const NOW_MS: i64 = 1_800_000_000_000;
 const PROGRESS: &str = "promforest_training_progress_ratio";
@@ -172,6 +173,18 @@ fn a_sender_that_divides_unlike_the_shards_is_found() {
             ));
         },
     );
+}
+
+#[test]
+fn the_warnings_of_the_configuration_are_found() {
+    let [fine] = &of_configuration(&[])[..] else { panic!("one finding") };
+    assert_eq!(fine.status, Status::Ok);
+    let warning = |line, message: &str| yaml::Error { line, message: message.into() };
+    let warnings = [warning(3, "detectors[0].match: up is no counter"), warning(7, "has no effect")];
+    let found = of_configuration(&warnings);
+    let messages: Vec<&str> = found.iter().map(|finding| finding.message.as_str()).collect();
+    assert_eq!(messages, ["line 3: detectors[0].match: up is no counter", "line 7: has no effect"]);
+    assert!(found.iter().all(|finding| finding.status == Status::Warning));
 }
 
 #[test]
