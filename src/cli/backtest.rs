@@ -142,7 +142,7 @@ async fn inputs_from_history<'a>(
     let start_ms = args.start.ok_or("--start or --input is needed")?;
     let to_ms = args.end.unwrap_or_else(time::now_ms);
     if start_ms >= to_ms {
-        return Err("the range ends before it begins: --start must be before --end".into());
+        return Err(training_data::empty_range("the range", (start_ms, to_ms)).into());
     }
     let mut history_range = HistoryRange { from_ms: None, train_to_ms: start_ms - 1, to_ms };
     if let Some(GivenModel { model, online_detector }) = replay_model {

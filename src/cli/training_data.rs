@@ -69,9 +69,15 @@ pub fn parse_exclusion(text: &str) -> Result<Exclusion, String> {
     let (from, to) = text.split_once("..").ok_or_else(no_range)?;
     let (from_ms, to_ms) = (time::parse(from)?, time::parse(to)?);
     if from_ms > to_ms {
-        return Err(format!("{text:?} ends before it begins"));
+        return Err(empty_range("the range", (from_ms, to_ms)));
     }
     Ok(Exclusion { from_ms, to_ms, reason: text.into() })
+}
+
+/// The error of a range that has no row.
+pub fn empty_range(range: &str, (from_ms, to_ms): (i64, i64)) -> String {
+    let [from, to] = [from_ms, to_ms].map(time::format_timestamp);
+    format!("{range} from {from} to {to} is empty: its start must be before its end")
 }
 
 /// Rows of one group, or of a file.
@@ -260,7 +266,7 @@ impl<'a> HistoryReader<'a> {
                 history_range.to_ms,
             );
             if range.0 >= range.1 {
-                return Err("the history ends before it begins: --start must be before --end".into());
+                return Err(empty_range("the history", range).into());
             }
             let group_matchers = args.group.matchers().iter();
             let of_groups = |matcher: &&Matcher| detector.by.iter().any(|name| name == matcher.name());

@@ -7,6 +7,7 @@ use crate::detect::{IncidentFeedback, PastIncident};
 use crate::error::InvalidPart;
 use crate::prom::matcher::{self, Matcher};
 use crate::prom::{Labels, Selector};
+use crate::time::format_timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -185,12 +186,13 @@ impl Period {
         if let Some((part, text)) = texts.into_iter().find(|(_, text)| text.len() > MAX_TEXT_BYTES) {
             return Err(InvalidPart::new(part, text.len(), limit));
         }
-        let invalid_end = |end: &dyn fmt::Display| {
-            Err(InvalidPart::new("end of a period", end, format_args!("at least {}", self.from_ms)))
+        let invalid_end = |end: String| {
+            let least = format!("at least {}", format_timestamp(self.from_ms));
+            Err(InvalidPart::new("end of a period", end, least))
         };
         match self.to_ms {
-            Some(to_ms) if to_ms < self.from_ms => invalid_end(&to_ms),
-            None if self.kind != PeriodKind::Maintenance => invalid_end(&"null"),
+            Some(to_ms) if to_ms < self.from_ms => invalid_end(format_timestamp(to_ms)),
+            None if self.kind != PeriodKind::Maintenance => invalid_end("null".into()),
             _ => Ok(()),
         }
     }
@@ -346,7 +348,11 @@ mod tests {
     fn texts_are_bounded_and_a_range_does_not_end_before_it_begins() {
         let valid = period(PeriodKind::Real, "{}", 5, Some(5));
         assert!(valid.check().is_ok());
-        assert!(Period { to_ms: Some(4), ..valid.clone() }.check().is_err());
+        assert_eq!(
+            Period { to_ms: Some(4), ..valid.clone() }.check().map_err(|error| error.to_string()),
+            Err("end of a period is 1970-01-01T00:00:00.004Z, must be at least 1970-01-01T00:00:00.005Z"
+                .into())
+        );
         let unending = Period { to_ms: None, ..valid.clone() };
         assert!(unending.check().is_err(), "an incident has an end");
         assert!(Period { kind: PeriodKind::Maintenance, ..unending }.check().is_ok());
