@@ -9,6 +9,11 @@ use super::thresholds::{LASTING_BUDGET_SHARE, RowAndLasting};
 use crate::error::InvalidPart;
 use serde::{Deserialize, Serialize};
 
+/// Most incidents per day on average for a budget in alerts per day: what only lasts may add to it.
+pub fn max_incidents_per_day(budget: f64) -> f64 {
+    (1.0 + LASTING_BUDGET_SHARE) * budget
+}
+
 /// See the [module](self).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "SavedAlertState", into = "SavedAlertState")]

@@ -110,7 +110,7 @@ impl Metrics {
             budget_expected: register(
                 registry,
                 "alert_budget_expected_per_day",
-                "Most incidents per day on average: the budget of alerts",
+                "Budget of alerts: most incidents per day on average; what only lasts may add a fourth",
             ),
             budget_observed: register(
                 registry,

@@ -8,6 +8,7 @@ use super::group::{BEFORE_MS, DeviatingFeature, GroupSummary, OpenIncident, Scor
 use super::ribbon::ribbon;
 use super::server::Sidecar;
 use super::words::{format_age, format_band, format_latency};
+use crate::detect::max_incidents_per_day;
 use crate::http::{Url, percent_encode};
 use crate::report::page::section;
 use crate::report::scale::Scale;
@@ -196,7 +197,7 @@ impl Overview<'_> {
         };
         section(
             "Alerts against the budget",
-            "Incidents of all groups of a detector. The budget is a ceiling of the average.",
+            "Incidents of all groups of a detector. The budget is a ceiling of the average; what only lasts may add a fourth.",
             &body,
         )
     }
@@ -205,6 +206,7 @@ impl Overview<'_> {
 fn alert_row(detector: &str, groups: &[&GroupSummary]) -> Markup {
     let observed: f64 = groups.iter().map(|group| group.incidents_per_day).sum();
     let budget: f64 = groups.iter().map(|group| group.budget).sum();
+    let most = max_incidents_per_day(budget);
     let last_day: usize = groups.iter().map(|group| group.last_day.len()).sum();
     html! {
         tr {
@@ -214,7 +216,7 @@ fn alert_row(detector: &str, groups: &[&GroupSummary]) -> Markup {
             td.n { (number(observed)) }
             td.n { (number(budget)) }
             td {
-                meter min="0" max=(budget) high=(budget) value=(observed.min(budget)) { (percent(observed / budget)) }
+                meter min="0" max=(most) value=(observed.min(most)) { (percent(observed / budget)) }
                 " " (percent(observed / budget))
             }
         }

@@ -130,6 +130,17 @@ fn the_first_page_states_the_incident_and_the_state_of_the_fleet() {
 }
 
 #[test]
+fn the_budget_is_used_up_with_the_fourth_that_what_only_lasts_may_add() {
+    let of = |incidents_per_day| GroupSummary { incidents_per_day, budget: 2.0, ..group("a:9100") };
+    for (incidents_per_day, meter) in
+        [(2.0, r#"<meter min="0" max="2.5" value="2">"#), (3.0, r#"<meter min="0" max="2.5" value="2.5">"#)]
+    {
+        let page = overview(vec![of(incidents_per_day)], &FleetQuery::default());
+        assert!(page.contains(meter), "{page}");
+    }
+}
+
+#[test]
 fn an_incident_has_a_picture_and_a_link_to_grafana() {
     let page = overview(vec![in_incident("db:9100")], &FleetQuery::default());
     let link = "https://grafana.example/d/one?orgId=1&amp;var-detector=node_network&amp;var-instance=db%3A9100&amp;var-job=node&amp;from=1794785200000&amp;to=now";
