@@ -8,6 +8,7 @@
 //! too.
 
 mod aliases;
+mod artifacts;
 mod config;
 mod metrics;
 mod error;
@@ -34,10 +35,6 @@ use std::time::Duration;
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Most bytes of a response without an artifact.
 const RESPONSE_LIMIT: usize = 16 << 20;
-/// Most bytes of one artifact, and of all artifacts of a model.
-const ARTIFACT_LIMIT: u64 = 512 << 20;
-/// Most files of a model's folder.
-const MAX_FILES: usize = 100;
 /// Items of one page of a listing.
 const PAGE_SIZE: usize = 200;
 /// Most parameters, tags or metrics of one call: the server accepts 100 of each.
@@ -176,9 +173,7 @@ impl Mlflow {
             self.end_run(&child.id, "FINISHED").await?;
         }
         let folder = format!("{}/model", run.artifact_uri);
-        for (name, bytes) in artifact::to_files(new_version.model) {
-            self.upload(&format!("{folder}/{name}"), bytes).await?;
-        }
+        self.upload_folder(&folder, artifact::to_files(new_version.model)).await?;
         if let Some(report) = new_version.report {
             self.upload(&format!("{}/report.html", run.artifact_uri), report.as_bytes().to_vec()).await?;
         }
@@ -369,50 +364,6 @@ impl Mlflow {
         Ok(())
     }
 
-    // Artifacts
-
-    /// The files directly in a folder of the artifact store; none if there is no such folder.
-    async fn download_folder(&self, uri: &str) -> Result<Files, Error> {
-        let path = proxied_path(uri)?;
-        let listing =
-            format!("{}/api/2.0/mlflow-artifacts/artifacts?path={}", self.base, percent_encode(path));
-        let response = self.call(Method::GET, &listing, None).await?;
-        let mut files = Files::new();
-        let mut remaining = ARTIFACT_LIMIT;
-        for file in response["files"].as_array().into_iter().flatten() {
-            let name = text_field(file, "path");
-            if file["is_dir"].as_bool() == Some(true) || name.contains('/') {
-                continue;
-            }
-            let oversized = |what: String, limit| Error::Oversized { uri: uri.into(), what, limit };
-            if files.len() == MAX_FILES {
-                return Err(oversized(format!("more than {MAX_FILES} files"), MAX_FILES as u64));
-            }
-            let address = format!(
-                "{}/api/2.0/mlflow-artifacts/artifacts/{}/{}",
-                self.base,
-                encode_path(path),
-                percent_encode(&name)
-            );
-            let limit = usize::try_from(remaining).unwrap_or(usize::MAX);
-            let bytes = self.send(Method::GET, &address, None, limit).await?;
-            remaining = remaining
-                .checked_sub(bytes.len() as u64)
-                .ok_or_else(|| oversized("more bytes".into(), ARTIFACT_LIMIT))?;
-            files.insert(name, bytes.to_vec());
-        }
-        Ok(files)
-    }
-
-    async fn upload(&self, uri: &str, bytes: Vec<u8>) -> Result<(), Error> {
-        let address =
-            format!("{}/api/2.0/mlflow-artifacts/artifacts/{}", self.base, encode_path(proxied_path(uri)?));
-        let content = (HeaderValue::from_static("application/octet-stream"), Bytes::from(bytes));
-        self.send(Method::PUT, &address, Some(content), RESPONSE_LIMIT).await.map(drop)
-    }
-
-    // Calls
-
     async fn get(&self, call: &str, query: &[(&str, &str)]) -> Result<Value, Error> {
         let query = encode_query(query.iter().copied());
         self.call(Method::GET, &format!("{}/api/2.0/mlflow/{call}?{query}", self.base), None).await
@@ -520,41 +471,7 @@ fn text_field(value: &Value, field: &str) -> String {
     value[field].as_str().unwrap_or_default().to_string()
 }
 
-/// The path of an artifact behind the tracking server.
-fn proxied_path(uri: &str) -> Result<&str, Error> {
-    let path = uri.strip_prefix("mlflow-artifacts:").ok_or_else(|| Error::NotProxied(uri.into()))?;
-    // With an authority: mlflow-artifacts://host:port/1/...
-    let path = path.strip_prefix("//").map_or(path, |rest| rest.split_once('/').map_or("", |(_, path)| path));
-    Ok(path.trim_start_matches('/'))
-}
-
 /// An address without its query, for messages.
 fn without_query(address: &str) -> String {
     address.split('?').next().unwrap_or_default().to_string()
-}
-
-fn encode_path(path: &str) -> String {
-    path.split('/').map(percent_encode).collect::<Vec<_>>().join("/")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn artifacts_go_through_the_server() {
-        assert_eq!(
-            proxied_path("mlflow-artifacts:/4/cae/artifacts/model").expect("proxied"),
-            "4/cae/artifacts/model"
-        );
-        assert_eq!(proxied_path("mlflow-artifacts://host:5000/4/cae").expect("proxied"), "4/cae");
-        let bucket = proxied_path("s3://bucket/4").expect_err("not proxied").to_string();
-        assert!(bucket.starts_with("the files are at s3://bucket/4: the server must proxy them"), "{bucket}");
-    }
-
-    #[test]
-    fn reserved_characters_are_percent_encoded() {
-        assert_eq!(percent_encode("name LIKE 'a_%'"), "name%20LIKE%20%27a_%25%27");
-        assert_eq!(encode_path("4/a b/ü"), "4/a%20b/%C3%BC");
-    }
 }

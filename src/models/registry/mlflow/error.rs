@@ -44,6 +44,16 @@ pub enum Error {
         /// The limit.
         limit: u64,
     },
+    /// The store has another size of a file than was sent.
+    #[error("{uri} has {stored} bytes after the upload of {size}")]
+    Truncated {
+        /// The file.
+        uri: String,
+        /// Bytes that the store has.
+        stored: u64,
+        /// Bytes that were sent.
+        size: u64,
+    },
     /// A run without a model.
     #[error("run {run} has no model in {path:?}")]
     NoModel {
@@ -62,7 +72,7 @@ impl Error {
             Self::Refused { status, .. } => {
                 matches!(*status, StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND | StatusCode::GONE)
             }
-            Self::UnexpectedResponse { .. } => false,
+            Self::UnexpectedResponse { .. } | Self::Truncated { .. } => false,
             Self::NotProxied(_) | Self::Oversized { .. } | Self::NoModel { .. } => true,
         }
     }
