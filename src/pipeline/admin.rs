@@ -26,7 +26,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 /// Limits of the requests' bodies.
 const LIMITS: BodyLimits = BodyLimits {
@@ -48,6 +48,8 @@ pub struct AdminApi {
     pub backends: watch::Receiver<Arc<Backends>>,
     /// Wakes the watcher of maintenance.
     pub maintenance_changed: Arc<Notify>,
+    /// Ids of groups whose snapshots are not to wait for the next round.
+    pub urgent_snapshots: mpsc::Sender<u32>,
     receiver: BodyReceiver,
 }
 
@@ -127,8 +129,10 @@ impl AdminApi {
         engine: EngineHandle,
         backends: watch::Receiver<Arc<Backends>>,
         maintenance_changed: Arc<Notify>,
+        urgent_snapshots: mpsc::Sender<u32>,
     ) -> Self {
-        Self { engine, backends, maintenance_changed, receiver: BodyReceiver::new(LIMITS) }
+        let receiver = BodyReceiver::new(LIMITS);
+        Self { engine, backends, maintenance_changed, urgent_snapshots, receiver }
     }
 
     /// Answers `POST /api/v1/feedback`.
@@ -193,6 +197,8 @@ impl AdminApi {
         let applied = self.engine.apply_feedback(group, incident.start_ms, feedback).await;
         let no_model = || (StatusCode::SERVICE_UNAVAILABLE, format!("{labels} has no model in service yet"));
         let budget_correction = applied.ok_or_else(shutting_down)?.ok_or_else(no_model)?;
+        // The registry has the feedback, but the last snapshot may lack the incident. Without room, the next round writes it.
+        let _ = self.urgent_snapshots.try_send(group);
         Ok(FeedbackAnswer {
             detector,
             group: labels.to_string(),

@@ -211,9 +211,10 @@ impl Sidecar {
         scoring.restore(store.load(), Instant::now(), |outcome| metrics.snapshot.count_group(outcome));
         start_engine(scoring, commands, &supervisor)?;
         let tasks = Tasks::spawn(requests, &engine, &backends_rx, &store, &metrics, &supervisor);
-        let admin = options
-            .enable_admin_api
-            .then(|| AdminApi::new(engine.clone(), backends_rx, tasks.maintenance_changed.clone()));
+        let admin = options.enable_admin_api.then(|| {
+            let (changed, urgent) = (tasks.maintenance_changed.clone(), tasks.urgent_snapshots.clone());
+            AdminApi::new(engine.clone(), backends_rx, changed, urgent)
+        });
 
         let source = start_source(&config, &engine, &metrics, &supervisor)?;
         metrics.reload.record_success();

@@ -24,6 +24,8 @@ use tokio::task::JoinHandle;
 const TRAINING_QUEUE: usize = 64;
 /// Requests for history that may wait: one of a gap, one of an audit.
 const BACKFILL_QUEUE: usize = 2;
+/// Groups with feedback whose snapshots may wait. Those that find no room are in the next round.
+const SNAPSHOT_QUEUE: usize = 64;
 /// Interval of the engine's clock.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -62,6 +64,8 @@ pub struct Tasks {
     last_snapshots: watch::Sender<bool>,
     /// Wakes the watcher of maintenance.
     pub maintenance_changed: Arc<Notify>,
+    /// Ids of groups whose snapshots are not to wait for the next round.
+    pub urgent_snapshots: mpsc::Sender<u32>,
 }
 
 impl Tasks {
@@ -95,7 +99,8 @@ impl Tasks {
         let maintenance_watcher =
             maintenance_watcher::run(weak(), backends.clone(), maintenance_changed.clone());
         let (last_snapshots, last_snapshots_rx) = watch::channel(false);
-        let snapshotter = snapshotter::run(weak(), store.clone(), last_snapshots_rx);
+        let (urgent_snapshots, urgent_snapshots_rx) = mpsc::channel(SNAPSHOT_QUEUE);
+        let snapshotter = snapshotter::run(weak(), store.clone(), urgent_snapshots_rx, last_snapshots_rx);
         Self {
             trainers: (0..Trainer::n_at_once()).map(spawn_trainer).collect(),
             gap_filler: supervisor.spawn("the gap filler", gap_filler),
@@ -105,6 +110,7 @@ impl Tasks {
             snapshotter: supervisor.spawn("the snapshotter", snapshotter),
             last_snapshots,
             maintenance_changed,
+            urgent_snapshots,
         }
     }
 

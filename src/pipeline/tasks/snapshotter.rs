@@ -1,4 +1,4 @@
-//! Writes snapshots of all groups every five minutes, and at the shutdown.
+//! Writes snapshots of all groups every five minutes, and at the shutdown; that of a group with feedback of a person at once.
 //!
 //! The engine hands out one group after another, so that no reply takes longer than the copy of the newest rows of one
 //! window. The encoding and the writing happen here. The round at the shutdown ends in time: the groups that it does not
@@ -10,8 +10,9 @@ use crate::pipeline::group::snapshot::SnapshotStep;
 use crate::snapshot::{SnapshotStore, TooLarge};
 use std::collections::HashSet;
 use std::io;
+use std::pin::pin;
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinError;
 use tracing::{error, warn};
 
@@ -24,11 +25,16 @@ const LAST_ROUND_TIMEOUT: Duration = Duration::from_secs(15);
 /// Groups that a log line names.
 const MAX_LOGGED_GROUPS: usize = 20;
 
-/// Writes a round every five minutes until the engine is gone, and a last one when `closing` turns true.
-pub async fn run(engine: WeakEngineHandle, mut store: SnapshotStore, mut closing: watch::Receiver<bool>) {
+/// Writes a round every five minutes until the engine is gone, and a last one when `closing` turns true. The groups of
+/// `urgent` are written when they come.
+pub async fn run(
+    engine: WeakEngineHandle,
+    mut store: SnapshotStore,
+    mut urgent: mpsc::Receiver<u32>,
+    mut closing: watch::Receiver<bool>,
+) {
     loop {
-        let close = closing.wait_for(|closing| *closing);
-        let is_last = tokio::time::timeout(SNAPSHOT_INTERVAL, close).await.is_ok();
+        let is_last = wait_for_round(&engine, &mut store, &mut urgent, &mut closing).await;
         let until = is_last.then(|| Instant::now() + LAST_ROUND_BUDGET);
         let round = write_round(&engine, store, until);
         let done = match is_last {
@@ -42,6 +48,38 @@ pub async fn run(engine: WeakEngineHandle, mut store: SnapshotStore, mut closing
             Some(returned) if !is_last => store = returned,
             _ => return,
         }
+    }
+}
+
+/// Writes urgent groups until the next round. True if that is the last one.
+async fn wait_for_round(
+    engine: &WeakEngineHandle,
+    store: &mut SnapshotStore,
+    urgent: &mut mpsc::Receiver<u32>,
+    closing: &mut watch::Receiver<bool>,
+) -> bool {
+    let mut next_round = pin!(tokio::time::sleep(SNAPSHOT_INTERVAL));
+    loop {
+        tokio::select! {
+            () = closed(closing) => return true,
+            () = &mut next_round => return false,
+            Some(group) = urgent.recv() => write_group(engine, store, group).await,
+        }
+    }
+}
+
+/// Waits until the last round is due.
+async fn closed(closing: &mut watch::Receiver<bool>) {
+    // The value is a lock, which nothing may hold while it waits.
+    let _ = closing.wait_for(|closing| *closing).await;
+}
+
+/// Writes one group, if it has changed.
+async fn write_group(engine: &WeakEngineHandle, store: &mut SnapshotStore, group: u32) {
+    let Some(Some(step)) = engine.next_snapshot(group.checked_sub(1)).await else { return };
+    let SnapshotStep { id, name, snapshot: Some(snapshot) } = step else { return };
+    if !matches!(write(store, name, move || snapshot.encode()).await, Ok(Ok(()))) {
+        engine.snapshot_failed(id).await;
     }
 }
 
@@ -64,13 +102,10 @@ async fn write_round(
         after = Some(id);
         names.insert(name.clone());
         let Some(snapshot) = snapshot else { continue };
-        match write(&mut store, name.clone(), move || snapshot.encode()).await {
+        match write(&mut store, name, move || snapshot.encode()).await {
             Ok(Ok(())) => continue,
             Ok(Err(error)) => failed = Some(error),
-            Err(panic) => {
-                error!(component = "snapshot", name, err = %panic, "the thread that writes a snapshot panicked: the group keeps its previous snapshot");
-                panicked = Some(io::Error::other(panic));
-            }
+            Err(panic) => panicked = Some(io::Error::other(panic)),
         }
         engine.snapshot_failed(id).await?;
     }
@@ -102,17 +137,21 @@ async fn write(
     encode: impl FnOnce() -> Result<Vec<u8>, TooLarge> + Send + 'static,
 ) -> Result<io::Result<()>, JoinError> {
     let mut writer = store.clone();
+    let file = name.clone();
     let write = move || {
         let result = match encode() {
-            Ok(bytes) => writer.write(&name, &bytes),
+            Ok(bytes) => writer.write(&file, &bytes),
             Err(error) => {
-                writer.skip(&name, &error);
+                writer.skip(&file, &error);
                 Ok(())
             }
         };
         (writer, result)
     };
-    let (writer, result) = tokio::task::spawn_blocking(write).await?;
+    let written = tokio::task::spawn_blocking(write).await;
+    let (writer, result) = written.inspect_err(|panic| {
+        error!(component = "snapshot", name, err = %panic, "the thread that writes a snapshot panicked: the group keeps its previous snapshot");
+    })?;
     *store = writer;
     Ok(result)
 }
@@ -137,17 +176,49 @@ mod tests {
         assert_eq!(std::fs::read(folder.path().join("b.snapshot")).expect("a file"), b"content");
     }
 
+    /// An engine with three groups.
+    fn three_groups() -> Bench {
+        let mut bench = Bench::new("");
+        for instance in ["a", "b", "c"] {
+            let name = (METRIC_NAME, "node_network_receive_bytes_total");
+            let labels = [name, ("device", "lo"), ("instance", instance), ("job", "node")];
+            bench.send(vec![series(&labels, &[(START_MS, 1.0)])]);
+        }
+        bench
+    }
+
+    #[tokio::test]
+    async fn an_urgent_group_alone_is_written_before_the_round() {
+        let bench = three_groups();
+        let (engine, commands) = engine::channel();
+        let running = std::thread::spawn(move || bench.engine.run(commands));
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = SnapshotStore::new(folder.path().into(), Metrics::new(&mut Registry::default()));
+        let weak = engine.downgrade();
+        let deployments = weak.list_deployments().await.expect("the engine runs");
+        let name = |deployment: &Deployment| {
+            folder.path().join(SnapshotStore::file_name(&deployment.detector, &deployment.labels))
+        };
+        let names: Vec<_> = deployments.iter().map(name).collect();
+        let (urgent, urgent_rx) = mpsc::channel(1);
+        let (closing, closing_rx) = watch::channel(false);
+        let snapshotter = tokio::spawn(run(weak, store, urgent_rx, closing_rx));
+        urgent.send(deployments[1].group).await.expect("it waits");
+        while !names[1].exists() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(!names[0].exists() && !names[2].exists());
+        drop(urgent);
+        closing.send_replace(true);
+        snapshotter.await.expect("it ends");
+        assert!(names.iter().all(|name| name.exists()), "the last round");
+        drop(engine);
+        running.join().expect("the engine ends");
+    }
+
     #[tokio::test]
     async fn a_round_that_ends_in_time_leaves_the_files_of_the_rest() {
-        let mut bench = Bench::new("");
-        let scrape = |bench: &mut Bench, at_ms: i64| {
-            for instance in ["a", "b", "c"] {
-                let name = (METRIC_NAME, "node_network_receive_bytes_total");
-                let labels = [name, ("device", "lo"), ("instance", instance), ("job", "node")];
-                bench.send(vec![series(&labels, &[(at_ms, 1.0)])]);
-            }
-        };
-        scrape(&mut bench, START_MS);
+        let bench = three_groups();
         let (engine, commands) = engine::channel();
         let running = std::thread::spawn(move || bench.engine.run(commands));
         let folder = tempfile::tempdir().expect("a folder");
