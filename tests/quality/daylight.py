@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Incidents of synthetic hosts of Europe/Berlin in the week after the clocks change, beside the same weeks without a change.
 
-    tests/quality/daylight.py [--promforest BINARY] [--seeds N] [--load LOAD...]
+    tests/quality/daylight.py [--promforest BINARY] [--seeds N] [--load LOAD...] [--budget BUDGET]
 
 A host has four metrics, a row a minute, three weeks of history and four weeks that are replayed; the clocks change on the
 second Sunday of these. The load of `office` rises and falls within half an hour at 8 and 18 o'clock of working days, that of
-`wave` is a sine over the day, and that of `backup` is five times as high from 4 to 4:30 every night. Needs numpy. The default BINARY is target/release/promforest, and N is 8.
+`wave` is a sine over the day, and that of `backup` is five times as high from 4 to 4:30 every night. Needs numpy. The default
+BINARY is target/release/promforest, N is 8, and BUDGET is 1/day.
 """
 
 import argparse
@@ -65,6 +66,7 @@ def main():
     parser.add_argument("--promforest", type=Path, default=default)
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--load", nargs="+", choices=["office", "wave", "backup"], default=["office", "wave", "backup"])
+    parser.add_argument("--budget", default="1/day")
     args = parser.parse_args()
     print("| load | clocks | incidents a host and day before | on the Sunday | on the Monday | on the five days after |")
     print("|---|---|---|---|---|---|")
@@ -75,7 +77,7 @@ def main():
                 with tempfile.TemporaryDirectory() as name:
                     folder = Path(name)
                     change = write_host(folder, shape, season, seed)
-                    tables = ["--history", folder / "history.csv", "--input", folder / "input.csv"]
+                    tables = ["--history", folder / "history.csv", "--input", folder / "input.csv", "--budget", args.budget]
                     run = subprocess.run(
                         [args.promforest, "backtest", *tables], check=True, capture_output=True, text=True
                     )
