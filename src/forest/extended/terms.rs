@@ -6,7 +6,7 @@
 /// Terms side by side: the default number of a split, which makes a record of one or two lines of the cache.
 pub const TERMS: usize = 16;
 /// The unit of the weights of fitted forests. A direction is accurate to one percent, and nearly four deviations long.
-const UNIT: f32 = 1.0 / 32.0;
+pub const UNIT: f32 = 1.0 / 32.0;
 
 /// The weight of each byte. A load takes less time than a conversion.
 static WEIGHTS: [f64; 256] = {
@@ -79,7 +79,8 @@ impl Terms for FullTerms {
 /// Terms with weights of few [`UNIT`]s, of the first columns.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ShortTerms {
-    weights: [i8; TERMS],
+    /// In [`UNIT`]s, two's complement.
+    weights: [u8; TERMS],
     columns: [u8; TERMS],
 }
 
@@ -89,8 +90,9 @@ impl ShortTerms {
         let mut terms = Self::default();
         for i in 0..TERMS {
             let weight = full.coefficients[i] / UNIT;
-            terms.weights[i] = weight as i8;
-            if f32::from(terms.weights[i]) != weight {
+            let rounded = weight as i8;
+            terms.weights[i] = rounded.cast_unsigned();
+            if f32::from(rounded) != weight {
                 return None;
             }
             terms.columns[i] = u8::try_from(full.columns[i]).ok()?;
@@ -98,10 +100,20 @@ impl ShortTerms {
         Some(terms)
     }
 
+    /// The weights in [`UNIT`]s.
+    pub fn weight_bytes(&self) -> &[u8; TERMS] {
+        &self.weights
+    }
+
+    /// The columns.
+    pub fn column_bytes(&self) -> &[u8; TERMS] {
+        &self.columns
+    }
+
     /// The same terms with `f32` weights.
     pub fn to_full(self) -> FullTerms {
         FullTerms {
-            coefficients: self.weights.map(|weight| f32::from(weight) * UNIT),
+            coefficients: self.weights.map(|weight| f32::from(weight.cast_signed()) * UNIT),
             columns: self.columns.map(u16::from),
         }
     }
@@ -110,7 +122,7 @@ impl ShortTerms {
 impl Terms for ShortTerms {
     #[inline(always)]
     fn weight(&self, i: usize) -> f64 {
-        WEIGHTS[usize::from(self.weights[i].cast_unsigned())]
+        WEIGHTS[usize::from(self.weights[i])]
     }
 
     #[inline(always)]
