@@ -234,8 +234,16 @@ fn score_samples(forest: Option<&ExtendedForest>, input: &[f32]) -> f64 {
 
 /// Mean of ln(1 + sigmas) of the features that deviate most.
 pub(super) fn tail_score(deviations: &[Deviation]) -> f64 {
-    let mut log_sigmas: Vec<f64> = deviations.iter().map(|deviation| deviation.sigmas.ln_1p()).collect();
-    log_sigmas.sort_by(|a, b| b.total_cmp(a));
-    log_sigmas.truncate(TOP_FEATURES);
-    log_sigmas.iter().sum::<f64>() / log_sigmas.len().max(1) as f64
+    let mut top_sigmas = [0.0; TOP_FEATURES];
+    for deviation in deviations {
+        // The least one gives way, and the others keep their order.
+        let mut sigmas = deviation.sigmas;
+        for top in &mut top_sigmas {
+            if sigmas > *top {
+                std::mem::swap(&mut sigmas, top);
+            }
+        }
+    }
+    let n_features = deviations.len().min(TOP_FEATURES);
+    top_sigmas.iter().map(|sigmas| sigmas.ln_1p()).sum::<f64>() / n_features.max(1) as f64
 }
