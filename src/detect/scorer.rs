@@ -247,3 +247,23 @@ pub(super) fn tail_score(deviations: &[Deviation]) -> f64 {
     let n_features = deviations.len().min(TOP_FEATURES);
     top_sigmas.iter().map(|sigmas| sigmas.ln_1p()).sum::<f64>() / n_features.max(1) as f64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::deviation::DeviationReason;
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_tail_score_is_the_mean_of_the_greatest(sigmas in prop::collection::vec(0.0..9.0, 1..6)) {
+            let deviation =
+                |sigmas: &f64| Deviation { feature: 0, reason: DeviationReason::UnusualForThisHour, sigmas: *sigmas };
+            let score = tail_score(&sigmas.iter().map(deviation).collect::<Vec<_>>());
+            let mut logarithms: Vec<f64> = sigmas.iter().map(|sigmas| sigmas.ln_1p()).collect();
+            logarithms.sort_by(|a, b| b.total_cmp(a));
+            logarithms.truncate(TOP_FEATURES);
+            prop_assert_eq!(score, logarithms.iter().sum::<f64>() / logarithms.len() as f64);
+        }
+    }
+}
