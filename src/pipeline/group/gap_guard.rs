@@ -125,8 +125,7 @@ impl IntervalTracker {
             self.row_times.push_back(timestamp_ms);
             return false;
         };
-        let is_late =
-            self.interval_ms().is_some_and(|interval_ms| 2 * (timestamp_ms - newest_ms) > 3 * interval_ms);
+        let is_late = self.is_late(timestamp_ms - newest_ms);
         if timestamp_ms > newest_ms {
             self.row_times.push_back(timestamp_ms);
         }
@@ -134,6 +133,16 @@ impl IntervalTracker {
             self.row_times.pop_front();
         }
         is_late
+    }
+
+    /// True if a step is longer than 1.5 times the [interval](Self::interval_ms): if more than half of the last steps are
+    /// that short. Counts them, since each row asks.
+    fn is_late(&self, step_ms: i64) -> bool {
+        let times = &self.row_times;
+        let n_steps = times.len().saturating_sub(1);
+        let is_short = |(before, after): &(&i64, &i64)| 2 * step_ms > 3 * (*after - *before);
+        n_steps >= Self::MIN_STEPS
+            && times.iter().zip(times.range(1..)).filter(is_short).count() > n_steps / 2
     }
 
     /// True if the rows come from two senders with one interval and two phases: then short and long steps alternate.
@@ -152,5 +161,28 @@ impl IntervalTracker {
     fn interval_ms(&self) -> Option<i64> {
         let times = self.row_times.iter().copied();
         (times.len() > Self::MIN_STEPS).then(|| median_interval_ms(times)).flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_late_step_is_longer_than_one_and_a_half_intervals(
+            steps in prop::collection::vec(1..9_i64, 0..20),
+            step_ms in 0..20_i64,
+        ) {
+            let mut intervals = IntervalTracker::default();
+            let mut timestamp_ms = 0;
+            for step_ms in steps {
+                intervals.observe(timestamp_ms);
+                timestamp_ms += step_ms;
+            }
+            let is_longer = |interval_ms| 2 * step_ms > 3 * interval_ms;
+            prop_assert_eq!(intervals.is_late(step_ms), intervals.interval_ms().is_some_and(is_longer));
+        }
     }
 }
