@@ -1,6 +1,7 @@
 //! Groups by number.
 //!
-//! The samples of a target come one after another, so most samples are of the group that was looked up last.
+//! The samples of a target come one after another, and targets in the order in which they came first. So most samples are of
+//! the group that was looked up last, and most others of the one after it.
 
 use super::group::Group;
 
@@ -30,9 +31,9 @@ impl GroupTable {
 
     /// A group.
     pub fn get_mut(&mut self, id: u32) -> Option<&mut Group> {
-        if self.groups.get(self.last_position).is_none_or(|(last, _)| *last != id) {
-            self.last_position = self.find(id).ok()?;
-        }
+        let is_at = |position: &usize| self.groups.get(*position).is_some_and(|(other, _)| *other == id);
+        let usual = [self.last_position, self.last_position + 1].into_iter().find(is_at);
+        self.last_position = usual.or_else(|| self.find(id).ok())?;
         Some(self.groups[self.last_position].1.as_mut())
     }
 
