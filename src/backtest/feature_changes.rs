@@ -43,7 +43,7 @@ impl<'a> FeatureChanges<'a> {
     /// Starts before the first sample. A feature is removed once it has no sample for the detector's grace period, and for
     /// at least two rows.
     pub fn new(detector: &'a Detector, window: &'a Window, interval_ms: i64) -> Self {
-        let tracked = |(labels, column, _)| {
+        let tracked = |(labels, column)| {
             let mut samples = Vec::new();
             window.samples(column, i64::MIN, i64::MAX, &mut samples);
             TrackedFeature {

@@ -42,7 +42,7 @@ impl GroupPart {
     pub fn new(query: &TableQuery, detector: &str, group: &Labels, window: &Window) -> Self {
         let (features, roles): (Vec<_>, &[ModelRole]) = match query.table {
             Table::Window => {
-                (window.features().map(|(labels, column, _)| (labels.clone(), column)).collect(), &[])
+                (window.features().map(|(labels, column)| (labels.clone(), column)).collect(), &[])
             }
             Table::Scores => (Vec::new(), &[ModelRole::Champion]),
         };

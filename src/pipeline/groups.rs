@@ -12,7 +12,7 @@ use crate::prom::shard::Shard;
 use crate::prom::{LabelPool, Labels, METRIC_NAME};
 use crate::remote_write::cursor_keys;
 use crate::remote_write::message::OUTPUT_METADATA;
-use crate::series::{ColumnRef, IgnoreReason, IndexEntry};
+use crate::series::{ColumnRef, IgnoreReason};
 use crate::snapshot::GroupState;
 use crate::telemetry::LogThrottle;
 use crate::tenant::Tenant;
@@ -229,13 +229,10 @@ impl Groups {
         }
     }
 
-    /// Reads the columns of a series ahead of their samples.
-    pub fn prefetch(&mut self, entry: IndexEntry<'_>) {
-        let IndexEntry::Watched(columns) = entry else { return };
-        for column_ref in columns {
-            if let Some(group) = self.get_mut(column_ref.group) {
-                group.window().prefetch(column_ref.column);
-            }
+    /// Reads a group ahead of its samples.
+    pub fn prefetch(&mut self, id: u32) {
+        if let Some(group) = self.get_mut(id) {
+            group.prefetch();
         }
     }
 

@@ -88,7 +88,7 @@ impl GroupQuery<'_> {
         let selector = &self.query.selector;
         let mut series = Vec::new();
         let mut features = Vec::new();
-        for (feature, column, _) in self.window.features() {
+        for (feature, column) in self.window.features() {
             let labels = feature.union(self.group);
             if selector.matches(&labels) {
                 series.push((labels, SeriesKind::Feature(column)));

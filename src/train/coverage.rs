@@ -88,8 +88,12 @@ impl<'a> Presence<'a> {
         self.row_ms
     }
 
-    /// True if the feature with this newest sample is present at the row.
-    pub fn is_present(&self, column: Column, newest: Option<Sample>) -> bool {
+    /// True if the feature is present at the row.
+    pub fn is_present(&self, column: Column) -> bool {
+        self.is_present_with(column, self.window.newest_of(column))
+    }
+
+    fn is_present_with(&self, column: Column, newest: Option<Sample>) -> bool {
         let is_later = newest.is_some_and(|sample| sample.timestamp_ms > self.row_ms);
         let alive_from_ms = self.row_ms.saturating_sub(time::millis(self.grace));
         let newest = match is_later {
@@ -99,11 +103,12 @@ impl<'a> Presence<'a> {
         is_alive(newest, self.row_ms, self.grace)
     }
 
-    /// True if the feature with this newest sample is not present at the row and has not returned since.
-    pub fn is_gone(&self, column: Column, newest: Option<Sample>) -> bool {
+    /// True if the feature is not present at the row and has not returned since.
+    pub fn is_gone(&self, column: Column) -> bool {
+        let newest = self.window.newest_of(column);
         let has_returned =
             newest.is_some_and(|sample| sample.timestamp_ms > self.row_ms && !sample.is_stale());
-        !has_returned && !self.is_present(column, newest)
+        !has_returned && !self.is_present_with(column, newest)
     }
 }
 

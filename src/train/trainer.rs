@@ -465,7 +465,7 @@ fn max_history_ms(window: &Window) -> i64 {
 /// The interval of the most frequent feature, if that of any is known.
 fn row_interval_ms(window: &Window) -> Option<i64> {
     let mut samples = Vec::new();
-    let interval_ms = |(_, column, _): (&Labels, Column, _)| {
+    let interval_ms = |(_, column): (&Labels, Column)| {
         samples.clear();
         window.samples(column, i64::MIN, i64::MAX, &mut samples);
         let times = samples.iter().map(|sample| sample.timestamp_ms);

@@ -100,15 +100,12 @@ impl TrainingSet {
     ) -> Result<Self, TrainingSetError> {
         let min_history = detector.training.min_history;
         let presence = Presence::at_newest_row(window, closed_to_ms, detector.grace);
-        let is_gone = |column, newest| presence.is_none_or(|presence| presence.is_gone(column, newest));
-        let with_coverage = |(labels, column, _): (&Labels, Column, _)| {
+        let is_gone = |column| presence.is_none_or(|presence| presence.is_gone(column));
+        let with_coverage = |(labels, column): (&Labels, Column)| {
             (labels.clone(), column, coverage_ms(window, column, detector.transform))
         };
-        let mut features: Vec<(Labels, Column, i64)> = window
-            .features()
-            .filter(|(_, column, newest)| !is_gone(*column, *newest))
-            .map(with_coverage)
-            .collect();
+        let mut features: Vec<(Labels, Column, i64)> =
+            window.features().filter(|(_, column)| !is_gone(*column)).map(with_coverage).collect();
         let no_coverage_ms = -detector.transform.warm_up_ms();
         let have_ms = features.iter().map(|(_, _, observed_ms)| *observed_ms).max().unwrap_or(no_coverage_ms);
         if have_ms < time::millis(min_history) {

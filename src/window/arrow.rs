@@ -4,7 +4,7 @@
 //! batches is larger, and takes longer to read than the copy.
 
 use super::Window;
-use super::column::{Column, FIRST_FEATURE, MAX_FEATURES};
+use super::column::{FIRST_FEATURE, MAX_FEATURES};
 use crate::error::InvalidPart;
 use crate::prom::Labels;
 use arrow_array::{Array, Float64Array, Int64Array, UInt16Array};
@@ -154,13 +154,10 @@ impl Window {
         Ok(window)
     }
 
-    /// Finds the newest sample of each feature, and drops the rows that are then too old.
+    /// Finds the newest sample, and drops the rows that are then too old.
     fn find_newest(&mut self) {
-        for i in 0..self.features.len() {
-            let newest = self.newest_sample(Column(i as u32), i64::MIN, i64::MAX);
-            self.features[i].newest = newest;
-            self.newest_ms = self.newest_ms.max(newest.map(|sample| sample.timestamp_ms));
-        }
+        let newest = self.features().filter_map(|(_, column)| self.newest_of(column));
+        self.newest_ms = newest.map(|sample| sample.timestamp_ms).max();
         self.slide();
     }
 }

@@ -53,7 +53,7 @@ pub fn truncated(window: &Window, to_ms: i64, length_ms: i64) -> Window {
 }
 
 fn to_series(window: &Window, to_ms: i64) -> Vec<FeatureSamples> {
-    let feature_samples = |(labels, column, _): (&Labels, Column, _)| {
+    let feature_samples = |(labels, column): (&Labels, Column)| {
         let mut samples = Vec::new();
         window.samples(column, i64::MIN, to_ms, &mut samples);
         (labels.clone(), samples)

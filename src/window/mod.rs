@@ -4,11 +4,12 @@
 //! models. Rows are keyed by their exact timestamp, so that any order, split and repetition of the same samples gives
 //! the same window. The reader decides which rows belong to one scrape ([`grid::Grid`]).
 //!
-//! A column takes memory for its own cells only, so a group of several targets, each with timestamps of its own, takes
-//! no more than its samples. Old rows are sealed into immutable chunks, in half of the memory or less, which a copy of the
-//! window for training shares. The newest rows stay open for late samples. A sample that is older than these thaws its
-//! chunk, which stays thawed until the open rows are sealed: late samples come in numbers, series by series of a remote
-//! read response.
+//! The newest rows are stored row by row, in a few cache lines each, where nearly all samples arrive. Their older part moves to
+//! columns, which take memory for their own cells only, so a group of several targets, each with timestamps of its own,
+//! takes no more than its samples. Half a chunk of columns is sealed, in half of the memory or less, and two halves become an
+//! immutable chunk, which a copy of the window for training shares. A sample that is older than the open rows thaws
+//! its chunk, which stays thawed until the next rows are sealed: late samples come in numbers, series by series of a remote read
+//! response.
 //!
 //! Not taken: all rows in one ring. Copies could not share memory, and a late row would move all later ones.
 
@@ -22,7 +23,7 @@ mod score;
 mod view;
 
 use crate::prom::{LabelPool, Labels, Sample};
-use chunk::{CHUNK_ROWS, Chunk, OPEN_ROWS, OpenChunk, RowSource, in_range};
+use chunk::{CHUNK_ROWS, Chunk, NewestRows, OpenChunk, RowSource, in_range};
 use column::FIRST_FEATURE;
 use score::scores;
 use std::collections::{HashMap, VecDeque};
@@ -38,8 +39,15 @@ pub use view::View;
 #[derive(Clone, Debug)]
 struct FeatureColumn {
     labels: Labels,
-    newest: Option<Sample>,
+    /// The newest sample that is not, or no longer, in [`Window::newest`].
+    newest_older: Option<Sample>,
 }
+
+/// Rows that stay row by row when others are moved: two minutes at an interval of 15 s.
+const MIN_NEWEST_ROWS: usize = 8;
+/// Rows that are row by row, at most. Each has a place for every column, whatever cells it has: 384 bytes a series, with
+/// the growth of their memory.
+const MAX_NEWEST_ROWS: usize = MIN_NEWEST_ROWS + CHUNK_ROWS / 2;
 
 /// The samples and scores of one group over the last `length_ms` milliseconds.
 ///
@@ -48,7 +56,11 @@ struct FeatureColumn {
 pub struct Window {
     length_ms: i64,
     chunks: VecDeque<Chunk>,
+    /// Rows that wait to be sealed.
     open: OpenChunk,
+    /// The rows after `open_to_ms`; all others are before them.
+    newest: NewestRows,
+    open_to_ms: i64,
     features: Vec<FeatureColumn>,
     columns: HashMap<Labels, Column>,
     newest_ms: Option<i64>,
@@ -61,6 +73,8 @@ impl Window {
             length_ms,
             chunks: VecDeque::new(),
             open: OpenChunk::default(),
+            newest: NewestRows::new(FIRST_FEATURE..FIRST_FEATURE),
+            open_to_ms: i64::MIN,
             features: Vec::new(),
             columns: HashMap::new(),
             newest_ms: None,
@@ -74,7 +88,7 @@ impl Window {
 
     /// Bytes of the rows, shared chunks included.
     pub fn n_bytes(&self) -> usize {
-        self.chunks.iter().map(Chunk::n_bytes).sum::<usize>() + self.open.n_bytes()
+        self.chunks.iter().map(Chunk::n_bytes).sum::<usize>() + self.open.n_bytes() + self.newest.n_bytes()
     }
 
     /// Changes the length. Drops the rows that are then too old.
@@ -92,7 +106,7 @@ impl Window {
             return None;
         }
         let column = Column(self.features.len() as u32);
-        self.features.push(FeatureColumn { labels: feature.clone(), newest: None });
+        self.features.push(FeatureColumn { labels: feature.clone(), newest_older: None });
         self.columns.insert(feature.clone(), column);
         Some(column)
     }
@@ -111,13 +125,19 @@ impl Window {
         for feature in &mut self.features {
             feature.labels = pool.share(std::mem::take(&mut feature.labels));
         }
-        let columns = self.features.iter().zip(0..);
-        self.columns = columns.map(|(feature, i)| (feature.labels.clone(), Column(i))).collect();
+        self.columns = self.features().map(|(labels, column)| (labels.clone(), column)).collect();
     }
 
-    /// The newest sample of a feature.
+    /// The newest sample of a feature, even if it has left the window.
     pub fn newest_of(&self, column: Column) -> Option<Sample> {
-        self.features[column.0 as usize].newest
+        let newest = self.newest.newest_sample(column.index(), 0..self.newest.len());
+        newest.or(self.features[column.0 as usize].newest_older)
+    }
+
+    /// All rows, newest first.
+    fn newest_first(&self) -> impl Iterator<Item = &dyn RowSource> {
+        let chunks = self.chunks.iter().rev().map(|chunk| chunk as &dyn RowSource);
+        [&self.newest as &dyn RowSource, &self.open].into_iter().chain(chunks)
     }
 
     /// The column of a feature, if there is one.
@@ -135,7 +155,6 @@ impl Window {
             };
             let mut samples = Vec::new();
             self.samples(from, i64::MIN, i64::MAX, &mut samples);
-            copy.features[to.0 as usize].newest = samples.last().copied();
             cells.extend(samples.into_iter().map(|sample| (sample, to.index())));
         }
         for role in ModelRole::ALL {
@@ -152,14 +171,9 @@ impl Window {
         copy
     }
 
-    /// All features, with column and newest sample.
-    pub fn features(&self) -> impl Iterator<Item = (&Labels, Column, Option<Sample>)> {
-        let number = |(i, feature)| (i as u32, feature);
-        self.features
-            .iter()
-            .enumerate()
-            .map(number)
-            .map(|(i, f): (u32, &FeatureColumn)| (&f.labels, Column(i), f.newest))
+    /// All features, with their columns.
+    pub fn features(&self) -> impl Iterator<Item = (&Labels, Column)> {
+        self.features.iter().map(|feature| &feature.labels).zip((0..).map(Column))
     }
 
     /// Stores a sample. A repeated push changes nothing.
@@ -168,25 +182,19 @@ impl Window {
             return PushOutcome::TooOld;
         }
         let outcome = self.set(column.index(), sample.timestamp_ms, sample.value);
-        if outcome == PushOutcome::Stored {
-            let newest = &mut self.features[column.0 as usize].newest;
-            if newest.is_none_or(|newest| newest.timestamp_ms < sample.timestamp_ms) {
-                *newest = Some(sample);
-            }
-            if self.newest_ms.is_none_or(|newest| newest < sample.timestamp_ms) {
-                self.newest_ms = Some(sample.timestamp_ms);
-                self.slide();
-            }
+        let is_newest = self.newest_ms.is_none_or(|newest| newest < sample.timestamp_ms);
+        if outcome == PushOutcome::Stored && is_newest {
+            self.newest_ms = Some(sample.timestamp_ms);
+            self.slide();
         }
         outcome
     }
 
-    /// Reads what a [`push`](Self::push) into a column reads. The waits for memory of many such calls overlap, those of
-    /// pushes do not.
-    pub fn prefetch(&self, column: Column) {
-        black_box((self.open.last_ms(), self.chunks.front().map(Chunk::last_ms)));
-        black_box(self.features.get(column.0 as usize).map(|feature| feature.newest));
-        black_box(self.open.newest_value(column.index()));
+    /// Reads what the next [`push`](Self::push) reads. The waits for memory of many such calls overlap, those of pushes
+    /// do not.
+    pub fn prefetch(&self) {
+        self.newest.prefetch();
+        black_box(self.chunks.front().map(Chunk::last_ms));
     }
 
     /// The present cells of all columns, scores included.
@@ -199,6 +207,65 @@ impl Window {
     }
 
     fn set(&mut self, column: usize, timestamp_ms: i64, value: f64) -> PushOutcome {
+        if timestamp_ms <= self.open_to_ms {
+            let outcome = self.set_older(column, timestamp_ms, value);
+            if let Some(feature) =
+                column.checked_sub(FIRST_FEATURE).filter(|_| outcome == PushOutcome::Stored)
+            {
+                let newest = &mut self.features[feature].newest_older;
+                if newest.is_none_or(|newest| newest.timestamp_ms < timestamp_ms) {
+                    *newest = Some(Sample { timestamp_ms, value });
+                }
+            }
+            return outcome;
+        }
+        if !self.newest.columns().contains(&column) {
+            self.widen(column);
+            return self.set(column, timestamp_ms, value);
+        }
+        let outcome = self.newest.set(column, timestamp_ms, value);
+        if self.newest.len() > MAX_NEWEST_ROWS {
+            self.move_newest(CHUNK_ROWS / 2);
+        }
+        outcome
+    }
+
+    /// Gives the newest rows a place for this column, and for all others.
+    fn widen(&mut self, column: usize) {
+        self.move_newest(self.newest.len());
+        let first = column.min(self.newest.columns().start);
+        self.newest = NewestRows::new(first..FIRST_FEATURE + self.features.len());
+    }
+
+    /// Moves the oldest of the newest rows to those that wait to be sealed, and seals these when there are enough.
+    fn move_newest(&mut self, n_rows: usize) {
+        for (column, sample) in self.newest.cells(0..n_rows) {
+            if let Some(feature) = column.checked_sub(FIRST_FEATURE) {
+                self.features[feature].newest_older = Some(sample);
+            }
+        }
+        self.newest.move_oldest(n_rows, &mut self.open);
+        self.open_to_ms = self.open_to_ms.max(self.open.last_ms().unwrap_or(i64::MIN));
+        self.seal_when_full();
+    }
+
+    /// Seals the open rows when they are enough for half a chunk. Two halves become a whole one.
+    fn seal_when_full(&mut self) {
+        if !self.open.is_full() {
+            return;
+        }
+        let mut rows = std::mem::take(&mut self.open);
+        let last = self.chunks.back().is_some_and(Chunk::is_half).then(|| self.chunks.pop_back());
+        if let Some(half) = last.flatten() {
+            let newer = std::mem::replace(&mut rows, half.into_open());
+            rows.append(newer);
+        }
+        self.chunks.iter_mut().for_each(Chunk::seal);
+        self.chunks.push_back(rows.into());
+    }
+
+    /// Writes a cell of a row that is not among the newest ones.
+    fn set_older(&mut self, column: usize, timestamp_ms: i64, value: f64) -> PushOutcome {
         let position = match self.open.first_ms() {
             // Nearly all samples; chunks are before the open rows.
             Some(first_ms) if first_ms <= timestamp_ms => self.chunks.len(),
@@ -206,10 +273,7 @@ impl Window {
         };
         if position == self.chunks.len() {
             let outcome = self.open.set(column, timestamp_ms, value);
-            if let Some(full) = self.open.split_when_full(OPEN_ROWS) {
-                self.chunks.iter_mut().for_each(Chunk::seal);
-                self.chunks.push_back(full.into());
-            }
+            self.seal_when_full();
             return outcome;
         }
         match self.chunks[position].cell(column, timestamp_ms) {
@@ -219,7 +283,7 @@ impl Window {
         }
         let chunk = self.chunks[position].thaw();
         let outcome = chunk.set(column, timestamp_ms, value);
-        if let Some(first) = chunk.split_when_full(CHUNK_ROWS) {
+        if let Some(first) = chunk.split_when_full() {
             self.chunks.insert(position, first.into());
         }
         outcome
@@ -248,7 +312,7 @@ impl Window {
         let after_ms = after_ms.max(self.start_ms());
         let first = self.chunks.partition_point(|chunk| chunk.last_ms() <= after_ms);
         let chunks = self.chunks.range(first..).map(|chunk| chunk as &dyn RowSource);
-        in_range(chunks.chain([&self.open as &dyn RowSource]), after_ms, to_ms)
+        in_range(chunks.chain([&self.open as &dyn RowSource, &self.newest]), after_ms, to_ms)
     }
 
     /// A snapshot of these features, and of the scores of these roles, in `(after_ms, to_ms]`.
@@ -261,9 +325,13 @@ impl Window {
             scores.into_iter().chain(incident_columns.into_iter().flatten())
         });
         let columns = scores.chain(features.iter().map(|feature| feature.index()));
-        let rows = in_range([&self.open as &dyn RowSource].into_iter(), after_ms, to_ms).next();
-        let rows = rows.map_or(0..0, |(_, rows)| rows);
-        View::new(chunks.cloned().collect(), self.open.slice(rows, columns), after_ms, to_ms)
+        let columns: Vec<usize> = columns.collect();
+        let rows = |rows: &dyn RowSource| {
+            in_range([rows].into_iter(), after_ms, to_ms).next().map_or(0..0, |(_, rows)| rows)
+        };
+        let mut open = self.open.slice(rows(&self.open), columns.iter().copied());
+        self.newest.copy(rows(&self.newest), &columns, &mut open);
+        View::new(chunks.cloned().collect(), open, after_ms, to_ms)
     }
 
     /// Timestamps of the rows in `(after_ms, to_ms]`, ascending.
@@ -278,8 +346,7 @@ impl Window {
             let n_rows = timestamps.partition_point(|time| time <= to_ms);
             n_rows.checked_sub(1).map(|row| timestamps.at(row))
         };
-        let sealed = || self.chunks.iter().rev().find_map(|chunk| newest(chunk));
-        newest(&self.open).or_else(sealed).filter(|newest_ms| *newest_ms > self.start_ms())
+        self.newest_first().find_map(newest).filter(|newest_ms| *newest_ms > self.start_ms())
     }
 
     /// The rows in `(after_ms, to_ms]`.
@@ -311,6 +378,9 @@ impl Window {
     }
 
     fn replace(&mut self, column: usize, timestamp_ms: i64, value: f64) {
+        if timestamp_ms > self.open_to_ms {
+            return self.newest.replace(column, timestamp_ms, value);
+        }
         let position = self.chunks.partition_point(|chunk| chunk.last_ms() < timestamp_ms);
         let rows = self.chunks.get_mut(position).map_or(&mut self.open, Chunk::thaw);
         rows.replace(column, timestamp_ms, value);

@@ -17,7 +17,7 @@ fn sample(column: usize, timestamp_ms: i64) -> Sample {
 /// Every visible cell by feature and time: the content of a window, without its layout.
 fn content(window: &Window) -> BTreeMap<(Labels, i64), u64> {
     let mut all = BTreeMap::new();
-    for (labels, column, _) in window.features() {
+    for (labels, column) in window.features() {
         let mut samples = Vec::new();
         window.samples(column, i64::MIN, i64::MAX, &mut samples);
         all.extend(samples.iter().map(|s| ((labels.clone(), s.timestamp_ms), s.value.to_bits())));
@@ -185,15 +185,20 @@ fn is_thawed(chunk: &Chunk) -> bool {
 #[test]
 fn a_view_holds_the_requested_columns_at_one_moment() {
     let cells: Vec<_> = (0..900).map(|i| (i % 3, (i / 3) as i64 * 1000)).collect();
-    let mut window = filled(i64::MAX / 4, &cells);
+    let (before, after) = cells.split_at(600);
+    let mut window = filled(i64::MAX / 4, before);
     let score = Score { decision: 0.5, score: 1.0, incident_state: None };
-    for timestamp_ms in [100_000, 299_000] {
-        window.set_score(ModelRole::Champion, timestamp_ms, score);
+    window.set_score(ModelRole::Champion, 199_000, score);
+    for (i, timestamp_ms) in after {
+        let column = window.find_column(&feature(*i)).expect("known");
+        window.push(column, sample(*i, *timestamp_ms));
     }
-    assert!(!window.chunks.is_empty() && window.open.timestamps().len() > 1);
+    window.set_score(ModelRole::Champion, 299_000, score);
+    assert!(!window.chunks.is_empty() && window.newest.len() > 1);
     let column = |i: usize| window.find_column(&feature(i)).expect("known");
     let columns = [column(2), column(0)];
-    for (after_ms, to_ms) in [(i64::MIN, i64::MAX), (99_000, 101_000), (298_000, 299_000), (400_000, 500_000)]
+    for (after_ms, to_ms) in
+        [(i64::MIN, i64::MAX), (198_000, 201_000), (298_000, 299_000), (400_000, 500_000)]
     {
         let view = window.view(&columns, &[ModelRole::Champion], after_ms, to_ms);
         let mut later = window.clone();
@@ -274,7 +279,7 @@ proptest! {
         // A sample that has left the window is no longer the newest one of its feature.
         let inside = |window: &Window, newest: Option<Sample>| newest.filter(|s| s.timestamp_ms > window.start_ms());
         let newest = |window: &Window| -> Vec<Option<Sample>> {
-            window.features().map(|(_, _, newest)| inside(window, newest)).collect()
+            window.features().map(|(_, column)| inside(window, window.newest_of(column))).collect()
         };
         prop_assert_eq!(newest(&again), newest(&window));
     }
@@ -302,4 +307,199 @@ fn invalid_columns_are_rejected() {
     };
     assert_eq!(error_of_cells(vec![8], vec![1]), "column of a cell is 8, must be below 8");
     assert_eq!(error_of_cells(vec![6, 6], vec![1, 1]), "timestamp of a cell is 1, must be after 1");
+}
+
+#[test]
+fn a_feature_keeps_its_newest_sample_wherever_its_row_is() {
+    let mut window = Window::new(100_000);
+    let [gone, live] = [0, 1].map(|i| window.get_or_add_column(&feature(i)).expect("few"));
+    window.push(gone, sample(0, 1_000));
+    window.push(live, sample(1, 1_000));
+    // Rows of the other feature move the first one to columns, to a chunk, and out of the window.
+    for i in 2..500 {
+        assert_eq!(window.newest_of(gone), Some(sample(0, 1_000)), "{i}");
+        window.push(live, sample(1, i * 1000));
+        assert_eq!(window.newest_of(live), Some(sample(1, i * 1000)));
+    }
+    assert!(window.start_ms() > 1_000 && window.newest_sample(gone, i64::MIN, i64::MAX).is_none());
+    // A late sample, in a row that is sealed.
+    let late = sample(0, 410_000);
+    assert_eq!(window.push(gone, late), PushOutcome::Stored);
+    assert_eq!(window.newest_of(gone), Some(late));
+    window.push(gone, sample(0, 405_000));
+    assert_eq!(window.newest_of(gone), Some(late));
+}
+
+/// Rows of few cells, as those of a hundred targets: their number is bounded, though no column has many cells.
+#[test]
+fn many_rows_of_few_cells_are_sealed() {
+    let mut window = Window::new(i64::MAX / 4);
+    let columns: Vec<Column> =
+        (0..900).map(|i| window.get_or_add_column(&feature(i)).expect("few")).collect();
+    for i in 0..100_000_i64 {
+        window.push(columns[i as usize * 7 % 900], sample(0, i));
+    }
+    assert!(window.chunks.len() >= 3 && window.n_bytes() < 4 << 20, "{} bytes", window.n_bytes());
+    assert_eq!(window.timestamps(i64::MIN, i64::MAX).count(), 100_000);
+    assert_eq!(content(&window).len(), 100_000);
+}
+
+/// A step of a window's life.
+#[derive(Clone, Debug)]
+enum Step {
+    /// A row after all others, with some of the features.
+    Row {
+        gap: i64,
+        features: u8,
+    },
+    /// A sample up to `age` before the newest row, of any bits.
+    Late {
+        feature: usize,
+        age: i64,
+        bits: u64,
+    },
+    /// A score of a row up to `age` before the newest one.
+    Score {
+        role: ModelRole,
+        age: i64,
+        score: f64,
+    },
+    Rename {
+        feature: usize,
+    },
+    Shrink,
+    Copy,
+    Reread,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let bits = prop_oneof![
+        Just(1.0_f64.to_bits()),
+        Just(2.0_f64.to_bits()),
+        Just(crate::prom::STALE_BITS),
+        Just(f64::NAN.to_bits()),
+    ];
+    let role = prop_oneof![Just(ModelRole::Champion), Just(ModelRole::Challenger)];
+    let age = || prop_oneof![0..4_i64, 0..60_i64, 0..400_i64];
+    prop_oneof![
+        40 => (prop_oneof![8 => Just(1_i64), 1 => 2..90_i64], any::<u8>())
+            .prop_map(|(gap, features)| Step::Row { gap, features }),
+        8 => (0..8_usize, age(), bits).prop_map(|(feature, age, bits)| Step::Late { feature, age, bits }),
+        12 => (role, age(), any::<f64>()).prop_map(|(role, age, score)| Step::Score { role, age, score }),
+        1 => (0..8_usize).prop_map(|feature| Step::Rename { feature }),
+        1 => Just(Step::Shrink),
+        1 => Just(Step::Copy),
+        1 => Just(Step::Reread),
+    ]
+}
+
+/// What a window holds, as maps.
+#[derive(Default)]
+struct Expected {
+    cells: BTreeMap<(usize, i64), u64>,
+    scores: BTreeMap<(ModelRole, i64), u64>,
+    newest_ms: i64,
+}
+
+impl Expected {
+    /// The newest sample of each feature.
+    fn newest(&self) -> BTreeMap<Labels, (i64, u64)> {
+        self.cells.iter().map(|((name, time_ms), bits)| (feature(*name), (*time_ms, *bits))).collect()
+    }
+}
+
+/// The newest sample of each feature that is in the window.
+fn newest(window: &Window) -> BTreeMap<Labels, (i64, u64)> {
+    let newest = |(labels, column): (&Labels, Column)| {
+        let sample = window.newest_of(column).filter(|sample| sample.timestamp_ms > window.start_ms());
+        let in_range = window.newest_sample(column, i64::MIN, i64::MAX);
+        let bits = |sample: Sample| (sample.timestamp_ms, sample.value.to_bits());
+        assert_eq!(sample.map(bits), in_range.map(bits));
+        Some((labels.clone(), sample.map(bits)?))
+    };
+    window.features().filter_map(newest).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    /// Samples, scores and copies in any order give the window that maps of cells give, wherever its rows are stored.
+    #[test]
+    fn any_life_gives_the_window_of_maps(steps in prop::collection::vec(step(), 1..700)) {
+        let mut window = Window::new(300_000);
+        let mut names: Vec<usize> = (0..8).collect();
+        let mut expected = Expected::default();
+        let push = |window: &mut Window, expected: &mut Expected, name: usize, time_ms: i64, bits: u64| {
+            let column = window.get_or_add_column(&feature(name)).expect("few");
+            let outcome = window.push(column, Sample { timestamp_ms: time_ms, value: f64::from_bits(bits) });
+            if time_ms <= expected.newest_ms - window.length_ms() {
+                return outcome == PushOutcome::TooOld;
+            }
+            expected.newest_ms = expected.newest_ms.max(time_ms);
+            match *expected.cells.entry((name, time_ms)).or_insert(bits) == bits {
+                true => matches!(outcome, PushOutcome::Stored | PushOutcome::Duplicate),
+                false => outcome == PushOutcome::Conflict,
+            }
+        };
+        prop_assert!(push(&mut window, &mut expected, names[0], 0, 0));
+        for (i, step) in steps.into_iter().enumerate() {
+            match step {
+                Step::Row { gap, features } => {
+                    let time_ms = expected.newest_ms + gap * 1000;
+                    for i in (0..8).filter(|i| features >> i & 1 == 1) {
+                        prop_assert!(push(&mut window, &mut expected, names[i], time_ms, i as u64));
+                    }
+                }
+                Step::Late { feature, age, bits } => {
+                    let time_ms = expected.newest_ms - age * 1000;
+                    prop_assert!(push(&mut window, &mut expected, names[feature], time_ms, bits));
+                }
+                Step::Score { role, age, score } => {
+                    let time_ms = expected.newest_ms - age * 1000;
+                    if time_ms > window.start_ms() && expected.cells.keys().any(|(_, time)| *time == time_ms) {
+                        window.set_score(role, time_ms, Score { decision: score, score, incident_state: None });
+                        expected.scores.insert((role, time_ms), score.to_bits());
+                    }
+                }
+                Step::Rename { feature: i } => {
+                    let (old, new) = (names[i], names[i] + 8);
+                    if let Some(column) = window.find_column(&feature(old)) {
+                        window.rename_feature(column, feature(new));
+                        let cells = std::mem::take(&mut expected.cells).into_iter();
+                        let name = |name| if name == old { new } else { name };
+                        expected.cells = cells.map(|((of, time), bits)| ((name(of), time), bits)).collect();
+                        names[i] = new;
+                    }
+                }
+                Step::Shrink => window.set_length((window.length_ms() - 20_000).max(20_000)),
+                Step::Copy => {
+                    let labels: Vec<Labels> = window.features().map(|(labels, _)| labels.clone()).collect();
+                    let before = window.clone();
+                    window = window.with_features(&labels);
+                    prop_assert_eq!(content(&before), content(&window));
+                }
+                Step::Reread => {
+                    let labels: Vec<Labels> = window.features().map(|(labels, _)| labels.clone()).collect();
+                    let (timestamps, columns) = window.to_arrow();
+                    window = Window::from_arrow(window.length_ms(), &labels, &timestamps, &columns).expect("own");
+                }
+            }
+            let start_ms = expected.newest_ms - window.length_ms();
+            expected.cells.retain(|(_, time), _| *time > start_ms);
+            expected.scores.retain(|(_, time), _| *time > start_ms);
+            if i % 16 == 0 {
+                prop_assert_eq!(newest(&window), expected.newest());
+            }
+        }
+        prop_assert_eq!(newest(&window), expected.newest());
+        let cells = expected.cells.iter().map(|((name, time), bits)| ((feature(*name), *time), *bits));
+        prop_assert_eq!(content(&window), cells.collect::<BTreeMap<_, _>>());
+        for role in ModelRole::ALL {
+            let scores = expected.scores.iter().filter(|((of, _), _)| *of == role);
+            let bits: Vec<_> = scores.map(|((_, time), bits)| (*time, *bits, *bits)).collect();
+            let scores = window.scores(role, i64::MIN, i64::MAX);
+            let found: Vec<_> = scores
+                .map(|(time, score)| (time, score.decision.to_bits(), score.score.to_bits())).collect();
+            prop_assert_eq!(found, bits);
+        }
+    }
 }

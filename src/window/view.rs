@@ -7,8 +7,8 @@ use crate::prom::Sample;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-/// Some columns of a window in a range of time. Shares the chunks with the window and copies the open rows: at most
-/// 95 values per column, and their times if the column has gaps.
+/// Some columns of a window in a range of time. Shares the chunks with the window and copies the other rows: at most
+/// 71 values per column, and their times if the column has gaps.
 #[derive(Debug)]
 pub struct View {
     chunks: Vec<Chunk>,

@@ -21,7 +21,7 @@ use std::time::Instant;
 const OLDEST_MS: i64 = 946_684_800_000;
 /// Samples further ahead of the local clock are rejected, as in Prometheus.
 const MAX_AHEAD_MS: i64 = 600_000;
-/// Series whose columns are read ahead together: several groups, and less than a processor's cache.
+/// Series whose groups are read ahead together: several groups, and less than a processor's cache.
 const PREFETCHED: usize = 256;
 
 impl Engine {
@@ -63,8 +63,7 @@ impl Engine {
             request.series().zip(request.hashes()).zip(entry_ids).enumerate()
         {
             if i % PREFETCHED == 0 {
-                let known = entry_ids[i..].iter().take(PREFETCHED).flatten();
-                known.for_each(|id| self.groups.prefetch(self.index.entry(*id)));
+                prefetch_groups(entry_ids[i..].iter().take(PREFETCHED), &self.index, &mut self.groups);
             }
             if series.samples.is_empty() {
                 report.count_exemplars(&series);
@@ -105,6 +104,23 @@ impl Engine {
         report.record(&request, &self.ingest_metrics);
         self.conflicts += report.n_conflicts;
         Ok(report)
+    }
+}
+
+/// Reads the groups of known series ahead of their samples.
+fn prefetch_groups<'a>(
+    ids: impl Iterator<Item = &'a Option<EntryId>>,
+    index: &SeriesIndex,
+    groups: &mut Groups,
+) {
+    let mut last = None;
+    for id in ids.flatten() {
+        let IndexEntry::Watched(columns) = index.entry(*id) else { continue };
+        for column_ref in columns {
+            if last.replace(column_ref.group) != Some(column_ref.group) {
+                groups.prefetch(column_ref.group);
+            }
+        }
     }
 }
 

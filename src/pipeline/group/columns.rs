@@ -18,9 +18,9 @@ impl Group {
         if self.models.champion().is_some() {
             return;
         }
-        let of_metric = self.window.features().filter(|(labels, ..)| labels.metric_name() == metric);
+        let of_metric = self.window.features().filter(|(labels, _)| labels.metric_name() == metric);
         let renamed = of_metric
-            .filter_map(|(labels, column, _)| Some((column, labels.union(self.origins.ignored(column)?))));
+            .filter_map(|(labels, column)| Some((column, labels.union(self.origins.ignored(column)?))));
         for (column, labels) in renamed.collect::<Vec<_>>() {
             self.window.rename_feature(column, labels);
         }

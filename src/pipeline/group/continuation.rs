@@ -40,11 +40,7 @@ impl Continuation {
         };
         let candidates: BTreeMap<&Labels, Column> = window
             .features()
-            .filter(|(labels, _, newest)| {
-                newest.is_some_and(|n| n.timestamp_ms > after_ms) && !of_model.contains(labels)
-            })
-            .filter(|(_, column, _)| is_present(*column))
-            .map(|(labels, column, _)| (labels, column))
+            .filter(|(labels, column)| !of_model.contains(labels) && is_present(*column))
             .collect();
         let missing: Vec<&Labels> = missing.iter().map(|index| &schema.features[*index]).collect();
         let names = candidates.keys().copied().collect();

@@ -86,6 +86,11 @@ impl GapGuard {
         joins
     }
 
+    /// The newest row.
+    pub fn newest_ms(&self) -> Option<i64> {
+        self.intervals.row_times.back().copied()
+    }
+
     /// The interval between rows, if it is known.
     pub fn interval_ms(&self) -> Option<i64> {
         self.intervals.interval_ms()

@@ -43,6 +43,7 @@ use scoring::{Advance, RowScoring, WorkBudget};
 use series_origins::{LabelChange, SeriesOrigins};
 use serving_slots::ServingSlots;
 use std::collections::BTreeMap;
+use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -186,6 +187,15 @@ impl Group {
         (outcome, late)
     }
 
+    /// Reads what the next [`push`](Self::push) and the scoring after it read. The waits for memory of many such calls overlap,
+    /// those of pushes do not.
+    pub fn prefetch(&self) {
+        let Self { detector, numbering, models, rows, gaps, last_received, snapshot_dirty, .. } = self;
+        black_box((Arc::as_ptr(detector), *numbering, *last_received, *snapshot_dirty));
+        black_box((models.champion().is_some(), rows.newest_open(), gaps.newest_ms()));
+        self.window.prefetch();
+    }
+
     fn touch(&mut self, timestamp_ms: i64, now: Instant) {
         let Self { rows, models, window, .. } = self;
         let is_scored =
@@ -237,8 +247,13 @@ impl Group {
     /// row that may still be arriving.
     pub fn has_many_empty_columns(&self, now_ms: i64) -> bool {
         let start_ms = self.closed_window_start_ms(now_ms);
-        self.window.features().filter(|(_, _, newest)| is_empty_after(*newest, start_ms)).count()
+        self.window.features().filter(|(_, column)| self.is_empty_after(*column, start_ms)).count()
             > MAX_EMPTY_COLUMNS
+    }
+
+    /// True if a column has no sample after `start_ms`.
+    fn is_empty_after(&self, column: Column, start_ms: i64) -> bool {
+        self.window.newest_of(column).is_none_or(|sample| sample.timestamp_ms <= start_ms)
     }
 
     fn closed_window_start_ms(&self, now_ms: i64) -> i64 {
@@ -252,8 +267,8 @@ impl Group {
         let active: Vec<Labels> = self
             .window
             .features()
-            .filter(|(_, _, newest)| !is_empty_after(*newest, start_ms))
-            .map(|(labels, _, _)| labels.clone())
+            .filter(|(_, column)| !self.is_empty_after(*column, start_ms))
+            .map(|(labels, _)| labels.clone())
             .collect();
         self.window = self.window.with_features(&active);
         self.numbering += 1;
@@ -541,7 +556,7 @@ impl Group {
         let (newest_ms, start_ms) = (self.window.newest_ms()?, self.window.start_ms());
         let range = gaps::audit_range(newest_ms, start_ms, self.detector.grace);
         let n = self.n_columns() as u64;
-        let (feature, column, _) = self.window.features().nth((series_index.checked_rem(n)?) as usize)?;
+        let (feature, column) = self.window.features().nth((series_index.checked_rem(n)?) as usize)?;
         Some(AuditedSeries {
             detector: self.detector.clone(),
             group: self.labels.clone(),
@@ -555,9 +570,4 @@ impl Group {
     pub fn window(&self) -> &Window {
         &self.window
     }
-}
-
-/// True if a column with this newest sample has none after `start_ms`.
-fn is_empty_after(newest: Option<Sample>, start_ms: i64) -> bool {
-    newest.is_none_or(|sample| sample.timestamp_ms <= start_ms)
 }

@@ -137,6 +137,11 @@ impl RowTracker {
         self.open.contains_key(&key)
     }
 
+    /// The open row with the highest key.
+    pub fn newest_open(&self) -> Option<&OpenRow> {
+        self.open.last_key_value().map(|(_, row)| row)
+    }
+
     /// The open rows up to this key.
     pub fn open_until(&self, key: i64) -> impl Iterator<Item = &OpenRow> {
         self.open.range(..=key).map(|(_, row)| row)

@@ -82,9 +82,7 @@ impl Group {
 
     /// The reason why no row was scored recently.
     fn not_scored(&self, now: Instant, now_ms: i64) -> NotScored {
-        let newest_ms =
-            self.window.features().filter_map(|(.., newest)| newest).map(|sample| sample.timestamp_ms);
-        let silent_ms = newest_ms.max().map_or(0, |newest_ms| now_ms - newest_ms);
+        let silent_ms = self.window.newest_ms().map_or(0, |newest_ms| now_ms - newest_ms);
         let Some(schema) = self.models.schema() else {
             return match self.is_new() {
                 true => {

@@ -154,9 +154,9 @@ impl Group {
     pub fn active_features(&self, now_ms: i64) -> BTreeSet<&Labels> {
         let newest = || Presence::at_newest_row(&self.window, i64::MAX, self.detector.grace);
         let presence = self.presence(now_ms).or_else(newest);
-        let is_gone = |column, newest| presence.is_none_or(|presence| presence.is_gone(column, newest));
-        let active = self.window.features().filter(|(_, column, newest)| !is_gone(*column, *newest));
-        active.map(|(labels, _, _)| labels).collect()
+        let is_gone = |column| presence.is_none_or(|presence| presence.is_gone(column));
+        let active = self.window.features().filter(|(_, column)| !is_gone(*column));
+        active.map(|(labels, _)| labels).collect()
     }
 
     /// Timestamp of the row at which a training judges the features; the maximum if no row is closed yet.
@@ -174,9 +174,9 @@ impl Group {
         let card = &serving.info().card;
         let of_model: HashSet<&Labels> = serving.schema().features.iter().collect();
         let (mut any_present, mut n_known, mut has_new_feature) = (false, 0, false);
-        for (i, (labels, column, newest)) in self.window.features().enumerate() {
-            any_present |= presence.is_present(column, newest);
-            if presence.is_gone(column, newest) {
+        for (i, (labels, column)) in self.window.features().enumerate() {
+            any_present |= presence.is_present(column);
+            if presence.is_gone(column) {
                 continue;
             }
             if of_model.contains(labels) {

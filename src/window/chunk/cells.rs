@@ -170,20 +170,43 @@ impl<'a> Cells<'a> {
     }
 }
 
-/// Read access to the rows of a chunk, open or sealed.
-pub trait RowSource {
+/// Rows with timestamps.
+pub trait Timestamped {
     /// The timestamps of the rows.
     fn timestamps(&self) -> Timestamps<'_>;
+}
 
-    /// The cells of a column; none for a column that the chunk lacks.
+/// Read access to the cells of rows. A row is named by its index.
+pub trait RowSource: Timestamped {
+    /// The value of a cell; `None` if absent.
+    fn value(&self, column: usize, row: usize) -> Option<f64>;
+
+    /// Number of cells of a column in these rows.
+    fn n_cells(&self, column: usize, rows: Range<usize>) -> usize;
+
+    /// Appends the samples of a column in these rows.
+    fn samples(&self, column: usize, rows: Range<usize>, out: &mut Vec<Sample>);
+
+    /// The newest sample of a column in these rows.
+    fn newest_sample(&self, column: usize, rows: Range<usize>) -> Option<Sample>;
+
+    /// The value of the cell at a time; `None` if absent.
+    fn cell(&self, column: usize, timestamp_ms: i64) -> Option<f64> {
+        self.value(column, self.timestamps().find(timestamp_ms)?)
+    }
+}
+
+/// Rows that are stored in columns.
+pub trait ColumnSource: Timestamped {
+    /// The cells of a column; none for a column that has none.
     fn cells(&self, column: usize) -> Cells<'_>;
+}
 
-    /// The value of a cell; `None` if absent. `row` is an index in this chunk.
+impl<T: ColumnSource> RowSource for T {
     fn value(&self, column: usize, row: usize) -> Option<f64> {
         self.cells(column).value(self.timestamps(), row)
     }
 
-    /// Number of cells in these rows.
     fn n_cells(&self, column: usize, rows: Range<usize>) -> usize {
         self.cells(column).positions(self.timestamps(), rows).len()
     }
@@ -198,14 +221,10 @@ pub trait RowSource {
         let newest = cells.positions(timestamps, rows).next_back()?;
         cells.sample(timestamps, newest)
     }
-
-    fn cell(&self, column: usize, timestamp_ms: i64) -> Option<f64> {
-        let row = self.timestamps().find(timestamp_ms)?;
-        self.value(column, row)
-    }
 }
 
-/// The chunks, in ascending order, that have rows in `(after_ms, to_ms]`, with the range of these rows in each.
+/// The chunks, in ascending order, that have rows in `(after_ms, to_ms]`, with the range of these rows in each. An empty one
+/// may be among them.
 pub fn in_range<'a>(
     chunks: impl Iterator<Item = &'a dyn RowSource>,
     after_ms: i64,
@@ -218,5 +237,5 @@ pub fn in_range<'a>(
             let end = timestamps.partition_point(|time| time <= to_ms);
             (rows, start..end.max(start))
         })
-        .take_while(move |(rows, _)| rows.timestamps().get(0).is_some_and(|first_ms| first_ms <= to_ms))
+        .take_while(move |(rows, _)| rows.timestamps().get(0).is_none_or(|first_ms| first_ms <= to_ms))
 }

@@ -1,18 +1,23 @@
 //! A run of rows: open (vectors) or sealed (packed).
 
 mod cells;
+mod newest;
 mod open;
 mod packed;
 mod sealed;
 mod slots;
 mod timestamps;
 
+use cells::{Cells, ColumnSource};
 use sealed::SealedChunk;
 use std::sync::Arc;
 use timestamps::Timestamps;
 
-pub use cells::{Cells, RowSource, in_range};
-pub use open::{CHUNK_ROWS, OPEN_ROWS, OpenChunk, PushOutcome};
+pub use cells::{RowSource, Timestamped, in_range};
+pub use newest::NewestRows;
+pub use open::{CHUNK_ROWS, OpenChunk, PushOutcome};
+
+use open::MAX_CHUNK_ROWS;
 
 /// Rows before the open ones; never empty. Clones share the rows, which are copied on write.
 #[derive(Clone, Debug)]
@@ -29,14 +34,16 @@ impl From<OpenChunk> for Chunk {
     }
 }
 
-impl RowSource for Chunk {
+impl Timestamped for Chunk {
     fn timestamps(&self) -> Timestamps<'_> {
         match self {
             Self::Sealed(rows) => rows.timestamps(),
             Self::Thawed(rows) => rows.timestamps(),
         }
     }
+}
 
+impl ColumnSource for Chunk {
     fn cells(&self, column: usize) -> Cells<'_> {
         match self {
             Self::Sealed(rows) => rows.cells(column),
@@ -52,6 +59,15 @@ impl Chunk {
             Self::Sealed(rows) => rows.n_bytes(),
             Self::Thawed(rows) => rows.n_bytes(),
         }
+    }
+
+    /// True if there is room for as many rows again.
+    pub fn is_half(&self) -> bool {
+        let most_cells = match self {
+            Self::Sealed(rows) => rows.most_cells(),
+            Self::Thawed(rows) => rows.most_cells(),
+        };
+        most_cells <= CHUNK_ROWS / 2 && self.timestamps().len() < MAX_CHUNK_ROWS
     }
 
     /// Timestamp of the oldest row.
@@ -75,6 +91,14 @@ impl Chunk {
         match self {
             Self::Thawed(rows) => Arc::make_mut(rows),
             Self::Sealed(_) => unreachable!("the chunk was thawed"),
+        }
+    }
+
+    /// The rows for a change, out of their chunk.
+    pub fn into_open(self) -> OpenChunk {
+        match self {
+            Self::Sealed(rows) => rows.thaw(),
+            Self::Thawed(rows) => Arc::unwrap_or_clone(rows),
         }
     }
 

@@ -4,17 +4,15 @@
 //! columns, and senders choose the timestamps: with a cell for each row and column, a sample would
 //! cost as many cells as the group has columns.
 
-use super::cells::{Cells, RowSource, Values};
+use super::cells::{Cells, ColumnSource, Timestamped, Values};
 use super::slots::ColumnSlots;
 use super::timestamps::Timestamps;
 use std::ops::Range;
 
 /// Cells of a column in a sealed chunk.
 pub const CHUNK_ROWS: usize = 64;
-/// Cells of a column that stay open for late samples, at least: eight minutes at an interval of 15 s.
-pub const OPEN_ROWS: usize = 32;
 /// Rows of an open chunk, at most: those of a hundred targets with as many cells each.
-const MAX_CHUNK_ROWS: usize = 1 << 14;
+pub const MAX_CHUNK_ROWS: usize = 1 << 14;
 
 /// The outcome of a push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,13 +71,41 @@ impl OpenColumn {
                 } else if !self.times.is_empty() {
                     self.times.insert(position, timestamp_ms);
                 }
-                if self.values.len() == self.values.capacity() {
-                    // Doubled, they would have room for a third more than there are at most.
-                    self.values.reserve_exact(self.values.len().clamp(4, OPEN_ROWS));
-                }
+                self.reserve();
                 self.values.insert(position, value);
                 PushOutcome::Stored
             }
+        }
+    }
+
+    /// Appends the cell of the last row.
+    fn push(&mut self, timestamps: &[i64], value: f64) {
+        let row = timestamps.len() - 1;
+        if self.times.is_empty() && row > self.values.len() {
+            self.add_times(timestamps);
+            self.times.push(timestamps[row]);
+        } else if !self.times.is_empty() {
+            self.times.push(timestamps[row]);
+        }
+        self.reserve();
+        self.values.push(value);
+    }
+
+    /// Appends the cells of the rows from `n_rows` on.
+    fn append(&mut self, n_rows: usize, newer: &Self, timestamps: &[i64]) {
+        let is_gapless = self.times.is_empty() && self.values.len() == n_rows && newer.times.is_empty();
+        if !is_gapless {
+            self.add_times(timestamps);
+            let first_rows = &timestamps[n_rows..][..newer.values.len()];
+            self.times.extend_from_slice(if newer.times.is_empty() { first_rows } else { &newer.times });
+        }
+        self.values.extend_from_slice(&newer.values);
+    }
+
+    /// Makes room for a value. Doubled, they would have room for a third more than there are at most.
+    fn reserve(&mut self) {
+        if self.values.len() == self.values.capacity() {
+            self.values.reserve_exact(self.values.len().clamp(4, CHUNK_ROWS / 2));
         }
     }
 
@@ -123,11 +149,13 @@ pub struct OpenChunk {
     most_cells: usize,
 }
 
-impl RowSource for OpenChunk {
+impl Timestamped for OpenChunk {
     fn timestamps(&self) -> Timestamps<'_> {
         Timestamps::Plain(&self.timestamps)
     }
+}
 
+impl ColumnSource for OpenChunk {
     fn cells(&self, column: usize) -> Cells<'_> {
         self.slots.get(column).map_or(Cells::NONE, |slot| self.columns[slot].cells())
     }
@@ -182,23 +210,50 @@ impl OpenChunk {
             + self.columns.iter().map(OpenColumn::n_bytes).sum::<usize>()
     }
 
-    /// The newest cell of a column.
-    pub fn newest_value(&self, column: usize) -> Option<f64> {
-        self.slots.get(column).and_then(|slot| self.columns[slot].values.last().copied())
+    /// Cells of the column that has most.
+    pub fn most_cells(&self) -> usize {
+        self.most_cells
     }
 
     /// Writes an empty cell. Keeps the value of a full one.
     pub fn set(&mut self, column: usize, timestamp_ms: i64, value: f64) -> PushOutcome {
         let row = self.get_or_insert_row(timestamp_ms);
-        let slot = self.slots.get(column).unwrap_or_else(|| {
-            self.columns.push(OpenColumn::default());
-            self.slots.insert(column, self.columns.len() - 1);
-            self.columns.len() - 1
-        });
+        let slot = self.get_or_add_slot(column);
         let cells = &mut self.columns[slot];
         let outcome = cells.set(&self.timestamps, row, value);
         self.most_cells = self.most_cells.max(cells.values.len());
         outcome
+    }
+
+    /// Appends a row that is newer than all others, with its present cells.
+    pub fn push_row(&mut self, timestamp_ms: i64, cells: impl Iterator<Item = (usize, f64)>) {
+        self.timestamps.push(timestamp_ms);
+        for (column, value) in cells {
+            let slot = self.get_or_add_slot(column);
+            let cells = &mut self.columns[slot];
+            cells.push(&self.timestamps, value);
+            self.most_cells = self.most_cells.max(cells.values.len());
+        }
+    }
+
+    /// Appends rows that are newer than all others.
+    pub fn append(&mut self, newer: Self) {
+        let n_rows = self.timestamps.len();
+        self.timestamps.extend_from_slice(&newer.timestamps);
+        for (column, slot) in newer.slots.iter() {
+            let (slot, newer_cells) = (self.get_or_add_slot(column), &newer.columns[slot]);
+            let cells = &mut self.columns[slot];
+            cells.append(n_rows, newer_cells, &self.timestamps);
+            self.most_cells = self.most_cells.max(cells.values.len());
+        }
+    }
+
+    fn get_or_add_slot(&mut self, column: usize) -> usize {
+        self.slots.get(column).unwrap_or_else(|| {
+            self.columns.push(OpenColumn::default());
+            self.slots.insert(column, self.columns.len() - 1);
+            self.columns.len() - 1
+        })
     }
 
     /// Overwrites a full cell.
@@ -246,14 +301,18 @@ impl OpenChunk {
         *self = Self::of_columns(timestamps, kept);
     }
 
-    /// Splits off the older rows for a sealed chunk, once a column has cells for it and so many more.
-    pub fn split_when_full(&mut self, n_newer: usize) -> Option<Self> {
-        let full = CHUNK_ROWS + n_newer;
-        if self.most_cells < full && self.timestamps.len() < MAX_CHUNK_ROWS {
+    /// True if a column has cells for half a chunk, or if there are many rows.
+    pub fn is_full(&self) -> bool {
+        self.most_cells >= CHUNK_ROWS / 2 || self.timestamps.len() >= MAX_CHUNK_ROWS
+    }
+
+    /// Splits off the older half of the rows, once a column has the cells of two chunks.
+    pub fn split_when_full(&mut self) -> Option<Self> {
+        if self.most_cells < 2 * CHUNK_ROWS && self.timestamps.len() < MAX_CHUNK_ROWS {
             return None;
         }
         let Self { mut timestamps, slots, mut columns, .. } = std::mem::take(self);
-        let n_older = timestamps.len() * CHUNK_ROWS / full;
+        let n_older = timestamps.len() / 2;
         let newer: Vec<_> = slots
             .iter()
             .map(|(column, slot)| (column, columns[slot].split_off(Timestamps::Plain(&timestamps), n_older)))

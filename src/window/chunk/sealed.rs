@@ -1,7 +1,7 @@
 //! Rows that do not change: the packed values of all columns one after the other in an Arrow buffer, and the rows of those
 //! columns that lack some.
 
-use super::cells::{Cells, RowSource, Values};
+use super::cells::{Cells, ColumnSource, Timestamped, Values};
 use super::open::OpenChunk;
 use super::packed::{PackedValues, Packer, Packing};
 use super::slots::ColumnSlots;
@@ -27,11 +27,13 @@ struct SealedColumn {
     first_row: u32,
 }
 
-impl RowSource for SealedChunk {
+impl Timestamped for SealedChunk {
     fn timestamps(&self) -> Timestamps<'_> {
         Timestamps::Packed(PackedValues::new(self.timestamps, &self.values))
     }
+}
 
+impl ColumnSource for SealedChunk {
     fn cells(&self, column: usize) -> Cells<'_> {
         let Some(slot) = self.slots.get(column) else { return Cells::NONE };
         let SealedColumn { packing, first_row } = self.columns[slot];
@@ -73,6 +75,12 @@ impl SealedChunk {
     /// Timestamp of the newest row.
     pub fn last_ms(&self) -> i64 {
         self.last_ms
+    }
+
+    /// Cells of the column that has most.
+    pub fn most_cells(&self) -> usize {
+        let n_cells = self.columns.iter().map(|column| PackedValues::new(column.packing, &self.values).len());
+        n_cells.max().unwrap_or(0)
     }
 
     /// Bytes in use.

@@ -117,7 +117,7 @@ fn an_incident_that_a_late_row_opened_counts_for_the_job() {
 fn an_incident_from_before_the_window_was_open_until_its_last_row() {
     let mut bench = Bench::new("");
     let (state, mut window) = restored(&bench, "a", Some(10));
-    let column = window.features().map(|(_, column, _)| column).next().expect("a column");
+    let column = window.features().map(|(_, column)| column).next().expect("a column");
     window.push(column, Sample { timestamp_ms: window.start_ms() + 2 * window.length_ms(), value: 0.0 });
     bench.engine.restore(vec![(state, window)], Instant::now(), |_| {});
     let (_, group) = bench.groups().remove(0);

@@ -122,7 +122,7 @@ impl Bench {
         let mut content = BTreeMap::new();
         for (_, group) in self.groups() {
             let window = group.window();
-            for (feature, column, _) in window.features() {
+            for (feature, column) in window.features() {
                 let mut samples = Vec::new();
                 window.samples(column, i64::MIN, i64::MAX, &mut samples);
                 let cell =

@@ -75,7 +75,7 @@ fn written(bench: &mut Bench, id: &str) -> Vec<(String, usize)> {
 fn windows(bench: &mut Bench) -> BTreeMap<String, Vec<f64>> {
     let of_group = |(_, group): (u32, &mut Group)| {
         let mut samples = Vec::new();
-        for (_, column, _) in group.window().features() {
+        for (_, column) in group.window().features() {
             group.window().samples(column, i64::MIN, i64::MAX, &mut samples);
         }
         (group.labels.to_string(), samples.iter().map(|sample| sample.value).collect())
@@ -218,7 +218,7 @@ fn a_pool_has_groups_of_the_tenant_only() {
     let pool = job.pool.expect("one group is like it");
     let levels = pool.windows.iter().map(|window| {
         let mut samples = Vec::new();
-        let (_, column, _) = window.features().next().expect("a feature");
+        let (_, column) = window.features().next().expect("a feature");
         window.samples(column, i64::MIN, i64::MAX, &mut samples);
         samples[0].value
     });
