@@ -213,10 +213,15 @@ impl<'a> RowsView<'a> {
         first.chain(second)
     }
 
-    /// The values of a derived feature, shape `[n_rows]`.
-    fn derived(&self, column: usize) -> impl Iterator<Item = f32> + use<'a> {
-        let (columns, width) = (&self.rows.columns, self.rows.n_features * DERIVED_PER_FEATURE);
-        self.numbers().map(move |row| columns[row * width + column])
+    /// Collects the known values of a feature's derived features, `[DERIVED_PER_FEATURE]` columns.
+    fn collect_known(&self, feature: usize, known: &mut [Vec<f32>; DERIVED_PER_FEATURE]) {
+        known.iter_mut().for_each(Vec::clear);
+        for row in self.numbers() {
+            let derived = &self.rows.derived_of(row)[derived_columns(feature)];
+            for (known, value) in known.iter_mut().zip(derived).filter(|(_, value)| value.is_finite()) {
+                known.push(*value);
+            }
+        }
     }
 
     /// The forest's input, shape `[n_rows, n_inputs]`, column-major.
@@ -274,16 +279,19 @@ impl<'a> RowsView<'a> {
         }
         let width = n_features * DERIVED_PER_FEATURE;
         let mut is_any_known = false;
-        let scale = |column| {
-            let known: Vec<f32> = self.derived(column).filter(|value| value.is_finite()).collect();
-            if known.len() < MIN_KNOWN_ROWS[column % DERIVED_PER_FEATURE] {
-                return None;
+        let mut scales = Vec::with_capacity(width);
+        // One pass for the columns of a feature, which are adjacent, and the same buffers for all features.
+        let mut known: [Vec<f32>; DERIVED_PER_FEATURE] = std::array::from_fn(|_| Vec::with_capacity(n_rows));
+        for (feature, min_sigma) in min_sigmas.iter().enumerate() {
+            self.collect_known(feature, &mut known);
+            for (known, min_rows) in known.iter().zip(MIN_KNOWN_ROWS) {
+                is_any_known |= known.len() >= min_rows;
+                let min_sigma = min_sigma.filter(|_| known.len() >= min_rows);
+                scales.push(
+                    min_sigma.map(|min_sigma| RobustScale::fit(known, min_sigma).expect("finite values")),
+                );
             }
-            is_any_known = true;
-            let min_sigma = min_sigmas[column / DERIVED_PER_FEATURE]?;
-            Some(RobustScale::fit(&known, min_sigma).expect("finite values"))
-        };
-        let scales = (0..width).map(scale).collect();
+        }
         if !is_any_known {
             return Err(forest::Error::Empty { n_rows: 0, n_features: width });
         }

@@ -57,14 +57,9 @@ impl Correlation {
         }
         let mean = |column: &Column<'_>| sum(column.iter().map(f64::from)) / n_rows as f64;
         let means: Vec<f64> = columns.iter().map(mean).collect();
-        let covariance = |a: usize, b: usize| {
-            // Part by part: a loop over two slices is faster than one over two chains.
-            let parts = columns[a].parts().into_iter().zip(columns[b].parts());
-            let products = parts.flat_map(|(a, b)| a.iter().zip(b));
-            sum(products.map(|(&x, &y)| (f64::from(x) - means[a]) * (f64::from(y) - means[b])))
-                / n_rows as f64
-        };
-        let deviations: Vec<f64> = (0..n_metrics).map(|metric| covariance(metric, metric).sqrt()).collect();
+        let covariances = covariances(columns, &means);
+        let variances = covariances.iter().step_by(n_metrics + 1);
+        let deviations: Vec<f64> = variances.map(|variance| variance.sqrt()).collect();
 
         let mut matrix = vec![0.0; n_metrics * n_metrics];
         for a in 0..n_metrics {
@@ -72,7 +67,7 @@ impl Correlation {
             for b in 0..a {
                 // A constant column correlates with no other.
                 let scale = deviations[a] * deviations[b];
-                let correlation = if scale > 0.0 { covariance(a, b) / scale } else { 0.0 };
+                let correlation = if scale > 0.0 { covariances[a * n_metrics + b] / scale } else { 0.0 };
                 matrix[a * n_metrics + b] = correlation;
                 matrix[b * n_metrics + a] = correlation;
             }
@@ -167,7 +162,7 @@ impl Correlation {
         let standardise = |((&value, mean), deviation): ((&f32, &f64), &f64)| {
             if value.is_finite() { (f64::from(value) - mean) / deviation } else { 0.0 }
         };
-        let w: Vec<f64> = values.iter().zip(&self.means).zip(&self.deviations).map(standardise).collect();
+        let w = values.iter().zip(&self.means).zip(&self.deviations).map(standardise);
         // A sum per metric, side by side: the matrix is symmetric, so its rows are its columns.
         let mut sums = vec![0.0; n_metrics];
         for (row, w) in self.inverse.chunks_exact(n_metrics).zip(w) {
@@ -219,6 +214,24 @@ fn invert(matrix: &[f64], n: usize) -> Vec<f64> {
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     sum(a.iter().zip(b).map(|(a, b)| a * b))
+}
+
+/// The covariances of all pairs of columns, shape `[n_metrics, n_metrics]`, without those above the diagonal. Row by row,
+/// so that the sums of the pairs do not wait for each other.
+fn covariances(columns: &[Column<'_>], means: &[f64]) -> Vec<f64> {
+    let (n_metrics, n_rows) = (columns.len(), columns[0].len());
+    let mut sums = vec![0.0; n_metrics * n_metrics];
+    let mut distances = vec![0.0; n_metrics];
+    for row in 0..n_rows {
+        for ((distance, column), mean) in distances.iter_mut().zip(columns).zip(means) {
+            *distance = f64::from(column.get(row)) - mean;
+        }
+        for (a, (sums, distance)) in sums.chunks_exact_mut(n_metrics).zip(&distances).enumerate() {
+            sums[..=a].iter_mut().zip(&distances).for_each(|(sum, other)| *sum += distance * other);
+        }
+    }
+    sums.iter_mut().for_each(|sum| *sum /= n_rows as f64);
+    sums
 }
 
 /// Sums in order, so that every platform gives the same bits.
