@@ -118,7 +118,7 @@ impl Retraining<'_> {
     /// [`forest::Error`] for too few rows.
     pub fn fit(&self, rows: &TrainingSet) -> Result<OnlineDetector, forest::Error> {
         let detector = if self.detector.training.sweep.is_empty() {
-            let matrix = TrainingMatrix::new(&rows.timestamps, &rows.table()?)?;
+            let matrix = TrainingMatrix::new(&rows.timestamps, &rows.table()?, rows.schema.mean_sizes())?;
             OnlineDetector::from_training(matrix.fit(&self.params, self.threads)?).0
         } else {
             self.fit_best_size(rows)?

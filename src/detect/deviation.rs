@@ -7,7 +7,7 @@ use super::derived::DERIVED_PER_FEATURE;
 pub struct Deviation {
     /// Number of the feature.
     pub feature: usize,
-    /// The derived feature that deviates most.
+    /// The way in which it deviates most.
     pub reason: DeviationReason,
     /// Size in sigmas of training, at least 0.
     pub sigmas: f64,
@@ -22,11 +22,13 @@ pub enum DeviationReason {
     Jumped,
     /// The standard deviation deviates: the value varies more or less than usual.
     Unsteady,
+    /// The mean size of its packets, or of the packets of its bytes, deviates for most of twenty minutes.
+    OfUnusualPacketSize,
 }
 
 impl DeviationReason {
     /// In the order of the derived features.
-    pub(super) const ALL: [Self; DERIVED_PER_FEATURE] =
+    pub(super) const DERIVED: [Self; DERIVED_PER_FEATURE] =
         [Self::UnusualForThisHour, Self::Jumped, Self::Unsteady];
 
     /// The label value.
@@ -35,12 +37,13 @@ impl DeviationReason {
             Self::UnusualForThisHour => "unusual_for_this_hour",
             Self::Jumped => "jumped",
             Self::Unsteady => "unsteady",
+            Self::OfUnusualPacketSize => "of_unusual_packet_size",
         }
     }
 
     /// Parses a label value of [`as_str`](Self::as_str).
     pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|reason| reason.as_str() == text)
+        Self::DERIVED.into_iter().chain([Self::OfUnusualPacketSize]).find(|reason| reason.as_str() == text)
     }
 
     /// The words in reports.
@@ -49,6 +52,7 @@ impl DeviationReason {
             Self::UnusualForThisHour => "unusual for this hour",
             Self::Jumped => "jumped",
             Self::Unsteady => "unsteady",
+            Self::OfUnusualPacketSize => "of unusual packet size",
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Encodes a row for the scorer: derived features in sigmas of training, and the input of the forest.
 
-use super::derived::DERIVED_PER_FEATURE;
+use super::derived::{DERIVED_PER_FEATURE, Lookback};
 use super::deviation::{Deviation, DeviationReason};
+use super::lasting::LastingDeviations;
+use super::mean_size::MeanSize;
 use super::usual_minimum::drop_sigmas;
 use crate::features::correlation::Residuals;
 use crate::features::scale::{RobustScale, SIGMA_QUANTILE_IN_SIGMAS};
@@ -23,6 +25,8 @@ pub(super) struct RowEncoder {
     pub residuals: Option<Residuals>,
     /// The usual minimum of each feature, `None` where a drop is usual; empty where none is known.
     pub minima: Vec<Option<f64>>,
+    /// The mean sizes; empty where the features have none.
+    pub mean_sizes: Vec<MeanSize>,
     /// The derived features of the forest's input: those of varying features that have a scale.
     forest_columns: Vec<usize>,
 }
@@ -33,15 +37,22 @@ impl RowEncoder {
         varying: Vec<usize>,
         residuals: Option<Residuals>,
         minima: Vec<Option<f64>>,
+        mean_sizes: Vec<MeanSize>,
     ) -> Self {
         let columns = varying.iter().flat_map(|feature| derived_columns(*feature));
         let forest_columns = columns.filter(|column| scales[*column].is_some()).collect();
-        Self { scales, varying, residuals, minima, forest_columns }
+        Self { scales, varying, residuals, minima, mean_sizes, forest_columns }
     }
 
     /// Number of features.
     pub fn n_features(&self) -> usize {
         self.scales.len() / DERIVED_PER_FEATURE
+    }
+
+    /// A state of what lasts without rows.
+    pub fn lasting(&self, lookback: Lookback) -> LastingDeviations {
+        let mean_sizes = self.mean_sizes.iter().map(|mean_size| mean_size.features).collect();
+        LastingDeviations::new(self.n_features(), mean_sizes, lookback)
     }
 
     /// Width of the forest's input.
@@ -81,7 +92,7 @@ impl RowEncoder {
     /// shape `[n_features, DERIVED_PER_FEATURE - 1]`: a residual has none.
     pub fn strongest_deviations(&self, standardized: &[f32], baselines: &[f32]) -> Vec<Deviation> {
         let strongest_of_feature = |(feature, columns): (usize, &[f32])| {
-            let derived = columns.iter().zip(DeviationReason::ALL).enumerate();
+            let derived = columns.iter().zip(DeviationReason::DERIVED).enumerate();
             let deviations = derived.map(|(index, (standardized, reason))| {
                 let baseline = match index.checked_sub(1) {
                     Some(index) => baselines[feature * (DERIVED_PER_FEATURE - 1) + index],

@@ -60,12 +60,17 @@ impl TrainingMatrix {
     /// Derives and standardizes a table `[n_rows, n_features]` with ascending timestamps in milliseconds.
     ///
     /// A feature may begin later than others, with NaN before. The earlier rows then still count for the other
-    /// features: the late feature's later values are repeated in its place.
+    /// features: the late feature's later values are repeated in its place. `mean_sizes` has the pairs of features that
+    /// are bytes and packets of the same thing.
     ///
     /// # Errors
     /// [`forest::Error`] if no row has derived features, a value is not finite, too many features vary, or the table has
     /// more than [`MAX_TRAINING_VALUES`] values.
-    pub fn new(timestamps: &[i64], table: &Table) -> Result<Self, forest::Error> {
+    pub fn new(
+        timestamps: &[i64],
+        table: &Table,
+        mean_sizes: Vec<[usize; 2]>,
+    ) -> Result<Self, forest::Error> {
         let (n_rows, n_features) = (table.n_rows(), table.n_features());
         if n_rows == 0 || n_features == 0 {
             return Err(forest::Error::Empty { n_rows, n_features });
@@ -76,7 +81,7 @@ impl TrainingMatrix {
         let DerivedRows { derived, columns, baselines } = DerivedRows::new(timestamps, table);
         let hours = (n_rows as i64 * derived.lookback().interval_ms()) as f64 / HOUR_MS as f64;
         let timestamps = timestamps.to_vec();
-        let mut rows = TrainingRows { timestamps, hours, n_features, values, columns, baselines };
+        let mut rows = TrainingRows { timestamps, hours, n_features, values, columns, mean_sizes, baselines };
         let encoder = rows.all().fit_encoder()?;
         rows.complete(&encoder);
         let forest_input = rows.all().forest_input(&encoder);
@@ -98,7 +103,7 @@ impl TrainingMatrix {
     pub fn fit(&self, params: &ExtendedParams, threads: NonZeroUsize) -> Result<FittedScorer, forest::Error> {
         let forest = self.table()?.map(|table| params.fit(&table, threads)).transpose()?;
         let Self { derived, rows, encoder, .. } = self;
-        let mut lasting = LastingDeviations::new(derived.n_features(), derived.lookback());
+        let mut lasting = encoder.lasting(derived.lookback());
         let scores = rows.out_of_sample_scores(encoder, &mut lasting, params, threads)?;
         let forest_scores = scores.iter().map(|row| row.anomaly_score).collect();
         let forest_scale = ScoreScale::fit(forest_scores, MIN_FOREST_UNIT);

@@ -20,14 +20,18 @@ const MAX_SIGMAS: f32 = 100.0;
 #[derive(Clone, Debug, PartialEq)]
 pub struct LastingDeviations {
     block_ms: i64,
+    n_features: usize,
+    /// The features of each mean size.
+    mean_sizes: Box<[[usize; 2]]>,
     /// Number of the current block since the epoch; `None` before the first row.
     block: Option<i64>,
     /// Number of rows in the current block, and in each of the completed ones, oldest first.
     n_rows: u32,
     completed: [u32; BLOCKS],
-    /// Sums of the standardized residuals of the current block, `[n_features]`.
+    /// Sums of the standardized residuals of the current block, `[n_columns]`: of each feature and then of
+    /// each mean size.
     sums: Box<[f32]>,
-    /// Means of the completed blocks, oldest first, `[BLOCKS, n_features]`; 0 for a block without rows.
+    /// Means of the completed blocks, oldest first, `[BLOCKS, n_columns]`; 0 for a block without rows.
     means: Box<[f32]>,
     /// The score of the completed blocks; `None` where too few of them have rows.
     score: Option<f64>,
@@ -45,15 +49,18 @@ pub struct SavedLastingDeviations {
 }
 
 impl LastingDeviations {
-    /// A state without rows.
-    pub fn new(n_features: usize, lookback: Lookback) -> Self {
+    /// A state without rows, of features and of the mean sizes of these pairs of them.
+    pub fn new(n_features: usize, mean_sizes: Box<[[usize; 2]]>, lookback: Lookback) -> Self {
+        let n_columns = n_features + mean_sizes.len();
         Self {
+            n_features,
+            mean_sizes,
             block_ms: BLOCK_LAGS * lookback.lag_ms(),
             block: None,
             n_rows: 0,
             completed: [0; BLOCKS],
-            sums: vec![0.0; n_features].into(),
-            means: vec![0.0; BLOCKS * n_features].into(),
+            sums: vec![0.0; n_columns].into(),
+            means: vec![0.0; BLOCKS * n_columns].into(),
             score: None,
         }
     }
@@ -70,21 +77,17 @@ impl LastingDeviations {
         }
     }
 
-    /// A state that continues.
+    /// The state that continues from a saved one.
     ///
     /// # Errors
-    /// [`InvalidPart`] for another number of features, numbers that are not finite, or a block out of the range of times.
-    pub fn restore(
-        n_features: usize,
-        lookback: Lookback,
-        saved: SavedLastingDeviations,
-    ) -> Result<Self, InvalidPart> {
+    /// [`InvalidPart`] for another number of columns, numbers that are not finite, or a block out of the range of times.
+    pub fn restored(self, saved: SavedLastingDeviations) -> Result<Self, InvalidPart> {
         let SavedLastingDeviations { block, n_rows, completed, sums, means } = saved;
         if let Some(block) = block.filter(|block| !(0..=i64::MAX / 4).contains(block)) {
             let limit = format_args!("in 0..={}", i64::MAX / 4);
             return Err(InvalidPart::new("block of lasting deviations", block, limit));
         }
-        for (values, expected) in [(&sums, n_features), (&means, BLOCKS * n_features)] {
+        for (values, expected) in [(&sums, self.sums.len()), (&means, self.means.len())] {
             if values.len() != expected {
                 return Err(InvalidPart::new("number of lasting deviations", values.len(), expected));
             }
@@ -92,8 +95,7 @@ impl LastingDeviations {
                 return Err(InvalidPart::new("lasting deviation", value, "finite"));
             }
         }
-        let empty = Self::new(n_features, lookback);
-        let mut restored = Self { block, n_rows, completed, sums: sums.into(), means: means.into(), ..empty };
+        let mut restored = Self { block, n_rows, completed, sums: sums.into(), means: means.into(), ..self };
         restored.score = restored.score_blocks();
         Ok(restored)
     }
@@ -116,9 +118,9 @@ impl LastingDeviations {
     }
 
     fn complete_block(&mut self) {
-        let n_features = self.sums.len();
-        self.means.copy_within(n_features.., 0);
-        let newest = &mut self.means[(BLOCKS - 1) * n_features..];
+        let n_columns = self.sums.len();
+        self.means.copy_within(n_columns.., 0);
+        let newest = &mut self.means[(BLOCKS - 1) * n_columns..];
         let n_rows = self.n_rows.max(1) as f32;
         for (mean, sum) in newest.iter_mut().zip(&mut self.sums) {
             *mean = std::mem::take(sum) / n_rows;
@@ -143,17 +145,30 @@ impl LastingDeviations {
     /// The lasting deviation of each feature, in their order: the median of the blocks' means, and no more than the newest
     /// one. A deviation that is over, or has changed its side, is 0.
     pub fn deviations(&self) -> Vec<Deviation> {
-        let n_features = self.sums.len();
-        let deviation = |feature: usize| {
+        let n_columns = self.sums.len();
+        let lasting = |column: usize| {
             let mut means: [f32; BLOCKS] =
-                std::array::from_fn(|block| self.means[block * n_features + feature]);
+                std::array::from_fn(|block| self.means[block * n_columns + column]);
             let newest = means[BLOCKS - 1];
             means.sort_unstable_by(f32::total_cmp);
             let median = means[BLOCKS / 2];
-            let sigmas = if median * newest > 0.0 { median.abs().min(newest.abs()) } else { 0.0 };
-            Deviation { feature, reason: DeviationReason::UnusualForThisHour, sigmas: f64::from(sigmas) }
+            f64::from(if median * newest > 0.0 { median.abs().min(newest.abs()) } else { 0.0 })
         };
-        (0..n_features).map(deviation).collect()
+        let deviation = |feature| Deviation {
+            feature,
+            reason: DeviationReason::UnusualForThisHour,
+            sigmas: lasting(feature),
+        };
+        let mut deviations: Vec<Deviation> = (0..self.n_features).map(deviation).collect();
+        for (number, [bytes, packets]) in self.mean_sizes.iter().enumerate() {
+            let sigmas = lasting(self.n_features + number);
+            let feature = if lasting(*packets) > lasting(*bytes) { *packets } else { *bytes };
+            if sigmas > deviations[feature].sigmas {
+                deviations[feature] =
+                    Deviation { feature, reason: DeviationReason::OfUnusualPacketSize, sigmas };
+            }
+        }
+        deviations
     }
 }
 
@@ -165,7 +180,7 @@ mod tests {
 
     /// The score after each minute of a feature with these residuals, 0 while it is unknown.
     fn scores(residuals: impl Iterator<Item = f32>) -> Vec<f64> {
-        let mut lasting = LastingDeviations::new(1, Lookback::new(MINUTE_MS));
+        let mut lasting = LastingDeviations::new(1, [].into(), Lookback::new(MINUTE_MS));
         let add = |(minute, residual): (usize, f32)| {
             lasting.add(minute as i64 * MINUTE_MS, std::iter::once(residual)).unwrap_or_default()
         };
@@ -191,7 +206,7 @@ mod tests {
 
     #[test]
     fn what_lasts_is_unknown_until_most_blocks_have_rows() {
-        let mut lasting = LastingDeviations::new(1, Lookback::new(MINUTE_MS));
+        let mut lasting = LastingDeviations::new(1, [].into(), Lookback::new(MINUTE_MS));
         let mut add = |minute: i64| lasting.add(minute * MINUTE_MS, std::iter::once(4.0));
         let scores: Vec<Option<f64>> = (0..40).map(&mut add).collect();
         assert_eq!(scores.iter().position(Option::is_some), Some(12), "three of five blocks");
@@ -204,9 +219,10 @@ mod tests {
 
     #[test]
     fn a_damaged_state_is_refused() {
-        let mut lasting = LastingDeviations::new(1, Lookback::new(MINUTE_MS));
+        let mut lasting = LastingDeviations::new(1, [].into(), Lookback::new(MINUTE_MS));
         lasting.add(MINUTE_MS, std::iter::once(4.0));
-        let restored = |saved| LastingDeviations::restore(1, Lookback::new(MINUTE_MS), saved);
+        let empty = LastingDeviations::new(1, [].into(), Lookback::new(MINUTE_MS));
+        let restored = |saved| empty.clone().restored(saved);
         assert_eq!(restored(lasting.state()).as_ref(), Ok(&lasting));
         for damaged in [
             SavedLastingDeviations { block: Some(i64::MIN), ..lasting.state() },

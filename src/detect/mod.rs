@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! values ─ derived features (seasonal residual, difference, deviation) ─ scorer (forest, tail) ─ smoother ─┐
-//!                                └─ what lasts of the residuals ──────────────────────────────────────────┤
+//!                                └─ what lasts of the residuals and of mean sizes ────────────────────────┤
 //!        ─ thresholds of the model × width for little history × feedback of the group ─ incident
 //! ```
 //!
@@ -24,6 +24,7 @@ mod filter;
 mod fit;
 mod incident;
 mod lasting;
+mod mean_size;
 mod min_sigma;
 mod recurring;
 mod scorer;
@@ -53,6 +54,8 @@ use fit::TrainingScore;
 pub use fit::{FittedScorer, MAX_TRAINING_VALUES, TrainingMatrix, warm_up_ms};
 pub use incident::incident_pause_ms;
 use lasting::LastingDeviations;
+pub use mean_size::MeanSize;
+use mean_size::Rate;
 pub use scorer::{ScoreScale, Scorer, ScorerParts};
 use smoother::ScoreSmoother;
 pub use state::{Checkpoint, SavedState};
@@ -146,7 +149,7 @@ impl OnlineDetector {
         threads: NonZeroUsize,
     ) -> Result<Self, forest::Error> {
         assert_eq!(timestamps.len(), table.n_rows(), "one timestamp per row");
-        let fitted = TrainingMatrix::new(timestamps, table)?.fit(params, threads)?;
+        let fitted = TrainingMatrix::new(timestamps, table, Vec::new())?.fit(params, threads)?;
         Ok(Self::from_training(fitted).0.with_budget(budget))
     }
 
@@ -227,7 +230,7 @@ impl OnlineDetector {
             return Err(InvalidPart::new("number of features", found, expected));
         }
         alerts.check()?;
-        let (derived, smoother, lasting, thresholds) = state.restore(DEFAULT_BUDGET)?;
+        let (derived, smoother, lasting, thresholds) = state.restore(DEFAULT_BUDGET, &scorer)?;
         let (filters, suspended) = (Vec::new(), SuspendedTimes::default());
         Ok(Self { scorer, derived, smoother, lasting, thresholds, alerts, filters, suspended })
     }
@@ -239,7 +242,7 @@ impl OnlineDetector {
             scorer: self.scorer.clone(),
             derived: DerivedFeatures::new(self.n_features(), lookback),
             smoother: ScoreSmoother::new(lookback.interval_ms()),
-            lasting: LastingDeviations::new(self.n_features(), lookback),
+            lasting: self.scorer.lasting(lookback),
             thresholds: self.thresholds.clone().scaled(factor),
             alerts: AlertState::default(),
             filters: self.filters.clone(),
@@ -336,7 +339,16 @@ impl OnlineDetector {
         let is_suspended = self.suspended.iter().any(|range| range.contains(&timestamp_ms));
         // What happens in a maintenance lasts after it only if it lasted before.
         let weight = if is_suspended && !self.alerts.is_lasting_accepted() { 0.0 } else { 1.0 };
-        let residuals = residuals(&row_score.standardized).map(|residual| weight * residual);
+        let mean_sizes = self.scorer.mean_sizes().iter().map(|mean_size| {
+            // A deviation that is filtered is none.
+            let is_filtered = |feature: usize| columns[feature * DERIVED_PER_FEATURE].is_nan();
+            mean_size.deviation(|feature| Rate {
+                value: if is_filtered(feature) { expected[feature] } else { f64::from(values[feature]) },
+                expected: expected[feature],
+            })
+        });
+        let residuals =
+            residuals(&row_score.standardized).chain(mean_sizes).map(|residual| weight * residual);
         let input = RowAlertInput {
             timestamp_ms,
             raw: row_score.raw,

@@ -5,9 +5,11 @@
 //! and finds extreme values, also of features that were constant in training. On labelled servers the mean found more
 //! anomalies than the maximum of the two.
 
-use super::derived::DERIVED_PER_FEATURE;
+use super::derived::{DERIVED_PER_FEATURE, Lookback};
 use super::deviation::Deviation;
 use super::encoder::{RowEncoder, derived_columns};
+use super::lasting::LastingDeviations;
+use super::mean_size::MeanSize;
 use crate::error::InvalidPart;
 use crate::features;
 use crate::features::correlation::Residuals;
@@ -71,6 +73,8 @@ pub struct ScorerParts {
     /// The usual minimum of each feature, above 0, shape `[n_features]`; `None` where
     /// a drop is usual. Empty where none is known.
     pub minima: Vec<Option<f64>>,
+    /// The mean sizes; empty where the features have none.
+    pub mean_sizes: Vec<MeanSize>,
     /// `None` if no feature varied.
     pub forest: Option<ExtendedForest>,
     /// Distribution of the forest score in training.
@@ -102,7 +106,7 @@ impl ScorerParts {
 
     /// Checks the parts against each other, without the forest.
     fn check(&self) -> Result<(), features::Error> {
-        let Self { scales, varying, residuals, minima, forest_scale, tail_scale, .. } = self;
+        let Self { scales, varying, residuals, minima, mean_sizes, forest_scale, tail_scale, .. } = self;
         if scales.is_empty() || scales.len() % DERIVED_PER_FEATURE != 0 {
             let limit = format!("a multiple of {DERIVED_PER_FEATURE}");
             return Err(invalid("number of scales", scales.len(), limit));
@@ -137,6 +141,18 @@ impl ScorerParts {
         {
             return Err(invalid("minimum of a feature", minimum, "finite and above 0".into()));
         }
+        if mean_sizes.len() > n_features {
+            return Err(invalid("number of mean sizes", mean_sizes.len(), format!("at most {n_features}")));
+        }
+        for MeanSize { features, offsets, .. } in mean_sizes {
+            if let Some(feature) = features.iter().find(|feature| **feature >= n_features) {
+                let limit = format!("below {n_features}, the number of features");
+                return Err(invalid("feature of a mean size", feature, limit));
+            }
+            if let Some(offset) = offsets.iter().find(|offset| !(0.0..=f64::MAX).contains(*offset)) {
+                return Err(invalid("offset of a mean size", offset, "finite, at least 0".into()));
+            }
+        }
         for ScoreScale { median, unit } in [forest_scale, tail_scale] {
             if !(median.is_finite() && unit.is_finite() && *unit > 0.0) {
                 let value = format!("{median}, {unit}");
@@ -158,8 +174,9 @@ impl Scorer {
     /// [`features::Error::InvalidPart`] if the parts do not fit each other.
     pub fn new(parts: ScorerParts) -> Result<Self, features::Error> {
         parts.check()?;
-        let ScorerParts { scales, varying, residuals, minima, forest, forest_scale, tail_scale } = parts;
-        let encoder = RowEncoder::new(scales, varying, residuals, minima);
+        let ScorerParts { scales, varying, residuals, minima, mean_sizes, forest, forest_scale, tail_scale } =
+            parts;
+        let encoder = RowEncoder::new(scales, varying, residuals, minima, mean_sizes);
         let (width, n_inputs) = (forest.as_ref().map_or(0, ExtendedForest::n_features), encoder.n_inputs());
         if width != n_inputs {
             let limit = format!("{n_inputs}, the number of columns and residuals");
@@ -181,13 +198,23 @@ impl Scorer {
     /// The parts, for files.
     pub fn parts(&self) -> ScorerParts {
         let Self { encoder, forest, forest_scale, tail_scale } = self.clone();
-        let RowEncoder { scales, varying, residuals, minima, .. } = encoder;
-        ScorerParts { scales, varying, residuals, minima, forest, forest_scale, tail_scale }
+        let RowEncoder { scales, varying, residuals, minima, mean_sizes, .. } = encoder;
+        ScorerParts { scales, varying, residuals, minima, mean_sizes, forest, forest_scale, tail_scale }
     }
 
     /// Number of features.
     pub fn n_features(&self) -> usize {
         self.encoder.n_features()
+    }
+
+    /// The mean sizes.
+    pub fn mean_sizes(&self) -> &[MeanSize] {
+        &self.encoder.mean_sizes
+    }
+
+    /// A state of what lasts without rows.
+    pub(super) fn lasting(&self, lookback: Lookback) -> LastingDeviations {
+        self.encoder.lasting(lookback)
     }
 
     /// Scores a row of values `[n_features]`, derived features `[n_features, 3]` and baselines of recurring peaks

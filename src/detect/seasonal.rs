@@ -23,7 +23,7 @@ const ERROR_FADE: f64 = 0.95;
 /// The weekly profile is used if its errors are below this share of those of the daily profile.
 const WEEKLY_ADVANTAGE: f64 = 0.9;
 /// Limit of a value's residual, as a multiple of the mean residual: an incident does not become the expected value of
-/// the next day.
+/// the next day. Weekends are learned within it; at 5, an incident of an hour lasts less into the next day, and they take longer.
 const MAX_DISTANCE: f64 = 9.0;
 
 /// The mean of one feature by time of day: exponentially weighted over days, interpolated linearly between the centers

@@ -4,6 +4,7 @@ use super::alerting::AlertState;
 use super::derived::{DerivedFeatures, Lookback};
 use super::lasting::{LastingDeviations, SavedLastingDeviations};
 use super::recurring::RecurringPeaks;
+use super::scorer::Scorer;
 use super::seasonal::{SavedProfile, SeasonalProfile};
 use super::smoother::ScoreSmoother;
 use super::threshold::{HourlyMax, PotThreshold};
@@ -102,10 +103,10 @@ impl SavedState {
     pub(super) fn restore(
         self,
         budget: f64,
+        scorer: &Scorer,
     ) -> Result<(DerivedFeatures, ScoreSmoother, LastingDeviations, Thresholds), InvalidPart> {
         self.check_rows()?;
         self.check_hours()?;
-        let n_features = self.n_features();
         let Self { interval_ms, profiles, peaks, rows, mean_score, hours, current, n_rows, lasting } = self;
         let lookback = Lookback::new(interval_ms);
         let newest_ms = rows.last().map(|(timestamp_ms, _)| *timestamp_ms);
@@ -119,11 +120,11 @@ impl SavedState {
         let lasting = match lasting {
             Some(SavedLasting { deviations, hours, current }) => {
                 thresholds.lasting = restored(thresholds.lasting, hours, current, n_rows);
-                LastingDeviations::restore(n_features, lookback, deviations)?
+                scorer.lasting(lookback).restored(deviations)?
             }
             None => {
                 thresholds.lasting = restored(thresholds.lasting, Vec::new(), None, n_rows);
-                LastingDeviations::new(n_features, lookback)
+                scorer.lasting(lookback)
             }
         };
         Ok((derived, ScoreSmoother::restore(interval_ms, mean_score, newest_ms), lasting, thresholds))

@@ -385,10 +385,80 @@ fn a_training_table_has_a_limited_number_of_values() {
     let values = vec![0.0; n_rows * 100];
     let timestamps: Vec<i64> = (0..n_rows as i64).collect();
     let table = Table::new(&values, n_rows, 100).expect("its shape");
-    let error = TrainingMatrix::new(&timestamps, &table).err().expect("too many");
+    let error = TrainingMatrix::new(&timestamps, &table, Vec::new()).err().expect("too many");
     assert_eq!(
         error.to_string(),
         "number of training values gives 20000100 on a table of 200001 rows and 100 features, must be at most \
          20000000: a shorter history or fewer features"
     );
+}
+
+/// Bytes and packets that a link receives, and those that it sends: the load varies much, the size of a packet little.
+fn link_row(minute: i64) -> [f32; 4] {
+    let load = row(minute)[IN] * (row(minute + 1000 * DAY)[3] - 4.0);
+    let bytes = |days: i64| load * 160.0 * row(minute + days * DAY)[3];
+    [bytes(2000), load, bytes(3000), load]
+}
+
+const LINK_SIZES: [[usize; 2]; 2] = [[0, 1], [2, 3]];
+
+fn fitted_to_a_link(days: i64, mean_sizes: &[[usize; 2]]) -> OnlineDetector {
+    let minutes = 0..days * DAY;
+    let timestamps: Vec<i64> = minutes.clone().map(|minute| minute * MINUTE_MS).collect();
+    let values: Vec<f32> =
+        (0..4).flat_map(|feature| minutes.clone().map(move |minute| link_row(minute)[feature])).collect();
+    let table = Table::new(&values, timestamps.len(), 4).expect("a valid shape");
+    let matrix = TrainingMatrix::new(&timestamps, &table, mean_sizes.to_vec()).expect("the rows are valid");
+    let fitted = matrix.fit(&ExtendedParams::default(), THREADS).expect("the parameters are valid");
+    OnlineDetector::from_training(fitted).0.with_budget(0.1)
+}
+
+/// The row at which what lasts opens an incident, in half an hour of packets of 0.75 times the usual size.
+fn incident_of_small_packets(mut detector: OnlineDetector) -> Option<Assessment> {
+    let afternoon = 5 * DAY + 15 * 60;
+    let mut assess = |minute: i64| {
+        let mut values = link_row(minute);
+        if minute >= afternoon {
+            LINK_SIZES.iter().for_each(|[bytes, _]| values[*bytes] *= 0.75);
+        }
+        detector.assess(minute * MINUTE_MS, &values).expect("the next row")
+    };
+    (5 * DAY..afternoon).for_each(|minute| drop(assess(minute)));
+    (afternoon..afternoon + 30).map(assess).find(|row| row.opened_by == Some(AlertScore::Lasting))
+}
+
+#[test]
+fn another_size_of_packets_is_an_incident_though_bytes_and_packets_are_usual() {
+    assert_eq!(incident_of_small_packets(fitted_to_a_link(5, &[])), None);
+    let incident = incident_of_small_packets(fitted_to_a_link(5, &LINK_SIZES)).expect("an incident");
+    let (_, reason, _) = incident.contributions(1).next().expect("a contribution");
+    assert_eq!(reason, DeviationReason::OfUnusualPacketSize);
+}
+
+#[test]
+fn the_size_of_packets_is_usual_where_the_deviations_of_both_are_filtered() {
+    let text = "detectors: [{name: a, match: [up], alerts: {min_deviation: [{match: up, absolute: 1e9}]}}]";
+    let alerts = crate::config::Config::parse(text).expect("valid").detectors[0].alerts.clone();
+    let features = ["a", "b", "c", "d"].map(|direction| {
+        Labels::new([(crate::prom::METRIC_NAME, "up"), ("direction", direction)]).expect("valid")
+    });
+    let mut detector = fitted_to_a_link(5, &LINK_SIZES);
+    detector.set_alerts(&alerts, &features);
+    assert_eq!(incident_of_small_packets(detector), None);
+}
+
+#[test]
+fn a_resumed_detector_remembers_the_size_of_packets() {
+    let trained = fitted_to_a_link(3, &LINK_SIZES);
+    let mut detector = trained.clone();
+    for minute in 3 * DAY..3 * DAY + 60 {
+        detector.assess(minute * MINUTE_MS, &link_row(minute)).expect("the next row");
+    }
+    let text = serde_json::to_string(&detector.checkpoint()).expect("numbers and text");
+    let checkpoint: Checkpoint = serde_json::from_str(&text).expect("a written checkpoint");
+    let resumed = trained.resume(checkpoint.clone()).expect("a state of this model");
+    assert_eq!(resumed.with_budget(0.1), detector);
+    let other = fitted_to_a_link(3, &[]);
+    let error = other.resume(checkpoint).expect_err("a state with mean sizes").to_string();
+    assert_eq!(error, "number of lasting deviations is 6, must be 4");
 }

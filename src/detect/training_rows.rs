@@ -5,6 +5,7 @@
 use super::derived::DERIVED_PER_FEATURE;
 use super::encoder::{RowEncoder, derived_columns, residuals};
 use super::lasting::LastingDeviations;
+use super::mean_size::{MeanSize, Rate};
 use super::min_sigma::min_sigma;
 use super::scorer::{NEUTRAL_SCORE, tail_score};
 use super::usual_minimum::usual_minimum;
@@ -36,6 +37,8 @@ pub(super) struct TrainingRows {
     pub values: Vec<f32>,
     /// Shape `[n_rows, n_features, DERIVED_PER_FEATURE]`, row-major.
     pub columns: Vec<f32>,
+    /// The features of each mean size: bytes and packets.
+    pub mean_sizes: Vec<[usize; 2]>,
     /// Baselines of recurring peaks, shape `[n_rows, n_features, DERIVED_PER_FEATURE - 1]`, row-major.
     pub baselines: Vec<f32>,
 }
@@ -172,6 +175,11 @@ impl TrainingRows {
         tail_score(&deviations)
     }
 
+    fn rate(&self, row: usize, feature: usize, value: f32) -> Rate {
+        let (value, residual) = (f64::from(value), self.derived_of(row)[feature * DERIVED_PER_FEATURE]);
+        Rate { value, expected: value - f64::from(residual) }
+    }
+
     /// The scores of a row with this anomaly score.
     fn score(
         &self,
@@ -183,7 +191,9 @@ impl TrainingRows {
         let mut values = vec![0.0; self.n_features];
         self.copy_values(row, &mut values);
         let standardized = encoder.standardize(self.derived_of(row));
-        let lasting_score = lasting.add(self.timestamps[row], residuals(&standardized));
+        let rate = |feature: usize| self.rate(row, feature, values[feature]);
+        let mean_sizes = encoder.mean_sizes.iter().map(|mean_size| mean_size.deviation(rate));
+        let lasting_score = lasting.add(self.timestamps[row], residuals(&standardized).chain(mean_sizes));
         let tail_score = self.tail_score(row, &values, &standardized, encoder);
         BlockScore { anomaly_score, tail_score, lasting_score }
     }
@@ -301,7 +311,17 @@ impl<'a> RowsView<'a> {
             if is_varying { usual_minimum(self.values.column(feature), self.rows.hours) } else { None }
         };
         let minima = (0..n_features).map(minimum_of).collect();
-        Ok(RowEncoder::new(scales, varying, residuals, minima))
+        let mean_sizes = self.rows.mean_sizes.iter().map(|features| self.fit_mean_size(*features)).collect();
+        Ok(RowEncoder::new(scales, varying, residuals, minima, mean_sizes))
+    }
+
+    fn fit_mean_size(&self, features: [usize; 2]) -> MeanSize {
+        let columns = features.map(|feature| self.values.column(feature));
+        let mean = |column: Column<'_>| column.iter().map(f64::from).sum::<f64>() / self.len() as f64;
+        let rates = |(number, row): (usize, usize)| {
+            [0, 1].map(|index| self.rows.rate(row, features[index], columns[index].get(number)))
+        };
+        MeanSize::fit(features, columns.map(mean), self.numbers().enumerate().map(rates))
     }
 
     /// The correlation residuals of the varying features; `None` for too few rows or features.
@@ -383,6 +403,7 @@ mod tests {
             timestamps: (0..n_rows as i64).collect(),
             hours: 3.0,
             n_features: 3,
+            mean_sizes: Vec::new(),
             values: fill(3),
             columns: fill(3 * DERIVED_PER_FEATURE),
             baselines: fill(3 * (DERIVED_PER_FEATURE - 1)),

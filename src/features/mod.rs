@@ -10,13 +10,13 @@ pub mod rate;
 pub mod scale;
 
 use crate::error::InvalidPart;
-use crate::prom::{Labels, Sample, duration};
+use crate::prom::{Labels, METRIC_NAME, Sample, duration};
 use crate::time;
 use crate::window::grid::Grid;
 use crate::window::{Column, Rows, Window};
 use counter::CounterEvent;
 use rate::RateSemantics;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -150,6 +150,22 @@ pub struct Schema {
 }
 
 impl Schema {
+    /// The pairs of features that are rates of bytes and of packets of the same thing, by their names.
+    pub fn mean_sizes(&self) -> Vec<[usize; 2]> {
+        if self.transform == Transform::Value {
+            return Vec::new();
+        }
+        let numbers = self.features.iter().enumerate().map(|(number, feature)| (feature, number));
+        let numbers: BTreeMap<&Labels, usize> = numbers.collect();
+        let pair = |(bytes, feature): (usize, &Labels)| {
+            let name = feature.metric_name();
+            let packets = feature.with(METRIC_NAME, &name.replace("_bytes", "_packets"));
+            let packets = *numbers.get(&packets)?;
+            (packets != bytes).then_some([bytes, packets])
+        };
+        self.features.iter().enumerate().filter_map(pair).collect()
+    }
+
     /// The first feature that is not among the active ones.
     pub fn first_missing(&self, active: &BTreeSet<&Labels>) -> Option<&Labels> {
         self.features.iter().find(|feature| !active.contains(feature))
@@ -307,6 +323,22 @@ mod tests {
         let mut out = Vec::new();
         let row = RowReader::new(&schema, window).read_row(&schema, window, timestamp_ms, &mut out, |_| {});
         (row, out)
+    }
+
+    #[test]
+    fn bytes_and_packets_of_the_same_labels_have_a_mean_size() {
+        let features = [
+            ("node_network_receive_bytes_total", "eth0"),
+            ("node_network_receive_bytes_total", "lo"),
+            ("node_network_receive_packets_total", "eth0"),
+            ("node_network_transmit_packets_total", "eth0"),
+            ("node_network_transmit_bytes_total", "eth0"),
+            ("node_network_transmit_bytes_total", "lo"),
+        ];
+        let labels = |(name, device)| Labels::new([(METRIC_NAME, name), ("device", device)]).expect("valid");
+        let schema = Schema { features: features.map(labels).to_vec(), transform: RATE, grid: Grid::Exact };
+        assert_eq!(schema.mean_sizes(), [[0, 2], [4, 3]]);
+        assert_eq!(Schema { transform: Transform::Value, ..schema }.mean_sizes(), [[0; 2]; 0]);
     }
 
     #[test]

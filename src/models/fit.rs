@@ -17,7 +17,8 @@ enum Kind<'a> {
 }
 
 impl ModelParams {
-    /// Prepares training rows: `timestamps` in milliseconds, ascending, shape `[n_rows]`, and their values.
+    /// Prepares training rows: `timestamps` in milliseconds, ascending, shape `[n_rows]`, and their values. `mean_sizes`
+    /// has the pairs of features that are bytes and packets of the same thing.
     ///
     /// # Errors
     /// [`forest::Error`] if the rows cannot be derived.
@@ -25,12 +26,14 @@ impl ModelParams {
         &'a self,
         timestamps: &'a [i64],
         table: Table<'a>,
+        mean_sizes: Vec<[usize; 2]>,
     ) -> Result<PreparedRows<'a>, forest::Error> {
         Ok(PreparedRows(match self {
             Self::IsolationForest(params) => Kind::Standard { params, timestamps, table },
-            Self::Extended(params) => {
-                Kind::Extended { params, matrix: Box::new(TrainingMatrix::new(timestamps, &table)?) }
-            }
+            Self::Extended(params) => Kind::Extended {
+                params,
+                matrix: Box::new(TrainingMatrix::new(timestamps, &table, mean_sizes)?),
+            },
         }))
     }
 }

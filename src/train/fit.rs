@@ -87,7 +87,11 @@ impl<'a> ModelFitter<'a> {
     /// # Errors
     /// Those of the forest, if the parameters do not suit the rows.
     pub fn fit(&self, training_set: &TrainingSet) -> Result<Trained, forest::Error> {
-        let prepared = self.params.prepare(&training_set.timestamps, training_set.table()?)?;
+        let prepared = self.params.prepare(
+            &training_set.timestamps,
+            training_set.table()?,
+            training_set.schema.mean_sizes(),
+        )?;
         let search = SizeSearch { fitter: self, prepared: &prepared, fits: BTreeMap::new() };
         let (max_samples, sweep, (fitted, scores)) = search.run(training_set.len())?;
         let params = match max_samples {

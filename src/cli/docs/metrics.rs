@@ -110,7 +110,7 @@ fn output_labels(name: &str) -> &'static str {
         }
         "anomaly_contribution" => {
             "`detector`, labels of `by`, `metric`, the feature's labels, `reason`: `unusual_for_this_hour`, `jumped`, \
-             `unsteady`"
+             `unsteady`, `of_unusual_packet_size`"
         }
         "anomaly_score" | "anomaly_threshold" | "anomaly_incident" => GROUP,
         _ => "`detector`, labels of `by`, `metric`, the feature's labels",

@@ -1,5 +1,5 @@
 use super::*;
-use crate::detect::OnlineDetector;
+use crate::detect::{OnlineDetector, TrainingMatrix};
 use crate::features::rate::RateSemantics;
 use crate::features::{Schema, Transform};
 use crate::forest::{ExtendedParams, ForestParams, Table};
@@ -34,8 +34,9 @@ fn sample_model_of(kind: ModelKind) -> Model {
             let params = ExtendedParams { n_estimators, ..Default::default() };
             // Three days, so that there is a profile.
             let times: Vec<i64> = (0..ROWS as i64).map(|i| 1_699_000_000_000 + i * 720_000).collect();
-            let detector =
-                OnlineDetector::fit(&times, &table, &params, 1.0, NonZeroUsize::MIN).expect("fits");
+            let matrix = TrainingMatrix::new(&times, &table, vec![[0, 1]]).expect("valid rows");
+            let (detector, _) =
+                OnlineDetector::from_training(matrix.fit(&params, NonZeroUsize::MIN).expect("fits"));
             (ModelParams::Extended(params), FittedModel::Extended(Box::new(detector)))
         }
     };
@@ -205,7 +206,7 @@ fn unknown_values_in_model_json_are_refused() {
 #[test]
 fn metadata_of_an_extended_forest_is_checked() {
     type Edit = fn(&mut serde_json::Value);
-    let cases: [(Edit, &str); 21] = [
+    let cases: [(Edit, &str); 25] = [
         (|forest| forest["offset"] = (-0.4).into(), "offset is -0.4, must be -0.5"),
         (|forest| forest["n_features"] = 3.into(), "the forest has 3 features, the schema has 2"),
         (|forest| forest["width"] = 0.into(), "width is 0, must be in 1..=4096"),
@@ -243,6 +244,22 @@ fn metadata_of_an_extended_forest_is_checked() {
         (
             |forest| forest["minima"] = serde_json::json!([null, 0]),
             "minimum of a feature is 0, must be finite and above 0",
+        ),
+        (
+            |forest| forest["mean_sizes"][0]["features"][1] = 2.into(),
+            "feature of a mean size is 2, must be below 2, the number of features",
+        ),
+        (
+            |forest| forest["mean_sizes"][0]["offsets"][0] = (-1).into(),
+            "offset of a mean size is -1, must be finite, at least 0",
+        ),
+        (|forest| forest["mean_sizes"][0]["scale"] = serde_json::json!([0, 0]), "sigma is 0, must be "),
+        (
+            |forest| {
+                let mean_sizes = forest["mean_sizes"].as_array_mut().expect("a list");
+                mean_sizes.extend(vec![mean_sizes[0].clone(); 2]);
+            },
+            "number of mean sizes is 3, must be at most 2",
         ),
         (|forest| forest["tail_scale"]["median"] = serde_json::Value::Null, "invalid type: null"),
         // The trees mix values of which two are gone.

@@ -7,7 +7,7 @@ use super::super::{Error, ipc};
 use super::{
     read_batch, split_by_tree, to_i32, to_i64, tree_numbers, with_forest_context, with_tree_context,
 };
-use crate::detect::{OnlineDetector, SavedState, ScoreScale, Scorer, ScorerParts};
+use crate::detect::{MeanSize, OnlineDetector, SavedState, ScoreScale, Scorer, ScorerParts};
 use crate::features;
 use crate::features::correlation::{Correlation, Residuals};
 use crate::features::scale::RobustScale;
@@ -39,8 +39,21 @@ pub struct ExtendedMetadata {
     /// The usual minimum of each feature, null where a drop is usual; empty where none is known.
     #[serde(default)]
     minima: Vec<Option<f64>>,
+    #[serde(default)]
+    mean_sizes: Vec<MeanSizeJson>,
     forest_scale: ScoreScale,
     tail_scale: ScoreScale,
+}
+
+/// A mean size.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MeanSizeJson {
+    /// The numbers of bytes and packets.
+    features: [usize; 2],
+    offsets: [f64; 2],
+    /// Center and sigma; null without training values.
+    scale: Option<[f64; 2]>,
 }
 
 /// The correlation residuals of the metrics.
@@ -57,9 +70,14 @@ struct ResidualsJson {
 
 impl ExtendedMetadata {
     pub fn new(detector: &OnlineDetector) -> Self {
-        let ScorerParts { scales, varying, residuals, minima, forest, forest_scale, tail_scale } =
+        let ScorerParts { scales, varying, residuals, minima, mean_sizes, forest, forest_scale, tail_scale } =
             detector.scorer().parts();
         let pair = |scale: &RobustScale| [scale.center(), scale.sigma()];
+        let mean_size = |MeanSize { features, offsets, scale }| MeanSizeJson {
+            features,
+            offsets,
+            scale: scale.as_ref().map(pair),
+        };
         let residuals = residuals.map(|Residuals { correlation, scales }| ResidualsJson {
             means: correlation.means().to_vec(),
             deviations: correlation.deviations().to_vec(),
@@ -76,6 +94,7 @@ impl ExtendedMetadata {
             varying,
             residuals,
             minima,
+            mean_sizes: mean_sizes.into_iter().map(mean_size).collect(),
             forest_scale,
             tail_scale,
         }
@@ -89,6 +108,9 @@ impl ExtendedMetadata {
             let scales = json.scales.into_iter().map(scale).collect::<Result<_, _>>()?;
             Ok::<_, features::Error>(Residuals { correlation, scales })
         });
+        let mean_size = |MeanSizeJson { features, offsets, scale: pair }| {
+            Ok::<_, features::Error>(MeanSize { features, offsets, scale: pair.map(scale).transpose()? })
+        };
         Ok(ScorerParts {
             scales: self
                 .scales
@@ -98,6 +120,7 @@ impl ExtendedMetadata {
             varying: self.varying,
             residuals: residuals.transpose()?,
             minima: self.minima,
+            mean_sizes: self.mean_sizes.into_iter().map(mean_size).collect::<Result<_, _>>()?,
             forest: None,
             forest_scale: self.forest_scale,
             tail_scale: self.tail_scale,
