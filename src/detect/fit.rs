@@ -81,7 +81,17 @@ impl TrainingMatrix {
         let DerivedRows { derived, columns, baselines } = DerivedRows::new(timestamps, table);
         let hours = (n_rows as i64 * derived.lookback().interval_ms()) as f64 / HOUR_MS as f64;
         let timestamps = timestamps.to_vec();
-        let mut rows = TrainingRows { timestamps, hours, n_features, values, columns, mean_sizes, baselines };
+        let is_imputed = vec![false; n_rows];
+        let mut rows = TrainingRows {
+            timestamps,
+            hours,
+            n_features,
+            values,
+            columns,
+            mean_sizes,
+            is_imputed,
+            baselines,
+        };
         let encoder = rows.all().fit_encoder()?;
         rows.complete(&encoder);
         let forest_input = rows.all().forest_input(&encoder);

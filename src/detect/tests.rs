@@ -447,6 +447,29 @@ fn the_size_of_packets_is_usual_where_the_deviations_of_both_are_filtered() {
     assert_eq!(incident_of_small_packets(detector), None);
 }
 
+/// Load of 1.6 times the usual one, of which only the rise of packets counts.
+#[test]
+fn load_is_no_other_size_of_packets_where_the_deviation_of_one_rate_is_filtered() {
+    let text =
+        "detectors: [{name: a, match: [up], alerts: {min_deviation: [{match: bytes, absolute: 1e9}]}}]";
+    let alerts = crate::config::Config::parse(text).expect("valid").detectors[0].alerts.clone();
+    let features = ["bytes", "packets", "bytes", "packets"]
+        .map(|name| Labels::new([(crate::prom::METRIC_NAME, name)]).expect("valid"));
+    let mut detector = fitted_to_a_link(5, &LINK_SIZES);
+    detector.set_alerts(&alerts, &features);
+    let afternoon = 5 * DAY + 15 * 60;
+    let rows = (5 * DAY..afternoon + 30).map(|minute| {
+        let load = if minute < afternoon { 1.0 } else { 1.6 };
+        detector
+            .assess(minute * MINUTE_MS, &link_row(minute).map(|value| load * value))
+            .expect("the next row")
+    });
+    let by_size = |row: &Assessment| {
+        row.incident && row.contributions(4).any(|(_, why, _)| why == DeviationReason::OfUnusualPacketSize)
+    };
+    assert_eq!(rows.filter(by_size).count(), 0);
+}
+
 #[test]
 fn a_resumed_detector_remembers_the_size_of_packets() {
     let trained = fitted_to_a_link(3, &LINK_SIZES);

@@ -39,6 +39,8 @@ pub(super) struct TrainingRows {
     pub columns: Vec<f32>,
     /// The features of each mean size: bytes and packets.
     pub mean_sizes: Vec<[usize; 2]>,
+    /// True for rows with derived features of other rows, shape `[n_rows]`: their values and residuals do not belong together.
+    pub is_imputed: Vec<bool>,
     /// Baselines of recurring peaks, shape `[n_rows, n_features, DERIVED_PER_FEATURE - 1]`, row-major.
     pub baselines: Vec<f32>,
 }
@@ -103,6 +105,7 @@ impl TrainingRows {
         }
         self.values.truncate(n_features * kept.len());
         keep_chunks(&mut self.timestamps, 1, kept);
+        keep_chunks(&mut self.is_imputed, 1, kept);
         keep_chunks(&mut self.columns, n_features * DERIVED_PER_FEATURE, kept);
         keep_chunks(&mut self.baselines, n_features * (DERIVED_PER_FEATURE - 1), kept);
     }
@@ -110,7 +113,9 @@ impl TrainingRows {
     /// Completes rows that lack derived features, and drops the rows that cannot be completed.
     pub fn complete(&mut self, encoder: &RowEncoder) {
         let required = self.required_columns(encoder);
-        impute_incomplete_rows(&mut self.columns, &required);
+        for row in impute_incomplete_rows(&mut self.columns, &required) {
+            self.is_imputed[row] = true;
+        }
         let is_complete = |row: &usize| missing_features(self.derived_of(*row), &required).next().is_none();
         let complete: Vec<usize> = (0..self.len()).filter(is_complete).collect();
         if complete.len() < self.len() {
@@ -176,8 +181,9 @@ impl TrainingRows {
     }
 
     fn rate(&self, row: usize, feature: usize, value: f32) -> Rate {
-        let (value, residual) = (f64::from(value), self.derived_of(row)[feature * DERIVED_PER_FEATURE]);
-        Rate { value, expected: value - f64::from(residual) }
+        let residual = self.derived_of(row)[feature * DERIVED_PER_FEATURE];
+        let residual = if self.is_imputed[row] { f64::NAN } else { f64::from(residual) };
+        Rate { value: f64::from(value), expected: f64::from(value) - residual }
     }
 
     /// The scores of a row with this anomaly score.
@@ -366,8 +372,8 @@ fn missing_features(columns: &[f32], required: &[bool]) -> impl Iterator<Item = 
 }
 
 /// Completes the rows that lack at most half of the features. A missing feature takes all its derived features from one
-/// other row, in turn, so that they belong to one moment. `required` has the shape of a row.
-fn impute_incomplete_rows(columns: &mut [f32], required: &[bool]) {
+/// other row, in turn, so that they belong to one moment. `required` has the shape of a row. Returns the numbers of these rows.
+fn impute_incomplete_rows(columns: &mut [f32], required: &[bool]) -> Vec<usize> {
     let width = required.len();
     let n_features = width / DERIVED_PER_FEATURE;
     let rows = columns.chunks_exact(width).map(|row| missing_features(row, required).collect::<Vec<usize>>());
@@ -389,6 +395,7 @@ fn impute_incomplete_rows(columns: &mut [f32], required: &[bool]) {
             columns.copy_within(donor, recipient * width + derived.start);
         }
     }
+    incomplete_rows.into_iter().map(|(row, _)| row).collect()
 }
 
 #[cfg(test)]
@@ -404,6 +411,7 @@ mod tests {
             hours: 3.0,
             n_features: 3,
             mean_sizes: Vec::new(),
+            is_imputed: vec![false; n_rows],
             values: fill(3),
             columns: fill(3 * DERIVED_PER_FEATURE),
             baselines: fill(3 * (DERIVED_PER_FEATURE - 1)),
