@@ -20,7 +20,7 @@ pub enum ForestMetadata {
     /// Of a plain forest.
     Standard(StandardMetadata),
     /// Of an extended forest.
-    Extended(ExtendedMetadata),
+    Extended(Box<ExtendedMetadata>),
 }
 
 impl ForestMetadata {
@@ -64,7 +64,7 @@ pub fn read(bytes: &[u8], metadata: ForestMetadata, state: Option<&[u8]>) -> Res
         ForestMetadata::Extended(metadata) => {
             let state = state.ok_or(Error::Missing(STATE))?;
             let state = serde_json::from_slice(state).map_err(|error| Error::State(error.to_string()))?;
-            extended::read(bytes, metadata, state).map(|detector| FittedModel::Extended(Box::new(detector)))
+            extended::read(bytes, *metadata, state).map(|detector| FittedModel::Extended(Box::new(detector)))
         }
     }
 }

@@ -142,7 +142,9 @@ pub fn read(bytes: &[u8]) -> Result<(Schema, ModelCard, ForestMetadata), Error> 
     let KindOnly { kind } = serde_json::from_slice(bytes).map_err(invalid_json)?;
     let (schema, card, forest) = match kind.parse().map_err(invalid_json)? {
         ModelKind::IsolationForest => read_with(bytes, ForestMetadata::Standard)?,
-        ModelKind::ExtendedIsolationForest => read_with(bytes, ForestMetadata::Extended)?,
+        ModelKind::ExtendedIsolationForest => {
+            read_with(bytes, |metadata| ForestMetadata::Extended(Box::new(metadata)))?
+        }
     };
     if forest.n_features() != schema.features.len() {
         return Err(invalid_json(format!(
