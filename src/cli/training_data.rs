@@ -69,7 +69,8 @@ pub fn parse_exclusion(text: &str) -> Result<Exclusion, String> {
     let (from, to) = text.split_once("..").ok_or_else(no_range)?;
     let (from_ms, to_ms) = (time::parse(from)?, time::parse(to)?);
     if from_ms > to_ms {
-        return Err(empty_range("the range", (from_ms, to_ms)));
+        let [from, to] = [from_ms, to_ms].map(time::format_timestamp);
+        return Err(format!("the range starts at {from}, must not start after its end at {to}"));
     }
     Ok(Exclusion { from_ms, to_ms, reason: text.into() })
 }

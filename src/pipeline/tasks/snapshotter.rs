@@ -78,9 +78,18 @@ async fn closed(closing: &mut watch::Receiver<bool>) {
 async fn write_group(engine: &WeakEngineHandle, store: &mut SnapshotStore, group: u32) {
     let Some(Some(step)) = engine.next_snapshot(group.checked_sub(1)).await else { return };
     let SnapshotStep { id, name, snapshot: Some(snapshot) } = step else { return };
-    if !matches!(write(store, name, move || snapshot.encode()).await, Ok(Ok(()))) {
-        engine.snapshot_failed(id).await;
-    }
+    let error = match write(store, name.clone(), move || snapshot.encode()).await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error.to_string(),
+        Err(panic) => panic.to_string(),
+    };
+    warn!(
+        component = "snapshot",
+        file = name,
+        error,
+        "a snapshot after feedback was not written: the next round writes it"
+    );
+    engine.snapshot_failed(id).await;
 }
 
 /// One round over all groups, as far as it gets until a time. `None` when the engine is gone.

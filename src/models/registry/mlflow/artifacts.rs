@@ -79,12 +79,11 @@ impl Mlflow {
 fn check_stored(uri: &str, listing: &Value, sizes: &BTreeMap<String, u64>) -> Result<(), Error> {
     for (name, size) in sizes {
         let mut files = listing["files"].as_array().into_iter().flatten();
-        let stored = match files.find(|file| text_field(file, "path") == *name) {
-            Some(file) => file["file_size"].as_u64().unwrap_or(*size),
-            None => 0,
-        };
-        if stored != *size {
-            return Err(Error::Truncated { uri: format!("{uri}/{name}"), stored, size: *size });
+        let file = files.find(|file| text_field(file, "path") == *name);
+        let stored = file.map(|file| file["file_size"].as_u64().unwrap_or(*size));
+        if stored != Some(*size) {
+            let (uri, stored) = (format!("{uri}/{name}"), stored.unwrap_or(0));
+            return Err(Error::Truncated { uri, stored, size: *size });
         }
     }
     Ok(())
