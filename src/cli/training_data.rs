@@ -70,7 +70,7 @@ pub fn parse_exclusion(text: &str) -> Result<Exclusion, String> {
     let (from_ms, to_ms) = (time::parse(from)?, time::parse(to)?);
     if from_ms > to_ms {
         let [from, to] = [from_ms, to_ms].map(time::format_timestamp);
-        return Err(format!("the range starts at {from}, must not start after its end at {to}"));
+        return Err(format!("the range from {from} to {to} is empty: it must not end before its start"));
     }
     Ok(Exclusion { from_ms, to_ms, reason: text.into() })
 }

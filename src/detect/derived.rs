@@ -17,6 +17,9 @@ const MIN_INTERVALS: usize = 64;
 
 /// Derived features per feature: seasonal residual, difference, deviation.
 pub const DERIVED_PER_FEATURE: usize = 1 + TRACKED_PER_FEATURE;
+/// Minimum number of known values of each derived feature; below it the model does without. The seasonal residual takes
+/// a day to become known, the others take minutes.
+pub(super) const MIN_KNOWN_ROWS: [usize; DERIVED_PER_FEATURE] = [256, 8, 8];
 
 /// The range that derived features look back over, by the interval of rows.
 #[derive(Clone, Copy, Debug, PartialEq)]

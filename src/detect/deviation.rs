@@ -2,6 +2,9 @@
 
 use super::derived::DERIVED_PER_FEATURE;
 
+/// Features in the tail score.
+const TOP_FEATURES: usize = 2;
+
 /// The strongest deviation of one feature in a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Deviation {
@@ -53,6 +56,41 @@ impl DeviationReason {
             Self::Jumped => "jumped",
             Self::Unsteady => "unsteady",
             Self::OfUnusualPacketSize => "of unusual packet size",
+        }
+    }
+}
+
+/// Mean of ln(1 + sigmas) of the features that deviate most.
+pub(super) fn tail_score(deviations: &[Deviation]) -> f64 {
+    let mut top_sigmas = [0.0; TOP_FEATURES];
+    for deviation in deviations {
+        // The least one gives way, and the others keep their order.
+        let mut sigmas = deviation.sigmas;
+        for top in &mut top_sigmas {
+            if sigmas > *top {
+                std::mem::swap(&mut sigmas, top);
+            }
+        }
+    }
+    let n_features = deviations.len().min(TOP_FEATURES);
+    top_sigmas.iter().map(|sigmas| sigmas.ln_1p()).sum::<f64>() / n_features.max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_tail_score_is_the_mean_of_the_greatest(sigmas in prop::collection::vec(0.0..9.0, 1..6)) {
+            let deviation =
+                |sigmas: &f64| Deviation { feature: 0, reason: DeviationReason::UnusualForThisHour, sigmas: *sigmas };
+            let score = tail_score(&sigmas.iter().map(deviation).collect::<Vec<_>>());
+            let mut logarithms: Vec<f64> = sigmas.iter().map(|sigmas| sigmas.ln_1p()).collect();
+            logarithms.sort_by(|a, b| b.total_cmp(a));
+            logarithms.truncate(TOP_FEATURES);
+            prop_assert_eq!(score, logarithms.iter().sum::<f64>() / logarithms.len() as f64);
         }
     }
 }

@@ -6,12 +6,12 @@
 //! The scores of the training rows estimate the threshold, so each has to be as great as that of a new row. Everything is
 //! therefore fitted once more for each block of rows, to the rows of the other blocks: scales, correlation and forest.
 
-use super::derived::{DERIVED_PER_FEATURE, DerivedFeatures, Lookback};
+use super::derived::{DERIVED_PER_FEATURE, DerivedFeatures, Lookback, MIN_KNOWN_ROWS};
 use super::encoder::RowEncoder;
 use super::lasting::LastingDeviations;
 use super::scorer::{MIN_FOREST_UNIT, MIN_TAIL_UNIT, ScoreScale, Scorer};
 use super::seasonal::SeasonalProfile;
-use super::training_rows::{BlockScore, MIN_KNOWN_ROWS, TrainingRows, input_table};
+use super::training_rows::{BlockScore, TrainingRows, input_table};
 use crate::forest::{self, ExtendedParams, Table};
 use crate::time::HOUR_MS;
 use std::num::NonZeroUsize;

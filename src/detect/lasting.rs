@@ -4,8 +4,7 @@
 //! lasts is scored by itself, against a threshold of its own.
 
 use super::derived::Lookback;
-use super::deviation::{Deviation, DeviationReason};
-use super::scorer::tail_score;
+use super::deviation::{Deviation, DeviationReason, tail_score};
 use crate::error::InvalidPart;
 use serde::{Deserialize, Serialize};
 

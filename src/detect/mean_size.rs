@@ -7,7 +7,7 @@
 //! Not taken: the quotient of received and sent traffic, which found no more large faults in the recorded network and
 //! raised the threshold for the others.
 
-use super::training_rows::MIN_KNOWN_ROWS;
+use super::derived::MIN_KNOWN_ROWS;
 use crate::features::scale::{RobustScale, saturate};
 
 /// Added to both rates, as a share of their means in training: the few packets of an idle interface have any size.

@@ -6,7 +6,7 @@
 //! anomalies than the maximum of the two.
 
 use super::derived::{DERIVED_PER_FEATURE, Lookback};
-use super::deviation::Deviation;
+use super::deviation::{Deviation, tail_score};
 use super::encoder::{RowEncoder, derived_columns};
 use super::lasting::LastingDeviations;
 use super::mean_size::MeanSize;
@@ -18,8 +18,6 @@ use crate::forest::ExtendedForest;
 use crate::stats::quantile;
 use serde::{Deserialize, Serialize};
 
-/// Features in the tail score.
-const TOP_FEATURES: usize = 2;
 /// Minimum distance of the median and the 99 % quantile of a forest score: in a group without variation all scores are
 /// equal, and little history has few different ones.
 pub(super) const MIN_FOREST_UNIT: f64 = 0.1;
@@ -257,40 +255,4 @@ impl Scorer {
 /// The negative anomaly score, as in scikit-learn; without a forest that of a row on the average path length.
 fn score_samples(forest: Option<&ExtendedForest>, input: &[f32]) -> f64 {
     forest.map_or(NEUTRAL_SCORE, |forest| forest.score_samples(input))
-}
-
-/// Mean of ln(1 + sigmas) of the features that deviate most.
-pub(super) fn tail_score(deviations: &[Deviation]) -> f64 {
-    let mut top_sigmas = [0.0; TOP_FEATURES];
-    for deviation in deviations {
-        // The least one gives way, and the others keep their order.
-        let mut sigmas = deviation.sigmas;
-        for top in &mut top_sigmas {
-            if sigmas > *top {
-                std::mem::swap(&mut sigmas, top);
-            }
-        }
-    }
-    let n_features = deviations.len().min(TOP_FEATURES);
-    top_sigmas.iter().map(|sigmas| sigmas.ln_1p()).sum::<f64>() / n_features.max(1) as f64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::deviation::DeviationReason;
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn a_tail_score_is_the_mean_of_the_greatest(sigmas in prop::collection::vec(0.0..9.0, 1..6)) {
-            let deviation =
-                |sigmas: &f64| Deviation { feature: 0, reason: DeviationReason::UnusualForThisHour, sigmas: *sigmas };
-            let score = tail_score(&sigmas.iter().map(deviation).collect::<Vec<_>>());
-            let mut logarithms: Vec<f64> = sigmas.iter().map(|sigmas| sigmas.ln_1p()).collect();
-            logarithms.sort_by(|a, b| b.total_cmp(a));
-            logarithms.truncate(TOP_FEATURES);
-            prop_assert_eq!(score, logarithms.iter().sum::<f64>() / logarithms.len() as f64);
-        }
-    }
 }

@@ -2,12 +2,13 @@
 //!
 //! The rows of a large group take most of the memory of a training, so the blocks of the out-of-sample scores share them.
 
-use super::derived::DERIVED_PER_FEATURE;
+use super::derived::{DERIVED_PER_FEATURE, MIN_KNOWN_ROWS};
+use super::deviation::tail_score;
 use super::encoder::{RowEncoder, derived_columns, residuals};
 use super::lasting::LastingDeviations;
 use super::mean_size::{MeanSize, Rate};
 use super::min_sigma::min_sigma;
-use super::scorer::{NEUTRAL_SCORE, tail_score};
+use super::scorer::NEUTRAL_SCORE;
 use super::usual_minimum::usual_minimum;
 use crate::features::correlation::{Correlation, Residuals};
 use crate::features::scale::RobustScale;
@@ -17,9 +18,6 @@ use std::ops::Range;
 
 /// Contiguous blocks of training rows; a scorer that is fitted to the other blocks scores each.
 const BLOCKS: usize = 5;
-/// Minimum number of known values of each derived feature; below it the model does without. The seasonal residual takes
-/// a day to become known, the others take minutes.
-pub(super) const MIN_KNOWN_ROWS: [usize; DERIVED_PER_FEATURE] = [256, 8, 8];
 /// Minimum number of rows per varying feature for correlation residuals: a correlation of fewer rows fits its noise.
 const MIN_ROWS_PER_RESIDUAL: usize = 10;
 /// Maximum number of varying features: each has its derived features and a correlation residual in the forest's input.
