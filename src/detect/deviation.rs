@@ -60,6 +60,11 @@ impl DeviationReason {
     }
 }
 
+/// The one of two deviations that is nearer to 0; 0 if they are on different sides.
+pub(super) fn weaker(a: f32, b: f32) -> f32 {
+    if a * b > 0.0 { a.abs().min(b.abs()).copysign(a) } else { 0.0 }
+}
+
 /// Mean of ln(1 + sigmas) of the features that deviate most.
 pub(super) fn tail_score(deviations: &[Deviation]) -> f64 {
     let mut top_sigmas = [0.0; TOP_FEATURES];

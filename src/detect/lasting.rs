@@ -4,7 +4,7 @@
 //! lasts is scored by itself, against a threshold of its own.
 
 use super::derived::Lookback;
-use super::deviation::{Deviation, DeviationReason, tail_score};
+use super::deviation::{Deviation, DeviationReason, tail_score, weaker};
 use crate::error::InvalidPart;
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +19,6 @@ const MAX_SIGMAS: f32 = 100.0;
 #[derive(Clone, Debug, PartialEq)]
 pub struct LastingDeviations {
     block_ms: i64,
-    n_features: usize,
     /// The features of each mean size.
     mean_sizes: Box<[[usize; 2]]>,
     /// Number of the current block since the epoch; `None` before the first row.
@@ -52,7 +51,6 @@ impl LastingDeviations {
     pub fn new(n_features: usize, mean_sizes: Box<[[usize; 2]]>, lookback: Lookback) -> Self {
         let n_columns = n_features + mean_sizes.len();
         Self {
-            n_features,
             mean_sizes,
             block_ms: BLOCK_LAGS * lookback.lag_ms(),
             block: None,
@@ -145,23 +143,25 @@ impl LastingDeviations {
     /// one. A deviation that is over, or has changed its side, is 0.
     pub fn deviations(&self) -> Vec<Deviation> {
         let n_columns = self.sums.len();
+        let n_features = n_columns - self.mean_sizes.len();
         let lasting = |column: usize| {
             let mut means: [f32; BLOCKS] =
                 std::array::from_fn(|block| self.means[block * n_columns + column]);
             let newest = means[BLOCKS - 1];
             means.sort_unstable_by(f32::total_cmp);
             let median = means[BLOCKS / 2];
-            f64::from(if median * newest > 0.0 { median.abs().min(newest.abs()) } else { 0.0 })
+            f64::from(weaker(median, newest).abs())
         };
         let deviation = |feature| Deviation {
             feature,
             reason: DeviationReason::UnusualForThisHour,
             sigmas: lasting(feature),
         };
-        let mut deviations: Vec<Deviation> = (0..self.n_features).map(deviation).collect();
+        let mut deviations: Vec<Deviation> = (0..n_features).map(deviation).collect();
         for (number, [bytes, packets]) in self.mean_sizes.iter().enumerate() {
-            let sigmas = lasting(self.n_features + number);
-            let feature = if lasting(*packets) > lasting(*bytes) { *packets } else { *bytes };
+            let sigmas = lasting(n_features + number);
+            let is_of_packets = deviations[*packets].sigmas > deviations[*bytes].sigmas;
+            let feature = if is_of_packets { *packets } else { *bytes };
             if sigmas > deviations[feature].sigmas {
                 deviations[feature] =
                     Deviation { feature, reason: DeviationReason::OfUnusualPacketSize, sigmas };

@@ -8,6 +8,7 @@
 //! raised the threshold for the others.
 
 use super::derived::MIN_KNOWN_ROWS;
+use super::deviation::weaker;
 use crate::features::scale::{RobustScale, saturate};
 
 /// Added to both rates, as a share of their means in training: the few packets of an idle interface have any size.
@@ -20,7 +21,7 @@ const MIN_SIGMA: f64 = 0.05;
 pub struct MeanSize {
     /// The numbers of the features: bytes and packets.
     pub features: [usize; 2],
-    /// What is added to each rate, at least 0.
+    /// Offset that is added to each rate, at least 0.
     pub offsets: [f64; 2],
     /// The scale of the deviation; `None` if training had too few rows, or one of the rates was 0.
     pub scale: Option<RobustScale>,
@@ -44,6 +45,25 @@ impl MeanSize {
         let is_known = deviations.len() >= MIN_KNOWN_ROWS[0] && offsets.iter().all(|offset| *offset > 0.0);
         let scale = is_known.then(|| RobustScale::fit(&deviations, MIN_SIGMA).expect("finite deviations"));
         Self { features, offsets, scale }
+    }
+
+    /// The [`deviation`](Self::deviation), less what it owes to features whose own deviation is filtered.
+    pub fn filtered_deviation(
+        &self,
+        rate: impl Fn(usize) -> Rate,
+        is_filtered: impl Fn(usize) -> bool,
+    ) -> f32 {
+        let deviation = self.deviation(&rate);
+        if !self.features.into_iter().any(&is_filtered) {
+            return deviation;
+        }
+        let expected = |Rate { expected, .. }| Rate { value: expected, expected };
+        let rest = self.deviation(
+            |feature| {
+                if is_filtered(feature) { expected(rate(feature)) } else { rate(feature) }
+            },
+        );
+        weaker(deviation, rest)
     }
 
     /// The deviation in sigmas, by the rate of each feature; 0 where it is unknown.

@@ -339,18 +339,10 @@ impl OnlineDetector {
         let is_suspended = self.suspended.iter().any(|range| range.contains(&timestamp_ms));
         // What happens in a maintenance lasts after it only if it lasted before.
         let weight = if is_suspended && !self.alerts.is_lasting_accepted() { 0.0 } else { 1.0 };
-        let mean_sizes = self.scorer.mean_sizes().iter().map(|mean_size| {
-            let rate =
-                |feature: usize| Rate { value: f64::from(values[feature]), expected: expected[feature] };
-            // The deviation of a rate that is filtered is none, and takes from that of the size at most.
-            let is_filtered = |feature: usize| columns[feature * DERIVED_PER_FEATURE].is_nan();
-            let filtered = |feature: usize| match is_filtered(feature) {
-                true => Rate { value: expected[feature], ..rate(feature) },
-                false => rate(feature),
-            };
-            let [size, rest] = [mean_size.deviation(rate), mean_size.deviation(filtered)];
-            if size * rest > 0.0 { size.abs().min(rest.abs()).copysign(size) } else { 0.0 }
-        });
+        let rate = |feature: usize| Rate { value: f64::from(values[feature]), expected: expected[feature] };
+        let is_filtered = |feature: usize| columns[feature * DERIVED_PER_FEATURE].is_nan();
+        let mean_sizes = self.scorer.mean_sizes().iter();
+        let mean_sizes = mean_sizes.map(|mean_size| mean_size.filtered_deviation(rate, is_filtered));
         let residuals =
             residuals(&row_score.standardized).chain(mean_sizes).map(|residual| weight * residual);
         let input = RowAlertInput {

@@ -393,7 +393,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What a window holds, as maps.
+/// The content of a window, as maps.
 #[derive(Default)]
 struct Expected {
     cells: BTreeMap<(usize, i64), u64>,
