@@ -160,19 +160,19 @@ fn in_the_first_minutes_only_what_is_many_times_the_usual_is_an_incident() {
     assert!(usual < 1.0 && burst > 1.0, "after 20 s of 34 times the usual: {usual} {burst}");
 }
 
+fn set_alerts(detector: &mut OnlineDetector, alerts: &str, metrics: [&str; 4]) {
+    let text = format!("detectors: [{{name: a, match: [up], alerts: {alerts}}}]");
+    let config = crate::config::Config::parse(&text).expect("valid");
+    let feature = |name| Labels::new([(crate::prom::METRIC_NAME, name)]).expect("valid");
+    detector.set_alerts(&config.detectors[0].alerts, &metrics.map(feature));
+}
+
 #[test]
 fn masked_deviations_raise_no_alert() {
-    let alerts = |text: &str| {
-        let text = format!("detectors: [{{name: a, match: [up], alerts: {text}}}]");
-        crate::config::Config::parse(&text).expect("valid").detectors[0].alerts.clone()
-    };
-    let features: Vec<Labels> = ["in", "out", "errors", "clock"]
-        .map(|name| Labels::new([(crate::prom::METRIC_NAME, name)]).expect("valid"))
-        .to_vec();
     let noon = 5 * DAY + 12 * 60;
     let assess_with = |text: &str, by: f32| {
         let mut detector = fitted(5);
-        detector.set_alerts(&alerts(text), &features);
+        set_alerts(&mut detector, text, ["in", "out", "errors", "clock"]);
         highest_score(&mut detector, 5 * DAY..noon, |_| {});
         highest_score(&mut detector, noon..noon + 2, |values| values[IN] *= by)
     };
@@ -437,26 +437,21 @@ fn another_size_of_packets_is_an_incident_though_bytes_and_packets_are_usual() {
 
 #[test]
 fn the_size_of_packets_is_usual_where_the_deviations_of_both_are_filtered() {
-    let text = "detectors: [{name: a, match: [up], alerts: {min_deviation: [{match: up, absolute: 1e9}]}}]";
-    let alerts = crate::config::Config::parse(text).expect("valid").detectors[0].alerts.clone();
-    let features = ["a", "b", "c", "d"].map(|direction| {
-        Labels::new([(crate::prom::METRIC_NAME, "up"), ("direction", direction)]).expect("valid")
-    });
     let mut detector = fitted_to_a_link(5, &LINK_SIZES);
-    detector.set_alerts(&alerts, &features);
+    let metrics = ["bytes_in", "packets_in", "bytes_out", "packets_out"];
+    set_alerts(&mut detector, "{min_deviation: [{match: '{__name__=~\".+\"}', absolute: 1e9}]}", metrics);
     assert_eq!(incident_of_small_packets(detector), None);
 }
 
 /// Load of 1.6 times the usual one, of which only the rise of packets counts.
 #[test]
 fn load_is_no_other_size_of_packets_where_the_deviation_of_one_rate_is_filtered() {
-    let text =
-        "detectors: [{name: a, match: [up], alerts: {min_deviation: [{match: bytes, absolute: 1e9}]}}]";
-    let alerts = crate::config::Config::parse(text).expect("valid").detectors[0].alerts.clone();
-    let features = ["bytes", "packets", "bytes", "packets"]
-        .map(|name| Labels::new([(crate::prom::METRIC_NAME, name)]).expect("valid"));
     let mut detector = fitted_to_a_link(5, &LINK_SIZES);
-    detector.set_alerts(&alerts, &features);
+    set_alerts(
+        &mut detector,
+        "{min_deviation: [{match: bytes, absolute: 1e9}]}",
+        ["bytes", "packets", "bytes", "packets"],
+    );
     let afternoon = 5 * DAY + 15 * 60;
     let rows = (5 * DAY..afternoon + 30).map(|minute| {
         let load = if minute < afternoon { 1.0 } else { 1.6 };
